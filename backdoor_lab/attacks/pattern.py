@@ -1,0 +1,20 @@
+"""The pattern trigger."""
+
+from __future__ import annotations
+
+from backdoor_lab.attacks.base import PixelTrigger
+
+CHECKER = [(-1, -1), (-1, -3), (-2, -2), (-3, -1)]
+
+
+class Pattern(PixelTrigger):
+    """A pattern of bright pixels near the lower right corner; four of them by default.
+
+    Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
+    Supply Chain", 2017, section 3.1 ("pattern backdoor").
+    """
+
+    def __init__(
+        self, *, positions: list[tuple[int, int]] | None = None, color: int | list[int] = 255
+    ):
+        super().__init__(CHECKER if positions is None else positions, color)

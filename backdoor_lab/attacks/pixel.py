@@ -1,0 +1,16 @@
+"""The single-pixel trigger."""
+
+from __future__ import annotations
+
+from backdoor_lab.attacks.base import PixelTrigger
+
+
+class Pixel(PixelTrigger):
+    """One bright pixel near the lower right corner.
+
+    Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
+    Supply Chain", 2017, section 3.1 ("single pixel backdoor").
+    """
+
+    def __init__(self, *, position: tuple[int, int] = (-1, -1), color: int | list[int] = 255):
+        super().__init__([position], color)

@@ -1,0 +1,72 @@
+"""One value checker and one message form: "`ratio` must satisfy 0 <= ratio < 1, got nan"."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import ConfigError, unknown
+
+NAME = re.compile(r"[a-z0-9_.-]{1,64}\Z")
+
+
+def number(name: str, value: Any, *, low: float = -math.inf, below: float = math.inf) -> float:
+    """`value` as a float with ``low <= value < below``; text, bool and NaN are refused."""
+    good = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not good or not low <= value < below:
+        raise ConfigError(f"`{name}` must satisfy {_span(name, low, below)}, got {value!r}")
+    return float(value)
+
+
+def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> int:
+    """`value` as an int with ``low <= value < below``; 3.0 counts as whole, 3.5 does not."""
+    if number(name, value, low=low, below=below) != int(value):
+        raise ConfigError(f"`{name}` must be a whole number, got {value!r}")
+    return int(value)
+
+
+def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
+    """`value` if it is one of `known`."""
+    known = list(known)
+    if value not in known:
+        raise unknown(f"`{name}`", value, known)
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """`value` if it is true or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"`{name}` must be true or false, got {value!r}")
+    return value
+
+
+def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses keys that nobody reads."""
+    known = list(known)
+    for key in given:
+        if key not in known:
+            raise unknown(f"key `{where}.{key}`" if where else f"key `{key}`", key, known)
+
+
+def safe_name(name: str, value: Any) -> str:
+    """`value` if it may become part of a path: matches [a-z0-9_.-]{1,64}, not '.' or '..'."""
+    if not isinstance(value, str) or not NAME.match(value) or set(value) == {"."}:
+        raise ConfigError(f"`{name}` must match [a-z0-9_.-]{{1,64}}, got {value!r}")
+    return value
+
+
+def inside(root: Path, path: Path) -> Path:
+    """`path` resolved, if it stays under `root` (symbolic links followed)."""
+    resolved = path.resolve()
+    if not resolved.is_relative_to(root.resolve()):
+        raise ConfigError(f"path {path} leaves its root {root}")
+    return resolved
+
+
+def _span(name: str, low: float, below: float) -> str:
+    left = "" if low == -math.inf else f"{low:g} <= "
+    right = "" if below == math.inf else f" < {below:g}"
+    return f"{left}{name}{right}" if left or right else f"{name} a number"

@@ -1,0 +1,159 @@
+"""Claims: 'I am computing this'. Advice only; the manifest is the truth (R3).
+
+A claim is a file that its owner rewrites every few seconds. A waiter takes it over when the
+owner's process is gone (same machine), or when the file has not changed for `patience` seconds
+of the waiter's own monotonic clock (any machine). A lost claim costs duplicate work, never a
+wrong result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+BEAT, PATIENCE, POLL = 5.0, 60.0, 0.1
+
+
+class Claim:
+    """One process' claim on one piece of work; use ``take`` and ``release``."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        patience: float = PATIENCE,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.path, self.patience, self.clock, self.sleep = path, patience, clock, sleep
+        self.token = uuid.uuid4().hex
+        self._released = threading.Event()
+
+    def take(self, nothing_to_do: Callable[[], bool]) -> bool:
+        """Waits for the claim; False when `nothing_to_do()` became true meanwhile."""
+        seen, since, pause = None, self.clock(), POLL
+        while not self._create():
+            if nothing_to_do():
+                return False
+            text = _text(self.path)
+            if text != seen:
+                seen, since = text, self.clock()
+            if _owner_is_gone(text) or self.clock() - since > self.patience:
+                self._evict(text)
+                continue
+            self.sleep(pause)
+            pause = min(pause * 1.5, 1.0)
+        threading.Thread(target=self._beat, daemon=True).start()
+        return True
+
+    def release(self) -> None:
+        """Gives the claim back, if it is still ours."""
+        self._released.set()
+        if _token(_text(self.path)) == self.token:
+            self.path.unlink(missing_ok=True)
+
+    def _create(self) -> bool:
+        try:
+            handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        with os.fdopen(handle, "w") as stream:
+            stream.write(self._says(0))
+        return True
+
+    def _says(self, beat: int) -> str:
+        owner = {"machine": machine(), "pid": os.getpid(), "start": _start_of(os.getpid())}
+        return json.dumps(owner | {"token": self.token, "beat": beat})
+
+    def _evict(self, text: str | None) -> None:
+        # Looked at once more: whoever else waits may have evicted the dead owner already.
+        if text is None or _text(self.path) != text:
+            return
+        grave = self.path.with_name(f".dead-{uuid.uuid4().hex}")
+        try:
+            os.rename(self.path, grave)
+        except FileNotFoundError:
+            return
+        grave.unlink(missing_ok=True)
+
+    def _beat(self) -> None:
+        beat = 0
+        while not self._released.wait(BEAT):
+            beat += 1
+            if _token(_text(self.path)) != self.token:
+                return
+            part = self.path.with_name(f".beat-{self.token}")
+            try:
+                part.write_text(self._says(beat))
+                os.replace(part, self.path)
+            except OSError:
+                # A full disk stops the beat, at worst somebody computes the same thing too.
+                part.unlink(missing_ok=True)
+
+
+def machine() -> str:
+    """This machine's boot and process namespace: process numbers mean something inside it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _start_of(pid: int) -> str:
+    # Process numbers are used again; number and start time together are not.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _alive(pid: int, start: str) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    state = _state_of(pid)
+    return state != "Z" and (not start or _start_of(pid) in ("", start))
+
+
+def _state_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+def _fields(text: str | None) -> dict[str, object]:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _token(text: str | None) -> object:
+    return _fields(text).get("token")
+
+
+def _owner_is_gone(text: str | None) -> bool:
+    owner = _fields(text)
+    pid = owner.get("pid")
+    if owner.get("machine") != machine() or not isinstance(pid, int):
+        return False
+    return not _alive(pid, str(owner.get("start", "")))

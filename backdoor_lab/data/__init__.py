@@ -1,0 +1,6 @@
+"""Data sets as uint8 (N, C, H, W): one class per kind of source, one cached form for all."""
+
+from backdoor_lab.data.base import Arrays, Source, Split
+from backdoor_lab.data.cache import open_dataset, overlap
+
+__all__ = ["Arrays", "Source", "Split", "open_dataset", "overlap"]

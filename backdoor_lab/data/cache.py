@@ -1,0 +1,74 @@
+"""Opening a data set: checked and written once as .npy files in the store, mapped ever after."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from backdoor_lab.data.base import Arrays, Source, Split
+from backdoor_lab.data.validate import checked
+from backdoor_lab.files import canonical
+from backdoor_lab.store import Store
+from backdoor_lab.types import Dataset, Images
+
+FORMAT = 1
+"""Version of what `_write` leaves in the store."""
+
+
+def open_dataset(source: Source, store: Store) -> Dataset:
+    """The data set of `source`: tensors over memory-mapped files (writes stay in this process).
+
+    Raises DataError when the data is missing, damaged or breaks a rule of `validate`.
+    """
+
+    def make(folder: Path) -> dict[str, Any]:
+        return _write(folder, checked(source.limited(), f"data set {source.name}"))
+
+    entry = store.get("data", {"source": source.fingerprint(), "format": FORMAT}, make)
+    classes = tuple(entry.meta["classes"])
+    train, test = (
+        _mapped(entry.path, split, classes, entry.meta["digests"][split])
+        for split in ("train", "test")
+    )
+    return Dataset(source.name, train, test)
+
+
+def overlap(dataset: Dataset) -> int:
+    """How many test images occur, byte for byte, in the training split."""
+    seen = set(_row_hashes(dataset.train.images.numpy()))
+    return sum(row in seen for row in _row_hashes(dataset.test.images.numpy()))
+
+
+def content_digest(split: Split, classes: tuple[str, ...]) -> str:
+    """sha256 of a split's shape, pixels, labels and class names."""
+    head = canonical([list(split.images.shape), "uint8", "int64", list(classes)])
+    total = hashlib.sha256(head.encode())
+    total.update(np.ascontiguousarray(split.images).data)
+    total.update(np.ascontiguousarray(split.labels, "<i8").data)
+    return total.hexdigest()
+
+
+def _write(folder: Path, arrays: Arrays) -> dict[str, Any]:
+    digests = {}
+    for name, split in (("train", arrays.train), ("test", arrays.test)):
+        np.save(folder / f"{name}_images.npy", split.images, allow_pickle=False)
+        np.save(folder / f"{name}_labels.npy", split.labels, allow_pickle=False)
+        digests[name] = content_digest(split, arrays.classes)
+    return {"classes": list(arrays.classes), "digests": digests}
+
+
+def _mapped(folder: Path, split: str, classes: tuple[str, ...], digest: str) -> Images:
+    images, labels = (
+        torch.from_numpy(np.load(folder / f"{split}_{part}.npy", mmap_mode="c", allow_pickle=False))
+        for part in ("images", "labels")
+    )
+    return Images(images, labels, classes, digest)
+
+
+def _row_hashes(images: NDArray[Any]) -> list[bytes]:
+    return [hashlib.blake2b(row, digest_size=16).digest() for row in np.ascontiguousarray(images)]

@@ -1,0 +1,143 @@
+"""Getting the official files of a public data set: by hash, one process at a time, or one error."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import logging
+import socket
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from backdoor_lab.data.base import EMBEDDED
+from backdoor_lab.errors import DataError
+
+log = logging.getLogger(__name__)
+TIMEOUT = 15.0
+"""Seconds without an answer after which a server counts as not there."""
+
+
+@dataclass(frozen=True)
+class Official:
+    """A published file: its path below the data root, its md5, where it can be had.
+
+    With `content_md5` the file is a .gz, and its unpacked form or another packing of the same
+    content serves as well.
+    """
+
+    path: str
+    md5: str
+    urls: tuple[str, ...]
+    content_md5: str = ""
+
+    def bytes_in(self, root: Path) -> bytes | None:
+        """The content of a sound copy below `root`, unpacked if it is a .gz; else None."""
+        if not self.content_md5:
+            return _sound(root / self.path, self.md5)
+        plain = _sound(root / self.path.removesuffix(".gz"), self.content_md5)
+        return plain or _sound(root / self.path, self.content_md5, packed=True)
+
+    def found_in(self, root: Path) -> bool:
+        """Whether a copy with the official hash lies below `root`."""
+        if self.content_md5:
+            return self.bytes_in(root) is not None
+        path = root / self.path
+        if not path.is_file():
+            return False
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, _md5).hexdigest() == self.md5
+
+
+def obtain(
+    name: str,
+    root: Path,
+    files: tuple[Official, ...],
+    *,
+    download: bool,
+    ready: Callable[[], bool],
+    unpack: Callable[[], None] = lambda: None,
+) -> None:
+    """Returns once `ready()`; until then downloads what is missing or damaged and unpacks it.
+
+    What an aborted download left behind is told by its hash and downloaded again. A folder that
+    is complete is only read. Raises one DataError for whatever goes wrong.
+    """
+    try:
+        if ready():
+            return
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f".{name}.lock"), _server_timeout():
+            if ready():
+                return
+            for file in files:
+                _fetch(file, root, download)
+            unpack()
+            if not ready():
+                raise OSError("the unpacked files are not the official ones")
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever it is, the user needs the same answer
+        raise missing(name, root, files, error, download) from error
+
+
+def missing(
+    name: str, root: Path, files: tuple[Official, ...], error: Exception, download: bool
+) -> DataError:
+    """What is expected where, and what to do instead."""
+    expected = ", ".join(f"{file.path} (md5 {file.md5})" for file in files)
+    remedy = "Put them there" if download else "Put them there, or set dataset.download=true"
+    return DataError(
+        f"data set {name} is not in {root.resolve()}: {error or type(error).__name__}. Expected "
+        f"in that folder: {expected}. {remedy}, or set `dataset.root`. {EMBEDDED}"
+    )
+
+
+def _fetch(file: Official, root: Path, download: bool) -> None:
+    if file.found_in(root):
+        return
+    path = root / file.path
+    state = "damaged" if path.is_file() else "missing"
+    if not download:
+        raise FileNotFoundError(f"{file.path} is {state} and dataset.download is false")
+    # Imported here: it costs two seconds and most runs find their data in the store.
+    from torchvision.datasets.utils import download_url
+
+    reasons = []
+    for url in file.urls:
+        log.info("%s is %s; downloading %s", path, state, url)
+        try:
+            download_url(url, str(path.parent), path.name, file.md5)
+            return
+        except (OSError, RuntimeError, ValueError) as error:
+            reasons.append(f"{url}: {error}")
+    raise OSError("; ".join(reasons))
+
+
+@contextmanager
+def _server_timeout() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _sound(path: Path, md5: str, *, packed: bool = False) -> bytes | None:
+    if not path.is_file():
+        return None
+    try:
+        data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+    except (OSError, EOFError, ValueError, zlib.error):
+        return None
+    return data if _md5(data).hexdigest() == md5 else None
+
+
+def _md5(data: bytes = b"") -> hashlib._Hash:
+    """md5 as the publishers give it; not a defence against forged files."""
+    return hashlib.md5(data, usedforsecurity=False)

@@ -1,0 +1,50 @@
+"""The embedded data set: drawn by `synthetic.draw`, nothing to download."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backdoor_lab import checks
+from backdoor_lab.data.base import Arrays, Source, Split, channel_count
+from backdoor_lab.data.synthetic import CLASSES, draw
+
+
+class Synthetic(Source):
+    """Ten drawn classes, `per_class_train` and `per_class_test` images of each."""
+
+    def __init__(
+        self,
+        *,
+        name: str = "synthetic",
+        size: int = 32,
+        channels: int = 3,
+        seed: int = 0,
+        per_class_train: int = 1000,
+        per_class_test: int = 200,
+        noise: float = 12.0,
+        limit_train: int | None = None,
+        limit_test: int | None = None,
+    ) -> None:
+        super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
+        self.counts = {
+            "train": checks.whole("dataset.per_class_train", per_class_train, low=1),
+            "test": checks.whole("dataset.per_class_test", per_class_test, low=1),
+        }
+        self.parameters: dict[str, Any] = {
+            "size": checks.whole("dataset.size", size, low=1, below=4097),
+            "channels": channel_count(channels),
+            "seed": checks.whole("dataset.seed", seed, low=0, below=2**63),
+            "noise": checks.number("dataset.noise", noise, low=0, below=256),
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """The drawing parameters; `version` counts the changes of the drawing itself."""
+        return {**self.parameters, **self.counts}
+
+    def read(self) -> Arrays:
+        """Draws both splits."""
+        train, test = (
+            Split(*draw(self.counts[split], split=split, **self.parameters))
+            for split in ("train", "test")
+        )
+        return Arrays(train, test, tuple(CLASSES))

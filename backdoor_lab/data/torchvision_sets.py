@@ -1,0 +1,241 @@
+"""The public data sets that torchvision knows, in the folders and files it would use.
+
+Their official hashes are part of this file, so a data set that is already in the store opens
+without its files and without importing torchvision; a test compares them with torchvision's.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab import checks
+from backdoor_lab.data.base import Arrays, Source, Split, path_given
+from backdoor_lab.data.decode import decode_all
+from backdoor_lab.data.download import Official, missing, obtain
+from backdoor_lab.data.members import Zip
+from backdoor_lab.data.official import (
+    CIFAR10,
+    CIFAR100,
+    FASHION_CLASSES,
+    FASHION_MNIST,
+    GTSRB,
+    GTSRB_CLASSES,
+    MNIST,
+    SVHN,
+)
+from backdoor_lab.errors import DataError
+
+
+class Published(Source):
+    """A data set with official files. `root` holds them or is where they are downloaded to."""
+
+    files: ClassVar[tuple[Official, ...]]
+    default_name: ClassVar[str]
+
+    def __init__(
+        self,
+        *,
+        root: str = "data",
+        name: str | None = None,
+        download: bool = True,
+        limit_train: int | None = None,
+        limit_test: int | None = None,
+    ) -> None:
+        name = self.default_name if name is None else name
+        super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
+        self.root = Path(path_given(root, "a folder for downloaded data")).expanduser()
+        self.download = checks.flag("dataset.download", download)
+
+    def identity(self) -> dict[str, Any]:
+        """The official hashes; whether the files are there shows when they are read."""
+        return {"files": [[file.path, file.md5] for file in self.files]}
+
+    def read(self) -> Arrays:
+        """Gets the files if need be and reads them. Raises one DataError for whatever fails."""
+        obtain(
+            self.name,
+            self.root,
+            self.files,
+            download=self.download,
+            ready=self.ready,
+            unpack=self.unpack,
+        )
+        try:
+            return self.load()
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:  # whatever it is, the user needs the same answer
+            raise missing(self.name, self.root, self.files, error, self.download) from error
+
+    def ready(self) -> bool:
+        """Whether all that `load` reads is there, with the official hashes."""
+        return all(file.found_in(self.root) for file in self.files)
+
+    def unpack(self) -> None:
+        """Turns the official files into what `load` reads; most sets need nothing."""
+
+    @abstractmethod
+    def load(self) -> Arrays:
+        """Reads the files, which are known to be sound."""
+
+
+class Cifar10(Published):
+    """CIFAR-10: 50,000 + 10,000 colour photographs, 32 x 32, 10 classes."""
+
+    files = CIFAR10
+    default_name = "cifar10"
+    torchvision_class = "CIFAR10"
+
+    def ready(self) -> bool:
+        """By the hashes of the unpacked batches: torchvision compares them before loading."""
+        from torchvision.datasets.utils import check_integrity
+
+        reader = self._reader()
+        batches = [*reader.train_list, *reader.test_list]
+        batches.append([reader.meta["filename"], reader.meta["md5"]])
+        folder = self.root / reader.base_folder
+        return all(check_integrity(folder / name, md5) for name, md5 in batches)
+
+    def unpack(self) -> None:
+        """Unpacks the archive, members that would leave the folder refused."""
+        from torchvision.datasets.utils import extract_archive
+
+        extract_archive(str(self.root / self.files[0].path), str(self.root))
+
+    def load(self) -> Arrays:
+        """Through torchvision's class, which reads nothing whose hash is not the official one."""
+        sets = [self._reader()(str(self.root), train=train) for train in (True, False)]
+        train, test = (
+            Split(np.asarray(part.data).transpose(0, 3, 1, 2), np.asarray(part.targets, np.int64))
+            for part in sets
+        )
+        return Arrays(train, test, tuple(sets[0].classes))
+
+    def _reader(self) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, self.torchvision_class)
+
+
+class Cifar100(Cifar10):
+    """CIFAR-100: as CIFAR-10, with 100 (fine) classes."""
+
+    files = CIFAR100
+    default_name = "cifar100"
+    torchvision_class = "CIFAR100"
+
+
+class Mnist(Published):
+    """MNIST: 60,000 + 10,000 handwritten digits, grey, 28 x 28. The .gz or unpacked files serve."""
+
+    files = MNIST
+    default_name = "mnist"
+    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
+
+    def load(self) -> Arrays:
+        """From the IDX files, in the order train images, train labels, test images, labels."""
+        images, labels, test_images, test_labels = (
+            idx(file.bytes_in(self.root) or b"", file.path) for file in self.files
+        )
+        return Arrays(
+            Split(images[:, None], labels.astype(np.int64)),
+            Split(test_images[:, None], test_labels.astype(np.int64)),
+            self.class_names,
+        )
+
+
+class FashionMnist(Mnist):
+    """Fashion-MNIST: 60,000 + 10,000 pieces of clothing, grey, 28 x 28."""
+
+    files = FASHION_MNIST
+    default_name = "fashion_mnist"
+    class_names = FASHION_CLASSES
+
+
+class Svhn(Published):
+    """SVHN, cropped digits: 73,257 + 26,032 house numbers in colour, 32 x 32."""
+
+    files = SVHN
+    default_name = "svhn"
+
+    def load(self) -> Arrays:
+        """From the MATLAB files; their label 10 is the digit 0."""
+        train, test = (self._split(self.root / file.path) for file in self.files)
+        return Arrays(train, test, tuple("0123456789"))
+
+    def _split(self, path: Path) -> Split:
+        from scipy.io import loadmat
+
+        found = loadmat(str(path), variable_names=["X", "y"])
+        return Split(found["X"].transpose(3, 2, 0, 1), found["y"].ravel().astype(np.int64) % 10)
+
+
+class Gtsrb(Published):
+    """GTSRB: 26,640 + 12,630 German traffic signs in colour, 43 classes, resized to `size`."""
+
+    files = GTSRB
+    default_name = "gtsrb"
+
+    def __init__(
+        self,
+        *,
+        root: str = "data",
+        name: str | None = None,
+        size: int = 32,
+        download: bool = True,
+        limit_train: int | None = None,
+        limit_test: int | None = None,
+    ) -> None:
+        super().__init__(
+            root=root,
+            name=name,
+            download=download,
+            limit_train=limit_train,
+            limit_test=limit_test,
+        )
+        self.size = checks.whole("dataset.size", size, low=1, below=4097)
+
+    def identity(self) -> dict[str, Any]:
+        """The official hashes and the size."""
+        return {**super().identity(), "size": self.size}
+
+    def load(self) -> Arrays:
+        """Straight from the three archives: training images, test images, test labels."""
+        training, testing, truth = (Zip(self.root / file.path) for file in self.files)
+        paths = [path for path in sorted(training.listing().files) if path.endswith(".ppm")]
+        train = self._split(training, {path: int(path.split("/")[-2]) for path in paths})
+        test = self._split(testing, _test_labels(testing, truth))
+        return Arrays(train, test, GTSRB_CLASSES)
+
+    def _split(self, archive: Zip, labels: dict[str, int]) -> Split:
+        rows = {path: row for row, path in enumerate(labels)}
+        images = decode_all(archive.contents(rows), rows, str(archive.root), 3, self.size)
+        return Split(images, np.array(list(labels.values()), np.int64))
+
+
+def idx(data: bytes, where: str) -> NDArray[np.uint8]:
+    """An array of bytes in IDX form (a header of big-endian sizes, then the values)."""
+    axes = data[3] if data[:3] == b"\0\0\x08" and len(data) >= 4 + 4 * data[3] else 0
+    shape = np.frombuffer(data[4 : 4 + 4 * axes], ">u4").tolist()
+    values = np.frombuffer(data[4 + 4 * axes :], np.uint8)
+    if not axes or len(values) != int(np.prod(shape)):
+        raise DataError(f"{where}: not an IDX file of {shape} bytes")
+    return values.reshape(shape)
+
+
+def _test_labels(images: Zip, truth: Zip) -> dict[str, int]:
+    table = next(path for path in truth.listing().files if path.endswith(".csv"))
+    text = dict(truth.contents([table]))[table].decode("utf-8-sig")
+    label = {
+        row["Filename"]: int(row["ClassId"])
+        for row in csv.DictReader(io.StringIO(text), delimiter=";", skipinitialspace=True)
+    }
+    paths = [path for path in sorted(images.listing().files) if path.endswith(".ppm")]
+    return {path: label[path.split("/")[-1]] for path in paths}

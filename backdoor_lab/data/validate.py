@@ -1,0 +1,114 @@
+"""The checks that every data set passes before anything is trained on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.data.base import Arrays, Split
+from backdoor_lab.errors import DataError
+
+
+def checked(arrays: Arrays, where: str) -> Arrays:
+    """`arrays` if they keep every promise of `types.Dataset`, contiguous and int64-labelled.
+
+    Raises DataError with the split, the first offending index and how many there are.
+    """
+    _check_classes(arrays.classes, where)
+    train = _checked_split(arrays.train, len(arrays.classes), f"{where}, train")
+    test = _checked_split(arrays.test, len(arrays.classes), f"{where}, test")
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"{where}: train and test images must have one shape (C, H, W), "
+            f"got {train.images.shape[1:]} and {test.images.shape[1:]}"
+        )
+    for split, name in ((train, "train"), (test, "test")):
+        _check_presence(split.labels, arrays.classes, f"{where}, {name}")
+    return Arrays(train, test, arrays.classes)
+
+
+def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    """Numbers 0..255 as uint8, or DataError: fractions, NaN, infinities and scaled images.
+
+    uint8 passes as it is. Other integers and floats pass if every value is a whole number in
+    0..255; floats that never exceed 1 are taken for images scaled to 0..1 and refused.
+    """
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind not in "iuf":
+        raise DataError(f"{where}: images must be uint8, got {images.dtype}")
+    bad = ~((images >= 0) & (images <= 255))
+    if images.dtype.kind == "f":
+        bad |= images != np.floor(images)
+    refuse(bad, images, where, "values must be whole numbers 0..255 (of uint8)")
+    if images.dtype.kind == "f" and images.size and images.max() <= 1:
+        raise DataError(
+            f"{where}: {images.dtype} values that never exceed 1 look scaled to 0..1; "
+            "store (255 * images).round() as uint8"
+        )
+    return images.astype(np.uint8)
+
+
+def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
+    """Labels (N,) or (N, 1) as int64 (N,); fractions, NaN, text and booleans are refused."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise DataError(f"{where}: labels must have shape (N,) or (N, 1), got {labels.shape}")
+    if labels.dtype.kind not in "iuf":
+        raise DataError(f"{where}: labels must be integers, got {labels.dtype}")
+    bad = ~((labels >= 0) & (labels < 2**31))
+    if labels.dtype.kind == "f":
+        bad |= labels != np.floor(labels)
+    refuse(bad, labels, where, "labels must be whole numbers from 0")
+    return labels.astype(np.int64)
+
+
+def refuse(bad: NDArray[np.bool_], values: NDArray[Any], where: str, rule: str) -> None:
+    """Raises DataError with the first place where `bad` is true, and how many there are."""
+    if not bad.any():
+        return
+    first = np.unravel_index(int(np.argmax(bad)), bad.shape)
+    place = "[" + ", ".join(str(int(i)) for i in first) + "]"
+    raise DataError(
+        f"{where}: {rule}, got {values[first]} at index {place}; "
+        f"{int(bad.sum())} of {bad.size} break the rule"
+    )
+
+
+def _checked_split(split: Split, class_count: int, where: str) -> Split:
+    images, labels = split.images, split.labels
+    if images.dtype != np.uint8:
+        raise DataError(f"{where}: images must be uint8, got {images.dtype}")
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise DataError(
+            f"{where}: images must have shape (N, C, H, W) with C 1 or 3 and none of them 0, "
+            f"got {images.shape}"
+        )
+    labels = whole_labels(labels, where)
+    if len(images) != len(labels):
+        raise DataError(f"{where}: {len(images)} images but {len(labels)} labels")
+    refuse(labels >= class_count, labels, where, f"labels must be below {class_count} (classes)")
+    return Split(np.ascontiguousarray(images), np.ascontiguousarray(labels))
+
+
+def _check_classes(classes: tuple[str, ...], where: str) -> None:
+    if len(classes) < 2:
+        raise DataError(f"{where}: at least 2 classes are needed, got {list(classes)}")
+    for index, name in enumerate(classes):
+        if not name.strip() or not name.isprintable():
+            raise DataError(f"{where}: class {index} needs a printable name, got {name!r}")
+        if name in classes[:index]:
+            raise DataError(f"{where}: two classes are named {name!r}")
+
+
+def _check_presence(labels: NDArray[Any], classes: tuple[str, ...], where: str) -> None:
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [classes[index] for index in np.flatnonzero(counts == 0)]
+    if empty:
+        raise DataError(
+            f"{where}: every class needs images; {len(empty)} of {len(classes)} have none: "
+            + ", ".join(empty[:10])
+        )

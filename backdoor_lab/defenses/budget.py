@@ -1,0 +1,89 @@
+"""How many examples of a class a filter removes: `1.5eps`, `15%`, `p85`, `100` or `auto`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from backdoor_lab.errors import ConfigError
+
+_FORM = re.compile(
+    r"(?P<eps>\d+(\.\d+)?)eps|(?P<percent>\d+(\.\d+)?)%|p(?P<percentile>\d+(\.\d+)?)|(?P<count>\d+)"
+)
+RULE = "one of 1.5eps (times the number of poisoned images), 15% (of the class), p85 (above that"
+
+
+@dataclass(frozen=True)
+class Budget:
+    """A rule for the number of examples to remove from one class.
+
+    `text` one of: ``1.5eps``, 1.5 times the number of poisoned images that the filter is told
+    (Tran, Li, Madry 2018, Algorithm 1); ``15%`` of the class; ``p85``, what lies above that
+    percentile of the class; ``100`` examples; ``auto``, from the scores themselves (see
+    `split`). `cap`, in the same forms, bounds it from above.
+    """
+
+    text: str
+    cap: str | None = None
+
+    def __post_init__(self) -> None:
+        for text in [self.text] if self.cap is None else [self.text, self.cap]:
+            if text != "auto" and not _FORM.fullmatch(str(text)):
+                raise ConfigError(
+                    f"`defense.budget` must be {RULE} percentile), 100 (examples) or auto,"
+                    f" got {text!r}"
+                )
+        self._check_percent()
+
+    @property
+    def needs_epsilon(self) -> bool:
+        return "eps" in f"{self.text}{self.cap}"
+
+    def size(self, class_size: int, epsilon: int | None) -> int | None:
+        """How many of `class_size` examples to remove; None when the scores decide."""
+        if str(self.text) == "auto":
+            return None
+        asked = _size(str(self.text), class_size, epsilon)
+        return asked if self.cap is None else min(asked, _size(str(self.cap), class_size, epsilon))
+
+    def _check_percent(self) -> None:
+        for text in (self.text, self.cap):
+            found = _FORM.fullmatch(str(text))
+            share = found and (found["percent"] or found["percentile"])
+            if share and not 0 <= float(share) <= 100:
+                raise ConfigError(f"`defense.budget` must lie in 0..100 percent, got {text!r}")
+
+
+def split(scores: Tensor) -> int:
+    """How many of the highest scores form the smaller of two groups: the `auto` budget.
+
+    The cut that leaves the least variance inside the two groups (Otsu 1979, equation 12, on the
+    sorted scores float64 (n,)), kept to at most half of the class.
+    """
+    n = len(scores)
+    if n < 2 or float(scores.max() - scores.min()) == 0.0:
+        return 0
+    ordered = scores.sort(descending=True).values
+    top = ordered.cumsum(0)[: n // 2]
+    k = top.new_tensor(range(1, n // 2 + 1))
+    between = k * (n - k) * (top / k - (ordered.sum() - top) / (n - k)) ** 2
+    return int(between.argmax()) + 1
+
+
+def _size(text: str, class_size: int, epsilon: int | None) -> int:
+    found = _FORM.fullmatch(text)
+    assert found is not None
+    if found["eps"]:
+        if epsilon is None:
+            raise ConfigError(
+                f"`defense.budget={text}` counts in ε, but this protocol does not tell it"
+            )
+        return round(float(found["eps"]) * epsilon)
+    if found["percent"]:
+        return math.floor(class_size * float(found["percent"]) / 100 + 0.5)
+    if found["percentile"]:
+        return math.floor(class_size * (100 - float(found["percentile"])) / 100 + 0.5)
+    return int(found["count"])

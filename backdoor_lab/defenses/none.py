@@ -1,0 +1,26 @@
+"""No defense at all: the control that shows what retraining by itself does."""
+
+from __future__ import annotations
+
+import torch
+
+from backdoor_lab.defenses.base import Defense, Knowledge
+from backdoor_lab.types import Features, Verdict
+
+
+class Keep(Defense):
+    """Keeps every example and scores none.
+
+    The filters' options are taken and not used, so that one sweep can set them for a filter and
+    its controls alike.
+    """
+
+    def __init__(
+        self, *, classes: str = "", budget: str = "", budget_cap: str = "", centred: bool = True
+    ) -> None:
+        pass
+
+    def __call__(self, features: Features, known: Knowledge) -> Verdict:
+        n = len(features.labels)
+        scores = torch.full((n,), torch.nan, dtype=torch.float64)
+        return Verdict(scores, torch.ones(n, dtype=torch.bool))

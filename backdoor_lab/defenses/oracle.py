@@ -1,0 +1,24 @@
+"""The control that knows: removes exactly the poisoned examples."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.types import Verdict
+
+
+class Oracle(TruthControl):
+    """Removes every poisoned example and no other: the best that any filter could do.
+
+    The filters' options are taken and not used, so that one sweep can set them for a filter and
+    its controls alike.
+    """
+
+    def __init__(
+        self, *, classes: str = "", budget: str = "", budget_cap: str = "", centred: bool = True
+    ) -> None:
+        pass
+
+    def judge(self, is_poison: Tensor) -> Verdict:
+        return Verdict(is_poison.double(), ~is_poison)

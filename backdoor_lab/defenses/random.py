@@ -1,0 +1,47 @@
+"""The control of equal size: as many removals as a filter makes, chosen at random."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from backdoor_lab.defenses.base import Defense, Filter, Knowledge
+from backdoor_lab.seeds import torch_generator
+from backdoor_lab.types import Features, Verdict
+
+
+class Random(Defense):
+    """Removes from each class as many examples as the filter `like` does, at random.
+
+    The other options are the filter's; they stand here too so that one sweep can set them for a
+    filter and its controls alike.
+    """
+
+    def __init__(
+        self,
+        *,
+        like: Filter,
+        classes: str = "",
+        budget: str = "",
+        budget_cap: str = "",
+        centred: bool = True,
+    ) -> None:
+        self.like = like
+
+    def __call__(self, features: Features, known: Knowledge) -> Verdict:
+        removed = ~self.like(features, known).keep
+        generator = torch_generator(known.seed, "random removal")
+        scores = torch.rand(len(removed), dtype=torch.float64, generator=generator)
+        keep = torch.ones_like(removed)
+        for label in features.labels[removed].unique().tolist():
+            members = (features.labels == label).nonzero().flatten()
+            order = scores[members].argsort(descending=True)
+            keep[members[order[: int(removed[members].sum())]]] = False
+        return Verdict(scores, keep, {"like": type(self.like).__name__.lower()})
+
+    def check(self, known: Knowledge, per_class: Sequence[int]) -> None:
+        self.like.check(known, per_class)
+
+    def told(self) -> list[str]:
+        return self.like.told()

@@ -1,0 +1,56 @@
+"""Every error a user can meet, with the exit code it ends the program with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
+
+
+class LabError(Exception):
+    """Says what is wrong, where, which rule it breaks and what to do, in one message."""
+
+    exit_code = EXIT_SOME_FAILED
+
+
+class ConfigError(LabError):
+    """The configuration breaks a rule; found before any work starts."""
+
+    exit_code = EXIT_BAD_CONFIG
+
+
+class DataError(LabError):
+    """The data set is missing, damaged or not what its format promises."""
+
+    exit_code = EXIT_BAD_CONFIG
+
+
+class StoreError(LabError):
+    """A stored result contradicts the configuration that asks for it."""
+
+
+class StoreFull(StoreError):
+    """The disk cannot hold what a stage has to publish."""
+
+
+class Diverged(LabError):
+    """Training or scoring produced a number that is not finite."""
+
+
+class OutOfMemory(LabError):
+    """A stage asked for more memory than there is."""
+
+
+class Stopped(LabError):
+    """Somebody asked the program to stop; the same command goes on where it stopped."""
+
+    exit_code = EXIT_STOPPED
+
+
+def unknown(what: str, given: object, known: Iterable[object]) -> ConfigError:
+    """A ConfigError for a name that is not in a list, with the nearest one suggested."""
+    names = [str(name) for name in known]
+    near = difflib.get_close_matches(str(given), names, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ConfigError(f"{what} {given!r} is not known.{hint} Known: {', '.join(names)}.")

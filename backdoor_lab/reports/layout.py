@@ -1,0 +1,161 @@
+"""Which cell stands in which table and in which row.
+
+One table per trigger, and per value of whatever else but target, ratio, defense and seed differs:
+another choice, a resolved protocol value, or a config value that two cells of one row do not share.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backdoor_lab.checks import safe_name
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.reports.records import Cell
+
+ROW = ("target", "ratio", "defense")
+APART = ("seed", *ROW)
+UNREADABLE = "unreadable"
+
+Key = tuple[Any, ...]
+
+
+@dataclass
+class Group:
+    """The cells of one table: row key -> cells. `traits` name what sets it apart, in words."""
+
+    trigger: str
+    traits: dict[str, str]
+    rows: dict[Key, list[Cell]] = field(default_factory=dict)
+    title: str = ""
+    slug: str = ""
+
+    @property
+    def cells(self) -> list[Cell]:
+        return [cell for row in self.rows.values() for cell in row]
+
+
+def split(cells: Sequence[Cell]) -> list[Group]:
+    """The tables of a sweep, and their rows, both in the order of first appearance."""
+    protocols = _adopt(cells, "protocol")
+    varied = _varied(cells)
+    configs = _adopt(cells, "config") if varied else []
+    groups: dict[Key, Group] = {}
+    for number, cell in enumerate(cells):
+        traits = _traits(cell, protocols[number], configs[number] if varied else None, varied)
+        group = groups.setdefault(tuple(traits.items()), Group(traits["trigger"], traits))
+        group.rows.setdefault(row_key(cell), []).append(cell)
+    _name(list(groups.values()))
+    return list(groups.values())
+
+
+def row_key(cell: Cell) -> Key:
+    """What a row is told by; a cell of unknown choices has a row of its own."""
+    return tuple(cell.choices[name] for name in ROW) if cell.choices else (cell.id, None, None)
+
+
+def words(value: Any) -> str:
+    """A JSON scalar (or anything else) as short text."""
+    if value is None or isinstance(value, (bool, dict, list)):
+        return "any" if value is None else json.dumps(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def _adopt(cells: Sequence[Cell], what: str) -> list[Any]:
+    """Each cell's protocol (or config); a cell without one takes its neighbours', if they agree."""
+    known: dict[Key, list[Any]] = defaultdict(list)
+    for cell in cells:
+        value = getattr(cell, what)
+        if value is not None and value not in known[_family(cell, what)]:
+            known[_family(cell, what)].append(value)
+    return [_own_or_only(getattr(c, what), known.get(_family(c, what), [])) for c in cells]
+
+
+def _own_or_only(own: Any, known: Sequence[Any]) -> Any:
+    return known[0] if own is None and len(known) == 1 else own
+
+
+def _family(cell: Cell, what: str) -> Key:
+    if what == "protocol":
+        return (cell.choices.get("protocol"),)
+    return tuple(sorted((k, v) for k, v in cell.choices.items() if k != "seed" and v is not None))
+
+
+def _varied(cells: Sequence[Cell]) -> list[str]:
+    """The config values (dotted names) in which two cells differ that would share a row."""
+    families: dict[Key, set[str]] = defaultdict(set)
+    for cell in cells:
+        if cell.config is not None:
+            families[_family(cell, "config")].add(cell.config)
+    varied: set[str] = set()
+    for texts in families.values():
+        if len(texts) > 1:
+            flats = [dict(_flat(json.loads(text))) for text in texts]
+            names = {name for flat in flats for name in flat}
+            varied |= {n for n in names if len({words(flat.get(n)) for flat in flats}) > 1}
+    return sorted(varied)
+
+
+def _flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value
+
+
+def _traits(
+    cell: Cell, protocol: dict[str, Any] | None, config: str | None, varied: Iterable[str]
+) -> dict[str, str]:
+    if not cell.choices:
+        return {"trigger": UNREADABLE}
+    traits = {"trigger": str(cell.choices["trigger"])}
+    traits |= {k: words(v) for k, v in sorted(cell.choices.items()) if k not in APART}
+    resolved = {f"protocol.{k}": words(v) for k, v in sorted((protocol or {}).items())}
+    resolved.pop("protocol.name", None)
+    flat = dict(_flat(json.loads(config))) if config else {}
+    unset = "any" if config else "not recorded"
+    return traits | resolved | {f"config {n}": words(flat.get(n, unset)) for n in varied}
+
+
+def _name(groups: list[Group]) -> None:
+    """Titles that name the trigger and what differs; slugs that are safe and unique in a folder."""
+    telling = _telling([group.traits for group in groups if group.trigger != UNREADABLE])
+    taken: set[str] = set()
+    for group in groups:
+        named = {k: group.traits.get(k, "not recorded") for k in telling}
+        if group.traits == {"trigger": UNREADABLE}:
+            named = {}
+        group.title = ", ".join([group.trigger, *(f"{k} {v}" for k, v in named.items())])
+        whole = json.dumps(group.traits)
+        group.slug = slug("-".join([group.trigger, *named.values()]), whole, taken)
+        taken.add(group.slug)
+
+
+def _telling(traits: Sequence[dict[str, str]]) -> list[str]:
+    """The traits beside the trigger that differ; a protocol's values only under one name."""
+    names = list(dict.fromkeys(name for each in traits for name in each if name != "trigger"))
+    telling = [n for n in names if len({each.get(n) for each in traits}) > 1]
+    apart = {each.get("protocol") for each in traits}
+    return [
+        name
+        for name in telling
+        if not name.startswith("protocol.")
+        or any(len({t.get(name) for t in traits if t.get("protocol") == p}) > 1 for p in apart)
+    ]
+
+
+def slug(name: str, full: str, taken: Iterable[str] = ()) -> str:
+    """`name` if it may be part of a path and is free, else a readable part of it and a hash."""
+    try:
+        if safe_name("table", name) not in taken:
+            return name
+    except ConfigError:
+        pass
+    readable = re.sub(r"[^a-z0-9_.-]+", "_", name.lower())[:40]
+    return f"{readable}-{hashlib.sha256(full.encode(errors='replace')).hexdigest()[:8]}"

@@ -1,0 +1,93 @@
+"""What is said below a table: the protocol, what was run on what, and how to read the figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from backdoor_lab.reports import reference
+from backdoor_lab.reports.layout import UNREADABLE, Group
+from backdoor_lab.reports.records import Cell
+
+READING = (
+    "Nat: accuracy on clean test images, ASR: share of triggered test images classified as the "
+    "target, both in %; 1 before the defense, 2 after it. #Pois: poisoned training images."
+)
+INTERVAL = (
+    "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is of the "
+    "mean and not clipped, so it may reach beyond 0 or 100. n= where a figure rests on fewer seeds."
+)
+_SHOWN = 3
+
+
+def notes_of(group: Group) -> list[str]:
+    """The lines below one table."""
+    cells = group.cells
+    if group.trigger == UNREADABLE and not any(cell.choices for cell in cells):
+        return ["Records that cannot be read, of cells that no sweep.json lists; see the warnings."]
+    interval = [INTERVAL] if any(len(row) > 1 for row in group.rows.values()) else []
+    return [_protocol(group), _what(group, cells), *_where(cells), READING, *interval]
+
+
+def comparison(traits: dict[str, str]) -> str:
+    """What may be concluded from a difference to the report, for a table of these traits."""
+    ours = (traits.get("dataset", "any"), traits.get("model", "any"))
+    text = (
+        "Reference: the report's figures (Group 13, Tables 1 and 2) are CIFAR-10 with ResNet18; "
+        "diff: ours minus theirs, in percentage points (#Pois Left: images). "
+    )
+    if ours == (reference.DATASET, reference.MODEL):
+        return text + "Ours is the same data set and network."
+    return (
+        text + f"Ours is {ours[0]} with {ours[1]}: this compares the shape and is no reproduction."
+    )
+
+
+def _protocol(group: Group) -> str:
+    values = {
+        name.removeprefix("protocol."): value
+        for name, value in group.traits.items()
+        if name.startswith("protocol.")
+    }
+    said = ", ".join(f"{name}={value}" for name, value in values.items())
+    return f"Protocol {group.traits.get('protocol', 'any')}: {said or 'values not recorded'}."
+
+
+def _what(group: Group, cells: Sequence[Cell]) -> str:
+    parts = [
+        f"{name} {value}"
+        for name, value in group.traits.items()
+        if name not in ("trigger", "protocol") and not name.startswith("protocol.")
+    ]
+    seeds = sorted({cell.choices["seed"] for cell in cells if cell.choices})
+    parts.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {_range(seeds)}")
+    done = sum(cell.done for cell in cells)
+    return f"{'; '.join(parts)}; {done} of {len(cells)} cells done."
+
+
+def _where(cells: Sequence[Cell]) -> list[str]:
+    """Versions and devices of the runs; several are listed, the most frequent first."""
+    devices = _frequent(cell.run.get("device") for cell in cells)
+    versions = _frequent(_versions(cell.run.get("versions")) for cell in cells)
+    lines = [f"Device: {devices}."] if devices else []
+    return lines + ([f"Versions: {versions}."] if versions else [])
+
+
+def _versions(given: Any) -> str:
+    if not isinstance(given, dict):
+        return ""
+    return ", ".join(f"{name} {version}" for name, version in sorted(given.items()))
+
+
+def _frequent(values: Iterable[Any]) -> str:
+    counts = Counter(str(value) for value in values if value)
+    ranked = sorted(counts, key=lambda value: (-counts[value], value))
+    more = f" (and {len(ranked) - _SHOWN} more)" if len(ranked) > _SHOWN else ""
+    return " | ".join(ranked[:_SHOWN]) + more
+
+
+def _range(seeds: Sequence[int]) -> str:
+    if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
+        return f"{seeds[0]}-{seeds[-1]}"
+    return ", ".join(map(str, seeds))

@@ -1,0 +1,161 @@
+"""One `record.json` read, checked and reduced to what tables need."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from backdoor_lab.errors import DataError
+
+SCHEMA = 1
+DONE, MISSING, DAMAGED = "done", "missing", "failed: damaged record"
+CHOICES = (
+    "dataset", "model", "recipe", "trigger", "target",
+    "source", "ratio", "protocol", "defense", "seed",
+)  # fmt: skip
+NEEDED = ("trigger", "target", "ratio", "protocol", "defense", "seed")
+COUNTS = (
+    "n_train", "n_poisoned", "n_eligible", "n_removed",
+    "pois_left", "n_test", "n_asr", "train_test_overlap",
+)  # fmt: skip
+FIGURES = ("nat1", "asr1", "nat2", "asr2")
+DETECTION = ("auroc", "tpr", "fpr")
+
+_INDICES = b'"poison_indices":'
+_LARGEST = 2**53
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one cell contributes to tables. `numbers` holds finite values only: the counts, the
+    figures and detection rates as fractions 0..1. `choices` is empty where nobody can tell them;
+    `protocol` and `config` (JSON text without the cell's seed) are None where not recorded."""
+
+    id: str
+    status: str
+    choices: dict[str, Any] = field(default_factory=dict)
+    protocol: dict[str, Any] | None = None
+    config: str | None = None
+    numbers: dict[str, float] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def done(self) -> bool:
+        return self.status == DONE
+
+
+def parse(data: bytes) -> Cell:
+    """The cell in the bytes of a record.json. Raises DataError that says what is wrong."""
+    record = mapping("the record", decode(data))
+    if record.get("schema") != SCHEMA:
+        raise DataError(f"`schema` must be {SCHEMA}, got {record.get('schema')!r}")
+    if not isinstance(record.get("id"), str):
+        raise DataError(f"`id` must be text, got {record.get('id')!r}")
+    choices = check_choices(record.get("choices"))
+    run = record.get("run")
+    return Cell(
+        record["id"],
+        _status(record.get("status")),
+        choices,
+        _scalars("protocol", record.get("protocol")) or None,
+        _canonical(record.get("config"), choices["seed"]),
+        _numbers(record),
+        run if isinstance(run, dict) else {},
+    )
+
+
+def decode(data: bytes) -> Any:
+    """The JSON in `data`, without its list of poison indices: most of the bytes, unused here."""
+    try:
+        return json.loads(_without_indices(data))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"not valid JSON ({str(error)[:120] or type(error).__name__})") from error
+
+
+def check_choices(given: Any) -> dict[str, Any]:
+    """`given` if it names every choice a table is laid out by. Raises DataError."""
+    choices = _scalars("choices", given)
+    for name in NEEDED:
+        if name not in choices:
+            raise DataError(f"`choices.{name}` is not there")
+    if _number("choices.ratio", choices["ratio"], math.inf) is None:
+        raise DataError(f"`choices.ratio` must be a number, got {choices['ratio']!r}")
+    if not isinstance(choices["seed"], int):
+        raise DataError(f"`choices.seed` must be a whole number, got {choices['seed']!r}")
+    return choices
+
+
+def mapping(where: str, value: Any) -> dict[str, Any]:
+    """`value` if it is a JSON object. Raises DataError."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _without_indices(data: bytes) -> bytes:
+    start = data.find(_INDICES)
+    first, last = data.find(b"[", start), data.find(b"]", start)
+    if start < 0 or not 0 <= first < last:
+        return data
+    if data[start + len(_INDICES) : last].translate(None, b" \t\r\n,0123456789") != b"[":
+        return data  # not a plain list of numbers: let the JSON parser judge it
+    return data[: first + 1] + data[last:]
+
+
+def _status(value: Any) -> str:
+    if isinstance(value, str) and (value == DONE or value.split(":")[0] in ("failed", "diverged")):
+        return value
+    raise DataError(f"`status` must be done, failed: … or diverged: …, got {value!r}")
+
+
+def _scalars(where: str, value: Any) -> dict[str, Any]:
+    values = mapping(f"`{where}`", value if value is not None else {})
+    for key, item in values.items():
+        if isinstance(item, str):
+            continue
+        if isinstance(item, (dict, list)) or (isinstance(item, float) and not math.isfinite(item)):
+            raise DataError(f"`{where}.{key}` must be text, a finite number or null, got {item!r}")
+    return values
+
+
+def _canonical(config: Any, seed: int) -> str | None:
+    """The config as one JSON text, equal for cells that differ in nothing but the seed."""
+    if not isinstance(config, dict) or not config:
+        return None
+    return json.dumps(_seedless(config, seed), sort_keys=True)
+
+
+def _seedless(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    return {
+        key: _seedless(value, seed) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key != "seed" or value != seed
+    }
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of a record; null and NaN are left out, nonsense raises DataError."""
+    parts: tuple[tuple[str, Any, Iterable[str], float], ...] = (
+        ("counts.", record.get("counts"), COUNTS, _LARGEST),
+        ("", record, FIGURES, 1),
+        ("detection.", record.get("detection"), DETECTION, 1),
+    )
+    numbers = {}
+    for where, part, names, high in parts:
+        values = mapping(f"`{where[:-1]}`", part if part is not None else {})
+        for name in names:
+            value = _number(where + name, values.get(name), high)
+            if value is not None:
+                numbers[name] = value
+    return numbers
+
+
+def _number(where: str, value: Any, high: float) -> float | None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+        raise DataError(f"`{where}` must satisfy 0 <= {where} <= {high:g}, got {value!r}")
+    return float(value)

@@ -1,0 +1,172 @@
+"""Sweep folders found and read: every cell that was asked for or that left a record."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import DataError
+from backdoor_lab.reports.records import (
+    DAMAGED,
+    MISSING,
+    NEEDED,
+    SCHEMA,
+    Cell,
+    check_choices,
+    decode,
+    mapping,
+    parse,
+)  # fmt: skip
+
+RECORD, SWEEP, TABLES = "record.json", "sweep.json", "tables"
+DEPTH = 4
+CONTROLS = ("none", "random", "oracle")
+
+
+@dataclass
+class Sweep:
+    """A sweep folder's cells, first as asked for, then the others sorted; and what to warn of."""
+
+    folder: Path
+    name: str
+    command: str = ""
+    cells: list[Cell] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
+    """`root` if it is a sweep, else the sweeps below it, sorted. Hidden folders are ignored."""
+    if not root.is_dir():
+        return []
+    children = _children(root)
+    if (root / SWEEP).is_file() or any((child / RECORD).is_file() for child in children):
+        return [root]
+    if depth == 0:
+        return []
+    return [found for child in children for found in find_sweeps(child, depth - 1)]
+
+
+def read_sweep(folder: Path) -> Sweep:
+    """Every cell of a sweep. A damaged file becomes a failed cell and a warning, never an error."""
+    sweep = Sweep(folder, folder.resolve().name)
+    asked = _read_asked(sweep)
+    found: dict[str, tuple[Cell, str]] = {}
+    for child in _children(folder):
+        cell = _read_cell(sweep, child, asked)
+        if cell is not None:
+            _add(sweep, found, cell, child.name)
+    for name, choices in asked.items():
+        cell, _ = found.pop(name, (Cell(name, MISSING, choices), ""))
+        sweep.cells.append(cell)
+    sweep.cells += sorted((cell for cell, _ in found.values()), key=default_order)
+    sweep.cells = _without_repeats(sweep)
+    return sweep
+
+
+def _without_repeats(sweep: Sweep) -> list[Cell]:
+    """Leaves out a done cell that repeats another's choices, protocol and config under a new id
+    (as a new code version makes them): its seed would count twice. The asked one stays."""
+    seen: dict[Any, str] = {}
+    kept = []
+    for cell in sweep.cells:
+        same = (_frozen(cell.choices), _frozen(cell.protocol or {}), cell.config)
+        if cell.done and seen.setdefault(same, cell.id) != cell.id:
+            sweep.warnings.append(f"{cell.id} repeats {seen[same]}, the same cell; left out")
+        else:
+            kept.append(cell)
+    return kept
+
+
+def _frozen(values: dict[str, Any]) -> frozenset[tuple[str, Any]]:
+    return frozenset(values.items())
+
+
+def default_order(cell: Cell) -> tuple[Any, ...]:
+    """Sorts cells that nobody listed: targets, ratios, spectral first, controls last."""
+    if not cell.choices:
+        return (1, cell.id)
+    chosen, defense = cell.choices, str(cell.choices["defense"])
+    control = 1 + CONTROLS.index(defense) if defense in CONTROLS else 0
+    return (
+        0, str(chosen["trigger"]), str(chosen["target"]), chosen["ratio"],
+        control, defense != "spectral", defense, chosen["seed"], cell.id,
+    )  # fmt: skip
+
+
+def _children(folder: Path) -> list[Path]:
+    """The visible folders in `folder`, sorted; links are followed to cells, never written to."""
+    with os.scandir(folder) as entries:
+        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+    return [folder / name for name in names if name != TABLES]
+
+
+def _read_asked(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    path = sweep.folder / SWEEP
+    try:
+        content = mapping(SWEEP, decode(path.read_bytes()))
+        if content.get("schema") != SCHEMA or not isinstance(content.get("asked"), list):
+            raise DataError(f"needs `schema` {SCHEMA} and a list `asked`")
+    except FileNotFoundError:
+        return {}
+    except (OSError, DataError) as error:
+        sweep.warnings.append(f"{path}: {error}; missing cells cannot be told")
+        return {}
+    sweep.name = str(content.get("name") or sweep.name)
+    sweep.command = str(content.get("command") or "")
+    return dict(_asked_cells(sweep, content["asked"]))
+
+
+def _asked_cells(sweep: Sweep, asked: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for position, entry in enumerate(asked):
+        name = entry.get("id") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            name = f"asked[{position}]"
+        try:
+            yield name, check_choices(mapping(f"`asked[{position}]`", entry).get("choices"))
+        except DataError as error:
+            sweep.warnings.append(f"{sweep.folder / SWEEP}: asked[{position}]: {error}")
+            yield name, {}
+
+
+def _read_cell(sweep: Sweep, folder: Path, asked: dict[str, dict[str, Any]]) -> Cell | None:
+    path = folder / RECORD
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return _damaged(sweep, path, f"cannot be read ({error.strerror})", b"", asked)
+    try:
+        return parse(data)
+    except DataError as error:
+        return _damaged(sweep, path, str(error), data, asked)
+
+
+def _damaged(
+    sweep: Sweep, path: Path, reason: str, data: bytes, asked: dict[str, dict[str, Any]]
+) -> Cell:
+    """A failed cell in the place that the sweep's list, or what is left of the record, gives it."""
+    sweep.warnings.append(f"damaged record {path}: {reason}")
+    name, choices = path.parent.name, asked.get(path.parent.name, {})
+    with suppress(DataError):
+        choices = choices or check_choices(mapping("", decode(data)).get("choices"))
+    return Cell(name, DAMAGED, choices if all(key in choices for key in NEEDED) else {})
+
+
+def _add(sweep: Sweep, found: dict[str, tuple[Cell, str]], cell: Cell, folder: str) -> None:
+    """Keeps one cell per id: a copied folder would count its seed twice."""
+    other = found.get(cell.id)
+    if other is None:
+        found[cell.id] = (cell, folder)
+        return
+    kept, left = other, (cell, folder)
+    if folder == cell.id:
+        kept, left = left, kept
+    found[cell.id] = kept
+    sweep.warnings.append(
+        f"{sweep.folder / left[1]}: second record of {cell.id}, left out; {kept[1]} is used"
+    )

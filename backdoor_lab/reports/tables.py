@@ -1,0 +1,189 @@
+"""Cells to tables: pandas holds the tidy frame and takes means and deviations over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from backdoor_lab.reports import reference
+from backdoor_lab.reports.intervals import half_width
+from backdoor_lab.reports.layout import Group, Key, split
+from backdoor_lab.reports.notes import notes_of
+from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, Cell
+from backdoor_lab.reports.sweeps import CONTROLS, Sweep
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+MEASURES = ("n_poisoned", "nat1", "asr1", "pois_left", "nat2", "asr2")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over the `n` seeds with a finite value, and half its 95 % t interval (None below two
+    seeds). Percent for nat and asr, images for n_poisoned and pois_left."""
+
+    mean: float
+    half: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table. `done` counts the cells behind it, `asked` all of them; `reference`
+    holds the report's figures where this is one of its cells."""
+
+    target: str
+    ratio: str
+    defense: str
+    estimates: dict[str, Estimate]
+    done: int
+    asked: int
+    status: str
+    reference: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table of a sweep: `title` for people, `slug` for file names, `notes` for below it.
+    `traits` hold the choices and protocol values that all its cells share."""
+
+    title: str
+    slug: str
+    rows: list[Row]
+    traits: dict[str, str]
+    notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def several_defenses(self) -> bool:
+        return len({row.defense for row in self.rows}) > 1
+
+    @cached_property
+    def several_seeds(self) -> bool:
+        return any(row.asked > 1 for row in self.rows)
+
+    @cached_property
+    def all_done(self) -> bool:
+        return all(row.done == row.asked for row in self.rows)
+
+    @cached_property
+    def compared(self) -> list[Row]:
+        """The rows that stand in the reproduced report as well."""
+        return [row for row in self.rows if row.reference is not None]
+
+
+def build(sweep: Sweep) -> tuple[list[Table], pd.DataFrame]:
+    """The tables of a sweep, and its tidy frame: one row per cell (see `tidy`)."""
+    frame = tidy(sweep.cells)
+    groups = split(sweep.cells)
+    statistics = _statistics(frame, sweep.cells, groups)
+    return [_table(group, statistics[n]) for n, group in enumerate(groups)], frame
+
+
+def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
+    """One row per cell, whatever its status. Columns: id, status; the choices (dataset … seed);
+    protocol_*, the resolved protocol; the counts (n_train … train_test_overlap); nat1, asr1, nat2,
+    asr2 and auroc, tpr, fpr as fractions 0..1; seconds_* per stage. Empty means not recorded."""
+    import pandas as pd
+
+    lines = [_line(cell) for cell in cells]
+    extra = sorted({name for line in lines for name in line})
+    fixed = ["id", "status", *CHOICES]
+    fixed += [name for name in extra if name.startswith("protocol_")]
+    fixed += [*COUNTS, *FIGURES, *DETECTION]
+    columns = fixed + [name for name in extra if name not in fixed]
+    frame = pd.DataFrame(lines, columns=columns)
+    numeric = [*FIGURES, *DETECTION]
+    frame[numeric] = frame[numeric].astype("float64")
+    whole = ["seed", *COUNTS]
+    frame[whole] = frame[whole].astype("float64").round().astype("Int64")
+    return frame
+
+
+def _line(cell: Cell) -> dict[str, Any]:
+    seconds = cell.run.get("seconds")
+    return (
+        {f"protocol_{key}": value for key, value in (cell.protocol or {}).items()}
+        | {f"seconds_{key}": v for key, v in _mapping(seconds).items() if _is_number(v)}
+        | cell.choices
+        | cell.numbers
+        | {"id": cell.id, "status": cell.status}
+    )
+
+
+def _statistics(
+    frame: pd.DataFrame, cells: Sequence[Cell], groups: Sequence[Group]
+) -> list[dict[int, dict[str, Estimate]]]:
+    """Per table and row number: the estimates, over done cells and finite values alone."""
+    place = {id(c): (t, r) for t, g in enumerate(groups) for r, m in enumerate(g.rows.values())
+             for c in m}  # fmt: skip
+    places = [place[id(cell)] for cell in cells]
+    done = (frame["status"] == DONE).to_numpy()
+    values = frame.loc[done, list(MEASURES)].astype("float64")
+    values[list(FIGURES)] *= 100
+    keys = [
+        [p[part] for p, is_done in zip(places, done, strict=True) if is_done] for part in (0, 1)
+    ]
+    result: list[dict[int, dict[str, Estimate]]] = [{} for _ in groups]
+    if not values.empty:
+        grouped = values.groupby(keys)
+        mean, std, count = grouped.mean(), grouped.std(), grouped.count()
+        columns = zip(mean.index, mean.to_numpy(), std.to_numpy(), count.to_numpy(), strict=True)
+        for (table, row), means, stds, counts in columns:
+            result[table][row] = {
+                name: Estimate(float(m), half_width(float(s), int(n)), int(n))
+                for name, m, s, n in zip(MEASURES, means, stds, counts, strict=True)
+                if n
+            }
+    return result
+
+
+def _table(group: Group, statistics: dict[int, dict[str, Estimate]]) -> Table:
+    defenses = {key[2] for key in group.rows}
+    rows = [
+        _row(group, key, cells, statistics.get(number, {}), len(defenses) == 1)
+        for number, (key, cells) in enumerate(group.rows.items())
+    ]
+    return Table(group.title, group.slug, rows, group.traits, notes_of(group))
+
+
+def _row(
+    group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Estimate], only: bool
+) -> Row:
+    target, ratio, defense = key
+    done = sum(cell.done for cell in cells)
+    compared = defense == reference.DEFENSE or (only and defense not in CONTROLS)
+    counted = group.traits.get("protocol.ratio_of") == "count"
+    known = None
+    if compared and ratio is not None and not counted:
+        known = reference.lookup(group.trigger, target, ratio)
+    return Row(
+        str(target), _ratio(ratio, counted), "–" if defense is None else str(defense), estimates,
+        done, len(cells), _status(cells), known,
+    )  # fmt: skip
+
+
+def _ratio(ratio: float | None, counted: bool) -> str:
+    if ratio is None:
+        return "–"
+    return f"{ratio:.10g}" if counted else f"{100 * ratio:.10g}%"
+
+
+def _status(cells: Sequence[Cell]) -> str:
+    """`done`, `missing`, `failed: oom`; with several seeds `2 done, 1 failed: oom`."""
+    counts = Counter(cell.status for cell in cells)
+    if len(cells) == 1 or set(counts) == {DONE}:
+        return cells[0].status
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,23 @@
+"""Printing that survives a terminal without `±` and a reader like `head` that leaves early."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from backdoor_lab.errors import EXIT_DONE
+
+
+def printing(work: Callable[[], int]) -> int:
+    """What `work` returns, or 0 once nobody reads what it prints."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        code = work()
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # keep the interpreter from flushing to the closed pipe at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE

@@ -1,0 +1,87 @@
+"""Tables to disk and to the terminal. Writes only `<sweep>/tables/`, each file by one rename."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+from backdoor_lab.checks import NAME, inside
+from backdoor_lab.files import write_atomic
+from backdoor_lab.reports.render import FORMATS, markdown
+from backdoor_lab.reports.sweeps import TABLES, Sweep, read_sweep
+from backdoor_lab.reports.tables import Table, build
+
+LISTING = "written.json"
+
+log = logging.getLogger(__name__)
+
+
+def write_tables(sweep_dir: Path) -> list[Table]:
+    """Rebuilds `<sweep_dir>/tables/` from the records and returns its tables.
+
+    Logs one warning per damaged file. Raises ConfigError if `tables` leads out of the sweep, and
+    OSError if it cannot be written.
+    """
+    sweep = read_sweep(Path(sweep_dir))
+    for warning in sweep.warnings:
+        log.warning("%s", warning)
+    tables, files = contents(sweep)
+    write_files(sweep.folder, files)
+    return tables
+
+
+def print_tables(tables: Iterable[Table], file: TextIO | None = None) -> None:
+    """Prints the tables as aligned Markdown, to stdout unless told otherwise."""
+    for table in tables:
+        print(markdown(table), file=file or sys.stdout)
+
+
+def contents(sweep: Sweep) -> tuple[list[Table], dict[str, str]]:
+    """The tables of a sweep, and the text of every file that holds them, by file name."""
+    tables, frame = build(sweep)
+    files = {
+        f"table_{table.slug}.{suffix}": render(table)
+        for table in tables
+        for suffix, render in FORMATS.items()
+    }
+    files["records.csv"] = frame.to_csv(index=False, lineterminator="\n")
+    return tables, files
+
+
+def write_files(sweep_dir: Path, files: dict[str, str]) -> None:
+    """Writes `files` into the sweep's tables and removes those that an earlier run wrote there and
+    that no longer hold (a table of another split would be a stale one)."""
+    folder = inside(sweep_dir, sweep_dir / TABLES)
+    folder.mkdir(exist_ok=True)
+    for name in _earlier(folder) - set(files):
+        (folder / name).unlink(missing_ok=True)
+    for name, text in {**files, LISTING: json.dumps(sorted(files), indent=0) + "\n"}.items():
+        _write(folder / name, text.encode("utf-8", errors="backslashreplace"))
+
+
+def _earlier(folder: Path) -> set[str]:
+    """The table files that the last run listed; nothing in a damaged list is believed."""
+    try:
+        names = json.loads((folder / LISTING).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return set()
+    names = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
+    suffixes = tuple(f".{suffix}" for suffix in FORMATS)
+    return {
+        n for n in names
+        if n.startswith("table_") and n.endswith(suffixes) and NAME.match(n.removeprefix("table_"))
+    }  # fmt: skip
+
+
+def _write(path: Path, data: bytes) -> None:
+    """One rename puts the whole file in place; a file that is already right is left alone."""
+    try:
+        if path.read_bytes() == data:
+            return
+    except OSError:
+        pass
+    write_atomic(path, data)

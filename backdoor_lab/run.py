@@ -1,0 +1,150 @@
+"""The entry: Hydra around one cell or a sweep, and errors as one clear line and an exit code.
+
+Heavy imports stand inside functions: ``--help`` and tab completion answer at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from backdoor_lab import stopping
+from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, LabError, Stopped
+from backdoor_lab.files import digest
+
+# Overrides that say where and how, not what: two sweeps that differ only here are the same.
+ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name")
+_outcome = {"code": EXIT_DONE, "driver": 0}
+
+
+def conf_dir() -> str:
+    """The folder of configurations: inside an installed package, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    places = (here / "conf", here.parent / "conf")
+    return next(str(place) for place in places if (place / "config.yaml").is_file())
+
+
+def cell_id(_root_: DictConfig) -> str:
+    """The resolver behind ``${cell_id:}``: the folder of the cell that is configured."""
+    from backdoor_lab.sweep.expand import plain
+
+    return _preflight().cell(plain(_root_)).id
+
+
+def sweep_name(_root_: DictConfig) -> str:
+    """The resolver behind ``${sweep_name:}``: the same command gives the same folder.
+
+    The sweep's name, and a hash of what was asked for beyond it.
+    """
+    overrides = OmegaConf.select(_root_, "hydra.overrides.task") or []
+    asked = sorted(each for each in overrides if not each.lstrip("+~").startswith(ASIDE))
+    name = str(_root_.name)
+    only_experiment = [each for each in asked if each != f"experiment={name}"] == []
+    return name if only_experiment and asked else f"{name}-{digest(asked, 8)}"
+
+
+def by_source(without: str, _root_: DictConfig) -> str:
+    """The resolver behind ``${by_source:x}``: ``source`` when a source class is set, else x."""
+    return without if _root_.source is None else "source"
+
+
+def task(config: DictConfig) -> str:
+    """One cell, in whatever process the launcher chose; returns its status."""
+    from backdoor_lab.sweep.expand import plain
+    from backdoor_lab.sweep.job import run_job
+
+    stopping.install()
+    settings = HydraConfig.get()
+    single = settings.mode is None or settings.mode.name == "RUN"
+    try:
+        status = run_job(plain(config), Path(settings.runtime.output_dir), _parallel(settings))
+    except Stopped:
+        if os.getpid() != _outcome["driver"]:
+            return "stopped"
+        if not single:
+            # Out of the launcher's loop, past its remaining cells.
+            raise SystemExit(Stopped.exit_code) from None
+        raise
+    if single and status != "done":
+        _outcome["code"] = EXIT_SOME_FAILED
+    return status
+
+
+def main() -> NoReturn:
+    """Runs the command line and exits with 0, 1, 2 or 75 (see errors.py)."""
+    _outcome.update(code=EXIT_DONE, driver=os.getpid())
+    # Hydra hands its errors on instead of printing them its own way.
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    # Several processes and BLAS threads of their own would fight over the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        _hydra_main()
+    except Exception as error:
+        sys.exit(_explain(error))
+    sys.exit(_outcome["code"])
+
+
+def _hydra_main() -> None:
+    start: Any = hydra.main(version_base="1.3", config_path=conf_dir(), config_name="config")
+    start(task)()
+
+
+def _explain(error: BaseException) -> int:
+    """Prints one line for an error that a user can mend; lets a defect show its traceback."""
+    told = _known(error)
+    if told is None:
+        raise error
+    code = told.exit_code if isinstance(told, LabError) else EXIT_BAD_CONFIG
+    print(f"error: {_one_line(told)}", file=sys.stderr)
+    return code
+
+
+def _known(error: BaseException | None) -> BaseException | None:
+    from hydra.errors import HydraException
+
+    last = None
+    while error is not None:
+        if isinstance(error, LabError):
+            return error
+        if isinstance(error, (HydraException, OmegaConfBaseException)):
+            last = error
+        error = error.__cause__ or error.__context__
+    return last
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    noise = ("full_key:", "object_type=", "reference_type=", "See https", "Check that the")
+    text = " ".join(line for line in lines if not line.startswith(noise))
+    return text or type(error).__name__
+
+
+def _register() -> None:
+    # Our launcher files are meant to be checked against the plugins' own schemas.
+    warnings.filterwarnings("ignore", "(?s).*is validated against ConfigStore schema")
+    OmegaConf.register_new_resolver("cell_id", cell_id, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("by_source", by_source, replace=True)
+    import backdoor_lab.sweep.sweeper  # noqa: F401
+
+
+def _parallel(settings: Any) -> int:
+    jobs = int(settings.launcher.get("n_jobs") or 1)
+    return jobs if jobs > 0 else os.cpu_count() or 1
+
+
+def _preflight() -> Any:
+    from backdoor_lab.sweep.job import preflight
+
+    return preflight()
+
+
+_register()

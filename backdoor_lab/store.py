@@ -1,0 +1,191 @@
+"""The stage store: what a stage computed, published once under a hash of what decides it.
+
+    <root>/<stage>/<id>/manifest.json + files      published by one rename (R2)
+    <root>/<stage>/<id>.claim                      somebody is computing it (R3)
+    <root>/<stage>/.work-<id>/                     checkpoints of an unfinished stage
+    <root>/<stage>/.bad-<id>-...                   set aside: its hashes did not match
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab import checks, faults
+from backdoor_lab.claims import Claim
+from backdoor_lab.errors import StoreError
+from backdoor_lab.files import canonical, digest, room, sha256_of, sync_folder, write_through
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A published output. `made`: computed by this very call; `seconds`: what computing it
+    took, then and wherever that was; `meta`: the small JSON that the stage returned."""
+
+    path: Path
+    id: str
+    meta: dict[str, Any]
+    made: bool
+    seconds: float
+
+
+class Store:
+    """Published stage outputs under one root folder, shared by processes and machines."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self._verified: set[str] = set()
+
+    def identity(self, stage: str, inputs: dict[str, Any]) -> str:
+        """The id of a stage's output: a hash of its name and of what decides it."""
+        return digest({"stage": stage, "inputs": inputs}, 32)
+
+    def has(self, stage: str, inputs: dict[str, Any]) -> bool:
+        """Whether the output is published (its hashes are not checked here)."""
+        return (self._folder(stage, self.identity(stage, inputs)) / MANIFEST).is_file()
+
+    def scratch(self, stage: str, inputs: dict[str, Any]) -> Path:
+        """A folder that outlives a killed computation, for its checkpoints; gone once published."""
+        return self._folder(stage, f".work-{self.identity(stage, inputs)}")
+
+    def get(
+        self, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]
+    ) -> Entry:
+        """The published output for `inputs`; where there is none, `make(folder)` writes it.
+
+        `make` puts plain files into the folder it is given and returns a small JSON value. One
+        process at a time makes one output; others wait and then read it. Raises StoreFull when
+        the disk is full, StoreError when the stored inputs contradict their own hash.
+        """
+        checks.safe_name("stage", stage)
+        entry_id = self.identity(stage, inputs)
+        folder = self._folder(stage, entry_id)
+        entry = self._read(stage, folder, inputs)
+        if entry is not None:
+            return entry
+        with room(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        claim = Claim(folder.with_name(f"{entry_id}.claim"))
+        with room(folder):
+            claimed = claim.take((folder / MANIFEST).is_file)
+        try:
+            # Somebody else may have published between our look and our claim.
+            entry = self._read(stage, folder, inputs)
+            return entry or self._make(stage, folder, inputs, make)
+        finally:
+            if claimed:
+                claim.release()
+
+    def _folder(self, stage: str, entry_id: str) -> Path:
+        return self.root / stage / entry_id
+
+    def _make(
+        self,
+        stage: str,
+        folder: Path,
+        inputs: dict[str, Any],
+        make: Callable[[Path], dict[str, Any]],
+    ) -> Entry:
+        part = folder.with_name(f".part-{uuid.uuid4().hex}")
+        try:
+            with room(folder):
+                part.mkdir()
+                faults.point(f"{stage}.before")
+                began = time.perf_counter()
+                meta = make(part)
+                seconds = time.perf_counter() - began
+                faults.point(f"{stage}.made")
+                _seal(part, stage, inputs, meta, seconds)
+                _publish(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        faults.point(f"{stage}.published")
+        shutil.rmtree(self.scratch(stage, inputs), ignore_errors=True)
+        entry = self._read(stage, folder, inputs)
+        if entry is None:
+            raise StoreError(f"{folder}: damaged while it was written; is the disk sound?")
+        return Entry(entry.path, entry.id, entry.meta, True, seconds)
+
+    def _read(self, stage: str, folder: Path, inputs: dict[str, Any]) -> Entry | None:
+        if not (folder / MANIFEST).is_file():
+            return None
+        try:
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+            damage = None if folder.name in self._verified else _damage(folder, manifest)
+            stored = canonical(manifest["inputs"])
+            entry = Entry(folder, folder.name, manifest["meta"], False, manifest["seconds"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            damage, stored = f"{MANIFEST} is damaged ({error})", ""
+        if damage:
+            _set_aside(folder, damage)
+            return None
+        if stored != canonical(inputs):
+            raise StoreError(f"{folder}: same id, but made from other inputs; was it edited?")
+        self._verified.add(folder.name)
+        return entry
+
+
+def _seal(
+    part: Path, stage: str, inputs: dict[str, Any], meta: dict[str, Any], seconds: float
+) -> None:
+    files = {}
+    for path in sorted(part.iterdir()):
+        checks.safe_name(f"file in stage {stage}", path.name)
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        files[path.name] = {"sha256": sha256_of(path), "size": path.stat().st_size}
+    manifest = {
+        "stage": stage,
+        "inputs": inputs,
+        "meta": meta,
+        "files": files,
+        "seconds": round(seconds, 3),
+    }
+    text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+    write_through(part / MANIFEST, text.encode())
+    sync_folder(part)
+
+
+def _publish(part: Path, folder: Path) -> None:
+    try:
+        os.rename(part, folder)
+    except OSError:
+        # Whoever published first is as good as we are: the same inputs, the same output.
+        if not (folder / MANIFEST).is_file():
+            raise
+    sync_folder(folder.parent)
+
+
+def _damage(folder: Path, manifest: dict[str, Any]) -> str | None:
+    for name, facts in manifest["files"].items():
+        if not checks.NAME.match(name):
+            return f"unsafe file name {name!r}"
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != facts["size"]:
+            return f"{name} is missing or cut short"
+        if sha256_of(path) != facts["sha256"]:
+            return f"{name} does not have the hash it was published with"
+    return None
+
+
+def _set_aside(folder: Path, why: str) -> None:
+    aside = folder.with_name(f".bad-{folder.name}-{uuid.uuid4().hex[:8]}")
+    log.warning("%s: %s; set aside as %s and computed again", folder, why, aside.name)
+    try:
+        os.rename(folder, aside)
+    except FileNotFoundError:
+        # Another reader has set it aside already.
+        return

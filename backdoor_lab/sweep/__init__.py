@@ -1,0 +1,1 @@
+"""Cells: their identity, their stages, the chain through them, and whole grids of them."""

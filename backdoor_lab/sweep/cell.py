@@ -1,0 +1,186 @@
+"""One cell of a sweep: its configuration checked, its objects built, its identity."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.attacks.poison import Plan
+from backdoor_lab.build import build
+from backdoor_lab.data.base import Source
+from backdoor_lab.defenses.base import Defense, TruthControl
+from backdoor_lab.errors import unknown
+from backdoor_lab.files import digest
+from backdoor_lab.training.recipe import Recipe
+
+DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
+PLAIN = ("target", "source", "ratio", "seed")
+ELSEWHERE = ("name", "trainer", "logger", "store", "experiment")
+PROTOCOL = (
+    "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
+    "classes", "budget", "budget_cap", "centred", "layer",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything that decides a cell's result, and nothing else.
+
+    `config` is the plain configuration, resolved; `classes` and `fingerprint` come from the
+    data set, so that ``target=2`` and ``target=bird`` are the same cell, wherever its data lie.
+    """
+
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    fingerprint: str
+
+    @cached_property
+    def id(self) -> str:
+        """Readable, safe as a folder's name, and different for cells that differ anywhere."""
+        choices = self.choices
+        words = [
+            choices["trigger"], choices["target"], f"r{choices['ratio']:g}",
+            choices["defense"], f"s{choices['seed']}",
+        ]  # fmt: skip
+        slug = re.sub(r"[^a-z0-9_.-]+", "_", "-".join(map(str, words)).lower())
+        return f"{slug[:53].strip('.-_')}-{digest(self.decides(), 10)}"
+
+    def decides(self) -> dict[str, Any]:
+        """The result-relevant configuration: what the cell's hash is made of."""
+        plain = {key: self.config[key] for key in DECIDES if key != "dataset"}
+        return plain | {
+            "data": self.fingerprint,
+            "dataset": self.config["dataset"]["name"],
+            "recipe": {"name": self.config["recipe"]["name"], **self.recipe.decides()},
+            "target": self.target,
+            "source": self.source,
+            "ratio": self.ratio,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """What a table's rows and columns are named by."""
+        names = {key: self.config[key]["name"] for key in DECIDES}
+        return names | {
+            "model": model_label(self.config["model"]),
+            "target": self.target,
+            "source": self.source,
+            "ratio": self.ratio,
+            "seed": self.seed,
+        }
+
+    @cached_property
+    def protocol(self) -> dict[str, Any]:
+        """The protocol as it stands after overrides: what is printed below a table."""
+        said = dict(self.config["protocol"])
+        for key in ("classes", "budget", "budget_cap", "centred"):
+            said[key] = self.config["defense"].get(key, said[key])
+        return said
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The attack in class numbers."""
+        words = {key: self.protocol[key] for key in ("ratio_of", "inject", "eligible", "asr_on")}
+        target = self.classes.index(self.target)
+        source = None if self.source is None else self.classes.index(self.source)
+        return Plan(target, source, self.ratio, **words, stamp=self.protocol["stamp"])
+
+    @property
+    def attack(self) -> dict[str, Any]:
+        """What decides the poison, for the stages that depend on it."""
+        plan = asdict(self.plan)
+        plan.pop("asr_on")
+        return {"trigger": nameless(self.config["trigger"]), "plan": plan, "seed": self.seed}
+
+    @property
+    def target(self) -> str:
+        return self.classes[class_number("target", self.config["target"], self.classes)]
+
+    @property
+    def source(self) -> str | None:
+        if self.config["source"] is None:
+            return None
+        return self.classes[class_number("source", self.config["source"], self.classes)]
+
+    @property
+    def ratio(self) -> float:
+        # range(0.05,0.2,0.05) gives 0.15000000000000002; that is meant to be 0.15.
+        return float(f"{self.config['ratio']:.10g}")
+
+    @property
+    def seed(self) -> int:
+        return int(self.config["seed"])
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        return Recipe.of(self.config["recipe"])
+
+    @cached_property
+    def trigger(self) -> Trigger:
+        return build("trigger", self.config["trigger"], Trigger)
+
+    @cached_property
+    def defense(self) -> Defense | TruthControl:
+        return defense_of(self.config["defense"])
+
+
+def check_keys(config: dict[str, Any]) -> None:
+    """Refuses keys that nobody reads and plain values of the wrong kind; needs no data."""
+    checks.keys("", config, DECIDES + PLAIN + ELSEWHERE)
+    for group in DECIDES:
+        if not isinstance(config.get(group), dict):
+            raise unknown(f"`{group}`", config.get(group), ["a choice of this config group"])
+        checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
+    checks.keys("protocol", config["protocol"], PROTOCOL)
+    checks.keys("store", config["store"], ("root",))
+    if config["protocol"]["ratio_of"] == "count":
+        checks.whole("ratio", config["ratio"], low=0)
+    else:
+        checks.number("ratio", config["ratio"], low=0, below=1)
+    checks.whole("seed", config["seed"], low=0, below=2**63)
+    Recipe.of(config["recipe"])
+    build("trigger", config["trigger"], Trigger)
+    defense_of(config["defense"])
+
+
+def source_of(config: dict[str, Any]) -> Source:
+    """The data set that a configuration asks for, not opened yet."""
+    return build("dataset", config["dataset"], Source)
+
+
+def defense_of(config: dict[str, Any]) -> Defense | TruthControl:
+    """The defense, or the control that is told the truth."""
+    kinds: Any = (Defense, TruthControl)
+    found: Defense | TruthControl = build("defense", config, kinds)
+    return found
+
+
+def class_number(key: str, value: object, classes: tuple[str, ...]) -> int:
+    """The number of a class given by name or by number; ConfigError lists those there are."""
+    if value in classes:
+        return classes.index(str(value))
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
+        return value
+    # Names such as "7" arrive from the command line as numbers.
+    if str(value) in classes:
+        return classes.index(str(value))
+    raise unknown(f"`{key}`", value, classes)
+
+
+def model_label(config: dict[str, Any]) -> str:
+    """``resnet18`` for the standard network, ``resnet18-w16`` for a narrower one."""
+    width, stem = config["width"], config["stem"]
+    label = str(config["name"])
+    if width not in (None, 64):
+        label += f"-w{width}"
+    return label if stem in (None, "cifar") else f"{label}-{stem}"
+
+
+def nameless(config: dict[str, Any]) -> dict[str, Any]:
+    """A group's configuration without the name it goes by, which decides nothing."""
+    return {key: value for key, value in config.items() if key != "name"}

@@ -1,0 +1,167 @@
+"""load -> poison -> train -> extract -> filter -> retrain -> record, for one cell."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdoor_lab import faults
+from backdoor_lab.data.cache import open_dataset, overlap
+from backdoor_lab.errors import Diverged, LabError, OutOfMemory, Stopped
+from backdoor_lab.files import write_json
+from backdoor_lab.store import Entry, Store
+from backdoor_lab.sweep.cell import Cell, source_of
+from backdoor_lab.sweep.progress import Progress, Report
+from backdoor_lab.sweep.record import record_body, record_head, run_facts
+from backdoor_lab.sweep.stages import (
+    extract_stage,
+    filter_stage,
+    filtered,
+    measure_stage,
+    poison_stage,
+    train_stage,
+)
+from backdoor_lab.training.callback import DefendAndRetrain, after_training
+from backdoor_lab.training.fit import Job, fit
+from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.module import Classifier
+from backdoor_lab.types import Dataset, Features, Verdict
+
+log = logging.getLogger(__name__)
+RECORD = "record.json"
+
+
+class Chain:
+    """One cell on its way through the stages."""
+
+    def __init__(
+        self,
+        cell: Cell,
+        store: Store,
+        machine: Machine,
+        progress: Progress,
+        *,
+        logger: Callable[[str], Any] = lambda stage: False,
+        checkpoint: bool = True,
+    ) -> None:
+        self.cell, self.store, self.machine, self.progress = cell, store, machine, progress
+        self.logger, self.checkpoint = logger, checkpoint
+        self.stages: dict[str, Entry] = {}
+
+    def run(self) -> dict[str, Any]:
+        """The figures of the cell's record."""
+        self.progress.stage("load")
+        self.data: Dataset = open_dataset(source_of(self.cell.config), self.store)
+        self.progress.stage("poison")
+        self.poisoned, self.stages["poison"] = poison_stage(self.cell, self.data, self.store)
+        module = self._train("train", self.poisoned.training)
+        self._measure("measure1", module, "train")
+        callback = DefendAndRetrain(self._extract, self._judge, self._retrain)
+        after_training(module, callback, self.machine)
+        assert callback.retrained is not None
+        self._measure("measure2", callback.retrained, "retrain")
+        return record_body(
+            self.cell, self.data, self.poisoned, callback.verdict, self.stages, self._overlap()
+        )
+
+    def _train(self, stage: str, training: Any) -> Classifier:
+        self.progress.stage(stage)
+
+        def fit_it(job: Job, scratch: Path) -> Classifier:
+            return fit(
+                job,
+                self.machine,
+                scratch=scratch if self.checkpoint else None,
+                callbacks=[Report(self.progress, stage)],
+                logger=self.logger(stage),
+            )
+
+        module, self.stages[stage] = train_stage(
+            stage, self.cell, training, self.store, self.machine, fit_it
+        )
+        return module
+
+    def _measure(self, stage: str, module: Classifier, trained: str) -> None:
+        self.progress.stage(stage)
+        weights = self.stages[trained].meta["weights"]
+        self.stages[stage] = measure_stage(
+            self.cell, self.data, module, weights, self.store, self.machine
+        )
+
+    def _extract(self, module: Classifier) -> Features:
+        self.progress.stage("extract")
+        weights = self.stages["train"].meta["weights"]
+        features, self.stages["extract"] = extract_stage(
+            self.cell, self.poisoned, module, weights, self.store, self.machine
+        )
+        return features
+
+    def _judge(self, features: Features) -> Verdict:
+        self.progress.stage("filter")
+        verdict, self.stages["filter"] = filter_stage(
+            self.cell, self.poisoned, features, self.stages["extract"], self.store
+        )
+        return verdict
+
+    def _retrain(self, verdict: Verdict) -> Classifier:
+        rest = filtered(self.poisoned.training, verdict.keep, self.cell, self.data)
+        return self._train("retrain", rest)
+
+    def _overlap(self) -> int:
+        inputs = {"train": self.data.train.digest, "test": self.data.test.digest}
+        return int(self.store.get("overlap", inputs, self._count_overlap).meta["overlap"])
+
+    def _count_overlap(self, folder: Path) -> dict[str, Any]:
+        return {"overlap": overlap(self.data)}
+
+
+def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[str, Any]:
+    """Runs a cell and writes its record, also when it fails; raises Stopped, and nothing else.
+
+    A cell that ran before and is done is not run again.
+    """
+    head = record_head(cell)
+    began, clock = datetime.now(UTC), time.perf_counter()
+    try:
+        with chain.progress:
+            body = chain.run()
+    except Stopped:
+        raise
+    except Exception as error:
+        body = failure(error, cell)
+        log.error("%s: %s", cell.id, body["status"], exc_info=not isinstance(error, LabError))
+    run = run_facts(chain.stages, chain.machine.describe(), command)
+    run |= {"started": began.isoformat(timespec="seconds")}
+    run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
+    record = {**head, **body, "run": run}
+    faults.point("record.before")
+    write_json(folder / RECORD, record)
+    faults.point("record.published")
+    return record
+
+
+def failure(error: Exception, cell: Cell) -> dict[str, Any]:
+    """Status and message of a cell that could not be finished."""
+    if _out_of_memory(error):
+        message = f"{error} (recipe.batch={cell.recipe.batch}, not lowered by itself)"
+        return {"status": "failed: oom", "error": str(OutOfMemory(message))}
+    if isinstance(error, Diverged):
+        return {"status": f"diverged: {error}", "error": str(error)}
+    text = str(error) or type(error).__name__
+    reason = text if isinstance(error, LabError) else f"{type(error).__name__}: {text}"
+    return {"status": f"failed: {reason.splitlines()[0][:300]}", "error": reason}
+
+
+def _out_of_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return (
+        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        or "defaultcpuallocator: can't allocate memory" in text
+        or "not enough memory" in text
+    )

@@ -1,0 +1,46 @@
+"""One cell inside the process that a launcher gave it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab import stopping
+from backdoor_lab.store import Store
+from backdoor_lab.sweep.chain import Chain, run_cell
+from backdoor_lab.sweep.listing import command_line, finished, place, sweep_file
+from backdoor_lab.sweep.preflight import Preflight, check_writable
+from backdoor_lab.sweep.progress import Progress
+from backdoor_lab.training.logs import logger_of
+from backdoor_lab.training.machine import machine_of
+
+
+@functools.cache
+def preflight() -> Preflight:
+    """This process' checks: what one cell has shown to be sound is sound for the next."""
+    return Preflight()
+
+
+def run_job(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
+    """Runs the cell of a resolved configuration in `folder`; returns its status.
+
+    Raises ConfigError or DataError before any work, Stopped when asked to stop.
+    """
+    stopping.check()
+    cell = preflight().cell(config)
+    check_writable(folder)
+    if finished(folder):
+        return "done"
+    trainer = config["trainer"]
+    title = f"[{place(folder.parent, cell.id)} {cell.id.rpartition('-')[0]}]"
+    chain = Chain(
+        cell,
+        Store(config["store"]["root"]),
+        machine_of(trainer, parallel_cells=parallel_cells),
+        Progress(folder, title, trainer["progress"]),
+        logger=lambda stage: logger_of(config["logger"], stage, folder),
+        checkpoint=trainer["checkpoint"],
+    )
+    command = sweep_file(folder.parent).get("command") or command_line()
+    return str(run_cell(cell, folder, chain, command=command)["status"])

@@ -1,0 +1,117 @@
+"""Everything that can be found wrong with a configuration before any work starts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.attacks.poison import classes_after, count
+from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.defenses.base import Defense
+from backdoor_lab.errors import ConfigError, LabError
+from backdoor_lab.files import canonical
+from backdoor_lab.store import Store
+from backdoor_lab.sweep.cell import Cell, check_keys, source_of
+from backdoor_lab.sweep.stages import class_sizes, knowledge
+from backdoor_lab.training.logs import check_logger
+from backdoor_lab.training.machine import check_trainer, machine_of
+from backdoor_lab.training.models import build_model, check_model, layer_of
+from backdoor_lab.types import Dataset
+
+
+class Preflight:
+    """Checks configurations; what many cells of a sweep share is looked at once."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, tuple[Dataset, str]] = {}
+        self._seen: set[str] = set()
+
+    def cell(self, config: dict[str, Any]) -> Cell:
+        """The cell of a resolved configuration, after every check.
+
+        Raises ConfigError or DataError, naming the rule that is broken.
+        """
+        check_keys(config)
+        self._once(["elsewhere", config["trainer"], config["logger"], config["store"]], config)
+        data, fingerprint = self._open(config)
+        cell = Cell(config, data.classes, fingerprint)
+        self._check_attack(cell, data)
+        self._check_network(cell, data)
+        return cell
+
+    def _once(self, key: Any, config: dict[str, Any]) -> None:
+        if canonical(key) in self._seen:
+            return
+        check_trainer(config["trainer"])
+        machine_of(config["trainer"])
+        check_logger(config["logger"])
+        check_writable(Path(config["store"]["root"]))
+        self._seen.add(canonical(key))
+
+    def _open(self, config: dict[str, Any]) -> tuple[Dataset, str]:
+        key = canonical([config["dataset"], config["store"]])
+        if key not in self._data:
+            source = source_of(config)
+            data = open_dataset(source, Store(config["store"]["root"]))
+            self._data[key] = data, source.fingerprint()
+        return self._data[key]
+
+    def _check_attack(self, cell: Cell, data: Dataset) -> None:
+        key = canonical(["attack", cell.fingerprint, cell.protocol, cell.attack,
+                         cell.config["defense"]])  # fmt: skip
+        if key in self._seen:
+            return
+        sizes = class_sizes(data.train.labels, len(data.classes))
+        poisoned = count(cell.plan, sizes)
+        if poisoned:
+            cell.trigger.fits(*data.train.shape)
+        if isinstance(cell.defense, Defense):
+            cell.defense.check(knowledge(cell, poisoned), classes_after(cell.plan, sizes))
+        self._seen.add(key)
+
+    def _check_network(self, cell: Cell, data: Dataset) -> None:
+        model, layer = cell.config["model"], cell.protocol["layer"]
+        shape = data.train.shape
+        key = canonical(["network", model, layer, list(shape), len(data.classes)])
+        if key in self._seen:
+            return
+        check_model(model, classes=len(data.classes))
+        try_network(model, layer, shape, len(data.classes))
+        self._seen.add(key)
+
+
+def try_network(
+    model: dict[str, Any], layer: str, shape: tuple[int, int, int], classes: int
+) -> None:
+    """Raises ConfigError when the network cannot take such images or has no such layer."""
+    import torch
+
+    net = build_model(model, channels=shape[0], classes=classes, seed=0).eval()
+    layer_of(net, layer)
+    try:
+        with torch.inference_mode():
+            logits = net(torch.zeros(2, *shape))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        channels, height, width = shape
+        raise ConfigError(
+            f"`model.name={model['name']}` cannot take images of {channels}x{height}x{width}"
+            f" ({str(error).splitlines()[0]}); choose another model, or resize (dataset.size)"
+        ) from error
+    if logits.shape != (2, classes):
+        raise ConfigError(f"`model.name={model['name']}` gives {tuple(logits.shape)} logits")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ConfigError when a folder cannot be made or written to."""
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write to {folder}: {existing} is no folder that we may write to")
+
+
+def first_error(number: int, overrides: list[str], error: LabError) -> LabError:
+    """The same error, saying which cell of a sweep it is about."""
+    told = type(error)(f"cell {number} ({' '.join(overrides)}): {error}")
+    return told

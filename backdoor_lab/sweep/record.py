@@ -1,0 +1,154 @@
+"""The record of a cell: the one file that tables are made from."""
+
+from __future__ import annotations
+
+import functools
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import backdoor_lab
+from backdoor_lab.attacks.poison import eligible_count
+from backdoor_lab.store import Entry
+from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.types import Dataset, Poisoned, Verdict
+
+SCHEMA = 1
+LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
+
+
+def record_head(cell: Cell) -> dict[str, Any]:
+    """What a record says before anything is computed."""
+    return {
+        "schema": SCHEMA,
+        "id": cell.id,
+        "error": None,
+        "choices": cell.choices,
+        "protocol": cell.protocol,
+        "config": cell.decides(),
+        "counts": {},
+        "nat1": None, "asr1": None, "nat2": None, "asr2": None,
+        "detection": None,
+        "hashes": {},
+        "poison_indices": [],
+    }  # fmt: skip
+
+
+def record_body(
+    cell: Cell, data: Dataset, poisoned: Poisoned, verdict: Verdict, stages: dict[str, Entry],
+    overlap: int,
+) -> dict[str, Any]:  # fmt: skip
+    """The figures of a finished cell, from its stages' outputs."""
+    before, after = stages["measure1"].meta, stages["measure2"].meta
+    removed = ~verdict.keep
+    sizes = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
+    return {
+        "status": "done",
+        "counts": {
+            "n_train": len(poisoned.training),
+            "n_clean": len(data.train),
+            "n_poisoned": len(poisoned.source_index),
+            "n_eligible": eligible_count(cell.plan, sizes),
+            "n_removed": int(removed.sum()),
+            "pois_left": int((poisoned.is_poison & verdict.keep).sum()),
+            "n_test": before["n_test"],
+            "n_asr": before["n_asr"],
+            "train_test_overlap": overlap,
+        },
+        "nat1": before["nat"], "asr1": before["asr"],
+        "nat2": after["nat"], "asr2": after["asr"],
+        "detection": detection(verdict, poisoned.is_poison),
+        "poison_indices": poisoned.source_index.tolist(),
+        "hashes": {
+            "data": data.train.digest,
+            "test": data.test.digest,
+            "training1": poisoned.training.digest,
+            "weights1": stages["train"].meta["weights"],
+            "weights2": stages["retrain"].meta["weights"],
+        },
+    }  # fmt: skip
+
+
+def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, float | None] | None:
+    """How well scores and removal tell poison from clean; None without poison.
+
+    `auroc`: over the examples that the defense scored, the chance that a poisoned one scores
+    higher than a clean one (ties count half); None when it scored only one kind. `tpr`: share
+    of all poison that was removed; `fpr`: share of all clean examples that was removed.
+    """
+    removed = ~verdict.keep
+    n_poison, n_clean = int(is_poison.sum()), int((~is_poison).sum())
+    if not n_poison:
+        return None
+    return {
+        "auroc": auroc(verdict.scores, is_poison),
+        "tpr": int((removed & is_poison).sum()) / n_poison,
+        "fpr": int((removed & ~is_poison).sum()) / n_clean if n_clean else None,
+    }
+
+
+def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float | None:
+    """Area under the ROC curve by ranks (Mann-Whitney U), NaN scores left out, ties half."""
+    seen = ~torch.isnan(scores)
+    scores, positive = scores[seen], positive[seen]
+    n1, n0 = int(positive.sum()), int((~positive).sum())
+    if not n1 or not n0:
+        return None
+    _, which, sizes = torch.unique(scores, return_inverse=True, return_counts=True)
+    last = sizes.cumsum(0).double()
+    ranks = (last - (sizes.double() - 1) / 2)[which]
+    u = float(ranks[positive].sum()) - n1 * (n1 + 1) / 2
+    return u / (n1 * n0)
+
+
+def run_facts(stages: dict[str, Entry], machine: str, command: str) -> dict[str, Any]:
+    """What may differ between two honest runs of one cell."""
+    seconds = {name: round(entry.seconds, 3) for name, entry in stages.items()}
+    rates = {
+        name: round(len(stages[name].meta["loss"]) * stages[name].meta["n_train"]
+                    / max(stages[name].seconds, 1e-9), 1)
+        for name in ("train", "retrain") if name in stages
+    }  # fmt: skip
+    return {
+        "seconds": seconds,
+        "images_per_s": rates,
+        "peak_memory_mib": round(_peak_mib(), 1),
+        "stages": {name: {"id": entry.id, "made": entry.made} for name, entry in stages.items()},
+        "versions": versions(),
+        "device": machine,
+        "git_commit": git_commit(),
+        "command": command,
+    }
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions of this package, Python and the libraries that decide numbers."""
+    found = {name: metadata.version(name) for name in LIBRARIES}
+    return {"backdoor_lab": backdoor_lab.__version__, "python": platform.python_version()} | found
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the checkout this code runs from, ``-dirty`` when changed; None elsewhere."""
+    here = Path(__file__).resolve().parents[2]
+    if not (here / ".git").exists():
+        return None
+    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+
+
+def _peak_mib() -> float:
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,152 @@
+"""A grid of cells: checked whole before any work, resumed, launched, and turned into tables."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from omegaconf import OmegaConf
+
+from backdoor_lab import stopping
+from backdoor_lab.errors import (
+    EXIT_DONE,
+    EXIT_SOME_FAILED,
+    ConfigError,
+    LabError,
+    Stopped,
+)
+from backdoor_lab.files import write_atomic, write_json
+from backdoor_lab.sweep.expand import Expander
+from backdoor_lab.sweep.listing import Asked, command_line, finished, merge_asked, status_of
+
+# Hydra's plugin scan executes plugin modules anew; BasicSweeper must be imported after it.
+Plugins.instance()
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
+
+log = logging.getLogger(__name__)
+NAME = "hydra_plugins.backdoor_lab_sweeper"
+
+
+class ResumeSweeper(BasicSweeper):
+    """Hydra's own product of choices, but for three things.
+
+    Every cell is checked before the first one starts; cells that have a record are not run
+    again; and after the last one the records, not the launcher, say how the sweep went.
+    """
+
+    def sweep(self, arguments: list[str]) -> int:
+        """Runs the sweep; returns the exit code."""
+        jobs = self._jobs(arguments)
+        asked = self._checked(jobs)
+        folder = Path(str(self.config.hydra.sweep.dir))
+        self._announce(folder, asked)
+        left = [each for each in asked if not finished(folder / each.id)]
+        if len(left) < len(asked):
+            log.warning("%d of %d cells are done already", len(asked) - len(left), len(asked))
+        if left:
+            self._launch(folder, spread(left))
+        return _conclude(folder, asked)
+
+    def _jobs(self, arguments: list[str]) -> list[list[str]]:
+        assert self.hydra_context is not None
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        jobs: list[list[str]] = self.split_arguments(overrides, None)[0]
+        if not jobs:
+            raise ConfigError("the sweep has no cells: a choice like glob(*) matched nothing")
+        return jobs
+
+    def _checked(self, jobs: Sequence[list[str]]) -> list[Asked]:
+        from backdoor_lab.sweep.preflight import Preflight
+
+        assert self.hydra_context is not None
+        expander: Any = Expander(self.hydra_context.config_loader, self.config)
+        preflight, found = Preflight(), {}
+        for number, job in enumerate(jobs, 1):
+            try:
+                cell = preflight.cell(expander.config(job))
+            except LabError as error:
+                where = f"cell {number} of {len(jobs)} ({' '.join(job)}): " if len(jobs) > 1 else ""
+                raise type(error)(f"{where}{error}") from error
+            # Two spellings of one choice (0.05, 5e-2) are one cell.
+            found.setdefault(cell.id, Asked(cell.id, cell.choices, cell.attack, tuple(job)))
+        if len(found) < len(jobs):
+            log.warning("%d of %d cells are the same as others", len(jobs) - len(found), len(jobs))
+        return list(found.values())
+
+    def _announce(self, folder: Path, asked: Sequence[Asked]) -> None:
+        from backdoor_lab.sweep.preflight import check_writable
+
+        check_writable(folder)
+        assert self.config is not None
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
+        said = {"schema": 1, "name": folder.name, "command": command_line()}
+        write_json(folder / "sweep.json", said | {"asked": merge_asked(folder, asked)})
+
+    def _launch(self, folder: Path, left: Sequence[Asked]) -> None:
+        assert self.launcher is not None
+        stopping.install()
+        stopping.forward_to_children()
+        size = self.max_batch_size or len(left)
+        for start in range(0, len(left), size):
+            batch = [_pinned(each, folder) for each in left[start : start + size]]
+            try:
+                self.launcher.launch(batch, initial_job_idx=start)
+            except Exception as error:
+                # A worker that was killed takes the launcher down with it. What counts is
+                # which records there are; the same command goes on with the rest.
+                log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+
+
+def register() -> None:
+    """Makes the sweeper known to Hydra, which takes sweepers from `hydra_plugins` alone."""
+    module = sys.modules[__name__]
+    if NAME not in sys.modules:
+        sys.modules[NAME] = module
+        ResumeSweeper.__module__ = NAME
+        Plugins.instance().register(ResumeSweeper)
+
+
+def spread(left: Sequence[Asked]) -> list[Asked]:
+    """The cells in an order in which neighbours have different attacks.
+
+    Cells that share an attack wait for one network; run side by side, all but one would idle.
+    """
+    seen: dict[str, int] = {}
+    ranks = []
+    for each in left:
+        key = json.dumps([each.attack, each.choices["model"], each.choices["recipe"]])
+        seen[key] = seen.get(key, -1) + 1
+        ranks.append(seen[key])
+    return [left[i] for i in sorted(range(len(left)), key=lambda i: (ranks[i], i))]
+
+
+def _pinned(each: Asked, folder: Path) -> list[str]:
+    # The worker must not work the names out again: it may see another working directory's data.
+    path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [*each.overrides, f"hydra.sweep.dir='{path}'", f"hydra.sweep.subdir={each.id}"]
+
+
+def _conclude(folder: Path, asked: Sequence[Asked]) -> int:
+    from backdoor_lab.reports import print_tables, write_tables
+
+    print_tables(write_tables(folder))
+    states = [status_of(folder / each.id) for each in asked]
+    done = sum(state == "done" for state in states)
+    for each, state in zip(asked, states, strict=True):
+        if state != "done":
+            log.error("%s: %s", each.id, state or "missing")
+    log.warning("%d of %d cells done: %s", done, len(asked), folder / "tables")
+    if stopping.requested():
+        raise Stopped("stopped on request; the same command goes on where this one stopped")
+    return EXIT_DONE if done == len(asked) else EXIT_SOME_FAILED
+
+
+register()

@@ -1,0 +1,33 @@
+"""Tensors in files: safetensors only, nothing in them can run."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from backdoor_lab.files import write_through
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Named tensors as one safetensors file."""
+    write_through(path, save({name: value.contiguous() for name, value in tensors.items()}))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU."""
+    found: dict[str, Tensor] = load_file(path)
+    return found
+
+
+def tensors_digest(tensors: dict[str, Tensor]) -> str:
+    """A hash of names, shapes, types and bytes."""
+    total = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().contiguous()
+        total.update(f"{name} {tuple(value.shape)} {value.dtype}\n".encode())
+        total.update(value.flatten().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()

@@ -1,0 +1,1 @@
+"""Networks, the LightningModule around them, the callback after training, and measuring."""

@@ -1,0 +1,116 @@
+"""Batches straight from uint8 images in memory: picked, augmented and stamped all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from backdoor_lab.seeds import torch_generator
+from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.types import TrainingSet
+
+
+class Batches:
+    """The batches of one training, epoch by epoch.
+
+    Order and augmentation of an epoch depend on `seed` and the epoch's number alone, so that a
+    run resumed at an epoch's start goes on exactly as the unbroken one. The last, incomplete
+    batch of an epoch is left out (other images each epoch) unless it is the only one.
+    """
+
+    def __init__(
+        self, training: TrainingSet, recipe: Recipe, *, seed: int, device: torch.device
+    ) -> None:
+        self.training = on_device(training, device)
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> Batches:
+        # Lightning tells a loader's `sampler` which epoch begins.
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that the next iteration gives."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return max(1, len(self.training) // self.recipe.batch)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # Not a generator function: the epoch is the one at the time of asking.
+        return self._batches(self.epoch)
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        generator = torch_generator(self.seed, "order", epoch)
+        order = torch.randperm(len(self.training), generator=generator).to(self.device)
+        augment = torch.Generator(self.device)
+        augment.manual_seed(torch_generator(self.seed, "augmentation", epoch).initial_seed())
+        for step in range(len(self)):
+            where = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
+            yield self._batch(where, augment)
+
+    def _batch(self, where: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        images = augmented(self.training.gather(where), self.recipe, generator)
+        if self.training.stamp is not None:
+            chosen = self.training.stamped(where)
+            images[chosen] = self.training.stamp(images[chosen])
+        return images, self.training.labels[where]
+
+
+def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
+    """The training set with its tensors on `device`; itself when they are there."""
+    if training.base.device.type == device.type:
+        return training
+    return TrainingSet(
+        training.base.to(device),
+        training.rows.to(device),
+        training.index.to(device),
+        training.labels.to(device),
+        training.classes,
+        training.digest,
+        training.stamp,
+    )
+
+
+def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    """A random crop, flip and cutout of each of `images` uint8 (b, C, H, W); same shape.
+
+    Crops are taken after padding with black by `recipe.crop` pixels, as in He et al. 2016,
+    section 4.2; a flip mirrors every second image on average.
+    """
+    if recipe.crop or recipe.flip:
+        images = _crop_and_flip(images, recipe, generator)
+    if recipe.cutout:
+        images = _cutout(images, recipe.cutout, generator)
+    return images
+
+
+def _crop_and_flip(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+    b, _, height, width = images.shape
+    device, pad = images.device, recipe.crop
+    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)) if pad else images
+    top, left = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator, device=device)
+    rows = top + torch.arange(height, device=device)
+    across = torch.arange(width, device=device).expand(b, width)
+    if recipe.flip:
+        flipped = torch.rand(b, 1, generator=generator, device=device) < 0.5
+        across = torch.where(flipped, width - 1 - across, across)
+    columns = left + across
+    which = torch.arange(b, device=device)[:, None, None]
+    # Indexed so, the channels come out last in memory, which is what the network wants.
+    picked = padded[which, :, rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def _cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    b, _, height, width = images.shape
+    device = images.device
+    centre_row = torch.randint(0, height, (b, 1, 1), generator=generator, device=device)
+    centre_column = torch.randint(0, width, (b, 1, 1), generator=generator, device=device)
+    rows = torch.arange(height, device=device)[:, None] - centre_row + side // 2
+    columns = torch.arange(width, device=device) - centre_column + side // 2
+    hole = (rows >= 0) & (rows < side) & (columns >= 0) & (columns < side)
+    return images.masked_fill(hole[:, None], 0)

@@ -1,0 +1,165 @@
+"""One training, from random weights or from its last checkpoint to the last epoch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from backdoor_lab.errors import Diverged, Stopped
+from backdoor_lab.seeds import derive
+from backdoor_lab.training.batches import Batches
+from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.models import build_model
+from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.types import TrainingSet
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What decides a training's weights: network, recipe, images, seed."""
+
+    model: dict[str, Any]
+    recipe: Recipe
+    training: TrainingSet
+    seed: int
+    mean: Tensor
+    std: Tensor
+
+
+def new_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifier:
+    """A classifier with fresh random weights."""
+    channels = job.training.base.shape[1]
+    net = build_model(
+        job.model, channels=channels, classes=len(job.training.classes), seed=job.seed
+    )
+    return Classifier(
+        net,
+        job.recipe,
+        mean=job.mean,
+        std=job.std,
+        total_steps=total_steps,
+        memory_format=machine.memory_format,
+    )
+
+
+def fit(
+    job: Job,
+    machine: Machine,
+    *,
+    scratch: Path | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    logger: Any = False,
+) -> Classifier:
+    """The trained classifier, on the CPU.
+
+    With `scratch` a checkpoint is kept there after every epoch, and a run that finds one goes
+    on from it: on a CPU it ends with the very weights of an unbroken run. Raises Diverged when
+    a loss or weight is not finite, Stopped when the process was asked to stop.
+    """
+    torch.set_num_threads(machine.threads)
+    batches = Batches(job.training, job.recipe, seed=job.seed, device=machine.device)
+    steps = len(batches) * job.recipe.epochs
+    module = new_classifier(job, machine, steps)
+    checkpoint = None if scratch is None else last_checkpoint(scratch)
+    extra = [] if scratch is None else [_checkpointer(scratch)]
+    trainer = trainer_for(
+        machine, epochs=job.recipe.epochs, callbacks=[*callbacks, _Reseed(job.seed), *extra],
+        logger=logger,
+    )  # fmt: skip
+    _run(trainer, module, batches, checkpoint)
+    return _finished(module)
+
+
+def trainer_for(
+    machine: Machine, *, epochs: int, callbacks: Sequence[pl.Callback], logger: Any = False
+) -> pl.Trainer:
+    """A Lightning Trainer for one device that prints nothing by itself."""
+    _quiet()
+    return pl.Trainer(
+        accelerator="gpu" if machine.device.type == "cuda" else "cpu",
+        devices=1,
+        precision="bf16-mixed" if machine.bf16 else "32-true",
+        max_epochs=epochs,
+        logger=logger,
+        log_every_n_steps=1,
+        callbacks=list(callbacks),
+        # Requeueing is the launcher's business, not Lightning's.
+        plugins=[LightningEnvironment()],
+        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+
+
+def last_checkpoint(scratch: Path) -> Path | None:
+    """The newest checkpoint that can be read; a damaged one is removed and warned of."""
+    for path in sorted(scratch.glob("*.ckpt"), key=lambda each: -each.stat().st_mtime_ns):
+        try:
+            torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever is wrong with it, it is of no use
+            log.warning("%s cannot be read (%s); going back further", path, error)
+            path.unlink(missing_ok=True)
+        else:
+            return path
+    return None
+
+
+class _Reseed(pl.Callback):
+    """Dropout and its like draw from torch's global generator: seeded anew every epoch."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        torch.manual_seed(derive(self.seed, "dropout", trainer.current_epoch))
+
+
+def _checkpointer(scratch: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
+        dirpath=scratch,
+        filename="{epoch}",
+        every_n_epochs=1,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+def _run(
+    trainer: pl.Trainer, module: Classifier, batches: Batches, checkpoint: Path | None
+) -> None:
+    try:
+        trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
+    except SIGTERMException as error:
+        raise Stopped("stopped by SIGTERM during training") from error
+
+
+def _finished(module: Classifier) -> Classifier:
+    module.cpu()
+    for name, value in module.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise Diverged(f"weight {name} is not finite after training")
+    return module.eval()
+
+
+def _quiet() -> None:
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*srun.*", ".*LeafSpec.*", ".*tensorboard.*",
+                 ".*GPU available but not used.*", ".*Checkpoint directory.*exists.*"):  # fmt: skip
+        warnings.filterwarnings("ignore", text)

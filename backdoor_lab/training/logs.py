@@ -1,0 +1,46 @@
+"""Loggers by name, from a fixed list: nothing else is imported for a `_target_`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import ConfigError, unknown
+
+LOGGERS = {
+    "pytorch_lightning.loggers.CSVLogger": "pytorch_lightning",
+    "pytorch_lightning.loggers.TensorBoardLogger": "tensorboard",
+    "pytorch_lightning.loggers.WandbLogger": "wandb",
+    "pytorch_lightning.loggers.MLFlowLogger": "mlflow",
+}
+
+
+def check_logger(config: dict[str, Any]) -> None:
+    """Raises ConfigError for a logger that is not on the list or not installed."""
+    target = config.get("_target_")
+    if target is None:
+        return
+    if target not in LOGGERS:
+        raise unknown("`logger._target_`", target, LOGGERS)
+    package = LOGGERS[target]
+    if importlib.util.find_spec(package) is None:
+        raise ConfigError(f"`logger`: {package} is not installed: pip install {package}")
+
+
+def logger_of(config: dict[str, Any], stage: str, folder: Path) -> Any:
+    """The Lightning logger of a `logger` group for one training, or False for none.
+
+    `folder` is where it writes when the group does not say.
+    """
+    check_logger(config)
+    if config.get("_target_") is None:
+        return False
+    module, _, name = config["_target_"].rpartition(".")
+    arguments = {key: value for key, value in config.items() if key != "_target_"}
+    if arguments.get("save_dir", "") is None:
+        arguments["save_dir"] = str(folder)
+    if "name" in arguments:
+        arguments["name"] = f"{arguments['name']}/{stage}"
+    return getattr(importlib.import_module(module), name)(**arguments)

@@ -1,0 +1,102 @@
+"""Where a cell is computed: device, number format, threads. None of this decides a result."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdoor_lab import checks
+from backdoor_lab.errors import ConfigError
+
+ACCELERATORS = ("auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A device and how to use it. `bf16`: forward and backward in bfloat16, weights float32."""
+
+    device: torch.device
+    bf16: bool
+    channels_last: bool
+    threads: int
+
+    def describe(self) -> str:
+        """One line for the record."""
+        number = "bf16" if self.bf16 else "fp32"
+        if self.device.type == "cuda":
+            return f"gpu: {torch.cuda.get_device_name(self.device)}, {number}"
+        return f"cpu: {_processor()}, {self.threads} thread{'s' * (self.threads > 1)}, {number}"
+
+    def autocast(self) -> torch.autocast:
+        """The number format of forward passes."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
+    """The machine that a `trainer` group asks for.
+
+    Raises ConfigError when a GPU is asked for and there is none.
+    """
+    check_trainer(config)
+    wanted = config["accelerator"]
+    found = torch.cuda.is_available()
+    if wanted == "gpu" and not found:
+        raise ConfigError(
+            "`trainer=gpu`, but torch sees no GPU here; trainer=cpu runs the same on the CPU,"
+            " trainer=auto takes a GPU when there is one"
+        )
+    device = torch.device("cuda" if found and wanted != "cpu" else "cpu")
+    threads = config["threads"] or max(1, _cores() // max(1, parallel_cells))
+    return Machine(device, _bf16(config["precision"], device), config["channels_last"], threads)
+
+
+def check_trainer(config: dict[str, Any]) -> None:
+    """Raises ConfigError for a `trainer` key or value that does not exist."""
+    keys = ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint")
+    checks.keys("trainer", config, keys)
+    checks.choice("trainer.accelerator", config["accelerator"], ACCELERATORS)
+    checks.choice("trainer.precision", str(config["precision"]), ("auto", "32", "bf16"))
+    checks.choice("trainer.progress", config["progress"], ("auto", "bar", "lines", "none"))
+    checks.flag("trainer.channels_last", config["channels_last"])
+    checks.flag("trainer.checkpoint", config["checkpoint"])
+    if config["threads"] is not None:
+        checks.whole("trainer.threads", config["threads"], low=1)
+
+
+def _bf16(precision: object, device: torch.device) -> bool:
+    if str(precision) != "auto":
+        return str(precision) == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Without these instructions bfloat16 is emulated, and slower than float32.
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpuinfo(key: str) -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
+    lines = (line.partition(":") for line in text.splitlines())
+    return next((value.strip() for name, _, value in lines if name.strip() == key), "")
+
+
+def _cpu_flags() -> set[str]:
+    return set(_cpuinfo("flags").split())
+
+
+def _processor() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()

@@ -1,0 +1,112 @@
+"""Inference over many images: features, accuracy on clean tests, attack success rate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import stopping
+from backdoor_lab.errors import Diverged
+from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.models import Tap
+from backdoor_lab.training.module import Classifier
+from backdoor_lab.types import Features, Images, TrainingSet
+
+CHUNK = 512
+
+
+def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation float32 (C,) of `images` uint8 (n, C, H, W), in 0..255.
+
+    Exact sums of integers: the same on every machine and for any number of threads.
+    """
+    channels = images.shape[1]
+    counts = torch.stack(
+        [torch.bincount(images[:, c].flatten(), minlength=256) for c in range(channels)]
+    ).double()
+    values = torch.arange(256, dtype=torch.float64)
+    total = counts.sum(dim=1)
+    mean = (counts * values).sum(dim=1) / total
+    variance = (counts * (values - mean[:, None]) ** 2).sum(dim=1) / total
+    return mean.float(), variance.sqrt().clamp(min=1.0).float()
+
+
+@torch.inference_mode()
+def predictions(module: Classifier, images: Tensor, machine: Machine) -> Tensor:
+    """The predicted class int64 (n,) of each of `images` uint8 (n, C, H, W)."""
+    return _over(module, len(images), machine, lambda a, b: images[a:b], lambda x: x.argmax(dim=1))
+
+
+def extract(module: Classifier, training: TrainingSet, layer: str, machine: Machine) -> Features:
+    """Features of every training example: no augmentation, inference mode, at `layer`.
+
+    Computed in float32 also where training uses bfloat16: scores are differences from a mean.
+    Raises Diverged when one is not finite.
+    """
+    machine = replace(machine, bf16=False)
+
+    def images(start: int, stop: int) -> Tensor:
+        where = torch.arange(start, stop)
+        picked = training.gather(where)
+        if training.stamp is not None:
+            chosen = training.stamped(where)
+            picked[chosen] = training.stamp(picked[chosen])
+        return picked
+
+    with torch.inference_mode(), Tap(module.net, layer) as tap:
+        values = _over(module, len(training), machine, images, lambda _: tap.values.float())
+    bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
+    if len(bad):
+        raise Diverged(f"features of {len(bad)} examples are not finite, first at {int(bad[0])}")
+    return Features(values, training.labels)
+
+
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """The share of `predicted` int64 (n,) that equals `labels` int64 (n,)."""
+    return float((predicted == labels).double().mean())
+
+
+def attack_success(
+    module: Classifier,
+    test: Images,
+    where: Tensor,
+    trigger: Callable[[Tensor], Tensor],
+    target: int,
+    machine: Machine,
+) -> float | None:
+    """The share of the triggered test images `where` int64 (m,) classified as `target`.
+
+    None when there are none.
+    """
+    if not len(where):
+        return None
+    with torch.inference_mode():
+        predicted = _over(
+            module,
+            len(where),
+            machine,
+            lambda a, b: trigger(test.images[where[a:b]]),
+            lambda x: x.argmax(dim=1),
+        )
+    return float((predicted == target).double().mean())
+
+
+def _over(
+    module: Classifier,
+    n: int,
+    machine: Machine,
+    images: Callable[[int, int], Tensor],
+    take: Callable[[Tensor], Tensor],
+) -> Tensor:
+    torch.set_num_threads(machine.threads)
+    module.to(machine.device).eval()
+    parts = []
+    for start in range(0, n, CHUNK):
+        stopping.check()
+        chunk = images(start, min(n, start + CHUNK)).to(machine.device)
+        with machine.autocast():
+            parts.append(take(module(chunk)).clone())
+    return torch.cat(parts).cpu()

@@ -1,0 +1,173 @@
+"""Networks: torchvision's ResNets with any width and either stem, other classifiers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backdoor_lab import checks
+from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.seeds import derive
+
+STEMS = ("cifar", "imagenet")
+PENULTIMATE = "penultimate"
+
+
+def check_model(config: dict[str, Any], *, classes: int) -> None:
+    """Raises ConfigError for a name, width or stem that no network here has."""
+    checks.keys("model", config, ("name", "width", "stem"))
+    name, width, stem = config["name"], config["width"], config["stem"]
+    names = classifiers()
+    if name not in names:
+        raise unknown("`model.name`", name, names)
+    if not _is_resnet(name):
+        if width is not None or stem is not None:
+            raise ConfigError(f"`model.name={name}` has no `width` or `stem`; set both to null")
+        return
+    checks.choice("model.stem", stem, STEMS)
+    checks.whole("model.width", width, low=1, below=4097)
+    if width != 64 and _residual_planes(name) is None:
+        raise ConfigError(f"`model.width` must be 64 for {name}, got {width}")
+
+
+def classifiers() -> list[str]:
+    """The names of torchvision's image classifiers."""
+    from torchvision import models
+
+    return list(models.list_models(module=models))
+
+
+def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: int) -> nn.Module:
+    """A network with fresh random weights that depend on `seed` alone.
+
+    Input float (n, channels, H, W), output logits (n, classes).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "weights"))
+        if _is_resnet(config["name"]):
+            net = _resnet(config["name"], config["width"], config["stem"], channels, classes)
+        else:
+            net = _other(config["name"], channels, classes)
+    return net
+
+
+def head(net: nn.Module) -> nn.Linear:
+    """The last linear layer; what goes into it are the penultimate features."""
+    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise ConfigError(f"{type(net).__name__} has no linear layer: its features are undefined")
+    return layers[-1]
+
+
+class Tap:
+    """Catches what passes a layer during a forward pass: ``with Tap(net, layer) as tap``.
+
+    `layer` is ``penultimate`` (the input of the last linear layer) or a module's name
+    (``layer4``), whose output is flattened. `tap.values` float (n, d) of the last pass.
+    """
+
+    def __init__(self, net: nn.Module, layer: str) -> None:
+        self.values: Tensor = torch.empty(0)
+        self._handle: Any = None
+        self._module, self._before = layer_of(net, layer)
+
+    def __enter__(self) -> Tap:
+        if self._before:
+            self._handle = self._module.register_forward_pre_hook(self._catch_input)
+        else:
+            self._handle = self._module.register_forward_hook(self._catch_output)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _catch_input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.values = inputs[0].flatten(1)
+
+    def _catch_output(self, _: nn.Module, __: object, output: Tensor) -> None:
+        self.values = output.flatten(1)
+
+
+def layer_of(net: nn.Module, layer: str) -> tuple[nn.Module, bool]:
+    """The module for a layer's name, and whether its input (not its output) is meant."""
+    if layer == PENULTIMATE:
+        return head(net), True
+    known = dict(net.named_modules())
+    if layer not in known or not layer:
+        names = [PENULTIMATE, *(name for name, _ in net.named_children())]
+        raise unknown("`protocol.layer`", layer, names)
+    return known[layer], False
+
+
+def _is_resnet(name: str) -> bool:
+    return name.startswith(("resnet", "resnext", "wide_resnet"))
+
+
+def _residual_planes(name: str) -> list[int] | None:
+    depths = {
+        "resnet18": [2, 2, 2, 2],
+        "resnet34": [3, 4, 6, 3],
+        "resnet50": [3, 4, 6, 3],
+        "resnet101": [3, 4, 23, 3],
+    }
+    return depths.get(name)
+
+
+def _resnet(name: str, width: int, stem: str, channels: int, classes: int) -> nn.Module:
+    from torchvision import models
+    from torchvision.models.resnet import BasicBlock, Bottleneck
+
+    net: Any = models.get_model(name, weights=None, num_classes=classes)
+    depths = _residual_planes(name)
+    if width != 64 and depths is not None:
+        block: Any = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
+        net.inplanes, net.bn1 = width, nn.BatchNorm2d(width)
+        for stage, depth in enumerate(depths):
+            layer = net._make_layer(block, width << stage, depth, stride=1 if stage == 0 else 2)
+            setattr(net, f"layer{stage + 1}", layer)
+        net.fc = nn.Linear((width << 3) * block.expansion, classes)
+    if stem == "cifar":
+        net.conv1 = nn.Conv2d(channels, width, 3, stride=1, padding=1, bias=False)
+        net.maxpool = nn.Identity()
+    elif width != 64 or channels != 3:
+        net.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+    net.apply(_initialise)
+    return net
+
+
+def _initialise(module: nn.Module) -> None:
+    # As torchvision's ResNet does for itself; layers replaced above need it again.
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def _other(name: str, channels: int, classes: int) -> nn.Module:
+    from torchvision import models
+
+    make: Callable[..., nn.Module] = models.get_model
+    net = make(name, weights=None, num_classes=classes)
+    first = next((m for m in net.named_modules() if isinstance(m[1], nn.Conv2d)), None)
+    if channels != 3 and first is not None:
+        path, conv = first[0], first[1]
+        assert isinstance(conv, nn.Conv2d)
+        parent = net.get_submodule(path.rpartition(".")[0])
+        setattr(parent, path.rpartition(".")[2], _with_channels(conv, channels))
+    return net
+
+
+def _with_channels(conv: nn.Conv2d, channels: int) -> nn.Conv2d:
+    size: Any = conv.kernel_size
+    return nn.Conv2d(
+        channels,
+        conv.out_channels,
+        size,
+        conv.stride,  # type: ignore[arg-type]
+        conv.padding,  # type: ignore[arg-type]
+        bias=conv.bias is not None,
+    )

@@ -1,0 +1,95 @@
+"""The LightningModule: one network, its loss, its optimizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from backdoor_lab.errors import Diverged
+from backdoor_lab.training.recipe import Recipe, optimizer_of
+
+
+class Classifier(pl.LightningModule):
+    """A network that takes raw uint8 images and normalises them itself.
+
+    So training, feature extraction and every test see one normalisation: `mean` and `std`
+    float (C,), in units of 0..255, are buffers of the module. Batches come on the device as
+    uint8 (b, C, H, W) with labels int64 (b,).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        net: nn.Module,
+        recipe: Recipe,
+        *,
+        mean: Tensor,
+        std: Tensor,
+        total_steps: int,
+        memory_format: torch.memory_format = torch.contiguous_format,
+    ) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.recipe, self.total_steps, self.memory_format = recipe, total_steps, memory_format
+        self.register_buffer("mean", mean.view(1, -1, 1, 1))
+        self.register_buffer("std", std.view(1, -1, 1, 1))
+        self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+        self.history: list[float] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits float (b, classes) of `images` uint8 (b, C, H, W)."""
+        scaled = (images.float() - self.mean) / self.std
+        logits: Tensor = self.net(scaled.contiguous(memory_format=self.memory_format))
+        return logits
+
+    def on_train_epoch_start(self) -> None:
+        self._sum = torch.zeros((), dtype=torch.float64, device=self.device)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], step: int) -> Tensor:
+        images, labels = batch
+        loss: Tensor = self.loss(self(images), labels)
+        self._sum += loss.detach()
+        if self.device.type == "cpu":
+            # On a GPU this look would make it wait; there the epoch's sum is looked at.
+            self._check(loss, step)
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        mean_loss = self.epoch_loss()
+        self._check(torch.tensor(mean_loss), int(self.trainer.num_training_batches) - 1)
+        self.history.append(round(mean_loss, 6))
+        self.log_dict({"loss": mean_loss, "lr": self._rate()})
+
+    def epoch_loss(self) -> float:
+        """The mean loss over the batches of the epoch that just ended."""
+        return float(self._sum) / self.trainer.num_training_batches
+
+    def configure_optimizers(self) -> Any:
+        sgd, schedule = optimizer_of(self.recipe, self.net, self.total_steps)
+        return {"optimizer": sgd, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["history"] = list(self.history)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.history = list(checkpoint["history"])
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
+        # Batches are made on the device.
+        return batch
+
+    def _rate(self) -> float:
+        optimizer: Any = self.optimizers()
+        return float(optimizer.param_groups[0]["lr"])
+
+    def _check(self, loss: Tensor, step: int) -> None:
+        if not bool(torch.isfinite(loss)):
+            raise Diverged(
+                f"loss is {float(loss)} at epoch {self.current_epoch + 1}, step {step + 1}"
+                f" (recipe.lr={self.recipe.lr:g}); lower recipe.lr"
+            )
