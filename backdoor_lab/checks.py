@@ -15,15 +15,16 @@ NAME = re.compile(r"[a-z0-9_.-]{1,64}\Z")
 
 def number(name: str, value: Any, *, low: float = -math.inf, below: float = math.inf) -> float:
     """`value` as a float with ``low <= value < below``; text, bool and NaN are refused."""
-    good = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not good or not low <= value < below:
-        raise ConfigError(f"`{name}` must satisfy {_span(name, low, below)}, got {value!r}")
+    if not _is_number(value) or not low <= value < below:
+        raise ConfigError(f"`{name}` must {_span(name, low, below)}, got {value!r}")
     return float(value)
 
 
 def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> int:
     """`value` as an int with ``low <= value < below``; 3.0 counts as whole, 3.5 does not."""
-    if number(name, value, low=low, below=below) != int(value):
+    number(name, value, low=low, below=below)
+    # Not by way of float, which cannot hold every int above 2**53.
+    if value != int(value):
         raise ConfigError(f"`{name}` must be a whole number, got {value!r}")
     return int(value)
 
@@ -48,7 +49,7 @@ def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for key in given:
         if key not in known:
-            raise unknown(f"key `{where}.{key}`" if where else f"key `{key}`", key, known)
+            raise unknown(f"key in `{where}`" if where else "key", key, known)
 
 
 def safe_name(name: str, value: Any) -> str:
@@ -69,4 +70,13 @@ def inside(root: Path, path: Path) -> Path:
 def _span(name: str, low: float, below: float) -> str:
     left = "" if low == -math.inf else f"{low:g} <= "
     right = "" if below == math.inf else f" < {below:g}"
-    return f"{left}{name}{right}" if left or right else f"{name} a number"
+    return f"satisfy {left}{name}{right}" if left or right else "be a finite number"
+
+
+def _is_number(value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

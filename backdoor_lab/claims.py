@@ -34,6 +34,7 @@ class Claim:
         self.path, self.patience, self.clock, self.sleep = path, patience, clock, sleep
         self.token = uuid.uuid4().hex
         self._released = threading.Event()
+        self._writing = threading.Lock()
 
     def take(self, nothing_to_do: Callable[[], bool]) -> bool:
         """Waits for the claim; False when `nothing_to_do()` became true meanwhile."""
@@ -55,16 +56,23 @@ class Claim:
     def release(self) -> None:
         """Gives the claim back, if it is still ours."""
         self._released.set()
-        if _token(_text(self.path)) == self.token:
-            self.path.unlink(missing_ok=True)
+        # Not between a beat's look and its write, which would bring the claim back.
+        with self._writing:
+            if _token(_text(self.path)) == self.token:
+                self.path.unlink(missing_ok=True)
 
     def _create(self) -> bool:
         try:
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        with os.fdopen(handle, "w") as stream:
-            stream.write(self._says(0))
+        try:
+            with os.fdopen(handle, "w") as stream:
+                stream.write(self._says(0))
+        except OSError:
+            # An empty claim names no owner: everybody would wait for its patience to end.
+            self.path.unlink(missing_ok=True)
+            raise
         return True
 
     def _says(self, beat: int) -> str:
@@ -86,15 +94,19 @@ class Claim:
         beat = 0
         while not self._released.wait(BEAT):
             beat += 1
-            if _token(_text(self.path)) != self.token:
-                return
-            part = self.path.with_name(f".beat-{self.token}")
-            try:
-                part.write_text(self._says(beat))
-                os.replace(part, self.path)
-            except OSError:
-                # A full disk stops the beat, at worst somebody computes the same thing too.
-                part.unlink(missing_ok=True)
+            with self._writing:
+                if self._released.is_set() or _token(_text(self.path)) != self.token:
+                    return
+                self._say(beat)
+
+    def _say(self, beat: int) -> None:
+        part = self.path.with_name(f".beat-{self.token}")
+        try:
+            part.write_text(self._says(beat))
+            os.replace(part, self.path)
+        except OSError:
+            # A full disk stops the beat, at worst somebody computes the same thing too.
+            part.unlink(missing_ok=True)
 
 
 def machine() -> str:
@@ -117,7 +129,7 @@ def _start_of(pid: int) -> str:
 def _alive(pid: int, start: str) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
@@ -134,7 +146,7 @@ def _state_of(pid: int) -> str:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text()
+        return path.read_text(errors="replace")
     except FileNotFoundError:
         return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LISTED = 30
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 
 
@@ -53,4 +54,5 @@ def unknown(what: str, given: object, known: Iterable[object]) -> ConfigError:
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return ConfigError(f"{what} {given!r} is not known.{hint} Known: {', '.join(names)}.")
+    listed = ", ".join(names) if len(names) <= LISTED else f"{len(names)} names"
+    return ConfigError(f"{what} {given!r} is not known.{hint} Known: {listed}.")

@@ -39,15 +39,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
     Raises StoreFull when there is no room; the temporary file is gone then.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.part")
     with room(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             write_through(part, data)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-    sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -6,6 +6,8 @@ Heavy imports stand inside functions: ``--help`` and tab completion answer at on
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -16,13 +18,20 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from backdoor_lab import stopping
-from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, LabError, Stopped
+from backdoor_lab import checks, stopping
+from backdoor_lab.errors import (
+    EXIT_BAD_CONFIG,
+    EXIT_DONE,
+    EXIT_SOME_FAILED,
+    LabError,
+    Stopped,
+    unknown,
+)
 from backdoor_lab.files import digest
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name")
-_outcome = {"code": EXIT_DONE, "driver": 0}
+_outcome: dict[str, Any] = {}
 
 
 def conf_dir() -> str:
@@ -46,7 +55,7 @@ def sweep_name(_root_: DictConfig) -> str:
     """
     overrides = OmegaConf.select(_root_, "hydra.overrides.task") or []
     asked = sorted(each for each in overrides if not each.lstrip("+~").startswith(ASIDE))
-    name = str(_root_.name)
+    name = checks.safe_name("name", str(_root_.name))
     only_experiment = [each for each in asked if each != f"experiment={name}"] == []
     return name if only_experiment and asked else f"{name}-{digest(asked, 8)}"
 
@@ -66,13 +75,13 @@ def task(config: DictConfig) -> str:
     single = settings.mode is None or settings.mode.name == "RUN"
     try:
         status = run_job(plain(config), Path(settings.runtime.output_dir), _parallel(settings))
-    except Stopped:
-        if os.getpid() != _outcome["driver"]:
-            return "stopped"
-        if not single:
+    except LabError as error:
+        if not single and os.getpid() == _outcome.get("driver") and isinstance(error, Stopped):
             # Out of the launcher's loop, past its remaining cells.
             raise SystemExit(Stopped.exit_code) from None
-        raise
+        # Raised here, Hydra would print it its own way; a sweep's driver looks at the records.
+        _outcome["error"] = error
+        return str(error)
     if single and status != "done":
         _outcome["code"] = EXIT_SOME_FAILED
     return status
@@ -80,13 +89,18 @@ def task(config: DictConfig) -> str:
 
 def main() -> NoReturn:
     """Runs the command line and exits with 0, 1, 2 or 75 (see errors.py)."""
-    _outcome.update(code=EXIT_DONE, driver=os.getpid())
+    _outcome.update(code=EXIT_DONE, driver=os.getpid(), error=None)
     # Hydra hands its errors on instead of printing them its own way.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Several processes and BLAS threads of their own would fight over the cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if hasattr(signal, "SIGPIPE") and {"--help", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
+        # Ended quietly when whoever reads has enough, as in `... --help | head`.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         _hydra_main()
+        if _outcome["error"] is not None:
+            raise _outcome["error"]
     except Exception as error:
         sys.exit(_explain(error))
     sys.exit(_outcome["code"])
@@ -110,21 +124,38 @@ def _explain(error: BaseException) -> int:
 def _known(error: BaseException | None) -> BaseException | None:
     from hydra.errors import HydraException
 
-    last = None
+    first = None
     while error is not None:
         if isinstance(error, LabError):
             return error
         if isinstance(error, (HydraException, OmegaConfBaseException)):
-            last = error
+            first = first or error
+        if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
+            first = error
         error = error.__cause__ or error.__context__
-    return last
+    return first
 
 
 def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    noise = ("full_key:", "object_type=", "reference_type=", "See https", "Check that the")
-    text = " ".join(line for line in lines if not line.startswith(noise))
-    return text or type(error).__name__
+    text = str(error)
+    key = re.match(r"Could not override '([^']+)'", text)
+    if key:
+        return str(unknown("key", key[1], known_keys(Path(conf_dir()))))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    noise = ("full_key:", "object_type=", "reference_type=", "See https", "Check that the",
+             "Config search path", "provider=")  # fmt: skip
+    said = " ".join(line for line in lines if not line.startswith(noise))
+    return said or type(error).__name__
+
+
+def known_keys(conf: Path) -> list[str]:
+    """Every key that a configuration may have, ``dataset.size`` and the like."""
+    keys = {str(key) for key in OmegaConf.load(conf / "config.yaml")} - {"defaults", "hydra"}
+    for path in conf.glob("*/*.yaml"):
+        group = path.parent.name
+        if group not in ("hydra", "experiment"):
+            keys |= {group} | {f"{group}.{key}" for key in OmegaConf.load(path)}
+    return sorted(keys)
 
 
 def _register() -> None:

@@ -1,9 +1,9 @@
 """The stage store: what a stage computed, published once under a hash of what decides it.
 
-    <root>/<stage>/<id>/manifest.json + files      published by one rename (R2)
-    <root>/<stage>/<id>.claim                      somebody is computing it (R3)
-    <root>/<stage>/.work-<id>/                     checkpoints of an unfinished stage
-    <root>/<stage>/.bad-<id>-...                   set aside: its hashes did not match
+<root>/<stage>/<id>/manifest.json + files      published by one rename (R2)
+<root>/<stage>/<id>.claim                      somebody is computing it (R3)
+<root>/<stage>/.work-<id>/                     checkpoints of an unfinished stage
+<root>/<stage>/.bad-<id>-...                   set aside: its hashes did not match
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class Store:
             return None
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
-            damage = None if folder.name in self._verified else _damage(folder, manifest)
+            damage = _torn(manifest)
+            if not damage and folder.name not in self._verified:
+                damage = _damage(folder, manifest)
             stored = canonical(manifest["inputs"])
             entry = Entry(folder, folder.name, manifest["meta"], False, manifest["seconds"])
         except FileNotFoundError:
@@ -154,7 +156,9 @@ def _seal(
         "files": files,
         "seconds": round(seconds, 3),
     }
-    text = json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False)
+    # As it will be read back: JSON knows no tuples, and no numbers as keys.
+    manifest = json.loads(json.dumps(manifest, allow_nan=False))
+    text = json.dumps(manifest | {"seal": digest(manifest)}, indent=1, sort_keys=True)
     write_through(part / MANIFEST, text.encode())
     sync_folder(part)
 
@@ -163,10 +167,23 @@ def _publish(part: Path, folder: Path) -> None:
     try:
         os.rename(part, folder)
     except OSError:
+        if not folder.exists():
+            raise
         # Whoever published first is as good as we are: the same inputs, the same output.
         if not (folder / MANIFEST).is_file():
-            raise
+            _set_aside(folder, f"{MANIFEST} is missing")
+            os.rename(part, folder)
     sync_folder(folder.parent)
+
+
+def _torn(manifest: dict[str, Any]) -> str | None:
+    # The figures of a stage stand in the manifest itself, so it has a hash of its own.
+    said = {key: value for key, value in manifest.items() if key != "seal"}
+    # Manifests written before there were seals have exactly these keys.
+    unsealed = set(manifest) == {"stage", "inputs", "meta", "files", "seconds"}
+    if unsealed or manifest["seal"] == digest(said):
+        return None
+    return f"{MANIFEST} does not have its own hash"
 
 
 def _damage(folder: Path, manifest: dict[str, Any]) -> str | None:

@@ -82,7 +82,13 @@ class TrainingSet:
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
         """The same set without the positions where `mask` bool (n,) is false."""
         return TrainingSet(
-            self.base, self.rows, self.index[mask], self.labels[mask], self.classes, digest, self.stamp
+            self.base,
+            self.rows,
+            self.index[mask],
+            self.labels[mask],
+            self.classes,
+            digest,
+            self.stamp,
         )
 
 

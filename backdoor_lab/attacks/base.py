@@ -48,8 +48,11 @@ class PixelTrigger(Trigger):
     """
 
     def __init__(self, positions: list[tuple[int, int]], color: int | list[int]) -> None:
-        if not positions:
-            raise ConfigError("`trigger` needs at least one pixel position")
+        if not isinstance(positions, (list, tuple)) or not positions:
+            raise ConfigError(
+                "`trigger` needs a list of at least one pixel position [row, column],"
+                f" got {positions!r}"
+            )
         self.positions = [_position(pair) for pair in positions]
         self.color = _color(color)
 

@@ -154,8 +154,9 @@ def asr_test_set(labels: Tensor, plan: Plan) -> Tensor:
     """Positions int64 of the test images on which the attack success rate is measured."""
     if plan.asr_on == "all":
         return torch.arange(len(labels))
-    mask = labels != plan.target if plan.asr_on == "not_target" else labels == plan.source
-    return mask.nonzero().flatten()
+    if plan.asr_on == "source" and plan.source is not None:
+        return labels.eq(plan.source).nonzero().flatten()
+    return labels.ne(plan.target).nonzero().flatten()
 
 
 def _counted_against(plan: Plan, per_class: Sequence[int]) -> int:
@@ -168,10 +169,10 @@ def _counted_against(plan: Plan, per_class: Sequence[int]) -> int:
 
 
 def _choose(labels: Tensor, plan: Plan, wanted: int, seed: int) -> Tensor:
-    if plan.eligible == "source":
-        mask = labels == plan.source
+    if plan.eligible == "source" and plan.source is not None:
+        mask = labels.eq(plan.source)
     elif plan.eligible == "not_target":
-        mask = labels != plan.target
+        mask = labels.ne(plan.target)
     else:
         mask = torch.ones_like(labels, dtype=torch.bool)
     eligible = mask.nonzero().flatten()

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 Grid = NDArray[np.float64]
 Outline = Callable[[Grid, Grid], Grid]
 
-BACKGROUND = (25.0, 50.0)
+BACKGROUND = (15.0, 30.0)
 """The darkest and brightest background, in steps of 0 to 255."""
 
-CONTRAST = (15.0, 35.0)
+CONTRAST = (14.0, 26.0)
 """How much brighter than its background the object is."""
 
 _SPLITS = {"train": 0, "test": 1}
@@ -102,7 +102,7 @@ def draw(
     channels: int = 3,
     seed: int = 0,
     split: str = "train",
-    noise: float = 14.0,
+    noise: float = 9.0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Draw `per_class` images of every class, in random order of classes.
 
@@ -155,13 +155,15 @@ def _coordinates(rng: np.random.Generator, count: int, size: int) -> tuple[Grid,
 
 def _colours(rng: np.random.Generator, count: int, channels: int) -> tuple[Grid, Grid]:
     """A background and a brighter object colour, each (count, channels, 1, 1)."""
-    back = rng.uniform(*BACKGROUND, (count, 1, 1, 1)) + rng.uniform(-8, 8, (count, channels, 1, 1))
-    contrast = rng.uniform(*CONTRAST, (count, 1, 1, 1)) + rng.uniform(-8, 8, (count, channels, 1, 1))
+    back = rng.uniform(*BACKGROUND, (count, 1, 1, 1)) + rng.uniform(-5, 5, (count, channels, 1, 1))
+    contrast = rng.uniform(*CONTRAST, (count, 1, 1, 1)) + rng.uniform(
+        -8, 8, (count, channels, 1, 1)
+    )
     return back, back + contrast
 
 
 def _shading(rng: np.random.Generator, count: int, size: int) -> Grid:
     """A slope of light over the background: (count, 1, size, size)."""
     axis = np.linspace(-1.0, 1.0, size)
-    dx, dy = rng.uniform(-8, 8, (2, count, 1, 1, 1))
+    dx, dy = rng.uniform(-5, 5, (2, count, 1, 1, 1))
     return dx * axis + dy * axis[:, None]

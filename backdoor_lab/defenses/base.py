@@ -93,6 +93,7 @@ class Filter(Defense):
             label: (features.labels == label).nonzero().flatten()
             for label in range(len(known.classes))
         }
+        finite(features.values, "rows of features")
         looked_at, notes = self._looked_at(features, members, known)
         scores = torch.full((len(features.labels),), torch.nan, dtype=torch.float64)
         keep = torch.ones(len(scores), dtype=torch.bool)
@@ -100,7 +101,9 @@ class Filter(Defense):
             where = members[label]
             scores[where] = self.scores(features.values[where]).double().cpu()
             removed = self.budget.size(len(where), known.epsilon)
-            removed = split(scores[where]) if removed is None else removed
+            if removed is None:
+                finite(scores[where], "scores")
+                removed = self.budget.capped(split(scores[where]), len(where), known.epsilon)
             if removed >= len(where) > 0:
                 self._refuse(known, label, removed, len(where))
             keep[where[cut(scores[where], removed, seed=known.seed)]] = False
@@ -136,15 +139,20 @@ def cut(scores: Tensor, removed: int, *, seed: int) -> Tensor:
     last, nor by removing all of them. Raises Diverged when a score is not finite: NaN has no
     rank.
     """
-    bad = (~torch.isfinite(scores)).nonzero().flatten()
-    if len(bad):
-        raise Diverged(
-            f"{len(bad)} of {len(scores)} scores are not finite, the first at position"
-            f" {int(bad[0])}: they cannot be ranked"
-        )
+    finite(scores, "scores")
     shuffled = torch.randperm(len(scores), generator=torch_generator(seed, "ties"))
     order = scores[shuffled].sort(descending=True, stable=True).indices
     return shuffled[order[:removed]]
+
+
+def finite(values: Tensor, what: str) -> None:
+    """Raises Diverged when one of `values` (n, ...) is NaN or infinite."""
+    bad = (~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).nonzero().flatten()
+    if len(bad):
+        raise Diverged(
+            f"{len(bad)} of {len(values)} {what} are not finite, the first at position"
+            f" {int(bad[0])}: they cannot be ranked"
+        )
 
 
 def outliers(values: dict[int, float], threshold: float = 3.5) -> list[int]:

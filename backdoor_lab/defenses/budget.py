@@ -36,17 +36,23 @@ class Budget:
                     f"`defense.budget` must be {RULE} percentile), 100 (examples) or auto,"
                     f" got {text!r}"
                 )
+        if self.cap == "auto":
+            raise ConfigError("`defense.budget_cap` must be a number of examples, got 'auto'")
         self._check_percent()
 
     @property
     def needs_epsilon(self) -> bool:
+        """Whether the number of poisoned images must be told."""
         return "eps" in f"{self.text}{self.cap}"
 
     def size(self, class_size: int, epsilon: int | None) -> int | None:
         """How many of `class_size` examples to remove; None when the scores decide."""
         if str(self.text) == "auto":
             return None
-        asked = _size(str(self.text), class_size, epsilon)
+        return self.capped(_size(str(self.text), class_size, epsilon), class_size, epsilon)
+
+    def capped(self, asked: int, class_size: int, epsilon: int | None) -> int:
+        """`asked` examples of `class_size`, or the cap when that is less."""
         return asked if self.cap is None else min(asked, _size(str(self.cap), class_size, epsilon))
 
     def _check_percent(self) -> None:

@@ -73,16 +73,12 @@ def _without_repeats(sweep: Sweep) -> list[Cell]:
     seen: dict[Any, str] = {}
     kept = []
     for cell in sweep.cells:
-        same = (_frozen(cell.choices), _frozen(cell.protocol or {}), cell.config)
+        same = (*cell.choices.items(), *(cell.protocol or {}).items(), cell.config)
         if cell.done and seen.setdefault(same, cell.id) != cell.id:
             sweep.warnings.append(f"{cell.id} repeats {seen[same]}, the same cell; left out")
         else:
             kept.append(cell)
     return kept
-
-
-def _frozen(values: dict[str, Any]) -> frozenset[tuple[str, Any]]:
-    return frozenset(values.items())
 
 
 def default_order(cell: Cell) -> tuple[Any, ...]:

@@ -57,7 +57,7 @@ class Expander:
 
 def plain(config: DictConfig) -> Plain:
     """A composed configuration as plain values, resolved, without Hydra's own part."""
-    own = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     own._set_parent(None)
     with open_dict(own):
         found: Any = OmegaConf.to_container(own, resolve=True, throw_on_missing=True)

@@ -93,9 +93,7 @@ class Report(pl.Callback):
         batches = int(trainer.num_training_batches)
         self.progress.stage(self.name, epochs=trainer.max_epochs or 0, batches=batches)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
         stopping.check()
         self.progress.step()
 

@@ -142,7 +142,9 @@ def git_commit() -> str | None:
         return None
     git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            git, capture_output=True, text=True, timeout=10, check=False
+        ).stdout.strip()
     except (OSError, subprocess.TimeoutExpired):
         return None
 

@@ -67,7 +67,8 @@ class ResumeSweeper(BasicSweeper):
 
         assert self.hydra_context is not None
         expander: Any = Expander(self.hydra_context.config_loader, self.config)
-        preflight, found = Preflight(), {}
+        preflight = Preflight()
+        found: dict[str, Asked] = {}
         for number, job in enumerate(jobs, 1):
             try:
                 cell = preflight.cell(expander.config(job))

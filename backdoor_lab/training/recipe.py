@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import nn, optim
@@ -41,9 +41,22 @@ class Recipe:
     def of(cls, config: dict[str, Any]) -> Recipe:
         """The recipe in a configuration; ConfigError for an unknown key or a value out of range."""
         checks.keys("recipe", config, [field.name for field in fields(cls)])
-        recipe = cls(**{**config, "milestones": tuple(config.get("milestones") or ())})
+        needed = [field.name for field in fields(cls) if field.default is MISSING]
+        if missing := [name for name in needed if name not in config]:
+            raise ConfigError(f"`recipe` needs a value for {', '.join(missing)}")
+        shares = config.get("milestones") or []
+        if not isinstance(shares, (list, tuple)):
+            raise ConfigError(f"`recipe.milestones` must be a list, as [0.5, 0.75], got {shares!r}")
+        recipe = cls(**{**config, "milestones": tuple(shares)})
         recipe._check()
-        return recipe
+        return recipe._plain()
+
+    def _plain(self) -> Recipe:
+        # 1 and 1.0 are one number, whichever way it was typed.
+        kinds: dict[object, type] = {"int": int, "float": float}
+        numbers = {f.name: kinds[f.type](getattr(self, f.name)) for f in fields(self)
+                   if f.type in kinds}  # fmt: skip
+        return replace(self, **numbers, milestones=tuple(map(float, self.milestones)))
 
     def decides(self) -> dict[str, Any]:
         """What of the recipe decides the weights: all but its name."""

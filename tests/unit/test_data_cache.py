@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import backdoor_lab
 from backdoor_lab.data import Arrays, Source, Split, open_dataset, overlap
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.cache import content_digest
+from backdoor_lab.data.synthetic import draw
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.data.torchvision_sets import Cifar10
 from backdoor_lab.errors import ConfigError, DataError
@@ -146,6 +148,11 @@ def test_bad_parameters_are_configuration_errors(parameters: dict[str, Any]) -> 
         Synthetic(**parameters)
 
 
+def test_the_noise_is_what_the_drawing_itself_would_use() -> None:
+    default = inspect.signature(draw).parameters["noise"].default
+    assert inspect.signature(Synthetic).parameters["noise"].default == default
+
+
 def test_limits_apply_to_every_source(tmp_path: Path) -> None:
     dataset = open_dataset(Synthetic(**TINY, limit_train=2, limit_test=1), Store(tmp_path))
     assert dataset.train.labels.bincount().tolist() == [2] * 10
@@ -156,6 +163,7 @@ RACE = """
 import sys, time
 from pathlib import Path
 from backdoor_lab.data import open_dataset
+from backdoor_lab.data.synthetic import draw
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.data.torchvision_sets import Cifar10
 from backdoor_lab.store import Store
@@ -182,7 +190,8 @@ def test_two_processes_at_once_publish_one(tmp_path: Path) -> None:
     try:
         answers = {process.communicate(timeout=60)[0] for process in both}
     finally:
-        [process.kill() for process in both]
+        for process in both:
+            process.kill()
     assert [process.returncode for process in both] == [0, 0]
     assert len(answers) == 1, "digest and fingerprint must be those of any process"
     assert answers.pop().endswith(f"{Cifar10().fingerprint()} False\n"), "torchvision costs 2 s"

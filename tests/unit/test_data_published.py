@@ -354,8 +354,10 @@ def test_two_at_once_download_once(tmp_path: Path, server: Server) -> None:
             failed.append(error)
 
     threads = [threading.Thread(target=one) for _ in range(2)]
-    [thread.start() for thread in threads]
-    [thread.join() for thread in threads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert not failed
     assert len(server.asked) == 2 * asked
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -71,7 +73,7 @@ def test_images_scaled_to_one_are_refused_even_if_only_0_and_1_occur() -> None:
 
 
 @pytest.mark.parametrize("dtype", [bool, complex, object, "U3", "datetime64[s]"])
-def test_other_kinds_of_arrays_are_refused(dtype: object) -> None:
+def test_other_kinds_of_arrays_are_refused(dtype: Any) -> None:
     with pytest.raises(DataError, match="got"):
         byte_images(np.zeros(SHAPE, dtype), "here")
     with pytest.raises(DataError, match="got"):

@@ -53,11 +53,13 @@ def test_a_table_that_no_longer_holds_goes_and_other_files_stay(tmp_path: Path) 
     assert {"table_pixel-synthetic.md", "table_pixel-other.md"} <= names
 
 
-@pytest.mark.parametrize("listed", ['["../../victim.md", "table_../../victim.md", 3]', "{", "7"])
+@pytest.mark.parametrize(
+    "listed", ['["../../victim.md", "table_x/../../../victim.md", 3]', "{", "7"]
+)
 def test_the_list_of_written_files_is_not_trusted(tmp_path: Path, listed: str) -> None:
     folder = write_sweep(tmp_path / "demo", [record()])
     (tmp_path / "victim.md").write_text("kept")
-    (folder / "tables").mkdir()
+    (folder / "tables" / "table_x").mkdir(parents=True)
     (folder / "tables" / "written.json").write_text(listed)
     write_tables(folder)
     assert (tmp_path / "victim.md").read_text() == "kept"

@@ -144,6 +144,13 @@ def test_a_cell_without_figures_is_a_row_of_dashes(tmp_path: Path, status: str) 
     assert grids(table)[0].rows[1][-1] == "done"
 
 
+def test_figures_of_a_cell_that_is_not_done_enter_no_mean(tmp_path: Path) -> None:
+    made = [record(nat1=0.9), record(seed=1, nat1=0.1, status="failed: oom in retrain")]
+    (table,) = tables(tmp_path, made)
+    assert table.rows[0].estimates["nat1"].mean == 90
+    assert table.rows[0].estimates["nat1"].n == table.rows[0].done == 1
+
+
 def test_one_finite_value_has_no_interval_and_says_so(tmp_path: Path) -> None:
     made = [record(seed=seed, asr2=None) for seed in range(3)]
     made[1]["asr2"] = 0.02

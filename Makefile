@@ -1,0 +1,41 @@
+# One word per job. Every job makes the environment first when there is none.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+SWEEPS ?= multirun_reports
+
+.PHONY: help demo smoke test torture tables lint clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "backdoor_lab needs Python 3.11 or newer; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)  ## the report's twelve cells on embedded data, and their two tables
+	$(BIN)/python -m backdoor_lab -m experiment=demo
+
+smoke: $(READY)  ## one cell on embedded data, about a minute
+	$(BIN)/python -m backdoor_lab experiment=smoke
+
+test: $(READY)  ## the tests
+	$(BIN)/python -m pytest
+
+torture: $(READY)  ## the whole fault matrix
+	$(BIN)/python -m pytest tests/torture
+
+tables: $(READY)  ## the tables of every sweep found, from their records
+	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS)
+
+lint: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:  ## the environment and every cache; results stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

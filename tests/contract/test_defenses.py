@@ -1,0 +1,268 @@
+"""What every defense promises: each YAML in conf/defense is put through all of it."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from backdoor_lab.build import build
+from backdoor_lab.defenses.base import Defense, Filter, Knowledge, TruthControl
+from backdoor_lab.defenses.random import Random
+from backdoor_lab.errors import ConfigError, Diverged
+from backdoor_lab.types import Features, Verdict
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))
+CLASSES = ("a", "b", "c")
+EPSILON = 6
+KNOWN = Knowledge(CLASSES, target=1, epsilon=EPSILON, seed=5)
+
+
+def config(name: str, **changes: Any) -> dict[str, Any]:
+    """The YAML under protocol=group13; `changes` as on the command line."""
+    whole = OmegaConf.create(
+        {
+            "source": None,
+            "protocol": OmegaConf.load(ROOT / "conf/protocol/group13.yaml"),
+            "defense": OmegaConf.load(ROOT / f"conf/defense/{name}.yaml"),
+        }
+    )
+    for key, value in changes.items():
+        OmegaConf.update(whole, f"defense.{key}", value)
+    found: Any = OmegaConf.to_container(whole.defense, resolve=True)
+    return found
+
+
+def made(name: str, **changes: Any) -> Defense | TruthControl:
+    kinds: Any = (Defense, TruthControl)
+    found: Defense | TruthControl = build("defense", config(name, **changes), kinds)
+    return found
+
+
+def judged(
+    defense: Defense | TruthControl, features: Features, known: Knowledge = KNOWN
+) -> Verdict:
+    """The verdict, the way the filter stage asks for it."""
+    if isinstance(defense, TruthControl):
+        return defense.judge(truth(len(features.labels)))
+    return defense(features, known)
+
+
+def truth(n: int) -> Tensor:
+    return torch.arange(n) >= n - EPSILON
+
+
+def looks(defense: Defense | TruthControl) -> bool:
+    """Whether the defense looks at features."""
+    return isinstance(defense, (Filter, Random))
+
+
+def planted(n: int = 20, d: int = 5) -> Features:
+    """n examples per class; the last EPSILON, all of class 1, lie off their class."""
+    values = torch.randn(3 * n, d, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(3 * n) % 3
+    labels[-EPSILON:] = 1
+    values[-EPSILON:] += 8.0
+    return Features(values, labels)
+
+
+@pytest.fixture(params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_there_are_defenses() -> None:
+    """The controls stand beside the filter."""
+    assert {"none", "oracle", "random", "spectral"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("classes", ["target", "all"])
+def test_a_verdict_covers_every_example(name: str, classes: str) -> None:
+    """scores float64 (n,), keep bool (n,), notes that fit a record."""
+    features = planted()
+    verdict = judged(made(name, classes=classes), features)
+    n = len(features.labels)
+    assert verdict.scores.shape == verdict.keep.shape == (n,)
+    assert verdict.scores.dtype == torch.float64
+    assert verdict.keep.dtype == torch.bool
+    assert int(verdict.keep.sum()) + int((~verdict.keep).sum()) == n
+    assert not torch.isinf(verdict.scores).any()
+    OmegaConf.create({"notes": verdict.notes})
+
+
+def test_deterministic_and_without_side_effects(name: str) -> None:
+    """The same features give the same verdict twice, and are left as they were."""
+    features = planted()
+    before = features.values.clone()
+    torch.manual_seed(1)
+    first = judged(made(name), features)
+    torch.manual_seed(2)
+    again = judged(made(name), features)
+    assert torch.equal(first.keep, again.keep)
+    assert torch.equal(first.scores.nan_to_num(-1), again.scores.nan_to_num(-1))
+    assert torch.equal(features.values, before)
+
+
+def test_scores_follow_their_example(name: str) -> None:
+    """Shuffled examples get the same scores and, without ties, the same examples go."""
+    defense, features = made(name), planted()
+    if isinstance(defense, (Random, TruthControl)):
+        pytest.skip("chosen by position, which is all that it sees")
+    order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(3))
+    shuffled = judged(defense, Features(features.values[order], features.labels[order]))
+    plain = judged(defense, features)
+    assert torch.allclose(shuffled.scores, plain.scores[order], rtol=1e-9, equal_nan=True)
+    assert torch.equal(shuffled.keep, plain.keep[order])
+
+
+def test_only_examined_classes_lose_examples(name: str) -> None:
+    """With classes=target nothing outside the target class goes, and no filter scores it."""
+    features = planted()
+    verdict = judged(made(name, classes="target"), features)
+    outside = features.labels != KNOWN.target
+    assert verdict.keep[outside].all()
+    if isinstance(made(name), Filter):
+        assert torch.isnan(verdict.scores[outside]).all()
+        assert torch.isfinite(verdict.scores[~outside]).all()
+
+
+@pytest.mark.parametrize(
+    ("budget", "removed"), [("1.5eps", 9), ("15%", 4), ("p85", 4), ("7", 7), ("0", 0)]
+)
+def test_the_removed_count_is_the_budget(name: str, budget: str, removed: int) -> None:
+    """A filter and its random control remove exactly what the budget says (26 in the class)."""
+    defense, features = made(name, budget=budget), planted()
+    assert int((features.labels == KNOWN.target).sum()) == 24
+    gone = int((~judged(defense, features).keep).sum())
+    assert gone == (removed if looks(defense) else EPSILON if name == "oracle" else 0)
+
+
+@pytest.mark.parametrize("budget", ["1.5eps", "auto"])
+def test_constant_features(name: str, budget: str) -> None:
+    """All examples alike: no NaN, no more than the budget goes, the class survives."""
+    features = Features(torch.full((60, 4), 2.5), torch.arange(60) % 3)
+    defense = made(name, budget=budget)
+    verdict = judged(defense, features)
+    if looks(defense):
+        assert int((~verdict.keep).sum()) == (9 if budget == "1.5eps" else 0)
+
+
+def test_duplicate_rows(name: str) -> None:
+    """Rows that occur twice score alike, and the budget is kept all the same."""
+    half = planted()
+    twice = Features(half.values.repeat(2, 1), half.labels.repeat(2))
+    defense = made(name)
+    verdict = judged(defense, twice)
+    if isinstance(defense, Filter):
+        first, second = verdict.scores.chunk(2)
+        assert torch.allclose(first, second, rtol=1e-9, equal_nan=True)
+    if looks(defense):
+        assert int((~verdict.keep).sum()) == 9
+
+
+def test_float32_and_float64_agree(name: str) -> None:
+    """The type of the features decides nothing."""
+    features = planted()
+    single = judged(made(name), features)
+    double = judged(made(name), Features(features.values.double(), features.labels))
+    assert torch.equal(single.keep, double.keep)
+    assert torch.allclose(single.scores, double.scores, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2])
+@pytest.mark.parametrize("classes", ["target", "all"])
+def test_almost_empty_classes(name: str, size: int, classes: str) -> None:
+    """A class of 0, 1 or 2 examples passes through a budget that leaves something of it."""
+    labels = torch.cat([torch.zeros(20), torch.ones(size), torch.full((20,), 2)]).long()
+    values = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(1))
+    defense = made(name, classes=classes, budget="10%")
+    if isinstance(defense, TruthControl):
+        pytest.skip("looks at no class")
+    verdict = defense(Features(values, labels), KNOWN)
+    assert verdict.keep[labels == 1].all()
+    assert int((~verdict.keep).sum()) == (4 if classes == "all" and looks(defense) else 0)
+
+
+@pytest.mark.parametrize("classes", ["target", "all"])
+def test_a_wiped_out_class_is_refused(name: str, classes: str) -> None:
+    """A budget that takes a whole class is an error with the arithmetic, before training too."""
+    defense, features = made(name, classes=classes, budget="24"), planted()
+    if not isinstance(defense, Defense) or not looks(defense):
+        return
+    with pytest.raises(ConfigError, match="removes 24 of the (18|24) examples of class"):
+        defense(features, KNOWN)
+    with pytest.raises(ConfigError, match="nothing would be left"):
+        defense.check(KNOWN, [18, 24, 18])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("budget", ["1.5eps", "auto"])
+def test_features_that_are_not_finite(name: str, bad: float, budget: str) -> None:
+    """NaN never ranks: whoever looks at such features stops with Diverged."""
+    features, defense = planted(), made(name, budget=budget)
+    features.values[30, 1] = bad
+    features.values[31, 1] = bad
+    if looks(defense):
+        with pytest.raises(Diverged, match="not finite"):
+            judged(defense, features)
+    else:
+        judged(defense, features)
+
+
+def test_the_truth_is_out_of_reach(name: str) -> None:
+    """A defense has no argument through which the truth could come; only a TruthControl does."""
+    defense = made(name)
+    assert isinstance(defense, Defense) != isinstance(defense, TruthControl)
+    if isinstance(defense, Defense):
+        assert list(inspect.signature(defense.__call__).parameters) == ["features", "known"]
+        assert not hasattr(defense, "judge")
+    else:
+        assert list(inspect.signature(defense.judge).parameters) == ["is_poison"]
+        assert not callable(defense)
+    seen = [*Features.__dataclass_fields__, *Knowledge.__dataclass_fields__]
+    assert sorted(seen) == ["classes", "epsilon", "labels", "seed", "target", "values"]
+
+
+def test_takes_every_option_of_the_filters(name: str) -> None:
+    """One sweep sets budget, classes and centring for a filter and its controls alike."""
+    changed = config(name, classes="all", budget="10%", budget_cap="50%", centred=False)
+    assert changed["budget_cap"] == "50%"
+    made(name, classes="all", budget="10%", budget_cap="50%", centred=False)
+
+
+def test_random_removes_as_many_as_its_filter() -> None:
+    """The control takes as many from each class as the filter, others, by its own seed."""
+    features = planted()
+    options = {"classes": "all", "budget": "20%"}
+    by_filter = judged(made("spectral", **options), features)
+    first = judged(made("random", **options), features)
+    other = judged(made("random", **options), features, Knowledge(CLASSES, 1, EPSILON, seed=6))
+    for label in range(3):
+        of_class = features.labels == label
+        gone = [int((~verdict.keep[of_class]).sum()) for verdict in (by_filter, first, other)]
+        assert gone[0] == gone[1] == gone[2] > 0
+    assert not torch.equal(first.keep, by_filter.keep)
+    assert not torch.equal(first.keep, other.keep)
+
+
+def test_realistic_finds_the_class_by_itself() -> None:
+    """Told neither target nor ε, the filter picks the planted class, and its cap holds."""
+    labels = torch.arange(300) % 6
+    values = torch.randn(300, 4, generator=torch.Generator().manual_seed(2))
+    poison = (labels == 4).nonzero().flatten()[:10]
+    values[poison, 0] += 9.0
+    known = Knowledge(tuple("abcdef"), target=None, epsilon=None, seed=0)
+    blind = made("spectral", classes="suspicious", budget="auto")
+    assert isinstance(blind, Defense)
+    assert blind.told() == []
+    verdict = judged(blind, Features(values, labels), known)
+    assert verdict.notes["classes"] == ["e"]
+    assert (~verdict.keep).nonzero().flatten().tolist() == sorted(poison.tolist())
+    capped = made("spectral", classes="suspicious", budget="auto", budget_cap="4")
+    assert int((~judged(capped, Features(values, labels), known).keep).sum()) == 4

@@ -1,0 +1,246 @@
+"""What every trigger promises: each YAML in conf/trigger is put through all of it.
+
+A new trigger is one Python file and one YAML file; it stands in these tests the moment its YAML
+exists, which the last test proves on a copy of the project.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.attacks.poison import Plan, poison
+from backdoor_lab.build import build
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.types import Images
+
+ROOT = Path(__file__).resolve().parents[2]
+NAMES = sorted(path.stem for path in (ROOT / "conf/trigger").glob("*.yaml"))
+SIZES = [(32, 32), (28, 28), (33, 17), (5, 64)]
+
+
+def config(name: str) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/trigger/{name}.yaml"))
+    return found
+
+
+@pytest.fixture(params=NAMES)
+def trigger(request: pytest.FixtureRequest) -> Trigger:
+    return build("trigger", config(request.param), Trigger)
+
+
+def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(
+        0, 256, (n, channels, height, width), dtype=torch.uint8, generator=generator
+    )
+
+
+def test_there_are_triggers() -> None:
+    """An empty folder would make every test here pass."""
+    assert {"pixel", "pattern"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_same_shape_and_type(trigger: Trigger, channels: int, size: tuple[int, int]) -> None:
+    """Any channel count and any size, odd ones too: uint8 of the same shape comes out."""
+    images = noise(3, channels, *size)
+    triggered = trigger(images)
+    assert triggered.shape == images.shape
+    assert triggered.dtype == torch.uint8
+    assert triggered.device == images.device
+
+
+def test_leaves_a_mark(trigger: Trigger) -> None:
+    """Every image is changed somewhere."""
+    images = noise(4)
+    assert (trigger(images) != images).flatten(1).any(dim=1).all()
+
+
+def test_leaves_its_input_alone(trigger: Trigger) -> None:
+    """The input is neither changed nor shared with what is returned."""
+    images = noise(3)
+    before = images.clone()
+    triggered = trigger(images)
+    assert torch.equal(images, before)
+    triggered.fill_(7)
+    assert torch.equal(images, before)
+
+
+def test_leaves_a_view_alone(trigger: Trigger) -> None:
+    """Strided views (a slice, a channels-last image) give what their copies give."""
+    images = noise(6)
+    before = images.clone()
+    assert torch.equal(trigger(images[::2]), trigger(images[::2].clone()))
+    last = images.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(trigger(last), trigger(before))
+    assert torch.equal(images, before)
+
+
+def test_deterministic(trigger: Trigger) -> None:
+    """The same images give the same triggered images, whatever the global generator says."""
+    torch.manual_seed(1)
+    first = trigger(noise(3))
+    torch.manual_seed(2)
+    assert torch.equal(trigger(noise(3)), first)
+
+
+def test_batches_of_none_and_one(trigger: Trigger) -> None:
+    """A batch of 0 stays empty; a batch of 1 gets what it gets among others."""
+    assert trigger(noise(0)).shape == (0, 3, 32, 32)
+    images = noise(3)
+    assert torch.equal(trigger(images[1:2]), trigger(images)[1:2])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (1, 32), (32, 1), (2, 3)], ids=str)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tiny_images(trigger: Trigger, channels: int, size: tuple[int, int]) -> None:
+    """Images smaller than the trigger: a ConfigError that names the size, or it just works."""
+    images = noise(2, channels, *size)
+    try:
+        triggered = trigger(images)
+    except ConfigError as error:
+        assert f"{size[0]}x{size[1]}" in str(error)
+        with pytest.raises(ConfigError):
+            trigger.fits(channels, *size)
+    else:
+        assert triggered.shape == images.shape
+        trigger.fits(channels, *size)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.rand(2, 3, 32, 32),
+        torch.zeros(2, 3, 32, 32, dtype=torch.int64),
+        torch.zeros(3, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 4, 32, 32, dtype=torch.uint8),
+        torch.zeros(2, 32, 32, 3, dtype=torch.uint8),
+    ],
+    ids=["float", "int64", "no batch", "rgba", "channels last"],
+)
+def test_refuses_other_tensors(trigger: Trigger, images: Tensor) -> None:
+    """Floats, single images, RGBA and channels-last are refused, never broadcast."""
+    with pytest.raises(TypeError, match="a trigger takes uint8"):
+        trigger(images)
+
+
+def test_any_device(trigger: Trigger) -> None:
+    """The trigger follows its images to their device; `meta` stands in for a GPU."""
+    on_device = trigger(noise(2).to("meta"))
+    assert on_device.device.type == "meta"
+    if torch.cuda.is_available():
+        assert torch.equal(trigger(noise(2).cuda()).cpu(), trigger(noise(2)))
+
+
+@pytest.mark.parametrize("inject", ["append", "replace"])
+def test_poison_changes_only_the_chosen(trigger: Trigger, inject: str) -> None:
+    """poison() never writes to the clean set; all but the chosen images stay as they are."""
+    labels = torch.arange(40) % 4
+    train = Images(noise(40), labels, ("a", "b", "c", "d"))
+    before = train.images.clone()
+    plan = Plan(1, None, 0.5, inject=inject)
+    made = poison(train, trigger, plan, seed=0)
+    assert torch.equal(train.images, before)
+    assert torch.equal(train.labels, labels)
+    seen = made.training.gather(torch.arange(len(made.training)))
+    clean = ~made.is_poison
+    assert int(made.is_poison.sum()) == 5
+    assert torch.equal(seen[clean], before[made.training.index[clean]])
+    assert torch.equal(seen[made.is_poison], trigger(before[made.source_index]))
+    assert (made.training.labels[made.is_poison] == 1).all()
+
+
+STRIPE = '''
+"""A bright stripe down the left side."""
+
+from torch import Tensor
+
+from backdoor_lab.attacks.base import Trigger
+
+
+class Stripe(Trigger):
+    """One column set to one value."""
+
+    def __init__(self, *, column: int = 0, value: int = 255) -> None:
+        self.column, self.value = column, value
+
+    def stamp(self, images: Tensor) -> Tensor:
+        images[:, :, :, self.column] = self.value
+        return images
+'''
+BROKEN = {
+    "striping": ("def __call__(self, images):\n        return self.stamp(images)", "its_input"),
+    "stripefloat": ("def stamp(self, images):\n        return images / 2", "shape_and_type"),
+    "striperandom": (
+        "def stamp(self, images):\n        import torch\n"
+        "        return torch.randint_like(images, 256)",
+        "deterministic",
+    ),
+}
+
+
+def test_a_new_trigger_is_two_files(tmp_path: Path) -> None:
+    """One .py and one .yaml in a copy of the project: a sound trigger passes all of the above,
+    and those that change their input, give floats or roll dice fail the test that says so."""
+    copy = _copy_of_the_project(tmp_path)
+    _add(copy, "stripe", STRIPE)
+    for name, (method, _) in BROKEN.items():
+        _add(copy, name, f"{STRIPE}\n    {method}\n")
+    outcome = _run_there(copy)
+    good = {test: passed for test, passed in outcome.items() if _is_about(test, "stripe")}
+    assert len(good) >= 20
+    assert all(good.values())
+    for name, (_, failing) in BROKEN.items():
+        about = {test: passed for test, passed in outcome.items() if _is_about(test, name)}
+        assert [test for test, passed in about.items() if failing in test and not passed], name
+
+
+def _copy_of_the_project(folder: Path) -> Path:
+    for name in ("backdoor_lab", "conf"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    (folder / "tests/contract").mkdir(parents=True)
+    shutil.copy(__file__, folder / "tests/contract")
+    shutil.copy(ROOT / "pyproject.toml", folder)
+    return folder
+
+
+def _add(copy: Path, name: str, source: str) -> None:
+    (copy / f"backdoor_lab/attacks/{name}.py").write_text(source)
+    text = f"_target_: backdoor_lab.attacks.{name}.Stripe\nname: {name}\n"
+    (copy / f"conf/trigger/{name}.yaml").write_text(text)
+
+
+def _run_there(copy: Path) -> dict[str, bool]:
+    """Which tests about a stripe passed, from a pytest process that sees only the copy."""
+    report = copy / "report.xml"
+    # -k leaves out this very test.
+    options = ["-k", "strip", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", "tests/contract/test_triggers.py", *options]
+    environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert report.exists(), done.stdout + done.stderr
+    cases = ET.parse(report).getroot().iter("testcase")
+    return {
+        case.attrib["name"]: case.find("failure") is None and case.find("error") is None
+        for case in cases
+    }
+
+
+def _is_about(test: str, name: str) -> bool:
+    return name in test.partition("[")[2].rstrip("]").split("-")

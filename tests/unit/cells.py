@@ -1,0 +1,137 @@
+"""Tiny cells for the tests: composed in this process, run on one thread."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)
+from backdoor_lab.run import conf_dir
+from backdoor_lab.store import Store
+from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.sweep.chain import Chain, run_cell
+from backdoor_lab.sweep.expand import plain
+from backdoor_lab.sweep.preflight import Preflight
+from backdoor_lab.sweep.progress import Progress
+from backdoor_lab.training.fit import Job
+from backdoor_lab.training.machine import Machine, machine_of
+from backdoor_lab.training.measure import channel_stats
+from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.types import TrainingSet
+
+TINY = (
+    "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
+    "dataset.per_class_test=5", "model.width=4", "recipe=demo", "recipe.epochs=1",
+    "trainer=cpu", "trainer.threads=1", "trainer.progress=none", "logger=none", "ratio=0.3",
+)  # fmt: skip
+CPU = Machine(torch.device("cpu"), bf16=False, channels_last=True, threads=1)
+
+
+def configuration(root: Path, *overrides: str) -> dict[str, Any]:
+    """A tiny cell's plain configuration, with `overrides` on top."""
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        found = compose("config", [*TINY, f"store.root={root}", *overrides])
+    return plain(found)
+
+
+def cell_of(root: Path, *overrides: str) -> Cell:
+    """A tiny cell that has passed every check."""
+    return Preflight().cell(configuration(root, *overrides))
+
+
+def run_here(root: Path, folder: Path, *overrides: str) -> dict[str, Any]:
+    """Runs a tiny cell in this process; its record."""
+    config = configuration(root, *overrides)
+    cell = Preflight().cell(config)
+    machine = machine_of(config["trainer"])
+    chain = Chain(cell, Store(root), machine, Progress(folder, "", "none"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return run_cell(cell, folder, chain, command="test")
+
+
+def lasting(record: dict[str, Any]) -> dict[str, Any]:
+    """A record without what may differ between two honest runs."""
+    return {key: value for key, value in record.items() if key != "run"}
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A small recipe without augmentation."""
+    said = {"name": "t", "epochs": 2, "batch": 8, "lr": 0.05, "schedule": "constant"}
+    return Recipe.of(said | changes)
+
+
+def training_set(images: Tensor, labels: Tensor, **changes: Any) -> TrainingSet:
+    """A training set without poison."""
+    said: dict[str, Any] = {
+        "base": images, "rows": images[:0], "index": torch.arange(len(images)),
+        "labels": labels, "classes": ("dark", "bright"), "digest": "", "stamp": None,
+    }  # fmt: skip
+    return TrainingSet(**said | changes)
+
+
+def toy_set(n: int = 48) -> TrainingSet:
+    """Noise with a bright or a dark middle: learnable in a few steps."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 120, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(n) % 2
+    images[labels == 1, :, 2:6, 2:6] += 120
+    return training_set(images, labels)
+
+
+def job(training: TrainingSet | None = None, seed: int = 1, **changes: Any) -> Job:
+    """A training of a very narrow ResNet18 on the toy set."""
+    training = toy_set() if training is None else training
+    model = {"name": "resnet18", "width": 4, "stem": "cifar"}
+    mean, std = channel_stats(training.base)
+    return Job(model, recipe(**changes), training, seed, mean, std)
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of the program."""
+    return [sys.executable, "-m", "backdoor_lab", *arguments]
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """The environment of a started program: one thread, no GPU."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **changes}
+
+
+def started(
+    cwd: Path, *arguments: str, **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """The program run to its end with `arguments`."""
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(**changes), capture_output=True,
+        text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def signalled(
+    cwd: Path, number: signal.Signals, ready: Callable[[], bool], *arguments: str
+) -> tuple[int, float, str]:
+    """Starts the program, sends a signal when `ready`: exit code, seconds after it, stderr."""
+    program = subprocess.Popen(
+        command(*arguments), cwd=cwd, env=environment(), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        limit = time.monotonic() + 120
+        while not ready() and program.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        assert program.poll() is None, program.communicate()
+        program.send_signal(number)
+        sent = time.monotonic()
+        _, said = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    return program.returncode, time.monotonic() - sent, said

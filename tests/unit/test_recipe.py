@@ -1,0 +1,122 @@
+"""Recipes: every schedule against its closed form, over exactly as many steps as there are."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from cells import recipe
+from torch import nn
+
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.training.recipe import Recipe, optimizer_of
+
+BASE = {"name": "r", "epochs": 4, "batch": 8, "lr": 0.1}
+
+
+def rates(total: int, **changes: Any) -> list[float]:
+    """The learning rate that each of `total` steps is taken with."""
+    sgd, schedule = optimizer_of(Recipe.of(BASE | changes), nn.Linear(2, 2), total)
+    found = []
+    for _ in range(total):
+        found.append(float(sgd.param_groups[0]["lr"]))
+        sgd.step()
+        schedule.step()
+    return found
+
+
+@pytest.mark.parametrize("total", [4, 40, 400])
+def test_steps_follow_the_length(total: int) -> None:
+    found = rates(total, schedule="steps", milestones=[0.5, 0.75], gamma=0.1)
+    assert found[: total // 2] == [0.1] * (total // 2)
+    assert found[total // 2 : 3 * total // 4] == pytest.approx([0.01] * (total // 4))
+    assert found[3 * total // 4 :] == pytest.approx([0.001] * (total // 4))
+
+
+@pytest.mark.parametrize("total", [2, 10, 100])
+def test_a_cosine_ends_where_the_run_ends(total: int) -> None:
+    expected = [0.05 * (1 + math.cos(math.pi * step / total)) for step in range(total)]
+    assert rates(total, schedule="cosine") == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("total", [10, 50, 200])
+def test_one_cycle_climbs_and_falls_within_the_run(total: int) -> None:
+    found = rates(total, schedule="onecycle", warmup=0.2)
+    top = 0.2 * (total + 1) - 1
+
+    def curve(start: float, end: float, share: float) -> float:
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * share))
+
+    expected = [
+        curve(0.004, 0.1, step / top) if step <= top
+        else curve(0.1, 4e-7, (step - top) / (total - top))
+        for step in range(total)
+    ]  # fmt: skip
+    assert found == pytest.approx(expected)
+    assert found[0] == pytest.approx(0.1 / 25)
+    assert max(found) == pytest.approx(0.1, rel=0.05)
+    # The last step is small, whatever the length: the curve does not end early or late.
+    assert 0 < found[-1] < 0.1 * 20 / total
+
+
+def test_a_constant_rate_stays() -> None:
+    assert rates(7, schedule="constant") == [0.1] * 7
+
+
+def test_the_optimizer_has_the_recipes_numbers() -> None:
+    asked = recipe(momentum=0.8, nesterov=True, weight_decay=3e-4, lr=0.2)
+    group = optimizer_of(asked, nn.Linear(2, 2), 10)[0].param_groups[0]
+    found = [group[key] for key in ("lr", "momentum", "nesterov", "weight_decay")]
+    assert found == [0.2, 0.8, True, 3e-4]
+
+
+def test_the_name_decides_nothing_and_all_else_does() -> None:
+    assert recipe(name="a").decides() == recipe(name="b").decides()
+    changes: list[dict[str, Any]] = [
+        {"epochs": 3}, {"batch": 9}, {"lr": 0.06}, {"momentum": 0.5}, {"nesterov": True},
+        {"weight_decay": 1e-3}, {"schedule": "cosine"}, {"milestones": [0.4]}, {"gamma": 0.2},
+        {"warmup": 0.3}, {"label_smoothing": 0.1}, {"crop": 1}, {"flip": True}, {"cutout": 2},
+    ]  # fmt: skip
+    seen = [recipe().decides(), *(recipe(**change).decides() for change in changes)]
+    assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
+    assert {key for change in changes for key in change} == set(seen[0])
+
+
+def test_two_spellings_of_a_number_are_one_recipe() -> None:
+    # 1 and 1.0, 2 and 2.0 arrive alike from the command line.
+    first, second = recipe(lr=1, epochs=2, batch=8), recipe(lr=1.0, epochs=2.0, batch=8.0)
+    assert str(first.decides()) == str(second.decides())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"epoch": 3}, "key .*`recipe.*'epoch' is not known. Did you mean 'epochs'"),
+        ({"epochs": 0}, "`recipe.epochs` must satisfy 1 <= recipe.epochs, got 0"),
+        ({"epochs": 1.5}, "`recipe.epochs` must be a whole number, got 1.5"),
+        ({"epochs": "many"}, "`recipe.epochs` must satisfy .* got 'many'"),
+        ({"epochs": True}, "`recipe.epochs` must satisfy .* got True"),
+        ({"batch": 1}, "`recipe.batch` must satisfy 2 <= recipe.batch, got 1"),
+        ({"lr": -0.1}, "`recipe.lr` must satisfy 0 <= recipe.lr, got -0.1"),
+        ({"lr": math.nan}, "`recipe.lr` must satisfy 0 <= recipe.lr, got nan"),
+        ({"lr": None}, "`recipe.lr` must satisfy 0 <= recipe.lr, got None"),
+        ({"momentum": 1}, "`recipe.momentum` must satisfy 0 <= recipe.momentum < 1, got 1"),
+        ({"schedule": "cosin"}, "`recipe.schedule` 'cosin' .*Did you mean 'cosine'.*onecycle"),
+        ({"milestones": [0.5, 1.5]}, "`recipe.milestones` must satisfy .* got 1.5"),
+        ({"milestones": 0.5}, "`recipe.milestones` must be a list"),
+        ({"label_smoothing": 1}, "`recipe.label_smoothing` must satisfy .* got 1"),
+        ({"crop": -1}, "`recipe.crop` must satisfy 0 <= recipe.crop, got -1"),
+        ({"flip": "yes"}, "`recipe.flip` must be true or false, got 'yes'"),
+        ({"nesterov": True, "momentum": 0}, "`recipe.nesterov=true` needs a `recipe.momentum`"),
+        ({"schedule": "onecycle"}, "`recipe.schedule=onecycle` needs a `recipe.warmup`"),
+    ],
+)
+def test_bad_recipes_are_refused_with_their_rule(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Recipe.of(BASE | change)
+
+
+def test_a_missing_number_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"`recipe` needs .*lr"):
+        Recipe.of({"name": "r", "epochs": 1, "batch": 8})
