@@ -21,7 +21,11 @@ BEAT, PATIENCE, POLL = 5.0, 60.0, 0.1
 
 
 class Claim:
-    """One process' claim on one piece of work; use ``take`` and ``release``."""
+    """One process' claim on one piece of work; use ``take`` and ``release``.
+
+    `token` names this owner, `evicted` the owners whose claim was taken over: whatever they
+    left half done under their name may be removed.
+    """
 
     def __init__(
         self,
@@ -33,6 +37,7 @@ class Claim:
     ) -> None:
         self.path, self.patience, self.clock, self.sleep = path, patience, clock, sleep
         self.token = uuid.uuid4().hex
+        self.evicted: list[str] = []
         self._released = threading.Event()
         self._writing = threading.Lock()
 
@@ -89,6 +94,7 @@ class Claim:
         except FileNotFoundError:
             return
         grave.unlink(missing_ok=True)
+        self.evicted.append(str(_token(text)))
 
     def _beat(self) -> None:
         beat = 0

@@ -73,6 +73,8 @@ class Store:
         folder = self._folder(stage, entry_id)
         entry = self._read(stage, folder, inputs)
         if entry is not None:
+            # Left behind by a kill between publishing and tidying up.
+            shutil.rmtree(self.scratch(stage, inputs), ignore_errors=True)
             return entry
         with room(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +84,9 @@ class Store:
         try:
             # Somebody else may have published between our look and our claim.
             entry = self._read(stage, folder, inputs)
-            return entry or self._make(stage, folder, inputs, make)
+            for token in filter(checks.NAME.match, claim.evicted):
+                shutil.rmtree(_part(folder, token), ignore_errors=True)
+            return entry or self._make(stage, folder, inputs, make, _part(folder, claim.token))
         finally:
             if claimed:
                 claim.release()
@@ -96,8 +100,8 @@ class Store:
         folder: Path,
         inputs: dict[str, Any],
         make: Callable[[Path], dict[str, Any]],
+        part: Path,
     ) -> Entry:
-        part = folder.with_name(f".part-{uuid.uuid4().hex}")
         try:
             with room(folder):
                 part.mkdir()
@@ -138,6 +142,10 @@ class Store:
             raise StoreError(f"{folder}: same id, but made from other inputs; was it edited?")
         self._verified.add(folder.name)
         return entry
+
+
+def _part(folder: Path, token: str) -> Path:
+    return folder.with_name(f".part-{token}")
 
 
 def _seal(

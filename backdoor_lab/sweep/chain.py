@@ -56,8 +56,7 @@ class Chain:
 
     def run(self) -> dict[str, Any]:
         """The figures of the cell's record."""
-        log.debug("%s on %s", self.cell.id, self.machine.describe())
-        self.progress.stage("load")
+        self.progress.stage("load", detail=f"on {self.machine.describe()}")
         self.data: Dataset = open_dataset(source_of(self.cell.config), self.store)
         self.progress.stage("poison")
         self.poisoned, self.stages["poison"] = poison_stage(self.cell, self.data, self.store)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from backdoor_lab import stopping
+from backdoor_lab import faults, stopping
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Progress:
             self._bar.stop()
         self.path.unlink(missing_ok=True)
 
-    def stage(self, stage: str, *, epochs: int = 0, batches: int = 1) -> None:
+    def stage(self, stage: str, *, epochs: int = 0, batches: int = 1, detail: str = "") -> None:
         """A stage begins; `epochs` of `batches` steps each when it trains."""
         stopping.check()
         self._beat(stage, 0, epochs)
@@ -53,12 +53,12 @@ class Progress:
             total = epochs * batches if epochs else None
             self._task = self._bar.add_task(f"{self.title} {stage}", total=total)
         elif self.kind == "lines" and not epochs:
-            log.info("%s %s", self.title, stage)
+            log.info("%s %s %s", self.title, stage, detail)
 
-    def step(self) -> None:
-        """A training step is done."""
+    def step(self, steps: int = 1) -> None:
+        """So many training steps are done."""
         if self._bar is not None:
-            self._bar.advance(self._task)
+            self._bar.advance(self._task, steps)
 
     def epoch(self, stage: str, epoch: int, epochs: int, loss: float, left: float) -> None:
         """Epoch `epoch` of `epochs` is done, `left` seconds to go."""
@@ -92,8 +92,10 @@ class Report(pl.Callback):
         self.began, self.first = time.monotonic(), trainer.current_epoch
         batches = int(trainer.num_training_batches)
         self.progress.stage(self.name, epochs=trainer.max_epochs or 0, batches=batches)
+        self.progress.step(self.first * batches)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
+        faults.point(f"{self.name}.step")
         stopping.check()
         self.progress.step()
 

@@ -40,10 +40,9 @@ class Batches:
         return max(1, len(self.training) // self.recipe.batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # Not a generator function: the epoch is the one at the time of asking.
-        return self._batches(self.epoch)
-
-    def _batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        # The epoch is the one at the first batch, not at the time of asking: Lightning asks for
+        # its first iterator before it says which epoch a resumed run begins with.
+        epoch = self.epoch
         generator = torch_generator(self.seed, "order", epoch)
         order = torch.randperm(len(self.training), generator=generator).to(self.device)
         augment = torch.Generator(self.device)

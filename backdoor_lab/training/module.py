@@ -56,7 +56,7 @@ class Classifier(pl.LightningModule):
         self._sum += loss.detach()
         if self.device.type == "cpu":
             # On a GPU this look would make it wait; there the epoch's sum is looked at.
-            self._check(loss, step)
+            self._check(loss.detach(), step)
         return loss
 
     def on_train_epoch_end(self) -> None:

@@ -15,6 +15,7 @@ from backdoor_lab.build import build
 from backdoor_lab.defenses.base import Defense, Filter, Knowledge, TruthControl
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.errors import ConfigError, Diverged
+from backdoor_lab.files import canonical
 from backdoor_lab.types import Features, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +94,7 @@ def test_a_verdict_covers_every_example(name: str, classes: str) -> None:
     assert verdict.keep.dtype == torch.bool
     assert int(verdict.keep.sum()) + int((~verdict.keep).sum()) == n
     assert not torch.isinf(verdict.scores).any()
-    OmegaConf.create({"notes": verdict.notes})
+    canonical(verdict.notes)
 
 
 def test_deterministic_and_without_side_effects(name: str) -> None:
@@ -140,7 +141,10 @@ def test_the_removed_count_is_the_budget(name: str, budget: str, removed: int) -
     defense, features = made(name, budget=budget), planted()
     assert int((features.labels == KNOWN.target).sum()) == 24
     gone = int((~judged(defense, features).keep).sum())
-    assert gone == (removed if looks(defense) else EPSILON if name == "oracle" else 0)
+    if looks(defense):
+        assert gone == removed
+    elif name in ("none", "oracle"):
+        assert gone == (EPSILON if name == "oracle" else 0)
 
 
 @pytest.mark.parametrize("budget", ["1.5eps", "auto"])

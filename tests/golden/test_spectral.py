@@ -1,0 +1,251 @@
+"""Spectral signatures against a second implementation, by hand, and against its own theory."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from backdoor_lab.attacks.poison import Plan, classes_after, count, poison
+from backdoor_lab.defenses.base import Knowledge, cut, outliers
+from backdoor_lab.defenses.budget import Budget, split
+from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.errors import ConfigError, Diverged
+from backdoor_lab.sweep.record import auroc, detection
+from backdoor_lab.types import Features, Images, Verdict
+
+CIFAR = [5000] * 10
+NAN = float("nan")
+
+
+def by_numpy(values: np.ndarray, *, centred: bool = True) -> np.ndarray:
+    """Algorithm 1 by a full float64 SVD."""
+    values = values.astype(np.float64)
+    middle = values - values.mean(axis=0)
+    direction = np.linalg.svd(middle, full_matrices=False)[2][0]
+    return (middle @ direction) ** 2 if centred else np.abs(values @ direction)
+
+
+def spectral(*, centred: bool = True) -> Spectral:
+    return Spectral(centred=centred)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize(
+    ("n", "d"), [(200, 16), (16, 200), (50, 50), (51, 50), (40, 1), (2, 3), (3, 1)]
+)
+def test_scores_agree_with_svd(n: int, d: int, centred: bool) -> None:
+    """Every score within 1e-6 of numpy's SVD, relative to the largest; tall, wide and thin."""
+    rng = np.random.default_rng(n * 1000 + d)
+    values = (rng.normal(size=(n, d)) * rng.uniform(0.5, 3, d) + 2).astype(np.float32)
+    ours = spectral(centred=centred).scores(torch.from_numpy(values)).numpy()
+    theirs = by_numpy(values, centred=centred)
+    assert np.abs(ours - theirs).max() <= 1e-6 * theirs.max()
+
+
+def test_one_example_scores_zero() -> None:
+    """A class of one has no direction; its score is 0, not NaN."""
+    assert spectral().scores(torch.ones(1, 4)).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 300)])
+def test_near_tie_of_two_directions(n: int, d: int) -> None:
+    """Two top singular values 0.3 % apart: the very same examples go as by SVD."""
+    rng = np.random.default_rng(7)
+    middle = rng.normal(size=(n, d))
+    u, _, vt = np.linalg.svd(middle - middle.mean(axis=0), full_matrices=False)
+    s = np.linspace(9, 1, len(u.T))
+    s[0], s[1] = 10.03, 10.0
+    # The last left vector of a centred wide matrix is the mean itself.
+    s[-1] = 0 if n <= d else s[-1]
+    values = torch.from_numpy(u * s @ vt)
+    removed = cut(spectral().scores(values), 30, seed=0).tolist()
+    theirs = np.argsort(by_numpy(values.numpy()))[-30:].tolist()
+    assert sorted(removed) == sorted(theirs)
+
+
+def test_two_dimensions_by_hand() -> None:
+    """Five points, written out.
+
+    Points (1,1) (3,1) (5,1) (3,0) (3,2), mean (3,1). Centred: (-2,0) (0,0) (2,0) (0,-1) (0,1).
+    Gram matrix diag(8, 2), so v = (1, 0); tau = 4, 0, 4, 0, 0; uncentred |x . v| = 1 3 5 3 3.
+    """
+    values = torch.tensor([[1.0, 1], [3, 1], [5, 1], [3, 0], [3, 2]])
+    assert spectral().scores(values).tolist() == pytest.approx([4, 0, 4, 0, 0])
+    assert spectral(centred=False).scores(values).tolist() == pytest.approx([1, 3, 5, 3, 3])
+    assert spectral().suspicion(values) == pytest.approx(8 / 5)
+    known = Knowledge(("only",), 0, epsilon=1, seed=0)
+    verdict = Spectral(budget="2eps")(Features(values, torch.zeros(5).long()), known)
+    assert verdict.keep.tolist() == [False, True, False, True, True]
+
+
+def separation(share: float, sign: int, *, centred: bool = True) -> float:
+    """AUROC of the filter's scores on planted poison."""
+    values, is_poison = planted(share, sign)
+    found = auroc(spectral(centred=centred).scores(values), is_poison)
+    assert found is not None
+    return found
+
+
+def planted(share: float, sign: int, *, n: int = 2000, d: int = 32) -> tuple[Tensor, Tensor]:
+    """A class around its mean, and poison shifted along (+1) or against (-1) that mean."""
+    generator = torch.Generator().manual_seed(11)
+    mean = torch.zeros(d)
+    mean[0] = 10.0
+    values = mean + torch.randn(n, d, generator=generator)
+    is_poison = torch.arange(n) >= round(n * (1 - share))
+    values[is_poison] += sign * 0.8 * mean
+    return values, is_poison
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_centred_finds_poison_on_either_side(sign: int) -> None:
+    """Mistake 1: the shift may go along the class mean or against it."""
+    assert separation(0.1, sign) >= 0.95
+
+
+def test_uncentred_fails_against_the_mean() -> None:
+    """Mistake 1: what four copied filters do ranks poison last when it is shifted backwards."""
+    assert separation(0.1, -1, centred=False) < 0.1
+    assert separation(0.1, 1, centred=False) >= 0.95
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_half_poison_is_at_chance(sign: int) -> None:
+    """10 % of the whole set, appended, is half of the target class: symmetric about its mean,
+    so that no centred squared score tells the halves apart."""
+    after = classes_after(Plan(0, None, 0.1, ratio_of="all"), CIFAR)
+    assert after[0] == 10_000
+    assert 0.4 < separation(5000 / after[0], sign) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("ratio", "poisoned", "in_class", "removed", "at_least_left"),
+    [(0.1, 5000, 9500, 1425, 3575), (0.05, 2500, 7250, 1088, 1412), (0.01, 500, 5450, 818, 0)],
+)
+def test_fifteen_percent_cannot_clean_a_whole_set_ratio(
+    ratio: float, poisoned: int, in_class: int, removed: int, at_least_left: int
+) -> None:
+    """Replaced at random from all classes, a tenth of the poison comes from the target class
+    itself; 15 % of that class cannot hold it."""
+    plan = Plan(2, None, ratio, ratio_of="all", inject="replace", eligible="all")
+    labels = torch.arange(50_000) % 10
+    train = Images(torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), labels, tuple("abcdefghij"))
+    made = poison(train, lambda images: images + 1, plan, seed=0)
+    assert count(plan, CIFAR) == int(made.is_poison.sum()) == poisoned
+    # The draw is random: a tenth of it, give or take 4 standard deviations.
+    assert int((made.training.labels == 2).sum()) == pytest.approx(in_class, abs=90)
+    assert Budget("15%").size(in_class, None) == removed
+    assert max(poisoned - removed, 0) == at_least_left
+
+
+def test_three_halves_epsilon_of_every_class_is_refused() -> None:
+    """1.5 times 5,000 from every class removes every clean class: an error before training."""
+    plan = Plan(2, None, 0.1, ratio_of="all")
+    known = Knowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
+    with pytest.raises(ConfigError, match="removes 7500 of the 5000 examples of class a"):
+        Spectral(classes="all").check(known, classes_after(plan, CIFAR))
+    Spectral(classes="all", budget_cap="50%").check(known, classes_after(plan, CIFAR))
+    Spectral(classes="target").check(
+        Knowledge(known.classes, 2, 5000, 0), classes_after(plan, CIFAR)
+    )
+
+
+def test_constant_scores_remove_exactly_the_budget() -> None:
+    """Mistake 10: ties are broken at random by the seed, not by removing all, nor the last."""
+    removed = cut(torch.ones(1000, dtype=torch.float64), 100, seed=1)
+    assert len(set(removed.tolist())) == 100
+    assert 300 < removed.double().mean() < 700
+    assert torch.equal(removed, cut(torch.ones(1000, dtype=torch.float64), 100, seed=1))
+    assert not torch.equal(removed, cut(torch.ones(1000, dtype=torch.float64), 100, seed=2))
+
+
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+def test_nan_never_ranks(bad: float) -> None:
+    """Mistake 10: a score that is not finite stops the filter, with the first position."""
+    with pytest.raises(Diverged, match="1 of 3 scores are not finite, the first at position 1"):
+        cut(torch.tensor([1.0, bad, 0.0]).double(), 1, seed=0)
+
+
+def test_positions_in_the_class_become_positions_in_the_set() -> None:
+    """Mistakes 2 and 3: a class that stands behind another one loses its own examples."""
+    labels = torch.tensor([0] * 30 + [1] * 30)
+    values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
+    values[[41, 57]] += 30.0
+    known = Knowledge(("a", "b"), 1, epsilon=1, seed=0)
+    verdict = Spectral(budget="2eps")(Features(values, labels), known)
+    assert (~verdict.keep).nonzero().flatten().tolist() == [41, 57]
+
+
+@pytest.mark.parametrize("high", [1, 5, 40, 50])
+def test_split_finds_the_smaller_of_two_groups(high: int) -> None:
+    """The `auto` budget on two clear groups is the number of high scores."""
+    generator = torch.Generator().manual_seed(high)
+    low = torch.rand(100 - high, dtype=torch.float64, generator=generator)
+    top = 20 + torch.rand(high, dtype=torch.float64, generator=generator)
+    assert split(torch.cat([low, top])) == high
+
+
+def test_split_at_its_edges() -> None:
+    """Nothing to split: no scores, one, or all the same; and never more than half."""
+    assert [split(torch.full((n,), 3.0).double()) for n in (0, 1, 2, 9)] == [0, 0, 0, 0]
+    assert split(torch.tensor([0.0, 9, 9, 9, 9]).double()) <= 2
+
+
+@pytest.mark.parametrize("text", ["1.5", "eps", "-5", "15 %", "p101", "101%", "", "nan", "1e3"])
+def test_budgets_that_are_none(text: str) -> None:
+    """Anything but the five forms is refused, as budget and as cap."""
+    for given in ({"budget": text}, {"budget_cap": text}):
+        with pytest.raises(ConfigError, match=r"defense\.budget"):
+            Spectral(**given)
+    with pytest.raises(ConfigError, match="budget_cap"):
+        Spectral(budget_cap="auto")
+
+
+def test_budget_arithmetic() -> None:
+    """The forms, rounding half up, the cap, and an ε that is not told."""
+    sizes = [
+        Budget(text, cap).size(70, 50)
+        for text, cap in [("1.5eps", None), ("15%", None), ("p85", None), ("9", None),
+                          ("1.5eps", "50%"), ("5%", "50%"), ("auto", None)]
+    ]  # fmt: skip
+    assert sizes == [75, 11, 11, 9, 35, 4, None]
+    with pytest.raises(ConfigError, match="counts in ε"):
+        Budget("1.5eps").size(70, None)
+
+
+def test_outliers() -> None:
+    """Modified z-scores above 3.5 upward: median 10, MAD 1, so 20 has z = 6.745."""
+    values = {0: 9.0, 1: 10.0, 2: 11.0, 3: 20.0, 4: 10.0, 5: 9.0, 6: 11.0, 7: 0.0}
+    assert outliers(values) == [3]
+    assert outliers(dict.fromkeys(range(5), 2.0)) == []
+    assert outliers({0: 1.0, 1: 100.0}) == []
+
+
+@pytest.mark.parametrize("kinds", [2, 7, 1000])
+def test_auroc_agrees_with_sklearn(kinds: int) -> None:
+    """With many ties, some, and none; scores that are NaN were not given and do not count."""
+    rng = np.random.default_rng(kinds)
+    scores, positive = rng.integers(0, kinds, 400).astype(float), rng.random(400) < 0.2
+    expected = roc_auc_score(positive, scores)
+    both = torch.from_numpy(scores), torch.from_numpy(positive)
+    assert auroc(*both) == pytest.approx(expected, abs=1e-12)
+    unseen = torch.full((50,), NAN, dtype=torch.float64), torch.arange(50) % 2 == 0
+    more = [torch.cat(pair) for pair in zip(both, unseen, strict=True)]
+    assert auroc(more[0], more[1]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_detection_by_hand() -> None:
+    """tpr and fpr over the whole set, AUROC over the scored ones, null where undefined."""
+    is_poison = torch.tensor([False, False, True, True, False, False])
+    scores = torch.tensor([0.1, 0.4, 0.4, 0.9, NAN, NAN]).double()
+    keep = torch.tensor([True, False, True, False, True, True])
+    found = detection(Verdict(scores, keep), is_poison)
+    assert found == {"auroc": 3.5 / 4, "tpr": 1 / 2, "fpr": 1 / 4}
+    assert detection(Verdict(scores, keep), torch.zeros(6, dtype=torch.bool)) is None
+    unscored = detection(Verdict(torch.full((6,), NAN).double(), keep), is_poison)
+    assert unscored == {"auroc": None, "tpr": 1 / 2, "fpr": 1 / 4}
+    everywhere = detection(Verdict(scores, keep), torch.ones(6, dtype=torch.bool))
+    assert everywhere == {"auroc": None, "tpr": 2 / 6, "fpr": None}

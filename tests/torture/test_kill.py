@@ -1,0 +1,78 @@
+"""Rows 1 and 2: killed anywhere, the same command goes on and ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from cells import lasting, run_here
+
+import backdoor_lab.sweep.chain as chain_module
+
+STAGES = ("data", "poison", "train", "measure", "extract", "filter", "retrain", "overlap")
+POINTS = [f"{stage}.{when}:kill:1" for stage in STAGES for when in ("before", "made", "published")]
+POINTS += ["record.before:kill:1", "record.published:kill:1", "measure.made:kill:2"]
+STEPS = [f"{stage}.step:kill:{step}" for stage in ("train", "retrain") for step in (1, 5, 9, 12)]
+EPOCHS = "recipe.epochs=3"
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The record of a run that nobody touched."""
+    root = tmp_path_factory.mktemp("unbroken")
+    return lasting(run_here(root / "store", root / "cell", EPOCHS))
+
+
+def killed(root: Path, fault: str) -> int:
+    """Runs the cell in a forked process with a planned fault; the signal that ended it."""
+    pid = os.fork()
+    if pid == 0:
+        os.environ["BACKDOOR_LAB_FAULT"] = fault
+        code = 1
+        try:
+            run_here(root / "store", root / "cell", EPOCHS)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    return os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+
+
+@pytest.mark.parametrize("fault", POINTS + STEPS)
+def test_kill_minus_nine_loses_nothing_that_was_published(
+    fault: str, unbroken: dict, tmp_path: Path
+) -> None:
+    """SIGKILL at every edge of every stage and inside both trainings; then the same run again."""
+    assert killed(tmp_path, fault) == signal.SIGKILL
+    published = {str(path.parent) for path in (tmp_path / "store").glob("*/[0-9a-f]*/manifest.json")}
+    stamps = {name: os.stat(Path(name) / "manifest.json").st_mtime_ns for name in published}
+    record = run_here(tmp_path / "store", tmp_path / "cell", EPOCHS)
+    assert lasting(record) == unbroken
+    assert json.loads((tmp_path / "cell" / "record.json").read_text()) == record
+    for name, stamp in stamps.items():
+        assert os.stat(Path(name) / "manifest.json").st_mtime_ns == stamp, "computed twice"
+    store = tmp_path / "store"
+    assert not [*store.glob("*/.part-*"), *store.glob("*/.work-*"), *store.glob("*/.bad-*")]
+
+
+def test_a_training_goes_on_from_its_last_epoch(
+    unbroken: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the third epoch, only the third epoch is trained again."""
+    steps_per_epoch = unbroken["counts"]["n_train"] // 32
+    fault = f"train.step:kill:{2 * steps_per_epoch + 1}"
+    assert killed(tmp_path, fault) == signal.SIGKILL
+    seen = []
+    original = chain_module.Report.on_train_epoch_end
+
+    def counting(self: object, trainer: object, module: object) -> None:
+        seen.append((self.name, trainer.current_epoch))  # type: ignore[attr-defined]
+        original(self, trainer, module)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(chain_module.Report, "on_train_epoch_end", counting)
+    record = run_here(tmp_path / "store", tmp_path / "cell", EPOCHS)
+    assert lasting(record) == unbroken
+    assert [epoch for stage, epoch in seen if stage == "train"] == [2]

@@ -1,0 +1,166 @@
+"""Objects from configuration: what is not ours is refused before anything is imported."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.attacks.pixel import Pixel
+from backdoor_lab.build import build
+from backdoor_lab.defenses.base import Defense, TruthControl
+from backdoor_lab.defenses.random import Random
+from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.errors import ConfigError
+
+PIXEL = "backdoor_lab.attacks.pixel.Pixel"
+HOSTILE = [
+    "os.system",
+    "builtins.eval",
+    "builtins.exec",
+    "subprocess.Popen",
+    "urllib.request.urlretrieve",
+    "antigravity.fly",
+    "this",
+    "hydra.utils.instantiate",
+    "torch.load",
+    "backdoor_lab.files.shutil.rmtree",
+    "backdoor_lab.data.download.shutil",
+    "backdoor_lab.attacks.poison.poison",
+    "backdoor_lab.attacks.pixel",
+    "backdoor_lab.attacks.Pixel",
+    "backdoor_lab.attacks.pixel.Pixel.stamp",
+    "backdoor_lab.attacks.base.torch.load",
+    "backdoor_lab.attacks..pixel.Pixel",
+    ".backdoor_lab.attacks.pixel.Pixel",
+    "backdoor_lab.attacks.__init__.Pixel",
+    "backdoor_lab.attacks.../../os.System",
+    "backdoor_lab.store.Store",
+    "backdoor_lab.run.DictConfig",
+    "xbackdoor_lab.attacks.pixel.Pixel",
+    "backdoor_lab_attacks.pixel.Pixel",
+    f"{PIXEL}\n",
+    f" {PIXEL}",
+    f"{PIXEL};os.system",
+    f"{PIXEL}()",
+    PIXEL.upper(),
+    "backdoor_lab.аttacks.pixel.Pixel",
+    "backdoor_lab.attacks.pixel.Ｐixel",
+    "backdoor_lab․attacks․pixel․Pixel",
+    "",
+    None,
+    3,
+    True,
+    ["backdoor_lab.attacks.pixel.Pixel"],
+    {"_target_": PIXEL},
+    b"backdoor_lab.attacks.pixel.Pixel",
+]
+
+
+@pytest.mark.parametrize("target", HOSTILE, ids=ascii)
+def test_hostile_targets_are_refused_before_import(target: Any) -> None:
+    """Nothing is imported, nothing is called, and the message says what may stand there."""
+    before = set(sys.modules)
+    with pytest.raises(ConfigError, match=r"`trigger\._target_` must name a class in"):
+        build("trigger", {"_target_": target}, Trigger)
+    assert set(sys.modules) == before
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("backdoor_lab.attacks.base.Trigger", "is no class to choose here"),
+        ("backdoor_lab.attacks.base.PixelTriggr", "is no class to choose here"),
+        ("backdoor_lab.attacks.base.Tensor", "is no class to choose here"),
+        ("backdoor_lab.attacks.poison.Plan", "is no class to choose here"),
+        ("backdoor_lab.attacks.poison.Poisoned", "is no class to choose here"),
+        ("backdoor_lab.defenses.spectral.Spectral", "is no class to choose here"),
+        ("backdoor_lab.attacks.pixle.Pixel", r"no module backdoor_lab\.attacks\.pixle"),
+    ],
+)
+def test_own_names_of_the_wrong_kind(target: str, message: str) -> None:
+    """Abstract classes, other classes of ours and misspelt modules are named errors."""
+    with pytest.raises(ConfigError, match=message):
+        build("trigger", {"_target_": target}, Trigger)
+
+
+def test_no_target_at_all() -> None:
+    """A group without `_target_` is refused like a wrong one."""
+    with pytest.raises(ConfigError, match="got None"):
+        build("trigger", {"name": "pixel"}, Trigger)
+
+
+def test_keys_become_arguments() -> None:
+    """Every key is an argument; `name` is the choice's name and no argument of the class."""
+    made = build("trigger", {"_target_": PIXEL, "name": "mine", "color": [1, 2, 3]}, Trigger)
+    assert isinstance(made, Pixel)
+    assert made.color == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"colour": 3}, r"key `trigger\.colour` 'colour' is not known.*'color'"),
+        ({"self": 3}, r"key `trigger\.self`"),
+        ({"__class__": 3}, r"key `trigger\.__class__`"),
+        ({"color": 256}, r"`trigger\.color` must satisfy 0 <= trigger\.color < 256, got 256"),
+        ({"color": "red"}, "got 'red'"),
+        ({"color": [1, 2]}, "one value or three"),
+        ({"color": float("nan")}, "got nan"),
+        ({"position": 3}, r"a position must be \[row, column\], got 3"),
+        ({"position": [1, 2, 3]}, r"a position must be \[row, column\]"),
+        ({"position": [0.5, 1]}, "whole number"),
+        ({"position": [True, 1]}, "got True"),
+    ],
+)
+def test_values_that_the_class_refuses(keys: dict[str, Any], message: str) -> None:
+    """Unknown keys and wrong values are one-line errors that name the key."""
+    with pytest.raises(ConfigError, match=message):
+        build("trigger", {"_target_": PIXEL, **keys}, Trigger)
+
+
+@pytest.mark.parametrize("positions", [[], 5, "ab", [[1]], {"a": 1}])
+def test_patterns_that_are_none(positions: Any) -> None:
+    """A pattern is a list of [row, column] pairs."""
+    target = "backdoor_lab.attacks.pattern.Pattern"
+    with pytest.raises(ConfigError, match=r"\[row, column\]"):
+        build("trigger", {"_target_": target, "positions": positions}, Trigger)
+
+
+def test_nested_objects_are_checked_alike() -> None:
+    """`random` wraps a filter; what stands inside passes through the same gate."""
+    kinds: Any = (Defense, TruthControl)
+    target = "backdoor_lab.defenses.random.Random"
+    inner = {"_target_": "backdoor_lab.defenses.spectral.Spectral", "budget": "7"}
+    made: Any = build("defense", {"_target_": target, "like": inner}, kinds)
+    assert isinstance(made, Random)
+    assert isinstance(made.like, Spectral)
+    with pytest.raises(ConfigError, match=r"`defense\.like\._target_` must name a class"):
+        build("defense", {"_target_": target, "like": {"_target_": "os.system"}}, kinds)
+    with pytest.raises(ConfigError, match=r"key `defense\.like\.budgte`"):
+        build("defense", {"_target_": target, "like": inner | {"budgte": "7"}}, kinds)
+    with pytest.raises(ConfigError, match="`defense` needs a value for like"):
+        build("defense", {"_target_": target}, kinds)
+
+
+@pytest.mark.parametrize("like", ["spectral", None, 3, {"_target_": None}])
+def test_random_needs_a_filter(like: Any) -> None:
+    """A control of equal size without a filter to equal is refused."""
+    kinds: Any = (Defense, TruthControl)
+    with pytest.raises(ConfigError, match=r"defense\.like"):
+        build("defense", {"_target_": "backdoor_lab.defenses.random.Random", "like": like}, kinds)
+
+
+def test_a_broken_module_of_ours_is_no_config_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new trigger whose file lacks a library is told by that library's name."""
+    import backdoor_lab.attacks as package
+
+    (tmp_path / "needy.py").write_text("import no_such_library\nclass Needy: ...\n")
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    with pytest.raises(ConfigError, match="no module no_such_library"):
+        build("trigger", {"_target_": "backdoor_lab.attacks.needy.Needy"}, Trigger)

@@ -1,0 +1,151 @@
+"""The record of a cell, recomputed by other means from what the stages have published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import TINY, cell_of, run_here
+from safetensors.numpy import load_file
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from backdoor_lab.data.synthetic import CLASSES, draw
+from backdoor_lab.sweep.record import auroc
+from backdoor_lab.training.models import build_model
+
+TRAIN = draw(20, size=8, split="train", noise=12.0)
+TEST = draw(5, size=8, split="test", noise=12.0)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("record")
+    return folder, run_here(folder / "store", folder / "cell", "recipe.epochs=3")
+
+
+def published(lab: tuple[Path, dict[str, Any]], stage: str, name: str) -> dict[str, Any]:
+    folder, record = lab
+    entry = folder / "store" / stage / record["run"]["stages"][stage]["id"]
+    found: dict[str, Any] = load_file(entry / f"{name}.safetensors")
+    return found
+
+
+def answers(lab: tuple[Path, dict[str, Any]], stage: str, images: np.ndarray) -> np.ndarray:
+    """The classes that a published network gives, normalised by numpy."""
+    net = build_model(
+        {"name": "resnet18", "width": 4, "stem": "cifar"}, channels=3, classes=10, seed=0
+    )
+    weights = {name: torch.from_numpy(v) for name, v in published(lab, stage, "weights").items()}
+    net.load_state_dict(weights)
+    clean = TRAIN[0].astype(np.float64)
+    mean, std = (f(clean, axis=(0, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    with torch.inference_mode():
+        logits: Tensor = net.eval()(torch.from_numpy(((images - mean) / std).astype(np.float32)))
+    return logits.argmax(dim=1).numpy()
+
+
+def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
+    folder, record = lab
+    assert record == json.loads((folder / "cell" / "record.json").read_text())
+    assert set(record) == {
+        "schema", "id", "status", "error", "choices", "protocol", "config", "counts", "nat1",
+        "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run",
+    }  # fmt: skip
+    assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
+    assert record["choices"] == {
+        "dataset": "synthetic", "model": "resnet18-w4", "recipe": "demo", "trigger": "pixel",
+        "target": "bird", "source": None, "ratio": 0.3, "protocol": "group13",
+        "defense": "spectral", "seed": 0,
+    }  # fmt: skip
+    run = record["run"]
+    assert set(run["seconds"]) == set(run["stages"]) >= {"train", "retrain", "extract", "filter"}
+    assert all(rate > 0 for rate in run["images_per_s"].values())
+    assert run["peak_memory_mib"] > 50
+    assert run["versions"]["torch"] == torch.__version__
+    assert run["device"].startswith("cpu: ")
+    assert run["command"] == "test"
+    assert record["id"] == cell_of(folder / "store", "recipe.epochs=3").id
+
+
+def test_counts(lab: tuple[Path, dict[str, Any]]) -> None:
+    counts, verdict = lab[1]["counts"], published(lab, "filter", "verdict")
+    assert counts == {
+        "n_train": 206, "n_clean": 200, "n_poisoned": 6, "n_eligible": 180, "n_removed": 9,
+        "pois_left": int(verdict["keep"][200:].sum()), "n_test": 50, "n_asr": 45,
+        "train_test_overlap": 0,
+    }  # fmt: skip
+    assert len(verdict["keep"]) == 206
+    assert int((verdict["keep"] == 0).sum()) == 9
+
+
+def test_accuracy_and_success_before_and_after(lab: tuple[Path, dict[str, Any]]) -> None:
+    images, labels = TEST
+    bird = CLASSES.index("bird")
+    triggered = images[labels != bird].copy()
+    triggered[:, :, -1, -1] = 255
+    for stage, number in (("train", 1), ("retrain", 2)):
+        nat = float((answers(lab, stage, images) == labels).mean())
+        asr = float((answers(lab, stage, triggered) == bird).mean())
+        assert lab[1][f"nat{number}"] == pytest.approx(nat)
+        assert lab[1][f"asr{number}"] == pytest.approx(asr)
+
+
+def test_poison_is_what_was_asked_for(lab: tuple[Path, dict[str, Any]]) -> None:
+    found, (images, labels) = published(lab, "poison", "poison"), TRAIN
+    chosen = found["source_index"]
+    assert lab[1]["poison_indices"] == chosen.tolist() == sorted(set(chosen.tolist()))
+    assert bool((labels[chosen] != 2).all())
+    expected = images[chosen].copy()
+    expected[:, :, -1, -1] = 255
+    np.testing.assert_array_equal(found["rows"], expected)
+    np.testing.assert_array_equal(found["labels"], np.append(labels, [2] * 6))
+    np.testing.assert_array_equal(found["index"], np.arange(206))
+
+
+def test_the_filters_scores_and_what_they_detect(lab: tuple[Path, dict[str, Any]]) -> None:
+    values = published(lab, "extract", "features")["values"].astype(np.float64)
+    verdict = published(lab, "filter", "verdict")
+    labels, is_poison = published(lab, "poison", "poison")["labels"], np.arange(206) >= 200
+    birds = labels == 2
+    centred = values[birds] - values[birds].mean(axis=0)
+    top = np.linalg.svd(centred, full_matrices=False)[2][0]
+    scores = (centred @ top) ** 2
+    np.testing.assert_allclose(verdict["scores"][birds], scores, rtol=1e-6, atol=1e-9)
+    assert bool(np.isnan(verdict["scores"][~birds]).all())
+    removed = verdict["keep"] == 0
+    assert set(np.flatnonzero(removed)) == set(np.flatnonzero(birds)[np.argsort(-scores)[:9]])
+    assert lab[1]["detection"] == pytest.approx({
+        "auroc": roc_auc_score(is_poison[birds], scores),
+        "tpr": float(removed[is_poison].mean()),
+        "fpr": float(removed[~is_poison].mean()),
+    })  # fmt: skip
+
+
+def test_a_ratio_of_nothing_is_a_clean_run(tmp_path: Path) -> None:
+    record = run_here(tmp_path / "store", tmp_path / "cell", "ratio=0")
+    assert record["status"] == "done"
+    assert record["detection"] is None
+    assert record["poison_indices"] == []
+    assert record["asr1"] is not None
+    counts = record["counts"]
+    assert [counts[k] for k in ("n_train", "n_poisoned", "n_removed", "pois_left")] == [200, 0, 0, 0]
+    # The filter removes nothing, so the retrained network differs by its random weights alone.
+    assert record["hashes"]["weights1"] != record["hashes"]["weights2"]
+    assert "recipe=demo" in TINY
+
+
+def test_auroc_with_ties_and_without_one_kind() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        scores = generator.integers(0, 6, 40).astype(float)
+        positive = generator.random(40) < 0.3
+        found = auroc(torch.from_numpy(scores), torch.from_numpy(positive))
+        assert found == pytest.approx(roc_auc_score(positive, scores))
+    assert auroc(torch.ones(4), torch.ones(4, dtype=torch.bool)) is None
+    nan = torch.tensor([float("nan"), 1.0, 2.0, 0.5])
+    assert auroc(nan, torch.tensor([True, False, True, False])) == 1.0
