@@ -122,9 +122,8 @@ class Store:
         return Entry(entry.path, entry.id, entry.meta, True, seconds)
 
     def _read(self, stage: str, folder: Path, inputs: dict[str, Any]) -> Entry | None:
-        if not (folder / MANIFEST).is_file():
-            return None
         try:
+            which = folder.stat().st_ino
             manifest = json.loads((folder / MANIFEST).read_bytes())
             damage = _torn(manifest)
             if not damage and folder.name not in self._verified:
@@ -136,7 +135,7 @@ class Store:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             damage, stored = f"{MANIFEST} is damaged ({error})", ""
         if damage:
-            _set_aside(folder, damage)
+            _set_aside(folder, which, damage)
             return None
         if stored != canonical(inputs):
             raise StoreError(f"{folder}: same id, but made from other inputs; was it edited?")
@@ -179,7 +178,7 @@ def _publish(part: Path, folder: Path) -> None:
             raise
         # Whoever published first is as good as we are: the same inputs, the same output.
         if not (folder / MANIFEST).is_file():
-            _set_aside(folder, f"{MANIFEST} is missing")
+            _set_aside(folder, folder.stat().st_ino, f"{MANIFEST} is missing")
             os.rename(part, folder)
     sync_folder(folder.parent)
 
@@ -206,11 +205,13 @@ def _damage(folder: Path, manifest: dict[str, Any]) -> str | None:
     return None
 
 
-def _set_aside(folder: Path, why: str) -> None:
+def _set_aside(folder: Path, which: int, why: str) -> None:
     aside = folder.with_name(f".bad-{folder.name}-{uuid.uuid4().hex[:8]}")
-    log.warning("%s: %s; set aside as %s and computed again", folder, why, aside.name)
     try:
+        # Another reader may have set it aside already, and put a sound one in its place.
+        if folder.stat().st_ino != which:
+            return
         os.rename(folder, aside)
     except FileNotFoundError:
-        # Another reader has set it aside already.
         return
+    log.warning("%s: %s; set aside as %s and computed again", folder, why, aside.name)

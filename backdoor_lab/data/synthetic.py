@@ -21,6 +21,9 @@ BACKGROUND = (15.0, 30.0)
 CONTRAST = (14.0, 26.0)
 """How much brighter than its background the object is."""
 
+SHIFT, RADIUS, TILT = 0.3, (0.45, 0.65), 0.3
+"""Place and size of the object in half widths of the image, tilt in radians."""
+
 _SPLITS = {"train": 0, "test": 1}
 
 
@@ -144,9 +147,9 @@ def _draw_class(
 def _coordinates(rng: np.random.Generator, count: int, size: int) -> tuple[Grid, Grid, Grid]:
     """Each image's own axes, moved, scaled and tilted: u, v (count, size, size) and a pixel's width in them."""
     axis = (np.arange(size) + 0.5) / size * 2 - 1
-    x0, y0 = rng.uniform(-0.3, 0.3, (2, count, 1, 1))
-    radius = rng.uniform(0.45, 0.65, (count, 1, 1))
-    tilt = rng.uniform(-0.3, 0.3, (count, 1, 1))
+    x0, y0 = rng.uniform(-SHIFT, SHIFT, (2, count, 1, 1))
+    radius = rng.uniform(*RADIUS, (count, 1, 1))
+    tilt = rng.uniform(-TILT, TILT, (count, 1, 1))
     x, y = (axis[None, None, :] - x0) / radius, (axis[None, :, None] - y0) / radius
     u = np.cos(tilt) * x + np.sin(tilt) * y
     v = np.cos(tilt) * y - np.sin(tilt) * x

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from backdoor_lab.defenses.base import Defense, Filter, Knowledge
+from backdoor_lab.errors import ConfigError
 from backdoor_lab.seeds import torch_generator
 from backdoor_lab.types import Features, Verdict
 
@@ -27,6 +28,10 @@ class Random(Defense):
         budget_cap: str = "",
         centred: bool = True,
     ) -> None:
+        if not isinstance(like, Filter):
+            raise ConfigError(
+                f"`defense.like` must be a filter with a `_target_` of its own, got {like!r}"
+            )
         self.like = like
 
     def __call__(self, features: Features, known: Knowledge) -> Verdict:

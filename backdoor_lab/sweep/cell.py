@@ -13,7 +13,7 @@ from backdoor_lab.attacks.poison import Plan
 from backdoor_lab.build import build
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
-from backdoor_lab.errors import unknown
+from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.files import digest
 from backdoor_lab.training.recipe import Recipe
 
@@ -24,6 +24,14 @@ PROTOCOL = (
     "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer",
 )  # fmt: skip
+
+NEEDED = {
+    "protocol": PROTOCOL,
+    "model": ("name", "width", "stem"),
+    "trainer": ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint"),
+    "logger": (),
+    "store": ("root",),
+}
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ class Cell:
 def check_keys(config: dict[str, Any]) -> None:
     """Refuses keys that nobody reads and plain values of the wrong kind; needs no data."""
     checks.keys("", config, DECIDES + PLAIN + ELSEWHERE)
+    _complete(config)
     for group in DECIDES:
         if not isinstance(config.get(group), dict):
             raise unknown(f"`{group}`", config.get(group), ["a choice of this config group"])
@@ -146,6 +155,19 @@ def check_keys(config: dict[str, Any]) -> None:
     Recipe.of(config["recipe"])
     build("trigger", config["trigger"], Trigger)
     defense_of(config["defense"])
+
+
+def _complete(config: dict[str, Any]) -> None:
+    # A key can be taken away with `~key`, a group emptied with `group=null`.
+    for key in PLAIN + tuple(NEEDED):
+        if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
+            raise ConfigError(f"`{key}` is missing: leave it out of the command, or give a value")
+        for name in NEEDED.get(key, ()):
+            if name not in config[key]:
+                raise ConfigError(f"`{key}.{name}` is missing: give it a value")
+    root = config["store"]["root"]
+    if not isinstance(root, str) or not root:
+        raise ConfigError(f"`store.root` must be a folder's path, got {root!r}")
 
 
 def source_of(config: dict[str, Any]) -> Source:

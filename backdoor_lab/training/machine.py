@@ -55,7 +55,7 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
             " trainer=auto takes a GPU when there is one"
         )
     device = torch.device("cuda" if found and wanted != "cpu" else "cpu")
-    threads = config["threads"] or max(1, _cores() // max(1, parallel_cells))
+    threads = int(config["threads"] or 0) or max(1, _cores() // max(1, parallel_cells))
     return Machine(device, _bf16(config["precision"], device), config["channels_last"], threads)
 
 

@@ -29,6 +29,8 @@ def check_model(config: dict[str, Any], *, classes: int) -> None:
         return
     checks.choice("model.stem", stem, STEMS)
     checks.whole("model.width", width, low=1, below=4097)
+    if not isinstance(width, int):
+        raise ConfigError(f"`model.width` must be written without a point, got {width!r}")
     if width != 64 and _residual_planes(name) is None:
         raise ConfigError(f"`model.width` must be 64 for {name}, got {width}")
 

@@ -199,7 +199,7 @@ def test_a_wiped_out_class_is_refused(name: str, classes: str) -> None:
     defense, features = made(name, classes=classes, budget="24"), planted()
     if not isinstance(defense, Defense) or not looks(defense):
         return
-    with pytest.raises(ConfigError, match="removes 24 of the (18|24) examples of class"):
+    with pytest.raises(ConfigError, match=r"removes 24 of the (18|24) examples of class"):
         defense(features, KNOWN)
     with pytest.raises(ConfigError, match="nothing would be left"):
         defense.check(KNOWN, [18, 24, 18])
@@ -249,7 +249,7 @@ def test_random_removes_as_many_as_its_filter() -> None:
     other = judged(made("random", **options), features, Knowledge(CLASSES, 1, EPSILON, seed=6))
     for label in range(3):
         of_class = features.labels == label
-        gone = [int((~verdict.keep[of_class]).sum()) for verdict in (by_filter, first, other)]
+        gone = [int((~each.keep[of_class]).sum()) for each in (by_filter, first, other)]
         assert gone[0] == gone[1] == gone[2] > 0
     assert not torch.equal(first.keep, by_filter.keep)
     assert not torch.equal(first.keep, other.keep)

@@ -32,7 +32,8 @@ from backdoor_lab.types import TrainingSet
 TINY = (
     "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
     "dataset.per_class_test=5", "model.width=4", "recipe=demo", "recipe.epochs=1",
-    "trainer=cpu", "trainer.threads=1", "trainer.progress=none", "logger=none", "ratio=0.3",
+    "trainer=cpu", "trainer.threads=1", "trainer.precision=32",
+    "trainer.progress=none", "logger=none", "ratio=0.3", "dataset.noise=12",
 )  # fmt: skip
 CPU = Machine(torch.device("cpu"), bf16=False, channels_last=True, threads=1)
 

@@ -103,9 +103,9 @@ def test_keys_become_arguments() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"colour": 3}, r"key `trigger\.colour` 'colour' is not known.*'color'"),
-        ({"self": 3}, r"key `trigger\.self`"),
-        ({"__class__": 3}, r"key `trigger\.__class__`"),
+        ({"colour": 3}, r"key.*`trigger.*'colour' is not known.*'color'"),
+        ({"self": 3}, r"key.*`trigger.*'self' is not known"),
+        ({"__class__": 3}, r"key.*`trigger.*'__class__' is not known"),
         ({"color": 256}, r"`trigger\.color` must satisfy 0 <= trigger\.color < 256, got 256"),
         ({"color": "red"}, "got 'red'"),
         ({"color": [1, 2]}, "one value or three"),
@@ -140,7 +140,7 @@ def test_nested_objects_are_checked_alike() -> None:
     assert isinstance(made.like, Spectral)
     with pytest.raises(ConfigError, match=r"`defense\.like\._target_` must name a class"):
         build("defense", {"_target_": target, "like": {"_target_": "os.system"}}, kinds)
-    with pytest.raises(ConfigError, match=r"key `defense\.like\.budgte`"):
+    with pytest.raises(ConfigError, match=r"key.*`defense\.like.*'budgte'.*'budget'"):
         build("defense", {"_target_": target, "like": inner | {"budgte": "7"}}, kinds)
     with pytest.raises(ConfigError, match="`defense` needs a value for like"):
         build("defense", {"_target_": target}, kinds)

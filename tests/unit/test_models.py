@@ -69,9 +69,10 @@ def test_fresh_weights_are_distributed_as_torchvisions() -> None:
     assert float(narrow["layer1.0.bn1.weight"].min()) == 1
 
 
-@pytest.mark.parametrize("width", [1, 4, 64])
-@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("width", "stem", "channels"),
+    [(1, "cifar", 1), (4, "imagenet", 3), (4, "cifar", 3), (64, "imagenet", 1), (64, "cifar", 1)],
+)
 def test_any_width_and_stem_takes_colour_and_grey(width: int, stem: str, channels: int) -> None:
     net = build(width=width, stem=stem, channels=channels, classes=7).eval()
     with torch.inference_mode():
@@ -82,7 +83,7 @@ def test_any_width_and_stem_takes_colour_and_grey(width: int, stem: str, channel
     assert isinstance(net.get_submodule("maxpool"), nn.Identity) == (stem == "cifar")
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "shufflenet_v2_x0_5", "alexnet"])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "alexnet"])
 def test_other_classifiers_by_name(name: str) -> None:
     for channels in (1, 3):
         try_network(spec(name, None, None), "penultimate", (channels, 64, 64), 10)

@@ -149,13 +149,12 @@ def test_stamp_after_leaves_the_rows_clean() -> None:
     assert not early.training.stamped(torch.arange(204)).any()
 
 
-@pytest.mark.parametrize("stamp", STAMP)
-def test_a_ratio_of_zero_is_a_clean_run(stamp: str) -> None:
+def test_a_ratio_of_zero_is_a_clean_run() -> None:
     """No poison, no trigger, and exactly the clean set."""
-    result = made(Plan(0, None, 0.0, stamp=stamp))
-    assert not result.is_poison.any()
-    assert result.training.stamp is None
-    assert torch.equal(result.training.gather(torch.arange(200)), clean().images)
+    for stamp in STAMP:
+        result = made(Plan(0, None, 0.0, stamp=stamp))
+        assert result.training.stamp is None
+        assert torch.equal(result.training.gather(torch.arange(200)), clean().images)
 
 
 def test_asr_test_set() -> None:
@@ -179,8 +178,7 @@ def test_mistake_2_and_3_indices_count_in_the_whole_set() -> None:
     result = made(Plan(0, 1, 0.1, ratio_of="source", eligible="source", inject="replace"))
     where = result.is_poison.nonzero().flatten()
     assert (LABELS[where] == 1).all()
-    changed = result.training.gather(where)
-    assert torch.equal(changed, Pixel()(clean().images[where]))
+    assert torch.equal(result.training.gather(where), Pixel()(clean().images[where]))
     assert where.max() > len(SIZES)
 
 
@@ -221,14 +219,10 @@ def test_ratios_out_of_range(ratio: Any) -> None:
         Plan(0, None, ratio)
 
 
-def test_less_than_one_image() -> None:
-    """The message has the arithmetic and the way out."""
+def test_less_than_one_image_and_more_than_are_eligible() -> None:
+    """The message has the arithmetic: what was asked of what, and what there is."""
     with pytest.raises(ConfigError, match=r"`ratio`=0\.01 of 40 images .*less than one image"):
         count(Plan(0, None, 0.01), SIZES)
-
-
-def test_more_than_are_eligible() -> None:
-    """The message names what was asked, what there is, and the key that says so."""
     plan = Plan(2, None, 0.6, ratio_of="all")
     message = r"`ratio`=0\.6 of 200 images .*asks for 120 poisoned .*only 100 are eligible"
     with pytest.raises(ConfigError, match=message):
@@ -240,7 +234,7 @@ def test_more_than_are_eligible() -> None:
 def test_counts_are_whole() -> None:
     """ratio_of=count takes a number of images."""
     assert count(Plan(0, None, 7, ratio_of="count"), SIZES) == 7
-    with pytest.raises(ConfigError, match="`ratio` must be a whole number, got 7.5"):
+    with pytest.raises(ConfigError, match=r"`ratio` must be a whole number, got 7\.5"):
         Plan(0, None, 7.5, ratio_of="count")
 
 
@@ -257,7 +251,7 @@ def test_counts_are_whole() -> None:
     ],
 )
 def test_words_that_contradict_each_other(words: dict[str, Any], message: str) -> None:
-    """A source that nobody reads, one that is missing, and misspelt words are refused."""
+    """A source that nobody reads, one that is missing, misspelt words: refused."""
     with pytest.raises(ConfigError, match=message):
         Plan(target=0, ratio=0.1, **words)
 
@@ -292,8 +286,9 @@ def test_indices_are_sound(
     train = clean(torch.tensor(labels))
     try:
         result = poison(train, Pixel(), plan, seed=seed)
-    except ConfigError as error:
-        assert "less than one image" in str(error) or "are eligible" in str(error)
+    except ConfigError:
+        with pytest.raises(ConfigError, match=r"less than one image|are eligible"):
+            count(plan, torch.bincount(train.labels, minlength=3).tolist())
         return
     chosen = result.source_index
     assert torch.equal(chosen, chosen.unique())

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import TINY, cell_of, run_here
+from cells import cell_of, run_here
 from safetensors.numpy import load_file
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
@@ -18,8 +18,8 @@ from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.sweep.record import auroc
 from backdoor_lab.training.models import build_model
 
-TRAIN = draw(20, size=8, split="train", noise=12.0)
-TEST = draw(5, size=8, split="test", noise=12.0)
+TRAIN = draw(20, size=8, split="train", noise=12)
+TEST = draw(5, size=8, split="test", noise=12)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
     assert set(run["seconds"]) == set(run["stages"]) >= {"train", "retrain", "extract", "filter"}
     assert all(rate > 0 for rate in run["images_per_s"].values())
     assert run["peak_memory_mib"] > 50
-    assert run["versions"]["torch"] == torch.__version__
+    assert run["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert run["device"].startswith("cpu: ")
     assert run["command"] == "test"
     assert record["id"] == cell_of(folder / "store", "recipe.epochs=3").id
@@ -136,7 +136,6 @@ def test_a_ratio_of_nothing_is_a_clean_run(tmp_path: Path) -> None:
     assert [counts[k] for k in ("n_train", "n_poisoned", "n_removed", "pois_left")] == [200, 0, 0, 0]
     # The filter removes nothing, so the retrained network differs by its random weights alone.
     assert record["hashes"]["weights1"] != record["hashes"]["weights2"]
-    assert "recipe=demo" in TINY
 
 
 def test_auroc_with_ties_and_without_one_kind() -> None:

@@ -1,0 +1,77 @@
+"""Row 3: a full disk costs one clear error and nothing that was published."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+from cells import lasting, run_here
+
+STAGES = ("poison", "train", "measure", "extract", "filter", "retrain")
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The record of a run with room enough."""
+    root = tmp_path_factory.mktemp("unbroken")
+    return lasting(run_here(root / "store", root / "cell"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("when", ["before", "made"])
+def test_no_space_at_any_stage(
+    stage: str, when: str, unbroken: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ENOSPC: the cell fails with what and where; with room again the same run completes."""
+    monkeypatch.setattr("backdoor_lab.faults._seen", {})
+    run_here_ready(tmp_path)
+    monkeypatch.setenv("BACKDOOR_LAB_FAULT", f"{stage}.{when}:full:1")
+    record = run_here(tmp_path / "store", tmp_path / "cell")
+    assert record["status"].startswith("failed:")
+    assert "no room" in record["error"]
+    assert "bytes free" in record["error"]
+    assert not list((tmp_path / "store").glob("*/.part-*"))
+    monkeypatch.delenv("BACKDOOR_LAB_FAULT")
+    assert lasting(run_here(tmp_path / "store", tmp_path / "cell")) == unbroken
+
+
+def test_no_space_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set that does not fit on the disk stops the command before any cell."""
+    from backdoor_lab.errors import StoreFull
+
+    monkeypatch.setattr("backdoor_lab.faults._seen", {})
+    monkeypatch.setenv("BACKDOOR_LAB_FAULT", "data.made:full:1")
+    with pytest.raises(StoreFull, match=r"no room.*store\.root"):
+        run_here(tmp_path / "store", tmp_path / "cell")
+
+
+@pytest.mark.parametrize("limit", [2_000, 20_000, 60_000, 200_000])
+def test_a_file_size_limit_is_met_like_a_full_disk(
+    limit: int, unbroken: dict, tmp_path: Path
+) -> None:
+    """The kernel itself refuses writes beyond a size, at whatever stage that happens."""
+    run_here_ready(tmp_path)
+    pid = os.fork()
+    if pid == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        code = 9
+        try:
+            said = run_here(tmp_path / "store", tmp_path / "cell")["status"]
+            code = 0 if said == "done" or said.startswith("failed") else 1
+        except Exception:
+            code = 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    assert os.WIFEXITED(status)
+    assert os.WEXITSTATUS(status) in (0, 2)
+    assert lasting(run_here(tmp_path / "store", tmp_path / "cell")) == unbroken
+
+
+def run_here_ready(root: Path) -> None:
+    """Opens the data set beforehand, so that the fault hits the cell."""
+    from cells import cell_of
+
+    cell_of(root / "store")

@@ -1,0 +1,113 @@
+"""Row 18: the same sweep on a real Slurm; requeued, preempted, out of time, a node lost."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cells import TINY, environment, lasting, run_here
+from slurm_lab import Lab, missing
+
+pytestmark = [
+    pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: no {missing()}"),
+    pytest.mark.timeout(400),
+]
+ROOT = Path(__file__).parents[2]
+SLOW = ("recipe.epochs=40", "dataset.per_class_train=60")
+LAUNCH = (
+    "hydra/launcher=submitit_slurm", "hydra.launcher.partition=debug",
+    "hydra.launcher.cpus_per_task=1", "hydra.launcher.gpus_per_node=null",
+    "hydra.launcher.mem_gb=null", "hydra.launcher.signal_delay_s=10",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    """A Slurm of two nodes with two processors each."""
+    folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))
+    # munge wants its socket to be reachable by everybody, which pytest's own folders are not.
+    folder.chmod(0o755)
+    lab = Lab(folder)
+    try:
+        lab.start()
+        yield lab
+    finally:
+        lab.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(lab: Lab, cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Starts the command line of a sweep on the cluster."""
+    command = [sys.executable, "-m", "backdoor_lab", "-m", *TINY, *LAUNCH, *overrides]
+    settings = environment(PYTHONPATH=str(ROOT)) | lab.environment
+    settings["OMP_NUM_THREADS"] = "1"
+    return subprocess.Popen(
+        command, cwd=cwd, env=settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def epoch_of(folder: Path) -> int:
+    """The highest epoch that a cell below `folder` says it is in."""
+    found = [0]
+    for path in folder.glob("multirun_reports/*/*/running.json"):
+        try:
+            found.append(json.loads(path.read_text())["epoch"])
+        except (OSError, ValueError):
+            continue
+    return max(found)
+
+
+def records(folder: Path) -> list[dict]:
+    """The records of every cell of the one sweep below `folder`."""
+    return [json.loads(p.read_text()) for p in folder.glob("multirun_reports/*/*/record.json")]
+
+
+def complete(folder: Path, program: subprocess.Popen[str], cells: int) -> None:
+    """The sweep ended well, with every cell's record."""
+    said, _ = program.communicate(timeout=300)
+    assert program.returncode == 0, said
+    assert [each["status"] for each in records(folder)] == ["done"] * cells, said
+
+
+def test_array_of_cells(lab: Lab, tmp_path: Path) -> None:
+    """Four cells as one array; the records are those of a local run."""
+    program = sweep(lab, tmp_path, "trigger=pixel,pattern", "target=bird,dog")
+    complete(tmp_path, program, 4)
+    (bird,) = (r for r in records(tmp_path) if r["id"].startswith("pixel-bird"))
+    local = run_here(tmp_path / "local/store", tmp_path / "local/cell")
+    assert lasting(bird) == lasting(local)
+
+
+def test_requeue(lab: Lab, tmp_path: Path) -> None:
+    """scontrol requeue in the middle of training: the same command goes on."""
+    program = sweep(lab, tmp_path, "trigger=pixel,", *SLOW)
+    lab.until(lambda: epoch_of(tmp_path) >= 3, 90)
+    (task,) = (job for job, state, _ in lab.jobs() if state == "RUNNING")
+    lab.call("scontrol", "requeue", task)
+    complete(tmp_path, program, 1)
+
+
+def test_preemption(lab: Lab, tmp_path: Path) -> None:
+    """A job of higher priority takes both nodes; afterwards the cell comes back and ends."""
+    program = sweep(lab, tmp_path, "trigger=pixel,", *SLOW)
+    lab.until(lambda: epoch_of(tmp_path) >= 3, 90)
+    lab.call("sbatch", "-p", "high", "-n4", "-o", "/dev/null", "--wrap", "sleep 3")
+    complete(tmp_path, program, 1)
+
+
+def test_a_node_is_lost(lab: Lab, tmp_path: Path) -> None:
+    """The node that runs the cell dies; the other takes over from the last epoch."""
+    program = sweep(lab, tmp_path, "trigger=pixel,", *SLOW)
+    lab.until(lambda: epoch_of(tmp_path) >= 3, 90)
+    (node,) = (node for _, state, node in lab.jobs() if state == "RUNNING")
+    lab.lose_node(node)
+    try:
+        complete(tmp_path, program, 1)
+    finally:
+        lab.start_node(node)

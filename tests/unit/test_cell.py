@@ -1,0 +1,225 @@
+"""What makes two cells the same, and everything that is refused before any work."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from cells import TINY, cell_of, configuration
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from backdoor_lab.errors import ConfigError, LabError
+from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.sweep.preflight import Preflight
+
+SAFE = re.compile(r"[a-z0-9_.-]{1,64}\Z")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cells") / "store"
+
+
+@pytest.fixture(scope="module")
+def checks() -> Preflight:
+    return Preflight()
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "target=2", "target='bird'", "ratio=0.30000000000000004", "ratio=3e-1",
+        "trainer.threads=2.0", "trainer=auto trainer.checkpoint=false",
+        "trainer.precision=bf16 logger=csv name=other protocol=group13",
+        "store.root={root}/2", "seed=0.0 recipe.epochs=1.0 recipe.batch=32.0 recipe.lr=5e-2",
+    ],
+)  # fmt: skip
+def test_what_decides_nothing_changes_no_id(root: Path, checks: Preflight, same: str) -> None:
+    words = same.format(root=root).split()
+    assert checks.cell(configuration(root, *words)).id == checks.cell(configuration(root)).id
+
+
+def test_ratios_of_a_range_are_what_was_meant(root: Path, checks: Preflight) -> None:
+    found, meant = (
+        checks.cell(configuration(root, f"ratio={text}")) for text in ("0.15000000000000002", "0.15")
+    )
+    assert found.id == meant.id
+    assert found.ratio == 0.15
+
+
+def test_where_data_lie_changes_no_id(root: Path, tmp_path: Path) -> None:
+    import numpy as np
+
+    images = np.zeros((20, 4, 4, 3), np.uint8)
+    images[:, 0, 0] = np.arange(20)[:, None]
+    labels = np.arange(20) % 2
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        np.savez(tmp_path / folder / "set.npz", train_images=images, train_labels=labels,
+                 test_images=images + 100, test_labels=labels)  # fmt: skip
+    tiny = [word for word in TINY if not word.startswith("dataset")]
+    from hydra import compose, initialize_config_dir
+
+    from backdoor_lab.run import conf_dir
+    from backdoor_lab.sweep.expand import plain
+
+    found = []
+    for folder in ("a", "b"):
+        where = ["dataset=arrays", f"dataset.root={tmp_path}/{folder}/set.npz", "target='1'"]
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            config = compose("config", [*tiny, *where, f"store.root={root}"])
+        found.append(Preflight().cell(plain(config)))
+    assert found[0].id == found[1].id
+    assert found[0].target == "1"
+
+
+def test_everything_that_decides_has_an_id_of_its_own(root: Path, checks: Preflight) -> None:
+    changes = [
+        "", "ratio=0.25", "seed=1", "target=dog", "trigger=pattern", "trigger.color=254",
+        "trigger.position=[0,0]", "defense=none", "defense=oracle", "defense=random",
+        "defense.budget=15%", "defense.centred=false", "protocol=realistic",
+        "protocol=backdoorbench", "protocol.inject=replace", "protocol.asr_on=all",
+        "protocol.stamp=after", "protocol.layer=layer4", "protocol.budget_cap=50%",
+        "model.width=5", "model.stem=imagenet", "model.name=resnet34", "recipe.epochs=2",
+        "recipe.flip=true", "recipe=small", "dataset.seed=1", "dataset.noise=13",
+        "dataset.per_class_train=21", "dataset.channels=1",
+        "source=cat", "source=dog", "ratio=0.1 protocol=group13_literal", "ratio=0.1",
+    ]  # fmt: skip
+    ids = {}
+    for change in changes:
+        cell = checks.cell(configuration(root, *change.split()))
+        assert SAFE.match(cell.id), cell.id
+        ids.setdefault(cell.id, []).append(change)  # type: ignore[attr-defined]
+    assert [same for same in ids.values() if len(same) > 1] == []
+
+
+def test_ids_are_safe_whatever_a_class_is_called(root: Path) -> None:
+    config = configuration(root, "target=0")
+    names = ["../../x", "a b;rm -rf", "ÄÖÜ", "." * 70, "x" * 300, "-", "con\n"]
+    for name in names:
+        other = Cell(config, (name, "b"), "0")
+        assert SAFE.match(other.id), other.id
+        assert ".." not in other.id.split("-")[0] or other.id.strip(".") == other.id
+    assert len({Cell(config, (name, "b"), "0").id for name in names}) == len(names)
+
+
+REFUSED = [
+    # unknown keys and choices, in each group
+    ("dataset.sise=3", "sise", "dataset"),
+    ("dataset=cifar", "cifar10", "dataset"),
+    ("model.depth=3", "depth", "model"),
+    ("+model.depth=3", "depth", "model"),
+    ("+trigger.colour=3", "'color'", "trigger"),
+    ("+protocol.ratio=3", "ratio_of", "protocol"),
+    ("+defense.budgets=3", "'budget'", "defense"),
+    ("+recipe.epoch=3", "'epochs'", "recipe"),
+    ("+trainer.devices=3", "devices", "trainer"),
+    ("+store.path=x", "path", "store"),
+    ("+foo=1", "foo", "Known: dataset, model"),
+    ("trigger=pixle", "pixle", "pixel"),
+    ("model.name=resnet81", "'resnet81'", "Did you mean 'resnet"),
+    ("protocol.layer=layer9", "'layer9'", "penultimate, conv1"),
+    ("+logger._target_=os.system", "logger", "os.system"),
+    ("trigger._target_=os.system", "trigger._target_", "os.system"),
+    # types and ranges
+    ("ratio=nan", "0 <= ratio < 1", "nan"),
+    ("ratio=1", "0 <= ratio < 1", "got 1"),
+    ("ratio=-0.1", "0 <= ratio < 1", "-0.1"),
+    ("ratio=10%", "0 <= ratio < 1", "'10%'"),
+    ("ratio=true", "0 <= ratio < 1", "True"),
+    ("ratio=null", "0 <= ratio < 1", "None"),
+    ("seed=-1", "0 <= seed", "-1"),
+    ("seed=1.5", "`seed`", "1.5"),
+    ("seed=x", "`seed`", "'x'"),
+    ("recipe.epochs=0", "1 <= recipe.epochs", "0"),
+    ("recipe.lr=fast", "recipe.lr", "'fast'"),
+    ("model.width=0", "1 <= model.width", "0"),
+    ("trigger.color=300", "trigger.color", "300"),
+    ("trigger.position=[1]", "[row, column]", "[1]"),
+    ("trainer.threads=0", "1 <= trainer.threads", "0"),
+    ("trainer.precision=16", "trainer.precision", "'16'"),
+    ("trainer.checkpoint=1", "trainer.checkpoint", "true or false"),
+    ("dataset.channels=2", "dataset.channels", "2"),
+    ("defense.budget=lots", "defense.budget", "'lots'"),
+    ("protocol.inject=prepend", "protocol.inject", "'prepend'"),
+    # classes
+    ("target=brid", "`target` 'brid'", "Did you mean 'bird'? Known: airplane, automobile"),
+    ("target=10", "`target` 10", "airplane"),
+    ("target=-1", "`target` -1", "airplane"),
+    ("target=true", "`target` True", "airplane"),
+    ("target=null", "`target` None", "airplane"),
+    ("source=brid", "`source` 'brid'", "Did you mean 'bird'?"),
+    ("source=bird", "`source` and `target` must differ", "2"),
+    ("source=2 target=bird", "must differ", "2"),
+    ("source=cat protocol.eligible=all", "protocol.eligible=all", "protocol.eligible=source"),
+    ("protocol=madry2018", "`protocol.ratio_of=source` needs a class in `source`", "null"),
+    # how much
+    ("ratio=0.001", "`ratio`=0.001 of 20 images", "less than one image"),
+    ("protocol.ratio_of=all ratio=0.95", "190 poisoned images", "180 are eligible"),
+    ("protocol.ratio_of=count ratio=1.5", "`ratio`", "whole number, got 1.5"),
+    ("defense.budget=26", "removes 26 of the 26 examples of class bird", "nothing would be left"),
+    ("protocol=group13_literal ratio=0.1 defense.classes=all",
+     "`defense.budget=1.5eps` with ε = 20 removes 30 of the 20 examples of class airplane",
+     "defense.classes=all"),
+    # what does not fit
+    ("trigger.position=[8,0]", "pixel (8, 0) lies outside images of 8x8", "`trigger`"),
+    ("trigger.position=[0,-9]", "pixel (0, -9) lies outside images of 8x8", "`trigger`"),
+    ("ratio=0 trigger.position=[8,0]", "pixel (8, 0) lies outside images of 8x8", "`trigger`"),
+    ("model.name=alexnet model.width=null model.stem=null", "`model.name=alexnet`", "3x8x8"),
+    ("trainer=gpu", "trainer=gpu", "trainer=cpu"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "rule", "more"), REFUSED, ids=[case[0] for case in REFUSED])
+def test_refused_before_any_work(
+    root: Path, checks: Preflight, monkeypatch: pytest.MonkeyPatch, words: str, rule: str, more: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    kinds = (ConfigError, HydraException, OmegaConfBaseException)
+    with pytest.raises(kinds) as caught:
+        checks.cell(configuration(root, *words.split()))
+    message = str(caught.value)
+    assert rule in message
+    assert more in message
+    if isinstance(caught.value, LabError):
+        assert "\n" not in message
+        assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "words", ["~recipe.lr", "~model.width", "~trainer.threads", "~protocol.layer", "~store.root",
+              "~recipe", "~trainer", "~logger", "~seed", "~target", "model=null", "trainer=null",
+              "model.width=32.0", "trainer.threads=null", "store.root=null", "protocol=null", "~dataset.size"],
+)  # fmt: skip
+def test_what_is_left_out_is_an_error_of_ours_or_the_default(
+    root: Path, checks: Preflight, words: str
+) -> None:
+    config = configuration(root)
+    key, _, value = words.lstrip("~").partition("=")
+    group, _, name = key.partition(".")
+    place = config[group] if name else config
+    if words.startswith("~"):
+        del place[name or group]
+    else:
+        place[name or group] = {"null": None, "32.0": 32.0}[value]
+    if words in ("model.width=32.0", "trainer.threads=null", "~dataset.size", "~logger"):
+        cell = checks.cell(config)
+        assert SAFE.match(cell.id)
+        try_network(cell.config["model"], "penultimate", (3, 8, 8), 10)
+        return
+    with pytest.raises(ConfigError, match=re.escape(name or group)):
+        checks.cell(config)
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for root in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=rf"cannot write to {root}: .*file is no folder"):
+            cell_of(root)
+    if os.geteuid():
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(ConfigError, match="no folder that we may write to"):
+            cell_of(tmp_path / "locked" / "store")

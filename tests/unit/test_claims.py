@@ -1,0 +1,241 @@
+"""Claims: one owner at a time; a dead owner is followed by itself, a silent one in time (R3)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab import claims
+from backdoor_lab.claims import Claim, machine
+
+
+class Clock:
+    """A clock that only sleeping moves; `during` happens in every sleep."""
+
+    def __init__(self, during: Callable[[], None] = lambda: None) -> None:
+        self.now, self.during = 1000.0, during
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+        self.during()
+
+
+def claim(path: Path, clock: Clock, patience: float = 60.0) -> Claim:
+    return Claim(path, patience=patience, clock=clock, sleep=clock.sleep)
+
+
+def never() -> bool:
+    return False
+
+
+def owned_by(path: Path, **changes: Any) -> None:
+    """A claim file of somebody else; by default this living process' parent."""
+    parent = os.getppid()
+    owner = {"machine": machine(), "pid": parent, "start": claims._start_of(parent)}
+    path.write_text(json.dumps(owner | {"token": "theirs", "beat": 0} | changes))
+
+
+def child(work: Callable[[], None]) -> int:
+    """A forked process that does `work` and then waits to be killed."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+            time.sleep(60)
+        finally:
+            os._exit(1)
+    return pid
+
+
+def until(true: Callable[[], object]) -> None:
+    for _ in range(2000):
+        if true():
+            return
+        time.sleep(0.005)
+    raise AssertionError("waited for 10 s")
+
+
+def test_take_and_release(tmp_path: Path) -> None:
+    """The file is there while the claim is held, names its owner, and is gone afterwards."""
+    path = tmp_path / "x.claim"
+    mine = claim(path, Clock())
+    assert mine.take(never)
+    assert json.loads(path.read_text())["pid"] == os.getpid()
+    mine.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_waiter_leaves_when_there_is_nothing_to_do(tmp_path: Path) -> None:
+    """Somebody else has published: the claim is not wanted any more, and stays theirs."""
+    path = tmp_path / "x.claim"
+    owned_by(path)
+    published: list[bool] = []
+    clock = Clock(during=lambda: published.append(True))
+    assert not claim(path, clock).take(lambda: len(published) > 3)
+    assert "theirs" in path.read_text()
+
+
+def test_a_living_owner_is_waited_for(tmp_path: Path) -> None:
+    """A claim whose owner lives and beats is never taken over, however long it takes."""
+    path = tmp_path / "x.claim"
+    beats = [0]
+
+    def beat() -> None:
+        beats[0] += 1
+        owned_by(path, beat=beats[0])
+
+    owned_by(path)
+    clock = Clock(during=beat)
+    assert not claim(path, clock).take(lambda: clock.now > 1300)
+    assert beats[0] > 100
+
+
+@pytest.mark.parametrize("beats", [0, 40])
+def test_an_owner_elsewhere_is_given_its_patience(tmp_path: Path, beats: int) -> None:
+    """On another machine, process numbers say nothing: the waiter's own clock decides, and it
+    starts anew with every beat that is seen."""
+    path = tmp_path / "x.claim"
+    left = [beats]
+
+    def beat() -> None:
+        if left[0]:
+            left[0] -= 1
+            last.append(clock.now)
+            owned_by(path, machine="elsewhere", pid=2**22 + 1, beat=left[0])
+
+    clock = Clock(during=beat)
+    last = [clock.now]
+    owned_by(path, machine="elsewhere", pid=2**22 + 1, beat=-1)
+    waiter = claim(path, clock)
+    assert waiter.take(never)
+    assert 60 < clock.now - last[-1] < 64
+    waiter.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wall_time_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that jumps by a year, and a file dated in the future, move no claim."""
+    path = tmp_path / "x.claim"
+    owned_by(path, machine="elsewhere")
+    os.utime(path, (0, 0))
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    clock = Clock()
+    assert not claim(path, clock).take(lambda: clock.now > 1050)
+    os.utime(path, (4e9, 4e9))
+    assert claim(path, clock).take(never)
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_killed_owner_is_followed_at_once(tmp_path: Path, reaped: bool) -> None:
+    """kill -9 of a real process on this machine; not even a zombie of it holds the claim."""
+    path = tmp_path / "x.claim"
+    owner = child(lambda: None if Claim(path).take(never) else os._exit(2))
+    until(path.exists)
+    until(lambda: "token" in path.read_text())
+    os.kill(owner, signal.SIGKILL)
+    if reaped:
+        os.waitpid(owner, 0)
+    else:
+        os.waitid(os.P_PID, owner, os.WEXITED | os.WNOWAIT)
+    clock = Clock()
+    waiter = claim(path, clock)
+    assert waiter.take(never)
+    assert clock.now == 1000.0
+    waiter.release()
+    if not reaped:
+        os.waitpid(owner, 0)
+
+
+def test_a_process_number_used_again(tmp_path: Path) -> None:
+    """The same number with another start time is another process."""
+    path = tmp_path / "x.claim"
+    owned_by(path, start="1")
+    clock = Clock()
+    assert claim(path, clock).take(never)
+    assert clock.now == 1000.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"\xff\xfe\x00", b"[]", b"null", b"3", b'{"pid": "x"}', b"x" * 5000,
+     b'{"machine": "M", "pid": 1e99}', b'{"machine": "M", "pid": 99999999999999999999}',
+     b'{"machine": "M", "pid": null}'],
+)  # fmt: skip
+def test_a_damaged_claim_blocks_nobody(tmp_path: Path, text: bytes) -> None:
+    """Whatever stands in the file: after the patience, somebody takes it."""
+    path = tmp_path / "x.claim"
+    path.write_bytes(text.replace(b'"M"', json.dumps(machine()).encode()))
+    clock = Clock()
+    assert claim(path, clock).take(never)
+    assert clock.now < 1064
+
+
+def test_a_claim_that_was_lost_is_not_given_back(tmp_path: Path) -> None:
+    """Releasing never removes the claim of whoever took over."""
+    path = tmp_path / "x.claim"
+    mine = claim(path, Clock())
+    assert mine.take(never)
+    owned_by(path)
+    mine.release()
+    assert "theirs" in path.read_text()
+
+
+def test_the_owner_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file changes while the claim is held, and does not come back after the release."""
+    monkeypatch.setattr(claims, "BEAT", 0.01)
+    path = tmp_path / "x.claim"
+    for _ in range(5):
+        mine = Claim(path)
+        assert mine.take(never)
+        until(lambda: json.loads(path.read_text())["beat"] >= 2)
+        mine.release()
+        time.sleep(0.03)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_a_claim_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty claim would make everybody else wait for nobody."""
+    mine = claim(tmp_path / "x.claim", Clock())
+
+    def no_room(beat: int) -> str:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(mine, "_says", no_room)
+    with pytest.raises(OSError, match="full"):
+        mine.take(never)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_owner_at_a_time(tmp_path: Path) -> None:
+    """Threads that want the same claim hold it one after the other."""
+    path, inside, most = tmp_path / "x.claim", [0], [0]
+
+    def work() -> None:
+        for _ in range(5):
+            mine = Claim(path, sleep=lambda _: time.sleep(0.001))
+            assert mine.take(never)
+            inside[0] += 1
+            most[0] = max(most[0], inside[0])
+            time.sleep(0.001)
+            inside[0] -= 1
+            mine.release()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]

@@ -1,0 +1,150 @@
+"""A reader sees the whole new file or the old one; a full disk is a named error (R1)."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab import files
+from backdoor_lab.errors import StoreFull
+from backdoor_lab.files import canonical, digest, room, write_atomic, write_json
+
+NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
+
+
+def no_room(number: int = errno.ENOSPC) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def in_a_child(work: Callable[[], bool]) -> bool:
+    """Whether `work`, done in a forked process, came back true."""
+    pid = os.fork()
+    if pid == 0:
+        good = False
+        try:
+            good = work()
+        finally:
+            os._exit(0 if good else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_canonical_text() -> None:
+    """Equal values, equal text, whatever the order of keys; NaN and objects are refused."""
+    assert canonical({"b": [1, 2.5], "a": None}) == '{"a":null,"b":[1,2.5]}'
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": "1"}) != digest({"a": 1.5})
+    assert len(digest(1, 10)) == 10
+    for bad in (float("nan"), float("inf"), {"a": [float("nan")]}):
+        with pytest.raises(ValueError, match=r"(?i)not JSON compliant"):
+            canonical(bad)
+    with pytest.raises(TypeError):
+        canonical({"a": Path("x")})
+
+
+def test_write_and_replace(tmp_path: Path) -> None:
+    """The folder is made, the file replaced as a whole, and nothing else is left behind."""
+    path = tmp_path / "a/b/record.json"
+    write_json(path, {"nat1": 0.5})
+    write_json(path, {"nat1": None})
+    assert json.loads(path.read_text()) == {"nat1": None}
+    assert [each.name for each in path.parent.iterdir()] == ["record.json"]
+    assert stat.S_ISREG(path.stat().st_mode)
+
+
+def test_nan_is_never_written(tmp_path: Path) -> None:
+    """A record with NaN would be no JSON; the old one stays."""
+    path = tmp_path / "record.json"
+    write_json(path, {"nat1": 1})
+    with pytest.raises(ValueError, match=r"(?i)not JSON compliant"):
+        write_json(path, {"nat1": float("nan")})
+    assert json.loads(path.read_text()) == {"nat1": 1}
+
+
+def test_the_file_is_durable_before_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fsync of the content, then the rename in the same folder, then fsync of the folder."""
+    told: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def spy_fsync(handle: int) -> None:
+        told.append("folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "file")
+        fsync(handle)
+
+    def spy_replace(source: Path, target: Path) -> None:
+        assert Path(source).parent == Path(target).parent
+        told.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(os, "replace", spy_replace)
+    write_atomic(tmp_path / "x", b"data")
+    assert told == ["file", "rename", "folder"]
+
+
+def test_a_leftover_blocks_nobody(tmp_path: Path) -> None:
+    """What a killed writer left behind is not in the way of the next one."""
+    for name in (".x.0123456789ab.part", ".x.part", "x.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    write_atomic(tmp_path / "x", b"whole")
+    assert (tmp_path / "x").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("number", NO_ROOM)
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
+    """StoreFull says needed, free and path; the old file is whole, no temporary one is left."""
+    path = tmp_path / "x"
+    write_atomic(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, no_room(number))
+        with pytest.raises(StoreFull, match=r"x: no room: 1,234 bytes needed, [\d,]+ bytes free"):
+            write_atomic(path, b"n" * 1234)
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["x"]
+
+
+def test_no_room_for_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Already the folder may not fit."""
+    monkeypatch.setattr(Path, "mkdir", no_room())
+    with pytest.raises(StoreFull, match="no room"):
+        write_atomic(tmp_path / "new/x", b"data")
+
+
+@pytest.mark.parametrize("limit", [0, 1, 4095, 4096, 9999])
+def test_a_real_limit_on_the_file_size(tmp_path: Path, limit: int) -> None:
+    """RLIMIT_FSIZE stands in for a full disk: cut after k bytes, nothing of it is left."""
+    path = tmp_path / "x"
+    write_atomic(path, b"old")
+
+    def write_too_much() -> bool:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        try:
+            write_atomic(path, b"n" * 10_000)
+        except StoreFull:
+            return True
+        return False
+
+    assert in_a_child(write_too_much)
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["x"]
+
+
+def test_other_errors_keep_their_name(tmp_path: Path) -> None:
+    """Only a lack of room becomes StoreFull."""
+    with pytest.raises(PermissionError), room(tmp_path / "x"):
+        raise PermissionError(errno.EACCES, "no")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"(?i)not a directory|exists"):
+        files.write_atomic(tmp_path / "file/x", b"")

@@ -1,0 +1,214 @@
+"""House rules, read from the source tree: floors, forbidden calls, docstrings, sizes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.build import NOT_ARGUMENTS, build
+from backdoor_lab.defenses.base import Defense, TruthControl
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "backdoor_lab"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+# A module or folder of the package, and the floor it stands on. What is not named is floor 0.
+FLOORS = {"data": 1, "attacks": 2, "defenses": 2, "training": 3, "sweep": 4, "reports": 4,
+          "run": 5, "status": 5, "__main__": 6}  # fmt: skip
+# The one look sideways: a sweep that has ended writes its tables.
+SIDEWAYS = {("sweep", "reports")}
+GROUND = {"__init__", "build", "checks", "claims", "errors", "faults", "files", "seeds",
+          "stopping", "store", "tensors", "types"}  # fmt: skip
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), str(path))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that is imported anywhere in a file, inside functions too."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            yield module
+            if module == "backdoor_lab":
+                yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    """Every call in a file, with its name as written."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def keyword(call: ast.Call, name: str) -> Any:
+    values = [each.value for each in call.keywords if each.arg == name]
+    return values[0].value if values and isinstance(values[0], ast.Constant) else None
+
+
+def everywhere() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", SOURCES, ids=name_of)
+
+
+def test_every_module_has_a_floor() -> None:
+    """A new room is given its floor here, on purpose."""
+    rooms = {room_of(path) for path in SOURCES}
+    assert rooms <= FLOORS.keys() | GROUND
+
+
+@everywhere()
+def test_floors(path: Path) -> None:
+    """A module imports its own room and lower floors, nothing beside or above."""
+    here = room_of(path)
+    for module in imports(path):
+        there = [*module.split("."), ""][1]
+        if not module.startswith("backdoor_lab.") or there in (here, "__version__"):
+            continue
+        lower = FLOORS.get(there, 0) < FLOORS.get(here, 0)
+        on_the_ground = here in GROUND and there in GROUND
+        assert lower or on_the_ground or (here, there) in SIDEWAYS, f"{here} imports {module}"
+
+
+@everywhere()
+def test_attacks_and_defenses_stand_alone(path: Path) -> None:
+    """They know neither each other, nor Lightning, nor Hydra."""
+    if room_of(path) in ("attacks", "defenses", *GROUND):
+        roots = {module.split(".")[0] for module in imports(path)}
+        assert not roots & {"pytorch_lightning", "lightning", "hydra", "omegaconf"}
+
+
+def test_tables_need_no_torch() -> None:
+    """Reports and status work where torch is not loaded: a second, not five."""
+    code = (
+        "import sys; import backdoor_lab.reports, backdoor_lab.reports.__main__,"
+        " backdoor_lab.status; print('torch' in sys.modules, 'backdoor_lab.types' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["False", "False"]
+
+
+@everywhere()
+def test_no_pickle_and_no_foreign_code(path: Path) -> None:
+    """Nothing that runs what it reads: pickle and its kin, eval, a shell, Hydra's instantiate."""
+    modules = {module.split(".")[0] for module in imports(path)}
+    assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+    for name, call in calls(path):
+        assert name.split(".")[-1] != "instantiate", "Hydra would import whatever it is told"
+        assert name not in ("eval", "exec", "os.system", "os.popen", "yaml.load"), name
+        assert keyword(call, "shell") is not True, f"{name} with a shell"
+
+
+@everywhere()
+def test_files_are_read_safely(path: Path) -> None:
+    """torch.load says weights_only=True, np.load says allow_pickle=False, tars filter="data"."""
+    for name, call in calls(path):
+        if name == "torch.load" or name.endswith("load_from_checkpoint"):
+            assert keyword(call, "weights_only") is True, f"line {call.lineno}"
+        if name in ("np.load", "np.save", "numpy.load", "numpy.save"):
+            assert keyword(call, "allow_pickle") is False, f"line {call.lineno}"
+        assert name not in ("torch.save", "joblib.load", "joblib.dump", "pd.read_pickle"), name
+        assert name != "shutil.unpack_archive", "unpacks without a filter"
+        if name.endswith(".extractall"):
+            assert keyword(call, "filter") == "data", f"line {call.lineno}"
+
+
+@everywhere()
+def test_short_files(path: Path) -> None:
+    """No file over 300 lines."""
+    assert len(path.read_text().splitlines()) <= 300
+
+
+@everywhere()
+def test_docstrings(path: Path) -> None:
+    """Every module, public class and public function says what it promises; a method that
+    fills in its base's, and a property, which is a noun, need not."""
+    assert ast.get_docstring(tree(path)), "the module has none"
+    for node in tree(path).body:
+        if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            # With a base of its own, a method may be one that the base has documented.
+            for method in [] if node.bases else own_methods(node):
+                assert ast.get_docstring(method), f"{node.name}.{method.name}"
+
+
+def own_methods(node: ast.ClassDef) -> Iterator[Function]:
+    for method in node.body:
+        if isinstance(method, Function) and not method.name.startswith("_"):
+            decorators = {ast.unparse(each) for each in method.decorator_list}
+            if not decorators & {"property", "cached_property"}:
+                yield method
+
+
+@everywhere()
+def test_annotations(path: Path) -> None:
+    """Every argument and every result has a type."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, Function):
+            named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            bare = [a.arg for a in named if a.annotation is None and a.arg not in ("self", "cls")]
+            assert not bare, f"{node.name}: {bare}"
+            assert node.returns is not None or node.name == "__init__", node.name
+
+
+def shipped() -> list[Path]:
+    found = [*SOURCES, *(ROOT / "conf").rglob("*.yaml"), ROOT / "pyproject.toml", ROOT / "Makefile"]
+    return [path for path in found if path.exists()]
+
+
+def test_no_path_of_one_machine() -> None:
+    """Nothing that is shipped names a folder of the machine it was written on."""
+    for path in shipped():
+        found = re.search(r"[\"' =(](/work/|/home/|/root/|/tmp/|/Users/)", path.read_text())
+        assert found is None, f"{path}: {found}"
+
+
+def choices(group: str) -> list[Path]:
+    return sorted((ROOT / "conf" / group).glob("*.yaml"))
+
+
+def parameters(config: dict[str, Any]) -> set[str]:
+    module, _, name = config["_target_"].rpartition(".")
+    return set(inspect.signature(getattr(__import__(module, fromlist=[name]), name)).parameters)
+
+
+@pytest.mark.parametrize("path", choices("trigger") + choices("defense"), ids=lambda p: p.stem)
+def test_every_choice_builds(path: Path) -> None:
+    """Each YAML has its file's name, a target of its own group, and keys that its class takes."""
+    group = path.parent.name
+    whole = OmegaConf.create(
+        {"source": None, "protocol": OmegaConf.load(ROOT / "conf/protocol/group13.yaml")}
+    )
+    whole[group] = OmegaConf.load(path)
+    config: Any = OmegaConf.to_container(whole[group], resolve=True)
+    assert config["name"] == path.stem
+    assert config["_target_"].startswith(f"backdoor_lab.{group}s".replace("triggers", "attacks"))
+    assert config.keys() - set(NOT_ARGUMENTS) <= parameters(config)
+    kinds: Any = Trigger if group == "trigger" else (Defense, TruthControl)
+    assert isinstance(build(group, config, kinds), kinds)
+    assert path.read_text().startswith("# ")

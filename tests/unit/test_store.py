@@ -1,0 +1,300 @@
+"""The store: published once, verified when read, set aside when damaged, never half there (R2)."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab import store as store_module
+from backdoor_lab.errors import ConfigError, StoreError
+from backdoor_lab.files import digest
+from backdoor_lab.store import MANIFEST, Entry, Store
+
+INPUTS: dict[str, Any] = {"version": 1, "ratio": 0.05, "upstream": "0a1b"}
+WHOLE = bytes(range(256)) * 8
+
+
+class Make:
+    """A stage's work; counts how often it was really done."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, folder: Path) -> dict[str, Any]:
+        self.calls += 1
+        (folder / "weights.bin").write_bytes(WHOLE)
+        (folder / "empty.bin").write_bytes(b"")
+        return {"nat": 0.9531, "n": 7, "loss": [1.5, 0.25], "notes": None}
+
+
+def get(root: Path, make: Callable[[Path], dict[str, Any]], inputs: Any = None) -> Entry:
+    """As by a new process: nothing is remembered from an earlier look."""
+    return Store(root).get("train", inputs or INPUTS, make)
+
+
+def aside(root: Path) -> list[Path]:
+    return list(root.glob("train/.bad-*"))
+
+
+def folders(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "train").iterdir())
+
+
+def test_made_once_and_read_afterwards(tmp_path: Path) -> None:
+    """The first call computes, every later one reads what it published."""
+    make = Make()
+    first = get(tmp_path, make)
+    again = get(tmp_path, make)
+    assert make.calls == 1
+    assert (first.made, again.made) == (True, False)
+    assert first.meta == again.meta == {"nat": 0.9531, "n": 7, "loss": [1.5, 0.25], "notes": None}
+    assert first.path == again.path
+    assert (again.path / "weights.bin").read_bytes() == WHOLE
+    assert folders(tmp_path) == [first.id]
+
+
+def test_the_manifest_says_what_decides(tmp_path: Path) -> None:
+    """Stage, inputs, and size and sha256 of every file."""
+    manifest = json.loads((get(tmp_path, Make()).path / MANIFEST).read_text())
+    assert manifest["stage"] == "train"
+    assert manifest["inputs"] == INPUTS
+    assert manifest["files"]["weights.bin"]["size"] == len(WHOLE)
+    assert set(manifest["files"]) == {"weights.bin", "empty.bin"}
+
+
+def test_meta_that_json_writes_otherwise(tmp_path: Path) -> None:
+    """Tuples and numbers as keys come back as lists and text, the first time and later."""
+    first = get(tmp_path, lambda _: {"sizes": (1, 2), "by_class": {2: 1, 10: 3}})
+    again = get(tmp_path, Make())
+    assert first.meta == again.meta == {"sizes": [1, 2], "by_class": {"2": 1, "10": 3}}
+    assert not aside(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "other", [{"ratio": 0.1}, {"version": 2}, {"upstream": None}, {"ratio": "0.05"}, {"more": 1}]
+)
+def test_other_inputs_are_another_entry(tmp_path: Path, other: dict[str, Any]) -> None:
+    """Whatever decides the output changes its id; the order of keys does not."""
+    first = get(tmp_path, Make())
+    assert get(tmp_path, Make(), INPUTS | other).id != first.id
+    assert get(tmp_path, Make(), dict(reversed(INPUTS.items()))).id == first.id
+    assert Store(tmp_path).identity("retrain", INPUTS) != first.id
+
+
+@pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
+@pytest.mark.parametrize("eighth", range(8))
+def test_truncated(tmp_path: Path, name: str, eighth: int) -> None:
+    """Cut at any eighth: set aside, computed again, and sound afterwards."""
+    make = Make()
+    path = get(tmp_path, make).path / name
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * eighth // 8])
+    assert get(tmp_path, make).made
+    assert make.calls == 2
+    assert len(aside(tmp_path)) == 1
+    assert not get(tmp_path, make).made
+
+
+@pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
+def test_flipped_bits(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    """One flipped bit anywhere, in the figures of the manifest too, is noticed and mended."""
+    make = Make()
+    chance = random.Random(5)
+    good = get(tmp_path, make)
+    for flips in range(1, 25):
+        path = good.path / name
+        data = bytearray(path.read_bytes())
+        where = chance.randrange(len(data))
+        data[where] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        again = get(tmp_path, make)
+        assert again.meta == good.meta
+        assert make.calls == 1 + flips, (where, bytes(data))
+        assert len(aside(tmp_path)) == flips
+    assert "set aside" in caplog.text
+
+
+def test_a_missing_file_or_manifest(tmp_path: Path) -> None:
+    """No manifest: it does not exist. A file gone: set aside. Neither blocks anybody."""
+    make = Make()
+    for name in ("weights.bin", MANIFEST):
+        (get(tmp_path, make).path / name).unlink()
+        assert get(tmp_path, make).made
+    assert make.calls == 3
+    assert len(aside(tmp_path)) == 2
+    assert not get(tmp_path, make).made
+
+
+def test_leftovers_are_no_entries(tmp_path: Path) -> None:
+    """Folders of killed processes, with a manifest or without, are never read."""
+    parts = tmp_path / "train/.part-0123"
+    parts.mkdir(parents=True)
+    (parts / MANIFEST).write_text("{}")
+    (tmp_path / "train" / Store(tmp_path).identity("train", INPUTS)).mkdir()
+    assert not Store(tmp_path).has("train", INPUTS)
+    assert get(tmp_path, Make()).made
+    assert Store(tmp_path).has("train", INPUTS)
+    assert (parts / MANIFEST).read_text() == "{}"
+
+
+def test_a_work_that_fails_publishes_nothing(tmp_path: Path) -> None:
+    """The error comes through, the claim is free, and the next call computes."""
+
+    def fail(folder: Path) -> dict[str, Any]:
+        (folder / "half.bin").write_bytes(WHOLE)
+        raise ZeroDivisionError("planted")
+
+    with pytest.raises(ZeroDivisionError, match="planted"):
+        get(tmp_path, fail)
+    assert folders(tmp_path) == []
+    assert get(tmp_path, Make()).made
+
+
+@pytest.mark.parametrize("meta", [{"loss": float("nan")}, {"loss": float("inf")}])
+def test_nan_is_not_published(tmp_path: Path, meta: dict[str, Any]) -> None:
+    """A figure that is not finite never becomes a stored result."""
+    with pytest.raises(ValueError, match=r"(?i)not JSON compliant"):
+        get(tmp_path, lambda _: meta)
+    assert folders(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["A.bin", "a b", "$(id)", "x" * 65])
+def test_files_with_unsafe_names(tmp_path: Path, name: str) -> None:
+    """R6: what a stage writes has a safe name."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        (folder / name).write_bytes(b"")
+        return {}
+
+    with pytest.raises(ConfigError, match="must match"):
+        get(tmp_path, make)
+    assert folders(tmp_path) == []
+
+
+@pytest.mark.parametrize("stage", ["", "..", "../x", "a/b", "Train", "/etc", "a b"])
+def test_stages_with_unsafe_names(tmp_path: Path, stage: str) -> None:
+    """R6: a stage's name is a folder's name."""
+    with pytest.raises(ConfigError, match="`stage` must match"):
+        Store(tmp_path).get(stage, INPUTS, Make())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_same_id_with_other_inputs(tmp_path: Path) -> None:
+    """A sound manifest under an id that its inputs do not have: an error, not a guess."""
+    path = get(tmp_path, Make()).path / MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["inputs"]["ratio"] = 0.1
+    del manifest["seal"]
+    path.write_text(json.dumps(manifest | {"seal": digest(manifest)}))
+    with pytest.raises(StoreError, match="made from other inputs"):
+        get(tmp_path, Make())
+
+
+def test_scratch_outlives_a_failure_and_not_a_success(tmp_path: Path) -> None:
+    """Checkpoints of an unfinished stage stay for the next try, and go once it is published."""
+    scratch = Store(tmp_path).scratch("train", INPUTS)
+    scratch.mkdir(parents=True)
+    (scratch / "epoch1.ckpt").write_bytes(WHOLE)
+    with pytest.raises(ZeroDivisionError):
+        get(tmp_path, lambda _: {"x": 1 // 0})
+    assert (scratch / "epoch1.ckpt").exists()
+    get(tmp_path, Make())
+    assert not scratch.exists()
+
+
+def work_at_once(root: Path, barrier: Any, round_number: int) -> None:
+    """What each of several processes does in one round."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        with (root / "calls").open("a") as stream:
+            stream.write(f"{round_number}\n")
+        time.sleep(0.02)
+        (folder / "weights.bin").write_bytes(WHOLE)
+        return {"round": round_number}
+
+    barrier.wait(60)
+    entry = Store(root / "store").get("train", {"round": round_number}, make)
+    assert entry.meta == {"round": round_number}
+    assert (entry.path / "weights.bin").read_bytes() == WHOLE
+
+
+def all_rounds(root: Path, barrier: Any, rounds: int) -> None:
+    for number in range(rounds):
+        work_at_once(root, barrier, number)
+
+
+def at_once(root: Path, method: str, rounds: int) -> None:
+    """Four processes do all rounds; none of them fails."""
+    context: Any = multiprocessing.get_context(method)
+    barrier = context.Barrier(4)
+    processes = [context.Process(target=all_rounds, args=(root, barrier, rounds)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(90)
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
+@pytest.mark.parametrize(("method", "rounds"), [("fork", 8), ("spawn", 3)])
+def test_four_processes_at_once(tmp_path: Path, method: str, rounds: int) -> None:
+    """From a barrier, round after round: computed once, read by all, nothing left over."""
+    at_once(tmp_path, method, rounds)
+    assert (tmp_path / "calls").read_text().split() == [str(number) for number in range(rounds)]
+    assert len(list(tmp_path.glob("store/train/*"))) == rounds
+    assert not list(tmp_path.glob("store/train/.*"))
+
+
+def test_four_processes_find_the_same_damage(tmp_path: Path) -> None:
+    """The damaged entry is set aside once, and never the sound one that takes its place."""
+    for number in range(3):
+        Store(tmp_path / "store").get("train", {"round": number}, Make())
+    for path in tmp_path.glob("store/train/*/weights.bin"):
+        path.write_bytes(WHOLE[:-1])
+    at_once(tmp_path, "fork", 3)
+    assert (tmp_path / "calls").read_text().split() == ["0", "1", "2"]
+    assert len(aside(tmp_path / "store")) == 3
+
+
+def test_a_killed_owner_is_followed_by_the_next(tmp_path: Path) -> None:
+    """kill -9 in the middle of the work: another process takes over at once."""
+
+    def never_ends(folder: Path) -> dict[str, Any]:
+        (folder / "half.bin").write_bytes(WHOLE)
+        (tmp_path / "started").touch()
+        time.sleep(60)
+        return {}
+
+    pid = os.fork()
+    if pid == 0:
+        try:
+            get(tmp_path / "store", never_ends)
+        finally:
+            os._exit(1)
+    while not (tmp_path / "started").exists():
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    began = time.monotonic()
+    assert get(tmp_path / "store", Make()).made
+    assert time.monotonic() - began < 5
+    os.waitpid(pid, 0)
+    left = [name for name in folders(tmp_path / "store") if not name.startswith(".part-")]
+    assert left == [Store(tmp_path).identity("train", INPUTS)]
+
+
+def test_verified_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashing gigabytes for each of many cells would cost more than reading them."""
+    store = Store(tmp_path)
+    hashed: list[Path] = []
+    store.get("train", INPUTS, Make())
+    monkeypatch.setattr(store_module, "sha256_of", hashed.append)
+    assert not store.get("train", INPUTS, Make()).made
+    assert hashed == []

@@ -1,0 +1,99 @@
+"""A full disk while a stage is published: a named error, nothing half there, nothing lost."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab import faults
+from backdoor_lab import store as store_module
+from backdoor_lab.errors import StoreFull
+from backdoor_lab.store import Store
+
+WHOLE = bytes(10_000)
+
+
+def make(folder: Path) -> dict[str, Any]:
+    """A stage that writes 10,000 bytes."""
+    (folder / "weights.bin").write_bytes(WHOLE)
+    return {"n": 1}
+
+
+def fills_up_after(size: int) -> Callable[[Path], dict[str, Any]]:
+    def work(folder: Path) -> dict[str, Any]:
+        (folder / "weights.bin").write_bytes(WHOLE[:size])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return work
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A store that holds an earlier stage already."""
+    Store(tmp_path).get("poison", {}, make)
+    return Store(tmp_path)
+
+
+def nothing_lost(store: Store) -> None:
+    """The earlier stage is intact, nothing of the failed one is there, and it can be done now."""
+    assert not store.get("poison", {}, make).made
+    assert list(store.root.glob("train/*")) == []
+    assert list(store.root.glob("train/.*")) == []
+    assert store.get("train", {}, make).made
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 9999])
+def test_full_while_the_stage_writes(store: Store, size: int) -> None:
+    """After k bytes of the output."""
+    with pytest.raises(StoreFull, match=r"no room: .* bytes free .*store\.root.*repeat"):
+        store.get("train", {}, fills_up_after(size))
+    nothing_lost(store)
+
+
+@pytest.mark.parametrize("name", ["write_through", "sync_folder"])
+def test_full_while_it_is_published(
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """At the manifest, and when the folder's names are made durable."""
+
+    def no_room(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, name, no_room)
+        with pytest.raises(StoreFull):
+            store.get("train", {}, make)
+    nothing_lost(store)
+
+
+def test_full_by_fault_point(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The named fault points raise the very same error."""
+    monkeypatch.setattr(faults, "_seen", {})
+    monkeypatch.setenv("BACKDOOR_LAB_FAULT", "train.made:full:1")
+    with pytest.raises(StoreFull):
+        store.get("train", {}, make)
+    monkeypatch.delenv("BACKDOOR_LAB_FAULT")
+    nothing_lost(store)
+
+
+@pytest.mark.parametrize("limit", [0, 10, 500, 9_999])
+def test_a_real_limit_on_the_file_size(store: Store, limit: int) -> None:
+    """RLIMIT_FSIZE: at the claim already, or in the middle of the output."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            store.get("train", {}, make)
+        except StoreFull:
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    nothing_lost(store)
