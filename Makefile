@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SWEEPS ?= multirun_reports
 
-.PHONY: help demo smoke test torture tables lint clean
+.PHONY: help demo smoke test torture tables status lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ torture: $(READY)  ## the whole fault matrix
 
 tables: $(READY)  ## the tables of every sweep found, from their records
 	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS)
+
+status: $(READY)  ## what of every sweep is done, running, failed, missing
+	@$(BIN)/python -m backdoor_lab.status $(SWEEPS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

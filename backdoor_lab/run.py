@@ -154,7 +154,7 @@ def known_keys(conf: Path) -> list[str]:
     for path in conf.glob("*/*.yaml"):
         group = path.parent.name
         if group not in ("hydra", "experiment"):
-            keys |= {group} | {f"{group}.{key}" for key in OmegaConf.load(path)}
+            keys |= {group} | {f"{group}.{key!s}" for key in OmegaConf.load(path)}
     return sorted(keys)
 
 

@@ -147,7 +147,9 @@ def cut(scores: Tensor, removed: int, *, seed: int) -> Tensor:
 
 def finite(values: Tensor, what: str) -> None:
     """Raises Diverged when one of `values` (n, ...) is NaN or infinite."""
-    bad = (~torch.isfinite(values)).reshape(len(values), -1).any(dim=1).nonzero().flatten()
+    good = torch.isfinite(values)
+    good = good if good.ndim == 1 else good.all(dim=1)
+    bad = (~good).nonzero().flatten()
     if len(bad):
         raise Diverged(
             f"{len(bad)} of {len(values)} {what} are not finite, the first at position"

@@ -161,7 +161,7 @@ def _complete(config: dict[str, Any]) -> None:
     # A key can be taken away with `~key`, a group emptied with `group=null`.
     for key in PLAIN + tuple(NEEDED):
         if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
-            raise ConfigError(f"`{key}` is missing: leave it out of the command, or give a value")
+            raise ConfigError(f"`{key}` is missing: take ~{key} or {key}=null out of the command")
         for name in NEEDED.get(key, ()):
             if name not in config[key]:
                 raise ConfigError(f"`{key}.{name}` is missing: give it a value")

@@ -13,7 +13,7 @@ from backdoor_lab.sweep.listing import command_line, finished, place, sweep_file
 from backdoor_lab.sweep.preflight import Preflight, check_writable
 from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training.logs import logger_of
-from backdoor_lab.training.machine import machine_of
+from backdoor_lab.training.machine import held, machine_of
 
 
 @functools.cache
@@ -34,13 +34,15 @@ def run_job(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
         return "done"
     trainer = config["trainer"]
     title = f"[{place(folder.parent, cell.id)} {cell.id.rpartition('-')[0]}]"
-    chain = Chain(
-        cell,
-        Store(config["store"]["root"]),
-        machine_of(trainer, parallel_cells=parallel_cells),
-        Progress(folder, title, trainer["progress"]),
-        logger=lambda stage: logger_of(config["logger"], stage, folder),
-        checkpoint=trainer["checkpoint"],
-    )
     command = sweep_file(folder.parent).get("command") or command_line()
-    return str(run_cell(cell, folder, chain, command=command)["status"])
+    wanted = machine_of(trainer, parallel_cells=parallel_cells)
+    with held(wanted, trainer["cells_per_gpu"]) as machine:
+        chain = Chain(
+            cell,
+            Store(config["store"]["root"]),
+            machine,
+            Progress(folder, title, trainer["progress"]),
+            logger=lambda stage: logger_of(config["logger"], stage, folder),
+            checkpoint=trainer["checkpoint"],
+        )
+        return str(run_cell(cell, folder, chain, command=command)["status"])

@@ -91,7 +91,7 @@ def trainer_for(
     _quiet()
     return pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else "cpu",
-        devices=1,
+        devices=[machine.device.index or 0] if machine.device.type == "cuda" else 1,
         precision="bf16-mixed" if machine.bf16 else "32-true",
         max_epochs=epochs,
         logger=logger,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 
 from backdoor_lab import checks
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.training.gpus import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 
@@ -59,15 +62,27 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
     return Machine(device, _bf16(config["precision"], device), config["channels_last"], threads)
 
 
+@contextmanager
+def held(machine: Machine, cells_per_gpu: int) -> Iterator[Machine]:
+    """The machine with a GPU of its own while a cell runs; a CPU is shared."""
+    if machine.device.type != "cuda":
+        yield machine
+        return
+    with own_device(cuda_names(), share=cells_per_gpu) as number:
+        yield replace(machine, device=torch.device("cuda", number))
+
+
 def check_trainer(config: dict[str, Any]) -> None:
     """Raises ConfigError for a `trainer` key or value that does not exist."""
-    keys = ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint")
+    keys = ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint",
+            "cells_per_gpu")  # fmt: skip
     checks.keys("trainer", config, keys)
     checks.choice("trainer.accelerator", config["accelerator"], ACCELERATORS)
     checks.choice("trainer.precision", str(config["precision"]), ("auto", "32", "bf16"))
     checks.choice("trainer.progress", config["progress"], ("auto", "bar", "lines", "none"))
     checks.flag("trainer.channels_last", config["channels_last"])
     checks.flag("trainer.checkpoint", config["checkpoint"])
+    checks.whole("trainer.cells_per_gpu", config["cells_per_gpu"], low=1)
     if config["threads"] is not None:
         checks.whole("trainer.threads", config["threads"], low=1)
 

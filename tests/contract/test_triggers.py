@@ -229,9 +229,9 @@ def _run_there(copy: Path) -> dict[str, bool]:
     options = ["-k", "strip", "-p", "no:cacheprovider", f"--junitxml={report}"]
     command = [sys.executable, "-m", "pytest", "tests/contract/test_triggers.py", *options]
     environment = os.environ | {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    # Some tests there are meant to fail.
-    options_here: Any = {"cwd": copy, "env": environment, "timeout": 240, "check": False}
-    done = subprocess.run(command, capture_output=True, text=True, **options_here)
+    done = subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
     assert report.exists(), done.stdout + done.stderr
     cases = ET.parse(report).getroot().iter("testcase")
     return {

@@ -35,7 +35,9 @@ def test_a_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "boom").exists()
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "poison.safetensors", "verdict.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "poison.safetensors", "verdict.safetensors"]
+)
 def test_a_pickle_in_the_store_never_runs(name: str, tmp_path: Path) -> None:
     """Put in place of a stage's file, it has the wrong hash: set aside, computed again."""
     usual = lasting(run_here(tmp_path / "store", tmp_path / "cell"))
@@ -57,9 +59,10 @@ def test_an_npz_with_objects_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "boom").exists()
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "..", "$(touch x)", "a b", "`x`", "a;b", "x" * 65])
+@pytest.mark.parametrize(
+    "name", ["../../x", "a/b", "..", "$(touch x)", "a b", "`x`", "a;b", "x" * 65]
+)
 def test_names_that_would_leave_their_folder_are_refused(name: str, tmp_path: Path) -> None:
     """Names become folders: only safe ones are taken."""
     with pytest.raises(LabError, match="must match"):
         run_here(tmp_path / "store", tmp_path / "cell", f"trigger.name='{name}'")
-

@@ -47,7 +47,9 @@ def test_kill_minus_nine_loses_nothing_that_was_published(
 ) -> None:
     """SIGKILL at every edge of every stage and inside both trainings; then the same run again."""
     assert killed(tmp_path, fault) == signal.SIGKILL
-    published = {str(path.parent) for path in (tmp_path / "store").glob("*/[0-9a-f]*/manifest.json")}
+    published = {
+        str(path.parent) for path in (tmp_path / "store").glob("*/[0-9a-f]*/manifest.json")
+    }
     stamps = {name: os.stat(Path(name) / "manifest.json").st_mtime_ns for name in published}
     record = run_here(tmp_path / "store", tmp_path / "cell", EPOCHS)
     assert lasting(record) == unbroken

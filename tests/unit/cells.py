@@ -107,9 +107,7 @@ def environment(**changes: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **changes}
 
 
-def started(
-    cwd: Path, *arguments: str, **changes: str
-) -> subprocess.CompletedProcess[str]:
+def started(cwd: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
     """The program run to its end with `arguments`."""
     return subprocess.run(
         command(*arguments), cwd=cwd, env=environment(**changes), capture_output=True,

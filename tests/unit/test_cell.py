@@ -44,7 +44,8 @@ def test_what_decides_nothing_changes_no_id(root: Path, checks: Preflight, same:
 
 def test_ratios_of_a_range_are_what_was_meant(root: Path, checks: Preflight) -> None:
     found, meant = (
-        checks.cell(configuration(root, f"ratio={text}")) for text in ("0.15000000000000002", "0.15")
+        checks.cell(configuration(root, f"ratio={text}"))
+        for text in ("0.15000000000000002", "0.15")
     )
     assert found.id == meant.id
     assert found.ratio == 0.15
@@ -205,10 +206,8 @@ def test_what_is_left_out_is_an_error_of_ours_or_the_default(
         del place[name or group]
     else:
         place[name or group] = {"null": None, "32.0": 32.0}[value]
-    if words in ("model.width=32.0", "trainer.threads=null", "~dataset.size", "~logger"):
-        cell = checks.cell(config)
-        assert SAFE.match(cell.id)
-        try_network(cell.config["model"], "penultimate", (3, 8, 8), 10)
+    if words in ("trainer.threads=null", "~dataset.size"):
+        assert SAFE.match(checks.cell(config).id)
         return
     with pytest.raises(ConfigError, match=re.escape(name or group)):
         checks.cell(config)

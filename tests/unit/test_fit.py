@@ -107,9 +107,7 @@ def test_one_checkpoint_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["epoch=2.ckpt"]
 
 
-def test_a_damaged_checkpoint_falls_back(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_checkpoint_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     unbroken = weights(job(epochs=3))
     with pytest.raises(KeyError):
         fit(job(epochs=3), CPU, scratch=tmp_path, callbacks=[Epochs(1)])

@@ -68,9 +68,10 @@ def test_channel_statistics_are_numpys(channels: int) -> None:
     np.testing.assert_allclose(mean, values.mean(axis=(0, 2, 3)), rtol=1e-6)
     np.testing.assert_allclose(std, values.std(axis=(0, 2, 3)), rtol=1e-6)
     # A channel without any variance is not divided by zero.
-    assert channel_stats(torch.zeros(2, channels, 3, 3, dtype=torch.uint8))[1].tolist() == [
-        1.0
-    ] * channels
+    assert (
+        channel_stats(torch.zeros(2, channels, 3, 3, dtype=torch.uint8))[1].tolist()
+        == [1.0] * channels
+    )
 
 
 def test_the_network_sees_normalised_images_in_training_and_in_tests() -> None:

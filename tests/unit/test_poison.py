@@ -43,7 +43,7 @@ PLAN_KEYS = ("ratio_of", "inject", "eligible", "asr_on", "stamp")
 
 def clean(labels: Tensor = LABELS) -> Images:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 200, (len(labels), 3, 8, 8), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 200, (len(labels), 3, 8, 8), generator=generator).byte()
     return Images(images, labels, ("a", "b", "c"), digest="clean")
 
 
@@ -63,8 +63,7 @@ def made(plan: Plan, *, seed: int = 0, trigger: Any = None) -> Poisoned:
     return poison(clean(), trigger or Pixel(), plan, seed=seed)
 
 
-@pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("source", [None, 1])
+@pytest.mark.parametrize(("name", "source"), [(name, s) for name in PRESETS for s in (None, 1)])
 def test_every_preset_says_every_word(name: str, source: int | None) -> None:
     """Each key of each preset has one of its documented values."""
     words = preset(name, source)
@@ -152,13 +151,13 @@ def test_stamp_after_leaves_the_rows_clean() -> None:
 def test_a_ratio_of_zero_is_a_clean_run() -> None:
     """No poison, no trigger, and exactly the clean set."""
     for stamp in STAMP:
-        result = made(Plan(0, None, 0.0, stamp=stamp))
-        assert result.training.stamp is None
-        assert torch.equal(result.training.gather(torch.arange(200)), clean().images)
+        training = made(Plan(0, None, 0.0, stamp=stamp)).training
+        assert training.stamp is None
+        assert torch.equal(training.gather(torch.arange(200)), clean().images)
 
 
 def test_asr_test_set() -> None:
-    """Outside the target class, of the source class, or all: as the protocol says."""
+    """Outside the target class, of the source class, or all."""
     labels = torch.tensor([0, 1, 2, 0, 1])
     assert asr_test_set(labels, Plan(0, None, 0.1)).tolist() == [1, 2, 4]
     assert asr_test_set(labels, Plan(0, None, 0.1, asr_on="all")).tolist() == [0, 1, 2, 3, 4]

@@ -133,7 +133,12 @@ def test_a_ratio_of_nothing_is_a_clean_run(tmp_path: Path) -> None:
     assert record["poison_indices"] == []
     assert record["asr1"] is not None
     counts = record["counts"]
-    assert [counts[k] for k in ("n_train", "n_poisoned", "n_removed", "pois_left")] == [200, 0, 0, 0]
+    assert [counts[k] for k in ("n_train", "n_poisoned", "n_removed", "pois_left")] == [
+        200,
+        0,
+        0,
+        0,
+    ]
     # The filter removes nothing, so the retrained network differs by its random weights alone.
     assert record["hashes"]["weights1"] != record["hashes"]["weights2"]
 

@@ -1,0 +1,59 @@
+"""One GPU per cell: cells that run side by side on a machine never share one unless asked."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from backdoor_lab import stopping
+
+POLL = 0.5
+
+
+@contextmanager
+def own_device(
+    devices: Sequence[str], *, share: int = 1, folder: Path | None = None
+) -> Iterator[int]:
+    """Holds one of `devices`, named by what tells them apart, and yields its number.
+
+    At most `share` holders have one device at a time; further ones wait. The hold is a lock of
+    the operating system, in a folder that all processes of this user see: it ends with its
+    process, however that ends. Raises Stopped when the process is asked to stop meanwhile.
+    """
+    folder = folder or Path(tempfile.gettempdir()) / f"backdoor_lab-gpus-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lock, number = _first_free(devices, share, folder)
+    try:
+        yield number
+    finally:
+        lock.release()
+
+
+def _first_free(devices: Sequence[str], share: int, folder: Path) -> tuple[FileLock, int]:
+    while True:
+        for place in range(share):
+            for number, name in enumerate(devices):
+                safe = re.sub(r"[^a-zA-Z0-9-]+", "_", name)
+                lock = FileLock(folder / f"{safe}.{place}.lock")
+                try:
+                    lock.acquire(timeout=0)
+                except Timeout:
+                    continue
+                return lock, number
+        stopping.check()
+        time.sleep(POLL)
+
+
+def cuda_names() -> list[str]:
+    """What tells this process' GPUs apart on this machine, however they are numbered here."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return [str(torch.cuda.get_device_properties(i).uuid) for i in range(count)]

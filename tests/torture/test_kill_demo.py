@@ -1,0 +1,66 @@
+"""The demo, killed again and again: it always ends with the tables of an unbroken run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cells import environment, lasting
+
+ROOT = Path(__file__).parents[2]
+KILLS = int(os.environ.get("BACKDOOR_LAB_KILLS", "10"))
+# BACKDOOR_LAB_DEMO= (empty) kills the demo itself instead of a tiny form of it.
+TINY = "dataset.size=8 dataset.per_class_train=40 dataset.per_class_test=5 model.width=4 recipe.epochs=2"
+OVERRIDES = os.environ.get("BACKDOOR_LAB_DEMO", TINY).split()
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """Starts what `make demo` starts, in a process group of its own."""
+    command = [sys.executable, "-m", "backdoor_lab", "-m", "experiment=demo", *OVERRIDES]
+    log = (folder / "log").open("ab")
+    settings = environment(PYTHONPATH=str(ROOT))
+    return subprocess.Popen(
+        command, cwd=folder, env=settings, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+def outcome(folder: Path) -> tuple[dict, dict]:
+    """Every record (but what may differ) and every table of the one sweep in a folder."""
+    (sweep,) = (path.parent for path in folder.glob("multirun_reports/*/sweep.json"))
+    records = {
+        p.parent.name: lasting(json.loads(p.read_text())) for p in sweep.glob("*/record.json")
+    }
+    tables = {path.name: path.read_text() for path in sweep.glob("tables/table_*.md")}
+    return records, tables
+
+
+@pytest.mark.timeout(3600)
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """kill -9 of the whole process group at random moments, then one run to the end."""
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        folder.mkdir()
+    began = time.monotonic()
+    assert start(whole).wait() == 0, (whole / "log").read_text()[-3000:]
+    length = time.monotonic() - began
+    chance, moments = random.Random(0), []
+    for _ in range(KILLS):
+        program = start(broken)
+        moments.append(chance.uniform(0.1, 0.9) * length)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            program.wait(moments[-1])
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(program.pid, signal.SIGKILL)
+        program.wait()
+    assert start(broken).wait() == 0, (broken / "log").read_text()[-3000:]
+    assert outcome(broken) == outcome(whole)
+    assert len(outcome(whole)[0]) == 12
+    print(f"{KILLS} kills at seconds {[round(m, 1) for m in moments]} of {length:.1f}: same tables")

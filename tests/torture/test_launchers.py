@@ -1,0 +1,69 @@
+"""Launchers against the real thing: several processes, one of them killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cells import TINY, environment
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+    """Starts a sweep of tiny cells."""
+    command = [sys.executable, "-m", "backdoor_lab", "-m", *TINY, *overrides]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment(PYTHONPATH=str(ROOT)), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def statuses(folder: Path) -> list[str]:
+    """The status in every record of the one sweep below a folder."""
+    found = folder.glob("multirun_reports/*/*/record.json")
+    return sorted(json.loads(path.read_text())["status"] for path in found)
+
+
+def workers(folder: Path) -> set[int]:
+    """The processes that say they are computing a cell."""
+    found = set()
+    for path in folder.glob("multirun_reports/*/*/running.json"):
+        try:
+            found.add(json.loads(path.read_text())["pid"])
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def test_submitit_local(tmp_path: Path) -> None:
+    """Each cell in its own process; all end, and the tables are written."""
+    program = start(tmp_path, "hydra/launcher=submitit_local", "target=bird,dog")
+    said, _ = program.communicate(timeout=240)
+    assert program.returncode == 0, said
+    assert statuses(tmp_path) == ["done", "done"]
+    assert "| dog" in said
+
+
+def test_a_killed_joblib_worker_costs_no_cell(tmp_path: Path) -> None:
+    """SIGKILL to one worker: the sweep says so and ends with 1, or has gone on by itself; the
+    same command then completes it."""
+    overrides = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "target=bird,dog,cat,frog",
+                 "recipe.epochs=20")  # fmt: skip
+    program = start(tmp_path, *overrides)
+    limit = time.monotonic() + 120
+    while not workers(tmp_path) and time.monotonic() < limit:
+        time.sleep(0.1)
+    os.kill(workers(tmp_path).pop(), signal.SIGKILL)
+    said, _ = program.communicate(timeout=240)
+    assert program.returncode in (0, 1), said
+    if program.returncode == 1:
+        program = start(tmp_path, *overrides)
+        said, _ = program.communicate(timeout=240)
+        assert program.returncode == 0, said
+    assert statuses(tmp_path) == ["done"] * 4

@@ -1,0 +1,184 @@
+"""The command line: one clear line for a mistake, exit codes, and a real sweep of four cells."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cells import TINY, environment, started
+
+# Runs the program once per command of a JSON list, in one process: imports cost the most.
+MANY = """
+import contextlib, io, json, sys, time
+from hydra.core.global_hydra import GlobalHydra
+from backdoor_lab.run import main
+found = []
+for words in json.loads(sys.stdin.read()):
+    sys.argv = ["backdoor-lab", *words]
+    GlobalHydra.instance().clear()
+    out, err, began, code = io.StringIO(), io.StringIO(), time.monotonic(), None
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        except BaseException as error:
+            code = repr(error)
+    found.append([code, out.getvalue(), err.getvalue(), time.monotonic() - began])
+print(json.dumps([found, "torch" in sys.modules]))
+"""
+WRONG = {
+    "target=brid": ["`target` 'brid'", "Did you mean 'bird'"],
+    "ratio=1.5": ["`ratio` must satisfy 0 <= ratio < 1, got 1.5"],
+    "ratio=nan": ["`ratio` must satisfy 0 <= ratio < 1, got nan"],
+    "ratio=abc": ["`ratio` must satisfy 0 <= ratio < 1, got 'abc'"],
+    "trigger=pixle": ["pixle", "pattern"],
+    "ratoi=0.1": ["ratoi"],
+    "trainer=gpu": ["trainer=gpu", "trainer=cpu"],
+    "dataset.sise=3": ["sise"],
+    "+dataset.sise=3": ["sise", "size"],
+    "ratio=": ["ratio"],
+    "ratio=[": ["ratio"],
+    "~trainer": ["trainer"],
+    "-m ratio=0.05,1.5": ["cell 2 of 2 (", "ratio=1.5", "0 <= ratio < 1, got 1.5"],
+    "-m target=bird,brid,dog": ["cell 2 of 3 (", "'brid'"],
+    "-m trigger=pixel,pixle": ["pixle"],
+    "-m trigger=glob(x*)": ["glob", "nothing"],
+    "experiment=demos": ["demos", "demo"],
+}
+
+
+def many(cwd: Path, commands: list[list[str]]) -> tuple[list[Any], bool]:
+    run = subprocess.run(
+        [sys.executable, "-c", MANY], input=json.dumps(commands), cwd=cwd, env=environment(),
+        capture_output=True, text=True, timeout=200, check=True,
+    )  # fmt: skip
+    found, torch_loaded = json.loads(run.stdout.splitlines()[-1])
+    return found, torch_loaded
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    cwd = tmp_path_factory.mktemp("refused")
+    # Flags first: Hydra's parser takes no flag between overrides.
+    commands = [sorted([*TINY, *words.split()], key=lambda word: word != "-m") for words in WRONG]
+    return cwd, dict(zip(WRONG, many(cwd, commands)[0], strict=True))
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    refused: tuple[Path, dict[str, Any]], words: str
+) -> None:
+    code, _, said, seconds = refused[1][words]
+    lines = said.strip().splitlines()
+    assert code == 2, said
+    assert len(lines) == 1, said
+    assert lines[0].startswith("error: ")
+    for part in WRONG[words]:
+        assert part in lines[0]
+    assert seconds < 20
+
+
+def test_nothing_was_started(refused: tuple[Path, dict[str, Any]]) -> None:
+    stages = {path.parent.parent.name for path in refused[0].rglob("manifest.json")}
+    assert stages <= {"data"}
+    assert list(refused[0].rglob("record.json")) == []
+    assert list(refused[0].rglob("sweep.json")) == []
+
+
+def test_the_module_itself_exits_alike(tmp_path: Path) -> None:
+    run = started(tmp_path, *TINY, "target=brid")
+    assert run.returncode == 2
+    assert run.stdout == ""
+    assert re.fullmatch(r"error: `target` 'brid' is not known\..*\n", run.stderr)
+
+
+def test_help_and_completion_load_no_torch(tmp_path: Path) -> None:
+    asked = [["--help"], ["--cfg", "job"], ["--info", "defaults"], ["--version"],
+             ["--cfg", "job", "experiment=demo", "target=dog"]]  # fmt: skip
+    found, torch_loaded = many(tmp_path, asked)
+    assert not torch_loaded
+    assert [code for code, *_ in found] == [0] * 5, found
+    texts = [out for _, out, *_ in found]
+    for part in ("trigger: pattern, pixel", "defense: none, oracle, random, spectral", "ratio"):
+        assert part in texts[0]
+    assert "target: bird" in texts[1]
+    assert "trigger" in texts[2]
+    assert "Hydra" in texts[3]
+    assert "target: dog" in texts[4]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tab_completion_offers_the_choices(tmp_path: Path) -> None:
+    def completed(line: str) -> list[str]:
+        told = environment(COMP_LINE=line, COMP_POINT=str(len(line)))
+        script = Path(sys.executable).with_name("backdoor-lab")
+        run = subprocess.run(
+            [script, "-sc", "query=bash"], env=told, cwd=tmp_path, text=True,
+            capture_output=True, timeout=100, check=True,
+        )  # fmt: skip
+        return run.stdout.split()
+
+    assert completed("backdoor-lab trigger=") == ["trigger=pattern", "trigger=pixel"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
+    """A sweep of four cells in two processes, and the same command again."""
+    cwd = tmp_path_factory.mktemp("sweep")
+    words = ["-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "name=four",
+             "trigger=pixel,pattern", "defense=spectral,oracle"]  # fmt: skip
+    return cwd, started(cwd, *words), started(cwd, *words)
+
+
+def records(cwd: Path) -> dict[Path, dict[str, Any]]:
+    return {path: json.loads(path.read_text()) for path in cwd.rglob("record.json")}
+
+
+def test_a_sweep_ends_with_records_and_tables(swept: tuple[Path, Any, Any]) -> None:
+    cwd, first, _ = swept
+    assert first.returncode == 0, first.stderr
+    found = records(cwd)
+    assert [each["status"] for each in found.values()] == ["done"] * 4
+    (folder,) = {path.parent.parent for path in found}
+    assert re.fullmatch(r"four-[0-9a-f]{8}", folder.name)
+    assert folder.parent == cwd / "multirun_reports"
+    assert {path.parent.name for path in found} == {each["id"] for each in found.values()}
+    asked = json.loads((folder / "sweep.json").read_text())
+    assert {each["id"] for each in asked["asked"]} == {path.parent.name for path in found}
+    assert asked["command"].startswith("python -m backdoor_lab ")
+    for word in ("Nat1", "ASR2", "bird", "pixel", "pattern"):
+        assert word in first.stdout
+    assert list((folder / "tables").iterdir())
+    assert "Traceback" not in first.stdout + first.stderr
+    # One network per attack; what the oracle leaves is one clean set, trained on once.
+    networks = list((cwd / "multirun_reports" / ".store").glob("*train/*/weights.safetensors"))
+    assert len(networks) == 2 + 2 + 1
+    assert not list(cwd.rglob("running.json"))
+
+
+def test_the_same_command_computes_nothing_again(swept: tuple[Path, Any, Any]) -> None:
+    cwd, _, second = swept
+    assert second.returncode == 0
+    assert "4 of 4 cells are done already" in second.stdout
+    assert "Nat1" in second.stdout
+    newest = max(os.stat(p).st_mtime for p in records(cwd))
+    stages = (cwd / "multirun_reports" / ".store").rglob("manifest.json")
+    assert max(os.stat(p).st_mtime for p in stages) <= newest
+
+
+def test_one_failing_cell_leaves_the_others(tmp_path: Path) -> None:
+    run = started(tmp_path, "-m", *TINY, "recipe.lr=1e30,0.05")
+    found = {each["config"]["recipe"]["lr"]: each for each in records(tmp_path).values()}
+    assert run.returncode == 1, run.stderr
+    assert found[0.05]["status"] == "done"
+    assert found[1e30]["status"].startswith("diverged: loss is nan at epoch 1")
+    assert "diverged" in run.stdout
+    assert "1 of 2 cells done" in run.stdout
+    assert "Traceback" not in run.stdout + run.stderr

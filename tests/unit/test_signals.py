@@ -1,0 +1,56 @@
+"""A real SIGTERM, SIGINT and SIGKILL in the middle of training, and the same command again."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cells import TINY, lasting, signalled, started
+
+LONG = (*TINY, "dataset.per_class_train=40", "recipe.batch=8", "recipe.epochs=6")
+
+
+def record(cwd: Path) -> dict[str, Any] | None:
+    found = list(cwd.rglob("record.json"))
+    assert len(found) <= 1
+    return json.loads(found[0].read_text()) if found else None
+
+
+def checkpoints(cwd: Path) -> list[Path]:
+    return list((cwd / "multirun_reports" / ".store" / "train").glob(".work-*/*.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    cwd = tmp_path_factory.mktemp("unbroken")
+    run = started(cwd, *LONG)
+    assert run.returncode == 0, run.stderr
+    found = record(cwd)
+    assert found is not None
+    assert found["status"] == "done"
+    return lasting(found)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_cell_is_taken_up_by_the_same_command(
+    tmp_path: Path, unbroken: dict[str, Any], number: signal.Signals
+) -> None:
+    code, seconds, said = signalled(tmp_path, number, lambda: bool(checkpoints(tmp_path)), *LONG)
+    assert code == (-9 if number == signal.SIGKILL else 75), said
+    assert seconds < 10
+    assert record(tmp_path) is None
+    assert len(checkpoints(tmp_path)) == 1
+    if number != signal.SIGKILL:
+        lines = said.strip().splitlines()
+        assert len(lines) == 1, said
+        assert lines[0].startswith(f"error: stopped by {number.name}; the same command goes on")
+        assert list((tmp_path / "multirun_reports" / ".store").rglob("*.claim")) == []
+    again = started(tmp_path, *LONG)
+    assert again.returncode == 0, again.stderr
+    found = record(tmp_path)
+    assert found is not None
+    assert lasting(found) == unbroken
+    assert checkpoints(tmp_path) == []
