@@ -89,7 +89,10 @@ def task(config: DictConfig) -> str:
 
 def main() -> NoReturn:
     """Runs the command line and exits with 0, 1, 2 or 75 (see errors.py)."""
+    from backdoor_lab.sweep.sweeper import ResumeSweeper
+
     _outcome.update(code=EXIT_DONE, driver=os.getpid(), error=None)
+    ResumeSweeper.last_code = EXIT_DONE
     # Hydra hands its errors on instead of printing them its own way.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     # Several processes and BLAS threads of their own would fight over the cores.
@@ -103,7 +106,7 @@ def main() -> NoReturn:
             raise _outcome["error"]
     except Exception as error:
         sys.exit(_explain(error))
-    sys.exit(_outcome["code"])
+    sys.exit(_outcome["code"] or ResumeSweeper.last_code)
 
 
 def _hydra_main() -> None:
@@ -122,11 +125,11 @@ def _explain(error: BaseException) -> int:
 
 
 def _known(error: BaseException | None) -> BaseException | None:
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
 
     first = None
     while error is not None:
-        if isinstance(error, LabError):
+        if isinstance(error, (LabError, OverrideParseException)):
             return error
         if isinstance(error, (HydraException, OmegaConfBaseException)):
             first = first or error
@@ -145,6 +148,9 @@ def _one_line(error: BaseException) -> str:
     noise = ("full_key:", "object_type=", "reference_type=", "See https", "Check that the",
              "Config search path", "provider=")  # fmt: skip
     said = " ".join(line for line in lines if not line.startswith(noise))
+    override = str(getattr(error, "override", None) or "")
+    if override not in said:
+        said = f"{override}: {said}"
     return said or type(error).__name__
 
 

@@ -16,7 +16,13 @@ _asked: list[str] = []
 
 
 def install() -> None:
-    """From now on SIGTERM and SIGINT ask for a stop; a second SIGINT ends the process at once."""
+    """From now on SIGTERM and SIGINT ask for a stop; a second SIGINT ends the process at once.
+
+    Not inside a cluster's task: there submitit minds the signals, and a task that ended early
+    and well would pass for a finished one.
+    """
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        return
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _handler)
         signal.signal(signal.SIGINT, _handler)

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 Grid = NDArray[np.float64]
 Outline = Callable[[Grid, Grid], Grid]
 
-BACKGROUND = (15.0, 30.0)
+BACKGROUND = (25.0, 50.0)
 """The darkest and brightest background, in steps of 0 to 255."""
 
-CONTRAST = (14.0, 26.0)
+CONTRAST = (22.0, 28.0)
 """How much brighter than its background the object is."""
 
-SHIFT, RADIUS, TILT = 0.3, (0.45, 0.65), 0.3
+SHIFT, RADIUS, TILT = 0.2, (0.55, 0.65), 0.2
 """Place and size of the object in half widths of the image, tilt in radians."""
 
 _SPLITS = {"train": 0, "test": 1}
@@ -58,8 +58,9 @@ def _deer(u: Grid, v: Grid) -> Grid:
 
 
 def _dog(u: Grid, v: Grid) -> Grid:
-    """A disc."""
-    return np.hypot(u, v) - 0.85
+    """A bone, lying aslant."""
+    along, across = (u - v) * np.sqrt(0.5), (u + v) * np.sqrt(0.5)
+    return np.minimum(_box(along, across, 0.7, 0.25), np.hypot(np.abs(along) - 0.75, across) - 0.42)
 
 
 def _frog(u: Grid, v: Grid) -> Grid:
@@ -105,7 +106,7 @@ def draw(
     channels: int = 3,
     seed: int = 0,
     split: str = "train",
-    noise: float = 9.0,
+    noise: float = 14.0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Draw `per_class` images of every class, in random order of classes.
 

@@ -40,6 +40,9 @@ class ResumeSweeper(BasicSweeper):
     again; and after the last one the records, not the launcher, say how the sweep went.
     """
 
+    last_code = EXIT_DONE
+    """The exit code of this process' last sweep: Hydra drops what `sweep` returns."""
+
     def sweep(self, arguments: list[str]) -> int:
         """Runs the sweep; returns the exit code."""
         jobs = self._jobs(arguments)
@@ -51,7 +54,8 @@ class ResumeSweeper(BasicSweeper):
             log.warning("%d of %d cells are done already", len(asked) - len(left), len(asked))
         if left:
             self._launch(folder, spread(left))
-        return _conclude(folder, asked)
+        ResumeSweeper.last_code = _conclude(folder, asked)
+        return ResumeSweeper.last_code
 
     def _jobs(self, arguments: list[str]) -> list[list[str]]:
         assert self.hydra_context is not None

@@ -13,10 +13,9 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
-from backdoor_lab.errors import Diverged, Stopped
+from backdoor_lab.errors import Diverged
 from backdoor_lab.seeds import derive
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.machine import Machine
@@ -80,7 +79,7 @@ def fit(
         machine, epochs=job.recipe.epochs, callbacks=[*callbacks, _Reseed(job.seed), *extra],
         logger=logger,
     )  # fmt: skip
-    _run(trainer, module, batches, checkpoint)
+    trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
     return _finished(module)
 
 
@@ -89,7 +88,7 @@ def trainer_for(
 ) -> pl.Trainer:
     """A Lightning Trainer for one device that prints nothing by itself."""
     _quiet()
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else "cpu",
         devices=[machine.device.index or 0] if machine.device.type == "cuda" else 1,
         precision="bf16-mixed" if machine.bf16 else "32-true",
@@ -105,6 +104,11 @@ def trainer_for(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+    # Signals are minded in stopping.py; Lightning would add handlers of its own and end a
+    # cluster's requeued task as if it were done.
+    signals: Any = trainer._signal_connector
+    signals.register_signal_handlers = lambda: None
+    return trainer
 
 
 def last_checkpoint(scratch: Path) -> Path | None:
@@ -138,15 +142,6 @@ def _checkpointer(scratch: Path) -> ModelCheckpoint:
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-
-
-def _run(
-    trainer: pl.Trainer, module: Classifier, batches: Batches, checkpoint: Path | None
-) -> None:
-    try:
-        trainer.fit(module, batches, ckpt_path=checkpoint, weights_only=True)
-    except SIGTERMException as error:
-        raise Stopped("stopped by SIGTERM during training") from error
 
 
 def _finished(module: Classifier) -> Classifier:

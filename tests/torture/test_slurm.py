@@ -63,6 +63,12 @@ def epoch_of(folder: Path) -> int:
     return max(found)
 
 
+def training(lab: Lab, folder: Path, program: subprocess.Popen[str]) -> None:
+    """Waits until a cell is some epochs into its training."""
+    lab.until(lambda: epoch_of(folder) >= 3 or program.poll() is not None, 120)
+    assert program.poll() is None, program.communicate()[0]
+
+
 def records(folder: Path) -> list[dict]:
     """The records of every cell of the one sweep below `folder`."""
     return [json.loads(p.read_text()) for p in folder.glob("multirun_reports/*/*/record.json")]
@@ -86,8 +92,8 @@ def test_array_of_cells(lab: Lab, tmp_path: Path) -> None:
 
 def test_requeue(lab: Lab, tmp_path: Path) -> None:
     """scontrol requeue in the middle of training: the same command goes on."""
-    program = sweep(lab, tmp_path, "trigger=pixel,", *SLOW)
-    lab.until(lambda: epoch_of(tmp_path) >= 3, 90)
+    program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
+    training(lab, tmp_path, program)
     (task,) = (job for job, state, _ in lab.jobs() if state == "RUNNING")
     lab.call("scontrol", "requeue", task)
     complete(tmp_path, program, 1)
@@ -95,16 +101,16 @@ def test_requeue(lab: Lab, tmp_path: Path) -> None:
 
 def test_preemption(lab: Lab, tmp_path: Path) -> None:
     """A job of higher priority takes both nodes; afterwards the cell comes back and ends."""
-    program = sweep(lab, tmp_path, "trigger=pixel,", *SLOW)
-    lab.until(lambda: epoch_of(tmp_path) >= 3, 90)
+    program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
+    training(lab, tmp_path, program)
     lab.call("sbatch", "-p", "high", "-n4", "-o", "/dev/null", "--wrap", "sleep 3")
     complete(tmp_path, program, 1)
 
 
 def test_a_node_is_lost(lab: Lab, tmp_path: Path) -> None:
     """The node that runs the cell dies; the other takes over from the last epoch."""
-    program = sweep(lab, tmp_path, "trigger=pixel,", *SLOW)
-    lab.until(lambda: epoch_of(tmp_path) >= 3, 90)
+    program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
+    training(lab, tmp_path, program)
     (node,) = (node for _, state, node in lab.jobs() if state == "RUNNING")
     lab.lose_node(node)
     try:

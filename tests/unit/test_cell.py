@@ -193,7 +193,8 @@ def test_refused_before_any_work(
 @pytest.mark.parametrize(
     "words", ["~recipe.lr", "~model.width", "~trainer.threads", "~protocol.layer", "~store.root",
               "~recipe", "~trainer", "~logger", "~seed", "~target", "model=null", "trainer=null",
-              "model.width=32.0", "trainer.threads=null", "store.root=null", "protocol=null", "~dataset.size"],
+              "model.width=32.0", "trainer.threads=null", "store.root=null", "protocol=null",
+              "~dataset.size"],
 )  # fmt: skip
 def test_what_is_left_out_is_an_error_of_ours_or_the_default(
     root: Path, checks: Preflight, words: str

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -130,21 +129,24 @@ def test_tab_completion_offers_the_choices(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
-    """A sweep of four cells in two processes, and the same command again."""
+    """A sweep of four cells in two processes; the same again, and one with a failing cell."""
     cwd = tmp_path_factory.mktemp("sweep")
     words = ["-m", *TINY, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "name=four",
              "trigger=pixel,pattern", "defense=spectral,oracle"]  # fmt: skip
-    return cwd, started(cwd, *words), started(cwd, *words)
+    first = started(cwd, *words)
+    failing = ["-m", *TINY, "name=failing", "recipe.lr=1e30,0.05"]
+    return cwd, first, many(cwd, [words, failing])[0]
 
 
-def records(cwd: Path) -> dict[Path, dict[str, Any]]:
-    return {path: json.loads(path.read_text()) for path in cwd.rglob("record.json")}
+def records(cwd: Path, name: str) -> dict[Path, dict[str, Any]]:
+    found = (cwd / "multirun_reports").glob(f"{name}-*/*/record.json")
+    return {path: json.loads(path.read_text()) for path in found}
 
 
 def test_a_sweep_ends_with_records_and_tables(swept: tuple[Path, Any, Any]) -> None:
     cwd, first, _ = swept
     assert first.returncode == 0, first.stderr
-    found = records(cwd)
+    found = records(cwd, "four")
     assert [each["status"] for each in found.values()] == ["done"] * 4
     (folder,) = {path.parent.parent for path in found}
     assert re.fullmatch(r"four-[0-9a-f]{8}", folder.name)
@@ -164,21 +166,20 @@ def test_a_sweep_ends_with_records_and_tables(swept: tuple[Path, Any, Any]) -> N
 
 
 def test_the_same_command_computes_nothing_again(swept: tuple[Path, Any, Any]) -> None:
-    cwd, _, second = swept
-    assert second.returncode == 0
-    assert "4 of 4 cells are done already" in second.stdout
-    assert "Nat1" in second.stdout
-    newest = max(os.stat(p).st_mtime for p in records(cwd))
-    stages = (cwd / "multirun_reports" / ".store").rglob("manifest.json")
-    assert max(os.stat(p).st_mtime for p in stages) <= newest
+    cwd, _, ((code, said, _, _), _) = swept
+    assert code == 0
+    assert "4 of 4 cells are done already" in said
+    assert "Nat1" in said
+    tables = min(path.stat().st_mtime for path in cwd.rglob("four-*/tables/*"))
+    assert all(path.stat().st_mtime < tables for path in records(cwd, "four"))
 
 
-def test_one_failing_cell_leaves_the_others(tmp_path: Path) -> None:
-    run = started(tmp_path, "-m", *TINY, "recipe.lr=1e30,0.05")
-    found = {each["config"]["recipe"]["lr"]: each for each in records(tmp_path).values()}
-    assert run.returncode == 1, run.stderr
+def test_one_failing_cell_leaves_the_others(swept: tuple[Path, Any, Any]) -> None:
+    cwd, _, (_, (code, said, errors, _)) = swept
+    found = {each["config"]["recipe"]["lr"]: each for each in records(cwd, "failing").values()}
+    assert code == 1, errors
     assert found[0.05]["status"] == "done"
     assert found[1e30]["status"].startswith("diverged: loss is nan at epoch 1")
-    assert "diverged" in run.stdout
-    assert "1 of 2 cells done" in run.stdout
-    assert "Traceback" not in run.stdout + run.stderr
+    assert "diverged" in said
+    assert "1 of 2 cells done" in said
+    assert "Traceback" not in said + errors

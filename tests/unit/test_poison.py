@@ -189,6 +189,9 @@ def test_mistake_6_every_choice_changes_the_digest() -> None:
     sets += [made(plans[0], trigger=Pattern()), made(plans[0], seed=1)]
     digests = [content_digest(each.training, "clean") for each in sets]
     assert len(set(digests)) == len(digests)
+    # The same images and order, other labels.
+    pair = [made(Plan(t, None, 0.1, ratio_of="all", eligible="all")).training for t in (0, 1)]
+    assert content_digest(pair[0], "clean") != content_digest(pair[1], "clean")
     late = made(Plan(0, None, 0.1, stamp="after")).training
     stamps = [content_digest(late, "clean", stamp) for stamp in ("pixel", "pattern")]
     assert len({*stamps, *digests}) == len(digests) + 2
@@ -228,10 +231,7 @@ def test_less_than_one_image_and_more_than_are_eligible() -> None:
         count(plan, SIZES)
     with pytest.raises(ConfigError, match="only 40 are eligible"):
         count(Plan(1, 0, 41, ratio_of="count", eligible="source"), SIZES)
-
-
-def test_counts_are_whole() -> None:
-    """ratio_of=count takes a number of images."""
+    # ratio_of=count takes a whole number of images.
     assert count(Plan(0, None, 7, ratio_of="count"), SIZES) == 7
     with pytest.raises(ConfigError, match=r"`ratio` must be a whole number, got 7\.5"):
         Plan(0, None, 7.5, ratio_of="count")

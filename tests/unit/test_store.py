@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
-import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,8 +109,10 @@ def test_flipped_bits(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixtur
     for flips in range(1, 25):
         path = good.path / name
         data = bytearray(path.read_bytes())
-        where = chance.randrange(len(data))
-        data[where] ^= 1 << chance.randrange(8)
+        # The first flip makes 0.8531 of a published accuracy of 0.9531, which is sound JSON.
+        figure = data.find(b"9531") if name == MANIFEST and flips == 1 else -1
+        where = figure if figure >= 0 else chance.randrange(len(data))
+        data[where] ^= 1 if figure >= 0 else 1 << chance.randrange(8)
         path.write_bytes(data)
         again = get(tmp_path, make)
         assert again.meta == good.meta
@@ -159,11 +157,10 @@ def test_a_work_that_fails_publishes_nothing(tmp_path: Path) -> None:
     assert get(tmp_path, Make()).made
 
 
-@pytest.mark.parametrize("meta", [{"loss": float("nan")}, {"loss": float("inf")}])
-def test_nan_is_not_published(tmp_path: Path, meta: dict[str, Any]) -> None:
+def test_nan_is_not_published(tmp_path: Path) -> None:
     """A figure that is not finite never becomes a stored result."""
     with pytest.raises(ValueError, match=r"(?i)not JSON compliant"):
-        get(tmp_path, lambda _: meta)
+        get(tmp_path, lambda _: {"loss": float("nan")})
     assert folders(tmp_path) == []
 
 
@@ -209,85 +206,6 @@ def test_scratch_outlives_a_failure_and_not_a_success(tmp_path: Path) -> None:
     assert (scratch / "epoch1.ckpt").exists()
     get(tmp_path, Make())
     assert not scratch.exists()
-
-
-def work_at_once(root: Path, barrier: Any, round_number: int) -> None:
-    """What each of several processes does in one round."""
-
-    def make(folder: Path) -> dict[str, Any]:
-        with (root / "calls").open("a") as stream:
-            stream.write(f"{round_number}\n")
-        time.sleep(0.02)
-        (folder / "weights.bin").write_bytes(WHOLE)
-        return {"round": round_number}
-
-    barrier.wait(60)
-    entry = Store(root / "store").get("train", {"round": round_number}, make)
-    assert entry.meta == {"round": round_number}
-    assert (entry.path / "weights.bin").read_bytes() == WHOLE
-
-
-def all_rounds(root: Path, barrier: Any, rounds: int) -> None:
-    for number in range(rounds):
-        work_at_once(root, barrier, number)
-
-
-def at_once(root: Path, method: str, rounds: int) -> None:
-    """Four processes do all rounds; none of them fails."""
-    context: Any = multiprocessing.get_context(method)
-    barrier = context.Barrier(4)
-    processes = [context.Process(target=all_rounds, args=(root, barrier, rounds)) for _ in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(90)
-    assert [process.exitcode for process in processes] == [0] * 4
-
-
-@pytest.mark.parametrize(("method", "rounds"), [("fork", 8), ("spawn", 3)])
-def test_four_processes_at_once(tmp_path: Path, method: str, rounds: int) -> None:
-    """From a barrier, round after round: computed once, read by all, nothing left over."""
-    at_once(tmp_path, method, rounds)
-    assert (tmp_path / "calls").read_text().split() == [str(number) for number in range(rounds)]
-    assert len(list(tmp_path.glob("store/train/*"))) == rounds
-    assert not list(tmp_path.glob("store/train/.*"))
-
-
-def test_four_processes_find_the_same_damage(tmp_path: Path) -> None:
-    """The damaged entry is set aside once, and never the sound one that takes its place."""
-    for number in range(3):
-        Store(tmp_path / "store").get("train", {"round": number}, Make())
-    for path in tmp_path.glob("store/train/*/weights.bin"):
-        path.write_bytes(WHOLE[:-1])
-    at_once(tmp_path, "fork", 3)
-    assert (tmp_path / "calls").read_text().split() == ["0", "1", "2"]
-    assert len(aside(tmp_path / "store")) == 3
-
-
-def test_a_killed_owner_is_followed_by_the_next(tmp_path: Path) -> None:
-    """kill -9 in the middle of the work: another process takes over at once."""
-
-    def never_ends(folder: Path) -> dict[str, Any]:
-        (folder / "half.bin").write_bytes(WHOLE)
-        (tmp_path / "started").touch()
-        time.sleep(60)
-        return {}
-
-    pid = os.fork()
-    if pid == 0:
-        try:
-            get(tmp_path / "store", never_ends)
-        finally:
-            os._exit(1)
-    while not (tmp_path / "started").exists():
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    began = time.monotonic()
-    assert get(tmp_path / "store", Make()).made
-    assert time.monotonic() - began < 5
-    os.waitpid(pid, 0)
-    left = [name for name in folders(tmp_path / "store") if not name.startswith(".part-")]
-    assert left == [Store(tmp_path).identity("train", INPUTS)]
 
 
 def test_verified_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
