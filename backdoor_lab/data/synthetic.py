@@ -58,9 +58,8 @@ def _deer(u: Grid, v: Grid) -> Grid:
 
 
 def _dog(u: Grid, v: Grid) -> Grid:
-    """A bone, lying aslant."""
-    along, across = (u - v) * np.sqrt(0.5), (u + v) * np.sqrt(0.5)
-    return np.minimum(_box(along, across, 0.7, 0.25), np.hypot(np.abs(along) - 0.75, across) - 0.42)
+    """An H: four legs and a back."""
+    return np.minimum(_box(u, v, 0.95, 0.27), _box(np.abs(u) - 0.68, v, 0.27, 0.95))
 
 
 def _frog(u: Grid, v: Grid) -> Grid:
@@ -106,7 +105,7 @@ def draw(
     channels: int = 3,
     seed: int = 0,
     split: str = "train",
-    noise: float = 14.0,
+    noise: float = 12.0,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Draw `per_class` images of every class, in random order of classes.
 
