@@ -1,10 +1,13 @@
 """A small drawn data set: ten classes under CIFAR-10's names, made by numpy from a seed.
 
-Nothing is downloaded and nothing is stored: the same arguments give the same images in every process. Each class
-is one outline (a cross for an airplane, a wide box for an automobile, ...) with random place, size, tilt, colour,
-background and noise. The classes are learnable but overlap at low contrast, so a network gets most, not all, right.
+Nothing is downloaded and nothing is stored: the same arguments give the same images in every
+process. Each class is one outline (a cross for an airplane, a low box for an automobile, ...) with
+random place, size, tilt, colour, background, slope of light and noise.
 
-The pictures are dim (see `BACKGROUND` and `CONTRAST`): a white pixel, the trigger, stands out more than in photographs.
+Two things make a backdoor more visible here than in photographs, and are chosen so: the pictures
+are dim, so a white trigger stands out more (12 standard deviations from the mean), and the members
+of a class vary little, so a network gets nearly all test images right (99.8 % at size 16).
+See `BACKGROUND`, `CONTRAST`, `SHIFT`.
 """
 
 from collections.abc import Callable
@@ -145,7 +148,7 @@ def _draw_class(
 
 
 def _coordinates(rng: np.random.Generator, count: int, size: int) -> tuple[Grid, Grid, Grid]:
-    """Each image's own axes, moved, scaled and tilted: u, v (count, size, size) and a pixel's width in them."""
+    """Axes of each image, moved, scaled, tilted: u, v (count, size, size); a pixel's width."""
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     x0, y0 = rng.uniform(-SHIFT, SHIFT, (2, count, 1, 1))
     radius = rng.uniform(*RADIUS, (count, 1, 1))
