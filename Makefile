@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SWEEPS ?= multirun_reports
 
-.PHONY: help demo smoke test torture tables status lint clean
+.PHONY: help demo smoke test torture bench tables status lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ test: $(READY)  ## the tests
 
 torture: $(READY)  ## the whole fault matrix
 	$(BIN)/python -m pytest tests/torture
+
+bench: $(READY)  ## benchmarks, or one: make bench BENCH=resume
+	$(BIN)/python -m tests.bench $(BENCH)
 
 tables: $(READY)  ## the tables of every sweep found, from their records
 	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS)

@@ -5,6 +5,7 @@ Heavy imports stand inside functions: ``--help`` and tab completion answer at on
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
@@ -72,15 +73,20 @@ def task(config: DictConfig) -> str:
 
     stopping.install()
     settings = HydraConfig.get()
-    single = settings.mode is None or settings.mode.name == "RUN"
+    single = OmegaConf.is_missing(settings.job, "num")
+    folder = Path(settings.runtime.output_dir)
     try:
-        status = run_job(plain(config), Path(settings.runtime.output_dir), _parallel(settings))
+        status = run_job(plain(config), folder, _parallel(settings), in_sweep=not single)
     except LabError as error:
         if not single and os.getpid() == _outcome.get("driver") and isinstance(error, Stopped):
             # Out of the launcher's loop, past its remaining cells.
             raise SystemExit(Stopped.exit_code) from None
-        # Raised here, Hydra would print it its own way; a sweep's driver looks at the records.
-        _outcome["error"] = error
+        if single:
+            # Raised here, Hydra would print it its own way.
+            _outcome["error"] = error
+        else:
+            # A sweep's driver looks at the records, and finds this one missing.
+            logging.getLogger(__name__).error("%s: %s", folder.name, error)
         return str(error)
     if single and status != "done":
         _outcome["code"] = EXIT_SOME_FAILED

@@ -21,7 +21,7 @@ class Synthetic(Source):
         seed: int = 0,
         per_class_train: int = 1000,
         per_class_test: int = 200,
-        noise: float = 9.0,
+        noise: float = 12.0,
         limit_train: int | None = None,
         limit_test: int | None = None,
     ) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab import stopping
+from backdoor_lab.errors import ConfigError
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.chain import Chain, run_cell
 from backdoor_lab.sweep.listing import command_line, finished, place, sweep_file
@@ -22,13 +23,21 @@ def preflight() -> Preflight:
     return Preflight()
 
 
-def run_job(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
+def run_job(
+    config: dict[str, Any], folder: Path, parallel_cells: int, *, in_sweep: bool = False
+) -> str:
     """Runs the cell of a resolved configuration in `folder`; returns its status.
 
-    Raises ConfigError or DataError before any work, Stopped when asked to stop.
+    In a sweep the folder bears the id that the cell had when the sweep was checked. Raises
+    ConfigError or DataError before any work, Stopped when asked to stop.
     """
     stopping.check()
     cell = preflight().cell(config)
+    if in_sweep and folder.name != cell.id:
+        raise ConfigError(
+            f"this cell was {folder.name} when the sweep was checked and is {cell.id} now: its"
+            " configuration or data changed meanwhile; repeat the command"
+        )
     check_writable(folder)
     if finished(folder):
         return "done"

@@ -15,6 +15,7 @@ import torch
 
 import backdoor_lab
 from backdoor_lab.attacks.poison import eligible_count
+from backdoor_lab.files import digest
 from backdoor_lab.store import Entry
 from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.types import Dataset, Poisoned, Verdict
@@ -68,7 +69,9 @@ def record_body(
         "hashes": {
             "data": data.train.digest,
             "test": data.test.digest,
+            "poison": digest(poisoned.source_index.tolist()),
             "training1": poisoned.training.digest,
+            "training2": stages["retrain"].meta["training"],
             "weights1": stages["train"].meta["weights"],
             "weights2": stages["retrain"].meta["weights"],
         },

@@ -32,7 +32,7 @@ from backdoor_lab.training.measure import (
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Features, Poisoned, TrainingSet, Verdict
 
-VERSIONS = {"poison": 1, "train": 1, "extract": 1, "filter": 1, "measure": 1}
+VERSIONS = {"poison": 1, "train": 2, "extract": 1, "filter": 1, "measure": 1}
 Fit = Callable[[Job, Path], Classifier]
 
 
@@ -88,7 +88,7 @@ def train_stage(
         module = fit(job, store.scratch(stage, inputs))
         weights = module.net.state_dict()
         write_tensors(folder / "weights.safetensors", weights)
-        facts = {"loss": module.history, "n_train": len(training)}
+        facts = {"loss": module.history, "n_train": len(training), "training": training.digest}
         return {"weights": tensors_digest(weights), "machine": machine.describe(), **facts}
 
     entry = store.get(stage, inputs, make)

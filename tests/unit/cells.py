@@ -29,11 +29,13 @@ from backdoor_lab.training.measure import channel_stats
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.types import TrainingSet
 
+# Every number that a test relies on stands here, whatever conf/ says this year.
 TINY = (
     "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
-    "dataset.per_class_test=5", "model.width=4", "recipe=demo", "recipe.epochs=1",
-    "trainer=cpu", "trainer.threads=1", "trainer.precision=32",
-    "trainer.progress=none", "logger=none", "ratio=0.3", "dataset.noise=12",
+    "dataset.per_class_test=5", "dataset.noise=12", "model.width=4",
+    "recipe=demo", "recipe.epochs=1", "recipe.lr=0.05", "recipe.batch=32", "ratio=0.3",
+    "trainer=cpu", "trainer.threads=1", "trainer.precision=32", "trainer.progress=none",
+    "logger=none",
 )  # fmt: skip
 CPU = Machine(torch.device("cpu"), bf16=False, channels_last=True, threads=1)
 
