@@ -47,7 +47,7 @@ NodeName=n0 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17001 CPUs=2
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17002 CPUs=2
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=3
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
-"""
+"""  # noqa: E501  (Slurm wants a partition on one line)
 # submitit asks sacct for states; without a database squeue knows them too.
 SACCT = '#!/bin/sh\necho "JobID|State|NodeList"; exec squeue -h -t all -o "%i|%T|%N"\n'
 

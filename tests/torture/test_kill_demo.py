@@ -18,8 +18,8 @@ from cells import environment, lasting
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("BACKDOOR_LAB_KILLS", "10"))
 # BACKDOOR_LAB_DEMO= (empty) kills the demo itself instead of a tiny form of it.
-TINY = "dataset.size=8 dataset.per_class_train=40 dataset.per_class_test=5 model.width=4 recipe.epochs=2"
-OVERRIDES = os.environ.get("BACKDOOR_LAB_DEMO", TINY).split()
+TINY = "dataset.size=8 dataset.per_class_train=40 dataset.per_class_test=5 model.width=4"
+OVERRIDES = os.environ.get("BACKDOOR_LAB_DEMO", f"{TINY} recipe.epochs=2").split()
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
