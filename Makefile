@@ -24,10 +24,10 @@ smoke: $(READY)  ## one cell on embedded data, about a minute
 	$(BIN)/python -m backdoor_lab experiment=smoke
 
 test: $(READY)  ## the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 torture: $(READY)  ## the whole fault matrix
-	$(BIN)/python -m pytest tests/torture
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/torture
 
 bench: $(READY)  ## benchmarks, or one: make bench BENCH=resume
 	$(BIN)/python -m tests.bench $(BENCH)
