@@ -21,6 +21,7 @@ from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.types import Dataset, Poisoned, Verdict
 
 SCHEMA = 1
+PLACES = ("root", "download")
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
 
 
@@ -33,6 +34,8 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "choices": cell.choices,
         "protocol": cell.protocol,
         "config": cell.decides(),
+        # In words what the hash under config.data stands for; where the files lie is left out.
+        "dataset": {k: v for k, v in cell.config["dataset"].items() if k not in PLACES},
         "counts": {},
         "nat1": None, "asr1": None, "nat2": None, "asr2": None,
         "detection": None,
