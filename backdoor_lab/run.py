@@ -80,6 +80,7 @@ def task(config: DictConfig) -> str:
     except LabError as error:
         if not single and os.getpid() == _outcome.get("driver") and isinstance(error, Stopped):
             # Out of the launcher's loop, past its remaining cells.
+            print(f"error: {error}", file=sys.stderr)
             raise SystemExit(Stopped.exit_code) from None
         if single:
             # Raised here, Hydra would print it its own way.
