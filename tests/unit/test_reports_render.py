@@ -91,7 +91,17 @@ def test_latex_has_booktabs_rules_in_order(tmp_path: Path) -> None:
     assert r"bird & 5\% & 50 & " in text
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="no pdflatex here")
+def _latex_with_booktabs() -> bool:
+    if shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None:
+        return False
+    return bool(
+        subprocess.run(
+            ["kpsewhich", "booktabs.sty"], capture_output=True, check=False
+        ).stdout.strip()
+    )
+
+
+@pytest.mark.skipif(not _latex_with_booktabs(), reason="no pdflatex with booktabs here")
 def test_latex_compiles(tmp_path: Path) -> None:
     body = "".join(rendered(tmp_path / str(n), name)["latex"] for n, name in enumerate(HOSTILE))
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
