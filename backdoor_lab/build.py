@@ -6,6 +6,7 @@ is asked for. Hydra's own `instantiate` would import and call whatever the name 
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import re
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 
 from backdoor_lab import checks
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.files import digest
 
 T = TypeVar("T")
 OWN = re.compile(r"backdoor_lab\.(attacks|defenses|data)\.[a-z][a-z0-9_]*\.[A-Z][A-Za-z0-9]*\Z")
@@ -41,6 +43,24 @@ def build(where: str, config: dict[str, Any], kind: type[T]) -> T:
         given["name"] = config.get("name")
     made = cls(**{key: _nested(f"{where}.{key}", value, kind) for key, value in given.items()})
     return made
+
+
+def source_digest(made: object) -> str:
+    """A hash of the source of an object's class and of every class of ours that it builds on.
+
+    Part of what decides a result: when the code of a trigger or a defense is edited, nothing
+    that the old code made is taken for its work.
+    """
+    parts = _sources(type(made))  # type: ignore[arg-type]
+    inner = [source_digest(value) for value in vars(made).values() if hasattr(value, "__dict__")]
+    return digest([*parts, *inner], 16)
+
+
+@functools.cache
+def _sources(cls: type) -> tuple[str, ...]:
+    names = dict.fromkeys(base.__module__ for base in cls.__mro__)
+    ours = (name for name in names if name.startswith("backdoor_lab."))
+    return tuple(inspect.getsource(importlib.import_module(name)) for name in ours)
 
 
 def _nested(where: str, value: Any, kind: type[T]) -> Any:

@@ -95,23 +95,17 @@ def eligible_count(plan: Plan, per_class: Sequence[int]) -> int:
     return sum(per_class) - (per_class[plan.target] if plan.eligible == "not_target" else 0)
 
 
-def classes_after(plan: Plan, per_class: Sequence[int]) -> list[int]:
-    """A lower bound of each label's number of training examples once the poison is in.
-
-    Exact but for `inject=replace`, where the originals leave their classes at random: there a
-    class outside the target is only bounded from below.
-    """
-    poisoned = count(plan, per_class)
-    after = list(per_class)
-    after[plan.target] += poisoned
+def classes_after(labels: Tensor, plan: Plan, *, classes: int, seed: int) -> list[int]:
+    """How many training examples each label has once the poison is in, exactly: `poison` draws
+    the same images from `labels` int64 (n,) with the same seed."""
+    sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
+    chosen = _choose(labels, plan, count(plan, sizes), seed)
+    after = torch.tensor(sizes)
+    after[plan.target] += len(chosen)
     if plan.inject == "replace":
-        if plan.eligible == "all":
-            after[plan.target] -= min(poisoned, per_class[plan.target])
-        others = [plan.source] if plan.eligible == "source" else range(len(after))
-        for label in others:
-            if label is not None and label != plan.target:
-                after[label] = max(after[label] - poisoned, 0)
-    return after
+        after -= torch.bincount(labels[chosen], minlength=classes)
+    found: list[int] = after.tolist()
+    return found
 
 
 def poison(

@@ -39,7 +39,7 @@ class Defense(ABC):
     def check(self, known: Knowledge, per_class: Sequence[int]) -> None:
         """Raises ConfigError, before any training, when the defense could not end well.
 
-        `per_class` is a lower bound of the number of examples of each label.
+        `per_class` is the number of examples of each label.
         """
 
     def told(self) -> list[str]:
@@ -85,7 +85,7 @@ class Filter(Defense):
             if label is None:
                 raise ConfigError("`defense.classes=target` needs to know the target class")
             removed = self.budget.size(per_class[label], known.epsilon)
-            if removed is not None and 0 < per_class[label] <= removed:
+            if removed is not None and removed and per_class[label] <= removed:
                 self._refuse(known, label, removed, per_class[label])
 
     def __call__(self, features: Features, known: Knowledge) -> Verdict:

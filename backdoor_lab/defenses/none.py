@@ -15,6 +15,8 @@ class Keep(Defense):
     its controls alike.
     """
 
+    unused = ("classes", "budget", "budget_cap", "centred")
+
     def __init__(
         self, *, classes: str = "", budget: str = "", budget_cap: str = "", centred: bool = True
     ) -> None:

@@ -19,6 +19,8 @@ class Random(Defense):
     filter and its controls alike.
     """
 
+    unused = ("classes", "budget", "budget_cap", "centred")
+
     def __init__(
         self,
         *,

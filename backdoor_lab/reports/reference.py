@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 COLUMNS = ("nat1", "asr1", "pois_left", "nat2", "asr2")
+PROTOCOLS = ("group13", "group13_literal")
 DATASET, MODEL, DEFENSE = "cifar10", "resnet18", "spectral"
 
 _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {

@@ -159,7 +159,10 @@ def _row(
     compared = defense == reference.DEFENSE or (only and defense not in CONTROLS)
     counted = group.traits.get("protocol.ratio_of") == "count"
     known = None
-    if compared and ratio is not None and not counted:
+    # Under another protocol, or from one source class, the same words mean another experiment.
+    protocol, source = group.traits.get("protocol"), group.traits.get("source", "any")
+    alike = protocol in reference.PROTOCOLS and source == "any"
+    if compared and alike and ratio is not None and not counted:
         known = reference.lookup(group.trigger, target, ratio)
     return Row(
         str(target), _ratio(ratio, counted), "–" if defense is None else str(defense), estimates,

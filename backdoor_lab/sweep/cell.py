@@ -10,7 +10,7 @@ from typing import Any
 from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.poison import Plan
-from backdoor_lab.build import build
+from backdoor_lab.build import build, source_digest
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.errors import ConfigError, unknown
@@ -18,6 +18,7 @@ from backdoor_lab.files import digest
 from backdoor_lab.training.recipe import Recipe
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
+FILTERS = ("classes", "budget", "budget_cap", "centred")
 PLAIN = ("target", "source", "ratio", "seed")
 ELSEWHERE = ("name", "trainer", "logger", "store", "experiment")
 PROTOCOL = (
@@ -59,8 +60,12 @@ class Cell:
 
     def decides(self) -> dict[str, Any]:
         """The result-relevant configuration: what the cell's hash is made of."""
-        plain = {key: self.config[key] for key in DECIDES if key != "dataset"}
-        return plain | {
+        return {
+            "model": self.config["model"],
+            "trigger": self.config["trigger"],
+            "protocol": {k: v for k, v in self.config["protocol"].items() if k not in FILTERS},
+            "defense": self._used_options(),
+            "code": self.code,
             "data": self.fingerprint,
             "dataset": self.config["dataset"]["name"],
             "recipe": {"name": self.config["recipe"]["name"], **self.recipe.decides()},
@@ -68,7 +73,22 @@ class Cell:
             "source": self.source,
             "ratio": self.ratio,
             "seed": self.seed,
-        }
+        } | self._precision()
+
+    @cached_property
+    def code(self) -> dict[str, str]:
+        """Hashes of the trigger's and the defense's own source: edited code is another cell."""
+        return {"trigger": source_digest(self.trigger), "defense": source_digest(self.defense)}
+
+    def _precision(self) -> dict[str, Any]:
+        # What is asked for by name is part of the question; what a machine prefers is not.
+        wanted = str(self.config["trainer"]["precision"])
+        return {} if wanted == "auto" else {"precision": wanted}
+
+    def _used_options(self) -> dict[str, Any]:
+        # Controls take a filter's options along without using them.
+        unused = getattr(self.defense, "unused", ())
+        return {k: v for k, v in self.config["defense"].items() if k not in unused}
 
     @cached_property
     def choices(self) -> dict[str, Any]:
@@ -86,7 +106,7 @@ class Cell:
     def protocol(self) -> dict[str, Any]:
         """The protocol as it stands after overrides: what is printed below a table."""
         said = dict(self.config["protocol"])
-        for key in ("classes", "budget", "budget_cap", "centred"):
+        for key in FILTERS:
             said[key] = self.config["defense"].get(key, said[key])
         return said
 
@@ -103,7 +123,8 @@ class Cell:
         """What decides the poison, for the stages that depend on it."""
         plan = asdict(self.plan)
         plan.pop("asr_on")
-        return {"trigger": nameless(self.config["trigger"]), "plan": plan, "seed": self.seed}
+        trigger = nameless(self.config["trigger"])
+        return {"trigger": trigger, "code": self.code["trigger"], "plan": plan, "seed": self.seed}
 
     @property
     def target(self) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from backdoor_lab.sweep.preflight import Preflight, check_writable
 from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training.logs import logger_of
 from backdoor_lab.training.machine import held, machine_of
+
+log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -39,7 +43,8 @@ def run_job(
             " configuration or data changed meanwhile; repeat the command"
         )
     check_writable(folder)
-    if finished(folder):
+    if finished(folder, cell.id):
+        _tell(folder, in_sweep)
         return "done"
     trainer = config["trainer"]
     title = f"[{place(folder.parent, cell.id)} {cell.id.rpartition('-')[0]}]"
@@ -54,4 +59,24 @@ def run_job(
             logger=lambda stage: logger_of(config["logger"], stage, folder),
             checkpoint=trainer["checkpoint"],
         )
-        return str(run_cell(cell, folder, chain, command=command)["status"])
+        status = str(run_cell(cell, folder, chain, command=command)["status"])
+    _tell(folder, in_sweep)
+    return status
+
+
+def _tell(folder: Path, in_sweep: bool) -> None:
+    """The figures of a single cell, in one line; a sweep has its tables."""
+    if in_sweep:
+        return
+    record = json.loads((folder / "record.json").read_bytes())
+    if record["status"] != "done":
+        return
+    counts = record["counts"]
+    nat1, asr1, nat2, asr2 = (
+        "–" if record[key] is None else f"{100 * record[key]:.2f}"
+        for key in ("nat1", "asr1", "nat2", "asr2")
+    )
+    log.warning(
+        "Nat1 %s  ASR1 %s  #Pois %d  #Pois Left %d  Nat2 %s  ASR2 %s  %s",
+        nat1, asr1, counts["n_poisoned"], counts["pois_left"], nat2, asr2, folder / "record.json",
+    )  # fmt: skip

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -35,9 +37,21 @@ def status_of(folder: Path) -> str | None:
     return str(status)
 
 
-def finished(folder: Path) -> bool:
-    """Whether a cell has a record that says done; a failed one is tried again."""
-    return status_of(folder) == "done"
+def finished(folder: Path, cell_id: str) -> bool:
+    """Whether a folder holds the record of this very cell, done; a failed one is tried again.
+
+    Raises ConfigError when it holds another cell's.
+    """
+    try:
+        record = json.loads((folder / "record.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+    if not isinstance(record, dict) or record.get("id", cell_id) == cell_id:
+        return isinstance(record, dict) and record.get("status") == "done"
+    raise ConfigError(
+        f"{folder} holds the record of {record['id']}, and this cell is {cell_id}: give another"
+        " folder (hydra.run.dir or hydra.sweep.dir), or leave it to the default"
+    )
 
 
 def sweep_file(folder: Path) -> dict[str, Any]:

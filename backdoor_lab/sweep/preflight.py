@@ -67,7 +67,9 @@ class Preflight:
         # Also without poison: the success rate of a clean network is measured too.
         cell.trigger.fits(*data.train.shape)
         if isinstance(cell.defense, Defense):
-            cell.defense.check(knowledge(cell, poisoned), classes_after(cell.plan, sizes))
+            labels, classes = data.train.labels, len(data.classes)
+            after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
+            cell.defense.check(knowledge(cell, poisoned), after)
         self._seen.add(key)
 
     def _check_network(self, cell: Cell, data: Dataset) -> None:

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import functools
-import platform
 import resource
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import backdoor_lab
 from backdoor_lab.attacks.poison import eligible_count
 from backdoor_lab.files import digest
 from backdoor_lab.store import Entry
 from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.sweep.stages import versions
 from backdoor_lab.types import Dataset, Poisoned, Verdict
 
 SCHEMA = 1
 PLACES = ("root", "download")
-LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
 
 
 def record_head(cell: Cell) -> dict[str, Any]:
@@ -116,28 +113,17 @@ def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float | None:
 def run_facts(stages: dict[str, Entry], machine: str, command: str) -> dict[str, Any]:
     """What may differ between two honest runs of one cell."""
     seconds = {name: round(entry.seconds, 3) for name, entry in stages.items()}
-    rates = {
-        name: round(len(stages[name].meta["loss"]) * stages[name].meta["n_train"]
-                    / max(stages[name].seconds, 1e-9), 1)
-        for name in ("train", "retrain") if name in stages
-    }  # fmt: skip
+    rates = {name: _rate(stages[name]) for name in ("train", "retrain") if name in stages}
     return {
         "seconds": seconds,
         "images_per_s": rates,
-        "peak_memory_mib": round(_peak_mib(), 1),
-        "stages": {name: {"id": entry.id, "made": entry.made} for name, entry in stages.items()},
+        "process_peak_memory_mib": round(_peak_mib(), 1),
+        "stages": {name: _stage_facts(entry) for name, entry in stages.items()},
         "versions": versions(),
         "device": machine,
         "git_commit": git_commit(),
         "command": command,
     }
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-    """The versions of this package, Python and the libraries that decide numbers."""
-    found = {name: metadata.version(name) for name in LIBRARIES}
-    return {"backdoor_lab": backdoor_lab.__version__, "python": platform.python_version()} | found
 
 
 @functools.cache
@@ -155,7 +141,20 @@ def git_commit() -> str | None:
         return None
 
 
+def _stage_facts(entry: Entry) -> dict[str, Any]:
+    """Whether this run computed a stage, and on what it was computed if that was noted."""
+    facts = {"id": entry.id, "made": entry.made}
+    return facts | {key: entry.meta[key] for key in ("machine", "versions") if key in entry.meta}
+
+
+def _rate(entry: Entry) -> float | None:
+    # The seconds are those since the last resume; so are the epochs counted here.
+    epochs = len(entry.meta["loss"]) - entry.meta["resumed_after"]
+    return round(epochs * entry.meta["n_train"] / max(entry.seconds, 1e-9), 1)
+
+
 def _peak_mib() -> float:
+    """The most memory this process ever had: with several cells in one process, the largest."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

@@ -6,13 +6,17 @@ changes, and every old result is left aside.
 
 from __future__ import annotations
 
+import functools
+import platform
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+import backdoor_lab
 from backdoor_lab.attacks.poison import asr_test_set, content_digest, poison
 from backdoor_lab.defenses.base import Defense, Knowledge
 from backdoor_lab.files import canonical
@@ -32,7 +36,8 @@ from backdoor_lab.training.measure import (
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Features, Poisoned, TrainingSet, Verdict
 
-VERSIONS = {"poison": 1, "train": 2, "extract": 1, "filter": 1, "measure": 1}
+LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
+VERSIONS = {"poison": 1, "train": 3, "extract": 1, "filter": 1, "measure": 2}
 Fit = Callable[[Job, Path], Classifier]
 
 
@@ -81,6 +86,7 @@ def train_stage(
         "training": training.digest,
         "model": cell.config["model"],
         "recipe": cell.recipe.decides(),
+        "bf16": machine.bf16,
         "seed": seed,
     }
 
@@ -89,7 +95,9 @@ def train_stage(
         weights = module.net.state_dict()
         write_tensors(folder / "weights.safetensors", weights)
         facts = {"loss": module.history, "n_train": len(training), "training": training.digest}
-        return {"weights": tensors_digest(weights), "machine": machine.describe(), **facts}
+        where: dict[str, Any] = {"machine": machine.describe(), "versions": versions()}
+        where["resumed_after"] = module.resumed_after
+        return {"weights": tensors_digest(weights), **where, **facts}
 
     entry = store.get(stage, inputs, make)
     module = new_classifier(job, machine)
@@ -120,7 +128,8 @@ def measure_stage(
         # The same weights see other numbers when they are normalised otherwise.
         "normalisation": data.train.digest,
         "test": data.test.digest,
-        "trigger": nameless(cell.config["trigger"]),
+        "trigger": [nameless(cell.config["trigger"]), cell.code["trigger"]],
+        "bf16": machine.bf16,
         "target": cell.plan.target,
         "source": cell.plan.source,
         "asr_on": cell.plan.asr_on,
@@ -168,7 +177,7 @@ def filter_stage(
     inputs = {
         "version": VERSIONS["filter"],
         "features": extracted.id,
-        "defense": nameless(cell.config["defense"]),
+        "defense": [nameless(cell.config["defense"]), cell.code["defense"]],
         "told": [known.target, known.epsilon],
         "seed": known.seed,
     }
@@ -195,6 +204,13 @@ def class_sizes(labels: Tensor, classes: int) -> list[int]:
     return sizes
 
 
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions of this package, Python and the libraries that decide numbers."""
+    found = {name: metadata.version(name) for name in LIBRARIES}
+    return {"backdoor_lab": backdoor_lab.__version__, "python": platform.python_version()} | found
+
+
 def _stamp(cell: Cell) -> str:
     late = cell.plan.stamp == "after"
-    return canonical(nameless(cell.config["trigger"])) if late else ""
+    return canonical([nameless(cell.config["trigger"]), cell.code["trigger"]]) if late else ""

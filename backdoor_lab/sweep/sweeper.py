@@ -49,7 +49,7 @@ class ResumeSweeper(BasicSweeper):
         asked = self._checked(jobs)
         folder = Path(str(self.config.hydra.sweep.dir))
         self._announce(folder, asked)
-        left = [each for each in asked if not finished(folder / each.id)]
+        left = [each for each in asked if not finished(folder / each.id, each.id)]
         if len(left) < len(asked):
             log.warning("%d of %d cells are done already", len(asked) - len(left), len(asked))
         if left:

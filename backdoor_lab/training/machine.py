@@ -1,4 +1,8 @@
-"""Where a cell is computed: device, number format, threads. None of this decides a result."""
+"""Where a cell is computed: device, number format, threads.
+
+Of these only the number format is part of what decides a stage's output: other digits, other
+weights.
+"""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ class Classifier(pl.LightningModule):
         self.register_buffer("std", std.view(1, -1, 1, 1))
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.history: list[float] = []
+        self.resumed_after = 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float (b, classes) of `images` uint8 (b, C, H, W)."""
@@ -78,6 +79,7 @@ class Classifier(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = list(checkpoint["history"])
+        self.resumed_after = len(self.history)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         # Batches are made on the device.

@@ -105,8 +105,12 @@ def _schedule(
 ) -> optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "onecycle":
         # One more than there are steps: the scheduler is advanced after the last one too.
+        # The climb takes warmup * steps - 1 of them; torch divides by it, so not zero.
+        warmup = recipe.warmup
+        if warmup * (total_steps + 1) == 1:
+            warmup *= 1.001
         return optim.lr_scheduler.OneCycleLR(
-            sgd, recipe.lr, total_steps + 1, pct_start=recipe.warmup, cycle_momentum=False
+            sgd, recipe.lr, total_steps + 1, pct_start=warmup, cycle_momentum=False
         )
     if recipe.schedule == "cosine":
         return optim.lr_scheduler.CosineAnnealingLR(sgd, total_steps)

@@ -33,7 +33,7 @@ def checks() -> Preflight:
     [
         "target=2", "target='bird'", "ratio=0.30000000000000004", "ratio=3e-1",
         "trainer.threads=2.0", "trainer=auto trainer.checkpoint=false",
-        "trainer.precision=bf16 logger=csv name=other protocol=group13",
+        "trainer.threads=2 logger=csv name=other protocol=group13",
         "store.root={root}/2", "seed=0.0 recipe.epochs=1.0 recipe.batch=32.0 recipe.lr=5e-2",
     ],
 )  # fmt: skip

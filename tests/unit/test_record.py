@@ -54,7 +54,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
     assert record == json.loads((folder / "cell" / "record.json").read_text())
     assert set(record) == {
         "schema", "id", "status", "error", "choices", "protocol", "config", "counts", "nat1",
-        "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run",
+        "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run", "dataset",
     }  # fmt: skip
     assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
     assert record["choices"] == {
@@ -65,7 +65,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
     run = record["run"]
     assert set(run["seconds"]) == set(run["stages"]) >= {"train", "retrain", "extract", "filter"}
     assert all(rate > 0 for rate in run["images_per_s"].values())
-    assert run["peak_memory_mib"] > 50
+    assert run["process_peak_memory_mib"] > 50
     assert run["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert run["device"].startswith("cpu: ")
     assert run["command"] == "test"
