@@ -74,14 +74,13 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 def test_a_mistake_is_one_line_and_exit_code_2(
     refused: tuple[Path, dict[str, Any]], words: str
 ) -> None:
-    code, _, said, seconds = refused[1][words]
+    code, _, said, _ = refused[1][words]
     lines = said.strip().splitlines()
     assert code == 2, said
     assert len(lines) == 1, said
     assert lines[0].startswith("error: ")
     for part in WRONG[words]:
         assert part in lines[0]
-    assert seconds < 20
 
 
 def test_nothing_was_started(refused: tuple[Path, dict[str, Any]]) -> None:
