@@ -9,7 +9,7 @@ from typing import Any
 from backdoor_lab.attacks.poison import classes_after, count
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Defense
-from backdoor_lab.errors import ConfigError, LabError
+from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, check_keys, source_of
@@ -111,9 +111,3 @@ def check_writable(folder: Path) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to {folder}: {existing} is no folder that we may write to")
-
-
-def first_error(number: int, overrides: list[str], error: LabError) -> LabError:
-    """The same error, saying which cell of a sweep it is about."""
-    told = type(error)(f"cell {number} ({' '.join(overrides)}): {error}")
-    return told

@@ -181,7 +181,6 @@ def filter_stage(
         "told": [known.target, known.epsilon],
         "seed": known.seed,
     }
-    canonical(inputs)
     entry = store.get("filter", inputs, make)
     found = read_tensors(entry.path / "verdict.safetensors")
     return Verdict(found["scores"], found["keep"].bool(), entry.meta["notes"]), entry
