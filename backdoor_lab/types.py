@@ -97,12 +97,15 @@ class Poisoned:
     """A training set and the truth about it. Only `record` and the controls see the truth.
 
     `is_poison` bool (n,) per training position; `source_index` int64 (P,) which clean training
-    image each poisoned one was made from.
+    image each poisoned one was made from. `is_cover` bool (n,) and `cover_index` int64 (Q,) say
+    the same of covers: triggered images that keep their label, and are no poison.
     """
 
     training: TrainingSet
     is_poison: Tensor
     source_index: Tensor
+    is_cover: Tensor
+    cover_index: Tensor
 
 
 @dataclass(frozen=True)

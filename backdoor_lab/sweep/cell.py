@@ -9,7 +9,7 @@ from typing import Any
 
 from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.attacks.poison import Plan
+from backdoor_lab.attacks.plan import LABELS, Plan, implied
 from backdoor_lab.build import build, source_digest
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
@@ -19,13 +19,14 @@ from backdoor_lab.training.recipe import Recipe
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
 FILTERS = ("classes", "budget", "budget_cap", "centred")
-PLAIN = ("target", "source", "ratio", "seed")
+PLAIN = ("target", "source", "ratio", "labels", "covers", "seed")
 ELSEWHERE = ("name", "trainer", "logger", "store", "experiment")
 PROTOCOL = (
     "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer",
 )  # fmt: skip
 
+PLANNED = ("ratio_of", "inject", "eligible", "asr_on", "stamp", "labels", "covers")
 NEEDED = {
     "protocol": PROTOCOL,
     "model": ("name", "width", "stem"),
@@ -62,8 +63,8 @@ class Cell:
         """The result-relevant configuration: what the cell's hash is made of."""
         return {
             "model": self.config["model"],
-            "trigger": self.config["trigger"],
-            "protocol": {k: v for k, v in self.config["protocol"].items() if k not in FILTERS},
+            "trigger": {"name": self.config["trigger"]["name"], **self.trigger_facts},
+            "protocol": {k: v for k, v in self.protocol.items() if k not in FILTERS},
             "defense": self._used_options(),
             "code": self.code,
             "data": self.fingerprint,
@@ -108,23 +109,44 @@ class Cell:
         said = dict(self.config["protocol"])
         for key in FILTERS:
             said[key] = self.config["defense"].get(key, said[key])
-        return said
+        said |= {"labels": self._labels, "covers": self._covers}
+        chosen_by_trigger = self.config["source"] is None and self.source is not None
+        return said | implied(self._labels, on_source=chosen_by_trigger)
 
     @cached_property
     def plan(self) -> Plan:
         """The attack in class numbers."""
-        words = {key: self.protocol[key] for key in ("ratio_of", "inject", "eligible", "asr_on")}
+        words = {key: self.protocol[key] for key in PLANNED}
         target = self.classes.index(self.target)
         source = None if self.source is None else self.classes.index(self.source)
-        return Plan(target, source, self.ratio, **words, stamp=self.protocol["stamp"])
+        return Plan(target, source, self.ratio, **words)
 
     @property
     def attack(self) -> dict[str, Any]:
         """What decides the poison, for the stages that depend on it."""
         plan = asdict(self.plan)
         plan.pop("asr_on")
-        trigger = nameless(self.config["trigger"])
-        return {"trigger": trigger, "code": self.code["trigger"], "plan": plan, "seed": self.seed}
+        return {"trigger": self.trigger_identity, "plan": plan, "seed": self.seed} | self.surrogate
+
+    @property
+    def trigger_identity(self) -> list[Any]:
+        """What decides the trigger itself."""
+        return [self.trigger_facts, self.code["trigger"]]
+
+    @property
+    def surrogate(self) -> dict[str, Any]:
+        """What decides the attacker's own network; empty when his trigger needs none."""
+        if not self.trigger.uses_surrogate:
+            return {}
+        return {"surrogate": [self.config["model"], self.recipe.decides()]}
+
+    @cached_property
+    def trigger_facts(self) -> dict[str, Any]:
+        """The trigger's options; for a file, its content and not where it lies."""
+        places = self.trigger.places
+        facts = {k: v for k, v in nameless(self.config["trigger"]).items() if k not in places}
+        content = self.trigger.content()
+        return facts | ({"content": content} if content else {})
 
     @property
     def target(self) -> str:
@@ -132,9 +154,20 @@ class Cell:
 
     @property
     def source(self) -> str | None:
-        if self.config["source"] is None:
+        if self.config["source"] is not None:
+            return self.classes[class_number("source", self.config["source"], self.classes)]
+        if not self.trigger.source_specific:
             return None
-        return self.classes[class_number("source", self.config["source"], self.classes)]
+        return self.classes[(self.classes.index(self.target) + 1) % len(self.classes)]
+
+    @property
+    def _labels(self) -> str:
+        return str(self.config["labels"] or self.trigger.labels)
+
+    @property
+    def _covers(self) -> float:
+        given = self.config["covers"]
+        return float(self.trigger.covers if given is None else given)
 
     @property
     def ratio(self) -> float:
@@ -173,6 +206,10 @@ def check_keys(config: dict[str, Any]) -> None:
     else:
         checks.number("ratio", config["ratio"], low=0, below=1)
     checks.whole("seed", config["seed"], low=0, below=2**63)
+    if config["labels"] is not None:
+        checks.choice("labels", config["labels"], LABELS)
+    if config["covers"] is not None:
+        checks.number("covers", config["covers"], low=0, below=1000)
     Recipe.of(config["recipe"])
     build("trigger", config["trigger"], Trigger)
     defense_of(config["defense"])

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from backdoor_lab import faults
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.poison import clean
 from backdoor_lab.data.cache import open_dataset, overlap
 from backdoor_lab.errors import Diverged, LabError, OutOfMemory, Stopped
 from backdoor_lab.files import write_json
@@ -25,6 +27,7 @@ from backdoor_lab.sweep.stages import (
     filtered,
     measure_stage,
     poison_stage,
+    prepare_stage,
     train_stage,
 )
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
@@ -58,8 +61,7 @@ class Chain:
         """The figures of the cell's record."""
         self.progress.stage("load", detail=f"on {self.machine.describe()}")
         self.data: Dataset = open_dataset(source_of(self.cell.config), self.store)
-        self.progress.stage("poison")
-        self.poisoned, self.stages["poison"] = poison_stage(self.cell, self.data, self.store)
+        self._poison()
         module = self._train("train", self.poisoned.training)
         self._measure("measure1", module, "train")
         callback = DefendAndRetrain(self._extract, self._judge, self._retrain)
@@ -69,6 +71,26 @@ class Chain:
         return record_body(
             self.cell, self.data, self.poisoned, callback.verdict, self.stages, self._overlap()
         )
+
+    def _poison(self) -> None:
+        cell, plan = self.cell, self.cell.plan
+        device = self.machine.device
+        work = Workshop(
+            self.data.train, plan.target, plan.source, cell.seed, self._surrogate, device
+        )
+        if cell.trigger.needs_preparing:
+            self.progress.stage("prepare")
+            self.stages["prepare"] = prepare_stage(cell, self.data, self.store, work)
+        self.progress.stage("poison")
+        self.poisoned, self.stages["poison"] = poison_stage(
+            cell, self.data, self.store, work, self.stages.get("prepare")
+        )
+
+    def _surrogate(self) -> Classifier:
+        """The attacker's own network, trained on the clean set as the victim's is."""
+        if not self.cell.trigger.uses_surrogate:
+            raise TypeError(f"{type(self.cell.trigger).__name__} must set uses_surrogate")
+        return self._train("surrogate", clean(self.data.train)).to(self.machine.device)
 
     def _train(self, stage: str, training: Any) -> Classifier:
         self.progress.stage(stage)
@@ -91,8 +113,9 @@ class Chain:
         self.progress.stage(stage)
         weights = self.stages[trained].meta["weights"]
         self.stages[stage] = measure_stage(
-            self.cell, self.data, module, weights, self.store, self.machine
-        )
+            self.cell, self.data, module, weights, self.store, self.machine,
+            self.stages.get("prepare"),
+        )  # fmt: skip
 
     def _extract(self, module: Classifier) -> Features:
         self.progress.stage("extract")

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.attacks.poison import classes_after, count
+from backdoor_lab.attacks.plan import count
+from backdoor_lab.attacks.poison import classes_after, late
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Defense
 from backdoor_lab.errors import ConfigError
@@ -66,9 +67,12 @@ class Preflight:
         poisoned = count(cell.plan, sizes)
         # Also without poison: the success rate of a clean network is measured too.
         cell.trigger.fits(*data.train.shape)
+        if cell.plan.stamp == "after":
+            late(cell.trigger)
         if isinstance(cell.defense, Defense):
             labels, classes = data.train.labels, len(data.classes)
             after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
+            _check_scope(cell, cell.defense)
             cell.defense.check(knowledge(cell, poisoned), after)
         self._seen.add(key)
 
@@ -81,6 +85,14 @@ class Preflight:
         check_model(model, classes=len(data.classes))
         try_network(model, layer, shape, len(data.classes))
         self._seen.add(key)
+
+
+def _check_scope(cell: Cell, defense: Defense) -> None:
+    if cell.plan.labels == "all_to_all" and "target" in defense.told():
+        raise ConfigError(
+            "`labels=all_to_all` attacks every class, and this defense looks at one target class:"
+            " set protocol.classes=all or protocol.classes=suspicious"
+        )
 
 
 def try_network(

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from backdoor_lab.attacks.poison import eligible_count
+from backdoor_lab.attacks.plan import eligible_count
 from backdoor_lab.files import digest
 from backdoor_lab.store import Entry
 from backdoor_lab.sweep.cell import Cell
@@ -35,6 +35,7 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "dataset": {k: v for k, v in cell.config["dataset"].items() if k not in PLACES},
         "counts": {},
         "nat1": None, "asr1": None, "nat2": None, "asr2": None,
+        "asr_elsewhere1": None, "asr_elsewhere2": None,
         "detection": None,
         "hashes": {},
         "poison_indices": [],
@@ -58,13 +59,16 @@ def record_body(
             "n_eligible": eligible_count(cell.plan, sizes),
             "n_removed": int(removed.sum()),
             "pois_left": int((poisoned.is_poison & verdict.keep).sum()),
+            "n_covers": len(poisoned.cover_index),
+            "covers_left": int((poisoned.is_cover & verdict.keep).sum()),
             "n_test": before["n_test"],
             "n_asr": before["n_asr"],
             "train_test_overlap": overlap,
         },
         "nat1": before["nat"], "asr1": before["asr"],
         "nat2": after["nat"], "asr2": after["asr"],
-        "detection": detection(verdict, poisoned.is_poison),
+        "asr_elsewhere1": before["asr_elsewhere"], "asr_elsewhere2": after["asr_elsewhere"],
+        "detection": detection(*_without_covers(verdict, poisoned)),
         "poison_indices": poisoned.source_index.tolist(),
         "hashes": {
             "data": data.train.digest,
@@ -76,6 +80,12 @@ def record_body(
             "weights2": stages["retrain"].meta["weights"],
         },
     }  # fmt: skip
+
+
+def _without_covers(verdict: Verdict, poisoned: Poisoned) -> tuple[Verdict, torch.Tensor]:
+    # Covers are triggered and rightly labelled: to find them is neither a hit nor a false alarm.
+    plain = ~poisoned.is_cover
+    return Verdict(verdict.scores[plain], verdict.keep[plain]), poisoned.is_poison[plain]
 
 
 def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, float | None] | None:

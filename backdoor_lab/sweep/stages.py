@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 import backdoor_lab
-from backdoor_lab.attacks.poison import asr_test_set, content_digest, poison
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
+from backdoor_lab.attacks.poison import content_digest, of_rows, poison
 from backdoor_lab.defenses.base import Defense, Knowledge
 from backdoor_lab.files import canonical
 from backdoor_lab.seeds import derive
@@ -37,23 +39,48 @@ from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Features, Poisoned, TrainingSet, Verdict
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
-VERSIONS = {"poison": 1, "train": 3, "extract": 1, "filter": 1, "measure": 2}
+VERSIONS = {"prepare": 1, "poison": 2, "train": 3, "extract": 1, "filter": 1, "measure": 3}
 Fit = Callable[[Job, Path], Classifier]
 
 
-def poison_stage(cell: Cell, data: Dataset, store: Store) -> tuple[Poisoned, Entry]:
+def prepare_stage(cell: Cell, data: Dataset, store: Store, work: Workshop) -> Entry:
+    """What the trigger optimises or trains before any image is triggered, given to it."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        write_tensors(folder / "prepared.safetensors", cell.trigger.prepare(work))
+        return {}
+
+    inputs = {
+        "version": VERSIONS["prepare"],
+        "data": data.train.digest,
+        "trigger": cell.trigger_identity,
+        "seed": cell.seed,
+        **cell.surrogate,
+    }
+    if cell.trigger.prepared_per_class:
+        inputs["classes"] = [cell.plan.target, cell.plan.source]
+    entry = store.get("prepare", inputs, make)
+    cell.trigger.state = read_tensors(entry.path / "prepared.safetensors")
+    return entry
+
+
+def poison_stage(
+    cell: Cell, data: Dataset, store: Store, work: Workshop, prepared: Entry | None = None
+) -> tuple[Poisoned, Entry]:
     """The poisoned training set."""
 
     def make(folder: Path) -> dict[str, Any]:
-        made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed)
+        made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed, work=work)
         training = made.training
         tensors = {"rows": training.rows, "source_index": made.source_index}
         tensors |= {"index": training.index, "labels": training.labels}
+        tensors |= {"cover_index": made.cover_index}
         write_tensors(folder / "poison.safetensors", tensors)
         digest = content_digest(training, data.train.digest, _stamp(cell))
         return {"digest": digest, "n_poisoned": len(made.source_index)}
 
     inputs = {"version": VERSIONS["poison"], "data": data.train.digest, **cell.attack}
+    inputs |= {} if prepared is None else {"prepared": prepared.id}
     entry = store.get("poison", inputs, make)
     found = read_tensors(entry.path / "poison.safetensors")
     late = cell.plan.stamp == "after" and len(found["rows"]) > 0
@@ -61,8 +88,7 @@ def poison_stage(cell: Cell, data: Dataset, store: Store) -> tuple[Poisoned, Ent
         data.train.images, found["rows"], found["index"], found["labels"], data.classes,
         entry.meta["digest"], cell.trigger if late else None,
     )  # fmt: skip
-    is_poison = found["index"] >= len(data.train)
-    return Poisoned(training, is_poison, found["source_index"]), entry
+    return of_rows(training, found["source_index"], found["cover_index"]), entry
 
 
 def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> TrainingSet:
@@ -76,8 +102,8 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
 def train_stage(
     stage: str, cell: Cell, training: TrainingSet, store: Store, machine: Machine, fit: Fit
 ) -> tuple[Classifier, Entry]:
-    """The network trained on `training`: `stage` is ``train``, or ``retrain`` with other random
-    weights and order."""
+    """The network trained on `training`: `stage` is ``train``, or ``retrain`` or ``surrogate``
+    with other random weights and order."""
     mean, std = channel_stats(training.base)
     seed = derive(cell.seed, stage)
     job = Job(cell.config["model"], cell.recipe, training, seed, mean, std)
@@ -106,18 +132,26 @@ def train_stage(
 
 
 def measure_stage(
-    cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store, machine: Machine
-) -> Entry:
+    cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store, machine: Machine,
+    prepared: Entry | None = None,
+) -> Entry:  # fmt: skip
     """Nat and ASR of a network: accuracy on clean test images, and the share of triggered test
-    images classified as the target."""
-    where = asr_test_set(data.test.labels, cell.plan)
+    images taken for what the attacker wants. With a source class, `asr_elsewhere` is that share
+    for images of the classes that the attack leaves out."""
+    labels, plan = data.test.labels, cell.plan
+    where, elsewhere = asr_test_set(labels, plan), elsewhere_test_set(labels, plan)
+    wanted = plan.wanted(labels, len(data.classes))
 
     def make(folder: Path) -> dict[str, Any]:
         predicted = predictions(module, data.test.images, machine)
-        asr = attack_success(module, data.test, where, cell.trigger, cell.plan.target, machine)
+
+        def success(among: Tensor) -> float | None:
+            return attack_success(module, data.test, among, cell.trigger, wanted, machine)
+
         return {
-            "nat": accuracy(predicted, data.test.labels),
-            "asr": asr,
+            "nat": accuracy(predicted, labels),
+            "asr": success(where),
+            "asr_elsewhere": success(elsewhere),
             "n_test": len(data.test),
             "n_asr": len(where),
         }
@@ -128,11 +162,12 @@ def measure_stage(
         # The same weights see other numbers when they are normalised otherwise.
         "normalisation": data.train.digest,
         "test": data.test.digest,
-        "trigger": [nameless(cell.config["trigger"]), cell.code["trigger"]],
+        "trigger": [*cell.trigger_identity, *([] if prepared is None else [prepared.id])],
         "bf16": machine.bf16,
-        "target": cell.plan.target,
-        "source": cell.plan.source,
-        "asr_on": cell.plan.asr_on,
+        "target": plan.target,
+        "source": plan.source,
+        "labels": plan.labels,
+        "asr_on": plan.asr_on,
     }
     return store.get("measure", inputs, make)
 
@@ -192,9 +227,14 @@ def knowledge(cell: Cell, n_poisoned: int) -> Knowledge:
     return Knowledge(
         classes=cell.classes,
         target=cell.plan.target if "target" in told else None,
-        epsilon=n_poisoned if "epsilon" in told else None,
+        epsilon=_epsilon(cell, n_poisoned) if "epsilon" in told else None,
         seed=derive(cell.seed, "filter"),
     )
+
+
+def _epsilon(cell: Cell, n_poisoned: int) -> int:
+    """The number of poisoned images in an attacked class: all of them, or a class' share."""
+    return n_poisoned if cell.plan.labels != "all_to_all" else n_poisoned // len(cell.classes)
 
 
 def class_sizes(labels: Tensor, classes: int) -> list[int]:
@@ -211,5 +251,4 @@ def versions() -> dict[str, str]:
 
 
 def _stamp(cell: Cell) -> str:
-    late = cell.plan.stamp == "after"
-    return canonical([nameless(cell.config["trigger"]), cell.code["trigger"]]) if late else ""
+    return canonical(cell.trigger_identity) if cell.plan.stamp == "after" else ""

@@ -74,12 +74,11 @@ def attack_success(
     test: Images,
     where: Tensor,
     trigger: Callable[[Tensor], Tensor],
-    target: int,
+    wanted: Tensor,
     machine: Machine,
 ) -> float | None:
-    """The share of the triggered test images `where` int64 (m,) classified as `target`.
-
-    None when there are none.
+    """The share of the triggered test images `where` int64 (m,) that are classified as the
+    attacker wants: `wanted` int64 (n,), one class for each test image. None when m is 0.
     """
     if not len(where):
         return None
@@ -91,7 +90,7 @@ def attack_success(
             lambda a, b: trigger(test.images[where[a:b]]),
             lambda x: x.argmax(dim=1),
         )
-    return float((predicted == target).double().mean())
+    return float((predicted == wanted[where]).double().mean())
 
 
 def _over(

@@ -6,6 +6,7 @@ exists, which the last test proves on a copy of the project.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 import subprocess
@@ -17,10 +18,11 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 
-from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.attacks.poison import Plan, poison
+from backdoor_lab.attacks.base import Trigger, Workshop
+from backdoor_lab.attacks.plan import Plan, implied
+from backdoor_lab.attacks.poison import poison
 from backdoor_lab.build import build
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.types import Images
@@ -36,8 +38,52 @@ def config(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(params=NAMES)
-def trigger(request: pytest.FixtureRequest) -> Trigger:
-    return build("trigger", config(request.param), Trigger)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def trigger(name: str) -> Trigger:
+    return ready(name)
+
+
+@functools.cache
+def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Trigger:
+    """The trigger of a YAML, prepared for images of a size where it must be; what it optimises
+    takes two steps."""
+    options = config(name)
+    if "steps" in options:
+        options["steps"] = 2
+    made = build("trigger", options, Trigger)
+    made.fits(channels, height, width)
+    if made.needs_preparing:
+        made.state = made.prepare(workshop(made, channels, height, width))
+    return made
+
+
+def workshop(made: Trigger, *shape: int, seed: int = 0) -> Workshop:
+    """Forty random images of four classes, and a small network that never learned anything."""
+
+    def surrogate() -> nn.Module:
+        assert made.uses_surrogate, "a trigger that asks for a surrogate must say so"
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(shape[0], 4, 3, padding=1), nn.ReLU(),
+                            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))  # fmt: skip
+        return Scaled(net).eval()
+
+    train = Images(noise(40, *shape), torch.arange(40) % 4, ("a", "b", "c", "d"), digest="noise")
+    return Workshop(train, 1, 2 if made.source_specific else None, seed, surrogate)
+
+
+class Scaled(nn.Module):
+    """A network that takes images in 0..255, uint8 or float, as the lab's own do."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Any:
+        return self.net((images.float() - 127.5) / 64.0)
 
 
 def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
@@ -54,13 +100,36 @@ def test_there_are_triggers() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_same_shape_and_type(trigger: Trigger, channels: int, size: tuple[int, int]) -> None:
-    """Any channel count and any size, odd ones too: uint8 of the same shape comes out."""
+def test_same_shape_and_type(name: str, channels: int, size: tuple[int, int]) -> None:
+    """Any channel count and any size, odd ones too: uint8 of the same shape comes out, of test
+    images, poison and covers alike."""
     images = noise(3, channels, *size)
-    triggered = trigger(images)
-    assert triggered.shape == images.shape
-    assert triggered.dtype == torch.uint8
-    assert triggered.device == images.device
+    before = images.clone()
+    trigger = ready(name, channels, *size)
+    work, labels = workshop(trigger, channels, *size), torch.tensor([0, 2, 3])
+    for triggered in (
+        trigger(images), trigger.poisoned(images, labels, work),
+        trigger.covering(images, labels, work),
+    ):  # fmt: skip
+        assert triggered.shape == images.shape
+        assert triggered.dtype == torch.uint8
+        assert triggered.device == images.device
+        assert not torch.equal(triggered, images)
+    assert torch.equal(images, before)
+
+
+def test_poison_depends_on_the_seed_alone(trigger: Trigger) -> None:
+    """Twice the same poison and covers from the same seed, whatever torch's generator says."""
+    images, labels = noise(6), torch.full((6,), 1 if trigger.labels == "clean" else 3)
+    runs = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        work = workshop(trigger, 3, 32, 32)
+        torch.manual_seed(global_seed)
+        runs.append([getattr(trigger, kind)(images, labels, work)
+                     for kind in ("poisoned", "covering")])  # fmt: skip
+    for first, second in zip(*runs, strict=True):
+        assert torch.equal(first, second)
 
 
 def test_leaves_a_mark(trigger: Trigger) -> None:
@@ -106,16 +175,16 @@ def test_batches_of_none_and_one(trigger: Trigger) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (1, 32), (32, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_tiny_images(trigger: Trigger, channels: int, size: tuple[int, int]) -> None:
+def test_tiny_images(name: str, channels: int, size: tuple[int, int]) -> None:
     """Images smaller than the trigger: a ConfigError that names the size, or it just works."""
     images = noise(2, channels, *size)
     try:
-        trigger.fits(channels, *size)
+        fitting = ready(name, channels, *size)
     except ConfigError:
         with pytest.raises(ConfigError, match=f"{size[0]}x{size[1]}"):
-            trigger(images)
+            ready(name)(images)
     else:
-        assert trigger(images).shape == images.shape
+        assert fitting(images).shape == images.shape
 
 
 @pytest.mark.parametrize(
@@ -145,20 +214,31 @@ def test_any_device(trigger: Trigger) -> None:
 
 @pytest.mark.parametrize("inject", ["append", "replace"])
 def test_poison_changes_only_the_chosen(trigger: Trigger, inject: str) -> None:
-    """poison() never writes to the clean set; all but the chosen images stay as they are."""
-    labels = torch.arange(40) % 4
-    train = Images(noise(40), labels, ("a", "b", "c", "d"))
-    before = train.images.clone()
-    plan = Plan(1, None, 0.5, inject=inject)
-    made = poison(train, trigger, plan, seed=0)
+    """poison() never writes to the clean set; all but the chosen images and covers stay as they
+    are, and labels are those of the trigger's own mode."""
+    work = workshop(trigger, 3, 32, 32)
+    train = work.train
+    before, labels = train.images.clone(), train.labels.clone()
+    words = {"inject": inject} | implied(trigger.labels, on_source=trigger.source_specific)
+    source = work.source
+    plan = Plan(1, source, 0.5, labels=trigger.labels, covers=trigger.covers, **words)
+    made = poison(train, trigger, plan, seed=0, work=work)
     assert torch.equal(train.images, before)
     assert torch.equal(train.labels, labels)
     seen = made.training.gather(torch.arange(len(made.training)))
-    clean = ~made.is_poison
+    clean = ~made.is_poison & ~made.is_cover
     assert int(made.is_poison.sum()) == 5
+    assert int(made.is_cover.sum()) == len(made.cover_index) == round(5 * trigger.covers)
     assert torch.equal(seen[clean], before[made.training.index[clean]])
-    assert torch.equal(seen[made.is_poison], trigger(before[made.source_index]))
+    origins = made.source_index
+    expected = trigger.poisoned(before[origins], labels[origins], work)
+    assert torch.equal(seen[made.is_poison], expected)
     assert (made.training.labels[made.is_poison] == 1).all()
+    assert (labels[origins] == 1).all() == (trigger.labels == "clean")
+    hidden = made.cover_index
+    assert not set(hidden.tolist()) & set(origins.tolist())
+    assert torch.equal(made.training.labels[made.is_cover], labels[hidden])
+    assert torch.equal(seen[made.is_cover], trigger.covering(before[hidden], labels[hidden], work))
 
 
 STRIPE = '''

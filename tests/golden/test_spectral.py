@@ -8,7 +8,9 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from backdoor_lab.attacks.poison import Plan, classes_after, count, poison
+from backdoor_lab.attacks.pixel import Pixel
+from backdoor_lab.attacks.plan import Plan, count
+from backdoor_lab.attacks.poison import classes_after, poison
 from backdoor_lab.defenses.base import Knowledge, cut, outliers
 from backdoor_lab.defenses.budget import Budget, split
 from backdoor_lab.defenses.spectral import Spectral
@@ -133,7 +135,7 @@ def test_fifteen_percent_cannot_clean_a_whole_set_ratio(
     plan = Plan(2, None, ratio, ratio_of="all", inject="replace", eligible="all")
     labels = torch.arange(50_000) % 10
     train = Images(torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), labels, tuple("abcdefghij"))
-    made = poison(train, lambda images: images + 1, plan, seed=0)
+    made = poison(train, Pixel(), plan, seed=0)
     assert count(plan, CIFAR) == int(made.is_poison.sum()) == poisoned
     # The draw is random: a tenth of it, give or take 4 standard deviations.
     assert int((made.training.labels == 2).sum()) == pytest.approx(in_class, abs=90)

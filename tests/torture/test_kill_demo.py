@@ -42,25 +42,43 @@ def outcome(folder: Path) -> tuple[dict, dict]:
     return records, tables
 
 
+def first_stage(folder: Path, program: subprocess.Popen[bytes]) -> float:
+    """Seconds until a run has published its first stage."""
+    began = time.monotonic()
+    while program.poll() is None and not any(folder.glob("multirun_reports/.store/*/*")):
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
 @pytest.mark.timeout(3600)
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """kill -9 of the whole process group at random moments, then one run to the end."""
+    """kill -9 of the whole process group at random moments, then one run to the end.
+
+    The moments are spread so that the kills accompany the work from its start to its end.
+    """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
         folder.mkdir()
+    program = start(whole)
+    startup = first_stage(whole, program)
     began = time.monotonic()
-    assert start(whole).wait() == 0, (whole / "log").read_text()[-3000:]
-    length = time.monotonic() - began
-    chance, moments = random.Random(0), []
+    assert program.wait() == 0, (whole / "log").read_text()[-3000:]
+    work = time.monotonic() - began
+    chance, moments, alive = random.Random(0), [], 0
     for _ in range(KILLS):
         program = start(broken)
-        moments.append(chance.uniform(0.1, 0.9) * length)
+        moments.append(startup + chance.uniform(-0.5, 2 * work / KILLS))
         with contextlib.suppress(subprocess.TimeoutExpired):
             program.wait(moments[-1])
+        alive += program.poll() is None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program.pid, signal.SIGKILL)
         program.wait()
+    assert alive, "no kill met a running sweep"
     assert start(broken).wait() == 0, (broken / "log").read_text()[-3000:]
     assert outcome(broken) == outcome(whole)
     assert len(outcome(whole)[0]) == 12
-    print(f"{KILLS} kills at seconds {[round(m, 1) for m in moments]} of {length:.1f}: same tables")
+    print(
+        f"{KILLS} kills at seconds {[round(m, 1) for m in moments]} of {startup + work:.1f},"
+        f" {alive} of them while it ran: same records, same tables"
+    )

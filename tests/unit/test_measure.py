@@ -11,7 +11,7 @@ from cells import CPU, job, toy_set
 from torch import Tensor, nn
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.attacks.poison import Plan, asr_test_set
+from backdoor_lab.attacks.plan import Plan, asr_test_set
 from backdoor_lab.errors import Diverged
 from backdoor_lab.training import measure
 from backdoor_lab.training.fit import fit, new_classifier
@@ -94,7 +94,7 @@ def test_the_network_sees_normalised_images_in_training_and_in_tests() -> None:
     module(asked.training.base)
     predictions(module, asked.training.base, CPU)
     attack_success(module, Images(asked.training.base, asked.training.labels, ("a", "b")),
-                   torch.arange(16), lambda x: x, 0, CPU)  # fmt: skip
+                   torch.arange(16), lambda x: x, torch.zeros(16), CPU)  # fmt: skip
     extract(module, asked.training, "fc", CPU)
     expected = asked.training.base.numpy().astype(np.float64)
     expected = (expected - expected.mean(axis=(0, 2, 3), keepdims=True)) / expected.std(
@@ -123,7 +123,9 @@ def test_predictions_and_success_are_the_naive_loops(monkeypatch: pytest.MonkeyP
     for chunk in (7, 512):
         monkeypatch.setattr(measure, "CHUNK", chunk)
         assert predictions(module, test.images, CPU).tolist() == one_by_one
-        assert attack_success(module, test, where, TRIGGER, 1, CPU) == sum(hits) / len(hits)
+        assert attack_success(
+            module, test, where, TRIGGER, torch.ones_like(test.labels), CPU
+        ) == sum(hits) / len(hits)
 
 
 def test_a_constant_answer_is_a_full_success_and_a_perfect_one_is_none() -> None:
@@ -133,14 +135,25 @@ def test_a_constant_answer_is_a_full_success_and_a_perfect_one_is_none() -> None
         assert bool((test.labels[where] != target).all())
         assert len(where) == int((test.labels != target).sum())
         always = classifier(lambda x, t=target: torch.full((len(x),), t))
-        assert attack_success(always, test, where, TRIGGER, target, CPU) == 1
+        assert (
+            attack_success(always, test, where, TRIGGER, torch.full_like(test.labels, target), CPU)
+            == 1
+        )
         clean = classifier(perfect)
         assert accuracy(predictions(clean, test.images, CPU), test.labels) == 1
-        assert attack_success(clean, test, where, TRIGGER, target, CPU) == 0
+        assert (
+            attack_success(clean, test, where, TRIGGER, torch.full_like(test.labels, target), CPU)
+            == 0
+        )
         backdoored = classifier(
             lambda x, t=target: torch.where(x[:, 0, 0, 0] == 255, t, perfect(x))
         )
-        assert attack_success(backdoored, test, where, TRIGGER, target, CPU) == 1
+        assert (
+            attack_success(
+                backdoored, test, where, TRIGGER, torch.full_like(test.labels, target), CPU
+            )
+            == 1
+        )
         assert accuracy(predictions(backdoored, test.images, CPU), test.labels) == 1
 
 
@@ -149,16 +162,37 @@ def test_other_readings_of_the_success_rate() -> None:
     everything = Plan(2, None, 0.1, asr_on="all")
     where = asr_test_set(test.labels, everything)
     # With the target's own images in it, a clean network shows one class' share.
-    assert attack_success(clean, test, where, TRIGGER, 2, CPU) == 0.25
+    assert attack_success(clean, test, where, TRIGGER, torch.full_like(test.labels, 2), CPU) == 0.25
     one = Plan(2, 3, 0.1, eligible="source", asr_on="source")
     assert test.labels[asr_test_set(test.labels, one)].tolist() == [3] * 10
-    assert attack_success(clean, test, torch.arange(0), TRIGGER, 2, CPU) is None
+    assert (
+        attack_success(clean, test, torch.arange(0), TRIGGER, torch.full_like(test.labels, 2), CPU)
+        is None
+    )
+
+
+def test_all_to_all_wants_the_next_class() -> None:
+    """A network that takes every triggered image for the class after its own succeeds always;
+    one that takes all for a single class, in one case out of four."""
+    test = labelled()
+    words = {"labels": "all_to_all", "eligible": "all", "asr_on": "all"}
+    plan = Plan(0, None, 0.1, **words)
+    where, wanted = asr_test_set(test.labels, plan), plan.wanted(test.labels, 4)
+    shifting = classifier(
+        lambda x: torch.where(x[:, 0, 0, 0] == 255, (perfect(x) + 1) % 4, perfect(x))
+    )
+    assert attack_success(shifting, test, where, TRIGGER, wanted, CPU) == 1
+    always = classifier(lambda x: torch.full((len(x),), 2))
+    share = float((wanted == 2).double().mean())
+    assert attack_success(always, test, where, TRIGGER, wanted, CPU) == share
 
 
 def test_measuring_leaves_images_as_they_are() -> None:
     test = labelled()
     before = test.images.clone()
-    attack_success(classifier(perfect), test, torch.arange(30), TRIGGER, 1, CPU)
+    attack_success(
+        classifier(perfect), test, torch.arange(30), TRIGGER, torch.ones_like(test.labels), CPU
+    )
     assert torch.equal(test.images, before)
 
 

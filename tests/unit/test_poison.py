@@ -13,20 +13,22 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 import backdoor_lab.run  # noqa: F401  (registers the resolver by_source)
-from backdoor_lab.attacks import poison as attack
+from backdoor_lab.attacks import plan as attack
 from backdoor_lab.attacks.pattern import Pattern
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.attacks.poison import (
+from backdoor_lab.attacks.plan import (
     INJECT,
     STAMP,
     Plan,
     asr_test_set,
-    classes_after,
-    content_digest,
     count,
+    cover_count,
     eligible_count,
-    poison,
+    elsewhere_test_set,
+    implied,
 )
+from backdoor_lab.attacks.poison import classes_after, content_digest, poison
+from backdoor_lab.attacks.poison import clean as clean_set
 from backdoor_lab.defenses.base import SCOPES
 from backdoor_lab.defenses.budget import Budget
 from backdoor_lab.errors import ConfigError
@@ -247,12 +249,103 @@ def test_less_than_one_image_and_more_than_are_eligible() -> None:
         ({"source": None, "ratio_of": "source"}, "needs a class in `source`"),
         ({"source": None, "inject": "apend"}, "Did you mean 'append'"),
         ({"source": None, "stamp": "during"}, "Known: before, after"),
+        ({"source": None, "labels": "dirty"}, "Known: all_to_one, all_to_all, clean"),
+        ({"source": None, "labels": "clean"}, "contradict each other"),
+        ({"source": None, "eligible": "target"}, "contradict each other"),
+        ({"source": None, "labels": "all_to_all"}, "needs protocol.eligible=all"),
+        ({"source": 1, "labels": "all_to_all", "eligible": "all", "asr_on": "all"}, "every class"),
+        (
+            {
+                "source": None,
+                "labels": "all_to_all",
+                "eligible": "all",
+                "asr_on": "all",
+                "covers": 1.0,
+            },
+            "leaves no class for `covers`",
+        ),
+        ({"source": None, "covers": -1.0}, "`covers` must satisfy 0 <= covers"),
     ],
 )
 def test_words_that_contradict_each_other(words: dict[str, Any], message: str) -> None:
     """A source that nobody reads, one that is missing, misspelt words: refused."""
     with pytest.raises(ConfigError, match=message):
         Plan(target=0, ratio=0.1, **words)
+
+
+def test_clean_labels() -> None:
+    """Only target-class images, in their own place, with their own labels; 10 % of class b."""
+    plan = Plan(1, None, 0.1, labels="clean", **implied("clean", on_source=False))
+    result = made(plan)
+    assert len(result.source_index) == 6
+    assert (LABELS[result.source_index] == 1).all()
+    assert torch.equal(result.training.labels, LABELS)
+    assert torch.equal(result.is_poison.nonzero().flatten(), result.source_index)
+    assert classes_after(LABELS, plan, classes=3, seed=0) == SIZES
+    assert (LABELS[asr_test_set(LABELS, plan)] != 1).all()
+    assert plan.wanted(torch.tensor([0, 1, 2]), 3).tolist() == [1, 1, 1]
+    with pytest.raises(ConfigError, match="asks for 180 poisoned images, but only 60"):
+        count(Plan(1, None, 0.9, ratio_of="all", labels="clean", eligible="target"), SIZES)
+
+
+@pytest.mark.parametrize("inject", INJECT)
+def test_all_to_all(inject: str) -> None:
+    """Every class becomes the next one, the last the first; 10 % of every class, all tested."""
+    words = implied("all_to_all", on_source=False)
+    plan = Plan(1, None, 0.1, labels="all_to_all", inject=inject, **words)
+    result = made(plan)
+    assert len(result.source_index) == 20
+    origins = LABELS[result.source_index]
+    assert set(origins.tolist()) == {0, 1, 2}
+    assert torch.equal(result.training.labels[result.is_poison], (origins + 1) % 3)
+    foreseen = classes_after(LABELS, plan, classes=3, seed=0)
+    assert torch.bincount(result.training.labels, minlength=3).tolist() == foreseen
+    assert asr_test_set(LABELS, plan).tolist() == list(range(200))
+    assert plan.wanted(torch.tensor([0, 1, 2]), 3).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("inject", INJECT)
+@pytest.mark.parametrize("source", [None, 1])
+def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
+    """Two for each poisoned image, of other images, outside target and source class; what is
+    poisoned is what is poisoned without them."""
+    words = implied("all_to_one", on_source=source is not None)
+    plan = Plan(0, source, 0.1, inject=inject, covers=2.0, **words)
+    result = made(plan)
+    origins, covers = result.source_index, result.cover_index
+    assert (len(origins), len(covers)) == (4, 8)
+    assert not set(origins.tolist()) & set(covers.tolist())
+    assert not set(LABELS[covers].tolist()) & {0, source}
+    assert torch.equal(result.training.labels[result.is_cover], LABELS[covers])
+    assert (result.training.labels[result.is_poison] == 0).all()
+    assert not (result.is_poison & result.is_cover).any()
+    seen = result.training.gather(torch.arange(len(result.training)))
+    assert torch.equal(seen[result.is_cover], Pixel()(clean().images[covers]))
+    foreseen = classes_after(LABELS, plan, classes=3, seed=0)
+    assert torch.bincount(result.training.labels, minlength=3).tolist() == foreseen
+    bare = Plan(0, source, 0.1, inject=inject, **words)
+    assert torch.equal(made(bare).source_index, origins)
+
+
+def test_more_covers_than_images() -> None:
+    """The message has the arithmetic; 96 of 160 are poisoned, so 64 are left to cover them."""
+    plan = Plan(0, None, 0.48, ratio_of="all", covers=1.0)
+    with pytest.raises(ConfigError, match="for each of 96 poisoned .* 96, but only 64"):
+        cover_count(plan, SIZES)
+
+
+def test_where_an_attack_on_one_source_should_not_work() -> None:
+    """Of neither class; nowhere when there is no source class."""
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    words = implied("all_to_one", on_source=True)
+    assert elsewhere_test_set(labels, Plan(0, 1, 0.1, **words)).tolist() == [2, 5]
+    assert elsewhere_test_set(labels, Plan(0, None, 0.1)).tolist() == []
+
+
+def test_the_clean_set_is_a_training_set_too() -> None:
+    """What a surrogate is trained on has the digest of an attack with nothing poisoned."""
+    nothing = content_digest(made(Plan(0, None, 0.0)).training, "clean")
+    assert clean_set(clean()).digest == nothing
 
 
 def test_seeds_decide_and_triggers_do_not() -> None:

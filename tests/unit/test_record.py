@@ -54,7 +54,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
     assert record == json.loads((folder / "cell" / "record.json").read_text())
     assert set(record) == {
         "schema", "id", "status", "error", "choices", "protocol", "config", "counts", "nat1",
-        "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run", "dataset",
+        "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2", "detection", "poison_indices", "hashes", "run", "dataset",
     }  # fmt: skip
     assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
     assert record["choices"] == {
@@ -77,7 +77,7 @@ def test_counts(lab: tuple[Path, dict[str, Any]]) -> None:
     assert counts == {
         "n_train": 206, "n_clean": 200, "n_poisoned": 6, "n_eligible": 180, "n_removed": 9,
         "pois_left": int(verdict["keep"][200:].sum()), "n_test": 50, "n_asr": 45,
-        "train_test_overlap": 0,
+        "train_test_overlap": 0, "n_covers": 0, "covers_left": 0,
     }  # fmt: skip
     assert len(verdict["keep"]) == 206
     assert int((verdict["keep"] == 0).sum()) == 9
