@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import time
 
 _seen: dict[str, int] = {}
 
@@ -13,7 +14,8 @@ def point(name: str) -> None:
     """Does what BACKDOOR_LAB_FAULT asks for at this point, e.g. ``train.published:kill:1``.
 
     The form is ``name:action:n``: at the n-th passage of `name`, `kill` sends this process
-    SIGKILL, `full` raises ENOSPC, `term` sends SIGTERM, `oom` raises MemoryError.
+    SIGKILL, `full` raises ENOSPC, `term` sends SIGTERM, `oom` raises MemoryError, `wait` goes
+    on only an hour later.
     """
     plan = os.environ.get("BACKDOOR_LAB_FAULT")
     if not plan:
@@ -35,3 +37,5 @@ def _do(action: str) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif action == "oom":
         raise MemoryError("planned by BACKDOOR_LAB_FAULT")
+    elif action == "wait":
+        time.sleep(3600)

@@ -42,11 +42,11 @@ def lab() -> Iterator[Lab]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def sweep(lab: Lab, cwd: Path, *overrides: str) -> subprocess.Popen[str]:
+def sweep(lab: Lab, cwd: Path, *overrides: str, fault: str = "") -> subprocess.Popen[str]:
     """Starts the command line of a sweep on the cluster."""
     command = [sys.executable, "-m", "backdoor_lab", "-m", *TINY, *LAUNCH, *overrides]
     settings = environment(PYTHONPATH=str(ROOT)) | lab.environment
-    settings["OMP_NUM_THREADS"] = "1"
+    settings |= {"OMP_NUM_THREADS": "1", "BACKDOOR_LAB_FAULT": fault}
     return subprocess.Popen(
         command, cwd=cwd, env=settings, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
@@ -105,6 +105,22 @@ def test_preemption(lab: Lab, tmp_path: Path) -> None:
     training(lab, tmp_path, program)
     lab.call("sbatch", "-p", "high", "-n4", "-o", "/dev/null", "--wrap", "sleep 3")
     complete(tmp_path, program, 1)
+
+
+def test_out_of_time(lab: Lab, tmp_path: Path) -> None:
+    """Told to stop before the wall time, the cell is queued again and goes on where it was.
+
+    A training that would not end by itself: it stands still at step 60, three epochs done.
+    """
+    limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=3")
+    long = ("recipe.epochs=6", "dataset.per_class_train=60", "hydra.launcher.signal_delay_s=20")
+    program = sweep(lab, tmp_path, "trigger=pixel", *long, *limits, fault="train.step:wait:60")
+    complete(tmp_path, program, 1)
+    tasks = lab.call("scontrol", "show", "job").split("JobId=")[1:]
+    mine = [task for task in tasks if f"WorkDir={tmp_path}" in task]
+    assert [int(task.partition("Restarts=")[2].split()[0]) for task in mine] == [1]
+    (made,) = tmp_path.glob("multirun_reports/.store/train/*/manifest.json")
+    assert json.loads(made.read_text())["meta"]["resumed_after"] == 3
 
 
 def test_a_node_is_lost(lab: Lab, tmp_path: Path) -> None:
