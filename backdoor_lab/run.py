@@ -181,8 +181,13 @@ def _register() -> None:
 
 
 def _parallel(settings: Any) -> int:
+    """How many cells run side by side on this machine, as far as the launcher says."""
+    cores = os.cpu_count() or 1
+    ray = settings.launcher.get("ray")
+    if ray is not None:
+        return max(1, int(cores // (ray.remote.get("num_cpus") or 1)))
     jobs = int(settings.launcher.get("n_jobs") or 1)
-    return jobs if jobs > 0 else os.cpu_count() or 1
+    return jobs if jobs > 0 else cores
 
 
 def _preflight() -> Any:

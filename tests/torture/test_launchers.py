@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from cells import TINY, environment
 
 ROOT = Path(__file__).parents[2]
@@ -48,6 +49,17 @@ def test_submitit_local(tmp_path: Path) -> None:
     assert program.returncode == 0, said
     assert statuses(tmp_path) == ["done", "done"]
     assert "| dog" in said
+
+
+def test_ray(tmp_path: Path) -> None:
+    """A local Ray, started for the sweep: each cell in a worker of its own, one core each."""
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not there")
+    program = start(tmp_path, "hydra/launcher=ray", "target=bird,dog", "trainer.threads=null")
+    said, _ = program.communicate(timeout=240)
+    assert program.returncode == 0, said
+    assert statuses(tmp_path) == ["done", "done"]
+    found = [json.loads(p.read_text()) for p in tmp_path.glob("multirun_reports/*/*/record.json")]
+    assert {"1 thread" in record["run"]["device"] for record in found} == {True}
 
 
 def test_a_killed_joblib_worker_costs_no_cell(tmp_path: Path) -> None:
