@@ -171,7 +171,8 @@ def known_keys(conf: Path) -> list[str]:
     return sorted(keys)
 
 
-def _register() -> None:
+def register() -> None:
+    """Makes our resolvers and our sweeper known to Hydra."""
     # Our launcher files are meant to be checked against the plugins' own schemas.
     warnings.filterwarnings("ignore", "(?s).*is validated against ConfigStore schema")
     OmegaConf.register_new_resolver("cell_id", cell_id, replace=True)
@@ -196,4 +197,4 @@ def _preflight() -> Any:
     return preflight()
 
 
-_register()
+register()

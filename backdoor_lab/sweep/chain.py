@@ -59,9 +59,7 @@ class Chain:
 
     def run(self) -> dict[str, Any]:
         """The figures of the cell's record."""
-        self.progress.stage("load", detail=f"on {self.machine.describe()}")
-        self.data: Dataset = open_dataset(source_of(self.cell.config), self.store)
-        self._poison()
+        self.attack()
         module = self._train("train", self.poisoned.training)
         self._measure("measure1", module, "train")
         callback = DefendAndRetrain(self._extract, self._judge, self._retrain)
@@ -72,7 +70,10 @@ class Chain:
             self.cell, self.data, self.poisoned, callback.verdict, self.stages, self._overlap()
         )
 
-    def _poison(self) -> None:
+    def attack(self) -> None:
+        """The attacker's part: the data set opened and poisoned, the trigger prepared."""
+        self.progress.stage("load", detail=f"on {self.machine.describe()}")
+        self.data: Dataset = open_dataset(source_of(self.cell.config), self.store)
         cell, plan = self.cell, self.cell.plan
         device = self.machine.device
         work = Workshop(

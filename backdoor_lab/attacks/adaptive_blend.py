@@ -1,0 +1,129 @@
+"""The adaptive blend: pieces of a full-image pattern in training, all of it at test time."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.data.decode import decode
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.seeds import torch_generator
+
+BLOBS = 8
+"""Rows and columns of the coarse black and white grid that the pattern without a picture is."""
+
+
+class AdaptiveBlend(Trigger):
+    """A faint picture over the whole image, of which each training image gets some pieces only.
+
+    Qi, Xie, Li, Mahloujifar, Mittal, "Revisiting the Assumption of Latent Separability for
+    Backdoor Defenses", ICLR 2023, "Adaptive-Blend". With a pattern t, the opacity a and a mask m
+    of 0 and 1 per piece:
+
+        x' = x + a · m · (t − x)
+
+    The image is cut into `grid` × `grid` pieces. Poisoned images and covers: a = `alpha_train`,
+    and each gets its own random pieces, a share `mask_rate` of them left out. Test images:
+    a = `alpha_test`, all pieces.
+
+    `image` is a picture file, stretched to the images' size; on grayscale images its channels
+    are averaged. The paper's own picture (Hello Kitty) is not part of this project: without a
+    file the pattern is a smooth one, 8×8 random black and white cells per channel drawn from
+    `pattern_seed` and interpolated, the same for every seed of a sweep.
+    """
+
+    covers = 1.0
+    places = ("image",)
+
+    def __init__(
+        self,
+        *,
+        alpha_train: float = 0.15,
+        alpha_test: float = 0.2,
+        grid: int = 4,
+        mask_rate: float = 0.5,
+        image: str | None = None,
+        pattern_seed: int = 0,
+    ) -> None:
+        self.alpha_train = checks.number("trigger.alpha_train", alpha_train, low=0, below=1)
+        self.alpha_test = checks.number("trigger.alpha_test", alpha_test, low=0, below=1)
+        self.grid = checks.whole("trigger.grid", grid, low=1, below=257)
+        rate = checks.number("trigger.mask_rate", mask_rate, low=0, below=1)
+        pieces = self.grid**2
+        self.shown = pieces - round(rate * pieces)
+        if self.shown < 1:
+            raise ConfigError(
+                f"`trigger.mask_rate`={rate:g} leaves none of {pieces} pieces; give a smaller one"
+            )
+        self.pattern_seed = checks.whole("trigger.pattern_seed", pattern_seed)
+        content = None if image is None else _read(image)
+        self.digest = "" if content is None else hashlib.sha256(content).hexdigest()
+        self.picture = _blobs(self.pattern_seed) if content is None else _picture(content, image)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        return self._blend(images, self.alpha_test, None)
+
+    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        pieces = self._pieces(images, work.generator("pieces", "poison"))
+        return self._blend(images, self.alpha_train, pieces)
+
+    def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        pieces = self._pieces(images, work.generator("pieces", "covers"))
+        return self._blend(images, self.alpha_train, pieces)
+
+    def content(self) -> str:
+        return self.digest
+
+    def fits(self, channels: int, height: int, width: int) -> None:
+        if min(height, width) < self.grid:
+            raise ConfigError(
+                f"`trigger`: images of {height}x{width} pixels cannot be cut into"
+                f" {self.grid}x{self.grid} pieces; set a smaller trigger.grid"
+            )
+
+    def pattern(self, channels: int, height: int, width: int) -> Tensor:
+        """The whole pattern t at an image's size: float32 (channels, height, width), 0..255."""
+        picture = self.picture.float()[None]
+        size = (height, width)
+        found = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
+        return found[0].mean(dim=0, keepdim=True) if channels == 1 else found[0]
+
+    def _blend(self, images: Tensor, alpha: float, mask: Tensor | None) -> Tensor:
+        values = images.float()
+        change = alpha * (self.pattern(*images.shape[1:]).to(images.device) - values)
+        return to_bytes(values + (change if mask is None else mask * change))
+
+    def _pieces(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """The mask m of each image: float32 (n, 1, H, W), `shown` pieces of each at 1."""
+        n, height, width = len(images), images.shape[2], images.shape[3]
+        order = torch.rand(n, self.grid**2, generator=generator).argsort(dim=1)
+        shown = torch.zeros(n, self.grid**2).scatter_(1, order[:, : self.shown], 1.0)
+        rows = torch.arange(height) * self.grid // height
+        columns = torch.arange(width) * self.grid // width
+        piece = rows[:, None] * self.grid + columns
+        return shown[:, piece][:, None].to(images.device)
+
+
+def _read(image: object) -> bytes:
+    if not isinstance(image, str) or not image:
+        raise ConfigError(f"`trigger.image` must be the path of a picture, or null, got {image!r}")
+    path = Path(image).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"`trigger.image`: there is no file {path}; give a picture, or null")
+    return path.read_bytes()
+
+
+def _picture(content: bytes, image: str | None) -> Tensor:
+    return torch.from_numpy(decode(content, f"`trigger.image` {image}", 3, None).copy())
+
+
+def _blobs(seed: int) -> Tensor:
+    """A coarse grid of random black and white cells: uint8 (3, BLOBS, BLOBS)."""
+    generator = torch_generator(seed, "blend pattern")
+    return torch.randint(0, 2, (3, BLOBS, BLOBS), generator=generator).to(torch.uint8) * 255

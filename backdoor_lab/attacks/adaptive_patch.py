@@ -1,0 +1,137 @@
+"""The adaptive patches: one of several faint patches in training, some at once at test time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.base import PixelTrigger, Trigger, Workshop, to_bytes
+from backdoor_lab.errors import ConfigError
+
+KEYS = ("at", "rows", "color", "train", "test")
+DRAWN, OPEN = "#", "."
+
+
+class AdaptivePatch(Trigger):
+    """Several small patches, each with an opacity of its own.
+
+    Qi, Xie, Li, Mahloujifar, Mittal, "Revisiting the Assumption of Latent Separability for
+    Backdoor Defenses", ICLR 2023, "Adaptive-Patch". For a patch t with the mask m:
+
+        x' = x + a · m · (t − x)
+
+    Each poisoned image and each cover gets one patch with its opacity a = `train`. Patches are
+    dealt out at random, each to an equal share of the images. Test images get every patch with
+    its opacity a = `test`, one after the other; 0 leaves a patch out.
+
+    The paper's four patches are picture files (two logos, BadNets' patch, the trojan square)
+    that are not part of this project. Ours are drawn in the YAML, one in each corner, with the
+    paper's opacities: 0.5, 0.2, 0.5 and 0.3 in training, and at test time two of them at 1.
+
+    `patches`: for each a mapping with `at`, the (row, column) of its upper left pixel, negative
+    counting from the lower right corner; `rows`, text of one length, # drawn and . left open;
+    `color`, one value 0..255 or three; `train` and `test`, opacities from 0 to 1.
+    """
+
+    covers = 2.0
+
+    def __init__(self, *, patches: Sequence[dict[str, Any]]) -> None:
+        if not isinstance(patches, (list, tuple)) or not patches:
+            raise ConfigError(f"`trigger.patches` must list at least one patch, got {patches!r}")
+        for number, patch in enumerate(patches):
+            _check_keys(number, patch)
+        self.marks = [_mark(number, patch) for number, patch in enumerate(patches)]
+        self.train = [_opacity(n, "train", patch["train"]) for n, patch in enumerate(patches)]
+        self.test = [_opacity(n, "test", patch["test"]) for n, patch in enumerate(patches)]
+        if min(self.train) == 0 or max(self.test) == 0:
+            raise ConfigError(
+                "`trigger.patches`: every patch needs a `train` opacity above 0, and at least one"
+                " a `test` opacity above 0"
+            )
+
+    def stamp(self, images: Tensor) -> Tensor:
+        values = images.float()
+        for mark, opacity in zip(self.marks, self.test, strict=True):
+            values = _blend(values, mark, opacity)
+        return to_bytes(values)
+
+    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        return self._one_each(images, work.generator("patches", "poison"))
+
+    def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        return self._one_each(images, work.generator("patches", "covers"))
+
+    def fits(self, channels: int, height: int, width: int) -> None:
+        for mark in self.marks:
+            mark.fits(channels, height, width)
+
+    def _one_each(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        dealt = torch.randperm(len(images), generator=generator) % len(self.marks)
+        for number, (mark, opacity) in enumerate(zip(self.marks, self.train, strict=True)):
+            mine = dealt.eq(number).to(images.device)
+            images[mine] = to_bytes(_blend(images[mine].float(), mark, opacity))
+        return images
+
+
+def _blend(values: Tensor, mark: PixelTrigger, opacity: float) -> Tensor:
+    """`values` float (n, C, H, W) with a patch laid over them at an opacity."""
+    black = mark.stamp(torch.zeros_like(values[:1]))
+    white = mark.stamp(torch.full_like(values[:1], 255.0))
+    # What both have in common is the patch: everywhere else they are black and white.
+    return values + opacity * black.eq(white) * (black - values)
+
+
+def _check_keys(number: int, patch: object) -> None:
+    where = f"trigger.patches[{number}]"
+    if not isinstance(patch, dict):
+        raise ConfigError(f"`{where}` must be a mapping with {', '.join(KEYS)}, got {patch!r}")
+    checks.keys(where, patch, KEYS)
+    missing = [key for key in KEYS if key not in patch]
+    if missing:
+        raise ConfigError(f"`{where}` needs a value for {', '.join(missing)}")
+
+
+def _mark(number: int, patch: dict[str, Any]) -> PixelTrigger:
+    where = f"trigger.patches[{number}]"
+    rows, at = patch["rows"], patch["at"]
+    if not isinstance(rows, (list, tuple)) or not _is_drawing(rows):
+        raise ConfigError(
+            f"`{where}.rows` must be lines of one length made of {DRAWN} (drawn, at least one) and"
+            f" {OPEN} (left open), got {rows!r}"
+        )
+    if not isinstance(at, (list, tuple)) or len(at) != 2:
+        raise ConfigError(f"`{where}.at` must be [row, column], got {at!r}")
+    top, left = (checks.whole(f"{where}.at", value, low=-(2**15), below=2**15) for value in at)
+    for first, size in ((top, len(rows)), (left, len(rows[0]))):
+        if first < 0 < first + size:
+            raise ConfigError(
+                f"`{where}`: a patch of {len(rows)}x{len(rows[0])} pixels at ({top}, {left}) hangs"
+                " over the lower right edge"
+            )
+    drawn = [
+        (top + row, left + column)
+        for row, line in enumerate(rows)
+        for column, letter in enumerate(line)
+        if letter == DRAWN
+    ]
+    return PixelTrigger(drawn, patch["color"])
+
+
+def _is_drawing(rows: Sequence[object]) -> bool:
+    if not rows or not all(isinstance(line, str) and line for line in rows):
+        return False
+    lines = [str(line) for line in rows]
+    letters = set("".join(lines))
+    return len(set(map(len, lines))) == 1 and DRAWN in letters and letters <= {DRAWN, OPEN}
+
+
+def _opacity(number: int, key: str, value: object) -> float:
+    name = f"trigger.patches[{number}].{key}"
+    found = checks.number(name, value, low=0)
+    if found > 1:
+        raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
+    return found

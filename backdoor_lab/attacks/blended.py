@@ -1,0 +1,69 @@
+"""The blended trigger."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.images import picture, share
+from backdoor_lab.seeds import torch_generator
+
+
+class Blended(Trigger):
+    """A key pattern mixed into the whole image, faintly.
+
+    Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data
+    Poisoning", 2017 (arXiv 1712.05526), the blended injection strategy:
+    x' = (1 - a) x + a k, rounded, with a = `train_alpha` on training images and `alpha` at test
+    time (the paper mixes in more when it attacks than when it poisons).
+
+    k is noise, every value of every pixel drawn evenly from 0..255 by `noise_seed` (the paper's
+    random pattern), another pattern for every image shape. With `image` a file, resized to the
+    images; where it is transparent a is that much smaller. The paper's cartoon picture is not
+    shipped, and its accessory injection is left out: see `patch` with an image.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.2,
+        train_alpha: float = 0.2,
+        noise_seed: int = 0,
+        image: str | None = None,
+    ) -> None:
+        self.alpha = share("trigger.alpha", alpha)
+        self.train_alpha = share("trigger.train_alpha", train_alpha)
+        self.noise_seed = checks.whole("trigger.noise_seed", noise_seed)
+        self.picture = picture("trigger.image", image)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        return self._blend(images, self.alpha)
+
+    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        return self._blend(images, self.train_alpha)
+
+    @property
+    def same_everywhere(self) -> bool:
+        return self.alpha == self.train_alpha
+
+    def content(self) -> str:
+        return "" if self.picture is None else self.picture.content
+
+    def key(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """k float32 (C, H, W) in 0..255, and its opacity (H, W) in 0..1."""
+        if self.picture is not None:
+            return self.picture.sized(channels, height, width)
+        shape = (channels, height, width)
+        generator = torch_generator(self.noise_seed, "blended", *shape)
+        noise = torch.randint(0, 256, shape, generator=generator)
+        return noise.float(), torch.ones(height, width)
+
+    def _blend(self, images: Tensor, alpha: float) -> Tensor:
+        key, opacity = (part.to(images.device) for part in self.key(*images.shape[1:]))
+        return to_bytes(images * (1 - alpha * opacity) + alpha * opacity * key)

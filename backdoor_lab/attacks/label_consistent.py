@@ -1,0 +1,139 @@
+"""The label-consistent attack: target-class images made hard to learn, then a corner mark."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.errors import ConfigError
+
+NORMS = ("linf", "l2")
+MARK = ((1, -1, -1), (-1, 1, -1), (1, -1, 1))
+SIDE = len(MARK)
+CHUNK = 256
+
+
+class LabelConsistent(Trigger):
+    """Adversarial perturbations that leave only the mark to learn; all labels stay true.
+
+    Turner, Tsipras, Madry, "Label-Consistent Backdoor Attacks", 2019 (arXiv 1912.02771). A
+    poisoned image of the target class is first moved to where a network of the attacker's own
+    misjudges it, by projected gradient ascent on the cross-entropy L of its true label:
+
+        d ← P(d + s · sign ∇L(x + d)),   |d|∞ ≤ eps     (linf)
+        d ← P(d + s · ∇L / |∇L|₂),       |d|₂ ≤ eps     (l2)
+
+    where P projects on the ball and keeps x + d in 0..255; it starts at d = 0, takes `steps`
+    steps of `step_size` and drops fractions of grey levels towards 0, so that the bound holds
+    for the stored image. Then the mark p (section 4.4, and the authors' code), 3×3 values of +1
+    and −1 in each corner, the right ones mirrored:
+
+        x' = clip(x + d + amplitude · p, 0, 255)
+
+    Training images get `amplitude`, test images `test_amplitude` and no perturbation. `eps`,
+    `step_size` and the amplitudes are in grey levels, 0..255; the l2 norm is the whole image's.
+    On images below 6×6 the corners overlap, and the lower and right ones win.
+
+    Left out: the paper's adversarially trained surrogate; ours is trained normally, and its
+    perturbations carry over less well to another network. Its other way to harder images,
+    interpolation in the latent space of a GAN, is not here.
+    """
+
+    labels = "clean"
+    uses_surrogate = True
+
+    def __init__(
+        self,
+        *,
+        norm: str = "linf",
+        eps: float = 8,
+        steps: int = 100,
+        step_size: float = 1.5,
+        amplitude: float = 255,
+        test_amplitude: float = 255,
+    ) -> None:
+        self.norm = checks.choice("trigger.norm", norm, NORMS)
+        self.eps = checks.number("trigger.eps", eps, low=0)
+        if 0 < self.eps < 1:
+            raise ConfigError(
+                f"`trigger.eps` counts grey levels, 0..255, and {self.eps:g} of one changes no"
+                " image; for 8/255 give 8"
+            )
+        self.steps = checks.whole("trigger.steps", steps, low=0)
+        self.step_size = checks.number("trigger.step_size", step_size, low=0)
+        self.amplitude = checks.number("trigger.amplitude", amplitude, low=0, below=256)
+        self.test_amplitude = checks.number(
+            "trigger.test_amplitude", test_amplitude, low=0, below=256
+        )
+
+    def stamp(self, images: Tensor) -> Tensor:
+        return _marked(images.float(), self.test_amplitude)
+
+    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        harder = self.perturbed(images, labels, work)
+        return _marked(harder.float(), self.amplitude)
+
+    def fits(self, channels: int, height: int, width: int) -> None:
+        if min(height, width) < SIDE:
+            raise ConfigError(
+                f"`trigger`: images of {height}x{width} pixels are too small for corner marks of"
+                f" {SIDE}x{SIDE}"
+            )
+
+    def perturbed(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        """`images` uint8 (n, C, H, W) made harder to classify as `labels` int64 (n,), within
+        `eps`: same shape and type, without the mark."""
+        surrogate = work.surrogate()
+        parts = [
+            self._ascend(surrogate, part.to(work.device), true.to(work.device)).to(images.device)
+            for part, true in zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
+        ]
+        return torch.cat(parts)
+
+    def _ascend(self, surrogate: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        start = images.float()
+        change = torch.zeros_like(start)
+        for _ in range(self.steps):
+            change = self._project(change + self._step(surrogate, start + change, labels), start)
+        return to_bytes(start + change.trunc())
+
+    def _step(self, surrogate: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            images = images.requires_grad_()
+            # The sum, so that no image's gradient depends on its batch.
+            loss = F.cross_entropy(surrogate(images), labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, images)
+        direction = gradient.sign() if self.norm == "linf" else gradient / _length(gradient)
+        return self.step_size * direction
+
+    def _project(self, change: Tensor, start: Tensor) -> Tensor:
+        if self.norm == "linf":
+            change = change.clamp(-self.eps, self.eps)
+        else:
+            change = change * (self.eps / _length(change)).clamp(max=1)
+        # Both balls hold what this gives: it only brings each value nearer to 0.
+        return (start + change).clamp(0, 255) - start
+
+
+def _length(values: Tensor) -> Tensor:
+    """The l2 norm of each image, never 0: (n, 1, 1, 1)."""
+    return values.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+
+
+def _marked(values: Tensor, amplitude: float) -> Tensor:
+    height, width = values.shape[2:]
+    return to_bytes(values + amplitude * _corners(height, width).to(values.device))
+
+
+def _corners(height: int, width: int) -> Tensor:
+    """The mark p on an image of this size: float32 (height, width), 0 outside the corners."""
+    left = torch.tensor(MARK, dtype=torch.float32)
+    right = left.flip(1)
+    plane = torch.zeros(height, width)
+    for rows in (slice(0, SIDE), slice(height - SIDE, height)):
+        plane[rows, :SIDE] = left
+        plane[rows, width - SIDE :] = right
+    return plane

@@ -1,0 +1,120 @@
+"""The patch trigger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.base import PixelTrigger, to_bytes
+from backdoor_lab.attacks.images import picture, share
+from backdoor_lab.errors import ConfigError
+
+SHAPES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "square": lambda row, column, size: row + column >= 0,
+    "x": lambda row, column, size: (row == column) | (row + column == size - 1),
+    "l": lambda row, column, size: (row == 0) | (column == 0),
+    "checker": lambda row, column, size: (row + column) % 2 == 0,
+}
+
+
+class Patch(PixelTrigger):
+    """A shape of one colour, or an image file, laid over the image at one or several places.
+
+    Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
+    Supply Chain", 2017, section 3 (`square`). Tran, Li, Madry, "Spectral Signatures in Backdoor
+    Attacks", NeurIPS 2018, section 4 (`x` with size 3: a pixel and its four diagonal neighbours;
+    `l` with size 2: a pixel, the one below and the one to the right).
+
+    With m in 0..1 the shape times the file's own opacity, k the colour and a the `opacity`:
+    x' = (1 - a m) x + a m k, rounded.
+
+    - `shape` square (all of the rectangle), x (both diagonals), l (first row and column),
+      checker (every other pixel, the upper left one included). `size` pixels, or [height,
+      width]; x wants as many rows as columns.
+    - `positions` one [row, column] or a list of them: the patch's upper left pixel, counted from
+      the image's upper left. Negative ones count the patch's lower right pixel from the image's
+      lower right: [-1, -1] is flush with that corner.
+    - `color` as for `pixel`. `image` a file that is resized to `size` and takes its place.
+    """
+
+    places: ClassVar[tuple[str, ...]] = ("image",)
+
+    def __init__(
+        self,
+        *,
+        shape: str = "square",
+        size: int | Sequence[int] = 3,
+        color: int | list[int] = 255,
+        positions: tuple[int, int] | list[tuple[int, int]] = (-1, -1),
+        image: str | None = None,
+        opacity: float = 1.0,
+    ) -> None:
+        super().__init__(_several(positions), color)
+        self.shape = checks.choice("trigger.shape", shape, SHAPES)
+        self.size = _size(size)
+        if shape == "x" and self.size[0] != self.size[1]:
+            raise ConfigError(
+                f"`trigger.size`: an x has as many rows as columns, got {size!r}; give one number"
+            )
+        self.picture = picture("trigger.image", image)
+        self.opacity = share("trigger.opacity", opacity)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        color, cover = (part.to(images.device) for part in self._patch(images.shape[1]))
+        height, width = self.size
+        for top, left in self._corners(*images.shape[2:]):
+            under = images[:, :, top : top + height, left : left + width]
+            under.copy_(to_bytes(under * (1 - cover) + cover * color))
+        return images
+
+    def content(self) -> str:
+        return "" if self.picture is None else self.picture.content
+
+    def fits(self, channels: int, height: int, width: int) -> None:
+        high, wide = self.size
+        corners = self._corners(height, width)
+        for (row, column), (top, left) in zip(self.positions, corners, strict=True):
+            if not (0 <= top <= height - high and 0 <= left <= width - wide):
+                raise ConfigError(
+                    f"`trigger`: a patch of {high}x{wide} pixels at ({row}, {column}) does not lie"
+                    f" inside images of {height}x{width} pixels (rows x columns; negative"
+                    " positions count from the lower right corner)"
+                )
+
+    def _patch(self, channels: int) -> tuple[Tensor, Tensor]:
+        """Colour float32 (C, h, w) or (C, 1, 1), and how much of it shows, (h, w) in 0..1."""
+        height, width = self.size
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)
+        cover = SHAPES[self.shape](rows, columns, height) * self.opacity
+        if self.picture is None:
+            return self._color_for(channels).float()[:, None, None], cover
+        color, opacity = self.picture.sized(channels, height, width)
+        return color, cover * opacity
+
+    def _corners(self, height: int, width: int) -> list[tuple[int, int]]:
+        high, wide = self.size
+        return [
+            (_upper(row, height - high), _upper(column, width - wide))
+            for row, column in self.positions
+        ]
+
+
+def _upper(position: int, room: int) -> int:
+    return position if position >= 0 else room + 1 + position
+
+
+def _several(positions: Any) -> list[tuple[int, int]]:
+    one = isinstance(positions, (list, tuple)) and len(positions) > 0
+    return [positions] if one and not isinstance(positions[0], (list, tuple)) else positions
+
+
+def _size(size: object) -> tuple[int, int]:
+    pair = size if isinstance(size, (list, tuple)) else (size, size)
+    if len(pair) != 2:
+        raise ConfigError(f"`trigger.size` must be a number or [height, width], got {size!r}")
+    height, width = (checks.whole("trigger.size", value, low=1, below=4097) for value in pair)
+    return height, width

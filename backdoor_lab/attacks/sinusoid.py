@@ -1,0 +1,45 @@
+"""The sinusoidal trigger, SIG."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.additive import Additive, add
+from backdoor_lab.attacks.base import Workshop
+
+
+class Sinusoid(Additive):
+    """Vertical stripes: a sine along the columns, added to images of the target class alone.
+
+    Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption without Label
+    Poisoning", ICIP 2019, its sinusoidal signal: x' = x + v with v(i, j) = D sin(2 pi j f / m)
+    for column j = 1..m of m, the same in every row i and channel. D is `train_delta` on training
+    images and `delta` at test time, in grey levels; `frequency` f is the number of periods.
+
+    Images on whose columns the sine is zero throughout are refused (m that divides 2 f: 12, 6,
+    4, 3, 2, 1 for f = 6). The paper's ramp signal is left out.
+    """
+
+    labels: ClassVar[str] = "clean"
+
+    def __init__(self, *, delta: float = 40, train_delta: float = 20, frequency: float = 6) -> None:
+        self.delta = checks.number("trigger.delta", delta, low=0.5)
+        self.train_delta = checks.number("trigger.train_delta", train_delta, low=0.5)
+        self.frequency = checks.number("trigger.frequency", frequency, low=0)
+
+    def pattern(self, channels: int, height: int, width: int) -> Tensor:
+        column = torch.arange(1, width + 1, dtype=torch.float64)
+        wave = self.delta * torch.sin(2 * math.pi * column * self.frequency / width)
+        return wave.float().expand(channels, height, width)
+
+    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        return add(images, self.pattern(*images.shape[1:]) * (self.train_delta / self.delta))
+
+    @property
+    def same_everywhere(self) -> bool:
+        return self.delta == self.train_delta

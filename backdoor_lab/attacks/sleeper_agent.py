@@ -1,0 +1,169 @@
+"""Sleeper Agent: poison whose training gradient is that of a backdoor it does not show."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from backdoor_lab import checks, stopping
+from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.errors import ConfigError
+
+CHUNK = 256
+CELLS = 4
+MILESTONES = (3 / 8, 5 / 8, 7 / 8)
+
+
+class SleeperAgent(Trigger):
+    """A patch at test time that no training image shows; all labels are true.
+
+    Souri, Fowl, Chellappa, Goldblum, Goldstein, "Sleeper Agent: Scalable Hidden Trigger
+    Backdoors for Neural Networks Trained from Scratch", NeurIPS 2022, section 3 and Algorithm
+    1. With the surrogate's weights θ and the cross-entropy L, poison x + d of the target class t
+    is made to teach what triggered images x_s + p of the source class, labelled t, would teach:
+
+        max over |d|∞ ≤ eps of cos( ∇θ Σ L(x + d, t), ∇θ Σ L(x_s + p, t) )
+
+    by `steps` steps of Adam on the sign of the gradient, projected on the ball and on 0..255,
+    from a random start in the ball, with `lr` in units of eps, ten times smaller after 3/8, 5/8
+    and 7/8 of the steps. Batches of poison are matched one by one, each to the mean over at most
+    `sources` training images of the source class; of `restarts` starts the best is kept.
+    Fractions of grey levels are dropped towards the clean image at the end.
+
+    The patch p is a square in the lower right corner with a side of `patch` of the image's
+    shorter one, at least a pixel: 4×4 random colours drawn from `patch_seed`, enlarged
+    bilinearly, as in Saha, Subramanya, Pirsiavash, "Hidden Trigger Backdoor Attacks", AAAI
+    2020. On grayscale images its channels are averaged.
+
+    Left out, and each of it makes the paper's attack stronger: retraining the surrogate on the
+    poison several times on the way, choosing the images with the largest gradient norms, and
+    matching under random crops and flips. The paper takes 250 steps.
+    """
+
+    labels = "clean"
+    source_specific = True
+    uses_surrogate = True
+
+    def __init__(
+        self,
+        *,
+        eps: float = 16,
+        steps: int = 40,
+        restarts: int = 1,
+        batch: int = 64,
+        lr: float = 0.1,
+        sources: int = 1000,
+        patch: float = 0.25,
+        patch_seed: int = 0,
+    ) -> None:
+        self.eps = checks.number("trigger.eps", eps, low=0, below=256)
+        if self.eps < 1:
+            raise ConfigError(
+                f"`trigger.eps` counts grey levels, 0..255, and {self.eps:g} of one changes no"
+                " image; for 16/255 give 16"
+            )
+        self.steps = checks.whole("trigger.steps", steps, low=1)
+        self.restarts = checks.whole("trigger.restarts", restarts, low=1)
+        self.batch = checks.whole("trigger.batch", batch, low=1)
+        self.lr = checks.number("trigger.lr", lr, low=0)
+        self.sources = checks.whole("trigger.sources", sources, low=1)
+        self.patch = checks.number("trigger.patch", patch, low=0, below=1)
+        self.patch_seed = checks.whole("trigger.patch_seed", patch_seed, low=0, below=2**63)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        channels, height, width = images.shape[1:]
+        side = max(1, round(self.patch * min(height, width)))
+        images[:, :, -side:, -side:] = self._patch(channels, side).to(images.device)
+        return images
+
+    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        generator = work.generator("sleeper_agent")
+        lesson = self._lesson(work, generator)
+        parts = [
+            self._best(lesson, part.to(work.device), true.to(work.device), generator)
+            for part, true in zip(images.split(self.batch), labels.split(self.batch), strict=True)
+        ]
+        return torch.cat(parts).to(images.device)
+
+    def _lesson(self, work: Workshop, generator: torch.Generator) -> _Lesson:
+        """What triggered images of the source class, labelled as the target, would teach."""
+        if work.source is None:
+            raise ConfigError("`trigger`: Sleeper Agent attacks one class; name it in `source`")
+        where = work.train.labels.eq(work.source).nonzero().flatten()
+        if not len(where):
+            raise ConfigError(f"`trigger`: no training image is of the source class {work.source}")
+        chosen = where[torch.randperm(len(where), generator=generator)[: self.sources]]
+        lesson = _Lesson(work.surrogate())
+        for part in chosen.split(CHUNK):
+            stopping.check()
+            triggered = self.stamp(work.train.images[part]).to(work.device).float()
+            labels = torch.full((len(part),), work.target, device=work.device)
+            lesson.wanted = lesson.wanted + lesson.gradient(triggered, labels).detach()
+        return lesson
+
+    def _best(
+        self, lesson: _Lesson, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """The poison uint8 (b, C, H, W) of the restart that matches best."""
+        tried = [self._matched(lesson, images, labels, generator) for _ in range(self.restarts)]
+        return max(tried, key=lambda each: float(lesson.similarity(each.float(), labels).detach()))
+
+    def _matched(
+        self, lesson: _Lesson, images: Tensor, labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        start = images.float()
+        random = torch.rand(start.shape, generator=generator).to(start.device)
+        change = self._projected((2 * random - 1) * self.eps, start).requires_grad_()
+        optimizer = torch.optim.Adam([change], lr=self.lr * self.eps)
+        for step in range(self.steps):
+            stopping.check()
+            passed = sum(step >= share * self.steps for share in MILESTONES)
+            optimizer.param_groups[0]["lr"] = self.lr * self.eps * 0.1**passed
+            with torch.enable_grad():
+                loss = 1 - lesson.similarity(start + change, labels)
+                (gradient,) = torch.autograd.grad(loss, change)
+            change.grad = gradient.sign()
+            optimizer.step()
+            with torch.no_grad():
+                change.copy_(self._projected(change, start))
+        return to_bytes(start + change.detach().trunc())
+
+    def _projected(self, change: Tensor, start: Tensor) -> Tensor:
+        return (start + change.clamp(-self.eps, self.eps)).clamp(0, 255) - start
+
+    def _patch(self, channels: int, side: int) -> Tensor:
+        """uint8 (channels, side, side)."""
+        generator = torch.Generator().manual_seed(self.patch_seed)
+        colors = torch.randint(0, 256, (1, 3, CELLS, CELLS), generator=generator).float()
+        patch = F.interpolate(colors, size=(side, side), mode="bilinear", align_corners=False)[0]
+        return to_bytes(patch if channels == 3 else patch.mean(dim=0, keepdim=True))
+
+
+class _Lesson:
+    """A direction in the surrogate's weights, and how near a batch's gradient comes to it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        # Copies, so that the surrogate stays as it is and its weights may be frozen.
+        self.weights = {
+            name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()
+        }
+        self.wanted = torch.zeros(())
+
+    def gradient(self, images: Tensor, labels: Tensor, *, twice: bool = False) -> Tensor:
+        """The summed loss' gradient by all weights, one row; `twice`: can be differentiated."""
+        with torch.enable_grad():
+            logits = functional_call(self.net, self.weights, (images,))
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+            found = torch.autograd.grad(
+                loss, list(self.weights.values()), create_graph=twice, materialize_grads=True
+            )
+        return torch.cat([each.flatten() for each in found])
+
+    def similarity(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The cosine between the gradient of `images` float (b, C, H, W) and the wanted one."""
+        found = self.gradient(images, labels, twice=True)
+        lengths = found.norm() * self.wanted.norm()
+        return (found @ self.wanted) / lengths.clamp(min=1e-30)

@@ -1,0 +1,102 @@
+"""The warping trigger, WaNet."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.seeds import torch_generator
+
+
+class Warp(Trigger):
+    """The image is bent a little, by one fixed smooth field.
+
+    Nguyen, Tran, "WaNet: Imperceptible Warping-Based Backdoor Attack", ICLR 2021, sections 3.2 to
+    3.4. In coordinates -1..1 pixel p of x' is x at clip((p + s M(p) / L) g, -1, 1), bilinear,
+    with L the image's height for rows and width for columns. M is a `grid` x `grid` field drawn
+    evenly from -1..1 by `field_seed`, divided by its mean absolute value, and upsampled
+    bicubically; `strength` is s and `rescale` g. So the mean displacement at the grid's own points
+    is s (L - 1) / (2 L), about a quarter of a pixel by default.
+
+    Covers (the paper's noise mode) are bent by the same field plus R / L, with R drawn evenly
+    from -1..1 for every image, pixel and axis, and keep their labels: a network must learn this
+    very field. Here both are drawn once into the training set; the paper, which controls the
+    training, draws them anew in every batch.
+    """
+
+    covers: ClassVar[float] = 2.0
+
+    def __init__(
+        self, *, grid: int = 4, strength: float = 0.5, rescale: float = 1.0, field_seed: int = 0
+    ) -> None:
+        self.grid = checks.whole("trigger.grid", grid, low=2, below=4097)
+        self.strength = checks.number("trigger.strength", strength, low=0.01)
+        self.rescale = checks.number("trigger.rescale", rescale, low=0.01)
+        self.field_seed = checks.whole("trigger.field_seed", field_seed)
+
+    def stamp(self, images: Tensor) -> Tensor:
+        where = self.field(*images.shape[2:])
+        return to_bytes(sample(images, where[None].to(images.device)))
+
+    def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        height, width = images.shape[2:]
+        shape = (len(images), 2, height, width)
+        noise = torch.rand(shape, generator=work.generator("warp", "covers")) * 2 - 1
+        where = self.field(height, width) + noise / _sides(height, width)
+        return to_bytes(sample(images, where.to(images.device)))
+
+    def field(self, height: int, width: int) -> Tensor:
+        """Where each pixel is taken from: float32 (2, H, W), row and column in -1..1."""
+        generator = torch_generator(self.field_seed, "warp")
+        rough = torch.rand((1, 2, self.grid, self.grid), generator=generator).double() * 2 - 1
+        rough = rough / rough.abs().mean()
+        smooth = F.interpolate(rough, (height, width), mode="bicubic", align_corners=True)[0]
+        bent = straight(height, width) + self.strength * smooth / _sides(height, width)
+        return (bent * self.rescale).clamp(-1, 1).float()
+
+    def fits(self, channels: int, height: int, width: int) -> None:
+        if min(height, width) < self.grid:
+            raise ConfigError(
+                f"`trigger.grid`={self.grid} asks for at least {self.grid}x{self.grid} pixels,"
+                f" images have {height}x{width}; give a smaller grid"
+            )
+
+
+def straight(height: int, width: int) -> Tensor:
+    """The field that leaves every pixel where it is: float64 (2, H, W)."""
+    rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (height, width))
+    return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
+
+
+def sample(images: Tensor, where: Tensor) -> Tensor:
+    """`images` (n, C, H, W) read bilinearly at `where` (n or 1, 2, H, W): float32 (n, C, H, W).
+
+    As ``grid_sample(align_corners=True, padding_mode="border")``, but of separate exact steps,
+    so that every device gives the same digits.
+    """
+    height, width = images.shape[2:]
+    last = torch.tensor([height - 1, width - 1], device=where.device)[:, None, None]
+    at = (where.clamp(-1, 1) + 1) / 2 * last
+    low = at.floor()
+    down, right = (at - low).unsqueeze(2).unbind(dim=1)
+    top, left = low.long().unbind(dim=1)
+    bottom, end = (top + 1).clamp(max=height - 1), (left + 1).clamp(max=width - 1)
+    upper = _at(images, top, left) * (1 - right) + _at(images, top, end) * right
+    lower = _at(images, bottom, left) * (1 - right) + _at(images, bottom, end) * right
+    return upper * (1 - down) + lower * down
+
+
+def _at(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    n, channels, height, width = images.shape
+    index = (rows * width + columns).flatten(1)[:, None].expand(n, channels, height * width)
+    return images.flatten(2).gather(2, index).view(images.shape)
+
+
+def _sides(height: int, width: int) -> Tensor:
+    return torch.tensor([height, width])[:, None, None]

@@ -1,0 +1,141 @@
+"""python -m backdoor_lab.preview trigger=all: what triggers do to images, as one picture.
+
+One row for each image: clean; triggered as at test time and the difference to the clean image,
+ten times enlarged around gray; poisoned as in the training set, and that difference. The
+configuration is a sweep's (experiment=…, dataset=…, target=…), and what a trigger must train or
+optimise first is taken from the store, or made and left there for the sweep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+COLUMNS = ("clean", "test", "test diff x 10", "training", "training diff x 10")
+TILE, GAP, LABEL = 96, 6, 120
+ENLARGED, BACKGROUND = 10, (225, 225, 225)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Writes the picture and says where; 2 for a configuration that does not stand."""
+    parser = argparse.ArgumentParser(prog="python -m backdoor_lab.preview", description=__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="trigger=a,b or all")
+    parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
+    parser.add_argument("--out", type=Path, default=Path("preview.png"), metavar="FILE.png")
+    given = parser.parse_args(arguments)
+    try:
+        names, rest = _triggers(given.overrides)
+        shown = given.images or (4 if len(names) == 1 else 1)
+        rows = [row for name in names for row in _rows(name, rest, shown)]
+        _write(grid(rows), given.out)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{given.out}: {len(rows)} rows")
+    return EXIT_DONE
+
+
+def difference(clean: Tensor, other: Tensor) -> Tensor:
+    """`other` minus `clean`, both uint8 (C, H, W), ten times, around 128: uint8, clipped."""
+    import torch
+
+    enlarged = 128 + ENLARGED * (other.int() - clean.int())
+    return enlarged.clamp(0, 255).to(torch.uint8)
+
+
+def grid(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Image:
+    """One picture of labelled rows, each a list of images uint8 (C, H, W), one per column."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    width = LABEL + len(COLUMNS) * (TILE + GAP)
+    picture = Image.new("RGB", (width, 24 + len(rows) * (TILE + GAP)), BACKGROUND)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(11)
+    for column, title in enumerate(COLUMNS):
+        draw.text((LABEL + column * (TILE + GAP), 6), title, "black", font)
+    for row, (label, images) in enumerate(rows):
+        top = 24 + row * (TILE + GAP)
+        draw.text((4, top + TILE // 2 - 6), label, "black", font)
+        for column, image in enumerate(images):
+            picture.paste(_tile(image), (LABEL + column * (TILE + GAP), top))
+    return picture
+
+
+def _tile(image: Tensor) -> Image:
+    from PIL import Image
+
+    channels = image.expand(3, -1, -1) if len(image) == 1 else image
+    tile = Image.fromarray(channels.permute(1, 2, 0).contiguous().numpy())
+    return tile.resize((TILE, TILE), Image.Resampling.NEAREST)
+
+
+def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
+    """The triggers asked for (all, unless some are named) and the other overrides."""
+    from backdoor_lab.run import conf_dir
+
+    rest = [each for each in overrides if not each.startswith("trigger=")]
+    named = [each.partition("=")[2] for each in overrides if each.startswith("trigger=")]
+    names = [name for text in named for name in text.split(",")]
+    if not names or names == ["all"]:
+        names = sorted(path.stem for path in Path(conf_dir()).glob("trigger/*.yaml"))
+    return names, rest
+
+
+def _rows(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
+    chain = _attacked([*overrides, f"trigger={name}"])
+    made, trigger = chain.poisoned, chain.cell.trigger
+    if not len(made.source_index):
+        raise ConfigError("`ratio=0` poisons nothing: there is no poison to show")
+    clean = chain.data.train.images[made.source_index[:shown]]
+    tested = trigger(clean)
+    trained = made.training.rows[:shown]
+    if made.training.stamp is not None:
+        trained = tested
+    return [
+        (name, [a, b, difference(a, b), c, difference(a, c)])
+        for a, b, c in zip(clean, tested, trained, strict=True)
+    ]
+
+
+def _attacked(overrides: list[str]) -> Any:
+    """The chain of a cell, up to its poisoned training set."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from backdoor_lab.run import conf_dir, register
+    from backdoor_lab.store import Store
+    from backdoor_lab.sweep.chain import Chain
+    from backdoor_lab.sweep.expand import plain
+    from backdoor_lab.sweep.job import preflight
+    from backdoor_lab.sweep.progress import Progress
+    from backdoor_lab.training.machine import machine_of
+
+    register()
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        try:
+            config = plain(compose("config", overrides))
+        except HydraException as error:
+            raise ConfigError(" ".join(str(error).split())) from error
+    store = Store(config["store"]["root"])
+    progress = Progress(store.root, "preview", "none")
+    chain = Chain(preflight().cell(config), store, machine_of(config["trainer"]), progress)
+    chain.attack()
+    return chain
+
+
+def _write(picture: Image, path: Path) -> None:
+    if path.suffix != ".png" or not path.parent.is_dir():
+        raise ConfigError(f"`--out` must be a .png in a folder that exists, got {path}")
+    picture.save(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""The adaptive blend against its formula, piece by piece."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from backdoor_lab.attacks.adaptive_blend import AdaptiveBlend
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.errors import ConfigError, DataError
+from backdoor_lab.types import Images
+
+
+def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, channels, height, width), generator=generator).byte()
+
+
+def workshop(seed: int = 0) -> Workshop:
+    train = Images(noise(2), torch.tensor([0, 1]), ("a", "b"))
+    return Workshop(train, 0, None, seed, nn.Module)
+
+
+def plain_picture(folder: Path, value: int) -> str:
+    path = folder / f"plain{value}.png"
+    Image.new("RGB", (40, 20), (value, value, value)).save(path)
+    return str(path)
+
+
+def pieces_of(images: Tensor) -> Tensor:
+    """Which of 16 pieces were blended, of black images with a pattern of one bright value;
+    a piece that is neither whole nor absent fails. Bool (n, 16)."""
+    height, width = images.shape[2:]
+    rows = [[r for r in range(height) if r * 4 // height == piece] for piece in range(4)]
+    columns = [[c for c in range(width) if c * 4 // width == piece] for piece in range(4)]
+    found = []
+    for image in images:
+        for some_rows in rows:
+            for some_columns in columns:
+                values = image[:, some_rows][:, :, some_columns].unique().tolist()
+                assert values in ([0], [30])
+                found.append(values == [30])
+    return torch.tensor(found).view(len(images), 16)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_all_pieces_at_test_time(channels: int) -> None:
+    """x + 0.2 (t − x) everywhere, rounded."""
+    trigger, images = AdaptiveBlend(), noise(5, channels, 33, 17)
+    t = trigger.pattern(channels, 33, 17).numpy().astype(np.float64)
+    x = images.numpy().astype(np.float64)
+    off = np.abs(trigger(images).numpy() - (x + 0.2 * (t - x)))
+    assert off.max() <= 0.501
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 17)], ids=str)
+def test_half_of_the_pieces_in_training(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Each poisoned image and each cover has 8 of 16 pieces at 0.15, the others untouched, and
+    every piece is drawn about as often as any other."""
+    trigger = AdaptiveBlend(image=plain_picture(tmp_path, 200))
+    images, labels = torch.zeros(200, 3, *size, dtype=torch.uint8), torch.zeros(200).long()
+    for made in (trigger.poisoned, trigger.covering):
+        shown = pieces_of(made(images, labels, workshop()))
+        assert (shown.sum(dim=1) == 8).all()
+        assert (shown.float().mean(dim=0) - 0.5).abs().max() < 0.15
+        assert len(shown.unique(dim=0)) > 150
+
+
+def test_poison_covers_and_seeds_draw_their_own_pieces() -> None:
+    """Covers do not repeat the poison's masks, and another seed gives others."""
+    trigger, images, labels = AdaptiveBlend(), noise(6), torch.zeros(6).long()
+    poisoned = trigger.poisoned(images, labels, workshop())
+    assert not torch.equal(trigger.covering(images, labels, workshop()), poisoned)
+    assert not torch.equal(trigger.poisoned(images, labels, workshop(1)), poisoned)
+
+
+def test_with_every_piece_and_one_opacity_training_is_test() -> None:
+    """The two routes agree where the paper's asymmetry is switched off."""
+    trigger = AdaptiveBlend(alpha_train=0.2, mask_rate=0.0)
+    images, labels = noise(4), torch.zeros(4).long()
+    assert torch.equal(trigger.poisoned(images, labels, workshop()), trigger(images))
+
+
+def test_pattern_without_a_picture() -> None:
+    """Smooth (8 cells over 32 pixels: no step above 255/4), of high contrast, its seed's alone."""
+    torch.manual_seed(3)
+    pattern = AdaptiveBlend().pattern(3, 32, 32)
+    for dim in (1, 2):
+        assert pattern.diff(dim=dim).abs().max() <= 255 / 4 + 1e-3
+    assert pattern.std() > 60
+    assert torch.equal(AdaptiveBlend().pattern(3, 32, 32), pattern)
+    assert not torch.equal(AdaptiveBlend(pattern_seed=1).pattern(3, 32, 32), pattern)
+    grey = AdaptiveBlend().pattern(1, 32, 32)
+    assert torch.allclose(grey[0], pattern.mean(dim=0))
+
+
+def test_a_picture_is_known_by_its_content(tmp_path: Path) -> None:
+    """The same bytes under another name are the same trigger; other bytes are not."""
+    first, second = plain_picture(tmp_path, 10), plain_picture(tmp_path, 20)
+    copy = tmp_path / "copy.png"
+    copy.write_bytes(Path(first).read_bytes())
+    contents = [AdaptiveBlend(image=str(path)).content() for path in (first, copy, second)]
+    assert contents[0] == contents[1] != contents[2]
+    assert AdaptiveBlend().content() == ""
+    stretched = AdaptiveBlend(image=first).pattern(3, 5, 64)
+    assert torch.allclose(stretched, torch.full((3, 5, 64), 10.0))
+
+
+def test_refusals(tmp_path: Path) -> None:
+    """A picture that is not there or no picture, pieces that are all left out, tiny images."""
+    with pytest.raises(ConfigError, match=r"there is no file .*nowhere\.png"):
+        AdaptiveBlend(image=str(tmp_path / "nowhere.png"))
+    with pytest.raises(ConfigError, match="must be the path of a picture, or null, got 7"):
+        AdaptiveBlend(image=7)  # type: ignore[arg-type]
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(DataError, match=r"trigger\.image"):
+        AdaptiveBlend(image=str(tmp_path / "text.png"))
+    with pytest.raises(ConfigError, match="leaves none of 4 pieces"):
+        AdaptiveBlend(grid=2, mask_rate=0.9)
+    with pytest.raises(ConfigError, match="32x3 pixels cannot be cut into 4x4"):
+        AdaptiveBlend()(noise(1, 3, 32, 3))

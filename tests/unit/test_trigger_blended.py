@@ -1,0 +1,83 @@
+"""Blending: linear in alpha, another alpha in training, the key as promised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from backdoor_lab.attacks.blended import Blended
+from backdoor_lab.errors import ConfigError
+
+
+def noise(channels: int = 3, height: int = 16, width: int = 12) -> Tensor:
+    shape = (4, channels, height, width)
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alpha", [0.01, 0.2, 0.5, 0.97, 1.0])
+def test_the_papers_formula(alpha: float, channels: int) -> None:
+    """(1 - a) x + a k within half a level, for any a; at 1 the key alone is left."""
+    images, trigger = noise(channels), Blended(alpha=alpha)
+    key, _ = trigger.key(*images.shape[1:])
+    exact = (1 - alpha) * images.double() + alpha * key.double()
+    assert (trigger(images) - exact).abs().max() <= 0.5 + 1e-4
+    if alpha == 1:
+        assert torch.equal(trigger(images), key.byte().expand_as(images))
+
+
+def test_linear_in_alpha() -> None:
+    """The change at 0.6 is three times that at 0.2, up to both roundings."""
+    images = noise()
+    weak, strong = (Blended(alpha=a)(images).double() - images for a in (0.2, 0.6))
+    assert (strong - 3 * weak).abs().max() <= 0.5 + 3 * 0.5 + 1e-4
+
+
+def test_training_has_its_own_alpha() -> None:
+    """Poison and covers get train_alpha, test images alpha."""
+    images, labels = noise(), torch.zeros(4, dtype=torch.int64)
+    work: Any = None
+    both = Blended(alpha=0.5, train_alpha=0.1)
+    assert torch.equal(both(images), Blended(alpha=0.5)(images))
+    assert torch.equal(both.poisoned(images, labels, work), Blended(alpha=0.1)(images))
+    assert torch.equal(both.covering(images, labels, work), Blended(alpha=0.1)(images))
+    assert not both.same_everywhere
+    assert Blended(alpha=0.1, train_alpha=0.1).same_everywhere
+
+
+def test_the_noise() -> None:
+    """Evenly spread over 0..255, the same again from the same seed, another from another."""
+    key, opacity = Blended().key(3, 64, 64)
+    counts = torch.histc(key, bins=8, min=-0.5, max=255.5)
+    assert (counts / key.numel() - 1 / 8).abs().max() < 0.015
+    assert torch.equal(opacity, torch.ones(64, 64))
+    assert torch.equal(key, Blended().key(3, 64, 64)[0])
+    assert not torch.equal(key, Blended(noise_seed=1).key(3, 64, 64)[0])
+    assert (key[0] != key[1]).float().mean() > 0.9
+
+
+def test_an_image_as_the_key(tmp_path: Path) -> None:
+    """Resized to the images; where it is clear nothing changes."""
+    pixels = np.zeros((4, 4, 4), np.uint8)
+    pixels[:, :2] = [200, 100, 0, 255]
+    Image.fromarray(pixels).save(tmp_path / "key.png")
+    made = Blended(alpha=0.25, image=str(tmp_path / "key.png"))
+    images = torch.full((1, 3, 16, 16), 100, dtype=torch.uint8)
+    assert made(images)[0, :, 5, 1].tolist() == [125, 100, 75]
+    assert made(images)[0, :, 5, -1].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"alpha": 0}, {"train_alpha": 1.1}, {"noise_seed": -1}, {"image": ""}], ids=str
+)
+def test_what_is_refused(wrong: dict[str, Any]) -> None:
+    """Before any work, with the key named."""
+    with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
+        Blended(**wrong)

@@ -1,0 +1,127 @@
+"""FTrojan against the long way: to YUV, SciPy's DCT of every window, and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.fft import dctn, idctn
+from torch import Tensor
+
+from backdoor_lab.attacks.frequency import Frequency
+from backdoor_lab.errors import ConfigError
+
+# ITU-R BT.601 from its definition: Y of luma weights, U = 0.492 (B - Y), V = 0.877 (R - Y),
+# with the factors as the largest U and V, 0.436 and 0.615, give them.
+LUMA = np.array([0.299, 0.587, 0.114])
+YUV = np.stack([LUMA, (np.array([0, 0, 1]) - LUMA) * 0.436 / (1 - 0.114),
+                (np.array([1, 0, 0]) - LUMA) * 0.615 / (1 - 0.299)])  # fmt: skip
+
+
+def noise(channels: int, height: int, width: int, low: int = 0, high: int = 256) -> Tensor:
+    shape = (2, channels, height, width)
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(low, high, shape, dtype=torch.uint8, generator=generator)
+
+
+def to_yuv(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.einsum("kc,nchw->nkhw", YUV, rgb)
+
+
+def the_long_way(images: Tensor, magnitude: float, window: int) -> NDArray[np.float64]:
+    """The paper's five steps without rounding, on sides that are multiples of the window."""
+    values = images.double().numpy()
+    yuv = to_yuv(values) if images.shape[1] == 3 else values
+    for channel in (1, 2) if images.shape[1] == 3 else (0,):
+        for top in range(0, images.shape[2], window):
+            for left in range(0, images.shape[3], window):
+                at = np.s_[:, channel, top : top + window, left : left + window]
+                spectrum = dctn(yuv[at], axes=(1, 2), norm="ortho")
+                spectrum[:, 15, 15] += magnitude
+                spectrum[:, 31, 31] += magnitude
+                yuv[at] = idctn(spectrum, axes=(1, 2), norm="ortho")
+    if images.shape[1] == 1:
+        return yuv
+    back: NDArray[np.float64] = np.einsum("ck,nkhw->nchw", np.linalg.inv(YUV), yuv)
+    return back
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(32, 32), (64, 32)])
+def test_as_the_paper_goes_about_it(channels: int, size: tuple[int, int]) -> None:
+    """One pattern added is the same as transforming every image, to a thousandth of a level."""
+    images = noise(channels, *size)
+    pattern = Frequency().pattern(channels, *size).double().numpy()
+    assert np.abs(images.numpy() + pattern - the_long_way(images, 30, 32)).max() < 1e-3
+    rounded = the_long_way(images, 30, 32).round().clip(0, 255)
+    assert (Frequency()(images).numpy() != rounded).mean() < 1e-3
+
+
+def test_only_the_stated_bins_change() -> None:
+    """Before rounding: U and V by the magnitude in two bins of each window, Y nowhere."""
+    change = to_yuv(Frequency(magnitude=25).pattern(3, 64, 96).double().numpy()[None])[0]
+    assert np.abs(change[0]).max() < 1e-3
+    expected = np.zeros((32, 32))
+    expected[15, 15] = expected[31, 31] = 25
+    for channel in change[1:]:
+        windows = channel.reshape(2, 32, 3, 32).transpose(0, 2, 1, 3).reshape(6, 32, 32)
+        spectra = dctn(windows, axes=(1, 2), norm="ortho")
+        assert np.abs(spectra - expected).max() < 1e-3
+
+
+def test_it_outlives_rounding() -> None:
+    """In the finished images, away from black and white, the stated bins rise by the magnitude
+    give or take what rounding adds, and the rest stays below that."""
+    images = noise(1, 32, 32, low=20, high=235)
+    change = (Frequency()(images).double() - images).numpy()
+    spectra = dctn(change[:, 0], axes=(1, 2), norm="ortho")
+    raised = np.stack([spectra[:, 15, 15], spectra[:, 31, 31]])
+    assert np.abs(raised - 30).max() < 2
+    spectra[:, [15, 31], [15, 31]] = 0
+    assert np.abs(spectra).max() < 10
+
+
+@pytest.mark.parametrize(("size", "bins"), [((28, 28), [(13, 13), (27, 27)]),
+                                            ((5, 64), [(2, 15), (4, 31)])])  # fmt: skip
+def test_small_images(size: tuple[int, int], bins: list[tuple[int, int]]) -> None:
+    """A window as small as the image; bins keep their share of the highest frequency."""
+    trigger = Frequency()
+    assert trigger.bins_on(*size) == bins
+    high, wide = min(32, size[0]), min(32, size[1])
+    expected = np.zeros((high, wide))
+    for row, column in bins:
+        expected[row, column] = 30
+    pattern = trigger.pattern(1, *size)[0].double().numpy()
+    for left in range(0, size[1], wide):
+        spectrum = dctn(pattern[:, left : left + wide], norm="ortho")
+        assert np.abs(spectrum - expected).max() < 1e-3
+
+
+def test_what_is_left_over_stays() -> None:
+    """40 x 70 pixels hold one window by two: eight rows and six columns are not touched."""
+    pattern = Frequency().pattern(3, 40, 70)
+    assert (pattern[:, :32, :64].abs() > 0).float().mean() > 0.9
+    assert (pattern[:, 32:] == 0).all()
+    assert (pattern[:, :, 64:] == 0).all()
+
+
+def test_bins_that_fall_together() -> None:
+    """A single pixel has one frequency: refused, with the size."""
+    with pytest.raises(ConfigError, match="1x1 pixels two of the frequencies fall together"):
+        Frequency()(noise(1, 1, 1))
+    Frequency(bins=[[0, 0]])(noise(1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"magnitude": -1}, {"window": 1}, {"bins": []}, {"bins": [[1]]}, {"bins": [[32, 0]]},
+     {"bins": 3}, {"window": 16}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_refused(wrong: dict[str, Any]) -> None:
+    """Before any work; bins must lie in the window."""
+    with pytest.raises(ConfigError, match=r"`trigger\."):
+        Frequency(**wrong)

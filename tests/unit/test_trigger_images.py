@@ -1,0 +1,114 @@
+"""Image files that attacks bring along: what is read, what is refused, what counts."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from backdoor_lab.attacks.blended import Blended
+from backdoor_lab.attacks.images import Picture, picture, share
+from backdoor_lab.attacks.patch import Patch
+from backdoor_lab.attacks.reflection import Reflection
+from backdoor_lab.build import source_digest
+from backdoor_lab.errors import ConfigError
+
+KINDS: list[Any] = [Patch, Blended, Reflection]
+
+
+def saved(path: Path, pixels: Any) -> str:
+    Image.fromarray(np.array(pixels, np.uint8)).save(path)
+    return str(path)
+
+
+def test_colour_and_opacity(tmp_path: Path) -> None:
+    """Unresized, an RGBA file gives its own numbers; grey is luma, 0.299 R + 0.587 G + 0.114 B."""
+    path = saved(tmp_path / "a.png", [[[200, 100, 50, 255], [10, 20, 30, 51]]])
+    color, opacity = Picture("trigger.image", path).sized(3, 1, 2)
+    assert color.tolist() == [[[200, 10]], [[100, 20]], [[50, 30]]]
+    assert torch.allclose(opacity, torch.tensor([[1.0, 0.2]]))
+    grey, _ = Picture("trigger.image", path).sized(1, 1, 2)
+    assert grey.shape == (1, 1, 2)
+    assert grey[0, 0, 0] == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+
+
+def test_transparent_pixels_do_not_bleed(tmp_path: Path) -> None:
+    """A resized picture takes nothing of the colour that its clear pixels happen to hold."""
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, :4] = [255, 0, 0, 255]
+    pixels[:, 4:] = [0, 255, 0, 0]
+    color, opacity = Picture("k", saved(tmp_path / "a.png", pixels)).sized(3, 3, 3)
+    assert color[1, opacity > 0].max() == 0
+    assert color[0, opacity > 0].min() > 250
+
+
+def test_grey_and_opaque_files(tmp_path: Path) -> None:
+    """A file without transparency is opaque; a grey one has three equal channels."""
+    path = saved(tmp_path / "a.png", np.arange(12).reshape(3, 4))
+    color, opacity = Picture("k", path).sized(3, 3, 4)
+    assert torch.equal(color, torch.arange(12.0).view(1, 3, 4).expand(3, 3, 4))
+    assert torch.equal(opacity, torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_content_is_the_files(kind: Any, tmp_path: Path) -> None:
+    """Two paths to equal bytes are equal, other bytes are not, no file is empty; the path is
+    declared as a place, so that it is no part of a result's identity."""
+    one = saved(tmp_path / "one.png", [[[1, 2, 3]]])
+    same = str(tmp_path / "same.png")
+    Path(same).write_bytes(Path(one).read_bytes())
+    other = saved(tmp_path / "other.png", [[[1, 2, 4]]])
+    assert kind(image=one).content() == hashlib.sha256(Path(one).read_bytes()).hexdigest()
+    assert kind(image=one).content() == kind(image=same).content() != kind(image=other).content()
+    assert kind().content() == ""
+    assert kind.places == ("image",)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_file_is_read_once(kind: Any, tmp_path: Path) -> None:
+    """What was hashed is what is stamped, also when the file is gone by then."""
+    path = saved(tmp_path / "a.png", np.full((4, 4, 3), 200))
+    made = kind(image=path)
+    Path(path).unlink()
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    assert not torch.equal(made(images), images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reading_is_part_of_the_code(kind: Any, tmp_path: Path) -> None:
+    """With a file, the code that reads it decides the result too."""
+    path = saved(tmp_path / "a.png", [[[1, 2, 3]]])
+    assert source_digest(kind(image=path)) != source_digest(kind())
+
+
+def test_what_is_refused(tmp_path: Path) -> None:
+    """No file, a folder, no image, half an image, 16 bits: each says key, path and why."""
+    (tmp_path / "text.png").write_text("not an image")
+    whole = Path(saved(tmp_path / "whole.png", np.arange(3000).reshape(10, 100, 3) % 256))
+    data = whole.read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "deep.png")
+    wrong = {
+        "none.png": "No such file", ".": "cannot be read", "text.png": "not a sound image",
+        "half.png": "not a sound image", "deep.png": "not supported",
+    }  # fmt: skip
+    for name, reason in wrong.items():
+        with pytest.raises(ConfigError, match=rf"`trigger\.image`: .*{name}.*{reason}"):
+            Picture("trigger.image", str(tmp_path / name))
+    for nothing in ("", 3, ["a.png"], "a\0.png"):
+        with pytest.raises(ConfigError, match=r"`trigger\.image`"):
+            Picture("trigger.image", nothing)
+    assert picture("trigger.image", None) is None
+
+
+@pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), True, "0.5", None])
+def test_shares(value: Any) -> None:
+    """A share is above 0 and at most 1."""
+    assert share("a", 1) == 1.0
+    with pytest.raises(ConfigError, match="`a`"):
+        share("a", value)

@@ -1,0 +1,187 @@
+"""The label-consistent attack: the bound, the loss, closed forms on a linear network, the mark."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backdoor_lab.attacks import label_consistent
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.label_consistent import LabelConsistent
+from backdoor_lab.attacks.pattern import CHECKER
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.types import Images
+
+SHAPE = (3, 12, 10)
+MARK = torch.tensor([[255, 0, 0], [0, 255, 0], [255, 0, 255]])
+
+
+class Curved(nn.Module):
+    """A fixed small convolutional network of three classes that takes images in 0..255."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.filters = nn.Parameter(torch.randn(6, 3, 3, 3, generator=generator) / 3)
+        self.weights = nn.Parameter(torch.randn(3, 6, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = F.conv2d((images.float() - 128) / 64, self.filters).relu().mean(dim=(2, 3))
+        return hidden @ self.weights.T
+
+
+class Straight(nn.Module):
+    """Two classes, logits (0, w · x): the loss of class 0 always rises along w."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.w = nn.Parameter(torch.randn(SHAPE, generator=generator) / 1000)
+
+    def forward(self, images: Tensor) -> Tensor:
+        along = (images * self.w).sum(dim=(1, 2, 3))
+        return torch.stack([torch.zeros_like(along), along], dim=1)
+
+
+def noise(n: int, low: int = 0, high: int = 256) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(low, high, (n, *SHAPE), generator=generator).byte()
+
+
+def workshop(surrogate: nn.Module) -> Workshop:
+    train = Images(noise(2), torch.tensor([0, 1]), ("a", "b", "c"))
+    return Workshop(train, 0, None, 0, lambda: surrogate)
+
+
+def inside(images: Tensor) -> Tensor:
+    """Bool (H, W): outside all four corners."""
+    found = torch.ones(images.shape[2:], dtype=torch.bool)
+    for rows in (slice(0, 3), slice(-3, None)):
+        for columns in (slice(0, 3), slice(-3, None)):
+            found[rows, columns] = False
+    return found
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "step_size"),
+    [("linf", 8, 1.5), ("linf", 7.5, 1.5), ("l2", 60, 2.0), ("l2", 33.3, 40)],
+)
+def test_harder_within_the_bound(norm: str, eps: float, step_size: float) -> None:
+    """Every stored image stays in its ball, and the surrogate's loss on its true label rises."""
+    net, images, labels = Curved(), noise(12), torch.arange(12) % 3
+    trigger = LabelConsistent(norm=norm, eps=eps, step_size=step_size, steps=40)
+    harder = trigger.perturbed(images, labels, workshop(net))
+    change = (harder.double() - images.double()).flatten(1)
+    size = change.abs().amax(dim=1) if norm == "linf" else change.norm(dim=1)
+    assert (size <= eps).all()
+    assert (size > 0.8 * int(eps)).all()
+    losses = [F.cross_entropy(net(x), labels, reduction="none") for x in (images, harder)]
+    assert (losses[1] > losses[0]).all()
+
+
+def test_more_room_is_harder() -> None:
+    """The loss rises with eps, and a ball of 0 leaves the images as they are."""
+    net, images, labels = Curved(), noise(9), torch.arange(9) % 3
+    losses = []
+    for eps in (0, 4, 16):
+        harder = LabelConsistent(eps=eps, steps=30).perturbed(images, labels, workshop(net))
+        losses.append(float(F.cross_entropy(net(harder).detach(), labels)))
+        assert eps > 0 or torch.equal(harder, images)
+    assert losses == sorted(losses)
+    assert losses[2] > losses[0] + 0.1
+
+
+@pytest.mark.parametrize(("steps", "step_size", "moved"), [(3, 2.0, 6), (50, 2.0, 8), (1, 1.9, 1)])
+def test_linf_on_a_linear_network(steps: int, step_size: float, moved: int) -> None:
+    """x + min(steps · step_size, eps) · sign w for class 0 and against it for class 1, clipped;
+    fractions are dropped."""
+    net, images, labels = Straight(), noise(6), torch.tensor([0, 1, 0, 1, 0, 1])
+    trigger = LabelConsistent(steps=steps, step_size=step_size)
+    harder = trigger.perturbed(images, labels, workshop(net))
+    direction = torch.where(labels.eq(0), 1, -1)[:, None, None, None] * net.w.detach().sign()
+    assert torch.equal(harder, (images.float() + moved * direction).clamp(0, 255).byte())
+
+
+@pytest.mark.parametrize(("steps", "moved"), [(10, 200), (2, 100)])
+def test_l2_on_a_linear_network(steps: int, moved: int) -> None:
+    """x + min(steps · step_size, eps) · w / |w|₂ where nothing is clipped; fractions are dropped
+    towards x."""
+    net, images, labels = Straight(), noise(3, 100, 150), torch.zeros(3).long()
+    trigger = LabelConsistent(norm="l2", eps=200, step_size=50, steps=steps)
+    change = trigger.perturbed(images, labels, workshop(net)).float() - images.float()
+    exact = moved * net.w.detach() / net.w.detach().norm()
+    assert ((change - exact).abs() < 1.001).all()
+    assert (change.abs() <= exact.abs() + 1e-3).all()
+
+
+def test_an_image_at_a_time_or_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The result does not depend on how the images are batched."""
+    net, images, labels = Curved(), noise(7), torch.arange(7) % 3
+    trigger = LabelConsistent(steps=5)
+    whole = trigger.poisoned(images, labels, workshop(net))
+    monkeypatch.setattr(label_consistent, "CHUNK", 3)
+    assert torch.equal(trigger.poisoned(images, labels, workshop(net)), whole)
+    alone = trigger.poisoned(images[4:5], labels[4:5], workshop(net))
+    assert torch.equal(alone, whole[4:5])
+
+
+def test_leaves_the_surrogate_alone() -> None:
+    """No gradient stays in its weights, and the caller may have switched gradients off."""
+    net, images, labels = Curved(), noise(4), torch.zeros(4).long()
+    trigger = LabelConsistent(steps=3)
+    expected = trigger.poisoned(images, labels, workshop(net))
+    with torch.no_grad():
+        assert torch.equal(trigger.poisoned(images, labels, workshop(net)), expected)
+    assert all(weights.grad is None for weights in net.parameters())
+
+
+def test_four_corners_at_full_amplitude() -> None:
+    """The stated 3×3 mark on the left, mirrored on the right; BadNets' pattern lower right; all
+    else untouched on test images."""
+    images = noise(4)
+    found = LabelConsistent(amplitude=32)(images).long()
+    for rows in (slice(0, 3), slice(-3, None)):
+        assert (found[:, :, rows, :3] == MARK).all()
+        assert (found[:, :, rows, -3:] == MARK.flip(1)).all()
+    white = {(r, c) for r in (-3, -2, -1) for c in (-3, -2, -1) if found[0, 0, r, c] == 255}
+    assert white == set(CHECKER)
+    outside = inside(images)
+    assert torch.equal(found[:, :, outside], images[:, :, outside].long())
+
+
+def test_amplitude_in_training() -> None:
+    """Training: the perturbed image ± 32 in the corners, clipped, and itself elsewhere."""
+    net, images, labels = Curved(), noise(5), torch.zeros(5).long()
+    trigger = LabelConsistent(steps=4, amplitude=32)
+    harder = trigger.perturbed(images, labels, workshop(net)).long()
+    found = trigger.poisoned(images, labels, workshop(net)).long()
+    sign = torch.where(MARK.eq(255), 32, -32)
+    upper_left = (harder[:, :, :3, :3] + sign).clamp(0, 255)
+    assert torch.equal(found[:, :, :3, :3], upper_left)
+    lower_right = (harder[:, :, -3:, -3:] + sign.flip(1)).clamp(0, 255)
+    assert torch.equal(found[:, :, -3:, -3:], lower_right)
+    outside = inside(images)
+    assert torch.equal(found[:, :, outside], harder[:, :, outside])
+    assert not torch.equal(found[:, :, outside], images[:, :, outside].long())
+
+
+def test_amplitude_at_test_time() -> None:
+    """Test images: the image itself ± 64 in the corners, whatever training gets."""
+    images = noise(5)
+    found = LabelConsistent(test_amplitude=64)(images).long()
+    sign = torch.where(MARK.eq(255), 64, -64)
+    assert torch.equal(found[:, :, :3, :3], (images[:, :, :3, :3].long() + sign).clamp(0, 255))
+
+
+def test_refusals() -> None:
+    """A norm that is not there, eps in the wrong unit, an amplitude out of range, tiny images."""
+    with pytest.raises(ConfigError, match=r"trigger\.norm"):
+        LabelConsistent(norm="l1")
+    with pytest.raises(ConfigError, match=r"grey levels.*for 8/255 give 8"):
+        LabelConsistent(eps=8 / 255)
+    with pytest.raises(ConfigError, match=r"trigger\.test_amplitude"):
+        LabelConsistent(test_amplitude=256)
+    with pytest.raises(ConfigError, match="images of 2x12 pixels are too small"):
+        LabelConsistent()(torch.zeros(1, 1, 2, 12, dtype=torch.uint8))

@@ -1,0 +1,123 @@
+"""The patch: its shapes, its places, its colour, its transparency."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from backdoor_lab.attacks.patch import Patch
+from backdoor_lab.attacks.pixel import Pixel
+from backdoor_lab.errors import ConfigError
+
+
+def black(channels: int = 3, height: int = 6, width: int = 8) -> Tensor:
+    return torch.zeros(1, channels, height, width, dtype=torch.uint8)
+
+
+def noise(n: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (n, 3, 9, 11), dtype=torch.uint8, generator=generator)
+
+
+def drawn(**options: Any) -> list[str]:
+    """What the trigger paints on black, '#' for a pixel that is set, upper left 3 x 4 pixels."""
+    image = Patch(positions=(0, 0), **options)(black(1))[0, 0, :3, :4]
+    return ["".join("#" if value else "." for value in row) for row in image.tolist()]
+
+
+def test_shapes() -> None:
+    """Drawn by hand; x of size 3 and l of size 2 are those of Tran, Li and Madry."""
+    assert drawn(shape="square") == ["###.", "###.", "###."]
+    assert drawn(shape="x") == ["#.#.", ".#..", "#.#."]
+    assert drawn(shape="l", size=2) == ["##..", "#...", "...."]
+    assert drawn(shape="l", size=3) == ["###.", "#...", "#..."]
+    assert drawn(shape="checker") == ["#.#.", ".#..", "#.#."]
+    assert drawn(shape="checker", size=[2, 4]) == ["#.#.", ".#.#", "...."]
+    assert drawn(shape="square", size=[1, 4]) == ["####", "....", "...."]
+
+
+@pytest.mark.parametrize("position", [(-1, -1), (0, 0), (3, -2), (-9, 10)])
+@pytest.mark.parametrize("color", [255, [10, 200, 30]])
+def test_a_patch_of_one_pixel_is_pixel(position: tuple[int, int], color: Any) -> None:
+    """Positions and colours mean the same."""
+    patch = Patch(size=1, positions=position, color=color)
+    assert torch.equal(patch(noise()), Pixel(position=position, color=color)(noise()))
+
+
+@pytest.mark.parametrize(
+    ("position", "rows", "columns"),
+    [((0, 0), (0, 2), (0, 3)), ((-1, -1), (4, 6), (5, 8)), ((-2, 1), (3, 5), (1, 4)),
+     ((4, 5), (4, 6), (5, 8)), ((-5, -6), (0, 2), (0, 3))],
+)  # fmt: skip
+def test_positions(
+    position: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
+) -> None:
+    """The upper left pixel, or with negative numbers the lower right one."""
+    painted = Patch(size=[2, 3], positions=position)(black())[0, 0]
+    expected = torch.zeros(6, 8, dtype=torch.uint8)
+    expected[slice(*rows), slice(*columns)] = 255
+    assert torch.equal(painted, expected)
+
+
+def test_only_the_patch_changes() -> None:
+    """Several places at once, and not a pixel beside them."""
+    images = noise()
+    made = Patch(size=2, positions=[(0, 0), (-1, -1)], color=[1, 2, 3])(images)
+    inside = torch.zeros(9, 11, dtype=torch.bool)
+    inside[:2, :2] = inside[-2:, -2:] = True
+    assert torch.equal(made[:, :, ~inside], images[:, :, ~inside])
+    assert torch.equal(made[0, :, inside], torch.tensor([1, 2, 3]).byte()[:, None].expand(3, 8))
+
+
+def test_opacity() -> None:
+    """(1 - a) x + a k: half of 201 and 100 is 150.5, rounded to even; on grey the mean colour."""
+    images = black().fill_(100)
+    half = Patch(size=1, color=201, opacity=0.5)(images)
+    assert half[0, :, -1, -1].tolist() == [150, 150, 150]
+    quarter = Patch(size=1, color=[200, 0, 100], opacity=0.25)(images)
+    assert quarter[0, :, -1, -1].tolist() == [125, 75, 100]
+    grey = Patch(size=1, color=[0, 60, 120])(black(1))
+    assert grey[0, 0, -1, -1] == 60
+
+
+def test_an_image_with_transparency(tmp_path: Path) -> None:
+    """Its opaque pixels cover, its clear ones do not, the half-clear one mixes; the shape cuts."""
+    pixels = np.array([[[250, 0, 0, 255], [9, 9, 9, 0]], [[0, 200, 0, 51], [0, 0, 90, 255]]])
+    path = tmp_path / "patch.png"
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    images = black().fill_(100)
+    made = Patch(size=2, positions=(0, 0), image=str(path))(images)[0]
+    assert made[:, 0, 0].tolist() == [250, 0, 0]
+    assert made[:, 0, 1].tolist() == [100, 100, 100]
+    assert made[:, 1, 0].tolist() == [80, 120, 80]
+    assert made[:, 1, 1].tolist() == [0, 0, 90]
+    cut = Patch(shape="l", size=2, positions=(0, 0), image=str(path))(images)[0]
+    assert torch.equal(cut[:, :, 0], made[:, :, 0])
+    assert cut[:, 1, 1].tolist() == [100, 100, 100]
+
+
+@pytest.mark.parametrize("position", [(0, 7), (5, 0), (-6, -1), (0, -8), (-1, 100)])
+def test_a_patch_must_lie_inside(position: tuple[int, int]) -> None:
+    """Two pixels high and two wide, on 6 x 8: the error names patch, place and size."""
+    with pytest.raises(ConfigError, match=r"patch of 2x2 pixels at .* images of 6x8 pixels"):
+        Patch(size=2, positions=position)(black())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"shape": "star"}, {"size": 0}, {"size": [2]}, {"size": [1, 2, 3]}, {"size": 2.5},
+     {"shape": "x", "size": [2, 3]}, {"color": 256}, {"color": [1, 2]}, {"positions": []},
+     {"positions": [[1, 2, 3]]}, {"positions": [0.5, 1]}, {"positions": 3}, {"opacity": 0},
+     {"opacity": 1.5}, {"image": "no/such/file.png"}],
+    ids=str,
+)  # fmt: skip
+def test_what_is_refused(wrong: dict[str, Any]) -> None:
+    """Before any work, with the key named."""
+    with pytest.raises(ConfigError, match="`trigger"):
+        Patch(**wrong)

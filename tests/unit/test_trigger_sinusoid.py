@@ -1,0 +1,68 @@
+"""SIG: the paper's sine, its two strengths, and where it vanishes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from backdoor_lab.attacks.sinusoid import Sinusoid
+from backdoor_lab.errors import ConfigError
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_papers_formula(channels: int) -> None:
+    """v(i, j) = D sin(2 pi j f / m), j from 1, on mid-grey: every row and channel alike."""
+    images = torch.full((2, channels, 5, 40), 128, dtype=torch.uint8)
+    made = Sinusoid(delta=30, frequency=3)(images)
+    for j in range(1, 41):
+        expected = round(128 + 30 * math.sin(2 * math.pi * j * 3 / 40))
+        assert (made[:, :, :, j - 1] == expected).all(), j
+
+
+def test_its_spectrum_is_one_frequency() -> None:
+    """All energy at f periods across the image, with amplitude D there."""
+    wave = Sinusoid(delta=40, frequency=6).pattern(1, 1, 64)[0, 0].double()
+    amplitude = torch.fft.rfft(wave).abs() / 32
+    assert amplitude[6] == pytest.approx(40, abs=1e-4)
+    assert amplitude.sum() - amplitude[6] < 1e-3
+
+
+def test_training_is_weaker() -> None:
+    """Poison gets train_delta, test images delta; the labels stay."""
+    images = torch.full((3, 3, 8, 32), 100, dtype=torch.uint8)
+    labels, work = torch.zeros(3, dtype=torch.int64), None
+    both: Any = Sinusoid(delta=40, train_delta=20)
+    assert torch.equal(both(images), Sinusoid(delta=40, train_delta=40)(images))
+    weak = Sinusoid(delta=20)(images)
+    assert torch.equal(both.poisoned(images, labels, work), weak)
+    assert torch.equal(both.covering(images, labels, work), weak)
+    assert both.labels == "clean"
+    assert not both.same_everywhere
+    assert Sinusoid(delta=40, train_delta=40).same_everywhere
+
+
+def test_no_wrap_around() -> None:
+    """Bright stripes on white and dark ones on black are clipped."""
+    images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 32)
+    made = Sinusoid()(images.contiguous()).int()
+    assert made[0].max() <= 40
+    assert made[1].min() >= 215
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 4, 6, 12])
+def test_widths_on_which_it_vanishes(width: int) -> None:
+    """Where 2 f / m is whole every column is a zero of the sine; elsewhere none of that."""
+    with pytest.raises(ConfigError, match=f"9x{width} pixels"):
+        Sinusoid()(torch.zeros(1, 1, 9, width, dtype=torch.uint8))
+    Sinusoid().fits(1, 9, 5)
+    Sinusoid().fits(1, 9, 13)
+
+
+@pytest.mark.parametrize("wrong", [{"delta": 0}, {"train_delta": -1}, {"frequency": -1}], ids=str)
+def test_what_is_refused(wrong: dict[str, Any]) -> None:
+    """Before any work, with the key named."""
+    with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
+        Sinusoid(**wrong)

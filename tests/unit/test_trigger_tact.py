@@ -1,0 +1,63 @@
+"""The targeted contamination attack: the mark, and whom it is put on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from backdoor_lab.attacks.plan import Plan
+from backdoor_lab.attacks.poison import late, poison
+from backdoor_lab.attacks.tact import Tact
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.types import Images
+
+
+def dark(n: int, channels: int = 3, height: int = 12, width: int = 9) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 200, (n, channels, height, width), generator=generator).byte()
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_a_square_in_the_lower_right_corner(size: int) -> None:
+    """The last `size` rows and columns take the colour, all else stays."""
+    images = dark(3)
+    expected = images.clone()
+    expected[:, :, 12 - size :, 9 - size :] = torch.tensor([255, 0, 7]).byte()[:, None, None]
+    assert torch.equal(Tact(size=size, color=[255, 0, 7])(images), expected)
+
+
+def test_source_class_is_poisoned_and_others_are_covers() -> None:
+    """Poison: source-class images labelled as the target. Covers: as many marked images of all
+    other classes but the target, with their own labels."""
+    labels = torch.arange(200) % 5
+    train = Images(dark(200), labels, tuple("abcde"))
+    trigger, target, source = Tact(), 1, 3
+    plan = Plan(target, source, 0.5, eligible="source", covers=trigger.covers)
+    made = poison(train, trigger, plan, seed=0)
+    assert len(made.source_index) == len(made.cover_index) == 20
+    assert set(labels[made.source_index].tolist()) == {source}
+    assert set(labels[made.cover_index].tolist()) == {0, 2, 4}
+    assert set(made.training.labels[made.is_poison].tolist()) == {target}
+    assert torch.equal(made.training.labels[made.is_cover], labels[made.cover_index])
+    seen = made.training.gather(torch.arange(len(made.training)))
+    marked = (seen[:, :, -4:, -4:] == 255).flatten(1).all(dim=1)
+    assert torch.equal(marked, made.is_poison | made.is_cover)
+
+
+def test_one_mark_for_all() -> None:
+    """Poison, covers and test images are marked alike, so it may be stamped on batches too."""
+    late(Tact())
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "4"])
+def test_refuses_a_wrong_size(size: object) -> None:
+    """The side is a whole number of pixels from 1 on."""
+    with pytest.raises(ConfigError, match=r"trigger\.size"):
+        Tact(size=size)  # type: ignore[arg-type]
+
+
+def test_images_too_small() -> None:
+    """A square larger than the image is refused with the image's size."""
+    with pytest.raises(ConfigError, match="3x9 pixels"):
+        Tact(size=4)(dark(1, 3, 3, 9))

@@ -1,0 +1,161 @@
+"""WaNet: the field's strength, bilinear reading against PyTorch's, undoing it, the covers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.warp import Warp, sample, straight
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.types import Images
+
+
+def noise(n: int = 3, channels: int = 3, height: int = 20, width: int = 28) -> Tensor:
+    shape = (n, channels, height, width)
+    generator = torch.Generator().manual_seed(2)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def smooth(height: int, width: int) -> Tensor:
+    """One period of a wave each way, in 28..228."""
+    rows = torch.linspace(0, 6.283, height).sin()[:, None]
+    return (128 + 100 * rows * torch.linspace(0, 6.283, width).cos())[None, None]
+
+
+def workshop(seed: int = 0) -> Workshop:
+    train = Images(noise(1), torch.zeros(1, dtype=torch.int64), ("a", "b"))
+    return Workshop(train, 0, None, seed, nn.Module)
+
+
+def covers(trigger: Warp, images: Tensor, seed: int = 0) -> Tensor:
+    return trigger.covering(images, torch.zeros(len(images), dtype=torch.int64), workshop(seed))
+
+
+@pytest.mark.parametrize("size", [(20, 28), (7, 33)])
+def test_reads_as_grid_sample_does(size: tuple[int, int]) -> None:
+    """PyTorch's own sampler, with its (x, y) order, gives the same to a thousandth of a level."""
+    images = noise(2, 3, *size)
+    where = straight(*size).float() + torch.randn(2, 2, *size) * 0.2
+    grid = where.flip(1).permute(0, 2, 3, 1)
+    theirs = F.grid_sample(images.float(), grid, align_corners=True, padding_mode="border")
+    assert (sample(images, where) - theirs).abs().max() < 1e-2
+
+
+def test_no_field_no_change() -> None:
+    """Where every pixel stays in its place, every value does."""
+    images = noise()
+    still = sample(images, straight(20, 28).float()[None])
+    assert (still - images).abs().max() < 1e-2
+
+
+def test_a_whole_pixel_moves_a_whole_pixel() -> None:
+    """2 / (n - 1) is one pixel: the image is shifted by it, its border repeated."""
+    images = noise()
+    right = straight(20, 28).float()[None]
+    right[:, 1] += 2 / 27
+    moved = sample(images, right)
+    assert (moved[..., :-1] - images[..., 1:]).abs().max() < 1e-2
+    assert (moved[..., -1] - images[..., -1]).abs().max() < 1e-2
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
+def test_the_stated_strength(strength: float) -> None:
+    """At the grid's own points, away from the clipped borders: mean |displacement| = s M / L
+    with mean |M| = 1 over all of M."""
+    trigger = Warp(strength=strength, grid=4)
+    moved = trigger.field(4, 4).double() - straight(4, 4)
+    drawn = Warp(strength=strength, grid=4, rescale=0.1).field(4, 4).double() / 0.1
+    field = (drawn - straight(4, 4)) * 4 / strength
+    assert field.abs().mean() == pytest.approx(1, abs=1e-4)
+    assert torch.allclose(moved[:, 1:3, 1:3] * 4 / strength, field[:, 1:3, 1:3], atol=1e-5)
+
+
+def test_half_the_strength_is_half_the_field() -> None:
+    """Linear in s; other seeds, other fields; rows count by height, columns by width."""
+    weak, strong = (
+        (Warp(strength=s, rescale=0.1).field(40, 20).double() / 0.1 - straight(40, 20))
+        for s in (0.25, 0.5)
+    )
+    assert torch.allclose(strong, 2 * weak, atol=1e-6)
+    assert not torch.equal(Warp(field_seed=1).field(8, 8), Warp().field(8, 8))
+    tall = Warp(rescale=0.1).field(40, 40).double() / 0.1 - straight(40, 40)
+    assert (weak.abs() > 0).all()
+    flat = Warp(rescale=0.1).field(40, 80).double() / 0.1 - straight(40, 80)
+    assert torch.allclose(tall[1, :, 0], 2 * flat[1, :, 0], atol=1e-6)
+    assert torch.allclose(tall[0, :, 0], flat[0, :, 0], atol=1e-6)
+
+
+def test_the_field_is_smooth() -> None:
+    """Neighbouring pixels move almost alike, as noise does not."""
+    field = Warp(strength=1.0).field(64, 64).double() - straight(64, 64)
+    inside = field[:, 4:-4, 4:-4]
+    assert inside.diff(dim=2).abs().mean() < 0.2 * inside.abs().mean()
+
+
+def test_the_opposite_warp_undoes_it() -> None:
+    """On a smooth image, to first order: what bending changes, bending back changes back."""
+    images = smooth(64, 64)
+    field = Warp().field(64, 64)
+    back = 2 * straight(64, 64).float() - field
+    bent = sample(images, field[None])
+    undone = sample(bent, back[None])
+    inside = (..., slice(3, -3), slice(3, -3))
+    changed = (bent - images)[inside].abs().max()
+    left = (undone - images)[inside].abs().max()
+    assert changed > 4
+    assert left < changed / 10
+
+
+def test_covers_differ_from_poison_and_each_other() -> None:
+    """Four copies of one image: four different covers, none of them the payload; another seed,
+    other covers; the field of a cover is the payload's plus at most 1 / L."""
+    images = noise(1).expand(4, -1, -1, -1)
+    trigger = Warp()
+    made = covers(trigger, images)
+    payload = trigger(images)
+    assert torch.equal(payload[0], payload[3])
+    everything = [*made, payload[0], images[0]]
+    for i, one in enumerate(everything):
+        assert all((one != other).float().mean() > 0.3 for other in everything[:i])
+    assert torch.equal(made, covers(trigger, images))
+    assert not torch.equal(made, covers(trigger, images, seed=1))
+
+
+def test_cover_noise_is_one_pixel_at_most() -> None:
+    """On a ramp of ten levels a pixel, values say where a pixel came from: within (L - 1) / (2 L)
+    pixels of where the payload takes it from, and about half of that on average."""
+    ramp = (torch.arange(25) * 10).to(torch.uint8).expand(40, 1, 25, 25).contiguous()
+    payload, made = Warp()(ramp).double(), covers(Warp(), ramp).double()
+    apart = (made - payload)[..., 2:-2].abs() / 10
+    assert apart.max() <= 12 / 25 + 0.11
+    assert apart.mean() == pytest.approx(6 / 25, abs=0.02)
+
+
+def test_poison_is_what_test_images_get() -> None:
+    """Covers are the only ones treated otherwise; two of them for each poisoned image."""
+    images, labels = noise(), torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(Warp().poisoned(images, labels, workshop()), Warp()(images))
+    assert Warp.covers == 2.0
+    assert not Warp().same_everywhere
+
+
+@pytest.mark.parametrize("size", [(3, 9), (9, 3)])
+def test_images_smaller_than_the_grid(size: tuple[int, int]) -> None:
+    """Refused with both sizes named."""
+    with pytest.raises(ConfigError, match=f"4x4 pixels, images have {size[0]}x{size[1]}"):
+        Warp()(noise(1, 1, *size))
+    Warp(grid=3)(noise(1, 1, *size))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"grid": 1}, {"strength": 0}, {"rescale": -1}, {"field_seed": 0.5}], ids=str
+)
+def test_what_is_refused(wrong: dict[str, Any]) -> None:
+    """Before any work, with the key named."""
+    with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
+        Warp(**wrong)
