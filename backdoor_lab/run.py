@@ -31,7 +31,7 @@ from backdoor_lab.errors import (
 from backdoor_lab.files import digest
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
-ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name")
+ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run")
 _outcome: dict[str, Any] = {}
 
 
@@ -70,13 +70,14 @@ def task(config: DictConfig) -> str:
     """One cell, in whatever process the launcher chose; returns its status."""
     from backdoor_lab.sweep.expand import plain
     from backdoor_lab.sweep.job import run_job
+    from backdoor_lab.sweep.sweeper import parallel
 
     stopping.install()
     settings = HydraConfig.get()
     single = OmegaConf.is_missing(settings.job, "num")
     folder = Path(settings.runtime.output_dir)
     try:
-        status = run_job(plain(config), folder, _parallel(settings), in_sweep=not single)
+        status = run_job(plain(config), folder, parallel(settings), in_sweep=not single)
     except LabError as error:
         if not single and os.getpid() == _outcome.get("driver") and isinstance(error, Stopped):
             # Out of the launcher's loop, past its remaining cells.
@@ -179,16 +180,6 @@ def register() -> None:
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
     import backdoor_lab.sweep.sweeper  # noqa: F401
-
-
-def _parallel(settings: Any) -> int:
-    """How many cells run side by side on this machine, as far as the launcher says."""
-    cores = os.cpu_count() or 1
-    ray = settings.launcher.get("ray")
-    if ray is not None:
-        return max(1, int(cores // (ray.remote.get("num_cpus") or 1)))
-    jobs = int(settings.launcher.get("n_jobs") or 1)
-    return jobs if jobs > 0 else cores
 
 
 def _preflight() -> Any:

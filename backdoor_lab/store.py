@@ -51,9 +51,9 @@ class Store:
         """The id of a stage's output: a hash of its name and of what decides it."""
         return digest({"stage": stage, "inputs": inputs}, 32)
 
-    def has(self, stage: str, inputs: dict[str, Any]) -> bool:
-        """Whether the output is published (its hashes are not checked here)."""
-        return (self._folder(stage, self.identity(stage, inputs)) / MANIFEST).is_file()
+    def find(self, stage: str, inputs: dict[str, Any]) -> Entry | None:
+        """The published output for `inputs`, None where there is none; computes nothing."""
+        return self._read(stage, self._folder(stage, self.identity(stage, inputs)), inputs)
 
     def scratch(self, stage: str, inputs: dict[str, Any]) -> Path:
         """A folder that outlives a killed computation, for its checkpoints; gone once published."""

@@ -20,7 +20,7 @@ from backdoor_lab.training.recipe import Recipe
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
 FILTERS = ("classes", "budget", "budget_cap", "centred")
 PLAIN = ("target", "source", "ratio", "labels", "covers", "seed")
-ELSEWHERE = ("name", "trainer", "logger", "store", "experiment")
+ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run")
 PROTOCOL = (
     "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer",
@@ -201,6 +201,7 @@ def check_keys(config: dict[str, Any]) -> None:
         checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
     checks.keys("protocol", config["protocol"], PROTOCOL)
     checks.keys("store", config["store"], ("root",))
+    checks.flag("dry_run", config.get("dry_run", False))
     if config["protocol"]["ratio_of"] == "count":
         checks.whole("ratio", config["ratio"], low=0)
     else:

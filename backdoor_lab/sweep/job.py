@@ -11,6 +11,7 @@ from typing import Any
 from backdoor_lab import stopping
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.store import Store
+from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.chain import Chain, run_cell
 from backdoor_lab.sweep.listing import command_line, finished, place, sweep_file
 from backdoor_lab.sweep.preflight import Preflight, check_writable
@@ -42,6 +43,8 @@ def run_job(
             f"this cell was {folder.name} when the sweep was checked and is {cell.id} now: its"
             " configuration or data changed meanwhile; repeat the command"
         )
+    if config.get("dry_run"):
+        return _foretell(cell, folder, parallel_cells)
     check_writable(folder)
     if finished(folder, cell.id):
         _tell(folder, in_sweep)
@@ -62,6 +65,15 @@ def run_job(
         status = str(run_cell(cell, folder, chain, command=command)["status"])
     _tell(folder, in_sweep)
     return status
+
+
+def _foretell(cell: Cell, folder: Path, parallel_cells: int) -> str:
+    from backdoor_lab.sweep.estimate import describe, estimate
+
+    machine = machine_of(cell.config["trainer"], parallel_cells=parallel_cells)
+    done = {cell.id} if finished(folder, cell.id) else set()
+    print(describe(estimate([cell], done, machine), 1))
+    return "done"
 
 
 def _tell(folder: Path, in_sweep: bool) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
@@ -24,6 +25,9 @@ from backdoor_lab.errors import (
 from backdoor_lab.files import write_atomic, write_json
 from backdoor_lab.sweep.expand import Expander
 from backdoor_lab.sweep.listing import Asked, command_line, finished, merge_asked, status_of
+
+if TYPE_CHECKING:
+    from backdoor_lab.sweep.cell import Cell
 
 # Hydra's plugin scan executes plugin modules anew; BasicSweeper must be imported after it.
 Plugins.instance()
@@ -46,8 +50,10 @@ class ResumeSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> int:
         """Runs the sweep; returns the exit code."""
         jobs = self._jobs(arguments)
-        asked = self._checked(jobs)
+        asked, dry = self._checked(jobs)
         folder = Path(str(self.config.hydra.sweep.dir))
+        if dry:
+            return self._tell(folder, dry)
         self._announce(folder, asked)
         left = [each for each in asked if not finished(folder / each.id, each.id)]
         if len(left) < len(asked):
@@ -66,13 +72,15 @@ class ResumeSweeper(BasicSweeper):
             raise ConfigError("the sweep has no cells: a choice like glob(*) matched nothing")
         return jobs
 
-    def _checked(self, jobs: Sequence[list[str]]) -> list[Asked]:
+    def _checked(self, jobs: Sequence[list[str]]) -> tuple[list[Asked], list[Cell]]:
+        """Every cell of the sweep; and, when it is only to be estimated, the cells again."""
         from backdoor_lab.sweep.preflight import Preflight
 
         assert self.hydra_context is not None
         expander: Any = Expander(self.hydra_context.config_loader, self.config)
         preflight = Preflight()
         found: dict[str, Asked] = {}
+        dry: dict[str, Cell] = {}
         for number, job in enumerate(jobs, 1):
             try:
                 cell = preflight.cell(expander.config(job))
@@ -81,9 +89,24 @@ class ResumeSweeper(BasicSweeper):
                 raise type(error)(f"{where}{error}") from error
             # Two spellings of one choice (0.05, 5e-2) are one cell.
             found.setdefault(cell.id, Asked(cell.id, cell.choices, cell.attack, tuple(job)))
+            if cell.config.get("dry_run"):
+                dry[cell.id] = cell
         if len(found) < len(jobs):
             log.warning("%d of %d cells are the same as others", len(jobs) - len(found), len(jobs))
-        return list(found.values())
+        return list(found.values()), list(dry.values())
+
+    def _tell(self, folder: Path, cells: Sequence[Cell]) -> int:
+        from backdoor_lab.sweep.estimate import describe, estimate
+        from backdoor_lab.training.machine import machine_of
+
+        assert self.config is not None
+        here = parallel(self.config.hydra)
+        machine = machine_of(cells[0].config["trainer"], parallel_cells=here)
+        done = {cell.id for cell in cells if finished(folder / cell.id, cell.id)}
+        side_by_side = int(self.config.hydra.launcher.get("array_parallelism") or here)
+        print(describe(estimate(cells, done, machine), min(side_by_side, len(cells))))
+        ResumeSweeper.last_code = EXIT_DONE
+        return EXIT_DONE
 
     def _announce(self, folder: Path, asked: Sequence[Asked]) -> None:
         from backdoor_lab.sweep.preflight import check_writable
@@ -117,6 +140,16 @@ def register() -> None:
         sys.modules[NAME] = module
         ResumeSweeper.__module__ = NAME
         Plugins.instance().register(ResumeSweeper)
+
+
+def parallel(settings: Any) -> int:
+    """How many cells run side by side on this machine, as far as Hydra's launcher says."""
+    cores = os.cpu_count() or 1
+    ray = settings.launcher.get("ray")
+    if ray is not None:
+        return max(1, int(cores // (ray.remote.get("num_cpus") or 1)))
+    jobs = int(settings.launcher.get("n_jobs") or 1)
+    return jobs if jobs > 0 else cores
 
 
 def spread(left: Sequence[Asked]) -> list[Asked]:

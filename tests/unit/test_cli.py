@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cells import TINY, environment, started
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 # Runs the program once per command of a JSON list, in one process: imports cost the most.
 MANY = """
 import contextlib, io, json, sys, time
@@ -51,6 +52,11 @@ WRONG = {
     "-m trigger=glob(x*)": ["glob", "nothing"],
     "experiment=demos": ["demos", "demo"],
 }
+
+
+def choices(group: str) -> list[str]:
+    """The names of a config group's files."""
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
 def many(cwd: Path, commands: list[list[str]]) -> tuple[list[Any], bool]:
@@ -104,7 +110,8 @@ def test_help_and_completion_load_no_torch(tmp_path: Path) -> None:
     assert not torch_loaded
     assert [code for code, *_ in found] == [0] * 5, found
     texts = [out for _, out, *_ in found]
-    for part in ("trigger: pattern, pixel", "defense: none, oracle, random, spectral", "ratio"):
+    listed = [f"{group}: {', '.join(choices(group))}" for group in ("trigger", "defense")]
+    for part in (*listed, "ratio"):
         assert part in texts[0]
     assert "target: bird" in texts[1]
     assert "trigger" in texts[2]
@@ -123,7 +130,8 @@ def test_tab_completion_offers_the_choices(tmp_path: Path) -> None:
         )  # fmt: skip
         return run.stdout.split()
 
-    assert completed("backdoor-lab trigger=") == ["trigger=pattern", "trigger=pixel"]
+    triggers = [f"trigger={name}" for name in choices("trigger")]
+    assert completed("backdoor-lab trigger=") == triggers
 
 
 @pytest.fixture(scope="module")

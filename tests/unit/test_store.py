@@ -138,9 +138,9 @@ def test_leftovers_are_no_entries(tmp_path: Path) -> None:
     parts.mkdir(parents=True)
     (parts / MANIFEST).write_text("{}")
     (tmp_path / "train" / Store(tmp_path).identity("train", INPUTS)).mkdir()
-    assert not Store(tmp_path).has("train", INPUTS)
+    assert Store(tmp_path).find("train", INPUTS) is None
     assert get(tmp_path, Make()).made
-    assert Store(tmp_path).has("train", INPUTS)
+    assert Store(tmp_path).find("train", INPUTS)
     assert (parts / MANIFEST).read_text() == "{}"
 
 

@@ -1,0 +1,181 @@
+"""What a sweep would do and about how long it would take, without doing it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
+from backdoor_lab.attacks.poison import clean
+from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.files import canonical
+from backdoor_lab.store import Entry, Store
+from backdoor_lab.sweep.cell import Cell, source_of
+from backdoor_lab.sweep.chain import Chain
+from backdoor_lab.sweep.progress import Progress
+from backdoor_lab.sweep.stages import class_sizes
+from backdoor_lab.training.batches import Batches
+from backdoor_lab.training.fit import Job, new_classifier
+from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.measure import channel_stats, predictions
+from backdoor_lab.types import Dataset, Images
+
+ORDER = ("prepare", "poison", "train", "measure", "extract", "filter", "retrain")
+CALIBRATION_S = 1.5
+WARM_UP = 2
+
+
+@dataclass
+class Work:
+    """What is left to do of a sweep: each cell with its state, how many `trainings`, and the
+    `seconds` of all of it, one cell after the other, on this machine."""
+
+    cells: list[tuple[Cell, str]] = field(default_factory=list)
+    trainings: int = 0
+    seconds: float = 0.0
+
+
+class _Missing(Exception):
+    """A stage that would have to be computed."""
+
+
+class _Look(Store):
+    """A store that computes nothing."""
+
+    def get(
+        self, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]
+    ) -> Entry:
+        found = self.find(stage, inputs)
+        if found is None:
+            raise _Missing(stage)
+        return found
+
+
+def missing_from(cell: Cell, store_root: Path | str, machine: Machine) -> str | None:
+    """The first stage of a cell that is not in the store; None when only the record is."""
+    with tempfile.TemporaryDirectory() as folder:
+        chain = Chain(cell, _Look(store_root), machine, Progress(Path(folder), "", "none"))
+        try:
+            chain.run()
+        except _Missing as missing:
+            return str(missing)
+    return None
+
+
+def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Work:
+    """What is left of `cells`, whose ids in `finished` have a record; networks that several
+    cells share are counted once.
+
+    Times come from a short calibration on this machine, by itself: some training steps and one
+    pass without gradient for each kind of network and image. What a trigger prepares, what a
+    filter computes and what is trained again after a filter removed much are not foreseen.
+    """
+    work, shared = Work(), set[str]()
+    speeds: dict[str, tuple[float, float]] = {}
+    for cell in cells:
+        if cell.id in finished:
+            work.cells.append((cell, "done"))
+            continue
+        first = missing_from(cell, cell.config["store"]["root"], machine)
+        work.cells.append((cell, "record only" if first is None else f"from {first} on"))
+        data = open_dataset(source_of(cell.config), Store(cell.config["store"]["root"]))
+        kind = canonical([cell.config["model"], cell.recipe.decides(), data.train.digest])
+        if kind not in speeds:
+            speeds[kind] = calibrate(cell, data, machine)
+        _count(work, cell, data, first, speeds[kind], shared)
+    return work
+
+
+def calibrate(cell: Cell, data: Dataset, machine: Machine) -> tuple[float, float]:
+    """Seconds per image of training and of a pass without gradient, in this process."""
+    training = clean(data.train)
+    mean, std = channel_stats(training.base)
+    module = new_classifier(
+        Job(cell.config["model"], cell.recipe, training, 0, mean, std), machine, total_steps=10**6
+    ).to(machine.device)
+    torch.set_num_threads(machine.threads)
+    optimizer = module.configure_optimizers()["optimizer"]
+    batches = Batches(training, cell.recipe, seed=0, device=machine.device)
+    endless = itertools.chain.from_iterable(itertools.repeat(batches))
+    seen, began = 0, 0.0
+    for step, (images, labels) in enumerate(endless):
+        if step == WARM_UP:
+            began = time.perf_counter()
+        optimizer.zero_grad()
+        with machine.autocast():
+            loss = module.loss(module(images), labels)
+        loss.backward()
+        optimizer.step()
+        seen += len(images) * (step >= WARM_UP)
+        if seen and time.perf_counter() - began > CALIBRATION_S:
+            break
+    return (time.perf_counter() - began) / seen, _inference(module, data.test, machine)
+
+
+def _inference(module: Any, test: Images, machine: Machine) -> float:
+    images = test.images[:512]
+    predictions(module, images, machine)
+    began = time.perf_counter()
+    predictions(module, images, machine)
+    return (time.perf_counter() - began) / len(images)
+
+
+def _count(
+    work: Work, cell: Cell, data: Dataset, first: str | None, speed: tuple[float, float],
+    shared: set[str],
+) -> None:  # fmt: skip
+    if first is None or first == "overlap":
+        return
+    sizes = class_sizes(data.train.labels, len(data.classes))
+    added = count(cell.plan, sizes) + cover_count(cell.plan, sizes)
+    n_train = len(data.train) + (added if cell.plan.inject == "append" else 0)
+    n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
+    stage = ORDER.index(first)
+    network = [cell.config["model"], cell.recipe.decides()]
+    trainings, passed = 1, n_test
+    if stage <= ORDER.index("train") and _once(shared, [cell.attack, *network]):
+        trainings += 1
+        passed += n_test
+    own = stage <= ORDER.index("poison") and cell.trigger.uses_surrogate
+    if own and _once(shared, ["surrogate", cell.seed, *network]):
+        trainings += 1
+    if stage <= ORDER.index("extract"):
+        passed += n_train
+    work.trainings += trainings
+    work.seconds += trainings * n_train * cell.recipe.epochs * speed[0] + passed * speed[1]
+
+
+def _once(shared: set[str], what: list[Any]) -> bool:
+    key = canonical(what)
+    new = key not in shared
+    shared.add(key)
+    return new
+
+
+def describe(work: Work, side_by_side: int) -> str:
+    """The cells, what is left of each, and the whole, in lines for a terminal."""
+    width = max(len(cell.id) for cell, _ in work.cells)
+    lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
+    done = sum(state == "done" for _, state in work.cells)
+    alone = duration(work.seconds / max(1, side_by_side))
+    lines.append(
+        f"{len(work.cells)} cells, {done} done; {work.trainings} trainings to do: about {alone}"
+        f" with {side_by_side} cell{'s' * (side_by_side > 1)} side by side"
+        f" ({duration(work.seconds)} of one cell after the other; from a calibration on this"
+        " machine, which does not know how cells slow each other down)"
+    )
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,96 @@
+"""A sweep foretold: what is counted, what is left, and that nothing is done."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from cells import CPU, cell_of, run_here, started
+
+from backdoor_lab.sweep import estimate as module
+from backdoor_lab.sweep.estimate import calibrate, describe, duration, estimate, missing_from
+from backdoor_lab.sweep.preflight import Preflight
+
+# Two seconds per trained image, and half a second per image without gradient.
+SPEED = (2.0, 0.5)
+
+
+@pytest.fixture
+def fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "calibrate", lambda cell, data, machine: SPEED)
+
+
+@pytest.mark.usefixtures("fixed_speed")
+def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
+    """200 images and 6 poisoned ones; 50 clean and 45 triggered test images. Three defenses share
+    one attacked network: four trainings, seven passes over the tests less the shared ones."""
+    cells = [cell_of(tmp_path, f"defense={name}") for name in ("spectral", "none", "oracle")]
+    work = estimate(cells, set(), CPU)
+    assert work.trainings == 4
+    extracted, tested = 3 * 206, 4 * 95
+    assert work.seconds == pytest.approx(4 * 206 * 2.0 + (extracted + tested) * 0.5)
+    assert [state for _, state in work.cells] == ["from poison on"] * 3
+
+
+@pytest.mark.usefixtures("fixed_speed")
+def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
+    """After one cell, the next defense trains one network and extracts nothing; its own record
+    alone is missing to a cell whose stages are all there."""
+    run_here(tmp_path, tmp_path / "cell")
+    done, other = cell_of(tmp_path), cell_of(tmp_path, "defense=none")
+    assert missing_from(done, tmp_path, CPU) is None
+    assert missing_from(other, tmp_path, CPU) == "filter"
+    work = estimate([done, other], set(), CPU)
+    assert [state for _, state in work.cells] == ["record only", "from filter on"]
+    assert work.trainings == 1
+    assert work.seconds == pytest.approx(206 * 2.0 + 95 * 0.5)
+    assert estimate([done], {done.id}, CPU).seconds == 0
+
+
+@pytest.mark.usefixtures("fixed_speed")
+def test_an_attackers_own_network_is_a_training_too(tmp_path: Path) -> None:
+    """One surrogate for two attacks that need one."""
+    steps = "trigger.steps=1"
+    cells = [cell_of(tmp_path, "trigger=label_consistent", steps, f"target={target}")
+             for target in ("bird", "dog")]  # fmt: skip
+    assert estimate(cells, set(), CPU).trainings == 5
+
+
+def test_calibration_measures_something(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both speeds are positive, also where an epoch has fewer steps than the warm-up."""
+    monkeypatch.setattr(module, "CALIBRATION_S", 0.05)
+    for batch in (32, 150):
+        cell = cell_of(tmp_path, f"recipe.batch={batch}")
+        data = Preflight()._open(cell.config)[0]
+        training, passing = calibrate(cell, data, CPU)
+        assert training > 0
+        assert passing > 0
+
+
+def test_words() -> None:
+    assert [duration(s) for s in (0.4, 89, 600, 7200)] == ["0 s", "89 s", "10 min", "2.0 h"]
+
+
+def test_command_does_nothing(tmp_path: Path) -> None:
+    """A sweep and a single cell: told, exit 0, and neither cell nor sweep nor table is there."""
+    from cells import TINY
+
+    for mode in (["-m"], []):
+        done = started(tmp_path, *mode, *TINY, "dry_run=true")
+        assert done.returncode == 0, done.stderr
+        assert "1 cells, 0 done; 2 trainings to do" in done.stdout
+    assert not [*tmp_path.rglob("record.json"), *tmp_path.rglob("sweep.json")]
+    assert not [*tmp_path.glob("multirun_reports/.store/train/*")]
+    again = started(tmp_path, *TINY)
+    assert again.returncode == 0, again.stderr
+    (record,) = tmp_path.rglob("record.json")
+    assert json.loads(record.read_text())["status"] == "done"
+    said = started(tmp_path, *TINY, "dry_run=true").stdout
+    assert "1 cells, 1 done; 0 trainings to do" in said
+
+
+def test_description_lists_every_cell(tmp_path: Path) -> None:
+    cell = cell_of(tmp_path)
+    work = module.Work([(cell, "done")], 0, 0.0)
+    assert describe(work, 1).splitlines()[0] == f"{cell.id}  done"

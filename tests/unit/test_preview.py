@@ -1,0 +1,75 @@
+"""The picture of triggers: what is in it, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from cells import TINY
+from PIL import Image
+
+from backdoor_lab import preview
+from backdoor_lab.attacks.pattern import Pattern
+
+
+def test_difference_is_ten_times_around_gray() -> None:
+    """128 where nothing changed; ten levels for one; clipped, not wrapped."""
+    clean = torch.tensor([[[100, 100, 100, 0, 255]]], dtype=torch.uint8)
+    other = torch.tensor([[[100, 101, 98, 255, 0]]], dtype=torch.uint8)
+    assert preview.difference(clean, other).tolist() == [[[128, 138, 108, 255, 0]]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_shows_the_images_enlarged(channels: int) -> None:
+    """Each tile's middle has the colour of the image's pixel there; gray becomes gray."""
+    image = torch.zeros(channels, 4, 4, dtype=torch.uint8)
+    image[0, :2, :2] = 200
+    picture = preview.grid([("a", [image] * 5), ("b", [255 - image] * 5)])
+    step = preview.TILE + preview.GAP
+    assert picture.size == (preview.LABEL + 5 * step, 24 + 2 * step)
+    for column in range(5):
+        corner = (preview.LABEL + column * step + 10, 24 + 10)
+        assert picture.getpixel(corner) == ((200, 0, 0) if channels == 3 else (200, 200, 200))
+        below = (corner[0], corner[1] + step)
+        assert picture.getpixel(below) == ((55, 255, 255) if channels == 3 else (55, 55, 55))
+
+
+def test_command_draws_what_the_sweep_uses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two triggers, two images each: the triggered tile is the trigger's own work."""
+    out = tmp_path / "p.png"
+    arguments = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pattern,sinusoid"]
+    assert preview.main([*arguments, "--images", "2", "--out", str(out)]) == 0
+    assert "4 rows" in capsys.readouterr().out
+    picture = Image.open(out)
+    step, pixel = preview.TILE + preview.GAP, preview.TILE // 8
+    assert picture.size[1] == 24 + 4 * step
+    row = [picture.getpixel((preview.LABEL + step + i * pixel + 2, 24 + preview.TILE - 2))
+           for i in range(8)]  # fmt: skip
+    stamped = Pattern()(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))[0, 0, -1]
+    assert [value == (255, 255, 255) for value in row] == stamped.eq(255).tolist()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trigger=pixle"], "pixle"),
+        (["ratio=0"], "poisons nothing"),
+        (["--out", "p.jpg"], "must be a .png"),
+        (["--out", "nowhere/p.png"], "in a folder that exists"),
+    ],
+)
+def test_refused_in_one_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Exit code 2 and what is wrong."""
+    monkeypatch.chdir(tmp_path)
+    given = ["trigger=pixel", *arguments] if "trigger=pixle" not in arguments else arguments
+    assert preview.main([*TINY, f"store.root={tmp_path / 'store'}", *given]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert len(said.splitlines()) == 1
