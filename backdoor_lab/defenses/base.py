@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,12 +22,17 @@ SCOPES = ("target", "all", "suspicious")
 @dataclass(frozen=True)
 class Knowledge:
     """What a defense is told. `target` the attacked class, `epsilon` the number of poisoned
-    images; None where the protocol does not tell it."""
+    images, `clean` the features of a small clean set that was held out; None where the protocol
+    does not tell it."""
 
     classes: tuple[str, ...]
     target: int | None
     epsilon: int | None
     seed: int
+    clean: Features | None = None
+
+
+UNTOLD = Knowledge(("",), None, None, 0)
 
 
 class Defense(ABC):
@@ -43,7 +49,7 @@ class Defense(ABC):
         """
 
     def told(self) -> list[str]:
-        """What the defense needs to know: "target", "epsilon", or nothing."""
+        """What the defense needs to know: "target", "epsilon", "clean", or nothing."""
         return []
 
 
@@ -55,26 +61,77 @@ class TruthControl(ABC):
         """The verdict, given `is_poison` bool (n,)."""
 
 
+@dataclass(frozen=True)
+class Look:
+    """What a filter sees in one class of n examples.
+
+    `scores` float64 (n,), higher is more suspicious. `suspicion`: of the class as a whole, only
+    compared with other classes. `auto`: how many examples the filter's own rule removes under
+    ``budget=auto``; None: what `budget.split` says of the scores. `notes`: for the record.
+    """
+
+    scores: Tensor
+    suspicion: float | None = None
+    auto: int | None = None
+    notes: dict[str, object] = field(default_factory=dict)
+
+
 class Filter(Defense):
     """A defense that scores each class by itself and removes the highest scores.
 
     `classes`: look at the `target` class, at `all`, or at those that are `suspicious` by the
-    filter's own account. `budget`, `budget_cap`: see `budget.Budget`.
+    filter's own account. `budget`, `budget_cap`: see `budget.Budget`. `centred` stands here so
+    that one sweep can set it for every filter; a filter that reads it takes it out of `unused`.
     """
 
+    unused: tuple[str, ...] = ("centred",)
+
     def __init__(
-        self, *, classes: str = "target", budget: str = "1.5eps", budget_cap: str | None = None
+        self,
+        *,
+        classes: str = "target",
+        budget: str = "1.5eps",
+        budget_cap: str | None = None,
+        centred: bool = True,
     ) -> None:
         self.scope = checks.choice("defense.classes", classes, SCOPES)
         self.budget = Budget(budget, budget_cap)
+        if self.scope == "suspicious" and type(self).suspects is Filter.suspects:
+            raise ConfigError(
+                f"`defense.classes=suspicious` is not defined for {type(self).__name__}, which"
+                " has no rule to compare classes: use defense.classes=all or target"
+            )
 
     @abstractmethod
-    def scores(self, values: Tensor) -> Tensor:
-        """How suspicious each row of `values` float32 (n, d) of one class is: float64 (n,)."""
+    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+        """What the rows `values` (n, d), n > 0, of class `label` look like."""
 
-    def suspicion(self, values: Tensor) -> float:
+    def scores(self, values: Tensor) -> Tensor:
+        """How suspicious each row of `values` (n, d) of one class is, for a filter that needs
+        to be told nothing: float64 (n,)."""
+        return self.look(values, 0, UNTOLD).scores
+
+    def suspicion(self, values: Tensor) -> float | None:
         """How suspicious a whole class is; only compared with the other classes."""
-        raise ConfigError(f"`defense.classes=suspicious` is not defined for {type(self).__name__}")
+        return self.look(values, 0, UNTOLD).suspicion
+
+    def survey(
+        self,
+        features: Features,
+        members: dict[int, Tensor],
+        wanted: Iterable[int],
+        known: Knowledge,
+    ) -> dict[int, Look]:
+        """A look at each class of `wanted`; `members` gives every class' positions."""
+        return {y: self.look(features.values[members[y]], y, known) for y in wanted}
+
+    def suspects(self, looks: dict[int, Look]) -> list[int]:
+        """Which classes are suspicious, for ``classes=suspicious``."""
+        raise NotImplementedError
+
+    def final(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
+        """The scores to cut by, once it is known how many examples go."""
+        return scores
 
     def told(self) -> list[str]:
         return ["target"] * (self.scope == "target") + ["epsilon"] * self.budget.needs_epsilon
@@ -89,39 +146,43 @@ class Filter(Defense):
                 self._refuse(known, label, removed, per_class[label])
 
     def __call__(self, features: Features, known: Knowledge) -> Verdict:
-        members = {
-            label: (features.labels == label).nonzero().flatten()
-            for label in range(len(known.classes))
-        }
         finite(features.values, "rows of features")
-        looked_at, notes = self._looked_at(features, members, known)
+        found = [(y, (features.labels == y).nonzero().flatten()) for y in range(len(known.classes))]
+        members = {label: where for label, where in found if len(where)}
+        looks, notes = self._looks(features, members, known)
         scores = torch.full((len(features.labels),), torch.nan, dtype=torch.float64)
         keep = torch.ones(len(scores), dtype=torch.bool)
-        for label in looked_at:
+        for label, look in looks.items():
             where = members[label]
-            scores[where] = self.scores(features.values[where]).double().cpu()
-            removed = self.budget.size(len(where), known.epsilon)
-            if removed is None:
-                finite(scores[where], "scores")
-                removed = self.budget.capped(split(scores[where]), len(where), known.epsilon)
-            if removed >= len(where) > 0:
+            removed = self._removed(look, known)
+            if removed >= len(where):
                 self._refuse(known, label, removed, len(where))
+            by = self.final(features.values[where], look.scores, removed, known.seed)
+            scores[where] = by.double().cpu()
             keep[where[cut(scores[where], removed, seed=known.seed)]] = False
         return Verdict(scores, keep, notes)
 
-    def _looked_at(
+    def _looks(
         self, features: Features, members: dict[int, Tensor], known: Knowledge
-    ) -> tuple[list[int], dict[str, object]]:
-        filled = [label for label, where in members.items() if len(where)]
+    ) -> tuple[dict[int, Look], dict[str, object]]:
+        wanted = [y for y in members if self.scope != "target" or y == known.target]
+        looks = self.survey(features, members, wanted, known)
         notes: dict[str, object] = {}
-        if self.scope == "target":
-            filled = [label for label in filled if label == known.target]
-        elif self.scope == "suspicious":
-            stands_out = {y: self.suspicion(features.values[members[y]]) for y in filled}
-            filled = outliers(stands_out)
-            notes["suspicion"] = {known.classes[y]: value for y, value in stands_out.items()}
-        notes["classes"] = [known.classes[label] for label in filled]
-        return filled, notes
+        if self.scope == "suspicious":
+            notes["suspicion"] = {known.classes[y]: look.suspicion for y, look in looks.items()}
+            looks = {y: looks[y] for y in self.suspects(looks)}
+        notes["classes"] = [known.classes[y] for y in looks]
+        said = {known.classes[y]: look.notes for y, look in looks.items() if look.notes}
+        return looks, notes | ({"looks": said} if said else {})
+
+    def _removed(self, look: Look, known: Knowledge) -> int:
+        n = len(look.scores)
+        removed = self.budget.size(n, known.epsilon)
+        if removed is not None:
+            return removed
+        finite(look.scores, "scores")
+        asked = split(look.scores) if look.auto is None else look.auto
+        return self.budget.capped(asked, n, known.epsilon)
 
     def _refuse(self, known: Knowledge, label: int, removed: int, size: int) -> None:
         raise ConfigError(
@@ -158,12 +219,54 @@ def finite(values: Tensor, what: str) -> None:
 
 
 def outliers(values: dict[int, float], threshold: float = 3.5) -> list[int]:
-    """The keys whose value stands out upward: modified z-score above `threshold`.
-
-    z = 0.6745 (x - median) / MAD (Iglewicz and Hoaglin 1993, section 3.3, who give 3.5).
-    """
+    """The keys whose value stands out upward: modified z-score above `threshold`."""
     x = torch.tensor(list(values.values()), dtype=torch.float64)
-    deviation = x - x.quantile(0.5)
-    mad = deviation.abs().quantile(0.5)
-    z = 0.6745 * deviation / mad.clamp(min=torch.finfo(torch.float64).tiny)
-    return [key for key, score in zip(values, z.tolist(), strict=True) if score > threshold]
+    z = modified_z(x).tolist()
+    return [key for key, score in zip(values, z, strict=True) if score > threshold]
+
+
+def modified_z(x: Tensor) -> Tensor:
+    """Modified z-scores of `x` float64 (..., k) along its last dimension, of the same shape.
+
+    z = 0.6745 (x - median) / MAD (Iglewicz and Hoaglin 1993, section 3.3).
+    """
+    deviation = x - x.quantile(0.5, dim=-1, keepdim=True)
+    mad = deviation.abs().quantile(0.5, dim=-1, keepdim=True)
+    return 0.6745 * deviation / mad.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def suspects_by_size(looks: dict[int, Look], false_alarms: float = 0.01) -> list[int]:
+    """The classes whose suspicion, a positive scale, stands out upward among all classes.
+
+    Compared are logarithms, since a scale varies by factors. The threshold is the modified
+    z-score that the largest of as many normal values passes with chance `false_alarms`; the
+    usual 3.5 would be passed by one of ten such values in 7 % of all runs.
+    """
+    tiny = torch.finfo(torch.float64).tiny
+    sizes = torch.tensor([look.suspicion or 0.0 for look in looks.values()], dtype=torch.float64)
+    logs = sizes.clamp(min=tiny).log().tolist()
+    threshold = critical_z(len(looks), false_alarms)
+    return outliers(dict(zip(looks, logs, strict=True)), threshold)
+
+
+@functools.cache
+def critical_z(k: int, false_alarms: float) -> float:
+    """The modified z-score that the largest of `k` normal values passes with chance
+    `false_alarms`, from simulated draws with a fixed seed; infinite for fewer than three, which
+    cannot be compared. The chance is met within a tenth of itself up to 200 values."""
+    if k < 3:
+        return float("inf")
+    draws = min(20_000, 4_000_000 // k)
+    generator = torch_generator(0, "modified z", k)
+    x = torch.randn(draws, k, dtype=torch.float64, generator=generator)
+    return float(modified_z(x).amax(dim=1).quantile(1 - false_alarms))
+
+
+def row_order(values: Tensor) -> Tensor:
+    """An order int64 (n,) of the rows of `values` (n, d) by their content, not their place.
+
+    Methods that draw rows at random, or start from some, take them in this order: an example's
+    score then does not depend on where in the set it stands.
+    """
+    rows = values.double().cpu().contiguous().numpy()
+    return torch.tensor(sorted(range(len(rows)), key=lambda i: rows[i].tobytes()))

@@ -23,7 +23,7 @@ PLAIN = ("target", "source", "ratio", "labels", "covers", "seed")
 ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run")
 PROTOCOL = (
     "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
-    "classes", "budget", "budget_cap", "centred", "layer",
+    "classes", "budget", "budget_cap", "centred", "layer", "holdout",
 )  # fmt: skip
 
 PLANNED = ("ratio_of", "inject", "eligible", "asr_on", "stamp", "labels", "covers")
@@ -202,6 +202,7 @@ def check_keys(config: dict[str, Any]) -> None:
     checks.keys("protocol", config["protocol"], PROTOCOL)
     checks.keys("store", config["store"], ("root",))
     checks.flag("dry_run", config.get("dry_run", False))
+    checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
     if config["protocol"]["ratio_of"] == "count":
         checks.whole("ratio", config["ratio"], low=0)
     else:

@@ -15,15 +15,15 @@ from backdoor_lab import faults
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.data.cache import open_dataset, overlap
+from backdoor_lab.defenses.base import Defense
 from backdoor_lab.errors import Diverged, LabError, OutOfMemory, Stopped
 from backdoor_lab.files import write_json
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
+from backdoor_lab.sweep.judging import clean_stage, extract_stage, filter_stage
 from backdoor_lab.sweep.progress import Progress, Report
 from backdoor_lab.sweep.record import record_body, record_head, run_facts
 from backdoor_lab.sweep.stages import (
-    extract_stage,
-    filter_stage,
     filtered,
     measure_stage,
     poison_stage,
@@ -56,6 +56,7 @@ class Chain:
         self.cell, self.store, self.machine, self.progress = cell, store, machine, progress
         self.logger, self.checkpoint = logger, checkpoint
         self.stages: dict[str, Entry] = {}
+        self._aside: tuple[Features, Entry] | None = None
 
     def run(self) -> dict[str, Any]:
         """The figures of the cell's record."""
@@ -121,6 +122,11 @@ class Chain:
     def _extract(self, module: Classifier) -> Features:
         self.progress.stage("extract")
         weights = self.stages["train"].meta["weights"]
+        if isinstance(self.cell.defense, Defense) and "clean" in self.cell.defense.told():
+            self._aside = clean_stage(
+                self.cell, self.data.test, module, weights, self.store, self.machine
+            )
+            self.stages["clean"] = self._aside[1]
         features, self.stages["extract"] = extract_stage(
             self.cell, self.poisoned, module, weights, self.store, self.machine
         )
@@ -129,7 +135,7 @@ class Chain:
     def _judge(self, features: Features) -> Verdict:
         self.progress.stage("filter")
         verdict, self.stages["filter"] = filter_stage(
-            self.cell, self.poisoned, features, self.stages["extract"], self.store
+            self.cell, self.poisoned, features, self.stages["extract"], self.store, self._aside
         )
         return verdict
 

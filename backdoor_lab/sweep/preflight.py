@@ -14,7 +14,8 @@ from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, check_keys, source_of
-from backdoor_lab.sweep.stages import class_sizes, knowledge
+from backdoor_lab.sweep.judging import knowledge
+from backdoor_lab.sweep.stages import class_sizes
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
 from backdoor_lab.training.models import build_model, check_model, layer_of
@@ -69,6 +70,7 @@ class Preflight:
         cell.trigger.fits(*data.train.shape)
         if cell.plan.stamp == "after":
             late(cell.trigger)
+        _check_held_out(cell, data)
         if isinstance(cell.defense, Defense):
             labels, classes = data.train.labels, len(data.classes)
             after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
@@ -92,6 +94,22 @@ def _check_scope(cell: Cell, defense: Defense) -> None:
         raise ConfigError(
             "`labels=all_to_all` attacks every class, and this defense looks at one target class:"
             " set protocol.classes=all or protocol.classes=suspicious"
+        )
+
+
+def _check_held_out(cell: Cell, data: Dataset) -> None:
+    wanted, there = cell.protocol["holdout"], len(data.test)
+    told = cell.defense.told() if isinstance(cell.defense, Defense) else []
+    if 2 * wanted > there:
+        raise ConfigError(
+            f"`protocol.holdout`={wanted} would leave less than half of the {there} test images to"
+            f" be measured on: give at most {there // 2}"
+        )
+    if "clean" in told and wanted < 2 * len(data.classes):
+        raise ConfigError(
+            f"`defense={cell.config['defense']['name']}` needs a few clean images of every class:"
+            f" set protocol.holdout to {2 * len(data.classes)} or more (test images that are then"
+            " measured on no longer)"
         )
 
 

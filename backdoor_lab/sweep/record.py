@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from backdoor_lab.attacks.plan import eligible_count
+from backdoor_lab.defenses import curves
 from backdoor_lab.files import digest
 from backdoor_lab.store import Entry
 from backdoor_lab.sweep.cell import Cell
@@ -88,36 +89,31 @@ def _without_covers(verdict: Verdict, poisoned: Poisoned) -> tuple[Verdict, torc
     return Verdict(verdict.scores[plain], verdict.keep[plain]), poisoned.is_poison[plain]
 
 
-def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, float | None] | None:
+def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, Any] | None:
     """How well scores and removal tell poison from clean; None without poison.
 
-    `auroc`: over the examples that the defense scored, the chance that a poisoned one scores
-    higher than a clean one (ties count half); None when it scored only one kind. `tpr`: share
-    of all poison that was removed; `fpr`: share of all clean examples that was removed.
+    Over the examples that the defense scored, None when they are of one kind: `auroc`,
+    `average_precision`, and `tpr_at_1`, `tpr_at_5`, the share of poison above a threshold that
+    1 % or 5 % of the clean ones pass. `tpr`: share of all poison that was removed; `fpr`: of
+    all clean examples. `curve`: poison `left` when the highest so many scores are `removed`.
     """
     removed = ~verdict.keep
     n_poison, n_clean = int(is_poison.sum()), int((~is_poison).sum())
     if not n_poison:
         return None
+    seen = ~torch.isnan(verdict.scores)
+    scores, positive = verdict.scores[seen], is_poison[seen]
+    both = bool(positive.any()) and not bool(positive.all())
+    points = curves.poison_left(verdict.scores, is_poison)
     return {
-        "auroc": auroc(verdict.scores, is_poison),
+        "auroc": curves.auroc(scores, positive) if both else None,
+        "average_precision": curves.average_precision(scores, positive) if both else None,
+        "tpr_at_1": curves.tpr_at_fpr(scores, positive, 0.01) if both else None,
+        "tpr_at_5": curves.tpr_at_fpr(scores, positive, 0.05) if both else None,
         "tpr": int((removed & is_poison).sum()) / n_poison,
         "fpr": int((removed & ~is_poison).sum()) / n_clean if n_clean else None,
+        "curve": {"removed": [n for n, _ in points], "left": [left for _, left in points]},
     }
-
-
-def auroc(scores: torch.Tensor, positive: torch.Tensor) -> float | None:
-    """Area under the ROC curve by ranks (Mann-Whitney U), NaN scores left out, ties half."""
-    seen = ~torch.isnan(scores)
-    scores, positive = scores[seen], positive[seen]
-    n1, n0 = int(positive.sum()), int((~positive).sum())
-    if not n1 or not n0:
-        return None
-    _, which, sizes = torch.unique(scores, return_inverse=True, return_counts=True)
-    last = sizes.cumsum(0).double()
-    ranks = (last - (sizes.double() - 1) / 2)[which]
-    u = float(ranks[positive].sum()) - n1 * (n1 + 1) / 2
-    return u / (n1 * n0)
 
 
 def run_facts(stages: dict[str, Entry], machine: str, command: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import platform
 from collections.abc import Callable
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,10 @@ import backdoor_lab
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, of_rows, poison
-from backdoor_lab.defenses.base import Defense, Knowledge
 from backdoor_lab.files import canonical
-from backdoor_lab.seeds import derive
+from backdoor_lab.seeds import derive, torch_generator
 from backdoor_lab.store import Entry, Store
-from backdoor_lab.sweep.cell import Cell, nameless
+from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
@@ -32,14 +32,13 @@ from backdoor_lab.training.measure import (
     accuracy,
     attack_success,
     channel_stats,
-    extract,
     predictions,
 )
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Dataset, Features, Poisoned, TrainingSet, Verdict
+from backdoor_lab.types import Dataset, Images, Poisoned, TrainingSet
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
-VERSIONS = {"prepare": 1, "poison": 2, "train": 3, "extract": 1, "filter": 1, "measure": 3}
+VERSIONS = {"prepare": 1, "poison": 2, "train": 3, "measure": 3}
 Fit = Callable[[Job, Path], Classifier]
 
 
@@ -138,7 +137,8 @@ def measure_stage(
     """Nat and ASR of a network: accuracy on clean test images, and the share of triggered test
     images taken for what the attacker wants. With a source class, `asr_elsewhere` is that share
     for images of the classes that the attack leaves out."""
-    labels, plan = data.test.labels, cell.plan
+    data, plan = without_held_out(cell, data), cell.plan
+    labels = data.test.labels
     where, elsewhere = asr_test_set(labels, plan), elsewhere_test_set(labels, plan)
     wanted = plan.wanted(labels, len(data.classes))
 
@@ -168,73 +168,39 @@ def measure_stage(
         "source": plan.source,
         "labels": plan.labels,
         "asr_on": plan.asr_on,
+        **held_out_facts(cell),
     }
     return store.get("measure", inputs, make)
 
 
-def extract_stage(
-    cell: Cell, poisoned: Poisoned, module: Classifier, weights: str, store: Store, machine: Machine
-) -> tuple[Features, Entry]:
-    """The features of every training example, without augmentation."""
-    layer = cell.protocol["layer"]
-
-    def make(folder: Path) -> dict[str, Any]:
-        features = extract(module, poisoned.training, layer, machine)
-        write_tensors(folder / "features.safetensors", {"values": features.values})
-        return {"n": len(features.values), "d": features.values.shape[1]}
-
-    inputs = {
-        "version": VERSIONS["extract"],
-        "weights": weights,
-        "training": poisoned.training.digest,
-        "layer": layer,
-    }
-    entry = store.get("extract", inputs, make)
-    values = read_tensors(entry.path / "features.safetensors")["values"]
-    return Features(values, poisoned.training.labels), entry
+def held_out(cell: Cell, test: Images) -> Tensor:
+    """Positions int64 of the test images that are kept for the defenses: `protocol.holdout` of
+    them, as equal a number of each class as can be, drawn by the cell's seed, sorted."""
+    wanted = cell.protocol["holdout"]
+    generator = torch_generator(cell.seed, "holdout")
+    order = torch.randperm(len(test), generator=generator)
+    rank = torch.zeros(len(test), dtype=torch.int64)
+    for label in range(len(test.classes)):
+        members = order[test.labels[order] == label]
+        rank[members] = torch.arange(len(members))
+    # The first of every class, then the second of every class, and so on.
+    return order[rank[order].argsort(stable=True)[:wanted]].sort().values
 
 
-def filter_stage(
-    cell: Cell, poisoned: Poisoned, features: Features, extracted: Entry, store: Store
-) -> tuple[Verdict, Entry]:
-    """The defense's verdict; the truth goes to the controls alone that declare it."""
-    defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
-
-    def make(folder: Path) -> dict[str, Any]:
-        if isinstance(defense, Defense):
-            verdict = defense(features, known)
-        else:
-            verdict = defense.judge(poisoned.is_poison)
-        tensors = {"scores": verdict.scores, "keep": verdict.keep}
-        write_tensors(folder / "verdict.safetensors", tensors)
-        return {"n_removed": int((~verdict.keep).sum()), "notes": verdict.notes}
-
-    inputs = {
-        "version": VERSIONS["filter"],
-        "features": extracted.id,
-        "defense": [nameless(cell.config["defense"]), cell.code["defense"]],
-        "told": [known.target, known.epsilon],
-        "seed": known.seed,
-    }
-    entry = store.get("filter", inputs, make)
-    found = read_tensors(entry.path / "verdict.safetensors")
-    return Verdict(found["scores"], found["keep"].bool(), entry.meta["notes"]), entry
+def held_out_facts(cell: Cell) -> dict[str, Any]:
+    """What decides the held-out images, for a stage's inputs; empty when there are none."""
+    wanted = cell.protocol["holdout"]
+    return {"holdout": [wanted, cell.seed]} if wanted else {}
 
 
-def knowledge(cell: Cell, n_poisoned: int) -> Knowledge:
-    """What this cell's defense is told: only what it declares to need."""
-    told = cell.defense.told() if isinstance(cell.defense, Defense) else []
-    return Knowledge(
-        classes=cell.classes,
-        target=cell.plan.target if "target" in told else None,
-        epsilon=_epsilon(cell, n_poisoned) if "epsilon" in told else None,
-        seed=derive(cell.seed, "filter"),
-    )
-
-
-def _epsilon(cell: Cell, n_poisoned: int) -> int:
-    """The number of poisoned images in an attacked class: all of them, or a class' share."""
-    return n_poisoned if cell.plan.labels != "all_to_all" else n_poisoned // len(cell.classes)
+def without_held_out(cell: Cell, data: Dataset) -> Dataset:
+    """The data set with the test images that are measured on."""
+    if not cell.protocol["holdout"]:
+        return data
+    rest = torch.ones(len(data.test), dtype=torch.bool)
+    rest[held_out(cell, data.test)] = False
+    test = replace(data.test, images=data.test.images[rest], labels=data.test.labels[rest])
+    return replace(data, test=test)
 
 
 def class_sizes(labels: Tensor, classes: int) -> list[int]:

@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import environment, lasting, run_here
+import torch
+from cells import cell_of, environment, lasting, run_here
 
-from backdoor_lab.errors import Diverged, Stopped, StoreFull
+from backdoor_lab.errors import ConfigError, Diverged, Stopped, StoreFull
 from backdoor_lab.store import Store
 from backdoor_lab.sweep import chain
+from backdoor_lab.sweep.preflight import Preflight
+from backdoor_lab.sweep.stages import held_out
+from backdoor_lab.tensors import read_tensors
 
 STAGES = ["extract", "filter", "measure1", "measure2", "poison", "retrain", "train"]
 
@@ -96,6 +100,38 @@ def test_another_seed_is_another_cell_throughout(lab: Path) -> None:
         assert (value == other["hashes"][name]) == (name in ("data", "test")), name
 
 
+def test_clean_images_are_held_out_for_a_filter_that_needs_them(tmp_path: Path) -> None:
+    """Two of each class, by the seed; every other cell of the sweep is measured on the same
+    rest, and a filter that needs none does not see them."""
+    held = "protocol.holdout=20"
+    scan = run_here(tmp_path / "store", tmp_path / "scan", "defense=scan", held)
+    none = run_here(tmp_path / "store", tmp_path / "none", "defense=none", held)
+    bare = run_here(tmp_path / "store", tmp_path / "bare", "defense=none")
+    assert [each["status"] for each in (scan, none, bare)] == ["done"] * 3
+    assert [each["counts"]["n_test"] for each in (scan, none, bare)] == [30, 30, 50]
+    assert [each["counts"]["n_asr"] for each in (scan, none, bare)] == [27, 27, 45]
+    assert scan["nat1"] == none["nat1"]
+    assert "clean" in scan["run"]["stages"]
+    assert "clean" not in none["run"]["stages"]
+    (entry,) = (tmp_path / "store/clean").glob("[0-9a-f]*")
+    values = read_tensors(entry / "features.safetensors")["values"]
+    assert len(values) == 20
+    cell = cell_of(tmp_path / "store", "defense=scan", held)
+    test = Preflight()._open(cell.config)[0].test
+    where = held_out(cell, test)
+    assert torch.bincount(test.labels[where]).tolist() == [2] * 10
+    other = held_out(cell_of(tmp_path / "store", held, "seed=1"), test)
+    assert not torch.equal(where, other)
+
+
+def test_too_few_or_too_many_held_out(tmp_path: Path) -> None:
+    """A filter that needs clean images says what to set; half of the tests stay."""
+    with pytest.raises(ConfigError, match=r"`defense=scan` needs .* protocol.holdout to 20"):
+        cell_of(tmp_path, "defense=scan")
+    with pytest.raises(ConfigError, match="would leave less than half of the 50 test images"):
+        cell_of(tmp_path, "protocol.holdout=26")
+
+
 def test_defenses_on_one_attack_share_its_network(lab: Path, counted: Counter[str]) -> None:
     first = record_of(lab / "cell")
     records = {
@@ -111,7 +147,8 @@ def test_defenses_on_one_attack_share_its_network(lab: Path, counted: Counter[st
     assert counted["fit"] == 3
     assert records["none"]["counts"]["n_removed"] == 0
     assert records["random"]["counts"]["n_removed"] == first["counts"]["n_removed"]
-    assert records["oracle"]["detection"] == {"auroc": 1.0, "tpr": 1.0, "fpr": 0.0}
+    found = records["oracle"]["detection"]
+    assert [found[k] for k in ("auroc", "tpr", "fpr", "average_precision")] == [1, 1, 0, 1]
     # What the oracle leaves is the clean set, whatever the trigger was.
     pattern = run_here(lab / "store", lab / "pattern", "defense=oracle", "trigger=pattern")
     assert counted["fit"] == 4

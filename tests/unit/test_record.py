@@ -11,11 +11,10 @@ import pytest
 import torch
 from cells import cell_of, run_here
 from safetensors.numpy import load_file
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 from backdoor_lab.data.synthetic import CLASSES, draw
-from backdoor_lab.sweep.record import auroc
 from backdoor_lab.training.models import build_model
 
 TRAIN = draw(20, size=8, split="train", noise=12)
@@ -120,8 +119,19 @@ def test_the_filters_scores_and_what_they_detect(lab: tuple[Path, dict[str, Any]
     assert bool(np.isnan(verdict["scores"][~birds]).all())
     removed = verdict["keep"] == 0
     assert set(np.flatnonzero(removed)) == set(np.flatnonzero(birds)[np.argsort(-scores)[:9]])
-    assert lab[1]["detection"] == pytest.approx({
+    found = dict(lab[1]["detection"])
+    curve = found.pop("curve")
+    ranked = is_poison[birds][np.argsort(-scores)]
+    assert (curve["removed"][0], curve["left"][0]) == (0, 6)
+    assert (curve["removed"][-1], curve["left"][-1]) == (len(ranked), 0)
+    for n, left in zip(curve["removed"], curve["left"], strict=True):
+        assert left == 6 - int(ranked[:n].sum())
+    fpr, tpr, _ = roc_curve(is_poison[birds], scores, drop_intermediate=False)
+    assert found == pytest.approx({
         "auroc": roc_auc_score(is_poison[birds], scores),
+        "average_precision": average_precision_score(is_poison[birds], scores),
+        "tpr_at_1": tpr[fpr <= 0.01].max(),
+        "tpr_at_5": tpr[fpr <= 0.05].max(),
         "tpr": float(removed[is_poison].mean()),
         "fpr": float(removed[~is_poison].mean()),
     })  # fmt: skip
@@ -142,15 +152,3 @@ def test_a_ratio_of_nothing_is_a_clean_run(tmp_path: Path) -> None:
     ]
     # The filter removes nothing, so the retrained network differs by its random weights alone.
     assert record["hashes"]["weights1"] != record["hashes"]["weights2"]
-
-
-def test_auroc_with_ties_and_without_one_kind() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(20):
-        scores = generator.integers(0, 6, 40).astype(float)
-        positive = generator.random(40) < 0.3
-        found = auroc(torch.from_numpy(scores), torch.from_numpy(positive))
-        assert found == pytest.approx(roc_auc_score(positive, scores))
-    assert auroc(torch.ones(4), torch.ones(4, dtype=torch.bool)) is None
-    nan = torch.tensor([float("nan"), 1.0, 2.0, 0.5])
-    assert auroc(nan, torch.tensor([True, False, True, False])) == 1.0

@@ -1,0 +1,107 @@
+"""Narcissus: one noise that a network takes for the best of its target class."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backdoor_lab import checks, stopping
+from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.errors import ConfigError
+
+
+class Narcissus(Trigger):
+    """A universal noise on target-class images, whose labels stay true; louder at test time.
+
+    Zeng, Pan, Just, Lyu, Qiu, Jia, "Narcissus: A Practical Clean-Label Backdoor Attack with
+    Limited Information", CCS 2023, section 4 and Algorithm 1. With the surrogate's cross-entropy
+    L and the training images x of the target class t, the noise d solves
+
+        min over |d|∞ ≤ eps of the mean of L(clip(x + d, 0, 255), t)
+
+    by `steps` steps of Adam on random batches, each projected on the ball; it starts at 0.
+    Fractions of grey levels are dropped towards 0 at the end. Poison is clip(x + d), a triggered
+    test image clip(x + `amplify` · d). `eps` and `lr` are in grey levels, 0..255.
+
+    The noise fools networks without any poison too, on images of little contrast nearly always:
+    what the poison adds is the difference to a run with ratio=0.
+
+    Left out: the paper's surrogate is trained on other data of the same kind (POOD) and then for
+    a few epochs on the target class alone, so that the attacker needs no image of any other
+    class; ours is trained on the whole clean training set, as the victim is. The authors' code
+    steps with RAdam, and augments the images; ours does not.
+    """
+
+    labels = "clean"
+    needs_preparing = True
+    uses_surrogate = True
+
+    def __init__(
+        self,
+        *,
+        eps: float = 16,
+        amplify: float = 3,
+        steps: int = 300,
+        batch: int = 64,
+        lr: float = 1.275,
+    ) -> None:
+        self.eps = checks.number("trigger.eps", eps, low=0, below=256)
+        if self.eps < 1:
+            raise ConfigError(
+                f"`trigger.eps` counts grey levels, 0..255, and {self.eps:g} of one changes no"
+                " image; for 16/255 give 16"
+            )
+        self.amplify = checks.number("trigger.amplify", amplify, low=1, below=256)
+        self.steps = checks.whole("trigger.steps", steps, low=1)
+        self.batch = checks.whole("trigger.batch", batch, low=1)
+        self.lr = checks.number("trigger.lr", lr, low=0)
+
+    def prepare(self, work: Workshop) -> dict[str, Tensor]:
+        """`noise` float32 (C, H, W), d: whole numbers from -eps to eps.
+
+        Raises ConfigError when no training image is of the target class, or the noise is 0.
+        """
+        where = work.train.labels.eq(work.target).nonzero().flatten()
+        if not len(where):
+            raise ConfigError(f"`trigger`: no training image is of the target class {work.target}")
+        surrogate = work.surrogate()
+        generator = work.generator("narcissus")
+        noise = torch.zeros(work.train.shape, device=work.device, requires_grad=True)
+        # A sure network's gradients are tiny; beside them Adam's usual 1e-8 would be large.
+        optimizer = torch.optim.Adam([noise], lr=self.lr, eps=1e-20)
+        for _ in range(self.steps):
+            stopping.check()
+            chosen = where[torch.randint(len(where), (self.batch,), generator=generator)]
+            images = work.train.images[chosen].to(work.device).float()
+            labels = torch.full((self.batch,), work.target, device=work.device)
+            with torch.enable_grad():
+                loss = F.cross_entropy(surrogate((images + noise).clamp(0, 255)), labels)
+                (noise.grad,) = torch.autograd.grad(loss, noise)
+            optimizer.step()
+            with torch.no_grad():
+                noise.clamp_(-self.eps, self.eps)
+        found = noise.detach().trunc().cpu()
+        if not found.any():
+            raise ConfigError(
+                f"`trigger`: after {self.steps} steps of {self.lr:g} grey levels the noise is 0"
+                " everywhere; raise `trigger.steps` or `trigger.lr`"
+            )
+        return {"noise": found}
+
+    def stamp(self, images: Tensor) -> Tensor:
+        return self._added(images, self.amplify)
+
+    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+        return self._added(images, 1.0)
+
+    def _added(self, images: Tensor, times: float) -> Tensor:
+        noise = self.state["noise"]
+        if noise.shape != images.shape[1:]:
+            channels, height, width = images.shape[1:]
+            made_for, high, wide = noise.shape
+            raise ConfigError(
+                f"`trigger`: the noise was made for {made_for} channels of {high}x{wide} pixels,"
+                f" and cannot go on {channels} channels of {height}x{width} pixels"
+            )
+        return to_bytes(images.float() + times * noise.to(images.device))

@@ -1,0 +1,181 @@
+"""The steganographic trigger: a network hides a string of bits in each image."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backdoor_lab import checks, stopping
+from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.errors import ConfigError
+
+CHUNK = 256
+GRID = 8
+REGIONS = 4
+FLAT = 64.0
+Weights = dict[str, Tensor]
+
+
+class Steganographic(Trigger):
+    """An invisible residual that differs from image to image and carries a secret.
+
+    Li, Li, Wu, Li, He, Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers", ICCV
+    2021 (ISSBA), section 4; its encoder and decoder follow Tancik, Mildenhall, Ng,
+    "StegaStamp: Invisible Hyperlinks in Physical Photographs", CVPR 2020. An encoder E and a
+    decoder D are trained together on the clean training images x with random bits s:
+
+        r = residual · tanh E(x, s)
+        loss = CE(D(clip(x + r, 0, 255)), s) + w · mean((r / residual)²)
+
+    and then every image gets the same secret s*: x' = clip(round(x + r(x, s*)), 0, 255). So no
+    value changes by more than `residual` grey levels, and PSNR is at least
+    20 log10(255 / residual): 24 dB for 16. w is 0 for the first quarter of the `steps`, climbs
+    evenly to `image_weight` at three quarters, and stays: the decoder must read something
+    before the encoder is told to whisper.
+
+    Both networks are fully convolutional up to the decoder's last layer and go on images of any
+    size, 1×1 too, but only on as many channels as they were trained on. Both first standardise
+    each channel of each image. The encoder spreads the bits on a plane of 8×8 values beside the
+    image and has three convolutions, `width` channels wide; the decoder has three, the mean over
+    4×4 regions, and a linear layer.
+
+    Left out: the U-Net, the perceptual distance (LPIPS), the critic, the spatial transformer,
+    the image corruptions of StegaStamp and the error-correcting code. The paper hides 100 bits
+    that spell a word about the target; ours are random bits, drawn from the seed.
+    """
+
+    needs_preparing = True
+    prepared_per_class = False
+
+    def __init__(
+        self,
+        *,
+        bits: int = 16,
+        residual: float = 16,
+        image_weight: float = 0.3,
+        width: int = 16,
+        steps: int = 300,
+        batch: int = 64,
+        lr: float = 0.002,
+    ) -> None:
+        self.bits = checks.whole("trigger.bits", bits, low=1, below=1025)
+        self.residual = checks.number("trigger.residual", residual, low=1, below=256)
+        self.image_weight = checks.number("trigger.image_weight", image_weight, low=0)
+        self.width = checks.whole("trigger.width", width, low=1, below=1025)
+        self.steps = checks.whole("trigger.steps", steps, low=1)
+        self.batch = checks.whole("trigger.batch", batch, low=1)
+        self.lr = checks.number("trigger.lr", lr, low=0)
+
+    def prepare(self, work: Workshop) -> Weights:
+        """The trained weights, ``encoder.*`` and ``decoder.*``, and the secret, float32 (bits,)
+        of -1 and 1."""
+        generator = work.generator("steganographic")
+        fresh = _fresh(work.train.shape[0], self.width, self.bits, generator)
+        weights = {name: value.to(work.device).requires_grad_() for name, value in fresh.items()}
+        optimizer = torch.optim.Adam(weights.values(), lr=self.lr)
+        for step in range(self.steps):
+            stopping.check()
+            where = torch.randint(len(work.train), (self.batch,), generator=generator)
+            images = work.train.images[where].to(work.device).float()
+            codes = _codes(self.batch, self.bits, generator).to(work.device)
+            with torch.enable_grad():
+                loss = self._loss(weights, images, codes, (step + 1) / self.steps)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        trained = {name: value.detach().cpu() for name, value in weights.items()}
+        return trained | {"secret": _codes(1, self.bits, generator)[0]}
+
+    def stamp(self, images: Tensor) -> Tensor:
+        channels = self.state["encoder.last.bias"].shape[0]
+        if channels != images.shape[1]:
+            height, width = images.shape[2:]
+            raise ConfigError(
+                f"`trigger`: the encoder was trained on images of {channels} channels, and cannot"
+                f" go on {images.shape[1]} channels of {height}x{width} pixels"
+            )
+        weights = self._exact(images)
+        return torch.cat([self._hidden_in(part, weights) for part in images.split(CHUNK)])
+
+    def read(self, images: Tensor) -> Tensor:
+        """Which bits the decoder reads from `images` uint8 (n, C, H, W) are those of the secret:
+        bool (n, bits). About half of them on clean images, nearly all on triggered ones."""
+        weights = self._exact(images)
+        parts = [_decode(weights, part.double()) for part in images.split(CHUNK)]
+        return (torch.cat(parts) > 0) == (weights["secret"] > 0)
+
+    def _loss(self, weights: Weights, images: Tensor, codes: Tensor, done: float) -> Tensor:
+        shape = torch.tanh(_encode(weights, images, codes))
+        read = _decode(weights, (images + self.residual * shape).clamp(0, 255))
+        wrong = F.binary_cross_entropy_with_logits(read, (codes > 0).float())
+        ramp = min(1.0, max(0.0, 2 * done - 0.5))
+        return wrong + self.image_weight * ramp * shape.square().mean()
+
+    def _hidden_in(self, images: Tensor, weights: Weights) -> Tensor:
+        values = images.double()
+        codes = weights["secret"].expand(len(images), -1)
+        return to_bytes(values + self.residual * torch.tanh(_encode(weights, values, codes)))
+
+    def _exact(self, images: Tensor) -> Weights:
+        # In float32 the batch's size or the device would decide what rounds up.
+        return {name: value.to(images.device).double() for name, value in self.state.items()}
+
+
+def _codes(n: int, bits: int, generator: torch.Generator) -> Tensor:
+    """Random bits as -1 and 1: float32 (n, bits)."""
+    return torch.randint(0, 2, (n, bits), generator=generator).float() * 2 - 1
+
+
+def _encode(weights: Weights, images: Tensor, codes: Tensor) -> Tensor:
+    """E(x, s) before tanh: (n, C, H, W) from images (n, C, H, W) and codes (n, bits)."""
+    plane = (codes @ weights["encoder.spread"]).view(-1, 1, GRID, GRID)
+    plane = F.interpolate(plane, size=images.shape[2:], mode="nearest")
+    hidden = torch.cat([_standard(images), plane], dim=1)
+    hidden = F.relu(_convolved(weights, "encoder.first", hidden))
+    hidden = F.relu(_convolved(weights, "encoder.second", hidden))
+    return _convolved(weights, "encoder.last", hidden)
+
+
+def _decode(weights: Weights, images: Tensor) -> Tensor:
+    """D(x): a logit for each bit, (n, bits), from images (n, C, H, W)."""
+    hidden = F.relu(_convolved(weights, "decoder.first", _standard(images)))
+    hidden = F.relu(_convolved(weights, "decoder.second", hidden, stride=2))
+    hidden = F.relu(_convolved(weights, "decoder.third", hidden))
+    regions = F.adaptive_avg_pool2d(hidden, REGIONS).flatten(1)
+    return regions @ weights["decoder.read"] + weights["decoder.read.bias"]
+
+
+def _standard(images: Tensor) -> Tensor:
+    """Each channel of each image with mean 0 and variance 1, as far as it varies at all."""
+    centred = images - images.mean(dim=(2, 3), keepdim=True)
+    variance = centred.square().mean(dim=(2, 3), keepdim=True)
+    return centred * (variance + FLAT).rsqrt()
+
+
+def _convolved(weights: Weights, name: str, hidden: Tensor, stride: int = 1) -> Tensor:
+    kernel, bias = weights[f"{name}.weight"], weights[f"{name}.bias"]
+    return F.conv2d(hidden, kernel, bias, stride=stride, padding=1)
+
+
+def _fresh(channels: int, width: int, bits: int, generator: torch.Generator) -> Weights:
+    """Untrained weights: He's normal distribution, the encoder's last layer smaller so that
+    tanh does not saturate."""
+    layers = {
+        "encoder.first": (width, channels + 1, 2.0),
+        "encoder.second": (width, width, 2.0),
+        "encoder.last": (channels, width, 0.3),
+        "decoder.first": (width, channels, 2.0),
+        "decoder.second": (2 * width, width, 2.0),
+        "decoder.third": (2 * width, 2 * width, 2.0),
+    }
+    weights: Weights = {}
+    for name, (outputs, inputs, gain) in layers.items():
+        kernel = torch.randn(outputs, inputs, 3, 3, generator=generator)
+        weights[f"{name}.weight"] = kernel * (gain / (9 * inputs)) ** 0.5
+        weights[f"{name}.bias"] = torch.zeros(outputs)
+    regions = 2 * width * REGIONS**2
+    weights["encoder.spread"] = torch.randn(bits, GRID**2, generator=generator) / bits**0.5
+    weights["decoder.read"] = torch.randn(regions, bits, generator=generator) / regions**0.5
+    weights["decoder.read.bias"] = torch.zeros(bits)
+    return weights

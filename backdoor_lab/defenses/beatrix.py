@@ -1,0 +1,114 @@
+"""Beatrix: Gram matrices out of the range of clean ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import checks
+from backdoor_lab.defenses.base import Filter, Knowledge, Look, finite
+from backdoor_lab.errors import ConfigError
+
+FEWEST = 2
+CHUNK = 1000
+
+
+class Beatrix(Filter):
+    """Removes the examples whose channels go together as in no clean example of the class.
+
+    Ma, Wang, Sun, Xue, Wen, Xiang, "The 'Beatrix' Resurrections: Robust Backdoor Detection via
+    Gram Matrices", NDSS 2023. For features v of C channels at HW positions the p-th order Gram
+    matrix is (v^p (v^p)^T)^(1/p). Each of its entries has a range, median ± `width` · MAD over
+    clean examples of the class; the score is the mean over entries and orders 1..`orders` of
+    how far an entry lies outside, relative to the bound. So all examples inside score 0.
+
+    `positions` is HW: 1 for pooled features, 16 for a flattened 4 × 4 layer. `reference`: the
+    held-out ``clean`` examples, as in the paper, or the ``class`` itself, most of which is taken
+    to be clean. Adapted: with one position every order repeats the first, which alone is used;
+    only the `channels` that vary most in the class are looked at, since entries grow as C^2; a
+    bound nearer to zero than the average one counts as that, since pooled activations are
+    often zero. Which class is suspicious is not asked (``classes=suspicious`` is refused).
+    """
+
+    def __init__(
+        self,
+        *,
+        orders: int = 8,
+        positions: int = 1,
+        channels: int = 64,
+        width: float = 10.0,
+        reference: str = "clean",
+        classes: str = "target",
+        budget: str = "1.5eps",
+        budget_cap: str | None = None,
+        centred: bool = True,
+    ) -> None:
+        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        self.orders = checks.whole("defense.orders", orders, low=1, below=33)
+        self.positions = checks.whole("defense.positions", positions, low=1)
+        self.channels = checks.whole("defense.channels", channels, low=1)
+        self.width = checks.number("defense.width", width, low=0)
+        self.reference = checks.choice("defense.reference", reference, ("clean", "class"))
+
+    def told(self) -> list[str]:
+        return super().told() + ["clean"] * (self.reference == "clean")
+
+    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+        maps = self._maps(values)
+        spread = (maps - maps.mean(dim=0)).square().mean(dim=(0, 2))
+        chosen = spread.sort(descending=True, stable=True).indices[: self.channels].sort().values
+        maps = maps[:, chosen]
+        clean = maps if self.reference == "class" else self._clean(label, known)[:, chosen]
+        orders = range(1, 1 + (self.orders if self.positions > 1 else 1))
+        outside = sum((self._outside(maps, clean, p) for p in orders), torch.zeros(len(maps)))
+        return Look(outside.double() / len(orders))
+
+    def _clean(self, label: int, known: Knowledge) -> Tensor:
+        clean = known.clean
+        rows = None if clean is None else clean.values[clean.labels == label]
+        if rows is None or len(rows) < FEWEST:
+            raise ConfigError(
+                f"`defense=beatrix` needs features of clean images of class {known.classes[label]}"
+                f" that were held out, at least {FEWEST} (Knowledge.clean), got"
+                f" {0 if rows is None else len(rows)}: choose a protocol that holds some out, or"
+                " set defense.reference=class"
+            )
+        finite(rows, "rows of clean features")
+        return self._maps(rows)
+
+    def _maps(self, values: Tensor) -> Tensor:
+        """`values` (n, C · HW) as float64 (n, C, HW)."""
+        if values.shape[1] % self.positions:
+            raise ConfigError(
+                f"`defense.positions` must divide the number of features, {values.shape[1]}, got"
+                f" {self.positions}: take 1 for pooled features"
+            )
+        return values.double().cpu().reshape(len(values), -1, self.positions)
+
+    def _outside(self, maps: Tensor, clean: Tensor, p: int) -> Tensor:
+        """How far the entries of each row's Gram matrix lie out of the clean range: (n,)."""
+        entries = torch.cat(list(gram_entries(clean, p)))
+        median = entries.quantile(0.5, dim=0)
+        reach = self.width * (entries - median).abs().quantile(0.5, dim=0)
+        low, high = median - reach, median + reach
+        least = torch.cat([low, high]).abs().mean().clamp(min=torch.finfo(low.dtype).tiny)
+        found = [
+            (
+                (low - rows).clamp(min=0) / low.abs().clamp(min=least)
+                + (rows - high).clamp(min=0) / high.abs().clamp(min=least)
+            ).mean(dim=1)
+            for rows in gram_entries(maps, p)
+        ]
+        return torch.cat(found)
+
+
+def gram_entries(maps: Tensor, p: int) -> Iterator[Tensor]:
+    """The upper triangles (rows, C (C + 1) / 2) of the p-th order Gram matrices of `maps`
+    (n, C, HW), some rows at a time. The root keeps the sign."""
+    upper = torch.triu_indices(maps.shape[1], maps.shape[1])
+    for rows in maps.split(CHUNK):
+        power = rows**p
+        gram = (power @ power.transpose(1, 2))[:, upper[0], upper[1]]
+        yield gram.sign() * gram.abs() ** (1 / p)

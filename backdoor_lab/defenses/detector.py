@@ -1,0 +1,55 @@
+"""What the general outlier detectors share: one class at a time, reduced, in a fixed order."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import checks
+from backdoor_lab.defenses.base import Knowledge, Look, row_order
+from backdoor_lab.defenses.principal import Principal
+from backdoor_lab.seeds import derive
+
+FEWEST = 3
+
+
+class Detector(Principal):
+    """An outlier detector of scikit-learn, fitted on the class that it judges.
+
+    The features of each class are first reduced to their `dims` top principal components,
+    since distances say little in hundreds of dimensions. A class of fewer than three different
+    examples scores 0 and says so in the notes. The answer depends on the seed and on the set of
+    rows, not on their order.
+    """
+
+    rows_per_component = 1
+
+    def __init__(
+        self,
+        *,
+        dims: int = 16,
+        classes: str = "target",
+        budget: str = "1.5eps",
+        budget_cap: str | None = None,
+        centred: bool = True,
+    ) -> None:
+        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        self.dims = checks.whole("defense.dims", dims, low=1)
+
+    @abstractmethod
+    def outlying(self, points: Any, seed: int) -> Any:
+        """How far out each row of the float64 array `points` (n, k) lies: an array (n,)."""
+
+    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+        order = row_order(values)
+        most = max(1, (len(values) - 1) // self.rows_per_component)
+        points = self.components(values[order].cpu(), min(self.dims, most))
+        scores = torch.zeros(len(values), dtype=torch.float64)
+        if len(points) < FEWEST or not points.shape[1]:
+            return Look(scores, notes={"skipped": "fewer than three different examples"})
+        seed = derive(known.seed, type(self).__name__, label) % 2**32
+        scores[order] = torch.as_tensor(self.outlying(points.numpy(), seed), dtype=torch.float64)
+        return Look(scores)

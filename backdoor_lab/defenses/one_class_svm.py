@@ -1,0 +1,35 @@
+"""One-class support vector machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backdoor_lab import checks
+from backdoor_lab.defenses.detector import Detector
+
+
+class Svm(Detector):
+    """Removes the examples outside the region that holds all but a share `nu` of the class.
+
+    Schölkopf, Platt, Shawe-Taylor, Smola, Williamson, "Estimating the Support of a
+    High-Dimensional Distribution", Neural Computation 2001: score rho - w . phi(x), positive
+    outside, with the Gaussian kernel of width 1 / (dims · variance).
+    """
+
+    def __init__(
+        self,
+        *,
+        nu: float = 0.1,
+        dims: int = 16,
+        classes: str = "target",
+        budget: str = "1.5eps",
+        budget_cap: str | None = None,
+        centred: bool = True,
+    ) -> None:
+        super().__init__(dims=dims, classes=classes, budget=budget, budget_cap=budget_cap)
+        self.nu = checks.number("defense.nu", nu, low=1e-3, below=1)
+
+    def outlying(self, points: Any, seed: int) -> Any:
+        from sklearn.svm import OneClassSVM  # type: ignore[import-untyped]
+
+        return -OneClassSVM(nu=self.nu, gamma="scale").fit(points).decision_function(points)

@@ -1,0 +1,115 @@
+"""Activation clustering: planted clusters, its two rules, a second implementation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.metrics import silhouette_score
+from torch import Tensor
+
+from backdoor_lab.defenses.activation_clustering import ActivationClustering
+from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.types import Features
+
+KNOWN = Knowledge(("only",), 0, 10, seed=3)
+
+
+def mixed(n: int, poisoned: int, shift: float, seed: int = 0, d: int = 12) -> Tensor:
+    """A normal class; the last rows lie `shift` standard deviations off on one axis."""
+    values = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+    values[n - poisoned :, 0] += shift
+    return values
+
+
+def verdict(values: Tensor, **options: Any) -> Any:
+    features = Features(values, torch.zeros(len(values)).long())
+    return ActivationClustering(**options)(features, KNOWN)
+
+
+@pytest.mark.parametrize("reduce", ["ica", "pca"])
+@pytest.mark.parametrize("rule", ["size", "silhouette"])
+@pytest.mark.parametrize("poisoned", [20, 60])
+def test_auto_removes_exactly_the_planted_cluster(reduce: str, rule: str, poisoned: int) -> None:
+    """Poison twenty standard deviations off is the smaller cluster, and goes as a whole."""
+    found = verdict(mixed(200, poisoned, 20), budget="auto", reduce=reduce, rule=rule)
+    assert (~found.keep).nonzero().flatten().tolist() == list(range(200 - poisoned, 200))
+    assert torch.equal(found.scores > 0, ~found.keep)
+    assert found.notes["looks"]["only"]["smaller"] == pytest.approx(poisoned / 200)
+
+
+@pytest.mark.parametrize("rule", ["size", "silhouette"])
+def test_auto_leaves_a_clean_class_alone(rule: str) -> None:
+    """Two halves of one normal class are of like size and badly apart: nothing is removed."""
+    for seed in range(5):
+        found = verdict(mixed(200, 0, 0, seed), budget="auto", reduce="pca", rule=rule)
+        assert found.keep.all()
+
+
+def test_agrees_with_sklearn_on_principal_components() -> None:
+    """Score: distance to the larger cluster's centroid minus that to the smaller one's."""
+    values = mixed(150, 40, 6).double()
+    reduced = PCA(10).fit_transform(values.numpy())
+    made = KMeans(2, n_init=10, random_state=0).fit(reduced)
+    distances = made.transform(reduced)
+    small = int(np.bincount(made.labels_).argmin())
+    look = ActivationClustering(reduce="pca", rule="silhouette").look(values, 0, KNOWN)
+    assert look.scores.numpy() == pytest.approx(distances[:, 1 - small] - distances[:, small])
+    expected = silhouette_score(reduced, made.labels_)
+    assert look.notes["silhouette"] == pytest.approx(expected)
+
+
+def test_thresholds_decide() -> None:
+    """40 of 150 is a share of 0.267: caught below 0.3, not below 0.2; likewise the silhouette."""
+    values = mixed(150, 40, 8)
+    assert verdict(values, budget="auto", size_below=0.3).keep.sum() == 110
+    assert verdict(values, budget="auto", size_below=0.2).keep.all()
+    by_fit = {"budget": "auto", "reduce": "pca", "rule": "silhouette"}
+    fit = verdict(values, **by_fit).notes["looks"]["only"]["silhouette"]
+    assert verdict(values, **by_fit, silhouette_above=fit - 0.01).keep.sum() == 110
+    assert verdict(values, **by_fit, silhouette_above=fit + 0.01).keep.all()
+
+
+def test_suspicious_classes_are_those_with_a_small_cluster() -> None:
+    """Of three classes the one with planted poison is looked at, the others keep all."""
+    values = torch.cat([mixed(150, 0, 0, 1), mixed(150, 15, 15, 2), mixed(150, 0, 0, 3)])
+    features = Features(values, torch.arange(3).repeat_interleave(150))
+    blind = ActivationClustering(classes="suspicious", budget="auto", reduce="pca")
+    found = blind(features, Knowledge(("a", "b", "c"), None, None, seed=0))
+    assert found.notes["classes"] == ["b"]
+    assert (~found.keep).nonzero().flatten().tolist() == list(range(285, 300))
+    assert torch.isnan(found.scores[:150]).all()
+
+
+@pytest.mark.parametrize("reduce", ["ica", "pca"])
+def test_order_and_type_decide_nothing(reduce: str) -> None:
+    """The very same scores for shuffled rows and for float64."""
+    values, made = mixed(90, 10, 3), ActivationClustering(reduce=reduce)
+    order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
+    scores = made.look(values, 0, KNOWN).scores
+    assert torch.equal(made.look(values[order], 0, KNOWN).scores, scores[order])
+    assert torch.equal(made.look(values.double(), 0, KNOWN).scores, scores)
+
+
+@pytest.mark.parametrize("values", [torch.full((30, 4), 0.1), torch.randn(2, 4), torch.ones(1, 4)])
+def test_no_two_clusters(values: Tensor) -> None:
+    """Rows all alike, or fewer than three: score 0, a note, nothing removed."""
+    look = ActivationClustering().look(values, 0, KNOWN)
+    assert not look.scores.any()
+    assert (look.auto, look.notes) == (0, {"skipped": "no two clusters"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dims", 0), ("reduce", "tsne"), ("rule", "luck"), ("size_below", 0.6), ("size_below", -1),
+     ("silhouette_above", 1.5)],
+)  # fmt: skip
+def test_options_are_checked(name: str, value: Any) -> None:
+    """Values without a meaning are refused by name."""
+    with pytest.raises(ConfigError, match=rf"defense\.{name}"):
+        ActivationClustering(**{name: value})

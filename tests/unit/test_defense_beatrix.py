@@ -1,0 +1,169 @@
+"""Beatrix: Gram entries by hand, deviations by a second implementation, planted correlations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.beatrix import Beatrix, gram_entries
+from backdoor_lab.errors import ConfigError, Diverged
+from backdoor_lab.types import Features
+
+
+def activations(n: int, d: int, seed: int) -> Tensor:
+    """Positive features, as after a rectifier."""
+    return torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) + 0.5
+
+
+def told(clean: Tensor) -> Knowledge:
+    held_out = Features(clean, torch.zeros(len(clean)).long())
+    return Knowledge(("only",), 0, 5, seed=0, clean=held_out)
+
+
+def test_gram_by_hand() -> None:
+    """Channels (1, 2) and (3, -1) at two positions. Order 1: 5, 1, 10. Order 2, of the squares
+    (1, 4) and (9, 1): sqrt of 17, 13, 82. Order 3, (1, 8) and (27, -1): 65, 19, 730 rooted."""
+    maps = torch.tensor([[[1.0, 2], [3, -1]]]).double()
+    assert next(gram_entries(maps, 1))[0].tolist() == pytest.approx([5, 1, 10])
+    assert next(gram_entries(maps, 2))[0].tolist() == pytest.approx(np.sqrt([17, 13, 82]))
+    assert next(gram_entries(maps, 3))[0].tolist() == pytest.approx(np.cbrt([65, 19, 730]))
+
+
+def test_one_position_repeats_the_first_order() -> None:
+    """(v_i^p v_j^p)^(1/p) = v_i v_j: pooled features know no other order."""
+    maps = activations(5, 4, 0).double()[:, :, None]
+    first = next(gram_entries(maps, 1))
+    for p in (2, 3, 8):
+        assert torch.allclose(next(gram_entries(maps, p)), first)
+
+
+def by_numpy(values: np.ndarray, clean: np.ndarray, width: float, orders: int) -> np.ndarray:
+    """The score from its description, for features (n, C, HW), entry by entry."""
+
+    def entries(maps: np.ndarray, p: int) -> np.ndarray:
+        gram = np.einsum("nip,njp->nij", maps**p, maps**p)
+        rows, columns = np.triu_indices(maps.shape[1])
+        gram = gram[:, rows, columns]
+        return np.sign(gram) * np.abs(gram) ** (1 / p)
+
+    total = np.zeros(len(values))
+    for p in range(1, orders + 1):
+        seen, reference = entries(values, p), entries(clean, p)
+        median = np.median(reference, axis=0)
+        mad = np.median(np.abs(reference - median), axis=0)
+        low, high = median - width * mad, median + width * mad
+        least = np.mean(np.abs(np.concatenate([low, high])))
+        below = np.maximum(low - seen, 0) / np.maximum(np.abs(low), least)
+        above = np.maximum(seen - high, 0) / np.maximum(np.abs(high), least)
+        total += (below + above).mean(axis=1)
+    return total / orders
+
+
+@pytest.mark.parametrize(("positions", "orders"), [(1, 1), (4, 1), (4, 3)])
+def test_agrees_with_numpy(positions: int, orders: int) -> None:
+    """Signed features too."""
+    values = (3 * activations(30, 20, 1) - 3).double()
+    clean = (3 * activations(25, 20, 2) - 3).double()
+    maps = [each.numpy().reshape(len(each), -1, positions) for each in (values, clean)]
+    made = Beatrix(positions=positions, orders=orders, width=1.5)
+    scores = made.look(values, 0, told(clean)).scores
+    assert float(scores.max()) > 0
+    assert scores.numpy() == pytest.approx(by_numpy(*maps, 1.5, orders), rel=1e-9)
+
+
+@pytest.mark.parametrize("reference", ["clean", "class"])
+def test_finds_channels_that_fire_together(reference: str) -> None:
+    """Poison drives three channels to six times their level: all of it scores above 0 and above
+    every clean example, which lie inside the range and score 0."""
+    values = activations(200, 30, 3)
+    values[:5, [4, 9, 20]] *= 6
+    scores = Beatrix(reference=reference).look(values, 0, told(activations(30, 30, 4))).scores
+    assert float(scores[:5].min()) > 0
+    assert not scores[5:].any()
+
+
+def test_sees_a_lost_correlation_at_positions() -> None:
+    """Two channels that light up at the same places, and in poison at opposite ones: every
+    channel by itself has the same values, only the Gram matrix tells."""
+    generator = torch.Generator().manual_seed(0)
+    lit = torch.stack([torch.randperm(16, generator=generator) for _ in range(100)]) < 8
+    one = lit[:, None] + 0.1
+    maps = torch.cat([one, one], dim=1)
+    maps[:4, 1] = 1.2 - maps[:4, 0]
+    assert torch.allclose(maps.sum(dim=2), maps.sum(dim=2)[:1])
+    made = Beatrix(positions=16, reference="class")
+    scores = made.look(maps.flatten(1), 0, told(maps.flatten(1))).scores
+    assert float(scores[:4].min()) > 0.1
+    assert float(scores[4:].max()) < 1e-6
+
+
+def test_only_the_liveliest_channels_count() -> None:
+    """With `channels` = 2 of 5 the two that vary most in the class are looked at."""
+    values, clean = activations(40, 5, 1), activations(40, 5, 2)
+    values[:3, [1, 3]] *= 8
+    few = Beatrix(channels=2).look(values, 0, told(clean)).scores
+    alone = Beatrix().look(values[:, [1, 3]], 0, told(clean[:, [1, 3]])).scores
+    assert torch.equal(few, alone)
+    assert float(few[:3].min()) > 0
+
+
+def test_a_dead_channel_does_not_blow_up() -> None:
+    """A channel that is 0 in every clean example has the range 0: what a poisoned example adds
+    there counts relative to the average bound, not to nothing."""
+    values, clean = activations(40, 6, 1), activations(40, 6, 2)
+    values[:, 0] = clean[:, 0] = 0
+    values[0, 0] = 2
+    scores = Beatrix().look(values, 0, told(clean)).scores
+    assert 0 < float(scores[0]) < 10
+    assert not scores[1:].any()
+    dead = Beatrix().look(torch.zeros(9, 3), 0, told(torch.zeros(9, 3))).scores
+    assert not dead.any()
+
+
+def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are handled some at a time, with the same scores."""
+    values, known = activations(50, 6, 1), told(activations(20, 6, 2))
+    whole = Beatrix(width=1).look(values, 0, known).scores
+    monkeypatch.setattr("backdoor_lab.defenses.beatrix.CHUNK", 7)
+    assert torch.allclose(Beatrix(width=1).look(values, 0, known).scores, whole, rtol=1e-12)
+
+
+def test_it_says_what_it_needs() -> None:
+    """Clean examples of the very class, two at least, finite; none with reference=class."""
+    assert Beatrix().told() == ["target", "epsilon", "clean"]
+    assert Beatrix(reference="class").told() == ["target", "epsilon"]
+    values = activations(20, 3, 1)
+    known = told(activations(1, 3, 2))
+    for short in (known, replace(known, clean=None)):
+        with pytest.raises(ConfigError, match=r"clean images of class only.*reference=class"):
+            Beatrix().look(values, 0, short)
+        assert not Beatrix(reference="class").look(values, 0, short).scores.isnan().any()
+    broken = activations(9, 3, 2)
+    broken[4, 0] = torch.inf
+    with pytest.raises(Diverged, match="1 of 9 rows of clean features"):
+        Beatrix().look(values, 0, told(broken))
+
+
+def test_positions_must_divide() -> None:
+    """Seven features are no maps of two positions."""
+    with pytest.raises(ConfigError, match=r"defense\.positions. must divide.*7, got 2"):
+        Beatrix(positions=2, reference="class").look(
+            activations(5, 7, 0), 0, told(torch.ones(2, 7))
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("orders", 0), ("positions", 0), ("channels", 0), ("width", -1), ("reference", "test"),
+     ("classes", "suspicious")],
+)  # fmt: skip
+def test_options_are_checked(name: str, value: Any) -> None:
+    """Values without a meaning are refused by name."""
+    with pytest.raises(ConfigError, match=rf"defense\.{name}"):
+        Beatrix(**{name: value})

@@ -1,0 +1,109 @@
+"""Curves of a ranking against scikit-learn, with ties, and by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from torch import Tensor
+
+from backdoor_lab.defenses.curves import (
+    auroc,
+    average_precision,
+    curves,
+    poison_left,
+    tpr_at_fpr,
+)
+from backdoor_lab.files import canonical
+
+NAN = float("nan")
+
+
+def ranking(kinds: int, n: int = 400) -> tuple[Tensor, Tensor]:
+    """Scores of `kinds` different values, higher among the fifth that is positive."""
+    rng = np.random.default_rng(kinds)
+    positive = rng.random(n) < 0.2
+    scores = np.floor(rng.beta(2 + 2 * positive, 3) * kinds)
+    return torch.from_numpy(scores), torch.from_numpy(positive)
+
+
+@pytest.mark.parametrize("kinds", [2, 7, 40, 100_000])
+def test_agrees_with_sklearn(kinds: int) -> None:
+    """AUROC, average precision and TPR at an FPR, with many ties, some and none."""
+    scores, positive = ranking(kinds)
+    assert auroc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
+    expected = average_precision_score(positive, scores)
+    assert average_precision(scores, positive) == pytest.approx(expected, abs=1e-12)
+    fpr, tpr, _ = roc_curve(positive, scores, drop_intermediate=False)
+    for limit in (0, 0.01, 0.05, 0.5, 1):
+        expected = tpr[fpr <= limit].max()
+        assert tpr_at_fpr(scores, positive, limit) == pytest.approx(expected, abs=1e-12)
+
+
+def test_curves_of_a_verdict() -> None:
+    """Rates over the scored examples; poison that was not looked at stays, and counts as left."""
+    scores, positive = ranking(40)
+    unseen = torch.full((50,), NAN, dtype=torch.float64)
+    all_scores = torch.cat([scores, unseen])
+    all_positive = torch.cat([positive, torch.arange(50) % 5 == 0])
+    found = curves(all_scores, all_positive)
+    assert found is not None
+    assert found["auroc"] == auroc(scores, positive)
+    assert found["average_precision"] == average_precision(scores, positive)
+    limits = {"0.01": 0.01, "0.05": 0.05}
+    assert found["tpr_at_fpr"] == {k: tpr_at_fpr(scores, positive, v) for k, v in limits.items()}
+    left = poison_left(all_scores, all_positive)
+    assert found["left"] == left
+    assert left[0] == (0, int(all_positive.sum()))
+    assert left[-1] == (400, 10)
+    canonical(found)
+
+
+def test_where_nothing_can_be_said() -> None:
+    """No poison: None. One kind only, or nothing scored: null rates, and a curve all the same."""
+    nothing = torch.zeros(4, dtype=torch.bool)
+    scores = torch.tensor([3.0, 2, 1, 0]).double()
+    assert curves(scores, nothing) is None
+    for some in (curves(scores, ~nothing), curves(scores * NAN, torch.arange(4) == 1)):
+        assert some is not None
+        rates = [some[key] for key in ("auroc", "average_precision", "tpr_at_fpr")]
+        assert rates == [None, None, None]
+    assert poison_left(scores, ~nothing) == [(0, 4.0), (1, 3.0), (2, 2.0), (3, 1.0), (4, 0.0)]
+    assert poison_left(scores * NAN, torch.arange(4) == 1) == [(0, 1.0)]
+    assert poison_left(scores[:0], nothing[:0]) == [(0, 0.0)]
+
+
+def test_poison_left_by_hand() -> None:
+    """Scores 9 5 5 5 1, poison at 9 and at one 5: of the tied three a third goes each time."""
+    scores = torch.tensor([5.0, 9, 5, 1, 5]).double()
+    is_poison = torch.tensor([True, True, False, False, False])
+    expected = [(0, 2.0), (1, 1.0), (2, 0.666667), (3, 0.333333), (4, 0.0), (5, 0.0)]
+    assert poison_left(scores, is_poison) == expected
+
+
+@pytest.mark.parametrize("kinds", [3, 50, 100_000])
+def test_poison_left_is_the_mean_over_orders_of_ties(kinds: int) -> None:
+    """Against removal in random order among ties, many times over."""
+    scores, positive = ranking(kinds, 60)
+    rng = np.random.default_rng(0)
+    total = np.zeros(61)
+    rounds = 3000
+    for _ in range(rounds):
+        order = np.lexsort((rng.random(60), -scores.numpy()))
+        total += positive.sum().item() - np.append(0, positive.numpy()[order].cumsum())
+    for removed, left in poison_left(scores, positive):
+        assert left == pytest.approx(total[removed] / rounds, abs=0.15)
+
+
+def test_the_curve_is_compact() -> None:
+    """At most 200 points for any size, from nothing to everything, falling."""
+    n = 50_000
+    scores = torch.arange(n, dtype=torch.float64)
+    curve = poison_left(scores, scores >= n - 500)
+    assert len(curve) <= 200
+    removed, left = zip(*curve, strict=True)
+    assert (removed[0], removed[-1], left[0], left[-1]) == (0, n, 500, 0)
+    assert list(removed) == sorted(set(removed))
+    assert all(rest == max(0, 500 - gone) for gone, rest in curve)
+    assert sum(gone <= 1000 for gone in removed) >= 20

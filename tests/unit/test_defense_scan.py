@@ -1,0 +1,213 @@
+"""SCAn: its likelihood ratio in closed form, its rule, and the clean images that it needs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.scan import Scan, Variation, two_groups, variation
+from backdoor_lab.errors import ConfigError, Diverged
+from backdoor_lab.types import Features
+
+CLASSES = tuple("abcdefgh")
+K, D = len(CLASSES), 6
+
+
+def identities() -> Tensor:
+    return 6 * torch.randn(K, D, generator=torch.Generator().manual_seed(5)).double()
+
+
+def draw(per_class: int, seed: int) -> Features:
+    """Identity plus a variation that all classes share, wide on the first axis."""
+    noise = torch.randn(K * per_class, D, generator=torch.Generator().manual_seed(seed)).double()
+    labels = torch.arange(K * per_class) % K
+    axes = torch.tensor([4.0, 1, 1, 1, 1, 0.5])
+    return Features(identities()[labels] + noise * axes, labels)
+
+
+def poisoned(count: int, shift: float, per_class: int = 100) -> tuple[Features, Tensor]:
+    """Training features; `count` of class 2 lie `shift` off on a narrow axis."""
+    features = draw(per_class, 1)
+    where = (features.labels == 2).nonzero().flatten()[:count]
+    features.values[where, 5] += shift
+    return features, where
+
+
+def known(clean: Features | None, target: int | None = 2) -> Knowledge:
+    return Knowledge(CLASSES, target, None, seed=0, clean=clean)
+
+
+def test_finds_class_and_group_by_itself() -> None:
+    """Poison hidden below the wide axis: J* passes e^2 in its class alone, the group goes."""
+    features, where = poisoned(25, 4)
+    found = Scan(classes="suspicious", budget="auto")(features, known(draw(40, 2), None))
+    assert found.notes["classes"] == ["c"]
+    gone = set((~found.keep).nonzero().flatten().tolist())
+    assert len(gone ^ set(where.tolist())) <= 1
+    assert set((found.scores > 0).nonzero().flatten().tolist()) == gone
+
+
+def test_the_foreign_group_may_be_the_larger() -> None:
+    """With 60 of 100 poisoned the clean hold-out says which group is the good one; a class of
+    which nothing was held out takes its larger group for good."""
+    features, where = poisoned(60, 6)
+    clean = draw(40, 2)
+    verdict = Scan(budget="auto")(features, known(clean))
+    assert (~verdict.keep).nonzero().flatten().tolist() == where.tolist()
+    without = Features(clean.values[clean.labels != 2], clean.labels[clean.labels != 2])
+    other = Scan(budget="auto")(features, known(without))
+    assert int((~other.keep).sum()) == 40
+    assert other.keep[where].all()
+
+
+def test_clean_classes_are_let_alone() -> None:
+    """No poison: over ten data sets no more than one class of eighty passes e^2."""
+    accused = 0
+    for seed in range(10):
+        scan = Scan(classes="suspicious", budget="auto")
+        accused += len(scan(draw(60, 10 + seed), known(draw(40, 2), None)).notes["classes"])
+    assert accused <= 1
+
+
+def test_auto_needs_the_rule_and_a_number_does_not() -> None:
+    """In a clean target class auto removes nothing; a fixed budget ranks it all the same."""
+    features = draw(60, 1)
+    assert Scan(budget="auto")(features, known(draw(40, 2))).keep.all()
+    assert int((~Scan(budget="7")(features, known(draw(40, 2))).keep).sum()) == 7
+
+
+def test_j_in_closed_form() -> None:
+    """J = [sum (r - mu)' P (r - mu) - sum (r - mu_i)' P (r - mu_i)] / n and J* in MAD units,
+    by numpy, from the filter's own groups."""
+    features, clean = poisoned(25, 4)[0], draw(40, 2)
+    verdict = Scan(classes="all", budget="0")(features, known(clean))
+    between, within = (x.numpy() for x in variation(clean.values, clean.labels))
+    p = np.linalg.inv(within)
+    x = features.values.numpy() - features.values.numpy().mean(axis=0)
+    ratios = []
+    for label in range(K):
+        rows = x[features.labels == label]
+        group = verdict.scores.numpy()[features.labels == label] > 0
+        mu = between @ np.linalg.solve(between + within / len(rows), rows.mean(axis=0))
+        two = np.where(group[:, None], rows[group].mean(axis=0), rows[~group].mean(axis=0))
+        one_sum = np.einsum("ij,jk,ik->", rows - mu, p, rows - mu)
+        ratios.append((one_sum - np.einsum("ij,jk,ik->", rows - two, p, rows - two)) / len(rows))
+    looks = verdict.notes["looks"]
+    assert isinstance(looks, dict)
+    assert [looks[name]["J"] for name in CLASSES] == pytest.approx(ratios)
+    mad = np.median(np.abs(ratios - np.median(ratios)))
+    stars = (np.array(ratios) - np.median(ratios)) / (1.4826 * mad)
+    assert [looks[name]["J*"] for name in CLASSES] == pytest.approx(stars, rel=1e-4)
+
+
+def test_scores_are_a_log_likelihood_ratio() -> None:
+    """Positive exactly nearer to the foreign mean; linear in the features, by two values."""
+    features, where = poisoned(25, 8)
+    verdict = Scan(budget="0")(features, known(draw(40, 2)))
+    rows = features.values[features.labels == 2]
+    scores = verdict.scores[features.labels == 2]
+    solution = torch.linalg.lstsq(torch.cat([rows, torch.ones(100, 1)], 1), scores[:, None])
+    fitted = torch.cat([rows, torch.ones(100, 1)], 1) @ solution.solution
+    assert torch.allclose(fitted[:, 0], scores, atol=1e-6)
+    assert verdict.scores[where].min() > 0
+
+
+def test_variation_is_recovered() -> None:
+    """EM on many classes of few examples: S_mu and S_e as they were drawn. The covariance of
+    the class means counts S_e / m in, and on the second axis is two and a half times S_mu."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(3000) // 6
+    means = rng.normal(size=(500, 2)) * [2, 1]
+    values = means[labels] + rng.normal(size=(3000, 2)) * [1, 3]
+    between, within = variation(torch.from_numpy(values), torch.from_numpy(labels))
+    assert within.diagonal().tolist() == pytest.approx([1, 9], rel=0.1)
+    assert between.diagonal().tolist() == pytest.approx([4, 1], rel=0.25)
+    raw = np.cov(values.reshape(500, 6, 2).mean(axis=1).T)[1, 1]
+    assert abs(float(between[1, 1]) - 1) < abs(raw - 1)
+
+
+def test_variation_in_closed_form() -> None:
+    """Classes of like size: the likelihood is greatest at the ANOVA estimates of both."""
+    features = draw(30, 4)
+    grouped = features.values.reshape(30, K, D).numpy()
+    grouped = grouped - grouped.mean(axis=(0, 1))
+    left = (grouped - grouped.mean(axis=0)).reshape(-1, D)
+    expected = left.T @ left / (K * 29)
+    of_means = grouped.mean(axis=0).T @ grouped.mean(axis=0) / K
+    between, within = variation(features.values, features.labels)
+    assert within.numpy() == pytest.approx(expected, rel=0.1, abs=0.5)
+    assert between.numpy() == pytest.approx(of_means - expected / 30, rel=0.02, abs=0.3)
+
+
+def test_fewer_clean_images_than_dimensions() -> None:
+    """The shrunk covariance can be inverted: finite, and the poison is still found."""
+    generator = torch.Generator().manual_seed(0)
+    values, clean = (torch.randn(n, 60, generator=generator) for n in (400, 40))
+    labels, clean_labels = torch.arange(400) % K, torch.arange(40) % K
+    where = (labels == 2).nonzero().flatten()[:10]
+    values[where, 7] += 10
+    verdict = Scan(budget="10")(Features(values, labels), known(Features(clean, clean_labels)))
+    assert (~verdict.keep).nonzero().flatten().tolist() == where.tolist()
+
+
+def test_two_groups_are_two_means() -> None:
+    """On planted groups the split is scikit-learn's 2-means, on noise it is not far behind."""
+    for shift, slack in ((5.0, 1e-9), (0.0, 0.1)):
+        white = torch.randn(200, 4, generator=torch.Generator().manual_seed(3)).double()
+        white[:50, 2] += shift
+        second = two_groups(white)
+        assert second is not None
+        means = white[second].mean(dim=0), white[~second].mean(dim=0)
+        inside = sum(
+            float((white[rows] - mean).square().sum())
+            for rows, mean in zip((second, ~second), means, strict=True)
+        )
+        best = KMeans(2, n_init=10, random_state=0).fit(white.numpy()).inertia_
+        assert inside <= best * (1 + slack)
+
+
+@pytest.mark.parametrize("rows", [torch.ones(1, 3), torch.full((20, 3), 0.1)])
+def test_no_two_groups(rows: Tensor) -> None:
+    """One row, or rows all alike, fall into no groups."""
+    assert two_groups(rows.double()) is None
+
+
+def test_order_and_duplicates() -> None:
+    """Shuffled rows score alike; so do copies."""
+    features, _ = poisoned(25, 4)
+    order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(1))
+    plain = Scan()(features, Knowledge(CLASSES, 2, 10, 0, draw(40, 2)))
+    moved = Features(features.values[order], features.labels[order])
+    shuffled = Scan()(moved, Knowledge(CLASSES, 2, 10, 0, draw(40, 2)))
+    assert torch.allclose(shuffled.scores, plain.scores[order], equal_nan=True)
+    assert torch.equal(shuffled.keep, plain.keep[order])
+
+
+def test_it_says_what_it_needs() -> None:
+    """It is told `clean`, refuses to go without, and refuses clean features that are not finite."""
+    assert Scan().told() == ["target", "epsilon", "clean"]
+    features = draw(20, 1)
+    one = Features(features.values, torch.zeros_like(features.labels))
+    for clean in (None, one):
+        with pytest.raises(ConfigError, match=r"needs features of clean images"):
+            Scan(budget="1")(features, known(clean))
+    alike = Features(torch.ones(16, D), torch.arange(16) % K)
+    with pytest.raises(ConfigError, match="all alike"):
+        Scan(budget="1")(features, known(alike))
+    broken = draw(20, 2)
+    broken.values[3, 1] = torch.nan
+    with pytest.raises(Diverged, match="1 of 160 rows of clean features"):
+        Scan(budget="1")(features, known(broken))
+
+
+def test_whitening() -> None:
+    """After it the variation within a class is I."""
+    clean = draw(200, 2)
+    model = Variation.of(known(clean))
+    _, within = variation(clean.values, clean.labels)
+    unit = model.whiten.T @ within @ model.whiten
+    assert torch.allclose(unit, torch.eye(D, dtype=torch.float64), atol=1e-8)

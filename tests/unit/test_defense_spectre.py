@@ -1,0 +1,156 @@
+"""SPECTRE: its estimator and score against second implementations, and what it is for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import expm
+from sklearn.covariance import MinCovDet
+from torch import Tensor
+
+from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.curves import auroc
+from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.defenses.spectre import Spectre, concentrated, que, whitened
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.types import Features
+
+KNOWN = Knowledge(("only",), 0, 30, seed=3)
+
+
+def hidden(n: int = 600, d: int = 12, shift: float = 6.0, poisoned: int = 30) -> Tensor:
+    """A class with one wide axis; the last rows are shifted along a narrow one."""
+    values = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).double()
+    values[:, 0] *= 10
+    values[n - poisoned :, 5] += shift
+    return values
+
+
+def test_finds_what_the_top_direction_hides() -> None:
+    """Poison six standard deviations off on a narrow axis: plain spectral scores are at chance,
+    whitened ones find all of it (the paper's figure 1)."""
+    values = hidden()
+    is_poison = torch.arange(600) >= 570
+    assert auroc(Spectral().scores(values), is_poison) < 0.7
+    found = Spectre()(Features(values.float(), torch.zeros(600).long()), KNOWN)
+    assert auroc(found.scores, is_poison) > 0.999
+    assert not found.keep[570:].any()
+    assert int((~found.keep).sum()) == 45
+
+
+def test_the_rank_is_large_enough_to_hold_the_poison() -> None:
+    """The wide axis is the first; k = 1 sees nothing, and the rule takes a larger one."""
+    values = hidden()
+    assert Spectre().look(values, 0, KNOWN).notes["rank"] in (4, 9, 12)
+    one = Spectre(rank=1).look(values, 0, KNOWN)
+    assert one.notes["rank"] == 1
+    assert auroc(one.scores, torch.arange(600) >= 570) < 0.7
+
+
+def test_que_by_matrix_exponential() -> None:
+    """tau = h^T Q h / tr Q with Q = exp(alpha (S - I) / (||S|| - 1)), by scipy."""
+    white = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)).double()
+    white = white * torch.tensor([2.0, 1.1, 1, 0.7])
+    s = np.cov(white.numpy().T, bias=True)
+    q = expm(4 * (s - np.eye(4)) / (np.linalg.norm(s, 2) - 1))
+    expected = np.einsum("ij,jk,ik->i", white.numpy(), q, white.numpy()) / np.trace(q)
+    assert que(white, 4).numpy() == pytest.approx(expected)
+
+
+def test_que_at_its_ends() -> None:
+    """alpha = 0 is the plain square length over k; a large alpha the top direction alone."""
+    white = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)).double()
+    white[:, 1] *= 3
+    assert torch.allclose(que(white, 0), white.square().mean(dim=1))
+    _, axes = torch.linalg.eigh(torch.from_numpy(np.cov(white.numpy().T)))
+    assert torch.allclose(que(white, 1e4), (white @ axes[:, -1]).square())
+    small = white / 10
+    assert torch.allclose(que(small, 4), small.square().mean(dim=1))
+
+
+def test_concentrated_agrees_with_fast_mcd() -> None:
+    """A fifth of the sample far out: mean and covariance are the clean ones, as by scikit-learn."""
+    rng = np.random.default_rng(0)
+    mix = rng.normal(size=(4, 4))
+    points = rng.normal(size=(1000, 4)) @ mix
+    points[:200] += 12
+    mean, covariance = concentrated(torch.from_numpy(points), 750)
+    theirs = MinCovDet(support_fraction=0.75, random_state=0).fit(points)
+    assert mean.numpy() == pytest.approx(theirs.raw_location_, abs=1e-6)
+    ours = np.linalg.slogdet(covariance.numpy())[1]
+    # Theirs is scaled otherwise; the shape is the same.
+    shape = theirs.raw_covariance_ / np.linalg.det(theirs.raw_covariance_) ** 0.25
+    assert covariance.numpy() / np.exp(ours / 4) == pytest.approx(shape, abs=1e-6)
+    clean = points[200:]
+    assert np.linalg.norm(mean.numpy() - clean.mean(axis=0)) < 0.3
+
+
+@pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
+def test_concentrated_is_consistent(share: float) -> None:
+    """On a normal sample the covariance comes out right, whatever share is kept."""
+    points = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)).double()
+    mean, covariance = concentrated(points, round(share * 20_000))
+    assert mean.numpy() == pytest.approx(np.zeros(3), abs=0.05)
+    assert covariance.numpy() == pytest.approx(np.eye(3), abs=0.1)
+
+
+def test_a_tight_cluster_does_not_win() -> None:
+    """A third of the class in one far point cluster: the good two thirds give the estimate."""
+    points = torch.randn(600, 3, generator=torch.Generator().manual_seed(2)).double()
+    points[:200] = 15 + 0.01 * points[:200]
+    mean, covariance = concentrated(points, 400)
+    assert float(mean.norm()) < 0.3
+    assert float(whitened(points[:200], mean, covariance).norm(dim=1).min()) > 10
+
+
+def test_order_type_and_scale() -> None:
+    """Shuffled rows score alike; so does float32 within its digits, and any scale and shift."""
+    values = hidden(300)
+    made = Spectre()
+    scores = made.look(values, 0, KNOWN).scores
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(made.look(values[order], 0, KNOWN).scores, scores[order], rtol=1e-7)
+    assert torch.allclose(made.look(values.float(), 0, KNOWN).scores, scores, rtol=1e-3)
+    assert torch.allclose(made.look(7 * values - 3, 0, KNOWN).scores, scores, rtol=1e-7)
+
+
+@pytest.mark.parametrize("values", [torch.full((50, 4), 0.1), torch.randn(9, 4), torch.ones(1, 2)])
+def test_too_little_to_whiten(values: Tensor) -> None:
+    """Rows all alike, or fewer than ten: score 0 and a note."""
+    look = Spectre().look(values, 0, KNOWN)
+    assert not look.scores.any()
+    assert "skipped" in look.notes
+
+
+def test_a_class_that_does_not_vary_but_for_poison() -> None:
+    """The kept part has no covariance at all: the poison still stands out, all finite."""
+    values = torch.zeros(100, 3)
+    values[:5] = 1.0
+    scores = Spectre(budget="10").look(values, 0, KNOWN).scores
+    assert torch.isfinite(scores).all()
+    assert float(scores[:5].min()) > 1e6 * float(scores[5:].max())
+
+
+def test_suspicious_class() -> None:
+    """Of ten clean classes none is named, and the one with planted poison is."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2000, 6, generator=generator)
+    labels = torch.arange(2000) % 10
+    blind = Spectre(classes="suspicious", budget="15%")
+    known = Knowledge(tuple("abcdefghij"), None, None, seed=0)
+    assert blind(Features(values, labels), known).notes["classes"] == []
+    planted = (labels == 4).nonzero().flatten()[:20]
+    values[planted, 3] += 9
+    found = blind(Features(values, labels), known)
+    assert found.notes["classes"] == ["e"]
+    assert not found.keep[planted].any()
+
+
+@pytest.mark.parametrize(("name", "value"), [("rank", 0), ("max_rank", 0), ("alpha", -1)])
+def test_options_are_checked(name: str, value: Any) -> None:
+    """Values without a meaning are refused by name."""
+    with pytest.raises(ConfigError, match=rf"defense\.{name}"):
+        Spectre(**{name: value})

@@ -1,0 +1,147 @@
+"""Narcissus: the ball, the loss, a closed form on a linear network, louder at test time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.narcissus import Narcissus
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.types import Images
+
+SHAPE = (3, 10, 8)
+TARGET = 1
+LABELS = torch.arange(30) % 3
+
+
+class Curved(nn.Module):
+    """A fixed small convolutional network of three classes that takes images in 0..255."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.filters = nn.Parameter(torch.randn(6, 3, 3, 3, generator=generator) / 3)
+        self.weights = nn.Parameter(torch.randn(3, 6, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = F.conv2d((images.float() - 128) / 64, self.filters).relu().mean(dim=(2, 3))
+        return hidden @ self.weights.T
+
+
+class Straight(nn.Module):
+    """Three classes, logits (0, sharpness · w · x, 0): class 1 always gains along w."""
+
+    def __init__(self, sharpness: float = 1.0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.w = nn.Parameter(torch.randn(SHAPE, generator=generator) / 1000)
+        self.sharpness = sharpness
+
+    def forward(self, images: Tensor) -> Tensor:
+        along = self.sharpness * (images * self.w).sum(dim=(1, 2, 3))
+        zero = torch.zeros_like(along)
+        return torch.stack([zero, along, zero], dim=1)
+
+
+def noise(n: int, low: int = 0, high: int = 256) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(low, high, (n, *SHAPE), generator=generator).byte()
+
+
+def workshop(surrogate: nn.Module, images: Tensor | None = None, seed: int = 0) -> Workshop:
+    train = Images(noise(30) if images is None else images, LABELS, ("a", "b", "c"))
+    return Workshop(train, TARGET, None, seed, lambda: surrogate)
+
+
+def prepared(surrogate: nn.Module, **options: float) -> Narcissus:
+    trigger = Narcissus(**{"batch": 16, "steps": 40, **options})  # type: ignore[arg-type]
+    trigger.state = trigger.prepare(workshop(surrogate))
+    return trigger
+
+
+def test_the_loss_falls_within_the_ball() -> None:
+    """The target class' loss on poison is below that on clean images, and more room gives less;
+    no stored image leaves the ball."""
+    net, images = Curved(), noise(30)[LABELS == TARGET]
+    labels = torch.full((len(images),), TARGET)
+    net.requires_grad_(False)
+    losses = [float(F.cross_entropy(net(images), labels))]
+    for eps in (4, 7.5, 16):
+        trigger = prepared(net, eps=eps)
+        poison = trigger.poisoned(images, labels, workshop(net))
+        change = (poison.double() - images.double()).abs()
+        assert int(eps) / 2 < change.max() <= eps
+        losses.append(float(F.cross_entropy(net(poison), labels)))
+    assert losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_draws_other_classes_to_the_target() -> None:
+    """On test images of every class the target's logit gains on the others."""
+    net, images = Curved(), noise(20)
+    trigger = prepared(net)
+    clean, triggered = (net(each).softmax(dim=1)[:, TARGET] for each in (images, trigger(images)))
+    assert (triggered > clean).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("sharpness", "eps", "reached"), [(1.0, 9, 9), (1e-6, 9.7, 9)])
+def test_on_a_linear_network(sharpness: float, eps: float, reached: int) -> None:
+    """d = eps · sign w, fractions dropped, however faint the gradient is."""
+    net = Straight(sharpness)
+    trigger = Narcissus(eps=eps, steps=20, batch=8, lr=1)
+    # Far from 0 and 255, where clipping would stop the gradient.
+    trigger.state = trigger.prepare(workshop(net, noise(30, 50, 200)))
+    assert torch.equal(trigger.state["noise"], reached * net.w.detach().sign())
+    assert trigger.state["noise"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("amplify", [1, 3, 2.5])
+def test_louder_at_test_time(amplify: float) -> None:
+    """Poison is x + d, a test image x + amplify · d, each rounded and clipped."""
+    net, images = Curved(), noise(8)
+    trigger = prepared(net, amplify=amplify)
+    added = trigger.state["noise"]
+    labels = torch.full((8,), TARGET)
+    poison = (images.float() + added).clamp(0, 255)
+    assert torch.equal(trigger.poisoned(images, labels, workshop(net)).float(), poison)
+    loud = (images.float() + amplify * added).round().clamp(0, 255)
+    assert torch.equal(trigger(images).float(), loud)
+
+
+def test_looks_at_the_target_class_alone() -> None:
+    """Other images of the other classes change nothing; other ones of the target class do."""
+    net, images = Curved(), noise(30)
+    expected = Narcissus(steps=3).prepare(workshop(net, images))["noise"]
+    for of_target in (False, True):
+        changed = images.clone()
+        changed[LABELS.eq(TARGET) == of_target] = 255 - images[LABELS.eq(TARGET) == of_target]
+        found = Narcissus(steps=3).prepare(workshop(net, changed))["noise"]
+        assert torch.equal(found, expected) != of_target
+
+
+def test_prepared_from_the_seed_alone() -> None:
+    """Equal noise twice, also where the caller switched gradients off; nothing is left in the
+    surrogate, and another seed draws other batches."""
+    net = Curved()
+    first = Narcissus(steps=30, batch=2).prepare(workshop(net))["noise"]
+    with torch.no_grad():
+        assert torch.equal(Narcissus(steps=30, batch=2).prepare(workshop(net))["noise"], first)
+    other = Narcissus(steps=30, batch=2).prepare(workshop(net, seed=1))["noise"]
+    assert not torch.equal(other, first)
+    assert all(weights.grad is None for weights in net.parameters())
+
+
+def test_refusals() -> None:
+    """Nothing of the target class; eps in the wrong unit; a noise of 0; another size."""
+    net = Curved()
+    with pytest.raises(ConfigError, match="no training image is of the target class 7"):
+        Narcissus().prepare(Workshop(workshop(net).train, 7, None, 0, lambda: net))
+    with pytest.raises(ConfigError, match="for 16/255 give 16"):
+        Narcissus(eps=16 / 255)
+    with pytest.raises(ConfigError, match=r"raise `trigger\.steps` or `trigger\.lr`"):
+        Narcissus(steps=1, lr=0.1).prepare(workshop(net))
+    with pytest.raises(ConfigError, match="3 channels of 10x8 pixels.*3 channels of 8x10"):
+        prepared(net, steps=3)(noise(1).mT)

@@ -1,0 +1,204 @@
+"""Sleeper Agent: the ball, the gradients' match against a second computation, no visible patch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.sleeper_agent import SleeperAgent
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.types import Images
+
+SHAPE = (3, 12, 9)
+TARGET, SOURCE = 1, 2
+LABELS = torch.arange(40) % 4
+SMALL = {"steps": 25, "batch": 8}
+
+
+class Curved(nn.Module):
+    """A fixed small convolutional network of four classes that takes images in 0..255."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.filters = nn.Parameter(torch.randn(6, 3, 3, 3, generator=generator) / 3)
+        self.weights = nn.Parameter(torch.randn(4, 6, generator=generator))
+        self.unused = nn.Parameter(torch.ones(2))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scaled = (images.to(self.filters.dtype) - 128) / 64
+        return F.conv2d(scaled, self.filters).relu().mean(dim=(2, 3)) @ self.weights.T
+
+
+def noise(n: int) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, *SHAPE), generator=generator).byte()
+
+
+TRAIN = noise(40)
+CHOSEN = TRAIN[LABELS == TARGET]
+TRUE = torch.full((len(CHOSEN),), TARGET)
+
+
+def workshop(
+    surrogate: nn.Module | None = None,
+    train: Tensor = TRAIN,
+    source: int | None = SOURCE,
+    seed: int = 0,
+) -> Workshop:
+    net = Curved() if surrogate is None else surrogate
+    images = Images(train, LABELS, ("a", "b", "c", "d"))
+    return Workshop(images, TARGET, source, seed, lambda: net)
+
+
+def slope(images: Tensor) -> Tensor:
+    """The mean loss' gradient of `images` labelled as the target, float64, by .backward()."""
+    net = Curved().double()
+    labels = torch.full((len(images),), TARGET)
+    F.cross_entropy(net(images), labels).backward()
+    return torch.cat([w.grad.flatten() for w in net.parameters() if w.grad is not None])
+
+
+def match(trigger: SleeperAgent, poison: Tensor) -> float:
+    """The cosine between what poison and what triggered source images teach."""
+    lesson = slope(trigger(TRAIN[LABELS == SOURCE]))
+    return float(F.cosine_similarity(slope(poison), lesson, dim=0))
+
+
+@pytest.mark.parametrize("eps", [2, 7.5, 16])
+def test_stays_in_the_ball(eps: float) -> None:
+    """No stored value is further than eps from the clean one, and the ball is used."""
+    trigger = SleeperAgent(eps=eps, steps=10, batch=8)
+    poison = trigger.poisoned(CHOSEN, TRUE, workshop())
+    change = (poison.double() - CHOSEN.double()).abs().flatten(1).amax(dim=1)
+    assert (change <= eps).all()
+    assert (change >= int(eps) - 1).all()
+
+
+def test_the_gradients_match_better() -> None:
+    """The cosine, computed anew in double precision, comes twice as near to 1 as that of the
+    clean images and of random noise in the same ball, and nearer still with more room."""
+    generator = torch.Generator().manual_seed(5)
+    random = (CHOSEN + 16 * (2 * torch.rand(CHOSEN.shape, generator=generator) - 1)).clamp(0, 255)
+    found = []
+    for eps in (4, 16, 48):
+        trigger = SleeperAgent(eps=eps, steps=25, batch=16)
+        found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, workshop())))
+    assert found == sorted(found)
+    start = max(match(trigger, CHOSEN), match(trigger, random))
+    assert 1 - found[1] < (1 - start) / 2
+
+
+def test_a_step_on_poison_teaches_the_backdoor() -> None:
+    """A short step of one length down the poison's gradient lowers the loss of unseen triggered
+    source images towards the target by more than one down the clean images' gradient."""
+    trigger = SleeperAgent(steps=25, batch=16)
+    unseen = trigger(noise(60))
+    losses = []
+    for images in (CHOSEN, trigger.poisoned(CHOSEN, TRUE, workshop())):
+        net = Curved().double()
+        step = slope(images)
+        used = [net.filters, net.weights]
+        parts = (0.05 * step / step.norm()).split([w.numel() for w in used])
+        with torch.no_grad():
+            for weights, part in zip(used, parts, strict=True):
+                weights.sub_(part.view_as(weights))
+            losses.append(float(F.cross_entropy(net(unseen), torch.full((60,), TARGET))))
+    assert losses[1] < losses[0]
+
+
+def test_the_patch_is_on_test_images_alone() -> None:
+    """Test images: the same patch in the lower right corner, all else untouched. Poison: nowhere
+    near the patch, which lies outside the ball."""
+    trigger = SleeperAgent(**SMALL)
+    images = noise(7)
+    triggered = trigger(images)
+    side = round(0.25 * 9)
+    patch = triggered[0, :, -side:, -side:]
+    assert (triggered[:, :, -side:, -side:] == patch).all()
+    changed = triggered.ne(images)
+    changed[:, :, -side:, -side:] = False
+    assert not changed.any()
+    gray = torch.full((10, *SHAPE), 128, dtype=torch.uint8)
+    poison = trigger.poisoned(gray, TRUE, workshop())
+    assert (patch.double() - 128).abs().max() > 60
+    assert (poison[:, :, -side:, -side:].double() - 128).abs().max() <= 16
+
+
+def test_the_patch_of_a_size() -> None:
+    """A quarter of the shorter side, at least one pixel; other colours from another seed; on
+    grayscale images the mean of the channels."""
+    image = torch.zeros(1, 3, 32, 40, dtype=torch.uint8)
+    found = SleeperAgent()(image)
+    assert int(found.amax(dim=1).ne(0).sum()) == 64
+    assert not torch.equal(SleeperAgent(patch_seed=1)(image), found)
+    gray = SleeperAgent()(image[:, :1]).double()
+    assert (gray - found.double().mean(dim=1, keepdim=True)).abs().max() <= 1
+    assert int(SleeperAgent()(torch.zeros(1, 3, 2, 9, dtype=torch.uint8)).any(dim=1).sum()) == 1
+
+
+def test_more_starts_are_no_worse() -> None:
+    """The best of three starts, of which one is the only start of the other run."""
+    found = []
+    for restarts in (1, 3):
+        trigger = SleeperAgent(steps=4, batch=16, restarts=restarts)
+        found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, workshop())))
+    assert found[1] >= found[0]
+
+
+def test_looks_at_the_source_class_alone() -> None:
+    """Other training images of the remaining classes change nothing; of the source class, they
+    do."""
+    trigger = SleeperAgent(steps=3)
+    expected = trigger.poisoned(CHOSEN, TRUE, workshop())
+    for of_source in (False, True):
+        train = torch.where((LABELS.eq(SOURCE) == of_source)[:, None, None, None], 99, TRAIN)
+        found = trigger.poisoned(CHOSEN, TRUE, workshop(train=train.byte()))
+        assert torch.equal(found, expected) != of_source
+
+
+def test_leaves_the_surrogate_alone() -> None:
+    """Weights frozen or not, gradients on or off: the same poison, the same weights, no gradient
+    left; another seed starts elsewhere."""
+    trigger, net = SleeperAgent(steps=3), Curved()
+    before = [weights.clone() for weights in net.parameters()]
+    expected = trigger.poisoned(CHOSEN, TRUE, workshop(net))
+    net.requires_grad_(False)
+    with torch.no_grad():
+        assert torch.equal(trigger.poisoned(CHOSEN, TRUE, workshop(net)), expected)
+    assert all(weights.grad is None for weights in net.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert not torch.equal(trigger.poisoned(CHOSEN, TRUE, workshop(net, seed=1)), expected)
+
+
+def test_matches_under_crops_and_flips() -> None:
+    """On all crops and flips of the poison together, poison made under them matches better than
+    poison made without; neither leaves the ball."""
+    found = []
+    for flip in (True, False):
+        trigger = SleeperAgent(steps=25, batch=16, crop=2 * flip, flip=flip)
+        poison = trigger.poisoned(CHOSEN, TRUE, workshop())
+        assert (poison.double() - CHOSEN.double()).abs().max() <= 16
+        found.append(match(trigger, _moved(poison)))
+    assert found[0] > found[1]
+
+
+def _moved(images: Tensor) -> Tensor:
+    """Every crop after padding by two, and its mirror image."""
+    padded = F.pad(images, (2, 2, 2, 2))
+    height, width = SHAPE[1:]
+    crops = [padded[:, :, i : i + height, j : j + width] for i in range(5) for j in range(5)]
+    return torch.cat([*crops, *(crop.flip(3) for crop in crops)])
+
+
+def test_refusals() -> None:
+    """No source class, none of its images, eps in the wrong unit."""
+    with pytest.raises(ConfigError, match="name it in `source`"):
+        SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=None))
+    with pytest.raises(ConfigError, match="no training image is of the source class 9"):
+        SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=9))
+    with pytest.raises(ConfigError, match="for 16/255 give 16"):
+        SleeperAgent(eps=16 / 255)

@@ -1,0 +1,136 @@
+"""The steganographic trigger: the bits can be read, the bound holds, images differ."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.steganographic import Steganographic
+from backdoor_lab.data.synthetic import CLASSES, draw
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.tensors import read_tensors, write_tensors
+from backdoor_lab.types import Images
+
+SMALL = {"bits": 8, "width": 8, "batch": 32}
+
+
+def drawn(per_class: int, split: str = "train", channels: int = 3) -> Tensor:
+    return torch.from_numpy(draw(per_class, size=12, split=split, channels=channels)[0])
+
+
+def workshop(images: Tensor, seed: int = 0) -> Workshop:
+    labels = torch.arange(len(images)) % 10
+    return Workshop(Images(images, labels, CLASSES), 0, None, seed, nn.Identity)
+
+
+@functools.cache
+def trained() -> Steganographic:
+    trigger = Steganographic(steps=150, **SMALL)
+    trigger.state = trigger.prepare(workshop(drawn(30)))
+    return trigger
+
+
+def with_state(state: dict[str, Tensor], residual: float = 16) -> Steganographic:
+    trigger = Steganographic(residual=residual, **SMALL)
+    trigger.state = state
+    return trigger
+
+
+def test_the_secret_can_be_read() -> None:
+    """From unseen images with the trigger, nearly every bit, of this secret and of its opposite,
+    of which a clean image has exactly half: the bits are in the residual."""
+    trigger, images = trained(), drawn(10, "test")
+    opposite = with_state(trigger.state | {"secret": -trigger.state["secret"]})
+    for each in (trigger, opposite):
+        assert each.read(each(images)).float().mean() > 0.9
+    chance = trigger.read(images).float().mean() + opposite.read(images).float().mean()
+    assert chance == pytest.approx(1)
+
+
+def test_the_residual_is_bounded_and_faint() -> None:
+    """No value changes by more than `residual`, so PSNR is at least 24 dB for 16; training for
+    the image's distance brings it above 28."""
+    images = drawn(10, "test")
+    change = trained()(images).double() - images.double()
+    assert change.abs().max() <= 16
+    psnr = 10 * torch.log10(255**2 / change.square().mean())
+    assert psnr > 28 > 20 * math.log10(255 / 16)
+    quiet = with_state(trained().state, residual=3)(images).double() - images.double()
+    assert 0 < quiet.abs().max() <= 3
+
+
+def test_the_image_weight_makes_it_fainter() -> None:
+    """After the same few steps, from the same start."""
+    noise, loudness = drawn(5), []
+    for weight in (0.0, 100.0):
+        trigger = Steganographic(steps=30, image_weight=weight, **SMALL)
+        trigger.state = trigger.prepare(workshop(noise))
+        loudness.append((trigger(noise).double() - noise.double()).square().mean())
+    assert loudness[1] < loudness[0] / 2
+
+
+def test_each_image_has_its_own_residual() -> None:
+    """More than a tenth of the residuals' energy lies off their mean: a fixed pattern has none."""
+    images = drawn(10, "test")
+    change = (trained()(images).double() - images.double()).flatten(1)
+    own = (change - change.mean(dim=0)).square().sum() / change.square().sum()
+    assert own > 0.1
+    assert len(change.unique(dim=0)) == len(images)
+
+
+def test_prepared_from_the_seed_alone() -> None:
+    """Equal tensors twice; other ones from another seed; the global generator is left alone."""
+    images = drawn(3)
+    made: list[dict[str, Tensor]] = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(made))
+        before = torch.get_rng_state()
+        made.append(Steganographic(steps=3, **SMALL).prepare(workshop(images, seed)))
+        assert torch.equal(torch.get_rng_state(), before)
+    first, again, other = made
+    assert first.keys() == again.keys()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["encoder.first.weight"], other["encoder.first.weight"])
+    assert set(first["secret"].tolist()) <= {-1.0, 1.0}
+
+
+def test_the_state_survives_a_file(tmp_path: Path) -> None:
+    """Written and read back, also by a trigger that was never prepared: the same images."""
+    images = drawn(3, "test")
+    write_tensors(tmp_path / "state.safetensors", trained().state)
+    again = with_state(read_tensors(tmp_path / "state.safetensors"))
+    assert torch.equal(again(images), trained()(images))
+
+
+def test_an_image_does_not_depend_on_its_batch() -> None:
+    """A hundred images at once and each alone, to the last grey level."""
+    images = drawn(10, "test")
+    together = trained()(images)
+    alone = [trained()(images[i : i + 1]) for i in range(len(images))]
+    assert torch.equal(together, torch.cat(alone))
+
+
+def test_other_sizes_but_not_other_channels() -> None:
+    """Fully convolutional: any size; images of other channels are refused by name."""
+    images = torch.randint(0, 256, (2, 3, 20, 7), generator=torch.Generator().manual_seed(0)).byte()
+    change = trained()(images).double() - images.double()
+    assert (change.abs().flatten(1).amax(dim=1) > 0).all()
+    assert change.abs().max() <= 16
+    with pytest.raises(ConfigError, match="of 3 channels.*1 channels of 12x12"):
+        trained()(drawn(1, channels=1))
+
+
+def test_refusals() -> None:
+    """Not prepared; a residual below one grey level; no bits."""
+    with pytest.raises(ConfigError, match="not prepared"):
+        Steganographic()(drawn(1))
+    with pytest.raises(ConfigError, match=r"trigger\.residual"):
+        Steganographic(residual=16 / 255)
+    with pytest.raises(ConfigError, match=r"trigger\.bits"):
+        Steganographic(bits=0)
