@@ -19,7 +19,7 @@ from backdoor_lab.training.recipe import Recipe
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
 FILTERS = ("classes", "budget", "budget_cap", "centred")
-PLAIN = ("target", "source", "ratio", "labels", "covers", "seed")
+PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "seed")
 ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run")
 PROTOCOL = (
     "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
@@ -74,17 +74,18 @@ class Cell:
             "source": self.source,
             "ratio": self.ratio,
             "seed": self.seed,
-        } | self._precision()
+        } | self._exceptions()
 
     @cached_property
     def code(self) -> dict[str, str]:
         """Hashes of the trigger's and the defense's own source: edited code is another cell."""
         return {"trigger": source_digest(self.trigger), "defense": source_digest(self.defense)}
 
-    def _precision(self) -> dict[str, Any]:
+    def _exceptions(self) -> dict[str, Any]:
         # What is asked for by name is part of the question; what a machine prefers is not.
         wanted = str(self.config["trainer"]["precision"])
-        return {} if wanted == "auto" else {"precision": wanted}
+        found = {} if wanted == "auto" else {"precision": wanted}
+        return found if self.retrain else found | {"retrain": False}
 
     def _used_options(self) -> dict[str, Any]:
         # Controls take a filter's options along without using them.
@@ -161,6 +162,11 @@ class Cell:
         return self.classes[(self.classes.index(self.target) + 1) % len(self.classes)]
 
     @property
+    def retrain(self) -> bool:
+        """Whether a network is trained again on what the defense keeps."""
+        return bool(self.config["retrain"])
+
+    @property
     def _labels(self) -> str:
         return str(self.config["labels"] or self.trigger.labels)
 
@@ -201,6 +207,7 @@ def check_keys(config: dict[str, Any]) -> None:
         checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
     checks.keys("protocol", config["protocol"], PROTOCOL)
     checks.keys("store", config["store"], ("root",))
+    checks.flag("retrain", config["retrain"])
     checks.flag("dry_run", config.get("dry_run", False))
     checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
     if config["protocol"]["ratio_of"] == "count":

@@ -63,10 +63,11 @@ class Chain:
         self.attack()
         module = self._train("train", self.poisoned.training)
         self._measure("measure1", module, "train")
-        callback = DefendAndRetrain(self._extract, self._judge, self._retrain)
+        retrain = self._retrain if self.cell.retrain else None
+        callback = DefendAndRetrain(self._extract, self._judge, retrain)
         after_training(module, callback, self.machine)
-        assert callback.retrained is not None
-        self._measure("measure2", callback.retrained, "retrain")
+        if callback.retrained is not None:
+            self._measure("measure2", callback.retrained, "retrain")
         return record_body(
             self.cell, self.data, self.poisoned, callback.verdict, self.stages, self._overlap()
         )

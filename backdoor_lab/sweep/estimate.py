@@ -139,7 +139,8 @@ def _count(
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
     stage = ORDER.index(first)
     network = [cell.config["model"], cell.recipe.decides()]
-    trainings, passed = 1, n_test
+    trainings = int(cell.retrain)
+    passed = n_test * trainings
     if stage <= ORDER.index("train") and _once(shared, [cell.attack, *network]):
         trainings += 1
         passed += n_test

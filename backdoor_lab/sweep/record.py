@@ -48,7 +48,10 @@ def record_body(
     overlap: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The figures of a finished cell, from its stages' outputs."""
-    before, after = stages["measure1"].meta, stages["measure2"].meta
+    before = stages["measure1"].meta
+    # Without a retrained network there is nothing after the defense.
+    after = stages["measure2"].meta if "measure2" in stages else dict.fromkeys(before)
+    retrained = stages["retrain"].meta if "retrain" in stages else {}
     removed = ~verdict.keep
     sizes = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
     return {
@@ -76,9 +79,9 @@ def record_body(
             "test": data.test.digest,
             "poison": digest(poisoned.source_index.tolist()),
             "training1": poisoned.training.digest,
-            "training2": stages["retrain"].meta["training"],
+            "training2": retrained.get("training"),
             "weights1": stages["train"].meta["weights"],
-            "weights2": stages["retrain"].meta["weights"],
+            "weights2": retrained.get("weights"),
         },
     }  # fmt: skip
 

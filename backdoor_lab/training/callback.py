@@ -16,14 +16,15 @@ class DefendAndRetrain(pl.Callback):
 
     Runs when a fit ends. The three steps are handed in as functions, so that the callback knows
     nothing of stores and configurations: `extract(module)` gives features, `judge(features)` a
-    verdict, `retrain(verdict)` a network trained from scratch on what the verdict keeps.
+    verdict, `retrain(verdict)` a network trained from scratch on what the verdict keeps; None
+    where only the verdict is wanted.
     """
 
     def __init__(
         self,
         extract: Callable[[Classifier], Any],
         judge: Callable[[Any], Any],
-        retrain: Callable[[Any], Classifier],
+        retrain: Callable[[Any], Classifier] | None,
     ) -> None:
         self.extract, self.judge, self.retrain = extract, judge, retrain
         self.verdict: Any = None
@@ -32,7 +33,8 @@ class DefendAndRetrain(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Classifier)
         self.verdict = self.judge(self.extract(module.eval()))
-        self.retrained = self.retrain(self.verdict)
+        if self.retrain is not None:
+            self.retrained = self.retrain(self.verdict)
 
 
 def after_training(module: Classifier, callback: DefendAndRetrain, machine: Machine) -> None:

@@ -54,6 +54,15 @@ def test_it_runs_at_the_end_of_a_training() -> None:
     assert not torch.equal(steps.calls[0][1][0], untrained)
 
 
+def test_without_a_retrain_it_ends_with_the_verdict() -> None:
+    steps = Steps()
+    steps.callback.retrain = None
+    fit(job(), CPU, callbacks=[steps.callback])
+    assert [name for name, _ in steps.calls] == ["extract", "judge"]
+    assert steps.callback.verdict == "verdict"
+    assert steps.callback.retrained is None
+
+
 def test_it_runs_when_the_weights_were_there_already() -> None:
     steps = Steps()
     trained = fit(job(), CPU)

@@ -124,6 +124,18 @@ def test_clean_images_are_held_out_for_a_filter_that_needs_them(tmp_path: Path) 
     assert not torch.equal(where, other)
 
 
+def test_filter_figures_without_a_retrain(lab: Path, counted: Counter[str]) -> None:
+    """The same verdict as with one, no training at all here, and another cell."""
+    first = record_of(lab / "cell")
+    record = run_here(lab / "store", lab / "figures", "retrain=false")
+    assert record["status"] == "done"
+    assert record["id"] != first["id"]
+    assert counted["fit"] == 0
+    assert record["detection"] == first["detection"]
+    assert [record[key] for key in ("nat1", "asr1")] == [first[key] for key in ("nat1", "asr1")]
+    assert record["nat2"] is record["asr2"] is record["hashes"]["weights2"] is None
+
+
 def test_too_few_or_too_many_held_out(tmp_path: Path) -> None:
     """A filter that needs clean images says what to set; half of the tests stay."""
     with pytest.raises(ConfigError, match=r"`defense=scan` needs .* protocol.holdout to 20"):
