@@ -37,9 +37,12 @@ class SleeperAgent(Trigger):
     bilinearly, as in Saha, Subramanya, Pirsiavash, "Hidden Trigger Backdoor Attacks", AAAI
     2020. On grayscale images its channels are averaged.
 
-    Left out, and each of it makes the paper's attack stronger: retraining the surrogate on the
-    poison several times on the way, choosing the images with the largest gradient norms, and
-    matching under random crops and flips. The paper takes 250 steps.
+    `crop` and `flip` match under random crops after padding with black by so many pixels, and
+    random flips: poison for a victim that augments must be made so, as the paper's is.
+
+    Left out, and both make the paper's attack stronger: retraining the surrogate on the poison
+    several times on the way, and choosing the images with the largest gradient norms. The paper
+    takes 250 steps and an `lr` of 0.1; ours are fewer and longer.
     """
 
     labels = "clean"
@@ -53,7 +56,9 @@ class SleeperAgent(Trigger):
         steps: int = 40,
         restarts: int = 1,
         batch: int = 64,
-        lr: float = 0.1,
+        lr: float = 0.5,
+        crop: int = 0,
+        flip: bool = False,
         sources: int = 1000,
         patch: float = 0.25,
         patch_seed: int = 0,
@@ -68,6 +73,8 @@ class SleeperAgent(Trigger):
         self.restarts = checks.whole("trigger.restarts", restarts, low=1)
         self.batch = checks.whole("trigger.batch", batch, low=1)
         self.lr = checks.number("trigger.lr", lr, low=0)
+        self.crop = checks.whole("trigger.crop", crop, low=0, below=1025)
+        self.flip = checks.flag("trigger.flip", flip)
         self.sources = checks.whole("trigger.sources", sources, low=1)
         self.patch = checks.number("trigger.patch", patch, low=0, below=1)
         self.patch_seed = checks.whole("trigger.patch_seed", patch_seed, low=0, below=2**63)
@@ -122,7 +129,8 @@ class SleeperAgent(Trigger):
             passed = sum(step >= share * self.steps for share in MILESTONES)
             optimizer.param_groups[0]["lr"] = self.lr * self.eps * 0.1**passed
             with torch.enable_grad():
-                loss = 1 - lesson.similarity(start + change, labels)
+                seen = self._augmented(start + change, generator)
+                loss = 1 - lesson.similarity(seen, labels)
                 (gradient,) = torch.autograd.grad(loss, change)
             change.grad = gradient.sign()
             optimizer.step()
@@ -132,6 +140,21 @@ class SleeperAgent(Trigger):
 
     def _projected(self, change: Tensor, start: Tensor) -> Tensor:
         return (start + change.clamp(-self.eps, self.eps)).clamp(0, 255) - start
+
+    def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """A random crop and flip of each image, which can be differentiated."""
+        n, _, height, width = images.shape
+        top, left = torch.randint(0, 2 * self.crop + 1, (2, n, 1, 1), generator=generator)
+        mirrored = (torch.rand(n, 1, 1, generator=generator) < 0.5) & self.flip
+        across = torch.arange(width).expand(n, 1, width)
+        rows = top + torch.arange(height)[:, None]
+        columns = left + torch.where(mirrored, width - 1 - across, across)
+        padded = F.pad(images, (self.crop,) * 4)
+        which = torch.arange(n)[:, None, None]
+        picked = padded[
+            which.to(images.device), :, rows.to(images.device), columns.to(images.device)
+        ]
+        return picked.permute(0, 3, 1, 2)
 
     def _patch(self, channels: int, side: int) -> Tensor:
         """uint8 (channels, side, side)."""

@@ -17,6 +17,10 @@ POINTS = [f"{stage}.{when}:kill:1" for stage in STAGES for when in ("before", "m
 POINTS += ["record.before:kill:1", "record.published:kill:1", "measure.made:kill:2"]
 STEPS = [f"{stage}.step:kill:{step}" for stage in ("train", "retrain") for step in (1, 5, 9, 12)]
 EPOCHS = "recipe.epochs=3"
+# An attack with stages of its own: a surrogate is trained, then noise is optimised on it.
+PREPARED = ("trigger=narcissus", "trigger.steps=2", "recipe.epochs=1")
+PREPARING = [f"{stage}.{when}:kill:1" for stage in ("surrogate", "prepare", "poison")
+             for when in ("before", "made", "published")]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +30,21 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return lasting(run_here(root / "store", root / "cell", EPOCHS))
 
 
-def killed(root: Path, fault: str) -> int:
+@pytest.fixture(scope="module")
+def unbroken_prepared(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The same for an attack that prepares something."""
+    root = tmp_path_factory.mktemp("prepared")
+    return lasting(run_here(root / "store", root / "cell", *PREPARED))
+
+
+def killed(root: Path, fault: str, *overrides: str) -> int:
     """Runs the cell in a forked process with a planned fault; the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         os.environ["BACKDOOR_LAB_FAULT"] = fault
         code = 1
         try:
-            run_here(root / "store", root / "cell", EPOCHS)
+            run_here(root / "store", root / "cell", *(overrides or [EPOCHS]))
             code = 0
         finally:
             os._exit(code)
@@ -58,6 +69,18 @@ def test_kill_minus_nine_loses_nothing_that_was_published(
         assert os.stat(Path(name) / "manifest.json").st_mtime_ns == stamp, "computed twice"
     store = tmp_path / "store"
     assert not [*store.glob("*/.part-*"), *store.glob("*/.work-*"), *store.glob("*/.bad-*")]
+
+
+@pytest.mark.parametrize("fault", PREPARING)
+def test_what_an_attack_prepares_is_not_lost(
+    fault: str, unbroken_prepared: dict, tmp_path: Path
+) -> None:
+    """SIGKILL around the attacker's own stages; then the same run again."""
+    assert killed(tmp_path, fault, *PREPARED) == signal.SIGKILL
+    record = run_here(tmp_path / "store", tmp_path / "cell", *PREPARED)
+    assert lasting(record) == unbroken_prepared
+    for stage in ("surrogate", "prepare", "poison"):
+        assert len([*(tmp_path / "store" / stage).glob("[0-9a-f]*/manifest.json")]) == 1
 
 
 def test_a_training_goes_on_from_its_last_epoch(

@@ -124,6 +124,24 @@ def test_clean_images_are_held_out_for_a_filter_that_needs_them(tmp_path: Path) 
     assert not torch.equal(where, other)
 
 
+def test_what_an_attacker_trains_is_computed_once(tmp_path: Path, counted: Counter[str]) -> None:
+    """Two ratios and two defenses of one attack: one surrogate, one optimised noise; another
+    target has noise of its own, optimised on the same surrogate."""
+    store, options = tmp_path / "store", ("trigger=narcissus", "trigger.steps=2", "retrain=false")
+    records = [
+        run_here(store, tmp_path / f"{number}", *options, *more)
+        for number, more in enumerate([["ratio=0.3"], ["ratio=0.5"], ["defense=none"],
+                                       ["target=dog"]])
+    ]  # fmt: skip
+    assert [each["status"] for each in records] == ["done"] * 4
+    found = {stage: len([*(store / stage).glob("[0-9a-f]*/manifest.json")])
+             for stage in ("surrogate", "prepare", "poison", "train")}  # fmt: skip
+    assert found == {"surrogate": 1, "prepare": 2, "poison": 3, "train": 3}
+    assert counted["fit"] == 4
+    assert all(each["protocol"]["labels"] == "clean" for each in records)
+    assert records[0]["counts"] | {"n_poisoned": 6, "n_train": 200} == records[0]["counts"]
+
+
 def test_filter_figures_without_a_retrain(lab: Path, counted: Counter[str]) -> None:
     """The same verdict as with one, no training at all here, and another cell."""
     first = record_of(lab / "cell")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from backdoor_lab.types import Images
 SHAPE = (3, 12, 9)
 TARGET, SOURCE = 1, 2
 LABELS = torch.arange(40) % 4
-SMALL = {"steps": 25, "batch": 8}
+SMALL: dict[str, Any] = {"steps": 25, "batch": 8}
 
 
 class Curved(nn.Module):
@@ -80,14 +82,14 @@ def test_stays_in_the_ball(eps: float) -> None:
 
 def test_the_gradients_match_better() -> None:
     """The cosine, computed anew in double precision, comes twice as near to 1 as that of the
-    clean images and of random noise in the same ball, and nearer still with more room."""
+    clean images and of random noise in the same ball; with less room it stays further off."""
     generator = torch.Generator().manual_seed(5)
     random = (CHOSEN + 16 * (2 * torch.rand(CHOSEN.shape, generator=generator) - 1)).clamp(0, 255)
     found = []
-    for eps in (4, 16, 48):
+    for eps in (4, 16):
         trigger = SleeperAgent(eps=eps, steps=25, batch=16)
         found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, workshop())))
-    assert found == sorted(found)
+    assert found[0] < found[1]
     start = max(match(trigger, CHOSEN), match(trigger, random))
     assert 1 - found[1] < (1 - start) / 2
 
@@ -126,6 +128,15 @@ def test_the_patch_is_on_test_images_alone() -> None:
     poison = trigger.poisoned(gray, TRUE, workshop())
     assert (patch.double() - 128).abs().max() > 60
     assert (poison[:, :, -side:, -side:].double() - 128).abs().max() <= 16
+
+
+def test_each_patch_has_its_own_poison() -> None:
+    """What is taught is the patch at hand: its poison matches it better than the poison made for
+    another patch does, both ways."""
+    triggers = [SleeperAgent(patch=0.9, patch_seed=seed, batch=16) for seed in (0, 1)]
+    poisons = [trigger.poisoned(CHOSEN, TRUE, workshop()) for trigger in triggers]
+    for trigger, own, other in zip(triggers, poisons, poisons[::-1], strict=True):
+        assert match(trigger, own) > match(trigger, other)
 
 
 def test_the_patch_of_a_size() -> None:
