@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SWEEPS ?= multirun_reports
 
-.PHONY: help demo smoke test torture bench tables status lint clean
+.PHONY: help demo smoke test torture bench tables figures pictures status lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,8 +32,14 @@ torture: $(READY)  ## the whole fault matrix
 bench: $(READY)  ## benchmarks, or one: make bench BENCH=resume
 	$(BIN)/python -m tests.bench $(BENCH)
 
-tables: $(READY)  ## the tables of every sweep found, from their records
-	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS)
+tables: $(READY)  ## the tables of every sweep found, from their records; or ROWS=, COLUMNS=, VALUES=
+	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS) $(ROWS:%=rows=%) $(COLUMNS:%=columns=%) $(VALUES:%=values=%) $(ARGS)
+
+figures: $(READY)  ## the pictures of every sweep found, as PNG and PDF
+	@$(BIN)/python -m backdoor_lab.figures $(SWEEPS)
+
+pictures: $(READY)  ## README's two pictures, from the demo's records and store; needs a Chromium
+	$(BIN)/python -m tests.pictures
 
 status: $(READY)  ## what of every sweep is done, running, failed, missing
 	@$(BIN)/python -m backdoor_lab.status $(SWEEPS)

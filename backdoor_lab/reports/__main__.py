@@ -1,18 +1,27 @@
-"""python -m backdoor_lab.reports [ROOT ...]: rebuilds and prints the tables of sweeps."""
+"""python -m backdoor_lab.reports [ROOT ...]: rebuilds and prints the tables of sweeps.
+
+With rows=, columns= or values= it prints tables of that layout instead, and writes them beside the
+others, for example: rows=target,ratio columns=defense values=asr2,pois_left. Rows and columns are
+choices (target, defense, ...), protocol.* or config.*; a table is rebuilt with the others until
+tables/layouts.json is deleted.
+"""
 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, LabError
-from backdoor_lab.reports.render import plain
+from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, LabError
+from backdoor_lab.reports import wide_text
+from backdoor_lab.reports.options import options
+from backdoor_lab.reports.render import markdown, plain
 from backdoor_lab.reports.sweeps import TABLES, Sweep, find_sweeps, read_sweep
-from backdoor_lab.reports.tables import Table
 from backdoor_lab.reports.terminal import printing
-from backdoor_lab.reports.write import contents, print_tables, write_files
+from backdoor_lab.reports.wide import OPTIONS, Layout, layout_of
+from backdoor_lab.reports.write import contents, write_files
 
 ROOT_VARIABLE = "BACKDOOR_LAB_REPORTS"
 DEFAULT = "multirun_reports"
@@ -21,39 +30,57 @@ MAKES_ONE = "python -m backdoor_lab -m experiment=demo"
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 also when there is no sweep yet; 1 if tables could not be written; 2 if a
-    folder that was named does not exist."""
-    roots = _parser().parse_args(arguments).roots
-    return printing(lambda: _report_all(roots))
+    folder that was named does not exist, or a layout names what is not there."""
+    given = _parser().parse_args(arguments).given
+    return printing(lambda: _report_all(given))
 
 
-def _report_all(given: list[Path]) -> int:
+def _report_all(given: list[str]) -> int:
     """Writes everything before it prints: a reader that leaves early must not cost a file."""
-    absent = [root for root in given if not root.is_dir()]
-    if absent:
-        return _error(f"no such folder: {', '.join(map(str, absent))}", EXIT_BAD_CONFIG)
-    roots = given or [Path(os.environ.get(ROOT_VARIABLE) or DEFAULT)]
-    found = dict.fromkeys(sweep for root in roots for sweep in find_sweeps(root))
-    if not found:
-        looked = ", ".join(map(str, roots))
-        print(plain(f"No sweep found in {looked}. Make one with: {MAKES_ONE}"))
-    written = [(sweep, *_rebuild(sweep)) for sweep in map(read_sweep, found)]
+    try:
+        folders, asked = options(given, OPTIONS)
+        found = [read_sweep(folder) for folder in _sweeps(list(map(Path, folders)))]
+        layouts = [_layout(asked, sweep) for sweep in found]
+    except ConfigError as error:
+        return _error(str(error), EXIT_BAD_CONFIG)
+    written = [(sweep, *_rebuild(sweep, each)) for sweep, each in zip(found, layouts, strict=True)]
     return max([_show(*each) for each in written], default=EXIT_DONE)
 
 
-def _rebuild(sweep: Sweep) -> tuple[list[Table], Exception | None]:
-    tables, files = contents(sweep)
+def _sweeps(given: list[Path]) -> list[Path]:
+    """The sweeps in the folders given, or in the default one; each once."""
+    absent = [root for root in given if not root.is_dir()]
+    if absent:
+        raise ConfigError(f"no such folder: {', '.join(map(str, absent))}")
+    roots = given or [Path(os.environ.get(ROOT_VARIABLE) or DEFAULT)]
+    found = list(dict.fromkeys(sweep for root in roots for sweep in find_sweeps(root)))
+    if not found:
+        looked = ", ".join(map(str, roots))
+        print(plain(f"No sweep found in {looked}. Make one with: {MAKES_ONE}"))
+    return found
+
+
+def _layout(asked: dict[str, str], sweep: Sweep) -> Layout | None:
+    return layout_of(asked, sweep.cells) if asked else None
+
+
+def _rebuild(sweep: Sweep, layout: Layout | None) -> tuple[list[str], Exception | None]:
+    """The tables to print, as text, and what kept them from being written."""
+    tables, wide, files = contents(sweep, layout)
+    texts = [*map(markdown, tables)] if layout is None else [*map(wide_text.markdown, wide)]
     try:
         write_files(sweep.folder, files)
     except (OSError, LabError) as error:
-        return tables, error
-    return tables, None
+        return texts, error
+    return texts, None
 
 
-def _show(sweep: Sweep, tables: list[Table], problem: Exception | None) -> int:
+def _show(sweep: Sweep, texts: list[str], problem: Exception | None) -> int:
     heads = [f"## {sweep.name} in {sweep.folder}", *(f"warning: {w}" for w in sweep.warnings)]
-    for head in heads if tables else [*heads, "no cells"]:
+    for head in heads if texts else [*heads, "no cells"]:
         print(plain(head), end="\n\n")
-    print_tables(tables)
+    for text in texts:
+        print(text)
     if problem is not None:
         return _error(f"cannot write the tables of {sweep.folder}: {problem}", EXIT_SOME_FAILED)
     print(plain(f"Written to {sweep.folder / TABLES}"), end="\n\n")
@@ -66,13 +93,19 @@ def _error(text: str, code: int) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m backdoor_lab.reports", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m backdoor_lab.reports", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument(
-        "roots", metavar="ROOT", nargs="*", type=Path,
+        "given", metavar="ROOT | rows=A,B | columns=C | values=D,E", nargs="*",
         help=f"a sweep, or a folder of sweeps (default: ${ROOT_VARIABLE} or {DEFAULT})",
     )  # fmt: skip
     return parser
 
 
 if __name__ == "__main__":
+    # What is read stays to the end of so short a life. To look for garbage in ten thousand
+    # records again and again would take a quarter of the time.
+    gc.disable()
     sys.exit(main())

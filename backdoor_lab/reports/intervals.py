@@ -23,15 +23,15 @@ def half_width(std: float, n: int) -> float | None:
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
     """The t with ``P(|T| <= t) = level`` for a whole number of degrees of freedom, by bisection."""
     low, high = 0.0, 1.0
-    while _inside(high, freedom) < level:
+    while inside(high, freedom) < level:
         high *= 2
     for _ in range(200):
         middle = (low + high) / 2
-        low, high = (middle, high) if _inside(middle, freedom) < level else (low, middle)
+        low, high = (middle, high) if inside(middle, freedom) < level else (low, middle)
     return (low + high) / 2
 
 
-def _inside(t: float, freedom: int) -> float:
+def inside(t: float, freedom: int) -> float:
     """P(|T| <= t): Abramowitz and Stegun 26.7.3 (odd degrees of freedom) and 26.7.4 (even)."""
     angle = math.atan2(t, math.sqrt(freedom))
     cosine, odd = math.cos(angle), freedom % 2

@@ -42,9 +42,9 @@ class Group:
 
 def split(cells: Sequence[Cell]) -> list[Group]:
     """The tables of a sweep, and their rows, both in the order of first appearance."""
-    protocols = _adopt(cells, "protocol")
-    varied = _varied(cells)
-    configs = _adopt(cells, "config") if varied else []
+    protocols = adopt(cells, "protocol")
+    varied = varied_config(cells)
+    configs = adopt(cells, "config") if varied else []
     groups: dict[Key, Group] = {}
     for number, cell in enumerate(cells):
         traits = _traits(cell, protocols[number], configs[number] if varied else None, varied)
@@ -61,12 +61,14 @@ def row_key(cell: Cell) -> Key:
 
 def words(value: Any) -> str:
     """A JSON scalar (or anything else) as short text."""
+    if isinstance(value, str):
+        return value
     if value is None or isinstance(value, (bool, dict, list)):
         return "any" if value is None else json.dumps(value)
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def _adopt(cells: Sequence[Cell], what: str) -> list[Any]:
+def adopt(cells: Sequence[Cell], what: str) -> list[Any]:
     """Each cell's protocol (or config); a cell without one takes its neighbours', if they agree."""
     known: dict[Key, list[Any]] = defaultdict(list)
     for cell in cells:
@@ -86,7 +88,7 @@ def _family(cell: Cell, what: str) -> Key:
     return tuple(sorted((k, v) for k, v in cell.choices.items() if k != "seed" and v is not None))
 
 
-def _varied(cells: Sequence[Cell]) -> list[str]:
+def varied_config(cells: Sequence[Cell]) -> list[str]:
     """The config values (dotted names) in which two cells differ that would share a row."""
     families: dict[Key, set[str]] = defaultdict(set)
     for cell in cells:
@@ -95,16 +97,17 @@ def _varied(cells: Sequence[Cell]) -> list[str]:
     varied: set[str] = set()
     for texts in families.values():
         if len(texts) > 1:
-            flats = [dict(_flat(json.loads(text))) for text in texts]
-            names = {name for flat in flats for name in flat}
-            varied |= {n for n in names if len({words(flat.get(n)) for flat in flats}) > 1}
+            flats = [dict(flat(json.loads(text))) for text in texts]
+            names = {name for each in flats for name in each}
+            varied |= {n for n in names if len({words(each.get(n)) for each in flats}) > 1}
     return sorted(varied)
 
 
-def _flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+def flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+    """The values of nested mappings under dotted names."""
     for key, value in config.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
+            yield from flat(value, f"{before}{key}.")
         else:
             yield before + key, value
 
@@ -118,17 +121,17 @@ def _traits(
     traits |= {k: words(v) for k, v in sorted(cell.choices.items()) if k not in APART}
     resolved = {f"protocol.{k}": words(v) for k, v in sorted((protocol or {}).items())}
     resolved.pop("protocol.name", None)
-    flat = dict(_flat(json.loads(config))) if config else {}
+    values = dict(flat(json.loads(config))) if config else {}
     unset = "any" if config else "not recorded"
-    return traits | resolved | {f"config {n}": words(flat.get(n, unset)) for n in varied}
+    return traits | resolved | {f"config {n}": words(values.get(n, unset)) for n in varied}
 
 
 def _name(groups: list[Group]) -> None:
     """Titles that name the trigger and what differs; slugs that are safe and unique in a folder."""
-    telling = _telling([group.traits for group in groups if group.trigger != UNREADABLE])
+    differing = telling([group.traits for group in groups if group.trigger != UNREADABLE])
     taken: set[str] = set()
     for group in groups:
-        named = {k: group.traits.get(k, "not recorded") for k in telling}
+        named = {k: group.traits.get(k, "not recorded") for k in differing}
         if group.traits == {"trigger": UNREADABLE}:
             named = {}
         group.title = ", ".join([group.trigger, *(f"{k} {v}" for k, v in named.items())])
@@ -137,14 +140,14 @@ def _name(groups: list[Group]) -> None:
         taken.add(group.slug)
 
 
-def _telling(traits: Sequence[dict[str, str]]) -> list[str]:
+def telling(traits: Sequence[dict[str, str]]) -> list[str]:
     """The traits beside the trigger that differ; a protocol's values only under one name."""
     names = list(dict.fromkeys(name for each in traits for name in each if name != "trigger"))
-    telling = [n for n in names if len({each.get(n) for each in traits}) > 1]
+    differing = [n for n in names if len({each.get(n) for each in traits}) > 1]
     apart = {each.get("protocol") for each in traits}
     return [
         name
-        for name in telling
+        for name in differing
         if not name.startswith("protocol.")
         or any(len({t.get(name) for t in traits if t.get("protocol") == p}) > 1 for p in apart)
     ]

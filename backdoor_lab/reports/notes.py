@@ -18,6 +18,10 @@ INTERVAL = (
     "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is of the "
     "mean and not clipped, so it may reach beyond 0 or 100. n= where a figure rests on fewer seeds."
 )
+BEST = (
+    "Bold: the best mean of the defenses against one attack, to the digits shown, whatever the "
+    "intervals; oracle, which is told the truth, takes no part."
+)
 _SHOWN = 3
 
 
@@ -27,7 +31,7 @@ def notes_of(group: Group) -> list[str]:
     if group.trigger == UNREADABLE and not any(cell.choices for cell in cells):
         return ["Records that cannot be read, of cells that no sweep.json lists; see the warnings."]
     interval = [INTERVAL] if any(len(row) > 1 for row in group.rows.values()) else []
-    return [_protocol(group), _what(group, cells), *_where(cells), READING, *interval]
+    return [_protocol(group), _what(group, cells), *where(cells), READING, *interval]
 
 
 def comparison(traits: dict[str, str]) -> str:
@@ -61,12 +65,12 @@ def _what(group: Group, cells: Sequence[Cell]) -> str:
         if name not in ("trigger", "protocol") and not name.startswith("protocol.")
     ]
     seeds = sorted({cell.choices["seed"] for cell in cells if cell.choices})
-    parts.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {_range(seeds)}")
+    parts.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
     done = sum(cell.done for cell in cells)
     return f"{'; '.join(parts)}; {done} of {len(cells)} cells done."
 
 
-def _where(cells: Sequence[Cell]) -> list[str]:
+def where(cells: Sequence[Cell]) -> list[str]:
     """Versions and devices of the runs; several are listed, the most frequent first."""
     devices = _frequent(cell.run.get("device") for cell in cells)
     versions = _frequent(_versions(cell.run.get("versions")) for cell in cells)
@@ -87,7 +91,8 @@ def _frequent(values: Iterable[Any]) -> str:
     return " | ".join(ranked[:_SHOWN]) + more
 
 
-def _range(seeds: Sequence[int]) -> str:
+def seed_range(seeds: Sequence[int]) -> str:
+    """``0-4``, or ``0, 2`` where it has gaps."""
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"{seeds[0]}-{seeds[-1]}"
     return ", ".join(map(str, seeds))

@@ -18,11 +18,11 @@ CHOICES = (
 )  # fmt: skip
 NEEDED = ("trigger", "target", "ratio", "protocol", "defense", "seed")
 COUNTS = (
-    "n_train", "n_poisoned", "n_eligible", "n_removed",
-    "pois_left", "n_test", "n_asr", "train_test_overlap",
+    "n_train", "n_clean", "n_poisoned", "n_covers", "n_eligible", "n_removed",
+    "pois_left", "covers_left", "n_test", "n_asr", "train_test_overlap",
 )  # fmt: skip
-FIGURES = ("nat1", "asr1", "nat2", "asr2")
-DETECTION = ("auroc", "tpr", "fpr")
+FIGURES = ("nat1", "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2")
+DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
 _INDICES = b'"poison_indices":'
 _LARGEST = 2**53
@@ -32,7 +32,9 @@ _LARGEST = 2**53
 class Cell:
     """What one cell contributes to tables. `numbers` holds finite values only: the counts, the
     figures and detection rates as fractions 0..1. `choices` is empty where nobody can tell them;
-    `protocol` and `config` (JSON text without the cell's seed) are None where not recorded."""
+    `protocol` and `config` (JSON text without the cell's seed) are None where not recorded.
+    `error` is what a failed cell said, `hashes` those of data, poison and weights, `notes` what the
+    defense noted."""
 
     id: str
     status: str
@@ -41,6 +43,9 @@ class Cell:
     config: str | None = None
     numbers: dict[str, float] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    hashes: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -55,7 +60,7 @@ def parse(data: bytes) -> Cell:
     if not isinstance(record.get("id"), str):
         raise DataError(f"`id` must be text, got {record.get('id')!r}")
     choices = check_choices(record.get("choices"))
-    run = record.get("run")
+    run, hashes, notes = (record.get(name) for name in ("run", "hashes", "notes"))
     return Cell(
         record["id"],
         _status(record.get("status")),
@@ -64,6 +69,9 @@ def parse(data: bytes) -> Cell:
         _canonical(record.get("config"), choices["seed"]),
         _numbers(record),
         run if isinstance(run, dict) else {},
+        None if record.get("error") is None else str(record["error"]),
+        hashes if isinstance(hashes, dict) else {},
+        notes if isinstance(notes, dict) else {},
     )
 
 
@@ -147,14 +155,15 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     for where, part, names, high in parts:
         values = mapping(f"`{where[:-1]}`", part if part is not None else {})
         for name in names:
-            value = _number(where + name, values.get(name), high)
-            if value is not None:
-                numbers[name] = value
+            if (given := values.get(name)) is not None:
+                value = _number(where + name, given, high)
+                if value is not None:
+                    numbers[name] = value
     return numbers
 
 
 def _number(where: str, value: Any, high: float) -> float | None:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
         raise DataError(f"`{where}` must satisfy 0 <= {where} <= {high:g}, got {value!r}")

@@ -32,6 +32,16 @@ class Estimate:
     n: int
 
 
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """The mean of finite `values` and its interval; None where there are none."""
+    n = len(values)
+    if not n:
+        return None
+    mean = math.fsum(values) / n
+    square = math.fsum((value - mean) ** 2 for value in values)
+    return Estimate(mean, half_width(math.sqrt(square / (n - 1)), n) if n > 1 else None, n)
+
+
 @dataclass(frozen=True)
 class Row:
     """One line of a table. `done` counts the cells behind it, `asked` all of them; `reference`
@@ -86,8 +96,9 @@ def build(sweep: Sweep) -> tuple[list[Table], pd.DataFrame]:
 
 def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
     """One row per cell, whatever its status. Columns: id, status; the choices (dataset … seed);
-    protocol_*, the resolved protocol; the counts (n_train … train_test_overlap); nat1, asr1, nat2,
-    asr2 and auroc, tpr, fpr as fractions 0..1; seconds_* per stage. Empty means not recorded."""
+    protocol_*, the resolved protocol; the counts (n_train … train_test_overlap); the figures
+    (nat1 …) and detection rates (auroc …) as fractions 0..1; seconds_* per stage. Empty means not
+    recorded."""
     import pandas as pd
 
     lines = [_line(cell) for cell in cells]
@@ -96,7 +107,8 @@ def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
     fixed += [name for name in extra if name.startswith("protocol_")]
     fixed += [*COUNTS, *FIGURES, *DETECTION]
     columns = fixed + [name for name in extra if name not in fixed]
-    frame = pd.DataFrame(lines, columns=columns)
+    # Where pyarrow is installed, pandas would make text of it that refuses what is not UTF-8.
+    frame = pd.DataFrame(lines, columns=columns, dtype=object)
     numeric = [*FIGURES, *DETECTION]
     frame[numeric] = frame[numeric].astype("float64")
     whole = ["seed", *COUNTS]
@@ -108,7 +120,7 @@ def _line(cell: Cell) -> dict[str, Any]:
     seconds = cell.run.get("seconds")
     return (
         {f"protocol_{key}": value for key, value in (cell.protocol or {}).items()}
-        | {f"seconds_{key}": v for key, v in _mapping(seconds).items() if _is_number(v)}
+        | {f"seconds_{key}": v for key, v in _mapping(seconds).items() if is_number(v)}
         | cell.choices
         | cell.numbers
         | {"id": cell.id, "status": cell.status}
@@ -124,7 +136,7 @@ def _statistics(
     places = [place[id(cell)] for cell in cells]
     done = (frame["status"] == DONE).to_numpy()
     values = frame.loc[done, list(MEASURES)].astype("float64")
-    values[list(FIGURES)] *= 100
+    values[[name for name in MEASURES if name in FIGURES]] *= 100
     keys = [
         [p[part] for p, is_done in zip(places, done, strict=True) if is_done] for part in (0, 1)
     ]
@@ -166,7 +178,7 @@ def _row(
         known = reference.lookup(group.trigger, target, ratio)
     return Row(
         str(target), _ratio(ratio, counted), "–" if defense is None else str(defense), estimates,
-        done, len(cells), _status(cells), known,
+        done, len(cells), status_of(cells), known,
     )  # fmt: skip
 
 
@@ -176,7 +188,7 @@ def _ratio(ratio: float | None, counted: bool) -> str:
     return f"{ratio:.10g}" if counted else f"{100 * ratio:.10g}%"
 
 
-def _status(cells: Sequence[Cell]) -> str:
+def status_of(cells: Sequence[Cell]) -> str:
     """`done`, `missing`, `failed: oom`; with several seeds `2 done, 1 failed: oom`."""
     counts = Counter(cell.status for cell in cells)
     if len(cells) == 1 or set(counts) == {DONE}:
@@ -188,5 +200,6 @@ def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, and no true or false."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -11,11 +11,14 @@ from typing import TextIO
 
 from backdoor_lab.checks import NAME, inside
 from backdoor_lab.files import write_atomic
+from backdoor_lab.reports.page import write_page
 from backdoor_lab.reports.render import FORMATS, markdown
 from backdoor_lab.reports.sweeps import TABLES, Sweep, read_sweep
 from backdoor_lab.reports.tables import Table, build
+from backdoor_lab.reports.wide import Layout, Wide, as_json, build_wide, remembered
+from backdoor_lab.reports.wide_text import FORMATS as WIDE_FORMATS
 
-LISTING = "written.json"
+LISTING, LAYOUTS = "written.json", "layouts.json"
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +32,7 @@ def write_tables(sweep_dir: Path) -> list[Table]:
     sweep = read_sweep(Path(sweep_dir))
     for warning in sweep.warnings:
         log.warning("%s", warning)
-    tables, files = contents(sweep)
+    tables, _, files = contents(sweep)
     write_files(sweep.folder, files)
     return tables
 
@@ -40,8 +43,11 @@ def print_tables(tables: Iterable[Table], file: TextIO | None = None) -> None:
         print(markdown(table), file=file or sys.stdout)
 
 
-def contents(sweep: Sweep) -> tuple[list[Table], dict[str, str]]:
-    """The tables of a sweep, and the text of every file that holds them, by file name."""
+def contents(
+    sweep: Sweep, layout: Layout | None = None
+) -> tuple[list[Table], list[Wide], dict[str, str]]:
+    """The tables of a sweep, those of `layout`, and the text of every file by file name: of these
+    and of every layout that was asked for before."""
     tables, frame = build(sweep)
     files = {
         f"table_{table.slug}.{suffix}": render(table)
@@ -49,7 +55,20 @@ def contents(sweep: Sweep) -> tuple[list[Table], dict[str, str]]:
         for suffix, render in FORMATS.items()
     }
     files["records.csv"] = frame.to_csv(index=False, lineterminator="\n")
-    return tables, files
+    asked = [] if layout is None else build_wide(sweep.cells, layout)
+    before = [each for each in _layouts(sweep) if each != layout]
+    for table in [*asked, *(table for each in before for table in build_wide(sweep.cells, each))]:
+        files |= {f"wide_{table.slug}.{s}": render(table) for s, render in WIDE_FORMATS.items()}
+    if layout is not None or before:
+        files[LAYOUTS] = as_json([*before, *([] if layout is None else [layout])])
+    return tables, asked, files
+
+
+def _layouts(sweep: Sweep) -> list[Layout]:
+    try:
+        return remembered((sweep.folder / TABLES / LAYOUTS).read_bytes(), sweep.cells)
+    except OSError:
+        return []
 
 
 def write_files(sweep_dir: Path, files: dict[str, str]) -> None:
@@ -61,6 +80,7 @@ def write_files(sweep_dir: Path, files: dict[str, str]) -> None:
         (folder / name).unlink(missing_ok=True)
     for name, text in {**files, LISTING: json.dumps(sorted(files), indent=0) + "\n"}.items():
         _write(folder / name, text.encode("utf-8", errors="backslashreplace"))
+    write_page(sweep_dir)
 
 
 def _earlier(folder: Path) -> set[str]:
@@ -72,9 +92,15 @@ def _earlier(folder: Path) -> set[str]:
     names = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
     suffixes = tuple(f".{suffix}" for suffix in FORMATS)
     return {
-        n for n in names
-        if n.startswith("table_") and n.endswith(suffixes) and NAME.match(n.removeprefix("table_"))
-    }  # fmt: skip
+        name
+        for name in names
+        for kind in ("table_", "wide_")
+        if name.startswith(kind) and name.endswith(suffixes) and _plain(name.removeprefix(kind))
+    }
+
+
+def _plain(name: str) -> bool:
+    return NAME.match(name.rpartition(".")[0]) is not None
 
 
 def _write(path: Path, data: bytes) -> None:

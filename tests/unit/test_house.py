@@ -18,13 +18,15 @@ from omegaconf import OmegaConf
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.build import NOT_ARGUMENTS, build
 from backdoor_lab.defenses.base import Defense, TruthControl
+from backdoor_lab.defenses.networks import Repair
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "backdoor_lab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module or folder of the package, and the floor it stands on. What is not named is floor 0.
 FLOORS = {"data": 1, "attacks": 2, "defenses": 2, "training": 3, "sweep": 4, "reports": 4,
-          "run": 5, "status": 5, "preview": 6, "__main__": 6}  # fmt: skip
+          "run": 5, "status": 5, "figures": 5, "compare": 5, "export": 5, "export_weights": 5,
+          "preview": 6, "__main__": 6}  # fmt: skip
 # The one look sideways: a sweep that has ended writes its tables.
 SIDEWAYS = {("sweep", "reports")}
 GROUND = {"__init__", "build", "checks", "claims", "errors", "faults", "files", "seeds",
@@ -209,6 +211,6 @@ def test_every_choice_builds(path: Path) -> None:
     assert config["name"] == path.stem
     assert config["_target_"].startswith(f"backdoor_lab.{group}s".replace("triggers", "attacks"))
     assert config.keys() - set(NOT_ARGUMENTS) <= parameters(config)
-    kinds: Any = Trigger if group == "trigger" else (Defense, TruthControl)
+    kinds: Any = Trigger if group == "trigger" else (Defense, TruthControl, Repair)
     assert isinstance(build(group, config, kinds), kinds)
     assert path.read_text().startswith("# ")

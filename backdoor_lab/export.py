@@ -1,0 +1,65 @@
+"""python -m backdoor_lab.export FOLDER --out records.csv: one line per cell, for other tools.
+
+FOLDER is a sweep, or a folder of sweeps; several may be named. --out may be a .parquet file too;
+--columns says what each column holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
+from backdoor_lab.reports.export import COLUMNS, frame_of, write_frame
+from backdoor_lab.reports.render import plain
+from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
+from backdoor_lab.reports.terminal import printing
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0; 2 where there is no sweep, or the file cannot be of that kind."""
+    asked = _parser().parse_args(arguments)
+    return printing(_show_columns if asked.columns else lambda: _export(asked.folders, asked.out))
+
+
+def _show_columns() -> int:
+    width = max(map(len, COLUMNS))
+    for name, meaning in COLUMNS.items():
+        print(f"{name.ljust(width)}  {meaning}")
+    return EXIT_DONE
+
+
+def _export(folders: list[Path], out: Path | None) -> int:
+    try:
+        if not folders or out is None:
+            raise ConfigError("name a folder of sweeps and a file: FOLDER --out records.csv")
+        found = dict.fromkeys(sweep for folder in folders for sweep in find_sweeps(folder))
+        if not found:
+            raise ConfigError(f"no sweep found in {', '.join(map(str, folders))}")
+        sweeps = [read_sweep(folder) for folder in found]
+        frame = frame_of(sweeps)
+        write_frame(frame, out)
+    except LabError as error:
+        print(plain(f"error: {error}"), file=sys.stderr)
+        return error.exit_code
+    for sweep in sweeps:
+        for warning in sweep.warnings:
+            print(plain(f"warning: {warning}"), file=sys.stderr)
+    print(plain(f"{out}: {len(frame)} cells of {len(sweeps)} sweeps, {len(frame.columns)} columns"))
+    return EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m backdoor_lab.export", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("folders", metavar="FOLDER", nargs="*", type=Path)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv or .parquet file")
+    parser.add_argument("--columns", action="store_true", help="say what each column holds")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+"""python -m backdoor_lab.export_weights CELL_FOLDER --out FILE.safetensors: a cell's network.
+
+A plain state_dict with torchvision's names, float32, and what is needed to use it as metadata.
+--which 1 is the network before the defense, 2 (the default) the retrained one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab import checks
+from backdoor_lab.errors import EXIT_DONE, ConfigError, DataError, LabError, StoreError
+from backdoor_lab.files import write_atomic
+
+STORE = ".store"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0; 1 where the store lacks or contradicts the record; 2 for a bad question."""
+    asked = _parser().parse_args(arguments)
+    try:
+        said = export_weights(asked.cell, asked.out, which=asked.which, store=asked.store)
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{asked.out}: {said['network']}")
+    return EXIT_DONE
+
+
+def export_weights(
+    cell: Path, out: Path, *, which: int = 2, store: Path | None = None
+) -> dict[str, str]:
+    """Writes the network of a cell's folder to `out`; returns the metadata it carries.
+
+    The weights and the images that its normalisation is computed from must have the hashes that
+    the record gives. Raises ConfigError for a bad path, DataError for a record that cannot be used,
+    StoreError when something is missing in the store or is not what the record says.
+    """
+    from safetensors.torch import save
+
+    if out.suffix != ".safetensors" or not out.parent.is_dir():
+        raise ConfigError(f"`--out` must be a .safetensors in a folder that exists, got {out}")
+    record = _record(cell)
+    root = _store(cell, store)
+    weights = _weights(root, record, _stage(record, which), f"weights{which}")
+    metadata = {**_normalisation(root, record), **_facts(record, which)}
+    write_atomic(out, save({k: v.contiguous() for k, v in weights.items()}, metadata))
+    return metadata
+
+
+def _stage(record: dict[str, Any], which: int) -> str:
+    after = "repair" if "repair" in record["run"]["stages"] else "retrain"
+    return "train" if which == 1 else after
+
+
+def _record(cell: Path) -> dict[str, Any]:
+    """The record of a cell that is done; its keys that are used here are there."""
+    path = cell / "record.json"
+    try:
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        needed = [record["choices"], record["hashes"], record["run"]["stages"], record["config"]]
+        sound = all(isinstance(each, dict) for each in needed)
+        model = record["config"]["model"]
+        done = record["status"] == "done"
+    except FileNotFoundError as error:
+        raise ConfigError(f"{cell} is no cell's folder: it has no record.json") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    if not sound or not isinstance(model, dict):
+        raise DataError(f"{path} is damaged: its parts are not what a record has")
+    if not done:
+        raise DataError(f"{path}: this cell is not done ({record['status']}), it has no weights")
+    return record
+
+
+def _store(cell: Path, given: Path | None) -> Path:
+    """The store named, or the one beside the cell's sweep."""
+    root = cell.resolve().parent.parent / STORE if given is None else given
+    if not root.is_dir():
+        raise StoreError(f"there is no store at {root}: name it with --store")
+    return root
+
+
+def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[str, Any]:
+    """The tensors of a training stage, held against the record's hash."""
+    from safetensors import SafetensorError
+
+    from backdoor_lab.tensors import read_tensors, tensors_digest
+
+    try:
+        entry = checks.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"the record names no output of the stage {stage}") from error
+    path = root / stage / entry / "weights.safetensors"
+    try:
+        found = read_tensors(path)
+    except FileNotFoundError as error:
+        raise StoreError(
+            f"{path} is not there: repeat the cell's command, it makes what is missing"
+            f" ({record['run'].get('command')})"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{path} cannot be read ({error})") from error
+    if tensors_digest(found) != record["hashes"].get(name):
+        raise StoreError(f"{path} does not have the hash that the record gives for {name}")
+    return found
+
+
+def _normalisation(root: Path, record: dict[str, Any]) -> dict[str, str]:
+    """Class names, image shape, and the mean and deviation of the clean training images."""
+    import torch
+
+    from backdoor_lab.training.measure import channel_stats
+
+    images, classes = _training_images(root, record["hashes"].get("data"))
+    mean, std = (values.double() for values in channel_stats(torch.from_numpy(images)))
+    values = {"mean_255": mean, "std_255": std, "mean": mean / 255, "std": std / 255}
+    shape = {"classes": classes, "image": list(images.shape[1:])}
+    return {k: json.dumps(v.tolist()) for k, v in values.items()} | {
+        k: json.dumps(v) for k, v in shape.items()
+    }
+
+
+def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
+    """The clean training images uint8 (N, C, H, W) with this digest, and the classes."""
+    import numpy as np
+
+    from backdoor_lab.data.base import Split
+    from backdoor_lab.data.cache import content_digest
+
+    for path in sorted(root.glob("data/*/manifest.json")):
+        try:
+            meta = json.loads(path.read_bytes())["meta"]
+            if meta["digests"]["train"] != digest:
+                continue
+            images, labels = (
+                np.load(path.parent / f"train_{part}.npy", mmap_mode="c", allow_pickle=False)
+                for part in ("images", "labels")
+            )
+            classes = [str(name) for name in meta["classes"]]
+            sound = content_digest(Split(images, labels), tuple(classes)) == digest
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if sound:
+            return images, classes
+    raise StoreError(
+        f"{root} does not hold the data set that the network was trained on, so that its"
+        " normalisation is not known: repeat the cell's command, it reads the data again"
+    )
+
+
+def _facts(record: dict[str, Any], which: int) -> dict[str, str]:
+    """What the network is, in words and in values; every value of a safetensors file is text."""
+    model, chosen = record["config"]["model"], record["choices"]
+    said = {"train": "before", "repair": "repaired by", "retrain": "retrained after"}
+    when = said[_stage(record, which)]
+    words = (
+        f"{model.get('name')} trained on {chosen.get('dataset')} poisoned with {chosen['trigger']}"
+        f" for {chosen['target']} (ratio {chosen['ratio']}), {when} the defense {chosen['defense']}"
+    )
+    return {
+        "format": "pt",
+        "network": words,
+        "model": json.dumps(model),
+        "stem": str(model.get("stem")),
+        "width": str(model.get("width")),
+        "weights": str(record["hashes"][f"weights{which}"]),
+        "cell": str(record.get("id")),
+        "measured_on": str(record["run"].get("device")),
+        "choices": json.dumps(chosen),
+        **{k: json.dumps(record.get(f"{k}{which}")) for k in ("nat", "asr")},
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m backdoor_lab.export_weights", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("cell", metavar="CELL_FOLDER", type=Path)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("--which", type=int, choices=(1, 2), default=2)
+    parser.add_argument("--store", type=Path, metavar="FOLDER", help="default: .store by the sweep")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

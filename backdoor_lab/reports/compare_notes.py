@@ -1,0 +1,109 @@
+"""What is said below a comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from backdoor_lab.reports.axes import CONFIG, SEED, Facts
+from backdoor_lab.reports.compare_text import LEVEL
+from backdoor_lab.reports.layout import flat, words
+from backdoor_lab.reports.notes import comparison, seed_range, where
+from backdoor_lab.reports.pairs import Line, Pair, Side
+from backdoor_lab.reports.records import CHOICES
+from backdoor_lab.reports.wide_notes import protocols, reading
+
+DIFFERENCE = (
+    "Difference: the first minus the second, mean over pairs ± 95 % interval (Student t over the "
+    "pairs, n-1 degrees of freedom, not clipped); percentage points for figures in %."
+)
+TESTS = (
+    "p, two-sided: the paired t test; Holm's correction of it over the {} t tests of this table, "
+    "significant below 0.05; the exact sign test and the exact Wilcoxon signed-rank test, zeros "
+    "left out."
+)
+FLOOR = "With {} pairs neither exact test can fall below {:.2g}: the t test alone can tell here."
+CONSTANT = "constant: every pair differs by the same amount, so that no t test is defined."
+ONE = "Where there is one pair there is no interval and no test; more seeds give both."
+ALL_LINES = (
+    "all: over the lines of one measure, each line's mean counted once; its interval tells how the "
+    "difference varies from line to line of this grid."
+)
+REPORT = "The report gives one run for each cell: the intervals are of our seeds alone."
+_LISTED = 12
+
+
+def notes_of(
+    facts: Facts, sides: Sequence[Side], lines: Sequence[Line], shown: Sequence[str],
+    values: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """The lines below a comparison; `shown` are the names that its lines show."""
+    pairs = [pair for side in sides for pair in side.pairs]
+    used = list(dict.fromkeys(n for pair in pairs for n in (pair.ours, pair.base) if n is not None))
+    cells = [facts.cells[number] for number in used]
+    ours = {name: " | ".join(facts.values(name, used)) for name in ("dataset", "model")}
+    report = [REPORT, comparison(ours)] if any(pair.base is None for pair in pairs) else []
+    return [
+        DIFFERENCE, *report, *_tests(lines), *_shared(facts, used, shown),
+        *_differing(facts, pairs, shown), *_left(facts, sides),
+        *protocols(facts, used, shown), *where(cells), reading(values),
+    ]  # fmt: skip
+
+
+def _tests(lines: Sequence[Line]) -> list[str]:
+    """What the p values are, as far as there are any."""
+    results = [line.result for line in lines]
+    tested = [result for result in results if result.t is not None]
+    said = [TESTS.format(len(tested))] if tested else []
+    exact = [result.n for result in results if result.sign is not None]
+    if exact and 2 / 2 ** max(exact) >= LEVEL:
+        said.append(FLOOR.format(max(exact), 2 / 2 ** max(exact)))
+    said += [CONSTANT] * any(result.constant for result in results)
+    said += [ONE] * any(result.n == 1 for result in results)
+    return said + [ALL_LINES] * any(line.lines for line in lines)
+
+
+def _shared(facts: Facts, used: Sequence[int], shown: Sequence[str]) -> list[str]:
+    """The choices that are the same in all pairs, and the seeds."""
+    values = {name: facts.values(name, used) for name in CHOICES if name not in (*shown, SEED)}
+    told = [f"{name} {found[0]}" for name, found in values.items() if len(found) == 1]
+    seeds = sorted({facts.cells[number].choices[SEED] for number in used})
+    told.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
+    return [f"{'; '.join(told)}."]
+
+
+def _differing(facts: Facts, pairs: Sequence[Pair], shown: Sequence[str]) -> list[str]:
+    """What else differs within pairs: choices, resolved protocol, config but for the options of a
+    choice that is shown to differ anyway."""
+    skipped = tuple(f"{CONFIG}{name}." for name in ("protocol", *shown))
+    found: dict[str, dict[str, None]] = {}
+    flats: dict[str, dict[str, Any]] = {}
+    for pair in pairs:
+        if pair.base is None:
+            continue
+        one, other = (_told(facts, number, flats) for number in (pair.ours, pair.base))
+        for name in {**one, **other}:
+            first, second = words(one.get(name)), words(other.get(name))
+            if first != second and name not in shown and not name.startswith(skipped):
+                found.setdefault(name, {})[f"{first} → {second}"] = None
+    told = [f"{name}: {', '.join(list(ways)[:3])}" for name, ways in found.items()]
+    more = f"; and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
+    return [f"Within pairs differs: {'; '.join(told[:_LISTED])}{more}."] if told else []
+
+
+def _told(facts: Facts, number: int, flats: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    text = facts.cells[number].config
+    if text is not None and text not in flats:
+        flats[text] = {CONFIG + name: value for name, value in flat(json.loads(text))}
+    own = {name: v for name, v in facts.of[number].items() if name != SEED}
+    return own | flats.get(text or "", {})
+
+
+def _left(facts: Facts, sides: Sequence[Side]) -> list[str]:
+    """The cells that are in no pair, with their status where they are not done."""
+    used = {n for side in sides for pair in side.pairs for n in (pair.ours, pair.base)}
+    lonely = dict.fromkeys(n for side in sides for n in side.lonely if n not in used)
+    told = [f"{facts.cells[n].id} ({facts.cells[n].status})" for n in lonely]
+    more = f" and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
+    return [f"Without a partner that is done: {', '.join(told[:_LISTED])}{more}."] if told else []

@@ -1,0 +1,126 @@
+"""A comparison as Markdown, LaTeX, HTML and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backdoor_lab.reports.axes import head
+from backdoor_lab.reports.markup import (
+    NOTHING,
+    Grid,
+    html_page,
+    in_latex,
+    in_markdown,
+    plain,
+    short,
+)
+from backdoor_lab.reports.measures import MEASURE
+from backdoor_lab.reports.pairs import Line
+
+LEVEL = 0.05
+FLOOR = 1e-12
+"""Below it a p value is nothing but rounding."""
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`side` names what the lines' sides are values of (empty for one side), `labels` the choices
+    that tell lines apart; `ours` and `base` are what is subtracted from what."""
+
+    title: str
+    ours: str
+    base: str
+    side: str
+    labels: tuple[str, ...]
+    lines: list[Line]
+    notes: list[str]
+
+
+def significant(line: Line) -> str:
+    """``yes`` or ``no`` at 5 % by the adjusted p, or why nothing can be said."""
+    if line.result.n == 1:
+        return "one pair"
+    if line.result.constant:
+        return "constant"
+    return "yes" if line.holm is not None and line.holm < LEVEL else "no"
+
+
+def grid(found: Comparison) -> Grid:
+    """The comparison as text."""
+    sides = [head(found.side)] * bool(found.side)
+    names = [*sides, *map(head, found.labels), "Measure"]
+    tests = ["p (t)", "p (Holm)", "p (sign)", "p (Wilcoxon)", "Significant"]
+    heads = [*names, short(found.ours), short(found.base), "Difference", "Pairs", *tests]
+    rows = [_row(found, line) for line in found.lines]
+    notes = [plain(note) for note in found.notes]
+    return Grid(plain(found.title), heads, rows, notes, len(names))
+
+
+def _row(found: Comparison, line: Line) -> list[str]:
+    result, measure = line.result, MEASURE[line.measure]
+    labels = [ALL] * len(found.labels) if line.lines else [short(label) for label in line.labels]
+    digits = measure.digits(result.n)
+    text = f"{round(result.mean, digits) + 0.0:+.{digits}f}"
+    if result.half is not None:
+        text += f" ± {result.half:.{digits}f}"
+    pairs = f"{line.lines} lines" if line.lines else str(result.n)
+    return [
+        *[short(line.side)] * bool(found.side), *labels, measure.head,
+        f"{line.ours:.{digits}f}", f"{line.base:.{digits}f}", text, pairs,
+        *map(_p, (result.t, line.holm, result.sign, result.wilcoxon)), significant(line),
+    ]  # fmt: skip
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return NOTHING
+    if value < FLOOR:
+        return "0"
+    return f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
+
+
+def markdown(found: Comparison) -> str:
+    """Aligned Markdown, fit to be printed."""
+    return in_markdown(grid(found))
+
+
+def latex(found: Comparison) -> str:
+    r"""A fragment for ``\input`` that needs nothing but ``\usepackage{booktabs}``."""
+    return in_latex(grid(found))
+
+
+def page(found: Comparison) -> str:
+    """A self-contained HTML page."""
+    return html_page(found.title, [grid(found)])
+
+
+def sheet(found: Comparison) -> str:
+    """CSV, one line per line of the comparison, unrounded; empty where there is no value. `lines`
+    is 0 for a line over pairs of seeds, else the number of lines that it sums up."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([
+        "side", *found.labels, "measure", "ours", "base", "difference", "ci95", "n", "lines",
+        "p_t", "p_holm", "p_sign", "p_wilcoxon", "significant",
+    ])  # fmt: skip
+    for line in found.lines:
+        result = line.result
+        labels = line.labels or (ALL,) * len(found.labels)
+        writer.writerow([
+            line.side, *labels, line.measure, line.ours, line.base, result.mean, result.half,
+            result.n, line.lines, result.t, line.holm, result.sign, result.wilcoxon,
+            significant(line),
+        ])  # fmt: skip
+    return text.getvalue()
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {
+    "csv": sheet,
+    "md": markdown,
+    "tex": latex,
+    "html": page,
+}

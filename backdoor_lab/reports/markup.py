@@ -1,0 +1,154 @@
+"""A grid of plain text as Markdown, LaTeX and HTML.
+
+Names come from records, so every format escapes them; control and other unprintable characters
+are shown as `?`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+NOTHING = "–"
+_LONGEST = 80
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Plain unescaped text in rows and columns; the first `left` columns hold names.
+
+    `best` are the (row, column) set in bold. `over` names groups of neighbouring columns, one name
+    for each column (empty for none), in a line above the head.
+    """
+
+    title: str
+    head: list[str]
+    rows: list[list[str]]
+    notes: list[str]
+    left: int
+    best: frozenset[tuple[int, int]] = frozenset()
+    over: list[str] = field(default_factory=list)
+
+
+def plain(text: str) -> str:
+    """One printable line: no newline, no terminal escape, no text-direction mark."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+def short(text: str) -> str:
+    """`plain`, cut to what fits a table."""
+    text = plain(text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def in_markdown(grid: Grid) -> str:
+    """Aligned Markdown, fit to be printed; a group's name stands in each of its heads."""
+    over = grid.over or [""] * len(grid.head)
+    head = [f"{group} {name}".strip() for group, name in zip(over, grid.head, strict=True)]
+    lines = [[_markdown_text(cell) for cell in head]]
+    for row, cells in enumerate(grid.rows):
+        texts = [_markdown_text(cell) for cell in cells]
+        lines.append([f"**{t}**" if (row, c) in grid.best else t for c, t in enumerate(texts)])
+    widths = [max(3, *(len(line[c]) for line in lines)) for c in range(len(head))]
+    rule = ["-" * w if c < grid.left else "-" * (w - 1) + ":" for c, w in enumerate(widths)]
+    lines.insert(1, rule)
+    text = [f"### {_markdown_text(grid.title)}", ""]
+    for line in lines:
+        cells = [
+            cell.ljust(w) if c < grid.left else cell.rjust(w)
+            for c, (cell, w) in enumerate(zip(line, widths, strict=True))
+        ]
+        text.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*text, "", *(f"- {_markdown_text(note)}" for note in grid.notes), ""])
+
+
+def _markdown_text(text: str) -> str:
+    """Escapes what Markdown or its HTML would act on; an underscore inside a word is harmless."""
+    text = re.sub(r"([\\|`*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&",
+    "#": r"\#", "$": r"\$", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
+    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
+    "*": "{*}", '"': "''", "±": r"$\pm$", "–": "--", "…": r"\dots{}", "`": "{`}", "→": r"$\to$",
+}  # fmt: skip
+
+
+def in_latex(grid: Grid) -> str:
+    r"""A fragment for ``\input`` that needs nothing but ``\usepackage{booktabs}``."""
+    columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
+    body = []
+    for row, cells in enumerate(grid.rows):
+        texts = [_latex_text(cell) for cell in cells]
+        bold = [rf"\textbf{{{t}}}" if (row, c) in grid.best else t for c, t in enumerate(texts)]
+        body.append(" & ".join(bold) + r" \\")
+    return "\n".join([
+        r"\begin{table}[htbp]", r"\centering", rf"\caption{{{_latex_text(grid.title)}}}",
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *_latex_over(grid),
+        " & ".join(map(_latex_text, grid.head)) + r" \\", r"\midrule", *body,
+        r"\bottomrule", r"\end{tabular}", r"\par\smallskip\footnotesize\raggedright",
+        *(rf"{_latex_text(note)}\par" for note in grid.notes), r"\end{table}", "",
+    ])  # fmt: skip
+
+
+def _latex_over(grid: Grid) -> list[str]:
+    """The groups' names over their columns, and a rule below each."""
+    cells, rules, column = [], [], 1
+    for name, width in _spans(grid):
+        if name:
+            cells.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex_text(name)}}}")
+            rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")
+        else:
+            cells += [""] * width
+        column += width
+    return [" & ".join(cells) + r" \\", " ".join(rules)] if rules else []
+
+
+def _spans(grid: Grid) -> list[tuple[str, int]]:
+    return [(name, len(list(same))) for name, same in groupby(grid.over)]
+
+
+def _latex_text(text: str) -> str:
+    return "".join(_TEX.get(c) or (c if c.isascii() else f"{{[}}U+{ord(c):04X}{{]}}") for c in text)
+
+
+_STYLE = (
+    "body{font-family:sans-serif}table{border-collapse:collapse}.name{text-align:left}"
+    "th,td{padding:.2em .6em;border-bottom:1px solid #ccc}td:not(.name){text-align:right}"
+    ".best{font-weight:bold}"
+)
+
+
+def html_page(title: str, grids: Sequence[Grid]) -> str:
+    """A self-contained HTML page: no script, no link, nothing loaded from elsewhere."""
+    said = html.escape(plain(title))
+    head = f'<meta charset="utf-8"><title>{said}</title><style>{_STYLE}</style>'
+    body = "\n".join(map(in_html, grids))
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
+
+
+def in_html(grid: Grid) -> str:
+    """A heading, the table and its notes."""
+    over = "".join(
+        f'<th colspan="{width}">{html.escape(name)}</th>' for name, width in _spans(grid)
+    )
+    lines = [f"<tr>{over}</tr>"] * bool(grid.over)
+    lines.append(_html_line(grid, "th", grid.head))
+    lines += [_html_line(grid, "td", cells, row) for row, cells in enumerate(grid.rows)]
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)
+    rows = "\n".join(lines)
+    return f"<h3>{html.escape(grid.title)}</h3>\n<table>\n{rows}\n</table>\n{notes}"
+
+
+def _html_line(grid: Grid, tag: str, cells: Sequence[str], row: int | None = None) -> str:
+    texts = []
+    for column, cell in enumerate(cells):
+        mark = "name" if column < grid.left else "best" if (row, column) in grid.best else ""
+        opened = f'{tag} class="{mark}"' if mark else tag
+        texts.append(f"<{opened}>{html.escape(cell)}</{tag}>")
+    return f"<tr>{''.join(texts)}</tr>"

@@ -1,0 +1,59 @@
+"""What the numbers of a record are called in tables, in which unit, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+IMAGES, PERCENT, SHARE = "images", "percent", "share"
+BEFORE = ("nat1", "asr1", "asr_elsewhere1")
+"""What was measured before the defense: the same network's, whatever the defense."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """`unit`: a count of images, percent, or a share 0..1. `better`: 1 where the defender wants it
+    high, -1 where low, 0 where neither is better. `says` is read below a table."""
+
+    head: str
+    unit: str
+    better: int
+    says: str
+
+    @property
+    def scale(self) -> int:
+        """What a record's value is multiplied by."""
+        return 100 if self.unit == PERCENT else 1
+
+    def digits(self, n: int) -> int:
+        """Digits after the point of a mean over `n` values."""
+        if self.unit == IMAGES:
+            return 0 if n == 1 else 1
+        return 2 if self.unit == PERCENT else 3
+
+
+_NAT = "accuracy on clean test images {} the defense, in %"
+_ASR = "share of triggered test images classified as the target {} the defense, in %"
+_ELSEWHERE = "the same for test images of classes that the attack leaves out, {} the defense, in %"
+
+MEASURE = {
+    "n_train": Measure("#Train", IMAGES, 0, "training images, poison included"),
+    "n_clean": Measure("#Clean", IMAGES, 0, "training images of the clean data set"),
+    "n_poisoned": Measure("#Pois", IMAGES, 0, "poisoned training images"),
+    "n_covers": Measure("#Covers", IMAGES, 0, "triggered training images with their true label"),
+    "n_eligible": Measure("#Eligible", IMAGES, 0, "training images that could have been poisoned"),
+    "n_removed": Measure("#Removed", IMAGES, 0, "training images that the defense removed"),
+    "pois_left": Measure("#Pois Left", IMAGES, -1, "poisoned images that the defense left"),
+    "covers_left": Measure("#Covers Left", IMAGES, 0, "covers that the defense left"),
+    "nat1": Measure("Nat1", PERCENT, 1, _NAT.format("before")),
+    "asr1": Measure("ASR1", PERCENT, 0, _ASR.format("before")),
+    "nat2": Measure("Nat2", PERCENT, 1, _NAT.format("after")),
+    "asr2": Measure("ASR2", PERCENT, -1, _ASR.format("after")),
+    "asr_elsewhere1": Measure("ASR1 elsewhere", PERCENT, 0, _ELSEWHERE.format("before")),
+    "asr_elsewhere2": Measure("ASR2 elsewhere", PERCENT, -1, _ELSEWHERE.format("after")),
+    "auroc": Measure("AUROC", SHARE, 1, "chance that a poisoned image scores above a clean one"),
+    "average_precision": Measure("AP", SHARE, 1, "average precision of the scores"),
+    "tpr": Measure("TPR", SHARE, 1, "share of the poison that was removed"),
+    "fpr": Measure("FPR", SHARE, -1, "share of the clean images that were removed"),
+    "tpr_at_1": Measure("TPR@1%", SHARE, 1, "share of the poison found at 1 % false alarms"),
+    "tpr_at_5": Measure("TPR@5%", SHARE, 1, "share of the poison found at 5 % false alarms"),
+}  # fmt: skip

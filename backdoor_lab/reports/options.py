@@ -1,0 +1,39 @@
+"""Command lines of folders and KEY=VALUE, in any order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from backdoor_lab.errors import ConfigError, unknown
+
+
+def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """What is no option, and the value of each option. An option is KEY=VALUE, unless there is a
+    file of that very name. Raises ConfigError for a key that is not known or comes twice."""
+    others: list[str] = []
+    found: dict[str, str] = {}
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not equals or not key.isidentifier() or Path(each).exists():
+            others.append(each)
+        elif key not in known:
+            raise unknown("option", f"{key}=", [f"{name}=" for name in known])
+        elif key in found:
+            raise ConfigError(f"`{key}=` is given twice")
+        else:
+            found[key] = value
+    return others, found
+
+
+def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) -> tuple[str, ...]:
+    """The names in ``a,b,c``. Raises ConfigError for one that is not known, twice or empty;
+    `more` are known too, but too many to be listed."""
+    given, listed, others = [name.strip() for name in value.split(",")], list(known), set(more)
+    for position, name in enumerate(given):
+        if name not in listed and name not in others:
+            families = {f"{other.partition('.')[0]}.*" for other in others}
+            raise unknown(f"`{key}`:", name, [*listed, *sorted(families)])
+        if name in given[:position]:
+            raise ConfigError(f"`{key}` names {name} twice")
+    return tuple(given)

@@ -1,0 +1,149 @@
+"""One page per sweep, `<sweep>/index.html`: opens from disk, and asks nothing of any network.
+
+The page carries a content policy that names its one script and its one style by their hashes and
+allows images out of the page alone: whatever a record says, nothing in it runs or loads.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from backdoor_lab.checks import inside
+from backdoor_lab.files import write_atomic
+from backdoor_lab.reports.markup import in_html, plain
+from backdoor_lab.reports.page_facts import facts
+from backdoor_lab.reports.page_pictures import all_pictures
+from backdoor_lab.reports.page_rows import columns, filters, shared, table
+from backdoor_lab.reports.records import MISSING, Cell
+from backdoor_lab.reports.render import grids
+from backdoor_lab.reports.stored import Shelf, find_store, raw_records
+from backdoor_lab.reports.sweeps import Sweep, read_sweep
+from backdoor_lab.reports.tables import Table, build
+
+PAGE = "index.html"
+BUDGET = 7_000_000
+"""Bytes; what the tables and the facts leave of it goes to the pictures."""
+ASSETS = Path(__file__).with_name("assets")
+SCRIPTS = ("charts.js", "details.js", "table.js")
+STYLE = "page.css"
+
+
+def write_page(sweep_folder: Path, store: Path | None = None) -> Path:
+    """Writes `<sweep_folder>/index.html` from the records, and returns its path.
+
+    `store` is where the stages' outputs lie, for pictures; the `.store` beside the sweep if None.
+    Without it the page says that pictures are left out. Raises ConfigError if the file would lie
+    outside the sweep, OSError if it cannot be written.
+    """
+    folder = Path(sweep_folder)
+    path = inside(folder, folder / PAGE)
+    sweep = read_sweep(folder)
+    tables, _ = build(sweep)
+    text = page(sweep, tables, raw_records(folder), Shelf(find_store(folder, store)))
+    _write(path, text.encode("utf-8", errors="backslashreplace"))
+    return path
+
+
+def page(
+    sweep: Sweep, tables: Sequence[Table], records: dict[str, dict[str, Any]], shelf: Shelf
+) -> str:
+    """The whole page as text. `records` by cell id, as `raw_records` reads them."""
+    body = _summary(sweep) + _tables(tables) + _cells(sweep.cells)
+    script = "(() => {\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
+    style = _asset(STYLE)
+    data = _data(sweep.cells, records, shelf, BUDGET - len(body) - len(script) - len(style))
+    return Template(_asset("page.html")).substitute(
+        title=html.escape(plain(sweep.name)),
+        policy=f"default-src 'none'; img-src data:; script-src '{_hash(script)}'; "
+        f"style-src '{_hash(style)}'; base-uri 'none'; form-action 'none'",
+        style=style, body=body, data=data, script=script,
+    )  # fmt: skip
+
+
+def _summary(sweep: Sweep) -> str:
+    states = Counter(cell.status.split(":")[0] for cell in sweep.cells)
+    states = Counter({kind: states[kind] for kind in ("done", "failed", "diverged", MISSING)})
+    counts = "".join(
+        f'<li data-state="{kind}"><b>{n}</b> {kind}</li>' for kind, n in states.items() if n
+    )
+    same = "".join(
+        f"<div><dt>{html.escape(plain(name))}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in shared(sweep.cells).items()
+    )
+    place = str(sweep.folder)
+    told = "".join(
+        f"<li>{html.escape(plain(each.replace(place, sweep.name)))}</li>" for each in sweep.warnings
+    )
+    command = f"<pre>{html.escape(plain(sweep.command))}</pre>" if sweep.command else ""
+    warnings = f"<h3>Warnings</h3><ul>{told}</ul>" if told else ""
+    return (
+        f'<section id="summary"><h2>What was run</h2><ul class="states">'
+        f"<li><b>{len(sweep.cells)}</b> cells</li>{counts}</ul>{command}"
+        f'<dl class="facts">{same}</dl>{warnings}</section>\n'
+    )
+
+
+def _tables(tables: Sequence[Table]) -> str:
+    parts = "\n".join(
+        f'<div class="report">{in_html(grid)}</div>' for each in tables for grid in grids(each)
+    )
+    return f'<section id="tables"><h2>Tables</h2>\n{parts}</section>\n'
+
+
+def _cells(cells: Sequence[Cell]) -> str:
+    shown = columns(cells)
+    return (
+        '<section id="all"><h2>All cells</h2>\n<form id="filters" hidden>'
+        '<span><label for="words">Search</label>'
+        '<input type="search" id="words" autocomplete="off"></span>\n'
+        f'{filters(shown)}\n<button type="reset">Reset</button></form>\n'
+        '<p id="count" role="status"></p>\n'
+        f'<div class="scroll" role="region" aria-label="All cells" tabindex="0">'
+        f"{table(cells, shown)}</div></section>\n"
+    )
+
+
+def _data(
+    cells: Sequence[Cell], records: dict[str, dict[str, Any]], shelf: Shelf, room: int
+) -> str:
+    """Facts and pictures of every cell as JSON that ends no script element."""
+    given = [records.get(cell.id, {}) for cell in cells]
+    told = facts(given)
+    head = {
+        "ids": [plain(cell.id) for cell in cells],
+        "status": [plain(cell.status) for cell in cells],
+        "common": told.common, "names": told.names, "own": told.own,
+    }  # fmt: skip
+    done = [number for number, cell in enumerate(cells) if cell.done and given[number]]
+    pictures = all_pictures(shelf, [given[n] for n in done], room - len(_json(head)))
+    shown = dict(zip(map(str, done), pictures, strict=True))
+    return _json(head | {"pictures": shown, "notes": shelf.notes})
+
+
+def _json(value: Any) -> str:
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _asset(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    """How a content policy names a script or a style: what stands between its tags."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return "sha256-" + base64.b64encode(digest).decode()
+
+
+def _write(path: Path, data: bytes) -> None:
+    """One rename puts the whole page in place; one that is already right is left alone."""
+    if not path.is_file() or path.read_bytes() != data:
+        write_atomic(path, data)

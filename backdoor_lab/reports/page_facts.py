@@ -1,0 +1,70 @@
+"""Everything a record says, as flat names and short texts: what all cells share is told once."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from backdoor_lab.reports.markup import plain
+
+LEFT_OUT = ("poison_indices", "detection.curve")
+_LONGEST = 2000
+_DEEPEST = 8
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Dotted names and values of several records. `common`: the same in all of them; `own`: per
+    record the values of `names`, None where it has none."""
+
+    common: dict[str, str]
+    names: list[str]
+    own: list[list[str | None]]
+
+
+def facts(records: Sequence[Mapping[str, Any]]) -> Facts:
+    """What `records` say, without the long lists of indices. A record that is empty (its cell
+    has not run) says nothing about what is common."""
+    flats = [dict(_flat(record)) for record in records]
+    names = list(dict.fromkeys(name for flat in flats for name in flat))
+    told = [flat for flat in flats if flat]
+    common = {
+        name: told[0][name]
+        for name in names
+        if len(told) > 1 and all(flat.get(name) == told[0].get(name) for flat in told)
+    }
+    differing = [name for name in names if name not in common]
+    return Facts(common, differing, [[flat.get(name) for name in differing] for flat in flats])
+
+
+def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        name = _line(f"{before}{key}")
+        if name in LEFT_OUT:
+            continue
+        if isinstance(value, dict) and value and depth < _DEEPEST:
+            yield from _flat(value, f"{before}{key}.", depth + 1)
+        else:
+            yield name, _text(value)
+
+
+def _text(value: Any) -> str:
+    """One printable line."""
+    if value is None:
+        return "none"
+    if isinstance(value, str):
+        text = value
+    elif isinstance(value, float) and math.isfinite(value):
+        text = f"{value:.10g}"
+    else:
+        text = json.dumps(value)
+    text = _line(text)
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _line(text: str) -> str:
+    # Hundreds of thousands of them are printable as they are.
+    return text if text.isprintable() else plain(text)

@@ -1,0 +1,240 @@
+"""What the page draws for a cell, as small JSON: charts as numbers, images as one strip."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.reports.evidence import (
+    Curve,
+    Histogram,
+    histogram,
+    picks,
+    projections,
+    removal_curve,
+    sampled,
+    thinned,
+)
+from backdoor_lab.reports.stored import Judged, Shelf, Training
+
+Array = NDArray[Any]
+Shown = dict[str, Any]
+LATE = "the trigger is stamped after augmentation: the stored images are clean"
+FULL = "left out: the page's budget of bytes is spent"
+LARGEST_TILE = 64
+GRID = 999
+_POINTS, _FEWEST_POINTS, _BYTES_A_POINT = 320, 48, 10
+_STEPS = 60
+_EPOCHS = 120
+_IMAGES = (8, 6, 4, 3, 2, 1)
+_KINDS = 3
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a cell's pictures are made from: the training set, its verdict, the target's number."""
+
+    training: Training
+    judged: Judged
+    target: int
+
+
+def material(shelf: Shelf, record: Shown) -> Material | None:
+    """The training set and the verdict of a record; None where the store lacks one of them."""
+    training = shelf.training(record)
+    judged = shelf.judged(record, len(training.index)) if training is not None else None
+    if training is None or judged is None:
+        return None
+    choices = record.get("choices")
+    target = choices.get("target") if isinstance(choices, dict) else None
+    if target not in training.classes:
+        return None
+    return Material(training, judged, training.classes.index(str(target)))
+
+
+def in_target(found: Material) -> Array:
+    """Positions int (b,) of the examples labelled as the target, without covers, which are
+    neither clean nor poison."""
+    mine = found.training.labels == found.target
+    return np.flatnonzero(mine & ~found.training.is_cover)
+
+
+def all_pictures(shelf: Shelf, records: Iterable[Shown], budget: int) -> list[Shown]:
+    """For each record its pictures, all of them together within `budget` bytes of JSON.
+
+    Charts come first, in the order of the records, then images: as many of each cell as there is
+    room for. What is left out is said under ``notes``.
+    """
+    records = list(records)
+    points = _points(budget, len(records))
+    made = [_charts(shelf, record, points) for record in records]
+    left = budget
+    for number, each in enumerate(made):
+        left -= (size := _size(each))
+        if left < 0:
+            left, made[number] = left + size, {"notes": [f"pictures {FULL}"]}
+    _add_images(shelf, records, made, left)
+    return made
+
+
+def _points(budget: int, cells: int) -> int:
+    share = 0.3 * budget / max(cells, 1) / _BYTES_A_POINT
+    return int(np.clip(share, _FEWEST_POINTS, _POINTS))
+
+
+def _size(value: Shown) -> int:
+    return len(json.dumps(value, separators=(",", ":")))
+
+
+def _charts(shelf: Shelf, record: Shown, points: int) -> Shown:
+    shown: Shown = {"notes": [], "loss": _losses(shelf, record)}
+    found = material(shelf, record)
+    if found is None:
+        return shown
+    where = in_target(found)
+    poison, keep = found.training.is_poison, found.judged.keep
+    bars = histogram(found.judged.scores[where], poison[where], keep[where])
+    shown["scores"] = None if bars is None else _bars(bars)
+    plain = ~found.training.is_cover
+    curve = removal_curve(found.judged.scores[plain], poison[plain])
+    shown["curve"] = None if curve is None else _curve(curve, keep[plain], poison[plain])
+    values = shelf.features(record, where, len(poison))
+    if values is not None and len(values) > 1 and np.isfinite(values).all():
+        shown["scatter"] = _scatter(projections(values), poison[where], keep[where], points)
+    return shown
+
+
+def _losses(shelf: Shelf, record: Shown) -> Shown:
+    """Loss per epoch of both trainings: [epoch, loss] pairs, thinned when there are many."""
+    found = {}
+    for stage in ("train", "retrain"):
+        losses = shelf.losses(record, stage)
+        if losses is not None and len(losses):
+            epochs = sampled(np.arange(len(losses)), _EPOCHS)
+            found[stage] = [[int(e) + 1, short(losses[e])] for e in epochs]
+    return found
+
+
+def _bars(bars: Histogram) -> Shown:
+    return {
+        "low": short(bars.edges[0]), "high": short(bars.edges[-1]), "log": bars.log,
+        "cut": None if bars.cut is None else short(bars.cut),
+        "clean": bars.clean.tolist(), "poison": bars.poison.tolist(),
+    }  # fmt: skip
+
+
+def _curve(curve: Curve, keep: Array, poison: Array) -> Shown:
+    removed = int((~keep).sum())
+    thin = thinned(curve, _STEPS, removed)
+    return {
+        "removed": thin.removed.tolist(), "left": [short(value) for value in thin.left],
+        "total": curve.total, "scored": curve.scored,
+        "at": [removed, int((poison & keep).sum())],
+    }  # fmt: skip
+
+
+def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
+    """Points as x, y, kind in turn; x and y on a grid of 0..GRID over `span`; kind 0 clean,
+    1 clean and removed, 2 poison, 3 poison and removed. `totals` counts each kind."""
+    low, high = along.min(axis=0), along.max(axis=0)
+    scale = np.where(high > low, high - low, 1)
+    grid = np.rint((along - low) / scale * GRID).astype(int)
+    kind = 2 * poison.astype(int) + ~keep
+    flat: list[int] = []
+    for each in range(4):
+        members = sampled(np.flatnonzero(kind == each), points // (2 if each == 0 else 4))
+        flat += np.column_stack([grid[members], kind[members]]).ravel().tolist()
+    totals = np.bincount(kind, minlength=4).tolist()
+    span = [[short(low[a]), short(high[a])] for a in (0, 1)]
+    return {"points": flat, "totals": totals, "span": span}
+
+
+def _add_images(shelf: Shelf, records: list[Shown], made: list[Shown], budget: int) -> None:
+    """Adds ``images`` to each of `made`, the same number for every cell, until it is spent."""
+    wanted = [n for n, each in enumerate(made) if "scores" in each]
+    limit = None
+    for number in wanted:
+        found = material(shelf, records[number])
+        if found is None:
+            continue
+        if late(records[number]):
+            made[number]["notes"].append(LATE)
+            continue
+        limit = limit or _limit(found.training.base.shape[1:], budget, len(wanted))
+        strip = _strip(found, limit)
+        size = _size(strip)
+        if size > budget:
+            made[number]["notes"].append(f"images {FULL}")
+            continue
+        budget -= size
+        made[number]["images"] = strip
+
+
+def late(record: Shown) -> bool:
+    """Whether the trigger is stamped in training alone, so that stored rows do not carry it."""
+    protocol = record.get("protocol")
+    return isinstance(protocol, dict) and protocol.get("stamp") == "after"
+
+
+def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:
+    """How many images of each kind a cell gets: those of `shape` hardly compress."""
+    channels, height, width = shape
+    pixels = min(height, LARGEST_TILE) * min(width, LARGEST_TILE)
+    cost = (1 if channels == 1 else 3) * pixels * 4 / 3 + 40
+    fit = [n for n in _IMAGES if cells * _KINDS * n * cost <= budget]
+    return fit[0] if fit else _IMAGES[-1]
+
+
+def _strip(found: Material, limit: int) -> Shown:
+    """One PNG with the picked images side by side, and for each its score, label and origin."""
+    training, judged = found.training, found.judged
+    chosen = picks(judged.scores, judged.keep, training.is_poison, training.is_cover, limit)
+    rows = {name: getattr(chosen, name) for name in ("removed", "mistaken", "missed")}
+    where = np.concatenate(list(rows.values()))
+    if not len(where):
+        return {"rows": {name: [] for name in rows}}
+    sheet, size = png_strip(training.images(where))
+    given, before = training.labels, training.before(where)
+    was = dict(zip(where.tolist(), before.tolist(), strict=True))
+    told = {
+        name: [[short(judged.scores[i]), int(given[i]), was[int(i)]] for i in members]
+        for name, members in rows.items()
+    }
+    return {"sheet": sheet, "tile": size, "rows": told, "classes": list(training.classes)}
+
+
+def png_strip(images: Array) -> tuple[str, list[int]]:
+    """`images` uint8 (n, C, H, W) side by side as a PNG data URI, and one tile's width, height.
+
+    Larger ones are shrunk to LARGEST_TILE pixels; of more than three channels the first three
+    are shown, of two the first.
+    """
+    from PIL import Image
+
+    n, channels, height, width = images.shape
+    shown = images[:, :3] if channels >= 3 else images[:, :1]
+    flat = shown.transpose(2, 0, 3, 1).reshape(height, n * width, shown.shape[1])
+    picture = Image.fromarray(np.ascontiguousarray(flat if flat.shape[2] == 3 else flat[..., 0]))
+    factor = max(height, width) / LARGEST_TILE
+    tile = [width, height]
+    if factor > 1:
+        tile = [max(1, round(side / factor)) for side in tile]
+        picture = picture.resize((n * tile[0], tile[1]), Image.Resampling.BOX)
+    data = io.BytesIO()
+    picture.save(data, "PNG", compress_level=9)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode(), tile
+
+
+def short(value: Any) -> float | None:
+    """Four digits are enough to draw; None for what is not finite."""
+    if not np.isfinite(value):
+        return None
+    number = float(f"{value:.4g}")
+    return int(number) if number.is_integer() and abs(number) < 1e6 else number

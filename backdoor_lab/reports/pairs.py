@@ -1,0 +1,214 @@
+"""Which cells are compared with which: two sweeps, a sweep with itself, a sweep with the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.reports import reference
+from backdoor_lab.reports.axes import CONFIG, PROTOCOL, SEED, Facts
+from backdoor_lab.reports.measures import MEASURE
+from backdoor_lab.reports.paired import Paired, holm, paired
+from backdoor_lab.reports.records import CHOICES, Cell
+from backdoor_lab.reports.sweeps import CONTROLS
+
+Key = tuple[str, ...]
+Lookup = Callable[[Cell, str], float | None]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two numbers of cells; the second is None where the report's figures are the partner."""
+
+    ours: int
+    base: int | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of several comparisons: its pairs, and the cells that found no partner."""
+
+    name: str
+    pairs: list[Pair]
+    lonely: list[int]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line: `side` and `labels` say of what, `ours` and `base` are means over the pairs.
+    `lines`: 0 for a line over pairs, else over how many lines it sums up. `holm`: the adjusted p
+    of the t test, None where there is none."""
+
+    side: str
+    labels: Key
+    measure: str
+    ours: float
+    base: float
+    result: Paired
+    lines: int = 0
+    holm: float | None = None
+
+
+def two_sweeps(facts: Facts, first: int) -> tuple[Side, list[str]]:
+    """The pairs of two sweeps, the first of which are the first `first` cells; and the names they
+    are paired by. What is one value in each and differs between them is what is compared."""
+    ours, base = range(first), range(first, len(facts.cells))
+    extra = dict.fromkeys([*_extra(facts, ours), *_extra(facts, base)])
+    names = [name for name in (*CHOICES, *extra) if not _compared(facts, name, ours, base)]
+    side = _match(facts, "", list(ours), list(base), names)
+    if not side.pairs:
+        apart = [name for name in names if not _common(facts, name, ours, base)]
+        said = f": no value in common for {', '.join(apart)}" if apart else ""
+        raise ConfigError(f"no two cells that are done can be paired{said}")
+    return side, names
+
+
+def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
+    """The pairs within a sweep: every other value of `by` with `base`."""
+    values: dict[str, list[int]] = {name: [] for name in facts.values(by)}
+    for number, each in enumerate(facts.of):
+        if each:
+            values[facts.word(number, by)].append(number)
+    if base not in values:
+        raise unknown(f"`base`: {by}", base, values)
+    follows = ["source", *(name for name in facts.names if name.startswith((PROTOCOL, CONFIG)))]
+    decided = facts.determined(follows, [by])
+    names = [
+        n for n in (*CHOICES, *_extra(facts, range(len(facts.of)))) if n != by and n not in decided
+    ]
+    sides = [
+        _match(facts, name, numbers, values[base], names)
+        for name, numbers in values.items()
+        if name != base
+    ]
+    if not any(side.pairs for side in sides):
+        raise ConfigError(f"no two cells that are done differ in {by} alone, one of them {base}")
+    return sides, names
+
+
+def with_report(facts: Facts) -> Side:
+    """The cells that stand in the reproduced report, by the rule of the tables."""
+    defenses = {each["defense"] for each in facts.of if each}
+    only = defenses.pop() if len(defenses) == 1 else None
+    wanted = reference.DEFENSE if only is None or only in CONTROLS else only
+    known = [
+        number
+        for number, each in enumerate(facts.of)
+        if each and each["defense"] == wanted and _in_report(each)
+    ]
+    pairs = [Pair(number, None) for number in known if facts.cells[number].done]
+    if not pairs:
+        raise ConfigError("no cell of this sweep that is done stands in the report's tables")
+    return Side("", pairs, [number for number in known if not facts.cells[number].done])
+
+
+def report_figure(cell: Cell, measure: str) -> float | None:
+    """The report's figure for a cell that stands in it."""
+    chosen = cell.choices
+    found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
+    return None if found is None else found.get(measure)
+
+
+def lines_of(
+    facts: Facts, sides: Sequence[Side], labels: Sequence[str], values: Sequence[str]
+) -> list[Line]:
+    """Every line of a comparison: for each side, the pairs of equal `labels` together, then all
+    of its lines together; and over the whole table Holm's correction."""
+    found = []
+    for side in sides:
+        groups: dict[Key, list[Pair]] = {}
+        for pair in side.pairs:
+            groups.setdefault(facts.key(pair.ours, labels), []).append(pair)
+        lines = [
+            line
+            for key, pairs in groups.items()
+            for name in values
+            if (line := _line(facts, side.name, key, name, pairs)) is not None
+        ]
+        found += lines + _summaries(side.name, lines, values)
+    tested = [n for n, line in enumerate(found) if line.result.t is not None]
+    adjusted = holm([found[n].result.t or 0.0 for n in tested])
+    for n, value in zip(tested, adjusted, strict=True):
+        found[n] = replace(found[n], holm=value)
+    return found
+
+
+def figure_of(facts: Facts, number: int | None, ours: int, measure: str) -> float | None:
+    """The figure of one side of a pair, in the table's unit."""
+    if number is None:
+        return report_figure(facts.cells[ours], measure)
+    value = facts.cells[number].numbers.get(measure)
+    return None if value is None else MEASURE[measure].scale * value
+
+
+def _line(facts: Facts, side: str, key: Key, name: str, pairs: Sequence[Pair]) -> Line | None:
+    both = [
+        (ours, base)
+        for pair in pairs
+        if (ours := figure_of(facts, pair.ours, pair.ours, name)) is not None
+        and (base := figure_of(facts, pair.base, pair.ours, name)) is not None
+    ]
+    if not both:
+        return None
+    # Ten digits: equal differences of fractions stay equal after binary arithmetic.
+    result = paired([round(ours - base, 10) for ours, base in both])
+    mean_ours, mean_base = (sum(column) / len(both) for column in zip(*both, strict=True))
+    return Line(side, key, name, mean_ours, mean_base, result)
+
+
+def _summaries(side: str, lines: Sequence[Line], values: Sequence[str]) -> list[Line]:
+    """All lines of one measure together, each counted once, however many seeds it has."""
+    found = []
+    for name in values:
+        mine = [line for line in lines if line.measure == name]
+        if len(mine) > 1:
+            result = paired([round(line.result.mean, 10) for line in mine])
+            ours = sum(line.ours for line in mine) / len(mine)
+            base = sum(line.base for line in mine) / len(mine)
+            found.append(Line(side, (), name, ours, base, result, len(mine)))
+    return found
+
+
+def _match(
+    facts: Facts, side: str, ours: Sequence[int], base: Sequence[int], names: Sequence[str]
+) -> Side:
+    partners: dict[Key, int] = {}
+    for number in base:
+        if facts.cells[number].done:
+            partners.setdefault(facts.key(number, names), number)
+    pairs, lonely = [], []
+    for number in ours:
+        partner = partners.get(facts.key(number, names)) if facts.cells[number].done else None
+        if partner is None:
+            lonely.append(number)
+        else:
+            pairs.append(Pair(number, partner))
+    used = {pair.base for pair in pairs}
+    return Side(side, pairs, lonely + [number for number in base if number not in used])
+
+
+def _extra(facts: Facts, among: Sequence[int]) -> list[str]:
+    """Protocol and config values in which two of these cells differ that have the same choices."""
+    resolved = [name for name in facts.names if name.startswith((PROTOCOL, CONFIG))]
+    decided = set(facts.determined(resolved, CHOICES, among))
+    return [name for name in resolved if name not in decided]
+
+
+def _compared(facts: Facts, name: str, ours: Sequence[int], base: Sequence[int]) -> bool:
+    first, second = facts.values(name, ours), facts.values(name, base)
+    return name != SEED and len(first) == len(second) == 1 and first != second
+
+
+def _common(facts: Facts, name: str, ours: Sequence[int], base: Sequence[int]) -> bool:
+    return bool(set(facts.values(name, ours)) & set(facts.values(name, base)))
+
+
+def _in_report(chosen: dict[str, Any]) -> bool:
+    """Under another protocol, or from one source class, the same words mean another experiment."""
+    if chosen["protocol"] not in reference.PROTOCOLS or chosen.get("source") is not None:
+        return False
+    if chosen.get(f"{PROTOCOL}ratio_of") == "count":
+        return False
+    return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None

@@ -1,0 +1,265 @@
+"""What the stages of a cell left in the store, read with numpy alone.
+
+Everything here may be gone (a store is not committed) or damaged; then there is None and a note.
+Nothing is checked against its hash: what is read is shown, never reused.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.checks import safe_name
+from backdoor_lab.errors import DataError, LabError
+from backdoor_lab.reports.records import decode, mapping
+
+STORE = ".store"
+MANIFEST, CONFIGURATION = "manifest.json", "multirun.yaml"
+NO_STORE = "the store is not there: no pictures of what its stages left"
+_RECORD = "record.json"
+_CACHED = 4
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A poisoned training set of n examples and the truth about it.
+
+    `base` uint8 (N, C, H, W) the clean images, `rows` uint8 (P + Q, C, H, W) the poisoned ones
+    and after them the covers, `index` int (n,) into both, `labels` int (n,) as trained on,
+    `original` int (P + Q,) the clean image each row was made from, `poisoned` P of them poison.
+    `clean_labels` int (N,) are the labels before the attack, `classes` the names.
+    """
+
+    base: Array
+    rows: Array
+    index: Array
+    labels: Array
+    original: Array
+    poisoned: int
+    clean_labels: Array
+    classes: tuple[str, ...]
+
+    @functools.cached_property
+    def is_poison(self) -> Array:
+        first = len(self.base)
+        return (self.index >= first) & (self.index < first + self.poisoned)
+
+    @functools.cached_property
+    def is_cover(self) -> Array:
+        return np.asarray(self.index >= len(self.base) + self.poisoned)
+
+    def images(self, where: Array) -> Array:
+        """The images at positions `where` int (b,): uint8 (b, C, H, W)."""
+        found = np.empty((len(where), *self.base.shape[1:]), np.uint8)
+        index, first = self.index[where], len(self.base)
+        laid_over = index >= first
+        found[~laid_over] = self.base[index[~laid_over]]
+        found[laid_over] = self.rows[index[laid_over] - first]
+        return found
+
+    def before(self, where: Array) -> Array:
+        """The labels before the attack of the examples at positions `where`: int (b,)."""
+        index, first = self.index[where], len(self.base)
+        clean = np.where(index < first, index, 0)
+        if len(self.original):
+            rows = np.where(index < first, 0, index - first)
+            clean = np.where(index < first, clean, self.original[rows])
+        return np.asarray(self.clean_labels[clean])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A defense's verdict: `scores` float64 (n,), NaN where it did not look, `keep` bool (n,)."""
+
+    scores: Array
+    keep: Array
+
+
+def find_store(sweep: Path, given: Path | None = None) -> Path | None:
+    """The store named, else the one the sweep was run with, else the one beside it; None if
+    there is no such folder."""
+    roots = [_run_with(sweep), sweep.resolve().parent / STORE] if given is None else [Path(given)]
+    return next((root for root in roots if root is not None and root.is_dir()), None)
+
+
+def _run_with(sweep: Path) -> Path | None:
+    """``store.root`` in the configuration that the sweep's last run left beside its cells."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        found = OmegaConf.select(OmegaConf.load(sweep / CONFIGURATION), "store.root")
+    except (OSError, ValueError, RecursionError, OmegaConfBaseException, YAMLError):
+        return None
+    return Path(found) if isinstance(found, str) and found and "\0" not in found else None
+
+
+def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
+    """Every readable record of a sweep by its id, without poison indices, unchecked otherwise.
+
+    As `read_sweep` does it, a folder that bears its cell's id comes before a copy of it.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(folder.glob(f"*/{_RECORD}")):
+        if path.parent.name.startswith("."):
+            continue
+        with suppress(OSError, DataError):
+            record = mapping("the record", decode(path.read_bytes()))
+            name = str(record.get("id"))
+            if name not in found or path.parent.name == name:
+                found[name] = record
+    return found
+
+
+class Shelf:
+    """The stage outputs of records, out of one store; None for what is not there.
+
+    `notes` collects why, each reason once.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self.root = root
+        self.notes: list[str] = [] if root is not None else [NO_STORE]
+        self._tensors = functools.lru_cache(_CACHED)(self._read_tensors)
+        self._datasets = functools.lru_cache(_CACHED)(self._dataset)
+
+    def training(self, record: dict[str, Any]) -> Training | None:
+        """The poisoned training set."""
+        return self._try("poisoned images", lambda: self._training(record))
+
+    def judged(self, record: dict[str, Any], n: int) -> Judged | None:
+        """The defense's scores and verdict on `n` examples."""
+        return self._try("scores", lambda: self._judged(record, n))
+
+    def features(self, record: dict[str, Any], where: Array, n: int) -> Array | None:
+        """The features of the examples at positions `where` int (b,) of `n`: float64 (b, d)."""
+        return self._try("features", lambda: self._features(record, where, n))
+
+    def losses(self, record: dict[str, Any], stage: str) -> Array | None:
+        """The mean training loss of each epoch, float64 (epochs,), of ``train`` or ``retrain``."""
+        return self._try("losses", lambda: self._losses(record, stage))
+
+    def first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array | None:
+        """The weights of the first convolution that takes images: float32 (f, channels, k, k)."""
+        return self._try("weights", lambda: self._first_layer(record, stage, channels))
+
+    def _try(self, what: str, read: Callable[[], T]) -> T | None:
+        from safetensors import SafetensorError
+
+        if self.root is None:
+            return None
+        broken = (OSError, ValueError, TypeError, KeyError, IndexError, AttributeError)
+        try:
+            return read()
+        except (*broken, LabError, SafetensorError, RecursionError, MemoryError) as error:
+            gone = isinstance(error, (FileNotFoundError, KeyError, DataError))
+            why = "not in the store" if gone else "damaged in the store"
+            if (note := f"{what} of some cells: {why}") not in self.notes:
+                self.notes.append(note)
+            return None
+
+    def _entry(self, record: dict[str, Any], stage: str) -> Path:
+        # The id comes out of a file that anybody may have written.
+        name = safe_name("stage id", record["run"]["stages"][stage]["id"])
+        return Path(self.root or "") / safe_name("stage", stage) / name
+
+    def _read_tensors(self, path: Path) -> dict[str, Array]:
+        from safetensors.numpy import load_file
+
+        found: dict[str, Array] = load_file(path)
+        return found
+
+    def _training(self, record: dict[str, Any]) -> Training:
+        found = self._tensors(self._entry(record, "poison") / "poison.safetensors")
+        folder, classes = self._datasets(record["hashes"]["data"])
+        base, labels = (
+            np.load(folder / f"train_{part}.npy", mmap_mode="r", allow_pickle=False)
+            for part in ("images", "labels")
+        )
+        covers = found.get("cover_index", found["source_index"][:0])
+        original = np.concatenate([found["source_index"], covers])
+        made = Training(
+            base, found["rows"], found["index"], found["labels"], original,
+            len(found["source_index"]), labels, classes,
+        )  # fmt: skip
+        _check(made)
+        return made
+
+    def _dataset(self, digest: str) -> tuple[Path, tuple[str, ...]]:
+        """The folder and the class names of the data set with this training digest."""
+        for manifest in sorted((Path(self.root or "") / "data").glob(f"*/{MANIFEST}")):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                meta = json.loads(manifest.read_bytes())["meta"]
+                if meta["digests"]["train"] == digest:
+                    return manifest.parent, tuple(map(str, meta["classes"]))
+        raise DataError("no such data set in the store")
+
+    def _judged(self, record: dict[str, Any], n: int) -> Judged:
+        found = self._tensors(self._entry(record, "filter") / "verdict.safetensors")
+        scores, keep = found["scores"].astype(np.float64), found["keep"].astype(bool)
+        if scores.shape != (n,) or keep.shape != (n,):
+            raise ValueError("a verdict on another training set")
+        return Judged(scores, keep)
+
+    def _features(self, record: dict[str, Any], where: Array, n: int) -> Array:
+        path = self._entry(record, "extract") / "features.safetensors"
+        values = self._tensors(path)["values"]
+        if values.ndim != 2 or len(values) != n:
+            raise ValueError("features of another training set")
+        return values[where].astype(np.float64)
+
+    def _losses(self, record: dict[str, Any], stage: str) -> Array:
+        meta = json.loads((self._entry(record, stage) / MANIFEST).read_bytes())["meta"]
+        losses = np.array(meta["loss"], np.float64)
+        if losses.ndim != 1 or not np.isfinite(losses).all():
+            raise ValueError("losses must be finite")
+        return losses
+
+    def _first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array:
+        found = self._tensors(self._entry(record, stage) / "weights.safetensors")
+        return found[first_convolution(((k, v.shape) for k, v in found.items()), channels)]
+
+
+def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: int) -> str:
+    """The name of the first layer's weights: four axes, `channels` inputs, a square kernel wider
+    than one pixel; of several, ``conv1.weight``, else the first by name. Raises KeyError."""
+    fit = sorted(
+        name for name, shape in shapes
+        if len(shape) == 4 and shape[1] == channels and shape[2] == shape[3] > 1
+    )  # fmt: skip
+    if not fit:
+        raise KeyError("no convolution that takes images")
+    return "conv1.weight" if "conv1.weight" in fit else fit[0]
+
+
+def _check(made: Training) -> None:
+    """Raises ValueError for arrays that do not belong together."""
+    n, rows, images = len(made.index), len(made.rows), len(made.base)
+    sound = (
+        made.base.ndim == 4 and made.base.dtype == np.uint8 == made.rows.dtype
+        and made.rows.shape[1:] == made.base.shape[1:]
+        and made.labels.shape == (n,) and made.clean_labels.shape == (images,)
+        and len(made.original) == rows
+    )  # fmt: skip
+    if not sound:
+        raise ValueError("arrays of different training sets")
+    for values, below in (
+        (made.index, images + rows),
+        (made.original, images),
+        (made.labels, len(made.classes)),
+        (made.clean_labels, len(made.classes)),
+    ):
+        if len(values) and not 0 <= values.min() <= values.max() < below:
+            raise ValueError("an index beyond its array")

@@ -1,0 +1,144 @@
+"""Tables of any layout as Markdown, LaTeX, HTML and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+
+from backdoor_lab.reports.axes import head, told
+from backdoor_lab.reports.markup import (
+    NOTHING,
+    Grid,
+    html_page,
+    in_latex,
+    in_markdown,
+    plain,
+    short,
+)
+from backdoor_lab.reports.measures import BEFORE, MEASURE
+from backdoor_lab.reports.notes import BEST
+from backdoor_lab.reports.render import NO_COMPETITOR, best_of, figure, value_of
+from backdoor_lab.reports.wide import Key, Place, Wide
+
+DEFENSE = "defense"
+BEST_OF_ROW = "Bold: the best mean of a row, to the digits shown, whatever the intervals."
+
+
+def grid(table: Wide) -> Grid:
+    """The table as text, its best values marked."""
+    layout, columns = table.layout, table.columns
+    left, width = len(layout.rows), len(layout.values)
+    several = any(place.asked > 1 for place in table.places.values())
+    names = [short(_column(table, column)) for column in columns for _ in layout.values]
+    heads = [MEASURE[name].head for _ in columns for name in layout.values]
+    rows = []
+    for row in table.rows:
+        places = [table.places.get((row, column)) for column in columns]
+        line = [short(name) for name in row]
+        line += [_text(name, place) for place in places for name in layout.values]
+        rows.append(line + [_seeds(places)] * several)
+    row_at = {row: number for number, row in enumerate(table.rows)}
+    first = {column: left + width * number for number, column in enumerate(columns)}
+    best = frozenset(
+        (row_at[row], first[column] + layout.values.index(name))
+        for row, column, name in _best(table)
+    )
+    rule = BEST if DEFENSE in layout.axes else BEST_OF_ROW
+    notes = [plain(note) for note in [*table.notes, *[rule] * bool(best)]]
+    return Grid(
+        plain(table.title), [*map(head, layout.rows), *heads, *["Seeds"] * several], rows, notes,
+        left, best, ["" for _ in layout.rows] + names + [""] * several if any(names) else [],
+    )  # fmt: skip
+
+
+def _column(table: Wide, column: Key) -> str:
+    return ", ".join(map(told, table.layout.columns, column))
+
+
+def _text(name: str, place: Place | None) -> str:
+    if place is None:
+        return ""
+    if not place.done:
+        return short(place.status)
+    value = place.estimates.get(name)
+    return NOTHING if value is None else figure(name, value, place.asked)
+
+
+def _seeds(places: list[Place | None]) -> str:
+    """How many seeds stand behind the row's places: ``3``, or ``2-3`` where it differs."""
+    counts = sorted({place.done for place in places if place is not None})
+    return "-".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+
+
+def _best(table: Wide) -> list[tuple[Key, Key, str]]:
+    """Where the best values stand: among the defenses against one attack where the defense is on
+    an axis, else among the columns of a row."""
+    contests: dict[object, list[tuple[Key, Key]]] = {}
+    for row, column in table.places:
+        contest, defense = _contest(table, row, column)
+        if defense != NO_COMPETITOR:
+            contests.setdefault(contest, []).append((row, column))
+    found = []
+    for where in contests.values():
+        for name in table.layout.values:
+            values = [table.places[each].estimates.get(name) for each in where]
+            if name not in BEFORE or DEFENSE not in table.layout.axes:
+                found += [(*where[winner], name) for winner in best_of(name, values)]
+    return found
+
+
+def _contest(table: Wide, row: Key, column: Key) -> tuple[object, str]:
+    """What the competitors have in common, and the defense."""
+    axes = table.layout.axes
+    if DEFENSE not in axes:
+        return row, ""
+    at = axes.index(DEFENSE)
+    key = row + column
+    return (key[:at] + key[at + 1 :]), key[at]
+
+
+def markdown(table: Wide) -> str:
+    """Aligned Markdown, fit to be printed."""
+    return in_markdown(grid(table))
+
+
+def latex(table: Wide) -> str:
+    r"""A fragment for ``\input`` that needs nothing but ``\usepackage{booktabs}``."""
+    return in_latex(grid(table))
+
+
+def page(table: Wide) -> str:
+    """A self-contained HTML page."""
+    return html_page(table.title, [grid(table)])
+
+
+def sheet(table: Wide) -> str:
+    """CSV, one line per row of the table: the traits that all cells share, the row's names; then
+    for each column and measure the mean, ``_ci95`` (half width) and ``_n`` (seeds), unrounded, and
+    for each column how many of its cells are done and their status. Empty where there is none."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads = [*table.traits, *table.layout.rows]
+    for column in table.columns:
+        before = f"{_column(table, column)} ".lstrip()
+        heads += [before + name + s for name in table.layout.values for s in ("", "_ci95", "_n")]
+        heads += [before + "done", before + "status"]
+    writer.writerow(heads)
+    for row in table.rows:
+        line: list[object] = [*table.traits.values(), *row]
+        for column in table.columns:
+            place = table.places.get((row, column)) or Place({}, 0, 0, "")
+            for name in table.layout.values:
+                line += value_of(place.estimates.get(name))
+            line += [place.done, place.status]
+        writer.writerow(line)
+    return text.getvalue()
+
+
+FORMATS: dict[str, Callable[[Wide], str]] = {
+    "csv": sheet,
+    "md": markdown,
+    "tex": latex,
+    "html": page,
+}

@@ -1,0 +1,261 @@
+"""The comparison of sweeps: who is paired with whom, what is left out, what is said."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
+from test_reports_render import _latex_with_booktabs
+
+from backdoor_lab.compare import comparison_of, main
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.reports import read_sweep
+from backdoor_lab.reports.compare_text import Comparison, grid, latex, markdown, page, sheet
+from backdoor_lab.reports.pairs import Line
+
+SEEDS = range(4)
+
+
+def sweep(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> Any:
+    return read_sweep(write_sweep(folder, made, asked))
+
+
+def line(found: Comparison, measure: str, *labels: str, side: str = "") -> Line:
+    (one,) = [each for each in found.lines
+              if (each.measure, each.labels, each.side) == (measure, labels, side)]  # fmt: skip
+    return one
+
+
+def test_two_sweeps_are_paired_by_choices_and_seed(tmp_path: Path) -> None:
+    made = {name: [record(*cell, seed=s, choices={"recipe": name}) for cell in GRID for s in SEEDS]
+            for name in ("fast", "slow")}  # fmt: skip
+    for n, cell in enumerate(made["slow"]):
+        cell["nat2"] = round(cell["nat2"] - 0.001 * (n % 7), 4)
+    # The order on disk tells nothing.
+    other = sweep(tmp_path / "slow", made["slow"][::-1])
+    found = comparison_of([sweep(tmp_path / "fast", made["fast"]), other], values="nat2,pois_left")
+    assert found.labels == ("trigger", "target", "ratio")
+    assert len([one for one in found.lines if not one.lines]) == 2 * len(GRID)
+    for trigger, target, ratio in GRID:
+        mine = {
+            name: [100 * m["nat2"] for m in cells
+                   if [m["choices"][k] for k in ("trigger", "target", "ratio")]
+                   == [trigger, target, ratio]]
+            for name, cells in made.items()
+        }  # fmt: skip
+        one = line(found, "nat2", trigger, target, f"{100 * ratio:g}%")
+        assert one.result.n == len(SEEDS)
+        theirs = stats.ttest_rel(mine["fast"], mine["slow"])
+        assert one.result.t == pytest.approx(theirs.pvalue)
+        assert one.ours - one.base == pytest.approx(one.result.mean)
+        low, high = theirs.confidence_interval(0.95)
+        assert one.result.half == pytest.approx((high - low) / 2)
+    # The made-up figures of a cell do not hang on its recipe.
+    same = [each.result for each in found.lines if each.measure == "pois_left" and not each.lines]
+    assert all(result.constant and result.mean == 0 for result in same)
+    assert any("recipe: fast → slow" in note for note in found.notes)
+
+
+def test_all_lines_together_count_each_line_once(tmp_path: Path) -> None:
+    made = [record(target=t, defense=d, seed=s, asr2=v) for t, d, s, v in (
+        ("bird", "spectral", 0, 0.10), ("bird", "none", 0, 0.20),
+        ("bird", "spectral", 1, 0.10), ("bird", "none", 1, 0.24),
+        ("dog", "spectral", 0, 0.30), ("dog", "none", 0, 0.80),
+    )]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    (every,) = [one for one in found.lines if one.lines]
+    assert (every.lines, every.result.n) == (2, 2)
+    assert every.result.mean == pytest.approx((-12 - 50) / 2)
+    assert (every.ours, every.base) == pytest.approx((20.0, 51.0))
+
+
+def test_within_a_sweep_every_value_against_the_base(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s) for d in ("spectral", "none", "random") for s in SEEDS]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="random")
+    assert {one.side for one in found.lines} == {"spectral", "none"}
+    assert found.labels == ()
+    one = line(found, "asr2", side="spectral")
+    asr2 = {d: [100 * m["asr2"] for m in made if m["choices"]["defense"] == d]
+            for d in ("spectral", "random")}  # fmt: skip
+    theirs = stats.ttest_rel(asr2["spectral"], asr2["random"])
+    assert one.result.t == pytest.approx(theirs.pvalue)
+    tested = sorted(one.result.t for one in found.lines if one.result.t is not None)
+    assert min(one.holm for one in found.lines if one.holm is not None) == pytest.approx(
+        min(1, len(tested) * tested[0])
+    )
+
+
+def test_by_what_decides_other_values(tmp_path: Path) -> None:
+    other = {**PROTOCOL, "budget": "15%"}
+    made = [record(seed=s) for s in (0, 1)]
+    made += [record(defense="abl", seed=s, protocol=other) for s in (0, 1)]
+    made += [record(trigger="tact", seed=s, choices={"source": "cat"}) for s in (0, 1)]
+    folder = sweep(tmp_path / "s", made)
+    by_defense = comparison_of([folder], by="defense", base="spectral", values="asr2")
+    assert line(by_defense, "asr2", side="abl").result.n == 2
+    assert any("protocol.budget: 15% → 1.5eps" in note for note in by_defense.notes)
+    by_trigger = comparison_of([folder], by="trigger", base="pixel", values="asr2")
+    assert line(by_trigger, "asr2", side="tact").result.n == 2
+
+
+def test_different_targets_are_never_paired(tmp_path: Path) -> None:
+    made = [record(target="bird"), record(target="dog", defense="none")]
+    with pytest.raises(ConfigError, match="differ in defense alone"):
+        comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
+
+
+def test_config_values_keep_cells_apart_or_are_compared(tmp_path: Path) -> None:
+    made = [record(seed=s, config={"recipe": {"lr": lr}}, id=f"{d}{s}{lr}", defense=d)
+            for s in (0, 1) for lr in (0.1, 0.01) for d in ("spectral", "none")]  # fmt: skip
+    folder = sweep(tmp_path / "s", made)
+    by_defense = comparison_of([folder], by="defense", base="none", values="asr2")
+    assert by_defense.labels == ("config.recipe.lr",)
+    assert [one.result.n for one in by_defense.lines] == [2, 2, 2]
+    by_rate = comparison_of([folder], by="config.recipe.lr", base="0.01", values="asr2")
+    assert line(by_rate, "asr2", "spectral", side="0.1").result.n == 2
+
+
+def test_a_new_version_of_the_code_keeps_no_pairs_apart(tmp_path: Path) -> None:
+    """Hashes of code differ by trigger and between the sweeps: a difference to be told of."""
+    made = [[record(t, seed=s, config={"code": {"trigger": f"{t}{version}"}}) for t in ("a", "b")
+             for s in (0, 1)] for version in (1, 2)]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / str(n), each) for n, each in enumerate(made)])
+    assert [one.result.n for one in found.lines if not one.lines] == [2] * 6
+    assert any("config.code.trigger: a1 → a2, b1 → b2" in note for note in found.notes)
+
+
+def test_the_reports_tables(tmp_path: Path) -> None:
+    made = [record(seed=s, nat2=v) for s, v in enumerate((0.91, 0.93, 0.92))]
+    made += [
+        record(target="cat"),
+        record(defense="none"),
+        record(choices={"source": "cat"}, id="x"),
+    ]
+    found = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2")
+    (one,) = found.lines
+    theirs = stats.ttest_1samp([91.0, 93.0, 92.0], 92.54)
+    assert (one.base, one.result.n) == (92.54, 3)
+    assert one.result.t == pytest.approx(theirs.pvalue)
+    assert any("of our seeds alone" in note for note in found.notes)
+    assert any("is no reproduction" in note for note in found.notes)
+
+
+def test_one_seed_is_said_plainly(tmp_path: Path) -> None:
+    made = [record(target=t, defense=d) for t in ("bird", "dog") for d in ("spectral", "none")]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    rows = grid(found).rows
+    assert all("±" not in row[5] for row in rows[:2])
+    assert [row[6:] for row in rows[:2]] == [["1", *["–"] * 4, "one pair"]] * 2
+    assert rows[2][6] == "2 lines"
+    assert any("there is no interval and no test" in note for note in found.notes)
+
+
+def test_equal_differences_are_called_constant(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, asr2=v) for s in SEEDS
+            for d, v in (("spectral", 0.0), ("none", 1.0))]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    (row,) = grid(found).rows
+    assert (row[4], row[6], row[-1]) == ("-100.00 ± 0.00", "–", "constant")
+    assert any(note.startswith("constant") for note in found.notes)
+
+
+def test_cells_without_a_partner_are_named(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
+    asked = [*made, record(seed=9)]
+    made[0] = failed(made[0])
+    made[6] = {**made[6], "status": "failed: after its figures"}
+    folder = sweep(tmp_path / "s", made, asked)
+    found = comparison_of([folder], by="defense", base="none", values="asr2")
+    (told,) = [note for note in found.notes if note.startswith("Without a partner")]
+    for cell in (made[0], made[2], asked[4], made[6], asked[-1]):
+        assert cell["id"] in told
+    assert "failed: oom" in told
+    assert "missing" in told
+    assert line(found, "asr2", side="spectral").result.n == 2
+
+
+def test_a_missing_figure_leaves_out_its_pair(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
+    made[0]["asr2"] = None
+    for one in made:
+        one["nat2"] = None
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
+    assert line(found, "asr2", side="spectral").result.n == 3
+    assert "nat2" not in {one.measure for one in found.lines}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["A"], "a comparison is of"),
+        (["A", "by=defense"], "a comparison is of"),
+        (["A", "B", "by=defense", "base=none"], "a comparison is of"),
+        (["reference", "reference"], "a comparison is of"),
+        (["A", "by=defens", "base=none"], "Did you mean 'defense'"),
+        (["A", "by=seed", "base=0"], "'seed' is not known"),
+        (["A", "by=defense", "base=abl"], "Known: spectral, none"),
+        (["A", "reference", "values=auroc"], "nat1, asr1, pois_left, nat2, asr2"),
+        (["A", "B", "values=x"], "Known: n_train"),
+        (["A", "nowhere"], "nowhere holds 0 sweeps"),
+        (["A", "."], "holds 2 sweeps"),
+        (["B", "A"], "no value in common for target"),
+        (["B", "reference"], "stands in the report's tables"),
+        (["A", "bases=1"], "Did you mean 'base='"),
+        (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    given: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write_sweep(Path("A"), [record(defense=d) for d in ("spectral", "none")])
+    write_sweep(Path("B"), [record(target=t, defense="none") for t in ("cat", "frog")])
+    assert main(given) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert said in told.err
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
+    folder = str(write_sweep(tmp_path / "s", made))
+    given = [folder, "by=defense", "base=none"]
+    for suffix, render in (("md", markdown), ("csv", sheet), ("html", page), ("tex", latex)):
+        out = tmp_path / f"x.{suffix}"
+        assert main([*given, "--out", str(out)]) == 0
+        found = comparison_of([read_sweep(Path(folder))], by="defense", base="none")
+        assert out.read_text() == render(found)
+        assert capsys.readouterr().out == markdown(found) + "\n"
+    rows = list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines()))
+    assert [float(row["difference"]) for row in rows] == [one.result.mean for one in found.lines]
+    assert all(row["n"] == "4" for row in rows)
+
+
+def test_the_command_needs_neither_torch_nor_pandas_nor_scipy(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", [record(seed=s) for s in SEEDS])
+    code = (
+        "import sys; from backdoor_lab.compare import main\n"
+        f"assert main([{str(folder)!r}, 'reference']) == 0\n"
+        "print(*[n for n in ('torch', 'pandas', 'scipy') if n in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+
+
+@pytest.mark.skipif(not _latex_with_booktabs(), reason="no pdflatex with booktabs here")
+def test_its_latex_compiles(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, target="a_b%&") for d in ("x|y", "none") for s in (0, 1)]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
+    head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+    (tmp_path / "x.tex").write_text(f"{head}{latex(found)}\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,209 @@
+"""The exported frame: every column documented, every value that of its record."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from test_reports_records import GRID, failed, record, write_sweep
+from test_reports_render import HOSTILE
+
+from backdoor_lab.export import main
+from backdoor_lab.reports import read_sweep
+from backdoor_lab.reports.export import COLUMNS, frame_of, write_frame
+from backdoor_lab.reports.records import CHOICES
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMITTED = ROOT / "multirun_reports" / "demo_controls"
+# As README shows it.
+EXAMPLE = """\
+import pandas as pd
+
+cells = pd.read_csv("records.csv")
+done = cells[cells["status"] == "done"]
+print(done.groupby("defense")[["nat2", "asr2", "pois_left"]].agg(["mean", "std", "count"]))
+print(done.pivot_table("asr2", index="seed", columns="defense"))
+"""
+
+
+def documented(name: str) -> bool:
+    return name in COLUMNS or any(
+        name.startswith(each[:-1]) and name != each[:-1] for each in COLUMNS if each.endswith("*")
+    )
+
+
+def frame(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> pd.DataFrame:
+    return frame_of([read_sweep(write_sweep(folder / "s", made, asked))])
+
+
+def everything(**over: Any) -> dict[str, Any]:
+    """A record that says all that a record may say."""
+    made = record(**over)
+    made["counts"] |= {"n_clean": 10000, "n_covers": 4, "covers_left": 2}
+    made["detection"] |= {"average_precision": 0.9, "tpr_at_1": 0.5, "tpr_at_5": 0.75}
+    made |= {"asr_elsewhere1": 0.25, "asr_elsewhere2": 0.125}
+    made["notes"] = {"classes": [2]}
+    made["hashes"] = {"data": "d", "test": "t", "poison": "p", "training1": "1", "training2": "2",
+                      "weights1": "w", "weights2": "v"}  # fmt: skip
+    made["run"] |= {
+        "images_per_s": {"train": 100.0, "retrain": 90.0}, "process_peak_memory_mib": 900.5,
+        "wall_seconds": 61.5, "started": "2026-11-22T00:00:00+00:00", "git_commit": "abc",
+        "command": "python -m backdoor_lab",
+    }  # fmt: skip
+    return made
+
+
+def test_every_column_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:
+    made = [everything(), everything(seed=1, config={"recipe": {"lr": 0.5}}), everything(id="x")]
+    found = frame(tmp_path, [*made, failed(everything(seed=2))])
+    assert all(documented(name) for name in found)
+    for name in COLUMNS:
+        family = name.removesuffix("*")
+        assert name in found or any(each.startswith(family) for each in found), name
+    assert len(set(found)) == len(found.columns)
+    assert json.loads(found["notes"][0]) == {"classes": [2]}
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "multirun_reports").glob("*/sweep.json")))
+def test_what_committed_records_say_is_exported(folder: Path) -> None:
+    """Every value in a record is in its line, but for what is named here."""
+    sweep = read_sweep(folder.parent)
+    found = frame_of([sweep]).set_index("id")
+    assert all(documented(name) for name in found)
+    for path in sorted(folder.parent.glob("*/record.json"))[:3]:
+        made = json.loads(path.read_text())
+        line = found.loc[made["id"]]
+        for name, value in made["choices"].items():
+            assert line[name] == value or (pd.isna(line[name]) and value is None)
+        parts = [made["counts"], made["detection"] or {}, {k: made[k] for k in ("nat1", "asr2")}]
+        parts += [{f"{family}.{k}": v for k, v in made["run"][family].items()}
+                  for family in ("seconds", "images_per_s", "versions")]  # fmt: skip
+        parts += [{f"hashes.{k}": v for k, v in made["hashes"].items()}]
+        parts += [{k: made["run"][k] for k in ("device", "command", "git_commit", "wall_seconds")}]
+        for name, value in [pair for part in parts for pair in part.items()]:
+            assert line[name] == value or (pd.isna(line[name]) and value is None), name
+        for name, value in made["protocol"].items():
+            if name != "name":
+                said = {None: None, True: "true", False: "false"}.get(value, value)
+                shown = line[f"protocol.{name}"]
+                assert shown == said or (pd.isna(shown) and said is None), name
+
+
+def test_one_line_per_cell_whatever_its_status(tmp_path: Path) -> None:
+    asked = [record(), failed(record(seed=1)), record(seed=2)]
+    asked[1]["error"] = "it broke\nhere"
+    found = frame(tmp_path, asked[:2], asked)
+    assert list(found["status"]) == ["done", "failed: oom", "missing"]
+    assert list(found["seed"]) == [0, 1, 2]
+    assert found["error"][1] == "it broke\nhere"
+    assert found["nat2"].isna().tolist() == [False, True, True]
+    assert set(found["sweep"]) == {"demo"}
+
+
+def test_several_sweeps_are_told_apart(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_sweep(tmp_path / name, [record(*cell) for cell in GRID[:3]], asked=[])
+    found = frame_of([read_sweep(tmp_path / name) for name in ("a", "b")])
+    assert list(found["sweep"]) == ["a"] * 3 + ["b"] * 3
+
+
+def test_config_values_that_tell_cells_apart_are_columns(tmp_path: Path) -> None:
+    made = [record(config={"recipe": {"lr": lr}}, id=f"{lr}") for lr in (0.1, 0.01)]
+    found = frame(tmp_path, made)
+    assert list(found["config.recipe.lr"]) == ["0.1", "0.01"]
+    assert not [name for name in frame(tmp_path / "one", made[:1]) if name.startswith("config.")]
+
+
+def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
+    made = [everything(seed=s) for s in range(3)] + [failed(everything(target="dog"))]
+    made[1]["detection"]["auroc"] = None
+    found = frame(tmp_path, made)
+    for name in ("x.csv", "x.parquet"):
+        write_frame(found, tmp_path / name)
+    table = pd.read_parquet(tmp_path / "x.parquet")
+    pd.testing.assert_frame_equal(table, found)
+    types = {str(kind) for kind in table.dtypes}
+    assert types == {"string", "float64", "Int64"}
+    text = pd.read_csv(tmp_path / "x.csv", dtype={n: str(t) for n, t in table.dtypes.items()})
+    pd.testing.assert_frame_equal(text, table)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_survives_both_formats(tmp_path: Path, name: str) -> None:
+    made = record(target=name, id="a", status=f"failed: {name}")
+    made["run"] = {"seconds": {"train": name, "x": float("nan")}, "device": [name], "versions": 7}
+    found = frame(tmp_path, [made])
+    for file in ("x.csv", "x.parquet"):
+        write_frame(found, tmp_path / file)
+    said = name.encode(errors="backslashreplace").decode()
+    assert pd.read_parquet(tmp_path / "x.parquet")["target"][0] == said
+    with (tmp_path / "x.csv").open(newline="") as stream:
+        assert pd.read_csv(stream, keep_default_na=False)["target"][0] == said
+
+
+def test_without_pyarrow_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_sweep(tmp_path / "s", [record()])
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main([str(folder), "--out", str(tmp_path / "x.parquet")]) == 2
+    assert "pip install 'backdoor-lab[parquet]'" in capsys.readouterr().err
+    assert main([str(folder), "--out", str(tmp_path / "x.csv")]) == 0
+
+
+@pytest.mark.parametrize(
+    "given", ["s", "--out x.csv", "none --out x.csv", "s --out x.txt", "s --out no/x.csv"]
+)
+def test_bad_questions_are_one_line_and_two(
+    tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write_sweep(Path("s"), [record()])
+    assert main(given.split()) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not list(Path().glob("x.*"))
+
+
+def test_the_columns_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--columns"]) == 0
+    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert told == COLUMNS
+    assert set(CHOICES) <= set(told)
+
+
+def test_the_command_imports_no_torch(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", [record()])
+    code = (
+        "import sys; from backdoor_lab.export import main\n"
+        f"assert main([{str(folder)!r}, '--out', {str(tmp_path / 'x.csv')!r}]) == 0\n"
+        "print('torch' in sys.modules, 'scipy' in sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.split() == ["False", "False"]
+
+
+def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert main([str(COMMITTED), "--out", str(tmp_path / "records.csv")]) == 0
+    monkeypatch.chdir(tmp_path)
+    said = io.StringIO()
+    names: dict[str, Any] = {}
+    with contextlib.redirect_stdout(said):
+        exec(compile(EXAMPLE, "README.md", "exec"), names)
+    assert "spectral" in said.getvalue()
+    records = [json.loads(path.read_text()) for path in sorted(COMMITTED.glob("*/record.json"))]
+    done = names["done"]
+    assert isinstance(done, pd.DataFrame)
+    means = done.groupby("defense")["asr2"].mean()
+    for defense in ("spectral", "none", "random", "oracle"):
+        mine = [r["asr2"] for r in records if r["choices"]["defense"] == defense]
+        assert means[defense] == pytest.approx(sum(mine) / len(mine))
+    readme = (ROOT / "README.md").read_text()
+    assert EXAMPLE in readme or "pd.read_csv" not in readme

@@ -1,0 +1,235 @@
+"""Exported networks: plain torchvision weights, and predictions equal to the lab's own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import run_here
+from safetensors import safe_open
+from test_export import documented
+from test_reports_records import record as made_up
+from test_reports_records import write_sweep
+
+from backdoor_lab.data.synthetic import CLASSES, draw
+from backdoor_lab.export_weights import export_weights, main
+from backdoor_lab.reports import read_sweep
+from backdoor_lab.reports.export import frame_of
+from backdoor_lab.tensors import tensors_digest, write_tensors
+from backdoor_lab.training.models import build_model
+
+ROOT = Path(__file__).resolve().parents[2]
+# As README shows them: any network of this lab, and the standard one by torchvision alone.
+LOAD_OURS = """\
+import json, torch
+from safetensors import safe_open
+from backdoor_lab.training.models import build_model
+
+with safe_open("network.safetensors", "pt") as file:
+    said, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+model, classes, *stats = (json.loads(said[key]) for key in ("model", "classes", "mean", "std"))
+net = build_model(model, channels=len(stats[0]), classes=len(classes), seed=0).eval()
+net.load_state_dict(weights)
+mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in stats)
+predicted = net((images / 255 - mean) / std).argmax(dim=1)  # images: uint8 (n, C, H, W)
+"""
+LOAD_TORCHVISION = """\
+import torch, torchvision
+from safetensors.torch import load_file
+
+net = torchvision.models.resnet18(num_classes=10)
+net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # stem "cifar": 3 x 3, stride 1,
+net.maxpool = torch.nn.Identity()                             # and no pooling
+net.load_state_dict(load_file("network.safetensors"))
+"""
+IMAGES, LABELS = (torch.from_numpy(each) for each in draw(5, size=8, split="test", noise=12))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A finished cell in its sweep, beside its store."""
+    folder = tmp_path_factory.mktemp("lab")
+    made = run_here(folder / ".store", folder / "sweep" / "cell")
+    return folder, made
+
+
+def loaded(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_the_readmes_example_gives_the_labs_own_figures(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    folder, record = lab
+    out = tmp_path / "network.safetensors"
+    assert main([str(folder / "sweep" / "cell"), "--out", str(out), "--which", str(which)]) == 0
+    monkeypatch.chdir(tmp_path)
+    bird = CLASSES.index("bird")
+    triggered = IMAGES[bird != LABELS].clone()
+    triggered[:, :, -1, -1] = 255
+    with torch.inference_mode():
+        names: dict[str, Any] = {"images": IMAGES}
+        exec(compile(LOAD_OURS, "README.md", "exec"), names)
+        again: dict[str, Any] = {"images": triggered}
+        exec(compile(LOAD_OURS, "README.md", "exec"), again)
+    nat = (names["predicted"] == LABELS).double().mean().item()
+    asr = (again["predicted"] == bird).double().mean().item()
+    assert (nat, asr) == pytest.approx((record[f"nat{which}"], record[f"asr{which}"]))
+
+
+def test_the_file_says_what_it_is(lab: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, record = lab
+    said = export_weights(folder / "sweep" / "cell", tmp_path / "x.safetensors", which=1)
+    metadata, weights = loaded(tmp_path / "x.safetensors")
+    assert metadata == said
+    assert json.loads(said["classes"]) == list(CLASSES)
+    assert (said["stem"], said["width"], json.loads(said["image"])) == ("cifar", "4", [3, 8, 8])
+    assert said["weights"] == record["hashes"]["weights1"] == tensors_digest(weights)
+    clean = draw(20, size=8, split="train", noise=12)[0].astype(np.float64)
+    for name, scale in (("", 255), ("_255", 1)):
+        mean, std = clean.mean(axis=(0, 2, 3)), clean.std(axis=(0, 2, 3))
+        assert json.loads(said[f"mean{name}"]) == pytest.approx(mean / scale, rel=1e-6)
+        assert json.loads(said[f"std{name}"]) == pytest.approx(std / scale, rel=1e-6)
+    assert "poisoned with pixel for bird" in said["network"]
+
+
+def test_the_names_are_torchvisions(lab: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    models = pytest.importorskip("torchvision.models")
+    export_weights(lab[0] / "sweep" / "cell", tmp_path / "x.safetensors")
+    _, weights = loaded(tmp_path / "x.safetensors")
+    assert set(weights) == set(models.resnet18(num_classes=10).state_dict())
+    assert all(value.is_contiguous() for value in weights.values())
+
+
+def test_the_standard_network_loads_into_torchvisions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Width 64, stem cifar: the two layers of the example are all that must be changed."""
+    ours = build_model({"name": "resnet18", "width": 64, "stem": "cifar"}, channels=3, classes=10,
+                       seed=3).eval()  # fmt: skip
+    write_tensors(tmp_path / "network.safetensors", ours.state_dict())
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(compile(LOAD_TORCHVISION, "README.md", "exec"), names)
+    batch = torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        torch.testing.assert_close(names["net"].eval()(batch), ours(batch), rtol=0, atol=0)
+
+
+def test_readme_shows_what_is_tested() -> None:
+    readme = (ROOT / "README.md").read_text()
+    if "export_weights" in readme:
+        assert LOAD_OURS in readme or textwrap.indent(LOAD_OURS, "  ") in readme
+        assert LOAD_TORCHVISION in readme or textwrap.indent(LOAD_TORCHVISION, "  ") in readme
+
+
+def copy(lab: tuple[Path, dict[str, Any]], where: Path) -> tuple[Path, Path, dict[str, Any]]:
+    shutil.copytree(lab[0], where)
+    cell = where / "sweep" / "cell"
+    return cell, where / ".store", json.loads((cell / "record.json").read_text())
+
+
+def refused(cell: Path, capsys: pytest.CaptureFixture[str], *given: str) -> str:
+    out = cell.parent / "x.safetensors"
+    assert main([str(cell), "--out", str(out), *given]) in (1, 2)
+    assert not out.exists()
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    return told
+
+
+def test_other_weights_than_the_records_are_refused(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell, store, record = copy(lab, tmp_path / "lab")
+    path = store / "retrain" / record["run"]["stages"]["retrain"]["id"] / "weights.safetensors"
+    other = store / "train" / record["run"]["stages"]["train"]["id"] / "weights.safetensors"
+    shutil.copy(other, path)
+    assert "does not have the hash" in refused(cell, capsys)
+    path.write_bytes(path.read_bytes()[:100])
+    assert "cannot be read" in refused(cell, capsys)
+    path.unlink()
+    assert "repeat the cell's command" in refused(cell, capsys)
+    shutil.rmtree(store / "data")
+    assert "normalisation is not known" in refused(cell, capsys, "--which", "1")
+    shutil.rmtree(store)
+    assert "--store" in refused(cell, capsys)
+
+
+def test_images_that_were_changed_give_no_normalisation(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell, store, _ = copy(lab, tmp_path / "lab")
+    (path,) = store.glob("data/*/train_images.npy")
+    images = np.load(path, allow_pickle=False)
+    images[0, 0, 0, 0] ^= 255
+    np.save(path, images, allow_pickle=False)
+    assert "normalisation is not known" in refused(cell, capsys)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"status": "failed: oom"}, "is not done"), ({"hashes": 3}, "is damaged"),
+        ({"run": {}}, "is damaged"), ({"config": {"model": 3}}, "is damaged"),
+        ({"run": {"stages": {"retrain": {"id": "../../secret"}}}}, "must match"),
+        ({"run": {"stages": {}}}, "names no output"),
+    ],
+)  # fmt: skip
+def test_a_record_that_cannot_be_used_is_refused(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    change: dict[str, Any], said: str,
+) -> None:  # fmt: skip
+    cell, _, record = copy(lab, tmp_path / "lab")
+    (cell / "record.json").write_text(json.dumps(record | change))
+    assert said in refused(cell, capsys)
+    (cell / "record.json").write_text("{")
+    assert "is damaged" in refused(cell, capsys)
+    (cell / "record.json").unlink()
+    assert "no cell's folder" in refused(cell, capsys)
+
+
+def test_a_bad_name_for_the_file_is_refused(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("x.pt", "no/x.safetensors"):
+        assert main([str(lab[0] / "sweep" / "cell"), "--out", str(tmp_path / name)]) == 2
+        assert "`--out` must be" in capsys.readouterr().err
+
+
+def leaves(value: Any, before: str = "") -> dict[str, Any]:
+    """The scalars of a record under dotted names."""
+    if isinstance(value, dict):
+        return {
+            k: v for key, each in value.items() for k, v in leaves(each, f"{before}{key}.").items()
+        }
+    return {} if isinstance(value, list) else {before.removesuffix("."): value}
+
+
+def test_every_value_of_a_fresh_record_is_exported(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """What a record says today is a documented column, or stands here with its reason."""
+    found = frame_of([read_sweep(lab[0] / "sweep")])
+    line = found.iloc[0]
+    elsewhere = ("config.", "dataset.", "run.stages.", "detection.curve", "schema", "protocol.name",
+                 "notes.")  # fmt: skip
+    for name, value in leaves(lab[1]).items():
+        if name.startswith(elsewhere):
+            continue
+        column = name.removeprefix("choices.").removeprefix("counts.").removeprefix("detection.")
+        column = column.removeprefix("run.").replace("process_peak", "peak")
+        assert documented(column), name
+        assert column in line, name
+        if isinstance(value, (int, float)) and not name.startswith("protocol."):
+            assert line[column] == pytest.approx(value)
+    write_sweep(tmp_path / "other", [made_up()])
+    assert len(frame_of([read_sweep(lab[0] / "sweep"), read_sweep(tmp_path / "other")])) == 2

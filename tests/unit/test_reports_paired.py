@@ -1,0 +1,108 @@
+"""Paired statistics against scipy, against brute force, and against numbers worked by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from backdoor_lab.reports.paired import holm, paired, sign_test, wilcoxon
+
+RNG = np.random.default_rng(7)
+SAMPLES = [RNG.normal(shift, 1, n).round(6).tolist()
+           for n in (2, 3, 4, 5, 8, 13, 20, 50) for shift in (0, 0.7, 3)]  # fmt: skip
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{len(s)}-{s[0]:.2f}")
+def test_the_t_test_and_its_interval_are_scipys(sample: list[float]) -> None:
+    found = paired(sample)
+    theirs = stats.ttest_1samp(sample, 0.0)
+    assert found.t == pytest.approx(theirs.pvalue, rel=1e-6, abs=1e-14)
+    low, high = theirs.confidence_interval(0.95)
+    assert found.half is not None
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
+
+
+def test_it_is_the_paired_test_of_the_two_columns() -> None:
+    ours, base = RNG.normal(0, 1, 6), RNG.normal(0.5, 1, 6)
+    found = paired((ours - base).tolist())
+    assert found.t == pytest.approx(stats.ttest_rel(ours, base).pvalue)
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{len(s)}-{s[0]:.2f}")
+def test_the_exact_tests_are_scipys(sample: list[float]) -> None:
+    positive = sum(d > 0 for d in sample)
+    assert sign_test(sample) == pytest.approx(stats.binomtest(positive, len(sample)).pvalue)
+    theirs = stats.wilcoxon(sample, method="exact").pvalue
+    assert wilcoxon(sample) == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize(
+    "sample", [[1, 1, 1], [1, -1, 2, 2], [0, 0, 3, -1, 1], [2, 2, -2, 5, 0, -7, 7], [-3, -3, -4]]
+)
+def test_ties_and_zeros_by_brute_force(sample: list[float]) -> None:
+    left = [d for d in sample if d]
+    ranks = stats.rankdata(np.abs(left))
+    seen = sum(r for r, d in zip(ranks, left, strict=True) if d > 0)
+    middle = ranks.sum() / 2
+    sums = [sum(itertools.compress(ranks, signs))
+            for signs in itertools.product((0, 1), repeat=len(left))]  # fmt: skip
+    extreme = np.mean([abs(total - middle) >= abs(seen - middle) - 1e-9 for total in sums])
+    assert wilcoxon(sample) == pytest.approx(extreme)
+    heads = [sum(signs) for signs in itertools.product((0, 1), repeat=len(left))]
+    positive, half = sum(d > 0 for d in left), len(left) / 2
+    assert sign_test(sample) == pytest.approx(
+        np.mean([abs(k - half) >= abs(positive - half) for k in heads])
+    )
+
+
+def test_by_hand() -> None:
+    # Differences 1, 2, 3: mean 2, deviation 1, t = 2 sqrt(3); with two degrees of freedom
+    # P(|T| > t) = 1 - t / sqrt(t^2 + 2) = 1 - sqrt(12 / 14).
+    found = paired([1.0, 2.0, 3.0])
+    assert (found.n, found.mean) == (3, 2.0)
+    assert found.t == pytest.approx(1 - math.sqrt(12 / 14))
+    assert found.half == pytest.approx(4.302652729911275 / math.sqrt(3))
+    assert found.sign == found.wilcoxon == pytest.approx(2 / 8)
+
+
+def test_one_pair_has_a_difference_and_nothing_more() -> None:
+    found = paired([-3.5])
+    assert (found.n, found.mean, found.constant) == (1, -3.5, False)
+    assert [found.half, found.t, found.sign, found.wilcoxon] == [None] * 4
+
+
+@pytest.mark.parametrize("value", [0.0, -2.5])
+def test_equal_differences_have_no_t_test(value: float) -> None:
+    found = paired([value] * 4)
+    assert found.constant
+    assert (found.mean, found.half, found.t) == (value, 0.0, None)
+    assert found.sign == found.wilcoxon == (None if value == 0 else 2 / 16)
+
+
+def test_many_pairs_have_no_exact_test() -> None:
+    found = paired(RNG.normal(0, 1, 51).tolist())
+    assert found.sign is found.wilcoxon is None
+    assert found.t is not None
+
+
+def test_holm_by_hand_and_never_decreasing() -> None:
+    # Holm (1979): sorted .005 .01 .03 .04 times 4 3 2 1 is .02 .03 .06 .04, made monotone.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2]
+    assert holm([]) == []
+
+
+def test_holm_rejects_what_its_step_down_procedure_rejects() -> None:
+    for _ in range(50):
+        values = RNG.random(9) ** 4
+        rejected = set()
+        for rank, position in enumerate(np.argsort(values)):
+            if values[position] > 0.05 / (len(values) - rank):
+                break
+            rejected.add(int(position))
+        assert {n for n, p in enumerate(holm(values.tolist())) if p <= 0.05} == rejected

@@ -1,0 +1,284 @@
+"""Every number of the generated tables, computed again from the records by other means: raw JSON,
+numpy and scipy, nothing of the reports' own but the texts that they write."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_reports_records import GRID, failed, record, write_sweep
+
+from backdoor_lab.reports import reference
+from backdoor_lab.reports.__main__ import main
+
+COMMITTED = Path(__file__).resolve().parents[2] / "multirun_reports" / "demo_controls"
+HEADS = {
+    "#Pois": ("counts", "n_poisoned", 1), "#Pois Left": ("counts", "pois_left", 1),
+    "Nat1": ("", "nat1", 100), "ASR1": ("", "asr1", 100), "Nat2": ("", "nat2", 100),
+    "ASR2": ("", "asr2", 100), "AUROC": ("detection", "auroc", 1),
+}  # fmt: skip
+DIGITS = {"#Pois": 1, "#Pois Left": 1, "AUROC": 3}
+OPEN = ("failed: oom", "missing")
+HIGHER = ("Nat2", "AUROC")
+
+
+@pytest.fixture(scope="module", params=["committed", "made"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep with its default tables and one of each other layout: the committed one, and one
+    with failed and missing cells."""
+    where = tmp_path_factory.mktemp("sweep") / "demo"
+    if request.param == "committed":
+        shutil.copytree(COMMITTED, where, ignore=shutil.ignore_patterns("tables"))
+    else:
+        cells = [c for c in GRID if c[1] != "horse"]
+        names = ("spectral", "none", "oracle")
+        asked = [record(*c, defense=d, seed=s) for c in cells for d in names for s in range(4)]
+        made = [failed(m) if n % 11 == 3 else m for n, m in enumerate(asked) if n % 7]
+        made[5]["detection"]["auroc"] = None
+        write_sweep(where, made, asked)
+    assert main([str(where), "rows=target,ratio", "columns=defense", "values=asr2,auroc"]) == 0
+    assert main([str(where), "rows=defense", "columns=trigger,seed", "values=nat2,pois_left"]) == 0
+    return where
+
+
+@cache
+def records(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/record.json"))]
+    return [each for each in found if each["status"] == "done"]
+
+
+@cache
+def listed(folder: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((folder / "sweep.json").read_text())["asked"]
+    return found
+
+
+def figures(cells: list[dict[str, Any]], head: str) -> list[float]:
+    group, name, scale = HEADS[head]
+    found = [((c[group] or {}) if group else c).get(name) for c in cells]
+    return [scale * value for value in found if value is not None]
+
+
+def text_of(values: list[float], head: str, seeds: int) -> str:
+    """A figure as a table shows it: mean, interval, and how many seeds where not all."""
+    if not values:
+        return "–"
+    n, images = len(values), head.startswith("#")
+    constant = head == "#Pois" and len(set(values)) == 1
+    digits = 0 if images and (n == 1 or constant) else DIGITS.get(head, 2)
+    text = f"{np.mean(values):.{digits}f}"
+    if n > 1 and not constant:
+        half = stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / np.sqrt(n)
+        text += f" ± {half:.{digits}f}"
+    return text if n == seeds else f"{text} (n={n})"
+
+
+def percent(ratio: float) -> str:
+    return f"{round(100 * ratio, 9):g}%"
+
+
+def parsed(text: str) -> list[list[dict[str, str]]]:
+    """The tables in a Markdown text, each a list of rows by head."""
+    tables: list[list[dict[str, str]]] = []
+    head: list[str] = []
+    for line in [*text.splitlines(), ""]:
+        cells = [c.strip() for c in line.strip("|").split("|")] if line.startswith("|") else []
+        if not cells:
+            head = []
+        elif not head:
+            head = cells
+            tables.append([])
+        elif not set("".join(cells)) <= set("-:"):
+            tables[-1].append(dict(zip(head, cells, strict=True)))
+    return tables
+
+
+def bare(text: str) -> str:
+    return text.replace("**", "")
+
+
+def best(rows: list[tuple[str, float]], head: str) -> set[str]:
+    """The names with the best figure to the digits shown; the oracle takes no part."""
+    left = {name: round(v, DIGITS.get(head, 2)) for name, v in rows if name != "oracle"}
+    if len(left) < 2:
+        return set()
+    wanted = max(left.values()) if head in HIGHER else min(left.values())
+    return {name for name, value in left.items() if value == wanted}
+
+
+def test_the_reports_layout(folder: Path) -> None:
+    seen = 0
+    for path in sorted((folder / "tables").glob("table_*.md")):
+        trigger = path.stem.removeprefix("table_")
+        table = parsed(path.read_text())[0]
+        for row in table:
+            name = row.get("Defense", "spectral")
+            mine = [
+                r for r in records(folder)
+                if r["choices"]["trigger"] == trigger and r["choices"]["target"] == row["Target"]
+                and percent(r["choices"]["ratio"]) == row["Ratio"]
+                and r["choices"]["defense"] == name
+            ]  # fmt: skip
+            assert row["Seeds"] == str(len(mine))
+            for head in [h for h in row if h in HEADS]:
+                assert bare(row[head]) == text_of(figures(mine, head), head, len(mine))
+                seen += 1
+        for head in ("Nat2", "ASR2", "#Pois Left"):
+            for attack in {(row["Target"], row["Ratio"]) for row in table}:
+                rows = [r for r in table if (r["Target"], r["Ratio"]) == attack]
+                shown = [(r["Defense"], float(bare(r[head]).split()[0])) for r in rows
+                         if r[head] != "–"]  # fmt: skip
+                bold = {r["Defense"] for r in rows if r[head].startswith("**")}
+                assert bold == best(shown, head), (attack, head)
+    assert seen in (4 * 6, 8 * 3 * 6)
+
+
+def test_the_reports_own_figures_beside_ours(folder: Path) -> None:
+    seen = 0
+    for path in sorted((folder / "tables").glob("table_*.md")):
+        trigger = path.stem.removeprefix("table_")
+        for row in [row for table in parsed(path.read_text())[1:] for row in table]:
+            known = reference.lookup(trigger, row["Target"], float(row["Ratio"][:-1]) / 100)
+            mine = [
+                r for r in records(folder)
+                if [r["choices"][k] for k in ("trigger", "target", "defense")]
+                == [trigger, row["Target"], row["Defense"]]
+                and percent(r["choices"]["ratio"]) == row["Ratio"]
+            ]  # fmt: skip
+            assert known is not None
+            for head, (_, name, _) in HEADS.items():
+                if name not in known:
+                    continue
+                images = head.startswith("#")
+                assert row[f"{head} ref"] == f"{known[name]:.{0 if images else 2}f}"
+                digits = 0 if images and len(mine) == 1 else DIGITS.get(head, 2)
+                away = round(np.mean(figures(mine, head)) - known[name], digits) + 0.0
+                assert row[f"{head} diff"] == f"{away:+.{digits}f}"
+                seen += 1
+    assert seen in (0, 8 * 5)
+
+
+def places(folder: Path) -> list[tuple[dict[str, Any], str, str, str]]:
+    """Every figure of the other layouts: its cells' choices, measure, text, file."""
+    found = []
+    for path in sorted((folder / "tables").glob("wide_*.md")):
+        trigger = path.stem.rpartition("_")[2]
+        (table,) = parsed(path.read_text())
+        for row in table:
+            fixed = {k.lower(): v for k, v in row.items() if k in ("Target", "Ratio", "Defense")}
+            for head, text in row.items():
+                measure = next((h for h in sorted(HEADS, key=len) if head.endswith(f" {h}")), None)
+                if measure is None:
+                    continue
+                column = head.removesuffix(f" {measure}")
+                if ", seed " in column:
+                    where, seed = column.split(", seed ")
+                    chosen: dict[str, Any] = {"trigger": where, "seed": int(seed)}
+                else:
+                    chosen = {"trigger": trigger, "defense": column}
+                found.append((fixed | chosen, measure, text, path.stem))
+    return found
+
+
+def matching(folder: Path, chosen: dict[str, Any], done: bool) -> list[dict[str, Any]]:
+    """The records (or what sweep.json lists) of these choices."""
+    cells = records(folder) if done else listed(folder)
+    shown = [dict(c["choices"], ratio=percent(c["choices"]["ratio"])) for c in cells]
+    return [c for c, s in zip(cells, shown, strict=True)
+            if all(s[k] == v for k, v in chosen.items())]  # fmt: skip
+
+
+def test_other_layouts(folder: Path) -> None:
+    found = places(folder)
+    for chosen, measure, text, name in found:
+        if "trigger.seed" in name and "target" not in chosen:
+            # This layout has a table for each target and ratio; the file's name tells which.
+            continue
+        asked = len(matching(folder, chosen, done=False))
+        mine = matching(folder, chosen, done=True)
+        if not asked:
+            assert text == ""
+        elif not mine:
+            assert "failed" in text or "missing" in text
+        else:
+            assert bare(text) == text_of(figures(mine, measure), measure, asked)
+    assert len(found) >= 8
+
+
+def test_a_layout_with_seeds_in_its_columns_shows_single_cells(folder: Path) -> None:
+    paths = sorted((folder / "tables").glob("wide_defense_trigger.seed_*.csv"))
+    seen = 0
+    for path in paths:
+        (table,) = parsed(path.with_suffix(".md").read_text())
+        lines = csv.DictReader(path.read_text().splitlines())
+        for row, shown in zip(lines, table, strict=True):
+            fixed = {k: row[k] for k in ("target", "ratio", "defense") if k in row}
+            for name in [n for n in row if n.endswith((" nat2", " pois_left"))]:
+                column, _, measure = name.rpartition(" ")
+                trigger, _, seed = column.partition(", seed ")
+                chosen = fixed | {"trigger": trigger, "seed": int(seed)}
+                mine = matching(folder, chosen, done=True)
+                head = {"nat2": "Nat2", "pois_left": "#Pois Left"}[measure]
+                expected = figures(mine, head)
+                assert [float(row[name])] == pytest.approx(expected) if expected else not row[name]
+                assert row[f"{name}_n"] == str(len(expected))
+                text = bare(shown[f"{column} {head}"])
+                assert text == text_of(expected, head, 1) if mine else text in ("", *OPEN)
+                assert row[f"{column} done"] == str(len(mine))
+                seen += 1
+    assert seen in (4 * 3 * 2, 4 * 3 * 2 * 4 * 2)
+
+
+def cells_in_latex(text: str) -> list[list[str]]:
+    lines = [line for part in text.split(r"\midrule")[1:]
+             for line in part.split(r"\bottomrule")[0].strip().splitlines()]  # fmt: skip
+    back = {r"\%": "%", r"$\pm$": "±", r"\#": "#", r"\_": "_", "--": "–"}
+    rows = []
+    for line in lines:
+        text = line.removesuffix(r"\\")
+        for escaped, plain in back.items():
+            text = text.replace(escaped, plain)
+        text = re.sub(r"\\textbf\{(.*?)\}", r"\1", text)
+        rows.append([cell.strip() for cell in text.split(" & ")])
+    return rows
+
+
+def cells_in_html(text: str) -> list[list[str]]:
+    rows = re.findall(r"<tr>(.*?)</tr>", text)
+    found = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    return [[html.unescape(cell) for cell in row] for row in found if row]
+
+
+def test_every_format_shows_the_same(folder: Path) -> None:
+    for path in sorted((folder / "tables").glob("*.md")):
+        rows = [[*map(bare, row.values())] for table in parsed(path.read_text()) for row in table]
+        assert cells_in_html(path.with_suffix(".html").read_text()) == rows
+        assert cells_in_latex(path.with_suffix(".tex").read_text()) == rows
+        bold = path.read_text().count("**") // 2
+        assert path.with_suffix(".tex").read_text().count(r"\textbf{") == bold
+        assert path.with_suffix(".html").read_text().count('class="best"') == bold
+
+
+def test_the_csv_of_the_reports_layout(folder: Path) -> None:
+    for path in sorted((folder / "tables").glob("table_*.csv")):
+        for row in csv.DictReader(path.read_text().splitlines()):
+            chosen = {k: row[k] for k in ("trigger", "target", "ratio", "defense")}
+            mine = matching(folder, chosen, done=True)
+            for head, (_, name, _) in HEADS.items():
+                values = figures(mine, head)
+                if name not in row:
+                    continue
+                assert row[f"{name}_n"] == str(len(values))
+                assert float(row[name]) == pytest.approx(np.mean(values))
+                if len(values) > 1:
+                    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
+                    assert float(row[f"{name}_ci95"]) == pytest.approx(half, abs=1e-9)

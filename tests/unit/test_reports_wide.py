@@ -1,0 +1,281 @@
+"""Tables of any layout: what stands where, what is told apart, marked, refused and kept."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_reports_commands import contents
+from test_reports_records import PROTOCOL, failed, record, write_sweep
+from test_reports_render import HOSTILE, Tags, _latex_with_booktabs
+
+from backdoor_lab.reports import read_sweep, write_tables
+from backdoor_lab.reports.__main__ import main
+from backdoor_lab.reports.axes import Facts
+from backdoor_lab.reports.wide import Layout, Wide, build_wide, layout_of
+from backdoor_lab.reports.wide_text import grid, latex, markdown, page
+
+ROOT = Path(__file__).resolve().parents[2]
+BY_DEFENSE = Layout(("target",), ("defense",), ("asr2", "nat2"))
+
+
+def wide(folder: Path, made: list[dict[str, Any]], layout: Layout, asked: Any = None) -> list[Wide]:
+    return build_wide(read_sweep(write_sweep(folder / "s", made, asked)).cells, layout)
+
+
+def test_rows_columns_and_the_best_of_each_row(tmp_path: Path) -> None:
+    figures = {"spectral": (0.5, 0.9), "none": (1.0, 0.95), "random": (0.4, 0.95),
+               "oracle": (0.0, 1.0)}  # fmt: skip
+    made = [
+        record(target=t, defense=d, asr2=asr, nat2=nat)
+        for t in ("bird", "dog")
+        for d, (asr, nat) in figures.items()
+    ]
+    (table,) = wide(tmp_path, made, BY_DEFENSE)
+    shown = grid(table)
+    assert shown.over == ["", *(d for d in figures for _ in range(2))]
+    assert shown.head == ["Target", *["ASR2", "Nat2"] * 4]
+    assert shown.rows == [
+        [t, "50.00", "90.00", "100.00", "95.00", "40.00", "95.00", "0.00", "100.00"]
+        for t in ("bird", "dog")
+    ]
+    assert shown.best == {(row, column) for row in (0, 1) for column in (4, 5, 6)}
+    text = markdown(table)
+    assert "| Target | spectral ASR2 | spectral Nat2 | none ASR2 |" in text
+    assert "**40.00**" in text
+    assert r"\multicolumn{2}{c}{spectral} & \multicolumn{2}{c}{none}" in latex(table)
+    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in latex(table)
+    assert '<th colspan="2">spectral</th>' in page(table)
+    assert '<td class="best">40.00</td>' in page(table)
+
+
+def test_defenses_in_rows_compete_down_the_column(tmp_path: Path) -> None:
+    made = [record(trigger=t, defense=d, asr2=v) for t, d, v in (
+        ("pixel", "spectral", 0.2), ("pixel", "none", 0.9),
+        ("pattern", "spectral", 0.7), ("pattern", "none", 0.6),
+    )]  # fmt: skip
+    (table,) = wide(tmp_path, made, Layout(("defense",), ("trigger",), ("asr2",)))
+    assert grid(table).best == {(0, 1), (1, 2)}
+
+
+def test_without_defenses_the_columns_of_a_row_compete(tmp_path: Path) -> None:
+    made = [record(trigger=t, nat1=v) for t, v in (("pixel", 0.91), ("pattern", 0.94))]
+    (table,) = wide(tmp_path, made, Layout(("target",), ("trigger",), ("nat1", "asr1")))
+    assert grid(table).best == {(0, 3)}
+    assert any("of a row" in note for note in grid(table).notes)
+
+
+def test_figures_before_the_defense_have_no_winner_among_defenses(tmp_path: Path) -> None:
+    made = [record(defense=d, nat1=v) for d, v in (("spectral", 0.9), ("none", 0.95))]
+    (table,) = wide(tmp_path, made, Layout(("target",), ("defense",), ("nat1",)))
+    assert not grid(table).best
+
+
+def test_every_cell_that_is_not_done_is_seen(tmp_path: Path) -> None:
+    asked = [record(target=t, defense=d, seed=s, asr2=0.01)
+             for t in ("bird", "dog") for d in ("spectral", "none") for s in (0, 1)]  # fmt: skip
+    made = [
+        asked[0],
+        failed(asked[1]),
+        *asked[2:4],
+        failed(asked[4]),
+        failed(asked[5], "failed: x"),
+    ]
+    stray = record(target="cat", defense="abl", asr2=None)
+    (table,) = wide(tmp_path, [*made, stray], BY_DEFENSE, [*asked, stray])
+    shown = grid(table)
+    assert [row[1::2] for row in shown.rows] == [
+        ["1.00 (n=1)", "1.00 ± 0.00", "", "1-2"],
+        ["1 failed: oom, 1 failed: x", "2 missing", "", "0"],
+        ["", "", "–", "1"],
+    ]
+    (open_cells,) = [note for note in shown.notes if note.startswith("Not done")]
+    assert "bird, spectral, seed 1: failed: oom" in open_cells
+    assert "dog, none, seed 0: missing" in open_cells
+    assert any("4 of 9 cells done" in note for note in shown.notes)
+
+
+def test_unreadable_records_are_named(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", [record()])
+    (folder / "stray").mkdir()
+    (folder / "stray" / "record.json").write_text("{")
+    (table,) = build_wide(read_sweep(folder).cells, BY_DEFENSE)
+    assert any("In no place: stray (failed: damaged record)" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("name", ["dataset", "model", "recipe", "trigger", "source", "ratio"])
+def test_what_is_on_no_axis_is_not_averaged(tmp_path: Path, name: str) -> None:
+    made = [record(choices={name: v}, id=str(v)) for v in ((0.1, 0.2) if name == "ratio" else "ab")]
+    found = wide(tmp_path, made, BY_DEFENSE)
+    assert [place.asked for table in found for place in table.places.values()] == [1, 1]
+    assert len({table.title for table in found}) == len({table.slug for table in found}) == 2
+    (together,) = wide(tmp_path, made, Layout((name,), ("defense",), ("asr2",)))
+    assert len(together.rows) == 2
+
+
+def test_config_values_make_tables_or_an_axis(tmp_path: Path) -> None:
+    made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]
+    assert len(wide(tmp_path, made, BY_DEFENSE)) == 2
+    (table,) = wide(tmp_path, made, Layout(("config.recipe.lr",), (), ("asr2",)))
+    assert table.rows == [("0.1",), ("0.01",)]
+    (table,) = wide(tmp_path, made, Layout(("target",), ("config.recipe.lr",), ("asr2",)))
+    assert grid(table).over == ["", "lr 0.1", "lr 0.01"]
+
+
+def test_what_an_axis_decides_splits_no_table_and_is_said(tmp_path: Path) -> None:
+    other = {**PROTOCOL, "budget": "15%"}
+    made = [record(), record(defense="abl", protocol=other), record(defense="none")]
+    (table,) = wide(tmp_path, made, BY_DEFENSE)
+    assert any("budget=1.5eps (spectral, none) | 15% (abl)" in note for note in table.notes)
+    # Of one and the same defense it is another experiment.
+    made.append(record(defense="abl", id="again"))
+    assert len(wide(tmp_path / "again", made, BY_DEFENSE)) == 2
+
+
+def test_protocols_side_by_side(tmp_path: Path) -> None:
+    other = {**PROTOCOL, "name": "literal", "ratio_of": "all"}
+    made = [record(), record(protocol=other, choices={"protocol": "literal"}, id="b")]
+    (table,) = wide(tmp_path, made, Layout(("target",), ("protocol",), ("asr2",)))
+    assert table.columns == [("group13",), ("literal",)]
+    assert sum(note.startswith("Protocol ") for note in table.notes) == 2
+    assert len(wide(tmp_path, made, BY_DEFENSE)) == 2
+
+
+def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
+    (table,) = wide(tmp_path, [record()], BY_DEFENSE)
+    text = markdown(table)
+    assert "- Protocol group13: asr_on=not_target, " in text
+    assert "- Versions: backdoor_lab 0.1.0, torch 2.10.0." in text
+    assert "ASR2: share of triggered test images" in text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rows": "targett"}, "Did you mean 'target'"),
+        ({"columns": "protocol.budge"}, "protocol.budget"),
+        ({"rows": "config.recipe.lrr"}, "config.recipe.lr"),
+        ({"values": "asr"}, "n_poisoned, n_covers"),
+        ({"rows": "target,target"}, "twice"),
+        ({"rows": "target", "columns": "defense,target"}, "both name target"),
+        ({"rows": "target,,ratio"}, "''"),
+        ({"row": "target"}, "rows=, columns=, values="),
+    ],
+)
+def test_unknown_names_are_one_clear_error(
+    tmp_path: Path, given: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_sweep(tmp_path / "s", [record()])
+    assert main([str(folder), *(f"{k}={v}" for k, v in given.items())]) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert said in told.err
+    assert not (folder / "tables").exists()
+
+
+def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "rows=x", [record()])
+    assert main([str(folder), "values=asr2"]) == 0
+    assert list((folder / "tables").glob("wide_*.md"))
+
+
+def test_the_default_is_the_reports_layout(tmp_path: Path) -> None:
+    cells = read_sweep(write_sweep(tmp_path / "s", [record()])).cells
+    assert layout_of({"columns": "defense"}, cells) == Layout(columns=("defense",))
+    write_tables(tmp_path / "s")
+    assert not list((tmp_path / "s" / "tables").glob("wide_*"))
+
+
+def test_a_layout_once_asked_for_is_kept_up_to_date(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", [record(asr2=0.25)])
+    tables = folder / "tables"
+    assert main([str(folder), "columns=defense", "values=asr2"]) == 0
+    assert main([str(folder), "rows=trigger", "values=nat2"]) == 0
+    names = set(contents(tables))
+    first = contents(tables)
+    assert main([str(folder), "columns=defense", "values=asr2"]) == 0
+    assert set(contents(tables)) == names
+    write_sweep(folder, [record(asr2=0.25), record(seed=1, asr2=0.75)])
+    write_tables(folder)
+    assert set(contents(tables)) == names
+    changed = [name for name in names if contents(tables)[name] != first[name]]
+    assert sum(name.startswith("wide_") for name in changed) == 8
+    assert "50.00 ± " in next(tables.glob("wide_*asr2*.md")).read_text()
+    (tables / "layouts.json").unlink()
+    write_tables(folder)
+    assert not list(tables.glob("wide_*"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "7", '[3, {"rows": 5}]', '[{"rows": ["../x"], "columns": [], "values": ["asr2"]}]',
+     '[{"rows": ["target"], "columns": [], "values": ["passwd"]}]', "[" * 100_000],
+)  # fmt: skip
+def test_a_damaged_list_of_layouts_costs_nothing(tmp_path: Path, text: str) -> None:
+    folder = write_sweep(tmp_path / "s", [record()])
+    (folder / "tables").mkdir()
+    (folder / "tables" / "layouts.json").write_text(text)
+    write_tables(folder)
+    assert not list(folder.glob("**/wide_*"))
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
+    made = [record(target=name, choices={"defense": name}, trigger="pixel", id="a"), record(id="b")]
+    (table,) = wide(tmp_path, made, BY_DEFENSE)
+    reader = Tags()
+    reader.feed(page(table))
+    assert reader.tags <= {
+        "html", "head", "meta", "title", "style", "body", "h3", "table", "tr", "th", "td", "p",
+    }  # fmt: skip
+    assert latex(table).isascii()
+    assert "\\input" not in latex(table)
+    assert not any(c in markdown(table) for c in "<\x1b\u202e")
+    folder = write_sweep(tmp_path / "deep" / "t", [record(trigger=name, id="a")])
+    assert main([str(folder), "columns=defense"]) == 0
+    written = {path.parent for path in (tmp_path / "deep").rglob("*") if path.is_file()}
+    assert written == {folder, folder / "a", folder / "tables"}
+
+
+@pytest.mark.skipif(not _latex_with_booktabs(), reason="no pdflatex with booktabs here")
+def test_latex_of_every_layout_compiles(tmp_path: Path) -> None:
+    made = [record(target=n, trigger=n, choices={"defense": n}, id=str(i), asr2=i / 99)
+            for i, n in enumerate(HOSTILE)]  # fmt: skip
+    made += [record(target=HOSTILE[1], defense=d) for d in ("spectral", "none")]
+    layouts = [
+        Layout(("target",), ("defense",), ("asr2", "pois_left")),
+        Layout(("target", "protocol.ratio_of"), ("seed",), ("nat2",)),
+        Layout(("trigger",), (), ("auroc",)),
+    ]
+    body = "".join(latex(table) for each in layouts for table in wide(tmp_path, made, each))
+    head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+    (tmp_path / "x.tex").write_text(f"{head}{body}\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape",
+               "x.tex"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_tables_hands_the_layout_on() -> None:
+    asked = ["ROWS=target,ratio", "COLUMNS=defense", "VALUES=asr2", "ARGS=extra", "SWEEPS=here"]
+    said = subprocess.run(
+        ["make", "--dry-run", "tables", *asked], cwd=ROOT, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    words = said.stdout.splitlines()[-1].split()
+    expected = ["here", "rows=target,ratio", "columns=defense", "values=asr2", "extra"]
+    assert words[words.index("backdoor_lab.reports") + 1 :] == expected
+
+
+def test_facts_know_what_decides_what(tmp_path: Path) -> None:
+    both = (("bird", "cat"), ("dog", "cow"), ("bird", "cat"))
+    made = [record(target=t, choices={"source": s}, id=f"{t}{n}") for n, (t, s) in enumerate(both)]
+    facts = Facts(read_sweep(write_sweep(tmp_path / "s", made)).cells)
+    assert facts.determined(["source", "seed"], ["target"]) == ["source", "seed"]
+    assert facts.determined(["source", "target"], ["seed"]) == []
+    assert facts.determined(["source"], ["seed"], among=[0]) == ["source"]
