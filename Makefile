@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SWEEPS ?= multirun_reports
 
-.PHONY: help demo smoke test torture bench tables figures pictures status lint clean
+.PHONY: help demo smoke test torture bench bench-gpu tables figures pictures status lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ torture: $(READY)  ## the whole fault matrix
 
 bench: $(READY)  ## benchmarks, or one: make bench BENCH=resume
 	$(BIN)/python -m tests.bench $(BENCH)
+
+bench-gpu: $(READY)  ## those that need a GPU; make bench-gpu BENCH=--tiny runs them on a CPU
+	$(BIN)/python -m tests.bench.gpu $(BENCH)
 
 tables: $(READY)  ## the tables of every sweep found, from their records; or ROWS=, COLUMNS=, VALUES=
 	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS) $(ROWS:%=rows=%) $(COLUMNS:%=columns=%) $(VALUES:%=values=%) $(ARGS)

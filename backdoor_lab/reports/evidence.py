@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,13 +119,40 @@ def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
     return Curve(np.arange(len(ranked) + 1), total - found, total, int(hits.sum()))
 
 
+def operating_point(keep: Array, is_poison: Array) -> tuple[int, int]:
+    """How many examples were removed, and how many poisoned ones stayed."""
+    return int(np.sum(~keep)), int(np.sum(keep & is_poison))
+
+
+def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] | None:
+    """The removal curve that a record itself holds, and its operating point (removed, left).
+
+    None where ``detection.curve`` is missing or is no falling curve of finite numbers.
+    """
+    try:
+        found, counts = record["detection"]["curve"], record["counts"]
+        removed = np.array(found["removed"], np.int64)
+        left = np.array(found["left"], np.float64)
+        at = int(counts["n_removed"]), int(counts["pois_left"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return None
+    if removed.ndim != 1 or removed.shape != left.shape or len(left) < 2:
+        return None
+    if removed[0] != 0 or (np.diff(removed) <= 0).any() or not (np.diff(left) <= 0).all():
+        return None
+    if not 0 <= left[-1] <= left[0] < np.inf:
+        return None
+    return Curve(removed, left, round(left[0]), round(left[0] - left[-1])), at
+
+
 def thinned(curve: Curve, points: int, keep: int = 0) -> Curve:
-    """At most `points` (and the one at `keep`) of a curve's points, denser where it starts."""
+    """At most `points` of a curve's points and the one where `keep` are removed, if it has one;
+    denser where it starts."""
     m = len(curve.removed)
     if m <= points:
         return curve
-    spread = np.unique(np.rint((np.linspace(0, 1, points) ** 2) * (m - 1)).astype(int))
-    where = np.union1d(spread, [keep] if 0 <= keep < m else [])
+    spread = np.rint((np.linspace(0, 1, points) ** 2) * (m - 1)).astype(int)
+    where = np.union1d(spread, np.flatnonzero(curve.removed == keep))
     return Curve(curve.removed[where], curve.left[where], curve.total, curve.scored)
 
 

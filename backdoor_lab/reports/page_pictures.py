@@ -16,8 +16,10 @@ from backdoor_lab.reports.evidence import (
     Curve,
     Histogram,
     histogram,
+    operating_point,
     picks,
     projections,
+    recorded_curve,
     removal_curve,
     sampled,
     thinned,
@@ -97,14 +99,17 @@ def _charts(shelf: Shelf, record: Shown, points: int) -> Shown:
     shown: Shown = {"notes": [], "loss": _losses(shelf, record)}
     found = material(shelf, record)
     if found is None:
-        return shown
+        told = recorded_curve(record)
+        return shown if told is None else shown | {"curve": _curve(*told)}
     where = in_target(found)
     poison, keep = found.training.is_poison, found.judged.keep
     bars = histogram(found.judged.scores[where], poison[where], keep[where])
     shown["scores"] = None if bars is None else _bars(bars)
     plain = ~found.training.is_cover
     curve = removal_curve(found.judged.scores[plain], poison[plain])
-    shown["curve"] = None if curve is None else _curve(curve, keep[plain], poison[plain])
+    shown["curve"] = (
+        None if curve is None else _curve(curve, operating_point(keep[plain], poison[plain]))
+    )
     values = shelf.features(record, where, len(poison))
     if values is not None and len(values) > 1 and np.isfinite(values).all():
         shown["scatter"] = _scatter(projections(values), poison[where], keep[where], points)
@@ -130,13 +135,12 @@ def _bars(bars: Histogram) -> Shown:
     }  # fmt: skip
 
 
-def _curve(curve: Curve, keep: Array, poison: Array) -> Shown:
-    removed = int((~keep).sum())
-    thin = thinned(curve, _STEPS, removed)
+def _curve(curve: Curve, at: tuple[int, int]) -> Shown:
+    thin = thinned(curve, _STEPS, at[0])
     return {
         "removed": thin.removed.tolist(), "left": [short(value) for value in thin.left],
         "total": curve.total, "scored": curve.scored,
-        "at": [removed, int((poison & keep).sum())],
+        "at": list(at),
     }  # fmt: skip
 
 

@@ -13,8 +13,7 @@ from backdoor_lab.reports.measures import IMAGES, MEASURE
 from backdoor_lab.reports.records import Cell
 
 ALWAYS = ("trigger", "target", "ratio", "defense")
-FIGURES = ("n_poisoned", "nat1", "asr1", "n_removed", "pois_left", "nat2", "asr2", "auroc",
-           "average_precision")  # fmt: skip
+FIGURES = ("n_poisoned", "nat1", "asr1", "n_removed", "pois_left", "nat2", "asr2", "auroc")
 _LONGEST = 60
 _MOST_CHOICES = 60
 

@@ -6,11 +6,11 @@ Nothing is checked against its hash: what is read is shown, never reused.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -50,12 +50,12 @@ class Training:
     clean_labels: Array
     classes: tuple[str, ...]
 
-    @functools.cached_property
+    @cached_property
     def is_poison(self) -> Array:
         first = len(self.base)
         return (self.index >= first) & (self.index < first + self.poisoned)
 
-    @functools.cached_property
+    @cached_property
     def is_cover(self) -> Array:
         return np.asarray(self.index >= len(self.base) + self.poisoned)
 
@@ -132,8 +132,8 @@ class Shelf:
     def __init__(self, root: Path | None) -> None:
         self.root = root
         self.notes: list[str] = [] if root is not None else [NO_STORE]
-        self._tensors = functools.lru_cache(_CACHED)(self._read_tensors)
-        self._datasets = functools.lru_cache(_CACHED)(self._dataset)
+        self._tensors = lru_cache(_CACHED)(self._read_tensors)
+        self._datasets = lru_cache(_CACHED)(self._dataset)
 
     def training(self, record: dict[str, Any]) -> Training | None:
         """The poisoned training set."""

@@ -1,4 +1,5 @@
-"""Tables to disk and to the terminal. Writes only `<sweep>/tables/`, each file by one rename."""
+"""Tables to disk and to the terminal. Writes only `<sweep>/tables/` and the
+sweep's page, each file by one rename."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from typing import TextIO
 
 from backdoor_lab.checks import NAME, inside
 from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.page import write_page
 from backdoor_lab.reports.render import FORMATS, markdown
 from backdoor_lab.reports.sweeps import TABLES, Sweep, read_sweep
 from backdoor_lab.reports.tables import Table, build
@@ -73,7 +73,9 @@ def _layouts(sweep: Sweep) -> list[Layout]:
 
 def write_files(sweep_dir: Path, files: dict[str, str]) -> None:
     """Writes `files` into the sweep's tables and removes those that an earlier run wrote there and
-    that no longer hold (a table of another split would be a stale one)."""
+    that no longer hold (a table of another split would be a stale one). Then its page."""
+    from backdoor_lab.reports.page import write_page
+
     folder = inside(sweep_dir, sweep_dir / TABLES)
     folder.mkdir(exist_ok=True)
     for name in _earlier(folder) - set(files):

@@ -12,6 +12,7 @@ from backdoor_lab.reports.evidence import (
     histogram,
     picks,
     projections,
+    recorded_curve,
     removal_curve,
     sampled,
     thinned,
@@ -143,6 +144,26 @@ def test_a_thinned_curve_keeps_its_ends_and_the_point_asked_for() -> None:
     assert {0, 1234, len(curve.removed) - 1} <= set(thin.removed.tolist())
     np.testing.assert_array_equal(thin.left, curve.left[thin.removed])
     assert thinned(curve, 10**6) is curve
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        None, {}, [], {"removed": [0, 1], "left": [3]}, {"removed": [0], "left": [3]},
+        {"removed": [1, 2], "left": [3, 2]}, {"removed": [0, 0], "left": [3, 2]},
+        {"removed": [0, 1], "left": [2, 3]}, {"removed": [0, 1], "left": [3, -1]},
+        {"removed": [0, 1], "left": [float("nan"), 1]}, {"removed": "01", "left": [3, 2]},
+        {"removed": [0, 10**30], "left": [3, 2]}, {"removed": [[0, 1]], "left": [[3, 2]]},
+    ],
+)  # fmt: skip
+def test_a_recorded_curve_is_believed_only_if_it_is_one(odd: object) -> None:
+    counts = {"n_removed": 1, "pois_left": 2}
+    assert recorded_curve({"counts": counts, "detection": {"curve": odd}}) is None
+    sound = {"removed": [0, 1, 5], "left": [3, 2.5, 1]}
+    found = recorded_curve({"counts": counts, "detection": {"curve": sound}})
+    assert found is not None
+    assert (found[0].total, found[0].scored, found[1]) == (3, 2, (1, 2))
+    assert recorded_curve({"counts": None, "detection": {"curve": sound}}) is None
 
 
 def test_picks_are_the_highest_of_each_kind() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import html.parser
 import io
 import json
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from stages import CLASSES, PER_CLASS, POISONED, REMOVED, TARGET, Made, cell, sw
 from test_reports_records import GRID, failed, record, write_sweep
 
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.reports import page_pictures
+from backdoor_lab.figures import cells
+from backdoor_lab.figures.cells import Whole
+from backdoor_lab.reports import page_pictures, read_sweep, write_tables
 from backdoor_lab.reports.evidence import projections
 from backdoor_lab.reports.page import ASSETS, SCRIPTS, STYLE, write_page
 from backdoor_lab.reports.page_facts import facts
 from backdoor_lab.reports.page_pictures import GRID as CELLS
 from backdoor_lab.reports.page_pictures import all_pictures, png_strip
-from backdoor_lab.reports.stored import Shelf
+from backdoor_lab.reports.stored import Shelf, raw_records
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028\x1b[31m\u202e$title"
@@ -217,6 +220,20 @@ def test_without_a_store_the_page_says_so(tmp_path: Path) -> None:
     assert any("store is not there" in note for note in shown["notes"])
 
 
+def test_without_a_store_the_recorded_curve_is_drawn(tmp_path: Path) -> None:
+    made = record()
+    made["detection"]["curve"] = {"removed": [0, 4, 75, 1050], "left": [50, 46, 3, 0]}
+    made["counts"]["pois_left"] = 3
+    folder = write_sweep(tmp_path / "s", [made])
+    assert data_of(written(folder))["pictures"]["0"]["curve"] == {
+        "removed": [0, 4, 75, 1050], "left": [50, 46, 3, 0], "total": 50, "scored": 50,
+        "at": [75, 3],
+    }  # fmt: skip
+    whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(None))
+    figure = dict(cells.of_cell(whole, raw_records(folder)[made["id"]]))["removal"]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [50, 46, 3, 0]
+
+
 def test_a_late_stamp_shows_no_images_of_it(tmp_path: Path) -> None:
     made = cell(tmp_path / ".store", Made(0), "one")
     made["protocol"]["stamp"] = "after"
@@ -255,6 +272,46 @@ def test_the_page_stays_in_its_sweep(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         write_page(folder)
     assert (tmp_path / "outside.html").read_text() == "kept"
+
+
+def mutilated(value: Any, draw: random.Random) -> Any:
+    """`value` with some part of it replaced by something of another kind."""
+    odd = [None, True, -1, 1e300, 10**15, "", "<b>", [], {}, [[1]], {"a": {"b": None}}, "\ud800"]
+    if isinstance(value, dict) and value and draw.random() < 0.95:
+        name = draw.choice(sorted(value))
+        return {**value, name: mutilated(value[name], draw)}
+    if isinstance(value, list) and value and draw.random() < 0.5:
+        return [*value[:-1], mutilated(value[-1], draw)]
+    return draw.choice(odd)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_record_brings_the_page_down(tmp_path: Path, seed: int) -> None:
+    """Whatever is in a record, there is a page, and figures, and other cells keep theirs."""
+    draw = random.Random(seed)
+    made = [cell(tmp_path / ".store", Made(n), f"cell{n}", seed=n) for n in range(2)]
+    for _ in range(1 + seed % 3):
+        name = draw.choice([*made[0]] * 2 + ["run", "config", "counts", "choices"] * 4)
+        made[0][name] = mutilated(made[0][name], draw)
+    made[0]["id"] = "odd"
+    folder = write_sweep(tmp_path / "sweep", made[:1], [])
+    write_sweep(folder, made[1:])
+    shown = data_of(written(folder))
+    assert "scores" in shown["pictures"][str(shown["ids"].index(made[1]["id"]))]
+    whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(tmp_path / ".store"))
+    for _, found in whole.done():
+        assert cells.steps(found)
+        for name, _ in cells.of_cell(whole, found):
+            assert name
+    assert [name for name, _ in cells.of_sweep(whole)]
+
+
+def test_tables_are_written_with_their_page(tmp_path: Path) -> None:
+    folder, _ = sweep(tmp_path)
+    write_tables(folder)
+    first = (folder / "index.html").read_bytes()
+    write_page(folder)
+    assert (folder / "index.html").read_bytes() == first
 
 
 def test_a_folder_without_any_cell_has_a_page(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from cells import configuration, run_here
 from stages import Made, cell
 
+from backdoor_lab.reports.evidence import operating_point, recorded_curve, removal_curve
 from backdoor_lab.reports.stored import NO_STORE, Shelf, find_store, first_convolution, raw_records
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.chain import Chain
@@ -67,6 +68,12 @@ def test_it_agrees_with_the_chain_that_wrote_it(tmp_path: Path) -> None:
     counts = record["counts"]
     assert int((~judged.keep).sum()) == counts["n_removed"]
     assert int((judged.keep & found.is_poison).sum()) == counts["pois_left"]
+    curve, told = removal_curve(judged.scores, found.is_poison), recorded_curve(record)
+    assert curve is not None
+    assert told is not None
+    np.testing.assert_allclose(curve.left[told[0].removed], told[0].left, atol=1e-6)
+    assert told[1] == operating_point(judged.keep, found.is_poison)
+    assert (told[0].total, told[0].scored) == (curve.total, curve.scored)
     losses = shelf.losses(record, "train")
     assert losses is not None
     assert len(losses) == record["config"]["recipe"]["epochs"]

@@ -2,7 +2,7 @@
 "use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
-const SIZE = { width: 360, height: 250, left: 46, right: 12, top: 34, bottom: 40 };
+const SIZE = { width: 360, height: 220, left: 46, right: 12, top: 34, bottom: 40 };
 
 function shape(name, attributes = {}, ...children) {
   const made = document.createElementNS(SVG, name);
@@ -14,7 +14,7 @@ function shape(name, attributes = {}, ...children) {
 function number(value, digits = 4) {
   if (value === null || value === undefined) return "–";
   const size = Math.abs(value);
-  if (size !== 0 && (size >= 1e5 || size < 1e-3)) return value.toExponential(1);
+  if (size !== 0 && (size >= 1e5 || size < 1e-3)) return value.toExponential(1).replace(".0e", "e");
   return String(Number(value.toPrecision(digits)));
 }
 
@@ -136,7 +136,8 @@ function histogram({ low, high, log, cut, clean, poison }) {
   const marks = [["bars clean", "box", `clean (${sum(clean)})`],
     ["bars poison", "box", `poisoned (${sum(poison)})`]];
   if (cut !== null) {
-    svg.append(line([[cut, y.ticks[0]], [cut, y.ticks.at(-1)]], x, y, "cut"));
+    const at = x(cut).toFixed(1);
+    svg.append(shape("line", { class: "cut", x1: at, x2: at, y1: SIZE.top, y2: y(0) }));
     marks.push(["cut", "line", "cut"]);
   }
   return legend(svg, marks);

@@ -1,0 +1,103 @@
+"""python -m backdoor_lab.figures FOLDER ...: pictures of sweeps, as PNG and PDF.
+
+Writes <sweep>/figures/NAME.png and .pdf of the sweep, and <sweep>/figures/<cell>/ of its done
+cells. What the store no longer has is left out, and said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from backdoor_lab.checks import inside
+from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, LabError
+from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
+from backdoor_lab.reports.layout import slug
+from backdoor_lab.reports.markup import plain
+from backdoor_lab.reports.stored import Shelf, find_store, raw_records
+from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
+from backdoor_lab.reports.terminal import printing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FIGURES = "figures"
+MOST = 36
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 if pictures could not be written, 2 for a folder that is not there."""
+    given = _parser().parse_args(arguments)
+    absent = [path for path in given.folders if not path.is_dir()]
+    absent += [path for path in [given.store] if path is not None and not path.is_dir()]
+    if absent:
+        return _error(f"no such folder: {', '.join(map(str, absent))}", EXIT_BAD_CONFIG)
+    return printing(lambda: _all(given.folders, given.store, given.most))
+
+
+def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> list[Path]:
+    """Draws the sweep in `folder` and its first `most` done cells; the files that were written.
+
+    `store` is where stage outputs lie; the `.store` beside the sweep if None. Prints what had to
+    be left out. Raises ConfigError if a file would lie outside the sweep, OSError if one cannot
+    be written.
+    """
+    root = inside(folder, folder / FIGURES)
+    whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(find_store(folder, store)))
+    written = _save(root, of_sweep(whole))
+    done = list(whole.done())
+    taken: set[str] = set()
+    for cell, record in done[:most]:
+        name = slug(cell.id, cell.id, taken)
+        taken.add(name)
+        written += _save(inside(folder, root / name), of_cell(whole, record))
+    for note in whole.shelf.notes:
+        print(plain(f"note: {note}"))
+    if len(done) > most:
+        print(f"note: {len(done) - most} more cells have no pictures of their own; see --most")
+    return written
+
+
+def _save(folder: Path, named: Iterable[tuple[str, Figure]]) -> list[Path]:
+    from backdoor_lab.figures.style import save
+
+    return [path for name, figure in named for path in save(figure, folder / name)]
+
+
+def _all(folders: list[Path], store: Path | None, most: int) -> int:
+    code = EXIT_DONE
+    for folder in dict.fromkeys(sweep for root in folders for sweep in find_sweeps(root)):
+        try:
+            written = write_figures(folder, store, most)
+        except (OSError, LabError) as error:
+            code = _error(f"cannot write the figures of {folder}: {error}", EXIT_SOME_FAILED)
+            continue
+        print(plain(f"{len(written)} files in {folder / FIGURES}"))
+    return code
+
+
+def _error(text: str, code: int) -> int:
+    print(plain(f"error: {text}"), file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m backdoor_lab.figures", description=__doc__)
+    parser.add_argument(
+        "folders", metavar="FOLDER", nargs="+", type=Path, help="a sweep, or a folder of sweeps"
+    )
+    parser.add_argument(
+        "--store", metavar="PATH", type=Path, help="the store (default: .store beside the sweep)"
+    )
+    parser.add_argument(
+        "--most", metavar="N", type=int, default=MOST,
+        help="cells that get pictures of their own (default: %(default)s)",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

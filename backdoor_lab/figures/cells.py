@@ -1,0 +1,256 @@
+"""From records and the store to pictures: which arrays go into which figure, under which name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.reports.evidence import (
+    histogram,
+    operating_point,
+    projections,
+    recorded_curve,
+    removal_curve,
+    sampled,
+)
+from backdoor_lab.reports.layout import split
+from backdoor_lab.reports.markup import short
+from backdoor_lab.reports.page_pictures import Material, in_target, late, material
+from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.stored import Shelf, Training
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from backdoor_lab.figures.images import Layer
+
+Array = NDArray[Any]
+Record = dict[str, Any]
+Named = tuple[str, "Figure"]
+PAIRS, BASE, MOST_BARS = 32, 1000, 40
+STAGES = ("prepare", "surrogate", "poison", "train", "measure1", "extract", "filter", "retrain",
+          "measure2")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A sweep with its records by cell id, and the store's shelf."""
+
+    cells: Sequence[Cell]
+    records: dict[str, Record]
+    shelf: Shelf
+
+    def done(self) -> Iterator[tuple[Cell, Record]]:
+        """The done cells whose record can be read."""
+        for cell in self.cells:
+            if cell.done and cell.choices and cell.id in self.records:
+                yield cell, self.records[cell.id]
+
+
+def of_sweep(whole: Whole) -> Iterator[Named]:
+    """The pictures of a whole sweep; what the store no longer has is left out."""
+    from backdoor_lab.figures import course, images, ratios
+    from backdoor_lab.figures.sheet import sheet
+
+    found = list(attacked(whole))
+    if found:
+        yield "triggers", images.triggers(*trigger_rows(found))
+        rows = [row for each in found if len(row := layers(whole, *each))]
+        if rows:
+            yield "filters", images.filters(rows)
+    for _, record in whole.done():
+        yield "pipeline", course.pipeline(steps(record))
+        break
+    done = [cell for cell, _ in whole.done()]
+    for group in split(done):
+        shown = ratios.panels(group)
+        if shown:
+            yield f"ratio_{group.slug}", ratios.against_ratio(group.title, shown)
+    names, stages, seconds = costs(done)
+    if len(names):
+        yield "cost", course.cost(names, stages, seconds)
+    overview = sheet(whole)
+    if overview is not None:
+        yield "sheet", overview
+
+
+def of_cell(whole: Whole, record: Record) -> Iterator[Named]:
+    """The pictures of one done cell; what the store no longer has is left out."""
+    from backdoor_lab.figures import course, detection
+
+    yield "pipeline", course.pipeline(steps(record))
+    losses = losses_of(whole.shelf, record)
+    if losses:
+        yield "training", course.training(losses)
+    found = material(whole.shelf, record)
+    if found is None:
+        told = recorded_curve(record)
+        if told is not None:
+            yield "removal", detection.removal(*told)
+        return
+    where = in_target(found)
+    poison, keep = found.training.is_poison, found.judged.keep
+    bars = histogram(found.judged.scores[where], poison[where], keep[where])
+    if bars is not None:
+        yield "scores", detection.scores(bars)
+    plain = ~found.training.is_cover
+    curve = removal_curve(found.judged.scores[plain], poison[plain])
+    if curve is not None:
+        at = operating_point(keep[plain], poison[plain])
+        yield "removal", detection.removal(curve, at)
+    along = projected(whole.shelf, record, found)
+    if along is not None:
+        yield "projections", detection.projections(along, poison[where], keep[where])
+
+
+def projected(shelf: Shelf, record: Record, found: Material) -> Array | None:
+    """The target class on its two top singular directions, float64 (b, 2), where features are."""
+    where = in_target(found)
+    values = shelf.features(record, where, len(found.training.index))
+    if values is None or len(values) < 2 or not np.isfinite(values).all():
+        return None
+    return projections(values)
+
+
+def losses_of(shelf: Shelf, record: Record) -> dict[str, Array]:
+    """The losses per epoch of the first training and of the retraining, where they are known."""
+    named = {"first training": "train", "retraining": "retrain"}
+    found = {name: shelf.losses(record, stage) for name, stage in named.items()}
+    return {name: values for name, values in found.items() if values is not None and len(values)}
+
+
+def steps(record: Record) -> list[tuple[str, list[str]]]:
+    """The stages of a done record with its counts, for `course.pipeline`."""
+    counts, chosen = _part(record, "counts"), _part(record, "choices")
+    epochs = _part(record, "config", "recipe").get("epochs", "?")
+
+    def figure(name: str) -> str:
+        value = record.get(name)
+        return f"{100 * value:.2f} %" if isinstance(value, (int, float)) else "–"
+
+    left = f"{counts.get('pois_left', '?')} of {counts.get('n_poisoned', '?')} poison left"
+    auroc = _part(record, "detection").get("auroc")
+    told = [
+        ("load", [str(chosen.get("dataset")), f"{counts.get('n_clean', '?')} images"]),
+        ("poison", [f"{chosen.get('trigger')} → {chosen.get('target')}",
+                    f"{counts.get('n_poisoned', '?')} poisoned",
+                    f"{counts.get('n_train', '?')} in all"]),
+        ("train", [str(chosen.get("model")), f"{epochs} epochs",
+                   f"Nat {figure('nat1')}", f"ASR {figure('asr1')}"]),
+        ("extract", [f"{_part(record, 'protocol').get('layer', '?')}", "features",
+                     f"of {counts.get('n_train', '?')} images"]),
+        ("filter", [str(chosen.get("defense")), f"{counts.get('n_removed', '?')} removed", left,
+                    f"AUROC {auroc:.3f}" if isinstance(auroc, float) else ""]),
+        ("retrain", ["from scratch", f"Nat {figure('nat2')}", f"ASR {figure('asr2')}"]),
+    ]  # fmt: skip
+    return [(stage, [short(line) for line in lines]) for stage, lines in told]
+
+
+def _part(record: Record, *names: str) -> Record:
+    """A part of a record, empty where it is no mapping: nobody has checked all of it."""
+    for name in names:
+        found = record.get(name)
+        record = found if isinstance(found, dict) else {}
+    return record
+
+
+def costs(cells: Sequence[Cell]) -> tuple[list[str], list[str], Array]:
+    """Names, stages and seconds float64 (cells, stages) of at most MOST_BARS cells, the dearest,
+    in the order of the sweep."""
+    spent = [[_seconds(cell, stage) for stage in STAGES] for cell in cells]
+    table = np.array(spent).reshape(len(cells), len(STAGES))
+    dearest = np.sort(np.argsort(-table.sum(axis=1), kind="stable")[:MOST_BARS])
+    used = np.flatnonzero(table[dearest].any(axis=0)) if len(dearest) else np.arange(0)
+    names = [short(cells[n].id.rsplit("-", 1)[0]) for n in dearest]
+    return names, [STAGES[n] for n in used], table[np.ix_(dearest, used)]
+
+
+def _seconds(cell: Cell, stage: str) -> float:
+    known = cell.run.get("seconds")
+    value = known.get(stage) if isinstance(known, dict) else None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if value is not None and number and 0 <= value < 1e9 else 0.0
+
+
+def attacked(whole: Whole) -> Iterator[tuple[str, Record, Training]]:
+    """For each trigger its done cell of the highest ratio whose poison is stored as images."""
+    best: dict[str, tuple[float, Record]] = {}
+    for cell, record in whole.done():
+        name, ratio = str(cell.choices["trigger"]), float(cell.choices["ratio"])
+        if ratio > best.get(name, (0.0, {}))[0] and not late(record):
+            best[name] = ratio, record
+    for name, (_, record) in best.items():
+        training = whole.shelf.training(record)
+        if training is not None and training.poisoned:
+            yield name, record, training
+
+
+def trigger_rows(
+    found: Sequence[tuple[str, Record, Training]],
+) -> tuple[list[str], Array, Array]:
+    """Names, originals and triggered images uint8 (t, C, H, W): the same image under each trigger
+    where all of them poison one, else each trigger's first."""
+    sources = [each.original[: each.poisoned].tolist() for _, _, each in found]
+    common = set(sources[0]).intersection(*sources[1:])
+    places = [s.index(min(common)) if common else 0 for s in sources]
+    pairs = [pair(each, np.array([n])) for (*_, each), n in zip(found, places, strict=True)]
+    originals, changed = (np.concatenate([p[part] for p in pairs]) for part in (0, 1))
+    return [short(name) for name, *_ in found], originals, changed
+
+
+def pair(training: Training, rows: Array) -> tuple[Array, Array]:
+    """The originals of poison rows `rows` int (b,), and the rows: uint8 (b, C, H, W) both."""
+    return np.asarray(training.base[training.original[rows]]), training.rows[rows]
+
+
+def layers(whole: Whole, trigger: str, record: Record, training: Training) -> list[Layer]:
+    """The first layer of a network that was trained without poison, where the sweep has one, and
+    of the network that the trigger of `record` backdoored."""
+    from backdoor_lab.figures.filters import response_changes
+    from backdoor_lab.figures.images import Layer
+
+    channels = training.base.shape[1]
+    pairs = pair(training, sampled(np.arange(training.poisoned), PAIRS))
+    base = np.asarray(training.base[sampled(np.arange(len(training.base)), BASE)])
+    found: list[tuple[str, Array | None]] = []
+    clean = trained_clean(whole, record)
+    if clean is not None:
+        name, other, stage = clean
+        found.append(
+            (short(f"clean ({name}), {trigger}"), whole.shelf.first_layer(other, stage, channels))
+        )
+    mine = whole.shelf.first_layer(record, "train", channels)
+    found.append((short(f"backdoored by {trigger}"), mine))
+    return [
+        Layer(title, weights, response_changes(weights, *pairs, base))
+        for title, weights in found
+        if weights is not None
+    ]
+
+
+def trained_clean(whole: Whole, like: Record) -> tuple[str, Record, str] | None:
+    """A network of this sweep that saw no poison, of the same model and data: the training of a
+    cell without poison, else the oracle's retraining, else another with no poison left.
+
+    Its name, its record and its stage.
+    """
+    ranked: dict[int, tuple[str, Record, str]] = {}
+    for cell, record in whole.done():
+        same = all(
+            cell.choices.get(n) == _part(like, "choices").get(n) for n in ("dataset", "model")
+        )
+        covers = _part(record, "counts").get("covers_left") or 0
+        tests: list[tuple[bool, str, str]] = [
+            (cell.choices["ratio"] == 0, "ratio 0", "train"),
+            (cell.choices["defense"] == "oracle", "oracle's retraining", "retrain"),
+            (True, f"{cell.choices['defense']}'s retraining", "retrain"),
+        ]
+        pure = same and cell.numbers.get("pois_left") == 0 and not covers
+        for rank, (fits, name, stage) in enumerate(tests):
+            if pure and fits and rank not in ranked:
+                ranked[rank] = name, record, stage
+    return ranked[min(ranked)] if ranked else None

@@ -1,0 +1,99 @@
+"""What a defense saw of one cell: scores, projections, and what removing by score would leave."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from numpy.typing import NDArray
+
+from backdoor_lab.figures.style import CHANCE, CLEAN, EDGE, POISON, REMOVED, new, styled
+from backdoor_lab.reports.evidence import Curve, Histogram
+
+Array = NDArray[Any]
+
+
+@styled
+def scores(bars: Histogram) -> Figure:
+    """Score histograms of the target class, clean against poisoned, each in % of its kind, with
+    the cut at and above which images were removed."""
+    figure = new(4.2, 3.0)
+    draw_scores(figure.add_subplot(), bars)
+    return figure
+
+
+def draw_scores(axes: Axes, bars: Histogram) -> None:
+    """`scores` into `axes`; the values of the two step patches are the percentages."""
+    for counts, color, hatch, name in (
+        (bars.clean, CLEAN, "", "clean"),
+        (bars.poison, POISON, "////", "poisoned"),
+    ):
+        values = 100 * counts / max(counts.sum(), 1)
+        axes.stairs(
+            values, bars.edges, fill=True, facecolor=color, edgecolor=EDGE, hatch=hatch,
+            alpha=1.0 if name == "clean" else 0.75, linewidth=0.8, label=f"{name} ({counts.sum()})",
+        )  # fmt: skip
+    if bars.cut is not None:
+        axes.axvline(bars.cut, color=REMOVED, linestyle="--", linewidth=1.4, label="cut")
+    if bars.log:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(numticks=6))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(xlabel="score", ylabel="% of its kind", title="Scores in the target class")
+    axes.legend()
+
+
+@styled
+def projections(along: Array, is_poison: Array, keep: Array) -> Figure:
+    """The target class on its two top singular directions: `along` float64 (n, 2), and bool (n,)
+    which are poisoned and which were kept."""
+    figure = new(4.2, 3.4)
+    draw_projections(figure.add_subplot(), along, is_poison, keep)
+    return figure
+
+
+def draw_projections(axes: Axes, along: Array, is_poison: Array, keep: Array) -> None:
+    """`projections` into `axes`: clean, poisoned and removed are its three collections."""
+    for mask, marker, color, edge, size, name in (
+        (~is_poison, "o", CLEAN, "none", 8, "clean"),
+        (is_poison, "^", POISON, EDGE, 22, "poisoned"),
+    ):
+        axes.scatter(
+            along[mask, 0], along[mask, 1], s=size, marker=marker, color=color,
+            edgecolors=edge, linewidths=0.5, label=f"{name} ({mask.sum()})",
+        )  # fmt: skip
+    axes.scatter(
+        along[~keep, 0], along[~keep, 1], s=22, marker="x", color=REMOVED, linewidths=0.7,
+        label=f"removed ({(~keep).sum()})",
+    )  # fmt: skip
+    axes.set(
+        xlabel="first singular direction",
+        ylabel="second singular direction",
+        title="Features of the target class",
+    )
+    axes.legend()
+
+
+@styled
+def removal(curve: Curve, at: tuple[int, int]) -> Figure:
+    """Poisoned images left against images removed by score, the same at random, and the
+    operating point `at` (removed, left) of the defense."""
+    figure = new(4.2, 3.0)
+    draw_removal(figure.add_subplot(), curve, at)
+    return figure
+
+
+def draw_removal(axes: Axes, curve: Curve, at: tuple[int, int]) -> None:
+    """`removal` into `axes`: its lines are by score, at random, and the operating point."""
+    axes.plot(curve.removed, curve.left, color=CLEAN, label="by score")
+    axes.plot(*curve.by_chance, color=CHANCE, linestyle="--", label="at random")
+    axes.plot(
+        [at[0]], [at[1]], marker="o", color=REMOVED, markerfacecolor="white", linestyle="none",
+        markersize=7, markeredgewidth=1.6, label=f"the defense ({at[0]} removed, {at[1]} left)",
+    )  # fmt: skip
+    axes.set(xlabel="images removed", ylabel="poisoned images left", title="Poison left")
+    axes.set_ylim(bottom=-0.03 * max(curve.total, 1))
+    axes.legend()

@@ -1,0 +1,44 @@
+"""Which first-layer filter answers to a trigger: a rule, computed from weights and images."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+def response_changes(weights: Array, clean: Array, triggered: Array, base: Array) -> Array:
+    """How much a trigger changes each filter's response, relative to its spread: float64 (f,).
+
+    For filter f with the linear response r_f (before any nonlinearity), over image pairs i and
+    places p: the mean over i of max_p |r_f(triggered_i) - r_f(clean_i)|, divided by the standard
+    deviation of r_f(clean_i) over all i and p. The trigger's filter is the one where this is
+    largest.
+
+    `weights` float (f, C, k, k); `clean` and `triggered` uint8 (n, C, H, W); `base` uint8
+    (m, C, H, W), images that give each channel's mean and deviation. Responses are taken at
+    every pixel, with zeros around the normalised image, whatever the network's own stride.
+    """
+    mean = base.mean(axis=(0, 2, 3), keepdims=True)
+    deviation = np.maximum(base.std(axis=(0, 2, 3), keepdims=True), 1.0)
+    changes = np.zeros(len(weights))
+    before = []
+    for one, other in zip(clean, triggered, strict=True):
+        plain, changed = (_responses(weights, ((x - mean) / deviation)[0]) for x in (one, other))
+        changes += np.abs(changed - plain).max(axis=0)
+        before.append(plain)
+    spread = np.concatenate(before).std(axis=0)
+    return np.asarray(changes / len(clean) / np.where(spread > 0, spread, np.inf))
+
+
+def _responses(weights: Array, image: Array) -> Array:
+    """The filters' linear responses at every place of `image` float (C, H, W): (H * W, f)."""
+    count, channels, side, _ = weights.shape
+    before, after = side // 2, (side - 1) // 2
+    padded = np.pad(image, ((0, 0), (before, after), (before, after)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side), axis=(1, 2))
+    flat = windows.transpose(1, 2, 0, 3, 4).reshape(-1, channels * side * side)
+    return np.asarray(flat @ weights.reshape(count, -1).T.astype(np.float64))

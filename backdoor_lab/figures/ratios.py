@@ -1,0 +1,129 @@
+"""ASR and Nat against the poison ratio, before and after each defense."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from backdoor_lab.figures.style import mark, new, styled
+from backdoor_lab.reports.intervals import half_width
+from backdoor_lab.reports.layout import Group
+from backdoor_lab.reports.markup import short
+from backdoor_lab.reports.records import Cell
+
+Array = NDArray[Any]
+BEFORE = "before"
+MEASURES = {"asr": "ASR in %", "nat": "Nat in %"}
+_APART = 0.012
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line: at each of `ratios` float64 (k,) the mean in percent and half its 95 % interval,
+    NaN where only one seed is known."""
+
+    name: str
+    ratios: Array
+    means: Array
+    halves: Array
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One target class: the lines of each measure (a key of MEASURES)."""
+
+    title: str
+    lines: dict[str, list[Series]]
+
+
+@styled
+def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
+    """One column for each target, ASR above Nat; bars are 95 % intervals over seeds.
+
+    Lines that would cover each other are moved apart sideways, by about one hundredth of the axis.
+    """
+    figure = new(1.2 + 2.5 * len(panels), 4.6)
+    grid = figure.subplots(len(MEASURES), len(panels), squeeze=False, sharex=True, sharey="row")
+    for column, panel in enumerate(panels):
+        for place, measure in enumerate(MEASURES):
+            draw_lines(grid[place][column], panel.lines[measure])
+        grid[0][column].set_title(panel.title)
+        grid[0][column].set_ylim(-4, 104)
+        grid[-1][column].set_xlabel("poison ratio in %")
+    for place, name in enumerate(MEASURES.values()):
+        grid[place][0].set_ylabel(name)
+    figure.suptitle(short(title))
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def draw_lines(axes: Axes, lines: Sequence[Series]) -> None:
+    """Each of `lines` with its intervals."""
+    known = np.concatenate([each.ratios for each in lines] or [np.zeros(1)])
+    width = float(np.ptp(known)) or max(float(known.max()), 0.01)
+    for number, each in enumerate(lines):
+        color, marker, line = mark(number)
+        aside = (number - (len(lines) - 1) / 2) * _APART * width
+        axes.errorbar(
+            100 * (each.ratios + aside), each.means, each.halves, color=color, marker=marker,
+            linestyle=line, capsize=2.5, label=each.name,
+        )  # fmt: skip
+    axes.set_xticks(100 * np.unique(known))
+    axes.set_xlim(100 * (known.min() - 0.15 * width), 100 * (known.max() + 0.15 * width))
+
+
+def panels(group: Group) -> list[Panel]:
+    """The panels of one table's cells, a target class each, from its done cells."""
+    by_target: dict[str, list[Cell]] = defaultdict(list)
+    for cell in group.cells:
+        if cell.done and cell.choices:
+            by_target[str(cell.choices["target"])].append(cell)
+    return [
+        Panel(
+            short(f"{group.trigger} → {target}"), {name: _series(cells, name) for name in MEASURES}
+        )
+        for target, cells in by_target.items()
+    ]
+
+
+def _series(cells: Sequence[Cell], measure: str) -> list[Series]:
+    """Before any defense, each seed once however many defenses share its network; then the
+    defenses in the order of the sweep."""
+    before: dict[tuple[float, int], list[float]] = defaultdict(list)
+    after: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for cell in cells:
+        chosen = cell.choices
+        if f"{measure}1" in cell.numbers:
+            key = float(chosen["ratio"]), chosen["seed"]
+            before[key].append(cell.numbers[f"{measure}1"])
+        if f"{measure}2" in cell.numbers:
+            values = after[str(chosen["defense"])][float(chosen["ratio"])]
+            values.append(cell.numbers[f"{measure}2"])
+    first: dict[float, list[float]] = defaultdict(list)
+    for (ratio, _), values in before.items():
+        first[ratio].append(statistics.fmean(values))
+    named = [(BEFORE, first), *((short(f"after {name}"), found) for name, found in after.items())]
+    return [_estimate(name, found) for name, found in named if found]
+
+
+def _estimate(name: str, found: dict[float, list[float]]) -> Series:
+    ratios = sorted(found)
+    samples = [[100 * value for value in found[ratio]] for ratio in ratios]
+    halves = [
+        half_width(statistics.stdev(values), len(values)) if len(values) > 1 else None
+        for values in samples
+    ]
+    return Series(
+        name,
+        np.array(ratios),
+        np.array([statistics.fmean(values) for values in samples]),
+        np.array([np.nan if half is None else half for half in halves]),
+    )

@@ -1,0 +1,68 @@
+"""A sweep at a glance: its triggers, and what the defense saw of one cell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from backdoor_lab.figures import cells
+from backdoor_lab.figures.course import draw_training
+from backdoor_lab.figures.detection import (
+    draw_projections,
+    draw_removal,
+    draw_scores,
+)
+from backdoor_lab.figures.images import draw_triggers
+from backdoor_lab.figures.ratios import MEASURES, draw_lines, panels
+from backdoor_lab.figures.style import new, styled
+from backdoor_lab.reports.evidence import histogram, operating_point, removal_curve
+from backdoor_lab.reports.layout import split
+from backdoor_lab.reports.markup import short
+from backdoor_lab.reports.page_pictures import Material, in_target, material
+from backdoor_lab.reports.sweeps import CONTROLS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from backdoor_lab.figures.cells import Whole
+
+
+@styled
+def sheet(whole: Whole) -> Figure | None:
+    """Triggers and ASR against the ratio to the left; to the right scores, projections, removal
+    and losses of the first done cell of a defense that is no control, and that the store has all
+    of. None where there is none."""
+    for cell, record in whole.done():
+        if cell.choices["defense"] in CONTROLS:
+            continue
+        found = material(whole.shelf, record)
+        if found is not None and found.training.is_poison.any():
+            return _drawn(whole, cell.id, record, found)
+    return None
+
+
+def _drawn(whole: Whole, name: str, record: dict[str, Any], found: Material) -> Figure | None:
+    where = in_target(found)
+    poison, keep = found.training.is_poison, found.judged.keep
+    bars = histogram(found.judged.scores[where], poison[where], keep[where])
+    plain = ~found.training.is_cover
+    curve = removal_curve(found.judged.scores[plain], poison[plain])
+    along = cells.projected(whole.shelf, record, found)
+    triggers = list(cells.attacked(whole))
+    if bars is None or curve is None or along is None or not triggers:
+        return None
+    figure = new(11.0, 5.6)
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 2))[0]
+    above, below = left.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1))[:, 0]
+    draw_triggers(above, *cells.trigger_rows(triggers[:3]))
+    panel = panels(split([cell for cell, _ in whole.done()])[0])[0]
+    axes = below.subplots()
+    draw_lines(axes, panel.lines["asr"])
+    axes.set(title=panel.title, xlabel="poison ratio in %", ylabel=MEASURES["asr"], ylim=(-4, 104))
+    axes.legend()
+    grid = right.subplots(2, 2)
+    draw_scores(grid[0][0], bars)
+    draw_projections(grid[0][1], along, poison[where], keep[where])
+    draw_removal(grid[1][0], curve, operating_point(keep[plain], poison[plain]))
+    draw_training(grid[1][1], cells.losses_of(whole.shelf, record))
+    right.suptitle(short(name))
+    return figure

@@ -1,0 +1,121 @@
+"""Colours, marks and files that all pictures share.
+
+Colours: the palette of Okabe and Ito, "Color Universal Design" (2008), made to be told apart with
+any kind of colour vision. What stands side by side differs in luminance as well, or in mark,
+line or hatch, so that it reads in grayscale too.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from backdoor_lab.files import write_atomic
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+PAPER, EDGE = "#FFFFFF", BLACK
+CLEAN, POISON, REMOVED, CHANCE = BLUE, ORANGE, BLACK, VERMILLION
+FORMATS = ("png", "pdf")
+DPI = 150
+
+_RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+    "legend.frameon": False, "hatch.linewidth": 0.7, "lines.markersize": 5,
+    "image.interpolation": "nearest", "pdf.fonttype": 42, "svg.fonttype": "none",
+    # A name out of a record may hold a dollar.
+    "text.parse_math": False, "backend": "agg",
+}  # fmt: skip
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Mark(NamedTuple):
+    """How one series is told from the others."""
+
+    color: str
+    marker: str
+    line: str | tuple[int, tuple[int, ...]]
+
+
+class Fill(NamedTuple):
+    """How one stacked part is told from its neighbours."""
+
+    color: str
+    hatch: str
+
+
+_COLORS = (BLUE, VERMILLION, BLACK, GREEN, PURPLE, ORANGE, SKY)
+_MARKERS = ("o", "^", "s", "D", "v", "P", "X", "*")
+_LINES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+_HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "|||", "+++")
+_FILLS = (BLUE, ORANGE, SKY, YELLOW, GREEN, PURPLE, VERMILLION)
+
+
+def mark(number: int) -> Mark:
+    """The mark of series `number`: no two of the first 35 share colour and line."""
+    return Mark(
+        _COLORS[number % len(_COLORS)],
+        _MARKERS[number % len(_MARKERS)],
+        _LINES[number % len(_LINES)],
+    )
+
+
+def fill(number: int) -> Fill:
+    """The fill of stacked part `number`: neighbours differ in colour and in hatch."""
+    return Fill(_FILLS[number % len(_FILLS)], _HATCHES[number % len(_HATCHES)])
+
+
+def luminance(color: str) -> float:
+    """Relative luminance 0..1 of a colour ``#RRGGBB`` (WCAG 2.1, definition)."""
+    values = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio 1..21 of two colours ``#RRGGBB`` (WCAG 2.1, definition)."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def styled(draw: Callable[P, R]) -> Callable[P, R]:
+    """`draw` under this room's settings, whatever a user's matplotlibrc says."""
+
+    @functools.wraps(draw)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        settings: dict[Any, Any] = dict(mpl.rcParamsDefault)
+        with mpl.rc_context(settings | _RC):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+def new(width: float, height: float) -> Figure:
+    """An empty figure of so many inches, without pyplot: nothing global, nothing to close."""
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+@styled
+def save(figure: Figure, path: Path) -> list[Path]:
+    """Writes `path`.png and `path`.pdf, each by one rename; the same figure, the same bytes."""
+    written = []
+    for suffix in FORMATS:
+        data = io.BytesIO()
+        stamp = {"Software": None} if suffix == "png" else {"CreationDate": None, "Producer": None}
+        figure.savefig(data, format=suffix, metadata=stamp)
+        target = path.with_name(f"{path.name}.{suffix}")
+        write_atomic(target, data.getvalue())
+        written.append(target)
+    return written
