@@ -6,12 +6,14 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from backdoor_lab import checks
 from backdoor_lab.defenses.budget import Budget, split
+from backdoor_lab.defenses.material import Material
 from backdoor_lab.errors import ConfigError, Diverged
 from backdoor_lab.seeds import torch_generator
 from backdoor_lab.types import Features, Verdict
@@ -23,13 +25,14 @@ SCOPES = ("target", "all", "suspicious")
 class Knowledge:
     """What a defense is told. `target` the attacked class, `epsilon` the number of poisoned
     images, `clean` the features of a small clean set that was held out; None where the protocol
-    does not tell it."""
+    does not tell it. `material`: images and networks, for a defense that asks for them."""
 
     classes: tuple[str, ...]
     target: int | None
     epsilon: int | None
     seed: int
     clean: Features | None = None
+    material: Material | None = None
 
 
 UNTOLD = Knowledge(("",), None, None, 0)
@@ -49,12 +52,16 @@ class Defense(ABC):
         """
 
     def told(self) -> list[str]:
-        """What the defense needs to know: "target", "epsilon", "clean", or nothing."""
+        """What the defense needs to know: "target", "epsilon", "clean", "material", "clean
+        images" (inside the material), or nothing."""
         return []
 
 
 class TruthControl(ABC):
     """A control that is no defense: it is handed the truth, and says so by its type."""
+
+    #: Whether what was tampered with is put back, and not only taken away.
+    restores: ClassVar[bool] = False
 
     @abstractmethod
     def judge(self, is_poison: Tensor) -> Verdict:

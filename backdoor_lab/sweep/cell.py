@@ -13,11 +13,13 @@ from backdoor_lab.attacks.plan import LABELS, Plan, implied
 from backdoor_lab.build import build, source_digest
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
+from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.files import digest
 from backdoor_lab.training.recipe import Recipe
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
+Choice = Defense | TruthControl | Repair
 FILTERS = ("classes", "budget", "budget_cap", "centred")
 PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "seed")
 ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run")
@@ -65,7 +67,7 @@ class Cell:
             "model": self.config["model"],
             "trigger": {"name": self.config["trigger"]["name"], **self.trigger_facts},
             "protocol": {k: v for k, v in self.protocol.items() if k not in FILTERS},
-            "defense": self._used_options(),
+            "defense": self.used_options,
             "code": self.code,
             "data": self.fingerprint,
             "dataset": self.config["dataset"]["name"],
@@ -87,8 +89,9 @@ class Cell:
         found = {} if wanted == "auto" else {"precision": wanted}
         return found if self.retrain else found | {"retrain": False}
 
-    def _used_options(self) -> dict[str, Any]:
-        # Controls take a filter's options along without using them.
+    @property
+    def used_options(self) -> dict[str, Any]:
+        """The defense's options; controls and repairs take a filter's along without using them."""
         unused = getattr(self.defense, "unused", ())
         return {k: v for k, v in self.config["defense"].items() if k not in unused}
 
@@ -193,8 +196,13 @@ class Cell:
         return build("trigger", self.config["trigger"], Trigger)
 
     @cached_property
-    def defense(self) -> Defense | TruthControl:
+    def defense(self) -> Choice:
         return defense_of(self.config["defense"])
+
+    @property
+    def told(self) -> list[str]:
+        """What the defense declares to need."""
+        return [] if isinstance(self.defense, TruthControl) else self.defense.told()
 
 
 def check_keys(config: dict[str, Any]) -> None:
@@ -242,10 +250,10 @@ def source_of(config: dict[str, Any]) -> Source:
     return build("dataset", config["dataset"], Source)
 
 
-def defense_of(config: dict[str, Any]) -> Defense | TruthControl:
-    """The defense, or the control that is told the truth."""
-    kinds: Any = (Defense, TruthControl)
-    found: Defense | TruthControl = build("defense", config, kinds)
+def defense_of(config: dict[str, Any]) -> Choice:
+    """The defense, the control that is told the truth, or the repair."""
+    kinds: Any = (Defense, TruthControl, Repair)
+    found: Choice = build("defense", config, kinds)
     return found
 
 

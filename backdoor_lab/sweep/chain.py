@@ -15,13 +15,23 @@ from backdoor_lab import faults
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.data.cache import open_dataset, overlap
-from backdoor_lab.defenses.base import Defense
+from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import Diverged, LabError, OutOfMemory, Stopped
 from backdoor_lab.files import write_json
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
-from backdoor_lab.sweep.judging import clean_stage, extract_stage, filter_stage
+from backdoor_lab.sweep.judging import (
+    Seer,
+    autoencoder_stage,
+    clean_stage,
+    extract_stage,
+    filter_stage,
+    nothing_removed,
+)
 from backdoor_lab.sweep.progress import Progress, Report
+from backdoor_lab.sweep.providing import material_facts, material_of, repair_stage
 from backdoor_lab.sweep.record import record_body, record_head, run_facts
 from backdoor_lab.sweep.stages import (
     filtered,
@@ -30,6 +40,7 @@ from backdoor_lab.sweep.stages import (
     prepare_stage,
     train_stage,
 )
+from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.fit import Job, fit
 from backdoor_lab.training.machine import Machine
@@ -57,6 +68,7 @@ class Chain:
         self.logger, self.checkpoint = logger, checkpoint
         self.stages: dict[str, Entry] = {}
         self._aside: tuple[Features, Entry] | None = None
+        self._material: tuple[Material, dict[str, Any]] | None = None
 
     def run(self) -> dict[str, Any]:
         """The figures of the cell's record."""
@@ -67,7 +79,8 @@ class Chain:
         callback = DefendAndRetrain(self._extract, self._judge, retrain)
         after_training(module, callback, self.machine)
         if callback.retrained is not None:
-            self._measure("measure2", callback.retrained, "retrain")
+            again = "repair" if "repair" in self.stages else "retrain"
+            self._measure("measure2", callback.retrained, again)
         return record_body(
             self.cell, self.data, self.poisoned, callback.verdict, self.stages, self._overlap()
         )
@@ -121,28 +134,61 @@ class Chain:
         )  # fmt: skip
 
     def _extract(self, module: Classifier) -> Features:
-        self.progress.stage("extract")
         weights = self.stages["train"].meta["weights"]
-        if isinstance(self.cell.defense, Defense) and "clean" in self.cell.defense.told():
+        if "material" in self.cell.told:
+            self._provide(module, weights)
+        seer, weights = self._seer(module, weights)
+        self.progress.stage("extract")
+        if "clean" in self.cell.told:
             self._aside = clean_stage(
-                self.cell, self.data.test, module, weights, self.store, self.machine
+                self.cell, self.data.test, seer, weights, self.store, self.machine
             )
             self.stages["clean"] = self._aside[1]
         features, self.stages["extract"] = extract_stage(
-            self.cell, self.poisoned, module, weights, self.store, self.machine
+            self.cell, self.poisoned, seer, weights, self.store, self.machine
         )
         return features
 
+    def _seer(self, module: Classifier, weights: str) -> tuple[Seer, str]:
+        """The network that features are taken from, and the hash of its weights."""
+        if self.cell.protocol["layer"] != AUTOENCODER:
+            return module, weights
+        self.progress.stage(AUTOENCODER)
+        net, self.stages[AUTOENCODER] = autoencoder_stage(
+            self.cell, self.poisoned.training, self.store, self.machine
+        )
+        return net, self.stages[AUTOENCODER].meta["weights"]
+
+    def _provide(self, module: Classifier, weights: str) -> None:
+        training = self.poisoned.training
+        material = material_of(self.cell, training, self.data, module, self.machine)
+        self._material = material, material_facts(self.cell, self.data, module, weights)
+
     def _judge(self, features: Features) -> Verdict:
+        if isinstance(self.cell.defense, Repair):
+            return nothing_removed(len(features.labels))
         self.progress.stage("filter")
         verdict, self.stages["filter"] = filter_stage(
-            self.cell, self.poisoned, features, self.stages["extract"], self.store, self._aside
-        )
+            self.cell, self.poisoned, features, self.stages["extract"], self.store, self._aside,
+            self._material,
+        )  # fmt: skip
         return verdict
 
     def _retrain(self, verdict: Verdict) -> Classifier:
-        rest = filtered(self.poisoned.training, verdict.keep, self.cell, self.data)
-        return self._train("retrain", rest)
+        defense, training = self.cell.defense, self.poisoned.training
+        if isinstance(defense, Repair):
+            return self._repair(defense)
+        if isinstance(defense, TruthControl) and defense.restores:
+            return self._train("retrain", clean(self.data.train))
+        return self._train("retrain", filtered(training, verdict.keep, self.cell, self.data))
+
+    def _repair(self, repair: Repair) -> Classifier:
+        assert self._material is not None
+        self.progress.stage("repair")
+        repaired, self.stages["repair"] = repair_stage(
+            self.cell, repair, self.poisoned.training, *self._material, self.store, self.machine
+        )
+        return repaired
 
     def _overlap(self) -> int:
         inputs = {"train": self.data.train.digest, "test": self.data.test.digest}

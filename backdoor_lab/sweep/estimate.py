@@ -15,6 +15,7 @@ import torch
 from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
@@ -27,7 +28,10 @@ from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import channel_stats, predictions
 from backdoor_lab.types import Dataset, Images
 
-ORDER = ("prepare", "poison", "train", "measure", "extract", "filter", "retrain")
+ORDER = (
+    "prepare", "poison", "train", "measure", "autoencoder", "clean", "extract", "filter",
+    "retrain", "repair",
+)  # fmt: skip
 CALIBRATION_S = 1.5
 WARM_UP = 2
 
@@ -75,7 +79,8 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
 
     Times come from a short calibration on this machine, by itself: some training steps and one
     pass without gradient for each kind of network and image. What a trigger prepares, what a
-    filter computes and what is trained again after a filter removed much are not foreseen.
+    filter or a repair computes or trains, and what is trained again after a filter removed much
+    are not foreseen.
     """
     work, shared = Work(), set[str]()
     speeds: dict[str, tuple[float, float]] = {}
@@ -139,8 +144,8 @@ def _count(
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
     stage = ORDER.index(first)
     network = [cell.config["model"], cell.recipe.decides()]
-    trainings = int(cell.retrain)
-    passed = n_test * trainings
+    trainings = int(cell.retrain and not isinstance(cell.defense, Repair))
+    passed = n_test * int(cell.retrain)
     if stage <= ORDER.index("train") and _once(shared, [cell.attack, *network]):
         trainings += 1
         passed += n_test

@@ -6,77 +6,112 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.defenses.base import Defense, Knowledge
+from backdoor_lab.defenses.base import Defense, Knowledge, TruthControl
+from backdoor_lab.defenses.material import Material
 from backdoor_lab.seeds import derive
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, nameless
 from backdoor_lab.sweep.stages import held_out, held_out_facts
-from backdoor_lab.tensors import read_tensors, write_tensors
+from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.training.autoencoder import (
+    AUTOENCODER,
+    Autoencoder,
+    encode,
+    new_autoencoder,
+    train_autoencoder,
+)
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Features, Images, Poisoned, Verdict
+from backdoor_lab.types import Features, Images, Poisoned, TrainingSet, Verdict
 
-VERSIONS = {"extract": 1, "filter": 1}
+VERSIONS = {"extract": 1, "filter": 1, AUTOENCODER: 1}
+Seer = Classifier | Autoencoder
 
 
 def extract_stage(
-    cell: Cell, poisoned: Poisoned, module: Classifier, weights: str, store: Store, machine: Machine
+    cell: Cell, poisoned: Poisoned, module: Seer, weights: str, store: Store, machine: Machine
 ) -> tuple[Features, Entry]:
     """The features of every training example, without augmentation."""
-    layer = cell.protocol["layer"]
-
-    def make(folder: Path) -> dict[str, Any]:
-        features = extract(module, poisoned.training, layer, machine)
-        write_tensors(folder / "features.safetensors", {"values": features.values})
-        return {"n": len(features.values), "d": features.values.shape[1]}
-
     inputs = {
         "version": VERSIONS["extract"],
         "weights": weights,
         "training": poisoned.training.digest,
-        "layer": layer,
+        "layer": cell.protocol["layer"],
     }
-    entry = store.get("extract", inputs, make)
-    values = read_tensors(entry.path / "features.safetensors")["values"]
-    return Features(values, poisoned.training.labels), entry
+    return _features("extract", inputs, cell, poisoned.training, module, store, machine)
 
 
 def clean_stage(
-    cell: Cell, test: Images, module: Classifier, weights: str, store: Store, machine: Machine
+    cell: Cell, test: Images, module: Seer, weights: str, store: Store, machine: Machine
 ) -> tuple[Features, Entry]:
     """The features of the clean test images that are held out for the defenses."""
-    where, layer = held_out(cell, test), cell.protocol["layer"]
+    where = held_out(cell, test)
     aside = clean(replace(test, images=test.images[where], labels=test.labels[where]))
-
-    def make(folder: Path) -> dict[str, Any]:
-        features = extract(module, aside, layer, machine)
-        write_tensors(folder / "features.safetensors", {"values": features.values})
-        return {"n": len(features.values), "d": features.values.shape[1]}
-
     inputs = {
         "version": VERSIONS["extract"],
         "weights": weights,
-        "normalisation": [module.mean.flatten().tolist(), module.std.flatten().tolist()],
+        **normalisation(module),
         "test": test.digest,
-        "layer": layer,
+        "layer": cell.protocol["layer"],
         **held_out_facts(cell),
     }
-    entry = store.get("clean", inputs, make)
+    return _features("clean", inputs, cell, aside, module, store, machine)
+
+
+def autoencoder_stage(
+    cell: Cell, training: TrainingSet, store: Store, machine: Machine
+) -> tuple[Autoencoder, Entry]:
+    """The autoencoder trained on the training set, for ``protocol.layer=autoencoder``."""
+    seed = derive(cell.seed, AUTOENCODER)
+
+    def make(folder: Path) -> dict[str, Any]:
+        torch.set_num_threads(machine.threads)
+        weights = train_autoencoder(training, seed, machine.device).state_dict()
+        write_tensors(folder / "weights.safetensors", weights)
+        return {"weights": tensors_digest(weights)}
+
+    inputs = {"version": VERSIONS[AUTOENCODER], "training": training.digest, "seed": seed}
+    entry = store.get(AUTOENCODER, inputs, make)
+    net = new_autoencoder(training, seed)
+    net.load_state_dict(read_tensors(entry.path / "weights.safetensors"))
+    return net.eval(), entry
+
+
+def _features(
+    stage: str, inputs: dict[str, Any], cell: Cell, images: TrainingSet,
+    module: Seer, store: Store, machine: Machine,
+) -> tuple[Features, Entry]:  # fmt: skip
+    def make(folder: Path) -> dict[str, Any]:
+        if isinstance(module, Autoencoder):
+            values = encode(module, images, machine.device)
+        else:
+            values = extract(module, images, cell.protocol["layer"], machine).values
+        write_tensors(folder / "features.safetensors", {"values": values})
+        return {"n": len(values), "d": values.shape[1]}
+
+    entry = store.get(stage, inputs, make)
     values = read_tensors(entry.path / "features.safetensors")["values"]
-    return Features(values, aside.labels), entry
+    return Features(values, images.labels), entry
 
 
 def filter_stage(
     cell: Cell, poisoned: Poisoned, features: Features, extracted: Entry, store: Store,
     aside: tuple[Features, Entry] | None = None,
+    material: tuple[Material, dict[str, Any]] | None = None,
 ) -> tuple[Verdict, Entry]:  # fmt: skip
     """The defense's verdict; the truth goes to the controls alone that declare it. `aside`: the
-    features of held-out clean images, for a defense that asks for them."""
+    features of held-out clean images, `material`: images and networks and what decides them, for
+    a defense that asks for them."""
     defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
+    assert isinstance(defense, Defense | TruthControl)
     if aside is not None:
         known = replace(known, clean=aside[0])
+    if material is not None:
+        known = replace(known, material=material[0])
 
     def make(folder: Path) -> dict[str, Any]:
         if isinstance(defense, Defense):
@@ -94,15 +129,29 @@ def filter_stage(
         "told": [known.target, known.epsilon],
         "seed": known.seed,
         **({} if aside is None else {"clean": aside[1].id}),
+        **({} if material is None else {"material": material[1]}),
     }
     entry = store.get("filter", inputs, make)
     found = read_tensors(entry.path / "verdict.safetensors")
     return Verdict(found["scores"], found["keep"].bool(), entry.meta["notes"]), entry
 
 
+def normalisation(module: Seer) -> dict[str, Any]:
+    """How a network normalises, for a stage's inputs; the autoencoder does not."""
+    if isinstance(module, Autoencoder):
+        return {}
+    return {"normalisation": [module.mean.flatten().tolist(), module.std.flatten().tolist()]}
+
+
+def nothing_removed(n: int) -> Verdict:
+    """The verdict of a repair, which judges none of the n examples."""
+    scores = torch.full((n,), torch.nan, dtype=torch.float64)
+    return Verdict(scores, torch.ones(n, dtype=torch.bool))
+
+
 def knowledge(cell: Cell, n_poisoned: int) -> Knowledge:
     """What this cell's defense is told: only what it declares to need."""
-    told = cell.defense.told() if isinstance(cell.defense, Defense) else []
+    told = cell.told
     return Knowledge(
         classes=cell.classes,
         target=cell.plan.target if "target" in told else None,

@@ -10,12 +10,14 @@ from backdoor_lab.attacks.plan import count
 from backdoor_lab.attacks.poison import classes_after, late
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Defense
+from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, check_keys, source_of
 from backdoor_lab.sweep.judging import knowledge
 from backdoor_lab.sweep.stages import class_sizes
+from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
 from backdoor_lab.training.models import build_model, check_model, layer_of
@@ -38,6 +40,7 @@ class Preflight:
         self._once(["elsewhere", config["trainer"], config["logger"], config["store"]], config)
         data, fingerprint = self._open(config)
         cell = Cell(config, data.classes, fingerprint)
+        _check_repair(cell)
         self._check_attack(cell, data)
         self._check_network(cell, data)
         return cell
@@ -97,15 +100,22 @@ def _check_scope(cell: Cell, defense: Defense) -> None:
         )
 
 
+def _check_repair(cell: Cell) -> None:
+    if isinstance(cell.defense, Repair) and not cell.retrain:
+        raise ConfigError(
+            f"`retrain=false` leaves nothing to do for `defense={cell.config['defense']['name']}`,"
+            " which repairs the network and removes no image: leave one of the two out"
+        )
+
+
 def _check_held_out(cell: Cell, data: Dataset) -> None:
     wanted, there = cell.protocol["holdout"], len(data.test)
-    told = cell.defense.told() if isinstance(cell.defense, Defense) else []
     if 2 * wanted > there:
         raise ConfigError(
             f"`protocol.holdout`={wanted} would leave less than half of the {there} test images to"
             f" be measured on: give at most {there // 2}"
         )
-    if "clean" in told and wanted < 2 * len(data.classes):
+    if {"clean", "clean images"} & set(cell.told) and wanted < 2 * len(data.classes):
         raise ConfigError(
             f"`defense={cell.config['defense']['name']}` needs a few clean images of every class:"
             f" set protocol.holdout to {2 * len(data.classes)} or more (test images that are then"
@@ -120,7 +130,8 @@ def try_network(
     import torch
 
     net = build_model(model, channels=shape[0], classes=classes, seed=0).eval()
-    layer_of(net, layer)
+    if layer != AUTOENCODER:
+        layer_of(net, layer)
     try:
         with torch.inference_mode():
             logits = net(torch.zeros(2, *shape))

@@ -38,6 +38,7 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "nat1": None, "asr1": None, "nat2": None, "asr2": None,
         "asr_elsewhere1": None, "asr_elsewhere2": None,
         "detection": None,
+        "notes": {},
         "hashes": {},
         "poison_indices": [],
     }  # fmt: skip
@@ -51,7 +52,8 @@ def record_body(
     before = stages["measure1"].meta
     # Without a retrained network there is nothing after the defense.
     after = stages["measure2"].meta if "measure2" in stages else dict.fromkeys(before)
-    retrained = stages["retrain"].meta if "retrain" in stages else {}
+    again = next((stages[name].meta for name in ("retrain", "repair") if name in stages), {})
+    judged = "filter" in stages
     removed = ~verdict.keep
     sizes = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
     return {
@@ -72,16 +74,18 @@ def record_body(
         "nat1": before["nat"], "asr1": before["asr"],
         "nat2": after["nat"], "asr2": after["asr"],
         "asr_elsewhere1": before["asr_elsewhere"], "asr_elsewhere2": after["asr_elsewhere"],
-        "detection": detection(*_without_covers(verdict, poisoned)),
+        # A repair judges no image.
+        "detection": detection(*_without_covers(verdict, poisoned)) if judged else None,
+        "notes": verdict.notes if judged else again["notes"],
         "poison_indices": poisoned.source_index.tolist(),
         "hashes": {
             "data": data.train.digest,
             "test": data.test.digest,
             "poison": digest(poisoned.source_index.tolist()),
             "training1": poisoned.training.digest,
-            "training2": retrained.get("training"),
+            "training2": again.get("training"),
             "weights1": stages["train"].meta["weights"],
-            "weights2": retrained.get("weights"),
+            "weights2": again.get("weights"),
         },
     }  # fmt: skip
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from backdoor_lab.seeds import torch_generator
+from backdoor_lab.training.mixing import Mixer
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.types import TrainingSet
 
@@ -47,15 +48,17 @@ class Batches:
         order = torch.randperm(len(self.training), generator=generator).to(self.device)
         augment = torch.Generator(self.device)
         augment.manual_seed(torch_generator(self.seed, "augmentation", epoch).initial_seed())
+        mix = Mixer(self.recipe, len(self.training.classes), self.seed, epoch)
         for step in range(len(self)):
             where = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
-            yield self._batch(where, augment)
+            yield mix(*self._batch(where, augment))
 
     def _batch(self, where: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         images = augmented(self.training.gather(where), self.recipe, generator)
         if self.training.stamp is not None:
-            chosen = self.training.stamped(where)
-            images[chosen] = self.training.stamp(images[chosen])
+            # All are stamped and few are taken: to pick those first would make a GPU wait.
+            chosen = self.training.stamped(where).view(-1, 1, 1, 1)
+            images = torch.where(chosen, self.training.stamp(images), images)
         return images, self.training.labels[where]
 
 
@@ -88,20 +91,23 @@ def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Ten
 
 
 def _crop_and_flip(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
-    b, _, height, width = images.shape
+    b, channels, height, width = images.shape
     device, pad = images.device, recipe.crop
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)) if pad else images
+    high, wide = height + 2 * pad, width + 2 * pad
     top, left = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator, device=device)
-    rows = top + torch.arange(height, device=device)
     across = torch.arange(width, device=device).expand(b, width)
     if recipe.flip:
         flipped = torch.rand(b, 1, generator=generator, device=device) < 0.5
         across = torch.where(flipped, width - 1 - across, across)
-    columns = left + across
-    which = torch.arange(b, device=device)[:, None, None]
-    # Indexed so, the channels come out last in memory, which is what the network wants.
-    picked = padded[which, :, rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
+    # Every byte is picked by its place in the padded batch, in the order in which the network
+    # wants them: the channels last in memory.
+    first = torch.arange(b, device=device)[:, None] * channels * high
+    rows = (first + top + torch.arange(height, device=device)) * wide
+    columns = (left + across)[:, :, None] + torch.arange(channels, device=device) * high * wide
+    where = rows[:, :, None] + columns.view(b, 1, width * channels)
+    picked = padded.reshape(-1).index_select(0, where.view(-1))
+    return picked.view(b, height, width, channels).permute(0, 3, 1, 2)
 
 
 def _cutout(images: Tensor, side: int, generator: torch.Generator) -> Tensor:

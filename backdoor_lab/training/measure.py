@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -43,8 +44,8 @@ def predictions(module: Classifier, images: Tensor, machine: Machine) -> Tensor:
 def extract(module: Classifier, training: TrainingSet, layer: str, machine: Machine) -> Features:
     """Features of every training example: no augmentation, inference mode, at `layer`.
 
-    Computed in float32 also where training uses bfloat16: scores are differences from a mean.
-    Raises Diverged when one is not finite.
+    Computed in float32, without TF32, also where training uses bfloat16: scores are differences
+    from a mean. Raises Diverged when one is not finite.
     """
     machine = replace(machine, bf16=False)
 
@@ -56,12 +57,23 @@ def extract(module: Classifier, training: TrainingSet, layer: str, machine: Mach
             picked[chosen] = training.stamp(picked[chosen])
         return picked
 
-    with torch.inference_mode(), Tap(module.net, layer) as tap:
+    with torch.inference_mode(), _no_tf32(), Tap(module.net, layer) as tap:
         values = _over(module, len(training), machine, images, lambda _: tap.values.float())
     bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
     if len(bad):
         raise Diverged(f"features of {len(bad)} examples are not finite, first at {int(bad[0])}")
     return Features(values, training.labels)
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    # Convolutions on a GPU round their inputs to ten bits unless told not to.
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:

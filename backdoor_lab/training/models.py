@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from backdoor_lab import checks
 from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.seeds import derive
+from backdoor_lab.training.autoencoder import AUTOENCODER
 
 STEMS = ("cifar", "imagenet")
-PENULTIMATE = "penultimate"
+PENULTIMATE, POOLED = "penultimate", ":pool"
 
 
 def check_model(config: dict[str, Any], *, classes: int) -> None:
@@ -68,13 +69,15 @@ class Tap:
     """Catches what passes a layer during a forward pass: ``with Tap(net, layer) as tap``.
 
     `layer` is ``penultimate`` (the input of the last linear layer) or a module's name
-    (``layer4``), whose output is flattened. `tap.values` float (n, d) of the last pass.
+    (``layer4``), whose output is flattened, or averaged over all positions where ``:pool``
+    follows the name (``layer4:pool``). `tap.values` float (n, d) of the last pass.
     """
 
     def __init__(self, net: nn.Module, layer: str) -> None:
         self.values: Tensor = torch.empty(0)
         self._handle: Any = None
         self._module, self._before = layer_of(net, layer)
+        self._pool = layer.endswith(POOLED)
 
     def __enter__(self) -> Tap:
         if self._before:
@@ -90,18 +93,20 @@ class Tap:
         self.values = inputs[0].flatten(1)
 
     def _catch_output(self, _: nn.Module, __: object, output: Tensor) -> None:
-        self.values = output.flatten(1)
+        pooled = output.flatten(2).mean(dim=2) if self._pool and output.ndim > 2 else output
+        self.values = pooled.flatten(1)
 
 
 def layer_of(net: nn.Module, layer: str) -> tuple[nn.Module, bool]:
     """The module for a layer's name, and whether its input (not its output) is meant."""
     if layer == PENULTIMATE:
         return head(net), True
-    known = dict(net.named_modules())
-    if layer not in known or not layer:
-        names = [PENULTIMATE, *(name for name, _ in net.named_children())]
-        raise unknown("`protocol.layer`", layer, names)
-    return known[layer], False
+    known, name = dict(net.named_modules()), layer.removesuffix(POOLED)
+    if name not in known or not name:
+        names = [name for name, _ in net.named_children()]
+        pooled = [f"{name}{POOLED}" for name in names]
+        raise unknown("`protocol.layer`", layer, [PENULTIMATE, *names, *pooled, AUTOENCODER])
+    return known[name], False
 
 
 def _is_resnet(name: str) -> bool:

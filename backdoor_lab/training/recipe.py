@@ -18,7 +18,8 @@ class Recipe:
     """SGD with a schedule over `epochs` passes, and the augmentation of each batch.
 
     `milestones` and `warmup` are shares of the whole run, so that every schedule follows the
-    number of epochs. `crop` pads by so many pixels, `cutout` is a side in pixels; 0 is off.
+    number of epochs. `crop` pads by so many pixels, `cutout` is a side in pixels, `mixup` and
+    `cutmix` are the α of a Beta distribution; 0 is off.
     """
 
     name: str
@@ -36,6 +37,8 @@ class Recipe:
     crop: int = 0
     flip: bool = False
     cutout: int = 0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Recipe:
@@ -62,6 +65,10 @@ class Recipe:
         """What of the recipe decides the weights: all but its name."""
         values = asdict(self)
         values.pop("name")
+        # Recipes from before there was mixing keep their identity.
+        for way in ("mixup", "cutmix"):
+            if not values[way]:
+                values.pop(way)
         return values | {"milestones": list(self.milestones)}
 
     def _check(self) -> None:
@@ -76,6 +83,8 @@ class Recipe:
         checks.number("recipe.warmup", self.warmup, low=0, below=1)
         checks.whole("recipe.crop", self.crop, low=0)
         checks.whole("recipe.cutout", self.cutout, low=0)
+        checks.number("recipe.mixup", self.mixup, low=0)
+        checks.number("recipe.cutmix", self.cutmix, low=0)
         checks.flag("recipe.flip", self.flip)
         checks.flag("recipe.nesterov", self.nesterov)
         for share in self.milestones:

@@ -1,1 +1,1 @@
-"""Benchmarks: `make bench`, or `make bench BENCH=resume`. Ratios and counts, never assertions."""
+"""Benchmarks: `make bench`, or `make bench BENCH=resume`. Figures beside targets, no assertions."""

@@ -3,54 +3,58 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-TINY = (
-    "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
-    "dataset.per_class_test=5", "model.width=4", "recipe=demo", "ratio=0.3", "trainer=cpu",
-    "logger=none",
-)  # fmt: skip
+from tests.bench.measuring import TINY, Figure, command, exponent, timed
+
+SIZES = (10, 100, 1000)
 
 
-def run() -> list[dict[str, Any]]:
+def run() -> list[Figure]:
     """Seconds of the repeated command for growing numbers of finished cells."""
-    return [_measure(cells) for cells in (10, 100, 1000)]
+    found = [_measure(cells) for cells in SIZES]
+    figures = [Figure(f"{cells} finished cells", seconds, "s", "<= 20" if cells == 1000 else "")
+               for cells, seconds in zip(SIZES, found, strict=True)]  # fmt: skip
+    beyond = [seconds - found[0] for seconds in found[1:]]
+    growth = exponent(SIZES[1:], beyond)
+    return [*figures, Figure("exponent of what the cells cost", growth, "", "<= 1.1")]
 
 
-def _measure(cells: int) -> dict[str, Any]:
-    grid = f"seed={','.join(map(str, range(cells // 2)))}"
+def _measure(cells: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "backdoor_lab", "-m", *TINY, "target=bird,dog", grid]
-        _finish(Path(folder), command)
-        began = time.perf_counter()
-        done = subprocess.run(command, cwd=folder, env=_environment(), capture_output=True,
-                              text=True, check=True)  # fmt: skip
-        seconds = time.perf_counter() - began
-        assert f"{cells} of {cells} cells are done already" in done.stdout, done.stdout[-500:]
-    return {"finished cells": cells, "seconds": round(seconds, 1), "target": "seconds, not minutes"}
+        finished(Path(folder), cells)
+        seconds, out = timed(_command(cells), Path(folder))
+    assert f"{cells} of {cells} cells are done already" in out, out[-500:]
+    return seconds
 
 
-def _finish(folder: Path, command: list[str]) -> None:
-    """Lists the sweep's cells with a run that is stopped, then gives each a finished record."""
+def _command(cells: int) -> list[str]:
+    seeds = ",".join(map(str, range(cells)))
+    return [*command("backdoor_lab"), "-m", *TINY, f"seed={seeds}"]
+
+
+def finished(folder: Path, cells: int) -> list[dict[str, Any]]:
+    """Makes a sweep of so many finished cells in `folder`; returns their records.
+
+    The sweep is listed by a run that stops before its first cell; each is then given a record.
+    """
     code = (
         "import sys; sys.argv = ['x'] + sys.argv[1:];"
         "import backdoor_lab.run as run; from backdoor_lab.sweep.sweeper import ResumeSweeper;"
         "ResumeSweeper._launch = lambda *_: None; run.main()"
     )
-    listing = [sys.executable, "-c", code, *command[3:]]
-    subprocess.run(listing, cwd=folder, env=_environment(), capture_output=True, check=False)
+    folder.mkdir(parents=True, exist_ok=True)
+    timed([sys.executable, "-c", code, *_command(cells)[3:]], folder, check=False)
     (sweep,) = (path.parent for path in folder.glob("multirun_reports/*/sweep.json"))
-    for each in json.loads((sweep / "sweep.json").read_text())["asked"]:
-        record = _record(each)
-        (sweep / each["id"]).mkdir()
-        (sweep / each["id"] / "record.json").write_text(json.dumps(record))
+    asked = json.loads((sweep / "sweep.json").read_text())["asked"]
+    found = [_record(each) for each in asked]
+    for record in found:
+        (sweep / record["id"]).mkdir()
+        (sweep / record["id"] / "record.json").write_text(json.dumps(record))
+    return found
 
 
 def _record(asked: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +66,3 @@ def _record(asked: dict[str, Any]) -> dict[str, Any]:
         "counts": counts, **figures, "detection": None, "poison_indices": list(range(6)),
         "hashes": {}, "run": {},
     }  # fmt: skip
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}

@@ -1,50 +1,178 @@
-"""Spectral scores: our step beside a full float64 SVD, as widely used tools compute it."""
+"""Spectral scores beside ART's own, and beside a full float64 SVD."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
-from typing import Any
+import venv
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.defenses.gram import top_direction
+from tests.bench.measuring import (
+    KEPT,
+    ROOT,
+    Figure,
+    by_turns,
+    exponent,
+    memory,
+    ratio,
+    surroundings,
+    threads,
+)
+
+CLASSES, N, D = 10, 5000, 512
+ART = ("adversarial-robustness-toolbox==1.20.1", "packaging")
+Features = NDArray[np.float32]
 
 
-def run() -> list[dict[str, Any]]:
-    """One class of n examples with 512 features: seconds of both, their ratio and difference."""
-    torch.set_num_threads(1)
-    return [_measure(n) for n in (1000, 5000, 20000)]
+def run() -> list[Figure]:
+    """Ten classes of 5,000 x 512 features; then near ties, growth and memory."""
+    torch.set_num_threads(threads())
+    return [*_beside_art(), *_near_ties(), *_growth()]
 
 
-def _measure(n: int) -> dict[str, Any]:
-    values = np.random.default_rng(n).standard_normal((n, 512)).astype(np.float32)
+def spiked(n: int, seed: int) -> Features:
+    """n x 512 normal features, a twentieth of them shifted."""
+    values = np.random.default_rng(seed).standard_normal((n, D), np.float32)
     values[: n // 20] += 0.4
-    ours, theirs = Spectral().scores(torch.from_numpy(values)).numpy(), _by_svd(values)
-    seconds = _best(lambda: Spectral().scores(torch.from_numpy(values)))
-    reference = _best(lambda: _by_svd(values))
-    k = n // 10
-    return {
-        "n": n,
-        "d": 512,
-        "ours ms": round(seconds * 1e3, 1),
-        "SVD ms": round(reference * 1e3, 1),
-        "times faster": round(reference / seconds, 1),
-        "largest relative error": f"{np.abs(ours - theirs).max() / theirs.max():.1e}",
-        "same removed set": set(np.argsort(ours)[-k:]) == set(np.argsort(theirs)[-k:]),
-    }
+    return values
 
 
-def _by_svd(values: np.ndarray) -> np.ndarray:
+def tied(n: int, apart: float) -> Features:
+    """The same with the two top singular values a factor `apart` from each other."""
+    noise = np.random.default_rng(n).standard_normal((n, D))
+    left, singular, right = np.linalg.svd(noise - noise.mean(axis=0), full_matrices=False)
+    singular[0] = singular[1] * apart
+    return np.asarray(left * singular @ right, np.float32)
+
+
+def by_svd(values: Features) -> NDArray[np.float64]:
+    """Algorithm 1 by a full float64 SVD."""
     centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
     return (centred @ np.linalg.svd(centred, full_matrices=False)[2][0]) ** 2
 
 
-def _best(call: Callable[[], Any], rounds: int = 3) -> float:
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - began)
-    return min(times)
+def ours(values: Features) -> NDArray[np.float64]:
+    """The same by what the filter uses."""
+    return np.asarray(top_direction(torch.from_numpy(values)).along.square())
+
+
+def _beside_art() -> list[Figure]:
+    features = np.stack([spiked(N, seed) for seed in range(CLASSES)])
+    with tempfile.TemporaryDirectory() as folder, _art(features, Path(folder)) as (their, told):
+        found = by_turns({"ours": lambda: _each(ours, features), "theirs": their}, 5)
+    scores, exact = ours(features[0]), by_svd(features[0])
+    return [
+        Figure("10 classes of 5,000 x 512: ours", 1e3 * min(found["ours"]), "ms",
+               note=f"{threads()} threads, float32 features"),
+        Figure("the same by ART", 1e3 * min(found["theirs"]), "ms", note=told),
+        Figure("over ART", ratio(found, "theirs", "ours"), "x", ">= 10"),
+        Figure("error beside a float64 SVD, relative to the largest score",
+               float(np.abs(scores - exact).max() / exact.max()), "", "<= 1e-6"),
+    ]  # fmt: skip
+
+
+def _near_ties() -> list[Figure]:
+    values = tied(N, 1.003)
+    sides = {"ours": lambda: _each(ours, [values]), "svd": lambda: _each(by_svd, [values])}
+    found = by_turns(sides, 3)
+    scores, exact = ours(values), by_svd(values)
+    k = N // 10
+    differ = len(set(np.argsort(scores)[-k:]) ^ set(np.argsort(exact)[-k:]))
+    return [
+        Figure("top singular values 0.3 % apart: over SVD", ratio(found, "svd", "ours"), "x"),
+        Figure("the same: examples removed otherwise than by SVD", differ, f"of {k}", "<= 0"),
+        Figure("the same: error", float(np.abs(scores - exact).max() / exact.max()), "", "<= 1e-6"),
+    ]  # fmt: skip
+
+
+def _growth() -> list[Figure]:
+    sizes = (5_000, 20_000, 80_000, 500_000)
+    seconds = []
+    for n in sizes:
+        values = np.tile(spiked(5000, 1), (n // 5000, 1))
+        seconds.append(min(_seconds(lambda: _each(ours, [values])) for _ in range(2)))  # noqa: B023
+    before = memory(restart=True)
+    ours(values)
+    size = values.nbytes / 1e6
+    return [
+        Figure("n from 5,000 to 500,000: exponent of the time", exponent(sizes, seconds), "",
+               "<= 1.05"),
+        Figure("500,000 x 512", seconds[-1], "s"),
+        Figure("its further memory over the features'", 100 * (memory(peak=True) - before) / size,
+               "%", "<= 100", f"beside {size:.0f} MB of features"),
+    ]  # fmt: skip
+
+
+def _each(score: Callable[[Features], NDArray[np.float64]], classes: Iterable[Features]) -> None:
+    for values in classes:
+        score(values)
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+@contextmanager
+def _art(features: Features, folder: Path) -> Iterator[tuple[Callable[[], float | None], str]]:
+    """A call that scores every class as ART does, with its own seconds, and what it is."""
+    python = _art_python()
+    if python is None:
+        yield (lambda: _each(_arts_calls, features)), "ART could not be installed: its calls here"
+        return
+    path = folder / "features.npy"
+    np.save(path, features)
+    # Told nothing of how many threads: ART uses what numpy uses.
+    worker = subprocess.Popen(
+        [str(python), str(Path(__file__).with_name("art_worker.py")), str(path)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env=surroundings(OMP_NUM_THREADS=str(threads()), PYTHONPATH=""),
+    )  # fmt: skip
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    stdin, stdout = worker.stdin, worker.stdout
+
+    def call() -> float:
+        stdin.write("go\n")
+        stdin.flush()
+        return float(stdout.readline())
+
+    try:
+        assert stdout.readline().strip() == "READY", "ART's process did not start"
+        yield call, f"{ART[0]}, its spectral_signature_scores"
+    finally:
+        stdin.close()
+        worker.wait(60)
+
+
+def _arts_calls(values: Features) -> NDArray[np.float64]:
+    """The numpy calls of ART 1.20.1, `spectral_signature_scores`, written down here."""
+    centred = values - np.mean(values, axis=0)
+    direction = np.linalg.svd(centred, full_matrices=False)[2][:1]
+    return np.asarray(np.linalg.norm(direction @ values.T, axis=0))
+
+
+def _art_python() -> Path | None:
+    """The Python of an environment with ART, made on first use; None where it cannot be made."""
+    home = KEPT / "art"
+    python = home / "bin" / "python"
+    if (home / ".ready").is_file():
+        return python
+    try:
+        venv.create(home, with_pip=True, clear=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *ART]
+        subprocess.run(pip, cwd=ROOT, check=True, stdout=sys.stderr)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    (home / ".ready").touch()
+    return python

@@ -15,7 +15,13 @@ from torch import nn
 
 from backdoor_lab.errors import Diverged
 from backdoor_lab.tensors import tensors_digest
-from backdoor_lab.training.fit import Job, fit, last_checkpoint, new_classifier
+from backdoor_lab.training.fit import (
+    Job,
+    blank_classifier,
+    fit,
+    last_checkpoint,
+    new_classifier,
+)
 from backdoor_lab.training.measure import predictions
 
 
@@ -63,6 +69,18 @@ def test_the_seed_decides_order_and_weights_both() -> None:
     untrained = [tensors_digest(new_classifier(job(seed=s), CPU).net.state_dict()) for s in (1, 2)]
     assert untrained[0] != untrained[1]
     assert weights(job(lr=0, seed=1)) != weights(job(lr=0, seed=2))
+
+
+def test_a_blank_classifier_becomes_the_one_whose_weights_it_loads() -> None:
+    """Nothing of it is left over, buffers of batch norm included; no random number is drawn."""
+    asked = job(epochs=1)
+    trained, before = fit(asked, CPU), torch.get_rng_state()
+    blank = blank_classifier(asked, CPU)
+    blank.net.load_state_dict(trained.net.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {each.device.type for each in [*blank.parameters(), *blank.buffers()]} == {"cpu"}
+    images = asked.training.base
+    assert torch.equal(blank.eval()(images), trained(images))
 
 
 def test_dropout_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,10 +77,17 @@ def test_the_name_decides_nothing_and_all_else_does() -> None:
         {"epochs": 3}, {"batch": 9}, {"lr": 0.06}, {"momentum": 0.5}, {"nesterov": True},
         {"weight_decay": 1e-3}, {"schedule": "cosine"}, {"milestones": [0.4]}, {"gamma": 0.2},
         {"warmup": 0.3}, {"label_smoothing": 0.1}, {"crop": 1}, {"flip": True}, {"cutout": 2},
+        {"mixup": 0.2}, {"cutmix": 1.0},
     ]  # fmt: skip
     seen = [recipe().decides(), *(recipe(**change).decides() for change in changes)]
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
-    assert {key for change in changes for key in change} == set(seen[0])
+    assert {key for change in changes for key in change} == {key for each in seen for key in each}
+
+
+def test_a_recipe_without_mixing_is_the_one_from_before_there_was_any() -> None:
+    """So that nothing that was trained then is trained again."""
+    assert {"mixup", "cutmix"}.isdisjoint(recipe(mixup=0, cutmix=0.0).decides())
+    assert recipe(mixup=0.2).decides() == recipe().decides() | {"mixup": 0.2}
 
 
 def test_two_spellings_of_a_number_are_one_recipe() -> None:

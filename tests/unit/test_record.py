@@ -54,7 +54,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
     assert set(record) == {
         "schema", "id", "status", "error", "choices", "protocol", "config", "counts", "nat1",
         "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run", "dataset",
-        "asr_elsewhere1", "asr_elsewhere2",
+        "asr_elsewhere1", "asr_elsewhere2", "notes",
     }  # fmt: skip
     assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
     assert record["choices"] == {

@@ -1,0 +1,67 @@
+"""Anti-backdoor learning as a whole: isolate, train on, unlearn."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from backdoor_lab import checks
+from backdoor_lab.defenses.abl import Abl, ascended, lowest
+from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.networks import as_trained, losses_at, train, training_batches
+from backdoor_lab.defenses.unlearning import Unlearning
+
+
+class AblUnlearning(Unlearning):
+    """Trains a network on the poisoned set by anti-backdoor learning.
+
+    Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned
+    Data", NeurIPS 2021, section 3, equations 3 and 4. As `abl` a network is trained for `epochs`
+    passes with local gradient ascent, and the share `isolate` of all images whose loss is lowest
+    set aside; it is trained for the passes that remain of the recipe's on the rest, or
+    `training_epochs`; then for `unlearning_epochs` passes over the isolated images it learns
+    others and unlearns these, with rate `unlearning_lr`. The attacked network is not used.
+
+    Two things differ: the learning rate of the middle part is a tenth of the recipe's
+    throughout, and unlearning descends `unlikelihood` instead of ascending the cross-entropy,
+    which has no bound.
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 0.5,
+        epochs: int | None = None,
+        isolate: float = 0.01,
+        training_epochs: int | None = None,
+        unlearning_epochs: int = 5,
+        unlearning_lr: float = 0.0005,
+        classes: str = "",
+        budget: str = "",
+        budget_cap: str = "",
+        centred: bool = True,
+    ) -> None:
+        self.isolation = Abl(gamma=gamma, epochs=epochs, isolate=isolate)
+        self.training_epochs = (
+            None
+            if training_epochs is None
+            else checks.whole("defense.training_epochs", training_epochs)
+        )
+        self.unlearning_epochs = checks.whole("defense.unlearning_epochs", unlearning_epochs)
+        self.unlearning_lr = checks.number("defense.unlearning_lr", unlearning_lr, low=0)
+
+    def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+        first = self.isolation.passes(material)
+        network = ascended(material, self.isolation.gamma, first)
+        losses = losses_at(network, material, torch.arange(len(material.labels)))
+        bad = lowest(losses, self.isolation.isolate)
+        left = torch.ones(len(losses), dtype=torch.bool)
+        left[bad] = False
+        good = left.nonzero().flatten()
+        then = self.training_epochs
+        then = max(1, material.practice.epochs - first) if then is None else then
+        lr, momentum, decay = as_trained(material)
+        batches = training_batches(material, good, then, "training on")
+        train(network, batches, (lr / 10, momentum, decay))
+        self.unlearn(network, material, bad, good, self.unlearning_epochs, self.unlearning_lr)
+        return network, {"isolated": len(bad), "of": len(losses), "epochs": [first, then]}

@@ -1,0 +1,88 @@
+"""ASSET: what clean images cannot offset is poison."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import checks
+from backdoor_lab.defenses.base import finite
+from backdoor_lab.defenses.budget import split
+from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.networks import (
+    Batch,
+    NetworkFilter,
+    Rating,
+    apart,
+    clean_of,
+    losses_at,
+    train,
+)
+
+
+class Asset(NetworkFilter):
+    """Removes the images whose loss rises when a network learns clean images and unlearns all.
+
+    Pan, Zeng, Lyu, Lin, Jia, "ASSET: Robust Backdoor Data Detection Across a Multiplicity of
+    Deep Learning Paradigms", USENIX Security 2023, section 4. A copy of the attacked network
+    descends the loss on held-out clean images and ascends that on the training set: for clean
+    images the two offset each other, for poison nothing stands against the ascent. Score: L of
+    the image. In the second half of the `steps` the ascent is on the share `concentrate` of the
+    set with the highest loss, where poison gathers.
+
+    Reduced: the ascent is the descent of `unlikelihood`, which is offset at a probability of one
+    half for the label and does not run away; the concentration is by
+    loss and not by a second network; ``budget=auto`` removes the higher of two groups that
+    `budget.split` makes of all scores.
+    """
+
+    needs_clean = True
+
+    def __init__(
+        self,
+        *,
+        steps: int = 200,
+        concentrate: float = 0.5,
+        lr: float = 0.01,
+        classes: str = "target",
+        budget: str = "1.5eps",
+        budget_cap: str | None = None,
+        centred: bool = True,
+    ) -> None:
+        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        self.steps = checks.whole("defense.steps", steps, low=2)
+        self.concentrate = checks.number("defense.concentrate", concentrate, low=0, below=1 + 1e-9)
+        self.lr = checks.number("defense.lr", lr, low=0)
+
+    def rate(self, material: Material, where: Tensor) -> Rating:
+        network = material.network()
+        rates = self.lr, material.practice.momentum, material.practice.weight_decay
+        everything = torch.arange(len(material.labels))
+        first = self.steps // 2
+        size = material.practice.batch
+        train(network, mixed(material, everything, first, 0), rates, loss=apart(size))
+        losses = losses_at(network, material, everything)
+        kept = max(1, round(self.concentrate * len(everything)))
+        high = losses.sort(descending=True, stable=True).indices[:kept]
+        train(network, mixed(material, high, self.steps - first, 1), rates, loss=apart(size))
+        losses = losses_at(network, material, everything)
+        flagged = torch.zeros(len(losses), dtype=torch.bool)
+        finite(losses, "losses")
+        flagged[losses.sort(descending=True, stable=True).indices[: split(losses)]] = True
+        return Rating(losses[where], flagged[where])
+
+
+def mixed(material: Material, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
+    """Batches of training images of positions `among`, then as many clean ones."""
+    clean, size = clean_of(material), material.practice.batch
+    generator = material.generator("offset", number)
+    augment = material.generator("offset augmentation", number, device=material.device)
+    for _ in range(steps):
+        at = among[torch.randint(len(among), (size,), generator=generator)]
+        chosen = torch.randint(len(clean), (size,), generator=generator)
+        images = clean.images[chosen].to(material.device)
+        images = torch.cat([material.images(at, augment), material.augment(images, augment)])
+        labels = torch.cat([material.labels[at], clean.labels[chosen]])
+        yield images, labels.to(material.device)

@@ -1,0 +1,158 @@
+"""Neural Cleanse: the smallest patch that turns every image into one class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backdoor_lab import checks, stopping
+from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, train
+
+SURE = 0.99
+PATIENCE = 10
+
+
+@dataclass(frozen=True)
+class Reversed:
+    """A trigger found for a class: x becomes (1 - mask) · x + mask · pattern. `mask` float
+    (1, H, W) in 0..1, `pattern` (C, H, W) in 0..255, `success` the share of clean images that
+    it turned into the class while it was searched for."""
+
+    mask: Tensor
+    pattern: Tensor
+    success: float
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """`images` (n, C, H, W) with the trigger, float."""
+        return (1 - self.mask) * images.float() + self.mask * self.pattern
+
+    @property
+    def size(self) -> float:
+        """The mask's l1 norm, in pixels."""
+        return float(self.mask.sum())
+
+
+class NeuralCleanse(Repair):
+    """Reverses a trigger for each class, suspects the class with the smallest, and unlearns it.
+
+    Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
+    Backdoor Attacks in Neural Networks", IEEE S&P 2019, sections IV and VI. For each class the
+    mask and pattern minimise cross-entropy + λ |mask| over held-out clean images by `steps`
+    steps of Adam from a half-covering grey; every ten steps λ grows when 99 % of the images
+    followed and shrinks when not, and the smallest mask with which a batch followed is kept. A
+    class is suspicious when its size lies below the median with an anomaly index
+    |size - median| / (1.4826 MAD) above `threshold`. Then `epochs` passes of SGD with rate `lr`
+    over the clean images, a share `patched` of which carry the smallest suspicious trigger under
+    their true label. Without a suspicious class the network stays as it is.
+
+    The notes give the size and index of every class, and the `target` it was taken to be.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int = 300,
+        threshold: float = 2.0,
+        patched: float = 0.2,
+        epochs: int = 10,
+        lr: float = 0.01,
+        classes: str = "",
+        budget: str = "",
+        budget_cap: str = "",
+        centred: bool = True,
+    ) -> None:
+        self.steps = checks.whole("defense.steps", steps, low=1)
+        self.threshold = checks.number("defense.threshold", threshold, low=0)
+        self.patched = checks.number("defense.patched", patched, low=0, below=1 + 1e-9)
+        self.epochs = checks.whole("defense.epochs", epochs, low=0)
+        self.lr = checks.number("defense.lr", lr, low=0)
+
+    def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+        network = material.network()
+        found = [
+            reverse(network, material, label, self.steps) for label in range(len(material.classes))
+        ]
+        sizes = [each.size for each in found]
+        index = anomaly(sizes)
+        suspects = [y for y in range(len(found)) if index[y] > self.threshold]
+        notes: dict[str, object] = {
+            "sizes": dict(zip(material.classes, sizes, strict=True)),
+            "indices": dict(zip(material.classes, index, strict=True)),
+            "target": None,
+        }
+        if suspects:
+            target = min(suspects, key=lambda y: sizes[y])
+            notes["target"] = material.classes[target]
+            self._unlearn(network, material, found[target])
+        return network, notes
+
+    def _unlearn(self, network: nn.Module, material: Material, trigger: Reversed) -> None:
+        draw = material.generator("patched")
+
+        def patched(images: Tensor) -> Tensor:
+            chosen = torch.rand(len(images), 1, 1, 1, generator=draw) < self.patched
+            return torch.where(chosen.to(images.device), trigger(images), images.float())
+
+        batches = (
+            (patched(images), labels)
+            for images, labels in clean_batches(material, self.epochs, "unlearning")
+        )
+        train(
+            network, batches,
+            (self.lr, material.practice.momentum, material.practice.weight_decay),
+        )  # fmt: skip
+
+
+def reverse(network: nn.Module, material: Material, label: int, steps: int) -> Reversed:
+    """The smallest trigger found that turns clean images into class `label`."""
+    clean, size = clean_of(material), material.practice.batch
+    channels, height, width = clean.shape
+    generator = material.generator("reversed", label)
+    values = torch.zeros(1 + channels, height, width, device=material.device, requires_grad=True)
+    adam = torch.optim.Adam([values], lr=0.1, betas=(0.5, 0.9))
+    weight, best, followed = 1e-3, None, 0.0
+    for step in range(1, steps + 1):
+        stopping.check()
+        chosen = torch.randint(len(clean), (min(size, len(clean)),), generator=generator)
+        with torch.enable_grad():
+            trigger = _trigger(values)
+            said = network(trigger(clean.images[chosen].to(material.device)))
+            wanted = torch.full((len(said),), label, device=said.device)
+            loss = F.cross_entropy(said, wanted) + weight * trigger.mask.sum()
+            (values.grad,) = torch.autograd.grad(loss, values)
+        success = float((said.argmax(dim=1) == label).double().mean())
+        current = Reversed(trigger.mask.detach(), trigger.pattern.detach(), success)
+        if best is None or better(current, best):
+            best = current
+        adam.step()
+        followed += success / PATIENCE
+        if step % PATIENCE == 0:
+            weight, followed = weight * (1.5 if followed >= SURE else 1.5**-1.5), 0.0
+    assert best is not None
+    return best
+
+
+def better(one: Reversed, other: Reversed) -> bool:
+    """Whether `one` succeeds where `other` does not, or as well with a smaller mask."""
+    if (one.success >= SURE) != (other.success >= SURE):
+        return one.success >= SURE
+    return one.size < other.size if one.success >= SURE else one.success > other.success
+
+
+def anomaly(sizes: list[float]) -> list[float]:
+    """How far each of `sizes` lies below the median, in MAD made consistent with a standard
+    deviation; negative above the median. Finite also where most sizes are one and the same."""
+    x = torch.tensor(sizes, dtype=torch.float64)
+    below = x.quantile(0.5) - x
+    mad = below.abs().quantile(0.5).clamp(min=1e-6 * float(x.max()) + 1e-12)
+    index: list[float] = (below / (1.4826 * mad)).tolist()
+    return index
+
+
+def _trigger(values: Tensor) -> Reversed:
+    squashed = (values.tanh() + 1) / 2
+    return Reversed(squashed[:1], 255 * squashed[1:], 0.0)

@@ -1,0 +1,135 @@
+"""What a defense gets that needs networks or images, and the stage of a repaired network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backdoor_lab.defenses.material import Material, Practice
+from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.errors import Diverged
+from backdoor_lab.seeds import derive
+from backdoor_lab.store import Entry, Store
+from backdoor_lab.sweep.cell import Cell, nameless
+from backdoor_lab.sweep.judging import normalisation
+from backdoor_lab.sweep.stages import held_out, held_out_facts, versions
+from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.training.batches import augmented
+from backdoor_lab.training.fit import Job, new_classifier
+from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.module import Classifier
+from backdoor_lab.types import Dataset, Images, TrainingSet
+
+VERSIONS = {"repair": 1}
+
+
+def material_of(
+    cell: Cell, training: TrainingSet, data: Dataset, module: Classifier, machine: Machine
+) -> Material:
+    """The material for a cell's defense; `module` is the attacked network, which stays as it is."""
+    torch.set_num_threads(machine.threads)
+    new = _networks(cell, training, module, machine)
+
+    def attacked() -> Classifier:
+        network = new(0)
+        network.load_state_dict(module.state_dict())
+        return network
+
+    recipe = cell.recipe
+    return Material(
+        classes=cell.classes,
+        labels=training.labels,
+        images=_sight(cell, training, machine.device),
+        augment=lambda images, generator: augmented(images, recipe, generator),
+        network=attacked,
+        fresh=new,
+        practice=Practice(
+            recipe.epochs, recipe.batch, recipe.lr, recipe.momentum, recipe.weight_decay
+        ),
+        seed=derive(cell.seed, "filter"),
+        clean=_aside(cell, data.test) if "clean images" in cell.told else None,
+        device=machine.device,
+    )
+
+
+def material_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) -> dict[str, Any]:
+    """What decides a defense's material beside the training set, for a stage's inputs.
+
+    Networks see float32 here, whatever the trainer prefers: its number format is not part.
+    """
+    aside = {"test": data.test.digest, **held_out_facts(cell)}
+    return {
+        "weights": weights,
+        **normalisation(module),
+        "model": cell.config["model"],
+        "recipe": cell.recipe.decides(),
+        **(aside if "clean images" in cell.told else {}),
+    }
+
+
+def repair_stage(
+    cell: Cell, repair: Repair, training: TrainingSet, material: Material, facts: dict[str, Any],
+    store: Store, machine: Machine,
+) -> tuple[Classifier, Entry]:  # fmt: skip
+    """The network that a repair gives."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        network, notes = repair.repair(material)
+        assert isinstance(network, Classifier)
+        weights = network.cpu().net.state_dict()
+        for name, value in weights.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise Diverged(f"weight {name} is not finite after the repair")
+        write_tensors(folder / "weights.safetensors", weights)
+        where = {"machine": machine.describe(), "versions": versions()}
+        return {"weights": tensors_digest(weights), "notes": notes, **where}
+
+    inputs = {
+        "version": VERSIONS["repair"],
+        "training": training.digest,
+        "material": facts,
+        "defense": [nameless(cell.used_options), cell.code["defense"]],
+        "seed": material.seed,
+    }
+    entry = store.get("repair", inputs, make)
+    repaired = material.fresh(0)
+    assert isinstance(repaired, Classifier)
+    repaired.net.load_state_dict(read_tensors(entry.path / "weights.safetensors"))
+    return repaired.cpu().eval(), entry
+
+
+def _networks(
+    cell: Cell, training: TrainingSet, module: Classifier, machine: Machine
+) -> Callable[[int], Classifier]:
+    def new(seed: int) -> Classifier:
+        mean, std = module.mean.flatten().cpu(), module.std.flatten().cpu()
+        seed = derive(cell.seed, "defense", seed)
+        job = Job(cell.config["model"], cell.recipe, training, seed, mean, std)
+        return new_classifier(job, machine).to(machine.device).eval()
+
+    return new
+
+
+def _sight(
+    cell: Cell, training: TrainingSet, device: torch.device
+) -> Callable[[Tensor, torch.Generator | None], Tensor]:
+    def images(where: Tensor, generator: torch.Generator | None) -> Tensor:
+        found = training.gather(where).to(device)
+        if generator is not None:
+            found = augmented(found, cell.recipe, generator)
+        if training.stamp is not None:
+            chosen = training.stamped(where).to(device).view(-1, 1, 1, 1)
+            found = torch.where(chosen, training.stamp(found), found)
+        return found
+
+    return images
+
+
+def _aside(cell: Cell, test: Images) -> Images:
+    where = held_out(cell, test)
+    return replace(test, images=test.images[where], labels=test.labels[where], digest="")

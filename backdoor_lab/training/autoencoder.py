@@ -1,0 +1,100 @@
+"""Features that no label has touched: the bottleneck of a small convolutional autoencoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backdoor_lab import stopping
+from backdoor_lab.errors import Diverged
+from backdoor_lab.seeds import derive, torch_generator
+from backdoor_lab.types import TrainingSet
+
+AUTOENCODER = "autoencoder"
+WIDTH, DIMS, EPOCHS, BATCH, RATE = 16, 64, 10, 64, 1e-3
+CHUNK = 512
+
+
+class Autoencoder(nn.Module):
+    """Two strided convolutions to `DIMS` numbers and back to an image, in 0..1.
+
+    Takes uint8 images (n, C, H, W). Its weights before training depend on `seed` alone.
+    """
+
+    def __init__(self, shape: tuple[int, int, int], seed: int) -> None:
+        super().__init__()
+        channels, *self.size = shape
+        self.small = [(side + 3) // 4 for side in self.size]
+        inner = 2 * WIDTH * self.small[0] * self.small[1]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "weights"))
+            self.down = nn.Sequential(
+                nn.Conv2d(channels, WIDTH, 3, stride=2, padding=1), nn.ReLU(),
+                nn.Conv2d(WIDTH, 2 * WIDTH, 3, stride=2, padding=1), nn.ReLU(),
+                nn.Flatten(), nn.Linear(inner, DIMS),
+            )  # fmt: skip
+            self.widen = nn.Linear(DIMS, inner)
+            self.first = nn.Conv2d(2 * WIDTH, WIDTH, 3, padding=1)
+            self.last = nn.Conv2d(WIDTH, channels, 3, padding=1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The bottleneck float (n, DIMS) of `images`."""
+        codes: Tensor = self.down(images.float() / 255)
+        return codes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The images rebuilt from their bottleneck: float (n, C, H, W), about in 0..1."""
+        x = F.relu(self.widen(self.encode(images))).unflatten(1, (-1, *self.small))
+        half = [(side + 1) // 2 for side in self.size]
+        x = F.relu(self.first(F.interpolate(x, size=half)))
+        rebuilt: Tensor = self.last(F.interpolate(x, size=self.size))
+        return rebuilt
+
+
+def new_autoencoder(training: TrainingSet, seed: int) -> Autoencoder:
+    """An untrained autoencoder for images of the set's shape."""
+    channels, height, width = training.base.shape[1:]
+    return Autoencoder((channels, height, width), seed)
+
+
+def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) -> Autoencoder:
+    """An autoencoder that rebuilds the training images: mean squared error, Adam, `EPOCHS`
+    passes without augmentation. Raises Diverged when the loss is not finite."""
+    net = new_autoencoder(training, seed).to(device)
+    adam = torch.optim.Adam(net.parameters(), lr=RATE)
+    for epoch in range(EPOCHS):
+        order = torch.randperm(len(training), generator=torch_generator(seed, "order", epoch))
+        for where in order.split(BATCH):
+            stopping.check()
+            images = seen(training, where).to(device)
+            with torch.enable_grad():
+                loss = F.mse_loss(net(images), images.float() / 255)
+                adam.zero_grad()
+                loss.backward()
+            adam.step()
+        if not bool(torch.isfinite(loss)):
+            raise Diverged(f"the autoencoder's loss is {loss.item()} at epoch {epoch + 1}")
+    return net.cpu().eval()
+
+
+@torch.inference_mode()
+def encode(net: Autoencoder, training: TrainingSet, device: torch.device) -> Tensor:
+    """The bottleneck of each training image: float32 (n, DIMS) on the CPU."""
+    net = net.to(device)
+    parts = []
+    for where in torch.arange(len(training)).split(CHUNK):
+        stopping.check()
+        parts.append(net.encode(seen(training, where).to(device)).cpu())
+    net.cpu()
+    return torch.cat(parts)
+
+
+def seen(training: TrainingSet, where: Tensor) -> Tensor:
+    """The images at positions `where` int64 (b,) as a network sees them, without augmentation:
+    the trigger is on them also where it is stamped on batches."""
+    images = training.gather(where)
+    if training.stamp is not None:
+        chosen = training.stamped(where)
+        images[chosen] = training.stamp(images[chosen])
+    return images

@@ -1,0 +1,64 @@
+"""Batches whose images are mixed in pairs, and their labels with them: mixup and cutmix."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backdoor_lab.seeds import numpy_generator
+from backdoor_lab.training.recipe import Recipe
+
+
+class Mixer:
+    """Mixes each batch of an epoch with itself in another order.
+
+    Zhang, Cissé, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
+    equation 1: λ x_i + (1 - λ) x_j, λ drawn from Beta(`recipe.mixup`, `recipe.mixup`) once for a
+    batch. Yun, Han, Oh, Chun, Choe, Yoo, "CutMix", ICCV 2019, equation 1: a box of x_j of a share
+    1 - λ of the area, its centre anywhere and cut off at the border, in place of that of x_i;
+    λ from Beta(`recipe.cutmix`, `recipe.cutmix`), then what the box really leaves. With both,
+    each batch draws one of them evenly. Every draw depends on `seed` and `epoch` alone.
+    """
+
+    def __init__(self, recipe: Recipe, classes: int, seed: int, epoch: int) -> None:
+        self.classes = classes
+        self.draw = numpy_generator(seed, "mixing", epoch)
+        self.ways = [
+            (way, alpha)
+            for way, alpha in ((_mixup, recipe.mixup), (_cutmix, recipe.cutmix))
+            if alpha
+        ]
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """`images` (b, C, H, W) mixed, and the shares of each class float (b, classes) for
+        `labels` int64 (b,)."""
+        if not self.ways:
+            return images, labels
+        way, alpha = self.ways[int(self.draw.integers(len(self.ways)))]
+        order = torch.from_numpy(self.draw.permutation(len(images))).to(images.device)
+        place = self.draw.random(2)
+        mixed, share = way(images, images[order], float(self.draw.beta(alpha, alpha)), *place)
+        hot = F.one_hot(labels, self.classes).float()
+        return mixed, share * hot + (1 - share) * hot[order]
+
+
+def _mixup(one: Tensor, other: Tensor, share: float, *_: float) -> tuple[Tensor, float]:
+    return share * one.float() + (1 - share) * other.float(), share
+
+
+def _cutmix(
+    one: Tensor, other: Tensor, share: float, down: float, across: float
+) -> tuple[Tensor, float]:
+    height, width = one.shape[2:]
+    side = (1 - share) ** 0.5
+    rows, columns = _span(height, side, down), _span(width, side, across)
+    mixed = one.clone()
+    mixed[:, :, rows, columns] = other[:, :, rows, columns]
+    area = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return mixed, 1 - area / (height * width)
+
+
+def _span(size: int, side: float, place: float) -> slice:
+    length, centre = int(size * side), int(size * place)
+    return slice(max(0, centre - length // 2), min(size, centre + (length + 1) // 2))

@@ -1,0 +1,34 @@
+"""ART's own spectral scores, in an environment of ART's own: started by the spectral bench.
+
+    python art_worker.py FEATURES.npy
+
+Prints READY and then, for every line it reads, the seconds that the scores of all classes in the
+file (classes, n, d) take.
+"""
+
+import sys
+import time
+import warnings
+
+import numpy as np
+
+warnings.filterwarnings("ignore")
+
+from art.defences.detector.poison.spectral_signature_defense import (  # type: ignore[import-not-found] # noqa: E402
+    SpectralSignatureDefense,
+)
+
+
+def main(path: str) -> None:
+    """Answers until its input ends."""
+    features = np.load(path, allow_pickle=False)
+    print("READY", flush=True)
+    for _ in sys.stdin:
+        began = time.perf_counter()
+        for each in features:
+            SpectralSignatureDefense.spectral_signature_scores(each)
+        print(time.perf_counter() - began, flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

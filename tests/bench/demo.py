@@ -1,0 +1,29 @@
+"""The demo as it is: twelve cells from a command to its tables."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from tests.bench.cells import parts, records
+from tests.bench.measuring import Figure, command, timed
+
+
+def run() -> list[Figure]:
+    """Wall seconds of `make demo` without the installation, and where they go."""
+    with tempfile.TemporaryDirectory() as folder:
+        wall, _ = timed([*command("backdoor_lab"), "-m", "experiment=demo"], Path(folder))
+        found = records(Path(folder) / "multirun_reports" / "demo")
+    assert len(found) == 12
+    stages = parts(found)
+    cells = sum(each["run"]["wall_seconds"] for each in found)
+    asr = min(each["asr1"] for each in found)
+    return [
+        Figure("12 cells to their tables", wall, "s", "<= 300"),
+        *(Figure(f"a cell's {name}", value, "s") for name, value in stages.items()),
+        Figure("a cell beyond its stages", cells / 12 - sum(stages.values()), "s"),
+        Figure("starting, checking and tables, with two cells at a time", wall - cells / 2, "s"),
+        Figure("lowest ASR1", 100 * asr, "%"),
+        Figure("lowest Nat2", 100 * min(each["nat2"] for each in found), "%"),
+        Figure("highest ASR2", 100 * max(each["asr2"] for each in found), "%"),
+    ]

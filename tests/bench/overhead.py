@@ -1,0 +1,115 @@
+"""What stands around the computations: a sweep's cost per cell, commands that must answer fast."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.bench.cells import records
+from tests.bench.measuring import ROOT, TINY, Figure, by_turns, command, timed
+from tests.bench.resume import finished
+
+MANY = 10_000
+
+
+def run() -> list[Figure]:
+    """A cell beyond its stages; --help and reports, without torch; tables of 10,000 records."""
+    return [*_per_cell(), *_commands(), _tables()]
+
+
+def _per_cell() -> list[Figure]:
+    """Two sweeps in one process each, of which the longer one differs by its cells alone."""
+    few, many = 2, 12
+    with tempfile.TemporaryDirectory() as folder:
+        walls = {n: _sweep(Path(folder), n) for n in (few, many)}
+        (longest,) = (path for path in Path(folder).glob("multirun_reports/*") if
+                      len(list(path.glob("*/record.json"))) == many)  # fmt: skip
+        found = records(longest)
+    stages = sum(sum(each["run"]["seconds"].values()) for each in found) / many
+    cell = (walls[many] - walls[few]) / (many - few)
+    return [
+        Figure("a tiny cell in a process of many", cell, "s"),
+        Figure("its stages", stages, "s", note="data set, networks, features, measuring"),
+        Figure("a cell beyond its stages", cell - stages, "s", "<= 0.5"),
+    ]
+
+
+def _sweep(folder: Path, cells: int) -> float:
+    # Seeds of its own for each sweep: no stage of one serves the other.
+    seeds = ",".join(str(1000 * cells + i) for i in range(cells))
+    asked = [*command("backdoor_lab"), "-m", *TINY, f"seed={seeds}", "hydra/launcher=basic"]
+    return timed(asked, folder)[0]
+
+
+def _commands() -> list[Figure]:
+    with tempfile.TemporaryDirectory() as folder:
+        finished(Path(folder), 12)
+        asked = {
+            "--help": ["backdoor_lab", "--help"],
+            "reports of 12 cells": ["backdoor_lab.reports", "multirun_reports"],
+        }
+        figures = []
+        for name, arguments in asked.items():
+            seconds = _best(command(*arguments), Path(folder), rounds=5)
+            figures.append(Figure(name, seconds, "s", "<= 1"))
+            loaded = _loads_torch(arguments, Path(folder))
+            figures.append(Figure(f"{name}: torch imported", loaded, "", "<= 0"))
+    return figures
+
+
+def _loads_torch(arguments: Sequence[str], folder: Path) -> int:
+    code = (
+        "import atexit, runpy, sys; sys.argv = sys.argv[1:];"
+        "atexit.register(lambda: print('torch' in sys.modules));"
+        "runpy.run_module(sys.argv[0], run_name='__main__')"
+    )
+    _, out = timed([sys.executable, "-c", code, *arguments], folder)
+    return int(out.splitlines()[-1] == "True")
+
+
+def _tables() -> Figure:
+    with tempfile.TemporaryDirectory() as folder:
+        sweep = Path(folder) / "many"
+        write_sweep(sweep, demo_record(), MANY)
+        seconds = _best(command("backdoor_lab.reports", str(sweep)), Path(folder), rounds=3)
+    return Figure("tables of 10,000 records, the whole command", seconds, "s", "<= 2")
+
+
+def demo_record() -> dict[str, Any]:
+    """One of the demo's records that the repository keeps: as long as records are."""
+    kept = (ROOT / "multirun_reports" / "demo_report").glob("*/record.json")
+    return dict(json.loads(next(kept).read_bytes()))
+
+
+def write_sweep(folder: Path, record: dict[str, Any], cells: int) -> None:
+    """A sweep of so many records, each a variation of `record`."""
+    folder.mkdir(parents=True)
+    asked = [_varied(record, number) for number in range(cells)]
+    for each in asked:
+        (folder / each["id"]).mkdir()
+        (folder / each["id"] / "record.json").write_text(json.dumps(each, indent=1))
+    listed = [{"id": each["id"], "choices": each["choices"], "overrides": []} for each in asked]
+    said = {"schema": 1, "name": "many", "command": "", "asked": listed}
+    (folder / "sweep.json").write_text(json.dumps(said))
+
+
+def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
+    """Records as a grid of 100 choices with 100 seeds would leave them, 500 poisoned each."""
+    choices = {
+        **record["choices"], "trigger": ("pixel", "pattern")[number % 2],
+        "target": ("bird", "dog", "horse", "cat", "ship")[number // 2 % 5],
+        "ratio": (number // 10 % 10 + 1) / 100, "seed": number // 100,
+    }  # fmt: skip
+    config = record["config"] | {key: choices[key] for key in ("ratio", "seed")}
+    config["trigger"] = record["config"]["trigger"] | {"name": choices["trigger"]}
+    changed = {"id": f"cell-{number:05d}", "choices": choices, "config": config}
+    return record | changed | {"poison_indices": list(range(0, 50_000, 100))}
+
+
+def _best(arguments: Sequence[str], folder: Path, rounds: int) -> float:
+    sides = {"command": lambda: timed(arguments, folder)[0]}
+    return min(by_turns(sides, rounds)["command"])

@@ -1,0 +1,42 @@
+"""A headless Chromium for tests, where this machine has one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+VARIABLE = "BACKDOOR_LAB_CHROMIUM"
+
+
+def executable(driver: Playwright) -> str | None:
+    """Playwright's own Chromium, or the one named or installed on this machine."""
+    own = driver.chromium.executable_path
+    found = [os.environ.get(VARIABLE), own if Path(own).exists() else None]
+    found += [shutil.which(name) for name in NAMES]
+    return next((each for each in found if each), None)
+
+
+@contextmanager
+def chromium() -> Iterator[Browser | None]:
+    """The browser; None where there is neither Playwright nor a Chromium."""
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        yield None
+        return
+    with sync_playwright() as driver:
+        path = executable(driver)
+        if path is None:
+            yield None
+            return
+        browser = driver.chromium.launch(executable_path=path)
+        yield browser
+        browser.close()

@@ -1,0 +1,79 @@
+"""Material for defenses that need networks: small networks by hand, images, no truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from backdoor_lab.defenses.material import Material, Practice
+from backdoor_lab.seeds import derive
+from backdoor_lab.types import Images
+
+PRACTICE = Practice(epochs=5, batch=16, lr=0.1, momentum=0.9, weight_decay=0.0)
+
+
+class Small(nn.Module):
+    """Pixels in 0..1, flattened, then `body`."""
+
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> Tensor:
+        said: Tensor = self.body(images.flatten(1).float() / 255)
+        return said
+
+
+def linear(pixels: int, classes: int, seed: int = 0) -> Small:
+    """One linear layer with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "weights"))
+        return Small(nn.Linear(pixels, classes)).eval()
+
+
+def hidden(pixels: int, classes: int, seed: int = 0, width: int = 12) -> Small:
+    """One hidden layer with batch normalisation."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "weights"))
+        layers = (nn.Linear(pixels, width), nn.BatchNorm1d(width), nn.ReLU())
+        return Small(nn.Sequential(*layers, nn.Linear(width, classes))).eval()
+
+
+def copy_of(network: nn.Module) -> nn.Module:
+    """Another network with the same weights."""
+    import copy
+
+    return copy.deepcopy(network)
+
+
+def material(
+    images: Tensor,
+    labels: Tensor,
+    *,
+    network: nn.Module | None = None,
+    fresh: Callable[[int], nn.Module] | None = None,
+    clean: tuple[Tensor, Tensor] | None = None,
+    seed: int = 3,
+    practice: Practice = PRACTICE,
+    classes: int | None = None,
+) -> Material:
+    """Material around uint8 images (n, C, H, W), without augmentation."""
+    count = int(labels.max()) + 1 if classes is None else classes
+    names = tuple("abcdefghij"[:count])
+    pixels = images[0].numel()
+    attacked = hidden(pixels, count) if network is None else network
+    said: dict[str, Any] = {
+        "classes": names,
+        "labels": labels,
+        "images": lambda where, generator: images[where],
+        "augment": lambda found, generator: found,
+        "network": lambda: copy_of(attacked).eval(),
+        "fresh": fresh or (lambda number: hidden(pixels, count, number)),
+        "practice": practice,
+        "seed": seed,
+        "clean": None if clean is None else Images(*clean, names),
+    }
+    return Material(**said)

@@ -1,0 +1,57 @@
+"""The experiments on defenses: what they sweep over is what there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cells import configuration
+from omegaconf import OmegaConf
+
+from backdoor_lab.defenses.base import Defense
+from backdoor_lab.defenses.none import Keep
+from backdoor_lab.sweep.cell import check_keys, defense_of
+from backdoor_lab.training.recipe import Recipe
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+def swept(experiment: str) -> dict[str, Any]:
+    found = OmegaConf.load(CONF / f"experiment/{experiment}.yaml")
+    params: Any = OmegaConf.to_container(found.hydra.sweeper.params)
+    return dict(params)
+
+
+@pytest.mark.parametrize("experiment", ["defenses", "matrix", "augmentation"])
+def test_an_experiment_composes(experiment: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path, f"experiment={experiment}")
+    check_keys(config)
+    assert config["name"] == experiment
+    assert config["dataset"]["name"] == "synthetic"
+
+
+def test_the_matrix_holds_every_filter_and_nothing_else(tmp_path: Path) -> None:
+    """A defense that is added later is in it; a repair has to be named as left out."""
+    text = swept("matrix")["defense"]
+    left_out = set(text.removeprefix("glob(*,exclude=[").removesuffix("])").split(","))
+    names = {path.stem for path in (CONF / "defense").glob("*.yaml")}
+    filters = {name for name in names if is_filter(tmp_path, name)}
+    assert names - left_out == filters
+    assert left_out <= names
+
+
+def is_filter(root: Path, name: str) -> bool:
+    made = defense_of(configuration(root, f"defense={name}")["defense"])
+    return isinstance(made, Defense) and not isinstance(made, Keep)
+
+
+def test_recipes_of_the_augmentation_differ_in_augmentation_alone(tmp_path: Path) -> None:
+    names = swept("augmentation")["recipe"].split(",")
+    decides = [
+        Recipe.of(configuration(tmp_path, f"recipe={name}")["recipe"]).decides() for name in names
+    ]
+    augmentation = {"crop", "flip", "cutout", "mixup", "cutmix"}
+    plain = [{k: v for k, v in each.items() if k not in augmentation} for each in decides]
+    assert all(each == plain[0] for each in plain)
+    assert len({str(each) for each in decides}) == len(names) == 6
