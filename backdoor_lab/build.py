@@ -46,7 +46,7 @@ def build(where: str, config: dict[str, Any], kind: type[T]) -> T:
 
 
 def source_digest(made: object) -> str:
-    """A hash of the source of an object's class and of every class of ours that it builds on.
+    """A hash of the source of an object's class and of every module of ours that it builds on.
 
     Part of what decides a result: when the code of a trigger or a defense is edited, nothing
     that the old code made is taken for its work.
@@ -58,9 +58,21 @@ def source_digest(made: object) -> str:
 
 @functools.cache
 def _sources(cls: type) -> tuple[str, ...]:
-    names = dict.fromkeys(base.__module__ for base in cls.__mro__)
-    ours = (name for name in names if name.startswith("backdoor_lab."))
-    return tuple(inspect.getsource(importlib.import_module(name)) for name in ours)
+    names = {base.__module__ for base in cls.__mro__ if base.__module__.startswith("backdoor_lab.")}
+    waiting = list(names)
+    while waiting:
+        found = _used_by(waiting.pop()) - names
+        names |= found
+        waiting += found
+    return tuple(inspect.getsource(importlib.import_module(name)) for name in sorted(names))
+
+
+def _used_by(name: str) -> set[str]:
+    """The modules of attacks and defenses whose classes and functions a module has taken in."""
+    values = vars(importlib.import_module(name)).values()
+    modules = {str(getattr(value, "__module__", "")) for value in values}
+    rooms = ("backdoor_lab.attacks.", "backdoor_lab.defenses.")
+    return {module for module in modules if module.startswith(rooms)}
 
 
 def _nested(where: str, value: Any, kind: type[T]) -> Any:

@@ -7,9 +7,8 @@ from torch import Tensor
 
 from backdoor_lab import checks
 from backdoor_lab.defenses.base import Knowledge, Look, cut, suspects_by_size
+from backdoor_lab.defenses.gram import top_direction
 from backdoor_lab.defenses.principal import Principal, top_directions
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 class Spectral(Principal):
@@ -22,9 +21,7 @@ class Spectral(Principal):
 
     `rank`: how many top directions; the squared projections are added up. `rounds`: the budget
     is removed in so many equal shares, the direction taken anew from what is left; scores then
-    order by the round in which an example goes, and by tau within it. `precision` of the
-    decomposition: float32 is about twice as fast and agrees to 1e-5 of the largest score, so that
-    only examples whose scores are closer than that may change places at the cut.
+    order by the round in which an example goes, and by tau within it.
 
     ``classes=suspicious``: those whose `tail` along a top direction stands out among the
     classes; their plain variance differs too much between clean classes to tell anything. Of
@@ -40,7 +37,6 @@ class Spectral(Principal):
         *,
         rank: int = 1,
         rounds: int = 1,
-        precision: str = "float64",
         classes: str = "target",
         budget: str = "1.5eps",
         budget_cap: str | None = None,
@@ -49,20 +45,24 @@ class Spectral(Principal):
         super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
         self.rank = checks.whole("defense.rank", rank, low=1)
         self.rounds = checks.whole("defense.rounds", rounds, low=1)
-        self.dtype = DTYPES[checks.choice("defense.precision", precision, DTYPES)]
         self.centred = checks.flag("defense.centred", centred)
 
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
-        values = values.double()
-        mean = values.mean(dim=0)
-        centred = (values - mean).to(self.dtype)
-        _, directions = top_directions(centred, self.rank)
-        along = centred @ directions
-        tails = [tail(each) for each in along.double().T]
+        along, offset = self._projections(values)
+        tails = [tail(each) for each in along.T]
         if self.centred:
-            return Look(along.double().square().sum(dim=1), max(tails))
-        along = values.to(self.dtype) @ directions
-        return Look(along.double().square().sum(dim=1).sqrt(), max(tails))
+            return Look(along.square().sum(dim=1), max(tails))
+        return Look((along + offset).square().sum(dim=1).sqrt(), max(tails))
+
+    def _projections(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the centred rows on the top directions, float64 (n, rank), and of their mean."""
+        if self.rank == 1:
+            found = top_direction(values)
+            return found.along[:, None], found.along.new_tensor([found.offset])
+        mean = values.double().mean(dim=0)
+        centred = values.double() - mean
+        _, directions = top_directions(centred, self.rank)
+        return centred @ directions, mean @ directions
 
     def suspects(self, looks: dict[int, Look]) -> list[int]:
         return suspects_by_size(looks)

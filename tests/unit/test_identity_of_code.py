@@ -47,6 +47,18 @@ def test_a_trigger_is_known_by_its_code(monkeypatch: pytest.MonkeyPatch) -> None
     assert source_digest(Pattern()) != before[1]
 
 
+def test_a_defense_is_known_by_what_it_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions that are neither its own nor its base's, and what those call in turn."""
+    before = source_digest(Spectral())
+    for module in ("gram", "principal", "budget"):
+        with monkeypatch.context() as patch:
+            edited(patch, f"backdoor_lab.defenses.{module}")
+            assert source_digest(Spectral()) != before
+        build_module._sources.cache_clear()
+    edited(monkeypatch, "backdoor_lab.defenses.strip")
+    assert source_digest(Spectral()) == before
+
+
 def test_a_control_is_known_by_the_filter_it_copies(monkeypatch: pytest.MonkeyPatch) -> None:
     """`random` removes as many as another filter: that filter's code counts too."""
     before = source_digest(Random(like=Spectral()))
