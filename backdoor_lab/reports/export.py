@@ -83,12 +83,13 @@ def frame_of(sweeps: Sequence[Sweep]) -> pd.DataFrame:
         {"sweep": name} | _line(cell, told)
         for name, cell, told in zip(named, facts.cells, facts.of, strict=True)
     ]
-    frame = pd.DataFrame(lines, columns=_columns(lines), dtype=object)
-    whole = [name for name in frame if name in _WHOLE]
-    numbers = [name for name in frame if name in _NUMBERS or name.startswith(_NUMBER_FAMILIES)]
+    columns = _columns(lines)
+    frame = pd.DataFrame(lines, columns=columns, dtype=object)
+    whole = [name for name in columns if name in _WHOLE]
+    numbers = [name for name in columns if name in _NUMBERS or name.startswith(_NUMBER_FAMILIES)]
     frame[numbers] = frame[numbers].astype("float64")
     frame[whole] = frame[whole].astype("float64").round().astype("Int64")
-    text = [name for name in frame if name not in (*whole, *numbers)]
+    text = [name for name in columns if name not in (*whole, *numbers)]
     return frame.assign(**{n: frame[n].map(_text, na_action="ignore").astype("string")
                            for n in text})  # fmt: skip
 
