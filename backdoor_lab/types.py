@@ -66,12 +66,12 @@ class TrainingSet:
     def gather(self, where: Tensor) -> Tensor:
         """The images at positions `where` int64 (b,) of this set: uint8 (b, C, H, W)."""
         index = self.index[where]
-        images = self.base[index.clamp(max=len(self.base) - 1)]
+        images = self.base.index_select(0, index.clamp(max=len(self.base) - 1))
         if len(self.rows):
             # Without a look at how many there are: that would make a GPU wait.
             over = (index - len(self.base)).clamp(min=0)
             laid_over = (index >= len(self.base)).view(-1, 1, 1, 1)
-            images = torch.where(laid_over, self.rows[over], images)
+            images = torch.where(laid_over, self.rows.index_select(0, over), images)
         return images
 
     def stamped(self, where: Tensor) -> Tensor:

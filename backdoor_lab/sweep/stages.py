@@ -26,7 +26,7 @@ from backdoor_lab.seeds import derive, torch_generator
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
-from backdoor_lab.training.fit import Job, new_classifier
+from backdoor_lab.training.fit import Job, blank_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import (
     accuracy,
@@ -125,7 +125,7 @@ def train_stage(
         return {"weights": tensors_digest(weights), **where, **facts}
 
     entry = store.get(stage, inputs, make)
-    module = new_classifier(job, machine)
+    module = blank_classifier(job, machine)
     module.net.load_state_dict(read_tensors(entry.path / "weights.safetensors"))
     return module.eval(), entry
 
