@@ -45,7 +45,7 @@ from safetensors.torch import load_file
 
 net = torchvision.models.resnet18(num_classes=10)
 net.conv1 = torch.nn.Conv2d(3, 64, 3, padding=1, bias=False)  # stem "cifar": 3 x 3, stride 1,
-net.maxpool = torch.nn.Identity()                             # and no pooling
+net.maxpool = torch.nn.Identity()  # and no pooling
 net.load_state_dict(load_file("network.safetensors"))
 """
 IMAGES, LABELS = (torch.from_numpy(each) for each in draw(5, size=8, split="test", noise=12))
