@@ -182,6 +182,7 @@ def _conclude(folder: Path, asked: Sequence[Asked]) -> int:
         if state != "done":
             log.error("%s: %s", each.id, state or "missing")
     log.warning("%d of %d cells done: %s", done, len(asked), folder / "tables")
+    log.warning("open %s", folder / "index.html")
     if stopping.requested():
         raise Stopped("stopped on request; the same command goes on where this one stopped")
     return EXIT_DONE if done == len(asked) else EXIT_SOME_FAILED
