@@ -4,11 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 SWEEPS ?= multirun_reports
+RECIPE ?= report
 
-.PHONY: help demo smoke test torture bench bench-gpu tables figures pictures status lint clean
+# CIFAR-10 itself, downloaded on first use, or DATA=: a folder or archive of its images.
+ASKED = $(DATA:%=dataset=image_folder dataset.root=%) $(ARGS)
+
+.PHONY: help demo smoke reproduce reproduce-small test torture bench bench-gpu tables figures pictures status lint clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(READY): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -22,6 +26,12 @@ demo: $(READY)  ## the report's twelve cells on embedded data, and their two tab
 
 smoke: $(READY)  ## one cell on embedded data, about a minute
 	$(BIN)/python -m backdoor_lab experiment=smoke
+
+reproduce: $(READY)  ## the report's cells at full width, three seeds; or RECIPE=fast, DATA=ARCHIVE
+	$(BIN)/python -m backdoor_lab -m experiment=report recipe=$(RECIPE) hydra.sweep.dir=multirun_reports/report_$(RECIPE) $(ASKED)
+
+reproduce-small: $(READY)  ## the same on a network that two CPU cores can train; or DATA=ARCHIVE
+	$(BIN)/python -m backdoor_lab -m experiment=report_small hydra.sweep.dir=multirun_reports/report_small $(ASKED)
 
 test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

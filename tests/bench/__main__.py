@@ -9,6 +9,7 @@ them, the hardware, how busy it was, the versions and the date.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import time
 
@@ -41,4 +42,6 @@ def _bench(name: str) -> list[Figure]:
 
 
 if __name__ == "__main__":
+    # As the lab's own entry has it: else the threads of torch and NumPy wait for each other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main(sys.argv[1:]))

@@ -13,10 +13,11 @@ from scipy import stats
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 from test_reports_render import _latex_with_booktabs
 
-from backdoor_lab.compare import comparison_of, main
+from backdoor_lab.compare import main
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.reports import read_sweep
 from backdoor_lab.reports.compare_text import Comparison, grid, latex, markdown, page, sheet
+from backdoor_lab.reports.comparison import against_random, comparison_of
 from backdoor_lab.reports.pairs import Line
 
 SEEDS = range(4)

@@ -1,0 +1,86 @@
+"""Comparisons in pairs: of two sweeps, of a sweep with the report, of a sweep with itself."""
+
+from __future__ import annotations
+
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.reports.axes import CONFIG, SEED, Facts, config_names, known_names
+from backdoor_lab.reports.compare_notes import notes_of
+from backdoor_lab.reports.compare_text import Comparison
+from backdoor_lab.reports.measures import MEASURE
+from backdoor_lab.reports.options import names
+from backdoor_lab.reports.pairs import Side, lines_of, one_sweep, two_sweeps, with_report
+from backdoor_lab.reports.records import CHOICES
+from backdoor_lab.reports.reference import COLUMNS
+from backdoor_lab.reports.sweeps import Sweep
+
+DEFAULT = "nat2,asr2,pois_left"
+RANDOM = "random"
+AGAINST_RANDOM = "nat2,asr2,pois_left,auroc"
+
+
+def comparison_of(
+    sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
+    values: str = DEFAULT,
+) -> Comparison:  # fmt: skip
+    """Two sweeps, or one with the report, or one with itself by one of its choices. Raises
+    ConfigError for anything else, for unknown names, and where no two cells make a pair."""
+    if len(sweeps) + report + bool(by) != 2 or not sweeps or bool(by) != bool(base):
+        raise ConfigError(
+            "a comparison is of two sweep folders, or of one and the word reference, or of one"
+            " with by=NAME base=VALUE"
+        )
+    measures = names("values", values, COLUMNS if report else MEASURE)
+    if by:
+        return _within(sweeps[0], by, base, measures)
+    facts = Facts([cell for sweep in sweeps for cell in sweep.cells])
+    if report:
+        side, ours, other = with_report(facts), sweeps[0].name, "report"
+        paired_by = list(CHOICES)
+    else:
+        side, paired_by = two_sweeps(facts, len(sweeps[0].cells))
+        ours, other = _apart(*sweeps)
+    return _told(facts, [side], f"{ours} minus {other}", (ours, other), "", paired_by, measures)
+
+
+def _within(sweep: Sweep, by: str, base: str, measures: tuple[str, ...]) -> Comparison:
+    (name,) = names("by", by, _without_seed(known_names(sweep.cells)), config_names(sweep.cells))
+    facts = Facts(sweep.cells, [name])
+    sides, paired_by = one_sweep(facts, name, base)
+    title = f"{sweep.name}: every {name.removeprefix(CONFIG)} minus {base}"
+    return _told(facts, sides, title, ("value", base), name, paired_by, measures)
+
+
+def _without_seed(known: list[str]) -> list[str]:
+    return [name for name in known if name != SEED]
+
+
+def _apart(first: Sweep, second: Sweep) -> tuple[str, str]:
+    """Names that tell two sweeps apart."""
+    if first.name != second.name:
+        return first.name, second.name
+    return str(first.folder), str(second.folder)
+
+
+def _told(
+    facts: Facts, sides: list[Side], title: str, heads: tuple[str, str], by: str,
+    paired_by: list[str], measures: tuple[str, ...],
+) -> Comparison:  # fmt: skip
+    numbers = [pair.ours for side in sides for pair in side.pairs]
+    keys = {name: {facts.word(number, name) for number in numbers} for name in paired_by}
+    labels = tuple(name for name in paired_by if name != SEED and len(keys[name]) > 1)
+    lines = lines_of(facts, sides, labels, measures)
+    notes = notes_of(facts, sides, lines, [*labels, by], measures)
+    return Comparison(title, *heads, by, labels, lines, notes)
+
+
+def against_random(sweep: Sweep) -> Comparison | None:
+    """Every other defense of a sweep minus the control `random`, in pairs of the same attack and
+    seed. None where the sweep has no such pair, or no figure of it."""
+    defenses = {cell.choices["defense"] for cell in sweep.cells if cell.choices}
+    if RANDOM not in defenses or len(defenses) < 2:
+        return None
+    try:
+        found = comparison_of([sweep], by="defense", base=RANDOM, values=AGAINST_RANDOM)
+    except ConfigError:
+        return None
+    return found if found.lines else None

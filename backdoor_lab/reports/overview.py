@@ -1,0 +1,124 @@
+"""The tables that a sweep is shown in when nobody asks for others."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import batched
+
+from backdoor_lab.reports import render, wide_text
+from backdoor_lab.reports.axes import SEED, Facts
+from backdoor_lab.reports.layout import UNREADABLE
+from backdoor_lab.reports.markup import Grid
+from backdoor_lab.reports.records import CHOICES, Cell
+from backdoor_lab.reports.tables import MEASURES, Table
+from backdoor_lab.reports.wide import Layout, Wide, apart, build_wide
+from backdoor_lab.reports.wide_text import ACROSS
+
+Shown = Table | Wide
+
+MOST = 4
+"""Tables of the report's layout, and defenses in one of them, that a reader takes in at once."""
+ACROSS_WITH_INTERVALS = 8
+DEFENSE, SOURCE = "defense", "source"
+ATTACK = ("n_poisoned", "nat1", "asr1")
+AFTER = ("pois_left", "nat2", "asr2")
+FILTER = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")
+SAME = "Before the defense a network is the same whatever the defense; these are {}'s cells."
+
+
+def shown(cells: Sequence[Cell], tables: Sequence[Table]) -> list[Shown]:
+    """`tables`, which are the report's layout of these cells, or wide tables instead.
+
+    Wide ones where the report's layout makes more than MOST tables (one for each trigger, model,
+    …), or where one of them has more than MOST defenses, or where no done cell was retrained, so
+    that Nat2 and ASR2 would be empty. Their axes are all choices that differ but the seed. Of
+    several, the one with the fewest values but the defense makes the columns; the others make the
+    rows, the defense first, so that defenses compete down a column. Measures that some done cell
+    has stand side by side up to ACROSS figures in a line (ACROSS_WITH_INTERVALS with several
+    seeds), then in tables of their own. Where the defense is an axis, what was measured before it
+    has a table with one line for each attack.
+    """
+    if not (_crowded(tables) or _without_retraining(cells)):
+        return list(tables)
+    return list(_wide([cell for cell in cells if cell.choices]))
+
+
+def kept(cells: Sequence[Cell], tables: Sequence[Table]) -> list[Table]:
+    """Those of `tables` that are written: all, but where wide ones are shown instead only those
+    with cells of the reproduced report, which stand beside its figures there alone."""
+    if shown(cells, tables) == list(tables):
+        return list(tables)
+    return [table for table in tables if table.compared]
+
+
+def grids(table: Shown) -> list[Grid]:
+    """A table of either kind as text."""
+    return render.grids(table) if isinstance(table, Table) else wide_text.grids(table)
+
+
+def markdown(table: Shown) -> str:
+    """A table of either kind as aligned Markdown."""
+    return render.markdown(table) if isinstance(table, Table) else wide_text.markdown(table)
+
+
+def _crowded(tables: Sequence[Table]) -> bool:
+    readable = [table for table in tables if table.traits.get("trigger") != UNREADABLE]
+    defenses = [len({row.defense for row in table.rows}) for table in readable]
+    return len(readable) > MOST or max(defenses, default=0) > MOST
+
+
+def _without_retraining(cells: Sequence[Cell]) -> bool:
+    done = [cell.numbers for cell in cells if cell.done and cell.choices]
+    return bool(done) and not any("nat2" in each or "asr2" in each for each in done)
+
+
+def _wide(cells: Sequence[Cell]) -> Iterator[Wide]:
+    facts = Facts(cells)
+    axes = _axes(facts)
+    attack = tuple(name for name in axes if name != DEFENSE)
+    if len(attack) < len(axes):
+        yield from _before(cells, attack)
+    columns = (min(attack, key=lambda name: len(facts.values(name))),) if len(axes) > 1 else ()
+    rows = (*[DEFENSE] * (DEFENSE in axes), *(name for name in attack if name not in columns))
+    values = (*AFTER, *FILTER) if DEFENSE in axes else (*MEASURES, *FILTER)
+    groups = [[name for name in group if _known(cells, name)] for group in _grouped(values)]
+    across = ACROSS if len(facts.values(SEED)) == 1 else ACROSS_WITH_INTERVALS
+    fit = max(1, across // max(1, *(len(facts.values(name)) for name in columns), 1))
+    if sum(map(len, groups)) <= fit:
+        groups = [[name for group in groups for name in group]]
+    for group in groups:
+        tables = -(-len(group) // fit)
+        for part in batched(group, max(1, -(-len(group) // max(1, tables)))):
+            yield from build_wide(cells, Layout(rows or ("trigger",), columns, part))
+
+
+def _axes(facts: Facts) -> list[str]:
+    """The choices that differ, and whatever else would set tables apart."""
+    told = [name for name in CHOICES if name not in (SEED, SOURCE)]
+    varied = [name for name in told if len(facts.values(name)) > 1]
+    others = apart(facts, Layout(tuple(varied)))
+    return [*varied, *(name for name in others if len(facts.values(name)) > 1)]
+
+
+def _grouped(values: Sequence[str]) -> list[list[str]]:
+    """What networks do, and what the filter finds."""
+    filtered = [name for name in values if name in FILTER]
+    return [[name for name in values if name not in FILTER], filtered]
+
+
+def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[Wide]:
+    """What was measured before the defense, from the cells of the defense with the most done."""
+    done = Counter(cell.choices[DEFENSE] for cell in cells if cell.done)
+    if not done:
+        return
+    name = max(done, key=done.__getitem__)
+    mine = [cell for cell in cells if cell.choices[DEFENSE] == name]
+    values = tuple(value for value in ATTACK if _known(mine, value))
+    for table in build_wide(mine, Layout(attack or ("trigger",), (), values)) if values else []:
+        yield replace(table, notes=[SAME.format(name), *table.notes])
+
+
+def _known(cells: Sequence[Cell], name: str) -> bool:
+    return any(cell.done and name in cell.numbers for cell in cells)
