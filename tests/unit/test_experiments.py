@@ -1,7 +1,8 @@
-"""The experiments on defenses: what they sweep over is what there is."""
+"""The experiments: what they sweep over is what there is."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from omegaconf import OmegaConf
 
 from backdoor_lab.defenses.base import Defense
 from backdoor_lab.defenses.none import Keep
+from backdoor_lab.reports.reference import lookup
 from backdoor_lab.sweep.cell import check_keys, defense_of
 from backdoor_lab.training.recipe import Recipe
 
@@ -31,14 +33,31 @@ def test_an_experiment_composes(experiment: str, tmp_path: Path) -> None:
     assert config["dataset"]["name"] == "synthetic"
 
 
-def test_the_matrix_holds_every_filter_and_nothing_else(tmp_path: Path) -> None:
+@pytest.mark.parametrize("experiment", ["matrix", "photographs"])
+def test_a_comparison_holds_every_filter_and_nothing_else(experiment: str, tmp_path: Path) -> None:
     """A defense that is added later is in it; a repair has to be named as left out."""
-    text = swept("matrix")["defense"]
+    text = swept(experiment)["defense"]
     left_out = set(text.removeprefix("glob(*,exclude=[").removesuffix("])").split(","))
     names = {path.stem for path in (CONF / "defense").glob("*.yaml")}
     filters = {name for name in names if is_filter(tmp_path, name)}
     assert names - left_out == filters
     assert left_out <= names
+
+
+@pytest.mark.parametrize("experiment", ["report", "report_small"])
+def test_the_report_is_all_its_cells_beside_the_controls(experiment: str, tmp_path: Path) -> None:
+    config = configuration(tmp_path, f"experiment={experiment}")
+    check_keys(config)
+    assert config["name"] == experiment
+    assert config["protocol"]["name"] == "group13"
+    asked = {key: str(value).split(",") for key, value in swept(experiment).items()}
+    cells = set(itertools.product(asked["trigger"], asked["target"], asked["ratio"]))
+    assert len(cells) == 12
+    assert all(lookup(*cell) for cell in cells)
+    assert asked["defense"] == ["spectral", "none", "random", "oracle"]
+    assert asked["seed"] == ["0", "1", "2"]
+    # One seed with the report's filter is done before anything else.
+    assert list(asked)[:2] == ["seed", "defense"]
 
 
 def is_filter(root: Path, name: str) -> bool:
