@@ -63,5 +63,6 @@ class AblUnlearning(Unlearning):
         lr, momentum, decay = as_trained(material)
         batches = training_batches(material, good, then, "training on")
         train(network, batches, (lr / 10, momentum, decay))
-        self.unlearn(network, material, bad, good, self.unlearning_epochs, self.unlearning_lr)
+        epochs, lr = self.unlearning_epochs, self.unlearning_lr
+        self.unlearn_beside(network, material, bad, good, epochs, lr)
         return network, {"isolated": len(bad), "of": len(losses), "epochs": [first, then]}

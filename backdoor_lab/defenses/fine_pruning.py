@@ -14,11 +14,15 @@ class FinePruning(Repair):
     """Prunes the dormant channels of the attacked network and trains on with clean images.
 
     Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
-    Networks", RAID 2018, sections 3.2 and 3.3. The channels that feed the last linear layer,
+    Networks", RAID 2018, section 3. The channels that feed the last linear layer,
     which in a ResNet are those of the last convolutions after pooling, are cut off in the order
     of their mean absolute activation on held-out clean images, least first, for as long as the
     accuracy on these falls by no more than `drop`. Then `epochs` passes of SGD over them with
     rate `lr`; pruned channels stay cut off.
+
+    It rests on channels that only the trigger wakes. Where a triggered image has the very features
+    of its target class there are none in this layer, and pruning ends the attack no sooner than
+    the accuracy; held-out images that are fitted already give fine-tuning no gradient.
     """
 
     def __init__(

@@ -188,12 +188,14 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
 
 
 def training_batches(
-    material: Material, where: Tensor, epochs: int, purpose: str
+    material: Material, where: Tensor, epochs: int, purpose: str, *, augmented: bool = True
 ) -> Iterator[Batch]:
-    """Augmented batches of the training images at `where` with their labels, for `epochs`
-    passes, on the device."""
+    """Batches of the training images at `where` with their labels, for `epochs` passes, on the
+    device; augmented as in training, or not at all."""
     order = material.generator(purpose, "order")
-    augment = material.generator(purpose, "augmentation", device=material.device)
+    augment = None
+    if augmented:
+        augment = material.generator(purpose, "augmentation", device=material.device)
     for _ in range(epochs):
         for part in shuffled(len(where), material.practice.batch, order):
             at = where[part]

@@ -13,7 +13,8 @@ from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, train
 
 SURE = 0.99
-PATIENCE = 10
+ROUND = 10
+"""Batches after which a trigger is judged and λ changed."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,15 @@ class NeuralCleanse(Repair):
     Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
     Backdoor Attacks in Neural Networks", IEEE S&P 2019, sections IV and VI. For each class the
     mask and pattern minimise cross-entropy + λ |mask| over held-out clean images by `steps`
-    steps of Adam from a half-covering grey; every ten steps λ grows when 99 % of the images
-    followed and shrinks when not, and the smallest mask with which a batch followed is kept. A
+    steps of Adam from a half-covering grey; every ten steps λ grows when 99 % of their images
+    followed and shrinks when not, and the smallest mask with which they followed is kept. A
     class is suspicious when its size lies below the median with an anomaly index
     |size - median| / (1.4826 MAD) above `threshold`. Then `epochs` passes of SGD with rate `lr`
     over the clean images, a share `patched` of which carry the smallest suspicious trigger under
     their true label. Without a suspicious class the network stays as it is.
+
+    `threshold` and `patched` are the paper's. Its one pass is over a tenth of the training set:
+    the few held-out images are passed over ten times instead.
 
     The notes give the size and index of every class, and the `target` it was taken to be.
     """
@@ -114,7 +118,7 @@ def reverse(network: nn.Module, material: Material, label: int, steps: int) -> R
     generator = material.generator("reversed", label)
     values = torch.zeros(1 + channels, height, width, device=material.device, requires_grad=True)
     adam = torch.optim.Adam([values], lr=0.1, betas=(0.5, 0.9))
-    weight, best, followed = 1e-3, None, 0.0
+    weight, best, followed = 1e-3, None, []
     for step in range(1, steps + 1):
         stopping.check()
         chosen = torch.randint(len(clean), (min(size, len(clean)),), generator=generator)
@@ -124,14 +128,14 @@ def reverse(network: nn.Module, material: Material, label: int, steps: int) -> R
             wanted = torch.full((len(said),), label, device=said.device)
             loss = F.cross_entropy(said, wanted) + weight * trigger.mask.sum()
             (values.grad,) = torch.autograd.grad(loss, values)
-        success = float((said.argmax(dim=1) == label).double().mean())
-        current = Reversed(trigger.mask.detach(), trigger.pattern.detach(), success)
-        if best is None or better(current, best):
-            best = current
+        followed.append(float((said.argmax(dim=1) == label).double().mean()))
+        if step % ROUND == 0 or step == steps:
+            success = sum(followed) / len(followed)
+            current = Reversed(trigger.mask.detach(), trigger.pattern.detach(), success)
+            if best is None or better(current, best):
+                best = current
+            weight, followed = weight * (1.5 if success >= SURE else 1.5**-1.5), []
         adam.step()
-        followed += success / PATIENCE
-        if step % PATIENCE == 0:
-            weight, followed = weight * (1.5 if followed >= SURE else 1.5**-1.5), 0.0
     assert best is not None
     return best
 

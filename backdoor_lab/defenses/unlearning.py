@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import Batch, Repair, apart, shuffled, train
+from backdoor_lab.defenses.networks import Batch, Repair, apart, shuffled, train, training_batches
 
 
 class Unlearning(Repair):
@@ -17,7 +18,7 @@ class Unlearning(Repair):
     needs_clean = False
 
     @staticmethod
-    def unlearn(
+    def unlearn_beside(
         network: nn.Module, material: Material, bad: Tensor, good: Tensor, epochs: int, lr: float
     ) -> None:
         """Descends the cross-entropy of `good` and the `unlikelihood` of `bad` by SGD with rate
@@ -27,6 +28,28 @@ class Unlearning(Repair):
         batches = beside(material, bad, good, size, epochs)
         rates = lr, material.practice.momentum, material.practice.weight_decay
         train(network, batches, rates, loss=apart(size), frozen_statistics=True)
+
+    @staticmethod
+    def unlearn_in_turn(
+        network: nn.Module, material: Material, bad: Tensor, good: Tensor, epochs: int, lr: float
+    ) -> None:
+        """In each of `epochs` passes ascends the cross-entropy of the training images at
+        positions `bad`, then descends that of `good`, by SGD with rate `lr`. The statistics of
+        batch normalisation follow. Raises Diverged when a loss is not finite."""
+        sign = 1.0
+
+        def batches() -> Iterator[Batch]:
+            nonlocal sign
+            for number in range(epochs):
+                for where, sign in ((bad, -1.0), (good, 1.0)):
+                    purpose = f"unlearning {number} {sign}"
+                    yield from training_batches(material, where, 1, purpose)
+
+        def loss(said: Tensor, labels: Tensor) -> Tensor:
+            return sign * F.cross_entropy(said, labels)
+
+        rates = lr, material.practice.momentum, material.practice.weight_decay
+        train(network, batches(), rates, loss=loss)
 
 
 def beside(

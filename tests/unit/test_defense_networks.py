@@ -16,7 +16,7 @@ from backdoor_lab.defenses.asset import Asset
 from backdoor_lab.defenses.base import Knowledge
 from backdoor_lab.defenses.confusion import Confusion, weighed, wrong_labels
 from backdoor_lab.defenses.curves import auroc
-from backdoor_lab.defenses.d_br import sensitivity
+from backdoor_lab.defenses.d_br import sensitivity, transformed
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import (
     NetworkFilter,
@@ -224,8 +224,31 @@ class Column(nn.Module):
         return said
 
 
-def test_sensitivity_to_a_half_turn_by_hand() -> None:
-    """|f(x) - f(turned x)|² where f reads the pixels: 0 for a symmetric image."""
-    images = torch.tensor([[1, 2, 2, 1], [5, 0, 0, 0]], dtype=torch.uint8).view(2, 1, 2, 2)
+def test_sensitivity_by_hand() -> None:
+    """|f(x) - f(t(x))|² where f reads the pixels; a black image has nothing that moves."""
+    images = torch.tensor([[0, 0, 0, 0], [5, 0, 0, 0]], dtype=torch.uint8).view(2, 1, 2, 2)
     given = material(images, torch.tensor([0, 1]))
-    assert sensitivity(Column(), given).tolist() == [0.0, 50.0]
+    draw = given.generator("transformation")
+    turns, shifts = torch.rand(2, generator=draw), torch.rand(2, 2, generator=draw)
+    moved = transformed(images, 360 * turns - 180, 0.4 * shifts - 0.2)
+    expected = (images - moved).square().sum(dim=(1, 2, 3))
+    assert sensitivity(Column(), given).tolist() == expected.tolist()
+    assert expected[0] == 0
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 2, 4, 6)])
+def test_turns_and_shifts_move_pixels(shape: tuple[int, ...]) -> None:
+    images = torch.arange(math.prod(shape), dtype=torch.uint8).view(shape)
+    none, half = torch.zeros(1), torch.full((1,), 180.0)
+    still, right = torch.zeros(1, 2), torch.tensor([[1 / shape[3], 0]])
+    assert torch.equal(transformed(images, none, still), images.float())
+    assert torch.equal(transformed(images, half, still), images.flip((2, 3)).float())
+    moved = transformed(images, none, right)
+    assert torch.equal(moved[..., 1:], images[..., :-1].float())
+    assert not moved[..., 0].any()
+
+
+def test_a_quarter_turn_of_a_square() -> None:
+    images = torch.arange(25, dtype=torch.uint8).view(1, 1, 5, 5)
+    found = transformed(images, torch.full((1,), 90.0), torch.zeros(1, 2))
+    assert torch.equal(found, images.rot90(-1, (2, 3)).float())

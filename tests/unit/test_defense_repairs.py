@@ -10,10 +10,10 @@ from materials import PRACTICE, Small, hidden, linear, material
 from torch import Tensor, nn
 
 from backdoor_lab.defenses.abl_unlearning import AblUnlearning
-from backdoor_lab.defenses.anp import Anp
-from backdoor_lab.defenses.d_br import DBr
+from backdoor_lab.defenses.anp import Anp, drawn
+from backdoor_lab.defenses.d_br import DBr, sensitivity
 from backdoor_lab.defenses.fine_pruning import FinePruning, dormant
-from backdoor_lab.defenses.networks import head
+from backdoor_lab.defenses.networks import head, train, training_batches
 from backdoor_lab.defenses.neural_cleanse import NeuralCleanse, Reversed, anomaly
 from backdoor_lab.errors import ConfigError
 
@@ -150,18 +150,20 @@ def noise(n: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(network: Small, images: Tensor, m: Tensor, d: Tensor, x: Tensor) -> Tensor:
-    """The network's logits with (m + d) γ and (1 + x) β, written out."""
+    """The network's logits with (m + d) γ and (1 + x) β under the batch's own statistics."""
     first, norm, _, last = network.body
     values = first(images.flatten(1).float() / 255)
-    standard = (values - norm.running_mean) / (norm.running_var + norm.eps).sqrt()
+    mean, variance = values.mean(dim=0), values.var(dim=0, unbiased=False)
+    standard = (values - mean) / (variance + norm.eps).sqrt()
     return last((standard * (m + d) * norm.weight + (1 + x) * norm.bias).relu())
 
 
 def test_one_step_of_anp_by_hand() -> None:
     """A second implementation: disturb by one signed step, then descend the weighted loss."""
     torch.manual_seed(0)
-    network, (images, labels) = normed(), noise()
-    given = material(images, labels, network=network, clean=(images, labels))
+    network, clean = normed(), noise()
+    given = material(*clean, network=network, clean=clean)
+    ((images, labels),) = drawn(given, 1)
     m = torch.ones(12, requires_grad=True)
     d, x = torch.zeros(12, requires_grad=True), torch.zeros(12, requires_grad=True)
     worse = F.cross_entropy(by_hand(network, images, m, d, x), labels)
@@ -170,17 +172,17 @@ def test_one_step_of_anp_by_hand() -> None:
     total = 0.2 * F.cross_entropy(by_hand(network, images, m, still, still), labels)
     total = total + 0.8 * F.cross_entropy(by_hand(network, images, m, *steps), labels)
     (gradient,) = torch.autograd.grad(total, m)
-    anp = Anp(eps=0.4, alpha=0.2, lr=0.5, epochs=1)
-    (mask,) = anp.masks(network, [("body.1", network.body[1])], given)
+    (mask,) = Anp(eps=0.4, alpha=0.2, lr=0.5, steps=1).masks(given)
     assert torch.allclose(mask, (1 - 0.5 * gradient).clamp(0, 1), atol=1e-6)
 
 
 @pytest.mark.parametrize("lr", [0.1, 50.0])
 def test_masks_stay_bounded_and_prune_what_is_below(lr: float) -> None:
+    """All else stays, the running statistics too."""
     network, (images, labels) = normed(), noise()
     given = material(images, labels, network=network, clean=(images, labels))
-    anp = Anp(lr=lr, epochs=4, threshold=0.99)
-    (mask,) = anp.masks(network, [("body.1", network.body[1])], given)
+    anp = Anp(lr=lr, steps=4, threshold=0.99)
+    (mask,) = anp.masks(given)
     assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
     pruned, notes = anp.repair(given)
     gone = mask < 0.99
@@ -188,20 +190,57 @@ def test_masks_stay_bounded_and_prune_what_is_below(lr: float) -> None:
     assert bool((weight[gone] == 0).all())
     assert torch.equal(weight[~gone], network.body[1].weight[~gone])
     assert notes == {"pruned": int(gone.sum()), "of": 12}
-    assert torch.equal(pruned.body[1].bias, network.body[1].bias)
+    before, after = network.state_dict(), pruned.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before if key != "body.1.weight")
 
 
 def test_without_a_disturbed_part_the_disturbance_is_of_no_matter() -> None:
     images, labels = noise()
-    network = normed()
-    given = material(images, labels, network=network, clean=(images, labels))
-    first, second = (
-        Anp(alpha=1.0, eps=eps, epochs=2).masks(network, [("body.1", network.body[1])], given)[0]
-        for eps in (0.0, 0.9)
-    )
+    given = material(images, labels, network=normed(), clean=(images, labels))
+    first, second = (Anp(alpha=1.0, eps=eps, steps=2).masks(given)[0] for eps in (0.0, 0.9))
     assert torch.equal(first, second)
-    third = Anp(alpha=0.0, eps=0.9, epochs=2).masks(network, [("body.1", network.body[1])], given)
-    assert not torch.equal(first, third[0])
+    (third,) = Anp(alpha=0.0, eps=0.9, steps=2).masks(given)
+    assert not torch.equal(first, third)
+
+
+def gated() -> Small:
+    """Channels 0 and 1 tell two classes by their pixel. Channel 2 sees the last pixel: what
+    clean images vary there passes its threshold little, a full pixel carries them to class 1."""
+    first, norm, last = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(3))
+        first.bias.zero_()
+        norm.bias.copy_(torch.tensor([1.0, 1.0, -1.0]))
+        last.weight.copy_(torch.tensor([[3.0, 0, 0], [0, 3.0, 6.0]]))
+        last.bias.zero_()
+        images, _ = faint()
+        values = images.flatten(1).float() / 255
+        norm.running_mean.copy_(values.mean(dim=0))
+        norm.running_var.copy_(values.var(dim=0))
+    return Small(nn.Sequential(first, norm, nn.ReLU(), last)).eval()
+
+
+def faint(n: int = 80) -> tuple[Tensor, Tensor]:
+    """Pixel y bright for class y, the last pixel evenly from 0 to 19."""
+    labels = torch.arange(n) % 2
+    images = torch.zeros(n, 3, dtype=torch.uint8)
+    images[torch.arange(n), labels] = 200
+    images[:, 2] = (torch.arange(n) // 2) % 20
+    return images.view(n, 1, 1, 3), labels
+
+
+def test_anp_prunes_the_channel_that_carries_the_trigger() -> None:
+    """It is asleep enough for the clean images, and the one that disturbance wakes."""
+    images, labels = faint()
+    given = material(images, labels, network=gated(), clean=(images, labels))
+    triggered = images.clone()
+    triggered[..., -1] = 255
+    assert torch.equal(given.network()(images).argmax(dim=1), labels)
+    assert bool((given.network()(triggered).argmax(dim=1) == 1).all())
+    network, notes = Anp(steps=300).repair(given)
+    assert notes == {"pruned": 1, "of": 3}
+    assert network.body[1].weight.tolist() == [1, 1, 0]
+    assert torch.equal(network(triggered).argmax(dim=1), labels)
 
 
 def test_anp_needs_batch_normalisation() -> None:
@@ -249,3 +288,53 @@ def test_the_recipe_says_how_long() -> None:
 def test_shares_of_one_set_are_not_more_than_it() -> None:
     with pytest.raises(ConfigError, match="shares of one set"):
         DBr(clean=0.7, poison=0.4)
+
+
+def test_unlearning_in_turn_by_hand() -> None:
+    """One step up the loss of the one batch, one down that of the other, with one momentum."""
+    images, labels = noise(32)
+    network = linear(12, 3)
+    given = material(images, labels, network=network)
+    bad, good = torch.arange(16), torch.arange(16, 32)
+    DBr().unlearn_in_turn(network, given, bad, good, 1, 0.1)
+    expected = linear(12, 3)
+    sgd = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=PRACTICE.momentum)
+    for sign, where in ((-1, bad), (1, good)):
+        sgd.zero_grad()
+        (sign * F.cross_entropy(expected(images[where]), labels[where])).backward()
+        sgd.step()
+    for one, other in zip(network.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def cornered(n: int = 160, poison: int = 16) -> tuple[Tensor, Tensor]:
+    """Black and dark images, the same wherever one looks, then dark ones whose last pixel is full
+    and that are labelled black."""
+    generator = torch.Generator().manual_seed(6)
+    labels = torch.arange(n + poison) % 2
+    labels[n:] = 1
+    images = torch.randint(0, 20, (n + poison, 1, 6, 6), generator=generator)
+    images = (images + 30 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    images[n:, :, -1, -1] = 255
+    labels[n:] = 0
+    return images, labels
+
+
+def test_d_br_tells_a_trigger_by_what_moves_and_unlearns_it() -> None:
+    """The corner is lost in a turn, the brightness is not."""
+    images, labels = cornered()
+    everything = torch.arange(len(labels))
+    bare = material(images, labels)
+    attacked = train(hidden(36, 2), training_batches(bare, everything, 40, "t"), (0.1, 0.9, 0.0))
+    assert sensitivity(attacked, bare)[160:].min() > sensitivity(attacked, bare)[:160].max()
+    given = material(images, labels, network=attacked)
+    network, notes = DBr(clean=0.8, poison=0.09, epochs=10, lr=0.02).repair(given)
+    assert notes == {"clean": 141, "poison": 16, "of": 176}
+    triggered = images[1:160:2].clone()
+    triggered[..., -1, -1] = 255
+    success = [
+        float((net(triggered).argmax(1) == 0).double().mean()) for net in (attacked, network)
+    ]
+    assert success[0] > 0.9
+    assert success[1] < 0.1
+    assert float((network(images[:160]).argmax(1) == labels[:160]).double().mean()) > 0.95
