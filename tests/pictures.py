@@ -19,8 +19,9 @@ from backdoor_lab.figures.cells import Whole
 from backdoor_lab.figures.sheet import sheet
 from backdoor_lab.figures.style import save
 from backdoor_lab.reports.page import write_page
-from backdoor_lab.reports.stored import Shelf, find_store, raw_records
+from backdoor_lab.reports.stored import Shelf, raw_records
 from backdoor_lab.reports.sweeps import read_sweep
+from backdoor_lab.reports.whereabouts import find_store
 
 sys.path.insert(0, str(Path(__file__).with_name("unit")))
 from browser import chromium

@@ -17,9 +17,10 @@ from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, La
 from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
 from backdoor_lab.reports.layout import slug
 from backdoor_lab.reports.markup import plain
-from backdoor_lab.reports.stored import Shelf, find_store, raw_records
+from backdoor_lab.reports.stored import Shelf, raw_records
 from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import printing
+from backdoor_lab.reports.whereabouts import find_store
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

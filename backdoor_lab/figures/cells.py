@@ -32,8 +32,8 @@ Array = NDArray[Any]
 Record = dict[str, Any]
 Named = tuple[str, "Figure"]
 PAIRS, BASE, MOST_BARS = 32, 1000, 40
-STAGES = ("prepare", "surrogate", "poison", "train", "measure1", "extract", "filter", "retrain",
-          "measure2")  # fmt: skip
+STAGES = ("prepare", "surrogate", "poison", "train", "measure1", "autoencoder", "clean", "extract",
+          "filter", "repair", "retrain", "measure2")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,8 @@ def losses_of(shelf: Shelf, record: Record) -> dict[str, Array]:
 
 
 def steps(record: Record) -> list[tuple[str, list[str]]]:
-    """The stages of a done record with its counts, for `course.pipeline`."""
+    """The stages of a done record with its counts, for `course.pipeline`: a repair in place of the
+    filter and the retraining, nothing after the filter where no network was retrained."""
     counts, chosen = _part(record, "counts"), _part(record, "choices")
     epochs = _part(record, "config", "recipe").get("epochs", "?")
 
@@ -132,11 +133,14 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
         value = record.get(name)
         return f"{100 * value:.2f} %" if isinstance(value, (int, float)) else "–"
 
+    every = _part(record, "protocol").get("labels") == "all_to_all"
+    target = "the next class" if every else chosen.get("target")
+    after = [f"Nat {figure('nat2')}", f"ASR {figure('asr2')}"]
     left = f"{counts.get('pois_left', '?')} of {counts.get('n_poisoned', '?')} poison left"
     auroc = _part(record, "detection").get("auroc")
     told = [
         ("load", [str(chosen.get("dataset")), f"{counts.get('n_clean', '?')} images"]),
-        ("poison", [f"{chosen.get('trigger')} → {chosen.get('target')}",
+        ("poison", [f"{chosen.get('trigger')} → {target}",
                     f"{counts.get('n_poisoned', '?')} poisoned",
                     f"{counts.get('n_train', '?')} in all"]),
         ("train", [str(chosen.get("model")), f"{epochs} epochs",
@@ -145,8 +149,12 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
                      f"of {counts.get('n_train', '?')} images"]),
         ("filter", [str(chosen.get("defense")), f"{counts.get('n_removed', '?')} removed", left,
                     f"AUROC {auroc:.3f}" if isinstance(auroc, float) else ""]),
-        ("retrain", ["from scratch", f"Nat {figure('nat2')}", f"ASR {figure('asr2')}"]),
+        ("retrain", ["from scratch", *after]),
     ]  # fmt: skip
+    if "repair" in _part(record, "run", "stages"):
+        told[-2:] = [("repair", [str(chosen.get("defense")), *after])]
+    elif record.get("nat2") is None:
+        told.pop()
     return [(stage, [short(line) for line in lines]) for stage, lines in told]
 
 
@@ -244,10 +252,11 @@ def trained_clean(whole: Whole, like: Record) -> tuple[str, Record, str] | None:
             cell.choices.get(n) == _part(like, "choices").get(n) for n in ("dataset", "model")
         )
         covers = _part(record, "counts").get("covers_left") or 0
+        again = "nat2" in cell.numbers
         tests: list[tuple[bool, str, str]] = [
             (cell.choices["ratio"] == 0, "ratio 0", "train"),
-            (cell.choices["defense"] == "oracle", "oracle's retraining", "retrain"),
-            (True, f"{cell.choices['defense']}'s retraining", "retrain"),
+            (again and cell.choices["defense"] == "oracle", "oracle's retraining", "retrain"),
+            (again, f"{cell.choices['defense']}'s retraining", "retrain"),
         ]
         pure = same and cell.numbers.get("pois_left") == 0 and not covers
         for rank, (fits, name, stage) in enumerate(tests):

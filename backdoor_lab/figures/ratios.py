@@ -27,8 +27,8 @@ _APART = 0.012
 
 @dataclass(frozen=True)
 class Series:
-    """One line: at each of `ratios` float64 (k,) the mean in percent and half its 95 % interval,
-    NaN where only one seed is known."""
+    """One line: at each of `ratios` float64 (k,), in percent or a number of images, the mean in
+    percent and half its 95 % interval, NaN where only one seed is known."""
 
     name: str
     ratios: Array
@@ -38,10 +38,11 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One target class: the lines of each measure (a key of MEASURES)."""
+    """One target class: the lines of each measure (a key of MEASURES), against `axis`."""
 
     title: str
     lines: dict[str, list[Series]]
+    axis: str = "poison ratio in %"
 
 
 @styled
@@ -57,7 +58,7 @@ def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
             draw_lines(grid[place][column], panel.lines[measure])
         grid[0][column].set_title(panel.title)
         grid[0][column].set_ylim(-4, 104)
-        grid[-1][column].set_xlabel("poison ratio in %")
+        grid[-1][column].set_xlabel(panel.axis)
     for place, name in enumerate(MEASURES.values()):
         grid[place][0].set_ylabel(name)
     figure.suptitle(short(title))
@@ -68,44 +69,49 @@ def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
 def draw_lines(axes: Axes, lines: Sequence[Series]) -> None:
     """Each of `lines` with its intervals."""
     known = np.concatenate([each.ratios for each in lines] or [np.zeros(1)])
-    width = float(np.ptp(known)) or max(float(known.max()), 0.01)
+    width = float(np.ptp(known)) or max(float(known.max()), 1.0)
     for number, each in enumerate(lines):
         color, marker, line = mark(number)
         aside = (number - (len(lines) - 1) / 2) * _APART * width
         axes.errorbar(
-            100 * (each.ratios + aside), each.means, each.halves, color=color, marker=marker,
+            each.ratios + aside, each.means, each.halves, color=color, marker=marker,
             linestyle=line, capsize=2.5, label=each.name,
         )  # fmt: skip
-    axes.set_xticks(100 * np.unique(known))
-    axes.set_xlim(100 * (known.min() - 0.15 * width), 100 * (known.max() + 0.15 * width))
+    axes.set_xticks(np.unique(known))
+    axes.set_xlim(known.min() - 0.15 * width, known.max() + 0.15 * width)
 
 
 def panels(group: Group) -> list[Panel]:
-    """The panels of one table's cells, a target class each, from its done cells."""
+    """The panels of one table's cells, a target class each, from its done cells. Against the ratio
+    in percent, or where the protocol counts poison, against the number of images."""
+    counted = group.traits.get("protocol.ratio_of") == "count"
+    axis = "poisoned images" if counted else Panel.axis
     by_target: dict[str, list[Cell]] = defaultdict(list)
     for cell in group.cells:
         if cell.done and cell.choices:
             by_target[str(cell.choices["target"])].append(cell)
     return [
         Panel(
-            short(f"{group.trigger} → {target}"), {name: _series(cells, name) for name in MEASURES}
+            short(f"{group.trigger} → {target}"),
+            {name: _series(cells, name, 1 if counted else 100) for name in MEASURES},
+            axis,
         )
         for target, cells in by_target.items()
     ]
 
 
-def _series(cells: Sequence[Cell], measure: str) -> list[Series]:
+def _series(cells: Sequence[Cell], measure: str, scale: int) -> list[Series]:
     """Before any defense, each seed once however many defenses share its network; then the
-    defenses in the order of the sweep."""
+    defenses in the order of the sweep. The axis shows `scale` times the ratio."""
     before: dict[tuple[float, int], list[float]] = defaultdict(list)
     after: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
         chosen = cell.choices
         if f"{measure}1" in cell.numbers:
-            key = float(chosen["ratio"]), chosen["seed"]
+            key = scale * float(chosen["ratio"]), chosen["seed"]
             before[key].append(cell.numbers[f"{measure}1"])
         if f"{measure}2" in cell.numbers:
-            values = after[str(chosen["defense"])][float(chosen["ratio"])]
+            values = after[str(chosen["defense"])][scale * float(chosen["ratio"])]
             values.append(cell.numbers[f"{measure}2"])
     first: dict[float, list[float]] = defaultdict(list)
     for (ratio, _), values in before.items():

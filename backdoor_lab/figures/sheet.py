@@ -57,7 +57,7 @@ def _drawn(whole: Whole, name: str, record: dict[str, Any], found: Material) -> 
     panel = panels(split([cell for cell, _ in whole.done()])[0])[0]
     axes = below.subplots()
     draw_lines(axes, panel.lines["asr"])
-    axes.set(title=panel.title, xlabel="poison ratio in %", ylabel=MEASURES["asr"], ylim=(-4, 104))
+    axes.set(title=panel.title, xlabel=panel.axis, ylabel=MEASURES["asr"], ylim=(-4, 104))
     axes.legend()
     grid = right.subplots(2, 2)
     draw_scores(grid[0][0], bars)

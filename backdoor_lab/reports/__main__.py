@@ -1,5 +1,8 @@
 """python -m backdoor_lab.reports [ROOT ...]: rebuilds and prints the tables of sweeps.
 
+A sweep of a few triggers and defenses is printed in the report's layout, a larger one, or one
+without retraining, in wide tables of all its choices.
+
 With rows=, columns= or values= it prints tables of that layout instead, and writes them beside the
 others, for example: rows=target,ratio columns=defense values=asr2,pois_left. Rows and columns are
 choices (target, defense, ...), protocol.* or config.*; a table is rebuilt with the others until
@@ -15,9 +18,10 @@ import sys
 from pathlib import Path
 
 from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, LabError
-from backdoor_lab.reports import wide_text
 from backdoor_lab.reports.options import options
-from backdoor_lab.reports.render import markdown, plain
+from backdoor_lab.reports.overview import markdown
+from backdoor_lab.reports.render import plain
+from backdoor_lab.reports.report import Report
 from backdoor_lab.reports.sweeps import TABLES, Sweep, find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import printing
 from backdoor_lab.reports.wide import OPTIONS, Layout, layout_of
@@ -66,10 +70,11 @@ def _layout(asked: dict[str, str], sweep: Sweep) -> Layout | None:
 
 def _rebuild(sweep: Sweep, layout: Layout | None) -> tuple[list[str], Exception | None]:
     """The tables to print, as text, and what kept them from being written."""
-    tables, wide, files = contents(sweep, layout)
-    texts = [*map(markdown, tables)] if layout is None else [*map(wide_text.markdown, wide)]
+    report = Report(sweep)
+    tables, files = contents(report, layout)
+    texts = [*map(markdown, tables)]
     try:
-        write_files(sweep.folder, files)
+        write_files(report, files)
     except (OSError, LabError) as error:
         return texts, error
     return texts, None

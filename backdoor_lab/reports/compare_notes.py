@@ -9,6 +9,7 @@ from typing import Any
 from backdoor_lab.reports.axes import CONFIG, SEED, Facts
 from backdoor_lab.reports.compare_text import LEVEL
 from backdoor_lab.reports.layout import flat, words
+from backdoor_lab.reports.measures import MEASURE
 from backdoor_lab.reports.notes import comparison, seed_range, where
 from backdoor_lab.reports.pairs import Line, Pair, Side
 from backdoor_lab.reports.records import CHOICES
@@ -45,8 +46,8 @@ def notes_of(
     ours = {name: " | ".join(facts.values(name, used)) for name in ("dataset", "model")}
     report = [REPORT, comparison(ours)] if any(pair.base is None for pair in pairs) else []
     return [
-        DIFFERENCE, *report, *_tests(lines), *_shared(facts, used, shown),
-        *_differing(facts, pairs, shown), *_left(facts, sides),
+        DIFFERENCE, *report, *_tests(lines), *_without(lines, values),
+        *_shared(facts, used, shown), *_differing(facts, pairs, shown), *_left(facts, sides),
         *protocols(facts, used, shown), *where(cells), reading(values),
     ]  # fmt: skip
 
@@ -62,6 +63,13 @@ def _tests(lines: Sequence[Line]) -> list[str]:
     said += [CONSTANT] * any(result.constant for result in results)
     said += [ONE] * any(result.n == 1 for result in results)
     return said + [ALL_LINES] * any(line.lines for line in lines)
+
+
+def _without(lines: Sequence[Line], values: Sequence[str]) -> list[str]:
+    """The measures asked for of which no pair has a figure on both sides."""
+    told = {line.measure for line in lines}
+    left = [MEASURE[name].head for name in values if name not in told]
+    return [f"No pair has figures of {', '.join(left)}."] if left else []
 
 
 def _shared(facts: Facts, used: Sequence[int], shown: Sequence[str]) -> list[str]:

@@ -125,7 +125,8 @@ def operating_point(keep: Array, is_poison: Array) -> tuple[int, int]:
 
 
 def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] | None:
-    """The removal curve that a record itself holds, and its operating point (removed, left).
+    """The removal curve that a record itself holds, and its operating point (removed, left), both
+    without covers, which are neither clean nor poison.
 
     None where ``detection.curve`` is missing or is no falling curve of finite numbers.
     """
@@ -133,8 +134,9 @@ def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] |
         found, counts = record["detection"]["curve"], record["counts"]
         removed = np.array(found["removed"], np.int64)
         left = np.array(found["left"], np.float64)
-        at = int(counts["n_removed"]), int(counts["pois_left"])
-    except (KeyError, TypeError, ValueError, OverflowError):
+        covers = int(counts.get("n_covers") or 0) - int(counts.get("covers_left") or 0)
+        at = int(counts["n_removed"]) - covers, int(counts["pois_left"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         return None
     if removed.ndim != 1 or removed.shape != left.shape or len(left) < 2:
         return None

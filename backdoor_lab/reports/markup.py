@@ -14,6 +14,10 @@ from itertools import groupby
 
 NOTHING = "–"
 _LONGEST = 80
+# From so many letters in a line on: article's text is 345 points wide.
+_SIZES = (
+    (70, r"\scriptsize\setlength{\tabcolsep}{3pt}"), (110, r"\tiny\setlength{\tabcolsep}{2.5pt}"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,11 +93,19 @@ def in_latex(grid: Grid) -> str:
         body.append(" & ".join(bold) + r" \\")
     return "\n".join([
         r"\begin{table}[htbp]", r"\centering", rf"\caption{{{_latex_text(grid.title)}}}",
-        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *_latex_over(grid),
+        *_latex_size(grid),
+        rf"\makebox[\linewidth]{{\begin{{tabular}}{{{columns}}}", r"\toprule", *_latex_over(grid),
         " & ".join(map(_latex_text, grid.head)) + r" \\", r"\midrule", *body,
-        r"\bottomrule", r"\end{tabular}", r"\par\smallskip\footnotesize\raggedright",
+        r"\bottomrule", r"\end{tabular}}", r"\par\smallskip\footnotesize\raggedright",
         *(rf"{_latex_text(note)}\par" for note in grid.notes), r"\end{table}", "",
     ])  # fmt: skip
+
+
+def _latex_size(grid: Grid) -> list[str]:
+    """Smaller letters for wide tables; what is wider still juts out on both sides alike."""
+    lines = [grid.head, *grid.rows]
+    width = sum(2 + max(len(line[c]) for line in lines) for c in range(len(grid.head)))
+    return [said for most, said in _SIZES if width > most][-1:]
 
 
 def _latex_over(grid: Grid) -> list[str]:
@@ -120,7 +132,7 @@ def _latex_text(text: str) -> str:
 _STYLE = (
     "body{font-family:sans-serif}table{border-collapse:collapse}.name{text-align:left}"
     "th,td{padding:.2em .6em;border-bottom:1px solid #ccc}td:not(.name){text-align:right}"
-    ".best{font-weight:bold}"
+    ".best{font-weight:bold}th[colspan]{border-left:.6em solid #fff;border-right:.6em solid #fff}"
 )
 
 

@@ -22,6 +22,10 @@ BEST = (
     "Bold: the best mean of the defenses against one attack, to the digits shown, whatever the "
     "intervals; oracle, which is told the truth, takes no part."
 )
+EVERY_CLASS = (
+    "labels=all_to_all: every class is attacked, and the target of an image is the class after "
+    "its own, whatever stands under Target."
+)
 _SHOWN = 3
 
 
@@ -31,7 +35,8 @@ def notes_of(group: Group) -> list[str]:
     if group.trigger == UNREADABLE and not any(cell.choices for cell in cells):
         return ["Records that cannot be read, of cells that no sweep.json lists; see the warnings."]
     interval = [INTERVAL] if any(len(row) > 1 for row in group.rows.values()) else []
-    return [_protocol(group), _what(group, cells), *where(cells), READING, *interval]
+    every = [EVERY_CLASS] * (group.traits.get("protocol.labels") == "all_to_all")
+    return [_protocol(group), *every, _what(group, cells), *where(cells), READING, *interval]
 
 
 def comparison(traits: dict[str, str]) -> str:

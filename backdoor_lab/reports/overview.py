@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import batched
 
 from backdoor_lab.reports import render, wide_text
 from backdoor_lab.reports.axes import SEED, Facts
@@ -13,14 +12,14 @@ from backdoor_lab.reports.layout import UNREADABLE
 from backdoor_lab.reports.markup import Grid
 from backdoor_lab.reports.records import CHOICES, Cell
 from backdoor_lab.reports.tables import MEASURES, Table
-from backdoor_lab.reports.wide import Layout, Wide, apart, build_wide
+from backdoor_lab.reports.wide import Layout, Wide, build_wide, splitting
 from backdoor_lab.reports.wide_text import ACROSS
 
 Shown = Table | Wide
 
 MOST = 4
 """Tables of the report's layout, and defenses in one of them, that a reader takes in at once."""
-ACROSS_WITH_INTERVALS = 8
+ACROSS_WITH_INTERVALS = 6
 DEFENSE, SOURCE = "defense", "source"
 ATTACK = ("n_poisoned", "nat1", "asr1")
 AFTER = ("pois_left", "nat2", "asr2")
@@ -42,15 +41,16 @@ def shown(cells: Sequence[Cell], tables: Sequence[Table]) -> list[Shown]:
     """
     if not (_crowded(tables) or _without_retraining(cells)):
         return list(tables)
-    return list(_wide([cell for cell in cells if cell.choices]))
+    return list(_wide(cells))
 
 
-def kept(cells: Sequence[Cell], tables: Sequence[Table]) -> list[Table]:
-    """Those of `tables` that are written: all, but where wide ones are shown instead only those
-    with cells of the reproduced report, which stand beside its figures there alone."""
-    if shown(cells, tables) == list(tables):
-        return list(tables)
-    return [table for table in tables if table.compared]
+def kept(shown: Sequence[Shown], tables: Sequence[Table]) -> list[Table]:
+    """Those of the report's layout that are written: what is shown; where that is wide, those
+    with retrained cells of the reproduced report, which stand beside its figures there alone."""
+    return [
+        table for table in tables
+        if table in shown or any("nat2" in row.estimates for row in table.compared)
+    ]  # fmt: skip
 
 
 def grids(table: Shown) -> list[Grid]:
@@ -82,39 +82,41 @@ def _wide(cells: Sequence[Cell]) -> Iterator[Wide]:
         yield from _before(cells, attack)
     columns = (min(attack, key=lambda name: len(facts.values(name))),) if len(axes) > 1 else ()
     rows = (*[DEFENSE] * (DEFENSE in axes), *(name for name in attack if name not in columns))
-    values = (*AFTER, *FILTER) if DEFENSE in axes else (*MEASURES, *FILTER)
-    groups = [[name for name in group if _known(cells, name)] for group in _grouped(values)]
     across = ACROSS if len(facts.values(SEED)) == 1 else ACROSS_WITH_INTERVALS
-    fit = max(1, across // max(1, *(len(facts.values(name)) for name in columns), 1))
-    if sum(map(len, groups)) <= fit:
-        groups = [[name for group in groups for name in group]]
-    for group in groups:
-        tables = -(-len(group) // fit)
-        for part in batched(group, max(1, -(-len(group) // max(1, tables)))):
-            yield from build_wide(cells, Layout(rows or ("trigger",), columns, part))
+    fit = max(1, across // max([len(facts.values(name)) for name in columns], default=1))
+    for values in _parts(cells, (AFTER if DEFENSE in axes else MEASURES, FILTER), fit):
+        yield from build_wide(cells, Layout(rows or ("trigger",), columns, values), facts)
+
+
+def _parts(
+    cells: Sequence[Cell], groups: Sequence[Sequence[str]], fit: int
+) -> Iterator[tuple[str, ...]]:
+    """The measures of each table, at most `fit`: one for all, else each group by itself. Where
+    nothing is done there is a table all the same: of the cells that are not."""
+    known = [[name for name in group if _known(cells, name)] for group in groups]
+    known = known if any(known) else [list(groups[0][:fit])]
+    together = [name for group in known for name in group]
+    for group in [together] if len(together) <= fit else known:
+        parts = -(-len(group) // fit)
+        size = max(1, -(-len(group) // max(1, parts)))
+        yield from (tuple(group[at : at + size]) for at in range(0, len(group), size))
 
 
 def _axes(facts: Facts) -> list[str]:
     """The choices that differ, and whatever else would set tables apart."""
     told = [name for name in CHOICES if name not in (SEED, SOURCE)]
     varied = [name for name in told if len(facts.values(name)) > 1]
-    others = apart(facts, Layout(tuple(varied)))
+    others = splitting(facts, Layout(tuple(varied)))
     return [*varied, *(name for name in others if len(facts.values(name)) > 1)]
-
-
-def _grouped(values: Sequence[str]) -> list[list[str]]:
-    """What networks do, and what the filter finds."""
-    filtered = [name for name in values if name in FILTER]
-    return [[name for name in values if name not in FILTER], filtered]
 
 
 def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[Wide]:
     """What was measured before the defense, from the cells of the defense with the most done."""
-    done = Counter(cell.choices[DEFENSE] for cell in cells if cell.done)
+    done = Counter(cell.choices[DEFENSE] for cell in cells if cell.done and cell.choices)
     if not done:
         return
     name = max(done, key=done.__getitem__)
-    mine = [cell for cell in cells if cell.choices[DEFENSE] == name]
+    mine = [cell for cell in cells if cell.choices.get(DEFENSE) == name]
     values = tuple(value for value in ATTACK if _known(mine, value))
     for table in build_wide(mine, Layout(attack or ("trigger",), (), values)) if values else []:
         yield replace(table, notes=[SAME.format(name), *table.notes])

@@ -12,23 +12,35 @@ import html
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from string import Template
 from typing import Any
 
 from backdoor_lab.checks import inside
 from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.markup import in_html, plain
+from backdoor_lab.reports.compare_text import Comparison
+from backdoor_lab.reports.compare_text import grid as compare_grid
+from backdoor_lab.reports.comparison import RANDOM
+from backdoor_lab.reports.markup import Grid, in_html, plain
+from backdoor_lab.reports.overview import Shown, grids
 from backdoor_lab.reports.page_facts import facts
 from backdoor_lab.reports.page_pictures import all_pictures
-from backdoor_lab.reports.page_rows import columns, filters, shared, table
+from backdoor_lab.reports.page_rows import columns, figure, filters, shared, table
 from backdoor_lab.reports.records import MISSING, Cell
-from backdoor_lab.reports.render import grids
-from backdoor_lab.reports.stored import Shelf, find_store, raw_records
-from backdoor_lab.reports.sweeps import Sweep, read_sweep
-from backdoor_lab.reports.tables import Table, build
+from backdoor_lab.reports.report import Report
+from backdoor_lab.reports.stored import Shelf, raw_records
+from backdoor_lab.reports.sweeps import TABLES, Sweep
+from backdoor_lab.reports.whereabouts import find_store
 
 PAGE = "index.html"
+FIGURES = ("nat1", "asr1", "n_poisoned", "nat2", "asr2", "pois_left")
+"""What stands on top of a cell's details: before the defense, then after it."""
+MOST_LINES = 200
+MOST_CELLS = 2_000
+"""More cells than that are not listed one by one: no browser sorts them at once, and what is said
+of each would take more than BUDGET."""
+AS_ABOVE = "Else as said below the tables before."
 BUDGET = 7_000_000
 """Bytes; what the tables and the facts leave of it goes to the pictures."""
 ASSETS = Path(__file__).with_name("assets")
@@ -36,30 +48,50 @@ SCRIPTS = ("charts.js", "details.js", "table.js")
 STYLE = "page.css"
 
 
-def write_page(sweep_folder: Path, store: Path | None = None) -> Path:
+def write_page(sweep_folder: Path, store: Path | None = None, report: Report | None = None) -> Path:
     """Writes `<sweep_folder>/index.html` from the records, and returns its path.
 
-    `store` is where the stages' outputs lie, for pictures; the `.store` beside the sweep if None.
+    `store` is where the stages' outputs lie, for pictures; that of `find_store` if None. `report`
+    spares the tables a second reading where there is one already.
     Without it the page says that pictures are left out. Raises ConfigError if the file would lie
     outside the sweep, OSError if it cannot be written.
     """
     folder = Path(sweep_folder)
     path = inside(folder, folder / PAGE)
-    sweep = read_sweep(folder)
-    tables, _ = build(sweep)
-    text = page(sweep, tables, raw_records(folder), Shelf(find_store(folder, store)))
+    report = Report.of(folder) if report is None else report
+    if len(report.sweep.cells) > MOST_CELLS:
+        text = short_page(report)
+    else:
+        text = page(report, raw_records(folder), Shelf(find_store(folder, store)))
     _write(path, text.encode("utf-8", errors="backslashreplace"))
     return path
 
 
-def page(
-    sweep: Sweep, tables: Sequence[Table], records: dict[str, dict[str, Any]], shelf: Shelf
-) -> str:
+def page(report: Report, records: dict[str, dict[str, Any]], shelf: Shelf) -> str:
     """The whole page as text. `records` by cell id, as `raw_records` reads them."""
-    body = _summary(sweep) + _tables(tables) + _cells(sweep.cells)
+    cells = report.sweep.cells
+    body = _above(report) + _cells(cells)
     script = "(() => {\n" + "\n".join(_asset(name) for name in SCRIPTS) + "})();\n"
+    room = BUDGET - len(body) - len(script) - len(_asset(STYLE))
+    return _filled(report.sweep, body, _data(cells, records, shelf, room), script)
+
+
+def short_page(report: Report) -> str:
+    """The page of a sweep with more than MOST_CELLS cells: what was run and its tables."""
+    said = (
+        f'<section id="all"><h2>All cells</h2>\n<p>{len(report.sweep.cells)} cells are too many'
+        f" for one page, which lists {MOST_CELLS} at most. <code>{TABLES}/records.csv</code> beside"
+        " it has a line for each; a sweep of fewer has a page with all of its cells.</p></section>\n"
+    )
+    return _filled(report.sweep, _above(report) + said, "{}", "")
+
+
+def _above(report: Report) -> str:
+    return _summary(report.sweep) + _tables(report.shown) + _compared(report.compared)
+
+
+def _filled(sweep: Sweep, body: str, data: str, script: str) -> str:
     style = _asset(STYLE)
-    data = _data(sweep.cells, records, shelf, BUDGET - len(body) - len(script) - len(style))
     return Template(_asset("page.html")).substitute(
         title=html.escape(plain(sweep.name)),
         policy=f"default-src 'none'; img-src data:; script-src '{_hash(script)}'; "
@@ -91,11 +123,35 @@ def _summary(sweep: Sweep) -> str:
     )
 
 
-def _tables(tables: Sequence[Table]) -> str:
-    parts = "\n".join(
-        f'<div class="report">{in_html(grid)}</div>' for each in tables for grid in grids(each)
-    )
+def _tables(tables: Sequence[Shown]) -> str:
+    """The tables one below the other; what is said below one is not said again."""
+    shown: list[Grid] = []
+    seen: set[str] = set()
+    for grid in (grid for each in tables for grid in grids(each)):
+        fresh = [note for note in grid.notes if note not in seen]
+        repeated = [AS_ABOVE] * (len(fresh) < len(grid.notes))
+        seen.update(fresh)
+        shown.append(replace(grid, notes=[*fresh, *repeated]))
+    parts = "\n".join(f'<div class="report">{in_html(grid)}</div>' for grid in shown)
     return f'<section id="tables"><h2>Tables</h2>\n{parts}</section>\n'
+
+
+def _compared(found: Comparison | None) -> str:
+    """The defenses against the control `random`, folded up; of a long comparison the lines that
+    sum up the others."""
+    if found is None:
+        return ""
+    every = len(found.lines)
+    if every > MOST_LINES:
+        summed = {(line.side, line.measure) for line in found.lines if line.lines}
+        lines = [x for x in found.lines if x.lines or (x.side, x.measure) not in summed]
+        left = f"{len(lines)} of {every} lines, those over several attacks; all of them stand in "
+        note = f"{left}{TABLES}/compare_{RANDOM}.html beside this page."
+        found = replace(found, lines=lines, notes=[note, *found.notes])
+    return (
+        f'<details id="compared"><summary>Every defense against {RANDOM}, in pairs</summary>'
+        f'<div class="report">{in_html(compare_grid(found))}</div></details>\n'
+    )
 
 
 def _cells(cells: Sequence[Cell]) -> str:
@@ -121,6 +177,7 @@ def _data(
         "ids": [plain(cell.id) for cell in cells],
         "status": [plain(cell.status) for cell in cells],
         "common": told.common, "names": told.names, "own": told.own,
+        "figures": [[figure(cell, name) for name in FIGURES] for cell in cells],
     }  # fmt: skip
     done = [number for number, cell in enumerate(cells) if cell.done and given[number]]
     pictures = all_pictures(shelf, [given[n] for n in done], room - len(_json(head)))

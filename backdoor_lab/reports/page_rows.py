@@ -13,7 +13,10 @@ from backdoor_lab.reports.measures import IMAGES, MEASURE
 from backdoor_lab.reports.records import Cell
 
 ALWAYS = ("trigger", "target", "ratio", "defense")
-FIGURES = ("n_poisoned", "nat1", "asr1", "n_removed", "pois_left", "nat2", "asr2", "auroc")
+FIGURES = (
+    "n_poisoned", "nat1", "asr1", "asr_elsewhere1", "n_removed", "pois_left", "nat2", "asr2",
+    "asr_elsewhere2", "auroc",
+)  # fmt: skip
 _LONGEST = 60
 _MOST_CHOICES = 60
 
@@ -92,20 +95,27 @@ def _choice(cells: Sequence[Cell], name: str) -> Column:
     numeric = name in ("ratio", "seed")
     texts = [_cut(words(v)) if k else NOTHING for v, k in zip(given, known, strict=True)]
     if name == "ratio":
-        texts = [_ratio(value) for value in given]
+        texts = [_ratio(cell) for cell in cells]
     return Column(plain(name).capitalize(), f"choice `{plain(name)}`", numeric, texts)
 
 
-def _ratio(value: Any) -> str:
+def _ratio(cell: Cell) -> str:
+    value = cell.choices.get("ratio")
     if value is None:
         return NOTHING
-    return f"{100 * value:.10g}%" if value < 1 else f"{value:.10g}"
+    counted = value >= 1 or (cell.protocol or {}).get("ratio_of") == "count"
+    return f"{value:.10g}" if counted else f"{100 * value:.10g}%"
+
+
+def figure(cell: Cell, name: str) -> str:
+    """One figure of a cell, rounded as the tables round it."""
+    measure, value = MEASURE[name], cell.numbers.get(name)
+    return NOTHING if value is None else f"{value * measure.scale:.{measure.digits(1)}f}"
 
 
 def _figure(cells: Sequence[Cell], name: str) -> Column:
     measure = MEASURE[name]
-    values = [cell.numbers.get(name) for cell in cells]
-    texts = [NOTHING if v is None else f"{v * measure.scale:.{measure.digits(1)}f}" for v in values]
+    texts = [figure(cell, name) for cell in cells]
     says = f"{measure.says}{'' if measure.unit != IMAGES else ' (number)'}"
     return Column(measure.head, says, True, texts)
 

@@ -26,6 +26,7 @@ DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
 _INDICES = b'"poison_indices":'
 _LARGEST = 2**53
+_PLAIN = frozenset((str, bool, int, type(None)))
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _status(value: Any) -> str:
 def _scalars(where: str, value: Any) -> dict[str, Any]:
     values = mapping(f"`{where}`", value if value is not None else {})
     for key, item in values.items():
-        if isinstance(item, str):
+        if type(item) in _PLAIN:
             continue
         if isinstance(item, (dict, list)) or (isinstance(item, float) and not math.isfinite(item)):
             raise DataError(f"`{where}.{key}` must be text, a finite number or null, got {item!r}")
@@ -155,7 +156,10 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     for where, part, names, high in parts:
         values = mapping(f"`{where[:-1]}`", part if part is not None else {})
         for name in names:
-            if (given := values.get(name)) is not None:
+            given = values.get(name)
+            if type(given) is float and 0 <= given <= high:
+                numbers[name] = given
+            elif given is not None:
                 value = _number(where + name, given, high)
                 if value is not None:
                     numbers[name] = value

@@ -21,8 +21,7 @@ from backdoor_lab.checks import safe_name
 from backdoor_lab.errors import DataError, LabError
 from backdoor_lab.reports.records import decode, mapping
 
-STORE = ".store"
-MANIFEST, CONFIGURATION = "manifest.json", "multirun.yaml"
+MANIFEST = "manifest.json"
 NO_STORE = "the store is not there: no pictures of what its stages left"
 _RECORD = "record.json"
 _CACHED = 4
@@ -86,26 +85,6 @@ class Judged:
     keep: Array
 
 
-def find_store(sweep: Path, given: Path | None = None) -> Path | None:
-    """The store named, else the one the sweep was run with, else the one beside it; None if
-    there is no such folder."""
-    roots = [_run_with(sweep), sweep.resolve().parent / STORE] if given is None else [Path(given)]
-    return next((root for root in roots if root is not None and root.is_dir()), None)
-
-
-def _run_with(sweep: Path) -> Path | None:
-    """``store.root`` in the configuration that the sweep's last run left beside its cells."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    try:
-        found = OmegaConf.select(OmegaConf.load(sweep / CONFIGURATION), "store.root")
-    except (OSError, ValueError, RecursionError, OmegaConfBaseException, YAMLError):
-        return None
-    return Path(found) if isinstance(found, str) and found and "\0" not in found else None
-
-
 def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
     """Every readable record of a sweep by its id, without poison indices, unchecked otherwise.
 
@@ -141,6 +120,8 @@ class Shelf:
 
     def judged(self, record: dict[str, Any], n: int) -> Judged | None:
         """The defense's scores and verdict on `n` examples."""
+        if _never_ran(record, "filter"):
+            return None
         return self._try("scores", lambda: self._judged(record, n))
 
     def features(self, record: dict[str, Any], where: Array, n: int) -> Array | None:
@@ -149,6 +130,8 @@ class Shelf:
 
     def losses(self, record: dict[str, Any], stage: str) -> Array | None:
         """The mean training loss of each epoch, float64 (epochs,), of ``train`` or ``retrain``."""
+        if _never_ran(record, stage):
+            return None
         return self._try("losses", lambda: self._losses(record, stage))
 
     def first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array | None:
@@ -230,6 +213,14 @@ class Shelf:
     def _first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array:
         found = self._tensors(self._entry(record, stage) / "weights.safetensors")
         return found[first_convolution(((k, v.shape) for k, v in found.items()), channels)]
+
+
+def _never_ran(record: dict[str, Any], stage: str) -> bool:
+    """Whether a cell was done without this stage: a repair filters nothing, and without retraining
+    there is no second network. Then nothing is lost."""
+    run = record.get("run")
+    stages = run.get("stages") if isinstance(run, dict) else None
+    return isinstance(stages, dict) and bool(stages) and stage not in stages
 
 
 def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: int) -> str:

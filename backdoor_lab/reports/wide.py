@@ -7,7 +7,8 @@ trigger or a resolved protocol value, makes a table of its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -63,13 +64,31 @@ class Wide:
 
     @property
     def rows(self) -> list[Key]:
-        """In the order of the sweep."""
-        return list(dict.fromkeys(row for row, _ in self.places))
+        """Numbers by their size, everything else in the order of the sweep."""
+        return in_order(row for row, _ in self.places)
 
     @property
     def columns(self) -> list[Key]:
-        """In the order of the sweep."""
-        return list(dict.fromkeys(column for _, column in self.places))
+        """Numbers by their size, everything else in the order of the sweep."""
+        return in_order(column for _, column in self.places)
+
+
+def in_order(keys: Iterable[Key]) -> list[Key]:
+    """Each key once, by its first name, then by its second, and so on: by size where all values
+    of a name are numbers (``5%`` is one), else by first appearance."""
+    found = list(dict.fromkeys(keys))
+    ranks = [_ranks(list(dict.fromkeys(values))) for values in zip(*found, strict=True)]
+    return sorted(found, key=lambda key: [rank[v] for rank, v in zip(ranks, key, strict=True)])
+
+
+def _ranks(values: Sequence[str]) -> dict[str, float]:
+    try:
+        sizes = [float(value.removesuffix("%")) for value in values]
+    except ValueError:
+        sizes = [math.nan]
+    if not all(map(math.isfinite, sizes)):
+        return {value: number for number, value in enumerate(values)}
+    return dict(zip(values, sizes, strict=True))
 
 
 def layout_of(given: Mapping[str, str], cells: Sequence[Cell]) -> Layout:
@@ -112,10 +131,11 @@ def remembered(text: bytes, cells: Sequence[Cell]) -> list[Layout]:
     return found
 
 
-def build_wide(cells: Sequence[Cell], layout: Layout) -> list[Wide]:
-    """The tables of one layout, in the order of the sweep."""
-    facts = Facts(cells, layout.axes)
-    apart = _apart(facts, layout)
+def build_wide(cells: Sequence[Cell], layout: Layout, facts: Facts | None = None) -> list[Wide]:
+    """The tables of one layout, in the order of the sweep. `facts` of these cells, if they are at
+    hand, with every name of the layout."""
+    facts = Facts(cells, layout.axes) if facts is None else facts
+    apart = splitting(facts, layout)
     groups: dict[Key, list[int]] = {}
     for number, cell in enumerate(cells):
         if cell.choices:
@@ -134,7 +154,7 @@ def build_wide(cells: Sequence[Cell], layout: Layout) -> list[Wide]:
     return tables
 
 
-def _apart(facts: Facts, layout: Layout) -> list[str]:
+def splitting(facts: Facts, layout: Layout) -> list[str]:
     """What sets tables apart: everything but the axes, the seed, and what the axes decide."""
     others = [name for name in facts.names if name not in (*layout.axes, SEED)]
     if not set(DECIDING) & set(layout.axes):

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts
 from backdoor_lab.reports.layout import words
 from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.notes import INTERVAL, seed_range, where
+from backdoor_lab.reports.notes import EVERY_CLASS, INTERVAL, seed_range, where
 
 EMPTY = "An empty place: the sweep has no such cell. A dash: the cell has no such figure."
-_LISTED = 12
+_LISTED, _FEW = 12, 3
 
 
 def notes_of(
@@ -40,11 +40,13 @@ def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) ->
         keys = sorted({key for n in numbers for key in facts.of[n] if key.startswith(PROTOCOL)})
         said = [f"{key.removeprefix(PROTOCOL)}={_value(facts, numbers, key, axes)}" for key in keys]
         lines.append(f"Protocol {name}: {', '.join(said) or 'values not recorded'}.")
-    return lines
+    every = any(facts.of[number].get(f"{PROTOCOL}labels") == "all_to_all" for number in members)
+    return lines + [EVERY_CLASS] * every
 
 
 def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
-    """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` where the defense decides it."""
+    """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` where the defense decides it; a value that
+    is most frequent, and that of more than three, comes last as ``(all others)``."""
     values = dict.fromkeys(facts.word(n, key) for n in numbers)
     if len(values) == 1:
         return next(iter(values))
@@ -53,10 +55,12 @@ def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) 
         for n in numbers:
             by.setdefault(facts.word(n, axis), set()).add(facts.word(n, key))
         if all(len(each) == 1 for each in by.values()):
-            return " | ".join(
-                f"{value} ({', '.join(name for name, each in by.items() if value in each)})"
-                for value in values
-            )
+            whose = {value: [n for n, each in by.items() if value in each] for value in values}
+            most = max(whose, key=lambda value: len(whose[value]))
+            if len(whose[most]) > _FEW:
+                del whose[most]
+                whose[most] = ["all others"]
+            return " | ".join(f"{value} ({', '.join(said)})" for value, said in whose.items())
     return " | ".join(values)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from backdoor_lab.reports.axes import head, told
 from backdoor_lab.reports.markup import (
@@ -22,16 +23,42 @@ from backdoor_lab.reports.render import NO_COMPETITOR, best_of, figure, value_of
 from backdoor_lab.reports.wide import Key, Place, Wide
 
 DEFENSE = "defense"
+ACROSS = 12
+"""Figures in a line that a page or a screen has room for."""
+NO_CONTEST = ("ratio", "seed")
+"""What tells tasks apart: a higher ratio is another attack, not a better one."""
 BEST_OF_ROW = "Bold: the best mean of a row, to the digits shown, whatever the intervals."
 
 
-def grid(table: Wide) -> Grid:
-    """The table as text, its best values marked."""
-    layout, columns = table.layout, table.columns
+def grids(table: Wide) -> list[Grid]:
+    """The table as text, in panels of at most ACROSS figures side by side."""
+    columns = table.columns
+    panels = max(1, -(-len(columns) * len(table.layout.values) // ACROSS))
+    size = max(1, -(-len(columns) // panels))
+    parts = [columns[at : at + size] for at in range(0, len(columns), size)]
+    found = [grid(table, part) for part in parts]
+    if len(found) < 2:
+        return found
+    # What is said below them is said once.
+    return [
+        replace(
+            each, title=f"{each.title} ({number} of {len(found)})",
+            notes=each.notes if number == len(found) else [],
+        )
+        for number, each in enumerate(found, 1)
+    ]  # fmt: skip
+
+
+def grid(table: Wide, columns: Sequence[Key] | None = None) -> Grid:
+    """The table as text, its best values marked; of all columns, or of these."""
+    layout, columns = table.layout, table.columns if columns is None else columns
     left, width = len(layout.rows), len(layout.values)
     several = any(place.asked > 1 for place in table.places.values())
     names = [short(_column(table, column)) for column in columns for _ in layout.values]
     heads = [MEASURE[name].head for _ in columns for name in layout.values]
+    if width == 1 and any(names):
+        # The title says the measure.
+        names, heads = [], names
     rows = []
     for row in table.rows:
         places = [table.places.get((row, column)) for column in columns]
@@ -40,12 +67,14 @@ def grid(table: Wide) -> Grid:
         rows.append(line + [_seeds(places)] * several)
     row_at = {row: number for number, row in enumerate(table.rows)}
     first = {column: left + width * number for number, column in enumerate(columns)}
+    winners = _best(table)
     best = frozenset(
         (row_at[row], first[column] + layout.values.index(name))
-        for row, column, name in _best(table)
+        for row, column, name in winners
+        if column in first
     )
     rule = BEST if DEFENSE in layout.axes else BEST_OF_ROW
-    notes = [plain(note) for note in [*table.notes, *[rule] * bool(best)]]
+    notes = [plain(note) for note in [*table.notes, *[rule] * bool(winners)]]
     return Grid(
         plain(table.title), [*map(head, layout.rows), *heads, *["Seeds"] * several], rows, notes,
         left, best, ["" for _ in layout.rows] + names + [""] * several if any(names) else [],
@@ -67,7 +96,7 @@ def _text(name: str, place: Place | None) -> str:
 
 def _seeds(places: list[Place | None]) -> str:
     """How many seeds stand behind the row's places: ``3``, or ``2-3`` where it differs."""
-    counts = sorted({place.done for place in places if place is not None})
+    counts = sorted({place.done for place in places if place is not None}) or [0]
     return "-".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
 
 
@@ -92,7 +121,8 @@ def _contest(table: Wide, row: Key, column: Key) -> tuple[object, str]:
     """What the competitors have in common, and the defense."""
     axes = table.layout.axes
     if DEFENSE not in axes:
-        return row, ""
+        named = zip(table.layout.columns, column, strict=True)
+        return (row, *(word for name, word in named if name in NO_CONTEST)), ""
     at = axes.index(DEFENSE)
     key = row + column
     return (key[:at] + key[at + 1 :]), key[at]
@@ -100,17 +130,17 @@ def _contest(table: Wide, row: Key, column: Key) -> tuple[object, str]:
 
 def markdown(table: Wide) -> str:
     """Aligned Markdown, fit to be printed."""
-    return in_markdown(grid(table))
+    return "\n".join(map(in_markdown, grids(table)))
 
 
 def latex(table: Wide) -> str:
     r"""A fragment for ``\input`` that needs nothing but ``\usepackage{booktabs}``."""
-    return in_latex(grid(table))
+    return "\n".join(map(in_latex, grids(table)))
 
 
 def page(table: Wide) -> str:
     """A self-contained HTML page."""
-    return html_page(table.title, [grid(table)])
+    return html_page(table.title, grids(table))
 
 
 def sheet(table: Wide) -> str:

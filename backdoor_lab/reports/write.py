@@ -12,9 +12,12 @@ from typing import TextIO
 
 from backdoor_lab.checks import NAME, inside
 from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.render import FORMATS, markdown
-from backdoor_lab.reports.sweeps import TABLES, Sweep, read_sweep
-from backdoor_lab.reports.tables import Table, build
+from backdoor_lab.reports import compare_text, overview
+from backdoor_lab.reports.comparison import RANDOM
+from backdoor_lab.reports.overview import Shown
+from backdoor_lab.reports.render import FORMATS
+from backdoor_lab.reports.report import Report
+from backdoor_lab.reports.sweeps import TABLES, Sweep
 from backdoor_lab.reports.wide import Layout, Wide, as_json, build_wide, remembered
 from backdoor_lab.reports.wide_text import FORMATS as WIDE_FORMATS
 
@@ -23,45 +26,49 @@ LISTING, LAYOUTS = "written.json", "layouts.json"
 log = logging.getLogger(__name__)
 
 
-def write_tables(sweep_dir: Path) -> list[Table]:
-    """Rebuilds `<sweep_dir>/tables/` from the records and returns its tables.
+def write_tables(sweep_dir: Path) -> list[Shown]:
+    """Rebuilds `<sweep_dir>/tables/` from the records and returns the tables that the sweep is
+    shown in.
 
     Logs one warning per damaged file. Raises ConfigError if `tables` leads out of the sweep, and
     OSError if it cannot be written.
     """
-    sweep = read_sweep(Path(sweep_dir))
-    for warning in sweep.warnings:
+    report = Report.of(Path(sweep_dir))
+    for warning in report.sweep.warnings:
         log.warning("%s", warning)
-    tables, _, files = contents(sweep)
-    write_files(sweep.folder, files)
+    tables, files = contents(report)
+    write_files(report, files)
     return tables
 
 
-def print_tables(tables: Iterable[Table], file: TextIO | None = None) -> None:
+def print_tables(tables: Iterable[Shown], file: TextIO | None = None) -> None:
     """Prints the tables as aligned Markdown, to stdout unless told otherwise."""
     for table in tables:
-        print(markdown(table), file=file or sys.stdout)
+        print(overview.markdown(table), file=file or sys.stdout)
 
 
-def contents(
-    sweep: Sweep, layout: Layout | None = None
-) -> tuple[list[Table], list[Wide], dict[str, str]]:
-    """The tables of a sweep, those of `layout`, and the text of every file by file name: of these
-    and of every layout that was asked for before."""
-    tables, frame = build(sweep)
+def contents(report: Report, layout: Layout | None = None) -> tuple[list[Shown], dict[str, str]]:
+    """The tables to show, which are those of `layout` where one is asked for, and the text of
+    every file by file name: of these, of every layout that was asked for before, and of the
+    comparison with the control `random` where the sweep has it."""
+    sweep, shown = report.sweep, report.shown
     files = {
         f"table_{table.slug}.{suffix}": render(table)
-        for table in tables
+        for table in overview.kept(shown, report.tables)
         for suffix, render in FORMATS.items()
     }
-    files["records.csv"] = frame.to_csv(index=False, lineterminator="\n")
+    files["records.csv"] = report.frame.to_csv(index=False, lineterminator="\n")
     asked = [] if layout is None else build_wide(sweep.cells, layout)
     before = [each for each in _layouts(sweep) if each != layout]
-    for table in [*asked, *(table for each in before for table in build_wide(sweep.cells, each))]:
+    others = [table for each in before for table in build_wide(sweep.cells, each)]
+    for table in [*(each for each in shown if isinstance(each, Wide)), *asked, *others]:
         files |= {f"wide_{table.slug}.{s}": render(table) for s, render in WIDE_FORMATS.items()}
     if layout is not None or before:
         files[LAYOUTS] = as_json([*before, *([] if layout is None else [layout])])
-    return tables, asked, files
+    if (found := report.compared) is not None:
+        formats = compare_text.FORMATS.items()
+        files |= {f"compare_{RANDOM}.{suffix}": render(found) for suffix, render in formats}
+    return shown if layout is None else [*asked], files
 
 
 def _layouts(sweep: Sweep) -> list[Layout]:
@@ -71,18 +78,19 @@ def _layouts(sweep: Sweep) -> list[Layout]:
         return []
 
 
-def write_files(sweep_dir: Path, files: dict[str, str]) -> None:
+def write_files(report: Report, files: dict[str, str]) -> None:
     """Writes `files` into the sweep's tables and removes those that an earlier run wrote there and
     that no longer hold (a table of another split would be a stale one). Then its page."""
     from backdoor_lab.reports.page import write_page
 
-    folder = inside(sweep_dir, sweep_dir / TABLES)
+    sweep = report.sweep.folder
+    folder = inside(sweep, sweep / TABLES)
     folder.mkdir(exist_ok=True)
     for name in _earlier(folder) - set(files):
         (folder / name).unlink(missing_ok=True)
     for name, text in {**files, LISTING: json.dumps(sorted(files), indent=0) + "\n"}.items():
         _write(folder / name, text.encode("utf-8", errors="backslashreplace"))
-    write_page(sweep_dir)
+    write_page(sweep, report=report)
 
 
 def _earlier(folder: Path) -> set[str]:
@@ -96,7 +104,7 @@ def _earlier(folder: Path) -> set[str]:
     return {
         name
         for name in names
-        for kind in ("table_", "wide_")
+        for kind in ("table_", "wide_", "compare_")
         if name.startswith(kind) and name.endswith(suffixes) and _plain(name.removeprefix(kind))
     }
 

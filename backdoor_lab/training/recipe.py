@@ -106,7 +106,7 @@ def optimizer_of(
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
-        # One pass over weights, gradients and momenta instead of several: the same numbers.
+        # One pass over weights, gradients and momenta instead of several; the last bit may differ.
         fused=all(each.device.type == "cpu" for each in parameters),
     )
     return sgd, _schedule(recipe, sgd, total_steps)

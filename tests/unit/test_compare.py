@@ -189,6 +189,16 @@ def test_a_missing_figure_leaves_out_its_pair(tmp_path: Path) -> None:
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
     assert line(found, "asr2", side="spectral").result.n == 3
     assert "nat2" not in {one.measure for one in found.lines}
+    assert "No pair has figures of Nat2." in found.notes
+
+
+def test_without_retraining_what_is_left_is_compared_and_the_rest_named(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, nat2=None, asr2=None) for d in ("spectral", "random")
+            for s in SEEDS]  # fmt: skip
+    found = against_random(sweep(tmp_path / "s", made))
+    assert found is not None
+    assert {one.measure for one in found.lines} == {"pois_left", "auroc"}
+    assert "No pair has figures of Nat2, ASR2." in found.notes
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy import stats
 from stages import POISONED, TARGET, Made, cell, sweep
-from test_reports_records import GRID, record, write_sweep
+from test_reports_records import GRID, PROTOCOL, record, write_sweep
 
 from backdoor_lab.figures import cells, course, detection, images, ratios, style
 from backdoor_lab.figures.__main__ import main, write_figures
@@ -156,6 +156,61 @@ def test_lines_against_the_ratio_are_means_with_t_intervals(tmp_path: Path) -> N
                 assert line.get_ydata()[n] == pytest.approx(statistics.fmean(values))
                 assert high - low == pytest.approx(2 * half)
                 assert line.get_xdata()[n] == pytest.approx(100 * ratio, abs=0.13)
+
+
+def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
+    counted = {**PROTOCOL, "ratio_of": "count"}
+    made = [record(ratio=n, protocol=counted) for n in (50, 250)]
+    (group,) = split([found for found, _ in whole_of(write_sweep(tmp_path / "s", made)).done()])
+    (panel,) = ratios.panels(group)
+    assert panel.axis == "poisoned images"
+    assert panel.lines["asr"][0].ratios == pytest.approx([50, 250])
+    figure = ratios.against_ratio("pixel", [panel])
+    assert figure.axes[1].get_xlabel() == "poisoned images"
+    assert list(figure.axes[1].get_xticks()) == [50, 250]
+
+
+@pytest.mark.parametrize(
+    ("stages", "over", "last"),
+    [
+        (["filter", "retrain"], {}, ["filter", "retrain"]),
+        (["filter"], {"nat2": None, "asr2": None}, ["extract", "filter"]),
+        (["repair"], {}, ["extract", "repair"]),
+    ],
+)
+def test_the_pipeline_shows_what_was_run(
+    stages: list[str], over: dict[str, Any], last: list[str]
+) -> None:
+    made = record(defense="anp", **over)
+    made["run"]["stages"] = {name: {"id": "x", "made": True} for name in stages}
+    told = cells.steps(made)
+    assert [name for name, _ in told][-2:] == last
+    text = " ".join(line for _, lines in told for line in lines)
+    assert (f"Nat {100 * made['nat2']:.2f} %" in text) if made["nat2"] else "–" not in text
+    if "repair" in stages:
+        assert told[-1][1][0] == "anp"
+        assert "removed" not in text
+
+
+def test_an_attack_on_every_class_has_no_one_target() -> None:
+    made = record(protocol={**PROTOCOL, "labels": "all_to_all"})
+    assert dict(cells.steps(made))["poison"][0] == "pixel → the next class"
+
+
+@pytest.mark.parametrize("stage", ["repair", "clean", "autoencoder", "surrogate"])
+def test_no_stage_is_free(tmp_path: Path, stage: str) -> None:
+    made = record()
+    made["run"]["seconds"] = {"train": 3.0, stage: 4.0}
+    whole = whole_of(write_sweep(tmp_path / "s", [made]))
+    _, stages, seconds = cells.costs([found for found, _ in whole.done()])
+    assert set(stages) == {"train", stage}
+    assert seconds.sum() == 7.0
+
+
+def test_a_network_that_was_not_retrained_is_not_shown_as_clean(tmp_path: Path) -> None:
+    made = [record(defense="oracle", nat2=None, asr2=None)]
+    made[0]["counts"]["pois_left"] = 0
+    assert cells.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0]) is None
 
 
 def test_a_seed_counts_once_before_the_defense(tmp_path: Path) -> None:

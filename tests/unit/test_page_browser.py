@@ -169,6 +169,42 @@ def test_charts_have_words_for_those_who_do_not_see_them(opened: Open, path: Pat
     assert "retrain ends at 0.375" in titles[3]
 
 
+@pytest.mark.parametrize("width", [360, 1200])
+def test_wide_tables_and_the_folded_comparison_stay_inside_the_page(
+    opened: Open, tmp_path: Path, width: int
+) -> None:
+    triggers = [f"a_trigger_of_a_long_name_{n}" for n in range(13)]
+    made = [record(t, defense=d, seed=s) for t in triggers for d in ("spectral", "random")
+            for s in (0, 1)]  # fmt: skip
+    page = opened(write_page(write_sweep(tmp_path / "s", made)), viewport={
+        "width": width, "height": 700,
+    })  # fmt: skip
+    inside = "document.documentElement.scrollWidth <= window.innerWidth"
+    table = page.locator("#compared table")
+    assert not table.is_visible()
+    assert page.evaluate(inside)
+    page.locator("#compared summary").focus()
+    page.keyboard.press("Enter")
+    assert table.is_visible()
+    assert page.evaluate(inside)
+    assert "Significant" in table.locator("th").all_text_contents()
+
+
+def test_the_details_show_what_the_tables_show(opened: Open, tmp_path: Path) -> None:
+    """An eighth of a percent, which JavaScript and Python round to different sides."""
+    made = [record(nat1=0.99125, asr1=0.00125, asr2=None), failed(record(seed=1))]
+    page = opened(write_page(write_sweep(tmp_path / "s", made)))
+    shown = [column(page, head)[0] for head in ("Nat1", "ASR1", "#Pois")]
+    page.locator("#cells .open").first.click()
+    rows = page.locator("#details .figures tr")
+    assert rows.nth(1).locator("td").all_text_contents() == ["before", *shown]
+    assert shown[:2] == ["99.12", "0.12"]
+    assert rows.nth(2).locator("td").all_text_contents()[2] == "–"
+    page.keyboard.press("ArrowRight")
+    assert page.locator("#details .status").text_content() == "Status: failed: oom"
+    assert page.locator("#details .figures").count() == 0
+
+
 def test_everything_can_be_done_by_keyboard(opened: Open, path: Path) -> None:
     page = opened(path)
     reached = []

@@ -166,6 +166,15 @@ def test_a_recorded_curve_is_believed_only_if_it_is_one(odd: object) -> None:
     assert recorded_curve({"counts": None, "detection": {"curve": sound}}) is None
 
 
+def test_a_recorded_operating_point_is_on_the_axis_of_its_curve() -> None:
+    """Covers are in the number removed, but not in the curve: of 9 removed 4 were covers."""
+    counts = {"n_removed": 9, "pois_left": 1, "n_covers": 6, "covers_left": 2}
+    sound = {"removed": [0, 1, 5, 9], "left": [3, 2.5, 1, 0]}
+    found = recorded_curve({"counts": counts, "detection": {"curve": sound}})
+    assert found is not None
+    assert found[1] == (5, 1)
+
+
 def test_picks_are_the_highest_of_each_kind() -> None:
     scores, poison, keep = draw(3)
     cover = np.zeros(200, bool)

@@ -17,12 +17,12 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from PIL import Image
 from stages import CLASSES, PER_CLASS, POISONED, REMOVED, TARGET, Made, cell, sweep
-from test_reports_records import GRID, failed, record, write_sweep
+from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.figures import cells
 from backdoor_lab.figures.cells import Whole
-from backdoor_lab.reports import page_pictures, read_sweep, write_tables
+from backdoor_lab.reports import page, page_pictures, read_sweep, write_tables
 from backdoor_lab.reports.evidence import projections
 from backdoor_lab.reports.page import ASSETS, SCRIPTS, STYLE, write_page
 from backdoor_lab.reports.page_facts import facts
@@ -102,6 +102,33 @@ def test_hostile_text_is_only_text(tmp_path: Path) -> None:
         "</script><script>alert(1)"
         in dict(zip(shown["names"], shown["own"][0], strict=True))["run.command"]
     )
+
+
+def test_a_cells_details_show_the_texts_of_the_tables(tmp_path: Path) -> None:
+    """An eighth of a percent is a tie between two ways to round: there is but one."""
+    made = [record(nat1=0.99125, asr1=0.00125, nat2=None, asr2=0.0), failed(record(seed=1))]
+    folder = write_sweep(tmp_path / "s", made)
+    text = written(folder)
+    poisoned, left = made[0]["counts"]["n_poisoned"], made[0]["counts"]["pois_left"]
+    told = data_of(text)["figures"]
+    assert told == [
+        ["99.12", "0.12", str(poisoned), "–", "0.00", str(left)], ["–"] * 6
+    ]  # fmt: skip
+    row = re.findall(r'<tr data-cell="0".*?</tr>', text)[0]
+    assert all(f">{each}<" in row for each in told[0] if each != "–")
+    assert "0.12" in (write_tables(folder) and (folder / "tables/table_pixel.md").read_text())
+
+
+def test_a_number_of_images_is_no_percentage_and_elsewhere_is_shown(tmp_path: Path) -> None:
+    counted = {**PROTOCOL, "ratio_of": "count"}
+    made = [record(ratio=r, protocol=counted, asr_elsewhere1=0.0525) for r in (0, 250)]
+    text = written(write_sweep(tmp_path / "s", made))
+    assert ">250<" in text
+    assert ">0<" in text
+    assert ">0%<" not in text
+    assert "ASR1 elsewhere" in text
+    assert text.count(">5.25<") == 2
+    assert "ASR1 elsewhere" not in written(write_sweep(tmp_path / "t", [record()]))
 
 
 def test_the_table_has_every_cell_and_its_figures(tmp_path: Path) -> None:
@@ -319,6 +346,20 @@ def test_a_folder_without_any_cell_has_a_page(tmp_path: Path) -> None:
     text = written(tmp_path)
     assert "<b>0</b> cells" in text
     assert str(tmp_path) not in text
+
+
+def test_too_many_cells_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_sweep(tmp_path / "s", [record(seed=seed) for seed in range(3)])
+    ids = [each.id for each in read_sweep(folder).cells]
+    whole = written(folder)
+    assert all(name in whole for name in ids)
+    monkeypatch.setattr(page, "MOST_CELLS", 2)
+    short = written(folder)
+    assert "3 cells are too many for one page, which lists 2 at most" in short
+    assert not any(name in short for name in ids)
+    tables = re.compile(r'<section id="tables">.*?</section>', re.DOTALL)
+    assert tables.findall(short) == tables.findall(whole) != []
+    assert [text for text in Reader(short).raw if text != "{}"] == Reader(whole).raw[:1]
 
 
 def test_the_assets_travel_in_the_wheel() -> None:

@@ -102,6 +102,14 @@ def parsed(text: str) -> list[list[dict[str, str]]]:
     return tables
 
 
+def side_by_side(path: Path) -> list[dict[str, str]]:
+    """The rows of a table whose columns may stand in several panels."""
+    return [
+        {head: text for part in parts for head, text in part.items()}
+        for parts in zip(*parsed(path.read_text()), strict=True)
+    ]
+
+
 def bare(text: str) -> str:
     return text.replace("**", "")
 
@@ -172,8 +180,7 @@ def places(folder: Path) -> list[tuple[dict[str, Any], str, str, str]]:
     found = []
     for path in sorted((folder / "tables").glob("wide_*.md")):
         trigger = path.stem.rpartition("_")[2]
-        (table,) = parsed(path.read_text())
-        for row in table:
+        for row in side_by_side(path):
             fixed = {k.lower(): v for k, v in row.items() if k in ("Target", "Ratio", "Defense")}
             for head, text in row.items():
                 measure = next((h for h in sorted(HEADS, key=len) if head.endswith(f" {h}")), None)
@@ -218,7 +225,7 @@ def test_a_layout_with_seeds_in_its_columns_shows_single_cells(folder: Path) -> 
     paths = sorted((folder / "tables").glob("wide_defense_trigger.seed_*.csv"))
     seen = 0
     for path in paths:
-        (table,) = parsed(path.with_suffix(".md").read_text())
+        table = side_by_side(path.with_suffix(".md"))
         lines = csv.DictReader(path.read_text().splitlines())
         for row, shown in zip(lines, table, strict=True):
             fixed = {k: row[k] for k in ("target", "ratio", "defense") if k in row}

@@ -16,7 +16,8 @@ from cells import configuration, run_here
 from stages import Made, cell
 
 from backdoor_lab.reports.evidence import operating_point, recorded_curve, removal_curve
-from backdoor_lab.reports.stored import NO_STORE, Shelf, find_store, first_convolution, raw_records
+from backdoor_lab.reports.stored import NO_STORE, Shelf, first_convolution, raw_records
+from backdoor_lab.reports.whereabouts import find_store
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.preflight import Preflight
@@ -124,6 +125,68 @@ def test_the_store_of_the_last_run_is_found(tmp_path: Path, text: str, found: st
         (tmp_path / name).mkdir()
     (tmp_path / "sweep" / "multirun.yaml").write_text(text.replace("HERE", str(tmp_path)))
     assert find_store(tmp_path / "sweep") == tmp_path / found
+
+
+RUN_IN = "hydra: {sweep: {dir: 'runs/${sweep_name:}'}}\n"
+
+
+@pytest.mark.parametrize("where", [".", "other"])
+def test_a_relative_store_is_told_by_where_the_sweep_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Another project in the current directory has a store of the same name."""
+    for name in ("runs/.store", "runs/s", "big/store", "other/runs/.store", "other/big/store"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / where)
+    for root, found in (("runs/.store", "runs/.store"), ("big/store", "big/store"),
+                        ("gone", "runs/.store")):  # fmt: skip
+        text = f"{RUN_IN}store: {{root: {root}}}"
+        (tmp_path / "runs" / "s" / "multirun.yaml").write_text(text)
+        assert find_store(tmp_path / "runs" / "s") == tmp_path / found
+
+
+@pytest.mark.parametrize("folder", ["copies/runs/s", "copies/other/s", "runs/other/s", "s"])
+def test_a_copied_sweep_finds_its_own_store_or_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    (tmp_path / "runs" / ".store").mkdir(parents=True)
+    copy = tmp_path / folder
+    copy.mkdir(parents=True)
+    (copy / "multirun.yaml").write_text(f"{RUN_IN}store: {{root: runs/.store}}")
+    monkeypatch.chdir(tmp_path)
+    assert find_store(copy) is None
+    (copy.parent / ".store").mkdir()
+    assert find_store(copy) == copy.parent / ".store"
+
+
+@pytest.mark.parametrize(
+    "said", ["hydra: 3", "hydra: {sweep: {dir: 7}}", "hydra: {sweep: {dir: ''}}", "",
+             "hydra: {sweep: {dir: '../x'}}", "hydra: {sweep: {dir: /a/b/c/d/e/f/g/h/i/j}}"],
+)  # fmt: skip
+def test_where_nobody_can_tell_the_store_beside_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
+    for name in ("s", ".store", "big"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "s" / "multirun.yaml").write_text(f"{said}\nstore: {{root: big}}")
+    assert find_store(tmp_path / "s") == tmp_path / ".store"
+
+
+def test_a_stage_that_never_ran_is_not_missed(tmp_path: Path) -> None:
+    """Without retraining there is no second network, and a repair filters nothing."""
+    record = cell(tmp_path, Made(0), "one")
+    for stage in ("retrain", "filter"):
+        del record["run"]["stages"][stage]
+        shutil.rmtree(tmp_path / stage)
+    shelf = Shelf(tmp_path)
+    assert shelf.losses(record, "train") is not None
+    assert shelf.losses(record, "retrain") is None
+    assert shelf.judged(record, 128) is None
+    assert shelf.notes == []
+    shutil.rmtree(tmp_path / "train")
+    assert shelf.losses(record, "train") is None
+    assert shelf.notes == ["losses of some cells: not in the store"]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,11 @@ import pytest
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 
 from backdoor_lab.reports import Table, build, read_sweep, reference
+from backdoor_lab.reports.comparison import against_random
 from backdoor_lab.reports.intervals import half_width, t_quantile
+from backdoor_lab.reports.notes import EVERY_CLASS
 from backdoor_lab.reports.render import grids, markdown
+from backdoor_lab.reports.wide import Layout, build_wide
 
 SEEDS = range(4)
 
@@ -227,3 +230,24 @@ def test_the_tidy_frame_has_one_line_per_cell(tmp_path: Path) -> None:
     assert first["seconds_train"] == 30
     assert first["nat1"] == asked[0]["nat1"]
     assert first["auroc"] == 0.99
+
+
+def test_an_attack_on_every_class_is_said_below_every_kind_of_table(tmp_path: Path) -> None:
+    made = [
+        record(seed=s, defense=d, protocol={**PROTOCOL, "labels": "all_to_all"})
+        for s in (0, 1)
+        for d in ("spectral_every_class", "random")
+    ]
+    folder = write_sweep(tmp_path / "every", made)
+    sweep = read_sweep(folder)
+    found = against_random(sweep)
+    assert found is not None
+    for notes in (
+        build(sweep)[0][0].notes,
+        build_wide(sweep.cells, Layout(columns=("defense",)))[0].notes,
+        found.notes,
+    ):
+        assert sum(note == EVERY_CLASS for note in notes) == 1
+    plain = read_sweep(write_sweep(tmp_path / "one", [record()]))
+    assert EVERY_CLASS not in build(plain)[0][0].notes
+    assert EVERY_CLASS not in build_wide(plain.cells, Layout())[0].notes

@@ -121,9 +121,9 @@ def test_config_values_make_tables_or_an_axis(tmp_path: Path) -> None:
     made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]
     assert len(wide(tmp_path, made, BY_DEFENSE)) == 2
     (table,) = wide(tmp_path, made, Layout(("config.recipe.lr",), (), ("asr2",)))
-    assert table.rows == [("0.1",), ("0.01",)]
+    assert table.rows == [("0.01",), ("0.1",)]
     (table,) = wide(tmp_path, made, Layout(("target",), ("config.recipe.lr",), ("asr2",)))
-    assert grid(table).over == ["", "lr 0.1", "lr 0.01"]
+    assert grid(table).head == ["Target", "lr 0.01", "lr 0.1"]
 
 
 def test_what_an_axis_decides_splits_no_table_and_is_said(tmp_path: Path) -> None:

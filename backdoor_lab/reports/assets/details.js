@@ -37,7 +37,7 @@ function fillDetails(cell, move) {
         button("×", "close (escape)", () => panel.close()))),
     element("div", { class: "inside" },
       element("p", { class: "status" }, `Status: ${DATA.status[cell]}`),
-      ...figures(facts), charts(pictures), ...images(pictures), ...notes(pictures),
+      ...figures(cell), charts(pictures), ...images(pictures), ...notes(pictures),
       ...command(facts), ...factGroups(facts)),
   );
 }
@@ -52,17 +52,14 @@ function factsOf(cell) {
   return found;
 }
 
-function figures(facts) {
-  const percent = (name) => {
-    const value = Number((facts.get(name) || [NaN])[0]);
-    return Number.isFinite(value) ? (100 * value).toFixed(2) : "–";
-  };
-  const text = (name) => (facts.get(name) || ["–"])[0];
-  if (!facts.has("counts.n_poisoned")) return [];
+// Rounded where the tables are made: two ways to round would show two numbers.
+function figures(cell) {
+  const texts = DATA.figures[cell];
+  if (texts[2] === "–") return [];
   return [element("table", { class: "figures" },
     row("th", ["", "Nat", "ASR", "poison"]),
-    row("td", ["before", percent("nat1"), percent("asr1"), text("counts.n_poisoned")]),
-    row("td", ["after", percent("nat2"), percent("asr2"), text("counts.pois_left")]))];
+    row("td", ["before", ...texts.slice(0, 3)]),
+    row("td", ["after", ...texts.slice(3)]))];
 }
 
 const row = (tag, texts) => element("tr", {}, ...texts.map((text) => element(tag, {}, text)));

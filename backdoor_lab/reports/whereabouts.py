@@ -1,0 +1,52 @@
+"""Where the store of a sweep lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+STORE, CONFIGURATION = ".store", "multirun.yaml"
+
+
+def find_store(sweep: Path, given: Path | None = None) -> Path | None:
+    """The store named, else the one the sweep was run with, else the one beside it; None if
+    there is no such folder.
+
+    Where a relative ``store.root`` leads is told by where the sweep lies, not by the current
+    directory, in which another project's store may be.
+    """
+    roots = [_run_with(sweep), sweep.resolve().parent / STORE] if given is None else [Path(given)]
+    return next((root for root in roots if root is not None and root.is_dir()), None)
+
+
+def _run_with(sweep: Path) -> Path | None:
+    """``store.root`` in the configuration that the sweep's last run left beside its cells."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    try:
+        content = OmegaConf.load(sweep / CONFIGURATION)
+        found = OmegaConf.select(content, "store.root")
+        written = OmegaConf.to_container(content)
+    except (OSError, ValueError, RecursionError, OmegaConfBaseException, YAMLError):
+        return None
+    if not isinstance(found, str) or not found or "\0" in found:
+        return None
+    if Path(found).is_absolute():
+        return Path(found)
+    started = _started_in(sweep, written)
+    return None if started is None else started / found
+
+
+def _started_in(sweep: Path, content: Any) -> Path | None:
+    """The directory that a sweep was started in, by ``hydra.sweep.dir``: ``runs/${name:}`` of
+    ``/a/runs/x`` was started in ``/a``. None where the sweep does not lie as that says."""
+    try:
+        said = Path(content["hydra"]["sweep"]["dir"]).parts
+    except (KeyError, TypeError):
+        return None
+    lies = sweep.resolve().parts
+    if not 0 < len(said) < len(lies) or said[:-1] != lies[len(lies) - len(said) : -1]:
+        return None
+    return Path(*lies[: len(lies) - len(said)])

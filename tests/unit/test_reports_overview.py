@@ -1,0 +1,495 @@
+"""What a sweep is shown in by default: which layout, what stands in it, that it is what was
+recorded, and the comparison with the control that is written beside it."""
+
+from __future__ import annotations
+
+import csv
+import html
+import json
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from test_reports_commands import contents
+from test_reports_recomputed import bare, figures, parsed, side_by_side, text_of
+from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
+from test_reports_render import HOSTILE, _latex_with_booktabs
+
+from backdoor_lab.reports import print_tables, read_sweep, write_tables
+from backdoor_lab.reports.measures import MEASURE
+from backdoor_lab.reports.overview import ACROSS_WITH_INTERVALS, MOST, Shown, grids, markdown
+from backdoor_lab.reports.overview import shown as shown_of
+from backdoor_lab.reports.report import Report
+from backdoor_lab.reports.tables import Table, build
+from backdoor_lab.reports.wide import Wide, in_order
+from backdoor_lab.reports.wide_text import ACROSS
+
+TRIGGERS = tuple(f"trigger{n}" for n in range(14))
+DEFENSES = ("spectral", "random", "scan", "knn", "oracle", "none")
+DETECTION = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5", "tpr", "fpr")
+COMMITTED = Path(__file__).resolve().parents[2] / "multirun_reports" / "attacks"
+
+
+def found(*choices: Any, retrain: bool = True, **over: Any) -> dict[str, Any]:
+    """A record with every detection figure; without retraining, with nothing after the filter."""
+    made = record(*choices, **over)
+    draw = random.Random(made["id"])
+    made["detection"] = {name: draw.random() for name in DETECTION}
+    # One network for each attack and seed, whatever the defense.
+    one = random.Random(ascii([v for k, v in made["choices"].items() if k != "defense"]))
+    made |= {"nat1": one.random(), "asr1": one.random()}
+    return made if retrain else made | {"nat2": None, "asr2": None}
+
+
+def shown(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> Sequence[Shown]:
+    cells = read_sweep(write_sweep(folder, made, asked)).cells
+    return shown_of(cells, build(read_sweep(folder))[0])
+
+
+def layouts(tables: Sequence[Shown]) -> list[tuple[Any, Any, Any]]:
+    assert all(isinstance(table, Wide) for table in tables)
+    said = [table.layout for table in tables if isinstance(table, Wide)]
+    return [(each.rows, each.columns, each.values) for each in said]
+
+
+def attacks(ratios: Sequence[float] = (0.1, 0.0, 0.3)) -> list[dict[str, Any]]:
+    """A sweep of many triggers and few ratios, as `experiment=attacks` asks for."""
+    return [found(t, "bird", r, retrain=False) for t in TRIGGERS for r in ratios]
+
+
+@pytest.mark.parametrize(
+    ("axis", "others"),
+    [
+        ("trigger", ("target", "ratio", "seed")), ("defense", ("target", "ratio", "seed")),
+        ("model", ("seed",)), ("recipe", ("ratio",)),
+    ],
+)  # fmt: skip
+def test_the_reports_layout_as_long_as_it_can_be_read(
+    tmp_path: Path, axis: str, others: tuple[str, ...]
+) -> None:
+    values = {"target": ("bird", "dog"), "ratio": (0.05, 0.1), "seed": (0, 1)}
+    for count in (MOST, MOST + 1):
+        chosen: list[dict[str, Any]] = [{axis: f"v{n}"} for n in range(count)]
+        for name in others:
+            chosen = [each | {name: v} for each in chosen for v in values[name]]
+        made = [record(seed=each.get("seed", 0), choices=each, id=f"c{n}")
+                for n, each in enumerate(chosen)]  # fmt: skip
+        tables = shown(tmp_path / str(count), made)
+        assert all(isinstance(table, Table) for table in tables) == (count == MOST)
+        assert all(isinstance(table, Wide) for table in tables) == (count > MOST)
+
+
+def test_many_targets_and_ratios_are_the_reports_own_rows(tmp_path: Path) -> None:
+    made = [record("pixel", f"t{n}", r / 100) for n in range(10) for r in range(1, 10)]
+    assert all(isinstance(table, Table) for table in shown(tmp_path / "s", made))
+
+
+def test_many_triggers_and_few_ratios(tmp_path: Path) -> None:
+    tables = shown(tmp_path / "s", attacks())
+    assert layouts(tables) == [
+        (("trigger",), ("ratio",), ("n_poisoned", "nat1", "asr1", "pois_left")),
+        (("trigger",), ("ratio",), ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")),
+    ]
+    (first, _) = tables
+    assert isinstance(first, Wide)
+    assert [row for (row,) in first.rows] == list(TRIGGERS)
+    assert first.columns == [("0%",), ("10%",), ("30%",)]
+    # A higher ratio is another attack: no value of a row is the best.
+    assert not any(grid.best for table in tables for grid in grids(table))
+
+
+def test_what_a_trigger_decides_makes_no_axis(tmp_path: Path) -> None:
+    made = attacks((0.1,))
+    for one in made[:3]:
+        one["choices"]["source"] = "cat"
+        one["protocol"] = {**PROTOCOL, "asr_on": "source"}
+    (table,) = shown(tmp_path / "s", made)
+    assert layouts([table]) == [(("trigger",), (), (
+        "n_poisoned", "nat1", "asr1", "pois_left", "auroc", "average_precision", "tpr_at_1",
+        "tpr_at_5",
+    ))]  # fmt: skip
+    # Eleven names would bury what is told.
+    told = (
+        "asr_on=source (trigger0, trigger1, trigger2) \\| not_target (all others), budget=1.5eps,"
+    )
+    assert told in markdown(table)
+
+
+def test_many_defenses_two_triggers_three_seeds(tmp_path: Path) -> None:
+    made = [found(t, "bird", 0.1, d, s) for t in ("pixel", "pattern") for d in DEFENSES
+            for s in range(3)]  # fmt: skip
+    tables = shown(tmp_path / "s", made)
+    assert layouts(tables) == [
+        (("trigger",), (), ("n_poisoned", "nat1", "asr1")),
+        (("defense",), ("trigger",), ("pois_left", "nat2", "asr2")),
+        (("defense",), ("trigger",), ("auroc", "average_precision")),
+        (("defense",), ("trigger",), ("tpr_at_1", "tpr_at_5")),
+    ]
+    for table in tables:
+        (grid,) = grids(table)
+        assert len(grid.head) - grid.left - 1 <= ACROSS_WITH_INTERVALS
+    _, after, filters, rates = (grids(table)[0] for table in tables)
+    assert [row[0] for row in after.rows] == list(DEFENSES)
+    assert {column for _, column in after.best} == set(range(1, 7))
+    assert {column for _, column in filters.best} == set(range(1, 5))
+    assert {column for _, column in rates.best} == set(range(1, 5))
+    oracle = DEFENSES.index("oracle")
+    assert oracle not in {row for grid in (after, filters, rates) for row, _ in grid.best}
+
+
+def test_what_was_before_the_defense_is_said_once(tmp_path: Path) -> None:
+    made = [found("pixel", "bird", r, d, 0) for r in (0.05, 0.1) for d in DEFENSES]
+    made[0] = failed(made[0])
+    before = shown(tmp_path / "s", made)[0]
+    (grid,) = grids(before)
+    # Spectral has a failed cell: random, the first with all of them done, stands for all.
+    assert any("these are random's cells" in note for note in grid.notes)
+    mine = [one for one in made if one["choices"]["defense"] == "random"]
+    assert grid.rows == [
+        [f"{100 * one['choices']['ratio']:g}%", str(one["counts"]["n_poisoned"]),
+         f"{100 * one['nat1']:.2f}", f"{100 * one['asr1']:.2f}"] for one in mine
+    ]  # fmt: skip
+
+
+def test_many_of_both_stand_in_panels(tmp_path: Path) -> None:
+    made = [found(t, "bird", 0.1, d, retrain=False) for t in TRIGGERS for d in DEFENSES[:5]]
+    tables = shown(tmp_path / "s", made)
+    said = [values for _, _, values in layouts(tables)]
+    assert said == [("n_poisoned", "nat1", "asr1"), ("pois_left",), ("auroc",),
+                    ("average_precision",), ("tpr_at_1",), ("tpr_at_5",)]  # fmt: skip
+    for table in tables[1:]:
+        panels = grids(table)
+        assert [grid.head[1:] for grid in panels] == [list(TRIGGERS[:7]), list(TRIGGERS[7:])]
+        assert all(len(grid.head) - grid.left <= ACROSS for grid in panels)
+        assert [len(grid.notes) > 0 for grid in panels] == [False, True]
+        assert panels[0].title.endswith("(1 of 2)")
+        # In each column one defense is the best.
+        assert {column for _, column in panels[1].best} == set(range(1, 8))
+
+
+def test_values_of_a_config_make_an_axis(tmp_path: Path) -> None:
+    rates = (0.3, 0.001, 0.01, 0.1, 1)
+    made = [found(config={"recipe": {"lr": lr}, "seed": 0}, id=str(lr)) for lr in rates]
+    (table,) = shown(tmp_path / "s", made)
+    assert layouts([table])[0][:2] == (("config.recipe.lr",), ())
+    assert [row[0] for row in grids(table)[0].rows] == ["0.001", "0.01", "0.1", "0.3", "1"]
+
+
+def test_a_cell_that_was_not_retrained_shows_what_was_found(tmp_path: Path) -> None:
+    (table,) = shown(tmp_path / "one", [found(retrain=False)])
+    assert layouts([table])[0][:2] == (("trigger",), ())
+    assert "Nat2" not in markdown(table)
+    # Nothing done says nothing about retraining.
+    (table,) = shown(tmp_path / "none", [failed(record())])
+    assert isinstance(table, Table)
+
+
+@pytest.mark.parametrize("defenses", [("spectral",), DEFENSES])
+def test_where_nothing_is_done_every_cell_is_seen(
+    tmp_path: Path, defenses: tuple[str, ...]
+) -> None:
+    asked = [found(t, "bird", 0.1, d) for t in TRIGGERS[:5] for d in defenses]
+    made = [failed(one) for one in asked[1:]]
+    (table,) = shown(tmp_path / "s", made, asked)
+    texts = [text for grid in grids(table) for row in grid.rows for text in row]
+    width = len(layouts([table])[0][2])
+    assert texts.count("failed: oom") == width * len(made)
+    assert texts.count("missing") == width
+
+
+def test_numbers_are_in_order_of_size_and_names_in_that_of_the_sweep() -> None:
+    keys = [("warp", "30%"), ("warp", "5%"), ("abl", "100%"), ("warp", "0%"), ("abl", "5%")]
+    assert in_order(keys) == [("warp", "0%"), ("warp", "5%"), ("warp", "30%"), ("abl", "5%"),
+                              ("abl", "100%")]  # fmt: skip
+    assert in_order([("any",), ("2",), ("1",)]) == [("any",), ("2",), ("1",)]
+    assert in_order([("10",), ("9",), ("10",)]) == [("9",), ("10",)]
+    assert in_order([("nan",), ("2",), ("1",)]) == [("nan",), ("2",), ("1",)]
+    assert in_order([]) == []
+
+
+# --- what is written ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["committed", "attacks", "defenses", "matrix"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sweeps that are shown wide, one of them committed, with failed and missing cells."""
+    where = tmp_path_factory.mktemp("wide") / "s"
+    if request.param == "committed":
+        shutil.copytree(COMMITTED, where, ignore=shutil.ignore_patterns("tables", "index.html"))
+        write_tables(where)
+        return where
+    asked = {
+        "attacks": attacks(),
+        "defenses": [found(t, "bird", 0.1, d, s) for t in ("pixel", "pattern") for d in DEFENSES
+                     for s in range(3)],
+        "matrix": [found(t, "bird", 0.1, d, retrain=False) for t in TRIGGERS for d in DEFENSES],
+    }[request.param]  # fmt: skip
+    made = [failed(one, "diverged: x") if n % 17 == 5 else one
+            for n, one in enumerate(asked) if n % 19 != 7]  # fmt: skip
+    made[0]["detection"] = None
+    made[2]["asr1"] = None
+    write_tables(write_sweep(where, made, asked))
+    return where
+
+
+def recorded(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/record.json"))]
+
+
+HEADS = {
+    measure.head: ("counts" if name in ("n_poisoned", "pois_left") else
+                   "detection" if name in DETECTION else "", name, measure.scale)
+    for name, measure in MEASURE.items()
+}  # fmt: skip
+
+
+def value_text(cells: list[dict[str, Any]], head: str, asked: int) -> str:
+    """A figure recomputed from raw records with numpy and scipy."""
+    group, name, scale = HEADS[head]
+    values = [((c[group] or {}) if group else c).get(name) for c in cells]
+    known = [scale * value for value in values if value is not None]
+    if not known:
+        return "–"
+    n, fixed = len(known), head == "#Pois" and len(set(known)) == 1
+    digits = (0 if n == 1 or fixed else 1) if head.startswith("#") else 2 if scale == 100 else 3
+    text = f"{np.mean(known):.{digits}f}"
+    if n > 1 and not fixed:
+        text += f" ± {stats.t.ppf(0.975, n - 1) * stats.sem(known):.{digits}f}"
+    return text if n == asked else f"{text} (n={n})"
+
+
+def test_every_number_shown_is_in_the_records(folder: Path) -> None:
+    records, seen = recorded(folder), 0
+    listed = json.loads((folder / "sweep.json").read_text())["asked"]
+    for path in sorted((folder / "tables").glob("wide_*.md")):
+        title = path.read_text().splitlines()[0].removeprefix("### ").split(" (1 of")[0]
+        whose = re.search(r"these are (\w+)'s cells", path.read_text())
+        for row in side_by_side(path):
+            fixed = {k.lower(): v for k, v in row.items() if k in ("Trigger", "Defense")}
+            if whose:
+                fixed["defense"] = whose[1]
+            for head, text in row.items():
+                if head.lower() in fixed or head == "Seeds":
+                    continue
+                name = next((h for h in HEADS if head == h or head.endswith(f" {h}")), title)
+                column = head if name == title else head.removesuffix(name).strip()
+                axis = "ratio" if column.endswith("%") else "trigger"
+                chosen = fixed | ({axis: column} if column else {})
+                mine, asked = ([
+                    c for c in cells
+                    if all((f"{100 * c['choices'][k]:g}%" if k == "ratio" else c["choices"][k]) == v
+                           for k, v in chosen.items())
+                ] for cells in (records, listed))  # fmt: skip
+                done = [cell for cell in mine if cell["status"] == "done"]
+                assert asked, chosen
+                if done:
+                    assert bare(text) == value_text(done, name, len(asked)), (path.name, chosen)
+                else:
+                    assert "diverged: x" in text or "missing" in text
+                seen += 1
+    assert seen >= 80
+
+
+def test_files_are_those_of_what_is_shown(folder: Path) -> None:
+    kinds = {name.partition("_")[0] for name in contents(folder / "tables")}
+    records = recorded(folder)
+    expected = {"records.csv", "written.json", "wide"}
+    if any(one["choices"]["defense"] == "random" for one in records):
+        expected.add("compare")
+    if any(one["nat2"] is not None for one in records):
+        # The made-up cells are the report's own cells too: what it says stands beside them.
+        expected.add("table")
+    assert kinds == expected
+
+
+def test_the_page_shows_the_same_tables(folder: Path) -> None:
+    text = (folder / "index.html").read_text()
+    for table in shown_of(read_sweep(folder).cells, build(read_sweep(folder))[0]):
+        for grid in grids(table):
+            for row in grid.rows:
+                shown_row = "".join(f">{html.escape(cell)}</td>" for cell in row[:1])
+                assert shown_row in text
+            assert f"<h3>{html.escape(grid.title)}</h3>" in text
+    assert ('<details id="compared">' in text) == ("random" in str(sorted(folder.iterdir())))
+
+
+def test_no_note_is_lost_or_said_twice_on_the_page(folder: Path) -> None:
+    text = (folder / "index.html").read_text().split('<section id="tables">')[1]
+    text = text.split("</section>")[0]
+    report = Report.of(folder)
+    notes = [note for table in report.shown for grid in grids(table) for note in grid.notes]
+    assert len(set(notes)) < len(notes)
+    for note in set(notes):
+        assert text.count(f"<p>{html.escape(note)}</p>") == 1
+    assert text.count("Else as said below the tables before.") == len(
+        [grid for table in report.shown for grid in grids(table) if grid.notes]
+    ) - 1  # fmt: skip
+
+
+def test_what_is_printed_is_what_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    print_tables(write_tables(folder))
+    printed = parsed(capsys.readouterr().out)
+    written = [parsed(path.read_text()) for path in (folder / "tables").glob("wide_*.md")]
+    assert sorted(map(str, printed)) == sorted(str(t) for tables in written for t in tables)
+
+
+@pytest.mark.skipif(not _latex_with_booktabs(), reason="no pdflatex with booktabs here")
+def test_every_table_of_a_sweep_compiles(folder: Path, tmp_path: Path) -> None:
+    paths = sorted((folder / "tables").glob("*.tex"))
+    body = "".join(f"{path.read_text()}\\clearpage\n" for path in paths)
+    head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+    (tmp_path / "x.tex").write_text(f"{head}{body}\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape",
+               "x.tex"]  # fmt: skip
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    # Out of their centring boxes TeX says how wide they are: the text is 345 points of 614.
+    bare_body = body.replace("\\makebox[\\linewidth]{", "").replace("{tabular}}", "{tabular}")
+    (tmp_path / "x.tex").write_text(f"{head}{bare_body}\\end{{document}}\n")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    over = [float(x) for x in re.findall(rb"Overfull .hbox .([\d.]+)pt", done.stdout)]
+    assert done.returncode == 0
+    assert max(over, default=0) < 614 - 345
+
+
+# --- against the control ------------------------------------------------------------------------
+
+
+def holm(values: list[float]) -> list[float]:
+    """Each p times how many are at least as large, never below what a smaller p became."""
+    order = np.argsort(values)
+    scaled = np.array(values)[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty(len(values))
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+    return list(adjusted)
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> Path:
+    """Six defenses, two triggers, four seeds; a failed cell, and repairs that detect nothing."""
+    made = [found(t, "bird", 0.1, d, s) for t in ("pixel", "pattern") for d in DEFENSES
+            for s in range(4)]  # fmt: skip
+    made[1] = failed(made[1])
+    for one in made:
+        if one["choices"]["defense"] == "none":
+            one["detection"] = None
+    folder = write_sweep(tmp_path / "s", made)
+    write_tables(folder)
+    return folder
+
+
+def test_every_defense_is_compared_with_random(compared: Path) -> None:
+    table = (compared / "tables" / "compare_random.csv").read_text()
+    lines = list(csv.DictReader(table.splitlines()))
+    records = [one for one in recorded(compared) if one["status"] == "done"]
+
+    def value(trigger: str, defense: str, seed: int, name: str) -> float | None:
+        group, key, scale = HEADS[MEASURE[name].head]
+        for one in records:
+            chosen = one["choices"]
+            if (chosen["trigger"], chosen["defense"], chosen["seed"]) == (trigger, defense, seed):
+                found = ((one[group] or {}) if group else one).get(key)
+                return None if found is None else scale * found
+        return None
+
+    single = [line for line in lines if line["lines"] == "0"]
+    for line in single:
+        pairs = [
+            (ours, base)
+            for seed in range(4)
+            if (ours := value(line["trigger"], line["side"], seed, line["measure"])) is not None
+            and (base := value(line["trigger"], "random", seed, line["measure"])) is not None
+        ]
+        assert line["n"] == str(len(pairs))
+        ours, base = np.array(pairs).T
+        assert float(line["difference"]) == pytest.approx(np.mean(ours - base), abs=1e-9)
+        if len(set(np.round(ours - base, 9))) > 1:
+            assert float(line["p_t"]) == pytest.approx(stats.ttest_rel(ours, base).pvalue)
+    # Five defenses, two triggers, four measures; who detects nothing has no AUROC.
+    assert len(single) == 5 * 2 * 4 - 2
+    tested = [line for line in lines if line["p_t"]]
+    expected = holm([float(line["p_t"]) for line in tested])
+    assert [float(line["p_holm"]) for line in tested] == pytest.approx(expected)
+    text = (compared / "tables" / "compare_random.md").read_text()
+    assert len(parsed(text)[0]) == len(lines)
+    assert "failed: oom" in text
+
+
+def test_the_page_folds_the_comparison_up(compared: Path) -> None:
+    text = (compared / "index.html").read_text()
+    part = text.split('<details id="compared">')[1].split("</details>")[0]
+    rows = parsed((compared / "tables" / "compare_random.md").read_text())[0]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>.*?</tr>", part)]
+    assert [row for row in cells if row] == [list(map(html.escape, row.values())) for row in rows]
+
+
+def test_a_long_comparison_is_summed_up_on_the_page(tmp_path: Path) -> None:
+    made = [found(t, "bird", 0.1, d, s) for t in TRIGGERS for d in DEFENSES for s in (0, 1)]
+    folder = write_sweep(tmp_path / "s", made)
+    write_tables(folder)
+    part = (folder / "index.html").read_text().split('<details id="compared">')[1]
+    part = part.split("</details>")[0]
+    lines = list(csv.DictReader((folder / "tables/compare_random.csv").read_text().splitlines()))
+    assert len(lines) == 5 * 4 * 15
+    assert part.count("<tr>") == 1 + 5 * 4
+    assert f"{5 * 4} of {len(lines)} lines" in part
+    assert "tables/compare_random.html" in part
+
+
+@pytest.mark.parametrize("defenses", [("random",), ("spectral", "none"), ("spectral", "random")])
+def test_without_pairs_there_is_no_comparison(tmp_path: Path, defenses: tuple[str, ...]) -> None:
+    # Random has other targets than the rest: nothing is alike but for the defense.
+    made = [record(defense=d, target="dog" if d == "random" else "bird") for d in defenses]
+    folder = write_sweep(tmp_path / "s", made)
+    write_tables(folder)
+    assert not list((folder / "tables").glob("compare_*"))
+    assert 'id="compared"' not in (folder / "index.html").read_text()
+
+
+def test_a_comparison_that_no_longer_holds_goes(tmp_path: Path) -> None:
+    made = [record(defense=d) for d in ("spectral", "random")]
+    folder = write_sweep(tmp_path / "s", made)
+    write_tables(folder)
+    assert len(list((folder / "tables").glob("compare_random.*"))) == 4
+    write_sweep(folder, [made[0], failed(made[1])])
+    write_tables(folder)
+    assert not list((folder / "tables").glob("compare_*"))
+
+
+def test_unreadable_records_are_named_below_wide_tables(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", attacks())
+    (folder / "stray").mkdir()
+    (folder / "stray" / "record.json").write_text("{")
+    tables = write_tables(folder)
+    assert all("In no place: stray (failed: damaged record)" in markdown(each) for each in tables)
+
+
+def test_hostile_names_in_wide_tables_are_only_text(tmp_path: Path) -> None:
+    both = [(name, other) for name in HOSTILE[:6] for other in HOSTILE[-5:]]
+    made = [found(name, "bird", 0.1, choices={"defense": other}, id=f"c{n}", retrain=False)
+            for n, (name, other) in enumerate(both)]  # fmt: skip
+    folder = write_sweep(tmp_path / "deep" / "s", made)
+    write_tables(folder)
+    assert all(text.isascii() for name, text in contents(folder / "tables").items()
+               if name.endswith(".tex"))  # fmt: skip
+    inside = {path.parent for path in (tmp_path / "deep").rglob("*.md")}
+    assert inside == {folder / "tables"}
+
+
+def test_the_reports_cells_keep_its_figures_beside_them(tmp_path: Path) -> None:
+    made = [record(*each, defense=d) for each in GRID for d in DEFENSES]
+    folder = write_sweep(tmp_path / "s", made)
+    assert all(isinstance(table, Wide) for table in write_tables(folder))
+    paths = sorted((folder / "tables").glob("table_*.md"))
+    assert [path.stem for path in paths] == ["table_pattern", "table_pixel"]
+    assert all("reference and difference" in path.read_text() for path in paths)
+    mine = [one for one in made if one["choices"]["trigger"] == "pixel"]
+    first = parsed(paths[1].read_text())[0][0]
+    assert bare(first["Nat2"]) == text_of(figures(mine[:1], "Nat2"), "Nat2", 1)
