@@ -81,7 +81,7 @@ def short_page(report: Report) -> str:
     said = (
         f'<section id="all"><h2>All cells</h2>\n<p>{len(report.sweep.cells)} cells are too many'
         f" for one page, which lists {MOST_CELLS} at most. <code>{TABLES}/records.csv</code> beside"
-        " it has a line for each; a sweep of fewer has a page with all of its cells.</p></section>\n"
+        " it has a line for each; a smaller sweep has a page with all of its cells.</p></section>\n"
     )
     return _filled(report.sweep, _above(report) + said, "{}", "")
 
