@@ -29,6 +29,7 @@ from backdoor_lab.errors import (
     unknown,
 )
 from backdoor_lab.files import digest
+from backdoor_lab.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run")
@@ -103,8 +104,7 @@ def main() -> NoReturn:
     ResumeSweeper.last_code = EXIT_DONE
     # Hydra hands its errors on instead of printing them its own way.
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    # Several processes and BLAS threads of their own would fight over the cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_briefly()
     if hasattr(signal, "SIGPIPE") and {"--help", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
         # Ended quietly when whoever reads has enough, as in `... --help | head`.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)

@@ -9,10 +9,10 @@ them, the hardware, how busy it was, the versions and the date.
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 import time
 
+from backdoor_lab.threads import wait_briefly
 from tests.bench.measuring import Figure, hardware, show, write
 
 NAMES = ("step", "data", "spectral", "cells", "overhead", "growth", "resume", "page")
@@ -42,6 +42,6 @@ def _bench(name: str) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    # As the lab's own entry has it: else the threads of torch and NumPy wait for each other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # As the lab's own entry does.
+    wait_briefly()
     sys.exit(main(sys.argv[1:]))

@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.threads import WAITING
+
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "multirun_reports" / "bench"
 KEPT = ROOT / "multirun_reports" / ".bench"
@@ -115,9 +117,11 @@ def timed(
 
 
 def surroundings(**changes: str) -> dict[str, str]:
-    """The environment of a started program: this checkout's code, one thread, no GPU."""
+    """The environment of a started program: this checkout's code, one thread, no GPU, and nothing
+    of what this process has set for itself."""
     fixed = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    return {**os.environ, **fixed, **changes}
+    kept = {name: value for name, value in os.environ.items() if name not in WAITING}
+    return {**kept, **fixed, **changes}
 
 
 def memory(*, peak: bool = False, restart: bool = False) -> float:

@@ -1,0 +1,20 @@
+"""Waiting threads: set for a process unless its user has said otherwise."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from backdoor_lab.threads import WAITING, wait_briefly
+
+
+def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, *others = WAITING
+    for name in WAITING:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setenv(first, "7")
+    wait_briefly()
+    assert os.environ[first] == "7"
+    assert {name: os.environ[name] for name in others} == {n: WAITING[n] for n in others}
