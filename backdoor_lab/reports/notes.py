@@ -20,7 +20,7 @@ INTERVAL = (
 )
 BEST = (
     "Bold: the best mean of the defenses against one attack, to the digits shown, whatever the "
-    "intervals; oracle, which is told the truth, takes no part."
+    "intervals; oracle and clean_data, which are told the truth, take no part."
 )
 EVERY_CLASS = (
     "labels=all_to_all: every class is attacked, and the target of an image is the class after "

@@ -22,13 +22,13 @@ from backdoor_lab.reports.reference import COLUMNS
 from backdoor_lab.reports.tables import MEASURES, Estimate, Row, Table
 
 __all__ = [
-    "FORMATS", "NO_COMPETITOR", "Grid", "best_of", "difference", "figure", "grids", "latex",
+    "FORMATS", "NO_COMPETITORS", "Grid", "best_of", "difference", "figure", "grids", "latex",
     "markdown", "page", "plain", "sheet", "value_of",
 ]  # fmt: skip
 
 HEADS = {name: MEASURE[name].head for name in MEASURES}
-NO_COMPETITOR = "oracle"
-"""The control that is told which images are poisoned: it sets the mark, and wins nothing."""
+NO_COMPETITORS = ("oracle", "clean_data")
+"""The controls that are told which images are poisoned: they set the mark, and win nothing."""
 
 
 def grids(table: Table) -> list[Grid]:
@@ -58,7 +58,7 @@ def _best(table: Table) -> frozenset[tuple[int, int]]:
     found = set()
     attacks = groupby(sorted(enumerate(table.rows), key=_attack), key=_attack)
     for _, members in attacks:
-        rows = [(n, row) for n, row in members if row.defense != NO_COMPETITOR]
+        rows = [(n, row) for n, row in members if row.defense not in NO_COMPETITORS]
         for column, name in enumerate(MEASURES, _left(table)):
             winners = best_of(name, (row.estimates.get(name) for _, row in rows))
             if name not in BEFORE:

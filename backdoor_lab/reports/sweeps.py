@@ -24,7 +24,7 @@ from backdoor_lab.reports.records import (
 
 RECORD, SWEEP, TABLES = "record.json", "sweep.json", "tables"
 DEPTH = 4
-CONTROLS = ("none", "random", "oracle")
+CONTROLS = ("none", "random", "oracle", "clean_data")
 
 
 @dataclass

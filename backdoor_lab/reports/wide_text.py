@@ -19,7 +19,7 @@ from backdoor_lab.reports.markup import (
 )
 from backdoor_lab.reports.measures import BEFORE, MEASURE
 from backdoor_lab.reports.notes import BEST
-from backdoor_lab.reports.render import NO_COMPETITOR, best_of, figure, value_of
+from backdoor_lab.reports.render import NO_COMPETITORS, best_of, figure, value_of
 from backdoor_lab.reports.wide import Key, Place, Wide
 
 DEFENSE = "defense"
@@ -106,7 +106,7 @@ def _best(table: Wide) -> list[tuple[Key, Key, str]]:
     contests: dict[object, list[tuple[Key, Key]]] = {}
     for row, column in table.places:
         contest, defense = _contest(table, row, column)
-        if defense != NO_COMPETITOR:
+        if defense not in NO_COMPETITORS:
             contests.setdefault(contest, []).append((row, column))
     found = []
     for where in contests.values():
