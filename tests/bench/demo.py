@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tests.bench.cells import parts, records
 from tests.bench.measuring import Figure, command, timed
@@ -20,10 +21,25 @@ def run() -> list[Figure]:
     asr = min(each["asr1"] for each in found)
     return [
         Figure("12 cells to their tables", wall, "s", "<= 300"),
+        Figure("of it training alone, two cells at a time", _training(found) / 2, "s",
+               note=f"{2 * _images(found) / _training(found):.0f} images/s"),
         *(Figure(f"a cell's {name}", value, "s") for name, value in stages.items()),
         Figure("a cell beyond its stages", cells / 12 - sum(stages.values()), "s"),
         Figure("starting, checking and tables, with two cells at a time", wall - cells / 2, "s"),
         Figure("lowest ASR1", 100 * asr, "%"),
         Figure("lowest Nat2", 100 * min(each["nat2"] for each in found), "%"),
         Figure("highest ASR2", 100 * max(each["asr2"] for each in found), "%"),
-    ]
+    ]  # fmt: skip
+
+
+def _training(found: list[dict[str, Any]]) -> float:
+    """Seconds of all trainings."""
+    return sum(r["run"]["seconds"]["train"] + r["run"]["seconds"]["retrain"] for r in found)
+
+
+def _images(found: list[dict[str, Any]]) -> int:
+    """Images that all trainings saw, each as often as there were epochs."""
+    return sum(
+        r["config"]["recipe"]["epochs"] * (2 * r["counts"]["n_train"] - r["counts"]["n_removed"])
+        for r in found
+    )
