@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.bench.measuring import TINY, Figure, command, exponent, timed
 
-SIZES = (10, 100, 1000)
+SIZES = (10, 400, 1000)
 
 
 def run() -> list[Figure]:
@@ -26,9 +26,9 @@ def run() -> list[Figure]:
 def _measure(cells: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         finished(Path(folder), cells)
-        seconds, out = timed(_command(cells), Path(folder))
-    assert f"{cells} of {cells} cells are done already" in out, out[-500:]
-    return seconds
+        runs = [timed(_command(cells), Path(folder)) for _ in range(2)]
+    assert all(f"{cells} of {cells} cells are done already" in out for _, out in runs), runs
+    return min(seconds for seconds, _ in runs)
 
 
 def _command(cells: int) -> list[str]:
