@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from backdoor_lab.reports.layout import adopt, flat, varied_config, words
+from backdoor_lab.reports.layout import adopt, flat, ratio_words, varied_config, words
 from backdoor_lab.reports.records import CHOICES, Cell
 
 PROTOCOL, CONFIG = "protocol.", "config."
@@ -105,7 +105,4 @@ def told(name: str, word: str) -> str:
 
 
 def _ratio(facts: dict[str, Any]) -> str:
-    value = facts.get("ratio")
-    if value is None or facts.get(f"{PROTOCOL}ratio_of") == "count":
-        return words(value)
-    return f"{100 * value:.10g}%"
+    return ratio_words(facts.get("ratio"), facts.get(f"{PROTOCOL}ratio_of") == "count")

@@ -68,6 +68,11 @@ def words(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
+def ratio_words(ratio: Any, counted: bool) -> str:
+    """A ratio as text: ``5%``, or a number of images where the protocol counts poison."""
+    return words(ratio) if ratio is None or counted else f"{100 * ratio:.10g}%"
+
+
 def adopt(cells: Sequence[Cell], what: str) -> list[Any]:
     """Each cell's protocol (or config); a cell without one takes its neighbours', if they agree."""
     known: dict[Key, list[Any]] = defaultdict(list)

@@ -13,7 +13,7 @@ from backdoor_lab.reports.markup import Grid
 from backdoor_lab.reports.records import CHOICES, Cell
 from backdoor_lab.reports.tables import MEASURES, Table
 from backdoor_lab.reports.wide import Layout, Wide, build_wide, splitting
-from backdoor_lab.reports.wide_text import ACROSS
+from backdoor_lab.reports.wide_text import ACROSS, evenly
 
 Shown = Table | Wide
 
@@ -97,9 +97,7 @@ def _parts(
     known = known if any(known) else [list(groups[0][:fit])]
     together = [name for group in known for name in group]
     for group in [together] if len(together) <= fit else known:
-        parts = -(-len(group) // fit)
-        size = max(1, -(-len(group) // max(1, parts)))
-        yield from (tuple(group[at : at + size]) for at in range(0, len(group), size))
+        yield from map(tuple, evenly(group, max(1, -(-len(group) // fit))))
 
 
 def _axes(facts: Facts) -> list[str]:

@@ -51,10 +51,10 @@ STYLE = "page.css"
 def write_page(sweep_folder: Path, store: Path | None = None, report: Report | None = None) -> Path:
     """Writes `<sweep_folder>/index.html` from the records, and returns its path.
 
-    `store` is where the stages' outputs lie, for pictures; that of `find_store` if None. `report`
-    spares the tables a second reading where there is one already.
-    Without it the page says that pictures are left out. Raises ConfigError if the file would lie
-    outside the sweep, OSError if it cannot be written.
+    `store` is where the stages' outputs lie, for pictures; that of `find_store` if None. Without
+    one the page says that pictures are left out. `report` spares the tables a second reading where
+    there is one already. Raises ConfigError if the file would lie outside the sweep, OSError if it
+    cannot be written.
     """
     folder = Path(sweep_folder)
     path = inside(folder, folder / PAGE)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backdoor_lab.reports.layout import words
+from backdoor_lab.reports.layout import ratio_words, words
 from backdoor_lab.reports.markup import NOTHING, plain
 from backdoor_lab.reports.measures import IMAGES, MEASURE
 from backdoor_lab.reports.records import Cell
@@ -104,7 +104,7 @@ def _ratio(cell: Cell) -> str:
     if value is None:
         return NOTHING
     counted = value >= 1 or (cell.protocol or {}).get("ratio_of") == "count"
-    return f"{value:.10g}" if counted else f"{100 * value:.10g}%"
+    return ratio_words(value, counted)
 
 
 def figure(cell: Cell, name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.reports import reference
 from backdoor_lab.reports.intervals import half_width
-from backdoor_lab.reports.layout import Group, Key, split
+from backdoor_lab.reports.layout import Group, Key, ratio_words, split
 from backdoor_lab.reports.notes import notes_of
 from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, Cell
 from backdoor_lab.reports.sweeps import CONTROLS, Sweep
@@ -183,9 +183,7 @@ def _row(
 
 
 def _ratio(ratio: float | None, counted: bool) -> str:
-    if ratio is None:
-        return "–"
-    return f"{ratio:.10g}" if counted else f"{100 * ratio:.10g}%"
+    return "–" if ratio is None else ratio_words(ratio, counted)
 
 
 def status_of(cells: Sequence[Cell]) -> str:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from backdoor_lab.reports.axes import head, told
 from backdoor_lab.reports.markup import (
@@ -22,6 +23,8 @@ from backdoor_lab.reports.notes import BEST
 from backdoor_lab.reports.render import NO_COMPETITORS, best_of, figure, value_of
 from backdoor_lab.reports.wide import Key, Place, Wide
 
+T = TypeVar("T")
+
 DEFENSE = "defense"
 ACROSS = 12
 """Figures in a line that a page or a screen has room for."""
@@ -30,13 +33,17 @@ NO_CONTEST = ("ratio", "seed")
 BEST_OF_ROW = "Bold: the best mean of a row, to the digits shown, whatever the intervals."
 
 
+def evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:
+    """`items` in order, in at most `parts` runs of one length; the last may be shorter."""
+    size = max(1, -(-len(items) // parts))
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
 def grids(table: Wide) -> list[Grid]:
     """The table as text, in panels of at most ACROSS figures side by side."""
     columns = table.columns
     panels = max(1, -(-len(columns) * len(table.layout.values) // ACROSS))
-    size = max(1, -(-len(columns) // panels))
-    parts = [columns[at : at + size] for at in range(0, len(columns), size)]
-    found = [grid(table, part) for part in parts]
+    found = [grid(table, part) for part in evenly(columns, panels)]
     if len(found) < 2:
         return found
     # What is said below them is said once.
