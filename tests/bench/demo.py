@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from tests.bench import floor
 from tests.bench.cells import parts, records
 from tests.bench.measuring import Figure, command, timed
 
@@ -23,6 +24,9 @@ def run() -> list[Figure]:
         Figure("12 cells to their tables", wall, "s", "<= 300"),
         Figure("of it training alone, two cells at a time", _training(found) / 2, "s",
                note=f"{2 * _images(found) / _training(found):.0f} images/s"),
+        Figure("the same steps by PyTorch alone, two processes at once",
+               _images(found) / floor.BATCH * floor.side_by_side(2) / 2, "s",
+               note="one fixed batch, no data, no loop around it"),
         *(Figure(f"a cell's {name}", value, "s") for name, value in stages.items()),
         Figure("a cell beyond its stages", cells / 12 - sum(stages.values()), "s"),
         Figure("starting, checking and tables, with two cells at a time", wall - cells / 2, "s"),
