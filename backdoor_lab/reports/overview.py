@@ -23,6 +23,7 @@ ACROSS_WITH_INTERVALS = 6
 DEFENSE, SOURCE = "defense", "source"
 ATTACK = ("n_poisoned", "nat1", "asr1")
 AFTER = ("pois_left", "nat2", "asr2")
+SCOPE = ("n_accused", "n_named")
 FILTER = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")
 SAME = "Before the defense a network is the same whatever the defense; these are {}'s cells."
 
@@ -84,7 +85,7 @@ def _wide(cells: Sequence[Cell]) -> Iterator[Wide]:
     rows = (*[DEFENSE] * (DEFENSE in axes), *(name for name in attack if name not in columns))
     across = ACROSS if len(facts.values(SEED)) == 1 else ACROSS_WITH_INTERVALS
     fit = max(1, across // max([len(facts.values(name)) for name in columns], default=1))
-    for values in _parts(cells, (AFTER if DEFENSE in axes else MEASURES, FILTER), fit):
+    for values in _parts(cells, (SCOPE, AFTER if DEFENSE in axes else MEASURES, FILTER), fit):
         yield from build_wide(cells, Layout(rows or ("trigger",), columns, values), facts)
 
 

@@ -20,6 +20,7 @@ NEEDED = ("trigger", "target", "ratio", "protocol", "defense", "seed")
 COUNTS = (
     "n_train", "n_clean", "n_poisoned", "n_covers", "n_eligible", "n_removed",
     "pois_left", "covers_left", "n_test", "n_asr", "train_test_overlap",
+    "n_accused", "n_named",
 )  # fmt: skip
 FIGURES = ("nat1", "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2")
 DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")

@@ -70,6 +70,7 @@ def record_body(
             "n_test": before["n_test"],
             "n_asr": before["n_asr"],
             "train_test_overlap": overlap,
+            **accused(cell, poisoned, verdict),
         },
         "nat1": before["nat"], "asr1": before["asr"],
         "nat2": after["nat"], "asr2": after["asr"],
@@ -88,6 +89,17 @@ def record_body(
             "weights2": again.get("weights"),
         },
     }  # fmt: skip
+
+
+def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:
+    """How many classes a filter that chose them itself took for poisoned (`n_accused`), and how
+    many of these hold poison (`n_named`); empty where it was told where to look."""
+    if cell.config["defense"].get("classes") != "suspicious":
+        return {}
+    training = poisoned.training
+    guilty = {training.classes[y] for y in training.labels[poisoned.is_poison].tolist()}
+    found = set(verdict.notes["classes"])
+    return {"n_accused": len(found), "n_named": len(found & guilty)}
 
 
 def _without_covers(verdict: Verdict, poisoned: Poisoned) -> tuple[Verdict, torch.Tensor]:

@@ -25,7 +25,9 @@ def swept(experiment: str) -> dict[str, Any]:
     return dict(params)
 
 
-@pytest.mark.parametrize("experiment", ["defenses", "matrix", "augmentation"])
+@pytest.mark.parametrize(
+    "experiment", ["defenses", "matrix", "augmentation", "spectral_variants", "suspicious"]
+)
 def test_an_experiment_composes(experiment: str, tmp_path: Path) -> None:
     config = configuration(tmp_path, f"experiment={experiment}")
     check_keys(config)
@@ -58,6 +60,14 @@ def test_the_report_is_all_its_cells_beside_the_controls(experiment: str, tmp_pa
     assert asked["seed"] == ["0", "1", "2"]
     # One seed with the report's filter is done before anything else.
     assert list(asked)[:2] == ["seed", "defense"]
+
+
+def test_variants_are_chosen_on_other_triggers_than_they_are_reported_on(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "experiment=spectral_variants")
+    assert not config["retrain"]
+    assert swept("spectral_variants")["trigger"] == "glob(*,exclude=[pixel,pattern])"
+    reported = swept("report")["trigger"].split(",")
+    assert reported == ["pixel", "pattern"]
 
 
 def is_filter(root: Path, name: str) -> bool:

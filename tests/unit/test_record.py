@@ -14,8 +14,14 @@ from safetensors.numpy import load_file
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
+from backdoor_lab.attacks.poison import poison
+from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic import CLASSES, draw
+from backdoor_lab.store import Store
+from backdoor_lab.sweep.cell import source_of
+from backdoor_lab.sweep.record import accused
 from backdoor_lab.training.models import build_model
+from backdoor_lab.types import Verdict
 
 TRAIN = draw(20, size=8, split="train", noise=12)
 TEST = draw(5, size=8, split="test", noise=12)
@@ -152,3 +158,36 @@ def test_a_ratio_of_nothing_is_a_clean_run(tmp_path: Path) -> None:
     ]
     # The filter removes nothing, so the retrained network differs by its random weights alone.
     assert record["hashes"]["weights1"] != record["hashes"]["weights2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "found", "expected"),
+    [
+        ("all_to_one", [], {"n_accused": 0, "n_named": 0}),
+        ("all_to_one", ["bird"], {"n_accused": 1, "n_named": 1}),
+        ("all_to_one", ["cat", "dog"], {"n_accused": 2, "n_named": 0}),
+        ("all_to_one", ["bird", "cat"], {"n_accused": 2, "n_named": 1}),
+        ("all_to_all", ["bird", "cat"], {"n_accused": 2, "n_named": 2}),
+    ],
+)
+def test_whom_a_filter_accuses_that_chose_itself(
+    tmp_path: Path, labels: str, found: list[str], expected: dict[str, int]
+) -> None:
+    asked = ("ratio=0.3", f"labels={labels}", "protocol.classes=suspicious")
+    cell = cell_of(tmp_path / "store", *asked)
+    data = open_dataset(source_of(cell.config), Store(tmp_path / "store"))
+    made = poison(data.train, cell.trigger, cell.plan, seed=0)
+    n = len(made.training)
+    verdict = Verdict(torch.zeros(n), torch.ones(n, dtype=torch.bool), {"classes": found})
+    assert accused(cell, made, verdict) == expected
+    told = cell_of(tmp_path / "store", *asked[:2], "protocol.classes=all", "defense.budget=10%")
+    assert accused(told, made, verdict) == {}
+
+
+def test_a_filter_that_chooses_itself_leaves_its_choice_in_the_record(tmp_path: Path) -> None:
+    asked = ("protocol.classes=suspicious", "protocol.budget=auto", "ratio=0.3")
+    record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
+    assert record["status"] == "done"
+    named = record["notes"]["classes"]
+    assert record["counts"]["n_accused"] == len(named)
+    assert record["counts"]["n_named"] == ("bird" in named)

@@ -64,6 +64,17 @@ def attacks(ratios: Sequence[float] = (0.1, 0.0, 0.3)) -> list[dict[str, Any]]:
     return [found(t, "bird", r, retrain=False) for t in TRIGGERS for r in ratios]
 
 
+def test_what_a_filter_accuses_has_its_columns(tmp_path: Path) -> None:
+    made = [found("pixel", "bird", r, defense=d, retrain=False)
+            for r in (0.0, 0.1) for d in DEFENSES[:2]]  # fmt: skip
+    (wide, *_), *_ = [layouts(shown(tmp_path / "told", made))[1:]]
+    assert "n_accused" not in wide[2]
+    for each in made:
+        each["counts"] |= {"n_accused": 1, "n_named": 0}
+    (wide, *_), *_ = [layouts(shown(tmp_path / "suspicious", made))[1:]]
+    assert wide[2][:2] == ("n_accused", "n_named")
+
+
 @pytest.mark.parametrize(
     ("axis", "others"),
     [
@@ -244,7 +255,7 @@ def recorded(folder: Path) -> list[dict[str, Any]]:
 
 
 HEADS = {
-    measure.head: ("counts" if name in ("n_poisoned", "pois_left") else
+    measure.head: ("counts" if name in ("n_poisoned", "pois_left", "n_accused", "n_named") else
                    "detection" if name in DETECTION else "", name, measure.scale)
     for name, measure in MEASURE.items()
 }  # fmt: skip
