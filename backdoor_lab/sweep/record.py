@@ -98,7 +98,8 @@ def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:
         return {}
     training = poisoned.training
     guilty = {training.classes[y] for y in training.labels[poisoned.is_poison].tolist()}
-    found = set(verdict.notes["classes"])
+    named: Any = verdict.notes["classes"]
+    found = set(named)
     return {"n_accused": len(found), "n_named": len(found & guilty)}
 
 
