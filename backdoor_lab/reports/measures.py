@@ -45,7 +45,7 @@ MEASURE = {
     "pois_left": Measure("#Pois Left", IMAGES, -1, "poisoned images that the defense left"),
     "covers_left": Measure("#Covers Left", IMAGES, 0, "covers that the defense left"),
     "n_accused": Measure("#Accused", IMAGES, 0, "classes that the filter took for poisoned"),
-    "n_named": Measure("#Named", IMAGES, 1, "classes with poison among those"),
+    "n_named": Measure("#Named", IMAGES, 0, "classes with poison among those"),
     "nat1": Measure("Nat1", PERCENT, 1, _NAT.format("before")),
     "asr1": Measure("ASR1", PERCENT, 0, _ASR.format("before")),
     "nat2": Measure("Nat2", PERCENT, 1, _NAT.format("after")),
