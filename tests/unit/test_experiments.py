@@ -70,6 +70,16 @@ def test_variants_are_chosen_on_other_triggers_than_they_are_reported_on(tmp_pat
     assert reported == ["pixel", "pattern"]
 
 
+def test_the_readings_are_the_reports_cells_under_other_protocols(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "experiment=readings")
+    check_keys(config)
+    asked = swept("readings")
+    assert asked["protocol"].split(",") == ["group13", "group13_literal", "backdoorbench"]
+    assert all(
+        lookup(each, asked["target"], asked["ratio"]) for each in asked["trigger"].split(",")
+    )
+
+
 def is_filter(root: Path, name: str) -> bool:
     made = defense_of(configuration(root, f"defense={name}")["defense"])
     return isinstance(made, Defense) and not isinstance(made, Keep)
