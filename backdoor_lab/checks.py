@@ -37,6 +37,13 @@ def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
     return value
 
 
+def text(name: str, value: Any) -> str:
+    """`value` if it is text and not empty."""
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"`{name}` must be a name, got {value!r}")
+    return value
+
+
 def flag(name: str, value: Any) -> bool:
     """`value` if it is true or false."""
     if not isinstance(value, bool):

@@ -113,6 +113,9 @@ class Folder(Members):
                 elif entry.is_file():
                     info = entry.stat()
                     found.files[path] = [info.st_size, info.st_mtime_ns]
+                elif entry.is_symlink() and not entry.is_dir():
+                    # It leads nowhere: an error as soon as it is wanted, not one image less.
+                    found.files[path] = [0, 0]
 
 
 class Tar(Members):

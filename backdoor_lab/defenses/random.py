@@ -13,7 +13,8 @@ from backdoor_lab.types import Features, Verdict
 
 
 class Random(Defense):
-    """Removes from each class as many examples as the filter `like` does, at random.
+    """Removes from each class as many examples as the filter `like` does, at random, and scores
+    those that `like` looked at.
 
     The other options are the filter's; they stand here too so that one sweep can set them for a
     filter and its controls alike.
@@ -37,9 +38,11 @@ class Random(Defense):
         self.like = like
 
     def __call__(self, features: Features, known: Knowledge) -> Verdict:
-        removed = ~self.like(features, known).keep
+        judged = self.like(features, known)
+        removed = ~judged.keep
         generator = torch_generator(known.seed, "random removal")
         scores = torch.rand(len(removed), dtype=torch.float64, generator=generator)
+        scores[judged.scores.isnan()] = torch.nan
         keep = torch.ones_like(removed)
         for label in features.labels[removed].unique().tolist():
             members = (features.labels == label).nonzero().flatten()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -100,6 +101,8 @@ class Cell:
         """What a table's rows and columns are named by."""
         names = {key: self.config[key]["name"] for key in DECIDES}
         return names | {
+            # Left open, an archive's or a file's own name.
+            "dataset": names["dataset"] or source_of(self.config).name,
             "model": model_label(self.config["model"]),
             "target": self.target,
             "source": self.source,
@@ -114,6 +117,7 @@ class Cell:
         for key in FILTERS:
             said[key] = self.config["defense"].get(key, said[key])
         said |= {"labels": self._labels, "covers": self._covers}
+        said["holdout"] = int(said["holdout"])  # 2e1 is a whole number too
         chosen_by_trigger = self.config["source"] is None and self.source is not None
         return said | implied(self._labels, on_source=chosen_by_trigger)
 
@@ -218,6 +222,7 @@ def check_keys(config: dict[str, Any]) -> None:
     checks.flag("retrain", config["retrain"])
     checks.flag("dry_run", config.get("dry_run", False))
     checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
+    checks.text("protocol.layer", config["protocol"]["layer"])
     if config["protocol"]["ratio_of"] == "count":
         checks.whole("ratio", config["ratio"], low=0)
     else:
@@ -258,14 +263,24 @@ def defense_of(config: dict[str, Any]) -> Choice:
 
 
 def class_number(key: str, value: object, classes: tuple[str, ...]) -> int:
-    """The number of a class given by name or by number; ConfigError lists those there are."""
-    if value in classes:
-        return classes.index(str(value))
+    """The number of a class given by name or, where no class has such a name, by number.
+
+    Names are compared in Unicode's composed form, since some file systems give folders' names
+    decomposed. Raises ConfigError, which lists the classes there are.
+    """
+    if isinstance(value, float):
+        # The command line reads 1.10 as the number 1.1.
+        raise ConfigError(
+            f"`{key}`={value!r} was read as a number, not as a name: quote it ({key}=\"'…'\"),"
+            f" or give one of the numbers 0 to {len(classes) - 1}"
+        )
+    # Names such as "7" arrive from the command line as numbers: a class called so goes first.
+    wanted = unicodedata.normalize("NFC", str(value))
+    for number, name in enumerate(classes):
+        if unicodedata.normalize("NFC", name) == wanted:
+            return number
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
         return value
-    # Names such as "7" arrive from the command line as numbers.
-    if str(value) in classes:
-        return classes.index(str(value))
     raise unknown(f"`{key}`", value, classes)
 
 

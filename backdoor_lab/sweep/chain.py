@@ -96,10 +96,10 @@ class Chain:
         )
         if cell.trigger.needs_preparing:
             self.progress.stage("prepare")
-            self.stages["prepare"] = prepare_stage(cell, self.data, self.store, work)
+            self.stages["prepare"] = prepare_stage(cell, self.data, self.store, work, self.machine)
         self.progress.stage("poison")
         self.poisoned, self.stages["poison"] = poison_stage(
-            cell, self.data, self.store, work, self.stages.get("prepare")
+            cell, self.data, self.store, work, self.machine, self.stages.get("prepare")
         )
 
     def _surrogate(self) -> Classifier:

@@ -58,6 +58,8 @@ class Expander:
             and override.type.name == "CHANGE"
             and override.package is None
             and not override.key_or_group.startswith("hydra")
+            # Merged into the composition, a dictionary would stay there for the next job.
+            and not isinstance(override.value(), dict)
             and not self.loader.repository.group_exists(override.key_or_group)
         )
 

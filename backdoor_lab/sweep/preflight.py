@@ -16,7 +16,7 @@ from backdoor_lab.files import canonical
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, check_keys, source_of
 from backdoor_lab.sweep.judging import knowledge
-from backdoor_lab.sweep.stages import class_sizes
+from backdoor_lab.sweep.stages import class_sizes, held_out
 from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
@@ -74,9 +74,10 @@ class Preflight:
         if cell.plan.stamp == "after":
             late(cell.trigger)
         _check_held_out(cell, data)
+        labels, classes = data.train.labels, len(data.classes)
+        after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
+        _check_emptied(cell, sizes, after)
         if isinstance(cell.defense, Defense):
-            labels, classes = data.train.labels, len(data.classes)
-            after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
             _check_scope(cell, cell.defense)
             cell.defense.check(knowledge(cell, poisoned), after)
         self._seen.add(key)
@@ -90,6 +91,15 @@ class Preflight:
         check_model(model, classes=len(data.classes))
         try_network(model, layer, shape, len(data.classes))
         self._seen.add(key)
+
+
+def _check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
+    gone = [cell.classes[y] for y, n in enumerate(after) if before[y] and not n]
+    if gone:
+        raise ConfigError(
+            f"`ratio`={cell.ratio:g} relabels every training image of class {gone[0]}: nothing of"
+            " it would be left. Give a smaller ratio, or protocol.inject=append"
+        )
 
 
 def _check_scope(cell: Cell, defense: Defense) -> None:
@@ -115,6 +125,14 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
             f"`protocol.holdout`={wanted} would leave less than half of the {there} test images to"
             f" be measured on: give at most {there // 2}"
         )
+    sizes = class_sizes(data.test.labels, len(data.classes))
+    taken = class_sizes(data.test.labels[held_out(cell, data.test)], len(data.classes))
+    for name, size, lost in zip(data.classes, sizes, taken, strict=True):
+        if size and size - lost < max(1, size // 2):
+            raise ConfigError(
+                f"`protocol.holdout`={wanted} would leave {size - lost} of the {size} test images"
+                f" of class {name} to be measured on: give less (every class loses alike)"
+            )
     if {"clean", "clean images"} & set(cell.told) and wanted < 2 * len(data.classes):
         raise ConfigError(
             f"`defense={cell.config['defense']['name']}` needs a few clean images of every class:"
@@ -129,20 +147,27 @@ def try_network(
     """Raises ConfigError when the network cannot take such images or has no such layer."""
     import torch
 
-    net = build_model(model, channels=shape[0], classes=classes, seed=0).eval()
+    net = build_model(model, channels=shape[0], classes=classes, seed=0)
     if layer != AUTOENCODER:
         layer_of(net, layer)
+    images = torch.zeros(2, *shape)
     try:
-        with torch.inference_mode():
-            logits = net(torch.zeros(2, *shape))
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            # Some networks give more than logits while they train, or want larger images.
+            found = {"training": net.train()(images), "measured": net.eval()(images)}
     except (RuntimeError, AssertionError, ValueError) as error:
         channels, height, width = shape
         raise ConfigError(
             f"`model.name={model['name']}` cannot take images of {channels}x{height}x{width}"
             f" ({str(error).splitlines()[0]}); choose another model, or resize (dataset.size)"
         ) from error
-    if logits.shape != (2, classes):
-        raise ConfigError(f"`model.name={model['name']}` gives {tuple(logits.shape)} logits")
+    for doing, logits in found.items():
+        what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        if what != (2, classes):
+            raise ConfigError(
+                f"`model.name={model['name']}` gives {what} while {doing}, where logits of shape"
+                f" {(2, classes)} are needed: choose another model"
+            )
 
 
 def check_writable(folder: Path) -> None:

@@ -93,12 +93,13 @@ def record_body(
 
 def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:
     """How many classes a filter that chose them itself took for poisoned (`n_accused`), and how
-    many of these hold poison (`n_named`); empty where it was told where to look."""
-    if cell.config["defense"].get("classes") != "suspicious":
+    many of these hold poison (`n_named`); empty where it was told where to look, and for
+    controls and repairs, which look at no class."""
+    named: Any = verdict.notes.get("classes")
+    if cell.config["defense"].get("classes") != "suspicious" or named is None:
         return {}
     training = poisoned.training
     guilty = {training.classes[y] for y in training.labels[poisoned.is_poison].tolist()}
-    named: Any = verdict.notes["classes"]
     found = set(named)
     return {"n_accused": len(found), "n_named": len(found & guilty)}
 

@@ -21,6 +21,7 @@ import backdoor_lab
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, of_rows, poison
+from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import canonical
 from backdoor_lab.seeds import derive, torch_generator
 from backdoor_lab.store import Entry, Store
@@ -42,7 +43,9 @@ VERSIONS = {"prepare": 1, "poison": 2, "train": 3, "measure": 3}
 Fit = Callable[[Job, Path], Classifier]
 
 
-def prepare_stage(cell: Cell, data: Dataset, store: Store, work: Workshop) -> Entry:
+def prepare_stage(
+    cell: Cell, data: Dataset, store: Store, work: Workshop, machine: Machine
+) -> Entry:
     """What the trigger optimises or trains before any image is triggered, given to it."""
 
     def make(folder: Path) -> dict[str, Any]:
@@ -54,7 +57,7 @@ def prepare_stage(cell: Cell, data: Dataset, store: Store, work: Workshop) -> En
         "data": data.train.digest,
         "trigger": cell.trigger_identity,
         "seed": cell.seed,
-        **cell.surrogate,
+        **_surrogate(cell, machine),
     }
     if cell.trigger.prepared_per_class:
         inputs["classes"] = [cell.plan.target, cell.plan.source]
@@ -64,8 +67,9 @@ def prepare_stage(cell: Cell, data: Dataset, store: Store, work: Workshop) -> En
 
 
 def poison_stage(
-    cell: Cell, data: Dataset, store: Store, work: Workshop, prepared: Entry | None = None
-) -> tuple[Poisoned, Entry]:
+    cell: Cell, data: Dataset, store: Store, work: Workshop, machine: Machine,
+    prepared: Entry | None = None,
+) -> tuple[Poisoned, Entry]:  # fmt: skip
     """The poisoned training set."""
 
     def make(folder: Path) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def poison_stage(
         return {"digest": digest, "n_poisoned": len(made.source_index)}
 
     inputs = {"version": VERSIONS["poison"], "data": data.train.digest, **cell.attack}
+    inputs |= _surrogate(cell, machine)
     inputs |= {} if prepared is None else {"prepared": prepared.id}
     entry = store.get("poison", inputs, make)
     found = read_tensors(entry.path / "poison.safetensors")
@@ -92,8 +97,19 @@ def poison_stage(
 
 def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> TrainingSet:
     """What a verdict leaves. Two verdicts that leave the same images leave the same digest, so
-    that their retrained networks are one and the same stage."""
+    that their retrained networks are one and the same stage.
+
+    Raises ConfigError where a class is left without an image.
+    """
     rest = training.keep(keep, "")
+    before, after = (class_sizes(each.labels, len(data.classes)) for each in (training, rest))
+    gone = [name for name, n, m in zip(data.classes, before, after, strict=True) if n and not m]
+    if gone:
+        raise ConfigError(
+            f"`defense={cell.config['defense']['name']}` removes every training image of class"
+            f" {gone[0]}: a network retrained without them would not know it. Lower the ratio or"
+            " the budget"
+        )
     digest = content_digest(rest, data.train.digest, _stamp(cell))
     return training.keep(keep, digest)
 
@@ -214,6 +230,11 @@ def versions() -> dict[str, str]:
     """The versions of this package, Python and the libraries that decide numbers."""
     found = {name: metadata.version(name) for name in LIBRARIES}
     return {"backdoor_lab": backdoor_lab.__version__, "python": platform.python_version()} | found
+
+
+def _surrogate(cell: Cell, machine: Machine) -> dict[str, Any]:
+    # The attacker's network sees other numbers in another format, and so does what he makes of it.
+    return cell.surrogate | {"bf16": machine.bf16} if cell.surrogate else {}
 
 
 def _stamp(cell: Cell) -> str:

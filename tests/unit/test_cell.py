@@ -6,14 +6,21 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cells import TINY, cell_of, configuration
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from backdoor_lab.errors import ConfigError, LabError
-from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.preflight import Preflight
+from backdoor_lab.run import conf_dir
+from backdoor_lab.sweep.cell import Cell, class_number
+from backdoor_lab.sweep.expand import Expander, plain
+from backdoor_lab.sweep.preflight import Preflight, try_network
 
 SAFE = re.compile(r"[a-z0-9_.-]{1,64}\Z")
 
@@ -123,6 +130,8 @@ REFUSED = [
     ("trigger=pixle", "pixle", "pixel"),
     ("model.name=resnet81", "'resnet81'", "Did you mean 'resnet"),
     ("protocol.layer=layer9", "'layer9'", "penultimate, conv1"),
+    ("protocol.layer=3", "`protocol.layer` must be a name", "3"),
+    ("protocol.layer=null", "`protocol.layer` must be a name", "None"),
     ("+logger._target_=os.system", "logger", "os.system"),
     ("trigger._target_=os.system", "trigger._target_", "os.system"),
     # types and ranges
@@ -152,6 +161,7 @@ REFUSED = [
     ("target=-1", "`target` -1", "airplane"),
     ("target=true", "`target` True", "airplane"),
     ("target=null", "`target` None", "airplane"),
+    ("target=1.10", "`target`=1.1 was read as a number", "quote it"),
     ("source=brid", "`source` 'brid'", "Did you mean 'bird'?"),
     ("source=bird", "`source` and `target` must differ", "2"),
     ("source=2 target=bird", "must differ", "2"),
@@ -165,6 +175,9 @@ REFUSED = [
     ("protocol=group13_literal ratio=0.1 defense.classes=all",
      "`defense.budget=1.5eps` with ε = 20 removes 30 of the 20 examples of class airplane",
      "defense.classes=all"),
+    ("defense=oracle covers=50", "covers", "50"),
+    ("defense=none protocol.inject=replace protocol.eligible=source source=cat"
+     " protocol.ratio_of=count ratio=20", "relabels every training image of class cat", "append"),
     # what does not fit
     ("trigger.position=[8,0]", "pixel (8, 0) lies outside images of 8x8", "`trigger`"),
     ("trigger.position=[0,-9]", "pixel (0, -9) lies outside images of 8x8", "`trigger`"),
@@ -223,3 +236,83 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(ConfigError, match="no folder that we may write to"):
             cell_of(tmp_path / "locked" / "store")
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (2, "2"),
+        (10, "10"),
+        (3, "1"),
+        ("10", "10"),
+        (1, "1"),
+        ("Gr\u00f6\u00dfe", "Gro\u0308\u00dfe"),
+    ],
+)
+def test_a_class_called_by_a_number_goes_before_the_number_of_a_class(
+    given: int | str, name: str
+) -> None:
+    """Folders sort as text: "10" comes before "2". macOS gives names decomposed."""
+    classes = ("0", "10", "2", "1", "Gro\u0308\u00dfe")
+    assert classes[class_number("target", given, classes)] == name
+
+
+def test_a_number_that_is_no_name_counts_the_classes() -> None:
+    assert class_number("target", 1, ("0", "10", "2")) == 1
+
+
+def test_what_is_held_out_never_takes_a_class_from_the_measuring(tmp_path: Path) -> None:
+    images = np.zeros((52, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(52)
+    labels = np.repeat([0, 1], [46, 6])
+    np.savez(tmp_path / "set.npz", train_images=images[::-1], train_labels=labels[::-1],
+             test_images=images + 100, test_labels=labels)  # fmt: skip
+    words = ("dataset=arrays", f"dataset.root={tmp_path}/set.npz", "target='0'")
+    tiny = [word for word in TINY if not word.startswith("dataset")]
+
+    def cell(held: float) -> Cell:
+        with initialize_config_dir(conf_dir(), version_base="1.3"):
+            asked = [*tiny, *words, f"protocol.holdout={held}", f"store.root={tmp_path}/store"]
+            asked.append("ratio=0.05")
+            return Preflight().cell(plain(compose("config", asked)))
+
+    with pytest.raises(ConfigError, match=r"would leave 0 of the 6 test images of class 1 "):
+        cell(12)
+    assert cell(6.0).id == cell(6).id
+    assert cell(6.0).protocol["holdout"] == 6
+
+
+def test_an_open_name_is_the_files_in_tables(tmp_path: Path) -> None:
+    images = np.zeros((40, 8, 8, 3), np.uint8)
+    images[:, 0, 0, 0] = np.arange(40)
+    labels = np.arange(40) % 2
+    np.savez(tmp_path / "grey.npz", train_images=images, train_labels=labels,
+             test_images=images + 100, test_labels=labels)  # fmt: skip
+    tiny = [word for word in TINY if not word.startswith("dataset")]
+    words = ("dataset=arrays", f"dataset.root={tmp_path}/grey.npz", "target='1'")
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        config = plain(compose("config", [*tiny, *words, f"store.root={tmp_path}/store"]))
+    assert config["dataset"]["name"] is None
+    assert Preflight().cell(config).choices["dataset"] == "grey"
+
+
+def test_a_network_that_gives_more_than_logits_while_it_trains_is_refused() -> None:
+    model = {"name": "googlenet", "width": None, "stem": None}
+    with pytest.raises(ConfigError, match=r"`model.name=googlenet` gives GoogLeNetOutputs while t"):
+        try_network(model, "penultimate", (3, 64, 64), 10)
+
+
+def test_a_jobs_dictionary_stays_out_of_the_next_job(root: Path) -> None:
+    """What a job is composed to does not depend on the jobs before it."""
+    jobs = [
+        ["defense=random", "defense.like={budget:15%}"],
+        ["defense=random", "defense.like={centred:false}"],
+        ["defense=random", "ratio=0.2"],
+    ]
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        loader = ConfigLoaderImpl(GlobalHydra.instance().config_loader().get_search_path())
+        base = [*TINY, f"store.root={root}"]
+        master = loader.load_configuration("config", [], RunMode.MULTIRUN)
+        found = list(Expander(loader, master).configs([[*base, *job] for job in jobs]))
+        asked = [plain(compose("config", [*base, *job])) for job in jobs]
+    assert found == asked

@@ -230,6 +230,14 @@ def test_flipped_bits_give_a_picture_or_a_named_error(kind: str) -> None:
     assert all(message.startswith("some/file: ") for message in errors)
 
 
+def test_a_link_that_leads_nowhere_is_an_error_and_not_one_image_less(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    (root / "train" / "dog" / "1.png").unlink()
+    (root / "train" / "dog" / "1.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"train/dog/1\.png: cannot be read"):
+        checked(ImageFolder(root=str(root)).read(), "here")
+
+
 def test_empty_classes_are_named(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train" / "bird").mkdir()

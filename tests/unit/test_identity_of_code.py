@@ -99,3 +99,13 @@ def test_another_cells_record_is_not_taken_for_this_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds the record of other"):
         finished(tmp_path, "mine")
     assert finished(tmp_path, "other")
+
+
+def test_poison_made_with_a_network_is_of_that_networks_number_format(tmp_path: Path) -> None:
+    """The attacker's network sees other numbers in bfloat16: its poison is made anew."""
+    asked = ("trigger=label_consistent", "trigger.steps=2", "retrain=false")
+    alone = run_here(tmp_path / "fresh", tmp_path / "a", *asked, "trainer.precision=bf16")
+    run_here(tmp_path / "store", tmp_path / "b", *asked, "trainer.precision=32")
+    after = run_here(tmp_path / "store", tmp_path / "c", *asked, "trainer.precision=bf16")
+    assert after["run"]["stages"]["poison"]["made"]
+    assert after["hashes"] == alone["hashes"]

@@ -191,3 +191,29 @@ def test_a_filter_that_chooses_itself_leaves_its_choice_in_the_record(tmp_path: 
     named = record["notes"]["classes"]
     assert record["counts"]["n_accused"] == len(named)
     assert record["counts"]["n_named"] == ("bird" in named)
+
+
+@pytest.mark.parametrize("defense", ["oracle", "none", "random", "clean_data"])
+def test_controls_stand_beside_filters_that_choose_for_themselves(
+    tmp_path: Path, defense: str
+) -> None:
+    asked = ("protocol=realistic", f"defense={defense}")
+    record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
+    assert (record["status"], record["error"]) == ("done", None)
+    assert not {"n_accused", "n_named"} & set(record["counts"])
+
+
+def test_random_removal_scores_what_its_filter_looked_at(tmp_path: Path) -> None:
+    """Its curve and its figure tell one story: `left` after `n_removed` is `pois_left`."""
+    record = run_here(tmp_path / "store", tmp_path / "cell", "defense=random")
+    curve = record["detection"]["curve"]
+    counts = record["counts"]
+    assert curve["removed"][-1] == 26, "twenty birds and six poisoned ones"
+    assert curve["left"][curve["removed"].index(counts["n_removed"])] == counts["pois_left"]
+
+
+def test_a_defense_that_empties_a_class_is_an_error(tmp_path: Path) -> None:
+    asked = ("labels=clean", "protocol.ratio_of=count", "ratio=20", "defense=oracle")
+    record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
+    said = "failed: `defense=oracle` removes every training image of class bird"
+    assert record["status"].startswith(said)
