@@ -49,13 +49,13 @@ tables: $(READY)  ## the tables of every sweep found, from their records; or ROW
 	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS) $(ROWS:%=rows=%) $(COLUMNS:%=columns=%) $(VALUES:%=values=%) $(ARGS)
 
 figures: $(READY)  ## the pictures of every sweep found, as PNG and PDF
-	@$(BIN)/python -m backdoor_lab.figures $(SWEEPS)
+	@$(BIN)/python -m backdoor_lab.figures $(SWEEPS) $(ARGS)
 
 pictures: $(READY)  ## README's two pictures, from the demo's records and store; needs a Chromium
 	$(BIN)/python -m tests.pictures
 
 status: $(READY)  ## what of every sweep is done, running, failed, missing
-	@$(BIN)/python -m backdoor_lab.status $(SWEEPS)
+	@$(BIN)/python -m backdoor_lab.status $(SWEEPS) $(ARGS)
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

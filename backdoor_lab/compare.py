@@ -49,6 +49,8 @@ def _compare(given: list[str], out: Path | None) -> int:
 
 def sweep_at(text: str) -> Sweep:
     """The one sweep in a folder. Raises ConfigError where there is none, or more than one."""
+    if not Path(text).is_dir():
+        raise ConfigError(f"no such folder: {text} (the report's figures are called {REFERENCE})")
     found = find_sweeps(Path(text))
     if len(found) != 1:
         more = f"; name one of {', '.join(map(str, found[:5]))}" if found else ""

@@ -34,6 +34,9 @@ def _export(folders: list[Path], out: Path | None) -> int:
     try:
         if not folders or out is None:
             raise ConfigError("name a folder of sweeps and a file: FOLDER --out records.csv")
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"no such folder: {folder}")
         found = dict.fromkeys(sweep for folder in folders for sweep in find_sweeps(folder))
         if not found:
             raise ConfigError(f"no sweep found in {', '.join(map(str, folders))}")

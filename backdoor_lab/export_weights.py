@@ -94,14 +94,15 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     try:
         entry = checks.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])
     except (KeyError, TypeError) as error:
-        raise DataError(f"the record names no output of the stage {stage}") from error
+        other = "; --which 1 is the attacked network" if stage != "train" else ""
+        raise DataError(f"the record names no output of the stage {stage}{other}") from error
     path = root / stage / entry / "weights.safetensors"
     try:
         found = read_tensors(path)
     except FileNotFoundError as error:
         raise StoreError(
-            f"{path} is not there: repeat the cell's command, it makes what is missing"
-            f" ({record['run'].get('command')})"
+            f"{path} is not there: remove the cell's record.json and repeat its command, which then"
+            f" makes what is missing ({record['run'].get('command')})"
         ) from error
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read ({error})") from error

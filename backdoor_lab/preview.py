@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backdoor_lab import checks
 from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         names, rest = _triggers(given.overrides)
-        shown = given.images or (4 if len(names) == 1 else 1)
+        shown = 4 if len(names) == 1 else 1
+        if given.images is not None:
+            shown = checks.whole("--images", given.images, low=1)
         rows = [row for name in names for row in _rows(name, rest, shown)]
         _write(grid(rows), given.out)
     except LabError as error:
@@ -96,7 +99,7 @@ def _rows(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[T
         raise ConfigError("`ratio=0` poisons nothing: there is no poison to show")
     clean = chain.data.train.images[made.source_index[:shown]]
     tested = trigger(clean)
-    trained = made.training.rows[:shown]
+    trained = made.training.rows[: len(clean)]  # covers come after the poison
     if made.training.stamp is not None:
         trained = tested
     return [

@@ -124,14 +124,15 @@ def show(sweep: Sweep, states: list[State]) -> str:
 
 
 def _grid(states: list[State]) -> list[str]:
-    """Rows in the order of the sweep; the marks of a row are its seeds."""
+    """Rows in the order of the sweep; the marks of a row are its seeds and
+    whatever else differs that is no choice."""
     rows: dict[tuple[str, ...], str] = {}
     names = _differing([state.cell for state in states])
     for state in states:
         chosen = state.cell.choices
         key = tuple(words(chosen.get(n)) for n in names) if chosen else (state.cell.id,)
         rows[key] = rows.get(key, "") + MARKS[state.kind]
-    heads = {tuple(names): "one mark per seed", **rows}
+    heads = {tuple(names): "one mark per cell", **rows}
     columns = range(len(names))
     widths = [max([len(key[c]) for key in heads if len(key) == len(names)]) for c in columns]
     legend = ", ".join(f"{mark} {kind}" for kind, mark in MARKS.items())

@@ -70,7 +70,10 @@ def _save(folder: Path, named: Iterable[tuple[str, Figure]]) -> list[Path]:
 
 def _all(folders: list[Path], store: Path | None, most: int) -> int:
     code = EXIT_DONE
-    for folder in dict.fromkeys(sweep for root in folders for sweep in find_sweeps(root)):
+    found = dict.fromkeys(sweep for root in folders for sweep in find_sweeps(root))
+    if not found:
+        print(plain(f"no sweep found in {', '.join(map(str, folders))}"))
+    for folder in found:
         try:
             written = write_figures(folder, store, most)
         except (OSError, LabError) as error:
@@ -91,7 +94,10 @@ def _parser() -> argparse.ArgumentParser:
         "folders", metavar="FOLDER", nargs="+", type=Path, help="a sweep, or a folder of sweeps"
     )
     parser.add_argument(
-        "--store", metavar="PATH", type=Path, help="the store (default: .store beside the sweep)"
+        "--store",
+        metavar="PATH",
+        type=Path,
+        help="the store (default: that of the last run, else .store beside the sweep)",
     )
     parser.add_argument(
         "--most", metavar="N", type=int, default=MOST,

@@ -9,7 +9,6 @@ from backdoor_lab.reports.compare_text import Comparison
 from backdoor_lab.reports.measures import MEASURE
 from backdoor_lab.reports.options import names
 from backdoor_lab.reports.pairs import Side, lines_of, one_sweep, two_sweeps, with_report
-from backdoor_lab.reports.records import CHOICES
 from backdoor_lab.reports.reference import COLUMNS
 from backdoor_lab.reports.sweeps import Sweep
 
@@ -34,8 +33,8 @@ def comparison_of(
         return _within(sweeps[0], by, base, measures)
     facts = Facts([cell for sweep in sweeps for cell in sweep.cells])
     if report:
-        side, ours, other = with_report(facts), sweeps[0].name, "report"
-        paired_by = list(CHOICES)
+        side, paired_by = with_report(facts)
+        ours, other = sweeps[0].name, "report"
     else:
         side, paired_by = two_sweeps(facts, len(sweeps[0].cells))
         ours, other = _apart(*sweeps)

@@ -88,8 +88,9 @@ def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
     return sides, names
 
 
-def with_report(facts: Facts) -> Side:
-    """The cells that stand in the reproduced report, by the rule of the tables."""
+def with_report(facts: Facts) -> tuple[Side, list[str]]:
+    """The cells that stand in the reproduced report, by the rule of the tables; and the names by
+    which they differ, those of the seeds' repeats being but the seed."""
     defenses = {each["defense"] for each in facts.of if each}
     only = defenses.pop() if len(defenses) == 1 else None
     wanted = reference.DEFENSE if only is None or only in CONTROLS else only
@@ -101,7 +102,8 @@ def with_report(facts: Facts) -> Side:
     pairs = [Pair(number, None) for number in known if facts.cells[number].done]
     if not pairs:
         raise ConfigError("no cell of this sweep that is done stands in the report's tables")
-    return Side("", pairs, [number for number in known if not facts.cells[number].done])
+    missing = [number for number in known if not facts.cells[number].done]
+    return Side("", pairs, missing), [*CHOICES, *_extra(facts, known)]
 
 
 def report_figure(cell: Cell, measure: str) -> float | None:
@@ -207,8 +209,6 @@ def _common(facts: Facts, name: str, ours: Sequence[int], base: Sequence[int]) -
 
 def _in_report(chosen: dict[str, Any]) -> bool:
     """Under another protocol, or from one source class, the same words mean another experiment."""
-    if chosen["protocol"] not in reference.PROTOCOLS or chosen.get("source") is not None:
-        return False
-    if chosen.get(f"{PROTOCOL}ratio_of") == "count":
+    if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
         return False
     return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None

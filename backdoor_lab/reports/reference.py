@@ -6,10 +6,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 COLUMNS = ("nat1", "asr1", "pois_left", "nat2", "asr2")
 PROTOCOLS = ("group13", "group13_literal")
+MEANT = {
+    "labels": ("all_to_one",), "inject": ("append",), "eligible": ("not_target",),
+    "asr_on": ("not_target",), "ratio_of": ("target", "all"),
+}  # fmt: skip
+"""What its words can mean; any other value is another experiment under the same name."""
 DATASET, MODEL, DEFENSE = "cifar10", "resnet18", "spectral"
 
 _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
@@ -30,6 +36,15 @@ _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
         ("horse", 0.10): (92.44, 82.74, 5, 92.61, 1.68),
     },
 }
+
+
+def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bool:
+    """Whether a cell asks what the report asks: its protocol by name and, where recorded, by the
+    values in `resolved` ("protocol.inject": "append"); `source` is None or "any" without one."""
+    if protocol not in PROTOCOLS or source not in (None, "any"):
+        return False
+    said = {name: resolved.get(f"protocol.{name}") for name in MEANT}
+    return all(said[name] in (None, "any", *words) for name, words in MEANT.items())
 
 
 def lookup(trigger: Any, target: Any, ratio: Any) -> dict[str, float] | None:

@@ -172,8 +172,8 @@ def _row(
     counted = group.traits.get("protocol.ratio_of") == "count"
     known = None
     # Under another protocol, or from one source class, the same words mean another experiment.
-    protocol, source = group.traits.get("protocol"), group.traits.get("source", "any")
-    alike = protocol in reference.PROTOCOLS and source == "any"
+    said = group.traits
+    alike = reference.asks_the_same(said.get("protocol"), said.get("source"), said)
     if compared and alike and ratio is not None and not counted:
         known = reference.lookup(group.trigger, target, ratio)
     return Row(

@@ -15,6 +15,7 @@ import torch
 from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.defenses.base import TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Entry, Store
@@ -145,6 +146,11 @@ def _count(
     stage = ORDER.index(first)
     network = [cell.config["model"], cell.recipe.decides()]
     trainings = int(cell.retrain and not isinstance(cell.defense, Repair))
+    # What is left when all appended poison goes is the clean set, whatever the attack was.
+    if trainings and isinstance(cell.defense, TruthControl) and (
+        cell.plan.inject == "append" or cell.defense.restores
+    ):  # fmt: skip
+        trainings = int(_once(shared, ["clean", data.train.digest, cell.seed, *network]))
     passed = n_test * int(cell.retrain)
     if stage <= ORDER.index("train") and _once(shared, [cell.attack, *network]):
         trainings += 1

@@ -19,6 +19,7 @@ from backdoor_lab.reports import read_sweep
 from backdoor_lab.reports.compare_text import Comparison, grid, latex, markdown, page, sheet
 from backdoor_lab.reports.comparison import against_random, comparison_of
 from backdoor_lab.reports.pairs import Line
+from backdoor_lab.reports.tables import build
 
 SEEDS = range(4)
 
@@ -213,7 +214,7 @@ def test_without_retraining_what_is_left_is_compared_and_the_rest_named(tmp_path
         (["A", "by=defense", "base=abl"], "Known: spectral, none"),
         (["A", "reference", "values=auroc"], "nat1, asr1, pois_left, nat2, asr2"),
         (["A", "B", "values=x"], "Known: n_train"),
-        (["A", "nowhere"], "nowhere holds 0 sweeps"),
+        (["A", "nowhere"], "no such folder: nowhere"),
         (["A", "."], "holds 2 sweeps"),
         (["B", "A"], "no value in common for target"),
         (["B", "reference"], "stands in the report's tables"),
@@ -270,3 +271,29 @@ def test_its_latex_compiles(tmp_path: Path) -> None:
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_settings_are_not_taken_for_repeats_beside_the_report(tmp_path: Path) -> None:
+    """Four layers at one seed are four lines of one pair each, not four runs of one cell."""
+    layers = ("penultimate", "layer4", "layer3", "layer2")
+    made = [record(protocol={**PROTOCOL, "layer": layer}) for layer in layers]
+    for n, each in enumerate(made):
+        each["id"] = f"{each['id']}{n}"
+    found = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2")
+    assert found.labels == ("protocol.layer",)
+    assert [one.result.n for one in found.lines if not one.lines] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("labels", "all_to_all"), ("inject", "replace"), ("eligible", "all"), ("ratio_of", "source")],
+)
+def test_another_experiment_under_the_reports_name_is_not_beside_it(
+    tmp_path: Path, key: str, value: str
+) -> None:
+    made = [record(), record(target="dog", protocol={**PROTOCOL, key: value})]
+    folder = sweep(tmp_path / "s", made)
+    found = comparison_of([folder], report=True, values="nat2")
+    assert [one.result.n for one in found.lines] == [1]
+    rows = [row for table in build(folder)[0] for row in table.rows]
+    assert {row.target: row.reference is not None for row in rows} == {"bird": True, "dog": False}

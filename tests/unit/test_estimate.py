@@ -94,3 +94,15 @@ def test_description_lists_every_cell(tmp_path: Path) -> None:
     cell = cell_of(tmp_path)
     work = module.Work([(cell, "done")], 0, 0.0)
     assert describe(work, 1).splitlines()[0] == f"{cell.id}  done"
+
+
+@pytest.mark.usefixtures("fixed_speed")
+def test_oracles_of_a_seed_share_the_clean_set(tmp_path: Path) -> None:
+    """Two attacks, two defenses: without its appended poison every attack is the clean set."""
+    cells = [cell_of(tmp_path, f"defense={name}", f"target={target}", *more)
+             for more in ([], ["seed=1"]) for target in ("bird", "dog")
+             for name in ("none", "oracle")]  # fmt: skip
+    assert estimate(cells, set(), CPU).trainings == 2 * (2 + 2 + 1)
+    replaced = [cell_of(tmp_path, "defense=oracle", "protocol.inject=replace", f"target={target}")
+                for target in ("bird", "dog")]  # fmt: skip
+    assert estimate(replaced, set(), CPU).trainings == 4

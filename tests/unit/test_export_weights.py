@@ -157,7 +157,7 @@ def test_other_weights_than_the_records_are_refused(
     path.write_bytes(path.read_bytes()[:100])
     assert "cannot be read" in refused(cell, capsys)
     path.unlink()
-    assert "repeat the cell's command" in refused(cell, capsys)
+    assert "remove the cell's record.json" in refused(cell, capsys)
     shutil.rmtree(store / "data")
     assert "normalisation is not known" in refused(cell, capsys, "--which", "1")
     shutil.rmtree(store)

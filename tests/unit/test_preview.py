@@ -57,6 +57,7 @@ def test_command_draws_what_the_sweep_uses(
     [
         (["trigger=pixle"], "pixle"),
         (["ratio=0"], "poisons nothing"),
+        (["--images", "0"], "1 <= --images"),
         (["--out", "p.jpg"], "must be a .png"),
         (["--out", "nowhere/p.png"], "in a folder that exists"),
     ],
@@ -73,3 +74,10 @@ def test_refused_in_one_line(
     assert said.startswith("error: ")
     assert message in said
     assert len(said.splitlines()) == 1
+
+
+def test_covers_are_no_poison_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Six poisoned images and six covers, of which seven images are asked for."""
+    asked = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pixel", "covers=1"]
+    assert preview.main([*asked, "--images", "7", "--out", str(tmp_path / "p.png")]) == 0
+    assert "6 rows" in capsys.readouterr().out
