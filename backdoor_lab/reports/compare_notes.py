@@ -83,8 +83,9 @@ def _shared(facts: Facts, used: Sequence[int], shown: Sequence[str]) -> list[str
 
 def _differing(facts: Facts, pairs: Sequence[Pair], shown: Sequence[str]) -> list[str]:
     """What else differs within pairs: choices, resolved protocol, config but for the options of a
-    choice that is shown to differ anyway."""
+    choice that is shown to differ anyway, and the code of the last, by which the sides differ."""
     skipped = tuple(f"{CONFIG}{name}." for name in ("protocol", *shown))
+    skipped += (f"{CONFIG}code.{shown[-1]}",) if shown[-1] else ()
     found: dict[str, dict[str, None]] = {}
     flats: dict[str, dict[str, Any]] = {}
     for pair in pairs:

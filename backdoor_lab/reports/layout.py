@@ -74,22 +74,38 @@ def ratio_words(ratio: Any, counted: bool) -> str:
 
 
 def adopt(cells: Sequence[Cell], what: str) -> list[Any]:
-    """Each cell's protocol (or config); a cell without one takes its neighbours', if they agree."""
+    """Each cell's protocol (or config); a cell without one takes that of its nearest neighbours
+    that have one, if they agree."""
     known: dict[Key, list[Any]] = defaultdict(list)
     for cell in cells:
         value = getattr(cell, what)
-        if value is not None and value not in known[_family(cell, what)]:
-            known[_family(cell, what)].append(value)
-    return [_own_or_only(getattr(c, what), known.get(_family(c, what), [])) for c in cells]
+        if value is not None:
+            for family in _families(cell, what):
+                if value not in known[family]:
+                    known[family].append(value)
+    return [_own_or_only(cell, what, known) for cell in cells]
 
 
-def _own_or_only(own: Any, known: Sequence[Any]) -> Any:
-    return known[0] if own is None and len(known) == 1 else own
+def _own_or_only(cell: Cell, what: str, known: dict[Key, list[Any]]) -> Any:
+    own = getattr(cell, what)
+    if own is not None:
+        return own
+    nearest = next((known[f] for f in _families(cell, what) if f in known), [])
+    return nearest[0] if len(nearest) == 1 else None
 
 
-def _family(cell: Cell, what: str) -> Key:
+def _families(cell: Cell, what: str) -> list[Key]:
+    """From near to far: the seeds of one cell; for a protocol, whose values defense, trigger and
+    source may set, also the cells of the same of these, and all that call it by one name."""
+    chosen = cell.choices
+    near = [_family(cell)]
     if what == "protocol":
-        return (cell.choices.get("protocol"),)
+        names = ("protocol", "defense", "trigger", "source")
+        near += [(what, *(chosen.get(name) for name in names)), (what, chosen.get("protocol"))]
+    return near
+
+
+def _family(cell: Cell) -> Key:
     return tuple(sorted((k, v) for k, v in cell.choices.items() if k != "seed" and v is not None))
 
 
@@ -98,7 +114,7 @@ def varied_config(cells: Sequence[Cell]) -> list[str]:
     families: dict[Key, set[str]] = defaultdict(set)
     for cell in cells:
         if cell.config is not None:
-            families[_family(cell, "config")].add(cell.config)
+            families[_family(cell)].add(cell.config)
     varied: set[str] = set()
     for texts in families.values():
         if len(texts) > 1:

@@ -75,9 +75,9 @@ def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
         raise unknown(f"`base`: {by}", base, values)
     follows = ["source", *(name for name in facts.names if name.startswith((PROTOCOL, CONFIG)))]
     decided = facts.determined(follows, [by])
-    names = [
-        n for n in (*CHOICES, *_extra(facts, range(len(facts.of)))) if n != by and n not in decided
-    ]
+    # Every defense has code of its own: that two of them differ there tells nothing.
+    apart = {by, f"{CONFIG}code.{by}", *decided}
+    names = [n for n in (*CHOICES, *_extra(facts, range(len(facts.of)))) if n not in apart]
     sides = [
         _match(facts, name, numbers, values[base], names)
         for name, numbers in values.items()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -70,15 +72,26 @@ def read_sweep(folder: Path) -> Sweep:
 def _without_repeats(sweep: Sweep) -> list[Cell]:
     """Leaves out a done cell that repeats another's choices, protocol and config under a new id
     (as a new code version makes them): its seed would count twice. The asked one stays."""
+    often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
     seen: dict[Any, str] = {}
     kept = []
     for cell in sweep.cells:
-        same = (*cell.choices.items(), *(cell.protocol or {}).items(), cell.config)
+        chosen = tuple(cell.choices.items())
+        # Ten thousand cells: looked into only where there is another of the same choices.
+        config = None if often[chosen] == 1 else _without_code(cell.config)
+        same = (*chosen, *(cell.protocol or {}).items(), config)
         if cell.done and seen.setdefault(same, cell.id) != cell.id:
             sweep.warnings.append(f"{cell.id} repeats {seen[same]}, the same cell; left out")
         else:
             kept.append(cell)
     return kept
+
+
+def _without_code(config: str | None) -> str | None:
+    found = None if config is None else json.loads(config)
+    if isinstance(found, dict):
+        found.pop("code", None)
+    return json.dumps(found, sort_keys=True)
 
 
 def default_order(cell: Cell) -> tuple[Any, ...]:

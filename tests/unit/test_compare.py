@@ -297,3 +297,46 @@ def test_another_experiment_under_the_reports_name_is_not_beside_it(
     assert [one.result.n for one in found.lines] == [1]
     rows = [row for table in build(folder)[0] for row in table.rows]
     assert {row.target: row.reference is not None for row in rows} == {"bird": True, "dog": False}
+
+
+def coded(made: dict[str, Any], code: str) -> dict[str, Any]:
+    """A record made by other code: another id, all else alike."""
+    return {
+        **made,
+        "id": made["id"][:-4] + code,
+        "config": {**made["config"], "code": {"defense": code}},
+    }
+
+
+def test_a_record_of_older_code_gives_way_to_the_asked_one(tmp_path: Path) -> None:
+    asked = [coded(record(defense=d, seed=s), code) for s in SEEDS
+             for d, code in (("spectral", "aaaa"), ("random", "bbbb"))]  # fmt: skip
+    old = coded(record(seed=1), "cccc")
+    found = sweep(tmp_path / "s", [*asked, old], asked)
+    assert old["id"] not in {cell.id for cell in found.cells}
+    assert any(old["id"] in warning for warning in found.warnings)
+    compared = against_random(found)
+    assert compared is not None
+    assert line(compared, "asr2", side="spectral").result.n == len(SEEDS)
+    assert not any("config.code" in note for note in compared.notes)
+
+
+def test_where_only_older_code_has_a_seed_it_stays_and_is_compared(tmp_path: Path) -> None:
+    made = [coded(record(defense=d, seed=s), code) for s in SEEDS
+            for d, code in (("spectral", "aaaa" if s else "cccc"), ("random", "bbbb"))]  # fmt: skip
+    found = sweep(tmp_path / "s", made)
+    assert len(found.cells) == len(made)
+    compared = comparison_of([found], by="defense", base="random", values="asr2")
+    assert line(compared, "asr2", side="spectral").result.n == len(SEEDS)
+
+
+def test_a_lost_cell_takes_the_protocol_of_its_own_defense(tmp_path: Path) -> None:
+    """Two defenses set other budgets under one protocol's name; the cell that is missing is a
+    seed of its defense, not a line of its own."""
+    made = [record(defense=d, seed=s, protocol={**PROTOCOL, "budget": budget}) for s in SEEDS
+            for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip
+    found = sweep(tmp_path / "s", made[:-1], made)
+    rows = [row for table in build(found)[0] for row in table.rows]
+    assert sorted((row.defense, row.done, row.asked) for row in rows) == [
+        ("knn", len(SEEDS) - 1, len(SEEDS)), ("spectral", len(SEEDS), len(SEEDS)),
+    ]  # fmt: skip
