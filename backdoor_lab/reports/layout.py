@@ -110,16 +110,27 @@ def _family(cell: Cell) -> Key:
 
 
 def varied_config(cells: Sequence[Cell]) -> list[str]:
-    """The config values (dotted names) in which two cells differ that would share a row."""
+    """The config values (dotted names) in which two cells differ that would share a row; not those
+    of the protocol that its resolved values tell already."""
     families: dict[Key, set[str]] = defaultdict(set)
+    resolved: dict[str, dict[str, Any]] = {}
     for cell in cells:
         if cell.config is not None:
             families[_family(cell)].add(cell.config)
+            resolved[cell.config] = cell.protocol or {}
     varied: set[str] = set()
     for texts in families.values():
         if len(texts) > 1:
             flats = [dict(flat(json.loads(text))) for text in texts]
-            names = {name for each in flats for name in each}
+            told = [
+                {f"protocol.{k}": words(v) for k, v in resolved[text].items()} for text in texts
+            ]
+            names = {
+                name
+                for each in flats
+                for name in each
+                if any(t.get(name) != words(f.get(name)) for t, f in zip(told, flats, strict=True))
+            }
             varied |= {n for n in names if len({words(each.get(n)) for each in flats}) > 1}
     return sorted(varied)
 

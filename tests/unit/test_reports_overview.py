@@ -193,6 +193,26 @@ def test_values_of_a_config_make_an_axis(tmp_path: Path) -> None:
     assert [row[0] for row in grids(table)[0].rows] == ["0.001", "0.01", "0.1", "0.3", "1"]
 
 
+def test_a_protocols_value_stands_once(tmp_path: Path) -> None:
+    """Named in the config as it was resolved: one axis; resolved otherwise: both are said."""
+    layers = ("penultimate", "layer4", "layer3", "layer3:pool", "layer2")
+    made = [
+        found(
+            config={"protocol": {"layer": layer}, "seed": 0},
+            protocol={**PROTOCOL, "layer": layer},
+            id=layer,
+        )
+        for layer in layers
+    ]
+    (table,) = shown(tmp_path / "s", made)
+    assert layouts([table])[0][:2] == (("protocol.layer",), ())
+    assert sorted(row[0] for row in grids(table)[0].rows) == sorted(layers)
+    for one in made:
+        one["protocol"] = {**PROTOCOL, "layer": "penultimate"}
+    (table,) = shown(tmp_path / "t", made)
+    assert layouts([table])[0][:2] == (("config.protocol.layer",), ())
+
+
 def test_a_cell_that_was_not_retrained_shows_what_was_found(tmp_path: Path) -> None:
     (table,) = shown(tmp_path / "one", [found(retrain=False)])
     assert layouts([table])[0][:2] == (("trigger",), ())
