@@ -174,7 +174,7 @@ def _row(
     # Under another protocol, or from one source class, the same words mean another experiment.
     said = group.traits
     alike = reference.asks_the_same(said.get("protocol"), said.get("source"), said)
-    if compared and alike and ratio is not None and not counted:
+    if compared and alike and ratio is not None:
         known = reference.lookup(group.trigger, target, ratio)
     return Row(
         str(target), _ratio(ratio, counted), "–" if defense is None else str(defense), estimates,
