@@ -112,27 +112,28 @@ def _family(cell: Cell) -> Key:
 def varied_config(cells: Sequence[Cell]) -> list[str]:
     """The config values (dotted names) in which two cells differ that would share a row; not those
     of the protocol that its resolved values tell already."""
-    families: dict[Key, set[str]] = defaultdict(set)
-    resolved: dict[str, dict[str, Any]] = {}
+    families: dict[Key, dict[str, Cell]] = defaultdict(dict)
     for cell in cells:
         if cell.config is not None:
-            families[_family(cell)].add(cell.config)
-            resolved[cell.config] = cell.protocol or {}
+            families[_family(cell)][cell.config] = cell
     varied: set[str] = set()
-    for texts in families.values():
-        if len(texts) > 1:
-            flats = [dict(flat(json.loads(text))) for text in texts]
-            told = [
-                {f"protocol.{k}": words(v) for k, v in resolved[text].items()} for text in texts
-            ]
-            names = {
-                name
-                for each in flats
-                for name in each
-                if any(t.get(name) != words(f.get(name)) for t, f in zip(told, flats, strict=True))
-            }
-            varied |= {n for n in names if len({words(each.get(n)) for each in flats}) > 1}
+    for family in families.values():
+        if len(family) > 1:
+            varied |= _varied_among(list(family.values()))
     return sorted(varied)
+
+
+def _varied_among(cells: Sequence[Cell]) -> set[str]:
+    """The config values in which these cells differ and that some cell's protocol does not tell."""
+    configs: list[dict[str, str]] = []
+    untold: set[str] = set()
+    for cell in cells:
+        values = {k: words(v) for k, v in flat(json.loads(cell.config or "{}"))}
+        told = {f"protocol.{k}": words(v) for k, v in (cell.protocol or {}).items()}
+        configs.append(values)
+        untold |= {name for name, value in values.items() if told.get(name) != value}
+    unset = words(None)
+    return {n for n in untold if len({each.get(n, unset) for each in configs}) > 1}
 
 
 def flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:

@@ -28,9 +28,11 @@ T = TypeVar("T")
 DEFENSE = "defense"
 ACROSS = 12
 """Figures in a line that a page or a screen has room for."""
-NO_CONTEST = ("ratio", "seed")
-"""What tells tasks apart: a higher ratio is another attack, not a better one."""
-BEST_OF_ROW = "Bold: the best mean of a row, to the digits shown, whatever the intervals."
+NO_CONTEST = ("ratio", "seed", "trigger", "target", "source", "dataset")
+"""What tells tasks apart: another attack or set of images is not a better one."""
+BEST_OF_ROW = (
+    "Bold: the best mean of a row against one attack, to the digits shown, whatever the intervals."
+)
 
 
 def evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:

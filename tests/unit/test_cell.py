@@ -166,6 +166,7 @@ REFUSED = [
     ("source=bird", "`source` and `target` must differ", "2"),
     ("source=2 target=bird", "must differ", "2"),
     ("source=cat protocol.eligible=all", "protocol.eligible=all", "protocol.eligible=source"),
+    ("trigger=tact labels=all_to_all", "`trigger=tact` attacks one source class", "all_to_all"),
     ("protocol=madry2018", "`protocol.ratio_of=source` needs a class in `source`", "null"),
     # how much
     ("ratio=0.001", "`ratio`=0.001 of 20 images", "less than one image"),

@@ -64,6 +64,19 @@ def test_two_sweeps_are_paired_by_choices_and_seed(tmp_path: Path) -> None:
     assert any("recipe: fast → slow" in note for note in found.notes)
 
 
+def test_a_p_value_is_never_shown_as_nought(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, asr2=v + 1e-6 * s * s)
+            for d, v in (("spectral", 0.2), ("none", 0.9)) for s in range(5)]  # fmt: skip
+    for one in made[5:]:
+        one["asr2"] = 0.9
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    shown = grid(found)
+    for row in shown.rows:
+        assert row[shown.head.index("p (t)")] in ("<1e-12", "–")
+    assert any("<1e-12" in row for row in shown.rows)
+    assert r"\textless{}1e-12" in latex(found)
+
+
 def test_all_lines_together_count_each_line_once(tmp_path: Path) -> None:
     made = [record(target=t, defense=d, seed=s, asr2=v) for t, d, s, v in (
         ("bird", "spectral", 0, 0.10), ("bird", "none", 0, 0.20),

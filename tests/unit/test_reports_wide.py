@@ -63,10 +63,26 @@ def test_defenses_in_rows_compete_down_the_column(tmp_path: Path) -> None:
 
 
 def test_without_defenses_the_columns_of_a_row_compete(tmp_path: Path) -> None:
-    made = [record(trigger=t, nat1=v) for t, v in (("pixel", 0.91), ("pattern", 0.94))]
-    (table,) = wide(tmp_path, made, Layout(("target",), ("trigger",), ("nat1", "asr1")))
-    assert grid(table).best == {(0, 3)}
-    assert any("of a row" in note for note in grid(table).notes)
+    made = [record(id=r, choices={"recipe": r}, nat1=v) for r, v in (("a", 0.91), ("b", 0.94))]
+    (table,) = wide(tmp_path, made, Layout(("target",), ("recipe",), ("nat1", "pois_left")))
+    assert grid(table).best == {(0, 2), (0, 3), (0, 4)}
+    assert any("of a row against one attack" in note for note in grid(table).notes)
+
+
+@pytest.mark.parametrize("task", [
+    ("trigger", "pixel", "pattern"), ("target", "bird", "dog"), ("ratio", 0.05, 0.1),
+    ("source", "cat", None), ("dataset", "drawn", "photographs"),
+])  # fmt: skip
+def test_another_task_is_no_better_one(tmp_path: Path, task: tuple[str, Any, Any]) -> None:
+    name, *values = task
+    made = [
+        record(id=f"cell-{nat}", choices={name: v}, nat1=nat)
+        for v, nat in zip(values, (0.91, 0.94), strict=True)
+    ]
+    (table,) = wide(tmp_path, made, Layout(("model",), (name,), ("nat1", "asr1")))
+    assert len(table.columns) == 2
+    assert not grid(table).best
+    assert not any("Bold" in note for note in grid(table).notes)
 
 
 def test_figures_before_the_defense_have_no_winner_among_defenses(tmp_path: Path) -> None:
