@@ -72,6 +72,13 @@ class Chain:
 
     def run(self) -> dict[str, Any]:
         """The figures of the cell's record."""
+        verdict = self.walk()
+        return record_body(
+            self.cell, self.data, self.poisoned, verdict, self.stages, self._overlap()
+        )
+
+    def walk(self) -> Verdict:
+        """Every stage but the count of images that train and test set share; the verdict."""
         self.attack()
         module = self._train("train", self.poisoned.training)
         self._measure("measure1", module, "train")
@@ -81,9 +88,7 @@ class Chain:
         if callback.retrained is not None:
             again = "repair" if "repair" in self.stages else "retrain"
             self._measure("measure2", callback.retrained, again)
-        return record_body(
-            self.cell, self.data, self.poisoned, callback.verdict, self.stages, self._overlap()
-        )
+        return callback.verdict
 
     def attack(self) -> None:
         """The attacker's part: the data set opened and poisoned, the trigger prepared."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import tempfile
 import time
@@ -15,24 +16,27 @@ import torch
 from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.none import Keep
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.progress import Progress
-from backdoor_lab.sweep.stages import class_sizes
+from backdoor_lab.sweep.stages import class_sizes, train_stage
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import channel_stats, predictions
+from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Images
 
 ORDER = (
     "prepare", "poison", "train", "measure", "autoencoder", "clean", "extract", "filter",
     "retrain", "repair",
 )  # fmt: skip
+MEASURE = "measure"
 CALIBRATION_S = 1.5
 WARM_UP = 2
 
@@ -52,31 +56,50 @@ class _Missing(Exception):
 
 
 class _Look(Store):
-    """A store that computes nothing."""
+    """A store that computes nothing. `missing` are the stages that were not there, in order: any
+    number of measurements, on which no other stage hangs, and the first of all others."""
+
+    def __init__(self, root: Path | str) -> None:
+        super().__init__(root)
+        self.missing: list[str] = []
 
     def get(
         self, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]
     ) -> Entry:
         found = self.find(stage, inputs)
-        if found is None:
+        if found is not None:
+            return found
+        self.missing.append(stage)
+        if stage != MEASURE:
             raise _Missing(stage)
-        return found
+        return Entry(self.scratch(stage, inputs), "", {}, made=False, seconds=0.0)
 
 
-def missing_from(cell: Cell, store_root: Path | str, machine: Machine) -> str | None:
-    """The first stage of a cell that is not in the store; None when only the record is."""
-    with tempfile.TemporaryDirectory() as folder:
-        chain = Chain(cell, _Look(store_root), machine, Progress(Path(folder), "", "none"))
-        try:
-            chain.run()
-        except _Missing as missing:
-            return str(missing)
-    return None
+def missing_from(cell: Cell, store_root: Path | str, machine: Machine) -> list[str]:
+    """The stages of a cell that are not in the store, in order: its measurements up to the first
+    other one, on which the rest hangs; none when only the record is missing."""
+    look = _Look(store_root)
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Missing):
+        Chain(cell, look, machine, Progress(Path(folder), "", "none")).walk()
+    return look.missing
+
+
+def _clean_is_there(cell: Cell, data: Dataset, machine: Machine) -> bool:
+    """Whether the store has the network that is trained again on the clean set."""
+    look = _Look(cell.config["store"]["root"])
+    with contextlib.suppress(_Missing):
+        train_stage("retrain", cell, clean(data.train), look, machine, _untrained)
+    return not look.missing
+
+
+def _untrained(job: Job, scratch: Path) -> Classifier:
+    raise AssertionError("a store that computes nothing asks for no training")
 
 
 def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Work:
     """What is left of `cells`, whose ids in `finished` have a record; networks that several
-    cells share are counted once.
+    cells share are counted once, as far as their training sets are known to be one before any
+    filter has judged: one attack on one set of images, and the clean set itself.
 
     Times come from a short calibration on this machine, by itself: some training steps and one
     pass without gradient for each kind of network and image. What a trigger prepares, what a
@@ -89,13 +112,13 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
         if cell.id in finished:
             work.cells.append((cell, "done"))
             continue
-        first = missing_from(cell, cell.config["store"]["root"], machine)
-        work.cells.append((cell, "record only" if first is None else f"from {first} on"))
+        missing = missing_from(cell, cell.config["store"]["root"], machine)
+        work.cells.append((cell, f"from {missing[0]} on" if missing else "record only"))
         data = open_dataset(source_of(cell.config), Store(cell.config["store"]["root"]))
         kind = canonical([cell.config["model"], cell.recipe.decides(), data.train.digest])
         if kind not in speeds:
             speeds[kind] = calibrate(cell, data, machine)
-        _count(work, cell, data, first, speeds[kind], shared)
+        _count(work, cell, data, missing, speeds[kind], shared, machine)
     return work
 
 
@@ -134,34 +157,50 @@ def _inference(module: Any, test: Images, machine: Machine) -> float:
 
 
 def _count(
-    work: Work, cell: Cell, data: Dataset, first: str | None, speed: tuple[float, float],
-    shared: set[str],
+    work: Work, cell: Cell, data: Dataset, missing: list[str], speed: tuple[float, float],
+    shared: set[str], machine: Machine,
 ) -> None:  # fmt: skip
-    if first is None or first == "overlap":
-        return
     sizes = class_sizes(data.train.labels, len(data.classes))
-    added = count(cell.plan, sizes) + cover_count(cell.plan, sizes)
+    poisoned = count(cell.plan, sizes)
+    added = poisoned + cover_count(cell.plan, sizes)
     n_train = len(data.train) + (added if cell.plan.inject == "append" else 0)
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
-    stage = ORDER.index(first)
-    network = [cell.config["model"], cell.recipe.decides()]
+    # Every measurement is either in the list or lies behind the stage that ends it.
+    passed = n_test * missing.count(MEASURE)
+    beyond = [stage for stage in missing if stage != MEASURE]
+    if not beyond:
+        work.seconds += passed * speed[1]
+        return
+    stage = ORDER.index(beyond[0])
+    network = [data.train.digest, cell.seed, cell.config["model"], cell.recipe.decides()]
     trainings = int(cell.retrain and not isinstance(cell.defense, Repair))
-    # What is left when all appended poison goes is the clean set, whatever the attack was.
-    if trainings and isinstance(cell.defense, TruthControl) and (
-        cell.plan.inject == "append" or cell.defense.restores
-    ):  # fmt: skip
-        trainings = int(_once(shared, ["clean", data.train.digest, cell.seed, *network]))
-    passed = n_test * int(cell.retrain)
-    if stage <= ORDER.index("train") and _once(shared, [cell.attack, *network]):
+    if trainings and _leaves_clean(cell, poisoned, added):
+        trainings = int(
+            _once(shared, ["clean again", *network]) and not _clean_is_there(cell, data, machine)
+        )
+    passed += n_test * int(cell.retrain)
+    attacked = [cell.attack, *network] if added else ["clean", *network]
+    if stage <= ORDER.index("train") and _once(shared, attacked):
         trainings += 1
         passed += n_test
     own = stage <= ORDER.index("poison") and cell.trigger.uses_surrogate
-    if own and _once(shared, ["surrogate", cell.seed, *network]):
+    if own and _once(shared, ["surrogate", *network]):
         trainings += 1
     if stage <= ORDER.index("extract"):
         passed += n_train
     work.trainings += trainings
     work.seconds += trainings * n_train * cell.recipe.epochs * speed[0] + passed * speed[1]
+
+
+def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:
+    """Whether the clean set is known to be what the defense leaves of the training set, whatever
+    the attack was: all appended poison removed, or everything put back, or nothing to remove."""
+    defense = cell.defense
+    if isinstance(defense, TruthControl):
+        appended = cell.plan.inject == "append" and added == poisoned
+        return defense.restores or appended or added == 0
+    idle = isinstance(defense, Keep) or (isinstance(defense, Filter) and "epsilon" in cell.told)
+    return added == 0 and idle
 
 
 def _once(shared: set[str], what: list[Any]) -> bool:

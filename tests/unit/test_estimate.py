@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -39,8 +40,8 @@ def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
     alone is missing to a cell whose stages are all there."""
     run_here(tmp_path, tmp_path / "cell")
     done, other = cell_of(tmp_path), cell_of(tmp_path, "defense=none")
-    assert missing_from(done, tmp_path, CPU) is None
-    assert missing_from(other, tmp_path, CPU) == "filter"
+    assert missing_from(done, tmp_path, CPU) == []
+    assert missing_from(other, tmp_path, CPU) == ["filter"]
     work = estimate([done, other], set(), CPU)
     assert [state for _, state in work.cells] == ["record only", "from filter on"]
     assert work.trainings == 1
@@ -106,3 +107,55 @@ def test_oracles_of_a_seed_share_the_clean_set(tmp_path: Path) -> None:
     replaced = [cell_of(tmp_path, "defense=oracle", "protocol.inject=replace", f"target={target}")
                 for target in ("bird", "dog")]  # fmt: skip
     assert estimate(replaced, set(), CPU).trainings == 4
+
+
+@pytest.mark.usefixtures("fixed_speed")
+@pytest.mark.parametrize(("grid", "trainings"), [
+    # Without poison all attacks are one set: trained once, and once again for what stays.
+    (["trigger=pixel,pattern target=bird,dog ratio=0 defense=spectral,none,oracle"], 2),
+    # Two sets of images share nothing.
+    (["dataset.seed=11,12 defense=spectral"], 4),
+    (["dataset.seed=11,12 defense=oracle"], 4),
+    # Covers stay when the poison goes.
+    (["trigger=pixel,pattern covers=1 defense=oracle"], 4),
+    (["trigger=pixel,pattern covers=1 defense=clean_data"], 3),
+    (["trigger=pixel,pattern defense=oracle"], 3),
+])  # fmt: skip
+def test_as_many_trainings_as_the_sweep_then_makes(
+    tmp_path: Path, grid: list[str], trainings: int
+) -> None:
+    """What is said before, what the store holds after the same cells ran, and what is said then."""
+    cells = [cell_of(tmp_path, *each) for each in _product(grid[0])]
+    assert estimate(cells, set(), CPU).trainings == trainings
+    for number, each in enumerate(_product(grid[0])):
+        run_here(tmp_path, tmp_path / f"cell{number}", *each)
+    made = [*tmp_path.glob("train/*/weights*"), *tmp_path.glob("retrain/*/weights*")]
+    assert len(made) == trainings
+    after = estimate(cells, set(), CPU)
+    assert after.trainings == 0
+    assert {state for _, state in after.cells} == {"record only"}
+
+
+@pytest.mark.usefixtures("fixed_speed")
+def test_a_clean_network_that_is_there_serves_another_attack(tmp_path: Path) -> None:
+    run_here(tmp_path, tmp_path / "cell", "defense=oracle")
+    other = cell_of(tmp_path, "defense=oracle", "trigger=pattern")
+    assert estimate([other], set(), CPU).trainings == 1
+
+
+@pytest.mark.usefixtures("fixed_speed")
+@pytest.mark.parametrize("change", ["protocol.asr_on=all", "protocol.holdout=10"])
+def test_other_measurements_train_nothing(tmp_path: Path, change: str) -> None:
+    """Two passes over 50 clean test images, or the 40 not held out, and the triggered ones."""
+    run_here(tmp_path, tmp_path / "cell")
+    work = estimate([cell_of(tmp_path, change)], set(), CPU)
+    assert [state for _, state in work.cells] == ["from measure on"]
+    assert work.trainings == 0
+    assert 0 < work.seconds <= 2 * 100 * 0.5
+
+
+def _product(grid: str) -> list[list[str]]:
+    named = [word.split("=") for word in grid.split()]
+    values = itertools.product(*(choices.split(",") for _, choices in named))
+    keys = [key for key, _ in named]
+    return [[f"{k}={v}" for k, v in zip(keys, each, strict=True)] for each in values]
