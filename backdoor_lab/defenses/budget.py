@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from torch import Tensor
 
@@ -21,9 +22,11 @@ class Budget:
     """A rule for the number of examples to remove from one class.
 
     `text` one of: ``1.5eps``, 1.5 times the number of poisoned images that the filter is told
-    (Tran, Li, Madry 2018, Algorithm 1); ``15%`` of the class; ``p85``, what lies above that
-    percentile of the class; ``100`` examples; ``auto``, from the scores themselves (see
-    `split`). `cap`, in the same forms, bounds it from above.
+    (Tran, Li, Madry 2018, Algorithm 1); ``15%`` of the class, rounded; ``p85``, what lies above
+    that percentile of the class' scores, interpolated as `numpy.percentile` does (their code): of
+    n examples n - 1 - ⌊0.85 (n - 1)⌋; ``100`` examples; ``auto``, from the scores themselves
+    (see `split`). `cap`, in the same forms, bounds it from above; a share of the class is
+    rounded down there.
     """
 
     text: str
@@ -53,7 +56,9 @@ class Budget:
 
     def capped(self, asked: int, class_size: int, epsilon: int | None) -> int:
         """`asked` examples of `class_size`, or the cap when that is less."""
-        return asked if self.cap is None else min(asked, _size(str(self.cap), class_size, epsilon))
+        if self.cap is None:
+            return asked
+        return min(asked, _size(str(self.cap), class_size, epsilon, rounding=Fraction(0)))
 
     def _check_percent(self) -> None:
         for text in (self.text, self.cap):
@@ -79,7 +84,10 @@ def split(scores: Tensor) -> int:
     return int(between.argmax()) + 1
 
 
-def _size(text: str, class_size: int, epsilon: int | None) -> int:
+def _size(
+    text: str, class_size: int, epsilon: int | None, rounding: Fraction = Fraction(1, 2)
+) -> int:
+    """`rounding` is added to a share of the class before its fraction is dropped."""
     found = _FORM.fullmatch(text)
     assert found is not None
     if found["eps"]:
@@ -89,7 +97,8 @@ def _size(text: str, class_size: int, epsilon: int | None) -> int:
             )
         return round(float(found["eps"]) * epsilon)
     if found["percent"]:
-        return math.floor(class_size * float(found["percent"]) / 100 + 0.5)
+        return math.floor(class_size * Fraction(found["percent"]) / 100 + rounding)
     if found["percentile"]:
-        return math.floor(class_size * (100 - float(found["percentile"])) / 100 + 0.5)
+        last = class_size - 1
+        return last - math.floor(last * Fraction(found["percentile"]) / 100)
     return int(found["count"])

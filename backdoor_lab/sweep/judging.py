@@ -28,7 +28,7 @@ from backdoor_lab.training.measure import extract
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Features, Images, Poisoned, TrainingSet, Verdict
 
-VERSIONS = {"extract": 1, "filter": 1, AUTOENCODER: 1}
+VERSIONS = {"extract": 1, "filter": 2, AUTOENCODER: 1}
 Seer = Classifier | Autoencoder
 
 

@@ -340,15 +340,27 @@ def test_budgets_that_are_none(text: str) -> None:
 
 
 def test_budget_arithmetic() -> None:
-    """The forms, rounding half up, the cap, and an ε that is not told."""
+    """The forms, rounding half up, the cap that rounds down, and an ε that is not told."""
     sizes = [
         Budget(text, cap).size(70, 50)
         for text, cap in [("1.5eps", None), ("15%", None), ("p85", None), ("9", None),
                           ("1.5eps", "50%"), ("5%", "50%"), ("auto", None)]
     ]  # fmt: skip
     assert sizes == [75, 11, 11, 9, 35, 4, None]
+    assert Budget("1.5eps", "50%").size(1101, 1000) == 550
+    assert Budget("50%").size(1101, None) == 551
     with pytest.raises(ConfigError, match="counts in ε"):
         Budget("1.5eps").size(70, None)
+
+
+@pytest.mark.parametrize("percentile", ["0", "50", "75", "85", "87.5", "100"])
+def test_a_percentile_is_numpys(percentile: str) -> None:
+    """As many as the published code takes, ``scores > np.percentile(scores, 85)``."""
+    draw = np.random.default_rng(5)
+    for n in [*range(1, 130), 5003]:
+        scores = draw.normal(size=n)
+        theirs = int((scores > np.percentile(scores, float(percentile))).sum())
+        assert Budget(f"p{percentile}").size(n, None) == theirs, n
 
 
 def test_outliers() -> None:
