@@ -7,7 +7,7 @@ SWEEPS ?= multirun_reports
 RECIPE ?= report
 
 # CIFAR-10 itself, downloaded on first use, or DATA=: a folder or archive of its images.
-ASKED = $(DATA:%=dataset=image_folder dataset.root=%) $(ARGS)
+ASKED = $(if $(DATA),dataset=image_folder 'dataset.root=$(DATA)') $(ARGS)
 
 .PHONY: help demo smoke reproduce reproduce-small test torture bench bench-gpu tables figures pictures status lint clean
 
@@ -46,7 +46,7 @@ bench-gpu: $(READY)  ## those that need a GPU; make bench-gpu BENCH=--tiny runs 
 	$(BIN)/python -m tests.bench.gpu $(BENCH)
 
 tables: $(READY)  ## the tables of every sweep found, from their records; or ROWS=, COLUMNS=, VALUES=
-	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS) $(ROWS:%=rows=%) $(COLUMNS:%=columns=%) $(VALUES:%=values=%) $(ARGS)
+	@$(BIN)/python -m backdoor_lab.reports $(SWEEPS) $(if $(ROWS),'rows=$(ROWS)') $(if $(COLUMNS),'columns=$(COLUMNS)') $(if $(VALUES),'values=$(VALUES)') $(ARGS)
 
 figures: $(READY)  ## the pictures of every sweep found, as PNG and PDF
 	@$(BIN)/python -m backdoor_lab.figures $(SWEEPS) $(ARGS)

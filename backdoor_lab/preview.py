@@ -112,6 +112,7 @@ def _attacked(overrides: list[str]) -> Any:
     """The chain of a cell, up to its poisoned training set."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
 
     from backdoor_lab.run import conf_dir, register
     from backdoor_lab.store import Store
@@ -125,7 +126,7 @@ def _attacked(overrides: list[str]) -> Any:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         try:
             config = plain(compose("config", overrides))
-        except HydraException as error:
+        except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(" ".join(str(error).split())) from error
     store = Store(config["store"]["root"])
     progress = Progress(store.root, "preview", "none")

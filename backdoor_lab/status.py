@@ -78,10 +78,11 @@ def _progress(beat: dict[str, Any]) -> str:
 
 
 def seconds_left(states: list[State]) -> float | None:
-    """A rough upper estimate: cells without a record, times the mean seconds of the done cells that
-    computed stages themselves, over the number running. None while no cell can tell."""
+    """A rough estimate: the cells that the same command would still run (without a record, or
+    failed), times the mean seconds of the done cells that computed stages themselves, over the
+    number running. None while no cell can tell."""
     costs = [cost for s in states if s.kind == "done" if (cost := _cost(s.cell)) > 0]
-    open_cells = sum(state.kind in ("running", "stale", MISSING) for state in states)
+    open_cells = sum(state.kind != "done" for state in states)
     if not costs:
         return None if open_cells else 0.0
     at_once = max(1, sum(state.kind == "running" for state in states))
@@ -118,7 +119,8 @@ def show(sweep: Sweep, states: list[State]) -> str:
         lines.append("Time left: not known before a cell has computed its stages.")
     elif left > 0:
         lines.append(
-            f"Time left: at most about {duration(left)} (stages shared in the store cost less)."
+            f"Time left: about {duration(left)}, if the cells to come cost what the done ones did"
+            " on average."
         )
     return "\n".join(plain(line) for line in lines)
 

@@ -102,8 +102,9 @@ def _processors() -> int:
 def _refuse_deep(image: Image.Image, where: str) -> None:
     """Refuses more than 8 bits a channel, also where Pillow would quietly drop the lower ones."""
     tiles: Any = getattr(image, "tile", [])
+    # BGR;16 is a BMP's way of packing 5, 6 and 5 bits a channel.
     arguments = [tile[3] for tile in tiles]
-    shortened = any(";16" in str(args) for args in arguments) or (
+    shortened = any(";16" in str(args).replace("BGR;16", "") for args in arguments) or (
         image.format == "PPM" and any(_maximum(args) > 255 for args in arguments)
     )
     if image.mode not in MODES or shortened:

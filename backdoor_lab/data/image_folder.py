@@ -24,7 +24,7 @@ from backdoor_lab.errors import DataError
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".gif", ".webp", ".tif", ".tiff")
 TRAIN = ("train",)
 TEST = ("test", "val", "valid")
-"""The first of these that exists is the test split."""
+"""The first of these that holds an image is the test split."""
 
 Layout = dict[str, dict[str, list[str]]]
 """Split -> class -> paths, everything sorted by name."""

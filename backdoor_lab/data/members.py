@@ -23,6 +23,9 @@ from backdoor_lab.files import sha256_of
 MAX_BYTES = 1 << 28
 """No image file is larger; what claims to be is refused before it is read."""
 
+DEEPEST = 16
+"""Folders in a folder of images; a link may lead to anything."""
+
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 _DAMAGE = (
     tarfile.TarError,
@@ -84,7 +87,7 @@ class Folder(Members):
     def listing(self) -> Listing:
         found = Listing()
         try:
-            self._scan("", found, depth=0)
+            self._scan("", found, ())
         except OSError as error:
             raise DataError(f"{self.root}: cannot be listed: {error}") from error
         return found
@@ -103,13 +106,18 @@ class Folder(Members):
         files = (listing or self.listing()).files
         return [[path, *files[path]] for path in sorted(paths)]
 
-    def _scan(self, prefix: str, found: Listing, depth: int) -> None:
-        with os.scandir(self.root / prefix) as entries:
+    def _scan(self, prefix: str, found: Listing, above: tuple[Path, ...]) -> None:
+        here = (self.root / prefix).resolve()
+        if here in above:  # a link that leads in a circle
+            return
+        if len(above) > DEEPEST:
+            raise DataError(f"{self.root / prefix}: folders lie more than {DEEPEST} deep")
+        with os.scandir(here) as entries:
             for entry in entries:
                 path = f"{prefix}{entry.name}"
-                if entry.is_dir() and depth < 5:  # also stops at links that lead in circles
+                if entry.is_dir():
                     found.folders.add(path)
-                    self._scan(f"{path}/", found, depth + 1)
+                    self._scan(f"{path}/", found, (*above, here))
                 elif entry.is_file():
                     info = entry.stat()
                     found.files[path] = [info.st_size, info.st_mtime_ns]
@@ -201,7 +209,12 @@ def inner_path(name: str, archive: Path) -> str:
     """A member's name without '.' and doubled slashes; DataError if it could lead outside."""
     parts = name.split("/")
     outside = name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name)
-    if outside or "\\" in name or "\0" in name:
+    if "\\" in name and not outside:
+        raise DataError(
+            f"{archive}: member {name!r} has a backslash in its name: pack the archive with /"
+            " between folders"
+        )
+    if outside or "\0" in name:
         raise DataError(
             f"{archive}: member {name!r} leads out of the archive; nothing of it is read"
         )

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backdoor_lab.checks import inside
+from backdoor_lab import checks
 from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, LabError
 from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
 from backdoor_lab.reports.layout import slug
@@ -30,8 +30,13 @@ MOST = 36
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 if pictures could not be written, 2 for a folder that is not there."""
+    """Exit codes: 0 done, 1 if pictures could not be written, 2 for a folder that is not there or
+    a number below 0."""
     given = _parser().parse_args(arguments)
+    try:
+        checks.whole("--most", given.most)
+    except LabError as error:
+        return _error(str(error), EXIT_BAD_CONFIG)
     absent = [path for path in given.folders if not path.is_dir()]
     absent += [path for path in [given.store] if path is not None and not path.is_dir()]
     if absent:
@@ -46,7 +51,7 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     be left out. Raises ConfigError if a file would lie outside the sweep, OSError if one cannot
     be written.
     """
-    root = inside(folder, folder / FIGURES)
+    root = checks.inside(folder, folder / FIGURES)
     whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(find_store(folder, store)))
     written = _save(root, of_sweep(whole))
     done = list(whole.done())
@@ -54,7 +59,7 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     for cell, record in done[:most]:
         name = slug(cell.id, cell.id, taken)
         taken.add(name)
-        written += _save(inside(folder, root / name), of_cell(whole, record))
+        written += _save(checks.inside(folder, root / name), of_cell(whole, record))
     for note in whole.shelf.notes:
         print(plain(f"note: {note}"))
     if len(done) > most:

@@ -10,7 +10,7 @@ from backdoor_lab.reports.axes import CONFIG, SEED, Facts
 from backdoor_lab.reports.compare_text import LEVEL
 from backdoor_lab.reports.layout import flat, words
 from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.notes import comparison, seed_range, where
+from backdoor_lab.reports.notes import clean_images, comparison, seed_range, where
 from backdoor_lab.reports.pairs import Line, Pair, Side
 from backdoor_lab.reports.records import CHOICES
 from backdoor_lab.reports.wide_notes import protocols, reading
@@ -24,14 +24,19 @@ TESTS = (
     "significant below 0.05; the exact sign test and the exact Wilcoxon signed-rank test, zeros "
     "left out."
 )
-FLOOR = "With {} pairs neither exact test can fall below {:.2g}: the t test alone can tell here."
+FLOOR = (
+    "With {} pairs of a line neither exact test can fall below {:.3g}: the t test alone can tell"
+    " there."
+)
 CONSTANT = "constant: every pair differs by the same amount, so that no t test is defined."
 ONE = "Where there is one pair there is no interval and no test; more seeds give both."
 ALL_LINES = (
     "all: over the lines of one measure, each line's mean counted once; its interval tells how the "
-    "difference varies from line to line of this grid."
+    "difference varies from line to line of this grid. Its p values take the lines for "
+    "independent: where lines share networks, images or seeds they say too much."
 )
-REPORT = "The report gives one run for each cell: the intervals are of our seeds alone."
+REPORT = "The report gives one run for each cell."
+OUR_SEEDS = " The intervals of its cells are of our seeds alone."
 _LISTED = 12
 
 
@@ -44,7 +49,10 @@ def notes_of(
     used = list(dict.fromkeys(n for pair in pairs for n in (pair.ours, pair.base) if n is not None))
     cells = [facts.cells[number] for number in used]
     ours = {name: " | ".join(facts.values(name, used)) for name in ("dataset", "model")}
-    report = [REPORT, comparison(ours)] if any(pair.base is None for pair in pairs) else []
+    report = []
+    if any(pair.base is None for pair in pairs):
+        seeds = OUR_SEEDS * any(line.result.n > 1 and not line.lines for line in lines)
+        report = [REPORT + seeds, comparison(ours, clean_images(cells))]
     return [
         DIFFERENCE, *report, *_tests(lines), *_without(lines, values),
         *_shared(facts, used, shown), *_differing(facts, pairs, shown), *_left(facts, sides),
@@ -57,7 +65,7 @@ def _tests(lines: Sequence[Line]) -> list[str]:
     results = [line.result for line in lines]
     tested = [result for result in results if result.t is not None]
     said = [TESTS.format(len(tested))] if tested else []
-    exact = [result.n for result in results if result.sign is not None]
+    exact = [line.result.n for line in lines if not line.lines and line.result.sign is not None]
     if exact and 2 / 2 ** max(exact) >= LEVEL:
         said.append(FLOOR.format(max(exact), 2 / 2 ** max(exact)))
     said += [CONSTANT] * any(result.constant for result in results)
@@ -85,6 +93,7 @@ def _differing(facts: Facts, pairs: Sequence[Pair], shown: Sequence[str]) -> lis
     """What else differs within pairs: choices, resolved protocol, config but for the options of a
     choice that is shown to differ anyway, and the code of the last, by which the sides differ."""
     skipped = tuple(f"{CONFIG}{name}." for name in ("protocol", *shown))
+    chosen = {f"{CONFIG}{name}" for name in CHOICES}
     skipped += (f"{CONFIG}code.{shown[-1]}",) if shown[-1] else ()
     found: dict[str, dict[str, None]] = {}
     flats: dict[str, dict[str, Any]] = {}
@@ -94,7 +103,8 @@ def _differing(facts: Facts, pairs: Sequence[Pair], shown: Sequence[str]) -> lis
         one, other = (_told(facts, number, flats) for number in (pair.ours, pair.base))
         for name in {**one, **other}:
             first, second = words(one.get(name)), words(other.get(name))
-            if first != second and name not in shown and not name.startswith(skipped):
+            known = name in shown or name in chosen or name.startswith(skipped)
+            if first != second and not known:
                 found.setdefault(name, {})[f"{first} → {second}"] = None
     told = [f"{name}: {', '.join(list(ways)[:3])}" for name, ways in found.items()]
     more = f"; and {len(told) - _LISTED} more" if len(told) > _LISTED else ""

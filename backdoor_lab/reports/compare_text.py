@@ -79,7 +79,7 @@ def _p(value: float | None) -> str:
     if value is None:
         return NOTHING
     if value < FLOOR:
-        return f"<{FLOOR:.0e}"
+        return f"under {FLOOR:.0e}"
     return f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
 
 

@@ -39,17 +39,31 @@ def notes_of(group: Group) -> list[str]:
     return [_protocol(group), *every, _what(group, cells), *where(cells), READING, *interval]
 
 
-def comparison(traits: dict[str, str]) -> str:
-    """What may be concluded from a difference to the report, for a table of these traits."""
+def clean_images(cells: Iterable[Cell]) -> list[int]:
+    """The sizes of the training sets before poison was added, where they are recorded."""
+    sizes = {
+        cell.numbers["n_train"] - cell.numbers["n_poisoned"]
+        for cell in cells
+        if {"n_train", "n_poisoned"} <= cell.numbers.keys()
+    }
+    return sorted(map(int, sizes))
+
+
+def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
+    """What may be concluded from a difference to the report, for cells of these traits whose
+    training sets had `clean` images before poison was added."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
         "Reference: the report's figures (Group 13, Tables 1 and 2) are CIFAR-10 with ResNet18; "
         "diff: ours minus theirs, in percentage points (#Pois Left: images). "
     )
-    if ours == (reference.DATASET, reference.MODEL):
-        return text + "Ours is the same data set and network."
+    if ours == (reference.DATASET, reference.MODEL) and list(clean) == [reference.TRAINING_IMAGES]:
+        return text + "Ours is the same data set and network, by name and number of images."
+    images = ", ".join(f"{n:,}" for n in clean)
+    on = f" on {images} training images" if images else ""
     return (
-        text + f"Ours is {ours[0]} with {ours[1]}: this compares the shape and is no reproduction."
+        f"{text}Ours is {ours[0]} with {ours[1]}{on}: this compares the shape and is no"
+        " reproduction."
     )
 
 
@@ -69,6 +83,8 @@ def _what(group: Group, cells: Sequence[Cell]) -> str:
         for name, value in group.traits.items()
         if name not in ("trigger", "protocol") and not name.startswith("protocol.")
     ]
+    defenses = list(dict.fromkeys(str(c.choices["defense"]) for c in cells if c.choices))
+    parts += [f"defense {defenses[0]}"] if len(defenses) == 1 else []
     seeds = sorted({cell.choices["seed"] for cell in cells if cell.choices})
     parts.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
     done = sum(cell.done for cell in cells)

@@ -12,7 +12,6 @@ from backdoor_lab.reports.axes import CONFIG, PROTOCOL, SEED, Facts
 from backdoor_lab.reports.measures import MEASURE
 from backdoor_lab.reports.paired import Paired, holm, paired
 from backdoor_lab.reports.records import CHOICES, Cell
-from backdoor_lab.reports.sweeps import CONTROLS
 
 Key = tuple[str, ...]
 Lookup = Callable[[Cell, str], float | None]
@@ -91,13 +90,10 @@ def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
 def with_report(facts: Facts) -> tuple[Side, list[str]]:
     """The cells that stand in the reproduced report, by the rule of the tables; and the names by
     which they differ, those of the seeds' repeats being but the seed."""
-    defenses = {each["defense"] for each in facts.of if each}
-    only = defenses.pop() if len(defenses) == 1 else None
-    wanted = reference.DEFENSE if only is None or only in CONTROLS else only
     known = [
         number
         for number, each in enumerate(facts.of)
-        if each and each["defense"] == wanted and _in_report(each)
+        if each and each["defense"] == reference.DEFENSE and _in_report(each)
     ]
     pairs = [Pair(number, None) for number in known if facts.cells[number].done]
     if not pairs:

@@ -9,14 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from backdoor_lab.reports.layout import words
+
 COLUMNS = ("nat1", "asr1", "pois_left", "nat2", "asr2")
 PROTOCOLS = ("group13", "group13_literal")
 MEANT = {
     "labels": ("all_to_one",), "inject": ("append",), "eligible": ("not_target",),
-    "asr_on": ("not_target",), "ratio_of": ("target", "all"),
+    "asr_on": ("not_target",), "ratio_of": ("target", "all"), "stamp": ("before",),
+    "covers": ("0",), "classes": ("target",), "budget": ("1.5eps",), "budget_cap": ("any",),
+    "centred": ("true",), "holdout": ("0",),
 }  # fmt: skip
-"""What its words can mean; any other value is another experiment under the same name."""
+"""What its words can mean; any other value is another experiment under the same name. The layer is
+left open: the report does not say it."""
 DATASET, MODEL, DEFENSE = "cifar10", "resnet18", "spectral"
+TRAINING_IMAGES = 50_000
 
 _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
     "pixel": {
@@ -40,11 +46,12 @@ _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
 
 def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bool:
     """Whether a cell asks what the report asks: its protocol by name and, where recorded, by the
-    values in `resolved` ("protocol.inject": "append"); `source` is None or "any" without one."""
+    values in `resolved` ("protocol.inject": "append"; as JSON values or as words); `source` is
+    None or "any" without one."""
     if protocol not in PROTOCOLS or source not in (None, "any"):
         return False
-    said = {name: resolved.get(f"protocol.{name}") for name in MEANT}
-    return all(said[name] in (None, "any", *words) for name, words in MEANT.items())
+    said = {name: words(resolved.get(f"protocol.{name}")) for name in MEANT}
+    return all(said[name] in (words(None), *meant) for name, meant in MEANT.items())
 
 
 def lookup(trigger: Any, target: Any, ratio: Any) -> dict[str, float] | None:

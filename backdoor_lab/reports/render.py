@@ -92,7 +92,7 @@ def _compared(table: Table) -> Grid:
             line += [_reference(name, row), _difference(name, row)]
         rows.append(line)
     title = f"{plain(table.title)}: reference and difference"
-    return Grid(title, head, rows, [plain(comparison(table.traits))], _left(table))
+    return Grid(title, head, rows, [plain(comparison(table.traits, table.clean))], _left(table))
 
 
 def _left(table: Table) -> int:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from backdoor_lab.reports import reference
 from backdoor_lab.reports.intervals import half_width
 from backdoor_lab.reports.layout import Group, Key, ratio_words, split
-from backdoor_lab.reports.notes import notes_of
+from backdoor_lab.reports.notes import clean_images, notes_of
 from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, Cell
-from backdoor_lab.reports.sweeps import CONTROLS, Sweep
+from backdoor_lab.reports.sweeps import Sweep
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -60,13 +60,15 @@ class Row:
 @dataclass(frozen=True)
 class Table:
     """One table of a sweep: `title` for people, `slug` for file names, `notes` for below it.
-    `traits` hold the choices and protocol values that all its cells share."""
+    `traits` hold the choices and protocol values that all its cells share; `clean` the sizes of
+    their training sets before poison was added."""
 
     title: str
     slug: str
     rows: list[Row]
     traits: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    clean: list[int] = field(default_factory=list)
 
     @cached_property
     def several_defenses(self) -> bool:
@@ -155,26 +157,24 @@ def _statistics(
 
 
 def _table(group: Group, statistics: dict[int, dict[str, Estimate]]) -> Table:
-    defenses = {key[2] for key in group.rows}
     rows = [
-        _row(group, key, cells, statistics.get(number, {}), len(defenses) == 1)
+        _row(group, key, cells, statistics.get(number, {}))
         for number, (key, cells) in enumerate(group.rows.items())
     ]
-    return Table(group.title, group.slug, rows, group.traits, notes_of(group))
+    return Table(
+        group.title, group.slug, rows, group.traits, notes_of(group), clean_images(group.cells)
+    )  # fmt: skip
 
 
-def _row(
-    group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Estimate], only: bool
-) -> Row:
+def _row(group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Estimate]) -> Row:
     target, ratio, defense = key
     done = sum(cell.done for cell in cells)
-    compared = defense == reference.DEFENSE or (only and defense not in CONTROLS)
     counted = group.traits.get("protocol.ratio_of") == "count"
     known = None
     # Under another protocol, or from one source class, the same words mean another experiment.
     said = group.traits
     alike = reference.asks_the_same(said.get("protocol"), said.get("source"), said)
-    if compared and alike and ratio is not None:
+    if defense == reference.DEFENSE and alike and ratio is not None:
         known = reference.lookup(group.trigger, target, ratio)
     return Row(
         str(target), _ratio(ratio, counted), "–" if defense is None else str(defense), estimates,

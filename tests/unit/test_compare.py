@@ -72,9 +72,8 @@ def test_a_p_value_is_never_shown_as_nought(tmp_path: Path) -> None:
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
     shown = grid(found)
     for row in shown.rows:
-        assert row[shown.head.index("p (t)")] in ("<1e-12", "–")
-    assert any("<1e-12" in row for row in shown.rows)
-    assert r"\textless{}1e-12" in latex(found)
+        assert row[shown.head.index("p (t)")] in ("under 1e-12", "–")
+    assert any("under 1e-12" in row for row in shown.rows)
 
 
 def test_all_lines_together_count_each_line_once(tmp_path: Path) -> None:
@@ -299,10 +298,22 @@ def test_settings_are_not_taken_for_repeats_beside_the_report(tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("labels", "all_to_all"), ("inject", "replace"), ("eligible", "all"), ("ratio_of", "source")],
+    [
+        ("labels", "all_to_all"),
+        ("inject", "replace"),
+        ("eligible", "all"),
+        ("ratio_of", "source"),
+        ("budget", "15%"),
+        ("budget_cap", "50%"),
+        ("centred", False),
+        ("classes", "all"),
+        ("covers", 1.0),
+        ("stamp", "after"),
+        ("holdout", 20),
+    ],
 )
 def test_another_experiment_under_the_reports_name_is_not_beside_it(
-    tmp_path: Path, key: str, value: str
+    tmp_path: Path, key: str, value: Any
 ) -> None:
     made = [record(), record(target="dog", protocol={**PROTOCOL, key: value})]
     folder = sweep(tmp_path / "s", made)
@@ -353,3 +364,26 @@ def test_a_lost_cell_takes_the_protocol_of_its_own_defense(tmp_path: Path) -> No
     assert sorted((row.defense, row.done, row.asked) for row in rows) == [
         ("knn", len(SEEDS) - 1, len(SEEDS)), ("spectral", len(SEEDS), len(SEEDS)),
     ]  # fmt: skip
+
+
+def test_the_value_compared_is_not_said_to_differ_besides(tmp_path: Path) -> None:
+    made = [record(ratio=r, config={"ratio": r, "recipe": {"lr": r}}) for r in (0.05, 0.1)]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="ratio", base="10%")
+    (said,) = [note for note in found.notes if note.startswith("Within pairs differs")]
+    assert "config.ratio" not in said
+    assert "recipe.lr: 0.05 → 0.1" in said
+
+
+def test_what_is_said_of_seeds_and_of_pairs_is_of_lines_over_pairs(tmp_path: Path) -> None:
+    """Six cells of one seed: the only interval is over cells, and there is no test over pairs."""
+    made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]
+    notes = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2").notes
+    assert "The report gives one run for each cell." in notes
+    assert not any("exact test can fall" in note for note in notes)
+    made = [record(defense=d, seed=s, target=t, asr2=(s + 1) * v) for s in SEEDS[:3]
+            for t in ("bird", "dog", "horse", "cat") for d, v in (("spectral", 0.1), ("none", 0.2))
+            ]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / "t", made)], by="defense", base="none", values="asr2")
+    (said,) = [note for note in found.notes if "exact test can fall" in note]
+    assert "With 3 pairs of a line" in said
+    assert "below 0.25:" in said

@@ -238,6 +238,36 @@ def test_a_link_that_leads_nowhere_is_an_error_and_not_one_image_less(tmp_path: 
         checked(ImageFolder(root=str(root)).read(), "here")
 
 
+def test_no_image_is_lost_however_deep_it_lies(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    deep = root / "train" / "dog" / "a" / "b" / "c" / "d" / "e"
+    deep.mkdir(parents=True)
+    picture(1).save(deep / "1.png")
+    with pytest.raises(DataError, match=r"a/b/c/d/e/1\.png does not lie in train/<class>/"):
+        ImageFolder(root=str(root)).fingerprint()
+    (root / "other" / "/".join("x" * 20)).mkdir(parents=True)
+    with pytest.raises(DataError, match="more than 16 deep"):
+        ImageFolder(root=str(root)).fingerprint()
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    before = ImageFolder(root=str(root)).read()
+    (root / "train" / "dog" / "again").symlink_to(root)
+    after = ImageFolder(root=str(root)).read()
+    assert len(after.train.labels) == len(before.train.labels)
+
+
+def test_a_bitmap_of_16_bits_a_pixel(tmp_path: Path) -> None:
+    """5, 6 and 5 bits for red, green and blue: one pixel of 255, 0, 255."""
+    import struct
+
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0) + masks
+    data = struct.pack("<2sIHHI", b"BM", 70, 0, 0, 66) + header + struct.pack("<HH", 0xF81F, 0)
+    assert decode(data, "x", 3, None)[:, 0, 0].tolist() == [255, 0, 255]
+
+
 def test_empty_classes_are_named(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train" / "bird").mkdir()
@@ -246,6 +276,17 @@ def test_empty_classes_are_named(tmp_path: Path) -> None:
     picture(1).save(root / "train" / "bird" / "0.png")
     with pytest.raises(DataError, match=r"test: every class needs images; 1 of 3.*bird"):
         checked(ImageFolder(root=str(root)).read(), "here")
+
+
+def test_a_backslash_in_an_archive_is_named(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as archive:
+        archive.writestr("train/cat/1.png", encoded(picture(1)))
+    data = (tmp_path / "old.zip").read_bytes().replace(b"train/cat/", b"train\\cat\\")
+    (tmp_path / "old.zip").write_bytes(data)
+    with pytest.raises(DataError, match="backslash in its name: pack the archive with /"):
+        ImageFolder(root=str(tmp_path / "old.zip")).read()
 
 
 def test_other_layouts_are_refused(tmp_path: Path) -> None:

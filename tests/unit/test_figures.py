@@ -419,6 +419,8 @@ def test_without_a_store_the_records_figures_are_still_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_sweep(tmp_path / "s", [record(), record(ratio=0.1)])
+    assert main([str(folder), "--most", "-1"]) == 2
+    assert "`--most`" in capsys.readouterr().err
     assert main([str(folder), "--most", "0"]) == 0
     names = {path.stem for path in (folder / "figures").glob("*.png")}
     assert names == {"pipeline", "ratio_pixel", "cost"}

@@ -56,6 +56,8 @@ def test_command_draws_what_the_sweep_uses(
     ("arguments", "message"),
     [
         (["trigger=pixle"], "pixle"),
+        (["ratio=${nope}"], "nope"),
+        (["dataset.size=???"], "dataset.size"),
         (["ratio=0"], "poisons nothing"),
         (["--images", "0"], "1 <= --images"),
         (["--out", "p.jpg"], "must be a .png"),

@@ -104,8 +104,13 @@ def test_the_reports_figures_stand_beside_ours(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert "shape and is no reproduction" in compared.notes[0]
     same = record(choices={"dataset": "cifar10", "model": "resnet18"})
+    (table,) = tables(tmp_path / "part", [same])
+    assert "cifar10 with resnet18 on 10,000 training images" in grids(table)[1].notes[0]
+    assert "no reproduction" in grids(table)[1].notes[0]
+    same["counts"]["n_train"] = 50_000 + same["counts"]["n_poisoned"]
     (table,) = tables(tmp_path / "same", [same])
     assert "same data set and network" in grids(table)[1].notes[0]
+    assert "no reproduction" not in grids(table)[1].notes[0]
 
 
 def test_the_reference_has_twelve_cells_and_no_more() -> None:
@@ -118,13 +123,16 @@ def test_the_reference_has_twelve_cells_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("defense", "count"), [("spectral", 1), ("abl", 1), ("none", 0), ("oracle", 0)]
+    ("defense", "count"),
+    [("spectral", 1), ("spectral_plus", 0), ("abl", 0), ("none", 0), ("oracle", 0)],
 )
-def test_a_control_is_not_compared_with_the_report(
+def test_only_the_reports_own_filter_is_compared_with_it(
     tmp_path: Path, defense: str, count: int
 ) -> None:
+    """And a table of one defense names it, since its rows do not."""
     (table,) = tables(tmp_path, [record(defense=defense)])
     assert len(table.compared) == count
+    assert any(f"; defense {defense};" in note for note in table.notes)
 
 
 def test_seeds_that_failed_or_are_missing_are_said(tmp_path: Path) -> None:
