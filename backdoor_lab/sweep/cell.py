@@ -124,11 +124,6 @@ class Cell:
     @cached_property
     def plan(self) -> Plan:
         """The attack in class numbers."""
-        if self.trigger.source_specific and self._labels == "all_to_all":
-            raise ConfigError(
-                f"`trigger={self.config['trigger']['name']}` attacks one source class, and"
-                " `labels=all_to_all` every class: leave one of the two out"
-            )
         words = {key: self.protocol[key] for key in PLANNED}
         target = self.classes.index(self.target)
         source = None if self.source is None else self.classes.index(self.source)

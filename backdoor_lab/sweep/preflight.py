@@ -41,6 +41,7 @@ class Preflight:
         data, fingerprint = self._open(config)
         cell = Cell(config, data.classes, fingerprint)
         _check_repair(cell)
+        _check_labels(cell)
         self._check_attack(cell, data)
         self._check_network(cell, data)
         return cell
@@ -107,6 +108,14 @@ def _check_scope(cell: Cell, defense: Defense) -> None:
         raise ConfigError(
             "`labels=all_to_all` attacks every class, and this defense looks at one target class:"
             " set protocol.classes=all or protocol.classes=suspicious"
+        )
+
+
+def _check_labels(cell: Cell) -> None:
+    if cell.trigger.source_specific and cell.protocol["labels"] == "all_to_all":
+        raise ConfigError(
+            f"`trigger={cell.config['trigger']['name']}` attacks one source class, and"
+            " `labels=all_to_all` every class: leave one of the two out"
         )
 
 

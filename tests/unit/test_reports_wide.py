@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -279,15 +280,15 @@ def test_latex_of_every_layout_compiles(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_make_tables_hands_the_layout_on() -> None:
-    asked = ["ROWS=target,ratio", "COLUMNS=defense", "VALUES=asr2", "ARGS=extra", "SWEEPS=here"]
+    asked = ["ROWS=target, ratio", "COLUMNS=defense", "VALUES=asr2", "ARGS=extra", "SWEEPS=here"]
     # As if from a terminal, also when these tests were started by make.
     alone = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     said = subprocess.run(
         ["make", "--dry-run", "tables", *asked], cwd=ROOT, capture_output=True, text=True,
         check=True, env=alone,
     )  # fmt: skip
-    words = said.stdout.splitlines()[-1].split()
-    expected = ["here", "rows=target,ratio", "columns=defense", "values=asr2", "extra"]
+    words = shlex.split(said.stdout.splitlines()[-1])
+    expected = ["here", "rows=target, ratio", "columns=defense", "values=asr2", "extra"]
     assert words[words.index("backdoor_lab.reports") + 1 :] == expected
 
 
