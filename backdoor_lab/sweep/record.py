@@ -139,7 +139,7 @@ def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, Any] | Non
 
 def run_facts(stages: dict[str, Entry], machine: str, command: str) -> dict[str, Any]:
     """What may differ between two honest runs of one cell."""
-    seconds = {name: round(entry.seconds, 3) for name, entry in stages.items()}
+    seconds = {name: round(_seconds(entry), 3) for name, entry in stages.items()}
     rates = {name: _rate(stages[name]) for name in ("train", "retrain") if name in stages}
     return {
         "seconds": seconds,
@@ -174,8 +174,13 @@ def _stage_facts(entry: Entry) -> dict[str, Any]:
     return facts | {key: entry.meta[key] for key in ("machine", "versions") if key in entry.meta}
 
 
+def _seconds(entry: Entry) -> float:
+    """What making a stage took; for a training taken up again, with all its kept epochs."""
+    return entry.seconds + float(entry.meta.get("seconds_before", 0.0))
+
+
 def _rate(entry: Entry) -> float | None:
-    # The seconds are those since the last resume; so are the epochs counted here.
+    # Of the epochs since the last resume, in the seconds since then.
     epochs = len(entry.meta["loss"]) - entry.meta["resumed_after"]
     return round(epochs * entry.meta["n_train"] / max(entry.seconds, 1e-9), 1)
 

@@ -138,6 +138,7 @@ def train_stage(
         facts = {"loss": module.history, "n_train": len(training), "training": training.digest}
         where: dict[str, Any] = {"machine": machine.describe(), "versions": versions()}
         where["resumed_after"] = module.resumed_after
+        where["seconds_before"] = round(module.seconds_before, 3)
         return {"weights": tensors_digest(weights), **where, **facts}
 
     entry = store.get(stage, inputs, make)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import Any
 
 import pytorch_lightning as pl
@@ -41,6 +42,7 @@ class Classifier(pl.LightningModule):
         self.loss = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
         self.history: list[float] = []
         self.resumed_after = 0
+        self.seconds_before = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float (b, classes) of `images` uint8 (b, C, H, W)."""
@@ -58,6 +60,9 @@ class Classifier(pl.LightningModule):
         rows = images.permute(0, 2, 3, 1).flatten(2)
         scaled = ((rows.float() - mean) / std).unflatten(2, (width, channels))
         return scaled.permute(0, 3, 1, 2).contiguous(memory_format=wanted)
+
+    def on_fit_start(self) -> None:
+        self._began = perf_counter()
 
     def on_train_epoch_start(self) -> None:
         self._sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -87,10 +92,12 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["history"] = list(self.history)
+        checkpoint["seconds"] = self.seconds_before + perf_counter() - self._began
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.history = list(checkpoint["history"])
         self.resumed_after = len(self.history)
+        self.seconds_before = float(checkpoint.get("seconds", 0.0))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
         # Batches are made on the device.

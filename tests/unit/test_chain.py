@@ -312,6 +312,11 @@ def test_stopped_inside_training_and_taken_up(
     again = run_here(tmp_path / "two", tmp_path / "second", *longer)
     assert lasting(again) == lasting(unbroken)
     assert "train" not in made(again)
+    (sealed,) = (tmp_path / "two" / "retrain").glob("*/manifest.json")
+    manifest = json.loads(sealed.read_text())
+    before = manifest["meta"]["seconds_before"]
+    assert before > 0
+    assert again["run"]["seconds"]["retrain"] == pytest.approx(manifest["seconds"] + before)
 
 
 def test_stores_are_not_told_apart_by_their_place(lab: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,18 @@ def test_a_training_killed_after_its_last_epoch_repeats_none(tmp_path: Path) -> 
     again = Epochs()
     assert weights(job(), scratch=tmp_path, callbacks=[again]) == first
     assert again.seen == []
+
+
+def test_a_training_taken_up_again_knows_what_its_kept_epochs_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    monkeypatch.setattr("backdoor_lab.training.module.perf_counter", lambda: float(next(ticks)))
+    assert fit(job(epochs=4), CPU).seconds_before == 0
+    for until in (1, 3):  # One tick at the start, one at each checkpoint.
+        with pytest.raises(KeyError, match="killed"):
+            fit(job(epochs=4), CPU, scratch=tmp_path, callbacks=[Epochs(until, 2)])
+    assert fit(job(epochs=4), CPU, scratch=tmp_path).seconds_before == 3
 
 
 def test_one_checkpoint_is_kept(tmp_path: Path) -> None:
