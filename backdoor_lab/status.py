@@ -19,7 +19,7 @@ from backdoor_lab.reports.layout import ROW, words
 from backdoor_lab.reports.records import MISSING, Cell
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import Sweep, find_sweeps, read_sweep
-from backdoor_lab.reports.terminal import printing
+from backdoor_lab.reports.terminal import duration, printing
 
 HEARTBEAT = "running.json"
 STALE_AFTER = 60.0
@@ -97,13 +97,6 @@ def _cost(cell: Cell) -> float:
     made = {n for n, s in stages.items() if isinstance(s, dict) and s.get("made") is True}
     spent = [seconds.get(name) for name in made]
     return float(sum(s for s in spent if isinstance(s, (int, float)) and 0 <= s < 1e9))
-
-
-def duration(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def show(sweep: Sweep, states: list[State]) -> str:

@@ -1,4 +1,5 @@
-"""Printing that survives a terminal without `±` and a reader like `head` that leaves early."""
+"""What is said on a terminal: printing that survives one without `±` and a reader like `head` that
+leaves early, and seconds in words."""
 
 from __future__ import annotations
 
@@ -21,3 +22,10 @@ def printing(work: Callable[[], int]) -> int:
     except BrokenPipeError:  # keep the interpreter from flushing to the closed pipe at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -20,6 +20,7 @@ from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
 from backdoor_lab.files import canonical
+from backdoor_lab.reports.terminal import duration
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.chain import Chain
@@ -215,18 +216,18 @@ def describe(work: Work, side_by_side: int) -> str:
     width = max(len(cell.id) for cell, _ in work.cells)
     lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
     done = sum(state == "done" for _, state in work.cells)
-    alone = duration(work.seconds / max(1, side_by_side))
-    lines.append(
-        f"{len(work.cells)} cells, {done} done; {work.trainings} trainings to do: about {alone}"
-        f" with {side_by_side} cell{'s' * (side_by_side > 1)} side by side"
-        f" ({duration(work.seconds)} of one cell after the other; from a calibration on this"
-        " machine, which does not know how cells slow each other down)"
-    )
+    takes, known = f"about {duration(work.seconds)}", "from a calibration on this machine"
+    if side_by_side > 1:
+        together = duration(work.seconds / side_by_side)
+        takes = f"about {together} with {side_by_side} cells side by side"
+        known = (
+            f"{duration(work.seconds)} of one cell after the other; {known}, which does not know"
+            " how cells slow each other down"
+        )
+    cells, trainings = _many(len(work.cells), "cell"), _many(work.trainings, "training")
+    lines.append(f"{cells}, {done} done; {trainings} to do: {takes} ({known})")
     return "\n".join(lines)
 
 
-def duration(seconds: float) -> str:
-    """Seconds in words: 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+def _many(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -15,6 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from backdoor_lab import faults, stopping
+from backdoor_lab.reports.terminal import duration
 
 log = logging.getLogger(__name__)
 
@@ -68,8 +69,8 @@ class Progress:
             self._bar.update(self._task, description=text)
         elif self.kind == "lines":
             log.info(
-                "%s %s epoch %d/%d loss %.3f, %.0f s left",
-                self.title, stage, epoch, epochs, loss, left,
+                "%s %s epoch %d/%d loss %.3f, %s left",
+                self.title, stage, epoch, epochs, loss, duration(left),
             )  # fmt: skip
 
     def _beat(self, stage: str, epoch: int, epochs: int) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from cells import CPU, cell_of, run_here, started
 
+from backdoor_lab.reports.terminal import duration
 from backdoor_lab.sweep import estimate as module
-from backdoor_lab.sweep.estimate import calibrate, describe, duration, estimate, missing_from
+from backdoor_lab.sweep.estimate import calibrate, describe, estimate, missing_from
 from backdoor_lab.sweep.preflight import Preflight
 
 # Two seconds per trained image, and half a second per image without gradient.
@@ -69,10 +70,6 @@ def test_calibration_measures_something(tmp_path: Path, monkeypatch: pytest.Monk
         assert passing > 0
 
 
-def test_words() -> None:
-    assert [duration(s) for s in (0.4, 89, 600, 7200)] == ["0 s", "89 s", "10 min", "2.0 h"]
-
-
 def test_command_does_nothing(tmp_path: Path) -> None:
     """A sweep and a single cell: told, exit 0, and neither cell nor sweep nor table is there."""
     from cells import TINY
@@ -80,7 +77,7 @@ def test_command_does_nothing(tmp_path: Path) -> None:
     for mode in (["-m"], []):
         done = started(tmp_path, *mode, *TINY, "dry_run=true")
         assert done.returncode == 0, done.stderr
-        assert "1 cells, 0 done; 2 trainings to do" in done.stdout
+        assert "1 cell, 0 done; 2 trainings to do" in done.stdout
     assert not [*tmp_path.rglob("record.json"), *tmp_path.rglob("sweep.json")]
     assert not [*tmp_path.glob("multirun_reports/.store/train/*")]
     again = started(tmp_path, *TINY)
@@ -88,13 +85,28 @@ def test_command_does_nothing(tmp_path: Path) -> None:
     (record,) = tmp_path.rglob("record.json")
     assert json.loads(record.read_text())["status"] == "done"
     said = started(tmp_path, *TINY, "dry_run=true").stdout
-    assert "1 cells, 1 done; 0 trainings to do" in said
+    assert "1 cell, 1 done; 0 trainings to do" in said
 
 
 def test_description_lists_every_cell(tmp_path: Path) -> None:
     cell = cell_of(tmp_path)
     work = module.Work([(cell, "done")], 0, 0.0)
     assert describe(work, 1).splitlines()[0] == f"{cell.id}  done"
+
+
+def test_the_whole_in_one_line(tmp_path: Path) -> None:
+    """With several cells at a time both times are said, with one the one."""
+    work = module.Work([(cell_of(tmp_path), "from train on")], 1, 7200.0)
+    alone, paired = (describe(work, n).splitlines()[-1] for n in (1, 2))
+    head = "1 cell, 0 done; 1 training to do: about"
+    assert alone == f"{head} 2.0 h (from a calibration on this machine)"
+    assert paired.startswith(
+        f"{head} 60 min with 2 cells side by side (2.0 h of one cell after the other; from a"
+    )
+
+
+def test_words() -> None:
+    assert [duration(s) for s in (0.4, 89, 600, 7200)] == ["0 s", "89 s", "10 min", "2.0 h"]
 
 
 @pytest.mark.usefixtures("fixed_speed")
