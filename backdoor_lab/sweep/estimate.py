@@ -25,7 +25,8 @@ from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.progress import Progress
-from backdoor_lab.sweep.stages import class_sizes, train_stage
+from backdoor_lab.sweep.stages import train_stage
+from backdoor_lab.sweep.told import class_sizes
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine

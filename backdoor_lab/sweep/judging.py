@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.defenses.base import Defense, Knowledge, TruthControl
+from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.seeds import derive
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, nameless
-from backdoor_lab.sweep.stages import held_out, held_out_facts
+from backdoor_lab.sweep.told import held_out, held_out_facts, knowledge
 from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
 from backdoor_lab.training.autoencoder import (
     AUTOENCODER,
@@ -147,19 +147,3 @@ def nothing_removed(n: int) -> Verdict:
     """The verdict of a repair, which judges none of the n examples."""
     scores = torch.full((n,), torch.nan, dtype=torch.float64)
     return Verdict(scores, torch.ones(n, dtype=torch.bool))
-
-
-def knowledge(cell: Cell, n_poisoned: int) -> Knowledge:
-    """What this cell's defense is told: only what it declares to need."""
-    told = cell.told
-    return Knowledge(
-        classes=cell.classes,
-        target=cell.plan.target if "target" in told else None,
-        epsilon=_epsilon(cell, n_poisoned) if "epsilon" in told else None,
-        seed=derive(cell.seed, "filter"),
-    )
-
-
-def _epsilon(cell: Cell, n_poisoned: int) -> int:
-    """The number of poisoned images in an attacked class: all of them, or a class' share."""
-    return n_poisoned if cell.plan.labels != "all_to_all" else n_poisoned // len(cell.classes)

@@ -15,8 +15,7 @@ from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, check_keys, source_of
-from backdoor_lab.sweep.judging import knowledge
-from backdoor_lab.sweep.stages import class_sizes, held_out
+from backdoor_lab.sweep.told import class_sizes, held_out, knowledge
 from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of

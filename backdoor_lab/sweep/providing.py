@@ -17,7 +17,8 @@ from backdoor_lab.seeds import derive
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, nameless
 from backdoor_lab.sweep.judging import normalisation
-from backdoor_lab.sweep.stages import held_out, held_out_facts, versions
+from backdoor_lab.sweep.stages import versions
+from backdoor_lab.sweep.told import held_out, held_out_facts
 from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
 from backdoor_lab.training.batches import augmented
 from backdoor_lab.training.fit import Job, new_classifier

@@ -9,12 +9,10 @@ from __future__ import annotations
 import functools
 import platform
 from collections.abc import Callable
-from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import backdoor_lab
@@ -23,9 +21,10 @@ from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, of_rows, poison
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import canonical
-from backdoor_lab.seeds import derive, torch_generator
+from backdoor_lab.seeds import derive
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.sweep.told import class_sizes, held_out_facts, without_held_out
 from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
 from backdoor_lab.training.fit import Job, blank_classifier
 from backdoor_lab.training.machine import Machine
@@ -36,7 +35,7 @@ from backdoor_lab.training.measure import (
     predictions,
 )
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Dataset, Images, Poisoned, TrainingSet
+from backdoor_lab.types import Dataset, Poisoned, TrainingSet
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
 VERSIONS = {"prepare": 1, "poison": 2, "train": 3, "measure": 3}
@@ -188,42 +187,6 @@ def measure_stage(
         **held_out_facts(cell),
     }
     return store.get("measure", inputs, make)
-
-
-def held_out(cell: Cell, test: Images) -> Tensor:
-    """Positions int64 of the test images that are kept for the defenses: `protocol.holdout` of
-    them, as equal a number of each class as can be, drawn by the cell's seed, sorted."""
-    wanted = cell.protocol["holdout"]
-    generator = torch_generator(cell.seed, "holdout")
-    order = torch.randperm(len(test), generator=generator)
-    rank = torch.zeros(len(test), dtype=torch.int64)
-    for label in range(len(test.classes)):
-        members = order[test.labels[order] == label]
-        rank[members] = torch.arange(len(members))
-    # The first of every class, then the second of every class, and so on.
-    return order[rank[order].argsort(stable=True)[:wanted]].sort().values
-
-
-def held_out_facts(cell: Cell) -> dict[str, Any]:
-    """What decides the held-out images, for a stage's inputs; empty when there are none."""
-    wanted = cell.protocol["holdout"]
-    return {"holdout": [wanted, cell.seed]} if wanted else {}
-
-
-def without_held_out(cell: Cell, data: Dataset) -> Dataset:
-    """The data set with the test images that are measured on."""
-    if not cell.protocol["holdout"]:
-        return data
-    rest = torch.ones(len(data.test), dtype=torch.bool)
-    rest[held_out(cell, data.test)] = False
-    test = replace(data.test, images=data.test.images[rest], labels=data.test.labels[rest])
-    return replace(data, test=test)
-
-
-def class_sizes(labels: Tensor, classes: int) -> list[int]:
-    """How many examples each label has."""
-    sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
-    return sizes
 
 
 @functools.cache

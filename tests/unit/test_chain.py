@@ -19,7 +19,7 @@ from backdoor_lab.errors import ConfigError, Diverged, Stopped, StoreFull
 from backdoor_lab.store import Store
 from backdoor_lab.sweep import chain
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.stages import held_out
+from backdoor_lab.sweep.told import held_out
 from backdoor_lab.tensors import read_tensors
 
 STAGES = ["extract", "filter", "measure1", "measure2", "poison", "retrain", "train"]

@@ -24,7 +24,7 @@ from backdoor_lab.sweep import chain
 from backdoor_lab.sweep.estimate import estimate, missing_from
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.providing import material_facts
-from backdoor_lab.sweep.stages import held_out
+from backdoor_lab.sweep.told import held_out
 from backdoor_lab.tensors import read_tensors
 from backdoor_lab.training.machine import machine_of
 

@@ -190,3 +190,12 @@ def test_one_failing_cell_leaves_the_others(swept: tuple[Path, Any, Any]) -> Non
     assert "diverged" in said
     assert "1 of 2 cells done" in said
     assert "Traceback" not in said + errors
+
+
+def test_checks_import_no_training_code() -> None:
+    """So that an error, and a sweep that is done already, wait for no Lightning."""
+    program = "import sys, backdoor_lab.sweep.preflight; print('pytorch_lightning' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.strip() == "False"
