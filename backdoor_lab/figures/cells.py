@@ -185,16 +185,18 @@ def _seconds(cell: Cell, stage: str) -> float:
 
 
 def attacked(whole: Whole) -> Iterator[tuple[str, Record, Training]]:
-    """For each trigger its done cell of the highest ratio whose poison is stored as images."""
-    best: dict[str, tuple[float, Record]] = {}
-    for cell, record in whole.done():
-        name, ratio = str(cell.choices["trigger"]), float(cell.choices["ratio"])
-        if ratio > best.get(name, (0.0, {}))[0] and not late(record):
-            best[name] = ratio, record
-    for name, (_, record) in best.items():
-        training = whole.shelf.training(record)
-        if training is not None and training.poisoned:
-            yield name, record, training
+    """For each trigger the done cell of the highest ratio among those whose poison is stored as
+    images."""
+    by_trigger: dict[str, list[Record]] = {}
+    for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
+        if float(cell.choices["ratio"]) > 0 and not late(record):
+            by_trigger.setdefault(str(cell.choices["trigger"]), []).append(record)
+    for name in dict.fromkeys(str(cell.choices["trigger"]) for cell, _ in whole.done()):
+        stored = ((r, whole.shelf.training(r)) for r in by_trigger.get(name, []))
+        for record, training in stored:
+            if training is not None and training.poisoned:
+                yield name, record, training
+                break
 
 
 def trigger_rows(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,15 @@ def test_triggers_show_the_stored_pixels(tmp_path: Path) -> None:
     np.testing.assert_array_equal(triggered, made.rows[0])
     changed = np.argwhere((difference != 128).any(axis=0))
     assert changed.tolist() == [[7, 7]]
+
+
+def test_a_trigger_is_shown_from_a_cell_that_the_store_still_has(tmp_path: Path) -> None:
+    """The first cell's poison is gone: the next one of the ratio stands for the trigger."""
+    folder, (_, second) = sweep(tmp_path)
+    shutil.rmtree(tmp_path / ".store" / "poison" / "cell0")
+    figure = dict(cells.of_sweep(whole_of(folder)))["triggers"]
+    shown = np.moveaxis(np.asarray(figure.axes[1].images[0].get_array()), -1, 0)
+    np.testing.assert_array_equal(shown, second.rows[0])
 
 
 def test_two_triggers_show_one_image_where_they_share_one() -> None:
