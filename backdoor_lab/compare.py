@@ -11,16 +11,17 @@ import argparse
 import sys
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
-from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.compare_text import FORMATS, Comparison, markdown
+from backdoor_lab.errors import EXIT_DONE, LabError
+from backdoor_lab.reports.compare_text import FORMATS, markdown
 from backdoor_lab.reports.comparison import comparison_of
 from backdoor_lab.reports.options import options
 from backdoor_lab.reports.render import plain
-from backdoor_lab.reports.sweeps import Sweep, find_sweeps, read_sweep
+from backdoor_lab.reports.sweeps import one_sweep
 from backdoor_lab.reports.terminal import printing
+from backdoor_lab.reports.write import write_as_named
 
 REFERENCE = "reference"
+HINT = f" (the report's figures are called {REFERENCE})"
 OPTIONS = ("by", "base", "values")
 
 
@@ -33,10 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _compare(given: list[str], out: Path | None) -> int:
     try:
         texts, said = options(given, OPTIONS)
-        sweeps = [sweep_at(text) for text in texts if text != REFERENCE]
+        sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]
         found = comparison_of(sweeps, report=REFERENCE in texts, **said)
         if out is not None:
-            _write(found, out)
+            write_as_named(out, {name: text(found) for name, text in FORMATS.items()})
     except LabError as error:
         print(plain(f"error: {error}"), file=sys.stderr)
         return error.exit_code
@@ -45,25 +46,6 @@ def _compare(given: list[str], out: Path | None) -> int:
             print(plain(f"warning: {warning}"), file=sys.stderr)
     print(markdown(found))
     return EXIT_DONE
-
-
-def sweep_at(text: str) -> Sweep:
-    """The one sweep in a folder. Raises ConfigError where there is none, or more than one."""
-    if not Path(text).is_dir():
-        raise ConfigError(f"no such folder: {text} (the report's figures are called {REFERENCE})")
-    found = find_sweeps(Path(text))
-    if len(found) != 1:
-        more = f"; name one of {', '.join(map(str, found[:5]))}" if found else ""
-        raise ConfigError(f"{text} holds {len(found)} sweeps where one is needed{more}")
-    return read_sweep(found[0])
-
-
-def _write(found: Comparison, path: Path) -> None:
-    suffix = path.suffix.removeprefix(".")
-    if suffix not in FORMATS or not path.parent.is_dir():
-        known = ", ".join(f".{name}" for name in FORMATS)
-        raise ConfigError(f"`--out` must end in one of {known}, in a folder that exists: {path}")
-    write_atomic(path, FORMATS[suffix](found).encode("utf-8", errors="backslashreplace"))
 
 
 def _parser() -> argparse.ArgumentParser:

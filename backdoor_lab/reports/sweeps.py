@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import DataError
+from backdoor_lab.errors import ConfigError, DataError
 from backdoor_lab.reports.records import (
     DAMAGED,
     MISSING,
@@ -67,6 +67,18 @@ def read_sweep(folder: Path) -> Sweep:
     sweep.cells += sorted((cell for cell, _ in found.values()), key=default_order)
     sweep.cells = _without_repeats(sweep)
     return sweep
+
+
+def one_sweep(text: str, hint: str = "") -> Sweep:
+    """The one sweep in the folder `text`. Raises ConfigError, with `hint` where there is no such
+    folder, where there is none or more than one."""
+    if not Path(text).is_dir():
+        raise ConfigError(f"no such folder: {text}{hint}")
+    found = find_sweeps(Path(text))
+    if len(found) != 1:
+        more = f"; name one of {', '.join(map(str, found[:5]))}" if found else ""
+        raise ConfigError(f"{text} holds {len(found)} sweeps where one is needed{more}")
+    return read_sweep(found[0])
 
 
 def _without_repeats(sweep: Sweep) -> list[Cell]:

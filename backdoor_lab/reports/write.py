@@ -6,11 +6,12 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TextIO
 
 from backdoor_lab.checks import NAME, inside
+from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import write_atomic
 from backdoor_lab.reports import compare_text, overview
 from backdoor_lab.reports.comparison import RANDOM
@@ -69,6 +70,18 @@ def contents(report: Report, layout: Layout | None = None) -> tuple[list[Shown],
         formats = compare_text.FORMATS.items()
         files |= {f"compare_{RANDOM}.{suffix}": render(found) for suffix, render in formats}
     return shown if layout is None else [*asked], files
+
+
+def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
+    """Writes the one of `texts` (by suffix, without a point) that the name `out` ends in.
+
+    Raises ConfigError for another suffix, or a folder that is not there.
+    """
+    suffix = out.suffix.removeprefix(".")
+    if suffix not in texts or not out.parent.is_dir():
+        known = ", ".join(f".{name}" for name in texts)
+        raise ConfigError(f"`--out` must end in one of {known}, in a folder that exists: {out}")
+    write_atomic(out, texts[suffix].encode("utf-8", errors="backslashreplace"))
 
 
 def _layouts(sweep: Sweep) -> list[Layout]:

@@ -1,0 +1,149 @@
+"""Why a spectral filter finds the poison of a cell, or does not: the target class' features, told
+apart with the truth."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.reports.markup import Grid, html_page, in_latex, in_markdown, short
+
+Array = NDArray[Any]
+HEADS = {
+    "share": "p", "shift": "p(1-p)δ²", "along": "Along δ", "own": "Own largest", "ratio": "Ratio",
+    "cosine": "|cos|", "auroc_top": "AUROC top", "auroc_shift": "AUROC δ",
+}  # fmt: skip
+NOTES = (
+    "Features of the training images labelled as the target, covers left out. p: share of poison."
+    " δ: mean of the poisoned minus mean of the clean ones.",
+    "p(1-p)δ²: the variance that the poison's being elsewhere adds along δ. Along δ: all variance"
+    " along δ, this and what both kinds vary by themselves. Own largest: the largest variance of"
+    " the clean ones in any direction. Ratio: along δ over own largest; well above 1 the filter"
+    " looks along δ, well below it along the class' own largest variance.",
+    "|cos|: between δ and the top singular direction of the centred class, which the filter takes.",
+    "AUROC top: of the squared projection on that direction, the score of Tran, Li, Madry 2018;"
+    " AUROC δ: of the squared projection on δ, which no filter knows.",
+)
+
+
+@dataclass(frozen=True)
+class Separation:
+    """Of a class' features: `share` of poison p, `shift` p(1-p)|δ|² with δ the difference of the
+    means, `along` the whole's variance along δ, `own` the largest variance of the clean examples,
+    `ratio` of the two, `cosine` |cos| between δ and the whole's top direction, and the AUROC of
+    the squared projections on the top direction and on δ. Variances in squared units of the
+    features; NaN where one is not defined (nothing varies, or the means are the same)."""
+
+    share: float
+    shift: float
+    along: float
+    own: float
+    ratio: float
+    cosine: float
+    auroc_top: float
+    auroc_shift: float
+
+
+def separation(values: Array, is_poison: Array) -> Separation:
+    """Of `values` float64 (n, d) and `is_poison` bool (n,), both kinds among them.
+
+    Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, section 3: the
+    poison can be told apart where its mean lies far off by the measure of the covariance.
+    Raises ValueError where one kind is missing.
+    """
+    n_poison = int(is_poison.sum())
+    if not 0 < n_poison < len(values):
+        raise ValueError("both clean and poisoned examples are needed")
+    centred, share = values - values.mean(axis=0), n_poison / len(values)
+    clean = values[~is_poison] - values[~is_poison].mean(axis=0)
+    delta = values[is_poison].mean(axis=0) - values[~is_poison].mean(axis=0)
+    length = float(np.linalg.norm(delta))
+    unit = delta / length if length > 0 else np.full_like(delta, np.nan)
+    direction, _ = _top(centred)
+    _, own = _top(clean)
+    along = float(np.square(centred @ unit).mean())
+    return Separation(
+        share=share,
+        shift=share * (1 - share) * length**2,
+        along=along,
+        own=own,
+        ratio=along / own if own > 0 else float("nan"),
+        cosine=abs(float(direction @ unit)),
+        auroc_top=_auroc(np.square(centred @ direction), is_poison),
+        auroc_shift=_auroc(np.square(centred @ unit), is_poison),
+    )
+
+
+def _top(centred: Array) -> tuple[Array, float]:
+    """The top right singular direction float64 (d,) of centred rows (n, d), and the variance
+    along it; by the smaller of the two Gram matrices."""
+    from scipy.linalg import eigh
+
+    n, d = centred.shape
+    small = centred.T @ centred if d <= n else centred @ centred.T
+    last = len(small) - 1
+    values, vectors = eigh(small, subset_by_index=(last, last))
+    direction = vectors[:, 0] if d <= n else centred.T @ vectors[:, 0]
+    length = float(np.linalg.norm(direction))
+    if not (length > 0 and values[0] > 0):
+        return np.full(d, np.nan), 0.0
+    return direction / length, float(values[0]) / n
+
+
+def _auroc(scores: Array, positive: Array) -> float:
+    """The chance that a positive scores above a negative, ties half."""
+    from scipy.stats import rankdata
+
+    if not np.isfinite(scores).all():
+        return float("nan")
+    n = int(positive.sum())
+    above = float(rankdata(scores)[positive].sum()) - n * (n + 1) / 2
+    return above / (n * (len(positive) - n))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One network's features: what tells it from the others, and what a filter left of them."""
+
+    names: tuple[str, ...]
+    found: Separation
+
+
+def grid(title: str, labels: Sequence[str], lines: Sequence[Line]) -> Grid:
+    """The table of all lines."""
+    rows = [
+        [*map(short, line.names), *(_text(n, v) for n, v in asdict(line.found).items())]
+        for line in lines
+    ]
+    return Grid(title, [*labels, *HEADS.values()], rows, list(NOTES), len(labels))
+
+
+def _text(name: str, value: float) -> str:
+    if not np.isfinite(value):
+        return "–"
+    return f"{value:.3g}" if name in ("shift", "along", "own") else f"{value:.3f}"
+
+
+def sheet(labels: Sequence[str], lines: Sequence[Line]) -> str:
+    """CSV, unrounded; empty where a figure is not defined."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*labels, *(field.name for field in fields(Separation))])
+    for line in lines:
+        figures = asdict(line.found).values()
+        writer.writerow([*line.names, *("" if not np.isfinite(v) else v for v in figures)])
+    return text.getvalue()
+
+
+def page(table: Grid) -> str:
+    """A self-contained HTML page."""
+    return html_page(table.title, [table])
+
+
+FORMATS = {"md": in_markdown, "tex": in_latex, "html": page}
