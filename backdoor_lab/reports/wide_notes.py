@@ -48,8 +48,8 @@ def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) 
     """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` where the defense decides it; a value that
     is most frequent, and that of more than three, comes last as ``(all others)``."""
     values = dict.fromkeys(facts.word(n, key) for n in numbers)
-    if len(values) == 1:
-        return next(iter(values))
+    if len(values) == 1 or key in axes:
+        return " | ".join(values)
     for axis in axes:
         by: dict[str, set[str]] = {}
         for n in numbers:

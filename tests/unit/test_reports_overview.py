@@ -133,6 +133,17 @@ def test_what_a_trigger_decides_makes_no_axis(tmp_path: Path) -> None:
     assert told in markdown(table)
 
 
+def test_a_value_that_is_an_axis_is_listed_plainly(tmp_path: Path) -> None:
+    layers = ("penultimate", "layer4", "layer3")
+    made = [found("pixel", "bird", 0.1, d, 0) for d in DEFENSES for _ in layers]
+    for n, one in enumerate(made):
+        one["id"], one["protocol"] = f"cell{n}", {**PROTOCOL, "layer": layers[n % len(layers)]}
+    tables = shown(tmp_path / "s", made)
+    assert tables
+    for table in tables:
+        assert "layer=penultimate \\| layer4 \\| layer3," in markdown(table)
+
+
 def test_many_defenses_two_triggers_three_seeds(tmp_path: Path) -> None:
     made = [found(t, "bird", 0.1, d, s) for t in ("pixel", "pattern") for d in DEFENSES
             for s in range(3)]  # fmt: skip
