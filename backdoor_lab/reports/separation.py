@@ -3,16 +3,11 @@ apart with the truth."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from backdoor_lab.reports.markup import Grid, html_page, in_latex, in_markdown, short
 
 Array = NDArray[Any]
 HEADS = {
@@ -75,8 +70,8 @@ def separation(values: Array, is_poison: Array) -> Separation:
         own=own,
         ratio=along / own if own > 0 else float("nan"),
         cosine=abs(float(direction @ unit)),
-        auroc_top=_auroc(np.square(centred @ direction), is_poison),
-        auroc_shift=_auroc(np.square(centred @ unit), is_poison),
+        auroc_top=chance_above(np.square(centred @ direction), is_poison),
+        auroc_shift=chance_above(np.square(centred @ unit), is_poison),
     )
 
 
@@ -96,54 +91,20 @@ def _top(centred: Array) -> tuple[Array, float]:
     return direction / length, float(values[0]) / n
 
 
-def _auroc(scores: Array, positive: Array) -> float:
-    """The chance that a positive scores above a negative, ties half."""
+def chance_above(scores: Array, positive: Array) -> float:
+    """The AUROC of `scores` (n,): the chance that one of `positive` bool (n,) scores above another,
+    ties half; NaN where a score is not finite, or one kind is missing."""
     from scipy.stats import rankdata
 
-    if not np.isfinite(scores).all():
-        return float("nan")
     n = int(positive.sum())
+    if not np.isfinite(scores).all() or not 0 < n < len(scores):
+        return float("nan")
     above = float(rankdata(scores)[positive].sum()) - n * (n + 1) / 2
     return above / (n * (len(positive) - n))
 
 
-@dataclass(frozen=True)
-class Line:
-    """One network's features: what tells it from the others, and what a filter left of them."""
-
-    names: tuple[str, ...]
-    found: Separation
-
-
-def grid(title: str, labels: Sequence[str], lines: Sequence[Line]) -> Grid:
-    """The table of all lines."""
-    rows = [
-        [*map(short, line.names), *(_text(n, v) for n, v in asdict(line.found).items())]
-        for line in lines
-    ]
-    return Grid(title, [*labels, *HEADS.values()], rows, list(NOTES), len(labels))
-
-
-def _text(name: str, value: float) -> str:
+def text(name: str, value: float) -> str:
+    """A figure as a table shows it."""
     if not np.isfinite(value):
         return "–"
     return f"{value:.3g}" if name in ("shift", "along", "own") else f"{value:.3f}"
-
-
-def sheet(labels: Sequence[str], lines: Sequence[Line]) -> str:
-    """CSV, unrounded; empty where a figure is not defined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*labels, *(field.name for field in fields(Separation))])
-    for line in lines:
-        figures = asdict(line.found).values()
-        writer.writerow([*line.names, *("" if not np.isfinite(v) else v for v in figures)])
-    return text.getvalue()
-
-
-def page(table: Grid) -> str:
-    """A self-contained HTML page."""
-    return html_page(table.title, [table])
-
-
-FORMATS = {"md": in_markdown, "tex": in_latex, "html": page}

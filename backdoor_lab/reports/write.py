@@ -77,11 +77,17 @@ def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
 
     Raises ConfigError for another suffix, or a folder that is not there.
     """
-    suffix = out.suffix.removeprefix(".")
-    if suffix not in texts or not out.parent.is_dir():
-        known = ", ".join(f".{name}" for name in texts)
-        raise ConfigError(f"`--out` must end in one of {known}, in a folder that exists: {out}")
-    write_atomic(out, texts[suffix].encode("utf-8", errors="backslashreplace"))
+    text = texts[check_name(out, texts)]
+    write_atomic(out, text.encode("utf-8", errors="backslashreplace"))
+
+
+def check_name(out: Path, suffixes: Iterable[str]) -> str:
+    """The one of `suffixes` that the name `out` ends in. Raises as `write_as_named` does."""
+    suffix, known = out.suffix.removeprefix("."), list(suffixes)
+    if suffix not in known or not out.parent.is_dir():
+        listed = ", ".join(f".{name}" for name in known)
+        raise ConfigError(f"`--out` must end in one of {listed}, in a folder that exists: {out}")
+    return suffix
 
 
 def _layouts(sweep: Sweep) -> list[Layout]:

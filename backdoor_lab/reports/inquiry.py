@@ -1,0 +1,181 @@
+"""A question put to what a sweep has in the store: a line for each network or verdict, as a table
+and as a file, and the command around it."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, LabError
+from backdoor_lab.reports.layout import flat, ratio_words, words
+from backdoor_lab.reports.markup import (
+    Grid,
+    html_page,
+    in_latex,
+    in_markdown,
+    plain,
+    short,
+)
+from backdoor_lab.reports.page_pictures import late
+from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.stored import Shelf, raw_records
+from backdoor_lab.reports.sweeps import one_sweep
+from backdoor_lab.reports.terminal import printing
+from backdoor_lab.reports.whereabouts import find_store
+from backdoor_lab.reports.write import check_name, write_as_named
+
+Record = dict[str, Any]
+T = TypeVar("T")
+FORMATS = ("csv", "md", "tex", "html")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One answer: what tells it from the others, and the figures, a dataclass of numbers."""
+
+    names: tuple[str, ...]
+    found: Any
+
+
+Answers = tuple[list[str], list[Line]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """`name` of the command, `asks` for its help, `kind` of the figures with a head for each of its
+    fields, `notes` below the table, `wants` from the store, `text` of one figure."""
+
+    name: str
+    asks: str | None
+    kind: type
+    heads: dict[str, str]
+    notes: Sequence[str]
+    wants: str
+    text: Callable[[str, float], str]
+
+
+def answer(
+    question: Question,
+    lines_of: Callable[[Sequence[Cell], dict[str, Record], Shelf], Answers],
+    arguments: list[str] | None,
+) -> int:
+    """The command: prints the table, and writes it where asked. Exit codes: 0; 2 for a folder that
+    is no sweep, or has nothing in a store."""
+    asked = _parser(question).parse_args(arguments)
+
+    def tell() -> int:
+        try:
+            store = asked.store
+            if asked.out is not None:
+                check_name(asked.out, FORMATS)
+            if store is not None and not store.is_dir():
+                raise ConfigError(f"no such folder: {store}")
+            sweep = one_sweep(asked.folder)
+            shelf = Shelf(find_store(sweep.folder, store))
+            labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), shelf)
+            if not lines:
+                raise ConfigError(_nothing(question, sweep.folder, shelf))
+            table = _grid(question, f"{sweep.folder.name}: {question.name}", labels, lines)
+            if asked.out is not None:
+                texts = {
+                    "csv": _sheet(question, labels, lines), "md": in_markdown(table),
+                    "tex": in_latex(table), "html": html_page(table.title, [table]),
+                }  # fmt: skip
+                write_as_named(asked.out, texts)
+        except LabError as error:
+            print(plain(f"error: {error}"), file=sys.stderr)
+            return EXIT_BAD_CONFIG
+        print(in_markdown(table))
+        for note in shelf.notes:
+            print(plain(f"note: {note}"))
+        return EXIT_DONE
+
+    return printing(tell)
+
+
+def _nothing(question: Question, folder: Path, shelf: Shelf) -> str:
+    why = f": {'; '.join(shelf.notes)}" if shelf.notes else ""
+    return (
+        f"no done cell of {folder} has {question.wants} in the store{why}. Run the sweep where its"
+        " store is, or name that with --store"
+    )
+
+
+def told(
+    cells: Sequence[Cell],
+    records: dict[str, Record],
+    stage: str,
+    tell: Callable[[Record], T | None],
+) -> list[tuple[Cell, T]]:
+    """What `tell` says of the record of every done cell, once for each output of `stage`; left out
+    where it says None, and where the trigger is stamped late: the store has clean images then."""
+    found: dict[str, tuple[Cell, T]] = {}
+    for cell in cells:
+        record, at = records.get(cell.id), _place(cell, stage)
+        if not cell.done or record is None or at is None or at in found or late(record):
+            continue
+        said = tell(record)
+        if said is not None:
+            found[at] = cell, said
+    return list(found.values())
+
+
+def _place(cell: Cell, name: str) -> str | None:
+    """The id under which a cell's stage lies in the store."""
+    stages = cell.run.get("stages")
+    entry = stages.get(name) if isinstance(stages, dict) else None
+    return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else None
+
+
+def named(cell: Cell) -> defaultdict[str, str]:
+    """What a cell was asked for and the values of its protocol and configuration, in words."""
+    config = dict(flat(json.loads(cell.config or "{}")))
+    config |= {f"protocol.{name}": value for name, value in (cell.protocol or {}).items()}
+    values = {name: words(value) for name, value in (config | cell.choices).items()}
+    values["ratio"] = ratio_words(cell.choices["ratio"], counted=False)
+    return defaultdict(lambda: words(None), values)
+
+
+def _grid(
+    question: Question, title: str, labels: Sequence[str], lines: Sequence[Line]
+) -> Grid:  # fmt: skip
+    rows = [
+        [*map(short, each.names), *(question.text(n, v) for n, v in asdict(each.found).items())]
+        for each in lines
+    ]
+    heads = [question.heads[field.name] for field in fields(question.kind)]
+    return Grid(title, [*labels, *heads], rows, list(question.notes), len(labels))
+
+
+def _sheet(question: Question, labels: Sequence[str], lines: Sequence[Line]) -> str:
+    """CSV, unrounded; empty where a figure is not defined."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*labels, *(field.name for field in fields(question.kind))])
+    for each in lines:
+        figures = asdict(each.found).values()
+        writer.writerow([*each.names, *(v if math.isfinite(v) else "" for v in figures)])
+    return text.getvalue()
+
+
+def _parser(question: Question) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"python -m backdoor_lab.{question.name}", description=question.asks,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("folder", metavar="FOLDER", help="a sweep")
+    parser.add_argument(
+        "--store", metavar="PATH", type=Path,
+        help="the store (default: that of the last run, else .store beside the sweep)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="also .md, .tex, .html")
+    return parser

@@ -1,0 +1,62 @@
+"""python -m backdoor_lab.visibility FOLDER: is the poison that a defense left such as nobody sees?
+
+For every verdict of a sweep: how much the attack had changed the poisoned images that the defense
+left, beside those that it found. Needs the poison and the verdict in the store.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+from backdoor_lab.reports.inquiry import Answers, Line, Question, Record, answer, named, told
+from backdoor_lab.reports.page_pictures import material
+from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.stored import Shelf
+from backdoor_lab.reports.visibility import HEADS, NOTES, Visibility, text, visibility
+
+LABELS = ("trigger", "target", "ratio", "seed", "defense")
+QUESTION = Question(
+    "visibility", __doc__, Visibility, HEADS, NOTES, wants="poison and a verdict", text=text
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0; 2 for a folder that is no sweep, or has nothing in a store."""
+    return answer(QUESTION, lines_of, arguments)
+
+
+def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) -> Answers:
+    """The labels, and a line for every verdict that the store has beside its poison."""
+    found = told(cells, records, "filter", lambda record: _visibility(shelf, record))
+    labels = _labels([cell for cell, _ in found])
+    lines = [Line(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
+    return labels, lines
+
+
+def _visibility(shelf: Shelf, record: Record) -> Visibility | None:
+    found = material(shelf, record)
+    if found is None or not len(found.training.original):
+        return None
+    training = found.training
+    poison = np.flatnonzero(training.is_poison)
+    source = training.original[training.index[poison] - len(training.base)]
+    return visibility(training.base[source], training.images(poison), found.judged.keep[poison])
+
+
+def _labels(cells: Sequence[Cell]) -> list[str]:
+    """What tells the lines: attack, defense, and each value that varies within one defense."""
+    alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
+    for values in map(named, cells):
+        alike.setdefault(tuple(values[label] for label in LABELS), []).append(values)
+    varied = [
+        name for group in alike.values() for name in group[0]
+        if name not in LABELS and len({values[name] for values in group}) > 1
+    ]  # fmt: skip
+    return [*LABELS, *dict.fromkeys(varied)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
