@@ -11,14 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_DONE, LabError
+from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
 from backdoor_lab.reports.compare_text import FORMATS, markdown
 from backdoor_lab.reports.comparison import comparison_of
 from backdoor_lab.reports.options import options
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import one_sweep
 from backdoor_lab.reports.terminal import printing
-from backdoor_lab.reports.write import write_as_named
+from backdoor_lab.reports.write import check_name, write_as_named
 
 REFERENCE = "reference"
 HINT = f" (the report's figures are called {REFERENCE})"
@@ -34,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
 def _compare(given: list[str], out: Path | None) -> int:
     try:
         texts, said = options(given, OPTIONS)
+        if out is not None:
+            check_name(out, FORMATS)
+        if REFERENCE in texts[:-1]:
+            raise ConfigError(f"`{REFERENCE}` comes second: what is compared is A minus the report")
         sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]
         found = comparison_of(sweeps, report=REFERENCE in texts, **said)
         if out is not None:

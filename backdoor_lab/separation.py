@@ -2,7 +2,7 @@
 
 For every attacked network of a sweep and every layer that its filters looked at: how far the
 poison lies from its class beside what the class varies by itself, and whether the top singular
-direction points there. Needs the features and the poison in the store.
+direction points there. Needs the features, the poison and the images in the store.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from backdoor_lab.reports.stored import Shelf
 
 LABELS = ("trigger", "target", "ratio", "seed", "protocol.layer")
 QUESTION = Question(
-    "separation", __doc__, Separation, HEADS, NOTES, wants="features and poison", text=text
+    "separation", __doc__, Separation, HEADS, NOTES, wants="features, poison and images", text=text
 )
 
 

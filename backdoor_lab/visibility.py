@@ -1,7 +1,7 @@
 """python -m backdoor_lab.visibility FOLDER: is the poison that a defense left such as nobody sees?
 
 For every verdict of a sweep: how much the attack had changed the poisoned images that the defense
-left, beside those that it found. Needs the poison and the verdict in the store.
+left, beside those that it found. Needs the poison, the images and the verdict in the store.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from backdoor_lab.reports.visibility import HEADS, NOTES, Visibility, text, visi
 
 LABELS = ("trigger", "target", "ratio", "seed", "defense")
 QUESTION = Question(
-    "visibility", __doc__, Visibility, HEADS, NOTES, wants="poison and a verdict", text=text
+    "visibility", __doc__, Visibility, HEADS, NOTES, wants="poison, images and a verdict", text=text
 )
 
 

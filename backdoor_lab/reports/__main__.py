@@ -60,6 +60,8 @@ def _sweeps(given: list[Path]) -> list[Path]:
     found = list(dict.fromkeys(sweep for root in roots for sweep in find_sweeps(root)))
     if not found:
         looked = ", ".join(map(str, roots))
+        if given:
+            raise ConfigError(f"no sweep in {looked}. Make one with: {MAKES_ONE}")
         print(plain(f"No sweep found in {looked}. Make one with: {MAKES_ONE}"))
     return found
 

@@ -28,7 +28,7 @@ from backdoor_lab.reports.markup import (
 from backdoor_lab.reports.page_pictures import late
 from backdoor_lab.reports.records import Cell
 from backdoor_lab.reports.stored import Shelf, raw_records
-from backdoor_lab.reports.sweeps import one_sweep
+from backdoor_lab.reports.sweeps import Sweep, one_sweep
 from backdoor_lab.reports.terminal import printing
 from backdoor_lab.reports.whereabouts import find_store
 from backdoor_lab.reports.write import check_name, write_as_named
@@ -83,7 +83,7 @@ def answer(
             shelf = Shelf(find_store(sweep.folder, store))
             labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), shelf)
             if not lines:
-                raise ConfigError(_nothing(question, sweep.folder, shelf))
+                raise ConfigError(_nothing(question, sweep, shelf))
             table = _grid(question, f"{sweep.folder.name}: {question.name}", labels, lines)
             if asked.out is not None:
                 texts = {
@@ -95,6 +95,8 @@ def answer(
             print(plain(f"error: {error}"), file=sys.stderr)
             return EXIT_BAD_CONFIG
         print(in_markdown(table))
+        for warning in sweep.warnings:
+            print(plain(f"warning: {warning}"), file=sys.stderr)
         for note in shelf.notes:
             print(plain(f"note: {note}"))
         return EXIT_DONE
@@ -102,11 +104,12 @@ def answer(
     return printing(tell)
 
 
-def _nothing(question: Question, folder: Path, shelf: Shelf) -> str:
-    why = f": {'; '.join(shelf.notes)}" if shelf.notes else ""
+def _nothing(question: Question, sweep: Sweep, shelf: Shelf) -> str:
+    reasons = [*sweep.warnings, *shelf.notes]
+    why = f": {'; '.join(reasons)}" if reasons else ""
     return (
-        f"no done cell of {folder} has {question.wants} in the store{why}. Run the sweep where its"
-        " store is, or name that with --store"
+        f"no done cell of {sweep.folder} has {question.wants} in the store{why}. Run the sweep"
+        " where its store is, or name that with --store"
     )
 
 

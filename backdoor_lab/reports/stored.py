@@ -22,7 +22,7 @@ from backdoor_lab.errors import DataError, LabError
 from backdoor_lab.reports.records import decode, mapping
 
 MANIFEST = "manifest.json"
-NO_STORE = "the store is not there: no pictures of what its stages left"
+NO_STORE = "the store is not there: nothing of what its stages left can be shown"
 _RECORD = "record.json"
 _CACHED = 4
 

@@ -72,8 +72,8 @@ def read_sweep(folder: Path) -> Sweep:
 def one_sweep(text: str, hint: str = "") -> Sweep:
     """The one sweep in the folder `text`. Raises ConfigError, with `hint` where there is no such
     folder, where there is none or more than one."""
-    if not Path(text).is_dir():
-        raise ConfigError(f"no such folder: {text}{hint}")
+    if not text or not Path(text).is_dir():
+        raise ConfigError(f"no such folder: {text or repr(text)}{hint}")
     found = find_sweeps(Path(text))
     if len(found) != 1:
         more = f"; name one of {', '.join(map(str, found[:5]))}" if found else ""

@@ -105,7 +105,10 @@ def layer_of(net: nn.Module, layer: str) -> tuple[nn.Module, bool]:
     if name not in known or not name:
         names = [name for name, _ in net.named_children()]
         pooled = [f"{name}{POOLED}" for name in names]
-        raise unknown("`protocol.layer`", layer, [PENULTIMATE, *names, *pooled, AUTOENCODER])
+        whole = [PENULTIMATE, *names, *pooled, AUTOENCODER]
+        inner = [n for n in known if n.count(".") == 1]
+        parts = f" Parts of these too, as {inner[0]} or {inner[0]}{POOLED}." if inner else ""
+        raise ConfigError(f"{unknown('`protocol.layer`', layer, whole)}{parts}")
     return known[name], False
 
 

@@ -130,6 +130,7 @@ REFUSED = [
     ("trigger=pixle", "pixle", "pixel"),
     ("model.name=resnet81", "'resnet81'", "Did you mean 'resnet"),
     ("protocol.layer=layer9", "'layer9'", "penultimate, conv1"),
+    ("protocol.layer=layer4.2", "Parts of these too", "layer1.0 or layer1.0:pool"),
     ("protocol.layer=3", "`protocol.layer` must be a name", "3"),
     ("protocol.layer=null", "`protocol.layer` must be a name", "None"),
     ("+logger._target_=os.system", "logger", "os.system"),

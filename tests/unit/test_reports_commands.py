@@ -92,9 +92,9 @@ def test_triggers_with_one_slug_get_two_files(tmp_path: Path) -> None:
 def test_no_sweep_says_where_it_looked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert main([str(tmp_path)]) == 0
-    assert str(tmp_path) in (out := capsys.readouterr().out)
-    assert "experiment=demo" in out
+    assert main([str(tmp_path)]) == 2
+    assert str(tmp_path) in (said := capsys.readouterr().err)
+    assert "experiment=demo" in said
     monkeypatch.setenv("BACKDOOR_LAB_REPORTS", str(tmp_path / "none"))
     assert main([]) == 0
     assert str(tmp_path / "none") in capsys.readouterr().out

@@ -129,4 +129,4 @@ def test_what_cannot_be_told_is_one_line(
         assert text in line
     shutil.rmtree(tmp_path / ".store" / "extract")
     assert main([str(folder)]) == 2
-    assert "has features and poison in the store" in capsys.readouterr().err
+    assert "has features, poison and images in the store" in capsys.readouterr().err

@@ -115,4 +115,4 @@ def test_what_cannot_be_told_is_one_line_before_any_work(
         assert text in line
     shutil.rmtree(tmp_path / ".store" / "filter")
     assert main([str(folder)]) == 2
-    assert "has poison and a verdict in the store" in capsys.readouterr().err
+    assert "has poison, images and a verdict in the store" in capsys.readouterr().err
