@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,8 @@ from backdoor_lab.defenses.base import Knowledge, Look, cut, suspects_by_size
 from backdoor_lab.defenses.gram import top_direction
 from backdoor_lab.defenses.principal import Principal, top_directions
 
-WEIGHTS = ("equal", "tail")
+STEEPEST = 16.0
+"""`tail_power` stays below: from here on numbers overflow."""
 
 
 class Spectral(Principal):
@@ -21,14 +24,17 @@ class Spectral(Principal):
     matrix. With ``centred=False`` tau_i = |R(x_i) . v| with the same v, as several widely used
     implementations score, for comparison: it fails when the poison is shifted against the mean.
 
-    `rank`: how many top directions; the squared projections on them are added up, with
-    ``weights="equal"`` as they are, with ``weights="tail"`` each times what its `tail` has above
-    a normal sample's 1 (the top direction alone where none has any). A few that lie far out, as
+    `rank`: how many top directions; the squared projections on them are added up, each times its
+    direction's `tail` to the power `tail_power` (0: all count alike). A few that lie far out, as
     poison does, make a heavy tail also where the class varies more along other directions: what
     Peña and Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation",
     Technometrics 43(3), 2001, look for by kurtosis. The weights are this lab's own.
-    `rounds`: the budget is removed in so many equal shares, the direction taken anew from what is
-    left; scores then order by the round in which an example goes, and by tau within it.
+    `rounds`: mean, directions and weights are taken so many times, each time from what the scores
+    so far leave when another equal share of the budget goes, and tau adds up over the rounds, of
+    which the first sees the whole class. Rousseeuw and Van Driessen, "A Fast Algorithm for the
+    Minimum Covariance Determinant Estimator", Technometrics 41(3), 1999, take mean and scatter
+    anew from the most central examples so; the sum is this lab's: poison that an early round
+    finds is not forgotten by later ones, whose directions no longer point at it.
 
     ``classes=suspicious``: those whose `tail` along a top direction stands out among the
     classes; their plain variance differs too much between clean classes to tell anything. Of
@@ -44,7 +50,7 @@ class Spectral(Principal):
         *,
         rank: int = 1,
         rounds: int = 1,
-        weights: str = "equal",
+        tail_power: float = 0,
         classes: str = "target",
         budget: str = "1.5eps",
         budget_cap: str | None = None,
@@ -53,49 +59,57 @@ class Spectral(Principal):
         super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
         self.rank = checks.whole("defense.rank", rank, low=1)
         self.rounds = checks.whole("defense.rounds", rounds, low=1)
-        self.weights = checks.choice("defense.weights", weights, WEIGHTS)
+        self.tail_power = checks.number("defense.tail_power", tail_power, low=0, below=STEEPEST)
         self.centred = checks.flag("defense.centred", centred)
 
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
-        along, offset = self._projections(values)
-        tails = [tail(each) for each in along.T]
-        if self.weights == "tail":
-            weights = (along.new_tensor(tails) - 1).clamp(min=0).sqrt()
-            if not weights.any():
-                weights[0] = 1
-            along, offset = along * weights, offset * weights
-        if self.centred:
-            return Look(along.square().sum(dim=1), max(tails))
-        return Look((along + offset).square().sum(dim=1).sqrt(), max(tails))
+        axes = self._axes(values)
+        tails = self._tails(axes.along)
+        return Look(self._tau(axes.along, axes.offset, tails), float(tails.max()))
 
-    def _projections(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the centred rows on the top directions, float64 (n, rank), and of their mean."""
+    def _axes(self, values: Tensor) -> _Axes:
         if self.rank == 1:
             found = top_direction(values)
-            return found.along[:, None], found.along.new_tensor([found.offset])
+            offset = found.along.new_tensor([found.offset])
+            return _Axes(found.direction[:, None], offset, found.along[:, None])
         mean = values.double().mean(dim=0)
         centred = values.double() - mean
         _, directions = top_directions(centred, self.rank)
-        return centred @ directions, mean @ directions
+        return _Axes(directions, mean @ directions, centred @ directions)
+
+    @staticmethod
+    def _tails(along: Tensor) -> Tensor:
+        return along.new_tensor([tail(each) for each in along.T])
+
+    def _tau(self, along: Tensor, offset: Tensor, tails: Tensor) -> Tensor:
+        weights = tails**self.tail_power
+        if self.centred:
+            return along.square() @ weights
+        return ((along + offset).square() @ weights).sqrt()
 
     def suspects(self, looks: dict[int, Look]) -> list[int]:
         return suspects_by_size(looks)
 
     def final(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
-        if self.rounds == 1:
-            return scores
-        left = torch.arange(len(values))
-        ordered = torch.zeros(len(values), dtype=torch.float64)
-        for later in reversed(range(self.rounds)):
-            done = self.rounds - 1 - later
-            share = (done + 1) * removed // self.rounds - done * removed // self.rounds
-            tau = self.scores(values[left]).cpu()
-            # At most 1 within a round, so that every earlier round stands above it.
-            ordered[left] = 2 * later + tau / tau.max().clamp(min=torch.finfo(tau.dtype).tiny)
-            stays = torch.ones(len(left), dtype=torch.bool)
-            stays[cut(tau, share, seed=seed)] = False
-            left = left[stays]
-        return ordered
+        total = scores.double()
+        for done in range(1, self.rounds):
+            gone = cut(total.cpu(), done * removed // self.rounds, seed=seed)
+            left = torch.ones(len(values), dtype=torch.bool)
+            left[gone] = False
+            axes = self._axes(values[left.to(values.device)])
+            along = values.double() @ axes.directions - axes.offset
+            total = total + self._tau(along, axes.offset, self._tails(axes.along))
+        return total
+
+
+@dataclass(frozen=True)
+class _Axes:
+    """`directions` float64 (d, r); `offset` (r,) what the mean projects to; `along` (n, r) what
+    the rows less the mean do."""
+
+    directions: Tensor
+    offset: Tensor
+    along: Tensor
 
 
 def tail(x: Tensor) -> float:

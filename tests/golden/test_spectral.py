@@ -109,40 +109,6 @@ def one_class(values: Tensor, budget: int, **options: Any) -> Verdict:
     return made(Features(values, torch.zeros(len(values)).long()), known)
 
 
-def test_rounds_by_a_second_implementation() -> None:
-    """Each round takes its share by a direction of what is left; earlier rounds rank higher."""
-    values = torch.randn(50, 4, generator=torch.Generator().manual_seed(4)) * torch.tensor(
-        [2.0, 1.9, 1.8, 1]
-    )
-    left, gone = np.arange(50), []
-    for share in (3, 4, 4):
-        scores = by_numpy(values.numpy()[left])
-        worst = np.argsort(-scores)[:share]
-        gone += left[worst].tolist()
-        left = np.delete(left, worst)
-    verdict = one_class(values, 11, rounds=3)
-    assert (~verdict.keep).nonzero().flatten().tolist() == sorted(gone)
-    assert verdict.scores.argsort(descending=True)[:11].tolist() == gone
-    assert not torch.equal(verdict.keep, one_class(values, 11).keep)
-
-
-def test_rounds_uncover_a_hidden_group() -> None:
-    """Two groups off the class on different axes: one direction sees the one, rounds see both."""
-    values = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)) * 0.5
-    values[:15, 0] += 12
-    values[15:30, 1] += 8
-    assert int((~one_class(values, 30).keep)[:30].sum()) < 25
-    assert (~one_class(values, 30, rounds=2).keep)[:30].all()
-    assert (~one_class(values, 30, rank=2).keep)[:30].all()
-
-
-def test_rounds_on_a_constant_class() -> None:
-    """All scores are 0 in every round: the budget goes all the same, NaN nowhere."""
-    verdict = one_class(torch.full((20, 3), 0.1), 7, rounds=3)
-    assert int((~verdict.keep).sum()) == 7
-    assert torch.isfinite(verdict.scores).all()
-
-
 def test_two_dimensions_by_hand() -> None:
     """Five points, written out.
 

@@ -1,0 +1,151 @@
+"""The spectral filter along several directions, weighed by tails, in rounds: numpy, Gaussians."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from backdoor_lab.defenses.base import Features, Knowledge, Verdict
+from backdoor_lab.defenses.curves import auroc
+from backdoor_lab.defenses.gram import top_direction
+from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.errors import ConfigError
+
+PLUS = {"rank": 16, "rounds": 4, "tail_power": 4}
+
+
+def one_class(values: Tensor, budget: int, **options: Any) -> Verdict:
+    known = Knowledge(("only",), 0, epsilon=None, seed=0)
+    made = Spectral(budget=str(budget), **options)
+    return made(Features(values, torch.zeros(len(values)).long()), known)
+
+
+def by_numpy(
+    values: np.ndarray, rows: np.ndarray, rank: int, power: float, *, centred: bool = True
+) -> np.ndarray:
+    """tau of `values` (n, d) along the top right singular vectors of `rows` (m, d)."""
+    mean = rows.mean(axis=0)
+    directions = np.linalg.svd(rows - mean, full_matrices=False)[2][:rank]
+    tails = [
+        one.var() / np.quantile(np.abs(one - np.median(one)), 0.6827) ** 2
+        for one in directions @ (rows - mean).T
+    ]
+    squares = ((values - mean if centred else values) @ directions.T) ** 2
+    tau: np.ndarray = squares @ np.array(tails) ** power
+    return tau if centred else np.sqrt(tau)
+
+
+def heavy(seed: int, n: int = 80) -> np.ndarray:
+    rows = np.random.default_rng(seed).standard_t(3, size=(n, 8)) * np.linspace(3, 1, 8) + 1
+    return np.asarray(rows)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("power", [0, 0.5, 3])
+@pytest.mark.parametrize("rank", [1, 3, 100])
+def test_weights_by_a_second_implementation(rank: int, power: float, centred: bool) -> None:
+    values = heavy(rank + 4)
+    made = Spectral(rank=rank, tail_power=power, centred=centred)
+    expected = by_numpy(values, values, rank, power, centred=centred)
+    assert made.scores(torch.from_numpy(values)).numpy() == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize(("rank", "power"), [(1, 0), (1, 2), (3, 0), (3, 2)])
+def test_rounds_by_a_second_implementation(rank: int, power: float, centred: bool) -> None:
+    """Scores add up; a round looks at what is left without the shares of all rounds before it."""
+    values = heavy(7, n=60)
+    total = by_numpy(values, values, rank, power, centred=centred)
+    for gone in (3, 7):
+        left = np.argsort(-total)[gone:]
+        total = total + by_numpy(values, values[left], rank, power, centred=centred)
+    options = {"rank": rank, "tail_power": power, "centred": centred}
+    verdict = one_class(torch.from_numpy(values), 11, rounds=3, **options)
+    assert verdict.scores.numpy() == pytest.approx(total, rel=1e-7)
+    worst = np.argsort(-total)[:11]
+    assert (~verdict.keep).nonzero().flatten().tolist() == sorted(worst.tolist())
+    once = one_class(torch.from_numpy(values), 11, **options)
+    assert not torch.allclose(verdict.scores, once.scores)
+
+
+def test_rounds_uncover_a_hidden_group() -> None:
+    """Two groups off the class on different axes: one direction sees the one, rounds see both."""
+    values = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)) * 0.5
+    values[:15, 0] += 12
+    values[15:30, 1] += 8
+    assert int((~one_class(values, 30).keep)[:30].sum()) < 25
+    assert (~one_class(values, 30, rounds=2).keep)[:30].all()
+    assert (~one_class(values, 30, rank=2).keep)[:30].all()
+
+
+@pytest.mark.parametrize("options", [{"rounds": 2}, PLUS])
+def test_a_later_round_forgets_nothing(options: dict[str, Any]) -> None:
+    """Without the half of a far group that goes first, the class' own variance is the larger. The
+    rest of the budget still goes to the other half, which the first direction had found."""
+    values = torch.randn(1000, 6, generator=torch.Generator().manual_seed(2))
+    values[:, 1] *= 5
+    values[:60, 0] += torch.linspace(20, 40, 60)
+    assert top_direction(values).direction[0].abs() > 0.99
+    left = torch.cat([values[:30], values[60:]])
+    assert top_direction(left).direction[1].abs() > 0.9
+    assert int(one_class(values, 60, **options).keep[:60].sum()) <= 2
+
+
+@pytest.mark.parametrize("options", [{"rounds": 3}, PLUS])
+def test_a_constant_class(options: dict[str, Any]) -> None:
+    """All scores are 0 in every round: the budget goes all the same, NaN nowhere."""
+    verdict = one_class(torch.full((20, 3), 0.1), 7, **options)
+    assert int((~verdict.keep).sum()) == 7
+    assert verdict.scores.tolist() == [0.0] * 20
+
+
+@pytest.mark.parametrize("removed", [1, 2, 19])
+def test_more_rounds_than_there_is_budget(removed: int) -> None:
+    values = torch.from_numpy(heavy(1, n=20))
+    verdict = one_class(values, removed, rank=3, rounds=30, tail_power=4)
+    assert int((~verdict.keep).sum()) == removed
+    assert torch.isfinite(verdict.scores).all()
+
+
+def outweighed(share: float, delta: float, seed: int) -> tuple[Tensor, Tensor]:
+    """A class of 5,000 in 24 dimensions that varies three times as much (in standard deviations)
+    along one axis, and the poison `delta` beside it along another: values, who is poison."""
+    rng = np.random.default_rng(seed)
+    poisoned = round(5000 * share)
+    values = rng.normal(size=(5000 + poisoned, 24)) * np.r_[3.0, np.ones(23)]
+    values[5000:, 1] += delta
+    return torch.from_numpy(values), torch.arange(len(values)) >= 5000
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_tails_find_what_the_class_outweighs(seed: int) -> None:
+    """Poison of 5 %, five deviations away: a variance of p(1-p)25 + 1 = 2.1 beside the class' own
+    9. The top direction is blind to it, weighed directions are not; a far poison of 10 %, 15
+    deviations away, is found by both alike."""
+    values, poison = outweighed(0.05, 5, seed)
+    removed = round(1.5 * int(poison.sum()))
+    top, plus = one_class(values, removed), one_class(values, removed, **PLUS)
+    assert auroc(top.scores, poison) == pytest.approx(0.5, abs=0.06)
+    assert auroc(plus.scores, poison) > 0.97
+    assert int(poison[plus.keep].sum()) < 0.1 * int(poison.sum())
+    values, poison = outweighed(0.1, 15, seed)
+    for options in ({}, PLUS):
+        assert not poison[one_class(values, 750, **options).keep].any()
+
+
+def test_a_half_is_as_hard_for_tails() -> None:
+    """Where half a class is poison no squared centred score of the whole class tells, whichever
+    the directions."""
+    values, poison = outweighed(1.0, 8, 0)
+    for found in (Spectral(), Spectral(rank=8, tail_power=4)):
+        assert auroc(found.scores(values), poison) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize("bad", [-1, 16, float("nan"), "tail", True, None])
+def test_a_bad_power_is_refused(bad: Any) -> None:
+    with pytest.raises(ConfigError, match=r"`defense\.tail_power` must satisfy 0 <= .* < 16"):
+        Spectral(tail_power=bad)
