@@ -77,7 +77,9 @@ def test_a_removal_that_is_no_cut_has_none() -> None:
     assert cut_of(np.array([1.0, 2.0, 2.0]), np.array([True, True, False])) == 2.0
 
 
-@pytest.mark.parametrize(("n", "d"), [(50, 6), (6, 50), (7, 7), (5, 1)])
+@pytest.mark.parametrize(
+    ("n", "d"), [(50, 6), (6, 50), (7, 7), (5, 1), (300, 90), (90, 300), (80, 80)]
+)
 def test_projections_are_those_of_the_svd(n: int, d: int) -> None:
     values = np.random.default_rng(n).normal(size=(n, d)) * 3 + 1
     found = projections(values)
