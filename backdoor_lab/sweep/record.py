@@ -156,16 +156,29 @@ def run_facts(stages: dict[str, Entry], machine: str, command: str) -> dict[str,
 @functools.cache
 def git_commit() -> str | None:
     """The commit of the checkout this code runs from, ``-dirty`` when changed; None elsewhere."""
-    here = Path(__file__).resolve().parents[2]
-    if not (here / ".git").exists():
+    return commit_of(Path(__file__).resolve().parents[2])
+
+
+def commit_of(checkout: Path) -> str | None:
+    """The commit of a checkout in 12 digits; ``-dirty`` when its code or its configuration is not
+    that commit's (a file that git does not know counts, a record of a sweep does not). None where
+    there is no checkout, no commit or no git."""
+    if not (checkout / ".git").exists():
         return None
-    git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-C", str(checkout)]
+    status = ["status", "--porcelain", "--", "backdoor_lab", "conf"]
     try:
-        return subprocess.run(
-            git, capture_output=True, text=True, timeout=10, check=False
-        ).stdout.strip()
+        head, changes = (
+            subprocess.run(
+                [*git, *arguments], capture_output=True, text=True, timeout=10, check=False
+            )
+            for arguments in (["rev-parse", "--short=12", "HEAD"], status)
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
+    if head.returncode or changes.returncode:
+        return None
+    return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
 
 
 def _stage_facts(entry: Entry) -> dict[str, Any]:

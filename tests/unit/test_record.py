@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import source_of
-from backdoor_lab.sweep.record import accused
+from backdoor_lab.sweep.record import accused, commit_of
 from backdoor_lab.training.models import build_model
 from backdoor_lab.types import Verdict
 
@@ -217,3 +218,40 @@ def test_a_defense_that_empties_a_class_is_an_error(tmp_path: Path) -> None:
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     said = "failed: `defense=oracle` removes every training image of class bird"
     assert record["status"].startswith(said)
+
+
+def _git(checkout: Path, *arguments: str) -> str:
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.invalid"]
+    return subprocess.run(
+        ["git", "-C", str(checkout), *who, *arguments],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("file", "dirty"),
+    [
+        ("backdoor_lab/known.py", True),
+        ("backdoor_lab/new.py", True),
+        ("conf/known.yaml", True),
+        ("multirun_reports/sweep/record.json", False),
+        ("notes.txt", False),
+    ],
+)
+def test_the_commit_is_dirty_when_the_code_is_not_its_own(
+    tmp_path: Path, file: str, dirty: bool
+) -> None:
+    assert commit_of(tmp_path) is None
+    _git(tmp_path, "init", "-q")
+    assert commit_of(tmp_path) is None, "no commit yet"
+    for known in ("backdoor_lab/known.py", "conf/known.yaml", "multirun_reports/sweep/record.json"):
+        (tmp_path / known).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / known).write_text("a")
+    _git(tmp_path, "add", "-A")
+    _git(tmp_path, "commit", "-qm", "a")
+    commit = _git(tmp_path, "rev-parse", "HEAD")[:12]
+    assert commit_of(tmp_path) == commit
+    (tmp_path / file).write_text("b")
+    assert commit_of(tmp_path) == commit + "-dirty" * dirty
