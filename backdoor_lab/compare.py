@@ -14,7 +14,7 @@ from pathlib import Path
 from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
 from backdoor_lab.reports.compare_text import FORMATS, markdown
 from backdoor_lab.reports.comparison import comparison_of
-from backdoor_lab.reports.options import options
+from backdoor_lab.reports.options import options, path_of
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import one_sweep
 from backdoor_lab.reports.terminal import printing
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "given", metavar="A | B | reference | by=NAME | base=VALUE | values=X,Y", nargs="+"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="also .md, .tex, .html")
+    parser.add_argument("--out", type=path_of, metavar="FILE.csv", help="also .md, .tex, .html")
     return parser
 
 

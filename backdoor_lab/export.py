@@ -12,6 +12,7 @@ from pathlib import Path
 
 from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
 from backdoor_lab.reports.export import COLUMNS, frame_of, write_frame
+from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import printing
@@ -58,8 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m backdoor_lab.export", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("folders", metavar="FOLDER", nargs="*", type=Path)
-    parser.add_argument("--out", type=Path, metavar="FILE", help="a .csv or .parquet file")
+    parser.add_argument("folders", metavar="FOLDER", nargs="*", type=path_of)
+    parser.add_argument("--out", type=path_of, metavar="FILE", help="a .csv or .parquet file")
     parser.add_argument("--columns", action="store_true", help="say what each column holds")
     return parser
 

@@ -15,6 +15,7 @@ from typing import Any
 from backdoor_lab import checks
 from backdoor_lab.errors import EXIT_DONE, ConfigError, DataError, LabError, StoreError
 from backdoor_lab.files import write_atomic
+from backdoor_lab.reports.options import path_of
 
 STORE = ".store"
 
@@ -182,10 +183,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m backdoor_lab.export_weights", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("cell", metavar="CELL_FOLDER", type=Path)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors")
+    parser.add_argument("cell", metavar="CELL_FOLDER", type=path_of)
+    parser.add_argument("--out", type=path_of, required=True, metavar="FILE.safetensors")
     parser.add_argument("--which", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--store", type=Path, metavar="FOLDER", help="default: .store by the sweep")
+    parser.add_argument(
+        "--store", type=path_of, metavar="FOLDER", help="default: .store by the sweep"
+    )  # fmt: skip
     return parser
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoor_lab import checks
 from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
+from backdoor_lab.reports.options import path_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -31,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backdoor_lab.preview", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="trigger=a,b or all")
     parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
-    parser.add_argument("--out", type=Path, default=Path("preview.png"), metavar="FILE.png")
+    parser.add_argument("--out", type=path_of, default=Path("preview.png"), metavar="FILE.png")
     given = parser.parse_args(arguments)
     try:
         names, rest = _triggers(given.overrides)

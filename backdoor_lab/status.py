@@ -16,6 +16,7 @@ from typing import Any
 
 from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE
 from backdoor_lab.reports.layout import ROW, words
+from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.records import MISSING, Cell
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import Sweep, find_sweeps, read_sweep
@@ -147,7 +148,7 @@ def _differing(cells: list[Cell]) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 whatever the state of the sweep; 2 if there is no such folder."""
     parser = argparse.ArgumentParser(prog="python -m backdoor_lab.status", description=__doc__)
-    parser.add_argument("folder", metavar="SWEEP_DIR", type=Path)
+    parser.add_argument("folder", metavar="SWEEP_DIR", type=path_of)
     folder = parser.parse_args(arguments).folder
     return printing(lambda: _show_all(folder))
 

@@ -17,6 +17,7 @@ from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, La
 from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
 from backdoor_lab.reports.layout import slug
 from backdoor_lab.reports.markup import plain
+from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.stored import Shelf, raw_records
 from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import printing
@@ -96,12 +97,12 @@ def _error(text: str, code: int) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m backdoor_lab.figures", description=__doc__)
     parser.add_argument(
-        "folders", metavar="FOLDER", nargs="+", type=Path, help="a sweep, or a folder of sweeps"
+        "folders", metavar="FOLDER", nargs="+", type=path_of, help="a sweep, or a folder of sweeps"
     )
     parser.add_argument(
         "--store",
         metavar="PATH",
-        type=Path,
+        type=path_of,
         help="the store (default: that of the last run, else .store beside the sweep)",
     )
     parser.add_argument(

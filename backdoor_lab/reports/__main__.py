@@ -43,7 +43,7 @@ def _report_all(given: list[str]) -> int:
     """Writes everything before it prints: a reader that leaves early must not cost a file."""
     try:
         folders, asked = options(given, OPTIONS)
-        found = [read_sweep(folder) for folder in _sweeps(list(map(Path, folders)))]
+        found = [read_sweep(folder) for folder in _sweeps(folders)]
         layouts = [_layout(asked, sweep) for sweep in found]
     except ConfigError as error:
         return _error(str(error), EXIT_BAD_CONFIG)
@@ -51,12 +51,12 @@ def _report_all(given: list[str]) -> int:
     return max([_show(*each) for each in written], default=EXIT_DONE)
 
 
-def _sweeps(given: list[Path]) -> list[Path]:
+def _sweeps(given: list[str]) -> list[Path]:
     """The sweeps in the folders given, or in the default one; each once."""
-    absent = [root for root in given if not root.is_dir()]
+    absent = [root or "''" for root in given if not root or not Path(root).is_dir()]
     if absent:
-        raise ConfigError(f"no such folder: {', '.join(map(str, absent))}")
-    roots = given or [Path(os.environ.get(ROOT_VARIABLE) or DEFAULT)]
+        raise ConfigError(f"no such folder: {', '.join(absent)}")
+    roots = [*map(Path, given)] or [Path(os.environ.get(ROOT_VARIABLE) or DEFAULT)]
     found = list(dict.fromkeys(sweep for root in roots for sweep in find_sweeps(root)))
     if not found:
         looked = ", ".join(map(str, roots))

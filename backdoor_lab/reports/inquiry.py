@@ -12,7 +12,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, TypeVar
 
 from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, LabError
@@ -25,6 +24,7 @@ from backdoor_lab.reports.markup import (
     plain,
     short,
 )
+from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.page_pictures import late
 from backdoor_lab.reports.records import Cell
 from backdoor_lab.reports.stored import Shelf, raw_records
@@ -177,8 +177,8 @@ def _parser(question: Question) -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("folder", metavar="FOLDER", help="a sweep")
     parser.add_argument(
-        "--store", metavar="PATH", type=Path,
+        "--store", metavar="PATH", type=path_of,
         help="the store (default: that of the last run, else .store beside the sweep)",
     )  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="FILE.csv", help="also .md, .tex, .html")
+    parser.add_argument("--out", type=path_of, metavar="FILE.csv", help="also .md, .tex, .html")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -37,3 +38,11 @@ def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) 
         if name in given[:position]:
             raise ConfigError(f"`{key}` names {name} twice")
     return tuple(given)
+
+
+def path_of(text: str) -> Path:
+    """A file's or folder's path, for argparse. An empty text, which a shell makes of a variable
+    that is not set, is refused: pathlib takes it for the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text is no path; the current folder is `.`")
+    return Path(text)

@@ -94,14 +94,17 @@ def _ranks(values: Sequence[str]) -> dict[str, float]:
 def layout_of(given: Mapping[str, str], cells: Sequence[Cell]) -> Layout:
     """The layout that the options `rows`, `columns`, `values` name (commas between names).
 
-    Raises ConfigError for a name that neither these cells nor the measures have, and for one on
-    both axes.
+    Only `columns` may be empty. Raises ConfigError for a name that neither these cells nor the
+    measures have, and for one on both axes.
     """
+    empty = [key for key, value in given.items() if not value.strip() and key != "columns"]
+    if empty:
+        raise ConfigError(f"`{empty[0]}=` names nothing: name some, or leave the option out")
     known, more = known_names(cells), config_names(cells)
     chosen = {
         key: names(key, value, MEASURE) if key == "values" else names(key, value, known, more)
         for key, value in given.items()
-        if value
+        if value.strip()
     }
     layout = Layout(**chosen)
     both = set(layout.rows) & set(layout.columns)

@@ -181,6 +181,8 @@ def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
         ({"rows": "target", "columns": "defense,target"}, "both name target"),
         ({"rows": "target,,ratio"}, "''"),
         ({"row": "target"}, "rows=, columns=, values="),
+        ({"rows": ""}, "`rows=` names nothing"),
+        ({"values": " ", "rows": "target"}, "`values=` names nothing"),
     ],
 )
 def test_unknown_names_are_one_clear_error(
@@ -204,6 +206,7 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
 def test_the_default_is_the_reports_layout(tmp_path: Path) -> None:
     cells = read_sweep(write_sweep(tmp_path / "s", [record()])).cells
     assert layout_of({"columns": "defense"}, cells) == Layout(columns=("defense",))
+    assert layout_of({"columns": ""}, cells) == Layout()
     write_tables(tmp_path / "s")
     assert not list((tmp_path / "s" / "tables").glob("wide_*"))
 
