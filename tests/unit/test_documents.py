@@ -1,0 +1,325 @@
+"""README and the documents beside the records: every link leads somewhere, and the figures of
+their tables are those of the committed records."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from backdoor_lab.reports import reference
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEPS = ROOT / "multirun_reports"
+REPORT = SWEEPS / "report_reproduction" / "README.md"
+DOCUMENTS = [ROOT / "README.md", *sorted(SWEEPS.rglob("README.md"))]
+Table = tuple[list[str], list[str], list[list[str]]]
+KEYS = ("Protocol", "Trigger", "Target", "Ratio", "Seed", "Layer", "Defense")
+LOOKS = re.compile(r"(\w+) (\d+%) → (\w+) \((\d+), ASR1 (\d+)\)")
+RECKONED = {"`random` leaves"}
+DIGITS = {"#Pois": 0, "Removed": 0, "Nat1": 2, "ASR1": 2, "AUROC": 3, "#Pois Left": 0, "Nat2": 2,
+          "ASR2": 2}  # fmt: skip
+REFERENCE = {"Nat1": "nat1", "ASR1": "asr1", "#Pois Left": "pois_left",
+             "Nat2": "nat2", "ASR2": "asr2"}  # fmt: skip
+
+
+def _section(document: Path, heading: str) -> list[Table]:
+    """The tables of a section: sweeps linked in the text above, columns, rows."""
+    text = f"\n{document.read_text()}".split(f"\n{heading}\n")[1]
+    level = heading.partition(" ")[0]
+    blocks = re.split(r"(?m)^((?:\|.*\n)+)", re.split(rf"\n#{{1,{len(level)}}} ", text)[0])
+    found = []
+    for above, table in zip(blocks[::2], blocks[1::2], strict=False):
+        sweeps = re.findall(r"\]\((?:multirun_reports|\.\.)/(\w+)\)", above)
+        head, _, *rows = ([c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines())
+        found.append((sweeps, head, rows))
+    return found
+
+
+def _records(sweeps: Sequence[str]) -> list[dict[str, Any]]:
+    return [record for name in sweeps for record in _of(name)]
+
+
+@functools.cache
+def _of(sweep: str) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in (SWEEPS / sweep).glob("*/record.json")]
+
+
+def _key(record: dict[str, Any], column: str) -> str:
+    if column == "Layer":
+        return str(record["config"]["protocol"]["layer"])
+    value = record["choices"][column.lower()]
+    return f"{100 * value:g}%" if column == "Ratio" else str(value)
+
+
+def _value(record: dict[str, Any], column: str) -> float:
+    counts, detection = record["counts"], record["detection"] or {}
+    said = {"#Pois": counts["n_poisoned"], "#Pois Left": counts["pois_left"],
+            "Removed": counts["n_removed"],
+            "AUROC": detection.get("auroc")}  # fmt: skip
+    return said[column] if column in said else 100 * record[column.lower()]
+
+
+def _text(values: list[float], column: str) -> str:
+    if len(values) == 1 or column == "#Pois":
+        return f"{values[0]:.{DIGITS[column]}f}"
+    digits = max(DIGITS[column], 1)
+    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
+    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+LOOK = _section(REPORT, "## Where the filter looks")
+LAYERS = [table for table in LOOK if table[1][0] == "`defense`"]
+TABLES = [
+    *_section(ROOT / "README.md", "## Results")[:1],
+    *_section(SWEEPS / "demo_report" / "README.md", "# The twelve cells on embedded images"),
+    *_section(REPORT, "## Which reading of the report gives its tables"),
+    *(table for table in LOOK if "ASR2" in table[1]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES, ids=[" ".join(t[0]) for t in TABLES])
+def test_every_figure_of_the_results_is_that_of_its_records(
+    table: Table,
+) -> None:
+    sweeps, columns, rows = table
+    plain = "Defense" not in columns
+    records = [r for r in _records(sweeps) if not plain or r["choices"]["defense"] == "spectral"]
+    assert len(rows) > 3
+    assert set(columns) <= {*KEYS, *DIGITS, *RECKONED}
+    keys = [c for c in columns if c in KEYS]
+    for row in rows:
+        line = dict(zip(columns, row, strict=True))
+        told = {c: line[c].strip("`") for c in keys if line[c] != "any"}
+        cells = [r for r in records if all(_key(r, c) == text for c, text in told.items())]
+        if len(told) < len(keys):
+            cells = [r for r in cells if _key(r, "Layer") == _key(cells[0], "Layer")]
+        seeds = [r["choices"]["seed"] for r in cells]
+        assert cells, row
+        assert len(seeds) == len(set(seeds)), row
+        for column in set(columns) - set(keys) - RECKONED:
+            figure = re.sub(r" \(.*\)", "", line[column])
+            assert figure == _text([_value(r, column) for r in cells], column), (row, column)
+
+
+def test_the_report_stands_in_brackets_and_no_cell_is_missing() -> None:
+    _, columns, rows = TABLES[0]
+    assert len(rows) == len({tuple(row[:3]) for row in rows}) == 12
+    for row in rows:
+        line = dict(zip(columns, row, strict=True))
+        known = reference.lookup(line["Trigger"], line["Target"], float(line["Ratio"][:-1]) / 100)
+        assert known is not None
+        for column, name in REFERENCE.items():
+            digits = DIGITS[column]
+            assert line[column].endswith(f" ({known[name]:.{digits}f})"), (row, column)
+
+
+@pytest.mark.parametrize("table", LAYERS, ids=[" ".join(t[0]) for t in LAYERS])
+def test_every_layer_leaves_what_its_records_say(table: Table) -> None:
+    sweeps, (_, _, *heads), rows = table
+    records = {
+        (*(_key(r, c) for c in ("Defense", "Layer", "Trigger", "Ratio", "Target")),): r
+        for r in _records(sweeps)
+    }
+    assert len(heads) > 2
+    assert len(rows) > 3
+    for defense, layer, *places in rows:
+        for head, place in zip(heads, places, strict=True):
+            found = LOOKS.fullmatch(head)
+            assert found, head
+            trigger, ratio, target, poisoned, asr = found.groups()
+            record = records[defense.strip("`"), layer.strip("`"), trigger, ratio, target]
+            assert record["counts"]["n_poisoned"] == int(poisoned)
+            assert f"{100 * record['asr1']:.0f}" == asr
+            left, auroc = record["counts"]["pois_left"], record["detection"]["auroc"]
+            assert place == f"{left} ({auroc:.2f})", (defense, layer, head)
+
+
+def _anchor(heading: str) -> str:
+    """As GitHub names a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+def _headings(document: Path) -> set[str]:
+    prose = re.sub(r"(?ms)^```.*?^```", "", document.read_text())
+    return {_anchor(heading) for heading in re.findall(r"(?m)^#+ (.*)$", prose)}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name)
+def test_every_link_inside_the_project_leads_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)]+)\)", document.read_text())
+    for link in links:
+        path, _, anchor = link.partition("#")
+        found = (document.parent / path).resolve() if path else document
+        assert found.exists(), link
+        assert not anchor or anchor in _headings(found), link
+
+
+def _cells(sweep: str, **choices: Any) -> list[dict[str, Any]]:
+    records = _records([sweep])
+    return [r for r in records if all(r["choices"][k] == v for k, v in choices.items())]
+
+
+def _the(sweep: str, **choices: Any) -> dict[str, Any]:
+    (cell,) = _cells(sweep, **choices)
+    return cell
+
+
+def _table(document: str, heading: str, at: int = 0) -> tuple[list[str], list[list[str]]]:
+    tables = _section(SWEEPS / document / "README.md", heading)
+    _, head, rows = tables[at]
+    return head, [[text.strip("`* ") for text in row] for row in rows]
+
+
+def _rows(document: str, heading: str, at: int = 0) -> list[dict[str, str]]:
+    head, rows = _table(document, heading, at)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+@pytest.mark.parametrize(
+    "row", _rows("attacks", "## On embedded images"), ids=lambda r: r["Trigger"]
+)
+def test_every_attack_on_embedded_images(row: dict[str, str]) -> None:
+    at = {
+        f"{100 * c['choices']['ratio']:g} %": c for c in _cells("attacks", trigger=row["Trigger"])
+    }
+    assert len(at) == 3
+    assert row.pop("ASR at 0 %") == f"{100 * at['0 %']['asr1']:.2f}"
+    assert len(row) == 7
+    for column in set(row) - {"Trigger"}:
+        name, _, ratio = column.partition(" ")
+        assert row[column] == f"{_value(at[ratio], name):.{DIGITS[name]}f}", column
+
+
+@pytest.mark.parametrize(
+    "row", _rows("attacks", "## On real photographs"), ids=lambda r: r["Trigger"]
+)
+def test_every_attack_on_photographs(row: dict[str, str]) -> None:
+    cell = _the("attacks_jpeg", trigger=row["Trigger"], ratio=0.5)
+    clean = _the("attacks_jpeg", trigger=row["Trigger"], ratio=0.0)
+    labels = "source to target" if cell["choices"]["source"] else cell["protocol"]["labels"]
+    assert row["Labels"] == labels.replace("_", " ")
+    assert row["ASR at 0 %"] == f"{100 * clean['asr1']:.2f}"
+    for column in ("Nat1", "ASR1", "#Pois Left"):
+        assert row[column] == f"{_value(cell, column):.{DIGITS[column]}f}", column
+    assert row["AUROC (spectral)"] == f"{_value(cell, 'AUROC'):.3f}"
+
+
+MATRIX = _rows("defenses", "## What they find in every attack")
+
+
+@pytest.mark.parametrize("row", MATRIX, ids=lambda row: row["`defense=`"])
+def test_every_filter_on_every_attack(row: dict[str, str]) -> None:
+    defense = row["`defense=`"]
+    triggers = {head.strip("`"): text for head, text in row.items() if "=" not in head}
+    mean = triggers.pop("mean of the first nine")
+    assert len(triggers) == 12
+    if defense == "ASR1, %":
+        found = [100 * _the("matrix", trigger=t, defense="spectral")["asr1"] for t in triggers]
+    else:
+        cells = [_the("matrix", trigger=t, defense=defense) for t in triggers]
+        found = [_value(cell, "#Pois Left") for cell in cells]
+        assert mean == f"{np.mean(found[:9]):.1f}"
+    assert list(triggers.values()) == [f"{value:.0f}" for value in found]
+
+
+@pytest.mark.parametrize(
+    "row", _rows("defenses", "## On photographs"), ids=lambda row: row["`defense=`"]
+)
+def test_every_filter_on_photographs(row: dict[str, str]) -> None:
+    what = row.pop("`defense=`")
+    assert len(row) == 12
+    for head, text in row.items():
+        trigger, ratio = head.rstrip("%").split()
+        defense = "spectral" if what in DIGITS else what
+        cell = _the("photographs", trigger=trigger, ratio=float(ratio) / 100, defense=defense)
+        left = 100 * _value(cell, "#Pois Left") / _value(cell, "#Pois")
+        told = f"{left:.0f} ({_value(cell, 'AUROC'):.2f})"
+        assert text == (
+            told if what not in DIGITS else f"{_value(cell, what):.{int(what != '#Pois')}f}"
+        )
+
+
+@pytest.mark.parametrize("row", _rows("defenses", "## Several directions"), ids=str)
+def test_how_many_directions_rounds_and_which_weights(row: dict[str, str]) -> None:
+    for head, text in row.items():
+        if head[0] == "`" and "rank" not in head:
+            continue
+        wanted = {"rank": int(head.split()[-1]), "rounds": int(row["`rounds`"])}
+        wanted |= {"tail_power": int(row["`tail_power`"])}
+        cells = [
+            r for r in _records(["spectral_variants"])
+            if all(r["config"]["defense"][key] == value for key, value in wanted.items())
+        ]  # fmt: skip
+        assert len({r["choices"]["trigger"] for r in cells}) == len(cells) == 14
+        assert text == f"{np.mean([_value(r, '#Pois Left') for r in cells]):.1f}"
+
+
+@pytest.mark.parametrize("row", _rows("defenses", "## Several directions", 1), ids=str)
+def test_the_same_at_other_layers(row: dict[str, str]) -> None:
+    layer, *means = row.values()
+    for defense, mean in zip(("spectral", "spectral_plus"), means, strict=True):
+        cells = [c for c in _cells("spectral_layers", defense=defense) if _key(c, "Layer") == layer]
+        assert len(cells) == 14
+        assert mean == f"{np.mean([_value(cell, '#Pois Left') for cell in cells]):.1f}"
+
+
+@pytest.mark.parametrize(
+    "row", _table("defenses", "## What they do on embedded images")[1], ids=lambda row: row[0]
+)
+def test_every_defense_on_embedded_images(row: list[str]) -> None:
+    defense, *places, nat2 = row
+    for trigger, texts in (("pixel", places[:3]), ("pattern", places[3:])):
+        cells = _cells("defenses", trigger=trigger, defense=defense)
+        assert len(cells) == 3
+        for text, column in zip(texts, ("AUROC", "#Pois Left", "ASR2"), strict=True):
+            values = [_value(cell, column) for cell in cells]
+            assert text == _spread(values, {"AUROC": 3, "#Pois Left": 0, "ASR2": 1}[column]), column
+    values = [100 * cell["nat2"] for cell in _cells("defenses", defense=defense)]
+    assert nat2 == f"{np.mean(values):.2f}"
+
+
+def _spread(values: list[Any], digits: int) -> str:
+    if values[0] is None:
+        return ""
+    mean, low, high = (f"{f(values):.{digits}f}" for f in (np.mean, np.min, np.max))
+    return mean if low == high or digits == 3 else f"{mean} ({low}–{high})"
+
+
+AUGMENTED = "## Does augmentation alone suffice?"
+
+
+@pytest.mark.parametrize("row", _table("defenses", AUGMENTED)[1], ids=lambda row: row[0])
+def test_every_augmentation(row: list[str]) -> None:
+    recipe, _, *places, nat1 = row
+    for trigger, texts in (("pixel", places[:3]), ("pattern", places[3:])):
+        cells = _cells("augmentation", trigger=trigger, recipe=recipe)
+        assert len(cells) == 3
+        for text, column in zip(texts, ("ASR1", "#Pois Left", "ASR2"), strict=True):
+            digits = int(column != "#Pois Left")
+            assert text == _spread([_value(cell, column) for cell in cells], digits), column
+    values = [100 * cell["nat1"] for cell in _cells("augmentation", recipe=recipe)]
+    assert nat1 == f"{np.mean(values):.2f}"
+
+
+@pytest.mark.parametrize(
+    "row", _table("defenses", "## Without being told where to look")[1], ids=lambda row: row[0]
+)
+def test_every_accusation(row: list[str]) -> None:
+    defense, *told = row
+    cells = _cells("suspicious", defense=defense)
+    clean, poisoned = ([r for r in cells if (r["choices"]["ratio"] > 0) == p] for p in (0, 1))
+    networks = {(r["choices"]["seed"], r["hashes"]["weights1"]): r for r in clean}.values()
+    assert (len(networks), len(poisoned)) == (3, 6)
+    accused = sum(r["counts"]["n_accused"] for r in networks)
+    named = sum(r["counts"]["n_named"] for r in poisoned)
+    others = sum(r["counts"]["n_accused"] - r["counts"]["n_named"] for r in poisoned)
+    left = np.mean([r["counts"]["pois_left"] for r in poisoned])
+    assert told == [f"{accused} in 3", f"{named} of 6", f"{others} in 6", f"{left:.1f}"]
