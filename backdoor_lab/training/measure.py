@@ -113,7 +113,9 @@ def _over(
     take: Callable[[Tensor], Tensor],
 ) -> Tensor:
     torch.set_num_threads(machine.threads)
-    module.to(machine.device).eval()
+    with torch.inference_mode(False):
+        # Weights that are moved in inference mode could never be trained again.
+        module.to(machine.device).eval()
     parts = []
     for start in range(0, n, CHUNK):
         stopping.check()

@@ -107,7 +107,8 @@ def optimizer_of(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
         # One pass over weights, gradients and momenta instead of several; the last bit may differ.
-        fused=all(each.device.type == "cpu" for each in parameters),
+        # None, not False, elsewhere: torch then takes all of them at once, not one by one.
+        fused=all(each.device.type == "cpu" for each in parameters) or None,
     )
     return sgd, _schedule(recipe, sgd, total_steps)
 

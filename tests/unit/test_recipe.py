@@ -26,6 +26,13 @@ def rates(total: int, **changes: Any) -> list[float]:
     return found
 
 
+@pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("meta", None)])
+def test_weights_are_stepped_all_at_once(device: str, fused: bool | None) -> None:
+    """By one kernel on a CPU, elsewhere as torch thinks best: False would be one by one."""
+    sgd, _ = optimizer_of(Recipe.of(BASE), nn.Linear(2, 2, device=device), 4)
+    assert sgd.defaults["fused"] is fused
+
+
 @pytest.mark.parametrize("total", [4, 40, 400])
 def test_steps_follow_the_length(total: int) -> None:
     found = rates(total, schedule="steps", milestones=[0.5, 0.75], gamma=0.1)
