@@ -7,7 +7,8 @@ SWEEPS ?= multirun_reports
 RECIPE ?= report
 
 # CIFAR-10 itself, downloaded on first use, or DATA=: a folder or archive of its images.
-ASKED = $(if $(DATA),dataset=image_folder 'dataset.root=$(DATA)') $(ARGS)
+# Quoted for Hydra, to which a comma is a sweep, and for the shell.
+ASKED = $(if $(DATA),dataset=image_folder 'dataset.root="$(subst ','\'',$(DATA))"') $(ARGS)
 
 .PHONY: help demo smoke reproduce reproduce-small test torture bench bench-gpu tables figures pictures status lint clean
 

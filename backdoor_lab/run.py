@@ -159,6 +159,8 @@ def _one_line(error: BaseException) -> str:
     override = str(getattr(error, "override", None) or "")
     if override not in said:
         said = f"{override}: {said}"
+    if "LexerNoViableAlt" in said:
+        said += " (a value with letters or signs beyond these needs quotes: 'target=\"é\"')"
     return said or type(error).__name__
 
 

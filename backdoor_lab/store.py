@@ -125,9 +125,8 @@ class Store:
         try:
             which = folder.stat().st_ino
             manifest = json.loads((folder / MANIFEST).read_bytes())
-            damage = _torn(manifest)
-            if not damage and folder.name not in self._verified:
-                damage = _damage(folder, manifest)
+            known = folder.name in self._verified
+            damage = _torn(manifest) if known else damage_in(folder, manifest)
             stored = canonical(manifest["inputs"])
             entry = Entry(folder, folder.name, manifest["meta"], False, manifest["seconds"])
         except FileNotFoundError:
@@ -193,7 +192,12 @@ def _torn(manifest: dict[str, Any]) -> str | None:
     return f"{MANIFEST} does not have its own hash"
 
 
-def _damage(folder: Path, manifest: dict[str, Any]) -> str | None:
+def damage_in(folder: Path, manifest: dict[str, Any]) -> str | None:
+    """What is wrong with a published output whose manifest was read; None where it is whole."""
+    return _torn(manifest) or _lost(folder, manifest)
+
+
+def _lost(folder: Path, manifest: dict[str, Any]) -> str | None:
     for name, facts in manifest["files"].items():
         if not checks.NAME.match(name):
             return f"unsafe file name {name!r}"

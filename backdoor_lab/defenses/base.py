@@ -192,8 +192,9 @@ class Filter(Defense):
         return self.budget.capped(asked, n, known.epsilon)
 
     def _refuse(self, known: Knowledge, label: int, removed: int, size: int) -> None:
+        epsilon = "" if known.epsilon is None else f" with ε = {known.epsilon}"
         raise ConfigError(
-            f"`defense.budget={self.budget.text}` with ε = {known.epsilon} removes {removed} of"
+            f"`defense.budget={self.budget.text}`{epsilon} removes {removed} of"
             f" the {size} examples of class {known.classes[label]}: nothing would be left. Lower"
             " the budget or the ratio, set defense.budget_cap (50%), or look at fewer classes"
             f" (now defense.classes={self.scope})"

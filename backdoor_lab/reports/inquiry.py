@@ -80,7 +80,7 @@ def answer(
             if store is not None and not store.is_dir():
                 raise ConfigError(f"no such folder: {store}")
             sweep = one_sweep(asked.folder)
-            shelf = Shelf(find_store(sweep.folder, store))
+            shelf = Shelf(find_store(sweep.folder, store), checked=True)
             labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), shelf)
             if not lines:
                 raise ConfigError(_nothing(question, sweep, shelf))

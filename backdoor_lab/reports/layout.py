@@ -21,6 +21,7 @@ from backdoor_lab.reports.records import Cell
 ROW = ("target", "ratio", "defense")
 APART = ("seed", *ROW)
 UNREADABLE = "unreadable"
+HASH = re.compile(r"[0-9a-f]{32,}")
 
 Key = tuple[Any, ...]
 
@@ -60,9 +61,9 @@ def row_key(cell: Cell) -> Key:
 
 
 def words(value: Any) -> str:
-    """A JSON scalar (or anything else) as short text."""
+    """A JSON scalar (or anything else) as short text; of a long hash the first ten digits."""
     if isinstance(value, str):
-        return value
+        return value[:10] if HASH.fullmatch(value) else value
     if value is None or isinstance(value, (bool, dict, list)):
         return "any" if value is None else json.dumps(value)
     return f"{value:.10g}" if isinstance(value, float) else str(value)

@@ -15,7 +15,8 @@ HEADS = {
     "cosine": "|cos|", "auroc_top": "AUROC top", "auroc_shift": "AUROC δ",
 }  # fmt: skip
 NOTES = (
-    "Features of the training images labelled as the target, covers left out. p: share of poison."
+    "Features of the training images labelled as the target, covers left out; cells that share"
+    " their features (other defenses, other readings of them) have one line. p: share of poison."
     " δ: mean of the poisoned minus mean of the clean ones.",
     "p(1-p)δ²: the variance that the poison's being elsewhere adds along δ. Along δ: all variance"
     " along δ, this and what both kinds vary by themselves. Own largest: the largest variance of"

@@ -1,7 +1,7 @@
 """What the stages of a cell left in the store, read with numpy alone.
 
 Everything here may be gone (a store is not committed) or damaged; then there is None and a note.
-Nothing is checked against its hash: what is read is shown, never reused.
+What is only shown is not checked against its hash, unless that is asked for: a table is evidence.
 """
 
 from __future__ import annotations
@@ -105,11 +105,13 @@ def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
 class Shelf:
     """The stage outputs of records, out of one store; None for what is not there.
 
-    `notes` collects why, each reason once.
+    `notes` collects why, each reason once. `checked`: files that do not have the hashes they were
+    published with count as damaged.
     """
 
-    def __init__(self, root: Path | None) -> None:
+    def __init__(self, root: Path | None, *, checked: bool = False) -> None:
         self.root = root
+        self._check = lru_cache(None)(_check_hashes) if checked else lambda folder: None
         self.notes: list[str] = [] if root is not None else [NO_STORE]
         self._tensors = lru_cache(_CACHED)(self._read_tensors)
         self._datasets = lru_cache(_CACHED)(self._dataset)
@@ -156,7 +158,9 @@ class Shelf:
     def _entry(self, record: dict[str, Any], stage: str) -> Path:
         # The id comes out of a file that anybody may have written.
         name = safe_name("stage id", record["run"]["stages"][stage]["id"])
-        return Path(self.root or "") / safe_name("stage", stage) / name
+        folder = Path(self.root or "") / safe_name("stage", stage) / name
+        self._check(folder)
+        return folder
 
     def _read_tensors(self, path: Path) -> dict[str, Array]:
         from safetensors.numpy import load_file
@@ -186,8 +190,12 @@ class Shelf:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 meta = json.loads(manifest.read_bytes())["meta"]
                 if meta["digests"]["train"] == digest:
-                    return manifest.parent, tuple(map(str, meta["classes"]))
-        raise DataError("no such data set in the store")
+                    found = manifest.parent, tuple(map(str, meta["classes"]))
+                    break
+        else:
+            raise DataError("no such data set in the store")
+        self._check(found[0])
+        return found
 
     def _judged(self, record: dict[str, Any], n: int) -> Judged:
         found = self._tensors(self._entry(record, "filter") / "verdict.safetensors")
@@ -213,6 +221,15 @@ class Shelf:
     def _first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array:
         found = self._tensors(self._entry(record, stage) / "weights.safetensors")
         return found[first_convolution(((k, v.shape) for k, v in found.items()), channels)]
+
+
+def _check_hashes(folder: Path) -> None:
+    """Raises ValueError for a published output that is not as it was published."""
+    from backdoor_lab.store import damage_in
+
+    damage = damage_in(folder, json.loads((folder / MANIFEST).read_bytes()))
+    if damage:
+        raise ValueError(damage)
 
 
 def _never_ran(record: dict[str, Any], stage: str) -> bool:

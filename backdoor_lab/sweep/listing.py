@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.errors import ConfigError, DataError
+from backdoor_lab.reports.records import DAMAGED, DONE, Cell, parse
+
+log = logging.getLogger(__name__)
+WHOLE = {"nat1", "n_poisoned", "pois_left"}
+"""What every done cell has measured."""
 
 
 @dataclass(frozen=True)
@@ -29,29 +35,50 @@ def command_line() -> str:
 
 
 def status_of(folder: Path) -> str | None:
-    """The status in a cell's record; None without one, or when it cannot be read."""
+    """The status in a cell's record, as tables show it; None without one."""
     try:
-        status = json.loads((folder / "record.json").read_bytes())["status"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return str(status)
+        found = _read(folder)
+    except DataError:
+        return DAMAGED
+    return None if found is None else found.status
 
 
 def finished(folder: Path, cell_id: str) -> bool:
-    """Whether a folder holds the record of this very cell, done; a failed one is tried again.
+    """Whether a folder holds the record of this very cell, done; a failed one is tried again, and
+    so is a damaged one, with a warning.
 
     Raises ConfigError when it holds another cell's.
     """
     try:
-        record = json.loads((folder / "record.json").read_bytes())
-    except (OSError, ValueError):
+        found = _read(folder)
+    except DataError as error:
+        log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
         return False
-    if not isinstance(record, dict) or record.get("id", cell_id) == cell_id:
-        return isinstance(record, dict) and record.get("status") == "done"
+    if found is None or found.id == cell_id:
+        return found is not None and found.done
     raise ConfigError(
-        f"{folder} holds the record of {record['id']}, and this cell is {cell_id}: give another"
+        f"{folder} holds the record of {found.id}, and this cell is {cell_id}: give another"
         " folder (hydra.run.dir or hydra.sweep.dir), or leave it to the default"
     )
+
+
+def _read(folder: Path) -> Cell | None:
+    """The record in a folder; None without one. Raises DataError where it is damaged."""
+    try:
+        data = (folder / "record.json").read_bytes()
+    except OSError:
+        return None
+    found = parse(data)
+    lacking = sorted(WHOLE - found.numbers.keys()) if found.status == DONE else []
+    if lacking:
+        raise DataError(f"done, but without {', '.join(lacking)}")
+    if b"NaN" in data:
+        json.loads(data, parse_constant=_refuse)
+    return found
+
+
+def _refuse(name: str) -> None:
+    raise DataError(f"{name} stands in place of a number")
 
 
 def sweep_file(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from test_reports_records import record, write_sweep
+
+from backdoor_lab.store import _seal
 
 Array = NDArray[Any]
 CLASSES = ("cat", "bird", "dog")
@@ -60,7 +61,7 @@ def put(store: Path, made: Made, name: str) -> dict[str, dict[str, Any]]:
     np.save(data / "train_images.npy", made.base)
     np.save(data / "train_labels.npy", made.clean_labels)
     meta = {"classes": list(CLASSES), "digests": {"train": f"digest-{name}", "test": "t"}}
-    (data / "manifest.json").write_text(json.dumps({"meta": meta}))
+    _seal(data, "data", {}, meta, 0.0)
     tensors: dict[str, tuple[str, dict[str, Array]]] = {
         "poison": ("poison", {
             "rows": made.rows, "index": made.index, "labels": made.labels,
@@ -75,7 +76,7 @@ def put(store: Path, made: Made, name: str) -> dict[str, dict[str, Any]]:
         folder.mkdir(parents=True)
         save_file(values, folder / f"{file}.safetensors")
         loss = {"loss": made.losses[stage]} if stage in made.losses else {}
-        (folder / "manifest.json").write_text(json.dumps({"meta": loss}))
+        _seal(folder, stage, {}, loss, 0.0)
     return {stage: {"id": name, "made": True} for stage in tensors}
 
 

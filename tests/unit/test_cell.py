@@ -173,7 +173,7 @@ REFUSED = [
     ("ratio=0.001", "`ratio`=0.001 of 20 images", "less than one image"),
     ("protocol.ratio_of=all ratio=0.95", "190 poisoned images", "180 are eligible"),
     ("protocol.ratio_of=count ratio=1.5", "`ratio`", "whole number, got 1.5"),
-    ("defense.budget=26", "removes 26 of the 26 examples of class bird", "nothing would be left"),
+    ("defense.budget=26", "`defense.budget=26` removes 26 of the 26 examples of class bird", "nothing would be left"),
     ("protocol=group13_literal ratio=0.1 defense.classes=all",
      "`defense.budget=1.5eps` with ε = 20 removes 30 of the 20 examples of class airplane",
      "defense.classes=all"),

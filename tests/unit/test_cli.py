@@ -40,6 +40,7 @@ WRONG = {
     "ratio=abc": ["`ratio` must satisfy 0 <= ratio < 1, got 'abc'"],
     "trigger=pixle": ["pixle", "pattern"],
     "ratoi=0.1": ["ratoi"],
+    "target=Straße": ["target=Straße", "needs quotes"],
     "trainer=gpu": ["trainer=gpu", "trainer=cpu"],
     "dataset.sise=3": ["sise"],
     "+dataset.sise=3": ["sise", "size"],

@@ -204,6 +204,12 @@ def test_other_config_values_are_never_averaged_as_seeds(tmp_path: Path) -> None
     assert all(row.asked == 1 for table in found for row in table.rows)
 
 
+def test_two_sets_of_one_name_are_told_apart_by_ten_digits(tmp_path: Path) -> None:
+    made = [record(seed=n, config={"data": digit * 64}) for n, digit in enumerate("ab")]
+    titles = [table.title for table in tables(tmp_path, made)]
+    assert titles == [f"pixel, config data {digit * 10}" for digit in "ab"]
+
+
 def test_a_missing_cell_joins_the_table_of_its_protocol(tmp_path: Path) -> None:
     asked = [record(), record(target="dog"), failed(record(target="horse"))]
     asked[2]["protocol"] = None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_reports_commands import contents
 from test_reports_records import PROTOCOL, failed, record, write_sweep
 from test_reports_render import HOSTILE, Tags, _latex_with_booktabs
@@ -281,16 +282,32 @@ def test_latex_of_every_layout_compiles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-def test_make_tables_hands_the_layout_on() -> None:
-    asked = ["ROWS=target, ratio", "COLUMNS=defense", "VALUES=asr2", "ARGS=extra", "SWEEPS=here"]
+def told_by_make(*asked: str) -> list[str]:
+    """The words of the last command that make would run."""
     # As if from a terminal, also when these tests were started by make.
     alone = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     said = subprocess.run(
-        ["make", "--dry-run", "tables", *asked], cwd=ROOT, capture_output=True, text=True,
-        check=True, env=alone,
+        ["make", "--dry-run", *asked], cwd=ROOT, capture_output=True, text=True, check=True,
+        env=alone,
     )  # fmt: skip
-    words = shlex.split(said.stdout.splitlines()[-1])
+    return shlex.split(said.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+@pytest.mark.parametrize("goal", ["reproduce", "reproduce-small"])
+@pytest.mark.parametrize("path", ["a b/plain (1).tar.xz", "x=1,y.zip", "it's/set.tar", "é.zip"])
+def test_make_hands_any_path_on(goal: str, path: str) -> None:
+    """Hydra reads it as one value, and as no sweep."""
+    words = told_by_make(goal, f"DATA={path}")
+    (found,) = OverridesParser.create().parse_overrides([words[-1]])
+    assert (found.key_or_group, found.value()) == ("dataset.root", path)
+    assert not found.is_sweep_override()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
+def test_make_tables_hands_the_layout_on() -> None:
+    asked = ["ROWS=target, ratio", "COLUMNS=defense", "VALUES=asr2", "ARGS=extra", "SWEEPS=here"]
+    words = told_by_make("tables", *asked)
     expected = ["here", "rows=target, ratio", "columns=defense", "values=asr2", "extra"]
     assert words[words.index("backdoor_lab.reports") + 1 :] == expected
 

@@ -114,6 +114,20 @@ def test_the_command_tells_every_network_once(
         assert "AUROC top" in out.with_suffix(f".{suffix}").read_text()
 
 
+@pytest.mark.parametrize("what", ["extract/cell0/features", "poison/cell0/poison"])
+def test_what_is_not_as_it_was_published_is_no_evidence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
+) -> None:
+    """Other numbers of the same shape: the cell is left out, with a note; the other one stays."""
+    folder, _ = sweep(tmp_path)
+    path = tmp_path / ".store" / f"{what}.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    assert main([str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("| pixel") == 1
+    assert "of some cells: damaged in the store" in said
+
+
 def test_what_cannot_be_told_is_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
