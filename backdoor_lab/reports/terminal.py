@@ -1,5 +1,5 @@
 """What is said on a terminal: printing that survives one without `±` and a reader like `head` that
-leaves early, and seconds in words."""
+leaves early, and seconds and bytes in words."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size_words(number: int) -> str:
+    """Bytes in words: `3 MB`, `1.7 GB`, in powers of ten as disks are sold."""
+    return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"

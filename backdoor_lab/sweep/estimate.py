@@ -1,9 +1,10 @@
-"""What a sweep would do and about how long it would take, without doing it."""
+"""What a sweep would do, about how long it would take and how much disk, without doing it."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -20,17 +21,19 @@ from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
 from backdoor_lab.files import canonical
-from backdoor_lab.reports.terminal import duration
+from backdoor_lab.reports.terminal import duration, size_words
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.sweep.stages import train_stage
 from backdoor_lab.sweep.told import class_sizes
+from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import channel_stats, predictions
+from backdoor_lab.training.models import Tap, build_model
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Images
 
@@ -39,18 +42,21 @@ ORDER = (
     "retrain", "repair",
 )  # fmt: skip
 MEASURE = "measure"
+FLOAT32 = 4
 CALIBRATION_S = 1.5
 WARM_UP = 2
 
 
 @dataclass
 class Work:
-    """What is left to do of a sweep: each cell with its state, how many `trainings`, and the
-    `seconds` of all of it, one cell after the other, on this machine."""
+    """What is left to do of a sweep: each cell with its state, how many `trainings`, the
+    `seconds` of all of it, one cell after the other, on this machine, and the `bytes` of networks
+    and features that it adds to the store."""
 
     cells: list[tuple[Cell, str]] = field(default_factory=list)
     trainings: int = 0
     seconds: float = 0.0
+    bytes: int = 0
 
 
 class _Missing(Exception):
@@ -106,10 +112,11 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
     Times come from a short calibration on this machine, by itself: some training steps and one
     pass without gradient for each kind of network and image. What a trigger prepares, what a
     filter or a repair computes or trains, and what is trained again after a filter removed much
-    are not foreseen.
+    are not foreseen; nor is the disk that poisoned images and unfinished trainings take.
     """
     work, shared = Work(), set[str]()
     speeds: dict[str, tuple[float, float]] = {}
+    sizes: dict[str, tuple[int, int]] = {}
     for cell in cells:
         if cell.id in finished:
             work.cells.append((cell, "done"))
@@ -120,8 +127,26 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
         kind = canonical([cell.config["model"], cell.recipe.decides(), data.train.digest])
         if kind not in speeds:
             speeds[kind] = calibrate(cell, data, machine)
-        _count(work, cell, data, missing, speeds[kind], shared, machine)
+        size = canonical([cell.config["model"], cell.protocol["layer"], data.train.digest])
+        if size not in sizes:
+            sizes[size] = footprint(cell, data)
+        _count(work, cell, data, missing, speeds[kind], sizes[size], shared, machine)
     return work
+
+
+def footprint(cell: Cell, data: Dataset) -> tuple[int, int]:
+    """The bytes of a network's weights, and of one image's features at the cell's layer."""
+    channels, height, width = data.train.shape
+    net = build_model(
+        cell.config["model"], channels=channels, classes=len(data.classes), seed=0
+    ).eval()
+    weights = sum(value.nbytes for value in net.state_dict().values())
+    layer = cell.protocol["layer"]
+    if layer == AUTOENCODER:
+        return weights, FLOAT32 * DIMS
+    with torch.no_grad(), Tap(net, layer) as tap:
+        net(torch.zeros(1, channels, height, width))
+    return weights, FLOAT32 * tap.values.shape[1]
 
 
 def calibrate(cell: Cell, data: Dataset, machine: Machine) -> tuple[float, float]:
@@ -160,7 +185,7 @@ def _inference(module: Any, test: Images, machine: Machine) -> float:
 
 def _count(
     work: Work, cell: Cell, data: Dataset, missing: list[str], speed: tuple[float, float],
-    shared: set[str], machine: Machine,
+    size: tuple[int, int], shared: set[str], machine: Machine,
 ) -> None:  # fmt: skip
     sizes = class_sizes(data.train.labels, len(data.classes))
     poisoned = count(cell.plan, sizes)
@@ -188,8 +213,12 @@ def _count(
     own = stage <= ORDER.index("poison") and cell.trigger.uses_surrogate
     if own and _once(shared, ["surrogate", *network]):
         trainings += 1
-    if stage <= ORDER.index("extract"):
+    looked = ["features", attacked, cell.protocol["layer"]]
+    if stage <= ORDER.index("extract") and _once(shared, looked):
         passed += n_train
+        work.bytes += n_train * size[1]
+    repaired = int(cell.retrain and isinstance(cell.defense, Repair))
+    work.bytes += (trainings + repaired) * size[0]
     work.trainings += trainings
     work.seconds += trainings * n_train * cell.recipe.epochs * speed[0] + passed * speed[1]
 
@@ -213,7 +242,8 @@ def _once(shared: set[str], what: list[Any]) -> bool:
 
 
 def describe(work: Work, side_by_side: int) -> str:
-    """The cells, what is left of each, and the whole, in lines for a terminal."""
+    """The cells, what is left of each, and the whole, in lines for a terminal; with a warning
+    where the disk is too small for the networks and features."""
     width = max(len(cell.id) for cell, _ in work.cells)
     lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
     done = sum(state == "done" for _, state in work.cells)
@@ -227,7 +257,24 @@ def describe(work: Work, side_by_side: int) -> str:
         )
     cells, trainings = _many(len(work.cells), "cell"), _many(work.trainings, "training")
     lines.append(f"{cells}, {done} done; {trainings} to do: {takes} ({known})")
+    if work.bytes:
+        root = Path(work.cells[0][0].config["store"]["root"])
+        lines.append(_disk(work.bytes, root, shutil.disk_usage(_existing(root)).free))
     return "\n".join(lines)
+
+
+def _disk(needed: int, root: Path, free: int) -> str:
+    said = f"networks and features take {size_words(needed)} in {root}"
+    if needed < free:
+        return f"{said}, where {size_words(free)} are free"
+    return (
+        f"warning: {said}, where only {size_words(free)} are free: name a larger disk"
+        " (store.root=PATH), or another layer (penultimate features are the smallest)"
+    )
+
+
+def _existing(folder: Path) -> Path:
+    return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
 
 
 def _many(number: int, noun: str) -> str:

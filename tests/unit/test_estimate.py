@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cells import CPU, cell_of, run_here, started
+from safetensors.numpy import load_file
 
 from backdoor_lab.reports.terminal import duration
 from backdoor_lab.sweep import estimate as module
@@ -26,11 +28,12 @@ def fixed_speed(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("fixed_speed")
 def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
     """200 images and 6 poisoned ones; 50 clean and 45 triggered test images. Three defenses share
-    one attacked network: four trainings, seven passes over the tests less the shared ones."""
+    one attacked network and its features: four trainings, four passes over the tests, one over
+    the training images."""
     cells = [cell_of(tmp_path, f"defense={name}") for name in ("spectral", "none", "oracle")]
     work = estimate(cells, set(), CPU)
     assert work.trainings == 4
-    extracted, tested = 3 * 206, 4 * 95
+    extracted, tested = 206, 4 * 95
     assert work.seconds == pytest.approx(4 * 206 * 2.0 + (extracted + tested) * 0.5)
     assert [state for _, state in work.cells] == ["from poison on"] * 3
 
@@ -48,6 +51,34 @@ def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
     assert work.trainings == 1
     assert work.seconds == pytest.approx(206 * 2.0 + 95 * 0.5)
     assert estimate([done], {done.id}, CPU).seconds == 0
+
+
+@pytest.mark.usefixtures("fixed_speed")
+@pytest.mark.parametrize("layer", ["penultimate", "layer3", "layer3:pool", "autoencoder"])
+def test_as_many_bytes_as_the_store_then_holds(tmp_path: Path, layer: str) -> None:
+    """Weights and features of two defenses that share both attacked network and features."""
+    asked = [[f"defense={name}", f"protocol.layer={layer}"] for name in ("spectral", "none")]
+    told = estimate([cell_of(tmp_path, *each) for each in asked], set(), CPU).bytes
+    for number, each in enumerate(asked):
+        run_here(tmp_path, tmp_path / f"cell{number}", *each)
+    files = [
+        path for stage in ("train", "retrain", "extract")
+        for path in tmp_path.glob(f"{stage}/*/*.safetensors")
+    ]  # fmt: skip
+    assert len(files) == 4
+    held = sum(each.nbytes for path in files for each in load_file(path).values())
+    assert told == held
+
+
+def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path) -> None:
+    root = tmp_path / "not" / "yet"
+    work = module.Work([(cell_of(root), "from train on")], 1, 1.0, 10**15)
+    line = describe(work, 1).splitlines()[-1]
+    assert line.startswith(f"warning: networks and features take 1000000.0 GB in {root}, where")
+    assert "store.root=PATH" in line
+    room = describe(replace(work, bytes=5_000_000), 1).splitlines()[-1]
+    assert room.startswith(f"networks and features take 5 MB in {root}, where ")
+    assert room.endswith(" GB are free")
 
 
 @pytest.mark.usefixtures("fixed_speed")
