@@ -142,6 +142,25 @@ def test_every_layer_leaves_what_its_records_say(table: Table) -> None:
             assert place == f"{left} ({auroc:.2f})", (defense, layer, head)
 
 
+@pytest.mark.parametrize(
+    "row",
+    _section(REPORT, "## Where the cells miss the report")[0][2],
+    ids=lambda row: str(row[:3]),
+)
+def test_what_misses_the_report_is_said_of_every_cell(row: list[str]) -> None:
+    trigger, target, ratio, *told = row
+    (cell,) = [
+        r for r in _records(["report_reproduction"])
+        if [_key(r, c) for c in ("Trigger", "Target", "Ratio")] == [trigger, target, ratio]
+    ]  # fmt: skip
+    asr1, left, asr2 = (_value(cell, name) for name in ("ASR1", "#Pois Left", "ASR2"))
+    change = 100 * (cell["nat2"] - cell["nat1"])
+    assert told == [
+        f"{asr1:.2f}" if asr1 < 79 else "–", f"{left}" if left > 38 else "–",
+        f"{asr2:.2f}" if asr2 > 3 else "–", f"{change:.2f}" if change < 0 else "–",
+    ]  # fmt: skip
+
+
 def _anchor(heading: str) -> str:
     """As GitHub names a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
