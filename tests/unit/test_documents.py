@@ -79,7 +79,7 @@ LOOK = _section(REPORT, "## Where the filter looks")
 LAYERS = [table for table in LOOK if table[1][0] == "`defense`"]
 TABLES = [
     *_section(ROOT / "README.md", "## Results")[:1],
-    *_section(SWEEPS / "demo_report" / "README.md", "# The twelve cells on embedded images"),
+    *_section(SWEEPS / "demo_report" / "README.md", "# The twelve cells on drawn images"),
     *_section(REPORT, "## Which reading of the report gives its tables"),
     *(table for table in LOOK if "ASR2" in table[1]),
 ]  # fmt: skip
