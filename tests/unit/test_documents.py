@@ -162,12 +162,12 @@ def test_what_misses_the_report_is_said_of_every_cell(row: list[str]) -> None:
 
 
 NEARER = REPORT.read_text().split("\n## Nearer the report's training\n")[1]
-NETWORKS = re.findall(r"(?m)^\| \[[^]]+\]\(\.\./(\w+)\) (.*)\|$", NEARER)
+NETWORKS = re.findall(r"(?m)^\| \[[^]]+\]\(\.\./(\w+)\) \|(.*)\|$", NEARER)
 
 
 @pytest.mark.parametrize(("sweep", "row"), NETWORKS, ids=[sweep for sweep, _ in NETWORKS])
 def test_what_is_nearer_the_report_is_as_recorded(sweep: str, row: str) -> None:
-    trigger, target, nat1, asr1, *left = (text.strip() for text in row.strip("| ").split("|"))
+    trigger, target, nat1, asr1, *left = map(str.strip, row.split("|"))
     cells = _cells(sweep, trigger=trigger, target=target, ratio=0.1)
     assert {(f"{_value(c, 'Nat1'):.2f}", f"{_value(c, 'ASR1'):.2f}") for c in cells} == {
         (nat1, asr1)
