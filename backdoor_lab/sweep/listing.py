@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.reports.records import DAMAGED, DONE, Cell, parse
+from backdoor_lab.reports.records import DAMAGED, DONE, Cell, decode, parse
 
 log = logging.getLogger(__name__)
 WHOLE = {"nat1", "n_poisoned", "pois_left"}
@@ -47,19 +47,29 @@ def finished(folder: Path, cell_id: str) -> bool:
     """Whether a folder holds the record of this very cell, done; a failed one is tried again, and
     so is a damaged one, with a warning.
 
-    Raises ConfigError when it holds another cell's.
+    Raises ConfigError when it holds another cell's, damaged or not.
     """
+    name = _name(folder)
+    if name not in (None, cell_id):
+        raise ConfigError(
+            f"{folder} holds the record of {name}, and this cell is {cell_id}: give another"
+            " folder (hydra.run.dir or hydra.sweep.dir), or leave it to the default"
+        )
     try:
         found = _read(folder)
     except DataError as error:
         log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
         return False
-    if found is None or found.id == cell_id:
-        return found is not None and found.done
-    raise ConfigError(
-        f"{folder} holds the record of {found.id}, and this cell is {cell_id}: give another"
-        " folder (hydra.run.dir or hydra.sweep.dir), or leave it to the default"
-    )
+    return found is not None and found.done
+
+
+def _name(folder: Path) -> str | None:
+    """The id in a folder's record, whatever else is wrong with it; None where none can be read."""
+    try:
+        record = decode((folder / "record.json").read_bytes())
+    except (OSError, DataError):
+        return None
+    return str(record["id"]) if isinstance(record, dict) and "id" in record else None
 
 
 def _read(folder: Path) -> Cell | None:

@@ -109,14 +109,14 @@ def test_what_another_process_mended_is_left_alone(
     """Damage found in a folder says nothing about the sound one that is there by now."""
     store = Store(tmp_path)
     (store.get("train", {}, make).path / "weights.bin").write_bytes(b"")
-    look = store_module._damage
+    look = store_module._lost
 
     def look_slowly(folder: Path, manifest: dict[str, Any]) -> str | None:
         found = look(folder, manifest)
-        monkeypatch.setattr(store_module, "_damage", look)
+        monkeypatch.setattr(store_module, "_lost", look)
         assert Store(tmp_path).get("train", {}, make).made
         return found
 
-    monkeypatch.setattr(store_module, "_damage", look_slowly)
+    monkeypatch.setattr(store_module, "_lost", look_slowly)
     assert not Store(tmp_path).get("train", {}, make).made
     assert len(list(tmp_path.glob("train/.bad-*"))) == 1
