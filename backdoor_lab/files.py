@@ -82,6 +82,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def nearest(path: Path) -> Path:
+    """The path if it exists, else the nearest one above it that does."""
+    whole = path.absolute()
+    return next(each for each in (whole, *whole.parents) if each.exists())
+
+
 @contextmanager
 def room(path: Path, needed: int | None = None) -> Iterator[None]:
     """Turns 'no space left' into StoreFull with what was needed, what is free, and where."""
@@ -90,7 +96,7 @@ def room(path: Path, needed: int | None = None) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
-        free = shutil.disk_usage(path.parent if path.parent.exists() else Path.cwd()).free
+        free = shutil.disk_usage(nearest(path.parent)).free
         asked = "more room" if needed is None else f"{needed:,} bytes"
         raise StoreFull(
             f"{path}: no room: {asked} needed, {free:,} bytes free ({error.strerror}). Make room"

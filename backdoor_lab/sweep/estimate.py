@@ -20,7 +20,7 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
-from backdoor_lab.files import canonical
+from backdoor_lab.files import canonical, nearest
 from backdoor_lab.reports.terminal import duration, size_words
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
@@ -259,7 +259,7 @@ def describe(work: Work, side_by_side: int) -> str:
     lines.append(f"{cells}, {done} done; {trainings} to do: {takes} ({known})")
     if work.bytes:
         root = Path(work.cells[0][0].config["store"]["root"])
-        lines.append(_disk(work.bytes, root, shutil.disk_usage(_existing(root)).free))
+        lines.append(_disk(work.bytes, root, shutil.disk_usage(nearest(root)).free))
     return "\n".join(lines)
 
 
@@ -271,10 +271,6 @@ def _disk(needed: int, root: Path, free: int) -> str:
         f"warning: {said}, where only {size_words(free)} are free: name a larger disk"
         " (store.root=PATH), or another layer (penultimate features are the smallest)"
     )
-
-
-def _existing(folder: Path) -> Path:
-    return next(each for each in (folder, *folder.absolute().parents) if each.is_dir())
 
 
 def _many(number: int, noun: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.reports.records import DAMAGED, DONE, Cell, decode, parse
+from backdoor_lab.reports.records import DAMAGED, Cell, decode, parse
 
 log = logging.getLogger(__name__)
 WHOLE = {"nat1", "n_poisoned", "pois_left"}
@@ -49,22 +49,28 @@ def finished(folder: Path, cell_id: str) -> bool:
 
     Raises ConfigError when it holds another cell's, damaged or not.
     """
-    name = _name(folder)
+    try:
+        found = _read(folder)
+    except DataError as error:
+        _check_owner(folder, _name(folder), cell_id)
+        log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
+        return False
+    if found is None:
+        return False
+    _check_owner(folder, found.id, cell_id)
+    return found.done
+
+
+def _check_owner(folder: Path, name: str | None, cell_id: str) -> None:
     if name not in (None, cell_id):
         raise ConfigError(
             f"{folder} holds the record of {name}, and this cell is {cell_id}: give another"
             " folder (hydra.run.dir or hydra.sweep.dir), or leave it to the default"
         )
-    try:
-        found = _read(folder)
-    except DataError as error:
-        log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
-        return False
-    return found is not None and found.done
 
 
 def _name(folder: Path) -> str | None:
-    """The id in a folder's record, whatever else is wrong with it; None where none can be read."""
+    """The id in a damaged record; None where none can be read."""
     try:
         record = decode((folder / "record.json").read_bytes())
     except (OSError, DataError):
@@ -79,10 +85,10 @@ def _read(folder: Path) -> Cell | None:
     except OSError:
         return None
     found = parse(data)
-    lacking = sorted(WHOLE - found.numbers.keys()) if found.status == DONE else []
+    lacking = sorted(WHOLE - found.numbers.keys()) if found.done else []
     if lacking:
         raise DataError(f"done, but without {', '.join(lacking)}")
-    if b"NaN" in data:
+    if b"NaN" in data or b"Infinity" in data:
         json.loads(data, parse_constant=_refuse)
     return found
 

@@ -12,7 +12,7 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Defense
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.files import canonical
+from backdoor_lab.files import canonical, nearest
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, check_keys, source_of
 from backdoor_lab.sweep.told import class_sizes, held_out, knowledge
@@ -180,8 +180,6 @@ def try_network(
 
 def check_writable(folder: Path) -> None:
     """Raises ConfigError when a folder cannot be made or written to."""
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
+    existing = nearest(folder)
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to {folder}: {existing} is no folder that we may write to")

@@ -19,6 +19,7 @@ DAMAGE: dict[str, Callable[[str], str]] = {
     "a negative count": lambda text: re.sub(r'"pois_left": \d+', '"pois_left": -1', text),
     "text for a number": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": "0.5"', text),
     "NaN": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": NaN', text),
+    "infinity": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": -Infinity', text),
     "no rate": lambda text: re.sub(r'"nat1": [0-9.]+', '"nat1": null', text),
     "no counts": lambda text: text.replace('"counts"', '"count"'),
     "another status": lambda text: text.replace('"status": "done"', '"status": "fine"'),
