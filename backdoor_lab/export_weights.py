@@ -15,9 +15,9 @@ from typing import Any
 from backdoor_lab import checks
 from backdoor_lab.errors import EXIT_DONE, ConfigError, DataError, LabError, StoreError
 from backdoor_lab.files import write_atomic
+from backdoor_lab.reports.layout import ratio_words
 from backdoor_lab.reports.options import path_of
-
-STORE = ".store"
+from backdoor_lab.reports.whereabouts import CONFIGURATION, STORE, find_store
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,10 +79,12 @@ def _record(cell: Path) -> dict[str, Any]:
 
 
 def _store(cell: Path, given: Path | None) -> Path:
-    """The store named, or the one beside the cell's sweep."""
-    root = cell.resolve().parent.parent / STORE if given is None else given
-    if not root.is_dir():
-        raise StoreError(f"there is no store at {root}: name it with --store")
+    """The store named, else the one that the cell's sweep was run with."""
+    sweep = cell.resolve().parent
+    root = find_store(sweep, given)
+    if root is None:
+        looked = given or f"{sweep.parent / STORE}, nor where {sweep / CONFIGURATION} says"
+        raise StoreError(f"there is no store at {looked}: name it with --store")
     return root
 
 
@@ -158,11 +160,13 @@ def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
 def _facts(record: dict[str, Any], which: int) -> dict[str, str]:
     """What the network is, in words and in values; every value of a safetensors file is text."""
     model, chosen = record["config"]["model"], record["choices"]
+    ratio_of = (record.get("protocol") or {}).get("ratio_of")
+    ratio = ratio_words(chosen["ratio"], ratio_of)
     said = {"train": "before", "repair": "repaired by", "retrain": "retrained after"}
     when = said[_stage(record, which)]
     words = (
         f"{model.get('name')} trained on {chosen.get('dataset')} poisoned with {chosen['trigger']}"
-        f" for {chosen['target']} (ratio {chosen['ratio']}), {when} the defense {chosen['defense']}"
+        f" for {chosen['target']} (ratio {ratio}), {when} the defense {chosen['defense']}"
     )
     return {
         "format": "pt",
@@ -187,7 +191,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=path_of, required=True, metavar="FILE.safetensors")
     parser.add_argument("--which", type=int, choices=(1, 2), default=2)
     parser.add_argument(
-        "--store", type=path_of, metavar="FOLDER", help="default: .store by the sweep"
+        "--store", type=path_of, metavar="FOLDER",
+        help="the store (default: that of the last run, else .store beside the sweep)",
     )  # fmt: skip
     return parser
 

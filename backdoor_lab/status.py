@@ -1,4 +1,4 @@
-"""python -m backdoor_lab.status SWEEP_DIR: what of a sweep is done, running, failed and missing.
+"""python -m backdoor_lab.status [FOLDER ...]: what of a sweep is done, running, failed and missing.
 
 Reads files only and decides nothing: a heartbeat's age is the wall clock's, and only shown.
 """
@@ -14,22 +14,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE
-from backdoor_lab.reports.layout import ROW, words
+from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError
+from backdoor_lab.reports.axes import SEED, Facts, head
+from backdoor_lab.reports.layout import ROW
 from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.records import MISSING, Cell
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import Sweep, find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import duration, printing
+from backdoor_lab.reports.whereabouts import DEFAULT_SAID, roots_of
 
 HEARTBEAT = "running.json"
 STALE_AFTER = 60.0
-MARKS = {"done": "D", "running": "R", "stale": "S", "failed": "F", "diverged": "X", MISSING: "."}
+KINDS = ("done", "running", "stale", "failed", "diverged", MISSING)
 
 
 @dataclass(frozen=True)
 class State:
-    """One cell now: `kind` is a key of MARKS, `text` says more where there is more to say."""
+    """One cell now: `kind` is one of KINDS, `text` says more where there is more to say."""
 
     cell: Cell
     kind: str
@@ -101,13 +103,14 @@ def _cost(cell: Cell) -> float:
 
 
 def show(sweep: Sweep, states: list[State]) -> str:
-    """The grid (a line per row of the tables, a mark per cell), what is not done, the counts."""
+    """A line per row of the tables that names its cells, what is not done, the counts."""
     counts = Counter(state.kind for state in states)
     lines = [f"{sweep.name} in {sweep.folder}", "", *_grid(states), ""]
     lines += [f"{s.kind}: {s.cell.id}: {s.text}" for s in states if s.text]
     lines += [f"warning: {warning}" for warning in sweep.warnings]
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in MARKS if counts[kind])
-    lines.append(f"{len(states)} cells: {told or 'none'}")
+    told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
+    noun = "cell" if len(states) == 1 else "cells"
+    lines.append(f"{len(states)} {noun}: {told or 'none'}")
     left = seconds_left(states)
     if left is None:
         lines.append("Time left: not known before a cell has computed its stages.")
@@ -120,45 +123,65 @@ def show(sweep: Sweep, states: list[State]) -> str:
 
 
 def _grid(states: list[State]) -> list[str]:
-    """Rows in the order of the sweep; the marks of a row are its seeds and
-    whatever else differs that is no choice."""
-    rows: dict[tuple[str, ...], str] = {}
-    names = _differing([state.cell for state in states])
-    for state in states:
-        chosen = state.cell.choices
-        key = tuple(words(chosen.get(n)) for n in names) if chosen else (state.cell.id,)
-        rows[key] = rows.get(key, "") + MARKS[state.kind]
-    heads = {tuple(names): "one mark per cell", **rows}
-    columns = range(len(names))
-    widths = [max([len(key[c]) for key in heads if len(key) == len(names)]) for c in columns]
-    legend = ", ".join(f"{mark} {kind}" for kind, mark in MARKS.items())
-    lines = ["  ".join([*map(str.ljust, key, widths), marks]) for key, marks in heads.items()
-             if len(key) == len(names)]  # fmt: skip
-    return [*lines, *(f"{k[0]}  {m}" for k, m in heads.items() if len(k) != len(names)), legend]
+    """One line per row of the tables: the values that tell it, and its cells by state. A cell of
+    unknown choices has a line of its own."""
+    facts = Facts([state.cell for state in states])
+    names = _differing(facts)
+    rows: dict[tuple[str, ...], list[int]] = {}
+    for number, state in enumerate(states):
+        key = facts.key(number, names) if state.cell.choices else (state.cell.id,)
+        rows.setdefault(key, []).append(number)
+    lines = [[*map(head, names), "Cells"]]
+    lines += [[*key, _cells(facts, states, at)] for key, at in rows.items() if len(key) > 1]
+    widths = [max(map(len, column)) for column in list(zip(*lines, strict=True))[:-1]]
+    table = ["  ".join([*map(str.ljust, line, widths), line[-1]]) for line in lines]
+    lost = [f"{key[0]}  {states[at[0]].kind}" for key, at in rows.items() if len(key) == 1]
+    return [*(table if len(lines) > 1 else []), *lost]
 
 
-def _differing(cells: list[Cell]) -> list[str]:
-    """The trigger, the row's choices, and any other choice that differs in this sweep."""
-    known = [cell.choices for cell in cells if cell.choices]
-    others = sorted({name for choices in known for name in choices} - {"trigger", "seed", *ROW})
-    varied = [n for n in others if len({words(choices.get(n)) for choices in known}) > 1]
-    return ["trigger", *ROW, *varied]
+def _cells(facts: Facts, states: list[State], numbers: list[int]) -> str:
+    """``done: seed 0, 2; running: seed 1``; of two cells with one seed, the ids."""
+    seeds = Counter(facts.word(number, SEED) for number in numbers)
+    kinds: dict[str, list[str]] = {}
+    for number in numbers:
+        seed = facts.word(number, SEED)
+        name = f"seed {seed}" if seeds[seed] == 1 else states[number].cell.id
+        kinds.setdefault(states[number].kind, []).append(name)
+    return "; ".join(f"{kind}: {_enumerated(kinds[kind])}" for kind in KINDS if kind in kinds)
+
+
+def _enumerated(names: list[str]) -> str:
+    return ", ".join([names[0], *(name.removeprefix("seed ") for name in names[1:])])
+
+
+def _differing(facts: Facts) -> list[str]:
+    """The trigger, the row's choices, and whatever else differs in this sweep but the seed."""
+    others = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
+    return ["trigger", *ROW, *(name for name in others if len(facts.values(name)) > 1)]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 whatever the state of the sweep; 2 if there is no such folder."""
+    """Exit code 0 whatever the state of the sweeps; 2 if a folder that was named does not exist."""
     parser = argparse.ArgumentParser(prog="python -m backdoor_lab.status", description=__doc__)
-    parser.add_argument("folder", metavar="SWEEP_DIR", type=path_of)
-    folder = parser.parse_args(arguments).folder
-    return printing(lambda: _show_all(folder))
+    parser.add_argument(
+        "folders", metavar="FOLDER", nargs="*", type=path_of,
+        help=f"a sweep, or a folder of sweeps (default: {DEFAULT_SAID})",
+    )  # fmt: skip
+    folders = parser.parse_args(arguments).folders
+    return printing(lambda: _show_all(folders))
 
 
-def _show_all(folder: Path) -> int:
-    if not folder.is_dir():
-        print(plain(f"error: no such folder: {folder}"), file=sys.stderr)
+def _show_all(folders: list[Path]) -> int:
+    try:
+        roots = roots_of(folders)
+    except ConfigError as error:
+        print(plain(f"error: {error}"), file=sys.stderr)
         return EXIT_BAD_CONFIG
-    for found in find_sweeps(folder) or [folder]:
-        sweep = read_sweep(found)
+    found = dict.fromkeys(sweep for root in roots for sweep in find_sweeps(root))
+    if not found:
+        print(plain(f"No sweep found in {', '.join(map(str, roots))}."))
+    for each in found:
+        sweep = read_sweep(each)
         print(show(sweep, look(sweep, time.time())), end="\n\n")
     return EXIT_DONE
 

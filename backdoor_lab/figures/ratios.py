@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from backdoor_lab.figures.style import mark, new, styled
 from backdoor_lab.reports.intervals import half_width
-from backdoor_lab.reports.layout import Group
+from backdoor_lab.reports.layout import Group, is_count
 from backdoor_lab.reports.markup import short
 from backdoor_lab.reports.records import Cell
 
@@ -84,7 +84,8 @@ def draw_lines(axes: Axes, lines: Sequence[Series]) -> None:
 def panels(group: Group) -> list[Panel]:
     """The panels of one table's cells, a target class each, from its done cells. Against the ratio
     in percent, or where the protocol counts poison, against the number of images."""
-    counted = group.traits.get("protocol.ratio_of") == "count"
+    ratio_of = group.traits.get("protocol.ratio_of")
+    counted = any(is_count(each.choices["ratio"], ratio_of) for each in group.cells if each.choices)
     axis = "poisoned images" if counted else Panel.axis
     by_target: dict[str, list[Cell]] = defaultdict(list)
     for cell in group.cells:

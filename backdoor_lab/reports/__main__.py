@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import sys
 from pathlib import Path
 
@@ -24,11 +23,10 @@ from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.report import Report
 from backdoor_lab.reports.sweeps import TABLES, Sweep, find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import printing
+from backdoor_lab.reports.whereabouts import DEFAULT_SAID, roots_of
 from backdoor_lab.reports.wide import OPTIONS, Layout, layout_of
 from backdoor_lab.reports.write import contents, write_files
 
-ROOT_VARIABLE = "BACKDOOR_LAB_REPORTS"
-DEFAULT = "multirun_reports"
 MAKES_ONE = "python -m backdoor_lab -m experiment=demo"
 
 
@@ -53,10 +51,9 @@ def _report_all(given: list[str]) -> int:
 
 def _sweeps(given: list[str]) -> list[Path]:
     """The sweeps in the folders given, or in the default one; each once."""
-    absent = [root or "''" for root in given if not root or not Path(root).is_dir()]
-    if absent:
-        raise ConfigError(f"no such folder: {', '.join(absent)}")
-    roots = [*map(Path, given)] or [Path(os.environ.get(ROOT_VARIABLE) or DEFAULT)]
+    if "" in given:
+        raise ConfigError("no such folder: ''")
+    roots = roots_of([*map(Path, given)])
     found = list(dict.fromkeys(sweep for root in roots for sweep in find_sweeps(root)))
     if not found:
         looked = ", ".join(map(str, roots))
@@ -106,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "given", metavar="ROOT | rows=A,B | columns=C | values=D,E", nargs="*",
-        help=f"a sweep, or a folder of sweeps (default: ${ROOT_VARIABLE} or {DEFAULT})",
+        help=f"a sweep, or a folder of sweeps (default: {DEFAULT_SAID})",
     )  # fmt: skip
     return parser
 

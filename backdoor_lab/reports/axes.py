@@ -105,4 +105,4 @@ def told(name: str, word: str) -> str:
 
 
 def _ratio(facts: dict[str, Any]) -> str:
-    return ratio_words(facts.get("ratio"), facts.get(f"{PROTOCOL}ratio_of") == "count")
+    return ratio_words(facts.get("ratio"), facts.get(f"{PROTOCOL}ratio_of"))

@@ -144,7 +144,7 @@ def named(cell: Cell) -> defaultdict[str, str]:
     config = dict(flat(json.loads(cell.config or "{}")))
     config |= {f"protocol.{name}": value for name, value in (cell.protocol or {}).items()}
     values = {name: words(value) for name, value in (config | cell.choices).items()}
-    values["ratio"] = ratio_words(cell.choices["ratio"], counted=False)
+    values["ratio"] = ratio_words(cell.choices["ratio"], config.get("protocol.ratio_of"))
     return defaultdict(lambda: words(None), values)
 
 

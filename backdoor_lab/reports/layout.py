@@ -69,9 +69,17 @@ def words(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def ratio_words(ratio: Any, counted: bool) -> str:
-    """A ratio as text: ``5%``, or a number of images where the protocol counts poison."""
-    return words(ratio) if ratio is None or counted else f"{100 * ratio:.10g}%"
+def ratio_words(ratio: Any, ratio_of: Any) -> str:
+    """A ratio as text: ``5%``, or a number of images where it is one."""
+    if ratio is None:
+        return words(None)
+    return words(ratio) if is_count(ratio, ratio_of) else f"{100 * ratio:.10g}%"
+
+
+def is_count(ratio: float, ratio_of: Any) -> bool:
+    """Whether a ratio is a number of images: `protocol.ratio_of` says so, or it is not below 1, as
+    a share always is (for cells whose protocol is not recorded)."""
+    return bool(ratio_of == "count" or ratio >= 1)
 
 
 def adopt(cells: Sequence[Cell], what: str) -> list[Any]:

@@ -101,10 +101,8 @@ def _choice(cells: Sequence[Cell], name: str) -> Column:
 
 def _ratio(cell: Cell) -> str:
     value = cell.choices.get("ratio")
-    if value is None:
-        return NOTHING
-    counted = value >= 1 or (cell.protocol or {}).get("ratio_of") == "count"
-    return ratio_words(value, counted)
+    known = (cell.protocol or {}).get("ratio_of")
+    return NOTHING if value is None else ratio_words(value, known)
 
 
 def figure(cell: Cell, name: str) -> str:

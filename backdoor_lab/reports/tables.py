@@ -169,7 +169,7 @@ def _table(group: Group, statistics: dict[int, dict[str, Estimate]]) -> Table:
 def _row(group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Estimate]) -> Row:
     target, ratio, defense = key
     done = sum(cell.done for cell in cells)
-    counted = group.traits.get("protocol.ratio_of") == "count"
+    shown = "–" if ratio is None else ratio_words(ratio, group.traits.get("protocol.ratio_of"))
     known = None
     # Under another protocol, or from one source class, the same words mean another experiment.
     said = group.traits
@@ -177,13 +177,9 @@ def _row(group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Est
     if defense == reference.DEFENSE and alike and ratio is not None:
         known = reference.lookup(group.trigger, target, ratio)
     return Row(
-        str(target), _ratio(ratio, counted), "–" if defense is None else str(defense), estimates,
+        str(target), shown, "–" if defense is None else str(defense), estimates,
         done, len(cells), status_of(cells), known,
     )  # fmt: skip
-
-
-def _ratio(ratio: float | None, counted: bool) -> str:
-    return "–" if ratio is None else ratio_words(ratio, counted)
 
 
 def status_of(cells: Sequence[Cell]) -> str:

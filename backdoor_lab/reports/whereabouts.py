@@ -1,11 +1,27 @@
-"""Where the store of a sweep lies."""
+"""Where sweeps and their stores lie."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.errors import ConfigError
+
+ROOT_VARIABLE = "BACKDOOR_LAB_REPORTS"
+DEFAULT = "multirun_reports"
+DEFAULT_SAID = f"${ROOT_VARIABLE} or {DEFAULT}"
 STORE, CONFIGURATION = ".store", "multirun.yaml"
+
+
+def roots_of(given: Sequence[Path]) -> list[Path]:
+    """The folders given on a command line, which must exist, or the default one, which need not.
+    Raises ConfigError."""
+    absent = [str(root) for root in given if not root.is_dir()]
+    if absent:
+        raise ConfigError(f"no such folder: {', '.join(absent)}")
+    return [*given] or [Path(os.environ.get(ROOT_VARIABLE) or DEFAULT)]
 
 
 def find_store(sweep: Path, given: Path | None = None) -> Path | None:
@@ -33,6 +49,7 @@ def _run_with(sweep: Path) -> Path | None:
         return None
     if not isinstance(found, str) or not found or "\0" in found:
         return None
+    found = os.path.expanduser(found)
     if Path(found).is_absolute():
         return Path(found)
     started = _started_in(sweep, written)

@@ -6,7 +6,7 @@ plain values, so one composition serves them all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -25,11 +25,6 @@ class Expander:
         self.parser = OverridesParser.create(config_loader=loader)
         self._composed: dict[tuple[str, ...], DictConfig] = {}
         self._parsed: dict[str, Override] = {}
-
-    def configs(self, jobs: Sequence[Sequence[str]]) -> Iterator[Plain]:
-        """The resolved plain configuration of each job's overrides, without Hydra's own part."""
-        for job in jobs:
-            yield self.config(job)
 
     def config(self, job: Sequence[str]) -> Plain:
         """The resolved plain configuration of one job."""

@@ -316,6 +316,7 @@ def test_a_jobs_dictionary_stays_out_of_the_next_job(root: Path) -> None:
         loader = ConfigLoaderImpl(GlobalHydra.instance().config_loader().get_search_path())
         base = [*TINY, f"store.root={root}"]
         master = loader.load_configuration("config", [], RunMode.MULTIRUN)
-        found = list(Expander(loader, master).configs([[*base, *job] for job in jobs]))
+        expander = Expander(loader, master)
+        found = [expander.config([*base, *job]) for job in jobs]
         asked = [plain(compose("config", [*base, *job])) for job in jobs]
     assert found == asked

@@ -164,6 +164,27 @@ def test_other_weights_than_the_records_are_refused(
     assert "--store" in refused(cell, capsys)
 
 
+def test_the_store_of_the_last_run_is_found_wherever_it_lies(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    cell, store, _ = copy(lab, tmp_path / "lab")
+    store.rename(tmp_path / "disk")
+    (cell.parent / "multirun.yaml").write_text(f"store:\n  root: {tmp_path / 'disk'}\n")
+    export_weights(cell, tmp_path / "x.safetensors")
+    assert loaded(tmp_path / "x.safetensors")[1]
+
+
+def test_a_ratio_that_is_a_number_of_images_is_no_share(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    cell, _, record = copy(lab, tmp_path / "lab")
+    said = export_weights(cell, tmp_path / "x.safetensors")
+    assert "(ratio 30%)" in said["network"]
+    record["choices"]["ratio"], record["protocol"]["ratio_of"] = 6, "count"
+    (cell / "record.json").write_text(json.dumps(record))
+    assert "(ratio 6)" in export_weights(cell, tmp_path / "x.safetensors")["network"]
+
+
 def test_images_that_were_changed_give_no_normalisation(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

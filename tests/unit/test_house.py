@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -176,6 +177,37 @@ def test_annotations(path: Path) -> None:
             bare = [a.arg for a in named if a.annotation is None and a.arg not in ("self", "cls")]
             assert not bare, f"{node.name}: {bare}"
             assert node.returns is not None or node.name == "__init__", node.name
+
+
+# Called by a library, by name.
+CALLED_BY_LIBRARIES = re.compile(
+    r"on_\w+|forward|training_step|transfer_batch_to_device|sampler|set_epoch|state"
+)
+
+
+def test_every_function_is_used_by_the_package_itself() -> None:
+    """What tests alone call is no part of the program."""
+    used: set[str] = set()
+    defined: list[tuple[str, str]] = []
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Name):
+                used.add(node.id)
+            elif isinstance(node, ast.Attribute):
+                used.add(node.attr)
+            elif isinstance(node, Function) and not node.name.startswith("__"):
+                defined.append((name_of(path), node.name))
+    unused = [(path, name) for path, name in defined if name not in used]
+    assert [each for each in unused if not CALLED_BY_LIBRARIES.fullmatch(each[1])] == []
+
+
+def test_no_package_is_required_twice() -> None:
+    """One entry for each package that the program itself needs, with one bound."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [re.split(r"[^\w-]", each)[0] for each in project["dependencies"]]
+    for extra in project["optional-dependencies"].values():
+        names = [re.split(r"[^\w-]", each)[0] for each in extra]
+        assert len(set(needed + names)) == len(needed + names)
 
 
 def shipped() -> list[Path]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from test_reports_records import GRID, failed, record, write_sweep
+from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 
 from backdoor_lab import status
 from backdoor_lab.errors import ConfigError
@@ -163,7 +164,10 @@ def test_status_tells_done_running_stale_failed_and_missing(tmp_path: Path) -> N
     sweep, found = states(folder, 1010.0)
     assert [s.kind for s in found] == ["done", "failed", "running", "stale", "missing"]
     text = status.show(sweep, found)
-    assert "spectral  DFRS." in text
+    states_of_seeds = (
+        "done: seed 0; running: seed 2; stale: seed 3; failed: seed 1; missing: seed 4"
+    )
+    assert f"spectral  {states_of_seeds}" in text
     assert "train, epoch 3 of 8" in text
     assert "no heartbeat for 2 min" in text
     assert "failed: oom" in text
@@ -192,6 +196,42 @@ def test_a_hostile_heartbeat_is_shown_as_text(tmp_path: Path, text: str) -> None
     assert "\x1b" not in status.show(sweep, found)
 
 
-def test_status_ends_with_zero_for_any_folder(tmp_path: Path) -> None:
+def test_status_names_cells_that_differ_in_their_configuration_alone(tmp_path: Path) -> None:
+    made = [record(config={"recipe": {"lr": lr}, "seed": 0}, id=f"cell{lr}")
+            for lr in (0.1, 0.2, 0.3)]  # fmt: skip
+    text = status.show(*states(write_sweep(tmp_path / "s", made), 0.0))
+    rows = [line.split() for line in text.splitlines() if line.endswith("done: seed 0")]
+    assert [row[4] for row in rows] == ["0.1", "0.2", "0.3"]
+    # Nothing tells these two apart but their ids.
+    twins = [record(id="one"), failed(record(id="two"))]
+    text = status.show(*states(write_sweep(tmp_path / "t", twins), 0.0))
+    assert "done: one; failed: two" in text
+
+
+def test_status_prints_a_number_of_images_as_a_number(tmp_path: Path) -> None:
+    made = [record(ratio=500, protocol={**PROTOCOL, "ratio_of": "count"})]
+    text = status.show(*states(write_sweep(tmp_path / "s", made), 0.0))
+    assert re.search(r"bird +500 +spectral", text)
+    assert "%" not in text
+
+
+def test_status_ends_with_zero_for_any_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert status.main([str(tmp_path)]) == 0
+    assert "No sweep found in" in capsys.readouterr().out
     assert status.main([str(tmp_path / "none")]) == 2
+
+
+def test_status_without_a_folder_takes_the_default_of_reports(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BACKDOOR_LAB_REPORTS", raising=False)
+    assert status.main([]) == 0
+    assert "No sweep found in multirun_reports." in capsys.readouterr().out
+    for place in ("multirun_reports", "elsewhere"):
+        write_sweep(tmp_path / place / "mine", [record()])
+        assert status.main([]) == 0
+        assert f"in {place}/mine" in capsys.readouterr().out
+        monkeypatch.setenv("BACKDOOR_LAB_REPORTS", "elsewhere")
