@@ -6,16 +6,15 @@ Reads files only and decides nothing: a heartbeat's age is the wall clock's, and
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError
+from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, DataError
 from backdoor_lab.reports.axes import SEED, Facts, head
+from backdoor_lab.reports.heartbeat import HEARTBEAT, read_heartbeat
 from backdoor_lab.reports.layout import ROW
 from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.records import MISSING, Cell
@@ -24,8 +23,6 @@ from backdoor_lab.reports.sweeps import Sweep, find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import duration, printing
 from backdoor_lab.reports.whereabouts import DEFAULT_SAID, roots_of
 
-HEARTBEAT = "running.json"
-STALE_AFTER = 60.0
 KINDS = ("done", "running", "stale", "failed", "diverged", MISSING)
 
 
@@ -61,23 +58,15 @@ def _state(cell: Cell, path: Path | None, now: float) -> State:
 
 def _heartbeat(cell: Cell, path: Path, now: float) -> State | None:
     try:
-        age = max(0.0, now - path.stat().st_mtime)
-        beat = json.loads(path.read_bytes())
-    except FileNotFoundError:
+        beat = read_heartbeat(path, now)
+    except DataError as error:
+        return State(cell, "stale", str(error))
+    if beat is None:
         return None
-    except (OSError, ValueError, RecursionError):
-        return State(cell, "stale", "heartbeat unreadable")
-    text = _progress(beat if isinstance(beat, dict) else {})
-    if age <= STALE_AFTER:
+    text = f"{beat.doing} ({beat.where})"
+    if not beat.stale:
         return State(cell, "running", text)
-    return State(cell, "stale", f"{text}; no heartbeat for {duration(age)}")
-
-
-def _progress(beat: dict[str, Any]) -> str:
-    text = str(beat.get("stage", "unknown stage"))
-    if "epoch" in beat:
-        text += f", epoch {beat['epoch']} of {beat.get('epochs', '?')}"
-    return f"{text} (pid {beat.get('pid', '?')} on {beat.get('host', '?')})"
+    return State(cell, "stale", f"{text}; no heartbeat for {duration(beat.age)}")
 
 
 def seconds_left(states: list[State]) -> float | None:

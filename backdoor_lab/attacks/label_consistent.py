@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import track
 
 NORMS = ("linf", "l2")
 MARK = ((1, -1, -1), (-1, 1, -1), (1, -1, 1))
@@ -87,16 +88,17 @@ class LabelConsistent(Trigger):
         """`images` uint8 (n, C, H, W) made harder to classify as `labels` int64 (n,), within
         `eps`: same shape and type, without the mark."""
         surrogate = work.surrogate()
+        batches = list(zip(images.split(CHUNK), labels.split(CHUNK), strict=True))
         parts = [
             self._ascend(surrogate, part.to(work.device), true.to(work.device)).to(images.device)
-            for part, true in zip(images.split(CHUNK), labels.split(CHUNK), strict=True)
+            for part, true in track(batches, "batch")
         ]
         return torch.cat(parts)
 
     def _ascend(self, surrogate: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         start = images.float()
         change = torch.zeros_like(start)
-        for _ in range(self.steps):
+        for _ in track(range(self.steps), "step"):
             change = self._project(change + self._step(surrogate, start + change, labels), start)
         return to_bytes(start + change.trunc())
 

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks, stopping
+from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import track
 
 
 class Narcissus(Trigger):
@@ -70,8 +71,7 @@ class Narcissus(Trigger):
         noise = torch.zeros(work.train.shape, device=work.device, requires_grad=True)
         # A sure network's gradients are tiny; beside them Adam's usual 1e-8 would be large.
         optimizer = torch.optim.Adam([noise], lr=self.lr, eps=1e-20)
-        for _ in range(self.steps):
-            stopping.check()
+        for _ in track(range(self.steps), "step"):
             chosen = where[torch.randint(len(where), (self.batch,), generator=generator)]
             images = work.train.images[chosen].to(work.device).float()
             labels = torch.full((self.batch,), work.target, device=work.device)

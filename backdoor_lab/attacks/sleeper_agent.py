@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backdoor_lab import checks, stopping
+from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import track
 
 CHUNK = 256
 CELLS = 4
@@ -88,9 +89,10 @@ class SleeperAgent(Trigger):
     def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
         generator = work.generator("sleeper_agent")
         lesson = self._lesson(work, generator)
+        batches = list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
         parts = [
             self._best(lesson, part.to(work.device), true.to(work.device), generator)
-            for part, true in zip(images.split(self.batch), labels.split(self.batch), strict=True)
+            for part, true in track(batches, "batch")
         ]
         return torch.cat(parts).to(images.device)
 
@@ -103,8 +105,7 @@ class SleeperAgent(Trigger):
             raise ConfigError(f"`trigger`: no training image is of the source class {work.source}")
         chosen = where[torch.randperm(len(where), generator=generator)[: self.sources]]
         lesson = _Lesson(work.surrogate())
-        for part in chosen.split(CHUNK):
-            stopping.check()
+        for part in track(chosen.split(CHUNK), "batch of sources"):
             triggered = self.stamp(work.train.images[part]).to(work.device).float()
             labels = torch.full((len(part),), work.target, device=work.device)
             lesson.wanted = lesson.wanted + lesson.gradient(triggered, labels).detach()
@@ -114,7 +115,8 @@ class SleeperAgent(Trigger):
         self, lesson: _Lesson, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
         """The poison uint8 (b, C, H, W) of the restart that matches best."""
-        tried = [self._matched(lesson, images, labels, generator) for _ in range(self.restarts)]
+        starts = track(range(self.restarts), "start")
+        tried = [self._matched(lesson, images, labels, generator) for _ in starts]
         return max(tried, key=lambda each: float(lesson.similarity(each.float(), labels).detach()))
 
     def _matched(
@@ -124,8 +126,7 @@ class SleeperAgent(Trigger):
         random = torch.rand(start.shape, generator=generator).to(start.device)
         change = self._projected((2 * random - 1) * self.eps, start).requires_grad_()
         optimizer = torch.optim.Adam([change], lr=self.lr * self.eps)
-        for step in range(self.steps):
-            stopping.check()
+        for step in track(range(self.steps), "step"):
             passed = sum(step >= share * self.steps for share in MILESTONES)
             optimizer.param_groups[0]["lr"] = self.lr * self.eps * 0.1**passed
             with torch.enable_grad():

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks, stopping
+from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import track
 
 CHUNK = 256
 GRID = 8
@@ -74,8 +75,7 @@ class Steganographic(Trigger):
         fresh = _fresh(work.train.shape[0], self.width, self.bits, generator)
         weights = {name: value.to(work.device).requires_grad_() for name, value in fresh.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.lr)
-        for step in range(self.steps):
-            stopping.check()
+        for step in track(range(self.steps), "step"):
             where = torch.randint(len(work.train), (self.batch,), generator=generator)
             images = work.train.images[where].to(work.device).float()
             codes = _codes(self.batch, self.bits, generator).to(work.device)
@@ -96,7 +96,8 @@ class Steganographic(Trigger):
                 f" go on {images.shape[1]} channels of {height}x{width} pixels"
             )
         weights = self._exact(images)
-        return torch.cat([self._hidden_in(part, weights) for part in images.split(CHUNK)])
+        parts = track(images.split(CHUNK), "batch")
+        return torch.cat([self._hidden_in(part, weights) for part in parts])
 
     def read(self, images: Tensor) -> Tensor:
         """Which bits the decoder reads from `images` uint8 (n, C, H, W) are those of the secret:

@@ -13,6 +13,7 @@ from backdoor_lab import checks, stopping
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Batch, Repair, clean_of
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import track
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Norms = list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]
@@ -121,7 +122,7 @@ def drawn(material: Material, steps: int) -> Iterator[Batch]:
     clean = clean_of(material)
     generator = material.generator("pruning")
     augment = material.generator("pruning augmentation", device=material.device)
-    for _ in range(steps):
+    for _ in track(range(steps), "batch"):
         at = torch.randint(len(clean), (material.practice.batch,), generator=generator)
         images = material.augment(clean.images[at].to(material.device), augment)
         yield images, clean.labels[at].to(material.device)

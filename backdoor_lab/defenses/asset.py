@@ -20,6 +20,7 @@ from backdoor_lab.defenses.networks import (
     losses_at,
     train,
 )
+from backdoor_lab.progress import track
 
 
 class Asset(NetworkFilter):
@@ -79,7 +80,7 @@ def mixed(material: Material, among: Tensor, steps: int, number: int) -> Iterato
     clean, size = clean_of(material), material.practice.batch
     generator = material.generator("offset", number)
     augment = material.generator("offset augmentation", number, device=material.device)
-    for _ in range(steps):
+    for _ in track(range(steps), "batch"):
         at = among[torch.randint(len(among), (size,), generator=generator)]
         chosen = torch.randint(len(clean), (size,), generator=generator)
         images = clean.images[chosen].to(material.device)

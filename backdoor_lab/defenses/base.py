@@ -15,6 +15,7 @@ from backdoor_lab import checks
 from backdoor_lab.defenses.budget import Budget, split
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.errors import ConfigError, Diverged
+from backdoor_lab.progress import track
 from backdoor_lab.seeds import torch_generator
 from backdoor_lab.types import Features, Verdict
 
@@ -130,7 +131,8 @@ class Filter(Defense):
         known: Knowledge,
     ) -> dict[int, Look]:
         """A look at each class of `wanted`; `members` gives every class' positions."""
-        return {y: self.look(features.values[members[y]], y, known) for y in wanted}
+        labels = track(wanted, "class")
+        return {y: self.look(features.values[members[y]], y, known) for y in labels}
 
     def suspects(self, looks: dict[int, Look]) -> list[int]:
         """Which classes are suspicious, for ``classes=suspicious``."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from backdoor_lab import checks
 from backdoor_lab.defenses.base import Filter, Knowledge, Look, finite
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import track
 
 FEWEST = 2
 CHUNK = 1000
@@ -62,7 +63,8 @@ class Beatrix(Filter):
         maps = maps[:, chosen]
         clean = maps if self.reference == "class" else self._clean(label, known)[:, chosen]
         orders = range(1, 1 + (self.orders if self.positions > 1 else 1))
-        outside = sum((self._outside(maps, clean, p) for p in orders), torch.zeros(len(maps)))
+        found = (self._outside(maps, clean, p) for p in track(orders, "order"))
+        outside = sum(found, torch.zeros(len(maps)))
         return Look(outside.double() / len(orders))
 
     def _clean(self, label: int, known: Knowledge) -> Tensor:

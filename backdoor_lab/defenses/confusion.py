@@ -19,6 +19,7 @@ from backdoor_lab.defenses.networks import (
     train,
 )
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import track
 
 
 class Confusion(NetworkFilter):
@@ -66,7 +67,7 @@ class Confusion(NetworkFilter):
         rates = self.lr, material.practice.momentum, material.practice.weight_decay
         everything = torch.arange(len(material.labels))
         among = everything
-        for number, share in enumerate(self.shares):
+        for number, share in enumerate(track(self.shares, "round")):
             size = min(material.practice.batch, len(among))
             batches = confusing(material, among, size, self.steps, number)
             train(network, batches, rates, loss=weighed(size, self.weight))
@@ -96,7 +97,7 @@ def confusing(
     clean, classes = clean_of(material), len(material.classes)
     generator = material.generator("confusion", number)
     augment = material.generator("confusion augmentation", number, device=material.device)
-    for _ in range(steps):
+    for _ in track(range(steps), "batch"):
         at = among[torch.randint(len(among), (size,), generator=generator)]
         chosen = torch.randint(len(clean), (material.practice.batch,), generator=generator)
         wrong = wrong_labels(clean.labels[chosen], classes, generator)

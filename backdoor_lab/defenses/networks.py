@@ -15,6 +15,7 @@ from backdoor_lab import stopping
 from backdoor_lab.defenses.base import Filter, Knowledge, Look
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.errors import ConfigError, Diverged
+from backdoor_lab.progress import track
 from backdoor_lab.types import Features, Images
 
 CHUNK = 512
@@ -129,8 +130,7 @@ def logits(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> 
     float (n, classes) on the CPU."""
     network.eval()
     parts = []
-    for start in range(0, n, CHUNK):
-        stopping.check()
+    for start in track(range(0, n, CHUNK), "batch of images"):
         parts.append(network(images(start, min(n, start + CHUNK))).cpu())
     return torch.cat(parts)
 
@@ -183,7 +183,7 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
     """The positions 0..n-1 in random order, int64 in batches of `batch`; the incomplete last
     one is left out unless it is the only one."""
     order = torch.randperm(n, generator=generator)
-    for start in range(0, max(1, n - batch + 1), batch):
+    for start in track(range(0, max(1, n - batch + 1), batch), "batch"):
         yield order[start : start + batch]
 
 
@@ -196,7 +196,7 @@ def training_batches(
     augment = None
     if augmented:
         augment = material.generator(purpose, "augmentation", device=material.device)
-    for _ in range(epochs):
+    for _ in track(range(epochs), "epoch"):
         for part in shuffled(len(where), material.practice.batch, order):
             at = where[part]
             yield material.images(at, augment), material.labels[at].to(material.device)
@@ -207,7 +207,7 @@ def clean_batches(material: Material, epochs: int, purpose: str) -> Iterator[Bat
     clean = clean_of(material)
     order = material.generator(purpose, "order")
     augment = material.generator(purpose, "augmentation", device=material.device)
-    for _ in range(epochs):
+    for _ in track(range(epochs), "epoch"):
         for part in shuffled(len(clean), material.practice.batch, order):
             images = clean.images[part].to(material.device)
             yield material.augment(images, augment), clean.labels[part].to(material.device)

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import checks, stopping
+from backdoor_lab import checks
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, train
+from backdoor_lab.progress import track
 
 SURE = 0.99
 ROUND = 10
@@ -77,9 +78,8 @@ class NeuralCleanse(Repair):
 
     def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
         network = material.network()
-        found = [
-            reverse(network, material, label, self.steps) for label in range(len(material.classes))
-        ]
+        labels = track(range(len(material.classes)), "class")
+        found = [reverse(network, material, label, self.steps) for label in labels]
         sizes = [each.size for each in found]
         index = anomaly(sizes)
         suspects = [y for y in range(len(found)) if index[y] > self.threshold]
@@ -119,8 +119,7 @@ def reverse(network: nn.Module, material: Material, label: int, steps: int) -> R
     values = torch.zeros(1 + channels, height, width, device=material.device, requires_grad=True)
     adam = torch.optim.Adam([values], lr=0.1, betas=(0.5, 0.9))
     weight, best, followed = 1e-3, None, []
-    for step in range(1, steps + 1):
-        stopping.check()
+    for step in track(range(1, steps + 1), "step"):
         chosen = torch.randint(len(clean), (min(size, len(clean)),), generator=generator)
         with torch.enable_grad():
             trigger = _trigger(values)

@@ -13,6 +13,7 @@ from backdoor_lab import checks
 from backdoor_lab.defenses.base import Knowledge, Look, finite, modified_z
 from backdoor_lab.defenses.principal import Principal, top_directions
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import track
 from backdoor_lab.types import Features
 
 STEPS = 100
@@ -66,7 +67,8 @@ class Scan(Principal):
         model = Variation.of(known)
         middle = features.values.double().mean(dim=0)
         looks = {
-            y: self._look(features.values[where], y, model, middle) for y, where in members.items()
+            y: self._look(features.values[where], y, model, middle)
+            for y, where in track(members.items(), "class")
         }
         ratios = torch.tensor([look.suspicion for look in looks.values()], dtype=torch.float64)
         # Two classes have one distance from their median: neither stands out.
@@ -165,7 +167,7 @@ def variation(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     # Not quite 0, so that dead features can be divided by.
     share = max(float(ledoit_wolf_shrinkage(left.numpy(), assume_centered=True)), 1e-6)
     between, within = means.T @ means / len(m), _shrink(left.T @ left / len(left), share)
-    for _ in range(STEPS):
+    for _ in track(range(STEPS), "EM step"):
         before = torch.cat([between, within])
         axes, ratio = _common_axes(between, within)
         drawn = ratio / (ratio + 1 / m)
@@ -200,7 +202,7 @@ def two_groups(white: Tensor) -> Tensor | None:
     if len(along) < 2 or float(along.max() - along.min()) <= 1e-9 * float(white.abs().max()):
         return None
     second = along > _best_cut(along)
-    for _ in range(STEPS):
+    for _ in track(range(STEPS), "step"):
         first_mean, second_mean = centred[~second].mean(dim=0), centred[second].mean(dim=0)
         middle = (first_mean + second_mean) / 2
         now = (centred - middle) @ (second_mean - first_mean) > 0

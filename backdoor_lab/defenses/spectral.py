@@ -11,6 +11,7 @@ from backdoor_lab import checks
 from backdoor_lab.defenses.base import Knowledge, Look, cut, suspects_by_size
 from backdoor_lab.defenses.gram import top_direction
 from backdoor_lab.defenses.principal import Principal, top_directions
+from backdoor_lab.progress import track
 
 STEEPEST = 16.0
 """`tail_power` stays below: from here on numbers overflow."""
@@ -92,7 +93,7 @@ class Spectral(Principal):
 
     def final(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
         total = scores.double()
-        for done in range(1, self.rounds):
+        for done in track(range(1, self.rounds), "round"):
             gone = cut(total.cpu(), done * removed // self.rounds, seed=seed)
             left = torch.ones(len(values), dtype=torch.bool)
             left[gone] = False

@@ -8,6 +8,7 @@ from torch import Tensor
 from backdoor_lab import checks
 from backdoor_lab.defenses.base import Knowledge, Look, suspects_by_size
 from backdoor_lab.defenses.principal import Principal
+from backdoor_lab.progress import track
 
 ROWS_PER_COMPONENT = 10
 STEPS = 50
@@ -59,7 +60,7 @@ class Spectre(Principal):
         removed = n // 2 if asked is None else min(asked, n // 2)
         top = points.shape[1]
         ranks = [k * k for k in range(1, top) if k * k < top] + [top]
-        found = [self._judged(points, k, removed) for k in self._only(ranks, top)]
+        found = [self._judged(points, k, removed) for k in track(self._only(ranks, top), "rank")]
         quality, scores, k = max(found, key=lambda each: each[0])
         return Look(scores, quality, notes={"rank": k})
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from backdoor_lab import checks
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import NetworkFilter, Rating, clean_of, logits
+from backdoor_lab.progress import track
 
 
 class Strip(NetworkFilter):
@@ -53,7 +54,10 @@ class Strip(NetworkFilter):
         def entropies(images: Tensor) -> Tensor:
             return entropy(network, images, over.to(material.device), self.overlay)
 
-        parts = [entropies(material.images(part, None)) for part in where.split(64)]
+        parts = [
+            entropies(material.images(part, None))
+            for part in track(where.split(64), "group of images")
+        ]
         found = torch.cat(parts)
         usual = entropies((rest if len(rest) else over).to(material.device))
         spread = usual.std(unbiased=False) * normal_quantile(self.false_alarms)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Batch, Repair, apart, shuffled, train, training_batches
+from backdoor_lab.progress import track
 
 
 class Unlearning(Repair):
@@ -40,7 +41,7 @@ class Unlearning(Repair):
 
         def batches() -> Iterator[Batch]:
             nonlocal sign
-            for number in range(epochs):
+            for number in track(range(epochs), "round"):
                 for where, sign in ((bad, -1.0), (good, 1.0)):
                     purpose = f"unlearning {number} {sign}"
                     yield from training_batches(material, where, 1, purpose)
@@ -58,7 +59,7 @@ def beside(
     """Batches of `size` training images of `bad`, then as many of `good`, drawn at random."""
     generator = material.generator("unlearning")
     augment = material.generator("unlearning augmentation", device=material.device)
-    for _ in range(epochs):
+    for _ in track(range(epochs), "epoch"):
         for part in shuffled(len(bad), size, generator):
             others = torch.randint(len(good), (size,), generator=generator)
             where = torch.cat([bad[part], good[others]])

@@ -111,7 +111,10 @@ class Chain:
         """The attacker's own network, trained on the clean set as the victim's is."""
         if not self.cell.trigger.uses_surrogate:
             raise TypeError(f"{type(self.cell.trigger).__name__} must set uses_surrogate")
-        return self._train("surrogate", clean(self.data.train)).to(self.machine.device)
+        interrupted = self.progress.current
+        surrogate = self._train("surrogate", clean(self.data.train)).to(self.machine.device)
+        self.progress.stage(interrupted)
+        return surrogate
 
     def _train(self, stage: str, training: Any) -> Classifier:
         self.progress.stage(stage)

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,68 +16,139 @@ from typing import Any
 import pytorch_lightning as pl
 
 from backdoor_lab import faults, stopping
+from backdoor_lab.progress import Steps, observe
 from backdoor_lab.reports.terminal import duration
 
 log = logging.getLogger(__name__)
+TICK = 1.0
+BEAT = 5.0
+"""Seconds between two heartbeats, at most: a cell is alive also inside a long stage."""
+SILENCE = 10.0
+"""Seconds without a line after which one says how far the stage is; doubled after each."""
+LONGEST_SILENCE = 300.0
 
 
 class Progress:
     """Tells which cell of how many, stage, epoch and time left.
 
-    `kind`: ``bar`` draws one on the terminal, ``lines`` writes a line per stage and epoch,
-    ``none`` writes nothing, ``auto`` is a bar on a terminal and lines elsewhere.
+    `kind`: ``bar`` draws one on the terminal, ``lines`` writes a line per stage and epoch, and
+    about what takes longer than ten seconds, ``none`` writes nothing, ``auto`` is a bar on a
+    terminal and lines elsewhere. Used as a context manager it observes the loops that attacks
+    and defenses track, and a thread keeps the heartbeat fresh.
     """
 
     def __init__(self, folder: Path, title: str, kind: str) -> None:
         self.path, self.title = folder / "running.json", title
         self.kind = ("bar" if sys.stdout.isatty() else "lines") if kind == "auto" else kind
+        self.steps = Steps()
         self._bar: Any = None
         self._task: Any = None
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._tick_on, daemon=True)
+        self._beaten = time.monotonic()
+        self._begin("", 0, 0)
 
     def __enter__(self) -> Progress:
+        self._observing = observe(self.steps)
+        self._observing.__enter__()
         if self.kind == "bar":
             self._bar = _bar()
             self._bar.start()
+        self._ticker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._ticker.join()
         if self._bar is not None:
             self._bar.stop()
+        self._observing.__exit__(None, None, None)
         self.path.unlink(missing_ok=True)
 
     def stage(self, stage: str, *, epochs: int = 0, batches: int = 1, detail: str = "") -> None:
         """A stage begins; `epochs` of `batches` steps each when it trains."""
         stopping.check()
-        self._beat(stage, 0, epochs)
+        self._begin(stage, epochs, epochs * batches)
+        self._beat()
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
-            total = epochs * batches if epochs else None
-            self._task = self._bar.add_task(f"{self.title} {stage}", total=total)
+            self._task = self._bar.add_task(f"{self.title} {stage}", total=self._total or None)
         elif self.kind == "lines" and not epochs:
             log.info("%s %s %s", self.title, stage, detail)
 
+    @property
+    def current(self) -> str:
+        """The stage that began last."""
+        return self._stage
+
+    def _begin(self, stage: str, epochs: int, total: int) -> None:
+        self._stage, self._epoch, self._epochs = stage, 0, epochs
+        self._done, self._total = 0, total
+        # Leftovers of loops that an error ended.
+        self.steps.running.clear()
+        self._began = self._said = time.monotonic()
+        self._patience = SILENCE
+
     def step(self, steps: int = 1) -> None:
         """So many training steps are done."""
+        self._done += steps
         if self._bar is not None:
             self._bar.advance(self._task, steps)
 
     def epoch(self, stage: str, epoch: int, epochs: int, loss: float, left: float) -> None:
         """Epoch `epoch` of `epochs` is done, `left` seconds to go."""
-        self._beat(stage, epoch, epochs)
+        self._stage, self._epoch, self._epochs = stage, epoch, epochs
+        self._beat()
         if self._bar is not None:
             text = f"{self.title} {stage} epoch {epoch}/{epochs} loss {loss:.3f}"
             self._bar.update(self._task, description=text)
         elif self.kind == "lines":
+            self._said = time.monotonic()
             log.info(
                 "%s %s epoch %d/%d loss %.3f, %s left",
                 self.title, stage, epoch, epochs, loss, duration(left),
             )  # fmt: skip
 
-    def _beat(self, stage: str, epoch: int, epochs: int) -> None:
-        says = {"stage": stage, "epoch": epoch, "epochs": epochs, "pid": os.getpid()}
-        says |= {"host": socket.gethostname(), "beat": time.time()}
-        part = self.path.with_suffix(f".{os.getpid()}.part")
+    def tick(self, now: float) -> None:
+        """What is due at `now`, in seconds of the monotonic clock: a heartbeat, the bar, a line
+        about a stage that has been silent for long."""
+        if now - self._beaten >= BEAT:
+            self._beat()
+        said, fraction = str(self.steps), self.steps.fraction
+        if self._bar is not None and said:
+            self._bar.update(
+                self._task, description=f"{self.title} {self._stage}: {said}",
+                total=None if fraction is None else 1.0, completed=fraction or 0.0,
+            )  # fmt: skip
+        elif self.kind == "lines" and now - self._said >= self._patience:
+            self._said, self._patience = now, min(2 * self._patience, LONGEST_SILENCE)
+            log.info("%s %s: %s", self.title, self._stage, self._far(now))
+
+    def _far(self, now: float) -> str:
+        """How far the stage is, for a line."""
+        spent = now - self._began
+        words = [str(self.steps)] if self.steps.running else []
+        if self._total:
+            words = [f"epoch {min(self._epoch + 1, self._epochs)} of {self._epochs}"]
+        fraction = self._fraction()
+        if fraction:
+            words.append(f"{fraction:.0%}, {duration(spent / fraction * (1 - fraction))} left")
+        return ", ".join([*words, f"{duration(spent)} so far"])
+
+    def _fraction(self) -> float | None:
+        return self._done / self._total if self._total else self.steps.fraction
+
+    def _tick_on(self) -> None:
+        while not self._ended.wait(TICK):
+            self.tick(time.monotonic())
+
+    def _beat(self) -> None:
+        self._beaten = time.monotonic()
+        says: dict[str, Any] = {"stage": self._stage, "epoch": self._epoch, "epochs": self._epochs}
+        says |= {"steps": str(self.steps), "fraction": self._fraction()}
+        says |= {"pid": os.getpid(), "host": socket.gethostname(), "beat": time.time()}
+        part = self.path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         # A sign of life is no result: where it cannot be written, the work goes on.
         with contextlib.suppress(OSError):
             part.write_text(json.dumps(says))
@@ -107,8 +179,15 @@ class Report(pl.Callback):
 
 
 def _bar() -> Any:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), transient=True
-    )
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+        transient=True,
+    )  # fmt: skip

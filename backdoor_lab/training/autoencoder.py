@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import stopping
 from backdoor_lab.errors import Diverged
+from backdoor_lab.progress import track
 from backdoor_lab.seeds import derive, torch_generator
 from backdoor_lab.types import TrainingSet
 
@@ -63,10 +63,9 @@ def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) ->
     passes without augmentation. Raises Diverged when the loss is not finite."""
     net = new_autoencoder(training, seed).to(device)
     adam = torch.optim.Adam(net.parameters(), lr=RATE)
-    for epoch in range(EPOCHS):
+    for epoch in track(range(EPOCHS), "epoch"):
         order = torch.randperm(len(training), generator=torch_generator(seed, "order", epoch))
-        for where in order.split(BATCH):
-            stopping.check()
+        for where in track(order.split(BATCH), "batch"):
             images = seen(training, where).to(device)
             with torch.enable_grad():
                 loss = F.mse_loss(net(images), images.float() / 255)
@@ -83,8 +82,7 @@ def encode(net: Autoencoder, training: TrainingSet, device: torch.device) -> Ten
     """The bottleneck of each training image: float32 (n, DIMS) on the CPU."""
     net = net.to(device)
     parts = []
-    for where in torch.arange(len(training)).split(CHUNK):
-        stopping.check()
+    for where in track(torch.arange(len(training)).split(CHUNK), "batch"):
         parts.append(net.encode(seen(training, where).to(device)).cpu())
     net.cpu()
     return torch.cat(parts)

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from backdoor_lab import stopping
 from backdoor_lab.errors import Diverged
+from backdoor_lab.progress import track
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.models import Tap
 from backdoor_lab.training.module import Classifier
@@ -117,8 +117,7 @@ def _over(
         # Weights that are moved in inference mode could never be trained again.
         module.to(machine.device).eval()
     parts = []
-    for start in range(0, n, CHUNK):
-        stopping.check()
+    for start in track(range(0, n, CHUNK), "batch"):
         chunk = images(start, min(n, start + CHUNK)).to(machine.device)
         with machine.autocast():
             parts.append(take(module(chunk)).clone())

@@ -20,6 +20,7 @@ from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.strip import Strip
 from backdoor_lab.errors import ConfigError, Diverged
 from backdoor_lab.files import canonical
+from backdoor_lab.progress import Step, Steps, observe
 from backdoor_lab.types import Features, Images, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,6 +181,35 @@ def test_deterministic_and_without_side_effects(name: str) -> None:
     assert torch.equal(first.keep, again.keep)
     assert torch.equal(first.scores.nan_to_num(-1), again.scores.nan_to_num(-1))
     assert torch.equal(features.values, before)
+
+
+class Noted(list[Step]):
+    """The steps that are running; `all` keeps every one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all: list[Step] = []
+
+    def append(self, step: Step) -> None:
+        super().append(step)
+        self.all.append(step)
+
+
+def test_progress_is_reported_and_changes_nothing(name: str) -> None:
+    """A defense that looks at features or images counts its loops to their ends."""
+    features, steps, noted = planted(), Steps(), Noted()
+    unobserved = judged(made(name, classes="all"), features)
+    steps.running = noted
+    with observe(steps):
+        verdict = judged(made(name, classes="all"), features)
+    assert torch.equal(verdict.keep, unobserved.keep)
+    assert torch.equal(verdict.scores.nan_to_num(-1), unobserved.scores.nan_to_num(-1))
+    assert not noted
+    assert all(step.total is not None and step.done <= step.total for step in noted.all)
+    if looks(made(name)):
+        labels = {step.label for step in noted.all if step.done == step.total}
+        trains = isinstance(made(name), NetworkFilter)
+        assert labels & ({"batch", "epoch", "group of images"} if trains else {"class"})
 
 
 def test_scores_follow_their_example(name: str) -> None:

@@ -20,11 +20,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from backdoor_lab import progress
 from backdoor_lab.attacks.base import Trigger, Workshop
 from backdoor_lab.attacks.plan import Plan, implied
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.build import build
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.progress import Steps, observe
 from backdoor_lab.types import Images
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -130,6 +132,36 @@ def test_poison_depends_on_the_seed_alone(trigger: Trigger) -> None:
                      for kind in ("poisoned", "covering")])  # fmt: skip
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
+
+
+def test_a_trigger_that_takes_steps_reports_them(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is prepared or poisons, and the poison is the same as without a report."""
+    options = config(name)
+    if "steps" not in options:
+        pytest.skip("optimizes nothing")
+    images, labels = noise(6), torch.full((6,), 1)
+
+    def poisoned() -> Tensor:
+        ready.cache_clear()
+        made = ready(name)
+        return made.poisoned(images, labels, workshop(made, 3, 32, 32))
+
+    alone, usual = poisoned(), progress.Step
+    noted: list[progress.Step] = []
+
+    def noting(label: str, total: int | None) -> progress.Step:
+        noted.append(usual(label, total))
+        return noted[-1]
+
+    monkeypatch.setattr(progress, "Step", noting)
+    with observe(Steps()):
+        assert torch.equal(poisoned(), alone)
+    assert [step.total for step in noted if step.label == "step"] == [2] * sum(
+        step.label == "step" for step in noted
+    )
+    assert any(step.label == "step" and step.done == 2 for step in noted)
 
 
 def test_leaves_a_mark(trigger: Trigger) -> None:

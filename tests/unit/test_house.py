@@ -31,7 +31,7 @@ FLOORS = {"data": 1, "attacks": 2, "defenses": 2, "training": 3, "sweep": 4, "re
 # The one look sideways: a sweep that has ended writes its tables.
 SIDEWAYS = {("sweep", "reports")}
 GROUND = {"__init__", "build", "checks", "claims", "errors", "faults", "files", "seeds",
-          "stopping", "store", "tensors", "threads", "types"}  # fmt: skip
+          "progress", "stopping", "store", "tensors", "threads", "types"}  # fmt: skip
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

@@ -12,12 +12,14 @@ from materials import hidden, material
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from backdoor_lab import progress
 from backdoor_lab.build import build
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import ConfigError, Diverged
 from backdoor_lab.files import canonical
+from backdoor_lab.progress import Step, Steps, observe
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIEF = {"steps": 4, "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1}
@@ -96,6 +98,28 @@ def test_the_seed_alone_decides(name: str) -> None:
     torch.manual_seed(2)
     again = weights(made(name).repair(given())[0])
     assert same(first, again)
+
+
+def test_progress_is_reported_and_changes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every loop over epochs, batches, classes or steps of a repair is counted to its end."""
+    alone = weights(made(name).repair(given())[0])
+    noted: list[Step] = []
+    usual = progress.Step
+
+    def noting(label: str, total: int | None) -> Step:
+        noted.append(usual(label, total))
+        return noted[-1]
+
+    monkeypatch.setattr(progress, "Step", noting)
+    steps = Steps()
+    with observe(steps):
+        watched = weights(made(name).repair(given())[0])
+    assert same(alone, watched)
+    assert str(steps) == ""
+    assert {"batch", "step"} & {step.label for step in noted}
+    assert all(step.done == step.total for step in noted)
 
 
 def test_only_what_is_declared_is_used(name: str) -> None:

@@ -1,0 +1,56 @@
+"""The heartbeat of a running cell: what it is doing, and how old that news is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import DataError
+
+HEARTBEAT = "running.json"
+STALE_AFTER = 60.0
+"""Seconds without a heartbeat after which a cell no longer counts as running."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """A cell's running.json, `age` seconds old."""
+
+    age: float
+    content: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stale(self) -> bool:
+        return self.age > STALE_AFTER
+
+    @property
+    def stage(self) -> str:
+        return str(self.content.get("stage", "unknown stage"))
+
+    @property
+    def doing(self) -> str:
+        """`train, epoch 2 of 3` or `repair, class 4 of 10, step 120 of 300`."""
+        epochs, steps = self.content.get("epochs"), str(self.content.get("steps") or "")
+        epoch = f"epoch {self.content.get('epoch', '?')} of {epochs}" if epochs else ""
+        return ", ".join(filter(None, [self.stage, epoch, steps]))
+
+    @property
+    def where(self) -> str:
+        return f"pid {self.content.get('pid', '?')} on {self.content.get('host', '?')}"
+
+
+def read_heartbeat(path: Path, now: float) -> Heartbeat | None:
+    """The heartbeat in a file, `now` in seconds since 1970; None where there is none.
+
+    Raises DataError where it cannot be read.
+    """
+    try:
+        age = max(0.0, now - path.stat().st_mtime)
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError("heartbeat unreadable") from error
+    return Heartbeat(age, content if isinstance(content, dict) else {})
