@@ -83,7 +83,7 @@ def _tile(image: Tensor) -> Image:
 
 def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
     """The triggers asked for (all, unless some are named) and the other overrides."""
-    from backdoor_lab.run import conf_dir
+    from backdoor_lab.config_loader import conf_dir
 
     rest = [each for each in overrides if not each.startswith("trigger=")]
     named = [each.partition("=")[2] for each in overrides if each.startswith("trigger=")]
@@ -115,7 +115,8 @@ def _attacked(overrides: list[str]) -> Any:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from backdoor_lab.run import conf_dir, register
+    from backdoor_lab.config_loader import conf_dir
+    from backdoor_lab.run import register
     from backdoor_lab.store import Store
     from backdoor_lab.sweep.chain import Chain
     from backdoor_lab.sweep.expand import plain

@@ -19,11 +19,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from backdoor_lab import checks, stopping
+from backdoor_lab import checks, config_loader, stopping
+from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.errors import (
     EXIT_BAD_CONFIG,
     EXIT_DONE,
     EXIT_SOME_FAILED,
+    ConfigError,
     LabError,
     Stopped,
     unknown,
@@ -32,15 +34,9 @@ from backdoor_lab.files import digest
 from backdoor_lab.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
-ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run")
+ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
+         "allow_plugins")  # fmt: skip
 _outcome: dict[str, Any] = {}
-
-
-def conf_dir() -> str:
-    """The folder of configurations: inside an installed package, beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    places = (here / "conf", here.parent / "conf")
-    return next(str(place) for place in places if (place / "config.yaml").is_file())
 
 
 def cell_id(_root_: DictConfig) -> str:
@@ -103,18 +99,29 @@ def main() -> NoReturn:
     _outcome.update(code=EXIT_DONE, driver=os.getpid(), error=None)
     ResumeSweeper.last_code = EXIT_DONE
     # Hydra hands its errors on instead of printing them its own way.
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     wait_briefly()
     if hasattr(signal, "SIGPIPE") and {"--help", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
         # Ended quietly when whoever reads has enough, as in `... --help | head`.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
+        _refuse_rerun()
         _hydra_main()
         if _outcome["error"] is not None:
             raise _outcome["error"]
     except Exception as error:
         sys.exit(_explain(error))
     sys.exit(_outcome["code"] or ResumeSweeper.last_code)
+
+
+def _refuse_rerun() -> None:
+    """Raises ConfigError for the flag that makes Hydra load a pickle, which can run any code."""
+    if any(word.startswith("--e") and "--experimental-rerun".startswith(word.partition("=")[0])
+           for word in sys.argv[1:]):  # fmt: skip
+        raise ConfigError(
+            "--experimental-rerun loads a pickle, which can run any code: repeat the command"
+            " instead, it goes on where it stopped"
+        )
 
 
 def _hydra_main() -> None:
@@ -175,7 +182,8 @@ def known_keys(conf: Path) -> list[str]:
 
 
 def register() -> None:
-    """Makes our resolvers and our sweeper known to Hydra."""
+    """Makes our resolvers, our sweeper and our check of configurations known to Hydra."""
+    config_loader.install()
     # Our launcher files are meant to be checked against the plugins' own schemas.
     warnings.filterwarnings("ignore", "(?s).*is validated against ConfigStore schema")
     OmegaConf.register_new_resolver("cell_id", cell_id, replace=True)

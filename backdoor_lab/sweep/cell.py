@@ -23,7 +23,7 @@ DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
 Choice = Defense | TruthControl | Repair
 FILTERS = ("classes", "budget", "budget_cap", "centred")
 PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "seed")
-ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run")
+ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "allow_plugins")
 PROTOCOL = (
     "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer", "holdout",

@@ -224,6 +224,7 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
     run = run_facts(chain.stages, chain.machine.describe(), command)
     run |= {"started": began.isoformat(timespec="seconds")}
     run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
+    run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}
     record = {**head, **body, "run": run}
     faults.point("record.before")
     write_json(folder / RECORD, record)

@@ -14,6 +14,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from backdoor_lab.targets import check_targets
+
 Plain = dict[str, Any]
 
 
@@ -62,6 +64,9 @@ class Expander:
 def plain(config: DictConfig) -> Plain:
     """A composed configuration as plain values, resolved, without Hydra's own part.
 
+    Raises ConfigError for the name of code that is not admitted. The loader has checked the
+    configuration unresolved; the values of a sweep's cells are set after that.
+
     Key by key, in place: copying the whole first would cost more than everything else here.
     """
     found: Plain = {}
@@ -72,4 +77,5 @@ def plain(config: DictConfig) -> Plain:
         if OmegaConf.is_config(value):
             value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         found[key] = value
+    check_targets(found)
     return found

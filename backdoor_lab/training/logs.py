@@ -8,13 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import ConfigError, unknown
-
-LOGGERS = {
-    "pytorch_lightning.loggers.CSVLogger": "pytorch_lightning",
-    "pytorch_lightning.loggers.TensorBoardLogger": "tensorboard",
-    "pytorch_lightning.loggers.WandbLogger": "wandb",
-    "pytorch_lightning.loggers.MLFlowLogger": "mlflow",
-}
+from backdoor_lab.targets import LOGGERS
 
 
 def check_logger(config: dict[str, Any]) -> None:

@@ -1,0 +1,206 @@
+"""Hydra's configuration loader, which hands out nothing that `targets` does not admit.
+
+Every configuration passes through here: a command's, a sweep's, each cell's in whatever process
+runs it, and those of --cfg, --info and --help. So a hostile experiment file or override is refused
+before Hydra instantiates a callback, configures logging or starts a launcher.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, Node, OmegaConf, flag_override
+from omegaconf.errors import OmegaConfBaseException
+
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.targets import (
+    LOG_SECTIONS,
+    check_search_path,
+    check_targets,
+    is_named,
+    package_names,
+)
+
+_FILLED: dict[str, dict[str, Any]] = {
+    "runtime": {"output_dir": "/"},
+    "job": {"num": 0, "id": "${hydra.job.name}"},
+}
+"""What Hydra fills in after composing, as it may look like."""
+
+
+class CheckedLoader(ConfigLoaderImpl):
+    """Composes as Hydra does, then checks; raises ConfigError before anything is imported.
+
+    `allowed` are the packages that the user trusts: what the command line gives for
+    `allow_plugins`, and what the program's own config.yaml says. No other configuration file
+    can extend it.
+    """
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        for entry in config_search_path.get_path():
+            check_search_path(str(entry.path))
+        super().__init__(config_search_path)
+        self.allowed: tuple[str, ...] = ()
+        self._of_sweep = False
+
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """As Hydra's own. Raises ConfigError for code that is not admitted."""
+        if not self._of_sweep:
+            self.allowed = tuple(sorted({*_trusted_by_file(), *_trusted_by_command(overrides)}))
+        found = super().load_configuration(
+            config_name, overrides, run_mode, from_shell, validate_sweep_overrides
+        )
+        check_composed(found, self.allowed)
+        return found
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        """One cell's configuration; it trusts what the whole sweep trusts."""
+        # Overrides of a cell need not come from the command line: `hydra.sweeper.params` adds some.
+        self._of_sweep = True
+        try:
+            return super().load_sweep_config(master_config, sweep_overrides)
+        finally:
+            self._of_sweep = False
+
+    def _process_config_searchpath(
+        self,
+        config_name: str | None,
+        parsed_overrides: list[Override],
+        repo: CachingConfigRepository,
+    ) -> None:
+        loaded = None if config_name is None else repo.load_config(config_name)
+        paths = OmegaConf.select(loaded.config, "hydra.searchpath") if loaded else None
+        for each in parsed_overrides:
+            if each.get_key_element() == "hydra.searchpath":
+                paths = each.value()
+        for path in paths if isinstance(paths, (list, ListConfig)) else ():
+            check_search_path(str(path), self.allowed)
+        super()._process_config_searchpath(config_name, parsed_overrides, repo)
+
+
+def install() -> None:
+    """Makes Hydra compose through `CheckedLoader` in this process."""
+    hydra._internal.hydra.ConfigLoaderImpl = CheckedLoader
+
+
+def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
+    """Raises ConfigError for code in a composed configuration that `allowed` does not cover.
+
+    In the `hydra` section everything is resolved first that could turn into the name of code or
+    into a dictionary; elsewhere only names are, as the rest is checked once it is resolved.
+    """
+    asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
+    if not set(asked) <= set(allowed):
+        raise ConfigError(
+            f"a configuration file sets `allow_plugins`={list(asked)}: if you trust these packages,"
+            " name them on the command line"
+        )
+    with _filled(config):
+        for key in map(str, config):
+            check_targets(_plain(config._get_node(key), key), allowed, key)
+
+
+def conf_dir() -> str:
+    """The folder of configurations: inside an installed package, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    places = (here / "conf", here.parent / "conf")
+    return next(str(place) for place in places if (place / "config.yaml").is_file())
+
+
+@functools.cache
+def _trusted_by_file() -> tuple[str, ...]:
+    own = OmegaConf.load(Path(conf_dir()) / "config.yaml")
+    return package_names(_plain(OmegaConf.select(own, "allow_plugins"), "allow_plugins") or [])
+
+
+def _trusted_by_command(overrides: list[str]) -> tuple[str, ...]:
+    """The packages that the last `allow_plugins=[…]` of the command line names."""
+    asking = [each for each in overrides if each.lstrip("+").startswith("allow_plugins=")]
+    found: tuple[str, ...] = ()
+    for each in OverridesParser.create().parse_overrides(asking):
+        if each.is_sweep_override():
+            raise ConfigError("`allow_plugins` is one list for the whole sweep: [a,b]")
+        found = package_names(each.value())
+    return found
+
+
+@contextmanager
+def _filled(config: DictConfig) -> Iterator[None]:
+    """`config` with what Hydra adds later, as it stands in ``${hydra:…}`` too; then as before."""
+    settings = HydraConfig.instance()
+    before, settings.cfg = settings.cfg, config
+    added = []
+    with flag_override(config, ["readonly", "struct"], [False, False]):
+        for section, values in _FILLED.items():
+            node = OmegaConf.select(config, f"hydra.{section}")
+            for key, value in values.items() if isinstance(node, DictConfig) else ():
+                if OmegaConf.is_missing(node, key):
+                    node[key] = value
+                    added.append((node, key))
+        try:
+            yield
+        finally:
+            for node, key in added:
+                node[key] = "???"
+            settings.cfg = before
+
+
+def _plain(node: Any, path: str, key: str = "") -> Any:
+    """A node as plain values, resolved where `check_composed` says so."""
+    if not isinstance(node, Node):
+        return node
+    if node._is_none() or node._is_missing():
+        return None
+    if node._is_interpolation():
+        return _interpolated(node, path, key)
+    if isinstance(node, DictConfig):
+        names: list[Any] = list(node.keys())
+        return {k: _plain(node._get_node(k), f"{path}.{k}", str(k)) for k in names}
+    if isinstance(node, ListConfig):
+        count = range(len(node))
+        return [_plain(node._get_node(i), f"{path}[{i}]", key) for i in count]
+    return node._value()
+
+
+def _interpolated(node: Node, path: str, key: str) -> Any:
+    text: str = node._value()
+    named = is_named(path, key)
+    if not (named or (path.startswith("hydra.") and _may_matter(node, path, text))):
+        return None
+    try:
+        found = node._dereference_node()
+    except (OmegaConfBaseException, ValueError) as error:
+        if not path.startswith("hydra."):
+            return None  # Whoever needs it resolves it, and meets the same error there.
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"`{path}`: {text} cannot be resolved: {reason}") from error
+    return _plain(found, path, key)
+
+
+def _may_matter(node: Node, path: str, text: str) -> bool:
+    """Whether an interpolation can become a dictionary, or text that logging would import."""
+    if path.startswith(LOG_SECTIONS):
+        return True
+    plain_type = node._metadata.ref_type in (str, int, float, bool)
+    return not plain_type and text.startswith("${") and text.endswith("}")

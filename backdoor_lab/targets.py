@@ -1,0 +1,161 @@
+"""Which code a configuration may name, checked before anything is imported.
+
+Hydra and `logging.config` import and call what a configuration names: callbacks, launchers,
+sweepers, log handlers and formatters. Nothing is admitted but our own classes, the loggers of
+`conf/logger`, the few classes of Hydra and of `logging` that are listed here, the launchers of
+the joblib, submitit and Ray plugins, and the packages that the user names in `allow_plugins`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from backdoor_lab.build import OWN
+from backdoor_lab.errors import ConfigError
+
+LOGGERS = {
+    "pytorch_lightning.loggers.CSVLogger": "pytorch_lightning",
+    "pytorch_lightning.loggers.TensorBoardLogger": "tensorboard",
+    "pytorch_lightning.loggers.WandbLogger": "wandb",
+    "pytorch_lightning.loggers.MLFlowLogger": "mlflow",
+}
+"""The loggers of conf/logger, and the package that each needs."""
+
+_SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
+HYDRA = {
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra.experimental.callbacks.LogJobReturnCallback",
+    "hydra.experimental.callbacks.PickleJobInfoCallback",
+    "hydra_plugins.backdoor_lab_sweeper.ResumeSweeper",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    f"{_SUBMITIT}.LocalLauncher",
+    f"{_SUBMITIT}.SlurmLauncher",
+    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
+}
+"""What the `hydra` section may instantiate. Not all of Hydra: `hydra.utils` imports on request."""
+
+LOGGING = {
+    "logging.Formatter",
+    "logging.NullHandler",
+    "logging.FileHandler",
+    "logging.StreamHandler",
+    "logging.handlers.RotatingFileHandler",
+    "logging.handlers.TimedRotatingFileHandler",
+    "logging.handlers.WatchedFileHandler",
+}
+STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
+"""The only objects that a logging configuration may refer to; others would be imported."""
+
+NAMED = ("_target_", "()", "class", "worker_process_setup_hook")
+"""Keys whose value is the dotted name of code."""
+
+NAMED_IN_LOGGING = ("queue", "listener", "factory")
+LOG_SECTIONS = ("hydra.job_logging", "hydra.hydra_logging")
+_PACKAGE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z", re.ASCII)
+_ENVIRONMENT = re.compile(r"(LD_|DYLD_|PYTHON|GIT_|HYDRA_|BASH_)\w*\Z|(PATH|ENV|SHELL|IFS)\Z")
+
+
+def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> None:
+    """Raises ConfigError for the first code in plain, resolved `config` that is not admitted.
+
+    `where` is the key under which `config` stands; `allowed` the packages of `allow_plugins`,
+    which count in the `hydra` section alone.
+    """
+    trusted = tuple(allowed)
+    for path, key, value in _leaves(config, where):
+        logging = path.startswith(LOG_SECTIONS)
+        packages = trusted if path.startswith("hydra.") else ()
+        if is_named(path, key):
+            check_name(path, value, packages)
+        elif logging and str(value).startswith("ext://") and value not in STREAMS:
+            check_name(path, str(value).removeprefix("ext://"), packages)
+        elif path.startswith("hydra.job.env_set."):
+            _check_variable(path, key, value)
+
+
+def is_named(path: str, key: str) -> bool:
+    """Whether the value at `path`, whose last part is `key`, is taken for the name of code."""
+    return key in NAMED or (key in NAMED_IN_LOGGING and path.startswith(LOG_SECTIONS))
+
+
+def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
+    """Raises ConfigError unless the code `name` may stand at `path`. None, for none, may."""
+    if name is None or (isinstance(name, (dict, list)) and not path.endswith("._target_")):
+        return  # What a dictionary or list holds is looked at by itself.
+    if isinstance(name, str) and (_known(path, name) or _admitted(name, packages)):
+        return
+    said = f"`{path}`: {name!r} is not admitted, and nothing was imported. Admitted here are "
+    if path.startswith("hydra."):
+        raise ConfigError(
+            f"{said}Hydra's own classes, the usual log handlers, and the joblib, submitit and Ray"
+            " launchers; if you trust another package, name it on the command line:"
+            " allow_plugins=[package]"
+        )
+    raise ConfigError(
+        f"{said}classes of backdoor_lab.attacks, .defenses and .data and the loggers of conf/logger"
+    )
+
+
+def package_names(value: object) -> tuple[str, ...]:
+    """The value of `allow_plugins` as a tuple, sorted. Raises ConfigError for another kind."""
+    if not isinstance(value, (list, tuple)) or not all(_is_package(each) for each in value):
+        raise ConfigError(
+            f"`allow_plugins` must be a list of package names (allow_plugins=[my_launcher]),"
+            f" got {value!r}"
+        )
+    return tuple(sorted(set(value)))
+
+
+def check_search_path(path: str, packages: Iterable[str] = ()) -> None:
+    """Raises ConfigError for a search path whose package would be imported and is not admitted."""
+    scheme, _, rest = path.partition("://")
+    name = rest.replace("/", ".").strip(".")
+    own = ("hydra", "backdoor_lab", "hydra_plugins")  # Hydra imports all of hydra_plugins itself.
+    if scheme == "pkg" and name.split(".")[0] not in own and not _admitted(f"{name}.", packages):
+        raise ConfigError(
+            f"the configuration search path {path!r} would import the package {name!r}: give a"
+            " folder (file://…), or name the package on the command line: allow_plugins=[package]"
+        )
+
+
+def _leaves(value: Any, where: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
+    """(path, last key, value) of everything in nested dictionaries and lists."""
+    yield where, key, value
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _leaves(inner, f"{where}.{name}" if where else str(name), str(name))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            # An entry of a list under such a key is taken for a name too.
+            yield from _leaves(inner, f"{where}[{index}]", key)
+
+
+def _known(path: str, name: str) -> bool:
+    if path.startswith(LOG_SECTIONS):
+        return name in LOGGING
+    if path.startswith("hydra."):
+        return name in HYDRA
+    return bool(OWN.match(name)) or name in LOGGERS
+
+
+def _admitted(name: str, packages: Iterable[str]) -> bool:
+    """Whether a package that the user trusts holds `name`; a plugin of Hydra may be called by
+    its own name, without the hydra_plugins in front."""
+    return any(name.startswith((f"{each}.", f"hydra_plugins.{each}.")) for each in packages)
+
+
+def _is_package(name: object) -> bool:
+    return isinstance(name, str) and bool(_PACKAGE.match(name))
+
+
+def _check_variable(path: str, name: str, value: object) -> None:
+    # `hydra.job.env_copy` copies variables as they are in the user's own shell.
+    if _ENVIRONMENT.match(name.upper()) and os.environ.get(name) != value:
+        raise ConfigError(
+            f"`{path}`: a configuration may not set {name}, which decides what code the programs"
+            " that are started run: set it in the shell instead"
+        )
