@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backdoor_lab import checks
-from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, LabError
+from backdoor_lab.errors import (
+    EXIT_BAD_CONFIG,
+    EXIT_DONE,
+    EXIT_SOME_FAILED,
+    DataError,
+    LabError,
+)
 from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
 from backdoor_lab.reports.layout import slug
 from backdoor_lab.reports.markup import plain
@@ -82,6 +88,9 @@ def _all(folders: list[Path], store: Path | None, most: int) -> int:
     for folder in found:
         try:
             written = write_figures(folder, store, most)
+        except DataError as error:
+            code = _error(str(error), error.exit_code)
+            continue
         except (OSError, LabError) as error:
             code = _error(f"cannot write the figures of {folder}: {error}", EXIT_SOME_FAILED)
             continue

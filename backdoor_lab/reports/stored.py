@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from backdoor_lab.checks import safe_name
 from backdoor_lab.errors import DataError, LabError
 from backdoor_lab.reports.records import decode, mapping
+from backdoor_lab.results.frozen import frozen_lines
 
 MANIFEST = "manifest.json"
 NO_STORE = "the store is not there: nothing of what its stages left can be shown"
@@ -90,6 +91,8 @@ def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
 
     As `read_sweep` does it, a folder that bears its cell's id comes before a copy of it.
     """
+    lines = (mapping("the record", decode(line)) for line in frozen_lines(folder))
+    frozen = {str(record.get("id")): record for record in lines}
     found: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.glob(f"*/{_RECORD}")):
         if path.parent.name.startswith("."):
@@ -99,7 +102,7 @@ def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
             name = str(record.get("id"))
             if name not in found or path.parent.name == name:
                 found[name] = record
-    return found
+    return frozen | found
 
 
 class Shelf:

@@ -23,6 +23,7 @@ from backdoor_lab.reports.records import (
     mapping,
     parse,
 )  # fmt: skip
+from backdoor_lab.results.frozen import RECORDS, frozen_lines
 
 RECORD, SWEEP, TABLES = "record.json", "sweep.json", "tables"
 DEPTH = 4
@@ -45,7 +46,9 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
     if not root.is_dir():
         return []
     children = _children(root)
-    if (root / SWEEP).is_file() or any((child / RECORD).is_file() for child in children):
+    if any((root / name).is_file() for name in (SWEEP, RECORDS)) or any(
+        (child / RECORD).is_file() for child in children
+    ):
         return [root]
     if depth == 0:
         return []
@@ -53,14 +56,19 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
 
 
 def read_sweep(folder: Path) -> Sweep:
-    """Every cell of a sweep. A damaged file becomes a failed cell and a warning, never an error."""
+    """Every cell of a sweep, of its frozen records and of its cells' folders, which come first
+    where both have a cell. A damaged file becomes a failed cell and a warning; a frozen line whose
+    seal does not hold is refused with DataError: nothing can make it again."""
     sweep = Sweep(folder, folder.resolve().name)
     asked = _read_asked(sweep)
+    kept = [parse(line) for line in frozen_lines(folder)]
     found: dict[str, tuple[Cell, str]] = {}
     for child in _children(folder):
         cell = _read_cell(sweep, child, asked)
         if cell is not None:
             _add(sweep, found, cell, child.name)
+    for cell in kept:
+        found.setdefault(cell.id, (cell, RECORDS))
     for name, choices in asked.items():
         cell, _ = found.pop(name, (Cell(name, MISSING, choices), ""))
         sweep.cells.append(cell)

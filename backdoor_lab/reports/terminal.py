@@ -8,17 +8,21 @@ import os
 import sys
 from collections.abc import Callable
 
-from backdoor_lab.errors import EXIT_DONE
+from backdoor_lab.errors import EXIT_DONE, LabError
 
 
 def printing(work: Callable[[], int]) -> int:
-    """What `work` returns, or 0 once nobody reads what it prints."""
+    """What `work` returns, 0 once nobody reads what it prints, or after a LabError, which is
+    printed in one line, its exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
         code = work()
         sys.stdout.flush()
         return code
+    except LabError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code
     except BrokenPipeError:  # keep the interpreter from flushing to the closed pipe at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE

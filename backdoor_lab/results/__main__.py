@@ -1,0 +1,80 @@
+"""python -m backdoor_lab.results freeze SWEEP_DIR [--out DIR] [--keep-curve]
+
+Puts a finished sweep into three files (sweep.json, records.jsonl, tables.md), which every command
+reads in place of the sweep's folder: in DIR, or beside the cells' folders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import EXIT_DONE, DataError
+from backdoor_lab.files import write_atomic
+from backdoor_lab.reports.overview import markdown
+from backdoor_lab.reports.render import plain
+from backdoor_lab.reports.report import Report
+from backdoor_lab.reports.sweeps import RECORD, one_sweep
+from backdoor_lab.reports.terminal import printing
+from backdoor_lab.results import frozen
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0; 2 where the folder holds no sweep, or a record that is not whole."""
+    parser = argparse.ArgumentParser(prog="python -m backdoor_lab.results", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+    freeze_ = commands.add_parser("freeze", help="put a finished sweep into three files")
+    freeze_.add_argument("folder", metavar="SWEEP_DIR", type=Path)
+    freeze_.add_argument("--out", type=Path, help="default: SWEEP_DIR itself")
+    freeze_.add_argument("--keep-curve", action="store_true", help="keep the removal curves")
+    given = parser.parse_args(arguments)
+    return printing(lambda: _freeze(given.folder, given.out or given.folder, given.keep_curve))
+
+
+def _freeze(folder: Path, out: Path, keep_curve: bool) -> int:
+    count = freeze(folder, out, keep_curve=keep_curve)
+    print(plain(f"{count} records in {out / frozen.RECORDS}"))
+    return EXIT_DONE
+
+
+def freeze(folder: Path, out: Path, *, keep_curve: bool = False) -> int:
+    """Writes the three files of the sweep in `folder` into `out`; the number of its records.
+
+    Raises ConfigError where there is no sweep, DataError where a record is damaged.
+    """
+    report = Report(one_sweep(str(folder)))
+    sweep = report.sweep
+    if sweep.warnings:
+        raise DataError(f"{folder}: {'; '.join(sweep.warnings[:3])}")
+    records = [
+        frozen.frozen_record(_record(folder, cell.id), keep_curve=keep_curve)
+        for cell in sweep.cells
+        if cell.status != "missing"
+    ]
+    asked = [{"id": cell.id, "choices": cell.choices} for cell in sweep.cells]
+    lines = frozen.lines_of(records)
+    content = frozen.description(sweep.name, sweep.command, asked, records, lines)
+    tables = "\n".join(map(markdown, report.shown))
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        (frozen.RECORDS, lines),
+        (frozen.SWEEP, frozen.readable(content)),
+        (frozen.TABLES, f"# {sweep.name}\n\n{tables}"),
+    ):
+        write_atomic(out / name, text.encode("utf-8", errors="backslashreplace"))
+    return len(records)
+
+
+def _record(folder: Path, cell_id: str) -> dict[str, Any]:
+    for path in sorted(folder.glob(f"*/{RECORD}"), key=lambda p: p.parent.name != cell_id):
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        if found["id"] == cell_id:
+            return found
+    raise DataError(f"{folder}: no record of {cell_id}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

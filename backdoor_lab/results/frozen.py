@@ -1,0 +1,153 @@
+"""The form in which a finished sweep is kept: three files in place of a folder for each cell.
+
+- ``sweep.json``: every command that made it, the machines and versions, the cells asked for, and
+  the hash of ``records.jsonl``;
+- ``records.jsonl``: one sealed line for each record, in the order of the sweep, without the
+  removal curve and the poisoned indices, whose hashes stay, and without the versions of a
+  stage's libraries where they are the run's;
+- ``tables.md``: the tables, for reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import DataError
+from backdoor_lab.files import canonical, digest
+from backdoor_lab.results.seal import check_seal, sealed
+
+SWEEP, RECORDS, TABLES = "sweep.json", "records.jsonl", "tables.md"
+SCHEMA = 1
+# A path that leads out of the folder a command was started in: only its last part is kept.
+_OUTSIDE = re.compile(r"(?<![\w.~/-])(?:~|/|\.\.)[^\s'\",=]*/([^/\s'\",=]+)")
+
+
+def frozen_record(record: Mapping[str, Any], *, keep_curve: bool = False) -> dict[str, Any]:
+    """A record as it is kept: hashes in place of its long lists, no path of the machine."""
+    kept: dict[str, Any] = {k: v for k, v in record.items() if k not in ("poison_indices", "seal")}
+    indices, hashes = record.get("poison_indices"), dict(record.get("hashes") or {})
+    if isinstance(indices, list) and hashes.setdefault("poison", digest(indices)) != digest(
+        indices
+    ):
+        raise DataError(f"{record.get('id')}: `hashes.poison` is not that of `poison_indices`")
+    detection = record.get("detection")
+    if isinstance(detection, dict) and detection.get("curve") is not None:
+        hashes["curve"] = digest(detection["curve"])
+        if not keep_curve:
+            kept["detection"] = {k: v for k, v in detection.items() if k != "curve"}
+    found: dict[str, Any] = without_outside_paths(kept | {"hashes": hashes, "run": _run(record)})
+    return found
+
+
+def _run(record: Mapping[str, Any]) -> dict[str, Any]:
+    """`run` without the versions that a stage noted where they are the run's own."""
+    run = dict(record.get("run") or {})
+    stages = {name: dict(stage) for name, stage in (run.get("stages") or {}).items()}
+    for stage in stages.values():
+        if stage.get("versions") == run.get("versions"):
+            stage.pop("versions", None)
+    return run | {"stages": stages} if stages else run
+
+
+def without_outside_paths(value: Any) -> Any:
+    """A JSON value in whose texts a path out of the working directory is its last part alone."""
+    if isinstance(value, str):
+        return _OUTSIDE.sub(r"\1", value)
+    if isinstance(value, Mapping):
+        return {key: without_outside_paths(item) for key, item in value.items()}
+    return [*map(without_outside_paths, value)] if isinstance(value, list) else value
+
+
+def lines_of(records: Iterable[Mapping[str, Any]]) -> str:
+    """The text of records.jsonl."""
+    return "".join(sealed(canonical(record)) for record in records)
+
+
+def description(
+    name: str, command: str, asked: list[Any], records: list[dict[str, Any]], lines: str
+) -> dict[str, Any]:
+    """The content of sweep.json: `asked` the cells asked for, `records` those of `lines`."""
+    runs = sorted((r["run"] for r in records if r.get("run")), key=lambda r: str(r.get("started")))
+    started = [str(run["started"]) for run in runs if run.get("started")]
+    seconds = sum(float(s) for run in runs for s in (run.get("seconds") or {}).values())
+    return {
+        "schema": SCHEMA,
+        "name": name,
+        "command": without_outside_paths(command),
+        "commands": _distinct([run.get("command") for run in runs] + [command]),
+        "machines": _distinct(run.get("device") for run in runs),
+        "versions": _distinct(run.get("versions") for run in runs),
+        "commits": _distinct(run.get("git_commit") for run in runs),
+        "first_started": min(started, default=None),
+        "last_started": max(started, default=None),
+        "hours": round(seconds / 3600, 2),
+        "cells": len(records),
+        "records_sha256": hashlib.sha256(lines.encode()).hexdigest(),
+        "asked": asked,
+    }
+
+
+def readable(content: Mapping[str, Any]) -> str:
+    """sweep.json as text: one line for each key and for each entry of a list."""
+    parts = []
+    for key, value in content.items():
+        if isinstance(value, list) and value:
+            entries = ",\n  ".join(canonical(each) for each in value)
+            parts.append(f'"{key}": [\n  {entries}\n ]')
+        else:
+            parts.append(f'"{key}": {json.dumps(value)}')
+    return "{\n " + ",\n ".join(parts) + "\n}\n"
+
+
+def frozen_lines(folder: Path) -> Iterator[bytes]:
+    """The lines of a frozen sweep's records, each with its seal checked; none where there is no
+    records.jsonl.
+
+    Raises DataError that names the file and the line where a seal does not hold, and where lines
+    were added, taken away or moved since sweep.json was written.
+    """
+    path = folder / RECORDS
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror})") from error
+    for number, line in enumerate(data.splitlines(), 1):
+        try:
+            check_seal(line)
+        except DataError as error:
+            raise DataError(
+                f"{path}, line {number} ({_id_in(line)}): {error}. Restore the file from version"
+                " control, or remove the line and make the cell again"
+            ) from error
+        yield line
+    _check_whole(folder, path, data)
+
+
+def _check_whole(folder: Path, path: Path, data: bytes) -> None:
+    try:
+        said = json.loads((folder / SWEEP).read_bytes())["records_sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path}: {SWEEP} beside it does not give its hash") from error
+    if hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() != said:
+        raise DataError(
+            f"{path}: lines were added, removed or moved since {SWEEP} was written; restore both"
+            " from version control"
+        )
+
+
+def _id_in(line: bytes) -> str:
+    found = re.search(rb'"id":\s*"([\w.-]{1,80})"', line)
+    return found[1].decode() if found else "no id can be read"
+
+
+def _distinct(values: Iterable[Any]) -> list[Any]:
+    found = {canonical(value): value for value in values if value}
+    listed: list[Any] = without_outside_paths([*found.values()])
+    return listed

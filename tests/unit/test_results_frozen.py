@@ -1,0 +1,201 @@
+"""Seals, and a sweep kept as three files: the same tables, and no edit goes unnoticed."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_reports_records import record, write_sweep
+
+from backdoor_lab import compare, export, status
+from backdoor_lab.errors import DataError
+from backdoor_lab.figures import __main__ as figures
+from backdoor_lab.files import digest, readable
+from backdoor_lab.reports import __main__ as reports
+from backdoor_lab.reports.sweeps import read_sweep
+from backdoor_lab.results.__main__ import freeze, main
+from backdoor_lab.results.frozen import RECORDS, frozen_lines, without_outside_paths
+from backdoor_lab.results.seal import check_seal, sealed
+
+SWEEP = [
+    record(trigger=trigger, target=target, ratio=ratio)
+    for trigger in ("pixel", "pattern")
+    for target in ("bird", "dog")
+    for ratio in (0.05, 0.1)
+]
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """A sweep's three files, in a folder of their own."""
+    freeze(write_sweep(tmp_path / "run", SWEEP), tmp_path / "kept")
+    return tmp_path / "kept"
+
+
+def edited(kept: Path, old: str, new: str) -> None:
+    text = (kept / RECORDS).read_text()
+    assert old in text
+    (kept / RECORDS).write_text(text.replace(old, new, 1))
+
+
+def refused(kept: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """What each command says of a frozen sweep that was tampered with; none prints a figure."""
+    said = []
+    for run in (
+        lambda: reports.main([str(kept)]),
+        lambda: status.main([str(kept)]),
+        lambda: figures.main([str(kept)]),
+        lambda: export.main([str(kept), "--out", str(kept / "out.csv")]),
+        lambda: compare.main([str(kept), "reference"]),
+    ):
+        assert run() == 2
+        told = capsys.readouterr()
+        assert "|" not in told.out
+        said.append(told.err)
+    return said
+
+
+def test_a_seal_holds_in_either_layout_and_with_any_line_ends() -> None:
+    for text in (json.dumps({"id": "a", "nat1": 0.5}), readable({"id": "a", "nat1": 0.5})):
+        data = sealed(text).encode()
+        check_seal(data)
+        check_seal(data.replace(b"\n", b"\r\n"))
+        assert json.loads(data).keys() == {"id", "nat1", "seal"}
+
+
+def test_every_flipped_bit_that_changes_a_value_breaks_the_seal() -> None:
+    whole = sealed(readable(SWEEP[0])).encode()
+    value = json.loads(whole)
+    draw = random.Random(0)
+    for _ in range(2000):
+        data = bytearray(whole)
+        data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        try:
+            check_seal(bytes(data))
+        except DataError:
+            continue
+        assert json.loads(data) == value
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace('"nat1": 0.', '"nat1": 0.9', 1),
+        lambda text: text.replace('"nat1"', '"nat1": 0.91, "nat1"', 1),
+        lambda text: text[: text.rindex(",")] + "}",
+        lambda text: text.replace('"seal": "', '"seal": "0', 1),
+        lambda text: "",
+    ],
+)
+def test_an_edit_a_repeated_key_and_a_missing_seal_are_noticed(damage: Any) -> None:
+    text = sealed(json.dumps(SWEEP[0]))
+    assert damage(text) != text
+    with pytest.raises(DataError, match="seal"):
+        check_seal(damage(text).encode())
+
+
+def test_frozen_and_run_sweep_give_the_same_tables(kept: Path) -> None:
+    run = kept.parent / "run"
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "records.jsonl", "sweep.json", "tables.md",
+    ]  # fmt: skip
+    # Frozen, a record also has the hashes of what it holds no more.
+    cells = [[replace(c, hashes={}) for c in read_sweep(each).cells] for each in (run, kept)]
+    assert cells[0] == cells[1]
+    for folder in (run, kept):
+        assert reports.main([str(folder)]) == 0
+    tables = [{p.name: p.read_text() for p in (f / "tables").iterdir()} for f in (run, kept)]
+    assert tables[0] == tables[1]
+    assert "| bird" in (kept / "tables.md").read_text()
+
+
+def test_long_lists_are_kept_as_hashes(kept: Path) -> None:
+    for line, whole in zip(frozen_lines(kept), SWEEP, strict=True):
+        found = json.loads(line)
+        assert "poison_indices" not in found
+        assert found["hashes"]["poison"] == digest(whole["poison_indices"])
+
+
+def test_a_curve_is_kept_on_request_and_its_hash_always(tmp_path: Path) -> None:
+    one = record()
+    one["detection"]["curve"] = {"removed": [0, 1], "left": [2.0, 1.0]}
+    run = write_sweep(tmp_path / "run", [one])
+    for keep in (False, True):
+        freeze(run, tmp_path / str(keep), keep_curve=keep)
+        (line,) = frozen_lines(tmp_path / str(keep))
+        found = json.loads(line)
+        assert ("curve" in found["detection"]) is keep
+        assert found["hashes"]["curve"] == digest(one["detection"]["curve"])
+
+
+def test_a_cell_run_again_comes_before_its_frozen_record(kept: Path) -> None:
+    again = json.loads(json.dumps(SWEEP[0])) | {"nat1": 0.123}
+    write_sweep(kept.parent / "new", [again])
+    shutil.copytree(kept.parent / "new" / again["id"], kept / again["id"])
+    found = {cell.id: cell.numbers["nat1"] for cell in read_sweep(kept).cells}
+    assert len(found) == len(SWEEP)
+    assert found[again["id"]] == 0.123
+
+
+def test_an_edited_figure_is_refused_by_every_reader(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nat = json.dumps(SWEEP[3]["nat1"])
+    edited(kept, f'"id":"{SWEEP[3]["id"]}"', f'"id":"{SWEEP[3]["id"]}" ')
+    assert nat in (kept / RECORDS).read_text()
+    for said in refused(kept, capsys):
+        assert "line 4" in said
+        assert SWEEP[3]["id"] in said
+        assert "seal does not hold" in said
+
+
+@pytest.mark.parametrize("change", ["removed", "moved", "repeated", "no list"])
+def test_lines_taken_away_moved_or_added_are_noticed(
+    kept: Path, change: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (kept / RECORDS).read_text().splitlines(keepends=True)
+    changed = {
+        "removed": lines[1:],
+        "moved": [lines[1], lines[0], *lines[2:]],
+        "repeated": [*lines, lines[0]],
+        "no list": lines,
+    }[change]
+    (kept / RECORDS).write_text("".join(changed))
+    if change == "no list":
+        (kept / "sweep.json").unlink()
+    for said in refused(kept, capsys):
+        assert "sweep.json" in said
+
+
+def test_a_damaged_record_is_not_frozen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_sweep(tmp_path / "run", SWEEP)
+    (run / SWEEP[0]["id"] / "record.json").write_text('{"schema": 1')
+    assert main(["freeze", str(run), "--out", str(tmp_path / "kept")]) == 2
+    assert SWEEP[0]["id"] in capsys.readouterr().err
+    assert not (tmp_path / "kept").exists()
+
+
+def test_indices_that_are_not_those_of_their_hash_are_not_frozen(tmp_path: Path) -> None:
+    one = record()
+    one["hashes"] = {"poison": "0" * 64}
+    with pytest.raises(DataError, match="poison_indices"):
+        freeze(write_sweep(tmp_path / "run", [one]), tmp_path / "kept")
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("x dataset.root=../data/set.tar.xz a", "x dataset.root=set.tar.xz a"),
+        ("dataset.root=/mnt/big/set.npz,~/x/y.npz", "dataset.root=set.npz,y.npz"),
+        ("hydra.sweep.dir=multirun_reports/a/b", "hydra.sweep.dir=multirun_reports/a/b"),
+        ("'store.root=/a b/c'", "'store.root=/a b/c'"),
+        ("1/2 of 3/4", "1/2 of 3/4"),
+    ],
+)
+def test_a_path_out_of_the_working_directory_is_its_last_part(given: str, wanted: str) -> None:
+    assert without_outside_paths({"a": [given]}) == {"a": [wanted]}
