@@ -1,7 +1,10 @@
 """python -m backdoor_lab.results freeze SWEEP_DIR [--out DIR] [--keep-curve]
+python -m backdoor_lab.results index ROOT [--write]
 
-Puts a finished sweep into three files (sweep.json, records.jsonl, tables.md), which every command
-reads in place of the sweep's folder: in DIR, or beside the cells' folders.
+`freeze` puts a finished sweep into three files (sweep.json, records.jsonl, tables.md), which every
+command reads in place of the sweep's folder: in DIR, or beside the cells' folders. `index` prints
+what lies under ROOT, by question: documents, sweeps, cells, hours, dates; with --write it replaces
+the table in ROOT/README.md.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from backdoor_lab.reports.report import Report
 from backdoor_lab.reports.sweeps import RECORD, one_sweep
 from backdoor_lab.reports.terminal import printing
 from backdoor_lab.results import frozen
+from backdoor_lab.results.index import index, rewrite
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,8 +34,20 @@ def main(arguments: list[str] | None = None) -> int:
     freeze_.add_argument("folder", metavar="SWEEP_DIR", type=Path)
     freeze_.add_argument("--out", type=Path, help="default: SWEEP_DIR itself")
     freeze_.add_argument("--keep-curve", action="store_true", help="keep the removal curves")
+    index_ = commands.add_parser("index", help="what is kept, by question")
+    index_.add_argument("folder", metavar="ROOT", type=Path)
+    index_.add_argument("--write", action="store_true", help="replace the table in ROOT/README.md")
     given = parser.parse_args(arguments)
+    if "write" in given:
+        return printing(lambda: _index(given.folder, given.write))
     return printing(lambda: _freeze(given.folder, given.out or given.folder, given.keep_curve))
+
+
+def _index(root: Path, write: bool) -> int:
+    if write:
+        rewrite(root)
+    print(plain(index(root)))
+    return EXIT_DONE
 
 
 def _freeze(folder: Path, out: Path, keep_curve: bool) -> int:

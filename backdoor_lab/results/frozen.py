@@ -74,7 +74,6 @@ def description(
     """The content of sweep.json: `asked` the cells asked for, `records` those of `lines`."""
     runs = sorted((r["run"] for r in records if r.get("run")), key=lambda r: str(r.get("started")))
     started = [str(run["started"]) for run in runs if run.get("started")]
-    seconds = sum(float(s) for run in runs for s in (run.get("seconds") or {}).values())
     return {
         "schema": SCHEMA,
         "name": name,
@@ -85,11 +84,21 @@ def description(
         "commits": _distinct(run.get("git_commit") for run in runs),
         "first_started": min(started, default=None),
         "last_started": max(started, default=None),
-        "hours": round(seconds / 3600, 2),
+        "hours": round(_seconds(runs) / 3600, 2),
         "cells": len(records),
         "records_sha256": hashlib.sha256(lines.encode()).hexdigest(),
         "asked": asked,
     }
+
+
+def _seconds(runs: Iterable[Mapping[str, Any]]) -> float:
+    """What the stages took, each counted once however many cells share it."""
+    took: dict[Any, float] = {}
+    for number, run in enumerate(runs):
+        for stage, seconds in (run.get("seconds") or {}).items():
+            made = (run.get("stages") or {}).get(stage) or {}
+            took[made.get("id") or (number, stage)] = float(seconds)
+    return sum(took.values())
 
 
 def readable(content: Mapping[str, Any]) -> str:

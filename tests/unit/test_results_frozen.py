@@ -20,6 +20,7 @@ from backdoor_lab.reports import __main__ as reports
 from backdoor_lab.reports.sweeps import read_sweep
 from backdoor_lab.results.__main__ import freeze, main
 from backdoor_lab.results.frozen import RECORDS, frozen_lines, without_outside_paths
+from backdoor_lab.results.index import HEAD
 from backdoor_lab.results.seal import check_seal, sealed
 
 SWEEP = [
@@ -199,3 +200,27 @@ def test_indices_that_are_not_those_of_their_hash_are_not_frozen(tmp_path: Path)
 )
 def test_a_path_out_of_the_working_directory_is_its_last_part(given: str, wanted: str) -> None:
     assert without_outside_paths({"a": [given]}) == {"a": [wanted]}
+
+
+def test_hours_count_a_stage_that_cells_share_once(tmp_path: Path) -> None:
+    """The made-up records all name the same two trainings, of 58 seconds together."""
+    freeze(write_sweep(tmp_path / "run", SWEEP), tmp_path / "kept")
+    content = json.loads((tmp_path / "kept" / "sweep.json").read_text())
+    assert content["hours"] == round(58 / 3600, 2)
+    assert content["cells"] == len(SWEEP)
+
+
+def test_the_index_is_made_from_the_sweeps_and_their_documents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [record(seed=seed) for seed in range(3)]
+    made[0]["run"]["started"] = "2026-11-02T10:00:00+00:00"
+    made[1]["run"]["started"] = "2026-11-04T10:00:00+00:00"
+    for name, part in (("a", made[:2]), ("b", made[2:])):
+        freeze(write_sweep(tmp_path / "run" / name, part), tmp_path / "kept/paper" / name)
+    (tmp_path / "kept/paper/README.md").write_text("# Does it work?\n")
+    (tmp_path / "kept/README.md").write_text(f"# Kept\n\n{HEAD}| old |\n\nAfter it.\n")
+    assert main(["index", str(tmp_path / "kept"), "--write"]) == 0
+    line = "| Does it work? | [paper](paper/README.md) | 2 | 3 | 0.0 | 2026-11-02 to 2026-11-04 |\n"
+    assert line in capsys.readouterr().out
+    assert (tmp_path / "kept/README.md").read_text() == f"# Kept\n\n{HEAD}{line}\nAfter it.\n"

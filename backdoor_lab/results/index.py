@@ -1,0 +1,59 @@
+"""The index of kept results: one line for each question, made from the sweeps' own files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import DataError
+from backdoor_lab.files import write_atomic
+from backdoor_lab.results.frozen import RECORDS, SWEEP
+
+HEAD = "| Question | Document | Sweeps | Cells | Hours | Dates |\n|---|---|---:|---:|---:|---|\n"
+_TABLE = re.compile(re.escape(HEAD.partition("\n")[0]) + r"\n(?:\|.*\n)*")
+
+
+def index(root: Path) -> str:
+    """A Markdown table of the folders in `root` that hold a document and frozen sweeps.
+
+    Hours are those of one process, each stage counted once in a sweep. Raises DataError where a
+    sweep.json cannot be read.
+    """
+    lines = [_line(path.parent) for path in sorted(root.glob("*/README.md"))]
+    return HEAD + "".join(line for line in lines if line)
+
+
+def rewrite(root: Path) -> None:
+    """Puts the index in place of the one in ``root/README.md``. Raises DataError without one."""
+    path = root / "README.md"
+    text = path.read_text(encoding="utf-8")
+    if not _TABLE.search(text):
+        raise DataError(f"{path} holds no table that begins with {HEAD.splitlines()[0]}")
+    write_atomic(path, _TABLE.sub(lambda _: index(root), text).encode())
+
+
+def _line(folder: Path) -> str:
+    found = [_read(path.parent) for path in sorted(folder.glob(f"*/{RECORDS}"))]
+    if not found:
+        return ""
+    cells, hours = (sum(each[key] for each in found) for key in ("cells", "hours"))
+    days = sorted(str(s[k])[:10] for s in found for k in ("first_started", "last_started") if s[k])
+    dates = " to ".join(dict.fromkeys([days[0], days[-1]])) if days else "–"
+    link = f"[{folder.name}]({folder.name}/README.md)"
+    return f"| {_question(folder)} | {link} | {len(found)} | {cells} | {hours:.1f} | {dates} |\n"
+
+
+def _question(folder: Path) -> str:
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    heading = re.search(r"(?m)^# (.+)$", text)
+    return heading[1] if heading else folder.name
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads((folder / SWEEP).read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder / SWEEP} cannot be read: {error}") from error
+    return found
