@@ -46,7 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _index(root: Path, write: bool) -> int:
     if write:
         rewrite(root)
-    print(plain(index(root)))
+    for line in index(root).splitlines():
+        print(plain(line))
     return EXIT_DONE
 
 
