@@ -2,37 +2,44 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
 import time
 
+cell = ""
+"""The cell that this process runs."""
 _seen: dict[str, int] = {}
 
 
 def point(name: str) -> None:
     """Does what BACKDOOR_LAB_FAULT asks for at this point, e.g. ``train.published:kill:1``.
 
-    The form is ``name:action:n``: at the n-th passage of `name`, `kill` sends this process
-    SIGKILL, `full` raises ENOSPC, `term` sends SIGTERM, `oom` raises MemoryError, `wait` goes
-    on only an hour later.
+    The form is ``name:action:n`` or ``name:action:n:part``, several of them separated by
+    semicolons: at this process' n-th passage of `name` (in cells with `part` in their id),
+    `kill` sends this process SIGKILL, `segv` reads address 0, `abort` aborts, `exit` ends it with
+    exit code 7, `full` raises ENOSPC, `term` sends SIGTERM, `oom` raises MemoryError, `wait`
+    continues only an hour later.
     """
-    plan = os.environ.get("BACKDOOR_LAB_FAULT")
-    if not plan:
-        return
-    wanted, action, count = plan.split(":")
-    if name != wanted:
-        return
-    _seen[name] = _seen.get(name, 0) + 1
-    if _seen[name] == int(count):
-        _do(action)
+    for plan in filter(None, os.environ.get("BACKDOOR_LAB_FAULT", "").split(";")):
+        wanted, action, count, *part = plan.split(":")
+        if name != wanted or not all(each in cell for each in part):
+            continue
+        _seen[plan] = _seen.get(plan, 0) + 1
+        if _seen[plan] == int(count):
+            _do(action)
 
 
 def _do(action: str) -> None:
-    if action == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif action == "term":
-        os.kill(os.getpid(), signal.SIGTERM)
+    if action in ("kill", "term"):
+        os.kill(os.getpid(), signal.SIGKILL if action == "kill" else signal.SIGTERM)
+    elif action == "segv":
+        ctypes.string_at(0)
+    elif action == "abort":
+        os.abort()
+    elif action == "exit":
+        os._exit(7)
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     elif action == "oom":

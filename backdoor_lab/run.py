@@ -5,7 +5,6 @@ Heavy imports stand inside functions: ``--help`` and tab completion answer at on
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import signal
@@ -27,7 +26,6 @@ from backdoor_lab.errors import (
     EXIT_SOME_FAILED,
     ConfigError,
     LabError,
-    Stopped,
     unknown,
 )
 from backdoor_lab.files import digest
@@ -35,7 +33,7 @@ from backdoor_lab.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
-         "allow_plugins")  # fmt: skip
+         "allow_plugins", "retries", "fail_fast")  # fmt: skip
 _outcome: dict[str, Any] = {}
 
 
@@ -63,31 +61,32 @@ def by_source(without: str, _root_: DictConfig) -> str:
     return without if _root_.source is None else "source"
 
 
-def task(config: DictConfig) -> str:
-    """One cell, in whatever process the launcher chose; returns its status."""
+def task(config: DictConfig) -> Any:
+    """One cell, in whatever process the launcher chose; returns its status, or the Loss of the
+    process that ran it."""
     from backdoor_lab.sweep.expand import plain
-    from backdoor_lab.sweep.job import run_job
     from backdoor_lab.sweep.sweeper import parallel
+    from backdoor_lab.sweep.task import run_in_sweep
 
     stopping.install()
     settings = HydraConfig.get()
-    single = OmegaConf.is_missing(settings.job, "num")
-    folder = Path(settings.runtime.output_dir)
+    folder, cells = Path(settings.runtime.output_dir), parallel(settings)
+    if OmegaConf.is_missing(settings.job, "num"):
+        return _single(plain(config), folder, cells)
+    journal = folder / f"{settings.job.name}.log"
+    return run_in_sweep(plain(config), folder, cells, journal)
+
+
+def _single(config: dict[str, Any], folder: Path, cells: int) -> str:
+    from backdoor_lab.sweep.job import run_job
+
     try:
-        status = run_job(plain(config), folder, parallel(settings), in_sweep=not single)
+        status = run_job(config, folder, cells)
     except LabError as error:
-        if not single and os.getpid() == _outcome.get("driver") and isinstance(error, Stopped):
-            # Out of the launcher's loop, past its remaining cells.
-            print(f"error: {error}", file=sys.stderr)
-            raise SystemExit(Stopped.exit_code) from None
-        if single:
-            # Raised here, Hydra would print it its own way.
-            _outcome["error"] = error
-        else:
-            # A sweep's driver looks at the records, and finds this one missing.
-            logging.getLogger(__name__).error("%s: %s", folder.name, error)
+        # Raised here, Hydra would print it its own way.
+        _outcome["error"] = error
         return str(error)
-    if single and status != "done":
+    if status != "done":
         _outcome["code"] = EXIT_SOME_FAILED
     return status
 

@@ -28,6 +28,19 @@ def install() -> None:
         signal.signal(signal.SIGINT, _handler)
 
 
+def install_in_child() -> None:
+    """The same in a process that runs cells for a parent, which decides what a signal means.
+
+    Inside a cluster's task only the parent, through SIGINT, may ask for a stop.
+    """
+    if "SUBMITIT_EXECUTOR" not in os.environ:
+        install()
+        return
+    for name in ("SIGTERM", "SIGCONT", "SIGUSR1", "SIGUSR2"):
+        signal.signal(signal.Signals[name], signal.SIG_IGN)
+    signal.signal(signal.SIGINT, _handler)
+
+
 def requested() -> bool:
     """Whether somebody asked for a stop."""
     return bool(_asked)

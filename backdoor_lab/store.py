@@ -14,15 +14,24 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from backdoor_lab import checks, faults
 from backdoor_lab.claims import Claim
-from backdoor_lab.errors import StoreError
-from backdoor_lab.files import canonical, digest, room, sha256_of, sync_folder, write_through
+from backdoor_lab.errors import Diverged, StoreError
+from backdoor_lab.files import (
+    canonical,
+    digest,
+    room,
+    sha256_of,
+    sync_folder,
+    write_atomic,
+    write_through,
+)
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -41,10 +50,14 @@ class Entry:
 
 
 class Store:
-    """Published stage outputs under one root folder, shared by processes and machines."""
+    """Published stage outputs under one root folder, shared by processes and machines.
 
-    def __init__(self, root: Path | str) -> None:
-        self.root = Path(root)
+    `diverged`: a folder in which stages that raise Diverged are remembered by their ids, so that
+    they are computed once for all cells that share them; whoever owns it empties it.
+    """
+
+    def __init__(self, root: Path | str, diverged: Path | None = None) -> None:
+        self.root, self.diverged = Path(root), diverged
         self._verified: set[str] = set()
 
     def identity(self, stage: str, inputs: dict[str, Any]) -> str:
@@ -107,7 +120,8 @@ class Store:
                 part.mkdir()
                 faults.point(f"{stage}.before")
                 began = time.perf_counter()
-                meta = make(part)
+                with self._remembered(stage, folder.name):
+                    meta = make(part)
                 seconds = time.perf_counter() - began
                 faults.point(f"{stage}.made")
                 _seal(part, stage, inputs, meta, seconds)
@@ -120,6 +134,20 @@ class Store:
         if entry is None:
             raise StoreError(f"{folder}: damaged while it was written; is the disk sound?")
         return Entry(entry.path, entry.id, entry.meta, True, seconds)
+
+    @contextmanager
+    def _remembered(self, stage: str, entry_id: str) -> Iterator[None]:
+        note = None if self.diverged is None else self.diverged / f"{stage}-{entry_id}"
+        if note is not None and note.is_file():
+            raise Diverged(note.read_text())
+        try:
+            yield
+        except Diverged as error:
+            if note is not None:
+                # Without the note the next cell computes the stage in vain, no more.
+                with suppress(OSError, StoreError):
+                    write_atomic(note, str(error).encode())
+            raise
 
     def _read(self, stage: str, folder: Path, inputs: dict[str, Any]) -> Entry | None:
         try:

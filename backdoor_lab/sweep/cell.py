@@ -23,7 +23,8 @@ DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
 Choice = Defense | TruthControl | Repair
 FILTERS = ("classes", "budget", "budget_cap", "centred")
 PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "seed")
-ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "allow_plugins")
+ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "retries",
+             "fail_fast", "allow_plugins")  # fmt: skip
 PROTOCOL = (
     "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer", "holdout",
@@ -219,8 +220,9 @@ def check_keys(config: dict[str, Any]) -> None:
         checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
     checks.keys("protocol", config["protocol"], PROTOCOL)
     checks.keys("store", config["store"], ("root",))
-    checks.flag("retrain", config["retrain"])
-    checks.flag("dry_run", config.get("dry_run", False))
+    for key in ("retrain", "dry_run", "fail_fast"):
+        checks.flag(key, config.get(key, False))
+    checks.whole("retries", config.get("retries", 1), low=0)
     checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
     checks.text("protocol.layer", config["protocol"]["layer"])
     if config["protocol"]["ratio_of"] == "count":

@@ -30,6 +30,7 @@ from backdoor_lab.sweep.judging import (
     filter_stage,
     nothing_removed,
 )
+from backdoor_lab.sweep.listing import OUT_OF_MEMORY
 from backdoor_lab.sweep.progress import Progress, Report
 from backdoor_lab.sweep.providing import material_facts, material_of, repair_stage
 from backdoor_lab.sweep.record import record_body, record_head, run_facts
@@ -200,6 +201,7 @@ class Chain:
 
     def _overlap(self) -> int:
         inputs = {"train": self.data.train.digest, "test": self.data.test.digest}
+        self.progress.stage("overlap")
         return int(self.store.get("overlap", inputs, self._count_overlap).meta["overlap"])
 
     def _count_overlap(self, folder: Path) -> dict[str, Any]:
@@ -213,22 +215,23 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
     """
     head = record_head(cell)
     began, clock = datetime.now(UTC), time.perf_counter()
-    try:
-        with chain.progress:
+    # Until the record is there, the heartbeat says where a process that dies was.
+    with chain.progress:
+        try:
             body = chain.run()
-    except Stopped:
-        raise
-    except Exception as error:
-        body = failure(error, cell)
-        log.error("%s: %s", cell.id, body["status"], exc_info=not isinstance(error, LabError))
-    run = run_facts(chain.stages, chain.machine.describe(), command)
-    run |= {"started": began.isoformat(timespec="seconds")}
-    run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
-    run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}
-    record = {**head, **body, "run": run}
-    faults.point("record.before")
-    write_json(folder / RECORD, record)
-    faults.point("record.published")
+        except Stopped:
+            raise
+        except Exception as error:
+            body = failure(error, cell)
+            log.error("%s: %s", cell.id, body["status"], exc_info=not isinstance(error, LabError))
+        run = run_facts(chain.stages, chain.machine.describe(), command)
+        run |= {"started": began.isoformat(timespec="seconds")}
+        run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
+        run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}
+        record = {**head, **body, "run": run}
+        faults.point("record.before")
+        write_json(folder / RECORD, record)
+        faults.point("record.published")
     return record
 
 
@@ -236,7 +239,7 @@ def failure(error: Exception, cell: Cell) -> dict[str, Any]:
     """Status and message of a cell that could not be finished."""
     if _out_of_memory(error):
         message = f"{error} (recipe.batch={cell.recipe.batch}, not lowered by itself)"
-        return {"status": "failed: oom", "error": str(OutOfMemory(message))}
+        return {"status": OUT_OF_MEMORY, "error": str(OutOfMemory(message))}
     if isinstance(error, Diverged):
         return {"status": f"diverged: {error}", "error": str(error)}
     text = str(error) or type(error).__name__

@@ -13,7 +13,7 @@ from backdoor_lab.errors import ConfigError
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.chain import Chain, run_cell
-from backdoor_lab.sweep.listing import command_line, finished, place, sweep_file
+from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, place, sweep_file
 from backdoor_lab.sweep.preflight import Preflight, check_writable
 from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training.logs import logger_of
@@ -56,7 +56,7 @@ def run_job(
     with held(wanted, trainer["cells_per_gpu"]) as machine:
         chain = Chain(
             cell,
-            Store(config["store"]["root"]),
+            Store(config["store"]["root"], folder.parent / DIVERGED if in_sweep else None),
             machine,
             Progress(folder, title, trainer["progress"]),
             logger=lambda stage: logger_of(config["logger"], stage, folder),

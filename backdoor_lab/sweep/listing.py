@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,18 +16,27 @@ from backdoor_lab.errors import ConfigError, DataError
 from backdoor_lab.reports.records import DAMAGED, Cell, decode, parse
 
 log = logging.getLogger(__name__)
+OUT_OF_MEMORY = "failed: oom"
+"""The status of a cell for which memory did not suffice."""
+HALT = ".halted"
+"""Lies in a sweep's folder once a cell has failed under `fail_fast`: no other cell starts."""
+DIVERGED = ".diverged"
+"""In a sweep's folder: the stages that diverged in this run of the command (see Store)."""
 WHOLE = {"nat1", "n_poisoned", "pois_left"}
 """What every done cell has measured."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One cell of a sweep: its id, its choices, what decides its poison, its overrides."""
+    """One cell of a sweep: its id, its choices, what decides its poison, its overrides, and what
+    happens when it fails."""
 
     id: str
     choices: dict[str, Any]
     attack: dict[str, Any]
     overrides: tuple[str, ...]
+    retries: int = 1
+    fail_fast: bool = False
 
 
 def command_line() -> str:
@@ -95,6 +105,22 @@ def _read(folder: Path) -> Cell | None:
 
 def _refuse(name: str) -> None:
     raise DataError(f"{name} stands in place of a number")
+
+
+def halt(folder: Path) -> None:
+    """From now on no cell of the sweep in `folder` starts, in whatever process."""
+    (folder / HALT).touch()
+
+
+def halted(folder: Path) -> bool:
+    """Whether a cell of this sweep has failed under `fail_fast`."""
+    return (folder / HALT).exists()
+
+
+def forget_failures(folder: Path) -> None:
+    """What failed in an earlier command of a sweep, or diverged, is tried anew by the next."""
+    (folder / HALT).unlink(missing_ok=True)
+    shutil.rmtree(folder / DIVERGED, ignore_errors=True)
 
 
 def sweep_file(folder: Path) -> dict[str, Any]:

@@ -70,6 +70,7 @@ class Progress:
         stopping.check()
         self._begin(stage, epochs, epochs * batches)
         self._beat()
+        faults.point(f"{stage}.begun")
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)

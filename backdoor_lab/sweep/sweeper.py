@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,9 @@ from backdoor_lab.errors import (
 )
 from backdoor_lab.files import write_atomic, write_json
 from backdoor_lab.sweep.expand import Expander
+from backdoor_lab.sweep.launch import Launch
 from backdoor_lab.sweep.listing import Asked, command_line, finished, merge_asked, status_of
+from backdoor_lab.sweep.loss import Loss, record_loss
 
 if TYPE_CHECKING:
     from backdoor_lab.sweep.cell import Cell
@@ -44,6 +46,7 @@ class ResumeSweeper(BasicSweeper):
     again; and after the last one the records, not the launcher, say how the sweep went.
     """
 
+    _cell_of: Callable[[Sequence[str]], Cell]
     last_code = EXIT_DONE
     """The exit code of this process' last sweep: Hydra drops what `sweep` returns."""
 
@@ -79,16 +82,17 @@ class ResumeSweeper(BasicSweeper):
         assert self.hydra_context is not None
         expander: Any = Expander(self.hydra_context.config_loader, self.config)
         preflight = Preflight()
+        self._cell_of = lambda job: preflight.cell(expander.config(job))
         found: dict[str, Asked] = {}
         dry: dict[str, Cell] = {}
         for number, job in enumerate(jobs, 1):
             try:
-                cell = preflight.cell(expander.config(job))
+                cell = self._cell_of(job)
             except LabError as error:
                 where = f"cell {number} of {len(jobs)} ({' '.join(job)}): " if len(jobs) > 1 else ""
                 raise type(error)(f"{where}{error}") from error
             # Two spellings of one choice (0.05, 5e-2) are one cell.
-            found.setdefault(cell.id, Asked(cell.id, cell.choices, cell.attack, tuple(job)))
+            found.setdefault(cell.id, _asked(cell, job))
             if cell.config.get("dry_run"):
                 dry[cell.id] = cell
         if len(found) < len(jobs):
@@ -119,18 +123,21 @@ class ResumeSweeper(BasicSweeper):
         write_json(folder / "sweep.json", said | {"asked": merge_asked(folder, asked)})
 
     def _launch(self, folder: Path, left: Sequence[Asked]) -> None:
-        assert self.launcher is not None
+        assert self.config is not None
         stopping.install()
         stopping.forward_to_children()
-        size = self.max_batch_size or len(left)
-        for start in range(0, len(left), size):
-            batch = [_pinned(each, folder) for each in left[start : start + size]]
-            try:
-                self.launcher.launch(batch, initial_job_idx=start)
-            except Exception as error:
-                # A worker that was killed takes the launcher down with it. What counts is
-                # which records there are; the same command goes on with the rest.
-                log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+        Launch(
+            self.launcher,
+            folder,
+            at_once=parallel(self.config.hydra),
+            batch=self.max_batch_size,
+            record=lambda each, loss: self._record_loss(folder, each, loss),
+        ).run(left)
+
+    def _record_loss(self, folder: Path, each: Asked, loss: Loss) -> None:
+        assert self.config is not None
+        cell, where = self._cell_of(each.overrides), folder / each.id
+        record_loss(cell, where, loss, where / f"{self.config.hydra.job.name}.log")
 
 
 def register() -> None:
@@ -166,10 +173,10 @@ def spread(left: Sequence[Asked]) -> list[Asked]:
     return [left[i] for i in sorted(range(len(left)), key=lambda i: (ranks[i], i))]
 
 
-def _pinned(each: Asked, folder: Path) -> list[str]:
-    # The worker must not work the names out again: it may see another working directory's data.
-    path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*each.overrides, f"hydra.sweep.dir='{path}'", f"hydra.sweep.subdir={each.id}"]
+def _asked(cell: Cell, job: Sequence[str]) -> Asked:
+    config = cell.config
+    retries, fail_fast = int(config.get("retries", 1)), bool(config.get("fail_fast"))
+    return Asked(cell.id, cell.choices, cell.attack, tuple(job), retries, fail_fast)
 
 
 def _conclude(folder: Path, asked: Sequence[Asked]) -> int:

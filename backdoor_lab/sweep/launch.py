@@ -1,0 +1,99 @@
+"""Launching the cells of a sweep: a cell whose process dies costs that cell alone.
+
+Cells that died or ran out of memory are launched again as often as `retries` allows; cells that
+never ran because their launcher gave up are launched again at no charge.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab import stopping
+from backdoor_lab.sweep.listing import (
+    OUT_OF_MEMORY,
+    Asked,
+    finished,
+    forget_failures,
+    halt,
+    halted,
+    status_of,
+)
+from backdoor_lab.sweep.local import is_local, run_local
+from backdoor_lab.sweep.loss import Ended, Job, Loss
+from backdoor_lab.sweep.remote import run_remote
+
+log = logging.getLogger(__name__)
+
+
+class Launch:
+    """One command's launches. `record` writes the record of a cell whose process was lost."""
+
+    def __init__(
+        self,
+        launcher: Any,
+        folder: Path,
+        *,
+        at_once: int,
+        batch: int | None,
+        record: Callable[[Asked, Loss], None],
+    ) -> None:
+        self.launcher, self.folder = launcher, folder
+        self.at_once, self.batch, self.record = at_once, batch, record
+        self.tries: Counter[str] = Counter()
+
+    def run(self, asked: Sequence[Asked]) -> None:
+        """Launches cells until each has a record or is given up for this command."""
+        forget_failures(self.folder)
+        left = list(asked)
+        while left and not self._over():
+            ended = {each.asked.id: each for each in self._round(left)}
+            if not ended:
+                log.error("the launcher ran none of %d cells; they are given up", len(left))
+                return
+            left = [each for each in left if self._again(each, ended.get(each.id))]
+
+    def _round(self, left: Sequence[Asked]) -> Iterator[Ended]:
+        jobs = [Job(each, number, _pinned(each, self.folder)) for number, each in enumerate(left)]
+        size = self.batch or len(jobs)
+        for start in range(0, len(jobs), size):
+            if self._over():
+                return
+            for ended in self._launch(jobs[start : start + size]):
+                if ended.loss is not None and not stopping.requested():
+                    self.record(ended.asked, ended.loss)
+                    if ended.asked.fail_fast:
+                        halt(self.folder)
+                yield ended
+
+    def _launch(self, jobs: Sequence[Job]) -> Iterator[Ended]:
+        if is_local(self.launcher):
+            return run_local(self.launcher, jobs, self.at_once, self._over)
+        return run_remote(self.launcher, jobs)
+
+    def _over(self) -> bool:
+        return stopping.requested() or halted(self.folder)
+
+    def _again(self, each: Asked, ended: Ended | None) -> bool:
+        """Whether a cell of the last round is launched in the next one."""
+        if self._over():
+            return False
+        if ended is None:
+            return not finished(self.folder / each.id, each.id)
+        if ended.loss is None and status_of(self.folder / each.id) != OUT_OF_MEMORY:
+            return False
+        self.tries[each.id] += 1
+        if self.tries[each.id] > each.retries:
+            log.error("%s is given up: it failed %d times", each.id, self.tries[each.id])
+            return False
+        log.warning("%s is tried again (%d of %d)", each.id, self.tries[each.id], each.retries)
+        return True
+
+
+def _pinned(each: Asked, folder: Path) -> list[str]:
+    # The worker must not work the names out again: it may see another working directory's data.
+    path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [*each.overrides, f"hydra.sweep.dir='{path}'", f"hydra.sweep.subdir={each.id}"]

@@ -1,0 +1,114 @@
+"""Cells on the launchers that bring their own processes: submitit, Slurm, Ray, plugins.
+
+In such a process the cell runs in a child (`supervised`), whose end the process reports as its
+result. Should the process itself be lost, its launcher says for which cell.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from hydra.core.utils import JobStatus
+
+from backdoor_lab.sweep.loss import Ended, Job, Loss
+from backdoor_lab.sweep.workers import Died, Worker
+
+log = logging.getLogger(__name__)
+RAISED = ("FailedJobError", "RayTaskError")
+"""Errors of a task that ran to its end and raised something."""
+
+
+def supervised(run: Callable[[], Any]) -> Any:
+    """What `run` returns in a child process, or the Loss of that process.
+
+    To be called before torch is imported: see workers.py. When a cluster tells this process to
+    stop, the child is stopped with it.
+    """
+    worker = Worker(lambda _: run(), "fork")
+    worker.send(None)
+    try:
+        found = worker.result()
+    except Died as death:
+        return Loss(death.code, death.pid)
+    except BaseException:
+        worker.stop()
+        raise
+    worker.retire()
+    return found
+
+
+def run_remote(launcher: Any, jobs: Sequence[Job]) -> Iterator[Ended]:
+    """Launches cells and tells how each ended; of some it says nothing when the launcher gave up
+    before they ran."""
+    overrides = [job.overrides for job in jobs]
+    try:
+        with _every_job_awaited(launcher):
+            returned = launcher.launch(overrides, initial_job_idx=jobs[0].number)
+    except Exception as error:
+        log.error("the launcher gave up: %s: %s", type(error).__name__, error)
+        return
+    for job, result in zip(jobs, returned, strict=True):
+        yield Ended(job.asked, _loss(result))
+
+
+def _loss(result: Any) -> Loss | None:
+    if isinstance(result, Exception):
+        text = " ".join(str(result).split("Error stream")[0].split())[:300]
+        said = f"{type(result).__name__}: {text}"
+        if type(result).__name__.startswith(RAISED):
+            log.error("%s", result)
+            return None
+        return Loss(None, said=said)
+    value = result._return_value if result.status is JobStatus.COMPLETED else None
+    return value if isinstance(value, Loss) else None
+
+
+@contextmanager
+def _every_job_awaited(launcher: Any) -> Iterator[None]:
+    """Makes a plugin wait for every job and hand out its error as its result: by itself it raises
+    the first error while other jobs still run, and does not say whose it is."""
+    holder, name, patient = _patience(type(launcher).__module__)
+    if holder is None:
+        yield
+        return
+    original = getattr(holder, name)
+    setattr(holder, name, patient)
+    try:
+        yield
+    finally:
+        setattr(holder, name, original)
+
+
+def _patience(plugin: str) -> tuple[Any, str, Any]:
+    """What of a plugin or its library is replaced by what."""
+    if "hydra_submitit_launcher" in plugin:
+        submitit = importlib.import_module("submitit")
+        submit = submitit.AutoExecutor.map_array
+        return submitit.AutoExecutor, "map_array", lambda *a: [_Awaited(j) for j in submit(*a)]
+    if "hydra_ray_launcher" in plugin:
+        core = importlib.import_module("hydra_plugins.hydra_ray_launcher._core")
+        return core, "ray", SimpleNamespace(get=partial(_outcome, core.ray.get))
+    return None, "", None
+
+
+def _outcome(get: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return get(*arguments)
+    except Exception as error:
+        return error
+
+
+class _Awaited:
+    """A submitit job that has an error for a result instead of raising it."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def results(self) -> list[Any]:
+        return [_outcome(lambda: self.job.results()[0])]

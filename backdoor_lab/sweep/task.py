@@ -1,0 +1,61 @@
+"""One cell of a sweep in the process that a launcher gave it; imports nothing heavy by itself."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab import faults, stopping
+from backdoor_lab.errors import LabError
+from backdoor_lab.sweep.listing import halt, halted
+from backdoor_lab.sweep.remote import supervised
+from backdoor_lab.sweep.workers import is_worker
+
+log = logging.getLogger(__name__)
+
+
+def run_in_sweep(config: dict[str, Any], folder: Path, parallel_cells: int, journal: Path) -> Any:
+    """Runs a cell under supervision: its status, or the Loss of its process.
+
+    The driver's own workers are watched by the driver; any other process watches a child.
+    `journal`: the cell's log, which gets the last Python stack of a process that crashes.
+    """
+    if halted(folder.parent):
+        return "not started"
+
+    def run() -> str:
+        with _crashes_told(journal):
+            return _run(config, folder, parallel_cells)
+
+    return run() if is_worker() else supervised(run)
+
+
+def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
+    from backdoor_lab.sweep.job import run_job
+
+    faults.cell = folder.name
+    try:
+        status = run_job(config, folder, parallel_cells, in_sweep=True)
+    except LabError as error:
+        # The driver looks at the records, and finds this one missing.
+        log.error("%s: %s", folder.name, error)
+        status = str(error)
+    if status != "done" and config.get("fail_fast") and not stopping.requested():
+        halt(folder.parent)
+    return status
+
+
+@contextmanager
+def _crashes_told(journal: Path) -> Iterator[None]:
+    # Next to what the cell logs; opened here, since a crashing process cannot open a file.
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with journal.open("a") as stream:
+        faulthandler.enable(stream)
+        try:
+            yield
+        finally:
+            faulthandler.disable()

@@ -1,0 +1,152 @@
+"""Watched processes: one that dies is noticed at once, and how it died is known."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab.sweep.loss import Loss
+from backdoor_lab.sweep.remote import supervised
+from backdoor_lab.sweep.workers import Died, Worker, is_worker, ready
+
+METHODS = ("spawn", "fork")
+
+
+def act(job: Any) -> Any:
+    """What the tests' workers do."""
+    what, value = job
+    # Of a forked one pytest would print the stack.
+    faulthandler.disable()
+    if what == "kill":
+        os.kill(os.getpid(), value)
+    if what == "exit":
+        os._exit(value)
+    if what == "sleep":
+        time.sleep(value)
+    return os.getpid(), is_worker(), value
+
+
+@pytest.fixture(params=METHODS)
+def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
+    found = Worker(act, request.param)
+    yield found
+    found.retire()
+
+
+def alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    return False
+
+
+def test_a_worker_runs_one_job_after_the_other(worker: Worker) -> None:
+    for value in (1, 2):
+        worker.send(("return", value))
+        assert worker.result() == (worker.pid, True, value)
+    assert worker.pid != os.getpid()
+    assert not is_worker()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_the_signal_that_killed_a_worker_is_known(worker: Worker, number: int) -> None:
+    worker.send(("kill", number))
+    with pytest.raises(Died) as died:
+        worker.result()
+    assert (died.value.code, died.value.pid) == (-number, worker.pid)
+
+
+@pytest.mark.parametrize("code", [0, 1, 7])
+def test_the_exit_code_of_a_worker_is_known(worker: Worker, code: int) -> None:
+    worker.send(("exit", code))
+    with pytest.raises(Died) as died:
+        worker.result()
+    assert died.value.code == code
+
+
+def test_a_worker_that_dies_leaves_the_others_alone() -> None:
+    workers = [Worker(act) for _ in range(3)]
+    try:
+        workers[0].send(("kill", signal.SIGKILL))
+        workers[1].send(("sleep", 1.0))
+        assert workers[0] in ready(workers, 30)
+        assert workers[1].result() == (workers[1].pid, True, 1.0)
+        workers[2].send(("return", 5))
+        assert workers[2].result()[2] == 5
+    finally:
+        for each in workers:
+            each.retire()
+
+
+def test_a_job_sent_to_a_dead_worker_is_a_death(worker: Worker) -> None:
+    os.kill(worker.pid, signal.SIGKILL)
+    while alive(worker.pid):
+        time.sleep(0.01)
+    worker.send(("return", 1))
+    with pytest.raises(Died) as died:
+        worker.result()
+    assert died.value.code == -signal.SIGKILL
+
+
+def test_a_supervised_cell_reports_its_own_end() -> None:
+    assert supervised(lambda: act(("return", 3)))[1:] == (True, 3)
+    found = supervised(lambda: act(("kill", signal.SIGKILL)))
+    assert isinstance(found, Loss)
+    assert found.code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_worker_ends_with_its_parent(method: str) -> None:
+    """SIGKILL to the parent, which can tell nobody."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        worker = Worker(act, method)
+        worker.send(("sleep", 600))
+        os.write(write, str(worker.pid).encode())
+        time.sleep(600)
+    child = int(os.read(read, 20))
+    assert alive(child)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    limit = time.monotonic() + 60
+    while alive(child) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+BEAT = {"pid": 5, "stage": "train", "epoch": 2, "epochs": 8}
+
+
+@pytest.mark.parametrize(
+    ("loss", "beat", "reason"),
+    [
+        (Loss(-9, 5), BEAT, "killed by signal 9 during train, epoch 3 of 8"),
+        (Loss(-11, 5), BEAT | {"epoch": 8}, "killed by signal 11 during train, epoch 8 of 8"),
+        (Loss(-6, 5), {"pid": 5, "stage": "filter"}, "killed by signal 6 during filter"),
+        (Loss(3, 5), BEAT, "exit code 3 during train, epoch 3 of 8"),
+        (Loss(-9, 6), BEAT, "killed by signal 9 before its first stage"),
+        (Loss(-9, 5), {}, "killed by signal 9 before its first stage"),
+        (Loss(-15), {}, "killed by signal 15"),
+        (Loss(None, said="gone"), BEAT, "its process was lost during train, epoch 3 of 8"),
+    ],
+)
+def test_how_and_where_a_cell_died_is_said(loss: Loss, beat: dict[str, Any], reason: str) -> None:
+    assert loss.reason(beat) == reason
+
+
+def test_each_signal_has_a_hint() -> None:
+    journal = Path("cell/lab.log")
+    assert "n_jobs" in Loss(-9, 5).hint(128, journal)
+    assert "recipe.batch=128" in Loss(-9, 5).hint(128, journal)
+    for number in (signal.SIGSEGV, signal.SIGABRT):
+        assert "Python stack is in cell/lab.log" in Loss(-number, 5).hint(128, journal)
+    assert "NodeDiedError" in Loss(None, said="NodeDiedError").hint(1, journal)
