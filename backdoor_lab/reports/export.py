@@ -12,9 +12,17 @@ from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.axes import Facts
 from backdoor_lab.reports.layout import words
 from backdoor_lab.reports.measures import MEASURE, PERCENT
-from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, FIGURES, Cell
+from backdoor_lab.reports.records import (
+    CHOICES,
+    COUNTS,
+    DETECTION,
+    FIGURES,
+    TOP_CLASSES,
+    WORTH,
+    Cell,
+)  # fmt: skip
 from backdoor_lab.reports.sweeps import Sweep
-from backdoor_lab.reports.tables import is_number
+from backdoor_lab.reports.tables import is_number, set_kinds
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -51,7 +59,11 @@ COLUMNS: dict[str, str] = {
     **{name: _CHOSEN[name] for name in CHOICES},
     "protocol.*": "the resolved protocol, a column for each key, as text",
     "config.*": "config values in which cells of the same choices differ, as text",
-    **{name: _COUNTED.get(name) or _meaning(name) for name in (*COUNTS, *FIGURES, *DETECTION)},
+    **{
+        name: _COUNTED.get(name) or _meaning(name)
+        for name in (*COUNTS, *FIGURES, *WORTH, *DETECTION)
+    },
+    **dict.fromkeys(TOP_CLASSES, "class that this network predicts most often"),
     "notes": "what the defense noted, as JSON",
     "seconds.*": "what computing a stage took, whichever cell computed it",
     "images_per_s.*": "training images per second of a training stage",
@@ -68,7 +80,7 @@ COLUMNS: dict[str, str] = {
 numbers, figures and detection rates fractions 0..1; empty where a record does not say."""
 
 _RUN = ("started", "device", "git_commit", "command")
-_NUMBERS = ("ratio", *FIGURES, *DETECTION, "peak_memory_mib", "wall_seconds")
+_NUMBERS = ("ratio", *FIGURES, *WORTH, *DETECTION, "peak_memory_mib", "wall_seconds")
 _WHOLE = ("seed", *COUNTS)
 _NUMBER_FAMILIES = ("seconds.", "images_per_s.")
 
@@ -87,8 +99,7 @@ def frame_of(sweeps: Sequence[Sweep]) -> pd.DataFrame:
     frame = pd.DataFrame(lines, columns=columns, dtype=object)
     whole = [name for name in columns if name in _WHOLE]
     numbers = [name for name in columns if name in _NUMBERS or name.startswith(_NUMBER_FAMILIES)]
-    frame[numbers] = frame[numbers].astype("float64")
-    frame[whole] = frame[whole].astype("float64").round().astype("Int64")
+    set_kinds(frame, whole, numbers)
     text = [name for name in columns if name not in (*whole, *numbers)]
     return frame.assign(**{n: frame[n].map(_text, na_action="ignore").astype("string")
                            for n in text})  # fmt: skip
@@ -139,7 +150,7 @@ def _line(cell: Cell, told: dict[str, Any]) -> dict[str, Any]:
     resolved = {n: None if v is None else words(v) for n, v in told.items() if "." in n}
     memory = run.get("process_peak_memory_mib", run.get("peak_memory_mib"))
     return {
-        **resolved, **cell.choices, **cell.numbers,
+        **resolved, **cell.choices, **cell.numbers, **cell.top_class,
         "id": cell.id, "status": cell.status, "error": cell.error,
         **{name: run.get(name) for name in _RUN},
         "notes": json.dumps(cell.notes, sort_keys=True) if cell.notes else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 IMAGES, PERCENT, SHARE = "images", "percent", "share"
-BEFORE = ("nat1", "asr1", "asr_elsewhere1")
+BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1")
 """What was measured before the defense: the same network's, whatever the defense."""
 
 
@@ -34,6 +34,11 @@ class Measure:
 _NAT = "accuracy on clean test images {} the defense, in %"
 _ASR = "share of triggered test images classified as the target {} the defense, in %"
 _ELSEWHERE = "the same for test images of classes that the attack leaves out, {} the defense, in %"
+_CLEAN = (
+    "share of the same test images classified as the target without the trigger, {} the defense,"
+    " in %"
+)
+_TOP = "share of clean test images that the network puts into one class, {} the defense, in %"
 
 MEASURE = {
     "n_train": Measure("#Train", IMAGES, 0, "training images, poison included"),
@@ -52,6 +57,10 @@ MEASURE = {
     "asr2": Measure("ASR2", PERCENT, -1, _ASR.format("after")),
     "asr_elsewhere1": Measure("ASR1 elsewhere", PERCENT, 0, _ELSEWHERE.format("before")),
     "asr_elsewhere2": Measure("ASR2 elsewhere", PERCENT, -1, _ELSEWHERE.format("after")),
+    "clean_rate1": Measure("Clean rate 1", PERCENT, 0, _CLEAN.format("before")),
+    "clean_rate2": Measure("Clean rate 2", PERCENT, 0, _CLEAN.format("after")),
+    "top_share1": Measure("Top share 1", PERCENT, 0, _TOP.format("before")),
+    "top_share2": Measure("Top share 2", PERCENT, 0, _TOP.format("after")),
     "auroc": Measure("AUROC", SHARE, 1, "chance that a poisoned image scores above a clean one"),
     "average_precision": Measure("AP", SHARE, 1, "average precision of the scores"),
     "tpr": Measure("TPR", SHARE, 1, "share of the poison that was removed"),

@@ -9,6 +9,7 @@ from typing import Any
 from backdoor_lab.reports import reference
 from backdoor_lab.reports.layout import UNREADABLE, Group
 from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.worth import cautions
 
 READING = (
     "Nat: accuracy on clean test images, ASR: share of triggered test images classified as the "
@@ -19,8 +20,9 @@ INTERVAL = (
     "mean and not clipped, so it may reach beyond 0 or 100. n= where a figure rests on fewer seeds."
 )
 BEST = (
-    "Bold: the best mean of the defenses against one attack, to the digits shown, whatever the "
-    "intervals; oracle and clean_data, which are told the truth, take no part."
+    "Bold: the best mean of the defenses against one attack, to the digits shown; none where an "
+    "interval is wider than the difference to the next, and no ASR2 where ASR1 shows no attack. "
+    "oracle and clean_data, which are told the truth, take no part."
 )
 EVERY_CLASS = (
     "labels=all_to_all: every class is attacked, and the target of an image is the class after "
@@ -36,7 +38,10 @@ def notes_of(group: Group) -> list[str]:
         return ["Records that cannot be read, of cells that no sweep.json lists; see the warnings."]
     interval = [INTERVAL] if any(len(row) > 1 for row in group.rows.values()) else []
     every = [EVERY_CLASS] * (group.traits.get("protocol.labels") == "all_to_all")
-    return [_protocol(group), *every, _what(group, cells), *where(cells), READING, *interval]
+    return [
+        _protocol(group), *every, _what(group, cells), *where(cells), READING, *interval,
+        *cautions(cells),
+    ]  # fmt: skip
 
 
 def clean_images(cells: Iterable[Cell]) -> list[int]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from backdoor_lab.reports import render, wide_text
-from backdoor_lab.reports.axes import SEED, Facts
+from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts
 from backdoor_lab.reports.layout import UNREADABLE
 from backdoor_lab.reports.markup import Grid
 from backdoor_lab.reports.records import CHOICES, Cell
@@ -25,7 +25,9 @@ ATTACK = ("n_poisoned", "nat1", "asr1")
 AFTER = ("pois_left", "nat2", "asr2")
 SCOPE = ("n_accused", "n_named")
 FILTER = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")
-SAME = "Before the defense a network is the same whatever the defense; these are {}'s cells."
+SAME = "Before the defense a network is the same whatever the defense; these are {} cells."
+_AFTER_ONLY = ("classes", "budget", "budget_cap", "centred", "layer")
+"""What of a protocol decides nothing before the defense."""
 
 
 def shown(cells: Sequence[Cell], tables: Sequence[Table]) -> list[Shown]:
@@ -110,15 +112,37 @@ def _axes(facts: Facts) -> list[str]:
 
 
 def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[Wide]:
-    """What was measured before the defense, from the cells of the defense with the most done."""
-    done = Counter(cell.choices[DEFENSE] for cell in cells if cell.done and cell.choices)
-    if not done:
-        return
-    name = max(done, key=done.__getitem__)
-    mine = [cell for cell in cells if cell.choices.get(DEFENSE) == name]
+    """What was measured before the defense: every attack, from a cell of whichever defense it met,
+    where possible of the one with the most cells done."""
+    done = [cell for cell in cells if cell.done and cell.choices]
+    often = Counter(cell.choices[DEFENSE] for cell in done)
+    facts = Facts([cell for cell in cells if cell.choices])
+    names = [name for name in facts.names if name in attack or not _after_only(name)]
+    chosen: dict[tuple[str, ...], Cell] = {}
+    for number in sorted(range(len(facts.cells)), key=lambda n: _preferred(facts.cells[n], often)):
+        chosen.setdefault(facts.key(number, names), facts.cells[number])
+    taken = {id(cell) for cell in chosen.values()}
+    mine = [cell for cell in facts.cells if id(cell) in taken]
     values = tuple(value for value in ATTACK if _known(mine, value))
-    for table in build_wide(mine, Layout(attack or ("trigger",), (), values)) if values else []:
-        yield replace(table, notes=[SAME.format(name), *table.notes])
+    if not values:
+        return
+    alike = Facts(mine, attack)
+    alike.names = [name for name in alike.names if name in attack or not _after_only(name)]
+    defenses = dict.fromkeys(str(cell.choices[DEFENSE]) for cell in mine)
+    whose = " and ".join(f"{name}'s" for name in defenses)
+    for table in build_wide(mine, Layout(attack or ("trigger",), (), values), alike):
+        yield replace(table, notes=[SAME.format(whose), *table.notes])
+
+
+def _preferred(cell: Cell, often: Counter[str]) -> tuple[bool, int]:
+    return not cell.done, -often[cell.choices[DEFENSE]]
+
+
+def _after_only(name: str) -> bool:
+    """Whether a choice or value decides nothing that is measured before the defense."""
+    if name.startswith("config."):
+        return name.startswith(("config.defense.", "config.code.defense"))
+    return name == DEFENSE or name.removeprefix(PROTOCOL) in _AFTER_ONLY
 
 
 def _known(cells: Sequence[Cell], name: str) -> bool:

@@ -23,10 +23,14 @@ COUNTS = (
     "n_accused", "n_named",
 )  # fmt: skip
 FIGURES = ("nat1", "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2")
+WORTH = ("clean_rate1", "top_share1", "clean_rate2", "top_share2")
+"""How much the figures are worth; records from before these were measured have none."""
+TOP_CLASSES = ("top_class1", "top_class2")
 DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
 _INDICES = b'"poison_indices":'
 _LARGEST = 2**53
+SEEDS = 2**63
 _PLAIN = frozenset((str, bool, int, type(None)))
 
 
@@ -36,7 +40,7 @@ class Cell:
     figures and detection rates as fractions 0..1. `choices` is empty where nobody can tell them;
     `protocol` and `config` (JSON text without the cell's seed) are None where not recorded.
     `error` is what a failed cell said, `hashes` those of data, poison and weights, `notes` what the
-    defense noted."""
+    defense noted, `top_class` the class that the network predicts most often, under TOP_CLASSES."""
 
     id: str
     status: str
@@ -48,6 +52,7 @@ class Cell:
     error: str | None = None
     hashes: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    top_class: dict[str, str] = field(default_factory=dict)
 
     @property
     def done(self) -> bool:
@@ -74,6 +79,7 @@ def parse(data: bytes) -> Cell:
         None if record.get("error") is None else str(record["error"]),
         hashes if isinstance(hashes, dict) else {},
         notes if isinstance(notes, dict) else {},
+        {name: str(record[name]) for name in TOP_CLASSES if record.get(name) is not None},
     )
 
 
@@ -93,8 +99,9 @@ def check_choices(given: Any) -> dict[str, Any]:
             raise DataError(f"`choices.{name}` is not there")
     if _number("choices.ratio", choices["ratio"], math.inf) is None:
         raise DataError(f"`choices.ratio` must be a number, got {choices['ratio']!r}")
-    if not isinstance(choices["seed"], int):
-        raise DataError(f"`choices.seed` must be a whole number, got {choices['seed']!r}")
+    seed = choices["seed"]
+    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise DataError(f"`choices.seed` must be a whole number below 2**63, got {seed!r}")
     return choices
 
 
@@ -150,7 +157,7 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     """The finite numbers of a record; null and NaN are left out, nonsense raises DataError."""
     parts: tuple[tuple[str, Any, Iterable[str], float], ...] = (
         ("counts.", record.get("counts"), COUNTS, _LARGEST),
-        ("", record, FIGURES, 1),
+        ("", record, (*FIGURES, *WORTH), 1),
         ("detection.", record.get("detection"), DETECTION, 1),
     )
     numbers = {}

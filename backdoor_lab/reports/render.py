@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
 from backdoor_lab.reports.markup import (
@@ -22,13 +22,15 @@ from backdoor_lab.reports.reference import COLUMNS
 from backdoor_lab.reports.tables import MEASURES, Estimate, Row, Table
 
 __all__ = [
-    "FORMATS", "NO_COMPETITORS", "Grid", "best_of", "difference", "figure", "grids", "latex",
-    "markdown", "page", "plain", "sheet", "value_of",
+    "FORMATS", "NEEDS_ATTACK", "NO_COMPETITORS", "Grid", "best_of", "difference", "figure", "grids",
+    "latex", "markdown", "page", "plain", "sheet", "value_of",
 ]  # fmt: skip
 
 HEADS = {name: MEASURE[name].head for name in MEASURES}
 NO_COMPETITORS = ("oracle", "clean_data")
 """The controls that are told which images are poisoned: they set the mark, and win nothing."""
+NEEDS_ATTACK = ("asr2", "asr_elsewhere2")
+"""Where there was no attack, a low figure is no merit of a defense."""
 
 
 def grids(table: Table) -> list[Grid]:
@@ -60,10 +62,14 @@ def _best(table: Table) -> frozenset[tuple[int, int]]:
     for _, members in attacks:
         rows = [(n, row) for n, row in members if row.defense not in NO_COMPETITORS]
         for column, name in enumerate(MEASURES, _left(table)):
-            winners = best_of(name, (row.estimates.get(name) for _, row in rows))
+            winners = best_of(name, (_competing(name, row) for _, row in rows))
             if name not in BEFORE:
                 found |= {(rows[winner][0], column) for winner in winners}
     return frozenset(found)
+
+
+def _competing(name: str, row: Row) -> Estimate | None:
+    return row.estimates.get(name) if row.attacked or name not in NEEDS_ATTACK else None
 
 
 def _attack(numbered: tuple[int, Row]) -> tuple[str, str]:
@@ -71,7 +77,8 @@ def _attack(numbered: tuple[int, Row]) -> tuple[str, str]:
 
 
 def best_of(name: str, values: Iterable[Estimate | None]) -> list[int]:
-    """Where the best means stand, alike to the digits shown; none where fewer than two compete."""
+    """Where the best means stand, alike to the digits shown; none where fewer than two compete, or
+    where an interval is wider than the difference to the next."""
     measure, given = MEASURE[name], list(values)
     shown = {
         n: round(value.mean, measure.digits(value.n)) for n, value in enumerate(given) if value
@@ -79,7 +86,22 @@ def best_of(name: str, values: Iterable[Estimate | None]) -> list[int]:
     if not measure.better or len(shown) < 2:
         return []
     best = max(shown.values(), key=lambda mean: measure.better * mean)
-    return [n for n, mean in shown.items() if mean == best]
+    winners = [n for n, mean in shown.items() if mean == best]
+    next_best = max(
+        (n for n in shown if n not in winners),
+        key=lambda n: measure.better * shown[n],
+        default=None,
+    )
+    return winners if _apart(given, winners, next_best) else []
+
+
+def _apart(given: Sequence[Estimate | None], winners: Sequence[int], next_best: int | None) -> bool:
+    """Whether no interval among these is wider than the difference of their means."""
+    others = [] if next_best is None else [next_best]
+    found = [value for n in [*winners, *others] if (value := given[n]) is not None]
+    widths = [2 * value.half for value in found if value.half is not None]
+    difference = 0.0 if next_best is None else abs(found[0].mean - found[-1].mean)
+    return max(widths, default=0.0) <= difference
 
 
 def _compared(table: Table) -> Grid:

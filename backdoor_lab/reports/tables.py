@@ -13,8 +13,9 @@ from backdoor_lab.reports import reference
 from backdoor_lab.reports.intervals import half_width
 from backdoor_lab.reports.layout import Group, Key, ratio_words, split
 from backdoor_lab.reports.notes import clean_images, notes_of
-from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, Cell
+from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, WORTH, Cell
 from backdoor_lab.reports.sweeps import Sweep
+from backdoor_lab.reports.worth import shows_attack
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -45,7 +46,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 @dataclass(frozen=True)
 class Row:
     """One line of a table. `done` counts the cells behind it, `asked` all of them; `reference`
-    holds the report's figures where this is one of its cells."""
+    holds the report's figures where this is one of its cells. `attacked`: whether ASR1 shows an
+    attack, as far as the records say."""
 
     target: str
     ratio: str
@@ -55,6 +57,7 @@ class Row:
     asked: int
     status: str
     reference: dict[str, float] | None = None
+    attacked: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,22 @@ def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
     fixed += [name for name in extra if name.startswith("protocol_")]
     fixed += [*COUNTS, *FIGURES, *DETECTION]
     columns = fixed + [name for name in extra if name not in fixed]
+    worth = [name for name in WORTH if name in extra]
     # Where pyarrow is installed, pandas would make text of it that refuses what is not UTF-8.
     frame = pd.DataFrame(lines, columns=columns, dtype=object)
-    numeric = [*FIGURES, *DETECTION]
-    frame[numeric] = frame[numeric].astype("float64")
-    whole = ["seed", *COUNTS]
-    frame[whole] = frame[whole].astype("float64").round().astype("Int64")
+    set_kinds(frame, ["seed", *COUNTS], [*FIGURES, *DETECTION, *worth])
     return frame
+
+
+def set_kinds(frame: pd.DataFrame, whole: Sequence[str], numbers: Sequence[str]) -> None:
+    """Makes columns of objects, None where there is nothing, Int64 (`whole`) or float64."""
+    import pandas as pd
+
+    frame[list(numbers)] = frame[list(numbers)].astype("float64")
+    for name in whole:
+        # Not by way of float, which cannot hold every seed above 2**53.
+        values = [None if pd.isna(v) else round(v) for v in frame[name]]
+        frame[name] = pd.array(values, dtype="Int64")
 
 
 def _line(cell: Cell) -> dict[str, Any]:
@@ -178,7 +190,7 @@ def _row(group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Est
         known = reference.lookup(group.trigger, target, ratio)
     return Row(
         str(target), shown, "–" if defense is None else str(defense), estimates,
-        done, len(cells), status_of(cells), known,
+        done, len(cells), status_of(cells), known, shows_attack(cells),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from backdoor_lab.reports.options import names
 from backdoor_lab.reports.records import Cell
 from backdoor_lab.reports.tables import Estimate, estimate, status_of
 from backdoor_lab.reports.wide_notes import notes_of
+from backdoor_lab.reports.worth import shows_attack
 
 OPTIONS = ("rows", "columns", "values")
 # What stands on an axis and decides other choices and protocol values along with it.
@@ -43,12 +44,14 @@ class Layout:
 
 @dataclass(frozen=True)
 class Place:
-    """One place of a table: the estimates over its seeds, cells done and asked for, in words."""
+    """One place of a table: the estimates over its seeds, cells done and asked for, in words.
+    `attacked`: whether ASR1 shows an attack, as far as the records say."""
 
     estimates: dict[str, Estimate]
     done: int
     asked: int
     status: str
+    attacked: bool = True
 
 
 @dataclass(frozen=True)
@@ -197,4 +200,4 @@ def _place(cells: Sequence[Cell], values: Sequence[str]) -> Place:
         scale = MEASURE[name].scale
         found[name] = estimate([scale * each[name] for each in done if name in each])
     estimates = {name: value for name, value in found.items() if value is not None}
-    return Place(estimates, len(done), len(cells), status_of(cells))
+    return Place(estimates, len(done), len(cells), status_of(cells), shows_attack(cells))

@@ -8,6 +8,7 @@ from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts
 from backdoor_lab.reports.layout import words
 from backdoor_lab.reports.measures import MEASURE
 from backdoor_lab.reports.notes import EVERY_CLASS, INTERVAL, seed_range, where
+from backdoor_lab.reports.worth import cautions
 
 EMPTY = "An empty place: the sweep has no such cell. A dash: the cell has no such figure."
 _LISTED, _FEW = 12, 3
@@ -27,6 +28,7 @@ def notes_of(
     return [
         *protocols(facts, members, axes), f"{'; '.join(told)}.", *_open(facts, members, axes),
         *_unplaced(facts), *where(cells), reading(values), *[INTERVAL] * several, EMPTY,
+        *cautions(cells, values),
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from backdoor_lab.reports.markup import (
 )
 from backdoor_lab.reports.measures import BEFORE, MEASURE
 from backdoor_lab.reports.notes import BEST
-from backdoor_lab.reports.render import NO_COMPETITORS, best_of, figure, value_of
+from backdoor_lab.reports.render import NEEDS_ATTACK, NO_COMPETITORS, best_of, figure, value_of
 from backdoor_lab.reports.wide import Key, Place, Wide
 
 T = TypeVar("T")
@@ -31,7 +31,8 @@ ACROSS = 12
 NO_CONTEST = ("ratio", "seed", "trigger", "target", "source", "dataset")
 """What tells tasks apart: another attack or set of images is not a better one."""
 BEST_OF_ROW = (
-    "Bold: the best mean of a row against one attack, to the digits shown, whatever the intervals."
+    "Bold: the best mean of a row against one attack, to the digits shown; none where an interval "
+    "is wider than the difference to the next, and no ASR2 where ASR1 shows no attack."
 )
 
 
@@ -121,7 +122,11 @@ def _best(table: Wide) -> list[tuple[Key, Key, str]]:
     found = []
     for where in contests.values():
         for name in table.layout.values:
-            values = [table.places[each].estimates.get(name) for each in where]
+            places = [table.places[each] for each in where]
+            values = [
+                each.estimates.get(name) if each.attacked or name not in NEEDS_ATTACK else None
+                for each in places
+            ]
             if name not in BEFORE or DEFENSE not in table.layout.axes:
                 found += [(*where[winner], name) for winner in best_of(name, values)]
     return found

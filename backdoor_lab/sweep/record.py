@@ -21,6 +21,8 @@ from backdoor_lab.types import Dataset, Poisoned, Verdict
 
 SCHEMA = 1
 PLACES = ("root", "download")
+WORTH = ("clean_rate", "top_class", "top_share")
+"""What `measure_stage` says of how much Nat and ASR are worth."""
 
 
 def record_head(cell: Cell) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "counts": {},
         "nat1": None, "asr1": None, "nat2": None, "asr2": None,
         "asr_elsewhere1": None, "asr_elsewhere2": None,
+        **{f"{name}{when}": None for when in (1, 2) for name in WORTH},
         "detection": None,
         "notes": {},
         "hashes": {},
@@ -75,6 +78,8 @@ def record_body(
         "nat1": before["nat"], "asr1": before["asr"],
         "nat2": after["nat"], "asr2": after["asr"],
         "asr_elsewhere1": before["asr_elsewhere"], "asr_elsewhere2": after["asr_elsewhere"],
+        **{f"{name}1": before[name] for name in WORTH},
+        **{f"{name}2": after[name] for name in WORTH},
         # A repair judges no image.
         "detection": detection(*_without_covers(verdict, poisoned)) if judged else None,
         "notes": verdict.notes if judged else again["notes"],

@@ -38,7 +38,7 @@ from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Poisoned, TrainingSet
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
-VERSIONS = {"prepare": 1, "poison": 2, "train": 3, "measure": 3}
+VERSIONS = {"prepare": 1, "poison": 2, "train": 3, "measure": 4}
 Fit = Callable[[Job, Path], Classifier]
 
 
@@ -152,7 +152,12 @@ def measure_stage(
 ) -> Entry:  # fmt: skip
     """Nat and ASR of a network: accuracy on clean test images, and the share of triggered test
     images taken for what the attacker wants. With a source class, `asr_elsewhere` is that share
-    for images of the classes that the attack leaves out."""
+    for images of the classes that the attack leaves out.
+
+    What these figures are worth is told by `clean_rate`, the share of the same test images taken
+    for what the attacker wants without any trigger, and by `top_share`, the share of the clean
+    test images that the network puts into one class, `top_class`.
+    """
     data, plan = without_held_out(cell, data), cell.plan
     labels = data.test.labels
     where, elsewhere = asr_test_set(labels, plan), elsewhere_test_set(labels, plan)
@@ -164,9 +169,13 @@ def measure_stage(
         def success(among: Tensor) -> float | None:
             return attack_success(module, data.test, among, cell.trigger, wanted, machine)
 
+        sizes = class_sizes(predicted, len(data.classes))
         return {
             "nat": accuracy(predicted, labels),
             "asr": success(where),
+            "clean_rate": accuracy(predicted[where], wanted[where]) if len(where) else None,
+            "top_class": data.classes[sizes.index(max(sizes))],
+            "top_share": max(sizes) / len(predicted),
             "asr_elsewhere": success(elsewhere),
             "n_test": len(data.test),
             "n_asr": len(where),

@@ -61,7 +61,8 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
     assert set(record) == {
         "schema", "id", "status", "error", "choices", "protocol", "config", "counts", "nat1",
         "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run", "dataset",
-        "asr_elsewhere1", "asr_elsewhere2", "notes",
+        "asr_elsewhere1", "asr_elsewhere2", "notes", "clean_rate1", "clean_rate2",
+        "top_class1", "top_class2", "top_share1", "top_share2",
     }  # fmt: skip
     assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
     assert record["choices"] == {
@@ -100,6 +101,18 @@ def test_accuracy_and_success_before_and_after(lab: tuple[Path, dict[str, Any]])
         asr = float((answers(lab, stage, triggered) == bird).mean())
         assert lab[1][f"nat{number}"] == pytest.approx(nat)
         assert lab[1][f"asr{number}"] == pytest.approx(asr)
+
+
+def test_what_the_figures_are_worth_before_and_after(lab: tuple[Path, dict[str, Any]]) -> None:
+    """The clean rate on the images of ASR, and the class that is predicted most often."""
+    images, labels = TEST
+    bird = CLASSES.index("bird")
+    for stage, number in (("train", 1), ("retrain", 2)):
+        said = answers(lab, stage, images)
+        assert lab[1][f"clean_rate{number}"] == pytest.approx((said[labels != bird] == bird).mean())
+        counts = np.bincount(said, minlength=10)
+        assert lab[1][f"top_class{number}"] == CLASSES[int(counts.argmax())]
+        assert lab[1][f"top_share{number}"] == pytest.approx(counts.max() / len(images))
 
 
 def test_poison_is_what_was_asked_for(lab: tuple[Path, dict[str, Any]]) -> None:

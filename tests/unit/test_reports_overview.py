@@ -145,8 +145,13 @@ def test_a_value_that_is_an_axis_is_listed_plainly(tmp_path: Path) -> None:
 
 
 def test_many_defenses_two_triggers_three_seeds(tmp_path: Path) -> None:
-    made = [found(t, "bird", 0.1, d, s) for t in ("pixel", "pattern") for d in DEFENSES
-            for s in range(3)]  # fmt: skip
+    # All seeds alike: what differs between two defenses is more than any interval.
+    once = [found(t, "bird", 0.1, d) for t in ("pixel", "pattern") for d in DEFENSES]
+    made = [
+        {**one, "id": f"{one['id']}{seed}", "choices": {**one["choices"], "seed": seed},
+         "config": {"seed": seed}}
+        for one in once for seed in range(3)
+    ]  # fmt: skip
     tables = shown(tmp_path / "s", made)
     assert layouts(tables) == [
         (("trigger",), (), ("n_poisoned", "nat1", "asr1")),
@@ -178,6 +183,23 @@ def test_what_was_before_the_defense_is_said_once(tmp_path: Path) -> None:
         [f"{100 * one['choices']['ratio']:g}%", str(one["counts"]["n_poisoned"]),
          f"{100 * one['nat1']:.2f}", f"{100 * one['asr1']:.2f}"] for one in mine
     ]  # fmt: skip
+
+
+def test_every_attack_has_its_figures_before_the_defense_whichever_it_met(tmp_path: Path) -> None:
+    """Five attacks, each with another defense, and some that another defense failed on."""
+    made = [found(t, "bird", 0.1, d, 0) for t, d in zip(TRIGGERS, DEFENSES[:5], strict=False)]
+    # Another budget and layer are another defense's business, and make no other attack.
+    made[1]["protocol"] = {**PROTOCOL, "budget": "15%", "classes": "all", "layer": "layer4"}
+    more = [found("trigger0", "bird", 0.1, d, 0) for d in DEFENSES[1:3]]
+    tables = shown(tmp_path / "s", [failed(more[0]), *made, more[1]])
+    before = tables[0]
+    assert layouts([before])[0] == (("trigger",), (), ("n_poisoned", "nat1", "asr1"))
+    (grid,) = grids(before)
+    assert sorted(grid.rows) == [
+        [one["choices"]["trigger"], str(one["counts"]["n_poisoned"]), f"{100 * one['nat1']:.2f}",
+         f"{100 * one['asr1']:.2f}"] for one in made
+    ]  # fmt: skip
+    assert not any("Not done" in note for note in grid.notes)
 
 
 def test_many_of_both_stand_in_panels(tmp_path: Path) -> None:
