@@ -3,7 +3,7 @@
 A claim is a file that its owner rewrites every few seconds. A waiter takes it over when the
 owner's process is gone (same machine), or when the file has not changed for `patience` seconds
 of the waiter's own monotonic clock (any machine). A lost claim costs duplicate work, never a
-wrong result.
+wrong result. What can be no claim, such as a directory or a link to nothing, is set aside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from backdoor_lab.errors import DataError
+from backdoor_lab.small_files import DamagedFile, decode, read_small, set_aside
+
 BEAT, PATIENCE, POLL = 5.0, 60.0, 0.1
+MAX_BYTES = 65_536
 
 
 class Claim:
@@ -43,14 +47,21 @@ class Claim:
 
     def take(self, nothing_to_do: Callable[[], bool]) -> bool:
         """Waits for the claim; False when `nothing_to_do()` became true meanwhile."""
-        seen, since, pause = None, self.clock(), POLL
+        seen, since, pause = "", self.clock(), POLL
         while not self._create():
             if nothing_to_do():
                 return False
-            text = _text(self.path)
+            text = self._look()
+            if text is None:
+                continue
             if text != seen:
                 seen, since = text, self.clock()
-            if _owner_is_gone(text) or self.clock() - since > self.patience:
+            waited = self.clock() - since
+            # Empty, its owner may be about to write it.
+            if not _names_owner(text) and waited >= (0 if text else BEAT):
+                set_aside(self.path, "not a claim")
+                continue
+            if _owner_is_gone(text) or waited > self.patience:
                 self._evict(text)
                 continue
             self.sleep(pause)
@@ -63,8 +74,16 @@ class Claim:
         self._released.set()
         # Not between a beat's look and its write, which would bring the claim back.
         with self._writing:
-            if _token(_text(self.path)) == self.token:
+            if self._is_ours():
                 self.path.unlink(missing_ok=True)
+
+    def _look(self) -> str | None:
+        """What the claim says; None where there is none any more, so that it can be made."""
+        try:
+            return _text(self.path)
+        except DamagedFile as error:
+            set_aside(self.path, str(error).removeprefix(f"{self.path} is "))
+            return None
 
     def _create(self) -> bool:
         try:
@@ -80,13 +99,19 @@ class Claim:
             raise
         return True
 
+    def _is_ours(self) -> bool:
+        try:
+            return _token(_text(self.path)) == self.token
+        except DataError:
+            return False
+
     def _says(self, beat: int) -> str:
         owner = {"machine": machine(), "pid": os.getpid(), "start": _start_of(os.getpid())}
         return json.dumps(owner | {"token": self.token, "beat": beat})
 
-    def _evict(self, text: str | None) -> None:
+    def _evict(self, text: str) -> None:
         # Looked at once more: whoever else waits may have evicted the dead owner already.
-        if text is None or _text(self.path) != text:
+        if self._look() != text:
             return
         grave = self.path.with_name(f".dead-{uuid.uuid4().hex}")
         try:
@@ -101,7 +126,7 @@ class Claim:
         while not self._released.wait(BEAT):
             beat += 1
             with self._writing:
-                if self._released.is_set() or _token(_text(self.path)) != self.token:
+                if self._released.is_set() or not self._is_ours():
                     return
                 self._say(beat)
 
@@ -152,15 +177,15 @@ def _state_of(pid: int) -> str:
 
 def _text(path: Path) -> str | None:
     try:
-        return path.read_text(errors="replace")
+        return read_small(path, max_bytes=MAX_BYTES).decode(errors="replace")
     except FileNotFoundError:
         return None
 
 
 def _fields(text: str | None) -> dict[str, object]:
     try:
-        found = json.loads(text or "{}")
-    except ValueError:
+        found = decode((text or "{}").encode())
+    except DamagedFile:
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -169,9 +194,13 @@ def _token(text: str | None) -> object:
     return _fields(text).get("token")
 
 
+def _names_owner(text: str) -> bool:
+    return isinstance(_token(text), str)
+
+
 def _owner_is_gone(text: str | None) -> bool:
     owner = _fields(text)
     pid = owner.get("pid")
-    if owner.get("machine") != machine() or not isinstance(pid, int):
+    if owner.get("machine") != machine() or type(pid) is not int or pid <= 0:
         return False
     return not _alive(pid, str(owner.get("start", "")))

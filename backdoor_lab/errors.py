@@ -49,6 +49,19 @@ class Stopped(LabError):
     exit_code = EXIT_STOPPED
 
 
+def reason_of(error: BaseException) -> str:
+    """What went wrong, with the kind of error unless it is one that says all itself."""
+    text = str(error)
+    if isinstance(error, LabError) and text.strip():
+        return text
+    return f"{type(error).__name__}: {text}" if text.strip() else type(error).__name__
+
+
+def failed_status(reason: str) -> str:
+    """The status of a cell that failed for a reason, of which the first line is shown."""
+    return f"failed: {(reason.splitlines() or ['unknown'])[0][:300]}"
+
+
 def unknown(what: str, given: object, known: Iterable[object]) -> ConfigError:
     """A ConfigError for a name that is not in a list, with the nearest one suggested."""
     names = [str(name) for name in known]

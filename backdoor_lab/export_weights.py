@@ -18,6 +18,7 @@ from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.layout import ratio_words
 from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.whereabouts import CONFIGURATION, STORE, find_store
+from backdoor_lab.small_files import UnreadableFile, check_regular, read_json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,15 +63,17 @@ def _record(cell: Path) -> dict[str, Any]:
     """The record of a cell that is done; its keys that are used here are there."""
     path = cell / "record.json"
     try:
-        record: dict[str, Any] = json.loads(path.read_bytes())
+        record: dict[str, Any] = read_json(path)
         needed = [record["choices"], record["hashes"], record["run"]["stages"], record["config"]]
         sound = all(isinstance(each, dict) for each in needed)
         model = record["config"]["model"]
         done = record["status"] == "done"
     except FileNotFoundError as error:
         raise ConfigError(f"{cell} is no cell's folder: it has no record.json") from error
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    except (UnreadableFile, KeyError, TypeError) as error:
+        said = str(error).removeprefix(f"{path} is ")
+        what = f"it lacks {said}" if isinstance(error, KeyError) else said
+        raise DataError(f"{path} is damaged ({what})") from error
     if not sound or not isinstance(model, dict):
         raise DataError(f"{path} is damaged: its parts are not what a record has")
     if not done:
@@ -107,7 +110,7 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
             f"{path} is not there: remove the cell's record.json and repeat its command, which then"
             f" makes what is missing ({record['run'].get('command')})"
         ) from error
-    except (OSError, SafetensorError) as error:
+    except (OSError, UnreadableFile, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read ({error})") from error
     if tensors_digest(found) != record["hashes"].get(name):
         raise StoreError(f"{path} does not have the hash that the record gives for {name}")
@@ -138,16 +141,16 @@ def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
 
     for path in sorted(root.glob("data/*/manifest.json")):
         try:
-            meta = json.loads(path.read_bytes())["meta"]
+            meta = read_json(path)["meta"]
             if meta["digests"]["train"] != digest:
                 continue
-            images, labels = (
-                np.load(path.parent / f"train_{part}.npy", mmap_mode="c", allow_pickle=False)
-                for part in ("images", "labels")
-            )
+            files = [path.parent / f"train_{part}.npy" for part in ("images", "labels")]
+            for file in files:
+                check_regular(file)
+            images, labels = (np.load(f, mmap_mode="c", allow_pickle=False) for f in files)
             classes = [str(name) for name in meta["classes"]]
             sound = content_digest(Split(images, labels), tuple(classes)) == digest
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, UnreadableFile, ValueError, KeyError, TypeError):
             continue
         if sound:
             return images, classes

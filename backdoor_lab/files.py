@@ -14,10 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import StoreFull
+from backdoor_lab.errors import StoreError, StoreFull
 
 _NUMBERS = re.compile(r"\[\n([-+.,\w\s]*?)\n\s*\]")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What numpy and Pillow raise when a write comes out short: without an errno.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|encoder error -2")
+_UNUSABLE = {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO,
+    errno.ENXIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENAMETOOLONG,
+}  # fmt: skip
 
 
 def canonical(value: Any) -> str:
@@ -60,11 +66,6 @@ def readable(value: Any) -> str:
     return _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`value` as readable JSON, atomically."""
-    write_atomic(path, readable(value).encode())
-
-
 def write_through(path: Path, data: bytes) -> None:
     """Plain write that has reached the disk when it returns."""
     with path.open("wb") as stream:
@@ -88,17 +89,37 @@ def nearest(path: Path) -> Path:
     return next(each for each in (whole, *whole.parents) if each.exists())
 
 
+def no_room(error: OSError) -> bool:
+    """Whether an error says that the disk, a quota or the allowed size of a file is used up."""
+    if error.errno is None:
+        return _SHORT_WRITE.search(str(error)) is not None
+    return error.errno in _NO_ROOM
+
+
 @contextmanager
-def room(path: Path, needed: int | None = None) -> Iterator[None]:
-    """Turns 'no space left' into StoreFull with what was needed, what is free, and where."""
+def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[None]:
+    """Turns 'no space left' into StoreFull with what was needed, what is free, and where; and
+    what else makes a path unusable (no permission, an error of the disk) into StoreError.
+
+    `instead`: what may be done instead of making room, for the message.
+    """
     try:
         yield
     except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        free = shutil.disk_usage(nearest(path.parent)).free
+        where = nearest(path.parent)
+        if not no_room(error):
+            if error.errno not in _UNUSABLE:
+                raise
+            raise StoreError(f"cannot use {error.filename or path}: {error.strerror}") from error
         asked = "more room" if needed is None else f"{needed:,} bytes"
         raise StoreFull(
-            f"{path}: no room: {asked} needed, {free:,} bytes free ({error.strerror}). Make room"
-            " or set `store.root` to another disk, then repeat the command: it goes on from here."
+            f"{path}: no room: {asked} needed, {_free(where)} ({error.strerror or error}). Make"
+            f" room{instead}, then repeat the command: it goes on from here."
         ) from error
+
+
+def _free(folder: Path) -> str:
+    free = f"{shutil.disk_usage(folder).free:,} bytes free"
+    found = os.statvfs(folder)
+    none_left = found.f_files and not found.f_favail
+    return f"{free}, but no inode for another file" if none_left else free

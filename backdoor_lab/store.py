@@ -9,11 +9,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,9 +30,20 @@ from backdoor_lab.files import (
     write_atomic,
     write_through,
 )
+from backdoor_lab.small_files import (
+    DamagedFile,
+    clear_folder,
+    make_folder,
+    read_json,
+    read_small,
+    set_aside,
+)
 
-log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+INSTEAD = " or set `store.root` to another disk"
+SHAPE: dict[str, Any] = {
+    "stage": str, "inputs": dict, "meta": dict, "files": dict, "seconds": (int, float),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,11 +62,14 @@ class Store:
     """Published stage outputs under one root folder, shared by processes and machines.
 
     `diverged`: a folder in which stages that raise Diverged are remembered by their ids, so that
-    they are computed once for all cells that share them; whoever owns it empties it.
+    they are computed once for all cells that share them; whoever owns it empties it. With
+    `read_only` what is damaged counts as missing and stays where it is.
     """
 
-    def __init__(self, root: Path | str, diverged: Path | None = None) -> None:
-        self.root, self.diverged = Path(root), diverged
+    def __init__(
+        self, root: Path | str, diverged: Path | None = None, *, read_only: bool = False
+    ) -> None:
+        self.root, self.diverged, self.read_only = Path(root), diverged, read_only
         self._verified: set[str] = set()
 
     def identity(self, stage: str, inputs: dict[str, Any]) -> str:
@@ -89,10 +101,9 @@ class Store:
             # Left behind by a kill between publishing and tidying up.
             shutil.rmtree(self.scratch(stage, inputs), ignore_errors=True)
             return entry
-        with room(folder):
-            folder.parent.mkdir(parents=True, exist_ok=True)
         claim = Claim(folder.with_name(f"{entry_id}.claim"))
-        with room(folder):
+        with room(folder, instead=INSTEAD):
+            make_folder(folder.parent)
             claimed = claim.take((folder / MANIFEST).is_file)
         try:
             # Somebody else may have published between our look and our claim.
@@ -115,9 +126,11 @@ class Store:
         make: Callable[[Path], dict[str, Any]],
         part: Path,
     ) -> Entry:
+        scratch = self.scratch(stage, inputs)
         try:
-            with room(folder):
+            with room(folder, instead=INSTEAD):
                 part.mkdir()
+                clear_folder(scratch)
                 faults.point(f"{stage}.before")
                 began = time.perf_counter()
                 with self._remembered(stage, folder.name):
@@ -129,7 +142,7 @@ class Store:
         finally:
             shutil.rmtree(part, ignore_errors=True)
         faults.point(f"{stage}.published")
-        shutil.rmtree(self.scratch(stage, inputs), ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         entry = self._read(stage, folder, inputs)
         if entry is None:
             raise StoreError(f"{folder}: damaged while it was written; is the disk sound?")
@@ -139,7 +152,7 @@ class Store:
     def _remembered(self, stage: str, entry_id: str) -> Iterator[None]:
         note = None if self.diverged is None else self.diverged / f"{stage}-{entry_id}"
         if note is not None and note.is_file():
-            raise Diverged(note.read_text())
+            raise Diverged(read_small(note).decode(errors="replace"))
         try:
             yield
         except Diverged as error:
@@ -150,24 +163,24 @@ class Store:
             raise
 
     def _read(self, stage: str, folder: Path, inputs: dict[str, Any]) -> Entry | None:
+        if not os.path.lexists(folder):
+            return None
         try:
-            which = folder.stat().st_ino
-            manifest = json.loads((folder / MANIFEST).read_bytes())
-            known = folder.name in self._verified
-            damage = _torn(manifest) if known else damage_in(folder, manifest)
-            stored = canonical(manifest["inputs"])
-            entry = Entry(folder, folder.name, manifest["meta"], False, manifest["seconds"])
-        except FileNotFoundError:
+            which = os.lstat(folder).st_ino
+            manifest = read_manifest(folder)
+            damage = None if folder.name in self._verified else _lost(folder, manifest)
+        except (FileNotFoundError, NotADirectoryError):
             return None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            damage, stored = f"{MANIFEST} is damaged ({error})", ""
+        except DamagedFile as error:
+            damage = str(error)
         if damage:
-            _set_aside(folder, which, damage)
+            if not self.read_only:
+                set_aside(folder, damage, which)
             return None
-        if stored != canonical(inputs):
+        if canonical(manifest["inputs"]) != canonical(inputs):
             raise StoreError(f"{folder}: same id, but made from other inputs; was it edited?")
         self._verified.add(folder.name)
-        return entry
+        return Entry(folder, folder.name, manifest["meta"], False, manifest["seconds"])
 
 
 def _part(folder: Path, token: str) -> Path:
@@ -201,28 +214,54 @@ def _publish(part: Path, folder: Path) -> None:
     try:
         os.rename(part, folder)
     except OSError:
-        if not folder.exists():
+        if not os.path.lexists(folder):
             raise
         # Whoever published first is as good as we are: the same inputs, the same output.
         if not (folder / MANIFEST).is_file():
-            _set_aside(folder, folder.stat().st_ino, f"{MANIFEST} is missing")
+            set_aside(folder, f"{MANIFEST} is missing", os.lstat(folder).st_ino)
             os.rename(part, folder)
     sync_folder(folder.parent)
 
 
-def _torn(manifest: dict[str, Any]) -> str | None:
-    # The figures of a stage stand in the manifest itself, so it has a hash of its own.
-    said = {key: value for key, value in manifest.items() if key != "seal"}
-    # Manifests written before there were seals have exactly these keys.
-    unsealed = set(manifest) == {"stage", "inputs", "meta", "files", "seconds"}
-    if unsealed or manifest["seal"] == digest(said):
-        return None
-    return f"{MANIFEST} does not have its own hash"
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a published output. Raises FileNotFoundError when there is no such output,
+    DamagedFile when what stands there is none, or its manifest is not as it was published."""
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise DamagedFile("not a folder")
+    path = folder / MANIFEST
+    try:
+        manifest = read_json(path)
+        said = {key: value for key, value in manifest.items() if key != "seal"}
+        # The figures of a stage stand in the manifest itself, so it has a hash of its own.
+        sealed = manifest["seal"] == digest(said)
+        sound = all(isinstance(said[key], kind) for key, kind in SHAPE.items())
+        sound = sound and all(_has_facts(facts) for facts in said["files"].values())
+    except DamagedFile as error:
+        raise DamagedFile(f"{MANIFEST} is damaged ({_told(error, path)})") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise DamagedFile(f"{MANIFEST} is damaged (it is no manifest)") from error
+    if not sealed:
+        raise DamagedFile(f"{MANIFEST} does not have its own hash")
+    if not sound:
+        raise DamagedFile(f"{MANIFEST} is damaged (it is no manifest)")
+    return manifest
 
 
-def damage_in(folder: Path, manifest: dict[str, Any]) -> str | None:
-    """What is wrong with a published output whose manifest was read; None where it is whole."""
-    return _torn(manifest) or _lost(folder, manifest)
+def damage_in(folder: Path) -> str | None:
+    """What is wrong with a published output; None where it is whole. Raises FileNotFoundError
+    where there is none."""
+    try:
+        return _lost(folder, read_manifest(folder))
+    except DamagedFile as error:
+        return str(error)
+
+
+def _has_facts(facts: Any) -> bool:
+    return isinstance(facts["sha256"], str) and isinstance(facts["size"], int)
+
+
+def _told(error: DamagedFile, path: Path) -> str:
+    return str(error).removeprefix(f"{path} is ")
 
 
 def _lost(folder: Path, manifest: dict[str, Any]) -> str | None:
@@ -235,15 +274,3 @@ def _lost(folder: Path, manifest: dict[str, Any]) -> str | None:
         if sha256_of(path) != facts["sha256"]:
             return f"{name} does not have the hash it was published with"
     return None
-
-
-def _set_aside(folder: Path, which: int, why: str) -> None:
-    aside = folder.with_name(f".bad-{folder.name}-{uuid.uuid4().hex[:8]}")
-    try:
-        # Another reader may have set it aside already, and put a sound one in its place.
-        if folder.stat().st_ino != which:
-            return
-        os.rename(folder, aside)
-    except FileNotFoundError:
-        return
-    log.warning("%s: %s; set aside as %s and computed again", folder, why, aside.name)

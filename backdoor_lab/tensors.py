@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from backdoor_lab.files import write_through
+from backdoor_lab.small_files import check_regular
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -19,6 +20,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU."""
+    check_regular(path)
     found: dict[str, Tensor] = load_file(path)
     return found
 

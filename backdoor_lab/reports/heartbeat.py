@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import DataError
+from backdoor_lab.small_files import read_json
 
-HEARTBEAT = "running.json"
+HEARTBEAT, MAX_BYTES = "running.json", 65_536
 STALE_AFTER = 60.0
 """Seconds without a heartbeat after which a cell no longer counts as running."""
 
@@ -48,9 +48,9 @@ def read_heartbeat(path: Path, now: float) -> Heartbeat | None:
     """
     try:
         age = max(0.0, now - path.stat().st_mtime)
-        content = json.loads(path.read_bytes())
+        content = read_json(path, max_bytes=MAX_BYTES)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, DataError) as error:
         raise DataError("heartbeat unreadable") from error
     return Heartbeat(age, content if isinstance(content, dict) else {})

@@ -18,7 +18,6 @@ from string import Template
 from typing import Any
 
 from backdoor_lab.checks import inside
-from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.compare_text import Comparison
 from backdoor_lab.reports.compare_text import grid as compare_grid
 from backdoor_lab.reports.comparison import RANDOM
@@ -32,6 +31,7 @@ from backdoor_lab.reports.report import Report
 from backdoor_lab.reports.stored import Shelf, raw_records
 from backdoor_lab.reports.sweeps import TABLES, Sweep
 from backdoor_lab.reports.whereabouts import find_store
+from backdoor_lab.small_files import clear_link, write_ours
 
 PAGE = "index.html"
 FIGURES = ("nat1", "asr1", "n_poisoned", "nat2", "asr2", "pois_left")
@@ -57,13 +57,14 @@ def write_page(sweep_folder: Path, store: Path | None = None, report: Report | N
     cannot be written.
     """
     folder = Path(sweep_folder)
+    clear_link(folder / PAGE)
     path = inside(folder, folder / PAGE)
     report = Report.of(folder) if report is None else report
     if len(report.sweep.cells) > MOST_CELLS:
         text = short_page(report)
     else:
         text = page(report, raw_records(folder), Shelf(find_store(folder, store)))
-    _write(path, text.encode("utf-8", errors="backslashreplace"))
+    write_ours(path, text.encode("utf-8", errors="backslashreplace"))
     return path
 
 
@@ -198,9 +199,3 @@ def _hash(text: str) -> str:
     """How a content policy names a script or a style: what stands between its tags."""
     digest = hashlib.sha256(text.encode()).digest()
     return "sha256-" + base64.b64encode(digest).decode()
-
-
-def _write(path: Path, data: bytes) -> None:
-    """One rename puts the whole page in place; one that is already right is left alone."""
-    if not path.is_file() or path.read_bytes() != data:
-        write_atomic(path, data)

@@ -6,7 +6,6 @@ What is only shown is not checked against its hash, unless that is asked for: a 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from backdoor_lab.checks import safe_name
 from backdoor_lab.errors import DataError, LabError
 from backdoor_lab.reports.records import decode, mapping
 from backdoor_lab.results.frozen import frozen_lines
+from backdoor_lab.small_files import UnreadableFile, check_regular, read_json, read_small
 
 MANIFEST = "manifest.json"
 NO_STORE = "the store is not there: nothing of what its stages left can be shown"
@@ -98,7 +98,7 @@ def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
         if path.parent.name.startswith("."):
             continue
         with suppress(OSError, DataError):
-            record = mapping("the record", decode(path.read_bytes()))
+            record = mapping("the record", decode(read_small(path)))
             name = str(record.get("id"))
             if name not in found or path.parent.name == name:
                 found[name] = record
@@ -152,7 +152,8 @@ class Shelf:
         try:
             return read()
         except (*broken, LabError, SafetensorError, RecursionError, MemoryError) as error:
-            gone = isinstance(error, (FileNotFoundError, KeyError, DataError))
+            damaged = isinstance(error, UnreadableFile)
+            gone = isinstance(error, (FileNotFoundError, KeyError, DataError)) and not damaged
             why = "not in the store" if gone else "damaged in the store"
             if (note := f"{what} of some cells: {why}") not in self.notes:
                 self.notes.append(note)
@@ -168,16 +169,14 @@ class Shelf:
     def _read_tensors(self, path: Path) -> dict[str, Array]:
         from safetensors.numpy import load_file
 
+        check_regular(path)
         found: dict[str, Array] = load_file(path)
         return found
 
     def _training(self, record: dict[str, Any]) -> Training:
         found = self._tensors(self._entry(record, "poison") / "poison.safetensors")
         folder, classes = self._datasets(record["hashes"]["data"])
-        base, labels = (
-            np.load(folder / f"train_{part}.npy", mmap_mode="r", allow_pickle=False)
-            for part in ("images", "labels")
-        )
+        base, labels = (_mapped(folder / f"train_{part}.npy") for part in ("images", "labels"))
         covers = found.get("cover_index", found["source_index"][:0])
         original = np.concatenate([found["source_index"], covers])
         made = Training(
@@ -190,8 +189,8 @@ class Shelf:
     def _dataset(self, digest: str) -> tuple[Path, tuple[str, ...]]:
         """The folder and the class names of the data set with this training digest."""
         for manifest in sorted((Path(self.root or "") / "data").glob(f"*/{MANIFEST}")):
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                meta = json.loads(manifest.read_bytes())["meta"]
+            with suppress(OSError, DataError, KeyError, TypeError):
+                meta = read_json(manifest)["meta"]
                 if meta["digests"]["train"] == digest:
                     found = manifest.parent, tuple(map(str, meta["classes"]))
                     break
@@ -215,7 +214,7 @@ class Shelf:
         return values[where].astype(np.float64)
 
     def _losses(self, record: dict[str, Any], stage: str) -> Array:
-        meta = json.loads((self._entry(record, stage) / MANIFEST).read_bytes())["meta"]
+        meta = read_json(self._entry(record, stage) / MANIFEST)["meta"]
         losses = np.array(meta["loss"], np.float64)
         if losses.ndim != 1 or not np.isfinite(losses).all():
             raise ValueError("losses must be finite")
@@ -230,9 +229,14 @@ def _check_hashes(folder: Path) -> None:
     """Raises ValueError for a published output that is not as it was published."""
     from backdoor_lab.store import damage_in
 
-    damage = damage_in(folder, json.loads((folder / MANIFEST).read_bytes()))
+    damage = damage_in(folder)
     if damage:
         raise ValueError(damage)
+
+
+def _mapped(path: Path) -> Array:
+    check_regular(path)
+    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _never_ran(record: dict[str, Any], stage: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from backdoor_lab.reports.records import (
     parse,
 )  # fmt: skip
 from backdoor_lab.results.frozen import RECORDS, frozen_lines
+from backdoor_lab.small_files import read_json, read_small
 
 RECORD, SWEEP, TABLES = "record.json", "sweep.json", "tables"
 DEPTH = 4
@@ -46,19 +47,22 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
     if not root.is_dir():
         return []
     children = _children(root)
-    if any((root / name).is_file() for name in (SWEEP, RECORDS)) or any(
-        (child / RECORD).is_file() for child in children
-    ):
+    lists = (root / SWEEP, root / RECORDS, *(child / RECORD for child in children))
+    if any(map(os.path.lexists, lists)):
         return [root]
     if depth == 0:
         return []
     return [found for child in children for found in find_sweeps(child, depth - 1)]
 
 
-def read_sweep(folder: Path) -> Sweep:
+def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
     """Every cell of a sweep, of its frozen records and of its cells' folders, which come first
     where both have a cell. A damaged file becomes a failed cell and a warning; a frozen line whose
-    seal does not hold is refused with DataError: nothing can make it again."""
+    seal does not hold is refused with DataError: nothing can make it again.
+
+    `failed`: the status, by id, of cells that failed and could not even record that.
+    """
+    failed = failed or {}
     sweep = Sweep(folder, folder.resolve().name)
     asked = _read_asked(sweep)
     kept = [parse(line) for line in frozen_lines(folder)]
@@ -70,7 +74,7 @@ def read_sweep(folder: Path) -> Sweep:
     for cell in kept:
         found.setdefault(cell.id, (cell, RECORDS))
     for name, choices in asked.items():
-        cell, _ = found.pop(name, (Cell(name, MISSING, choices), ""))
+        cell, _ = found.pop(name, (Cell(name, failed.get(name, MISSING), choices), ""))
         sweep.cells.append(cell)
     sweep.cells += sorted((cell for cell, _ in found.values()), key=default_order)
     sweep.cells = _without_repeats(sweep)
@@ -129,20 +133,26 @@ def default_order(cell: Cell) -> tuple[Any, ...]:
 def _children(folder: Path) -> list[Path]:
     """The visible folders in `folder`, sorted; links are followed to cells, never written to."""
     with os.scandir(folder) as entries:
-        names = sorted(e.name for e in entries if not e.name.startswith(".") and e.is_dir())
+        names = sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
     return [folder / name for name in names if name != TABLES]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    # Of a loop of links, DirEntry.is_dir raises an error.
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _read_asked(sweep: Sweep) -> dict[str, dict[str, Any]]:
     path = sweep.folder / SWEEP
     try:
-        content = mapping(SWEEP, decode(path.read_bytes()))
+        content = mapping(SWEEP, read_json(path))
         if content.get("schema") != SCHEMA or not isinstance(content.get("asked"), list):
             raise DataError(f"needs `schema` {SCHEMA} and a list `asked`")
     except FileNotFoundError:
         return {}
-    except (OSError, DataError) as error:
-        sweep.warnings.append(f"{path}: {error}; missing cells cannot be told")
+    except DataError as error:
+        said = str(error).removeprefix(f"{path} is ")
+        sweep.warnings.append(f"{path}: {said}; missing cells cannot be told")
         return {}
     sweep.name = str(content.get("name") or sweep.name)
     sweep.command = str(content.get("command") or "")
@@ -163,13 +173,14 @@ def _asked_cells(sweep: Sweep, asked: list[Any]) -> Iterator[tuple[str, dict[str
 
 def _read_cell(sweep: Sweep, folder: Path, asked: dict[str, dict[str, Any]]) -> Cell | None:
     # Ten thousand times: text, where a Path would take as long as the reading.
+    path = f"{folder}/{RECORD}"
     try:
-        with open(f"{folder}/{RECORD}", "rb") as stream:
-            data = stream.read()
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_small(path)
+    except FileNotFoundError:
         return None
-    except OSError as error:
-        return _damaged(sweep, folder / RECORD, f"cannot be read ({error.strerror})", b"", asked)
+    except DataError as error:
+        reason = str(error).removeprefix(f"{path} ").removeprefix("is ")
+        return _damaged(sweep, folder / RECORD, reason, b"", asked)
     try:
         return parse(data)
     except DataError as error:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.errors import ConfigError, DataError
+from backdoor_lab.small_files import read_small
 
 ROOT_VARIABLE = "BACKDOOR_LAB_REPORTS"
 DEFAULT = "multirun_reports"
 DEFAULT_SAID = f"${ROOT_VARIABLE} or {DEFAULT}"
 STORE, CONFIGURATION = ".store", "multirun.yaml"
+MAX_BYTES = 2**20
 
 
 def roots_of(given: Sequence[Path]) -> list[Path]:
@@ -42,10 +44,10 @@ def _run_with(sweep: Path) -> Path | None:
     from yaml import YAMLError
 
     try:
-        content = OmegaConf.load(sweep / CONFIGURATION)
+        content = OmegaConf.create(read_small(sweep / CONFIGURATION, max_bytes=MAX_BYTES).decode())
         found = OmegaConf.select(content, "store.root")
         written = OmegaConf.to_container(content)
-    except (OSError, ValueError, RecursionError, OmegaConfBaseException, YAMLError):
+    except (OSError, DataError, ValueError, RecursionError, OmegaConfBaseException, YAMLError):
         return None
     if not isinstance(found, str) or not found or "\0" in found:
         return None

@@ -121,13 +121,9 @@ def as_json(layouts: Sequence[Layout]) -> str:
     return json.dumps([asdict(layout) for layout in layouts], indent=1) + "\n"
 
 
-def remembered(text: bytes, cells: Sequence[Cell]) -> list[Layout]:
-    """The layouts in such a file that these cells still have the names for; whatever else is in
-    it is left aside."""
-    try:
-        entries = json.loads(text)
-    except (ValueError, RecursionError):
-        return []
+def remembered(entries: Any, cells: Sequence[Cell]) -> list[Layout]:
+    """The layouts in such a file's JSON that these cells still have the names for; whatever else
+    is in it is left aside."""
     found = []
     for entry in entries if isinstance(entries, list) else []:
         try:

@@ -7,34 +7,36 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
 from backdoor_lab.checks import NAME, inside
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.errors import ConfigError, DataError
 from backdoor_lab.files import write_atomic
 from backdoor_lab.reports import compare_text, overview
 from backdoor_lab.reports.comparison import RANDOM
 from backdoor_lab.reports.overview import Shown
 from backdoor_lab.reports.render import FORMATS
 from backdoor_lab.reports.report import Report
-from backdoor_lab.reports.sweeps import TABLES, Sweep
+from backdoor_lab.reports.sweeps import TABLES, Sweep, read_sweep
 from backdoor_lab.reports.wide import Layout, Wide, as_json, build_wide, remembered
 from backdoor_lab.reports.wide_text import FORMATS as WIDE_FORMATS
+from backdoor_lab.small_files import clear_link, make_folder, read_json, write_ours
 
 LISTING, LAYOUTS = "written.json", "layouts.json"
 
 log = logging.getLogger(__name__)
 
 
-def write_tables(sweep_dir: Path) -> list[Shown]:
+def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> list[Shown]:
     """Rebuilds `<sweep_dir>/tables/` from the records and returns the tables that the sweep is
-    shown in.
+    shown in. `failed`: see `read_sweep`.
 
     Logs one warning per damaged file. Raises ConfigError if `tables` leads out of the sweep, and
     OSError if it cannot be written.
     """
-    report = Report.of(Path(sweep_dir))
+    report = Report(read_sweep(Path(sweep_dir), failed))
     for warning in report.sweep.warnings:
         log.warning("%s", warning)
     tables, files = contents(report)
@@ -92,9 +94,10 @@ def check_name(out: Path, suffixes: Iterable[str]) -> str:
 
 def _layouts(sweep: Sweep) -> list[Layout]:
     try:
-        return remembered((sweep.folder / TABLES / LAYOUTS).read_bytes(), sweep.cells)
-    except OSError:
+        entries = read_json(sweep.folder / TABLES / LAYOUTS)
+    except (OSError, DataError):
         return []
+    return remembered(entries, sweep.cells)
 
 
 def write_files(report: Report, files: dict[str, str]) -> None:
@@ -103,20 +106,22 @@ def write_files(report: Report, files: dict[str, str]) -> None:
     from backdoor_lab.reports.page import write_page
 
     sweep = report.sweep.folder
+    clear_link(sweep / TABLES)
     folder = inside(sweep, sweep / TABLES)
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     for name in _earlier(folder) - set(files):
-        (folder / name).unlink(missing_ok=True)
+        with suppress(IsADirectoryError):
+            (folder / name).unlink(missing_ok=True)
     for name, text in {**files, LISTING: json.dumps(sorted(files), indent=0) + "\n"}.items():
-        _write(folder / name, text.encode("utf-8", errors="backslashreplace"))
+        write_ours(folder / name, text.encode("utf-8", errors="backslashreplace"))
     write_page(sweep, report=report)
 
 
 def _earlier(folder: Path) -> set[str]:
     """The table files that the last run listed; nothing in a damaged list is believed."""
     try:
-        names = json.loads((folder / LISTING).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        names = read_json(folder / LISTING)
+    except (OSError, DataError):
         return set()
     names = [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
     suffixes = tuple(f".{suffix}" for suffix in FORMATS)
@@ -130,13 +135,3 @@ def _earlier(folder: Path) -> set[str]:
 
 def _plain(name: str) -> bool:
     return NAME.match(name.rpartition(".")[0]) is not None
-
-
-def _write(path: Path, data: bytes) -> None:
-    """One rename puts the whole file in place; a file that is already right is left alone."""
-    try:
-        if path.read_bytes() == data:
-            return
-    except OSError:
-        pass
-    write_atomic(path, data)

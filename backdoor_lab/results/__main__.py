@@ -10,20 +10,22 @@ the table in ROOT/README.md.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import EXIT_DONE, DataError
 from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.overview import markdown
+from backdoor_lab.reports.records import mapping
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.report import Report
 from backdoor_lab.reports.sweeps import RECORD, one_sweep
 from backdoor_lab.reports.terminal import printing
 from backdoor_lab.results import frozen
 from backdoor_lab.results.index import index, rewrite
+from backdoor_lab.small_files import read_json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -87,9 +89,10 @@ def freeze(folder: Path, out: Path, *, keep_curve: bool = False) -> int:
 
 def _record(folder: Path, cell_id: str) -> dict[str, Any]:
     for path in sorted(folder.glob(f"*/{RECORD}"), key=lambda p: p.parent.name != cell_id):
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        if found["id"] == cell_id:
-            return found
+        with suppress(OSError, DataError):
+            found: dict[str, Any] = mapping("the record", read_json(path))
+            if found.get("id") == cell_id:
+                return found
     raise DataError(f"{folder}: no record of {cell_id}")
 
 

@@ -20,9 +20,11 @@ from typing import Any
 from backdoor_lab.errors import DataError
 from backdoor_lab.files import canonical, digest
 from backdoor_lab.results.seal import check_seal, sealed
+from backdoor_lab.small_files import read_json, read_small
 
 SWEEP, RECORDS, TABLES = "sweep.json", "records.jsonl", "tables.md"
 SCHEMA = 1
+MAX_BYTES = 2**30
 # A path that leads out of the folder a command was started in: only its last part is kept.
 _OUTSIDE = re.compile(r"(?<![\w.~/-])(?:~|/|\.\.)[^\s'\",=]*/([^/\s'\",=]+)")
 
@@ -122,11 +124,9 @@ def frozen_lines(folder: Path) -> Iterator[bytes]:
     """
     path = folder / RECORDS
     try:
-        data = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+        data = read_small(path, max_bytes=MAX_BYTES)
+    except FileNotFoundError:
         return
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror})") from error
     for number, line in enumerate(data.splitlines(), 1):
         try:
             check_seal(line)
@@ -141,8 +141,8 @@ def frozen_lines(folder: Path) -> Iterator[bytes]:
 
 def _check_whole(folder: Path, path: Path, data: bytes) -> None:
     try:
-        said = json.loads((folder / SWEEP).read_bytes())["records_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        said = read_json(folder / SWEEP)["records_sha256"]
+    except (OSError, DataError, KeyError, TypeError) as error:
         raise DataError(f"{path}: {SWEEP} beside it does not give its hash") from error
     if hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() != said:
         raise DataError(

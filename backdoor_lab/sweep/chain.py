@@ -18,8 +18,8 @@ from backdoor_lab.data.cache import open_dataset, overlap
 from backdoor_lab.defenses.base import TruthControl
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.errors import Diverged, LabError, OutOfMemory, Stopped
-from backdoor_lab.files import write_json
+from backdoor_lab.errors import Diverged, LabError, OutOfMemory, Stopped, failed_status, reason_of
+from backdoor_lab.small_files import write_json
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.judging import (
@@ -242,9 +242,8 @@ def failure(error: Exception, cell: Cell) -> dict[str, Any]:
         return {"status": OUT_OF_MEMORY, "error": str(OutOfMemory(message))}
     if isinstance(error, Diverged):
         return {"status": f"diverged: {error}", "error": str(error)}
-    text = str(error) or type(error).__name__
-    reason = text if isinstance(error, LabError) else f"{type(error).__name__}: {text}"
-    return {"status": f"failed: {reason.splitlines()[0][:300]}", "error": reason}
+    reason = reason_of(error)
+    return {"status": failed_status(reason), "error": reason}
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 from backdoor_lab import stopping
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.small_files import read_json
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.chain import Chain, run_cell
+from backdoor_lab.sweep.chain import RECORD, Chain, run_cell
 from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, place, sweep_file
 from backdoor_lab.sweep.preflight import Preflight, check_writable
 from backdoor_lab.sweep.progress import Progress
@@ -46,7 +46,7 @@ def run_job(
     if config.get("dry_run"):
         return _foretell(cell, folder, parallel_cells)
     check_writable(folder)
-    if finished(folder, cell.id):
+    if finished(folder, cell.id, mend=True):
         _tell(folder, in_sweep)
         return "done"
     trainer = config["trainer"]
@@ -80,7 +80,7 @@ def _tell(folder: Path, in_sweep: bool) -> None:
     """The figures of a single cell, in one line; a sweep has its tables."""
     if in_sweep:
         return
-    record = json.loads((folder / "record.json").read_bytes())
+    record = read_json(folder / RECORD)
     if record["status"] != "done":
         return
     counts = record["counts"]

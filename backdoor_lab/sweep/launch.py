@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 
 
 class Launch:
-    """One command's launches. `record` writes the record of a cell whose process was lost."""
+    """One command's launches. `record` writes the record of a cell whose process was lost;
+    `failed`: the status, by id, of cells that could not record why they failed."""
 
     def __init__(
         self,
@@ -44,6 +45,7 @@ class Launch:
         self.launcher, self.folder = launcher, folder
         self.at_once, self.batch, self.record = at_once, batch, record
         self.tries: Counter[str] = Counter()
+        self.failed: dict[str, str] = {}
 
     def run(self, asked: Sequence[Asked]) -> None:
         """Launches cells until each has a record or is given up for this command."""
@@ -63,6 +65,8 @@ class Launch:
             if self._over():
                 return
             for ended in self._launch(jobs[start : start + size]):
+                if ended.failed is not None:
+                    self.failed[ended.asked.id] = ended.failed
                 if ended.loss is not None and not stopping.requested():
                     self.record(ended.asked, ended.loss)
                     if ended.asked.fail_fast:

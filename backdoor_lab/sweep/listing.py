@@ -12,8 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.reports.records import DAMAGED, Cell, decode, parse
+from backdoor_lab.errors import ConfigError, DataError, LabError, failed_status
+from backdoor_lab.reports.records import DAMAGED, DONE, SCHEMA, Cell, decode, mapping, parse
+from backdoor_lab.small_files import (
+    DamagedFile,
+    clear_file,
+    clear_folder,
+    read_json,
+    read_or_set_aside,
+    read_small,
+    set_aside,
+    write_json,
+)
 
 log = logging.getLogger(__name__)
 OUT_OF_MEMORY = "failed: oom"
@@ -22,6 +32,11 @@ HALT = ".halted"
 """Lies in a sweep's folder once a cell has failed under `fail_fast`: no other cell starts."""
 DIVERGED = ".diverged"
 """In a sweep's folder: the stages that diverged in this run of the command (see Store)."""
+RECORD, SWEEP = "record.json", "sweep.json"
+OWN_FILES = (
+    ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "backdoor_lab.log",
+    "running.json",
+)  # fmt: skip
 WHOLE = {"nat1", "n_poisoned", "pois_left"}
 """What every done cell has measured."""
 
@@ -39,6 +54,15 @@ class Asked:
     fail_fast: bool = False
 
 
+def clear_way(folder: Path) -> None:
+    """Sets aside what would keep Hydra and a cell from writing into the cell's folder: a file in
+    place of a folder; a directory or a pipe, which blocks its writer, in place of a file."""
+    for path in (folder, folder / ".hydra"):
+        clear_folder(path)
+    for name in OWN_FILES:
+        clear_file(folder / name)
+
+
 def command_line() -> str:
     """The command that this process was started with, as one would type it."""
     return " ".join(["python -m backdoor_lab", *map(shlex.quote, sys.argv[1:])])
@@ -53,9 +77,9 @@ def status_of(folder: Path) -> str | None:
     return None if found is None else found.status
 
 
-def finished(folder: Path, cell_id: str) -> bool:
+def finished(folder: Path, cell_id: str, *, mend: bool = False) -> bool:
     """Whether a folder holds the record of this very cell, done; a failed one is tried again, and
-    so is a damaged one, with a warning.
+    so is a damaged one, with a warning. With `mend` a damaged one is set aside.
 
     Raises ConfigError when it holds another cell's, damaged or not.
     """
@@ -63,7 +87,11 @@ def finished(folder: Path, cell_id: str) -> bool:
         found = _read(folder)
     except DataError as error:
         _check_owner(folder, _name(folder), cell_id)
-        log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
+        path = folder / RECORD
+        if mend:
+            set_aside(path, f"damaged record: {_told(error, path)}")
+        else:
+            log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
         return False
     if found is None:
         return False
@@ -82,7 +110,7 @@ def _check_owner(folder: Path, name: str | None, cell_id: str) -> None:
 def _name(folder: Path) -> str | None:
     """The id in a damaged record; None where none can be read."""
     try:
-        record = decode((folder / "record.json").read_bytes())
+        record = decode(read_small(folder / RECORD))
     except (OSError, DataError):
         return None
     return str(record["id"]) if isinstance(record, dict) and "id" in record else None
@@ -91,8 +119,8 @@ def _name(folder: Path) -> str | None:
 def _read(folder: Path) -> Cell | None:
     """The record in a folder; None without one. Raises DataError where it is damaged."""
     try:
-        data = (folder / "record.json").read_bytes()
-    except OSError:
+        data = read_small(folder / RECORD)
+    except FileNotFoundError:
         return None
     found = parse(data)
     lacking = sorted(WHOLE - found.numbers.keys()) if found.done else []
@@ -101,6 +129,10 @@ def _read(folder: Path) -> Cell | None:
     if b"NaN" in data or b"Infinity" in data:
         json.loads(data, parse_constant=_refuse)
     return found
+
+
+def _told(error: DataError, path: Path) -> str:
+    return str(error).removeprefix(f"{path} is ")
 
 
 def _refuse(name: str) -> None:
@@ -119,24 +151,59 @@ def halted(folder: Path) -> bool:
 
 def forget_failures(folder: Path) -> None:
     """What failed in an earlier command of a sweep, or diverged, is tried anew by the next."""
+    clear_file(folder / HALT)
     (folder / HALT).unlink(missing_ok=True)
+    clear_folder(folder / DIVERGED)
     shutil.rmtree(folder / DIVERGED, ignore_errors=True)
 
 
 def sweep_file(folder: Path) -> dict[str, Any]:
-    """The content of a sweep's sweep.json, empty when there is none."""
+    """The content of a sweep's sweep.json, empty when there is none that can be used."""
     try:
-        found = json.loads((folder / "sweep.json").read_bytes())
-    except (OSError, ValueError):
+        found = read_json(folder / SWEEP)
+        _check_sweep(found)
+    except (FileNotFoundError, DataError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return dict(found)
+
+
+def _check_sweep(value: Any) -> None:
+    asked = mapping("a sweep's list", value).get("asked")
+    if not isinstance(asked, list) or not all(_is_asked(each) for each in asked):
+        raise DamagedFile("not a sweep's list: `asked` must be a list of cells with an `id`")
+
+
+def _is_asked(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("id"), str)
 
 
 def merge_asked(folder: Path, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-    """What was asked for before in this folder, and now, each cell once."""
-    old = {str(each["id"]): each for each in sweep_file(folder).get("asked", [])}
+    """What was asked for before in this folder, and now, each cell once; a damaged list is set
+    aside."""
+    before = read_or_set_aside(folder / SWEEP, _check_sweep) or {"asked": []}
+    old = {each["id"]: each for each in before["asked"]}
     new = {each.id: {"id": each.id, "choices": each.choices} for each in asked}
     return list({**old, **new}.values())
+
+
+def note_failure(folder: Path, reason: str) -> str:
+    """Records why a cell of a sweep failed without writing a record of its own; its status.
+
+    Where that cannot be written either, the reason for it is logged.
+    """
+    status = failed_status(reason)
+    asked = sweep_file(folder.parent).get("asked", [])
+    choices = next((each["choices"] for each in asked if each["id"] == folder.name), None)
+    if choices is None or status_of(folder) == DONE:
+        return status
+    record = {"schema": SCHEMA, "id": folder.name, "choices": choices}
+    record |= {"status": status, "error": reason}
+    try:
+        clear_folder(folder)
+        write_json(folder / RECORD, record)
+    except (OSError, LabError) as error:
+        log.error("%s: its failure could not be recorded: %s", folder.name, error)
+    return status
 
 
 def place(folder: Path, cell_id: str) -> str:

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import logging
 import signal
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import hydra.version
 from hydra._internal.callbacks import Callbacks
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.utils import JobRuntime, JobStatus, run_job, setup_globals
+from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
 from backdoor_lab import stopping
-from backdoor_lab.sweep.loss import Ended, Job, Loss
+from backdoor_lab.errors import reason_of
+from backdoor_lab.sweep.listing import note_failure
+from backdoor_lab.sweep.loss import Ended, Job, Loss, failed_in
 from backdoor_lab.sweep.workers import Died, Worker, ready
 
 log = logging.getLogger(__name__)
@@ -51,12 +53,12 @@ def run_local(
             if not busy:
                 return
             for worker in ready([*busy], POLL):
-                job, loss = busy.pop(worker), _loss(worker)
-                if loss is None:
+                ended = _ended(busy.pop(worker), worker)
+                if ended.loss is None:
                     idle.append(worker)
                 else:
                     worker.retire()
-                yield Ended(job.asked, loss)
+                yield ended
     finally:
         for worker in busy:
             worker.stop()
@@ -73,17 +75,30 @@ def _composed(launcher: Any, job: Job) -> DictConfig:
     return config
 
 
-def _loss(worker: Worker) -> Loss | None:
+def _ended(job: Job, worker: Worker) -> Ended:
     try:
-        stopped = worker.result()
+        stopped, status = worker.result()
     except Died as death:
-        return Loss(death.code, death.pid)
-    # A stop that was meant for this worker alone: as good as a kill, were it not so polite.
-    return Loss(-signal.SIGTERM) if stopped and not stopping.requested() else None
+        return Ended(job.asked, Loss(death.code, death.pid))
+    if stopped and not stopping.requested():
+        # A stop that was meant for this worker alone: as good as a kill, were it not so polite.
+        return Ended(job.asked, Loss(-signal.SIGTERM))
+    return Ended(job.asked, None, failed_in(status))
 
 
-def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> bool:
-    """Runs one cell as Hydra's launchers do; whether this process was asked to stop."""
+def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> tuple[bool, Any]:
+    """Runs one cell as Hydra's launchers do; whether this process was asked to stop, and what the
+    task returned. When Hydra itself fails, as on a full disk, that is noted as the cell's."""
+    try:
+        status = _run_job(task, config)
+    except Exception as error:
+        folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
+        log.error("%s: %s", folder.name, reason_of(error))
+        status = note_failure(folder, reason_of(error))
+    return stopping.requested(), status
+
+
+def _run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     hydra.version.setbase("1.3")
     setup_globals()
     JobRuntime.instance().set("name", config.hydra.job.name)
@@ -97,6 +112,4 @@ def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> bool:
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
     )
-    if returned.status is not JobStatus.COMPLETED:
-        log.error("%s", "".join(traceback.format_exception(returned._return_value)))
-    return stopping.requested()
+    return returned.return_value

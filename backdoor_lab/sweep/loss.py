@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoor_lab.files import write_json
-from backdoor_lab.reports.heartbeat import HEARTBEAT
+from backdoor_lab.errors import DataError
+from backdoor_lab.reports.heartbeat import HEARTBEAT, MAX_BYTES
+from backdoor_lab.small_files import read_json, write_json
 from backdoor_lab.sweep.listing import Asked, command_line
 
 if TYPE_CHECKING:
@@ -45,7 +46,9 @@ class Loss:
             return " before its first stage"
         if "stage" not in beat:
             return ""
-        epoch, epochs = int(beat.get("epoch", 0)), int(beat.get("epochs", 0))
+        epoch, epochs = beat.get("epoch", 0), beat.get("epochs", 0)
+        if not isinstance(epoch, int) or not isinstance(epochs, int):
+            epoch = epochs = 0
         # The heartbeat counts the epochs that are done.
         inside = f", epoch {min(epoch + 1, epochs)} of {epochs}" if epochs else ""
         return f" during {beat['stage']}{inside}"
@@ -75,17 +78,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """A launched cell that ended: with a record, or with `loss`."""
+    """A launched cell that ended: with a record, or with `loss`. `failed`: the status of one that
+    could not record why it failed."""
 
     asked: Asked
     loss: Loss | None
+    failed: str | None = None
+
+
+def failed_in(status: object) -> str | None:
+    """The status that a cell's task returned, if it is that of a failure."""
+    return status if isinstance(status, str) and status.startswith("failed: ") else None
 
 
 def heartbeat(folder: Path) -> dict[str, Any]:
     """What a cell's process last said of itself; empty where it said nothing."""
     try:
-        found = json.loads((folder / HEARTBEAT).read_bytes())
-    except (OSError, ValueError, RecursionError):
+        found = read_json(folder / HEARTBEAT, max_bytes=MAX_BYTES)
+    except (OSError, DataError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -108,4 +118,5 @@ def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> None:
     run |= {"exit_code": loss.code, "host": beat.get("host"), "pid": loss.pid or beat.get("pid")}
     body = {"status": f"failed: {reason}", "error": error, "run": run}
     write_json(folder / "record.json", record_head(cell) | body)
-    (folder / HEARTBEAT).unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / HEARTBEAT).unlink(missing_ok=True)

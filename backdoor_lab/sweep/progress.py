@@ -63,7 +63,8 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
         self._observing.__exit__(None, None, None)
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.path.unlink(missing_ok=True)
 
     def stage(self, stage: str, *, epochs: int = 0, batches: int = 1, detail: str = "") -> None:
         """A stage begins; `epochs` of `batches` steps each when it trains."""
@@ -151,9 +152,12 @@ class Progress:
         says |= {"pid": os.getpid(), "host": socket.gethostname(), "beat": time.time()}
         part = self.path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         # A sign of life is no result: where it cannot be written, the work goes on.
-        with contextlib.suppress(OSError):
+        try:
             part.write_text(json.dumps(says))
             os.replace(part, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 class Report(pl.Callback):

@@ -16,7 +16,8 @@ from typing import Any
 
 from hydra.core.utils import JobStatus
 
-from backdoor_lab.sweep.loss import Ended, Job, Loss
+from backdoor_lab.errors import failed_status, reason_of
+from backdoor_lab.sweep.loss import Ended, Job, Loss, failed_in
 from backdoor_lab.sweep.workers import Died, Worker
 
 log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def run_remote(launcher: Any, jobs: Sequence[Job]) -> Iterator[Ended]:
         log.error("the launcher gave up: %s: %s", type(error).__name__, error)
         return
     for job, result in zip(jobs, returned, strict=True):
-        yield Ended(job.asked, _loss(result))
+        yield Ended(job.asked, _loss(result), failed_in(_value(result)))
 
 
 def _loss(result: Any) -> Loss | None:
@@ -65,8 +66,17 @@ def _loss(result: Any) -> Loss | None:
             log.error("%s", result)
             return None
         return Loss(None, said=said)
-    value = result._return_value if result.status is JobStatus.COMPLETED else None
+    value = _value(result)
     return value if isinstance(value, Loss) else None
+
+
+def _value(result: Any) -> Any:
+    """What a job's task returned; a failure's status when Hydra itself raised an error."""
+    if isinstance(result, Exception):
+        return None
+    if result.status is JobStatus.COMPLETED:
+        return result._return_value
+    return failed_status(reason_of(result._return_value))
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,17 @@ from backdoor_lab.errors import (
     LabError,
     Stopped,
 )
-from backdoor_lab.files import write_atomic, write_json
+from backdoor_lab.small_files import clear_folder, make_folder, write_json, write_ours
 from backdoor_lab.sweep.expand import Expander
 from backdoor_lab.sweep.launch import Launch
-from backdoor_lab.sweep.listing import Asked, command_line, finished, merge_asked, status_of
+from backdoor_lab.sweep.listing import (
+    Asked,
+    clear_way,
+    command_line,
+    finished,
+    merge_asked,
+    status_of,
+)
 from backdoor_lab.sweep.loss import Loss, record_loss
 
 if TYPE_CHECKING:
@@ -58,12 +65,15 @@ class ResumeSweeper(BasicSweeper):
         if dry:
             return self._tell(folder, dry)
         self._announce(folder, asked)
-        left = [each for each in asked if not finished(folder / each.id, each.id)]
+        for each in asked:
+            clear_folder(folder / each.id)
+        left = [each for each in asked if not finished(folder / each.id, each.id, mend=True)]
         if len(left) < len(asked):
             log.warning("%d of %d cells are done already", len(asked) - len(left), len(asked))
-        if left:
-            self._launch(folder, spread(left))
-        ResumeSweeper.last_code = _conclude(folder, asked)
+        for each in left:
+            clear_way(folder / each.id)
+        failed = self._launch(folder, spread(left)) if left else {}
+        ResumeSweeper.last_code = _conclude(folder, asked, failed)
         return ResumeSweeper.last_code
 
     def _jobs(self, arguments: list[str]) -> list[list[str]]:
@@ -117,22 +127,26 @@ class ResumeSweeper(BasicSweeper):
 
         check_writable(folder)
         assert self.config is not None
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
+        make_folder(folder)
+        write_ours(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
         said = {"schema": 1, "name": folder.name, "command": command_line()}
-        write_json(folder / "sweep.json", said | {"asked": merge_asked(folder, asked)})
+        said |= {"asked": merge_asked(folder, asked)}
+        write_json(folder / "sweep.json", said)
 
-    def _launch(self, folder: Path, left: Sequence[Asked]) -> None:
+    def _launch(self, folder: Path, left: Sequence[Asked]) -> dict[str, str]:
+        """Runs the cells; the status, by id, of those that could not record why they failed."""
         assert self.config is not None
         stopping.install()
         stopping.forward_to_children()
-        Launch(
+        launch = Launch(
             self.launcher,
             folder,
             at_once=parallel(self.config.hydra),
             batch=self.max_batch_size,
             record=lambda each, loss: self._record_loss(folder, each, loss),
-        ).run(left)
+        )
+        launch.run(left)
+        return launch.failed
 
     def _record_loss(self, folder: Path, each: Asked, loss: Loss) -> None:
         assert self.config is not None
@@ -179,11 +193,11 @@ def _asked(cell: Cell, job: Sequence[str]) -> Asked:
     return Asked(cell.id, cell.choices, cell.attack, tuple(job), retries, fail_fast)
 
 
-def _conclude(folder: Path, asked: Sequence[Asked]) -> int:
+def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -> int:
     from backdoor_lab.reports import print_tables, write_tables
 
-    print_tables(write_tables(folder))
-    states = [status_of(folder / each.id) for each in asked]
+    print_tables(write_tables(folder, failed))
+    states = [status_of(folder / each.id) or failed.get(each.id) for each in asked]
     done = sum(state == "done" for state in states)
     for each, state in zip(asked, states, strict=True):
         if state != "done":

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab import faults, stopping
-from backdoor_lab.errors import LabError
-from backdoor_lab.sweep.listing import halt, halted
+from backdoor_lab.errors import LabError, Stopped, reason_of
+from backdoor_lab.sweep.listing import halt, halted, note_failure
 from backdoor_lab.sweep.remote import supervised
 from backdoor_lab.sweep.workers import is_worker
 
@@ -40,10 +40,14 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
     faults.cell = folder.name
     try:
         status = run_job(config, folder, parallel_cells, in_sweep=True)
-    except LabError as error:
-        # The driver looks at the records, and finds this one missing.
+    except Stopped as error:
         log.error("%s: %s", folder.name, error)
         status = str(error)
+    except Exception as error:
+        # Hydra would keep it to itself.
+        reason = reason_of(error)
+        log.error("%s: %s", folder.name, reason, exc_info=not isinstance(error, LabError))
+        status = note_failure(folder, reason)
     if status != "done" and config.get("fail_fast") and not stopping.requested():
         halt(folder.parent)
     return status
@@ -52,8 +56,14 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
 @contextmanager
 def _crashes_told(journal: Path) -> Iterator[None]:
     # Next to what the cell logs; opened here, since a crashing process cannot open a file.
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with journal.open("a") as stream:
+    try:
+        journal.parent.mkdir(parents=True, exist_ok=True)
+        stream = journal.open("a")
+    except OSError as error:
+        log.warning("no stack of a crash will be in %s: %s", journal, error.strerror)
+        yield
+        return
+    with stream:
         faulthandler.enable(stream)
         try:
             yield

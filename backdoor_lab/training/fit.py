@@ -17,6 +17,7 @@ from torch import Tensor
 
 from backdoor_lab.errors import Diverged
 from backdoor_lab.seeds import derive
+from backdoor_lab.small_files import check_regular, set_aside
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.models import build_model
@@ -24,7 +25,9 @@ from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.types import TrainingSet
 
-log = logging.getLogger(__name__)
+CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "optimizer_states",
+              "state_dict"}  # fmt: skip
+"""What training needs of a checkpoint to go on from it."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def fit(
     batches = Batches(job.training, job.recipe, seed=job.seed, device=machine.device)
     steps = len(batches) * job.recipe.epochs
     module = new_classifier(job, machine, steps)
-    checkpoint = None if scratch is None else last_checkpoint(scratch)
+    checkpoint = None if scratch is None else last_checkpoint(scratch, module)
     extra = [] if scratch is None else [_checkpointer(scratch)]
     trainer = trainer_for(
         machine, epochs=job.recipe.epochs, callbacks=[*callbacks, _Reseed(job.seed), *extra],
@@ -127,17 +130,31 @@ def trainer_for(
     return trainer
 
 
-def last_checkpoint(scratch: Path) -> Path | None:
-    """The newest checkpoint that can be read; a damaged one is removed and warned of."""
-    for path in sorted(scratch.glob("*.ckpt"), key=lambda each: -each.stat().st_mtime_ns):
+def last_checkpoint(scratch: Path, module: Classifier | None = None) -> Path | None:
+    """The newest checkpoint that can be read and, with a `module`, goes with it; a damaged one is
+    set aside and warned of."""
+    for path in sorted(scratch.glob("*.ckpt"), key=lambda each: -each.lstat().st_mtime_ns):
         try:
-            torch.load(path, map_location="cpu", weights_only=True)
+            check_regular(path)
+            _check_checkpoint(torch.load(path, map_location="cpu", weights_only=True), module)
+        except MemoryError:
+            raise
         except Exception as error:  # whatever is wrong with it, it is of no use
-            log.warning("%s cannot be read (%s); going back further", path, error)
-            path.unlink(missing_ok=True)
+            said = (str(error).splitlines() or [type(error).__name__])[0]
+            set_aside(path, f"checkpoint cannot be read ({said[:200]})")
         else:
             return path
     return None
+
+
+def _check_checkpoint(found: Any, module: Classifier | None) -> None:
+    """Raises an error, which one does not matter, when training cannot go on from `found`."""
+    lacking = sorted(CHECKPOINT - found.keys())
+    if lacking:
+        raise KeyError(f"it lacks {', '.join(lacking)}")
+    shapes = {name: value.shape for name, value in found["state_dict"].items()}
+    if module is not None and shapes != {k: v.shape for k, v in module.state_dict().items()}:
+        raise ValueError("it is another network's")
 
 
 class _Reseed(pl.Callback):

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from backdoor_lab import files
-from backdoor_lab.errors import StoreFull
-from backdoor_lab.files import canonical, digest, room, write_atomic, write_json
+from backdoor_lab.errors import StoreError, StoreFull
+from backdoor_lab.files import canonical, digest, room, write_atomic
+from backdoor_lab.small_files import write_json
 
 NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
 
@@ -155,9 +156,12 @@ def test_a_real_limit_on_the_file_size(tmp_path: Path, limit: int) -> None:
 
 
 def test_other_errors_keep_their_name(tmp_path: Path) -> None:
-    """Only a lack of room becomes StoreFull."""
-    with pytest.raises(PermissionError), room(tmp_path / "x"):
-        raise PermissionError(errno.EACCES, "no")
+    """Only a lack of room becomes StoreFull; what else is wrong with a path is said with it."""
+    with pytest.raises(StoreError, match="cannot use /a/b: no") as found, room(tmp_path / "x"):
+        raise PermissionError(errno.EACCES, "no", "/a/b")
+    assert not isinstance(found.value, StoreFull)
+    with pytest.raises(ChildProcessError), room(tmp_path / "x"):
+        raise ChildProcessError(errno.ECHILD, "no")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"(?i)not a directory|exists"):
         files.write_atomic(tmp_path / "file/x", b"")

@@ -47,8 +47,8 @@ FLOORS = {
 }
 # The one look sideways: a sweep that has ended writes its tables.
 SIDEWAYS = {("sweep", "reports")}
-GROUND = {"__init__", "build", "checks", "claims", "errors", "faults", "files", "seeds",
-          "progress", "stopping", "store", "targets", "tensors", "threads",
+GROUND = {"__init__", "build", "checks", "claims", "errors", "faults", "files", "progress",
+          "seeds", "small_files", "stopping", "store", "targets", "tensors", "threads",
           "types"}  # fmt: skip
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cells import TINY, lasting, run_here, started
+from obstacles import obstacle
 
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.sweep.listing import finished, status_of
+from backdoor_lab.reports import write_tables
+from backdoor_lab.sweep.listing import (
+    Asked,
+    finished,
+    merge_asked,
+    note_failure,
+    place,
+    status_of,
+)
 
 DAMAGE: dict[str, Callable[[str], str]] = {
     "a rate above one": lambda text: re.sub(r'"nat2": [0-9.]+', '"nat2": 7.5', text),
@@ -66,3 +76,80 @@ def test_the_same_command_mends_it(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "`counts.pois_left` must satisfy 0 <= counts.pois_left" in again.stdout + again.stderr
     assert lasting(json.loads(path.read_text())) == lasting(whole)
+
+
+SWEEP = ["-m", *TINY, "retrain=false", "seed=0,1", "hydra.sweep.dir=here"]
+
+
+@pytest.mark.parametrize("what", ["directory", "named pipe", "link to itself"])
+def test_a_sweep_runs_whatever_stands_in_the_way_of_its_files(what: str, tmp_path: Path) -> None:
+    """Each is set aside with one line, and what belongs there is made again."""
+    assert started(tmp_path, *SWEEP).returncode == 0
+    here = tmp_path / "here"
+    first, second = sorted(path.parent for path in here.glob("*/record.json"))
+    kept = (second / "record.json").read_bytes()
+    shutil.rmtree(first)
+    (second / ".hydra/config.yaml").unlink()
+    (second / "record.json").unlink()
+    shutil.rmtree(here / "tables")
+    paths = [here / name for name in ("sweep.json", "index.html", "tables")]
+    paths += [second / "record.json", second / ".hydra/config.yaml"]
+    paths += [first] * (what != "directory")
+    paths = [path for path in paths if what != "directory" or path.name != "tables"]
+    for path in paths:
+        path.unlink(missing_ok=True)
+        obstacle(path, what)
+    again = started(tmp_path, *SWEEP)
+    said = again.stdout + again.stderr
+    assert again.returncode == 0, said
+    assert "Traceback" not in said
+    aside = [path.name.rpartition("-")[0] for path in here.rglob(".bad-*")]
+    # A pipe or a link gives way to the file that is renamed to its place.
+    assert {f".bad-{path.name}" for path in paths if path.name != "index.html"} <= set(aside)
+    assert lasting(json.loads((second / "record.json").read_text())) == lasting(json.loads(kept))
+    assert len(json.loads((here / "sweep.json").read_text())["asked"]) == 2
+    assert (here / "tables/records.csv").is_file()
+    assert (here / "index.html").is_file()
+
+
+@pytest.mark.parametrize("text", ['{"asked": null}', '{"asked": [{"id": 3}]}', "[]", "[" * 10**5])
+def test_a_damaged_list_of_cells_is_set_aside_and_made_anew(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    assert place(tmp_path, "x") == "1/1"
+    assert merge_asked(tmp_path, [Asked("x", {"seed": 0}, {}, ())]) == [
+        {"id": "x", "choices": {"seed": 0}}
+    ]
+    assert len(list(tmp_path.glob(".bad-sweep.json-*"))) == 1
+
+
+def test_why_a_cell_failed_is_told_even_where_no_record_can_be_written(tmp_path: Path) -> None:
+    """The cause is printed and logged, the table has it, the other cell is done."""
+    plan = {"BACKDOOR_LAB_FAULT": "record.before:full:1"}
+    result = started(tmp_path, *SWEEP, **plan)
+    said = result.stdout + result.stderr
+    assert result.returncode == 1, said
+    assert "1 of 2 cells done" in said
+    failed, done = sorted(
+        (json.loads(path.read_text()) for path in (tmp_path / "here").glob("*/record.json")),
+        key=lambda record: record["status"] == "done",
+    )
+    assert done["status"] == "done"
+    assert failed["status"] == "failed: OSError: [Errno 28] No space left on device"
+    assert "No space left" in (tmp_path / "here" / failed["id"] / "backdoor_lab.log").read_text()
+    assert "failed: OSError" in (tmp_path / "here/tables/records.csv").read_text()
+    assert f"{failed['id']}: failed: OSError" in said
+
+
+def test_a_failure_without_a_record_reaches_the_tables(tmp_path: Path) -> None:
+    choices = {"trigger": "pixel", "target": "bird", "ratio": 0.1, "protocol": "group13",
+               "defense": "none", "seed": 0}  # fmt: skip
+    asked = [{"id": name, "choices": choices | {"seed": n}} for n, name in enumerate("ab")]
+    (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "asked": asked}))
+    write_tables(tmp_path, {"a": "failed: no room"})
+    text = (tmp_path / "tables/records.csv").read_text()
+    assert "failed: no room" in text
+    assert text.count("missing") == 1
+    assert note_failure(tmp_path / "b", "StoreFull: x\nmore") == "failed: StoreFull: x"
+    assert status_of(tmp_path / "b") == "failed: StoreFull: x"
+    assert note_failure(tmp_path / "stray", "why") == "failed: why"
+    assert not (tmp_path / "stray").exists()

@@ -1,0 +1,220 @@
+"""Small files as anybody may have left them: read within bounds, or set aside.
+
+Every manifest, claim, record and list of ours is read here. A directory, a loop of links, a link
+to nothing, a FIFO, a device, a file that is too large and JSON that is nested too deep are told
+apart from a file that is not there, and none of them blocks or overflows the reader.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from backdoor_lab.errors import DataError, StoreError
+from backdoor_lab.files import readable, write_atomic
+
+log = logging.getLogger(__name__)
+MAX_BYTES = 64 * 2**20
+MAX_DEPTH = 64
+AGAIN = "set aside as {} and computed again"
+
+
+class UnreadableFile(DataError):
+    """A file that cannot be read now, and may be sound: no permission, an error of the disk."""
+
+
+class DamagedFile(UnreadableFile):
+    """What stands under a file's name can never be that file."""
+
+
+def problem(path: Path | str) -> str | None:
+    """Why a path can be no regular file; None if it is one, or if nothing is there.
+
+    Links are followed: one that leads to a regular file is as good as the file.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return "a link that leads nowhere" if os.path.lexists(path) else None
+    except OSError:
+        return "a loop of links" if os.path.islink(path) else None
+    return None if stat.S_ISREG(mode) else f"{_kind(mode)}, not a regular file"
+
+
+def check_regular(path: Path | str) -> None:
+    """Raises DamagedFile for anything but a regular file, which reading might block on."""
+    why = problem(path)
+    if why is not None:
+        raise DamagedFile(f"{path} is {why}")
+
+
+def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
+    """The bytes of a regular file.
+
+    Raises FileNotFoundError when nothing is there, DamagedFile when it is no regular file or
+    larger than `max_bytes`, UnreadableFile when the system cannot read it.
+    """
+    check_regular(path)
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb") as stream:
+            large = os.fstat(handle).st_size > max_bytes
+            data = b"" if large else stream.read(max_bytes + 1)
+    except NotADirectoryError as error:
+        raise FileNotFoundError(*error.args) from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UnreadableFile(f"{path} cannot be read ({error.strerror})") from error
+    if large or len(data) > max_bytes:
+        raise DamagedFile(f"{path} is larger than {max_bytes:,} bytes")
+    return data
+
+
+def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
+    """The value in JSON text. Raises DamagedFile when it is none, when an object has a key twice
+    or when it is nested deeper than `max_depth`."""
+    try:
+        value = json.loads(data, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        said = str(error)[:120] if isinstance(error, ValueError) else "nested too deep"
+        raise DamagedFile(f"not valid JSON ({said})") from error
+    # Most files have fewer brackets than may be nested: then there is nothing to walk through.
+    if data.count(b"[") + data.count(b"{") > max_depth and _deeper(value, max_depth):
+        raise DamagedFile(f"not valid JSON (nested deeper than {max_depth})")
+    return value
+
+
+def read_json(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Any:
+    """The value in a JSON file. Raises as `read_small` and `decode` do, with the path."""
+    data = read_small(path, max_bytes=max_bytes)
+    try:
+        return decode(data)
+    except DamagedFile as error:
+        raise DamagedFile(f"{path} is {error}") from error
+
+
+def set_aside(path: Path, why: str, inode: int | None = None) -> None:
+    """Renames what stands at `path` to ``.bad-…`` beside it, with one warning.
+
+    With `inode` only if that is what stands there: another process may have done the same and
+    put a sound one in its place. Raises StoreError when it cannot be renamed.
+    """
+    aside = path.with_name(f".bad-{path.name[:80]}-{uuid.uuid4().hex[:8]}")
+    try:
+        if inode is not None and os.lstat(path).st_ino != inode:
+            return
+        os.rename(path, aside)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StoreError(
+            f"{path}: {why}, and it cannot be set aside ({error.strerror}): remove it, then repeat"
+            " the command"
+        ) from error
+    log.warning("%s: %s; %s", path, why, AGAIN.format(aside.name))
+
+
+def read_or_set_aside(
+    path: Path, check: Callable[[Any], None] = lambda value: None, *, max_bytes: int = MAX_BYTES
+) -> Any:
+    """The value in a JSON file; None when there is none, or when it is damaged: then it is set
+    aside. `check` raises DataError for a value of another shape."""
+    try:
+        value = read_json(path, max_bytes=max_bytes)
+        check(value)
+    except FileNotFoundError:
+        return None
+    except DataError as error:
+        if isinstance(error, UnreadableFile) and not isinstance(error, DamagedFile):
+            raise
+        set_aside(path, _without(path, error))
+        return None
+    return value
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder of ours and those above it; a file that stands in its place is set aside."""
+    clear_folder(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def clear_link(path: Path) -> None:
+    """Sets a link aside that leads nowhere or round in circles."""
+    if path.is_symlink() and not path.exists():
+        set_aside(path, problem(path) or "a loop of links")
+
+
+def clear_file(path: Path) -> None:
+    """Sets aside what is no regular file where a file of ours is about to be written."""
+    why = problem(path)
+    if why is not None:
+        set_aside(path, why)
+
+
+def clear_folder(path: Path) -> None:
+    """Sets aside what is no folder where a folder of ours is about to be made."""
+    if os.path.lexists(path) and not path.is_dir():
+        set_aside(path, "not a folder")
+
+
+def write_ours(path: Path, data: bytes) -> None:
+    """Writes a file of ours atomically, unless it is there with these very bytes; a directory in
+    its place is set aside."""
+    try:
+        if read_small(path, max_bytes=len(data)) == data:
+            return
+    except (OSError, DataError):
+        pass
+    if path.is_dir():
+        set_aside(path, "a directory, not a regular file")
+    write_atomic(path, data)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as readable JSON in a file of ours."""
+    write_ours(path, readable(value).encode())
+
+
+def _without(path: Path, error: DataError) -> str:
+    return str(error).removeprefix(f"{path} is ")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        _refuse_twice([key for key, _ in pairs])
+    return found
+
+
+def _refuse_twice(keys: list[str]) -> NoReturn:
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f"the key {twice[:40]!r} stands there twice")
+
+
+def _deeper(value: Any, max_depth: int) -> bool:
+    """Whether lists and objects are nested deeper than that; level by level, not by recursion."""
+    level = [value]
+    for _ in range(max_depth):
+        level = [each for each in level if isinstance(each, (dict, list))]
+        level = [item for each in level for item in _items(each)]
+    return any(isinstance(each, (dict, list)) for each in level)
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
+
+
+def _kind(mode: int) -> str:
+    kinds = (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISFIFO, "a named pipe"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((name for test, name in kinds if test(mode)), "a device")

@@ -1,0 +1,35 @@
+"""What may stand where a small file is expected, and is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+FILES: dict[str, Callable[[Path], object]] = {
+    "directory": lambda path: path.mkdir(),
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "link to nothing": lambda path: path.symlink_to("nowhere"),
+    "named pipe": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}
+"""No regular files: reading some of them blocks, or never ends."""
+TEXTS = {
+    "deep": b"[" * 100_000 + b"]" * 100_000,
+    "deep objects": b'{"a":' * 3000 + b"1" + b"}" * 3000,
+    "another shape": b'{"asked": null}',
+    "a list": b"[1, 2]",
+    "null": b"null",
+    "cut short": b'{"asked": [',
+    "no text": b"\xff\xfe\x00",
+    "a key twice": b'{"a": 1, "a": 1}',
+}
+"""Regular files that are not what they should be."""
+
+
+def obstacle(path: Path, what: str) -> None:
+    """Puts one of FILES or TEXTS where nothing stands yet."""
+    if what in FILES:
+        FILES[what](path)
+    else:
+        path.write_bytes(TEXTS[what])
