@@ -36,9 +36,6 @@ class Knowledge:
     material: Material | None = None
 
 
-UNTOLD = Knowledge(("",), None, None, 0)
-
-
 class Defense(ABC):
     """Looks at features and labels, never at the truth, and says which examples to keep."""
 
@@ -56,6 +53,11 @@ class Defense(ABC):
         """What the defense needs to know: "target", "epsilon", "clean", "material", "clean
         images" (inside the material), or nothing."""
         return []
+
+    def applied(self) -> dict[str, object]:
+        """What of the protocol's `classes`, `budget`, `budget_cap` and `centred` the defense works
+        by, for the record; nothing unless a subclass says so."""
+        return {}
 
 
 class TruthControl(ABC):
@@ -102,6 +104,13 @@ class Filter(Defense):
         budget_cap: str | None = None,
         centred: bool = True,
     ) -> None:
+        self.obey(classes=classes, budget=budget, budget_cap=budget_cap)
+
+    def obey(
+        self, *, classes: str, budget: str, budget_cap: str | None, centred: bool = True
+    ) -> None:
+        """Takes what the protocol asks of every filter. Called once more after `__init__` for a
+        filter that was made from a configuration, whatever its own `__init__` does."""
         self.scope = checks.choice("defense.classes", classes, SCOPES)
         self.budget = Budget(budget, budget_cap)
         if self.scope == "suspicious" and type(self).suspects is Filter.suspects:
@@ -110,18 +119,19 @@ class Filter(Defense):
                 " has no rule to compare classes: use defense.classes=all or target"
             )
 
+    def applied(self) -> dict[str, object]:
+        """What of the protocol this filter works by, for the record."""
+        centred = {"centred": getattr(self, "centred", None)}
+        return {
+            "classes": self.scope,
+            "budget": self.budget.text,
+            "budget_cap": self.budget.cap,
+            **({} if "centred" in self.unused else centred),
+        }
+
     @abstractmethod
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
         """What the rows `values` (n, d), n > 0, of class `label` look like."""
-
-    def scores(self, values: Tensor) -> Tensor:
-        """How suspicious each row of `values` (n, d) of one class is, for a filter that needs
-        to be told nothing: float64 (n,)."""
-        return self.look(values, 0, UNTOLD).scores
-
-    def suspicion(self, values: Tensor) -> float | None:
-        """How suspicious a whole class is; only compared with the other classes."""
-        return self.look(values, 0, UNTOLD).suspicion
 
     def survey(
         self,

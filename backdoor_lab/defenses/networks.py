@@ -102,6 +102,10 @@ class Repair(ABC):
         """What the repair needs, as `Defense.told`."""
         return ["material", *["clean images"] * self.needs_clean]
 
+    def applied(self) -> dict[str, object]:
+        """Nothing of the protocol's words for filters: a repair removes no image."""
+        return {}
+
     @abstractmethod
     def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
         """A network of the attacked one's architecture, and notes for the record."""

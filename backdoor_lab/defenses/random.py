@@ -53,5 +53,8 @@ class Random(Defense):
     def check(self, known: Knowledge, per_class: Sequence[int]) -> None:
         self.like.check(known, per_class)
 
+    def applied(self) -> dict[str, object]:
+        return self.like.applied()
+
     def told(self) -> list[str]:
         return self.like.told()

@@ -58,6 +58,7 @@ COLUMNS: dict[str, str] = {
     "error": "what a failed cell said",
     **{name: _CHOSEN[name] for name in CHOICES},
     "protocol.*": "the resolved protocol, a column for each key, as text",
+    "applied.*": "what of the protocol's words for filters the defense works by, as text",
     "config.*": "config values in which cells of the same choices differ, as text",
     **{
         name: _COUNTED.get(name) or _meaning(name)
@@ -158,6 +159,7 @@ def _line(cell: Cell, told: dict[str, Any]) -> dict[str, Any]:
         "wall_seconds": run["wall_seconds"] if is_number(run.get("wall_seconds")) else None,
         **_numbers("seconds", run.get("seconds")),
         **_numbers("images_per_s", run.get("images_per_s")),
+        **_family("applied", cell.applied),
         **_family("versions", run.get("versions")),
         **{f"hashes.{name}": cell.hashes.get(name) for name in HASHES},
     }  # fmt: skip

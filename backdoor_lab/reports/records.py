@@ -41,7 +41,8 @@ class Cell:
     figures and detection rates as fractions 0..1. `choices` is empty where nobody can tell them;
     `protocol` and `config` (JSON text without the cell's seed) are None where not recorded.
     `error` is what a failed cell said, `hashes` those of data, poison and weights, `notes` what the
-    defense noted, `top_class` the class that the network predicts most often, under TOP_CLASSES."""
+    defense noted, `top_class` the class that the network predicts most often, under TOP_CLASSES,
+    `applied` what of the protocol the defense works by, None where not recorded."""
 
     id: str
     status: str
@@ -54,6 +55,7 @@ class Cell:
     hashes: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
     top_class: dict[str, str] = field(default_factory=dict)
+    applied: dict[str, Any] | None = None
 
     @property
     def done(self) -> bool:
@@ -81,6 +83,7 @@ def parse(data: bytes) -> Cell:
         hashes if isinstance(hashes, dict) else {},
         notes if isinstance(notes, dict) else {},
         {name: str(record[name]) for name in TOP_CLASSES if record.get(name) is not None},
+        applied if isinstance(applied := record.get("applied"), dict) else None,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from backdoor_lab.reports.layout import ratio_words, words
 from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.sweeps import CONTROLS
 
 FEW = 30
 """A rate of fewer images changes by more than 3 percentage points with one of them."""
@@ -24,6 +25,7 @@ def cautions(cells: Sequence[Cell], values: Sequence[str] = ("asr1", "nat2", "as
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     return [
+        *_own_rules(done),
         *_few(done), *_one_class(done, after), *_no_attack(done),
         *[OWN_SEED] * (after and any(map(_retrained_on_all, done))),
     ]  # fmt: skip
@@ -37,6 +39,23 @@ def shows_attack(cells: Iterable[Cell]) -> bool:
         return False
     known = [(n["asr1"], n["clean_rate1"]) for n in done if {"asr1", "clean_rate1"} <= n.keys()]
     return not known or math.fsum(asr - clean for asr, clean in known) > 0
+
+
+def _own_rules(cells: Sequence[Cell]) -> list[str]:
+    """Filters that are no `Filter`: what the protocol says of classes and budget is not theirs."""
+    free = dict.fromkeys(
+        words(cell.choices["defense"])
+        for cell in cells
+        if cell.applied is not None
+        and "budget" not in cell.applied
+        and cell.choices["defense"] not in CONTROLS
+        and cell.numbers.get("n_removed")
+    )
+    return [
+        f"{name} chooses classes and number of images by rules of its own, not the protocol's"
+        " classes, budget and budget_cap."
+        for name in free
+    ]
 
 
 def _few(cells: Sequence[Cell]) -> list[str]:

@@ -3,41 +3,25 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.attacks.plan import LABELS, Plan, implied
-from backdoor_lab.build import build, source_digest
+from backdoor_lab.attacks.plan import Plan, implied
+from backdoor_lab.build import build, source_digest, takes, with_shared
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.files import digest
+from backdoor_lab.sweep.classes import class_number
 from backdoor_lab.training.recipe import Recipe
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
 Choice = Defense | TruthControl | Repair
 FILTERS = ("classes", "budget", "budget_cap", "centred")
-PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "seed")
-ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "retries",
-             "fail_fast", "allow_plugins")  # fmt: skip
-PROTOCOL = (
-    "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
-    "classes", "budget", "budget_cap", "centred", "layer", "holdout",
-)  # fmt: skip
 
 PLANNED = ("ratio_of", "inject", "eligible", "asr_on", "stamp", "labels", "covers")
-NEEDED = {
-    "protocol": PROTOCOL,
-    "model": ("name", "width", "stem"),
-    "trainer": ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint"),
-    "logger": (),
-    "store": ("root",),
-}
 
 
 @dataclass(frozen=True)
@@ -91,11 +75,18 @@ class Cell:
         found = {} if wanted == "auto" else {"precision": wanted}
         return found if self.retrain else found | {"retrain": False}
 
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The defense's options, with what its file leaves to the protocol."""
+        given = self.config["defense"]
+        shared = with_shared(given, _shared(self.config))
+        return given | {k: v for k, v in shared.items() if takes(type(self.defense), k)}
+
     @property
     def used_options(self) -> dict[str, Any]:
         """The defense's options; controls and repairs take a filter's along without using them."""
         unused = getattr(self.defense, "unused", ())
-        return {k: v for k, v in self.config["defense"].items() if k not in unused}
+        return {k: v for k, v in self.options.items() if k not in unused}
 
     @cached_property
     def choices(self) -> dict[str, Any]:
@@ -115,8 +106,7 @@ class Cell:
     def protocol(self) -> dict[str, Any]:
         """The protocol as it stands after overrides: what is printed below a table."""
         said = dict(self.config["protocol"])
-        for key in FILTERS:
-            said[key] = self.config["defense"].get(key, said[key])
+        said |= with_shared(self.config["defense"], _shared(self.config))
         said |= {"labels": self._labels, "covers": self._covers}
         said["holdout"] = int(said["holdout"])  # 2e1 is a whole number too
         chosen_by_trigger = self.config["source"] is None and self.source is not None
@@ -202,54 +192,12 @@ class Cell:
 
     @cached_property
     def defense(self) -> Choice:
-        return defense_of(self.config["defense"])
+        return defense_of(self.config)
 
     @property
     def told(self) -> list[str]:
         """What the defense declares to need."""
         return [] if isinstance(self.defense, TruthControl) else self.defense.told()
-
-
-def check_keys(config: dict[str, Any]) -> None:
-    """Refuses keys that nobody reads and plain values of the wrong kind; needs no data."""
-    checks.keys("", config, DECIDES + PLAIN + ELSEWHERE)
-    _complete(config)
-    for group in DECIDES:
-        if not isinstance(config.get(group), dict):
-            raise unknown(f"`{group}`", config.get(group), ["a choice of this config group"])
-        checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
-    checks.keys("protocol", config["protocol"], PROTOCOL)
-    checks.keys("store", config["store"], ("root",))
-    for key in ("retrain", "dry_run", "fail_fast"):
-        checks.flag(key, config.get(key, False))
-    checks.whole("retries", config.get("retries", 1), low=0)
-    checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
-    checks.text("protocol.layer", config["protocol"]["layer"])
-    if config["protocol"]["ratio_of"] == "count":
-        checks.whole("ratio", config["ratio"], low=0)
-    else:
-        checks.number("ratio", config["ratio"], low=0, below=1)
-    checks.whole("seed", config["seed"], low=0, below=2**63)
-    if config["labels"] is not None:
-        checks.choice("labels", config["labels"], LABELS)
-    if config["covers"] is not None:
-        checks.number("covers", config["covers"], low=0, below=1000)
-    Recipe.of(config["recipe"])
-    build("trigger", config["trigger"], Trigger)
-    defense_of(config["defense"])
-
-
-def _complete(config: dict[str, Any]) -> None:
-    # A key can be taken away with `~key`, a group emptied with `group=null`.
-    for key in PLAIN + tuple(NEEDED):
-        if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
-            raise ConfigError(f"`{key}` is missing: take ~{key} or {key}=null out of the command")
-        for name in NEEDED.get(key, ()):
-            if name not in config[key]:
-                raise ConfigError(f"`{key}.{name}` is missing: give it a value")
-    root = config["store"]["root"]
-    if not isinstance(root, str) or not root:
-        raise ConfigError(f"`store.root` must be a folder's path, got {root!r}")
 
 
 def source_of(config: dict[str, Any]) -> Source:
@@ -258,32 +206,15 @@ def source_of(config: dict[str, Any]) -> Source:
 
 
 def defense_of(config: dict[str, Any]) -> Choice:
-    """The defense, the control that is told the truth, or the repair."""
+    """The defense, the control that is told the truth, or the repair of a whole configuration.
+    What its own part does not say of FILTERS, its protocol says."""
     kinds: Any = (Defense, TruthControl, Repair)
-    found: Choice = build("defense", config, kinds)
+    found: Choice = build("defense", config["defense"], kinds, _shared(config))
     return found
 
 
-def class_number(key: str, value: object, classes: tuple[str, ...]) -> int:
-    """The number of a class given by name or, where no class has such a name, by number.
-
-    Names are compared in Unicode's composed form, since some file systems give folders' names
-    decomposed. Raises ConfigError, which lists the classes there are.
-    """
-    if isinstance(value, float):
-        # The command line reads 1.10 as the number 1.1.
-        raise ConfigError(
-            f"`{key}`={value!r} was read as a number, not as a name: quote it ({key}=\"'…'\"),"
-            f" or give one of the numbers 0 to {len(classes) - 1}"
-        )
-    # Names such as "7" arrive from the command line as numbers: a class called so goes first.
-    wanted = unicodedata.normalize("NFC", str(value))
-    for number, name in enumerate(classes):
-        if unicodedata.normalize("NFC", name) == wanted:
-            return number
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes):
-        return value
-    raise unknown(f"`{key}`", value, classes)
+def _shared(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: config["protocol"][key] for key in FILTERS}
 
 
 def model_label(config: dict[str, Any]) -> str:

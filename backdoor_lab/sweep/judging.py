@@ -125,7 +125,7 @@ def filter_stage(
     inputs = {
         "version": VERSIONS["filter"],
         "features": extracted.id,
-        "defense": [nameless(cell.config["defense"]), cell.code["defense"]],
+        "defense": [nameless(cell.options), cell.code["defense"]],
         "told": [known.target, known.epsilon],
         "seed": known.seed,
         **({} if aside is None else {"clean": aside[1].id}),

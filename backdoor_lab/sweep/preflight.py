@@ -14,7 +14,8 @@ from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import canonical, nearest
 from backdoor_lab.store import Store
-from backdoor_lab.sweep.cell import Cell, check_keys, source_of
+from backdoor_lab.sweep.cell import Cell, source_of
+from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.sweep.told import class_sizes, held_out, knowledge
 from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.logs import check_logger
@@ -64,7 +65,7 @@ class Preflight:
 
     def _check_attack(self, cell: Cell, data: Dataset) -> None:
         key = canonical(["attack", cell.fingerprint, cell.protocol, cell.attack,
-                         cell.config["defense"]])  # fmt: skip
+                         cell.options])  # fmt: skip
         if key in self._seen:
             return
         sizes = class_sizes(data.train.labels, len(data.classes))

@@ -13,6 +13,7 @@ import torch
 
 from backdoor_lab.attacks.plan import eligible_count
 from backdoor_lab.defenses import curves
+from backdoor_lab.defenses.base import TruthControl
 from backdoor_lab.files import digest
 from backdoor_lab.store import Entry
 from backdoor_lab.sweep.cell import Cell
@@ -33,6 +34,8 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "error": None,
         "choices": cell.choices,
         "protocol": cell.protocol,
+        # What of the protocol's words for filters this defense works by.
+        "applied": {} if isinstance(cell.defense, TruthControl) else cell.defense.applied(),
         "config": cell.decides(),
         # In words what the hash under config.data stands for; where the files lie is left out.
         "dataset": {k: v for k, v in cell.config["dataset"].items() if k not in PLACES},
@@ -101,7 +104,7 @@ def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:
     many of these hold poison (`n_named`); empty where it was told where to look, and for
     controls and repairs, which look at no class."""
     named: Any = verdict.notes.get("classes")
-    if cell.config["defense"].get("classes") != "suspicious" or named is None:
+    if cell.options.get("classes") != "suspicious" or named is None:
         return {}
     training = poisoned.training
     guilty = {training.classes[y] for y in training.labels[poisoned.is_poison].tolist()}

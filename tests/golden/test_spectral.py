@@ -32,6 +32,7 @@ from backdoor_lab.types import Features, Images, Verdict
 
 CIFAR = [5000] * 10
 NAN = float("nan")
+UNTOLD = Knowledge(("",), None, None, 0)
 
 
 def by_numpy(values: np.ndarray, *, centred: bool = True) -> np.ndarray:
@@ -54,14 +55,14 @@ def test_scores_agree_with_svd(n: int, d: int, centred: bool) -> None:
     """Every score within 1e-6 of numpy's SVD, relative to the largest; tall, wide and thin."""
     rng = np.random.default_rng(n * 1000 + d)
     values = (rng.normal(size=(n, d)) * rng.uniform(0.5, 3, d) + 2).astype(np.float32)
-    ours = spectral(centred=centred).scores(torch.from_numpy(values)).numpy()
+    ours = spectral(centred=centred).look(torch.from_numpy(values), 0, UNTOLD).scores.numpy()
     theirs = by_numpy(values, centred=centred)
     assert np.abs(ours - theirs).max() <= 1e-6 * theirs.max()
 
 
 def test_one_example_scores_zero() -> None:
     """A class of one has no direction; its score is 0, not NaN."""
-    assert spectral().scores(torch.ones(1, 4)).tolist() == [0.0]
+    assert spectral().look(torch.ones(1, 4), 0, UNTOLD).scores.tolist() == [0.0]
 
 
 def nearly_tied(n: int, d: int) -> Tensor:
@@ -81,7 +82,7 @@ def test_near_tie_of_two_directions(n: int, d: int) -> None:
     """Two top singular values 0.3 % apart: the very same examples go as by SVD."""
     values = nearly_tied(n, d).float()
     expected = by_numpy(values.numpy())
-    scores = Spectral().scores(values)
+    scores = Spectral().look(values, 0, UNTOLD).scores
     assert np.abs(scores.numpy() - expected).max() <= 1e-6 * expected.max()
     for share in (0.05, 0.1, 0.3):
         k = round(share * n)
@@ -99,7 +100,7 @@ def test_rank_adds_up_projections(n: int, d: int, rank: int, centred: bool) -> N
     _, s, vt = np.linalg.svd(middle, full_matrices=False)
     directions = vt[: min(rank, int((s > 1e-9).sum()))]
     squared = (((middle if centred else values) @ directions.T) ** 2).sum(axis=1)
-    scores = Spectral(rank=rank, centred=centred).scores(torch.from_numpy(values))
+    scores = Spectral(rank=rank, centred=centred).look(torch.from_numpy(values), 0, UNTOLD).scores
     assert scores.numpy() == pytest.approx(squared if centred else np.sqrt(squared), rel=1e-8)
 
 
@@ -116,10 +117,12 @@ def test_two_dimensions_by_hand() -> None:
     Gram matrix diag(8, 2), so v = (1, 0); tau = 4, 0, 4, 0, 0; uncentred |x . v| = 1 3 5 3 3.
     """
     values = torch.tensor([[1.0, 1], [3, 1], [5, 1], [3, 0], [3, 2]])
-    assert spectral().scores(values).tolist() == pytest.approx([4, 0, 4, 0, 0])
-    assert spectral(centred=False).scores(values).tolist() == pytest.approx([1, 3, 5, 3, 3])
+    assert spectral().look(values, 0, UNTOLD).scores.tolist() == pytest.approx([4, 0, 4, 0, 0])
+    assert spectral(centred=False).look(values, 0, UNTOLD).scores.tolist() == pytest.approx(
+        [1, 3, 5, 3, 3]
+    )
     # Variance 8 / 5; distances from the median 0 0 0 2 2, of which 68.27 % lie within 1.4616.
-    assert spectral().suspicion(values) == pytest.approx(8 / 5 / 1.4616**2)
+    assert spectral().look(values, 0, UNTOLD).suspicion == pytest.approx(8 / 5 / 1.4616**2)
     known = Knowledge(("only",), 0, epsilon=1, seed=0)
     verdict = Spectral(budget="2eps")(Features(values, torch.zeros(5).long()), known)
     assert verdict.keep.tolist() == [False, True, False, True, True]
@@ -128,7 +131,7 @@ def test_two_dimensions_by_hand() -> None:
 def separation(share: float, sign: int, *, centred: bool = True) -> float:
     """AUROC of the filter's scores on planted poison."""
     values, is_poison = planted(share, sign)
-    found = auroc(spectral(centred=centred).scores(values), is_poison)
+    found = auroc(spectral(centred=centred).look(values, 0, UNTOLD).scores, is_poison)
     assert found is not None
     return found
 
@@ -196,7 +199,7 @@ def test_auroc_in_closed_form(share: float, shift: float) -> None:
     """Of CIFAR-10, appended: 5, 10 and 25 % of a class, then 5, 10 and 20 % of the whole set. The
     more of the class is poison, the worse; at half of it chance, beyond it below."""
     values, is_poison = gaussians(share, shift, own=1.0)
-    found = auroc(spectral().scores(values), is_poison)
+    found = auroc(spectral().look(values, 0, UNTOLD).scores, is_poison)
     assert found == pytest.approx(expected_auroc(share, shift), abs=0.025)
 
 
@@ -214,7 +217,7 @@ def test_poison_is_seen_when_it_outweighs_the_class_own_variance(own: float, see
     share, shift = 0.1, 5.02
     values, is_poison = gaussians(share, shift, own)
     assert (share * (1 - share) * shift**2 + 1 > own) == seen
-    found = auroc(spectral().scores(values), is_poison)
+    found = auroc(spectral().look(values, 0, UNTOLD).scores, is_poison)
     assert found == pytest.approx(expected_auroc(share, shift) if seen else 0.5, abs=0.03)
 
 

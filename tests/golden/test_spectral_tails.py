@@ -15,6 +15,7 @@ from backdoor_lab.defenses.gram import top_direction
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.errors import ConfigError
 
+UNTOLD = Knowledge(("",), None, None, 0)
 PLUS = {"rank": 16, "rounds": 4, "tail_power": 4}
 
 
@@ -51,7 +52,9 @@ def test_weights_by_a_second_implementation(rank: int, power: float, centred: bo
     values = heavy(rank + 4)
     made = Spectral(rank=rank, tail_power=power, centred=centred)
     expected = by_numpy(values, values, rank, power, centred=centred)
-    assert made.scores(torch.from_numpy(values)).numpy() == pytest.approx(expected, rel=1e-7)
+    assert made.look(torch.from_numpy(values), 0, UNTOLD).scores.numpy() == pytest.approx(
+        expected, rel=1e-7
+    )
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -142,7 +145,7 @@ def test_a_half_is_as_hard_for_tails() -> None:
     the directions."""
     values, poison = outweighed(1.0, 8, 0)
     for found in (Spectral(), Spectral(rank=8, tail_power=4)):
-        assert auroc(found.scores(values), poison) == pytest.approx(0.5, abs=0.05)
+        assert auroc(found.look(values, 0, UNTOLD).scores, poison) == pytest.approx(0.5, abs=0.05)
 
 
 @pytest.mark.parametrize("bad", [-1, 16, float("nan"), "tail", True, None])

@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from backdoor_lab.errors import ConfigError, LabError
 from backdoor_lab.run import conf_dir
-from backdoor_lab.sweep.cell import Cell, class_number
+from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.sweep.classes import class_number
 from backdoor_lab.sweep.expand import Expander, plain
 from backdoor_lab.sweep.preflight import Preflight, try_network
 
@@ -160,8 +161,9 @@ REFUSED = [
     ("target=brid", "`target` 'brid'", "Did you mean 'bird'? Known: airplane, automobile"),
     ("target=10", "`target` 10", "airplane"),
     ("target=-1", "`target` -1", "airplane"),
-    ("target=true", "`target` True", "airplane"),
-    ("target=null", "`target` None", "airplane"),
+    ("target=true", "`target`=true was read as true or false", "quote it (target=\"'true'\")"),
+    ("target=null", "`target`=null was read as nothing", "quote it (target=\"'null'\")"),
+    ("source=false", "`source`=false was read as true or false", "quote it (source=\"'false'\")"),
     ("target=1.10", "`target`=1.1 was read as a number", "quote it"),
     ("source=brid", "`source` 'brid'", "Did you mean 'bird'?"),
     ("source=bird", "`source` and `target` must differ", "2"),
@@ -262,6 +264,20 @@ def test_a_class_called_by_a_number_goes_before_the_number_of_a_class(
 
 def test_a_number_that_is_no_name_counts_the_classes() -> None:
     assert class_number("target", 1, ("0", "10", "2")) == 1
+
+
+@pytest.mark.parametrize("key", ["target", "source"])
+def test_a_number_that_may_mean_two_classes_is_refused_with_both(key: str) -> None:
+    classes = ("01", "02", "03", "04")
+    with pytest.raises(ConfigError) as caught:
+        class_number(key, 1, classes)
+    for part in ("class number 1, which is '02'", "called '01'", f"{key}=\"'02'\"", "\"'01'\""):
+        assert part in str(caught.value)
+    # Text is a name, 0 has one reading, and 00 is class number 0 either way.
+    assert class_number(key, "01", classes) == 0
+    assert class_number(key, 0, classes) == 0
+    assert class_number(key, 0, ("00", "01")) == 0
+    assert class_number(key, 1, ("1", "0")) == 0
 
 
 def test_what_is_held_out_never_takes_a_class_from_the_measuring(tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from backdoor_lab.defenses.base import Defense
 from backdoor_lab.defenses.none import Keep
 from backdoor_lab.reports.reference import lookup
-from backdoor_lab.sweep.cell import check_keys, defense_of
+from backdoor_lab.sweep.cell import defense_of
+from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.training.recipe import Recipe
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -93,7 +94,7 @@ def test_layers_are_looked_at_on_the_reports_own_networks(tmp_path: Path) -> Non
 
 
 def is_filter(root: Path, name: str) -> bool:
-    made = defense_of(configuration(root, f"defense={name}")["defense"])
+    made = defense_of(configuration(root, f"defense={name}"))
     return isinstance(made, Defense) and not isinstance(made, Keep)
 
 

@@ -49,6 +49,8 @@ def everything(**over: Any) -> dict[str, Any]:
     made["counts"] |= {"n_clean": 10000, "n_covers": 4, "covers_left": 2}
     made["detection"] |= {"average_precision": 0.9, "tpr_at_1": 0.5, "tpr_at_5": 0.75}
     made |= {"asr_elsewhere1": 0.25, "asr_elsewhere2": 0.125}
+    made |= {"clean_rate1": 0.1, "clean_rate2": 0.2, "top_share1": 0.3, "top_share2": 0.4}
+    made |= {"top_class1": "cat", "top_class2": "dog", "applied": {"classes": "target"}}
     made["notes"] = {"classes": [2]}
     made["hashes"] = {"data": "d", "test": "t", "poison": "p", "training1": "1", "training2": "2",
                       "weights1": "w", "weights2": "v"}  # fmt: skip

@@ -62,7 +62,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
         "schema", "id", "status", "error", "choices", "protocol", "config", "counts", "nat1",
         "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run", "dataset",
         "asr_elsewhere1", "asr_elsewhere2", "notes", "clean_rate1", "clean_rate2",
-        "top_class1", "top_class2", "top_share1", "top_share2",
+        "top_class1", "top_class2", "top_share1", "top_share2", "applied",
     }  # fmt: skip
     assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
     assert record["choices"] == {
@@ -77,6 +77,9 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
     assert run["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert run["device"].startswith("cpu: ")
     assert run["command"] == "test"
+    assert record["applied"] == {
+        "classes": "target", "budget": "1.5eps", "budget_cap": None, "centred": True,
+    }  # fmt: skip
     assert record["id"] == cell_of(folder / "store", "recipe.epochs=3").id
 
 

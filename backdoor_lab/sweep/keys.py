@@ -1,0 +1,70 @@
+"""Which keys a cell's configuration has, and which plain values they may hold; needs no data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backdoor_lab import checks
+from backdoor_lab.attacks.base import Trigger
+from backdoor_lab.attacks.plan import LABELS
+from backdoor_lab.build import build
+from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.sweep.cell import DECIDES, defense_of
+from backdoor_lab.training.recipe import Recipe
+
+PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "seed")
+ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "retries",
+             "fail_fast", "allow_plugins")  # fmt: skip
+PROTOCOL = (
+    "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
+    "classes", "budget", "budget_cap", "centred", "layer", "holdout",
+)  # fmt: skip
+NEEDED = {
+    "protocol": PROTOCOL,
+    "model": ("name", "width", "stem"),
+    "trainer": ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint"),
+    "logger": (),
+    "store": ("root",),
+}
+
+
+def check_keys(config: dict[str, Any]) -> None:
+    """Refuses keys that nobody reads and plain values of the wrong kind; needs no data."""
+    checks.keys("", config, DECIDES + PLAIN + ELSEWHERE)
+    _complete(config)
+    for group in DECIDES:
+        if not isinstance(config.get(group), dict):
+            raise unknown(f"`{group}`", config.get(group), ["a choice of this config group"])
+        checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
+    checks.keys("protocol", config["protocol"], PROTOCOL)
+    checks.keys("store", config["store"], ("root",))
+    for key in ("retrain", "dry_run", "fail_fast"):
+        checks.flag(key, config.get(key, False))
+    checks.whole("retries", config.get("retries", 1), low=0)
+    checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
+    checks.text("protocol.layer", config["protocol"]["layer"])
+    if config["protocol"]["ratio_of"] == "count":
+        checks.whole("ratio", config["ratio"], low=0)
+    else:
+        checks.number("ratio", config["ratio"], low=0, below=1)
+    checks.whole("seed", config["seed"], low=0, below=2**63)
+    if config["labels"] is not None:
+        checks.choice("labels", config["labels"], LABELS)
+    if config["covers"] is not None:
+        checks.number("covers", config["covers"], low=0, below=1000)
+    Recipe.of(config["recipe"])
+    build("trigger", config["trigger"], Trigger)
+    defense_of(config)
+
+
+def _complete(config: dict[str, Any]) -> None:
+    # A key can be taken away with `~key`, a group emptied with `group=null`.
+    for key in PLAIN + tuple(NEEDED):
+        if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
+            raise ConfigError(f"`{key}` is missing: take ~{key} or {key}=null out of the command")
+        for name in NEEDED.get(key, ()):
+            if name not in config[key]:
+                raise ConfigError(f"`{key}.{name}` is missing: give it a value")
+    root = config["store"]["root"]
+    if not isinstance(root, str) or not root:
+        raise ConfigError(f"`store.root` must be a folder's path, got {root!r}")

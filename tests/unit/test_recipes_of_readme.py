@@ -1,0 +1,172 @@
+"""README's recipes for a trigger and a defense of one's own, followed to the letter."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cells import TINY, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+OTHERS = {
+    "backdoor_lab/defenses/plain.py": '''
+        """A filter without a word on the protocol."""
+
+        from torch import Tensor
+
+        from backdoor_lab.defenses.base import Filter, Knowledge, Look
+
+
+        class Plain(Filter):
+            """Takes no arguments at all."""
+
+            def __init__(self) -> None:
+                super().__init__()
+
+            def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+                return Look(values.double().square().sum(dim=1))
+
+
+        class Lacking(Filter):
+            """Has no `look`."""
+        ''',
+    "backdoor_lab/defenses/rating.py": '''
+        """A filter that looks at images."""
+
+        from torch import Tensor
+
+        from backdoor_lab.defenses.material import Material
+        from backdoor_lab.defenses.networks import NetworkFilter, Rating
+
+
+        class Bright(NetworkFilter):
+            """Removes the brightest images."""
+
+            def rate(self, material: Material, where: Tensor) -> Rating:
+                images = material.images(where, None)
+                return Rating(images.double().flatten(1).mean(dim=1))
+        ''',
+    "backdoor_lab/defenses/mending.py": '''
+        """A repair."""
+
+        from torch import nn
+
+        from backdoor_lab.defenses.material import Material
+        from backdoor_lab.defenses.networks import Repair
+
+
+        class Nothing(Repair):
+            """Gives the network back as it is."""
+
+            needs_clean = False
+
+            def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+                return material.network(), {"said": "nothing"}
+        ''',
+    "conf/defense/plain.yaml": '''
+        # A filter.
+        _target_: backdoor_lab.defenses.plain.Plain
+        name: plain
+        ''',
+    "conf/defense/lacking.yaml": '''
+        # No filter yet.
+        _target_: backdoor_lab.defenses.plain.Lacking
+        name: lacking
+        ''',
+    "conf/defense/bright.yaml": '''
+        # A filter of images.
+        _target_: backdoor_lab.defenses.rating.Bright
+        name: bright
+        ''',
+    "conf/defense/nothing.yaml": '''
+        # A repair.
+        _target_: backdoor_lab.defenses.mending.Nothing
+        name: nothing
+        ''',
+}  # fmt: skip
+
+
+def recipes() -> dict[str, str]:
+    """The files that README's recipes show, by the path in their first line."""
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(
+        r"```(?:python|yaml)\n# ((?:backdoor_lab|conf)/\S+)\n(.*?)```", readme, re.S
+    )
+    return dict(blocks)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the program with the files of the recipes, and of further ones like them."""
+    from textwrap import dedent
+
+    where = tmp_path_factory.mktemp("copy")
+    for folder in ("backdoor_lab", "conf"):
+        shutil.copytree(ROOT / folder, where / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for name, text in {**recipes(), **OTHERS}.items():
+        (where / name).write_text(dedent(text).lstrip())
+    return where
+
+
+def run(copy: Path, cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    tiny = [word for word in TINY if not word.startswith(("dataset=", "recipe="))]
+    return subprocess.run(
+        [sys.executable, "-m", "backdoor_lab", *words, *tiny], cwd=cwd, text=True,
+        env=environment(PYTHONPATH=str(copy)), capture_output=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def records(cwd: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in cwd.rglob("record.json")]
+    return {record["choices"]["defense"]: record for record in found}
+
+
+def test_the_recipes_show_a_trigger_and_a_defense() -> None:
+    assert set(recipes()) == {
+        "backdoor_lab/attacks/stripe.py", "conf/trigger/stripe.yaml",
+        "backdoor_lab/defenses/distance.py", "conf/defense/distance.yaml",
+    }  # fmt: skip
+
+
+def test_the_recipes_as_written_run_and_obey_the_protocol(copy: Path, tmp_path: Path) -> None:
+    """A YAML file of `_target_` and `name` alone; and what was applied stands in the record."""
+    done = run(
+        copy, tmp_path, "-m", "experiment=smoke", "trigger=stripe",
+        "defense=distance,plain,bright,nothing", "protocol.classes=all", "protocol.budget='2'",
+        "protocol.budget_cap='1'",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = records(tmp_path)
+    asked = {"classes": "all", "budget": "2", "budget_cap": "1"}
+    assert set(found) == {"distance", "plain", "bright", "nothing"}
+    for name in ("distance", "plain", "bright"):
+        # One of each of ten classes.
+        assert found[name]["counts"]["n_removed"] == 10
+        assert found[name]["applied"] == asked
+        assert asked.items() <= found[name]["protocol"].items()
+    assert found["nothing"]["applied"] == {}
+    assert found["nothing"]["notes"] == {"said": "nothing"}
+    assert found["nothing"]["nat2"] == found["nothing"]["nat1"]
+
+
+def test_an_option_of_the_command_line_counts_more_than_the_protocol(
+    copy: Path, tmp_path: Path
+) -> None:
+    done = run(copy, tmp_path, "experiment=smoke", "defense=plain", "+defense.budget='3'")
+    assert done.returncode == 0, done.stderr
+    (record,) = records(tmp_path).values()
+    assert (record["counts"]["n_removed"], record["applied"]["budget"]) == (3, "3")
+    assert record["protocol"]["budget"] == "3"
+
+
+def test_a_class_that_lacks_a_method_is_told_which(copy: Path, tmp_path: Path) -> None:
+    done = run(copy, tmp_path, "experiment=smoke", "defense=lacking")
+    assert done.returncode == 2
+    assert "plain.Lacking is no class to choose here: it lacks the method look" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
