@@ -31,11 +31,13 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with the same classes and image shape."""
+    """A training and a test split with the same classes and image shape. `notes` are for the
+    record: files that were not used, and the like."""
 
     name: str
     train: Images
     test: Images
+    notes: dict[str, object] = field(default_factory=dict)
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from backdoor_lab import checks
-from backdoor_lab.data.base import EMBEDDED, Arrays, Source, Split, name_from, path_given
+from backdoor_lab.data.base import EMBEDDED, Arrays, Source, Split, divided, name_from, path_given
 from backdoor_lab.data.members import hash_of
+from backdoor_lab.data.npz import load, names_in
+from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.data.validate import byte_images, whole_labels
 from backdoor_lab.errors import ConfigError, DataError
 
@@ -31,7 +34,9 @@ class ArrayFile(Source):
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; where both of the latter
     fit, `layout` must say which. See `validate.byte_images` for the values. Labels are (N,) or
     (N, 1). Class names come from the parameter `classes`, else from the file, else "0", "1", ...
-    Object arrays, which could run code when loaded, are refused.
+    `size` resizes as for a folder of images. Without test arrays `test_share` of every class is
+    held out of the training arrays, drawn with `split_seed`. Object arrays, which could run code
+    when loaded, are refused.
     """
 
     def __init__(
@@ -41,6 +46,9 @@ class ArrayFile(Source):
         name: str | None = None,
         layout: str = "auto",
         classes: list[str] | None = None,
+        size: int | None = None,
+        test_share: float | None = None,
+        split_seed: int = 0,
         limit_train: int | None = None,
         limit_test: int | None = None,
     ) -> None:
@@ -49,26 +57,56 @@ class ArrayFile(Source):
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
         self.layout: str = checks.choice("dataset.layout", layout, LAYOUTS)
         self.class_names = None if classes is None else _names(classes)
+        self.size = None if size is None else checks.whole("dataset.size", size, low=1, below=4097)
+        self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:
-        """The file's hash and how it is read."""
+        """The file's hash and how it is read; options left at their default are left out."""
         if not self.root.is_file():
             keys = ", ".join(KEYS)
             raise DataError(f"{self.root}: expected an .npz file with {keys}. {EMBEDDED}")
-        return {"file": hash_of(self.root), "layout": self.layout, "classes": self.class_names}
+        how = {"layout": self.layout, "classes": self.class_names, **self.held_out.identity()}
+        how |= {} if self.size is None else {"size": self.size}
+        return {"file": hash_of(self.root), **how}
 
     def read(self) -> Arrays:
         """Loads and converts all arrays."""
-        found = _load(self.root)
-        train, test = (self._split(found, split) for split in ("train", "test"))
-        largest = max(max(split.labels, default=-1) for split in (train, test))
-        return Arrays(train, test, self._classes(found, int(largest) + 1))
+        found = self._load()
+        splits = ["train", "test"] if "test_images" in found else ["train"]
+        read = [self._split(found, split) for split in splits]
+        largest = max(max(split.labels, default=-1) for split in read)
+        classes = self._classes(found, int(largest) + 1)
+        if len(read) == 1:
+            # Names too few for the labels are refused by whoever checks the whole set.
+            names = (*classes, *map(str, range(len(classes), int(largest) + 1)))
+            read = list(divided(read[0], self.held_out, names))
+        return Arrays(read[0], read[1], classes)
+
+    def _load(self) -> dict[str, NDArray[Any]]:
+        """The arrays by our names for them, those of the test split only if it is there."""
+        there = names_in(self.root)
+        named = {key: name for key in KEYS for name in (KEYS[key], key) if name in there}
+        has_test = bool({"test_images", "test_labels"} & named.keys())
+        if not has_test and {"train_images", "train_labels"} <= named.keys():
+            self.held_out.check(False, self.root)
+        for key in KEYS if has_test or self.held_out.share is None else list(KEYS)[:2]:
+            if key not in named:
+                raise DataError(
+                    f"{self.root}: no array `{key}` (or `{KEYS[key]}`); it holds {', '.join(there)}"
+                )
+        self.held_out.check(has_test, self.root)
+        named |= {"classes": "classes"} if "classes" in there else {}
+        found = load(self.root, list(named.values()))
+        return {key: found[name] for key, name in named.items()}
 
     def _split(self, found: dict[str, NDArray[Any]], split: str) -> Split:
         where = f"{self.root}, {split}"
         images = byte_images(found[f"{split}_images"], f"{where}_images")
         labels = whole_labels(found[f"{split}_labels"], f"{where}_labels")
-        return Split(channels_first(images, self.layout, f"{where}_images"), labels)
+        images = channels_first(images, self.layout, f"{where}_images")
+        if len(images) != len(labels):
+            raise DataError(f"{where}: {len(images)} images but {len(labels)} labels")
+        return Split(resized(images, self.size), labels)
 
     def _classes(self, found: dict[str, NDArray[Any]], count: int) -> tuple[str, ...]:
         if self.class_names is not None:
@@ -98,28 +136,22 @@ def channels_first(images: NDArray[Any], layout: str, where: str) -> NDArray[Any
     return images if as_given else images.transpose(0, 3, 1, 2)
 
 
+def resized(images: NDArray[Any], size: int | None) -> NDArray[Any]:
+    """(N, C, H, W) uint8 with every image `size` x `size`, as `decode` resizes; None keeps all."""
+    if size is None or images.shape[2:] == (size, size) or 0 in images.shape:
+        return images
+    count, channels = images.shape[:2]
+    found = np.empty((count, channels, size, size), np.uint8)
+    for image, target in zip(images, found, strict=True):
+        # Channel by channel, which Pillow's filter does with a colour image too.
+        for plane, place in zip(image, target, strict=True):
+            picture = Image.fromarray(np.ascontiguousarray(plane))
+            place[:] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
+    return found
+
+
 def _names(classes: Any) -> list[str]:
     names = list(classes)
     if not all(isinstance(name, str) for name in names):
         raise ConfigError(f"`dataset.classes` must be a list of text, got {names!r}")
     return names
-
-
-def _load(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            found = {key: archive[_present(archive.files, key, path)] for key in KEYS}
-            if "classes" in archive.files:
-                found["classes"] = archive["classes"]
-            return found
-    except DataError:
-        raise
-    except Exception as error:  # a damaged archive or header makes NumPy raise nearly anything
-        raise DataError(f"{path}: not a sound .npz file of plain arrays: {error}") from error
-
-
-def _present(files: list[str], key: str, path: Path) -> str:
-    for name in (key, KEYS[key]):
-        if name in files:
-            return name
-    raise DataError(f"{path}: no array `{key}` (or `{KEYS[key]}`); it holds {', '.join(files)}")

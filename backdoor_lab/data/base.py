@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab import checks
+from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import digest
 
@@ -50,6 +51,8 @@ class Source(ABC):
         self.name: str = checks.safe_name("dataset.name", name)
         self.limit_train = positive("dataset.limit_train", limit_train)
         self.limit_test = positive("dataset.limit_test", limit_test)
+        self.notes: dict[str, Any] = {}
+        """What else the record says of the files; known after `identity` or `read`."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
@@ -73,6 +76,18 @@ class Source(ABC):
             train=first_per_class(arrays.train, self.limit_train),
             test=first_per_class(arrays.test, self.limit_test),
         )
+
+
+def divided(split: Split, held_out: HeldOut, classes: tuple[str, ...]) -> tuple[Split, Split]:
+    """Training and test images out of one split, by `held_out`, in their old order."""
+    chosen = np.zeros(len(split.labels), bool)
+    for label in np.unique(split.labels):
+        rows = np.flatnonzero(split.labels == label)
+        chosen[rows] = held_out.held_out(len(rows), classes[label])
+    return (
+        Split(split.images[~chosen], split.labels[~chosen]),
+        Split(split.images[chosen], split.labels[chosen]),
+    )
 
 
 def first_per_class(split: Split, limit: int | None) -> Split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from backdoor_lab.data.base import Arrays, Source, Split
+from backdoor_lab.data.kinds import counted
 from backdoor_lab.data.validate import checked
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Store
 from backdoor_lab.types import Dataset, Images
 
+log = logging.getLogger(__name__)
 FORMAT = 1
 """Version of what `_write` leaves in the store."""
 
@@ -26,16 +29,39 @@ def open_dataset(source: Source, store: Store) -> Dataset:
     Raises DataError when the data is missing, damaged or breaks a rule of `validate`.
     """
 
-    def make(folder: Path) -> dict[str, Any]:
-        return _write(folder, checked(source.limited(), f"data set {source.name}"))
+    fingerprint = source.fingerprint()
 
-    entry = store.get("data", {"source": source.fingerprint(), "format": FORMAT}, make)
+    def make(folder: Path) -> dict[str, Any]:
+        meta = _write(folder, checked(source.limited(), f"data set {source.name}"))
+        return meta | ({"notes": source.notes} if source.notes else {})
+
+    entry = store.get("data", {"source": fingerprint, "format": FORMAT}, make)
+    # What stands beside a folder's images may have changed since they were stored.
+    notes = {**entry.meta.get("notes", {}), **source.notes}
+    _tell(source.name, notes)
     classes = tuple(entry.meta["classes"])
     train, test = (
         _mapped(entry.path, split, classes, entry.meta["digests"][split])
         for split in ("train", "test")
     )
-    return Dataset(source.name, train, test)
+    return Dataset(source.name, train, test, notes)
+
+
+def _tell(name: str, notes: dict[str, Any]) -> None:
+    """One line for files that are not used, and one for images that are left out."""
+    unused = notes.get("not_used", {}).get("by_ending")
+    if unused:
+        log.warning(
+            "data set %s: %d files are not used, as they are no images or of a kind that cannot be"
+            " decoded here: %s; the record lists them",
+            name, sum(unused.values()), counted(unused),
+        )  # fmt: skip
+    skipped = notes.get("skipped", {}).get("count")
+    if skipped:
+        log.warning(
+            "data set %s: %d damaged images are left out (dataset.skip_broken); the record lists"
+            " them", name, skipped,
+        )  # fmt: skip
 
 
 def overlap(dataset: Dataset) -> int:

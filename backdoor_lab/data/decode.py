@@ -8,7 +8,8 @@ What becomes of each kind of picture, for `channels` 3 and 1:
     any transparency      laid over black                laid over black
     16-bit, 32-bit, float, LAB, HSV                      refused by name
 
-Only the first frame of an animation counts. Orientation notes (EXIF) are not followed.
+Only the first frame of an animation counts. The orientation that a camera noted (EXIF) is applied.
+The memory that all this takes is bounded, see `limits`.
 """
 
 from __future__ import annotations
@@ -17,79 +18,164 @@ import io
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
+from backdoor_lab.data.kinds import FORMATS
+from backdoor_lab.data.limits import LARGE, MAX_BYTES, check_memory, check_pixels
+from backdoor_lab.data.members import Content
 from backdoor_lab.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "BMP", "PPM", "GIF", "WEBP", "TIFF")
-"""What is decoded at all: Pillow knows formats that start other programs."""
-
+__all__ = ["FORMATS", "MODES", "Broken", "Decoded", "decode", "decode_all"]
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+Shape = tuple[int, ...]
 _BATCH, _CHUNK = 2048, 64
+_LARGE_ONE = Lock()
+
+
+class Broken(DataError):
+    """An image file that is damaged, or is no image file at all."""
+
+
+@dataclass
+class Decoded:
+    """`images` uint8 (n, channels, H, W); `rows` path -> row; `broken` the paths left out, sorted,
+    each with the reason."""
+
+    images: NDArray[np.uint8]
+    rows: dict[str, int]
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 def decode(data: bytes, where: str, channels: int, size: int | None) -> NDArray[np.uint8]:
     """One image file as uint8 (channels, H, W), resized to (size, size) unless size is None.
 
-    Resizing is Pillow's bilinear filter, which antialiases. Raises DataError naming `where`.
+    Resizing is Pillow's bilinear filter, which antialiases. Raises DataError naming `where`:
+    Broken for a damaged file.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            check_pixels(image.width, image.height, where)
             _refuse_deep(image, where)
-            picture = _flat(image, channels)
+            with _LARGE_ONE if image.width * image.height > LARGE else nullcontext():
+                return _pixels(image, channels, size)
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise DataError(f"{where}: not a sound image file: {error}") from error
-    if size is not None and picture.size != (size, size):
-        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+        raise Broken(f"{where}: not a sound image file: {error}") from error
 
 
 def decode_all(
-    contents: Iterable[tuple[str, bytes]],
-    rows: dict[str, int],
+    contents: Iterable[tuple[str, Content]],
+    paths: Iterable[str],
     where: str,
     channels: int,
     size: int | None,
-) -> NDArray[np.uint8]:
-    """The image at path p in row ``rows[p]``: uint8 (len(rows), channels, H, W).
+    *,
+    skip_broken: bool = False,
+) -> Decoded:
+    """The images at `paths`, in that order. Without a size all images must agree.
 
-    Without a size all images must agree; the first that does not is named in a DataError.
+    With `skip_broken` files that are damaged or cannot be read are left out; else the first of
+    them is named in a DataError.
     """
-    images: NDArray[np.uint8] | None = None
-    first, missing = "", set(rows)
-    jobs = ((path, data, f"{where}: {path}") for path, data in contents)
-    for path, pixels in _decoded(jobs, channels, size):
-        if images is None:
-            first, images = path, np.empty((len(rows), *pixels.shape), np.uint8)
-        elif pixels.shape != images.shape[1:]:
-            raise DataError(_sizes_differ(where, first, images.shape[1:], path, pixels.shape))
-        images[rows[path]] = pixels
-        missing.discard(path)
-    if images is None or missing:
-        raise DataError(f"{where}: {len(missing)} images are gone, the first: {min(missing)}")
-    return images
-
-
-def _decoded(
-    jobs: Iterator[tuple[str, bytes, str]], channels: int, size: int | None
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    def work(chunk: list[tuple[str, bytes, str]]) -> list[tuple[str, NDArray[np.uint8]]]:
-        return [(path, decode(data, where, channels, size)) for path, data, where in chunk]
-
+    work = _Work(where, {path: row for row, path in enumerate(paths)}, channels, size)
+    missing = set(work.rows)
     with ThreadPoolExecutor(_processors()) as pool:
-        # Batch by batch: never more than one batch of files and pictures waits in memory.
-        while batch := list(islice(jobs, _BATCH)):
-            chunks = [batch[at : at + _CHUNK] for at in range(0, len(batch), _CHUNK)]
-            for done in pool.map(work, chunks):
-                yield from done
+        for batch in _batches(contents):
+            missing -= {path for path, _ in batch}
+            chunks = _split(batch, work)
+            for broken in pool.map(work.chunk, chunks):
+                work.refused |= broken
+            if work.refused and not skip_broken:
+                raise DataError(work.refused[min(work.refused)])
+    if missing:
+        raise DataError(f"{where}: {len(missing)} images are gone, the first: {min(missing)}")
+    return work.done()
+
+
+@dataclass
+class _Work:
+    """Fills one array from many threads; `shape` is None until the first image is decoded."""
+
+    where: str
+    rows: dict[str, int]
+    channels: int
+    size: int | None
+    first: str = ""
+    images: NDArray[np.uint8] | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def chunk(self, files: list[tuple[str, Content]]) -> dict[str, str]:
+        """Decodes some files into their rows; those that are broken, with the reason."""
+        broken = {}
+        for path, content in files:
+            try:
+                self._one(path, content)
+            except Broken as error:
+                broken[path] = str(error)
+        return broken
+
+    def begin(self, path: str, pixels: NDArray[np.uint8]) -> None:
+        """Makes room for all images, as large as the first."""
+        need = len(self.rows) * pixels.nbytes
+        check_memory(need, f"{self.where}: {len(self.rows)} images", "set `dataset.size`")
+        self.first, self.images = path, np.empty((len(self.rows), *pixels.shape), np.uint8)
+
+    def done(self) -> Decoded:
+        """What was decoded, without rows for broken files."""
+        if self.images is None:
+            reason = self.refused[min(self.refused)] if self.refused else "no image"
+            raise DataError(f"{self.where}: none of {len(self.rows)} images can be read: {reason}")
+        sound = [path for path in self.rows if path not in self.refused]
+        rows = {path: row for row, path in enumerate(sound)}
+        for path, row in rows.items() if self.refused else ():
+            self.images[row] = self.images[self.rows[path]]  # never from a row already filled
+        return Decoded(self.images[: len(rows)], rows, dict(sorted(self.refused.items())))
+
+    def _one(self, path: str, content: Content) -> None:
+        if isinstance(content, DataError):
+            raise Broken(str(content)) from content
+        pixels = decode(content, f"{self.where}: {path}", self.channels, self.size)
+        if self.images is None:
+            self.begin(path, pixels)
+        assert self.images is not None
+        if pixels.shape != self.images.shape[1:]:
+            shape = self.images.shape[1:]
+            raise DataError(_sizes_differ(self.where, self.first, shape, path, pixels.shape))
+        self.images[self.rows[path]] = pixels
+
+
+def _split(batch: list[tuple[str, Content]], work: _Work) -> Iterator[list[tuple[str, Content]]]:
+    """The chunks of a batch; alone, in this thread, until an image has told the shape."""
+    at = 0
+    while work.images is None and at < len(batch):
+        work.refused |= work.chunk(batch[at : at + 1])
+        at += 1
+    for start in range(at, len(batch), _CHUNK):
+        yield batch[start : start + _CHUNK]
+
+
+def _batches(
+    contents: Iterable[tuple[str, Content]],
+) -> Iterator[list[tuple[str, Content]]]:
+    """Files in groups of bounded number and size: one group waits in memory at a time."""
+    batch: list[tuple[str, Content]] = []
+    held = 0
+    for path, content in contents:
+        batch.append((path, content))
+        held += len(content) if isinstance(content, bytes) else 0
+        if len(batch) == _BATCH or held > MAX_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def _processors() -> int:
@@ -97,6 +183,23 @@ def _processors() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _pixels(image: Image.Image, channels: int, size: int | None) -> NDArray[np.uint8]:
+    picture = _flat(_upright(image), channels)
+    if size is not None and picture.size != (size, size):
+        picture = picture.resize((size, size), Image.Resampling.BILINEAR)
+    pixels = np.asarray(picture)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """`image` turned as its EXIF orientation says; as it is where that cannot be read."""
+    image.load()  # Damage to the image itself shows here, and is not taken for damage to EXIF.
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # EXIF data are as manifold as the programs that write them
+        return image
 
 
 def _refuse_deep(image: Image.Image, where: str) -> None:
@@ -128,9 +231,7 @@ def _flat(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _sizes_differ(
-    where: str, first: str, shape: tuple[int, ...], other: str, other_shape: tuple[int, ...]
-) -> str:
+def _sizes_differ(where: str, first: str, shape: Shape, other: str, other_shape: Shape) -> str:
     return (
         f"{where}: images must all have one size: {first} has {shape[1]} x {shape[2]}, "
         f"{other} has {other_shape[1]} x {other_shape[2]} (height x width). "

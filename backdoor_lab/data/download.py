@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 TIMEOUT = 15.0
 """Seconds without an answer after which a server counts as not there."""
 
+MAX_CONTENT = 1 << 26
+"""Bytes of a file that is read whole before its hash is known; the largest has 47 million."""
+
 
 @dataclass(frozen=True)
 class Official:
@@ -37,16 +40,23 @@ class Official:
 
     def bytes_in(self, root: Path) -> bytes | None:
         """The content of a sound copy below `root`, unpacked if it is a .gz; else None."""
+        path = self.place(root)
         if not self.content_md5:
-            return _sound(root / self.path, self.md5)
-        plain = _sound(root / self.path.removesuffix(".gz"), self.content_md5)
-        return plain or _sound(root / self.path, self.content_md5, packed=True)
+            return _sound(path, self.md5)
+        plain = _sound(self.place(root, ".gz"), self.content_md5)
+        return plain or _sound(path, self.content_md5, packed=True)
+
+    def place(self, root: Path, without: str = "") -> Path:
+        """Where the file lies, or its form without the ending `without`: where torchvision has
+        it, else in `root` itself if it is there."""
+        path = root / self.path.removesuffix(without)
+        return root / path.name if not path.exists() and (root / path.name).is_file() else path
 
     def found_in(self, root: Path) -> bool:
         """Whether a copy with the official hash lies below `root`."""
         if self.content_md5:
             return self.bytes_in(root) is not None
-        path = root / self.path
+        path = self.place(root)
         if not path.is_file():
             return False
         with path.open("rb") as stream:
@@ -132,10 +142,11 @@ def _sound(path: Path, md5: str, *, packed: bool = False) -> bytes | None:
     if not path.is_file():
         return None
     try:
-        data = gzip.decompress(path.read_bytes()) if packed else path.read_bytes()
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            data: bytes = stream.read(MAX_CONTENT + 1)
     except (OSError, EOFError, ValueError, zlib.error):
         return None
-    return data if _md5(data).hexdigest() == md5 else None
+    return data if len(data) <= MAX_CONTENT and _md5(data).hexdigest() == md5 else None
 
 
 def _md5(data: bytes = b"") -> hashlib._Hash:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from backdoor_lab import checks
+from backdoor_lab.data.archives import members
 from backdoor_lab.data.base import (
     EMBEDDED,
     Arrays,
@@ -18,30 +19,33 @@ from backdoor_lab.data.base import (
     path_given,
 )
 from backdoor_lab.data.decode import decode_all
-from backdoor_lab.data.members import Listing, members
+from backdoor_lab.data.kinds import LISTED, summary
+from backdoor_lab.data.layout import Layout, Survey, survey
+from backdoor_lab.data.members import Members
+from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.errors import DataError
-
-IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".gif", ".webp", ".tif", ".tiff")
-TRAIN = ("train",)
-TEST = ("test", "val", "valid")
-"""The first of these that holds an image is the test split."""
-
-Layout = dict[str, dict[str, list[str]]]
-"""Split -> class -> paths, everything sorted by name."""
 
 
 class ImageFolder(Source):
     """Reads `root`: a folder, .tar, .tar.gz, .tgz, .tar.xz or .zip with train/ and test/.
 
-    - Without test/, val/ or valid/ takes its place. Other top-level folders are not read. One
+    - Without test/, val/ or valid/ takes its place; without any of them `test_share` of every
+      class is held out of train/, drawn with `split_seed`. With `test_share` the class folders
+      may also stand by themselves, without train/. Other top-level folders are not read. One
       folder wrapped around everything is tolerated.
-    - Classes are the folders below a split, sorted by name; images are sorted by name.
-    - Not counted: files whose ending is not one of `IMAGES`, and names that begin with a dot or
-      with __MACOSX. An image file elsewhere in a split than in split/class/ is an error.
+    - Classes are the folders below a split, sorted by name, in Unicode's composed form (NFC);
+      images are sorted by name.
+    - What is an image: any file with an image's ending, and any other that begins as one does,
+      see `kinds`. Other files in a split are counted and listed in the record. Names that begin
+      with a dot or with __MACOSX do not count. An image elsewhere in a split than in split/class/
+      is an error.
+    - A damaged image is an error; with `skip_broken` it is left out, counted and listed.
     - `size` null: all images must have one size. A number: all are resized to size x size.
     - `channels` 3 or 1; see `decode` for what becomes of other kinds of picture.
     - `limit_train`, `limit_test`: that many images of every class, the first by name.
     """
+
+    version = 2  # 2: orientation is applied, images are known by content, empty folders count
 
     def __init__(
         self,
@@ -50,6 +54,9 @@ class ImageFolder(Source):
         name: str | None = None,
         size: int | None = None,
         channels: int = 3,
+        skip_broken: bool = False,
+        test_share: float | None = None,
+        split_seed: int = 0,
         limit_train: int | None = None,
         limit_test: int | None = None,
     ) -> None:
@@ -58,95 +65,76 @@ class ImageFolder(Source):
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
         self.size = None if size is None else checks.whole("dataset.size", size, low=1, below=4097)
         self.channels = channel_count(channels)
+        self.skip_broken = checks.flag("dataset.skip_broken", skip_broken)
+        self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:
-        """An archive's hash, or names, sizes and times of change of the images in a folder."""
-        paths: list[str] = []
-        listing = None
+        """An archive's hash, or of a folder the names, sizes and times of change of its images and
+        the names of its classes. Options that are left at their default are left out."""
+        how = {"size": self.size, "channels": self.channels, **self.held_out.identity()}
+        how |= {"skip_broken": True} if self.skip_broken else {}
         inside = self._members()
-        if self.root.is_dir():
-            listing = inside.listing()
-            paths = [path for split in self._layout(listing).values() for path in _paths(split)]
-        files = inside.identity(paths, listing)
-        return {"files": files, "size": self.size, "channels": self.channels}
+        if not self.root.is_dir():
+            return {"files": inside.identity(()), **how}
+        found = self._survey(inside)
+        layout = self._limited(found.layout)
+        files = inside.identity(_paths(layout), found.listing)
+        classes = {split: list(by_class) for split, by_class in layout.items()}
+        return {"files": files, "classes": classes, **how}
 
     def read(self) -> Arrays:
         """Decodes both splits in one pass over the files."""
         inside = self._members()
-        layout = self._layout(inside.listing())
+        layout = self._limited(self._survey(inside).layout)
+        paths = _paths(layout)
+        wanted = set(paths)
+        found = decode_all(
+            inside.contents(wanted), paths, str(self.root), self.channels, self.size,
+            skip_broken=self.skip_broken,
+        )  # fmt: skip
+        broken = list(found.broken)
+        self.notes["skipped"] = {"count": len(broken), "files": broken[:LISTED]}
         classes = sorted({name for split in layout.values() for name in split})
-        paths = [path for split in layout.values() for path in _paths(split)]
-        rows = {path: row for row, path in enumerate(paths)}
-        images = decode_all(inside.contents(rows), rows, str(self.root), self.channels, self.size)
-        labels = np.array(
-            [
-                classes.index(name)
-                for split in layout.values()
-                for name, found in split.items()
-                for _ in found
-            ],
-            np.int64,
+        train, test = (
+            _split(found.images, found.rows, layout[split], classes) for split in ("train", "test")
         )
-        cut = len(_paths(layout["train"]))
-        train, test = Split(images[:cut], labels[:cut]), Split(images[cut:], labels[cut:])
         return Arrays(train, test, tuple(classes))
 
-    def _members(self) -> Any:
+    def _members(self) -> Members:
         try:
             return members(self.root)
         except DataError as error:
             raise DataError(f"{error}; expected train/<class>/<image> in it. {EMBEDDED}") from error
 
-    def _layout(self, listing: Listing) -> Layout:
-        found = arrange(listing, str(self.root))
+    def _survey(self, inside: Members) -> Survey:
+        found = survey(inside, self.held_out)
+        self.notes["not_used"] = summary(found.not_used)
+        return found
+
+    def _limited(self, layout: Layout) -> Layout:
         limits = {"train": self.limit_train, "test": self.limit_test}
         return {
             split: {name: paths[: limits[split]] for name, paths in by_class.items()}
-            for split, by_class in found.items()
+            for split, by_class in layout.items()
         }
 
 
-def arrange(listing: Listing, where: str) -> Layout:
-    """Sorts the image files into splits and classes; DataError where the layout is another."""
-    folders = {path for path in listing.folders if not _hidden(path)}
-    images = {path for path in listing.files if _is_image(path)}
-    wrap = _wrapper(images)
-    tops = {path.removeprefix(wrap).split("/")[0] for path in images if path.startswith(wrap)}
-    layout: Layout = {}
-    for split, names in (("train", TRAIN), ("test", TEST)):
-        folder = next((name for name in names if name in tops), None)
-        if folder is None:
-            wanted = " or ".join(f"{name}/" for name in names)
-            got = ", ".join(sorted(tops)[:10]) or "no image file"
-            raise DataError(f"{where}: expected {wanted}<class>/<image>, found {got}")
-        layout[split] = _by_class(images, folders, f"{wrap}{folder}/", where)
-    return layout
+def _split(
+    images: Any, rows: dict[str, int], by_class: dict[str, list[str]], classes: list[str]
+) -> Split:
+    """One split of all images; they lie together, so this is a view unless some are missing."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    found = [
+        (rows[path], numbers[name])
+        for name, paths in by_class.items()
+        for path in paths
+        if path in rows
+    ]
+    where = [row for row, _ in found]
+    labels = np.array([label for _, label in found], np.int64)
+    first = where[0] if where else 0
+    return Split(images[first : first + len(where)], labels)
 
 
-def _by_class(images: set[str], folders: set[str], prefix: str, where: str) -> dict[str, list[str]]:
-    below = (path.removeprefix(prefix) for path in folders if path.startswith(prefix))
-    classes: dict[str, list[str]] = {name: [] for name in below if "/" not in name}
-    for path in sorted(path for path in images if path.startswith(prefix)):
-        parts = path.removeprefix(prefix).split("/")
-        if len(parts) != 2:
-            raise DataError(f"{where}: {path} does not lie in {prefix}<class>/")
-        classes.setdefault(parts[0], []).append(path)
-    return dict(sorted(classes.items()))
-
-
-def _wrapper(images: set[str]) -> str:
-    """The one folder around everything, with '/', or nothing."""
-    tops = {path.split("/")[0] for path in images if "/" in path}
-    return f"{tops.pop()}/" if len(tops) == 1 and not tops & {*TRAIN, *TEST} else ""
-
-
-def _is_image(path: str) -> bool:
-    return path.lower().endswith(IMAGES) and not _hidden(path)
-
-
-def _hidden(path: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))
-
-
-def _paths(by_class: dict[str, list[str]]) -> list[str]:
-    return [path for paths in by_class.values() for path in paths]
+def _paths(layout: Layout) -> list[str]:
+    return [path for split in layout.values() for paths in split.values() for path in paths]

@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab import checks
+from backdoor_lab.data.archives import Zip
 from backdoor_lab.data.base import Arrays, Source, Split, path_given
 from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.download import Official, missing, obtain
-from backdoor_lab.data.members import Zip
 from backdoor_lab.data.official import (
     CIFAR10,
     CIFAR100,
@@ -34,7 +34,8 @@ from backdoor_lab.errors import DataError
 
 
 class Published(Source):
-    """A data set with official files. `root` holds them or is where they are downloaded to."""
+    """A data set with official files. `root` holds them or is where they are downloaded to; an
+    unpacked folder or one of the files itself serves too. Hashes are compared in any case."""
 
     files: ClassVar[tuple[Official, ...]]
     default_name: ClassVar[str]
@@ -51,6 +52,8 @@ class Published(Source):
         name = self.default_name if name is None else name
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
         self.root = Path(path_given(root, "a folder for downloaded data")).expanduser()
+        if self.root.name in {Path(file.path).name for file in self.files}:
+            self.root = self.root.parent  # The archive itself is as good as its folder.
         self.download = checks.flag("dataset.download", download)
 
     def identity(self) -> dict[str, Any]:
@@ -97,11 +100,11 @@ class Cifar10(Published):
         """By the hashes of the unpacked batches: torchvision compares them before loading."""
         from torchvision.datasets.utils import check_integrity
 
-        reader = self._reader()
-        batches = [*reader.train_list, *reader.test_list]
-        batches.append([reader.meta["filename"], reader.meta["md5"]])
-        folder = self.root / reader.base_folder
-        return all(check_integrity(folder / name, md5) for name, md5 in batches)
+        folder = self.root / self._reader().base_folder
+        wrong = [name for name, md5 in self._batches() if not check_integrity(folder / name, md5)]
+        if wrong and folder == self.root:
+            raise DataError(f"{self.root / wrong[0]} is missing or has not the official hash")
+        return not wrong
 
     def unpack(self) -> None:
         """Unpacks the archive, members that would leave the folder refused."""
@@ -119,9 +122,19 @@ class Cifar10(Published):
         return Arrays(train, test, tuple(sets[0].classes))
 
     def _reader(self) -> Any:
+        """torchvision's class; for a root that holds the unpacked batches, looking there."""
         from torchvision import datasets
 
-        return getattr(datasets, self.torchvision_class)
+        reader = getattr(datasets, self.torchvision_class)
+        first = (reader.meta["filename"], reader.train_list[0][0])
+        unpacked = all((self.root / name).is_file() for name in first)
+        unpacked |= self.root.name == reader.base_folder
+        return type(reader.__name__, (reader,), {"base_folder": ""}) if unpacked else reader
+
+    def _batches(self) -> list[tuple[str, str]]:
+        reader = self._reader()
+        meta = (reader.meta["filename"], reader.meta["md5"])
+        return [*map(tuple, (*reader.train_list, *reader.test_list)), meta]
 
 
 class Cifar100(Cifar10):
@@ -167,7 +180,7 @@ class Svhn(Published):
 
     def load(self) -> Arrays:
         """From the MATLAB files; their label 10 is the digit 0."""
-        train, test = (self._split(self.root / file.path) for file in self.files)
+        train, test = (self._split(file.place(self.root)) for file in self.files)
         return Arrays(train, test, tuple("0123456789"))
 
     def _split(self, path: Path) -> Split:
@@ -208,16 +221,15 @@ class Gtsrb(Published):
 
     def load(self) -> Arrays:
         """Straight from the three archives: training images, test images, test labels."""
-        training, testing, truth = (Zip(self.root / file.path) for file in self.files)
+        training, testing, truth = (Zip(file.place(self.root)) for file in self.files)
         paths = [path for path in sorted(training.listing().files) if path.endswith(".ppm")]
         train = self._split(training, {path: int(path.split("/")[-2]) for path in paths})
         test = self._split(testing, _test_labels(testing, truth))
         return Arrays(train, test, GTSRB_CLASSES)
 
     def _split(self, archive: Zip, labels: dict[str, int]) -> Split:
-        rows = {path: row for row, path in enumerate(labels)}
-        images = decode_all(archive.contents(rows), rows, str(archive.root), 3, self.size)
-        return Split(images, np.array(list(labels.values()), np.int64))
+        found = decode_all(archive.contents(labels), labels, str(archive.root), 3, self.size)
+        return Split(found.images, np.array(list(labels.values()), np.int64))
 
 
 def idx(data: bytes, where: str) -> NDArray[np.uint8]:
@@ -232,7 +244,10 @@ def idx(data: bytes, where: str) -> NDArray[np.uint8]:
 
 def _test_labels(images: Zip, truth: Zip) -> dict[str, int]:
     table = next(path for path in truth.listing().files if path.endswith(".csv"))
-    text = dict(truth.contents([table]))[table].decode("utf-8-sig")
+    content = dict(truth.contents([table]))[table]
+    if isinstance(content, DataError):
+        raise content
+    text = content.decode("utf-8-sig")
     label = {
         row["Filename"]: int(row["ClassId"])
         for row in csv.DictReader(io.StringIO(text), delimiter=";", skipinitialspace=True)

@@ -24,6 +24,7 @@ SCHEMA = 1
 PLACES = ("root", "download")
 WORTH = ("clean_rate", "top_class", "top_share")
 """What `measure_stage` says of how much Nat and ASR are worth."""
+UNSET = ("skip_broken", "test_share", "split_seed")
 
 
 def record_head(cell: Cell) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "applied": {} if isinstance(cell.defense, TruthControl) else cell.defense.applied(),
         "config": cell.decides(),
         # In words what the hash under config.data stands for; where the files lie is left out.
-        "dataset": {k: v for k, v in cell.config["dataset"].items() if k not in PLACES},
+        "dataset": described(cell),
         "counts": {},
         "nat1": None, "asr1": None, "nat2": None, "asr2": None,
         "asr_elsewhere1": None, "asr_elsewhere2": None,
@@ -48,6 +49,18 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "hashes": {},
         "poison_indices": [],
     }  # fmt: skip
+
+
+def described(cell: Cell) -> dict[str, Any]:
+    """The data set's options, without those that only say where its files lie, and without new
+    ones that are left at their default."""
+    options = cell.config["dataset"]
+    return {k: v for k, v in options.items() if k not in PLACES and (k not in UNSET or v)}
+
+
+def any_file(note: object) -> bool:
+    """Whether a note of the data set names any file."""
+    return isinstance(note, dict) and bool(note.get("files"))
 
 
 def record_body(
@@ -64,6 +77,7 @@ def record_body(
     sizes = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
     return {
         "status": "done",
+        "dataset": described(cell) | {k: v for k, v in data.notes.items() if any_file(v)},
         "counts": {
             "n_train": len(poisoned.training),
             "n_clean": len(data.train),

@@ -173,7 +173,7 @@ def test_a_second_archive_behind_the_first_is_not_overlooked(tmp_path: Path) -> 
 def test_a_member_of_a_monstrous_size_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backdoor_lab.data.members.MAX_BYTES", 1000)
+    monkeypatch.setattr("backdoor_lab.data.limits.MAX_BYTES", 1000)
     path = zipped(tmp_path / "set.zip", pictures() | {"train/cat/9.png": bytes(1001)})
     with pytest.raises(DataError, match="too many for an image"):
         ImageFolder(root=str(path)).read()

@@ -1,0 +1,71 @@
+"""What kind of file a file is: by its ending where that is an image's, else by its first bytes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import Any
+
+from PIL import features
+
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "BMP", "PPM", "GIF", "WEBP", "TIFF")
+"""What is decoded at all: Pillow knows formats that start other programs."""
+
+IMAGES: tuple[str, ...] = (
+    ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".bmp",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".webp", ".tif", ".tiff",
+)  # fmt: skip
+"""A file with such an ending is meant to be an image, whatever it holds."""
+
+if features.check("avif"):  # type: ignore[no-untyped-call]
+    FORMATS += ("AVIF",)
+    IMAGES += (".avif", ".avifs")
+
+_STARTS = re.compile(
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|GIF8[79]a|II\*\0|MM\0\*|RIFF....WEBP"
+    rb"|P[1-6]\s+[#0-9]|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0",
+    re.DOTALL,
+)
+_AVIF = re.compile(rb"....ftypavi[fs]", re.DOTALL)
+_FOREIGN = re.compile(
+    rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1|avi[fs])|\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51"
+    rb"|\xff\x0a|\0\0\0\x0cJXL |8BPS|qoif|\0\0\x01\0",
+    re.DOTALL,
+)
+LISTED = 1000
+"""How many files a record lists by name."""
+
+
+def has_image_ending(path: str) -> bool:
+    """Whether a file's name says that it is an image that can be decoded here."""
+    return path.lower().endswith(IMAGES)
+
+
+def is_image(head: bytes) -> bool:
+    """Whether a file that starts so is an image that can be decoded here."""
+    return bool(_STARTS.match(head) or ("AVIF" in FORMATS and _AVIF.match(head)))
+
+
+def is_foreign_image(head: bytes) -> bool:
+    """Whether a file that starts so is an image of a kind that cannot be decoded here."""
+    return bool(_FOREIGN.match(head)) and not is_image(head)
+
+
+def ending(path: str) -> str:
+    """A file's ending in lower case, with the dot; "no ending" without one."""
+    return PurePosixPath(path).suffix.lower() or "no ending"
+
+
+def summary(paths: Iterable[str]) -> dict[str, Any]:
+    """Files for a record: their number by ending, and the names of the first `LISTED`."""
+    names = sorted(paths)
+    return {"by_ending": dict(sorted(Counter(map(ending, names)).items())), "files": names[:LISTED]}
+
+
+def counted(by_ending: dict[str, int]) -> str:
+    """``2 .heic, 1 .csv``: the most frequent first."""
+    return ", ".join(
+        f"{count} {name}" for name, count in sorted(by_ending.items(), key=lambda each: -each[1])
+    )

@@ -1,0 +1,109 @@
+"""Which files of a folder or an archive are the images of which split and class."""
+
+from __future__ import annotations
+
+import unicodedata
+from dataclasses import dataclass
+
+from backdoor_lab.data.kinds import has_image_ending, is_image
+from backdoor_lab.data.members import Listing, Members
+from backdoor_lab.data.splits import ADVICE, HeldOut
+from backdoor_lab.errors import DataError
+
+TRAIN = ("train",)
+TEST = ("test", "val", "valid")
+"""The first of these that holds an image is the test split."""
+
+Classes = dict[str, list[str]]
+"""Class -> paths, everything sorted by name."""
+Layout = dict[str, Classes]
+"""Split -> class -> paths."""
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is inside: where each image belongs, and the files of the splits that are no images."""
+
+    layout: Layout
+    not_used: list[str]
+    listing: Listing
+
+
+def survey(inside: Members, held_out: HeldOut) -> Survey:
+    """Sorts files into splits and classes; DataError where the layout is another."""
+    listing, where = inside.listing(), str(inside.root)
+    visible = {path for path in listing.files if not _hidden(path)}
+    images = {path for path in visible if has_image_ending(path)}
+    if others := visible - images:
+        images |= {path for path, head in inside.heads(others) if is_image(head)}
+    folders = {path for path in listing.folders if not _hidden(path)}
+    prefixes = _prefixes(images, held_out, where)
+    layout = {
+        split: _by_class(images, folders, prefix, where)
+        for split, prefix in prefixes.items()
+        if prefix is not None
+    }
+    if "test" not in layout:
+        layout = _divided(layout["train"], held_out)
+    used = tuple(prefix for prefix in prefixes.values() if prefix is not None)
+    not_used = sorted(path for path in visible - images if path.startswith(used))
+    return Survey(layout, not_used, listing)
+
+
+def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str | None]:
+    """The folder of each split, with '/' at its end; None for a split that is not there."""
+    wrap = _wrapper(images)
+    inner = [path.removeprefix(wrap) for path in images if path.startswith(wrap)]
+    tops = {path.split("/")[0] for path in inner}
+    train, test = (
+        next((f"{wrap}{name}/" for name in names if name in tops), None) for names in (TRAIN, TEST)
+    )
+    got = ", ".join(sorted(tops)[:10]) or "no image file"
+    if train is not None:
+        wanted = " or ".join(f"{name}/" for name in TEST)
+        said = "" if test else f": expected {wanted}<class>/<image>, found {got}"
+        held_out.check(test is not None, f"{where}{said}")
+        return {"train": train, "test": test}
+    bare = bool(inner) and test is None and all(path.count("/") == 1 for path in inner)
+    if bare and held_out.share is not None:
+        return {"train": wrap, "test": None}
+    hint = f": {ADVICE}" if bare else ""
+    raise DataError(f"{where}: expected train/<class>/<image>, found {got}{hint}")
+
+
+def _divided(classes: Classes, held_out: HeldOut) -> Layout:
+    layout: Layout = {"train": {}, "test": {}}
+    for name, paths in classes.items():
+        # A class without images is refused by whoever checks the whole set.
+        chosen = held_out.held_out(len(paths), name).tolist() if paths else []
+        marked = list(zip(paths, chosen, strict=True))
+        layout["train"][name] = [path for path, held in marked if not held]
+        layout["test"][name] = [path for path, held in marked if held]
+    return layout
+
+
+def _by_class(images: set[str], folders: set[str], prefix: str, where: str) -> Classes:
+    below = (path.removeprefix(prefix) for path in folders if path.startswith(prefix))
+    classes: Classes = {_composed(name): [] for name in below if name and "/" not in name}
+    for path in sorted(path for path in images if path.startswith(prefix)):
+        parts = path.removeprefix(prefix).split("/")
+        if len(parts) != 2:
+            raise DataError(f"{where}: {path} does not lie in {prefix}<class>/")
+        classes.setdefault(_composed(parts[0]), []).append(path)
+    return dict(sorted(classes.items()))
+
+
+def _composed(name: str) -> str:
+    """A class' name in Unicode's composed form: some systems write folders' names decomposed, so
+    that train/ and test/ from two machines would have different classes."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _wrapper(images: set[str]) -> str:
+    """The one folder around everything, with '/', or nothing."""
+    tops = {path.split("/")[0] for path in images if "/" in path}
+    return f"{tops.pop()}/" if len(tops) == 1 and not tops & {*TRAIN, *TEST} else ""
+
+
+def _hidden(path: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in path.split("/"))

@@ -1,0 +1,83 @@
+"""Reading arrays from an .npz file without believing what their headers claim."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from backdoor_lab.data.limits import MAX_HEADER, check_memory
+from backdoor_lab.errors import DataError
+
+
+def names_in(path: Path) -> list[str]:
+    """The names of the arrays in an .npz file. Raises DataError for another kind of file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except Exception as error:  # a damaged archive makes zipfile raise nearly anything
+        raise _unsound(path, error) from error
+
+
+def load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays `names` of an .npz file, in all at most as large as this machine's memory.
+
+    Object arrays, which could run code when loaded, are refused, and so is a header that claims
+    more bytes than its array has. Raises DataError.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _check(archive, path, names)
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in names}
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # a damaged archive or header makes NumPy raise nearly anything
+        raise _unsound(path, error) from error
+
+
+def _check(archive: zipfile.ZipFile, path: Path, names: Sequence[str]) -> None:
+    total = 0
+    for name in names:
+        info = archive.getinfo(f"{name}.npy" if f"{name}.npy" in archive.namelist() else name)
+        with archive.open(info) as stream:
+            _check_header(stream)
+        with archive.open(info) as stream:
+            claimed = _claimed(stream)
+        if claimed is not None and claimed != info.file_size:
+            raise DataError(
+                f"{path}: array `{name}` has {info.file_size:,} bytes and its header claims"
+                f" {claimed:,}"
+            )
+        total += info.file_size
+    check_memory(total, path, "make a smaller file")
+
+
+def _check_header(stream: IO[bytes]) -> None:
+    start = stream.read(12)
+    wide = start[6:7] != b"\x01"
+    length = int.from_bytes(start[8:12] if wide else start[8:10], "little")
+    if length > MAX_HEADER:
+        raise ValueError(f"an array's header claims to be {length:,} bytes long")
+
+
+def _claimed(stream: IO[bytes]) -> int | None:
+    """The size that an array's header claims, itself included; None where NumPy must tell."""
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        return None
+    # The size of pickled objects is not in the header; NumPy refuses them.
+    return None if dtype.hasobject else stream.tell() + math.prod(shape) * dtype.itemsize
+
+
+def _unsound(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path}: not a sound .npz file of plain arrays: {error}")
