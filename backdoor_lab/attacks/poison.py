@@ -77,6 +77,31 @@ def classes_after(labels: Tensor, plan: Plan, *, classes: int, seed: int) -> lis
     return found
 
 
+def changes_nothing(train: Images, trigger: Trigger, plan: Plan, *, seed: int) -> bool:
+    """Whether the trigger leaves all images that it would poison as they are; with a ratio of 0,
+    all training images. False, without a look, for a trigger that must be prepared first."""
+    if trigger.needs_preparing or trigger.uses_surrogate:
+        return False
+    chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))
+    work = Workshop(train, plan.target, plan.source, seed, _no_surrogate)
+    at_test_time = plan.stamp == "after" or not len(chosen)
+    for where in (chosen if len(chosen) else torch.arange(len(train))).split(64):
+        clean, labels = train.images[where], train.labels[where]
+        made = trigger(clean) if at_test_time else trigger.poisoned(clean, labels, work)
+        if not torch.equal(made, clean):
+            return False
+    return True
+
+
+def no_change(name: str) -> ConfigError:
+    """The error for an attack that leaves every image as it was."""
+    return ConfigError(
+        f"`trigger={name}`: no pixel changes in any image to be poisoned, so there is no backdoor"
+        " to learn: an image file that is fully transparent, a color that the images have already,"
+        " or too small a change"
+    )
+
+
 def content_digest(training: TrainingSet, base_digest: str, stamp: str = "") -> str:
     """A hash of what a network sees: two routes to the same images, labels and order agree.
 

@@ -29,11 +29,6 @@ _STARTS = re.compile(
     re.DOTALL,
 )
 _AVIF = re.compile(rb"....ftypavi[fs]", re.DOTALL)
-_FOREIGN = re.compile(
-    rb"....ftyp(hei[cxms]|hev[cxms]|mif1|msf1|avi[fs])|\0\0\0\x0cjP  \r\n|\xff\x4f\xff\x51"
-    rb"|\xff\x0a|\0\0\0\x0cJXL |8BPS|qoif|\0\0\x01\0",
-    re.DOTALL,
-)
 LISTED = 1000
 """How many files a record lists by name."""
 
@@ -46,11 +41,6 @@ def has_image_ending(path: str) -> bool:
 def is_image(head: bytes) -> bool:
     """Whether a file that starts so is an image that can be decoded here."""
     return bool(_STARTS.match(head) or ("AVIF" in FORMATS and _AVIF.match(head)))
-
-
-def is_foreign_image(head: bytes) -> bool:
-    """Whether a file that starts so is an image of a kind that cannot be decoded here."""
-    return bool(_FOREIGN.match(head)) and not is_image(head)
 
 
 def ending(path: str) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.attacks.plan import count
-from backdoor_lab.attacks.poison import classes_after, late
+from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Defense
 from backdoor_lab.defenses.networks import Repair
@@ -78,6 +78,8 @@ class Preflight:
         labels, classes = data.train.labels, len(data.classes)
         after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
         _check_emptied(cell, sizes, after)
+        if changes_nothing(data.train, cell.trigger, cell.plan, seed=cell.seed):
+            raise no_change(cell.config["trigger"]["name"])
         if isinstance(cell.defense, Defense):
             _check_scope(cell, cell.defense)
             cell.defense.check(knowledge(cell, poisoned), after)

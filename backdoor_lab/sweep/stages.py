@@ -13,12 +13,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import backdoor_lab
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
-from backdoor_lab.attacks.poison import content_digest, of_rows, poison
+from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import canonical
 from backdoor_lab.seeds import derive
@@ -74,6 +75,11 @@ def poison_stage(
     def make(folder: Path) -> dict[str, Any]:
         made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed, work=work)
         training = made.training
+        rows = training.rows[: len(made.source_index)]
+        # Where the trigger comes after augmentation the rows are clean, and preflight has looked.
+        looked_at = cell.plan.stamp == "before" and len(rows)
+        if looked_at and torch.equal(rows, data.train.images[made.source_index]):
+            raise no_change(cell.config["trigger"]["name"])
         tensors = {"rows": training.rows, "source_index": made.source_index}
         tensors |= {"index": training.index, "labels": training.labels}
         tensors |= {"cover_index": made.cover_index}

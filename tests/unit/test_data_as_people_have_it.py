@@ -21,7 +21,7 @@ from backdoor_lab.data import open_dataset
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.decode import decode
 from backdoor_lab.data.image_folder import ImageFolder
-from backdoor_lab.data.kinds import is_foreign_image, is_image
+from backdoor_lab.data.kinds import is_image
 from backdoor_lab.data.torchvision_sets import Cifar10, Mnist
 from backdoor_lab.errors import ConfigError, DataError
 from backdoor_lab.store import Store
@@ -80,13 +80,6 @@ def test_images_are_known_by_content_whatever_their_ending(
 )  # fmt: skip
 def test_other_files_are_not_taken_for_images(data: bytes) -> None:
     assert not is_image(data)
-
-
-def test_images_of_foreign_kinds_are_told_from_other_files() -> None:
-    assert is_foreign_image(HEIC)
-    assert is_foreign_image(encoded(RED, "JPEG2000"))
-    assert not is_foreign_image(encoded(RED))
-    assert not is_foreign_image(b"text")
 
 
 def test_what_is_not_used_is_counted_in_one_line_and_listed(
