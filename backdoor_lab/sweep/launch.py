@@ -91,7 +91,7 @@ class Launch:
             return False
         self.tries[each.id] += 1
         if self.tries[each.id] > each.retries:
-            log.error("%s is given up: it failed %d times", each.id, self.tries[each.id])
+            log.error("%s is given up: retries=%d", each.id, each.retries)
             return False
         log.warning("%s is tried again (%d of %d)", each.id, self.tries[each.id], each.retries)
         return True

@@ -112,7 +112,7 @@ class Lab:
     def lose_node(self, node: str) -> None:
         """SIGKILL to a node's daemon and everything it runs, as when its power goes."""
         tasks = [pid for pid in _processes() if f"SLURMD_NODENAME={node}" in _environment(pid)]
-        steps = {_parent(pid) for pid in tasks}
+        steps = {parent(pid) for pid in tasks}
         daemon = int((self.folder / f"slurmd.{node}.pid").read_text())
         steps = {pid for pid in steps if "slurmstepd" in _command(pid)}
         for pid in [daemon, *steps, *tasks]:
@@ -138,7 +138,8 @@ def _environment(pid: int) -> list[str]:
     return []
 
 
-def _parent(pid: int) -> int:
+def parent(pid: int) -> int:
+    """The process that started a process; 0 where that is not known."""
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0

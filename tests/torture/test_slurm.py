@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -12,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cells import TINY, environment, lasting, run_here
-from slurm_lab import Lab, missing
+from slurm_lab import Lab, missing, parent
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: no {missing()}"),
@@ -133,3 +135,33 @@ def test_a_node_is_lost(lab: Lab, tmp_path: Path) -> None:
         complete(tmp_path, program, 1)
     finally:
         lab.start_node(node)
+
+
+def test_a_cell_that_dies_is_named_and_costs_no_other(lab: Lab, tmp_path: Path) -> None:
+    """SIGKILL, SIGSEGV and an exit in three array tasks; the fourth is done."""
+    fault = "train.step:kill:2:-bird-;filter.made:segv:1:-dog-;extract.begun:exit:1:-cat-"
+    program = sweep(lab, tmp_path, "target=bird,dog,cat,frog", "retries=0", fault=fault)
+    said, _ = program.communicate(timeout=300)
+    assert program.returncode == 1, said
+    assert {r["choices"]["target"]: r["status"] for r in records(tmp_path)} == {
+        "bird": "failed: killed by signal 9 during train, epoch 1 of 1",
+        "dog": "failed: killed by signal 11 during filter",
+        "cat": "failed: exit code 7 during extract",
+        "frog": "done",
+    }, said
+
+
+@pytest.mark.parametrize("which", ["the cell's process", "the task itself"])
+def test_a_killed_cell_is_queued_again(which: str, lab: Lab, tmp_path: Path) -> None:
+    """kill -9 on the node; the sweep launches the cell once more and ends well."""
+    program = sweep(lab, tmp_path, "target=bird,dog", *SLOW)
+    training(lab, tmp_path, program)
+    beats = [json.loads(p.read_text()) for p in tmp_path.glob("multirun_reports/*/*/running.json")]
+    pid = max(beats, key=lambda beat: beat["epoch"])["pid"]
+    os.kill(pid if which == "the cell's process" else parent(pid), signal.SIGKILL)
+    said, _ = program.communicate(timeout=390)
+    assert program.returncode == 0, said
+    assert [each["status"] for each in records(tmp_path)] == ["done"] * 2, said
+    how = "killed by signal 9" if which == "the cell's process" else "its process was lost"
+    assert said.count(f"failed: {how} during train, epoch") == 1, said
+    assert said.count("is tried again (1 of 1)") == 1, said

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab import store as store_module
-from backdoor_lab.errors import ConfigError, StoreError
+from backdoor_lab.errors import ConfigError, Diverged, StoreError
 from backdoor_lab.files import digest
 from backdoor_lab.store import MANIFEST, Entry, Store
 
@@ -216,3 +216,37 @@ def test_verified_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(store_module, "sha256_of", hashed.append)
     assert not store.get("train", INPUTS, Make()).made
     assert hashed == []
+
+
+class Diverging(Make):
+    """A stage that computes numbers that are not finite."""
+
+    def __call__(self, folder: Path) -> dict[str, Any]:
+        super().__call__(folder)
+        raise Diverged(f"loss is nan at call {self.calls}")
+
+
+def test_a_stage_that_diverged_is_computed_once(tmp_path: Path) -> None:
+    """Every store that shares the folder of failures fails alike, until the folder is emptied;
+    other inputs and stores without the folder are not affected."""
+    make, failures = Diverging(), tmp_path / "failures"
+    for _ in range(3):
+        with pytest.raises(Diverged, match="loss is nan at call 1"):
+            Store(tmp_path / "store", failures).get("train", INPUTS, make)
+    assert make.calls == 1
+    assert Store(tmp_path / "store", failures).get("train", INPUTS | {"version": 2}, Make()).made
+    with pytest.raises(Diverged, match="call 2"):
+        Store(tmp_path / "store").get("train", INPUTS, make)
+    for note in failures.iterdir():
+        note.unlink()
+    with pytest.raises(Diverged, match="call 3"):
+        Store(tmp_path / "store", failures).get("train", INPUTS, make)
+
+
+def test_only_divergence_is_remembered(tmp_path: Path) -> None:
+    def fail(folder: Path) -> dict[str, Any]:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        Store(tmp_path, tmp_path / "failures").get("train", INPUTS, fail)
+    assert Store(tmp_path, tmp_path / "failures").get("train", INPUTS, Make()).made

@@ -1,0 +1,225 @@
+"""Row 27: a worker process dies under any launcher; it costs its own cell, which is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cells import TINY, environment
+
+ROOT = Path(__file__).parents[2]
+# One cell per stage dies there, in a training in the middle of it; the last one does not.
+DEATHS = {
+    "airplane": ("load.begun:1", "load"),
+    "automobile": ("poison.begun:1", "poison"),
+    "bird": ("train.step:9", "train, epoch 2 of 3"),
+    "cat": ("measure1.begun:1", "measure1"),
+    "deer": ("extract.begun:1", "extract"),
+    "dog": ("filter.begun:1", "filter"),
+    "frog": ("retrain.step:14", "retrain, epoch 3 of 3"),
+    "horse": ("measure2.begun:1", "measure2"),
+    "ship": ("overlap.begun:1", "overlap"),
+}
+EPOCHS = "recipe.epochs=3"
+
+
+def start(cwd: Path, *overrides: str, faults: str = "") -> subprocess.Popen[str]:
+    """Starts a sweep of tiny cells, with planned faults."""
+    command = [sys.executable, "-m", "backdoor_lab", "-m", *TINY, *overrides]
+    settings = environment(PYTHONPATH=str(ROOT), BACKDOOR_LAB_FAULT=faults)
+    return subprocess.Popen(
+        command, cwd=cwd, env=settings, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def run(cwd: Path, *overrides: str, faults: str = "") -> tuple[int, str]:
+    """The same to its end: exit code and what it said."""
+    program = start(cwd, *overrides, faults=faults)
+    said, _ = program.communicate(timeout=800)
+    return program.returncode, said
+
+
+def records(cwd: Path) -> dict[str, dict[str, Any]]:
+    """The records of the one sweep below a folder, by target."""
+    found = [json.loads(p.read_bytes()) for p in cwd.glob("multirun_reports/*/*/record.json")]
+    return {record["choices"]["target"]: record for record in found}
+
+
+def statuses(cwd: Path) -> dict[str, str]:
+    return {target: record["status"] for target, record in records(cwd).items()}
+
+
+def beats(cwd: Path) -> list[dict[str, Any]]:
+    """The heartbeats of the cells that are running."""
+    found = []
+    for path in cwd.glob("multirun_reports/*/*/running.json"):
+        try:
+            found.append(json.loads(path.read_text()))
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def kill_one_in_training(cwd: Path, program: subprocess.Popen[str], *, parent: bool = False) -> int:
+    """SIGKILL to a process that has trained for some epochs, or to its parent; its number."""
+    limit = time.monotonic() + 200
+    while time.monotonic() < limit and program.poll() is None:
+        for beat in beats(cwd):
+            if beat["stage"] == "train" and beat["epoch"] >= 2:
+                pid = int(beat["pid"])
+                os.kill(parent_of(pid) if parent else pid, signal.SIGKILL)
+                return pid
+        time.sleep(0.02)
+    raise AssertionError(program.communicate()[0])
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [2, 8])
+@pytest.mark.parametrize(("action", "number"), [("kill", 9), ("segv", 11)])
+def test_a_worker_dies_at_each_stage(
+    action: str, number: int, workers: int, tmp_path: Path
+) -> None:
+    """Nine of ten cells die, each at another stage: nine are named, the tenth is done."""
+    plans = [
+        f"{where.partition(':')[0]}:{action}:{where.partition(':')[2]}:-{target}-"
+        for target, (where, _) in DEATHS.items()
+    ]
+    targets = ",".join([*DEATHS, "truck"])
+    code, said = run(
+        tmp_path, EPOCHS, f"target={targets}", "hydra/launcher=joblib", "retries=0",
+        f"hydra.launcher.n_jobs={workers}", faults=";".join(plans),
+    )  # fmt: skip
+    assert code == 1, said
+    expected = {t: f"failed: killed by signal {number} during {w}" for t, (_, w) in DEATHS.items()}
+    assert statuses(tmp_path) == {**expected, "truck": "done"}, said
+    for target, record in records(tmp_path).items():
+        assert record["status"] in said
+        if target != "truck":
+            hint = "n_jobs" if action == "kill" else "the last Python stack is in multirun_reports"
+            assert hint in record["error"]
+        if target != "truck" and action == "segv":
+            (log,) = tmp_path.glob(f"multirun_reports/*/{record['id']}/backdoor_lab.log")
+            assert "Segmentation fault" in log.read_text()
+            assert str(log.relative_to(tmp_path)) in record["error"]
+    assert beats(tmp_path) == []
+
+
+def needs_ray() -> None:
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not there")
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", "ray"])
+def test_a_killed_worker_costs_no_cell_that_can_be_tried_again(
+    launcher: str, tmp_path: Path
+) -> None:
+    """kill -9 from outside in the middle of training: that cell alone is run again, from its
+    last epoch on."""
+    if launcher == "ray":
+        needs_ray()
+    program = start(
+        tmp_path, f"hydra/launcher={launcher}", "target=bird,dog,cat", "recipe.epochs=40"
+    )
+    pid = kill_one_in_training(tmp_path, program)
+    said, _ = program.communicate(timeout=400)
+    assert program.returncode == 0, said
+    assert list(statuses(tmp_path).values()) == ["done"] * 3
+    assert said.count("killed by signal 9 during train, epoch") == 1, said
+    assert said.count("is tried again (1 of 1)") == 1
+    metas = [
+        json.loads(path.read_text())["meta"]
+        for path in tmp_path.glob("multirun_reports/.store/train/*/manifest.json")
+    ]
+    assert sorted(meta["resumed_after"] > 0 for meta in metas) == [False, False, True]
+    assert all(beat["pid"] != pid for beat in beats(tmp_path))
+
+
+@pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
+def test_the_launcher_s_own_process_is_killed(launcher: str, tmp_path: Path) -> None:
+    """Its cell is named and run again; the process that ran the cell does not stay behind."""
+    if launcher == "ray":
+        needs_ray()
+    program = start(tmp_path, f"hydra/launcher={launcher}", "target=bird,dog", "recipe.epochs=40")
+    pid = kill_one_in_training(tmp_path, program, parent=True)
+    said, _ = program.communicate(timeout=400)
+    assert program.returncode == 0, said
+    assert set(statuses(tmp_path).values()) == {"done"}
+    assert said.count("failed: its process was lost during train, epoch") == 1, said
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
+def test_a_cell_that_exits_or_aborts_is_named(launcher: str, tmp_path: Path) -> None:
+    plans = "filter.made:exit:1:-bird-;extract.made:abort:1:-dog-"
+    code, said = run(
+        tmp_path, f"hydra/launcher={launcher}", "target=bird,dog,cat", "retries=0", faults=plans
+    )
+    assert code == 1, said
+    assert statuses(tmp_path) == {
+        "bird": "failed: exit code 7 during filter",
+        "dog": "failed: killed by signal 6 during extract",
+        "cat": "done",
+    }
+    again, said = run(tmp_path, f"hydra/launcher={launcher}", "target=bird,dog,cat", "retries=0")
+    assert again == 0, said
+    assert set(statuses(tmp_path).values()) == {"done"}
+
+
+def test_killed_and_out_of_memory_cells_alone_are_tried_again(tmp_path: Path) -> None:
+    """Each as often as asked and no more; a diverged one never."""
+    plans = "train.step:kill:2:-bird-;train.step:oom:2:-dog-;retrain.step:oom:2:-cat-"
+    code, said = run(
+        tmp_path, "target=bird,dog,cat", "hydra/launcher=joblib", "retries=2", "recipe.lr=0.05",
+        faults=plans,
+    )  # fmt: skip
+    assert code == 1, said
+    found = statuses(tmp_path)
+    assert found["bird"] == "failed: killed by signal 9 during train, epoch 1 of 1"
+    assert found["dog"] == found["cat"] == "failed: oom"
+    for target in ("bird", "dog", "cat"):
+        assert said.count(f"-{target}-r0.3-spectral-s0") >= 4
+    assert said.count("is tried again (1 of 2)") == 3
+    assert said.count("is tried again (2 of 2)") == 3
+    assert said.count("is given up") == 3
+
+
+def test_fail_fast_starts_no_further_cell(tmp_path: Path) -> None:
+    """The first of three dies: no retry, the others are missing; without the fault, all run."""
+    sweep = ("target=bird,dog,cat", "fail_fast=true", "hydra.sweep.dir=here")
+    code, said = run(tmp_path, *sweep, faults="train.step:kill:2:-bird-")
+    assert code == 1, said
+    found = [json.loads(path.read_bytes()) for path in tmp_path.glob("here/*/record.json")]
+    assert [record["choices"]["target"] for record in found] == ["bird"]
+    assert "tried again" not in said
+    assert said.count(": missing") == 2
+    assert "1 of 3" not in said
+    code, said = run(tmp_path, *sweep)
+    assert code == 0, said
+    assert len(list(tmp_path.glob("here/*/record.json"))) == 3
+
+
+def test_cells_that_share_a_network_that_diverges(tmp_path: Path) -> None:
+    """It is trained once and all fail alike; the same command trains it once more."""
+    sweep = ("defense=spectral,none,random", "recipe.lr=1e30", "hydra/launcher=joblib")
+    for _ in range(2):
+        code, said = run(tmp_path, *sweep)
+        assert code == 1, said
+        found = [
+            json.loads(p.read_bytes()) for p in tmp_path.glob("multirun_reports/*/*/record.json")
+        ]
+        assert len({record["status"] for record in found}) == 1
+        assert found[0]["status"].startswith("diverged")
+        assert "tried again" not in said
+        notes = list(tmp_path.glob("multirun_reports/*/.diverged/train-*"))
+        assert len(notes) == 1
