@@ -23,15 +23,15 @@ from backdoor_lab.sweep.listing import (
     status_of,
 )
 from backdoor_lab.sweep.local import is_local, run_local
-from backdoor_lab.sweep.loss import Ended, Job, Loss
+from backdoor_lab.sweep.loss import Ended, Job, Loss, interrupted
 from backdoor_lab.sweep.remote import run_remote
 
 log = logging.getLogger(__name__)
 
 
 class Launch:
-    """One command's launches. `record` writes the record of a cell whose process was lost;
-    `failed`: the status, by id, of cells that could not record why they failed."""
+    """One command's launches. `record` writes the record of a cell whose process was lost and
+    returns its status; `failed`: the status, by id, of cells that failed and may have no record."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Launch:
         *,
         at_once: int,
         batch: int | None,
-        record: Callable[[Asked, Loss], None],
+        record: Callable[[Asked, Loss], str],
     ) -> None:
         self.launcher, self.folder = launcher, folder
         self.at_once, self.batch, self.record = at_once, batch, record
@@ -51,6 +51,10 @@ class Launch:
         """Launches cells until each has a record or is given up for this command."""
         forget_failures(self.folder)
         left = list(asked)
+        for each in left:
+            where = interrupted(self.folder / each.id)
+            if where:
+                log.warning("%s was %s: it continues from there", each.id, where)
         while left and not self._over():
             ended = {each.asked.id: each for each in self._round(left)}
             if not ended:
@@ -65,10 +69,11 @@ class Launch:
             if self._over():
                 return
             for ended in self._launch(jobs[start : start + size]):
+                self.failed.pop(ended.asked.id, None)
                 if ended.failed is not None:
                     self.failed[ended.asked.id] = ended.failed
                 if ended.loss is not None and not stopping.requested():
-                    self.record(ended.asked, ended.loss)
+                    self.failed[ended.asked.id] = self.record(ended.asked, ended.loss)
                     if ended.asked.fail_fast:
                         halt(self.folder)
                 yield ended

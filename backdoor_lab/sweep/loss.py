@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoor_lab.errors import DataError
+from backdoor_lab.errors import DataError, LabError
 from backdoor_lab.reports.heartbeat import HEARTBEAT, MAX_BYTES
 from backdoor_lab.small_files import read_json, write_json
 from backdoor_lab.sweep.listing import Asked, command_line
@@ -38,20 +40,10 @@ class Loss:
             how = f"killed by signal {-self.code}"
         else:
             how = f"exit code {self.code}"
-        return f"{how}{self._where(beat)}"
-
-    def _where(self, beat: dict[str, Any]) -> str:
         if self.pid is not None and beat.get("pid") != self.pid:
             # Another, earlier process' heartbeat or none.
-            return " before its first stage"
-        if "stage" not in beat:
-            return ""
-        epoch, epochs = beat.get("epoch", 0), beat.get("epochs", 0)
-        if not isinstance(epoch, int) or not isinstance(epochs, int):
-            epoch = epochs = 0
-        # The heartbeat counts the epochs that are done.
-        inside = f", epoch {min(epoch + 1, epochs)} of {epochs}" if epochs else ""
-        return f" during {beat['stage']}{inside}"
+            return f"{how} before its first stage"
+        return f"{how}{_during(beat)}"
 
     def hint(self, batch: int, journal: Path) -> str:
         """What to do about it."""
@@ -65,6 +57,17 @@ class Loss:
         if -self.code in CRASHES:
             return f"a native library crashed; the last Python stack is in {journal}"
         return f"see {journal}"
+
+
+def _during(beat: dict[str, Any]) -> str:
+    if "stage" not in beat:
+        return ""
+    epoch, epochs = beat.get("epoch", 0), beat.get("epochs", 0)
+    if not isinstance(epoch, int) or not isinstance(epochs, int):
+        epoch = epochs = 0
+    # The heartbeat counts the epochs that are done.
+    inside = f", epoch {min(epoch + 1, epochs)} of {epochs}" if epochs else ""
+    return f" during {beat['stage']}{inside}"
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,25 @@ def heartbeat(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> None:
-    """Writes the record of a cell whose process could not write it, and removes its heartbeat."""
+def interrupted(folder: Path) -> str | None:
+    """Where a cell was when its process, of an earlier command on this machine, ended without a
+    word; None where that did not happen."""
+    beat = heartbeat(folder)
+    pid = beat.get("pid")
+    if not isinstance(pid, int) or pid < 1 or beat.get("host") != socket.gethostname():
+        return None
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return f"interrupted{_during(beat)}"
+    except PermissionError:
+        pass
+    return None
+
+
+def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> str:
+    """Writes the record of a cell whose process could not write it, and removes its heartbeat;
+    the status in it, also when it cannot be written."""
     from backdoor_lab.sweep.record import git_commit, record_head
     from backdoor_lab.sweep.stages import versions
 
@@ -116,7 +136,12 @@ def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> None:
     }
     run |= {"seconds": {}, "images_per_s": {}, "stages": {}, "device": None}
     run |= {"exit_code": loss.code, "host": beat.get("host"), "pid": loss.pid or beat.get("pid")}
-    body = {"status": f"failed: {reason}", "error": error, "run": run}
-    write_json(folder / "record.json", record_head(cell) | body)
+    status = f"failed: {reason}"
+    body = {"status": status, "error": error, "run": run}
+    try:
+        write_json(folder / "record.json", record_head(cell) | body)
+    except (LabError, OSError) as problem:
+        log.error("%s: %s", cell.id, problem)
     with suppress(OSError):
         (folder / HEARTBEAT).unlink(missing_ok=True)
+    return status

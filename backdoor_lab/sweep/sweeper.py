@@ -148,10 +148,10 @@ class ResumeSweeper(BasicSweeper):
         launch.run(left)
         return launch.failed
 
-    def _record_loss(self, folder: Path, each: Asked, loss: Loss) -> None:
+    def _record_loss(self, folder: Path, each: Asked, loss: Loss) -> str:
         assert self.config is not None
         cell, where = self._cell_of(each.overrides), folder / each.id
-        record_loss(cell, where, loss, where / f"{self.config.hydra.job.name}.log")
+        return record_loss(cell, where, loss, where / f"{self.config.hydra.job.name}.log")
 
 
 def register() -> None:

@@ -67,9 +67,10 @@ def launch(
     """What was launched, round by round, and the cells whose loss was recorded."""
     fake, lost = Fake(folder, outcomes), []
 
-    def record(each: Asked, loss: Loss) -> None:
+    def record(each: Asked, loss: Loss) -> str:
         lost.append(each.id)
         write(folder, each.id, {"status": "failed: killed by signal 9"})
+        return "failed: killed by signal 9"
 
     asked = [Asked(name, {}, {}, (), retries, fail_fast) for name in cells]
     Launch(fake, folder, at_once=2, batch=batch, record=record).run(asked)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import faulthandler
+import json
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab.sweep.loss import Loss
+from backdoor_lab.sweep.loss import Loss, interrupted
 from backdoor_lab.sweep.remote import supervised
 from backdoor_lab.sweep.workers import Died, Worker, is_worker, ready
 
@@ -141,6 +143,25 @@ BEAT = {"pid": 5, "stage": "train", "epoch": 2, "epochs": 8}
 )
 def test_how_and_where_a_cell_died_is_said(loss: Loss, beat: dict[str, Any], reason: str) -> None:
     assert loss.reason(beat) == reason
+
+
+def test_a_cell_whose_process_is_gone_was_interrupted(tmp_path: Path) -> None:
+    """By its heartbeat; not while the process lives, nor when it ran on another machine."""
+    gone = Worker(act, "fork")
+    gone.retire()
+    beat = BEAT | {"pid": gone.pid, "host": socket.gethostname()}
+    path = tmp_path / "running.json"
+    assert interrupted(tmp_path) is None
+    for says, expected in [
+        (beat, "interrupted during train, epoch 3 of 8"),
+        (beat | {"pid": os.getpid()}, None),
+        (beat | {"host": "elsewhere"}, None),
+        (beat | {"pid": 10**30}, "interrupted during train, epoch 3 of 8"),
+        (beat | {"pid": -1}, None),
+        (["not", "a", "heartbeat"], None),
+    ]:
+        path.write_text(json.dumps(says))
+        assert interrupted(tmp_path) == expected
 
 
 def test_each_signal_has_a_hint() -> None:
