@@ -15,6 +15,7 @@ import pytest
 from cells import TINY, environment
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.timeout(900)
 # One cell per stage dies there, in a training in the middle of it; the last one does not.
 DEATHS = {
     "airplane": ("load.begun:1", "load"),
@@ -85,7 +86,6 @@ def kill_one_in_training(cwd: Path, program: subprocess.Popen[str], *, parent: b
     raise AssertionError(program.communicate()[0])
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("workers", [2, 8])
 @pytest.mark.parametrize(("action", "number"), [("kill", 9), ("segv", 11)])
 def test_a_worker_dies_at_each_stage(
