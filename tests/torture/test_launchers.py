@@ -1,13 +1,10 @@
-"""Launchers against the real thing: several processes, one of them killed."""
+"""Launchers against the real thing: several processes."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,17 +28,6 @@ def statuses(folder: Path) -> list[str]:
     return sorted(json.loads(path.read_text())["status"] for path in found)
 
 
-def workers(folder: Path) -> set[int]:
-    """The processes that say they are computing a cell."""
-    found = set()
-    for path in folder.glob("multirun_reports/*/*/running.json"):
-        try:
-            found.add(json.loads(path.read_text())["pid"])
-        except (OSError, ValueError):
-            continue
-    return found
-
-
 def test_submitit_local(tmp_path: Path) -> None:
     """Each cell in its own process; all end, and the tables are written."""
     program = start(tmp_path, "hydra/launcher=submitit_local", "target=bird,dog")
@@ -60,22 +46,3 @@ def test_ray(tmp_path: Path) -> None:
     assert statuses(tmp_path) == ["done", "done"]
     found = [json.loads(p.read_text()) for p in tmp_path.glob("multirun_reports/*/*/record.json")]
     assert {"1 thread" in record["run"]["device"] for record in found} == {True}
-
-
-def test_a_killed_joblib_worker_costs_no_cell(tmp_path: Path) -> None:
-    """SIGKILL to one worker: the sweep says so and ends with 1, or has gone on by itself; the
-    same command then completes it."""
-    overrides = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "target=bird,dog,cat,frog",
-                 "recipe.epochs=20")  # fmt: skip
-    program = start(tmp_path, *overrides)
-    limit = time.monotonic() + 120
-    while not workers(tmp_path) and time.monotonic() < limit:
-        time.sleep(0.1)
-    os.kill(workers(tmp_path).pop(), signal.SIGKILL)
-    said, _ = program.communicate(timeout=240)
-    assert program.returncode in (0, 1), said
-    if program.returncode == 1:
-        program = start(tmp_path, *overrides)
-        said, _ = program.communicate(timeout=240)
-        assert program.returncode == 0, said
-    assert statuses(tmp_path) == ["done"] * 4

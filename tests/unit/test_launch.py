@@ -13,7 +13,7 @@ from cells import configuration
 from hydra.core.utils import JobStatus
 
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.sweep.cell import check_keys
+from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.sweep.launch import Launch
 from backdoor_lab.sweep.listing import Asked, halt, halted
 from backdoor_lab.sweep.loss import Loss
