@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 LISTED = 30
+# What Python shows of an object without a form of its own: <_io.BytesIO object at 0x7f…>.
+_ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 
 
@@ -13,6 +16,9 @@ class LabError(Exception):
     """Says what is wrong, where, which rule it breaks and what to do, in one message."""
 
     exit_code = EXIT_SOME_FAILED
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(without_addresses(text))
 
 
 class ConfigError(LabError):
@@ -49,9 +55,19 @@ class Stopped(LabError):
     exit_code = EXIT_STOPPED
 
 
+def without_addresses(text: str) -> str:
+    """A message of a library without the objects in it that only have an address."""
+    return _ADDRESS.sub("", str(text))
+
+
+def many(number: object, noun: str) -> str:
+    """``1 cell``, ``2 cells``, ``? cells``."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def reason_of(error: BaseException) -> str:
     """What went wrong, with the kind of error unless it is one that says all itself."""
-    text = str(error)
+    text = without_addresses(str(error))
     if isinstance(error, LabError) and text.strip():
         return text
     return f"{type(error).__name__}: {text}" if text.strip() else type(error).__name__

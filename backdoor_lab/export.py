@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
+from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError, many
 from backdoor_lab.reports.export import COLUMNS, frame_of, write_frame
 from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.render import plain
@@ -50,7 +50,9 @@ def _export(folders: list[Path], out: Path | None) -> int:
     for sweep in sweeps:
         for warning in sweep.warnings:
             print(plain(f"warning: {warning}"), file=sys.stderr)
-    print(plain(f"{out}: {len(frame)} cells of {len(sweeps)} sweeps, {len(frame.columns)} columns"))
+    told = [many(len(frame), "cell") + f" of {many(len(sweeps), 'sweep')}"]
+    told.append(many(len(frame.columns), "column"))
+    print(plain(f"{out}: {', '.join(told)}"))
     return EXIT_DONE
 
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab import checks
-from backdoor_lab.errors import EXIT_DONE, ConfigError, DataError, LabError, StoreError
+from backdoor_lab.errors import EXIT_DONE, ConfigError, DataError, StoreError
 from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.layout import ratio_words
 from backdoor_lab.reports.options import path_of
+from backdoor_lab.reports.terminal import printing
 from backdoor_lab.reports.whereabouts import CONFIGURATION, STORE, find_store
 from backdoor_lab.small_files import UnreadableFile, check_regular, read_json
 
@@ -24,13 +25,13 @@ from backdoor_lab.small_files import UnreadableFile, check_regular, read_json
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0; 1 where the store lacks or contradicts the record; 2 for a bad question."""
     asked = _parser().parse_args(arguments)
-    try:
+
+    def export() -> int:
         said = export_weights(asked.cell, asked.out, which=asked.which, store=asked.store)
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{asked.out}: {said['network']}")
-    return EXIT_DONE
+        print(f"{asked.out}: {said['network']}")
+        return EXIT_DONE
+
+    return printing(export)
 
 
 def export_weights(

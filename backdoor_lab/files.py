@@ -106,16 +106,23 @@ def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[N
     try:
         yield
     except OSError as error:
-        where = nearest(path.parent)
-        if not no_room(error):
-            if error.errno not in _UNUSABLE:
-                raise
-            raise StoreError(f"cannot use {error.filename or path}: {error.strerror}") from error
-        asked = "more room" if needed is None else f"{needed:,} bytes"
-        raise StoreFull(
-            f"{path}: no room: {asked} needed, {_free(where)} ({error.strerror or error}). Make"
-            f" room{instead}, then repeat the command: it goes on from here."
-        ) from error
+        if not no_room(error) and error.errno not in _UNUSABLE:
+            raise
+        raise explained(error, path, needed, instead) from error
+
+
+def explained(
+    error: OSError, path: Path, needed: int | None = None, instead: str = ""
+) -> StoreError:
+    """An error of the system about `path` in one line; StoreFull when there is no room."""
+    if not no_room(error):
+        return StoreError(f"cannot use {error.filename or path}: {error.strerror or error}")
+    asked = "more room" if needed is None else f"{needed:,} bytes"
+    return StoreFull(
+        f"{path}: no room: {asked} needed, {_free(nearest(path.parent))}"
+        f" ({error.strerror or error}). Make room{instead}, then repeat the command: it goes on"
+        " from here."
+    )
 
 
 def _free(folder: Path) -> str:

@@ -9,14 +9,18 @@ optimise first is taken from the store, or made and left there for the sweep.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoor_lab import checks
-from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
+from backdoor_lab.errors import EXIT_DONE, ConfigError, many
+from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.options import path_of
+from backdoor_lab.reports.terminal import printing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,17 +38,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
     parser.add_argument("--out", type=path_of, default=Path("preview.png"), metavar="FILE.png")
     given = parser.parse_args(arguments)
-    try:
-        names, rest = _triggers(given.overrides)
-        shown = 4 if len(names) == 1 else 1
-        if given.images is not None:
-            shown = checks.whole("--images", given.images, low=1)
-        rows = [row for name in names for row in _rows(name, rest, shown)]
-        _write(grid(rows), given.out)
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    print(f"{given.out}: {len(rows)} rows")
+    return printing(lambda: _preview(given.overrides, given.images, given.out))
+
+
+def _preview(overrides: list[str], images: int | None, out: Path) -> int:
+    if out.suffix != ".png" or not out.parent.is_dir():
+        raise ConfigError(f"`--out` must be a .png in a folder that exists, got {out}")
+    names, rest = _triggers(overrides)
+    shown = 4 if len(names) == 1 else 1
+    if images is not None:
+        shown = checks.whole("--images", images, low=1)
+    rows = [row for name in names for row in _rows(name, rest, shown)]
+    data = io.BytesIO()
+    grid(rows).save(data, format="PNG")
+    write_atomic(out, data.getvalue())
+    print(f"{out}: {many(len(rows), 'row')}")
     return EXIT_DONE
 
 
@@ -131,16 +139,11 @@ def _attacked(overrides: list[str]) -> Any:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(" ".join(str(error).split())) from error
     store = Store(config["store"]["root"])
-    progress = Progress(store.root, "preview", "none")
-    chain = Chain(preflight().cell(config), store, machine_of(config["trainer"]), progress)
-    chain.attack()
+    with tempfile.TemporaryDirectory() as folder:
+        progress = Progress(Path(folder), "preview", "none")
+        chain = Chain(preflight().cell(config), store, machine_of(config["trainer"]), progress)
+        chain.attack()
     return chain
-
-
-def _write(picture: Image, path: Path) -> None:
-    if path.suffix != ".png" or not path.parent.is_dir():
-        raise ConfigError(f"`--out` must be a .png in a folder that exists, got {path}")
-    picture.save(path)
 
 
 if __name__ == "__main__":

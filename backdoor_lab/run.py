@@ -28,7 +28,8 @@ from backdoor_lab.errors import (
     LabError,
     unknown,
 )
-from backdoor_lab.files import digest
+from backdoor_lab.files import digest, explained
+from backdoor_lab.output import survive_lost_output
 from backdoor_lab.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
@@ -68,6 +69,7 @@ def task(config: DictConfig) -> Any:
     from backdoor_lab.sweep.sweeper import parallel
     from backdoor_lab.sweep.task import run_in_sweep
 
+    survive_lost_output()
     stopping.install()
     settings = HydraConfig.get()
     folder, cells = Path(settings.runtime.output_dir), parallel(settings)
@@ -100,6 +102,7 @@ def main() -> NoReturn:
     # Hydra hands its errors on instead of printing them its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     wait_briefly()
+    survive_lost_output()
     if hasattr(signal, "SIGPIPE") and {"--help", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
         # Ended quietly when whoever reads has enough, as in `... --help | head`.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -131,6 +134,8 @@ def _hydra_main() -> None:
 def _explain(error: BaseException) -> int:
     """Prints one line for an error that a user can mend; lets a defect show its traceback."""
     told = _known(error)
+    if told is None and isinstance(error, OSError):
+        told = explained(error, Path(error.filename or "."))
     if told is None:
         raise error
     code = told.exit_code if isinstance(told, LabError) else EXIT_BAD_CONFIG

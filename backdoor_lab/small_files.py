@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from backdoor_lab.errors import DataError, StoreError
-from backdoor_lab.files import readable, write_atomic
+from backdoor_lab.files import readable, room, write_atomic
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 64 * 2**20
@@ -142,7 +142,8 @@ def read_or_set_aside(
 def make_folder(path: Path) -> None:
     """Makes a folder of ours and those above it; a file that stands in its place is set aside."""
     clear_folder(path)
-    path.mkdir(parents=True, exist_ok=True)
+    with room(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def clear_link(path: Path) -> None:

@@ -39,6 +39,8 @@ HYDRA = {
 """What the `hydra` section may instantiate. Not all of Hydra: `hydra.utils` imports on request."""
 
 LOGGING = {
+    "backdoor_lab.output.LogFile",
+    "backdoor_lab.output.Terminal",
     "logging.Formatter",
     "logging.NullHandler",
     "logging.FileHandler",

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -16,6 +21,19 @@ from backdoor_lab.small_files import check_regular
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Named tensors as one safetensors file."""
     write_through(path, save({name: value.contiguous() for name, value in tensors.items()}))
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """An array as a .npy file that has reached the disk.
+
+    Piece by piece through Python's own writing: that of numpy into a file does not say why it
+    failed, and so not that the disk is full.
+    """
+    with path.open("wb") as stream:
+        pieces = SimpleNamespace(write=stream.write)
+        np.lib.format.write_array(pieces, array, allow_pickle=False)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

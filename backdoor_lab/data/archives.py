@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from backdoor_lab.data.limits import MAX_HEADER, check_file_size
 from backdoor_lab.data.members import HEAD, Content, Folder, Listing, Members
-from backdoor_lab.errors import DataError
+from backdoor_lab.errors import DataError, many
 
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 _PACKED: tuple[tuple[bytes, Any], ...] = (
@@ -230,7 +230,7 @@ def _chunked(stream: IO[bytes], size: int) -> bytes:
     while len(found) < size and (piece := stream.read(min(_CHUNK, size - len(found)))):
         found += piece
     if len(found) < size:
-        raise EOFError(f"{size - len(found)} bytes are missing at the end")
+        raise EOFError(f"it ends {many(size - len(found), 'byte')} too early")
     return bytes(found)
 
 

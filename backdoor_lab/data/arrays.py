@@ -15,7 +15,7 @@ from backdoor_lab.data.members import hash_of
 from backdoor_lab.data.npz import load, names_in
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.data.validate import byte_images, whole_labels
-from backdoor_lab.errors import ConfigError, DataError
+from backdoor_lab.errors import ConfigError, DataError, many
 
 KEYS = {
     "train_images": "x_train",
@@ -105,7 +105,9 @@ class ArrayFile(Source):
         labels = whole_labels(found[f"{split}_labels"], f"{where}_labels")
         images = channels_first(images, self.layout, f"{where}_images")
         if len(images) != len(labels):
-            raise DataError(f"{where}: {len(images)} images but {len(labels)} labels")
+            raise DataError(
+                f"{where}: {many(len(images), 'image')} but {many(len(labels), 'label')}"
+            )
         return Split(resized(images, self.size), labels)
 
     def _classes(self, found: dict[str, NDArray[Any]], count: int) -> tuple[str, ...]:

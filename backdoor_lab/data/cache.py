@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.kinds import counted
 from backdoor_lab.data.validate import checked
+from backdoor_lab.errors import many
 from backdoor_lab.files import canonical
 from backdoor_lab.store import Store
+from backdoor_lab.tensors import write_array
 from backdoor_lab.types import Dataset, Images
 
 log = logging.getLogger(__name__)
@@ -52,9 +54,9 @@ def _tell(name: str, notes: dict[str, Any]) -> None:
     unused = notes.get("not_used", {}).get("by_ending")
     if unused:
         log.warning(
-            "data set %s: %d files are not used, as they are no images or of a kind that cannot be"
-            " decoded here: %s; the record lists them",
-            name, sum(unused.values()), counted(unused),
+            "data set %s: not used: %s of kinds that are no images or cannot be decoded here (%s);"
+            " the record lists them",
+            name, many(sum(unused.values()), "file"), counted(unused),
         )  # fmt: skip
     skipped = notes.get("skipped", {}).get("count")
     if skipped:
@@ -82,8 +84,8 @@ def content_digest(split: Split, classes: tuple[str, ...]) -> str:
 def _write(folder: Path, arrays: Arrays) -> dict[str, Any]:
     digests = {}
     for name, split in (("train", arrays.train), ("test", arrays.test)):
-        np.save(folder / f"{name}_images.npy", split.images, allow_pickle=False)
-        np.save(folder / f"{name}_labels.npy", split.labels, allow_pickle=False)
+        write_array(folder / f"{name}_images.npy", split.images)
+        write_array(folder / f"{name}_labels.npy", split.labels)
         digests[name] = content_digest(split, arrays.classes)
     return {"classes": list(arrays.classes), "digests": digests}
 

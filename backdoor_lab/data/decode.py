@@ -30,7 +30,7 @@ from PIL import Image, ImageOps
 from backdoor_lab.data.kinds import FORMATS
 from backdoor_lab.data.limits import LARGE, MAX_BYTES, check_memory, check_pixels
 from backdoor_lab.data.members import Content
-from backdoor_lab.errors import DataError
+from backdoor_lab.errors import DataError, many
 
 __all__ = ["FORMATS", "MODES", "Broken", "Decoded", "decode", "decode_all"]
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
@@ -96,7 +96,7 @@ def decode_all(
             if work.refused and not skip_broken:
                 raise DataError(work.refused[min(work.refused)])
     if missing:
-        raise DataError(f"{where}: {len(missing)} images are gone, the first: {min(missing)}")
+        raise DataError(f"{where}: lost {many(len(missing), 'image')}, the first: {min(missing)}")
     return work.done()
 
 
@@ -125,14 +125,16 @@ class _Work:
     def begin(self, path: str, pixels: NDArray[np.uint8]) -> None:
         """Makes room for all images, as large as the first."""
         need = len(self.rows) * pixels.nbytes
-        check_memory(need, f"{self.where}: {len(self.rows)} images", "set `dataset.size`")
+        check_memory(need, f"{self.where}: {many(len(self.rows), 'image')}", "set `dataset.size`")
         self.first, self.images = path, np.empty((len(self.rows), *pixels.shape), np.uint8)
 
     def done(self) -> Decoded:
         """What was decoded, without rows for broken files."""
         if self.images is None:
             reason = self.refused[min(self.refused)] if self.refused else "no image"
-            raise DataError(f"{self.where}: none of {len(self.rows)} images can be read: {reason}")
+            raise DataError(
+                f"{self.where}: of {many(len(self.rows), 'image')} none can be read: {reason}"
+            )
         sound = [path for path in self.rows if path not in self.refused]
         rows = {path: row for row, path in enumerate(sound)}
         for path, row in rows.items() if self.refused else ():

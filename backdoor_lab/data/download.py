@@ -15,7 +15,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from backdoor_lab.data.base import EMBEDDED
-from backdoor_lab.errors import DataError
+from backdoor_lab.errors import DataError, StoreFull
+from backdoor_lab.files import explained, no_room
 
 log = logging.getLogger(__name__)
 TIMEOUT = 15.0
@@ -89,9 +90,11 @@ def obtain(
             unpack()
             if not ready():
                 raise OSError("the unpacked files are not the official ones")
-    except MemoryError:
+    except (MemoryError, StoreFull):
         raise
     except Exception as error:  # whatever it is, the user needs the same answer
+        if isinstance(error, OSError) and no_room(error):
+            raise explained(error, root / name) from error
         raise missing(name, root, files, error, download) from error
 
 
@@ -124,6 +127,8 @@ def _fetch(file: Official, root: Path, download: bool) -> None:
             download_url(url, str(path.parent), path.name, file.md5)
             return
         except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, OSError) and no_room(error):
+                raise explained(error, path) from error
             reasons.append(f"{url}: {error}")
     raise OSError("; ".join(reasons))
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.errors import DataError
+from backdoor_lab.errors import DataError, many
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:
@@ -70,11 +70,12 @@ def refuse(bad: NDArray[np.bool_], values: NDArray[Any], where: str, rule: str) 
     """Raises DataError with the first place where `bad` is true, and how many there are."""
     if not bad.any():
         return
+    broken = int(bad.sum())
     first = np.unravel_index(int(np.argmax(bad)), bad.shape)
     place = "[" + ", ".join(str(int(i)) for i in first) + "]"
     raise DataError(
         f"{where}: {rule}, got {values[first]} at index {place}; "
-        f"{int(bad.sum())} of {bad.size} break the rule"
+        f"{broken} of {bad.size} {'breaks' if broken == 1 else 'break'} the rule"
     )
 
 
@@ -89,7 +90,7 @@ def _checked_split(split: Split, class_count: int, where: str) -> Split:
         )
     labels = whole_labels(labels, where)
     if len(images) != len(labels):
-        raise DataError(f"{where}: {len(images)} images but {len(labels)} labels")
+        raise DataError(f"{where}: {many(len(images), 'image')} but {many(len(labels), 'label')}")
     refuse(labels >= class_count, labels, where, f"labels must be below {class_count} (classes)")
     return Split(np.ascontiguousarray(images), np.ascontiguousarray(labels))
 

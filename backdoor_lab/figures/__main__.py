@@ -19,6 +19,7 @@ from backdoor_lab.errors import (
     EXIT_SOME_FAILED,
     DataError,
     LabError,
+    many,
 )
 from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
 from backdoor_lab.reports.layout import slug
@@ -94,7 +95,7 @@ def _all(folders: list[Path], store: Path | None, most: int) -> int:
         except (OSError, LabError) as error:
             code = _error(f"cannot write the figures of {folder}: {error}", EXIT_SOME_FAILED)
             continue
-        print(plain(f"{len(written)} files in {folder / FIGURES}"))
+        print(plain(f"{many(len(written), 'file')} in {folder / FIGURES}"))
     return code
 
 

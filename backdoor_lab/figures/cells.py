@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.errors import many
 from backdoor_lab.reports.evidence import (
     histogram,
     operating_point,
@@ -139,14 +140,14 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
     left = f"{counts.get('pois_left', '?')} of {counts.get('n_poisoned', '?')} poison left"
     auroc = _part(record, "detection").get("auroc")
     told = [
-        ("load", [str(chosen.get("dataset")), f"{counts.get('n_clean', '?')} images"]),
+        ("load", [str(chosen.get("dataset")), many(counts.get("n_clean", "?"), "image")]),
         ("poison", [f"{chosen.get('trigger')} → {target}",
                     f"{counts.get('n_poisoned', '?')} poisoned",
                     f"{counts.get('n_train', '?')} in all"]),
-        ("train", [str(chosen.get("model")), f"{epochs} epochs",
+        ("train", [str(chosen.get("model")), many(epochs, "epoch"),
                    f"Nat {figure('nat1')}", f"ASR {figure('asr1')}"]),
         ("extract", [f"{_part(record, 'protocol').get('layer', '?')}", "features",
-                     f"of {counts.get('n_train', '?')} images"]),
+                     f"of {many(counts.get('n_train', '?'), 'image')}"]),
         ("filter", [str(chosen.get("defense")), f"{counts.get('n_removed', '?')} removed", left,
                     f"AUROC {auroc:.3f}" if isinstance(auroc, float) else ""]),
         ("retrain", ["from scratch", *after]),

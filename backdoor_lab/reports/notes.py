@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from backdoor_lab.errors import many
 from backdoor_lab.reports import reference
 from backdoor_lab.reports.layout import UNREADABLE, Group
 from backdoor_lab.reports.records import Cell
@@ -93,7 +94,7 @@ def _what(group: Group, cells: Sequence[Cell]) -> str:
     seeds = sorted({cell.choices["seed"] for cell in cells if cell.choices})
     parts.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
     done = sum(cell.done for cell in cells)
-    return f"{'; '.join(parts)}; {done} of {len(cells)} cells done."
+    return f"{'; '.join(parts)}; {done} of {many(len(cells), 'cell')} done."
 
 
 def where(cells: Sequence[Cell]) -> list[str]:

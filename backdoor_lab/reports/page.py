@@ -18,6 +18,7 @@ from string import Template
 from typing import Any
 
 from backdoor_lab.checks import inside
+from backdoor_lab.errors import many
 from backdoor_lab.reports.compare_text import Comparison
 from backdoor_lab.reports.compare_text import grid as compare_grid
 from backdoor_lab.reports.comparison import RANDOM
@@ -79,8 +80,9 @@ def page(report: Report, records: dict[str, dict[str, Any]], shelf: Shelf) -> st
 
 def short_page(report: Report) -> str:
     """The page of a sweep with more than MOST_CELLS cells: what was run and its tables."""
+    cells = many(len(report.sweep.cells), "cell")
     said = (
-        f'<section id="all"><h2>All cells</h2>\n<p>{len(report.sweep.cells)} cells are too many'
+        f'<section id="all"><h2>All cells</h2>\n<p>{cells} are too many'
         f" for one page, which lists {MOST_CELLS} at most. <code>{TABLES}/records.csv</code> beside"
         " it has a line for each; a smaller sweep has a page with all of its cells.</p></section>\n"
     )

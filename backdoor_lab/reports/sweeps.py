@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError, DataError
+from backdoor_lab.errors import ConfigError, DataError, many
 from backdoor_lab.reports.records import (
     DAMAGED,
     MISSING,
@@ -89,7 +89,7 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
     found = find_sweeps(Path(text))
     if len(found) != 1:
         more = f"; name one of {', '.join(map(str, found[:5]))}" if found else ""
-        raise ConfigError(f"{text} holds {len(found)} sweeps where one is needed{more}")
+        raise ConfigError(f"{text} holds {many(len(found), 'sweep')} where one is needed{more}")
     return read_sweep(found[0])
 
 

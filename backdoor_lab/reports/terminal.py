@@ -4,16 +4,19 @@ leaves early, and seconds and bytes in words."""
 from __future__ import annotations
 
 import io
-import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from backdoor_lab.errors import EXIT_DONE, LabError
+from backdoor_lab.errors import LabError
+from backdoor_lab.files import explained
+from backdoor_lab.output import survive_lost_output
 
 
 def printing(work: Callable[[], int]) -> int:
-    """What `work` returns, 0 once nobody reads what it prints, or after a LabError, which is
-    printed in one line, its exit code."""
+    """What `work` returns; after a LabError, or an error of the system, which is printed in one
+    line, its exit code. That nobody reads what is printed changes nothing."""
+    survive_lost_output()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
@@ -23,9 +26,10 @@ def printing(work: Callable[[], int]) -> int:
     except LabError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # keep the interpreter from flushing to the closed pipe at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+    except OSError as error:
+        found = explained(error, Path(error.filename or "."))
+        print(f"error: {found}", file=sys.stderr)
+        return found.exit_code
 
 
 def duration(seconds: float) -> str:

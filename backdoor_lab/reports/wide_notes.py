@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from backdoor_lab.errors import many
 from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts
 from backdoor_lab.reports.layout import words
 from backdoor_lab.reports.measures import MEASURE
@@ -23,7 +24,7 @@ def notes_of(
     seeds = sorted({cell.choices[SEED] for cell in cells})
     told = [f"{k} {v}" for k, v in shared.items() if k != "protocol" and not k.startswith(PROTOCOL)]
     told.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
-    told.append(f"{sum(cell.done for cell in cells)} of {len(cells)} cells done")
+    told.append(f"{sum(cell.done for cell in cells)} of {many(len(cells), 'cell')} done")
     several = len(seeds) > 1 and SEED not in axes
     return [
         *protocols(facts, members, axes), f"{'; '.join(told)}.", *_open(facts, members, axes),

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import EXIT_DONE, DataError
+from backdoor_lab.errors import EXIT_DONE, DataError, many
 from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.overview import markdown
 from backdoor_lab.reports.records import mapping
@@ -55,7 +55,7 @@ def _index(root: Path, write: bool) -> int:
 
 def _freeze(folder: Path, out: Path, keep_curve: bool) -> int:
     count = freeze(folder, out, keep_curve=keep_curve)
-    print(plain(f"{count} records in {out / frozen.RECORDS}"))
+    print(plain(f"{many(count, 'record')} in {out / frozen.RECORDS}"))
     return EXIT_DONE
 
 

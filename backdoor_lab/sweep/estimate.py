@@ -20,6 +20,7 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
+from backdoor_lab.errors import many
 from backdoor_lab.files import canonical, nearest
 from backdoor_lab.reports.terminal import duration, size_words
 from backdoor_lab.store import Entry, Store
@@ -255,7 +256,7 @@ def describe(work: Work, side_by_side: int) -> str:
             f"{duration(work.seconds)} of one cell after the other; {known}, which does not know"
             " how cells slow each other down"
         )
-    cells, trainings = _many(len(work.cells), "cell"), _many(work.trainings, "training")
+    cells, trainings = many(len(work.cells), "cell"), many(work.trainings, "training")
     lines.append(f"{cells}, {done} done; {trainings} to do: {takes} ({known})")
     if work.bytes:
         root = Path(work.cells[0][0].config["store"]["root"])
@@ -271,7 +272,3 @@ def _disk(needed: int, root: Path, free: int) -> str:
         f"warning: {said}, where only {size_words(free)} are free: name a larger disk"
         " (store.root=PATH), or another layer (penultimate features are the smallest)"
     )
-
-
-def _many(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"

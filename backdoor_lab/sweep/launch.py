@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab import stopping
+from backdoor_lab.errors import many
 from backdoor_lab.sweep.listing import (
     OUT_OF_MEMORY,
     Asked,
@@ -58,7 +59,9 @@ class Launch:
         while left and not self._over():
             ended = {each.asked.id: each for each in self._round(left)}
             if not ended:
-                log.error("the launcher ran none of %d cells; they are given up", len(left))
+                log.error(
+                    "the launcher ran none of what is left: %s given up", many(len(left), "cell")
+                )
                 return
             left = [each for each in left if self._again(each, ended.get(each.id))]
 

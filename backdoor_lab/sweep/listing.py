@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import ConfigError, DataError, LabError, failed_status
+from backdoor_lab.files import room
 from backdoor_lab.reports.records import DAMAGED, DONE, SCHEMA, Cell, decode, mapping, parse
 from backdoor_lab.small_files import (
     DamagedFile,
@@ -141,7 +142,8 @@ def _refuse(name: str) -> None:
 
 def halt(folder: Path) -> None:
     """From now on no cell of the sweep in `folder` starts, in whatever process."""
-    (folder / HALT).touch()
+    with room(folder / HALT):
+        (folder / HALT).touch()
 
 
 def halted(folder: Path) -> bool:

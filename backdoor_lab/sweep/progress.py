@@ -77,7 +77,7 @@ class Progress:
                 self._bar.remove_task(self._task)
             self._task = self._bar.add_task(f"{self.title} {stage}", total=self._total or None)
         elif self.kind == "lines" and not epochs:
-            log.info("%s %s %s", self.title, stage, detail)
+            log.info("%s", " ".join(filter(None, [self.title, stage, detail])))
 
     @property
     def current(self) -> str:

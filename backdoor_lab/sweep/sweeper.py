@@ -21,6 +21,8 @@ from backdoor_lab.errors import (
     ConfigError,
     LabError,
     Stopped,
+    many,
+    reason_of,
 )
 from backdoor_lab.small_files import clear_folder, make_folder, write_json, write_ours
 from backdoor_lab.sweep.expand import Expander
@@ -69,7 +71,7 @@ class ResumeSweeper(BasicSweeper):
             clear_folder(folder / each.id)
         left = [each for each in asked if not finished(folder / each.id, each.id, mend=True)]
         if len(left) < len(asked):
-            log.warning("%d of %d cells are done already", len(asked) - len(left), len(asked))
+            log.warning("%d of %s done already", len(asked) - len(left), many(len(asked), "cell"))
         for each in left:
             clear_way(folder / each.id)
         failed = self._launch(folder, spread(left)) if left else {}
@@ -106,7 +108,8 @@ class ResumeSweeper(BasicSweeper):
             if cell.config.get("dry_run"):
                 dry[cell.id] = cell
         if len(found) < len(jobs):
-            log.warning("%d of %d cells are the same as others", len(jobs) - len(found), len(jobs))
+            repeated = many(len(jobs) - len(found), "cell")
+            log.warning("%s of %d asked for twice; each is run once", repeated, len(jobs))
         return list(found.values()), list(dry.values())
 
     def _tell(self, folder: Path, cells: Sequence[Cell]) -> int:
@@ -196,17 +199,22 @@ def _asked(cell: Cell, job: Sequence[str]) -> Asked:
 def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -> int:
     from backdoor_lab.reports import print_tables, write_tables
 
-    print_tables(write_tables(folder, failed))
+    written = True
+    try:
+        print_tables(write_tables(folder, failed))
+    except (OSError, LabError) as error:
+        log.error("the tables of %s cannot be written: %s", folder, reason_of(error))
+        written = False
     states = [status_of(folder / each.id) or failed.get(each.id) for each in asked]
     done = sum(state == "done" for state in states)
     for each, state in zip(asked, states, strict=True):
         if state != "done":
             log.error("%s: %s", each.id, state or "missing")
-    log.warning("%d of %d cells done: %s", done, len(asked), folder / "tables")
+    log.warning("%d of %s done: %s", done, many(len(asked), "cell"), folder / "tables")
     log.warning("open %s", folder / "index.html")
     if stopping.requested():
         raise Stopped("stopped on request; the same command goes on where this one stopped")
-    return EXIT_DONE if done == len(asked) else EXIT_SOME_FAILED
+    return EXIT_DONE if done == len(asked) and written else EXIT_SOME_FAILED
 
 
 register()

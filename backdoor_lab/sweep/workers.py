@@ -21,6 +21,7 @@ from multiprocessing import connection
 from typing import Any
 
 from backdoor_lab import stopping
+from backdoor_lab.output import survive_lost_output
 
 GRACE = 5.0
 """Seconds that a child has to end by itself when it is asked to."""
@@ -107,6 +108,7 @@ def is_worker() -> bool:
 
 def _serve(pipe: Any, run: Callable[[Any], Any]) -> None:
     _watched.set()
+    survive_lost_output()
     stopping.install_in_child()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _signals())
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -13,6 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from backdoor_lab import stopping
+from backdoor_lab.files import room
 
 POLL = 0.5
 
@@ -28,8 +29,9 @@ def own_device(
     process, however that ends. Raises Stopped when the process is asked to stop meanwhile.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"backdoor_lab-gpus-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    lock, number = _first_free(devices, share, folder)
+    with room(folder):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock, number = _first_free(devices, share, folder)
     try:
         yield number
     finally:

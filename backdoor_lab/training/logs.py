@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.files import room
 from backdoor_lab.targets import LOGGERS
 
 
@@ -37,4 +40,22 @@ def logger_of(config: dict[str, Any], stage: str, folder: Path) -> Any:
         arguments["save_dir"] = str(folder)
     if "name" in arguments:
         arguments["name"] = f"{arguments['name']}/{stage}"
-    return getattr(importlib.import_module(module), name)(**arguments)
+    made = getattr(importlib.import_module(module), name)(**arguments)
+    _watch(made, Path(arguments.get("save_dir") or folder))
+    return made
+
+
+def _watch(logger: Any, folder: Path) -> None:
+    """Makes a logger say where there is no room: by itself it raises a bare OSError, in the midst
+    of a stage that is written elsewhere."""
+    for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
+        setattr(logger, name, _watched(getattr(logger, name), folder))
+
+
+def _watched(method: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def wrapped(*arguments: Any, **options: Any) -> Any:
+        with room(folder / "log"):
+            return method(*arguments, **options)
+
+    return wrapped

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from backdoor_lab import checks
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.errors import ConfigError, many
 from backdoor_lab.training.gpus import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -37,7 +37,7 @@ class Machine:
         number = "bf16" if self.bf16 else "fp32"
         if self.device.type == "cuda":
             return f"gpu: {torch.cuda.get_device_name(self.device)}, {number}"
-        return f"cpu: {_processor()}, {self.threads} thread{'s' * (self.threads > 1)}, {number}"
+        return f"cpu: {_processor()}, {many(self.threads, 'thread')}, {number}"
 
     def autocast(self) -> torch.autocast:
         """The number format of forward passes."""

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from backdoor_lab.errors import Diverged
+from backdoor_lab.errors import Diverged, many
 from backdoor_lab.progress import track
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.models import Tap
@@ -61,7 +61,9 @@ def extract(module: Classifier, training: TrainingSet, layer: str, machine: Mach
         values = _over(module, len(training), machine, images, lambda _: tap.values.float())
     bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
     if len(bad):
-        raise Diverged(f"features of {len(bad)} examples are not finite, first at {int(bad[0])}")
+        raise Diverged(
+            f"the features of {many(len(bad), 'example')} are not finite, first at {int(bad[0])}"
+        )
     return Features(values, training.labels)
 
 

@@ -103,7 +103,7 @@ def test_what_is_not_used_is_counted_in_one_line_and_listed(
                 found = open_dataset(ImageFolder(root=str(form)), Store(tmp_path / "store"))
             assert found.notes["not_used"] == expected
             (line,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
-            assert "5 files are not used" in line
+            assert "not used: 5 files" in line
             assert "2 .csv, 2 .heic, 1 no ending" in line
 
 
@@ -182,7 +182,7 @@ def test_a_set_of_damaged_images_alone_is_refused(tmp_path: Path) -> None:
     root = filled(tmp_path)
     for path in root.rglob("*.png"):
         path.write_bytes(b"x")
-    with pytest.raises(DataError, match="none of 6 images can be read"):
+    with pytest.raises(DataError, match="of 6 images none can be read"):
         ImageFolder(root=str(root), skip_broken=True).read()
 
 

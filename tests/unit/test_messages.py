@@ -1,0 +1,61 @@
+"""What is said to a user: whole English lines, without addresses of objects."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from cells import TINY, environment
+from PIL import Image
+from test_house import SOURCES, name_of
+
+from backdoor_lab.errors import DataError, LabError, many, reason_of
+
+
+def test_no_message_holds_the_address_of_an_object() -> None:
+    with pytest.raises(OSError, match="0x") as found:
+        Image.open(io.BytesIO(b"no picture"))
+    assert str(DataError(f"a.png: {found.value}")) == "a.png: cannot identify image file"
+    assert reason_of(found.value) == "UnidentifiedImageError: cannot identify image file"
+    assert str(LabError(f"a {object()} b <c> 0x12 d")) == "a b <c> 0x12 d"
+
+
+def test_one_and_many() -> None:
+    assert [many(n, "cell") for n in (0, 1, 2, "?")] == ["0 cells", "1 cell", "2 cells", "? cells"]
+
+
+COUNTED = re.compile(
+    r"(?:\{[^{}]*\b(?:len|sum|count)\b[^{}]*\}|%d) (?!is\b|loss\b)[a-z]*s\b(?! of\b)"
+)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_plurals_are_made_in_one_place(path: Path) -> None:
+    """A number before a plural is a word of `errors.many`: there is one of everything at times."""
+    if path.name == "errors.py" or path.parent.name in ("attacks", "defenses"):
+        return
+    found = [line.strip() for line in path.read_text().splitlines() if COUNTED.search(line)]
+    assert found == []
+
+
+def test_no_line_ends_in_a_blank(tmp_path: Path) -> None:
+    """Of a cell, its log, and what the other commands say of it."""
+    run = ["-m", "backdoor_lab", "-m", *TINY, "retrain=false", "trainer.progress=lines",
+           "hydra.sweep.dir=here"]  # fmt: skip
+    others = [["-m", "backdoor_lab.status", "here"], ["-m", "backdoor_lab.reports", "here"],
+              ["-m", "backdoor_lab.export", "here", "--out", "x.csv"]]  # fmt: skip
+    text = ""
+    for words in [run, *others]:
+        said = subprocess.run([sys.executable, *words], cwd=tmp_path, env=environment(),
+                              capture_output=True, text=True, timeout=240, check=True)  # fmt: skip
+        text += said.stdout + said.stderr
+    for log in (tmp_path / "here").glob("*/*.log"):
+        text += log.read_text()
+    assert [line for line in text.splitlines() if line != line.rstrip()] == []
+    assert "load on cpu" in text
+    assert re.search(r"x.csv: 1 cell of 1 sweep, \d+ columns", text)
+    assert "1 of 1 cell done" in text

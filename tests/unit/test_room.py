@@ -1,0 +1,322 @@
+"""Row 3 of the fault table for every writer: the disk is full, or a file may not grow (EFBIG).
+
+A test reads from the sources which functions write, so that a new writer is tested here too.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from cells import run_here
+from stages import sweep
+from test_house import PACKAGE, SOURCES, name_of, tree
+
+from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.data.synthetic_source import Synthetic
+from backdoor_lab.errors import LabError
+from backdoor_lab.export_weights import main as export_weights
+from backdoor_lab.files import write_atomic
+from backdoor_lab.output import LogFile
+from backdoor_lab.reports.write import write_tables
+from backdoor_lab.small_files import make_folder, write_json
+from backdoor_lab.store import Store
+from backdoor_lab.sweep.listing import halt
+from backdoor_lab.tensors import write_tensors
+from backdoor_lab.training.logs import logger_of
+
+WRITING = {
+    "write_bytes", "write_text", "write_through", "write_atomic", "write_ours", "write_json",
+    "write_array", "savefig", "to_csv", "to_parquet", "touch", "mkdir", "makedirs", "mkstemp",
+    "NamedTemporaryFile", "FileLock", "download_url", "ModelCheckpoint", "symlink_to", "fdopen",
+    "make_folder", "write_tensors", "write_as_named", "write_frame",
+}  # fmt: skip
+"""Calls that put something on a disk, by the last part of their name."""
+
+# Every function that makes such a call, and what shows that a full disk is met there: a name of
+# FULL below, or the reason why there is nothing to show.
+TEXT = "makes text or bytes in memory, which its caller writes"
+ATOMIC = "writes with write_atomic alone"
+STAGE = "runs inside a stage, see `stage`"
+WRITERS = {
+    "claims.py:_create": STAGE, "claims.py:_say": "a lost beat costs nothing, see test_claims",
+    "data/cache.py:_write": "data set", "data/download.py:_fetch": "download",
+    "data/download.py:obtain": "download",
+    "export_weights.py:export_weights": "export_weights", "figures/style.py:save": ATOMIC,
+    "files.py:write_atomic": "atomic", "files.py:write_through": "atomic",
+    "output.py:survive_lost_output": "opens the null device",
+    "output.py:_lasting": "opens nothing new", "results/index.py:rewrite": ATOMIC,
+    "preview.py:_preview": ATOMIC,
+    "reports/export.py:_csv": TEXT, "reports/export.py:_parquet": TEXT,
+    "reports/export.py:write_frame": ATOMIC,
+    "reports/inquiry.py:tell": ATOMIC,
+    "reports/page.py:write_page": "tables", "reports/write.py:contents": TEXT,
+    "reports/write.py:write_as_named": ATOMIC, "reports/write.py:write_files": "tables",
+    "compare.py:_compare": ATOMIC, "export.py:_export": ATOMIC,
+    "results/__main__.py:freeze": ATOMIC,
+    "small_files.py:make_folder": "folder", "small_files.py:write_json": "json",
+    "small_files.py:write_ours": "json",
+    "store.py:_make": "stage", "store.py:_remembered": "a lost note costs time only",
+    "store.py:_seal": "stage", "store.py:get": "stage",
+    "sweep/chain.py:run_cell": "record",
+    "sweep/judging.py:make": STAGE, "sweep/providing.py:make": STAGE, "sweep/stages.py:make": STAGE,
+    "sweep/listing.py:halt": "halt", "sweep/listing.py:note_failure": "told by the driver",
+    "sweep/loss.py:record_loss": "json", "sweep/progress.py:_beat": "a lost beat costs nothing",
+    "sweep/sweeper.py:_announce": "sweep", "sweep/task.py:_crashes_told": "a warning, see `log`",
+    "tensors.py:write_array": STAGE, "tensors.py:write_tensors": STAGE,
+    "training/fit.py:_checkpointer": STAGE, "training/gpus.py:_first_free": "gpu lock",
+    "training/gpus.py:own_device": "gpu lock",
+}  # fmt: skip
+
+
+def writing() -> Iterator[str]:
+    """``file:function`` for every function of the package that makes a writing call."""
+    for path in SOURCES:
+        for node in ast.walk(tree(path)):
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            inner = {id(n) for f in ast.walk(node) if f is not node
+                     and isinstance(f, ast.FunctionDef) for n in ast.walk(f)}  # fmt: skip
+            calls = (n for n in ast.walk(node) if isinstance(n, ast.Call) and id(n) not in inner)
+            if any(_writes(call) for call in calls):
+                yield f"{name_of(path)}:{node.name}"
+
+
+def _writes(call: ast.Call) -> bool:
+    name = ast.unparse(call.func).rpartition(".")[2]
+    if name in ("open", "_Output"):
+        given = [*call.args, *(each.value for each in call.keywords if each.arg == "mode")]
+        modes = [n.value for n in given if isinstance(n, ast.Constant)]
+        return any(isinstance(m, str) and set(m) & set("wax") and len(m) < 4 for m in modes)
+    return name in WRITING
+
+
+def test_every_writer_is_known() -> None:
+    found = set(writing())
+    assert found - WRITERS.keys() == set(), "show here what a full disk does to it"
+    assert WRITERS.keys() - found == set(), "no longer writes"
+    named = {each for each in WRITERS.values() if each in FULL or " " not in each}
+    assert named | {"logger"} == FULL.keys()  # a logger of Lightning writes by itself
+
+
+def write_stage(root: Path) -> object:
+    def make(folder: Path) -> dict[str, Any]:
+        write_tensors(folder / "weights.safetensors", {"a": torch.zeros(2000)})
+        return {}
+
+    return Store(root).get("train", {}, make)
+
+
+def log_into(root: Path) -> None:
+    logger = logger_of({"_target_": "pytorch_lightning.loggers.CSVLogger", "save_dir": None,
+                        "name": "log"}, "train", root)  # fmt: skip
+    for step in range(200):
+        logger.log_metrics({"loss": 0.123456789}, step)
+    logger.save()
+
+
+def lock(root: Path) -> None:
+    from backdoor_lab.training.gpus import own_device
+
+    with own_device(["gpu"], folder=root / "gpus"):
+        pass
+
+
+def fetch(root: Path) -> None:
+    from torchvision.datasets import utils
+
+    from backdoor_lab.data.download import Official, obtain
+
+    def download(url: str, folder: str, name: str, md5: str) -> None:
+        Path(folder, name).write_bytes(bytes(50_000))
+
+    utils.download_url = download  # in a forked process, for itself
+    file = Official("set.bin", "0" * 32, ("https://nowhere.invalid/set.bin",))
+    obtain("set", root / "d", (file,), download=True, ready=lambda: False)
+
+
+def announce(root: Path) -> None:
+    from types import SimpleNamespace
+
+    from omegaconf import OmegaConf
+
+    from backdoor_lab.sweep.sweeper import ResumeSweeper
+
+    config = OmegaConf.create({"said": "x" * 5000})
+    ResumeSweeper._announce(SimpleNamespace(config=config), root / "sweep", [])
+
+
+FULL: dict[str, Callable[[Path], object]] = {
+    "data set": lambda root: open_dataset(Synthetic(per_class_train=20, per_class_test=5, size=8),
+                                          Store(root)),
+    "atomic": lambda root: write_atomic(root / "x", bytes(5000)),
+    "json": lambda root: write_json(root / "x", "x" * 5000),
+    "stage": write_stage,
+    "record": lambda root: run_here(root.parent / "ready/store", root / "cell"),
+    "tables": lambda root: write_tables(root / "sweep"),
+    "export_weights": lambda root: export_weights(
+        [str(next((root.parent / "ready").glob("cell"))), "--out", str(root / "x.safetensors"),
+         "--store", str(root.parent / "ready/store")]),
+    "logger": log_into,
+    "download": fetch,
+    "sweep": announce,
+    "gpu lock": lock,
+    "halt": halt,
+    "folder": lambda root: make_folder(root / "new"),
+}  # fmt: skip
+FOLDERS_ONLY = ("gpu lock", "halt", "folder")
+"""Writers of empty files and folders: only a disk without inodes stops them."""
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the writers need beforehand: a cell with its store."""
+    base = tmp_path_factory.mktemp("room")
+    run_here(base / "ready/store", base / "ready/cell")
+    return base
+
+
+def in_child(work: Callable[[], object]) -> tuple[str, str]:
+    """Runs `work` in a forked process; the error it ends with, by name, and its text."""
+    reading, writing_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        said = "done\n"
+        try:
+            sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (no limit there)
+            found = work()
+            said = f"code {found}\n" if isinstance(found, int) else said
+            if isinstance(found, dict):
+                said = f"record\n{found['status']}"
+        except LabError as error:
+            said = f"{type(error).__name__}\n{error}"
+        except BaseException as error:
+            said = f"{type(error).__name__}\n{error!r}"
+        finally:
+            os.write(writing_end, said.encode()[:4000])
+            os._exit(0)
+    os.close(writing_end)
+    with os.fdopen(reading) as stream:
+        kind, _, text = stream.read().partition("\n")
+    os.waitpid(pid, 0)
+    return kind, text
+
+
+def met_clearly(what: str, kind: str, text: str) -> None:
+    if what == "export_weights":
+        assert kind == "code 1"
+    else:
+        assert kind == "StoreFull", text
+        assert "no room" in text
+        assert "bytes free" in text
+
+
+@pytest.mark.parametrize("what", [each for each in FULL if each not in FOLDERS_ONLY])
+@pytest.mark.parametrize("limit", [0, 900])
+def test_a_file_that_may_not_grow(what: str, limit: int, ready: Path, tmp_path: Path) -> None:
+    """RLIMIT_FSIZE: the kernel refuses the write, as on a full disk, in the midst of it."""
+    root = ready / f"{what}-{limit}"
+    root.mkdir()
+    if what == "tables":
+        sweep(root)
+
+    def work() -> object:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        return FULL[what](root)
+
+    met_clearly(what, *in_child(work))
+    assert not [path for path in root.rglob("*.part*") if path.name[0] == "."]
+    assert not list(root.rglob("*.claim"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs a mount")
+@pytest.mark.parametrize("what", FULL)
+@pytest.mark.parametrize("option", ["size=8k", "nr_inodes=3"])
+def test_a_full_disk(what: str, option: str, ready: Path) -> None:
+    """A small tmpfs without room, and one without inodes."""
+    if what in FOLDERS_ONLY and option.startswith("size"):
+        pytest.skip("empty files take no room")
+    root = ready / f"disk-{what}-{option.partition('=')[0]}"
+    root.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", option, "tmpfs", str(root)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("may not mount")
+    try:
+        if what == "tables":
+            (root / "sweep").mkdir()
+            made = ready / f"made-{option.partition('=')[0]}"
+            sweep(made)
+            (root / "sweep/sweep.json").write_bytes((made / "sweep/sweep.json").read_bytes())
+        if what == "record":
+            (root / "cell").mkdir()
+        fill(root, option)
+        met_clearly(what, *in_child(lambda: FULL[what](root)))
+    finally:
+        subprocess.run(["umount", str(root)], check=True)
+
+
+def fill(root: Path, option: str) -> None:
+    """Takes up what is left of a small disk."""
+    try:
+        if option.startswith("size"):
+            with (root / "filler").open("wb") as stream:
+                while True:
+                    stream.write(bytes(1024))
+                    stream.flush()
+        for number in range(10):
+            (root / f"filler{number}").touch()
+    except OSError:
+        return
+
+
+def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import logging
+
+    (tmp_path / "x.log").mkdir()
+    record = logging.LogRecord("x", 20, "x", 1, "said", None, None)
+    handlers = [LogFile("/dev/full"), LogFile(tmp_path / "x.log", delay=True)]
+    for handler in handlers:
+        handler.emit(record)
+        handler.emit(record)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("no more of the log is written")[0] for line in lines] == [
+        "warning: /dev/full: ", f"warning: {tmp_path / 'x.log'}: ",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("where", ["nobody", "full", "closed"])
+def test_lost_output_ends_nothing(where: str, tmp_path: Path) -> None:
+    """Nobody reads it any more, the disk behind it is full, or there is none: exit code 3."""
+    code = (
+        "import sys, logging\n"
+        "from backdoor_lab.output import Terminal, survive_lost_output\n"
+        "survive_lost_output()\n"
+        "logging.basicConfig(handlers=[Terminal()], force=True)\n"
+        "for _ in range(3000): print('x' * 60); logging.warning('y' * 60)\n"
+        "open('end', 'w').close(); sys.exit(3)\n"
+    )
+    (tmp_path / "code.py").write_text(code)
+    after = {"nobody": "| head -1", "full": "> /dev/full", "closed": ">&-"}[where]
+    line = f'"{sys.executable}" code.py {after}; echo "${{PIPESTATUS[0]}}" > code'
+    result = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, text=True, capture_output=True, timeout=60, check=True,
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent)},
+    )  # fmt: skip
+    assert (tmp_path / "code").read_text() == "3\n"
+    assert (tmp_path / "end").exists()
+    assert "Traceback" not in result.stderr
+    assert "Exception" not in result.stderr
+    assert result.stderr.count("output is lost") == (where == "full")
