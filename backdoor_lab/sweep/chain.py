@@ -35,6 +35,7 @@ from backdoor_lab.sweep.progress import Progress, Report
 from backdoor_lab.sweep.providing import material_facts, material_of, repair_stage
 from backdoor_lab.sweep.record import record_body, record_head, run_facts
 from backdoor_lab.sweep.stages import (
+    computed_on,
     filtered,
     measure_stage,
     poison_stage,
@@ -70,6 +71,7 @@ class Chain:
         self.stages: dict[str, Entry] = {}
         self._aside: tuple[Features, Entry] | None = None
         self._material: tuple[Material, dict[str, Any]] | None = None
+        self._trained_in: str | None = None
 
     def run(self) -> dict[str, Any]:
         """The figures of the cell's record."""
@@ -172,6 +174,7 @@ class Chain:
         training = self.poisoned.training
         material = material_of(self.cell, training, self.data, module, self.machine)
         self._material = material, material_facts(self.cell, self.data, module, weights)
+        self._trained_in = module.memory_format
 
     def _judge(self, features: Features) -> Verdict:
         if isinstance(self.cell.defense, Repair):
@@ -179,7 +182,7 @@ class Chain:
         self.progress.stage("filter")
         verdict, self.stages["filter"] = filter_stage(
             self.cell, self.poisoned, features, self.stages["extract"], self.store, self._aside,
-            self._material,
+            self._material, computed_on(self.machine, self._trained_in),
         )  # fmt: skip
         return verdict
 
@@ -224,7 +227,7 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
         except Exception as error:
             body = failure(error, cell)
             log.error("%s: %s", cell.id, body["status"], exc_info=not isinstance(error, LabError))
-        run = run_facts(chain.stages, chain.machine.describe(), command)
+        run = run_facts(chain.stages, chain.machine, command)
         run |= {"started": began.isoformat(timespec="seconds")}
         run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
         run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}

@@ -14,6 +14,7 @@ from backdoor_lab.defenses.material import Material
 from backdoor_lab.seeds import derive
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, nameless
+from backdoor_lab.sweep.stages import computed_on
 from backdoor_lab.sweep.told import held_out, held_out_facts, knowledge
 from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
 from backdoor_lab.training.autoencoder import (
@@ -25,6 +26,7 @@ from backdoor_lab.training.autoencoder import (
 )
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import extract
+from backdoor_lab.training.memory_format import CONTIGUOUS
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Features, Images, Poisoned, TrainingSet, Verdict
 
@@ -72,7 +74,7 @@ def autoencoder_stage(
         torch.set_num_threads(machine.threads)
         weights = train_autoencoder(training, seed, machine.device).state_dict()
         write_tensors(folder / "weights.safetensors", weights)
-        return {"weights": tensors_digest(weights)}
+        return {"weights": tensors_digest(weights), **computed_on(machine, CONTIGUOUS)}
 
     inputs = {"version": VERSIONS[AUTOENCODER], "training": training.digest, "seed": seed}
     entry = store.get(AUTOENCODER, inputs, make)
@@ -102,10 +104,11 @@ def filter_stage(
     cell: Cell, poisoned: Poisoned, features: Features, extracted: Entry, store: Store,
     aside: tuple[Features, Entry] | None = None,
     material: tuple[Material, dict[str, Any]] | None = None,
+    where: dict[str, Any] | None = None,
 ) -> tuple[Verdict, Entry]:  # fmt: skip
     """The defense's verdict; the truth goes to the controls alone that declare it. `aside`: the
     features of held-out clean images, `material`: images and networks and what decides them, for
-    a defense that asks for them."""
+    a defense that asks for them; `where` it is computed, for the record."""
     defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
     assert isinstance(defense, Defense | TruthControl)
     if aside is not None:
@@ -120,7 +123,7 @@ def filter_stage(
             verdict = defense.judge(poisoned.is_poison)
         tensors = {"scores": verdict.scores, "keep": verdict.keep}
         write_tensors(folder / "verdict.safetensors", tensors)
-        return {"n_removed": int((~verdict.keep).sum()), "notes": verdict.notes}
+        return {"n_removed": int((~verdict.keep).sum()), "notes": verdict.notes, **(where or {})}
 
     inputs = {
         "version": VERSIONS["filter"],

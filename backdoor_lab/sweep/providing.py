@@ -17,7 +17,7 @@ from backdoor_lab.seeds import derive
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, nameless
 from backdoor_lab.sweep.judging import normalisation
-from backdoor_lab.sweep.stages import versions
+from backdoor_lab.sweep.stages import computed_on
 from backdoor_lab.sweep.told import held_out, held_out_facts
 from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
 from backdoor_lab.training.batches import augmented
@@ -87,7 +87,7 @@ def repair_stage(
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise Diverged(f"weight {name} is not finite after the repair")
         write_tensors(folder / "weights.safetensors", weights)
-        where = {"machine": machine.describe(), "versions": versions()}
+        where = computed_on(machine, network.memory_format)
         return {"weights": tensors_digest(weights), "notes": notes, **where}
 
     inputs = {

@@ -18,10 +18,12 @@ from backdoor_lab.files import digest
 from backdoor_lab.store import Entry
 from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.stages import versions
+from backdoor_lab.training.machine import Machine
 from backdoor_lab.types import Dataset, Poisoned, Verdict
 
 SCHEMA = 1
 PLACES = ("root", "download")
+KEPT = ("machine", "compute", "versions")
 WORTH = ("clean_rate", "top_class", "top_share")
 """What `measure_stage` says of how much Nat and ASR are worth."""
 UNSET = ("skip_broken", "test_share", "split_seed")
@@ -159,7 +161,7 @@ def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, Any] | Non
     }
 
 
-def run_facts(stages: dict[str, Entry], machine: str, command: str) -> dict[str, Any]:
+def run_facts(stages: dict[str, Entry], machine: Machine, command: str) -> dict[str, Any]:
     """What may differ between two honest runs of one cell."""
     seconds = {name: round(_seconds(entry), 3) for name, entry in stages.items()}
     rates = {name: _rate(stages[name]) for name in ("train", "retrain") if name in stages}
@@ -169,7 +171,8 @@ def run_facts(stages: dict[str, Entry], machine: str, command: str) -> dict[str,
         "process_peak_memory_mib": round(_peak_mib(), 1),
         "stages": {name: _stage_facts(entry) for name, entry in stages.items()},
         "versions": versions(),
-        "device": machine,
+        "device": machine.describe(),
+        "compute": machine.facts(),
         "git_commit": git_commit(),
         "command": command,
     }
@@ -206,7 +209,7 @@ def commit_of(checkout: Path) -> str | None:
 def _stage_facts(entry: Entry) -> dict[str, Any]:
     """Whether this run computed a stage, and on what it was computed if that was noted."""
     facts = {"id": entry.id, "made": entry.made}
-    return facts | {key: entry.meta[key] for key in ("machine", "versions") if key in entry.meta}
+    return facts | {key: entry.meta[key] for key in KEPT if key in entry.meta}
 
 
 def _seconds(entry: Entry) -> float:

@@ -35,6 +35,7 @@ from backdoor_lab.training.measure import (
     channel_stats,
     predictions,
 )
+from backdoor_lab.training.memory_format import LARGEST_BLOCK
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Poisoned, TrainingSet
 
@@ -50,7 +51,7 @@ def prepare_stage(
 
     def make(folder: Path) -> dict[str, Any]:
         write_tensors(folder / "prepared.safetensors", cell.trigger.prepare(work))
-        return {}
+        return computed_on(machine)
 
     inputs = {
         "version": VERSIONS["prepare"],
@@ -134,6 +135,7 @@ def train_stage(
         "recipe": cell.recipe.decides(),
         "bf16": machine.bf16,
         "seed": seed,
+        **_recomputed(cell),
     }
 
     def make(folder: Path) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def train_stage(
         weights = module.net.state_dict()
         write_tensors(folder / "weights.safetensors", weights)
         facts = {"loss": module.history, "n_train": len(training), "training": training.digest}
-        where: dict[str, Any] = {"machine": machine.describe(), "versions": versions()}
+        where = computed_on(machine, module.memory_format)
         where["resumed_after"] = module.resumed_after
         where["seconds_before"] = round(module.seconds_before, 3)
         return {"weights": tensors_digest(weights), **where, **facts}
@@ -204,6 +206,14 @@ def measure_stage(
     return store.get("measure", inputs, make)
 
 
+def computed_on(machine: Machine, memory_format: str | None = None) -> dict[str, Any]:
+    """Where a stage is computed, for its entry in the store and so for every record that uses
+    it; `memory_format` is that of the network that is trained."""
+    compute = machine.facts()
+    compute |= {} if memory_format is None else {"memory_format": memory_format}
+    return {"machine": machine.describe(), "compute": compute, "versions": versions()}
+
+
 @functools.cache
 def versions() -> dict[str, str]:
     """The versions of this package, Python and the libraries that decide numbers."""
@@ -213,7 +223,16 @@ def versions() -> dict[str, str]:
 
 def _surrogate(cell: Cell, machine: Machine) -> dict[str, Any]:
     # The attacker's network sees other numbers in another format, and so does what he makes of it.
-    return cell.surrogate | {"bf16": machine.bf16} if cell.surrogate else {}
+    if not cell.surrogate:
+        return {}
+    return cell.surrogate | {"bf16": machine.bf16} | _recomputed(cell)
+
+
+def _recomputed(cell: Cell) -> dict[str, Any]:
+    # Networks narrower than this, and poison made with them, may stand in a store from the time
+    # when some CPUs computed wrong gradients for them: they are computed anew.
+    width = cell.config["model"]["width"]
+    return {"revision": 1} if width is not None and width < LARGEST_BLOCK else {}
 
 
 def _stamp(cell: Cell) -> str:

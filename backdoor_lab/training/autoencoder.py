@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from backdoor_lab.errors import Diverged
 from backdoor_lab.progress import track
 from backdoor_lab.seeds import derive, torch_generator
+from backdoor_lab.training.memory_format import CONTIGUOUS, arranged
 from backdoor_lab.types import TrainingSet
 
 AUTOENCODER = "autoencoder"
@@ -40,7 +41,7 @@ class Autoencoder(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """The bottleneck float (n, DIMS) of `images`."""
-        codes: Tensor = self.down(images.float() / 255)
+        codes: Tensor = self.down(arranged(images.float() / 255, CONTIGUOUS))
         return codes
 
     def forward(self, images: Tensor) -> Tensor:

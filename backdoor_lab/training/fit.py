@@ -20,9 +20,11 @@ from backdoor_lab.seeds import derive
 from backdoor_lab.small_files import check_regular, set_aside
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.memory_format import memory_format_of
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.unused_columns import guard_unused_columns
 from backdoor_lab.types import TrainingSet
 
 CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "optimizer_states",
@@ -48,13 +50,15 @@ def new_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifi
     net = build_model(
         job.model, channels=channels, classes=len(job.training.classes), seed=job.seed
     )
+    if machine.bf16 and machine.device.type == "cpu":
+        guard_unused_columns(net)
     return Classifier(
         net,
         job.recipe,
         mean=job.mean,
         std=job.std,
         total_steps=total_steps,
-        memory_format=machine.memory_format,
+        memory_format=memory_format_of(net, machine),
     )
 
 

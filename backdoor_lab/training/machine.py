@@ -21,6 +21,9 @@ from backdoor_lab.errors import ConfigError, many
 from backdoor_lab.training.gpus import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
+ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
+"""Environment variables that keep oneDNN (two names) and PyTorch below the processor's best."""
+BEFORE_BF16 = ("AVX", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,17 @@ class Machine:
         """The number format of forward passes."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
+    def facts(self) -> dict[str, Any]:
+        """Which machine this is, as far as it can decide digits or speed: for the record."""
+        cuda = self.device.type == "cuda"
+        return {
+            "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
+            "processor": _processor(),
+            "instruction_set": torch.backends.cpu.get_cpu_capability(),
+            **{name.lower(): os.environ.get(name) for name in ISA_LIMITS},
+            "threads": self.threads,
+            "precision": "bf16" if self.bf16 else "fp32",
+        }
 
 
 def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
@@ -97,7 +108,13 @@ def _bf16(precision: object, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # Without these instructions bfloat16 is emulated, and slower than float32.
-    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+    return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags()) and not _limited_below_bf16()
+
+
+def _limited_below_bf16() -> bool:
+    """Whether oneDNN is told to leave the instructions for bfloat16 alone."""
+    limits = [os.environ.get(name, "").upper() for name in ISA_LIMITS[:2]]
+    return any(limit.startswith(("SSE", "AVX2")) or limit in BEFORE_BF16 for limit in limits)
 
 
 def _cores() -> int:

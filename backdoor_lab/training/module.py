@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.errors import Diverged
+from backdoor_lab.training.memory_format import CONTIGUOUS, arrange, arranged, has_channels_last
 from backdoor_lab.training.recipe import Recipe, optimizer_of
 
 
@@ -18,7 +19,8 @@ class Classifier(pl.LightningModule):
 
     So training, feature extraction and every test see one normalisation: `mean` and `std`
     float (C,), in units of 0..255, are buffers of the module. Batches come on the device as
-    uint8 (b, C, H, W) with labels int64 (b,).
+    uint8 (b, C, H, W) with labels int64 (b,). Weights and activations lie in `memory_format`,
+    however the images lie.
     """
 
     mean: Tensor
@@ -32,10 +34,10 @@ class Classifier(pl.LightningModule):
         mean: Tensor,
         std: Tensor,
         total_steps: int,
-        memory_format: torch.memory_format = torch.contiguous_format,
+        memory_format: str = CONTIGUOUS,
     ) -> None:
         super().__init__()
-        self.net = net.to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.net = arrange(net, memory_format)
         self.recipe, self.total_steps, self.memory_format = recipe, total_steps, memory_format
         self.register_buffer("mean", mean.view(1, -1, 1, 1))
         self.register_buffer("std", std.view(1, -1, 1, 1))
@@ -51,15 +53,14 @@ class Classifier(pl.LightningModule):
 
     def _normalised(self, images: Tensor) -> Tensor:
         _, channels, _, width = images.shape
-        wanted = self.memory_format
-        if channels == 1 or not images.is_contiguous(memory_format=torch.channels_last):
-            return ((images.float() - self.mean) / self.std).contiguous(memory_format=wanted)
+        if not has_channels_last(images):
+            return arranged((images.float() - self.mean) / self.std, self.memory_format)
         # The same sums row by row: broadcast over three channels that lie side by side they
         # take ten times as long.
         mean, std = (each.view(-1).repeat(width) for each in (self.mean, self.std))
         rows = images.permute(0, 2, 3, 1).flatten(2)
         scaled = ((rows.float() - mean) / std).unflatten(2, (width, channels))
-        return scaled.permute(0, 3, 1, 2).contiguous(memory_format=wanted)
+        return arranged(scaled.permute(0, 3, 1, 2), self.memory_format)
 
     def on_fit_start(self) -> None:
         self._began = perf_counter()
