@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import stat
 import uuid
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ from backdoor_lab.errors import DataError, StoreError
 from backdoor_lab.files import readable, room, write_atomic
 
 log = logging.getLogger(__name__)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 64
 AGAIN = "set aside as {} and computed again"
@@ -78,8 +80,12 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
-    """The value in JSON text. Raises DamagedFile when it is none, when an object has a key twice
-    or when it is nested deeper than `max_depth`."""
+    """The value in JSON text. Half of a surrogate pair, which JSON may hold and no other file
+    can, is written out (``\\ud800``) in keys and values.
+
+    Raises DamagedFile when it is no JSON, when an object has a key twice or when it is nested
+    deeper than `max_depth`.
+    """
     try:
         value = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -88,7 +94,15 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     # Most files have fewer brackets than may be nested: then there is nothing to walk through.
     if data.count(b"[") + data.count(b"{") > max_depth and _deeper(value, max_depth):
         raise DamagedFile(f"not valid JSON (nested deeper than {max_depth})")
-    return value
+    return _encodable(value) if _SURROGATE.search(data) else value
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    return [_encodable(item) for item in value] if isinstance(value, list) else value
 
 
 def read_json(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Any:

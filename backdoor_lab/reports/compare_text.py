@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +17,7 @@ from backdoor_lab.reports.markup import (
 )
 from backdoor_lab.reports.measures import MEASURE
 from backdoor_lab.reports.pairs import Line
+from backdoor_lab.reports.sheets import csv_text
 
 LEVEL = 0.05
 FLOOR = 1e-12
@@ -101,21 +100,20 @@ def page(found: Comparison) -> str:
 def sheet(found: Comparison) -> str:
     """CSV, one line per line of the comparison, unrounded; empty where there is no value. `lines`
     is 0 for a line over pairs of seeds, else the number of lines that it sums up."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([
+    head = [
         "side", *found.labels, "measure", "ours", "base", "difference", "ci95", "n", "lines",
         "p_t", "p_holm", "p_sign", "p_wilcoxon", "significant",
-    ])  # fmt: skip
+    ]  # fmt: skip
+    rows: list[list[object]] = []
     for line in found.lines:
         result = line.result
         labels = line.labels or (ALL,) * len(found.labels)
-        writer.writerow([
+        rows.append([
             line.side, *labels, line.measure, line.ours, line.base, result.mean, result.half,
             result.n, line.lines, result.t, line.holm, result.sign, result.wilcoxon,
             significant(line),
         ])  # fmt: skip
-    return text.getvalue()
+    return csv_text(head, rows)
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {

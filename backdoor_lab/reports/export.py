@@ -21,6 +21,7 @@ from backdoor_lab.reports.records import (
     WORTH,
     Cell,
 )  # fmt: skip
+from backdoor_lab.reports.sheets import csv_of_frame
 from backdoor_lab.reports.sweeps import Sweep
 from backdoor_lab.reports.tables import is_number, set_kinds
 
@@ -117,8 +118,7 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
 
 
 def _csv(frame: pd.DataFrame) -> bytes:
-    text = frame.to_csv(index=False, lineterminator="\n")
-    return str(text).encode()
+    return csv_of_frame(frame).encode("utf-8", errors="backslashreplace")
 
 
 def _parquet(frame: pd.DataFrame) -> bytes:

@@ -4,8 +4,6 @@ and as a file, and the command around it."""
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 import sys
@@ -27,6 +25,7 @@ from backdoor_lab.reports.markup import (
 from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.page_pictures import late
 from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.sheets import csv_text
 from backdoor_lab.reports.stored import Shelf, raw_records
 from backdoor_lab.reports.sweeps import Sweep, one_sweep
 from backdoor_lab.reports.terminal import printing
@@ -161,13 +160,12 @@ def _grid(
 
 def _sheet(question: Question, labels: Sequence[str], lines: Sequence[Line]) -> str:
     """CSV, unrounded; empty where a figure is not defined."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*labels, *(field.name for field in fields(question.kind))])
-    for each in lines:
-        figures = asdict(each.found).values()
-        writer.writerow([*each.names, *(v if math.isfinite(v) else "" for v in figures)])
-    return text.getvalue()
+    head = [*labels, *(field.name for field in fields(question.kind))]
+    rows = [
+        [*each.names, *(v if math.isfinite(v) else "" for v in asdict(each.found).values())]
+        for each in lines
+    ]
+    return csv_text(head, rows)
 
 
 def _parser(question: Question) -> argparse.ArgumentParser:

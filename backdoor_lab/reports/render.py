@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
 
@@ -19,6 +17,7 @@ from backdoor_lab.reports.markup import (
 from backdoor_lab.reports.measures import BEFORE, IMAGES, MEASURE
 from backdoor_lab.reports.notes import BEST, comparison
 from backdoor_lab.reports.reference import COLUMNS
+from backdoor_lab.reports.sheets import csv_text
 from backdoor_lab.reports.tables import MEASURES, Estimate, Row, Table
 
 __all__ = [
@@ -184,12 +183,7 @@ def sheet(table: Table) -> str:
     head = [*table.traits, "target", "ratio", "defense", "seeds", "status"]
     head += [name + suffix for name in MEASURES for suffix in ("", "_ci95", "_n")]
     head += [kind + name for kind in ("ref_", "diff_") for name in COLUMNS]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    for row in table.rows:
-        writer.writerow([*table.traits.values(), *_sheet_line(row)])
-    return text.getvalue()
+    return csv_text(head, [[*table.traits.values(), *_sheet_line(row)] for row in table.rows])
 
 
 def _sheet_line(row: Row) -> list[object]:

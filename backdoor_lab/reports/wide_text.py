@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -21,6 +19,7 @@ from backdoor_lab.reports.markup import (
 from backdoor_lab.reports.measures import BEFORE, MEASURE
 from backdoor_lab.reports.notes import BEST
 from backdoor_lab.reports.render import NEEDS_ATTACK, NO_COMPETITORS, best_of, figure, value_of
+from backdoor_lab.reports.sheets import csv_text
 from backdoor_lab.reports.wide import Key, Place, Wide
 
 T = TypeVar("T")
@@ -162,14 +161,12 @@ def sheet(table: Wide) -> str:
     """CSV, one line per row of the table: the traits that all cells share, the row's names; then
     for each column and measure the mean, ``_ci95`` (half width) and ``_n`` (seeds), unrounded, and
     for each column how many of its cells are done and their status. Empty where there is none."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     heads = [*table.traits, *table.layout.rows]
     for column in table.columns:
         before = f"{_column(table, column)} ".lstrip()
         heads += [before + name + s for name in table.layout.values for s in ("", "_ci95", "_n")]
         heads += [before + "done", before + "status"]
-    writer.writerow(heads)
+    lines = []
     for row in table.rows:
         line: list[object] = [*table.traits.values(), *row]
         for column in table.columns:
@@ -177,8 +174,8 @@ def sheet(table: Wide) -> str:
             for name in table.layout.values:
                 line += value_of(place.estimates.get(name))
             line += [place.done, place.status]
-        writer.writerow(line)
-    return text.getvalue()
+        lines.append(line)
+    return csv_text(heads, lines)
 
 
 FORMATS: dict[str, Callable[[Wide], str]] = {

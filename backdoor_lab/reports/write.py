@@ -19,6 +19,7 @@ from backdoor_lab.reports.comparison import RANDOM
 from backdoor_lab.reports.overview import Shown
 from backdoor_lab.reports.render import FORMATS
 from backdoor_lab.reports.report import Report
+from backdoor_lab.reports.sheets import csv_of_frame
 from backdoor_lab.reports.sweeps import TABLES, Sweep, read_sweep
 from backdoor_lab.reports.wide import Layout, Wide, as_json, build_wide, remembered
 from backdoor_lab.reports.wide_text import FORMATS as WIDE_FORMATS
@@ -60,7 +61,7 @@ def contents(report: Report, layout: Layout | None = None) -> tuple[list[Shown],
         for table in overview.kept(shown, report.tables)
         for suffix, render in FORMATS.items()
     }
-    files["records.csv"] = report.frame.to_csv(index=False, lineterminator="\n")
+    files["records.csv"] = csv_of_frame(report.frame)
     asked = [] if layout is None else build_wide(sweep.cells, layout)
     before = [each for each in _layouts(sweep) if each != layout]
     others = [table for each in before for table in build_wide(sweep.cells, each)]

@@ -19,6 +19,7 @@ from backdoor_lab.export import main
 from backdoor_lab.reports import read_sweep
 from backdoor_lab.reports.export import COLUMNS, frame_of, write_frame
 from backdoor_lab.reports.records import CHOICES
+from backdoor_lab.reports.sheets import guarded
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "multirun_reports" / "demo_controls"
@@ -151,7 +152,7 @@ def test_hostile_text_survives_both_formats(tmp_path: Path, name: str) -> None:
     said = name.encode(errors="backslashreplace").decode()
     assert pd.read_parquet(tmp_path / "x.parquet")["target"][0] == said
     with (tmp_path / "x.csv").open(newline="") as stream:
-        assert pd.read_csv(stream, keep_default_na=False)["target"][0] == said
+        assert pd.read_csv(stream, keep_default_na=False)["target"][0] == guarded(said)
 
 
 def test_without_pyarrow_the_error_says_what_to_install(

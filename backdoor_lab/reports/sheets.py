@@ -1,0 +1,49 @@
+"""CSV, as every file of that kind is written here: no cell is taken for a formula.
+
+A spreadsheet runs what begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end, and names and
+messages come from records. Such text gets an apostrophe in front; a number stays a number.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z", re.ASCII)
+
+
+def guarded(value: Any) -> Any:
+    """`value`, with an apostrophe in front if it is text that a spreadsheet would run."""
+    if not isinstance(value, str):
+        return value
+    # Python's writer leaves a lone carriage return unquoted, and a spreadsheet begins a new line.
+    text = value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+    return f"'{text}" if _FORMULA.match(text) and not _NUMBER.match(text) else text
+
+
+def csv_text(head: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
+    """CSV of a head and lines; None becomes an empty cell."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(guarded, head))
+    for line in lines:
+        writer.writerow(map(guarded, line))
+    return text.getvalue()
+
+
+def csv_of_frame(frame: pd.DataFrame) -> str:
+    """CSV of a frame without its index."""
+    import pandas as pd
+
+    text = [name for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
+    safe = frame.assign(
+        **{str(n): frame[n].astype(object).map(guarded, na_action="ignore") for n in text}
+    )
+    return str(safe.rename(columns=guarded).to_csv(index=False, lineterminator="\n"))
