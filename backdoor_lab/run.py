@@ -57,6 +57,13 @@ def sweep_name(_root_: DictConfig) -> str:
     return name if only_experiment and asked else f"{name}-{digest(asked, 8)}"
 
 
+def cells_at_once(_root_: DictConfig) -> int:
+    """The resolver behind ``${cells_at_once:}``: as many cells as this machine allows."""
+    from backdoor_lab.sweep.parallel import automatic
+
+    return automatic(_root_).cells
+
+
 def by_source(without: str, _root_: DictConfig) -> str:
     """The resolver behind ``${by_source:x}``: ``source`` when a source class is set, else x."""
     return without if _root_.source is None else "source"
@@ -66,24 +73,25 @@ def task(config: DictConfig) -> Any:
     """One cell, in whatever process the launcher chose; returns its status, or the Loss of the
     process that ran it."""
     from backdoor_lab.sweep.expand import plain
-    from backdoor_lab.sweep.sweeper import parallel
+    from backdoor_lab.sweep.parallel import parallel
     from backdoor_lab.sweep.task import run_in_sweep
 
     survive_lost_output()
     stopping.install()
     settings = HydraConfig.get()
-    folder, cells = Path(settings.runtime.output_dir), parallel(settings)
+    folder = Path(settings.runtime.output_dir)
     if OmegaConf.is_missing(settings.job, "num"):
-        return _single(plain(config), folder, cells)
+        return _single(plain(config), folder)
+    cells = parallel(settings.launcher)
     journal = folder / f"{settings.job.name}.log"
     return run_in_sweep(plain(config), folder, cells, journal)
 
 
-def _single(config: dict[str, Any], folder: Path, cells: int) -> str:
+def _single(config: dict[str, Any], folder: Path) -> str:
     from backdoor_lab.sweep.job import run_job
 
     try:
-        status = run_job(config, folder, cells)
+        status = run_job(config, folder, parallel_cells=1)
     except LabError as error:
         # Raised here, Hydra would print it its own way.
         _outcome["error"] = error
@@ -192,6 +200,7 @@ def register() -> None:
     warnings.filterwarnings("ignore", "(?s).*is validated against ConfigStore schema")
     OmegaConf.register_new_resolver("cell_id", cell_id, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("cells_at_once", cells_at_once, replace=True)
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
     import backdoor_lab.sweep.sweeper  # noqa: F401
 

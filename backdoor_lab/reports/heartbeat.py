@@ -32,9 +32,15 @@ class Heartbeat:
     @property
     def doing(self) -> str:
         """`train, epoch 2 of 3` or `repair, class 4 of 10, step 120 of 300`."""
-        epochs, steps = self.content.get("epochs"), str(self.content.get("steps") or "")
-        epoch = f"epoch {self.content.get('epoch', '?')} of {epochs}" if epochs else ""
-        return ", ".join(filter(None, [self.stage, epoch, steps]))
+        epoch, epochs = self.content.get("epoch"), self.content.get("epochs", "?")
+        said = f"epoch {epoch} of {epochs}" if epoch else ""
+        return ", ".join(filter(None, [self.stage, said, str(self.content.get("steps") or "")]))
+
+    @property
+    def fraction(self) -> float | None:
+        """The share of the stage that is done, where it tells."""
+        found = self.content.get("fraction")
+        return float(found) if isinstance(found, (int, float)) and 0 <= found <= 1 else None
 
     @property
     def where(self) -> str:

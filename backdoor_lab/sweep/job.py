@@ -46,6 +46,8 @@ def run_job(
     if config.get("dry_run"):
         return _foretell(cell, folder, parallel_cells)
     check_writable(folder)
+    # Into the cell's log, and not past it to a terminal that the sweep's table owns.
+    logging.captureWarnings(in_sweep)
     if finished(folder, cell.id, mend=True):
         _tell(folder, in_sweep)
         return "done"
@@ -58,13 +60,18 @@ def run_job(
             cell,
             Store(config["store"]["root"], folder.parent / DIVERGED if in_sweep else None),
             machine,
-            Progress(folder, title, trainer["progress"]),
+            Progress(folder, title, _shown(trainer["progress"], in_sweep)),
             logger=lambda stage: logger_of(config["logger"], stage, folder),
             checkpoint=trainer["checkpoint"],
         )
         status = str(run_cell(cell, folder, chain, command=command)["status"])
     _tell(folder, in_sweep)
     return status
+
+
+def _shown(progress: str, in_sweep: bool) -> str:
+    """The kind of progress that a cell shows: in a sweep the bar is the driver's (live.py)."""
+    return "lines" if in_sweep and progress in ("auto", "bar") else progress
 
 
 def _foretell(cell: Cell, folder: Path, parallel_cells: int) -> str:

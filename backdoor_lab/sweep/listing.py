@@ -72,7 +72,7 @@ def command_line() -> str:
 def status_of(folder: Path) -> str | None:
     """The status in a cell's record, as tables show it; None without one."""
     try:
-        found = _read(folder)
+        found = read_record(folder)
     except DataError:
         return DAMAGED
     return None if found is None else found.status
@@ -85,7 +85,7 @@ def finished(folder: Path, cell_id: str, *, mend: bool = False) -> bool:
     Raises ConfigError when it holds another cell's, damaged or not.
     """
     try:
-        found = _read(folder)
+        found = read_record(folder)
     except DataError as error:
         _check_owner(folder, _name(folder), cell_id)
         path = folder / RECORD
@@ -117,7 +117,7 @@ def _name(folder: Path) -> str | None:
     return str(record["id"]) if isinstance(record, dict) and "id" in record else None
 
 
-def _read(folder: Path) -> Cell | None:
+def read_record(folder: Path) -> Cell | None:
     """The record in a folder; None without one. Raises DataError where it is damaged."""
     try:
         data = read_small(folder / RECORD)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,9 @@ from backdoor_lab.sweep.listing import (
     merge_asked,
     status_of,
 )
+from backdoor_lab.sweep.live import live, quiet_cells
 from backdoor_lab.sweep.loss import Loss, record_loss
+from backdoor_lab.sweep.parallel import Parallelism, parallelism
 
 if TYPE_CHECKING:
     from backdoor_lab.sweep.cell import Cell
@@ -64,8 +66,9 @@ class ResumeSweeper(BasicSweeper):
         jobs = self._jobs(arguments)
         asked, dry = self._checked(jobs)
         folder = Path(str(self.config.hydra.sweep.dir))
+        at_once = parallelism(self.config, len(asked))
         if dry:
-            return self._tell(folder, dry)
+            return self._tell(folder, dry, at_once)
         self._announce(folder, asked)
         for each in asked:
             clear_folder(folder / each.id)
@@ -74,9 +77,20 @@ class ResumeSweeper(BasicSweeper):
             log.warning("%d of %s done already", len(asked) - len(left), many(len(asked), "cell"))
         for each in left:
             clear_way(folder / each.id)
-        failed = self._launch(folder, spread(left)) if left else {}
+        failed = self._run(folder, asked, left, at_once) if left else {}
         ResumeSweeper.last_code = _conclude(folder, asked, failed)
         return ResumeSweeper.last_code
+
+    def _run(
+        self, folder: Path, asked: Sequence[Asked], left: Sequence[Asked], at_once: Parallelism
+    ) -> dict[str, str]:
+        """Runs the cells of `left`, shown as they finish; as `_launch`."""
+        assert self.config is not None
+        log.warning(at_once.describe(len(left)))
+        settled = [*at_once.overrides(self.config), *quiet_cells(self.config)]
+        pinned = [replace(each, overrides=(*each.overrides, *settled)) for each in left]
+        with live(folder, asked, left, str(self.config.trainer.progress)):
+            return self._launch(folder, spread(pinned), at_once.cells)
 
     def _jobs(self, arguments: list[str]) -> list[list[str]]:
         assert self.hydra_context is not None
@@ -112,16 +126,14 @@ class ResumeSweeper(BasicSweeper):
             log.warning("%s of %d asked for twice; each is run once", repeated, len(jobs))
         return list(found.values()), list(dry.values())
 
-    def _tell(self, folder: Path, cells: Sequence[Cell]) -> int:
+    def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> int:
         from backdoor_lab.sweep.estimate import describe, estimate
         from backdoor_lab.training.machine import machine_of
 
-        assert self.config is not None
-        here = parallel(self.config.hydra)
-        machine = machine_of(cells[0].config["trainer"], parallel_cells=here)
+        trainer = cells[0].config["trainer"] | at_once.trainer
+        machine = machine_of(trainer, parallel_cells=at_once.cells)
         done = {cell.id for cell in cells if finished(folder / cell.id, cell.id)}
-        side_by_side = int(self.config.hydra.launcher.get("array_parallelism") or here)
-        print(describe(estimate(cells, done, machine), min(side_by_side, len(cells))))
+        print(describe(estimate(cells, done, machine), min(at_once.cells, len(cells))))
         ResumeSweeper.last_code = EXIT_DONE
         return EXIT_DONE
 
@@ -136,15 +148,14 @@ class ResumeSweeper(BasicSweeper):
         said |= {"asked": merge_asked(folder, asked)}
         write_json(folder / "sweep.json", said)
 
-    def _launch(self, folder: Path, left: Sequence[Asked]) -> dict[str, str]:
+    def _launch(self, folder: Path, left: Sequence[Asked], at_once: int) -> dict[str, str]:
         """Runs the cells; the status, by id, of those that could not record why they failed."""
-        assert self.config is not None
         stopping.install()
         stopping.forward_to_children()
         launch = Launch(
             self.launcher,
             folder,
-            at_once=parallel(self.config.hydra),
+            at_once=at_once,
             batch=self.max_batch_size,
             record=lambda each, loss: self._record_loss(folder, each, loss),
         )
@@ -164,16 +175,6 @@ def register() -> None:
         sys.modules[NAME] = module
         ResumeSweeper.__module__ = NAME
         Plugins.instance().register(ResumeSweeper)
-
-
-def parallel(settings: Any) -> int:
-    """How many cells run side by side on this machine, as far as Hydra's launcher says."""
-    cores = os.cpu_count() or 1
-    ray = settings.launcher.get("ray")
-    if ray is not None:
-        return max(1, int(cores // (ray.remote.get("num_cpus") or 1)))
-    jobs = int(settings.launcher.get("n_jobs") or 1)
-    return jobs if jobs > 0 else cores
 
 
 def spread(left: Sequence[Asked]) -> list[Asked]:

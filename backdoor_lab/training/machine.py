@@ -18,6 +18,7 @@ import torch
 
 from backdoor_lab import checks
 from backdoor_lab.errors import ConfigError, many
+from backdoor_lab.resources import cores
 from backdoor_lab.training.gpus import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -73,7 +74,7 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
             " trainer=auto takes a GPU when there is one"
         )
     device = torch.device("cuda" if found and wanted != "cpu" else "cpu")
-    threads = int(config["threads"] or 0) or max(1, _cores() // max(1, parallel_cells))
+    threads = int(config["threads"] or 0) or max(1, cores() // max(1, parallel_cells))
     return Machine(device, _bf16(config["precision"], device), config["channels_last"], threads)
 
 
@@ -115,10 +116,6 @@ def _limited_below_bf16() -> bool:
     """Whether oneDNN is told to leave the instructions for bfloat16 alone."""
     limits = [os.environ.get(name, "").upper() for name in ISA_LIMITS[:2]]
     return any(limit.startswith(("SSE", "AVX2")) or limit in BEFORE_BF16 for limit in limits)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpuinfo(key: str) -> str:

@@ -1,0 +1,119 @@
+"""Cores and memory that this process may use, whatever the machine has.
+
+A container, a batch system or `taskset` may allow less than there is. Where a system does not
+say (macOS and Windows have neither /proc nor control groups), what is known of the machine counts.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+ROOT = Path("/")
+UNLIMITED = 2**60
+"""Version 1 of control groups says "no limit" by a number near 2**63."""
+
+
+def cores(root: Path = ROOT) -> int:
+    """The physical cores that this process may use, at least 1: of two hyperthreads one counts.
+
+    Limits are the affinity of the process, the CPU quota of its control groups, and
+    LOKY_MAX_CPU_COUNT.
+    """
+    from joblib.externals.loky import cpu_count  # type: ignore[import-untyped]
+
+    with warnings.catch_warnings():
+        # Where the physical cores cannot be counted, it warns and counts the logical ones.
+        warnings.simplefilter("ignore")
+        usable, whole = cpu_count(), cpu_count(only_physical_cores=True)
+    limits = [usable, _distinct_cores(root) or whole, *_quotas(root)]
+    return max(1, min(limits))
+
+
+def free_memory(root: Path = ROOT) -> int | None:
+    """The bytes of memory that this process and its children can still take; where only the
+    machine's whole memory is known, that; None where nothing is known."""
+    found = [*_memory_left(root)]
+    if not found:
+        with suppress(AttributeError, OSError, ValueError):
+            found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return min(found, default=None)
+
+
+def _distinct_cores(root: Path) -> int:
+    """How many physical cores the CPUs of this process' affinity belong to; 0 where unknown."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    found = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = _text(root / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        if not siblings:
+            return 0
+        found.add(siblings)
+    return len(found)
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """The CPUs that each control group may use at once, rounded up."""
+    for folder in _groups(root, "cpu"):
+        said = _text(folder / "cpu.max")
+        if not said:
+            said = f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"
+        # No limit is "max" in version 2 and -1 in version 1.
+        with suppress(ValueError, ZeroDivisionError):
+            quota, period = map(int, said.split())
+            if quota > 0:
+                yield math.ceil(quota / period)
+
+
+def _memory_left(root: Path) -> Iterator[int]:
+    available = _field(_text(root / "proc/meminfo"), "MemAvailable:")
+    if available is not None:
+        yield available * 1024
+    for folder in _groups(root, "memory"):
+        for limit, usage, cache in (
+            ("memory.max", "memory.current", "inactive_file"),
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ):
+            with suppress(ValueError):
+                allowed, used = int(_text(folder / limit)), int(_text(folder / usage))
+                # What the kernel only keeps to read faster is given back when it is needed.
+                used -= _field(_text(folder / "memory.stat"), cache) or 0
+                if allowed < UNLIMITED:
+                    yield max(0, allowed - used)
+
+
+def _groups(root: Path, controller: str) -> Iterator[Path]:
+    """The control groups of this process that may limit it, the innermost first."""
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, _, rest = line.partition(":")
+        names, _, path = rest.partition(":")
+        if names and controller not in names.split(","):
+            continue
+        mounts = ["sys/fs/cgroup", "sys/fs/cgroup/unified"]
+        if names:
+            mounts = [f"sys/fs/cgroup/{controller}", f"sys/fs/cgroup/{names}"]
+        for mount in mounts:
+            top = root / mount
+            inner = top / path.lstrip("/")
+            # In a container the path may be the host's, which is not seen here: its top is.
+            yield from (each for each in (inner, *inner.parents) if each.is_relative_to(top))
+
+
+def _field(text: str, name: str) -> int | None:
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) > 1 and words[0] == name and words[1].isdigit():
+            return int(words[1])
+    return None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -1,0 +1,156 @@
+"""What the driver of a sweep shows while its cells run: a row for each cell that finishes, and on a
+terminal, below the rows, what runs and how long it takes yet.
+
+The driver alone writes to a terminal: its cells log to their files (`quiet_cells`), so that nothing
+tears the table. Where the output is no terminal, rows are plain lines among those of the cells.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from backdoor_lab.reports.heartbeat import Heartbeat
+from backdoor_lab.reports.render import plain
+from backdoor_lab.reports.terminal import duration
+from backdoor_lab.sweep.listing import Asked
+from backdoor_lab.sweep.rows import Rows
+from backdoor_lab.sweep.watch import Watch
+
+POLL = 0.5
+"""Seconds between two looks at the cells."""
+SHARE = 20
+"""A look that takes long, as on a slow network file system, is repeated so many times later."""
+SHOWN = 8
+"""Running cells that are named; of more, how many."""
+CONSOLE, FILE = "console", "file"
+
+
+def on_terminal(progress: str) -> bool:
+    """Whether a sweep with this `trainer.progress` shows a table that is kept up to date."""
+    return progress in ("auto", "bar") and sys.stdout.isatty()
+
+
+def quiet_cells(config: DictConfig) -> list[str]:
+    """Overrides that keep cells from writing to a terminal which the table owns."""
+    handlers = OmegaConf.select(config, "hydra.job_logging.root.handlers")
+    owned = on_terminal(str(config.trainer.progress))
+    if not owned or handlers is None or list(handlers) != [CONSOLE, FILE]:
+        return []
+    return [f"hydra.job_logging.root.handlers=[{FILE}]"]
+
+
+@contextmanager
+def live(
+    folder: Path, asked: Sequence[Asked], left: Sequence[Asked], progress: str
+) -> Iterator[None]:
+    """Shows the cells of `left` as they finish, while the launcher blocks inside."""
+    if progress == "none":
+        yield
+        return
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal without a dash gets a question mark.
+        sys.stdout.reconfigure(errors="replace")
+    board = (_Terminal if on_terminal(progress) else _Lines)(folder, asked, left)
+    thread = threading.Thread(target=board.follow, daemon=True)
+    with board.shown():
+        thread.start()
+        try:
+            yield
+        finally:
+            board.ended.set()
+            thread.join()
+
+
+class _Lines:
+    """Rows as plain lines, each with how far the sweep is."""
+
+    def __init__(self, folder: Path, asked: Sequence[Asked], left: Sequence[Asked]) -> None:
+        self.rows, self.watch = Rows(asked), Watch(folder, [each.id for each in left])
+        self.before, self.total = len(asked) - len(left), len(asked)
+        self.running: dict[str, Heartbeat] = {}
+        self.ended = threading.Event()
+        self._begun = False
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        yield
+
+    def follow(self) -> None:
+        """Looks at the cells until the sweep has ended, and once more."""
+        pause = POLL
+        while not self.ended.wait(pause):
+            began = time.monotonic()
+            self.look(began)
+            pause = max(POLL, SHARE * (time.monotonic() - began))
+        self.look(time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Prints the rows of the cells that have finished since the last look."""
+        finished, self.running = self.watch.finished(now), self.watch.running(now)
+        for cell in finished:
+            if not self._begun:
+                self._begun = True
+                self.say(self.rows.header())
+            self.say(self.line(self.rows.row(cell), now))
+
+    def line(self, row: str, now: float) -> str:
+        return f"{row}  [{self.far(now)}]"
+
+    def far(self, now: float) -> str:
+        """`3 of 12 cells done, about 6 min left`."""
+        done = self.before + self.watch.done
+        said = f"{done} of {self.total} cells done"
+        left = self.watch.seconds_left(now)
+        if done == self.total or left is None:
+            return said
+        return f"{said}, about {duration(left)} left"
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+
+
+class _Terminal(_Lines):
+    """Rows above a few lines that change: how far the sweep is and what its cells do."""
+
+    below = "starting"
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        from rich.live import Live
+
+        self._live = Live(get_renderable=self._below, refresh_per_second=2, transient=True)
+        with self._live:
+            yield
+
+    def line(self, row: str, now: float) -> str:
+        return row
+
+    def say(self, text: str) -> None:
+        from rich.text import Text
+
+        self._live.console.print(Text(text, no_wrap=True, overflow="ellipsis"))
+
+    def look(self, now: float) -> None:
+        super().look(now)
+        state = f"{len(self.running)} running" if self.running else "starting"
+        lines = [f"{self.far(now)}, {state}"]
+        named = list(self.running.items())[:SHOWN]
+        lines += [f"  {self.rows.name(name)}: {beat.doing}" for name, beat in named]
+        if len(self.running) > SHOWN:
+            lines.append(f"  and {len(self.running) - SHOWN} more")
+        # Whole, since another thread draws it.
+        self.below = "\n".join(map(plain, lines))
+
+    def _below(self) -> Any:
+        from rich.text import Text
+
+        return Text(self.below, no_wrap=True, overflow="ellipsis")

@@ -1,0 +1,130 @@
+"""How many cells of a sweep run at the same time on this machine, and on how many threads each."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from backdoor_lab import resources
+from backdoor_lab.errors import ConfigError, many
+from backdoor_lab.reports.terminal import size_words
+
+RESOLVER = "cells_at_once"
+CELL_BYTES = 1_500_000_000
+"""Memory that a cell is taken to need: at width 16 most peak between 1 and 1.5 GB."""
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """`cells` at the same time, on `threads` each; None: the cores, divided among the cells.
+    `why` is said to the user where the number follows the machine."""
+
+    cells: int
+    threads: int | None = None
+    why: str = ""
+
+    @property
+    def trainer(self) -> dict[str, int]:
+        """What of the `trainer` group it settles."""
+        return {} if self.threads is None else {"threads": self.threads}
+
+    def overrides(self, config: DictConfig) -> list[str]:
+        """Overrides for every cell: asked again in its own process, the machine could answer
+        otherwise."""
+        found = [f"trainer.{key}={value}" for key, value in self.trainer.items()]
+        if "n_jobs" in config.hydra.launcher:
+            found.append(f"hydra.launcher.n_jobs={self.cells}")
+        return found
+
+    def describe(self, left: int) -> str:
+        """One line for a sweep with `left` cells to run."""
+        cells = min(self.cells, left)
+        said = f"{many(cells, 'cell')} at a time"
+        if self.threads is not None:
+            said += f", {'one thread' if self.threads == 1 else f'{self.threads} threads'} each"
+        return f"{said} ({self.why})" if self.why else said
+
+
+def automatic(config: DictConfig) -> Parallelism:
+    """What cores and memory allow, one thread a cell unless `trainer.threads` says otherwise;
+    where the cells compute on GPUs, as many as there are places on these."""
+    trainer = _trainer(config)
+    places = _gpu_places(trainer)
+    if places:
+        return Parallelism(places, _threads(trainer), "one for each place on a GPU")
+    threads = _threads(trainer) or 1
+    cores, memory = _machine()
+    cells = max(1, cores // threads)
+    why = many(cores, "core")
+    if memory is not None:
+        cells = max(1, min(cells, memory // CELL_BYTES))
+        why += f"; {size_words(memory)} of memory free, {size_words(CELL_BYTES)} assumed for each"
+    return Parallelism(cells, threads, f"{why}; hydra.launcher.n_jobs=N sets it")
+
+
+def parallelism(config: DictConfig, cells: int) -> Parallelism:
+    """How a sweep of `cells` runs with the launcher of a whole configuration, as far as that
+    launcher says. Raises ConfigError for a number of processes that does not exist."""
+    launcher, trainer = config.hydra.launcher, _trainer(config)
+    raw: Any = OmegaConf.to_container(launcher, resolve=False)
+    if RESOLVER in str(raw.get("n_jobs")):
+        return automatic(config)
+    if "n_jobs" in raw:
+        return Parallelism(jobs_of(launcher), _threads(trainer))
+    if "LocalLauncher" in str(raw.get("_target_")):
+        return Parallelism(cells, _threads(trainer))
+    if raw.get("array_parallelism"):
+        threads = _threads(trainer) or raw.get("cpus_per_task")
+        return Parallelism(int(raw["array_parallelism"]), threads)
+    return Parallelism(parallel(launcher), _threads(trainer))
+
+
+def parallel(launcher: Any) -> int:
+    """How many cells run side by side on this machine, as far as a launcher's settings say."""
+    ray = launcher.get("ray")
+    if ray is not None:
+        return max(1, int(_machine()[0] // (ray.remote.get("num_cpus") or 1)))
+    return jobs_of(launcher) if "n_jobs" in launcher else 1
+
+
+def jobs_of(launcher: Any) -> int:
+    """The processes that joblib starts. Raises ConfigError where it would start none."""
+    from joblib import effective_n_jobs  # type: ignore[import-untyped]
+
+    asked = launcher.get("n_jobs")
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked == 0:
+        raise ConfigError(
+            f"`hydra.launcher.n_jobs` must be a whole number other than 0, got {asked!r}: how many"
+            " cells run at a time; -1 means one for each core, left out it follows the machine"
+        )
+    return asked if asked > 0 else int(effective_n_jobs(asked))
+
+
+@functools.cache
+def _machine() -> tuple[int, int | None]:
+    # Once per process: free memory varies, and all that depends on it has to agree.
+    return resources.cores(), resources.free_memory()
+
+
+def _trainer(config: DictConfig) -> dict[str, Any]:
+    found = OmegaConf.select(config, "trainer")
+    said: Any = {} if found is None else OmegaConf.to_container(found, resolve=True)
+    return said if isinstance(said, dict) else {}
+
+
+def _threads(trainer: dict[str, Any]) -> int | None:
+    """`trainer.threads`; a value that makes no sense is refused elsewhere, with its rule."""
+    threads = trainer.get("threads")
+    return threads if type(threads) is int and threads > 0 else None
+
+
+def _gpu_places(trainer: dict[str, Any]) -> int:
+    if trainer.get("accelerator") == "cpu":
+        return 0
+    import torch
+
+    share = trainer.get("cells_per_gpu")
+    return torch.cuda.device_count() * (share if type(share) is int and share > 0 else 1)

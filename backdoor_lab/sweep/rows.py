@@ -1,0 +1,59 @@
+"""A sweep's cells as the lines of one table, whose columns are known before the first has run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from backdoor_lab.reports.axes import SEED, Facts, head
+from backdoor_lab.reports.measures import MEASURE
+from backdoor_lab.reports.records import MISSING, Cell
+from backdoor_lab.reports.render import plain
+from backdoor_lab.sweep.listing import Asked
+
+ALWAYS = ("trigger", "target", "ratio")
+FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")
+GAP, NONE = "  ", "–"
+WIDEST_FIGURE = 6
+"""`100.00`, and counts of images."""
+
+
+class Rows:
+    """Trigger, target, ratio and whatever else differs among the cells, then their figures."""
+
+    def __init__(self, asked: Sequence[Asked]) -> None:
+        facts = Facts([Cell(each.id, MISSING, each.choices) for each in asked])
+        others = [name for name in (*facts.names, SEED) if name not in ALWAYS]
+        names = [*ALWAYS, *(n for n in dict.fromkeys(others) if len(facts.values(n)) > 1)]
+        self._keys = {each.id: facts.key(n, names) for n, each in enumerate(asked)}
+        keys = [tuple(map(head, names)), *self._keys.values()]
+        self._widths = [max(map(len, column)) for column in zip(*keys, strict=True)]
+        self._heads = [MEASURE[name].head for name in FIGURES]
+        self._names = names
+
+    def header(self) -> str:
+        """The line above all rows."""
+        figures = [each.rjust(self._wide(each)) for each in self._heads]
+        return plain(GAP.join([*self._padded(list(map(head, self._names))), *figures]))
+
+    def row(self, cell: Cell) -> str:
+        """The line of a finished cell; of one that failed, what it said."""
+        key = self._padded(list(self._keys[cell.id]))
+        if not cell.done:
+            return plain(GAP.join([*key, cell.status]))
+        return plain(GAP.join([*key, *map(self._figure, FIGURES, [cell] * len(FIGURES))]))
+
+    def name(self, cell_id: str) -> str:
+        """A cell by what tells it apart: `pixel bird 5%`."""
+        return plain(" ".join(self._keys[cell_id]))
+
+    def _padded(self, words: list[str]) -> list[str]:
+        return [word.ljust(width) for word, width in zip(words, self._widths, strict=True)]
+
+    def _figure(self, name: str, cell: Cell) -> str:
+        measure, value = MEASURE[name], cell.numbers.get(name)
+        said = NONE if value is None else f"{measure.scale * value:.{measure.digits(1)}f}"
+        return said.rjust(self._wide(measure.head))
+
+    @staticmethod
+    def _wide(title: str) -> int:
+        return max(WIDEST_FIGURE, len(title))

@@ -1,0 +1,128 @@
+"""A running sweep as its folder tells it: which cells finished, what the others do, how long yet.
+
+Reads what the cells write, wherever they run, so that it works alike for every launcher.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from backdoor_lab.errors import DataError
+from backdoor_lab.reports.heartbeat import HEARTBEAT, Heartbeat, read_heartbeat
+from backdoor_lab.reports.records import DAMAGED, Cell
+from backdoor_lab.sweep.listing import RECORD, read_record
+
+LATER = ("measure2", "record")
+"""Stages behind a cell's last training."""
+MIDDLE = ("measure1", "autoencoder", "clean", "extract", "filter")
+"""Stages between its two trainings, which take about half of its time each."""
+ENOUGH = 0.05
+"""The share of a cell that must be done before its own pace says how long it takes."""
+
+
+@dataclass
+class _Started:
+    at: float
+    heartbeat: Heartbeat
+
+
+class Watch:
+    """Looks at a sweep's folder again and again; `now` is seconds of the monotonic clock."""
+
+    def __init__(self, folder: Path, ids: Sequence[str]) -> None:
+        """`ids` are the cells that are still to run."""
+        self.folder = folder
+        self._stamps = {each: _stamp(folder / each / RECORD) for each in ids}
+        self._started: dict[str, _Started] = {}
+        self._costs: dict[str, float] = {}
+        self._done: set[str] = set()
+        self._most = 1
+
+    def finished(self, now: float) -> list[Cell]:
+        """The cells whose record was written since the last look, in the order of writing."""
+        fresh = []
+        for each in self._stamps.keys() - self._done:
+            stamp = _stamp(self.folder / each / RECORD)
+            if stamp not in (None, self._stamps[each]):
+                self._stamps[each] = stamp
+                fresh.append((stamp, each))
+        return [self._finished(each, now) for _, each in sorted(fresh)]
+
+    def _finished(self, name: str, now: float) -> Cell:
+        try:
+            cell = read_record(self.folder / name) or Cell(name, DAMAGED)
+        except DataError:
+            cell = Cell(name, DAMAGED)
+        # One that was put here by hand may name another cell.
+        cell = replace(cell, id=name)
+        started = self._started.pop(name, None)
+        if cell.done:
+            self._done.add(name)
+            spent = cell.run.get("wall_seconds")
+            here = now - started.at if started else 0.0
+            self._costs[name] = float(spent) if isinstance(spent, (int, float)) else here
+        return cell
+
+    def running(self, now: float) -> dict[str, Heartbeat]:
+        """The cells that show signs of life, and these, the oldest first."""
+        found = {}
+        for each in self._stamps:
+            if each in self._done:
+                continue
+            try:
+                beat = read_heartbeat(self.folder / each / HEARTBEAT, time.time())
+            except DataError:
+                beat = None
+            if beat is None or beat.stale:
+                self._started.pop(each, None)
+                continue
+            at = self._started[each].at if each in self._started else now
+            self._started[each] = _Started(at, beat)
+            found[each] = beat
+        self._most = max(self._most, len(found))
+        return dict(sorted(found.items(), key=lambda item: self._started[item[0]].at))
+
+    @property
+    def done(self) -> int:
+        """How many cells are done since the watch began."""
+        return len(self._done)
+
+    def seconds_left(self, now: float) -> float | None:
+        """About how long the open cells take: each as long as the finished ones on average, or,
+        before one has finished, as the running ones at their pace. None while nothing tells."""
+        open_cells = len(self._stamps) - len(self._done)
+        costs = list(self._costs.values()) or list(self._paces(now))
+        if not costs:
+            return None
+        mean = sum(costs) / len(costs)
+        spent = sum(min(now - each.at, mean) for each in self._started.values())
+        # Between two cells a worker shows no sign of life, and yet it counts.
+        at_once = max(1, min(self._most, open_cells))
+        return max(0.0, mean * open_cells - spent) / at_once
+
+    def _paces(self, now: float) -> list[float]:
+        shares = [(now - each.at, share_done(each.heartbeat)) for each in self._started.values()]
+        return [spent / share for spent, share in shares if share > ENOUGH]
+
+
+def share_done(beat: Heartbeat) -> float:
+    """The share of a cell that is done, roughly: its two trainings take half of it each."""
+    if beat.stage in LATER:
+        return 1.0
+    if beat.stage in MIDDLE:
+        return 0.5
+    part = beat.fraction or 0.0
+    return {"train": 0.5 * part, "retrain": 0.5 + 0.5 * part, "repair": 0.5 + 0.5 * part}.get(
+        beat.stage, 0.0
+    )
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
