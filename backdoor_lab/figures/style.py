@@ -17,6 +17,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from backdoor_lab.figures.fonts import USUAL, fit_letters, transcribe_letters
 from backdoor_lab.files import write_atomic
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -27,7 +28,7 @@ FORMATS = ("png", "pdf")
 DPI = 150
 
 _RC: dict[Any, Any] = {
-    "font.family": "DejaVu Sans", "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
+    "font.family": USUAL, "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8,
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "legend.frameon": False, "hatch.linewidth": 0.7, "lines.markersize": 5,
     "image.interpolation": "nearest", "pdf.fonttype": 42, "svg.fonttype": "none",
@@ -109,13 +110,26 @@ def new(width: float, height: float) -> Figure:
 
 @styled
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Writes `path`.png and `path`.pdf, each by one rename; the same figure, the same bytes."""
+    """Writes `path`.png and `path`.pdf, each by one rename; the same figure, the same bytes on
+    machines with the same fonts. Letters without a font are transcribed."""
+    fitted = fit_letters(figure)
+    try:
+        made = {suffix: _drawn(figure, suffix) for suffix in FORMATS}
+    except Exception:  # a system's font may be of a kind that cannot be embedded
+        if not fitted:
+            raise
+        transcribe_letters(figure)
+        made = {suffix: _drawn(figure, suffix) for suffix in FORMATS}
     written = []
-    for suffix in FORMATS:
-        data = io.BytesIO()
-        stamp = {"Software": None} if suffix == "png" else {"CreationDate": None, "Producer": None}
-        figure.savefig(data, format=suffix, metadata=stamp)
+    for suffix, data in made.items():
         target = path.with_name(f"{path.name}.{suffix}")
-        write_atomic(target, data.getvalue())
+        write_atomic(target, data)
         written.append(target)
     return written
+
+
+def _drawn(figure: Figure, suffix: str) -> bytes:
+    data = io.BytesIO()
+    stamp = {"Software": None} if suffix == "png" else {"CreationDate": None, "Producer": None}
+    figure.savefig(data, format=suffix, metadata=stamp)
+    return data.getvalue()

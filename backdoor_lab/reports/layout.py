@@ -16,6 +16,7 @@ from typing import Any
 
 from backdoor_lab.checks import safe_name
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.letters import transcribed
 from backdoor_lab.reports.records import Cell
 
 ROW = ("target", "ratio", "defense")
@@ -202,5 +203,5 @@ def slug(name: str, full: str, taken: Iterable[str] = ()) -> str:
             return name
     except ConfigError:
         pass
-    readable = re.sub(r"[^a-z0-9_.-]+", "_", name.lower())[:40]
+    readable = re.sub(r"[^a-z0-9_.-]+", "_", transcribed(name).lower())[:40]
     return f"{readable}-{hashlib.sha256(full.encode(errors='replace')).hexdigest()[:8]}"

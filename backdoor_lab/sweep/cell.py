@@ -14,6 +14,7 @@ from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.files import digest
+from backdoor_lab.letters import transcribed
 from backdoor_lab.sweep.classes import class_number
 from backdoor_lab.training.recipe import Recipe
 
@@ -44,7 +45,8 @@ class Cell:
             choices["trigger"], choices["target"], f"r{choices['ratio']:g}",
             choices["defense"], f"s{choices['seed']}",
         ]  # fmt: skip
-        slug = re.sub(r"[^a-z0-9_.-]+", "_", "-".join(map(str, words)).lower())
+        named = transcribed("-".join(map(str, words)))
+        slug = re.sub(r"[^a-z0-9_.-]+", "_", named.lower())
         return f"{slug[:53].strip('.-_')}-{digest(self.decides(), 10)}"
 
     def decides(self) -> dict[str, Any]:
