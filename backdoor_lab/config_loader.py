@@ -24,6 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from backdoor_lab import sources
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.targets import (
     LOG_SECTIONS,
@@ -123,9 +124,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
 
 def conf_dir() -> str:
     """The folder of configurations: inside an installed package, beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    places = (here / "conf", here.parent / "conf")
-    return next(str(place) for place in places if (place / "config.yaml").is_file())
+    return str(sources.conf_dir())
 
 
 @functools.cache

@@ -16,7 +16,7 @@ PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "seed")
 ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "retries",
              "fail_fast", "allow_plugins")  # fmt: skip
 PROTOCOL = (
-    "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
+    "name", "version", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer", "holdout",
 )  # fmt: skip
 NEEDED = {
@@ -41,6 +41,7 @@ def check_keys(config: dict[str, Any]) -> None:
     for key in ("retrain", "dry_run", "fail_fast"):
         checks.flag(key, config.get(key, False))
     checks.whole("retries", config.get("retries", 1), low=0)
+    checks.whole("protocol.version", config["protocol"]["version"], low=1)
     checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
     checks.text("protocol.layer", config["protocol"]["layer"])
     if config["protocol"]["ratio_of"] == "count":

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from backdoor_lab import stopping
+from backdoor_lab import identity, stopping
 from backdoor_lab.errors import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
@@ -111,12 +111,14 @@ class ResumeSweeper(BasicSweeper):
         self._cell_of = lambda job: preflight.cell(expander.config(job))
         found: dict[str, Asked] = {}
         dry: dict[str, Cell] = {}
+        marks = []
         for number, job in enumerate(jobs, 1):
             try:
                 cell = self._cell_of(job)
             except LabError as error:
                 where = f"cell {number} of {len(jobs)} ({' '.join(job)}): " if len(jobs) > 1 else ""
                 raise type(error)(f"{where}{error}") from error
+            marks.append(cell.code)
             # Two spellings of one choice (0.05, 5e-2) are one cell.
             found.setdefault(cell.id, _asked(cell, job))
             if cell.config.get("dry_run"):
@@ -124,6 +126,7 @@ class ResumeSweeper(BasicSweeper):
         if len(found) < len(jobs):
             repeated = many(len(jobs) - len(found), "cell")
             log.warning("%s of %d asked for twice; each is run once", repeated, len(jobs))
+        identity.warn(marks)
         return list(found.values()), list(dry.values())
 
     def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> int:
