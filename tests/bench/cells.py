@@ -39,7 +39,7 @@ def _sweep(how: tuple[str, ...], threads: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         asked = [*command("backdoor_lab"), *SWEEP, *how]
         wall, _ = timed(asked, Path(folder), OMP_NUM_THREADS=str(threads))
-        (sweep,) = (path.parent for path in Path(folder).glob("multirun_reports/*/sweep.json"))
+        (sweep,) = (path.parent for path in Path(folder).glob("multirun_reports/runs/*/sweep.json"))
         found = records(sweep)
     assert [each["status"] for each in found] == ["done", "done"], found
     stages = [each["run"]["seconds"] for each in found]

@@ -15,7 +15,7 @@ def run() -> list[Figure]:
     """Wall seconds of `make demo` without the installation, and where they go."""
     with tempfile.TemporaryDirectory() as folder:
         wall, _ = timed([*command("backdoor_lab"), "-m", "experiment=demo"], Path(folder))
-        found = records(Path(folder) / "multirun_reports" / "demo")
+        found = records(Path(folder) / "multirun_reports" / "runs" / "demo")
     assert len(found) == 12
     stages = parts(found)
     cells = sum(each["run"]["wall_seconds"] for each in found)

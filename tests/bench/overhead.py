@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.files import readable
+from backdoor_lab.results.frozen import frozen_lines
 from tests.bench.cells import records
 from tests.bench.measuring import ROOT, TINY, Figure, by_turns, command, timed
 from tests.bench.resume import finished
@@ -38,7 +39,7 @@ def _per_cell() -> list[Figure]:
         drawn = count(1000)
         sides = {str(n): partial(_sweep, Path(folder), n, drawn) for n in (few, many)}
         walls = by_turns(sides, rounds=3)
-        runs = [records(path) for path in Path(folder).glob("multirun_reports/*")]
+        runs = [records(path) for path in Path(folder).glob("multirun_reports/runs/*")]
     stages = min(sum(sum(each["run"]["seconds"].values()) for each in found) / many
                  for found in runs if len(found) == many)  # fmt: skip
     cell = (min(walls[str(many)]) - min(walls[str(few)])) / (many - few)
@@ -96,8 +97,7 @@ def _tables() -> list[Figure]:
 
 def demo_record() -> dict[str, Any]:
     """One of the demo's records that the repository keeps: as long as records are."""
-    kept = (ROOT / "multirun_reports" / "demo_report").glob("*/record.json")
-    return dict(json.loads(next(kept).read_bytes()))
+    return dict(json.loads(next(frozen_lines(ROOT / "multirun_reports" / "demo" / "report"))))
 
 
 def write_sweep(folder: Path, record: dict[str, Any], cells: int) -> None:

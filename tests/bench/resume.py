@@ -65,7 +65,7 @@ def finished(folder: Path, cells: int) -> list[dict[str, Any]]:
     )
     folder.mkdir(parents=True, exist_ok=True)
     timed([sys.executable, "-c", code, *_command(cells)[3:]], folder, check=False)
-    (sweep,) = (path.parent for path in folder.glob("multirun_reports/*/sweep.json"))
+    (sweep,) = (path.parent for path in folder.glob("multirun_reports/runs/*/sweep.json"))
     asked = json.loads((sweep / "sweep.json").read_text())["asked"]
     found = [_record(each) for each in asked]
     for record in found:

@@ -34,7 +34,7 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 def outcome(folder: Path) -> tuple[dict, dict]:
     """Every record (but what may differ) and every table of the one sweep in a folder."""
-    (sweep,) = (path.parent for path in folder.glob("multirun_reports/*/sweep.json"))
+    (sweep,) = (path.parent for path in folder.glob("multirun_reports/runs/*/sweep.json"))
     records = {
         p.parent.name: lasting(json.loads(p.read_text())) for p in sweep.glob("*/record.json")
     }

@@ -24,7 +24,7 @@ def start(cwd: Path, *overrides: str) -> subprocess.Popen[str]:
 
 def statuses(folder: Path) -> list[str]:
     """The status in every record of the one sweep below a folder."""
-    found = folder.glob("multirun_reports/*/*/record.json")
+    found = folder.glob("multirun_reports/runs/*/*/record.json")
     return sorted(json.loads(path.read_text())["status"] for path in found)
 
 
@@ -44,5 +44,6 @@ def test_ray(tmp_path: Path) -> None:
     said, _ = program.communicate(timeout=240)
     assert program.returncode == 0, said
     assert statuses(tmp_path) == ["done", "done"]
-    found = [json.loads(p.read_text()) for p in tmp_path.glob("multirun_reports/*/*/record.json")]
+    paths = tmp_path.glob("multirun_reports/runs/*/*/record.json")
+    found = [json.loads(path.read_text()) for path in paths]
     assert {"1 thread" in record["run"]["device"] for record in found} == {True}

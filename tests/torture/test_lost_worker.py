@@ -50,7 +50,7 @@ def run(cwd: Path, *overrides: str, faults: str = "") -> tuple[int, str]:
 
 def records(cwd: Path) -> dict[str, dict[str, Any]]:
     """The records of the one sweep below a folder, by target."""
-    found = [json.loads(p.read_bytes()) for p in cwd.glob("multirun_reports/*/*/record.json")]
+    found = [json.loads(p.read_bytes()) for p in cwd.glob("multirun_reports/runs/*/*/record.json")]
     return {record["choices"]["target"]: record for record in found}
 
 
@@ -61,7 +61,7 @@ def statuses(cwd: Path) -> dict[str, str]:
 def beats(cwd: Path) -> list[dict[str, Any]]:
     """The heartbeats of the cells that are running."""
     found = []
-    for path in cwd.glob("multirun_reports/*/*/running.json"):
+    for path in cwd.glob("multirun_reports/runs/*/*/running.json"):
         try:
             found.append(json.loads(path.read_text()))
         except (OSError, ValueError):
@@ -216,7 +216,8 @@ def test_cells_that_share_a_network_that_diverges(tmp_path: Path) -> None:
         code, said = run(tmp_path, *sweep)
         assert code == 1, said
         found = [
-            json.loads(p.read_bytes()) for p in tmp_path.glob("multirun_reports/*/*/record.json")
+            json.loads(p.read_bytes())
+            for p in tmp_path.glob("multirun_reports/runs/*/*/record.json")
         ]
         assert len({record["status"] for record in found}) == 1
         assert found[0]["status"].startswith("diverged")

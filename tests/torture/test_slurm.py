@@ -57,7 +57,7 @@ def sweep(lab: Lab, cwd: Path, *overrides: str, fault: str = "") -> subprocess.P
 def epoch_of(folder: Path) -> int:
     """The highest epoch that a cell below `folder` says it is in."""
     found = [0]
-    for path in folder.glob("multirun_reports/*/*/running.json"):
+    for path in folder.glob("multirun_reports/runs/*/*/running.json"):
         try:
             found.append(json.loads(path.read_text())["epoch"])
         except (OSError, ValueError):
@@ -73,7 +73,7 @@ def training(lab: Lab, folder: Path, program: subprocess.Popen[str]) -> None:
 
 def records(folder: Path) -> list[dict]:
     """The records of every cell of the one sweep below `folder`."""
-    return [json.loads(p.read_text()) for p in folder.glob("multirun_reports/*/*/record.json")]
+    return [json.loads(p.read_text()) for p in folder.glob("multirun_reports/runs/*/*/record.json")]
 
 
 def complete(folder: Path, program: subprocess.Popen[str], cells: int) -> None:
@@ -156,7 +156,9 @@ def test_a_killed_cell_is_queued_again(which: str, lab: Lab, tmp_path: Path) -> 
     """kill -9 on the node; the sweep launches the cell once more and ends well."""
     program = sweep(lab, tmp_path, "target=bird,dog", *SLOW)
     training(lab, tmp_path, program)
-    beats = [json.loads(p.read_text()) for p in tmp_path.glob("multirun_reports/*/*/running.json")]
+    beats = [
+        json.loads(p.read_text()) for p in tmp_path.glob("multirun_reports/runs/*/*/running.json")
+    ]
     pid = max(beats, key=lambda beat: beat["epoch"])["pid"]
     os.kill(pid if which == "the cell's process" else parent(pid), signal.SIGKILL)
     said, _ = program.communicate(timeout=390)

@@ -147,7 +147,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any]:
 
 
 def records(cwd: Path, name: str) -> dict[Path, dict[str, Any]]:
-    found = (cwd / "multirun_reports").glob(f"{name}-*/*/record.json")
+    found = (cwd / "multirun_reports" / "runs").glob(f"{name}-*/*/record.json")
     return {path: json.loads(path.read_text()) for path in found}
 
 
@@ -158,7 +158,7 @@ def test_a_sweep_ends_with_records_and_tables(swept: tuple[Path, Any, Any]) -> N
     assert [each["status"] for each in found.values()] == ["done"] * 4
     (folder,) = {path.parent.parent for path in found}
     assert re.fullmatch(r"four-[0-9a-f]{8}", folder.name)
-    assert folder.parent == cwd / "multirun_reports"
+    assert folder.parent == cwd / "multirun_reports" / "runs"
     assert {path.parent.name for path in found} == {each["id"] for each in found.values()}
     asked = json.loads((folder / "sweep.json").read_text())
     assert {each["id"] for each in asked["asked"]} == {path.parent.name for path in found}

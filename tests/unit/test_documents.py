@@ -15,10 +15,11 @@ import pytest
 from scipy import stats
 
 from backdoor_lab.reports import reference
+from backdoor_lab.results.frozen import RECORDS, frozen_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "multirun_reports"
-REPORT = SWEEPS / "report_reproduction" / "README.md"
+REPORT = SWEEPS / "paper" / "README.md"
 DOCUMENTS = [ROOT / "README.md", *sorted(SWEEPS.rglob("README.md"))]
 Table = tuple[list[str], list[str], list[list[str]]]
 KEYS = ("Protocol", "Trigger", "Target", "Ratio", "Seed", "Layer", "Defense")
@@ -37,7 +38,10 @@ def _section(document: Path, heading: str) -> list[Table]:
     blocks = re.split(r"(?m)^((?:\|.*\n)+)", re.split(rf"\n#{{1,{len(level)}}} ", text)[0])
     found = []
     for above, table in zip(blocks[::2], blocks[1::2], strict=False):
-        sweeps = re.findall(r"\]\((?:multirun_reports|\.\.)/(\w+)\)", above)
+        links = re.findall(r"\]\(([\w./]+)\)", above)
+        folders = [(document.parent / link).resolve() for link in links]
+        kept = [each for each in folders if (each / RECORDS).is_file()]
+        sweeps = [str(each.relative_to(SWEEPS)) for each in kept]
         head, _, *rows = ([c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines())
         found.append((sweeps, head, rows))
     return found
@@ -49,7 +53,7 @@ def _records(sweeps: Sequence[str]) -> list[dict[str, Any]]:
 
 @functools.cache
 def _of(sweep: str) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in (SWEEPS / sweep).glob("*/record.json")]
+    return [json.loads(line) for line in frozen_lines(SWEEPS / sweep)]
 
 
 def _key(record: dict[str, Any], column: str) -> str:
@@ -79,7 +83,7 @@ LOOK = _section(REPORT, "## Where the filter looks")
 LAYERS = [table for table in LOOK if table[1][0] == "`defense`"]
 TABLES = [
     *_section(ROOT / "README.md", "## Results")[:1],
-    *_section(SWEEPS / "demo_report" / "README.md", "# The twelve cells on drawn images"),
+    *_section(SWEEPS / "demo" / "README.md", "# The twelve cells on drawn images"),
     *_section(REPORT, "## Which reading of the report gives its tables"),
     *(table for table in LOOK if "ASR2" in table[1]),
 ]  # fmt: skip
@@ -150,7 +154,7 @@ def test_every_layer_leaves_what_its_records_say(table: Table) -> None:
 def test_what_misses_the_report_is_said_of_every_cell(row: list[str]) -> None:
     trigger, target, ratio, *told = row
     (cell,) = [
-        r for r in _records(["report_reproduction"])
+        r for r in _records(["paper/reproduction"])
         if [_key(r, c) for c in ("Trigger", "Target", "Ratio")] == [trigger, target, ratio]
     ]  # fmt: skip
     asr1, left, asr2 = (_value(cell, name) for name in ("ASR1", "#Pois Left", "ASR2"))
@@ -162,13 +166,13 @@ def test_what_misses_the_report_is_said_of_every_cell(row: list[str]) -> None:
 
 
 NEARER = REPORT.read_text().split("\n## Nearer the report's training\n")[1]
-NETWORKS = re.findall(r"(?m)^\| \[[^]]+\]\(\.\./(\w+)\) \|(.*)\|$", NEARER)
+NETWORKS = re.findall(r"(?m)^\| \[[^]]+\]\((\w+)\) \|(.*)\|$", NEARER)
 
 
 @pytest.mark.parametrize(("sweep", "row"), NETWORKS, ids=[sweep for sweep, _ in NETWORKS])
 def test_what_is_nearer_the_report_is_as_recorded(sweep: str, row: str) -> None:
     trigger, target, nat1, asr1, *left = map(str.strip, row.split("|"))
-    cells = _cells(sweep, trigger=trigger, target=target, ratio=0.1)
+    cells = _cells(f"paper/{sweep}", trigger=trigger, target=target, ratio=0.1)
     assert {(f"{_value(c, 'Nat1'):.2f}", f"{_value(c, 'ASR1'):.2f}") for c in cells} == {
         (nat1, asr1)
     }
@@ -224,7 +228,8 @@ def _rows(document: str, heading: str, at: int = 0) -> list[dict[str, str]]:
 )
 def test_every_attack_on_embedded_images(row: dict[str, str]) -> None:
     at = {
-        f"{100 * c['choices']['ratio']:g} %": c for c in _cells("attacks", trigger=row["Trigger"])
+        f"{100 * c['choices']['ratio']:g} %": c
+        for c in _cells("attacks/embedded", trigger=row["Trigger"])
     }
     assert len(at) == 3
     assert row.pop("ASR at 0 %") == f"{100 * at['0 %']['asr1']:.2f}"
@@ -238,8 +243,8 @@ def test_every_attack_on_embedded_images(row: dict[str, str]) -> None:
     "row", _rows("attacks", "## On real photographs"), ids=lambda r: r["Trigger"]
 )
 def test_every_attack_on_photographs(row: dict[str, str]) -> None:
-    cell = _the("attacks_jpeg", trigger=row["Trigger"], ratio=0.5)
-    clean = _the("attacks_jpeg", trigger=row["Trigger"], ratio=0.0)
+    cell = _the("attacks/photographs", trigger=row["Trigger"], ratio=0.5)
+    clean = _the("attacks/photographs", trigger=row["Trigger"], ratio=0.0)
     labels = "source to target" if cell["choices"]["source"] else cell["protocol"]["labels"]
     assert row["Labels"] == labels.replace("_", " ")
     assert row["ASR at 0 %"] == f"{100 * clean['asr1']:.2f}"
@@ -258,9 +263,11 @@ def test_every_filter_on_every_attack(row: dict[str, str]) -> None:
     mean = triggers.pop("mean of the first nine")
     assert len(triggers) == 12
     if defense == "ASR1, %":
-        found = [100 * _the("matrix", trigger=t, defense="spectral")["asr1"] for t in triggers]
+        found = [
+            100 * _the("defenses/matrix", trigger=t, defense="spectral")["asr1"] for t in triggers
+        ]
     else:
-        cells = [_the("matrix", trigger=t, defense=defense) for t in triggers]
+        cells = [_the("defenses/matrix", trigger=t, defense=defense) for t in triggers]
         found = [_value(cell, "#Pois Left") for cell in cells]
         assert mean == f"{np.mean(found[:9]):.1f}"
     assert list(triggers.values()) == [f"{value:.0f}" for value in found]
@@ -275,7 +282,9 @@ def test_every_filter_on_photographs(row: dict[str, str]) -> None:
     for head, text in row.items():
         trigger, ratio = head.rstrip("%").split()
         defense = "spectral" if what in DIGITS else what
-        cell = _the("photographs", trigger=trigger, ratio=float(ratio) / 100, defense=defense)
+        cell = _the(
+            "defenses/photographs", trigger=trigger, ratio=float(ratio) / 100, defense=defense
+        )
         left = 100 * _value(cell, "#Pois Left") / _value(cell, "#Pois")
         told = f"{left:.0f} ({_value(cell, 'AUROC'):.2f})"
         assert text == (
@@ -291,7 +300,7 @@ def test_how_many_directions_rounds_and_which_weights(row: dict[str, str]) -> No
         wanted = {"rank": int(head.split()[-1]), "rounds": int(row["`rounds`"])}
         wanted |= {"tail_power": int(row["`tail_power`"])}
         cells = [
-            r for r in _records(["spectral_variants"])
+            r for r in _records(["defenses/spectral_variants"])
             if all(r["config"]["defense"][key] == value for key, value in wanted.items())
         ]  # fmt: skip
         assert len({r["choices"]["trigger"] for r in cells}) == len(cells) == 14
@@ -302,7 +311,11 @@ def test_how_many_directions_rounds_and_which_weights(row: dict[str, str]) -> No
 def test_the_same_at_other_layers(row: dict[str, str]) -> None:
     layer, *means = row.values()
     for defense, mean in zip(("spectral", "spectral_plus"), means, strict=True):
-        cells = [c for c in _cells("spectral_layers", defense=defense) if _key(c, "Layer") == layer]
+        cells = [
+            c
+            for c in _cells("defenses/spectral_layers", defense=defense)
+            if _key(c, "Layer") == layer
+        ]
         assert len(cells) == 14
         assert mean == f"{np.mean([_value(cell, '#Pois Left') for cell in cells]):.1f}"
 
@@ -313,12 +326,12 @@ def test_the_same_at_other_layers(row: dict[str, str]) -> None:
 def test_every_defense_on_embedded_images(row: list[str]) -> None:
     defense, *places, nat2 = row
     for trigger, texts in (("pixel", places[:3]), ("pattern", places[3:])):
-        cells = _cells("defenses", trigger=trigger, defense=defense)
+        cells = _cells("defenses/embedded", trigger=trigger, defense=defense)
         assert len(cells) == 3
         for text, column in zip(texts, ("AUROC", "#Pois Left", "ASR2"), strict=True):
             values = [_value(cell, column) for cell in cells]
             assert text == _spread(values, {"AUROC": 3, "#Pois Left": 0, "ASR2": 1}[column]), column
-    values = [100 * cell["nat2"] for cell in _cells("defenses", defense=defense)]
+    values = [100 * cell["nat2"] for cell in _cells("defenses/embedded", defense=defense)]
     assert nat2 == f"{np.mean(values):.2f}"
 
 
@@ -336,12 +349,12 @@ AUGMENTED = "## Does augmentation alone suffice?"
 def test_every_augmentation(row: list[str]) -> None:
     recipe, _, *places, nat1 = row
     for trigger, texts in (("pixel", places[:3]), ("pattern", places[3:])):
-        cells = _cells("augmentation", trigger=trigger, recipe=recipe)
+        cells = _cells("defenses/augmentation", trigger=trigger, recipe=recipe)
         assert len(cells) == 3
         for text, column in zip(texts, ("ASR1", "#Pois Left", "ASR2"), strict=True):
             digits = int(column != "#Pois Left")
             assert text == _spread([_value(cell, column) for cell in cells], digits), column
-    values = [100 * cell["nat1"] for cell in _cells("augmentation", recipe=recipe)]
+    values = [100 * cell["nat1"] for cell in _cells("defenses/augmentation", recipe=recipe)]
     assert nat1 == f"{np.mean(values):.2f}"
 
 
@@ -350,7 +363,7 @@ def test_every_augmentation(row: list[str]) -> None:
 )
 def test_every_accusation(row: list[str]) -> None:
     defense, *told = row
-    cells = _cells("suspicious", defense=defense)
+    cells = _cells("defenses/suspicious", defense=defense)
     clean, poisoned = ([r for r in cells if (r["choices"]["ratio"] > 0) == p] for p in (0, 1))
     networks = {(r["choices"]["seed"], r["hashes"]["weights1"]): r for r in clean}.values()
     assert (len(networks), len(poisoned)) == (3, 6)

@@ -27,6 +27,7 @@ from backdoor_lab.reports.measures import MEASURE
 from backdoor_lab.reports.overview import ACROSS_WITH_INTERVALS, MOST, Shown, grids, markdown
 from backdoor_lab.reports.overview import shown as shown_of
 from backdoor_lab.reports.report import Report
+from backdoor_lab.reports.stored import raw_records
 from backdoor_lab.reports.tables import Table, build
 from backdoor_lab.reports.wide import Wide, in_order
 from backdoor_lab.reports.wide_text import ACROSS
@@ -34,7 +35,7 @@ from backdoor_lab.reports.wide_text import ACROSS
 TRIGGERS = tuple(f"trigger{n}" for n in range(14))
 DEFENSES = ("spectral", "random", "scan", "knn", "oracle", "none")
 DETECTION = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5", "tpr", "fpr")
-COMMITTED = Path(__file__).resolve().parents[2] / "multirun_reports" / "attacks"
+COMMITTED = Path(__file__).resolve().parents[2] / "multirun_reports" / "attacks" / "embedded"
 
 
 def found(*choices: Any, retrain: bool = True, **over: Any) -> dict[str, Any]:
@@ -304,7 +305,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*/record.json"))]
+    return [*raw_records(folder).values()]
 
 
 HEADS = {

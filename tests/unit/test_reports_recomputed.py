@@ -19,8 +19,9 @@ from test_reports_records import GRID, failed, record, write_sweep
 
 from backdoor_lab.reports import reference
 from backdoor_lab.reports.__main__ import main
+from backdoor_lab.reports.stored import raw_records
 
-COMMITTED = Path(__file__).resolve().parents[2] / "multirun_reports" / "demo_controls"
+COMMITTED = Path(__file__).resolve().parents[2] / "multirun_reports" / "demo" / "controls"
 HEADS = {
     "#Pois": ("counts", "n_poisoned", 1), "#Pois Left": ("counts", "pois_left", 1),
     "Nat1": ("", "nat1", 100), "ASR1": ("", "asr1", 100), "Nat2": ("", "nat2", 100),
@@ -52,7 +53,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 @cache
 def records(folder: Path) -> list[dict[str, Any]]:
-    found = [json.loads(path.read_text()) for path in sorted(folder.glob("*/record.json"))]
+    found = [*raw_records(folder).values()]
     return [each for each in found if each["status"] == "done"]
 
 
