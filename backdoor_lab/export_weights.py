@@ -19,7 +19,8 @@ from backdoor_lab.reports.layout import ratio_words
 from backdoor_lab.reports.options import path_of
 from backdoor_lab.reports.terminal import printing
 from backdoor_lab.reports.whereabouts import CONFIGURATION, STORE, find_store
-from backdoor_lab.small_files import UnreadableFile, check_regular, read_json
+from backdoor_lab.results.seal import read_sealed
+from backdoor_lab.small_files import UnreadableFile, check_regular, decode, read_json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,14 +65,14 @@ def _record(cell: Path) -> dict[str, Any]:
     """The record of a cell that is done; its keys that are used here are there."""
     path = cell / "record.json"
     try:
-        record: dict[str, Any] = read_json(path)
+        record: dict[str, Any] = decode(read_sealed(path))
         needed = [record["choices"], record["hashes"], record["run"]["stages"], record["config"]]
         sound = all(isinstance(each, dict) for each in needed)
         model = record["config"]["model"]
         done = record["status"] == "done"
     except FileNotFoundError as error:
         raise ConfigError(f"{cell} is no cell's folder: it has no record.json") from error
-    except (UnreadableFile, KeyError, TypeError) as error:
+    except (DataError, KeyError, TypeError) as error:
         said = str(error).removeprefix(f"{path} is ")
         what = f"it lacks {said}" if isinstance(error, KeyError) else said
         raise DataError(f"{path} is damaged ({what})") from error

@@ -10,6 +10,7 @@ from typing import Any
 
 from backdoor_lab import small_files
 from backdoor_lab.errors import DataError
+from backdoor_lab.results.seal import check_seal
 
 SCHEMA = 1
 DONE, MISSING, DAMAGED = "done", "missing", "failed: damaged record"
@@ -64,6 +65,7 @@ class Cell:
 
 def parse(data: bytes) -> Cell:
     """The cell in the bytes of a record.json. Raises DataError that says what is wrong."""
+    check_seal(data)
     record = mapping("the record", decode(data))
     if record.get("schema") != SCHEMA:
         raise DataError(f"`schema` must be {SCHEMA}, got {record.get('schema')!r}")

@@ -20,7 +20,8 @@ from backdoor_lab.checks import safe_name
 from backdoor_lab.errors import DataError, LabError
 from backdoor_lab.reports.records import decode, mapping
 from backdoor_lab.results.frozen import frozen_lines
-from backdoor_lab.small_files import UnreadableFile, check_regular, read_json, read_small
+from backdoor_lab.results.seal import read_sealed
+from backdoor_lab.small_files import UnreadableFile, check_regular, read_json
 
 MANIFEST = "manifest.json"
 NO_STORE = "the store is not there: nothing of what its stages left can be shown"
@@ -87,7 +88,7 @@ class Judged:
 
 
 def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every readable record of a sweep by its id, without poison indices, unchecked otherwise.
+    """Every sealed record of a sweep by its id, without poison indices, unchecked otherwise.
 
     As `read_sweep` does it, a folder that bears its cell's id comes before a copy of it.
     """
@@ -98,7 +99,7 @@ def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
         if path.parent.name.startswith("."):
             continue
         with suppress(OSError, DataError):
-            record = mapping("the record", decode(read_small(path)))
+            record = mapping("the record", decode(read_sealed(path)))
             name = str(record.get("id"))
             if name not in found or path.parent.name == name:
                 found[name] = record

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from pathlib import Path
+from typing import Any
 
 from backdoor_lab.errors import DataError
+from backdoor_lab.files import readable
+from backdoor_lab.small_files import read_small, write_ours
 
 _SEAL = re.compile(rb',[ \r\n]*"seal": "([0-9a-f]{64})"[ \r\n]*\}[ \r\n]*\Z')
 
@@ -22,6 +26,18 @@ def sealed(text: str) -> str:
     body = text.rstrip().removesuffix("}").rstrip()
     gap, end = ("\n ", "\n}\n") if "\n" in body else (" ", "}\n")
     return f'{body},{gap}"seal": "{_hash(body.encode())}"{end}'
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`value` as readable JSON with its seal, atomically."""
+    write_ours(path, sealed(readable(value)).encode())
+
+
+def read_sealed(path: Path) -> bytes:
+    """The bytes of a sealed file. Raises as `read_small` and `check_seal` do."""
+    data = read_small(path)
+    check_seal(data)
+    return data
 
 
 def check_seal(data: bytes) -> None:

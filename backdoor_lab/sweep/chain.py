@@ -19,7 +19,7 @@ from backdoor_lab.defenses.base import TruthControl
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import Diverged, LabError, OutOfMemory, Stopped, failed_status, reason_of
-from backdoor_lab.small_files import write_json
+from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.judging import (
@@ -235,7 +235,7 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
         run |= {"modified": identity.modified(cell.code), "code": identity.details(cell.code)}
         record = {**head, **body, "run": run}
         faults.point("record.before")
-        write_json(folder / RECORD, record)
+        write_sealed(folder / RECORD, record)
         faults.point("record.published")
     return record
 

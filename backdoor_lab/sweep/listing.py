@@ -15,6 +15,7 @@ from typing import Any
 from backdoor_lab.errors import ConfigError, DataError, LabError, failed_status
 from backdoor_lab.files import room
 from backdoor_lab.reports.records import DAMAGED, DONE, SCHEMA, Cell, decode, mapping, parse
+from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.small_files import (
     DamagedFile,
     clear_file,
@@ -23,7 +24,6 @@ from backdoor_lab.small_files import (
     read_or_set_aside,
     read_small,
     set_aside,
-    write_json,
 )
 
 log = logging.getLogger(__name__)
@@ -202,7 +202,7 @@ def note_failure(folder: Path, reason: str) -> str:
     record |= {"status": status, "error": reason}
     try:
         clear_folder(folder)
-        write_json(folder / RECORD, record)
+        write_sealed(folder / RECORD, record)
     except (OSError, LabError) as error:
         log.error("%s: its failure could not be recorded: %s", folder.name, error)
     return status

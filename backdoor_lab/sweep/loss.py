@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.errors import DataError, LabError
 from backdoor_lab.reports.heartbeat import HEARTBEAT, MAX_BYTES
-from backdoor_lab.small_files import read_json, write_json
+from backdoor_lab.results.seal import write_sealed
+from backdoor_lab.small_files import read_json
 from backdoor_lab.sweep.listing import Asked, command_line
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> str:
     status = f"failed: {reason}"
     body = {"status": status, "error": error, "run": run}
     try:
-        write_json(folder / "record.json", record_head(cell) | body)
+        write_sealed(folder / "record.json", record_head(cell) | body)
     except (LabError, OSError) as problem:
         log.error("%s: %s", cell.id, problem)
     with suppress(OSError):

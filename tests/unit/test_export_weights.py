@@ -21,6 +21,7 @@ from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.export_weights import export_weights, main
 from backdoor_lab.reports import read_sweep
 from backdoor_lab.reports.export import frame_of
+from backdoor_lab.results.seal import sealed
 from backdoor_lab.tensors import tensors_digest, write_tensors
 from backdoor_lab.training.models import build_model
 
@@ -181,7 +182,7 @@ def test_a_ratio_that_is_a_number_of_images_is_no_share(
     said = export_weights(cell, tmp_path / "x.safetensors")
     assert "(ratio 30%)" in said["network"]
     record["choices"]["ratio"], record["protocol"]["ratio_of"] = 6, "count"
-    (cell / "record.json").write_text(json.dumps(record))
+    (cell / "record.json").write_text(sealed(json.dumps(record)))
     assert "(ratio 6)" in export_weights(cell, tmp_path / "x.safetensors")["network"]
 
 
@@ -210,7 +211,7 @@ def test_a_record_that_cannot_be_used_is_refused(
     change: dict[str, Any], said: str,
 ) -> None:  # fmt: skip
     cell, _, record = copy(lab, tmp_path / "lab")
-    (cell / "record.json").write_text(json.dumps(record | change))
+    (cell / "record.json").write_text(sealed(json.dumps(record | change)))
     assert said in refused(cell, capsys)
     (cell / "record.json").write_text("{")
     assert "is damaged" in refused(cell, capsys)

@@ -13,6 +13,7 @@ import pytest
 from backdoor_lab.errors import DataError
 from backdoor_lab.reports import records
 from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
+from backdoor_lab.results.seal import sealed
 
 GRID = [
     (trigger, target, ratio)
@@ -74,7 +75,7 @@ def write_sweep(
     """Records on disk; `asked` are the cells that sweep.json lists, [] for no such file."""
     for one in made:
         (folder / one["id"]).mkdir(parents=True, exist_ok=True)
-        (folder / one["id"] / "record.json").write_text(json.dumps(one))
+        (folder / one["id"] / "record.json").write_text(sealed(json.dumps(one)))
     listed = [{"id": m["id"], "choices": m["choices"]} for m in (made if asked is None else asked)]
     if listed:
         folder.mkdir(exist_ok=True)
@@ -84,7 +85,7 @@ def write_sweep(
 
 
 def parsed(made: dict[str, Any]) -> records.Cell:
-    return records.parse(json.dumps(made).encode())
+    return records.parse(sealed(json.dumps(made)).encode())
 
 
 def test_a_record_is_read_without_its_indices() -> None:
@@ -93,7 +94,7 @@ def test_a_record_is_read_without_its_indices() -> None:
     assert cell.done
     assert cell.numbers["nat1"] == made["nat1"]
     assert cell.numbers["pois_left"] < 9
-    pretty = json.dumps(made, indent=1).encode()
+    pretty = sealed(json.dumps(made, indent=1)).encode()
     assert records.parse(pretty) == cell
     assert records.decode(pretty)["poison_indices"] == []
     assert records.decode(b'{"poison_indices":["]",1]}')["poison_indices"] == ["]", 1]
@@ -101,7 +102,7 @@ def test_a_record_is_read_without_its_indices() -> None:
 
 @pytest.mark.parametrize("eighth", range(8))
 def test_a_truncated_record_is_refused(eighth: int) -> None:
-    data = json.dumps(record(poison_indices=list(range(500)))).encode()
+    data = sealed(json.dumps(record(poison_indices=list(range(500))))).encode()
     with pytest.raises(DataError):
         records.parse(data[: len(data) * eighth // 8])
 
@@ -202,7 +203,7 @@ def test_no_seed_counts_twice(tmp_path: Path) -> None:
     made = record()
     folder = write_sweep(tmp_path / "s", [made, {**made, "id": "newer-code"}], [made])
     (folder / "copy").mkdir()
-    (folder / "copy" / "record.json").write_text(json.dumps(made))
+    (folder / "copy" / "record.json").write_text(sealed(json.dumps(made)))
     sweep = read_sweep(folder)
     assert [c.id for c in sweep.cells] == [made["id"]]
     assert len(sweep.warnings) == 2
