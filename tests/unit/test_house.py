@@ -26,7 +26,8 @@ PACKAGE = ROOT / "backdoor_lab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module or folder of the package, and the floor it stands on. What is not named is floor 0.
 FLOORS = {
-    "config_loader": 1,
+    "hydra_options": 1,
+    "config_loader": 2,
     "data": 1,
     "results": 1,
     "attacks": 2,
@@ -48,7 +49,7 @@ FLOORS = {
 # The one look sideways: a sweep that has ended writes its tables.
 SIDEWAYS = {("sweep", "reports")}
 GROUND = {"__init__", "build", "checks", "claims", "errors", "faults", "files", "letters",
-          "output", "progress", "resources", "seeds", "small_files", "stopping", "store",
+          "output", "paths", "progress", "resources", "seeds", "small_files", "stopping", "store",
           "targets", "tensors", "threads", "types"}  # fmt: skip
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
