@@ -10,6 +10,8 @@ from typing import Any
 
 from backdoor_lab.errors import ConfigError, unknown
 
+LARGEST = 2**31
+"""Where no other bound is named: what every library here can hold and count."""
 NAME = re.compile(r"[a-z0-9_.-]{1,64}\Z")
 
 
@@ -26,6 +28,8 @@ def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> 
     # Not by way of float, which cannot hold every int above 2**53.
     if value != int(value):
         raise ConfigError(f"`{name}` must be a whole number, got {value!r}")
+    if below == math.inf and value >= LARGEST:
+        raise ConfigError(f"`{name}` must be smaller than 2**31, got {value!r}")
     return int(value)
 
 

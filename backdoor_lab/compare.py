@@ -14,7 +14,7 @@ from pathlib import Path
 from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
 from backdoor_lab.reports.compare_text import FORMATS, markdown
 from backdoor_lab.reports.comparison import comparison_of
-from backdoor_lab.reports.options import options, path_of
+from backdoor_lab.reports.options import Parser, options, path_of
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import one_sweep
 from backdoor_lab.reports.terminal import printing
@@ -52,8 +52,8 @@ def _compare(given: list[str], out: Path | None) -> int:
     return EXIT_DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m backdoor_lab.compare", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

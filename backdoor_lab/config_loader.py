@@ -20,12 +20,14 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from backdoor_lab import sources
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.hydra_options import check_hydra, check_overrides, no_such_key, not_there
 from backdoor_lab.targets import (
     LOG_SECTIONS,
     check_search_path,
@@ -67,11 +69,29 @@ class CheckedLoader(ConfigLoaderImpl):
         """As Hydra's own. Raises ConfigError for code that is not admitted."""
         if not self._of_sweep:
             self.allowed = tuple(sorted({*_trusted_by_file(), *_trusted_by_command(overrides)}))
-        found = super().load_configuration(
+            check_overrides(overrides)
+        found = self._composed(
             config_name, overrides, run_mode, from_shell, validate_sweep_overrides
         )
         check_composed(found, self.allowed)
+        if not self._of_sweep:
+            check_hydra(found, Path(conf_dir()))
         return found
+
+    def _composed(
+        self, config_name: str | None, overrides: list[str], run_mode: RunMode, *flags: bool
+    ) -> DictConfig:
+        """As Hydra's own, but for what is said of a key that does not exist."""
+        compose = super().load_configuration
+        try:
+            return compose(config_name, overrides, run_mode, *flags)
+        except ConfigCompositionException as error:
+            key = not_there(error)
+            left = [o for o in overrides if key is None or o.lstrip("+~").split("=")[0] != key]
+            if key is None or left == overrides:
+                raise
+            rest = self._composed(config_name, left, run_mode, *flags)
+            raise no_such_key(key, rest, Path(conf_dir())) from error
 
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError, many
 from backdoor_lab.reports.export import COLUMNS, frame_of, write_frame
-from backdoor_lab.reports.options import path_of
+from backdoor_lab.reports.options import Parser, path_of
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import printing
@@ -56,8 +56,8 @@ def _export(folders: list[Path], out: Path | None) -> int:
     return EXIT_DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m backdoor_lab.export", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

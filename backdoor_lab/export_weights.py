@@ -16,7 +16,7 @@ from backdoor_lab import checks
 from backdoor_lab.errors import EXIT_DONE, ConfigError, DataError, StoreError
 from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.layout import ratio_words
-from backdoor_lab.reports.options import path_of
+from backdoor_lab.reports.options import Parser, path_of
 from backdoor_lab.reports.terminal import printing
 from backdoor_lab.reports.whereabouts import CONFIGURATION, STORE, find_store
 from backdoor_lab.results.seal import read_sealed
@@ -187,8 +187,8 @@ def _facts(record: dict[str, Any], which: int) -> dict[str, str]:
     }
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m backdoor_lab.export_weights", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

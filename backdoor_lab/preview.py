@@ -8,7 +8,6 @@ optimise first is taken from the store, or made and left there for the sweep.
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from backdoor_lab import checks
 from backdoor_lab.errors import EXIT_DONE, ConfigError, many
 from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.options import path_of
+from backdoor_lab.reports.options import Parser, path_of
 from backdoor_lab.reports.terminal import printing
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ ENLARGED, BACKGROUND = 10, (225, 225, 225)
 
 def main(arguments: list[str] | None = None) -> int:
     """Writes the picture and says where; 2 for a configuration that does not stand."""
-    parser = argparse.ArgumentParser(prog="python -m backdoor_lab.preview", description=__doc__)
+    parser = Parser(prog="python -m backdoor_lab.preview", description=__doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="trigger=a,b or all")
     parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
     parser.add_argument("--out", type=path_of, default=Path("preview.png"), metavar="FILE.png")

@@ -6,7 +6,6 @@ Heavy imports stand inside functions: ``--help`` and tab completion answer at on
 from __future__ import annotations
 
 import os
-import re
 import signal
 import sys
 import warnings
@@ -26,7 +25,6 @@ from backdoor_lab.errors import (
     EXIT_SOME_FAILED,
     ConfigError,
     LabError,
-    unknown,
 )
 from backdoor_lab.files import digest, explained
 from backdoor_lab.output import survive_lost_output
@@ -34,7 +32,7 @@ from backdoor_lab.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
-         "allow_plugins", "retries", "fail_fast")  # fmt: skip
+         "allow_plugins", "retries", "fail_fast", "estimate_first")  # fmt: skip
 _outcome: dict[str, Any] = {}
 
 
@@ -88,11 +86,13 @@ def task(config: DictConfig) -> Any:
     stopping.install()
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
+    # Hydra may have changed the current folder to the cell's (hydra.job.chdir).
+    asked = plain(config, Path(settings.runtime.cwd))
     if OmegaConf.is_missing(settings.job, "num"):
-        return _single(plain(config), folder)
+        return _single(asked, folder)
     cells = parallel(settings.launcher)
     journal = folder / f"{settings.job.name}.log"
-    return run_in_sweep(plain(config), folder, cells, journal)
+    return run_in_sweep(asked, folder, cells, journal)
 
 
 def _single(config: dict[str, Any], folder: Path) -> str:
@@ -176,9 +176,6 @@ def _known(error: BaseException | None) -> BaseException | None:
 
 def _one_line(error: BaseException) -> str:
     text = str(error)
-    key = re.match(r"Could not override '([^']+)'", text)
-    if key:
-        return str(unknown("key", key[1], known_keys(Path(conf_dir()))))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     noise = ("full_key:", "object_type=", "reference_type=", "See https", "Check that the",
              "Config search path", "provider=")  # fmt: skip
@@ -189,16 +186,6 @@ def _one_line(error: BaseException) -> str:
     if "LexerNoViableAlt" in said:
         said += " (a value with letters or signs beyond these needs quotes: 'target=\"é\"')"
     return said or type(error).__name__
-
-
-def known_keys(conf: Path) -> list[str]:
-    """Every key that a configuration may have, ``dataset.size`` and the like."""
-    keys = {str(key) for key in OmegaConf.load(conf / "config.yaml")} - {"defaults", "hydra"}
-    for path in conf.glob("*/*.yaml"):
-        group = path.parent.name
-        if group not in ("hydra", "experiment"):
-            keys |= {group} | {f"{group}.{key!s}" for key in OmegaConf.load(path)}
-    return sorted(keys)
 
 
 def register() -> None:

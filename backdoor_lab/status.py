@@ -5,7 +5,6 @@ Reads files only and decides nothing: a heartbeat's age is the wall clock's, and
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, DataErr
 from backdoor_lab.reports.axes import SEED, Facts, head
 from backdoor_lab.reports.heartbeat import HEARTBEAT, read_heartbeat
 from backdoor_lab.reports.layout import ROW
-from backdoor_lab.reports.options import path_of
+from backdoor_lab.reports.options import Parser, path_of
 from backdoor_lab.reports.records import MISSING, Cell
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.sweeps import Sweep, find_sweeps, read_sweep
@@ -151,7 +150,7 @@ def _differing(facts: Facts) -> list[str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 whatever the state of the sweeps; 2 if a folder that was named does not exist."""
-    parser = argparse.ArgumentParser(prog="python -m backdoor_lab.status", description=__doc__)
+    parser = Parser(prog="python -m backdoor_lab.status", description=__doc__)
     parser.add_argument(
         "folders", metavar="FOLDER", nargs="*", type=path_of,
         help=f"a sweep, or a folder of sweeps (default: {DEFAULT_SAID})",

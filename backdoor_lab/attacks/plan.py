@@ -139,6 +139,11 @@ def cover_count(plan: Plan, per_class: Sequence[int]) -> int:
     """How many covers the plan makes. Raises ConfigError when there are not images enough."""
     poisoned = count(plan, per_class)
     wanted = round(plan.covers * poisoned)
+    if plan.covers > 0 and poisoned and not wanted:
+        raise ConfigError(
+            f"`covers`={plan.covers:g} for each of {poisoned} poisoned images is less than one"
+            " image; give more, or 0 for no covers"
+        )
     others = sum(n for label, n in enumerate(per_class) if label not in (plan.target, plan.source))
     if plan.source is None and plan.labels == "all_to_one":
         # Poison and covers come from the same classes here, and never from one image.

@@ -6,7 +6,6 @@ cells. What the store no longer has is left out, and said.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +23,7 @@ from backdoor_lab.errors import (
 from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
 from backdoor_lab.reports.layout import slug
 from backdoor_lab.reports.markup import plain
-from backdoor_lab.reports.options import path_of
+from backdoor_lab.reports.options import Parser, path_of
 from backdoor_lab.reports.stored import Shelf, raw_records
 from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
 from backdoor_lab.reports.terminal import printing
@@ -104,8 +103,8 @@ def _error(text: str, code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m backdoor_lab.figures", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m backdoor_lab.figures", description=__doc__)
     parser.add_argument(
         "folders", metavar="FOLDER", nargs="+", type=path_of, help="a sweep, or a folder of sweeps"
     )

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, LabError
-from backdoor_lab.reports.options import options
+from backdoor_lab.reports.options import Parser, options
 from backdoor_lab.reports.overview import markdown
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.report import Report
@@ -53,7 +53,7 @@ def _sweeps(given: list[str]) -> list[Path]:
     """The sweeps in the folders given, or in the default one; each once."""
     if "" in given:
         raise ConfigError("no such folder: ''")
-    roots = roots_of([*map(Path, given)])
+    roots = roots_of(given)
     found = list(dict.fromkeys(sweep for root in roots for sweep in find_sweeps(root)))
     if not found:
         looked = ", ".join(map(str, roots))
@@ -96,8 +96,8 @@ def _error(text: str, code: int) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m backdoor_lab.reports", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

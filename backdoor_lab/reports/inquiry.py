@@ -22,7 +22,7 @@ from backdoor_lab.reports.markup import (
     plain,
     short,
 )
-from backdoor_lab.reports.options import path_of
+from backdoor_lab.reports.options import Parser, path_of
 from backdoor_lab.reports.page_pictures import late
 from backdoor_lab.reports.records import Cell
 from backdoor_lab.reports.sheets import csv_text
@@ -168,8 +168,8 @@ def _sheet(question: Question, labels: Sequence[str], lines: Sequence[Line]) -> 
     return csv_text(head, rows)
 
 
-def _parser(question: Question) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser(question: Question) -> Parser:
+    parser = Parser(
         prog=f"python -m backdoor_lab.{question.name}", description=question.asks,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.errors import EXIT_BAD_CONFIG, ConfigError, unknown
+from backdoor_lab.paths import usable
 
 
 def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -16,7 +20,7 @@ def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict
     found: dict[str, str] = {}
     for each in given:
         key, equals, value = each.partition("=")
-        if not equals or not key.isidentifier() or Path(each).exists():
+        if not equals or not key.isidentifier() or os.path.lexists(each):
             others.append(each)
         elif key not in known:
             raise unknown("option", f"{key}=", [f"{name}=" for name in known])
@@ -41,8 +45,18 @@ def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) 
 
 
 def path_of(text: str) -> Path:
-    """A file's or folder's path, for argparse. An empty text, which a shell makes of a variable
-    that is not set, is refused: pathlib takes it for the current folder."""
-    if not text:
-        raise argparse.ArgumentTypeError("an empty text is no path; the current folder is `.`")
-    return Path(text)
+    """A file's or folder's path, for argparse, with `~` replaced. What can be no path is refused,
+    as an empty text, which a shell makes of a variable that is not set."""
+    try:
+        return usable("path", text)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with a command line in one line, and exits with 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Overrides argparse's, which prints the usage as well."""
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(EXIT_BAD_CONFIG)

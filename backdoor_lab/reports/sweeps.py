@@ -13,6 +13,7 @@ from typing import Any
 
 from backdoor_lab.errors import ConfigError, DataError, many
 from backdoor_lab.identity import is_modified
+from backdoor_lab.paths import usable
 from backdoor_lab.reports.records import (
     DAMAGED,
     MISSING,
@@ -85,9 +86,12 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
 def one_sweep(text: str, hint: str = "") -> Sweep:
     """The one sweep in the folder `text`. Raises ConfigError, with `hint` where there is no such
     folder, where there is none or more than one."""
-    if not text or not Path(text).is_dir():
-        raise ConfigError(f"no such folder: {text or repr(text)}{hint}")
-    found = find_sweeps(Path(text))
+    if not text:
+        raise ConfigError(f"no such folder: ''{hint}")
+    root = usable("path", text)
+    if not root.is_dir():
+        raise ConfigError(f"no such folder: {text}{hint}")
+    found = find_sweeps(root)
     if len(found) != 1:
         more = f"; name one of {', '.join(map(str, found[:5]))}" if found else ""
         raise ConfigError(f"{text} holds {many(len(found), 'sweep')} where one is needed{more}")

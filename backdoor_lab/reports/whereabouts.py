@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import ConfigError, DataError
+from backdoor_lab.paths import usable
 from backdoor_lab.small_files import read_small
 
 ROOT_VARIABLE = "BACKDOOR_LAB_REPORTS"
@@ -17,13 +18,14 @@ STORE, CONFIGURATION = ".store", "multirun.yaml"
 MAX_BYTES = 2**20
 
 
-def roots_of(given: Sequence[Path]) -> list[Path]:
+def roots_of(given: Sequence[Path | str]) -> list[Path]:
     """The folders given on a command line, which must exist, or the default one, which need not.
     Raises ConfigError."""
-    absent = [str(root) for root in given if not root.is_dir()]
+    roots = [usable("path", str(each)) for each in given]
+    absent = [str(root) for root in roots if not root.is_dir()]
     if absent:
         raise ConfigError(f"no such folder: {', '.join(absent)}")
-    return [*given] or [Path(os.environ.get(ROOT_VARIABLE) or DEFAULT)]
+    return roots or [usable(ROOT_VARIABLE, os.environ.get(ROOT_VARIABLE) or DEFAULT)]
 
 
 def find_store(sweep: Path, given: Path | None = None) -> Path | None:

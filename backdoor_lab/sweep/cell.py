@@ -75,6 +75,7 @@ class Cell:
         # What is asked for by name is part of the question; what a machine prefers is not.
         wanted = str(self.config["trainer"]["precision"])
         found = {} if wanted == "auto" else {"precision": wanted}
+        found |= {"retrain_seed": "same"} if self.same_seed else {}
         return found if self.retrain else found | {"retrain": False}
 
     @cached_property
@@ -166,6 +167,11 @@ class Cell:
     def retrain(self) -> bool:
         """Whether a network is trained again on what the defense keeps."""
         return bool(self.config["retrain"])
+
+    @property
+    def same_seed(self) -> bool:
+        """Whether the retraining takes the seed of the first training (``retrain_seed=same``)."""
+        return bool(self.config.get("retrain_seed") == "same")
 
     @property
     def _labels(self) -> str:

@@ -203,9 +203,8 @@ def _count(
     network = [data.train.digest, cell.seed, cell.config["model"], cell.recipe.decides()]
     trainings = int(cell.retrain and not isinstance(cell.defense, Repair))
     if trainings and _leaves_clean(cell, poisoned, added):
-        trainings = int(
-            _once(shared, ["clean again", *network]) and not _clean_is_there(cell, data, machine)
-        )
+        again = ["clean again", cell.same_seed, *network]
+        trainings = int(_once(shared, again) and not _clean_is_there(cell, data, machine))
     passed += n_test * int(cell.retrain)
     attacked = [cell.attack, *network] if added else ["clean", *network]
     if stage <= ORDER.index("train") and _once(shared, attacked):

@@ -7,6 +7,7 @@ plain values, so one composition serves them all.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -14,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from backdoor_lab.paths import settle
 from backdoor_lab.targets import check_targets
 
 Plain = dict[str, Any]
@@ -61,11 +63,13 @@ class Expander:
         )
 
 
-def plain(config: DictConfig) -> Plain:
-    """A composed configuration as plain values, resolved, without Hydra's own part.
+def plain(config: DictConfig, base: Path | None = None) -> Plain:
+    """A composed configuration as plain values, resolved, without Hydra's own part; its paths
+    absolute, from `base` or the current folder on.
 
-    Raises ConfigError for the name of code that is not admitted. The loader has checked the
-    configuration unresolved; the values of a sweep's cells are set after that.
+    Raises ConfigError for a path that cannot be used and the name of code that is not admitted. The
+    loader has checked the configuration unresolved; the values of a sweep's cells are set after
+    that.
 
     Key by key, in place: copying the whole first would cost more than everything else here.
     """
@@ -78,4 +82,5 @@ def plain(config: DictConfig) -> Plain:
             value = OmegaConf.to_container(value, resolve=True, throw_on_missing=True)
         found[key] = value
     check_targets(found)
+    settle(found, base)
     return found

@@ -9,12 +9,13 @@ from typing import Any
 
 from backdoor_lab import identity, stopping
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.paths import check_writable
 from backdoor_lab.small_files import read_json
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.chain import RECORD, Chain, run_cell
 from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, place, sweep_file
-from backdoor_lab.sweep.preflight import Preflight, check_writable
+from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training.logs import logger_of
 from backdoor_lab.training.machine import held, machine_of

@@ -12,13 +12,14 @@ from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.sweep.cell import DECIDES, defense_of
 from backdoor_lab.training.recipe import Recipe
 
-PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "seed")
-ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "retries",
-             "fail_fast", "allow_plugins")  # fmt: skip
+PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "retrain_seed", "seed")
+ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "estimate_first",
+             "retries", "fail_fast", "allow_plugins")  # fmt: skip
 PROTOCOL = (
     "name", "version", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer", "holdout",
 )  # fmt: skip
+RETRAIN_SEEDS = ("new", "same")
 NEEDED = {
     "protocol": PROTOCOL,
     "model": ("name", "width", "stem"),
@@ -38,7 +39,8 @@ def check_keys(config: dict[str, Any]) -> None:
         checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
     checks.keys("protocol", config["protocol"], PROTOCOL)
     checks.keys("store", config["store"], ("root",))
-    for key in ("retrain", "dry_run", "fail_fast"):
+    checks.choice("retrain_seed", config["retrain_seed"], RETRAIN_SEEDS)
+    for key in ("retrain", "dry_run", "estimate_first", "fail_fast"):
         checks.flag(key, config.get(key, False))
     checks.whole("retries", config.get("retries", 1), low=0)
     checks.whole("protocol.version", config["protocol"]["version"], low=1)

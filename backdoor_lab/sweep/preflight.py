@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Defense
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.files import canonical, nearest
+from backdoor_lab.files import canonical
+from backdoor_lab.paths import check_writable
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.keys import check_keys
@@ -179,10 +179,3 @@ def try_network(
                 f"`model.name={model['name']}` gives {what} while {doing}, where logits of shape"
                 f" {(2, classes)} are needed: choose another model"
             )
-
-
-def check_writable(folder: Path) -> None:
-    """Raises ConfigError when a folder cannot be made or written to."""
-    existing = nearest(folder)
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"cannot write to {folder}: {existing} is no folder that we may write to")

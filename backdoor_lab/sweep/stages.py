@@ -127,9 +127,11 @@ def train_stage(
     stage: str, cell: Cell, training: TrainingSet, store: Store, machine: Machine, fit: Fit
 ) -> tuple[Classifier, Entry]:
     """The network trained on `training`: `stage` is ``train``, or ``retrain`` or ``surrogate``
-    with other random weights and order."""
+    with other random weights and order, but for a ``retrain`` with those of ``train``, as
+    ``retrain_seed=same`` asks for."""
     mean, std = channel_stats(training.base)
-    seed = derive(cell.seed, TRAININGS[stage])
+    again = stage == "retrain" and cell.same_seed
+    seed = derive(cell.seed, TRAININGS["train" if again else stage])
     job = Job(cell.config["model"], cell.recipe, training, seed, mean, std)
     inputs = {
         "version": identity.stage("train"),

@@ -24,6 +24,8 @@ from backdoor_lab.errors import (
     many,
     reason_of,
 )
+from backdoor_lab.hydra_options import check_overrides
+from backdoor_lab.paths import absolute, check_writable
 from backdoor_lab.small_files import clear_folder, make_folder, write_json, write_ours
 from backdoor_lab.sweep.expand import Expander
 from backdoor_lab.sweep.launch import Launch
@@ -64,11 +66,16 @@ class ResumeSweeper(BasicSweeper):
     def sweep(self, arguments: list[str]) -> int:
         """Runs the sweep; returns the exit code."""
         jobs = self._jobs(arguments)
-        asked, dry = self._checked(jobs)
+        asked, cells = self._checked(jobs)
+        dry = [cell for cell in cells if cell.config.get("dry_run")]
         folder = Path(str(self.config.hydra.sweep.dir))
+        absolute("hydra.sweep.dir", str(folder))
         at_once = parallelism(self.config, len(asked))
+        if cells:
+            self._tell(folder, dry or cells, at_once)
         if dry:
-            return self._tell(folder, dry, at_once)
+            ResumeSweeper.last_code = EXIT_DONE
+            return EXIT_DONE
         self._announce(folder, asked)
         for each in asked:
             clear_folder(folder / each.id)
@@ -95,14 +102,16 @@ class ResumeSweeper(BasicSweeper):
     def _jobs(self, arguments: list[str]) -> list[list[str]]:
         assert self.hydra_context is not None
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides([*self._parse_config(), *arguments])
+        asked = [*self._parse_config(), *arguments]
+        check_overrides(asked)
+        overrides = parser.parse_overrides(asked)
         jobs: list[list[str]] = self.split_arguments(overrides, None)[0]
         if not jobs:
             raise ConfigError("the sweep has no cells: a choice like glob(*) matched nothing")
         return jobs
 
     def _checked(self, jobs: Sequence[list[str]]) -> tuple[list[Asked], list[Cell]]:
-        """Every cell of the sweep; and, when it is only to be estimated, the cells again."""
+        """Every cell of the sweep as it is listed, and those to be estimated as cells."""
         from backdoor_lab.sweep.preflight import Preflight
 
         assert self.hydra_context is not None
@@ -121,7 +130,7 @@ class ResumeSweeper(BasicSweeper):
             marks.append(cell.code)
             # Two spellings of one choice (0.05, 5e-2) are one cell.
             found.setdefault(cell.id, _asked(cell, job))
-            if cell.config.get("dry_run"):
+            if cell.config.get("dry_run") or cell.config.get("estimate_first"):
                 dry[cell.id] = cell
         if len(found) < len(jobs):
             repeated = many(len(jobs) - len(found), "cell")
@@ -129,20 +138,16 @@ class ResumeSweeper(BasicSweeper):
         identity.warn(marks)
         return list(found.values()), list(dry.values())
 
-    def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> int:
+    def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> None:
         from backdoor_lab.sweep.estimate import describe, estimate
         from backdoor_lab.training.machine import machine_of
 
         trainer = cells[0].config["trainer"] | at_once.trainer
         machine = machine_of(trainer, parallel_cells=at_once.cells)
         done = {cell.id for cell in cells if finished(folder / cell.id, cell.id)}
-        print(describe(estimate(cells, done, machine), min(at_once.cells, len(cells))))
-        ResumeSweeper.last_code = EXIT_DONE
-        return EXIT_DONE
+        print(describe(estimate(cells, done, machine), min(at_once.cells, len(cells))), flush=True)
 
     def _announce(self, folder: Path, asked: Sequence[Asked]) -> None:
-        from backdoor_lab.sweep.preflight import check_writable
-
         check_writable(folder)
         assert self.config is not None
         make_folder(folder)

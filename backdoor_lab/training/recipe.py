@@ -81,7 +81,7 @@ class Recipe:
         checks.choice("recipe.schedule", self.schedule, SCHEDULES)
         checks.number("recipe.gamma", self.gamma, low=0)
         checks.number("recipe.warmup", self.warmup, low=0, below=1)
-        checks.whole("recipe.crop", self.crop, low=0)
+        checks.whole("recipe.crop", self.crop, low=0, below=257)
         checks.whole("recipe.cutout", self.cutout, low=0)
         checks.number("recipe.mixup", self.mixup, low=0)
         checks.number("recipe.cutmix", self.cutmix, low=0)

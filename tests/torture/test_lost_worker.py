@@ -31,13 +31,15 @@ DEATHS = {
 EPOCHS = "recipe.epochs=3"
 
 
-def start(cwd: Path, *overrides: str, faults: str = "") -> subprocess.Popen[str]:
+def start(
+    cwd: Path, *overrides: str, faults: str = "", own_group: bool = False
+) -> subprocess.Popen[str]:
     """Starts a sweep of tiny cells, with planned faults."""
     command = [sys.executable, "-m", "backdoor_lab", "-m", *TINY, *overrides]
     settings = environment(PYTHONPATH=str(ROOT), BACKDOOR_LAB_FAULT=faults)
     return subprocess.Popen(
         command, cwd=cwd, env=settings, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=own_group,
     )  # fmt: skip
 
 
@@ -224,3 +226,28 @@ def test_cells_that_share_a_network_that_diverges(tmp_path: Path) -> None:
         assert "tried again" not in said
         notes = list(tmp_path.glob("multirun_reports/*/.diverged/train-*"))
         assert len(notes) == 1
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("how", ["SIGTERM to the program", "Ctrl+C at the terminal"])
+def test_a_stopped_sweep_leaves_no_process_behind(how: str, launcher: str, tmp_path: Path) -> None:
+    """Exit code 75, no cell is called failed, no worker stays; the same command completes it."""
+    sweep = (f"hydra/launcher={launcher}", "target=bird,dog,cat", "recipe.epochs=40")
+    program = start(tmp_path, *sweep, own_group=True)
+    pid = 0
+    while not pid and program.poll() is None:
+        pid = next((int(b["pid"]) for b in beats(tmp_path) if b["stage"] == "train"), 0)
+        time.sleep(0.05)
+    if how.startswith("SIGTERM"):
+        program.send_signal(signal.SIGTERM)
+    else:
+        os.killpg(program.pid, signal.SIGINT)
+    said, _ = program.communicate(timeout=200)
+    assert program.returncode == 75, said
+    assert not Path(f"/proc/{pid}").exists()
+    assert all(status == "done" for status in statuses(tmp_path).values())
+    assert "failed" not in said
+    assert "Traceback" not in said
+    code, said = run(tmp_path, *sweep)
+    assert code == 0, said
+    assert list(statuses(tmp_path).values()) == ["done"] * 3

@@ -26,7 +26,8 @@ PACKAGE = ROOT / "backdoor_lab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module or folder of the package, and the floor it stands on. What is not named is floor 0.
 FLOORS = {
-    "config_loader": 1,
+    "hydra_options": 1,
+    "config_loader": 2,
     "data": 1,
     "results": 1,
     "attacks": 2,
@@ -59,6 +60,7 @@ GROUND = {
     "identity_table",
     "letters",
     "output",
+    "paths",
     "progress",
     "resources",
     "seeds",

@@ -120,7 +120,7 @@ def test_two_spellings_of_a_number_are_one_recipe() -> None:
         ({"milestones": [0.5, 1.5]}, "`recipe.milestones` must satisfy .* got 1.5"),
         ({"milestones": 0.5}, "`recipe.milestones` must be a list"),
         ({"label_smoothing": 1}, "`recipe.label_smoothing` must satisfy .* got 1"),
-        ({"crop": -1}, "`recipe.crop` must satisfy 0 <= recipe.crop, got -1"),
+        ({"crop": -1}, "`recipe.crop` must satisfy 0 <= recipe.crop < 257, got -1"),
         ({"flip": "yes"}, "`recipe.flip` must be true or false, got 'yes'"),
         ({"nesterov": True, "momentum": 0}, "`recipe.nesterov=true` needs a `recipe.momentum`"),
         ({"schedule": "onecycle"}, "`recipe.schedule=onecycle` needs a `recipe.warmup`"),

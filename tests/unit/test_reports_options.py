@@ -53,7 +53,7 @@ def test_an_empty_path_is_not_the_current_folder(
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert "an empty text is no path" in capsys.readouterr().err
+    assert "an empty text; the current folder is `.`" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 

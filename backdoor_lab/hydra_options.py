@@ -1,0 +1,142 @@
+"""What is checked of Hydra's own options and of overrides as they were typed, and what is said of a
+key that does not exist."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf, flag_override
+
+from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.paths import absolute, check_writable
+
+SUBDIR = "${cell_id:}"
+LAUNCHERS = {
+    "hydra_joblib_launcher": ("joblib", "hydra-joblib-launcher"),
+    "hydra_submitit_launcher": ("submitit", "hydra-submitit-launcher"),
+    "hydra_ray_launcher": ("ray", "'backdoor-lab[ray]'"),
+}
+"""Hydra's plugins: what else each needs, and what to install."""
+_NUMBER = re.compile(r"(?<![\w.\-])[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?(?![\w.])")
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+_NOT_THERE = re.compile(r"Could not override '([^']+)'")
+
+
+def check_overrides(overrides: Iterable[str]) -> None:
+    """Raises ConfigError for a number that is not 0 and would be read as 0, being too small."""
+    for each in overrides:
+        _, _, value = each.partition("=")
+        for found in _NUMBER.findall(_QUOTED.sub("''", value)):
+            digits = re.split("[eE]", found)[0]
+            if float(found) == 0 and re.search("[1-9]", digits):
+                short = found if len(found) < 40 else f"{found[:40]}…"
+                raise ConfigError(
+                    f"`{_short(each)}`: {short} is too small to be told from 0: give 0, or a number"
+                    " above 1e-300"
+                )
+
+
+def check_hydra(config: DictConfig, conf: Path) -> None:
+    """Checks the folders and the launcher in a composed configuration's `hydra` section, and
+    replaces `~` in the folders; `conf` is the folder of configurations. Raises ConfigError."""
+    if OmegaConf.select(config, "hydra") is None:
+        return
+    hydra = config.hydra
+    subdir = hydra.sweep._get_node("subdir")._value()
+    if subdir != SUBDIR:
+        raise ConfigError(
+            f"`hydra.sweep.subdir`={subdir} cannot be chosen: a cell's folder is called by its id;"
+            " hydra.sweep.dir chooses the sweep's folder"
+        )
+    for section in ("run", "sweep"):
+        node = hydra[section]._get_node("dir")
+        given = None if node is None else node._value()
+        if isinstance(given, str) and given != _default(conf, section):
+            with flag_override(config, ["readonly", "struct"], [False, False]):
+                hydra[section].dir = _folder(f"hydra.{section}.dir", given)
+    _check_launcher(str(OmegaConf.select(hydra, "launcher._target_") or ""))
+
+
+def not_there(error: BaseException) -> str | None:
+    """The key that an override names and no configuration has, if that is what Hydra says."""
+    found = _NOT_THERE.match(str(error))
+    return found[1] if found else None
+
+
+def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
+    """What to say of a `key` that `config`, composed without it, does not have: where it ends, the
+    keys that are there, and the choices of the group that do have it."""
+    parts = key.split(".")
+    known = 0
+    while OmegaConf.is_dict(OmegaConf.select(config, ".".join(parts[: known + 1]))):
+        known += 1
+    where, missing = ".".join(parts[:known]), parts[known]
+    if not where:
+        return unknown("key", missing, [str(each) for each in config if each != "hydra"])
+    keys = [str(each) for each in OmegaConf.select(config, where) if each != "_target_"]
+    chosen = OmegaConf.select(config, f"hydra.runtime.choices.{where}")
+    owner = f"`{where}={chosen}`" if chosen else f"`{where}`"
+    near = difflib.get_close_matches(missing, keys, n=1)
+    hint = f" Did you mean {f'{where}.{near[0]}'!r}?" if near else ""
+    others = [name for name in _choices_with(conf, where, missing) if name != chosen]
+    more = f" Choices of `{where}` that have it: {', '.join(others)}." if others else ""
+    return ConfigError(
+        f"key {key!r} is not known: {owner} has no key {missing!r}.{hint}{more} Its keys:"
+        f" {', '.join(keys)}."
+    )
+
+
+def _choices_with(conf: Path, group: str, key: str) -> list[str]:
+    files = sorted((conf / group).glob("*.yaml")) if group.isidentifier() else []
+    return [path.stem for path in files if key in OmegaConf.load(path)]
+
+
+@functools.cache
+def _default(conf: Path, section: str) -> str | None:
+    own = OmegaConf.load(conf / "config.yaml")
+    assert isinstance(own, DictConfig)
+    value: str | None = own.hydra[section]._get_node("dir")._value()
+    return value
+
+
+def _folder(name: str, given: str) -> str:
+    """The folder with `~` replaced; of one with ``${…}`` in it, what stands before is checked."""
+    head, dollar, rest = given.partition("${")
+    if dollar and not head:
+        return given
+    path = absolute(name, head)
+    check_writable(path)
+    if not head.startswith("~"):
+        return given
+    slash = "/" if head.endswith("/") else ""
+    return f"{path}{slash if dollar else ''}{dollar}{rest}"
+
+
+def _check_launcher(target: str) -> None:
+    plugin = target.removeprefix("hydra_plugins.").partition(".")[0]
+    if plugin not in LAUNCHERS:
+        return
+    library, install = LAUNCHERS[plugin]
+    for module in (f"hydra_plugins.{plugin}", library):
+        if not _is_installed(module):
+            name = plugin.removeprefix("hydra_").removesuffix("_launcher")
+            raise ConfigError(
+                f"`hydra/launcher`: {name} needs {module}, which is not installed: pip install"
+                f" {install}"
+            )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:80]}…"

@@ -1,0 +1,116 @@
+"""Paths from a command line or a configuration: absolute, and checked before anything uses them."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.files import nearest
+
+LONGEST_NAME, LONGEST = 255, 3800
+"""In bytes: of one name, and of a whole path, which leaves room for what is written below it."""
+IN_CONFIGURATION = {
+    "store": ("root",), "dataset": ("root",), "trigger": ("image",),
+    "logger": ("save_dir", "tracking_uri"),
+}  # fmt: skip
+"""The keys of a configuration that hold a path, by group."""
+_FILE = "file:"
+_SHOWN = 80
+
+
+def absolute(name: str, given: str, base: Path | None = None) -> Path:
+    """The path that the option `name` gives: absolute, from `base` or the current folder on, with
+    `~` and `~user` replaced. Links stay links, and nothing needs to be there.
+
+    Raises ConfigError for text that can be no path here, for a link on the way that leads nowhere,
+    and for a file where a folder is needed.
+    """
+    if not given or "\0" in given:
+        what = "holds a NUL character" if given else "an empty text; the current folder is `.`"
+        raise _no_path(name, given, what)
+    path = (base or Path.cwd()) / _expanded(name, given)
+    try:
+        encoded = [os.fsencode(part) for part in path.parts]
+    except UnicodeEncodeError as error:
+        raise _no_path(name, given, "holds characters that no file's name can hold") from error
+    if len(os.fsencode(path)) > LONGEST or max(map(len, encoded)) > LONGEST_NAME:
+        raise _no_path(name, given, f"longer than {LONGEST} bytes, or than {LONGEST_NAME} a name")
+    _check_way(name, path)
+    return path
+
+
+def usable(name: str, given: str) -> Path:
+    """The path as it was given, but for `~`: checked as `absolute` does, to be shown to people."""
+    absolute(name, given)
+    return _expanded(name, given)
+
+
+def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
+    """Makes every path in a plain configuration absolute, in place. Raises ConfigError."""
+    for group, keys in IN_CONFIGURATION.items():
+        part = config.get(group)
+        if not isinstance(part, dict):
+            continue
+        for key in keys:
+            given = part.get(key)
+            if isinstance(given, str) and given:
+                part[key] = _settled(f"{group}.{key}", given, base)
+
+
+def check_writable(folder: Path) -> None:
+    """Raises ConfigError when a folder cannot be made or written to.
+
+    Found out by making a folder and taking it away again: permissions do not tell it all.
+    """
+    existing = nearest(folder)
+    probe = existing / f".backdoor_lab-{uuid.uuid4().hex[:12]}"
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write to {folder}: {existing} is no folder that we may write to"
+            f" ({error.strerror})"
+        ) from error
+
+
+def _settled(name: str, given: str, base: Path | None) -> str:
+    if name != "logger.tracking_uri":
+        return str(absolute(name, given, base))
+    local = given.startswith(_FILE) and not given.startswith(f"{_FILE}//")
+    return f"{_FILE}{absolute(name, given.removeprefix(_FILE), base)}" if local else given
+
+
+def _expanded(name: str, given: str) -> Path:
+    try:
+        return Path(given).expanduser()
+    except RuntimeError as error:
+        user = given.partition("/")[0]
+        raise _no_path(name, given, f"there is no user's folder {user}") from error
+
+
+def _check_way(name: str, path: Path) -> None:
+    for each in (*reversed(path.parents), path):
+        try:
+            found = os.lstat(each)
+            if stat.S_ISLNK(found.st_mode):
+                found = os.stat(each)
+        except OSError as error:
+            if error.errno == errno.ENOENT and not each.is_symlink():
+                return
+            kind = "a link that leads nowhere" if each.is_symlink() else error.strerror
+            raise _no_path(name, str(path), f"{each} is {kind}") from error
+        if each != path and not stat.S_ISDIR(found.st_mode):
+            raise _no_path(name, str(path), f"{each} is a file and no folder")
+
+
+def _no_path(name: str, given: str, why: str) -> ConfigError:
+    shown = ascii(given) if not given.isprintable() else repr(given)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return ConfigError(f"`{name}`={shown} is no path that can be used: {why}")
