@@ -57,10 +57,10 @@ def _checked(config: DictConfig) -> bool:
 
 
 def _estimate(cell: Any, folder: Path, settings: Any) -> str:
-    from backdoor_lab.sweep.estimate import describe, estimate
+    from backdoor_lab.sweep.forecast import foretell
     from backdoor_lab.sweep.parallel import parallel
     from backdoor_lab.training.machine import machine_of
 
     machine = machine_of(cell.config["trainer"], parallel_cells=parallel(settings.launcher))
     done = {cell.id} if finished(folder, cell.id) else set()
-    return describe(estimate([cell], done, machine), 1)
+    return foretell([cell], done, machine, at_once=1, processes=0)
