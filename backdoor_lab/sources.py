@@ -21,7 +21,10 @@ CHECKOUT = ROOT.parent
 
 NEUTRAL = frozenset((
     "__init__.py", "__main__.py", "claims.py", "compare.py", "config_loader.py", "errors.py",
-    "export.py", "export_weights.py", "faults.py", "files.py", "identity.py", "identity_table.py",
+    "export.py", "export_weights.py", "faults.py", "files.py", "hydra_options.py", "identity.py",
+    "identity_table.py", "letters.py", "paths.py", "resources.py", "sweep/calibrate.py",
+    "sweep/forecast.py", "sweep/live.py", "sweep/parallel.py", "sweep/roots.py", "sweep/rows.py",
+    "sweep/single.py", "sweep/watch.py",
     "output.py", "preview.py", "progress.py", "run.py", "separation.py", "small_files.py",
     "sources.py", "status.py", "stopping.py", "store.py", "syntax.py", "targets.py", "threads.py",
     "visibility.py", "figures", "reports", "results", "sweep/estimate.py", "sweep/expand.py",

@@ -53,7 +53,9 @@ def open_dataset(source: Source, store: Store) -> Dataset:
 
     entry = store.find("data", inputs) if store.read_only else store.get("data", inputs, make)
     if entry is None:
-        return _in_memory(source, _read(source, fingerprint))
+        read = _read(source, fingerprint)
+        _tell(source.name, read.notes)
+        return _in_memory(source, read)
     _unstored.pop(fingerprint, None)
     # What stands beside a folder's images may have changed since they were stored.
     notes = {**entry.meta.get("notes", {}), **source.notes}
@@ -72,7 +74,6 @@ def _read(source: Source, fingerprint: str) -> _Unstored:
         splits = {"train": arrays.train, "test": arrays.test}
         digests = {name: content_digest(each, arrays.classes) for name, each in splits.items()}
         _unstored[fingerprint] = _Unstored(arrays, digests, dict(source.notes))
-        _tell(source.name, source.notes)
     return _unstored[fingerprint]
 
 

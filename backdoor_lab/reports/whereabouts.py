@@ -29,14 +29,13 @@ def roots_of(given: Sequence[Path | str]) -> list[Path]:
 
 
 def find_store(sweep: Path, given: Path | None = None) -> Path | None:
-    """The store named, else the one the sweep was run with, else the one beside it or beside the
-    folder that it lies in; None if there is no such folder.
+    """The store named, else the one the sweep was run with, else the one beside it; None if
+    there is no such folder.
 
     Where a relative ``store.root`` leads is told by where the sweep lies, not by the current
     directory, in which another project's store may be.
     """
-    beside = [folder / STORE for folder in sweep.resolve().parents[:2]]
-    roots = [_run_with(sweep), *beside] if given is None else [Path(given)]
+    roots = [_run_with(sweep), sweep.resolve().parent / STORE] if given is None else [Path(given)]
     return next((root for root in roots if root is not None and root.is_dir()), None)
 
 

@@ -9,6 +9,7 @@ checking ten thousand records costs nothing. Line ends may be those of any syste
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,12 @@ def sealed(text: str) -> str:
     return f'{body},{gap}"seal": "{_hash(body.encode())}"{end}'
 
 
-def write_sealed(path: Path, value: dict[str, Any]) -> None:
-    """`value` as readable JSON with its seal, atomically."""
-    write_ours(path, sealed(readable(value)).encode())
+def write_sealed(path: Path, value: dict[str, Any]) -> dict[str, Any]:
+    """`value` as readable JSON with its seal, atomically; what the file then holds."""
+    text = sealed(readable(value))
+    write_ours(path, text.encode())
+    found: dict[str, Any] = json.loads(text)
+    return found
 
 
 def read_sealed(path: Path) -> bytes:

@@ -244,7 +244,7 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
         run |= {"modified": identity.modified(cell.code), "code": identity.details(cell.code)}
         record = {**head, **body, "run": run}
         faults.point("record.before")
-        write_sealed(folder / RECORD, record)
+        record = write_sealed(folder / RECORD, record)
         faults.point("record.published")
     return record
 

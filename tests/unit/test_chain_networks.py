@@ -146,7 +146,7 @@ def test_facts_of_the_material_name_all_that_is_used(lab: Path) -> None:
         cell = cell_of(lab / "store", HELD, f"defense={defense}")
         data = Preflight()._open(cell.config)[0]
         facts = material_facts(cell, data, module, "w")
-        assert facts.keys() == {"weights", "normalisation", "model", "recipe"} | more
+        assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
 
 
 def test_the_material_is_what_it_says(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from test_data_arrays import saved
 from test_data_image_folder import encoded, filled, picture, reds
 from test_data_published import cifar, mnist, put  # noqa: F401  (fixtures)
 
+from backdoor_lab import identity
 from backdoor_lab.data import open_dataset
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.decode import decode
@@ -232,7 +233,7 @@ def test_broken_orientation_data_do_not_make_an_image_unsound() -> None:
 
 
 def test_orientation_is_part_of_the_version(tmp_path: Path) -> None:
-    assert ImageFolder.version == 2
+    assert identity.committed()["datasets"]["image_folder"]["version"] == 2
     assert ArrayFile.version == 1
 
 

@@ -13,6 +13,7 @@ from cells import configuration
 from hydra.core.utils import JobStatus
 
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.sweep.launch import Launch
 from backdoor_lab.sweep.listing import Asked, halt, halted
@@ -57,7 +58,7 @@ def write(folder: Path, name: str, says: dict[str, Any]) -> None:
                "defense": "spectral", "seed": 0}  # fmt: skip
     (folder / name).mkdir(parents=True, exist_ok=True)
     record = {"schema": 1, "id": name, "choices": choices} | says
-    (folder / name / "record.json").write_text(json.dumps(record))
+    (folder / name / "record.json").write_text(sealed(json.dumps(record)))
 
 
 def launch(

@@ -17,6 +17,7 @@ import pytest
 from cells import TINY, command, environment
 from test_reports_records import failed, record
 
+from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep import live as module
 from backdoor_lab.sweep.listing import Asked
 from backdoor_lab.sweep.live import _Lines, live, on_terminal, quiet_cells
@@ -37,7 +38,7 @@ def ids(records: list[dict[str, Any]] = GRID) -> list[str]:
 def write(folder: Path, made: dict[str, Any], **run: Any) -> None:
     path = folder / made["id"] / "record.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(made | {"run": made["run"] | run}))
+    path.write_text(sealed(json.dumps(made | {"run": made["run"] | run})))
 
 
 def beat(folder: Path, name: str, stage: str, **said: Any) -> None:

@@ -76,7 +76,7 @@ def test_every_preset_says_every_word(name: str, source: int | None) -> None:
     for key, values in known.items():
         assert words[key] in values, key
     Budget(words["budget"], words["budget_cap"])
-    assert set(words) == {*known, "name", "budget", "budget_cap", "layer", "holdout"}
+    assert set(words) == {*known, "name", "version", "budget", "budget_cap", "layer", "holdout"}
 
 
 # Target a (40 of 200), source b (60).

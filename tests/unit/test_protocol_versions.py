@@ -17,6 +17,7 @@ from backdoor_lab.reports.records import parse
 from backdoor_lab.reports.sweeps import read_sweep
 from backdoor_lab.reports.tables import build
 from backdoor_lab.reports.wide import Layout, build_wide
+from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep.keys import check_keys
 
 
@@ -103,7 +104,7 @@ def made(version: int | None, seed: int = 0) -> dict[str, Any]:
 def test_tables_say_the_version_and_old_records_are_of_the_first(tmp_path: Path) -> None:
     """Records from before there were versions share a row with those of version 1, not of 2."""
     old, first, second = made(None), made(1, seed=1), made(2, seed=2)
-    assert parse(json.dumps(old).encode()).protocol == first["protocol"]
+    assert parse(sealed(json.dumps(old)).encode()).protocol == first["protocol"]
     for each, cell_id in ((old, "a"), (first, "b"), (second, "c")):
         each["id"] = cell_id
     sweep = read_sweep(write_sweep(tmp_path / "sweep", [old, first, second]))

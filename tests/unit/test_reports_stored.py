@@ -18,6 +18,7 @@ from stages import Made, cell
 from backdoor_lab.reports.evidence import operating_point, recorded_curve, removal_curve
 from backdoor_lab.reports.stored import NO_STORE, Shelf, first_convolution, raw_records
 from backdoor_lab.reports.whereabouts import find_store
+from backdoor_lab.results.seal import sealed
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.preflight import Preflight
@@ -268,9 +269,9 @@ def test_the_first_layer_is_the_one_that_takes_images() -> None:
 def test_records_are_found_under_their_own_name_first(tmp_path: Path) -> None:
     for folder, mark in (("a", 1), ("own", 2), (".hidden", 3), ("broken", 4)):
         (tmp_path / folder).mkdir()
-        text = "{" if folder == "broken" else json.dumps({"id": "own", "mark": mark})
+        text = "{" if folder == "broken" else sealed(json.dumps({"id": "own", "mark": mark}))
         (tmp_path / folder / "record.json").write_text(text)
-    assert raw_records(tmp_path) == {"own": {"id": "own", "mark": 2}}
+    assert raw_records(tmp_path)["own"]["mark"] == 2
 
 
 def test_pages_need_no_torch_and_tables_no_matplotlib() -> None:

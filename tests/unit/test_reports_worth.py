@@ -15,6 +15,7 @@ from backdoor_lab.reports.render import grids as reports_grids
 from backdoor_lab.reports.tables import build
 from backdoor_lab.reports.wide import Layout, build_wide
 from backdoor_lab.reports.wide_text import grids as wide_grids
+from backdoor_lab.results.seal import sealed
 
 RECORD = record()
 LAYOUT = Layout(("defense",), ("trigger",), ("nat2", "asr2"))
@@ -151,6 +152,6 @@ def test_the_largest_seed_has_its_place_in_every_table(tmp_path: Path) -> None:
 
 def test_the_record_says_which_class_a_network_predicts_most_often() -> None:
     made = record(top_share1=0.5, top_class1="cat", clean_rate2=0.25)
-    cell = parse(json.dumps(made).encode())
+    cell = parse(sealed(json.dumps(made)).encode())
     assert cell.top_class == {"top_class1": "cat"}
     assert (cell.numbers["top_share1"], cell.numbers["clean_rate2"]) == (0.5, 0.25)
