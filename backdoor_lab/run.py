@@ -32,7 +32,8 @@ from backdoor_lab.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
-         "allow_plugins", "retries", "fail_fast", "estimate_first")  # fmt: skip
+         "allow_plugins", "retries", "fail_fast", "estimate_first",
+         "dataset_label")  # fmt: skip
 _outcome: dict[str, Any] = {}
 
 

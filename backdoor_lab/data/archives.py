@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from backdoor_lab.data.base import pattern_hint
 from backdoor_lab.data.limits import MAX_HEADER, check_file_size
 from backdoor_lab.data.members import HEAD, Content, Folder, Listing, Members
 from backdoor_lab.errors import DataError, many
@@ -45,7 +46,7 @@ def members(root: Path) -> Members:
     if root.is_dir():
         return Folder(root)
     if not root.is_file():
-        raise DataError(f"{root}: no such folder or archive")
+        raise DataError(f"{root}: no such folder or archive{pattern_hint(root)}")
     name = root.name.lower()
     if name.endswith(TAR):
         return Tar(root)

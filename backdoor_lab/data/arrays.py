@@ -10,7 +10,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backdoor_lab import checks
-from backdoor_lab.data.base import EMBEDDED, Arrays, Source, Split, divided, name_from, path_given
+from backdoor_lab.data.base import (
+    EMBEDDED,
+    Arrays,
+    Source,
+    Split,
+    divided,
+    name_from,
+    path_given,
+    pattern_hint,
+)
 from backdoor_lab.data.members import hash_of
 from backdoor_lab.data.npz import load, names_in
 from backdoor_lab.data.splits import HeldOut
@@ -64,7 +73,8 @@ class ArrayFile(Source):
         """The file's hash and how it is read; options left at their default are left out."""
         if not self.root.is_file():
             keys = ", ".join(KEYS)
-            raise DataError(f"{self.root}: expected an .npz file with {keys}. {EMBEDDED}")
+            where = f"{self.root}{pattern_hint(self.root)}"
+            raise DataError(f"{where}: expected an .npz file with {keys}. {EMBEDDED}")
         how = {"layout": self.layout, "classes": self.class_names, **self.held_out.identity()}
         how |= {} if self.size is None else {"size": self.size}
         return {"file": hash_of(self.root), **how}

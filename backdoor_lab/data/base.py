@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from glob import has_magic
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,11 @@ def path_given(value: Any, what: str) -> str:
     if not isinstance(value, str) or not value:
         raise ConfigError(f"`dataset.root` must be the path of {what}, got {value!r}")
     return value
+
+
+def pattern_hint(root: Path) -> str:
+    """What to say of a path that is not there and looks like a pattern; else nothing."""
+    return " (a pattern like this is for sweeps, with -m)" if has_magic(str(root)) else ""
 
 
 def name_from(path: str) -> str:

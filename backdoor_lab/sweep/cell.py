@@ -96,8 +96,10 @@ class Cell:
         """What a table's rows and columns are named by."""
         names = {key: self.config[key]["name"] for key in DECIDES}
         return names | {
-            # Left open, an archive's or a file's own name.
-            "dataset": names["dataset"] or source_of(self.config).name,
+            # Left open, an archive's or a file's own name, or what a sweep tells it apart by.
+            "dataset": self.config.get("dataset_label")
+            or names["dataset"]
+            or source_of(self.config).name,
             "model": model_label(self.config["model"]),
             "target": self.target,
             "source": self.source,

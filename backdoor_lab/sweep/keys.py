@@ -13,8 +13,8 @@ from backdoor_lab.sweep.cell import DECIDES, defense_of
 from backdoor_lab.training.recipe import Recipe
 
 PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "retrain_seed", "seed")
-ELSEWHERE = ("name", "trainer", "logger", "store", "experiment", "dry_run", "estimate_first",
-             "retries", "fail_fast", "allow_plugins")  # fmt: skip
+ELSEWHERE = ("name", "dataset_label", "trainer", "logger", "store", "experiment", "dry_run",
+             "estimate_first", "retries", "fail_fast", "allow_plugins")  # fmt: skip
 PROTOCOL = (
     "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer", "holdout",
@@ -42,6 +42,8 @@ def check_keys(config: dict[str, Any]) -> None:
     checks.choice("retrain_seed", config["retrain_seed"], RETRAIN_SEEDS)
     for key in ("retrain", "dry_run", "estimate_first", "fail_fast"):
         checks.flag(key, config.get(key, False))
+    if config.get("dataset_label") is not None:
+        checks.text("dataset_label", config["dataset_label"])
     checks.whole("retries", config.get("retries", 1), low=0)
     checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
     checks.text("protocol.layer", config["protocol"]["layer"])

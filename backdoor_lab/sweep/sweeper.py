@@ -40,6 +40,7 @@ from backdoor_lab.sweep.listing import (
 from backdoor_lab.sweep.live import live, quiet_cells
 from backdoor_lab.sweep.loss import Loss, record_loss
 from backdoor_lab.sweep.parallel import Parallelism, parallelism
+from backdoor_lab.sweep.roots import labels_of, quoted, with_patterns
 
 if TYPE_CHECKING:
     from backdoor_lab.sweep.cell import Cell
@@ -104,7 +105,7 @@ class ResumeSweeper(BasicSweeper):
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         asked = [*self._parse_config(), *arguments]
         check_overrides(asked)
-        overrides = parser.parse_overrides(asked)
+        overrides = parser.parse_overrides(with_patterns(parser.parse_overrides(asked)))
         jobs: list[list[str]] = self.split_arguments(overrides, None)[0]
         if not jobs:
             raise ConfigError("the sweep has no cells: a choice like glob(*) matched nothing")
@@ -118,8 +119,7 @@ class ResumeSweeper(BasicSweeper):
         expander: Any = Expander(self.hydra_context.config_loader, self.config)
         preflight = Preflight()
         self._cell_of = lambda job: preflight.cell(expander.config(job))
-        found: dict[str, Asked] = {}
-        dry: dict[str, Cell] = {}
+        cells: dict[str, tuple[Cell, Sequence[str]]] = {}
         for number, job in enumerate(jobs, 1):
             try:
                 cell = self._cell_of(job)
@@ -127,13 +127,14 @@ class ResumeSweeper(BasicSweeper):
                 where = f"cell {number} of {len(jobs)} ({' '.join(job)}): " if len(jobs) > 1 else ""
                 raise type(error)(f"{where}{error}") from error
             # Two spellings of one choice (0.05, 5e-2) are one cell.
-            found.setdefault(cell.id, _asked(cell, job))
-            if cell.config.get("dry_run") or cell.config.get("estimate_first"):
-                dry[cell.id] = cell
-        if len(found) < len(jobs):
-            repeated = many(len(jobs) - len(found), "cell")
+            cells.setdefault(cell.id, (cell, job))
+        if len(cells) < len(jobs):
+            repeated = many(len(jobs) - len(cells), "cell")
             log.warning("%s of %d asked for twice; each is run once", repeated, len(jobs))
-        return list(found.values()), list(dry.values())
+        labels = labels_of([cell for cell, _ in cells.values()])
+        asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
+        told = ("dry_run", "estimate_first")
+        return asked, [cell for cell, _ in cells.values() if any(map(cell.config.get, told))]
 
     def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> None:
         from backdoor_lab.sweep.estimate import describe, estimate
@@ -196,10 +197,13 @@ def spread(left: Sequence[Asked]) -> list[Asked]:
     return [left[i] for i in sorted(range(len(left)), key=lambda i: (ranks[i], i))]
 
 
-def _asked(cell: Cell, job: Sequence[str]) -> Asked:
-    config = cell.config
+def _asked(cell: Cell, job: Sequence[str], label: str | None) -> Asked:
+    config, choices = cell.config, cell.choices
+    if label is not None:
+        choices = choices | {"dataset": label}
+        job = [*job, f"dataset_label={quoted(label)}"]
     retries, fail_fast = int(config.get("retries", 1)), bool(config.get("fail_fast"))
-    return Asked(cell.id, cell.choices, cell.attack, tuple(job), retries, fail_fast)
+    return Asked(cell.id, choices, cell.attack, tuple(job), retries, fail_fast)
 
 
 def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,12 @@ HOSTILE_OVERRIDES = {
     "handler": "hydra.job_logging.handlers.console.class=marker.Handler",
     "early handler": "hydra.hydra_logging.handlers.console.class=marker.Handler",
     "formatter": "+hydra.job_logging.formatters.terminal.class=marker.Formatter",
-    "stream": "hydra.job_logging.handlers.console.stream=ext://marker.f",
-    "stream by another key": "hydra.job_logging.handlers.console.stream=${name} name=ext://marker.f",
+    "stream": "++hydra.job_logging.handlers.console.stream=ext://marker.f",
+    "stream by another key": "++hydra.job_logging.handlers.console.stream=${name} name=ext://marker.f",
     "listener": "+hydra.job_logging.handlers.console.listener=marker.f",
     "by reference": "+hydra.callbacks.x=${store} +store._target_=marker.f",
     "by environment": "+hydra.callbacks.x._target_=${oc.env:HOSTILE}",
     "made of parts": "+hydra.callbacks.x._target_=mark${oc.env:HOSTILE_END}",
-    "by resolver": "+hydra.callbacks.x=${oc.decode:${oc.env:HOSTILE_DICT}}",
     "hydra's importer": "+hydra.callbacks.x={_target_:hydra.utils.get_object,path:marker.f}",
     "ours, in Hydra's place": "+hydra.callbacks.x._target_=backdoor_lab.data.decode.Path",
     "search path": "hydra.searchpath=[pkg://marker]",
@@ -56,7 +56,11 @@ HOSTILE_FILES = {
         "hydra": {"job_logging": {"handlers": {"console": {".": {"namer": "ext://marker.f"}}}}}
     },
     "callback": {"hydra": {"callbacks": {"x": {"_target_": "marker.f"}}}},
-    "hook": {"hydra": {"launcher": {"ray": {"worker_process_setup_hook": "marker.f"}}}},
+    "by resolver": {"hydra": {"callbacks": {"x": "${oc.decode:${oc.env:HOSTILE_DICT}}"}}},
+    "hook": {
+        "defaults": [{"override /hydra/launcher": "ray"}],
+        "hydra": {"launcher": {"ray": {"init": {"worker_process_setup_hook": "marker.f"}}}},
+    },
     "overrides of its own": {
         "hydra": {
             "sweeper": {
@@ -115,6 +119,7 @@ def test_hostile_configuration_ends_in_one_line(
     assert code == 2, said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
+    assert re.search("is not admitted|would import|allow_plugins|may not set|loads a pickle", said)
     assert not (cwd / "imported").exists(), "something imported the marker module"
 
 
@@ -131,7 +136,7 @@ def composed(*overrides: str) -> Any:
         ["hydra/launcher=submitit_slurm"],
         ["hydra/job_logging=default", "hydra/hydra_logging=hydra_debug"],
         ["hydra/job_logging=none", "hydra/hydra_logging=disabled"],
-        ["hydra.job_logging.handlers.console.stream=ext://sys.stderr"],
+        ["++hydra.job_logging.handlers.console.stream=ext://sys.stderr"],
         ["hydra.job_logging.handlers.file.class=logging.handlers.RotatingFileHandler"],
         ["hydra.job_logging.handlers.file.filename=${hydra.job.num}.log"],
         ["+hydra.callbacks.x._target_=hydra.experimental.callbacks.LogJobReturnCallback"],

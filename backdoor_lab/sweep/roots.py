@@ -1,0 +1,115 @@
+"""Several data sets in one sweep: patterns for their files, and names that tell them apart."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
+
+from backdoor_lab.errors import ConfigError
+
+if TYPE_CHECKING:
+    from backdoor_lab.sweep.cell import Cell
+
+KEY = "dataset.root"
+
+
+def with_patterns(overrides: Sequence[Override]) -> list[str]:
+    """The overrides as text, patterns in `dataset.root` (``sets/*.npz``) replaced by what they
+    match, sorted. Raises ConfigError for a pattern that matches nothing."""
+    return [_replaced(each) for each in overrides]
+
+
+def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
+    """By cell id, the name of its data set where other cells' sets are called the same: the part
+    of the path that tells them apart. A name that the configuration gives stays."""
+    by_name: dict[str, dict[str, list[Cell]]] = {}
+    for cell in cells:
+        settings = cell.config["dataset"]
+        if settings["name"] is None and isinstance(settings.get("root"), str):
+            sets = by_name.setdefault(str(cell.choices["dataset"]), {})
+            sets.setdefault(cell.fingerprint, []).append(cell)
+    found: dict[str, str] = {}
+    for sets in by_name.values():
+        if len(sets) > 1:
+            groups = list(sets.values())
+            paths = [_parts(group[0].config["dataset"]["root"]) for group in groups]
+            for group, label in zip(groups, apart(paths), strict=True):
+                found |= {cell.id: label for cell in group}
+    return found
+
+
+def apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
+    """For paths that differ, given as their parts, the shortest part of each that differs: without
+    what all of them begin and end with. Where nothing of one would be left, as much of the ends
+    as makes them different."""
+    first, last = (_alike(paths), _alike([path[::-1] for path in paths]))
+    middles = [path[first : len(path) - last] for path in paths]
+    if not all(middles):
+        longest = max(map(len, paths))
+        ends = ([path[-n:] for path in paths] for n in range(1, longest + 1))
+        middles = next((each for each in ends if len(set(each)) == len(paths)), list(paths))
+    return ["/".join(middle) for middle in middles]
+
+
+def _alike(paths: Sequence[tuple[str, ...]]) -> int:
+    """How many parts all paths begin with alike."""
+    return next(
+        (n for n, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1),
+        min(map(len, paths)),
+    )
+
+
+def _parts(root: str) -> tuple[str, ...]:
+    return Path(os.path.abspath(Path(root).expanduser())).parts
+
+
+def _replaced(override: Override) -> str:
+    text = str(override.input_line)
+    if override.key_or_group != KEY or override.is_delete():
+        return text
+    given, left_out = _given(override)
+    if not (left_out or any(map(_is_pattern, given))):
+        return text
+    sign = text[: len(text) - len(text.lstrip("+"))]
+    paths = [path for value in given for path in _matches(value)]
+    paths = [path for path in paths if not any(fnmatch(path, each) for each in left_out)]
+    return f"{sign}{KEY}={','.join(map(quoted, paths))}"
+
+
+def _given(override: Override) -> tuple[list[str], list[str]]:
+    """The paths and patterns of an override, and those that ``glob(…,exclude=…)`` leaves out."""
+    value = override._value
+    if isinstance(value, Glob):
+        return [*value.include], [*value.exclude]
+    if override.is_sweep_override():
+        return [_text(each) for each in override.sweep_iterator()], []
+    return [_text(override.value())], []
+
+
+def _text(value: Any) -> str:
+    return value.text if isinstance(value, QuotedString) else str(value)
+
+
+def _is_pattern(value: str) -> bool:
+    path = os.path.expanduser(value)
+    return glob.has_magic(path) and not os.path.lexists(path)
+
+
+def _matches(value: str) -> list[str]:
+    if not _is_pattern(value):
+        return [value]
+    found = sorted(glob.glob(os.path.expanduser(value)))
+    if not found:
+        raise ConfigError(f"`{KEY}`: nothing matches the pattern {value}")
+    return found
+
+
+def quoted(path: str) -> str:
+    """`path` as a value in Hydra's grammar, whatever is in it."""
+    return QuotedString(path, Quote.single).with_quotes()
