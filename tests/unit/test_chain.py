@@ -229,7 +229,7 @@ def flipped(content: bytearray) -> bytearray:
         (Diverged("loss is nan at epoch 1"), "diverged: loss is nan at epoch 1"),
         (StoreFull("no room:\nmore"), "failed: no room:"),
         (ValueError("odd"), "failed: ValueError: odd"),
-        (ValueError(), "failed: ValueError: ValueError"),
+        (ValueError(), "failed: ValueError"),
         (MemoryError("planned"), "failed: oom"),
         (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you tried"),
          "failed: oom"),

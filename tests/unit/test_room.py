@@ -48,6 +48,8 @@ TEXT = "makes text or bytes in memory, which its caller writes"
 ATOMIC = "writes with write_atomic alone"
 STAGE = "runs inside a stage, see `stage`"
 WRITERS = {
+    "reports/sheets.py:csv_of_frame": TEXT, "figures/style.py:_drawn": ATOMIC,
+    "paths.py:check_writable": "asks only",
     "claims.py:_create": STAGE, "claims.py:_say": "a lost beat costs nothing, see test_claims",
     "data/cache.py:_write": "data set", "data/download.py:_fetch": "download",
     "data/download.py:obtain": "download",
