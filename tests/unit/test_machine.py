@@ -56,7 +56,7 @@ def test_facts_name_what_limits_the_instructions(monkeypatch: pytest.MonkeyPatch
     }  # fmt: skip
 
 
-def test_ci_runs_the_tests_that_train_again_with_avx2() -> None:
+def test_avx2_target_runs_the_tests_that_train() -> None:
     said = subprocess.run(
         ["make", "-n", "test-avx2"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()[-1]
@@ -64,4 +64,3 @@ def test_ci_runs_the_tests_that_train_again_with_avx2() -> None:
     paths = [each for each in said.split() if each.startswith("tests/")]
     assert [each for each in paths if not (ROOT / each).exists()] == []
     assert {"tests/contract", "tests/unit/test_fit.py", "tests/unit/test_gradients.py"} < set(paths)
-    assert "make test-avx2" in (ROOT / ".ci" / "run").read_text().splitlines()
