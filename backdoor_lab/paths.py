@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.files import nearest
+from backdoor_lab.files import nearest, no_room, room
 
 LONGEST_NAME, LONGEST = 255, 3800
 """In bytes: of one name, and of a whole path, which leaves room for what is written below it."""
@@ -64,7 +64,7 @@ def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ConfigError when a folder cannot be made or written to.
+    """Raises ConfigError when a folder cannot be made or written to, StoreFull on a full disk.
 
     Found out by making a folder and taking it away again: permissions do not tell it all.
     """
@@ -74,6 +74,9 @@ def check_writable(folder: Path) -> None:
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
+        if no_room(error):
+            with room(folder):
+                raise
         raise ConfigError(
             f"cannot write to {folder}: {existing} is no folder that we may write to"
             f" ({error.strerror})"

@@ -59,7 +59,7 @@ def everything(**over: Any) -> dict[str, Any]:
     made["run"] |= {
         "images_per_s": {"train": 100.0, "retrain": 90.0}, "process_peak_memory_mib": 900.5,
         "wall_seconds": 61.5, "started": "2026-11-22T00:00:00+00:00", "git_commit": "abc",
-        "command": "python -m backdoor_lab",
+        "command": "python -m backdoor_lab", "compute": {"device": "cpu", "threads": 1},
     }  # fmt: skip
     return made
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -57,8 +58,10 @@ def test_facts_name_what_limits_the_instructions(monkeypatch: pytest.MonkeyPatch
 
 
 def test_ci_runs_the_tests_that_train_again_with_avx2() -> None:
+    # As typed: the tests may themselves be run by make, which says so to those that it starts.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     said = subprocess.run(
-        ["make", "-n", "test-avx2"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "-n", "test-avx2"], cwd=ROOT, capture_output=True, text=True, check=True, env=plain
     ).stdout.splitlines()[-1]
     assert "ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2" in said
     paths = [each for each in said.split() if each.startswith("tests/")]
