@@ -10,7 +10,15 @@ RECIPE ?= report
 # Quoted for Hydra, to which a comma is a sweep, and for the shell.
 ASKED = $(if $(DATA),dataset=image_folder 'dataset.root="$(subst ','\'',$(DATA))"') $(ARGS)
 
-.PHONY: help demo smoke reproduce reproduce-small test torture bench bench-gpu tables figures pictures status lint clean
+# What torch and oneDNN are told, so that a processor with AVX-512 computes as one without it.
+AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
+# Attacks, defenses and all else that trains a network.
+TRAINING_TESTS := tests/contract \
+  $(wildcard tests/unit/test_chain*.py tests/unit/test_defense_*.py tests/unit/test_repairs*.py) \
+  $(patsubst %,tests/unit/test_%.py,batches callback fit gradients layers measure memory_format mixing models \
+    recipe unused_columns trigger_label_consistent trigger_narcissus trigger_sleeper_agent trigger_steganographic)
+
+.PHONY: help demo smoke reproduce reproduce-small test test-avx2 torture bench bench-gpu tables figures pictures status lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -36,6 +44,9 @@ reproduce-small: $(READY)  ## the same on a network that two CPU cores can train
 
 test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-avx2: $(READY)  ## the tests that train, again with the instructions of a processor without AVX-512
+	OMP_NUM_THREADS=1 $(AVX2) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TRAINING_TESTS)
 
 torture: $(READY)  ## the whole fault matrix
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/torture
