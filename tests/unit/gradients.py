@@ -25,7 +25,8 @@ from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.types import TrainingSet
 
 CLASSES = tuple("abcde")
-HANGS_AFTER_S = 60
+HANGS_AFTER_S = 40
+"""Seconds of computing, as long as a spinning thread computes: a busy machine is no failure."""
 
 
 def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
@@ -146,9 +147,8 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _die_with_an_answer(case: dict[str, Any], write: int) -> NoReturn:
-    # By default an alarm ends the process whatever its threads are doing.
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(HANGS_AFTER_S)
+    # By default a timer ends the process whatever its threads are doing.
+    signal.setitimer(signal.ITIMER_PROF, HANGS_AFTER_S)
     try:
         os.write(write, json.dumps(errors(case)).encode())
     except Exception:

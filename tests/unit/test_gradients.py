@@ -93,7 +93,7 @@ def factors() -> dict[str, tuple[Any, ...]]:
     return FACTORS if bf16 else {**FACTORS, "bf16": (False,)}
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_gradients_of_narrow_networks_equal_those_in_float64(
     factors: dict[str, tuple[Any, ...]],
 ) -> None:
