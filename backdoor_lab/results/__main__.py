@@ -9,7 +9,6 @@ the table in ROOT/README.md.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from backdoor_lab.errors import EXIT_DONE, DataError, many
 from backdoor_lab.files import write_atomic
+from backdoor_lab.reports.options import Parser, path_of
 from backdoor_lab.reports.overview import markdown
 from backdoor_lab.reports.records import mapping
 from backdoor_lab.reports.render import plain
@@ -30,14 +30,14 @@ from backdoor_lab.small_files import read_json
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0; 2 where the folder holds no sweep, or a record that is not whole."""
-    parser = argparse.ArgumentParser(prog="python -m backdoor_lab.results", description=__doc__)
+    parser = Parser(prog="python -m backdoor_lab.results", description=__doc__)
     commands = parser.add_subparsers(required=True)
     freeze_ = commands.add_parser("freeze", help="put a finished sweep into three files")
-    freeze_.add_argument("folder", metavar="SWEEP_DIR", type=Path)
-    freeze_.add_argument("--out", type=Path, help="default: SWEEP_DIR itself")
+    freeze_.add_argument("folder", metavar="SWEEP_DIR", type=path_of)
+    freeze_.add_argument("--out", type=path_of, help="default: SWEEP_DIR itself")
     freeze_.add_argument("--keep-curve", action="store_true", help="keep the removal curves")
     index_ = commands.add_parser("index", help="what is kept, by question")
-    index_.add_argument("folder", metavar="ROOT", type=Path)
+    index_.add_argument("folder", metavar="ROOT", type=path_of)
     index_.add_argument("--write", action="store_true", help="replace the table in ROOT/README.md")
     given = parser.parse_args(arguments)
     if "write" in given:

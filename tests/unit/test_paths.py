@@ -19,6 +19,7 @@ from backdoor_lab.errors import ConfigError
 from backdoor_lab.figures import __main__ as figures
 from backdoor_lab.paths import IN_CONFIGURATION, absolute, check_writable, settle
 from backdoor_lab.reports import __main__ as reports
+from backdoor_lab.results import __main__ as results
 
 ROOT = Path(__file__).resolve().parents[2]
 UNUSABLE = {
@@ -230,6 +231,8 @@ COMMANDS: dict[str, Callable[[str], tuple[Callable[[list[str]], int], list[str]]
     "export_weights of": lambda p: (export_weights.main, ["A", "--out", "w", "--store", p]),
     "figures": lambda path: (figures.main, [path]),
     "preview": lambda path: (preview.main, ["--out", path]),
+    "results": lambda path: (results.main, ["freeze", path]),
+    "results of": lambda path: (results.main, ["index", path]),
     "reports": lambda path: (reports.main, [path]),
     "separation": lambda path: (separation.main, [path]),
     "status": lambda path: (status.main, [path]),
