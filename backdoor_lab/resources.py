@@ -44,6 +44,23 @@ def free_memory(root: Path = ROOT) -> int | None:
     return min(found, default=None)
 
 
+def busy_seconds(root: Path = ROOT) -> float | None:
+    """The seconds for which the CPUs that this process may use have been busy since the machine
+    started, all together; None where the system does not say."""
+    try:
+        lines = [line.split() for line in _text(root / "proc/stat").splitlines()]
+        tick = os.sysconf("SC_CLK_TCK")
+        allowed = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    except (AttributeError, OSError, ValueError):
+        return None
+    found = [line for line in lines if line and line[0] in allowed]
+    if not found:
+        return None
+    # user, nice, system, idle, iowait, irq, softirq, steal
+    used = [sum(map(int, (*each[1:4], *each[6:9]))) for each in found]
+    return sum(used) / tick
+
+
 def _distinct_cores(root: Path) -> int:
     """How many physical cores the CPUs of this process' affinity belong to; 0 where unknown."""
     if not hasattr(os, "sched_getaffinity"):

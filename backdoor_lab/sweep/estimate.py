@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import shutil
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,23 +17,20 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
-from backdoor_lab.errors import many
-from backdoor_lab.files import canonical, nearest
-from backdoor_lab.reports.terminal import duration, size_words
+from backdoor_lab.files import canonical
 from backdoor_lab.store import Entry, Store
+from backdoor_lab.sweep.calibrate import Rate, Speed
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.sweep.stages import train_stage
 from backdoor_lab.sweep.told import class_sizes
 from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
-from backdoor_lab.training.batches import Batches
-from backdoor_lab.training.fit import Job, new_classifier
+from backdoor_lab.training.fit import Job
 from backdoor_lab.training.machine import Machine
-from backdoor_lab.training.measure import channel_stats, predictions
 from backdoor_lab.training.models import Tap, build_model
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Dataset, Images
+from backdoor_lab.types import Dataset
 
 ORDER = (
     "prepare", "poison", "train", "measure", "autoencoder", "clean", "extract", "filter",
@@ -44,19 +38,33 @@ ORDER = (
 )  # fmt: skip
 MEASURE = "measure"
 FLOAT32 = 4
-CALIBRATION_S = 1.5
-WARM_UP = 2
+
+
+@dataclass
+class Amount:
+    """So many images, each time that one is trained on, measured, or has its features taken."""
+
+    trained: int = 0
+    measured: int = 0
+    extracted: int = 0
+
+    def seconds(self, speed: Speed) -> Rate:
+        """What they take, one after the other."""
+        parts = [(self.trained, speed.train), (self.measured, speed.measure),
+                 (self.extracted, speed.extract)]  # fmt: skip
+        return Rate(sum(n * each.now for n, each in parts), sum(n * r.idle for n, r in parts))
 
 
 @dataclass
 class Work:
-    """What is left to do of a sweep: each cell with its state, how many `trainings`, the
-    `seconds` of all of it, one cell after the other, on this machine, and the `bytes` of networks
-    and features that it adds to the store."""
+    """What is left to do of a sweep: each cell with its state; the `amounts` of those that have
+    something to compute, under the kind of cell that each is, of which `kinds` holds one; how many
+    `trainings` these are, and the `bytes` of networks and features that they add to the store."""
 
     cells: list[tuple[Cell, str]] = field(default_factory=list)
+    kinds: dict[str, Cell] = field(default_factory=dict)
+    amounts: list[tuple[str, Amount]] = field(default_factory=list)
     trainings: int = 0
-    seconds: float = 0.0
     bytes: int = 0
 
 
@@ -110,13 +118,11 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
     cells share are counted once, as far as their training sets are known to be one before any
     filter has judged: one attack on one set of images, and the clean set itself.
 
-    Times come from a short calibration on this machine, by itself: some training steps and one
-    pass without gradient for each kind of network and image. What a trigger prepares, what a
-    filter or a repair computes or trains, and what is trained again after a filter removed much
-    are not foreseen; nor is the disk that poisoned images and unfinished trainings take.
+    What a trigger prepares, what a filter or a repair computes or trains, and what is trained
+    again after a filter removed much are not foreseen; nor is the disk that poisoned images and
+    unfinished trainings take.
     """
     work, shared = Work(), set[str]()
-    speeds: dict[str, tuple[float, float]] = {}
     sizes: dict[str, tuple[int, int]] = {}
     for cell in cells:
         if cell.id in finished:
@@ -125,13 +131,14 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
         missing = missing_from(cell, cell.config["store"]["root"], machine)
         work.cells.append((cell, f"from {missing[0]} on" if missing else "record only"))
         data = open_dataset(source_of(cell.config), Store(cell.config["store"]["root"]))
-        kind = canonical([cell.config["model"], cell.recipe.decides(), data.train.digest])
-        if kind not in speeds:
-            speeds[kind] = calibrate(cell, data, machine)
         size = canonical([cell.config["model"], cell.protocol["layer"], data.train.digest])
         if size not in sizes:
             sizes[size] = footprint(cell, data)
-        _count(work, cell, data, missing, speeds[kind], sizes[size], shared, machine)
+        amount = _count(work, cell, data, missing, sizes[size], shared, machine)
+        kind = canonical([cell.config["model"], cell.recipe.decides(), data.train.digest])
+        if amount != Amount():
+            work.kinds.setdefault(kind, cell)
+            work.amounts.append((kind, amount))
     return work
 
 
@@ -150,77 +157,43 @@ def footprint(cell: Cell, data: Dataset) -> tuple[int, int]:
     return weights, FLOAT32 * tap.values.shape[1]
 
 
-def calibrate(cell: Cell, data: Dataset, machine: Machine) -> tuple[float, float]:
-    """Seconds per image of training and of a pass without gradient, in this process."""
-    training = clean(data.train)
-    mean, std = channel_stats(training.base)
-    module = new_classifier(
-        Job(cell.config["model"], cell.recipe, training, 0, mean, std), machine, total_steps=10**6
-    ).to(machine.device)
-    torch.set_num_threads(machine.threads)
-    optimizer = module.configure_optimizers()["optimizer"]
-    batches = Batches(training, cell.recipe, seed=0, device=machine.device)
-    endless = itertools.chain.from_iterable(itertools.repeat(batches))
-    seen, began = 0, 0.0
-    for step, (images, labels) in enumerate(endless):
-        if step == WARM_UP:
-            began = time.perf_counter()
-        optimizer.zero_grad()
-        with machine.autocast():
-            loss = module.loss(module(images), labels)
-        loss.backward()
-        optimizer.step()
-        seen += len(images) * (step >= WARM_UP)
-        if seen and time.perf_counter() - began > CALIBRATION_S:
-            break
-    return (time.perf_counter() - began) / seen, _inference(module, data.test, machine)
-
-
-def _inference(module: Any, test: Images, machine: Machine) -> float:
-    images = test.images[:512]
-    predictions(module, images, machine)
-    began = time.perf_counter()
-    predictions(module, images, machine)
-    return (time.perf_counter() - began) / len(images)
-
-
 def _count(
-    work: Work, cell: Cell, data: Dataset, missing: list[str], speed: tuple[float, float],
-    size: tuple[int, int], shared: set[str], machine: Machine,
-) -> None:  # fmt: skip
+    work: Work, cell: Cell, data: Dataset, missing: list[str], size: tuple[int, int],
+    shared: set[str], machine: Machine,
+) -> Amount:  # fmt: skip
     sizes = class_sizes(data.train.labels, len(data.classes))
     poisoned = count(cell.plan, sizes)
     added = poisoned + cover_count(cell.plan, sizes)
     n_train = len(data.train) + (added if cell.plan.inject == "append" else 0)
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
     # Every measurement is either in the list or lies behind the stage that ends it.
-    passed = n_test * missing.count(MEASURE)
+    amount = Amount(measured=n_test * missing.count(MEASURE))
     beyond = [stage for stage in missing if stage != MEASURE]
     if not beyond:
-        work.seconds += passed * speed[1]
-        return
+        return amount
     stage = ORDER.index(beyond[0])
     network = [data.train.digest, cell.seed, cell.config["model"], cell.recipe.decides()]
     trainings = int(cell.retrain and not isinstance(cell.defense, Repair))
     if trainings and _leaves_clean(cell, poisoned, added):
         again = ["clean again", cell.same_seed, *network]
         trainings = int(_once(shared, again) and not _clean_is_there(cell, data, machine))
-    passed += n_test * int(cell.retrain)
+    amount.measured += n_test * int(cell.retrain)
     attacked = [cell.attack, *network] if added else ["clean", *network]
     if stage <= ORDER.index("train") and _once(shared, attacked):
         trainings += 1
-        passed += n_test
+        amount.measured += n_test
     own = stage <= ORDER.index("poison") and cell.trigger.uses_surrogate
     if own and _once(shared, ["surrogate", *network]):
         trainings += 1
     looked = ["features", attacked, cell.protocol["layer"]]
     if stage <= ORDER.index("extract") and _once(shared, looked):
-        passed += n_train
+        amount.extracted += n_train
         work.bytes += n_train * size[1]
     repaired = int(cell.retrain and isinstance(cell.defense, Repair))
     work.bytes += (trainings + repaired) * size[0]
     work.trainings += trainings
-    work.seconds += trainings * n_train * cell.recipe.epochs * speed[0] + passed * speed[1]
+    amount.trained = trainings * n_train * cell.recipe.epochs
+    return amount
 
 
 def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:
@@ -239,35 +212,3 @@ def _once(shared: set[str], what: list[Any]) -> bool:
     new = key not in shared
     shared.add(key)
     return new
-
-
-def describe(work: Work, side_by_side: int) -> str:
-    """The cells, what is left of each, and the whole, in lines for a terminal; with a warning
-    where the disk is too small for the networks and features."""
-    width = max(len(cell.id) for cell, _ in work.cells)
-    lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
-    done = sum(state == "done" for _, state in work.cells)
-    takes, known = f"about {duration(work.seconds)}", "from a calibration on this machine"
-    if side_by_side > 1:
-        together = duration(work.seconds / side_by_side)
-        takes = f"about {together} with {side_by_side} cells side by side"
-        known = (
-            f"{duration(work.seconds)} of one cell after the other; {known}, which does not know"
-            " how cells slow each other down"
-        )
-    cells, trainings = many(len(work.cells), "cell"), many(work.trainings, "training")
-    lines.append(f"{cells}, {done} done; {trainings} to do: {takes} ({known})")
-    if work.bytes:
-        root = Path(work.cells[0][0].config["store"]["root"])
-        lines.append(_disk(work.bytes, root, shutil.disk_usage(nearest(root)).free))
-    return "\n".join(lines)
-
-
-def _disk(needed: int, root: Path, free: int) -> str:
-    said = f"networks and features take {size_words(needed)} in {root}"
-    if needed < free:
-        return f"{said}, where {size_words(free)} are free"
-    return (
-        f"warning: {said}, where only {size_words(free)} are free: name a larger disk"
-        " (store.root=PATH), or another layer (penultimate features are the smallest)"
-    )

@@ -76,11 +76,11 @@ def _shown(progress: str, in_sweep: bool) -> str:
 
 
 def _foretell(cell: Cell, folder: Path, parallel_cells: int) -> str:
-    from backdoor_lab.sweep.estimate import describe, estimate
+    from backdoor_lab.sweep.forecast import foretell
 
     machine = machine_of(cell.config["trainer"], parallel_cells=parallel_cells)
     done = {cell.id} if finished(folder, cell.id) else set()
-    print(describe(estimate([cell], done, machine), 1))
+    print(foretell([cell], done, machine, at_once=1, processes=0))
     return "done"
 
 

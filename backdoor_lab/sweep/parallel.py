@@ -20,11 +20,12 @@ CELL_BYTES = 1_500_000_000
 @dataclass(frozen=True)
 class Parallelism:
     """`cells` at the same time, on `threads` each; None: the cores, divided among the cells.
-    `why` is said to the user where the number follows the machine."""
+    `why` is said to the user where the number follows the machine; `here`: on this machine."""
 
     cells: int
     threads: int | None = None
     why: str = ""
+    here: bool = True
 
     @property
     def trainer(self) -> dict[str, int]:
@@ -78,7 +79,7 @@ def parallelism(config: DictConfig, cells: int) -> Parallelism:
         return Parallelism(cells, _threads(trainer))
     if raw.get("array_parallelism"):
         threads = _threads(trainer) or raw.get("cpus_per_task")
-        return Parallelism(int(raw["array_parallelism"]), threads)
+        return Parallelism(int(raw["array_parallelism"]), threads, here=False)
     return Parallelism(parallel(launcher), _threads(trainer))
 
 

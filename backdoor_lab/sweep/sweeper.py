@@ -137,13 +137,15 @@ class ResumeSweeper(BasicSweeper):
         return asked, [cell for cell, _ in cells.values() if any(map(cell.config.get, told))]
 
     def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> None:
-        from backdoor_lab.sweep.estimate import describe, estimate
+        from backdoor_lab.sweep.forecast import foretell
         from backdoor_lab.training.machine import machine_of
 
         trainer = cells[0].config["trainer"] | at_once.trainer
         machine = machine_of(trainer, parallel_cells=at_once.cells)
         done = {cell.id for cell in cells if finished(folder / cell.id, cell.id)}
-        print(describe(estimate(cells, done, machine), min(at_once.cells, len(cells))), flush=True)
+        processes = at_once.cells if at_once.here else 1
+        said = foretell(cells, done, machine, at_once=at_once.cells, processes=processes)
+        print(said, flush=True)
 
     def _announce(self, folder: Path, asked: Sequence[Asked]) -> None:
         check_writable(folder)

@@ -31,7 +31,7 @@ from backdoor_lab.build import build
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.networks import NetworkFilter, Repair
 from backdoor_lab.store import Store
-from backdoor_lab.sweep import estimate
+from backdoor_lab.sweep import calibrate
 from backdoor_lab.sweep.cell import source_of
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.progress import Progress
@@ -296,9 +296,12 @@ def test_a_cell_runs_on_the_gpu(asked: list[str], root: Path, tmp_path: Path) ->
 
 
 def test_an_estimate_is_calibrated_on_the_gpu(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(estimate, "CALIBRATION_S", 0)
-    monkeypatch.setattr(estimate, "_inference", lambda *_: 1.0)
+    monkeypatch.setattr(calibrate, "SHORTEST", 0.0)
+    monkeypatch.setattr(calibrate, "PROCESSOR_TIME", 0.0)
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
     cell = cell_of(root)
-    data = open_dataset(source_of(cell.config), Store(root))
-    machine = replace(MACHINE, device=torch.device("cuda"))
-    assert min(estimate.calibrate(cell, data, machine)) > 0
+    bench = calibrate.Bench(cell, open_dataset(source_of(cell.config), Store(root)), MACHINE)
+    bench.warm_up()
+    assert min(sample.seconds for sample in bench.measure()) > 0
+    assert waited

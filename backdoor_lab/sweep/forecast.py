@@ -1,0 +1,112 @@
+"""What a sweep would do, in lines for a terminal: its cells, how long they take, how much disk."""
+
+from __future__ import annotations
+
+import heapq
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from backdoor_lab.errors import many
+from backdoor_lab.files import nearest
+from backdoor_lab.reports.terminal import duration, size_words
+from backdoor_lab.resources import cores
+from backdoor_lab.sweep.calibrate import Calibration, Rate, calibrate
+from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.sweep.estimate import Work, estimate
+from backdoor_lab.training.machine import Machine
+
+
+def foretell(
+    cells: Sequence[Cell], finished: set[str], machine: Machine, *, at_once: int, processes: int
+) -> str:
+    """What a sweep with `at_once` cells at a time would do, and how long that takes, by a
+    calibration in so many `processes` (0: in this one)."""
+    work = estimate(cells, finished, machine)
+    began = time.process_time()
+    tried = calibrate(work.kinds, machine, min(processes, len(work.amounts)))
+    # This process has done by now what a run's does before its first cell.
+    return describe(work, tried, at_once=max(1, min(at_once, len(work.amounts))), before=began)
+
+
+def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.0) -> str:
+    """The cells, what is left of each, and the whole, in lines for a terminal, with a warning
+    where the disk is too small for the networks and features; `before`: the processor seconds
+    before the first cell."""
+    width = max(len(cell.id) for cell, _ in work.cells)
+    lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
+    done = sum(state == "done" for _, state in work.cells)
+    cells, trainings = many(len(work.cells), "cell"), many(work.trainings, "training")
+    takes = _takes(work, tried, at_once, before)
+    alone = _takes(work, tried.single or tried, at_once, before)
+    said = f"about {duration(alone.idle if tried.disturbed else takes.now)}"
+    if at_once > 1:
+        said += f" with {at_once} cells at a time"
+    lines.append(f"{cells}, {done} done; {trainings} to do: {said} ({_how(tried)})")
+    if tried.disturbed:
+        lines.append(_disturbance(tried, takes.now, alone.now))
+    lines += _unforeseen(work)
+    if work.bytes:
+        root = Path(work.cells[0][0].config["store"]["root"])
+        lines.append(_disk(work.bytes, root, shutil.disk_usage(nearest(root)).free))
+    return "\n".join(lines)
+
+
+def _disturbance(tried: Calibration, now: float, single: float) -> str:
+    said = (
+        f"other processes use {tried.others:.1f} of {many(cores(), 'core')}: that is for a machine"
+        f" that does nothing else; beside them it takes about {duration(now)}"
+    )
+    if tried.single is None:
+        return said
+    return (
+        f"{said}, and about {duration(single)} with trainer.threads=1, on which alone the time for"
+        " an idle machine could be measured"
+    )
+
+
+def _takes(work: Work, tried: Calibration, at_once: int, before: float) -> Rate:
+    """The seconds from the command to the last record: the cells in the order in which workers
+    that become free take them, after each worker has started."""
+    costs = [amount.seconds(tried.speeds[kind]) for kind, amount in work.amounts]
+    slower = max([cost.now / cost.idle for cost in costs if cost.idle], default=1.0)
+    start = Rate(tried.start * slower, tried.start)
+    now = before * slower + _last([cost.now for cost in costs], at_once, start.now)
+    return Rate(now, before + _last([cost.idle for cost in costs], at_once, start.idle))
+
+
+def _last(costs: Sequence[float], at_once: int, start: float) -> float:
+    """When the last of so many workers ends."""
+    workers = [start if costs else 0.0] * at_once
+    for cost in costs:
+        heapq.heapreplace(workers, workers[0] + cost)
+    return max(workers)
+
+
+def _how(tried: Calibration) -> str:
+    if not tried.speeds:
+        return "nothing to compute"
+    processes = "one process" if tried.processes == 1 else f"{tried.processes} processes at a time"
+    return f"from a calibration on this machine, {processes} of {many(tried.threads, 'thread')}"
+
+
+def _unforeseen(work: Work) -> list[str]:
+    """What the time does not count, where a cell has such."""
+    left = [cell for cell, state in work.cells if state not in ("done", "record only")]
+    names = [c.config["trigger"]["name"] for c in left if c.trigger.needs_preparing]
+    names += [c.config["trigger"]["name"] for c in left if c.trigger.uses_surrogate]
+    names += [c.config["defense"]["name"] for c in left if "material" in c.told]
+    if not names:
+        return []
+    return [f"not counted: what {', '.join(dict.fromkeys(names))} compute by themselves"]
+
+
+def _disk(needed: int, root: Path, free: int) -> str:
+    said = f"networks and features take {size_words(needed)} in {root}"
+    if needed < free:
+        return f"{said}, where {size_words(free)} are free"
+    return (
+        f"warning: {said}, where only {size_words(free)} are free: name a larger disk"
+        " (store.root=PATH), or another layer (penultimate features are the smallest)"
+    )
