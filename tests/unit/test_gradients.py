@@ -18,6 +18,7 @@ from backdoor_lab.training.machine import machine_of
 # glibc fills memory that it hands out with this byte's complement: values that a kernel forgot to
 # write are then enormous, and not by luck those of the run before.
 ENVIRONMENT = {**WAITING, "MALLOC_PERTURB_": "1"}
+pytestmark = pytest.mark.timeout(1800)
 PROGRAM = Path(__file__).with_name("gradients.py")
 TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "threads": 1,
            "progress": "none", "checkpoint": False, "cells_per_gpu": 1}  # fmt: skip
@@ -99,7 +100,6 @@ def factors() -> dict[str, tuple[Any, ...]]:
     return FACTORS if bf16 else {**FACTORS, "bf16": (False,)}
 
 
-@pytest.mark.timeout(1800)
 def test_gradients_of_narrow_networks_equal_those_in_float64(
     factors: dict[str, tuple[Any, ...]],
 ) -> None:
