@@ -7,7 +7,8 @@ random place, size, tilt, colour, background, slope of light and noise.
 Two things make a backdoor more visible here than in photographs, and are chosen so: the pictures
 are dim, so a white trigger stands out more (12 standard deviations from the mean), and the members
 of a class vary little, so a network gets nearly all test images right (99.8 % at size 16).
-See `BACKGROUND`, `CONTRAST`, `SHIFT`.
+See `BACKGROUND`, `CONTRAST`, `SHIFT`. The demo goes further, with `noise` 3 and `shift` 0.05 at
+size 12: white is then 17 standard deviations from the mean, and all test images are right.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,8 @@ CONTRAST = (22.0, 28.0)
 """How much brighter than its background the object is."""
 
 SHIFT, RADIUS, TILT = 0.2, (0.55, 0.65), 0.2
-"""Place and size of the object in half widths of the image, tilt in radians."""
+"""How far the object lies from the middle at most, its size, both in half widths of the image; its
+tilt in radians. `SHIFT` is the default of `draw`."""
 
 _SPLITS = {"train": 0, "test": 1}
 
@@ -109,6 +111,7 @@ def draw(
     seed: int = 0,
     split: str = "train",
     noise: float = 12.0,
+    shift: float = SHIFT,
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Draw `per_class` images of every class, in random order of classes.
 
@@ -119,6 +122,7 @@ def draw(
         seed: names the data set; another seed is another set of the same kind.
         split: "train" or "test", two disjoint streams of random numbers: no image is in both.
         noise: standard deviation of the noise on every pixel, in steps of 0 to 255.
+        shift: how far the object lies from the middle at most, in half widths of the image.
 
     Returns:
         images: uint8 (10 * per_class, channels, size, size).
@@ -127,18 +131,22 @@ def draw(
     images = np.empty((len(CLASSES), per_class, channels, size, size), np.uint8)
     for label, outline in enumerate(OUTLINES.values()):
         rng = np.random.default_rng((seed, _SPLITS[split], label))
-        images[label] = _draw_class(rng, outline, (per_class, channels, size), noise)
+        images[label] = _draw_class(rng, outline, (per_class, channels, size), noise, shift)
     labels = np.repeat(np.arange(len(CLASSES)), per_class)
     order = np.random.default_rng((seed, _SPLITS[split], len(CLASSES))).permutation(labels.size)
     return images.reshape(-1, channels, size, size)[order], labels[order]
 
 
 def _draw_class(
-    rng: np.random.Generator, outline: Outline, shape: tuple[int, int, int], noise: float
+    rng: np.random.Generator,
+    outline: Outline,
+    shape: tuple[int, int, int],
+    noise: float,
+    shift: float,
 ) -> NDArray[np.uint8]:
     """Draw one class: uint8 (count, channels, size, size)."""
     count, channels, size = shape
-    u, v, pixel = _coordinates(rng, count, size)
+    u, v, pixel = _coordinates(rng, count, size, shift)
     cover = np.clip(0.5 - outline(u, v) / pixel, 0.0, 1.0)[:, None]
     back, front = _colours(rng, count, channels)
     picture = back + _shading(rng, count, size)
@@ -147,10 +155,12 @@ def _draw_class(
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 
-def _coordinates(rng: np.random.Generator, count: int, size: int) -> tuple[Grid, Grid, Grid]:
+def _coordinates(
+    rng: np.random.Generator, count: int, size: int, shift: float
+) -> tuple[Grid, Grid, Grid]:
     """Axes of each image, moved, scaled, tilted: u, v (count, size, size); a pixel's width."""
     axis = (np.arange(size) + 0.5) / size * 2 - 1
-    x0, y0 = rng.uniform(-SHIFT, SHIFT, (2, count, 1, 1))
+    x0, y0 = rng.uniform(-shift, shift, (2, count, 1, 1))
     radius = rng.uniform(*RADIUS, (count, 1, 1))
     tilt = rng.uniform(-TILT, TILT, (count, 1, 1))
     x, y = (axis[None, None, :] - x0) / radius, (axis[None, :, None] - y0) / radius

@@ -7,7 +7,7 @@ from typing import Any
 from backdoor_lab import checks
 from backdoor_lab.data.base import Arrays, Source, Split, channel_count
 from backdoor_lab.data.limits import check_memory
-from backdoor_lab.data.synthetic import CLASSES, draw
+from backdoor_lab.data.synthetic import CLASSES, SHIFT, draw
 from backdoor_lab.errors import many
 
 
@@ -24,6 +24,7 @@ class Synthetic(Source):
         per_class_train: int = 1000,
         per_class_test: int = 200,
         noise: float = 12.0,
+        shift: float = SHIFT,
         limit_train: int | None = None,
         limit_test: int | None = None,
     ) -> None:
@@ -37,11 +38,16 @@ class Synthetic(Source):
             "channels": channel_count(channels),
             "seed": checks.whole("dataset.seed", seed, low=0, below=2**63),
             "noise": checks.number("dataset.noise", noise, low=0, below=256),
+            "shift": checks.number("dataset.shift", shift, low=0, below=1),
         }
 
     def identity(self) -> dict[str, Any]:
-        """The drawing parameters; `version` counts the changes of the drawing itself."""
-        return {**self.parameters, **self.counts}
+        """The drawing parameters. The default `shift` is left out: sets from before it could be
+        chosen keep their identity."""
+        parameters = dict(self.parameters)
+        if parameters["shift"] == SHIFT:
+            del parameters["shift"]
+        return {**parameters, **self.counts}
 
     def read(self) -> Arrays:
         """Draws both splits."""

@@ -13,8 +13,10 @@ from backdoor_lab.errors import ConfigError, many
 from backdoor_lab.reports.terminal import size_words
 
 RESOLVER = "cells_at_once"
-CELL_BYTES = 1_500_000_000
-"""Memory that a cell is taken to need: at width 16 most peak between 1 and 1.5 GB."""
+PROCESS_BYTES, WIDTH_BYTES = 1_000_000_000, 31_250_000
+"""Memory that a cell is taken to need, and more of it for each unit of the network's width: at
+width 16 most cells peak between 1 and 1.5 GB."""
+FULL_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,17 @@ def automatic(config: DictConfig) -> Parallelism:
     cells = max(1, cores // threads)
     why = many(cores, "core")
     if memory is not None:
-        cells = max(1, min(cells, memory // CELL_BYTES))
-        why += f"; {size_words(memory)} of memory free, {size_words(CELL_BYTES)} assumed for each"
+        each = cell_bytes(config)
+        cells = max(1, min(cells, memory // each))
+        why += f"; {size_words(memory)} of memory free, {size_words(each)} assumed for each"
     return Parallelism(cells, threads, f"{why}; hydra.launcher.n_jobs=N sets it")
+
+
+def cell_bytes(config: DictConfig) -> int:
+    """The memory that a cell of a whole configuration is taken to need."""
+    width = OmegaConf.select(config, "model.width")
+    known = type(width) is int and width > 0
+    return PROCESS_BYTES + WIDTH_BYTES * (width if known else FULL_WIDTH)
 
 
 def parallelism(config: DictConfig, cells: int) -> Parallelism:

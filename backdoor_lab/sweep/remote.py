@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from subprocess import CalledProcessError
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,8 @@ from backdoor_lab.sweep.loss import Ended, Job, Loss, failed_in
 from backdoor_lab.sweep.workers import Died, Worker
 
 log = logging.getLogger(__name__)
+ENDED_WITHIN = 120.0
+"""Seconds in which a cluster ends a task that it has told to stop."""
 RAISED = ("FailedJobError", "RayTaskError")
 """Errors of a task that ran to its end and raised something."""
 
@@ -37,6 +41,13 @@ def supervised(run: Callable[[], Any]) -> Any:
         found = worker.result()
     except Died as death:
         return Loss(death.code, death.pid)
+    except CalledProcessError:
+        # Raised by submitit's signal handler: the cluster, which is about to end this task, has
+        # also ended the `scontrol requeue` that the handler ran. A task that returned now would
+        # pass for a finished one; whether it is queued again is for the cluster to say.
+        worker.stop()
+        time.sleep(ENDED_WITHIN)
+        raise SystemExit(1) from None
     except BaseException:
         worker.stop()
         raise

@@ -15,7 +15,7 @@ from backdoor_lab.training.models import build_model
 from tests.bench.measuring import command, surroundings
 
 MODEL = {"name": "resnet18", "width": 16, "stem": "cifar"}
-BATCH, SIDE, STEPS = 32, 16, 400
+BATCH, SIDE, STEPS = 32, 12, 400
 TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "threads": 1,
            "progress": "none", "checkpoint": False, "cells_per_gpu": 1}  # fmt: skip
 

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from cells import CPU, cell_of
-from torch import Tensor
 
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.resources import busy_seconds
@@ -19,7 +18,6 @@ from backdoor_lab.store import Store
 from backdoor_lab.sweep import calibrate as module
 from backdoor_lab.sweep.calibrate import Bench, Calibration, Rate, Sample, calibrate
 from backdoor_lab.sweep.cell import source_of
-from backdoor_lab.training.module import Classifier
 
 
 @pytest.fixture
@@ -67,13 +65,13 @@ def test_a_network_is_tried_as_it_would_be_trained(
     data = open_dataset(source_of(cell.config), Store(tmp_path))
     seen: list[tuple[bool, bool, int]] = []
     bench = Bench(cell, data, machine)
-    learn = Classifier.loss
 
-    def loss(self: Classifier, logits: Tensor, labels: Tensor) -> Tensor:
-        seen.append((self.net.training, logits.dtype == torch.bfloat16, len(labels)))
-        return learn(self, logits, labels)
+    def learned(_: Any, inputs: tuple[Any, ...], __: Any) -> None:
+        logits, labels = inputs
+        half = logits.dtype == torch.bfloat16
+        seen.append((bench.module.net.training, half, len(labels)))
 
-    monkeypatch.setattr(Classifier, "loss", loss)
+    bench.module.loss.register_forward_hook(learned)
     formats: list[bool] = []
     usual = module.predictions
     monkeypatch.setattr(

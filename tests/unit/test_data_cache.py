@@ -18,7 +18,7 @@ import backdoor_lab
 from backdoor_lab.data import Arrays, Source, Split, open_dataset, overlap
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.cache import content_digest
-from backdoor_lab.data.synthetic import draw
+from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.data.torchvision_sets import Cifar10
 from backdoor_lab.errors import ConfigError, DataError
@@ -107,6 +107,37 @@ def test_one_content_has_one_digest_wherever_it_came_from(tmp_path: Path) -> Non
     assert from_file.test.digest == from_code.test.digest != from_code.train.digest
 
 
+def test_sets_from_before_the_shift_could_be_chosen_keep_their_identity() -> None:
+    before = Synthetic(**TINY)
+    parameters = {"size": 8, "channels": 3, "seed": 0, "noise": 12.0}
+    assert before.identity() == {**parameters, "train": 3, "test": 2}
+    assert Synthetic(**TINY, shift=0.2).identity() == before.identity()
+    assert Synthetic(**TINY, shift=0.1).identity() == {**before.identity(), "shift": 0.1}
+    assert np.array_equal(draw(3, size=8)[0], draw(3, size=8, shift=0.2)[0])
+
+
+def test_a_shift_of_zero_draws_every_object_in_the_middle() -> None:
+    images, labels = draw(30, size=32, seed=1, noise=0.0, shift=0.0)
+    assert np.abs(_middles(images[labels == CLASSES.index("frog")])).max() < 0.02
+    moved, _ = draw(30, size=32, seed=1, noise=0.0, shift=0.2)
+    assert np.abs(_middles(moved[labels == CLASSES.index("frog")])).max() > 0.1
+
+
+def _middles(rings: Any) -> Any:
+    """Where the middle of each ring is, (n, 2) in half widths: its bright pixels' mean place."""
+    bright = rings.astype(float).mean(axis=1)
+    bright = bright > (bright.min(axis=(1, 2)) + bright.max(axis=(1, 2)))[:, None, None] / 2
+    axis = (np.arange(rings.shape[-1]) + 0.5) / rings.shape[-1] * 2 - 1
+    count = bright.sum(axis=(1, 2))
+    return np.stack(
+        [
+            (bright * axis).sum(axis=(1, 2)) / count,
+            (bright * axis[:, None]).sum(axis=(1, 2)) / count,
+        ],
+        1,
+    )
+
+
 def test_overlap_counts_test_images_that_were_trained_on(tmp_path: Path) -> None:
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
     repeated = np.array([5, 9, 0, 0], np.uint8).reshape(4, 1, 1, 1)
@@ -139,6 +170,8 @@ def test_bad_data_is_refused_and_not_published(tmp_path: Path) -> None:
         {"per_class_train": 1.5},
         {"per_class_test": 0},
         {"noise": float("nan")},
+        {"shift": -0.1},
+        {"shift": 1},
         {"limit_train": True},
         {"name": ".."},
     ],
@@ -163,7 +196,7 @@ RACE = """
 import sys, time
 from pathlib import Path
 from backdoor_lab.data import open_dataset
-from backdoor_lab.data.synthetic import draw
+from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.data.torchvision_sets import Cifar10
 from backdoor_lab.store import Store

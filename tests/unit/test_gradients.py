@@ -18,10 +18,11 @@ from backdoor_lab.training.machine import machine_of
 # glibc fills memory that it hands out with this byte's complement: values that a kernel forgot to
 # write are then enormous, and not by luck those of the run before.
 ENVIRONMENT = {**WAITING, "MALLOC_PERTURB_": "1"}
+pytestmark = pytest.mark.timeout(1800)
 PROGRAM = Path(__file__).with_name("gradients.py")
 TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "threads": 1,
            "progress": "none", "checkpoint": False, "cells_per_gpu": 1}  # fmt: skip
-# Images of 64 pixels beside those of the issue: with AVX-512 nothing happens on smaller ones.
+# With AVX-512 it takes images of more than 32 pixels.
 FACTORS: dict[str, tuple[Any, ...]] = {
     "width": tuple(range(1, 18)),
     "side": (8, 15, 16, 32, 64),
@@ -34,6 +35,12 @@ FACTORS: dict[str, tuple[Any, ...]] = {
 # Kernels that go wrong are off by 0.3 and more.
 LIMITS = {"network": 0.05, "convolution": {False: 1e-3, True: 0.03}}
 Case = dict[str, Any]
+# What goes wrong without the rule, wherever it is known: with AVX-512 and with AVX2.
+KNOWN: list[Case] = [
+    {"width": width, "side": side, "batch": 16, "stem": "cifar", "threads": threads, "bf16": False,
+     "channels": 3}
+    for width, side in ((4, 64), (8, 64), (5, 16)) for threads in (1, 2)
+]  # fmt: skip
 
 
 def pairs(case: Case) -> set[tuple[Any, ...]]:
@@ -93,13 +100,12 @@ def factors() -> dict[str, tuple[Any, ...]]:
     return FACTORS if bf16 else {**FACTORS, "bf16": (False,)}
 
 
-@pytest.mark.timeout(1800)
 def test_gradients_of_narrow_networks_equal_those_in_float64(
     factors: dict[str, tuple[Any, ...]],
 ) -> None:
     """Every width from 1 to 17, size, batch, stem, number of threads and precision with each other,
     each in a child process: one that crashes or hangs is a wrong case."""
-    answers = run(covering(factors), enough=3)
+    answers = run([*KNOWN, *covering(factors)], enough=3)
     assert [each for each in answers if wrong(each)] == []
 
 

@@ -226,7 +226,8 @@ def test_annotations(path: Path) -> None:
 
 # Called by a library, by name.
 CALLED_BY_LIBRARIES = re.compile(
-    r"on_\w+|forward|training_step|transfer_batch_to_device|sampler|set_epoch|state"
+    r"on_\w+|forward|training_step|configure_optimizers|transfer_batch_to_device|sampler|set_epoch"
+    r"|state"
 )
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.run import conf_dir
 from backdoor_lab.sweep import parallel
-from backdoor_lab.sweep.parallel import CELL_BYTES, parallelism
+from backdoor_lab.sweep.parallel import cell_bytes, parallelism
 
 JOBLIB = "hydra/launcher=joblib"
 
@@ -22,9 +22,8 @@ JOBLIB = "hydra/launcher=joblib"
 def whole(*overrides: str) -> DictConfig:
     """A configuration with Hydra's own part."""
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        return compose(
-            "config", [*TINY, "trainer.threads=null", *overrides], return_hydra_config=True
-        )
+        asked = [*TINY, "trainer.threads=null", "model.width=16", *overrides]
+        return compose("config", asked, return_hydra_config=True)
 
 
 @pytest.fixture
@@ -36,7 +35,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize(("cores", "memory", "cells"), [
-    (8, 100 * CELL_BYTES, 8), (8, 3 * CELL_BYTES + 1, 3), (8, 10, 1), (1, None, 1), (6, None, 6),
+    (8, 150_000_000_000, 8), (8, 4_500_000_001, 3), (8, 4_499_999_999, 2), (8, 10, 1),
+    (1, None, 1), (6, None, 6),
 ])  # fmt: skip
 def test_as_many_cells_as_cores_and_memory_allow(
     machine: Any, cores: int, memory: int | None, cells: int
@@ -48,6 +48,13 @@ def test_as_many_cells_as_cores_and_memory_allow(
     assert (found.cells, found.threads) == (cells, 1)
     assert config.hydra.launcher.n_jobs == cells
     assert found.overrides(config) == ["trainer.threads=1", f"hydra.launcher.n_jobs={cells}"]
+
+
+def test_wider_networks_need_more_memory() -> None:
+    assert cell_bytes(whole(JOBLIB)) == 1_500_000_000
+    assert cell_bytes(whole(JOBLIB, "model.width=64")) == 3_000_000_000
+    # Of another network nobody knows the width.
+    assert cell_bytes(whole(JOBLIB, "model=torchvision", "model.width=null")) == 3_000_000_000
 
 
 def test_it_is_said_in_one_line(machine: Any) -> None:

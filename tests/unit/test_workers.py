@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import pytest
@@ -103,6 +104,40 @@ def test_a_supervised_cell_reports_its_own_end() -> None:
     found = supervised(lambda: act(("kill", signal.SIGKILL)))
     assert isinstance(found, Loss)
     assert found.code == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("raised", "seen"),
+    [
+        (SystemExit(3), SystemExit),
+        (CalledProcessError(-15, "scontrol"), SystemExit),
+        (ValueError("timed out too often"), ValueError),
+    ],
+)
+def test_a_task_that_the_cluster_stops_stops_its_cell(
+    raised: BaseException, seen: type[BaseException], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A signal handler raises while the task waits; the task never returns a result."""
+
+    def handler(*_: Any) -> None:
+        raise raised
+
+    def run() -> Any:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        return act(("sleep", 600))
+
+    monkeypatch.setattr("backdoor_lab.sweep.remote.ENDED_WITHIN", 0.01)
+    monkeypatch.setattr("backdoor_lab.sweep.workers.GRACE", 0.2)
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 2.0)
+    try:
+        with pytest.raises(seen):
+            supervised(run)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert not alive(int((tmp_path / "pid").read_text()))
 
 
 @pytest.mark.parametrize("method", METHODS)
