@@ -6,7 +6,6 @@ is asked for. Hydra's own `instantiate` would import and call whatever the name 
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import re
@@ -15,7 +14,6 @@ from typing import Any, TypeVar
 
 from backdoor_lab import checks
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.files import digest
 
 T = TypeVar("T")
 OWN = re.compile(r"backdoor_lab\.(attacks|defenses|data)\.[a-z][a-z0-9_]*\.[A-Z][A-Za-z0-9]*\Z")
@@ -74,36 +72,6 @@ def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     named = {name: each for name, each in found.items() if each.kind not in kinds}
     return named, any(each.kind is kinds[0] for each in found.values())
-
-
-def source_digest(made: object) -> str:
-    """A hash of the source of an object's class and of every module of ours that it builds on.
-
-    Part of what decides a result: when the code of a trigger or a defense is edited, nothing
-    that the old code made is taken for its work.
-    """
-    parts = _sources(type(made))  # type: ignore[arg-type]
-    inner = [source_digest(value) for value in vars(made).values() if hasattr(value, "__dict__")]
-    return digest([*parts, *inner], 16)
-
-
-@functools.cache
-def _sources(cls: type) -> tuple[str, ...]:
-    names = {base.__module__ for base in cls.__mro__ if base.__module__.startswith("backdoor_lab.")}
-    waiting = list(names)
-    while waiting:
-        found = _used_by(waiting.pop()) - names
-        names |= found
-        waiting += found
-    return tuple(inspect.getsource(importlib.import_module(name)) for name in sorted(names))
-
-
-def _used_by(name: str) -> set[str]:
-    """The modules of attacks and defenses whose classes and functions a module has taken in."""
-    values = vars(importlib.import_module(name)).values()
-    modules = {str(getattr(value, "__module__", "")) for value in values}
-    rooms = ("backdoor_lab.attacks.", "backdoor_lab.defenses.")
-    return {module for module in modules if module.startswith(rooms)}
 
 
 def _nested(where: str, value: Any, kind: type[T], shared: Mapping[str, Any]) -> Any:

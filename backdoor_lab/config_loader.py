@@ -25,6 +25,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
+from backdoor_lab import sources
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.hydra_options import check_hydra, check_overrides, no_such_key, not_there
 from backdoor_lab.targets import (
@@ -143,9 +144,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
 
 def conf_dir() -> str:
     """The folder of configurations: inside an installed package, beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    places = (here / "conf", here.parent / "conf")
-    return next(str(place) for place in places if (place / "config.yaml").is_file())
+    return str(sources.conf_dir())
 
 
 @functools.cache

@@ -63,6 +63,14 @@ def cells_at_once(_root_: DictConfig) -> int:
     return automatic(_root_).cells
 
 
+def protocol_versions() -> str:
+    """The resolver behind ``${protocol_versions:}``: every protocol with its version."""
+    from backdoor_lab.identity import committed
+
+    found = committed()["protocols"]
+    return ", ".join(f"{name}@{entry['version']}" for name, entry in sorted(found.items()))
+
+
 def by_source(without: str, _root_: DictConfig) -> str:
     """The resolver behind ``${by_source:x}``: ``source`` when a source class is set, else x."""
     return without if _root_.source is None else "source"
@@ -189,6 +197,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("cell_id", cell_id, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("cells_at_once", cells_at_once, replace=True)
+    OmegaConf.register_new_resolver("protocol_versions", protocol_versions, replace=True)
     OmegaConf.register_new_resolver("by_source", by_source, replace=True)
     import backdoor_lab.sweep.sweeper  # noqa: F401
 

@@ -12,21 +12,23 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from backdoor_lab.streams import Stream
 
-def derive(seed: int, *purpose: object) -> int:
-    """A 63-bit seed for a named purpose: ``derive(0, "order", epoch)``."""
+
+def derive(seed: int, *purpose: Stream | int) -> int:
+    """A 63-bit seed for a named purpose: ``derive(0, streams.ORDER, epoch)``."""
     text = "/".join([str(seed), *map(str, purpose)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
-def numpy_generator(seed: int, *purpose: object) -> np.random.Generator:
+def numpy_generator(seed: int, *purpose: Stream | int) -> np.random.Generator:
     """A NumPy generator for a named purpose."""
     import numpy as np
 
     return np.random.default_rng(derive(seed, *purpose))
 
 
-def torch_generator(seed: int, *purpose: object) -> torch.Generator:
+def torch_generator(seed: int, *purpose: Stream | int) -> torch.Generator:
     """A CPU torch generator for a named purpose."""
     import torch
 

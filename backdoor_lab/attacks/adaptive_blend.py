@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.data.decode import decode
 from backdoor_lab.errors import ConfigError
@@ -70,11 +70,11 @@ class AdaptiveBlend(Trigger):
         return self._blend(images, self.alpha_test, None)
 
     def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        pieces = self._pieces(images, work.generator("pieces", "poison"))
+        pieces = self._pieces(images, work.generator(streams.PIECES, streams.POISON))
         return self._blend(images, self.alpha_train, pieces)
 
     def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        pieces = self._pieces(images, work.generator("pieces", "covers"))
+        pieces = self._pieces(images, work.generator(streams.PIECES, streams.COVERS))
         return self._blend(images, self.alpha_train, pieces)
 
     def content(self) -> str:
@@ -125,5 +125,5 @@ def _picture(content: bytes, image: str | None) -> Tensor:
 
 def _blobs(seed: int) -> Tensor:
     """A coarse grid of random black and white cells: uint8 (3, BLOBS, BLOBS)."""
-    generator = torch_generator(seed, "blend pattern")
+    generator = torch_generator(seed, streams.BLEND_PATTERN)
     return torch.randint(0, 2, (3, BLOBS, BLOBS), generator=generator).to(torch.uint8) * 255

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import PixelTrigger, Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
 
@@ -60,10 +60,10 @@ class AdaptivePatch(Trigger):
         return to_bytes(values)
 
     def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        return self._one_each(images, work.generator("patches", "poison"))
+        return self._one_each(images, work.generator(streams.PATCHES, streams.POISON))
 
     def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        return self._one_each(images, work.generator("patches", "covers"))
+        return self._one_each(images, work.generator(streams.PATCHES, streams.COVERS))
 
     def fits(self, channels: int, height: int, width: int) -> None:
         for mark in self.marks:

@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.seeds import torch_generator
+from backdoor_lab.streams import Stream
 from backdoor_lab.types import Images
 
 CPU = torch.device("cpu")
@@ -38,9 +39,9 @@ class Workshop:
     surrogate: Callable[[], nn.Module]
     device: torch.device = CPU
 
-    def generator(self, *what: str | int) -> torch.Generator:
+    def generator(self, *what: Stream | int) -> torch.Generator:
         """A CPU generator of its own for each purpose `what`."""
-        return torch_generator(self.seed, "trigger", *what)
+        return torch_generator(self.seed, streams.TRIGGER, *what)
 
 
 class Trigger(ABC):

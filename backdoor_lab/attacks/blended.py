@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.attacks.images import picture, share
 from backdoor_lab.seeds import torch_generator
@@ -60,7 +60,7 @@ class Blended(Trigger):
         if self.picture is not None:
             return self.picture.sized(channels, height, width)
         shape = (channels, height, width)
-        generator = torch_generator(self.noise_seed, "blended", *shape)
+        generator = torch_generator(self.noise_seed, streams.BLENDED, *shape)
         noise = torch.randint(0, 256, shape, generator=generator)
         return noise.float(), torch.ones(height, width)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.additive import Additive, inverse_dct
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.seeds import torch_generator
@@ -32,7 +32,9 @@ class LowFrequency(Additive):
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
         shape = (channels, self.band, self.band)
-        low = torch.randn(shape, generator=torch_generator(self.pattern_seed, "low_frequency"))
+        low = torch.randn(
+            shape, generator=torch_generator(self.pattern_seed, streams.LOW_FREQUENCY)
+        )
         low[:, 0, 0] = 0
         spectrum = torch.zeros(channels, height, width, dtype=torch.float64)
         spectrum[:, : self.band, : self.band] = low

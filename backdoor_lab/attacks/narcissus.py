@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.progress import track
@@ -67,7 +67,7 @@ class Narcissus(Trigger):
         if not len(where):
             raise ConfigError(f"`trigger`: no training image is of the target class {work.target}")
         surrogate = work.surrogate()
-        generator = work.generator("narcissus")
+        generator = work.generator(streams.NARCISSUS)
         noise = torch.zeros(work.train.shape, device=work.device, requires_grad=True)
         # A sure network's gradients are tiny; beside them Adam's usual 1e-8 would be large.
         optimizer = torch.optim.Adam([noise], lr=self.lr, eps=1e-20)

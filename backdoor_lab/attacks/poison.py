@@ -7,10 +7,12 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from backdoor_lab import streams
 from backdoor_lab.attacks.base import Trigger, Workshop
 from backdoor_lab.attacks.plan import Plan, count, cover_count, eligible
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.seeds import torch_generator
+from backdoor_lab.streams import Stream
 from backdoor_lab.types import Images, Poisoned, TrainingSet
 
 
@@ -120,7 +122,7 @@ def content_digest(training: TrainingSet, base_digest: str, stamp: str = "") -> 
 def _chosen(labels: Tensor, plan: Plan, seed: int, classes: int) -> tuple[Tensor, Tensor]:
     """Positions of the images to poison and of those to make covers of, each sorted."""
     sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
-    chosen = _draw(eligible(plan, labels), count(plan, sizes), seed, "poison")
+    chosen = _draw(eligible(plan, labels), count(plan, sizes), seed, streams.POISON)
     wanted = cover_count(plan, sizes)
     if not wanted:
         return chosen, chosen[:0]
@@ -128,10 +130,10 @@ def _chosen(labels: Tensor, plan: Plan, seed: int, classes: int) -> tuple[Tensor
     if plan.source is not None:
         others &= labels.ne(plan.source)
     others[chosen] = False
-    return chosen, _draw(others, wanted, seed, "covers")
+    return chosen, _draw(others, wanted, seed, streams.COVERS)
 
 
-def _draw(mask: Tensor, wanted: int, seed: int, what: str) -> Tensor:
+def _draw(mask: Tensor, wanted: int, seed: int, what: Stream) -> Tensor:
     among = mask.nonzero().flatten()
     order = torch.randperm(len(among), generator=torch_generator(seed, what))
     return among[order[:wanted]].sort().values

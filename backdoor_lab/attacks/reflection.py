@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.additive import Additive, inverse_dct
 from backdoor_lab.attacks.images import picture, share
 from backdoor_lab.errors import ConfigError
@@ -91,7 +91,7 @@ class Reflection(Additive):
 
 
 def _drawn_scene(seed: int, channels: int, height: int, width: int) -> Tensor:
-    generator = torch_generator(seed, "reflection", height, width)
+    generator = torch_generator(seed, streams.REFLECTION, height, width)
     shared = torch.randn(1, height, width, generator=generator)
     own = torch.randn(channels, height, width, generator=generator)
     row, column = torch.arange(height) / height, torch.arange(width) / width

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.progress import track
@@ -87,7 +87,7 @@ class SleeperAgent(Trigger):
         return images
 
     def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        generator = work.generator("sleeper_agent")
+        generator = work.generator(streams.SLEEPER_AGENT)
         lesson = self._lesson(work, generator)
         batches = list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
         parts = [

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.progress import track
@@ -71,7 +71,7 @@ class Steganographic(Trigger):
     def prepare(self, work: Workshop) -> Weights:
         """The trained weights, ``encoder.*`` and ``decoder.*``, and the secret, float32 (bits,)
         of -1 and 1."""
-        generator = work.generator("steganographic")
+        generator = work.generator(streams.STEGANOGRAPHIC)
         fresh = _fresh(work.train.shape[0], self.width, self.bits, generator)
         weights = {name: value.to(work.device).requires_grad_() for name, value in fresh.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.lr)

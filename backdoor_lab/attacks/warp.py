@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.seeds import torch_generator
@@ -47,13 +47,13 @@ class Warp(Trigger):
     def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
         height, width = images.shape[2:]
         shape = (len(images), 2, height, width)
-        noise = torch.rand(shape, generator=work.generator("warp", "covers")) * 2 - 1
+        noise = torch.rand(shape, generator=work.generator(streams.WARP, streams.COVERS)) * 2 - 1
         where = self.field(height, width) + noise / _sides(height, width)
         return to_bytes(sample(images, where.to(images.device)))
 
     def field(self, height: int, width: int) -> Tensor:
         """Where each pixel is taken from: float32 (2, H, W), row and column in -1..1."""
-        generator = torch_generator(self.field_seed, "warp")
+        generator = torch_generator(self.field_seed, streams.WARP)
         rough = torch.rand((1, 2, self.grid, self.grid), generator=generator).double() * 2 - 1
         rough = rough / rough.abs().mean()
         smooth = F.interpolate(rough, (height, width), mode="bicubic", align_corners=True)[0]

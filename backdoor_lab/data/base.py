@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab import checks
+from backdoor_lab import checks, identity
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import digest
@@ -44,9 +44,6 @@ class Source(ABC):
     `limit_test` keep the first so many images of every class.
     """
 
-    version = 1
-    """Counts up whenever the same input would be read into other arrays."""
-
     def __init__(
         self, *, name: str, limit_train: int | None = None, limit_test: int | None = None
     ) -> None:
@@ -67,7 +64,8 @@ class Source(ABC):
     def fingerprint(self) -> str:
         """A hash that names the content without reading all of it. Raises DataError."""
         limits = [self.limit_train, self.limit_test]
-        kind = f"{type(self).__name__}/{self.version}"
+        (mark,) = identity.of("datasets", self)["datasets"].values()
+        kind = f"{type(self).__name__}/{mark}"
         return digest({"kind": kind, "limits": limits, "identity": self.identity()})
 
     def limited(self) -> Arrays:

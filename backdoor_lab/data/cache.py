@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from backdoor_lab import identity
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.kinds import counted
 from backdoor_lab.data.validate import checked
@@ -21,8 +22,6 @@ from backdoor_lab.tensors import write_array
 from backdoor_lab.types import Dataset, Images
 
 log = logging.getLogger(__name__)
-FORMAT = 1
-"""Version of what `_write` leaves in the store."""
 
 
 def open_dataset(source: Source, store: Store) -> Dataset:
@@ -37,7 +36,8 @@ def open_dataset(source: Source, store: Store) -> Dataset:
         meta = _write(folder, checked(source.limited(), f"data set {source.name}"))
         return meta | ({"notes": source.notes} if source.notes else {})
 
-    entry = store.get("data", {"source": fingerprint, "format": FORMAT}, make)
+    inputs = {"source": fingerprint, "version": identity.stage("data")}
+    entry = store.get("data", inputs, make)
     # What stands beside a folder's images may have changed since they were stored.
     notes = {**entry.meta.get("notes", {}), **source.notes}
     _tell(source.name, notes)

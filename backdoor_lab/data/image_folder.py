@@ -45,8 +45,6 @@ class ImageFolder(Source):
     - `limit_train`, `limit_test`: that many images of every class, the first by name.
     """
 
-    version = 2  # 2: orientation is applied, images are known by content, empty folders count
-
     def __init__(
         self,
         *,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import (
     NetworkFilter,
@@ -67,7 +67,7 @@ class Abl(NetworkFilter):
 def ascended(material: Material, gamma: float, epochs: int) -> nn.Module:
     """A network trained on the whole set with local gradient ascent."""
     everything = torch.arange(len(material.labels))
-    batches = training_batches(material, everything, epochs, "isolation")
+    batches = training_batches(material, everything, epochs, streams.ISOLATION)
     return train(material.fresh(0), batches, as_trained(material), loss=ascent(gamma))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.abl import Abl, ascended, lowest
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import as_trained, losses_at, train, training_batches
@@ -61,7 +61,7 @@ class AblUnlearning(Unlearning):
         then = self.training_epochs
         then = max(1, material.practice.epochs - first) if then is None else then
         lr, momentum, decay = as_trained(material)
-        batches = training_batches(material, good, then, "training on")
+        batches = training_batches(material, good, then, streams.TRAINING_ON)
         train(network, batches, (lr / 10, momentum, decay))
         epochs, lr = self.unlearning_epochs, self.unlearning_lr
         self.unlearn_beside(network, material, bad, good, epochs, lr)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.base import Knowledge, Look, row_order
 from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.seeds import derive
@@ -52,7 +52,7 @@ class ActivationClustering(Principal):
 
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
         order = row_order(values)
-        seed = derive(known.seed, "clusters", label) % 2**32
+        seed = derive(known.seed, streams.CLUSTERS, label) % 2**32
         reduced = self._reduced(values[order].cpu(), seed)
         if len(reduced) < FEWEST or not reduced.shape[1]:
             nothing = torch.zeros(len(reduced), dtype=torch.float64)

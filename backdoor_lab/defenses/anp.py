@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backdoor_lab import checks, stopping
+from backdoor_lab import checks, stopping, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Batch, Repair, clean_of
 from backdoor_lab.errors import ConfigError
@@ -120,8 +120,8 @@ def norms_of(network: nn.Module) -> Norms:
 def drawn(material: Material, steps: int) -> Iterator[Batch]:
     """`steps` augmented batches of held-out clean images, drawn with replacement."""
     clean = clean_of(material)
-    generator = material.generator("pruning")
-    augment = material.generator("pruning augmentation", device=material.device)
+    generator = material.generator(streams.PRUNING)
+    augment = material.generator(streams.PRUNING_AUGMENTATION, device=material.device)
     for _ in track(range(steps), "batch"):
         at = torch.randint(len(clean), (material.practice.batch,), generator=generator)
         images = material.augment(clean.images[at].to(material.device), augment)

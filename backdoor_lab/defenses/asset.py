@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.base import finite
 from backdoor_lab.defenses.budget import split
 from backdoor_lab.defenses.material import Material
@@ -78,8 +78,8 @@ class Asset(NetworkFilter):
 def mixed(material: Material, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
     """Batches of training images of positions `among`, then as many clean ones."""
     clean, size = clean_of(material), material.practice.batch
-    generator = material.generator("offset", number)
-    augment = material.generator("offset augmentation", number, device=material.device)
+    generator = material.generator(streams.OFFSET, number)
+    augment = material.generator(streams.OFFSET_AUGMENTATION, number, device=material.device)
     for _ in track(range(steps), "batch"):
         at = among[torch.randint(len(among), (size,), generator=generator)]
         chosen = torch.randint(len(clean), (size,), generator=generator)

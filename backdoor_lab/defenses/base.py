@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.budget import Budget, split
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.errors import ConfigError, Diverged
@@ -221,7 +221,7 @@ def cut(scores: Tensor, removed: int, *, seed: int) -> Tensor:
     rank.
     """
     finite(scores, "scores")
-    shuffled = torch.randperm(len(scores), generator=torch_generator(seed, "ties"))
+    shuffled = torch.randperm(len(scores), generator=torch_generator(seed, streams.TIES))
     order = scores[shuffled].sort(descending=True, stable=True).indices
     return shuffled[order[:removed]]
 
@@ -277,7 +277,7 @@ def critical_z(k: int, false_alarms: float) -> float:
     if k < 3:
         return float("inf")
     draws = min(20_000, 4_000_000 // k)
-    generator = torch_generator(0, "modified z", k)
+    generator = torch_generator(0, streams.MODIFIED_Z, k)
     x = torch.randn(draws, k, dtype=torch.float64, generator=generator)
     return float(modified_z(x).amax(dim=1).quantile(1 - false_alarms))
 

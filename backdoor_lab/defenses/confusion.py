@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import (
     Batch,
@@ -95,8 +95,8 @@ def confusing(
 ) -> Iterator[Batch]:
     """Batches of `size` training images of positions `among`, then clean ones wrongly labelled."""
     clean, classes = clean_of(material), len(material.classes)
-    generator = material.generator("confusion", number)
-    augment = material.generator("confusion augmentation", number, device=material.device)
+    generator = material.generator(streams.CONFUSION, number)
+    augment = material.generator(streams.CONFUSION_AUGMENTATION, number, device=material.device)
     for _ in track(range(steps), "batch"):
         at = among[torch.randint(len(among), (size,), generator=generator)]
         chosen = torch.randint(len(clean), (material.practice.batch,), generator=generator)

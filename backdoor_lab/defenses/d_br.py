@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import as_trained, features, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
@@ -61,7 +61,7 @@ class DBr(Unlearning):
     def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
         everything = torch.arange(len(material.labels))
         batches = training_batches(
-            material, everything, self.first_epochs, "distinguishing", augmented=False
+            material, everything, self.first_epochs, streams.DISTINGUISHING, augmented=False
         )
         first = train(material.fresh(0), batches, as_trained(material))
         order = sensitivity(first, material).sort(stable=True).indices
@@ -77,7 +77,7 @@ def sensitivity(network: nn.Module, material: Material) -> Tensor:
     """How far a random turn and shift move each training image's features, squared: float64
     (n,)."""
     n = len(material.labels)
-    generator = material.generator("transformation")
+    generator = material.generator(streams.TRANSFORMATION)
 
     def plain(start: int, stop: int) -> Tensor:
         return material.images(torch.arange(start, stop), None)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.base import Knowledge, Look, row_order
 from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.seeds import derive
+from backdoor_lab.streams import Stream
 
 FEWEST = 3
 
@@ -25,6 +26,8 @@ class Detector(Principal):
     rows, not on their order.
     """
 
+    stream: ClassVar[Stream] = streams.DETECTOR
+    """The label of its random numbers; a detector of its own has its own in streams.py."""
     rows_per_component = 1
 
     def __init__(
@@ -50,6 +53,6 @@ class Detector(Principal):
         scores = torch.zeros(len(values), dtype=torch.float64)
         if len(points) < FEWEST or not points.shape[1]:
             return Look(scores, notes={"skipped": "fewer than three different examples"})
-        seed = derive(known.seed, type(self).__name__, label) % 2**32
+        seed = derive(known.seed, self.stream, label) % 2**32
         scores[order] = torch.as_tensor(self.outlying(points.numpy(), seed), dtype=torch.float64)
         return Look(scores)

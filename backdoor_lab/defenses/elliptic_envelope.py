@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from backdoor_lab import streams
 from backdoor_lab.defenses.detector import Detector
 
 
@@ -16,6 +17,8 @@ class Envelope(Detector):
     (section 4 of the paper): small classes are reduced further. Where that half is all alike it
     has no covariance, and the whole class gives it.
     """
+
+    stream = streams.ELLIPTIC_ENVELOPE
 
     rows_per_component = 5
 

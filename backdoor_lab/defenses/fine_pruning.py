@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, features, head, train
 
@@ -52,7 +52,7 @@ class FinePruning(Repair):
 
         cut_off()
         rates = self.lr, material.practice.momentum, material.practice.weight_decay
-        train(network, clean_batches(material, self.epochs, "tuning"), rates, after=cut_off)
+        train(network, clean_batches(material, self.epochs, streams.TUNING), rates, after=cut_off)
         return network, {"pruned": len(pruned), "of": values.shape[1]}
 
 

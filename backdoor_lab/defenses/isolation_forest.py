@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.detector import Detector
 
 
@@ -14,6 +14,8 @@ class Forest(Detector):
     Liu, Ting, Zhou, "Isolation Forest", ICDM 2008, equation 2: score 2^(-E[h(x)] / c(psi)) in
     0..1 over `trees` trees, each grown on psi = 256 examples (section 4.2) or the whole class.
     """
+
+    stream = streams.ISOLATION_FOREST
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.detector import Detector
 
 
@@ -15,6 +15,8 @@ class Knn(Detector):
     SIGMOD 2000: score D^k(x), with `neighbours` as k, among the other examples of the class.
     Poison in a cluster of more than k examples has its neighbours there and goes unseen.
     """
+
+    stream = streams.KNN
 
     def __init__(
         self,

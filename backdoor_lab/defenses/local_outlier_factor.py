@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.detector import Detector
 
 
@@ -15,6 +15,8 @@ class LocalOutlier(Detector):
     definition 7, with `neighbours` as MinPts. Poison that forms a cluster of more than that many
     examples is dense by its own measure: the paper wants MinPts above the largest such cluster.
     """
+
+    stream = streams.LOCAL_OUTLIER_FACTOR
 
     def __init__(
         self,

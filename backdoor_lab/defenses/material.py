@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from backdoor_lab import streams
 from backdoor_lab.seeds import torch_generator
+from backdoor_lab.streams import Stream
 from backdoor_lab.types import Images
 
 CPU = torch.device("cpu")
@@ -53,7 +55,7 @@ class Material:
     clean: Images | None = None
     device: torch.device = CPU
 
-    def generator(self, *what: str | int, device: torch.device = CPU) -> torch.Generator:
+    def generator(self, *what: Stream | int, device: torch.device = CPU) -> torch.Generator:
         """A generator of its own for each purpose `what`, on the CPU unless told otherwise."""
-        seed = torch_generator(self.seed, "defense", *what).initial_seed()
+        seed = torch_generator(self.seed, streams.DEFENSE, *what).initial_seed()
         return torch.Generator(device).manual_seed(seed)

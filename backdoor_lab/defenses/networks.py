@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import stopping
+from backdoor_lab import stopping, streams
 from backdoor_lab.defenses.base import Filter, Knowledge, Look
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.errors import ConfigError, Diverged
 from backdoor_lab.progress import track
+from backdoor_lab.streams import Stream
 from backdoor_lab.types import Features, Images
 
 CHUNK = 512
@@ -192,25 +193,25 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
 
 
 def training_batches(
-    material: Material, where: Tensor, epochs: int, purpose: str, *, augmented: bool = True
+    material: Material, where: Tensor, epochs: int, purpose: Stream, *, augmented: bool = True
 ) -> Iterator[Batch]:
     """Batches of the training images at `where` with their labels, for `epochs` passes, on the
     device; augmented as in training, or not at all."""
-    order = material.generator(purpose, "order")
+    order = material.generator(purpose, streams.ORDER)
     augment = None
     if augmented:
-        augment = material.generator(purpose, "augmentation", device=material.device)
+        augment = material.generator(purpose, streams.AUGMENTATION, device=material.device)
     for _ in track(range(epochs), "epoch"):
         for part in shuffled(len(where), material.practice.batch, order):
             at = where[part]
             yield material.images(at, augment), material.labels[at].to(material.device)
 
 
-def clean_batches(material: Material, epochs: int, purpose: str) -> Iterator[Batch]:
+def clean_batches(material: Material, epochs: int, purpose: Stream) -> Iterator[Batch]:
     """Augmented batches of the held-out clean images, as `training_batches`."""
     clean = clean_of(material)
-    order = material.generator(purpose, "order")
-    augment = material.generator(purpose, "augmentation", device=material.device)
+    order = material.generator(purpose, streams.ORDER)
+    augment = material.generator(purpose, streams.AUGMENTATION, device=material.device)
     for _ in track(range(epochs), "epoch"):
         for part in shuffled(len(clean), material.practice.batch, order):
             images = clean.images[part].to(material.device)

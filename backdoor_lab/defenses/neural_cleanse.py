@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, train
 from backdoor_lab.progress import track
@@ -95,7 +95,7 @@ class NeuralCleanse(Repair):
         return network, notes
 
     def _unlearn(self, network: nn.Module, material: Material, trigger: Reversed) -> None:
-        draw = material.generator("patched")
+        draw = material.generator(streams.PATCHED)
 
         def patched(images: Tensor) -> Tensor:
             chosen = torch.rand(len(images), 1, 1, 1, generator=draw) < self.patched
@@ -103,7 +103,7 @@ class NeuralCleanse(Repair):
 
         batches = (
             (patched(images), labels)
-            for images, labels in clean_batches(material, self.epochs, "unlearning")
+            for images, labels in clean_batches(material, self.epochs, streams.UNLEARNING)
         )
         train(
             network, batches,
@@ -115,7 +115,7 @@ def reverse(network: nn.Module, material: Material, label: int, steps: int) -> R
     """The smallest trigger found that turns clean images into class `label`."""
     clean, size = clean_of(material), material.practice.batch
     channels, height, width = clean.shape
-    generator = material.generator("reversed", label)
+    generator = material.generator(streams.REVERSED, label)
     values = torch.zeros(1 + channels, height, width, device=material.device, requires_grad=True)
     adam = torch.optim.Adam([values], lr=0.1, betas=(0.5, 0.9))
     weight, best, followed = 1e-3, None, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.detector import Detector
 
 
@@ -15,6 +15,8 @@ class Svm(Detector):
     High-Dimensional Distribution", Neural Computation 2001: score rho - w . phi(x), positive
     outside, with the Gaussian kernel of width 1 / (dims · variance).
     """
+
+    stream = streams.ONE_CLASS_SVM
 
     def __init__(
         self,

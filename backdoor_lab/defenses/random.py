@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from backdoor_lab import streams
 from backdoor_lab.defenses.base import Defense, Filter, Knowledge
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.seeds import torch_generator
@@ -40,7 +41,7 @@ class Random(Defense):
     def __call__(self, features: Features, known: Knowledge) -> Verdict:
         judged = self.like(features, known)
         removed = ~judged.keep
-        generator = torch_generator(known.seed, "random removal")
+        generator = torch_generator(known.seed, streams.RANDOM_REMOVAL)
         scores = torch.rand(len(removed), dtype=torch.float64, generator=generator)
         scores[judged.scores.isnan()] = torch.nan
         keep = torch.ones_like(removed)

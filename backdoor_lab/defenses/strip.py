@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import NetworkFilter, Rating, clean_of, logits
 from backdoor_lab.progress import track
@@ -45,7 +45,7 @@ class Strip(NetworkFilter):
 
     def rate(self, material: Material, where: Tensor) -> Rating:
         clean = clean_of(material)
-        order = torch.randperm(len(clean), generator=material.generator("overlays"))
+        order = torch.randperm(len(clean), generator=material.generator(streams.OVERLAYS))
         # The threshold comes from other images than those laid over, as long as there are some.
         split = min(self.overlays, max(1, len(clean) // 2))
         over, rest = clean.images[order[:split]], clean.images[order[split:]]

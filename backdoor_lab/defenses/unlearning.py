@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backdoor_lab import streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Batch, Repair, apart, shuffled, train, training_batches
 from backdoor_lab.progress import track
@@ -43,7 +44,7 @@ class Unlearning(Repair):
             nonlocal sign
             for number in track(range(epochs), "round"):
                 for where, sign in ((bad, -1.0), (good, 1.0)):
-                    purpose = f"unlearning {number} {sign}"
+                    purpose = streams.unlearning_pass(number, sign)
                     yield from training_batches(material, where, 1, purpose)
 
         def loss(said: Tensor, labels: Tensor) -> Tensor:
@@ -57,8 +58,8 @@ def beside(
     material: Material, bad: Tensor, good: Tensor, size: int, epochs: int
 ) -> Iterator[Batch]:
     """Batches of `size` training images of `bad`, then as many of `good`, drawn at random."""
-    generator = material.generator("unlearning")
-    augment = material.generator("unlearning augmentation", device=material.device)
+    generator = material.generator(streams.UNLEARNING)
+    augment = material.generator(streams.UNLEARNING_AUGMENTATION, device=material.device)
     for _ in track(range(epochs), "epoch"):
         for part in shuffled(len(bad), size, generator):
             others = torch.randint(len(good), (size,), generator=generator)

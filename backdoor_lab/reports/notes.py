@@ -79,8 +79,10 @@ def _protocol(group: Group) -> str:
         for name, value in group.traits.items()
         if name.startswith("protocol.")
     }
+    version = values.pop("version", "1")
     said = ", ".join(f"{name}={value}" for name, value in values.items())
-    return f"Protocol {group.traits.get('protocol', 'any')}: {said or 'values not recorded'}."
+    name = f"{group.traits.get('protocol', 'any')}@{version}"
+    return f"Protocol {name}: {said or 'values not recorded'}."
 
 
 def _what(group: Group, cells: Sequence[Cell]) -> str:
@@ -98,11 +100,14 @@ def _what(group: Group, cells: Sequence[Cell]) -> str:
 
 
 def where(cells: Sequence[Cell]) -> list[str]:
-    """Versions and devices of the runs; several are listed, the most frequent first."""
+    """Versions and devices of the runs, several of them listed, the most frequent first; and whose
+    code was not as committed."""
     devices = _frequent(cell.run.get("device") for cell in cells)
     versions = _frequent(_versions(cell.run.get("versions")) for cell in cells)
     lines = [f"Device: {devices}."] if devices else []
-    return lines + ([f"Versions: {versions}."] if versions else [])
+    edited = sorted({name for cell in cells for name in cell.run.get("modified") or []})
+    lines += [f"Versions: {versions}."] if versions else []
+    return lines + ([f"Code modified since its version: {', '.join(edited)}."] if edited else [])
 
 
 def _versions(given: Any) -> str:

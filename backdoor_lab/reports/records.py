@@ -75,7 +75,7 @@ def parse(data: bytes) -> Cell:
         record["id"],
         _status(record.get("status")),
         choices,
-        _scalars("protocol", record.get("protocol")) or None,
+        _protocol(record.get("protocol")),
         _canonical(record.get("config"), choices["seed"]),
         _numbers(record),
         run if isinstance(run, dict) else {},
@@ -127,6 +127,12 @@ def _status(value: Any) -> str:
     if isinstance(value, str) and (value == DONE or value.split(":")[0] in ("failed", "diverged")):
         return value
     raise DataError(f"`status` must be done, failed: … or diverged: …, got {value!r}")
+
+
+def _protocol(given: Any) -> dict[str, Any] | None:
+    """The resolved protocol; records from before protocols had versions are of version 1."""
+    values = _scalars("protocol", given)
+    return {"version": 1} | values if values else None
 
 
 def _scalars(where: str, value: Any) -> dict[str, Any]:

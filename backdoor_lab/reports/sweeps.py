@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import ConfigError, DataError, many
+from backdoor_lab.identity import is_modified
 from backdoor_lab.paths import usable
 from backdoor_lab.reports.records import (
     DAMAGED,
@@ -99,7 +100,8 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
 
 def _without_repeats(sweep: Sweep) -> list[Cell]:
     """Leaves out a done cell that repeats another's choices, protocol and config under a new id
-    (as a new code version makes them): its seed would count twice. The asked one stays."""
+    (as a new code version makes them): its seed would count twice. The asked one stays, and so do
+    results of modified code."""
     often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
     seen: dict[Any, str] = {}
     kept = []
@@ -118,8 +120,22 @@ def _without_repeats(sweep: Sweep) -> list[Cell]:
 def _without_code(config: str | None) -> str | None:
     found = None if config is None else json.loads(config)
     if isinstance(found, dict):
-        found.pop("code", None)
+        found["code"] = _modified(found.get("code"))
+        if isinstance(found.get("protocol"), dict):
+            found["protocol"].setdefault("version", 1)
     return json.dumps(found, sort_keys=True)
+
+
+def _modified(code: Any) -> list[str]:
+    """The marks of code that was not as committed: its results are no repetition."""
+    sections = code.values() if isinstance(code, dict) else []
+    return sorted(
+        f"{name} {mark}"
+        for names in sections
+        if isinstance(names, dict)
+        for name, mark in names.items()
+        if is_modified(mark)
+    )
 
 
 def default_order(cell: Cell) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from backdoor_lab.reports.notes import EVERY_CLASS, INTERVAL, seed_range, where
 from backdoor_lab.reports.worth import cautions
 
 EMPTY = "An empty place: the sweep has no such cell. A dash: the cell has no such figure."
+VERSION = f"{PROTOCOL}version"
 _LISTED, _FEW = 12, 3
 
 
@@ -37,10 +38,13 @@ def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) ->
     """One line for each protocol: its values, and where they differ, for what."""
     found: dict[str, list[int]] = {}
     for number in members:
-        found.setdefault(facts.word(number, "protocol"), []).append(number)
+        version = facts.of[number].get(VERSION)
+        name = f"{facts.word(number, 'protocol')}@{1 if version is None else words(version)}"
+        found.setdefault(name, []).append(number)
     lines = []
     for name, numbers in found.items():
         keys = sorted({key for n in numbers for key in facts.of[n] if key.startswith(PROTOCOL)})
+        keys = [key for key in keys if key != VERSION]
         said = [f"{key.removeprefix(PROTOCOL)}={_value(facts, numbers, key, axes)}" for key in keys]
         lines.append(f"Protocol {name}: {', '.join(said) or 'values not recorded'}.")
     every = any(facts.of[number].get(f"{PROTOCOL}labels") == "all_to_all" for number in members)

@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from backdoor_lab import identity
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import Plan, implied
-from backdoor_lab.build import build, source_digest, takes, with_shared
+from backdoor_lab.build import build, takes, with_shared
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.files import digest
 from backdoor_lab.letters import transcribed
 from backdoor_lab.sweep.classes import class_number
+from backdoor_lab.sweep.participants import marks
 from backdoor_lab.training.recipe import Recipe
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
@@ -41,10 +43,8 @@ class Cell:
     def id(self) -> str:
         """Readable, safe as a folder's name, and different for cells that differ anywhere."""
         choices = self.choices
-        words = [
-            choices["trigger"], choices["target"], f"r{choices['ratio']:g}",
-            choices["defense"], f"s{choices['seed']}",
-        ]  # fmt: skip
+        words = [choices["trigger"], choices["target"], f"r{choices['ratio']:g}"]
+        words += [choices["defense"], f"s{choices['seed']}"]
         named = transcribed("-".join(map(str, words)))
         slug = re.sub(r"[^a-z0-9_.-]+", "_", named.lower())
         return f"{slug[:53].strip('.-_')}-{digest(self.decides(), 10)}"
@@ -67,9 +67,9 @@ class Cell:
         } | self._exceptions()
 
     @cached_property
-    def code(self) -> dict[str, str]:
-        """Hashes of the trigger's and the defense's own source: edited code is another cell."""
-        return {"trigger": source_digest(self.trigger), "defense": source_digest(self.defense)}
+    def code(self) -> identity.Marks:
+        """The versions of all code that takes part: edited code is another cell."""
+        return marks(self, source_of(self.config))
 
     def _exceptions(self) -> dict[str, Any]:
         # What is asked for by name is part of the question; what a machine prefers is not.
@@ -135,14 +135,15 @@ class Cell:
     @property
     def trigger_identity(self) -> list[Any]:
         """What decides the trigger itself."""
-        return [self.trigger_facts, self.code["trigger"]]
+        return [self.trigger_facts, self.code["triggers"]]
 
     @property
     def surrogate(self) -> dict[str, Any]:
         """What decides the attacker's own network; empty when his trigger needs none."""
         if not self.trigger.uses_surrogate:
             return {}
-        return {"surrogate": [self.config["model"], self.recipe.decides()]}
+        code = [identity.stage("train"), self.code["models"]]
+        return {"surrogate": [self.config["model"], self.recipe.decides(), *code]}
 
     @cached_property
     def trigger_facts(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from backdoor_lab import faults
+from backdoor_lab import faults, identity
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.data.cache import open_dataset, overlap
@@ -203,7 +203,8 @@ class Chain:
         return repaired
 
     def _overlap(self) -> int:
-        inputs = {"train": self.data.train.digest, "test": self.data.test.digest}
+        inputs = {"version": identity.stage("data")}
+        inputs |= {"train": self.data.train.digest, "test": self.data.test.digest}
         self.progress.stage("overlap")
         return int(self.store.get("overlap", inputs, self._count_overlap).meta["overlap"])
 
@@ -231,6 +232,7 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
         run |= {"started": began.isoformat(timespec="seconds")}
         run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
         run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}
+        run |= {"modified": identity.modified(cell.code), "code": identity.details(cell.code)}
         record = {**head, **body, "run": run}
         faults.point("record.before")
         write_json(folder / RECORD, record)

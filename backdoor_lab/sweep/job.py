@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import stopping
+from backdoor_lab import identity, stopping
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.paths import check_writable
 from backdoor_lab.small_files import read_json
@@ -44,6 +44,8 @@ def run_job(
             f"this cell was {folder.name} when the sweep was checked and is {cell.id} now: its"
             " configuration or data changed meanwhile; repeat the command"
         )
+    if not in_sweep:
+        identity.warn([cell.code])
     if config.get("dry_run"):
         return _foretell(cell, folder, parallel_cells)
     check_writable(folder)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from backdoor_lab import identity, streams
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
@@ -30,7 +31,6 @@ from backdoor_lab.training.memory_format import CONTIGUOUS
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Features, Images, Poisoned, TrainingSet, Verdict
 
-VERSIONS = {"extract": 1, "filter": 2, AUTOENCODER: 1}
 Seer = Classifier | Autoencoder
 
 
@@ -39,7 +39,7 @@ def extract_stage(
 ) -> tuple[Features, Entry]:
     """The features of every training example, without augmentation."""
     inputs = {
-        "version": VERSIONS["extract"],
+        "version": identity.stage("extract"),
         "weights": weights,
         "training": poisoned.training.digest,
         "layer": cell.protocol["layer"],
@@ -54,7 +54,7 @@ def clean_stage(
     where = held_out(cell, test)
     aside = clean(replace(test, images=test.images[where], labels=test.labels[where]))
     inputs = {
-        "version": VERSIONS["extract"],
+        "version": identity.stage("clean"),
         "weights": weights,
         **normalisation(module),
         "test": test.digest,
@@ -68,7 +68,7 @@ def autoencoder_stage(
     cell: Cell, training: TrainingSet, store: Store, machine: Machine
 ) -> tuple[Autoencoder, Entry]:
     """The autoencoder trained on the training set, for ``protocol.layer=autoencoder``."""
-    seed = derive(cell.seed, AUTOENCODER)
+    seed = derive(cell.seed, streams.AUTOENCODER)
 
     def make(folder: Path) -> dict[str, Any]:
         torch.set_num_threads(machine.threads)
@@ -76,7 +76,8 @@ def autoencoder_stage(
         write_tensors(folder / "weights.safetensors", weights)
         return {"weights": tensors_digest(weights), **computed_on(machine, CONTIGUOUS)}
 
-    inputs = {"version": VERSIONS[AUTOENCODER], "training": training.digest, "seed": seed}
+    version = identity.stage(AUTOENCODER)
+    inputs = {"version": version, "training": training.digest, "seed": seed}
     entry = store.get(AUTOENCODER, inputs, make)
     net = new_autoencoder(training, seed)
     net.load_state_dict(read_tensors(entry.path / "weights.safetensors"))
@@ -126,9 +127,9 @@ def filter_stage(
         return {"n_removed": int((~verdict.keep).sum()), "notes": verdict.notes, **(where or {})}
 
     inputs = {
-        "version": VERSIONS["filter"],
+        "version": identity.stage("filter"),
         "features": extracted.id,
-        "defense": [nameless(cell.options), cell.code["defense"]],
+        "defense": [nameless(cell.options), cell.code["defenses"]],
         "told": [known.target, known.epsilon],
         "seed": known.seed,
         **({} if aside is None else {"clean": aside[1].id}),

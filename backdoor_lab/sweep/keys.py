@@ -16,7 +16,7 @@ PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "retrain_se
 ELSEWHERE = ("name", "dataset_label", "trainer", "logger", "store", "experiment", "dry_run",
              "estimate_first", "retries", "fail_fast", "allow_plugins")  # fmt: skip
 PROTOCOL = (
-    "name", "ratio_of", "inject", "eligible", "asr_on", "stamp",
+    "name", "version", "ratio_of", "inject", "eligible", "asr_on", "stamp",
     "classes", "budget", "budget_cap", "centred", "layer", "holdout",
 )  # fmt: skip
 RETRAIN_SEEDS = ("new", "same")
@@ -45,6 +45,7 @@ def check_keys(config: dict[str, Any]) -> None:
     if config.get("dataset_label") is not None:
         checks.text("dataset_label", config["dataset_label"])
     checks.whole("retries", config.get("retries", 1), low=0)
+    checks.whole("protocol.version", config["protocol"]["version"], low=1)
     checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
     checks.text("protocol.layer", config["protocol"]["layer"])
     if config["protocol"]["ratio_of"] == "count":

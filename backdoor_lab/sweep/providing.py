@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backdoor_lab import identity, streams
 from backdoor_lab.defenses.material import Material, Practice
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.errors import Diverged
@@ -25,8 +26,6 @@ from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Images, TrainingSet
-
-VERSIONS = {"repair": 1}
 
 
 def material_of(
@@ -52,7 +51,7 @@ def material_of(
         practice=Practice(
             recipe.epochs, recipe.batch, recipe.lr, recipe.momentum, recipe.weight_decay
         ),
-        seed=derive(cell.seed, "filter"),
+        seed=derive(cell.seed, streams.FILTER),
         clean=_aside(cell, data.test) if "clean images" in cell.told else None,
         device=machine.device,
     )
@@ -65,9 +64,10 @@ def material_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) 
     """
     aside = {"test": data.test.digest, **held_out_facts(cell)}
     return {
+        "version": identity.stage("material"),
         "weights": weights,
         **normalisation(module),
-        "model": cell.config["model"],
+        "model": [cell.config["model"], cell.code["models"]],
         "recipe": cell.recipe.decides(),
         **(aside if "clean images" in cell.told else {}),
     }
@@ -91,10 +91,10 @@ def repair_stage(
         return {"weights": tensors_digest(weights), "notes": notes, **where}
 
     inputs = {
-        "version": VERSIONS["repair"],
+        "version": identity.stage("repair"),
         "training": training.digest,
         "material": facts,
-        "defense": [nameless(cell.used_options), cell.code["defense"]],
+        "defense": [nameless(cell.used_options), cell.code["defenses"]],
         "seed": material.seed,
     }
     entry = store.get("repair", inputs, make)
@@ -109,7 +109,7 @@ def _networks(
 ) -> Callable[[int], Classifier]:
     def new(seed: int) -> Classifier:
         mean, std = module.mean.flatten().cpu(), module.std.flatten().cpu()
-        seed = derive(cell.seed, "defense", seed)
+        seed = derive(cell.seed, streams.DEFENSE, seed)
         job = Job(cell.config["model"], cell.recipe, training, seed, mean, std)
         return new_classifier(job, machine).to(machine.device).eval()
 

@@ -1,7 +1,7 @@
 """The stages of a cell, each published in the store under a hash of what decides it.
 
-A stage's inputs hold its version: count it up when the stage's output for the same inputs
-changes, and every old result is left aside.
+A stage's inputs hold its version from identity.json, with the hash of its code where that is not as
+committed: what other code made is never taken for its result.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 import backdoor_lab
+from backdoor_lab import identity, streams
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
@@ -40,7 +41,9 @@ from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset, Poisoned, TrainingSet
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
-VERSIONS = {"prepare": 1, "poison": 2, "train": 3, "measure": 4}
+TRAININGS = {
+    "train": streams.TRAIN, "retrain": streams.RETRAIN, "surrogate": streams.SURROGATE,
+}  # fmt: skip
 Fit = Callable[[Job, Path], Classifier]
 
 
@@ -54,7 +57,7 @@ def prepare_stage(
         return computed_on(machine)
 
     inputs = {
-        "version": VERSIONS["prepare"],
+        "version": identity.stage("prepare"),
         "data": data.train.digest,
         "trigger": cell.trigger_identity,
         "seed": cell.seed,
@@ -88,7 +91,7 @@ def poison_stage(
         digest = content_digest(training, data.train.digest, _stamp(cell))
         return {"digest": digest, "n_poisoned": len(made.source_index)}
 
-    inputs = {"version": VERSIONS["poison"], "data": data.train.digest, **cell.attack}
+    inputs = {"version": identity.stage("poison"), "data": data.train.digest, **cell.attack}
     inputs |= _surrogate(cell, machine)
     inputs |= {} if prepared is None else {"prepared": prepared.id}
     entry = store.get("poison", inputs, make)
@@ -128,12 +131,12 @@ def train_stage(
     ``retrain_seed=same`` asks for."""
     mean, std = channel_stats(training.base)
     again = stage == "retrain" and cell.same_seed
-    seed = derive(cell.seed, "train" if again else stage)
+    seed = derive(cell.seed, TRAININGS["train" if again else stage])
     job = Job(cell.config["model"], cell.recipe, training, seed, mean, std)
     inputs = {
-        "version": VERSIONS["train"],
+        "version": identity.stage("train"),
         "training": training.digest,
-        "model": cell.config["model"],
+        "model": [cell.config["model"], cell.code["models"]],
         "recipe": cell.recipe.decides(),
         "bf16": machine.bf16,
         "seed": seed,
@@ -192,7 +195,7 @@ def measure_stage(
         }
 
     inputs = {
-        "version": VERSIONS["measure"],
+        "version": identity.stage("measure"),
         "weights": weights,
         # The same weights see other numbers when they are normalised otherwise.
         "normalisation": data.train.digest,

@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from backdoor_lab import stopping
+from backdoor_lab import identity, stopping
 from backdoor_lab.errors import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
@@ -131,6 +131,7 @@ class ResumeSweeper(BasicSweeper):
         if len(cells) < len(jobs):
             repeated = many(len(jobs) - len(cells), "cell")
             log.warning("%s of %d asked for twice; each is run once", repeated, len(jobs))
+        identity.warn([cell.code for cell, _ in cells.values()])
         labels = labels_of([cell for cell, _ in cells.values()])
         asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
         told = ("dry_run", "estimate_first")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backdoor_lab import streams
 from backdoor_lab.defenses.base import Knowledge
 from backdoor_lab.seeds import derive, torch_generator
 from backdoor_lab.sweep.cell import Cell
@@ -19,7 +20,7 @@ def held_out(cell: Cell, test: Images) -> Tensor:
     """Positions int64 of the test images that are kept for the defenses: `protocol.holdout` of
     them, as equal a number of each class as can be, drawn by the cell's seed, sorted."""
     wanted = cell.protocol["holdout"]
-    generator = torch_generator(cell.seed, "holdout")
+    generator = torch_generator(cell.seed, streams.HOLDOUT)
     order = torch.randperm(len(test), generator=generator)
     rank = torch.zeros(len(test), dtype=torch.int64)
     for label in range(len(test.classes)):
@@ -58,7 +59,7 @@ def knowledge(cell: Cell, n_poisoned: int) -> Knowledge:
         classes=cell.classes,
         target=cell.plan.target if "target" in told else None,
         epsilon=_epsilon(cell, n_poisoned) if "epsilon" in told else None,
-        seed=derive(cell.seed, "filter"),
+        seed=derive(cell.seed, streams.FILTER),
     )
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from backdoor_lab import streams
 from backdoor_lab.errors import Diverged
 from backdoor_lab.progress import track
 from backdoor_lab.seeds import derive, torch_generator
@@ -29,7 +30,7 @@ class Autoencoder(nn.Module):
         self.small = [(side + 3) // 4 for side in self.size]
         inner = 2 * WIDTH * self.small[0] * self.small[1]
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "weights"))
+            torch.manual_seed(derive(seed, streams.WEIGHTS))
             self.down = nn.Sequential(
                 nn.Conv2d(channels, WIDTH, 3, stride=2, padding=1), nn.ReLU(),
                 nn.Conv2d(WIDTH, 2 * WIDTH, 3, stride=2, padding=1), nn.ReLU(),
@@ -65,7 +66,7 @@ def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) ->
     net = new_autoencoder(training, seed).to(device)
     adam = torch.optim.Adam(net.parameters(), lr=RATE)
     for epoch in track(range(EPOCHS), "epoch"):
-        order = torch.randperm(len(training), generator=torch_generator(seed, "order", epoch))
+        order = torch.randperm(len(training), generator=torch_generator(seed, streams.ORDER, epoch))
         for where in track(order.split(BATCH), "batch"):
             images = seen(training, where).to(device)
             with torch.enable_grad():

@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from backdoor_lab import streams
 from backdoor_lab.seeds import torch_generator
 from backdoor_lab.training.mixing import Mixer
 from backdoor_lab.training.recipe import Recipe
@@ -45,10 +46,10 @@ class Batches:
         # The epoch is the one at the first batch, not at the time of asking: Lightning asks for
         # its first iterator before it says which epoch a resumed run begins with.
         epoch = self.epoch
-        generator = torch_generator(self.seed, "order", epoch)
+        generator = torch_generator(self.seed, streams.ORDER, epoch)
         order = torch.randperm(len(self.training), generator=generator).to(self.device)
         augment = torch.Generator(self.device)
-        augment.manual_seed(torch_generator(self.seed, "augmentation", epoch).initial_seed())
+        augment.manual_seed(torch_generator(self.seed, streams.AUGMENTATION, epoch).initial_seed())
         mix = Mixer(self.recipe, len(self.training.classes), self.seed, epoch)
         for step in range(len(self)):
             where = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]

@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
+from backdoor_lab import streams
 from backdoor_lab.errors import Diverged
 from backdoor_lab.seeds import derive
 from backdoor_lab.small_files import check_regular, set_aside
@@ -168,7 +169,7 @@ class _Reseed(pl.Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        torch.manual_seed(derive(self.seed, "dropout", trainer.current_epoch))
+        torch.manual_seed(derive(self.seed, streams.DROPOUT, trainer.current_epoch))
 
 
 def _checkpointer(scratch: Path) -> ModelCheckpoint:

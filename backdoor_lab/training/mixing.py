@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from backdoor_lab import streams
 from backdoor_lab.seeds import numpy_generator
 from backdoor_lab.training.recipe import Recipe
 
@@ -23,7 +24,7 @@ class Mixer:
 
     def __init__(self, recipe: Recipe, classes: int, seed: int, epoch: int) -> None:
         self.classes = classes
-        self.draw = numpy_generator(seed, "mixing", epoch)
+        self.draw = numpy_generator(seed, streams.MIXING, epoch)
         self.ways = [
             (way, alpha)
             for way, alpha in ((_mixup, recipe.mixup), (_cutmix, recipe.cutmix))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks
+from backdoor_lab import checks, streams
 from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.seeds import derive
 from backdoor_lab.training.autoencoder import AUTOENCODER
@@ -49,7 +49,7 @@ def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: in
     Input float (n, channels, H, W), output logits (n, classes).
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, "weights"))
+        torch.manual_seed(derive(seed, streams.WEIGHTS))
         if _is_resnet(config["name"]):
             net = _resnet(config["name"], config["width"], config["stem"], channels, classes)
         else:

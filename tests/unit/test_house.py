@@ -48,9 +48,10 @@ FLOORS = {
 }
 # The one look sideways: a sweep that has ended writes its tables.
 SIDEWAYS = {("sweep", "reports")}
-GROUND = {"__init__", "build", "checks", "claims", "errors", "faults", "files", "letters",
-          "output", "paths", "progress", "resources", "seeds", "small_files", "stopping", "store",
-          "targets", "tensors", "threads", "types"}  # fmt: skip
+GROUND = {"__init__", "build", "checks", "claims", "errors", "faults", "files", "identity",
+          "identity_table", "letters", "output", "paths", "progress", "resources", "seeds",
+          "small_files", "sources", "stopping", "store", "streams", "syntax", "targets", "tensors",
+          "threads", "types"}  # fmt: skip
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

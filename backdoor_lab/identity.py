@@ -1,0 +1,219 @@
+"""Versions of triggers, defenses, data sets, networks and stages, checked against silent edits.
+
+identity.json holds the version of each and the hash of its code. Where the code is as committed,
+an id holds the version alone; where it is not, the hash joins it, so that nothing that other code
+made is taken for its result. What the file does not list has version 0 and always its hash.
+Components go by their file (``spectral`` for every class in defenses/spectral.py), stages by name.
+
+    python -m backdoor_lab.identity                    # what differs; exit code 1 if anything does
+    python -m backdoor_lab.identity --accept blended   # proven neutral by tests/golden
+    python -m backdoor_lab.identity --raise blended    # its results change: a new version
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import logging
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab import sources
+from backdoor_lab.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError, LabError
+from backdoor_lab.sources import PACKAGE, ROOT, Unit, closure, code_hash, unit
+
+log = logging.getLogger(__name__)
+TABLE = ROOT / "identity.json"
+FOLDERS = {"triggers": "attacks", "defenses": "defenses", "datasets": "data"}
+MODELS = {"models": ("training/models.py",)}
+_BUILT = ("build.py", "sweep/cell.py", "sweep/classes.py:class_number")
+STAGES = {
+    "data": ("data/cache.py",),
+    "prepare": ("sweep/stages.py:prepare_stage",),
+    "poison": ("sweep/stages.py:poison_stage",),
+    # Also the second training, and an attacker's own.
+    "train": ("sweep/stages.py:train_stage", "sweep/stages.py:filtered", "training/callback.py"),
+    "measure": ("sweep/stages.py:measure_stage",),
+    "extract": ("sweep/judging.py:extract_stage",),
+    "clean": ("sweep/judging.py:clean_stage",),
+    "autoencoder": ("sweep/judging.py:autoencoder_stage",),
+    "filter": ("sweep/judging.py:filter_stage",),
+    "material": ("sweep/providing.py:material_of", "sweep/providing.py:material_facts"),
+    "repair": ("sweep/providing.py:repair_stage", "sweep/judging.py:nothing_removed"),
+    "record": ("sweep/chain.py", "sweep/record.py", "defenses/curves.py"),
+}
+"""Where the code of each stage begins. All of them build on what reads the configuration."""
+
+Mark = int | str
+"""A version; with the hash of the code behind it, ``1+0123456789``, where that is not committed."""
+Table = dict[str, dict[str, dict[str, Any]]]
+"""Section -> name -> ``version`` and ``hash``."""
+Marks = dict[str, dict[str, Mark]]
+"""Section -> name -> mark."""
+_warned: set[str] = set()
+
+
+def stage(name: str) -> Mark:
+    """The mark of a stage."""
+    return _mark("stages", name, roots_of("stages", name))
+
+
+def model() -> Marks:
+    """The mark of the code that builds networks."""
+    return {"models": {name: _mark("models", name, roots_of("models", name)) for name in MODELS}}
+
+
+def of(section: str, made: object) -> Marks:
+    """The marks of a trigger, a defense or a data set, and of those that it was built with."""
+    name, roots = _place(made)
+    names = {name: _mark(section, name, roots)}
+    here = f"{PACKAGE}.{FOLDERS[section]}."
+    for part in vars(made).values():
+        if type(part).__module__.startswith(here):
+            name, inner = _place(part)
+            # What is not chosen by configuration is a part of the code that was hashed already.
+            if name in committed()[section] or inner[0] not in closure(roots):
+                names[name] = _mark(section, name, inner)
+    return {section: names}
+
+
+def modified(marks: Marks) -> list[str]:
+    """The names of what is not as committed."""
+    return sorted(n for names in marks.values() for n, mark in names.items() if is_modified(mark))
+
+
+def is_modified(mark: object) -> bool:
+    """Whether a mark holds a hash."""
+    return isinstance(mark, str) and "+" in mark
+
+
+def warn(marks: Iterable[Marks]) -> None:
+    """One warning in a process that names what was modified."""
+    names: dict[str, Mark] = {}
+    for each in marks:
+        for section in each.values():
+            names |= {n: m for n, m in section.items() if is_modified(m) and n not in _warned}
+    if not names:
+        return
+    _warned.update(names)
+    by_version: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_version.setdefault(str(names[name]).split("+")[0], []).append(name)
+    said = [
+        f"modified since version {version}: {', '.join(each)}"
+        if version != "0"
+        else f"not in identity.json: {', '.join(each)}"
+        for version, each in sorted(by_version.items(), reverse=True)
+    ]
+    log.warning("%s; their results are kept apart", "; ".join(said))
+
+
+def details(marks: Marks) -> dict[str, dict[str, Any]]:
+    """Version and hash of the code of everything in `marks`, for a record."""
+    return {
+        section: {name: _detail(section, name, mark) for name, mark in names.items()}
+        for section, names in marks.items()
+    }
+
+
+def _detail(section: str, name: str, mark: Mark) -> dict[str, Any]:
+    version, _, found = str(mark).partition("+")
+    return {"version": int(version), "hash": found or committed()[section][name]["hash"]}
+
+
+def roots_of(section: str, name: str) -> tuple[Unit, ...]:
+    """Where the code of a component or a stage begins."""
+    if section == "stages":
+        return tuple(map(unit, STAGES[name] + _BUILT))
+    return tuple(map(unit, MODELS.get(name, ()) or (f"{FOLDERS[section]}/{name}.py",)))
+
+
+def forget() -> None:
+    """Drops everything read, so that files are read again: a process asks for each once."""
+    _warned.clear()
+    for cached in (committed, _mark):
+        cached.cache_clear()
+    sources.forget()
+
+
+@functools.cache
+def committed() -> Table:
+    """What identity.json says. Raises DataError where it cannot be read."""
+    try:
+        found = json.loads(TABLE.read_bytes())
+        sections = (*FOLDERS, "models", "stages", "protocols")
+        return {section: dict(found[section]) for section in sections}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{TABLE} cannot be read ({type(error).__name__}: {error}): it belongs to the package;"
+            " install it again, or take the file from version control"
+        ) from error
+
+
+@functools.cache
+def _mark(section: str, name: str, roots: tuple[Unit, ...]) -> Mark:
+    found = code_hash(roots)
+    # A file of the same name elsewhere is another component.
+    listed = name in committed()[section] and roots == roots_of(section, name)
+    entry = committed()[section][name] if listed else {}
+    version = int(entry.get("version", 0))
+    return version if found == entry.get("hash") else f"{version}+{found}"
+
+
+def _place(made: object) -> tuple[str, tuple[Unit, ...]]:
+    """The name of an object's component and where its code begins."""
+    kind = type(made)
+    found = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if found is None:
+        raise ConfigError(
+            f"{kind.__module__}.{kind.__name__} has no source file, so nobody could tell whether it"
+            " was edited: put it into a file"
+        )
+    path = Path(found).resolve()
+    return path.stem, ((path, None),)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    from backdoor_lab import identity_table
+
+    asked = _parser().parse_args(arguments)
+    try:
+        names = asked.accept or asked.new_version
+        if names:
+            lines = identity_table.record(names, new_version=bool(asked.new_version))
+            print("\n".join(lines) or "nothing differs")
+            return EXIT_DONE
+        differs = identity_table.differing()
+    except LabError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    for (section, name), what in differs.items():
+        print(f"{name} ({section}) {what}")
+    if not differs:
+        print("the code is as identity.json says")
+    return EXIT_SOME_FAILED if differs else EXIT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m backdoor_lab.identity", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--accept", nargs="+", metavar="NAME", default=[],
+        help="record the code as it is under its version; all: everything that differs",
+    )  # fmt: skip
+    either.add_argument(
+        "--raise", nargs="+", metavar="NAME", default=[], dest="new_version",
+        help="record the code as it is under a new version; all: everything that differs",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

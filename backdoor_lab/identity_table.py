@@ -1,0 +1,132 @@
+"""identity.json compared with the code as it is, and written."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.files import digest, write_atomic
+from backdoor_lab.identity import FOLDERS, MODELS, STAGES, TABLE, Table, committed, roots_of
+from backdoor_lab.sources import PACKAGE, code_hash, conf_dir
+
+GROUPS = {"triggers": "trigger", "defenses": "defense", "datasets": "dataset"}
+Key = tuple[str, str]
+
+
+def current() -> Table:
+    """What identity.json would say of the code as it is, under the versions recorded now."""
+    names: dict[str, Iterable[str]] = {section: _chosen(section) for section in FOLDERS}
+    names |= {"models": MODELS, "stages": STAGES}
+    found: Table = {
+        section: {name: _entry(section, name) for name in each} for section, each in names.items()
+    }
+    return found | {"protocols": {name: _protocol(path) for name, path in protocols().items()}}
+
+
+def differing() -> dict[Key, str]:
+    """(section, name) -> how the code differs from identity.json."""
+    now, then = current(), committed()
+    found = {}
+    for section, entries in now.items():
+        for name in sorted(entries.keys() | then[section].keys()):
+            new, old = entries.get(name), then[section].get(name)
+            if new != old:
+                found[section, name] = _difference(section, new, old)
+    return found
+
+
+def record(names: Sequence[str], *, new_version: bool) -> list[str]:
+    """Writes `names`, or ``all`` that differ, into identity.json as they are: under the version
+    that each has, or under a new one. Says what was written.
+
+    Raises ConfigError for a name that does not exist.
+    """
+    differs, now = differing(), current()
+    keys = {(section, name) for section, entries in now.items() for name in entries}
+    keys |= differs.keys()
+    known = {name for _, name in keys}
+    for name in names:
+        if name not in known | {"all"}:
+            raise unknown("component", name, sorted(known))
+    wanted = differs if "all" in names else [key for key in keys if key[1] in names]
+    table: Table = {section: dict(entries) for section, entries in committed().items()}
+    lines = [_write(key, now, table, new_version) for key in sorted(wanted)]
+    write_atomic(TABLE, _text(table).encode())
+    committed.cache_clear()
+    return lines
+
+
+def protocols() -> dict[str, Path]:
+    """The files of the protocols, by name."""
+    return {path.stem: path for path in sorted(conf_dir().glob("protocol/*.yaml"))}
+
+
+def _text(table: Table) -> str:
+    """JSON with one component a line, so that two edits of it seldom meet."""
+    sections = {
+        section: ",\n".join(
+            f"  {json.dumps(name)}: {json.dumps(entries[name], sort_keys=True)}"
+            for name in sorted(entries)
+        )
+        for section, entries in sorted(table.items())
+    }
+    said = [f' "{section}": {{\n{lines}\n }}' for section, lines in sections.items()]
+    return "{\n" + ",\n".join(said) + "\n}\n"
+
+
+def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
+    section, name = key
+    entry = now[section].get(name)
+    if entry is None:
+        del table[section][name]
+        return f"{name} ({section}): left out"
+    if new_version and name in table[section]:
+        entry["version"] = table[section][name]["version"] + 1
+        if section == "protocols":
+            _set_version(protocols()[name], entry["version"])
+    table[section][name] = entry
+    return f"{name} ({section}): version {entry['version']}"
+
+
+def _chosen(section: str) -> set[str]:
+    """The components that the configuration offers: the files that its classes stand in."""
+    pattern = re.compile(rf"_target_: {PACKAGE}\.{FOLDERS[section]}\.(\w+)\.")
+    files = conf_dir().glob(f"{GROUPS[section]}/*.yaml")
+    return {name for path in files for name in pattern.findall(path.read_text())}
+
+
+def _entry(section: str, name: str) -> dict[str, Any]:
+    version = committed()[section].get(name, {"version": 1})["version"]
+    return {"version": version, "hash": code_hash(roots_of(section, name))}
+
+
+def _protocol(path: Path) -> dict[str, Any]:
+    """The version that a protocol's file gives, and a hash of everything else that it says."""
+    import yaml
+
+    said = yaml.safe_load(path.read_text())
+    meaning = {key: value for key, value in said.items() if key not in ("name", "version")}
+    return {"version": said.get("version"), "hash": digest(meaning, 16)}
+
+
+def _set_version(path: Path, version: int) -> None:
+    text, found = re.subn(r"(?m)^version: \d+", f"version: {version}", path.read_text())
+    if found != 1:
+        raise ConfigError(f"{path} needs one line `version: 1`")
+    path.write_text(text)
+
+
+def _difference(section: str, new: dict[str, Any] | None, old: dict[str, Any] | None) -> str:
+    if new is None:
+        return "is gone"
+    if old is None:
+        return "is new"
+    if section != "protocols":
+        return f"was modified since version {old['version']}"
+    if new["version"] == old["version"]:
+        return f"means something else since version {old['version']}: it needs a new one (--raise)"
+    return f"has version {new['version']}, but version {old['version']} is recorded"

@@ -1,0 +1,245 @@
+"""Hashes of our own source code, from file to file along the imports of this package.
+
+They depend on what the code does, not on how it is written (see syntax.py). Nothing is imported: no
+torch, and no code of the files themselves.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from backdoor_lab.syntax import canonical, walk, without_effect
+
+PACKAGE, INIT = "backdoor_lab", "__init__.py"
+ROOT = Path(__file__).resolve().parent
+CHECKOUT = ROOT.parent
+
+NEUTRAL = frozenset((
+    "__init__.py", "__main__.py", "claims.py", "compare.py", "config_loader.py", "errors.py",
+    "export.py", "export_weights.py", "faults.py", "files.py", "hydra_options.py", "identity.py",
+    "identity_table.py", "letters.py", "output.py", "paths.py", "preview.py", "progress.py",
+    "resources.py", "run.py", "separation.py", "small_files.py", "sources.py", "status.py",
+    "stopping.py", "store.py", "syntax.py", "targets.py", "threads.py", "visibility.py", "figures",
+    "reports", "results", "sweep/estimate.py", "sweep/expand.py", "sweep/job.py", "sweep/keys.py",
+    "sweep/launch.py", "sweep/listing.py", "sweep/live.py", "sweep/local.py", "sweep/loss.py",
+    "sweep/parallel.py", "sweep/participants.py", "sweep/preflight.py", "sweep/progress.py",
+    "sweep/remote.py", "sweep/rows.py", "sweep/sweeper.py", "sweep/task.py", "sweep/watch.py",
+    "sweep/workers.py", "training/logs.py",
+))  # fmt: skip
+"""Files and folders that decide no number of a record: messages, commands, progress, storing and
+loading what was computed (with its hash), reading records. Not followed, and part of no hash."""
+ALONE = frozenset(("build.py", "sweep/cell.py", "sweep/chain.py", "sweep/record.py"))
+"""Files that count whole, but whose imports are not followed: they bring together everything there
+is, and each part has a hash of its own."""
+BY_NAME = ("checks.py", "streams.py", "sweep/")
+"""Where only those definitions count that are used, and the ones that these use: files that many
+others take a few functions from. So it is with every ``__init__.py``."""
+
+Unit = tuple[Path, str | None]
+"""A file, and one of the names that it defines; None for the whole file."""
+
+
+@dataclass(frozen=True)
+class _Module:
+    """A parsed file: the statements that bind each name, those that bind none, and what its
+    imports at the top bring in."""
+
+    tree: ast.Module
+    bound: dict[str, list[ast.stmt]]
+    loose: list[ast.stmt]
+    imports: dict[str, list[Unit]]
+
+
+def conf_dir() -> Path:
+    """The folder of configurations: inside an installed package, beside it in a checkout."""
+    places = (ROOT / "conf", CHECKOUT / "conf")
+    return next(place for place in places if (place / "config.yaml").is_file())
+
+
+def unit(root: str) -> Unit:
+    """``data/cache.py`` or ``sweep/stages.py:train_stage``, relative to the package."""
+    path, _, name = root.partition(":")
+    return ROOT / path, name or None
+
+
+def code_hash(roots: Iterable[Unit], length: int = 16) -> str:
+    """A hash of the code of `roots` and of everything of this package that they import."""
+    units = closure(tuple(roots))
+    said = [(_relative(path), name or "", _digest(path, name)) for path, name in units]
+    return hashlib.sha256(repr(sorted(said)).encode()).hexdigest()[:length]
+
+
+def files_of(roots: Iterable[Unit]) -> list[str]:
+    """The files of a hash, relative to the package."""
+    return sorted({_relative(path) for path, _ in closure(tuple(roots))})
+
+
+def file_hash(name: str, length: int = 16) -> str:
+    """A hash of the code of one file of `files_of`."""
+    return _digest(ROOT / name, None)[:length]
+
+
+@functools.cache
+def closure(roots: tuple[Unit, ...]) -> frozenset[Unit]:
+    """`roots` and what they import, from file to file."""
+    found, waiting = set[Unit](), list(roots)
+    while waiting:
+        each = waiting.pop()
+        if each not in found and not is_neutral(each[0]):
+            found.add(each)
+            waiting += _used(*each)
+    whole = {path for path, name in found if name is None}
+    return frozenset(each for each in found if each[1] is None or each[0] not in whole)
+
+
+def is_neutral(path: Path) -> bool:
+    """Whether a file decides no number of a record."""
+    name = _relative(path)
+    return name in NEUTRAL or name.split("/")[0] in NEUTRAL
+
+
+def forget() -> None:
+    """Drops what was read: files are read again."""
+    for cached in (closure, _parsed, _used, _digest, _resolved):
+        cached.cache_clear()
+
+
+def _relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else path.name
+
+
+def _text(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+@functools.cache
+def _parsed(path: Path) -> _Module:
+    tree = ast.parse(_text(path), str(path))
+    bound: dict[str, list[ast.stmt]] = {}
+    loose: list[ast.stmt] = []
+    imports: dict[str, list[Unit]] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            for name, target in _brought(node, path):
+                imports.setdefault(name, []).append(target)
+            continue
+        names = _names_bound(node)
+        for name in names:
+            bound.setdefault(name, []).append(node)
+        if not names and not without_effect(node):
+            loose.append(node)
+    return _Module(tree, bound, loose, imports)
+
+
+def _names_bound(node: ast.stmt) -> list[str]:
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [node.name]
+    targets: list[ast.expr] = []
+    if isinstance(node, ast.Assign):
+        targets = node.targets
+    elif isinstance(node, ast.AnnAssign | ast.AugAssign):
+        targets = [node.target]
+    flat = [
+        part
+        for each in targets
+        for part in (each.elts if isinstance(each, ast.Tuple | ast.List) else [each])
+    ]
+    names = [each.id for each in flat if isinstance(each, ast.Name)]
+    return names if len(names) == len(flat) else []
+
+
+@functools.cache
+def _digest(path: Path, name: str | None) -> str:
+    return hashlib.sha256(canonical(_nodes(path, name)).encode(errors="surrogatepass")).hexdigest()
+
+
+def _nodes(path: Path, name: str | None) -> list[ast.stmt]:
+    module = _parsed(path)
+    return module.tree.body if name is None else [*module.loose, *module.bound.get(name, [])]
+
+
+@functools.cache
+def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
+    """What one unit takes from this package, directly."""
+    if _relative(path) in ALONE:
+        return ()
+    module = _parsed(path)
+    imports = {key: list(targets) for key, targets in module.imports.items()}
+    # A name that a file only passes on is bound by an import.
+    names, parts = {name or ""}, set[tuple[str, str]]()
+    for node in walk(_nodes(path, name)):
+        if isinstance(node, ast.Name):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            parts.add((node.value.id, node.attr))
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            for bound, target in _brought(node, path):
+                imports.setdefault(bound, []).append(target)
+                names.add(bound)
+    taken = imports.keys() if name is None else names & imports.keys()
+    found = [
+        unit
+        for key in taken
+        for target in imports[key]
+        for unit in _narrowed(target, {attr for base, attr in parts if base == key})
+    ]
+    own = [] if name is None else [(path, each) for each in names & module.bound.keys()]
+    return (*own, *found, *_packages(path))
+
+
+def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
+    """The whole file; or where definitions are told apart, those that are used of it."""
+    path, name = target
+    where = _relative(path)
+    if where in ALONE or name == "*" or not (where.startswith(BY_NAME) or path.name == INIT):
+        return [(path, None)]
+    if name is not None:
+        return [(path, name)]
+    return [(path, each) for each in parts] or [(path, None)]
+
+
+def _packages(path: Path) -> list[Unit]:
+    """What Python runs before a module of this package, beside definitions."""
+    above = [folder for folder in path.parents if folder != ROOT and folder.is_relative_to(ROOT)]
+    return [(folder / INIT, "") for folder in above if path.name != INIT]
+
+
+def _brought(node: ast.Import | ast.ImportFrom, path: Path) -> Iterator[tuple[str, Unit]]:
+    """The names that an import binds to something of this package, each with what it is."""
+    for alias in node.names:
+        if isinstance(node, ast.Import):
+            bound, found = alias.name.split(".")[0], _resolved(alias.name, None)
+        else:
+            bound, found = alias.name, _resolved(_module_of(node, path), alias.name)
+        if found is not None:
+            yield alias.asname or bound, found
+
+
+def _module_of(node: ast.ImportFrom, path: Path) -> str:
+    if not node.level:
+        return node.module or ""
+    folder = path.parents[node.level - 1]
+    if not folder.is_relative_to(ROOT):
+        return ""
+    return ".".join([PACKAGE, *folder.relative_to(ROOT).parts, *filter(None, [node.module])])
+
+
+@functools.cache
+def _resolved(module: str, name: str | None) -> Unit | None:
+    if module.split(".", 1)[0] != PACKAGE:
+        return None
+    base = ROOT.joinpath(*module.split(".")[1:])
+    if name is not None and (inner := _file(base / name)):
+        return inner, None
+    found = _file(base)
+    return None if found is None else (found, name)
+
+
+def _file(base: Path) -> Path | None:
+    places = (base.with_name(f"{base.name}.py"), base / INIT)
+    return next((place for place in places if place.is_file()), None)

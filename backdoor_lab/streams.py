@@ -1,0 +1,79 @@
+"""The labels of all random streams.
+
+A label is an input of the generator (see seeds.py): another text, other random numbers, and every
+result that draws from the stream is another. The texts are therefore exempt from any renaming, of
+classes, stages or options too; only the names of the constants may change. A new stream gets a
+text that is not there yet.
+"""
+
+from __future__ import annotations
+
+from typing import NewType
+
+Stream = NewType("Stream", str)
+
+# The cell's own draws.
+POISON = Stream("poison")
+COVERS = Stream("covers")
+HOLDOUT = Stream("holdout")
+
+# Trainings: the network's weights and the order of its images.
+TRAIN = Stream("train")
+RETRAIN = Stream("retrain")
+SURROGATE = Stream("surrogate")
+AUTOENCODER = Stream("autoencoder")
+WEIGHTS = Stream("weights")
+ORDER = Stream("order")
+AUGMENTATION = Stream("augmentation")
+MIXING = Stream("mixing")
+DROPOUT = Stream("dropout")
+
+# Triggers.
+TRIGGER = Stream("trigger")
+BLENDED = Stream("blended")
+BLEND_PATTERN = Stream("blend pattern")
+LOW_FREQUENCY = Stream("low_frequency")
+NARCISSUS = Stream("narcissus")
+PATCHES = Stream("patches")
+PIECES = Stream("pieces")
+REFLECTION = Stream("reflection")
+SLEEPER_AGENT = Stream("sleeper_agent")
+STEGANOGRAPHIC = Stream("steganographic")
+WARP = Stream("warp")
+
+# Filters and controls.
+FILTER = Stream("filter")
+TIES = Stream("ties")
+MODIFIED_Z = Stream("modified z")
+RANDOM_REMOVAL = Stream("random removal")
+CLUSTERS = Stream("clusters")
+DETECTOR = Stream("Detector")
+ELLIPTIC_ENVELOPE = Stream("Envelope")
+ISOLATION_FOREST = Stream("Forest")
+KNN = Stream("Knn")
+LOCAL_OUTLIER_FACTOR = Stream("LocalOutlier")
+ONE_CLASS_SVM = Stream("Svm")
+
+# Defenses that train networks.
+DEFENSE = Stream("defense")
+CONFUSION = Stream("confusion")
+CONFUSION_AUGMENTATION = Stream("confusion augmentation")
+DISTINGUISHING = Stream("distinguishing")
+ISOLATION = Stream("isolation")
+OFFSET = Stream("offset")
+OFFSET_AUGMENTATION = Stream("offset augmentation")
+OVERLAYS = Stream("overlays")
+PATCHED = Stream("patched")
+PRUNING = Stream("pruning")
+PRUNING_AUGMENTATION = Stream("pruning augmentation")
+REVERSED = Stream("reversed")
+TRAINING_ON = Stream("training on")
+TRANSFORMATION = Stream("transformation")
+TUNING = Stream("tuning")
+UNLEARNING = Stream("unlearning")
+UNLEARNING_AUGMENTATION = Stream("unlearning augmentation")
+
+
+def unlearning_pass(number: int, sign: float) -> Stream:
+    """The stream of one pass of an alternating unlearning: ``unlearning 0 -1.0``."""
+    return Stream(f"unlearning {number} {sign}")

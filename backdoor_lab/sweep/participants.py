@@ -1,0 +1,39 @@
+"""Whose code takes part in a cell: its trigger, defense, data set, network and stages."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from backdoor_lab import identity
+from backdoor_lab.data.base import Source
+from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.training.autoencoder import AUTOENCODER
+
+if TYPE_CHECKING:
+    from backdoor_lab.sweep.cell import Cell
+
+ALWAYS = ("data", "poison", "train", "measure", "extract", "record")
+
+
+def marks(cell: Cell, source: Source) -> identity.Marks:
+    """The version of each, with the hash of its code where that is not as committed."""
+    return {
+        **identity.of("triggers", cell.trigger),
+        **identity.of("defenses", cell.defense),
+        **identity.of("datasets", source),
+        **identity.model(),
+        "stages": {name: identity.stage(name) for name in stages_of(cell)},
+    }
+
+
+def stages_of(cell: Cell) -> list[str]:
+    """The stages that a cell goes through; the second training is the stage ``train`` too."""
+    repairs = isinstance(cell.defense, Repair)
+    asked = {
+        "prepare": cell.trigger.needs_preparing,
+        "clean": "clean" in cell.told,
+        AUTOENCODER: cell.protocol["layer"] == AUTOENCODER,
+        "material": "material" in cell.told,
+        "repair" if repairs else "filter": True,
+    }
+    return [*ALWAYS, *(name for name, takes_part in asked.items() if takes_part)]

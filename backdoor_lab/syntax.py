@@ -1,0 +1,119 @@
+"""Python code as a text that depends on what the code does, not on how it is written.
+
+The syntax tree is written down without comments, docstrings, the texts of raised errors and blocks
+for type checkers. Fields that are empty are left out, so that Python 3.11 and later give one text
+although their trees have different fields.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+_UNSAID = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
+
+
+def canonical(nodes: Iterable[ast.AST]) -> str:
+    """The text that is hashed."""
+    out: list[str] = []
+    for node in nodes:
+        _write(node, out)
+    return "".join(out)
+
+
+def walk(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
+    """Every node of `nodes` and below that has an effect."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if not without_effect(node):
+            yield node
+            waiting += _refused(node) or ast.iter_child_nodes(node)
+
+
+def without_effect(node: ast.AST) -> bool:
+    """Whether a statement is a docstring, or a block that only type checkers read."""
+    if isinstance(node, ast.Expr):
+        return isinstance(node.value, ast.Constant)
+    if not isinstance(node, ast.If) or node.orelse:
+        return False
+    return "TYPE_CHECKING" in (getattr(node.test, "id", None), getattr(node.test, "attr", None))
+
+
+@functools.cache
+def _fields(every: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(set(every) - _UNSAID))
+
+
+def _write(node: Any, out: list[str]) -> None:
+    if isinstance(node, ast.Constant):
+        out.append(_constant(node.value))
+    elif isinstance(node, ast.JoinedStr):
+        _write_text(node, out)
+    elif refused := _refused(node):
+        out.append(f"({type(node).__name__}")
+        _write(refused, out)
+        out.append(")")
+    elif isinstance(node, ast.AST):
+        if not without_effect(node):
+            _write_fields(node, out)
+    elif isinstance(node, list):
+        out.append("[")
+        for each in node:
+            _write(each, out)
+        out.append("]")
+    else:
+        out.append(_constant(node))
+
+
+def _write_fields(node: ast.AST, out: list[str]) -> None:
+    out.append(f"({type(node).__name__}")
+    for name in _fields(node._fields):
+        value = getattr(node, name, None)
+        if value is not None and value != [] and not _is_empty_text(value):
+            out.append(f" {name}=")
+            _write(value, out)
+    out.append(")")
+
+
+def _refused(node: ast.AST) -> list[ast.AST]:
+    """Of an error that is raised, its kind; of an assertion, its condition: not the text."""
+    if isinstance(node, ast.Assert):
+        return [node.test]
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        return [node.exc.func]
+    return []
+
+
+def _write_text(node: ast.JoinedStr, out: list[str]) -> None:
+    """An f-string: neighboring pieces of plain text are one, whichever way a parser cuts them."""
+    out.append("(text ")
+    plain = ""
+    for part in _parts(node):
+        if isinstance(part, ast.Constant):
+            plain += str(part.value)
+            continue
+        out.append(_constant(plain) if plain else "")
+        plain = ""
+        _write_fields(part, out)
+    out.append((_constant(plain) if plain else "") + ")")
+
+
+def _is_empty_text(value: object) -> bool:
+    return isinstance(value, ast.JoinedStr) and not value.values
+
+
+def _parts(node: ast.JoinedStr) -> Iterator[ast.expr]:
+    for part in node.values:
+        if isinstance(part, ast.JoinedStr):
+            yield from _parts(part)
+        else:
+            yield part
+
+
+def _constant(value: object) -> str:
+    # Not repr for text: which characters it escapes depends on Python's Unicode tables.
+    said = value if isinstance(value, str) else repr(value)
+    return f"<{type(value).__name__} {len(said)} {said}>"
