@@ -8,6 +8,7 @@ Components go by their file (``spectral`` for every class in defenses/spectral.p
     python -m backdoor_lab.identity                    # what differs; exit code 1 if anything does
     python -m backdoor_lab.identity --accept blended   # proven neutral by tests/golden
     python -m backdoor_lab.identity --raise blended    # its results change: a new version
+    python -m backdoor_lab.identity --files blended    # which files are its code
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from backdoor_lab.sources import PACKAGE, ROOT, Unit, closure, code_hash, unit
 
 log = logging.getLogger(__name__)
 TABLE = ROOT / "identity.json"
+NOTHING = "the code is as identity.json says"
 FOLDERS = {"triggers": "attacks", "defenses": "defenses", "datasets": "data"}
 MODELS = {"models": ("training/models.py",)}
 _BUILT = ("build.py", "sweep/cell.py", "sweep/classes.py:class_number")
@@ -178,23 +180,25 @@ def _place(made: object) -> tuple[str, tuple[Unit, ...]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns the exit code."""
-    from backdoor_lab import identity_table
+    from backdoor_lab.identity_table import differing, files, record
 
     asked = _parser().parse_args(arguments)
     try:
         names = asked.accept or asked.new_version
         if names:
-            lines = identity_table.record(names, new_version=bool(asked.new_version))
-            print("\n".join(lines) or "nothing differs")
+            print("\n".join(record(names, new_version=bool(asked.new_version))) or NOTHING)
             return EXIT_DONE
-        differs = identity_table.differing()
+        if asked.files:
+            print("\n".join(files(asked.files)))
+            return EXIT_DONE
+        differs = differing()
     except LabError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     for (section, name), what in differs.items():
         print(f"{name} ({section}) {what}")
     if not differs:
-        print("the code is as identity.json says")
+        print(NOTHING)
     return EXIT_SOME_FAILED if differs else EXIT_DONE
 
 
@@ -212,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
         "--raise", nargs="+", metavar="NAME", default=[], dest="new_version",
         help="record the code as it is under a new version; all: everything that differs",
     )  # fmt: skip
+    either.add_argument(
+        "--files", nargs="+", metavar="NAME", default=[], help="the files whose code counts"
+    )
     return parser
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.files import digest, write_atomic
 from backdoor_lab.identity import FOLDERS, MODELS, STAGES, TABLE, Table, committed, roots_of
-from backdoor_lab.sources import PACKAGE, code_hash, conf_dir
+from backdoor_lab.sources import PACKAGE, code_hash, conf_dir, files_of
 
 GROUPS = {"triggers": "trigger", "defenses": "defense", "datasets": "dataset"}
 Key = tuple[str, str]
@@ -39,20 +39,23 @@ def differing() -> dict[Key, str]:
     return found
 
 
+def files(names: Sequence[str]) -> list[str]:
+    """The files whose code counts for each name, in words."""
+    lines = []
+    for section, name in _keys(names, current()):
+        if section != "protocols":
+            lines.append(f"{name} ({section}): {', '.join(files_of(roots_of(section, name)))}")
+    return lines
+
+
 def record(names: Sequence[str], *, new_version: bool) -> list[str]:
     """Writes `names`, or ``all`` that differ, into identity.json as they are: under the version
     that each has, or under a new one. Says what was written.
 
     Raises ConfigError for a name that does not exist.
     """
-    differs, now = differing(), current()
-    keys = {(section, name) for section, entries in now.items() for name in entries}
-    keys |= differs.keys()
-    known = {name for _, name in keys}
-    for name in names:
-        if name not in known | {"all"}:
-            raise unknown("component", name, sorted(known))
-    wanted = differs if "all" in names else [key for key in keys if key[1] in names]
+    now = current()
+    wanted = differing() if "all" in names else _keys(names, now)
     table: Table = {section: dict(entries) for section, entries in committed().items()}
     lines = [_write(key, now, table, new_version) for key in sorted(wanted)]
     write_atomic(TABLE, _text(table).encode())
@@ -63,6 +66,16 @@ def record(names: Sequence[str], *, new_version: bool) -> list[str]:
 def protocols() -> dict[str, Path]:
     """The files of the protocols, by name."""
     return {path.stem: path for path in sorted(conf_dir().glob("protocol/*.yaml"))}
+
+
+def _keys(names: Sequence[str], now: Table) -> list[Key]:
+    keys = sorted({(section, n) for table in (now, committed()) for section in table
+                   for n in table[section]})  # fmt: skip
+    known = {name for _, name in keys}
+    for name in names:
+        if name not in known:
+            raise unknown("component", name, sorted(known))
+    return [key for key in keys if key[1] in names]
 
 
 def _text(table: Table) -> str:

@@ -79,11 +79,6 @@ def files_of(roots: Iterable[Unit]) -> list[str]:
     return sorted({_relative(path) for path, _ in closure(tuple(roots))})
 
 
-def file_hash(name: str, length: int = 16) -> str:
-    """A hash of the code of one file of `files_of`."""
-    return _digest(ROOT / name, None)[:length]
-
-
 @functools.cache
 def closure(roots: tuple[Unit, ...]) -> frozenset[Unit]:
     """`roots` and what they import, from file to file."""

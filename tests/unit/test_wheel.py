@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -21,6 +22,7 @@ def test_the_wheel_runs_in_any_folder(tmp_path: Path) -> None:
         names = set(archive.namelist())
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert {f"backdoor_lab/{name}" for name in ours} <= names
+    assert "backdoor_lab/identity.json" in names
     settings = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
     code = (
         "import backdoor_lab, sys; from backdoor_lab.run import main;"
@@ -34,3 +36,16 @@ def test_the_wheel_runs_in_any_folder(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "site") in done.stdout
     assert "name: demo" in done.stdout
+    check = [sys.executable, "-m", "backdoor_lab.identity"]
+    done = subprocess.run(
+        check, cwd=tmp_path, env=settings, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "the code is as identity.json says\n"
+
+
+def test_the_source_archive_has_the_table_of_versions(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as opened:
+        assert any(name.endswith("backdoor_lab/identity.json") for name in opened.getnames())

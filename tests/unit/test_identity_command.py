@@ -1,0 +1,96 @@
+"""`python -m backdoor_lab.identity`: what differs, and recording it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from backdoor_lab import identity, identity_table, sources
+from backdoor_lab.sources import ROOT
+
+
+@pytest.fixture(autouse=True)
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A copy of identity.json, while blended.py reads as if it had been edited."""
+    path, usual = tmp_path / "identity.json", sources._text
+    path.write_bytes(identity.TABLE.read_bytes())
+    for module in (identity, identity_table):
+        monkeypatch.setattr(module, "TABLE", path)
+    edited = ROOT / "attacks/blended.py"
+    monkeypatch.setattr(
+        sources, "_text", lambda asked: usual(asked) + b"X = 1\n" * (asked == edited)
+    )
+    identity.forget()
+    yield path
+    monkeypatch.undo()
+    identity.forget()
+
+
+def entry(path: Path, name: str) -> dict[str, object]:
+    found: dict[str, object] = json.loads(path.read_bytes())["triggers"][name]
+    return found
+
+
+def test_it_says_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert identity.main([]) == 1
+    assert capsys.readouterr().out == "blended (triggers) was modified since version 1\n"
+
+
+@pytest.mark.parametrize(("option", "version"), [("--accept", 1), ("--raise", 2)])
+@pytest.mark.parametrize("name", ["blended", "all"])
+def test_it_records(
+    option: str, version: int, name: str, table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accepted code has the version that it had, raised code a new one; nothing else changes."""
+    before = json.loads(table.read_bytes())
+    assert identity.main([option, name]) == 0
+    assert capsys.readouterr().out == f"blended (triggers): version {version}\n"
+    after = json.loads(table.read_bytes())
+    assert after["triggers"].pop("blended")["version"] == version
+    before["triggers"].pop("blended")
+    assert after == before
+    assert identity.main([]) == 0
+    assert capsys.readouterr().out == "the code is as identity.json says\n"
+    assert identity.stage("train") == 3
+
+
+def test_new_and_gone_components(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A new one is recorded as version 1, one that is gone is left out."""
+    content = json.loads(table.read_bytes())
+    content["defenses"]["gone"] = content["defenses"].pop("spectral")
+    table.write_text(json.dumps(content))
+    identity.forget()
+    assert identity.main([]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert "gone (defenses) is gone" in said
+    assert "spectral (defenses) is new" in said
+    assert identity.main(["--accept", "spectral", "gone"]) == 0
+    found = json.loads(table.read_bytes())["defenses"]
+    assert "gone" not in found
+    assert found["spectral"]["version"] == 1
+
+
+def test_one_component_a_line(table: Path) -> None:
+    """As committed, byte for byte, so that two changes of it seldom meet."""
+    before = table.read_text()
+    identity.main(["--accept", "pixel"])
+    assert table.read_text() == before
+    assert all(line.count('"version"') <= 1 for line in before.splitlines())
+
+
+def test_files_of_a_component(capsys: pytest.CaptureFixture[str]) -> None:
+    assert identity.main(["--files", "pixel"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("pixel (triggers): ")
+    assert {"attacks/base.py", "attacks/pixel.py"} <= set(said.split(": ")[1].split(", "))
+
+
+def test_an_unknown_name_is_refused(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = table.read_bytes()
+    for option in ("--accept", "--raise", "--files"):
+        assert identity.main([option, "blendet"]) == 2
+        assert "Did you mean 'blended'?" in capsys.readouterr().err
+    assert table.read_bytes() == before

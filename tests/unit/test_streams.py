@@ -1,0 +1,102 @@
+"""The labels of random streams: fixed texts, in one place, used by name alone."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+from pathlib import Path
+
+import pytest
+
+from backdoor_lab import seeds, streams
+from backdoor_lab.defenses.detector import Detector
+from backdoor_lab.defenses.elliptic_envelope import Envelope
+from backdoor_lab.defenses.isolation_forest import Forest
+from backdoor_lab.defenses.knn import Knn
+from backdoor_lab.defenses.local_outlier_factor import LocalOutlier
+from backdoor_lab.defenses.one_class_svm import Svm
+from backdoor_lab.sweep.stages import TRAININGS
+
+PACKAGE = Path(seeds.__file__).parent
+DRAWING = {"derive", "generator", "torch_generator", "numpy_generator"}
+PINNED = {
+    "POISON": "poison", "COVERS": "covers", "HOLDOUT": "holdout", "TRAIN": "train",
+    "RETRAIN": "retrain", "SURROGATE": "surrogate", "AUTOENCODER": "autoencoder",
+    "WEIGHTS": "weights", "ORDER": "order", "AUGMENTATION": "augmentation", "MIXING": "mixing",
+    "DROPOUT": "dropout", "TRIGGER": "trigger", "BLENDED": "blended",
+    "BLEND_PATTERN": "blend pattern", "LOW_FREQUENCY": "low_frequency", "NARCISSUS": "narcissus",
+    "PATCHES": "patches", "PIECES": "pieces", "REFLECTION": "reflection",
+    "SLEEPER_AGENT": "sleeper_agent", "STEGANOGRAPHIC": "steganographic", "WARP": "warp",
+    "FILTER": "filter", "TIES": "ties", "MODIFIED_Z": "modified z",
+    "RANDOM_REMOVAL": "random removal", "CLUSTERS": "clusters", "DETECTOR": "Detector",
+    "ELLIPTIC_ENVELOPE": "Envelope", "ISOLATION_FOREST": "Forest", "KNN": "Knn",
+    "LOCAL_OUTLIER_FACTOR": "LocalOutlier", "ONE_CLASS_SVM": "Svm", "DEFENSE": "defense",
+    "CONFUSION": "confusion", "CONFUSION_AUGMENTATION": "confusion augmentation",
+    "DISTINGUISHING": "distinguishing", "ISOLATION": "isolation", "OFFSET": "offset",
+    "OFFSET_AUGMENTATION": "offset augmentation", "OVERLAYS": "overlays", "PATCHED": "patched",
+    "PRUNING": "pruning", "PRUNING_AUGMENTATION": "pruning augmentation", "REVERSED": "reversed",
+    "TRAINING_ON": "training on", "TRANSFORMATION": "transformation", "TUNING": "tuning",
+    "UNLEARNING": "unlearning", "UNLEARNING_AUGMENTATION": "unlearning augmentation",
+}  # fmt: skip
+
+
+def test_every_label_is_pinned() -> None:
+    """A label is an input of the generator: renamed, it would change results."""
+    found = {name: text for name, text in vars(streams).items() if name.isupper()}
+    assert found == PINNED
+    assert len(set(found.values())) == len(found)
+    assert streams.unlearning_pass(3, -1.0) == "unlearning 3 -1.0"
+
+
+def test_a_seed_is_made_of_the_labels_text() -> None:
+    expected = int.from_bytes(hashlib.sha256(b"7/order/2").digest()[:8], "big") >> 1
+    assert seeds.derive(7, streams.ORDER, 2) == expected
+
+
+def test_trainings_and_detectors_keep_their_streams_when_renamed() -> None:
+    """Today's names of stages and classes, whatever they will be called."""
+    assert TRAININGS == {"train": "train", "retrain": "retrain", "surrogate": "surrogate"}
+    kinds = (Envelope, Forest, Knn, LocalOutlier, Svm)
+    assert [kind.stream for kind in kinds] == ["Envelope", "Forest", "Knn", "LocalOutlier", "Svm"]
+    for module in PACKAGE.glob("defenses/*.py"):
+        if "(Detector)" in module.read_text():
+            assert "    stream = streams." in module.read_text(), module
+    assert "__name__" not in inspect.getsource(Detector)
+
+
+def texts_in_calls(code: str) -> list[str]:
+    """Text that stands among the arguments of a call that draws, however deep."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Call):
+            name = (
+                node.func.attr if isinstance(node.func, ast.Attribute) else ast.unparse(node.func)
+            )
+            given = [*node.args, *(each.value for each in node.keywords)]
+            texts = [
+                part
+                for each in given
+                for part in ast.walk(each)
+                if isinstance(part, ast.Constant) and isinstance(part.value, str)
+                if not isinstance(each, ast.Call)
+            ]
+            if name in DRAWING:
+                found += [str(each.value) for each in texts]
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_label_is_written_where_it_is_used(path: Path) -> None:
+    """Nor the name of a class; new labels are added to streams.py."""
+    assert texts_in_calls(path.read_text()) == []
+    for line in path.read_text().splitlines():
+        if any(f"{name}(" in line for name in DRAWING):
+            assert "__name__" not in line
+            assert 'f"' not in line
+
+
+def test_the_check_above_sees_labels() -> None:
+    for call in ("derive(s, 'a')", "work.generator('a', 1)", "torch_generator(0, *('a', 2))"):
+        assert texts_in_calls(call) == ["a"]
+    assert texts_in_calls("derive(s, streams.ORDER, f(config['seed']))") == []
