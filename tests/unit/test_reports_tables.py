@@ -75,7 +75,9 @@ def test_the_demo_has_the_reports_layout(tmp_path: Path) -> None:
         ("pattern", "pattern", 6),
     ]
     assert markdown(found[0]).split("\n- ")[0] == GOLDEN
-    assert markdown(found[0]).split("\n\n")[2].startswith("- Protocol group13: asr_on=not_target, ")
+    assert (
+        markdown(found[0]).split("\n\n")[2].startswith("- Protocol group13@1: asr_on=not_target, ")
+    )
     assert "dataset synthetic; model resnet18-w16; recipe demo" in markdown(found[0])
 
 

@@ -166,7 +166,7 @@ def test_protocols_side_by_side(tmp_path: Path) -> None:
 def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
     (table,) = wide(tmp_path, [record()], BY_DEFENSE)
     text = markdown(table)
-    assert "- Protocol group13: asr_on=not_target, " in text
+    assert "- Protocol group13@1: asr_on=not_target, " in text
     assert "- Versions: backdoor_lab 0.1.0, torch 2.10.0." in text
     assert "ASR2: share of triggered test images" in text
 
