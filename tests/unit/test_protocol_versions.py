@@ -17,7 +17,7 @@ from backdoor_lab.reports.records import parse
 from backdoor_lab.reports.sweeps import read_sweep
 from backdoor_lab.reports.tables import build
 from backdoor_lab.reports.wide import Layout, build_wide
-from backdoor_lab.sweep.cell import check_keys
+from backdoor_lab.sweep.keys import check_keys
 
 
 @pytest.fixture
