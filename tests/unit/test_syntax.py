@@ -101,6 +101,14 @@ def test_fields_that_are_empty_do_not_count(monkeypatch: pytest.MonkeyPatch) -> 
     syntax._fields.cache_clear()
 
 
+def test_pieces_of_a_text_count_as_one() -> None:
+    """Whichever way a parser cuts an f-string: nested, in several pieces, with empty ones."""
+    (whole,) = ast.parse("f'ab{c}'").body
+    pieces = [ast.Constant("a"), ast.Constant(""), ast.JoinedStr([ast.Constant("b")])]
+    cut = ast.JoinedStr([*pieces, ast.FormattedValue(ast.Name("c"), -1, ast.JoinedStr([]))])
+    assert canonical([ast.Expr(cut)]) == canonical([whole])
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
