@@ -28,8 +28,8 @@ NEUTRAL = frozenset((
     "reports", "results", "sweep/estimate.py", "sweep/expand.py", "sweep/job.py", "sweep/keys.py",
     "sweep/launch.py", "sweep/listing.py", "sweep/live.py", "sweep/local.py", "sweep/loss.py",
     "sweep/parallel.py", "sweep/participants.py", "sweep/preflight.py", "sweep/progress.py",
-    "sweep/remote.py", "sweep/rows.py", "sweep/sweeper.py", "sweep/task.py", "sweep/watch.py",
-    "sweep/workers.py", "training/logs.py",
+    "sweep/remote.py", "sweep/roots.py", "sweep/rows.py", "sweep/sweeper.py", "sweep/task.py",
+    "sweep/watch.py", "sweep/workers.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that decide no number of a record: messages, commands, progress, storing and
 loading what was computed (with its hash), reading records. Not followed, and part of no hash."""

@@ -130,8 +130,8 @@ def train_stage(
     with other random weights and order, but for a ``retrain`` with those of ``train``, as
     ``retrain_seed=same`` asks for."""
     mean, std = channel_stats(training.base)
-    again = stage == "retrain" and cell.same_seed
-    seed = derive(cell.seed, TRAININGS["train" if again else stage])
+    drawn = "train" if stage == "retrain" and cell.same_seed else stage
+    seed = derive(cell.seed, TRAININGS[drawn])
     job = Job(cell.config["model"], cell.recipe, training, seed, mean, std)
     inputs = {
         "version": identity.stage("train"),
