@@ -25,11 +25,12 @@ NEUTRAL = frozenset((
     "identity_table.py", "letters.py", "output.py", "paths.py", "preview.py", "progress.py",
     "resources.py", "run.py", "separation.py", "small_files.py", "sources.py", "status.py",
     "stopping.py", "store.py", "syntax.py", "targets.py", "threads.py", "visibility.py", "figures",
-    "reports", "results", "sweep/estimate.py", "sweep/expand.py", "sweep/job.py", "sweep/keys.py",
-    "sweep/launch.py", "sweep/listing.py", "sweep/live.py", "sweep/local.py", "sweep/loss.py",
-    "sweep/parallel.py", "sweep/participants.py", "sweep/preflight.py", "sweep/progress.py",
-    "sweep/remote.py", "sweep/roots.py", "sweep/rows.py", "sweep/sweeper.py", "sweep/task.py",
-    "sweep/watch.py", "sweep/workers.py", "training/logs.py",
+    "reports", "results", "sweep/calibrate.py", "sweep/estimate.py", "sweep/expand.py",
+    "sweep/forecast.py", "sweep/job.py", "sweep/keys.py", "sweep/launch.py", "sweep/listing.py",
+    "sweep/live.py", "sweep/local.py", "sweep/loss.py", "sweep/parallel.py",
+    "sweep/participants.py", "sweep/preflight.py", "sweep/progress.py", "sweep/remote.py",
+    "sweep/roots.py", "sweep/rows.py", "sweep/sweeper.py", "sweep/task.py", "sweep/watch.py",
+    "sweep/workers.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that decide no number of a record: messages, commands, progress, storing and
 loading what was computed (with its hash), reading records. Not followed, and part of no hash."""
