@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable
 
@@ -58,6 +59,27 @@ class Stopped(LabError):
 def without_addresses(text: str) -> str:
     """A message of a library without the objects in it that only have an address."""
     return _ADDRESS.sub("", str(text))
+
+
+_NO_MEMORY = (
+    "can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory",
+    "bad_alloc", "unable to allocate", "can't start new thread", "failed to map segment",
+)  # fmt: skip
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that memory ran out: numpy, torch and the system
+    each raise something else. What has an error of its own here is not looked into."""
+    while error is not None and not isinstance(error, LabError):
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return True
+        if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+            return True
+        said = str(error).lower()
+        if isinstance(error, (RuntimeError, ImportError)) and any(t in said for t in _NO_MEMORY):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def many(number: object, noun: str) -> str:

@@ -25,6 +25,8 @@ from backdoor_lab.errors import (
     EXIT_SOME_FAILED,
     ConfigError,
     LabError,
+    is_out_of_memory,
+    reason_of,
 )
 from backdoor_lab.files import digest, explained
 from backdoor_lab.output import survive_lost_output
@@ -103,10 +105,7 @@ def _single(config: dict[str, Any], folder: Path) -> str:
 
 def main() -> NoReturn:
     """Runs the command line and exits with 0, 1, 2 or 75 (see errors.py)."""
-    from backdoor_lab.sweep.sweeper import ResumeSweeper
-
     _outcome.update(code=EXIT_DONE, driver=os.getpid(), error=None)
-    ResumeSweeper.last_code = EXIT_DONE
     # Hydra hands its errors on instead of printing them its own way.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     wait_briefly()
@@ -116,12 +115,26 @@ def main() -> NoReturn:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     try:
         _refuse_rerun()
-        _hydra_main()
-        if _outcome["error"] is not None:
-            raise _outcome["error"]
+        code = _run()
     except Exception as error:
         sys.exit(_explain(error))
-    sys.exit(_outcome["code"] or ResumeSweeper.last_code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Hydra around one cell or a sweep; the exit code."""
+    from backdoor_lab.sweep.single import EndedEarly
+    from backdoor_lab.sweep.sweeper import ResumeSweeper
+
+    ResumeSweeper.last_code = EXIT_DONE
+    try:
+        _hydra_main()
+    except EndedEarly as end:
+        # Raised out here, where it does not become its own cause.
+        _outcome["error"] = end.error
+    if _outcome["error"] is not None:
+        raise _outcome["error"]
+    return int(_outcome["code"] or ResumeSweeper.last_code)
 
 
 def _refuse_rerun() -> None:
@@ -144,6 +157,8 @@ def _explain(error: BaseException) -> int:
     told = _known(error)
     if told is None and isinstance(error, OSError):
         told = explained(error, Path(error.filename or "."))
+    if told is None and is_out_of_memory(error):
+        told = ConfigError(f"there is not enough memory for this command: {reason_of(error)}")
     if told is None:
         raise error
     code = told.exit_code if isinstance(told, LabError) else EXIT_BAD_CONFIG

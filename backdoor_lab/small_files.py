@@ -7,6 +7,7 @@ apart from a file that is not there, and none of them blocks or overflows the re
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -73,6 +74,9 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            # A folder above it, as links to regular files were followed already.
+            raise FileNotFoundError(*error.args) from error
         raise UnreadableFile(f"{path} cannot be read ({error.strerror})") from error
     if large or len(data) > max_bytes:
         raise DamagedFile(f"{path} is larger than {max_bytes:,} bytes")

@@ -30,6 +30,7 @@ HYDRA = {
     "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
     "hydra.experimental.callbacks.LogJobReturnCallback",
     "hydra.experimental.callbacks.PickleJobInfoCallback",
+    "backdoor_lab.sweep.single.BeforeRun",
     "hydra_plugins.backdoor_lab_sweeper.ResumeSweeper",
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
     f"{_SUBMITIT}.LocalLauncher",

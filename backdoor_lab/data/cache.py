@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +26,36 @@ FORMAT = 1
 """Version of what `_write` leaves in the store."""
 
 
+@dataclass(frozen=True)
+class _Unstored:
+    """A data set that was read and checked, and is in no store yet."""
+
+    arrays: Arrays
+    digests: dict[str, str]
+    notes: dict[str, Any]
+
+
+_unstored: dict[str, _Unstored] = {}
+"""By fingerprint: what this process has read to check a command, which may yet be refused."""
+
+
 def open_dataset(source: Source, store: Store) -> Dataset:
     """The data set of `source`: tensors over memory-mapped files (writes stay in this process).
 
-    Raises DataError when the data is missing, damaged or breaks a rule of `validate`.
+    With a store that is read only, tensors in memory when it has no such data set; to open it
+    with another store writes them there. Raises DataError when the data is missing, damaged or
+    breaks a rule of `validate`.
     """
-
     fingerprint = source.fingerprint()
+    inputs = {"source": fingerprint, "format": FORMAT}
 
     def make(folder: Path) -> dict[str, Any]:
-        meta = _write(folder, checked(source.limited(), f"data set {source.name}"))
-        return meta | ({"notes": source.notes} if source.notes else {})
+        return _write(folder, _read(source, fingerprint))
 
-    entry = store.get("data", {"source": fingerprint, "format": FORMAT}, make)
+    entry = store.find("data", inputs) if store.read_only else store.get("data", inputs, make)
+    if entry is None:
+        return _in_memory(source, _read(source, fingerprint))
+    _unstored.pop(fingerprint, None)
     # What stands beside a folder's images may have changed since they were stored.
     notes = {**entry.meta.get("notes", {}), **source.notes}
     _tell(source.name, notes)
@@ -47,6 +65,30 @@ def open_dataset(source: Source, store: Store) -> Dataset:
         for split in ("train", "test")
     )
     return Dataset(source.name, train, test, notes)
+
+
+def _read(source: Source, fingerprint: str) -> _Unstored:
+    if fingerprint not in _unstored:
+        arrays = checked(source.limited(), f"data set {source.name}")
+        splits = {"train": arrays.train, "test": arrays.test}
+        digests = {name: content_digest(each, arrays.classes) for name, each in splits.items()}
+        _unstored[fingerprint] = _Unstored(arrays, digests, dict(source.notes))
+        _tell(source.name, source.notes)
+    return _unstored[fingerprint]
+
+
+def _in_memory(source: Source, read: _Unstored) -> Dataset:
+    arrays = read.arrays
+    train, test = (
+        Images(
+            torch.from_numpy(np.require(split.images, requirements="W")),
+            torch.from_numpy(np.require(split.labels, requirements="W")),
+            arrays.classes,
+            read.digests[name],
+        )
+        for name, split in (("train", arrays.train), ("test", arrays.test))
+    )
+    return Dataset(source.name, train, test, read.notes)
 
 
 def _tell(name: str, notes: dict[str, Any]) -> None:
@@ -81,13 +123,12 @@ def content_digest(split: Split, classes: tuple[str, ...]) -> str:
     return total.hexdigest()
 
 
-def _write(folder: Path, arrays: Arrays) -> dict[str, Any]:
-    digests = {}
-    for name, split in (("train", arrays.train), ("test", arrays.test)):
+def _write(folder: Path, read: _Unstored) -> dict[str, Any]:
+    for name, split in (("train", read.arrays.train), ("test", read.arrays.test)):
         write_array(folder / f"{name}_images.npy", split.images)
         write_array(folder / f"{name}_labels.npy", split.labels)
-        digests[name] = content_digest(split, arrays.classes)
-    return {"classes": list(arrays.classes), "digests": digests}
+    meta: dict[str, Any] = {"classes": list(read.arrays.classes), "digests": read.digests}
+    return meta | ({"notes": read.notes} if read.notes else {})
 
 
 def _mapped(folder: Path, split: str, classes: tuple[str, ...], digest: str) -> Images:

@@ -8,7 +8,7 @@ import logging
 import socket
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +81,10 @@ def obtain(
     try:
         if ready():
             return
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f".{name}.lock"), _server_timeout():
+        if not download:
+            for file in files:
+                _fetch(file, root, download)
+        with _locked(root, name), _server_timeout():
             if ready():
                 return
             for file in files:
@@ -131,6 +133,25 @@ def _fetch(file: Official, root: Path, download: bool) -> None:
                 raise explained(error, path) from error
             reasons.append(f"{url}: {error}")
     raise OSError("; ".join(reasons))
+
+
+@contextmanager
+def _locked(root: Path, name: str) -> Iterator[None]:
+    """The lock of one data set in `root`, which is made. Neither the lock nor a folder that is
+    still empty is left behind."""
+    made = [each for each in (root, *root.parents) if not each.exists()]
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f".{name}.lock"
+    try:
+        with FileLock(path):
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
 
 
 @contextmanager

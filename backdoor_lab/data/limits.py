@@ -13,6 +13,9 @@ A data set that would not fit into this machine's memory is refused before it is
 from __future__ import annotations
 
 import os
+import resource
+from contextlib import suppress
+from pathlib import Path
 
 from backdoor_lab.errors import DataError
 
@@ -52,9 +55,20 @@ def check_pixels(width: int, height: int, where: str) -> None:
         )
 
 
+def memory_here() -> int:
+    """Bytes that this process may have: of the machine, of its control group, by `ulimit -v`."""
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+    found += [allowed] if allowed != resource.RLIM_INFINITY else []
+    for path in ("memory.max", "memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):
+            found.append(int(Path("/sys/fs/cgroup", path).read_text()))
+    return min(found)
+
+
 def check_memory(size: int, where: object, remedy: str) -> None:
     """Raises DataError for arrays of `size` bytes that this machine's memory cannot hold."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    there = memory_here()
     if size > there:
         raise DataError(
             f"{where}: {size:,} bytes do not fit into this machine's memory ({there:,}): {remedy}"

@@ -6,7 +6,9 @@ from typing import Any
 
 from backdoor_lab import checks
 from backdoor_lab.data.base import Arrays, Source, Split, channel_count
+from backdoor_lab.data.limits import check_memory
 from backdoor_lab.data.synthetic import CLASSES, draw
+from backdoor_lab.errors import many
 
 
 class Synthetic(Source):
@@ -43,6 +45,13 @@ class Synthetic(Source):
 
     def read(self) -> Arrays:
         """Draws both splits."""
+        side, channels = self.parameters["size"], self.parameters["channels"]
+        images = len(CLASSES) * sum(self.counts.values())
+        check_memory(
+            images * channels * side * side,
+            f"data set {self.name}: {many(images, 'image')}",
+            "lower dataset.per_class_train, dataset.per_class_test or dataset.size",
+        )
         train, test = (
             Split(*draw(self.counts[split], split=split, **self.parameters))
             for split in ("train", "test")

@@ -57,6 +57,9 @@ class Anp(Repair):
         self.steps = checks.whole("defense.steps", steps, low=1)
         self.lr = checks.number("defense.lr", lr, low=0)
 
+    def check_network(self, network: nn.Module, features: int) -> None:
+        norms_of(network)
+
     def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
         network = material.network()
         norms = norms_of(network)

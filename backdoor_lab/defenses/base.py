@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backdoor_lab import checks
 from backdoor_lab.defenses.budget import Budget, split
@@ -48,6 +48,10 @@ class Defense(ABC):
 
         `per_class` is the number of examples of each label.
         """
+
+    def check_network(self, network: nn.Module, features: int) -> None:
+        """Raises ConfigError, before any training, when the defense cannot work with such a
+        network (its weights are not there), or with so many features of an image."""
 
     def told(self) -> list[str]:
         """What the defense needs to know: "target", "epsilon", "clean", "material", "clean

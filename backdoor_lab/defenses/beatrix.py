@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backdoor_lab import checks
 from backdoor_lab.defenses.base import Filter, Knowledge, Look, finite
@@ -80,13 +80,16 @@ class Beatrix(Filter):
         finite(rows, "rows of clean features")
         return self._maps(rows)
 
-    def _maps(self, values: Tensor) -> Tensor:
-        """`values` (n, C · HW) as float64 (n, C, HW)."""
-        if values.shape[1] % self.positions:
+    def check_network(self, network: nn.Module, features: int) -> None:
+        if features % self.positions:
             raise ConfigError(
-                f"`defense.positions` must divide the number of features, {values.shape[1]}, got"
+                f"`defense.positions` must divide the number of features, {features}, got"
                 f" {self.positions}: take 1 for pooled features"
             )
+
+    def _maps(self, values: Tensor) -> Tensor:
+        """`values` (n, C · HW) as float64 (n, C, HW)."""
+        self.check_network(nn.Identity(), values.shape[1])
         return values.double().cpu().reshape(len(values), -1, self.positions)
 
     def _outside(self, maps: Tensor, clean: Tensor, p: int) -> Tensor:

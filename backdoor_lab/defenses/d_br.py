@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from backdoor_lab import checks
 from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import as_trained, features, train, training_batches
+from backdoor_lab.defenses.networks import as_trained, features, head, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
 from backdoor_lab.errors import ConfigError, Diverged
 
@@ -57,6 +57,9 @@ class DBr(Unlearning):
             )
         self.epochs = checks.whole("defense.epochs", epochs, low=0)
         self.lr = checks.number("defense.lr", lr, low=0)
+
+    def check_network(self, network: nn.Module, features: int) -> None:
+        head(network)
 
     def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
         everything = torch.arange(len(material.labels))

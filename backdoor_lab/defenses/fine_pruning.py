@@ -40,6 +40,9 @@ class FinePruning(Repair):
         self.epochs = checks.whole("defense.epochs", epochs, low=0)
         self.lr = checks.number("defense.lr", lr, low=0)
 
+    def check_network(self, network: nn.Module, features: int) -> None:
+        head(network)
+
     def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
         network, clean = material.network(), clean_of(material)
         last = head(network)

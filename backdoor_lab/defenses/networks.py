@@ -106,6 +106,9 @@ class Repair(ABC):
         """Nothing of the protocol's words for filters: a repair removes no image."""
         return {}
 
+    def check_network(self, network: nn.Module, features: int) -> None:
+        """Raises ConfigError, before any training, when such a network cannot be repaired."""
+
     @abstractmethod
     def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
         """A network of the attacked one's architecture, and notes for the record."""

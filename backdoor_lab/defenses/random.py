@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from backdoor_lab.defenses.base import Defense, Filter, Knowledge
 from backdoor_lab.errors import ConfigError
@@ -52,6 +53,9 @@ class Random(Defense):
 
     def check(self, known: Knowledge, per_class: Sequence[int]) -> None:
         self.like.check(known, per_class)
+
+    def check_network(self, network: nn.Module, features: int) -> None:
+        self.like.check_network(network, features)
 
     def applied(self) -> dict[str, object]:
         return self.like.applied()

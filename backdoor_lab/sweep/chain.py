@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backdoor_lab import faults
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.poison import clean
@@ -18,7 +16,15 @@ from backdoor_lab.data.cache import open_dataset, overlap
 from backdoor_lab.defenses.base import TruthControl
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.errors import Diverged, LabError, OutOfMemory, Stopped, failed_status, reason_of
+from backdoor_lab.errors import (
+    Diverged,
+    LabError,
+    OutOfMemory,
+    Stopped,
+    failed_status,
+    is_out_of_memory,
+    reason_of,
+)
 from backdoor_lab.small_files import write_json
 from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
@@ -226,7 +232,10 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
             raise
         except Exception as error:
             body = failure(error, cell)
-            log.error("%s: %s", cell.id, body["status"], exc_info=not isinstance(error, LabError))
+            memory = body["status"] == OUT_OF_MEMORY
+            said = f"{OUT_OF_MEMORY}: {body['error']}" if memory else body["status"]
+            known = memory or isinstance(error, LabError)
+            log.error("%s: %s", cell.id, said, exc_info=not known)
         run = run_facts(chain.stages, chain.machine, command)
         run |= {"started": began.isoformat(timespec="seconds")}
         run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}
@@ -240,19 +249,11 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
 
 def failure(error: Exception, cell: Cell) -> dict[str, Any]:
     """Status and message of a cell that could not be finished."""
-    if _out_of_memory(error):
-        message = f"{error} (recipe.batch={cell.recipe.batch}, not lowered by itself)"
+    if is_out_of_memory(error):
+        first = reason_of(error).splitlines()[0]
+        message = f"{first} (recipe.batch={cell.recipe.batch}, not lowered by itself)"
         return {"status": OUT_OF_MEMORY, "error": str(OutOfMemory(message))}
     if isinstance(error, Diverged):
         return {"status": f"diverged: {error}", "error": str(error)}
     reason = reason_of(error)
     return {"status": failed_status(reason), "error": reason}
-
-
-def _out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        or "defaultcpuallocator: can't allocate memory" in text
-        or "not enough memory" in text
-    )

@@ -69,7 +69,7 @@ class _Look(Store):
     number of measurements, on which no other stage hangs, and the first of all others."""
 
     def __init__(self, root: Path | str) -> None:
-        super().__init__(root)
+        super().__init__(root, read_only=True)
         self.missing: list[str] = []
 
     def get(
@@ -124,7 +124,8 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
             continue
         missing = missing_from(cell, cell.config["store"]["root"], machine)
         work.cells.append((cell, f"from {missing[0]} on" if missing else "record only"))
-        data = open_dataset(source_of(cell.config), Store(cell.config["store"]["root"]))
+        store = Store(cell.config["store"]["root"], read_only=True)
+        data = open_dataset(source_of(cell.config), store)
         kind = canonical([cell.config["model"], cell.recipe.decides(), data.train.digest])
         if kind not in speeds:
             speeds[kind] = calibrate(cell, data, machine)

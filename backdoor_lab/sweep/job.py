@@ -12,9 +12,8 @@ from backdoor_lab.errors import ConfigError
 from backdoor_lab.paths import check_writable
 from backdoor_lab.small_files import read_json
 from backdoor_lab.store import Store
-from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.chain import RECORD, Chain, run_cell
-from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, place, sweep_file
+from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, mend, place, sweep_file
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training.logs import logger_of
@@ -44,14 +43,15 @@ def run_job(
             f"this cell was {folder.name} when the sweep was checked and is {cell.id} now: its"
             " configuration or data changed meanwhile; repeat the command"
         )
-    if config.get("dry_run"):
-        return _foretell(cell, folder, parallel_cells)
     check_writable(folder)
     # Into the cell's log, and not past it to a terminal that the sweep's table owns.
     logging.captureWarnings(in_sweep)
-    if finished(folder, cell.id, mend=True):
+    if finished(folder, cell.id, quiet=True):
         _tell(folder, in_sweep)
         return "done"
+    mend(folder)
+    if not in_sweep:
+        preflight().publish()
     trainer = config["trainer"]
     title = f"[{place(folder.parent, cell.id)} {cell.id.rpartition('-')[0]}]"
     command = sweep_file(folder.parent).get("command") or command_line()
@@ -73,15 +73,6 @@ def run_job(
 def _shown(progress: str, in_sweep: bool) -> str:
     """The kind of progress that a cell shows: in a sweep the bar is the driver's (live.py)."""
     return "lines" if in_sweep and progress in ("auto", "bar") else progress
-
-
-def _foretell(cell: Cell, folder: Path, parallel_cells: int) -> str:
-    from backdoor_lab.sweep.estimate import describe, estimate
-
-    machine = machine_of(cell.config["trainer"], parallel_cells=parallel_cells)
-    done = {cell.id} if finished(folder, cell.id) else set()
-    print(describe(estimate([cell], done, machine), 1))
-    return "done"
 
 
 def _tell(folder: Path, in_sweep: bool) -> None:

@@ -17,6 +17,7 @@ from backdoor_lab.files import room
 from backdoor_lab.reports.records import DAMAGED, DONE, SCHEMA, Cell, decode, mapping, parse
 from backdoor_lab.small_files import (
     DamagedFile,
+    UnreadableFile,
     clear_file,
     clear_folder,
     read_json,
@@ -78,26 +79,35 @@ def status_of(folder: Path) -> str | None:
     return None if found is None else found.status
 
 
-def finished(folder: Path, cell_id: str, *, mend: bool = False) -> bool:
+def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
     """Whether a folder holds the record of this very cell, done; a failed one is tried again, and
-    so is a damaged one, with a warning. With `mend` a damaged one is set aside.
+    so is a damaged one, with a warning unless `quiet`.
 
-    Raises ConfigError when it holds another cell's, damaged or not.
+    Raises ConfigError when it holds another cell's, damaged or not, and UnreadableFile when it
+    may be sound but cannot be read.
     """
     try:
         found = read_record(folder)
     except DataError as error:
+        if isinstance(error, UnreadableFile) and not isinstance(error, DamagedFile):
+            raise
         _check_owner(folder, _name(folder), cell_id)
-        path = folder / RECORD
-        if mend:
-            set_aside(path, f"damaged record: {_told(error, path)}")
-        else:
+        if not quiet:
             log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
         return False
     if found is None:
         return False
     _check_owner(folder, found.id, cell_id)
     return found.done
+
+
+def mend(folder: Path) -> None:
+    """Sets a damaged record in a cell's folder aside."""
+    path = folder / RECORD
+    try:
+        read_record(folder)
+    except DataError as error:
+        set_aside(path, f"damaged record: {_told(error, path)}")
 
 
 def _check_owner(folder: Path, name: str | None, cell_id: str) -> None:
@@ -188,12 +198,12 @@ def merge_asked(folder: Path, asked: Sequence[Asked]) -> list[dict[str, Any]]:
     return list({**old, **new}.values())
 
 
-def note_failure(folder: Path, reason: str) -> str:
+def note_failure(folder: Path, reason: str, status: str | None = None) -> str:
     """Records why a cell of a sweep failed without writing a record of its own; its status.
 
     Where that cannot be written either, the reason for it is logged.
     """
-    status = failed_status(reason)
+    status = status or failed_status(reason)
     asked = sweep_file(folder.parent).get("asked", [])
     choices = next((each["choices"] for each in asked if each["id"] == folder.name), None)
     if choices is None or status_of(folder) == DONE:

@@ -5,22 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from backdoor_lab.attacks.plan import count
 from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.defenses.base import Defense
+from backdoor_lab.data.limits import memory_here
+from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.errors import ConfigError, is_out_of_memory, reason_of
 from backdoor_lab.files import canonical
 from backdoor_lab.paths import check_writable
+from backdoor_lab.reports.terminal import size_words
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.sweep.told import class_sizes, held_out, knowledge
-from backdoor_lab.training.autoencoder import AUTOENCODER
+from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
-from backdoor_lab.training.models import build_model, check_model, layer_of
+from backdoor_lab.training.models import Tap, build_model, check_model, layer_of
 from backdoor_lab.types import Dataset
 
 
@@ -28,7 +32,7 @@ class Preflight:
     """Checks configurations; what many cells of a sweep share is looked at once."""
 
     def __init__(self) -> None:
-        self._data: dict[str, tuple[Dataset, str]] = {}
+        self._data: dict[str, tuple[dict[str, Any], tuple[Dataset, str]]] = {}
         self._seen: set[str] = set()
 
     def cell(self, config: dict[str, Any]) -> Cell:
@@ -36,8 +40,20 @@ class Preflight:
 
         Raises ConfigError or DataError, naming the rule that is broken.
         """
+        try:
+            return self._cell(config)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ConfigError(
+                f"there is not enough memory to check this cell ({reason_of(error)}): ask for less"
+                " (dataset.size, dataset.limit_train, model.width), or allow more (ulimit -v)"
+            ) from error
+
+    def _cell(self, config: dict[str, Any]) -> Cell:
         check_keys(config)
         self._once(["elsewhere", config["trainer"], config["logger"], config["store"]], config)
+        self._check_names(config)
         data, fingerprint = self._open(config)
         cell = Cell(config, data.classes, fingerprint)
         _check_repair(cell)
@@ -45,6 +61,22 @@ class Preflight:
         self._check_attack(cell, data)
         self._check_network(cell, data)
         return cell
+
+    def publish(self) -> None:
+        """Puts every data set that was opened into its store, now that nothing is refused."""
+        for key, (config, (_, fingerprint)) in self._data.items():
+            data = open_dataset(source_of(config), Store(config["store"]["root"]))
+            self._data[key] = config, (data, fingerprint)
+
+    def _check_names(self, config: dict[str, Any]) -> None:
+        """Network and layer, as far as they can be wrong whatever the data set is."""
+        model, layer = config["model"], config["protocol"]["layer"]
+        key = canonical(["names", model, layer])
+        if key not in self._seen:
+            check_model(model)
+            with torch.device("meta"):
+                check_layer(build_model(model, channels=3, classes=2, seed=0), layer)
+            self._seen.add(key)
 
     def _once(self, key: Any, config: dict[str, Any]) -> None:
         if canonical(key) in self._seen:
@@ -59,9 +91,10 @@ class Preflight:
         key = canonical([config["dataset"], config["store"]])
         if key not in self._data:
             source = source_of(config)
-            data = open_dataset(source, Store(config["store"]["root"]))
-            self._data[key] = data, source.fingerprint()
-        return self._data[key]
+            # A command that is refused, or only asks for an estimate, leaves nothing behind.
+            data = open_dataset(source, Store(config["store"]["root"], read_only=True))
+            self._data[key] = config, (data, source.fingerprint())
+        return self._data[key][1]
 
     def _check_attack(self, cell: Cell, data: Dataset) -> None:
         key = canonical(["attack", cell.fingerprint, cell.protocol, cell.attack,
@@ -88,12 +121,13 @@ class Preflight:
     def _check_network(self, cell: Cell, data: Dataset) -> None:
         model, layer = cell.config["model"], cell.protocol["layer"]
         shape = data.train.shape
-        key = canonical(["network", model, layer, list(shape), len(data.classes)])
-        if key in self._seen:
-            return
-        check_model(model, classes=len(data.classes))
-        try_network(model, layer, shape, len(data.classes))
-        self._seen.add(key)
+        key = canonical(["network", model, layer, list(shape), len(data.classes),
+                         cell.options])  # fmt: skip
+        if key not in self._seen:
+            net, features = try_network(model, layer, shape, len(data.classes))
+            if not isinstance(cell.defense, TruthControl):
+                cell.defense.check_network(net, features)
+            self._seen.add(key)
 
 
 def _check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
@@ -144,9 +178,11 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
                 f"`protocol.holdout`={wanted} would leave {size - lost} of the {size} test images"
                 f" of class {name} to be measured on: give less (every class loses alike)"
             )
-    if {"clean", "clean images"} & set(cell.told) and wanted < 2 * len(data.classes):
+    if {"clean", "clean images"} & set(cell.told) and min(taken) < 2:
+        few = min(range(len(taken)), key=lambda label: taken[label])
         raise ConfigError(
-            f"`defense={cell.config['defense']['name']}` needs a few clean images of every class:"
+            f"`defense={cell.config['defense']['name']}` needs a few clean images of every class,"
+            f" and protocol.holdout={wanted} holds out {taken[few]} of class {data.classes[few]}:"
             f" set protocol.holdout to {2 * len(data.classes)} or more (test images that are then"
             " measured on no longer)"
         )
@@ -154,18 +190,22 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
 
 def try_network(
     model: dict[str, Any], layer: str, shape: tuple[int, int, int], classes: int
-) -> None:
-    """Raises ConfigError when the network cannot take such images or has no such layer."""
-    import torch
+) -> tuple[torch.nn.Module, int]:
+    """The network without its weights, and how many features an image has at the layer.
 
-    net = build_model(model, channels=shape[0], classes=classes, seed=0)
-    if layer != AUTOENCODER:
-        layer_of(net, layer)
-    images = torch.zeros(2, *shape)
+    Raises ConfigError when the network cannot take such images, has no such layer or is larger
+    than this machine's memory.
+    """
+    with torch.device("meta"):
+        net = build_model(model, channels=shape[0], classes=classes, seed=0)
+    check_layer(net, layer)
+    _check_size(model, net)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            # Some networks give more than logits while they train, or want larger images.
-            found = {"training": net.train()(images), "measured": net.eval()(images)}
+        found, features = _passed(net, layer, shape, "meta")
+    except NotImplementedError:
+        # Some layer has no kernel that knows shapes alone.
+        whole = build_model(model, channels=shape[0], classes=classes, seed=0)
+        found, features = _passed(whole, layer, shape, "cpu")
     except (RuntimeError, AssertionError, ValueError) as error:
         channels, height, width = shape
         raise ConfigError(
@@ -179,3 +219,33 @@ def try_network(
                 f"`model.name={model['name']}` gives {what} while {doing}, where logits of shape"
                 f" {(2, classes)} are needed: choose another model"
             )
+    return net, features
+
+
+def _passed(
+    net: torch.nn.Module, layer: str, shape: tuple[int, int, int], device: str
+) -> tuple[dict[str, Any], int]:
+    images = torch.zeros(2, *shape, device=device)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        # Some networks give more than logits while they train, or want larger images.
+        found = {"training": net.train()(images)}
+        if layer == AUTOENCODER:
+            return found | {"measured": net.eval()(images)}, DIMS
+        with Tap(net, layer) as tap:
+            return found | {"measured": net.eval()(images)}, tap.values.shape[1]
+
+
+def check_layer(net: torch.nn.Module, layer: str) -> None:
+    """Raises ConfigError when the network has no such layer."""
+    if layer != AUTOENCODER:
+        layer_of(net, layer)
+
+
+def _check_size(model: dict[str, Any], net: torch.nn.Module) -> None:
+    size = sum(value.nbytes for value in net.state_dict().values())
+    if size > memory_here():
+        raise ConfigError(
+            f"`model.name={model['name']}` with `model.width`={model['width']} has"
+            f" {size_words(size)} of weights, and this machine {size_words(memory_here())} of"
+            " memory: choose a narrower network"
+        )

@@ -26,7 +26,7 @@ from backdoor_lab.errors import (
 )
 from backdoor_lab.hydra_options import check_overrides
 from backdoor_lab.paths import absolute, check_writable
-from backdoor_lab.small_files import clear_folder, make_folder, write_json, write_ours
+from backdoor_lab.small_files import make_folder, write_json, write_ours
 from backdoor_lab.sweep.expand import Expander
 from backdoor_lab.sweep.launch import Launch
 from backdoor_lab.sweep.listing import (
@@ -34,6 +34,7 @@ from backdoor_lab.sweep.listing import (
     clear_way,
     command_line,
     finished,
+    mend,
     merge_asked,
     status_of,
 )
@@ -43,6 +44,7 @@ from backdoor_lab.sweep.parallel import Parallelism, parallelism
 
 if TYPE_CHECKING:
     from backdoor_lab.sweep.cell import Cell
+    from backdoor_lab.sweep.preflight import Preflight
 
 # Hydra's plugin scan executes plugin modules anew; BasicSweeper must be imported after it.
 Plugins.instance()
@@ -60,6 +62,7 @@ class ResumeSweeper(BasicSweeper):
     """
 
     _cell_of: Callable[[Sequence[str]], Cell]
+    _preflight: Preflight
     last_code = EXIT_DONE
     """The exit code of this process' last sweep: Hydra drops what `sweep` returns."""
 
@@ -76,14 +79,17 @@ class ResumeSweeper(BasicSweeper):
         if dry:
             ResumeSweeper.last_code = EXIT_DONE
             return EXIT_DONE
+        check_writable(folder)
+        left = [each for each in asked if not finished(folder / each.id, each.id, quiet=True)]
+        # From here on nothing is refused any more.
+        if left:
+            self._preflight.publish()
         self._announce(folder, asked)
-        for each in asked:
-            clear_folder(folder / each.id)
-        left = [each for each in asked if not finished(folder / each.id, each.id, mend=True)]
         if len(left) < len(asked):
             log.warning("%d of %s done already", len(asked) - len(left), many(len(asked), "cell"))
         for each in left:
             clear_way(folder / each.id)
+            mend(folder / each.id)
         failed = self._run(folder, asked, left, at_once) if left else {}
         ResumeSweeper.last_code = _conclude(folder, asked, failed)
         return ResumeSweeper.last_code
@@ -116,7 +122,7 @@ class ResumeSweeper(BasicSweeper):
 
         assert self.hydra_context is not None
         expander: Any = Expander(self.hydra_context.config_loader, self.config)
-        preflight = Preflight()
+        self._preflight = preflight = Preflight()
         self._cell_of = lambda job: preflight.cell(expander.config(job))
         found: dict[str, Asked] = {}
         dry: dict[str, Cell] = {}
@@ -145,7 +151,6 @@ class ResumeSweeper(BasicSweeper):
         print(describe(estimate(cells, done, machine), min(at_once.cells, len(cells))), flush=True)
 
     def _announce(self, folder: Path, asked: Sequence[Asked]) -> None:
-        check_writable(folder)
         assert self.config is not None
         make_folder(folder)
         write_ours(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())

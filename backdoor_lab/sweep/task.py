@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab import faults, stopping
-from backdoor_lab.errors import LabError, Stopped, reason_of
-from backdoor_lab.sweep.listing import halt, halted, note_failure
+from backdoor_lab.errors import LabError, Stopped, is_out_of_memory, reason_of
+from backdoor_lab.sweep.listing import OUT_OF_MEMORY, halt, halted, note_failure
 from backdoor_lab.sweep.remote import supervised
 from backdoor_lab.sweep.workers import is_worker
 
@@ -45,9 +45,10 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
         status = str(error)
     except Exception as error:
         # Hydra would keep it to itself.
-        reason = reason_of(error)
-        log.error("%s: %s", folder.name, reason, exc_info=not isinstance(error, LabError))
-        status = note_failure(folder, reason)
+        reason, memory = reason_of(error), is_out_of_memory(error)
+        known = memory or isinstance(error, LabError)
+        log.error("%s: %s", folder.name, reason, exc_info=not known)
+        status = note_failure(folder, reason, OUT_OF_MEMORY if memory else None)
     if status != "done" and config.get("fail_fast") and not stopping.requested():
         halt(folder.parent)
     return status

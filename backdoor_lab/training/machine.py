@@ -22,6 +22,9 @@ from backdoor_lab.resources import cores
 from backdoor_lab.training.gpus import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
+MOST = 1024
+"""Threads of a cell, and cells on a GPU, at most: no machine has more, and a library that cannot
+make so many threads ends the process."""
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 """Environment variables that keep oneDNN (two names) and PyTorch below the processor's best."""
 BEFORE_BF16 = ("AVX", "AVX512_CORE", "AVX512_CORE_VNNI")
@@ -98,9 +101,9 @@ def check_trainer(config: dict[str, Any]) -> None:
     checks.choice("trainer.progress", config["progress"], ("auto", "bar", "lines", "none"))
     checks.flag("trainer.channels_last", config["channels_last"])
     checks.flag("trainer.checkpoint", config["checkpoint"])
-    checks.whole("trainer.cells_per_gpu", config["cells_per_gpu"], low=1)
+    checks.whole("trainer.cells_per_gpu", config["cells_per_gpu"], low=1, below=MOST + 1)
     if config["threads"] is not None:
-        checks.whole("trainer.threads", config["threads"], low=1)
+        checks.whole("trainer.threads", config["threads"], low=1, below=MOST + 1)
 
 
 def _bf16(precision: object, device: torch.device) -> bool:

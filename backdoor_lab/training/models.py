@@ -17,7 +17,7 @@ STEMS = ("cifar", "imagenet")
 PENULTIMATE, POOLED = "penultimate", ":pool"
 
 
-def check_model(config: dict[str, Any], *, classes: int) -> None:
+def check_model(config: dict[str, Any]) -> None:
     """Raises ConfigError for a name, width or stem that no network here has."""
     checks.keys("model", config, ("name", "width", "stem"))
     name, width, stem = config["name"], config["width"], config["stem"]

@@ -55,7 +55,9 @@ def cell_of(root: Path, *overrides: str) -> Cell:
 def run_here(root: Path, folder: Path, *overrides: str) -> dict[str, Any]:
     """Runs a tiny cell in this process; its record."""
     config = configuration(root, *overrides)
-    cell = Preflight().cell(config)
+    preflight = Preflight()
+    cell = preflight.cell(config)
+    preflight.publish()
     machine = machine_of(config["trainer"])
     chain = Chain(cell, Store(root), machine, Progress(folder, "", "none"))
     folder.mkdir(parents=True, exist_ok=True)

@@ -157,7 +157,7 @@ def test_unknown_layers_and_models_are_named_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"`protocol.layer` 'layer5' .*mean 'layer\d'.*penultim"):
         layer_of(build(width=4), "layer5")
     with pytest.raises(ConfigError, match=r"`model.name` 'resnet81' .*mean 'resnet\d+'.*Known: "):
-        check_model(spec("resnet81"), classes=10)
+        check_model(spec("resnet81"))
 
 
 @pytest.mark.parametrize(
@@ -174,4 +174,4 @@ def test_unknown_layers_and_models_are_named_with_the_known_ones() -> None:
 )
 def test_what_no_network_has_is_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        check_model(config, classes=10)
+        check_model(config)

@@ -50,7 +50,7 @@ STAGE = "runs inside a stage, see `stage`"
 WRITERS = {
     "claims.py:_create": STAGE, "claims.py:_say": "a lost beat costs nothing, see test_claims",
     "data/cache.py:_write": "data set", "data/download.py:_fetch": "download",
-    "data/download.py:obtain": "download",
+    "data/download.py:_locked": "download",
     "export_weights.py:export_weights": "export_weights", "figures/style.py:save": ATOMIC,
     "files.py:write_atomic": "atomic", "files.py:write_through": "atomic",
     "output.py:survive_lost_output": "opens the null device",

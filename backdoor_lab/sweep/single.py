@@ -1,0 +1,66 @@
+"""A single cell is checked before Hydra makes a folder for it: what is refused leaves nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from backdoor_lab.paths import absolute, check_writable
+from backdoor_lab.sweep.expand import plain
+from backdoor_lab.sweep.listing import clear_way, finished
+
+
+class EndedEarly(BaseException):
+    """Nothing is to be run: the command was refused for `error`, or asked for an estimate only.
+
+    No Exception, which Hydra would turn into a warning and go on.
+    """
+
+    def __init__(self, error: Exception | None = None) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class BeforeRun(Callback):
+    """Hydra calls it in `conf/config.yaml` before it runs a single cell; not in a sweep."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Raises EndedEarly when nothing is to be run."""
+        found: Exception | None = None
+        try:
+            if _checked(config):
+                return
+        except Exception as error:
+            found = error
+        raise EndedEarly(found)
+
+
+def _checked(config: DictConfig) -> bool:
+    """Whether the cell is to be run; an estimate is printed in its place."""
+    from backdoor_lab.sweep.job import preflight
+
+    HydraConfig.instance().set_config(config)
+    values = plain(config)
+    cell = preflight().cell(values)
+    folder = absolute("hydra.run.dir", str(config.hydra.run.dir))
+    if values.get("dry_run"):
+        print(_estimate(cell, folder, config.hydra))
+        return False
+    check_writable(folder)
+    finished(folder, cell.id, quiet=True)
+    clear_way(folder)
+    return True
+
+
+def _estimate(cell: Any, folder: Path, settings: Any) -> str:
+    from backdoor_lab.sweep.estimate import describe, estimate
+    from backdoor_lab.sweep.parallel import parallel
+    from backdoor_lab.training.machine import machine_of
+
+    machine = machine_of(cell.config["trainer"], parallel_cells=parallel(settings.launcher))
+    done = {cell.id} if finished(folder, cell.id) else set()
+    return describe(estimate([cell], done, machine), 1)
