@@ -103,7 +103,7 @@ def _single(config: dict[str, Any], folder: Path) -> str:
 
     try:
         status = run_job(config, folder, parallel_cells=1)
-    except LabError as error:
+    except Exception as error:
         # Raised here, Hydra would print it its own way.
         _outcome["error"] = error
         return str(error)
