@@ -79,9 +79,13 @@ def inside(root: Path, path: Path) -> Path:
 
 
 def _span(name: str, low: float, below: float) -> str:
-    left = "" if low == -math.inf else f"{low:g} <= "
-    right = "" if below == math.inf else f" < {below:g}"
+    left = "" if low == -math.inf else f"{_shown(low)} <= "
+    right = "" if below == math.inf else f" < {_shown(below)}"
     return f"satisfy {left}{name}{right}" if left or right else "be a finite number"
+
+
+def _shown(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _is_number(value: Any) -> bool:

@@ -46,7 +46,7 @@ def open_dataset(source: Source, store: Store) -> Dataset:
     breaks a rule of `validate`.
     """
     fingerprint = source.fingerprint()
-    inputs = {"source": fingerprint, "version": identity.stage("data")}
+    inputs = _inputs(fingerprint)
 
     def make(folder: Path) -> dict[str, Any]:
         return _write(folder, _read(source, fingerprint))
@@ -66,6 +66,15 @@ def open_dataset(source: Source, store: Store) -> Dataset:
         for split in ("train", "test")
     )
     return Dataset(source.name, train, test, notes)
+
+
+def is_stored(source: Source, store: Store) -> bool:
+    """Whether `store` holds the data set of `source`, whole."""
+    return store.find("data", _inputs(source.fingerprint())) is not None
+
+
+def _inputs(fingerprint: str) -> dict[str, Any]:
+    return {"source": fingerprint, "version": identity.stage("data")}
 
 
 def _read(source: Source, fingerprint: str) -> _Unstored:

@@ -4,8 +4,10 @@ time, as many threads, the same network, images, batches and number format."""
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +16,8 @@ import torch
 
 from backdoor_lab import stopping
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.data.cache import is_stored, open_dataset
+from backdoor_lab.errors import StoreFull
 from backdoor_lab.resources import busy_seconds, cores
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, source_of
@@ -102,11 +105,25 @@ def calibrate(kinds: dict[str, Cell], machine: Machine, processes: int) -> Calib
     if not processes:
         return _tried(kinds, machine, [_Here()], time.process_time())
     workers = [Worker(_serve) for _ in range(min(processes, MOST_PROCESSES))]
-    try:
-        return _tried(kinds, machine, workers, None)
-    finally:
-        for worker in workers:
-            worker.retire()
+    with tempfile.TemporaryDirectory(prefix="backdoor_lab-") as aside:
+        try:
+            kinds = {kind: _within_reach(cell, aside) for kind, cell in kinds.items()}
+            return _tried(kinds, machine, workers, None)
+        finally:
+            for worker in workers:
+                worker.retire()
+
+
+def _within_reach(cell: Cell, aside: str) -> Cell:
+    """The cell with a store that holds its data set, as the sweep's will: its own, or one in the
+    folder `aside`, so that a trial leaves nothing and no worker reads the images again."""
+    source, settings = source_of(cell.config), cell.config["store"]
+    if not is_stored(source, Store(settings["root"], read_only=True)):
+        # Without room there, each worker reads them.
+        with suppress(StoreFull):
+            open_dataset(source, Store(aside))
+            settings = {**settings, "root": aside}
+    return replace(cell, config={**cell.config, "store": settings})
 
 
 def _tried(
@@ -197,7 +214,7 @@ def _serve(job: tuple[Any, ...]) -> Any:
     if job[0] == "prepare":
         _, config, machine, driver = job
         cell = Preflight().cell(config)
-        data = open_dataset(source_of(config), Store(config["store"]["root"]))
+        data = open_dataset(source_of(config), Store(config["store"]["root"], read_only=True))
         spent = time.process_time()
         _benches[:] = [Bench(cell, data, machine)]
         _benches[0].warm_up()

@@ -72,8 +72,8 @@ class Recipe:
         return values | {"milestones": list(self.milestones)}
 
     def _check(self) -> None:
-        checks.whole("recipe.epochs", self.epochs, low=1, below=2**31)
-        checks.whole("recipe.batch", self.batch, low=2, below=2**31)
+        checks.whole("recipe.epochs", self.epochs, low=1)
+        checks.whole("recipe.batch", self.batch, low=2)
         checks.number("recipe.lr", self.lr, low=0)
         checks.number("recipe.momentum", self.momentum, low=0, below=1)
         checks.number("recipe.weight_decay", self.weight_decay, low=0)

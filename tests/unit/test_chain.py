@@ -22,6 +22,7 @@ from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.told import held_out
 from backdoor_lab.tensors import read_tensors
 
+ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["extract", "filter", "measure1", "measure2", "poison", "retrain", "train"]
 
 
@@ -87,7 +88,7 @@ def test_another_process_gives_the_same_record(lab: Path, tmp_path: Path) -> Non
             "run_here(Path(sys.argv[1]) / 'store', Path(sys.argv[1]) / 'cell')")  # fmt: skip
     subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], check=True, cwd=tmp_path,
-        env=environment(PYTHONHASHSEED="77", PYTHONPATH=str(here)),
+        env=environment(PYTHONHASHSEED="77", PYTHONPATH=f"{here}{os.pathsep}{ROOT}"),
     )  # fmt: skip
     assert lasting(record_of(tmp_path / "cell")) == lasting(record_of(lab / "cell"))
 

@@ -234,7 +234,7 @@ def test_broken_orientation_data_do_not_make_an_image_unsound() -> None:
 
 def test_orientation_is_part_of_the_version(tmp_path: Path) -> None:
     assert identity.committed()["datasets"]["image_folder"]["version"] == 2
-    assert ArrayFile.version == 1
+    assert identity.committed()["datasets"]["arrays"]["version"] == 1
 
 
 # --- class names and folders

@@ -60,7 +60,7 @@ def test_rows_say_what_the_tables_say() -> None:
     made["counts"] = made["counts"] | {"n_poisoned": 250, "pois_left": 3}
     from backdoor_lab.reports.records import parse
 
-    line = rows.row(parse(json.dumps(made).encode()))
+    line = rows.row(parse(sealed(json.dumps(made)).encode()))
     assert line.split() == ["pixel", "bird", "5%", "91.50", "100.00", "250", "3", "–", "0.44"]
     assert len(line) == len(rows.header())
     assert rows.name(GRID[2]["id"]) == "pattern bird 10%"
@@ -76,7 +76,7 @@ def test_what_differs_has_a_column() -> None:
 def test_a_failed_cell_says_why() -> None:
     from backdoor_lab.reports.records import parse
 
-    line = Rows(asked()).row(parse(json.dumps(failed(GRID[0])).encode()))
+    line = Rows(asked()).row(parse(sealed(json.dumps(failed(GRID[0]))).encode()))
     assert line.split(maxsplit=3)[3].startswith("failed: ")
 
 

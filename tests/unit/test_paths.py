@@ -150,7 +150,7 @@ WRONG = {
     "logger=mlflow": ["`logger`: mlflow is not installed: pip install mlflow"],
     "recipe.epochs=99999999999999999999": ["`recipe.epochs` must be smaller than 2**31"],
     "retries=99999999999999999999": ["`retries` must be smaller than 2**31"],
-    "seed=9223372036854775808": ["`seed` must satisfy 0 <= seed < 9.22337e+18"],
+    "seed=9223372036854775808": ["`seed` must satisfy 0 <= seed < 9223372036854775808"],
     "recipe.crop=100000": ["`recipe.crop` must satisfy 0 <= recipe.crop < 257"],
     "covers=1e-300": ["`covers`=1e-300 for each of 6 poisoned images is less than one"],
     "retrain_seed=old": ["`retrain_seed` 'old' is not known", "new, same"],

@@ -62,7 +62,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
         "schema", "id", "status", "error", "choices", "protocol", "config", "counts", "nat1",
         "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run", "dataset",
         "asr_elsewhere1", "asr_elsewhere2", "notes", "clean_rate1", "clean_rate2",
-        "top_class1", "top_class2", "top_share1", "top_share2", "applied",
+        "top_class1", "top_class2", "top_share1", "top_share2", "applied", "seal",
     }  # fmt: skip
     assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
     assert record["choices"] == {

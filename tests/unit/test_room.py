@@ -36,6 +36,7 @@ from backdoor_lab.training.logs import logger_of
 
 WRITING = {
     "write_bytes", "write_text", "write_through", "write_atomic", "write_ours", "write_json",
+    "write_sealed",
     "write_array", "savefig", "to_csv", "to_parquet", "touch", "mkdir", "makedirs", "mkstemp",
     "NamedTemporaryFile", "FileLock", "download_url", "ModelCheckpoint", "symlink_to", "fdopen",
     "make_folder", "write_tensors", "write_as_named", "write_frame",
