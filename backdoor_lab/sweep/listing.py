@@ -14,7 +14,7 @@ from typing import Any
 
 from backdoor_lab.errors import ConfigError, DataError, LabError, failed_status
 from backdoor_lab.files import room
-from backdoor_lab.reports.records import DAMAGED, DONE, SCHEMA, Cell, decode, mapping, parse
+from backdoor_lab.reports.records import DAMAGED, DONE, SCHEMA, Cell, mapping, parse
 from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.small_files import (
     DamagedFile,
@@ -83,21 +83,24 @@ def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
     """Whether a folder holds the record of this very cell, done; a failed one is tried again, and
     so is a damaged one, with a warning unless `quiet`.
 
-    Raises ConfigError when it holds another cell's, damaged or not, and UnreadableFile when it
-    may be sound but cannot be read.
+    Raises ConfigError when it holds another cell's, and UnreadableFile when it may be sound but
+    cannot be read. What a damaged record says, its id too, is not believed: it is set aside.
     """
     try:
         found = read_record(folder)
     except DataError as error:
         if isinstance(error, UnreadableFile) and not isinstance(error, DamagedFile):
             raise
-        _check_owner(folder, _name(folder), cell_id)
         if not quiet:
             log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
         return False
     if found is None:
         return False
-    _check_owner(folder, found.id, cell_id)
+    if found.id != cell_id:
+        raise ConfigError(
+            f"{folder} holds the record of {found.id}, and this cell is {cell_id}: give another"
+            " folder (hydra.run.dir or hydra.sweep.dir), or leave it to the default"
+        )
     return found.done
 
 
@@ -108,23 +111,6 @@ def mend(folder: Path) -> None:
         read_record(folder)
     except DataError as error:
         set_aside(path, f"damaged record: {_told(error, path)}")
-
-
-def _check_owner(folder: Path, name: str | None, cell_id: str) -> None:
-    if name not in (None, cell_id):
-        raise ConfigError(
-            f"{folder} holds the record of {name}, and this cell is {cell_id}: give another"
-            " folder (hydra.run.dir or hydra.sweep.dir), or leave it to the default"
-        )
-
-
-def _name(folder: Path) -> str | None:
-    """The id in a damaged record; None where none can be read."""
-    try:
-        record = decode(read_small(folder / RECORD))
-    except (OSError, DataError):
-        return None
-    return str(record["id"]) if isinstance(record, dict) and "id" in record else None
 
 
 def read_record(folder: Path) -> Cell | None:

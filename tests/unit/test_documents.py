@@ -12,14 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from scipy import stats
 
+from backdoor_lab.attacks.poison import poison
+from backdoor_lab.config_loader import conf_dir
+from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.files import digest
 from backdoor_lab.reports import reference
 from backdoor_lab.results.frozen import RECORDS, frozen_lines
+from backdoor_lab.store import Store
+from backdoor_lab.sweep.cell import Cell, source_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "multirun_reports"
 REPORT = SWEEPS / "paper" / "README.md"
+DEMO = SWEEPS / "demo" / "README.md"
 DOCUMENTS = [ROOT / "README.md", *sorted(SWEEPS.rglob("README.md"))]
 Table = tuple[list[str], list[str], list[list[str]]]
 KEYS = ("Protocol", "Trigger", "Target", "Ratio", "Seed", "Layer", "Defense")
@@ -83,7 +91,9 @@ LOOK = _section(REPORT, "## Where the filter looks")
 LAYERS = [table for table in LOOK if table[1][0] == "`defense`"]
 TABLES = [
     *_section(ROOT / "README.md", "## Results")[:1],
-    *_section(SWEEPS / "demo" / "README.md", "# The twelve cells on drawn images"),
+    *_section(DEMO, "## The cells"),
+    *_section(DEMO, "## Beside the controls"),
+    *_section(DEMO, "## On three seeds"),
     *_section(REPORT, "## Which reading of the report gives its tables"),
     *(table for table in LOOK if "ASR2" in table[1]),
 ]  # fmt: skip
@@ -111,6 +121,29 @@ def test_every_figure_of_the_results_is_that_of_its_records(
         for column in set(columns) - set(keys) - RECKONED:
             figure = re.sub(r" \(.*\)", "", line[column])
             assert figure == _text([_value(r, column) for r in cells], column), (row, column)
+
+
+@pytest.mark.parametrize("sweep", ["demo/report", "demo/seeds", "demo/seeds_bf16"])
+def test_every_cell_of_the_demo_shows_attack_and_defense(sweep: str) -> None:
+    cells = _of(sweep)
+    seeds = {0} if sweep == "demo/report" else {6, 7, 8}
+    assert len({r["id"] for r in cells}) == len(cells) == 12 * len(seeds)
+    assert {r["choices"]["seed"] for r in cells} == seeds
+    assert {r["choices"]["defense"] for r in cells} == {"spectral"}
+    for cell in cells:
+        assert cell["asr1"] >= 0.95, cell["id"]
+        assert cell["asr2"] <= 0.05, cell["id"]
+        assert cell["nat2"] >= cell["nat1"] - 0.01, cell["id"]
+
+
+def test_the_records_of_the_demo_are_made_with_its_settings() -> None:
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        demo = compose("config", ["experiment=demo"])
+    for sweep in ("demo/report", "demo/controls", "demo/seeds", "demo/seeds_bf16"):
+        for cell in _of(sweep):
+            assert cell["config"]["recipe"] == demo.recipe, cell["id"]
+            assert cell["config"]["model"] == demo.model, cell["id"]
+            assert cell["dataset"] == demo.dataset, cell["id"]
 
 
 def test_the_report_stands_in_brackets_and_no_cell_is_missing() -> None:
@@ -372,3 +405,24 @@ def test_every_accusation(row: list[str]) -> None:
     others = sum(r["counts"]["n_accused"] - r["counts"]["n_named"] for r in poisoned)
     left = np.mean([r["counts"]["pois_left"] for r in poisoned])
     assert told == [f"{accused} in 3", f"{named} of 6", f"{others} in 6", f"{left:.1f}"]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "trigger"),
+    [("demo/report", "pattern"), ("attacks/rate", "warp"), ("defenses/matrix", "adaptive_blend")],
+)
+def test_the_poisoned_images_follow_from_the_records_configuration(
+    sweep: str, trigger: str, tmp_path: Path
+) -> None:
+    """A kept record holds the hash of its indices alone: the configuration gives them again."""
+    record = next(r for r in _of(sweep) if r["choices"]["trigger"] == trigger)
+    assert "poison_indices" not in record
+    said = record["protocol"]
+    config = record["config"] | {"dataset": record["dataset"], "protocol": said}
+    config |= {"labels": said["labels"], "covers": said["covers"]}
+    data = open_dataset(source_of(config), Store(tmp_path))
+    cell = Cell(config, data.classes, "")
+    found = poison(data.train, cell.trigger, cell.plan, seed=cell.seed)
+    assert len(found.source_index) == record["counts"]["n_poisoned"] > 0
+    assert digest(found.source_index.tolist()) == record["hashes"]["poison"]
+    assert data.train.digest == record["hashes"]["data"]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import cell_of, configuration, run_here
+from test_reports_records import record
 
 from backdoor_lab import identity, identity_table, sources
 from backdoor_lab.attacks.pattern import Pattern
@@ -28,6 +29,7 @@ from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.errors import ConfigError, DataError
+from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.sweep import stages
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.listing import finished
@@ -447,11 +449,14 @@ def test_precision_is_part_of_the_question_when_asked_for(tmp_path: Path) -> Non
 
 def test_another_cells_record_is_not_taken_for_this_one(tmp_path: Path) -> None:
     """A folder given by hand that holds another cell's record is refused."""
-    (tmp_path / "record.json").write_text(json.dumps({"id": "other", "status": "done"}))
+    write_sealed(tmp_path / "record.json", record(id="other"))
     with pytest.raises(ConfigError, match=r"holds the record of other"):
         finished(tmp_path, "mine")
-    # Its own, without a figure, is nothing that is done.
-    assert not finished(tmp_path, "other")
+    assert finished(tmp_path, "other")
+    # Nobody knows whose a damaged one is.
+    text = (tmp_path / "record.json").read_text()
+    (tmp_path / "record.json").write_text(text.replace('"done"', '"dome"'))
+    assert not finished(tmp_path, "mine")
 
 
 def test_poison_made_with_a_network_is_of_that_networks_number_format(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -12,6 +13,8 @@ from test_cli import many
 
 from backdoor_lab.data.download import Official, obtain
 from backdoor_lab.errors import DataError
+from backdoor_lab.files import readable
+from backdoor_lab.results.seal import sealed
 
 REFUSED = {
     "an unknown key": (["nonsense=1"], "nonsense"),
@@ -78,7 +81,8 @@ def test_another_cells_record_is_refused_before_anything_is_written(tmp_path: Pa
     )
     assert "1 of 1 cell done" in first.stdout
     (record,) = tmp_path.rglob("record.json")
-    record.write_text(record.read_text().replace(record.parent.name, "another-cell"))
+    other = json.loads(record.read_text()) | {"id": "another-cell"}
+    record.write_text(sealed(readable({k: v for k, v in other.items() if k != "seal"})))
     before = tree(tmp_path)
     listed = (tmp_path / "here/sweep.json").read_bytes()
     again = subprocess.run(
