@@ -147,7 +147,12 @@ def committed() -> Table:
     try:
         found = json.loads(TABLE.read_bytes())
         sections = (*FOLDERS, "models", "stages", "protocols")
-        return {section: dict(found[section]) for section in sections}
+        table = {section: dict(found[section]) for section in sections}
+        for name, entry in (pair for each in table.values() for pair in each.items()):
+            version = entry["version"]
+            if type(version) is not int or version < 1 or not isinstance(entry["hash"], str):
+                raise ValueError(f"{name} needs a version of 1 or more and a hash")
+        return table
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{TABLE} cannot be read ({type(error).__name__}: {error}): it belongs to the package;"

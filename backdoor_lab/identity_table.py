@@ -52,7 +52,8 @@ def record(names: Sequence[str], *, new_version: bool) -> list[str]:
     """Writes `names`, or ``all`` that differ, into identity.json as they are: under the version
     that each has, or under a new one. Says what was written.
 
-    Raises ConfigError for a name that does not exist.
+    Raises ConfigError for a name that does not exist, and for a protocol that means something
+    else under the version that it had.
     """
     now = current()
     wanted = differing() if "all" in names else _keys(names, now)
@@ -97,6 +98,12 @@ def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
     if entry is None:
         del table[section][name]
         return f"{name} ({section}): left out"
+    same = table[section].get(name, {}).get("version") == entry["version"]
+    if section == "protocols" and same and not new_version and entry != table[section][name]:
+        raise ConfigError(
+            f"{name} means something else under version {entry['version']}, which is printed below"
+            f" tables: give it a new one (--raise {name})"
+        )
     if new_version and name in table[section]:
         entry["version"] = table[section][name]["version"] + 1
         if section == "protocols":

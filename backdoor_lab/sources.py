@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,12 +168,14 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
     module = _parsed(path)
     imports = {key: list(targets) for key, targets in module.imports.items()}
     # A name that a file only passes on is bound by an import.
-    names, parts = {name or ""}, set[tuple[str, str]]()
+    names, parts, often = {name or ""}, set[tuple[str, str]](), Counter[str]()
     for node in walk(_nodes(path, name)):
         if isinstance(node, ast.Name):
             names.add(node.id)
+            often[node.id] += 1
         elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             parts.add((node.value.id, node.attr))
+            often[node.value.id] -= 1
         elif isinstance(node, ast.Import | ast.ImportFrom):
             for bound, target in _brought(node, path):
                 imports.setdefault(bound, []).append(target)
@@ -182,7 +185,8 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
         unit
         for key in taken
         for target in imports[key]
-        for unit in _narrowed(target, {attr for base, attr in parts if base == key})
+        # Of a module that is used in any other way than ``module.name``, every part may be.
+        for unit in _narrowed(target, {a for base, a in parts if base == key and not often[key]})
     ]
     own = [] if name is None else [(path, each) for each in names & module.bound.keys()]
     return (*own, *found, *_packages(path))
@@ -196,7 +200,9 @@ def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
         return [(path, None)]
     if name is not None:
         return [(path, name)]
-    return [(path, each) for each in parts] or [(path, None)]
+    # ``import package.module`` binds the package: its parts are no definitions.
+    whole = not parts or not parts <= _parsed(path).bound.keys() | _parsed(path).imports.keys()
+    return [(path, None)] if whole else [(path, each) for each in parts]
 
 
 def _packages(path: Path) -> list[Unit]:

@@ -39,7 +39,7 @@ def without_effect(node: ast.AST) -> bool:
         return isinstance(node.value, ast.Constant)
     if not isinstance(node, ast.If) or node.orelse:
         return False
-    return "TYPE_CHECKING" in (getattr(node.test, "id", None), getattr(node.test, "attr", None))
+    return ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 @functools.cache

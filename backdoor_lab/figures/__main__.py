@@ -59,7 +59,10 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     be written.
     """
     root = checks.inside(folder, folder / FIGURES)
-    whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(find_store(folder, store)))
+    sweep = read_sweep(folder)
+    for warning in sweep.warnings:
+        print(plain(f"warning: {warning}"), file=sys.stderr)
+    whole = Whole(sweep.cells, raw_records(folder), Shelf(find_store(folder, store)))
     written = _save(root, of_sweep(whole))
     done = list(whole.done())
     taken: set[str] = set()

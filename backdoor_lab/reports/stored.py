@@ -16,12 +16,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab import small_files
 from backdoor_lab.checks import safe_name
 from backdoor_lab.errors import DataError, LabError
-from backdoor_lab.reports.records import decode, mapping
+from backdoor_lab.reports.records import decode as decode_without_indices
+from backdoor_lab.reports.records import mapping
+from backdoor_lab.reports.sweeps import cell_folders
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.seal import read_sealed
-from backdoor_lab.small_files import UnreadableFile, check_regular, read_json
+from backdoor_lab.small_files import UnreadableFile, check_regular
+from backdoor_lab.store import read_manifest
 
 MANIFEST = "manifest.json"
 NO_STORE = "the store is not there: nothing of what its stages left can be shown"
@@ -87,21 +91,21 @@ class Judged:
     keep: Array
 
 
-def raw_records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every sealed record of a sweep by its id, without poison indices, unchecked otherwise.
+def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any]]:
+    """Every sealed record of a sweep by its id, unchecked otherwise; poison indices only if
+    `whole`.
 
     As `read_sweep` does it, a folder that bears its cell's id comes before a copy of it.
     """
+    decode = small_files.decode if whole else decode_without_indices
     lines = (mapping("the record", decode(line)) for line in frozen_lines(folder))
     frozen = {str(record.get("id")): record for record in lines}
     found: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.glob(f"*/{_RECORD}")):
-        if path.parent.name.startswith("."):
-            continue
+    for child in cell_folders(folder):
         with suppress(OSError, DataError):
-            record = mapping("the record", decode(read_sealed(path)))
+            record = mapping("the record", decode(read_sealed(child / _RECORD)))
             name = str(record.get("id"))
-            if name not in found or path.parent.name == name:
+            if name not in found or child.name == name:
                 found[name] = record
     return frozen | found
 
@@ -191,7 +195,7 @@ class Shelf:
         """The folder and the class names of the data set with this training digest."""
         for manifest in sorted((Path(self.root or "") / "data").glob(f"*/{MANIFEST}")):
             with suppress(OSError, DataError, KeyError, TypeError):
-                meta = read_json(manifest)["meta"]
+                meta = read_manifest(manifest.parent)["meta"]
                 if meta["digests"]["train"] == digest:
                     found = manifest.parent, tuple(map(str, meta["classes"]))
                     break
@@ -215,7 +219,7 @@ class Shelf:
         return values[where].astype(np.float64)
 
     def _losses(self, record: dict[str, Any], stage: str) -> Array:
-        meta = read_json(self._entry(record, stage) / MANIFEST)["meta"]
+        meta = read_manifest(self._entry(record, stage))["meta"]
         losses = np.array(meta["loss"], np.float64)
         if losses.ndim != 1 or not np.isfinite(losses).all():
             raise ValueError("losses must be finite")

@@ -48,7 +48,7 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
     """`root` if it is a sweep, else the sweeps below it, sorted. Hidden folders are ignored."""
     if not root.is_dir():
         return []
-    children = _children(root)
+    children = cell_folders(root)
     lists = (root / SWEEP, root / RECORDS, *(child / RECORD for child in children))
     if any(map(os.path.lexists, lists)):
         return [root]
@@ -69,7 +69,7 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
     asked = _read_asked(sweep)
     kept = [parse(line) for line in frozen_lines(folder)]
     found: dict[str, tuple[Cell, str]] = {}
-    for child in _children(folder):
+    for child in cell_folders(folder):
         cell = _read_cell(sweep, child, asked)
         if cell is not None:
             _add(sweep, found, cell, child.name)
@@ -150,7 +150,7 @@ def default_order(cell: Cell) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _children(folder: Path) -> list[Path]:
+def cell_folders(folder: Path) -> list[Path]:
     """The visible folders in `folder`, sorted; links are followed to cells, never written to."""
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))

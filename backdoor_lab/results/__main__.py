@@ -10,22 +10,19 @@ the table in ROOT/README.md.
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from backdoor_lab.errors import EXIT_DONE, DataError, many
 from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.options import Parser, path_of
 from backdoor_lab.reports.overview import markdown
-from backdoor_lab.reports.records import mapping
 from backdoor_lab.reports.render import plain
 from backdoor_lab.reports.report import Report
-from backdoor_lab.reports.sweeps import RECORD, one_sweep
+from backdoor_lab.reports.stored import raw_records
+from backdoor_lab.reports.sweeps import one_sweep
 from backdoor_lab.reports.terminal import printing
 from backdoor_lab.results import frozen
 from backdoor_lab.results.index import index, rewrite
-from backdoor_lab.small_files import read_json
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,15 +65,16 @@ def freeze(folder: Path, out: Path, *, keep_curve: bool = False) -> int:
     sweep = report.sweep
     if sweep.warnings:
         raise DataError(f"{folder}: {'; '.join(sweep.warnings[:3])}")
+    found = raw_records(sweep.folder, whole=True)
     records = [
-        frozen.frozen_record(_record(folder, cell.id), keep_curve=keep_curve)
+        frozen.frozen_record(found[cell.id], keep_curve=keep_curve)
         for cell in sweep.cells
         if cell.status != "missing"
     ]
     asked = [{"id": cell.id, "choices": cell.choices} for cell in sweep.cells]
     lines = frozen.lines_of(records)
     content = frozen.description(sweep.name, sweep.command, asked, records, lines)
-    tables = "\n".join(map(markdown, report.shown))
+    tables = frozen.without_outside_paths("\n".join(map(markdown, report.shown)))
     out.mkdir(parents=True, exist_ok=True)
     for name, text in (
         (frozen.RECORDS, lines),
@@ -85,15 +83,6 @@ def freeze(folder: Path, out: Path, *, keep_curve: bool = False) -> int:
     ):
         write_atomic(out / name, text.encode("utf-8", errors="backslashreplace"))
     return len(records)
-
-
-def _record(folder: Path, cell_id: str) -> dict[str, Any]:
-    for path in sorted(folder.glob(f"*/{RECORD}"), key=lambda p: p.parent.name != cell_id):
-        with suppress(OSError, DataError):
-            found: dict[str, Any] = mapping("the record", read_json(path))
-            if found.get("id") == cell_id:
-                return found
-    raise DataError(f"{folder}: no record of {cell_id}")
 
 
 if __name__ == "__main__":

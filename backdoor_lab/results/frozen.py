@@ -1,7 +1,7 @@
 """The form in which a finished sweep is kept: three files in place of a folder for each cell.
 
-- ``sweep.json``: every command that made it, the machines and versions, the cells asked for, and
-  the hash of ``records.jsonl``;
+- ``sweep.json``: every command that made it, the machines (processor, instruction set, threads,
+  number format), the versions, the cells asked for, and the hash of ``records.jsonl``;
 - ``records.jsonl``: one sealed line for each record, in the order of the sweep, without the
   removal curve and the poisoned indices, whose hashes stay, and without the versions of a
   stage's libraries where they are the run's;
@@ -26,7 +26,10 @@ SWEEP, RECORDS, TABLES = "sweep.json", "records.jsonl", "tables.md"
 SCHEMA = 1
 MAX_BYTES = 2**30
 # A path that leads out of the folder a command was started in: only its last part is kept.
-_OUTSIDE = re.compile(r"(?<![\w.~/-])(?:~|/|\.\.)[^\s'\",=]*/([^/\s'\",=]+)")
+_OUTSIDE = re.compile(
+    r"(?<![\w.~/-])(?:~[\w.-]*/|/(?!/)|\.\./)(?:[^\s'\",=]*/)?([^/\s'\",=]+)"
+    r"|(?<!\w)[A-Za-z]:\\(?:[^\s'\",=]*\\)?([^\\\s'\",=]+)"
+)
 
 
 def frozen_record(record: Mapping[str, Any], *, keep_curve: bool = False) -> dict[str, Any]:
@@ -59,9 +62,9 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
 def without_outside_paths(value: Any) -> Any:
     """A JSON value in whose texts a path out of the working directory is its last part alone."""
     if isinstance(value, str):
-        return _OUTSIDE.sub(r"\1", value)
+        return _OUTSIDE.sub(lambda found: found[1] or found[2], value)
     if isinstance(value, Mapping):
-        return {key: without_outside_paths(item) for key, item in value.items()}
+        return {without_outside_paths(k): without_outside_paths(v) for k, v in value.items()}
     return [*map(without_outside_paths, value)] if isinstance(value, list) else value
 
 
@@ -81,7 +84,8 @@ def description(
         "name": name,
         "command": without_outside_paths(command),
         "commands": _distinct([run.get("command") for run in runs] + [command]),
-        "machines": _distinct(run.get("device") for run in runs),
+        # Records from before there was `compute` name their device alone.
+        "machines": _distinct(run.get("compute") or run.get("device") for run in runs),
         "versions": _distinct(run.get("versions") for run in runs),
         "commits": _distinct(run.get("git_commit") for run in runs),
         "first_started": min(started, default=None),
@@ -126,6 +130,11 @@ def frozen_lines(folder: Path) -> Iterator[bytes]:
     try:
         data = read_small(path, max_bytes=MAX_BYTES)
     except FileNotFoundError:
+        if _said_hash(folder):
+            raise DataError(
+                f"{path} is gone, and {SWEEP} beside it gives its hash: restore it from version"
+                " control"
+            ) from None
         return
     for number, line in enumerate(data.splitlines(), 1):
         try:
@@ -133,17 +142,23 @@ def frozen_lines(folder: Path) -> Iterator[bytes]:
         except DataError as error:
             raise DataError(
                 f"{path}, line {number} ({_id_in(line)}): {error}. Restore the file from version"
-                " control, or remove the line and make the cell again"
+                " control"
             ) from error
         yield line
     _check_whole(folder, path, data)
 
 
-def _check_whole(folder: Path, path: Path, data: bytes) -> None:
+def _said_hash(folder: Path) -> str | None:
     try:
-        said = read_json(folder / SWEEP)["records_sha256"]
-    except (OSError, DataError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: {SWEEP} beside it does not give its hash") from error
+        return str(read_json(folder / SWEEP)["records_sha256"])
+    except (OSError, DataError, KeyError, TypeError):
+        return None
+
+
+def _check_whole(folder: Path, path: Path, data: bytes) -> None:
+    said = _said_hash(folder)
+    if said is None:
+        raise DataError(f"{path}: {SWEEP} beside it does not give its hash")
     if hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() != said:
         raise DataError(
             f"{path}: lines were added, removed or moved since {SWEEP} was written; restore both"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from backdoor_lab.errors import DataError
 from backdoor_lab.files import write_atomic
-from backdoor_lab.results.frozen import RECORDS, SWEEP
+from backdoor_lab.results.frozen import SWEEP
+from backdoor_lab.small_files import read_json
 
+NEEDED = ("cells", "hours", "first_started", "last_started")
 HEAD = "| Question | Document | Sweeps | Cells | Hours | Dates |\n|---|---|---:|---:|---:|---|\n"
 _TABLE = re.compile(re.escape(HEAD.partition("\n")[0]) + r"\n(?:\|.*\n)*")
 
@@ -35,7 +36,7 @@ def rewrite(root: Path) -> None:
 
 
 def _line(folder: Path) -> str:
-    found = [_read(path.parent) for path in sorted(folder.glob(f"*/{RECORDS}"))]
+    found = [_read(path.parent) for path in sorted(folder.glob(f"*/{SWEEP}"))]
     if not found:
         return ""
     cells, hours = (sum(each[key] for each in found) for key in ("cells", "hours"))
@@ -52,8 +53,12 @@ def _question(folder: Path) -> str:
 
 
 def _read(folder: Path) -> dict[str, Any]:
+    path = folder / SWEEP
     try:
-        found: dict[str, Any] = json.loads((folder / SWEEP).read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder / SWEEP} cannot be read: {error}") from error
-    return found
+        found = read_json(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    missing = [key for key in NEEDED if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise DataError(f"{path} is not that of kept records: it lacks {', '.join(missing)}")
+    return dict(found)

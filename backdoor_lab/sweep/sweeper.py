@@ -37,6 +37,7 @@ from backdoor_lab.sweep.listing import (
     mend,
     merge_asked,
     status_of,
+    sweep_file,
 )
 from backdoor_lab.sweep.live import live, quiet_cells
 from backdoor_lab.sweep.loss import Loss, record_loss
@@ -160,7 +161,8 @@ class ResumeSweeper(BasicSweeper):
         assert self.config is not None
         make_folder(folder)
         write_ours(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
-        said = {"schema": 1, "name": folder.name, "command": command_line()}
+        # Where kept records lie, what sweep.json says of them stays.
+        said = sweep_file(folder) | {"schema": 1, "name": folder.name, "command": command_line()}
         said |= {"asked": merge_asked(folder, asked)}
         write_json(folder / "sweep.json", said)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.bench.measuring import Figure, command, timed
 def run() -> list[Figure]:
     """Wall seconds of `make demo` without the installation, and where they go."""
     with tempfile.TemporaryDirectory() as folder:
+        start = datetime.now(UTC)
         wall, _ = timed([*command("backdoor_lab"), "-m", "experiment=demo"], Path(folder))
         found = records(Path(folder) / "multirun_reports" / "runs" / "demo")
     assert len(found) == 12
@@ -22,6 +24,8 @@ def run() -> list[Figure]:
     asr = min(each["asr1"] for each in found)
     return [
         Figure("12 cells to their tables", wall, "s", "<= 300"),
+        Figure("until the first cell is done", min(_ended(r) for r in found) - start.timestamp(),
+               "s", "<= 180"),
         Figure("of it training alone, two cells at a time", _training(found) / 2, "s",
                note=f"{2 * _images(found) / _training(found):.0f} images/s"),
         Figure("the same steps by PyTorch alone, two processes at once",
@@ -34,6 +38,11 @@ def run() -> list[Figure]:
         Figure("lowest Nat2", 100 * min(each["nat2"] for each in found), "%"),
         Figure("highest ASR2", 100 * max(each["asr2"] for each in found), "%"),
     ]  # fmt: skip
+
+
+def _ended(record: dict[str, Any]) -> float:
+    run = record["run"]
+    return datetime.fromisoformat(run["started"]).timestamp() + float(run["wall_seconds"])
 
 
 def _training(found: list[dict[str, Any]]) -> float:

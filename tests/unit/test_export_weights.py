@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import textwrap
 from pathlib import Path
@@ -211,6 +212,19 @@ def test_images_that_were_changed_give_no_normalisation(
         ({"run": {"stages": {}}}, "names no output"),
     ],
 )  # fmt: skip
+def test_an_edited_record_is_refused(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = tmp_path / "cell"
+    shutil.copytree(lab[0] / "sweep" / "cell", cell)
+    text = (cell / "record.json").read_text()
+    (cell / "record.json").write_text(re.sub(r'"nat1": [0-9.]+', '"nat1": 0.9125', text))
+    out = tmp_path / "x.safetensors"
+    assert main([str(cell), "--out", str(out), "--store", str(lab[0] / ".store")]) == 2
+    assert "its seal does not hold" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_a_record_that_cannot_be_used_is_refused(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     change: dict[str, Any], said: str,

@@ -343,8 +343,13 @@ def test_a_class_without_a_file_is_refused() -> None:
 
 
 def test_a_damaged_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = json.loads(identity.TABLE.read_bytes())
     monkeypatch.setattr(identity, "TABLE", tmp_path / "identity.json")
-    for text in (None, "{", "[]", "{}"):
+    odd = []
+    for version in (None, "x", True, 0, 1.5):
+        whole["stages"]["train"]["version"] = version
+        odd.append(json.dumps(whole))
+    for text in (None, "{", "[]", "{}", *odd):
         if text is not None:
             identity.TABLE.write_text(text)
         identity.forget()
@@ -371,6 +376,30 @@ def test_an_edited_trigger_is_run_again(
     assert entry["version"] == 1
     assert second["config"]["code"]["triggers"]["pixel"] == f"1+{entry['hash']}"
     assert first["run"]["code"]["triggers"]["pixel"]["hash"] != entry["hash"]
+
+
+def test_an_edited_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edited(monkeypatch, "data/synthetic_source.py")
+    record = run_here(tmp_path / "store", tmp_path / "a")
+    assert record["run"]["modified"] == ["synthetic_source"]
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["import backdoor_lab.checks\n\n\ndef use():\n    backdoor_lab.checks.safe_name('a', 'b')\n",
+     "from backdoor_lab import checks\n\n\ndef use():\n    checks.whole('a', 1)\n"
+     "    getattr(checks, 'safe_name')('a', 'b')\n"],
+    ids=["by the package", "by getattr"],
+)  # fmt: skip
+def test_what_is_reached_in_another_way_counts_too(
+    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text(code)
+    root = (tmp_path / "own.py", None)
+    before = sources.code_hash([root])
+    edited(monkeypatch, "checks.py", "return value", "return value + value")
+    sources.forget()
+    assert sources.code_hash([root]) != before
 
 
 def test_an_edited_stage_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

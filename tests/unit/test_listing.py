@@ -16,7 +16,8 @@ from obstacles import obstacle
 
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import readable
-from backdoor_lab.reports import write_tables
+from backdoor_lab.reports import read_sweep, write_tables
+from backdoor_lab.results.__main__ import freeze
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep.listing import (
     Asked,
@@ -102,6 +103,20 @@ def test_the_same_command_mends_it(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert "its seal does not hold" in again.stdout + again.stderr
     assert lasting(json.loads(path.read_text())) == lasting(whole)
+
+
+def test_a_sweep_goes_on_beside_kept_records(tmp_path: Path) -> None:
+    """They stay whole, and tables show them and the new cell."""
+    words = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=here"]
+    assert started(tmp_path, *words).returncode == 0
+    freeze(tmp_path / "here", tmp_path / "here")
+    (cell,) = (path.parent for path in tmp_path.rglob("record.json"))
+    shutil.rmtree(cell)
+    again = started(tmp_path, *words, "seed=1")
+    assert again.returncode == 0, again.stderr
+    sweep = read_sweep(tmp_path / "here")
+    assert [each.status for each in sweep.cells] == ["done", "done"]
+    assert sweep.warnings == []
 
 
 SWEEP = ["-m", *TINY, "retrain=false", "seed=0,1", "hydra.sweep.dir=here"]

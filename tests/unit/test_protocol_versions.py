@@ -53,7 +53,9 @@ def test_every_protocol_has_a_version_and_is_listed() -> None:
     assert all(entry["version"] >= 1 for entry in table.values())
 
 
-def test_a_changed_meaning_needs_a_new_version(conf: Path) -> None:
+def test_a_changed_meaning_needs_a_new_version(
+    conf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Any value counts; comments and order of the keys do not."""
     path = conf / "protocol/group13.yaml"
     replaced(path, "ratio_of: target\n", "")
@@ -62,6 +64,10 @@ def test_a_changed_meaning_needs_a_new_version(conf: Path) -> None:
     replaced(path, "budget: 1.5eps", "budget: 2eps")
     (said,) = identity_table.differing().values()
     assert said.startswith("means something else since version 1")
+    for name in ("group13", "all"):
+        assert identity.main(["--accept", name]) == 2
+    assert "give it a new one" in capsys.readouterr().err
+    assert len(identity_table.differing()) == 1
     assert identity.main(["--raise", "group13"]) == 0
     assert "version: 2" in path.read_text()
     assert identity_table.differing() == {}

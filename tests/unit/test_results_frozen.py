@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_reports_records import record, write_sweep
+from test_reports_records import failed, record, write_sweep
 
 from backdoor_lab import compare, export, status
 from backdoor_lab.errors import DataError
@@ -21,7 +21,7 @@ from backdoor_lab.reports.sweeps import read_sweep
 from backdoor_lab.results.__main__ import freeze, main
 from backdoor_lab.results.frozen import RECORDS, frozen_lines, without_outside_paths
 from backdoor_lab.results.index import HEAD
-from backdoor_lab.results.seal import check_seal, sealed
+from backdoor_lab.results.seal import check_seal, sealed, write_sealed
 
 SWEEP = [
     record(trigger=trigger, target=target, ratio=ratio)
@@ -115,6 +115,19 @@ def test_frozen_and_run_sweep_give_the_same_tables(kept: Path) -> None:
     assert "| bird" in (kept / "tables.md").read_text()
 
 
+def test_every_command_and_machine_of_a_sweep_is_kept(tmp_path: Path) -> None:
+    """Also of a record from before a machine had more than one line."""
+    compute = {"processor": "X", "instruction_set": "AVX2", "threads": 1, "precision": "fp32"}
+    made = [record(seed=0), record(seed=1), record(seed=2)]
+    for number, each in enumerate(made):
+        each["run"] = each["run"] | {"command": f"command {min(number, 1)}"}
+    made[2]["run"]["compute"] = compute
+    freeze(write_sweep(tmp_path / "run", made), tmp_path / "kept")
+    found = json.loads((tmp_path / "kept" / "sweep.json").read_text())
+    assert found["commands"][:2] == ["command 0", "command 1"]
+    assert found["machines"] == [made[0]["run"]["device"], compute]
+
+
 def test_long_lists_are_kept_as_hashes(kept: Path) -> None:
     for line, whole in zip(frozen_lines(kept), SWEEP, strict=True):
         found = json.loads(line)
@@ -175,10 +188,49 @@ def test_lines_taken_away_moved_or_added_are_noticed(
 
 def test_a_damaged_record_is_not_frozen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = write_sweep(tmp_path / "run", SWEEP)
-    (run / SWEEP[0]["id"] / "record.json").write_text('{"schema": 1')
+    path = run / SWEEP[0]["id"] / "record.json"
+    path.write_text(path.read_text().replace('"nat1": 0.9', '"nat1": 0.8'))
     assert main(["freeze", str(run), "--out", str(tmp_path / "kept")]) == 2
     assert SWEEP[0]["id"] in capsys.readouterr().err
     assert not (tmp_path / "kept").exists()
+
+
+def test_no_record_is_frozen_but_those_that_a_table_shows(tmp_path: Path) -> None:
+    """None out of a hidden folder, whatever the cells' own folders are called."""
+    run = write_sweep(tmp_path / "run", SWEEP)
+    own = run / SWEEP[0]["id"]
+    (run / ".trash").mkdir()
+    text = (own / "record.json").read_text()
+    (run / ".trash/record.json").write_text(text.replace('"nat1": 0.9', '"nat1": 0.8'))
+    own.rename(run / "renamed")
+    assert freeze(run, tmp_path / "kept") == len(SWEEP)
+    assert min(json.loads(line)["nat1"] for line in frozen_lines(tmp_path / "kept")) > 0.9
+
+
+def test_kept_records_can_be_kept_again_and_added_to(kept: Path) -> None:
+    before = (kept / RECORDS).read_bytes()
+    freeze(kept, kept.parent / "again")
+    assert (kept.parent / "again" / RECORDS).read_bytes() == before
+    new = record(seed=1)
+    (kept / new["id"]).mkdir()
+    write_sealed(kept / new["id"] / "record.json", new)
+    assert freeze(kept, kept.parent / "more") == len(SWEEP) + 1
+
+
+def test_a_list_that_names_records_which_are_gone_is_refused(
+    kept: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kept / RECORDS).unlink()
+    for said in refused(kept, capsys):
+        assert "records.jsonl is gone" in said
+
+
+def test_tables_and_errors_name_no_path_of_the_machine(tmp_path: Path) -> None:
+    one = failed(record(), "failed: killed while reading /home/me/data/x.npz")
+    freeze(write_sweep(tmp_path / "run", [one]), tmp_path / "kept")
+    said = "".join(path.read_text() for path in (tmp_path / "kept").iterdir())
+    assert "x.npz" in said
+    assert "/home" not in said
 
 
 def test_indices_that_are_not_those_of_their_hash_are_not_frozen(tmp_path: Path) -> None:
@@ -194,12 +246,15 @@ def test_indices_that_are_not_those_of_their_hash_are_not_frozen(tmp_path: Path)
         ("x dataset.root=../data/set.tar.xz a", "x dataset.root=set.tar.xz a"),
         ("dataset.root=/mnt/big/set.npz,~/x/y.npz", "dataset.root=set.npz,y.npz"),
         ("hydra.sweep.dir=multirun_reports/a/b", "hydra.sweep.dir=multirun_reports/a/b"),
-        ("'store.root=/a b/c'", "'store.root=/a b/c'"),
+        ("'store.root=/a b/c'", "'store.root=a b/c'"),
+        ("dataset.root=/data store.root=~me/st", "dataset.root=data store.root=st"),
+        ("no file C:\\Users\\me\\x.npz", "no file x.npz"),
+        ("https://arxiv.org/abs/1712.05526 and/or", "https://arxiv.org/abs/1712.05526 and/or"),
         ("1/2 of 3/4", "1/2 of 3/4"),
     ],
 )
 def test_a_path_out_of_the_working_directory_is_its_last_part(given: str, wanted: str) -> None:
-    assert without_outside_paths({"a": [given]}) == {"a": [wanted]}
+    assert without_outside_paths({given: [given]}) == {wanted: [wanted]}
 
 
 def test_hours_count_a_stage_that_cells_share_once(tmp_path: Path) -> None:

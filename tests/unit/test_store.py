@@ -13,7 +13,8 @@ import pytest
 from backdoor_lab import store as store_module
 from backdoor_lab.errors import ConfigError, Diverged, StoreError
 from backdoor_lab.files import digest
-from backdoor_lab.store import MANIFEST, Entry, Store
+from backdoor_lab.small_files import DamagedFile
+from backdoor_lab.store import MANIFEST, Entry, Store, read_manifest
 
 INPUTS: dict[str, Any] = {"version": 1, "ratio": 0.05, "upstream": "0a1b"}
 WHOLE = bytes(range(256)) * 8
@@ -194,6 +195,18 @@ def test_the_same_id_with_other_inputs(tmp_path: Path) -> None:
     path.write_text(json.dumps(manifest | {"seal": digest(manifest)}))
     with pytest.raises(StoreError, match="made from other inputs"):
         get(tmp_path, Make())
+
+
+@pytest.mark.parametrize("seal", [None, "0" * 64, ""])
+def test_a_manifest_without_its_own_hash_is_not_believed(tmp_path: Path, seal: str | None) -> None:
+    path = get(tmp_path, Make()).path / MANIFEST
+    manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "seal"}
+    path.write_text(json.dumps(manifest if seal is None else manifest | {"seal": seal}))
+    with pytest.raises(DamagedFile, match=r"manifest\.json"):
+        read_manifest(path.parent)
+    again = Make()
+    get(tmp_path, again)
+    assert again.calls == 1
 
 
 def test_scratch_outlives_a_failure_and_not_a_success(tmp_path: Path) -> None:

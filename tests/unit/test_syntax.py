@@ -139,6 +139,7 @@ def test_what_does_the_same_is_the_same(one: str, other: str) -> None:
         ("def f(*, a=1, b): pass", "def f(*, a, b=1): pass"),
         ("if not TYPE_CHECKING:\n    x = 1", "if not TYPE_CHECKING:\n    x = 2"),
         ("if TYPE_CHECKING:\n    x = 1\nelse:\n    x = 2", ""),
+        ("if self.TYPE_CHECKING:\n    x = 1", "if self.TYPE_CHECKING:\n    x = 2"),
         ("x = {**a, b: c}", "x = {b: c, **a}"), ("@d\ndef f(): pass", "def f(): pass"),
         ("x[1:]", "x[:1]"), ("from a import b", "from c import b"),
     ],
