@@ -35,7 +35,8 @@ def build(
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
     parameters, takes_any = _parameters(cls)
     obeyed = with_shared(given, shared or {})
-    checks.keys(where, given, [*parameters, *(obeyed if hasattr(cls, "obey") else ())])
+    known = dict.fromkeys([*parameters, *(obeyed if hasattr(cls, "obey") else ())])
+    checks.keys(f"{where}={config['name']}" if config.get("name") else where, given, known)
     missing = [
         name
         for name, parameter in parameters.items()

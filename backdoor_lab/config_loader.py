@@ -30,6 +30,7 @@ from backdoor_lab.errors import ConfigError
 from backdoor_lab.hydra_options import check_hydra, check_overrides, no_such_key, not_there
 from backdoor_lab.targets import (
     LOG_SECTIONS,
+    OUTPUT_DIR,
     check_search_path,
     check_targets,
     is_named,
@@ -37,7 +38,7 @@ from backdoor_lab.targets import (
 )
 
 _FILLED: dict[str, dict[str, Any]] = {
-    "runtime": {"output_dir": "/"},
+    "runtime": {"output_dir": OUTPUT_DIR},
     "job": {"num": 0, "id": "${hydra.job.name}"},
 }
 """What Hydra fills in after composing, as it may look like."""

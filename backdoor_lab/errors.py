@@ -64,6 +64,7 @@ def without_addresses(text: str) -> str:
 _NO_MEMORY = (
     "can't allocate memory", "cannot allocate memory", "not enough memory", "out of memory",
     "bad_alloc", "unable to allocate", "can't start new thread", "failed to map segment",
+    "could not create a primitive",
 )  # fmt: skip
 
 

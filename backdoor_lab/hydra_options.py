@@ -81,6 +81,10 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     keys = [str(each) for each in OmegaConf.select(config, where) if each != "_target_"]
     chosen = OmegaConf.select(config, f"hydra.runtime.choices.{where}")
     owner = f"`{where}={chosen}`" if chosen else f"`{where}`"
+    if missing in keys:
+        return ConfigError(f"key {key!r} is not known: `{where}.{missing}` has no keys inside")
+    if not keys:
+        return ConfigError(f"key {key!r} is not known: {owner} has no keys")
     near = difflib.get_close_matches(missing, keys, n=1)
     hint = f" Did you mean {f'{where}.{near[0]}'!r}?" if near else ""
     others = [name for name in _choices_with(conf, where, missing) if name != chosen]

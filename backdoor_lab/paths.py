@@ -107,7 +107,8 @@ def _check_way(name: str, path: Path) -> None:
         except OSError as error:
             if error.errno == errno.ENOENT and not each.is_symlink():
                 return
-            kind = "a link that leads nowhere" if each.is_symlink() else error.strerror
+            kind = "a link that leads nowhere" if error.errno == errno.ENOENT else error.strerror
+            kind = "a link that leads to itself" if error.errno == errno.ELOOP else kind
             raise _no_path(name, str(path), f"{each} is {kind}") from error
         if each != path and not stat.S_ISDIR(found.st_mode):
             raise _no_path(name, str(path), f"{each} is a file and no folder")

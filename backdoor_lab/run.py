@@ -6,6 +6,7 @@ Heavy imports stand inside functions: ``--help`` and tab completion answer at on
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -36,6 +37,8 @@ from backdoor_lab.threads import wait_briefly
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
          "allow_plugins", "retries", "fail_fast", "estimate_first",
          "dataset_label")  # fmt: skip
+ADDRESS_SPACE = 4_000_000_000
+"""Bytes below which loading PyTorch may end in an abort of the process; 3.07e9 did, 4.1e9 not."""
 _outcome: dict[str, Any] = {}
 
 
@@ -100,10 +103,14 @@ def task(config: DictConfig) -> Any:
 
 def _single(config: dict[str, Any], folder: Path) -> str:
     from backdoor_lab.sweep.job import run_job
+    from backdoor_lab.sweep.listing import OUT_OF_MEMORY, status_of
 
     try:
         status = run_job(config, folder, parallel_cells=1)
     except Exception as error:
+        if is_out_of_memory(error) and status_of(folder) == OUT_OF_MEMORY:
+            _outcome["code"] = EXIT_SOME_FAILED
+            return OUT_OF_MEMORY
         # Raised here, Hydra would print it its own way.
         _outcome["error"] = error
         return str(error)
@@ -122,8 +129,10 @@ def main() -> NoReturn:
     if hasattr(signal, "SIGPIPE") and {"--help", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
         # Ended quietly when whoever reads has enough, as in `... --help | head`.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    sys.argv[1:] = map(_with_home_quoted, sys.argv[1:])
     try:
         _refuse_rerun()
+        _check_address_space()
         code = _run()
     except Exception as error:
         sys.exit(_explain(error))
@@ -153,6 +162,26 @@ def _refuse_rerun() -> None:
         raise ConfigError(
             "--experimental-rerun loads a pickle, which can run any code: repeat the command"
             " instead, it goes on where it stopped"
+        )
+
+
+def _with_home_quoted(word: str) -> str:
+    """``store.root=~/x`` as Hydra's grammar wants it: ``~`` begins no value there."""
+    found = re.fullmatch(r"(\+{0,2}[\w./@-]+)=(~[^\s'\",{}\[\]$]*)", word)
+    return f'{found[1]}="{found[2]}"' if found else word
+
+
+def _check_address_space() -> None:
+    """Raises ConfigError where PyTorch could not even be loaded: it would abort the process."""
+    try:
+        import resource
+    except ImportError:
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < ADDRESS_SPACE:
+        raise ConfigError(
+            f"the address space of this process is limited to {limit:,} bytes, and PyTorch needs"
+            f" {ADDRESS_SPACE:,}: allow more (ulimit -v)"
         )
 
 
@@ -186,6 +215,10 @@ def _known(error: BaseException | None) -> BaseException | None:
             first = first or error
         if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
             first = error
+        if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):
+            first = ConfigError(
+                f"`hydra.job_logging`: {error}: {reason_of(error.__cause__ or error)}"
+            )
         error = error.__cause__ or error.__context__
     return first
 

@@ -14,6 +14,7 @@ import os
 import re
 import stat
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,8 +68,10 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(handle, "rb") as stream:
-            large = os.fstat(handle).st_size > max_bytes
-            data = b"" if large else stream.read(max_bytes + 1)
+            size = os.fstat(handle).st_size
+            large = size > max_bytes
+            # A file that grows meanwhile is read as far as it went.
+            data = b"" if large else stream.read(size)
     except NotADirectoryError as error:
         raise FileNotFoundError(*error.args) from error
     except FileNotFoundError:
@@ -78,7 +81,7 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
             # A folder above it, as links to regular files were followed already.
             raise FileNotFoundError(*error.args) from error
         raise UnreadableFile(f"{path} cannot be read ({error.strerror})") from error
-    if large or len(data) > max_bytes:
+    if large:
         raise DamagedFile(f"{path} is larger than {max_bytes:,} bytes")
     return data
 
@@ -213,7 +216,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_twice(keys: list[str]) -> NoReturn:
-    twice = next(key for key in keys if keys.count(key) > 1)
+    (twice, _), *_ = Counter(keys).most_common(1)
     raise ValueError(f"the key {twice[:40]!r} stands there twice")
 
 

@@ -56,10 +56,16 @@ STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
 NAMED = ("_target_", "()", "class", "worker_process_setup_hook")
 """Keys whose value is the dotted name of code."""
 
+OUTPUT_DIR = "/<output_dir>"
+"""What stands for ``hydra.runtime.output_dir`` until Hydra knows it."""
+
 NAMED_IN_LOGGING = ("queue", "listener", "factory")
 LOG_SECTIONS = ("hydra.job_logging", "hydra.hydra_logging")
 _PACKAGE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*\Z", re.ASCII)
-_ENVIRONMENT = re.compile(r"(LD_|DYLD_|PYTHON|GIT_|HYDRA_|BASH_)\w*\Z|(PATH|ENV|SHELL|IFS)\Z")
+_LOG_FILE = re.compile(rf"({OUTPUT_DIR}/+)?\w[\w.-]*\.log\Z")
+_ENVIRONMENT = re.compile(
+    r"(LD_|DYLD_|PYTHON|GIT_|HYDRA_|BASH_|OPENSSL_|SSL_)\w*\Z|(\w*PATH|ENV|SHELL|IFS)\Z"
+)
 
 
 def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> None:
@@ -76,6 +82,12 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
             check_name(path, value, packages)
         elif logging and str(value).startswith("ext://") and value not in STREAMS:
             check_name(path, str(value).removeprefix("ext://"), packages)
+        elif logging and key == "filename" and not _LOG_FILE.match(str(value)):
+            raise ConfigError(
+                f"`{path}`={str(value).replace(OUTPUT_DIR, '${hydra.runtime.output_dir}')!r} is not"
+                " admitted: a log file lies in the cell's folder or the current one:"
+                " ${hydra.runtime.output_dir}/NAME.log or NAME.log"
+            )
         elif path.startswith("hydra.job.env_set."):
             _check_variable(path, key, value)
 

@@ -68,7 +68,8 @@ class Tar(Members):
             for member in tar:
                 tar.fileobj.spent = 0
                 if not (member.isdir() or member.isreg()) or member.issparse():
-                    raise DataError(f"{self.root}: member {member.name!r} is a link or a device")
+                    kind = "a sparse file" if member.issparse() else "a link or a device"
+                    raise DataError(f"{self.root}: member {member.name!r} is {kind}")
                 path = inner_path(member.name, self.root)
                 _note(found, path, member.isdir(), member.size, self.root)
                 self._places[path] = (member.offset_data, member.size)

@@ -34,6 +34,7 @@ class _Unstored:
     notes: dict[str, Any]
 
 
+_told = set[str]()
 _unstored: dict[str, _Unstored] = {}
 """By fingerprint: what this process has read to check a command, which may yet be refused."""
 
@@ -101,7 +102,11 @@ def _in_memory(source: Source, read: _Unstored) -> Dataset:
 
 
 def _tell(name: str, notes: dict[str, Any]) -> None:
-    """One line for files that are not used, and one for images that are left out."""
+    """One line for files that are not used, and one for images that are left out, once in a
+    process."""
+    if canonical([name, notes]) in _told:
+        return
+    _told.add(canonical([name, notes]))
     unused = notes.get("not_used", {}).get("by_ending")
     if unused:
         log.warning(
@@ -112,8 +117,8 @@ def _tell(name: str, notes: dict[str, Any]) -> None:
     skipped = notes.get("skipped", {}).get("count")
     if skipped:
         log.warning(
-            "data set %s: %d damaged images are left out (dataset.skip_broken); the record lists"
-            " them", name, skipped,
+            "data set %s: left out: %s (dataset.skip_broken); the record lists them",
+            name, many(skipped, "damaged image"),
         )  # fmt: skip
 
 

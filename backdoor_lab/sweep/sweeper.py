@@ -232,8 +232,10 @@ def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -
     for each, state in zip(asked, states, strict=True):
         if state != "done":
             log.error("%s: %s", each.id, state or "missing")
-    log.warning("%d of %s done: %s", done, many(len(asked), "cell"), folder / "tables")
-    log.warning("open %s", folder / "index.html")
+    where = f": {folder / 'tables'}" if written else ""
+    log.warning("%d of %s done%s", done, many(len(asked), "cell"), where)
+    if written:
+        log.warning("open %s", folder / "index.html")
     if stopping.requested():
         raise Stopped("stopped on request; the same command goes on where this one stopped")
     return EXIT_DONE if done == len(asked) and written else EXIT_SOME_FAILED

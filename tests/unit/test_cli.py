@@ -11,6 +11,10 @@ from typing import Any
 
 import pytest
 from cells import TINY, environment, started
+from test_reports_records import failed, record
+
+from backdoor_lab import run
+from backdoor_lab.results.seal import write_sealed
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 # Runs the program once per command of a JSON list, in one process: imports cost the most.
@@ -200,3 +204,32 @@ def test_checks_import_no_training_code() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
     )
     assert done.stdout.strip() == "False"
+
+
+def test_an_address_space_too_small_for_pytorch_is_one_line(tmp_path: Path) -> None:
+    """Loading PyTorch would abort the process."""
+    resource = pytest.importorskip("resource")
+    limit = 3_000_000_000
+    done = subprocess.run(
+        [sys.executable, "-m", "backdoor_lab", *TINY], cwd=tmp_path, env=environment(), text=True,
+        capture_output=True, check=False, timeout=100,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: the address space of this process is limited to 3,000")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_cell_without_memory_is_a_failed_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a sweep: its record says so, and there is no error beside it."""
+
+    def fail(config: dict[str, Any], folder: Path, *, parallel_cells: int) -> str:
+        write_sealed(folder / "record.json", failed(record()))
+        raise MemoryError("planned")
+
+    monkeypatch.setattr("backdoor_lab.sweep.job.run_job", fail)
+    monkeypatch.setattr(run, "_outcome", {})
+    assert run._single({}, tmp_path) == "failed: oom"
+    assert run._outcome == {"code": 1}

@@ -261,3 +261,10 @@ def test_a_heartbeat_that_cannot_be_written_costs_nothing(
     obstacle(tmp_path / "cell/running.json", what)
     assert run_here(usual[0], tmp_path / "cell")["status"] == "done"
     assert not list((tmp_path / "cell").glob("*.part"))
+
+
+def test_a_key_that_stands_twice_is_found_in_one_pass() -> None:
+    """Of a million keys: counting each would take days."""
+    text = ",".join(f'"{number}": 0' for number in range(10**6))
+    with pytest.raises(DamagedFile, match="the key '7' stands there twice"):
+        decode(f'{{{text}, "7": 1}}'.encode())

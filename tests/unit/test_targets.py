@@ -138,7 +138,9 @@ def composed(*overrides: str) -> Any:
         ["hydra/job_logging=none", "hydra/hydra_logging=disabled"],
         ["++hydra.job_logging.handlers.console.stream=ext://sys.stderr"],
         ["hydra.job_logging.handlers.file.class=logging.handlers.RotatingFileHandler"],
-        ["hydra.job_logging.handlers.file.filename=${hydra.job.num}.log"],
+        [
+            "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/${hydra.job.num}.log"
+        ],
         ["+hydra.callbacks.x._target_=hydra.experimental.callbacks.LogJobReturnCallback"],
         ["+hydra.job.env_set.OMP_NUM_THREADS='1'"],
         ["hydra.job.env_copy=[PATH]"],
@@ -175,6 +177,22 @@ def test_trust_of_a_package_does_not_reach_triggers() -> None:
         composed("trigger._target_=mine.Trigger", "allow_plugins=[mine]")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["victim", "../x.log", "a/x.log", "~/.bashrc", "/etc/x.log",
+     "${hydra.runtime.output_dir}/../x.log",
+     "${hydra.runtime.output_dir}/.bashrc", "${hydra.runtime.output_dir}/${hydra.job.name}",
+     "/<output_dir>x/y.log"],
+)  # fmt: skip
+def test_a_log_file_lies_in_the_cells_folder(name: str) -> None:
+    with pytest.raises(ConfigError, match="a log file lies in the cell's folder"):
+        composed(
+            f'+hydra.job_logging.handlers.y={{class: logging.FileHandler, filename: "{name}"}}'
+        )
+    with pytest.raises(ConfigError, match="a log file lies in the cell's folder"):
+        composed("hydra.job.name=a/../../b")
+
+
 @pytest.mark.parametrize("value", [[""], ["a b"], ["os;x"], ["../x"], [3], "os", {"a": 1}, None])
 def test_package_names_that_are_none(value: Any) -> None:
     with pytest.raises(ConfigError, match="`allow_plugins` must be a list of package names"):
@@ -189,7 +207,9 @@ def test_log_handlers_are_admitted_in_logging_alone(name: str) -> None:
 
 
 def test_the_check_leaves_the_configuration_as_it_was() -> None:
-    config = composed("hydra.job_logging.handlers.file.filename=${hydra.job.num}.log")
+    config = composed(
+        "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/${hydra.job.num}.log"
+    )
     before = OmegaConf.to_yaml(config)
     check_composed(config, ())
     assert OmegaConf.to_yaml(config) == before
