@@ -112,7 +112,7 @@ def test_a_worker_dies_at_each_stage(
             hint = "n_jobs" if action == "kill" else "the last Python stack is in multirun_reports"
             assert hint in record["error"]
         if target != "truck" and action == "segv":
-            (log,) = tmp_path.glob(f"multirun_reports/*/{record['id']}/backdoor_lab.log")
+            (log,) = tmp_path.glob(f"multirun_reports/runs/*/{record['id']}/backdoor_lab.log")
             assert "Segmentation fault" in log.read_text()
             assert str(log.relative_to(tmp_path)) in record["error"]
     assert beats(tmp_path) == []
@@ -224,7 +224,7 @@ def test_cells_that_share_a_network_that_diverges(tmp_path: Path) -> None:
         assert len({record["status"] for record in found}) == 1
         assert found[0]["status"].startswith("diverged")
         assert "tried again" not in said
-        notes = list(tmp_path.glob("multirun_reports/*/.diverged/train-*"))
+        notes = list(tmp_path.glob("multirun_reports/runs/*/.diverged/train-*"))
         assert len(notes) == 1
 
 
