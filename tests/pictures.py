@@ -34,7 +34,7 @@ WINDOW = {"width": 1180, "height": 860}
 def main(arguments: list[str] | None = None) -> int:
     """0; 1 where there is no browser, or the store lacks what the sheet shows."""
     parser = argparse.ArgumentParser(prog="python -m tests.pictures", description=__doc__)
-    parser.add_argument("sweep", type=Path, nargs="?", default=REPORTS / "demo_report")
+    parser.add_argument("sweep", type=Path, nargs="?", default=REPORTS / "runs" / "demo")
     parser.add_argument("--store", type=Path)
     parser.add_argument("--out", type=Path, default=REPORTS / "pictures")
     given = parser.parse_args(arguments)
