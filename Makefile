@@ -33,7 +33,7 @@ $(READY): pyproject.toml
 demo: $(READY)  ## the report's twelve cells on embedded data, and their two tables
 	$(BIN)/python -m backdoor_lab -m experiment=demo
 
-smoke: $(READY)  ## one cell on embedded data, about a minute
+smoke: $(READY)  ## one cell on embedded data, less than a minute
 	$(BIN)/python -m backdoor_lab experiment=smoke
 
 reproduce: $(READY)  ## the report's cells at full width, three seeds; or RECIPE=fast, DATA=ARCHIVE

@@ -34,8 +34,8 @@ from safetensors import safe_open
 from backdoor_lab.training.models import build_model
 
 with safe_open("network.safetensors", "pt") as file:
-    said, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
-model, classes, *stats = (json.loads(said[key]) for key in ("model", "classes", "mean", "std"))
+    metadata, weights = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}
+model, classes, *stats = (json.loads(metadata[key]) for key in ("model", "classes", "mean", "std"))
 net = build_model(model, channels=len(stats[0]), classes=len(classes), seed=0).eval()
 net.load_state_dict(weights)
 mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in stats)
