@@ -16,7 +16,7 @@ AIRBENCH = "airbench"
 PATCH = 2
 """Side of the patches that are whitened."""
 WHITENING_IMAGES = 5000
-"""How many training images the whitening is computed from; the paper takes as many."""
+"""How many training images the whitening is computed from; its authors take their first 5000."""
 _WHITENING_EPS, _SCALE = 5e-4, 1 / 9
 _NORM_EPS, _NORM_MOMENTUM = 1e-12, 0.4
 """torch's momentum is the weight of the new batch, the paper's 0.6 that of the old ones."""
@@ -34,7 +34,7 @@ class Airbench(nn.Module):
         patch = channels * PATCH**2
         self.whiten = nn.Conv2d(channels, 2 * patch, PATCH)
         self.whiten.weight.requires_grad_(False)
-        nn.init.zeros_(_bias(self.whiten))
+        self.whiten.bias = nn.Parameter(torch.zeros(2 * patch))
         self.group1 = Group(2 * patch, width)
         self.group2 = Group(width, 4 * width)
         self.group3 = Group(4 * width, 4 * width)
@@ -116,8 +116,3 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     norm = nn.BatchNorm2d(channels, eps=_NORM_EPS, momentum=_NORM_MOMENTUM)
     norm.weight.requires_grad_(False)
     return norm
-
-
-def _bias(conv: nn.Conv2d) -> Tensor:
-    assert conv.bias is not None
-    return conv.bias

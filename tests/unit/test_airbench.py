@@ -23,6 +23,7 @@ from backdoor_lab.training import fit as training
 from backdoor_lab.training.airbench import Airbench, Group, ScaledLinear, whiten
 from backdoor_lab.training.fit import Job, blank_classifier, fit, new_classifier
 from backdoor_lab.training.measure import predictions
+from backdoor_lab.training.memory_format import CHANNELS_LAST, memory_format_of
 from backdoor_lab.training.models import Tap, build_model, check_model, head
 
 AIRBENCH = ("model=airbench", "model.width=4", "recipe=airbench", "recipe.epochs=2",
@@ -274,6 +275,16 @@ def test_published_weights_are_loaded_without_the_data(monkeypatch: pytest.Monke
     blank.net.load_state_dict(trained.net.state_dict())
     images = asked.training.base
     assert torch.equal(blank.eval()(images), trained(images))
+
+
+def test_it_is_trained_channels_last_and_in_bfloat16_too() -> None:
+    """None of its convolutions is one that oneDNN gets wrong in that layout."""
+    assert memory_format_of(build(1), CPU) == CHANNELS_LAST
+    asked = airbench_job(width=8, epochs=10, crop=0, flip=False)
+    module = fit(asked, replace(CPU, bf16=True))
+    assert module.memory_format == CHANNELS_LAST
+    predicted = predictions(module, asked.training.base, CPU)
+    assert float((predicted == asked.training.labels).double().mean()) > 0.9
 
 
 @pytest.mark.parametrize(
