@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from cells import CPU, cell_of, configuration, job, lasting, run_here, toy_set, training_set
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.errors import ConfigError
@@ -60,6 +61,13 @@ def test_the_published_network_has_the_known_number_of_parameters() -> None:
     for parameter in build().parameters():
         found[parameter.requires_grad] += parameter.numel()
     assert found == {True: 1_971_352, False: 288 + 2 * (64 + 256 + 256)}
+
+
+def test_the_published_network_takes_the_known_arithmetic() -> None:
+    """0.36 PFLOP for 9.9 passes over 50,000 images, says the authors' README."""
+    with FlopCounterMode(display=False) as counter:
+        build()(torch.zeros(2, 3, 32, 32)).sum().backward()
+    assert counter.get_total_flops() / 2 * 50_000 * 9.9 == pytest.approx(0.36e15, rel=0.03)
 
 
 def shapes_inside(net: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
