@@ -25,6 +25,8 @@ AUTOENCODER = Stream("autoencoder")
 WEIGHTS = Stream("weights")
 ORDER = Stream("order")
 AUGMENTATION = Stream("augmentation")
+FLIPS = Stream("flips")
+WHITENING = Stream("whitening")
 MIXING = Stream("mixing")
 DROPOUT = Stream("dropout")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from backdoor_lab import streams
 from backdoor_lab.seeds import torch_generator
 from backdoor_lab.training.mixing import Mixer
-from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.recipe import ALTERNATING, Recipe
 from backdoor_lab.types import TrainingSet
 
 
@@ -21,6 +21,10 @@ class Batches:
     Order and augmentation of an epoch depend on `seed` and the epoch's number alone, so that a
     run resumed at an epoch's start goes on exactly as the unbroken one. The last, incomplete
     batch of an epoch is left out (other images each epoch) unless it is the only one.
+
+    With ``recipe.flip=alternating`` half of the images, drawn once, are mirrored in the first
+    epoch and every other one from there on, the other half in the epochs between (Jordan 2024,
+    arXiv 2404.00498, section 3.6).
     """
 
     def __init__(
@@ -29,6 +33,10 @@ class Batches:
         self.training = on_device(training, device)
         self.recipe, self.seed, self.device = recipe, seed, device
         self.epoch = 0
+        self._flipped_first: Tensor | None = None
+        if recipe.flip == ALTERNATING:
+            drawn = torch.rand(len(training), generator=torch_generator(seed, streams.FLIPS))
+            self._flipped_first = (drawn < 0.5).to(device)
 
     @property
     def sampler(self) -> Batches:
@@ -53,10 +61,15 @@ class Batches:
         mix = Mixer(self.recipe, len(self.training.classes), self.seed, epoch)
         for step in range(len(self)):
             where = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
-            yield mix(*self._batch(where, augment))
+            yield mix(*self._batch(where, augment, epoch))
 
-    def _batch(self, where: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        images = augmented(self.training.gather(where), self.recipe, generator)
+    def _batch(
+        self, where: Tensor, generator: torch.Generator, epoch: int
+    ) -> tuple[Tensor, Tensor]:
+        flipped = None
+        if self._flipped_first is not None:
+            flipped = self._flipped_first[where] ^ bool(epoch % 2)
+        images = augmented(self.training.gather(where), self.recipe, generator, flipped)
         if self.training.stamp is not None:
             # All are stamped and few are taken: to pick those first would make a GPU wait.
             chosen = self.training.stamped(where).view(-1, 1, 1, 1)
@@ -79,20 +92,25 @@ def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
     )
 
 
-def augmented(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def augmented(
+    images: Tensor, recipe: Recipe, generator: torch.Generator, flipped: Tensor | None = None
+) -> Tensor:
     """A random crop, flip and cutout of each of `images` uint8 (b, C, H, W); same shape.
 
     Crops are taken after padding with black by `recipe.crop` pixels, as in He et al. 2016,
-    section 4.2; a flip mirrors every second image on average.
+    section 4.2; a flip mirrors every second image on average, or those that `flipped` bool (b,)
+    names.
     """
     if recipe.crop or recipe.flip:
-        images = _crop_and_flip(images, recipe, generator)
+        images = _crop_and_flip(images, recipe, generator, flipped)
     if recipe.cutout:
         images = _cutout(images, recipe.cutout, generator)
     return images
 
 
-def _crop_and_flip(images: Tensor, recipe: Recipe, generator: torch.Generator) -> Tensor:
+def _crop_and_flip(
+    images: Tensor, recipe: Recipe, generator: torch.Generator, flipped: Tensor | None
+) -> Tensor:
     b, channels, height, width = images.shape
     device, pad = images.device, recipe.crop
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)) if pad else images
@@ -104,8 +122,9 @@ def _crop_and_flip(images: Tensor, recipe: Recipe, generator: torch.Generator) -
     top, left = drawn.to(places)
     across = count(width).expand(b, width)
     if recipe.flip:
-        flipped = torch.rand(b, 1, generator=generator, device=device) < 0.5
-        across = torch.where(flipped, width - 1 - across, across)
+        if flipped is None:
+            flipped = torch.rand(b, generator=generator, device=device) < 0.5
+        across = torch.where(flipped[:, None], width - 1 - across, across)
     # Every byte is picked by its place in the padded batch, in the order in which the network
     # wants them: the channels last in memory.
     rows = (count(b)[:, None] * channels * high + top + count(height)) * wide

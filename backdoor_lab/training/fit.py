@@ -17,8 +17,10 @@ from torch import Tensor
 
 from backdoor_lab import streams
 from backdoor_lab.errors import Diverged
-from backdoor_lab.seeds import derive
+from backdoor_lab.seeds import derive, torch_generator
 from backdoor_lab.small_files import check_regular, set_aside
+from backdoor_lab.training.airbench import WHITENING_IMAGES, Airbench, whiten
+from backdoor_lab.training.autoencoder import CHUNK, seen
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.memory_format import memory_format_of
@@ -46,7 +48,18 @@ class Job:
 
 
 def new_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifier:
-    """A classifier with fresh random weights."""
+    """A classifier with fresh random weights, but for those that are computed from the training
+    set: airbench's first convolution."""
+    module = _random_classifier(job, machine, total_steps)
+    if isinstance(module.net, Airbench):
+        generator = torch_generator(job.seed, streams.WHITENING)
+        chosen = torch.randperm(len(job.training), generator=generator)[:WHITENING_IMAGES]
+        parts = chosen.split(CHUNK)
+        whiten(module.net, (module.normalised(seen(job.training, part)) for part in parts))
+    return module
+
+
+def _random_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifier:
     channels = job.training.base.shape[1]
     net = build_model(
         job.model, channels=channels, classes=len(job.training.classes), seed=job.seed
@@ -70,9 +83,9 @@ def blank_classifier(job: Job, machine: Machine) -> Classifier:
     """
     if job.model["stem"] is None:
         # What else another network keeps beside its weights, nobody knows.
-        return new_classifier(job, machine)
+        return _random_classifier(job, machine)
     with torch.device("meta"):
-        module = new_classifier(job, machine)
+        module = _random_classifier(job, machine)
     module.net.to_empty(device="cpu")
     return module
 

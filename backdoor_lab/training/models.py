@@ -1,4 +1,5 @@
-"""Networks: torchvision's ResNets with any width and either stem, other classifiers by name."""
+"""Networks: torchvision's ResNets with any width and either stem, airbench with any width, and
+other classifiers of torchvision by name."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from backdoor_lab import checks, streams
 from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.seeds import derive
+from backdoor_lab.training.airbench import AIRBENCH, Airbench
 from backdoor_lab.training.autoencoder import AUTOENCODER
 
 STEMS = ("cifar", "imagenet")
@@ -21,19 +23,28 @@ def check_model(config: dict[str, Any]) -> None:
     """Raises ConfigError for a name, width or stem that no network here has."""
     checks.keys("model", config, ("name", "width", "stem"))
     name, width, stem = config["name"], config["width"], config["stem"]
-    names = classifiers()
+    names = [*classifiers(), AIRBENCH]
     if name not in names:
         raise unknown("`model.name`", name, names)
+    if name == AIRBENCH:
+        if stem is not None:
+            raise ConfigError(f"`model.name={name}` has no `stem`; set it to null")
+        _check_width(width)
+        return
     if not _is_resnet(name):
         if width is not None or stem is not None:
             raise ConfigError(f"`model.name={name}` has no `width` or `stem`; set both to null")
         return
     checks.choice("model.stem", stem, STEMS)
+    _check_width(width)
+    if width != 64 and _residual_planes(name) is None:
+        raise ConfigError(f"`model.width` must be 64 for {name}, got {width}")
+
+
+def _check_width(width: Any) -> None:
     checks.whole("model.width", width, low=1, below=4097)
     if not isinstance(width, int):
         raise ConfigError(f"`model.width` must be written without a point, got {width!r}")
-    if width != 64 and _residual_planes(name) is None:
-        raise ConfigError(f"`model.width` must be 64 for {name}, got {width}")
 
 
 def classifiers() -> list[str]:
@@ -52,6 +63,8 @@ def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: in
         torch.manual_seed(derive(seed, streams.WEIGHTS))
         if _is_resnet(config["name"]):
             net = _resnet(config["name"], config["width"], config["stem"], channels, classes)
+        elif config["name"] == AIRBENCH:
+            net = Airbench(config["width"], channels, classes)
         else:
             net = _other(config["name"], channels, classes)
     return net

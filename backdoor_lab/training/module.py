@@ -48,10 +48,11 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits float (b, classes) of `images` uint8 (b, C, H, W)."""
-        logits: Tensor = self.net(self._normalised(images))
+        logits: Tensor = self.net(self.normalised(images))
         return logits
 
-    def _normalised(self, images: Tensor) -> Tensor:
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the network is given for `images` uint8 (b, C, H, W): float, same shape."""
         _, channels, _, width = images.shape
         if not has_channels_last(images):
             return arranged((images.float() - self.mean) / self.std, self.memory_format)

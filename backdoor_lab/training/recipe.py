@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from torch import nn, optim
@@ -10,7 +11,8 @@ from torch import nn, optim
 from backdoor_lab import checks
 from backdoor_lab.errors import ConfigError
 
-SCHEDULES = ("steps", "onecycle", "cosine", "constant")
+SCHEDULES = ("steps", "onecycle", "cosine", "triangle", "constant")
+ALTERNATING = "alternating"
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,12 @@ class Recipe:
 
     `milestones` and `warmup` are shares of the whole run, so that every schedule follows the
     number of epochs. `crop` pads by so many pixels, `cutout` is a side in pixels, `mixup` and
-    `cutmix` are the α of a Beta distribution; 0 is off.
+    `cutmix` are the α of a Beta distribution; 0 is off. `flip` mirrors images at random, or
+    (``alternating``) each of them in every other epoch.
+
+    The schedule ``triangle`` climbs in a straight line from `lr_start` to 1 and falls to
+    `lr_end`, in shares of `lr`. The shifts of batch normalisations are trained at `bias_lr` times
+    the rate, with the weight decay of all others (Jordan 2024, arXiv 2404.00498, section 3.4).
     """
 
     name: str
@@ -35,10 +42,13 @@ class Recipe:
     warmup: float = 0.0
     label_smoothing: float = 0.0
     crop: int = 0
-    flip: bool = False
+    flip: bool | str = False
     cutout: int = 0
     mixup: float = 0.0
     cutmix: float = 0.0
+    lr_start: float = 0.2
+    lr_end: float = 0.0
+    bias_lr: float = 1.0
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Recipe:
@@ -65,10 +75,10 @@ class Recipe:
         """What of the recipe decides the weights: all but its name."""
         values = asdict(self)
         values.pop("name")
-        # Recipes from before there was mixing keep their identity.
-        for way in ("mixup", "cutmix"):
-            if not values[way]:
-                values.pop(way)
+        # Recipes from before these keys keep their identity.
+        for key in ("mixup", "cutmix", "lr_start", "lr_end", "bias_lr"):
+            if values[key] == _DEFAULTS[key]:
+                values.pop(key)
         return values | {"milestones": list(self.milestones)}
 
     def _check(self) -> None:
@@ -85,7 +95,13 @@ class Recipe:
         checks.whole("recipe.cutout", self.cutout, low=0, below=2**15)
         checks.number("recipe.mixup", self.mixup, low=0)
         checks.number("recipe.cutmix", self.cutmix, low=0)
-        checks.flag("recipe.flip", self.flip)
+        checks.number("recipe.lr_start", self.lr_start, low=0)
+        checks.number("recipe.lr_end", self.lr_end, low=0)
+        checks.number("recipe.bias_lr", self.bias_lr, low=2**-20)
+        if not isinstance(self.flip, bool) and self.flip != ALTERNATING:
+            raise ConfigError(
+                f"`recipe.flip` must be true, false or {ALTERNATING}, got {self.flip!r}"
+            )
         checks.flag("recipe.nesterov", self.nesterov)
         for share in self.milestones:
             checks.number("recipe.milestones", share, low=0, below=1)
@@ -95,13 +111,16 @@ class Recipe:
             raise ConfigError("`recipe.schedule=onecycle` needs a `recipe.warmup` above 0, as 0.2")
 
 
+_DEFAULTS = {field.name: field.default for field in fields(Recipe)}
+
+
 def optimizer_of(
     recipe: Recipe, net: nn.Module, total_steps: int
 ) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
     """SGD and the recipe's schedule, to be advanced once a step, over exactly `total_steps`."""
-    parameters = list(net.parameters())
+    parameters = [each for each in net.parameters() if each.requires_grad]
     sgd = optim.SGD(
-        parameters,
+        parameters if recipe.bias_lr == 1 else _groups(recipe, net, parameters),
         lr=recipe.lr,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
@@ -113,6 +132,20 @@ def optimizer_of(
     return sgd, _schedule(recipe, sgd, total_steps)
 
 
+def _groups(recipe: Recipe, net: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """All others, and the shifts of batch normalisations with a rate of their own.
+
+    A step of SGD takes rate times decay of a weight: at another rate the decay is divided by as
+    much, so that as much is taken.
+    """
+    norms = [each for each in net.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    shifts = [each.bias for each in norms if each.affine and each.bias.requires_grad]
+    ids = set(map(id, shifts))
+    lr, decay = recipe.lr * recipe.bias_lr, recipe.weight_decay / recipe.bias_lr
+    others = {"params": [each for each in parameters if id(each) not in ids]}
+    return [others, *([{"params": shifts, "lr": lr, "weight_decay": decay}] if shifts else [])]
+
+
 def _schedule(
     recipe: Recipe, sgd: optim.Optimizer, total_steps: int
 ) -> optim.lr_scheduler.LRScheduler:
@@ -122,12 +155,23 @@ def _schedule(
         warmup = recipe.warmup
         if warmup * (total_steps + 1) == 1:
             warmup *= 1.001
+        rates = [group["lr"] for group in sgd.param_groups]
         return optim.lr_scheduler.OneCycleLR(
-            sgd, recipe.lr, total_steps + 1, pct_start=warmup, cycle_momentum=False
+            sgd, rates, total_steps + 1, pct_start=warmup, cycle_momentum=False
         )
+    if recipe.schedule == "triangle":
+        return optim.lr_scheduler.LambdaLR(sgd, partial(_triangle, recipe, total_steps))
     if recipe.schedule == "cosine":
         return optim.lr_scheduler.CosineAnnealingLR(sgd, total_steps)
     steps = [round(share * total_steps) for share in recipe.milestones]
     if recipe.schedule == "constant":
         steps = []
     return optim.lr_scheduler.MultiStepLR(sgd, steps, recipe.gamma)
+
+
+def _triangle(recipe: Recipe, total_steps: int, step: int) -> float:
+    """The share of the full rate that a step is taken with, `step` from 0 on."""
+    peak = int(recipe.warmup * total_steps)
+    if step < peak:
+        return recipe.lr_start + (1 - recipe.lr_start) * step / peak
+    return 1 + (recipe.lr_end - 1) * (step - peak) / (total_steps - peak)

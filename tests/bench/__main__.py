@@ -15,7 +15,7 @@ import time
 from backdoor_lab.threads import wait_briefly
 from tests.bench.measuring import Figure, hardware, show, write
 
-NAMES = ("step", "data", "spectral", "cells", "overhead", "growth", "resume", "page")
+NAMES = ("step", "networks", "data", "spectral", "cells", "overhead", "growth", "resume", "page")
 ON_REQUEST = ("demo",)
 
 

@@ -96,6 +96,41 @@ def test_flips_and_crops_are_even() -> None:
     assert 0.08 < float(unmoved) < 0.145  # one of nine
 
 
+def test_an_alternating_flip_mirrors_each_image_every_other_epoch() -> None:
+    n = 400
+    images = torch.zeros(n, 3, 4, 4, dtype=torch.uint8)
+    images[..., 0] = 255  # a bright left edge
+    training = training_set(images, torch.arange(n))
+
+    def mirrored(number: int, seed: int = 0) -> Tensor:
+        found = torch.zeros(n, dtype=torch.bool)
+        for batch, labels in epoch(training, number, seed=seed, batch=40, flip="alternating"):
+            found[labels] = batch[:, 0, 0, -1] == 255
+            assert bool(((batch[..., 0] == 255) != (batch[..., -1] == 255)).all())
+        return found
+
+    first = mirrored(0)
+    assert 0.4 < float(first.double().mean()) < 0.6
+    for number in range(1, 5):
+        assert torch.equal(mirrored(number), first ^ bool(number % 2))
+    assert not torch.equal(mirrored(0, seed=1), first)
+
+
+def test_an_alternating_flip_leaves_crops_as_they_are() -> None:
+    """And where no epoch is known, as in a defense's own training, it is a random flip."""
+    images = noise(30)
+    chosen = torch.arange(30) % 3 == 0
+    asked = recipe(flip="alternating", crop=2)
+    found = augmented(images, asked, torch.Generator().manual_seed(1), chosen)
+    # What is cut out is mirrored.
+    plain = augmented(images, recipe(crop=2), torch.Generator().manual_seed(1))
+    expected = torch.where(chosen.view(-1, 1, 1, 1), plain.flip(3), plain)
+    assert torch.equal(found, expected)
+    drawn = augmented(images, asked, torch.Generator().manual_seed(1))
+    random = augmented(images, recipe(flip=True, crop=2), torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, random)
+
+
 def test_cutout_blackens_a_square() -> None:
     side = 4
     holes = augmented(noise(300), recipe(cutout=side), torch.Generator().manual_seed(0)) == 0

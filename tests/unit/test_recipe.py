@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 from cells import recipe
+from omegaconf import OmegaConf
 from torch import nn
 
 from backdoor_lab.errors import ConfigError
+from backdoor_lab.run import conf_dir
+from backdoor_lab.sweep.expand import plain
 from backdoor_lab.training.recipe import Recipe, optimizer_of
 
 BASE = {"name": "r", "epochs": 4, "batch": 8, "lr": 0.1}
@@ -67,6 +70,62 @@ def test_one_cycle_climbs_and_falls_within_the_run(total: int) -> None:
     assert 0 < found[-1] < 0.1 * 20 / total
 
 
+@pytest.mark.parametrize("total", [1, 3, 10, 490])
+def test_a_triangle_is_two_straight_lines(total: int) -> None:
+    found = rates(total, schedule="triangle", warmup=0.23, lr_start=0.2, lr_end=0.07)
+    peak = int(0.23 * total)
+    expected = [
+        0.1 * (0.2 + 0.8 * step / peak) if step < peak
+        else 0.1 * (1 - 0.93 * (step - peak) / (total - peak))
+        for step in range(total)
+    ]  # fmt: skip
+    assert found == pytest.approx(expected)
+    assert max(found) == found[peak] == pytest.approx(0.1)
+
+
+def with_norm() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize("schedule", ["steps", "onecycle", "cosine", "triangle", "constant"])
+def test_shifts_have_their_own_rate_under_every_schedule(schedule: str) -> None:
+    asked = recipe(schedule=schedule, warmup=0.3, bias_lr=64, weight_decay=1e-3)
+    net = with_norm()
+    sgd, steps = optimizer_of(asked, net, 10)
+    for _ in range(10):
+        others, shifts = sgd.param_groups
+        assert shifts["lr"] == pytest.approx(64 * others["lr"])
+        # The same share of a weight is taken in each step.
+        taken = [group["lr"] * group["weight_decay"] for group in (others, shifts)]
+        assert taken[0] == pytest.approx(taken[1])
+        sgd.step()
+        steps.step()
+    assert [each.shape for each in shifts["params"]] == [(2,)]
+    assert shifts["params"][0] is net.get_parameter("1.bias")
+    assert len(others["params"]) == 5
+
+
+def test_frozen_weights_are_not_trained() -> None:
+    net = with_norm()
+    net.get_parameter("0.weight").requires_grad_(False)
+    net.get_parameter("1.bias").requires_grad_(False)
+    for factor in (1, 64):
+        sgd, _ = optimizer_of(recipe(bias_lr=factor), net, 10)
+        assert [len(group["params"]) for group in sgd.param_groups] == [4]
+
+
+def test_the_recipe_of_airbench_is_its_authors_in_our_terms() -> None:
+    """legacy/airbench94.py: 11.5 and 0.0153 per 1024 images, decoupled from the momentum."""
+    found = Recipe.of(plain(OmegaConf.load(f"{conf_dir()}/recipe/airbench.yaml")))
+    gradients = 1 + 1 / (1 - found.momentum)
+    # They sum the loss over the batch, we average it.
+    assert found.lr / found.batch * 1024 * gradients == pytest.approx(11.5)
+    decay = found.lr * found.weight_decay
+    assert decay == pytest.approx(0.0153 * found.batch / 1024 / gradients, rel=1e-3)
+    assert (found.momentum, found.nesterov, found.label_smoothing) == (0.85, True, 0.2)
+    assert (found.epochs, found.crop, found.flip, found.bias_lr) == (10, 2, "alternating", 64)
+
+
 def test_a_constant_rate_stays() -> None:
     assert rates(7, schedule="constant") == [0.1] * 7
 
@@ -84,7 +143,8 @@ def test_the_name_decides_nothing_and_all_else_does() -> None:
         {"epochs": 3}, {"batch": 9}, {"lr": 0.06}, {"momentum": 0.5}, {"nesterov": True},
         {"weight_decay": 1e-3}, {"schedule": "cosine"}, {"milestones": [0.4]}, {"gamma": 0.2},
         {"warmup": 0.3}, {"label_smoothing": 0.1}, {"crop": 1}, {"flip": True}, {"cutout": 2},
-        {"mixup": 0.2}, {"cutmix": 1.0},
+        {"mixup": 0.2}, {"cutmix": 1.0}, {"flip": "alternating"}, {"lr_start": 0.1},
+        {"lr_end": 0.1}, {"bias_lr": 64},
     ]  # fmt: skip
     seen = [recipe().decides(), *(recipe(**change).decides() for change in changes)]
     assert all(a != b for i, a in enumerate(seen) for b in seen[:i])
@@ -95,6 +155,14 @@ def test_a_recipe_without_mixing_is_the_one_from_before_there_was_any() -> None:
     """So that nothing that was trained then is trained again."""
     assert {"mixup", "cutmix"}.isdisjoint(recipe(mixup=0, cutmix=0.0).decides())
     assert recipe(mixup=0.2).decides() == recipe().decides() | {"mixup": 0.2}
+
+
+def test_newer_keys_at_their_default_leave_no_trace() -> None:
+    """What was trained before there were any is not trained again."""
+    newer = {"mixup": 0.0, "cutmix": 0, "lr_start": 0.2, "lr_end": 0.0, "bias_lr": 1}
+    assert recipe(**newer).decides() == recipe().decides()
+    assert newer.keys().isdisjoint(recipe().decides())
+    assert recipe(bias_lr=2).decides() == recipe().decides() | {"bias_lr": 2.0}
 
 
 def test_two_spellings_of_a_number_are_one_recipe() -> None:
@@ -121,7 +189,11 @@ def test_two_spellings_of_a_number_are_one_recipe() -> None:
         ({"milestones": 0.5}, "`recipe.milestones` must be a list"),
         ({"label_smoothing": 1}, "`recipe.label_smoothing` must satisfy .* got 1"),
         ({"crop": -1}, "`recipe.crop` must satisfy 0 <= recipe.crop < 257, got -1"),
-        ({"flip": "yes"}, "`recipe.flip` must be true or false, got 'yes'"),
+        ({"flip": "yes"}, "`recipe.flip` must be true, false or alternating, got 'yes'"),
+        ({"flip": 1}, "`recipe.flip` must be true, false or alternating, got 1"),
+        ({"lr_start": -1}, "`recipe.lr_start` must satisfy 0 <= recipe.lr_start, got -1"),
+        ({"lr_end": math.nan}, "`recipe.lr_end` must satisfy 0 <= recipe.lr_end, got nan"),
+        ({"bias_lr": 0}, "`recipe.bias_lr` must satisfy .* got 0"),
         ({"nesterov": True, "momentum": 0}, "`recipe.nesterov=true` needs a `recipe.momentum`"),
         ({"schedule": "onecycle"}, "`recipe.schedule=onecycle` needs a `recipe.warmup`"),
     ],

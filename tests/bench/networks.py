@@ -1,0 +1,84 @@
+"""airbench beside ResNet18: training images per second and arithmetic per image."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from backdoor_lab.training.batches import Batches
+from backdoor_lab.training.fit import Job, new_classifier
+from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.recipe import Recipe, optimizer_of
+from backdoor_lab.types import TrainingSet
+from tests.bench.data import MEAN, STD
+from tests.bench.measuring import Figure, by_turns, threads
+
+BATCH, STEPS, ROUNDS = 128, 2, 3
+NETWORKS = {
+    "airbench": {"name": "airbench", "width": 64, "stem": None},
+    "airbench-w32": {"name": "airbench", "width": 32, "stem": None},
+    "airbench-w16": {"name": "airbench", "width": 16, "stem": None},
+    "resnet18": {"name": "resnet18", "width": 64, "stem": "cifar"},
+    "resnet18-w16": {"name": "resnet18", "width": 16, "stem": "cifar"},
+}
+
+
+def run() -> list[Figure]:
+    """Images of 32x32 in batches of 128, with crop and flip, in float32 and bfloat16; the best of
+    three rounds. Multiplications and additions count as two."""
+    figures = []
+    for name, model in NETWORKS.items():
+        job = _job(model)
+        sides = {
+            number: lambda job=job, bf16=bf16: _seconds(job, _machine(bf16))
+            for number, bf16 in (("fp32", False), ("bf16", True))
+        }
+        found = by_turns(sides, ROUNDS)
+        figures += [
+            Figure(f"{name}: training, {number}", BATCH * STEPS / min(seconds), "images/s",
+                   note=f"{threads()} threads, channels last")
+            for number, seconds in found.items()
+        ]  # fmt: skip
+        figures.append(Figure(f"{name}: forward and backward", gflop(job), "GFLOP/image"))
+    return figures
+
+
+def gflop(job: Job) -> float:
+    """The arithmetic of one image's forward and backward pass, in 1e9 operations."""
+    module = new_classifier(job, _machine(bf16=False)).train()
+    with FlopCounterMode(display=False) as counter:
+        module(job.training.base[:2]).sum().backward()
+    return float(counter.get_total_flops()) / 2 / 1e9
+
+
+def _job(model: dict[str, Any]) -> Job:
+    n = BATCH * STEPS
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    names = tuple("abcdefghij")
+    training = TrainingSet(images, images[:0], torch.arange(n), torch.arange(n) % 10, names, "")
+    recipe = Recipe("bench", epochs=1, batch=BATCH, lr=0.01, crop=2, flip=True)
+    return Job(model, recipe, training, 0, torch.tensor(MEAN) * 255, torch.tensor(STD) * 255)
+
+
+def _machine(bf16: bool) -> Machine:
+    return Machine(torch.device("cpu"), bf16=bf16, channels_last=True, threads=threads())
+
+
+def _seconds(job: Job, machine: Machine) -> float:
+    torch.set_num_threads(machine.threads)
+    batches = Batches(job.training, job.recipe, seed=0, device=machine.device)
+    module = new_classifier(job, machine, len(batches)).train()
+    optimizer, schedule = optimizer_of(job.recipe, module.net, len(batches))
+    began = time.perf_counter()
+    for images, labels in batches:
+        with machine.autocast():
+            loss = module.loss(module(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return time.perf_counter() - began
