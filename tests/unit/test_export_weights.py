@@ -203,15 +203,6 @@ def test_images_that_were_changed_give_no_normalisation(
     assert "normalisation is not known" in refused(cell, capsys)
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"status": "failed: oom"}, "is not done"), ({"hashes": 3}, "is damaged"),
-        ({"run": {}}, "is damaged"), ({"config": {"model": 3}}, "is damaged"),
-        ({"run": {"stages": {"retrain": {"id": "../../secret"}}}}, "must match"),
-        ({"run": {"stages": {}}}, "names no output"),
-    ],
-)  # fmt: skip
 def test_an_edited_record_is_refused(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,6 +216,15 @@ def test_an_edited_record_is_refused(
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"status": "failed: oom"}, "is not done"), ({"hashes": 3}, "is damaged"),
+        ({"run": {}}, "is damaged"), ({"config": {"model": 3}}, "is damaged"),
+        ({"run": {"stages": {"retrain": {"id": "../../secret"}}}}, "must match"),
+        ({"run": {"stages": {}}}, "names no output"),
+    ],
+)  # fmt: skip
 def test_a_record_that_cannot_be_used_is_refused(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     change: dict[str, Any], said: str,
