@@ -34,7 +34,8 @@ def comparison_of(
     facts = Facts([cell for sweep in sweeps for cell in sweep.cells])
     if report:
         side, paired_by = with_report(facts)
-        ours, other = sweeps[0].name, "report"
+        ours = sweeps[0].name
+        other = "report" if ours != "report" else "reference"
     else:
         side, paired_by = two_sweeps(facts, len(sweeps[0].cells))
         ours, other = _apart(*sweeps)

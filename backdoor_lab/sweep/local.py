@@ -23,6 +23,7 @@ from omegaconf import DictConfig, open_dict
 
 from backdoor_lab import stopping
 from backdoor_lab.errors import reason_of
+from backdoor_lab.files import explained, no_room
 from backdoor_lab.sweep.listing import note_failure
 from backdoor_lab.sweep.loss import Ended, Job, Loss, failed_in
 from backdoor_lab.sweep.workers import Died, Worker, ready
@@ -93,8 +94,10 @@ def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> tuple[bool, A
         status = _run_job(task, config)
     except Exception as error:
         folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
-        log.error("%s: %s", folder.name, reason_of(error))
-        status = note_failure(folder, reason_of(error))
+        full = isinstance(error, OSError) and no_room(error)
+        reason = reason_of(explained(error, folder) if full else error)
+        log.error("%s: %s", folder.name, reason)
+        status = note_failure(folder, reason)
     return stopping.requested(), status
 
 

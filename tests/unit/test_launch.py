@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 from cells import configuration
 from hydra.core.utils import JobStatus
+from omegaconf import OmegaConf
 
 from backdoor_lab.errors import ConfigError
 from backdoor_lab.results.seal import sealed
+from backdoor_lab.sweep import local
 from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.sweep.launch import Launch
 from backdoor_lab.sweep.listing import Asked, halt, halted
@@ -168,3 +171,23 @@ def test_retries_must_be_a_whole_number(value: object, tmp_path: Path) -> None:
 def test_fail_fast_must_be_true_or_false(value: object, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="`fail_fast` must be true or false"):
         check_keys(configuration(tmp_path) | {"fail_fast": value})
+
+
+def test_a_disk_that_fills_before_the_cell_begins_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hydra itself writes first: its error of the system is told as every other lack of room."""
+    said: list[str] = []
+
+    def fail(task: Any, config: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "c" / ".hydra"))
+
+    def note(folder: Path, reason: str) -> str:
+        said.append(reason)
+        return "failed"
+
+    monkeypatch.setattr(local, "_run_job", fail)
+    monkeypatch.setattr(local, "note_failure", note)
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path), "subdir": "c"}}})
+    assert local._run(print, config) == (False, "failed")
+    assert "no room: more room needed" in said[0]
