@@ -94,8 +94,8 @@ def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> tuple[bool, A
         status = _run_job(task, config)
     except Exception as error:
         folder = Path(config.hydra.sweep.dir) / config.hydra.sweep.subdir
-        full = isinstance(error, OSError) and no_room(error)
-        reason = reason_of(explained(error, folder) if full else error)
+        full = explained(error, folder) if isinstance(error, OSError) and no_room(error) else None
+        reason = reason_of(full or error)
         log.error("%s: %s", folder.name, reason)
         status = note_failure(folder, reason)
     return stopping.requested(), status
