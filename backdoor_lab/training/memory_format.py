@@ -34,8 +34,12 @@ def memory_format_of(net: nn.Module, machine: Machine) -> str:
     """
     if not machine.channels_last:
         return CONTIGUOUS
-    unsafe = machine.device.type != "cuda" and any(map(_is_unsafe, net.modules()))
+    unsafe = _uses_onednn(machine.device) and any(map(_is_unsafe, net.modules()))
     return CONTIGUOUS if unsafe else CHANNELS_LAST
+
+
+def _uses_onednn(device: torch.device) -> bool:
+    return device.type != "cuda"
 
 
 def _is_unsafe(module: nn.Module) -> bool:

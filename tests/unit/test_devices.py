@@ -35,6 +35,7 @@ from backdoor_lab.sweep import calibrate
 from backdoor_lab.sweep.cell import source_of
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.progress import Progress
+from backdoor_lab.training import memory_format
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import fit, new_classifier
 from backdoor_lab.training.measure import extract, predictions
@@ -157,6 +158,8 @@ def trainer(*, accelerator: str, devices: Any, **said: Any) -> pl.Trainer:
 
 @pytest.fixture(autouse=True)
 def _a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # What pretends to lie on a GPU is computed by oneDNN, and these networks are narrow.
+    monkeypatch.setattr(memory_format, "_uses_onednn", lambda device: True)
     monkeypatch.setattr(torch, "Generator", generator)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
     # A module takes the moved weights whole: a pointer to their memory would point nowhere.
