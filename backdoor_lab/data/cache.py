@@ -104,9 +104,10 @@ def _in_memory(source: Source, read: _Unstored) -> Dataset:
 def _tell(name: str, notes: dict[str, Any]) -> None:
     """One line for files that are not used, and one for images that are left out, once in a
     process."""
-    if canonical([name, notes]) in _told:
+    said = canonical([name, notes])
+    if said in _told:
         return
-    _told.add(canonical([name, notes]))
+    _told.add(said)
     unused = notes.get("not_used", {}).get("by_ending")
     if unused:
         log.warning(

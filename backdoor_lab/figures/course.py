@@ -64,7 +64,7 @@ def draw_training(axes: Axes, losses: Mapping[str, Array]) -> None:
     axes.set(xlabel="epoch", ylabel="mean loss", title="Training loss")
     axes.set_ylim(bottom=0)
     if losses and max(map(len, losses.values())) == 1:
-        # A single epoch has no range of its own.
+        # With a single epoch matplotlib would choose an arbitrary range.
         axes.set_xlim(0.5, 1.5)
         axes.set_xticks([1])
         axes.set_ylim(top=1.2 * max(values.max() for values in losses.values() if len(values)))

@@ -12,7 +12,7 @@ from backdoor_lab.errors import ConfigError
 from backdoor_lab.paths import check_writable
 from backdoor_lab.reports.records import parse
 from backdoor_lab.reports.worth import cautions
-from backdoor_lab.small_files import read_json, read_small
+from backdoor_lab.small_files import decode, read_small
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.chain import RECORD, Chain, run_cell
 from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, mend, place, sweep_file
@@ -83,7 +83,8 @@ def _tell(folder: Path, in_sweep: bool) -> None:
     """The figures of a single cell, in one line; a sweep has its tables."""
     if in_sweep:
         return
-    record = read_json(folder / RECORD)
+    data = read_small(folder / RECORD)
+    record = decode(data)
     if record["status"] != "done":
         return
     counts = record["counts"]
@@ -95,5 +96,5 @@ def _tell(folder: Path, in_sweep: bool) -> None:
         "Nat1 %s  ASR1 %s  #Pois %d  #Pois Left %d  Nat2 %s  ASR2 %s  %s",
         nat1, asr1, counts["n_poisoned"], counts["pois_left"], nat2, asr2, folder / "record.json",
     )  # fmt: skip
-    for line in cautions([parse(read_small(folder / RECORD))]):
+    for line in cautions([parse(data)]):
         log.warning("%s", line)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
-from backdoor_lab.training.recipe import Recipe, optimizer_of
+from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.types import TrainingSet
 from tests.bench.data import MEAN, STD
 from tests.bench.measuring import Figure, by_turns, threads
+from tests.bench.step import bare
 
 BATCH, STEPS, ROUNDS = 128, 2, 3
 NETWORKS = {
@@ -70,15 +69,4 @@ def _machine(bf16: bool) -> Machine:
 
 def _seconds(job: Job, machine: Machine) -> float:
     torch.set_num_threads(machine.threads)
-    batches = Batches(job.training, job.recipe, seed=0, device=machine.device)
-    module = new_classifier(job, machine, len(batches)).train()
-    optimizer, schedule = optimizer_of(job.recipe, module.net, len(batches))
-    began = time.perf_counter()
-    for images, labels in batches:
-        with machine.autocast():
-            loss = module.loss(module(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return time.perf_counter() - began
+    return bare(job, machine)

@@ -32,7 +32,7 @@ def run() -> list[Figure]:
 def _beside_others(steps: int, rounds: int) -> list[Figure]:
     job, machine = _job(64, steps), _machine()
     plain = _Plain(job)
-    sides = {"lightning": lambda: _lightning(job, machine), "bare": lambda: _bare(job, machine),
+    sides = {"lightning": lambda: _lightning(job, machine), "bare": lambda: bare(job, machine),
              "plain": plain.train}  # fmt: skip
     found = by_turns(sides, rounds)
     images = steps * BATCH
@@ -49,7 +49,7 @@ def _beside_others(steps: int, rounds: int) -> list[Figure]:
 
 def _beside_bare(width: int, steps: int, rounds: int) -> list[Figure]:
     job, machine = _job(width, steps), _machine()
-    sides = {"lightning": lambda: _lightning(job, machine), "bare": lambda: _bare(job, machine)}
+    sides = {"lightning": lambda: _lightning(job, machine), "bare": lambda: bare(job, machine)}
     found = by_turns(sides, rounds)
     images = steps * BATCH
     rate = Figure(f"width {width}: Lightning training", images / min(found["lightning"]),
@@ -99,7 +99,8 @@ def _lightning(job: Job, machine: Machine) -> float:
     return clock.seconds
 
 
-def _bare(job: Job, machine: Machine) -> float:
+def bare(job: Job, machine: Machine) -> float:
+    """Seconds of one epoch in a loop of our own, without Lightning."""
     batches = Batches(job.training, job.recipe, seed=0, device=machine.device)
     module = new_classifier(job, machine, len(batches)).train()
     optimizer, schedule = optimizer_of(job.recipe, module.net, len(batches))
