@@ -81,6 +81,15 @@ class TrainingSet:
         laid_over: Tensor = self.index[where] >= len(self.base)
         return laid_over if self.stamp is not None else torch.zeros_like(laid_over)
 
+    def shown(self, where: Tensor) -> Tensor:
+        """The images at positions `where` as a network sees them, without augmentation: the
+        trigger is on them also where it is stamped after that."""
+        images = self.gather(where)
+        if self.stamp is not None:
+            chosen = self.stamped(where)
+            images[chosen] = self.stamp(images[chosen])
+        return images
+
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
         """The same set without the positions where `mask` bool (n,) is false."""
         return TrainingSet(

@@ -33,8 +33,10 @@ Array = NDArray[Any]
 Record = dict[str, Any]
 Named = tuple[str, "Figure"]
 PAIRS, BASE, MOST_BARS = 32, 1000, 40
-STAGES = ("prepare", "surrogate", "poison", "train", "measure1", "autoencoder", "clean", "extract",
-          "filter", "repair", "retrain", "measure2")  # fmt: skip
+STAGES = (
+    "prepare", "surrogate", "poison", "train", "train_accuracy1", "measure1", "autoencoder",
+    "clean", "extract", "filter", "repair", "retrain", "train_accuracy2", "measure2",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 IMAGES, PERCENT, SHARE = "images", "percent", "share"
-BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1")
+BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1", "train_accuracy1")
 """What was measured before the defense: the same network's, whatever the defense."""
 
 
@@ -40,6 +40,8 @@ _CLEAN = (
 )
 _TOP = "share of clean test images that the network puts into one class, {} the defense, in %"
 
+_FITTED = "accuracy on the images that the network {} the defense was trained on, in %"
+
 MEASURE = {
     "n_train": Measure("#Train", IMAGES, 0, "training images, poison included"),
     "n_clean": Measure("#Clean", IMAGES, 0, "training images of the clean data set"),
@@ -61,6 +63,8 @@ MEASURE = {
     "clean_rate2": Measure("Clean rate 2", PERCENT, 0, _CLEAN.format("after")),
     "top_share1": Measure("Top share 1", PERCENT, 0, _TOP.format("before")),
     "top_share2": Measure("Top share 2", PERCENT, 0, _TOP.format("after")),
+    "train_accuracy1": Measure("Train acc. 1", PERCENT, 1, _FITTED.format("before")),
+    "train_accuracy2": Measure("Train acc. 2", PERCENT, 1, _FITTED.format("after")),
     "auroc": Measure("AUROC", SHARE, 1, "chance that a poisoned image scores above a clean one"),
     "average_precision": Measure("AP", SHARE, 1, "average precision of the scores"),
     "tpr": Measure("TPR", SHARE, 1, "share of the poison that was removed"),

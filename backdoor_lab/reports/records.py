@@ -25,7 +25,9 @@ COUNTS = (
     "n_accused", "n_named",
 )  # fmt: skip
 FIGURES = ("nat1", "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2")
-WORTH = ("clean_rate1", "top_share1", "clean_rate2", "top_share2")
+WORTH = (
+    "clean_rate1", "top_share1", "clean_rate2", "top_share2", "train_accuracy1", "train_accuracy2",
+)  # fmt: skip
 """How much the figures are worth; records from before these were measured have none."""
 TOP_CLASSES = ("top_class1", "top_class2")
 DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")

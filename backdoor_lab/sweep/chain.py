@@ -46,6 +46,7 @@ from backdoor_lab.sweep.stages import (
     measure_stage,
     poison_stage,
     prepare_stage,
+    train_accuracy_stage,
     train_stage,
 )
 from backdoor_lab.training.autoencoder import AUTOENCODER
@@ -53,10 +54,12 @@ from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.fit import Job, fit
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Dataset, Features, Verdict
+from backdoor_lab.types import Dataset, Features, TrainingSet, Verdict
 
 log = logging.getLogger(__name__)
 RECORD = "record.json"
+TRAIN_ACCURACY = {"train": "train_accuracy1", "retrain": "train_accuracy2"}
+"""The stages that measure how much of their own training set networks have learned."""
 
 
 class Chain:
@@ -125,7 +128,7 @@ class Chain:
         self.progress.stage(interrupted)
         return surrogate
 
-    def _train(self, stage: str, training: Any) -> Classifier:
+    def _train(self, stage: str, training: TrainingSet) -> Classifier:
         self.progress.stage(stage)
 
         def fit_it(job: Job, scratch: Path) -> Classifier:
@@ -140,7 +143,17 @@ class Chain:
         module, self.stages[stage] = train_stage(
             stage, self.cell, training, self.store, self.machine, fit_it
         )
+        if stage != "surrogate":
+            self._measure_training(stage, module, training)
         return module
+
+    def _measure_training(self, trained: str, module: Classifier, training: TrainingSet) -> None:
+        stage = TRAIN_ACCURACY[trained]
+        self.progress.stage(stage)
+        weights = self.stages[trained].meta["weights"]
+        self.stages[stage] = train_accuracy_stage(
+            self.data, module, weights, training, self.store, self.machine
+        )
 
     def _measure(self, stage: str, module: Classifier, trained: str) -> None:
         self.progress.stage(stage)

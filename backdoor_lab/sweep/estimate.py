@@ -36,7 +36,9 @@ ORDER = (
     "prepare", "poison", "train", "measure", "autoencoder", "clean", "extract", "filter",
     "retrain", "repair",
 )  # fmt: skip
-MEASURE = "measure"
+MEASURE, TRAIN_ACCURACY = "measure", "train_accuracy"
+MEASUREMENTS = (MEASURE, TRAIN_ACCURACY)
+"""On these no other stage depends."""
 FLOAT32 = 4
 
 
@@ -87,7 +89,7 @@ class _Look(Store):
         if found is not None:
             return found
         self.missing.append(stage)
-        if stage != MEASURE:
+        if stage not in MEASUREMENTS:
             raise _Missing(stage)
         return Entry(self.scratch(stage, inputs), "", {}, made=False, seconds=0.0)
 
@@ -169,7 +171,8 @@ def _count(
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
     # Every measurement is either in the list or lies behind the stage that ends it.
     amount = Amount(measured=n_test * missing.count(MEASURE))
-    beyond = [stage for stage in missing if stage != MEASURE]
+    amount.measured += n_train * missing.count(TRAIN_ACCURACY)
+    beyond = [stage for stage in missing if stage not in MEASUREMENTS]
     if not beyond:
         return amount
     stage = ORDER.index(beyond[0])
@@ -184,8 +187,8 @@ def _count(
         trainings += 1
         amount.measured += n_test
     own = stage <= ORDER.index("poison") and cell.trigger.uses_surrogate
-    if own and _once(shared, ["surrogate", *network]):
-        trainings += 1
+    surrogates = int(own and _once(shared, ["surrogate", *network]))
+    trainings += surrogates
     looked = ["features", attacked, cell.protocol["layer"]]
     if stage <= ORDER.index("extract") and _once(shared, looked):
         amount.extracted += n_train
@@ -194,6 +197,8 @@ def _count(
     work.bytes += (trainings + repaired) * size[0]
     work.trainings += trainings
     amount.trained = trainings * n_train * cell.recipe.epochs
+    # Each network is measured on its own training set too, but for an attacker's.
+    amount.measured += (trainings - surrogates) * n_train
     return amount
 
 

@@ -26,6 +26,7 @@ PLACES = ("root", "download")
 KEPT = ("machine", "compute", "versions")
 WORTH = ("clean_rate", "top_class", "top_share")
 """What `measure_stage` says of how much Nat and ASR are worth."""
+FITTED = ("train_accuracy1", "train_accuracy2")
 UNSET = ("skip_broken", "test_share", "split_seed")
 
 
@@ -46,6 +47,7 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "nat1": None, "asr1": None, "nat2": None, "asr2": None,
         "asr_elsewhere1": None, "asr_elsewhere2": None,
         **{f"{name}{when}": None for when in (1, 2) for name in WORTH},
+        **dict.fromkeys(FITTED),
         "detection": None,
         "notes": {},
         "hashes": {},
@@ -99,6 +101,8 @@ def record_body(
         "asr_elsewhere1": before["asr_elsewhere"], "asr_elsewhere2": after["asr_elsewhere"],
         **{f"{name}1": before[name] for name in WORTH},
         **{f"{name}2": after[name] for name in WORTH},
+        # A repaired network was not trained on a set of its own.
+        **{name: stages[name].meta["accuracy"] if name in stages else None for name in FITTED},
         # A repair judges no image.
         "detection": detection(*_without_covers(verdict, poisoned)) if judged else None,
         "notes": verdict.notes if judged else again["notes"],

@@ -35,6 +35,7 @@ from backdoor_lab.training.measure import (
     attack_success,
     channel_stats,
     predictions,
+    training_accuracy,
 )
 from backdoor_lab.training.memory_format import LARGEST_BLOCK
 from backdoor_lab.training.module import Classifier
@@ -209,6 +210,25 @@ def measure_stage(
         **held_out_facts(cell),
     }
     return store.get("measure", inputs, make)
+
+
+def train_accuracy_stage(
+    data: Dataset, module: Classifier, weights: str, training: TrainingSet, store: Store,
+    machine: Machine,
+) -> Entry:  # fmt: skip
+    """How much of its own training set, poison included, a network has learned."""
+
+    def make(folder: Path) -> dict[str, Any]:
+        return {"accuracy": training_accuracy(module, training, machine)}
+
+    inputs = {
+        "version": identity.stage("train_accuracy"),
+        "weights": weights,
+        "normalisation": data.train.digest,
+        "training": training.digest,
+        "bf16": machine.bf16,
+    }
+    return store.get("train_accuracy", inputs, make)
 
 
 def computed_on(machine: Machine, memory_format: str | None = None) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) ->
     for epoch in track(range(EPOCHS), "epoch"):
         order = torch.randperm(len(training), generator=torch_generator(seed, streams.ORDER, epoch))
         for where in track(order.split(BATCH), "batch"):
-            images = seen(training, where).to(device)
+            images = training.shown(where).to(device)
             with torch.enable_grad():
                 loss = F.mse_loss(net(images), images.float() / 255)
                 adam.zero_grad()
@@ -85,16 +85,6 @@ def encode(net: Autoencoder, training: TrainingSet, device: torch.device) -> Ten
     net = net.to(device)
     parts = []
     for where in track(torch.arange(len(training)).split(CHUNK), "batch"):
-        parts.append(net.encode(seen(training, where).to(device)).cpu())
+        parts.append(net.encode(training.shown(where).to(device)).cpu())
     net.cpu()
     return torch.cat(parts)
-
-
-def seen(training: TrainingSet, where: Tensor) -> Tensor:
-    """The images at positions `where` int64 (b,) as a network sees them, without augmentation:
-    the trigger is on them also where it is stamped on batches."""
-    images = training.gather(where)
-    if training.stamp is not None:
-        chosen = training.stamped(where)
-        images[chosen] = training.stamp(images[chosen])
-    return images

@@ -20,7 +20,7 @@ from backdoor_lab.errors import Diverged
 from backdoor_lab.seeds import derive, torch_generator
 from backdoor_lab.small_files import check_regular, set_aside
 from backdoor_lab.training.airbench import WHITENING_IMAGES, Airbench, whiten
-from backdoor_lab.training.autoencoder import CHUNK, seen
+from backdoor_lab.training.autoencoder import CHUNK
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.memory_format import memory_format_of
@@ -55,7 +55,7 @@ def new_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifi
         generator = torch_generator(job.seed, streams.WHITENING)
         chosen = torch.randperm(len(job.training), generator=generator)[:WHITENING_IMAGES]
         parts = chosen.split(CHUNK)
-        whiten(module.net, (module.normalised(seen(job.training, part)) for part in parts))
+        whiten(module.net, (module.normalised(job.training.shown(part)) for part in parts))
     return module
 
 

@@ -48,23 +48,29 @@ def extract(module: Classifier, training: TrainingSet, layer: str, machine: Mach
     from a mean. Raises Diverged when one is not finite.
     """
     machine = replace(machine, bf16=False)
-
-    def images(start: int, stop: int) -> Tensor:
-        where = torch.arange(start, stop)
-        picked = training.gather(where)
-        if training.stamp is not None:
-            chosen = training.stamped(where)
-            picked[chosen] = training.stamp(picked[chosen])
-        return picked
-
     with torch.inference_mode(), _no_tf32(), Tap(module.net, layer) as tap:
-        values = _over(module, len(training), machine, images, lambda _: tap.values.float())
+        values = _over(
+            module, len(training), machine, _shown(training), lambda _: tap.values.float()
+        )
     bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
     if len(bad):
         raise Diverged(
             f"the features of {many(len(bad), 'example')} are not finite, first at {int(bad[0])}"
         )
     return Features(values, training.labels)
+
+
+@torch.inference_mode()
+def training_accuracy(module: Classifier, training: TrainingSet, machine: Machine) -> float:
+    """The share of the training images, poison included, that get the label they have in
+    training: no augmentation, inference mode."""
+    predicted = _over(module, len(training), machine, _shown(training), lambda x: x.argmax(dim=1))
+    return accuracy(predicted, training.labels)
+
+
+def _shown(training: TrainingSet) -> Callable[[int, int], Tensor]:
+    """Gives the images from one position of a training set to another."""
+    return lambda start, stop: training.shown(torch.arange(start, stop))
 
 
 @contextmanager

@@ -23,7 +23,8 @@ from backdoor_lab.sweep.told import held_out
 from backdoor_lab.tensors import read_tensors
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ["extract", "filter", "measure1", "measure2", "poison", "retrain", "train"]
+STAGES = ["extract", "filter", "measure1", "measure2", "poison", "retrain", "train",
+          "train_accuracy1", "train_accuracy2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +174,7 @@ def test_defenses_on_one_attack_share_its_network(lab: Path, counted: Counter[st
         assert record["status"] == "done"
         assert record["hashes"]["weights1"] == first["hashes"]["weights1"]
         assert record["id"] != first["id"]
-        assert set(made(record)) <= {"filter", "retrain", "measure2"}
+        assert set(made(record)) <= {"filter", "retrain", "train_accuracy2", "measure2"}
     assert counted[first["hashes"]["training1"]] == 1  # `none` retrains on all of it
     assert counted["fit"] == 3
     assert records["none"]["counts"]["n_removed"] == 0
@@ -254,7 +255,7 @@ def test_a_failing_cell_leaves_a_record_that_says_why(
     for key in ("id", "choices", "protocol", "config", "schema"):
         assert record[key] == first[key]
     assert [record[key] for key in ("nat1", "asr1", "nat2", "asr2", "detection")] == [None] * 5
-    assert sorted(record["run"]["stages"]) == ["measure1", "poison", "train"]
+    assert sorted(record["run"]["stages"]) == ["measure1", "poison", "train", "train_accuracy1"]
     # The same command later: done, with no trace of the failure.
     assert lasting(run_here(lab / "store", tmp_path)) == lasting(first)
 

@@ -43,12 +43,12 @@ def work_of(*amounts: Amount, cell: Cell, **said: Any) -> Work:
 
 def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
     """200 images and 6 poisoned ones; 50 clean and 45 triggered test images. Three defenses share
-    one attacked network and its features: four trainings, four passes over the tests, one over
-    the training images."""
+    one attacked network and its features: four trainings, four passes over the tests and over the
+    training images, one for features."""
     cells = [cell_of(tmp_path, f"defense={name}") for name in ("spectral", "none", "oracle")]
     work = estimate(cells, set(), CPU)
     assert work.trainings == 4
-    assert total(work) == Amount(4 * 206, 4 * 95, 206)
+    assert total(work) == Amount(4 * 206, 4 * (95 + 206), 206)
     assert len(work.kinds) == 1
     assert [state for _, state in work.cells] == ["from poison on"] * 3
 
@@ -63,7 +63,7 @@ def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
     work = estimate([done, other], set(), CPU)
     assert [state for _, state in work.cells] == ["record only", "from filter on"]
     assert work.trainings == 1
-    assert total(work) == Amount(206, 95, 0)
+    assert total(work) == Amount(206, 95 + 206, 0)
     nothing = estimate([done, other], {done.id, other.id}, CPU)
     assert (nothing.amounts, nothing.kinds) == ([], {})
 

@@ -14,7 +14,6 @@ from backdoor_lab.training.autoencoder import (
     Autoencoder,
     encode,
     new_autoencoder,
-    seen,
     train_autoencoder,
 )
 from backdoor_lab.training.fit import new_classifier
@@ -94,7 +93,7 @@ def test_a_late_trigger_is_on_what_is_seen() -> None:
         images, torch.zeros(4).long(), rows=images[:1], index=torch.tensor([0, 1, 4]),
         stamp=Pixel(),
     )  # fmt: skip
-    found = seen(training, torch.tensor([0, 2]))
+    found = training.shown(torch.tensor([0, 2]))
     assert not found[0].any()
     assert torch.equal(found[1], Pixel()(images[:1])[0])
 

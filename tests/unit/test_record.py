@@ -63,6 +63,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
         "asr1", "nat2", "asr2", "detection", "poison_indices", "hashes", "run", "dataset",
         "asr_elsewhere1", "asr_elsewhere2", "notes", "clean_rate1", "clean_rate2",
         "top_class1", "top_class2", "top_share1", "top_share2", "applied", "seal",
+        "train_accuracy1", "train_accuracy2",
     }  # fmt: skip
     assert (record["schema"], record["status"], record["error"]) == (1, "done", None)
     assert record["choices"] == {
@@ -116,6 +117,20 @@ def test_what_the_figures_are_worth_before_and_after(lab: tuple[Path, dict[str, 
         counts = np.bincount(said, minlength=10)
         assert lab[1][f"top_class{number}"] == CLASSES[int(counts.argmax())]
         assert lab[1][f"top_share{number}"] == pytest.approx(counts.max() / len(images))
+
+
+def test_training_accuracy_before_and_after(lab: tuple[Path, dict[str, Any]]) -> None:
+    """On the images that each network was trained on: with all poison, and what the filter kept."""
+    poison, kept = published(lab, "poison", "poison"), published(lab, "filter", "verdict")["keep"]
+    images = np.concatenate([TRAIN[0], poison["rows"]])
+    for stage, number, mask in (
+        ("train", 1, np.ones(206, bool)),
+        ("retrain", 2, kept.astype(bool)),
+    ):
+        said = answers(lab, stage, images[mask])
+        assert lab[1][f"train_accuracy{number}"] == pytest.approx(
+            (said == poison["labels"][mask]).mean()
+        )
 
 
 def test_poison_is_what_was_asked_for(lab: tuple[Path, dict[str, Any]]) -> None:
