@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -69,6 +69,8 @@ class Trigger(ABC):
     prepared_per_class: ClassVar[bool] = True
     #: Arguments that are paths: the content they lead to decides a result, not where it lies.
     places: ClassVar[tuple[str, ...]] = ()
+    #: Arguments that came later, with their defaults: at these an attack is what it was without.
+    later: ClassVar[Mapping[str, object]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
         """Triggered copies of `images` uint8 (n, C, H, W), C 1 or 3: same shape and type.
@@ -152,16 +154,22 @@ class PixelTrigger(Trigger):
 
     `positions` (row, column) pairs; negative ones count from the lower right corner, so that
     (-1, -1) is the corner itself on any image size. `color` one value 0..255, or one per
-    channel; on grayscale images the three are averaged.
+    channel; on grayscale images the three are averaged. `margin` moves all positions by as many
+    rows and columns away from the edges that they are counted from.
     """
 
-    def __init__(self, positions: list[tuple[int, int]], color: int | list[int]) -> None:
+    later: ClassVar[Mapping[str, object]] = {"margin": 0}
+
+    def __init__(
+        self, positions: list[tuple[int, int]], color: int | list[int], margin: int = 0
+    ) -> None:
         if not isinstance(positions, (list, tuple)) or not positions:
             raise ConfigError(
                 "`trigger` needs a list of at least one pixel position [row, column],"
                 f" got {positions!r}"
             )
-        self.positions = [_position(pair) for pair in positions]
+        inward = checks.whole("trigger.margin", margin, low=0, below=2**15)
+        self.positions = [_position(pair, inward) for pair in positions]
         self.color = _color(color)
 
     def stamp(self, images: Tensor) -> Tensor:
@@ -185,10 +193,11 @@ class PixelTrigger(Trigger):
         return color if len(color) == channels else color.expand(channels)
 
 
-def _position(pair: object) -> tuple[int, int]:
+def _position(pair: object, margin: int) -> tuple[int, int]:
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         raise ConfigError(f"`trigger`: a position must be [row, column], got {pair!r}")
-    row, column = (checks.whole("trigger position", value, low=-(2**31)) for value in pair)
+    counted = (checks.whole("trigger position", value, low=-(2**31)) for value in pair)
+    row, column = (each + margin if each >= 0 else each - margin for each in counted)
     return row, column
 
 

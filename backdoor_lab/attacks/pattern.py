@@ -15,6 +15,10 @@ class Pattern(PixelTrigger):
     """
 
     def __init__(
-        self, *, positions: list[tuple[int, int]] | None = None, color: int | list[int] = 255
-    ):
-        super().__init__(CHECKER if positions is None else positions, color)
+        self,
+        *,
+        positions: list[tuple[int, int]] | None = None,
+        color: int | list[int] = 255,
+        margin: int = 0,
+    ) -> None:
+        super().__init__(CHECKER if positions is None else positions, color, margin)

@@ -12,5 +12,11 @@ class Pixel(PixelTrigger):
     Supply Chain", 2017, section 3.1 ("single pixel backdoor").
     """
 
-    def __init__(self, *, position: tuple[int, int] = (-1, -1), color: int | list[int] = 255):
-        super().__init__([position], color)
+    def __init__(
+        self,
+        *,
+        position: tuple[int, int] = (-1, -1),
+        color: int | list[int] = 255,
+        margin: int = 0,
+    ) -> None:
+        super().__init__([position], color, margin)

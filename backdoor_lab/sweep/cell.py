@@ -148,8 +148,12 @@ class Cell:
     @cached_property
     def trigger_facts(self) -> dict[str, Any]:
         """The trigger's options; for a file, its content and not where it lies."""
-        places = self.trigger.places
-        facts = {k: v for k, v in nameless(self.config["trigger"]).items() if k not in places}
+        places, later = self.trigger.places, self.trigger.later
+        facts = {
+            k: v
+            for k, v in nameless(self.config["trigger"]).items()
+            if k not in places and not (k in later and v == later[k])
+        }
         content = self.trigger.content()
         return facts | ({"content": content} if content else {})
 
