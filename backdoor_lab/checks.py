@@ -22,6 +22,13 @@ def number(name: str, value: Any, *, low: float = -math.inf, below: float = math
     return float(value)
 
 
+def share(name: str, value: Any) -> float:
+    """`value` as a float with ``0 <= value <= 1``; text, bool and NaN are refused."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
+    return float(value)
+
+
 def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> int:
     """`value` as an int with ``low <= value < below``; 3.0 counts as whole, 3.5 does not."""
     number(name, value, low=low, below=below)

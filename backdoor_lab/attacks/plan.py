@@ -58,7 +58,7 @@ class Plan:
         if self.ratio_of == "count":
             checks.whole("ratio", self.ratio, low=0)
         else:
-            checks.number("ratio", self.ratio, low=0, below=1)
+            checks.share("ratio", self.ratio)
         self._check_source()
         self._check_labels()
 

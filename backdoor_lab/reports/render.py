@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import groupby
 
 from backdoor_lab.reports.markup import (
@@ -19,10 +19,11 @@ from backdoor_lab.reports.notes import BEST, comparison
 from backdoor_lab.reports.reference import COLUMNS
 from backdoor_lab.reports.sheets import csv_text
 from backdoor_lab.reports.tables import MEASURES, Estimate, Row, Table
+from backdoor_lab.reports.worth import SIGN
 
 __all__ = [
     "FORMATS", "NEEDS_ATTACK", "NO_COMPETITORS", "Grid", "best_of", "difference", "figure", "grids",
-    "latex", "markdown", "page", "plain", "sheet", "value_of",
+    "latex", "markdown", "page", "plain", "sheet", "signed", "value_of",
 ]  # fmt: skip
 
 HEADS = {name: MEASURE[name].head for name in MEASURES}
@@ -46,7 +47,10 @@ def _figures(table: Table) -> Grid:
     rows = []
     for row in table.rows:
         line = _names(table, row)
-        line += [figure(name, row.estimates.get(name), row.done) for name in MEASURES]
+        line += [
+            signed(figure(name, row.estimates.get(name), row.done), name, row.not_converged)
+            for name in MEASURES
+        ]
         line += [str(row.done)] * table.several_seeds
         rows.append(line + [short(row.status)] * (not table.all_done))
     best = _best(table)
@@ -138,6 +142,11 @@ def figure(name: str, value: Estimate | None, seeds: int) -> str:
     if value.half is not None and not fixed:
         text += f" ± {value.half:.{digits}f}"
     return text if value.n == seeds else f"{text} (n={value.n})"
+
+
+def signed(text: str, name: str, not_converged: Container[str]) -> str:
+    """A figure's text, with the sign of a network that did not converge where it needs one."""
+    return f"{text} {SIGN}" if name in not_converged else text
 
 
 def _reference(name: str, row: Row) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from backdoor_lab.reports.layout import Group, Key, ratio_words, split
 from backdoor_lab.reports.notes import clean_images, notes_of
 from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, WORTH, Cell
 from backdoor_lab.reports.sweeps import Sweep
-from backdoor_lab.reports.worth import shows_attack
+from backdoor_lab.reports.worth import marks_of, not_converged, shows_attack
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -47,7 +47,8 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 class Row:
     """One line of a table. `done` counts the cells behind it, `asked` all of them; `reference`
     holds the report's figures where this is one of its cells. `attacked`: whether ASR1 shows an
-    attack, as far as the records say."""
+    attack, as far as the records say. `not_converged`: ``nat1``, ``nat2`` or both, where a
+    network behind it did not converge."""
 
     target: str
     ratio: str
@@ -58,6 +59,7 @@ class Row:
     status: str
     reference: dict[str, float] | None = None
     attacked: bool = True
+    not_converged: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -169,8 +171,9 @@ def _statistics(
 
 
 def _table(group: Group, statistics: dict[int, dict[str, Estimate]]) -> Table:
+    marked = not_converged(group.cells)
     rows = [
-        _row(group, key, cells, statistics.get(number, {}))
+        _row(group, key, cells, statistics.get(number, {}), marked)
         for number, (key, cells) in enumerate(group.rows.items())
     ]
     return Table(
@@ -178,7 +181,10 @@ def _table(group: Group, statistics: dict[int, dict[str, Estimate]]) -> Table:
     )  # fmt: skip
 
 
-def _row(group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Estimate]) -> Row:
+def _row(
+    group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Estimate],
+    marked: Mapping[str, Sequence[str]],
+) -> Row:  # fmt: skip
     target, ratio, defense = key
     done = sum(cell.done for cell in cells)
     shown = "–" if ratio is None else ratio_words(ratio, group.traits.get("protocol.ratio_of"))
@@ -191,6 +197,7 @@ def _row(group: Group, key: Key, cells: Sequence[Cell], estimates: dict[str, Est
     return Row(
         str(target), shown, "–" if defense is None else str(defense), estimates,
         done, len(cells), status_of(cells), known, shows_attack(cells),
+        marks_of(cells, marked),
     )  # fmt: skip
 
 

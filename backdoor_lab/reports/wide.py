@@ -20,7 +20,7 @@ from backdoor_lab.reports.options import names
 from backdoor_lab.reports.records import Cell
 from backdoor_lab.reports.tables import Estimate, estimate, status_of
 from backdoor_lab.reports.wide_notes import notes_of
-from backdoor_lab.reports.worth import shows_attack
+from backdoor_lab.reports.worth import marks_of, not_converged, shows_attack
 
 OPTIONS = ("rows", "columns", "values")
 # What stands on an axis and decides other choices and protocol values along with it.
@@ -45,13 +45,15 @@ class Layout:
 @dataclass(frozen=True)
 class Place:
     """One place of a table: the estimates over its seeds, cells done and asked for, in words.
-    `attacked`: whether ASR1 shows an attack, as far as the records say."""
+    `attacked`: whether ASR1 shows an attack, as far as the records say. `not_converged`: ``nat1``,
+    ``nat2`` or both, where a network behind it did not converge."""
 
     estimates: dict[str, Estimate]
     done: int
     asked: int
     status: str
     attacked: bool = True
+    not_converged: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -186,14 +188,20 @@ def _places(facts: Facts, members: Sequence[int], layout: Layout) -> dict[tuple[
     for number in members:
         where = facts.key(number, layout.rows), facts.key(number, layout.columns)
         cells.setdefault(where, []).append(facts.cells[number])
-    return {where: _place(found, layout.values) for where, found in cells.items()}
+    marked = not_converged(facts.cells[number] for number in members)
+    return {where: _place(found, layout.values, marked) for where, found in cells.items()}
 
 
-def _place(cells: Sequence[Cell], values: Sequence[str]) -> Place:
+def _place(
+    cells: Sequence[Cell], values: Sequence[str], marked: Mapping[str, Sequence[str]]
+) -> Place:
     done = [cell.numbers for cell in cells if cell.done]
     found: dict[str, Any] = {}
     for name in values:
         scale = MEASURE[name].scale
         found[name] = estimate([scale * each[name] for each in done if name in each])
     estimates = {name: value for name, value in found.items() if value is not None}
-    return Place(estimates, len(done), len(cells), status_of(cells), shows_attack(cells))
+    return Place(
+        estimates, len(done), len(cells), status_of(cells), shows_attack(cells),
+        marks_of(cells, marked),
+    )  # fmt: skip

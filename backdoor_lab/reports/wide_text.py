@@ -18,7 +18,14 @@ from backdoor_lab.reports.markup import (
 )
 from backdoor_lab.reports.measures import BEFORE, MEASURE
 from backdoor_lab.reports.notes import BEST
-from backdoor_lab.reports.render import NEEDS_ATTACK, NO_COMPETITORS, best_of, figure, value_of
+from backdoor_lab.reports.render import (
+    NEEDS_ATTACK,
+    NO_COMPETITORS,
+    best_of,
+    figure,
+    signed,
+    value_of,
+)
 from backdoor_lab.reports.sheets import csv_text
 from backdoor_lab.reports.wide import Key, Place, Wide
 
@@ -101,7 +108,9 @@ def _text(name: str, place: Place | None) -> str:
     if not place.done:
         return short(place.status)
     value = place.estimates.get(name)
-    return NOTHING if value is None else figure(name, value, place.asked)
+    if value is None:
+        return NOTHING
+    return signed(figure(name, value, place.asked), name, place.not_converged)
 
 
 def _seeds(places: list[Place | None]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from backdoor_lab.reports.layout import ratio_words, words
 from backdoor_lab.reports.records import Cell
@@ -13,6 +13,9 @@ FEW = 30
 """A rate of fewer images changes by more than 3 percentage points with one of them."""
 MOSTLY = 0.9
 """A network that puts more than this share of the clean test images into one class."""
+BEHIND = 0.02
+"""A network that learned less of its training set than another, by more than this, is marked."""
+SIGN = "†"
 OWN_SEED = (
     "Nat2 and ASR2 differ from Nat1 and ASR1 also where nothing was removed: the retraining draws "
     "its own seed (retrain_seed=same takes that of the first training)."
@@ -26,7 +29,7 @@ def cautions(cells: Sequence[Cell], values: Sequence[str] = ("asr1", "nat2", "as
     after = bool({"nat2", "asr2"} & set(values))
     return [
         *_own_rules(done),
-        *_few(done), *_one_class(done, after), *_no_attack(done),
+        *_few(done), *_one_class(done, after), *_not_converged(done, after), *_no_attack(done),
         *[OWN_SEED] * (after and any(map(_retrained_on_all, done))),
     ]  # fmt: skip
 
@@ -39,6 +42,57 @@ def shows_attack(cells: Iterable[Cell]) -> bool:
         return False
     known = [(n["asr1"], n["clean_rate1"]) for n in done if {"asr1", "clean_rate1"} <= n.keys()]
     return not known or math.fsum(asr - clean for asr, clean in known) > 0
+
+
+def not_converged(cells: Iterable[Cell]) -> dict[str, list[str]]:
+    """Cell id -> ``nat1``, ``nat2`` or both, where a network learned clearly less of its training
+    set than the clean networks of the same recipe, model and data set among `cells`; without
+    those, than the best network of the same ratio."""
+    done = [cell for cell in cells if cell.done and cell.choices]
+    found: dict[str, list[str]] = {}
+    for number in "12":
+        figure = f"train_accuracy{number}"
+        known = [cell for cell in done if figure in cell.numbers]
+        for cell in known:
+            if _wanted(cell, known, figure) - cell.numbers[figure] > BEHIND:
+                found.setdefault(cell.id, []).append(f"nat{number}")
+    return found
+
+
+def marks_of(cells: Iterable[Cell], marked: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """What `not_converged` says of any of `cells`."""
+    return frozenset(name for cell in cells for name in marked.get(cell.id, ()))
+
+
+def _wanted(cell: Cell, known: Sequence[Cell], figure: str) -> float:
+    """The training accuracy that a network like this cell's should have."""
+    alike = [each for each in known if _kind(each) == _kind(cell)]
+    clean = [each.numbers[figure] for each in alike if each.numbers.get("n_poisoned") == 0]
+    if clean:
+        return math.fsum(clean) / len(clean)
+    ratio = cell.choices["ratio"]
+    return max(each.numbers[figure] for each in alike if each.choices["ratio"] == ratio)
+
+
+def _kind(cell: Cell) -> list[object]:
+    return [cell.choices.get(name) for name in ("dataset", "model", "recipe")]
+
+
+def _not_converged(cells: Sequence[Cell], after: bool) -> list[str]:
+    marked = not_converged(cells)
+    lines = []
+    for number, when in (("1", "before"), *[("2", "after")] * after):
+        some = [cell for cell in cells if f"nat{number}" in marked.get(cell.id, [])]
+        if some:
+            lowest = min(cell.numbers[f"train_accuracy{number}"] for cell in some)
+            lines.append(
+                f"{SIGN} The network {when} the defense did not converge"
+                f" ({_where(cells, some, after=number)}): it gets as few as {lowest:.1%} of its"
+                f" training images right, more than {BEHIND:.0%} fewer than a clean network of the"
+                " same recipe, or where the table has none, than the best one of the same ratio."
+                " Train it longer before its figures are used."
+            )
+    return lines
 
 
 def _own_rules(cells: Sequence[Cell]) -> list[str]:

@@ -39,9 +39,9 @@ print(json.dumps([found, "torch" in sys.modules]))
 """
 WRONG = {
     "target=brid": ["`target` 'brid'", "Did you mean 'bird'"],
-    "ratio=1.5": ["`ratio` must satisfy 0 <= ratio < 1, got 1.5"],
-    "ratio=nan": ["`ratio` must satisfy 0 <= ratio < 1, got nan"],
-    "ratio=abc": ["`ratio` must satisfy 0 <= ratio < 1, got 'abc'"],
+    "ratio=1.5": ["`ratio` must satisfy 0 <= ratio <= 1, got 1.5"],
+    "ratio=nan": ["`ratio` must satisfy 0 <= ratio <= 1, got nan"],
+    "ratio=abc": ["`ratio` must satisfy 0 <= ratio <= 1, got 'abc'"],
     "trigger=pixle": ["pixle", "pattern"],
     "ratoi=0.1": ["ratoi"],
     "target=Straße": ["target=Straße", "needs quotes"],
@@ -51,7 +51,7 @@ WRONG = {
     "ratio=": ["ratio"],
     "ratio=[": ["ratio"],
     "~trainer": ["trainer"],
-    "-m ratio=0.05,1.5": ["cell 2 of 2 (", "ratio=1.5", "0 <= ratio < 1, got 1.5"],
+    "-m ratio=0.05,1.5": ["cell 2 of 2 (", "ratio=1.5", "0 <= ratio <= 1, got 1.5"],
     "-m target=bird,brid,dog": ["cell 2 of 3 (", "'brid'"],
     "-m trigger=pixel,pixle": ["pixle"],
     "-m trigger=glob(x*)": ["glob", "nothing"],

@@ -85,9 +85,11 @@ BY_HAND = [
     ("group13", 0.05, None, 2, 160, 202),
     ("group13", 0.1, None, 4, 160, 204),
     ("group13", 0.1, 1, 4, 60, 204),
+    ("group13", 1, None, 40, 160, 240),
     ("group13_literal", 0.05, None, 10, 160, 210),
     ("group13_literal", 0.1, None, 20, 160, 220),
     ("group13_literal", 0.1, 1, 20, 60, 220),
+    ("group13_literal", 0.8, None, 160, 160, 360),
     ("madry2018", 0.05, 1, 3, 60, 200),
     ("madry2018", 0.1, 1, 6, 60, 200),
     ("realistic", 0.05, None, 10, 160, 200),
@@ -216,10 +218,10 @@ def test_two_routes_to_one_set_have_one_digest() -> None:
     assert content_digest(rest, "clean") != nothing
 
 
-@pytest.mark.parametrize("ratio", [-0.1, 1, 1.5, float("nan"), "10%", True, None, float("inf")])
+@pytest.mark.parametrize("ratio", [-0.1, 1.001, 1.5, float("nan"), "10%", True, None, float("inf")])
 def test_ratios_out_of_range(ratio: Any) -> None:
     """One rule in one line, and NaN breaks it too."""
-    with pytest.raises(ConfigError, match="`ratio` must satisfy 0 <= ratio < 1, got"):
+    with pytest.raises(ConfigError, match="`ratio` must satisfy 0 <= ratio <= 1, got"):
         Plan(0, None, ratio)
 
 
@@ -363,7 +365,7 @@ def test_seeds_decide_and_triggers_do_not() -> None:
 @given(
     labels=st.lists(st.integers(0, 2), min_size=3, max_size=60),
     target=st.integers(0, 2),
-    ratio=st.floats(0, 0.999),
+    ratio=st.floats(0, 1),
     ratio_of=st.sampled_from(["target", "all"]),
     inject=st.sampled_from(INJECT),
     eligible=st.sampled_from(["not_target", "all"]),

@@ -10,6 +10,7 @@ import pytest
 from test_reports_records import PROTOCOL, failed, record, write_sweep
 
 from backdoor_lab.reports import read_sweep
+from backdoor_lab.reports.measures import MEASURE
 from backdoor_lab.reports.records import parse
 from backdoor_lab.reports.render import grids as reports_grids
 from backdoor_lab.reports.tables import build
@@ -60,6 +61,42 @@ def test_figures_that_say_little_are_named_below_both_kinds_of_table(
     tmp_path: Path, made: dict[str, Any], said: str
 ) -> None:
     assert [said in text for text in notes(tmp_path / "s", [made])] == [True, True]
+
+
+def fitted(number: str, *accuracies: float, clean: float | None = None) -> list[dict[str, Any]]:
+    """Records, a seed each, whose networks have these training accuracies; and a clean one's."""
+    figure = f"train_accuracy{number}"
+    made = [record(seed=seed, **{figure: value}) for seed, value in enumerate(accuracies)]
+    nothing = {**RECORD["counts"], "n_poisoned": 0, "n_removed": 1}
+    if clean is not None:
+        made.append(record(ratio=0, counts=nothing, **{figure: clean}))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "marked"),
+    [
+        (fitted("1", 0.90, 0.879), "nat1", True),  # the best of the same ratio
+        (fitted("1", 0.90, 0.881), "nat1", False),
+        (fitted("1", 0.90), "nat1", False),  # nothing to compare it with
+        (fitted("1", 0.90, clean=0.93), "nat1", True),
+        (fitted("1", 0.95, 0.92, clean=0.93), "nat1", False),
+        (fitted("2", 0.90, clean=0.93), "nat2", True),
+        (fitted("2", 0.92, clean=0.93), "nat2", False),
+    ],
+)
+def test_a_network_that_did_not_converge_is_marked_in_both_kinds_of_table(
+    tmp_path: Path, made: list[dict[str, Any]], name: str, marked: bool
+) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "s", made))
+    layout = Layout(("target",), ("ratio",), ("nat1", "nat2"))
+    found = [reports_grids(table)[0] for table in build(sweep)[0]]
+    found += [grid for table in build_wide(sweep.cells, layout) for grid in wide_grids(table)]
+    for grid in found:
+        signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
+                  if "†" in text}  # fmt: skip
+        assert signed == ({MEASURE[name].head} if marked else set())
+        assert any(note.startswith("† The network") for note in grid.notes) == marked
 
 
 @pytest.mark.parametrize(
