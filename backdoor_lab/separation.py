@@ -10,13 +10,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-import numpy as np
-
 from backdoor_lab.reports.inquiry import Answers, Line, Question, Record, answer, named, told
 from backdoor_lab.reports.layout import varied_config
-from backdoor_lab.reports.page_pictures import in_target, material
 from backdoor_lab.reports.records import Cell
-from backdoor_lab.reports.separation import HEADS, NOTES, Separation, separation, text
+from backdoor_lab.reports.separation import HEADS, NOTES, Separation, separation_of, text
 from backdoor_lab.reports.stored import Shelf
 
 LABELS = ("trigger", "target", "ratio", "seed", "protocol.layer")
@@ -33,22 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
 def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) -> Answers:
     """The labels, and a line for every stage of features that the store has beside its poison;
     defenses that looked at the same features share one."""
-    found = told(cells, records, "extract", lambda record: _separation(shelf, record))
+    found = told(cells, records, "extract", lambda record: separation_of(shelf, record))
     labels = _labels([cell for cell, _ in found])
     lines = [Line(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
     return [label.removeprefix("config.") for label in labels], lines
-
-
-def _separation(shelf: Shelf, record: Record) -> Separation | None:
-    found = material(shelf, record)
-    if found is None:
-        return None
-    where = in_target(found)
-    values = shelf.features(record, where, len(found.training.index))
-    poison = found.training.is_poison[where]
-    if values is None or not np.isfinite(values).all() or poison.all() or not poison.any():
-        return None
-    return separation(values, poison)
 
 
 def _labels(cells: Sequence[Cell]) -> list[str]:

@@ -22,6 +22,7 @@ from backdoor_lab.reports.layout import split
 from backdoor_lab.reports.markup import short
 from backdoor_lab.reports.page_pictures import Material, in_target, late, material
 from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.separation import separation_of
 from backdoor_lab.reports.stored import Shelf, Training
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ Array = NDArray[Any]
 Record = dict[str, Any]
 Named = tuple[str, "Figure"]
 PAIRS, BASE, MOST_BARS = 32, 1000, 40
+SEVERAL = 4
+"""A sweep over so many ratios is about the ratio."""
 STAGES = (
     "prepare", "surrogate", "poison", "train", "train_accuracy1", "measure1", "autoencoder",
     "clean", "extract", "filter", "repair", "retrain", "train_accuracy2", "measure2",
@@ -70,7 +73,7 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
         break
     done = [cell for cell, _ in whole.done()]
     for group in split(done):
-        shown = ratios.panels(group)
+        shown = ratios.panels(group, promised(whole, group.cells))
         if shown:
             yield f"ratio_{group.slug}", ratios.against_ratio(group.title, shown)
     names, stages, seconds = costs(done)
@@ -79,6 +82,17 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
     overview = sheet(whole)
     if overview is not None:
         yield "sheet", overview
+
+
+def promised(whole: Whole, cells: Sequence[Cell]) -> dict[str, float]:
+    """The AUROC that the features of a cell promise along the direction of its poison, by its id,
+    where the sweep is about the ratio and the store has them."""
+    if len({cell.choices["ratio"] for cell in cells if cell.choices}) < SEVERAL:
+        return {}
+    known = {cell.id: separation_of(whole.shelf, whole.records[cell.id]) for cell in cells
+             if cell.id in whole.records}  # fmt: skip
+    return {each: found.predicted for each, found in known.items()
+            if found is not None and np.isfinite(found.predicted)}  # fmt: skip
 
 
 def of_cell(whole: Whole, record: Record) -> Iterator[Named]:

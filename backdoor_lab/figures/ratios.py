@@ -1,10 +1,10 @@
-"""ASR and Nat against the poison ratio, before and after each defense."""
+"""ASR, Nat and AUROC against the poison ratio, before and after each defense."""
 
 from __future__ import annotations
 
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,11 @@ from backdoor_lab.reports.records import Cell
 
 Array = NDArray[Any]
 BEFORE = "before"
-MEASURES = {"asr": "ASR in %", "nat": "Nat in %"}
+PREDICTED = "predicted from the features"
+MEASURES = {"asr": "ASR in %", "nat": "Nat in %", "auroc": "AUROC in %"}
 _APART = 0.012
+_WIDE = 20
+"""Ratios that span more than this factor are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
@@ -47,43 +50,60 @@ class Panel:
 
 @styled
 def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
-    """One column for each target, ASR above Nat; bars are 95 % intervals over seeds.
+    """One column for each target, ASR above Nat and, where it is known, AUROC; bars are 95 %
+    intervals over seeds.
 
     Lines that would cover each other are moved apart sideways, by about one hundredth of the axis.
     """
-    figure = new(1.2 + 2.5 * len(panels), 4.6)
-    grid = figure.subplots(len(MEASURES), len(panels), squeeze=False, sharex=True, sharey="row")
+    shown = [name for name in MEASURES if any(panel.lines[name] for panel in panels)]
+    figure = new(1.2 + 2.5 * len(panels), 1 + 1.8 * len(shown))
+    grid = figure.subplots(len(shown), len(panels), squeeze=False, sharex=True, sharey="row")
     for column, panel in enumerate(panels):
-        for place, measure in enumerate(MEASURES):
-            draw_lines(grid[place][column], panel.lines[measure])
+        for place, measure in enumerate(shown):
+            # No scores before the defense: the defenses keep their colors.
+            draw_lines(grid[place][column], panel.lines[measure], first=int(measure == "auroc"))
         grid[0][column].set_title(panel.title)
         grid[0][column].set_ylim(-4, 104)
         grid[-1][column].set_xlabel(panel.axis)
-    for place, name in enumerate(MEASURES.values()):
-        grid[place][0].set_ylabel(name)
+    for place, name in enumerate(shown):
+        grid[place][0].set_ylabel(MEASURES[name])
     figure.suptitle(short(title))
-    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    named: dict[str, Any] = {}
+    for axes in grid.flat:
+        drawn, names = axes.get_legend_handles_labels()
+        named |= dict(zip(names, drawn, strict=True))
+    figure.legend([*named.values()], [*named.keys()], loc="outside lower center", ncols=4)
     return figure
 
 
-def draw_lines(axes: Axes, lines: Sequence[Series]) -> None:
-    """Each of `lines` with its intervals."""
+def draw_lines(axes: Axes, lines: Sequence[Series], *, first: int = 0) -> None:
+    """Each of `lines` with its intervals; their marks are counted from `first`."""
     known = np.concatenate([each.ratios for each in lines] or [np.zeros(1)])
+    wide = known.max() > _WIDE * known[known > 0].min(initial=np.inf)
     width = float(np.ptp(known)) or max(float(known.max()), 1.0)
     for number, each in enumerate(lines):
-        color, marker, line = mark(number)
-        aside = (number - (len(lines) - 1) / 2) * _APART * width
+        color, marker, line = mark(first + number)
+        aside = (number - (len(lines) - 1) / 2) * _APART
+        where = each.ratios * 10 ** (2 * aside) if wide else each.ratios + aside * width
         axes.errorbar(
-            each.ratios + aside, each.means, each.halves, color=color, marker=marker,
+            where, each.means, each.halves, color=color, marker=marker,
             linestyle=line, capsize=2.5, label=each.name,
         )  # fmt: skip
-    axes.set_xticks(np.unique(known))
-    axes.set_xlim(known.min() - 0.15 * width, known.max() + 0.15 * width)
+    if wide:
+        least = float(known[known > 0].min())
+        axes.set_xscale("symlog", linthresh=least)
+        axes.set_xlim(known.min() / 1.3 if known.min() else -least / 4, known.max() * 1.3)
+        axes.set_xticks(np.unique(known), [f"{value:g}" for value in np.unique(known)], rotation=45)
+        axes.minorticks_off()
+    else:
+        axes.set_xticks(np.unique(known))
+        axes.set_xlim(known.min() - 0.15 * width, known.max() + 0.15 * width)
 
 
-def panels(group: Group) -> list[Panel]:
+def panels(group: Group, predicted: Mapping[str, float] | None = None) -> list[Panel]:
     """The panels of one table's cells, a target class each, from its done cells. Against the ratio
-    in percent, or where the protocol counts poison, against the number of images."""
+    in percent, or where the protocol counts poison, against the number of images. `predicted`: the
+    AUROC that the features of a cell, by its id, promise along the direction of the poison."""
     ratio_of = group.traits.get("protocol.ratio_of")
     counted = any(is_count(each.choices["ratio"], ratio_of) for each in group.cells if each.choices)
     axis = "poisoned images" if counted else Panel.axis
@@ -94,7 +114,11 @@ def panels(group: Group) -> list[Panel]:
     return [
         Panel(
             short(f"{group.trigger} → {target}"),
-            {name: _series(cells, name, 1 if counted else 100) for name in MEASURES},
+            {
+                "asr": _series(cells, "asr", 1 if counted else 100),
+                "nat": _series(cells, "nat", 1 if counted else 100),
+                "auroc": _detection(cells, predicted or {}, 1 if counted else 100),
+            },
             axis,
         )
         for target, cells in by_target.items()
@@ -118,6 +142,24 @@ def _series(cells: Sequence[Cell], measure: str, scale: int) -> list[Series]:
     for (ratio, _), values in before.items():
         first[ratio].append(statistics.fmean(values))
     named = [(BEFORE, first), *((short(f"after {name}"), found) for name, found in after.items())]
+    return [_estimate(name, found) for name, found in named if found]
+
+
+def _detection(cells: Sequence[Cell], predicted: Mapping[str, float], scale: int) -> list[Series]:
+    """The AUROC of each defense's scores, and what the features promise: once for each seed."""
+    measured: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    promised: dict[tuple[float, int], float] = {}
+    for cell in cells:
+        ratio = scale * float(cell.choices["ratio"])
+        if "auroc" in cell.numbers:
+            measured[str(cell.choices["defense"])][ratio].append(cell.numbers["auroc"])
+        if cell.id in predicted:
+            promised[ratio, cell.choices["seed"]] = predicted[cell.id]
+    along: dict[float, list[float]] = defaultdict(list)
+    for (ratio, _), value in promised.items():
+        along[ratio].append(value)
+    named = [*((short(f"after {name}"), found) for name, found in measured.items()),
+             (PREDICTED, along)]  # fmt: skip
     return [_estimate(name, found) for name, found in named if found]
 
 

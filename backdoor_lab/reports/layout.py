@@ -78,9 +78,9 @@ def ratio_words(ratio: Any, ratio_of: Any) -> str:
 
 
 def is_count(ratio: float, ratio_of: Any) -> bool:
-    """Whether a ratio is a number of images: `protocol.ratio_of` says so, or it is not below 1, as
-    a share always is (for cells whose protocol is not recorded)."""
-    return bool(ratio_of == "count" or ratio >= 1)
+    """Whether a ratio is a number of images: `protocol.ratio_of` says so, or it is above 1, as a
+    share never is (for cells whose protocol is not recorded)."""
+    return bool(ratio_of == "count" or ratio > 1)
 
 
 def adopt(cells: Sequence[Cell], what: str) -> list[Any]:

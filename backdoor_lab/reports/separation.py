@@ -9,10 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.reports.page_pictures import in_target, material
+from backdoor_lab.reports.stored import Shelf
+
 Array = NDArray[Any]
 HEADS = {
     "share": "p", "shift": "p(1-p)δ²", "along": "Along δ", "own": "Own largest", "ratio": "Ratio",
     "cosine": "|cos|", "auroc_top": "AUROC top", "auroc_shift": "AUROC δ",
+    "predicted": "Predicted",
 }  # fmt: skip
 NOTES = (
     "Features of the training images labelled as the target, covers left out; cells that share"
@@ -24,7 +28,8 @@ NOTES = (
     " looks along δ, well below it along the class' own largest variance.",
     "|cos|: between δ and the top singular direction of the centred class, which the filter takes.",
     "AUROC top: of the squared projection on that direction, the score of Tran, Li, Madry 2018;"
-    " AUROC δ: of the squared projection on δ, which no filter knows.",
+    " AUROC δ: of the squared projection on δ, which no filter knows. Predicted: what AUROC δ is"
+    " where both kinds are normally distributed along δ, with one and the same variance.",
 )
 
 
@@ -33,8 +38,9 @@ class Separation:
     """Of a class' features: `share` of poison p, `shift` p(1-p)|δ|² with δ the difference of the
     means, `along` the whole's variance along δ, `own` the largest variance of the clean examples,
     `ratio` of the two, `cosine` |cos| between δ and the whole's top direction, and the AUROC of
-    the squared projections on the top direction and on δ. Variances in squared units of the
-    features; NaN where one is not defined (nothing varies, or the means are the same)."""
+    the squared projections on the top direction and on δ, the latter also as `predicted_auroc`
+    has it. Variances in squared units of the features; NaN where one is not defined (nothing
+    varies, or the means are the same)."""
 
     share: float
     shift: float
@@ -44,6 +50,7 @@ class Separation:
     cosine: float
     auroc_top: float
     auroc_shift: float
+    predicted: float
 
 
 def separation(values: Array, is_poison: Array) -> Separation:
@@ -64,16 +71,50 @@ def separation(values: Array, is_poison: Array) -> Separation:
     direction, _ = _top(centred)
     _, own = _top(clean)
     along = float(np.square(centred @ unit).mean())
+    shift = share * (1 - share) * length**2
     return Separation(
         share=share,
-        shift=share * (1 - share) * length**2,
+        shift=shift,
         along=along,
         own=own,
         ratio=along / own if own > 0 else float("nan"),
         cosine=abs(float(direction @ unit)),
         auroc_top=chance_above(np.square(centred @ direction), is_poison),
         auroc_shift=chance_above(np.square(centred @ unit), is_poison),
+        predicted=predicted_auroc(share, length, along - shift),
     )
+
+
+def separation_of(shelf: Shelf, record: dict[str, Any]) -> Separation | None:
+    """Of the target class in the features that a cell's filter looked at; None where the store
+    does not have them, they are not finite, or one kind is missing."""
+    found = material(shelf, record)
+    if found is None:
+        return None
+    where = in_target(found)
+    values = shelf.features(record, where, len(found.training.index))
+    poison = found.training.is_poison[where]
+    if values is None or not np.isfinite(values).all() or poison.all() or not poison.any():
+        return None
+    return separation(values, poison)
+
+
+def predicted_auroc(share: float, distance: float, variance: float) -> float:
+    """The AUROC of squared projections on δ where a `share` p of a class is poison whose mean lies
+    `distance` from that of the rest, and both kinds are normal along δ with this `variance`.
+
+    With d = distance / sqrt(variance), the clean ones lie around -pd and the poison around
+    (1-p)d, both with variance 1. Sum and difference of one of each are independent, so that the
+    larger square is the poison's with Φ(d/√2) Φ((1-2p)d/√2) + Φ(-d/√2) Φ(-(1-2p)d/√2). NaN where
+    the variance is not above 0.
+    """
+    from scipy.stats import norm
+
+    if not variance > 0:
+        return float("nan")
+    d = distance / np.sqrt(2 * variance)
+    between = (1 - 2 * share) * d
+    return float(norm.cdf(d) * norm.cdf(between) + norm.cdf(-d) * norm.cdf(-between))
 
 
 def _top(centred: Array) -> tuple[Array, float]:

@@ -138,8 +138,9 @@ def test_lines_against_the_ratio_are_means_with_t_intervals(tmp_path: Path) -> N
     (group,) = split([found for found, _ in whole.done()])
     (panel,) = ratios.panels(group)
     figure = ratios.against_ratio("pixel", [panel])
-    top, bottom = figure.axes
-    for axes, name in ((top, "asr"), (bottom, "nat")):
+    top, middle, bottom = figure.axes
+    assert [bars.get_label() for bars in bottom.containers] == ["after spectral", "after none"]
+    for axes, name in ((top, "asr"), (middle, "nat")):
         labels = [bars.get_label() for bars in axes.containers]
         assert labels == ["before", "after spectral", "after none"]
         for bars, defense in zip(axes.containers, (None, "spectral", "none"), strict=True):
@@ -167,8 +168,22 @@ def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
     assert panel.axis == "poisoned images"
     assert panel.lines["asr"][0].ratios == pytest.approx([50, 250])
     figure = ratios.against_ratio("pixel", [panel])
-    assert figure.axes[1].get_xlabel() == "poisoned images"
-    assert list(figure.axes[1].get_xticks()) == [50, 250]
+    assert figure.axes[-1].get_xlabel() == "poisoned images"
+    assert list(figure.axes[-1].get_xticks()) == [50, 250]
+
+
+def test_many_ratios_stand_on_a_logarithmic_axis_with_the_predicted_auroc(tmp_path: Path) -> None:
+    made = [record(ratio=ratio, seed=s) for ratio in (0.002, 0.02, 0.2, 1) for s in range(2)]
+    (group,) = split([found for found, _ in whole_of(write_sweep(tmp_path / "s", made)).done()])
+    said = {one["id"]: 0.5 + one["choices"]["ratio"] / 2 for one in made}
+    (panel,) = ratios.panels(group, said)
+    measured, predicted = panel.lines["auroc"]
+    assert (measured.name, predicted.name) == ("after spectral", ratios.PREDICTED)
+    assert measured.means == pytest.approx([99.0] * 4)
+    assert predicted.means == pytest.approx([50.1, 51, 60, 100])
+    figure = ratios.against_ratio("pixel", [panel])
+    assert figure.axes[-1].get_xscale() == "symlog"
+    assert list(figure.axes[-1].get_xticks()) == pytest.approx([0.2, 2, 20, 100])
 
 
 @pytest.mark.parametrize(

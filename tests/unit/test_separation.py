@@ -51,6 +51,7 @@ def test_a_shift_that_outweighs_the_class_is_found(share: float, shift: float) -
     assert found.cosine > 0.99
     assert found.auroc_top == pytest.approx(expected(share, shift), abs=0.01)
     assert found.auroc_shift == pytest.approx(expected(share, shift), abs=0.01)
+    assert found.predicted == pytest.approx(expected(share, shift), abs=0.005)
 
 
 def test_a_class_that_varies_more_hides_it() -> None:
@@ -82,7 +83,9 @@ def test_the_figures_are_those_of_a_full_decomposition(shape: tuple[int, int]) -
 def test_what_is_not_defined_is_no_number() -> None:
     same = separation(np.ones((6, 2)), np.arange(6) < 2)
     assert (same.shift, same.own) == (0, 0)
-    assert np.isnan([same.ratio, same.cosine, same.auroc_top, same.auroc_shift]).all()
+    assert np.isnan(
+        [same.ratio, same.cosine, same.auroc_top, same.auroc_shift, same.predicted]
+    ).all()
     with pytest.raises(ValueError, match="both clean and poisoned"):
         separation(np.ones((6, 2)), np.zeros(6, bool))
 
