@@ -39,8 +39,8 @@ smoke: $(READY)  ## one cell on embedded data, less than a minute
 reproduce: $(READY)  ## the report's cells at full width, three seeds; or RECIPE=fast, DATA=ARCHIVE
 	$(BIN)/python -m backdoor_lab -m experiment=report recipe=$(RECIPE) hydra.sweep.dir=multirun_reports/runs/report_$(RECIPE) $(ASKED)
 
-reproduce-small: $(READY)  ## the same on a network that two CPU cores can train; or DATA=ARCHIVE
-	$(BIN)/python -m backdoor_lab -m experiment=report_small hydra.sweep.dir=multirun_reports/runs/report_small $(ASKED)
+reproduce-small: $(READY)  ## the same on a network that two CPU cores train in hours; or DATA=ARCHIVE
+	$(BIN)/python -m backdoor_lab -m experiment=report_airbench hydra.sweep.dir=multirun_reports/runs/report_airbench $(ASKED)
 
 test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

@@ -47,7 +47,7 @@ def test_a_comparison_holds_every_filter_and_nothing_else(experiment: str, tmp_p
     assert left_out <= names
 
 
-@pytest.mark.parametrize("experiment", ["report", "report_small"])
+@pytest.mark.parametrize("experiment", ["report", "report_small", "report_airbench"])
 def test_the_report_is_all_its_cells_beside_the_controls(experiment: str, tmp_path: Path) -> None:
     config = configuration(tmp_path, f"experiment={experiment}")
     check_keys(config)
@@ -91,6 +91,14 @@ def test_layers_are_looked_at_on_the_reports_own_networks(tmp_path: Path) -> Non
     asked, others = swept("report_small"), swept("report_layers")
     assert all(asked[part] == others[part] for part in ("trigger", "target", "ratio"))
     assert others["protocol.layer"].split(",")[0] == small["protocol"]["layer"]
+
+
+def test_the_ratios_are_legal_and_go_up_to_one(tmp_path: Path) -> None:
+    config = configuration(tmp_path, "experiment=ratios")
+    check_keys(config)
+    ratios = [float(each) for each in str(swept("ratios")["ratio"]).split(",")]
+    assert (min(ratios), max(ratios)) == (0.002, 1)
+    assert ratios == sorted(ratios)
 
 
 def is_filter(root: Path, name: str) -> bool:
