@@ -39,6 +39,7 @@ STAGES = {
     # Also the second training, and an attacker's own.
     "train": ("sweep/stages.py:train_stage", "sweep/stages.py:filtered", "training/callback.py"),
     "measure": ("sweep/stages.py:measure_stage",),
+    "transformed": ("sweep/transformed.py:transformed_stage",),
     "extract": ("sweep/judging.py:extract_stage",),
     "clean": ("sweep/judging.py:clean_stage",),
     "autoencoder": ("sweep/judging.py:autoencoder_stage",),

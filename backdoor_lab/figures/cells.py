@@ -33,8 +33,9 @@ Array = NDArray[Any]
 Record = dict[str, Any]
 Named = tuple[str, "Figure"]
 PAIRS, BASE, MOST_BARS = 32, 1000, 40
-STAGES = ("prepare", "surrogate", "poison", "train", "measure1", "autoencoder", "clean", "extract",
-          "filter", "repair", "retrain", "measure2")  # fmt: skip
+STAGES = ("prepare", "surrogate", "poison", "train", "measure1", "transformed1", "autoencoder",
+          "clean", "extract", "filter", "repair", "retrain", "measure2",
+          "transformed2")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Whole:
 
 def of_sweep(whole: Whole) -> Iterator[Named]:
     """The pictures of a whole sweep; what the store no longer has is left out."""
-    from backdoor_lab.figures import course, images, ratios
+    from backdoor_lab.figures import course, images, ratios, transformed
     from backdoor_lab.figures.sheet import sheet
 
     found = list(attacked(whole))
@@ -71,6 +72,7 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
         shown = ratios.panels(group)
         if shown:
             yield f"ratio_{group.slug}", ratios.against_ratio(group.title, shown)
+    yield from transformed.against_strength(done)
     names, stages, seconds = costs(done)
     if len(names):
         yield "cost", course.cost(names, stages, seconds)
