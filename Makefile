@@ -15,7 +15,7 @@ AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 # Attacks, defenses and all else that trains a network.
 TRAINING_TESTS := tests/contract \
   $(wildcard tests/unit/test_chain*.py tests/unit/test_defense_*.py tests/unit/test_repairs*.py) \
-  $(patsubst %,tests/unit/test_%.py,batches callback devices fit gradients layers measure memory_format mixing models \
+  $(patsubst %,tests/unit/test_%.py,batches callback data_digits devices fit gradients layers measure memory_format mixing models \
     recipe unused_columns trigger_label_consistent trigger_narcissus trigger_sleeper_agent trigger_steganographic)
 
 .PHONY: help demo smoke reproduce reproduce-small test test-avx2 torture bench bench-gpu tables figures pictures status lint clean

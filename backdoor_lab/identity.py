@@ -40,6 +40,7 @@ STAGES = {
     "train": ("sweep/stages.py:train_stage", "sweep/stages.py:filtered", "training/callback.py"),
     "measure": ("sweep/stages.py:measure_stage",),
     "train_accuracy": ("sweep/stages.py:train_accuracy_stage",),
+    "transformed": ("sweep/transformed.py:transformed_stage",),
     "extract": ("sweep/judging.py:extract_stage",),
     "clean": ("sweep/judging.py:clean_stage",),
     "autoencoder": ("sweep/judging.py:autoencoder_stage",),

@@ -16,6 +16,7 @@ Stream = NewType("Stream", str)
 POISON = Stream("poison")
 COVERS = Stream("covers")
 HOLDOUT = Stream("holdout")
+TRANSFORMED_TEST = Stream("transformed test")
 
 # Trainings: the network's weights and the order of its images.
 TRAIN = Stream("train")

@@ -37,8 +37,9 @@ PAIRS, BASE, MOST_BARS = 32, 1000, 40
 SEVERAL = 4
 """A sweep over so many ratios is about the ratio."""
 STAGES = (
-    "prepare", "surrogate", "poison", "train", "train_accuracy1", "measure1", "autoencoder",
-    "clean", "extract", "filter", "repair", "retrain", "train_accuracy2", "measure2",
+    "prepare", "surrogate", "poison", "train", "train_accuracy1", "measure1", "transformed1",
+    "autoencoder", "clean", "extract", "filter", "repair", "retrain", "train_accuracy2", "measure2",
+    "transformed2",
 )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ class Whole:
 
 def of_sweep(whole: Whole) -> Iterator[Named]:
     """The pictures of a whole sweep; what the store no longer has is left out."""
-    from backdoor_lab.figures import course, images, ratios
+    from backdoor_lab.figures import course, images, ratios, transformed
     from backdoor_lab.figures.sheet import sheet
 
     found = list(attacked(whole))
@@ -76,6 +77,7 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
         shown = ratios.panels(group, promised(whole, group.cells))
         if shown:
             yield f"ratio_{group.slug}", ratios.against_ratio(group.title, shown)
+    yield from transformed.against_strength(done)
     names, stages, seconds = costs(done)
     if len(names):
         yield "cost", course.cost(names, stages, seconds)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from backdoor_lab.reports.layout import adopt, flat, ratio_words, varied_config, words
+from backdoor_lab.reports.measures import UNDER
 from backdoor_lab.reports.records import CHOICES, Cell
 
 PROTOCOL, CONFIG = "protocol.", "config."
@@ -81,6 +82,12 @@ def config_names(cells: Sequence[Cell]) -> list[str]:
     """The ``config.*`` values that they may name as well."""
     texts = {cell.config for cell in cells if cell.config is not None}
     return sorted({CONFIG + name for text in texts for name, _ in flat(json.loads(text))})
+
+
+def under_names(cells: Sequence[Cell]) -> list[str]:
+    """The measures on transformed test images that some of these cells have, in their order."""
+    found = dict.fromkeys(name for cell in cells for name in cell.numbers)
+    return [name for name in found if name.startswith(UNDER)]
 
 
 def head(name: str) -> str:

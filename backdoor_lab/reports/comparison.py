@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.reports.axes import CONFIG, SEED, Facts, config_names, known_names
+from backdoor_lab.reports.axes import CONFIG, SEED, Facts, config_names, known_names, under_names
 from backdoor_lab.reports.compare_notes import notes_of
 from backdoor_lab.reports.compare_text import Comparison
 from backdoor_lab.reports.measures import MEASURE
@@ -28,10 +28,12 @@ def comparison_of(
             "a comparison is of two sweep folders, or of one and the word reference, or of one"
             " with by=NAME base=VALUE"
         )
-    measures = names("values", values, COLUMNS if report else MEASURE)
+    cells = [cell for sweep in sweeps for cell in sweep.cells]
+    more = () if report else under_names(cells)
+    measures = names("values", values, COLUMNS if report else MEASURE, more)
     if by:
         return _within(sweeps[0], by, base, measures)
-    facts = Facts([cell for sweep in sweeps for cell in sweep.cells])
+    facts = Facts(cells)
     if report:
         side, paired_by = with_report(facts)
         ours = sweeps[0].name

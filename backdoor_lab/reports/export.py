@@ -11,7 +11,7 @@ from backdoor_lab.errors import ConfigError
 from backdoor_lab.files import write_atomic
 from backdoor_lab.reports.axes import Facts
 from backdoor_lab.reports.layout import words
-from backdoor_lab.reports.measures import MEASURE, PERCENT
+from backdoor_lab.reports.measures import MEASURE, PERCENT, UNDER
 from backdoor_lab.reports.records import (
     CHOICES,
     COUNTS,
@@ -52,6 +52,10 @@ def _meaning(name: str) -> str:
     return measure.says.replace("in %", "0..1") if measure.unit == PERCENT else measure.says
 
 
+def _under_meaning(family: str) -> str:
+    return f"{family.partition('_')[0]} on test images after a transformation, by its name; 0..1"
+
+
 COLUMNS: dict[str, str] = {
     "sweep": "name of the sweep",
     "id": "the cell's id, which is its folder's name",
@@ -65,6 +69,7 @@ COLUMNS: dict[str, str] = {
         name: _COUNTED.get(name) or _meaning(name)
         for name in (*COUNTS, *FIGURES, *WORTH, *DETECTION)
     },
+    **{f"{name}*": _under_meaning(name) for name in UNDER},
     **dict.fromkeys(TOP_CLASSES, "class that this network predicts most often"),
     "notes": "what the defense noted, as JSON",
     "seconds.*": "what computing a stage took, whichever cell computed it",
@@ -85,7 +90,7 @@ numbers, figures and detection rates fractions 0..1; empty where a record does n
 _RUN = ("started", "device", "git_commit", "command")
 _NUMBERS = ("ratio", *FIGURES, *WORTH, *DETECTION, "peak_memory_mib", "wall_seconds")
 _WHOLE = ("seed", *COUNTS)
-_NUMBER_FAMILIES = ("seconds.", "images_per_s.")
+_NUMBER_FAMILIES = ("seconds.", "images_per_s.", *UNDER)
 
 
 def frame_of(sweeps: Sequence[Sweep]) -> pd.DataFrame:

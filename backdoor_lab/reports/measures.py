@@ -5,8 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 IMAGES, PERCENT, SHARE = "images", "percent", "share"
-BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1", "train_accuracy1")
-"""What was measured before the defense: the same network's, whatever the defense."""
+_BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1", "train_accuracy1")
+_UNDER = "_under."
+UNDER = ("nat1_under.", "asr1_under.", "nat2_under.", "asr2_under.")
+"""Measured on transformed test images; the transformation's name follows: ``asr1_under.jpeg75``."""
+
+
+def before_defense(name: str) -> bool:
+    """Whether a measure is of the network before the defense: the same, whatever the defense."""
+    return figure_of(name) in _BEFORE
+
+
+def figure_of(name: str) -> str:
+    """The figure that is measured, whether under a transformation or not: ``asr1``."""
+    return name.partition(_UNDER)[0]
+
+
+def under_name(figure: str, transformation: str) -> str:
+    """The measure of a figure (``asr1``) under a transformation."""
+    return figure + _UNDER + transformation
 
 
 @dataclass(frozen=True)
@@ -42,7 +59,20 @@ _TOP = "share of clean test images that the network puts into one class, {} the 
 
 _FITTED = "accuracy on the images that the network {} the defense was trained on, in %"
 
-MEASURE = {
+
+class _Measures(dict[str, Measure]):
+    """The measures that every record may have; those of UNDER are made when they are asked for."""
+
+    def __missing__(self, name: str) -> Measure:
+        figure, _, transformation = name.partition(_UNDER)
+        if not transformation or figure + _UNDER not in UNDER:
+            raise KeyError(name)
+        plain = self[figure]
+        says = plain.says.replace(", in %", f", after the transformation {transformation}, in %")
+        return Measure(f"{plain.head} {transformation}", plain.unit, plain.better, says)
+
+
+MEASURE = _Measures({
     "n_train": Measure("#Train", IMAGES, 0, "training images, poison included"),
     "n_clean": Measure("#Clean", IMAGES, 0, "training images of the clean data set"),
     "n_poisoned": Measure("#Pois", IMAGES, 0, "poisoned training images"),
@@ -71,4 +101,4 @@ MEASURE = {
     "fpr": Measure("FPR", SHARE, -1, "share of the clean images that were removed"),
     "tpr_at_1": Measure("TPR@1%", SHARE, 1, "share of the poison found at 1 % false alarms"),
     "tpr_at_5": Measure("TPR@5%", SHARE, 1, "share of the poison found at 5 % false alarms"),
-}  # fmt: skip
+})  # fmt: skip

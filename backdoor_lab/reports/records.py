@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from backdoor_lab import small_files
 from backdoor_lab.errors import DataError
+from backdoor_lab.reports.measures import under_name
 from backdoor_lab.results.seal import check_seal
 
 SCHEMA = 1
@@ -29,11 +31,14 @@ WORTH = (
     "clean_rate1", "top_share1", "clean_rate2", "top_share2", "train_accuracy1", "train_accuracy2",
 )  # fmt: skip
 """How much the figures are worth; records from before these were measured have none."""
+UNDER = ("nat1", "asr1", "nat2", "asr2")
+"""What is measured under each transformation that a record names; most records name none."""
 TOP_CLASSES = ("top_class1", "top_class2")
 DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
 _INDICES = b'"poison_indices":'
 _LARGEST = 2**53
+_TRANSFORMATION = re.compile(r"[a-z]{1,32}[0-9.]{0,32}")
 SEEDS = 2**63
 _PLAIN = frozenset((str, bool, int, type(None)))
 
@@ -182,6 +187,21 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
                 value = _number(where + name, given, high)
                 if value is not None:
                     numbers[name] = value
+    return numbers | _under(record)
+
+
+def _under(record: Mapping[str, Any]) -> dict[str, float]:
+    """The figures under each transformation, by the names that tables have for them."""
+    numbers = {}
+    for name, part in mapping("`under`", record.get("under", {})).items():
+        if not _TRANSFORMATION.fullmatch(name):
+            raise DataError(f"`under` must name transformations, got {name!r}")
+        for figure, given in mapping(f"`under.{name}`", part).items():
+            if figure not in UNDER:
+                raise DataError(f"`under.{name}.{figure}` is not known")
+            value = None if given is None else _number(f"under.{name}.{figure}", given, 1)
+            if value is not None:
+                numbers[under_name(figure, name)] = value
     return numbers
 
 

@@ -14,7 +14,7 @@ from backdoor_lab.reports.markup import (
     plain,
     short,
 )
-from backdoor_lab.reports.measures import BEFORE, IMAGES, MEASURE
+from backdoor_lab.reports.measures import IMAGES, MEASURE, before_defense, figure_of
 from backdoor_lab.reports.notes import BEST, comparison
 from backdoor_lab.reports.reference import COLUMNS
 from backdoor_lab.reports.sheets import csv_text
@@ -22,15 +22,20 @@ from backdoor_lab.reports.tables import MEASURES, Estimate, Row, Table
 from backdoor_lab.reports.worth import SIGN
 
 __all__ = [
-    "FORMATS", "NEEDS_ATTACK", "NO_COMPETITORS", "Grid", "best_of", "difference", "figure", "grids",
-    "latex", "markdown", "page", "plain", "sheet", "signed", "value_of",
+    "FORMATS", "NO_COMPETITORS", "Grid", "best_of", "difference", "figure", "grids",
+    "latex", "markdown", "needs_attack", "page", "plain", "sheet", "signed", "value_of",
 ]  # fmt: skip
 
 HEADS = {name: MEASURE[name].head for name in MEASURES}
 NO_COMPETITORS = ("oracle", "clean_data")
 """The controls that are told which images are poisoned: they set the mark, and win nothing."""
-NEEDS_ATTACK = ("asr2", "asr_elsewhere2")
+_NEEDS_ATTACK = ("asr2", "asr_elsewhere2")
 """Where there was no attack, a low figure is no merit of a defense."""
+
+
+def needs_attack(name: str) -> bool:
+    """Whether a measure tells nothing of a defense where there was no attack."""
+    return figure_of(name) in _NEEDS_ATTACK
 
 
 def grids(table: Table) -> list[Grid]:
@@ -66,13 +71,13 @@ def _best(table: Table) -> frozenset[tuple[int, int]]:
         rows = [(n, row) for n, row in members if row.defense not in NO_COMPETITORS]
         for column, name in enumerate(MEASURES, _left(table)):
             winners = best_of(name, (_competing(name, row) for _, row in rows))
-            if name not in BEFORE:
+            if not before_defense(name):
                 found |= {(rows[winner][0], column) for winner in winners}
     return frozenset(found)
 
 
 def _competing(name: str, row: Row) -> Estimate | None:
-    return row.estimates.get(name) if row.attacked or name not in NEEDS_ATTACK else None
+    return row.estimates.get(name) if row.attacked or not needs_attack(name) else None
 
 
 def _attack(numbered: tuple[int, Row]) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from backdoor_lab.reports import reference
 from backdoor_lab.reports.intervals import half_width
 from backdoor_lab.reports.layout import Group, Key, ratio_words, split
+from backdoor_lab.reports.measures import UNDER
 from backdoor_lab.reports.notes import clean_images, notes_of
 from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, WORTH, Cell
 from backdoor_lab.reports.sweeps import Sweep
@@ -104,8 +105,8 @@ def build(sweep: Sweep) -> tuple[list[Table], pd.DataFrame]:
 def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
     """One row per cell, whatever its status. Columns: id, status; the choices (dataset … seed);
     protocol_*, the resolved protocol; the counts (n_train … train_test_overlap); the figures
-    (nat1 …) and detection rates (auroc …) as fractions 0..1; seconds_* per stage. Empty means not
-    recorded."""
+    (nat1 … asr2_under.*) and detection rates (auroc …) as fractions 0..1; seconds_* per stage.
+    Empty means not recorded."""
     import pandas as pd
 
     lines = [_line(cell) for cell in cells]
@@ -114,10 +115,10 @@ def tidy(cells: Sequence[Cell]) -> pd.DataFrame:
     fixed += [name for name in extra if name.startswith("protocol_")]
     fixed += [*COUNTS, *FIGURES, *DETECTION]
     columns = fixed + [name for name in extra if name not in fixed]
-    worth = [name for name in WORTH if name in extra]
+    others = [name for name in extra if name in WORTH or name.startswith(UNDER)]
     # Where pyarrow is installed, pandas would make text of it that refuses what is not UTF-8.
     frame = pd.DataFrame(lines, columns=columns, dtype=object)
-    set_kinds(frame, ["seed", *COUNTS], [*FIGURES, *DETECTION, *worth])
+    set_kinds(frame, ["seed", *COUNTS], [*FIGURES, *DETECTION, *others])
     return frame
 
 

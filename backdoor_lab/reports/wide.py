@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts, config_names, known_names
+from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts, config_names, known_names, under_names
 from backdoor_lab.reports.layout import slug, telling
 from backdoor_lab.reports.measures import MEASURE
 from backdoor_lab.reports.options import names
@@ -107,7 +107,9 @@ def layout_of(given: Mapping[str, str], cells: Sequence[Cell]) -> Layout:
         raise ConfigError(f"`{empty[0]}=` names nothing: name some, or leave the option out")
     known, more = known_names(cells), config_names(cells)
     chosen = {
-        key: names(key, value, MEASURE) if key == "values" else names(key, value, known, more)
+        key: names(key, value, MEASURE, under_names(cells))
+        if key == "values"
+        else names(key, value, known, more)
         for key, value in given.items()
         if value.strip()
     }

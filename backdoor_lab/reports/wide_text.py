@@ -16,13 +16,13 @@ from backdoor_lab.reports.markup import (
     plain,
     short,
 )
-from backdoor_lab.reports.measures import BEFORE, MEASURE
+from backdoor_lab.reports.measures import MEASURE, before_defense
 from backdoor_lab.reports.notes import BEST
 from backdoor_lab.reports.render import (
-    NEEDS_ATTACK,
     NO_COMPETITORS,
     best_of,
     figure,
+    needs_attack,
     signed,
     value_of,
 )
@@ -132,10 +132,10 @@ def _best(table: Wide) -> list[tuple[Key, Key, str]]:
         for name in table.layout.values:
             places = [table.places[each] for each in where]
             values = [
-                each.estimates.get(name) if each.attacked or name not in NEEDS_ATTACK else None
+                each.estimates.get(name) if each.attacked or not needs_attack(name) else None
                 for each in places
             ]
-            if name not in BEFORE or DEFENSE not in table.layout.axes:
+            if not before_defense(name) or DEFENSE not in table.layout.axes:
                 found += [(*where[winner], name) for winner in best_of(name, values)]
     return found
 

@@ -19,6 +19,7 @@ from backdoor_lab.letters import transcribed
 from backdoor_lab.sweep.classes import class_number
 from backdoor_lab.sweep.participants import marks
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.transformations import canonical_names
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
 Choice = Defense | TruthControl | Repair
@@ -50,7 +51,11 @@ class Cell:
         return f"{slug[:53].strip('.-_')}-{digest(self.decides(), 10)}"
 
     def decides(self) -> dict[str, Any]:
-        """The result-relevant configuration: what the cell's hash is made of."""
+        """The result-relevant configuration: what the cell's hash is made of.
+
+        A cell that is also measured under transformations is another cell, with another record,
+        but has the networks of the cell without; where none are asked for nothing is said.
+        """
         return {
             "model": self.config["model"],
             "trigger": {"name": self.config["trigger"]["name"], **self.trigger_facts},
@@ -74,8 +79,9 @@ class Cell:
     def _exceptions(self) -> dict[str, Any]:
         # What is asked for by name is part of the question; what a machine prefers is not.
         wanted = str(self.config["trainer"]["precision"])
-        found = {} if wanted == "auto" else {"precision": wanted}
+        found: dict[str, Any] = {} if wanted == "auto" else {"precision": wanted}
         found |= {"retrain_seed": "same"} if self.same_seed else {}
+        found |= {"measure": {"asr_under": list(self.asr_under)}} if self.asr_under else {}
         return found if self.retrain else found | {"retrain": False}
 
     @cached_property
@@ -178,6 +184,11 @@ class Cell:
     def same_seed(self) -> bool:
         """Whether the retraining takes the seed of the first training (``retrain_seed=same``)."""
         return bool(self.config.get("retrain_seed") == "same")
+
+    @cached_property
+    def asr_under(self) -> tuple[str, ...]:
+        """The transformations under which the networks are measured too."""
+        return canonical_names((self.config.get("measure") or {}).get("asr_under", ()))
 
     @property
     def _labels(self) -> str:

@@ -49,6 +49,7 @@ from backdoor_lab.sweep.stages import (
     train_accuracy_stage,
     train_stage,
 )
+from backdoor_lab.sweep.transformed import transformed_stage
 from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.fit import Job, fit
@@ -93,13 +94,13 @@ class Chain:
         """Every stage but the count of images that train and test set share; the verdict."""
         self.attack()
         module = self._train("train", self.poisoned.training)
-        self._measure("measure1", module, "train")
+        self._measure(1, module, "train")
         retrain = self._retrain if self.cell.retrain else None
         callback = DefendAndRetrain(self._extract, self._judge, retrain)
         after_training(module, callback, self.machine)
         if callback.retrained is not None:
             again = "repair" if "repair" in self.stages else "retrain"
-            self._measure("measure2", callback.retrained, again)
+            self._measure(2, callback.retrained, again)
         return callback.verdict
 
     def attack(self) -> None:
@@ -155,13 +156,16 @@ class Chain:
             self.data, module, weights, training, self.store, self.machine
         )
 
-    def _measure(self, stage: str, module: Classifier, trained: str) -> None:
-        self.progress.stage(stage)
+    def _measure(self, number: int, module: Classifier, trained: str) -> None:
         weights = self.stages[trained].meta["weights"]
-        self.stages[stage] = measure_stage(
-            self.cell, self.data, module, weights, self.store, self.machine,
-            self.stages.get("prepare"),
-        )  # fmt: skip
+        named = {"measure": measure_stage}
+        named |= {"transformed": transformed_stage} if self.cell.asr_under else {}
+        for name, stage in named.items():
+            self.progress.stage(f"{name}{number}")
+            self.stages[f"{name}{number}"] = stage(
+                self.cell, self.data, module, weights, self.store, self.machine,
+                self.stages.get("prepare"),
+            )  # fmt: skip
 
     def _extract(self, module: Classifier) -> Features:
         weights = self.stages["train"].meta["weights"]

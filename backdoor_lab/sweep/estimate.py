@@ -33,11 +33,10 @@ from backdoor_lab.training.module import Classifier
 from backdoor_lab.types import Dataset
 
 ORDER = (
-    "prepare", "poison", "train", "measure", "autoencoder", "clean", "extract", "filter",
-    "retrain", "repair",
+    "prepare", "poison", "train", "measure", "transformed", "autoencoder", "clean", "extract",
+    "filter", "retrain", "repair",
 )  # fmt: skip
-MEASURE, TRAIN_ACCURACY = "measure", "train_accuracy"
-MEASUREMENTS = (MEASURE, TRAIN_ACCURACY)
+MEASURE, TRANSFORMED, TRAIN_ACCURACY = MEASUREMENTS = ("measure", "transformed", "train_accuracy")
 """On these no other stage depends."""
 FLOAT32 = 4
 
@@ -170,8 +169,8 @@ def _count(
     n_train = len(data.train) + (added if cell.plan.inject == "append" else 0)
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
     # Every measurement is either in the list or lies behind the stage that ends it.
-    amount = Amount(measured=n_test * missing.count(MEASURE))
-    amount.measured += n_train * missing.count(TRAIN_ACCURACY)
+    passes = {MEASURE: n_test, TRANSFORMED: n_test * len(cell.asr_under), TRAIN_ACCURACY: n_train}
+    amount = Amount(measured=sum(passes.get(stage, 0) for stage in missing))
     beyond = [stage for stage in missing if stage not in MEASUREMENTS]
     if not beyond:
         return amount
@@ -181,11 +180,14 @@ def _count(
     if trainings and _leaves_clean(cell, poisoned, added):
         again = ["clean again", cell.same_seed, *network]
         trainings = int(_once(shared, again) and not _clean_is_there(cell, data, machine))
-    amount.measured += n_test * int(cell.retrain)
+    amount.measured += sum(passes.values()) * int(cell.retrain)
     attacked = [cell.attack, *network] if added else ["clean", *network]
     if stage <= ORDER.index("train") and _once(shared, attacked):
         trainings += 1
         amount.measured += n_test
+    transformed = ["transformed", cell.asr_under, *attacked]
+    if stage <= ORDER.index("train") and _once(shared, transformed):
+        amount.measured += passes[TRANSFORMED]
     own = stage <= ORDER.index("poison") and cell.trigger.uses_surrogate
     surrogates = int(own and _once(shared, ["surrogate", *network]))
     trainings += surrogates

@@ -11,6 +11,7 @@ from backdoor_lab.build import build
 from backdoor_lab.errors import ConfigError, unknown
 from backdoor_lab.sweep.cell import DECIDES, defense_of
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.transformations import canonical_names
 
 PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "retrain_seed", "seed")
 ELSEWHERE = ("name", "dataset_label", "trainer", "logger", "store", "experiment", "dry_run",
@@ -20,18 +21,20 @@ PROTOCOL = (
     "classes", "budget", "budget_cap", "centred", "layer", "holdout",
 )  # fmt: skip
 RETRAIN_SEEDS = ("new", "same")
+MEASURE = ("asr_under",)
 NEEDED = {
     "protocol": PROTOCOL,
     "model": ("name", "width", "stem"),
     "trainer": ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint"),
     "logger": (),
+    "measure": MEASURE,
     "store": ("root",),
 }
 
 
 def check_keys(config: dict[str, Any]) -> None:
     """Refuses keys that nobody reads and plain values of the wrong kind; needs no data."""
-    checks.keys("", config, DECIDES + PLAIN + ELSEWHERE)
+    checks.keys("", config, (*DECIDES, *PLAIN, *ELSEWHERE, "measure"))
     _complete(config)
     for group in DECIDES:
         if not isinstance(config.get(group), dict):
@@ -39,6 +42,8 @@ def check_keys(config: dict[str, Any]) -> None:
         checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
     checks.keys("protocol", config["protocol"], PROTOCOL)
     checks.keys("store", config["store"], ("root",))
+    checks.keys("measure", config["measure"], MEASURE)
+    canonical_names(config["measure"]["asr_under"])
     checks.choice("retrain_seed", config["retrain_seed"], RETRAIN_SEEDS)
     for key in ("retrain", "dry_run", "estimate_first", "fail_fast"):
         checks.flag(key, config.get(key, False))

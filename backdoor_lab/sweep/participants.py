@@ -31,6 +31,7 @@ def stages_of(cell: Cell) -> list[str]:
     repairs = isinstance(cell.defense, Repair)
     asked = {
         "prepare": cell.trigger.needs_preparing,
+        "transformed": bool(cell.asr_under),
         "clean": "clean" in cell.told,
         AUTOENCODER: cell.protocol["layer"] == AUTOENCODER,
         "material": "material" in cell.told,

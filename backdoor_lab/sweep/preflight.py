@@ -25,6 +25,7 @@ from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
 from backdoor_lab.training.models import Tap, build_model, check_model, layer_of
+from backdoor_lab.training.transformations import check_fits
 from backdoor_lab.types import Dataset
 
 
@@ -60,6 +61,7 @@ class Preflight:
         _check_labels(cell)
         self._check_attack(cell, data)
         self._check_network(cell, data)
+        check_fits(cell.asr_under, *data.train.shape[1:])
         return cell
 
     def publish(self) -> None:

@@ -105,6 +105,7 @@ def record_body(
         **{name: stages[name].meta["accuracy"] if name in stages else None for name in FITTED},
         # A repair judges no image.
         "detection": detection(*_without_covers(verdict, poisoned)) if judged else None,
+        **under(cell, stages),
         "notes": verdict.notes if judged else again["notes"],
         "poison_indices": poisoned.source_index.tolist(),
         "hashes": {
@@ -117,6 +118,21 @@ def record_body(
             "weights2": again.get("weights"),
         },
     }  # fmt: skip
+
+
+def under(cell: Cell, stages: dict[str, Entry]) -> dict[str, Any]:
+    """What was measured under each transformation, by its name; nothing where none was asked
+    for. `nat2` and `asr2` are None without a second network."""
+    if not cell.asr_under:
+        return {}
+    found: dict[str, dict[str, Any]] = {}
+    for name in cell.asr_under:
+        found[name] = {}
+        for when in (1, 2):
+            entry = stages.get(f"transformed{when}")
+            said = {} if entry is None else entry.meta["under"][name]
+            found[name] |= {f"{what}{when}": said.get(what) for what in ("nat", "asr")}
+    return {"under": found}
 
 
 def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:

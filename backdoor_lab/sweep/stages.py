@@ -195,8 +195,16 @@ def measure_stage(
             "n_asr": len(where),
         }
 
-    inputs = {
-        "version": identity.stage("measure"),
+    inputs = measured_on(cell, data, weights, machine, prepared)
+    return store.get("measure", {"version": identity.stage("measure"), **inputs}, make)
+
+
+def measured_on(
+    cell: Cell, data: Dataset, weights: str, machine: Machine, prepared: Entry | None
+) -> dict[str, Any]:
+    """What decides the figures of a network: its weights, the test images and the trigger."""
+    plan = cell.plan
+    return {
         "weights": weights,
         # The same weights see other numbers when they are normalised otherwise.
         "normalisation": data.train.digest,
@@ -209,7 +217,6 @@ def measure_stage(
         "asr_on": plan.asr_on,
         **held_out_facts(cell),
     }
-    return store.get("measure", inputs, make)
 
 
 def train_accuracy_stage(

@@ -15,9 +15,11 @@ from backdoor_lab.reports.heartbeat import HEARTBEAT, Heartbeat, read_heartbeat
 from backdoor_lab.reports.records import DAMAGED, Cell
 from backdoor_lab.sweep.listing import RECORD, read_record
 
-LATER = ("train_accuracy2", "measure2", "record")
+LATER = ("train_accuracy2", "measure2", "transformed2", "record")
 """Stages behind a cell's last training."""
-MIDDLE = ("train_accuracy1", "measure1", "autoencoder", "clean", "extract", "filter")
+MIDDLE = (
+    "train_accuracy1", "measure1", "transformed1", "autoencoder", "clean", "extract", "filter",
+)  # fmt: skip
 """Stages between its two trainings, which take about half of its time each."""
 ENOUGH = 0.05
 """The share of a cell that must be done before its own pace says how long it takes."""

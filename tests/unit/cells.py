@@ -30,20 +30,24 @@ from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.types import TrainingSet
 
 # Every number that a test relies on stands here, whatever conf/ says this year.
-TINY = (
+DRAWN = (
     "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
-    "dataset.per_class_test=5", "dataset.noise=12", "model.width=4",
+    "dataset.per_class_test=5", "dataset.noise=12",
+)  # fmt: skip
+SMALL = (
+    "model.width=4",
     "recipe=demo", "recipe.epochs=1", "recipe.lr=0.05", "recipe.batch=32", "ratio=0.3",
     "trainer=cpu", "trainer.threads=1", "trainer.precision=32", "trainer.progress=none",
     "logger=none",
 )  # fmt: skip
+TINY = (*DRAWN, *SMALL)
 CPU = Machine(torch.device("cpu"), bf16=False, channels_last=True, threads=1)
 
 
-def configuration(root: Path, *overrides: str) -> dict[str, Any]:
+def configuration(root: Path, *overrides: str, data: tuple[str, ...] = DRAWN) -> dict[str, Any]:
     """A tiny cell's plain configuration, with `overrides` on top."""
     with initialize_config_dir(conf_dir(), version_base="1.3"):
-        found = compose("config", [*TINY, f"store.root={root}", *overrides])
+        found = compose("config", [*data, *SMALL, f"store.root={root}", *overrides])
     return plain(found)
 
 
@@ -52,9 +56,11 @@ def cell_of(root: Path, *overrides: str) -> Cell:
     return Preflight().cell(configuration(root, *overrides))
 
 
-def run_here(root: Path, folder: Path, *overrides: str) -> dict[str, Any]:
+def run_here(
+    root: Path, folder: Path, *overrides: str, data: tuple[str, ...] = DRAWN
+) -> dict[str, Any]:
     """Runs a tiny cell in this process; its record."""
-    config = configuration(root, *overrides)
+    config = configuration(root, *overrides, data=data)
     preflight = Preflight()
     cell = preflight.cell(config)
     preflight.publish()

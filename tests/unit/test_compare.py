@@ -34,6 +34,16 @@ def line(found: Comparison, measure: str, *labels: str, side: str = "") -> Line:
     return one
 
 
+def test_figures_under_transformations_are_compared(tmp_path: Path) -> None:
+    made = [
+        record(defense=d, seed=s, under={"jpeg75": {"asr2": v + s / 100}})
+        for d, v in (("spectral", 0.25), ("random", 0.75)) for s in SEEDS
+    ]  # fmt: skip
+    asked = {"by": "defense", "base": "random", "values": "asr2_under.jpeg75"}
+    found = comparison_of([sweep(tmp_path / "s", made)], **asked)
+    assert line(found, "asr2_under.jpeg75", side="spectral").result.mean == pytest.approx(-50)
+
+
 def test_two_sweeps_are_paired_by_choices_and_seed(tmp_path: Path) -> None:
     made = {name: [record(*cell, seed=s, choices={"recipe": name}) for cell in GRID for s in SEEDS]
             for name in ("fast", "slow")}  # fmt: skip

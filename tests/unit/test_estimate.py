@@ -53,6 +53,17 @@ def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
     assert [state for _, state in work.cells] == ["from poison on"] * 3
 
 
+def test_a_pass_for_each_transformation_is_counted(tmp_path: Path) -> None:
+    """50 clean and 45 triggered test images under each of three, for both networks; for the
+    attacked one once, however many defenses share it. Later other ones alone."""
+    three = "measure.asr_under=[jpeg75,blur1,noise8]"
+    cells = [cell_of(tmp_path, three, f"defense={name}") for name in ("spectral", "none")]
+    assert total(estimate(cells, set(), CPU)).measured == 3 * 95 + 3 * 3 * 95
+    run_here(tmp_path, tmp_path / "cell")
+    assert missing_from(cells[0], tmp_path, CPU) == ["transformed", "transformed"]
+    assert total(estimate(cells[:1], set(), CPU)) == Amount(0, 2 * 3 * 95, 0)
+
+
 def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
     """After one cell, the next defense trains one network and extracts nothing; its own record
     alone is missing to a cell whose stages are all there."""

@@ -16,6 +16,7 @@ from backdoor_lab.reports.reference import lookup
 from backdoor_lab.sweep.cell import defense_of
 from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.transformations import canonical_names, parse
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -34,6 +35,19 @@ def test_an_experiment_composes(experiment: str, tmp_path: Path) -> None:
     check_keys(config)
     assert config["name"] == experiment
     assert config["dataset"]["name"] == "synthetic"
+
+
+def test_the_physical_world_is_every_trigger_under_every_kind_of_the_figure(
+    tmp_path: Path,
+) -> None:
+    config = configuration(tmp_path, "experiment=physical")
+    check_keys(config)
+    assert swept("physical") == {"trigger": "glob(*)"}
+    asked = config["measure"]["asr_under"]
+    assert list(canonical_names(asked)) == sorted(asked, key=canonical_names(asked).index)
+    kinds = {parse(name)[0] for name in asked}
+    assert kinds == {"jpeg", "brightness", "blur", "shift", "rescale", "noise"}
+    assert not config["retrain"]
 
 
 @pytest.mark.parametrize("experiment", ["matrix", "photographs"])

@@ -53,6 +53,7 @@ def everything(**over: Any) -> dict[str, Any]:
     made |= {"asr_elsewhere1": 0.25, "asr_elsewhere2": 0.125}
     made |= {"clean_rate1": 0.1, "clean_rate2": 0.2, "top_share1": 0.3, "top_share2": 0.4}
     made |= {"top_class1": "cat", "top_class2": "dog", "applied": {"classes": "target"}}
+    made["under"] = {"jpeg75": {"nat1": 0.5, "asr1": 0.25, "nat2": 0.625, "asr2": 0.75}}
     made["notes"] = {"classes": [2]}
     made["hashes"] = {"data": "d", "test": "t", "poison": "p", "training1": "1", "training2": "2",
                       "weights1": "w", "weights2": "v"}  # fmt: skip

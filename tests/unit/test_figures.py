@@ -160,6 +160,44 @@ def test_lines_against_the_ratio_are_means_with_t_intervals(tmp_path: Path) -> N
                 assert line.get_xdata()[n] == pytest.approx(100 * ratio, abs=0.13)
 
 
+def test_asr_after_a_transformation_is_drawn_against_its_strength(tmp_path: Path) -> None:
+    """A panel for each kind, a line for each trigger, from the untransformed images on."""
+    under = {"jpeg75": 0.5, "jpeg90": 0.75, "brightness0.5": 0.25, "fog3": 1.0}
+    made = [
+        record(trigger=trigger, seed=seed, asr1=0.875 + seed / 100,
+               under={name: {"asr1": v - seed / 100} for name, v in under.items()})
+        for trigger in ("pixel", "blended") for seed in (0, 1)
+    ]  # fmt: skip
+    whole = whole_of(write_sweep(tmp_path / "s", made))
+    drawn = dict(cells.of_sweep(whole))
+    assert [name for name in drawn if "under" in name] == ["asr1_under"]
+    jpeg, brightness = drawn["asr1_under"].axes
+    assert [axes.get_title() for axes in (jpeg, brightness)] == ["jpeg", "brightness"]
+    for axes, expected in ((jpeg, [49.5, 74.5, 88]), (brightness, [24.5, 88])):
+        assert len(axes.containers) == 2
+        for container, trigger in zip(axes.containers, ("pixel", "blended"), strict=True):
+            assert container.get_label() == trigger
+            np.testing.assert_allclose(container.lines[0].get_ydata(), expected)
+    assert [each.get_text() for each in jpeg.get_xticklabels()] == ["75", "90", "none"]
+    assert jpeg.xaxis_inverted()
+    assert [each.get_text() for each in brightness.get_xticklabels()] == ["0.5", "none"]
+    np.testing.assert_allclose(brightness.containers[0].lines[0].get_xdata(), [0.5, 1])
+
+
+def test_other_targets_and_asr2_are_pictures_of_their_own(tmp_path: Path) -> None:
+    said = {"blur1": {"asr1": 0.5, "asr2": 0.25}}
+    made = [record(target=target, under=said) for target in ("bird", "dog")]
+    drawn = dict(cells.of_sweep(whole_of(write_sweep(tmp_path / "s", made))))
+    found = sorted(name for name in drawn if "under" in name)
+    assert found == [f"{asr}_under-{target}" for asr in ("asr1", "asr2")
+                     for target in ("bird", "dog")]  # fmt: skip
+
+
+def test_without_transformations_there_is_no_such_picture(tmp_path: Path) -> None:
+    drawn = dict(cells.of_sweep(whole_of(write_sweep(tmp_path / "s", [record()]))))
+    assert not any("under" in name for name in drawn)
+
+
 def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     made = [record(ratio=n, protocol=counted) for n in (50, 250)]

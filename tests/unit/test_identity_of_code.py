@@ -40,8 +40,12 @@ DECIDING = sorted(
     for path in sources.ROOT.rglob("*.py")
     if not sources.is_neutral(path)
 )
+TRANSFORMATIONS = "training/transformations.py"
+"""Of cells that are measured under transformations alone."""
 TRAINING = [
-    name for name in DECIDING if name.startswith("training/") and not name.endswith("__init__.py")
+    name
+    for name in DECIDING
+    if name.startswith("training/") and not name.endswith(("__init__.py", TRANSFORMATIONS))
 ]
 
 
@@ -135,6 +139,7 @@ def cells() -> dict[str, Cell]:
     asked = {
         "spectral": [], "random": ["defense=random"], "strip": ["defense=strip"],
         "none": ["defense=none"], "pattern": ["trigger=pattern"],
+        "under": ["measure.asr_under=[blur1]"],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as root:
         return {k: cell_of(Path(root), "protocol.holdout=20", *v) for k, v in asked.items()}
@@ -158,7 +163,7 @@ def changed(monkeypatch: pytest.MonkeyPatch, name: str, *edit: str) -> set[str]:
 
 def test_a_formula_of_one_defense_changes_its_cells_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """And those of the control that copies it. What it calls counts as it does itself."""
-    spectral = {"spectral", "random", "pattern"}
+    spectral = {"spectral", "random", "pattern", "under"}
     assert changed(monkeypatch, "defenses/spectral.py") == spectral
     assert changed(monkeypatch, "defenses/gram.py") == spectral
     assert changed(monkeypatch, "defenses/random.py") == {"random"}
@@ -170,6 +175,12 @@ def test_a_formula_of_one_defense_changes_its_cells_alone(monkeypatch: pytest.Mo
 def test_a_formula_of_one_trigger_changes_its_cells_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert changed(monkeypatch, "attacks/pattern.py") == {"pattern"}
     assert changed(monkeypatch, "attacks/base.py") == set(cells())
+
+
+def test_a_transformation_changes_the_cells_measured_under_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert changed(monkeypatch, TRANSFORMATIONS) == {"under"}
 
 
 @pytest.mark.parametrize("name", TRAINING)

@@ -160,6 +160,9 @@ WRONG = {
     "recipe.crop=100000": ["`recipe.crop` must satisfy 0 <= recipe.crop < 257"],
     "covers=1e-300": ["`covers`=1e-300 for each of 6 poisoned images is less than one"],
     "retrain_seed=old": ["`retrain_seed` 'old' is not known", "new, same"],
+    "measure.asr_under=[jpg75]": ["'jpg75' is not known", "Did you mean 'jpeg75'?", "rescale ("],
+    "measure.asr_under=[noise999]": ["noise999 is out of range", "0.5 to 128"],
+    "measure.asr_under=[shift8]": ["would move images of 8x8 out of sight"],
     "hydra.jop.chdir=true": ["`hydra` has no key 'jop'", "Did you mean 'hydra.job'?"],
 }  # fmt: skip
 

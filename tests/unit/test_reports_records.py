@@ -126,6 +126,31 @@ def test_nonsense_in_a_record_is_refused_by_name(path: str, value: Any) -> None:
         parsed(made)
 
 
+def test_figures_under_transformations_are_read_by_name() -> None:
+    said = {"nat1": 0.9, "asr1": 0.25, "nat2": None, "asr2": float("nan")}
+    cell = parsed(record(under={"jpeg75": said, "brightness0.5": {"asr1": 1}}))
+    found = {name: value for name, value in cell.numbers.items() if "_under." in name}
+    assert found == {
+        "nat1_under.jpeg75": 0.9, "asr1_under.jpeg75": 0.25, "asr1_under.brightness0.5": 1
+    }  # fmt: skip
+    assert not any("_under." in name for name in parsed(record()).numbers)
+
+
+@pytest.mark.parametrize(
+    ("under", "named"),
+    [
+        ([], "`under`"), (None, "`under`"), ({"jpeg75": 3}, "under.jpeg75"),
+        ({"jpeg75": {"asr1": 1.2}}, "under.jpeg75.asr1"),
+        ({"jpeg75": {"asr1": "1"}}, "under.jpeg75.asr1"),
+        ({"jpeg75": {"asr1": True}}, "under.jpeg75.asr1"),
+        ({"jpeg75": {"asr3": 0.5}}, "under.jpeg75.asr3"), ({"<b>": {"asr1": 0.5}}, "<b>"),
+    ],
+)  # fmt: skip
+def test_nonsense_under_transformations_is_refused_by_name(under: Any, named: str) -> None:
+    with pytest.raises(DataError, match=named):
+        parsed(record(under=under))
+
+
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"schema": 1}'])
 def test_any_bytes_are_refused_with_one_error(data: bytes) -> None:
     with pytest.raises(DataError):

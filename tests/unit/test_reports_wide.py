@@ -55,6 +55,30 @@ def test_rows_columns_and_the_best_of_each_row(tmp_path: Path) -> None:
     assert '<td class="best">40.00</td>' in page(table)
 
 
+def test_figures_under_transformations_are_columns_by_their_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In percent; what is before the defense is nobody's merit, and ASR2 is."""
+    made = [
+        record(defense=d, asr1=0.9, asr2=0.1,
+               under={"jpeg75": {"asr1": 0.5, "asr2": v}, "blur0.5": {"nat1": 0.875}})
+        for d, v in (("spectral", 0.25), ("none", 0.75))
+    ]  # fmt: skip
+    folder = write_sweep(tmp_path / "s", made)
+    cells = read_sweep(folder).cells
+    asked = {"rows": "defense", "values": "asr1_under.jpeg75,asr2_under.jpeg75,nat1_under.blur0.5"}
+    (table,) = build_wide(cells, layout_of(asked, cells))
+    shown = grid(table)
+    assert shown.head == ["Defense", "ASR1 jpeg75", "ASR2 jpeg75", "Nat1 blur0.5"]
+    assert shown.rows == [
+        ["spectral", "50.00", "25.00", "87.50"], ["none", "50.00", "75.00", "87.50"]
+    ]  # fmt: skip
+    assert shown.best == {(0, 2)}
+    assert "before the defense, after the transformation jpeg75, in %" in markdown(table)
+    assert main([str(folder), "values=asr1_under.jpeg90"]) == 2
+    assert "'asr1_under.jpeg90' is not known" in capsys.readouterr().err
+
+
 def test_defenses_in_rows_compete_down_the_column(tmp_path: Path) -> None:
     made = [record(trigger=t, defense=d, asr2=v) for t, d, v in (
         ("pixel", "spectral", 0.2), ("pixel", "none", 0.9),

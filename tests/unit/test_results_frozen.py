@@ -61,6 +61,19 @@ def refused(kept: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return said
 
 
+def test_figures_under_transformations_are_kept_and_guarded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    under = {"jpeg75": {"nat1": 0.9, "asr1": 0.125, "nat2": None, "asr2": None}}
+    freeze(write_sweep(tmp_path / "run", [record(under=under)]), tmp_path / "kept")
+    (line,) = frozen_lines(tmp_path / "kept")
+    assert json.loads(line)["under"] == under
+    assert reports.main([str(tmp_path / "kept"), "values=asr1_under.jpeg75"]) == 0
+    assert "12.50" in capsys.readouterr().out
+    edited(tmp_path / "kept", '"asr1":0.125', '"asr1":0.925')
+    refused(tmp_path / "kept", capsys)
+
+
 def test_a_seal_holds_in_either_layout_and_with_any_line_ends() -> None:
     for text in (json.dumps({"id": "a", "nat1": 0.5}), readable({"id": "a", "nat1": 0.5})):
         data = sealed(text).encode()

@@ -24,7 +24,7 @@ PINNED = {
     "POISON": "poison", "COVERS": "covers", "HOLDOUT": "holdout", "TRAIN": "train",
     "RETRAIN": "retrain", "SURROGATE": "surrogate", "AUTOENCODER": "autoencoder",
     "WEIGHTS": "weights", "ORDER": "order", "AUGMENTATION": "augmentation", "MIXING": "mixing",
-    "FLIPS": "flips", "WHITENING": "whitening",
+    "FLIPS": "flips", "WHITENING": "whitening", "TRANSFORMED_TEST": "transformed test",
     "DROPOUT": "dropout", "TRIGGER": "trigger", "BLENDED": "blended",
     "BLEND_PATTERN": "blend pattern", "LOW_FREQUENCY": "low_frequency", "NARCISSUS": "narcissus",
     "PATCHES": "patches", "PIECES": "pieces", "REFLECTION": "reflection",

@@ -1,0 +1,138 @@
+"""ASR on transformed test images against the strength of the transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from backdoor_lab.errors import ConfigError
+from backdoor_lab.figures.style import mark, new, styled
+from backdoor_lab.reports.axes import under_names
+from backdoor_lab.reports.layout import slug, telling
+from backdoor_lab.reports.markup import short
+from backdoor_lab.reports.measures import figure_of, under_name
+from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.wide import Layout, Wide, build_wide
+from backdoor_lab.training.transformations import KINDS, parse
+
+Array = NDArray[Any]
+FIGURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %"}
+_COLUMNS = 3
+# Where the untransformed images stand on an axis that has no number for them.
+_LOSSLESS = 110
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One trigger under one kind of transformation: at each of `strengths` float64 (k,), the
+    untransformed images included, the mean in percent and half its 95 % interval, NaN where only
+    one seed is known."""
+
+    trigger: str
+    strengths: Array
+    means: Array
+    halves: Array
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The curves of one kind of transformation (a key of KINDS)."""
+
+    kind: str
+    curves: list[Curve]
+
+
+def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
+    """A picture of each of FIGURES that was measured under transformations, for each set of cells
+    that differ in nothing but trigger and seed, with a name for its file."""
+    measured = [cell for cell in cells if cell.done and under_names([cell])]
+    for figure, says in FIGURES.items():
+        names = [name for name in under_names(measured) if figure_of(name) == figure]
+        tables = build_wide(measured, Layout(("trigger",), (), (figure, *names))) if names else []
+        apart = telling([table.traits for table in tables])
+        taken: set[str] = set()
+        for table in tables:
+            shown = panels(table, figure)
+            if shown:
+                words = [table.traits.get(name, "") for name in apart]
+                name = slug("-".join([f"{figure}_under", *words]), table.slug, taken)
+                taken.add(name)
+                told = [f"{each} {table.traits.get(each, '')}" for each in apart]
+                yield name, drawn(", ".join([f"{says} after a transformation", *told]), says, shown)
+
+
+def panels(table: Wide, figure: str) -> list[Panel]:
+    """The panels of a table whose rows are triggers, in the order of KINDS."""
+    names = [name for name in table.layout.values if name != figure]
+    found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
+    for name in names:
+        try:
+            kind, strength = parse(name.removeprefix(under_name(figure, "")))
+        except ConfigError:
+            continue  # of another version of this package
+        found[kind].append((strength, name))
+    chosen = {kind: [_untouched(kind, figure), *each] for kind, each in found.items() if each}
+    return [
+        Panel(kind, [curve for row in table.rows if (curve := _curve(table, row, points))])
+        for kind, points in chosen.items()
+    ]
+
+
+def _untouched(kind: str, figure: str) -> tuple[float, str]:
+    return (_LOSSLESS if kind == "jpeg" else KINDS[kind].none), figure
+
+
+def _curve(table: Wide, row: tuple[str, ...], points: Sequence[tuple[float, str]]) -> Curve | None:
+    known = table.places[row, ()].estimates
+    found = sorted((strength, known[name]) for strength, name in points if name in known)
+    if not found:
+        return None
+    halves = [np.nan if value.half is None else value.half for _, value in found]
+    strengths, means = np.array([s for s, _ in found]), np.array([v.mean for _, v in found])
+    return Curve(short(row[0]), strengths, means, np.array(halves))
+
+
+@styled
+def drawn(title: str, says: str, shown: Sequence[Panel]) -> Figure:
+    """The panels in rows of three. To the left, or where a factor is 1, ``none`` is the figure on
+    untransformed images; bars are 95 % intervals over seeds."""
+    rows = -(-len(shown) // _COLUMNS)
+    columns = min(len(shown), _COLUMNS)
+    figure = new(1.2 + 3.0 * columns, 1.6 + 2.4 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    order = list(dict.fromkeys(curve.trigger for panel in shown for curve in panel.curves))
+    for axes, panel in zip(grid, shown, strict=False):
+        _draw(axes, panel, order)
+    for axes in grid[len(shown) :]:
+        axes.set_axis_off()
+    for axes in grid[::columns]:
+        axes.set_ylabel(says)
+    figure.suptitle(short(title))
+    named = {label: handle for axes in grid[: len(shown)]
+             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    figure.legend(
+        [named[name] for name in order], order, loc="outside lower center", ncols=min(6, len(order))
+    )
+    return figure
+
+
+def _draw(axes: Axes, panel: Panel, order: Sequence[str]) -> None:
+    for curve in panel.curves:
+        color, marker, line = mark(order.index(curve.trigger))
+        axes.errorbar(
+            curve.strengths, curve.means, curve.halves, color=color, marker=marker, linestyle=line,
+            capsize=2.5, label=curve.trigger,
+        )  # fmt: skip
+    kind = KINDS[panel.kind]
+    none, _ = _untouched(panel.kind, "")
+    ticks = np.unique(np.concatenate([curve.strengths for curve in panel.curves]))
+    axes.set_xticks(ticks, ["none" if tick == none else f"{tick:g}" for tick in ticks])
+    axes.set(title=panel.kind, xlabel=kind.unit, ylim=(-4, 104))
+    if none >= kind.high:
+        axes.invert_xaxis()

@@ -1,0 +1,73 @@
+"""Nat and ASR of a network on transformed test images: a stage of its own, so that asking for other
+transformations takes the networks from the store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from backdoor_lab import identity, streams
+from backdoor_lab.attacks.plan import asr_test_set
+from backdoor_lab.seeds import torch_generator
+from backdoor_lab.store import Entry, Store
+from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.sweep.stages import measured_on
+from backdoor_lab.sweep.told import without_held_out
+from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.measure import attack_success
+from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.transformations import transformation
+from backdoor_lab.types import Dataset
+
+
+def transformed_stage(
+    cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store, machine: Machine,
+    prepared: Entry | None = None,
+) -> Entry:  # fmt: skip
+    """Nat and ASR of a network under each of the cell's transformations, on the test images that
+    `measure_stage` takes and with the same trigger: first the trigger, then the transformation.
+    `nat` is the accuracy on transformed images without the trigger, which tells a destroyed
+    trigger from a destroyed image.
+
+    Noise and directions depend on the cell's seed alone: they are the same for every network and
+    for every strength.
+    """
+    rest, plan = without_held_out(cell, data), cell.plan
+    labels = rest.test.labels
+    wanted = plan.wanted(labels, len(data.classes))
+    chosen, everything = asr_test_set(labels, plan), torch.arange(len(labels))
+
+    def share(name: str, where: Tensor, right: Tensor, triggered: bool) -> float | None:
+        generator = torch_generator(cell.seed, streams.TRANSFORMED_TEST)
+        changed = transformation(name, generator)
+        seen = _after(cell.trigger, changed) if triggered else changed
+        return attack_success(module, rest.test, where, seen, right, machine)
+
+    def make(folder: Path) -> dict[str, Any]:
+        return {
+            "under": {
+                name: {
+                    "nat": share(name, everything, labels, triggered=False),
+                    "asr": share(name, chosen, wanted, triggered=True),
+                }
+                for name in cell.asr_under
+            }
+        }
+
+    inputs = {
+        "version": identity.stage("transformed"),
+        **measured_on(cell, data, weights, machine, prepared),
+        "under": list(cell.asr_under),
+        "seed": cell.seed,
+    }
+    return store.get("transformed", inputs, make)
+
+
+def _after(
+    trigger: Callable[[Tensor], Tensor], changed: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    return lambda images: changed(trigger(images))

@@ -1,0 +1,208 @@
+"""What happens to an image between the scene and the network: compression, light, blur, motion.
+
+Each transformation goes by a name that carries its strength, ``jpeg75`` or ``shift2``; a bare name
+has the default strength. Needs no torch before images are transformed.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from backdoor_lab.errors import ConfigError, unknown
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+_NAME = re.compile(r"([a-z]+)(\d{1,9}(?:\.\d{1,9})?)?")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the number in a name means and which numbers are allowed: `low` to `high`, both
+    included, whole numbers alone if `whole`. `none` is the strength that changes nothing."""
+
+    unit: str
+    default: float
+    low: float
+    high: float
+    none: float
+    whole: bool = False
+
+    def allows(self, strength: float) -> bool:
+        """Whether a strength may be asked for."""
+        return self.low <= strength <= self.high and (not self.whole or strength == int(strength))
+
+    @property
+    def span(self) -> str:
+        """The allowed strengths in words."""
+        return f"{self.low:g} to {self.high:g}{', whole' if self.whole else ''}"
+
+
+KINDS = {
+    "jpeg": Kind("JPEG quality", 75, 1, 100, 100, whole=True),
+    "brightness": Kind("brightness factor", 1.5, 0.05, 10, 1),
+    "contrast": Kind("contrast factor", 0.5, 0.05, 10, 1),
+    "blur": Kind("standard deviation of a Gaussian blur in pixels", 1, 0.1, 32, 0),
+    "shift": Kind("shift in pixels", 2, 1, 1024, 0, whole=True),
+    "rescale": Kind("share of the size", 0.5, 0.05, 0.95, 1),
+    "rotate": Kind("rotation in degrees", 10, 0.5, 180, 0),
+    "noise": Kind("standard deviation of Gaussian noise in gray levels", 8, 0.5, 128, 0),
+}
+"""Every transformation by name. Where a direction is drawn, each image draws its own: `shift` moves
+it in one of eight directions (repeating the border), `rotate` turns it left or right."""
+
+
+def known() -> str:
+    """Every transformation with its strengths, for messages."""
+    return "; ".join(f"{n} ({k.unit}, {k.span}; {k.default:g})" for n, k in KINDS.items())
+
+
+def parse(name: object) -> tuple[str, float]:
+    """The kind and the strength that a name asks for. Raises ConfigError with what is known."""
+    found = _NAME.fullmatch(name) if isinstance(name, str) else None
+    kind = KINDS.get(found[1]) if found else None
+    if found is None or kind is None:
+        listed = [f"{each}{kind.default:g}" for each, kind in KINDS.items()]
+        raise ConfigError(
+            f"{unknown('`measure.asr_under`:', name, listed)} A name may carry its strength:"
+            f" {known()}"
+        )
+    strength = kind.default if found[2] is None else float(found[2])
+    if not kind.allows(strength):
+        raise ConfigError(
+            f"`measure.asr_under`: {name} is out of range: {found[1]} takes a {kind.unit} of"
+            f" {kind.span}"
+        )
+    return found[1], strength
+
+
+def canonical_names(given: object) -> tuple[str, ...]:
+    """A list of names, each with its strength written out, in the order of KINDS and of strength:
+    two lists that ask for the same are one. Raises ConfigError for anything else."""
+    if not isinstance(given, (list, tuple)):
+        raise ConfigError(
+            f"`measure.asr_under` must be a list, as in [jpeg75, blur1], got {given!r}. Known:"
+            f" {known()}"
+        )
+    parsed = [parse(name) for name in given]
+    for position, each in enumerate(parsed):
+        if each in parsed[:position]:
+            raise ConfigError(f"`measure.asr_under` names {written(*each)} twice")
+    order = list(KINDS)
+    return tuple(written(*each) for each in sorted(parsed, key=lambda p: (order.index(p[0]), p[1])))
+
+
+def written(kind: str, strength: float) -> str:
+    """The name of a transformation: ``brightness0.5``."""
+    return f"{kind}{strength:.10g}"
+
+
+def check_fits(names: Sequence[str], height: int, width: int) -> None:
+    """Raises ConfigError where a transformation would leave nothing of images of this size."""
+    for name in names:
+        kind, strength = parse(name)
+        if kind == "shift" and strength >= min(height, width):
+            raise ConfigError(
+                f"`measure.asr_under`: {name} would move images of {height}x{width} out of sight:"
+                f" give at most {min(height, width) - 1}"
+            )
+
+
+def transformation(name: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """The transformation of a name: takes and gives images uint8 (n, C, H, W), C 1 or 3, of any
+    size. What is drawn comes from `generator`, in the order of the images.
+
+    The images stay eight-bit, as a camera's file is: results are rounded to the nearest gray level
+    (`brightness` and `contrast`, as torchvision has them, round down).
+    """
+    kind, strength = parse(name)
+    apply = _APPLY[kind]
+    return lambda images: apply(images, strength, generator) if len(images) else images
+
+
+def _jpeg(images: Tensor, quality: float, generator: torch.Generator) -> Tensor:
+    return _functional().jpeg(images, int(quality))
+
+
+def _brightness(images: Tensor, factor: float, generator: torch.Generator) -> Tensor:
+    return _functional().adjust_brightness(images, factor)
+
+
+def _contrast(images: Tensor, factor: float, generator: torch.Generator) -> Tensor:
+    return _functional().adjust_contrast(images, factor)
+
+
+def _blur(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    # Three standard deviations to each side, as far as the reflected image reaches.
+    height, width = images.shape[-2:]
+    radii = [min(math.ceil(3 * sigma), side - 1) for side in (width, height)]
+    return _functional().gaussian_blur(images, [2 * r + 1 for r in radii], [sigma, sigma])
+
+
+def _shift(images: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
+    import torch
+
+    by, (height, width) = int(pixels), images.shape[-2:]
+    padded = _functional().pad(images.float(), [by] * 4, padding_mode="edge")
+    corners = [(y, x) for y in (0, by, 2 * by) for x in (0, by, 2 * by) if (y, x) != (by, by)]
+    drawn = torch.randint(len(corners), (len(images),), generator=generator)
+    moved = torch.empty_like(images)
+    for number, (y, x) in enumerate(corners):
+        chosen = drawn == number
+        moved[chosen] = padded[chosen, :, y : y + height, x : x + width].to(torch.uint8)
+    return moved
+
+
+def _rescale(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    # In float: torchvision's uint8 code depends on the processor.
+    size = list(images.shape[-2:])
+    small = _functional().resize(
+        images.float(), [max(1, round(share * side)) for side in size], antialias=True
+    )
+    return _to_bytes(_functional().resize(small, size, antialias=True))
+
+
+def _rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tensor:
+    import torch
+    from torchvision.transforms import InterpolationMode
+
+    size = list(images.shape[-2:])
+    # The border is repeated so far that the corners of the turned image are never empty.
+    down, across = (math.ceil((math.hypot(*size) - side) / 2) + 1 for side in size)
+    padded = _functional().pad(images.float(), [across, down, across, down], padding_mode="edge")
+    left = torch.randint(2, (len(images),), generator=generator).bool()
+    turned = torch.empty_like(images)
+    for chosen, angle in ((left, degrees), (~left, -degrees)):
+        if chosen.any():
+            found = _functional().rotate(padded[chosen], angle, InterpolationMode.BILINEAR)
+            turned[chosen] = _to_bytes(_functional().center_crop(found, size))
+    return turned
+
+
+def _noise(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
+    import torch
+
+    return _to_bytes(images + sigma * torch.randn(images.shape, generator=generator))
+
+
+_APPLY: dict[str, Callable[[Tensor, float, torch.Generator], Tensor]] = {
+    "jpeg": _jpeg, "brightness": _brightness, "contrast": _contrast, "blur": _blur,
+    "shift": _shift, "rescale": _rescale, "rotate": _rotate, "noise": _noise,
+}  # fmt: skip
+
+
+def _to_bytes(values: Tensor) -> Tensor:
+    from backdoor_lab.attacks.base import to_bytes
+
+    return to_bytes(values)
+
+
+def _functional() -> Any:
+    from torchvision.transforms.v2 import functional
+
+    return functional
