@@ -180,7 +180,7 @@ def _count(
     if trainings and _leaves_clean(cell, poisoned, added):
         again = ["clean again", cell.same_seed, *network]
         trainings = int(_once(shared, again) and not _clean_is_there(cell, data, machine))
-    amount.measured += sum(passes.values()) * int(cell.retrain)
+    amount.measured += (passes[MEASURE] + passes[TRANSFORMED]) * int(cell.retrain)
     attacked = [cell.attack, *network] if added else ["clean", *network]
     if stage <= ORDER.index("train") and _once(shared, attacked):
         trainings += 1

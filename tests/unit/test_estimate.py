@@ -58,7 +58,7 @@ def test_a_pass_for_each_transformation_is_counted(tmp_path: Path) -> None:
     attacked one once, however many defenses share it. Later other ones alone."""
     three = "measure.asr_under=[jpeg75,blur1,noise8]"
     cells = [cell_of(tmp_path, three, f"defense={name}") for name in ("spectral", "none")]
-    assert total(estimate(cells, set(), CPU)).measured == 3 * 95 + 3 * 3 * 95
+    assert total(estimate(cells, set(), CPU)).measured == 3 * 95 + 3 * 3 * 95 + 3 * 206
     run_here(tmp_path, tmp_path / "cell")
     assert missing_from(cells[0], tmp_path, CPU) == ["transformed", "transformed"]
     assert total(estimate(cells[:1], set(), CPU)) == Amount(0, 2 * 3 * 95, 0)
