@@ -227,6 +227,12 @@ def test_ratio_is_a_count_where_the_protocol_says_so(tmp_path: Path) -> None:
     assert [table.rows[0].ratio for table in found] == ["500", "0.3%"]
 
 
+def test_a_ratio_of_one_is_all_of_the_class_unless_it_counts_images(tmp_path: Path) -> None:
+    counted = {**PROTOCOL, "ratio_of": "count"}
+    found = tables(tmp_path, [record(ratio=1), record(target="dog", ratio=1, protocol=counted)])
+    assert [table.rows[0].ratio for table in found] == ["100%", "1"]
+
+
 def test_unreadable_cells_have_a_table(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
