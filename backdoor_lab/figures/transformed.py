@@ -12,17 +12,19 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from backdoor_lab.errors import ConfigError
-from backdoor_lab.figures.style import mark, new, styled
+from backdoor_lab.figures.style import BLACK, mark, new, styled
 from backdoor_lab.reports.axes import under_names
 from backdoor_lab.reports.layout import slug, telling
 from backdoor_lab.reports.markup import short
-from backdoor_lab.reports.measures import figure_of, under_name
+from backdoor_lab.reports.measures import MEASURE, figure_of, under_name
 from backdoor_lab.reports.records import Cell
 from backdoor_lab.reports.wide import Layout, Wide, build_wide
 from backdoor_lab.training.transformations import KINDS, parse
 
 Array = NDArray[Any]
 FIGURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %"}
+ACCURACY = {"asr1": "nat1", "asr2": "nat2"}
+"""What tells a destroyed trigger from a destroyed image."""
 _COLUMNS = 3
 # Where the untransformed images stand on an axis that has no number for them.
 _LOSSLESS = 110
@@ -42,10 +44,12 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of one kind of transformation (a key of KINDS)."""
+    """The curves of one kind of transformation (a key of KINDS); `accuracy` the mean over the
+    triggers of what is measured without the trigger, None where that is not recorded."""
 
     kind: str
     curves: list[Curve]
+    accuracy: Curve | None = None
 
 
 def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
@@ -53,8 +57,10 @@ def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
     that differ in nothing but trigger and seed, with a name for its file."""
     measured = [cell for cell in cells if cell.done and under_names([cell])]
     for figure, says in FIGURES.items():
-        names = [name for name in under_names(measured) if figure_of(name) == figure]
-        tables = build_wide(measured, Layout(("trigger",), (), (figure, *names))) if names else []
+        pair = (figure, ACCURACY[figure])
+        names = [name for name in under_names(measured) if figure_of(name) in pair]
+        shows = any(figure_of(name) == figure for name in names)
+        tables = build_wide(measured, Layout(("trigger",), (), (*pair, *names))) if shows else []
         apart = telling([table.traits for table in tables])
         taken: set[str] = set()
         for table in tables:
@@ -69,7 +75,7 @@ def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
 
 def panels(table: Wide, figure: str) -> list[Panel]:
     """The panels of a table whose rows are triggers, in the order of KINDS."""
-    names = [name for name in table.layout.values if name != figure]
+    names = [name for name in table.layout.values if name.startswith(under_name(figure, ""))]
     found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
     for name in names:
         try:
@@ -77,15 +83,19 @@ def panels(table: Wide, figure: str) -> list[Panel]:
         except ConfigError:
             continue  # of another version of this package
         found[kind].append((strength, name))
-    chosen = {kind: [_untouched(kind, figure), *each] for kind, each in found.items() if each}
+    chosen = {kind: [(_untouched(kind), figure), *each] for kind, each in found.items() if each}
     return [
-        Panel(kind, [curve for row in table.rows if (curve := _curve(table, row, points))])
+        Panel(
+            kind,
+            [curve for row in table.rows if (curve := _curve(table, row, points))],
+            _mean(table, [(s, name.replace(figure, ACCURACY[figure], 1)) for s, name in points]),
+        )
         for kind, points in chosen.items()
     ]
 
 
-def _untouched(kind: str, figure: str) -> tuple[float, str]:
-    return (_LOSSLESS if kind == "jpeg" else KINDS[kind].none), figure
+def _untouched(kind: str) -> float:
+    return _LOSSLESS if kind == "jpeg" else KINDS[kind].none
 
 
 def _curve(table: Wide, row: tuple[str, ...], points: Sequence[tuple[float, str]]) -> Curve | None:
@@ -98,10 +108,23 @@ def _curve(table: Wide, row: tuple[str, ...], points: Sequence[tuple[float, str]
     return Curve(short(row[0]), strengths, means, np.array(halves))
 
 
+def _mean(table: Wide, points: Sequence[tuple[float, str]]) -> Curve | None:
+    found = []
+    for strength, name in sorted(points):
+        known = [place.estimates[name].mean for place in table.places.values()
+                 if name in place.estimates]  # fmt: skip
+        found += [(strength, float(np.mean(known)))] if known else []
+    if len(found) < 2:
+        return None
+    strengths, means = (np.array(each) for each in zip(*found, strict=True))
+    head = MEASURE[points[0][1]].head
+    return Curve(f"{head}, mean", strengths, means, np.full(len(means), np.nan))
+
+
 @styled
 def drawn(title: str, says: str, shown: Sequence[Panel]) -> Figure:
     """The panels in rows of three. To the left, or where a factor is 1, ``none`` is the figure on
-    untransformed images; bars are 95 % intervals over seeds."""
+    untransformed images; bars are 95 % intervals over seeds. The gray band ends at the accuracy."""
     rows = -(-len(shown) // _COLUMNS)
     columns = min(len(shown), _COLUMNS)
     figure = new(1.2 + 3.0 * columns, 1.6 + 2.4 * rows)
@@ -116,6 +139,7 @@ def drawn(title: str, says: str, shown: Sequence[Panel]) -> Figure:
     figure.suptitle(short(title))
     named = {label: handle for axes in grid[: len(shown)]
              for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    order += [name for name in named if name not in order]
     figure.legend(
         [named[name] for name in order], order, loc="outside lower center", ncols=min(6, len(order))
     )
@@ -130,7 +154,12 @@ def _draw(axes: Axes, panel: Panel, order: Sequence[str]) -> None:
             capsize=2.5, label=curve.trigger,
         )  # fmt: skip
     kind = KINDS[panel.kind]
-    none, _ = _untouched(panel.kind, "")
+    if panel.accuracy is not None:
+        axes.fill_between(
+            panel.accuracy.strengths, panel.accuracy.means, color=BLACK, alpha=0.08, linewidth=0,
+            label=panel.accuracy.trigger,
+        )  # fmt: skip
+    none = _untouched(panel.kind)
     ticks = np.unique(np.concatenate([curve.strengths for curve in panel.curves]))
     axes.set_xticks(ticks, ["none" if tick == none else f"{tick:g}" for tick in ticks])
     axes.set(title=panel.kind, xlabel=kind.unit, ylim=(-4, 104))

@@ -47,14 +47,15 @@ KINDS = {
     "jpeg": Kind("JPEG quality", 75, 1, 100, 100, whole=True),
     "brightness": Kind("brightness factor", 1.5, 0.05, 10, 1),
     "contrast": Kind("contrast factor", 0.5, 0.05, 10, 1),
-    "blur": Kind("standard deviation of a Gaussian blur in pixels", 1, 0.1, 32, 0),
+    "blur": Kind("standard deviation in pixels", 1, 0.1, 32, 0),
     "shift": Kind("shift in pixels", 2, 1, 1024, 0, whole=True),
     "rescale": Kind("share of the size", 0.5, 0.05, 0.95, 1),
     "rotate": Kind("rotation in degrees", 10, 0.5, 180, 0),
-    "noise": Kind("standard deviation of Gaussian noise in gray levels", 8, 0.5, 128, 0),
+    "noise": Kind("standard deviation in gray levels", 8, 0.5, 128, 0),
 }
-"""Every transformation by name. Where a direction is drawn, each image draws its own: `shift` moves
-it in one of eight directions (repeating the border), `rotate` turns it left or right."""
+"""Every transformation by name; `blur` and `noise` are Gaussian. Where a direction is drawn, each
+image draws its own: `shift` moves it in one of eight directions (repeating the border), `rotate`
+turns it left or right."""
 
 
 def known() -> str:

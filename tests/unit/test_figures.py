@@ -165,7 +165,8 @@ def test_asr_after_a_transformation_is_drawn_against_its_strength(tmp_path: Path
     under = {"jpeg75": 0.5, "jpeg90": 0.75, "brightness0.5": 0.25, "fog3": 1.0}
     made = [
         record(trigger=trigger, seed=seed, asr1=0.875 + seed / 100,
-               under={name: {"asr1": v - seed / 100} for name, v in under.items()})
+               under={name: {"asr1": v - seed / 100, "nat1": v / 2} for name, v in under.items()},
+               nat1=0.9375)
         for trigger in ("pixel", "blended") for seed in (0, 1)
     ]  # fmt: skip
     whole = whole_of(write_sweep(tmp_path / "s", made))
@@ -182,6 +183,10 @@ def test_asr_after_a_transformation_is_drawn_against_its_strength(tmp_path: Path
     assert jpeg.xaxis_inverted()
     assert [each.get_text() for each in brightness.get_xticklabels()] == ["0.5", "none"]
     np.testing.assert_allclose(brightness.containers[0].lines[0].get_xdata(), [0.5, 1])
+    for axes, expected in ((jpeg, [25, 37.5, 93.75]), (brightness, [12.5, 93.75])):
+        (band,) = [each for each in axes.collections if each.get_label() == "Nat1, mean"]
+        tops = dict(sorted(map(tuple, band.get_paths()[0].vertices.tolist())))
+        np.testing.assert_allclose(list(tops.values()), expected)
 
 
 def test_other_targets_and_asr2_are_pictures_of_their_own(tmp_path: Path) -> None:
