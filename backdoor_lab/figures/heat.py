@@ -83,8 +83,11 @@ def _draw(axes: Axes, found: Map) -> None:
     axes.set(xlabel="target", ylabel="source")
     for (row, column), value in np.ndenumerate(found.values):
         if np.isfinite(value):
-            shade = mpl.colors.to_hex(image.cmap(image.norm(value)))
-            ink = max((BLACK, PAPER), key=lambda each: contrast(each, shade))
+            red, green, blue, _ = image.cmap(image.norm(value))
+            ink = max(
+                (BLACK, PAPER),
+                key=lambda each: contrast(each, mpl.colors.to_hex((red, green, blue))),
+            )
             axes.text(column, row, f"{value:.0f}", color=ink, ha="center", va="center", size=7)
     axes.figure.colorbar(image, ax=axes, label=found.label, shrink=0.8)
 
