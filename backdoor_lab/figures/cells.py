@@ -60,7 +60,7 @@ class Whole:
 
 def of_sweep(whole: Whole) -> Iterator[Named]:
     """The pictures of a whole sweep; what the store no longer has is left out."""
-    from backdoor_lab.figures import course, images, ratios, transformed
+    from backdoor_lab.figures import course, heat, images, ratios, transformed
     from backdoor_lab.figures.sheet import sheet
 
     found = list(attacked(whole))
@@ -78,6 +78,8 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
         if shown:
             yield f"ratio_{group.slug}", ratios.against_ratio(group.title, shown)
     yield from transformed.against_strength(done)
+    for pairs in heat.sheets(whole.cells):
+        yield f"pairs_{pairs.slug}", heat.heat_maps(pairs)
     names, stages, seconds = costs(done)
     if len(names):
         yield "cost", course.cost(names, stages, seconds)

@@ -70,12 +70,26 @@ class Wide:
     @property
     def rows(self) -> list[Key]:
         """Numbers by their size, everything else in the order of the sweep."""
-        return in_order(row for row, _ in self.places)
+        return self._along(0)
 
     @property
     def columns(self) -> list[Key]:
-        """Numbers by their size, everything else in the order of the sweep."""
-        return in_order(column for _, column in self.places)
+        """Numbers by their size, everything else in the order of the sweep; of source against
+        target, the classes in one order along both axes."""
+        return self._along(1)
+
+    def _along(self, axis: int) -> list[Key]:
+        found = dict.fromkeys(place[axis] for place in self.places)
+        if {self.layout.rows, self.layout.columns} == {("source",), ("target",)}:
+            found = {key: None for key in self._classes() if key in found}
+        return in_order(found)
+
+    def _classes(self) -> list[Key]:
+        """All classes, as the outer axis of the sweep lists them: along the inner axis the first
+        class comes last, since it makes no pair with itself."""
+        places = list(self.places)
+        outer = int(len(places) > 1 and places[0][0] != places[1][0])
+        return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))
 
 
 def in_order(keys: Iterable[Key]) -> list[Key]:

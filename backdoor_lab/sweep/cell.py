@@ -44,11 +44,18 @@ class Cell:
     def id(self) -> str:
         """Readable, safe as a folder's name, and different for cells that differ anywhere."""
         choices = self.choices
-        words = [choices["trigger"], choices["target"], f"r{choices['ratio']:g}"]
+        words = [choices["trigger"], *self._classes_named, f"r{choices['ratio']:g}"]
         words += [choices["defense"], f"s{choices['seed']}"]
         named = transcribed("-".join(map(str, words)))
         slug = re.sub(r"[^a-z0-9_.-]+", "_", named.lower())
         return f"{slug[:53].strip('.-_')}-{digest(self.decides(), 10)}"
+
+    @property
+    def _classes_named(self) -> list[str]:
+        """The target, after the source class where the configuration names one."""
+        return (
+            [self.target] if self.config["source"] is None else [f"{self.source}-to-{self.target}"]
+        )
 
     def decides(self) -> dict[str, Any]:
         """The result-relevant configuration: what the cell's hash is made of.

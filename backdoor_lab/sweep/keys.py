@@ -56,7 +56,7 @@ def check_keys(config: dict[str, Any]) -> None:
     if config["protocol"]["ratio_of"] == "count":
         checks.whole("ratio", config["ratio"], low=0)
     else:
-        checks.number("ratio", config["ratio"], low=0, below=1)
+        checks.share("ratio", config["ratio"])
     checks.whole("seed", config["seed"], low=0, below=2**63)
     if config["labels"] is not None:
         checks.choice("labels", config["labels"], LABELS)

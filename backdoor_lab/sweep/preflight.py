@@ -19,6 +19,7 @@ from backdoor_lab.paths import check_writable
 from backdoor_lab.reports.terminal import size_words
 from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, source_of
+from backdoor_lab.sweep.classes import check_pair
 from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.sweep.told import class_sizes, held_out, knowledge
 from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
@@ -57,6 +58,7 @@ class Preflight:
         self._check_names(config)
         data, fingerprint = self._open(config)
         cell = Cell(config, data.classes, fingerprint)
+        check_pair(cell.source, cell.target, cell.classes)
         _check_repair(cell)
         _check_labels(cell)
         self._check_attack(cell, data)

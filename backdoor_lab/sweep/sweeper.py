@@ -27,6 +27,7 @@ from backdoor_lab.errors import (
 from backdoor_lab.hydra_options import check_overrides
 from backdoor_lab.paths import absolute, check_writable
 from backdoor_lab.small_files import make_folder, write_json, write_ours
+from backdoor_lab.sweep.classes import SameClass
 from backdoor_lab.sweep.expand import Expander
 from backdoor_lab.sweep.launch import Launch
 from backdoor_lab.sweep.listing import (
@@ -127,19 +128,24 @@ class ResumeSweeper(BasicSweeper):
         self._preflight = preflight = Preflight()
         self._cell_of = lambda job: preflight.cell(expander.config(job))
         cells: dict[str, tuple[Cell, Sequence[str]]] = {}
-        marks = []
+        marks: list[identity.Marks] = []
+        same: list[SameClass] = []
         for number, job in enumerate(jobs, 1):
             try:
                 cell = self._cell_of(job)
+            except SameClass as error:
+                same.append(error)
+                continue
             except LabError as error:
                 where = f"cell {number} of {len(jobs)} ({' '.join(job)}): " if len(jobs) > 1 else ""
                 raise type(error)(f"{where}{error}") from error
             marks.append(cell.code)
             # Two spellings of one choice (0.05, 5e-2) are one cell.
             cells.setdefault(cell.id, (cell, job))
-        if len(cells) < len(jobs):
-            repeated = many(len(jobs) - len(cells), "cell")
-            log.warning("%s of %d asked for twice; each is run once", repeated, len(jobs))
+        _tell_left_out(same, len(jobs))
+        if len(cells) < len(marks):
+            repeated = many(len(marks) - len(cells), "cell")
+            log.warning("%s of %d asked for twice; each is run once", repeated, len(marks))
         identity.warn(marks)
         labels = labels_of([cell for cell, _ in cells.values()])
         asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
@@ -216,6 +222,20 @@ def _asked(cell: Cell, job: Sequence[str], label: str | None) -> Asked:
         job = [*job, f"dataset_label={quoted(label)}"]
     retries, fail_fast = int(config.get("retries", 1)), bool(config.get("fail_fast"))
     return Asked(cell.id, choices, cell.attack, tuple(job), retries, fail_fast)
+
+
+def _tell_left_out(same: Sequence[SameClass], combinations: int) -> None:
+    """Says how many combinations are no cells; raises ConfigError where none of them is one."""
+    if not same:
+        return
+    if len(same) == combinations:
+        raise ConfigError(f"{same[0]} (in all of {many(combinations, 'combination')})")
+    have = "has" if len(same) == 1 else "have"
+    are = "is" if len(same) == 1 else "are"
+    log.warning(
+        "%d of %d combinations %s source = target and %s left out",
+        len(same), combinations, have, are,
+    )  # fmt: skip
 
 
 def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -> int:

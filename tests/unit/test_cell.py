@@ -105,6 +105,21 @@ def test_everything_that_decides_has_an_id_of_its_own(root: Path, checks: Prefli
     assert [same for same in ids.values() if len(same) > 1] == []
 
 
+def test_a_cells_name_tells_its_source_class_where_one_is_asked_for(
+    root: Path, checks: Preflight
+) -> None:
+    cells = [
+        checks.cell(configuration(root, *words.split()))
+        for words in ("", "source=cat", "source=3", "source=cat target=0", "trigger=tact")
+    ]
+    names = [cell.id.rpartition("-")[0].partition("-r0.3")[0] for cell in cells]
+    assert names == [
+        "pixel-bird", "pixel-cat-to-bird", "pixel-cat-to-bird", "pixel-cat-to-airplane",
+        "tact-bird",
+    ]  # fmt: skip
+    assert cells[1].id == cells[2].id
+
+
 def test_ids_are_safe_whatever_a_class_is_called(root: Path) -> None:
     config = configuration(root, "target=0")
     names = ["../../x", "a b;rm -rf", "ÄÖÜ", "." * 70, "x" * 300, "-", "con\n"]

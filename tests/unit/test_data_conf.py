@@ -12,7 +12,10 @@ from omegaconf import OmegaConf
 
 from backdoor_lab.data import Source
 
-FILES = sorted((Path(__file__).parents[2] / "conf" / "dataset").glob("*.yaml"))
+FOLDER = Path(__file__).parents[2] / "conf" / "dataset"
+PRESETS = {"synthetic_small": "synthetic"}
+"""Files that change values of another."""
+FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.stem not in PRESETS)
 NEEDS_ROOT = {"image_folder": "x/y.zip", "arrays": "x/y.npz"}
 
 
@@ -40,3 +43,13 @@ def test_the_file_repeats_the_defaults(path: Path) -> None:
     for key, parameter in inspect.signature(kind).parameters.items():
         if key != "name":
             assert given[key] == parameter.default, key
+
+
+@pytest.mark.parametrize(("preset", "base"), PRESETS.items())
+def test_a_preset_changes_values_of_its_base_and_adds_none(preset: str, base: str) -> None:
+    found: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{preset}.yaml"))
+    assert found.pop("defaults") == [base, "_self_"]
+    kind, given = composed(FOLDER / f"{base}.yaml")
+    assert found.keys() < given.keys()
+    assert kind(**given | found).name == base
+    assert kind(**given | found).fingerprint() != kind(**given).fingerprint()

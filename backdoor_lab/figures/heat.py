@@ -1,0 +1,114 @@
+"""Every pair of a source and a target class as heat maps: ASR before and after the defense, and
+the poisoned images that it left."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from backdoor_lab.figures.style import BLACK, PAPER, contrast, new, styled
+from backdoor_lab.reports.markup import short
+from backdoor_lab.reports.records import Cell
+from backdoor_lab.reports.wide import Layout, Wide, build_wide
+
+Array = NDArray[Any]
+MEASURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %", "pois_left": "#Pois Left, images"}
+COLORS = "cividis"
+_CELL = 0.42
+
+
+@dataclass(frozen=True)
+class Map:
+    """One heat map: `values` float64 (sources, targets), NaN where there is no cell; colours from
+    0 to `top`."""
+
+    label: str
+    sources: list[str]
+    targets: list[str]
+    values: Array
+    top: float
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """The maps of all cells that agree in everything but source, target and seed."""
+
+    title: str
+    slug: str
+    maps: list[Map]
+
+
+def sheets(cells: Sequence[Cell]) -> Iterator[Sheet]:
+    """A sheet for each trigger, ratio, defense and whatever else differs, of the cells whose attack
+    has a source class, where there are more than two pairs and some are done; means over seeds."""
+    paired = [cell for cell in cells if cell.choices.get("source") is not None]
+    layout = Layout(("source",), ("target",), tuple(MEASURES))
+    before = "_".join(map(".".join, (layout.rows, layout.columns, layout.values))) + "_"
+    for table in build_wide(paired, layout):
+        maps = [found for name in MEASURES if (found := _map(table, name)) is not None]
+        if maps and _is_grid(table):
+            yield Sheet(_title(table), table.slug.removeprefix(before), maps)
+
+
+def _is_grid(table: Wide) -> bool:
+    """Whether there are several pairs, not merely one source for each target."""
+    pairs, sides = len(table.places), (len(table.rows), len(table.columns))
+    return pairs > 2 and (pairs > max(sides) or min(sides) == 1)
+
+
+@styled
+def heat_maps(sheet: Sheet) -> Figure:
+    """The maps of a sheet side by side: sources down, targets across, each number in its place."""
+    rows, columns = sheet.maps[0].values.shape
+    figure = new((columns * _CELL + 1.9) * len(sheet.maps), rows * _CELL + 1.7)
+    for axes, each in zip(figure.subplots(1, len(sheet.maps), squeeze=False)[0], sheet.maps,
+                          strict=True):  # fmt: skip
+        _draw(axes, each)
+    figure.suptitle(short(sheet.title))
+    return figure
+
+
+def _draw(axes: Axes, found: Map) -> None:
+    colors = mpl.colormaps[COLORS].with_extremes(bad=PAPER)
+    image = axes.imshow(np.ma.masked_invalid(found.values), cmap=colors, vmin=0, vmax=found.top)
+    axes.set_xticks(range(len(found.targets)), [short(name) for name in found.targets], rotation=90)
+    axes.set_yticks(range(len(found.sources)), [short(name) for name in found.sources])
+    axes.set(xlabel="target", ylabel="source")
+    for (row, column), value in np.ndenumerate(found.values):
+        if np.isfinite(value):
+            red, green, blue, _ = image.cmap(image.norm(value))
+            ink = max(
+                (BLACK, PAPER),
+                key=lambda each: contrast(each, mpl.colors.to_hex((red, green, blue))),
+            )
+            axes.text(column, row, f"{value:.0f}", color=ink, ha="center", va="center", size=7)
+    axes.figure.colorbar(image, ax=axes, label=found.label, shrink=0.8)
+
+
+def _map(table: Wide, name: str) -> Map | None:
+    """One measure of a table of sources and targets; None where no cell has it."""
+    values = np.full((len(table.rows), len(table.columns)), np.nan)
+    for row, column in np.ndindex(values.shape):
+        place = table.places.get((table.rows[row], table.columns[column]))
+        if place is not None and name in place.estimates:
+            values[row, column] = place.estimates[name].mean
+    if not np.isfinite(values).any():
+        return None
+    top = 100.0 if name.startswith("asr") else max(float(np.nanmax(values)), 1.0)
+    return Map(MEASURES[name], _names(table.rows), _names(table.columns), values, top)
+
+
+def _title(table: Wide) -> str:
+    """The trigger and what else tells this sheet from others, of ``ASR1, ASR2: pixel, seed 0``."""
+    return table.title.partition(": ")[2]
+
+
+def _names(keys: Sequence[tuple[str, ...]]) -> list[str]:
+    return [" ".join(key) for key in keys]
