@@ -230,12 +230,7 @@ def _tell_left_out(same: Sequence[SameClass], combinations: int) -> None:
         return
     if len(same) == combinations:
         raise ConfigError(f"{same[0]} (in all of {many(combinations, 'combination')})")
-    have = "has" if len(same) == 1 else "have"
-    are = "is" if len(same) == 1 else "are"
-    log.warning(
-        "%d of %d combinations %s source = target and %s left out",
-        len(same), combinations, have, are,
-    )  # fmt: skip
+    log.warning("%d of %s left out: source = target", len(same), many(combinations, "combination"))
 
 
 def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -> int:
