@@ -95,6 +95,7 @@ TABLES = [
     *_section(DEMO, "## The cells"),
     *_section(DEMO, "## Beside the controls"),
     *_section(DEMO, "## On three seeds"),
+    *_section(REPORT, "## With a faster network"),
     *_section(REPORT, "## Which reading of the report gives its tables"),
     *(table for table in LOOK if "ASR2" in table[1]),
 ]  # fmt: skip
@@ -456,3 +457,36 @@ def test_what_is_tracked_of_results_stays_small_and_names_no_path_outside() -> N
     outside = re.compile(rb"(?<![\w.<])/(work|tmp|home|root|mnt|Users|data|scratch)/")
     texts = [path for path in paths if path.suffix != ".png"]
     assert [path for path in texts if outside.search(path.read_bytes())] == []
+
+
+def _mean(records: Sequence[dict[str, Any]], name: str) -> str:
+    return f"{100 * float(np.mean([r[name] for r in records])):.1f}"
+
+
+def test_pairs_are_summed_up_by_target_as_their_records_say() -> None:
+    ((sweeps, _, rows),) = _section(REPORT, "## Every pair of classes")
+    assert len(rows) == 10
+    for target, pairs, asr1, left, asr2 in rows:
+        cells = [r for r in _records(sweeps) if r["choices"]["target"] == target]
+        assert len({r["choices"]["source"] for r in cells} - {target}) == len(cells) == int(pairs)
+        assert sum(r["counts"]["pois_left"] for r in cells) == int(left)
+        assert [asr1, asr2] == [_mean(cells, "asr1"), _mean(cells, "asr2")]
+
+
+def test_every_figure_over_the_ratio_is_the_mean_of_its_records() -> None:
+    tables = _section(REPORT, "## The ratio")
+    assert tables
+    for sweeps, _, rows in tables:
+        records = [r for r in _records(sweeps) if r["asr2"] is not None]
+        for trigger, ratio, seeds, asr1, auroc, asr2 in rows:
+            cells = [r for r in records
+                     if [_key(r, "Trigger"), _key(r, "Ratio")] == [trigger, ratio]]  # fmt: skip
+            assert len(cells) == int(seeds)
+            assert [asr1, asr2] == [_mean(cells, "asr1"), _mean(cells, "asr2")]
+            assert auroc == f"{np.mean([r['detection']['auroc'] for r in cells]):.3f}"
+
+
+def test_asr1_alone_is_100_percent_at_every_ratio() -> None:
+    cells = _of("paper/ratios_alone")
+    assert {r["choices"]["ratio"] for r in cells} == {0.2, 0.4, 0.6, 0.9}
+    assert {r["asr1"] for r in cells} == {1.0}
