@@ -278,7 +278,7 @@ def test_published_weights_are_loaded_without_the_data(monkeypatch: pytest.Monke
         raise AssertionError("the training set was looked at")
 
     monkeypatch.setattr(training, "whiten", unwanted)
-    monkeypatch.setattr(training, "seen", unwanted)
+    monkeypatch.setattr(type(asked.training), "shown", unwanted)
     blank = blank_classifier(asked, CPU)
     blank.net.load_state_dict(trained.net.state_dict())
     images = asked.training.base

@@ -142,7 +142,7 @@ WRONG = {
     "trigger.color=3.5": ["trigger.color", "3.5"],
     "trigger.alpha=3": [
         "key 'trigger.alpha' is not known: `trigger=pixel` has no key 'alpha'.",
-        "Choices of `trigger` that have it: blended", "Its keys: name, position, color.",
+        "Choices of `trigger` that have it: blended", "Its keys: name, position, color, margin.",
     ],
     "trigger.colour=3": ["has no key 'colour'", "Did you mean 'trigger.color'?"],
     "trigger=warp trigger.color=3": ["`trigger=warp` has no key 'color'", "pixel"],

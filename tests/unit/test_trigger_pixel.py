@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from cells import cell_of
 
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.pattern import Pattern
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.errors import ConfigError
-from tests.unit.cells import cell_of
 
 
 def lit(trigger: Trigger, size: int = 8) -> list[list[int]]:
