@@ -424,6 +424,101 @@ def test_every_accusation(row: list[str]) -> None:
     assert told == [f"{accused} in 3", f"{named} of 6", f"{others} in 6", f"{left:.1f}"]
 
 
+PAIRED = ("ASR1", "AUROC", "#Pois Left", "ASR2")
+SIDES = {"as source": "source", "as target": "target"}
+
+
+def _mean(cells: list[dict[str, Any]], column: str) -> str:
+    digits = 3 if column == "AUROC" else 1
+    return f"{np.mean([_value(cell, column) for cell in cells]):.{digits}f}"
+
+
+@pytest.mark.parametrize(
+    "row", _rows("paper", "## Every pair of classes"), ids=lambda r: r["Class"]
+)
+def test_every_class_as_source_and_as_target(row: dict[str, str]) -> None:
+    name = row.pop("Class")
+    assert row.keys() == {f"{side}: {column}" for side in SIDES for column in PAIRED}
+    for head, text in row.items():
+        side, _, column = head.partition(": ")
+        cells = _cells("paper/pairs", **({} if name == "all" else {SIDES[side]: name}))
+        assert len(cells) == (90 if name == "all" else 9)
+        assert text == _mean(cells, column), head
+
+
+def test_what_is_said_of_all_pairs_is_as_recorded() -> None:
+    cells = _of("paper/pairs")
+    text = " ".join(REPORT.read_text().split("\n## Every pair of classes\n")[1].split())
+    assert {r["counts"]["n_poisoned"] for r in cells} == {30}
+    assert {(r["counts"]["n_asr"], r["counts"]["n_removed"]) for r in cells} == {(100, 45)}
+    asr1, nat1 = ([100 * r[name] for r in cells] for name in ("asr1", "nat1"))
+    auroc = [r["detection"]["auroc"] for r in cells]
+    left = [r["counts"]["pois_left"] for r in cells]
+    at_random = 30 * (1 - 45 / 330)
+    dog = [r["counts"]["pois_left"] for r in _cells("paper/pairs", target="dog")]
+    side = {
+        end: sorted(
+            (
+                np.mean([r["counts"]["pois_left"] for r in _cells("paper/pairs", **{end: name})]),
+                name,
+            )
+            for name in {r["choices"][end] for r in cells}
+        )
+        for end in SIDES.values()
+    }
+    assert (side["target"][1][1], side["source"][-1][1]) == ("frog", "frog")
+    hours = sum(sum(r["run"]["seconds"].values()) for r in cells) / 3600
+    for said in (
+        f"ASR1 is {min(asr1):.0f} % or more in all 90, at a Nat1 of {min(nat1):.1f} to"
+        f" {max(nat1):.1f} %",
+        f"AUROC goes from {min(auroc):.2f} to {max(auroc):.2f} and is below 0.5, chance, in"
+        f" {sum(value < 0.5 for value in auroc)} pairs; in {sum(n >= at_random for n in left)} it"
+        f" leaves {min(n for n in left if n >= at_random)} images or more, where as many removals"
+        f" at random leave {at_random:.1f} on average",
+        f"with dog as the target at least {min(dog)} are left",
+        f"best of the targets ({side['target'][1][0]:.1f} left on average), is the worst of the"
+        f" sources ({side['source'][-1][0]:.1f})",
+        f"at most 5 % in {sum(r['asr2'] <= 0.05 for r in cells)} pairs and 90 % or more in"
+        f" {sum(r['asr2'] >= 0.9 for r in cells)}",
+        f"stages sum to {hours:.1f} hours",
+    ):
+        assert said in text
+
+
+def test_every_pair_of_two_classes_was_run_once() -> None:
+    pairs = [(r["choices"]["source"], r["choices"]["target"]) for r in _of("paper/pairs")]
+    assert len(pairs) == len(set(pairs)) == 90
+    assert all(source != target for source, target in pairs)
+
+
+@pytest.mark.parametrize(
+    "row", _rows("paper", "## Every pair of classes", 1), ids=lambda r: r["#Pois Left"]
+)
+def test_what_the_filter_left_decides_what_becomes_of_a_pair(row: dict[str, str]) -> None:
+    low, _, high = row["#Pois Left"].partition(" to ")
+    cells = [
+        r for r in _of("paper/pairs") if int(low) <= r["counts"]["pois_left"] <= int(high or low)
+    ]
+    assert row["Pairs"] == str(len(cells))
+    assert row["ASR2, mean"] == _mean(cells, "ASR2")
+    assert row["ASR2 at most 5 %"] == str(sum(r["asr2"] <= 0.05 for r in cells))
+
+
+def test_the_pairs_with_the_lowest_and_highest_scores() -> None:
+    ranked = sorted(
+        _of("paper/pairs"),
+        key=lambda r: (r["detection"]["auroc"], r["choices"]["source"], r["choices"]["target"]),
+    )
+    rows = _rows("paper", "## Every pair of classes", 2)
+    assert len(rows) == 8
+    for row, cell in zip(rows, [*ranked[:4], *ranked[-4:]], strict=True):
+        assert [row["Source"], row["Target"]] == [
+            cell["choices"][side] for side in SIDES.values()
+        ]  # fmt: skip
+        for column in PAIRED:
+            assert row[column] == f"{_value(cell, column):.{DIGITS[column]}f}", column
+
+
 @pytest.mark.parametrize(
     ("sweep", "trigger"),
     [("demo/report", "pattern"), ("attacks/rate", "warp"), ("defenses/matrix", "adaptive_blend")],
@@ -461,16 +556,6 @@ def test_what_is_tracked_of_results_stays_small_and_names_no_path_outside() -> N
 
 def _mean(records: Sequence[dict[str, Any]], name: str) -> str:
     return f"{100 * float(np.mean([r[name] for r in records])):.1f}"
-
-
-def test_pairs_are_summed_up_by_target_as_their_records_say() -> None:
-    ((sweeps, _, rows),) = _section(REPORT, "## Every pair of classes")
-    assert len(rows) == 10
-    for target, pairs, asr1, left, asr2 in rows:
-        cells = [r for r in _records(sweeps) if r["choices"]["target"] == target]
-        assert len({r["choices"]["source"] for r in cells} - {target}) == len(cells) == int(pairs)
-        assert sum(r["counts"]["pois_left"] for r in cells) == int(left)
-        assert [asr1, asr2] == [_mean(cells, "asr1"), _mean(cells, "asr2")]
 
 
 def test_every_figure_over_the_ratio_is_the_mean_of_its_records() -> None:
