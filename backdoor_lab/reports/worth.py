@@ -21,6 +21,8 @@ OWN_SEED = (
     "its own seed (retrain_seed=same takes that of the first training)."
 )
 _LISTED = 3
+Kind = tuple[object, ...]
+"""Data set, model and recipe: what two networks must share for their accuracies to compare."""
 
 
 def cautions(cells: Sequence[Cell], values: Sequence[str] = ("asr1", "nat2", "asr2")) -> list[str]:
@@ -53,8 +55,11 @@ def not_converged(cells: Iterable[Cell]) -> dict[str, list[str]]:
     for number in "12":
         figure = f"train_accuracy{number}"
         known = [cell for cell in done if figure in cell.numbers]
+        clean, best = _references(known, figure)
         for cell in known:
-            if _wanted(cell, known, figure) - cell.numbers[figure] > BEHIND:
+            kind = _kind(cell)
+            wanted = clean.get(kind, best[kind, cell.choices["ratio"]])
+            if wanted - cell.numbers[figure] > BEHIND:
                 found.setdefault(cell.id, []).append(f"nat{number}")
     return found
 
@@ -64,18 +69,24 @@ def marks_of(cells: Iterable[Cell], marked: Mapping[str, Sequence[str]]) -> froz
     return frozenset(name for cell in cells for name in marked.get(cell.id, ()))
 
 
-def _wanted(cell: Cell, known: Sequence[Cell], figure: str) -> float:
-    """The training accuracy that a network like this cell's should have."""
-    alike = [each for each in known if _kind(each) == _kind(cell)]
-    clean = [each.numbers[figure] for each in alike if each.numbers.get("n_poisoned") == 0]
-    if clean:
-        return math.fsum(clean) / len(clean)
-    ratio = cell.choices["ratio"]
-    return max(each.numbers[figure] for each in alike if each.choices["ratio"] == ratio)
+def _references(
+    cells: Sequence[Cell], figure: str
+) -> tuple[dict[Kind, float], dict[tuple[Kind, float], float]]:
+    """The mean training accuracy of the clean networks of each kind, and the highest of each kind
+    and ratio."""
+    clean: dict[Kind, list[float]] = {}
+    best: dict[tuple[Kind, float], float] = {}
+    for cell in cells:
+        kind, value = _kind(cell), cell.numbers[figure]
+        alike = kind, cell.choices["ratio"]
+        best[alike] = max(value, best.get(alike, value))
+        if cell.numbers.get("n_poisoned") == 0:
+            clean.setdefault(kind, []).append(value)
+    return {kind: math.fsum(each) / len(each) for kind, each in clean.items()}, best
 
 
-def _kind(cell: Cell) -> list[object]:
-    return [cell.choices.get(name) for name in ("dataset", "model", "recipe")]
+def _kind(cell: Cell) -> Kind:
+    return tuple(cell.choices.get(name) for name in ("dataset", "model", "recipe"))
 
 
 def _not_converged(cells: Sequence[Cell], after: bool) -> list[str]:
