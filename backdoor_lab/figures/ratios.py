@@ -60,7 +60,7 @@ def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
     grid = figure.subplots(len(shown), len(panels), squeeze=False, sharex=True, sharey="row")
     for column, panel in enumerate(panels):
         for place, measure in enumerate(shown):
-            # No scores before the defense: the defenses keep their colors.
+            # AUROC has no line for "before", so counting from 1 keeps the colors of the defenses.
             draw_lines(grid[place][column], panel.lines[measure], first=int(measure == "auroc"))
         grid[0][column].set_title(panel.title)
         grid[0][column].set_ylim(-4, 104)
@@ -106,7 +106,7 @@ def panels(group: Group, predicted: Mapping[str, float] | None = None) -> list[P
     AUROC that the features of a cell, by its id, promise along the direction of the poison."""
     ratio_of = group.traits.get("protocol.ratio_of")
     counted = any(is_count(each.choices["ratio"], ratio_of) for each in group.cells if each.choices)
-    axis = "poisoned images" if counted else Panel.axis
+    axis, scale = ("poisoned images", 1) if counted else (Panel.axis, 100)
     by_target: dict[str, list[Cell]] = defaultdict(list)
     for cell in group.cells:
         if cell.done and cell.choices:
@@ -115,9 +115,9 @@ def panels(group: Group, predicted: Mapping[str, float] | None = None) -> list[P
         Panel(
             short(f"{group.trigger} → {target}"),
             {
-                "asr": _series(cells, "asr", 1 if counted else 100),
-                "nat": _series(cells, "nat", 1 if counted else 100),
-                "auroc": _detection(cells, predicted or {}, 1 if counted else 100),
+                "asr": _series(cells, "asr", scale),
+                "nat": _series(cells, "nat", scale),
+                "auroc": _detection(cells, predicted or {}, scale),
             },
             axis,
         )

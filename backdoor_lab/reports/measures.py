@@ -7,7 +7,9 @@ from dataclasses import dataclass
 IMAGES, PERCENT, SHARE = "images", "percent", "share"
 _BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1", "train_accuracy1")
 _UNDER = "_under."
-UNDER = ("nat1_under.", "asr1_under.", "nat2_under.", "asr2_under.")
+TRANSFORMED = ("nat1", "asr1", "nat2", "asr2")
+"""What is measured under each transformation that a record names; most records name none."""
+UNDER = tuple(figure + _UNDER for figure in TRANSFORMED)
 """Measured on transformed test images; the transformation's name follows: ``asr1_under.jpeg75``."""
 
 

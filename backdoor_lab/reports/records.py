@@ -11,7 +11,7 @@ from typing import Any
 
 from backdoor_lab import small_files
 from backdoor_lab.errors import DataError
-from backdoor_lab.reports.measures import under_name
+from backdoor_lab.reports.measures import TRANSFORMED, under_name
 from backdoor_lab.results.seal import check_seal
 
 SCHEMA = 1
@@ -31,8 +31,6 @@ WORTH = (
     "clean_rate1", "top_share1", "clean_rate2", "top_share2", "train_accuracy1", "train_accuracy2",
 )  # fmt: skip
 """How much the figures are worth; records from before these were measured have none."""
-UNDER = ("nat1", "asr1", "nat2", "asr2")
-"""What is measured under each transformation that a record names; most records name none."""
 TOP_CLASSES = ("top_class1", "top_class2")
 DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
@@ -197,7 +195,7 @@ def _under(record: Mapping[str, Any]) -> dict[str, float]:
         if not _TRANSFORMATION.fullmatch(name):
             raise DataError(f"`under` must name transformations, got {name!r}")
         for figure, given in mapping(f"`under.{name}`", part).items():
-            if figure not in UNDER:
+            if figure not in TRANSFORMED:
                 raise DataError(f"`under.{name}.{figure}` is not known")
             value = None if given is None else _number(f"under.{name}.{figure}", given, 1)
             if value is not None:

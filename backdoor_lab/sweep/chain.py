@@ -39,7 +39,7 @@ from backdoor_lab.sweep.judging import (
 from backdoor_lab.sweep.listing import OUT_OF_MEMORY
 from backdoor_lab.sweep.progress import Progress, Report
 from backdoor_lab.sweep.providing import material_facts, material_of, repair_stage
-from backdoor_lab.sweep.record import record_body, record_head, run_facts
+from backdoor_lab.sweep.record import FITTED, record_body, record_head, run_facts
 from backdoor_lab.sweep.stages import (
     computed_on,
     filtered,
@@ -59,7 +59,7 @@ from backdoor_lab.types import Dataset, Features, TrainingSet, Verdict
 
 log = logging.getLogger(__name__)
 RECORD = "record.json"
-TRAIN_ACCURACY = {"train": "train_accuracy1", "retrain": "train_accuracy2"}
+TRAIN_ACCURACY = dict(zip(("train", "retrain"), FITTED, strict=True))
 """The stages that measure how much of their own training set networks have learned."""
 
 

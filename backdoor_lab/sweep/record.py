@@ -101,7 +101,7 @@ def record_body(
         "asr_elsewhere1": before["asr_elsewhere"], "asr_elsewhere2": after["asr_elsewhere"],
         **{f"{name}1": before[name] for name in WORTH},
         **{f"{name}2": after[name] for name in WORTH},
-        # A repaired network was not trained on a set of its own.
+        # After a repair there is no second training, and so no second training accuracy.
         **{name: stages[name].meta["accuracy"] if name in stages else None for name in FITTED},
         # A repair judges no image.
         "detection": detection(*_without_covers(verdict, poisoned)) if judged else None,

@@ -554,10 +554,6 @@ def test_what_is_tracked_of_results_stays_small_and_names_no_path_outside() -> N
     assert [path for path in texts if outside.search(path.read_bytes())] == []
 
 
-def _percent(records: Sequence[dict[str, Any]], name: str) -> str:
-    return f"{100 * float(np.mean([r[name] for r in records])):.1f}"
-
-
 def test_every_figure_over_the_ratio_is_the_mean_of_its_records() -> None:
     tables = _section(REPORT, "## The ratio")
     assert tables
@@ -567,8 +563,7 @@ def test_every_figure_over_the_ratio_is_the_mean_of_its_records() -> None:
             cells = [r for r in records
                      if [_key(r, "Trigger"), _key(r, "Ratio")] == [trigger, ratio]]  # fmt: skip
             assert len(cells) == int(seeds)
-            assert [asr1, asr2] == [_percent(cells, "asr1"), _percent(cells, "asr2")]
-            assert auroc == f"{np.mean([r['detection']['auroc'] for r in cells]):.3f}"
+            assert [asr1, auroc, asr2] == [_mean(cells, c) for c in ("ASR1", "AUROC", "ASR2")]
 
 
 def test_asr1_alone_is_100_percent_at_every_ratio() -> None:
