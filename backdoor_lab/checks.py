@@ -1,4 +1,4 @@
-"""One value checker and one message form: "`ratio` must satisfy 0 <= ratio < 1, got nan"."""
+"""One value checker and one message form: "`ratio` must satisfy 0 <= ratio <= 1, got nan"."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from backdoor_lab.reports.inquiry import Answers, Line, Question, Record, answer, named, told
+from backdoor_lab.reports.inquiry import Answers, Line, Question, Record, answer, collect, named
 from backdoor_lab.reports.layout import varied_config
 from backdoor_lab.reports.records import Cell
 from backdoor_lab.reports.separation import HEADS, NOTES, Separation, separation_of, text
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) -> Answers:
     """The labels, and a line for every stage of features that the store has beside its poison;
     defenses that looked at the same features share one."""
-    found = told(cells, records, "extract", lambda record: separation_of(shelf, record))
+    found = collect(cells, records, "extract", lambda record: separation_of(shelf, record))
     labels = _labels([cell for cell, _ in found])
     lines = [Line(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
     return [label.removeprefix("config.") for label in labels], lines

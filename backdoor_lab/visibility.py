@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backdoor_lab.reports.inquiry import Answers, Line, Question, Record, answer, named, told
+from backdoor_lab.reports.inquiry import Answers, Line, Question, Record, answer, collect, named
 from backdoor_lab.reports.page_pictures import material
 from backdoor_lab.reports.records import Cell
 from backdoor_lab.reports.stored import Shelf
@@ -30,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) -> Answers:
     """The labels, and a line for every verdict that the store has beside its poison."""
-    found = told(cells, records, "filter", lambda record: _visibility(shelf, record))
+    found = collect(cells, records, "filter", lambda record: _visibility(shelf, record))
     labels = _labels([cell for cell, _ in found])
     lines = [Line(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
     return labels, lines

@@ -69,8 +69,9 @@ def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
                 words = [table.traits.get(name, "") for name in apart]
                 name = slug("-".join([f"{figure}_under", *words]), table.slug, taken)
                 taken.add(name)
-                told = [f"{each} {table.traits.get(each, '')}" for each in apart]
-                yield name, drawn(", ".join([f"{says} after a transformation", *told]), says, shown)
+                differences = [f"{each} {table.traits.get(each, '')}" for each in apart]
+                title = ", ".join([f"{says} on transformed test images", *differences])
+                yield name, drawn(title, says, shown)
 
 
 def panels(table: Wide, figure: str) -> list[Panel]:

@@ -112,7 +112,7 @@ def _nothing(question: Question, sweep: Sweep, shelf: Shelf) -> str:
     )
 
 
-def told(
+def collect(
     cells: Sequence[Cell],
     records: dict[str, Record],
     stage: str,

@@ -29,8 +29,8 @@ def roots_of(given: Sequence[Path | str]) -> list[Path]:
 
 
 def find_store(sweep: Path, given: Path | None = None) -> Path | None:
-    """The store that is named, else the one that the sweep was run with, else the one beside it;
-    None if there is no such folder.
+    """The store given by the caller, otherwise the one the sweep was run with, otherwise the one
+    next to the sweep. None if that folder does not exist.
 
     Where a relative ``store.root`` leads is told by where the sweep lies, not by the current
     directory, in which another project's store may be.

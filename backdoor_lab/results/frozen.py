@@ -132,8 +132,8 @@ def frozen_lines(folder: Path) -> Iterator[bytes]:
     except FileNotFoundError:
         if _said_hash(folder):
             raise DataError(
-                f"{path} is gone, but {SWEEP} beside it names its hash: restore it from version"
-                " control"
+                f"{path} is gone, but {SWEEP} in the same folder records its hash: restore it"
+                " from version control"
             ) from None
         return
     for number, line in enumerate(data.splitlines(), 1):
@@ -158,7 +158,7 @@ def _said_hash(folder: Path) -> str | None:
 def _check_whole(folder: Path, path: Path, data: bytes) -> None:
     said = _said_hash(folder)
     if said is None:
-        raise DataError(f"{path}: {SWEEP} beside it does not name its hash")
+        raise DataError(f"{path}: {SWEEP} in the same folder does not record its hash")
     if hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() != said:
         raise DataError(
             f"{path}: lines were added, removed or moved since {SWEEP} was written; restore both"

@@ -199,7 +199,7 @@ def _count(
     work.bytes += (trainings + repaired) * size[0]
     work.trainings += trainings
     amount.trained = trainings * n_train * cell.recipe.epochs
-    # Each network is measured on its own training set too, but for an attacker's.
+    # Every network except the attacker's surrogate is also measured on its own training set.
     amount.measured += (trainings - surrogates) * n_train
     return amount
 

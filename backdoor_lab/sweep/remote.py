@@ -24,7 +24,7 @@ from backdoor_lab.sweep.workers import Died, Worker
 
 log = logging.getLogger(__name__)
 ENDED_WITHIN = 120.0
-"""Seconds within which a cluster kills a task that it has told to stop."""
+"""How many seconds a cluster waits at most before it kills a task that was asked to stop."""
 RAISED = ("FailedJobError", "RayTaskError")
 """Errors of a task that ran to its end and raised something."""
 
