@@ -26,9 +26,8 @@ from omegaconf import DictConfig, ListConfig, Node, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
 from backdoor_lab import sources
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.hydra_options import check_hydra, check_overrides, no_such_key, not_there
-from backdoor_lab.targets import (
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.targets import (
     LOG_SECTIONS,
     OUTPUT_DIR,
     check_search_path,
@@ -36,6 +35,7 @@ from backdoor_lab.targets import (
     is_named,
     package_names,
 )
+from backdoor_lab.hydra_options import check_hydra, check_overrides, no_such_key, not_there
 
 _FILLED: dict[str, dict[str, Any]] = {
     "runtime": {"output_dir": OUTPUT_DIR},

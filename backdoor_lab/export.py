@@ -10,12 +10,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError, many
-from backdoor_lab.reports.export import COLUMNS, frame_of, write_frame
-from backdoor_lab.reports.options import Parser, path_of
-from backdoor_lab.reports.render import plain
-from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
-from backdoor_lab.reports.terminal import printing
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, LabError, many
+from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.terminal import printing
+from backdoor_lab.results.sweeps import find_sweeps, read_sweep
+from backdoor_lab.tables.export import COLUMNS, frame_of, write_frame
+from backdoor_lab.tables.render import plain
 
 
 def main(arguments: list[str] | None = None) -> int:

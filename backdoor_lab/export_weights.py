@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import checks
-from backdoor_lab.errors import EXIT_DONE, ConfigError, DataError, StoreError
-from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.layout import ratio_words
-from backdoor_lab.reports.options import Parser, path_of
-from backdoor_lab.reports.terminal import printing
-from backdoor_lab.reports.whereabouts import CONFIGURATION, STORE, find_store
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, StoreError
+from backdoor_lab.core.files import write_atomic
+from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.small_files import UnreadableFile, check_regular, decode, read_json
+from backdoor_lab.core.terminal import printing
 from backdoor_lab.results.seal import read_sealed
-from backdoor_lab.small_files import UnreadableFile, check_regular, decode, read_json
+from backdoor_lab.results.whereabouts import CONFIGURATION, STORE, find_store
+from backdoor_lab.tables.layout import ratio_words
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -97,7 +97,7 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     """The tensors of a training stage, held against the record's hash."""
     from safetensors import SafetensorError
 
-    from backdoor_lab.tensors import read_tensors, tensors_digest
+    from backdoor_lab.core.tensors import read_tensors, tensors_digest
 
     try:
         entry = checks.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf, flag_override
 
-from backdoor_lab.errors import ConfigError, unknown
-from backdoor_lab.paths import absolute, check_writable
+from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.paths import absolute, check_writable
 
 SUBDIR = "${cell_id:}"
 LAUNCHERS = {

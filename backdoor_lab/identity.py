@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab import sources
-from backdoor_lab.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError, LabError
+from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError, LabError
 from backdoor_lab.sources import PACKAGE, ROOT, Unit, closure, code_hash, unit
 
 log = logging.getLogger(__name__)
@@ -31,24 +31,28 @@ TABLE = ROOT / "identity.json"
 NOTHING = "the code is as identity.json says"
 FOLDERS = {"triggers": "attacks", "defenses": "defenses", "datasets": "data"}
 MODELS = {"models": ("training/models.py",)}
-_BUILT = ("build.py", "sweep/cell.py", "sweep/classes.py:class_number")
+_BUILT = ("core/build.py", "sweep/cell.py", "sweep/classes.py:class_number")
+_STAGES = "sweep/stages"
 STAGES = {
     "data": ("data/cache.py",),
-    "prepare": ("sweep/stages.py:prepare_stage",),
-    "poison": ("sweep/stages.py:poison_stage",),
+    "prepare": (f"{_STAGES}/training.py:prepare_stage",),
+    "poison": (f"{_STAGES}/training.py:poison_stage",),
     # Also the second training, and an attacker's own.
-    "train": ("sweep/stages.py:train_stage", "sweep/stages.py:filtered", "training/callback.py"),
-    "measure": ("sweep/stages.py:measure_stage",),
-    "train_accuracy": ("sweep/stages.py:train_accuracy_stage",),
-    "transformed": ("sweep/transformed.py:transformed_stage",),
-    "extract": ("sweep/judging.py:extract_stage",),
-    "clean": ("sweep/judging.py:clean_stage",),
-    "autoencoder": ("sweep/judging.py:autoencoder_stage",),
-    "filter": ("sweep/judging.py:filter_stage",),
-    "material": ("sweep/providing.py:material_of", "sweep/providing.py:material_facts"),
-    "repair": ("sweep/providing.py:repair_stage", "sweep/judging.py:nothing_removed"),
+    "train": (
+        f"{_STAGES}/training.py:train_stage", f"{_STAGES}/training.py:filtered",
+        "training/callback.py",
+    ),
+    "measure": (f"{_STAGES}/training.py:measure_stage",),
+    "train_accuracy": (f"{_STAGES}/training.py:train_accuracy_stage",),
+    "transformed": (f"{_STAGES}/transformed.py:transformed_stage",),
+    "extract": (f"{_STAGES}/judging.py:extract_stage",),
+    "clean": (f"{_STAGES}/judging.py:clean_stage",),
+    "autoencoder": (f"{_STAGES}/judging.py:autoencoder_stage",),
+    "filter": (f"{_STAGES}/judging.py:filter_stage",),
+    "material": (f"{_STAGES}/providing.py:material_of", f"{_STAGES}/providing.py:material_facts"),
+    "repair": (f"{_STAGES}/providing.py:repair_stage", f"{_STAGES}/judging.py:nothing_removed"),
     "record": ("sweep/chain.py", "sweep/record.py", "defenses/curves.py"),
-}
+}  # fmt: skip
 """Where the code of each stage begins. All of them build on what reads the configuration."""
 
 Mark = int | str

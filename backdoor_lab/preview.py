@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoor_lab import checks
-from backdoor_lab.errors import EXIT_DONE, ConfigError, many
-from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.options import Parser, path_of
-from backdoor_lab.reports.terminal import printing
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
+from backdoor_lab.core.files import write_atomic
+from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.terminal import printing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -123,8 +123,8 @@ def _attacked(overrides: list[str]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
 
     from backdoor_lab.config_loader import conf_dir
+    from backdoor_lab.core.store import Store
     from backdoor_lab.run import register
-    from backdoor_lab.store import Store
     from backdoor_lab.sweep.chain import Chain
     from backdoor_lab.sweep.expand import plain
     from backdoor_lab.sweep.job import preflight

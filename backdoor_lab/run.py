@@ -18,9 +18,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from backdoor_lab import checks, config_loader, stopping
+from backdoor_lab import config_loader
 from backdoor_lab.config_loader import conf_dir
-from backdoor_lab.errors import (
+from backdoor_lab.core import checks, stopping
+from backdoor_lab.core.errors import (
     EXIT_BAD_CONFIG,
     EXIT_DONE,
     EXIT_SOME_FAILED,
@@ -29,9 +30,9 @@ from backdoor_lab.errors import (
     is_out_of_memory,
     reason_of,
 )
-from backdoor_lab.files import digest, explained
-from backdoor_lab.output import survive_lost_output
-from backdoor_lab.threads import wait_briefly
+from backdoor_lab.core.files import digest, explained
+from backdoor_lab.core.output import survive_lost_output
+from backdoor_lab.core.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
@@ -63,7 +64,7 @@ def sweep_name(_root_: DictConfig) -> str:
 
 def cells_at_once(_root_: DictConfig) -> int:
     """The resolver behind ``${cells_at_once:}``: as many cells as this machine allows."""
-    from backdoor_lab.sweep.parallel import automatic
+    from backdoor_lab.sweep.launching.parallel import automatic
 
     return automatic(_root_).cells
 
@@ -85,8 +86,8 @@ def task(config: DictConfig) -> Any:
     """One cell, in whatever process the launcher chose; returns its status, or the Loss of the
     process that ran it."""
     from backdoor_lab.sweep.expand import plain
-    from backdoor_lab.sweep.parallel import parallel
-    from backdoor_lab.sweep.task import run_in_sweep
+    from backdoor_lab.sweep.launching.parallel import parallel
+    from backdoor_lab.sweep.launching.task import run_in_sweep
 
     survive_lost_output()
     stopping.install()

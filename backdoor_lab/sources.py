@@ -21,24 +21,25 @@ ROOT = Path(__file__).resolve().parent
 CHECKOUT = ROOT.parent
 
 NEUTRAL = frozenset((
-    "__init__.py", "__main__.py", "claims.py", "compare.py", "config_loader.py", "errors.py",
-    "export.py", "export_weights.py", "faults.py", "files.py", "hydra_options.py", "identity.py",
-    "identity_table.py", "letters.py", "paths.py", "resources.py", "sweep/calibrate.py",
-    "sweep/forecast.py", "sweep/live.py", "sweep/parallel.py", "sweep/roots.py", "sweep/rows.py",
-    "sweep/single.py", "sweep/watch.py",
-    "output.py", "preview.py", "progress.py", "run.py", "separation.py", "small_files.py",
-    "sources.py", "status.py", "stopping.py", "store.py", "syntax.py", "targets.py", "threads.py",
-    "visibility.py", "figures", "reports", "results", "sweep/estimate.py", "sweep/expand.py",
-    "sweep/job.py", "sweep/keys.py", "sweep/launch.py", "sweep/listing.py", "sweep/local.py",
-    "sweep/loss.py", "sweep/participants.py", "sweep/preflight.py", "sweep/progress.py",
-    "sweep/remote.py", "sweep/sweeper.py", "sweep/task.py", "sweep/workers.py", "training/logs.py",
+    "__init__.py", "__main__.py", "config_loader.py", "export.py", "export_weights.py",
+    "hydra_options.py", "identity.py", "identity_table.py", "preview.py", "run.py",
+    "separation.py", "sources.py", "status.py", "syntax.py", "visibility.py",
+    "analysis", "compare", "figures", "page", "reports", "results", "tables",
+    "core/claims.py", "core/errors.py", "core/faults.py", "core/files.py", "core/letters.py",
+    "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
+    "core/sheets.py", "core/small_files.py", "core/stopping.py", "core/store.py",
+    "core/targets.py", "core/terminal.py", "core/threads.py",
+    "sweep/calibrate.py", "sweep/estimate.py", "sweep/expand.py", "sweep/forecast.py",
+    "sweep/job.py", "sweep/keys.py", "sweep/launching", "sweep/listing.py", "sweep/live.py",
+    "sweep/preflight.py", "sweep/progress.py", "sweep/roots.py", "sweep/rows.py",
+    "sweep/single.py", "sweep/sweeper.py", "sweep/watch.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that decide no number of a record: messages, commands, progress, storing and
 loading what was computed (with its hash), reading records. Not followed, and part of no hash."""
-ALONE = frozenset(("build.py", "sweep/cell.py", "sweep/chain.py", "sweep/record.py"))
+ALONE = frozenset(("core/build.py", "sweep/cell.py", "sweep/chain.py", "sweep/record.py"))
 """Files that count whole, but whose imports are not followed: they bring together everything there
 is, and each part has a hash of its own."""
-BY_NAME = ("checks.py", "streams.py", "sweep/")
+BY_NAME = ("core/checks.py", "core/streams.py", "sweep/")
 """Where only those definitions count that are used, and the ones that these use: files that many
 others take a few functions from. So it is with every ``__init__.py``."""
 
@@ -97,7 +98,7 @@ def closure(roots: tuple[Unit, ...]) -> frozenset[Unit]:
 def is_neutral(path: Path) -> bool:
     """Whether a file decides no number of a record."""
     name = _relative(path)
-    return name in NEUTRAL or name.split("/")[0] in NEUTRAL
+    return any(name == each or name.startswith(f"{each}/") for each in NEUTRAL)
 
 
 def forget() -> None:

@@ -11,16 +11,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, DataError
-from backdoor_lab.reports.axes import SEED, Facts, head
-from backdoor_lab.reports.heartbeat import HEARTBEAT, read_heartbeat
-from backdoor_lab.reports.layout import ROW
-from backdoor_lab.reports.options import Parser, path_of
-from backdoor_lab.reports.records import MISSING, Cell
-from backdoor_lab.reports.render import plain
-from backdoor_lab.reports.sweeps import Sweep, find_sweeps, read_sweep
-from backdoor_lab.reports.terminal import duration, printing
-from backdoor_lab.reports.whereabouts import DEFAULT_SAID, roots_of
+from backdoor_lab.core.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, DataError
+from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.terminal import duration, printing
+from backdoor_lab.results.heartbeat import HEARTBEAT, read_heartbeat
+from backdoor_lab.results.records import MISSING, Cell
+from backdoor_lab.results.sweeps import Sweep, find_sweeps, read_sweep
+from backdoor_lab.results.whereabouts import DEFAULT_SAID, roots_of
+from backdoor_lab.tables.axes import SEED, Facts, head
+from backdoor_lab.tables.layout import ROW
+from backdoor_lab.tables.render import plain
 
 KINDS = ("done", "running", "stale", "failed", "diverged", MISSING)
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backdoor_lab.reports.inquiry import Answers, Line, Question, Record, answer, collect, named
-from backdoor_lab.reports.page_pictures import material
-from backdoor_lab.reports.records import Cell
-from backdoor_lab.reports.stored import Shelf
-from backdoor_lab.reports.visibility import HEADS, NOTES, Visibility, text, visibility
+from backdoor_lab.analysis.material import material
+from backdoor_lab.analysis.visibility import HEADS, NOTES, Visibility, text, visibility
+from backdoor_lab.page.inquiry import Answers, Line, Question, Record, answer, collect, named
+from backdoor_lab.results.records import Cell
+from backdoor_lab.results.stored import Shelf
 
 LABELS = ("trigger", "target", "ratio", "seed", "defense")
 QUESTION = Question(

@@ -18,10 +18,10 @@ from PIL import Image
 from backdoor_lab.figures.cells import Whole
 from backdoor_lab.figures.sheet import sheet
 from backdoor_lab.figures.style import save
-from backdoor_lab.reports.page import write_page
-from backdoor_lab.reports.stored import Shelf, raw_records
-from backdoor_lab.reports.sweeps import read_sweep
-from backdoor_lab.reports.whereabouts import find_store
+from backdoor_lab.page.document import write_page
+from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.results.whereabouts import find_store
 
 sys.path.insert(0, str(Path(__file__).with_name("unit")))
 from browser import chromium

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backdoor_lab.reports.intervals import half_width, inside
+from backdoor_lab.analysis.intervals import half_width, inside
 
 EXACT_UP_TO = 50
 """Pairs up to which the exact tests are computed; with more, the t test needs no second opinion."""

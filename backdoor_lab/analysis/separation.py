@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.reports.page_pictures import in_target, material
-from backdoor_lab.reports.stored import Shelf
+from backdoor_lab.analysis.material import in_target, material
+from backdoor_lab.results.stored import Shelf
 
 Array = NDArray[Any]
 HEADS = {

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.reports.separation import chance_above
+from backdoor_lab.analysis.separation import chance_above
 
 Array = NDArray[Any]
 HEADS = {

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.data.decode import decode
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.seeds import torch_generator
 
 BLOBS = 8
 """Rows and columns of the coarse black and white grid that the pattern without a picture is."""

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import PixelTrigger, Trigger, Workshop, to_bytes
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
 
 KEYS = ("at", "rows", "color", "train", "test")
 DRAWN, OPEN = "#", "."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backdoor_lab.attacks.base import Trigger, to_bytes
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 
 class Additive(Trigger):

@@ -10,11 +10,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks, streams
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.seeds import torch_generator
-from backdoor_lab.streams import Stream
-from backdoor_lab.types import Images
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.streams import Stream
+from backdoor_lab.core.types import Images
 
 CPU = torch.device("cpu")
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.attacks.images import picture, share
-from backdoor_lab.seeds import torch_generator
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.seeds import torch_generator
 
 
 class Blended(Trigger):

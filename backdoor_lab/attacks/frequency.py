@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
 from backdoor_lab.attacks.additive import Additive, inverse_dct
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
 
 # What one unit of U and one of V are in red, green and blue (ITU-R BT.601).
 U = (0.0, -0.39465, 2.03211)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.data.decode import FORMATS, MODES
-from backdoor_lab.errors import ConfigError
 
 
 class Picture:

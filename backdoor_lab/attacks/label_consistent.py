@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.progress import track
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.progress import track
 
 NORMS = ("linf", "l2")
 MARK = ((1, -1, -1), (-1, 1, -1), (1, -1, 1))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks, streams
 from backdoor_lab.attacks.additive import Additive, inverse_dct
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.seeds import torch_generator
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.seeds import torch_generator
 
 
 class LowFrequency(Additive):

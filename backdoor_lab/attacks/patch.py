@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
 from backdoor_lab.attacks.base import PixelTrigger, to_bytes
 from backdoor_lab.attacks.images import picture, share
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
 
 SHAPES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "square": lambda row, column, size: row + column >= 0,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
 
 LABELS = ("all_to_one", "all_to_all", "clean")
 RATIO_OF = ("target", "all", "source", "count")

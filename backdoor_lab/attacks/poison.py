@@ -7,13 +7,13 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import streams
 from backdoor_lab.attacks.base import Trigger, Workshop
 from backdoor_lab.attacks.plan import Plan, count, cover_count, eligible
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.seeds import torch_generator
-from backdoor_lab.streams import Stream
-from backdoor_lab.types import Images, Poisoned, TrainingSet
+from backdoor_lab.core import streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.streams import Stream
+from backdoor_lab.core.types import Images, Poisoned, TrainingSet
 
 
 def poison(

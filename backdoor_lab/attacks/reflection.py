@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks, streams
 from backdoor_lab.attacks.additive import Additive, inverse_dct
 from backdoor_lab.attacks.images import picture, share
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.seeds import torch_generator
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.seeds import torch_generator
 
 KINDS = ("in_focus", "out_of_focus", "ghost")
 

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
 from backdoor_lab.attacks.additive import Additive, add
 from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.core import checks
 
 
 class Sinusoid(Additive):

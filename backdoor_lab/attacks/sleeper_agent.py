@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.progress import track
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.progress import track
 
 CHUNK = 256
 CELLS = 4

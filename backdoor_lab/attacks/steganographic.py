@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.progress import track
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.progress import track
 
 CHUNK = 256
 GRID = 8

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backdoor_lab import checks
 from backdoor_lab.attacks.base import PixelTrigger
+from backdoor_lab.core import checks
 
 
 class Tact(PixelTrigger):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from backdoor_lab import checks, streams
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.seeds import torch_generator
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.seeds import torch_generator
 
 
 class Warp(Trigger):

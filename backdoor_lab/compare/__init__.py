@@ -1,0 +1,1 @@
+"""Two sweeps, or a sweep and the report, cell by cell."""

@@ -11,14 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_DONE, ConfigError, LabError
-from backdoor_lab.reports.compare_text import FORMATS, markdown
-from backdoor_lab.reports.comparison import comparison_of
-from backdoor_lab.reports.options import Parser, options, path_of
-from backdoor_lab.reports.render import plain
-from backdoor_lab.reports.sweeps import one_sweep
-from backdoor_lab.reports.terminal import printing
-from backdoor_lab.reports.write import check_name, write_as_named
+from backdoor_lab.compare.compare_text import FORMATS, markdown
+from backdoor_lab.compare.comparison import comparison_of
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, LabError
+from backdoor_lab.core.options import Parser, options, path_of
+from backdoor_lab.core.terminal import printing
+from backdoor_lab.page.write import check_name, write_as_named
+from backdoor_lab.results.sweeps import one_sweep
+from backdoor_lab.tables.render import plain
 
 REFERENCE = "reference"
 HINT = f" (the report's figures are called {REFERENCE})"

@@ -6,14 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from backdoor_lab.reports.axes import CONFIG, SEED, Facts
-from backdoor_lab.reports.compare_text import LEVEL
-from backdoor_lab.reports.layout import flat, words
-from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.notes import clean_images, comparison, seed_range, where
-from backdoor_lab.reports.pairs import Line, Pair, Side
-from backdoor_lab.reports.records import CHOICES
-from backdoor_lab.reports.wide_notes import protocols, reading
+from backdoor_lab.compare.compare_text import LEVEL
+from backdoor_lab.compare.pairs import Line, Pair, Side
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.records import CHOICES
+from backdoor_lab.tables.axes import CONFIG, SEED, Facts
+from backdoor_lab.tables.layout import flat, words
+from backdoor_lab.tables.notes import clean_images, comparison, seed_range, where
+from backdoor_lab.tables.wide_notes import protocols, reading
 
 DIFFERENCE = (
     "Difference: the first minus the second, mean over pairs ± 95 % interval (Student t over the "

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from backdoor_lab.reports.axes import head
-from backdoor_lab.reports.markup import (
-    NOTHING,
-    Grid,
-    html_page,
-    in_latex,
-    in_markdown,
-    plain,
-    short,
-)
-from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.pairs import Line
-from backdoor_lab.reports.sheets import csv_text
+from backdoor_lab.compare.pairs import Line
+from backdoor_lab.core.sheets import csv_text
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.tables.axes import head
+from backdoor_lab.tables.markup import NOTHING, Grid, html_page, in_latex, in_markdown, plain, short
 
 LEVEL = 0.05
 FLOOR = 1e-12

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.reports.axes import CONFIG, SEED, Facts, config_names, known_names, under_names
-from backdoor_lab.reports.compare_notes import notes_of
-from backdoor_lab.reports.compare_text import Comparison
-from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.options import names
-from backdoor_lab.reports.pairs import Side, lines_of, one_sweep, two_sweeps, with_report
-from backdoor_lab.reports.reference import COLUMNS
-from backdoor_lab.reports.sweeps import Sweep
+from backdoor_lab.compare.compare_notes import notes_of
+from backdoor_lab.compare.compare_text import Comparison
+from backdoor_lab.compare.pairs import Side, lines_of, one_sweep, two_sweeps, with_report
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.options import names
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.sweeps import Sweep
+from backdoor_lab.tables.axes import CONFIG, SEED, Facts, config_names, known_names, under_names
+from backdoor_lab.tables.reference import COLUMNS
 
 DEFAULT = "nat2,asr2,pois_left"
 RANDOM = "random"

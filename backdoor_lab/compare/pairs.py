@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backdoor_lab.errors import ConfigError, unknown
-from backdoor_lab.reports import reference
-from backdoor_lab.reports.axes import CONFIG, PROTOCOL, SEED, Facts
-from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.paired import Paired, holm, paired
-from backdoor_lab.reports.records import CHOICES, Cell
+from backdoor_lab.analysis.paired import Paired, holm, paired
+from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.records import CHOICES, Cell
+from backdoor_lab.tables import reference
+from backdoor_lab.tables.axes import CONFIG, PROTOCOL, SEED, Facts
 
 Key = tuple[str, ...]
 Lookup = Callable[[Cell, str], float | None]

@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backdoor_lab.reports import overview
-from backdoor_lab.reports.compare_text import Comparison
-from backdoor_lab.reports.comparison import against_random
-from backdoor_lab.reports.overview import Shown
-from backdoor_lab.reports.sweeps import Sweep, read_sweep
-from backdoor_lab.reports.tables import Table, build
+from backdoor_lab.compare.compare_text import Comparison
+from backdoor_lab.compare.comparison import against_random
+from backdoor_lab.results.sweeps import Sweep, read_sweep
+from backdoor_lab.tables import overview
+from backdoor_lab.tables.build import Table, build
+from backdoor_lab.tables.overview import Shown
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

@@ -1,0 +1,1 @@
+"""What all other folders build on: errors, checks, random streams, files, the store."""

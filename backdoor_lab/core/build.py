@@ -12,8 +12,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from backdoor_lab import checks
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
 
 T = TypeVar("T")
 OWN = re.compile(r"backdoor_lab\.(attacks|defenses|data)\.[a-z][a-z0-9_]*\.[A-Z][A-Za-z0-9]*\Z")

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.core.errors import ConfigError, unknown
 
 LARGEST = 2**31
 """Where no other bound is named: what every library here can hold and count."""

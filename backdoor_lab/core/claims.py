@@ -17,8 +17,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from backdoor_lab.errors import DataError
-from backdoor_lab.small_files import DamagedFile, decode, read_small, set_aside
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.small_files import DamagedFile, decode, read_small, set_aside
 
 BEAT, PATIENCE, POLL = 5.0, 60.0, 0.1
 MAX_BYTES = 65_536

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import StoreError, StoreFull
+from backdoor_lab.core.errors import StoreError, StoreFull
 
 _NUMBERS = re.compile(r"\[\n([-+.,\w\s]*?)\n\s*\]")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

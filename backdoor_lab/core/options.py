@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from backdoor_lab.errors import EXIT_BAD_CONFIG, ConfigError, unknown
-from backdoor_lab.paths import usable
+from backdoor_lab.core.errors import EXIT_BAD_CONFIG, ConfigError, unknown
+from backdoor_lab.core.paths import usable
 
 
 def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-from backdoor_lab import stopping
+from backdoor_lab.core import stopping
 
 T = TypeVar("T")
 

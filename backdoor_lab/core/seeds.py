@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from backdoor_lab.streams import Stream
+    from backdoor_lab.core.streams import Stream
 
 
 def derive(seed: int, *purpose: Stream | int) -> int:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import Stopped
+from backdoor_lab.core.errors import Stopped
 
 _asked: list[str] = []
 

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import checks, faults
-from backdoor_lab.claims import Claim
-from backdoor_lab.errors import Diverged, StoreError
-from backdoor_lab.files import (
+from backdoor_lab.core import checks, faults
+from backdoor_lab.core.claims import Claim
+from backdoor_lab.core.errors import Diverged, StoreError
+from backdoor_lab.core.files import (
     canonical,
     digest,
     room,
@@ -30,7 +30,7 @@ from backdoor_lab.files import (
     write_atomic,
     write_through,
 )
-from backdoor_lab.small_files import (
+from backdoor_lab.core.small_files import (
     DamagedFile,
     clear_folder,
     make_folder,

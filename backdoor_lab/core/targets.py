@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from backdoor_lab.build import OWN
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.build import OWN
+from backdoor_lab.core.errors import ConfigError
 
 LOGGERS = {
     "pytorch_lightning.loggers.CSVLogger": "pytorch_lightning",
@@ -40,8 +40,8 @@ HYDRA = {
 """What the `hydra` section may instantiate. Not all of Hydra: `hydra.utils` imports on request."""
 
 LOGGING = {
-    "backdoor_lab.output.LogFile",
-    "backdoor_lab.output.Terminal",
+    "backdoor_lab.core.output.LogFile",
+    "backdoor_lab.core.output.Terminal",
     "logging.Formatter",
     "logging.NullHandler",
     "logging.FileHandler",

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from backdoor_lab.files import write_through
-from backdoor_lab.small_files import check_regular
+from backdoor_lab.core.files import write_through
+from backdoor_lab.core.small_files import check_regular
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from backdoor_lab.errors import LabError
-from backdoor_lab.files import explained
-from backdoor_lab.output import survive_lost_output
+from backdoor_lab.core.errors import LabError
+from backdoor_lab.core.files import explained
+from backdoor_lab.core.output import survive_lost_output
 
 
 def printing(work: Callable[[], int]) -> int:

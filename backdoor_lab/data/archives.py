@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.data.base import pattern_hint
 from backdoor_lab.data.limits import MAX_HEADER, check_file_size
 from backdoor_lab.data.members import HEAD, Content, Folder, Listing, Members
-from backdoor_lab.errors import DataError, many
 
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.xz")
 _PACKED: tuple[tuple[bytes, Any], ...] = (

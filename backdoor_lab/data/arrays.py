@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.data.base import (
     EMBEDDED,
     Arrays,
@@ -24,7 +25,6 @@ from backdoor_lab.data.members import hash_of
 from backdoor_lab.data.npz import load, names_in
 from backdoor_lab.data.splits import HeldOut
 from backdoor_lab.data.validate import byte_images, whole_labels
-from backdoor_lab.errors import ConfigError, DataError, many
 
 KEYS = {
     "train_images": "x_train",

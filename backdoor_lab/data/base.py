@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab import checks, identity
+from backdoor_lab import identity
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.files import digest
 from backdoor_lab.data.splits import HeldOut
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.files import digest
 
 EMBEDDED = "To run on data that needs no download: python -m backdoor_lab experiment=demo"
 

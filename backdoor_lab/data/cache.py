@@ -13,14 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from backdoor_lab import identity
+from backdoor_lab.core.errors import many
+from backdoor_lab.core.files import canonical
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.tensors import write_array
+from backdoor_lab.core.types import Dataset, Images
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.kinds import counted
 from backdoor_lab.data.validate import checked
-from backdoor_lab.errors import many
-from backdoor_lab.files import canonical
-from backdoor_lab.store import Store
-from backdoor_lab.tensors import write_array
-from backdoor_lab.types import Dataset, Images
 
 log = logging.getLogger(__name__)
 

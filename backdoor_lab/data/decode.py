@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.data.kinds import FORMATS
 from backdoor_lab.data.limits import LARGE, MAX_BYTES, check_memory, check_pixels
 from backdoor_lab.data.members import Content
-from backdoor_lab.errors import DataError, many
 
 __all__ = ["FORMATS", "MODES", "Broken", "Decoded", "decode", "decode_all"]
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.files import digest
 from backdoor_lab.data.arrays import resized
 from backdoor_lab.data.base import Arrays, Source, Split, divided
 from backdoor_lab.data.limits import check_memory
 from backdoor_lab.data.splits import HeldOut
-from backdoor_lab.errors import DataError
-from backdoor_lab.files import digest
 
 COUNT, SIDE, BRIGHTEST = 1797, 8, 16
 CLASSES = tuple("0123456789")

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from backdoor_lab.core.errors import DataError, StoreFull
+from backdoor_lab.core.files import explained, no_room
 from backdoor_lab.data.base import EMBEDDED
-from backdoor_lab.errors import DataError, StoreFull
-from backdoor_lab.files import explained, no_room
 
 log = logging.getLogger(__name__)
 TIMEOUT = 15.0

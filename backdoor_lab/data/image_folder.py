@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.archives import members
 from backdoor_lab.data.base import (
     EMBEDDED,
@@ -23,7 +24,6 @@ from backdoor_lab.data.kinds import LISTED, summary
 from backdoor_lab.data.layout import Layout, Survey, survey
 from backdoor_lab.data.members import Members
 from backdoor_lab.data.splits import HeldOut
-from backdoor_lab.errors import DataError
 
 
 class ImageFolder(Source):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import unicodedata
 from dataclasses import dataclass
 
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.kinds import has_image_ending, is_image
 from backdoor_lab.data.members import Listing, Members
 from backdoor_lab.data.splits import ADVICE, HeldOut
-from backdoor_lab.errors import DataError
 
 TRAIN = ("train",)
 TEST = ("test", "val", "valid")

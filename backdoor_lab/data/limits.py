@@ -17,7 +17,7 @@ import resource
 from contextlib import suppress
 from pathlib import Path
 
-from backdoor_lab.errors import DataError
+from backdoor_lab.core.errors import DataError
 
 MAX_BYTES = 1 << 26
 """No image file is larger; what claims to be is refused before it is read."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.files import sha256_of
 from backdoor_lab.data.limits import MAX_FILES, MAX_VISITS, check_file_size
-from backdoor_lab.errors import DataError
-from backdoor_lab.files import sha256_of
 
 DEEPEST = 16
 """Folders in a folder of images; a link may lead to anything."""

@@ -11,8 +11,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.limits import MAX_HEADER, check_memory
-from backdoor_lab.errors import DataError
 
 
 def names_in(path: Path) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab import checks
-from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.files import digest
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.files import digest
 
 ADVICE = "set dataset.test_share=0.2 to hold out a fifth of every class as test images"
 

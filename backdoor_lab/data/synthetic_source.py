@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import many
 from backdoor_lab.data.base import Arrays, Source, Split, channel_count
 from backdoor_lab.data.limits import check_memory
 from backdoor_lab.data.synthetic import CLASSES, SHIFT, draw
-from backdoor_lab.errors import many
 
 
 class Synthetic(Source):

@@ -15,7 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.archives import Zip
 from backdoor_lab.data.base import Arrays, Source, Split, path_given
 from backdoor_lab.data.decode import decode_all
@@ -30,7 +31,6 @@ from backdoor_lab.data.official import (
     MNIST,
     SVHN,
 )
-from backdoor_lab.errors import DataError
 
 
 class Published(Source):

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.core.errors import DataError, many
 from backdoor_lab.data.base import Arrays, Split
-from backdoor_lab.errors import DataError, many
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:

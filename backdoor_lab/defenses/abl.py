@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import (
     NetworkFilter,

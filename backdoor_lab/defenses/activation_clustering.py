@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.seeds import derive
 from backdoor_lab.defenses.base import Knowledge, Look, row_order
 from backdoor_lab.defenses.principal import Principal
-from backdoor_lab.seeds import derive
 
 FEWEST = 3
 

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backdoor_lab import checks, stopping, streams
+from backdoor_lab.core import checks, stopping, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Batch, Repair, clean_of
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.progress import track
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 Norms = list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]

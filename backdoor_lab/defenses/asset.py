@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import finite
 from backdoor_lab.defenses.budget import split
 from backdoor_lab.defenses.material import Material
@@ -20,7 +21,6 @@ from backdoor_lab.defenses.networks import (
     losses_at,
     train,
 )
-from backdoor_lab.progress import track
 
 
 class Asset(NetworkFilter):

@@ -11,13 +11,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.progress import track
+from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.types import Features, Verdict
 from backdoor_lab.defenses.budget import Budget, split
 from backdoor_lab.defenses.material import Material
-from backdoor_lab.errors import ConfigError, Diverged
-from backdoor_lab.progress import track
-from backdoor_lab.seeds import torch_generator
-from backdoor_lab.types import Features, Verdict
 
 SCOPES = ("target", "all", "suspicious")
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Filter, Knowledge, Look, finite
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.progress import track
 
 FEWEST = 2
 CHUNK = 1000

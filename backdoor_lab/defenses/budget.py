@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 _FORM = re.compile(
     r"(?P<eps>\d+(\.\d+)?)eps|(?P<percent>\d+(\.\d+)?)%|p(?P<percentile>\d+(\.\d+)?)|(?P<count>\d+)"

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import (
     Batch,
@@ -18,8 +20,6 @@ from backdoor_lab.defenses.networks import (
     logits_at,
     train,
 )
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.progress import track
 
 
 class Confusion(NetworkFilter):

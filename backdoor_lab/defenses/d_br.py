@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError, Diverged
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import as_trained, features, head, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
-from backdoor_lab.errors import ConfigError, Diverged
 
 SHIFT = 0.2
 """How far an image is moved at most, in widths of the image."""

@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.streams import Stream
 from backdoor_lab.defenses.base import Knowledge, Look, row_order
 from backdoor_lab.defenses.principal import Principal
-from backdoor_lab.seeds import derive
-from backdoor_lab.streams import Stream
 
 FEWEST = 3
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab import streams
+from backdoor_lab.core import streams
 from backdoor_lab.defenses.detector import Detector
 
 

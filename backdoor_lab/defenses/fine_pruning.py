@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, features, head, train
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import streams
-from backdoor_lab.seeds import torch_generator
-from backdoor_lab.streams import Stream
-from backdoor_lab.types import Images
+from backdoor_lab.core import streams
+from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.streams import Stream
+from backdoor_lab.core.types import Images
 
 CPU = torch.device("cpu")
 See = Callable[[Tensor, torch.Generator | None], Tensor]

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import stopping, streams
+from backdoor_lab.core import stopping, streams
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.progress import track
+from backdoor_lab.core.streams import Stream
+from backdoor_lab.core.types import Features, Images
 from backdoor_lab.defenses.base import Filter, Knowledge, Look
 from backdoor_lab.defenses.material import Material
-from backdoor_lab.errors import ConfigError, Diverged
-from backdoor_lab.progress import track
-from backdoor_lab.streams import Stream
-from backdoor_lab.types import Features, Images
 
 CHUNK = 512
 Batch = tuple[Tensor, Tensor]

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import checks, streams
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, train
-from backdoor_lab.progress import track
 
 SURE = 0.99
 ROUND = 10

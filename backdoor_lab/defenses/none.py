@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from backdoor_lab.core.types import Features, Verdict
 from backdoor_lab.defenses.base import Defense, Knowledge
-from backdoor_lab.types import Features, Verdict
 
 
 class Keep(Defense):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from backdoor_lab.core.types import Verdict
 from backdoor_lab.defenses.base import TruthControl
-from backdoor_lab.types import Verdict
 
 
 class Oracle(TruthControl):

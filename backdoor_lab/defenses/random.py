@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from backdoor_lab import streams
+from backdoor_lab.core import streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.types import Features, Verdict
 from backdoor_lab.defenses.base import Defense, Filter, Knowledge
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.seeds import torch_generator
-from backdoor_lab.types import Features, Verdict
 
 
 class Random(Defense):

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.progress import track
+from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge, Look, finite, modified_z
 from backdoor_lab.defenses.principal import Principal, top_directions
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.progress import track
-from backdoor_lab.types import Features
 
 STEPS = 100
 

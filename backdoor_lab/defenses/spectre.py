@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from backdoor_lab import checks
+from backdoor_lab.core import checks
+from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Knowledge, Look, suspects_by_size
 from backdoor_lab.defenses.principal import Principal
-from backdoor_lab.progress import track
 
 ROWS_PER_COMPONENT = 10
 STEPS = 50

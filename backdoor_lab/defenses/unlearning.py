@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import streams
+from backdoor_lab.core import streams
+from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Batch, Repair, apart, shuffled, train, training_batches
-from backdoor_lab.progress import track
 
 
 class Unlearning(Repair):

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backdoor_lab import checks
-from backdoor_lab.errors import (
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import (
     EXIT_BAD_CONFIG,
     EXIT_DONE,
     EXIT_SOME_FAILED,
@@ -20,14 +20,14 @@ from backdoor_lab.errors import (
     LabError,
     many,
 )
+from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.terminal import printing
 from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
-from backdoor_lab.reports.layout import slug
-from backdoor_lab.reports.markup import plain
-from backdoor_lab.reports.options import Parser, path_of
-from backdoor_lab.reports.stored import Shelf, raw_records
-from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
-from backdoor_lab.reports.terminal import printing
-from backdoor_lab.reports.whereabouts import find_store
+from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.sweeps import find_sweeps, read_sweep
+from backdoor_lab.results.whereabouts import find_store
+from backdoor_lab.tables.layout import slug
+from backdoor_lab.tables.markup import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

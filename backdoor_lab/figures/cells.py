@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.errors import many
-from backdoor_lab.reports.evidence import (
+from backdoor_lab.analysis.evidence import (
     histogram,
     operating_point,
     projections,
@@ -18,12 +17,14 @@ from backdoor_lab.reports.evidence import (
     removal_curve,
     sampled,
 )
-from backdoor_lab.reports.layout import split
-from backdoor_lab.reports.markup import short
-from backdoor_lab.reports.page_pictures import Material, in_target, late, material
-from backdoor_lab.reports.records import Cell
-from backdoor_lab.reports.separation import separation_of
-from backdoor_lab.reports.stored import Shelf, Training
+from backdoor_lab.analysis.material import Material, in_target, material
+from backdoor_lab.analysis.separation import separation_of
+from backdoor_lab.core.errors import many
+from backdoor_lab.page.page_pictures import late
+from backdoor_lab.results.records import Cell
+from backdoor_lab.results.stored import Shelf, Training
+from backdoor_lab.tables.layout import split
+from backdoor_lab.tables.markup import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
+from backdoor_lab.analysis.evidence import Curve, Histogram
 from backdoor_lab.figures.style import CHANCE, CLEAN, EDGE, POISON, REMOVED, new, styled
-from backdoor_lab.reports.evidence import Curve, Histogram
 
 Array = NDArray[Any]
 

@@ -15,7 +15,7 @@ from matplotlib.font_manager import FontEntry, findfont, fontManager
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
-from backdoor_lab.letters import transcribed
+from backdoor_lab.core.letters import transcribed
 
 USUAL = "DejaVu Sans"
 _LAST_RESORT = "Last Resort"

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from backdoor_lab.figures.style import BLACK, PAPER, contrast, new, styled
-from backdoor_lab.reports.markup import short
-from backdoor_lab.reports.records import Cell
-from backdoor_lab.reports.wide import Layout, Wide, build_wide
+from backdoor_lab.results.records import Cell
+from backdoor_lab.tables.markup import short
+from backdoor_lab.tables.wide import Layout, Wide, build_wide
 
 Array = NDArray[Any]
 MEASURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %", "pois_left": "#Pois Left, images"}

@@ -13,11 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from backdoor_lab.analysis.intervals import half_width
 from backdoor_lab.figures.style import mark, new, styled
-from backdoor_lab.reports.intervals import half_width
-from backdoor_lab.reports.layout import Group, is_count
-from backdoor_lab.reports.markup import short
-from backdoor_lab.reports.records import Cell
+from backdoor_lab.results.records import Cell
+from backdoor_lab.tables.layout import Group, is_count
+from backdoor_lab.tables.markup import short
 
 Array = NDArray[Any]
 BEFORE = "before"

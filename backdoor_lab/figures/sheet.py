@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backdoor_lab.analysis.evidence import histogram, operating_point, removal_curve
+from backdoor_lab.analysis.material import Material, in_target, material
 from backdoor_lab.figures import cells
 from backdoor_lab.figures.course import draw_training
 from backdoor_lab.figures.detection import (
@@ -14,11 +16,9 @@ from backdoor_lab.figures.detection import (
 from backdoor_lab.figures.images import draw_triggers
 from backdoor_lab.figures.ratios import MEASURES, draw_lines, panels
 from backdoor_lab.figures.style import new, styled
-from backdoor_lab.reports.evidence import histogram, operating_point, removal_curve
-from backdoor_lab.reports.layout import split
-from backdoor_lab.reports.markup import short
-from backdoor_lab.reports.page_pictures import Material, in_target, material
-from backdoor_lab.reports.sweeps import CONTROLS
+from backdoor_lab.results.sweeps import CONTROLS
+from backdoor_lab.tables.layout import split
+from backdoor_lab.tables.markup import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

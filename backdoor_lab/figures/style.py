@@ -17,8 +17,8 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from backdoor_lab.core.files import write_atomic
 from backdoor_lab.figures.fonts import USUAL, fit_letters, transcribe_letters
-from backdoor_lab.files import write_atomic
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILLION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"

@@ -11,14 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.figures.style import BLACK, mark, new, styled
-from backdoor_lab.reports.axes import under_names
-from backdoor_lab.reports.layout import slug, telling
-from backdoor_lab.reports.markup import short
-from backdoor_lab.reports.measures import MEASURE, figure_of, under_name
-from backdoor_lab.reports.records import Cell
-from backdoor_lab.reports.wide import Layout, Wide, build_wide
+from backdoor_lab.results.measures import MEASURE, figure_of, under_name
+from backdoor_lab.results.records import Cell
+from backdoor_lab.tables.axes import under_names
+from backdoor_lab.tables.layout import slug, telling
+from backdoor_lab.tables.markup import short
+from backdoor_lab.tables.wide import Layout, Wide, build_wide
 from backdoor_lab.training.transformations import KINDS, parse
 
 Array = NDArray[Any]

@@ -17,22 +17,22 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from backdoor_lab.checks import inside
-from backdoor_lab.errors import many
-from backdoor_lab.reports.compare_text import Comparison
-from backdoor_lab.reports.compare_text import grid as compare_grid
-from backdoor_lab.reports.comparison import RANDOM
-from backdoor_lab.reports.markup import Grid, in_html, plain
-from backdoor_lab.reports.overview import Shown, grids
-from backdoor_lab.reports.page_facts import facts
-from backdoor_lab.reports.page_pictures import all_pictures
-from backdoor_lab.reports.page_rows import columns, figure, filters, shared, table
-from backdoor_lab.reports.records import MISSING, Cell
-from backdoor_lab.reports.report import Report
-from backdoor_lab.reports.stored import Shelf, raw_records
-from backdoor_lab.reports.sweeps import TABLES, Sweep
-from backdoor_lab.reports.whereabouts import find_store
-from backdoor_lab.small_files import clear_link, write_ours
+from backdoor_lab.compare.compare_text import Comparison
+from backdoor_lab.compare.compare_text import grid as compare_grid
+from backdoor_lab.compare.comparison import RANDOM
+from backdoor_lab.compare.report import Report
+from backdoor_lab.core.checks import inside
+from backdoor_lab.core.errors import many
+from backdoor_lab.core.small_files import clear_link, write_ours
+from backdoor_lab.page.page_facts import facts
+from backdoor_lab.page.page_pictures import all_pictures
+from backdoor_lab.page.page_rows import columns, figure, filters, shared, table
+from backdoor_lab.results.records import MISSING, Cell
+from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.sweeps import TABLES, Sweep
+from backdoor_lab.results.whereabouts import find_store
+from backdoor_lab.tables.markup import Grid, in_html, plain
+from backdoor_lab.tables.overview import Shown, grids
 
 PAGE = "index.html"
 FIGURES = ("nat1", "asr1", "n_poisoned", "nat2", "asr2", "pois_left")

@@ -12,25 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, LabError
-from backdoor_lab.reports.layout import flat, ratio_words, words
-from backdoor_lab.reports.markup import (
-    Grid,
-    html_page,
-    in_latex,
-    in_markdown,
-    plain,
-    short,
-)
-from backdoor_lab.reports.options import Parser, path_of
-from backdoor_lab.reports.page_pictures import late
-from backdoor_lab.reports.records import Cell
-from backdoor_lab.reports.sheets import csv_text
-from backdoor_lab.reports.stored import Shelf, raw_records
-from backdoor_lab.reports.sweeps import Sweep, one_sweep
-from backdoor_lab.reports.terminal import printing
-from backdoor_lab.reports.whereabouts import find_store
-from backdoor_lab.reports.write import check_name, write_as_named
+from backdoor_lab.core.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, LabError
+from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.sheets import csv_text
+from backdoor_lab.core.terminal import printing
+from backdoor_lab.page.page_pictures import late
+from backdoor_lab.page.write import check_name, write_as_named
+from backdoor_lab.results.records import Cell
+from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.sweeps import Sweep, one_sweep
+from backdoor_lab.results.whereabouts import find_store
+from backdoor_lab.tables.layout import flat, ratio_words, words
+from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown, plain, short
 
 Record = dict[str, Any]
 T = TypeVar("T")

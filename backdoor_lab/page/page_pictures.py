@@ -6,13 +6,12 @@ import base64
 import io
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.reports.evidence import (
+from backdoor_lab.analysis.evidence import (
     Curve,
     Histogram,
     histogram,
@@ -24,7 +23,8 @@ from backdoor_lab.reports.evidence import (
     sampled,
     thinned,
 )
-from backdoor_lab.reports.stored import Judged, Shelf, Training
+from backdoor_lab.analysis.material import Material, in_target, material
+from backdoor_lab.results.stored import Shelf
 
 Array = NDArray[Any]
 Shown = dict[str, Any]
@@ -37,35 +37,6 @@ _STEPS = 60
 _EPOCHS = 120
 _IMAGES = (8, 6, 4, 3, 2, 1)
 _KINDS = 3
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a cell's pictures are made from: the training set, its verdict, the target's number."""
-
-    training: Training
-    judged: Judged
-    target: int
-
-
-def material(shelf: Shelf, record: Shown) -> Material | None:
-    """The training set and the verdict of a record; None where the store lacks one of them."""
-    training = shelf.training(record)
-    judged = shelf.judged(record, len(training.index)) if training is not None else None
-    if training is None or judged is None:
-        return None
-    choices = record.get("choices")
-    target = choices.get("target") if isinstance(choices, dict) else None
-    if target not in training.classes:
-        return None
-    return Material(training, judged, training.classes.index(str(target)))
-
-
-def in_target(found: Material) -> Array:
-    """Positions int (b,) of the examples labelled as the target, without covers, which are
-    neither clean nor poison."""
-    mine = found.training.labels == found.target
-    return np.flatnonzero(mine & ~found.training.is_cover)
 
 
 def all_pictures(shelf: Shelf, records: Iterable[Shown], budget: int) -> list[Shown]:

@@ -11,19 +11,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
-from backdoor_lab.checks import NAME, inside
-from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.files import write_atomic
-from backdoor_lab.reports import compare_text, overview
-from backdoor_lab.reports.comparison import RANDOM
-from backdoor_lab.reports.overview import Shown
-from backdoor_lab.reports.render import FORMATS
-from backdoor_lab.reports.report import Report
-from backdoor_lab.reports.sheets import csv_of_frame
-from backdoor_lab.reports.sweeps import TABLES, Sweep, read_sweep
-from backdoor_lab.reports.wide import Layout, Wide, as_json, build_wide, remembered
-from backdoor_lab.reports.wide_text import FORMATS as WIDE_FORMATS
-from backdoor_lab.small_files import clear_link, make_folder, read_json, write_ours
+from backdoor_lab.compare import compare_text
+from backdoor_lab.compare.comparison import RANDOM
+from backdoor_lab.compare.report import Report
+from backdoor_lab.core.checks import NAME, inside
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.files import write_atomic
+from backdoor_lab.core.sheets import csv_of_frame
+from backdoor_lab.core.small_files import clear_link, make_folder, read_json, write_ours
+from backdoor_lab.results.sweeps import TABLES, Sweep, read_sweep
+from backdoor_lab.tables import overview
+from backdoor_lab.tables.overview import Shown
+from backdoor_lab.tables.render import FORMATS
+from backdoor_lab.tables.wide import Layout, Wide, as_json, build_wide, remembered
+from backdoor_lab.tables.wide_text import FORMATS as WIDE_FORMATS
 
 LISTING, LAYOUTS = "written.json", "layouts.json"
 
@@ -104,7 +105,7 @@ def _layouts(sweep: Sweep) -> list[Layout]:
 def write_files(report: Report, files: dict[str, str]) -> None:
     """Writes `files` into the sweep's tables and removes those that an earlier run wrote there and
     that no longer hold (a table of another split would be a stale one). Then its page."""
-    from backdoor_lab.reports.page import write_page
+    from backdoor_lab.page.document import write_page
 
     sweep = report.sweep.folder
     clear_link(sweep / TABLES)

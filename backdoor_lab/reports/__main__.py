@@ -16,16 +16,22 @@ import gc
 import sys
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_BAD_CONFIG, EXIT_DONE, EXIT_SOME_FAILED, ConfigError, LabError
-from backdoor_lab.reports.options import Parser, options
-from backdoor_lab.reports.overview import markdown
-from backdoor_lab.reports.render import plain
-from backdoor_lab.reports.report import Report
-from backdoor_lab.reports.sweeps import TABLES, Sweep, find_sweeps, read_sweep
-from backdoor_lab.reports.terminal import printing
-from backdoor_lab.reports.whereabouts import DEFAULT_SAID, roots_of
-from backdoor_lab.reports.wide import OPTIONS, Layout, layout_of
-from backdoor_lab.reports.write import contents, write_files
+from backdoor_lab.compare.report import Report
+from backdoor_lab.core.errors import (
+    EXIT_BAD_CONFIG,
+    EXIT_DONE,
+    EXIT_SOME_FAILED,
+    ConfigError,
+    LabError,
+)
+from backdoor_lab.core.options import Parser, options
+from backdoor_lab.core.terminal import printing
+from backdoor_lab.page.write import contents, write_files
+from backdoor_lab.results.sweeps import TABLES, Sweep, find_sweeps, read_sweep
+from backdoor_lab.results.whereabouts import DEFAULT_SAID, roots_of
+from backdoor_lab.tables.overview import markdown
+from backdoor_lab.tables.render import plain
+from backdoor_lab.tables.wide import OPTIONS, Layout, layout_of
 
 MAKES_ONE = "python -m backdoor_lab -m experiment=demo"
 

@@ -12,17 +12,17 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from backdoor_lab.errors import EXIT_DONE, DataError, many
-from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.options import Parser, path_of
-from backdoor_lab.reports.overview import markdown
-from backdoor_lab.reports.render import plain
-from backdoor_lab.reports.report import Report
-from backdoor_lab.reports.stored import raw_records
-from backdoor_lab.reports.sweeps import one_sweep
-from backdoor_lab.reports.terminal import printing
+from backdoor_lab.compare.report import Report
+from backdoor_lab.core.errors import EXIT_DONE, DataError, many
+from backdoor_lab.core.files import write_atomic
+from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.terminal import printing
 from backdoor_lab.results import frozen
 from backdoor_lab.results.index import index, rewrite
+from backdoor_lab.results.stored import raw_records
+from backdoor_lab.results.sweeps import one_sweep
+from backdoor_lab.tables.overview import markdown
+from backdoor_lab.tables.render import plain
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,10 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import DataError
-from backdoor_lab.files import write_atomic
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.files import write_atomic
+from backdoor_lab.core.small_files import read_json
 from backdoor_lab.results.frozen import SWEEP
-from backdoor_lab.small_files import read_json
 
 NEEDED = ("cells", "hours", "first_started", "last_started")
 HEAD = "| Question | Document | Sweeps | Cells | Hours | Dates |\n|---|---|---:|---:|---:|---|\n"

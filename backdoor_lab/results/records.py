@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from backdoor_lab import small_files
-from backdoor_lab.errors import DataError
-from backdoor_lab.reports.measures import TRANSFORMED, under_name
+from backdoor_lab.core import small_files
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.results.measures import TRANSFORMED, under_name
 from backdoor_lab.results.seal import check_seal
 
 SCHEMA = 1

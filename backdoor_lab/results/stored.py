@@ -16,16 +16,16 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab import small_files
-from backdoor_lab.checks import safe_name
-from backdoor_lab.errors import DataError, LabError
-from backdoor_lab.reports.records import decode as decode_without_indices
-from backdoor_lab.reports.records import mapping
-from backdoor_lab.reports.sweeps import cell_folders
+from backdoor_lab.core import small_files
+from backdoor_lab.core.checks import safe_name
+from backdoor_lab.core.errors import DataError, LabError
+from backdoor_lab.core.small_files import UnreadableFile, check_regular
+from backdoor_lab.core.store import read_manifest
 from backdoor_lab.results.frozen import frozen_lines
+from backdoor_lab.results.records import decode as decode_without_indices
+from backdoor_lab.results.records import mapping
 from backdoor_lab.results.seal import read_sealed
-from backdoor_lab.small_files import UnreadableFile, check_regular
-from backdoor_lab.store import read_manifest
+from backdoor_lab.results.sweeps import cell_folders
 
 MANIFEST = "manifest.json"
 NO_STORE = "the store is not there: nothing of what its stages left can be shown"
@@ -232,7 +232,7 @@ class Shelf:
 
 def _check_hashes(folder: Path) -> None:
     """Raises ValueError for a published output that is not as it was published."""
-    from backdoor_lab.store import damage_in
+    from backdoor_lab.core.store import damage_in
 
     damage = damage_in(folder)
     if damage:

@@ -11,10 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError, DataError, many
+from backdoor_lab.core.errors import ConfigError, DataError, many
+from backdoor_lab.core.paths import usable
+from backdoor_lab.core.small_files import read_json, read_small
 from backdoor_lab.identity import is_modified
-from backdoor_lab.paths import usable
-from backdoor_lab.reports.records import (
+from backdoor_lab.results.frozen import RECORDS, frozen_lines
+from backdoor_lab.results.records import (
     DAMAGED,
     MISSING,
     NEEDED,
@@ -24,9 +26,7 @@ from backdoor_lab.reports.records import (
     decode,
     mapping,
     parse,
-)  # fmt: skip
-from backdoor_lab.results.frozen import RECORDS, frozen_lines
-from backdoor_lab.small_files import read_json, read_small
+)
 
 RECORD, SWEEP, TABLES = "record.json", "sweep.json", "tables"
 DEPTH = 4

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.paths import usable
-from backdoor_lab.small_files import read_small
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.paths import usable
+from backdoor_lab.core.small_files import read_small
 
 ROOT_VARIABLE = "BACKDOOR_LAB_REPORTS"
 DEFAULT = "multirun_reports"

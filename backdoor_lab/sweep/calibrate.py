@@ -14,20 +14,20 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from backdoor_lab import stopping
 from backdoor_lab.attacks.poison import clean
+from backdoor_lab.core import stopping
+from backdoor_lab.core.errors import StoreFull
+from backdoor_lab.core.resources import busy_seconds, cores
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import is_stored, open_dataset
-from backdoor_lab.errors import StoreFull
-from backdoor_lab.resources import busy_seconds, cores
-from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, source_of
+from backdoor_lab.sweep.launching.workers import Died, Worker
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.workers import Died, Worker
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, new_classifier, trainer_for
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import channel_stats, predictions
-from backdoor_lab.types import Dataset
 
 WARM_UP, WARM_UP_SECONDS = 10, 10.0
 """Training steps before any is measured, unless so few take so long: the first ones compile and

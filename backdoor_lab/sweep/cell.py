@@ -10,14 +10,14 @@ from typing import Any
 from backdoor_lab import identity
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import Plan, implied
-from backdoor_lab.build import build, takes, with_shared
+from backdoor_lab.core.build import build, takes, with_shared
+from backdoor_lab.core.files import digest
+from backdoor_lab.core.letters import transcribed
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.files import digest
-from backdoor_lab.letters import transcribed
 from backdoor_lab.sweep.classes import class_number
-from backdoor_lab.sweep.participants import marks
+from backdoor_lab.sweep.launching.participants import marks
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names
 

@@ -9,14 +9,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import faults, identity
+from backdoor_lab import identity
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.data.cache import open_dataset, overlap
-from backdoor_lab.defenses.base import TruthControl
-from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.errors import (
+from backdoor_lab.core import faults
+from backdoor_lab.core.errors import (
     Diverged,
     LabError,
     OutOfMemory,
@@ -25,10 +22,18 @@ from backdoor_lab.errors import (
     is_out_of_memory,
     reason_of,
 )
+from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.types import Dataset, Features, TrainingSet, Verdict
+from backdoor_lab.data.cache import open_dataset, overlap
+from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, source_of
-from backdoor_lab.sweep.judging import (
+from backdoor_lab.sweep.listing import OUT_OF_MEMORY
+from backdoor_lab.sweep.progress import Progress, Report
+from backdoor_lab.sweep.record import FITTED, record_body, record_head, run_facts
+from backdoor_lab.sweep.stages.judging import (
     Seer,
     autoencoder_stage,
     clean_stage,
@@ -36,11 +41,8 @@ from backdoor_lab.sweep.judging import (
     filter_stage,
     nothing_removed,
 )
-from backdoor_lab.sweep.listing import OUT_OF_MEMORY
-from backdoor_lab.sweep.progress import Progress, Report
-from backdoor_lab.sweep.providing import material_facts, material_of, repair_stage
-from backdoor_lab.sweep.record import FITTED, record_body, record_head, run_facts
-from backdoor_lab.sweep.stages import (
+from backdoor_lab.sweep.stages.providing import material_facts, material_of, repair_stage
+from backdoor_lab.sweep.stages.training import (
     computed_on,
     filtered,
     measure_stage,
@@ -49,13 +51,12 @@ from backdoor_lab.sweep.stages import (
     train_accuracy_stage,
     train_stage,
 )
-from backdoor_lab.sweep.transformed import transformed_stage
+from backdoor_lab.sweep.stages.transformed import transformed_stage
 from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.fit import Job, fit
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Dataset, Features, TrainingSet, Verdict
 
 log = logging.getLogger(__name__)
 RECORD = "record.json"

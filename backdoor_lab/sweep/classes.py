@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
-from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.core.errors import ConfigError, unknown
 
 
 class SameClass(ConfigError):

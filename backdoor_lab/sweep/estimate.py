@@ -13,24 +13,24 @@ import torch
 
 from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
+from backdoor_lab.core.files import canonical
+from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
-from backdoor_lab.files import canonical
-from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.calibrate import Rate, Speed
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.progress import Progress
-from backdoor_lab.sweep.stages import train_stage
-from backdoor_lab.sweep.told import class_sizes
+from backdoor_lab.sweep.stages.told import class_sizes
+from backdoor_lab.sweep.stages.training import train_stage
 from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
 from backdoor_lab.training.fit import Job
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.models import Tap, build_model
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Dataset
 
 ORDER = (
     "prepare", "poison", "train", "measure", "transformed", "autoencoder", "clean", "extract",

@@ -15,8 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor_lab.paths import settle
-from backdoor_lab.targets import check_targets
+from backdoor_lab.core.paths import settle
+from backdoor_lab.core.targets import check_targets
 
 Plain = dict[str, Any]
 

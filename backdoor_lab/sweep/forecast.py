@@ -8,10 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoor_lab.errors import many
-from backdoor_lab.files import nearest
-from backdoor_lab.reports.terminal import duration, size_words
-from backdoor_lab.resources import cores
+from backdoor_lab.core.errors import many
+from backdoor_lab.core.files import nearest
+from backdoor_lab.core.resources import cores
+from backdoor_lab.core.terminal import duration, size_words
 from backdoor_lab.sweep.calibrate import Calibration, Rate, calibrate
 from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.estimate import Work, estimate

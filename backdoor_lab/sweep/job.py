@@ -7,17 +7,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import identity, stopping
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.paths import check_writable
-from backdoor_lab.reports.records import parse
-from backdoor_lab.reports.worth import cautions
-from backdoor_lab.small_files import decode, read_small
-from backdoor_lab.store import Store
+from backdoor_lab import identity
+from backdoor_lab.core import stopping
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.paths import check_writable
+from backdoor_lab.core.small_files import decode, read_small
+from backdoor_lab.core.store import Store
+from backdoor_lab.results.records import parse
 from backdoor_lab.sweep.chain import RECORD, Chain, run_cell
 from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, mend, place, sweep_file
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.progress import Progress
+from backdoor_lab.tables.worth import cautions
 from backdoor_lab.training.logs import logger_of
 from backdoor_lab.training.machine import held, machine_of
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab import checks
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import LABELS
-from backdoor_lab.build import build
-from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.core import checks
+from backdoor_lab.core.build import build
+from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.sweep.cell import DECIDES, defense_of
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names

@@ -12,11 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError, DataError, LabError, failed_status
-from backdoor_lab.files import room
-from backdoor_lab.reports.records import DAMAGED, DONE, SCHEMA, Cell, mapping, parse
-from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.small_files import (
+from backdoor_lab.core.errors import ConfigError, DataError, LabError, failed_status
+from backdoor_lab.core.files import room
+from backdoor_lab.core.small_files import (
     DamagedFile,
     UnreadableFile,
     clear_file,
@@ -26,6 +24,8 @@ from backdoor_lab.small_files import (
     read_small,
     set_aside,
 )
+from backdoor_lab.results.records import DAMAGED, DONE, SCHEMA, Cell, mapping, parse
+from backdoor_lab.results.seal import write_sealed
 
 log = logging.getLogger(__name__)
 OUT_OF_MEMORY = "failed: oom"

@@ -9,25 +9,25 @@ import torch
 
 from backdoor_lab.attacks.plan import count
 from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
+from backdoor_lab.core.errors import ConfigError, is_out_of_memory, reason_of
+from backdoor_lab.core.files import canonical
+from backdoor_lab.core.paths import check_writable
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.terminal import size_words
+from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.limits import memory_here
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.errors import ConfigError, is_out_of_memory, reason_of
-from backdoor_lab.files import canonical
-from backdoor_lab.paths import check_writable
-from backdoor_lab.reports.terminal import size_words
-from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.classes import check_pair
 from backdoor_lab.sweep.keys import check_keys
-from backdoor_lab.sweep.told import class_sizes, held_out, knowledge
+from backdoor_lab.sweep.stages.told import class_sizes, held_out, knowledge
 from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
 from backdoor_lab.training.models import Tap, build_model, check_model, layer_of
 from backdoor_lab.training.transformations import check_fits
-from backdoor_lab.types import Dataset
 
 
 class Preflight:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from backdoor_lab import faults, stopping
-from backdoor_lab.progress import Steps, observe
-from backdoor_lab.reports.terminal import duration
+from backdoor_lab.core import faults, stopping
+from backdoor_lab.core.progress import Steps, observe
+from backdoor_lab.core.terminal import duration
 
 log = logging.getLogger(__name__)
 TICK = 1.0

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from backdoor_lab.attacks.plan import eligible_count
+from backdoor_lab.core.files import digest
+from backdoor_lab.core.store import Entry
+from backdoor_lab.core.types import Dataset, Poisoned, Verdict
 from backdoor_lab.defenses import curves
 from backdoor_lab.defenses.base import TruthControl
-from backdoor_lab.files import digest
-from backdoor_lab.store import Entry
 from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.stages import versions
+from backdoor_lab.sweep.stages.training import versions
 from backdoor_lab.training.machine import Machine
-from backdoor_lab.types import Dataset, Poisoned, Verdict
 
 SCHEMA = 1
 PLACES = ("root", "download")

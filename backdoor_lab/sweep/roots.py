@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from backdoor_lab.sweep.cell import Cell

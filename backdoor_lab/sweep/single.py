@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
-from backdoor_lab.paths import check_writable
+from backdoor_lab.core.paths import check_writable
 from backdoor_lab.sweep.expand import plain
 from backdoor_lab.sweep.listing import clear_way, finished
 
@@ -58,7 +58,7 @@ def _checked(config: DictConfig) -> bool:
 
 def _estimate(cell: Any, folder: Path, settings: Any) -> str:
     from backdoor_lab.sweep.forecast import foretell
-    from backdoor_lab.sweep.parallel import parallel
+    from backdoor_lab.sweep.launching.parallel import parallel
     from backdoor_lab.training.machine import machine_of
 
     machine = machine_of(cell.config["trainer"], parallel_cells=parallel(settings.launcher))

@@ -14,8 +14,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
-from backdoor_lab import identity, stopping
-from backdoor_lab.errors import (
+from backdoor_lab import identity
+from backdoor_lab.core import stopping
+from backdoor_lab.core.errors import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
     ConfigError,
@@ -24,12 +25,14 @@ from backdoor_lab.errors import (
     many,
     reason_of,
 )
+from backdoor_lab.core.paths import absolute, check_writable
+from backdoor_lab.core.small_files import make_folder, write_json, write_ours
 from backdoor_lab.hydra_options import check_overrides
-from backdoor_lab.paths import absolute, check_writable
-from backdoor_lab.small_files import make_folder, write_json, write_ours
 from backdoor_lab.sweep.classes import SameClass
 from backdoor_lab.sweep.expand import Expander
-from backdoor_lab.sweep.launch import Launch
+from backdoor_lab.sweep.launching.launch import Launch
+from backdoor_lab.sweep.launching.loss import Loss, record_loss
+from backdoor_lab.sweep.launching.parallel import Parallelism, parallelism
 from backdoor_lab.sweep.listing import (
     Asked,
     clear_way,
@@ -41,8 +44,6 @@ from backdoor_lab.sweep.listing import (
     sweep_file,
 )
 from backdoor_lab.sweep.live import live, quiet_cells
-from backdoor_lab.sweep.loss import Loss, record_loss
-from backdoor_lab.sweep.parallel import Parallelism, parallelism
 from backdoor_lab.sweep.roots import labels_of, quoted, with_patterns
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _tell_left_out(same: Sequence[SameClass], combinations: int) -> None:
 
 
 def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -> int:
-    from backdoor_lab.reports import print_tables, write_tables
+    from backdoor_lab.page.write import print_tables, write_tables
 
     written = True
     try:

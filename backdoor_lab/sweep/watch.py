@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from backdoor_lab.errors import DataError
-from backdoor_lab.reports.heartbeat import HEARTBEAT, Heartbeat, read_heartbeat
-from backdoor_lab.reports.records import DAMAGED, Cell
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.results.heartbeat import HEARTBEAT, Heartbeat, read_heartbeat
+from backdoor_lab.results.records import DAMAGED, Cell
 from backdoor_lab.sweep.listing import RECORD, read_record
 
 LATER = ("train_accuracy2", "measure2", "transformed2", "record")

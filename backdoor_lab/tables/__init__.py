@@ -1,0 +1,1 @@
+"""From records to tables, and tables as Markdown, LaTeX, HTML and CSV."""

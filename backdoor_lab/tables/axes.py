@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from backdoor_lab.reports.layout import adopt, flat, ratio_words, varied_config, words
-from backdoor_lab.reports.measures import UNDER
-from backdoor_lab.reports.records import CHOICES, Cell
+from backdoor_lab.results.measures import UNDER
+from backdoor_lab.results.records import CHOICES, Cell
+from backdoor_lab.tables.layout import adopt, flat, ratio_words, varied_config, words
 
 PROTOCOL, CONFIG = "protocol.", "config."
 SEED = "seed"

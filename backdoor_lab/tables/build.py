@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from backdoor_lab.reports import reference
-from backdoor_lab.reports.intervals import half_width
-from backdoor_lab.reports.layout import Group, Key, ratio_words, split
-from backdoor_lab.reports.measures import UNDER
-from backdoor_lab.reports.notes import clean_images, notes_of
-from backdoor_lab.reports.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, WORTH, Cell
-from backdoor_lab.reports.sweeps import Sweep
-from backdoor_lab.reports.worth import marks_of, not_converged, shows_attack
+from backdoor_lab.analysis.intervals import half_width
+from backdoor_lab.results.measures import UNDER
+from backdoor_lab.results.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, WORTH, Cell
+from backdoor_lab.results.sweeps import Sweep
+from backdoor_lab.tables import reference
+from backdoor_lab.tables.layout import Group, Key, ratio_words, split
+from backdoor_lab.tables.notes import clean_images, notes_of
+from backdoor_lab.tables.worth import marks_of, not_converged, shows_attack
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

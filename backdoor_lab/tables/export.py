@@ -7,12 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.files import write_atomic
-from backdoor_lab.reports.axes import Facts
-from backdoor_lab.reports.layout import words
-from backdoor_lab.reports.measures import MEASURE, PERCENT, UNDER
-from backdoor_lab.reports.records import (
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.files import write_atomic
+from backdoor_lab.core.sheets import csv_of_frame
+from backdoor_lab.results.measures import MEASURE, PERCENT, UNDER
+from backdoor_lab.results.records import (
     CHOICES,
     COUNTS,
     DETECTION,
@@ -20,10 +19,11 @@ from backdoor_lab.reports.records import (
     TOP_CLASSES,
     WORTH,
     Cell,
-)  # fmt: skip
-from backdoor_lab.reports.sheets import csv_of_frame
-from backdoor_lab.reports.sweeps import Sweep
-from backdoor_lab.reports.tables import is_number, set_kinds
+)
+from backdoor_lab.results.sweeps import Sweep
+from backdoor_lab.tables.axes import Facts
+from backdoor_lab.tables.build import is_number, set_kinds
+from backdoor_lab.tables.layout import words
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backdoor_lab.checks import safe_name
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.letters import transcribed
-from backdoor_lab.reports.records import Cell
+from backdoor_lab.core.checks import safe_name
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.letters import transcribed
+from backdoor_lab.results.records import Cell
 
 ROW = ("target", "ratio", "defense")
 APART = ("seed", *ROW)

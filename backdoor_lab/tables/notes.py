@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from backdoor_lab.errors import many
-from backdoor_lab.reports import reference
-from backdoor_lab.reports.layout import UNREADABLE, Group
-from backdoor_lab.reports.records import Cell
-from backdoor_lab.reports.worth import cautions
+from backdoor_lab.core.errors import many
+from backdoor_lab.results.records import Cell
+from backdoor_lab.tables import reference
+from backdoor_lab.tables.layout import UNREADABLE, Group
+from backdoor_lab.tables.worth import cautions
 
 READING = (
     "Nat: accuracy on clean test images, ASR: share of triggered test images classified as the "

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from backdoor_lab.reports import render, wide_text
-from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts
-from backdoor_lab.reports.layout import UNREADABLE
-from backdoor_lab.reports.markup import Grid
-from backdoor_lab.reports.records import CHOICES, Cell
-from backdoor_lab.reports.tables import MEASURES, Table
-from backdoor_lab.reports.wide import Layout, Wide, build_wide, splitting
-from backdoor_lab.reports.wide_text import ACROSS, evenly
+from backdoor_lab.results.records import CHOICES, Cell
+from backdoor_lab.tables import render, wide_text
+from backdoor_lab.tables.axes import PROTOCOL, SEED, Facts
+from backdoor_lab.tables.build import MEASURES, Table
+from backdoor_lab.tables.layout import UNREADABLE
+from backdoor_lab.tables.markup import Grid
+from backdoor_lab.tables.wide import Layout, Wide, build_wide, splitting
+from backdoor_lab.tables.wide_text import ACROSS, evenly
 
 Shown = Table | Wide
 

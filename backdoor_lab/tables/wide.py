@@ -12,15 +12,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts, config_names, known_names, under_names
-from backdoor_lab.reports.layout import slug, telling
-from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.options import names
-from backdoor_lab.reports.records import Cell
-from backdoor_lab.reports.tables import Estimate, estimate, status_of
-from backdoor_lab.reports.wide_notes import notes_of
-from backdoor_lab.reports.worth import marks_of, not_converged, shows_attack
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.options import names
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.records import Cell
+from backdoor_lab.tables.axes import PROTOCOL, SEED, Facts, config_names, known_names, under_names
+from backdoor_lab.tables.build import Estimate, estimate, status_of
+from backdoor_lab.tables.layout import slug, telling
+from backdoor_lab.tables.wide_notes import notes_of
+from backdoor_lab.tables.worth import marks_of, not_converged, shows_attack
 
 OPTIONS = ("rows", "columns", "values")
 # What stands on an axis and decides other choices and protocol values along with it.

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from backdoor_lab.errors import many
-from backdoor_lab.reports.axes import PROTOCOL, SEED, Facts
-from backdoor_lab.reports.layout import words
-from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.notes import EVERY_CLASS, INTERVAL, seed_range, where
-from backdoor_lab.reports.worth import cautions
+from backdoor_lab.core.errors import many
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.tables.axes import PROTOCOL, SEED, Facts
+from backdoor_lab.tables.layout import words
+from backdoor_lab.tables.notes import EVERY_CLASS, INTERVAL, seed_range, where
+from backdoor_lab.tables.worth import cautions
 
 EMPTY = "An empty place: the sweep has no such cell. A dash: the cell has no such figure."
 VERSION = f"{PROTOCOL}version"

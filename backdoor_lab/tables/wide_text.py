@@ -6,19 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from backdoor_lab.reports.axes import head, told
-from backdoor_lab.reports.markup import (
-    NOTHING,
-    Grid,
-    html_page,
-    in_latex,
-    in_markdown,
-    plain,
-    short,
-)
-from backdoor_lab.reports.measures import MEASURE, before_defense
-from backdoor_lab.reports.notes import BEST
-from backdoor_lab.reports.render import (
+from backdoor_lab.core.sheets import csv_text
+from backdoor_lab.results.measures import MEASURE, before_defense
+from backdoor_lab.tables.axes import head, told
+from backdoor_lab.tables.markup import NOTHING, Grid, html_page, in_latex, in_markdown, plain, short
+from backdoor_lab.tables.notes import BEST
+from backdoor_lab.tables.render import (
     NO_COMPETITORS,
     best_of,
     figure,
@@ -26,8 +19,7 @@ from backdoor_lab.reports.render import (
     signed,
     value_of,
 )
-from backdoor_lab.reports.sheets import csv_text
-from backdoor_lab.reports.wide import Key, Place, Wide
+from backdoor_lab.tables.wide import Key, Place, Wide
 
 T = TypeVar("T")
 

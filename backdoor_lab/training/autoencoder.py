@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab import streams
-from backdoor_lab.errors import Diverged
-from backdoor_lab.progress import track
-from backdoor_lab.seeds import derive, torch_generator
+from backdoor_lab.core import streams
+from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.progress import track
+from backdoor_lab.core.seeds import derive, torch_generator
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.memory_format import CONTIGUOUS, arranged
-from backdoor_lab.types import TrainingSet
 
 AUTOENCODER = "autoencoder"
 WIDTH, DIMS, EPOCHS, BATCH, RATE = 16, 64, 10, 64, 1e-3

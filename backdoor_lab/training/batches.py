@@ -8,11 +8,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from backdoor_lab import streams
-from backdoor_lab.seeds import torch_generator
+from backdoor_lab.core import streams
+from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.mixing import Mixer
 from backdoor_lab.training.recipe import ALTERNATING, Recipe
-from backdoor_lab.types import TrainingSet
 
 
 class Batches:

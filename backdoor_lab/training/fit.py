@@ -15,10 +15,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
-from backdoor_lab import streams
-from backdoor_lab.errors import Diverged
-from backdoor_lab.seeds import derive, torch_generator
-from backdoor_lab.small_files import check_regular, set_aside
+from backdoor_lab.core import streams
+from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.seeds import derive, torch_generator
+from backdoor_lab.core.small_files import check_regular, set_aside
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.airbench import WHITENING_IMAGES, Airbench, whiten
 from backdoor_lab.training.autoencoder import CHUNK
 from backdoor_lab.training.batches import Batches
@@ -28,7 +29,6 @@ from backdoor_lab.training.models import build_model
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.unused_columns import guard_unused_columns
-from backdoor_lab.types import TrainingSet
 
 CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "optimizer_states",
               "state_dict"}  # fmt: skip

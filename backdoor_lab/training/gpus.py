@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from backdoor_lab import stopping
-from backdoor_lab.files import room
+from backdoor_lab.core import stopping
+from backdoor_lab.core.files import room
 
 POLL = 0.5
 

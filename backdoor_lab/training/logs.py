@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.errors import ConfigError, unknown
-from backdoor_lab.files import room
-from backdoor_lab.targets import LOGGERS
+from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.files import room
+from backdoor_lab.core.targets import LOGGERS
 
 
 def check_logger(config: dict[str, Any]) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from backdoor_lab import checks
-from backdoor_lab.errors import ConfigError, many
-from backdoor_lab.resources import cores
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError, many
+from backdoor_lab.core.resources import cores
 from backdoor_lab.training.gpus import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab import streams
-from backdoor_lab.seeds import numpy_generator
+from backdoor_lab.core import streams
+from backdoor_lab.core.seeds import numpy_generator
 from backdoor_lab.training.recipe import Recipe
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab import checks, streams
-from backdoor_lab.errors import ConfigError, unknown
-from backdoor_lab.seeds import derive
+from backdoor_lab.core import checks, streams
+from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.seeds import derive
 from backdoor_lab.training.airbench import AIRBENCH, Airbench
 from backdoor_lab.training.autoencoder import AUTOENCODER
 

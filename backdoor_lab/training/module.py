@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab.errors import Diverged
+from backdoor_lab.core.errors import Diverged
 from backdoor_lab.training.memory_format import CONTIGUOUS, arrange, arranged, has_channels_last
 from backdoor_lab.training.recipe import Recipe, optimizer_of
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn, optim
 
-from backdoor_lab import checks
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
 
 SCHEDULES = ("steps", "onecycle", "cosine", "triangle", "constant")
 ALTERNATING = "alternating"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from backdoor_lab.errors import ConfigError, unknown
+from backdoor_lab.core.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     import torch

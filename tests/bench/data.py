@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import Plan
 from backdoor_lab.attacks.poison import poison
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.types import Dataset, Images, TrainingSet
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.store import Store
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe
-from backdoor_lab.types import Dataset, Images, TrainingSet
 from tests.bench.measuring import ROOT, Figure, by_turns, memory, ratio, timed
 
 N, BATCH = 5000, 128

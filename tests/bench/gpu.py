@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.defenses.gram import top_direction
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, fit, new_classifier
@@ -35,7 +36,6 @@ from backdoor_lab.training.machine import Machine, machine_of
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe, optimizer_of
-from backdoor_lab.types import TrainingSet
 from tests.bench import measuring
 from tests.bench.measuring import TINY, Figure, command, hardware, show, timed, write
 

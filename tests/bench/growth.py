@@ -14,16 +14,16 @@ import torch
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import Plan
 from backdoor_lab.attacks.poison import poison
+from backdoor_lab.core.types import Features, Images, TrainingSet
 from backdoor_lab.defenses.base import Knowledge
 from backdoor_lab.defenses.gram import top_direction
 from backdoor_lab.defenses.spectral import Spectral
-from backdoor_lab.reports.sweeps import read_sweep
+from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.recipe import Recipe
-from backdoor_lab.types import Features, Images, TrainingSet
 from tests.bench.measuring import Figure, by_turns, exponent
 from tests.bench.overhead import demo_record, write_sweep
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.recipe import Recipe
-from backdoor_lab.types import TrainingSet
 from tests.bench.data import MEAN, STD
 from tests.bench.measuring import Figure, by_turns, threads
 from tests.bench.step import bare

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from backdoor_lab.reports.page import write_page
+from backdoor_lab.page.document import write_page
 from tests.bench.measuring import ROOT, Figure
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))

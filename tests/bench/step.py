@@ -11,12 +11,12 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, fit, new_classifier
 from backdoor_lab.training.machine import Machine, machine_of
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.recipe import Recipe, optimizer_of
-from backdoor_lab.types import TrainingSet
 from tests.bench.data import MEAN, STD, loader
 from tests.bench.measuring import Figure, by_turns, ratio, threads
 

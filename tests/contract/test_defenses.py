@@ -12,16 +12,16 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from backdoor_lab.build import build
+from backdoor_lab.core.build import build
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.files import canonical
+from backdoor_lab.core.progress import Step, Steps, observe
+from backdoor_lab.core.types import Features, Images, Verdict
 from backdoor_lab.defenses.base import Defense, Filter, Knowledge, TruthControl
 from backdoor_lab.defenses.material import Material, Practice
 from backdoor_lab.defenses.networks import NetworkFilter, Repair
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.strip import Strip
-from backdoor_lab.errors import ConfigError, Diverged
-from backdoor_lab.files import canonical
-from backdoor_lab.progress import Step, Steps, observe
-from backdoor_lab.types import Features, Images, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))

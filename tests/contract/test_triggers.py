@@ -20,14 +20,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from backdoor_lab import progress
 from backdoor_lab.attacks.base import Trigger, Workshop
 from backdoor_lab.attacks.plan import Plan, implied
 from backdoor_lab.attacks.poison import poison
-from backdoor_lab.build import build
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.progress import Steps, observe
-from backdoor_lab.types import Images
+from backdoor_lab.core import progress
+from backdoor_lab.core.build import build
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.progress import Steps, observe
+from backdoor_lab.core.types import Images
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "conf/trigger").glob("*.yaml"))

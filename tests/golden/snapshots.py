@@ -41,13 +41,13 @@ from materials import material  # noqa: E402
 from backdoor_lab.attacks.base import Trigger, Workshop  # noqa: E402
 from backdoor_lab.attacks.plan import Plan, implied  # noqa: E402
 from backdoor_lab.attacks.poison import poison  # noqa: E402
-from backdoor_lab.build import build  # noqa: E402
+from backdoor_lab.core.build import build  # noqa: E402
+from backdoor_lab.core.types import Features, Images, TrainingSet  # noqa: E402
 from backdoor_lab.defenses.base import Defense, Knowledge, TruthControl  # noqa: E402
 from backdoor_lab.defenses.networks import Repair  # noqa: E402
 from backdoor_lab.training.fit import Job, fit  # noqa: E402
 from backdoor_lab.training.measure import channel_stats  # noqa: E402
 from backdoor_lab.training.recipe import Recipe  # noqa: E402
-from backdoor_lab.types import Features, Images, TrainingSet  # noqa: E402
 
 FILE = Path(__file__).with_name("snapshots.json")
 TOLERANCE = 1e-3

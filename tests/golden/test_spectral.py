@@ -14,6 +14,8 @@ from torch import Tensor
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import Plan, count
 from backdoor_lab.attacks.poison import classes_after, poison
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.types import Features, Images, Verdict
 from backdoor_lab.defenses.base import (
     Knowledge,
     Look,
@@ -26,9 +28,7 @@ from backdoor_lab.defenses.base import (
 from backdoor_lab.defenses.budget import Budget, split
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.spectral import Spectral, tail
-from backdoor_lab.errors import ConfigError, Diverged
 from backdoor_lab.sweep.record import detection
-from backdoor_lab.types import Features, Images, Verdict
 
 CIFAR = [5000] * 10
 NAN = float("nan")

@@ -16,8 +16,9 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.run import conf_dir
-from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.chain import Chain, run_cell
 from backdoor_lab.sweep.expand import plain
@@ -27,7 +28,6 @@ from backdoor_lab.training.fit import Job
 from backdoor_lab.training.machine import Machine, machine_of
 from backdoor_lab.training.measure import channel_stats
 from backdoor_lab.training.recipe import Recipe
-from backdoor_lab.types import TrainingSet
 
 # Every number that a test relies on stands here, whatever conf/ says this year.
 DRAWN = (

@@ -18,11 +18,11 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe
-from backdoor_lab.types import TrainingSet
 
 CLASSES = tuple("abcde")
 HANGS_AFTER_S = 40

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.types import Images
 from backdoor_lab.defenses.material import Material, Practice
-from backdoor_lab.seeds import derive
-from backdoor_lab.types import Images
 
 PRACTICE = Practice(epochs=5, batch=16, lr=0.1, momentum=0.9, weight_decay=0.0)
 

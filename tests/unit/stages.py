@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from test_reports_records import record, write_sweep
 
-from backdoor_lab.store import _seal
+from backdoor_lab.core.store import _seal
 
 Array = NDArray[Any]
 CLASSES = ("cat", "bird", "dog")

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.tensors import read_tensors, tensors_digest
 from backdoor_lab.sweep.cell import model_label
 from backdoor_lab.sweep.estimate import estimate
 from backdoor_lab.sweep.preflight import Preflight, try_network
-from backdoor_lab.tensors import read_tensors, tensors_digest
 from backdoor_lab.training import fit as training
 from backdoor_lab.training.airbench import Airbench, Group, ScaledLinear, whiten
 from backdoor_lab.training.fit import Job, blank_classifier, fit, new_classifier

@@ -11,12 +11,12 @@ from cells import CPU, job, recipe, training_set
 from torch import Tensor
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.seeds import torch_generator
+from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.batches import Batches, augmented
 from backdoor_lab.training.fit import new_classifier
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.recipe import Recipe
-from backdoor_lab.types import TrainingSet
 
 HERE = torch.device("cpu")
 

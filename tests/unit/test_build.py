@@ -10,11 +10,11 @@ import pytest
 
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.build import build
+from backdoor_lab.core.build import build
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import Spectral
-from backdoor_lab.errors import ConfigError
 
 PIXEL = "backdoor_lab.attacks.pixel.Pixel"
 HOSTILE = [
@@ -27,7 +27,7 @@ HOSTILE = [
     "this",
     "hydra.utils.instantiate",
     "torch.load",
-    "backdoor_lab.files.shutil.rmtree",
+    "backdoor_lab.core.files.shutil.rmtree",
     "backdoor_lab.data.download.shutil",
     "backdoor_lab.attacks.poison.poison",
     "backdoor_lab.attacks.pixel",
@@ -38,7 +38,7 @@ HOSTILE = [
     ".backdoor_lab.attacks.pixel.Pixel",
     "backdoor_lab.attacks.__init__.Pixel",
     "backdoor_lab.attacks.../../os.System",
-    "backdoor_lab.store.Store",
+    "backdoor_lab.core.store.Store",
     "backdoor_lab.run.DictConfig",
     "xbackdoor_lab.attacks.pixel.Pixel",
     "backdoor_lab_attacks.pixel.Pixel",

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from cells import CPU, job
 
-from backdoor_lab.errors import Diverged
+from backdoor_lab.core.errors import Diverged
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.fit import fit, new_classifier
 from backdoor_lab.training.module import Classifier

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
-from backdoor_lab.errors import ConfigError, LabError
+from backdoor_lab.core.errors import ConfigError, LabError
 from backdoor_lab.run import conf_dir
 from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.classes import class_number

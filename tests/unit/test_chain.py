@@ -15,12 +15,12 @@ import pytest
 import torch
 from cells import cell_of, environment, lasting, run_here
 
-from backdoor_lab.errors import ConfigError, Diverged, Stopped, StoreFull
-from backdoor_lab.store import Store
+from backdoor_lab.core.errors import ConfigError, Diverged, Stopped, StoreFull
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.tensors import read_tensors
 from backdoor_lab.sweep import chain
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.told import held_out
-from backdoor_lab.tensors import read_tensors
+from backdoor_lab.sweep.stages.told import held_out
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["extract", "filter", "measure1", "measure2", "poison", "retrain", "train",
@@ -270,7 +270,7 @@ def test_out_of_memory_at_a_fault_point(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "retrain.before:oom:1")
-    monkeypatch.setattr("backdoor_lab.faults._seen", {})
+    monkeypatch.setattr("backdoor_lab.core.faults._seen", {})
     shutil.copytree(lab / "store", tmp_path / "store")
     shutil.rmtree(tmp_path / "store" / "retrain")
     record = run_here(tmp_path / "store", tmp_path / "cell")
@@ -283,7 +283,7 @@ def test_out_of_memory_at_a_fault_point(
 def test_a_stop_leaves_no_record(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backdoor_lab.stopping._asked", ["SIGTERM"])
+    monkeypatch.setattr("backdoor_lab.core.stopping._asked", ["SIGTERM"])
     with pytest.raises(Stopped, match="the same command goes on from here"):
         run_here(lab / "store", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -295,7 +295,7 @@ def test_stopped_inside_training_and_taken_up(
     longer = ("recipe.epochs=3", "dataset.per_class_train=10", "recipe.batch=16")
     unbroken = run_here(tmp_path / "one", tmp_path / "first", *longer)
     asked: list[str] = []
-    monkeypatch.setattr("backdoor_lab.stopping._asked", asked)
+    monkeypatch.setattr("backdoor_lab.core.stopping._asked", asked)
     whole = chain.Report.on_train_batch_end
 
     def stops(self: Any, trainer: Any, *rest: Any) -> None:

@@ -14,18 +14,18 @@ import torch
 from cells import cell_of, lasting, run_here
 from torch import nn
 
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.tensors import read_tensors
 from backdoor_lab.defenses import abl
 from backdoor_lab.defenses.fine_pruning import FinePruning
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.strip import Strip
-from backdoor_lab.errors import ConfigError
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.sweep import chain
 from backdoor_lab.sweep.estimate import estimate, missing_from
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.providing import material_facts
-from backdoor_lab.sweep.told import held_out
-from backdoor_lab.tensors import read_tensors
+from backdoor_lab.sweep.stages.providing import material_facts
+from backdoor_lab.sweep.stages.told import held_out
 from backdoor_lab.training.machine import machine_of
 
 HELD = "protocol.holdout=20"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backdoor_lab import checks
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.seeds import derive
+from backdoor_lab.core import checks
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.seeds import derive
 
 NAN = float("nan")
 
@@ -111,7 +111,7 @@ def test_inside(tmp_path: Path) -> None:
 
 def test_seeds_do_not_depend_on_the_process() -> None:
     """A purpose's seed is the same under any PYTHONHASHSEED, and another for another purpose."""
-    code = "from backdoor_lab.seeds import derive; print(derive(3, 'order', 7))"
+    code = "from backdoor_lab.core.seeds import derive; print(derive(3, 'order', 7))"
     told = [
         subprocess.run(
             [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed},

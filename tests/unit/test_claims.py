@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab import claims
-from backdoor_lab.claims import Claim, machine
+from backdoor_lab.core import claims
+from backdoor_lab.core.claims import Claim, machine
 
 
 class Clock:

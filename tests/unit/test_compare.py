@@ -13,13 +13,13 @@ from scipy import stats
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 from test_reports_render import _latex_with_booktabs
 
-from backdoor_lab.compare import main
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.reports import read_sweep
-from backdoor_lab.reports.compare_text import Comparison, grid, latex, markdown, page, sheet
-from backdoor_lab.reports.comparison import against_random, comparison_of
-from backdoor_lab.reports.pairs import Line
-from backdoor_lab.reports.tables import build
+from backdoor_lab.compare.__main__ import main
+from backdoor_lab.compare.compare_text import Comparison, grid, latex, markdown, page, sheet
+from backdoor_lab.compare.comparison import against_random, comparison_of
+from backdoor_lab.compare.pairs import Line
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.build import build
 
 SEEDS = range(4)
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.image_folder import ImageFolder
-from backdoor_lab.errors import DataError
 
 ENDINGS = {".tar": "w", ".tar.gz": "w:gz", ".tgz": "w:gz", ".tar.xz": "w:xz"}
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.arrays import ArrayFile, channels_first
-from backdoor_lab.errors import ConfigError, DataError
 
 
 class Trap:

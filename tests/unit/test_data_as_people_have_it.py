@@ -18,14 +18,14 @@ from test_data_image_folder import encoded, filled, picture, reds
 from test_data_published import cifar, mnist, put  # noqa: F401  (fixtures)
 
 from backdoor_lab import identity
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.store import Store
 from backdoor_lab.data import cache, open_dataset
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.decode import decode
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.kinds import is_image
 from backdoor_lab.data.torchvision_sets import Cifar10, Mnist
-from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.store import Store
 
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100)
 RED = Image.new("RGB", (4, 4), (200, 0, 0))

@@ -21,10 +21,10 @@ from PIL import Image
 from test_data_archives import pictures, tar, zipped
 from test_data_arrays import parts
 
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.download import Official
 from backdoor_lab.data.image_folder import ImageFolder
-from backdoor_lab.errors import DataError
 
 MIB = 1 << 20
 # Peak memory beyond what the imports take, as the kernel counts it; a child, to start from zero.
@@ -32,7 +32,7 @@ READ = """
 import resource, sys
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.arrays import ArrayFile
-from backdoor_lab.errors import DataError
+from backdoor_lab.core.errors import DataError
 kind, root = sys.argv[1:]
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()

@@ -15,14 +15,14 @@ import pytest
 import torch
 
 import backdoor_lab
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.store import Store
 from backdoor_lab.data import Arrays, Source, Split, open_dataset, overlap
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.cache import content_digest
 from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.data.torchvision_sets import Cifar10
-from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.store import Store
 
 TINY: dict[str, Any] = {"size": 8, "per_class_train": 3, "per_class_test": 2}
 
@@ -199,7 +199,7 @@ from backdoor_lab.data import open_dataset
 from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.data.torchvision_sets import Cifar10
-from backdoor_lab.store import Store
+from backdoor_lab.core.store import Store
 
 folder, me = Path(sys.argv[1]), sys.argv[2]
 

@@ -10,10 +10,10 @@ import pytest
 import sklearn.datasets
 from cells import run_here
 
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.store import Store
 from backdoor_lab.data import digits, open_dataset, overlap
 from backdoor_lab.data.digits import Digits
-from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.store import Store
 
 
 def test_the_images_are_scikit_learns_with_levels_0_to_16_spread_over_0_to_255() -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.decode import decode
 from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.validate import checked
-from backdoor_lab.errors import ConfigError, DataError
 
 
 def picture(value: int, size: tuple[int, int] = (4, 4), mode: str = "RGB") -> Image.Image:

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data import official
 from backdoor_lab.data.download import Official, obtain
 from backdoor_lab.data.torchvision_sets import (
@@ -32,7 +33,6 @@ from backdoor_lab.data.torchvision_sets import (
     Svhn,
     idx,
 )
-from backdoor_lab.errors import ConfigError, DataError
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (20, 3, 32, 32), np.uint8)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from backdoor_lab.core.store import Store
 from backdoor_lab.data import open_dataset, overlap
 from backdoor_lab.data.image_folder import ImageFolder
-from backdoor_lab.store import Store
 
 FOLDER = Path(
     os.environ.get("BACKDOOR_LAB_TEST_DATA", Path(__file__).parents[2].parent / "shared" / "data")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.base import Arrays, Split, first_per_class, name_from
 from backdoor_lab.data.validate import byte_images, checked, whole_labels
-from backdoor_lab.errors import DataError
 
 SHAPE = (3, 2, 2, 1)
 QUICK = settings(max_examples=40, deadline=None)

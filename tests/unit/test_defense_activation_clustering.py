@@ -12,10 +12,10 @@ from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from torch import Tensor
 
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.activation_clustering import ActivationClustering
 from backdoor_lab.defenses.base import Knowledge
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Features
 
 KNOWN = Knowledge(("only",), 0, 10, seed=3)
 

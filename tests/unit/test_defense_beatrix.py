@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge
 from backdoor_lab.defenses.beatrix import Beatrix, gram_entries
-from backdoor_lab.errors import ConfigError, Diverged
-from backdoor_lab.types import Features
 
 
 def activations(n: int, d: int, seed: int) -> Tensor:

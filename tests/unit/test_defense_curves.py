@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
+from backdoor_lab.core.files import canonical
 from backdoor_lab.defenses.curves import (
     auroc,
     average_precision,
@@ -15,7 +16,6 @@ from backdoor_lab.defenses.curves import (
     poison_left,
     tpr_at_fpr,
 )
-from backdoor_lab.files import canonical
 
 NAN = float("nan")
 

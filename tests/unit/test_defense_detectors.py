@@ -12,6 +12,8 @@ from scipy.spatial.distance import cdist
 from sklearn.covariance import MinCovDet
 from torch import Tensor
 
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge, row_order
 from backdoor_lab.defenses.detector import Detector
 from backdoor_lab.defenses.elliptic_envelope import Envelope
@@ -19,8 +21,6 @@ from backdoor_lab.defenses.isolation_forest import Forest
 from backdoor_lab.defenses.knn import Knn
 from backdoor_lab.defenses.local_outlier_factor import LocalOutlier
 from backdoor_lab.defenses.one_class_svm import Svm
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Features
 
 MAKERS: list[type[Detector]] = [Envelope, Forest, Knn, LocalOutlier, Svm]
 KNOWN = Knowledge(("only",), 0, 10, seed=3)

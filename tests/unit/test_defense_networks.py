@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from materials import hidden, linear, material
 from torch import Tensor, nn
 
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.abl import Abl, ascent, lowest
 from backdoor_lab.defenses.asset import Asset
 from backdoor_lab.defenses.base import Knowledge
@@ -29,8 +31,6 @@ from backdoor_lab.defenses.networks import (
     training_batches,
     unlikelihood,
 )
-from backdoor_lab.errors import ConfigError, Diverged
-from backdoor_lab.types import Features
 
 POISON = 12
 CLASSES = 3

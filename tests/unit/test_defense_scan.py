@@ -8,10 +8,10 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge
 from backdoor_lab.defenses.scan import Scan, Variation, two_groups, variation
-from backdoor_lab.errors import ConfigError, Diverged
-from backdoor_lab.types import Features
 
 CLASSES = tuple("abcdefgh")
 K, D = len(CLASSES), 6

@@ -11,12 +11,12 @@ from scipy.linalg import expm
 from sklearn.covariance import MinCovDet
 from torch import Tensor
 
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.defenses.spectre import Spectre, concentrated, que, whitened
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Features
 
 KNOWN = Knowledge(("only",), 0, 30, seed=3)
 

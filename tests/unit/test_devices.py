@@ -27,10 +27,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from backdoor_lab.attacks.base import Trigger, Workshop
-from backdoor_lab.build import build
+from backdoor_lab.core.build import build
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.types import Images, TrainingSet
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.networks import NetworkFilter, Repair
-from backdoor_lab.store import Store
 from backdoor_lab.sweep import calibrate
 from backdoor_lab.sweep.cell import source_of
 from backdoor_lab.sweep.chain import Chain
@@ -39,7 +40,6 @@ from backdoor_lab.training import memory_format
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import fit, new_classifier
 from backdoor_lab.training.measure import extract, predictions
-from backdoor_lab.types import Images, TrainingSet
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GPU, NAMES, MACHINE = (

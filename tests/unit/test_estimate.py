@@ -12,7 +12,7 @@ import pytest
 from cells import CPU, cell_of, run_here, started
 from safetensors.numpy import load_file
 
-from backdoor_lab.reports.terminal import duration
+from backdoor_lab.core.terminal import duration
 from backdoor_lab.sweep import calibrate as calibrate_module
 from backdoor_lab.sweep import forecast
 from backdoor_lab.sweep.calibrate import Calibration, Rate, Speed

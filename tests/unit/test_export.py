@@ -15,12 +15,12 @@ import pytest
 from test_reports_records import GRID, failed, record, write_sweep
 from test_reports_render import HOSTILE
 
+from backdoor_lab.core.sheets import guarded
 from backdoor_lab.export import main
-from backdoor_lab.reports import read_sweep
-from backdoor_lab.reports.export import COLUMNS, frame_of, write_frame
-from backdoor_lab.reports.records import CHOICES
-from backdoor_lab.reports.sheets import guarded
 from backdoor_lab.results.frozen import frozen_lines
+from backdoor_lab.results.records import CHOICES
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.export import COLUMNS, frame_of, write_frame
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "multirun_reports" / "demo" / "controls"

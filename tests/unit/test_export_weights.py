@@ -18,12 +18,12 @@ from test_export import documented
 from test_reports_records import record as made_up
 from test_reports_records import write_sweep
 
+from backdoor_lab.core.tensors import tensors_digest, write_tensors
 from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.export_weights import export_weights, main
-from backdoor_lab.reports import read_sweep
-from backdoor_lab.reports.export import frame_of
 from backdoor_lab.results.seal import sealed
-from backdoor_lab.tensors import tensors_digest, write_tensors
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.export import frame_of
 from backdoor_lab.training.models import build_model
 
 ROOT = Path(__file__).resolve().parents[2]

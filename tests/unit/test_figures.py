@@ -18,15 +18,15 @@ from scipy import stats
 from stages import POISONED, TARGET, Made, cell, sweep
 from test_reports_records import GRID, PROTOCOL, record, write_sweep
 
+from backdoor_lab.analysis.evidence import histogram, projections, removal_curve
 from backdoor_lab.figures import cells, course, detection, images, ratios, style
 from backdoor_lab.figures.__main__ import main, write_figures
 from backdoor_lab.figures.cells import Whole
 from backdoor_lab.figures.filters import response_changes
 from backdoor_lab.figures.sheet import sheet
-from backdoor_lab.reports.evidence import histogram, projections, removal_curve
-from backdoor_lab.reports.layout import split
-from backdoor_lab.reports.stored import Shelf, raw_records
-from backdoor_lab.reports.sweeps import read_sweep
+from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.layout import split
 
 
 def whole_of(folder: Path) -> Whole:

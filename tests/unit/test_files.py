@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab import files
-from backdoor_lab.errors import StoreError, StoreFull
-from backdoor_lab.files import canonical, digest, room, write_atomic
-from backdoor_lab.small_files import write_json
+from backdoor_lab.core import files
+from backdoor_lab.core.errors import StoreError, StoreFull
+from backdoor_lab.core.files import canonical, digest, room, write_atomic
+from backdoor_lab.core.small_files import write_json
 
 NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
 

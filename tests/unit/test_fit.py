@@ -14,8 +14,8 @@ import torch
 from cells import CPU, job, toy_set
 from torch import nn
 
-from backdoor_lab.errors import Diverged
-from backdoor_lab.tensors import tensors_digest
+from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.tensors import tensors_digest
 from backdoor_lab.training.fit import (
     Job,
     blank_classifier,

@@ -17,64 +17,32 @@ import pytest
 from omegaconf import OmegaConf
 
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.build import NOT_ARGUMENTS, build
+from backdoor_lab.core.build import NOT_ARGUMENTS, build
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "backdoor_lab"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-# A module or folder of the package, and the floor it stands on. What is not named is floor 0.
-FLOORS = {
-    "hydra_options": 1,
-    "config_loader": 2,
-    "data": 1,
-    "results": 1,
-    "attacks": 2,
-    "defenses": 2,
-    "training": 3,
-    "sweep": 4,
-    "reports": 4,
-    "compare": 5,
-    "export": 5,
-    "export_weights": 5,
-    "figures": 5,
-    "run": 5,
-    "separation": 5,
-    "status": 5,
-    "visibility": 5,
-    "__main__": 6,
-    "preview": 6,
-}
-# The one look sideways: a sweep that has ended writes its tables.
-SIDEWAYS = {("sweep", "reports")}
-GROUND = {
-    "__init__",
-    "build",
-    "checks",
-    "claims",
-    "errors",
-    "faults",
-    "files",
-    "identity",
-    "identity_table",
-    "letters",
-    "output",
-    "paths",
-    "progress",
-    "resources",
-    "seeds",
-    "small_files",
-    "sources",
-    "stopping",
-    "store",
-    "streams",
-    "syntax",
-    "targets",
-    "tensors",
-    "threads",
-    "types",
-}
+# A module or folder of the package, and the layer it belongs to: it imports lower layers alone.
+LAYERS: dict[str, int] = {
+    name: number
+    for number, names in enumerate([
+        ["__init__", "core", "identity", "identity_table", "sources", "syntax"],
+        ["data", "hydra_options", "results"],
+        ["analysis", "attacks", "config_loader", "defenses"],
+        ["tables", "training"],
+        ["compare", "sweep"],
+        ["page"],
+        ["export", "export_weights", "figures", "reports", "run", "separation", "status",
+         "visibility"],
+        ["__main__", "preview"],
+    ])
+    for name in names
+}  # fmt: skip
+LOWEST = {name for name, layer in LAYERS.items() if layer == 0}
+# The one exception: a sweep that has ended writes its tables.
+UPWARD = {("sweep", "page")}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -120,31 +88,29 @@ def everywhere() -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", SOURCES, ids=name_of)
 
 
-def test_every_module_has_a_floor() -> None:
-    """A new room is given its floor here, on purpose."""
-    rooms = {room_of(path) for path in SOURCES}
-    assert rooms <= FLOORS.keys() | GROUND
+def test_every_module_has_a_layer() -> None:
+    """A new folder is given its layer here, on purpose."""
+    assert {room_of(path) for path in SOURCES} == LAYERS.keys()
 
 
 @everywhere()
-def test_floors(path: Path) -> None:
-    """A module imports its own room and lower floors, nothing beside or above."""
-    # A room's command stands on the floor of the commands.
-    command = path.name == "__main__.py" and FLOORS.get(room_of(path), 0) < FLOORS["compare"]
-    here = "compare" if command else room_of(path)
+def test_a_module_imports_its_own_folder_and_lower_layers_alone(path: Path) -> None:
+    # A folder's command stands above everything that it prints.
+    command = path.name == "__main__.py" and room_of(path) != "__main__"
+    here = "reports" if command else room_of(path)
     for module in imports(path):
         there = [*module.split("."), ""][1]
-        if not module.startswith("backdoor_lab.") or there in (here, "__version__"):
+        own = there in (here, room_of(path), "__version__")
+        if not module.startswith("backdoor_lab.") or own:
             continue
-        lower = FLOORS.get(there, 0) < FLOORS.get(here, 0)
-        on_the_ground = here in GROUND and there in GROUND
-        assert lower or on_the_ground or (here, there) in SIDEWAYS, f"{here} imports {module}"
+        lower = LAYERS[there] < LAYERS[here] or {here, there} <= LOWEST
+        assert lower or (here, there) in UPWARD, f"{here} imports {module}"
 
 
 @everywhere()
 def test_attacks_and_defenses_stand_alone(path: Path) -> None:
     """They know neither each other, nor Lightning, nor Hydra."""
-    if room_of(path) in ("attacks", "defenses", *GROUND):
+    if room_of(path) in ("attacks", "defenses", *LOWEST):
         roots = {module.split(".")[0] for module in imports(path)}
         assert not roots & {"pytorch_lightning", "lightning", "hydra", "omegaconf"}
 
@@ -153,7 +119,8 @@ def test_tables_need_no_torch() -> None:
     """Reports and status work where torch is not loaded: a second, not five."""
     code = (
         "import sys; import backdoor_lab.reports, backdoor_lab.reports.__main__,"
-        " backdoor_lab.status; print('torch' in sys.modules, 'backdoor_lab.types' in sys.modules)"
+        " backdoor_lab.status;"
+        " print('torch' in sys.modules, 'backdoor_lab.core.types' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)

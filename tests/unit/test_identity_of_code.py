@@ -24,16 +24,16 @@ from test_reports_records import record
 from backdoor_lab import identity, identity_table, sources
 from backdoor_lab.attacks.pattern import Pattern
 from backdoor_lab.attacks.pixel import Pixel
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import Spectral
-from backdoor_lab.errors import ConfigError, DataError
 from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.sweep import stages
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.listing import finished
 from backdoor_lab.sweep.preflight import Preflight
+from backdoor_lab.sweep.stages.training import training as stages
 
 DECIDING = sorted(
     path.relative_to(sources.ROOT).as_posix()
@@ -191,16 +191,16 @@ def test_an_edit_in_training_changes_every_cell(name: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("sweep/stages.py", "plan.wanted(labels,", "plan.wanted(0 + labels,"),
-        ("sweep/judging.py", "defense(features, known)", "defense(features, known=known)"),
-        ("sweep/told.py", "seed=derive(cell.seed, ", "seed=1 + derive(cell.seed, "),
+        ("sweep/stages/training.py", "plan.wanted(labels,", "plan.wanted(0 + labels,"),
+        ("sweep/stages/judging.py", "defense(features, known)", "defense(features, known=known)"),
+        ("sweep/stages/told.py", "seed=derive(cell.seed, ", "seed=1 + derive(cell.seed, "),
         ("sweep/record.py", "/ n_clean if n_clean", "/ n_clean if not n_clean"),
         ("sweep/chain.py", 'again = "repair"', 'again = "retrain"'),
         ("sweep/cell.py", "10g}", "9g}"),
-        ("checks.py", "return int(value)", "return int(value) + 1"),
-        ("seeds.py", ">> 1", ">> 2"),
-        ("types.py", "", "X = 1\n"),
-        ("tensors.py", "", "X = 1\n"),
+        ("core/checks.py", "return int(value)", "return int(value) + 1"),
+        ("core/seeds.py", ">> 1", ">> 2"),
+        ("core/types.py", "", "X = 1\n"),
+        ("core/tensors.py", "", "X = 1\n"),
     ],
 )
 def test_an_edit_of_what_all_share_changes_every_cell(
@@ -214,7 +214,7 @@ def test_a_check_or_a_label_that_nobody_here_uses_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Files that everybody takes a few functions from count by what is taken."""
-    for name in ("checks.py", "streams.py", "sweep/stages.py"):
+    for name in ("core/checks.py", "core/streams.py", "sweep/stages/training.py"):
         with monkeypatch.context() as patch:
             edited(patch, name, new="\ndef new() -> int:\n    return 1\n")
             assert identity_table.differing() == {}
@@ -397,8 +397,9 @@ def test_an_edited_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "code",
-    ["import backdoor_lab.checks\n\n\ndef use():\n    backdoor_lab.checks.safe_name('a', 'b')\n",
-     "from backdoor_lab import checks\n\n\ndef use():\n    checks.whole('a', 1)\n"
+    ["import backdoor_lab.core.checks\n\n\ndef use():\n"
+     "    backdoor_lab.core.checks.safe_name('a', 'b')\n",
+     "from backdoor_lab.core import checks\n\n\ndef use():\n    checks.whole('a', 1)\n"
      "    getattr(checks, 'safe_name')('a', 'b')\n"],
     ids=["by the package", "by getattr"],
 )  # fmt: skip
@@ -408,7 +409,7 @@ def test_what_is_reached_in_another_way_counts_too(
     (tmp_path / "own.py").write_text(code)
     root = (tmp_path / "own.py", None)
     before = sources.code_hash([root])
-    edited(monkeypatch, "checks.py", "return value", "return value + value")
+    edited(monkeypatch, "core/checks.py", "return value", "return value + value")
     sources.forget()
     assert sources.code_hash([root]) != before
 

@@ -14,13 +14,13 @@ from cells import configuration
 from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.results.seal import sealed
-from backdoor_lab.sweep import local
 from backdoor_lab.sweep.keys import check_keys
-from backdoor_lab.sweep.launch import Launch
+from backdoor_lab.sweep.launching import local
+from backdoor_lab.sweep.launching.launch import Launch
+from backdoor_lab.sweep.launching.loss import Loss
 from backdoor_lab.sweep.listing import Asked, halt, halted
-from backdoor_lab.sweep.loss import Loss
 
 DONE = {"status": "done", "nat1": 0.9, "counts": {"n_poisoned": 1, "pois_left": 0}}
 DIVERGED = {"status": "diverged: loss is nan"}

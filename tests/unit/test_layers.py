@@ -8,7 +8,7 @@ from cells import CPU, job, toy_set, training_set
 from torch import Tensor
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, Diverged
 from backdoor_lab.training.autoencoder import (
     DIMS,
     Autoencoder,

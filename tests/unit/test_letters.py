@@ -14,9 +14,9 @@ from matplotlib.font_manager import findfont
 from matplotlib.ft2font import FT2Font
 from matplotlib.text import Text
 
+from backdoor_lab.core.letters import transcribed
 from backdoor_lab.figures import fonts, style
-from backdoor_lab.letters import transcribed
-from backdoor_lab.reports.layout import slug
+from backdoor_lab.tables.layout import slug
 
 NAMES = {
     "猫": "u732b",

@@ -14,11 +14,12 @@ import pytest
 from cells import TINY, lasting, run_here, started
 from obstacles import obstacle
 
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.files import readable
-from backdoor_lab.reports import read_sweep, write_tables
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.files import readable
+from backdoor_lab.page.write import write_tables
 from backdoor_lab.results.__main__ import freeze
 from backdoor_lab.results.seal import sealed
+from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.sweep.listing import (
     Asked,
     finished,

@@ -58,7 +58,7 @@ def test_rows_say_what_the_tables_say() -> None:
     ]  # fmt: skip
     made = GRID[0] | {"nat1": 0.915, "asr1": 1.0, "nat2": None, "asr2": 0.0044}
     made["counts"] = made["counts"] | {"n_poisoned": 250, "pois_left": 3}
-    from backdoor_lab.reports.records import parse
+    from backdoor_lab.results.records import parse
 
     line = rows.row(parse(sealed(json.dumps(made)).encode()))
     assert line.split() == ["pixel", "bird", "5%", "91.50", "100.00", "250", "3", "–", "0.44"]
@@ -74,7 +74,7 @@ def test_what_differs_has_a_column() -> None:
 
 
 def test_a_failed_cell_says_why() -> None:
-    from backdoor_lab.reports.records import parse
+    from backdoor_lab.results.records import parse
 
     line = Rows(asked()).row(parse(sealed(json.dumps(failed(GRID[0]))).encode()))
     assert line.split(maxsplit=3)[3].startswith("failed: ")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import Plan, asr_test_set
-from backdoor_lab.errors import Diverged
+from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.types import Images
 from backdoor_lab.training import measure
 from backdoor_lab.training.fit import fit, new_classifier
 from backdoor_lab.training.measure import (
@@ -23,7 +24,6 @@ from backdoor_lab.training.measure import (
     predictions,
 )
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Images
 
 TRIGGER = Pixel(position=(0, 0), color=255)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
 import backdoor_lab.training.fit as fit_module
-from backdoor_lab.store import Entry, Store
+from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training.autoencoder import Autoencoder
@@ -24,7 +25,6 @@ from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import channel_stats
 from backdoor_lab.training.memory_format import CHANNELS_LAST, CONTIGUOUS, memory_format_of
 from backdoor_lab.training.models import build_model, classifiers
-from backdoor_lab.types import TrainingSet
 
 PACKAGE = Path(fit_module.__file__).resolve().parents[1]
 RULE = PACKAGE / "training" / "memory_format.py"

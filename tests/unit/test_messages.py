@@ -13,7 +13,7 @@ from cells import TINY, environment
 from PIL import Image
 from test_house import SOURCES, name_of
 
-from backdoor_lab.errors import DataError, LabError, many, reason_of
+from backdoor_lab.core.errors import DataError, LabError, many, reason_of
 
 
 def test_no_message_holds_the_address_of_an_object() -> None:
@@ -36,7 +36,7 @@ COUNTED = re.compile(
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
 def test_plurals_are_made_in_one_place(path: Path) -> None:
     """A number before a plural is a word of `errors.many`: there is one of everything at times."""
-    if path.name == "errors.py" or path.parent.name in ("attacks", "defenses"):
+    if path.name == "core/errors.py" or path.parent.name in ("attacks", "defenses"):
         return
     found = [line.strip() for line in path.read_text().splitlines() if COUNTED.search(line)]
     assert found == []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision import models
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.sweep.preflight import try_network
 from backdoor_lab.training.models import Tap, build_model, check_model, classifiers, head, layer_of
 

@@ -11,9 +11,9 @@ import pytest
 from cells import TINY, command, environment
 from test_cli import many
 
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.files import readable
 from backdoor_lab.data.download import Official, obtain
-from backdoor_lab.errors import DataError
-from backdoor_lab.files import readable
 from backdoor_lab.results.seal import sealed
 
 REFUSED = {

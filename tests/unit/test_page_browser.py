@@ -13,7 +13,7 @@ from stages import Made, cell
 from test_reports_page import HOSTILE
 from test_reports_records import GRID, failed, record, write_sweep
 
-from backdoor_lab.reports.page import write_page
+from backdoor_lab.page.document import write_page
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

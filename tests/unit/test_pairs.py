@@ -21,11 +21,11 @@ from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.data.synthetic import CLASSES
 from backdoor_lab.figures import heat
 from backdoor_lab.figures.cells import Whole, of_sweep
-from backdoor_lab.reports import read_sweep
-from backdoor_lab.reports.stored import Shelf, raw_records
-from backdoor_lab.reports.wide import Layout, build_wide
-from backdoor_lab.reports.wide_text import grid
+from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.status import look
+from backdoor_lab.tables.wide import Layout, build_wide
+from backdoor_lab.tables.wide_text import grid
 
 BY_CLASS = Layout(("source",), ("target",), ("asr2",))
 # Of these six combinations cat → cat twice and airplane → airplane are none; airplane → cat is

@@ -11,10 +11,10 @@ from cells import TINY, started
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.run import conf_dir
-from backdoor_lab.sweep import parallel
-from backdoor_lab.sweep.parallel import cell_bytes, parallelism
+from backdoor_lab.sweep.launching import parallel
+from backdoor_lab.sweep.launching.parallel import cell_bytes, parallelism
 
 JOBLIB = "hydra/launcher=joblib"
 

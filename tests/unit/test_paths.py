@@ -12,12 +12,13 @@ from cells import TINY
 from test_cli import many
 from test_reports_records import record, write_sweep
 
-from backdoor_lab import compare, export, export_weights, preview, separation, status, visibility
+from backdoor_lab import export, export_weights, preview, separation, status, visibility
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.build import build
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.compare import __main__ as compare
+from backdoor_lab.core.build import build
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.paths import IN_CONFIGURATION, absolute, check_writable, settle
 from backdoor_lab.figures import __main__ as figures
-from backdoor_lab.paths import IN_CONFIGURATION, absolute, check_writable, settle
 from backdoor_lab.reports import __main__ as reports
 from backdoor_lab.results import __main__ as results
 

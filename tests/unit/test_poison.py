@@ -29,10 +29,10 @@ from backdoor_lab.attacks.plan import (
 )
 from backdoor_lab.attacks.poison import classes_after, content_digest, poison
 from backdoor_lab.attacks.poison import clean as clean_set
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images, Poisoned
 from backdoor_lab.defenses.base import SCOPES
 from backdoor_lab.defenses.budget import Budget
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Images, Poisoned
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf/protocol").glob("*.yaml"))

@@ -13,11 +13,11 @@ import pytest
 import torch
 from cells import run_here
 
-from backdoor_lab import progress as tracking
-from backdoor_lab import stopping
-from backdoor_lab.errors import Stopped
-from backdoor_lab.progress import Steps, observe, track
-from backdoor_lab.reports.heartbeat import read_heartbeat
+from backdoor_lab.core import progress as tracking
+from backdoor_lab.core import stopping
+from backdoor_lab.core.errors import Stopped
+from backdoor_lab.core.progress import Steps, observe, track
+from backdoor_lab.results.heartbeat import read_heartbeat
 from backdoor_lab.sweep import progress as module
 from backdoor_lab.sweep.progress import Progress
 

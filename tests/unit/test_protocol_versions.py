@@ -12,13 +12,13 @@ from cells import cell_of, configuration, started
 from test_reports_records import record, write_sweep
 
 from backdoor_lab import identity, identity_table
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.reports.records import parse
-from backdoor_lab.reports.sweeps import read_sweep
-from backdoor_lab.reports.tables import build
-from backdoor_lab.reports.wide import Layout, build_wide
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
+from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.sweep.keys import check_keys
+from backdoor_lab.tables.build import build
+from backdoor_lab.tables.wide import Layout, build_wide
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from cells import recipe
 from omegaconf import OmegaConf
 from torch import nn
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.run import conf_dir
 from backdoor_lab.sweep.expand import plain
 from backdoor_lab.training.recipe import Recipe, optimizer_of

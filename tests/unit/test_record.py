@@ -16,13 +16,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
 from backdoor_lab.attacks.poison import poison
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.types import Verdict
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic import CLASSES, draw
-from backdoor_lab.store import Store
 from backdoor_lab.sweep.cell import source_of
 from backdoor_lab.sweep.record import accused, commit_of
 from backdoor_lab.training.models import build_model
-from backdoor_lab.types import Verdict
 
 TRAIN = draw(20, size=8, split="train", noise=12)
 TEST = draw(5, size=8, split="test", noise=12)

@@ -12,14 +12,14 @@ from materials import hidden, material
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from backdoor_lab import progress
-from backdoor_lab.build import build
+from backdoor_lab.core import progress
+from backdoor_lab.core.build import build
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.files import canonical
+from backdoor_lab.core.progress import Step, Steps, observe
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.errors import ConfigError, Diverged
-from backdoor_lab.files import canonical
-from backdoor_lab.progress import Step, Steps, observe
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIEF = {"steps": 4, "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1}

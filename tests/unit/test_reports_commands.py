@@ -13,10 +13,10 @@ import pytest
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 
 from backdoor_lab import status
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.reports import print_tables, read_sweep, write_tables
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.page.write import print_tables, write_tables
 from backdoor_lab.reports.__main__ import main
-from backdoor_lab.reports.sweeps import Sweep
+from backdoor_lab.results.sweeps import Sweep, read_sweep
 
 
 def contents(folder: Path) -> dict[str, bytes]:

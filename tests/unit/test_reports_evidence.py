@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from backdoor_lab.reports.evidence import (
+from backdoor_lab.analysis.evidence import (
     cut_of,
     histogram,
     picks,

@@ -9,18 +9,11 @@ from pathlib import Path
 import pytest
 from test_reports_records import record, write_sweep
 
-from backdoor_lab import (
-    compare,
-    export,
-    export_weights,
-    preview,
-    separation,
-    status,
-    visibility,
-)
+from backdoor_lab import export, export_weights, preview, separation, status, visibility
+from backdoor_lab.compare import __main__ as compare
+from backdoor_lab.core.options import path_of
 from backdoor_lab.figures import __main__ as figures
 from backdoor_lab.reports import __main__ as reports
-from backdoor_lab.reports.options import path_of
 
 PARSED: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
     "compare": (compare.main, ["A", "reference", "--out", ""]),

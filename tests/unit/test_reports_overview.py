@@ -22,15 +22,16 @@ from test_reports_recomputed import bare, figures, parsed, side_by_side, text_of
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 from test_reports_render import HOSTILE, _latex_with_booktabs
 
-from backdoor_lab.reports import print_tables, read_sweep, write_tables
-from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.overview import ACROSS_WITH_INTERVALS, MOST, Shown, grids, markdown
-from backdoor_lab.reports.overview import shown as shown_of
-from backdoor_lab.reports.report import Report
-from backdoor_lab.reports.stored import raw_records
-from backdoor_lab.reports.tables import Table, build
-from backdoor_lab.reports.wide import Wide, in_order
-from backdoor_lab.reports.wide_text import ACROSS
+from backdoor_lab.compare.report import Report
+from backdoor_lab.page.write import print_tables, write_tables
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.stored import raw_records
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.build import Table, build
+from backdoor_lab.tables.overview import ACROSS_WITH_INTERVALS, MOST, Shown, grids, markdown
+from backdoor_lab.tables.overview import shown as shown_of
+from backdoor_lab.tables.wide import Wide, in_order
+from backdoor_lab.tables.wide_text import ACROSS
 
 TRIGGERS = tuple(f"trigger{n}" for n in range(14))
 DEFENSES = ("spectral", "random", "scan", "knn", "oracle", "none")

@@ -19,16 +19,19 @@ from PIL import Image
 from stages import CLASSES, PER_CLASS, POISONED, REMOVED, TARGET, Made, cell, sweep
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.analysis.evidence import projections
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.figures import cells
 from backdoor_lab.figures.cells import Whole
-from backdoor_lab.reports import page, page_pictures, read_sweep, write_tables
-from backdoor_lab.reports.evidence import projections
-from backdoor_lab.reports.page import ASSETS, SCRIPTS, STYLE, write_page
-from backdoor_lab.reports.page_facts import facts
-from backdoor_lab.reports.page_pictures import GRID as CELLS
-from backdoor_lab.reports.page_pictures import all_pictures, png_strip
-from backdoor_lab.reports.stored import Shelf, raw_records
+from backdoor_lab.page import document as page
+from backdoor_lab.page import page_pictures
+from backdoor_lab.page.document import ASSETS, SCRIPTS, STYLE, write_page
+from backdoor_lab.page.page_facts import facts
+from backdoor_lab.page.page_pictures import GRID as CELLS
+from backdoor_lab.page.page_pictures import all_pictures, png_strip
+from backdoor_lab.page.write import write_tables
+from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.sweeps import read_sweep
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028\x1b[31m\u202e$title"
@@ -367,7 +370,7 @@ def test_the_assets_travel_in_the_wheel() -> None:
     listed = {f.distribution_path for f in WheelBuilder(str(root)).recurse_included_files()}
     for name in (*SCRIPTS, STYLE, "page.html"):
         assert (ASSETS / name).is_file()
-        assert f"backdoor_lab/reports/assets/{name}" in listed
+        assert f"backdoor_lab/page/assets/{name}" in listed
 
 
 def test_scripts_never_write_markup() -> None:

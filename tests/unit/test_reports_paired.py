@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from backdoor_lab.reports.paired import holm, paired, sign_test, wilcoxon
+from backdoor_lab.analysis.paired import holm, paired, sign_test, wilcoxon
 
 RNG = np.random.default_rng(7)
 SAMPLES = [RNG.normal(shift, 1, n).round(6).tolist()

@@ -17,9 +17,9 @@ import pytest
 from scipy import stats
 from test_reports_records import GRID, failed, record, write_sweep
 
-from backdoor_lab.reports import reference
 from backdoor_lab.reports.__main__ import main
-from backdoor_lab.reports.stored import raw_records
+from backdoor_lab.results.stored import raw_records
+from backdoor_lab.tables import reference
 
 COMMITTED = Path(__file__).resolve().parents[2] / "multirun_reports" / "demo" / "controls"
 HEADS = {

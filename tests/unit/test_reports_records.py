@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab.errors import DataError
-from backdoor_lab.reports import records
-from backdoor_lab.reports.sweeps import find_sweeps, read_sweep
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.results import records
 from backdoor_lab.results.seal import sealed
+from backdoor_lab.results.sweeps import find_sweeps, read_sweep
 
 GRID = [
     (trigger, target, ratio)

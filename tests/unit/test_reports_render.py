@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from test_reports_records import GRID, record, write_sweep
 
-from backdoor_lab.reports import build, read_sweep
-from backdoor_lab.reports.render import latex, markdown, page, sheet
-from backdoor_lab.reports.sheets import guarded
+from backdoor_lab.core.sheets import guarded
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.build import build
+from backdoor_lab.tables.render import latex, markdown, page, sheet
 
 HOSTILE = [
     "<script>alert(1)</script>", "a_b%&", "x|y", "{\\input{x}}", "[1em]", "*b* `c` $d$ ~^#",

@@ -13,10 +13,11 @@ import pytest
 from test_export import everything
 from test_reports_records import write_sweep
 
-from backdoor_lab import compare, export, separation, status, visibility
+from backdoor_lab import export, separation, status, visibility
+from backdoor_lab.compare import __main__ as compare
+from backdoor_lab.core.sheets import csv_of_frame, csv_text, guarded
+from backdoor_lab.core.small_files import decode
 from backdoor_lab.reports.__main__ import main as reports
-from backdoor_lab.reports.sheets import csv_of_frame, csv_text, guarded
-from backdoor_lab.small_files import decode
 
 FORMULAS = [
     "=cmd|' /C calc'!A0",

@@ -15,11 +15,11 @@ import torch
 from cells import configuration, run_here
 from stages import Made, cell
 
-from backdoor_lab.reports.evidence import operating_point, recorded_curve, removal_curve
-from backdoor_lab.reports.stored import NO_STORE, Shelf, first_convolution, raw_records
-from backdoor_lab.reports.whereabouts import find_store
+from backdoor_lab.analysis.evidence import operating_point, recorded_curve, removal_curve
+from backdoor_lab.core.store import Store
 from backdoor_lab.results.seal import sealed
-from backdoor_lab.store import Store
+from backdoor_lab.results.stored import NO_STORE, Shelf, first_convolution, raw_records
+from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.progress import Progress
@@ -276,7 +276,7 @@ def test_records_are_found_under_their_own_name_first(tmp_path: Path) -> None:
 
 def test_pages_need_no_torch_and_tables_no_matplotlib() -> None:
     code = (
-        "import sys; import backdoor_lab.reports.__main__, backdoor_lab.reports.page;"
+        "import sys; import backdoor_lab.reports.__main__, backdoor_lab.page.document;"
         "print('matplotlib' in sys.modules); import backdoor_lab.figures.__main__ as f;"
         "import backdoor_lab.figures.sheet; print('torch' in sys.modules,"
         "'matplotlib.pyplot' in sys.modules)"

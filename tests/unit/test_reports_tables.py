@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 
-from backdoor_lab.reports import Table, build, read_sweep, reference
-from backdoor_lab.reports.comparison import against_random
-from backdoor_lab.reports.intervals import half_width, t_quantile
-from backdoor_lab.reports.notes import EVERY_CLASS
-from backdoor_lab.reports.render import grids, markdown
-from backdoor_lab.reports.wide import Layout, build_wide
+from backdoor_lab.analysis.intervals import half_width, t_quantile
+from backdoor_lab.compare.comparison import against_random
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables import reference
+from backdoor_lab.tables.build import Table, build
+from backdoor_lab.tables.notes import EVERY_CLASS
+from backdoor_lab.tables.render import grids, markdown
+from backdoor_lab.tables.wide import Layout, build_wide
 
 SEEDS = range(4)
 

@@ -15,11 +15,12 @@ from test_reports_commands import contents
 from test_reports_records import PROTOCOL, failed, record, write_sweep
 from test_reports_render import HOSTILE, Tags, _latex_with_booktabs
 
-from backdoor_lab.reports import read_sweep, write_tables
+from backdoor_lab.page.write import write_tables
 from backdoor_lab.reports.__main__ import main
-from backdoor_lab.reports.axes import Facts
-from backdoor_lab.reports.wide import Layout, Wide, build_wide, layout_of
-from backdoor_lab.reports.wide_text import grid, latex, markdown, page
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.axes import Facts
+from backdoor_lab.tables.wide import Layout, Wide, build_wide, layout_of
+from backdoor_lab.tables.wide_text import grid, latex, markdown, page
 
 ROOT = Path(__file__).resolve().parents[2]
 BY_DEFENSE = Layout(("target",), ("defense",), ("asr2", "nat2"))

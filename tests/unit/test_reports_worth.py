@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from test_reports_records import PROTOCOL, failed, record, write_sweep
 
-from backdoor_lab.reports import read_sweep
-from backdoor_lab.reports.measures import MEASURE
-from backdoor_lab.reports.records import parse
-from backdoor_lab.reports.render import grids as reports_grids
-from backdoor_lab.reports.tables import build
-from backdoor_lab.reports.wide import Layout, build_wide
-from backdoor_lab.reports.wide_text import grids as wide_grids
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.build import build
+from backdoor_lab.tables.render import grids as reports_grids
+from backdoor_lab.tables.wide import Layout, build_wide
+from backdoor_lab.tables.wide_text import grids as wide_grids
 
 RECORD = record()
 LAYOUT = Layout(("defense",), ("trigger",), ("nat2", "asr2"))

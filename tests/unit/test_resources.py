@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from joblib.externals import loky
 
-from backdoor_lab import resources
-from backdoor_lab.resources import cores, free_memory
+from backdoor_lab.core import resources
+from backdoor_lab.core.resources import cores, free_memory
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:

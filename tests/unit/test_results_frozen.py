@@ -12,16 +12,17 @@ from typing import Any
 import pytest
 from test_reports_records import failed, record, write_sweep
 
-from backdoor_lab import compare, export, status
-from backdoor_lab.errors import DataError
+from backdoor_lab import export, status
+from backdoor_lab.compare import __main__ as compare
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.files import digest, readable
 from backdoor_lab.figures import __main__ as figures
-from backdoor_lab.files import digest, readable
 from backdoor_lab.reports import __main__ as reports
-from backdoor_lab.reports.sweeps import read_sweep
 from backdoor_lab.results.__main__ import freeze, main
 from backdoor_lab.results.frozen import RECORDS, frozen_lines, without_outside_paths
 from backdoor_lab.results.index import HEAD
 from backdoor_lab.results.seal import check_seal, sealed, write_sealed
+from backdoor_lab.results.sweeps import read_sweep
 
 SWEEP = [
     record(trigger=trigger, target=target, ratio=ratio)

@@ -21,17 +21,17 @@ from cells import run_here
 from stages import sweep
 from test_house import PACKAGE, SOURCES, name_of, tree
 
+from backdoor_lab.core.errors import LabError
+from backdoor_lab.core.files import write_atomic
+from backdoor_lab.core.output import LogFile
+from backdoor_lab.core.small_files import make_folder, write_json
+from backdoor_lab.core.store import Store
+from backdoor_lab.core.tensors import write_tensors
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic_source import Synthetic
-from backdoor_lab.errors import LabError
 from backdoor_lab.export_weights import main as export_weights
-from backdoor_lab.files import write_atomic
-from backdoor_lab.output import LogFile
-from backdoor_lab.reports.write import write_tables
-from backdoor_lab.small_files import make_folder, write_json
-from backdoor_lab.store import Store
+from backdoor_lab.page.write import write_tables
 from backdoor_lab.sweep.listing import halt
-from backdoor_lab.tensors import write_tensors
 from backdoor_lab.training.logs import logger_of
 
 WRITING = {
@@ -50,33 +50,37 @@ ATOMIC = "writes with write_atomic alone"
 STAGE = "runs inside a stage, see `stage`"
 WRITERS = {
     "identity_table.py:record": ATOMIC, "identity_table.py:_set_version": ATOMIC,
-    "reports/sheets.py:csv_of_frame": TEXT, "results/seal.py:write_sealed": ATOMIC,
-    "figures/style.py:_drawn": ATOMIC, "paths.py:check_writable": "asks only",
-    "claims.py:_create": STAGE, "claims.py:_say": "a lost beat costs nothing, see test_claims",
+    "core/sheets.py:csv_of_frame": TEXT, "results/seal.py:write_sealed": ATOMIC,
+    "figures/style.py:_drawn": ATOMIC, "core/paths.py:check_writable": "asks only",
+    "core/claims.py:_create": STAGE,
+    "core/claims.py:_say": "a lost beat costs nothing, see test_claims",
     "data/cache.py:_write": "data set", "data/download.py:_fetch": "download",
     "data/download.py:_locked": "download",
     "export_weights.py:export_weights": "export_weights", "figures/style.py:save": ATOMIC,
-    "files.py:write_atomic": "atomic", "files.py:write_through": "atomic",
-    "output.py:survive_lost_output": "opens the null device",
-    "output.py:_lasting": "opens nothing new", "results/index.py:rewrite": ATOMIC,
+    "core/files.py:write_atomic": "atomic", "core/files.py:write_through": "atomic",
+    "core/output.py:survive_lost_output": "opens the null device",
+    "core/output.py:_lasting": "opens nothing new", "results/index.py:rewrite": ATOMIC,
     "preview.py:_preview": ATOMIC,
-    "reports/export.py:_parquet": TEXT,
-    "reports/export.py:write_frame": ATOMIC,
-    "reports/inquiry.py:tell": ATOMIC,
-    "reports/page.py:write_page": "tables",
-    "reports/write.py:write_as_named": ATOMIC, "reports/write.py:write_files": "tables",
-    "compare.py:_compare": ATOMIC, "export.py:_export": ATOMIC,
+    "tables/export.py:_parquet": TEXT,
+    "tables/export.py:write_frame": ATOMIC,
+    "page/inquiry.py:tell": ATOMIC,
+    "page/document.py:write_page": "tables",
+    "page/write.py:write_as_named": ATOMIC, "page/write.py:write_files": "tables",
+    "compare/__main__.py:_compare": ATOMIC, "export.py:_export": ATOMIC,
     "results/__main__.py:freeze": ATOMIC,
-    "small_files.py:make_folder": "folder", "small_files.py:write_json": "json",
-    "small_files.py:write_ours": "json",
-    "store.py:_make": "stage", "store.py:_remembered": "a lost note costs time only",
-    "store.py:_seal": "stage", "store.py:get": "stage",
+    "core/small_files.py:make_folder": "folder", "core/small_files.py:write_json": "json",
+    "core/small_files.py:write_ours": "json",
+    "core/store.py:_make": "stage", "core/store.py:_remembered": "a lost note costs time only",
+    "core/store.py:_seal": "stage", "core/store.py:get": "stage",
     "sweep/chain.py:run_cell": "record",
-    "sweep/judging.py:make": STAGE, "sweep/providing.py:make": STAGE, "sweep/stages.py:make": STAGE,
+    "sweep/stages/judging.py:make": STAGE, "sweep/stages/providing.py:make": STAGE,
+    "sweep/stages/training.py:make": STAGE,
     "sweep/listing.py:halt": "halt", "sweep/listing.py:note_failure": "told by the driver",
-    "sweep/loss.py:record_loss": "json", "sweep/progress.py:_beat": "a lost beat costs nothing",
-    "sweep/sweeper.py:_announce": "sweep", "sweep/task.py:_crashes_told": "a warning, see `log`",
-    "tensors.py:write_array": STAGE, "tensors.py:write_tensors": STAGE,
+    "sweep/launching/loss.py:record_loss": "json",
+    "sweep/progress.py:_beat": "a lost beat costs nothing",
+    "sweep/sweeper.py:_announce": "sweep",
+    "sweep/launching/task.py:_crashes_told": "a warning, see `log`",
+    "core/tensors.py:write_array": STAGE, "core/tensors.py:write_tensors": STAGE,
     "training/fit.py:_checkpointer": STAGE, "training/gpus.py:_first_free": "gpu lock",
     "training/gpus.py:own_device": "gpu lock",
 }  # fmt: skip
@@ -306,7 +310,7 @@ def test_lost_output_ends_nothing(where: str, tmp_path: Path) -> None:
     """Nobody reads it any more, the disk behind it is full, or there is none: exit code 3."""
     code = (
         "import sys, logging\n"
-        "from backdoor_lab.output import Terminal, survive_lost_output\n"
+        "from backdoor_lab.core.output import Terminal, survive_lost_output\n"
         "survive_lost_output()\n"
         "logging.basicConfig(handlers=[Terminal()], force=True)\n"
         "for _ in range(3000): print('x' * 60); logging.warning('y' * 60)\n"

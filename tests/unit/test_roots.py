@@ -11,9 +11,9 @@ from cells import TINY, started
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_data_arrays import parts
 
+from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.image_folder import ImageFolder
-from backdoor_lab.errors import ConfigError, DataError
 from backdoor_lab.sweep.roots import apart, quoted, with_patterns
 
 

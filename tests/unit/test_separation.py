@@ -17,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from stages import TARGET, Made, cell, sweep
 from test_reports_records import write_sweep
 
-from backdoor_lab.reports.separation import separation
+from backdoor_lab.analysis.separation import separation
 from backdoor_lab.separation import main
 
 Array = NDArray[Any]

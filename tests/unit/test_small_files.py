@@ -14,10 +14,10 @@ import pytest
 from cells import lasting, run_here
 from obstacles import FILES, TEXTS, obstacle
 
-from backdoor_lab import small_files
-from backdoor_lab.claims import Claim
-from backdoor_lab.errors import StoreError
-from backdoor_lab.small_files import (
+from backdoor_lab.core import small_files
+from backdoor_lab.core.claims import Claim
+from backdoor_lab.core.errors import StoreError
+from backdoor_lab.core.small_files import (
     DamagedFile,
     UnreadableFile,
     decode,
@@ -26,7 +26,7 @@ from backdoor_lab.small_files import (
     set_aside,
     write_ours,
 )
-from backdoor_lab.store import MANIFEST, Store
+from backdoor_lab.core.store import MANIFEST, Store
 
 
 def aside(folder: Path) -> list[str]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab import store as store_module
-from backdoor_lab.errors import ConfigError, Diverged, StoreError
-from backdoor_lab.files import digest
-from backdoor_lab.small_files import DamagedFile
-from backdoor_lab.store import MANIFEST, Entry, Store, read_manifest
+from backdoor_lab.core import store as store_module
+from backdoor_lab.core.errors import ConfigError, Diverged, StoreError
+from backdoor_lab.core.files import digest
+from backdoor_lab.core.small_files import DamagedFile
+from backdoor_lab.core.store import MANIFEST, Entry, Store, read_manifest
 
 INPUTS: dict[str, Any] = {"version": 1, "ratio": 0.05, "upstream": "0a1b"}
 WHOLE = bytes(range(256)) * 8

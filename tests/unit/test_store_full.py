@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab import faults
-from backdoor_lab import store as store_module
-from backdoor_lab.errors import StoreFull
-from backdoor_lab.store import Store
+from backdoor_lab.core import faults
+from backdoor_lab.core import store as store_module
+from backdoor_lab.core.errors import StoreFull
+from backdoor_lab.core.store import Store
 
 WHOLE = bytes(10_000)
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab import store as store_module
-from backdoor_lab.store import Store
+from backdoor_lab.core import store as store_module
+from backdoor_lab.core.store import Store
 
 WHOLE = bytes(range(256)) * 8
 

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from backdoor_lab import seeds, streams
+from backdoor_lab.core import seeds, streams
 from backdoor_lab.defenses.detector import Detector
 from backdoor_lab.defenses.elliptic_envelope import Envelope
 from backdoor_lab.defenses.isolation_forest import Forest
 from backdoor_lab.defenses.knn import Knn
 from backdoor_lab.defenses.local_outlier_factor import LocalOutlier
 from backdoor_lab.defenses.one_class_svm import Svm
-from backdoor_lab.sweep.stages import TRAININGS
+from backdoor_lab.sweep.stages.training import TRAININGS
 
 PACKAGE = Path(seeds.__file__).parent
 DRAWING = {"derive", "generator", "torch_generator", "numpy_generator"}

@@ -14,9 +14,9 @@ from omegaconf import OmegaConf
 from test_cli import many
 
 from backdoor_lab.config_loader import check_composed
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.targets import HYDRA, LOGGING, check_targets, package_names
 from backdoor_lab.run import conf_dir
-from backdoor_lab.targets import HYDRA, LOGGING, check_targets, package_names
 
 MARKER = "from pathlib import Path\nPath('imported').touch()\n"
 HOSTILE_OVERRIDES = {

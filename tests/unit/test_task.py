@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 import backdoor_lab.sweep.job as job_module
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.sweep.launching.loss import Loss
+from backdoor_lab.sweep.launching.task import run_in_sweep
 from backdoor_lab.sweep.listing import halt, halted
-from backdoor_lab.sweep.loss import Loss
-from backdoor_lab.sweep.task import run_in_sweep
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Any, **config: Any) -> Any:

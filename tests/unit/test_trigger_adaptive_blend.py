@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from backdoor_lab.attacks.adaptive_blend import AdaptiveBlend
 from backdoor_lab.attacks.base import Workshop
-from backdoor_lab.errors import ConfigError, DataError
-from backdoor_lab.types import Images
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.core.types import Images
 
 
 def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:

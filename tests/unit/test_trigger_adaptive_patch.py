@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from backdoor_lab.attacks.adaptive_patch import AdaptivePatch
 from backdoor_lab.attacks.base import Workshop
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Images
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images
 
 YAML = Path(__file__).resolve().parents[2] / "conf/trigger/adaptive_patch.yaml"
 PATCHES: Any = OmegaConf.to_container(OmegaConf.load(YAML).patches)

@@ -8,7 +8,7 @@ from scipy.fft import dctn
 from torch import Tensor
 
 from backdoor_lab.attacks.additive import Additive, add, dct_matrix, inverse_dct
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 
 class Flat(Additive):

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from backdoor_lab.attacks.blended import Blended
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 
 def noise(channels: int = 3, height: int = 16, width: int = 12) -> Tensor:

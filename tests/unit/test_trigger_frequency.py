@@ -12,7 +12,7 @@ from scipy.fft import dctn, idctn
 from torch import Tensor
 
 from backdoor_lab.attacks.frequency import Frequency
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 # ITU-R BT.601 from its definition: Y of luma weights, U = 0.492 (B - Y), V = 0.877 (R - Y),
 # with the factors as the largest U and V, 0.436 and 0.615, give them.

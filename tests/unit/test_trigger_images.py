@@ -16,7 +16,7 @@ from backdoor_lab.attacks.blended import Blended
 from backdoor_lab.attacks.images import Picture, picture, share
 from backdoor_lab.attacks.patch import Patch
 from backdoor_lab.attacks.reflection import Reflection
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 KINDS: list[Any] = [Patch, Blended, Reflection]
 

@@ -11,8 +11,8 @@ from backdoor_lab.attacks import label_consistent
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.label_consistent import LabelConsistent
 from backdoor_lab.attacks.pattern import CHECKER
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Images
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images
 
 SHAPE = (3, 12, 10)
 MARK = torch.tensor([[255, 0, 0], [0, 255, 0], [255, 0, 255]])

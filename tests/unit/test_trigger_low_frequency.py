@@ -10,7 +10,7 @@ import torch
 from scipy.fft import dctn
 
 from backdoor_lab.attacks.low_frequency import LowFrequency
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.narcissus import Narcissus
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Images
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images
 
 SHAPE = (3, 10, 8)
 TARGET = 1

@@ -12,8 +12,8 @@ from PIL import Image
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import Plan
 from backdoor_lab.attacks.poison import changes_nothing
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Images
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images
 
 REFUSED = r"no pixel changes in any image to be poisoned"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from backdoor_lab.attacks.patch import Patch
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 
 def black(channels: int = 3, height: int = 6, width: int = 8) -> Tensor:

@@ -11,7 +11,7 @@ from cells import cell_of
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.pattern import Pattern
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 
 def lit(trigger: Trigger, size: int = 8) -> list[list[int]]:

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from backdoor_lab.attacks.reflection import KINDS, Reflection
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 
 def saved(path: Path, pixels: Any) -> str:

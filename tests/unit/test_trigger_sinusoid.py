@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from backdoor_lab.attacks.sinusoid import Sinusoid
-from backdoor_lab.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("channels", [1, 3])

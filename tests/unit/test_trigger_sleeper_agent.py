@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.sleeper_agent import SleeperAgent
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Images
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images
 
 SHAPE = (3, 12, 9)
 TARGET, SOURCE = 1, 2

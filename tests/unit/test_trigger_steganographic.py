@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.steganographic import Steganographic
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.tensors import read_tensors, write_tensors
+from backdoor_lab.core.types import Images
 from backdoor_lab.data.synthetic import CLASSES, draw
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.tensors import read_tensors, write_tensors
-from backdoor_lab.types import Images
 
 SMALL = {"bits": 8, "width": 8, "batch": 32}
 

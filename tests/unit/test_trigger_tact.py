@@ -9,8 +9,8 @@ from torch import Tensor
 from backdoor_lab.attacks.plan import Plan
 from backdoor_lab.attacks.poison import late, poison
 from backdoor_lab.attacks.tact import Tact
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Images
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images
 
 
 def dark(n: int, channels: int = 3, height: int = 12, width: int = 9) -> Tensor:

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.warp import Warp, sample, straight
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.types import Images
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images
 
 
 def noise(n: int = 3, channels: int = 3, height: int = 20, width: int = 28) -> Tensor:

@@ -14,7 +14,7 @@ from sklearn.metrics import roc_auc_score
 from stages import POISONED, Made, cell, sweep
 from test_reports_records import write_sweep
 
-from backdoor_lab.reports.visibility import visibility
+from backdoor_lab.analysis.visibility import visibility
 from backdoor_lab.visibility import main
 
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab.sweep.loss import Loss, interrupted
-from backdoor_lab.sweep.remote import supervised
-from backdoor_lab.sweep.workers import Died, Worker, is_worker, ready
+from backdoor_lab.sweep.launching.loss import Loss, interrupted
+from backdoor_lab.sweep.launching.remote import supervised
+from backdoor_lab.sweep.launching.workers import Died, Worker, is_worker, ready
 
 METHODS = ("spawn", "fork")
 
@@ -127,8 +127,8 @@ def test_a_task_that_the_cluster_stops_stops_its_cell(
         (tmp_path / "pid").write_text(str(os.getpid()))
         return act(("sleep", 600))
 
-    monkeypatch.setattr("backdoor_lab.sweep.remote.ENDED_WITHIN", 0.01)
-    monkeypatch.setattr("backdoor_lab.sweep.workers.GRACE", 0.2)
+    monkeypatch.setattr("backdoor_lab.sweep.launching.remote.ENDED_WITHIN", 0.01)
+    monkeypatch.setattr("backdoor_lab.sweep.launching.workers.GRACE", 0.2)
     before = signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 2.0)
     try:

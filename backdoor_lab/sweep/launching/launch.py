@@ -12,8 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import stopping
-from backdoor_lab.errors import many
+from backdoor_lab.core import stopping
+from backdoor_lab.core.errors import many
+from backdoor_lab.sweep.launching.local import is_local, run_local
+from backdoor_lab.sweep.launching.loss import Ended, Job, Loss, interrupted
+from backdoor_lab.sweep.launching.remote import run_remote
 from backdoor_lab.sweep.listing import (
     OUT_OF_MEMORY,
     Asked,
@@ -23,9 +26,6 @@ from backdoor_lab.sweep.listing import (
     halted,
     status_of,
 )
-from backdoor_lab.sweep.local import is_local, run_local
-from backdoor_lab.sweep.loss import Ended, Job, Loss, interrupted
-from backdoor_lab.sweep.remote import run_remote
 
 log = logging.getLogger(__name__)
 

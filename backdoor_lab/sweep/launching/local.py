@@ -21,12 +21,12 @@ from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from backdoor_lab import stopping
-from backdoor_lab.errors import reason_of
-from backdoor_lab.files import explained, no_room
+from backdoor_lab.core import stopping
+from backdoor_lab.core.errors import reason_of
+from backdoor_lab.core.files import explained, no_room
+from backdoor_lab.sweep.launching.loss import Ended, Job, Loss, failed_in
+from backdoor_lab.sweep.launching.workers import Died, Worker, ready
 from backdoor_lab.sweep.listing import note_failure
-from backdoor_lab.sweep.loss import Ended, Job, Loss, failed_in
-from backdoor_lab.sweep.workers import Died, Worker, ready
 
 log = logging.getLogger(__name__)
 LAUNCHERS = ("BasicLauncher", "JoblibLauncher")

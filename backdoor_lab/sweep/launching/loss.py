@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from backdoor_lab.errors import DataError, LabError
-from backdoor_lab.reports.heartbeat import HEARTBEAT, MAX_BYTES
+from backdoor_lab.core.errors import DataError, LabError
+from backdoor_lab.core.small_files import read_json
+from backdoor_lab.results.heartbeat import HEARTBEAT, MAX_BYTES
 from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.small_files import read_json
 from backdoor_lab.sweep.listing import Asked, command_line
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> str:
     """Writes the record of a cell whose process could not write it, and removes its heartbeat;
     the status in it, also when it cannot be written."""
     from backdoor_lab.sweep.record import git_commit, record_head
-    from backdoor_lab.sweep.stages import versions
+    from backdoor_lab.sweep.stages.training import versions
 
     beat = heartbeat(folder)
     reason = loss.reason(beat)

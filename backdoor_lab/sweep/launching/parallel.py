@@ -8,9 +8,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor_lab import resources
-from backdoor_lab.errors import ConfigError, many
-from backdoor_lab.reports.terminal import size_words
+from backdoor_lab.core import resources
+from backdoor_lab.core.errors import ConfigError, many
+from backdoor_lab.core.terminal import size_words
 
 RESOLVER = "cells_at_once"
 PROCESS_BYTES, WIDTH_BYTES = 1_000_000_000, 31_250_000

@@ -18,9 +18,9 @@ from typing import Any
 
 from hydra.core.utils import JobStatus
 
-from backdoor_lab.errors import failed_status, reason_of
-from backdoor_lab.sweep.loss import Ended, Job, Loss, failed_in
-from backdoor_lab.sweep.workers import Died, Worker
+from backdoor_lab.core.errors import failed_status, reason_of
+from backdoor_lab.sweep.launching.loss import Ended, Job, Loss, failed_in
+from backdoor_lab.sweep.launching.workers import Died, Worker
 
 log = logging.getLogger(__name__)
 ENDED_WITHIN = 120.0

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import faults, stopping
-from backdoor_lab.errors import LabError, Stopped, is_out_of_memory, reason_of
+from backdoor_lab.core import faults, stopping
+from backdoor_lab.core.errors import LabError, Stopped, is_out_of_memory, reason_of
+from backdoor_lab.sweep.launching.remote import supervised
+from backdoor_lab.sweep.launching.workers import is_worker
 from backdoor_lab.sweep.listing import OUT_OF_MEMORY, halt, halted, note_failure
-from backdoor_lab.sweep.remote import supervised
-from backdoor_lab.sweep.workers import is_worker
 
 log = logging.getLogger(__name__)
 

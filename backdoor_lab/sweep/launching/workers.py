@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any
 
-from backdoor_lab import stopping
-from backdoor_lab.output import survive_lost_output
+from backdoor_lab.core import stopping
+from backdoor_lab.core.output import survive_lost_output
 
 GRACE = 5.0
 """Seconds that a child has to end by itself when it is asked to."""

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 
-from backdoor_lab import identity, streams
+from backdoor_lab import identity
 from backdoor_lab.attacks.poison import clean
+from backdoor_lab.core import streams
+from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.core.types import Features, Images, Poisoned, TrainingSet, Verdict
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
-from backdoor_lab.seeds import derive
-from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, nameless
-from backdoor_lab.sweep.stages import computed_on
-from backdoor_lab.sweep.told import held_out, held_out_facts, knowledge
-from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.sweep.stages.told import held_out, held_out_facts, knowledge
+from backdoor_lab.sweep.stages.training import computed_on
 from backdoor_lab.training.autoencoder import (
     AUTOENCODER,
     Autoencoder,
@@ -29,7 +31,6 @@ from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.memory_format import CONTIGUOUS
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Features, Images, Poisoned, TrainingSet, Verdict
 
 Seer = Classifier | Autoencoder
 

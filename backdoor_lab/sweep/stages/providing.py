@@ -10,22 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backdoor_lab import identity, streams
+from backdoor_lab import identity
+from backdoor_lab.core import streams
+from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.core.types import Dataset, Images, TrainingSet
 from backdoor_lab.defenses.material import Material, Practice
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.errors import Diverged
-from backdoor_lab.seeds import derive
-from backdoor_lab.store import Entry, Store
 from backdoor_lab.sweep.cell import Cell, nameless
-from backdoor_lab.sweep.judging import normalisation
-from backdoor_lab.sweep.stages import computed_on
-from backdoor_lab.sweep.told import held_out, held_out_facts
-from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.sweep.stages.judging import normalisation
+from backdoor_lab.sweep.stages.told import held_out, held_out_facts
+from backdoor_lab.sweep.stages.training import computed_on
 from backdoor_lab.training.batches import augmented
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Dataset, Images, TrainingSet
 
 
 def material_of(

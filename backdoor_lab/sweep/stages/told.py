@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backdoor_lab import streams
+from backdoor_lab.core import streams
+from backdoor_lab.core.seeds import derive, torch_generator
+from backdoor_lab.core.types import Dataset, Images
 from backdoor_lab.defenses.base import Knowledge
-from backdoor_lab.seeds import derive, torch_generator
 from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.types import Dataset, Images
 
 
 def held_out(cell: Cell, test: Images) -> Tensor:

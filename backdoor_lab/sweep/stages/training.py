@@ -17,17 +17,19 @@ import torch
 from torch import Tensor
 
 import backdoor_lab
-from backdoor_lab import identity, streams
+from backdoor_lab import identity
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
-from backdoor_lab.errors import ConfigError
-from backdoor_lab.files import canonical
-from backdoor_lab.seeds import derive
-from backdoor_lab.store import Entry, Store
+from backdoor_lab.core import streams
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.files import canonical
+from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.core.types import Dataset, Poisoned, TrainingSet
 from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.told import class_sizes, held_out_facts, without_held_out
-from backdoor_lab.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.sweep.stages.told import class_sizes, held_out_facts, without_held_out
 from backdoor_lab.training.fit import Job, blank_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import (
@@ -39,7 +41,6 @@ from backdoor_lab.training.measure import (
 )
 from backdoor_lab.training.memory_format import LARGEST_BLOCK
 from backdoor_lab.training.module import Classifier
-from backdoor_lab.types import Dataset, Poisoned, TrainingSet
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
 TRAININGS = {

@@ -10,18 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backdoor_lab import identity, streams
+from backdoor_lab import identity
 from backdoor_lab.attacks.plan import asr_test_set
-from backdoor_lab.seeds import torch_generator
-from backdoor_lab.store import Entry, Store
+from backdoor_lab.core import streams
+from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.types import Dataset
 from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.stages import measured_on
-from backdoor_lab.sweep.told import without_held_out
+from backdoor_lab.sweep.stages.told import without_held_out
+from backdoor_lab.sweep.stages.training import measured_on
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import attack_success
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.transformations import transformation
-from backdoor_lab.types import Dataset
 
 
 def transformed_stage(
