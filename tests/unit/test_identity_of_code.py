@@ -33,7 +33,7 @@ from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.listing import finished
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.stages.training import training as stages
+from backdoor_lab.sweep.stages import training as stages
 
 DECIDING = sorted(
     path.relative_to(sources.ROOT).as_posix()
