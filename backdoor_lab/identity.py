@@ -31,8 +31,8 @@ TABLE = ROOT / "identity.json"
 NOTHING = "the code is as identity.json says"
 FOLDERS = {"triggers": "attacks", "defenses": "defenses", "datasets": "data"}
 MODELS = {"models": ("training/models.py",)}
-_BUILT = ("core/build.py", "sweep/cell.py", "sweep/classes.py:class_number")
-_STAGES = "sweep/stages"
+_BUILT = ("core/build.py", "pipeline/cell.py", "pipeline/classes.py:class_number")
+_STAGES = "pipeline/stages"
 STAGES = {
     "data": ("data/cache.py",),
     "prepare": (f"{_STAGES}/training.py:prepare_stage",),
@@ -51,7 +51,7 @@ STAGES = {
     "filter": (f"{_STAGES}/judging.py:filter_stage",),
     "material": (f"{_STAGES}/providing.py:material_of", f"{_STAGES}/providing.py:material_facts"),
     "repair": (f"{_STAGES}/providing.py:repair_stage", f"{_STAGES}/judging.py:nothing_removed"),
-    "record": ("sweep/chain.py", "sweep/record.py", "defenses/curves.py"),
+    "record": ("pipeline/chain.py", "pipeline/record.py", "defenses/curves.py"),
 }  # fmt: skip
 """Where the code of each stage begins. All of them build on what reads the configuration."""
 

@@ -124,11 +124,11 @@ def _attacked(overrides: list[str]) -> Any:
 
     from backdoor_lab.config_loader import conf_dir
     from backdoor_lab.core.store import Store
+    from backdoor_lab.pipeline.chain import Chain
+    from backdoor_lab.pipeline.progress import Progress
     from backdoor_lab.run import register
-    from backdoor_lab.sweep.chain import Chain
     from backdoor_lab.sweep.expand import plain
     from backdoor_lab.sweep.job import preflight
-    from backdoor_lab.sweep.progress import Progress
     from backdoor_lab.training.machine import machine_of
 
     register()

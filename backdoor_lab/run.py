@@ -25,6 +25,7 @@ from backdoor_lab.core.errors import (
     EXIT_BAD_CONFIG,
     EXIT_DONE,
     EXIT_SOME_FAILED,
+    OUT_OF_MEMORY,
     ConfigError,
     LabError,
     is_out_of_memory,
@@ -104,7 +105,7 @@ def task(config: DictConfig) -> Any:
 
 def _single(config: dict[str, Any], folder: Path) -> str:
     from backdoor_lab.sweep.job import run_job
-    from backdoor_lab.sweep.listing import OUT_OF_MEMORY, status_of
+    from backdoor_lab.sweep.listing import status_of
 
     try:
         status = run_job(config, folder, parallel_cells=1)

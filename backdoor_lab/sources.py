@@ -24,22 +24,21 @@ NEUTRAL = frozenset((
     "__init__.py", "__main__.py", "config_loader.py", "export.py", "export_weights.py",
     "hydra_options.py", "identity.py", "identity_table.py", "preview.py", "run.py",
     "separation.py", "sources.py", "status.py", "syntax.py", "visibility.py",
-    "analysis", "compare", "figures", "page", "reports", "results", "tables",
+    "analysis", "compare", "figures", "page", "reports", "results", "sweep", "tables",
     "core/claims.py", "core/errors.py", "core/faults.py", "core/files.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
     "core/sheets.py", "core/small_files.py", "core/stopping.py", "core/store.py",
-    "core/targets.py", "core/terminal.py", "core/threads.py",
-    "sweep/calibrate.py", "sweep/estimate.py", "sweep/expand.py", "sweep/forecast.py",
-    "sweep/job.py", "sweep/keys.py", "sweep/launching", "sweep/listing.py", "sweep/live.py",
-    "sweep/preflight.py", "sweep/progress.py", "sweep/roots.py", "sweep/rows.py",
-    "sweep/single.py", "sweep/sweeper.py", "sweep/watch.py", "training/logs.py",
+    "core/targets.py", "core/terminal.py", "core/threads.py", "pipeline/keys.py",
+    "pipeline/progress.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that decide no number of a record: messages, commands, progress, storing and
 loading what was computed (with its hash), reading records. Not followed, and part of no hash."""
-ALONE = frozenset(("core/build.py", "sweep/cell.py", "sweep/chain.py", "sweep/record.py"))
+ALONE = frozenset((
+    "core/build.py", "pipeline/cell.py", "pipeline/chain.py", "pipeline/record.py",
+))  # fmt: skip
 """Files that count whole, but whose imports are not followed: they bring together everything there
 is, and each part has a hash of its own."""
-BY_NAME = ("core/checks.py", "core/streams.py", "sweep/")
+BY_NAME = ("core/checks.py", "core/streams.py", "pipeline/")
 """Where only those definitions count that are used, and the ones that these use: files that many
 others take a few functions from. So it is with every ``__init__.py``."""
 
@@ -65,7 +64,7 @@ def conf_dir() -> Path:
 
 
 def unit(root: str) -> Unit:
-    """``data/cache.py`` or ``sweep/stages.py:train_stage``, relative to the package."""
+    """``data/cache.py`` or ``pipeline/stages/training.py:train_stage``, relative to the package."""
     path, _, name = root.partition(":")
     return ROOT / path, name or None
 

@@ -11,6 +11,8 @@ LISTED = 30
 # What Python shows of an object without a form of its own: <_io.BytesIO object at 0x7f…>.
 _ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
+OUT_OF_MEMORY = "failed: oom"
+"""The status of a cell for which memory did not suffice."""
 
 
 class LabError(Exception):

@@ -16,8 +16,8 @@ from backdoor_lab.core.letters import transcribed
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.sweep.classes import class_number
-from backdoor_lab.sweep.launching.participants import marks
+from backdoor_lab.pipeline.classes import class_number
+from backdoor_lab.pipeline.participants import marks
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names
 

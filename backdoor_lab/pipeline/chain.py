@@ -14,6 +14,7 @@ from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import faults
 from backdoor_lab.core.errors import (
+    OUT_OF_MEMORY,
     Diverged,
     LabError,
     OutOfMemory,
@@ -28,12 +29,10 @@ from backdoor_lab.data.cache import open_dataset, overlap
 from backdoor_lab.defenses.base import TruthControl
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.sweep.cell import Cell, source_of
-from backdoor_lab.sweep.listing import OUT_OF_MEMORY
-from backdoor_lab.sweep.progress import Progress, Report
-from backdoor_lab.sweep.record import FITTED, record_body, record_head, run_facts
-from backdoor_lab.sweep.stages.judging import (
+from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.progress import Progress, Report
+from backdoor_lab.pipeline.record import FITTED, record_body, record_head, run_facts
+from backdoor_lab.pipeline.stages.judging import (
     Seer,
     autoencoder_stage,
     clean_stage,
@@ -41,8 +40,8 @@ from backdoor_lab.sweep.stages.judging import (
     filter_stage,
     nothing_removed,
 )
-from backdoor_lab.sweep.stages.providing import material_facts, material_of, repair_stage
-from backdoor_lab.sweep.stages.training import (
+from backdoor_lab.pipeline.stages.providing import material_facts, material_of, repair_stage
+from backdoor_lab.pipeline.stages.training import (
     computed_on,
     filtered,
     measure_stage,
@@ -51,7 +50,8 @@ from backdoor_lab.sweep.stages.training import (
     train_accuracy_stage,
     train_stage,
 )
-from backdoor_lab.sweep.stages.transformed import transformed_stage
+from backdoor_lab.pipeline.stages.transformed import transformed_stage
+from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.fit import Job, fit

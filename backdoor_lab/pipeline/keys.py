@@ -9,7 +9,7 @@ from backdoor_lab.attacks.plan import LABELS
 from backdoor_lab.core import checks
 from backdoor_lab.core.build import build
 from backdoor_lab.core.errors import ConfigError, unknown
-from backdoor_lab.sweep.cell import DECIDES, defense_of
+from backdoor_lab.pipeline.cell import DECIDES, defense_of
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names
 

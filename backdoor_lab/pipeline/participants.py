@@ -10,7 +10,7 @@ from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.training.autoencoder import AUTOENCODER
 
 if TYPE_CHECKING:
-    from backdoor_lab.sweep.cell import Cell
+    from backdoor_lab.pipeline.cell import Cell
 
 ALWAYS = ("data", "poison", "train", "measure", "extract", "record")
 

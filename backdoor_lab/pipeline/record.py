@@ -17,8 +17,8 @@ from backdoor_lab.core.store import Entry
 from backdoor_lab.core.types import Dataset, Poisoned, Verdict
 from backdoor_lab.defenses import curves
 from backdoor_lab.defenses.base import TruthControl
-from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.stages.training import versions
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.stages.training import versions
 from backdoor_lab.training.machine import Machine
 
 SCHEMA = 1

@@ -1,1 +1,1 @@
-"""Cells: their identity, their stages, the chain through them, and whole grids of them."""
+"""Whole grids of cells: which ones, what they cost, how they are run and watched."""

@@ -21,7 +21,7 @@ from backdoor_lab.core.resources import busy_seconds, cores
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import is_stored, open_dataset
-from backdoor_lab.sweep.cell import Cell, source_of
+from backdoor_lab.pipeline.cell import Cell, source_of
 from backdoor_lab.sweep.launching.workers import Died, Worker
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.training.batches import Batches

@@ -20,12 +20,12 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
+from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.pipeline.progress import Progress
+from backdoor_lab.pipeline.stages.told import class_sizes
+from backdoor_lab.pipeline.stages.training import train_stage
 from backdoor_lab.sweep.calibrate import Rate, Speed
-from backdoor_lab.sweep.cell import Cell, source_of
-from backdoor_lab.sweep.chain import Chain
-from backdoor_lab.sweep.progress import Progress
-from backdoor_lab.sweep.stages.told import class_sizes
-from backdoor_lab.sweep.stages.training import train_stage
 from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
 from backdoor_lab.training.fit import Job
 from backdoor_lab.training.machine import Machine

@@ -12,8 +12,8 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.core.files import nearest
 from backdoor_lab.core.resources import cores
 from backdoor_lab.core.terminal import duration, size_words
+from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.sweep.calibrate import Calibration, Rate, calibrate
-from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.estimate import Work, estimate
 from backdoor_lab.training.machine import Machine
 

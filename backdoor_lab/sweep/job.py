@@ -13,11 +13,11 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.small_files import decode, read_small
 from backdoor_lab.core.store import Store
+from backdoor_lab.pipeline.chain import RECORD, Chain, run_cell
+from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.results.records import parse
-from backdoor_lab.sweep.chain import RECORD, Chain, run_cell
 from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, mend, place, sweep_file
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.tables.worth import cautions
 from backdoor_lab.training.logs import logger_of
 from backdoor_lab.training.machine import held, machine_of

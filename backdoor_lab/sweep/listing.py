@@ -28,8 +28,6 @@ from backdoor_lab.results.records import DAMAGED, DONE, SCHEMA, Cell, mapping, p
 from backdoor_lab.results.seal import write_sealed
 
 log = logging.getLogger(__name__)
-OUT_OF_MEMORY = "failed: oom"
-"""The status of a cell for which memory did not suffice."""
 HALT = ".halted"
 """Lies in a sweep's folder once a cell has failed under `fail_fast`: no other cell starts."""
 DIVERGED = ".diverged"

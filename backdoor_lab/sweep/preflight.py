@@ -19,10 +19,10 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.limits import memory_here
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.sweep.cell import Cell, source_of
-from backdoor_lab.sweep.classes import check_pair
-from backdoor_lab.sweep.keys import check_keys
-from backdoor_lab.sweep.stages.told import class_sizes, held_out, knowledge
+from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.classes import check_pair
+from backdoor_lab.pipeline.keys import check_keys
+from backdoor_lab.pipeline.stages.told import class_sizes, held_out, knowledge
 from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of

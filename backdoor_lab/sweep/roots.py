@@ -14,7 +14,7 @@ from hydra.core.override_parser.types import Glob, Override, Quote, QuotedString
 from backdoor_lab.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from backdoor_lab.sweep.cell import Cell
+    from backdoor_lab.pipeline.cell import Cell
 
 KEY = "dataset.root"
 

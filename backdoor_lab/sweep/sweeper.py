@@ -28,7 +28,7 @@ from backdoor_lab.core.errors import (
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.small_files import make_folder, write_json, write_ours
 from backdoor_lab.hydra_options import check_overrides
-from backdoor_lab.sweep.classes import SameClass
+from backdoor_lab.pipeline.classes import SameClass
 from backdoor_lab.sweep.expand import Expander
 from backdoor_lab.sweep.launching.launch import Launch
 from backdoor_lab.sweep.launching.loss import Loss, record_loss
@@ -47,7 +47,7 @@ from backdoor_lab.sweep.live import live, quiet_cells
 from backdoor_lab.sweep.roots import labels_of, quoted, with_patterns
 
 if TYPE_CHECKING:
-    from backdoor_lab.sweep.cell import Cell
+    from backdoor_lab.pipeline.cell import Cell
     from backdoor_lab.sweep.preflight import Preflight
 
 # Hydra's plugin scan executes plugin modules anew; BasicSweeper must be imported after it.

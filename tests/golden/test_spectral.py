@@ -28,7 +28,7 @@ from backdoor_lab.defenses.base import (
 from backdoor_lab.defenses.budget import Budget, split
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.spectral import Spectral, tail
-from backdoor_lab.sweep.record import detection
+from backdoor_lab.pipeline.record import detection
 
 CIFAR = [5000] * 10
 NAN = float("nan")

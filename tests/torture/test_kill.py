@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cells import lasting, run_here
 
-import backdoor_lab.sweep.chain as chain_module
+import backdoor_lab.pipeline.chain as chain_module
 
 STAGES = ("data", "poison", "train", "measure", "extract", "filter", "retrain", "overlap")
 POINTS = [f"{stage}.{when}:kill:1" for stage in STAGES for when in ("before", "made", "published")]

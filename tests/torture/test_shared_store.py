@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from cells import lasting, run_here
 
-import backdoor_lab.sweep.chain as chain_module
+import backdoor_lab.pipeline.chain as chain_module
 
 DEFENSES = ("spectral", "none", "random", "oracle")
 

@@ -18,12 +18,12 @@ from torch import Tensor
 import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import TrainingSet
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.chain import Chain, run_cell
+from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.run import conf_dir
-from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.chain import Chain, run_cell
 from backdoor_lab.sweep.expand import plain
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training.fit import Job
 from backdoor_lab.training.machine import Machine, machine_of
 from backdoor_lab.training.measure import channel_stats

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.tensors import read_tensors, tensors_digest
-from backdoor_lab.sweep.cell import model_label
+from backdoor_lab.pipeline.cell import model_label
 from backdoor_lab.sweep.estimate import estimate
 from backdoor_lab.sweep.preflight import Preflight, try_network
 from backdoor_lab.training import fit as training

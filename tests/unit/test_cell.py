@@ -17,9 +17,9 @@ from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
 
 from backdoor_lab.core.errors import ConfigError, LabError
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.run import conf_dir
-from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.classes import class_number
 from backdoor_lab.sweep.expand import Expander, plain
 from backdoor_lab.sweep.preflight import Preflight, try_network
 

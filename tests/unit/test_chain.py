@@ -18,9 +18,9 @@ from cells import cell_of, environment, lasting, run_here
 from backdoor_lab.core.errors import ConfigError, Diverged, Stopped, StoreFull
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.tensors import read_tensors
-from backdoor_lab.sweep import chain
+from backdoor_lab.pipeline import chain
+from backdoor_lab.pipeline.stages.told import held_out
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.stages.told import held_out
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["extract", "filter", "measure1", "measure2", "poison", "retrain", "train",

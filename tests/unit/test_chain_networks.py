@@ -21,11 +21,11 @@ from backdoor_lab.defenses.fine_pruning import FinePruning
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.strip import Strip
 from backdoor_lab.export_weights import export_weights
-from backdoor_lab.sweep import chain
+from backdoor_lab.pipeline import chain
+from backdoor_lab.pipeline.stages.providing import material_facts
+from backdoor_lab.pipeline.stages.told import held_out
 from backdoor_lab.sweep.estimate import estimate, missing_from
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.stages.providing import material_facts
-from backdoor_lab.sweep.stages.told import held_out
 from backdoor_lab.training.machine import machine_of
 
 HELD = "protocol.holdout=20"

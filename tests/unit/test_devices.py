@@ -32,10 +32,10 @@ from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Images, TrainingSet
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.networks import NetworkFilter, Repair
+from backdoor_lab.pipeline.cell import source_of
+from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.sweep import calibrate
-from backdoor_lab.sweep.cell import source_of
-from backdoor_lab.sweep.chain import Chain
-from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training import memory_format
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import fit, new_classifier

@@ -21,8 +21,8 @@ from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.core.files import digest
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.pipeline.cell import Cell, source_of
 from backdoor_lab.results.frozen import RECORDS, frozen_lines
-from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.tables import reference
 
 ROOT = Path(__file__).resolve().parents[2]

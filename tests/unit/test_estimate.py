@@ -13,10 +13,10 @@ from cells import CPU, cell_of, run_here, started
 from safetensors.numpy import load_file
 
 from backdoor_lab.core.terminal import duration
+from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.sweep import calibrate as calibrate_module
 from backdoor_lab.sweep import forecast
 from backdoor_lab.sweep.calibrate import Calibration, Rate, Speed
-from backdoor_lab.sweep.cell import Cell
 from backdoor_lab.sweep.estimate import Amount, Work, estimate, missing_from
 from backdoor_lab.sweep.forecast import describe
 

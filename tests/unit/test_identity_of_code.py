@@ -29,11 +29,11 @@ from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.stages import training as stages
 from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.sweep.cell import Cell, source_of
 from backdoor_lab.sweep.listing import finished
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.stages import training as stages
 
 DECIDING = sorted(
     path.relative_to(sources.ROOT).as_posix()
@@ -191,12 +191,12 @@ def test_an_edit_in_training_changes_every_cell(name: str, monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("name", "old", "new"),
     [
-        ("sweep/stages/training.py", "plan.wanted(labels,", "plan.wanted(0 + labels,"),
-        ("sweep/stages/judging.py", "defense(features, known)", "defense(features, known=known)"),
-        ("sweep/stages/told.py", "seed=derive(cell.seed, ", "seed=1 + derive(cell.seed, "),
-        ("sweep/record.py", "/ n_clean if n_clean", "/ n_clean if not n_clean"),
-        ("sweep/chain.py", 'again = "repair"', 'again = "retrain"'),
-        ("sweep/cell.py", "10g}", "9g}"),
+        ("pipeline/stages/training.py", "plan.wanted(labels,", "plan.wanted(0 + labels,"),
+        ("pipeline/stages/judging.py", "(features, known)", "(features, known=known)"),
+        ("pipeline/stages/told.py", "seed=derive(cell.seed, ", "seed=1 + derive(cell.seed, "),
+        ("pipeline/record.py", "/ n_clean if n_clean", "/ n_clean if not n_clean"),
+        ("pipeline/chain.py", 'again = "repair"', 'again = "retrain"'),
+        ("pipeline/cell.py", "10g}", "9g}"),
         ("core/checks.py", "return int(value)", "return int(value) + 1"),
         ("core/seeds.py", ">> 1", ">> 2"),
         ("core/types.py", "", "X = 1\n"),
@@ -214,7 +214,7 @@ def test_a_check_or_a_label_that_nobody_here_uses_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Files that everybody takes a few functions from count by what is taken."""
-    for name in ("core/checks.py", "core/streams.py", "sweep/stages/training.py"):
+    for name in ("core/checks.py", "core/streams.py", "pipeline/stages/training.py"):
         with monkeypatch.context() as patch:
             edited(patch, name, new="\ndef new() -> int:\n    return 1\n")
             assert identity_table.differing() == {}

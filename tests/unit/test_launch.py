@@ -15,8 +15,8 @@ from hydra.core.utils import JobStatus
 from omegaconf import OmegaConf
 
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.results.seal import sealed
-from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.sweep.launching import local
 from backdoor_lab.sweep.launching.launch import Launch
 from backdoor_lab.sweep.launching.loss import Loss

@@ -17,8 +17,8 @@ from torch._prims_common import suggest_memory_format
 import backdoor_lab.training.fit as fit_module
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.sweep.chain import Chain
-from backdoor_lab.sweep.progress import Progress
+from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.training.autoencoder import Autoencoder
 from backdoor_lab.training.fit import Job, fit, new_classifier
 from backdoor_lab.training.machine import Machine

@@ -17,9 +17,9 @@ from backdoor_lab.core import progress as tracking
 from backdoor_lab.core import stopping
 from backdoor_lab.core.errors import Stopped
 from backdoor_lab.core.progress import Steps, observe, track
+from backdoor_lab.pipeline import progress as module
+from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.results.heartbeat import read_heartbeat
-from backdoor_lab.sweep import progress as module
-from backdoor_lab.sweep.progress import Progress
 
 
 def test_tracking_without_an_observer_changes_nothing() -> None:

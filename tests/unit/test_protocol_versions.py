@@ -13,10 +13,10 @@ from test_reports_records import record, write_sweep
 
 from backdoor_lab import identity, identity_table
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.sweep.keys import check_keys
 from backdoor_lab.tables.build import build
 from backdoor_lab.tables.wide import Layout, build_wide
 

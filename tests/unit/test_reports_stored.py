@@ -17,12 +17,12 @@ from stages import Made, cell
 
 from backdoor_lab.analysis.evidence import operating_point, recorded_curve, removal_curve
 from backdoor_lab.core.store import Store
+from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.stored import NO_STORE, Shelf, first_convolution, raw_records
 from backdoor_lab.results.whereabouts import find_store
-from backdoor_lab.sweep.chain import Chain
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.sweep.progress import Progress
 from backdoor_lab.training.machine import machine_of
 
 

@@ -16,7 +16,7 @@ from backdoor_lab.defenses.isolation_forest import Forest
 from backdoor_lab.defenses.knn import Knn
 from backdoor_lab.defenses.local_outlier_factor import LocalOutlier
 from backdoor_lab.defenses.one_class_svm import Svm
-from backdoor_lab.sweep.stages.training import TRAININGS
+from backdoor_lab.pipeline.stages.training import TRAININGS
 
 PACKAGE = Path(seeds.__file__).parent
 DRAWING = {"derive", "generator", "torch_generator", "numpy_generator"}

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.sweep.cell import Cell, source_of
-from backdoor_lab.sweep.keys import check_keys
-from backdoor_lab.sweep.stages.transformed import transformed_stage
+from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.keys import check_keys
+from backdoor_lab.pipeline.stages.transformed import transformed_stage
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.transformations import KINDS, canonical_names, transformation
 

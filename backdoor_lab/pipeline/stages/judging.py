@@ -17,9 +17,9 @@ from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensor
 from backdoor_lab.core.types import Features, Images, Poisoned, TrainingSet, Verdict
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
-from backdoor_lab.sweep.cell import Cell, nameless
-from backdoor_lab.sweep.stages.told import held_out, held_out_facts, knowledge
-from backdoor_lab.sweep.stages.training import computed_on
+from backdoor_lab.pipeline.cell import Cell, nameless
+from backdoor_lab.pipeline.stages.told import held_out, held_out_facts, knowledge
+from backdoor_lab.pipeline.stages.training import computed_on
 from backdoor_lab.training.autoencoder import (
     AUTOENCODER,
     Autoencoder,

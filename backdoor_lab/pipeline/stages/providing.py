@@ -19,10 +19,10 @@ from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensor
 from backdoor_lab.core.types import Dataset, Images, TrainingSet
 from backdoor_lab.defenses.material import Material, Practice
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.sweep.cell import Cell, nameless
-from backdoor_lab.sweep.stages.judging import normalisation
-from backdoor_lab.sweep.stages.told import held_out, held_out_facts
-from backdoor_lab.sweep.stages.training import computed_on
+from backdoor_lab.pipeline.cell import Cell, nameless
+from backdoor_lab.pipeline.stages.judging import normalisation
+from backdoor_lab.pipeline.stages.told import held_out, held_out_facts
+from backdoor_lab.pipeline.stages.training import computed_on
 from backdoor_lab.training.batches import augmented
 from backdoor_lab.training.fit import Job, new_classifier
 from backdoor_lab.training.machine import Machine

@@ -13,7 +13,7 @@ from backdoor_lab.core import streams
 from backdoor_lab.core.seeds import derive, torch_generator
 from backdoor_lab.core.types import Dataset, Images
 from backdoor_lab.defenses.base import Knowledge
-from backdoor_lab.sweep.cell import Cell
+from backdoor_lab.pipeline.cell import Cell
 
 
 def held_out(cell: Cell, test: Images) -> Tensor:

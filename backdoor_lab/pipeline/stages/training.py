@@ -28,8 +28,8 @@ from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensors
 from backdoor_lab.core.types import Dataset, Poisoned, TrainingSet
-from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.stages.told import class_sizes, held_out_facts, without_held_out
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.stages.told import class_sizes, held_out_facts, without_held_out
 from backdoor_lab.training.fit import Job, blank_classifier
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import (

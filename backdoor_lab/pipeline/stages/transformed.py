@@ -16,9 +16,9 @@ from backdoor_lab.core import streams
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset
-from backdoor_lab.sweep.cell import Cell
-from backdoor_lab.sweep.stages.told import without_held_out
-from backdoor_lab.sweep.stages.training import measured_on
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.stages.told import without_held_out
+from backdoor_lab.pipeline.stages.training import measured_on
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import attack_success
 from backdoor_lab.training.module import Classifier

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core import stopping
-from backdoor_lab.core.errors import many
+from backdoor_lab.core.errors import OUT_OF_MEMORY, many
 from backdoor_lab.sweep.launching.local import is_local, run_local
 from backdoor_lab.sweep.launching.loss import Ended, Job, Loss, interrupted
 from backdoor_lab.sweep.launching.remote import run_remote
 from backdoor_lab.sweep.listing import (
-    OUT_OF_MEMORY,
     Asked,
     finished,
     forget_failures,

@@ -18,7 +18,7 @@ from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.sweep.listing import Asked, command_line
 
 if TYPE_CHECKING:
-    from backdoor_lab.sweep.cell import Cell
+    from backdoor_lab.pipeline.cell import Cell
 
 log = logging.getLogger(__name__)
 CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL}
@@ -123,8 +123,8 @@ def interrupted(folder: Path) -> str | None:
 def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> str:
     """Writes the record of a cell whose process could not write it, and removes its heartbeat;
     the status in it, also when it cannot be written."""
-    from backdoor_lab.sweep.record import git_commit, record_head
-    from backdoor_lab.sweep.stages.training import versions
+    from backdoor_lab.pipeline.record import git_commit, record_head
+    from backdoor_lab.pipeline.stages.training import versions
 
     beat = heartbeat(folder)
     reason = loss.reason(beat)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core import faults, stopping
-from backdoor_lab.core.errors import LabError, Stopped, is_out_of_memory, reason_of
+from backdoor_lab.core.errors import OUT_OF_MEMORY, LabError, Stopped, is_out_of_memory, reason_of
 from backdoor_lab.sweep.launching.remote import supervised
 from backdoor_lab.sweep.launching.workers import is_worker
-from backdoor_lab.sweep.listing import OUT_OF_MEMORY, halt, halted, note_failure
+from backdoor_lab.sweep.listing import halt, halted, note_failure
 
 log = logging.getLogger(__name__)
 
