@@ -29,7 +29,7 @@ NEUTRAL = frozenset((
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
     "core/sheets.py", "core/small_files.py", "core/stopping.py", "core/store.py",
     "core/targets.py", "core/terminal.py", "core/threads.py", "pipeline/keys.py",
-    "pipeline/progress.py", "training/logs.py",
+    "pipeline/participants.py", "pipeline/progress.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that decide no number of a record: messages, commands, progress, storing and
 loading what was computed (with its hash), reading records. Not followed, and part of no hash."""
