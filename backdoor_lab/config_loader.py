@@ -25,7 +25,6 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, Node, OmegaConf, flag_override
 from omegaconf.errors import OmegaConfBaseException
 
-from backdoor_lab import sources
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.targets import (
     LOG_SECTIONS,
@@ -36,6 +35,7 @@ from backdoor_lab.core.targets import (
     package_names,
 )
 from backdoor_lab.hydra_options import check_hydra, check_overrides, no_such_key, not_there
+from backdoor_lab.identity import sources
 
 _FILLED: dict[str, dict[str, Any]] = {
     "runtime": {"output_dir": OUTPUT_DIR},

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from backdoor_lab.figures.cells import Whole
+from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.figures.sheet import sheet
 from backdoor_lab.figures.style import save
 from backdoor_lab.page.document import write_page

@@ -22,7 +22,7 @@ from backdoor_lab.core.errors import (
 )
 from backdoor_lab.core.options import Parser, path_of
 from backdoor_lab.core.terminal import printing
-from backdoor_lab.figures.cells import Whole, of_cell, of_sweep
+from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import find_sweeps, read_sweep
 from backdoor_lab.results.whereabouts import find_store
@@ -58,6 +58,8 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     be left out. Raises ConfigError if a file would lie outside the sweep, OSError if one cannot
     be written.
     """
+    from backdoor_lab.figures.catalogue import of_cell, of_sweep
+
     root = checks.inside(folder, folder / FIGURES)
     sweep = read_sweep(folder)
     for warning in sweep.warnings:

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.analysis.evidence import histogram, operating_point, removal_curve
 from backdoor_lab.analysis.material import Material, in_target, material
-from backdoor_lab.figures import cells
 from backdoor_lab.figures.course import draw_training
 from backdoor_lab.figures.detection import (
     draw_projections,
@@ -14,6 +13,7 @@ from backdoor_lab.figures.detection import (
     draw_scores,
 )
 from backdoor_lab.figures.images import draw_triggers
+from backdoor_lab.figures.inputs import Whole, attacked, losses_of, projected, trigger_rows
 from backdoor_lab.figures.ratios import MEASURES, draw_lines, panels
 from backdoor_lab.figures.style import new, styled
 from backdoor_lab.results.sweeps import CONTROLS
@@ -22,8 +22,6 @@ from backdoor_lab.tables.markup import short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from backdoor_lab.figures.cells import Whole
 
 
 @styled
@@ -46,14 +44,14 @@ def _drawn(whole: Whole, name: str, record: dict[str, Any], found: Material) -> 
     bars = histogram(found.judged.scores[where], poison[where], keep[where])
     plain = ~found.training.is_cover
     curve = removal_curve(found.judged.scores[plain], poison[plain])
-    along = cells.projected(whole.shelf, record, found)
-    triggers = list(cells.attacked(whole))
+    along = projected(whole.shelf, record, found)
+    triggers = list(attacked(whole))
     if bars is None or curve is None or along is None or not triggers:
         return None
     figure = new(11.0, 5.6)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 2))[0]
     above, below = left.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1))[:, 0]
-    draw_triggers(above, *cells.trigger_rows(triggers[:3]))
+    draw_triggers(above, *trigger_rows(triggers[:3]))
     panel = panels(split([cell for cell, _ in whole.done()])[0])[0]
     axes = below.subplots()
     draw_lines(axes, panel.lines["asr"])
@@ -63,6 +61,6 @@ def _drawn(whole: Whole, name: str, record: dict[str, Any], found: Material) -> 
     draw_scores(grid[0][0], bars)
     draw_projections(grid[0][1], along, poison[where], keep[where])
     draw_removal(grid[1][0], curve, operating_point(keep[plain], poison[plain]))
-    draw_training(grid[1][1], cells.losses_of(whole.shelf, record))
+    draw_training(grid[1][1], losses_of(whole.shelf, record))
     right.suptitle(short(name))
     return figure

@@ -4,31 +4,24 @@ identity.json holds the version of each and the hash of its code. Where the code
 an id holds the version alone; where it is not, the hash joins it, so that nothing that other code
 made is taken for its result. What the file does not list has version 0 and always its hash.
 Components go by their file (``spectral`` for every class in defenses/spectral.py), stages by name.
-
-    python -m backdoor_lab.identity                    # what differs; exit code 1 if anything does
-    python -m backdoor_lab.identity --accept blended   # proven neutral by tests/golden
-    python -m backdoor_lab.identity --raise blended    # its results change: a new version
-    python -m backdoor_lab.identity --files blended    # which files are its code
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import sources
-from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED, ConfigError, DataError, LabError
-from backdoor_lab.sources import PACKAGE, ROOT, Unit, closure, code_hash, unit
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.identity import sources
+from backdoor_lab.identity.sources import PACKAGE, ROOT, Unit, closure, code_hash, unit
 
 log = logging.getLogger(__name__)
 TABLE = ROOT / "identity.json"
-NOTHING = "the code is as identity.json says"
 FOLDERS = {"triggers": "attacks", "defenses": "defenses", "datasets": "data"}
 MODELS = {"models": ("training/models.py",)}
 _BUILT = ("core/build.py", "pipeline/cell.py", "pipeline/classes.py:class_number")
@@ -187,51 +180,3 @@ def _place(made: object) -> tuple[str, tuple[Unit, ...]]:
         )
     path = Path(found).resolve()
     return path.stem, ((path, None),)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    from backdoor_lab.identity_table import differing, files, record
-
-    asked = _parser().parse_args(arguments)
-    try:
-        names = asked.accept or asked.new_version
-        if names:
-            print("\n".join(record(names, new_version=bool(asked.new_version))) or NOTHING)
-            return EXIT_DONE
-        if asked.files:
-            print("\n".join(files(asked.files)))
-            return EXIT_DONE
-        differs = differing()
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    for (section, name), what in differs.items():
-        print(f"{name} ({section}) {what}")
-    if not differs:
-        print(NOTHING)
-    return EXIT_SOME_FAILED if differs else EXIT_DONE
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m backdoor_lab.identity", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
-        "--accept", nargs="+", metavar="NAME", default=[],
-        help="record the code as it is under its version; all: everything that differs",
-    )  # fmt: skip
-    either.add_argument(
-        "--raise", nargs="+", metavar="NAME", default=[], dest="new_version",
-        help="record the code as it is under a new version; all: everything that differs",
-    )  # fmt: skip
-    either.add_argument(
-        "--files", nargs="+", metavar="NAME", default=[], help="the files whose code counts"
-    )
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

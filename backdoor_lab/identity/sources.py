@@ -14,17 +14,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from backdoor_lab.syntax import canonical, walk, without_effect
+from backdoor_lab.identity.syntax import canonical, walk, without_effect
 
 PACKAGE, INIT = "backdoor_lab", "__init__.py"
-ROOT = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[1]
 CHECKOUT = ROOT.parent
 
 NEUTRAL = frozenset((
     "__init__.py", "__main__.py", "config_loader.py", "export.py", "export_weights.py",
-    "hydra_options.py", "identity.py", "identity_table.py", "preview.py", "run.py",
-    "separation.py", "sources.py", "status.py", "syntax.py", "visibility.py",
-    "analysis", "compare", "figures", "page", "reports", "results", "sweep", "tables",
+    "hydra_options.py", "preview.py", "run.py", "separation.py", "status.py", "visibility.py",
+    "analysis", "compare", "figures", "identity", "page", "reports", "results", "sweep", "tables",
     "core/claims.py", "core/errors.py", "core/faults.py", "core/files.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
     "core/sheets.py", "core/small_files.py", "core/stopping.py", "core/store.py",

@@ -11,7 +11,7 @@ from typing import Any
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.files import digest, write_atomic
 from backdoor_lab.identity import FOLDERS, MODELS, STAGES, TABLE, Table, committed, roots_of
-from backdoor_lab.sources import PACKAGE, code_hash, conf_dir, files_of
+from backdoor_lab.identity.sources import PACKAGE, code_hash, conf_dir, files_of
 
 GROUPS = {"triggers": "trigger", "defenses": "defense", "datasets": "dataset"}
 Key = tuple[str, str]

@@ -19,10 +19,10 @@ from stages import POISONED, TARGET, Made, cell, sweep
 from test_reports_records import GRID, PROTOCOL, record, write_sweep
 
 from backdoor_lab.analysis.evidence import histogram, projections, removal_curve
-from backdoor_lab.figures import cells, course, detection, images, ratios, style
+from backdoor_lab.figures import catalogue, course, detection, images, inputs, ratios, style
 from backdoor_lab.figures.__main__ import main, write_figures
-from backdoor_lab.figures.cells import Whole
 from backdoor_lab.figures.filters import response_changes
+from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.figures.sheet import sheet
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import read_sweep
@@ -35,7 +35,7 @@ def whole_of(folder: Path) -> Whole:
 
 def of_cell(folder: Path) -> dict[str, Any]:
     whole = whole_of(folder)
-    return dict(cells.of_cell(whole, next(whole.done())[1]))
+    return dict(catalogue.of_cell(whole, next(whole.done())[1]))
 
 
 def test_score_bars_are_the_shares_of_the_scores(tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_cost_bars_are_the_seconds_stacked(tmp_path: Path) -> None:
     for n, one in enumerate(made):
         one["run"]["seconds"] = {"train": 10.0 + n, "filter": 0.5 * n, "retrain": 7.0, "odd": "x"}
     folder = write_sweep(tmp_path / "s", made)
-    figure = dict(cells.of_sweep(whole_of(folder)))["cost"]
+    figure = dict(catalogue.of_sweep(whole_of(folder)))["cost"]
     (axes,) = figure.axes
     found = {bars.get_label(): bars for bars in axes.containers}
     assert list(found) == ["train", "filter", "retrain"]
@@ -121,9 +121,9 @@ def test_the_dearest_cells_are_shown_where_there_are_many(tmp_path: Path) -> Non
     for n, one in enumerate(made):
         one["run"]["seconds"] = {"train": float((37 * n) % 50)}
     whole = whole_of(write_sweep(tmp_path / "s", made))
-    names, stages, seconds = cells.costs([found for found, _ in whole.done()])
+    names, stages, seconds = inputs.costs([found for found, _ in whole.done()])
     assert stages == ["train"]
-    assert len(names) == cells.MOST_BARS
+    assert len(names) == inputs.MOST_BARS
     assert sorted(seconds[:, 0]) == [float(n) for n in range(10, 50)]
 
 
@@ -170,7 +170,7 @@ def test_asr_after_a_transformation_is_drawn_against_its_strength(tmp_path: Path
         for trigger in ("pixel", "blended") for seed in (0, 1)
     ]  # fmt: skip
     whole = whole_of(write_sweep(tmp_path / "s", made))
-    drawn = dict(cells.of_sweep(whole))
+    drawn = dict(catalogue.of_sweep(whole))
     assert [name for name in drawn if "under" in name] == ["asr1_under"]
     jpeg, brightness = drawn["asr1_under"].axes
     assert [axes.get_title() for axes in (jpeg, brightness)] == ["jpeg", "brightness"]
@@ -192,14 +192,14 @@ def test_asr_after_a_transformation_is_drawn_against_its_strength(tmp_path: Path
 def test_other_targets_and_asr2_are_pictures_of_their_own(tmp_path: Path) -> None:
     said = {"blur1": {"asr1": 0.5, "asr2": 0.25}}
     made = [record(target=target, under=said) for target in ("bird", "dog")]
-    drawn = dict(cells.of_sweep(whole_of(write_sweep(tmp_path / "s", made))))
+    drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", made))))
     found = sorted(name for name in drawn if "under" in name)
     assert found == [f"{asr}_under-{target}" for asr in ("asr1", "asr2")
                      for target in ("bird", "dog")]  # fmt: skip
 
 
 def test_without_transformations_there_is_no_such_picture(tmp_path: Path) -> None:
-    drawn = dict(cells.of_sweep(whole_of(write_sweep(tmp_path / "s", [record()]))))
+    drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", [record()]))))
     assert not any("under" in name for name in drawn)
 
 
@@ -242,7 +242,7 @@ def test_the_pipeline_shows_what_was_run(
 ) -> None:
     made = record(defense="anp", **over)
     made["run"]["stages"] = {name: {"id": "x", "made": True} for name in stages}
-    told = cells.steps(made)
+    told = inputs.steps(made)
     assert [name for name, _ in told][-2:] == last
     text = " ".join(line for _, lines in told for line in lines)
     assert (f"Nat {100 * made['nat2']:.2f} %" in text) if made["nat2"] else "–" not in text
@@ -253,7 +253,7 @@ def test_the_pipeline_shows_what_was_run(
 
 def test_an_attack_on_every_class_has_no_one_target() -> None:
     made = record(protocol={**PROTOCOL, "labels": "all_to_all"})
-    assert dict(cells.steps(made))["poison"][0] == "pixel → the next class"
+    assert dict(inputs.steps(made))["poison"][0] == "pixel → the next class"
 
 
 @pytest.mark.parametrize("stage", ["repair", "clean", "autoencoder", "surrogate"])
@@ -261,7 +261,7 @@ def test_no_stage_is_free(tmp_path: Path, stage: str) -> None:
     made = record()
     made["run"]["seconds"] = {"train": 3.0, stage: 4.0}
     whole = whole_of(write_sweep(tmp_path / "s", [made]))
-    _, stages, seconds = cells.costs([found for found, _ in whole.done()])
+    _, stages, seconds = inputs.costs([found for found, _ in whole.done()])
     assert set(stages) == {"train", stage}
     assert seconds.sum() == 7.0
 
@@ -269,7 +269,7 @@ def test_no_stage_is_free(tmp_path: Path, stage: str) -> None:
 def test_a_network_that_was_not_retrained_is_not_shown_as_clean(tmp_path: Path) -> None:
     made = [record(defense="oracle", nat2=None, asr2=None)]
     made[0]["counts"]["pois_left"] = 0
-    assert cells.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0]) is None
+    assert inputs.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0]) is None
 
 
 def test_a_seed_counts_once_before_the_defense(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_a_seed_counts_once_before_the_defense(tmp_path: Path) -> None:
 
 def test_triggers_show_the_stored_pixels(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
-    figure = dict(cells.of_sweep(whole_of(folder)))["triggers"]
+    figure = dict(catalogue.of_sweep(whole_of(folder)))["triggers"]
     clean, triggered, difference = (
         np.moveaxis(np.asarray(axes.images[0].get_array()), -1, 0) for axes in figure.axes
     )
@@ -301,7 +301,7 @@ def test_a_trigger_is_shown_from_a_cell_that_the_store_still_has(tmp_path: Path)
     """The first cell's poison is gone: the next one of the ratio stands for the trigger."""
     folder, (_, second) = sweep(tmp_path)
     shutil.rmtree(tmp_path / ".store" / "poison" / "cell0")
-    figure = dict(cells.of_sweep(whole_of(folder)))["triggers"]
+    figure = dict(catalogue.of_sweep(whole_of(folder)))["triggers"]
     shown = np.moveaxis(np.asarray(figure.axes[1].images[0].get_array()), -1, 0)
     np.testing.assert_array_equal(shown, second.rows[0])
 
@@ -315,7 +315,7 @@ def test_two_triggers_show_one_image_where_they_share_one() -> None:
         training = type("T", (), {"original": made.source, "poisoned": POISONED,
                                   "base": made.base, "rows": made.rows})()  # fmt: skip
         found.append((name, {}, training))
-    names, originals, changed = cells.trigger_rows(found)
+    names, originals, changed = inputs.trigger_rows(found)
     assert names == ["a", "b"]
     np.testing.assert_array_equal(originals[0], originals[1])
     assert (changed[0] != changed[1]).any()
@@ -382,18 +382,18 @@ def test_a_clean_network_is_one_that_saw_no_poison(
     made = [record(defense=defense) for defense, _ in kinds]
     for one, (_, left) in zip(made, kinds, strict=True):
         one["counts"]["pois_left"] = left
-    found = cells.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0])
+    found = inputs.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0])
     assert (found and (found[0], found[2])) == expected
     if expected:
         apart = {**made[0], "choices": {**made[0]["choices"], "model": "other"}}
-        assert cells.trained_clean(whole_of(tmp_path / "s"), apart) is None
+        assert inputs.trained_clean(whole_of(tmp_path / "s"), apart) is None
 
 
 def test_a_run_without_poison_is_the_first_choice(tmp_path: Path) -> None:
     made = [record(defense="oracle"), record(ratio=0.0, defense="none")]
     for one in made:
         one["counts"]["pois_left"] = 0
-    found = cells.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0])
+    found = inputs.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0])
     assert found is not None
     assert (found[0], found[2]) == ("ratio 0", "train")
 

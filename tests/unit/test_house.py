@@ -28,7 +28,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 LAYERS: dict[str, int] = {
     name: number
     for number, names in enumerate([
-        ["__init__", "core", "identity", "identity_table", "sources", "syntax"],
+        ["__init__", "core"],
+        ["identity"],
         ["data", "hydra_options", "results"],
         ["analysis", "attacks", "config_loader", "defenses"],
         ["tables", "training"],
@@ -104,6 +105,52 @@ def test_a_module_imports_its_own_folder_and_lower_layers_alone(path: Path) -> N
             continue
         lower = LAYERS[there] < LAYERS[here] or {here, there} <= LOWEST
         assert lower, f"{here} imports {module}"
+
+
+def top_imports(path: Path) -> set[Path]:
+    """The modules that a file imports at its top or in a function, not for its annotations."""
+    known = {".".join(("backdoor_lab", *each.relative_to(PACKAGE).with_suffix("").parts)): each
+             for each in SOURCES}  # fmt: skip
+    known |= {name.removesuffix(".__init__"): each for name, each in known.items()}
+    waiting: list[ast.AST] = [tree(path)]
+    found = set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = str(node.module)
+            names = {f"{module}.{alias.name}" for alias in node.names}
+            found |= names & known.keys() or {module}
+        waiting += ast.iter_child_nodes(node)
+    return {known[name] for name in found & known.keys()} - {path}
+
+
+def test_no_modules_import_each_other() -> None:
+    left = {path: top_imports(path) for path in SOURCES}
+    while free := {path for path, needed in left.items() if not needed & left.keys()}:
+        for path in free:
+            del left[path]
+    assert not left, "imports in a circle among: " + ", ".join(map(name_of, left))
+
+
+def test_no_subpackage_is_large() -> None:
+    """Prints folders, lines and layers: `pytest -s tests/unit/test_house.py -k large`."""
+    lines = {path: len(path.read_text().splitlines()) for path in SOURCES}
+    whole = sum(lines.values())
+    for folder in sorted({path.parent for path in SOURCES}):
+        name = str(folder.relative_to(PACKAGE))
+        files = [path for path in SOURCES if path.parent == folder]
+        held = sum(n for path, n in lines.items() if folder in path.parents)
+        layer = LAYERS.get(name.split("/", maxsplit=1)[0], "")
+        print(
+            f"{name:20} layer {layer!s:2} {len(files):3} files {held:6} lines {held / whole:5.1%}"
+        )
+        if folder != PACKAGE and name not in ("attacks", "defenses"):
+            assert len(files) <= 25, name
+            assert held <= 0.15 * whole, name
 
 
 @everywhere()

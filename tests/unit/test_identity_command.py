@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from backdoor_lab import identity, identity_table, sources
-from backdoor_lab.sources import ROOT
+from backdoor_lab import identity
+from backdoor_lab.identity import sources
+from backdoor_lab.identity import table as identity_table
+from backdoor_lab.identity.__main__ import main
+from backdoor_lab.identity.sources import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +38,7 @@ def entry(path: Path, name: str) -> dict[str, object]:
 
 
 def test_it_says_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
-    assert identity.main([]) == 1
+    assert main([]) == 1
     assert capsys.readouterr().out == "blended (triggers) was modified since version 1\n"
 
 
@@ -46,13 +49,13 @@ def test_it_records(
 ) -> None:
     """Accepted code has the version that it had, raised code a new one; nothing else changes."""
     before = json.loads(table.read_bytes())
-    assert identity.main([option, name]) == 0
+    assert main([option, name]) == 0
     assert capsys.readouterr().out == f"blended (triggers): version {version}\n"
     after = json.loads(table.read_bytes())
     assert after["triggers"].pop("blended")["version"] == version
     before["triggers"].pop("blended")
     assert after == before
-    assert identity.main([]) == 0
+    assert main([]) == 0
     assert capsys.readouterr().out == "the code is as identity.json says\n"
     assert identity.stage("train") == 3
 
@@ -63,11 +66,11 @@ def test_new_and_gone_components(table: Path, capsys: pytest.CaptureFixture[str]
     content["defenses"]["gone"] = content["defenses"].pop("spectral")
     table.write_text(json.dumps(content))
     identity.forget()
-    assert identity.main([]) == 1
+    assert main([]) == 1
     said = capsys.readouterr().out.splitlines()
     assert "gone (defenses) is gone" in said
     assert "spectral (defenses) is new" in said
-    assert identity.main(["--accept", "spectral", "gone"]) == 0
+    assert main(["--accept", "spectral", "gone"]) == 0
     found = json.loads(table.read_bytes())["defenses"]
     assert "gone" not in found
     assert found["spectral"]["version"] == 1
@@ -76,13 +79,13 @@ def test_new_and_gone_components(table: Path, capsys: pytest.CaptureFixture[str]
 def test_one_component_a_line(table: Path) -> None:
     """As committed, byte for byte, so that two changes of it seldom meet."""
     before = table.read_text()
-    identity.main(["--accept", "pixel"])
+    main(["--accept", "pixel"])
     assert table.read_text() == before
     assert all(line.count('"version"') <= 1 for line in before.splitlines())
 
 
 def test_files_of_a_component(capsys: pytest.CaptureFixture[str]) -> None:
-    assert identity.main(["--files", "pixel"]) == 0
+    assert main(["--files", "pixel"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("pixel (triggers): ")
     assert {"attacks/base.py", "attacks/pixel.py"} <= set(said.split(": ")[1].split(", "))
@@ -91,6 +94,6 @@ def test_files_of_a_component(capsys: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_name_is_refused(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = table.read_bytes()
     for option in ("--accept", "--raise", "--files"):
-        assert identity.main([option, "blendet"]) == 2
+        assert main([option, "blendet"]) == 2
         assert "Did you mean 'blended'?" in capsys.readouterr().err
     assert table.read_bytes() == before

@@ -21,7 +21,7 @@ import pytest
 from cells import cell_of, configuration, run_here
 from test_reports_records import record
 
-from backdoor_lab import identity, identity_table, sources
+from backdoor_lab import identity
 from backdoor_lab.attacks.pattern import Pattern
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError, DataError
@@ -29,6 +29,8 @@ from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.identity import sources
+from backdoor_lab.identity import table as identity_table
 from backdoor_lab.pipeline.cell import Cell, source_of
 from backdoor_lab.pipeline.stages import training as stages
 from backdoor_lab.results.seal import write_sealed
@@ -462,8 +464,8 @@ def test_code_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_hashes_need_no_torch_and_are_those_of_any_process(seed: str) -> None:
     program = (
-        "import sys; from backdoor_lab import identity, identity_table;"
-        "print(identity_table.differing(), 'torch' in sys.modules)"
+        "import sys; from backdoor_lab.identity import table;"
+        "print(table.differing(), 'torch' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True,

@@ -20,7 +20,8 @@ from test_reports_records import failed, record, write_sweep
 from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.data.synthetic import CLASSES
 from backdoor_lab.figures import heat
-from backdoor_lab.figures.cells import Whole, of_sweep
+from backdoor_lab.figures.catalogue import of_sweep
+from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.status import look

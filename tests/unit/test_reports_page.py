@@ -21,8 +21,8 @@ from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 
 from backdoor_lab.analysis.evidence import projections
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.figures import cells
-from backdoor_lab.figures.cells import Whole
+from backdoor_lab.figures import catalogue, inputs
+from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.page import document as page
 from backdoor_lab.page import page_pictures
 from backdoor_lab.page.document import ASSETS, SCRIPTS, STYLE, write_page
@@ -260,7 +260,7 @@ def test_without_a_store_the_recorded_curve_is_drawn(tmp_path: Path) -> None:
         "at": [75, 3],
     }  # fmt: skip
     whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(None))
-    figure = dict(cells.of_cell(whole, raw_records(folder)[made["id"]]))["removal"]
+    figure = dict(catalogue.of_cell(whole, raw_records(folder)[made["id"]]))["removal"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [50, 46, 3, 0]
 
 
@@ -330,10 +330,10 @@ def test_no_record_brings_the_page_down(tmp_path: Path, seed: int) -> None:
     assert "scores" in shown["pictures"][str(shown["ids"].index(made[1]["id"]))]
     whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(tmp_path / ".store"))
     for _, found in whole.done():
-        assert cells.steps(found)
-        for name, _ in cells.of_cell(whole, found):
+        assert inputs.steps(found)
+        for name, _ in catalogue.of_cell(whole, found):
             assert name
-    assert [name for name, _ in cells.of_sweep(whole)]
+    assert [name for name, _ in catalogue.of_sweep(whole)]
 
 
 def test_tables_are_written_with_their_page(tmp_path: Path) -> None:

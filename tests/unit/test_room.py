@@ -49,7 +49,7 @@ TEXT = "makes text or bytes in memory, which its caller writes"
 ATOMIC = "writes with write_atomic alone"
 STAGE = "runs inside a stage, see `stage`"
 WRITERS = {
-    "identity_table.py:record": ATOMIC, "identity_table.py:_set_version": ATOMIC,
+    "identity/table.py:record": ATOMIC, "identity/table.py:_set_version": ATOMIC,
     "core/sheets.py:csv_of_frame": TEXT, "results/seal.py:write_sealed": ATOMIC,
     "figures/style.py:_drawn": ATOMIC, "core/paths.py:check_writable": "asks only",
     "core/claims.py:_create": STAGE,

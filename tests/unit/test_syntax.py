@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from backdoor_lab import syntax
-from backdoor_lab.syntax import canonical
+from backdoor_lab.identity import syntax
+from backdoor_lab.identity.syntax import canonical
 
 ROOT = Path(__file__).parents[2]
 EVERYTHING = r'''

@@ -11,12 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from backdoor_lab import identity, sources
+from backdoor_lab import identity
 from backdoor_lab.attacks.blended import Blended
 from backdoor_lab.attacks.images import Picture, picture, share
 from backdoor_lab.attacks.patch import Patch
 from backdoor_lab.attacks.reflection import Reflection
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.identity import sources
 
 KINDS: list[Any] = [Patch, Blended, Reflection]
 

@@ -1,0 +1,103 @@
+"""Which pictures a sweep and a cell have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from backdoor_lab.analysis.evidence import (
+    histogram,
+    operating_point,
+    recorded_curve,
+    removal_curve,
+)
+from backdoor_lab.analysis.material import in_target, material
+from backdoor_lab.analysis.separation import separation_of
+from backdoor_lab.figures import course, detection, heat, images, ratios, transformed
+from backdoor_lab.figures.inputs import (
+    Record,
+    Whole,
+    attacked,
+    costs,
+    layers,
+    losses_of,
+    projected,
+    steps,
+    trigger_rows,
+)
+from backdoor_lab.figures.sheet import sheet
+from backdoor_lab.results.records import Cell
+from backdoor_lab.tables.layout import split
+
+Named = tuple[str, Figure]
+SEVERAL = 4
+"""A sweep over so many ratios is about the ratio."""
+
+
+def of_sweep(whole: Whole) -> Iterator[Named]:
+    """The pictures of a whole sweep; what the store no longer has is left out."""
+
+    found = list(attacked(whole))
+    if found:
+        yield "triggers", images.triggers(*trigger_rows(found))
+        rows = [row for each in found if len(row := layers(whole, *each))]
+        if rows:
+            yield "filters", images.filters(rows)
+    for _, record in whole.done():
+        yield "pipeline", course.pipeline(steps(record))
+        break
+    done = [cell for cell, _ in whole.done()]
+    for group in split(done):
+        shown = ratios.panels(group, promised(whole, group.cells))
+        if shown:
+            yield f"ratio_{group.slug}", ratios.against_ratio(group.title, shown)
+    yield from transformed.against_strength(done)
+    for pairs in heat.sheets(whole.cells):
+        yield f"pairs_{pairs.slug}", heat.heat_maps(pairs)
+    names, stages, seconds = costs(done)
+    if len(names):
+        yield "cost", course.cost(names, stages, seconds)
+    overview = sheet(whole)
+    if overview is not None:
+        yield "sheet", overview
+
+
+def promised(whole: Whole, cells: Sequence[Cell]) -> dict[str, float]:
+    """The AUROC that the features of a cell promise along the direction of its poison, by its id,
+    where the sweep is about the ratio and the store has them."""
+    if len({cell.choices["ratio"] for cell in cells if cell.choices}) < SEVERAL:
+        return {}
+    known = {cell.id: separation_of(whole.shelf, whole.records[cell.id]) for cell in cells
+             if cell.id in whole.records}  # fmt: skip
+    return {each: found.predicted for each, found in known.items()
+            if found is not None and np.isfinite(found.predicted)}  # fmt: skip
+
+
+def of_cell(whole: Whole, record: Record) -> Iterator[Named]:
+    """The pictures of one done cell; what the store no longer has is left out."""
+
+    yield "pipeline", course.pipeline(steps(record))
+    losses = losses_of(whole.shelf, record)
+    if losses:
+        yield "training", course.training(losses)
+    found = material(whole.shelf, record)
+    if found is None:
+        told = recorded_curve(record)
+        if told is not None:
+            yield "removal", detection.removal(*told)
+        return
+    where = in_target(found)
+    poison, keep = found.training.is_poison, found.judged.keep
+    bars = histogram(found.judged.scores[where], poison[where], keep[where])
+    if bars is not None:
+        yield "scores", detection.scores(bars)
+    plain = ~found.training.is_cover
+    curve = removal_curve(found.judged.scores[plain], poison[plain])
+    if curve is not None:
+        at = operating_point(keep[plain], poison[plain])
+        yield "removal", detection.removal(curve, at)
+    along = projected(whole.shelf, record, found)
+    if along is not None:
+        yield "projections", detection.projections(along, poison[where], keep[where])
