@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -142,6 +143,21 @@ class Trigger(ABC):
             )
         channels, height, width = images.shape[1:]
         self.fits(channels, height, width)
+
+
+def gray_levels(name: str, value: Any, *, below: float = math.inf, zero: bool = False) -> float:
+    """`value`, a bound on the change of a pixel in grey levels, at least 1; with `zero` also 0.
+
+    Raises ConfigError, also for a positive bound below one level, which no image of whole numbers
+    could use: it is most likely given as a fraction of 255.
+    """
+    found = checks.number(name, value, low=0, below=below)
+    if found < 1 and not (zero and found == 0):
+        raise ConfigError(
+            f"`{name}` counts grey levels, 0..255, and {found:g} of one changes no image;"
+            f" for {max(1, round(255 * found))}/255 give {max(1, round(255 * found))}"
+        )
+    return found
 
 
 def to_bytes(values: Tensor) -> Tensor:

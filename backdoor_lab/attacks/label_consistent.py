@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
@@ -57,12 +57,7 @@ class LabelConsistent(Trigger):
         test_amplitude: float = 255,
     ) -> None:
         self.norm = checks.choice("trigger.norm", norm, NORMS)
-        self.eps = checks.number("trigger.eps", eps, low=0)
-        if 0 < self.eps < 1:
-            raise ConfigError(
-                f"`trigger.eps` counts grey levels, 0..255, and {self.eps:g} of one changes no"
-                " image; for 8/255 give 8"
-            )
+        self.eps = gray_levels("trigger.eps", eps, zero=True)
         self.steps = checks.whole("trigger.steps", steps, low=0)
         self.step_size = checks.number("trigger.step_size", step_size, low=0)
         self.amplitude = checks.number("trigger.amplitude", amplitude, low=0, below=256)

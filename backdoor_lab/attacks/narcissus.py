@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
@@ -47,12 +47,7 @@ class Narcissus(Trigger):
         batch: int = 64,
         lr: float = 1.275,
     ) -> None:
-        self.eps = checks.number("trigger.eps", eps, low=0, below=256)
-        if self.eps < 1:
-            raise ConfigError(
-                f"`trigger.eps` counts grey levels, 0..255, and {self.eps:g} of one changes no"
-                " image; for 16/255 give 16"
-            )
+        self.eps = gray_levels("trigger.eps", eps, below=256)
         self.amplify = checks.number("trigger.amplify", amplify, low=1, below=256)
         self.steps = checks.whole("trigger.steps", steps, low=1)
         self.batch = checks.whole("trigger.batch", batch, low=1)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
@@ -64,12 +64,7 @@ class SleeperAgent(Trigger):
         patch: float = 0.25,
         patch_seed: int = 0,
     ) -> None:
-        self.eps = checks.number("trigger.eps", eps, low=0, below=256)
-        if self.eps < 1:
-            raise ConfigError(
-                f"`trigger.eps` counts grey levels, 0..255, and {self.eps:g} of one changes no"
-                " image; for 16/255 give 16"
-            )
+        self.eps = gray_levels("trigger.eps", eps, below=256)
         self.steps = checks.whole("trigger.steps", steps, low=1)
         self.restarts = checks.whole("trigger.restarts", restarts, low=1)
         self.batch = checks.whole("trigger.batch", batch, low=1)

@@ -10,6 +10,7 @@ from fractions import Fraction
 from torch import Tensor
 
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.numerics.otsu import variance_between
 
 _FORM = re.compile(
     r"(?P<eps>\d+(\.\d+)?)eps|(?P<percent>\d+(\.\d+)?)%|p(?P<percentile>\d+(\.\d+)?)|(?P<count>\d+)"
@@ -77,11 +78,8 @@ def split(scores: Tensor) -> int:
     n = len(scores)
     if n < 2 or float(scores.max() - scores.min()) == 0.0:
         return 0
-    ordered = scores.sort(descending=True).values
-    top = ordered.cumsum(0)[: n // 2]
-    k = top.new_tensor(range(1, n // 2 + 1))
-    between = k * (n - k) * (top / k - (ordered.sum() - top) / (n - k)) ** 2
-    return int(between.argmax()) + 1
+    between = variance_between(scores.sort(descending=True).values)
+    return int(between[: n // 2].argmax()) + 1
 
 
 def _size(

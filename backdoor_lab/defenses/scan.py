@@ -14,7 +14,9 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge, Look, finite, modified_z
-from backdoor_lab.defenses.principal import Principal, top_directions
+from backdoor_lab.defenses.principal import Principal
+from backdoor_lab.numerics.otsu import variance_between
+from backdoor_lab.numerics.singular import top_directions
 
 STEPS = 100
 
@@ -215,10 +217,7 @@ def two_groups(white: Tensor) -> Tensor | None:
 def _best_cut(x: Tensor) -> float:
     """The value that parts `x` (n,), n > 1, into two groups of least variance (Otsu 1979)."""
     ordered = x.sort().values
-    n = len(x)
-    k = torch.arange(1, n, dtype=x.dtype)
-    head = ordered.cumsum(0)[:-1]
-    between = k * (n - k) * (head / k - (ordered.sum() - head) / (n - k)).square()
+    between = variance_between(ordered)
     between[ordered[1:] <= ordered[:-1]] = -1
     at = int(between.argmax())
     return float(ordered[at] + ordered[at + 1]) / 2

@@ -10,8 +10,8 @@ from torch import Tensor
 from backdoor_lab.core import checks
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Knowledge, Look, cut, suspects_by_size
-from backdoor_lab.defenses.gram import top_direction
-from backdoor_lab.defenses.principal import Principal, top_directions
+from backdoor_lab.defenses.principal import Principal
+from backdoor_lab.numerics.singular import top_direction, top_directions
 
 STEEPEST = 16.0
 """`tail_power` stays below: from here on numbers overflow."""

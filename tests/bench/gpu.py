@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.defenses.gram import top_direction
+from backdoor_lab.numerics.singular import top_direction
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, fit, new_classifier
 from backdoor_lab.training.machine import Machine, machine_of

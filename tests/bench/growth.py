@@ -16,8 +16,8 @@ from backdoor_lab.attacks.plan import Plan
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.core.types import Features, Images, TrainingSet
 from backdoor_lab.defenses.base import Knowledge
-from backdoor_lab.defenses.gram import top_direction
 from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.numerics.singular import top_direction
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.training.batches import Batches
 from backdoor_lab.training.fit import Job, new_classifier

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from backdoor_lab.defenses.gram import top_direction
+from backdoor_lab.numerics.singular import top_direction
 from tests.bench.measuring import (
     KEPT,
     ROOT,

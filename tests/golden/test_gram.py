@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from backdoor_lab.defenses import gram
-from backdoor_lab.defenses.gram import TopDirection, top_direction
+from backdoor_lab.numerics import singular as gram
+from backdoor_lab.numerics.singular import TopDirection, top_direction
 
 
 def by_svd(values: Tensor) -> tuple[np.ndarray, np.ndarray, float]:

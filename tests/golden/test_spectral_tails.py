@@ -12,8 +12,8 @@ from torch import Tensor
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses.base import Features, Knowledge, Verdict
 from backdoor_lab.defenses.curves import auroc
-from backdoor_lab.defenses.gram import top_direction
 from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.numerics.singular import top_direction
 
 UNTOLD = Knowledge(("",), None, None, 0)
 PLUS = {"rank": 16, "rounds": 4, "tail_power": 4}

@@ -29,7 +29,7 @@ LAYERS: dict[str, int] = {
     name: number
     for number, names in enumerate([
         ["__init__", "core"],
-        ["identity"],
+        ["identity", "numerics"],
         ["data", "hydra_options", "results"],
         ["analysis", "attacks", "config_loader", "defenses"],
         ["tables", "training"],

@@ -167,7 +167,7 @@ def test_a_formula_of_one_defense_changes_its_cells_alone(monkeypatch: pytest.Mo
     """And those of the control that copies it. What it calls counts as it does itself."""
     spectral = {"spectral", "random", "pattern", "under"}
     assert changed(monkeypatch, "defenses/spectral.py") == spectral
-    assert changed(monkeypatch, "defenses/gram.py") == spectral
+    assert changed(monkeypatch, "numerics/singular.py") == spectral
     assert changed(monkeypatch, "defenses/random.py") == {"random"}
     assert changed(monkeypatch, "defenses/strip.py") == {"strip"}
     formula = ("sorted(range(len(rows))", "sorted(range(0, len(rows))")

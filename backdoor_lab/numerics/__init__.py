@@ -1,0 +1,1 @@
+"""Numerical methods that know nothing of attacks or defenses: arrays in, arrays out."""
