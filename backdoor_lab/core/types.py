@@ -81,14 +81,23 @@ class TrainingSet:
         laid_over: Tensor = self.index[where] >= len(self.base)
         return laid_over if self.stamp is not None else torch.zeros_like(laid_over)
 
-    def shown(self, where: Tensor) -> Tensor:
-        """The images at positions `where` as a network sees them, without augmentation: the
-        trigger is on them also where it is stamped after that."""
+    def shown(self, where: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The images at positions `where` as a network sees them: uint8 (b, C, H, W).
+
+        `augment` changes the images before the trigger is applied to those that get it after
+        augmentation; it may also move them to another device.
+        """
         images = self.gather(where)
-        if self.stamp is not None:
-            chosen = self.stamped(where)
+        if augment is not None:
+            images = augment(images)
+        if self.stamp is None:
+            return images
+        chosen = self.stamped(where).to(images.device)
+        if images.device.type == "cpu":
             images[chosen] = self.stamp(images[chosen])
-        return images
+            return images
+        # All are stamped and few are taken: to pick those first would make a GPU wait.
+        return torch.where(chosen.view(-1, 1, 1, 1), self.stamp(images), images)
 
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
         """The same set without the positions where `mask` bool (n,) is false."""

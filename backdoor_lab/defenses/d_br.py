@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.layers import head
 from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import as_trained, features, head, train, training_batches
+from backdoor_lab.defenses.networks import as_trained, features, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
 
 SHIFT = 0.2

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from backdoor_lab.core import stopping, streams
 from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.layers import PENULTIMATE, Tap
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import Features, Images
@@ -115,14 +116,6 @@ class Repair(ABC):
         """A network of the attacked one's architecture, and notes for the record."""
 
 
-def head(network: nn.Module) -> nn.Linear:
-    """The last linear layer. Raises ConfigError when there is none."""
-    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ConfigError(f"{type(network).__name__} has no linear layer, which this defense needs")
-    return layers[-1]
-
-
 def clean_of(material: Material) -> Images:
     """The held-out clean images. Raises ConfigError when there are none."""
     if material.clean is None or not len(material.clean):
@@ -132,30 +125,30 @@ def clean_of(material: Material) -> Images:
     return material.clean
 
 
-@torch.no_grad()
 def logits(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
     """What `network` says in inference mode of n images, `images(a, b)` those from a to b - 1:
     float (n, classes) on the CPU."""
-    network.eval()
-    parts = []
-    for start in track(range(0, n, CHUNK), "batch of images"):
-        parts.append(network(images(start, min(n, start + CHUNK))).cpu())
-    return torch.cat(parts)
+    return _over(network, images, n, lambda said: said)
 
 
 def features(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
     """What goes into the last linear layer, as `logits`: float64 (n, d) on the CPU."""
-    caught: list[Tensor] = []
+    with Tap(network, PENULTIMATE) as tap:
+        return _over(network, images, n, lambda _: tap.values.double())
 
-    def catch(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        caught.append(inputs[0].detach().flatten(1).double().cpu())
 
-    handle = head(network).register_forward_pre_hook(catch)
-    try:
-        logits(network, images, n)
-    finally:
-        handle.remove()
-    return torch.cat(caught)
+@torch.no_grad()
+def _over(
+    network: nn.Module,
+    images: Callable[[int, int], Tensor],
+    n: int,
+    take: Callable[[Tensor], Tensor],
+) -> Tensor:
+    network.eval()
+    parts = []
+    for start in track(range(0, n, CHUNK), "batch of images"):
+        parts.append(take(network(images(start, min(n, start + CHUNK)))).cpu())
+    return torch.cat(parts)
 
 
 def logits_at(network: nn.Module, material: Material, where: Tensor) -> Tensor:

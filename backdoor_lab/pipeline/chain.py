@@ -23,6 +23,7 @@ from backdoor_lab.core.errors import (
     is_out_of_memory,
     reason_of,
 )
+from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset, Features, TrainingSet, Verdict
 from backdoor_lab.data.cache import open_dataset, overlap
@@ -52,7 +53,6 @@ from backdoor_lab.pipeline.stages.training import (
 )
 from backdoor_lab.pipeline.stages.transformed import transformed_stage
 from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.fit import Job, fit
 from backdoor_lab.training.machine import Machine

@@ -14,6 +14,7 @@ import torch
 from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core.files import canonical
+from backdoor_lab.core.layers import AUTOENCODER, Tap
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import open_dataset
@@ -26,10 +27,10 @@ from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.pipeline.stages.told import class_sizes
 from backdoor_lab.pipeline.stages.training import train_stage
 from backdoor_lab.sweep.calibrate import Rate, Speed
-from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
+from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.fit import Job
 from backdoor_lab.training.machine import Machine
-from backdoor_lab.training.models import Tap, build_model
+from backdoor_lab.training.models import build_model
 from backdoor_lab.training.module import Classifier
 
 ORDER = (

@@ -11,6 +11,7 @@ from backdoor_lab.attacks.plan import count
 from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
 from backdoor_lab.core.errors import ConfigError, is_out_of_memory, reason_of
 from backdoor_lab.core.files import canonical
+from backdoor_lab.core.layers import AUTOENCODER, Tap, layer_of
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import size_words
@@ -23,10 +24,10 @@ from backdoor_lab.pipeline.cell import Cell, source_of
 from backdoor_lab.pipeline.classes import check_pair
 from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.pipeline.stages.told import class_sizes, held_out, knowledge
-from backdoor_lab.training.autoencoder import AUTOENCODER, DIMS
+from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
-from backdoor_lab.training.models import Tap, build_model, check_model, layer_of
+from backdoor_lab.training.models import build_model, check_model
 from backdoor_lab.training.transformations import check_fits
 
 

@@ -13,7 +13,6 @@ from backdoor_lab.core.seeds import derive, torch_generator
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.memory_format import CONTIGUOUS, arranged
 
-AUTOENCODER = "autoencoder"
 WIDTH, DIMS, EPOCHS, BATCH, RATE = 16, 64, 10, 64, 1e-3
 CHUNK = 512
 

@@ -69,12 +69,8 @@ class Batches:
         flipped = None
         if self._flipped_first is not None:
             flipped = self._flipped_first[where] ^ bool(epoch % 2)
-        images = augmented(self.training.gather(where), self.recipe, generator, flipped)
-        if self.training.stamp is not None:
-            # All are stamped and few are taken: to pick those first would make a GPU wait.
-            chosen = self.training.stamped(where).view(-1, 1, 1, 1)
-            images = torch.where(chosen, self.training.stamp(images), images)
-        return images, self.training.labels[where]
+        augment = partial(augmented, recipe=self.recipe, generator=generator, flipped=flipped)
+        return self.training.shown(where, augment), self.training.labels[where]
 
 
 def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:

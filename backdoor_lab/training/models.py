@@ -7,16 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.training.airbench import AIRBENCH, Airbench
-from backdoor_lab.training.autoencoder import AUTOENCODER
 
 STEMS = ("cifar", "imagenet")
-PENULTIMATE, POOLED = "penultimate", ":pool"
 
 
 def check_model(config: dict[str, Any]) -> None:
@@ -68,61 +66,6 @@ def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: in
         else:
             net = _other(config["name"], channels, classes)
     return net
-
-
-def head(net: nn.Module) -> nn.Linear:
-    """The last linear layer; what goes into it are the penultimate features."""
-    layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
-    if not layers:
-        raise ConfigError(f"{type(net).__name__} has no linear layer: its features are undefined")
-    return layers[-1]
-
-
-class Tap:
-    """Catches what passes a layer during a forward pass: ``with Tap(net, layer) as tap``.
-
-    `layer` is ``penultimate`` (the input of the last linear layer) or a module's name
-    (``layer4``), whose output is flattened, or averaged over all positions where ``:pool``
-    follows the name (``layer4:pool``). `tap.values` float (n, d) of the last pass.
-    """
-
-    def __init__(self, net: nn.Module, layer: str) -> None:
-        self.values: Tensor = torch.empty(0)
-        self._handle: Any = None
-        self._module, self._before = layer_of(net, layer)
-        self._pool = layer.endswith(POOLED)
-
-    def __enter__(self) -> Tap:
-        if self._before:
-            self._handle = self._module.register_forward_pre_hook(self._catch_input)
-        else:
-            self._handle = self._module.register_forward_hook(self._catch_output)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-    def _catch_input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.values = inputs[0].flatten(1)
-
-    def _catch_output(self, _: nn.Module, __: object, output: Tensor) -> None:
-        pooled = output.flatten(2).mean(dim=2) if self._pool and output.ndim > 2 else output
-        self.values = pooled.flatten(1)
-
-
-def layer_of(net: nn.Module, layer: str) -> tuple[nn.Module, bool]:
-    """The module for a layer's name, and whether its input (not its output) is meant."""
-    if layer == PENULTIMATE:
-        return head(net), True
-    known, name = dict(net.named_modules()), layer.removesuffix(POOLED)
-    if name not in known or not name:
-        names = [name for name, _ in net.named_children()]
-        pooled = [f"{name}{POOLED}" for name in names]
-        whole = [PENULTIMATE, *names, *pooled, AUTOENCODER]
-        inner = [n for n in known if n.count(".") == 1]
-        parts = f" Parts of these too, as {inner[0]} or {inner[0]}{POOLED}." if inner else ""
-        raise ConfigError(f"{unknown('`protocol.layer`', layer, whole)}{parts}")
-    return known[name], False
 
 
 def _is_resnet(name: str) -> bool:

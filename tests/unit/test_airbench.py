@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.layers import Tap, head
 from backdoor_lab.core.tensors import read_tensors, tensors_digest
 from backdoor_lab.pipeline.cell import model_label
 from backdoor_lab.sweep.estimate import estimate
@@ -25,7 +26,7 @@ from backdoor_lab.training.airbench import Airbench, Group, ScaledLinear, whiten
 from backdoor_lab.training.fit import Job, blank_classifier, fit, new_classifier
 from backdoor_lab.training.measure import predictions
 from backdoor_lab.training.memory_format import CHANNELS_LAST, memory_format_of
-from backdoor_lab.training.models import Tap, build_model, check_model, head
+from backdoor_lab.training.models import build_model, check_model
 
 AIRBENCH = ("model=airbench", "model.width=4", "recipe=airbench", "recipe.epochs=2",
             "recipe.batch=32", "recipe.lr=0.3")  # fmt: skip

@@ -11,6 +11,7 @@ from cells import CPU, job, recipe, training_set
 from torch import Tensor
 
 from backdoor_lab.attacks.pixel import Pixel
+from backdoor_lab.core import streams
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.batches import Batches, augmented
@@ -234,3 +235,23 @@ def test_features_are_those_of_the_stamped_image_without_augmentation() -> None:
     found = extract(module, late, "penultimate", CPU).values
     assert torch.equal(found, extract(module, stamped, "penultimate", CPU).values)
     assert not torch.equal(found, extract(module, early, "penultimate", CPU).values)
+
+
+def test_training_and_defenses_and_features_see_the_same_stamped_images() -> None:
+    """`shown` with an augmentation is what batches give: augmented first, stamped afterwards."""
+    stamp = Pixel(position=(-1, -1), color=255)
+    late, _, _ = poisoned(stamp)
+    asked = recipe(flip=True, crop=2, batch=len(late))
+    (given, _), *_ = epoch(late, 0, flip=True, crop=2, batch=len(late))
+    order = torch.randperm(len(late), generator=torch_generator(0, streams.ORDER, 0))
+    seed = torch_generator(0, streams.AUGMENTATION, 0).initial_seed()
+    draw = [torch.Generator().manual_seed(seed) for _ in "ab"]
+    shown = late.shown(order, lambda images: augmented(images, asked, draw[0]))
+    assert torch.equal(given, shown)
+    plain = augmented(late.gather(order), asked, draw[1])
+    chosen = late.stamped(order)
+    assert chosen.any()
+    assert not chosen.all()
+    expected = torch.where(chosen.view(-1, 1, 1, 1), stamp(plain), plain)
+    assert torch.equal(shown, expected)
+    assert not torch.equal(shown, plain)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.layers import layer_of
 from backdoor_lab.training.autoencoder import (
     DIMS,
     Autoencoder,
@@ -18,7 +19,6 @@ from backdoor_lab.training.autoencoder import (
 )
 from backdoor_lab.training.fit import new_classifier
 from backdoor_lab.training.measure import extract
-from backdoor_lab.training.models import layer_of
 
 
 def values(layer: str) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torchvision import models
 
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.layers import Tap, head, layer_of
 from backdoor_lab.sweep.preflight import try_network
-from backdoor_lab.training.models import Tap, build_model, check_model, classifiers, head, layer_of
+from backdoor_lab.training.models import build_model, check_model, classifiers
 
 
 def spec(name: str = "resnet18", width: int | None = 64, stem: str | None = "cifar") -> Any:

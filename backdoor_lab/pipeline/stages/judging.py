@@ -11,6 +11,7 @@ import torch
 from backdoor_lab import identity
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import streams
+from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensors
@@ -21,7 +22,6 @@ from backdoor_lab.pipeline.cell import Cell, nameless
 from backdoor_lab.pipeline.stages.told import held_out, held_out_facts, knowledge
 from backdoor_lab.pipeline.stages.training import computed_on
 from backdoor_lab.training.autoencoder import (
-    AUTOENCODER,
     Autoencoder,
     encode,
     new_autoencoder,

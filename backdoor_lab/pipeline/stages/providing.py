@@ -121,13 +121,11 @@ def _sight(
     cell: Cell, training: TrainingSet, device: torch.device
 ) -> Callable[[Tensor, torch.Generator | None], Tensor]:
     def images(where: Tensor, generator: torch.Generator | None) -> Tensor:
-        found = training.gather(where).to(device)
-        if generator is not None:
-            found = augmented(found, cell.recipe, generator)
-        if training.stamp is not None:
-            chosen = training.stamped(where).to(device).view(-1, 1, 1, 1)
-            found = torch.where(chosen, training.stamp(found), found)
-        return found
+        def augment(found: Tensor) -> Tensor:
+            found = found.to(device)
+            return found if generator is None else augmented(found, cell.recipe, generator)
+
+        return training.shown(where, augment)
 
     return images
 
