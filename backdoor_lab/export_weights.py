@@ -6,33 +6,33 @@ A plain state_dict with torchvision's names, float32, and what is needed to use 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, StoreError
 from backdoor_lab.core.files import write_atomic
-from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import UnreadableFile, check_regular, decode, read_json
-from backdoor_lab.core.terminal import printing
+from backdoor_lab.core.terminal import run_command
 from backdoor_lab.results.seal import read_sealed
 from backdoor_lab.results.whereabouts import CONFIGURATION, STORE, find_store
 from backdoor_lab.tables.layout import ratio_words
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0; 1 where the store lacks or contradicts the record; 2 for a bad question."""
-    asked = _parser().parse_args(arguments)
+    return run_command(_parser(), _export, arguments)
 
-    def export() -> int:
-        said = export_weights(asked.cell, asked.out, which=asked.which, store=asked.store)
-        print(f"{asked.out}: {said['network']}")
-        return EXIT_DONE
 
-    return printing(export)
+def _export(asked: Namespace) -> int:
+    said = export_weights(asked.cell, asked.out, which=asked.which, store=asked.store)
+    print(f"{asked.out}: {said['network']}")
+    return EXIT_DONE
 
 
 def export_weights(
@@ -188,10 +188,7 @@ def _facts(record: dict[str, Any], which: int) -> dict[str, str]:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m backdoor_lab.export_weights", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("export_weights", __doc__)
     parser.add_argument("cell", metavar="CELL_FOLDER", type=path_of)
     parser.add_argument("--out", type=path_of, required=True, metavar="FILE.safetensors")
     parser.add_argument("--which", type=int, choices=(1, 2), default=2)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import sys
 import tempfile
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
 from backdoor_lab.core.files import write_atomic
-from backdoor_lab.core.options import Parser, path_of
-from backdoor_lab.core.terminal import printing
+from backdoor_lab.core.options import parser_of, path_of
+from backdoor_lab.core.terminal import run_command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,23 +31,23 @@ TILE, GAP, LABEL = 96, 6, 120
 ENLARGED, BACKGROUND = 10, (225, 225, 225)
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the picture and says where; 2 for a configuration that does not stand."""
-    parser = Parser(prog="python -m backdoor_lab.preview", description=__doc__)
+    parser = parser_of("preview", __doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="trigger=a,b or all")
     parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
     parser.add_argument("--out", type=path_of, default=Path("preview.png"), metavar="FILE.png")
-    given = parser.parse_args(arguments)
-    return printing(lambda: _preview(given.overrides, given.images, given.out))
+    return run_command(parser, _preview, arguments)
 
 
-def _preview(overrides: list[str], images: int | None, out: Path) -> int:
+def _preview(given: Namespace) -> int:
+    out: Path = given.out
     if out.suffix != ".png" or not out.parent.is_dir():
         raise ConfigError(f"`--out` must be a .png in a folder that exists, got {out}")
-    names, rest = _triggers(overrides)
+    names, rest = _triggers(given.overrides)
     shown = 4 if len(names) == 1 else 1
-    if images is not None:
-        shown = checks.whole("--images", images, low=1)
+    if given.images is not None:
+        shown = checks.whole("--images", given.images, low=1)
     rows = [row for name in names for row in _rows(name, rest, shown)]
     data = io.BytesIO()
     grid(rows).save(data, format="PNG")

@@ -33,6 +33,7 @@ from backdoor_lab.core.errors import (
 )
 from backdoor_lab.core.files import digest, explained
 from backdoor_lab.core.output import survive_lost_output
+from backdoor_lab.core.terminal import plain
 from backdoor_lab.core.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
@@ -202,7 +203,7 @@ def _explain(error: BaseException) -> int:
     if told is None:
         raise error
     code = told.exit_code if isinstance(told, LabError) else EXIT_BAD_CONFIG
-    print(f"error: {_one_line(told)}", file=sys.stderr)
+    print(f"error: {plain(_one_line(told))}", file=sys.stderr)
     return code
 
 

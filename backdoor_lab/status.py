@@ -7,20 +7,21 @@ from __future__ import annotations
 
 import sys
 import time
+from argparse import Namespace
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backdoor_lab.core.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, DataError
-from backdoor_lab.core.options import Parser, path_of
-from backdoor_lab.core.terminal import duration, printing
+from backdoor_lab.core.errors import EXIT_DONE, DataError
+from backdoor_lab.core.options import parser_of, path_of
+from backdoor_lab.core.terminal import duration, plain, run_command
 from backdoor_lab.results.heartbeat import HEARTBEAT, read_heartbeat
 from backdoor_lab.results.records import MISSING, Cell
 from backdoor_lab.results.sweeps import Sweep, find_sweeps, read_sweep
 from backdoor_lab.results.whereabouts import DEFAULT_SAID, roots_of
 from backdoor_lab.tables.axes import SEED, Facts, head
 from backdoor_lab.tables.layout import ROW
-from backdoor_lab.tables.render import plain
 
 KINDS = ("done", "running", "stale", "failed", "diverged", MISSING)
 
@@ -148,23 +149,18 @@ def _differing(facts: Facts) -> list[str]:
     return ["trigger", *ROW, *(name for name in others if len(facts.values(name)) > 1)]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 whatever the state of the sweeps; 2 if a folder that was named does not exist."""
-    parser = Parser(prog="python -m backdoor_lab.status", description=__doc__)
+    parser = parser_of("status", __doc__)
     parser.add_argument(
         "folders", metavar="FOLDER", nargs="*", type=path_of,
         help=f"a sweep, or a folder of sweeps (default: {DEFAULT_SAID})",
     )  # fmt: skip
-    folders = parser.parse_args(arguments).folders
-    return printing(lambda: _show_all(folders))
+    return run_command(parser, _show_all, arguments)
 
 
-def _show_all(folders: list[Path]) -> int:
-    try:
-        roots = roots_of(folders)
-    except ConfigError as error:
-        print(plain(f"error: {error}"), file=sys.stderr)
-        return EXIT_BAD_CONFIG
+def _show_all(given: Namespace) -> int:
+    roots = roots_of(given.folders)
     found = dict.fromkeys(sweep for root in roots for sweep in find_sweeps(root))
     if not found:
         print(plain(f"No sweep found in {', '.join(map(str, roots))}."))

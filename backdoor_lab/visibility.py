@@ -23,7 +23,7 @@ QUESTION = Question(
 )
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0; 2 for a folder that is no sweep, or has nothing in a store."""
     return answer(QUESTION, lines_of, arguments)
 

@@ -7,44 +7,38 @@ other choices and the seed; values=nat2,asr2,pois_left chooses the measures.
 
 from __future__ import annotations
 
-import argparse
 import sys
-from pathlib import Path
+from argparse import Namespace
+from collections.abc import Sequence
 
 from backdoor_lab.compare.compare_text import FORMATS, markdown
 from backdoor_lab.compare.comparison import comparison_of
-from backdoor_lab.core.errors import EXIT_DONE, ConfigError, LabError
-from backdoor_lab.core.options import Parser, options, path_of
-from backdoor_lab.core.terminal import printing
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError
+from backdoor_lab.core.options import Parser, options, parser_of, path_of
+from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.write import check_name, write_as_named
 from backdoor_lab.results.sweeps import one_sweep
-from backdoor_lab.tables.render import plain
 
 REFERENCE = "reference"
 HINT = f" (the report's figures are called {REFERENCE})"
 OPTIONS = ("by", "base", "values")
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0; 2 for what cannot be compared."""
-    asked = _parser().parse_args(arguments)
-    return printing(lambda: _compare(asked.given, asked.out))
+    return run_command(_parser(), _compare, arguments)
 
 
-def _compare(given: list[str], out: Path | None) -> int:
-    try:
-        texts, said = options(given, OPTIONS)
-        if out is not None:
-            check_name(out, FORMATS)
-        if REFERENCE in texts[:-1]:
-            raise ConfigError(f"`{REFERENCE}` comes second: what is compared is A minus the report")
-        sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]
-        found = comparison_of(sweeps, report=REFERENCE in texts, **said)
-        if out is not None:
-            write_as_named(out, {name: text(found) for name, text in FORMATS.items()})
-    except LabError as error:
-        print(plain(f"error: {error}"), file=sys.stderr)
-        return error.exit_code
+def _compare(asked: Namespace) -> int:
+    texts, said = options(asked.given, OPTIONS)
+    if asked.out is not None:
+        check_name(asked.out, FORMATS)
+    if REFERENCE in texts[:-1]:
+        raise ConfigError(f"`{REFERENCE}` comes second: what is compared is A minus the report")
+    sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]
+    found = comparison_of(sweeps, report=REFERENCE in texts, **said)
+    if asked.out is not None:
+        write_as_named(asked.out, {name: text(found) for name, text in FORMATS.items()})
     for sweep in sweeps:
         for warning in sweep.warnings:
             print(plain(f"warning: {warning}"), file=sys.stderr)
@@ -53,10 +47,7 @@ def _compare(given: list[str], out: Path | None) -> int:
 
 
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m backdoor_lab.compare", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("compare", __doc__)
     parser.add_argument(
         "given", metavar="A | B | reference | by=NAME | base=VALUE | values=X,Y", nargs="+"
     )

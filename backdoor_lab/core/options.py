@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from backdoor_lab.core.errors import EXIT_BAD_CONFIG, ConfigError, unknown
+from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.paths import usable
+from backdoor_lab.core.terminal import print_error
 
 
 def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -58,5 +59,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Overrides argparse's, which prints the usage as well."""
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        sys.exit(EXIT_BAD_CONFIG)
+        sys.exit(print_error(ConfigError(message)))
+
+
+def parser_of(command: str, description: str | None) -> Parser:
+    """The parser of ``python -m backdoor_lab.COMMAND``; `description` is the module's docstring,
+    which the help shows line by line as it is written."""
+    return Parser(
+        prog=f"python -m backdoor_lab.{command}", description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip

@@ -1,11 +1,12 @@
-"""What is said on a terminal: printing that survives one without `±` and a reader like `head` that
-leaves early, and seconds and bytes in words."""
+"""What is said on a terminal: a command and its errors, which survive one without `±` and a reader
+like `head` that leaves early; text as one printable line; seconds and bytes in words."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from backdoor_lab.core.errors import LabError
@@ -13,23 +14,45 @@ from backdoor_lab.core.files import explained
 from backdoor_lab.core.output import survive_lost_output
 
 
-def printing(work: Callable[[], int]) -> int:
-    """What `work` returns; after a LabError, or an error of the system, which is printed in one
-    line, its exit code. That nobody reads what is printed changes nothing."""
+def run_command(
+    parser: argparse.ArgumentParser,
+    work: Callable[[argparse.Namespace], int],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """A command from its arguments (those of the process if None) to its exit code.
+
+    Parses, calls `work` with what was parsed and returns the exit code that it returns. After a
+    LabError, or an error of the system, prints one line and returns its exit code. That nobody
+    reads what is printed changes nothing. Raises SystemExit as the parser does: for arguments
+    that it refuses, and after ``--help``.
+    """
     survive_lost_output()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:
-        code = work()
+        code = work(parser.parse_args(arguments))
         sys.stdout.flush()
         return code
-    except LabError as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return error.exit_code
-    except OSError as error:
-        found = explained(error, Path(error.filename or "."))
-        print(f"error: {found}", file=sys.stderr)
-        return found.exit_code
+    except (LabError, OSError) as error:
+        return print_error(error)
+
+
+def print_error(error: LabError | OSError) -> int:
+    """Prints an error in one line on standard error; returns the exit code that it stands for."""
+    if isinstance(error, OSError):
+        error = explained(error, Path(error.filename or "."))
+    print(f"error: {one_line(str(error))}", file=sys.stderr)
+    return error.exit_code
+
+
+def one_line(text: str) -> str:
+    """The lines of a text in one, which is printable."""
+    return plain(" ".join(line.strip() for line in text.splitlines() if line.strip()))
+
+
+def plain(text: str) -> str:
+    """One printable line: no newline, no terminal escape, no text-direction mark."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def duration(seconds: float) -> str:

@@ -7,27 +7,20 @@ cells. What the store no longer has is left out, and said.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from argparse import Namespace
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backdoor_lab.core import checks
-from backdoor_lab.core.errors import (
-    EXIT_BAD_CONFIG,
-    EXIT_DONE,
-    EXIT_SOME_FAILED,
-    DataError,
-    LabError,
-    many,
-)
-from backdoor_lab.core.options import Parser, path_of
-from backdoor_lab.core.terminal import printing
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, LabError, many
+from backdoor_lab.core.options import Parser, parser_of, path_of
+from backdoor_lab.core.terminal import plain, print_error, run_command
 from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import find_sweeps, read_sweep
 from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.tables.layout import slug
-from backdoor_lab.tables.markup import plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,19 +29,10 @@ FIGURES = "figures"
 MOST = 36
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 done, 1 if pictures could not be written, 2 for a folder that is not there or
     a number below 0."""
-    given = _parser().parse_args(arguments)
-    try:
-        checks.whole("--most", given.most)
-    except LabError as error:
-        return _error(str(error), EXIT_BAD_CONFIG)
-    absent = [path for path in given.folders if not path.is_dir()]
-    absent += [path for path in [given.store] if path is not None and not path.is_dir()]
-    if absent:
-        return _error(f"no such folder: {', '.join(map(str, absent))}", EXIT_BAD_CONFIG)
-    return printing(lambda: _all(given.folders, given.store, given.most))
+    return run_command(_parser(), _figures, arguments)
 
 
 def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> list[Path]:
@@ -85,31 +69,31 @@ def _save(folder: Path, named: Iterable[tuple[str, Figure]]) -> list[Path]:
     return [path for name, figure in named for path in save(figure, folder / name)]
 
 
-def _all(folders: list[Path], store: Path | None, most: int) -> int:
+def _figures(given: Namespace) -> int:
+    checks.whole("--most", given.most)
+    absent = [path for path in given.folders if not path.is_dir()]
+    absent += [path for path in [given.store] if path is not None and not path.is_dir()]
+    if absent:
+        raise ConfigError(f"no such folder: {', '.join(map(str, absent))}")
     code = EXIT_DONE
-    found = dict.fromkeys(sweep for root in folders for sweep in find_sweeps(root))
+    found = dict.fromkeys(sweep for root in given.folders for sweep in find_sweeps(root))
     if not found:
-        print(plain(f"no sweep found in {', '.join(map(str, folders))}"))
+        print(plain(f"no sweep found in {', '.join(map(str, given.folders))}"))
     for folder in found:
         try:
-            written = write_figures(folder, store, most)
+            written = write_figures(folder, given.store, given.most)
         except DataError as error:
-            code = _error(str(error), error.exit_code)
+            code = print_error(error)
             continue
         except (OSError, LabError) as error:
-            code = _error(f"cannot write the figures of {folder}: {error}", EXIT_SOME_FAILED)
+            code = print_error(LabError(f"cannot write the figures of {folder}: {error}"))
             continue
         print(plain(f"{many(len(written), 'file')} in {folder / FIGURES}"))
     return code
 
 
-def _error(text: str, code: int) -> int:
-    print(plain(f"error: {text}"), file=sys.stderr)
-    return code
-
-
 def _parser() -> Parser:
-    parser = Parser(prog="python -m backdoor_lab.figures", description=__doc__)
+    parser = parser_of("figures", __doc__)
     parser.add_argument(
         "folders", metavar="FOLDER", nargs="+", type=path_of, help="a sweep, or a folder of sweeps"
     )

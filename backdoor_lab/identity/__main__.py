@@ -8,31 +8,32 @@ python -m backdoor_lab.identity --files blended    # which files are its code
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 
-from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED, LabError
+from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED
+from backdoor_lab.core.options import Parser, parser_of
+from backdoor_lab.core.terminal import run_command
 from backdoor_lab.identity.table import differing, files, record
 
 NOTHING = "the code is as identity.json says"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    asked = _parser().parse_args(arguments)
-    try:
-        names = asked.accept or asked.new_version
-        if names:
-            print("\n".join(record(names, new_version=bool(asked.new_version))) or NOTHING)
-            return EXIT_DONE
-        if asked.files:
-            print("\n".join(files(asked.files)))
-            return EXIT_DONE
-        differs = differing()
-    except LabError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    """Exit codes: 0; 1 where the code is not as recorded; 2 for a name that is not known."""
+    return run_command(_parser(), _identity, arguments)
+
+
+def _identity(asked: Namespace) -> int:
+    names = asked.accept or asked.new_version
+    if names:
+        print("\n".join(record(names, new_version=bool(asked.new_version))) or NOTHING)
+        return EXIT_DONE
+    if asked.files:
+        print("\n".join(files(asked.files)))
+        return EXIT_DONE
+    differs = differing()
     for (section, name), what in differs.items():
         print(f"{name} ({section}) {what}")
     if not differs:
@@ -40,11 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_SOME_FAILED if differs else EXIT_DONE
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m backdoor_lab.identity", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+def _parser() -> Parser:
+    parser = parser_of("identity", __doc__)
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--accept", nargs="+", metavar="NAME", default=[],

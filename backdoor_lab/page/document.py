@@ -24,6 +24,7 @@ from backdoor_lab.compare.report import Report
 from backdoor_lab.core.checks import inside
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.small_files import clear_link, write_ours
+from backdoor_lab.core.terminal import plain
 from backdoor_lab.page.page_facts import facts
 from backdoor_lab.page.page_pictures import all_pictures
 from backdoor_lab.page.page_rows import columns, figure, filters, shared, table
@@ -31,7 +32,7 @@ from backdoor_lab.results.records import MISSING, Cell
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import TABLES, Sweep
 from backdoor_lab.results.whereabouts import find_store
-from backdoor_lab.tables.markup import Grid, in_html, plain
+from backdoor_lab.tables.markup import Grid, in_html
 from backdoor_lab.tables.overview import Shown, grids
 
 PAGE = "index.html"

@@ -3,19 +3,19 @@ and as a file, and the command around it."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
+from argparse import Namespace
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, TypeVar
 
-from backdoor_lab.core.errors import EXIT_BAD_CONFIG, EXIT_DONE, ConfigError, LabError
-from backdoor_lab.core.options import Parser, path_of
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError
+from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.sheets import csv_text
-from backdoor_lab.core.terminal import printing
+from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.page_pictures import late
 from backdoor_lab.page.write import check_name, write_as_named
 from backdoor_lab.results.records import Cell
@@ -23,7 +23,7 @@ from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import Sweep, one_sweep
 from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.tables.layout import flat, ratio_words, words
-from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown, plain, short
+from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown, short
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -39,6 +39,7 @@ class Line:
 
 
 Answers = tuple[list[str], list[Line]]
+LinesOf = Callable[[Sequence[Cell], dict[str, Record], Shelf], Answers]
 
 
 @dataclass(frozen=True)
@@ -55,45 +56,38 @@ class Question:
     text: Callable[[str, float], str]
 
 
-def answer(
-    question: Question,
-    lines_of: Callable[[Sequence[Cell], dict[str, Record], Shelf], Answers],
-    arguments: list[str] | None,
-) -> int:
+def answer(question: Question, lines_of: LinesOf, arguments: Sequence[str] | None) -> int:
     """The command: prints the table, and writes it where asked. Exit codes: 0; 2 for a folder that
     is no sweep, or has nothing in a store."""
-    asked = _parser(question).parse_args(arguments)
+    return run_command(
+        _parser(question), lambda asked: _answer(question, lines_of, asked), arguments
+    )
 
-    def tell() -> int:
-        try:
-            store = asked.store
-            if asked.out is not None:
-                check_name(asked.out, FORMATS)
-            if store is not None and not store.is_dir():
-                raise ConfigError(f"no such folder: {store}")
-            sweep = one_sweep(asked.folder)
-            shelf = Shelf(find_store(sweep.folder, store), checked=True)
-            labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), shelf)
-            if not lines:
-                raise ConfigError(_nothing(question, sweep, shelf))
-            table = _grid(question, f"{sweep.folder.name}: {question.name}", labels, lines)
-            if asked.out is not None:
-                texts = {
-                    "csv": _sheet(question, labels, lines), "md": in_markdown(table),
-                    "tex": in_latex(table), "html": html_page(table.title, [table]),
-                }  # fmt: skip
-                write_as_named(asked.out, texts)
-        except LabError as error:
-            print(plain(f"error: {error}"), file=sys.stderr)
-            return EXIT_BAD_CONFIG
-        print(in_markdown(table))
-        for warning in sweep.warnings:
-            print(plain(f"warning: {warning}"), file=sys.stderr)
-        for note in shelf.notes:
-            print(plain(f"note: {note}"))
-        return EXIT_DONE
 
-    return printing(tell)
+def _answer(question: Question, lines_of: LinesOf, asked: Namespace) -> int:
+    store = asked.store
+    if asked.out is not None:
+        check_name(asked.out, FORMATS)
+    if store is not None and not store.is_dir():
+        raise ConfigError(f"no such folder: {store}")
+    sweep = one_sweep(asked.folder)
+    shelf = Shelf(find_store(sweep.folder, store), checked=True)
+    labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), shelf)
+    if not lines:
+        raise ConfigError(_nothing(question, sweep, shelf))
+    table = _grid(question, f"{sweep.folder.name}: {question.name}", labels, lines)
+    if asked.out is not None:
+        texts = {
+            "csv": _sheet(question, labels, lines), "md": in_markdown(table),
+            "tex": in_latex(table), "html": html_page(table.title, [table]),
+        }  # fmt: skip
+        write_as_named(asked.out, texts)
+    print(in_markdown(table))
+    for warning in sweep.warnings:
+        print(plain(f"warning: {warning}"), file=sys.stderr)
+    for note in shelf.notes:
+        print(plain(f"note: {note}"))
+    return EXIT_DONE
 
 
 def _nothing(question: Question, sweep: Sweep, shelf: Shelf) -> str:
@@ -162,10 +156,7 @@ def _sheet(question: Question, labels: Sequence[str], lines: Sequence[Line]) -> 
 
 
 def _parser(question: Question) -> Parser:
-    parser = Parser(
-        prog=f"python -m backdoor_lab.{question.name}", description=question.asks,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of(question.name, question.asks)
     parser.add_argument("folder", metavar="FOLDER", help="a sweep")
     parser.add_argument(
         "--store", metavar="PATH", type=path_of,

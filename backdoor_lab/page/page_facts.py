@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backdoor_lab.tables.markup import plain
+from backdoor_lab.core.terminal import plain
 
 LEFT_OUT = ("poison_indices", "detection.curve")
 _LONGEST = 2000

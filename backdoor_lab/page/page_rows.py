@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.measures import IMAGES, MEASURE
 from backdoor_lab.results.records import Cell
 from backdoor_lab.tables.layout import ratio_words, words
-from backdoor_lab.tables.markup import NOTHING, plain
+from backdoor_lab.tables.markup import NOTHING
 
 ALWAYS = ("trigger", "target", "ratio", "defense")
 FIGURES = (

@@ -11,46 +11,36 @@ tables/layouts.json is deleted.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from backdoor_lab.compare.report import Report
-from backdoor_lab.core.errors import (
-    EXIT_BAD_CONFIG,
-    EXIT_DONE,
-    EXIT_SOME_FAILED,
-    ConfigError,
-    LabError,
-)
-from backdoor_lab.core.options import Parser, options
-from backdoor_lab.core.terminal import printing
+from backdoor_lab.core.errors import EXIT_DONE, ConfigError, LabError
+from backdoor_lab.core.options import Parser, options, parser_of
+from backdoor_lab.core.terminal import plain, print_error, run_command
 from backdoor_lab.page.write import contents, write_files
 from backdoor_lab.results.sweeps import TABLES, Sweep, find_sweeps, read_sweep
 from backdoor_lab.results.whereabouts import DEFAULT_SAID, roots_of
 from backdoor_lab.tables.overview import markdown
-from backdoor_lab.tables.render import plain
 from backdoor_lab.tables.wide import OPTIONS, Layout, layout_of
 
 MAKES_ONE = "python -m backdoor_lab -m experiment=demo"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 also when there is no sweep yet; 1 if tables could not be written; 2 if a
     folder that was named does not exist, or a layout names what is not there."""
-    given = _parser().parse_args(arguments).given
-    return printing(lambda: _report_all(given))
+    return run_command(_parser(), _report_all, arguments)
 
 
-def _report_all(given: list[str]) -> int:
+def _report_all(given: Namespace) -> int:
     """Writes everything before it prints: a reader that leaves early must not cost a file."""
-    try:
-        folders, asked = options(given, OPTIONS)
-        found = [read_sweep(folder) for folder in _sweeps(folders)]
-        layouts = [_layout(asked, sweep) for sweep in found]
-    except ConfigError as error:
-        return _error(str(error), EXIT_BAD_CONFIG)
+    folders, asked = options(given.given, OPTIONS)
+    found = [read_sweep(folder) for folder in _sweeps(folders)]
+    layouts = [_layout(asked, sweep) for sweep in found]
     written = [(sweep, *_rebuild(sweep, each)) for sweep, each in zip(found, layouts, strict=True)]
     return max([_show(*each) for each in written], default=EXIT_DONE)
 
@@ -92,21 +82,13 @@ def _show(sweep: Sweep, texts: list[str], problem: Exception | None) -> int:
     for text in texts:
         print(text)
     if problem is not None:
-        return _error(f"cannot write the tables of {sweep.folder}: {problem}", EXIT_SOME_FAILED)
+        return print_error(LabError(f"cannot write the tables of {sweep.folder}: {problem}"))
     print(plain(f"Written to {sweep.folder / TABLES}"), end="\n\n")
     return EXIT_DONE
 
 
-def _error(text: str, code: int) -> int:
-    print(plain(f"error: {text}"), file=sys.stderr)
-    return code
-
-
 def _parser() -> Parser:
-    parser = Parser(
-        prog="python -m backdoor_lab.reports", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = parser_of("reports", __doc__)
     parser.add_argument(
         "given", metavar="ROOT | rows=A,B | columns=C | values=D,E", nargs="*",
         help=f"a sweep, or a folder of sweeps (default: {DEFAULT_SAID})",

@@ -10,24 +10,25 @@ the table in ROOT/README.md.
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 
 from backdoor_lab.compare.report import Report
 from backdoor_lab.core.errors import EXIT_DONE, DataError, many
 from backdoor_lab.core.files import write_atomic
-from backdoor_lab.core.options import Parser, path_of
-from backdoor_lab.core.terminal import printing
+from backdoor_lab.core.options import parser_of, path_of
+from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results import frozen
 from backdoor_lab.results.index import index, rewrite
 from backdoor_lab.results.stored import raw_records
 from backdoor_lab.results.sweeps import one_sweep
 from backdoor_lab.tables.overview import markdown
-from backdoor_lab.tables.render import plain
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0; 2 where the folder holds no sweep, or a record that is not whole."""
-    parser = Parser(prog="python -m backdoor_lab.results", description=__doc__)
+    parser = parser_of("results", __doc__)
     commands = parser.add_subparsers(required=True)
     freeze_ = commands.add_parser("freeze", help="put a finished sweep into three files")
     freeze_.add_argument("folder", metavar="SWEEP_DIR", type=path_of)
@@ -36,22 +37,22 @@ def main(arguments: list[str] | None = None) -> int:
     index_ = commands.add_parser("index", help="what is kept, by question")
     index_.add_argument("folder", metavar="ROOT", type=path_of)
     index_.add_argument("--write", action="store_true", help="replace the table in ROOT/README.md")
-    given = parser.parse_args(arguments)
-    if "write" in given:
-        return printing(lambda: _index(given.folder, given.write))
-    return printing(lambda: _freeze(given.folder, given.out or given.folder, given.keep_curve))
+    freeze_.set_defaults(work=_freeze)
+    index_.set_defaults(work=_index)
+    return run_command(parser, lambda given: given.work(given), arguments)
 
 
-def _index(root: Path, write: bool) -> int:
-    if write:
-        rewrite(root)
-    for line in index(root).splitlines():
+def _index(given: Namespace) -> int:
+    if given.write:
+        rewrite(given.folder)
+    for line in index(given.folder).splitlines():
         print(plain(line))
     return EXIT_DONE
 
 
-def _freeze(folder: Path, out: Path, keep_curve: bool) -> int:
-    count = freeze(folder, out, keep_curve=keep_curve)
+def _freeze(given: Namespace) -> int:
+    out = given.out or given.folder
+    count = freeze(given.folder, out, keep_curve=given.keep_curve)
     print(plain(f"{many(count, 'record')} in {out / frozen.RECORDS}"))
     return EXIT_DONE
 

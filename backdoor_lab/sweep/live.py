@@ -18,12 +18,11 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from backdoor_lab.core.terminal import duration
+from backdoor_lab.core.terminal import duration, plain
 from backdoor_lab.results.heartbeat import Heartbeat
 from backdoor_lab.sweep.listing import Asked
 from backdoor_lab.sweep.rows import Rows
 from backdoor_lab.sweep.watch import Watch
-from backdoor_lab.tables.render import plain
 
 POLL = 0.5
 """Seconds between two looks at the cells."""

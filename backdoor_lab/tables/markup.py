@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from backdoor_lab.core.terminal import plain
+
 NOTHING = "–"
 _LONGEST = 80
 # From so many letters in a line on: article's text is 345 points wide.
@@ -35,11 +37,6 @@ class Grid:
     left: int
     best: frozenset[tuple[int, int]] = frozenset()
     over: list[str] = field(default_factory=list)
-
-
-def plain(text: str) -> str:
-    """One printable line: no newline, no terminal escape, no text-direction mark."""
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def short(text: str) -> str:

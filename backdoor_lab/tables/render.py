@@ -6,16 +6,17 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from itertools import groupby
 
 from backdoor_lab.core.sheets import csv_text
+from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.measures import IMAGES, MEASURE, before_defense, figure_of
 from backdoor_lab.tables.build import MEASURES, Estimate, Row, Table
-from backdoor_lab.tables.markup import NOTHING, Grid, html_page, in_latex, in_markdown, plain, short
+from backdoor_lab.tables.markup import NOTHING, Grid, html_page, in_latex, in_markdown, short
 from backdoor_lab.tables.notes import BEST, comparison
 from backdoor_lab.tables.reference import COLUMNS
 from backdoor_lab.tables.worth import SIGN
 
 __all__ = [
     "FORMATS", "NO_COMPETITORS", "Grid", "best_of", "difference", "figure", "grids",
-    "latex", "markdown", "needs_attack", "page", "plain", "sheet", "signed", "value_of",
+    "latex", "markdown", "needs_attack", "page", "sheet", "signed", "value_of",
 ]  # fmt: skip
 
 HEADS = {name: MEASURE[name].head for name in MEASURES}

@@ -279,7 +279,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
 def test_the_command_needs_neither_torch_nor_pandas_nor_scipy(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record(seed=s) for s in SEEDS])
     code = (
-        "import sys; from backdoor_lab.compare import main\n"
+        "import sys; from backdoor_lab.compare.__main__ import main\n"
         f"assert main([{str(folder)!r}, 'reference']) == 0\n"
         "print(*[n for n in ('torch', 'pandas', 'scipy') if n in sys.modules], file=sys.stderr)"
     )
