@@ -14,7 +14,7 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
@@ -25,6 +25,9 @@ from backdoor_lab.core.terminal import run_command
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+    from backdoor_lab.attacks.base import Trigger
+    from backdoor_lab.pipeline.after_training import Attacked
 
 COLUMNS = ("clean", "test", "test diff x 10", "training", "training diff x 10")
 TILE, GAP, LABEL = 96, 6, 120
@@ -102,11 +105,11 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _rows(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
-    chain = _attacked([*overrides, f"trigger={name}"])
-    made, trigger = chain.poisoned, chain.cell.trigger
+    trigger, attacked = _attacked([*overrides, f"trigger={name}"])
+    made = attacked.poisoned
     if not len(made.source_index):
         raise ConfigError("`ratio=0` poisons nothing: there is no poison to show")
-    clean = chain.data.train.images[made.source_index[:shown]]
+    clean = attacked.data.train.images[made.source_index[:shown]]
     tested = trigger(clean)
     trained = made.training.rows[: len(clean)]  # covers come after the poison
     if made.training.stamp is not None:
@@ -117,8 +120,8 @@ def _rows(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[T
     ]
 
 
-def _attacked(overrides: list[str]) -> Any:
-    """The chain of a cell, up to its poisoned training set."""
+def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
+    """A cell's trigger, and its data set and poisoned training set."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -142,8 +145,7 @@ def _attacked(overrides: list[str]) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Path(folder), "preview", "none")
         chain = Chain(preflight().cell(config), store, machine_of(config["trainer"]), progress)
-        chain.attack()
-    return chain
+        return chain.cell.trigger, chain.attack()
 
 
 if __name__ == "__main__":

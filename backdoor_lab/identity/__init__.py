@@ -44,7 +44,10 @@ STAGES = {
     "filter": (f"{_STAGES}/judging.py:filter_stage",),
     "material": (f"{_STAGES}/providing.py:material_of", f"{_STAGES}/providing.py:material_facts"),
     "repair": (f"{_STAGES}/providing.py:repair_stage", f"{_STAGES}/judging.py:nothing_removed"),
-    "record": ("pipeline/chain.py", "pipeline/record.py", "defenses/curves.py"),
+    "record": (
+        "pipeline/after_training.py", "pipeline/chain.py", "pipeline/record.py",
+        "defenses/curves.py",
+    ),
 }  # fmt: skip
 """Where the code of each stage begins. All of them build on what reads the configuration."""
 

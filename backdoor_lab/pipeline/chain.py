@@ -25,26 +25,13 @@ from backdoor_lab.core.errors import (
 )
 from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.core.store import Entry, Store
-from backdoor_lab.core.types import Dataset, Features, TrainingSet, Verdict
+from backdoor_lab.core.types import Dataset, TrainingSet, Verdict
 from backdoor_lab.data.cache import open_dataset, overlap
-from backdoor_lab.defenses.base import TruthControl
-from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.pipeline.after_training import Attacked, DefendCell, Trained
 from backdoor_lab.pipeline.cell import Cell, source_of
 from backdoor_lab.pipeline.progress import Progress, Report
 from backdoor_lab.pipeline.record import FITTED, record_body, record_head, run_facts
-from backdoor_lab.pipeline.stages.judging import (
-    Seer,
-    autoencoder_stage,
-    clean_stage,
-    extract_stage,
-    filter_stage,
-    nothing_removed,
-)
-from backdoor_lab.pipeline.stages.providing import material_facts, material_of, repair_stage
 from backdoor_lab.pipeline.stages.training import (
-    computed_on,
-    filtered,
     measure_stage,
     poison_stage,
     prepare_stage,
@@ -65,7 +52,11 @@ TRAIN_ACCURACY = dict(zip(("train", "retrain"), FITTED, strict=True))
 
 
 class Chain:
-    """One cell on its way through the stages."""
+    """One cell on its way through the stages.
+
+    `stages` holds what has been published so far. The record is written from it, also where a
+    cell fails; no stage reads it.
+    """
 
     def __init__(
         self,
@@ -80,57 +71,49 @@ class Chain:
         self.cell, self.store, self.machine, self.progress = cell, store, machine, progress
         self.logger, self.checkpoint = logger, checkpoint
         self.stages: dict[str, Entry] = {}
-        self._aside: tuple[Features, Entry] | None = None
-        self._material: tuple[Material, dict[str, Any]] | None = None
-        self._trained_in: str | None = None
 
     def run(self) -> dict[str, Any]:
         """The figures of the cell's record."""
-        verdict = self.walk()
-        return record_body(
-            self.cell, self.data, self.poisoned, verdict, self.stages, self._overlap()
-        )
+        attacked = self.attack()
+        verdict = self.defended(attacked)
+        data, shared = attacked.data, self._overlap(attacked.data)
+        return record_body(self.cell, data, attacked.poisoned, verdict, self.stages, shared)
 
-    def walk(self) -> Verdict:
-        """Every stage but the count of images that train and test set share; the verdict."""
-        self.attack()
-        module = self._train("train", self.poisoned.training)
-        self._measure(1, module, "train")
-        retrain = self._retrain if self.cell.retrain else None
-        callback = DefendAndRetrain(self._extract, self._judge, retrain)
-        after_training(module, callback, self.machine)
-        if callback.retrained is not None:
-            again = "repair" if "repair" in self.stages else "retrain"
-            self._measure(2, callback.retrained, again)
-        return callback.verdict
-
-    def attack(self) -> None:
-        """The attacker's part: the data set opened and poisoned, the trigger prepared."""
+    def attack(self) -> Attacked:
+        """load -> poison: the attacker's part."""
         self.progress.stage("load", detail=f"on {self.machine.describe()}")
-        self.data: Dataset = open_dataset(source_of(self.cell.config), self.store)
-        cell, plan = self.cell, self.cell.plan
-        device = self.machine.device
+        cell, plan, prepared = self.cell, self.cell.plan, None
+        data = open_dataset(source_of(cell.config), self.store)
         work = Workshop(
-            self.data.train, plan.target, plan.source, cell.seed, self._surrogate, device
-        )
+            data.train, plan.target, plan.source, cell.seed,
+            lambda: self._surrogate(data), self.machine.device,
+        )  # fmt: skip
         if cell.trigger.needs_preparing:
             self.progress.stage("prepare")
-            self.stages["prepare"] = prepare_stage(cell, self.data, self.store, work, self.machine)
+            prepared = prepare_stage(cell, data, self.store, work, self.machine)
+            self.stages["prepare"] = prepared
         self.progress.stage("poison")
-        self.poisoned, self.stages["poison"] = poison_stage(
-            cell, self.data, self.store, work, self.machine, self.stages.get("prepare")
+        poisoned, self.stages["poison"] = poison_stage(
+            cell, data, self.store, work, self.machine, prepared
         )
+        return Attacked(data, poisoned, prepared)
 
-    def _surrogate(self) -> Classifier:
-        """The attacker's own network, trained on the clean set as the victim's is."""
-        if not self.cell.trigger.uses_surrogate:
-            raise TypeError(f"{type(self.cell.trigger).__name__} must set uses_surrogate")
-        interrupted = self.progress.current
-        surrogate = self._train("surrogate", clean(self.data.train)).to(self.machine.device)
-        self.progress.stage(interrupted)
-        return surrogate
+    def defended(self, attacked: Attacked) -> Verdict:
+        """train -> extract -> filter -> retrain, and both networks measured; the verdict."""
+        trained = self._train("train", attacked.data, attacked.poisoned.training)
+        self._measure(1, trained, attacked)
+        steps = DefendCell(
+            self.cell, attacked, trained.weights, self.store, self.machine, self.progress,
+            self.stages, self._train,
+        )  # fmt: skip
+        callback = DefendAndRetrain(steps)
+        after_training(trained.module, callback, self.machine)
+        if callback.retrained is not None:
+            self._measure(2, callback.retrained, attacked)
+        return callback.result.verdict
 
-    def _train(self, stage: str, training: TrainingSet) -> Classifier:
+    def _train(self, stage: str, data: Dataset, training: TrainingSet) -> Trained:
+        """A network trained on `training`, and how much of it the network has learned."""
         self.progress.stage(stage)
 
         def fit_it(job: Job, scratch: Path) -> Classifier:
@@ -142,98 +125,45 @@ class Chain:
                 logger=self.logger(stage),
             )
 
-        module, self.stages[stage] = train_stage(
-            stage, self.cell, training, self.store, self.machine, fit_it
-        )
-        if stage != "surrogate":
-            self._measure_training(stage, module, training)
-        return module
+        module, entry = train_stage(stage, self.cell, training, self.store, self.machine, fit_it)
+        self.stages[stage] = entry
+        trained = Trained(module, entry.meta["weights"])
+        if stage in TRAIN_ACCURACY:
+            measured = TRAIN_ACCURACY[stage]
+            self.progress.stage(measured)
+            self.stages[measured] = train_accuracy_stage(
+                data, module, trained.weights, training, self.store, self.machine
+            )
+        return trained
 
-    def _measure_training(self, trained: str, module: Classifier, training: TrainingSet) -> None:
-        stage = TRAIN_ACCURACY[trained]
-        self.progress.stage(stage)
-        weights = self.stages[trained].meta["weights"]
-        self.stages[stage] = train_accuracy_stage(
-            self.data, module, weights, training, self.store, self.machine
-        )
+    def _surrogate(self, data: Dataset) -> Classifier:
+        """The attacker's own network, trained on the clean set as the victim's is."""
+        if not self.cell.trigger.uses_surrogate:
+            raise TypeError(f"{type(self.cell.trigger).__name__} must set uses_surrogate")
+        interrupted = self.progress.current
+        surrogate = self._train("surrogate", data, clean(data.train)).module
+        self.progress.stage(interrupted)
+        return surrogate.to(self.machine.device)
 
-    def _measure(self, number: int, module: Classifier, trained: str) -> None:
-        weights = self.stages[trained].meta["weights"]
+    def _measure(self, number: int, trained: Trained, attacked: Attacked) -> None:
         named = {"measure": measure_stage}
         named |= {"transformed": transformed_stage} if self.cell.asr_under else {}
         for name, stage in named.items():
             self.progress.stage(f"{name}{number}")
             self.stages[f"{name}{number}"] = stage(
-                self.cell, self.data, module, weights, self.store, self.machine,
-                self.stages.get("prepare"),
+                self.cell, attacked.data, trained.module, trained.weights, self.store,
+                self.machine, attacked.prepared,
             )  # fmt: skip
 
-    def _extract(self, module: Classifier) -> Features:
-        weights = self.stages["train"].meta["weights"]
-        if "material" in self.cell.told:
-            self._provide(module, weights)
-        seer, weights = self._seer(module, weights)
-        self.progress.stage("extract")
-        if "clean" in self.cell.told:
-            self._aside = clean_stage(
-                self.cell, self.data.test, seer, weights, self.store, self.machine
-            )
-            self.stages["clean"] = self._aside[1]
-        features, self.stages["extract"] = extract_stage(
-            self.cell, self.poisoned, seer, weights, self.store, self.machine
-        )
-        return features
-
-    def _seer(self, module: Classifier, weights: str) -> tuple[Seer, str]:
-        """The network that features are taken from, and the hash of its weights."""
-        if self.cell.protocol["layer"] != AUTOENCODER:
-            return module, weights
-        self.progress.stage(AUTOENCODER)
-        net, self.stages[AUTOENCODER] = autoencoder_stage(
-            self.cell, self.poisoned.training, self.store, self.machine
-        )
-        return net, self.stages[AUTOENCODER].meta["weights"]
-
-    def _provide(self, module: Classifier, weights: str) -> None:
-        training = self.poisoned.training
-        material = material_of(self.cell, training, self.data, module, self.machine)
-        self._material = material, material_facts(self.cell, self.data, module, weights)
-        self._trained_in = module.memory_format
-
-    def _judge(self, features: Features) -> Verdict:
-        if isinstance(self.cell.defense, Repair):
-            return nothing_removed(len(features.labels))
-        self.progress.stage("filter")
-        verdict, self.stages["filter"] = filter_stage(
-            self.cell, self.poisoned, features, self.stages["extract"], self.store, self._aside,
-            self._material, computed_on(self.machine, self._trained_in),
-        )  # fmt: skip
-        return verdict
-
-    def _retrain(self, verdict: Verdict) -> Classifier:
-        defense, training = self.cell.defense, self.poisoned.training
-        if isinstance(defense, Repair):
-            return self._repair(defense)
-        if isinstance(defense, TruthControl) and defense.restores:
-            return self._train("retrain", clean(self.data.train))
-        return self._train("retrain", filtered(training, verdict.keep, self.cell, self.data))
-
-    def _repair(self, repair: Repair) -> Classifier:
-        assert self._material is not None
-        self.progress.stage("repair")
-        repaired, self.stages["repair"] = repair_stage(
-            self.cell, repair, self.poisoned.training, *self._material, self.store, self.machine
-        )
-        return repaired
-
-    def _overlap(self) -> int:
+    def _overlap(self, data: Dataset) -> int:
         inputs = {"version": identity.stage("data")}
-        inputs |= {"train": self.data.train.digest, "test": self.data.test.digest}
+        inputs |= {"train": data.train.digest, "test": data.test.digest}
         self.progress.stage("overlap")
-        return int(self.store.get("overlap", inputs, self._count_overlap).meta["overlap"])
 
-    def _count_overlap(self, folder: Path) -> dict[str, Any]:
-        return {"overlap": overlap(self.data)}
+        def count(folder: Path) -> dict[str, Any]:
+            return {"overlap": overlap(data)}
+
+        return int(self.store.get("overlap", inputs, count).meta["overlap"])
 
 
 def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def missing_from(cell: Cell, store_root: Path | str, machine: Machine) -> list[s
     other one, on which the rest hangs; none when only the record is missing."""
     look = _Look(store_root)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Missing):
-        Chain(cell, look, machine, Progress(Path(folder), "", "none")).walk()
+        chain = Chain(cell, look, machine, Progress(Path(folder), "", "none"))
+        chain.defended(chain.attack())
     return look.missing
 
 

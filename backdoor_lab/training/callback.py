@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Generic, Protocol, TypeVar
 
 import pytorch_lightning as pl
 
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.module import Classifier
 
+Evidence = TypeVar("Evidence")
+Result = TypeVar("Result")
+Network_co = TypeVar("Network_co", covariant=True)
 
-class DefendAndRetrain(pl.Callback):
-    """Extracts features, filters the training set and launches the retrain job.
 
-    Runs when a fit ends. The three steps are handed in as functions, so that the callback knows
-    nothing of stores and configurations: `extract(module)` gives features, `judge(features)` a
-    verdict, `retrain(verdict)` a network trained from scratch on what the verdict keeps; None
-    where only the verdict is wanted.
+class AfterTraining(Protocol[Evidence, Result, Network_co]):
+    """The three steps after a training. They know of stores and configurations, the callback does
+    not."""
+
+    def extract(self, model: Classifier) -> Evidence:
+        """Features of the training set, and what else the defense needs to see."""
+
+    def defend(self, evidence: Evidence) -> Result:
+        """What the defense makes of them: which examples it keeps."""
+
+    def retrain(self, result: Result) -> Network_co | None:
+        """A network trained from scratch on what is kept; None where only the result is wanted."""
+
+
+class DefendAndRetrain(pl.Callback, Generic[Evidence, Result, Network_co]):
+    """Extracts features, filters the training set and launches the retrain job, when a fit ends.
+
+    Afterwards `result` and `retrained` hold what the steps returned.
     """
 
-    def __init__(
-        self,
-        extract: Callable[[Classifier], Any],
-        judge: Callable[[Any], Any],
-        retrain: Callable[[Any], Classifier] | None,
-    ) -> None:
-        self.extract, self.judge, self.retrain = extract, judge, retrain
-        self.verdict: Any = None
-        self.retrained: Classifier | None = None
+    result: Result
+    retrained: Network_co | None = None
+
+    def __init__(self, steps: AfterTraining[Evidence, Result, Network_co]) -> None:
+        self.steps = steps
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         assert isinstance(module, Classifier)
-        self.verdict = self.judge(self.extract(module.eval()))
-        if self.retrain is not None:
-            self.retrained = self.retrain(self.verdict)
+        self.result = self.steps.defend(self.steps.extract(module.eval()))
+        self.retrained = self.steps.retrain(self.result)
 
 
-def after_training(module: Classifier, callback: DefendAndRetrain, machine: Machine) -> None:
+def after_training(
+    module: Classifier, callback: DefendAndRetrain[Evidence, Result, Network_co], machine: Machine
+) -> None:
     """Runs the callback on a trained network whose weights are published.
 
     A fit of no further epochs: whether the weights were made just now, by another cell or by a

@@ -1,4 +1,4 @@
-"""The callback: extract, judge, retrain, once and in this order, whenever a fit ends."""
+"""The callback: extract, defend, retrain, once and in this order, whenever a fit ends."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from backdoor_lab.training.module import Classifier
 
 
 class Steps:
-    """Three functions that note who calls them with what."""
+    """Three steps that note who calls them with what."""
 
-    def __init__(self) -> None:
+    def __init__(self, retrains: bool = True) -> None:
         self.calls: list[tuple[str, Any]] = []
-        self.retrained = new_classifier(job(seed=9), CPU)
-        self.callback = DefendAndRetrain(self.extract, self.judge, self.retrain)
+        self.retrained = new_classifier(job(seed=9), CPU) if retrains else None
+        self.callback = DefendAndRetrain(self)
 
     def extract(self, module: Classifier) -> str:
         # Weights as they stand at this moment, and the mode the network is in.
@@ -29,20 +29,20 @@ class Steps:
         self.calls.append(("extract", (bias, module.training)))
         return "features"
 
-    def judge(self, features: str) -> str:
-        self.calls.append(("judge", features))
+    def defend(self, evidence: str) -> str:
+        self.calls.append(("defend", evidence))
         return "verdict"
 
-    def retrain(self, verdict: str) -> Classifier:
-        self.calls.append(("retrain", verdict))
+    def retrain(self, result: str) -> Classifier | None:
+        self.calls.append(("retrain", result))
         return self.retrained
 
     def check(self, module: Classifier) -> None:
-        assert [name for name, _ in self.calls] == ["extract", "judge", "retrain"]
+        assert [name for name, _ in self.calls] == ["extract", "defend", "retrain"]
         (bias, training), features, verdict = (what for _, what in self.calls)
         assert (features, verdict, training) == ("features", "verdict", False)
         assert torch.equal(bias, module.get_parameter("net.fc.bias"))
-        assert self.callback.verdict == "verdict"
+        assert self.callback.result == "verdict"
         assert self.callback.retrained is self.retrained
 
 
@@ -55,11 +55,10 @@ def test_it_runs_at_the_end_of_a_training() -> None:
 
 
 def test_without_a_retrain_it_ends_with_the_verdict() -> None:
-    steps = Steps()
-    steps.callback.retrain = None
+    steps = Steps(retrains=False)
     fit(job(), CPU, callbacks=[steps.callback])
-    assert [name for name, _ in steps.calls] == ["extract", "judge"]
-    assert steps.callback.verdict == "verdict"
+    assert [name for name, _ in steps.calls] == ["extract", "defend", "retrain"]
+    assert steps.callback.result == "verdict"
     assert steps.callback.retrained is None
 
 
@@ -89,11 +88,12 @@ def test_lightning_itself_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_failing_defense_is_not_hidden() -> None:
-    def judge(_: Any) -> Any:
-        raise Diverged("scores")
+    class Failing(Steps):
+        def defend(self, evidence: str) -> str:
+            raise Diverged("scores")
 
-    steps = Steps()
-    callback = DefendAndRetrain(steps.extract, judge, steps.retrain)
+    steps = Failing()
+    callback = steps.callback
     with pytest.raises(Diverged, match="scores"):
         after_training(new_classifier(job(), CPU), callback, CPU)
     assert callback.retrained is None

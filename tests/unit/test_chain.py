@@ -18,7 +18,7 @@ from cells import cell_of, environment, lasting, run_here
 from backdoor_lab.core.errors import ConfigError, Diverged, Stopped, StoreFull
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.tensors import read_tensors
-from backdoor_lab.pipeline import chain
+from backdoor_lab.pipeline import after_training, chain
 from backdoor_lab.pipeline.stages.told import held_out
 from backdoor_lab.sweep.preflight import Preflight
 
@@ -244,7 +244,7 @@ def test_a_failing_cell_leaves_a_record_that_says_why(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(chain, "extract_stage", fails)
+        patch.setattr(after_training, "extract_stage", fails)
         record = run_here(lab / "store", tmp_path)
     assert record == record_of(tmp_path)
     assert record["status"] == status

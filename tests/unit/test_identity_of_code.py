@@ -194,10 +194,11 @@ def test_an_edit_in_training_changes_every_cell(name: str, monkeypatch: pytest.M
     ("name", "old", "new"),
     [
         ("pipeline/stages/training.py", "plan.wanted(labels,", "plan.wanted(0 + labels,"),
-        ("pipeline/stages/judging.py", "(features, known)", "(features, known=known)"),
+        ("pipeline/stages/judging.py", ".features, known)", ".features, known=known)"),
         ("pipeline/stages/told.py", "seed=derive(cell.seed, ", "seed=1 + derive(cell.seed, "),
         ("pipeline/record.py", "/ n_clean if n_clean", "/ n_clean if not n_clean"),
-        ("pipeline/chain.py", 'again = "repair"', 'again = "retrain"'),
+        ("pipeline/chain.py", "is not None:", "is not False:"),
+        ("pipeline/after_training.py", "if not self.cell.retrain", "if self.cell.retrain"),
         ("pipeline/cell.py", "10g}", "9g}"),
         ("core/checks.py", "return int(value)", "return int(value) + 1"),
         ("core/seeds.py", ">> 1", ">> 2"),

@@ -54,16 +54,16 @@ def test_it_agrees_with_the_chain_that_wrote_it(tmp_path: Path) -> None:
         Preflight().cell(config), Store(tmp_path / "store"), machine_of(config["trainer"]),
         Progress(tmp_path, "", "none"),
     )  # fmt: skip
-    chain.attack()
+    attacked = chain.attack()
     shelf = Shelf(tmp_path / "store")
     (record,) = raw_records(tmp_path / "sweep").values()
     found = shelf.training(record)
     assert found is not None
     n = len(found.index)
     where = torch.arange(n)
-    expected = chain.poisoned.training.gather(where).numpy()
+    expected = attacked.poisoned.training.gather(where).numpy()
     np.testing.assert_array_equal(found.images(where.numpy()), expected)
-    np.testing.assert_array_equal(found.is_poison, chain.poisoned.is_poison.numpy())
+    np.testing.assert_array_equal(found.is_poison, attacked.poisoned.is_poison.numpy())
     judged, features = shelf.judged(record, n), shelf.features(record, where.numpy(), n)
     assert judged is not None
     assert features is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +35,38 @@ from backdoor_lab.training.module import Classifier
 Seer = Classifier | Autoencoder
 
 
+@dataclass(frozen=True)
+class Provided:
+    """Images and networks for a defense that asks for them, what decides them, and the memory
+    format of the attacked network."""
+
+    material: Material
+    facts: dict[str, Any]
+    memory_format: str
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a defense gets to see: features of the training set with their entry in the store and,
+    where it asks for them, features of held-out clean images with theirs, and material."""
+
+    features: Features
+    extracted: Entry
+    held_out: tuple[Features, Entry] | None = None
+    provided: Provided | None = None
+
+
 def extract_stage(
-    cell: Cell, poisoned: Poisoned, module: Seer, weights: str, store: Store, machine: Machine
+    cell: Cell, training: TrainingSet, module: Seer, weights: str, store: Store, machine: Machine
 ) -> tuple[Features, Entry]:
     """The features of every training example, without augmentation."""
     inputs = {
         "version": identity.stage("extract"),
         "weights": weights,
-        "training": poisoned.training.digest,
+        "training": training.digest,
         "layer": cell.protocol["layer"],
     }
-    return _features("extract", inputs, cell, poisoned.training, module, store, machine)
+    return _features("extract", inputs, cell, training, module, store, machine)
 
 
 def clean_stage(
@@ -103,38 +124,35 @@ def _features(
 
 
 def filter_stage(
-    cell: Cell, poisoned: Poisoned, features: Features, extracted: Entry, store: Store,
-    aside: tuple[Features, Entry] | None = None,
-    material: tuple[Material, dict[str, Any]] | None = None,
-    where: dict[str, Any] | None = None,
-) -> tuple[Verdict, Entry]:  # fmt: skip
-    """The defense's verdict; the truth goes to the controls alone that declare it. `aside`: the
-    features of held-out clean images, `material`: images and networks and what decides them, for
-    a defense that asks for them; `where` it is computed, for the record."""
+    cell: Cell, poisoned: Poisoned, evidence: Evidence, store: Store, machine: Machine
+) -> tuple[Verdict, Entry]:
+    """The defense's verdict; the truth goes to the controls alone that declare it."""
     defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
     assert isinstance(defense, Defense | TruthControl)
-    if aside is not None:
-        known = replace(known, clean=aside[0])
-    if material is not None:
-        known = replace(known, material=material[0])
+    held_out, provided = evidence.held_out, evidence.provided
+    if held_out is not None:
+        known = replace(known, clean=held_out[0])
+    if provided is not None:
+        known = replace(known, material=provided.material)
+    where = computed_on(machine, None if provided is None else provided.memory_format)
 
     def make(folder: Path) -> dict[str, Any]:
         if isinstance(defense, Defense):
-            verdict = defense(features, known)
+            verdict = defense(evidence.features, known)
         else:
             verdict = defense.judge(poisoned.is_poison)
         tensors = {"scores": verdict.scores, "keep": verdict.keep}
         write_tensors(folder / "verdict.safetensors", tensors)
-        return {"n_removed": int((~verdict.keep).sum()), "notes": verdict.notes, **(where or {})}
+        return {"n_removed": int((~verdict.keep).sum()), "notes": verdict.notes, **where}
 
     inputs = {
         "version": identity.stage("filter"),
-        "features": extracted.id,
+        "features": evidence.extracted.id,
         "defense": [nameless(cell.options), cell.code["defenses"]],
         "told": [known.target, known.epsilon],
         "seed": known.seed,
-        **({} if aside is None else {"clean": aside[1].id}),
-        **({} if material is None else {"material": material[1]}),
+        **({} if held_out is None else {"clean": held_out[1].id}),
+        **({} if provided is None else {"material": provided.facts}),
     }
     entry = store.get("filter", inputs, make)
     found = read_tensors(entry.path / "verdict.safetensors")

@@ -20,7 +20,7 @@ from backdoor_lab.core.types import Dataset, Images, TrainingSet
 from backdoor_lab.defenses.material import Material, Practice
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.pipeline.cell import Cell, nameless
-from backdoor_lab.pipeline.stages.judging import normalisation
+from backdoor_lab.pipeline.stages.judging import Provided, normalisation
 from backdoor_lab.pipeline.stages.told import held_out, held_out_facts
 from backdoor_lab.pipeline.stages.training import computed_on
 from backdoor_lab.training.batches import augmented
@@ -75,10 +75,11 @@ def material_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) 
 
 
 def repair_stage(
-    cell: Cell, repair: Repair, training: TrainingSet, material: Material, facts: dict[str, Any],
-    store: Store, machine: Machine,
+    cell: Cell, repair: Repair, training: TrainingSet, provided: Provided, store: Store,
+    machine: Machine,
 ) -> tuple[Classifier, Entry]:  # fmt: skip
     """The network that a repair gives."""
+    material = provided.material
 
     def make(folder: Path) -> dict[str, Any]:
         network, notes = repair.repair(material)
@@ -94,7 +95,7 @@ def repair_stage(
     inputs = {
         "version": identity.stage("repair"),
         "training": training.digest,
-        "material": facts,
+        "material": provided.facts,
         "defense": [nameless(cell.used_options), cell.code["defenses"]],
         "seed": material.seed,
     }

@@ -1,0 +1,141 @@
+"""What follows the first training of a cell: extract -> filter -> retrain, for the callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from backdoor_lab.attacks.poison import clean
+from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.types import Dataset, Features, Poisoned, TrainingSet, Verdict
+from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.progress import Progress
+from backdoor_lab.pipeline.stages.judging import (
+    Evidence,
+    Provided,
+    Seer,
+    autoencoder_stage,
+    clean_stage,
+    extract_stage,
+    filter_stage,
+    nothing_removed,
+)
+from backdoor_lab.pipeline.stages.providing import material_facts, material_of, repair_stage
+from backdoor_lab.pipeline.stages.training import filtered
+from backdoor_lab.training.autoencoder import AUTOENCODER
+from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.module import Classifier
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What the attacker leaves behind: the clean data set, the poisoned training set, and what
+    the trigger prepared."""
+
+    data: Dataset
+    poisoned: Poisoned
+    prepared: Entry | None
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network in evaluation mode, and the hash of its weights."""
+
+    module: Classifier
+    weights: str
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A defense's verdict, and the material that a repair works on afterwards."""
+
+    verdict: Verdict
+    provided: Provided | None = None
+
+
+@dataclass(frozen=True)
+class DefendCell:
+    """The three steps of the callback for one cell.
+
+    `weights` is the hash of the attacked network's, `train` trains another network. What is
+    published is noted in `stages` for the record.
+    """
+
+    cell: Cell
+    attacked: Attacked
+    weights: str
+    store: Store
+    machine: Machine
+    progress: Progress
+    stages: dict[str, Entry]
+    train: Callable[[str, Dataset, TrainingSet], Trained]
+
+    def extract(self, model: Classifier) -> Evidence:
+        """Features of the training set and, where the defense asks for them, those of clean
+        images held out for it, images and networks."""
+        cell, training = self.cell, self.attacked.poisoned.training
+        material = self._material(model) if "material" in cell.told else None
+        seer, weights = self._seer(model)
+        self.progress.stage("extract")
+        held_out = self._held_out(seer, weights) if "clean" in cell.told else None
+        features, entry = extract_stage(cell, training, seer, weights, self.store, self.machine)
+        self.stages["extract"] = entry
+        return Evidence(features, entry, held_out, material)
+
+    def defend(self, evidence: Evidence) -> Defended:
+        """The filter's verdict; a repair judges no image."""
+        if isinstance(self.cell.defense, Repair):
+            return Defended(nothing_removed(len(evidence.features.labels)), evidence.provided)
+        self.progress.stage("filter")
+        verdict, self.stages["filter"] = filter_stage(
+            self.cell, self.attacked.poisoned, evidence, self.store, self.machine
+        )
+        return Defended(verdict)
+
+    def retrain(self, result: Defended) -> Trained | None:
+        """The network trained again on what is kept, or the repaired one."""
+        defense, data = self.cell.defense, self.attacked.data
+        if not self.cell.retrain:
+            return None
+        if isinstance(defense, Repair):
+            return self._repair(defense, result.provided)
+        if isinstance(defense, TruthControl) and defense.restores:
+            return self.train("retrain", data, clean(data.train))
+        training = self.attacked.poisoned.training
+        return self.train("retrain", data, filtered(training, result.verdict.keep, self.cell, data))
+
+    def _material(self, model: Classifier) -> Provided:
+        cell, data, training = self.cell, self.attacked.data, self.attacked.poisoned.training
+        return Provided(
+            material_of(cell, training, data, model, self.machine),
+            material_facts(cell, data, model, self.weights),
+            model.memory_format,
+        )
+
+    def _held_out(self, seer: Seer, weights: str) -> tuple[Features, Entry]:
+        test = self.attacked.data.test
+        found = clean_stage(self.cell, test, seer, weights, self.store, self.machine)
+        self.stages["clean"] = found[1]
+        return found
+
+    def _seer(self, model: Classifier) -> tuple[Seer, str]:
+        """The network that features are taken from, and the hash of its weights."""
+        if self.cell.protocol["layer"] != AUTOENCODER:
+            return model, self.weights
+        self.progress.stage(AUTOENCODER)
+        training = self.attacked.poisoned.training
+        net, entry = autoencoder_stage(self.cell, training, self.store, self.machine)
+        self.stages[AUTOENCODER] = entry
+        return net, entry.meta["weights"]
+
+    def _repair(self, repair: Repair, material: Provided | None) -> Trained:
+        assert material is not None
+        self.progress.stage("repair")
+        training = self.attacked.poisoned.training
+        repaired, entry = repair_stage(
+            self.cell, repair, training, material, self.store, self.machine
+        )
+        self.stages["repair"] = entry
+        return Trained(repaired, entry.meta["weights"])
