@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backdoor_lab.attacks.poison import clean
+from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset, Features, Poisoned, TrainingSet, Verdict
 from backdoor_lab.defenses.base import TruthControl
@@ -24,7 +25,6 @@ from backdoor_lab.pipeline.stages.judging import (
 )
 from backdoor_lab.pipeline.stages.providing import material_facts, material_of, repair_stage
 from backdoor_lab.pipeline.stages.training import filtered
-from backdoor_lab.training.autoencoder import AUTOENCODER
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.module import Classifier
 

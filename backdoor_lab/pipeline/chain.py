@@ -23,7 +23,6 @@ from backdoor_lab.core.errors import (
     is_out_of_memory,
     reason_of,
 )
-from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset, TrainingSet, Verdict
 from backdoor_lab.data.cache import open_dataset, overlap
