@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core import checks
+from backdoor_lab.core.artifacts import WEIGHTS, map_split
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, StoreError
 from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import Parser, parser_of, path_of
-from backdoor_lab.core.small_files import UnreadableFile, check_regular, decode, read_json
+from backdoor_lab.core.small_files import UnreadableFile, decode, read_json
 from backdoor_lab.core.terminal import run_command
 from backdoor_lab.results.seal import read_sealed
 from backdoor_lab.results.whereabouts import CONFIGURATION, STORE, find_store
@@ -97,16 +98,16 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     """The tensors of a training stage, held against the record's hash."""
     from safetensors import SafetensorError
 
-    from backdoor_lab.core.tensors import read_tensors, tensors_digest
+    from backdoor_lab.core.tensors import tensors_digest
 
     try:
         entry = checks.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])
     except (KeyError, TypeError) as error:
         other = "; --which 1 is the attacked network" if stage != "train" else ""
         raise DataError(f"the record names no output of the stage {stage}{other}") from error
-    path = root / stage / entry / "weights.safetensors"
+    path = WEIGHTS.path(root / stage / entry)
     try:
-        found = read_tensors(path)
+        found = WEIGHTS.read(path.parent)
     except FileNotFoundError as error:
         raise StoreError(
             f"{path} is not there: remove the cell's record.json and repeat its command, which then"
@@ -136,8 +137,6 @@ def _normalisation(root: Path, record: dict[str, Any]) -> dict[str, str]:
 
 def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
     """The clean training images uint8 (N, C, H, W) with this digest, and the classes."""
-    import numpy as np
-
     from backdoor_lab.data.base import Split
     from backdoor_lab.data.cache import content_digest
 
@@ -146,10 +145,7 @@ def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
             meta = read_json(path)["meta"]
             if meta["digests"]["train"] != digest:
                 continue
-            files = [path.parent / f"train_{part}.npy" for part in ("images", "labels")]
-            for file in files:
-                check_regular(file)
-            images, labels = (np.load(f, mmap_mode="c", allow_pickle=False) for f in files)
+            images, labels = map_split(path.parent, "train", mode="c")
             classes = [str(name) for name in meta["classes"]]
             sound = content_digest(Split(images, labels), tuple(classes)) == digest
         except (OSError, UnreadableFile, ValueError, KeyError, TypeError):

@@ -6,17 +6,17 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from backdoor_lab import identity
+from backdoor_lab.core.artifacts import map_split, write_split
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.files import canonical
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.tensors import write_array
 from backdoor_lab.core.types import Dataset, Images
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.kinds import counted
@@ -139,18 +139,17 @@ def content_digest(split: Split, classes: tuple[str, ...]) -> str:
 
 
 def _write(folder: Path, read: _Unstored) -> dict[str, Any]:
-    for name, split in (("train", read.arrays.train), ("test", read.arrays.test)):
-        write_array(folder / f"{name}_images.npy", split.images)
-        write_array(folder / f"{name}_labels.npy", split.labels)
+    train, test = read.arrays.train, read.arrays.test
+    write_split(folder, "train", train.images, train.labels)
+    write_split(folder, "test", test.images, test.labels)
     meta: dict[str, Any] = {"classes": list(read.arrays.classes), "digests": read.digests}
     return meta | ({"notes": read.notes} if read.notes else {})
 
 
-def _mapped(folder: Path, split: str, classes: tuple[str, ...], digest: str) -> Images:
-    images, labels = (
-        torch.from_numpy(np.load(folder / f"{split}_{part}.npy", mmap_mode="c", allow_pickle=False))
-        for part in ("images", "labels")
-    )
+def _mapped(
+    folder: Path, split: Literal["train", "test"], classes: tuple[str, ...], digest: str
+) -> Images:
+    images, labels = map(torch.from_numpy, map_split(folder, split, mode="c"))
     return Images(images, labels, classes, digest)
 
 

@@ -17,9 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.core import small_files
+from backdoor_lab.core.artifacts import (
+    FEATURES,
+    POISON,
+    VERDICT,
+    WEIGHTS,
+    TensorFile,
+    map_split,
+)
 from backdoor_lab.core.checks import safe_name
 from backdoor_lab.core.errors import DataError, LabError
-from backdoor_lab.core.small_files import UnreadableFile, check_regular
+from backdoor_lab.core.small_files import UnreadableFile
 from backdoor_lab.core.store import read_manifest
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.records import decode as decode_without_indices
@@ -121,7 +129,7 @@ class Shelf:
         self.root = root
         self._check = lru_cache(None)(_check_hashes) if checked else lambda folder: None
         self.notes: list[str] = [] if root is not None else [NO_STORE]
-        self._tensors = lru_cache(_CACHED)(self._read_tensors)
+        self._arrays = lru_cache(_CACHED)(TensorFile.read_arrays)
         self._datasets = lru_cache(_CACHED)(self._dataset)
 
     def training(self, record: dict[str, Any]) -> Training | None:
@@ -171,17 +179,10 @@ class Shelf:
         self._check(folder)
         return folder
 
-    def _read_tensors(self, path: Path) -> dict[str, Array]:
-        from safetensors.numpy import load_file
-
-        check_regular(path)
-        found: dict[str, Array] = load_file(path)
-        return found
-
     def _training(self, record: dict[str, Any]) -> Training:
-        found = self._tensors(self._entry(record, "poison") / "poison.safetensors")
+        found = self._arrays(POISON, self._entry(record, "poison"))
         folder, classes = self._datasets(record["hashes"]["data"])
-        base, labels = (_mapped(folder / f"train_{part}.npy") for part in ("images", "labels"))
+        base, labels = map_split(folder, "train")
         covers = found.get("cover_index", found["source_index"][:0])
         original = np.concatenate([found["source_index"], covers])
         made = Training(
@@ -205,15 +206,14 @@ class Shelf:
         return found
 
     def _judged(self, record: dict[str, Any], n: int) -> Judged:
-        found = self._tensors(self._entry(record, "filter") / "verdict.safetensors")
+        found = self._arrays(VERDICT, self._entry(record, "filter"))
         scores, keep = found["scores"].astype(np.float64), found["keep"].astype(bool)
         if scores.shape != (n,) or keep.shape != (n,):
             raise ValueError("a verdict on another training set")
         return Judged(scores, keep)
 
     def _features(self, record: dict[str, Any], where: Array, n: int) -> Array:
-        path = self._entry(record, "extract") / "features.safetensors"
-        values = self._tensors(path)["values"]
+        values = self._arrays(FEATURES, self._entry(record, "extract"))["values"]
         if values.ndim != 2 or len(values) != n:
             raise ValueError("features of another training set")
         return values[where].astype(np.float64)
@@ -226,7 +226,7 @@ class Shelf:
         return losses
 
     def _first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array:
-        found = self._tensors(self._entry(record, stage) / "weights.safetensors")
+        found = self._arrays(WEIGHTS, self._entry(record, stage))
         return found[first_convolution(((k, v.shape) for k, v in found.items()), channels)]
 
 
@@ -237,11 +237,6 @@ def _check_hashes(folder: Path) -> None:
     damage = damage_in(folder)
     if damage:
         raise ValueError(damage)
-
-
-def _mapped(path: Path) -> Array:
-    check_regular(path)
-    return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
 def _never_ran(record: dict[str, Any], stage: str) -> bool:

@@ -11,10 +11,11 @@ import torch
 from backdoor_lab import identity
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import streams
+from backdoor_lab.core.artifacts import FEATURES, VERDICT, WEIGHTS
 from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.store import Entry, Store
-from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.core.tensors import tensors_digest
 from backdoor_lab.core.types import Features, Images, Poisoned, TrainingSet, Verdict
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
@@ -95,14 +96,14 @@ def autoencoder_stage(
     def make(folder: Path) -> dict[str, Any]:
         torch.set_num_threads(machine.threads)
         weights = train_autoencoder(training, seed, machine.device).state_dict()
-        write_tensors(folder / "weights.safetensors", weights)
+        WEIGHTS.write(folder, weights)
         return {"weights": tensors_digest(weights), **computed_on(machine, CONTIGUOUS)}
 
     version = identity.stage(AUTOENCODER)
     inputs = {"version": version, "training": training.digest, "seed": seed}
     entry = store.get(AUTOENCODER, inputs, make)
     net = new_autoencoder(training, seed)
-    net.load_state_dict(read_tensors(entry.path / "weights.safetensors"))
+    net.load_state_dict(WEIGHTS.read(entry.path))
     return net.eval(), entry
 
 
@@ -115,11 +116,11 @@ def _features(
             values = encode(module, images, machine.device)
         else:
             values = extract(module, images, cell.protocol["layer"], machine).values
-        write_tensors(folder / "features.safetensors", {"values": values})
+        FEATURES.write(folder, {"values": values})
         return {"n": len(values), "d": values.shape[1]}
 
     entry = store.get(stage, inputs, make)
-    values = read_tensors(entry.path / "features.safetensors")["values"]
+    values = FEATURES.read(entry.path)["values"]
     return Features(values, images.labels), entry
 
 
@@ -141,8 +142,7 @@ def filter_stage(
             verdict = defense(evidence.features, known)
         else:
             verdict = defense.judge(poisoned.is_poison)
-        tensors = {"scores": verdict.scores, "keep": verdict.keep}
-        write_tensors(folder / "verdict.safetensors", tensors)
+        VERDICT.write(folder, {"scores": verdict.scores, "keep": verdict.keep})
         return {"n_removed": int((~verdict.keep).sum()), "notes": verdict.notes, **where}
 
     inputs = {
@@ -155,7 +155,7 @@ def filter_stage(
         **({} if provided is None else {"material": provided.facts}),
     }
     entry = store.get("filter", inputs, make)
-    found = read_tensors(entry.path / "verdict.safetensors")
+    found = VERDICT.read(entry.path)
     return Verdict(found["scores"], found["keep"].bool(), entry.meta["notes"]), entry
 
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from backdoor_lab import identity
 from backdoor_lab.core import streams
+from backdoor_lab.core.artifacts import WEIGHTS
 from backdoor_lab.core.errors import Diverged
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.store import Entry, Store
-from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.core.tensors import tensors_digest
 from backdoor_lab.core.types import Dataset, Images, TrainingSet
 from backdoor_lab.defenses.material import Material, Practice
 from backdoor_lab.defenses.networks import Repair
@@ -88,7 +89,7 @@ def repair_stage(
         for name, value in weights.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise Diverged(f"weight {name} is not finite after the repair")
-        write_tensors(folder / "weights.safetensors", weights)
+        WEIGHTS.write(folder, weights)
         where = computed_on(machine, network.memory_format)
         return {"weights": tensors_digest(weights), "notes": notes, **where}
 
@@ -102,7 +103,7 @@ def repair_stage(
     entry = store.get("repair", inputs, make)
     repaired = material.fresh(0)
     assert isinstance(repaired, Classifier)
-    repaired.net.load_state_dict(read_tensors(entry.path / "weights.safetensors"))
+    repaired.net.load_state_dict(WEIGHTS.read(entry.path))
     return repaired.cpu().eval(), entry
 
 

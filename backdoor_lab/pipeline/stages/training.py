@@ -22,11 +22,12 @@ from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
 from backdoor_lab.core import streams
+from backdoor_lab.core.artifacts import POISON, PREPARED, WEIGHTS
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.files import canonical
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.store import Entry, Store
-from backdoor_lab.core.tensors import read_tensors, tensors_digest, write_tensors
+from backdoor_lab.core.tensors import tensors_digest
 from backdoor_lab.core.types import Dataset, Poisoned, TrainingSet
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.told import class_sizes, held_out_facts, without_held_out
@@ -55,7 +56,7 @@ def prepare_stage(
     """What the trigger optimises or trains before any image is triggered, given to it."""
 
     def make(folder: Path) -> dict[str, Any]:
-        write_tensors(folder / "prepared.safetensors", cell.trigger.prepare(work))
+        PREPARED.write(folder, cell.trigger.prepare(work))
         return computed_on(machine)
 
     inputs = {
@@ -68,7 +69,7 @@ def prepare_stage(
     if cell.trigger.prepared_per_class:
         inputs["classes"] = [cell.plan.target, cell.plan.source]
     entry = store.get("prepare", inputs, make)
-    cell.trigger.state = read_tensors(entry.path / "prepared.safetensors")
+    cell.trigger.state = PREPARED.read(entry.path)
     return entry
 
 
@@ -89,7 +90,7 @@ def poison_stage(
         tensors = {"rows": training.rows, "source_index": made.source_index}
         tensors |= {"index": training.index, "labels": training.labels}
         tensors |= {"cover_index": made.cover_index}
-        write_tensors(folder / "poison.safetensors", tensors)
+        POISON.write(folder, tensors)
         digest = content_digest(training, data.train.digest, _stamp(cell))
         return {"digest": digest, "n_poisoned": len(made.source_index)}
 
@@ -97,7 +98,7 @@ def poison_stage(
     inputs |= _surrogate(cell, machine)
     inputs |= {} if prepared is None else {"prepared": prepared.id}
     entry = store.get("poison", inputs, make)
-    found = read_tensors(entry.path / "poison.safetensors")
+    found = POISON.read(entry.path)
     late = cell.plan.stamp == "after" and len(found["rows"]) > 0
     training = TrainingSet(
         data.train.images, found["rows"], found["index"], found["labels"], data.classes,
@@ -148,7 +149,7 @@ def train_stage(
     def make(folder: Path) -> dict[str, Any]:
         module = fit(job, store.scratch(stage, inputs))
         weights = module.net.state_dict()
-        write_tensors(folder / "weights.safetensors", weights)
+        WEIGHTS.write(folder, weights)
         facts = {"loss": module.history, "n_train": len(training), "training": training.digest}
         where = computed_on(machine, module.memory_format)
         where["resumed_after"] = module.resumed_after
@@ -157,7 +158,7 @@ def train_stage(
 
     entry = store.get(stage, inputs, make)
     module = blank_classifier(job, machine)
-    module.net.load_state_dict(read_tensors(entry.path / "weights.safetensors"))
+    module.net.load_state_dict(WEIGHTS.read(entry.path))
     return module.eval(), entry
 
 
