@@ -33,6 +33,7 @@ class TensorFile:
     tensors: tuple[str, ...] = ()
 
     def path(self, folder: Path) -> Path:
+        """Where the file lies in a stage's folder."""
         return folder / self.name
 
     def write(self, folder: Path, tensors: dict[str, Tensor]) -> None:

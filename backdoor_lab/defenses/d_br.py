@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError, Diverged
-from backdoor_lab.core.layers import head
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import as_trained, features, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
+from backdoor_lab.numerics.layers import head
 
 SHIFT = 0.2
 """How far an image is moved at most, in widths of the image."""

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from backdoor_lab.core import stopping, streams
 from backdoor_lab.core.errors import ConfigError, Diverged
-from backdoor_lab.core.layers import PENULTIMATE, Tap
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import Features, Images
 from backdoor_lab.defenses.base import Filter, Knowledge, Look
 from backdoor_lab.defenses.material import Material
+from backdoor_lab.numerics.layers import PENULTIMATE, Tap
 
 CHUNK = 512
 Batch = tuple[Tensor, Tensor]

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset, Features, Poisoned, TrainingSet, Verdict
 from backdoor_lab.defenses.base import TruthControl
 from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.pipeline.stages.judging import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from backdoor_lab import identity
-from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.numerics.layers import AUTOENCODER
 
 if TYPE_CHECKING:
     from backdoor_lab.pipeline.cell import Cell

@@ -14,13 +14,13 @@ import torch
 from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core.files import canonical
-from backdoor_lab.core.layers import AUTOENCODER, Tap
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
+from backdoor_lab.numerics.layers import AUTOENCODER, Tap
 from backdoor_lab.pipeline.cell import Cell, source_of
 from backdoor_lab.pipeline.chain import Chain
 from backdoor_lab.pipeline.progress import Progress

@@ -11,7 +11,6 @@ from backdoor_lab.attacks.plan import count
 from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
 from backdoor_lab.core.errors import ConfigError, is_out_of_memory, reason_of
 from backdoor_lab.core.files import canonical
-from backdoor_lab.core.layers import AUTOENCODER, Tap, layer_of
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import size_words
@@ -20,6 +19,7 @@ from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.limits import memory_here
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.numerics.layers import AUTOENCODER, Tap, layer_of
 from backdoor_lab.pipeline.cell import Cell, source_of
 from backdoor_lab.pipeline.classes import check_pair
 from backdoor_lab.pipeline.keys import check_keys

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from backdoor_lab.core.errors import Diverged, many
-from backdoor_lab.core.layers import Tap
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.types import Features, Images, TrainingSet
+from backdoor_lab.numerics.layers import Tap
 from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.module import Classifier
 

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.layers import Tap, head
 from backdoor_lab.core.tensors import read_tensors, tensors_digest
+from backdoor_lab.numerics.layers import Tap, head
 from backdoor_lab.pipeline.cell import model_label
 from backdoor_lab.sweep.estimate import estimate
 from backdoor_lab.sweep.preflight import Preflight, try_network

@@ -12,8 +12,8 @@ from torch import nn
 
 import backdoor_lab
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.layers import Tap, head
 from backdoor_lab.defenses import networks
+from backdoor_lab.numerics.layers import Tap, head
 from backdoor_lab.training.fit import new_classifier
 from backdoor_lab.training.measure import extract
 
@@ -40,7 +40,7 @@ def test_the_head_is_the_last_linear_layer_wherever_it_stands() -> None:
 
 def test_hooks_on_layers_are_set_in_one_module() -> None:
     """The guard of unused columns looks at shapes alone and catches no features."""
-    allowed = {"core/layers.py", "training/unused_columns.py"}
+    allowed = {"numerics/layers.py", "training/unused_columns.py"}
     package = Path(backdoor_lab.__file__).parent
     found = {
         path.relative_to(package).as_posix()

@@ -10,13 +10,13 @@ from materials import PRACTICE, Small, hidden, linear, material
 from torch import Tensor, nn
 
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.layers import head
 from backdoor_lab.defenses.abl_unlearning import AblUnlearning
 from backdoor_lab.defenses.anp import Anp, drawn
 from backdoor_lab.defenses.d_br import DBr, sensitivity
 from backdoor_lab.defenses.fine_pruning import FinePruning, dormant
 from backdoor_lab.defenses.networks import train, training_batches
 from backdoor_lab.defenses.neural_cleanse import NeuralCleanse, Reversed, anomaly
+from backdoor_lab.numerics.layers import head
 
 
 def four_channels() -> Small:

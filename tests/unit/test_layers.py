@@ -9,7 +9,7 @@ from torch import Tensor
 
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError, Diverged
-from backdoor_lab.core.layers import layer_of
+from backdoor_lab.numerics.layers import layer_of
 from backdoor_lab.training.autoencoder import (
     DIMS,
     Autoencoder,

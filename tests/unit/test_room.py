@@ -80,6 +80,7 @@ WRITERS = {
     "pipeline/progress.py:_beat": "a lost beat costs nothing",
     "sweep/sweeper.py:_announce": "sweep",
     "sweep/launching/task.py:_crashes_told": "a warning, see `log`",
+    "core/artifacts.py:write": STAGE, "core/artifacts.py:write_split": STAGE,
     "core/tensors.py:write_array": STAGE, "core/tensors.py:write_tensors": STAGE,
     "training/fit.py:_checkpointer": STAGE, "training/gpus.py:_first_free": "gpu lock",
     "training/gpus.py:own_device": "gpu lock",

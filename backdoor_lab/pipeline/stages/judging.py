@@ -12,13 +12,13 @@ from backdoor_lab import identity
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import FEATURES, VERDICT, WEIGHTS
-from backdoor_lab.core.layers import AUTOENCODER
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.tensors import tensors_digest
 from backdoor_lab.core.types import Features, Images, Poisoned, TrainingSet, Verdict
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
+from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell, nameless
 from backdoor_lab.pipeline.stages.told import held_out, held_out_facts, knowledge
 from backdoor_lab.pipeline.stages.training import computed_on
