@@ -63,7 +63,7 @@ WRITERS = {
     "preview.py:_preview": ATOMIC,
     "tables/export.py:_parquet": TEXT,
     "tables/export.py:write_frame": ATOMIC,
-    "page/inquiry.py:tell": ATOMIC,
+    "page/inquiry.py:_answer": ATOMIC,
     "page/document.py:write_page": "tables",
     "page/write.py:write_as_named": ATOMIC, "page/write.py:write_files": "tables",
     "compare/__main__.py:_compare": ATOMIC, "export.py:_export": ATOMIC,
