@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import EXIT_DONE, DataError
 from backdoor_lab.core.options import parser_of, path_of
 from backdoor_lab.core.terminal import duration, plain, run_command
@@ -87,8 +88,7 @@ def _cost(cell: Cell) -> float:
     if not isinstance(stages, dict) or not isinstance(seconds, dict):
         return 0.0
     made = {n for n, s in stages.items() if isinstance(s, dict) and s.get("made") is True}
-    spent = [seconds.get(name) for name in made]
-    return float(sum(s for s in spent if isinstance(s, (int, float)) and 0 <= s < 1e9))
+    return sum(non_negative(seconds.get(name), high=LONGEST) or 0.0 for name in made)
 
 
 def show(sweep: Sweep, states: list[State]) -> str:

@@ -1,4 +1,8 @@
-"""The t interval of a mean, without importing scipy (1.4 s) into a command that takes 0.8 s."""
+"""Student's t: the interval of a mean, and the p value of a test.
+
+scipy.special is imported where it is used: of `compare`, which takes 0.15 s, it would cost every
+run as much again, and `reports` 0.1 s.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +25,14 @@ def half_width(std: float, n: int) -> float | None:
 
 @cache
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
-    """The t with ``P(|T| <= t) = level`` for a whole number of degrees of freedom, by bisection."""
-    low, high = 0.0, 1.0
-    while inside(high, freedom) < level:
-        high *= 2
-    for _ in range(200):
-        middle = (low + high) / 2
-        low, high = (middle, high) if inside(middle, freedom) < level else (low, middle)
-    return (low + high) / 2
+    """The t with ``P(|T| <= t) = level``."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + level) / 2))
 
 
-def inside(t: float, freedom: int) -> float:
-    """P(|T| <= t): Abramowitz and Stegun 26.7.3 (odd degrees of freedom) and 26.7.4 (even)."""
-    angle = math.atan2(t, math.sqrt(freedom))
-    cosine, odd = math.cos(angle), freedom % 2
-    term, total = (cosine if odd else 1.0), 0.0
-    for k in range(1 + odd, freedom, 2):
-        total += term
-        term *= cosine * cosine * k / (k + 1)
-    if odd:
-        return 2 / math.pi * (angle + math.sin(angle) * total)
-    return math.sin(angle) * total
+def beyond(t: float, freedom: int) -> float:
+    """``P(|T| >= t)`` for `t` of 0 or more."""
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -t))

@@ -1,6 +1,8 @@
 """Paired comparisons: the mean difference, its interval, three tests of it, and Holm's correction.
 
-Written out so that a command need not import scipy (1.4 s); the tests hold them against it.
+The t test is scipy.special's. The sign and signed-rank tests are written out, because scipy.stats
+would take `compare` from 0.15 s to 0.9 s, and because `scipy.stats.wilcoxon` is exact only without
+ties: of 201 small samples with ties its `method="exact"` gave another p for 96, "auto" for 47.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backdoor_lab.analysis.intervals import half_width, inside
+from backdoor_lab.analysis.intervals import beyond, half_width
 
 EXACT_UP_TO = 50
 """Pairs up to which the exact tests are computed; with more, the t test needs no second opinion."""
@@ -47,8 +49,8 @@ def paired(differences: Sequence[float]) -> Paired:
 
 def t_test(mean: float, std: float, n: int) -> float:
     """The two-sided p of the paired t test: ``t = mean / (std / sqrt(n))``, n-1 degrees of freedom
-    (Student 1908). Exact to about 1e-15, which is its floor."""
-    return max(0.0, 1.0 - inside(abs(mean) / (std / math.sqrt(n)), n - 1))
+    (Student 1908)."""
+    return beyond(abs(mean) / (std / math.sqrt(n)), n - 1)
 
 
 def sign_test(differences: Sequence[float]) -> float | None:

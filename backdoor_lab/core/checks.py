@@ -12,19 +12,37 @@ from backdoor_lab.core.errors import ConfigError, unknown
 
 LARGEST = 2**31
 """Where no other bound is named: what every library here can hold and count."""
+LONGEST = 1e9
+"""Seconds that a record may claim for a stage or a cell: more than thirty years."""
 NAME = re.compile(r"[a-z0-9_.-]{1,64}\Z")
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number that a float can hold; true and false are none."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def non_negative(value: Any, *, high: float = math.inf) -> float | None:
+    """`value`, of a file that anyone may have written, as a float if it is a finite number with
+    ``0 <= value <= high``; else None."""
+    return float(value) if is_number(value) and 0 <= value <= high else None
 
 
 def number(name: str, value: Any, *, low: float = -math.inf, below: float = math.inf) -> float:
     """`value` as a float with ``low <= value < below``; text, bool and NaN are refused."""
-    if not _is_number(value) or not low <= value < below:
+    if not is_number(value) or not low <= value < below:
         raise ConfigError(f"`{name}` must {_span(name, low, below)}, got {value!r}")
     return float(value)
 
 
 def share(name: str, value: Any) -> float:
     """`value` as a float with ``0 <= value <= 1``; text, bool and NaN are refused."""
-    if not _is_number(value) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
     return float(value)
 
@@ -93,12 +111,3 @@ def _span(name: str, low: float, below: float) -> str:
 
 def _shown(bound: float) -> str:
     return str(bound) if isinstance(bound, int) else f"{bound:g}"
-
-
-def _is_number(value: Any) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:
-        return False

@@ -1,4 +1,10 @@
-"""Getting the official files of a public data set: by hash, one process at a time, or one error."""
+"""Getting the official files of a public data set: by hash, one process at a time, or one error.
+
+torchvision's `download_url` does the transfer. pooch would replace that one call and nothing else
+here: it has no lock between processes, no second address for a file, no bound of its size, no
+resuming, and no unpacked form that serves as well; and it requires three packages (platformdirs,
+packaging, requests).
+"""
 
 from __future__ import annotations
 

@@ -14,9 +14,11 @@ from backdoor_lab.analysis.evidence import (
     sampled,
 )
 from backdoor_lab.analysis.material import Material, in_target
+from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import many
 from backdoor_lab.page.page_pictures import late
 from backdoor_lab.results.records import Cell
+from backdoor_lab.results.stages import STAGES
 from backdoor_lab.results.stored import Shelf, Training
 from backdoor_lab.tables.markup import short
 
@@ -26,11 +28,6 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 Record = dict[str, Any]
 PAIRS, BASE, MOST_BARS = 32, 1000, 40
-STAGES = (
-    "prepare", "surrogate", "poison", "train", "train_accuracy1", "measure1", "transformed1",
-    "autoencoder", "clean", "extract", "filter", "repair", "retrain", "train_accuracy2", "measure2",
-    "transformed2",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,8 +118,7 @@ def costs(cells: Sequence[Cell]) -> tuple[list[str], list[str], Array]:
 def _seconds(cell: Cell, stage: str) -> float:
     known = cell.run.get("seconds")
     value = known.get(stage) if isinstance(known, dict) else None
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if value is not None and number and 0 <= value < 1e9 else 0.0
+    return non_negative(value, high=LONGEST) or 0.0
 
 
 def attacked(whole: Whole) -> Iterator[tuple[str, Record, Training]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.measures import IMAGES, MEASURE
 from backdoor_lab.results.records import Cell
@@ -121,12 +121,9 @@ def _figure(cells: Sequence[Cell], name: str) -> Column:
 
 def _seconds(cell: Cell) -> float | None:
     stages = cell.run.get("seconds")
-    spent = [v for v in stages.values() if _is_cost(v)] if isinstance(stages, dict) else []
-    return float(sum(spent)) if spent else None
-
-
-def _is_cost(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e9
+    given = stages.values() if isinstance(stages, dict) else []
+    spent = [s for value in given if (s := non_negative(value, high=LONGEST)) is not None]
+    return sum(spent) if spent else None
 
 
 def _cut(text: str) -> str:

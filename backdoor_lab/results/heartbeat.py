@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.checks import non_negative
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.small_files import read_json
 
@@ -39,8 +40,7 @@ class Heartbeat:
     @property
     def fraction(self) -> float | None:
         """The share of the stage that is done, where it tells."""
-        found = self.content.get("fraction")
-        return float(found) if isinstance(found, (int, float)) and 0 <= found <= 1 else None
+        return non_negative(self.content.get("fraction"), high=1)
 
     @property
     def where(self) -> str:

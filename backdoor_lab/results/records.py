@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backdoor_lab.core import small_files
+from backdoor_lab.core.checks import non_negative
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.results.measures import TRANSFORMED, under_name
 from backdoor_lab.results.seal import check_seal
@@ -206,6 +207,7 @@ def _under(record: Mapping[str, Any]) -> dict[str, float]:
 def _number(where: str, value: Any, high: float) -> float | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= high:
+    found = non_negative(value, high=high)
+    if found is None:
         raise DataError(f"`{where}` must satisfy 0 <= {where} <= {high:g}, got {value!r}")
-    return float(value)
+    return found

@@ -26,6 +26,7 @@ from backdoor_lab.pipeline.chain import Chain
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.pipeline.stages.told import class_sizes
 from backdoor_lab.pipeline.stages.training import train_stage
+from backdoor_lab.results.stages import is_at_or_before
 from backdoor_lab.sweep.calibrate import Rate, Speed
 from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.fit import Job
@@ -33,10 +34,6 @@ from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.module import Classifier
 
-ORDER = (
-    "prepare", "poison", "train", "measure", "transformed", "autoencoder", "clean", "extract",
-    "filter", "retrain", "repair",
-)  # fmt: skip
 MEASURE, TRANSFORMED, TRAIN_ACCURACY = MEASUREMENTS = ("measure", "transformed", "train_accuracy")
 """On these no other stage depends."""
 FLOAT32 = 4
@@ -176,7 +173,7 @@ def _count(
     beyond = [stage for stage in missing if stage not in MEASUREMENTS]
     if not beyond:
         return amount
-    stage = ORDER.index(beyond[0])
+    stage = beyond[0]
     network = [data.train.digest, cell.seed, cell.config["model"], cell.recipe.decides()]
     trainings = int(cell.retrain and not isinstance(cell.defense, Repair))
     if trainings and _leaves_clean(cell, poisoned, added):
@@ -184,17 +181,17 @@ def _count(
         trainings = int(_once(shared, again) and not _clean_is_there(cell, data, machine))
     amount.measured += (passes[MEASURE] + passes[TRANSFORMED]) * int(cell.retrain)
     attacked = [cell.attack, *network] if added else ["clean", *network]
-    if stage <= ORDER.index("train") and _once(shared, attacked):
+    if is_at_or_before(stage, "train") and _once(shared, attacked):
         trainings += 1
         amount.measured += n_test
     transformed = ["transformed", cell.asr_under, *attacked]
-    if stage <= ORDER.index("train") and _once(shared, transformed):
+    if is_at_or_before(stage, "train") and _once(shared, transformed):
         amount.measured += passes[TRANSFORMED]
-    own = stage <= ORDER.index("poison") and cell.trigger.uses_surrogate
+    own = is_at_or_before(stage, "poison") and cell.trigger.uses_surrogate
     surrogates = int(own and _once(shared, ["surrogate", *network]))
     trainings += surrogates
     looked = ["features", attacked, cell.protocol["layer"]]
-    if stage <= ORDER.index("extract") and _once(shared, looked):
+    if is_at_or_before(stage, "extract") and _once(shared, looked):
         amount.extracted += n_train
         work.bytes += n_train * size[1]
     repaired = int(cell.retrain and isinstance(cell.defense, Repair))

@@ -10,17 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.results.heartbeat import HEARTBEAT, Heartbeat, read_heartbeat
 from backdoor_lab.results.records import DAMAGED, Cell
+from backdoor_lab.results.stages import AFTER_TRAININGS, BETWEEN_TRAININGS
 from backdoor_lab.sweep.listing import RECORD, read_record
 
-LATER = ("train_accuracy2", "measure2", "transformed2", "record")
-"""Stages behind a cell's last training."""
-MIDDLE = (
-    "train_accuracy1", "measure1", "transformed1", "autoencoder", "clean", "extract", "filter",
-)  # fmt: skip
-"""Stages between its two trainings, which take about half of its time each."""
 ENOUGH = 0.05
 """The share of a cell that must be done before its own pace says how long it takes."""
 
@@ -63,9 +59,9 @@ class Watch:
         started = self._started.pop(name, None)
         if cell.done:
             self._done.add(name)
-            spent = cell.run.get("wall_seconds")
+            spent = non_negative(cell.run.get("wall_seconds"), high=LONGEST)
             here = now - started.at if started else 0.0
-            self._costs[name] = float(spent) if isinstance(spent, (int, float)) else here
+            self._costs[name] = here if spent is None else spent
         return cell
 
     def running(self, now: float) -> dict[str, Heartbeat]:
@@ -112,9 +108,9 @@ class Watch:
 
 def share_done(beat: Heartbeat) -> float:
     """The share of a cell that is done, roughly: its two trainings take half of it each."""
-    if beat.stage in LATER:
+    if beat.stage in AFTER_TRAININGS:
         return 1.0
-    if beat.stage in MIDDLE:
+    if beat.stage in BETWEEN_TRAININGS:
         return 0.5
     part = beat.fraction or 0.0
     return {"train": 0.5 * part, "retrain": 0.5 + 0.5 * part, "repair": 0.5 + 0.5 * part}.get(

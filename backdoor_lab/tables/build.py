@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.analysis.intervals import half_width
+from backdoor_lab.core.checks import is_number
 from backdoor_lab.results.measures import UNDER
 from backdoor_lab.results.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, WORTH, Cell
 from backdoor_lab.results.sweeps import Sweep
@@ -212,8 +213,3 @@ def status_of(cells: Sequence[Cell]) -> str:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite number, and no true or false."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

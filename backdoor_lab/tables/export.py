@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from backdoor_lab.core.checks import is_number
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.sheets import csv_of_frame
@@ -22,7 +23,7 @@ from backdoor_lab.results.records import (
 )
 from backdoor_lab.results.sweeps import Sweep
 from backdoor_lab.tables.axes import Facts
-from backdoor_lab.tables.build import is_number, set_kinds
+from backdoor_lab.tables.build import set_kinds
 from backdoor_lab.tables.layout import words
 
 if TYPE_CHECKING:

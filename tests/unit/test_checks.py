@@ -123,3 +123,21 @@ def test_seeds_do_not_depend_on_the_process() -> None:
     others = {derive(3, "order", 7), derive(3, "order", 8), derive(4, "order", 7), derive(3)}
     assert len(others) == 4
     assert all(0 <= seed < 2**63 for seed in others)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 1, 2.5, 2**60])
+def test_a_finite_number_of_0_or_more_is_taken_from_a_file(value: float) -> None:
+    assert checks.non_negative(value) == value
+    assert isinstance(checks.non_negative(value), float)
+
+
+@pytest.mark.parametrize(
+    "value", [-1, -0.5, float("nan"), float("inf"), 10**400, True, False, "1", None, [1], {}]
+)
+def test_anything_else_is_none(value: object) -> None:
+    assert checks.non_negative(value) is None
+
+
+def test_a_number_above_its_bound_is_none() -> None:
+    assert checks.non_negative(1.0, high=1) == 1.0
+    assert checks.non_negative(1.5, high=1) is None

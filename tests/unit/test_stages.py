@@ -1,0 +1,26 @@
+"""The order of a cell's stages, which progress, estimates and figures share."""
+
+from __future__ import annotations
+
+from backdoor_lab.results.stages import (
+    AFTER_TRAININGS,
+    BETWEEN_TRAININGS,
+    STAGES,
+    is_at_or_before,
+)
+
+
+def test_stages_between_and_after_the_two_trainings() -> None:
+    assert BETWEEN_TRAININGS == (
+        "train_accuracy1", "measure1", "transformed1", "autoencoder", "clean", "extract", "filter",
+    )  # fmt: skip
+    assert AFTER_TRAININGS == ("train_accuracy2", "measure2", "transformed2", "record")
+    assert len(set(STAGES)) == len(STAGES)
+
+
+def test_stages_of_the_store_are_compared_by_their_first_time() -> None:
+    assert is_at_or_before("surrogate", "poison")
+    assert is_at_or_before("train", "train")
+    assert not is_at_or_before("measure", "train")
+    assert is_at_or_before("measure", "extract")
+    assert not is_at_or_before("retrain", "extract")
