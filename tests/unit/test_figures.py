@@ -225,6 +225,10 @@ def test_many_ratios_stand_on_a_logarithmic_axis_with_the_predicted_auroc(tmp_pa
     assert measured.means == pytest.approx([99.0] * 4)
     assert predicted.means == pytest.approx([50.1, 51, 60, 100])
     figure = ratios.against_ratio("pixel", [panel])
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    assert legend.x0 >= 0
+    assert legend.x1 <= figure.bbox.x1
     assert figure.axes[-1].get_xscale() == "symlog"
     assert list(figure.axes[-1].get_xticks()) == pytest.approx([0.2, 2, 20, 100])
 
