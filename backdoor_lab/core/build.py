@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from backdoor_lab.core import checks
@@ -18,41 +19,69 @@ from backdoor_lab.core.errors import ConfigError
 T = TypeVar("T")
 OWN = re.compile(r"backdoor_lab\.(attacks|defenses|data)\.[a-z][a-z0-9_]*\.[A-Z][A-Za-z0-9]*\Z")
 NOT_ARGUMENTS = ("_target_", "name")
+OPTIONS = "options"
 
 
-def build(
-    where: str, config: dict[str, Any], kind: type[T], shared: Mapping[str, Any] | None = None
-) -> T:
+@dataclass(frozen=True)
+class Shared:
+    """Keys that every config of a group may have, and that reach a class as one object.
+
+    `values` holds each key with what it is where a config says nothing else. `make(**values)` is
+    handed to the class as its argument `options`; a class without such an argument does without.
+    """
+
+    values: Mapping[str, Any]
+    make: Callable[..., object]
+
+    def under(self, given: Mapping[str, Any]) -> Shared:
+        """The same keys, for a config that says some of them and for objects inside it."""
+        return replace(self, values=with_shared(given, self.values))
+
+
+_NONE_SHARED = Shared({}, lambda: None)
+
+
+def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _NONE_SHARED) -> T:
     """The object that `config` describes: its class from `_target_`, its keys as arguments.
 
     `where` is the key under which the config stands, for messages; `kind` a class, or a tuple
-    of classes as for isinstance. `shared` are values that stand outside of the config and hold
-    where the config says nothing else: for arguments of these names, also of objects inside, and
-    for the method `obey` where there is one. Raises ConfigError for a name outside the allowlist,
-    an unknown key, or a value that the class refuses.
+    of classes as for isinstance. `shared` holds for objects inside the config too; its object is
+    made, and so checked, for every class, and given to those that take it, also through their
+    method `obey` where there is one. Raises ConfigError for a name outside the allowlist, an
+    unknown key, or a value that the class refuses.
     """
     cls = _find(where, config.get("_target_"), kind)
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
-    parameters, takes_any = _parameters(cls)
-    obeyed = with_shared(given, shared or {})
-    known = dict.fromkeys([*parameters, *(obeyed if hasattr(cls, "obey") else ())])
+    parameters, _ = _parameters(cls)
+    shared = shared.under(given)
+    options = shared.make(**shared.values)
+    if twice := [name for name in parameters if name in shared.values]:
+        raise ConfigError(
+            f"`{where}._target_`: {cls.__name__} has an argument {', '.join(twice)}: these keys"
+            f" reach a class as one object, its argument `{OPTIONS}`"
+        )
+    own = [name for name in parameters if not (shared.values and name == OPTIONS)]
+    known = dict.fromkeys([*own, *shared.values])
     checks.keys(f"{where}={config['name']}" if config.get("name") else where, given, known)
     missing = [
         name
         for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and name not in config and name not in obeyed
+        if name in own and parameter.default is parameter.empty and name not in config
     ]
     if missing:
         raise ConfigError(f"`{where}` needs a value for {', '.join(missing)}")
     if "name" in parameters:
         given["name"] = config.get("name")
-    arguments = {key: value for key, value in given.items() if key in parameters or takes_any}
-    arguments |= {key: value for key, value in obeyed.items() if key in parameters or takes_any}
-    made = cls(
-        **{k: _nested(f"{where}.{k}", value, kind, obeyed) for k, value in arguments.items()}
-    )
-    if shared and hasattr(made, "obey"):
-        made.obey(**obeyed)
+    arguments = {
+        key: _nested(f"{where}.{key}", value, kind, shared)
+        for key, value in given.items()
+        if key not in shared.values
+    }
+    if shared.values and _in_constructor(cls):
+        arguments[OPTIONS] = options
+    made = cls(**arguments)
+    if shared.values and hasattr(made, "obey"):
+        made.obey(options)
     return made
 
 
@@ -61,10 +90,14 @@ def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str
     return {key: given.get(key, value) for key, value in shared.items()}
 
 
-def takes(cls: type, name: str) -> bool:
-    """Whether a class made by `build` works by a shared value of this name."""
+def takes_options(cls: type) -> bool:
+    """Whether a class that `build` makes is given the object of `Shared`."""
+    return _in_constructor(cls) or hasattr(cls, "obey")
+
+
+def _in_constructor(cls: type) -> bool:
     parameters, takes_any = _parameters(cls)
-    return takes_any or name in parameters or hasattr(cls, "obey")
+    return takes_any or OPTIONS in parameters
 
 
 def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
@@ -75,7 +108,7 @@ def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
     return named, any(each.kind is kinds[0] for each in found.values())
 
 
-def _nested(where: str, value: Any, kind: type[T], shared: Mapping[str, Any]) -> Any:
+def _nested(where: str, value: Any, kind: type[T], shared: Shared) -> Any:
     inside = isinstance(value, dict) and "_target_" in value
     return build(where, value, kind, shared) if inside else value
 

@@ -18,6 +18,7 @@ from backdoor_lab.defenses.networks import (
     train,
     training_batches,
 )
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 SHARE_OF_EPOCHS = 0.2
 
@@ -38,16 +39,13 @@ class Abl(NetworkFilter):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         gamma: float = 0.5,
         epochs: int | None = None,
         isolate: float = 0.01,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.gamma = checks.number("defense.gamma", gamma, low=0)
         self.epochs = None if epochs is None else checks.whole("defense.epochs", epochs, low=1)
         self.isolate = checks.number("defense.isolate", isolate, low=0, below=1)

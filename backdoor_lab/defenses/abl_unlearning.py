@@ -36,10 +36,6 @@ class AblUnlearning(Unlearning):
         training_epochs: int | None = None,
         unlearning_epochs: int = 5,
         unlearning_lr: float = 0.0005,
-        classes: str = "",
-        budget: str = "",
-        budget_cap: str = "",
-        centred: bool = True,
     ) -> None:
         self.isolation = Abl(gamma=gamma, epochs=epochs, isolate=isolate)
         self.training_epochs = (

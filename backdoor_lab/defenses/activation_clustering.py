@@ -8,6 +8,7 @@ from torch import Tensor
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.defenses.base import Knowledge, Look, row_order
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 
 FEWEST = 3
@@ -30,18 +31,15 @@ class ActivationClustering(Principal):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         dims: int = 10,
         reduce: str = "ica",
         rule: str = "size",
         size_below: float = 0.35,
         silhouette_above: float = 0.1,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.dims = checks.whole("defense.dims", dims, low=1)
         self.reduce = checks.choice("defense.reduce", reduce, ("ica", "pca"))
         self.rule = checks.choice("defense.rule", rule, ("size", "silhouette"))

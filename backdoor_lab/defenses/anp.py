@@ -46,10 +46,6 @@ class Anp(Repair):
         threshold: float = 0.2,
         steps: int = 2000,
         lr: float = 0.2,
-        classes: str = "",
-        budget: str = "",
-        budget_cap: str = "",
-        centred: bool = True,
     ) -> None:
         self.eps = checks.number("defense.eps", eps, low=0, below=1)
         self.alpha = checks.number("defense.alpha", alpha, low=0, below=1 + 1e-9)

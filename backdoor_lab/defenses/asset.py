@@ -21,6 +21,7 @@ from backdoor_lab.defenses.networks import (
     losses_at,
     train,
 )
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Asset(NetworkFilter):
@@ -43,16 +44,13 @@ class Asset(NetworkFilter):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         steps: int = 200,
         concentrate: float = 0.5,
         lr: float = 0.01,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.steps = checks.whole("defense.steps", steps, low=2)
         self.concentrate = checks.number("defense.concentrate", concentrate, low=0, below=1 + 1e-9)
         self.lr = checks.number("defense.lr", lr, low=0)

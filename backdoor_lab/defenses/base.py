@@ -11,15 +11,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError, Diverged
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.types import Features, Verdict
 from backdoor_lab.defenses.budget import Budget, split
 from backdoor_lab.defenses.material import Material
-
-SCOPES = ("target", "all", "suspicious")
+from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
 
 
 @dataclass(frozen=True)
@@ -93,45 +92,38 @@ class Look:
 class Filter(Defense):
     """A defense that scores each class by itself and removes the highest scores.
 
-    `classes`: look at the `target` class, at `all`, or at those that are `suspicious` by the
-    filter's own account. `budget`, `budget_cap`: see `budget.Budget`. `centred` stands here so
-    that one sweep can set it for every filter; a filter that reads it takes it out of `unused`.
+    `unused` names the fields of `FilterOptions` that decide nothing here: two configurations
+    that differ in them alone are one cell. A filter that reads `centred` takes it out.
     """
 
-    unused: tuple[str, ...] = ("centred",)
+    unused: ClassVar[tuple[str, ...]] = ("centred",)
 
-    def __init__(
-        self,
-        *,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
-    ) -> None:
-        self.obey(classes=classes, budget=budget, budget_cap=budget_cap)
+    def __init__(self, options: FilterOptions = DEFAULTS) -> None:
+        self.obey(options)
 
-    def obey(
-        self, *, classes: str, budget: str, budget_cap: str | None, centred: bool = True
-    ) -> None:
+    def obey(self, options: FilterOptions) -> None:
         """Takes what the protocol asks of every filter. Called once more after `__init__` for a
         filter that was made from a configuration, whatever its own `__init__` does."""
-        self.scope = checks.choice("defense.classes", classes, SCOPES)
-        self.budget = Budget(budget, budget_cap)
+        self.options = options
         if self.scope == "suspicious" and type(self).suspects is Filter.suspects:
             raise ConfigError(
                 f"`defense.classes=suspicious` is not defined for {type(self).__name__}, which"
                 " has no rule to compare classes: use defense.classes=all or target"
             )
 
+    @property
+    def scope(self) -> str:
+        """Which classes are looked at: `FilterOptions.classes`."""
+        return self.options.classes
+
+    @property
+    def budget(self) -> Budget:
+        """How many examples of a class go."""
+        return self.options.rule
+
     def applied(self) -> dict[str, object]:
         """What of the protocol this filter works by, for the record."""
-        centred = {"centred": getattr(self, "centred", None)}
-        return {
-            "classes": self.scope,
-            "budget": self.budget.text,
-            "budget_cap": self.budget.cap,
-            **({} if "centred" in self.unused else centred),
-        }
+        return {k: getattr(self.options, k) for k in OPTION_KEYS if k not in self.unused}
 
     @abstractmethod
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:

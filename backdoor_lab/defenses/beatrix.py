@@ -11,6 +11,7 @@ from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Filter, Knowledge, Look, finite
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 FEWEST = 2
 CHUNK = 1000
@@ -35,18 +36,15 @@ class Beatrix(Filter):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         orders: int = 8,
         positions: int = 1,
         channels: int = 64,
         width: float = 10.0,
         reference: str = "clean",
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.orders = checks.whole("defense.orders", orders, low=1, below=33)
         self.positions = checks.whole("defense.positions", positions, low=1)
         self.channels = checks.whole("defense.channels", channels, low=1)

@@ -20,6 +20,7 @@ from backdoor_lab.defenses.networks import (
     logits_at,
     train,
 )
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Confusion(NetworkFilter):
@@ -42,17 +43,14 @@ class Confusion(NetworkFilter):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         shares: Sequence[float] = (0.5, 0.2, 0.05),
         steps: int = 200,
         weight: float = 20.0,
         lr: float = 0.01,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         if not isinstance(shares, (list, tuple)) or not shares:
             raise ConfigError(f"`defense.shares` must be a list, as [0.5, 0.2], got {shares!r}")
         self.shares = [

@@ -43,10 +43,6 @@ class DBr(Unlearning):
         poison: float = 0.05,
         epochs: int = 20,
         lr: float = 0.0001,
-        classes: str = "",
-        budget: str = "",
-        budget_cap: str = "",
-        centred: bool = True,
     ) -> None:
         self.first_epochs = checks.whole("defense.first_epochs", first_epochs, low=1)
         self.clean = checks.number("defense.clean", clean, low=1e-9, below=1)

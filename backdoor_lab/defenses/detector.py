@@ -12,6 +12,7 @@ from backdoor_lab.core import checks, streams
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.defenses.base import Knowledge, Look, row_order
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 
 FEWEST = 3
@@ -32,14 +33,11 @@ class Detector(Principal):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         dims: int = 16,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.dims = checks.whole("defense.dims", dims, low=1)
 
     @abstractmethod

@@ -32,10 +32,6 @@ class FinePruning(Repair):
         drop: float = 0.04,
         epochs: int = 10,
         lr: float = 0.01,
-        classes: str = "",
-        budget: str = "",
-        budget_cap: str = "",
-        centred: bool = True,
     ) -> None:
         self.drop = checks.number("defense.drop", drop, low=0, below=1)
         self.epochs = checks.whole("defense.epochs", epochs, low=0)

@@ -6,6 +6,7 @@ from typing import Any
 
 from backdoor_lab.core import checks, streams
 from backdoor_lab.defenses.detector import Detector
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Forest(Detector):
@@ -19,15 +20,12 @@ class Forest(Detector):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         trees: int = 100,
         dims: int = 16,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(dims=dims, classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options, dims=dims)
         self.trees = checks.whole("defense.trees", trees, low=1)
 
     def outlying(self, points: Any, seed: int) -> Any:

@@ -93,11 +93,9 @@ def auto_count(scores: Tensor, flagged: int) -> int:
 class Repair(ABC):
     """A reference that gives a network without a backdoor, and removes no image.
 
-    It may start from the attacked network or train on the training set by itself. The filters'
-    options are taken and not used, so that one sweep can set them for filters and repairs alike.
+    It may start from the attacked network or train on the training set by itself.
     """
 
-    unused: ClassVar[tuple[str, ...]] = ("classes", "budget", "budget_cap", "centred")
     needs_clean: ClassVar[bool] = True
 
     def told(self) -> list[str]:

@@ -65,10 +65,6 @@ class NeuralCleanse(Repair):
         patched: float = 0.2,
         epochs: int = 10,
         lr: float = 0.01,
-        classes: str = "",
-        budget: str = "",
-        budget_cap: str = "",
-        centred: bool = True,
     ) -> None:
         self.steps = checks.whole("defense.steps", steps, low=1)
         self.threshold = checks.number("defense.threshold", threshold, low=0)

@@ -9,18 +9,7 @@ from backdoor_lab.defenses.base import Defense, Knowledge
 
 
 class Keep(Defense):
-    """Keeps every example and scores none.
-
-    The filters' options are taken and not used, so that one sweep can set them for a filter and
-    its controls alike.
-    """
-
-    unused = ("classes", "budget", "budget_cap", "centred")
-
-    def __init__(
-        self, *, classes: str = "", budget: str = "", budget_cap: str = "", centred: bool = True
-    ) -> None:
-        pass
+    """Keeps every example and scores none."""
 
     def __call__(self, features: Features, known: Knowledge) -> Verdict:
         n = len(features.labels)

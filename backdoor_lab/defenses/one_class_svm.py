@@ -6,6 +6,7 @@ from typing import Any
 
 from backdoor_lab.core import checks, streams
 from backdoor_lab.defenses.detector import Detector
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Svm(Detector):
@@ -20,15 +21,12 @@ class Svm(Detector):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         nu: float = 0.1,
         dims: int = 16,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(dims=dims, classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options, dims=dims)
         self.nu = checks.number("defense.nu", nu, low=1e-3, below=1)
 
     def outlying(self, points: Any, seed: int) -> Any:

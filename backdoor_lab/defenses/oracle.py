@@ -9,18 +9,7 @@ from backdoor_lab.defenses.base import TruthControl
 
 
 class Oracle(TruthControl):
-    """Removes every poisoned example and no other: the best that any filter could do.
-
-    The filters' options are taken and not used, so that one sweep can set them for a filter and
-    its controls alike.
-    """
-
-    unused = ("classes", "budget", "budget_cap", "centred")
-
-    def __init__(
-        self, *, classes: str = "", budget: str = "", budget_cap: str = "", centred: bool = True
-    ) -> None:
-        pass
+    """Removes every poisoned example and no other: the best that any filter could do."""
 
     def judge(self, is_poison: Tensor) -> Verdict:
         return Verdict(is_poison.double(), ~is_poison)

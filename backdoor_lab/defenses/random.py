@@ -16,23 +16,9 @@ from backdoor_lab.defenses.base import Defense, Filter, Knowledge
 
 class Random(Defense):
     """Removes from each class as many examples as the filter `like` does, at random, and scores
-    those that `like` looked at.
+    those that `like` looked at. The filters' options are those of `like`."""
 
-    The other options are the filter's; they stand here too so that one sweep can set them for a
-    filter and its controls alike.
-    """
-
-    unused = ("classes", "budget", "budget_cap", "centred")
-
-    def __init__(
-        self,
-        *,
-        like: Filter,
-        classes: str = "",
-        budget: str = "",
-        budget_cap: str = "",
-        centred: bool = True,
-    ) -> None:
+    def __init__(self, *, like: Filter) -> None:
         if not isinstance(like, Filter):
             raise ConfigError(
                 f"`defense.like` must be a filter with a `_target_` of its own, got {like!r}"

@@ -14,6 +14,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge, Look, finite, modified_z
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.numerics.otsu import variance_between
 from backdoor_lab.numerics.singular import top_directions
@@ -43,14 +44,11 @@ class Scan(Principal):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         threshold: float = math.e**2,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.threshold = checks.number("defense.threshold", threshold, low=0)
 
     def told(self) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from backdoor_lab.core import checks
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Knowledge, Look, cut, suspects_by_size
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.numerics.singular import top_direction, top_directions
 
@@ -48,20 +49,16 @@ class Spectral(Principal):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         rank: int = 1,
         rounds: int = 1,
         tail_power: float = 0,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.rank = checks.whole("defense.rank", rank, low=1)
         self.rounds = checks.whole("defense.rounds", rounds, low=1)
         self.tail_power = checks.number("defense.tail_power", tail_power, low=0, below=STEEPEST)
-        self.centred = checks.flag("defense.centred", centred)
 
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
         axes = self._axes(values)
@@ -84,7 +81,7 @@ class Spectral(Principal):
 
     def _tau(self, along: Tensor, offset: Tensor, tails: Tensor) -> Tensor:
         weights = tails**self.tail_power
-        if self.centred:
+        if self.options.centred:
             return along.square() @ weights
         return ((along + offset).square() @ weights).sqrt()
 

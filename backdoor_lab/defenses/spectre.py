@@ -8,6 +8,7 @@ from torch import Tensor
 from backdoor_lab.core import checks
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Knowledge, Look, suspects_by_size
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 
 ROWS_PER_COMPONENT = 10
@@ -35,16 +36,13 @@ class Spectre(Principal):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         rank: int | None = None,
         max_rank: int = 100,
         alpha: float = 4.0,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.rank = None if rank is None else checks.whole("defense.rank", rank, low=1)
         self.max_rank = checks.whole("defense.max_rank", max_rank, low=1)
         self.alpha = checks.number("defense.alpha", alpha, low=0)

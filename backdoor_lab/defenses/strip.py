@@ -9,6 +9,7 @@ from backdoor_lab.core import checks, streams
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import NetworkFilter, Rating, clean_of, logits
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Strip(NetworkFilter):
@@ -29,16 +30,13 @@ class Strip(NetworkFilter):
 
     def __init__(
         self,
+        options: FilterOptions = DEFAULTS,
         *,
         overlays: int = 100,
         overlay: float = 1.0,
         false_alarms: float = 0.01,
-        classes: str = "target",
-        budget: str = "1.5eps",
-        budget_cap: str | None = None,
-        centred: bool = True,
     ) -> None:
-        super().__init__(classes=classes, budget=budget, budget_cap=budget_cap)
+        super().__init__(options)
         self.overlays = checks.whole("defense.overlays", overlays, low=1)
         self.overlay = checks.number("defense.overlay", overlay, low=0, below=256)
         self.false_alarms = checks.number("defense.false_alarms", false_alarms, low=1e-9, below=1)

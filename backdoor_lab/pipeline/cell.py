@@ -10,12 +10,13 @@ from typing import Any
 from backdoor_lab import identity
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import Plan, implied
-from backdoor_lab.core.build import build, takes, with_shared
+from backdoor_lab.core.build import Shared, build, takes_options, with_shared
 from backdoor_lab.core.files import digest
 from backdoor_lab.core.letters import transcribed
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.pipeline.participants import marks
 from backdoor_lab.training.recipe import Recipe
@@ -23,8 +24,6 @@ from backdoor_lab.training.transformations import canonical_names
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
 Choice = Defense | TruthControl | Repair
-FILTERS = ("classes", "budget", "budget_cap", "centred")
-
 PLANNED = ("ratio_of", "inject", "eligible", "asr_on", "stamp", "labels", "covers")
 
 
@@ -66,7 +65,7 @@ class Cell:
         return {
             "model": self.config["model"],
             "trigger": {"name": self.config["trigger"]["name"], **self.trigger_facts},
-            "protocol": {k: v for k, v in self.protocol.items() if k not in FILTERS},
+            "protocol": {k: v for k, v in self.protocol.items() if k not in OPTION_KEYS},
             "defense": self.used_options,
             "code": self.code,
             "data": self.fingerprint,
@@ -94,14 +93,15 @@ class Cell:
     @cached_property
     def options(self) -> dict[str, Any]:
         """The defense's options, with what its file leaves to the protocol."""
-        given = self.config["defense"]
-        shared = with_shared(given, _shared(self.config))
-        return given | {k: v for k, v in shared.items() if takes(type(self.defense), k)}
+        return _complete(self.config["defense"], _shared(self.config))
 
     @property
     def used_options(self) -> dict[str, Any]:
-        """The defense's options; controls and repairs take a filter's along without using them."""
+        """The options that decide something: a sweep over a filter's options has one `none` and
+        one repair, not one for each."""
         unused = getattr(self.defense, "unused", ())
+        if not takes_options(type(self.defense)):
+            unused = OPTION_KEYS
         return {k: v for k, v in self.options.items() if k not in unused}
 
     @cached_property
@@ -240,14 +240,22 @@ def source_of(config: dict[str, Any]) -> Source:
 
 def defense_of(config: dict[str, Any]) -> Choice:
     """The defense, the control that is told the truth, or the repair of a whole configuration.
-    What its own part does not say of FILTERS, its protocol says."""
+    What its own part does not say of `FilterOptions`, its protocol says."""
     kinds: Any = (Defense, TruthControl, Repair)
-    found: Choice = build("defense", config["defense"], kinds, _shared(config))
+    shared = Shared(_shared(config), FilterOptions)
+    found: Choice = build("defense", config["defense"], kinds, shared)
     return found
 
 
 def _shared(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config["protocol"][key] for key in FILTERS}
+    return {key: config["protocol"][key] for key in OPTION_KEYS}
+
+
+def _complete(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """A defense's options, and those of a filter inside it, with what they leave to `shared`."""
+    values = with_shared(given, shared)
+    inside = {k: v for k, v in given.items() if isinstance(v, dict) and "_target_" in v}
+    return given | values | {k: _complete(v, values) for k, v in inside.items()}
 
 
 def model_label(config: dict[str, Any]) -> str:

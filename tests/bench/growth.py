@@ -16,6 +16,7 @@ from backdoor_lab.attacks.plan import Plan
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.core.types import Features, Images, TrainingSet
 from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.numerics.singular import top_direction
 from backdoor_lab.results.sweeps import read_sweep
@@ -114,7 +115,7 @@ def _classes(classes: int) -> Callable[[], Any]:
     values = torch.randn(20_000, 64, generator=STATED)
     features = Features(values, torch.arange(len(values)) % classes)
     known = Knowledge(tuple(map(str, range(classes))), target=0, epsilon=10, seed=0)
-    return lambda: Spectral(classes="all", budget="1eps")(features, known)
+    return lambda: Spectral(FilterOptions(classes="all", budget="1eps"))(features, known)
 
 
 def _wide(d: int) -> Callable[[], Any]:

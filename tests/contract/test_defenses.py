@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from backdoor_lab.core.build import build
 from backdoor_lab.core.errors import ConfigError, Diverged
 from backdoor_lab.core.files import canonical
 from backdoor_lab.core.progress import Step, Steps, observe
@@ -20,8 +19,10 @@ from backdoor_lab.core.types import Features, Images, Verdict
 from backdoor_lab.defenses.base import Defense, Filter, Knowledge, TruthControl
 from backdoor_lab.defenses.material import Material, Practice
 from backdoor_lab.defenses.networks import NetworkFilter, Repair
+from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.strip import Strip
+from backdoor_lab.pipeline.cell import defense_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))
@@ -46,7 +47,10 @@ def config(name: str, **changes: Any) -> dict[str, Any]:
         {
             "source": None,
             "protocol": OmegaConf.load(ROOT / "conf/protocol/group13.yaml"),
-            "defense": OmegaConf.load(ROOT / f"conf/defense/{name}.yaml"),
+            "defense": OmegaConf.merge(
+                OmegaConf.load(ROOT / "conf/config.yaml").defense,
+                OmegaConf.load(ROOT / f"conf/defense/{name}.yaml"),
+            ),
         }
     )
     brief = {key: value for key, value in BRIEF.items() if key in whole.defense}
@@ -56,10 +60,8 @@ def config(name: str, **changes: Any) -> dict[str, Any]:
     return found
 
 
-def made(name: str, **changes: Any) -> Defense | TruthControl:
-    kinds: Any = (Defense, TruthControl, Repair)
-    found: Defense | TruthControl = build("defense", config(name, **changes), kinds)
-    return found
+def made(name: str, **changes: Any) -> Any:
+    return defense_of({"defense": config(name, **changes), "protocol": asdict(FilterOptions())})
 
 
 # What repairs promise is in tests/unit/test_repairs.py.
@@ -351,9 +353,34 @@ def test_the_truth_is_out_of_reach(name: str) -> None:
 
 def test_takes_every_option_of_the_filters(name: str) -> None:
     """One sweep sets budget, classes and centring for a filter and its controls alike."""
-    changed = config(name, classes="all", budget="10%", budget_cap="50%", centred=False)
-    assert changed["budget_cap"] == "50%"
-    made(name, classes="all", budget="10%", budget_cap="50%", centred=False)
+    asked: dict[str, Any] = {
+        "classes": "all", "budget": "10%", "budget_cap": "50%", "centred": False,
+    }  # fmt: skip
+    changed = made(name, **asked)
+    if isinstance(changed, Filter):
+        assert changed.options == FilterOptions(**asked)
+    elif isinstance(changed, Random):
+        assert changed.like.options == FilterOptions(**asked)
+    else:
+        assert not hasattr(changed, "options")
+
+
+def test_only_filters_accept_the_options_of_filters(name: str) -> None:
+    """As one object; no constructor has an argument for one of them."""
+    known = set(inspect.signature(type(made(name))).parameters)
+    assert not known & set(OPTION_KEYS)
+    assert ("options" in known) == isinstance(made(name), Filter)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"classes": "some"}, {"budget": "lots"}, {"budget_cap": "auto"}, {"centred": 1}],
+    ids=str,
+)
+def test_a_wrong_option_is_refused_whoever_uses_it(name: str, wrong: dict[str, Any]) -> None:
+    (key,) = wrong
+    with pytest.raises(ConfigError, match=rf"`defense\.{key}`"):
+        made(name, **wrong)
 
 
 def test_random_removes_as_many_as_its_filter() -> None:

@@ -22,7 +22,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,11 @@ from materials import material  # noqa: E402
 from backdoor_lab.attacks.base import Trigger, Workshop  # noqa: E402
 from backdoor_lab.attacks.plan import Plan, implied  # noqa: E402
 from backdoor_lab.attacks.poison import poison  # noqa: E402
-from backdoor_lab.core.build import build  # noqa: E402
+from backdoor_lab.core.build import Shared, build  # noqa: E402
 from backdoor_lab.core.types import Features, Images, TrainingSet  # noqa: E402
 from backdoor_lab.defenses.base import Defense, Knowledge, TruthControl  # noqa: E402
 from backdoor_lab.defenses.networks import Repair  # noqa: E402
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions  # noqa: E402
 from backdoor_lab.training.fit import Job, fit  # noqa: E402
 from backdoor_lab.training.measure import channel_stats  # noqa: E402
 from backdoor_lab.training.recipe import Recipe  # noqa: E402
@@ -175,7 +176,10 @@ def options(group: str, name: str) -> dict[str, Any]:
         {
             "source": None,
             "protocol": OmegaConf.load(ROOT / "conf/protocol/group13.yaml"),
-            group: OmegaConf.load(ROOT / f"conf/{group}/{name}.yaml"),
+            group: OmegaConf.merge(
+                OmegaConf.load(ROOT / "conf/config.yaml").get(group) or {},
+                OmegaConf.load(ROOT / f"conf/{group}/{name}.yaml"),
+            ),
         }
     )
     for key, value in BRIEF.items():
@@ -225,7 +229,8 @@ def planted() -> tuple[Features, Tensor]:
 def defense_case(name: str) -> Case:
     """Scores and removals of a filter or control; the weights that a repair leaves."""
     kinds: Any = (Defense, TruthControl, Repair)
-    defense: Any = build("defense", options("defense", name), kinds)
+    shared = Shared(asdict(DEFAULTS), FilterOptions)
+    defense: Any = build("defense", options("defense", name), kinds, shared)
     features, is_poison = planted()
     images = pictures(160, (3, 16, 16), 11)
     images[is_poison, :, -3:, -3:] = 255

@@ -27,6 +27,7 @@ from backdoor_lab.defenses.base import (
 )
 from backdoor_lab.defenses.budget import Budget, split
 from backdoor_lab.defenses.curves import auroc
+from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral, tail
 from backdoor_lab.pipeline.record import detection
 
@@ -44,7 +45,7 @@ def by_numpy(values: np.ndarray, *, centred: bool = True) -> np.ndarray:
 
 
 def spectral(*, centred: bool = True) -> Spectral:
-    return Spectral(centred=centred)
+    return Spectral(FilterOptions(centred=centred))
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -100,13 +101,17 @@ def test_rank_adds_up_projections(n: int, d: int, rank: int, centred: bool) -> N
     _, s, vt = np.linalg.svd(middle, full_matrices=False)
     directions = vt[: min(rank, int((s > 1e-9).sum()))]
     squared = (((middle if centred else values) @ directions.T) ** 2).sum(axis=1)
-    scores = Spectral(rank=rank, centred=centred).look(torch.from_numpy(values), 0, UNTOLD).scores
+    scores = (
+        Spectral(FilterOptions(centred=centred), rank=rank)
+        .look(torch.from_numpy(values), 0, UNTOLD)
+        .scores
+    )
     assert scores.numpy() == pytest.approx(squared if centred else np.sqrt(squared), rel=1e-8)
 
 
-def one_class(values: Tensor, budget: int, **options: Any) -> Verdict:
+def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: Any) -> Verdict:
     known = Knowledge(("only",), 0, epsilon=None, seed=0)
-    made = Spectral(budget=str(budget), **options)
+    made = Spectral(FilterOptions(budget=str(budget), centred=centred), **options)
     return made(Features(values, torch.zeros(len(values)).long()), known)
 
 
@@ -124,7 +129,7 @@ def test_two_dimensions_by_hand() -> None:
     # Variance 8 / 5; distances from the median 0 0 0 2 2, of which 68.27 % lie within 1.4616.
     assert spectral().look(values, 0, UNTOLD).suspicion == pytest.approx(8 / 5 / 1.4616**2)
     known = Knowledge(("only",), 0, epsilon=1, seed=0)
-    verdict = Spectral(budget="2eps")(Features(values, torch.zeros(5).long()), known)
+    verdict = Spectral(FilterOptions(budget="2eps"))(Features(values, torch.zeros(5).long()), known)
     assert verdict.keep.tolist() == [False, True, False, True, True]
 
 
@@ -251,9 +256,11 @@ def test_three_halves_epsilon_of_every_class_is_refused() -> None:
     plan = Plan(2, None, 0.1, ratio_of="all")
     known = Knowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
     with pytest.raises(ConfigError, match="removes 7500 of the 5000 examples of class a"):
-        Spectral(classes="all").check(known, after_poison(plan))
-    Spectral(classes="all", budget_cap="50%").check(known, after_poison(plan))
-    Spectral(classes="target").check(Knowledge(known.classes, 2, 5000, 0), after_poison(plan))
+        Spectral(FilterOptions(classes="all")).check(known, after_poison(plan))
+    Spectral(FilterOptions(classes="all", budget_cap="50%")).check(known, after_poison(plan))
+    Spectral(FilterOptions(classes="target")).check(
+        Knowledge(known.classes, 2, 5000, 0), after_poison(plan)
+    )
 
 
 def test_constant_scores_remove_exactly_the_budget() -> None:
@@ -278,7 +285,7 @@ def test_positions_in_the_class_become_positions_in_the_set() -> None:
     values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     values[[41, 57]] += 30.0
     known = Knowledge(("a", "b"), 1, epsilon=1, seed=0)
-    verdict = Spectral(budget="2eps")(Features(values, labels), known)
+    verdict = Spectral(FilterOptions(budget="2eps"))(Features(values, labels), known)
     assert (~verdict.keep).nonzero().flatten().tolist() == [41, 57]
 
 
@@ -301,11 +308,11 @@ def test_split_at_its_edges() -> None:
 def test_budgets_that_are_none(text: str) -> None:
     """Anything but the five forms is refused, as budget and as cap."""
     with pytest.raises(ConfigError, match=r"defense\.budget"):
-        Spectral(budget=text)
+        Spectral(FilterOptions(budget=text))
     with pytest.raises(ConfigError, match=r"defense\.budget"):
-        Spectral(budget_cap=text)
+        Spectral(FilterOptions(budget_cap=text))
     with pytest.raises(ConfigError, match="budget_cap"):
-        Spectral(budget_cap="auto")
+        Spectral(FilterOptions(budget_cap="auto"))
 
 
 def test_budget_arithmetic() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses.base import Features, Knowledge, Verdict
 from backdoor_lab.defenses.curves import auroc
+from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.numerics.singular import top_direction
 
@@ -19,9 +20,9 @@ UNTOLD = Knowledge(("",), None, None, 0)
 PLUS = {"rank": 16, "rounds": 4, "tail_power": 4}
 
 
-def one_class(values: Tensor, budget: int, **options: Any) -> Verdict:
+def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: Any) -> Verdict:
     known = Knowledge(("only",), 0, epsilon=None, seed=0)
-    made = Spectral(budget=str(budget), **options)
+    made = Spectral(FilterOptions(budget=str(budget), centred=centred), **options)
     return made(Features(values, torch.zeros(len(values)).long()), known)
 
 
@@ -50,7 +51,7 @@ def heavy(seed: int, n: int = 80) -> np.ndarray:
 @pytest.mark.parametrize("rank", [1, 3, 100])
 def test_weights_by_a_second_implementation(rank: int, power: float, centred: bool) -> None:
     values = heavy(rank + 4)
-    made = Spectral(rank=rank, tail_power=power, centred=centred)
+    made = Spectral(FilterOptions(centred=centred), rank=rank, tail_power=power)
     expected = by_numpy(values, values, rank, power, centred=centred)
     assert made.look(torch.from_numpy(values), 0, UNTOLD).scores.numpy() == pytest.approx(
         expected, rel=1e-7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,15 @@ import pytest
 
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.core.build import build
+from backdoor_lab.core.build import Shared, build
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses.base import Defense, TruthControl
+from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import Spectral
 
 PIXEL = "backdoor_lab.attacks.pixel.Pixel"
+SHARED = Shared({**asdict(FilterOptions()), "classes": "all"}, FilterOptions)
 HOSTILE = [
     "os.system",
     "builtins.eval",
@@ -135,13 +138,17 @@ def test_nested_objects_are_checked_alike() -> None:
     kinds: Any = (Defense, TruthControl)
     target = "backdoor_lab.defenses.random.Random"
     inner = {"_target_": "backdoor_lab.defenses.spectral.Spectral", "budget": "7"}
-    made: Any = build("defense", {"_target_": target, "like": inner}, kinds)
+    made: Any = build("defense", {"_target_": target, "like": inner}, kinds, SHARED)
     assert isinstance(made, Random)
     assert isinstance(made.like, Spectral)
+    assert made.like.options == FilterOptions(classes="all", budget="7")
+    outside = {"_target_": target, "like": inner, "budget": "8", "centred": False}
+    made = build("defense", outside, kinds, SHARED)
+    assert made.like.options == FilterOptions(classes="all", budget="7", centred=False)
     with pytest.raises(ConfigError, match=r"`defense\.like\._target_` must name a class"):
         build("defense", {"_target_": target, "like": {"_target_": "os.system"}}, kinds)
     with pytest.raises(ConfigError, match=r"key.*`defense\.like.*'budgte'.*'budget'"):
-        build("defense", {"_target_": target, "like": inner | {"budgte": "7"}}, kinds)
+        build("defense", {"_target_": target, "like": inner | {"budgte": "7"}}, kinds, SHARED)
     with pytest.raises(ConfigError, match="`defense` needs a value for like"):
         build("defense", {"_target_": target}, kinds)
 
@@ -152,6 +159,23 @@ def test_random_needs_a_filter(like: Any) -> None:
     kinds: Any = (Defense, TruthControl)
     with pytest.raises(ConfigError, match=r"defense\.like"):
         build("defense", {"_target_": "backdoor_lab.defenses.random.Random", "like": like}, kinds)
+
+
+def test_an_argument_for_a_single_option_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A filter of somebody's own that still takes the options one by one is told what to take."""
+    import backdoor_lab.defenses as package
+
+    (tmp_path / "single.py").write_text(
+        "from backdoor_lab.defenses.none import Keep\n"
+        "class Single(Keep):\n"
+        "    def __init__(self, *, budget='7'): ...\n"
+    )
+    monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
+    wanted = "Single has an argument budget: these keys reach a class as one object, .*`options`"
+    with pytest.raises(ConfigError, match=wanted):
+        build("defense", {"_target_": "backdoor_lab.defenses.single.Single"}, Defense, SHARED)
 
 
 def test_a_broken_module_of_ours_is_no_config_error(

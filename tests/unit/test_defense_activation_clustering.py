@@ -16,6 +16,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.activation_clustering import ActivationClustering
 from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.options import FilterOptions
 
 KNOWN = Knowledge(("only",), 0, 10, seed=3)
 
@@ -27,9 +28,9 @@ def mixed(n: int, poisoned: int, shift: float, seed: int = 0, d: int = 12) -> Te
     return values
 
 
-def verdict(values: Tensor, **options: Any) -> Any:
+def verdict(values: Tensor, *, budget: str, **options: Any) -> Any:
     features = Features(values, torch.zeros(len(values)).long())
-    return ActivationClustering(**options)(features, KNOWN)
+    return ActivationClustering(FilterOptions(budget=budget), **options)(features, KNOWN)
 
 
 @pytest.mark.parametrize("reduce", ["ica", "pca"])
@@ -79,7 +80,7 @@ def test_suspicious_classes_are_those_with_a_small_cluster() -> None:
     """Of three classes the one with planted poison is looked at, the others keep all."""
     values = torch.cat([mixed(150, 0, 0, 1), mixed(150, 15, 15, 2), mixed(150, 0, 0, 3)])
     features = Features(values, torch.arange(3).repeat_interleave(150))
-    blind = ActivationClustering(classes="suspicious", budget="auto", reduce="pca")
+    blind = ActivationClustering(FilterOptions(classes="suspicious", budget="auto"), reduce="pca")
     found = blind(features, Knowledge(("a", "b", "c"), None, None, seed=0))
     assert found.notes["classes"] == ["b"]
     assert (~found.keep).nonzero().flatten().tolist() == list(range(285, 300))

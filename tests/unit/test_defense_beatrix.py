@@ -14,6 +14,7 @@ from backdoor_lab.core.errors import ConfigError, Diverged
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge
 from backdoor_lab.defenses.beatrix import Beatrix, gram_entries
+from backdoor_lab.defenses.options import FilterOptions
 
 
 def activations(n: int, d: int, seed: int) -> Tensor:
@@ -161,9 +162,10 @@ def test_positions_must_divide() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("orders", 0), ("positions", 0), ("channels", 0), ("width", -1), ("reference", "test"),
-     ("classes", "suspicious")],
+     ("options", FilterOptions(classes="suspicious"))],
 )  # fmt: skip
 def test_options_are_checked(name: str, value: Any) -> None:
     """Values without a meaning are refused by name."""
-    with pytest.raises(ConfigError, match=rf"defense\.{name}"):
+    key = {"options": "classes"}.get(name, name)
+    with pytest.raises(ConfigError, match=rf"defense\.{key}"):
         Beatrix(**{name: value})

@@ -21,6 +21,7 @@ from backdoor_lab.defenses.isolation_forest import Forest
 from backdoor_lab.defenses.knn import Knn
 from backdoor_lab.defenses.local_outlier_factor import LocalOutlier
 from backdoor_lab.defenses.one_class_svm import Svm
+from backdoor_lab.defenses.options import FilterOptions
 
 MAKERS: list[type[Detector]] = [Envelope, Forest, Knn, LocalOutlier, Svm]
 KNOWN = Knowledge(("only",), 0, 10, seed=3)
@@ -44,7 +45,7 @@ def test_finds_scattered_outliers(maker: Any) -> None:
     values = normal(300, 8)
     away = normal(10, 8, seed=1)
     values[100:110] = 12 * away / away.norm(dim=1, keepdim=True)
-    verdict = maker(budget="10")(one_class(values), KNOWN)
+    verdict = maker(FilterOptions(budget="10"))(one_class(values), KNOWN)
     assert (~verdict.keep).nonzero().flatten().tolist() == list(range(100, 110))
 
 
@@ -180,7 +181,7 @@ def test_options_are_checked(name: str) -> None:
             with pytest.raises(ConfigError, match=rf"defense\.{name}"):
                 made(**{name: 0})
     with pytest.raises(ConfigError, match=r"classes=suspicious.*not defined for Knn"):
-        Knn(classes="suspicious")
+        Knn(FilterOptions(classes="suspicious"))
 
 
 def test_row_order_sorts_content() -> None:

@@ -31,6 +31,7 @@ from backdoor_lab.defenses.networks import (
     training_batches,
     unlikelihood,
 )
+from backdoor_lab.defenses.options import FilterOptions
 
 POISON = 12
 CLASSES = 3
@@ -95,7 +96,9 @@ def test_another_seed_gives_other_scores(defense: NetworkFilter) -> None:
 def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
     """``auto`` removes of the class what lies among them; the share is of all images."""
     given = planted(signal=0)
-    defense = Abl(epochs=4, isolate=POISON / 132, budget="auto", classes="suspicious")
+    defense = Abl(
+        FilterOptions(budget="auto", classes="suspicious"), epochs=4, isolate=POISON / 132
+    )
     features = Features(torch.zeros(132, 1), given.labels)
     verdict = defense(features, Knowledge(given.classes, None, None, 0, material=given))
     gone = (~verdict.keep).nonzero().flatten()

@@ -11,6 +11,7 @@ from torch import Tensor
 from backdoor_lab.core.errors import ConfigError, Diverged
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.scan import Scan, Variation, two_groups, variation
 
 CLASSES = tuple("abcdefgh")
@@ -44,7 +45,9 @@ def known(clean: Features | None, target: int | None = 2) -> Knowledge:
 def test_finds_class_and_group_by_itself() -> None:
     """Poison hidden below the wide axis: J* passes e^2 in its class alone, the group goes."""
     features, where = poisoned(25, 4)
-    found = Scan(classes="suspicious", budget="auto")(features, known(draw(40, 2), None))
+    found = Scan(FilterOptions(classes="suspicious", budget="auto"))(
+        features, known(draw(40, 2), None)
+    )
     assert found.notes["classes"] == ["c"]
     gone = set((~found.keep).nonzero().flatten().tolist())
     assert len(gone ^ set(where.tolist())) <= 1
@@ -56,10 +59,10 @@ def test_the_foreign_group_may_be_the_larger() -> None:
     which nothing was held out takes its larger group for good."""
     features, where = poisoned(60, 6)
     clean = draw(40, 2)
-    verdict = Scan(budget="auto")(features, known(clean))
+    verdict = Scan(FilterOptions(budget="auto"))(features, known(clean))
     assert (~verdict.keep).nonzero().flatten().tolist() == where.tolist()
     without = Features(clean.values[clean.labels != 2], clean.labels[clean.labels != 2])
-    other = Scan(budget="auto")(features, known(without))
+    other = Scan(FilterOptions(budget="auto"))(features, known(without))
     assert int((~other.keep).sum()) == 40
     assert other.keep[where].all()
 
@@ -68,7 +71,7 @@ def test_clean_classes_are_let_alone() -> None:
     """No poison: over ten data sets no more than one class of eighty passes e^2."""
     accused = 0
     for seed in range(10):
-        scan = Scan(classes="suspicious", budget="auto")
+        scan = Scan(FilterOptions(classes="suspicious", budget="auto"))
         accused += len(scan(draw(60, 10 + seed), known(draw(40, 2), None)).notes["classes"])
     assert accused <= 1
 
@@ -76,15 +79,15 @@ def test_clean_classes_are_let_alone() -> None:
 def test_auto_needs_the_rule_and_a_number_does_not() -> None:
     """In a clean target class auto removes nothing; a fixed budget ranks it all the same."""
     features = draw(60, 1)
-    assert Scan(budget="auto")(features, known(draw(40, 2))).keep.all()
-    assert int((~Scan(budget="7")(features, known(draw(40, 2))).keep).sum()) == 7
+    assert Scan(FilterOptions(budget="auto"))(features, known(draw(40, 2))).keep.all()
+    assert int((~Scan(FilterOptions(budget="7"))(features, known(draw(40, 2))).keep).sum()) == 7
 
 
 def test_j_in_closed_form() -> None:
     """J = [sum (r - mu)' P (r - mu) - sum (r - mu_i)' P (r - mu_i)] / n and J* in MAD units,
     by numpy, from the filter's own groups."""
     features, clean = poisoned(25, 4)[0], draw(40, 2)
-    verdict = Scan(classes="all", budget="0")(features, known(clean))
+    verdict = Scan(FilterOptions(classes="all", budget="0"))(features, known(clean))
     between, within = (x.numpy() for x in variation(clean.values, clean.labels))
     p = np.linalg.inv(within)
     x = features.values.numpy() - features.values.numpy().mean(axis=0)
@@ -107,7 +110,7 @@ def test_j_in_closed_form() -> None:
 def test_scores_are_a_log_likelihood_ratio() -> None:
     """Positive exactly nearer to the foreign mean; linear in the features, by two values."""
     features, where = poisoned(25, 8)
-    verdict = Scan(budget="0")(features, known(draw(40, 2)))
+    verdict = Scan(FilterOptions(budget="0"))(features, known(draw(40, 2)))
     rows = features.values[features.labels == 2]
     scores = verdict.scores[features.labels == 2]
     solution = torch.linalg.lstsq(torch.cat([rows, torch.ones(100, 1)], 1), scores[:, None])
@@ -150,7 +153,9 @@ def test_fewer_clean_images_than_dimensions() -> None:
     labels, clean_labels = torch.arange(400) % K, torch.arange(40) % K
     where = (labels == 2).nonzero().flatten()[:10]
     values[where, 7] += 10
-    verdict = Scan(budget="10")(Features(values, labels), known(Features(clean, clean_labels)))
+    verdict = Scan(FilterOptions(budget="10"))(
+        Features(values, labels), known(Features(clean, clean_labels))
+    )
     assert (~verdict.keep).nonzero().flatten().tolist() == where.tolist()
 
 
@@ -194,14 +199,14 @@ def test_it_says_what_it_needs() -> None:
     one = Features(features.values, torch.zeros_like(features.labels))
     for clean in (None, one):
         with pytest.raises(ConfigError, match=r"needs features of clean images"):
-            Scan(budget="1")(features, known(clean))
+            Scan(FilterOptions(budget="1"))(features, known(clean))
     alike = Features(torch.ones(16, D), torch.arange(16) % K)
     with pytest.raises(ConfigError, match="all alike"):
-        Scan(budget="1")(features, known(alike))
+        Scan(FilterOptions(budget="1"))(features, known(alike))
     broken = draw(20, 2)
     broken.values[3, 1] = torch.nan
     with pytest.raises(Diverged, match="1 of 160 rows of clean features"):
-        Scan(budget="1")(features, known(broken))
+        Scan(FilterOptions(budget="1"))(features, known(broken))
 
 
 def test_whitening() -> None:

@@ -15,6 +15,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge
 from backdoor_lab.defenses.curves import auroc
+from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.defenses.spectre import Spectre, concentrated, que, whitened
 
@@ -129,7 +130,7 @@ def test_a_class_that_does_not_vary_but_for_poison() -> None:
     """The kept part has no covariance at all: the poison still stands out, all finite."""
     values = torch.zeros(100, 3)
     values[:5] = 1.0
-    scores = Spectre(budget="10").look(values, 0, KNOWN).scores
+    scores = Spectre(FilterOptions(budget="10")).look(values, 0, KNOWN).scores
     assert torch.isfinite(scores).all()
     assert float(scores[:5].min()) > 1e6 * float(scores[5:].max())
 
@@ -139,7 +140,7 @@ def test_suspicious_class() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2000, 6, generator=generator)
     labels = torch.arange(2000) % 10
-    blind = Spectre(classes="suspicious", budget="15%")
+    blind = Spectre(FilterOptions(classes="suspicious", budget="15%"))
     known = Knowledge(tuple("abcdefghij"), None, None, seed=0)
     assert blind(Features(values, labels), known).notes["classes"] == []
     planted = (labels == 4).nonzero().flatten()[:20]

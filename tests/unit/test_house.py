@@ -17,9 +17,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.core.build import NOT_ARGUMENTS, build
+from backdoor_lab.core.build import NOT_ARGUMENTS, OPTIONS, build
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.options import OPTION_KEYS
+from backdoor_lab.pipeline.cell import defense_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "backdoor_lab"
@@ -281,6 +283,9 @@ def test_no_path_of_one_machine() -> None:
         assert found is None, f"{path}: {found}"
 
 
+KINDS = (Defense, TruthControl, Repair)
+
+
 def choices(group: str) -> list[Path]:
     return sorted((ROOT / "conf" / group).glob("*.yaml"))
 
@@ -297,11 +302,18 @@ def test_every_choice_builds(path: Path) -> None:
     whole = OmegaConf.create(
         {"source": None, "protocol": OmegaConf.load(ROOT / "conf/protocol/group13.yaml")}
     )
-    whole[group] = OmegaConf.load(path)
+    own, shared = OmegaConf.load(path), OmegaConf.load(ROOT / "conf/config.yaml").get(group) or {}
+    whole[group] = OmegaConf.merge(shared, own)
     config: Any = OmegaConf.to_container(whole[group], resolve=True)
     assert config["name"] == path.stem
     assert config["_target_"].startswith(f"backdoor_lab.{group}s".replace("triggers", "attacks"))
-    assert config.keys() - set(NOT_ARGUMENTS) <= parameters(config)
-    kinds: Any = Trigger if group == "trigger" else (Defense, TruthControl, Repair)
-    assert isinstance(build(group, config, kinds), kinds)
+    known = parameters(config)
+    assert own.keys() - {*NOT_ARGUMENTS, *(OPTION_KEYS if OPTIONS in known else ())} <= known
+    if group == "defense":
+        protocol = OmegaConf.to_container(
+            OmegaConf.create({k: whole.protocol[k] for k in OPTION_KEYS})
+        )
+        assert isinstance(defense_of({"protocol": protocol, "defense": config}), KINDS)
+    else:
+        assert isinstance(build(group, config, Trigger), Trigger)
     assert path.read_text().startswith("# ")

@@ -31,8 +31,7 @@ from backdoor_lab.attacks.poison import classes_after, content_digest, poison
 from backdoor_lab.attacks.poison import clean as clean_set
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import Images, Poisoned
-from backdoor_lab.defenses.base import SCOPES
-from backdoor_lab.defenses.budget import Budget
+from backdoor_lab.defenses.options import OPTION_KEYS, SCOPES, FilterOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 PRESETS = sorted(path.stem for path in (ROOT / "conf/protocol").glob("*.yaml"))
@@ -75,7 +74,7 @@ def test_every_preset_says_every_word(name: str, source: int | None) -> None:
              "centred": (True, False)}  # fmt: skip
     for key, values in known.items():
         assert words[key] in values, key
-    Budget(words["budget"], words["budget_cap"])
+    FilterOptions(**{key: words[key] for key in OPTION_KEYS})
     assert set(words) == {*known, "name", "version", "budget", "budget_cap", "layer", "holdout"}
 
 

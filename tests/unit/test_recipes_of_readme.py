@@ -24,7 +24,7 @@ OTHERS = {
 
 
         class Plain(Filter):
-            """Takes no arguments at all."""
+            """Takes no arguments at all, and is given the options all the same."""
 
             def __init__(self) -> None:
                 super().__init__()
@@ -158,7 +158,7 @@ def test_the_recipes_as_written_run_and_obey_the_protocol(copy: Path, tmp_path: 
 def test_an_option_of_the_command_line_counts_more_than_the_protocol(
     copy: Path, tmp_path: Path
 ) -> None:
-    done = run(copy, tmp_path, "experiment=smoke", "defense=plain", "+defense.budget='3'")
+    done = run(copy, tmp_path, "experiment=smoke", "defense=plain", "defense.budget='3'")
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path).values()
     assert (record["counts"]["n_removed"], record["applied"]["budget"]) == (3, "3")
