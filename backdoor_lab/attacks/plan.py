@@ -55,10 +55,7 @@ class Plan:
         checks.choice("protocol.stamp", self.stamp, STAMP)
         checks.choice("labels", self.labels, LABELS)
         checks.number("covers", self.covers, low=0, below=1000)
-        if self.ratio_of == "count":
-            checks.whole("ratio", self.ratio, low=0)
-        else:
-            checks.share("ratio", self.ratio)
+        check_ratio(self.ratio, self.ratio_of)
         self._check_source()
         self._check_labels()
 
@@ -99,6 +96,15 @@ class Plan:
         if self.labels == "all_to_all":
             return (labels + 1) % classes
         return torch.full_like(labels, self.target)
+
+
+def check_ratio(ratio: object, ratio_of: object) -> None:
+    """Raises ConfigError for what is neither a number of images, where `ratio_of` is ``count``,
+    nor a share from 0 to 1."""
+    if ratio_of == "count":
+        checks.whole("ratio", ratio, low=0)
+    else:
+        checks.share("ratio", ratio)
 
 
 def implied(labels: str, *, on_source: bool) -> dict[str, Any]:

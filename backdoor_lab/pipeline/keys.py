@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.attacks.plan import LABELS
+from backdoor_lab.attacks.plan import LABELS, check_ratio
 from backdoor_lab.core import checks
 from backdoor_lab.core.build import build
 from backdoor_lab.core.errors import ConfigError, unknown
@@ -53,10 +53,7 @@ def check_keys(config: dict[str, Any]) -> None:
     checks.whole("protocol.version", config["protocol"]["version"], low=1)
     checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
     checks.text("protocol.layer", config["protocol"]["layer"])
-    if config["protocol"]["ratio_of"] == "count":
-        checks.whole("ratio", config["ratio"], low=0)
-    else:
-        checks.share("ratio", config["ratio"])
+    check_ratio(config["ratio"], config["protocol"]["ratio_of"])
     checks.whole("seed", config["seed"], low=0, below=2**63)
     if config["labels"] is not None:
         checks.choice("labels", config["labels"], LABELS)
