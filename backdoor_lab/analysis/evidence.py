@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.numerics.ranking import positives_left
+
 Array = NDArray[Any]
 BINS = 40
 # Scores that span more than this factor are drawn on a logarithmic axis.
@@ -120,15 +122,9 @@ def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
     seen = np.isfinite(scores)
     if not seen.any() or not is_poison.any():
         return None
-    order = np.argsort(-scores[seen], kind="stable")
-    ranked, hits = scores[seen][order], is_poison[seen][order]
-    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1) + 1
-    ends = np.append(0, last)
-    found = np.interp(
-        np.arange(len(ranked) + 1), ends, np.append(0, np.cumsum(hits))[ends].astype(np.float64)
-    )
-    total = int(is_poison.sum())
-    return Curve(np.arange(len(ranked) + 1), total - found, total, int(hits.sum()))
+    removed = np.arange(seen.sum() + 1)
+    left = positives_left(np.where(seen, scores, np.nan), is_poison, removed)
+    return Curve(removed, left, int(is_poison.sum()), int(is_poison[seen].sum()))
 
 
 def operating_point(keep: Array, is_poison: Array) -> tuple[int, int]:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.analysis.material import in_target, material
+from backdoor_lab.numerics.ranking import auroc
 from backdoor_lab.results.stored import Shelf
 
 Array = NDArray[Any]
@@ -79,8 +80,8 @@ def separation(values: Array, is_poison: Array) -> Separation:
         own=own,
         ratio=along / own if own > 0 else float("nan"),
         cosine=abs(float(direction @ unit)),
-        auroc_top=chance_above(np.square(centred @ direction), is_poison),
-        auroc_shift=chance_above(np.square(centred @ unit), is_poison),
+        auroc_top=auroc(np.square(centred @ direction), is_poison),
+        auroc_shift=auroc(np.square(centred @ unit), is_poison),
         predicted=predicted_auroc(share, length, along - shift),
     )
 
@@ -131,18 +132,6 @@ def _top(centred: Array) -> tuple[Array, float]:
     if not (length > 0 and values[0] > 0):
         return np.full(d, np.nan), 0.0
     return direction / length, float(values[0]) / n
-
-
-def chance_above(scores: Array, positive: Array) -> float:
-    """The AUROC of `scores` (n,): the chance that one of `positive` bool (n,) scores above another,
-    ties half; NaN where a score is not finite, or one kind is missing."""
-    from scipy.stats import rankdata
-
-    n = int(positive.sum())
-    if not np.isfinite(scores).all() or not 0 < n < len(scores):
-        return float("nan")
-    above = float(rankdata(scores)[positive].sum()) - n * (n + 1) / 2
-    return above / (n * (len(positive) - n))
 
 
 def text(name: str, value: float) -> str:

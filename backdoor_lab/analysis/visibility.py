@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.analysis.separation import chance_above
+from backdoor_lab.numerics.ranking import auroc
 
 Array = NDArray[Any]
 HEADS = {
@@ -52,7 +52,7 @@ def visibility(before: Array, after: Array, kept: Array) -> Visibility:
         largest_left=_or_nan(np.max, change[kept]),
         smallest_found=_or_nan(np.min, change[~kept]),
         change_found=_or_nan(np.median, change[~kept]),
-        auroc=chance_above(-change, kept),
+        auroc=auroc(-change, kept),
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from backdoor_lab.numerics.ranking import positives_left, roc_steps
 
 POINTS = 200
 
@@ -65,29 +68,15 @@ def poison_left(scores: Tensor, is_poison: Tensor, points: int = POINTS) -> list
     was not scored is not removed and its poison counts as left. Ties are removed in random
     order: the mean over such orders.
     """
-    seen = ~torch.isnan(scores)
-    true, false = _steps(scores[seen], is_poison[seen])
-    n = int(seen.sum())
+    n = int((~torch.isnan(scores)).sum())
     # Steps grow towards the end: most is decided among the first removals.
-    at = (torch.linspace(0, 1, points, dtype=torch.float64).square() * n).round().unique()
-    ends = true + false
-    after = torch.searchsorted(ends, at).clamp(min=1, max=max(len(ends) - 1, 1))
-    if len(ends) == 1:
-        gone = torch.zeros_like(at)
-    else:
-        part = (at - ends[after - 1]) / (ends[after] - ends[after - 1])
-        gone = true[after - 1] + part * (true[after] - true[after - 1])
-    left = (int(is_poison.sum()) - gone).tolist()
+    at = np.unique(np.rint(np.square(np.linspace(0, 1, points)) * n))
+    left = positives_left(scores.numpy(), is_poison.numpy(), at).tolist()
     return [(int(removed), round(rest, 6)) for removed, rest in zip(at.tolist(), left, strict=True)]
 
 
 def _steps(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    """Positive and negative examples (t + 1,) at or above each of the t different scores, from
-    the highest down, after a first 0."""
-    values, which = scores.unique(return_inverse=True)
-    counts = torch.zeros(2, len(values), dtype=torch.float64)
-    one = torch.ones(len(scores), dtype=torch.float64)
-    counts.index_put_(((~positive).long(), which), one, accumulate=True)
-    start = torch.zeros(2, 1, dtype=torch.float64)
-    true, false = torch.cat([start, counts.flip(1).cumsum(1)], dim=1)
-    return true, false
+    # The sums that follow are torch's: in another order of summation NumPy's differ from the
+    # figures of earlier records in their last digit.
+    true, false = roc_steps(scores.numpy(), positive.numpy())
+    return torch.from_numpy(true), torch.from_numpy(false)
