@@ -10,13 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab.numerics.ranking import positives_left
+from backdoor_lab.numerics.singular_numpy import top_directions
 
 Array = NDArray[Any]
 BINS = 40
 # Scores that span more than this factor are drawn on a logarithmic axis.
 _WIDE, _LOWEST = 100.0, 0.005
-# Up to so many rows or columns a whole decomposition is quicker than the Lanczos method.
-_SMALL = 64
 
 
 @dataclass(frozen=True)
@@ -91,25 +90,11 @@ def projections(values: Array) -> Array:
     """
     centred = values - values.mean(axis=0)
     found = np.zeros((len(values), 2))
-    vectors = _top_two(centred)
+    _, vectors = top_directions(centred, 2)
     largest = np.abs(vectors).argmax(axis=0)
     signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
     found[:, : vectors.shape[1]] = centred @ (vectors * signs)
     return found
-
-
-def _top_two(centred: Array) -> Array:
-    """The top right singular vectors (d, r) of `centred` (n, d), r at most 2."""
-    if min(centred.shape) <= _SMALL:
-        return np.asarray(np.linalg.svd(centred, full_matrices=False)[2][:2].T)
-    from scipy.sparse.linalg import ArpackError, svds
-
-    start = np.random.default_rng(0).normal(size=min(centred.shape))
-    try:
-        found = svds(centred, k=2, v0=start, return_singular_vectors="vh")
-    except ArpackError:
-        return np.asarray(np.linalg.svd(centred, full_matrices=False)[2][:2].T)
-    return np.asarray(found[2][found[1].argsort()[::-1]].T)
 
 
 def removal_curve(scores: Array, is_poison: Array) -> Curve | None:

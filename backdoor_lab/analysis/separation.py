@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from backdoor_lab.analysis.material import in_target, material
 from backdoor_lab.numerics.ranking import auroc
+from backdoor_lab.numerics.singular_numpy import top_directions
 from backdoor_lab.results.stored import Shelf
 
 Array = NDArray[Any]
@@ -120,18 +121,11 @@ def predicted_auroc(share: float, distance: float, variance: float) -> float:
 
 def _top(centred: Array) -> tuple[Array, float]:
     """The top right singular direction float64 (d,) of centred rows (n, d), and the variance
-    along it; by the smaller of the two Gram matrices."""
-    from scipy.linalg import eigh
-
-    n, d = centred.shape
-    small = centred.T @ centred if d <= n else centred @ centred.T
-    last = len(small) - 1
-    values, vectors = eigh(small, subset_by_index=(last, last))
-    direction = vectors[:, 0] if d <= n else centred.T @ vectors[:, 0]
-    length = float(np.linalg.norm(direction))
-    if not (length > 0 and values[0] > 0):
-        return np.full(d, np.nan), 0.0
-    return direction / length, float(values[0]) / n
+    along it; NaN and 0 where nothing varies."""
+    values, directions = top_directions(centred, 1)
+    if not values[0] > 0:
+        return np.full(centred.shape[1], np.nan), 0.0
+    return directions[:, 0], float(np.square(values[0])) / len(centred)
 
 
 def text(name: str, value: float) -> str:

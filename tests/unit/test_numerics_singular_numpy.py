@@ -1,0 +1,47 @@
+"""The NumPy directions of pages and analyses against the SVD, and against those of the filters."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from backdoor_lab.numerics import singular
+from backdoor_lab.numerics.singular_numpy import top_directions
+
+
+def rows(n: int, d: int) -> np.ndarray:
+    draw = np.random.default_rng(0)
+    values = draw.normal(size=(n, d)) * np.geomspace(1, 20, d)
+    centered: np.ndarray = values - values.mean(axis=0)
+    return centered
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 100), (80, 200), (20, 5), (3, 500), (50, 1)])
+@pytest.mark.parametrize("k", [1, 2])
+def test_directions_are_those_of_the_svd_and_of_the_filters(n: int, d: int, k: int) -> None:
+    centered = rows(n, d)
+    values, vectors = top_directions(centered, k)
+    _, known, right = np.linalg.svd(centered, full_matrices=False)
+    assert vectors.shape == (d, min(k, n, d))
+    np.testing.assert_allclose(values, known[:k], rtol=1e-12)
+    np.testing.assert_allclose(np.abs(np.sum(vectors * right[:k].T, axis=0)), 1, rtol=1e-12)
+    squared, filters = singular.top_directions(torch.from_numpy(centered), k)
+    np.testing.assert_allclose(values**2, squared.numpy(), rtol=1e-9)
+    np.testing.assert_allclose(np.abs(np.sum(vectors * filters.numpy(), axis=0)), 1, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(10, 4), (100, 90)])
+def test_rows_that_are_all_alike_have_no_variance(shape: tuple[int, int]) -> None:
+    values, vectors = top_directions(np.zeros(shape), 2)
+    assert not values.any()
+    assert vectors.shape == (shape[1], 2)
+
+
+def test_directions_need_no_torch() -> None:
+    code = "import sys; import backdoor_lab.numerics.singular_numpy; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
