@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.analysis.directions import top_directions
 from backdoor_lab.numerics.ranking import positives_left
-from backdoor_lab.numerics.singular_numpy import top_directions
 
 Array = NDArray[Any]
 BINS = 40

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.analysis.directions import top_directions
 from backdoor_lab.analysis.material import in_target, material
 from backdoor_lab.numerics.ranking import auroc
-from backdoor_lab.numerics.singular_numpy import top_directions
 from backdoor_lab.results.stored import Shelf
 
 Array = NDArray[Any]

@@ -10,6 +10,7 @@ from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
+from backdoor_lab.numerics.descent import descend
 
 
 class Narcissus(Trigger):
@@ -72,8 +73,7 @@ class Narcissus(Trigger):
             labels = torch.full((self.batch,), work.target, device=work.device)
             with torch.enable_grad():
                 loss = F.cross_entropy(surrogate((images + noise).clamp(0, 255)), labels)
-                (noise.grad,) = torch.autograd.grad(loss, noise)
-            optimizer.step()
+            descend(optimizer, loss, "the loss of the trigger's noise")
             with torch.no_grad():
                 noise.clamp_(-self.eps, self.eps)
         found = noise.detach().trunc().cpu()

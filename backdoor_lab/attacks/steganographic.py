@@ -10,6 +10,7 @@ from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
+from backdoor_lab.numerics.descent import descend
 
 CHUNK = 256
 GRID = 8
@@ -81,9 +82,7 @@ class Steganographic(Trigger):
             codes = _codes(self.batch, self.bits, generator).to(work.device)
             with torch.enable_grad():
                 loss = self._loss(weights, images, codes, (step + 1) / self.steps)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            descend(optimizer, loss, "the loss of the trigger's networks")
         trained = {name: value.detach().cpu() for name, value in weights.items()}
         return trained | {"secret": _codes(1, self.bits, generator)[0]}
 

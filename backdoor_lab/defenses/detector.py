@@ -54,3 +54,22 @@ class Detector(Principal):
         seed = derive(known.seed, self.stream, label) % 2**32
         scores[order] = torch.as_tensor(self.outlying(points.numpy(), seed), dtype=torch.float64)
         return Look(scores)
+
+
+class NeighborDetector(Detector):
+    """A detector that compares an example with its `neighbours` nearest ones in the class."""
+
+    def __init__(
+        self,
+        options: FilterOptions = DEFAULTS,
+        *,
+        neighbours: int = 20,
+        dims: int = 16,
+    ) -> None:
+        super().__init__(options, dims=dims)
+        self.neighbours = checks.whole("defense.neighbours", neighbours, low=1)
+
+    def search(self, points: Any) -> dict[str, Any]:
+        """scikit-learn's arguments for the search: at most all the other examples, by a tree."""
+        # The other way subtracts large squares and sees copies apart.
+        return {"n_neighbors": min(self.neighbours, len(points) - 1), "algorithm": "kd_tree"}

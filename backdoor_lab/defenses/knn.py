@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab.core import checks, streams
-from backdoor_lab.defenses.detector import Detector
-from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
+from backdoor_lab.core import streams
+from backdoor_lab.defenses.detector import NeighborDetector
 
 
-class Knn(Detector):
+class Knn(NeighborDetector):
     """Removes the examples farthest from their k-th nearest neighbour.
 
     Ramaswamy, Rastogi, Shim, "Efficient Algorithms for Mining Outliers from Large Data Sets",
@@ -19,19 +18,8 @@ class Knn(Detector):
 
     stream = streams.KNN
 
-    def __init__(
-        self,
-        options: FilterOptions = DEFAULTS,
-        *,
-        neighbours: int = 20,
-        dims: int = 16,
-    ) -> None:
-        super().__init__(options, dims=dims)
-        self.neighbours = checks.whole("defense.neighbours", neighbours, low=1)
-
     def outlying(self, points: Any, seed: int) -> Any:
         from sklearn.neighbors import NearestNeighbors  # type: ignore[import-untyped]
 
-        k = min(self.neighbours, len(points) - 1)
-        distances, _ = NearestNeighbors(n_neighbors=k, algorithm="kd_tree").fit(points).kneighbors()
+        distances, _ = NearestNeighbors(**self.search(points)).fit(points).kneighbors()
         return distances[:, -1]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab.core import checks, streams
-from backdoor_lab.defenses.detector import Detector
-from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
+from backdoor_lab.core import streams
+from backdoor_lab.defenses.detector import NeighborDetector
 
 
-class LocalOutlier(Detector):
+class LocalOutlier(NeighborDetector):
     """Removes the examples in thinner surroundings than their neighbours'.
 
     Breunig, Kriegel, Ng, Sander, "LOF: Identifying Density-Based Local Outliers", SIGMOD 2000,
@@ -19,21 +18,7 @@ class LocalOutlier(Detector):
 
     stream = streams.LOCAL_OUTLIER_FACTOR
 
-    def __init__(
-        self,
-        options: FilterOptions = DEFAULTS,
-        *,
-        neighbours: int = 20,
-        dims: int = 16,
-    ) -> None:
-        super().__init__(options, dims=dims)
-        self.neighbours = checks.whole("defense.neighbours", neighbours, low=1)
-
     def outlying(self, points: Any, seed: int) -> Any:
         from sklearn.neighbors import LocalOutlierFactor  # type: ignore[import-untyped]
 
-        # By tree: the other way subtracts large squares and sees copies apart.
-        k = min(self.neighbours, len(points) - 1)
-        factor = LocalOutlierFactor(n_neighbors=k, algorithm="kd_tree")
-        factor.fit(points)
-        return -factor.negative_outlier_factor_
+        return -LocalOutlierFactor(**self.search(points)).fit(points).negative_outlier_factor_

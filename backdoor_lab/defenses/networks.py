@@ -11,13 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab.core import stopping, streams
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core import streams
+from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import Features, Images
 from backdoor_lab.defenses.base import Filter, Knowledge, Look
 from backdoor_lab.defenses.material import Material
+from backdoor_lab.numerics.descent import descend
 from backdoor_lab.numerics.layers import PENULTIMATE, Tap
 
 CHUNK = 512
@@ -232,13 +233,8 @@ def train(
     network.train(not frozen_statistics)
     with torch.enable_grad():
         for images, labels in batches:
-            stopping.check()
             value = loss(network(images), labels)
-            if not bool(torch.isfinite(value)):
-                raise Diverged(f"a loss of the defense's own training is {value.item()}")
-            sgd.zero_grad()
-            value.backward()
-            sgd.step()
+            descend(sgd, value, "a loss of the defense's own training")
             after()
     return network.eval()
 

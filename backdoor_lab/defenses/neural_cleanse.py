@@ -12,6 +12,7 @@ from backdoor_lab.core import checks, streams
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, train
+from backdoor_lab.numerics.descent import descend
 
 SURE = 0.99
 ROUND = 10
@@ -122,7 +123,7 @@ def reverse(network: nn.Module, material: Material, label: int, steps: int) -> R
             said = network(trigger(clean.images[chosen].to(material.device)))
             wanted = torch.full((len(said),), label, device=said.device)
             loss = F.cross_entropy(said, wanted) + weight * trigger.mask.sum()
-            (values.grad,) = torch.autograd.grad(loss, values)
+        descend(adam, loss, "the loss of a reversed trigger")
         followed.append(float((said.argmax(dim=1) == label).double().mean()))
         if step % ROUND == 0 or step == steps:
             success = sum(followed) / len(followed)
@@ -130,7 +131,6 @@ def reverse(network: nn.Module, material: Material, label: int, steps: int) -> R
             if best is None or better(current, best):
                 best = current
             weight, followed = weight * (1.5 if success >= SURE else 1.5**-1.5), []
-        adam.step()
     assert best is not None
     return best
 

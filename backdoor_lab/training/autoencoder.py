@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backdoor_lab.core import streams
-from backdoor_lab.core.errors import Diverged
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.seeds import derive, torch_generator
 from backdoor_lab.core.types import TrainingSet
+from backdoor_lab.numerics.descent import descend
 from backdoor_lab.training.memory_format import CONTIGUOUS, arranged
 
 WIDTH, DIMS, EPOCHS, BATCH, RATE = 16, 64, 10, 64, 1e-3
@@ -70,11 +70,7 @@ def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) ->
             images = training.shown(where).to(device)
             with torch.enable_grad():
                 loss = F.mse_loss(net(images), images.float() / 255)
-                adam.zero_grad()
-                loss.backward()
-            adam.step()
-        if not bool(torch.isfinite(loss)):
-            raise Diverged(f"the autoencoder's loss is {loss.item()} at epoch {epoch + 1}")
+            descend(adam, loss, f"at epoch {epoch + 1} the autoencoder's loss")
     return net.cpu().eval()
 
 

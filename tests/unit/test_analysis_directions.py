@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
+from backdoor_lab.analysis.directions import top_directions
 from backdoor_lab.numerics import singular
-from backdoor_lab.numerics.singular_numpy import top_directions
 
 
 def rows(n: int, d: int) -> np.ndarray:
@@ -42,6 +42,6 @@ def test_rows_that_are_all_alike_have_no_variance(shape: tuple[int, int]) -> Non
 
 
 def test_directions_need_no_torch() -> None:
-    code = "import sys; import backdoor_lab.numerics.singular_numpy; print('torch' in sys.modules)"
+    code = "import sys; import backdoor_lab.analysis.directions; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"

@@ -1,7 +1,7 @@
 """Top singular directions in NumPy, for what is read without torch: pages, pictures, analyses.
 
-Scores of filters come from singular.py, whose bits differ: there float64 products bound the angle
-to the exact direction, here ARPACK's tolerance does.
+Scores of filters come from numerics/singular.py, whose bits differ: there float64 products bound
+the angle to the exact direction, here ARPACK's tolerance does.
 """
 
 from __future__ import annotations
