@@ -92,12 +92,9 @@ class TrainingSet:
             images = augment(images)
         if self.stamp is None:
             return images
-        chosen = self.stamped(where).to(images.device)
-        if images.device.type == "cpu":
-            images[chosen] = self.stamp(images[chosen])
-            return images
+        chosen = self.stamped(where).to(images.device).view(-1, 1, 1, 1)
         # All are stamped and few are taken: to pick those first would make a GPU wait.
-        return torch.where(chosen.view(-1, 1, 1, 1), self.stamp(images), images)
+        return torch.where(chosen, self.stamp(images), images)
 
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
         """The same set without the positions where `mask` bool (n,) is false."""

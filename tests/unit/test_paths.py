@@ -147,7 +147,7 @@ WRONG = {
     ],
     "trigger.colour=3": ["has no key 'colour'", "Did you mean 'trigger.color'?"],
     "trigger=warp trigger.color=3": ["`trigger=warp` has no key 'color'", "pixel"],
-    "defense.k=3": ["`defense=spectral` has no key 'k'", "Its keys: name, rank, rounds"],
+    "defense.k=3": ["`defense=spectral` has no key 'k'", "Its keys: ", "name, rank, rounds"],
     "defense=random defense.like.k=3": ["`defense.like` has no key 'k'"],
     "recipe.epoch=3": ["`recipe=demo` has no key 'epoch'", "Did you mean 'recipe.epochs'?"],
     "dataste.size=3": ["key 'dataste' is not known", "Did you mean 'dataset'?"],
