@@ -60,7 +60,7 @@ class TensorFile:
 
 
 PREPARED = TensorFile("prepared.safetensors")
-"""What a trigger optimises or trains, under names of its own."""
+"""The tensors that a trigger optimizes or trains; each trigger chooses their names."""
 POISON = TensorFile(
     "poison.safetensors", ("rows", "source_index", "index", "labels", "cover_index")
 )

@@ -38,7 +38,6 @@ SEVERAL = 4
 
 def of_sweep(whole: Whole) -> Iterator[Named]:
     """The pictures of a whole sweep; what the store no longer has is left out."""
-
     found = list(attacked(whole))
     if found:
         yield "triggers", images.triggers(*trigger_rows(found))
@@ -77,16 +76,15 @@ def promised(whole: Whole, cells: Sequence[Cell]) -> dict[str, float]:
 
 def of_cell(whole: Whole, record: Record) -> Iterator[Named]:
     """The pictures of one done cell; what the store no longer has is left out."""
-
     yield "pipeline", course.pipeline(steps(record))
     losses = losses_of(whole.shelf, record)
     if losses:
         yield "training", course.training(losses)
     found = material(whole.shelf, record)
     if found is None:
-        told = recorded_curve(record)
-        if told is not None:
-            yield "removal", detection.removal(*told)
+        recorded = recorded_curve(record)
+        if recorded is not None:
+            yield "removal", detection.removal(*recorded)
         return
     where = in_target(found)
     poison, keep = found.training.is_poison, found.judged.keep

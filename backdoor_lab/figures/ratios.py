@@ -72,7 +72,7 @@ def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
     for axes in grid.flat:
         drawn, names = axes.get_legend_handles_labels()
         named |= dict(zip(names, drawn, strict=True))
-    # A narrow figure has room for one name of the usual length beside another at most.
+    # Two long labels side by side would not fit into a figure of one panel.
     columns = min(4, 2 * len(panels) - 1)
     figure.legend([*named.values()], [*named.keys()], loc="outside lower center", ncols=columns)
     return figure

@@ -1,1 +1,1 @@
-"""One HTML page for each sweep, and the files that are written beside its records."""
+"""One HTML page for each sweep, and the files that are written next to its records."""

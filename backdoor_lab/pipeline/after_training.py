@@ -76,13 +76,13 @@ class DefendCell:
         """Features of the training set and, where the defense asks for them, those of clean
         images held out for it, images and networks."""
         cell, training = self.cell, self.attacked.poisoned.training
-        material = self._material(model) if "material" in cell.told else None
+        provided = self._provided(model) if "material" in cell.told else None
         seer, weights = self._seer(model)
         self.progress.stage("extract")
         held_out = self._held_out(seer, weights) if "clean" in cell.told else None
         features, entry = extract_stage(cell, training, seer, weights, self.store, self.machine)
         self.stages["extract"] = entry
-        return Evidence(features, entry, held_out, material)
+        return Evidence(features, entry, held_out, provided)
 
     def defend(self, evidence: Evidence) -> Defended:
         """The filter's verdict; a repair judges no image."""
@@ -106,7 +106,7 @@ class DefendCell:
         training = self.attacked.poisoned.training
         return self.train("retrain", data, filtered(training, result.verdict.keep, self.cell, data))
 
-    def _material(self, model: Classifier) -> Provided:
+    def _provided(self, model: Classifier) -> Provided:
         cell, data, training = self.cell, self.attacked.data, self.attacked.poisoned.training
         return Provided(
             material_of(cell, training, data, model, self.machine),
@@ -130,12 +130,12 @@ class DefendCell:
         self.stages[AUTOENCODER] = entry
         return net, entry.meta["weights"]
 
-    def _repair(self, repair: Repair, material: Provided | None) -> Trained:
-        assert material is not None
+    def _repair(self, repair: Repair, provided: Provided | None) -> Trained:
+        assert provided is not None
         self.progress.stage("repair")
         training = self.attacked.poisoned.training
         repaired, entry = repair_stage(
-            self.cell, repair, training, material, self.store, self.machine
+            self.cell, repair, training, provided, self.store, self.machine
         )
         self.stages["repair"] = entry
         return Trained(repaired, entry.meta["weights"])

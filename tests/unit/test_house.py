@@ -158,7 +158,7 @@ def test_no_subpackage_is_large() -> None:
 @everywhere()
 def test_attacks_and_defenses_stand_alone(path: Path) -> None:
     """They know neither each other, nor Lightning, nor Hydra."""
-    if room_of(path) in ("attacks", "defenses", *LOWEST):
+    if room_of(path) in ("attacks", "defenses", "identity", "numerics", *LOWEST):
         roots = {module.split(".")[0] for module in imports(path)}
         assert not roots & {"pytorch_lightning", "lightning", "hydra", "omegaconf"}
 
