@@ -21,8 +21,8 @@ from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import UnreadableFile, decode, read_json
 from backdoor_lab.core.terminal import run_command
 from backdoor_lab.results.seal import read_sealed
+from backdoor_lab.results.values import ratio_words
 from backdoor_lab.results.whereabouts import CONFIGURATION, STORE, find_store
-from backdoor_lab.tables.layout import ratio_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

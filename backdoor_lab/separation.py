@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from backdoor_lab.analysis.separation import HEADS, NOTES, Separation, separation_of, text
 from backdoor_lab.page.inquiry import Answers, Line, Question, Record, answer, collect, named
+from backdoor_lab.results.facts import varied_config
 from backdoor_lab.results.records import Cell
 from backdoor_lab.results.stored import Shelf
-from backdoor_lab.tables.layout import varied_config
 
 LABELS = ("trigger", "target", "ratio", "seed", "protocol.layer")
 QUESTION = Question(

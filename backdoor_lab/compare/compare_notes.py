@@ -8,10 +8,10 @@ from typing import Any
 
 from backdoor_lab.compare.compare_text import LEVEL
 from backdoor_lab.compare.pairs import Line, Pair, Side
+from backdoor_lab.results.facts import CONFIG, SEED, Facts
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import CHOICES
-from backdoor_lab.tables.axes import CONFIG, SEED, Facts
-from backdoor_lab.tables.layout import flat, words
+from backdoor_lab.results.values import flat, words
 from backdoor_lab.tables.notes import clean_images, comparison, seed_range, where
 from backdoor_lab.tables.wide_notes import protocols, reading
 

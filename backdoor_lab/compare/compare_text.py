@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from backdoor_lab.compare.pairs import Line
 from backdoor_lab.core.sheets import csv_text
 from backdoor_lab.core.terminal import plain
+from backdoor_lab.results.facts import head
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.tables.axes import head
 from backdoor_lab.tables.markup import NOTHING, Grid, html_page, in_latex, in_markdown, short
 
 LEVEL = 0.05

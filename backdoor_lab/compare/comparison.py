@@ -7,9 +7,9 @@ from backdoor_lab.compare.compare_text import Comparison
 from backdoor_lab.compare.pairs import Side, lines_of, one_sweep, two_sweeps, with_report
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.options import names
+from backdoor_lab.results.facts import CONFIG, SEED, Facts, config_names, known_names, under_names
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.sweeps import Sweep
-from backdoor_lab.tables.axes import CONFIG, SEED, Facts, config_names, known_names, under_names
 from backdoor_lab.tables.reference import COLUMNS
 
 DEFAULT = "nat2,asr2,pois_left"

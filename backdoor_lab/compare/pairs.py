@@ -8,10 +8,10 @@ from typing import Any
 
 from backdoor_lab.analysis.paired import Paired, holm, paired
 from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.results.facts import CONFIG, PROTOCOL, SEED, Facts
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import CHOICES, Cell
 from backdoor_lab.tables import reference
-from backdoor_lab.tables.axes import CONFIG, PROTOCOL, SEED, Facts
 
 Key = tuple[str, ...]
 Lookup = Callable[[Cell, str], float | None]

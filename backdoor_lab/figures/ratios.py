@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from backdoor_lab.analysis.intervals import half_width
 from backdoor_lab.figures.style import mark, new, styled
 from backdoor_lab.results.records import Cell
-from backdoor_lab.tables.layout import Group, is_count
+from backdoor_lab.results.values import is_count
+from backdoor_lab.tables.layout import Group
 from backdoor_lab.tables.markup import short
 
 Array = NDArray[Any]

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.figures.style import BLACK, mark, new, styled
+from backdoor_lab.results.facts import under_names
 from backdoor_lab.results.measures import MEASURE, figure_of, under_name
 from backdoor_lab.results.records import Cell
-from backdoor_lab.tables.axes import under_names
 from backdoor_lab.tables.layout import slug, telling
 from backdoor_lab.tables.markup import short
 from backdoor_lab.tables.wide import Layout, Wide, build_wide

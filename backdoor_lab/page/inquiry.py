@@ -21,8 +21,8 @@ from backdoor_lab.page.write import check_name, write_as_named
 from backdoor_lab.results.records import Cell
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import Sweep, one_sweep
+from backdoor_lab.results.values import flat, ratio_words, words
 from backdoor_lab.results.whereabouts import find_store
-from backdoor_lab.tables.layout import flat, ratio_words, words
 from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown, short
 
 Record = dict[str, Any]

@@ -10,7 +10,7 @@ from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.measures import IMAGES, MEASURE
 from backdoor_lab.results.records import Cell
-from backdoor_lab.tables.layout import ratio_words, words
+from backdoor_lab.results.values import ratio_words, words
 from backdoor_lab.tables.markup import NOTHING
 
 ALWAYS = ("trigger", "target", "ratio", "defense")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backdoor_lab.core.terminal import plain
+from backdoor_lab.results.facts import SEED, Facts, head
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import MISSING, Cell
 from backdoor_lab.sweep.listing import Asked
-from backdoor_lab.tables.axes import SEED, Facts, head
 
 ALWAYS = ("trigger", "target", "ratio")
 FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")

@@ -14,8 +14,9 @@ from backdoor_lab.core.checks import is_number
 from backdoor_lab.results.measures import UNDER
 from backdoor_lab.results.records import CHOICES, COUNTS, DETECTION, DONE, FIGURES, WORTH, Cell
 from backdoor_lab.results.sweeps import Sweep
+from backdoor_lab.results.values import ratio_words
 from backdoor_lab.tables import reference
-from backdoor_lab.tables.layout import Group, Key, ratio_words, split
+from backdoor_lab.tables.layout import Group, Key, split
 from backdoor_lab.tables.notes import clean_images, notes_of
 from backdoor_lab.tables.worth import marks_of, not_converged, shows_attack
 

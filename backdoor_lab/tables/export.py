@@ -11,6 +11,7 @@ from backdoor_lab.core.checks import is_number
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.sheets import csv_of_frame
+from backdoor_lab.results.facts import Facts
 from backdoor_lab.results.measures import MEASURE, PERCENT, UNDER
 from backdoor_lab.results.records import (
     CHOICES,
@@ -22,9 +23,8 @@ from backdoor_lab.results.records import (
     Cell,
 )
 from backdoor_lab.results.sweeps import Sweep
-from backdoor_lab.tables.axes import Facts
+from backdoor_lab.results.values import words
 from backdoor_lab.tables.build import set_kinds
-from backdoor_lab.tables.layout import words
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -33,7 +33,8 @@ _CHOSEN = {
     "dataset": "data set", "model": "network", "recipe": "training recipe",
     "trigger": "trigger of the attack", "target": "class that the attacker wants",
     "source": "class that is attacked, empty for every class",
-    "ratio": "share of poison as asked for; of what, protocol.ratio_of says",
+    "ratio": "poison as asked for: a share of what protocol.ratio_of says, or where it says count,"
+    " a number of images",
     "protocol": "name of the protocol", "defense": "defense, or control", "seed": "seed of all",
 }  # fmt: skip
 _COUNTED = {

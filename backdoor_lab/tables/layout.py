@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,12 +16,13 @@ from typing import Any
 from backdoor_lab.core.checks import safe_name
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.letters import transcribed
+from backdoor_lab.results.facts import adopt, varied_config
 from backdoor_lab.results.records import Cell
+from backdoor_lab.results.values import flat, words
 
 ROW = ("target", "ratio", "defense")
 APART = ("seed", *ROW)
 UNREADABLE = "unreadable"
-HASH = re.compile(r"[0-9a-f]{32,}")
 
 Key = tuple[Any, ...]
 
@@ -59,100 +59,6 @@ def split(cells: Sequence[Cell]) -> list[Group]:
 def row_key(cell: Cell) -> Key:
     """What a row is told by; a cell of unknown choices has a row of its own."""
     return tuple(cell.choices[name] for name in ROW) if cell.choices else (cell.id, None, None)
-
-
-def words(value: Any) -> str:
-    """A JSON scalar (or anything else) as short text; of a long hash the first ten digits."""
-    if isinstance(value, str):
-        return value[:10] if HASH.fullmatch(value) else value
-    if value is None or isinstance(value, (bool, dict, list)):
-        return "any" if value is None else json.dumps(value)
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
-
-
-def ratio_words(ratio: Any, ratio_of: Any) -> str:
-    """A ratio as text: ``5%``, or a number of images where it is one."""
-    if ratio is None:
-        return words(None)
-    return words(ratio) if is_count(ratio, ratio_of) else f"{100 * ratio:.10g}%"
-
-
-def is_count(ratio: float, ratio_of: Any) -> bool:
-    """Whether a ratio is a number of images: `protocol.ratio_of` says so, or it is above 1, as a
-    share never is (for cells whose protocol is not recorded)."""
-    return bool(ratio_of == "count" or ratio > 1)
-
-
-def adopt(cells: Sequence[Cell], what: str) -> list[Any]:
-    """Each cell's protocol (or config); a cell without one takes that of its nearest neighbours
-    that have one, if they agree."""
-    known: dict[Key, list[Any]] = defaultdict(list)
-    for cell in cells:
-        value = getattr(cell, what)
-        if value is not None:
-            for family in _families(cell, what):
-                if value not in known[family]:
-                    known[family].append(value)
-    return [_own_or_only(cell, what, known) for cell in cells]
-
-
-def _own_or_only(cell: Cell, what: str, known: dict[Key, list[Any]]) -> Any:
-    own = getattr(cell, what)
-    if own is not None:
-        return own
-    nearest = next((known[f] for f in _families(cell, what) if f in known), [])
-    return nearest[0] if len(nearest) == 1 else None
-
-
-def _families(cell: Cell, what: str) -> list[Key]:
-    """From near to far: the seeds of one cell; for a protocol, whose values defense, trigger and
-    source may set, also the cells of the same of these, and all that call it by one name."""
-    chosen = cell.choices
-    near = [_family(cell)]
-    if what == "protocol":
-        names = ("protocol", "defense", "trigger", "source")
-        near += [(what, *(chosen.get(name) for name in names)), (what, chosen.get("protocol"))]
-    return near
-
-
-def _family(cell: Cell) -> Key:
-    return tuple(sorted((k, v) for k, v in cell.choices.items() if k != "seed" and v is not None))
-
-
-def varied_config(cells: Sequence[Cell]) -> list[str]:
-    """The config values (dotted names) in which two cells differ that would share a row; not those
-    of the protocol that its resolved values tell already."""
-    families: dict[Key, dict[str, Cell]] = defaultdict(dict)
-    for cell in cells:
-        if cell.config is not None:
-            families[_family(cell)][cell.config] = cell
-    varied: set[str] = set()
-    for family in families.values():
-        if len(family) > 1:
-            varied |= _varied_among(list(family.values()))
-    return sorted(varied)
-
-
-def _varied_among(cells: Sequence[Cell]) -> set[str]:
-    """The config values in which these cells differ and that some cell's protocol does not tell."""
-    configs: list[dict[str, str]] = []
-    untold: set[str] = set()
-    for cell in cells:
-        values = {k: words(v) for k, v in flat(json.loads(cell.config or "{}"))}
-        told = {f"protocol.{k}": words(v) for k, v in (cell.protocol or {}).items()}
-        configs.append(values)
-        untold |= {name for name, value in values.items() if told.get(name) != value}
-    unset = words(None)
-    return {n for n in untold if len({each.get(n, unset) for each in configs}) > 1}
-
-
-def flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of nested mappings under dotted names."""
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{before}{key}.")
-        else:
-            yield before + key, value
 
 
 def _traits(

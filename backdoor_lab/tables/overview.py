@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from backdoor_lab.results.facts import PROTOCOL, SEED, Facts
 from backdoor_lab.results.records import CHOICES, Cell
 from backdoor_lab.tables import render, wide_text
-from backdoor_lab.tables.axes import PROTOCOL, SEED, Facts
 from backdoor_lab.tables.build import MEASURES, Table
 from backdoor_lab.tables.layout import UNREADABLE
 from backdoor_lab.tables.markup import Grid

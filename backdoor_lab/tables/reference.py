@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from backdoor_lab.tables.layout import words
+from backdoor_lab.results.values import words
 
 COLUMNS = ("nat1", "asr1", "pois_left", "nat2", "asr2")
 PROTOCOLS = ("group13", "group13_literal")

@@ -7,16 +7,15 @@ trigger or a resolved protocol value, makes a table of its own.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.options import names
+from backdoor_lab.results.facts import PROTOCOL, SEED, Facts, config_names, known_names, under_names
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import Cell
-from backdoor_lab.tables.axes import PROTOCOL, SEED, Facts, config_names, known_names, under_names
 from backdoor_lab.tables.build import Estimate, estimate, status_of
 from backdoor_lab.tables.layout import slug, telling
 from backdoor_lab.tables.wide_notes import notes_of
@@ -58,56 +57,18 @@ class Place:
 
 @dataclass(frozen=True)
 class Wide:
-    """A table of a layout. `places` by row and column; where none is, the sweep has no cell."""
+    """A table of a layout. `places` by row and column; where none is, the sweep has no cell.
+    `rows` and `columns`: numbers by their size, everything else in the order of the sweep; of
+    source against target, the classes in one order along both axes."""
 
     title: str
     slug: str
     layout: Layout
     traits: dict[str, str]
+    rows: list[Key]
+    columns: list[Key]
     places: dict[tuple[Key, Key], Place]
     notes: list[str]
-
-    @property
-    def rows(self) -> list[Key]:
-        """Numbers by their size, everything else in the order of the sweep."""
-        return self._along(0)
-
-    @property
-    def columns(self) -> list[Key]:
-        """Numbers by their size, everything else in the order of the sweep; of source against
-        target, the classes in one order along both axes."""
-        return self._along(1)
-
-    def _along(self, axis: int) -> list[Key]:
-        found = dict.fromkeys(place[axis] for place in self.places)
-        if {self.layout.rows, self.layout.columns} == {("source",), ("target",)}:
-            found = {key: None for key in self._classes() if key in found}
-        return in_order(found)
-
-    def _classes(self) -> list[Key]:
-        """All classes, as the outer axis of the sweep lists them: along the inner axis the first
-        class comes last, since it makes no pair with itself."""
-        places = list(self.places)
-        outer = int(len(places) > 1 and places[0][0] != places[1][0])
-        return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))
-
-
-def in_order(keys: Iterable[Key]) -> list[Key]:
-    """Each key once, by its first name, then by its second, and so on: by size where all values
-    of a name are numbers (``5%`` is one), else by first appearance."""
-    found = list(dict.fromkeys(keys))
-    ranks = [_ranks(list(dict.fromkeys(values))) for values in zip(*found, strict=True)]
-    return sorted(found, key=lambda key: [rank[v] for rank, v in zip(ranks, key, strict=True)])
-
-
-def _ranks(values: Sequence[str]) -> dict[str, float]:
-    try:
-        sizes = [float(value.removesuffix("%")) for value in values]
-    except ValueError:
-        sizes = [math.nan]
-    if not all(map(math.isfinite, sizes)):
-        return {value: number for number, value in enumerate(values)}
-    return dict(zip(values, sizes, strict=True))
 
 
 def layout_of(given: Mapping[str, str], cells: Sequence[Cell]) -> Layout:
@@ -170,7 +131,8 @@ def build_wide(cells: Sequence[Cell], layout: Layout, facts: Facts | None = None
         taken.add(name)
         notes = notes_of(facts, members, layout.axes, layout.values, shared)
         places = _places(facts, members, layout)
-        tables.append(Wide(title, name, layout, shared, places, notes))
+        rows, columns = (_along(facts, layout, places, axis) for axis in (0, 1))
+        tables.append(Wide(title, name, layout, shared, rows, columns, places, notes))
     return tables
 
 
@@ -183,6 +145,21 @@ def splitting(facts: Facts, layout: Layout) -> list[str]:
     differing = [name for name in follows if len(facts.values(name)) > 1]
     decided = facts.determined(differing, layout.axes)
     return [name for name in others if name not in decided]
+
+
+def _along(facts: Facts, layout: Layout, places: Iterable[tuple[Key, Key]], axis: int) -> list[Key]:
+    """The keys along one axis, in order."""
+    keys = [place[axis] for place in places]
+    if {layout.rows, layout.columns} == {("source",), ("target",)}:
+        keys = [key for key in _classes(list(places)) if key in keys]
+    return facts.in_order(keys, (layout.rows, layout.columns)[axis])
+
+
+def _classes(places: Sequence[tuple[Key, Key]]) -> list[Key]:
+    """All classes, as the outer axis of the sweep lists them: along the inner axis the first class
+    comes last, since it makes no pair with itself."""
+    outer = int(len(places) > 1 and places[0][0] != places[1][0])
+    return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))
 
 
 def _title(layout: Layout, traits: dict[str, str], differing: Sequence[str]) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backdoor_lab.core.errors import many
+from backdoor_lab.results.facts import PROTOCOL, SEED, Facts
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.tables.axes import PROTOCOL, SEED, Facts
-from backdoor_lab.tables.layout import words
+from backdoor_lab.results.values import words
 from backdoor_lab.tables.notes import EVERY_CLASS, INTERVAL, seed_range, where
 from backdoor_lab.tables.worth import cautions
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from backdoor_lab.core.sheets import csv_text
 from backdoor_lab.core.terminal import plain
+from backdoor_lab.results.facts import head, told
 from backdoor_lab.results.measures import MEASURE, before_defense
-from backdoor_lab.tables.axes import head, told
 from backdoor_lab.tables.markup import NOTHING, Grid, html_page, in_latex, in_markdown, short
 from backdoor_lab.tables.notes import BEST
 from backdoor_lab.tables.render import (

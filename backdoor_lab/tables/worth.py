@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from backdoor_lab.results.records import Cell
 from backdoor_lab.results.sweeps import CONTROLS
-from backdoor_lab.tables.layout import ratio_words, words
+from backdoor_lab.results.values import ratio_words, words
 
 FEW = 30
 """A rate of fewer images changes by more than 3 percentage points with one of them."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from backdoor_lab.core.files import readable
 from backdoor_lab.results.frozen import frozen_lines
+from backdoor_lab.results.seal import sealed
 from tests.bench.cells import records
 from tests.bench.measuring import ROOT, TINY, Figure, by_turns, command, timed
 from tests.bench.resume import finished
@@ -106,7 +107,7 @@ def write_sweep(folder: Path, record: dict[str, Any], cells: int) -> None:
     asked = [_varied(record, number) for number in range(cells)]
     for each in asked:
         (folder / each["id"]).mkdir()
-        (folder / each["id"] / "record.json").write_text(readable(each))
+        (folder / each["id"] / "record.json").write_text(sealed(readable(each)))
     listed = [{"id": each["id"], "choices": each["choices"], "overrides": []} for each in asked]
     said = {"schema": 1, "name": "many", "command": "", "asked": listed}
     (folder / "sweep.json").write_text(json.dumps(said))
@@ -122,7 +123,10 @@ def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
     config = record["config"] | {key: choices[key] for key in ("ratio", "seed")}
     config["trigger"] = record["config"]["trigger"] | {"name": choices["trigger"]}
     changed = {"id": f"cell-{number:05d}", "choices": choices, "config": config}
-    return record | changed | {"poison_indices": list(range(0, 50_000, 100))}
+    varied = record | changed | {"poison_indices": list(range(0, 50_000, 100))}
+    # It was that of the kept record: with it, every one of these would be a damaged record.
+    del varied["seal"]
+    return varied
 
 
 def _best(arguments: Sequence[str], folder: Path, rounds: int) -> float:

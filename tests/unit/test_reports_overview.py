@@ -30,7 +30,7 @@ from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.build import Table, build
 from backdoor_lab.tables.overview import ACROSS_WITH_INTERVALS, MOST, Shown, grids, markdown
 from backdoor_lab.tables.overview import shown as shown_of
-from backdoor_lab.tables.wide import Wide, in_order
+from backdoor_lab.tables.wide import Wide
 from backdoor_lab.tables.wide_text import ACROSS
 
 TRIGGERS = tuple(f"trigger{n}" for n in range(14))
@@ -268,16 +268,6 @@ def test_where_nothing_is_done_every_cell_is_seen(
     width = len(layouts([table])[0][2])
     assert texts.count("failed: oom") == width * len(made)
     assert texts.count("missing") == width
-
-
-def test_numbers_are_in_order_of_size_and_names_in_that_of_the_sweep() -> None:
-    keys = [("warp", "30%"), ("warp", "5%"), ("abl", "100%"), ("warp", "0%"), ("abl", "5%")]
-    assert in_order(keys) == [("warp", "0%"), ("warp", "5%"), ("warp", "30%"), ("abl", "5%"),
-                              ("abl", "100%")]  # fmt: skip
-    assert in_order([("any",), ("2",), ("1",)]) == [("any",), ("2",), ("1",)]
-    assert in_order([("10",), ("9",), ("10",)]) == [("9",), ("10",)]
-    assert in_order([("nan",), ("2",), ("1",)]) == [("nan",), ("2",), ("1",)]
-    assert in_order([]) == []
 
 
 # --- what is written ----------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from test_reports_render import HOSTILE, Tags, _latex_with_booktabs
 
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.reports.__main__ import main
+from backdoor_lab.results.facts import Facts
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.axes import Facts
 from backdoor_lab.tables.wide import Layout, Wide, build_wide, layout_of
 from backdoor_lab.tables.wide_text import grid, latex, markdown, page
 

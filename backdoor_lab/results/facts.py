@@ -1,0 +1,215 @@
+"""What the cells of a sweep can be told apart by, under the names of the command line."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from backdoor_lab.results.measures import UNDER
+from backdoor_lab.results.records import CHOICES, Cell
+from backdoor_lab.results.values import flat, is_count, ratio_words, sort_value, words
+
+PROTOCOL, CONFIG = "protocol.", "config."
+SEED = "seed"
+# Choices whose values speak for themselves.
+_NAMES = ("dataset", "model", "recipe", "trigger", "target", "protocol", "defense", "ratio")
+
+Key = tuple[Any, ...]
+Words = tuple[str, ...]
+
+
+class Facts:
+    """The choices of every cell, its resolved protocol under ``protocol.*``, and those config
+    values under ``config.*`` that differ between cells of the same choices.
+
+    A value is shown, and cells are told apart, by its text; it is sorted by what it is.
+    """
+
+    def __init__(self, cells: Sequence[Cell], also: Iterable[str] = ()) -> None:
+        """`also` names config values wanted though nothing differs in them."""
+        self.cells = list(cells)
+        wanted = [name.removeprefix(CONFIG) for name in also if name.startswith(CONFIG)]
+        names = list(dict.fromkeys([*varied_config(cells), *wanted]))
+        configs = adopt(cells, "config") if names else [None] * len(self.cells)
+        self.of = [
+            _facts(cell, protocol, config, names)
+            for cell, protocol, config in zip(cells, adopt(cells, "protocol"), configs, strict=True)
+        ]
+        self._columns: dict[str, list[str]] = {}
+        self.names = list(dict.fromkeys(name for facts in self.of for name in facts))
+
+    def word(self, number: int, name: str) -> str:
+        """The value of cell `number` as text; a ratio in percent, unless it is a count."""
+        return self._column(name)[number]
+
+    def key(self, number: int, names: Iterable[str]) -> Words:
+        """The values of one cell by these names."""
+        return tuple([self._column(name)[number] for name in names])
+
+    def keys(self, names: Sequence[str]) -> list[Words]:
+        """The values of every cell by these names."""
+        columns = [self._column(name) for name in names]
+        return list(zip(*columns, strict=True)) if columns else [()] * len(self.of)
+
+    def values(self, name: str, among: Iterable[int] | None = None) -> list[str]:
+        """The different values of cells whose choices are known, in the order of the sweep."""
+        column = self._column(name)
+        numbers = range(len(self.of)) if among is None else among
+        return list(dict.fromkeys(column[number] for number in numbers if self.of[number]))
+
+    def in_order(self, keys: Iterable[Words], names: Sequence[str]) -> list[Words]:
+        """Each of `keys` once, by its first name, then by its second, and so on: by size where all
+        values of a name are numbers, else by first appearance."""
+        found = list(dict.fromkeys(keys))
+        ranks = [
+            self._ranks(name, dict.fromkeys(values))
+            for name, values in zip(names, zip(*found, strict=True), strict=False)
+        ]
+        return sorted(found, key=lambda key: [rank[v] for rank, v in zip(ranks, key, strict=True)])
+
+    def determined(
+        self, names: Sequence[str], by: Sequence[str], among: Iterable[int] | None = None
+    ) -> list[str]:
+        """Those of `names` that have one value wherever the values of `by` are the same, in the
+        cells of these numbers."""
+        numbers = range(len(self.of)) if among is None else among
+        numbers = [number for number in numbers if self.of[number]]
+        keys = [self.key(number, by) for number in numbers]
+        return [
+            name
+            for name in names
+            if len({(key, self.word(n, name)) for key, n in zip(keys, numbers, strict=True)})
+            == len(set(keys))
+        ]
+
+    def _column(self, name: str) -> list[str]:
+        if name not in self._columns:
+            said = _ratio if name == "ratio" else lambda facts: words(facts.get(name))
+            self._columns[name] = [said(facts) for facts in self.of]
+        return self._columns[name]
+
+    def _ranks(self, name: str, texts: Iterable[str]) -> dict[str, Any]:
+        sizes: dict[str, Any] = {}
+        for text, facts in zip(self._column(name), self.of, strict=True):
+            sizes.setdefault(text, sort_value(facts.get(name), name == "ratio" and _counts(facts)))
+        ranks = {text: sizes.get(text) for text in texts}
+        if None in ranks.values():
+            return {text: number for number, text in enumerate(ranks)}
+        return ranks
+
+
+def known_names(cells: Sequence[Cell]) -> list[str]:
+    """The choices and ``protocol.*`` values that rows, columns and comparisons may name."""
+    names = dict.fromkeys(CHOICES)
+    for cell in cells:
+        names |= dict.fromkeys(cell.choices)
+        names |= dict.fromkeys(PROTOCOL + key for key in cell.protocol or {} if key != "name")
+    return list(names)
+
+
+def config_names(cells: Sequence[Cell]) -> list[str]:
+    """The ``config.*`` values that they may name as well."""
+    texts = {cell.config for cell in cells if cell.config is not None}
+    return sorted({CONFIG + name for text in texts for name, _ in flat(json.loads(text))})
+
+
+def under_names(cells: Sequence[Cell]) -> list[str]:
+    """The measures on transformed test images that some of these cells have, in their order."""
+    found = dict.fromkeys(name for cell in cells for name in cell.numbers)
+    return [name for name in found if name.startswith(UNDER)]
+
+
+def head(name: str) -> str:
+    """A name as the head of a column: ``Target``, but ``protocol.ratio_of`` as it is."""
+    return name if "." in name else name.capitalize()
+
+
+def told(name: str, word: str) -> str:
+    """A value as it stands at the head of a column: ``spectral``, but ``seed 0``, ``lr 0.1``."""
+    return word if name in _NAMES else f"{name.rpartition('.')[2]} {word}"
+
+
+def varied_config(cells: Sequence[Cell]) -> list[str]:
+    """The config values (dotted names) in which two cells differ that would share a row; not those
+    of the protocol that its resolved values tell already."""
+    families: dict[Key, dict[str, Cell]] = defaultdict(dict)
+    for cell in cells:
+        if cell.config is not None:
+            families[_family(cell)][cell.config] = cell
+    varied: set[str] = set()
+    for family in families.values():
+        if len(family) > 1:
+            varied |= _varied_among(list(family.values()))
+    return sorted(varied)
+
+
+def _varied_among(cells: Sequence[Cell]) -> set[str]:
+    """The config values in which these cells differ and that some cell's protocol does not tell."""
+    configs: list[dict[str, str]] = []
+    untold: set[str] = set()
+    for cell in cells:
+        values = {k: words(v) for k, v in flat(json.loads(cell.config or "{}"))}
+        told = {PROTOCOL + k: words(v) for k, v in (cell.protocol or {}).items()}
+        configs.append(values)
+        untold |= {name for name, value in values.items() if told.get(name) != value}
+    unset = words(None)
+    return {n for n in untold if len({each.get(n, unset) for each in configs}) > 1}
+
+
+def adopt(cells: Sequence[Cell], what: str) -> list[Any]:
+    """Each cell's protocol (or config); a cell without one takes that of its nearest neighbors
+    that have one, if they agree."""
+    own = [getattr(cell, what) for cell in cells]
+    if None not in own:
+        return own
+    known: dict[Key, list[Any]] = defaultdict(list)
+    for cell, value in zip(cells, own, strict=True):
+        if value is not None:
+            for family in _families(cell, what):
+                if value not in known[family]:
+                    known[family].append(value)
+    return [
+        _adopted(cell, what, known) if value is None else value
+        for cell, value in zip(cells, own, strict=True)
+    ]
+
+
+def _adopted(cell: Cell, what: str, known: dict[Key, list[Any]]) -> Any:
+    nearest = next((known[f] for f in _families(cell, what) if f in known), [])
+    return nearest[0] if len(nearest) == 1 else None
+
+
+def _families(cell: Cell, what: str) -> list[Key]:
+    """From near to far: the seeds of one cell; for a protocol, whose values defense, trigger and
+    source may set, also the cells of the same of these, and all that call it by one name."""
+    chosen = cell.choices
+    near = [_family(cell)]
+    if what == "protocol":
+        names = ("protocol", "defense", "trigger", "source")
+        near += [(what, *(chosen.get(name) for name in names)), (what, chosen.get("protocol"))]
+    return near
+
+
+def _family(cell: Cell) -> Key:
+    return tuple(sorted((k, v) for k, v in cell.choices.items() if k != SEED and v is not None))
+
+
+def _facts(
+    cell: Cell, protocol: dict[str, Any] | None, config: str | None, names: Sequence[str]
+) -> dict[str, Any]:
+    if not cell.choices:
+        return {}
+    resolved = {PROTOCOL + key: v for key, v in (protocol or {}).items() if key != "name"}
+    values = dict(flat(json.loads(config))) if config and names else {}
+    unset = None if config else "not recorded"
+    return cell.choices | resolved | {CONFIG + name: values.get(name, unset) for name in names}
+
+
+def _ratio(facts: dict[str, Any]) -> str:
+    return ratio_words(facts.get("ratio"), facts.get(f"{PROTOCOL}ratio_of"))
+
+
+def _counts(facts: dict[str, Any]) -> bool:
+    return is_count(facts.get("ratio") or 0, facts.get(f"{PROTOCOL}ratio_of"))

@@ -1,0 +1,48 @@
+"""Values of a record as text: scalars, ratios, nested mappings."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+HASH = re.compile(r"[0-9a-f]{32,}")
+
+
+def words(value: Any) -> str:
+    """A JSON scalar (or anything else) as short text; of a long hash the first ten digits."""
+    if isinstance(value, str):
+        return value[:10] if HASH.fullmatch(value) else value
+    if value is None or isinstance(value, (bool, dict, list)):
+        return "any" if value is None else json.dumps(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def ratio_words(ratio: Any, ratio_of: Any) -> str:
+    """A ratio as text: ``5%``, or a number of images where it is one."""
+    if ratio is None:
+        return words(None)
+    return words(ratio) if is_count(ratio, ratio_of) else f"{100 * ratio:.10g}%"
+
+
+def is_count(ratio: float, ratio_of: Any) -> bool:
+    """Whether a ratio is a number of images: `protocol.ratio_of` says so, or it is above 1, as a
+    share never is (for cells whose protocol is not recorded)."""
+    return bool(ratio_of == "count" or ratio > 1)
+
+
+def sort_value(value: Any, counts: bool = False) -> tuple[bool, float] | None:
+    """What a number is sorted by, numbers of images (`counts`) after shares; None for any other
+    value, which has no order of its own."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (counts, value) if is_number else None
+
+
+def flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
+    """The values of nested mappings under dotted names."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value
