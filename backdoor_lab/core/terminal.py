@@ -52,6 +52,8 @@ def one_line(text: str) -> str:
 
 def plain(text: str) -> str:
     """One printable line: no newline, no terminal escape, no text-direction mark."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 

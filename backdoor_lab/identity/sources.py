@@ -24,6 +24,7 @@ NEUTRAL = frozenset((
     "__init__.py", "__main__.py", "config_loader.py", "export.py", "export_weights.py",
     "hydra_options.py", "preview.py", "run.py", "separation.py", "status.py", "visibility.py",
     "analysis", "compare", "figures", "identity", "page", "reports", "results", "sweep", "tables",
+    "templates",
     "core/claims.py", "core/errors.py", "core/faults.py", "core/files.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
     "core/sheets.py", "core/small_files.py", "core/stopping.py", "core/store.py",

@@ -42,7 +42,7 @@ def facts(records: Sequence[Mapping[str, Any]]) -> Facts:
 
 def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
-        name = _line(f"{before}{key}")
+        name = plain(f"{before}{key}")
         if name in LEFT_OUT:
             continue
         if isinstance(value, dict) and value and depth < _DEEPEST:
@@ -61,10 +61,5 @@ def _text(value: Any) -> str:
         text = f"{value:.10g}"
     else:
         text = json.dumps(value)
-    text = _line(text)
+    text = plain(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _line(text: str) -> str:
-    # Hundreds of thousands of them are printable as they are.
-    return text if text.isprintable() else plain(text)

@@ -1,8 +1,7 @@
-"""The page's table of all cells as HTML that reads and prints without any script."""
+"""The page's table of all cells: its columns as text."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +31,14 @@ class Column:
     numeric: bool
     texts: list[str]
 
+    @property
+    def choices(self) -> list[str]:
+        """What a drop-down offers: of a column of names the different ones, if they are several,
+        but not too many."""
+        texts = list(dict.fromkeys(self.texts))
+        named = not self.numeric or self.head in ("Ratio", "Seed")
+        return texts if named and 1 < len(texts) <= _MOST_CHOICES else []
+
 
 def columns(cells: Sequence[Cell]) -> list[Column]:
     """Trigger, target, ratio and defense, what else differs between the cells, the figures that
@@ -48,32 +55,6 @@ def columns(cells: Sequence[Cell]) -> list[Column]:
         Column("Seconds", told, True, shown),
         Column("Status", "done, missing, failed or diverged", False, states),
     ]
-
-
-def table(cells: Sequence[Cell], shown: Sequence[Column]) -> str:
-    """The table; row i belongs to cell i. The first column's text is a button that opens it."""
-    heads = "".join(_head(number, column) for number, column in enumerate(shown))
-    rows = "\n".join(_row(number, cell, shown) for number, cell in enumerate(cells))
-    return (
-        '<table id="cells"><caption class="unseen">All cells</caption>'
-        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}\n</tbody></table>"
-    )
-
-
-def filters(shown: Sequence[Column]) -> str:
-    """A drop-down for each column of names that holds several, but not too many."""
-    found = []
-    for number, column in enumerate(shown):
-        texts = list(dict.fromkeys(column.texts))
-        named = not column.numeric or column.head in ("Ratio", "Seed")
-        if named and 1 < len(texts) <= _MOST_CHOICES:
-            choices = "".join(f"<option>{html.escape(text)}</option>" for text in texts)
-            found.append(
-                f'<span><label for="by{number}">{html.escape(column.head)}</label>'
-                f'<select id="by{number}" data-column="{number}"><option value="">all</option>'
-                f"{choices}</select></span>"
-            )
-    return "\n".join(found)
 
 
 def shared(cells: Sequence[Cell]) -> dict[str, str]:
@@ -129,25 +110,3 @@ def _seconds(cell: Cell) -> float | None:
 def _cut(text: str) -> str:
     text = plain(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
-
-
-def _head(number: int, column: Column) -> str:
-    kind = ' class="number"' if column.numeric else ""
-    return (
-        f'<th scope="col"{kind} aria-sort="none"><button type="button" data-column="{number}" '
-        f'title="{html.escape(column.says)}">{html.escape(column.head)}</button></th>'
-    )
-
-
-def _row(number: int, cell: Cell, shown: Sequence[Column]) -> str:
-    parts = []
-    for place, column in enumerate(shown):
-        text = html.escape(column.texts[number])
-        if place == 0:
-            entry = 'tabindex="-1" ' if number else ""
-            named = html.escape(f"{column.texts[number]}: details of {plain(cell.id)}")
-            text = f'<button type="button" class="open" {entry}aria-label="{named}">{text}</button>'
-        kind = ' class="number"' if column.numeric else ""
-        parts.append(f"<td{kind}>{text}</td>")
-    state = html.escape(cell.status.split(":")[0])
-    return f'<tr data-cell="{number}" data-state="{state}">{"".join(parts)}</tr>'

@@ -6,13 +6,13 @@ are shown as `?`.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from backdoor_lab.core.terminal import plain
+from backdoor_lab.templates import render
 
 NOTHING = "–"
 _LONGEST = 80
@@ -37,6 +37,10 @@ class Grid:
     left: int
     best: frozenset[tuple[int, int]] = frozenset()
     over: list[str] = field(default_factory=list)
+
+    def spans(self) -> list[tuple[str, int]]:
+        """The names in `over` with the number of columns that each stands above."""
+        return [(name, len(list(same))) for name, same in groupby(self.over)]
 
 
 def short(text: str) -> str:
@@ -108,7 +112,7 @@ def _latex_size(grid: Grid) -> list[str]:
 def _latex_over(grid: Grid) -> list[str]:
     """The groups' names over their columns, and a rule below each."""
     cells, rules, column = [], [], 1
-    for name, width in _spans(grid):
+    for name, width in grid.spans():
         if name:
             cells.append(rf"\multicolumn{{{width}}}{{c}}{{{_latex_text(name)}}}")
             rules.append(rf"\cmidrule(lr){{{column}-{column + width - 1}}}")
@@ -118,46 +122,10 @@ def _latex_over(grid: Grid) -> list[str]:
     return [" & ".join(cells) + r" \\", " ".join(rules)] if rules else []
 
 
-def _spans(grid: Grid) -> list[tuple[str, int]]:
-    return [(name, len(list(same))) for name, same in groupby(grid.over)]
-
-
 def _latex_text(text: str) -> str:
     return "".join(_TEX.get(c) or (c if c.isascii() else f"{{[}}U+{ord(c):04X}{{]}}") for c in text)
 
 
-_STYLE = (
-    "body{font-family:sans-serif}table{border-collapse:collapse}.name{text-align:left}"
-    "th,td{padding:.2em .6em;border-bottom:1px solid #ccc}td:not(.name){text-align:right}"
-    ".best{font-weight:bold}th[colspan]{border-left:.6em solid #fff;border-right:.6em solid #fff}"
-)
-
-
 def html_page(title: str, grids: Sequence[Grid]) -> str:
     """A self-contained HTML page: no script, no link, nothing loaded from elsewhere."""
-    said = html.escape(plain(title))
-    head = f'<meta charset="utf-8"><title>{said}</title><style>{_STYLE}</style>'
-    body = "\n".join(map(in_html, grids))
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>\n{body}\n</body></html>\n'
-
-
-def in_html(grid: Grid) -> str:
-    """A heading, the table and its notes."""
-    over = "".join(
-        f'<th colspan="{width}">{html.escape(name)}</th>' for name, width in _spans(grid)
-    )
-    lines = [f"<tr>{over}</tr>"] * bool(grid.over)
-    lines.append(_html_line(grid, "th", grid.head))
-    lines += [_html_line(grid, "td", cells, row) for row, cells in enumerate(grid.rows)]
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in grid.notes)
-    rows = "\n".join(lines)
-    return f"<h3>{html.escape(grid.title)}</h3>\n<table>\n{rows}\n</table>\n{notes}"
-
-
-def _html_line(grid: Grid, tag: str, cells: Sequence[str], row: int | None = None) -> str:
-    texts = []
-    for column, cell in enumerate(cells):
-        mark = "name" if column < grid.left else "best" if (row, column) in grid.best else ""
-        opened = f'{tag} class="{mark}"' if mark else tag
-        texts.append(f"<{opened}>{html.escape(cell)}</{tag}>")
-    return f"<tr>{''.join(texts)}</tr>"
+    return render("tables.html", title=title, grids=grids)

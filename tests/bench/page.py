@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
+from backdoor_lab.core.store import _seal
 from backdoor_lab.page.document import write_page
 from tests.bench.measuring import ROOT, Figure
 
@@ -22,7 +22,10 @@ from test_reports_records import record, write_sweep
 
 CELLS, NETWORKS = 1000, 50
 IMAGES, CLASSES, POISONED, FEATURES, SIDE, EPOCHS = 5000, 10, 50, 64, 32, 100
-LARGEST, SLOWEST = 10.0, 2.0
+LARGEST, SLOWEST = 10.0, 1.0
+# A task of its own, after the frame that follows the load event.
+PAINTED = """() => new Promise((done) =>
+  requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"""
 DEFENSES = ("spectral", "random", "oracle", "none", "spectre")
 
 
@@ -33,6 +36,7 @@ def run() -> list[Figure]:
         began = time.perf_counter()
         path = write_page(folder)
         seconds = time.perf_counter() - began
+        assert '"notes":[]}</script>' in path.read_text(), "stages that the page could not read"
         size = path.stat().st_size / 1e6
         assert size < LARGEST, f"{size:.1f} MB"
         opened = opening(path)
@@ -46,7 +50,8 @@ def run() -> list[Figure]:
 
 
 def opening(path: Path) -> float | None:
-    """Seconds from navigation until every script has run; the least of five."""
+    """Seconds from navigation until every script has run and the page is painted; the least of
+    five."""
     with chromium() as browser:
         if browser is None:
             return None
@@ -54,8 +59,7 @@ def opening(path: Path) -> float | None:
         for _ in range(5):
             page = browser.new_page(viewport={"width": 1280, "height": 900})
             page.goto(path.as_uri())
-            script = "performance.getEntriesByType('navigation')[0].loadEventEnd / 1000"
-            found.append(float(page.evaluate(script)))
+            found.append(float(page.evaluate(PAINTED)) / 1000)
             page.close()
         return min(found)
 
@@ -69,7 +73,7 @@ def sweep(root: Path) -> Path:
     np.save(data / "train_images.npy", base, allow_pickle=False)
     np.save(data / "train_labels.npy", labels, allow_pickle=False)
     meta = {"classes": [*map(str, range(9)), "bird"], "digests": {"train": "images", "test": ""}}
-    (data / "manifest.json").write_text(json.dumps({"meta": meta}))
+    _seal(data, "data", {}, meta, 0.0)
     for number in range(NETWORKS):
         _network(store, f"n{number}", base, labels, draw)
     given = np.concatenate([labels, np.full(POISONED, CLASSES - 1)])
@@ -89,9 +93,9 @@ def _network(store: Path, name: str, base: Any, labels: Any, draw: np.random.Gen
     values = draw.normal(size=(IMAGES + POISONED, FEATURES)).astype(np.float32)
     values[IMAGES:] += 1
     save_file({"values": values}, _folder(store, "extract", name) / "features.safetensors")
-    losses = json.dumps({"meta": {"loss": np.geomspace(2, 0.01, EPOCHS).tolist()}})
+    losses = {"loss": np.geomspace(2, 0.01, EPOCHS).tolist()}
     for stage in ("train", "retrain"):
-        (_folder(store, stage, name) / "manifest.json").write_text(losses)
+        _seal(_folder(store, stage, name), stage, {}, losses, 0.0)
 
 
 def _cell(store: Path, number: int, labels: Any, draw: np.random.Generator) -> dict[str, Any]:

@@ -31,7 +31,7 @@ LAYERS: dict[str, int] = {
     name: number
     for number, names in enumerate([
         ["__init__", "core"],
-        ["identity", "numerics"],
+        ["identity", "numerics", "templates"],
         ["data", "hydra_options", "results"],
         ["analysis", "attacks", "config_loader", "defenses"],
         ["tables", "training"],
@@ -164,15 +164,77 @@ def test_attacks_and_defenses_stand_alone(path: Path) -> None:
 
 
 def test_tables_need_no_torch() -> None:
-    """Reports and status work where torch is not loaded: a second, not five."""
+    """Reports and status work where torch is not loaded: a second, not five. Nor is jinja2 before
+    a page is written."""
     code = (
         "import sys; import backdoor_lab.reports, backdoor_lab.reports.__main__,"
         " backdoor_lab.status;"
-        " print('torch' in sys.modules, 'backdoor_lab.core.types' in sys.modules)"
+        " print('torch' in sys.modules, 'backdoor_lab.core.types' in sys.modules,"
+        " 'jinja2' in sys.modules)"
     )
     command = [sys.executable, "-c", code]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert told.stdout.split() == ["False", "False"]
+    assert told.stdout.split() == ["False"] * 3
+
+
+ELEMENTS = (
+    "a|b|body|br|button|caption|code|col|dd|details|dialog|div|dl|dt|em|figcaption|figure|form|h[1-6]"
+    "|head|header|hr|html|i|iframe|img|input|label|li|link|main|meta|nav|noscript|ol|option|p|pre"
+    "|script|section|select|small|span|strong|style|sub|summary|sup|svg|table|tbody|td|th|thead"
+    "|title|tr|u|ul"
+)
+# Neither the name of a group in a regular expression, nor that it looks behind.
+TAG = re.compile(
+    rf"(?<!\?P)</?(?:{ELEMENTS})(?![\w-])|</(?:[a-z]|$)|(?<!\?)<!|&(?:\w+|#\d+);", re.IGNORECASE
+)
+
+
+def markup_in(source: ast.Module) -> list[str]:
+    """The strings with HTML in them; docstrings are none."""
+    docstrings = {id(node.value) for node in ast.walk(source) if isinstance(node, ast.Expr)}
+    texts = [
+        node.value for node in ast.walk(source)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        and id(node) not in docstrings
+    ]  # fmt: skip
+    # An f-string as it is written, so that f"</{tag}>" is a tag like another.
+    texts += [
+        re.sub(r"\{.*?\}", "x", ast.unparse(node))
+        for node in ast.walk(source)
+        if isinstance(node, ast.JoinedStr)
+    ]
+    return sorted(text for text in texts if TAG.search(text))
+
+
+@everywhere()
+def test_html_comes_from_templates_alone(path: Path) -> None:
+    # Markdown has entities of HTML.
+    allowed = ["&amp;", "&gt;", "&lt;"] if name_of(path) == "tables/markup.py" else []
+    assert markup_in(tree(path)) == allowed
+    allowed_here = {"jinja2", "markupsafe"} if room_of(path) == "templates" else set()
+    roots = {module.split(".")[0] for module in imports(path)}
+    assert not roots & {"html", "xml", "jinja2", "markupsafe"} - allowed_here
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["'<td>'", "'<a href=' + y", "f'<{y}>{z}</{y}>'", "'</' + y", "'<!doctype html>'", "'&quot;'"],
+)
+def test_html_in_a_string_is_found(text: str) -> None:
+    assert markup_in(ast.parse(f"x = {text}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["'<td>'", "x = 'train/<class>/<image>'", "x = f'{a} < {b}'", "x = r'(?P<b>x)'", "x = '<i8'"],
+)
+def test_what_is_no_html_is_left_alone(text: str) -> None:
+    assert not markup_in(ast.parse(text))
+
+
+def test_no_template_turns_escaping_off() -> None:
+    for path in (PACKAGE / "templates").glob("*.html"):
+        assert not re.search(r"\|\s*safe\b|autoescape|Markup", path.read_text()), path.name
 
 
 @everywhere()

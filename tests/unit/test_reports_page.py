@@ -25,13 +25,14 @@ from backdoor_lab.figures import catalogue, inputs
 from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.page import document as page
 from backdoor_lab.page import page_pictures
-from backdoor_lab.page.document import ASSETS, SCRIPTS, STYLE, write_page
+from backdoor_lab.page.document import SCRIPTS, STYLE, write_page
 from backdoor_lab.page.page_facts import facts
 from backdoor_lab.page.page_pictures import GRID as CELLS
 from backdoor_lab.page.page_pictures import all_pictures, png_strip
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.templates import TEMPLATES
 
 HOSTILE = (
     "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028\x1b[31m\u202e$title"
@@ -365,17 +366,17 @@ def test_too_many_cells_are_not_listed(tmp_path: Path, monkeypatch: pytest.Monke
     assert [text for text in Reader(short).raw if text != "{}"] == Reader(whole).raw[:1]
 
 
-def test_the_assets_travel_in_the_wheel() -> None:
+def test_the_templates_are_in_the_wheel() -> None:
     root = Path(__file__).parents[2]
     listed = {f.distribution_path for f in WheelBuilder(str(root)).recurse_included_files()}
-    for name in (*SCRIPTS, STYLE, "page.html"):
-        assert (ASSETS / name).is_file()
-        assert f"backdoor_lab/page/assets/{name}" in listed
+    found = {path.name for path in TEMPLATES.iterdir()}
+    assert found >= {*SCRIPTS, STYLE, "sweep.html", "tables.html", "grid.html"}
+    assert {f"backdoor_lab/templates/{name}" for name in found} <= listed
 
 
 def test_scripts_never_write_markup() -> None:
     for name in SCRIPTS:
-        text = (ASSETS / name).read_text()
+        text = (TEMPLATES / name).read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)
         assert not re.search(r"fetch\(|XMLHttp|WebSocket|import |https?://(?!www\.w3\.org)", text)
         assert len(text.splitlines()) <= 300

@@ -1,5 +1,4 @@
 // Small charts as inline SVG. Every kind differs in shape or line as well as in colour.
-"use strict";
 
 const SVG = "http://www.w3.org/2000/svg";
 const SIZE = { width: 360, height: 220, left: 46, right: 12, top: 34, bottom: 40 };
