@@ -19,7 +19,7 @@ from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, StoreErr
 from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import UnreadableFile, decode, read_json
-from backdoor_lab.core.terminal import run_command
+from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results.seal import read_sealed
 from backdoor_lab.results.values import ratio_words
 from backdoor_lab.results.whereabouts import CONFIGURATION, STORE, find_store
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _export(asked: Namespace) -> int:
     said = export_weights(asked.cell, asked.out, which=asked.which, store=asked.store)
-    print(f"{asked.out}: {said['network']}")
+    print(plain(f"{asked.out}: {said['network']}"))
     return EXIT_DONE
 
 

@@ -20,7 +20,7 @@ from backdoor_lab.core import checks
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
 from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import parser_of, path_of
-from backdoor_lab.core.terminal import run_command
+from backdoor_lab.core.terminal import plain, run_command
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -55,7 +55,7 @@ def _preview(given: Namespace) -> int:
     data = io.BytesIO()
     grid(rows).save(data, format="PNG")
     write_atomic(out, data.getvalue())
-    print(f"{out}: {many(len(rows), 'row')}")
+    print(plain(f"{out}: {many(len(rows), 'row')}"))
     return EXIT_DONE
 
 

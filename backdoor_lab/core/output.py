@@ -1,4 +1,4 @@
-"""Standard output, error and logs that never end the work.
+"""Standard output, error and logs that never end the work, and printable lines for them.
 
 Nobody may be reading any more (``| head -1``), there may be no output at all (``>&-``), or the
 disk that it goes to may be full: then what is printed is lost, and the program goes on.
@@ -51,7 +51,21 @@ class _Output(io.FileIO):
             return len(data)
 
 
-class Terminal(logging.StreamHandler[TextIO]):
+def plain(text: str) -> str:
+    """One printable line: no newline, no terminal escape, no text-direction mark."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+
+
+class _Printable(logging.Handler):
+    """Names and paths in a message do nothing to the terminal that it is read on."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(plain, super().format(record).splitlines()))
+
+
+class Terminal(_Printable, logging.StreamHandler[TextIO]):
     """A log handler for what is standard output at that moment."""
 
     def __init__(self) -> None:
@@ -62,7 +76,7 @@ class Terminal(logging.StreamHandler[TextIO]):
         return sys.stdout
 
 
-class LogFile(logging.FileHandler):
+class LogFile(_Printable, logging.FileHandler):
     """A log file that is given up, with one line, once it cannot be opened or written."""
 
     _lost = False

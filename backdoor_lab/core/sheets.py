@@ -1,7 +1,8 @@
 """CSV, as every file of that kind is written here: no cell is taken for a formula.
 
 A spreadsheet runs what begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end, and names and
-messages come from records. Such text gets an apostrophe in front; a number stays a number.
+messages come from records. Such text gets an apostrophe in front; a number stays a number. Control
+characters and marks of text direction are `?`: they act on a terminal, or hide what a name says.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
+)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z", re.ASCII)
 
 
@@ -24,7 +28,8 @@ def guarded(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     # Python's writer leaves a lone carriage return unquoted, and a spreadsheet begins a new line.
-    text = value.replace("\r\n", "\n").replace("\r", "\n") if "\r" in value else value
+    text = value if value.isprintable() else value.replace("\r\n", "\n").replace("\r", "\n")
+    text = _UNSEEN.sub("?", text)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.match(text) else text
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from backdoor_lab.core.errors import LabError
 from backdoor_lab.core.files import explained
-from backdoor_lab.core.output import survive_lost_output
+from backdoor_lab.core.output import plain, survive_lost_output
+
+__all__ = ["duration", "one_line", "plain", "print_error", "run_command", "size_words"]
 
 
 def run_command(
@@ -48,13 +50,6 @@ def print_error(error: LabError | OSError) -> int:
 def one_line(text: str) -> str:
     """The lines of a text in one, which is printable."""
     return plain(" ".join(line.strip() for line in text.splitlines() if line.strip()))
-
-
-def plain(text: str) -> str:
-    """One printable line: no newline, no terminal escape, no text-direction mark."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 def duration(seconds: float) -> str:

@@ -24,6 +24,7 @@ from backdoor_lab.analysis.evidence import (
     thinned,
 )
 from backdoor_lab.analysis.material import Material, in_target, material
+from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.stored import Shelf
 
 Array = NDArray[Any]
@@ -76,10 +77,10 @@ def _charts(shelf: Shelf, record: Shown, points: int) -> Shown:
     poison, keep = found.training.is_poison, found.judged.keep
     bars = histogram(found.judged.scores[where], poison[where], keep[where])
     shown["scores"] = None if bars is None else _bars(bars)
-    plain = ~found.training.is_cover
-    curve = removal_curve(found.judged.scores[plain], poison[plain])
+    own = ~found.training.is_cover
+    curve = removal_curve(found.judged.scores[own], poison[own])
     shown["curve"] = (
-        None if curve is None else _curve(curve, operating_point(keep[plain], poison[plain]))
+        None if curve is None else _curve(curve, operating_point(keep[own], poison[own]))
     )
     values = shelf.features(record, where, len(poison))
     if values is not None and len(values) > 1 and np.isfinite(values).all():
@@ -182,7 +183,7 @@ def _strip(found: Material, limit: int) -> Shown:
         name: [[short(judged.scores[i]), int(given[i]), was[int(i)]] for i in members]
         for name, members in rows.items()
     }
-    return {"sheet": sheet, "tile": size, "rows": told, "classes": list(training.classes)}
+    return {"sheet": sheet, "tile": size, "rows": told, "classes": [*map(plain, training.classes)]}
 
 
 def png_strip(images: Array) -> tuple[str, list[int]]:

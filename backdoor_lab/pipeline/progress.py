@@ -17,7 +17,7 @@ import pytorch_lightning as pl
 
 from backdoor_lab.core import faults, stopping
 from backdoor_lab.core.progress import Steps, observe
-from backdoor_lab.core.terminal import duration
+from backdoor_lab.core.terminal import duration, plain
 
 log = logging.getLogger(__name__)
 TICK = 1.0
@@ -38,7 +38,7 @@ class Progress:
     """
 
     def __init__(self, folder: Path, title: str, kind: str) -> None:
-        self.path, self.title = folder / "running.json", title
+        self.path, self.title = folder / "running.json", plain(title)
         self.kind = ("bar" if sys.stdout.isatty() else "lines") if kind == "auto" else kind
         self.steps = Steps()
         self._bar: Any = None
@@ -193,6 +193,7 @@ def _bar() -> Any:
     )
 
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-        transient=True,
+        # Brackets in a name are no markup.
+        TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), transient=True,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from pathlib import Path
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.files import nearest
 from backdoor_lab.core.resources import cores
-from backdoor_lab.core.terminal import duration, size_words
+from backdoor_lab.core.terminal import duration, plain, size_words
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.sweep.calibrate import Calibration, Rate, calibrate
 from backdoor_lab.sweep.estimate import Work, estimate
@@ -50,7 +50,7 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
     if work.bytes:
         root = Path(work.cells[0][0].config["store"]["root"])
         lines.append(_disk(work.bytes, root, shutil.disk_usage(nearest(root)).free))
-    return "\n".join(lines)
+    return "\n".join(map(plain, lines))
 
 
 def _disturbance(tried: Calibration, now: float, single: float) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, pairwise
 
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.templates import render
@@ -60,20 +60,29 @@ def in_markdown(grid: Grid) -> str:
     widths = [max(3, *(len(line[c]) for line in lines)) for c in range(len(head))]
     rule = ["-" * w if c < grid.left else "-" * (w - 1) + ":" for c, w in enumerate(widths)]
     lines.insert(1, rule)
-    text = [f"### {_markdown_text(grid.title)}", ""]
+    text = [f"### {_markdown_line(grid.title)}", ""]
     for line in lines:
         cells = [
             cell.ljust(w) if c < grid.left else cell.rjust(w)
             for c, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         text.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*text, "", *(f"- {_markdown_text(note)}" for note in grid.notes), ""])
+    return "\n".join([*text, "", *(f"- {_markdown_line(note)}" for note in grid.notes), ""])
 
 
 def _markdown_text(text: str) -> str:
-    """Escapes what Markdown or its HTML would act on; an underscore inside a word is harmless."""
-    text = re.sub(r"([\\|`*\[\]]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    """Escapes what Markdown, GitHub's too, or its HTML would act on; an underscore between letters
+    is harmless. No name becomes a link: neither `://` nor `www.` stays whole."""
+    text = re.sub(
+        r"([\\|`*\[\]$~]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.)", r"\\\1", plain(text)
+    )
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _markdown_line(text: str) -> str:
+    """Escapes, too, what begins a list, a heading or a rule, or ends a heading."""
+    begins = r"^(\d*)(?=(?:#+|[-+.)])(?:\s|$)|-[- ]*$)"
+    return re.sub(rf"{begins}|(?=#+$)", r"\1\\", _markdown_text(text).strip())
 
 
 _TEX = {
@@ -123,7 +132,14 @@ def _latex_over(grid: Grid) -> list[str]:
 
 
 def _latex_text(text: str) -> str:
-    return "".join(_TEX.get(c) or (c if c.isascii() else f"{{[}}U+{ord(c):04X}{{]}}") for c in text)
+    signs = [
+        _TEX.get(c) or (c if c.isascii() else f"{{[}}U+{ord(c):04X}{{]}}") for c in plain(text)
+    ]
+    # Two of these one after the other would be another sign.
+    return "".join(
+        f"{sign}{{}}" if sign == after in ("-", "'", ",") else sign
+        for sign, after in pairwise([*signs, ""])
+    )
 
 
 def html_page(title: str, grids: Sequence[Grid]) -> str:

@@ -12,8 +12,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hostile import NAMES
 from test_reports_records import GRID, failed, record, write_sweep
-from test_reports_render import HOSTILE
 
 from backdoor_lab.core.sheets import guarded
 from backdoor_lab.export import main
@@ -144,7 +144,7 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(text, table)
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", NAMES)
 def test_hostile_text_survives_both_formats(tmp_path: Path, name: str) -> None:
     made = record(target=name, id="a", status=f"failed: {name}")
     made["run"] = {"seconds": {"train": name, "x": float("nan")}, "device": [name], "versions": 7}

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import stages
 from browser import VARIABLE, chromium
+from hostile import NAMES
 from stages import Made, cell
 from test_reports_page import HOSTILE
 from test_reports_records import GRID, failed, record, write_sweep
 
+from backdoor_lab.core.terminal import plain
 from backdoor_lab.page.document import write_page
 
 if TYPE_CHECKING:
@@ -314,6 +317,29 @@ def test_hostile_text_stays_text(opened: Open, tmp_path: Path) -> None:
     assert "<img src=x" in (page.locator("#details").text_content() or "")
     assert page.locator("#details img, #details script, main img").count() == 0
     page.keyboard.press("Escape")
+
+
+def test_names_of_every_kind_are_only_text(
+    opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the table, the drop-downs and every cell's details; also as names of classes."""
+    monkeypatch.setattr(stages, "CLASSES", ("</script>\x00", NAMES[12], "<img src=x>\u202e"))
+    made = [cell(tmp_path / ".store", Made(0), "one", target=NAMES[12])]
+    made += [record(name, NAMES[n % 40], defense=name, id=f"c{n}") for n, name in enumerate(NAMES)]
+    page = opened(write_page(write_sweep(tmp_path / "sweep", made)))
+    # What is half of a letter stands escaped in any record.
+    said = [plain(name.encode(errors="backslashreplace").decode()) for name in NAMES]
+    for head in ("Trigger", "Defense"):
+        assert column(page, head)[1:] == said
+    options = page.get_by_label("Target", exact=True).locator("option").all_text_contents()
+    assert set(options[1:]) == set(column(page, "Target")) == set(said[:40])
+    page.locator("#cells .open").first.click()
+    tiles = page.locator("#details .tiles li span:last-child").all_text_contents()
+    assert {"</script>? → " + said[12], said[12]} <= set(tiles)
+    for text in said:
+        page.keyboard.press("ArrowRight")
+        assert text in page.locator("#details .own dd").all_text_contents()
+    assert page.locator("#details img, #details script, main img, main svg").count() == 0
 
 
 def test_on_paper_there_is_all_of_the_table_and_no_controls(opened: Open, path: Path) -> None:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hostile import NAMES
 from scipy import stats
 from test_reports_commands import contents
 from test_reports_recomputed import bare, figures, parsed, side_by_side, text_of
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
-from test_reports_render import HOSTILE, _latex_with_booktabs
+from test_reports_render import _latex_with_booktabs
 
 from backdoor_lab.compare.report import Report
 from backdoor_lab.page.write import print_tables, write_tables
@@ -528,7 +529,7 @@ def test_unreadable_records_are_named_below_wide_tables(tmp_path: Path) -> None:
 
 
 def test_hostile_names_in_wide_tables_are_only_text(tmp_path: Path) -> None:
-    both = [(name, other) for name in HOSTILE[:6] for other in HOSTILE[-5:]]
+    both = [(name, other) for name in NAMES[:6] for other in NAMES[-5:]]
     made = [found(name, "bird", 0.1, choices={"defense": other}, id=f"c{n}", retrain=False)
             for n, (name, other) in enumerate(both)]  # fmt: skip
     folder = write_sweep(tmp_path / "deep" / "s", made)

@@ -11,17 +11,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hostile import NAMES
 from test_reports_records import GRID, record, write_sweep
 
 from backdoor_lab.core.sheets import guarded
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.build import build
 from backdoor_lab.tables.render import latex, markdown, page, sheet
-
-HOSTILE = [
-    "<script>alert(1)</script>", "a_b%&", "x|y", "{\\input{x}}", "[1em]", "*b* `c` $d$ ~^#",
-    "line\nbreak\x1b[31m", "\u202eevil", "\u4e2d", "\ud800", "</title>\"'", "=1+1", "", "../../x",
-]  # fmt: skip
 
 
 def rendered(folder: Path, name: str) -> dict[str, str]:
@@ -46,7 +42,7 @@ class Tags(html.parser.HTMLParser):
         self.seen += data
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", NAMES)
 def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
     texts = rendered(tmp_path, name)
     reader = Tags()
@@ -107,7 +103,7 @@ def _latex_with_booktabs() -> bool:
 
 @pytest.mark.skipif(not _latex_with_booktabs(), reason="no pdflatex with booktabs here")
 def test_latex_compiles(tmp_path: Path) -> None:
-    body = "".join(rendered(tmp_path / str(n), name)["latex"] for n, name in enumerate(HOSTILE))
+    body = "".join(rendered(tmp_path / str(n), name)["latex"] for n, name in enumerate(NAMES))
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
     (tmp_path / "x.tex").write_text(head + body + "\\end{document}\n")
     command = [

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hostile import FORMULAS
 from test_export import everything
 from test_reports_records import write_sweep
 
@@ -19,17 +20,6 @@ from backdoor_lab.core.sheets import csv_of_frame, csv_text, guarded
 from backdoor_lab.core.small_files import decode
 from backdoor_lab.reports.__main__ import main as reports
 
-FORMULAS = [
-    "=cmd|' /C calc'!A0",
-    "@SUM(1)",
-    "+1+1",
-    "-1-1",
-    "\t=1",
-    "\r=1",
-    "  =1",
-    "\n=1",
-    "＝1+1",
-]
 NUMBERS = ["-0.5", "+1e-5", "-3", "-.5", "+7.", "-1E+10"]
 
 

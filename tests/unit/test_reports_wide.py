@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hostile import NAMES
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from test_reports_commands import contents
 from test_reports_records import PROTOCOL, failed, record, write_sweep
-from test_reports_render import HOSTILE, Tags, _latex_with_booktabs
+from test_reports_render import Tags, _latex_with_booktabs
 
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.reports.__main__ import main
@@ -270,7 +271,7 @@ def test_a_damaged_list_of_layouts_costs_nothing(tmp_path: Path, text: str) -> N
     assert not list(folder.glob("**/wide_*"))
 
 
-@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("name", NAMES)
 def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
     made = [record(target=name, choices={"defense": name}, trigger="pixel", id="a"), record(id="b")]
     (table,) = wide(tmp_path, made, BY_DEFENSE)
@@ -291,8 +292,8 @@ def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
 @pytest.mark.skipif(not _latex_with_booktabs(), reason="no pdflatex with booktabs here")
 def test_latex_of_every_layout_compiles(tmp_path: Path) -> None:
     made = [record(target=n, trigger=n, choices={"defense": n}, id=str(i), asr2=i / 99)
-            for i, n in enumerate(HOSTILE)]  # fmt: skip
-    made += [record(target=HOSTILE[1], defense=d) for d in ("spectral", "none")]
+            for i, n in enumerate(NAMES)]  # fmt: skip
+    made += [record(target=NAMES[1], defense=d) for d in ("spectral", "none")]
     layouts = [
         Layout(("target",), ("defense",), ("asr2", "pois_left")),
         Layout(("target", "protocol.ratio_of"), ("seed",), ("nat2",)),
