@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from backdoor_lab.core.store import _seal
 from backdoor_lab.page.document import write_page
-from tests.bench.measuring import ROOT, Figure
+from tests.bench.measuring import ROOT, Figure, timed
 
 sys.path.insert(0, str(ROOT / "tests" / "unit"))
 from browser import chromium
@@ -44,6 +44,8 @@ def run() -> list[Figure]:
         Figure(f"page of {CELLS} cells", size, "MB", f"<= {LARGEST}"),
         Figure("writing it", seconds, "s", note="features of 50 networks read and decomposed"),
     ]
+    pandas, _ = timed([sys.executable, "-c", "import pandas"], ROOT)
+    figures.append(Figure("import pandas, alone", pandas, "s"))
     if opened is None:
         return [*figures, Figure("opening it", float("nan"), "s", note="no Chromium here")]
     return [*figures, Figure("opening it", opened, "s", f"<= {SLOWEST}", "best of 5, Chromium")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from cells import run_here
+from rich.console import Console
 
 from backdoor_lab.core import progress as tracking
 from backdoor_lab.core import stopping
@@ -210,3 +212,11 @@ def test_a_cell_shows_the_loops_of_its_attack_and_defense(
     record = run_here(tmp_path, tmp_path / "cell", *overrides)
     assert record["status"] == "done", json.dumps(record.get("error"))
     assert set(wanted) <= seen
+
+
+def test_a_title_is_only_text_on_the_bar(tmp_path: Path) -> None:
+    title = "[bold]x[/bold] [link=http://x]y[/link]"
+    bar, console = module._bar(), Console(file=io.StringIO(), width=120)
+    bar.add_task(Progress(tmp_path, f"{title}\x1b[31m\u202e", "none").title)
+    console.print(bar)
+    assert console.file.getvalue().startswith(f"{title}?[31m?")  # type: ignore[attr-defined]

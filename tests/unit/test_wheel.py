@@ -27,7 +27,8 @@ def test_the_wheel_runs_in_any_folder(tmp_path: Path) -> None:
     code = (
         "import backdoor_lab, sys; from backdoor_lab.run import main;"
         "sys.argv = ['x', 'experiment=demo', '--cfg', 'job'];"
-        "print(backdoor_lab.__file__); main()"
+        "from backdoor_lab.templates import render;"
+        "print(backdoor_lab.__file__, len(render('tables.html', title='t', grids=[]))); main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=settings, capture_output=True, text=True,
