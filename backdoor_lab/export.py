@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
+from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import Parser, parser_of, path_of
+from backdoor_lab.core.sheets import csv_of_frame
 from backdoor_lab.core.terminal import plain, run_command
-from backdoor_lab.results.sweeps import find_sweeps, read_sweep
-from backdoor_lab.tables.export import COLUMNS, frame_of, write_frame
+from backdoor_lab.results.columns import COLUMNS
+from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.sweeps import Sweep, find_sweeps, read_sweep
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +59,36 @@ def _export(asked: Namespace) -> int:
     told.append(many(len(frame.columns), "column"))
     print(plain(f"{out}: {', '.join(told)}"))
     return EXIT_DONE
+
+
+def frame_of(sweeps: Sequence[Sweep]) -> pd.DataFrame:
+    """The tidy frame of all cells of these sweeps."""
+    cells = [cell for sweep in sweeps for cell in sweep.cells]
+    return Facts(cells, sweeps=[sweep.name for sweep in sweeps for _ in sweep.cells]).frame
+
+
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Writes .csv or .parquet by one rename. Raises ConfigError for another ending, a folder that
+    is not there, and for Parquet without pyarrow."""
+    makers: dict[str, Callable[[pd.DataFrame], bytes]] = {".csv": _csv, ".parquet": _parquet}
+    if path.suffix not in makers or not path.parent.is_dir():
+        known = " or ".join(makers)
+        raise ConfigError(f"`--out` must end in {known}, in a folder that exists, got {path}")
+    write_atomic(path, makers[path.suffix](frame))
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return csv_of_frame(frame).encode("utf-8", errors="backslashreplace")
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    try:
+        import pyarrow  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "Parquet needs pyarrow: pip install 'backdoor-lab[parquet]', or write a .csv"
+        ) from error
+    return bytes(frame.to_parquet(None, index=False))
 
 
 def _parser() -> Parser:

@@ -11,13 +11,14 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-from backdoor_lab.compare.compare_text import FORMATS, markdown
+from backdoor_lab.compare.compare_text import document
 from backdoor_lab.compare.comparison import comparison_of
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError
 from backdoor_lab.core.options import Parser, options, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.write import check_name, write_as_named
 from backdoor_lab.results.sweeps import one_sweep
+from backdoor_lab.tables.writers import FORMATS, markdown
 
 REFERENCE = "reference"
 HINT = f" (the report's figures are called {REFERENCE})"
@@ -36,7 +37,7 @@ def _compare(asked: Namespace) -> int:
     if REFERENCE in texts[:-1]:
         raise ConfigError(f"`{REFERENCE}` comes second: what is compared is A minus the report")
     sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]
-    found = comparison_of(sweeps, report=REFERENCE in texts, **said)
+    found = document(comparison_of(sweeps, report=REFERENCE in texts, **said))
     if asked.out is not None:
         write_as_named(asked.out, {name: text(found) for name, text in FORMATS.items()})
     for sweep in sweeps:

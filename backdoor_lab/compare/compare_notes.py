@@ -12,8 +12,14 @@ from backdoor_lab.results.facts import CONFIG, SEED, Facts
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.values import flat, words
-from backdoor_lab.tables.notes import clean_images, comparison, seed_range, where
-from backdoor_lab.tables.wide_notes import protocols, reading
+from backdoor_lab.tables.notes import (
+    clean_images,
+    comparison,
+    protocols,
+    reading,
+    seed_range,
+    where,
+)
 
 DIFFERENCE = (
     "Difference: the first minus the second, mean over pairs ± 95 % interval (Student t over the "

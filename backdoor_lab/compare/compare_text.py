@@ -1,16 +1,15 @@
-"""A comparison as Markdown, LaTeX, HTML and CSV."""
+"""A comparison as text in rows and columns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from backdoor_lab.compare.pairs import Line
-from backdoor_lab.core.sheets import csv_text
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.facts import head
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.tables.markup import NOTHING, Grid, html_page, in_latex, in_markdown, short
+from backdoor_lab.tables.markup import NOTHING, Grid, short
+from backdoor_lab.tables.writers import Document
 
 LEVEL = 0.05
 FLOOR = 1e-12
@@ -75,24 +74,9 @@ def _p(value: float | None) -> str:
     return f"{value:.4f}" if value >= 0.0001 else f"{value:.1e}"
 
 
-def markdown(found: Comparison) -> str:
-    """Aligned Markdown, fit to be printed."""
-    return in_markdown(grid(found))
-
-
-def latex(found: Comparison) -> str:
-    r"""A fragment for ``\input`` that needs nothing but ``\usepackage{booktabs}``."""
-    return in_latex(grid(found))
-
-
-def page(found: Comparison) -> str:
-    """A self-contained HTML page."""
-    return html_page(found.title, [grid(found)])
-
-
-def sheet(found: Comparison) -> str:
-    """CSV, one line per line of the comparison, unrounded; empty where there is no value. `lines`
-    is 0 for a line over pairs of seeds, else the number of lines that it sums up."""
+def document(found: Comparison) -> Document:
+    """The comparison ready to be written. For a spreadsheet one line per line of it; `lines` is 0
+    for a line over pairs of seeds, else the number of lines that it sums up."""
     head = [
         "side", *found.labels, "measure", "ours", "base", "difference", "ci95", "n", "lines",
         "p_t", "p_holm", "p_sign", "p_wilcoxon", "significant",
@@ -106,12 +90,4 @@ def sheet(found: Comparison) -> str:
             result.n, line.lines, result.t, line.holm, result.sign, result.wilcoxon,
             significant(line),
         ])  # fmt: skip
-    return csv_text(head, rows)
-
-
-FORMATS: dict[str, Callable[[Comparison], str]] = {
-    "csv": sheet,
-    "md": markdown,
-    "tex": latex,
-    "html": page,
-}
+    return Document(found.title, [grid(found)], head, rows)

@@ -14,7 +14,7 @@ from backdoor_lab.tables.reference import COLUMNS
 
 DEFAULT = "nat2,asr2,pois_left"
 RANDOM = "random"
-AGAINST_RANDOM = "nat2,asr2,pois_left,auroc"
+AGAINST_RANDOM = ("nat2", "asr2", "pois_left", "auroc")
 
 
 def comparison_of(
@@ -44,9 +44,11 @@ def comparison_of(
     return _told(facts, [side], f"{ours} minus {other}", (ours, other), "", paired_by, measures)
 
 
-def _within(sweep: Sweep, by: str, base: str, measures: tuple[str, ...]) -> Comparison:
+def _within(
+    sweep: Sweep, by: str, base: str, measures: tuple[str, ...], facts: Facts | None = None
+) -> Comparison:
     (name,) = names("by", by, _without_seed(known_names(sweep.cells)), config_names(sweep.cells))
-    facts = Facts(sweep.cells, [name])
+    facts = Facts(sweep.cells, [name]) if facts is None else facts
     sides, paired_by = one_sweep(facts, name, base)
     title = f"{sweep.name}: every {name.removeprefix(CONFIG)} minus {base}"
     return _told(facts, sides, title, ("value", base), name, paired_by, measures)
@@ -75,14 +77,15 @@ def _told(
     return Comparison(title, *heads, by, labels, lines, notes)
 
 
-def against_random(sweep: Sweep) -> Comparison | None:
+def against_random(sweep: Sweep, facts: Facts | None = None) -> Comparison | None:
     """Every other defense of a sweep minus the control `random`, in pairs of the same attack and
-    seed. None where the sweep has no such pair, or no figure of it."""
+    seed. None where the sweep has no such pair, or no figure of it. `facts`: those of its cells,
+    if they are at hand."""
     defenses = {cell.choices["defense"] for cell in sweep.cells if cell.choices}
     if RANDOM not in defenses or len(defenses) < 2:
         return None
     try:
-        found = comparison_of([sweep], by="defense", base=RANDOM, values=AGAINST_RANDOM)
+        found = _within(sweep, "defense", RANDOM, AGAINST_RANDOM, facts)
     except ConfigError:
         return None
     return found if found.lines else None

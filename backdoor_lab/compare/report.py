@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from backdoor_lab.compare.compare_text import Comparison
 from backdoor_lab.compare.comparison import against_random
+from backdoor_lab.results.facts import Facts
 from backdoor_lab.results.sweeps import Sweep, read_sweep
 from backdoor_lab.tables import overview
-from backdoor_lab.tables.build import Table, build
-from backdoor_lab.tables.overview import Shown
-
-if TYPE_CHECKING:
-    import pandas as pd  # type: ignore[import-untyped]
+from backdoor_lab.tables.layout import REPORT
+from backdoor_lab.tables.pivot import PivotTable, pivot
 
 
 @dataclass(frozen=True)
@@ -30,25 +27,22 @@ class Report:
         return cls(read_sweep(folder))
 
     @cached_property
-    def _built(self) -> tuple[list[Table], pd.DataFrame]:
-        return build(self.sweep)
-
-    @property
-    def tables(self) -> list[Table]:
-        """In the layout of the reproduced report."""
-        return self._built[0]
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One line per cell."""
-        return self._built[1]
+    def facts(self) -> Facts:
+        """What its cells are told apart by, and their tidy frame."""
+        cells = self.sweep.cells
+        return Facts(cells, sweeps=[self.sweep.name] * len(cells))
 
     @cached_property
-    def shown(self) -> list[Shown]:
+    def tables(self) -> list[PivotTable]:
+        """In the layout of the reproduced report."""
+        return pivot(self.facts, REPORT)
+
+    @cached_property
+    def shown(self) -> list[PivotTable]:
         """The tables that the sweep is shown in."""
-        return overview.shown(self.sweep.cells, self.tables)
+        return overview.shown(self.facts, self.tables)
 
     @cached_property
     def compared(self) -> Comparison | None:
         """Every defense against the control `random`, where the sweep has it."""
-        return against_random(self.sweep)
+        return against_random(self.sweep, self.facts)

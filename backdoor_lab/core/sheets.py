@@ -45,10 +45,15 @@ def csv_text(head: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
 
 def csv_of_frame(frame: pd.DataFrame) -> str:
     """CSV of a frame without its index."""
-    import pandas as pd
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(map(guarded, frame))
+    writer.writerows(zip(*map(_cells, (frame[name] for name in frame)), strict=True))
+    return text.getvalue()
 
-    text = [name for name, kind in frame.dtypes.items() if not pd.api.types.is_numeric_dtype(kind)]
-    safe = frame.assign(
-        **{str(n): frame[n].astype(object).map(guarded, na_action="ignore") for n in text}
-    )
-    return str(safe.rename(columns=guarded).to_csv(index=False, lineterminator="\n"))
+
+def _cells(column: pd.Series[Any]) -> list[Any]:
+    """The cells of a column; ten thousand of them often hold a few texts."""
+    values = column.astype(object).where(column.notna(), None).tolist()
+    safe = {value: guarded(value) for value in {each for each in values if isinstance(each, str)}}
+    return [safe.get(value, value) for value in values] if safe else values

@@ -28,6 +28,7 @@ from backdoor_lab.figures.inputs import (
     trigger_rows,
 )
 from backdoor_lab.figures.sheet import sheet
+from backdoor_lab.results.facts import Facts
 from backdoor_lab.results.records import Cell
 from backdoor_lab.tables.layout import split
 
@@ -48,7 +49,7 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
         yield "pipeline", course.pipeline(steps(record))
         break
     done = [cell for cell, _ in whole.done()]
-    for group in split(done):
+    for group in split(Facts(done)):
         shown = ratios.panels(group, promised(whole, group.cells))
         if shown:
             yield f"ratio_{group.slug}", ratios.against_ratio(group.title, shown)

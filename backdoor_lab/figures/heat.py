@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from backdoor_lab.figures.style import BLACK, PAPER, contrast, new, styled
 from backdoor_lab.results.records import Cell
+from backdoor_lab.tables.layout import PivotSpec
 from backdoor_lab.tables.markup import short
-from backdoor_lab.tables.wide import Layout, Wide, build_wide
+from backdoor_lab.tables.pivot import PivotTable, pivot_cells
 
 Array = NDArray[Any]
 MEASURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %", "pois_left": "#Pois Left, images"}
@@ -49,17 +50,17 @@ def sheets(cells: Sequence[Cell]) -> Iterator[Sheet]:
     """A sheet for each trigger, ratio, defense and whatever else differs, of the cells whose attack
     has a source class, where there are more than two pairs and some are done; means over seeds."""
     paired = [cell for cell in cells if cell.choices.get("source") is not None]
-    layout = Layout(("source",), ("target",), tuple(MEASURES))
-    before = "_".join(map(".".join, (layout.rows, layout.columns, layout.values))) + "_"
-    for table in build_wide(paired, layout):
+    spec = PivotSpec(("source",), ("target",), tuple(MEASURES))
+    before = "_".join(map(".".join, (spec.rows, spec.columns, spec.values))) + "_"
+    for table in pivot_cells(paired, spec):
         maps = [found for name in MEASURES if (found := _map(table, name)) is not None]
         if maps and _is_grid(table):
             yield Sheet(_title(table), table.slug.removeprefix(before), maps)
 
 
-def _is_grid(table: Wide) -> bool:
+def _is_grid(table: PivotTable) -> bool:
     """Whether there are several pairs, not merely one source for each target."""
-    pairs, sides = len(table.places), (len(table.rows), len(table.columns))
+    pairs, sides = len(table.cells), (len(table.rows), len(table.columns))
     return pairs > 2 and (pairs > max(sides) or min(sides) == 1)
 
 
@@ -92,11 +93,11 @@ def _draw(axes: Axes, found: Map) -> None:
     axes.figure.colorbar(image, ax=axes, label=found.label, shrink=0.8)
 
 
-def _map(table: Wide, name: str) -> Map | None:
+def _map(table: PivotTable, name: str) -> Map | None:
     """One measure of a table of sources and targets; None where no cell has it."""
     values = np.full((len(table.rows), len(table.columns)), np.nan)
     for row, column in np.ndindex(values.shape):
-        place = table.places.get((table.rows[row], table.columns[column]))
+        place = table.cells.get((table.rows[row], table.columns[column]))
         if place is not None and name in place.estimates:
             values[row, column] = place.estimates[name].mean
     if not np.isfinite(values).any():
@@ -105,7 +106,7 @@ def _map(table: Wide, name: str) -> Map | None:
     return Map(MEASURES[name], _names(table.rows), _names(table.columns), values, top)
 
 
-def _title(table: Wide) -> str:
+def _title(table: PivotTable) -> str:
     """The trigger and what else tells this sheet from others, of ``ASR1, ASR2: pixel, seed 0``."""
     return table.title.partition(": ")[2]
 

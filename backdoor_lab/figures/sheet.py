@@ -16,6 +16,7 @@ from backdoor_lab.figures.images import draw_triggers
 from backdoor_lab.figures.inputs import Whole, attacked, losses_of, projected, trigger_rows
 from backdoor_lab.figures.ratios import MEASURES, draw_lines, panels
 from backdoor_lab.figures.style import new, styled
+from backdoor_lab.results.facts import Facts
 from backdoor_lab.results.sweeps import CONTROLS
 from backdoor_lab.tables.layout import split
 from backdoor_lab.tables.markup import short
@@ -52,7 +53,7 @@ def _drawn(whole: Whole, name: str, record: dict[str, Any], found: Material) -> 
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 2))[0]
     above, below = left.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1))[:, 0]
     draw_triggers(above, *trigger_rows(triggers[:3]))
-    panel = panels(split([cell for cell, _ in whole.done()])[0])[0]
+    panel = panels(split(Facts([cell for cell, _ in whole.done()]))[0])[0]
     axes = below.subplots()
     draw_lines(axes, panel.lines["asr"])
     axes.set(title=panel.title, xlabel=panel.axis, ylabel=MEASURES["asr"], ylim=(-4, 104))

@@ -16,9 +16,9 @@ from backdoor_lab.figures.style import BLACK, mark, new, styled
 from backdoor_lab.results.facts import under_names
 from backdoor_lab.results.measures import MEASURE, figure_of, under_name
 from backdoor_lab.results.records import Cell
-from backdoor_lab.tables.layout import slug, telling
+from backdoor_lab.tables.layout import PivotSpec, slug, telling
 from backdoor_lab.tables.markup import short
-from backdoor_lab.tables.wide import Layout, Wide, build_wide
+from backdoor_lab.tables.pivot import PivotTable, pivot_cells
 from backdoor_lab.training.transformations import KINDS, parse
 
 Array = NDArray[Any]
@@ -60,7 +60,9 @@ def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
         pair = (figure, ACCURACY[figure])
         names = [name for name in under_names(measured) if figure_of(name) in pair]
         shows = any(figure_of(name) == figure for name in names)
-        tables = build_wide(measured, Layout(("trigger",), (), (*pair, *names))) if shows else []
+        tables = (
+            pivot_cells(measured, PivotSpec(("trigger",), (), (*pair, *names))) if shows else []
+        )
         apart = telling([table.traits for table in tables])
         taken: set[str] = set()
         for table in tables:
@@ -74,9 +76,9 @@ def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
                 yield name, drawn(title, says, shown)
 
 
-def panels(table: Wide, figure: str) -> list[Panel]:
+def panels(table: PivotTable, figure: str) -> list[Panel]:
     """The panels of a table whose rows are triggers, in the order of KINDS."""
-    names = [name for name in table.layout.values if name.startswith(under_name(figure, ""))]
+    names = [name for name in table.spec.values if name.startswith(under_name(figure, ""))]
     found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
     for name in names:
         try:
@@ -99,8 +101,10 @@ def _untouched(kind: str) -> float:
     return _LOSSLESS if kind == "jpeg" else KINDS[kind].none
 
 
-def _curve(table: Wide, row: tuple[str, ...], points: Sequence[tuple[float, str]]) -> Curve | None:
-    known = table.places[row, ()].estimates
+def _curve(
+    table: PivotTable, row: tuple[str, ...], points: Sequence[tuple[float, str]]
+) -> Curve | None:
+    known = table.cells[row, ()].estimates
     found = sorted((strength, known[name]) for strength, name in points if name in known)
     if not found:
         return None
@@ -109,10 +113,10 @@ def _curve(table: Wide, row: tuple[str, ...], points: Sequence[tuple[float, str]
     return Curve(short(row[0]), strengths, means, np.array(halves))
 
 
-def _mean(table: Wide, points: Sequence[tuple[float, str]]) -> Curve | None:
+def _mean(table: PivotTable, points: Sequence[tuple[float, str]]) -> Curve | None:
     found = []
     for strength, name in sorted(points):
-        known = [place.estimates[name].mean for place in table.places.values()
+        known = [place.estimates[name].mean for place in table.cells.values()
                  if name in place.estimates]  # fmt: skip
         found += [(strength, float(np.mean(known)))] if known else []
     if len(found) < 2:

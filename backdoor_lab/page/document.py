@@ -29,7 +29,8 @@ from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import TABLES, Sweep
 from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.tables.markup import Grid
-from backdoor_lab.tables.overview import Shown, grids
+from backdoor_lab.tables.pivot import PivotTable
+from backdoor_lab.tables.text import grids
 from backdoor_lab.templates import asset, json_data, render
 
 PAGE = "index.html"
@@ -106,7 +107,7 @@ def _states(sweep: Sweep) -> dict[str, int]:
     return {state: found[state] for state in ("done", "failed", "diverged", MISSING)}
 
 
-def _grids(tables: Sequence[Shown]) -> list[Grid]:
+def _grids(tables: Sequence[PivotTable]) -> list[Grid]:
     """The tables in order; what is said below one is not said again."""
     shown: list[Grid] = []
     seen: set[str] = set()

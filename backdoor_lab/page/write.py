@@ -21,17 +21,17 @@ from backdoor_lab.core.sheets import csv_of_frame
 from backdoor_lab.core.small_files import clear_link, make_folder, read_json, write_ours
 from backdoor_lab.results.sweeps import TABLES, Sweep, read_sweep
 from backdoor_lab.tables import overview
-from backdoor_lab.tables.overview import Shown
-from backdoor_lab.tables.render import FORMATS
-from backdoor_lab.tables.wide import Layout, Wide, as_json, build_wide, remembered
-from backdoor_lab.tables.wide_text import FORMATS as WIDE_FORMATS
+from backdoor_lab.tables.layout import PivotSpec, as_json, remembered
+from backdoor_lab.tables.pivot import PivotTable, pivot_cells
+from backdoor_lab.tables.text import document
+from backdoor_lab.tables.writers import FORMATS
 
 LISTING, LAYOUTS = "written.json", "layouts.json"
 
 log = logging.getLogger(__name__)
 
 
-def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> list[Shown]:
+def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> list[PivotTable]:
     """Rebuilds `<sweep_dir>/tables/` from the records and returns the tables that the sweep is
     shown in. `failed`: see `read_sweep`.
 
@@ -46,34 +46,40 @@ def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> li
     return tables
 
 
-def print_tables(tables: Iterable[Shown], file: TextIO | None = None) -> None:
+def print_tables(tables: Iterable[PivotTable], file: TextIO | None = None) -> None:
     """Prints the tables as aligned Markdown, to stdout unless told otherwise."""
     for table in tables:
         print(overview.markdown(table), file=file or sys.stdout)
 
 
-def contents(report: Report, layout: Layout | None = None) -> tuple[list[Shown], dict[str, str]]:
+def contents(
+    report: Report, layout: PivotSpec | None = None
+) -> tuple[list[PivotTable], dict[str, str]]:
     """The tables to show, which are those of `layout` where one is asked for, and the text of
     every file by file name: of these, of every layout that was asked for before, and of the
     comparison with the control `random` where the sweep has it."""
     sweep, shown = report.sweep, report.shown
-    files = {
-        f"table_{table.slug}.{suffix}": render(table)
-        for table in overview.kept(shown, report.tables)
-        for suffix, render in FORMATS.items()
-    }
-    files["records.csv"] = csv_of_frame(report.frame)
-    asked = [] if layout is None else build_wide(sweep.cells, layout)
+    asked = [] if layout is None else pivot_cells(sweep.cells, layout)
     before = [each for each in _layouts(sweep) if each != layout]
-    others = [table for each in before for table in build_wide(sweep.cells, each)]
-    for table in [*(each for each in shown if isinstance(each, Wide)), *asked, *others]:
-        files |= {f"wide_{table.slug}.{s}": render(table) for s, render in WIDE_FORMATS.items()}
+    others = [table for each in before for table in pivot_cells(sweep.cells, each)]
+    written = overview.kept(shown, report.tables)
+    written += [each for each in shown if not each.spec.report] + asked + others
+    named = {f"{_kind(table)}_{table.slug}": document(table) for table in written}
+    if report.compared is not None:
+        named[f"compare_{RANDOM}"] = compare_text.document(report.compared)
+    files = {
+        f"{name}.{suffix}": text(each)
+        for name, each in named.items()
+        for suffix, text in FORMATS.items()
+    }
+    files["records.csv"] = csv_of_frame(report.facts.frame)
     if layout is not None or before:
         files[LAYOUTS] = as_json([*before, *([] if layout is None else [layout])])
-    if (found := report.compared) is not None:
-        formats = compare_text.FORMATS.items()
-        files |= {f"compare_{RANDOM}.{suffix}": render(found) for suffix, render in formats}
     return shown if layout is None else [*asked], files
+
+
+def _kind(table: PivotTable) -> str:
+    return "table" if table.spec.report else "wide"
 
 
 def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
@@ -94,7 +100,7 @@ def check_name(out: Path, suffixes: Iterable[str]) -> str:
     return suffix
 
 
-def _layouts(sweep: Sweep) -> list[Layout]:
+def _layouts(sweep: Sweep) -> list[PivotSpec]:
     try:
         entries = read_json(sweep.folder / TABLES / LAYOUTS)
     except (OSError, DataError):

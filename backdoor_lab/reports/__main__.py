@@ -24,8 +24,8 @@ from backdoor_lab.core.terminal import plain, print_error, run_command
 from backdoor_lab.page.write import contents, write_files
 from backdoor_lab.results.sweeps import TABLES, Sweep, find_sweeps, read_sweep
 from backdoor_lab.results.whereabouts import DEFAULT_SAID, roots_of
+from backdoor_lab.tables.layout import OPTIONS, PivotSpec, layout_of
 from backdoor_lab.tables.overview import markdown
-from backdoor_lab.tables.wide import OPTIONS, Layout, layout_of
 
 MAKES_ONE = "python -m backdoor_lab -m experiment=demo"
 
@@ -59,11 +59,11 @@ def _sweeps(given: list[str]) -> list[Path]:
     return found
 
 
-def _layout(asked: dict[str, str], sweep: Sweep) -> Layout | None:
+def _layout(asked: dict[str, str], sweep: Sweep) -> PivotSpec | None:
     return layout_of(asked, sweep.cells) if asked else None
 
 
-def _rebuild(sweep: Sweep, layout: Layout | None) -> tuple[list[str], Exception | None]:
+def _rebuild(sweep: Sweep, layout: PivotSpec | None) -> tuple[list[str], Exception | None]:
     """The tables to print, as text, and what kept them from being written."""
     report = Report(sweep)
     tables, files = contents(report, layout)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from backdoor_lab.results.frame import frame_of
 from backdoor_lab.results.measures import UNDER
 from backdoor_lab.results.records import CHOICES, Cell
 from backdoor_lab.results.values import flat, is_count, ratio_words, sort_value, words
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
 
 PROTOCOL, CONFIG = "protocol.", "config."
 SEED = "seed"
@@ -27,9 +32,13 @@ class Facts:
     A value is shown, and cells are told apart, by its text; it is sorted by what it is.
     """
 
-    def __init__(self, cells: Sequence[Cell], also: Iterable[str] = ()) -> None:
-        """`also` names config values wanted though nothing differs in them."""
+    def __init__(
+        self, cells: Sequence[Cell], also: Iterable[str] = (), sweeps: Sequence[str] | None = None
+    ) -> None:
+        """`also` names config values wanted though nothing differs in them, `sweeps` the sweep of
+        each cell, for the frame."""
         self.cells = list(cells)
+        self.sweeps = [""] * len(self.cells) if sweeps is None else list(sweeps)
         wanted = [name.removeprefix(CONFIG) for name in also if name.startswith(CONFIG)]
         names = list(dict.fromkeys([*varied_config(cells), *wanted]))
         configs = adopt(cells, "config") if names else [None] * len(self.cells)
@@ -40,9 +49,19 @@ class Facts:
         self._columns: dict[str, list[str]] = {}
         self.names = list(dict.fromkeys(name for facts in self.of for name in facts))
 
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """The tidy frame of these cells: one line for each, in their order."""
+        return frame_of(self)
+
     def word(self, number: int, name: str) -> str:
         """The value of cell `number` as text; a ratio in percent, unless it is a count."""
         return self._column(name)[number]
+
+    def words(self, name: str) -> list[str | None]:
+        """The values of every cell as text; None where there is none."""
+        given = zip(self._column(name), self.of, strict=True)
+        return [None if facts.get(name) is None else word for word, facts in given]
 
     def key(self, number: int, names: Iterable[str]) -> Words:
         """The values of one cell by these names."""
@@ -86,8 +105,11 @@ class Facts:
 
     def _column(self, name: str) -> list[str]:
         if name not in self._columns:
-            said = _ratio if name == "ratio" else lambda facts: words(facts.get(name))
-            self._columns[name] = [said(facts) for facts in self.of]
+            self._columns[name] = (
+                [_ratio(facts) for facts in self.of]
+                if name == "ratio"
+                else [words(facts.get(name)) for facts in self.of]
+            )
         return self._columns[name]
 
     def _ranks(self, name: str, texts: Iterable[str]) -> dict[str, Any]:

@@ -157,15 +157,9 @@ def _canonical(config: Any, seed: int) -> str | None:
     """The config as one JSON text, equal for cells that differ in nothing but the seed."""
     if not isinstance(config, dict) or not config:
         return None
-    return json.dumps(_seedless(config, seed), sort_keys=True)
-
-
-def _seedless(config: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    return {
-        key: _seedless(value, seed) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key != "seed" or value != seed
-    }
+    text = json.dumps(config, sort_keys=True)
+    entry = rf'"seed": {seed}'
+    return re.sub(rf", {entry}(?=[,}}])|(?<={{){entry}(?:, |(?=}}))", "", text)
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

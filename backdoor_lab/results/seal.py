@@ -20,6 +20,8 @@ from backdoor_lab.core.small_files import read_small, write_ours
 
 _SEAL = re.compile(rb',[ \r\n]*"seal": "([0-9a-f]{64})"[ \r\n]*\}[ \r\n]*\Z')
 
+_NEAR = 120
+
 
 def sealed(text: str) -> str:
     """The text of a JSON object with its seal added, in the layout of the text: one line, or one
@@ -46,7 +48,8 @@ def read_sealed(path: Path) -> bytes:
 
 def check_seal(data: bytes) -> None:
     """Raises DataError unless `data` carries a seal and is what was sealed."""
-    found = _SEAL.search(data)
+    # Near the end where we wrote it; only an editor's line ends may have moved it.
+    found = _SEAL.search(data, max(0, len(data) - _NEAR)) or _SEAL.search(data)
     if found is None:
         raise DataError("it carries no seal: it was edited, or is older than seals")
     if _hash(data[: found.start()]) != found[1].decode():

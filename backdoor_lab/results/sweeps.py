@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
     if not root.is_dir():
         return []
     children = cell_folders(root)
-    lists = (root / SWEEP, root / RECORDS, *(child / RECORD for child in children))
+    lists = chain((root / SWEEP, root / RECORDS), (child / RECORD for child in children))
     if any(map(os.path.lexists, lists)):
         return [root]
     if depth == 0:

@@ -13,7 +13,7 @@ HASH = re.compile(r"[0-9a-f]{32,}")
 def words(value: Any) -> str:
     """A JSON scalar (or anything else) as short text; of a long hash the first ten digits."""
     if isinstance(value, str):
-        return value[:10] if HASH.fullmatch(value) else value
+        return value[:10] if len(value) > 31 and HASH.fullmatch(value) else value
     if value is None or isinstance(value, (bool, dict, list)):
         return "any" if value is None else json.dumps(value)
     return f"{value:.10g}" if isinstance(value, float) else str(value)

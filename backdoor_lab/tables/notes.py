@@ -7,9 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from backdoor_lab.core.errors import many
+from backdoor_lab.results.facts import PROTOCOL, SEED, Facts
+from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import Cell
+from backdoor_lab.results.values import words
 from backdoor_lab.tables import reference
-from backdoor_lab.tables.layout import UNREADABLE, Group
+from backdoor_lab.tables.layout import UNKNOWN, Group, PivotSpec
 from backdoor_lab.tables.worth import cautions
 
 READING = (
@@ -20,6 +23,10 @@ INTERVAL = (
     "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is of the "
     "mean and not clipped, so it may reach beyond 0 or 100. n= where a figure rests on fewer seeds."
 )
+BEST_OF_ROW = (
+    "Bold: the best mean of a row against one attack, to the digits shown; none where an interval "
+    "is wider than the difference to the next, and no ASR2 where ASR1 shows no attack."
+)
 BEST = (
     "Bold: the best mean of the defenses against one attack, to the digits shown; none where an "
     "interval is wider than the difference to the next, and no ASR2 where ASR1 shows no attack. "
@@ -29,20 +36,103 @@ EVERY_CLASS = (
     "labels=all_to_all: every class is attacked, and the target of an image is the class after "
     "its own, whatever stands under Target."
 )
-_SHOWN = 3
+EMPTY = "An empty place: the sweep has no such cell. A dash: the cell has no such figure."
+VERSION = f"{PROTOCOL}version"
+_SHOWN, _LISTED, _FEW = 3, 12, 3
 
 
-def notes_of(group: Group) -> list[str]:
-    """The lines below one table."""
-    cells = group.cells
-    if group.trigger == UNREADABLE and not any(cell.choices for cell in cells):
+def notes_of(group: Group, spec: PivotSpec, several: bool, is_best: bool) -> list[str]:
+    """The lines below one table. `several`: a figure may rest on several seeds; `is_best`: some
+    are marked as the best."""
+    facts, cells = group.facts, group.cells
+    if group.traits == UNKNOWN:
         return ["Records that cannot be read, of cells that no sweep.json lists; see the warnings."]
-    interval = [INTERVAL] if any(len(row) > 1 for row in group.rows.values()) else []
-    every = [EVERY_CLASS] * (group.traits.get("protocol.labels") == "all_to_all")
+    more = [] if spec.report else [*_open(group, spec.axes), *_unplaced(facts)]
+    rule = BEST if "defense" in spec.axes else BEST_OF_ROW
     return [
-        _protocol(group), *every, _what(group, cells), *where(cells), READING, *interval,
-        *cautions(cells),
+        *protocols(facts, group.numbers, spec.axes), _what(group, spec), *more, *where(cells),
+        READING if spec.report else reading(spec.values), *[INTERVAL] * several,
+        *[EMPTY] * (not spec.report), *cautions(cells, spec.values), *[rule] * is_best,
     ]  # fmt: skip
+
+
+def _what(group: Group, spec: PivotSpec) -> str:
+    """What all cells share but their protocol, the seeds, and how many are done."""
+    cells = group.cells
+    unsaid = ("protocol", "trigger") if spec.report else ("protocol",)
+    told = [
+        f"{name} {value}"
+        for name, value in group.traits.items()
+        if name not in unsaid and not name.startswith(PROTOCOL)
+    ]
+    defenses = group.facts.values("defense", group.numbers) if spec.report else []
+    told += [f"defense {defenses[0]}"] if len(defenses) == 1 else []
+    seeds = sorted({cell.choices[SEED] for cell in cells})
+    told.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
+    told.append(f"{sum(cell.done for cell in cells)} of {many(len(cells), 'cell')} done")
+    return f"{'; '.join(told)}."
+
+
+def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) -> list[str]:
+    """One line for each protocol: its values, and where they differ, for what."""
+    found: dict[str, list[int]] = {}
+    for number in members:
+        version = facts.of[number].get(VERSION)
+        name = f"{facts.word(number, 'protocol')}@{1 if version is None else words(version)}"
+        found.setdefault(name, []).append(number)
+    lines = []
+    for name, numbers in found.items():
+        keys = sorted({key for n in numbers for key in facts.of[n] if key.startswith(PROTOCOL)})
+        keys = [key for key in keys if key != VERSION]
+        said = [f"{key.removeprefix(PROTOCOL)}={_value(facts, numbers, key, axes)}" for key in keys]
+        lines.append(f"Protocol {name}: {', '.join(said) or 'values not recorded'}.")
+    every = any(facts.of[number].get(f"{PROTOCOL}labels") == "all_to_all" for number in members)
+    return lines + [EVERY_CLASS] * every
+
+
+def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
+    """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` where the defense decides it; a value that
+    is most frequent, and that of more than three, comes last as ``(all others)``."""
+    values = dict.fromkeys(facts.word(n, key) for n in numbers)
+    if len(values) == 1 or key in axes:
+        return " | ".join(values)
+    for axis in axes:
+        by: dict[str, set[str]] = {}
+        for n in numbers:
+            by.setdefault(facts.word(n, axis), set()).add(facts.word(n, key))
+        if all(len(each) == 1 for each in by.values()):
+            whose = {value: [n for n, each in by.items() if value in each] for value in values}
+            most = max(whose, key=lambda value: len(whose[value]))
+            if len(whose[most]) > _FEW:
+                del whose[most]
+                whose[most] = ["all others"]
+            return " | ".join(f"{value} ({', '.join(said)})" for value, said in whose.items())
+    return " | ".join(values)
+
+
+def _open(group: Group, axes: Sequence[str]) -> list[str]:
+    """The cells that are not done, with their reason."""
+    facts, names = group.facts, [name for name in axes if name != SEED]
+    left = [
+        f"{', '.join([*facts.key(n, names), f'seed {facts.word(n, SEED)}'])}:"
+        f" {facts.cells[n].status}"
+        for n in group.numbers
+        if not facts.cells[n].done
+    ]
+    more = f"; and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
+    return [f"Not done: {'; '.join(left[:_LISTED])}{more}."] if left else []
+
+
+def _unplaced(facts: Facts) -> list[str]:
+    """The records of which nobody can tell where they stand."""
+    lost = [f"{cell.id} ({cell.status})" for cell in facts.cells if not cell.choices]
+    more = f" and {len(lost) - _LISTED} more" if len(lost) > _LISTED else ""
+    return [f"In no place: {', '.join(lost[:_LISTED])}{more}."] if lost else []
+
+
+def reading(values: Sequence[str]) -> str:
+    """What each measure is."""
+    return " ".join(f"{MEASURE[name].head}: {MEASURE[name].says}." for name in values)
 
 
 def clean_images(cells: Iterable[Cell]) -> list[int]:
@@ -71,32 +161,6 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
         f"{text}Ours is {ours[0]} with {ours[1]}{on}: this compares the shape and is no"
         " reproduction."
     )
-
-
-def _protocol(group: Group) -> str:
-    values = {
-        name.removeprefix("protocol."): value
-        for name, value in group.traits.items()
-        if name.startswith("protocol.")
-    }
-    version = values.pop("version", "1")
-    said = ", ".join(f"{name}={value}" for name, value in values.items())
-    name = f"{group.traits.get('protocol', 'any')}@{version}"
-    return f"Protocol {name}: {said or 'values not recorded'}."
-
-
-def _what(group: Group, cells: Sequence[Cell]) -> str:
-    parts = [
-        f"{name} {value}"
-        for name, value in group.traits.items()
-        if name not in ("trigger", "protocol") and not name.startswith("protocol.")
-    ]
-    defenses = list(dict.fromkeys(str(c.choices["defense"]) for c in cells if c.choices))
-    parts += [f"defense {defenses[0]}"] if len(defenses) == 1 else []
-    seeds = sorted({cell.choices["seed"] for cell in cells if cell.choices})
-    parts.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
-    done = sum(cell.done for cell in cells)
-    return f"{'; '.join(parts)}; {done} of {many(len(cells), 'cell')} done."
 
 
 def where(cells: Sequence[Cell]) -> list[str]:

@@ -8,14 +8,10 @@ from dataclasses import replace
 
 from backdoor_lab.results.facts import PROTOCOL, SEED, Facts
 from backdoor_lab.results.records import CHOICES, Cell
-from backdoor_lab.tables import render, wide_text
-from backdoor_lab.tables.build import MEASURES, Table
-from backdoor_lab.tables.layout import UNREADABLE
-from backdoor_lab.tables.markup import Grid
-from backdoor_lab.tables.wide import Layout, Wide, build_wide, splitting
-from backdoor_lab.tables.wide_text import ACROSS, evenly
-
-Shown = Table | Wide
+from backdoor_lab.tables.layout import MEASURES, UNKNOWN, PivotSpec, splitting
+from backdoor_lab.tables.pivot import PivotTable, pivot
+from backdoor_lab.tables.text import ACROSS, document, evenly
+from backdoor_lab.tables.writers import markdown as in_markdown
 
 MOST = 4
 """Tables of the report's layout, and defenses in one of them, that a reader takes in at once."""
@@ -30,7 +26,7 @@ _AFTER_ONLY = ("classes", "budget", "budget_cap", "centred", "layer")
 """What of a protocol decides nothing before the defense."""
 
 
-def shown(cells: Sequence[Cell], tables: Sequence[Table]) -> list[Shown]:
+def shown(facts: Facts, tables: Sequence[PivotTable]) -> list[PivotTable]:
     """`tables`, which are the report's layout of these cells, or wide tables instead.
 
     Wide ones where the report's layout makes more than MOST tables (one for each trigger, model,
@@ -42,33 +38,29 @@ def shown(cells: Sequence[Cell], tables: Sequence[Table]) -> list[Shown]:
     seeds), then in tables of their own. Where the defense is an axis, what was measured before it
     has a table with one line for each attack.
     """
-    if not (_crowded(tables) or _without_retraining(cells)):
+    if not (_crowded(tables) or _without_retraining(facts.cells)):
         return list(tables)
-    return list(_wide(cells))
+    return list(_wide(facts))
 
 
-def kept(shown: Sequence[Shown], tables: Sequence[Table]) -> list[Table]:
+def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
     """Those of the report's layout that are written: what is shown; where that is wide, those
     with retrained cells of the reproduced report, which stand beside its figures there alone."""
     return [
         table for table in tables
-        if table in shown or any("nat2" in row.estimates for row in table.compared)
+        if any(table is each for each in shown)
+        or any("nat2" in table.cells[row, ()].estimates for row in table.compared)
     ]  # fmt: skip
 
 
-def grids(table: Shown) -> list[Grid]:
-    """A table of either kind as text."""
-    return render.grids(table) if isinstance(table, Table) else wide_text.grids(table)
+def markdown(table: PivotTable) -> str:
+    """A table as aligned Markdown."""
+    return in_markdown(document(table))
 
 
-def markdown(table: Shown) -> str:
-    """A table of either kind as aligned Markdown."""
-    return render.markdown(table) if isinstance(table, Table) else wide_text.markdown(table)
-
-
-def _crowded(tables: Sequence[Table]) -> bool:
-    readable = [table for table in tables if table.traits.get("trigger") != UNREADABLE]
-    defenses = [len({row.defense for row in table.rows}) for table in readable]
+def _crowded(tables: Sequence[PivotTable]) -> bool:
+    readable = [table for table in tables if table.traits != UNKNOWN]
+    defenses = [len({row[-1] for row in table.rows}) for table in readable]
     return len(readable) > MOST or max(defenses, default=0) > MOST
 
 
@@ -77,9 +69,8 @@ def _without_retraining(cells: Sequence[Cell]) -> bool:
     return bool(done) and not any("nat2" in each or "asr2" in each for each in done)
 
 
-def _wide(cells: Sequence[Cell]) -> Iterator[Wide]:
-    facts = Facts(cells)
-    axes = _axes(facts)
+def _wide(facts: Facts) -> Iterator[PivotTable]:
+    cells, axes = facts.cells, _axes(facts)
     attack = tuple(name for name in axes if name != DEFENSE)
     if len(attack) < len(axes):
         yield from _before(cells, attack)
@@ -88,7 +79,7 @@ def _wide(cells: Sequence[Cell]) -> Iterator[Wide]:
     across = ACROSS if len(facts.values(SEED)) == 1 else ACROSS_WITH_INTERVALS
     fit = max(1, across // max([len(facts.values(name)) for name in columns], default=1))
     for values in _parts(cells, (SCOPE, AFTER if DEFENSE in axes else MEASURES, FILTER), fit):
-        yield from build_wide(cells, Layout(rows or ("trigger",), columns, values), facts)
+        yield from pivot(facts, PivotSpec(rows or ("trigger",), columns, values))
 
 
 def _parts(
@@ -107,11 +98,11 @@ def _axes(facts: Facts) -> list[str]:
     """The choices that differ, and whatever else would set tables apart."""
     told = [name for name in CHOICES if name not in (SEED, SOURCE)]
     varied = [name for name in told if len(facts.values(name)) > 1]
-    others = splitting(facts, Layout(tuple(varied)))
+    others = splitting(facts, PivotSpec(tuple(varied)))
     return [*varied, *(name for name in others if len(facts.values(name)) > 1)]
 
 
-def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[Wide]:
+def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[PivotTable]:
     """What was measured before the defense: every attack, from a cell of whichever defense it met,
     where possible of the one with the most cells done."""
     done = [cell for cell in cells if cell.done and cell.choices]
@@ -130,7 +121,7 @@ def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[Wide]:
     alike.names = [name for name in alike.names if name in attack or not _after_only(name)]
     defenses = dict.fromkeys(str(cell.choices[DEFENSE]) for cell in mine)
     whose = " and ".join(f"{name}'s" for name in defenses)
-    for table in build_wide(mine, Layout(attack or ("trigger",), (), values), alike):
+    for table in pivot(alike, PivotSpec(attack or ("trigger",), (), values)):
         yield replace(table, notes=[SAME.format(whose), *table.notes])
 
 

@@ -24,14 +24,15 @@ from backdoor_lab.compare import compare_text
 from backdoor_lab.compare.comparison import comparison_of
 from backdoor_lab.compare.report import Report
 from backdoor_lab.results.sweeps import Sweep, read_sweep
-from backdoor_lab.tables import render, wide_text
-from backdoor_lab.tables.build import Table
+from backdoor_lab.tables.layout import PivotSpec
 from backdoor_lab.tables.markup import Grid
-from backdoor_lab.tables.wide import Layout, build_wide
+from backdoor_lab.tables.pivot import PivotTable, pivot_cells
+from backdoor_lab.tables.text import document
+from backdoor_lab.tables.writers import sheet
 
 ROOT = Path(__file__).resolve().parents[2] / "multirun_reports"
 FILE = Path(__file__).with_name("tables.json")
-ASKED = Layout(("target", "ratio"), ("defense",), ("asr1", "asr2", "nat2", "pois_left", "auroc"))
+ASKED = PivotSpec(("target", "ratio"), ("defense",), ("asr1", "asr2", "nat2", "pois_left", "auroc"))
 LEFT_OPEN = {1: "failed: out of memory", 4: "missing", 5: "diverged: loss is NaN"}
 """Cells of the sweep of controls, by their place, that a fourth case takes for not done."""
 BOLD = "Bold: "
@@ -51,24 +52,25 @@ def contents(name: str) -> dict[str, Any]:
     """Everything that is held of one sweep, by what shows it."""
     sweep = read(name)
     report = Report(sweep)
-    found = {f"table {table.slug}": _table(table) for table in report.tables}
-    shown = [table for table in report.shown if not isinstance(table, Table)]
-    for table in [*shown, *build_wide(sweep.cells, ASKED)]:
-        found[f"wide {table.slug}"] = {
-            "grids": [*map(_grid, wide_text.grids(table))], "csv": wide_text.sheet(table)
-        }  # fmt: skip
+    tables = [*report.tables, *(each for each in report.shown if not each.spec.report)]
+    named = {f"{_kind(table)} {table.slug}": document(table)
+             for table in [*tables, *pivot_cells(sweep.cells, ASKED)]}  # fmt: skip
     comparisons = {"random": report.compared}
     if any(table.compared for table in report.tables):
         comparisons["reference"] = comparison_of([sweep], report=True, values="nat2,asr2")
-    for other, each in comparisons.items():
-        if each is not None:
-            grid = _grid(compare_text.grid(each))
-            found[f"compare {other}"] = {"grids": [grid], "csv": compare_text.sheet(each)}
-    return found
+    named |= {
+        f"compare {other}": compare_text.document(found)
+        for other, found in comparisons.items()
+        if found is not None
+    }
+    return {
+        name: {"grids": [*map(_grid, each.grids)], "csv": sheet(each)}
+        for name, each in named.items()
+    }
 
 
-def _table(table: Table) -> dict[str, Any]:
-    return {"grids": [*map(_grid, render.grids(table))], "csv": render.sheet(table)}
+def _kind(table: PivotTable) -> str:
+    return "table" if table.spec.report else "wide"
 
 
 def _grid(grid: Grid) -> dict[str, Any]:

@@ -14,12 +14,13 @@ from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 from test_reports_render import _latex_with_booktabs
 
 from backdoor_lab.compare.__main__ import main
-from backdoor_lab.compare.compare_text import Comparison, grid, latex, markdown, page, sheet
+from backdoor_lab.compare.compare_text import Comparison, document, grid
 from backdoor_lab.compare.comparison import against_random, comparison_of
 from backdoor_lab.compare.pairs import Line
+from backdoor_lab.compare.report import Report
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.build import build
+from backdoor_lab.tables.writers import latex, markdown, page, sheet
 
 SEEDS = range(4)
 
@@ -269,8 +270,8 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         out = tmp_path / f"x.{suffix}"
         assert main([*given, "--out", str(out)]) == 0
         found = comparison_of([read_sweep(Path(folder))], by="defense", base="none")
-        assert out.read_text() == render(found)
-        assert capsys.readouterr().out == markdown(found) + "\n"
+        assert out.read_text() == render(document(found))
+        assert capsys.readouterr().out == markdown(document(found)) + "\n"
     rows = list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines()))
     assert [float(row["difference"]) for row in rows] == [one.result.mean for one in found.lines]
     assert all(row["n"] == "4" for row in rows)
@@ -293,7 +294,7 @@ def test_its_latex_compiles(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, target="a_b%&") for d in ("x|y", "none") for s in (0, 1)]
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
-    (tmp_path / "x.tex").write_text(f"{head}{latex(found)}\\end{{document}}\n")
+    (tmp_path / "x.tex").write_text(f"{head}{latex(document(found))}\\end{{document}}\n")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
@@ -333,8 +334,10 @@ def test_another_experiment_under_the_reports_name_is_not_beside_it(
     folder = sweep(tmp_path / "s", made)
     found = comparison_of([folder], report=True, values="nat2")
     assert [one.result.n for one in found.lines] == [1]
-    rows = [row for table in build(folder)[0] for row in table.rows]
-    assert {row.target: row.reference is not None for row in rows} == {"bird": True, "dog": False}
+    found = [cell for table in Report(folder).tables for cell in table.cells.items()]
+    assert {row[0]: cell.reference is not None for (row, _), cell in found} == {
+        "bird": True, "dog": False
+    }  # fmt: skip
 
 
 def coded(made: dict[str, Any], code: str) -> dict[str, Any]:
@@ -374,8 +377,8 @@ def test_a_lost_cell_takes_the_protocol_of_its_own_defense(tmp_path: Path) -> No
     made = [record(defense=d, seed=s, protocol={**PROTOCOL, "budget": budget}) for s in SEEDS
             for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip
     found = sweep(tmp_path / "s", made[:-1], made)
-    rows = [row for table in build(found)[0] for row in table.rows]
-    assert sorted((row.defense, row.done, row.asked) for row in rows) == [
+    places = [place for table in Report(found).tables for place in table.cells.items()]
+    assert sorted((row[-1], cell.done, cell.asked) for (row, _), cell in places) == [
         ("knn", len(SEEDS) - 1, len(SEEDS)), ("spectral", len(SEEDS), len(SEEDS)),
     ]  # fmt: skip
 

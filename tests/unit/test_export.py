@@ -16,11 +16,11 @@ from hostile import NAMES
 from test_reports_records import GRID, failed, record, write_sweep
 
 from backdoor_lab.core.sheets import guarded
-from backdoor_lab.export import main
+from backdoor_lab.export import frame_of, main, write_frame
+from backdoor_lab.results.columns import COLUMNS
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.export import COLUMNS, frame_of, write_frame
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "multirun_reports" / "demo" / "controls"

@@ -20,10 +20,10 @@ from test_reports_records import write_sweep
 
 from backdoor_lab.core.tensors import tensors_digest, write_tensors
 from backdoor_lab.data.synthetic import CLASSES, draw
+from backdoor_lab.export import frame_of
 from backdoor_lab.export_weights import export_weights, main
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.export import frame_of
 from backdoor_lab.training.models import build_model
 
 ROOT = Path(__file__).resolve().parents[2]

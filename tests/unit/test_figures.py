@@ -24,6 +24,7 @@ from backdoor_lab.figures.__main__ import main, write_figures
 from backdoor_lab.figures.filters import response_changes
 from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.figures.sheet import sheet
+from backdoor_lab.results.facts import Facts
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.layout import split
@@ -135,7 +136,7 @@ def test_lines_against_the_ratio_are_means_with_t_intervals(tmp_path: Path) -> N
     for one in made:  # as in a real sweep, the defenses of a seed share the attacked network
         one["asr1"] = 0.7 + one["choices"]["ratio"] + one["choices"]["seed"] / 20
     whole = whole_of(write_sweep(tmp_path / "s", made))
-    (group,) = split([found for found, _ in whole.done()])
+    (group,) = split(Facts([found for found, _ in whole.done()]))
     (panel,) = ratios.panels(group)
     figure = ratios.against_ratio("pixel", [panel])
     top, middle, bottom = figure.axes
@@ -206,7 +207,8 @@ def test_without_transformations_there_is_no_such_picture(tmp_path: Path) -> Non
 def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     made = [record(ratio=n, protocol=counted) for n in (50, 250)]
-    (group,) = split([found for found, _ in whole_of(write_sweep(tmp_path / "s", made)).done()])
+    done = whole_of(write_sweep(tmp_path / "s", made)).done()
+    (group,) = split(Facts([found for found, _ in done]))
     (panel,) = ratios.panels(group)
     assert panel.axis == "poisoned images"
     assert panel.lines["asr"][0].ratios == pytest.approx([50, 250])
@@ -217,7 +219,8 @@ def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
 
 def test_many_ratios_stand_on_a_logarithmic_axis_with_the_predicted_auroc(tmp_path: Path) -> None:
     made = [record(ratio=ratio, seed=s) for ratio in (0.002, 0.02, 0.2, 1) for s in range(2)]
-    (group,) = split([found for found, _ in whole_of(write_sweep(tmp_path / "s", made)).done()])
+    done = whole_of(write_sweep(tmp_path / "s", made)).done()
+    (group,) = split(Facts([found for found, _ in done]))
     said = {one["id"]: 0.5 + one["choices"]["ratio"] / 2 for one in made}
     (panel,) = ratios.panels(group, said)
     measured, predicted = panel.lines["auroc"]
@@ -281,11 +284,11 @@ def test_a_seed_counts_once_before_the_defense(tmp_path: Path) -> None:
     for one in made:
         one["asr1"] = (0.5, 0.9)[one["choices"]["seed"]]
     whole = whole_of(write_sweep(tmp_path / "s", made))
-    (group,) = split([found for found, _ in whole.done()])
+    (group,) = split(Facts([found for found, _ in whole.done()]))
     before = ratios.panels(group)[0].lines["asr"][0]
     assert before.means == pytest.approx([70.0])
     assert before.halves == pytest.approx([stats.t.ppf(0.975, 1) * 20.0])
-    single = ratios.panels(split([found for found, _ in whole.done()][:1])[0])[0]
+    single = ratios.panels(split(Facts([found for found, _ in whole.done()][:1]))[0])[0]
     assert np.isnan(single.lines["asr"][0].halves).all()
 
 

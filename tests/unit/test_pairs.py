@@ -25,10 +25,11 @@ from backdoor_lab.figures.inputs import Whole
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.status import look
-from backdoor_lab.tables.wide import Layout, build_wide
-from backdoor_lab.tables.wide_text import grid
+from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.pivot import pivot_cells
+from backdoor_lab.tables.text import grid
 
-BY_CLASS = Layout(("source",), ("target",), ("asr2",))
+BY_CLASS = PivotSpec(("source",), ("target",), ("asr2",))
 # Of these six combinations cat → cat twice and airplane → airplane are none; airplane → cat is
 # asked for by name and by number.
 NUMBERS = ("source=cat,0", "target=airplane,cat,3")
@@ -207,7 +208,7 @@ def test_the_figures_of_a_sweep_hold_its_heat_maps(tmp_path: Path) -> None:
 def test_the_table_of_sources_and_targets_has_the_classes_in_one_order(tmp_path: Path) -> None:
     three = ("cat", "dog", "frog")
     cells = read_sweep(write_sweep(tmp_path / "s", pairs(three))).cells
-    (table,) = build_wide(cells, BY_CLASS)
+    (table,) = pivot_cells(cells, BY_CLASS)
     assert [row for (row,) in table.rows] == [column for (column,) in table.columns] == [*three]
     assert [row[0] for row in grid(table).rows] == [*three]
     assert [grid(table).rows[n][n + 1] for n in range(3)] == [""] * 3

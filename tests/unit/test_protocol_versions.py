@@ -12,6 +12,7 @@ from cells import cell_of, configuration, started
 from test_reports_records import record, write_sweep
 
 from backdoor_lab import identity
+from backdoor_lab.compare.report import Report
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.identity import table as identity_table
 from backdoor_lab.identity.__main__ import main
@@ -19,8 +20,8 @@ from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.build import build
-from backdoor_lab.tables.wide import Layout, build_wide
+from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.pivot import pivot_cells
 
 
 @pytest.fixture
@@ -116,10 +117,10 @@ def test_tables_say_the_version_and_old_records_are_of_the_first(tmp_path: Path)
     for each, cell_id in ((old, "a"), (first, "b"), (second, "c")):
         each["id"] = cell_id
     sweep = read_sweep(write_sweep(tmp_path / "sweep", [old, first, second]))
-    tables, _ = build(sweep)
+    tables = Report(sweep).tables
     lines = [line for table in tables for line in table.notes if line.startswith("Protocol")]
     assert lines == ["Protocol group13@1: ratio_of=target.", "Protocol group13@2: ratio_of=target."]
-    wide = build_wide(sweep.cells, Layout(("target",), ("seed",), ("asr1",)))
+    wide = pivot_cells(sweep.cells, PivotSpec(("target",), ("seed",), ("asr1",)))
     said = [line for table in wide for line in table.notes if line.startswith("Protocol")]
     assert said == lines
 
@@ -135,7 +136,7 @@ def test_results_of_modified_code_are_kept_apart(tmp_path: Path) -> None:
         records.append(each)
     sweep = read_sweep(write_sweep(tmp_path / "sweep", records))
     assert [cell.id for cell in sweep.cells] == ["cell0", "cell2"]
-    tables, _ = build(sweep)
+    tables = Report(sweep).tables
     assert len(tables) == 2
     notes = [[n for n in table.notes if n.startswith("Code modified")] for table in tables]
     assert notes == [[], ["Code modified since its version: pixel."]]

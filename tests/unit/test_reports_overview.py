@@ -28,11 +28,10 @@ from backdoor_lab.page.write import print_tables, write_tables
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.stored import raw_records
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.build import Table, build
-from backdoor_lab.tables.overview import ACROSS_WITH_INTERVALS, MOST, Shown, grids, markdown
-from backdoor_lab.tables.overview import shown as shown_of
-from backdoor_lab.tables.wide import Wide
-from backdoor_lab.tables.wide_text import ACROSS
+from backdoor_lab.tables.overview import ACROSS_WITH_INTERVALS, MOST
+from backdoor_lab.tables.pivot import PivotTable
+from backdoor_lab.tables.text import ACROSS, document, grids
+from backdoor_lab.tables.writers import markdown
 
 TRIGGERS = tuple(f"trigger{n}" for n in range(14))
 DEFENSES = ("spectral", "random", "scan", "knn", "oracle", "none")
@@ -51,14 +50,13 @@ def found(*choices: Any, retrain: bool = True, **over: Any) -> dict[str, Any]:
     return made if retrain else made | {"nat2": None, "asr2": None}
 
 
-def shown(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> Sequence[Shown]:
-    cells = read_sweep(write_sweep(folder, made, asked)).cells
-    return shown_of(cells, build(read_sweep(folder))[0])
+def shown(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> Sequence[PivotTable]:
+    return Report(read_sweep(write_sweep(folder, made, asked))).shown
 
 
-def layouts(tables: Sequence[Shown]) -> list[tuple[Any, Any, Any]]:
-    assert all(isinstance(table, Wide) for table in tables)
-    said = [table.layout for table in tables if isinstance(table, Wide)]
+def layouts(tables: Sequence[PivotTable]) -> list[tuple[Any, Any, Any]]:
+    said = [table.spec for table in tables]
+    assert not any(each.report for each in said)
     return [(each.rows, each.columns, each.values) for each in said]
 
 
@@ -96,13 +94,13 @@ def test_the_reports_layout_as_long_as_it_can_be_read(
         made = [record(seed=each.get("seed", 0), choices=each, id=f"c{n}")
                 for n, each in enumerate(chosen)]  # fmt: skip
         tables = shown(tmp_path / str(count), made)
-        assert all(isinstance(table, Table) for table in tables) == (count == MOST)
-        assert all(isinstance(table, Wide) for table in tables) == (count > MOST)
+        assert all(table.spec.report for table in tables) == (count == MOST)
+        assert all(not table.spec.report for table in tables) == (count > MOST)
 
 
 def test_many_targets_and_ratios_are_the_reports_own_rows(tmp_path: Path) -> None:
     made = [record("pixel", f"t{n}", r / 100) for n in range(10) for r in range(1, 10)]
-    assert all(isinstance(table, Table) for table in shown(tmp_path / "s", made))
+    assert all(table.spec.report for table in shown(tmp_path / "s", made))
 
 
 def test_many_triggers_and_few_ratios(tmp_path: Path) -> None:
@@ -112,7 +110,7 @@ def test_many_triggers_and_few_ratios(tmp_path: Path) -> None:
         (("trigger",), ("ratio",), ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")),
     ]
     (first, _) = tables
-    assert isinstance(first, Wide)
+    assert not first.spec.report
     assert [row for (row,) in first.rows] == list(TRIGGERS)
     assert first.columns == [("0%",), ("10%",), ("30%",)]
     # A higher ratio is another attack: no value of a row is the best.
@@ -133,7 +131,7 @@ def test_what_a_trigger_decides_makes_no_axis(tmp_path: Path) -> None:
     told = (
         "asr_on=source (trigger0, trigger1, trigger2) \\| not_target (all others), budget=1.5eps,"
     )
-    assert told in markdown(table)
+    assert told in markdown(document(table))
 
 
 def test_a_value_that_is_an_axis_is_listed_plainly(tmp_path: Path) -> None:
@@ -144,7 +142,7 @@ def test_a_value_that_is_an_axis_is_listed_plainly(tmp_path: Path) -> None:
     tables = shown(tmp_path / "s", made)
     assert tables
     for table in tables:
-        assert "layer=penultimate \\| layer4 \\| layer3," in markdown(table)
+        assert "layer=penultimate \\| layer4 \\| layer3," in markdown(document(table))
 
 
 def test_many_defenses_two_triggers_three_seeds(tmp_path: Path) -> None:
@@ -252,10 +250,10 @@ def test_a_protocols_value_stands_once(tmp_path: Path) -> None:
 def test_a_cell_that_was_not_retrained_shows_what_was_found(tmp_path: Path) -> None:
     (table,) = shown(tmp_path / "one", [found(retrain=False)])
     assert layouts([table])[0][:2] == (("trigger",), ())
-    assert "Nat2" not in markdown(table)
+    assert "Nat2" not in markdown(document(table))
     # Nothing done says nothing about retraining.
     (table,) = shown(tmp_path / "none", [failed(record())])
-    assert isinstance(table, Table)
+    assert table.spec.report
 
 
 @pytest.mark.parametrize("defenses", [("spectral",), DEFENSES])
@@ -368,7 +366,7 @@ def test_files_are_those_of_what_is_shown(folder: Path) -> None:
 
 def test_the_page_shows_the_same_tables(folder: Path) -> None:
     text = (folder / "index.html").read_text()
-    for table in shown_of(read_sweep(folder).cells, build(read_sweep(folder))[0]):
+    for table in Report(read_sweep(folder)).shown:
         for grid in grids(table):
             for row in grid.rows:
                 shown_row = "".join(f">{html.escape(cell)}</td>" for cell in row[:1])
@@ -525,7 +523,9 @@ def test_unreadable_records_are_named_below_wide_tables(tmp_path: Path) -> None:
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
     tables = write_tables(folder)
-    assert all("In no place: stray (failed: damaged record)" in markdown(each) for each in tables)
+    assert all(
+        "In no place: stray (failed: damaged record)" in markdown(document(each)) for each in tables
+    )
 
 
 def test_hostile_names_in_wide_tables_are_only_text(tmp_path: Path) -> None:
@@ -543,7 +543,7 @@ def test_hostile_names_in_wide_tables_are_only_text(tmp_path: Path) -> None:
 def test_the_reports_cells_keep_its_figures_beside_them(tmp_path: Path) -> None:
     made = [record(*each, defense=d) for each in GRID for d in DEFENSES]
     folder = write_sweep(tmp_path / "s", made)
-    assert all(isinstance(table, Wide) for table in write_tables(folder))
+    assert all(not table.spec.report for table in write_tables(folder))
     paths = sorted((folder / "tables").glob("table_*.md"))
     assert [path.stem for path in paths] == ["table_pattern", "table_pixel"]
     assert all("reference and difference" in path.read_text() for path in paths)

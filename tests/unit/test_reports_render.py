@@ -14,17 +14,18 @@ import pytest
 from hostile import NAMES
 from test_reports_records import GRID, record, write_sweep
 
+from backdoor_lab.compare.report import Report
 from backdoor_lab.core.sheets import guarded
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.build import build
-from backdoor_lab.tables.render import latex, markdown, page, sheet
+from backdoor_lab.tables.text import document
+from backdoor_lab.tables.writers import latex, markdown, page, sheet
 
 
 def rendered(folder: Path, name: str) -> dict[str, str]:
     made = [record(target=name, trigger=name, id="a", choices={"defense": name})]
     made += [record(trigger=name, id="b", status="failed: " + name)]
-    (table,) = build(read_sweep(write_sweep(folder / "s", made)))[0]
-    return {f.__name__: f(table) for f in (markdown, latex, page, sheet)}
+    (table,) = Report(read_sweep(write_sweep(folder / "s", made))).tables
+    return {f.__name__: f(document(table)) for f in (markdown, latex, page, sheet)}
 
 
 class Tags(html.parser.HTMLParser):
@@ -73,8 +74,8 @@ def test_escapes_by_format(tmp_path: Path) -> None:
 
 def test_sheet_has_reference_and_difference(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record(nat1=0.93), record(target="cat")])
-    (table,) = build(read_sweep(folder))[0]
-    first, second = csv.DictReader(io.StringIO(sheet(table)))
+    (table,) = Report(read_sweep(folder)).tables
+    first, second = csv.DictReader(io.StringIO(sheet(document(table))))
     assert (first["nat1"], first["ref_nat1"], first["diff_nat1"]) == ("93.0", "92.31", "0.69")
     assert second["ref_nat1"] == second["diff_nat1"] == second["nat1_ci95"] == ""
     assert first["protocol.ratio_of"] == "target"
@@ -82,8 +83,10 @@ def test_sheet_has_reference_and_difference(tmp_path: Path) -> None:
 
 
 def test_latex_has_booktabs_rules_in_order(tmp_path: Path) -> None:
-    table = build(read_sweep(write_sweep(tmp_path / "s", [record(*cell) for cell in GRID])))[0][0]
-    text = latex(table)
+    table = Report(
+        read_sweep(write_sweep(tmp_path / "s", [record(*cell) for cell in GRID]))
+    ).tables[0]
+    text = latex(document(table))
     order = [text.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")]
     assert order == sorted(order)
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2

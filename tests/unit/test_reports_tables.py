@@ -12,18 +12,20 @@ from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
 
 from backdoor_lab.analysis.intervals import half_width, t_quantile
 from backdoor_lab.compare.comparison import against_random
+from backdoor_lab.compare.report import Report
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables import reference
-from backdoor_lab.tables.build import Table, build
+from backdoor_lab.tables.layout import PivotSpec
 from backdoor_lab.tables.notes import EVERY_CLASS
-from backdoor_lab.tables.render import grids, markdown
-from backdoor_lab.tables.wide import Layout, build_wide
+from backdoor_lab.tables.pivot import PivotTable, pivot_cells
+from backdoor_lab.tables.text import document, grids
+from backdoor_lab.tables.writers import markdown
 
 SEEDS = range(4)
 
 
-def tables(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> list[Table]:
-    return build(read_sweep(write_sweep(folder / "s", made, asked)))[0]
+def tables(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> list[PivotTable]:
+    return Report(read_sweep(write_sweep(folder / "s", made, asked))).tables
 
 
 def test_t_quantile_is_scipys() -> None:
@@ -47,11 +49,11 @@ def test_means_and_intervals_are_those_of_a_second_computation(tmp_path: Path) -
     made[2] = failed(made[2])
     made[5]["nat1"] = float("nan")
     for table in tables(tmp_path, made):
-        for row in table.rows:
+        for ((target, ratio, _), _), row in table.cells.items():
             mine = [
                 m for m in made
-                if m["choices"]["trigger"] == table.title and m["choices"]["target"] == row.target
-                and f"{100 * m['choices']['ratio']:g}%" == row.ratio and m["status"] == "done"
+                if m["choices"]["trigger"] == table.title and m["choices"]["target"] == target
+                and f"{100 * m['choices']['ratio']:g}%" == ratio and m["status"] == "done"
             ]  # fmt: skip
             assert row.done == len(mine)
             assert row.asked == len(SEEDS)
@@ -76,11 +78,13 @@ def test_the_demo_has_the_reports_layout(tmp_path: Path) -> None:
         ("pixel", "pixel", 6),
         ("pattern", "pattern", 6),
     ]
-    assert markdown(found[0]).split("\n- ")[0] == GOLDEN
+    assert markdown(document(found[0])).split("\n- ")[0] == GOLDEN
     assert (
-        markdown(found[0]).split("\n\n")[2].startswith("- Protocol group13@1: asr_on=not_target, ")
+        markdown(document(found[0]))
+        .split("\n\n")[2]
+        .startswith("- Protocol group13@1: asr_on=not_target, ")
     )
-    assert "dataset synthetic; model resnet18-w16; recipe demo" in markdown(found[0])
+    assert "dataset synthetic; model resnet18-w16; recipe demo" in markdown(document(found[0]))
 
 
 GOLDEN = """\
@@ -162,8 +166,9 @@ def test_a_cell_without_figures_is_a_row_of_dashes(tmp_path: Path, status: str) 
 def test_figures_of_a_cell_that_is_not_done_enter_no_mean(tmp_path: Path) -> None:
     made = [record(nat1=0.9), record(seed=1, nat1=0.1, status="failed: oom in retrain")]
     (table,) = tables(tmp_path, made)
-    assert table.rows[0].estimates["nat1"].mean == 90
-    assert table.rows[0].estimates["nat1"].n == table.rows[0].done == 1
+    (cell,) = table.cells.values()
+    assert cell.estimates["nat1"].mean == 90
+    assert cell.estimates["nat1"].n == cell.done == 1
 
 
 def test_one_finite_value_has_no_interval_and_says_so(tmp_path: Path) -> None:
@@ -175,7 +180,7 @@ def test_one_finite_value_has_no_interval_and_says_so(tmp_path: Path) -> None:
 
 def test_an_interval_is_not_clipped(tmp_path: Path) -> None:
     (table,) = tables(tmp_path, [record(seed=s, asr2=v) for s, v in enumerate((0.0, 0.0, 0.03))])
-    found = table.rows[0].estimates["asr2"]
+    found = table.cells[table.rows[0], ()].estimates["asr2"]
     assert found.half is not None
     assert found.mean - found.half < 0
     assert any("not clipped" in note for note in table.notes)
@@ -205,7 +210,7 @@ def test_other_config_values_are_never_averaged_as_seeds(tmp_path: Path) -> None
     assert [t.title for t in found] == [
         "pixel, config recipe.lr 0.1", "pixel, config recipe.lr 0.01"
     ]  # fmt: skip
-    assert all(row.asked == 1 for table in found for row in table.rows)
+    assert all(cell.asked == 1 for table in found for cell in table.cells.values())
 
 
 def test_two_sets_of_one_name_are_told_apart_by_ten_digits(tmp_path: Path) -> None:
@@ -218,7 +223,7 @@ def test_a_missing_cell_joins_the_table_of_its_protocol(tmp_path: Path) -> None:
     asked = [record(), record(target="dog"), failed(record(target="horse"))]
     asked[2]["protocol"] = None
     (table,) = tables(tmp_path, [asked[0], asked[2]], asked)
-    assert [row.status for row in table.rows] == ["done", "missing", "failed: oom"]
+    assert [cell.status for cell in table.cells.values()] == ["done", "missing", "failed: oom"]
 
 
 def test_ratio_is_a_count_where_the_protocol_says_so(tmp_path: Path) -> None:
@@ -226,32 +231,32 @@ def test_ratio_is_a_count_where_the_protocol_says_so(tmp_path: Path) -> None:
     found = tables(
         tmp_path, [record(ratio=500, protocol=counted), record(target="dog", ratio=0.003)]
     )
-    assert [table.rows[0].ratio for table in found] == ["500", "0.3%"]
+    assert [table.rows[0][1] for table in found] == ["500", "0.3%"]
 
 
 def test_a_ratio_of_one_is_all_of_the_class_unless_it_counts_images(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     found = tables(tmp_path, [record(ratio=1), record(target="dog", ratio=1, protocol=counted)])
-    assert [table.rows[0].ratio for table in found] == ["100%", "1"]
+    assert [table.rows[0][1] for table in found] == ["100%", "1"]
 
 
 def test_unreadable_cells_have_a_table(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
-    found = build(read_sweep(folder))[0]
+    found = Report(read_sweep(folder)).tables
     assert [t.title for t in found] == ["pixel", "unreadable"]
     assert grids(found[1])[0].rows == [["stray", "–", *["–"] * 6, "failed: damaged record"]]
 
 
 def test_the_tidy_frame_has_one_line_per_cell(tmp_path: Path) -> None:
     asked = [record(), failed(record(seed=1)), record(seed=2)]
-    frame = build(read_sweep(write_sweep(tmp_path / "s", asked[:2], asked)))[1]
+    frame = Report(read_sweep(write_sweep(tmp_path / "s", asked[:2], asked))).facts.frame
     assert list(frame["status"]) == ["done", "failed: oom", "missing"]
-    assert list(frame.columns[:5]) == ["id", "status", "dataset", "model", "recipe"]
+    assert list(frame.columns[:5]) == ["sweep", "id", "status", "error", "dataset"]
     first = frame.iloc[0]
-    assert first["protocol_ratio_of"] == "target"
-    assert first["seconds_train"] == 30
+    assert first["protocol.ratio_of"] == "target"
+    assert first["seconds.train"] == 30
     assert first["nat1"] == asked[0]["nat1"]
     assert first["auroc"] == 0.99
 
@@ -267,11 +272,11 @@ def test_an_attack_on_every_class_is_said_below_every_kind_of_table(tmp_path: Pa
     found = against_random(sweep)
     assert found is not None
     for notes in (
-        build(sweep)[0][0].notes,
-        build_wide(sweep.cells, Layout(columns=("defense",)))[0].notes,
+        Report(sweep).tables[0].notes,
+        pivot_cells(sweep.cells, PivotSpec(columns=("defense",)))[0].notes,
         found.notes,
     ):
         assert sum(note == EVERY_CLASS for note in notes) == 1
     plain = read_sweep(write_sweep(tmp_path / "one", [record()]))
-    assert EVERY_CLASS not in build(plain)[0][0].notes
-    assert EVERY_CLASS not in build_wide(plain.cells, Layout())[0].notes
+    assert EVERY_CLASS not in Report(plain).tables[0].notes
+    assert EVERY_CLASS not in pivot_cells(plain.cells, PivotSpec())[0].notes

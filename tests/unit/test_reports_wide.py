@@ -20,15 +20,19 @@ from backdoor_lab.page.write import write_tables
 from backdoor_lab.reports.__main__ import main
 from backdoor_lab.results.facts import Facts
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.wide import Layout, Wide, build_wide, layout_of
-from backdoor_lab.tables.wide_text import grid, latex, markdown, page
+from backdoor_lab.tables.layout import PivotSpec, layout_of
+from backdoor_lab.tables.pivot import PivotTable, pivot_cells
+from backdoor_lab.tables.text import document, grid
+from backdoor_lab.tables.writers import latex, markdown, page
 
 ROOT = Path(__file__).resolve().parents[2]
-BY_DEFENSE = Layout(("target",), ("defense",), ("asr2", "nat2"))
+BY_DEFENSE = PivotSpec(("target",), ("defense",), ("asr2", "nat2"))
 
 
-def wide(folder: Path, made: list[dict[str, Any]], layout: Layout, asked: Any = None) -> list[Wide]:
-    return build_wide(read_sweep(write_sweep(folder / "s", made, asked)).cells, layout)
+def wide(
+    folder: Path, made: list[dict[str, Any]], layout: PivotSpec, asked: Any = None
+) -> list[PivotTable]:
+    return pivot_cells(read_sweep(write_sweep(folder / "s", made, asked)).cells, layout)
 
 
 def test_rows_columns_and_the_best_of_each_row(tmp_path: Path) -> None:
@@ -48,13 +52,13 @@ def test_rows_columns_and_the_best_of_each_row(tmp_path: Path) -> None:
         for t in ("bird", "dog")
     ]
     assert shown.best == {(row, column) for row in (0, 1) for column in (4, 5, 6)}
-    text = markdown(table)
+    text = markdown(document(table))
     assert "| Target | spectral ASR2 | spectral Nat2 | none ASR2 |" in text
     assert "**40.00**" in text
-    assert r"\multicolumn{2}{c}{spectral} & \multicolumn{2}{c}{none}" in latex(table)
-    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in latex(table)
-    assert '<th colspan="2">spectral</th>' in page(table)
-    assert '<td class="best">40.00</td>' in page(table)
+    assert r"\multicolumn{2}{c}{spectral} & \multicolumn{2}{c}{none}" in latex(document(table))
+    assert r"\cmidrule(lr){2-3} \cmidrule(lr){4-5}" in latex(document(table))
+    assert '<th colspan="2">spectral</th>' in page(document(table))
+    assert '<td class="best">40.00</td>' in page(document(table))
 
 
 def test_figures_under_transformations_are_columns_by_their_name(
@@ -69,14 +73,14 @@ def test_figures_under_transformations_are_columns_by_their_name(
     folder = write_sweep(tmp_path / "s", made)
     cells = read_sweep(folder).cells
     asked = {"rows": "defense", "values": "asr1_under.jpeg75,asr2_under.jpeg75,nat1_under.blur0.5"}
-    (table,) = build_wide(cells, layout_of(asked, cells))
+    (table,) = pivot_cells(cells, layout_of(asked, cells))
     shown = grid(table)
     assert shown.head == ["Defense", "ASR1 jpeg75", "ASR2 jpeg75", "Nat1 blur0.5"]
     assert shown.rows == [
         ["spectral", "50.00", "25.00", "87.50"], ["none", "50.00", "75.00", "87.50"]
     ]  # fmt: skip
     assert shown.best == {(0, 2)}
-    assert "before the defense, after the transformation jpeg75, in %" in markdown(table)
+    assert "before the defense, after the transformation jpeg75, in %" in markdown(document(table))
     assert main([str(folder), "values=asr1_under.jpeg90"]) == 2
     assert "'asr1_under.jpeg90' is not known" in capsys.readouterr().err
 
@@ -86,13 +90,13 @@ def test_defenses_in_rows_compete_down_the_column(tmp_path: Path) -> None:
         ("pixel", "spectral", 0.2), ("pixel", "none", 0.9),
         ("pattern", "spectral", 0.7), ("pattern", "none", 0.6),
     )]  # fmt: skip
-    (table,) = wide(tmp_path, made, Layout(("defense",), ("trigger",), ("asr2",)))
+    (table,) = wide(tmp_path, made, PivotSpec(("defense",), ("trigger",), ("asr2",)))
     assert grid(table).best == {(0, 1), (1, 2)}
 
 
 def test_without_defenses_the_columns_of_a_row_compete(tmp_path: Path) -> None:
     made = [record(id=r, choices={"recipe": r}, nat1=v) for r, v in (("a", 0.91), ("b", 0.94))]
-    (table,) = wide(tmp_path, made, Layout(("target",), ("recipe",), ("nat1", "pois_left")))
+    (table,) = wide(tmp_path, made, PivotSpec(("target",), ("recipe",), ("nat1", "pois_left")))
     assert grid(table).best == {(0, 2), (0, 3), (0, 4)}
     assert any("of a row against one attack" in note for note in grid(table).notes)
 
@@ -107,7 +111,7 @@ def test_another_task_is_no_better_one(tmp_path: Path, task: tuple[str, Any, Any
         record(id=f"cell-{nat}", choices={name: v}, nat1=nat)
         for v, nat in zip(values, (0.91, 0.94), strict=True)
     ]
-    (table,) = wide(tmp_path, made, Layout(("model",), (name,), ("nat1", "asr1")))
+    (table,) = wide(tmp_path, made, PivotSpec(("model",), (name,), ("nat1", "asr1")))
     assert len(table.columns) == 2
     assert not grid(table).best
     assert not any("Bold" in note for note in grid(table).notes)
@@ -115,7 +119,7 @@ def test_another_task_is_no_better_one(tmp_path: Path, task: tuple[str, Any, Any
 
 def test_figures_before_the_defense_have_no_winner_among_defenses(tmp_path: Path) -> None:
     made = [record(defense=d, nat1=v) for d, v in (("spectral", 0.9), ("none", 0.95))]
-    (table,) = wide(tmp_path, made, Layout(("target",), ("defense",), ("nat1",)))
+    (table,) = wide(tmp_path, made, PivotSpec(("target",), ("defense",), ("nat1",)))
     assert not grid(table).best
 
 
@@ -147,7 +151,7 @@ def test_unreadable_records_are_named(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
-    (table,) = build_wide(read_sweep(folder).cells, BY_DEFENSE)
+    (table,) = pivot_cells(read_sweep(folder).cells, BY_DEFENSE)
     assert any("In no place: stray (failed: damaged record)" in note for note in table.notes)
 
 
@@ -155,18 +159,18 @@ def test_unreadable_records_are_named(tmp_path: Path) -> None:
 def test_what_is_on_no_axis_is_not_averaged(tmp_path: Path, name: str) -> None:
     made = [record(choices={name: v}, id=str(v)) for v in ((0.1, 0.2) if name == "ratio" else "ab")]
     found = wide(tmp_path, made, BY_DEFENSE)
-    assert [place.asked for table in found for place in table.places.values()] == [1, 1]
+    assert [place.asked for table in found for place in table.cells.values()] == [1, 1]
     assert len({table.title for table in found}) == len({table.slug for table in found}) == 2
-    (together,) = wide(tmp_path, made, Layout((name,), ("defense",), ("asr2",)))
+    (together,) = wide(tmp_path, made, PivotSpec((name,), ("defense",), ("asr2",)))
     assert len(together.rows) == 2
 
 
 def test_config_values_make_tables_or_an_axis(tmp_path: Path) -> None:
     made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]
     assert len(wide(tmp_path, made, BY_DEFENSE)) == 2
-    (table,) = wide(tmp_path, made, Layout(("config.recipe.lr",), (), ("asr2",)))
+    (table,) = wide(tmp_path, made, PivotSpec(("config.recipe.lr",), (), ("asr2",)))
     assert table.rows == [("0.01",), ("0.1",)]
-    (table,) = wide(tmp_path, made, Layout(("target",), ("config.recipe.lr",), ("asr2",)))
+    (table,) = wide(tmp_path, made, PivotSpec(("target",), ("config.recipe.lr",), ("asr2",)))
     assert grid(table).head == ["Target", "lr 0.01", "lr 0.1"]
 
 
@@ -183,7 +187,7 @@ def test_what_an_axis_decides_splits_no_table_and_is_said(tmp_path: Path) -> Non
 def test_protocols_side_by_side(tmp_path: Path) -> None:
     other = {**PROTOCOL, "name": "literal", "ratio_of": "all"}
     made = [record(), record(protocol=other, choices={"protocol": "literal"}, id="b")]
-    (table,) = wide(tmp_path, made, Layout(("target",), ("protocol",), ("asr2",)))
+    (table,) = wide(tmp_path, made, PivotSpec(("target",), ("protocol",), ("asr2",)))
     assert table.columns == [("group13",), ("literal",)]
     assert sum(note.startswith("Protocol ") for note in table.notes) == 2
     assert len(wide(tmp_path, made, BY_DEFENSE)) == 2
@@ -191,7 +195,7 @@ def test_protocols_side_by_side(tmp_path: Path) -> None:
 
 def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
     (table,) = wide(tmp_path, [record()], BY_DEFENSE)
-    text = markdown(table)
+    text = markdown(document(table))
     assert "- Protocol group13@1: asr_on=not_target, " in text
     assert "- Versions: backdoor_lab 0.1.0, torch 2.10.0." in text
     assert "ASR2: share of triggered test images" in text
@@ -232,8 +236,8 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
 
 def test_the_default_is_the_reports_layout(tmp_path: Path) -> None:
     cells = read_sweep(write_sweep(tmp_path / "s", [record()])).cells
-    assert layout_of({"columns": "defense"}, cells) == Layout(columns=("defense",))
-    assert layout_of({"columns": ""}, cells) == Layout()
+    assert layout_of({"columns": "defense"}, cells) == PivotSpec(columns=("defense",))
+    assert layout_of({"columns": ""}, cells) == PivotSpec()
     write_tables(tmp_path / "s")
     assert not list((tmp_path / "s" / "tables").glob("wide_*"))
 
@@ -276,13 +280,13 @@ def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
     made = [record(target=name, choices={"defense": name}, trigger="pixel", id="a"), record(id="b")]
     (table,) = wide(tmp_path, made, BY_DEFENSE)
     reader = Tags()
-    reader.feed(page(table))
+    reader.feed(page(document(table)))
     assert reader.tags <= {
         "html", "head", "meta", "title", "style", "body", "h3", "table", "tr", "th", "td", "p",
     }  # fmt: skip
-    assert latex(table).isascii()
-    assert "\\input" not in latex(table)
-    assert not any(c in markdown(table) for c in "<\x1b\u202e")
+    assert latex(document(table)).isascii()
+    assert "\\input" not in latex(document(table))
+    assert not any(c in markdown(document(table)) for c in "<\x1b\u202e")
     folder = write_sweep(tmp_path / "deep" / "t", [record(trigger=name, id="a")])
     assert main([str(folder), "columns=defense"]) == 0
     written = {path.parent for path in (tmp_path / "deep").rglob("*") if path.is_file()}
@@ -295,11 +299,13 @@ def test_latex_of_every_layout_compiles(tmp_path: Path) -> None:
             for i, n in enumerate(NAMES)]  # fmt: skip
     made += [record(target=NAMES[1], defense=d) for d in ("spectral", "none")]
     layouts = [
-        Layout(("target",), ("defense",), ("asr2", "pois_left")),
-        Layout(("target", "protocol.ratio_of"), ("seed",), ("nat2",)),
-        Layout(("trigger",), (), ("auroc",)),
+        PivotSpec(("target",), ("defense",), ("asr2", "pois_left")),
+        PivotSpec(("target", "protocol.ratio_of"), ("seed",), ("nat2",)),
+        PivotSpec(("trigger",), (), ("auroc",)),
     ]
-    body = "".join(latex(table) for each in layouts for table in wide(tmp_path, made, each))
+    body = "".join(
+        latex(document(table)) for each in layouts for table in wide(tmp_path, made, each)
+    )
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
     (tmp_path / "x.tex").write_text(f"{head}{body}\\end{{document}}\n")
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape",

@@ -9,26 +9,26 @@ from typing import Any
 import pytest
 from test_reports_records import PROTOCOL, failed, record, write_sweep
 
+from backdoor_lab.compare.report import Report
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.build import build
-from backdoor_lab.tables.render import grids as reports_grids
-from backdoor_lab.tables.wide import Layout, build_wide
-from backdoor_lab.tables.wide_text import grids as wide_grids
+from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.pivot import pivot_cells
+from backdoor_lab.tables.text import grids
 
 RECORD = record()
-LAYOUT = Layout(("defense",), ("trigger",), ("nat2", "asr2"))
+LAYOUT = PivotSpec(("defense",), ("trigger",), ("nat2", "asr2"))
 
 
 def shown(folder: Path, made: list[dict[str, Any]]) -> list[Any]:
     """The grids of a sweep in the report's layout and in a wide one."""
     sweep = read_sweep(write_sweep(folder, made))
-    found = [grid for table in build(sweep)[0] for grid in reports_grids(table)[:1]]
+    found = [grid for table in Report(sweep).tables for grid in grids(table)[:1]]
     return [
         *found,
-        *(grid for table in build_wide(sweep.cells, LAYOUT) for grid in wide_grids(table)),
+        *(grid for table in pivot_cells(sweep.cells, LAYOUT) for grid in grids(table)),
     ]
 
 
@@ -89,9 +89,9 @@ def test_a_network_that_did_not_converge_is_marked_in_both_kinds_of_table(
     tmp_path: Path, made: list[dict[str, Any]], name: str, marked: bool
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
-    layout = Layout(("target",), ("ratio",), ("nat1", "nat2"))
-    found = [reports_grids(table)[0] for table in build(sweep)[0]]
-    found += [grid for table in build_wide(sweep.cells, layout) for grid in wide_grids(table)]
+    layout = PivotSpec(("target",), ("ratio",), ("nat1", "nat2"))
+    found = [grids(table)[0] for table in Report(sweep).tables]
+    found += [grid for table in pivot_cells(sweep.cells, layout) for grid in grids(table)]
     for grid in found:
         signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
                   if "†" in text}  # fmt: skip
@@ -183,7 +183,7 @@ def test_nothing_is_bold_where_an_interval_is_wider_than_the_difference(
 def test_the_largest_seed_has_its_place_in_every_table(tmp_path: Path) -> None:
     made = [record(seed=2**63 - 1 - n) for n in range(2)]
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
-    assert build(sweep)[1]["seed"].tolist() == [2**63 - 1, 2**63 - 2]
+    assert Report(sweep).facts.frame["seed"].tolist() == [2**63 - 1, 2**63 - 2]
     assert len(shown(tmp_path / "t", made)) == 2
 
 

@@ -50,7 +50,7 @@ ATOMIC = "writes with write_atomic alone"
 STAGE = "runs inside a stage, see `stage`"
 WRITERS = {
     "identity/table.py:record": ATOMIC, "identity/table.py:_set_version": ATOMIC,
-    "core/sheets.py:csv_of_frame": TEXT, "results/seal.py:write_sealed": ATOMIC,
+    "results/seal.py:write_sealed": ATOMIC,
     "figures/style.py:_drawn": ATOMIC, "core/paths.py:check_writable": "asks only",
     "core/claims.py:_create": STAGE,
     "core/claims.py:_say": "a lost beat costs nothing, see test_claims",
@@ -61,8 +61,7 @@ WRITERS = {
     "core/output.py:survive_lost_output": "opens the null device",
     "core/output.py:_lasting": "opens nothing new", "results/index.py:rewrite": ATOMIC,
     "preview.py:_preview": ATOMIC,
-    "tables/export.py:_parquet": TEXT,
-    "tables/export.py:write_frame": ATOMIC,
+    "export.py:_parquet": TEXT, "export.py:write_frame": ATOMIC,
     "page/inquiry.py:_answer": ATOMIC,
     "page/document.py:write_page": "tables",
     "page/write.py:write_as_named": ATOMIC, "page/write.py:write_files": "tables",

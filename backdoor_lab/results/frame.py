@@ -1,0 +1,93 @@
+"""The one tidy frame of cells: what `export` writes, and what tables and pages are made from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from backdoor_lab.core.checks import is_number
+from backdoor_lab.results.columns import COLUMNS, HASHES, is_count, is_float
+
+if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
+
+    from backdoor_lab.results.facts import Facts
+
+_RUN = ("started", "device", "git_commit", "command")
+_FAMILIES = ("seconds", "images_per_s", "compute", "versions")
+
+
+def frame_of(facts: Facts) -> pd.DataFrame:
+    """One line per cell of `facts`, whatever its status, with the columns of `COLUMNS`."""
+    import pandas as pd
+
+    found = _values(facts)
+    nothing = [None] * len(facts.cells)
+    names = _columns(found)
+    return pd.DataFrame({name: _column(name, found.get(name, nothing)) for name in names})
+
+
+def _columns(found: Iterable[str]) -> list[str]:
+    """The columns of `COLUMNS`, families filled with what there is."""
+    there = sorted(found)
+    columns = []
+    for name in COLUMNS:
+        family = name.removesuffix("*")
+        columns += [name] if family == name else [n for n in there if n.startswith(family)]
+    return columns
+
+
+def _values(facts: Facts) -> dict[str, list[Any]]:
+    """The values of every cell by the names of columns: those that some cell has, and more."""
+    cells, runs = facts.cells, [cell.run for cell in facts.cells]
+    told = _family("", facts.of)
+    memory = [run.get("process_peak_memory_mib", run.get("peak_memory_mib")) for run in runs]
+    return {
+        "sweep": facts.sweeps, "id": [cell.id for cell in cells],
+        "status": [cell.status for cell in cells], "error": [cell.error for cell in cells],
+        **{name: facts.words(name) if "." in name else values for name, values in told.items()},
+        **_family("", [cell.numbers for cell in cells]),
+        **_family("", [cell.top_class for cell in cells]),
+        "notes": [json.dumps(c.notes, sort_keys=True) if c.notes else None for c in cells],
+        **{name: [run.get(name) for run in runs] for name in _RUN},
+        "peak_memory_mib": memory, "wall_seconds": [run.get("wall_seconds") for run in runs],
+        **_family("applied.", [cell.applied for cell in cells]),
+        **{k: v for name in _FAMILIES for k, v in _family(f"{name}.", [r.get(name) for r in runs])
+           .items()},
+        **{f"hashes.{name}": [cell.hashes.get(name) for cell in cells] for name in HASHES},
+    }  # fmt: skip
+
+
+def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
+    """A column for each key of these mappings, one mapping or none for each cell."""
+    mappings = [each if isinstance(each, dict) else {} for each in of]
+    keys = tuple(mappings[0]) if mappings else ()
+    if keys and all(tuple(each) == keys for each in mappings):
+        # As in most sweeps, and several times as fast.
+        columns = zip(*(each.values() for each in mappings), strict=True)
+        return {f"{before}{key}": list(values) for key, values in zip(keys, columns, strict=True)}
+    keys = tuple(dict.fromkeys(key for each in mappings for key in each))
+    return {f"{before}{key}": [each.get(key) for each in mappings] for key in keys}
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    import numpy as np
+    import pandas as pd
+
+    if is_float(name):
+        # Nobody has checked seconds and memory: what is no number is left out.
+        return np.array([v if is_number(v) else np.nan for v in values], dtype=np.float64)
+    if is_count(name):
+        # Not by way of float, which cannot hold every seed above 2**53.
+        whole = np.array([0 if value is None else round(value) for value in values], dtype=np.int64)
+        empty = np.array([value is None for value in values], dtype=bool)
+        return pd.arrays.IntegerArray(whole, empty)
+    return pd.array([pd.NA if value is None else _text(value) for value in values], dtype="string")
+
+
+def _text(value: Any) -> str:
+    """Text that is UTF-8: half of a surrogate pair, which JSON may hold, is written out."""
+    if isinstance(value, str) and value.isascii():
+        return value
+    return str(value).encode("utf-8", errors="backslashreplace").decode()

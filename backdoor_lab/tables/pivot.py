@@ -1,0 +1,184 @@
+"""From the tidy frame of cells to tables of any layout.
+
+Some choices make the rows, some the columns, some measures the values. What is on neither axis is
+never averaged over but for the seed: whatever else differs makes a table of its own.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backdoor_lab.analysis.intervals import half_width
+from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.records import DONE, Cell
+from backdoor_lab.tables import reference
+from backdoor_lab.tables.best import Winner, best
+from backdoor_lab.tables.estimates import Estimate
+from backdoor_lab.tables.layout import Group, PivotSpec, split
+from backdoor_lab.tables.notes import clean_images, notes_of
+from backdoor_lab.tables.worth import marks_of, not_converged, shows_attack
+
+Key = tuple[str, ...]
+Places = dict[tuple[Key, Key], list[int]]
+
+
+@dataclass(frozen=True)
+class PivotCell:
+    """One place of a table: the estimates over its seeds, cells done and asked for, in words.
+    `attacked`: whether ASR1 shows an attack, as far as the records say. `not_converged`: ``nat1``,
+    ``nat2`` or both, where a network behind it did not converge. `reference`: the report's figures
+    where this is one of its cells, in its layout."""
+
+    estimates: dict[str, Estimate]
+    done: int
+    asked: int
+    status: str
+    attacked: bool = True
+    not_converged: frozenset[str] = frozenset()
+    reference: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class PivotTable:
+    """A table: `title` for people, `slug` for file names, `notes` for below it. `traits` hold what
+    all its cells share; `clean` the sizes of their training sets before poison was added. Where
+    `cells` has none, the sweep has no such cell.
+
+    `rows` and `columns`: numbers by their size, everything else in the order of the sweep; of
+    source against target, the classes in one order along both axes.
+    """
+
+    title: str
+    slug: str
+    spec: PivotSpec
+    traits: dict[str, str]
+    rows: list[Key]
+    columns: list[Key]
+    cells: dict[tuple[Key, Key], PivotCell]
+    best: frozenset[Winner]
+    notes: list[str]
+    clean: list[int] = field(default_factory=list)
+
+    @property
+    def compared(self) -> list[Key]:
+        """The rows that stand in the reproduced report as well."""
+        return [row for row, _ in self.cells if self.cells[row, ()].reference is not None]
+
+
+def pivot(facts: Facts, spec: PivotSpec) -> list[PivotTable]:
+    """The tables of one layout, in the order of the sweep. `facts` has every name of the layout."""
+    groups = split(facts, spec)
+    places = [_places(group, spec) for group in groups]
+    estimates = _estimates(facts, places, spec.values)
+    return [_table(*each, spec) for each in zip(groups, places, estimates, strict=True)]
+
+
+def pivot_cells(cells: Sequence[Cell], spec: PivotSpec) -> list[PivotTable]:
+    """The tables of one layout of these cells."""
+    return pivot(Facts(cells, spec.axes), spec)
+
+
+def _places(group: Group, spec: PivotSpec) -> Places:
+    facts, found = group.facts, Places()
+    for number in group.numbers:
+        row = facts.key(number, spec.rows)
+        if not facts.of[number]:
+            row = (facts.cells[number].id, *["–"] * (len(row) - 1))
+        found.setdefault((row, facts.key(number, spec.columns)), []).append(number)
+    return found
+
+
+def _estimates(
+    facts: Facts, places: Sequence[Places], values: Sequence[str]
+) -> list[dict[tuple[Key, Key], dict[str, Estimate]]]:
+    """For each table and place: the estimates, over done cells and finite values alone."""
+    keys = [(table, where) for table, each in enumerate(places) for where in each]
+    at = {n: k for k, (table, where) in enumerate(keys) for n in places[table][where]}
+    done = [number for number in at if facts.cells[number].done]
+    frame = facts.frame.reindex(columns=list(values)).iloc[done].astype("float64")
+    scaled = frame * [MEASURE[name].scale for name in values]
+    found: list[dict[tuple[Key, Key], dict[str, Estimate]]] = [{} for _ in places]
+    if not done:
+        return found
+    by_place = scaled.groupby([at[number] for number in done])
+    sides = (by_place.mean(), by_place.std(), by_place.count())
+    lines = zip(sides[0].index, *(side.to_numpy() for side in sides), strict=True)
+    for key, means, stds, counts in lines:
+        table, where = keys[key]
+        found[table][where] = {
+            name: Estimate(float(m), half_width(float(s), int(n)), int(n))
+            for name, m, s, n in zip(values, means, stds, counts, strict=True)
+            if n
+        }
+    return found
+
+
+def _table(
+    group: Group, places: Places, estimates: Mapping[tuple[Key, Key], dict[str, Estimate]],
+    spec: PivotSpec,
+) -> PivotTable:  # fmt: skip
+    marked = not_converged(group.cells)
+    cells = {
+        where: _cell(group, numbers, estimates.get(where, {}), marked, spec)
+        for where, numbers in places.items()
+    }
+    rows, columns = (_along(group.facts, spec, cells, axis) for axis in (0, 1))
+    winners = best(cells, spec)
+    notes = notes_of(group, spec, max(each.asked for each in cells.values()) > 1, bool(winners))
+    return PivotTable(
+        group.title, group.slug, spec, group.traits, rows, columns, cells, winners, notes,
+        clean_images(group.cells),
+    )  # fmt: skip
+
+
+def _cell(
+    group: Group, numbers: Sequence[int], estimates: dict[str, Estimate],
+    marked: Mapping[str, Sequence[str]], spec: PivotSpec,
+) -> PivotCell:  # fmt: skip
+    cells = [group.facts.cells[number] for number in numbers]
+    return PivotCell(
+        estimates, sum(cell.done for cell in cells), len(cells), status_of(cells),
+        shows_attack(cells), marks_of(cells, marked),
+        _reference(group.facts.of[numbers[0]]) if spec.report else None,
+    )  # fmt: skip
+
+
+def _reference(told: Mapping[str, Any]) -> dict[str, float] | None:
+    """The report's figures; under another protocol, or from one source class, the same words mean
+    another experiment."""
+    if not told or told["defense"] != reference.DEFENSE:
+        return None
+    if not reference.asks_the_same(told["protocol"], told.get("source"), told):
+        return None
+    return reference.lookup(told["trigger"], told["target"], told["ratio"])
+
+
+def status_of(cells: Sequence[Cell]) -> str:
+    """`done`, `missing`, `failed: oom`; with several seeds `2 done, 1 failed: oom`."""
+    counts = Counter(cell.status for cell in cells)
+    if len(cells) == 1 or set(counts) == {DONE}:
+        return cells[0].status
+    return ", ".join(f"{n} {status}" for status, n in sorted(counts.items()))
+
+
+def _along(
+    facts: Facts, spec: PivotSpec, places: Iterable[tuple[Key, Key]], axis: int
+) -> list[Key]:
+    """The keys along one axis, in order."""
+    keys = [place[axis] for place in places]
+    if spec.report:
+        return list(dict.fromkeys(keys))
+    if {spec.rows, spec.columns} == {("source",), ("target",)}:
+        keys = [key for key in _classes(list(places)) if key in keys]
+    return facts.in_order(keys, (spec.rows, spec.columns)[axis])
+
+
+def _classes(places: Sequence[tuple[Key, Key]]) -> list[Key]:
+    """All classes, as the outer axis of the sweep lists them: along the inner axis the first class
+    comes last, since it makes no pair with itself."""
+    outer = int(len(places) > 1 and places[0][0] != places[1][0])
+    return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))

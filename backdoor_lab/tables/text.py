@@ -1,0 +1,201 @@
+"""Tables of any layout as text in rows and columns, for reading and for spreadsheets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+from backdoor_lab.core.terminal import plain
+from backdoor_lab.results.facts import head, told
+from backdoor_lab.results.measures import IMAGES, MEASURE
+from backdoor_lab.tables.estimates import figure, number, signed, value_of
+from backdoor_lab.tables.layout import ROW
+from backdoor_lab.tables.markup import NOTHING, Grid, short
+from backdoor_lab.tables.notes import comparison
+from backdoor_lab.tables.pivot import Key, PivotCell, PivotTable
+from backdoor_lab.tables.reference import COLUMNS
+from backdoor_lab.tables.writers import Document
+
+T = TypeVar("T")
+
+ACROSS = 12
+"""Figures in a line that a page or a screen has room for."""
+NONE = PivotCell({}, 0, 0, "")
+
+
+def document(table: PivotTable) -> Document:
+    """A table, ready to be written in any format."""
+    return Document(
+        table.title, grids(table), *(_report_sheet if table.spec.report else _sheet)(table)
+    )
+
+
+def grids(table: PivotTable) -> list[Grid]:
+    """The table as text: in the report's layout with the report's figures beside it where there
+    are any; else in panels of at most ACROSS figures side by side, or of one column."""
+    if table.spec.report:
+        return [grid(table), *[_compared(table)] * bool(table.compared)]
+    fit = max(1, ACROSS // len(table.spec.values))
+    parts = evenly(table.columns, max(1, -(-len(table.columns) // fit)))
+    found = [grid(table, part) for part in parts]
+    if len(found) < 2:
+        return found
+    # What is said below them is said once.
+    return [
+        replace(
+            each, title=f"{each.title} ({number} of {len(found)})",
+            notes=each.notes if number == len(found) else [],
+        )
+        for number, each in enumerate(found, 1)
+    ]  # fmt: skip
+
+
+def evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:
+    """`items` in order, in at most `parts` runs of one length; the last may be shorter."""
+    size = max(1, -(-len(items) // parts))
+    return [items[at : at + size] for at in range(0, len(items), size)]
+
+
+def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> Grid:
+    """The table as text, its best values marked; of all columns, or of these."""
+    columns = table.columns if columns is None else columns
+    values, names = table.spec.values, _names(table)
+    over = [short(_column(table, column)) for column in columns for _ in values]
+    heads = [MEASURE[name].head for _ in columns for name in values]
+    if len(values) == 1 and any(over):
+        # The title says the measure.
+        over, heads = [], over
+    several = any(cell.asked > 1 for cell in table.cells.values())
+    status = table.spec.report and any(each.done < each.asked for each in table.cells.values())
+    rows = [_row(table, row, columns, names, several, status) for row in table.rows]
+    at = {row: number for number, row in enumerate(table.rows)}
+    first = {column: len(names) + len(values) * n for n, column in enumerate(columns)}
+    best = frozenset(
+        (at[row], first[column] + values.index(name))
+        for row, column, name in table.best
+        if column in first
+    )
+    more = ["Seeds"] * several + ["Status"] * status
+    return Grid(
+        plain(table.title), [*(head(table.spec.rows[n]) for n in names), *heads, *more], rows,
+        [plain(note) for note in table.notes], len(names), best,
+        [*[""] * len(names), *over, *[""] * len(more)] if any(over) else [],
+    )  # fmt: skip
+
+
+def _names(table: PivotTable) -> list[int]:
+    """Which names of a row are shown: all, but in the report's layout a single defense."""
+    shown = list(range(len(table.spec.rows)))
+    if table.spec.report and len({row[-1] for row in table.rows}) == 1:
+        return shown[:-1]
+    return shown
+
+
+def _row(
+    table: PivotTable, row: Key, columns: Sequence[Key], names: Sequence[int], several: bool,
+    status: bool,
+) -> list[str]:  # fmt: skip
+    cells = [table.cells.get((row, column)) for column in columns]
+    line = [short(row[n]) for n in names]
+    line += [_text(table, name, cell) for cell in cells for name in table.spec.values]
+    known = [cell for cell in cells if cell is not None]
+    return line + [_seeds(known)] * several + [short(known[0].status)] * status
+
+
+def _text(table: PivotTable, name: str, cell: PivotCell | None) -> str:
+    if cell is None:
+        return ""
+    report = table.spec.report
+    if not cell.done and not report:
+        return short(cell.status)
+    seeds = cell.done if report else cell.asked
+    return signed(figure(name, cell.estimates.get(name), seeds), name, cell.not_converged)
+
+
+def _seeds(cells: Sequence[PivotCell]) -> str:
+    """How many seeds stand behind a row's figures: ``3``, or ``2-3`` where it differs."""
+    counts = sorted({cell.done for cell in cells}) or [0]
+    return "-".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
+
+
+def _column(table: PivotTable, column: Key) -> str:
+    return ", ".join(map(told, table.spec.columns, column))
+
+
+def _compared(table: PivotTable) -> Grid:
+    names = _names(table)
+    heads = [head(ROW[n]) for n in names]
+    heads += [f"{MEASURE[name].head} {kind}" for name in COLUMNS for kind in ("ref", "diff")]
+    rows = []
+    for row in table.compared:
+        cell, line = table.cells[row, ()], [short(row[n]) for n in names]
+        for name in COLUMNS:
+            line += [_reference(name, cell), _difference(name, cell)]
+        rows.append(line)
+    title = f"{plain(table.title)}: reference and difference"
+    return Grid(title, heads, rows, [plain(comparison(table.traits, table.clean))], len(names))
+
+
+def _reference(name: str, cell: PivotCell) -> str:
+    value = (cell.reference or {})[name]
+    return f"{value:.0f}" if MEASURE[name].unit == IMAGES else f"{value:.2f}"
+
+
+def difference(name: str, cell: PivotCell) -> float | None:
+    """Ours minus the report's: percentage points, or images."""
+    ours = cell.estimates.get(name)
+    if ours is None or cell.reference is None:
+        return None
+    return ours.mean - cell.reference[name]
+
+
+def _difference(name: str, cell: PivotCell) -> str:
+    value = difference(name, cell)
+    if value is None:
+        return NOTHING
+    digits = MEASURE[name].digits(cell.done)
+    return f"{round(value, digits) + 0.0:+.{digits}f}"
+
+
+def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
+    """The same columns whatever the table shows: the traits all rows share, then names, seeds
+    (done cells), status, each figure as `_figures` says, then ref_* and diff_*. Percent and images,
+    unrounded; empty where there is no value."""
+    heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]
+    heads += [kind + name for kind in ("ref_", "diff_") for name in COLUMNS]
+    lines = []
+    for row in table.rows:
+        cell = table.cells[row, ()]
+        line: list[object] = [*table.traits.values(), *row, cell.done, cell.status]
+        line += _figures(table, cell)
+        line += [(cell.reference or {}).get(name) for name in COLUMNS]
+        lines.append(line + [number(difference(name, cell)) for name in COLUMNS])
+    return heads, lines
+
+
+def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
+    """One line per row of the table: the traits that all cells share, the row's names; then for
+    each column its figures as `_figures` says, and how many of its cells are done and their status.
+    Empty where there is none."""
+    heads = [*table.traits, *table.spec.rows]
+    for column in table.columns:
+        before = f"{_column(table, column)} ".lstrip()
+        heads += [before + name for name in (*_figure_heads(table), "done", "status")]
+    lines = []
+    for row in table.rows:
+        line: list[object] = [*table.traits.values(), *row]
+        for column in table.columns:
+            cell = table.cells.get((row, column), NONE)
+            line += [*_figures(table, cell), cell.done, cell.status]
+        lines.append(line)
+    return heads, lines
+
+
+def _figure_heads(table: PivotTable) -> list[str]:
+    return [name + suffix for name in table.spec.values for suffix in ("", "_ci95", "_n")]
+
+
+def _figures(table: PivotTable, cell: PivotCell) -> list[object]:
+    """For each measure the mean, ``_ci95`` (half the interval's width) and ``_n`` (seeds)."""
+    return [each for name in table.spec.values for each in value_of(cell.estimates.get(name))]
