@@ -100,7 +100,8 @@ def _row(
     line = [short(row[n]) for n in names]
     line += [_text(table, name, cell) for cell in cells for name in table.spec.values]
     known = [cell for cell in cells if cell is not None]
-    return line + [_seeds(known)] * several + [short(known[0].status)] * status
+    said = [short(known[0].status)] if status else []
+    return [*line, *[_seeds(known)] * several, *said]
 
 
 def _text(table: PivotTable, name: str, cell: PivotCell | None) -> str:

@@ -219,6 +219,16 @@ def test_many_of_both_stand_in_panels(tmp_path: Path) -> None:
         assert {column for _, column in panels[1].best} == set(range(1, 8))
 
 
+def test_a_row_without_a_cell_in_one_panel_is_empty_there(tmp_path: Path) -> None:
+    names = [f"t{n:02}" for n in range(2 * ACROSS)]
+    made = [found(name, name, 0.1, defense=name) for name in names]
+    tables = shown(tmp_path, made)
+    panels = [grid for table in tables for grid in grids(table) if "of 2)" in grid.title]
+    rows = [row[grid.left :] for grid in panels for row in grid.rows]
+    assert any(not any(row) for row in rows)
+    assert any(any(row) for row in rows)
+
+
 def test_values_of_a_config_make_an_axis(tmp_path: Path) -> None:
     rates = (0.3, 0.001, 0.01, 0.1, 1)
     made = [found(config={"recipe": {"lr": lr}, "seed": 0}, id=str(lr)) for lr in rates]
