@@ -20,6 +20,10 @@ ASR_ON = ("not_target", "source", "all")
 STAMP = ("before", "after")
 
 
+class SameClass(ConfigError):
+    """Source and target are the same class; a sweep leaves such cells out."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Whom an attack poisons, how much, with which labels, and on whom its success is measured.
@@ -60,8 +64,7 @@ class Plan:
         self._check_labels()
 
     def _check_source(self) -> None:
-        if self.source == self.target:
-            raise ConfigError(f"`source` and `target` must differ, both are class {self.target}")
+        check_pair(self.source, self.target)
         for key in ("ratio_of", "eligible", "asr_on"):
             if getattr(self, key) == "source" and self.source is None:
                 raise ConfigError(f"`protocol.{key}=source` needs a class in `source`, got null")
@@ -96,6 +99,13 @@ class Plan:
         if self.labels == "all_to_all":
             return (labels + 1) % classes
         return torch.full_like(labels, self.target)
+
+
+def check_pair(source: int | None, target: int, classes: Sequence[str] = ()) -> None:
+    """Raises SameClass where source and target are one class, with its name out of `classes`."""
+    if source == target:
+        name = f" ({classes[target]})" if classes else ""
+        raise SameClass(f"`source` and `target` must differ, both are class {target}{name}")
 
 
 def check_ratio(ratio: object, ratio_of: object) -> None:

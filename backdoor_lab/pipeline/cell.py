@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from backdoor_lab import identity
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import Plan, implied
-from backdoor_lab.core.build import Shared, build, takes_options, with_shared
+from backdoor_lab.core.build import takes_options, with_shared
 from backdoor_lab.core.files import digest
 from backdoor_lab.core.letters import transcribed
-from backdoor_lab.data.base import Source
-from backdoor_lab.defenses.base import Defense, TruthControl
-from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
+from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.pipeline.participants import marks
+from backdoor_lab.pipeline.parts import Choice, Parts, shared
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
-Choice = Defense | TruthControl | Repair
 PLANNED = ("ratio_of", "inject", "eligible", "asr_on", "stamp", "labels", "covers")
 
 
@@ -31,13 +29,20 @@ PLANNED = ("ratio_of", "inject", "eligible", "asr_on", "stamp", "labels", "cover
 class Cell:
     """Everything that decides a cell's result, and nothing else.
 
-    `config` is the plain configuration, resolved; `classes` and `fingerprint` come from the
-    data set, so that ``target=2`` and ``target=bird`` are the same cell, wherever its data lie.
+    `config` is the plain configuration, resolved, and `parts` the objects that it describes;
+    `classes` and `fingerprint` come from the data set, so that ``target=2`` and ``target=bird``
+    are the same cell, wherever its data lie. `of` makes both out of a configuration.
     """
 
     config: dict[str, Any]
     classes: tuple[str, ...]
     fingerprint: str
+    parts: Parts = field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, config: dict[str, Any], classes: tuple[str, ...], fingerprint: str) -> Cell:
+        """The cell of a configuration; raises as `Parts.of` does."""
+        return cls(config, classes, fingerprint, Parts.of(config))
 
     @cached_property
     def id(self) -> str:
@@ -80,7 +85,7 @@ class Cell:
     @cached_property
     def code(self) -> identity.Marks:
         """The versions of all code that takes part: edited code is another cell."""
-        return marks(self, source_of(self.config))
+        return marks(self, self.parts.data)
 
     def _exceptions(self) -> dict[str, Any]:
         # What is asked for by name is part of the question; what a machine prefers is not.
@@ -93,7 +98,7 @@ class Cell:
     @cached_property
     def options(self) -> dict[str, Any]:
         """The defense's options, with what its file leaves to the protocol."""
-        return _complete(self.config["defense"], _shared(self.config))
+        return _complete(self.config["defense"], shared(self.config))
 
     @property
     def used_options(self) -> dict[str, Any]:
@@ -110,9 +115,7 @@ class Cell:
         names = {key: self.config[key]["name"] for key in DECIDES}
         return names | {
             # Left open, an archive's or a file's own name, or what a sweep tells it apart by.
-            "dataset": self.config.get("dataset_label")
-            or names["dataset"]
-            or source_of(self.config).name,
+            "dataset": self.config.get("dataset_label") or names["dataset"] or self.parts.data.name,
             "model": model_label(self.config["model"]),
             "target": self.target,
             "source": self.source,
@@ -124,7 +127,7 @@ class Cell:
     def protocol(self) -> dict[str, Any]:
         """The protocol as it stands after overrides: what is printed below a table."""
         said = dict(self.config["protocol"])
-        said |= with_shared(self.config["defense"], _shared(self.config))
+        said |= with_shared(self.config["defense"], shared(self.config))
         said |= {"labels": self._labels, "covers": self._covers}
         said["holdout"] = int(said["holdout"])  # 2e1 is a whole number too
         chosen_by_trigger = self.config["source"] is None and self.source is not None
@@ -134,9 +137,14 @@ class Cell:
     def plan(self) -> Plan:
         """The attack in class numbers."""
         words = {key: self.protocol[key] for key in PLANNED}
-        target = self.classes.index(self.target)
-        source = None if self.source is None else self.classes.index(self.source)
+        source, target = self.pair
         return Plan(target, source, self.ratio, **words)
+
+    @property
+    def pair(self) -> tuple[int | None, int]:
+        """Source and target as class numbers."""
+        source = None if self.source is None else self.classes.index(self.source)
+        return source, self.classes.index(self.target)
 
     @property
     def attack(self) -> dict[str, Any]:
@@ -215,40 +223,37 @@ class Cell:
     def seed(self) -> int:
         return int(self.config["seed"])
 
-    @cached_property
+    @property
     def recipe(self) -> Recipe:
-        return Recipe.of(self.config["recipe"])
+        return self.parts.recipe
 
-    @cached_property
+    @property
     def trigger(self) -> Trigger:
-        return build("trigger", self.config["trigger"], Trigger)
+        return self.parts.trigger
 
-    @cached_property
+    @property
     def defense(self) -> Choice:
-        return defense_of(self.config)
+        return self.parts.defense
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The network's part of the configuration."""
+        return dict(self.config["model"])
+
+    @property
+    def store_root(self) -> str:
+        """The folder of the stages' outputs."""
+        return str(self.config["store"]["root"])
+
+    @property
+    def trainer(self) -> dict[str, Any]:
+        """On what it is computed."""
+        return dict(self.config["trainer"])
 
     @property
     def told(self) -> list[str]:
         """What the defense declares to need."""
         return [] if isinstance(self.defense, TruthControl) else self.defense.told()
-
-
-def source_of(config: dict[str, Any]) -> Source:
-    """The data set that a configuration asks for, not opened yet."""
-    return build("dataset", config["dataset"], Source)
-
-
-def defense_of(config: dict[str, Any]) -> Choice:
-    """The defense, the control that is told the truth, or the repair of a whole configuration.
-    What its own part does not say of `FilterOptions`, its protocol says."""
-    kinds: Any = (Defense, TruthControl, Repair)
-    shared = Shared(_shared(config), FilterOptions)
-    found: Choice = build("defense", config["defense"], kinds, shared)
-    return found
-
-
-def _shared(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: config["protocol"][key] for key in OPTION_KEYS}
 
 
 def _complete(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

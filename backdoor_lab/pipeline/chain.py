@@ -27,7 +27,7 @@ from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset, TrainingSet, Verdict
 from backdoor_lab.data.cache import open_dataset, overlap
 from backdoor_lab.pipeline.after_training import Attacked, DefendCell, Trained
-from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress, Report
 from backdoor_lab.pipeline.record import FITTED, record_body, record_head, run_facts
 from backdoor_lab.pipeline.stages.training import (
@@ -82,7 +82,7 @@ class Chain:
         """load -> poison: the attacker's part."""
         self.progress.stage("load", detail=f"on {self.machine.describe()}")
         cell, plan, prepared = self.cell, self.cell.plan, None
-        data = open_dataset(source_of(cell.config), self.store)
+        data = open_dataset(cell.parts.data, self.store)
         work = Workshop(
             data.train, plan.target, plan.source, cell.seed,
             lambda: self._surrogate(data), self.machine.device,

@@ -8,18 +8,6 @@ from collections.abc import Sequence
 from backdoor_lab.core.errors import ConfigError, unknown
 
 
-class SameClass(ConfigError):
-    """Source and target of one cell are the same class; a sweep leaves such cells out."""
-
-
-def check_pair(source: str | None, target: str, classes: Sequence[str]) -> None:
-    """Raises SameClass where source and target are one class."""
-    if source == target:
-        raise SameClass(
-            f"`source` and `target` must differ, both are class {classes.index(target)} ({target})"
-        )
-
-
 def class_number(key: str, value: object, classes: Sequence[str]) -> int:
     """The number of a class given by name or, where no class has such a name, by number.
 

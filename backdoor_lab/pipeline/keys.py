@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import LABELS, check_ratio
 from backdoor_lab.core import checks
-from backdoor_lab.core.build import build
 from backdoor_lab.core.errors import ConfigError, unknown
-from backdoor_lab.pipeline.cell import DECIDES, defense_of
-from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.pipeline.cell import DECIDES
+from backdoor_lab.pipeline.parts import Parts
 from backdoor_lab.training.transformations import canonical_names
 
 PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "retrain_seed", "seed")
@@ -32,8 +30,9 @@ NEEDED = {
 }
 
 
-def check_keys(config: dict[str, Any]) -> None:
-    """Refuses keys that nobody reads and plain values of the wrong kind; needs no data."""
+def check_keys(config: dict[str, Any]) -> Parts:
+    """The parts of a configuration. Refuses keys that nobody reads and plain values of the wrong
+    kind; needs no data."""
     checks.keys("", config, (*DECIDES, *PLAIN, *ELSEWHERE, "measure"))
     _complete(config)
     for group in DECIDES:
@@ -59,9 +58,7 @@ def check_keys(config: dict[str, Any]) -> None:
         checks.choice("labels", config["labels"], LABELS)
     if config["covers"] is not None:
         checks.number("covers", config["covers"], low=0, below=1000)
-    Recipe.of(config["recipe"])
-    build("trigger", config["trigger"], Trigger)
-    defense_of(config)
+    return Parts.of(config)
 
 
 def _complete(config: dict[str, Any]) -> None:

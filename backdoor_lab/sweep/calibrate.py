@@ -21,7 +21,7 @@ from backdoor_lab.core.resources import busy_seconds, cores
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import is_stored, open_dataset
-from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.sweep.launching.workers import Died, Worker
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.training.batches import Batches
@@ -117,7 +117,7 @@ def calibrate(kinds: dict[str, Cell], machine: Machine, processes: int) -> Calib
 def _within_reach(cell: Cell, aside: str) -> Cell:
     """The cell with a store that holds its data set, as the sweep's will: its own, or one in the
     folder `aside`, so that a trial leaves nothing and no worker reads the images again."""
-    source, settings = source_of(cell.config), cell.config["store"]
+    source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
         # Without room there, each worker reads them.
         with suppress(StoreFull):
@@ -214,7 +214,7 @@ def _serve(job: tuple[Any, ...]) -> Any:
     if job[0] == "prepare":
         _, config, machine, driver = job
         cell = Preflight().cell(config)
-        data = open_dataset(source_of(config), Store(config["store"]["root"], read_only=True))
+        data = open_dataset(cell.parts.data, Store(cell.store_root, read_only=True))
         spent = time.process_time()
         _benches[:] = [Bench(cell, data, machine)]
         _benches[0].warm_up()
@@ -231,7 +231,7 @@ class Bench:
         self.data, self.machine = data, machine
         training = clean(data.train)
         mean, std = channel_stats(training.base)
-        job = Job(cell.config["model"], cell.recipe, training, 0, mean, std)
+        job = Job(cell.model, cell.recipe, training, 0, mean, std)
         torch.set_num_threads(machine.threads)
         self.batches = Batches(training, cell.recipe, seed=0, device=machine.device)
         self.module = new_classifier(job, machine, total_steps=10**6)

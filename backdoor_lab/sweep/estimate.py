@@ -21,7 +21,7 @@ from backdoor_lab.defenses.base import Filter, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.none import Keep
 from backdoor_lab.numerics.layers import AUTOENCODER, Tap
-from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.chain import Chain
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.pipeline.stages.told import class_sizes
@@ -103,7 +103,7 @@ def missing_from(cell: Cell, store_root: Path | str, machine: Machine) -> list[s
 
 def _clean_is_there(cell: Cell, data: Dataset, machine: Machine) -> bool:
     """Whether the store has the network that is trained again on the clean set."""
-    look = _Look(cell.config["store"]["root"])
+    look = _Look(cell.store_root)
     with contextlib.suppress(_Missing):
         train_stage("retrain", cell, clean(data.train), look, machine, _untrained)
     return not look.missing
@@ -128,15 +128,15 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
         if cell.id in finished:
             work.cells.append((cell, "done"))
             continue
-        missing = missing_from(cell, cell.config["store"]["root"], machine)
+        missing = missing_from(cell, cell.store_root, machine)
         work.cells.append((cell, f"from {missing[0]} on" if missing else "record only"))
-        store = Store(cell.config["store"]["root"], read_only=True)
-        data = open_dataset(source_of(cell.config), store)
-        size = canonical([cell.config["model"], cell.protocol["layer"], data.train.digest])
+        store = Store(cell.store_root, read_only=True)
+        data = open_dataset(cell.parts.data, store)
+        size = canonical([cell.model, cell.protocol["layer"], data.train.digest])
         if size not in sizes:
             sizes[size] = footprint(cell, data)
         amount = _count(work, cell, data, missing, sizes[size], shared, machine)
-        kind = canonical([cell.config["model"], cell.recipe.decides(), data.train.digest])
+        kind = canonical([cell.model, cell.recipe.decides(), data.train.digest])
         if amount != Amount():
             work.kinds.setdefault(kind, cell)
             work.amounts.append((kind, amount))
@@ -146,9 +146,7 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Wor
 def footprint(cell: Cell, data: Dataset) -> tuple[int, int]:
     """The bytes of a network's weights, and of one image's features at the cell's layer."""
     channels, height, width = data.train.shape
-    net = build_model(
-        cell.config["model"], channels=channels, classes=len(data.classes), seed=0
-    ).eval()
+    net = build_model(cell.model, channels=channels, classes=len(data.classes), seed=0).eval()
     weights = sum(value.nbytes for value in net.state_dict().values())
     layer = cell.protocol["layer"]
     if layer == AUTOENCODER:
@@ -174,7 +172,7 @@ def _count(
     if not beyond:
         return amount
     stage = beyond[0]
-    network = [data.train.digest, cell.seed, cell.config["model"], cell.recipe.decides()]
+    network = [data.train.digest, cell.seed, cell.model, cell.recipe.decides()]
     trainings = int(cell.retrain and not isinstance(cell.defense, Repair))
     if trainings and _leaves_clean(cell, poisoned, added):
         again = ["clean again", cell.same_seed, *network]

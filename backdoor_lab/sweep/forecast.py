@@ -48,7 +48,7 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
         lines.append(_disturbance(tried, takes.now, alone.now))
     lines += _unforeseen(work)
     if work.bytes:
-        root = Path(work.cells[0][0].config["store"]["root"])
+        root = Path(work.cells[0][0].store_root)
         lines.append(_disk(work.bytes, root, shutil.disk_usage(nearest(root)).free))
     return "\n".join(map(plain, lines))
 
@@ -94,9 +94,9 @@ def _how(tried: Calibration) -> str:
 def _unforeseen(work: Work) -> list[str]:
     """What the time does not count, where a cell has such."""
     left = [cell for cell, state in work.cells if state not in ("done", "record only")]
-    names = [c.config["trigger"]["name"] for c in left if c.trigger.needs_preparing]
-    names += [c.config["trigger"]["name"] for c in left if c.trigger.uses_surrogate]
-    names += [c.config["defense"]["name"] for c in left if "material" in c.told]
+    names = [c.choices["trigger"] for c in left if c.trigger.needs_preparing]
+    names += [c.choices["trigger"] for c in left if c.trigger.uses_surrogate]
+    names += [c.choices["defense"] for c in left if "material" in c.told]
     if not names:
         return []
     return [f"not counted: what {', '.join(dict.fromkeys(names))} compute by themselves"]

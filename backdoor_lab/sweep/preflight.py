@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from backdoor_lab.attacks.plan import count
+from backdoor_lab.attacks.plan import check_pair, count
 from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
 from backdoor_lab.core.errors import ConfigError, is_out_of_memory, reason_of
 from backdoor_lab.core.files import canonical
@@ -15,14 +15,15 @@ from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import size_words
 from backdoor_lab.core.types import Dataset
+from backdoor_lab.data.base import Source
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.limits import memory_here
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.numerics.layers import AUTOENCODER, Tap, layer_of
-from backdoor_lab.pipeline.cell import Cell, source_of
-from backdoor_lab.pipeline.classes import check_pair
+from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.keys import check_keys
+from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.stages.told import class_sizes, held_out, knowledge
 from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.logs import check_logger
@@ -54,12 +55,12 @@ class Preflight:
             ) from error
 
     def _cell(self, config: dict[str, Any]) -> Cell:
-        check_keys(config)
+        parts = check_keys(config)
         self._once(["elsewhere", config["trainer"], config["logger"], config["store"]], config)
         self._check_names(config)
-        data, fingerprint = self._open(config)
-        cell = Cell(config, data.classes, fingerprint)
-        check_pair(cell.source, cell.target, cell.classes)
+        data, fingerprint = self._open(config, parts.data)
+        cell = Cell(config, data.classes, fingerprint, parts)
+        check_pair(*cell.pair, cell.classes)
         _check_repair(cell)
         _check_labels(cell)
         self._check_attack(cell, data)
@@ -92,10 +93,9 @@ class Preflight:
         check_writable(Path(config["store"]["root"]))
         self._seen.add(canonical(key))
 
-    def _open(self, config: dict[str, Any]) -> tuple[Dataset, str]:
+    def _open(self, config: dict[str, Any], source: Source) -> tuple[Dataset, str]:
         key = canonical([config["dataset"], config["store"]])
         if key not in self._data:
-            source = source_of(config)
             # A command that is refused, or only asks for an estimate, leaves nothing behind.
             data = open_dataset(source, Store(config["store"]["root"], read_only=True))
             self._data[key] = config, (data, source.fingerprint())
@@ -117,14 +117,14 @@ class Preflight:
         after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
         _check_emptied(cell, sizes, after)
         if changes_nothing(data.train, cell.trigger, cell.plan, seed=cell.seed):
-            raise no_change(cell.config["trigger"]["name"])
+            raise no_change(cell.choices["trigger"])
         if isinstance(cell.defense, Defense):
             _check_scope(cell, cell.defense)
             cell.defense.check(knowledge(cell, poisoned), after)
         self._seen.add(key)
 
     def _check_network(self, cell: Cell, data: Dataset) -> None:
-        model, layer = cell.config["model"], cell.protocol["layer"]
+        model, layer = cell.model, cell.protocol["layer"]
         shape = data.train.shape
         key = canonical(["network", model, layer, list(shape), len(data.classes),
                          cell.options])  # fmt: skip
@@ -155,7 +155,7 @@ def _check_scope(cell: Cell, defense: Defense) -> None:
 def _check_labels(cell: Cell) -> None:
     if cell.trigger.source_specific and cell.protocol["labels"] == "all_to_all":
         raise ConfigError(
-            f"`trigger={cell.config['trigger']['name']}` attacks one source class, and"
+            f"`trigger={cell.choices['trigger']}` attacks one source class, and"
             " `labels=all_to_all` every class: leave one of the two out"
         )
 
@@ -163,7 +163,7 @@ def _check_labels(cell: Cell) -> None:
 def _check_repair(cell: Cell) -> None:
     if isinstance(cell.defense, Repair) and not cell.retrain:
         raise ConfigError(
-            f"`retrain=false` leaves nothing to do for `defense={cell.config['defense']['name']}`,"
+            f"`retrain=false` leaves nothing to do for `defense={cell.choices['defense']}`,"
             " which repairs the network and removes no image: leave one of the two out"
         )
 
@@ -186,7 +186,7 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
     if {"clean", "clean images"} & set(cell.told) and min(taken) < 2:
         few = min(range(len(taken)), key=lambda label: taken[label])
         raise ConfigError(
-            f"`defense={cell.config['defense']['name']}` needs a few clean images of every class,"
+            f"`defense={cell.choices['defense']}` needs a few clean images of every class,"
             f" and protocol.holdout={wanted} holds out {taken[few]} of class {data.classes[few]}:"
             f" set protocol.holdout to {2 * len(data.classes)} or more (test images that are then"
             " measured on no longer)"

@@ -61,6 +61,6 @@ def _estimate(cell: Any, folder: Path, settings: Any) -> str:
     from backdoor_lab.sweep.launching.parallel import parallel
     from backdoor_lab.training.machine import machine_of
 
-    machine = machine_of(cell.config["trainer"], parallel_cells=parallel(settings.launcher))
+    machine = machine_of(cell.trainer, parallel_cells=parallel(settings.launcher))
     done = {cell.id} if finished(folder, cell.id) else set()
     return foretell([cell], done, machine, at_once=1, processes=0)

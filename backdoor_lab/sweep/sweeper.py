@@ -28,7 +28,6 @@ from backdoor_lab.core.errors import (
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.small_files import make_folder, write_json, write_ours
 from backdoor_lab.hydra_options import check_overrides
-from backdoor_lab.pipeline.classes import SameClass
 from backdoor_lab.sweep.expand import Expander
 from backdoor_lab.sweep.launching.launch import Launch
 from backdoor_lab.sweep.launching.loss import Loss, record_loss
@@ -47,6 +46,7 @@ from backdoor_lab.sweep.live import live, quiet_cells
 from backdoor_lab.sweep.roots import labels_of, quoted, with_patterns
 
 if TYPE_CHECKING:
+    from backdoor_lab.attacks.plan import SameClass
     from backdoor_lab.pipeline.cell import Cell
     from backdoor_lab.sweep.preflight import Preflight
 
@@ -122,6 +122,7 @@ class ResumeSweeper(BasicSweeper):
 
     def _checked(self, jobs: Sequence[list[str]]) -> tuple[list[Asked], list[Cell]]:
         """Every cell of the sweep as it is listed, and those to be estimated as cells."""
+        from backdoor_lab.attacks.plan import SameClass
         from backdoor_lab.sweep.preflight import Preflight
 
         assert self.hydra_context is not None

@@ -22,7 +22,7 @@ from backdoor_lab.defenses.networks import NetworkFilter, Repair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.strip import Strip
-from backdoor_lab.pipeline.cell import defense_of
+from backdoor_lab.pipeline.parts import defense_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))

@@ -15,7 +15,7 @@ from cells import CPU, cell_of
 from backdoor_lab.core.resources import busy_seconds
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.pipeline.cell import source_of
+from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.sweep import calibrate as module
 from backdoor_lab.sweep.calibrate import Bench, Calibration, Rate, Sample, calibrate
 

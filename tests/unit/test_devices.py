@@ -32,8 +32,8 @@ from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Images, TrainingSet
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.networks import NetworkFilter, Repair
-from backdoor_lab.pipeline.cell import source_of
 from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.sweep import calibrate
 from backdoor_lab.training import memory_format

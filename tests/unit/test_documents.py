@@ -21,7 +21,8 @@ from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.core.files import digest
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.results.frozen import RECORDS, frozen_lines
 from backdoor_lab.tables import reference
 
@@ -539,7 +540,7 @@ def test_the_poisoned_images_follow_from_the_records_configuration(
     config = record["config"] | {"dataset": record["dataset"], "protocol": said}
     config |= {"labels": said["labels"], "covers": said["covers"]}
     data = open_dataset(source_of(config), Store(tmp_path))
-    cell = Cell(config, data.classes, "")
+    cell = Cell.of(config, data.classes, "")
     found = poison(data.train, cell.trigger, cell.plan, seed=cell.seed)
     assert len(found.source_index) == record["counts"]["n_poisoned"] > 0
     assert digest(found.source_index.tolist()) == record["hashes"]["poison"]

@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from backdoor_lab.defenses.base import Defense
 from backdoor_lab.defenses.none import Keep
-from backdoor_lab.pipeline.cell import defense_of
 from backdoor_lab.pipeline.keys import check_keys
+from backdoor_lab.pipeline.parts import defense_of
 from backdoor_lab.tables.reference import lookup
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names, parse

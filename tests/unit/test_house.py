@@ -21,7 +21,7 @@ from backdoor_lab.core.build import NOT_ARGUMENTS, OPTIONS, build
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.options import OPTION_KEYS
-from backdoor_lab.pipeline.cell import defense_of
+from backdoor_lab.pipeline.parts import defense_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "backdoor_lab"

@@ -31,7 +31,8 @@ from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.identity import sources
 from backdoor_lab.identity import table as identity_table
-from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.stages import training as stages
 from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.sweep.listing import finished
@@ -149,7 +150,7 @@ def cells() -> dict[str, Cell]:
 
 def again(cell: Cell) -> Cell:
     """The cell that its configuration asks for now."""
-    return Cell(cell.config, cell.classes, source_of(cell.config).fingerprint())
+    return Cell.of(cell.config, cell.classes, source_of(cell.config).fingerprint())
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, name: str, *edit: str) -> set[str]:

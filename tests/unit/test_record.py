@@ -20,7 +20,7 @@ from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Verdict
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic import CLASSES, draw
-from backdoor_lab.pipeline.cell import source_of
+from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.record import accused, commit_of
 from backdoor_lab.training.models import build_model
 

@@ -21,7 +21,7 @@ from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
-from backdoor_lab.pipeline.cell import defense_of
+from backdoor_lab.pipeline.parts import defense_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIEF = {"steps": 4, "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1}

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.pipeline.cell import Cell, source_of
+from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.keys import check_keys
+from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.stages.transformed import transformed_stage
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.transformations import KINDS, canonical_names, transformation
@@ -225,7 +226,7 @@ def test_an_empty_list_leaves_no_trace_and_another_is_another_cell(tmp_path: Pat
     assert "measure" not in plain.decides()
     assert "transformed" not in plain.code["stages"]
     older = {key: value for key, value in plain.config.items() if key != "measure"}
-    assert Cell(older, plain.classes, plain.fingerprint).id == plain.id
+    assert Cell.of(older, plain.classes, plain.fingerprint).id == plain.id
     assert asked.decides()["measure"] == {"asr_under": NAMES}
     turned = cell_of(tmp_path, "measure.asr_under=[noise,shift1,brightness0.50,jpeg]")
     assert plain.id != asked.id == turned.id

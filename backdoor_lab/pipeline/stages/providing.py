@@ -69,7 +69,7 @@ def material_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) 
         "version": identity.stage("material"),
         "weights": weights,
         **normalisation(module),
-        "model": [cell.config["model"], cell.code["models"]],
+        "model": [cell.model, cell.code["models"]],
         "recipe": cell.recipe.decides(),
         **(aside if "clean images" in cell.told else {}),
     }
@@ -113,7 +113,7 @@ def _networks(
     def new(seed: int) -> Classifier:
         mean, std = module.mean.flatten().cpu(), module.std.flatten().cpu()
         seed = derive(cell.seed, streams.DEFENSE, seed)
-        job = Job(cell.config["model"], cell.recipe, training, seed, mean, std)
+        job = Job(cell.model, cell.recipe, training, seed, mean, std)
         return new_classifier(job, machine).to(machine.device).eval()
 
     return new

@@ -86,7 +86,7 @@ def poison_stage(
         # Where the trigger comes after augmentation the rows are clean, and preflight has looked.
         looked_at = cell.plan.stamp == "before" and len(rows)
         if looked_at and torch.equal(rows, data.train.images[made.source_index]):
-            raise no_change(cell.config["trigger"]["name"])
+            raise no_change(cell.choices["trigger"])
         tensors = {"rows": training.rows, "source_index": made.source_index}
         tensors |= {"index": training.index, "labels": training.labels}
         tensors |= {"cover_index": made.cover_index}
@@ -118,7 +118,7 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
     gone = [name for name, n, m in zip(data.classes, before, after, strict=True) if n and not m]
     if gone:
         raise ConfigError(
-            f"`defense={cell.config['defense']['name']}` removes every training image of class"
+            f"`defense={cell.choices['defense']}` removes every training image of class"
             f" {gone[0]}: a network retrained without them would not know it. Lower the ratio or"
             " the budget"
         )
@@ -135,11 +135,11 @@ def train_stage(
     mean, std = channel_stats(training.base)
     drawn_as = "train" if stage == "retrain" and cell.same_seed else stage
     seed = derive(cell.seed, TRAININGS[drawn_as])
-    job = Job(cell.config["model"], cell.recipe, training, seed, mean, std)
+    job = Job(cell.model, cell.recipe, training, seed, mean, std)
     inputs = {
         "version": identity.stage("train"),
         "training": training.digest,
-        "model": [cell.config["model"], cell.code["models"]],
+        "model": [cell.model, cell.code["models"]],
         "recipe": cell.recipe.decides(),
         "bf16": machine.bf16,
         "seed": seed,
@@ -265,7 +265,7 @@ def _surrogate(cell: Cell, machine: Machine) -> dict[str, Any]:
 def _recomputed(cell: Cell) -> dict[str, Any]:
     # Networks narrower than this, and poison made with them, may stand in a store from the time
     # when some CPUs computed wrong gradients for them: they are computed anew.
-    width = cell.config["model"]["width"]
+    width = cell.model["width"]
     return {"revision": 1} if width is not None and width < LARGEST_BLOCK else {}
 
 
