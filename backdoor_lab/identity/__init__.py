@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 TABLE = ROOT / "identity.json"
 FOLDERS = {"triggers": "attacks", "defenses": "defenses", "datasets": "data"}
 MODELS = {"models": ("training/models.py",)}
-_BUILT = ("core/build.py", "pipeline/cell.py", "pipeline/classes.py:class_number")
+_BUILT = (
+    "core/build.py", "pipeline/cell.py", "pipeline/parts.py", "pipeline/classes.py:class_number",
+)  # fmt: skip
 _STAGES = "pipeline/stages"
 STAGES = {
     "data": ("data/cache.py",),

@@ -35,7 +35,7 @@ NEUTRAL = frozenset((
 loading what was computed (with its hash), reading records. Not followed, and part of no hash."""
 ALONE = frozenset((
     "core/build.py", "pipeline/after_training.py", "pipeline/cell.py", "pipeline/chain.py",
-    "pipeline/record.py",
+    "pipeline/parts.py", "pipeline/record.py",
 ))  # fmt: skip
 """Files that count whole, but whose imports are not followed: they bring together everything there
 is, and each part has a hash of its own."""
