@@ -49,7 +49,7 @@ def cell_id(_root_: DictConfig) -> str:
     """The resolver behind ``${cell_id:}``: the folder of the cell that is configured."""
     from backdoor_lab.sweep.expand import plain
 
-    return _preflight().cell(plain(_root_)).id
+    return _preflight().identify(plain(_root_)).id
 
 
 def sweep_name(_root_: DictConfig) -> str:

@@ -5,13 +5,10 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.data.decode import decode
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.attacks.base import PixelTrigger, Trigger, Workshop, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 
 KEYS = ("at", "rows", "color", "train", "test")
 DRAWN, OPEN = "#", "."

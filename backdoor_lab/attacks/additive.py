@@ -5,11 +5,9 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.attacks.base import Trigger, to_bytes
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 
 
 class Additive(Trigger):

@@ -5,19 +5,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
-
-import torch
-from torch import Tensor, nn
 
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import Images
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Workshop:
     source: int | None
     seed: int
     surrogate: Callable[[], nn.Module]
-    device: torch.device = CPU
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def generator(self, *what: Stream | int) -> torch.Generator:
         """A CPU generator of its own for each purpose `what`."""

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.attacks.additive import Additive, inverse_dct
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 
 # What one unit of U and one of V are in red, green and blue (ITU-R BT.601).
 U = (0.0, -0.39465, 2.03211)

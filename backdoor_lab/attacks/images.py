@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.data.decode import FORMATS, MODES
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
 
 NORMS = ("linf", "l2")

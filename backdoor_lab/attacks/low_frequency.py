@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.attacks.additive import Additive, inverse_dct
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.seeds import torch_generator
 
 

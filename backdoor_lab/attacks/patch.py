@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.attacks.base import PixelTrigger, to_bytes
 from backdoor_lab.attacks.images import picture, share
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 
 SHAPES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
     "square": lambda row, column, size: row + column >= 0,

@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 
 LABELS = ("all_to_one", "all_to_all", "clean")
 RATIO_OF = ("target", "all", "source", "count")

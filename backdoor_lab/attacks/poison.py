@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-import torch
-from torch import Tensor, nn
-
 from backdoor_lab.attacks.base import Trigger, Workshop
 from backdoor_lab.attacks.plan import Plan, count, cover_count, eligible
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import Images, Poisoned, TrainingSet

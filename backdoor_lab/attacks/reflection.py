@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.attacks.additive import Additive, inverse_dct
 from backdoor_lab.attacks.images import picture, share
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.seeds import torch_generator
 
 KINDS = ("in_focus", "out_of_focus", "ghost")

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.attacks.additive import Additive, add
 from backdoor_lab.attacks.base import Workshop
 from backdoor_lab.core import checks
+from backdoor_lab.core.lazy import Tensor, torch
 
 
 class Sinusoid(Additive):

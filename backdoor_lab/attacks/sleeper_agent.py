@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
-
 from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
 
 CHUNK = 256
@@ -174,7 +170,7 @@ class _Lesson:
     def gradient(self, images: Tensor, labels: Tensor, *, twice: bool = False) -> Tensor:
         """The summed loss' gradient by all weights, one row; `twice`: can be differentiated."""
         with torch.enable_grad():
-            logits = functional_call(self.net, self.weights, (images,))
+            logits = torch.func.functional_call(self.net, self.weights, (images,))
             loss = F.cross_entropy(logits, labels, reduction="sum")
             found = torch.autograd.grad(
                 loss, list(self.weights.values()), create_graph=twice, materialize_grads=True

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.seeds import torch_generator
 
 

@@ -9,17 +9,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file, save
-from torch import Tensor
 
 from backdoor_lab.core.files import write_through
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.small_files import check_regular
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Named tensors as one safetensors file."""
+    from safetensors.torch import save
+
     write_through(path, save({name: value.contiguous() for name, value in tensors.items()}))
 
 
@@ -38,6 +38,8 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU."""
+    from safetensors.torch import load_file
+
     check_regular(path)
     found: dict[str, Tensor] = load_file(path)
     return found

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
+from backdoor_lab.core.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)

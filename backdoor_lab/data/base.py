@@ -58,6 +58,15 @@ class Source(ABC):
     def identity(self) -> dict[str, Any]:
         """Cheap JSON that decides the content, free of paths. DataError if data is missing."""
 
+    def known_classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, where they are known without reading the images; else None.
+        Raises DataError."""
+        return None
+
+    def is_absent(self) -> bool:
+        """Whether `read` would have to download everything."""
+        return False
+
     @abstractmethod
     def read(self) -> Arrays:
         """The whole data set; what it holds is checked by whoever calls. Raises DataError."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from backdoor_lab import identity
 from backdoor_lab.core.artifacts import map_split, write_split
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.files import canonical
+from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset, Images
 from backdoor_lab.data.base import Arrays, Source, Split
@@ -67,6 +67,16 @@ def open_dataset(source: Source, store: Store) -> Dataset:
         for split in ("train", "test")
     )
     return Dataset(source.name, train, test, notes)
+
+
+def classes_of(source: Source, store: Store) -> tuple[str, ...]:
+    """The names of the classes of `source`; its images are read only where nothing else says
+    them. Raises as `open_dataset` does."""
+    fingerprint = source.fingerprint()
+    entry = store.find("data", _inputs(fingerprint))
+    if entry is not None:
+        return tuple(entry.meta["classes"])
+    return source.known_classes() or _read(source, fingerprint).arrays.classes
 
 
 def is_stored(source: Source, store: Store) -> bool:

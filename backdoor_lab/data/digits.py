@@ -51,6 +51,10 @@ class Digits(Source):
         """The content's hash, compared when it is read, and the size."""
         return {"content": CONTENT, "size": self.size}
 
+    def known_classes(self) -> tuple[str, ...]:
+        """The ten digits."""
+        return CLASSES
+
     def read(self) -> Arrays:
         """Both splits, each in the order of scikit-learn's file."""
         check_memory(

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.request import urlopen
 
 from filelock import FileLock
 
@@ -125,13 +126,15 @@ def _fetch(file: Official, root: Path, download: bool) -> None:
     state = "damaged" if path.is_file() else "missing"
     if not download:
         raise FileNotFoundError(f"{file.path} is {state} and dataset.download is false")
-    # Imported here: it costs two seconds and most runs find their data in the store.
-    from torchvision.datasets.utils import download_url
-
     reasons = []
     for url in file.urls:
         log.info("%s is %s; downloading %s", path, state, url)
         try:
+            # Whether the server answers is known before torchvision is imported, which takes
+            # seconds.
+            urlopen(url).close()
+            from torchvision.datasets.utils import download_url
+
             download_url(url, str(path.parent), path.name, file.md5)
             return
         except (OSError, RuntimeError, ValueError) as error:

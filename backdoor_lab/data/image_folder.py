@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,10 @@ class ImageFolder(Source):
         classes = {split: list(by_class) for split, by_class in layout.items()}
         return {"files": files, "classes": classes, **how}
 
+    def known_classes(self) -> tuple[str, ...]:
+        """The folders below a split, sorted."""
+        return _classes(self._limited(self._survey(self._members()).layout))
+
     def read(self) -> Arrays:
         """Decodes both splits in one pass over the files."""
         inside = self._members()
@@ -92,11 +97,11 @@ class ImageFolder(Source):
         )  # fmt: skip
         broken = list(found.broken)
         self.notes["skipped"] = {"count": len(broken), "files": broken[:LISTED]}
-        classes = sorted({name for split in layout.values() for name in split})
+        classes = _classes(layout)
         train, test = (
             _split(found.images, found.rows, layout[split], classes) for split in ("train", "test")
         )
-        return Arrays(train, test, tuple(classes))
+        return Arrays(train, test, classes)
 
     def _members(self) -> Members:
         try:
@@ -117,8 +122,12 @@ class ImageFolder(Source):
         }
 
 
+def _classes(layout: Layout) -> tuple[str, ...]:
+    return tuple(sorted({name for split in layout.values() for name in split}))
+
+
 def _split(
-    images: Any, rows: dict[str, int], by_class: dict[str, list[str]], classes: list[str]
+    images: Any, rows: dict[str, int], by_class: dict[str, list[str]], classes: Sequence[str]
 ) -> Split:
     """One split of all images; they lie together, so this is a view unless some are missing."""
     numbers = {name: number for number, name in enumerate(classes)}

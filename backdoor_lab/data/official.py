@@ -93,6 +93,10 @@ FASHION_MNIST = _idx(
     ),
 )
 
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+DIGITS = tuple("0123456789")
 FASHION_CLASSES = (
     "t-shirt",
     "trouser",

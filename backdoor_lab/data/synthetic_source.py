@@ -49,6 +49,10 @@ class Synthetic(Source):
             del parameters["shift"]
         return {**parameters, **self.counts}
 
+    def known_classes(self) -> tuple[str, ...]:
+        """The drawn shapes and colours."""
+        return tuple(CLASSES)
+
     def read(self) -> Arrays:
         """Draws both splits."""
         side, channels = self.parameters["size"], self.parameters["channels"]

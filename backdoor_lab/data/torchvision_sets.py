@@ -23,7 +23,9 @@ from backdoor_lab.data.decode import decode_all
 from backdoor_lab.data.download import Official, missing, obtain
 from backdoor_lab.data.official import (
     CIFAR10,
+    CIFAR10_CLASSES,
     CIFAR100,
+    DIGITS,
     FASHION_CLASSES,
     FASHION_MNIST,
     GTSRB,
@@ -39,6 +41,8 @@ class Published(Source):
 
     files: ClassVar[tuple[Official, ...]]
     default_name: ClassVar[str]
+    classes: ClassVar[tuple[str, ...] | None] = None
+    """The names of the classes, where they are not read out of the files."""
 
     def __init__(
         self,
@@ -60,6 +64,10 @@ class Published(Source):
         """The official hashes; whether the files are there shows when they are read."""
         return {"files": [[file.path, file.md5] for file in self.files]}
 
+    def known_classes(self) -> tuple[str, ...] | None:
+        """As published."""
+        return self.classes
+
     def read(self) -> Arrays:
         """Gets the files if need be and reads them. Raises one DataError for whatever fails."""
         obtain(
@@ -76,6 +84,12 @@ class Published(Source):
             raise
         except Exception as error:  # whatever it is, the user needs the same answer
             raise missing(self.name, self.root, self.files, error, self.download) from error
+
+    def is_absent(self) -> bool:
+        """Whether there is none of the files."""
+        return not any(
+            file.place(self.root, end).exists() for file in self.files for end in ("", ".gz")
+        )
 
     def ready(self) -> bool:
         """Whether all that `load` reads is there, with the official hashes."""
@@ -94,10 +108,24 @@ class Cifar10(Published):
 
     files = CIFAR10
     default_name = "cifar10"
+    classes: ClassVar[tuple[str, ...] | None] = CIFAR10_CLASSES
     torchvision_class = "CIFAR10"
+    unpacked = ("cifar-10-batches-py", "batches.meta")
+    """The folder of the unpacked batches, and one of its files."""
+
+    def is_absent(self) -> bool:
+        """Whether there is neither the archive nor its content."""
+        return super().is_absent() and not self._is_unpacked()
+
+    def _is_unpacked(self) -> bool:
+        name, meta = self.unpacked
+        root = self.root
+        return (root / name).is_dir() or (root / meta).exists() or root.name == name
 
     def ready(self) -> bool:
         """By the hashes of the unpacked batches: torchvision compares them before loading."""
+        if not self._is_unpacked():
+            return False  # known without torchvision, which takes seconds to import
         from torchvision.datasets.utils import check_integrity
 
         folder = self.root / self._reader().base_folder
@@ -142,7 +170,9 @@ class Cifar100(Cifar10):
 
     files = CIFAR100
     default_name = "cifar100"
+    classes = None
     torchvision_class = "CIFAR100"
+    unpacked = ("cifar-100-python", "meta")
 
 
 class Mnist(Published):
@@ -150,7 +180,7 @@ class Mnist(Published):
 
     files = MNIST
     default_name = "mnist"
-    class_names: ClassVar[tuple[str, ...]] = tuple("0123456789")
+    classes: ClassVar[tuple[str, ...]] = DIGITS
 
     def load(self) -> Arrays:
         """From the IDX files, in the order train images, train labels, test images, labels."""
@@ -160,7 +190,7 @@ class Mnist(Published):
         return Arrays(
             Split(images[:, None], labels.astype(np.int64)),
             Split(test_images[:, None], test_labels.astype(np.int64)),
-            self.class_names,
+            self.classes,
         )
 
 
@@ -169,7 +199,7 @@ class FashionMnist(Mnist):
 
     files = FASHION_MNIST
     default_name = "fashion_mnist"
-    class_names = FASHION_CLASSES
+    classes = FASHION_CLASSES
 
 
 class Svhn(Published):
@@ -177,11 +207,12 @@ class Svhn(Published):
 
     files = SVHN
     default_name = "svhn"
+    classes = DIGITS
 
     def load(self) -> Arrays:
         """From the MATLAB files; their label 10 is the digit 0."""
         train, test = (self._split(file.place(self.root)) for file in self.files)
-        return Arrays(train, test, tuple("0123456789"))
+        return Arrays(train, test, DIGITS)
 
     def _split(self, path: Path) -> Split:
         from scipy.io import loadmat
@@ -195,6 +226,7 @@ class Gtsrb(Published):
 
     files = GTSRB
     default_name = "gtsrb"
+    classes = GTSRB_CLASSES
 
     def __init__(
         self,

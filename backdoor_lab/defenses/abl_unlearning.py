@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
-
 from backdoor_lab.core import checks, streams
+from backdoor_lab.core.lazy import nn, torch
 from backdoor_lab.defenses.abl import Abl, ascended, lowest
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import as_trained, losses_at, train, training_batches

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.core import checks, streams
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.defenses.base import Knowledge, Look, row_order
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions

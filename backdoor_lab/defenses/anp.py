@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from typing import TypeAlias
 
 from backdoor_lab.core import checks, stopping, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Batch, Repair, clean_of
 
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-Norms = list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]
+Norms: TypeAlias = "list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]"
 
 
 class Anp(Repair):
@@ -83,7 +79,9 @@ class Anp(Repair):
             for i, (name, _) in enumerate(norms):
                 changed[f"{name}.weight"] = (masks[i] + d[i]) * scales[i]
                 changed[f"{name}.bias"] = (1 + x[i]) * shifts[i]
-            return F.cross_entropy(functional_call(network, changed, (batch[0],)), batch[1])
+            return F.cross_entropy(
+                torch.func.functional_call(network, changed, (batch[0],)), batch[1]
+            )
 
         for batch in drawn(material, self.steps):
             stopping.check()
@@ -109,7 +107,7 @@ def norms_of(network: nn.Module) -> Norms:
     found = [
         (name, module)
         for name, module in network.named_modules()
-        if isinstance(module, NORMS) and module.affine
+        if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine
     ]
     if not found:
         raise ConfigError("`defense=anp` needs a network with batch normalisation")

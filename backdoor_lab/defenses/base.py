@@ -8,11 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
-
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.types import Features, Verdict

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
-from torch import Tensor, nn
-
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Filter, Knowledge, Look, finite
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions

@@ -7,9 +7,8 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-from torch import Tensor
-
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor
 from backdoor_lab.numerics.otsu import variance_between
 
 _FORM = re.compile(

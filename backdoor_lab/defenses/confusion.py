@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import (

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.numerics.ranking import positives_left, roc_steps
 
 POINTS = 200

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import as_trained, features, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning

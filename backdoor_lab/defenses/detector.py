@@ -5,10 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.core import checks, streams
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.defenses.base import Knowledge, Look, row_order

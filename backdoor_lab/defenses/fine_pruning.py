@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
 from backdoor_lab.core import checks, streams
+from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.defenses.material import Material
 from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, features, train
 from backdoor_lab.numerics.layers import head

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import torch
-from torch import Tensor, nn
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from backdoor_lab.core import streams
+from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import Images
 
-CPU = torch.device("cpu")
-See = Callable[[Tensor, torch.Generator | None], Tensor]
-Augment = Callable[[Tensor, torch.Generator], Tensor]
+See: TypeAlias = "Callable[[Tensor, torch.Generator | None], Tensor]"
+Augment: TypeAlias = "Callable[[Tensor, torch.Generator], Tensor]"
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,9 @@ class Material:
     practice: Practice
     seed: int
     clean: Images | None = None
-    device: torch.device = CPU
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
-    def generator(self, *what: Stream | int, device: torch.device = CPU) -> torch.Generator:
+    def generator(self, *what: Stream | int, device: torch.device | str = "cpu") -> torch.Generator:
         """A generator of its own for each purpose `what`, on the CPU unless told otherwise."""
         seed = torch_generator(self.seed, streams.DEFENSE, *what).initial_seed()
         return torch.Generator(device).manual_seed(seed)

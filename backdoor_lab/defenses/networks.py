@@ -7,12 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import Features, Images
@@ -136,7 +133,6 @@ def features(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -
         return _over(network, images, n, lambda _: tap.values.double())
 
 
-@torch.no_grad()
 def _over(
     network: nn.Module,
     images: Callable[[int, int], Tensor],
@@ -145,9 +141,10 @@ def _over(
 ) -> Tensor:
     network.eval()
     parts = []
-    for start in track(range(0, n, CHUNK), "batch of images"):
-        parts.append(take(network(images(start, min(n, start + CHUNK)))).cpu())
-    return torch.cat(parts)
+    with torch.no_grad():
+        for start in track(range(0, n, CHUNK), "batch of images"):
+            parts.append(take(network(images(start, min(n, start + CHUNK)))).cpu())
+        return torch.cat(parts)
 
 
 def logits_at(network: nn.Module, material: Material, where: Tensor) -> Tensor:
@@ -218,17 +215,18 @@ def train(
     batches: Iterable[Batch],
     practice: tuple[float, float, float],
     *,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     after: Callable[[], None] = lambda: None,
     frozen_statistics: bool = False,
 ) -> nn.Module:
     """`network` itself, trained by SGD on `batches` and put back in inference mode.
 
-    `practice`: learning rate, momentum, weight decay. `loss(logits, labels)` is descended,
-    `after` called after each step. `frozen_statistics`: batch normalisation stays as it is.
-    Raises Diverged when a loss is not finite.
+    `practice`: learning rate, momentum, weight decay. `loss(logits, labels)`, by default
+    the cross entropy, is descended, `after` called after each step. `frozen_statistics`: batch
+    normalisation stays as it is. Raises Diverged when a loss is not finite.
     """
     lr, momentum, decay = practice
+    loss = F.cross_entropy if loss is None else loss
     sgd = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=decay)
     network.train(not frozen_statistics)
     with torch.enable_grad():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-
+from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.types import Features, Verdict
 from backdoor_lab.defenses.base import Defense, Knowledge
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
+from backdoor_lab.core.lazy import Tensor
 from backdoor_lab.core.types import Verdict
 from backdoor_lab.defenses.base import TruthControl
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.defenses.base import Filter
 from backdoor_lab.numerics.singular import top_directions
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import nn
-
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import nn, torch
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.types import Features, Verdict
 from backdoor_lab.defenses.base import Defense, Filter, Knowledge

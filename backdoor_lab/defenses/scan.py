@@ -6,11 +6,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import Knowledge, Look, finite, modified_z

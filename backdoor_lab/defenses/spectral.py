@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.core import checks
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Knowledge, Look, cut, suspects_by_size
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.core import checks
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import Knowledge, Look, suspects_by_size
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions

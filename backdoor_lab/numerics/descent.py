@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.core import stopping
 from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.lazy import Tensor, torch
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:

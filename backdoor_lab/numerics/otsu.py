@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from backdoor_lab.core.lazy import Tensor, torch
 
 
 def variance_between(ordered: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from backdoor_lab.core.lazy import Tensor, torch
 
 BLOCK = 1024
 """Rows converted to float64 at a time: they stay in a processor's cache."""

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backdoor_lab.attacks.plan import eligible_count
 from backdoor_lab.core.files import digest
+from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.store import Entry
 from backdoor_lab.core.types import Dataset, Poisoned, Verdict
 from backdoor_lab.defenses import curves

@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core.files import canonical
+from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.store import Entry, Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import open_dataset

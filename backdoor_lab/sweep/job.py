@@ -40,7 +40,7 @@ def run_job(
     ConfigError or DataError before any work, Stopped when asked to stop.
     """
     stopping.check()
-    cell = preflight().cell(config)
+    cell = preflight().identify(config)
     if in_sweep and folder.name != cell.id:
         raise ConfigError(
             f"this cell was {folder.name} when the sweep was checked and is {cell.id} now: its"
@@ -54,6 +54,7 @@ def run_job(
     if finished(folder, cell.id, quiet=True):
         _tell(folder, in_sweep)
         return "done"
+    preflight().check(cell)
     mend(folder)
     if not in_sweep:
         preflight().publish()

@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backdoor_lab.attacks.plan import check_pair, count
 from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
-from backdoor_lab.core.errors import ConfigError, is_out_of_memory, reason_of
+from backdoor_lab.core.errors import ConfigError, DataError, is_out_of_memory, reason_of
 from backdoor_lab.core.files import canonical
+from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.terminal import size_words
 from backdoor_lab.core.types import Dataset
-from backdoor_lab.data.base import Source
-from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.data.cache import classes_of, open_dataset
 from backdoor_lab.data.limits import memory_here
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.numerics.layers import AUTOENCODER, Tap, layer_of
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.keys import check_keys
-from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.stages.told import class_sizes, held_out, knowledge
-from backdoor_lab.training.autoencoder import DIMS
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
-from backdoor_lab.training.models import build_model, check_model
+from backdoor_lab.training.models import QUICKLY_KNOWN, build_model, check_model
 from backdoor_lab.training.transformations import check_fits
 
 
@@ -36,7 +34,8 @@ class Preflight:
     """Checks configurations; what many cells of a sweep share is looked at once."""
 
     def __init__(self) -> None:
-        self._data: dict[str, tuple[dict[str, Any], tuple[Dataset, str]]] = {}
+        self._names: dict[str, tuple[tuple[str, ...], str]] = {}
+        self._data: dict[str, tuple[Cell, Dataset]] = {}
         self._seen: set[str] = set()
 
     def cell(self, config: dict[str, Any]) -> Cell:
@@ -44,62 +43,83 @@ class Preflight:
 
         Raises ConfigError or DataError, naming the rule that is broken.
         """
-        try:
-            return self._cell(config)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise ConfigError(
-                f"there is not enough memory to check this cell ({reason_of(error)}): ask for less"
-                " (dataset.size, dataset.limit_train, model.width), or allow more (ulimit -v)"
-            ) from error
+        cell = self.identify(config)
+        self.check(cell)
+        return cell
 
-    def _cell(self, config: dict[str, Any]) -> Cell:
+    def identify(self, config: dict[str, Any]) -> Cell:
+        """The cell of a resolved configuration, after the checks that need neither images nor
+        torch: enough to find its record. Raises as `cell` does."""
+        with _enough_memory():
+            return self._identify(config)
+
+    def check(self, cell: Cell) -> None:
+        """What is left to check before the cell is run. Raises as `cell` does."""
+        with _enough_memory():
+            self._check(cell)
+
+    def _identify(self, config: dict[str, Any]) -> Cell:
         parts = check_keys(config)
-        self._once(["elsewhere", config["trainer"], config["logger"], config["store"]], config)
-        self._check_names(config)
-        data, fingerprint = self._open(config, parts.data)
-        cell = Cell(config, data.classes, fingerprint, parts)
+        self._check_elsewhere(config)
+        if config["model"]["name"] in QUICKLY_KNOWN:
+            check_model(config["model"])
+        key = _data_key(config)
+        if key not in self._names:
+            # A command that is refused, or only asks for an estimate, leaves nothing behind.
+            store = Store(config["store"]["root"], read_only=True)
+            self._names[key] = classes_of(parts.data, store), parts.data.fingerprint()
+        cell = Cell(config, *self._names[key], parts)
         check_pair(*cell.pair, cell.classes)
         _check_repair(cell)
         _check_labels(cell)
+        return cell
+
+    def _check(self, cell: Cell) -> None:
+        if cell.parts.data.is_absent():
+            self.data(cell)  # or the reason why not, before torch is imported
+        self._check_names(cell)
+        data = self.data(cell)
         self._check_attack(cell, data)
         self._check_network(cell, data)
         check_fits(cell.asr_under, *data.train.shape[1:])
-        return cell
 
     def publish(self) -> None:
         """Puts every data set that was opened into its store, now that nothing is refused."""
-        for key, (config, (_, fingerprint)) in self._data.items():
-            data = open_dataset(source_of(config), Store(config["store"]["root"]))
-            self._data[key] = config, (data, fingerprint)
+        for key, (cell, _) in self._data.items():
+            self._data[key] = cell, open_dataset(cell.parts.data, Store(cell.store_root))
 
-    def _check_names(self, config: dict[str, Any]) -> None:
-        """Network and layer, as far as they can be wrong whatever the data set is."""
-        model, layer = config["model"], config["protocol"]["layer"]
-        key = canonical(["names", model, layer])
+    def _check_names(self, cell: Cell) -> None:
+        """Device, network and layer, as far as they can be wrong whatever the data set is."""
+        layer = cell.protocol["layer"]
+        key = canonical(["names", cell.trainer, cell.model, layer])
         if key not in self._seen:
-            check_model(model)
+            machine_of(cell.trainer)
+            check_model(cell.model)
             with torch.device("meta"):
-                check_layer(build_model(model, channels=3, classes=2, seed=0), layer)
+                check_layer(build_model(cell.model, channels=3, classes=2, seed=0), layer)
             self._seen.add(key)
 
-    def _once(self, key: Any, config: dict[str, Any]) -> None:
-        if canonical(key) in self._seen:
-            return
-        check_trainer(config["trainer"])
-        machine_of(config["trainer"])
-        check_logger(config["logger"])
-        check_writable(Path(config["store"]["root"]))
-        self._seen.add(canonical(key))
+    def _check_elsewhere(self, config: dict[str, Any]) -> None:
+        key = canonical(["elsewhere", config["trainer"], config["logger"], config["store"]])
+        if key not in self._seen:
+            check_trainer(config["trainer"])
+            check_logger(config["logger"])
+            check_writable(Path(config["store"]["root"]))
+            self._seen.add(key)
 
-    def _open(self, config: dict[str, Any], source: Source) -> tuple[Dataset, str]:
-        key = canonical([config["dataset"], config["store"]])
+    def data(self, cell: Cell) -> Dataset:
+        """The cell's data set, opened once."""
+        key = _data_key(cell.config)
         if key not in self._data:
-            # A command that is refused, or only asks for an estimate, leaves nothing behind.
-            data = open_dataset(source, Store(config["store"]["root"], read_only=True))
-            self._data[key] = config, (data, source.fingerprint())
-        return self._data[key][1]
+            store = Store(cell.store_root, read_only=True)
+            self._data[key] = cell, open_dataset(cell.parts.data, store)
+        data = self._data[key][1]
+        if data.classes != cell.classes:
+            raise DataError(
+                f"data set {data.name} changed while it was checked: its classes are"
+                f" {', '.join(data.classes)} now. Repeat the command"
+            )
+        return data
 
     def _check_attack(self, cell: Cell, data: Dataset) -> None:
         key = canonical(["attack", cell.fingerprint, cell.protocol, cell.attack,
@@ -133,6 +153,23 @@ class Preflight:
             if not isinstance(cell.defense, TruthControl):
                 cell.defense.check_network(net, features)
             self._seen.add(key)
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"there is not enough memory to check this cell ({reason_of(error)}): ask for less"
+            " (dataset.size, dataset.limit_train, model.width), or allow more (ulimit -v)"
+        ) from error
+
+
+def _data_key(config: dict[str, Any]) -> str:
+    return canonical([config["dataset"], config["store"]])
 
 
 def _check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
@@ -235,6 +272,8 @@ def _passed(
         # Some networks give more than logits while they train, or want larger images.
         found = {"training": net.train()(images)}
         if layer == AUTOENCODER:
+            from backdoor_lab.training.autoencoder import DIMS
+
             return found | {"measured": net.eval()(images)}, DIMS
         with Tap(net, layer) as tap:
             return found | {"measured": net.eval()(images)}, tap.values.shape[1]

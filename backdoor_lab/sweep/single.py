@@ -45,13 +45,14 @@ def _checked(config: DictConfig) -> bool:
 
     HydraConfig.instance().set_config(config)
     values = plain(config)
-    cell = preflight().cell(values)
+    cell = preflight().identify(values)
     folder = Path(str(config.hydra.run.dir))
+    if values.get("dry_run") or not finished(folder, cell.id, quiet=True):
+        preflight().check(cell)
     if values.get("dry_run"):
         print(_estimate(cell, folder, config.hydra))
         return False
     check_writable(folder)
-    finished(folder, cell.id, quiet=True)
     clear_way(folder)
     return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import sys
@@ -46,6 +47,9 @@ from backdoor_lab.sweep.live import live, quiet_cells
 from backdoor_lab.sweep.roots import labels_of, quoted, with_patterns
 
 if TYPE_CHECKING:
+    from hydra.types import HydraContext, TaskFunction
+    from omegaconf import DictConfig
+
     from backdoor_lab.attacks.plan import SameClass
     from backdoor_lab.pipeline.cell import Cell
     from backdoor_lab.sweep.preflight import Preflight
@@ -70,30 +74,40 @@ class ResumeSweeper(BasicSweeper):
     last_code = EXIT_DONE
     """The exit code of this process' last sweep: Hydra drops what `sweep` returns."""
 
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's own, but that the launcher is made when there is work for it: how many cells run
+        at a time may depend on the GPUs, and to count these torch is imported."""
+        self.hydra_context, self.config = hydra_context, config
+        self._make_launcher = functools.partial(
+            Plugins.instance().instantiate_launcher,
+            hydra_context=hydra_context, task_function=task_function, config=config,
+        )  # fmt: skip
+
     def sweep(self, arguments: list[str]) -> int:
         """Runs the sweep; returns the exit code."""
         jobs = self._jobs(arguments)
-        asked, cells = self._checked(jobs)
-        dry = [cell for cell in cells if cell.config.get("dry_run")]
         folder = Path(str(self.config.hydra.sweep.dir))
         absolute("hydra.sweep.dir", str(folder))
-        at_once = parallelism(self.config, len(asked))
-        if cells:
-            self._tell(folder, dry or cells, at_once)
+        asked, cells = self._checked(jobs, folder)
+        dry = [cell for cell in cells if cell.config.get("dry_run")]
+        left = [each for each in asked if not finished(folder / each.id, each.id, quiet=True)]
+        if left or dry:
+            at_once = parallelism(self.config, len(asked))
+            self.launcher = self._make_launcher()
+            if cells:
+                self._tell(folder, dry or cells, at_once)
         if dry:
             ResumeSweeper.last_code = EXIT_DONE
             return EXIT_DONE
         check_writable(folder)
-        left = [each for each in asked if not finished(folder / each.id, each.id, quiet=True)]
         # From here on nothing is refused any more.
         if left:
             self._preflight.publish()
         self._announce(folder, asked)
         if len(left) < len(asked):
             log.warning("%d of %s done already", len(asked) - len(left), many(len(asked), "cell"))
-        for each in left:
-            clear_way(folder / each.id)
-            mend(folder / each.id)
         failed = self._run(folder, asked, left, at_once) if left else {}
         ResumeSweeper.last_code = _conclude(folder, asked, failed)
         return ResumeSweeper.last_code
@@ -103,6 +117,9 @@ class ResumeSweeper(BasicSweeper):
     ) -> dict[str, str]:
         """Runs the cells of `left`, shown as they finish; as `_launch`."""
         assert self.config is not None
+        for each in left:
+            clear_way(folder / each.id)
+            mend(folder / each.id)
         log.warning(at_once.describe(len(left)))
         settled = [*at_once.overrides(self.config), *quiet_cells(self.config)]
         pinned = [replace(each, overrides=(*each.overrides, *settled)) for each in left]
@@ -120,21 +137,24 @@ class ResumeSweeper(BasicSweeper):
             raise ConfigError("the sweep has no cells: a choice like glob(*) matched nothing")
         return jobs
 
-    def _checked(self, jobs: Sequence[list[str]]) -> tuple[list[Asked], list[Cell]]:
-        """Every cell of the sweep as it is listed, and those to be estimated as cells."""
+    def _checked(self, jobs: Sequence[list[str]], folder: Path) -> tuple[list[Asked], list[Cell]]:
+        """Every cell of the sweep as it is listed, and those to be estimated as cells. What is
+        done is only identified: it has passed every other check."""
         from backdoor_lab.attacks.plan import SameClass
         from backdoor_lab.sweep.preflight import Preflight
 
         assert self.hydra_context is not None
         expander: Any = Expander(self.hydra_context.config_loader, self.config)
         self._preflight = preflight = Preflight()
-        self._cell_of = lambda job: preflight.cell(expander.config(job))
+        self._cell_of = lambda job: preflight.identify(expander.config(job))
         cells: dict[str, tuple[Cell, Sequence[str]]] = {}
         marks: list[identity.Marks] = []
         same: list[SameClass] = []
         for number, job in enumerate(jobs, 1):
             try:
                 cell = self._cell_of(job)
+                if not finished(folder / cell.id, cell.id, quiet=True):
+                    preflight.check(cell)
             except SameClass as error:
                 same.append(error)
                 continue

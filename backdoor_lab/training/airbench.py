@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-AIRBENCH = "airbench"
 PATCH = 2
 """Side of the patches that are whitened."""
 WHITENING_IMAGES = 5000

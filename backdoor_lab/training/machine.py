@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError, many
+from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.resources import cores
 from backdoor_lab.training.gpus import cuda_names, own_device
 

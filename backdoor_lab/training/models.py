@@ -6,23 +6,29 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from torch import nn
-
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.lazy import nn, torch
 from backdoor_lab.core.seeds import derive
-from backdoor_lab.training.airbench import AIRBENCH, Airbench
 
 STEMS = ("cifar", "imagenet")
+AIRBENCH = "airbench"
+DEPTHS = {
+    "resnet18": [2, 2, 2, 2],
+    "resnet34": [3, 4, 6, 3],
+    "resnet50": [3, 4, 6, 3],
+    "resnet101": [3, 4, 23, 3],
+}
+"""Blocks in each stage of the ResNets that can have any width."""
+QUICKLY_KNOWN = (*DEPTHS, AIRBENCH)
+"""The networks that `check_model` knows without importing torchvision."""
 
 
 def check_model(config: dict[str, Any]) -> None:
     """Raises ConfigError for a name, width or stem that no network here has."""
     checks.keys("model", config, ("name", "width", "stem"))
     name, width, stem = config["name"], config["width"], config["stem"]
-    names = [*classifiers(), AIRBENCH]
-    if name not in names:
+    if name not in QUICKLY_KNOWN and name not in (names := [*classifiers(), AIRBENCH]):
         raise unknown("`model.name`", name, names)
     if name == AIRBENCH:
         if stem is not None:
@@ -35,7 +41,7 @@ def check_model(config: dict[str, Any]) -> None:
         return
     checks.choice("model.stem", stem, STEMS)
     _check_width(width)
-    if width != 64 and _residual_planes(name) is None:
+    if width != 64 and name not in DEPTHS:
         raise ConfigError(f"`model.width` must be 64 for {name}, got {width}")
 
 
@@ -62,6 +68,8 @@ def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: in
         if _is_resnet(config["name"]):
             net = _resnet(config["name"], config["width"], config["stem"], channels, classes)
         elif config["name"] == AIRBENCH:
+            from backdoor_lab.training.airbench import Airbench
+
             net = Airbench(config["width"], channels, classes)
         else:
             net = _other(config["name"], channels, classes)
@@ -72,22 +80,12 @@ def _is_resnet(name: str) -> bool:
     return name.startswith(("resnet", "resnext", "wide_resnet"))
 
 
-def _residual_planes(name: str) -> list[int] | None:
-    depths = {
-        "resnet18": [2, 2, 2, 2],
-        "resnet34": [3, 4, 6, 3],
-        "resnet50": [3, 4, 6, 3],
-        "resnet101": [3, 4, 23, 3],
-    }
-    return depths.get(name)
-
-
 def _resnet(name: str, width: int, stem: str, channels: int, classes: int) -> nn.Module:
     from torchvision import models
     from torchvision.models.resnet import BasicBlock, Bottleneck
 
     net: Any = models.get_model(name, weights=None, num_classes=classes)
-    depths = _residual_planes(name)
+    depths = DEPTHS.get(name)
     if width != 64 and depths is not None:
         block: Any = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
         net.inplanes, net.bn1 = width, nn.BatchNorm2d(width)

@@ -6,10 +6,9 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-from torch import nn, optim
-
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.lazy import nn, torch
 
 SCHEDULES = ("steps", "onecycle", "cosine", "triangle", "constant")
 ALTERNATING = "alternating"
@@ -116,10 +115,10 @@ _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 
 def optimizer_of(
     recipe: Recipe, net: nn.Module, total_steps: int
-) -> tuple[optim.Optimizer, optim.lr_scheduler.LRScheduler]:
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """SGD and the recipe's schedule, to be advanced once a step, over exactly `total_steps`."""
     parameters = [each for each in net.parameters() if each.requires_grad]
-    sgd = optim.SGD(
+    sgd = torch.optim.SGD(
         parameters if recipe.bias_lr == 1 else _groups(recipe, net, parameters),
         lr=recipe.lr,
         momentum=recipe.momentum,
@@ -147,8 +146,8 @@ def _groups(recipe: Recipe, net: nn.Module, parameters: list[nn.Parameter]) -> l
 
 
 def _schedule(
-    recipe: Recipe, sgd: optim.Optimizer, total_steps: int
-) -> optim.lr_scheduler.LRScheduler:
+    recipe: Recipe, sgd: torch.optim.Optimizer, total_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "onecycle":
         # One more than there are steps: the scheduler is advanced after the last one too.
         # The climb takes warmup * steps - 1 of them; torch divides by it, so not zero.
@@ -156,17 +155,17 @@ def _schedule(
         if warmup * (total_steps + 1) == 1:
             warmup *= 1.001
         rates = [group["lr"] for group in sgd.param_groups]
-        return optim.lr_scheduler.OneCycleLR(
+        return torch.optim.lr_scheduler.OneCycleLR(
             sgd, rates, total_steps + 1, pct_start=warmup, cycle_momentum=False
         )
     if recipe.schedule == "triangle":
-        return optim.lr_scheduler.LambdaLR(sgd, partial(_triangle, recipe, total_steps))
+        return torch.optim.lr_scheduler.LambdaLR(sgd, partial(_triangle, recipe, total_steps))
     if recipe.schedule == "cosine":
-        return optim.lr_scheduler.CosineAnnealingLR(sgd, total_steps)
+        return torch.optim.lr_scheduler.CosineAnnealingLR(sgd, total_steps)
     steps = [round(share * total_steps) for share in recipe.milestones]
     if recipe.schedule == "constant":
         steps = []
-    return optim.lr_scheduler.MultiStepLR(sgd, steps, recipe.gamma)
+    return torch.optim.lr_scheduler.MultiStepLR(sgd, steps, recipe.gamma)
 
 
 def _triangle(recipe: Recipe, total_steps: int, step: int) -> float:

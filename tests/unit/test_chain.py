@@ -119,7 +119,7 @@ def test_clean_images_are_held_out_for_a_filter_that_needs_them(tmp_path: Path) 
     values = read_tensors(entry / "features.safetensors")["values"]
     assert len(values) == 20
     cell = cell_of(tmp_path / "store", "defense=scan", held)
-    test = Preflight()._open(cell.config, cell.parts.data)[0].test
+    test = Preflight().data(cell).test
     where = held_out(cell, test)
     assert torch.bincount(test.labels[where]).tolist() == [2] * 10
     other = held_out(cell_of(tmp_path / "store", held, "seed=1"), test)

@@ -144,7 +144,7 @@ def test_facts_of_the_material_name_all_that_is_used(lab: Path) -> None:
     module: Any = SimpleNamespace(mean=torch.zeros(1, 3, 1, 1), std=torch.ones(1, 3, 1, 1))
     for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
         cell = cell_of(lab / "store", HELD, f"defense={defense}")
-        data = Preflight()._open(cell.config)[0]
+        data = Preflight().data(cell)
         facts = material_facts(cell, data, module, "w")
         assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
 
@@ -167,8 +167,7 @@ def test_the_material_is_what_it_says(lab: Path, monkeypatch: pytest.MonkeyPatch
     assert record["hashes"]["weights2"] == record["hashes"]["weights1"]
     assert [record["nat2"], record["asr2"]] == [record["nat1"], record["asr1"]]
     (given,) = caught
-    config = cell_of(lab / "store", HELD).config
-    test = Preflight()._open(config)[0].test
+    test = Preflight().data(cell_of(lab / "store", HELD)).test
     cell = cell_of(lab / "store", HELD, "defense=fine_pruning")
     assert given.clean is not None
     assert torch.equal(given.clean.images, test.images[held_out(cell, test)])

@@ -6,10 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from backdoor_lab.core import streams
+from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.seeds import derive, torch_generator
 from backdoor_lab.core.types import Dataset, Images
 from backdoor_lab.defenses.base import Knowledge
