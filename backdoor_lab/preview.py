@@ -132,7 +132,7 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
     from backdoor_lab.pipeline.progress import Progress
     from backdoor_lab.run import register
     from backdoor_lab.sweep.expand import plain
-    from backdoor_lab.sweep.job import preflight
+    from backdoor_lab.sweep.preflight import preflight
     from backdoor_lab.training.machine import machine_of
 
     register()

@@ -254,7 +254,7 @@ def register() -> None:
 
 
 def _preflight() -> Any:
-    from backdoor_lab.sweep.job import preflight
+    from backdoor_lab.sweep.preflight import preflight
 
     return preflight()
 

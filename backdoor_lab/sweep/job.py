@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backdoor_lab import identity
 from backdoor_lab.core import stopping
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.small_files import decode, read_small
-from backdoor_lab.core.store import Store
-from backdoor_lab.pipeline.chain import RECORD, Chain, run_cell
-from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.results.records import parse
-from backdoor_lab.sweep.listing import DIVERGED, command_line, finished, mend, place, sweep_file
-from backdoor_lab.sweep.preflight import Preflight
+from backdoor_lab.sweep.listing import (
+    DIVERGED,
+    RECORD,
+    command_line,
+    finished,
+    mend,
+    place,
+    sweep_file,
+)
+from backdoor_lab.sweep.preflight import preflight
 from backdoor_lab.tables.worth import cautions
-from backdoor_lab.training.logs import logger_of
-from backdoor_lab.training.machine import held, machine_of
+
+if TYPE_CHECKING:
+    from backdoor_lab.pipeline.cell import Cell
 
 log = logging.getLogger(__name__)
-
-
-@functools.cache
-def preflight() -> Preflight:
-    """This process' checks: what one cell has shown to be sound is sound for the next."""
-    return Preflight()
 
 
 def run_job(
@@ -58,22 +57,33 @@ def run_job(
     mend(folder)
     if not in_sweep:
         preflight().publish()
-    trainer = config["trainer"]
+    status = _compute(cell, folder, parallel_cells, in_sweep)
+    _tell(folder, in_sweep)
+    return status
+
+
+def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> str:
+    """Runs the cell, now that there is something to do; its status."""
+    from backdoor_lab.core.store import Store
+    from backdoor_lab.pipeline.chain import Chain, run_cell
+    from backdoor_lab.pipeline.progress import Progress
+    from backdoor_lab.training.logs import logger_of
+    from backdoor_lab.training.machine import held, machine_of
+
+    config, trainer = cell.config, cell.trainer
     title = f"[{place(folder.parent, cell.id)} {cell.id.rpartition('-')[0]}]"
     command = sweep_file(folder.parent).get("command") or command_line()
     wanted = machine_of(trainer, parallel_cells=parallel_cells)
     with held(wanted, trainer["cells_per_gpu"]) as machine:
         chain = Chain(
             cell,
-            Store(config["store"]["root"], folder.parent / DIVERGED if in_sweep else None),
+            Store(cell.store_root, folder.parent / DIVERGED if in_sweep else None),
             machine,
             Progress(folder, title, _shown(trainer["progress"], in_sweep)),
             logger=lambda stage: logger_of(config["logger"], stage, folder),
             checkpoint=trainer["checkpoint"],
         )
-        status = str(run_cell(cell, folder, chain, command=command)["status"])
-    _tell(folder, in_sweep)
-    return status
+        return str(run_cell(cell, folder, chain, command=command)["status"])
 
 
 def _shown(progress: str, in_sweep: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,7 @@ class Preflight:
             self._names[key] = classes_of(parts.data, store), parts.data.fingerprint()
         cell = Cell(config, *self._names[key], parts)
         check_pair(*cell.pair, cell.classes)
+        cell.plan  # noqa: B018  (refuses words of a protocol that there are not)
         _check_repair(cell)
         _check_labels(cell)
         return cell
@@ -153,6 +155,12 @@ class Preflight:
             if not isinstance(cell.defense, TruthControl):
                 cell.defense.check_network(net, features)
             self._seen.add(key)
+
+
+@functools.cache
+def preflight() -> Preflight:
+    """This process' checks: what one cell has shown to be sound is sound for the next."""
+    return Preflight()
 
 
 @contextmanager

@@ -41,7 +41,7 @@ class BeforeRun(Callback):
 
 def _checked(config: DictConfig) -> bool:
     """Whether the cell is to be run; an estimate is printed in its place."""
-    from backdoor_lab.sweep.job import preflight
+    from backdoor_lab.sweep.preflight import preflight
 
     HydraConfig.instance().set_config(config)
     values = plain(config)

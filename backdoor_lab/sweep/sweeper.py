@@ -32,7 +32,7 @@ from backdoor_lab.hydra_options import check_overrides
 from backdoor_lab.sweep.expand import Expander
 from backdoor_lab.sweep.launching.launch import Launch
 from backdoor_lab.sweep.launching.loss import Loss, record_loss
-from backdoor_lab.sweep.launching.parallel import Parallelism, parallelism
+from backdoor_lab.sweep.launching.parallel import Parallelism, check_processes, parallelism
 from backdoor_lab.sweep.listing import (
     Asked,
     clear_way,
@@ -90,6 +90,7 @@ class ResumeSweeper(BasicSweeper):
         jobs = self._jobs(arguments)
         folder = Path(str(self.config.hydra.sweep.dir))
         absolute("hydra.sweep.dir", str(folder))
+        check_processes(self.config)
         asked, cells = self._checked(jobs, folder)
         dry = [cell for cell in cells if cell.config.get("dry_run")]
         left = [each for each in asked if not finished(folder / each.id, each.id, quiet=True)]

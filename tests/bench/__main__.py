@@ -15,7 +15,10 @@ import time
 from backdoor_lab.core.threads import wait_briefly
 from tests.bench.measuring import Figure, hardware, show, write
 
-NAMES = ("step", "networks", "data", "spectral", "cells", "overhead", "growth", "resume", "page")
+NAMES = (
+    "step", "networks", "data", "spectral", "cells", "overhead", "growth", "resume", "quick",
+    "page",
+)  # fmt: skip
 ON_REQUEST = ("demo",)
 
 

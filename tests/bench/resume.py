@@ -39,7 +39,7 @@ def _repeated(folder: Path, cells: int) -> tuple[float, float]:
     """Seconds on the clock, and of a processor, of the repeated command."""
     before = _children()
     seconds, said = timed(_command(cells), folder)
-    assert f"{cells} of {cells} cells are done already" in said, said
+    assert f"{cells} of {cells} cells done already" in said, said
     return seconds, _children() - before
 
 
@@ -53,8 +53,9 @@ def _command(cells: int) -> list[str]:
     return [*command("backdoor_lab"), "-m", *TINY, f"seed={seeds}"]
 
 
-def finished(folder: Path, cells: int) -> list[dict[str, Any]]:
-    """Makes a sweep of so many finished cells in `folder`; returns their records.
+def finished(folder: Path, cells: int, *more: str) -> list[dict[str, Any]]:
+    """Makes a sweep of so many seeds of finished cells in `folder`, with `more` overrides; returns
+    their records.
 
     The sweep is listed by a run that stops before its first cell; each is then given a record.
     """
@@ -64,7 +65,7 @@ def finished(folder: Path, cells: int) -> list[dict[str, Any]]:
         "ResumeSweeper._launch = lambda *_: None; run.main()"
     )
     folder.mkdir(parents=True, exist_ok=True)
-    timed([sys.executable, "-c", code, *_command(cells)[3:]], folder, check=False)
+    timed([sys.executable, "-c", code, *_command(cells)[3:], *more], folder, check=False)
     (sweep,) = (path.parent for path in folder.glob("multirun_reports/runs/*/sweep.json"))
     asked = json.loads((sweep / "sweep.json").read_text())["asked"]
     found = [_record(each) for each in asked]

@@ -76,6 +76,13 @@ def cell_bytes(config: DictConfig) -> int:
     return PROCESS_BYTES + WIDTH_BYTES * (width if known else FULL_WIDTH)
 
 
+def check_processes(config: DictConfig) -> None:
+    """Raises ConfigError for a number of processes that does not exist; needs no torch."""
+    raw: Any = OmegaConf.to_container(config.hydra.launcher, resolve=False)
+    if "n_jobs" in raw and RESOLVER not in str(raw["n_jobs"]):
+        jobs_of(config.hydra.launcher)
+
+
 def parallelism(config: DictConfig, cells: int) -> Parallelism:
     """How a sweep of `cells` runs with the launcher of a whole configuration, as far as that
     launcher says. Raises ConfigError for a number of processes that does not exist."""
