@@ -33,8 +33,8 @@ from backdoor_lab.core.errors import (
 )
 from backdoor_lab.core.files import digest, explained
 from backdoor_lab.core.output import survive_lost_output
+from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.core.threads import wait_briefly
 
 # Overrides that say where and how, not what: two sweeps that differ only here are the same.
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",

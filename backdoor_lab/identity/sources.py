@@ -28,7 +28,7 @@ NEUTRAL = frozenset((
     "core/claims.py", "core/errors.py", "core/faults.py", "core/files.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
     "core/sheets.py", "core/small_files.py", "core/stopping.py", "core/store.py",
-    "core/targets.py", "core/terminal.py", "core/threads.py", "pipeline/keys.py",
+    "core/targets.py", "core/terminal.py", "pipeline/keys.py",
     "pipeline/participants.py", "pipeline/progress.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that decide no number of a record: messages, commands, progress, storing and

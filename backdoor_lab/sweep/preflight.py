@@ -15,16 +15,14 @@ from backdoor_lab.core.files import canonical
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.terminal import size_words
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import classes_of, open_dataset
-from backdoor_lab.data.limits import memory_here
 from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
-from backdoor_lab.numerics.layers import AUTOENCODER, Tap, layer_of
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.pipeline.stages.told import class_sizes, held_out, knowledge
+from backdoor_lab.sweep.trial import check_layer, try_network
 from backdoor_lab.training.logs import check_logger
 from backdoor_lab.training.machine import check_trainer, machine_of
 from backdoor_lab.training.models import QUICKLY_KNOWN, build_model, check_model
@@ -235,69 +233,4 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
             f" and protocol.holdout={wanted} holds out {taken[few]} of class {data.classes[few]}:"
             f" set protocol.holdout to {2 * len(data.classes)} or more (test images that are then"
             " measured on no longer)"
-        )
-
-
-def try_network(
-    model: dict[str, Any], layer: str, shape: tuple[int, int, int], classes: int
-) -> tuple[torch.nn.Module, int]:
-    """The network without its weights, and how many features an image has at the layer.
-
-    Raises ConfigError when the network cannot take such images, has no such layer or is larger
-    than this machine's memory.
-    """
-    with torch.device("meta"):
-        net = build_model(model, channels=shape[0], classes=classes, seed=0)
-    check_layer(net, layer)
-    _check_size(model, net)
-    try:
-        found, features = _passed(net, layer, shape, "meta")
-    except NotImplementedError:
-        # Some layer has no kernel that knows shapes alone.
-        whole = build_model(model, channels=shape[0], classes=classes, seed=0)
-        found, features = _passed(whole, layer, shape, "cpu")
-    except (RuntimeError, AssertionError, ValueError) as error:
-        channels, height, width = shape
-        raise ConfigError(
-            f"`model.name={model['name']}` cannot take images of {channels}x{height}x{width}"
-            f" ({str(error).splitlines()[0]}); choose another model, or resize (dataset.size)"
-        ) from error
-    for doing, logits in found.items():
-        what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        if what != (2, classes):
-            raise ConfigError(
-                f"`model.name={model['name']}` gives {what} while {doing}, where logits of shape"
-                f" {(2, classes)} are needed: choose another model"
-            )
-    return net, features
-
-
-def _passed(
-    net: torch.nn.Module, layer: str, shape: tuple[int, int, int], device: str
-) -> tuple[dict[str, Any], int]:
-    images = torch.zeros(2, *shape, device=device)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        # Some networks give more than logits while they train, or want larger images.
-        found = {"training": net.train()(images)}
-        if layer == AUTOENCODER:
-            from backdoor_lab.training.autoencoder import DIMS
-
-            return found | {"measured": net.eval()(images)}, DIMS
-        with Tap(net, layer) as tap:
-            return found | {"measured": net.eval()(images)}, tap.values.shape[1]
-
-
-def check_layer(net: torch.nn.Module, layer: str) -> None:
-    """Raises ConfigError when the network has no such layer."""
-    if layer != AUTOENCODER:
-        layer_of(net, layer)
-
-
-def _check_size(model: dict[str, Any], net: torch.nn.Module) -> None:
-    size = sum(value.nbytes for value in net.state_dict().values())
-    if size > memory_here():
-        raise ConfigError(
-            f"`model.name={model['name']}` with `model.width`={model['width']} has"
-            f" {size_words(size)} of weights, and this machine {size_words(memory_here())} of"
-            " memory: choose a narrower network"
         )

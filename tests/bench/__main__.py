@@ -12,7 +12,7 @@ import importlib
 import sys
 import time
 
-from backdoor_lab.core.threads import wait_briefly
+from backdoor_lab.core.resources import wait_briefly
 from tests.bench.measuring import Figure, hardware, show, write
 
 NAMES = (

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core.threads import WAITING
+from backdoor_lab.core.resources import WAITING
 
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "multirun_reports" / "bench"

@@ -20,7 +20,8 @@ from backdoor_lab.core.tensors import read_tensors, tensors_digest
 from backdoor_lab.numerics.layers import Tap, head
 from backdoor_lab.pipeline.cell import model_label
 from backdoor_lab.sweep.estimate import estimate
-from backdoor_lab.sweep.preflight import Preflight, try_network
+from backdoor_lab.sweep.preflight import Preflight
+from backdoor_lab.sweep.trial import try_network
 from backdoor_lab.training import fit as training
 from backdoor_lab.training.airbench import Airbench, Group, ScaledLinear, whiten
 from backdoor_lab.training.fit import Job, blank_classifier, fit, new_classifier

@@ -21,7 +21,8 @@ from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.run import conf_dir
 from backdoor_lab.sweep.expand import Expander, plain
-from backdoor_lab.sweep.preflight import Preflight, try_network
+from backdoor_lab.sweep.preflight import Preflight
+from backdoor_lab.sweep.trial import try_network
 
 SAFE = re.compile(r"[a-z0-9_.-]{1,64}\Z")
 

@@ -304,7 +304,7 @@ def test_annotations(path: Path) -> None:
 # Called by a library, by name.
 CALLED_BY_LIBRARIES = re.compile(
     r"on_\w+|forward|training_step|configure_optimizers|transfer_batch_to_device|sampler|set_epoch"
-    r"|state"
+    r"|state|setup"
 )
 
 

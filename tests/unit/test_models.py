@@ -11,7 +11,7 @@ from torchvision import models
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.numerics.layers import Tap, head, layer_of
-from backdoor_lab.sweep.preflight import try_network
+from backdoor_lab.sweep.trial import try_network
 from backdoor_lab.training.models import build_model, check_model, classifiers
 
 

@@ -132,8 +132,8 @@ def test_a_finished_sweep_is_told_without_torch(tmp_path: Path) -> None:
     tables = [done.stdout[done.stdout.index("### pixel") :] for done in (first, again)]
     assert tables[0] == tables[1]
     assert {path: path.read_bytes() for path in records} == records
-    for module in ("status", "reports", "export"):
-        done = watched(tmp_path, f"backdoor_lab.{module}", str(sweep))
+    for module, *more in (("status",), ("reports",), ("export", "--out", "records.csv")):
+        done = watched(tmp_path, f"backdoor_lab.{module}", str(sweep), *more)
         assert done.returncode == 0, done.stderr
         assert imported(done) == []
     compared = watched(tmp_path, "backdoor_lab.compare", str(sweep), "by=defense", "base=random")

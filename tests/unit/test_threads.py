@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from backdoor_lab.core.threads import WAITING, wait_briefly
+from backdoor_lab.core.resources import WAITING, wait_briefly
 
 
 def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
