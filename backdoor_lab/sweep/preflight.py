@@ -69,9 +69,9 @@ class Preflight:
             self._names[key] = classes_of(parts.data, store), parts.data.fingerprint()
         cell = Cell(config, *self._names[key], parts)
         check_pair(*cell.pair, cell.classes)
-        cell.plan  # noqa: B018  (refuses words of a protocol that there are not)
         _check_repair(cell)
         _check_labels(cell)
+        cell.plan  # noqa: B018  (refuses words of a protocol that there are not)
         return cell
 
     def _check(self, cell: Cell) -> None:

@@ -199,8 +199,8 @@ def test_idx_headers_that_lie_are_refused() -> None:
 
 
 def test_the_clothes_have_the_right_names() -> None:
-    assert len(FashionMnist.class_names) == 10
-    assert FashionMnist.class_names.index("sneaker") == 7
+    assert len(FashionMnist.classes) == 10
+    assert FashionMnist.classes.index("sneaker") == 7
 
 
 # --- SVHN and GTSRB
