@@ -130,6 +130,15 @@ def top_imports(path: Path) -> set[Path]:
     return {known[name] for name in found & known.keys()} - {path}
 
 
+def test_the_way_of_a_ratio_from_the_command_line_to_the_record_goes_down() -> None:
+    """At most eight modules, none of which imports one before it."""
+    guide = (PACKAGE / "README.md").read_text().partition("## The way of one value")[2]
+    way = [PACKAGE / name for name in re.findall(r"(?m)^\d+\. `([\w/]+\.py)`", guide)]
+    assert 5 <= len(way) <= 8
+    for number, path in enumerate(way):
+        assert top_imports(path) & set(way[:number]) == set(), name_of(path)
+
+
 def test_no_modules_import_each_other() -> None:
     left = {path: top_imports(path) for path in SOURCES}
     while free := {path for path, needed in left.items() if not needed & left.keys()}:
