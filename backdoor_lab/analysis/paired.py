@@ -19,12 +19,14 @@ EXACT_UP_TO = 50
 
 @dataclass(frozen=True)
 class Paired:
-    """What `n` paired differences say. `half`: half the 95 % t interval of `mean`; None for a
-    single pair. `t`, `sign`, `wilcoxon`: two-sided p values; None where a test has nothing to go
-    by. `constant`: all differences are one and the same number, so that no t test is defined."""
+    """What `n` paired differences say. `std`: their standard deviation, `half`: half the 95 % t
+    interval of `mean`; None for a single pair. `t`, `sign`, `wilcoxon`: two-sided p values; None
+    where a test has nothing to go by. `constant`: all differences are one and the same number, so
+    that no t test is defined."""
 
     n: int
     mean: float
+    std: float | None
     half: float | None
     t: float | None
     sign: float | None
@@ -42,7 +44,7 @@ def paired(differences: Sequence[float]) -> Paired:
     p = None if n < 2 or constant else t_test(mean, std, n)
     exact = 2 <= n <= EXACT_UP_TO
     return Paired(
-        n, mean, half, p, sign_test(differences) if exact else None,
+        n, mean, std if n > 1 else None, half, p, sign_test(differences) if exact else None,
         wilcoxon(differences) if exact else None, constant,
     )  # fmt: skip
 

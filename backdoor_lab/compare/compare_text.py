@@ -78,7 +78,7 @@ def document(found: Comparison) -> Document:
     """The comparison ready to be written. For a spreadsheet one line per line of it; `lines` is 0
     for a line over pairs of seeds, else the number of lines that it sums up."""
     head = [
-        "side", *found.labels, "measure", "ours", "base", "difference", "ci95", "n", "lines",
+        "side", *found.labels, "measure", "ours", "base", "difference", "ci95", "std", "n", "lines",
         "p_t", "p_holm", "p_sign", "p_wilcoxon", "significant",
     ]  # fmt: skip
     rows: list[list[object]] = []
@@ -87,7 +87,7 @@ def document(found: Comparison) -> Document:
         labels = line.labels or (ALL,) * len(found.labels)
         rows.append([
             line.side, *labels, line.measure, line.ours, line.base, result.mean, result.half,
-            result.n, line.lines, result.t, line.holm, result.sign, result.wilcoxon,
+            result.std, result.n, line.lines, result.t, line.holm, result.sign, result.wilcoxon,
             significant(line),
         ])  # fmt: skip
     return Document(found.title, [grid(found)], head, rows)

@@ -31,12 +31,14 @@ def under_name(figure: str, transformation: str) -> str:
 @dataclass(frozen=True)
 class Measure:
     """`unit`: a count of images, percent, or a share 0..1. `better`: 1 where the defender wants it
-    high, -1 where low, 0 where neither is better. `says` is read below a table."""
+    high, -1 where low, 0 where neither is better. `says` is read below a table. `of`: the count of
+    a record that says of how many images it is a share, empty where none does."""
 
     head: str
     unit: str
     better: int
     says: str
+    of: str = ""
 
     @property
     def scale(self) -> int:
@@ -71,7 +73,8 @@ class _Measures(dict[str, Measure]):
             raise KeyError(name)
         plain = self[figure]
         says = plain.says.replace(", in %", f", after the transformation {transformation}, in %")
-        return Measure(f"{plain.head} {transformation}", plain.unit, plain.better, says)
+        head = f"{plain.head} {transformation}"
+        return Measure(head, plain.unit, plain.better, says, plain.of)
 
 
 MEASURE = _Measures({
@@ -85,16 +88,16 @@ MEASURE = _Measures({
     "covers_left": Measure("#Covers Left", IMAGES, 0, "covers that the defense left"),
     "n_accused": Measure("#Accused", IMAGES, 0, "classes that the filter took for poisoned"),
     "n_named": Measure("#Named", IMAGES, 0, "classes with poison among those"),
-    "nat1": Measure("Nat1", PERCENT, 1, _NAT.format("before")),
-    "asr1": Measure("ASR1", PERCENT, 0, _ASR.format("before")),
-    "nat2": Measure("Nat2", PERCENT, 1, _NAT.format("after")),
-    "asr2": Measure("ASR2", PERCENT, -1, _ASR.format("after")),
+    "nat1": Measure("Nat1", PERCENT, 1, _NAT.format("before"), "n_test"),
+    "asr1": Measure("ASR1", PERCENT, 0, _ASR.format("before"), "n_asr"),
+    "nat2": Measure("Nat2", PERCENT, 1, _NAT.format("after"), "n_test"),
+    "asr2": Measure("ASR2", PERCENT, -1, _ASR.format("after"), "n_asr"),
     "asr_elsewhere1": Measure("ASR1 elsewhere", PERCENT, 0, _ELSEWHERE.format("before")),
     "asr_elsewhere2": Measure("ASR2 elsewhere", PERCENT, -1, _ELSEWHERE.format("after")),
-    "clean_rate1": Measure("Clean rate 1", PERCENT, 0, _CLEAN.format("before")),
-    "clean_rate2": Measure("Clean rate 2", PERCENT, 0, _CLEAN.format("after")),
-    "top_share1": Measure("Top share 1", PERCENT, 0, _TOP.format("before")),
-    "top_share2": Measure("Top share 2", PERCENT, 0, _TOP.format("after")),
+    "clean_rate1": Measure("Clean rate 1", PERCENT, 0, _CLEAN.format("before"), "n_asr"),
+    "clean_rate2": Measure("Clean rate 2", PERCENT, 0, _CLEAN.format("after"), "n_asr"),
+    "top_share1": Measure("Top share 1", PERCENT, 0, _TOP.format("before"), "n_test"),
+    "top_share2": Measure("Top share 2", PERCENT, 0, _TOP.format("after"), "n_test"),
     "train_accuracy1": Measure("Train acc. 1", PERCENT, 1, _FITTED.format("before")),
     "train_accuracy2": Measure("Train acc. 2", PERCENT, 1, _FITTED.format("after")),
     "auroc": Measure("AUROC", SHARE, 1, "chance that a poisoned image scores above a clean one"),

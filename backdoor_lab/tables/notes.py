@@ -23,15 +23,6 @@ INTERVAL = (
     "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is of the "
     "mean and not clipped, so it may reach beyond 0 or 100. n= where a figure rests on fewer seeds."
 )
-BEST_OF_ROW = (
-    "Bold: the best mean of a row against one attack, to the digits shown; none where an interval "
-    "is wider than the difference to the next, and no ASR2 where ASR1 shows no attack."
-)
-BEST = (
-    "Bold: the best mean of the defenses against one attack, to the digits shown; none where an "
-    "interval is wider than the difference to the next, and no ASR2 where ASR1 shows no attack. "
-    "oracle and clean_data, which are told the truth, take no part."
-)
 EVERY_CLASS = (
     "labels=all_to_all: every class is attacked, and the target of an image is the class after "
     "its own, whatever stands under Target."
@@ -41,18 +32,17 @@ VERSION = f"{PROTOCOL}version"
 _SHOWN, _LISTED, _FEW = 3, 12, 3
 
 
-def notes_of(group: Group, spec: PivotSpec, several: bool, is_best: bool) -> list[str]:
-    """The lines below one table. `several`: a figure may rest on several seeds; `is_best`: some
-    are marked as the best."""
+def notes_of(group: Group, spec: PivotSpec, several: bool) -> list[str]:
+    """The lines below one table, but those on single figures. `several`: a figure may rest on
+    several seeds."""
     facts, cells = group.facts, group.cells
     if group.traits == UNKNOWN:
         return ["Records that cannot be read, of cells that no sweep.json lists; see the warnings."]
     more = [] if spec.report else [*_open(group, spec.axes), *_unplaced(facts)]
-    rule = BEST if "defense" in spec.axes else BEST_OF_ROW
     return [
         *protocols(facts, group.numbers, spec.axes), _what(group, spec), *more, *where(cells),
         READING if spec.report else reading(spec.values), *[INTERVAL] * several,
-        *[EMPTY] * (not spec.report), *cautions(cells, spec.values), *[rule] * is_best,
+        *[EMPTY] * (not spec.report), *cautions(cells, spec.values),
     ]  # fmt: skip
 
 

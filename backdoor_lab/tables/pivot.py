@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backdoor_lab.analysis.intervals import half_width
 from backdoor_lab.results.facts import Facts
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import DONE, Cell
 from backdoor_lab.tables import reference
-from backdoor_lab.tables.best import Winner, best
-from backdoor_lab.tables.estimates import Estimate
+from backdoor_lab.tables.best import Winner, best, bold_note, by_seed
+from backdoor_lab.tables.estimates import Estimate, estimate, wilson_note
 from backdoor_lab.tables.layout import Group, PivotSpec, split
 from backdoor_lab.tables.notes import clean_images, notes_of
 from backdoor_lab.tables.worth import marks_of, not_converged, shows_attack
@@ -29,6 +28,7 @@ Places = dict[tuple[Key, Key], list[int]]
 @dataclass(frozen=True)
 class PivotCell:
     """One place of a table: the estimates over its seeds, cells done and asked for, in words.
+    `seeds`: of each measure the figure of each seed, as the record has it, for paired tests.
     `attacked`: whether ASR1 shows an attack, as far as the records say. `not_converged`: ``nat1``,
     ``nat2`` or both, where a network behind it did not converge. `reference`: the report's figures
     where this is one of its cells, in its layout."""
@@ -40,6 +40,7 @@ class PivotCell:
     attacked: bool = True
     not_converged: frozenset[str] = frozenset()
     reference: dict[str, float] | None = None
+    seeds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def _estimates(
     facts: Facts, places: Sequence[Places], values: Sequence[str]
 ) -> list[dict[tuple[Key, Key], dict[str, Estimate]]]:
     """For each table and place: the estimates, over done cells and finite values alone."""
+    import numpy as np
+
     keys = [(table, where) for table, each in enumerate(places) for where in each]
     at = {n: k for k, (table, where) in enumerate(keys) for n in places[table][where]}
     done = [number for number in at if facts.cells[number].done]
@@ -104,14 +107,17 @@ def _estimates(
     found: list[dict[tuple[Key, Key], dict[str, Estimate]]] = [{} for _ in places]
     if not done:
         return found
-    by_place = scaled.groupby([at[number] for number in done])
-    sides = (by_place.mean(), by_place.std(), by_place.count())
+    groups = np.array([at[number] for number in done])
+    by_place = scaled.groupby(groups)
+    images = facts.frame.reindex(columns=[MEASURE[name].of for name in values]).iloc[done]
+    least = images.astype("float64").groupby(groups).min()
+    sides = (by_place.mean(), by_place.std(), by_place.count(), least)
     lines = zip(sides[0].index, *(side.to_numpy() for side in sides), strict=True)
-    for key, means, stds, counts in lines:
+    for key, *columns in lines:
         table, where = keys[key]
         found[table][where] = {
-            name: Estimate(float(m), half_width(float(s), int(n)), int(n))
-            for name, m, s, n in zip(values, means, stds, counts, strict=True)
+            name: estimate(name, float(mean), float(std), int(n), float(of))
+            for name, mean, std, n, of in zip(values, *columns, strict=True)
             if n
         }
     return found
@@ -128,7 +134,9 @@ def _table(
     }
     rows, columns = (_along(group.facts, spec, cells, axis) for axis in (0, 1))
     winners = best(cells, spec)
-    notes = notes_of(group, spec, max(each.asked for each in cells.values()) > 1, bool(winners))
+    several = any(each.asked > 1 for each in cells.values())
+    figures = wilson_note(spec.values, [each.estimates for each in cells.values()])
+    notes = [*notes_of(group, spec, several), *figures, *bold_note(cells, spec)]
     return PivotTable(
         group.title, group.slug, spec, group.traits, rows, columns, cells, winners, notes,
         clean_images(group.cells),
@@ -144,6 +152,7 @@ def _cell(
         estimates, sum(cell.done for cell in cells), len(cells), status_of(cells),
         shows_attack(cells), marks_of(cells, marked),
         _reference(group.facts.of[numbers[0]]) if spec.report else None,
+        {name: by_seed(cells, name) for name in spec.values} if len(cells) > 1 else {},
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.facts import head, told
 from backdoor_lab.results.measures import IMAGES, MEASURE
-from backdoor_lab.tables.estimates import figure, number, signed, value_of
+from backdoor_lab.tables.estimates import figure, number, signed, value_heads, value_of
 from backdoor_lab.tables.layout import ROW
 from backdoor_lab.tables.markup import NOTHING, Grid, short
 from backdoor_lab.tables.notes import comparison
@@ -161,7 +161,7 @@ def _difference(name: str, cell: PivotCell) -> str:
 
 def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
     """The same columns whatever the table shows: the traits all rows share, then names, seeds
-    (done cells), status, each figure as `_figures` says, then ref_* and diff_*. Percent and images,
+    (done cells), status, each figure as `value_of` says, then ref_* and diff_*. Percent and images,
     unrounded; empty where there is no value."""
     heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]
     heads += [kind + name for kind in ("ref_", "diff_") for name in COLUMNS]
@@ -177,7 +177,7 @@ def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
 
 def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
     """One line per row of the table: the traits that all cells share, the row's names; then for
-    each column its figures as `_figures` says, and how many of its cells are done and their status.
+    each column its figures as `value_of` says, and how many of its cells are done and their status.
     Empty where there is none."""
     heads = [*table.traits, *table.spec.rows]
     for column in table.columns:
@@ -194,9 +194,9 @@ def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
 
 
 def _figure_heads(table: PivotTable) -> list[str]:
-    return [name + suffix for name in table.spec.values for suffix in ("", "_ci95", "_n")]
+    return [head for name in table.spec.values for head in value_heads(name)]
 
 
 def _figures(table: PivotTable, cell: PivotCell) -> list[object]:
-    """For each measure the mean, ``_ci95`` (half the interval's width) and ``_n`` (seeds)."""
-    return [each for name in table.spec.values for each in value_of(cell.estimates.get(name))]
+    values = table.spec.values
+    return [each for name in values for each in value_of(name, cell.estimates.get(name))]

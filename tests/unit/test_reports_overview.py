@@ -28,6 +28,7 @@ from backdoor_lab.page.write import print_tables, write_tables
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.stored import raw_records
 from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.best import ONE_SEED
 from backdoor_lab.tables.overview import ACROSS_WITH_INTERVALS, MOST
 from backdoor_lab.tables.pivot import PivotTable
 from backdoor_lab.tables.text import ACROSS, document, grids
@@ -146,7 +147,7 @@ def test_a_value_that_is_an_axis_is_listed_plainly(tmp_path: Path) -> None:
 
 
 def test_many_defenses_two_triggers_three_seeds(tmp_path: Path) -> None:
-    # All seeds alike: what differs between two defenses is more than any interval.
+    # All seeds alike: two defenses differ by the same amount in each, and no t test is defined.
     once = [found(t, "bird", 0.1, d) for t in ("pixel", "pattern") for d in DEFENSES]
     made = [
         {**one, "id": f"{one['id']}{seed}", "choices": {**one["choices"], "seed": seed},
@@ -165,11 +166,9 @@ def test_many_defenses_two_triggers_three_seeds(tmp_path: Path) -> None:
         assert len(grid.head) - grid.left - 1 <= ACROSS_WITH_INTERVALS
     _, after, filters, rates = (grids(table)[0] for table in tables)
     assert [row[0] for row in after.rows] == list(DEFENSES)
-    assert {column for _, column in after.best} == set(range(1, 7))
-    assert {column for _, column in filters.best} == set(range(1, 5))
-    assert {column for _, column in rates.best} == set(range(1, 5))
-    oracle = DEFENSES.index("oracle")
-    assert oracle not in {row for grid in (after, filters, rates) for row, _ in grid.best}
+    for grid in (after, filters, rates):
+        assert not grid.best
+        assert any("paired t test" in note and "3 seeds" in note for note in grid.notes)
 
 
 def test_what_was_before_the_defense_is_said_once(tmp_path: Path) -> None:
@@ -215,8 +214,8 @@ def test_many_of_both_stand_in_panels(tmp_path: Path) -> None:
         assert all(len(grid.head) - grid.left <= ACROSS for grid in panels)
         assert [len(grid.notes) > 0 for grid in panels] == [False, True]
         assert panels[0].title.endswith("(1 of 2)")
-        # In each column one defense is the best.
-        assert {column for _, column in panels[1].best} == set(range(1, 8))
+        assert not any(grid.best for grid in panels)
+        assert panels[1].notes[-1] == ONE_SEED
 
 
 def test_a_row_without_a_cell_in_one_panel_is_empty_there(tmp_path: Path) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from scipy import stats
 from test_reports_records import PROTOCOL, failed, record, write_sweep
 
 from backdoor_lab.compare.report import Report
@@ -16,7 +21,8 @@ from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.layout import PivotSpec
 from backdoor_lab.tables.pivot import pivot_cells
-from backdoor_lab.tables.text import grids
+from backdoor_lab.tables.text import document, grids
+from backdoor_lab.tables.writers import sheet
 
 RECORD = record()
 LAYOUT = PivotSpec(("defense",), ("trigger",), ("nat2", "asr2"))
@@ -143,7 +149,12 @@ def bold(folder: Path, made: list[dict[str, Any]]) -> list[set[str]]:
 
 
 def against(none: dict[str, Any], spectral: dict[str, Any], **both: Any) -> list[dict[str, Any]]:
-    return [record(defense="none", **none, **both), record(defense="spectral", **spectral, **both)]
+    """Three seeds of two defenses, which no seed tells apart by just the same amount."""
+    return [
+        record(defense=d, seed=s, **{k: v + n * s * s / 1e4 for k, v in each.items()}, **both)
+        for n, (d, each) in enumerate((("none", none), ("spectral", spectral)))
+        for s in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -165,19 +176,104 @@ def test_asr2_is_never_bold_where_asr1_shows_no_attack(
     assert ["ASR2" in names for names in found] == [True, True]
 
 
-@pytest.mark.parametrize(("spread", "is_bold"), [(0.05, False), (0.0001, True)])
-@pytest.mark.parametrize("seeds", [2, 3])
-def test_nothing_is_bold_where_an_interval_is_wider_than_the_difference(
-    tmp_path: Path, seeds: int, spread: float, is_bold: bool
-) -> None:
-    """Means 80 and 90 %: with two seeds 5 points apart the interval is far wider than that."""
-    made = [
-        record(defense=d, seed=s, nat2=mean + spread * s, asr2=1 - mean - spread * s)
-        for d, mean in (("none", 0.7), ("spectral", 0.8)) for s in range(seeds)
+def two(first: Sequence[float], second: Sequence[float]) -> list[dict[str, Any]]:
+    """Nat2 of two defenses by seed."""
+    return [
+        record(defense=d, seed=s, nat2=v, asr2=None)
+        for d, values in (("none", first), ("spectral", second)) for s, v in enumerate(values)
     ]  # fmt: skip
-    found = bold(tmp_path / "s", made)
-    assert [{"Nat2", "ASR2"} <= names for names in found] == [is_bold, is_bold]
-    assert [bool({"Nat2", "ASR2"} & names) for names in found] == [is_bold, is_bold]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01, 0.03])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_bold_is_what_scipys_paired_t_test_separates(
+    tmp_path: Path, seeds: int, shift: float
+) -> None:
+    draw = np.random.default_rng(seeds)
+    for turn in range(4):
+        first = draw.uniform(0.5, 0.8, seeds).round(4)
+        second = (first + shift + draw.normal(0, 0.01, seeds)).round(4)
+        p = stats.ttest_rel(first, second).pvalue
+        found = bold(tmp_path / str(turn), two(first.tolist(), second.tolist()))
+        assert [{"Nat2"} == names for names in found] == [p < 0.05] * 2
+
+
+def test_what_every_seed_shows_is_bold_though_the_intervals_overlap(tmp_path: Path) -> None:
+    first, second = (0.5, 0.7, 0.9), (0.51, 0.712, 0.911)
+    assert bold(tmp_path / "s", two(first, second)) == [{"Nat2"}] * 2
+    # The same figures, but not of the same seeds.
+    assert bold(tmp_path / "t", two(first, second[::-1])) == [set()] * 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0.5,), (0.9,)),
+        ((0.5, 0.6, 0.7), (0.9, 0.91)),
+        ((0.5, 0.6, 0.7), (0.6, 0.7, 0.8)),
+        ((0.5, 0.6, 0.7), (0.5, 0.6, 0.7)),
+    ],
+    ids=["one seed", "a seed of one side alone", "one and the same difference", "no difference"],
+)
+def test_nothing_is_bold_without_a_test(
+    tmp_path: Path, first: Sequence[float], second: Sequence[float]
+) -> None:
+    assert bold(tmp_path / "s", two(first, second)) == [set()] * 2
+
+
+def test_a_seed_that_failed_makes_no_pair_and_enters_no_mean(tmp_path: Path) -> None:
+    made = two((0.5, 0.6, 0.7), (0.9, 0.91, 0.95))
+    made[5] = failed(made[5])
+    report, wide = shown(tmp_path / "s", made)
+    assert not report.best
+    assert not wide.best
+    assert report.rows[1][-2:] == ["2", "2 done, 1 failed: oom"]
+    assert report.rows[1][7].startswith("90.50 ± ")
+    assert wide.rows[1][1].startswith("90.50 ± ")
+    assert wide.rows[1][1].endswith("(n=2)")
+    assert all(grid.notes[-1].endswith("2 to 3 seeds.") for grid in (report, wide))
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (two((0.5,), (0.9,)), "every figure is of one seed, and no test was made."),
+        (two((0.5, 0.6), (0.9, 0.8)), "2 seeds."),
+        ([record(seed=s) for s in range(3)], "no two figures compete, and no test was made. 3 se"),
+    ],
+)
+def test_every_table_says_which_test_was_made_over_how_many_seeds(
+    tmp_path: Path, made: list[dict[str, Any]], said: str
+) -> None:
+    for grid in shown(tmp_path / "s", made):
+        assert sum(note.startswith(("Bold: ", "Nothing is bold")) for note in grid.notes) == 1
+        assert said in grid.notes[-1]
+
+
+def test_single_rates_have_wilson_intervals_below_the_table_and_in_csv(tmp_path: Path) -> None:
+    made = [record(target="bird", nat1=0.9, asr1=0.0), record(target="dog", nat1=0.98, asr1=1.0)]
+    sweep = read_sweep(write_sweep(tmp_path / "s", made))
+    (table,) = Report(sweep).tables
+    wide = pivot_cells(sweep.cells, PivotSpec(("target",), (), ("nat1", "asr1")))
+    for each in (table, *wide):
+        lines = list(csv.DictReader(io.StringIO(sheet(document(each)))))
+        for line, one in zip(lines, made, strict=True):
+            for name, n in (("nat1", 2000), ("asr1", 1800)):
+                interval = stats.binomtest(round(one[name] * n), n).proportion_ci(method="wilson")
+                found = [float(line[f"{name}_wilson_{side}"]) / 100 for side in ("low", "high")]
+                assert found == pytest.approx([interval.low, interval.high], abs=1e-9)
+                assert line[f"{name}_std"] == line[f"{name}_ci95"] == ""
+        (note,) = [note for note in each.notes if "Wilson" in note]
+        assert "Nat1 88.61 to 91.24, ASR1 " in note
+
+
+def test_several_seeds_have_a_deviation_and_no_wilson_interval(tmp_path: Path) -> None:
+    made = [record(seed=s, nat1=v) for s, v in enumerate((0.9, 0.93, 0.91))]
+    (table,) = Report(read_sweep(write_sweep(tmp_path / "s", made))).tables
+    (line,) = csv.DictReader(io.StringIO(sheet(document(table))))
+    assert float(line["nat1_std"]) == pytest.approx(np.std([90, 93, 91], ddof=1))
+    assert line["nat1_wilson_low"] == line["nat1_wilson_high"] == ""
+    assert not any("Wilson" in note for note in table.notes)
 
 
 def test_the_largest_seed_has_its_place_in_every_table(tmp_path: Path) -> None:
