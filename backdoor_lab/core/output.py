@@ -99,4 +99,4 @@ class LogFile(_Printable, logging.FileHandler):
     def _give_up(self, error: OSError) -> None:
         self._lost = True
         said = f"warning: {self.baseFilename}: no more of the log is written ({error.strerror})"
-        print(said, file=sys.stderr)
+        print(plain(said), file=sys.stderr)
