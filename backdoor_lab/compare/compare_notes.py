@@ -13,6 +13,7 @@ from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.values import flat, words
 from backdoor_lab.tables.notes import (
+    CONVERGED,
     clean_images,
     comparison,
     protocols,
@@ -58,7 +59,7 @@ def notes_of(
     report = []
     if any(pair.base is None for pair in pairs):
         seeds = OUR_SEEDS * any(line.result.n > 1 and not line.lines for line in lines)
-        report = [REPORT + seeds, comparison(ours, clean_images(cells))]
+        report = [REPORT + seeds, comparison(ours, clean_images(cells)), CONVERGED]
     return [
         DIFFERENCE, *report, *_tests(lines), *_without(lines, values),
         *_shared(facts, used, shown), *_differing(facts, pairs, shown), *_left(facts, sides),

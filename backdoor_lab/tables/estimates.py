@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from backdoor_lab.analysis.intervals import half_width, wilson
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.tables.markup import NOTHING
-from backdoor_lab.tables.worth import SIGN
 
 WILSON = (
     "95 % Wilson intervals of single runs (sampling of the test images alone, not of seeds), the"
@@ -39,11 +38,6 @@ def figure(name: str, value: Estimate | None, seeds: int) -> str:
     if value.half is not None and not fixed:
         text += f" ± {value.half:.{digits}f}"
     return text if value.n == seeds else f"{text} (n={value.n})"
-
-
-def signed(text: str, name: str, not_converged: Container[str]) -> str:
-    """A figure's text, with the sign of a network that did not converge where it needs one."""
-    return f"{text} {SIGN}" if name in not_converged else text
 
 
 def estimate(name: str, mean: float, std: float, n: int, images: float) -> Estimate:

@@ -13,6 +13,7 @@ from backdoor_lab.results.records import Cell
 from backdoor_lab.results.values import words
 from backdoor_lab.tables import reference
 from backdoor_lab.tables.layout import UNKNOWN, Group, PivotSpec
+from backdoor_lab.tables.learned import CleanNetworks
 from backdoor_lab.tables.worth import cautions
 
 READING = (
@@ -23,6 +24,10 @@ INTERVAL = (
     "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is of the "
     "mean and not clipped, so it may reach beyond 0 or 100. n= where a figure rests on fewer seeds."
 )
+CONVERGED = (
+    'Reference: the report says of its own runs that they "had to change training parameters to'
+    ' converge"; its tables do not say which.'
+)
 EVERY_CLASS = (
     "labels=all_to_all: every class is attacked, and the target of an image is the class after "
     "its own, whatever stands under Target."
@@ -32,9 +37,9 @@ VERSION = f"{PROTOCOL}version"
 _SHOWN, _LISTED, _FEW = 3, 12, 3
 
 
-def notes_of(group: Group, spec: PivotSpec, several: bool) -> list[str]:
+def notes_of(group: Group, spec: PivotSpec, several: bool, clean: CleanNetworks) -> list[str]:
     """The lines below one table, but those on single figures. `several`: a figure may rest on
-    several seeds."""
+    several seeds; `clean`: the clean networks of the sweep."""
     facts, cells = group.facts, group.cells
     if group.traits == UNKNOWN:
         return ["Records that cannot be read, of cells that no sweep.json lists; see the warnings."]
@@ -42,7 +47,7 @@ def notes_of(group: Group, spec: PivotSpec, several: bool) -> list[str]:
     return [
         *protocols(facts, group.numbers, spec.axes), _what(group, spec), *more, *where(cells),
         READING if spec.report else reading(spec.values), *[INTERVAL] * several,
-        *[EMPTY] * (not spec.report), *cautions(cells, spec.values),
+        *[EMPTY] * (not spec.report), *cautions(cells, spec.values, clean),
     ]  # fmt: skip
 
 

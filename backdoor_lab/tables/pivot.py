@@ -18,8 +18,8 @@ from backdoor_lab.tables import reference
 from backdoor_lab.tables.best import Winner, best, bold_note, by_seed
 from backdoor_lab.tables.estimates import Estimate, estimate, wilson_note
 from backdoor_lab.tables.layout import Group, PivotSpec, split
+from backdoor_lab.tables.learned import CleanNetworks, not_converged, shows_attack, signs_of
 from backdoor_lab.tables.notes import clean_images, notes_of
-from backdoor_lab.tables.worth import marks_of, not_converged, shows_attack
 
 Key = tuple[str, ...]
 Places = dict[tuple[Key, Key], list[int]]
@@ -29,8 +29,8 @@ Places = dict[tuple[Key, Key], list[int]]
 class PivotCell:
     """One place of a table: the estimates over its seeds, cells done and asked for, in words.
     `seeds`: of each measure the figure of each seed, as the record has it, for paired tests.
-    `attacked`: whether ASR1 shows an attack, as far as the records say. `not_converged`: ``nat1``,
-    ``nat2`` or both, where a network behind it did not converge. `reference`: the report's figures
+    `attacked`: whether ASR1 shows an attack, as far as the records say. `signs`: measure -> sign,
+    where a network behind it did not learn. `reference`: the report's figures
     where this is one of its cells, in its layout."""
 
     estimates: dict[str, Estimate]
@@ -38,7 +38,7 @@ class PivotCell:
     asked: int
     status: str
     attacked: bool = True
-    not_converged: frozenset[str] = frozenset()
+    signs: Mapping[str, str] = field(default_factory=dict)
     reference: dict[str, float] | None = None
     seeds: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
 
@@ -75,7 +75,8 @@ def pivot(facts: Facts, spec: PivotSpec) -> list[PivotTable]:
     groups = split(facts, spec)
     places = [_places(group, spec) for group in groups]
     estimates = _estimates(facts, places, spec.values)
-    return [_table(*each, spec) for each in zip(groups, places, estimates, strict=True)]
+    clean = CleanNetworks.among(facts.cells)
+    return [_table(*each, spec, clean) for each in zip(groups, places, estimates, strict=True)]
 
 
 def pivot_cells(cells: Sequence[Cell], spec: PivotSpec) -> list[PivotTable]:
@@ -125,18 +126,18 @@ def _estimates(
 
 def _table(
     group: Group, places: Places, estimates: Mapping[tuple[Key, Key], dict[str, Estimate]],
-    spec: PivotSpec,
+    spec: PivotSpec, clean: CleanNetworks,
 ) -> PivotTable:  # fmt: skip
-    marked = not_converged(group.cells)
+    marked = not_converged(group.cells, clean)
     cells = {
-        where: _cell(group, numbers, estimates.get(where, {}), marked, spec)
+        where: _cell(group, numbers, estimates.get(where, {}), marked, clean, spec)
         for where, numbers in places.items()
     }
     rows, columns = (_along(group.facts, spec, cells, axis) for axis in (0, 1))
     winners = best(cells, spec)
     several = any(each.asked > 1 for each in cells.values())
     figures = wilson_note(spec.values, [each.estimates for each in cells.values()])
-    notes = [*notes_of(group, spec, several), *figures, *bold_note(cells, spec)]
+    notes = [*notes_of(group, spec, several, clean), *figures, *bold_note(cells, spec)]
     return PivotTable(
         group.title, group.slug, spec, group.traits, rows, columns, cells, winners, notes,
         clean_images(group.cells),
@@ -145,12 +146,13 @@ def _table(
 
 def _cell(
     group: Group, numbers: Sequence[int], estimates: dict[str, Estimate],
-    marked: Mapping[str, Sequence[str]], spec: PivotSpec,
+    marked: Mapping[str, Sequence[str]], clean: CleanNetworks, spec: PivotSpec,
 ) -> PivotCell:  # fmt: skip
     cells = [group.facts.cells[number] for number in numbers]
+    attacked = shows_attack(cells, clean)
     return PivotCell(
         estimates, sum(cell.done for cell in cells), len(cells), status_of(cells),
-        shows_attack(cells), marks_of(cells, marked),
+        attacked, signs_of(cells, marked, attacked),
         _reference(group.facts.of[numbers[0]]) if spec.report else None,
         {name: by_seed(cells, name) for name in spec.values} if len(cells) > 1 else {},
     )  # fmt: skip

@@ -9,10 +9,10 @@ from typing import TypeVar
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.facts import head, told
 from backdoor_lab.results.measures import IMAGES, MEASURE
-from backdoor_lab.tables.estimates import figure, number, signed, value_heads, value_of
+from backdoor_lab.tables.estimates import figure, number, value_heads, value_of
 from backdoor_lab.tables.layout import ROW
 from backdoor_lab.tables.markup import NOTHING, Grid, short
-from backdoor_lab.tables.notes import comparison
+from backdoor_lab.tables.notes import CONVERGED, comparison
 from backdoor_lab.tables.pivot import Key, PivotCell, PivotTable
 from backdoor_lab.tables.reference import COLUMNS
 from backdoor_lab.tables.writers import Document
@@ -111,7 +111,9 @@ def _text(table: PivotTable, name: str, cell: PivotCell | None) -> str:
     if not cell.done and not report:
         return short(cell.status)
     seeds = cell.done if report else cell.asked
-    return signed(figure(name, cell.estimates.get(name), seeds), name, cell.not_converged)
+    text = figure(name, cell.estimates.get(name), seeds)
+    marked = name in cell.signs and name in cell.estimates
+    return f"{text} {cell.signs[name]}" if marked else text
 
 
 def _seeds(cells: Sequence[PivotCell]) -> str:
@@ -135,7 +137,8 @@ def _compared(table: PivotTable) -> Grid:
             line += [_reference(name, cell), _difference(name, cell)]
         rows.append(line)
     title = f"{plain(table.title)}: reference and difference"
-    return Grid(title, heads, rows, [plain(comparison(table.traits, table.clean))], len(names))
+    notes = [plain(comparison(table.traits, table.clean)), CONVERGED]
+    return Grid(title, heads, rows, notes, len(names))
 
 
 def _reference(name: str, cell: PivotCell) -> str:

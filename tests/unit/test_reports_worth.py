@@ -14,12 +14,15 @@ import pytest
 from scipy import stats
 from test_reports_records import PROTOCOL, failed, record, write_sweep
 
+from backdoor_lab.compare.comparison import comparison_of
 from backdoor_lab.compare.report import Report
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.markup import Grid
+from backdoor_lab.tables.notes import CONVERGED
 from backdoor_lab.tables.pivot import pivot_cells
 from backdoor_lab.tables.text import document, grids
 from backdoor_lab.tables.writers import sheet
@@ -103,6 +106,77 @@ def test_a_network_that_did_not_converge_is_marked_in_both_kinds_of_table(
                   if "†" in text}  # fmt: skip
         assert signed == ({MEASURE[name].head} if marked else set())
         assert any(note.startswith("† The network") for note in grid.notes) == marked
+
+
+@pytest.mark.parametrize(
+    ("asr1", "clean", "rate", "marked"),
+    [
+        (0.30, 0.30, None, True),
+        (0.31, 0.30, None, False),
+        (0.30, None, 0.30, True),
+        (0.31, None, 0.30, False),
+        (0.30, None, None, False),  # nothing to compare it with
+        (0.30, 0.40, 0.10, True),  # the clean network on the same test says more than a rate
+        (0.30, 0.20, 0.35, False),
+    ],
+)
+def test_an_attack_that_a_clean_network_shows_as_well_is_marked_in_both_kinds_of_table(
+    tmp_path: Path, asr1: float, clean: float | None, rate: float | None, marked: bool
+) -> None:
+    made = [record(asr1=asr1, asr2=0.25, **({} if rate is None else {"clean_rate1": rate}))]
+    if clean is not None:
+        made.append(clean_network(asr1=clean))
+    for grid in whole(tmp_path / "s", made):
+        signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
+                  if "‡" in text}  # fmt: skip
+        assert signed == ({"ASR1", "ASR2"} if marked else set())
+        said = [note for note in grid.notes if note.startswith("‡ ASR1 is no higher than")]
+        assert len(said) == marked
+        of_network = "that of a network that saw no poison" in " ".join(said)
+        assert of_network == (marked and clean is not None)
+
+
+def test_a_clean_network_of_another_table_of_the_sweep_counts(tmp_path: Path) -> None:
+    """Of the same test, but not of another recipe, nor of another trigger's test."""
+    made = [record(asr1=0.3, train_accuracy1=0.9)]
+    layout = PivotSpec(("target",), (), ("nat1", "asr1"))
+    for name, other, signs in (
+        ("same", clean_network(asr1=0.3, train_accuracy1=0.95), {"†", "‡"}),
+        ("recipe", clean_network(asr1=0.3, train_accuracy1=0.95, recipe="long"), set()),
+        ("trigger", clean_network(asr1=0.3, train_accuracy1=0.95, trigger="pattern"), {"†"}),
+    ):
+        sweep = read_sweep(write_sweep(tmp_path / name, [*made, other]))
+        grid = grids(pivot_cells(sweep.cells, layout)[0])[0]
+        assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
+
+
+def test_a_cell_without_poison_is_no_attack_and_carries_no_sign(tmp_path: Path) -> None:
+    made = [clean_network(asr1=0.1, clean_rate1=0.1), failed(record())]
+    texts = [text for grid in whole(tmp_path / "s", made) for row in grid.rows for text in row]
+    assert not any("‡" in text for text in texts)
+
+
+def test_the_reports_words_on_its_own_runs_stand_beside_its_figures(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "s", [record()]))
+    compared = grids(Report(sweep).tables[0])[1]
+    said = [note for note in compared.notes if "had to change training parameters to conv" in note]
+    assert len(said) == 1
+    assert CONVERGED in comparison_of([sweep], report=True).notes
+    other = read_sweep(write_sweep(tmp_path / "t", [record(target="cat")]))
+    assert not any(CONVERGED in grid.notes for grid in grids(Report(other).tables[0]))
+
+
+def clean_network(recipe: str = "demo", **said: Any) -> dict[str, Any]:
+    counts = {**RECORD["counts"], "n_poisoned": 0}
+    return record(ratio=0, counts=counts, choices={"recipe": recipe}, id="clean", **said)
+
+
+def whole(folder: Path, made: list[dict[str, Any]]) -> list[Grid]:
+    """The tables of a sweep in the report's layout and in one of all four rates."""
+    sweep = read_sweep(write_sweep(folder, made))
+    layout = PivotSpec(("target",), ("ratio",), ("nat1", "asr1", "nat2", "asr2"))
+    tables = [*Report(sweep).tables, *pivot_cells(sweep.cells, layout)]
+    return [grids(table)[0] for table in tables]
 
 
 @pytest.mark.parametrize(

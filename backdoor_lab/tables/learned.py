@@ -1,0 +1,127 @@
+"""Networks that did not learn: their training set, or the attack. Their figures carry a sign."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from backdoor_lab.results.records import Cell
+
+BEHIND = 0.02
+"""A network that learned less of its training set than another, by more than this, is marked."""
+NOT_CONVERGED, NO_ATTACK = "†", "‡"
+KIND = ("dataset", "model", "recipe")
+"""What two networks must share for their accuracies to compare."""
+ATTACK = (*KIND, "trigger", "target", "source", "protocol")
+"""What two networks must share for their ASR to be on the same test."""
+_FIGURES = {"nat1": "train_accuracy1", "nat2": "train_accuracy2"}
+Choices = tuple[object, ...]
+K = TypeVar("K")
+
+
+@dataclass(frozen=True)
+class CleanNetworks:
+    """What networks reach that saw no poison, in the mean: `accuracy` on their training set by
+    figure and KIND, `asr` by ATTACK."""
+
+    accuracy: Mapping[tuple[str, Choices], float]
+    asr: Mapping[Choices, float]
+
+    @classmethod
+    def among(cls, cells: Iterable[Cell]) -> CleanNetworks:
+        """Those among `cells`."""
+        accuracy: dict[tuple[str, Choices], list[float]] = defaultdict(list)
+        asr: dict[Choices, list[float]] = defaultdict(list)
+        for cell in cells:
+            if not _is_known(cell) or cell.numbers.get("n_poisoned") != 0:
+                continue
+            for figure in _FIGURES.values():
+                if figure in cell.numbers:
+                    accuracy[figure, _choices(cell, KIND)].append(cell.numbers[figure])
+            if "asr1" in cell.numbers:
+                asr[_choices(cell, ATTACK)].append(cell.numbers["asr1"])
+        return cls(_means(accuracy), _means(asr))
+
+    def has_asr(self, cell: Cell) -> bool:
+        """Whether there is one for the test of this cell."""
+        return _choices(cell, ATTACK) in self.asr
+
+    def expected(self, cell: Cell) -> float | None:
+        """The ASR1 that is no attack: a clean network's on the same test, else the share of the
+        same images that the cell's own network takes for the target without the trigger."""
+        return self.asr.get(_choices(cell, ATTACK), cell.numbers.get("clean_rate1"))
+
+
+def not_converged(cells: Iterable[Cell], clean: CleanNetworks) -> dict[str, list[str]]:
+    """Cell id -> ``nat1``, ``nat2`` or both, where a network learned clearly less of its training
+    set than the clean networks of the same recipe, model and data set; without those, than the best
+    network of the same ratio among `cells`."""
+    known = [cell for cell in cells if _is_known(cell)]
+    found: dict[str, list[str]] = {}
+    for name, figure in _FIGURES.items():
+        mine = [cell for cell in known if figure in cell.numbers]
+        best: dict[Choices, float] = {}
+        for cell in mine:
+            alike = _choices(cell, (*KIND, "ratio"))
+            best[alike] = max(cell.numbers[figure], best.get(alike, 0.0))
+        for cell in mine:
+            wanted = clean.accuracy.get(
+                (figure, _choices(cell, KIND)), best[_choices(cell, (*KIND, "ratio"))]
+            )
+            if wanted - cell.numbers[figure] > BEHIND:
+                found.setdefault(cell.id, []).append(name)
+    return found
+
+
+def without_attack(cells: Iterable[Cell], clean: CleanNetworks) -> list[Cell]:
+    """The poisoned cells whose ASR1 is no higher than `clean` has it without an attack."""
+    found = []
+    for cell in cells:
+        expected = clean.expected(cell) if _is_known(cell) and _is_poisoned(cell) else None
+        if expected is not None and cell.numbers.get("asr1", math.inf) <= expected:
+            found.append(cell)
+    return found
+
+
+def shows_attack(cells: Iterable[Cell], clean: CleanNetworks) -> bool:
+    """Whether ASR1 is higher than without an attack, in the mean over `cells` of one attack; True
+    where the records do not say. Without poison there is no attack."""
+    known = [cell for cell in cells if _is_known(cell)]
+    if known and not any(map(_is_poisoned, known)):
+        return False
+    above = [
+        cell.numbers["asr1"] - expected
+        for cell in known
+        if "asr1" in cell.numbers and (expected := clean.expected(cell)) is not None
+    ]
+    return not above or math.fsum(above) > 0
+
+
+def signs_of(
+    cells: Sequence[Cell], marked: Mapping[str, Sequence[str]], attacked: bool
+) -> dict[str, str]:
+    """Measure -> sign of a place with these cells: what `not_converged` says of any of them; and
+    where poison made no attack (`attacked` is False), ASR1 and ASR2."""
+    signs = {name: NOT_CONVERGED for cell in cells for name in marked.get(cell.id, ())}
+    if not attacked and any(cell.done and _is_poisoned(cell) for cell in cells):
+        signs |= dict.fromkeys(("asr1", "asr2"), NO_ATTACK)
+    return signs
+
+
+def _is_known(cell: Cell) -> bool:
+    return cell.done and bool(cell.choices)
+
+
+def _is_poisoned(cell: Cell) -> bool:
+    return cell.numbers.get("n_poisoned") != 0
+
+
+def _choices(cell: Cell, names: Sequence[str]) -> Choices:
+    return tuple([cell.choices.get(name) for name in names])
+
+
+def _means(found: Mapping[K, Sequence[float]]) -> dict[K, float]:
+    return {key: math.fsum(values) / len(values) for key, values in found.items()}
