@@ -29,6 +29,7 @@ from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.stored import raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.best import ONE_SEED
+from backdoor_lab.tables.markup import NOTHING
 from backdoor_lab.tables.overview import ACROSS_WITH_INTERVALS, MOST
 from backdoor_lab.tables.pivot import PivotTable
 from backdoor_lab.tables.text import ACROSS, document, grids
@@ -303,6 +304,18 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return where
 
 
+def without_attack(done: list[dict[str, Any]], records: list[dict[str, Any]]) -> bool:
+    """Whether poisoned cells have no higher ASR1 than the clean networks on the same test."""
+    names = ("dataset", "model", "recipe", "trigger", "target", "source", "protocol")
+    test = {tuple(one["choices"][name] for name in names) for one in done}
+    clean = [one["asr1"] for one in records
+             if tuple(one["choices"][name] for name in names) in test
+             and one["counts"].get("n_poisoned") == 0 and one["asr1"] is not None]  # fmt: skip
+    known = [one["asr1"] for one in done if one["asr1"] is not None]
+    poisoned = any(one["counts"]["n_poisoned"] for one in done)
+    return bool(clean and known and poisoned) and bool(np.mean(known) <= np.mean(clean))
+
+
 def recorded(folder: Path) -> list[dict[str, Any]]:
     return [*raw_records(folder).values()]
 
@@ -354,7 +367,13 @@ def test_every_number_shown_is_in_the_records(folder: Path) -> None:
                 done = [cell for cell in mine if cell["status"] == "done"]
                 assert asked, chosen
                 if done:
-                    assert bare(text) == value_text(done, name, len(asked)), (path.name, chosen)
+                    value = value_text(done, name, len(asked))
+                    signed = (
+                        value != NOTHING
+                        and name in ("ASR1", "ASR2")
+                        and without_attack(done, records)
+                    )
+                    assert bare(text) == value + " ‡" * signed, (path.name, chosen)
                 else:
                     assert "diverged: x" in text or "missing" in text
                 seen += 1
