@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from statistics import NormalDist
 
 LEVEL = 0.95
 
@@ -26,12 +27,12 @@ def half_width(std: float, n: int) -> float | None:
 def wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of a share of `n` independent trials (Wilson 1927): within 0 to 1,
     and right near either end too, as the textbook interval is not."""
-    from scipy.special import ndtri
-
-    z = float(ndtri((1 + LEVEL) / 2))
+    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # Exact at the ends, where rounding would leave a little of `half`.
+    low = max(0.0, middle - half) if share > 0 else 0.0
+    return low, min(1.0, middle + half) if share < 1 else 1.0
 
 
 @cache

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from backdoor_lab.analysis.intervals import wilson
 from backdoor_lab.results.records import Cell
 
 BEHIND = 0.02
@@ -77,27 +78,29 @@ def not_converged(cells: Iterable[Cell], clean: CleanNetworks) -> dict[str, list
 
 
 def without_attack(cells: Iterable[Cell], clean: CleanNetworks) -> list[Cell]:
-    """The poisoned cells whose ASR1 is no higher than `clean` has it without an attack."""
-    found = []
-    for cell in cells:
-        expected = clean.expected(cell) if _is_known(cell) and _is_poisoned(cell) else None
-        if expected is not None and cell.numbers.get("asr1", math.inf) <= expected:
-            found.append(cell)
-    return found
+    """The poisoned cells whose ASR1 is no higher than `clean` has it without an attack: their 95 %
+    Wilson interval is not above it."""
+    poisoned = (cell for cell in cells if _is_known(cell) and _is_poisoned(cell))
+    return [cell for cell in poisoned if _is_above(cell, clean) is False]
+
+
+def _is_above(cell: Cell, clean: CleanNetworks) -> bool | None:
+    """Whether ASR1 is higher than without an attack; None where the record does not say."""
+    asr, expected = cell.numbers.get("asr1"), clean.expected(cell)
+    if asr is None or expected is None:
+        return None
+    images = int(cell.numbers.get("n_asr", 0))
+    return (wilson(asr, images)[0] if images else asr) > expected
 
 
 def shows_attack(cells: Iterable[Cell], clean: CleanNetworks) -> bool:
-    """Whether ASR1 is higher than without an attack, in the mean over `cells` of one attack; True
-    where the records do not say. Without poison there is no attack."""
+    """Whether ASR1 is higher than without an attack in any of `cells` of one attack; True where
+    the records do not say. Without poison there is no attack."""
     known = [cell for cell in cells if _is_known(cell)]
     if known and not any(map(_is_poisoned, known)):
         return False
-    above = [
-        cell.numbers["asr1"] - expected
-        for cell in known
-        if "asr1" in cell.numbers and (expected := clean.expected(cell)) is not None
-    ]
-    return not above or math.fsum(above) > 0
+    above = {_is_above(cell, clean) for cell in known} - {None}
+    return not above or True in above
 
 
 def signs_of(

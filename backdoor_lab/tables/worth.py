@@ -119,9 +119,9 @@ def _no_attack(cells: Sequence[Cell], clean: CleanNetworks) -> list[str]:
         if some:
             most = max(highest[cell.id] for cell in some)
             lines.append(
-                f"{NO_ATTACK} ASR1 is no higher than {than} (up to {most:.2f} %), in"
-                f" {_where(cells, some)}: it shows no attack, and ASR2 tells nothing about a"
-                " defense."
+                f"{NO_ATTACK} ASR1 is no higher than {than} (up to {most:.2f} %), by its 95 %"
+                f" Wilson interval, in {_where(cells, some)}: it shows no attack, and ASR2 tells"
+                " nothing about a defense."
             )
     return lines
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hostile import NAMES
 from scipy import stats
+from scipy.stats import binomtest
 from test_reports_commands import contents
 from test_reports_recomputed import bare, figures, parsed, side_by_side, text_of
 from test_reports_records import GRID, PROTOCOL, failed, record, write_sweep
@@ -305,15 +306,20 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def without_attack(done: list[dict[str, Any]], records: list[dict[str, Any]]) -> bool:
-    """Whether poisoned cells have no higher ASR1 than the clean networks on the same test."""
+    """Whether the Wilson interval of no poisoned cell's ASR1 is above the mean of the clean
+    networks on the same test."""
     names = ("dataset", "model", "recipe", "trigger", "target", "source", "protocol")
     test = {tuple(one["choices"][name] for name in names) for one in done}
     clean = [one["asr1"] for one in records
              if tuple(one["choices"][name] for name in names) in test
              and one["counts"].get("n_poisoned") == 0 and one["asr1"] is not None]  # fmt: skip
-    known = [one["asr1"] for one in done if one["asr1"] is not None]
+    lowest = [
+        binomtest(round(one["asr1"] * n), n).proportion_ci(method="wilson").low
+        for one in done
+        if one["asr1"] is not None and (n := one["counts"]["n_asr"])
+    ]
     poisoned = any(one["counts"]["n_poisoned"] for one in done)
-    return bool(clean and known and poisoned) and bool(np.mean(known) <= np.mean(clean))
+    return bool(clean and lowest and poisoned) and bool(max(lowest) <= np.mean(clean))
 
 
 def recorded(folder: Path) -> list[dict[str, Any]]:

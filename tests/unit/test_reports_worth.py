@@ -62,7 +62,8 @@ def counted(**counts: int) -> dict[str, Any]:
          " test images (pixel bird 5% spectral seed 0): Nat2 and ASR2 tell little."),
         (record(asr1=0.1, clean_rate1=0.1),
          "ASR1 is no higher than the clean rate, which is the share of the same test images"
-         " classified as the target without the trigger (up to 10.00 %), in pixel bird 5% seed 0"),
+         " classified as the target without the trigger (up to 10.00 %), by its 95 % Wilson"
+         " interval, in pixel bird 5% seed 0"),
         (counted(n_removed=0), "the retraining draws its own seed (retrain_seed=same takes that"),
     ],
 )  # fmt: skip
@@ -112,9 +113,11 @@ def test_a_network_that_did_not_converge_is_marked_in_both_kinds_of_table(
     ("asr1", "clean", "rate", "marked"),
     [
         (0.30, 0.30, None, True),
-        (0.31, 0.30, None, False),
+        (0.32, 0.30, None, True),  # of 1,800 images: 29.9 to 34.2 %
+        (0.33, 0.30, None, False),
         (0.30, None, 0.30, True),
-        (0.31, None, 0.30, False),
+        (0.32, None, 0.30, True),
+        (0.33, None, 0.30, False),
         (0.30, None, None, False),  # nothing to compare it with
         (0.30, 0.40, 0.10, True),  # the clean network on the same test says more than a rate
         (0.30, 0.20, 0.35, False),
@@ -183,7 +186,7 @@ def whole(folder: Path, made: list[dict[str, Any]]) -> list[Grid]:
     "made",
     [
         counted(n_asr=30, n_test=30), record(top_share1=0.9, top_class1="cat", top_share2=0.5),
-        record(asr1=0.11, clean_rate1=0.1), RECORD, failed(counted(n_asr=3)), counted(n_removed=1),
+        record(asr1=0.13, clean_rate1=0.1), RECORD, failed(counted(n_asr=3)), counted(n_removed=1),
         record(counts={**RECORD["counts"], "n_removed": 0}, config={"retrain_seed": "same"}),
         record(counts={**RECORD["counts"], "n_removed": 0}, nat2=None, asr2=None),
         record(counts={**RECORD["counts"], "n_removed": 0}, run={"stages": {"repair": {}}}),
