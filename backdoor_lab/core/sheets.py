@@ -54,6 +54,8 @@ def csv_of_frame(frame: pd.DataFrame) -> str:
 
 def _cells(column: pd.Series[Any]) -> list[Any]:
     """The cells of a column; ten thousand of them often hold a few texts."""
-    values = column.astype(object).where(column.notna(), None).tolist()
+    values = column.astype(object).tolist()
+    if column.hasnans:
+        values = [None if empty else v for v, empty in zip(values, column.isna(), strict=True)]
     safe = {value: guarded(value) for value in {each for each in values if isinstance(each, str)}}
     return [safe.get(value, value) for value in values] if safe else values

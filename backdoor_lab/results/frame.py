@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from backdoor_lab.results.facts import Facts
 
 _RUN = ("started", "device", "git_commit", "command")
-_FAMILIES = ("seconds", "images_per_s", "compute", "versions")
 
 
 def frame_of(facts: Facts) -> pd.DataFrame:
@@ -51,10 +50,13 @@ def _values(facts: Facts) -> dict[str, list[Any]]:
         **_family("", [cell.top_class for cell in cells]),
         "notes": [json.dumps(c.notes, sort_keys=True) if c.notes else None for c in cells],
         **{name: [run.get(name) for run in runs] for name in _RUN},
-        "peak_memory_mib": memory, "wall_seconds": [run.get("wall_seconds") for run in runs],
+        "peak_memory_mib": _numbers(memory),
+        "wall_seconds": _numbers([run.get("wall_seconds") for run in runs]),
         **_family("applied.", [cell.applied for cell in cells]),
-        **{k: v for name in _FAMILIES for k, v in _family(f"{name}.", [r.get(name) for r in runs])
-           .items()},
+        **_family("compute.", [run.get("compute") for run in runs]),
+        **_family("versions.", [run.get("versions") for run in runs]),
+        **{k: _numbers(v) for name in ("seconds", "images_per_s")
+           for k, v in _family(f"{name}.", [run.get(name) for run in runs]).items()},
         **{f"hashes.{name}": [cell.hashes.get(name) for cell in cells] for name in HASHES},
     }  # fmt: skip
 
@@ -71,18 +73,26 @@ def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
     return {f"{before}{key}": [each.get(key) for each in mappings] for key in keys}
 
 
+def _numbers(values: list[Any]) -> list[Any]:
+    """Nobody has checked these: what is no number is left out."""
+    return [value if is_number(value) else None for value in values]
+
+
 def _column(name: str, values: list[Any]) -> Any:
     import numpy as np
     import pandas as pd
 
     if is_float(name):
-        # Nobody has checked seconds and memory: what is no number is left out.
-        return np.array([v if is_number(v) else np.nan for v in values], dtype=np.float64)
+        return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
     if is_count(name):
         # Not by way of float, which cannot hold every seed above 2**53.
         whole = np.array([0 if value is None else round(value) for value in values], dtype=np.int64)
         empty = np.array([value is None for value in values], dtype=bool)
         return pd.arrays.IntegerArray(whole, empty)
+    first = values[0] if values else None
+    if values.count(first) == len(values):
+        # What all cells share, or none has, is most of the columns.
+        return pd.array([pd.NA if first is None else _text(first)] * len(values), dtype="string")
     return pd.array([pd.NA if value is None else _text(value) for value in values], dtype="string")
 
 

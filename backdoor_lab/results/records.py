@@ -37,6 +37,7 @@ DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
 _INDICES = b'"poison_indices":'
 _LARGEST = 2**53
+_SORTED = json.JSONEncoder(sort_keys=True).encode
 _TRANSFORMATION = re.compile(r"[a-z]{1,32}[0-9.]{0,32}")
 SEEDS = 2**63
 _PLAIN = frozenset((str, bool, int, type(None)))
@@ -157,9 +158,13 @@ def _canonical(config: Any, seed: int) -> str | None:
     """The config as one JSON text, equal for cells that differ in nothing but the seed."""
     if not isinstance(config, dict) or not config:
         return None
-    text = json.dumps(config, sort_keys=True)
-    entry = rf'"seed": {seed}'
-    return re.sub(rf", {entry}(?=[,}}])|(?<={{){entry}(?:, |(?=}}))", "", text)
+    text = _SORTED(config)
+    entry = f'"seed": {seed}'
+    # Quotes inside of a text are escaped, so that none is taken for a key.
+    for found, left in ((f", {entry},", ","), (f", {entry}}}", "}"), (f"{{{entry}, ", "{"),
+                        (f"{{{entry}}}", "{}")):  # fmt: skip
+        text = text.replace(found, left)
+    return text
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:

@@ -77,8 +77,8 @@ def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) ->
         found.setdefault(name, []).append(number)
     lines = []
     for name, numbers in found.items():
-        keys = sorted({key for n in numbers for key in facts.of[n] if key.startswith(PROTOCOL)})
-        keys = [key for key in keys if key != VERSION]
+        told = set().union(*(facts.of[n] for n in numbers))
+        keys = sorted(key for key in told if key.startswith(PROTOCOL) and key != VERSION)
         said = [f"{key.removeprefix(PROTOCOL)}={_value(facts, numbers, key, axes)}" for key in keys]
         lines.append(f"Protocol {name}: {', '.join(said) or 'values not recorded'}.")
     every = any(facts.of[number].get(f"{PROTOCOL}labels") == "all_to_all" for number in members)

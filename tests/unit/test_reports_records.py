@@ -168,6 +168,10 @@ def test_config_text_is_free_of_the_seed_alone() -> None:
         return parsed(record(seed=seed, config={"seed": seed, "data": {"seed": other}})).config
 
     assert config(1, 1) == config(2, 2) != config(2, 5)
+    # A seed that begins with the same digits, alone in its mapping, first or last in it.
+    assert config(1, 12) == config(2, 12) == '{"data": {"seed": 12}}'
+    made = record(seed=1, config={"a": {"seed": 1}, "seed": 1, "z": {"b": '", "seed": 1,'}})
+    assert parsed(made).config == json.dumps({"a": {}, "z": {"b": '", "seed": 1,'}})
 
 
 def test_sweeps_are_found_and_hidden_folders_are_not(tmp_path: Path) -> None:
