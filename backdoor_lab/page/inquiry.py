@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError
 from backdoor_lab.core.options import Parser, parser_of, path_of
-from backdoor_lab.core.sheets import csv_text
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.page_pictures import late
 from backdoor_lab.page.write import check_name, write_as_named
@@ -23,11 +22,11 @@ from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import Sweep, one_sweep
 from backdoor_lab.results.values import flat, ratio_words, words
 from backdoor_lab.results.whereabouts import find_store
-from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown, short
+from backdoor_lab.tables.markup import Grid, short
+from backdoor_lab.tables.writers import FORMATS, Document, markdown
 
 Record = dict[str, Any]
 T = TypeVar("T")
-FORMATS = ("csv", "md", "tex", "html")
 
 
 @dataclass(frozen=True)
@@ -75,14 +74,10 @@ def _answer(question: Question, lines_of: LinesOf, asked: Namespace) -> int:
     labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), shelf)
     if not lines:
         raise ConfigError(_nothing(question, sweep, shelf))
-    table = _grid(question, f"{sweep.folder.name}: {question.name}", labels, lines)
+    found = _document(question, f"{sweep.folder.name}: {question.name}", labels, lines)
     if asked.out is not None:
-        texts = {
-            "csv": _sheet(question, labels, lines), "md": in_markdown(table),
-            "tex": in_latex(table), "html": html_page(table.title, [table]),
-        }  # fmt: skip
-        write_as_named(asked.out, texts)
-    print(in_markdown(table))
+        write_as_named(asked.out, {name: text(found) for name, text in FORMATS.items()})
+    print(markdown(found))
     for warning in sweep.warnings:
         print(plain(f"warning: {warning}"), file=sys.stderr)
     for note in shelf.notes:
@@ -134,25 +129,19 @@ def named(cell: Cell) -> defaultdict[str, str]:
     return defaultdict(lambda: words(None), values)
 
 
-def _grid(
+def _document(
     question: Question, title: str, labels: Sequence[str], lines: Sequence[Line]
-) -> Grid:  # fmt: skip
-    rows = [
-        [*map(short, each.names), *(question.text(n, v) for n, v in asdict(each.found).items())]
-        for each in lines
-    ]
-    heads = [question.heads[field.name] for field in fields(question.kind)]
-    return Grid(title, [*labels, *heads], rows, list(question.notes), len(labels))
-
-
-def _sheet(question: Question, labels: Sequence[str], lines: Sequence[Line]) -> str:
-    """CSV, unrounded; empty where a figure is not defined."""
-    head = [*labels, *(field.name for field in fields(question.kind))]
-    rows = [
-        [*each.names, *(v if math.isfinite(v) else "" for v in asdict(each.found).values())]
-        for each in lines
-    ]
-    return csv_text(head, rows)
+) -> Document:
+    """The answers ready to be written; in a spreadsheet unrounded, empty where none is defined."""
+    names = [field.name for field in fields(question.kind)]
+    rows, values = [], []
+    for each in lines:
+        figures = asdict(each.found).items()
+        rows.append([*map(short, each.names), *(question.text(name, v) for name, v in figures)])
+        values.append([*each.names, *(v if math.isfinite(v) else None for _, v in figures)])
+    heads = [*labels, *(question.heads[name] for name in names)]
+    grid = Grid(title, heads, rows, list(question.notes), len(labels))
+    return Document(title, [grid], [*labels, *names], values)
 
 
 def _parser(question: Question) -> Parser:
