@@ -1,1 +1,1 @@
-"""Triggers and poisoning. One file is one trigger; its YAML in conf/trigger registers it."""
+"""Triggers and poisoning. Each trigger is one file, registered by its YAML in conf/trigger."""

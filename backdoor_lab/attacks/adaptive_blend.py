@@ -1,4 +1,4 @@
-"""The adaptive blend: pieces of a full-image pattern in training, all of it at test time."""
+"""Adaptive-Blend: training images show pieces of a pattern, test images show all of it."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.data.decode import decode
 
 BLOBS = 8
-"""Rows and columns of the coarse black and white grid that the pattern without a picture is."""
+"""Rows and columns of the coarse black-and-white grid behind the default pattern."""
 
 
 class AdaptiveBlend(Trigger):
-    """A faint picture over the whole image, of which each training image gets some pieces only.
+    """Blends a faint pattern into the image; each training image shows only some pieces of it.
 
-    Qi, Xie, Li, Mahloujifar, Mittal, "Revisiting the Assumption of Latent Separability for
-    Backdoor Defenses", ICLR 2023, "Adaptive-Blend". With a pattern t, the opacity a and a mask m
-    of 0 and 1 per piece:
+    Adaptive-Blend of Qi, Xie, Li, Mahloujifar, Mittal, "Revisiting the Assumption of Latent
+    Separability for Backdoor Defenses", ICLR 2023. With a pattern t, an opacity a and a binary
+    mask m:
 
         x' = x + a · m · (t − x)
 
-    The image is cut into `grid` × `grid` pieces. Poisoned images and covers: a = `alpha_train`,
-    and each gets its own random pieces, a share `mask_rate` of them left out. Test images:
-    a = `alpha_test`, all pieces.
+    The image is divided into `grid` × `grid` pieces. Each poisoned image and each cover image
+    gets a = `alpha_train` and its own random mask, which hides a fraction `mask_rate` of the
+    pieces. Test images get a = `alpha_test` and no mask.
 
-    `image` is a picture file, stretched to the images' size; on grayscale images its channels
-    are averaged. The paper's own picture (Hello Kitty) is not part of this project: without a
-    file the pattern is a smooth one, 8×8 random black and white cells per channel drawn from
-    `pattern_seed` and interpolated, the same for every seed of a sweep.
+    `image` is the path of an image file, resized to the images; on grayscale images its channels
+    are averaged. The paper's image (Hello Kitty) is not included. By default t is a smooth
+    pattern: 8×8 random black and white cells per channel, drawn from `pattern_seed` and
+    interpolated, the same for every seed of a sweep.
     """
 
     covers = 1.0
@@ -56,7 +56,7 @@ class AdaptiveBlend(Trigger):
         self.shown = pieces - round(rate * pieces)
         if self.shown < 1:
             raise ConfigError(
-                f"`trigger.mask_rate`={rate:g} leaves none of {pieces} pieces; give a smaller one"
+                f"`trigger.mask_rate`={rate:g} hides all {pieces} pieces; give a smaller value"
             )
         self.pattern_seed = checks.whole("trigger.pattern_seed", pattern_seed)
         content = None if image is None else _read(image)
@@ -81,11 +81,11 @@ class AdaptiveBlend(Trigger):
         if min(height, width) < self.grid:
             raise ConfigError(
                 f"`trigger`: images of {height}x{width} pixels cannot be cut into"
-                f" {self.grid}x{self.grid} pieces; set a smaller trigger.grid"
+                f" {self.grid}x{self.grid} pieces; give a smaller trigger.grid"
             )
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        """The whole pattern t at an image's size: float32 (channels, height, width), 0..255."""
+        """The full pattern t at the given size: float32 (channels, height, width), 0..255."""
         picture = self.picture.float()[None]
         size = (height, width)
         found = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
@@ -97,7 +97,7 @@ class AdaptiveBlend(Trigger):
         return to_bytes(values + (change if mask is None else mask * change))
 
     def _pieces(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The mask m of each image: float32 (n, 1, H, W), `shown` pieces of each at 1."""
+        """The mask m of each image: float32 (n, 1, H, W); 1 on `shown` pieces, 0 elsewhere."""
         n, height, width = len(images), images.shape[2], images.shape[3]
         order = torch.rand(n, self.grid**2, generator=generator).argsort(dim=1)
         shown = torch.zeros(n, self.grid**2).scatter_(1, order[:, : self.shown], 1.0)
@@ -109,10 +109,10 @@ class AdaptiveBlend(Trigger):
 
 def _read(image: object) -> bytes:
     if not isinstance(image, str) or not image:
-        raise ConfigError(f"`trigger.image` must be the path of a picture, or null, got {image!r}")
+        raise ConfigError(f"`trigger.image` must be the path of an image or null, got {image!r}")
     path = Path(image).expanduser()
     if not path.is_file():
-        raise ConfigError(f"`trigger.image`: there is no file {path}; give a picture, or null")
+        raise ConfigError(f"`trigger.image`: file {path} does not exist; give an image or null")
     return path.read_bytes()
 
 

@@ -1,4 +1,4 @@
-"""The adaptive patches: one of several faint patches in training, some at once at test time."""
+"""Adaptive-Patch: one of several faint patches in training, several at once at test time."""
 
 from __future__ import annotations
 
@@ -15,24 +15,25 @@ DRAWN, OPEN = "#", "."
 
 
 class AdaptivePatch(Trigger):
-    """Several small patches, each with an opacity of its own.
+    """Several small patches, each with its own opacity.
 
-    Qi, Xie, Li, Mahloujifar, Mittal, "Revisiting the Assumption of Latent Separability for
-    Backdoor Defenses", ICLR 2023, "Adaptive-Patch". For a patch t with the mask m:
+    Adaptive-Patch of Qi, Xie, Li, Mahloujifar, Mittal, "Revisiting the Assumption of Latent
+    Separability for Backdoor Defenses", ICLR 2023. For a patch t with mask m and opacity a:
 
         x' = x + a · m · (t − x)
 
-    Each poisoned image and each cover gets one patch with its opacity a = `train`. Patches are
-    dealt out at random, each to an equal share of the images. Test images get every patch with
-    its opacity a = `test`, one after the other; 0 leaves a patch out.
+    Each poisoned image and each cover image gets one patch with opacity a = `train`. Patches are
+    assigned at random, each to an equal share of the images. Test images get every patch in
+    turn, with opacity a = `test`; 0 omits a patch.
 
-    The paper's four patches are picture files (two logos, BadNets' patch, the trojan square)
-    that are not part of this project. Ours are drawn in the YAML, one in each corner, with the
-    paper's opacities: 0.5, 0.2, 0.5 and 0.3 in training, and at test time two of them at 1.
+    The paper's four patches are image files (two logos, the BadNets patch, the trojan square)
+    that are not included. The default patches are drawn in the YAML, one in each corner, with
+    the paper's opacities: 0.5, 0.2, 0.5 and 0.3 in training; at test time two of them at 1.
 
-    `patches`: for each a mapping with `at`, the (row, column) of its upper left pixel, negative
-    counting from the lower right corner; `rows`, text of one length, # drawn and . left open;
-    `color`, one value 0..255 or three; `train` and `test`, opacities from 0 to 1.
+    `patches` is a list of mappings with the keys `at`: (row, column) of the upper left pixel,
+    negative values counting from the lower right corner; `rows`: strings of equal length, "#"
+    for a pixel of the patch and "." for none; `color`: one value in 0..255 or three; `train` and
+    `test`: opacities in 0..1. Raises ConfigError if an entry is malformed.
     """
 
     covers = 2.0
@@ -76,10 +77,10 @@ class AdaptivePatch(Trigger):
 
 
 def _blend(values: Tensor, mark: PixelTrigger, opacity: float) -> Tensor:
-    """`values` float (n, C, H, W) with a patch laid over them at an opacity."""
+    """Float images (n, C, H, W) with a patch blended in at the given opacity."""
     black = mark.stamp(torch.zeros_like(values[:1]))
     white = mark.stamp(torch.full_like(values[:1], 255.0))
-    # What both have in common is the patch: everywhere else they are black and white.
+    # The two stamped images agree on the patch and differ everywhere else.
     return values + opacity * black.eq(white) * (black - values)
 
 
@@ -90,7 +91,7 @@ def _check_keys(number: int, patch: object) -> None:
     checks.keys(where, patch, KEYS)
     missing = [key for key in KEYS if key not in patch]
     if missing:
-        raise ConfigError(f"`{where}` needs a value for {', '.join(missing)}")
+        raise ConfigError(f"`{where}` lacks a value for {', '.join(missing)}")
 
 
 def _mark(number: int, patch: dict[str, Any]) -> PixelTrigger:
@@ -98,8 +99,8 @@ def _mark(number: int, patch: dict[str, Any]) -> PixelTrigger:
     rows, at = patch["rows"], patch["at"]
     if not isinstance(rows, (list, tuple)) or not _is_drawing(rows):
         raise ConfigError(
-            f"`{where}.rows` must be lines of one length made of {DRAWN} (drawn, at least one) and"
-            f" {OPEN} (left open), got {rows!r}"
+            f"`{where}.rows` must be strings of equal length made of {DRAWN} (patch, at least one)"
+            f" and {OPEN} (no patch), got {rows!r}"
         )
     if not isinstance(at, (list, tuple)) or len(at) != 2:
         raise ConfigError(f"`{where}.at` must be [row, column], got {at!r}")
@@ -107,8 +108,8 @@ def _mark(number: int, patch: dict[str, Any]) -> PixelTrigger:
     for first, size in ((top, len(rows)), (left, len(rows[0]))):
         if first < 0 < first + size:
             raise ConfigError(
-                f"`{where}`: a patch of {len(rows)}x{len(rows[0])} pixels at ({top}, {left}) hangs"
-                " over the lower right edge"
+                f"`{where}`: a patch of {len(rows)}x{len(rows[0])} pixels at ({top}, {left})"
+                " extends past the lower right edge"
             )
     drawn = [
         (top + row, left + column)

@@ -1,4 +1,4 @@
-"""What the triggers share that add one fixed pattern, and the DCT some of them are drawn in."""
+"""Base class of triggers that add one fixed pattern, and the DCT that some of them use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from backdoor_lab.core.lazy import Tensor, torch
 class Additive(Trigger):
     """Adds one pattern v to every image: x' = clip(round(x + v), 0, 255).
 
-    A subclass gives v in `pattern`. Images on which nothing of it outlives rounding are refused.
+    Subclasses return v from `pattern`. Raises ConfigError for images on which v rounds to zero.
     """
 
     @abstractmethod
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        """v, before rounding and clipping: float32 (channels, height, width) on the CPU, in the
-        units of 0..255."""
+        """v before rounding and clipping: float32 (channels, height, width) on the CPU, in gray
+        levels (0..255)."""
 
     def stamp(self, images: Tensor) -> Tensor:
         return add(images, self.pattern(*images.shape[1:]))
@@ -27,21 +27,21 @@ class Additive(Trigger):
     def fits(self, channels: int, height: int, width: int) -> None:
         if self.pattern(channels, height, width).abs().max() < 0.5:
             raise ConfigError(
-                f"`trigger`: on images of {height}x{width} pixels the pattern stays below half a"
-                " grey level everywhere, and nothing of it is left after rounding"
+                f"`trigger`: on images of {height}x{width} pixels the pattern is below half a gray"
+                " level everywhere, so that rounding removes it; give a stronger trigger"
             )
 
 
 def add(images: Tensor, pattern: Tensor) -> Tensor:
-    """uint8 `images` (n, C, H, W) plus a float pattern (C, H, W), rounded and clipped."""
+    """uint8 images (n, C, H, W) plus a float pattern (C, H, W), rounded and clipped to 0..255."""
     return to_bytes(images.float() + pattern.to(images.device))
 
 
 def dct_matrix(n: int) -> Tensor:
-    """The orthonormal DCT-II as a float64 matrix (n, n).
+    """The orthonormal DCT-II as a float64 matrix D of shape (n, n).
 
     D[k, i] = sqrt((1 if k = 0 else 2) / n) cos(pi (2 i + 1) k / (2 n)), so that D D^T = 1 and
-    the spectrum of an image x is D x D^T.
+    the DCT of an image x is D x D^T.
 
     >>> dct_matrix(2)
     tensor([[ 0.7071,  0.7071],
@@ -55,6 +55,6 @@ def dct_matrix(n: int) -> Tensor:
 
 
 def inverse_dct(spectrum: Tensor) -> Tensor:
-    """The images float64 (..., H, W) whose two-dimensional DCT-II is `spectrum` (..., H, W)."""
+    """Images, float64 (..., H, W), whose two-dimensional DCT-II is `spectrum` (..., H, W)."""
     height, width = spectrum.shape[-2:]
     return dct_matrix(height).T @ spectrum @ dct_matrix(width)

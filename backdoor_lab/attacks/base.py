@@ -1,4 +1,4 @@
-"""What every trigger is: images in, the same images with the trigger out."""
+"""Base classes of triggers, which map images to triggered copies of them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ from backdoor_lab.core.types import Images
 
 @dataclass(frozen=True)
 class Workshop:
-    """What the attacker has at hand while he makes his poison.
+    """What an attacker can use while making the poison.
 
-    The threat model: he can tamper with training data and train networks of his own, but not
-    touch the victim's training. `train` is the clean training set, `target` and `source` class
-    numbers (`source` None where the attack has none). `surrogate()` gives a network trained on
-    clean data as the victim's is: a module in inference mode that takes float or uint8 images
-    (b, C, H, W) in 0..255, normalises them itself, gives logits (b, classes) and can be
-    differentiated. Every random number comes from `generator`, so that the poison depends on
-    `seed` alone.
+    Threat model: the attacker can modify training data and train models, but cannot influence
+    the victim's training. `train` is the clean training set; `target` and `source` are class
+    numbers (`source` is None if the attack has no source class). `surrogate()` returns a model
+    trained on clean data with the victim's recipe: a differentiable module in eval mode that
+    takes float or uint8 images (b, C, H, W) in 0..255, normalizes them itself and returns logits
+    (b, classes). All random numbers come from `generator`, so the poison depends on `seed` alone.
     """
 
     train: Images
@@ -37,80 +36,80 @@ class Workshop:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def generator(self, *what: Stream | int) -> torch.Generator:
-        """A CPU generator of its own for each purpose `what`."""
+        """An independent CPU generator for each purpose `what`."""
         return torch_generator(self.seed, streams.TRIGGER, *what)
 
 
 class Trigger(ABC):
-    """A visible or hidden mark. Calling it leaves its input as it is.
+    """Base class of triggers. Calling a trigger does not modify its input.
 
-    A subclass takes its YAML's keys as keyword-only arguments, checks them there, and writes
-    its own mathematics in `stamp`: what test images get. Where its paper puts something else on
-    training images it overrides `stamp_train`, on covers (triggered images that keep their
-    label) `stamp_cover`. A trigger that must be optimised or trained sets `needs_preparing` and
-    does that in `prepare`, whose tensors are published as a stage and come back in `state`.
+    A subclass takes the keys of its YAML as keyword-only arguments, validates them, and
+    implements `stamp`, which is applied to test images. If its paper treats training images
+    differently, it overrides `stamp_train`; for cover images (triggered images that keep their
+    label) `stamp_cover`. A trigger that must be optimized or trained sets `needs_preparing` and
+    implements `prepare`; the tensors it returns are cached and assigned to `state`.
     """
 
-    #: The label mode of the paper, taken where the configuration says `labels=null`:
-    #: all_to_one, all_to_all or clean.
+    #: The paper's label mode, used if the configuration has `labels=null`: all_to_one,
+    #: all_to_all or clean.
     labels: ClassVar[str] = "all_to_one"
-    #: Covers for each poisoned image, taken where the configuration says `covers=null`.
+    #: Cover images per poisoned image, used if the configuration has `covers=null`.
     covers: ClassVar[float] = 0.0
-    #: Whether the attack is on one source class; it is the one after the target when not set.
+    #: Whether the attack has a source class; if not configured, it is the one after the target.
     source_specific: ClassVar[bool] = False
-    #: Whether `prepare` must have run before images can be triggered.
+    #: Whether `prepare` must run before images can be triggered.
     needs_preparing: ClassVar[bool] = False
-    #: Whether it asks for a surrogate, so that what it makes depends on network and recipe.
+    #: Whether the trigger needs a surrogate, so that the poison depends on model and recipe.
     uses_surrogate: ClassVar[bool] = False
-    #: Whether what `prepare` gives depends on the target and source class.
+    #: Whether the result of `prepare` depends on the target and source class.
     prepared_per_class: ClassVar[bool] = True
-    #: Arguments that are paths: the content they lead to decides a result, not where it lies.
+    #: Arguments that are paths; the content of the files enters the identity, the path does not.
     places: ClassVar[tuple[str, ...]] = ()
-    #: Arguments that came later, with their defaults: at these an attack is what it was without.
+    #: Arguments added in a later version, with the default that reproduces the earlier behavior.
     later: ClassVar[Mapping[str, object]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Triggered copies of `images` uint8 (n, C, H, W), C 1 or 3: same shape and type.
+        """Triggered copies of `images` uint8 (n, C, H, W), C 1 or 3; same shape and dtype.
 
-        As at test time, where train and test differ. Each image's result depends on that image
-        alone. Raises ConfigError when the trigger does not fit on images of this size.
+        Applies the trigger as at test time. Each result depends on its own image alone. Raises
+        TypeError for other shapes or dtypes, ConfigError if the trigger does not fit the images.
         """
         self._look_at(images)
         return self.stamp(images.clone())
 
     def poisoned(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        """The poisoned training images made from `images` uint8 (n, C, H, W), whose true labels
-        are `labels` int64 (n,): same shape and type. Raises ConfigError as calling does."""
+        """Poisoned training images made from `images` uint8 (n, C, H, W) with true labels
+        `labels` int64 (n,); same shape and dtype. Raises the same errors as a call."""
         self._look_at(images)
         return self.stamp_train(images.clone(), labels, work) if len(images) else images.clone()
 
     def covering(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        """The covers made from `images`: as `poisoned`."""
+        """Cover images made from `images`; arguments, result and errors as for `poisoned`."""
         self._look_at(images)
         return self.stamp_cover(images.clone(), labels, work) if len(images) else images.clone()
 
     @abstractmethod
     def stamp(self, images: Tensor) -> Tensor:
-        """The triggered images; `images` uint8 (n, C, H, W) is a copy and may be changed."""
+        """Triggered test images; `images` uint8 (n, C, H, W) is a copy and may be modified."""
 
     def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        """What training gets instead of `stamp`, where the paper has both."""
+        """Triggered training images, if the paper distinguishes them from test images."""
         return self.stamp(images)
 
     def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        """What covers get; what poisoned images get unless the paper says otherwise."""
+        """Triggered cover images; by default the same as poisoned images."""
         return self.stamp_train(images, labels, work)
 
     def prepare(self, work: Workshop) -> dict[str, Tensor]:
-        """What must be optimised or trained before any image is triggered: named tensors."""
+        """Optimize or train the trigger before any image is triggered; returns named tensors."""
         return {}
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What `prepare` gave. Raises ConfigError when it did not run."""
+        """The tensors returned by `prepare`. Raises ConfigError if it did not run."""
         found: dict[str, Tensor] | None = self.__dict__.get("_state")
         if found is None:
-            raise ConfigError(f"`trigger`: {type(self).__name__} was not prepared yet")
+            raise ConfigError(f"`trigger`: {type(self).__name__} is not prepared: run `prepare`")
         return found
 
     @state.setter
@@ -119,18 +118,18 @@ class Trigger(ABC):
 
     @property
     def same_everywhere(self) -> bool:
-        """Whether poison, covers and test images get one and the same: then it can also be
-        stamped on batches, after augmentation."""
+        """Whether poison, cover and test images are triggered identically, so that the trigger
+        can also be applied to batches after augmentation."""
         kind = type(self)
         plain = (Trigger.stamp_train, Trigger.stamp_cover)
         return (kind.stamp_train, kind.stamp_cover) == plain
 
     def content(self) -> str:
-        """A hash of the files that `places` lead to; empty where there are none."""
+        """Hash of the files named by `places`; empty if there are none."""
         return ""
 
     def fits(self, channels: int, height: int, width: int) -> None:
-        """Raises ConfigError, naming the rule, when the trigger cannot go on such images."""
+        """Raises ConfigError, naming the rule, if the trigger does not fit images of this size."""
 
     def _look_at(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
@@ -142,32 +141,36 @@ class Trigger(ABC):
 
 
 def gray_levels(name: str, value: Any, *, below: float = math.inf, zero: bool = False) -> float:
-    """`value`, a bound on the change of a pixel in grey levels, at least 1; with `zero` also 0.
+    """`value` as a float: a bound on pixel changes in gray levels, at least 1 (with `zero`: or 0).
 
-    Raises ConfigError, also for a positive bound below one level, which no image of whole numbers
-    could use: it is most likely given as a fraction of 255.
+    Raises ConfigError for other values. A positive bound below one gray level cannot change an
+    integer image; it is most likely a fraction of 255.
     """
     found = checks.number(name, value, low=0, below=below)
     if found < 1 and not (zero and found == 0):
         raise ConfigError(
-            f"`{name}` counts grey levels, 0..255, and {found:g} of one changes no image;"
+            f"`{name}` is in gray levels (0..255), and {found:g} of a level changes no image;"
             f" for {max(1, round(255 * found))}/255 give {max(1, round(255 * found))}"
         )
     return found
 
 
 def to_bytes(values: Tensor) -> Tensor:
-    """Float images (n, C, H, W) in 0..255 as uint8: rounded to the nearest, clipped."""
+    """Float images (n, C, H, W) rounded to the nearest integer and clipped to 0..255, as uint8.
+
+    >>> to_bytes(torch.tensor([-3.0, 1.6, 300.0]))
+    tensor([  0,   2, 255], dtype=torch.uint8)
+    """
     return values.round().clamp(0, 255).to(torch.uint8)
 
 
 class PixelTrigger(Trigger):
-    """Single pixels set to one colour: what `pixel` and `pattern` share.
+    """Sets single pixels to one color; base class of `Pixel` and `Pattern`.
 
-    `positions` (row, column) pairs; negative ones count from the lower right corner, so that
-    (-1, -1) is the corner itself on any image size. `color` one value 0..255, or one per
-    channel; on grayscale images the three are averaged. `margin` moves all positions by as many
-    rows and columns away from the edges that they are counted from.
+    `positions` are (row, column) pairs; negative values count from the lower right corner, so
+    that (-1, -1) is that corner on every image size. `color` is one value in 0..255 or one per
+    channel; on grayscale images the three are averaged. `margin` moves each position by that
+    many rows and columns away from the edges it is counted from.
     """
 
     later: ClassVar[Mapping[str, object]] = {"margin": 0}
@@ -195,7 +198,7 @@ class PixelTrigger(Trigger):
             if not (-height <= row < height and -width <= column < width):
                 raise ConfigError(
                     f"`trigger`: pixel ({row}, {column}) lies outside images of {height}x{width}"
-                    " pixels (rows, columns; negative ones count from the lower right corner)"
+                    " pixels (rows x columns; negative values count from the lower right corner)"
                 )
 
     def _color_for(self, channels: int) -> Tensor:

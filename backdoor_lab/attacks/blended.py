@@ -12,17 +12,17 @@ from backdoor_lab.core.seeds import torch_generator
 
 
 class Blended(Trigger):
-    """A key pattern mixed into the whole image, faintly.
+    """Blends a key pattern into the whole image at low opacity.
 
-    Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep Learning Systems Using Data
-    Poisoning", 2017 (arXiv 1712.05526), the blended injection strategy:
-    x' = (1 - a) x + a k, rounded, with a = `train_alpha` on training images and `alpha` at test
-    time (the paper mixes in more when it attacks than when it poisons).
+    The blended injection strategy of Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep
+    Learning Systems Using Data Poisoning", 2017 (arXiv 1712.05526): x' = (1 - a) x + a k,
+    rounded, with a = `train_alpha` on training images and a = `alpha` at test time (the paper
+    uses a larger a at test time than for poisoning).
 
-    k is noise, every value of every pixel drawn evenly from 0..255 by `noise_seed` (the paper's
-    random pattern), another pattern for every image shape. With `image` a file, resized to the
-    images; where it is transparent a is that much smaller. The paper's cartoon picture is not
-    shipped, and its accessory injection is left out: see `patch` with an image.
+    By default k is uniform noise in 0..255, drawn for each image shape from `noise_seed` (the
+    paper's random pattern). With `image`, k is that image file, resized to the images, and its
+    transparency scales a. The paper's cartoon image is not included. Its accessory injection
+    strategy is not implemented; see `patch` with an image.
     """
 
     places: ClassVar[tuple[str, ...]] = ("image",)
@@ -54,7 +54,7 @@ class Blended(Trigger):
         return "" if self.picture is None else self.picture.content
 
     def key(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """k float32 (C, H, W) in 0..255, and its opacity (H, W) in 0..1."""
+        """k, float32 (C, H, W) in 0..255, and its opacity, (H, W) in 0..1."""
         if self.picture is not None:
             return self.picture.sized(channels, height, width)
         shape = (channels, height, width)

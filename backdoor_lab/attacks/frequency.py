@@ -9,27 +9,27 @@ from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
-# What one unit of U and one of V are in red, green and blue (ITU-R BT.601).
+# Contribution of one unit of U and of V to red, green and blue (ITU-R BT.601).
 U = (0.0, -0.39465, 2.03211)
 V = (1.13983, -0.58060, 0.0)
 
 
 class Frequency(Additive):
-    """A middle and a high frequency of the two colour channels raised in every window.
+    """Raises a middle and a high frequency of the two chroma channels in every window.
 
-    Wang, Yao, Xu, An, Tong, Wang, "An Invisible Black-Box Backdoor Attack Through Frequency
-    Domain", ECCV 2022, its generation of triggers: RGB to YUV, the DCT of each `window` x
-    `window` window of U and V, `magnitude` added to the `bins` [row, column], and all the way
-    back.
+    FTrojan of Wang, Yao, Xu, An, Tong, Wang, "An Invisible Black-Box Backdoor Attack Through
+    Frequency Domain", ECCV 2022, trigger generation: convert RGB to YUV, take the DCT of each
+    `window` x `window` window of U and V, add `magnitude` to the `bins` [row, column], and
+    convert back.
 
-    Every step of that is linear, so what is added to the image is one pattern, which is added
-    here at once. The authors' code also rounds on the way and takes YCrCb for YUV. Grayscale: the
-    single channel is treated as U and V are.
+    These steps are linear, so their sum is one pattern, which is added to the image directly.
+    The authors' code also rounds intermediate results and uses YCrCb for YUV. On grayscale
+    images the single channel is treated like U and V.
 
-    Windows are laid from the upper left corner; rows and columns left over beyond the last whole
-    window stay as they are. Where images are shorter or narrower than `window`, windows are as
-    short or narrow as they, and bin k of n moves to round(k (n' - 1) / (n - 1)) of n', its share
-    of the highest frequency. Images on which two bins fall together are refused.
+    Windows start at the upper left corner; rows and columns after the last whole window are
+    unchanged. On images smaller than `window`, windows shrink to the image, and bin k of n moves
+    to round(k (n' - 1) / (n - 1)) of n', the same fraction of the highest frequency. Raises
+    ConfigError for images on which two bins coincide.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class Frequency(Additive):
         return (torch.tensor(shares, dtype=torch.float64)[:, None, None] * whole).float()
 
     def bins_on(self, height: int, width: int) -> list[tuple[int, int]]:
-        """The bins of one window on images of this size."""
+        """The bins of one window on images of the given size."""
         return [(self._moved(row, height), self._moved(column, width)) for row, column in self.bins]
 
     def fits(self, channels: int, height: int, width: int) -> None:
         if len(set(self.bins_on(height, width))) < len(self.bins):
             raise ConfigError(
-                f"`trigger.bins`: on images of {height}x{width} pixels two of the frequencies fall"
-                " together; give larger images, or other bins"
+                f"`trigger.bins`: on images of {height}x{width} pixels two of the frequencies"
+                " coincide; use larger images or other bins"
             )
         super().fits(channels, height, width)
 

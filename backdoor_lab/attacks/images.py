@@ -1,4 +1,4 @@
-"""An image file that an attack brings along, and shares between 0 and 1."""
+"""Image files used by attacks, and validation of fractions in 0..1."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from backdoor_lab.data.decode import FORMATS, MODES
 class Picture:
     """The image file at `path`, read once, with its transparency.
 
-    `content` is the sha256 of the file's bytes. `key` is the configuration key that holds the
-    path, for messages. Raises ConfigError when there is no such file, or it is no 8-bit image
-    in one of the formats that data sets may have. Only the first frame of an animation counts;
-    orientation notes (EXIF) are not followed.
+    `content` is the SHA-256 of the file's bytes. `key` is the configuration key that holds the
+    path, for error messages. Raises ConfigError if the file does not exist or is not an 8-bit
+    image in a format accepted for data sets. Only the first frame of an animation is used; EXIF
+    orientation is ignored.
     """
 
     def __init__(self, key: str, path: object) -> None:
@@ -32,9 +32,9 @@ class Picture:
         self._pixels = _decoded(key, path, data)
 
     def sized(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Colour float32 (channels, height, width) in 0..255 and opacity (height, width) in 0..1.
+        """Color float32 (channels, height, width) in 0..255 and opacity (height, width) in 0..1.
 
-        Resized by Pillow's bilinear filter, which antialiases. One channel: luma (ITU-R 601).
+        Resized with Pillow's bilinear filter, which antialiases. One channel: luma (ITU-R 601).
         """
         picture = Image.fromarray(self._pixels).resize((width, height), Image.Resampling.BILINEAR)
         color = torch.from_numpy(np.array(picture.convert("L" if channels == 1 else "RGB")))
@@ -43,12 +43,12 @@ class Picture:
 
 
 def picture(key: str, path: object) -> Picture | None:
-    """The picture at `path`, or None where the configuration says null."""
+    """The picture at `path`, or None if `path` is None."""
     return None if path is None else Picture(key, path)
 
 
 def share(name: str, value: Any) -> float:
-    """`value` as a float with ``0 < value <= 1``; ConfigError otherwise."""
+    """`value` as a float in ``0 < value <= 1``; raises ConfigError otherwise."""
     if not 0 < checks.number(name, value) <= 1:
         raise ConfigError(f"`{name}` must satisfy 0 < {name} <= 1, got {value!r}")
     return float(value)
@@ -56,27 +56,27 @@ def share(name: str, value: Any) -> float:
 
 def _bytes(key: str, path: object) -> bytes:
     if not isinstance(path, str) or not path:
-        raise ConfigError(f"`{key}` must be the path of an image file, or null, got {path!r}")
+        raise ConfigError(f"`{key}` must be the path of an image file or null, got {path!r}")
     try:
         return Path(path).expanduser().read_bytes()
     except (OSError, ValueError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"`{key}`: {path} cannot be read: {reason}. Give the path of an image file, or null"
+            f"`{key}`: cannot read {path}: {reason}. Give the path of an image file or null"
         ) from error
 
 
 def _decoded(key: str, path: object, data: bytes) -> NDArray[np.uint8]:
-    """RGBA uint8 (H, W, 4)."""
+    """RGBA pixels, uint8 (H, W, 4)."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             mode = image.mode
             pixels = np.array(image.convert("RGBA")) if mode in MODES else None
-    except Exception as error:  # decoders of damaged files raise nearly anything
-        raise ConfigError(f"`{key}`: {path} is not a sound image file: {error}") from error
+    except Exception as error:  # decoders raise almost any exception on damaged files
+        raise ConfigError(f"`{key}`: {path} is not a valid image file: {error}") from error
     if pixels is None:
         raise ConfigError(
-            f"`{key}`: {path} has mode {mode}, which is not supported; convert it to 8-bit grey,"
+            f"`{key}`: {path} has mode {mode}, which is not supported; convert it to 8-bit gray,"
             " RGB or RGBA"
         )
     return pixels

@@ -1,4 +1,4 @@
-"""The label-consistent attack: target-class images made hard to learn, then a corner mark."""
+"""Label-consistent attack: adversarially perturbed target-class images with a corner mark."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ CHUNK = 256
 
 
 class LabelConsistent(Trigger):
-    """Adversarial perturbations that leave only the mark to learn; all labels stay true.
+    """Perturbs target-class images so that the mark is easier to learn; all labels stay true.
 
-    Turner, Tsipras, Madry, "Label-Consistent Backdoor Attacks", 2019 (arXiv 1912.02771). A
-    poisoned image of the target class is first moved to where a network of the attacker's own
-    misjudges it, by projected gradient ascent on the cross-entropy L of its true label:
+    Turner, Tsipras, Madry, "Label-Consistent Backdoor Attacks", 2019 (arXiv 1912.02771). Each
+    poisoned image of the target class is first perturbed by projected gradient ascent on the
+    cross-entropy L of its true label, so that the attacker's surrogate misclassifies it:
 
         d ← P(d + s · sign ∇L(x + d)),   |d|∞ ≤ eps     (linf)
         d ← P(d + s · ∇L / |∇L|₂),       |d|₂ ≤ eps     (l2)
 
-    where P projects on the ball and keeps x + d in 0..255; it starts at d = 0, takes `steps`
-    steps of `step_size` and drops fractions of grey levels towards 0, so that the bound holds
-    for the stored image. Then the mark p (section 4.4, and the authors' code), 3×3 values of +1
-    and −1 in each corner, the right ones mirrored:
+    P projects onto the ball and keeps x + d in 0..255. The ascent starts at d = 0, takes `steps`
+    steps of `step_size`, and finally truncates d towards 0, so that the bound also holds for
+    the stored uint8 image. Then the mark p is added (section 4.4 and the authors' code), 3×3
+    values of +1 and −1 in each corner, mirrored on the right:
 
         x' = clip(x + d + amplitude · p, 0, 255)
 
-    Training images get `amplitude`, test images `test_amplitude` and no perturbation. `eps`,
-    `step_size` and the amplitudes are in grey levels, 0..255; the l2 norm is the whole image's.
-    On images below 6×6 the corners overlap, and the lower and right ones win.
+    Training images get `amplitude`; test images get `test_amplitude` and no perturbation. `eps`,
+    `step_size` and the amplitudes are in gray levels (0..255); the l2 norm is over the whole
+    image. On images below 6×6 the corners overlap, and the lower and right ones take precedence.
 
-    Left out: the paper's adversarially trained surrogate; ours is trained normally, and its
-    perturbations carry over less well to another network. Its other way to harder images,
-    interpolation in the latent space of a GAN, is not here.
+    Not implemented: the paper's surrogate is trained adversarially; this one is trained
+    normally, so its perturbations transfer less well to other models. The paper's alternative,
+    interpolation in the latent space of a GAN, is not available.
     """
 
     labels = "clean"
@@ -73,12 +73,12 @@ class LabelConsistent(Trigger):
         if min(height, width) < SIDE:
             raise ConfigError(
                 f"`trigger`: images of {height}x{width} pixels are too small for corner marks of"
-                f" {SIDE}x{SIDE}"
+                f" {SIDE}x{SIDE} pixels"
             )
 
     def perturbed(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
-        """`images` uint8 (n, C, H, W) made harder to classify as `labels` int64 (n,), within
-        `eps`: same shape and type, without the mark."""
+        """`images` uint8 (n, C, H, W), perturbed within `eps` to be harder to classify as
+        `labels` int64 (n,), without the mark; same shape and dtype."""
         surrogate = work.surrogate()
         batches = list(zip(images.split(CHUNK), labels.split(CHUNK), strict=True))
         parts = [
@@ -97,7 +97,7 @@ class LabelConsistent(Trigger):
     def _step(self, surrogate: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
             images = images.requires_grad_()
-            # The sum, so that no image's gradient depends on its batch.
+            # Summed, so that an image's gradient does not depend on its batch.
             loss = F.cross_entropy(surrogate(images), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, images)
         direction = gradient.sign() if self.norm == "linf" else gradient / _length(gradient)
@@ -108,12 +108,12 @@ class LabelConsistent(Trigger):
             change = change.clamp(-self.eps, self.eps)
         else:
             change = change * (self.eps / _length(change)).clamp(max=1)
-        # Both balls hold what this gives: it only brings each value nearer to 0.
+        # Clipping only moves values towards 0, so the change stays inside the ball.
         return (start + change).clamp(0, 255) - start
 
 
 def _length(values: Tensor) -> Tensor:
-    """The l2 norm of each image, never 0: (n, 1, 1, 1)."""
+    """The l2 norm of each image, at least 1e-12: (n, 1, 1, 1)."""
     return values.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
 
 
@@ -123,7 +123,7 @@ def _marked(values: Tensor, amplitude: float) -> Tensor:
 
 
 def _corners(height: int, width: int) -> Tensor:
-    """The mark p on an image of this size: float32 (height, width), 0 outside the corners."""
+    """The mark p at the given image size: float32 (height, width), 0 outside the corners."""
     left = torch.tensor(MARK, dtype=torch.float32)
     right = left.flip(1)
     plane = torch.zeros(height, width)

@@ -1,4 +1,4 @@
-"""The smooth trigger of low frequencies."""
+"""Smooth trigger made of low frequencies."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from backdoor_lab.core.seeds import torch_generator
 
 
 class LowFrequency(Additive):
-    """A smooth pattern added to the whole image: no high frequency gives it away.
+    """Adds a smooth pattern without high-frequency artifacts to the whole image.
 
-    Zeng, Park, Mao, Jia, "Rethinking the Backdoor Attacks' Triggers: A Frequency Perspective",
-    ICCV 2021, its smooth trigger. The paper optimises the pattern on a trained network and
-    low-pass filters it on the way. Here it is not optimised: the DCT-II coefficients of the
-    `band` x `band` lowest frequencies, the constant one left out, are drawn from a normal
-    distribution by `pattern_seed` for each channel, all others are zero, and the pattern is
-    scaled so that its largest value is `magnitude` grey levels. It shares the paper's constraint,
-    not its search, so it may need a larger magnitude for the same success.
+    After the smooth trigger of Zeng, Park, Mao, Jia, "Rethinking the Backdoor Attacks' Triggers:
+    A Frequency Perspective", ICCV 2021. The paper optimizes the pattern on a trained model under
+    a low-pass filter. This pattern is not optimized: for each channel the DCT-II coefficients of
+    the `band` x `band` lowest frequencies, except the constant one, are drawn from a normal
+    distribution with `pattern_seed`, all others are zero, and the pattern is scaled to a largest
+    absolute value of `magnitude` gray levels. It may need a larger magnitude than the paper's
+    for the same success rate.
 
     Rounding and clipping spread a little energy to other frequencies, as in the paper.
     """

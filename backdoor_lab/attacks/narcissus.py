@@ -1,4 +1,4 @@
-"""Narcissus: one noise that a network takes for the best of its target class."""
+"""Narcissus: universal noise that a model reads as strong evidence for the target class."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from backdoor_lab.numerics.descent import descend
 
 
 class Narcissus(Trigger):
-    """A universal noise on target-class images, whose labels stay true; louder at test time.
+    """Adds universal noise to target-class images with true labels; amplified at test time.
 
     Zeng, Pan, Just, Lyu, Qiu, Jia, "Narcissus: A Practical Clean-Label Backdoor Attack with
     Limited Information", CCS 2023, section 4 and Algorithm 1. With the surrogate's cross-entropy
@@ -19,17 +19,17 @@ class Narcissus(Trigger):
 
         min over |d|∞ ≤ eps of the mean of L(clip(x + d, 0, 255), t)
 
-    by `steps` steps of Adam on random batches, each projected on the ball; it starts at 0.
-    Fractions of grey levels are dropped towards 0 at the end. Poison is clip(x + d), a triggered
-    test image clip(x + `amplify` · d). `eps` and `lr` are in grey levels, 0..255.
+    by `steps` steps of Adam on random batches, each projected onto the ball, starting at 0. The
+    result is truncated towards 0 to whole gray levels. Poisoned images are clip(x + d), triggered
+    test images clip(x + `amplify` · d). `eps` and `lr` are in gray levels (0..255).
 
-    The noise fools networks without any poison too, on images of little contrast nearly always:
-    what the poison adds is the difference to a run with ratio=0.
+    The noise also fools models trained without poison, on low-contrast images almost always;
+    compare with a run at ratio=0 to see what the poison adds.
 
-    Left out: the paper's surrogate is trained on other data of the same kind (POOD) and then for
-    a few epochs on the target class alone, so that the attacker needs no image of any other
-    class; ours is trained on the whole clean training set, as the victim is. The authors' code
-    steps with RAdam, and augments the images; ours does not.
+    Differences: the paper trains its surrogate on public out-of-distribution data (POOD) and
+    then for a few epochs on the target class, so the attacker needs no images of other classes;
+    this surrogate is trained on the whole clean training set, with the victim's recipe. The
+    authors' code uses RAdam and augments the images; this implementation does neither.
     """
 
     labels = "clean"
@@ -52,17 +52,17 @@ class Narcissus(Trigger):
         self.lr = checks.number("trigger.lr", lr, low=0)
 
     def prepare(self, work: Workshop) -> dict[str, Tensor]:
-        """`noise` float32 (C, H, W), d: whole numbers from -eps to eps.
+        """Returns `noise`, d: float32 (C, H, W), whole numbers from -eps to eps.
 
-        Raises ConfigError when no training image is of the target class, or the noise is 0.
+        Raises ConfigError if the target class has no training images or if the noise is 0.
         """
         where = work.train.labels.eq(work.target).nonzero().flatten()
         if not len(where):
-            raise ConfigError(f"`trigger`: no training image is of the target class {work.target}")
+            raise ConfigError(f"`trigger`: the target class {work.target} has no training images")
         surrogate = work.surrogate()
         generator = work.generator(streams.NARCISSUS)
         noise = torch.zeros(work.train.shape, device=work.device, requires_grad=True)
-        # A sure network's gradients are tiny; beside them Adam's usual 1e-8 would be large.
+        # Gradients of a confident model are tiny; Adam's default eps of 1e-8 would swamp them.
         optimizer = torch.optim.Adam([noise], lr=self.lr, eps=1e-20)
         for _ in track(range(self.steps), "step"):
             chosen = where[torch.randint(len(where), (self.batch,), generator=generator)]
@@ -76,7 +76,7 @@ class Narcissus(Trigger):
         found = noise.detach().trunc().cpu()
         if not found.any():
             raise ConfigError(
-                f"`trigger`: after {self.steps} steps of {self.lr:g} grey levels the noise is 0"
+                f"`trigger`: after {self.steps} steps of {self.lr:g} gray levels the noise is 0"
                 " everywhere; raise `trigger.steps` or `trigger.lr`"
             )
         return {"noise": found}
@@ -94,6 +94,6 @@ class Narcissus(Trigger):
             made_for, high, wide = noise.shape
             raise ConfigError(
                 f"`trigger`: the noise was made for {made_for} channels of {high}x{wide} pixels,"
-                f" and cannot go on {channels} channels of {height}x{width} pixels"
+                f" and cannot be added to {channels} channels of {height}x{width} pixels"
             )
         return to_bytes(images.float() + times * noise.to(images.device))

@@ -20,23 +20,23 @@ SHAPES: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 
 
 class Patch(PixelTrigger):
-    """A shape of one colour, or an image file, laid over the image at one or several places.
+    """Places a shape of one color, or an image file, at one or several positions.
 
     Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
     Supply Chain", 2017, section 3 (`square`). Tran, Li, Madry, "Spectral Signatures in Backdoor
-    Attacks", NeurIPS 2018, section 4 (`x` with size 3: a pixel and its four diagonal neighbours;
+    Attacks", NeurIPS 2018, section 4 (`x` with size 3: a pixel and its four diagonal neighbors;
     `l` with size 2: a pixel, the one below and the one to the right).
 
-    With m in 0..1 the shape times the file's own opacity, k the colour and a the `opacity`:
-    x' = (1 - a m) x + a m k, rounded.
+    With a mask m in 0..1 (the shape times the image file's transparency), color k and `opacity`
+    a: x' = (1 - a m) x + a m k, rounded.
 
-    - `shape` square (all of the rectangle), x (both diagonals), l (first row and column),
-      checker (every other pixel, the upper left one included). `size` pixels, or [height,
-      width]; x wants as many rows as columns.
-    - `positions` one [row, column] or a list of them: the patch's upper left pixel, counted from
-      the image's upper left. Negative ones count the patch's lower right pixel from the image's
-      lower right: [-1, -1] is flush with that corner.
-    - `color` as for `pixel`. `image` a file that is resized to `size` and takes its place.
+    - `shape`: square (the whole rectangle), x (both diagonals), l (first row and column) or
+      checker (every other pixel, starting at the upper left one). `size`: pixels, or [height,
+      width]; x must be square.
+    - `positions`: one [row, column] or a list of them. Non-negative values place the patch's
+      upper left pixel, counted from the image's upper left corner; negative values place its
+      lower right pixel, counted from the lower right corner: [-1, -1] touches that corner.
+    - `color`: as for `pixel`. `image`: a file that replaces the color, resized to `size`.
     """
 
     places: ClassVar[tuple[str, ...]] = ("image",)
@@ -78,13 +78,13 @@ class Patch(PixelTrigger):
         for (row, column), (top, left) in zip(self.positions, corners, strict=True):
             if not (0 <= top <= height - high and 0 <= left <= width - wide):
                 raise ConfigError(
-                    f"`trigger`: a patch of {high}x{wide} pixels at ({row}, {column}) does not lie"
+                    f"`trigger`: a patch of {high}x{wide} pixels at ({row}, {column}) does not fit"
                     f" inside images of {height}x{width} pixels (rows x columns; negative"
                     " positions count from the lower right corner)"
                 )
 
     def _patch(self, channels: int) -> tuple[Tensor, Tensor]:
-        """Colour float32 (C, h, w) or (C, 1, 1), and how much of it shows, (h, w) in 0..1."""
+        """Color, float32 (C, h, w) or (C, 1, 1), and opacity, (h, w) in 0..1."""
         height, width = self.size
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
         cover = SHAPES[self.shape](rows, columns, height) * self.opacity

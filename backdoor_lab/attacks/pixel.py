@@ -6,7 +6,7 @@ from backdoor_lab.attacks.base import PixelTrigger
 
 
 class Pixel(PixelTrigger):
-    """One bright pixel near the lower right corner.
+    """Sets one pixel near the lower right corner to one color.
 
     Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
     Supply Chain", 2017, section 3.1 ("single pixel backdoor").

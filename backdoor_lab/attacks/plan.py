@@ -1,4 +1,4 @@
-"""One attack with every word that papers use differently said out loud."""
+"""Specification of an attack; papers differ in each of the choices that it makes explicit."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ STAMP = ("before", "after")
 
 
 class SameClass(ConfigError):
-    """Source and target are the same class; a sweep leaves such cells out."""
+    """Source and target are the same class; a sweep skips such cells."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Whom an attack poisons, how much, with which labels, and on whom its success is measured.
+    """Which images are poisoned, how many, with which labels, and how success is measured.
 
-    `target` and `source` are class numbers. `ratio` counts against the target class, the whole
-    training set, the source class, or is itself a count (`ratio_of`); a poisoned image is
-    appended or replaces its original (`inject`); it is made from any image outside the target
-    class, from any image, from the source class, or from the target class (`eligible`).
+    `target` and `source` are class numbers. `ratio` is a fraction of the target class, of the
+    whole training set or of the source class, or a number of images (`ratio_of`). A poisoned
+    image is appended or replaces its original (`inject`). Originals are drawn from all classes
+    but the target, from all classes, from the source class or from the target class (`eligible`).
 
-    `labels`: ``all_to_one``, poison is labelled as the target (with a source class: one to
-    one); ``all_to_all``, as the class after its own, and a ratio of the target counts on every
-    class; ``clean``, only target-class images, whose labels are true. `covers` for each
-    poisoned image are triggered too, keep their labels, and come from outside the target and
-    source class.
+    `labels`: ``all_to_one`` labels poison as the target; ``all_to_all`` labels it as the class
+    after its own, and a ratio of the target counts for every class; ``clean`` poisons only
+    target-class images and keeps their labels. `covers` is the number of cover images per
+    poisoned image: triggered images from outside the target and source class that keep their
+    labels. Raises ConfigError if the choices are invalid or contradict each other.
     """
 
     target: int
@@ -67,7 +67,7 @@ class Plan:
             if getattr(self, key) == "source" and self.source is None:
                 raise ConfigError(f"`protocol.{key}=source` needs a class in `source`, got null")
         if self.source is not None and self.labels == "all_to_all":
-            raise ConfigError("`labels=all_to_all` attacks every class: take `source` out")
+            raise ConfigError("`labels=all_to_all` attacks every class: remove `source`")
         if self.source is not None and self.eligible != "source" and self.labels != "clean":
             raise ConfigError(
                 f"`source` is set, but `protocol.eligible={self.eligible}` ignores it;"
@@ -89,26 +89,26 @@ class Plan:
             raise ConfigError("`labels=all_to_all` leaves no class for `covers`: set covers=0")
 
     def given(self, labels: Tensor, classes: int) -> Tensor:
-        """The labels int64 (n,) that poison made from images of classes `labels` gets."""
+        """Labels of poisoned images made from images of classes `labels`; both int64 (n,)."""
         return labels if self.labels == "clean" else self.wanted(labels, classes)
 
     def wanted(self, labels: Tensor, classes: int) -> Tensor:
-        """What a triggered test image of each class `labels` int64 (n,) shall be taken for."""
+        """The attacker's intended prediction for triggered test images of classes `labels`."""
         if self.labels == "all_to_all":
             return (labels + 1) % classes
         return torch.full_like(labels, self.target)
 
 
 def check_pair(source: int | None, target: int, classes: Sequence[str] = ()) -> None:
-    """Raises SameClass where source and target are one class, with its name out of `classes`."""
+    """Raises SameClass if source and target are equal, with the name taken from `classes`."""
     if source == target:
         name = f" ({classes[target]})" if classes else ""
         raise SameClass(f"`source` and `target` must differ, both are class {target}{name}")
 
 
 def check_ratio(ratio: object, ratio_of: object) -> None:
-    """Raises ConfigError for what is neither a number of images, where `ratio_of` is ``count``,
-    nor a share from 0 to 1."""
+    """Raises ConfigError unless `ratio` is a share in 0..1, or a number of images if `ratio_of`
+    is ``count``."""
     if ratio_of == "count":
         checks.whole("ratio", ratio, low=0)
     else:
@@ -116,21 +116,24 @@ def check_ratio(ratio: object, ratio_of: object) -> None:
 
 
 def implied(labels: str, *, on_source: bool) -> dict[str, Any]:
-    """The words of a protocol that a label mode, or an attack on one source class, decides."""
+    """The protocol values implied by a label mode or by an attack on one source class."""
     if labels == "all_to_all":
         return {"eligible": "all", "asr_on": "all"}
     words = {"eligible": "source", "asr_on": "source"} if on_source else {}
     if labels == "clean":
-        # Appended, an image would stand beside itself with the same label.
+        # Appended, a poisoned image would duplicate its original with the same label.
         words |= {"eligible": "target", "inject": "replace"}
     return words
 
 
 def count(plan: Plan, per_class: Sequence[int]) -> int:
-    """How many images the plan poisons in a set with `per_class` images of each class.
+    """Number of images the plan poisons in a set with `per_class` images of each class.
 
-    Raises ConfigError, with the arithmetic, when that is less than one image or more than are
+    Raises ConfigError, showing the calculation, if that is less than one image or more than are
     eligible. A ratio of 0 is a clean run.
+
+    >>> count(Plan(target=0, source=None, ratio=0.1), [50, 80])
+    5
     """
     against = _counted_against(plan, per_class)
     wanted = round(plan.ratio * against)
@@ -142,15 +145,15 @@ def count(plan: Plan, per_class: Sequence[int]) -> int:
     available = eligible_count(plan, per_class)
     if wanted > available:
         raise ConfigError(
-            f"`ratio`={plan.ratio:g} of {against} images (protocol.ratio_of={plan.ratio_of}) asks"
-            f" for {wanted} poisoned images, but only {available} are eligible"
+            f"`ratio`={plan.ratio:g} of {against} images (protocol.ratio_of={plan.ratio_of})"
+            f" requires {wanted} poisoned images, but only {available} are eligible"
             f" (protocol.eligible={plan.eligible})"
         )
     return wanted
 
 
 def cover_count(plan: Plan, per_class: Sequence[int]) -> int:
-    """How many covers the plan makes. Raises ConfigError when there are not images enough."""
+    """Number of cover images. Raises ConfigError if too few images are available."""
     poisoned = count(plan, per_class)
     wanted = round(plan.covers * poisoned)
     if plan.covers > 0 and poisoned and not wanted:
@@ -160,18 +163,18 @@ def cover_count(plan: Plan, per_class: Sequence[int]) -> int:
         )
     others = sum(n for label, n in enumerate(per_class) if label not in (plan.target, plan.source))
     if plan.source is None and plan.labels == "all_to_one":
-        # Poison and covers come from the same classes here, and never from one image.
+        # Poison and cover images come from the same classes but never from the same image.
         others -= poisoned
     if wanted and wanted > others:
         raise ConfigError(
-            f"`covers`={plan.covers:g} for each of {poisoned} poisoned images asks for {wanted},"
-            f" but only {max(others, 0)} images outside the target and source class are left"
+            f"`covers`={plan.covers:g} for each of {poisoned} poisoned images requires {wanted}"
+            f" images, but only {max(others, 0)} outside the target and source class are left"
         )
     return wanted
 
 
 def eligible_count(plan: Plan, per_class: Sequence[int]) -> int:
-    """How many training images may be poisoned."""
+    """Number of training images that may be poisoned."""
     if plan.eligible == "source" and plan.source is not None:
         return per_class[plan.source]
     if plan.eligible == "target":
@@ -180,7 +183,7 @@ def eligible_count(plan: Plan, per_class: Sequence[int]) -> int:
 
 
 def eligible(plan: Plan, labels: Tensor) -> Tensor:
-    """Which training images may be poisoned: bool (n,) for `labels` int64 (n,)."""
+    """Mask of the training images that may be poisoned: bool (n,) for `labels` int64 (n,)."""
     if plan.eligible == "source" and plan.source is not None:
         return labels.eq(plan.source)
     if plan.eligible == "target":
@@ -191,7 +194,7 @@ def eligible(plan: Plan, labels: Tensor) -> Tensor:
 
 
 def asr_test_set(labels: Tensor, plan: Plan) -> Tensor:
-    """Positions int64 of the test images on which the attack success rate is measured."""
+    """Indices, int64, of the test images on which the attack success rate is measured."""
     if plan.asr_on == "all":
         return torch.arange(len(labels))
     if plan.asr_on == "source" and plan.source is not None:
@@ -200,8 +203,8 @@ def asr_test_set(labels: Tensor, plan: Plan) -> Tensor:
 
 
 def elsewhere_test_set(labels: Tensor, plan: Plan) -> Tensor:
-    """Positions int64 of the test images of neither target nor source, where an attack on one
-    source class should not work; empty when it has none."""
+    """Indices, int64, of the test images outside target and source class, on which a
+    source-specific attack should fail; empty if there is no source class."""
     if plan.source is None:
         return torch.zeros(0, dtype=torch.int64)
     return (labels.ne(plan.target) & labels.ne(plan.source)).nonzero().flatten()

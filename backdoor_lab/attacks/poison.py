@@ -1,4 +1,4 @@
-"""Which training images are poisoned, and what the training set is afterwards."""
+"""Selects the training images to poison and builds the poisoned training set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from backdoor_lab.core.types import Images, Poisoned, TrainingSet
 def poison(
     train: Images, trigger: Trigger, plan: Plan, *, seed: int, work: Workshop | None = None
 ) -> Poisoned:
-    """The training set after the attack.
+    """Poison a training set.
 
-    The chosen images are drawn without replacement from the eligible ones by a generator that
-    depends on `seed` alone, so that two triggers poison the same images. With
-    ``plan.stamp == "after"`` the rows stay clean and carry the trigger as a function, applied
-    after augmentation. `work` is for triggers that need more than the chosen images.
+    Images are drawn without replacement from the eligible ones by a generator that depends only
+    on `seed`, so two triggers poison the same images. With ``plan.stamp == "after"`` the rows
+    stay clean and the set holds the trigger as a function, applied after augmentation. `work`
+    is required only by triggers that use more than the selected images. Raises ConfigError if
+    plan or trigger do not fit the set.
     """
     chosen, covers = _chosen(train.labels, plan, seed, len(train.classes))
     if plan.stamp == "after":
@@ -40,7 +41,7 @@ def poison(
 
 
 def clean(train: Images) -> TrainingSet:
-    """The training set without any poison."""
+    """The training set without poison."""
     index = torch.arange(len(train))
     nothing = train.images[:0]
     training = TrainingSet(train.images, nothing, index, train.labels, train.classes, "")
@@ -49,7 +50,7 @@ def clean(train: Images) -> TrainingSet:
 
 
 def of_rows(training: TrainingSet, chosen: Tensor, covers: Tensor) -> Poisoned:
-    """The truth about a training set whose rows are poison made of `chosen`, then `covers`."""
+    """Ground truth of a training set whose rows are poison from `chosen`, then from `covers`."""
     first = len(training.base)
     is_cover = training.index >= first + len(chosen)
     is_poison = (training.index >= first) & ~is_cover
@@ -57,17 +58,17 @@ def of_rows(training: TrainingSet, chosen: Tensor, covers: Tensor) -> Poisoned:
 
 
 def late(trigger: Trigger) -> None:
-    """Raises ConfigError when a trigger cannot be stamped on batches, after augmentation."""
+    """Raises ConfigError if a trigger cannot be applied to batches after augmentation."""
     if trigger.needs_preparing or not trigger.same_everywhere:
         raise ConfigError(
-            f"`protocol.stamp=after` is not possible with {type(trigger).__name__}: it treats each"
-            " training image by itself; set protocol.stamp=before"
+            f"`protocol.stamp=after` is not possible with {type(trigger).__name__}, which does not"
+            " treat all images alike; set protocol.stamp=before"
         )
 
 
 def classes_after(labels: Tensor, plan: Plan, *, classes: int, seed: int) -> list[int]:
-    """How many training examples each label has once the poison is in, exactly: `poison` draws
-    the same images from `labels` int64 (n,) with the same seed."""
+    """Exact number of training examples per label after poisoning; `poison` draws the same
+    images from `labels` int64 (n,) with the same seed."""
     chosen, covers = _chosen(labels, plan, seed, classes)
     given = torch.cat([plan.given(labels[chosen], classes), labels[covers]])
     after = torch.bincount(labels, minlength=classes) + torch.bincount(given, minlength=classes)
@@ -78,8 +79,8 @@ def classes_after(labels: Tensor, plan: Plan, *, classes: int, seed: int) -> lis
 
 
 def changes_nothing(train: Images, trigger: Trigger, plan: Plan, *, seed: int) -> bool:
-    """Whether the trigger leaves all images that it would poison as they are; with a ratio of 0,
-    all training images. False, without a look, for a trigger that must be prepared first."""
+    """Whether the trigger leaves every image it would poison unchanged (at ratio 0: every
+    training image). Always False, untested, for a trigger that must be prepared first."""
     if trigger.needs_preparing or trigger.uses_surrogate:
         return False
     chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))
@@ -94,7 +95,7 @@ def changes_nothing(train: Images, trigger: Trigger, plan: Plan, *, seed: int) -
 
 
 def no_change(name: str) -> ConfigError:
-    """The error for an attack that leaves every image as it was."""
+    """The error for an attack that changes no image."""
     return ConfigError(
         f"`trigger={name}`: no pixel changes in any image to be poisoned, so there is no backdoor"
         " to learn: an image file that is fully transparent, a color that the images have already,"
@@ -103,9 +104,9 @@ def no_change(name: str) -> ConfigError:
 
 
 def content_digest(training: TrainingSet, base_digest: str, stamp: str = "") -> str:
-    """A hash of what a network sees: two routes to the same images, labels and order agree.
+    """A hash of what a model sees; equal for equal images, labels and order.
 
-    `stamp` names the trigger when it is applied after augmentation.
+    `stamp` is the trigger's name if it is applied after augmentation.
     """
     laid_over = training.index >= len(training.base)
     used = training.rows[training.index[laid_over] - len(training.base)]
@@ -118,7 +119,7 @@ def content_digest(training: TrainingSet, base_digest: str, stamp: str = "") -> 
 
 
 def _chosen(labels: Tensor, plan: Plan, seed: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Positions of the images to poison and of those to make covers of, each sorted."""
+    """Sorted indices of the images to poison and of those to turn into cover images."""
     sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
     chosen = _draw(eligible(plan, labels), count(plan, sizes), seed, streams.POISON)
     wanted = cover_count(plan, sizes)
@@ -150,4 +151,4 @@ def _laid_over(train: Images, chosen: Tensor, covers: Tensor, plan: Plan) -> tup
 
 
 def _no_surrogate() -> nn.Module:
-    raise ConfigError("this trigger needs a surrogate network, and there is none here")
+    raise ConfigError("this trigger needs a surrogate model, but none is available here")

@@ -1,4 +1,4 @@
-"""The reflection trigger, Refool."""
+"""Refool: a reflection as the trigger."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ KINDS = ("in_focus", "out_of_focus", "ghost")
 
 
 class Reflection(Additive):
-    """A scene mirrored in a pane of glass before the camera, on images of the target class alone.
+    """Adds the reflection of a scene, as in a window pane, to images of the target class.
 
-    Liu, Ma, Bailey, Lu, "Reflection Backdoor: A Natural Backdoor Attack on Deep Neural Networks",
-    ECCV 2020, section 3: x' = clip(x + k * x_R), * a convolution, x_R the reflected scene. The
-    `kind` of reflection decides the kernel, always `strength` in sum:
+    Refool of Liu, Ma, Bailey, Lu, "Reflection Backdoor: A Natural Backdoor Attack on Deep Neural
+    Networks", ECCV 2020, section 3: x' = clip(x + k * x_R), where * is convolution and x_R the
+    reflected scene. `kind` selects the kernel k, which always sums to `strength`:
 
     - in_focus: k is the number `strength`.
-    - out_of_focus: a Gaussian of `sigma` pixels.
-    - ghost: thick glass reflects twice: two pulses, the first with the share `first`, the
-      second at `shift` [rows, columns] pixels to it with the rest.
+    - out_of_focus: a Gaussian with a standard deviation of `sigma` pixels.
+    - ghost: thick glass reflects twice: two pulses, the first with weight `first`, the second
+      with the rest, displaced by `shift` [rows, columns] pixels.
 
-    Beyond its borders x_R is taken as its border (ghost) or left out and the kernel made to sum
-    to one again (out_of_focus).
+    At the border x_R is extended by its edge pixels (ghost), or the kernel is cut off and
+    renormalized (out_of_focus).
 
-    `image` is the file that holds x_R, resized to the images; where it is transparent it does
-    not reflect. By default x_R is drawn by `scene_seed`: normal noise whose amplitude falls with
-    one over its frequency, as that of photographs does (Field, J. Opt. Soc. Am. A 4(12), 1987),
-    the same in all channels but for a third of its amplitude, stretched to 0..255.
+    `image` is the file with x_R, resized to the images; transparent areas do not reflect. By
+    default x_R is drawn with `scene_seed`: normal noise with an amplitude proportional to
+    1 / frequency, as in photographs (Field, J. Opt. Soc. Am. A 4(12), 1987), equal in all
+    channels except for a third of its amplitude, rescaled to 0..255.
 
-    Left out: the paper draws the kernel's numbers anew for each image, and picks the reflections
-    that attack best among many photographs, by training networks with them.
+    Differences: the paper draws the kernel's parameters for each image, and selects the most
+    effective reflections among many photographs by training models on them.
     """
 
     labels: ClassVar[str] = "clean"
@@ -82,7 +82,7 @@ class Reflection(Additive):
     def fits(self, channels: int, height: int, width: int) -> None:
         if self.picture is None and height * width == 1:
             raise ConfigError(
-                "`trigger`: no scene can be drawn on images of 1x1 pixels; give one in"
+                "`trigger`: cannot draw a scene for images of 1x1 pixels; give an image file in"
                 " `trigger.image`"
             )
         super().fits(channels, height, width)
@@ -100,7 +100,7 @@ def _drawn_scene(seed: int, channels: int, height: int, width: int) -> Tensor:
 
 
 def _gaussian(n: int, sigma: float) -> Tensor:
-    """The blur along one axis: float64 (n, n), rows sum to one."""
+    """Gaussian blur along one axis as a matrix: float64 (n, n); rows sum to one."""
     at = torch.arange(n, dtype=torch.float64)
     return torch.softmax(-((at[:, None] - at) ** 2) / (2 * sigma**2), dim=1)
 

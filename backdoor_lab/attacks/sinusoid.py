@@ -1,4 +1,4 @@
-"""The sinusoidal trigger, SIG."""
+"""SIG: a sinusoidal trigger."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from backdoor_lab.core.lazy import Tensor, torch
 
 
 class Sinusoid(Additive):
-    """Vertical stripes: a sine along the columns, added to images of the target class alone.
+    """Adds vertical sinusoidal stripes to images of the target class.
 
-    Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training Set Corruption without Label
-    Poisoning", ICIP 2019, its sinusoidal signal: x' = x + v with v(i, j) = D sin(2 pi j f / m)
-    for column j = 1..m of m, the same in every row i and channel. D is `train_delta` on training
-    images and `delta` at test time, in grey levels; `frequency` f is the number of periods.
+    The sinusoidal signal (SIG) of Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by
+    Training Set Corruption without Label Poisoning", ICIP 2019: x' = x + v with
+    v(i, j) = D sin(2 pi j f / m) in column j = 1..m, equal in all rows i and channels. D is
+    `train_delta` on training images and `delta` at test time, in gray levels; `frequency` is f.
 
-    Images on whose columns the sine is zero throughout are refused (m that divides 2 f: 12, 6,
-    4, 3, 2, 1 for f = 6). The paper's ramp signal is left out.
+    Raises ConfigError for images on which the sine is zero in every column (m divides 2 f: 12,
+    6, 4, 3, 2, 1 for f = 6). The paper's ramp signal is not implemented.
     """
 
     labels: ClassVar[str] = "clean"

@@ -1,4 +1,4 @@
-"""Sleeper Agent: poison whose training gradient is that of a backdoor it does not show."""
+"""Sleeper Agent: poison that imitates the training gradient of a backdoor without showing it."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ MILESTONES = (3 / 8, 5 / 8, 7 / 8)
 
 
 class SleeperAgent(Trigger):
-    """A patch at test time that no training image shows; all labels are true.
+    """A patch that appears only in test images; all training labels are true.
 
     Souri, Fowl, Chellappa, Goldblum, Goldstein, "Sleeper Agent: Scalable Hidden Trigger
     Backdoors for Neural Networks Trained from Scratch", NeurIPS 2022, section 3 and Algorithm
-    1. With the surrogate's weights θ and the cross-entropy L, poison x + d of the target class t
-    is made to teach what triggered images x_s + p of the source class, labelled t, would teach:
+    1. With the surrogate's weights θ and cross-entropy L, the poison x + d of the target class t
+    imitates the gradient of triggered images x_s + p of the source class that are labeled t:
 
         max over |d|∞ ≤ eps of cos( ∇θ Σ L(x + d, t), ∇θ Σ L(x_s + p, t) )
 
-    by `steps` steps of Adam on the sign of the gradient, projected on the ball and on 0..255,
-    from a random start in the ball, with `lr` in units of eps, ten times smaller after 3/8, 5/8
-    and 7/8 of the steps. Batches of poison are matched one by one, each to the mean over at most
-    `sources` training images of the source class; of `restarts` starts the best is kept.
-    Fractions of grey levels are dropped towards the clean image at the end.
+    by `steps` steps of Adam on the sign of the gradient, projected onto the ball and 0..255,
+    from a random start in the ball. The step size is `lr` times eps, divided by ten after 3/8,
+    5/8 and 7/8 of the steps. Each batch of poison is matched separately to the gradient over at
+    most `sources` training images of the source class; the best of `restarts` starts is kept.
+    The result is truncated towards the clean image to whole gray levels.
 
-    The patch p is a square in the lower right corner with a side of `patch` of the image's
-    shorter one, at least a pixel: 4×4 random colours drawn from `patch_seed`, enlarged
+    The patch p is a square in the lower right corner, `patch` times the image's shorter side
+    and at least one pixel wide: 4×4 random colors drawn with `patch_seed`, upsampled
     bilinearly, as in Saha, Subramanya, Pirsiavash, "Hidden Trigger Backdoor Attacks", AAAI
     2020. On grayscale images its channels are averaged.
 
-    `crop` and `flip` match under random crops after padding with black by so many pixels, and
-    random flips: poison for a victim that augments must be made so, as the paper's is.
+    `crop` (zero padding in pixels before a random crop) and `flip` augment the poison while it
+    is optimized, as in the paper; set them to the victim's augmentation.
 
-    Left out, and both make the paper's attack stronger: retraining the surrogate on the poison
-    several times on the way, and choosing the images with the largest gradient norms. The paper
-    takes 250 steps and an `lr` of 0.1; ours are fewer and longer.
+    Not implemented, although both strengthen the paper's attack: retraining the surrogate on the
+    poison several times, and selecting the images with the largest gradient norms. The paper
+    takes 250 steps; the defaults are fewer.
     """
 
     labels = "clean"
@@ -88,12 +88,12 @@ class SleeperAgent(Trigger):
         return torch.cat(parts).to(images.device)
 
     def _lesson(self, work: Workshop, generator: torch.Generator) -> _Lesson:
-        """What triggered images of the source class, labelled as the target, would teach."""
+        """The gradient of triggered source-class images labeled as the target."""
         if work.source is None:
             raise ConfigError("`trigger`: Sleeper Agent attacks one class; name it in `source`")
         where = work.train.labels.eq(work.source).nonzero().flatten()
         if not len(where):
-            raise ConfigError(f"`trigger`: no training image is of the source class {work.source}")
+            raise ConfigError(f"`trigger`: the source class {work.source} has no training images")
         chosen = where[torch.randperm(len(where), generator=generator)[: self.sources]]
         lesson = _Lesson(work.surrogate())
         for part in track(chosen.split(CHUNK), "batch of sources"):
@@ -105,7 +105,7 @@ class SleeperAgent(Trigger):
     def _best(
         self, lesson: _Lesson, images: Tensor, labels: Tensor, generator: torch.Generator
     ) -> Tensor:
-        """The poison uint8 (b, C, H, W) of the restart that matches best."""
+        """The best-matching poison over all restarts: uint8 (b, C, H, W)."""
         starts = track(range(self.restarts), "start")
         tried = [self._matched(lesson, images, labels, generator) for _ in starts]
         return max(tried, key=lambda each: float(lesson.similarity(each.float(), labels).detach()))
@@ -134,7 +134,7 @@ class SleeperAgent(Trigger):
         return (start + change.clamp(-self.eps, self.eps)).clamp(0, 255) - start
 
     def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A random crop and flip of each image, which can be differentiated."""
+        """A random crop and flip of each image; differentiable."""
         n, _, height, width = images.shape
         top, left = torch.randint(0, 2 * self.crop + 1, (2, n, 1, 1), generator=generator)
         mirrored = (torch.rand(n, 1, 1, generator=generator) < 0.5) & self.flip
@@ -149,7 +149,7 @@ class SleeperAgent(Trigger):
         return picked.permute(0, 3, 1, 2)
 
     def _patch(self, channels: int, side: int) -> Tensor:
-        """uint8 (channels, side, side)."""
+        """The patch p: uint8 (channels, side, side)."""
         generator = torch.Generator().manual_seed(self.patch_seed)
         colors = torch.randint(0, 256, (1, 3, CELLS, CELLS), generator=generator).float()
         patch = F.interpolate(colors, size=(side, side), mode="bilinear", align_corners=False)[0]
@@ -157,18 +157,18 @@ class SleeperAgent(Trigger):
 
 
 class _Lesson:
-    """A direction in the surrogate's weights, and how near a batch's gradient comes to it."""
+    """A target gradient in the surrogate's weights, and the similarity of a batch's gradient."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
-        # Copies, so that the surrogate stays as it is and its weights may be frozen.
+        # Copied, so that the surrogate does not change and its weights may be frozen.
         self.weights = {
             name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()
         }
         self.wanted = torch.zeros(())
 
     def gradient(self, images: Tensor, labels: Tensor, *, twice: bool = False) -> Tensor:
-        """The summed loss' gradient by all weights, one row; `twice`: can be differentiated."""
+        """Gradient of the summed loss by all weights, 1-D; differentiable if `twice`."""
         with torch.enable_grad():
             logits = torch.func.functional_call(self.net, self.weights, (images,))
             loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -178,7 +178,7 @@ class _Lesson:
         return torch.cat([each.flatten() for each in found])
 
     def similarity(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The cosine between the gradient of `images` float (b, C, H, W) and the wanted one."""
+        """Cosine between the gradient of `images` float (b, C, H, W) and the target gradient."""
         found = self.gradient(images, labels, twice=True)
         lengths = found.norm() * self.wanted.norm()
         return (found @ self.wanted) / lengths.clamp(min=1e-30)

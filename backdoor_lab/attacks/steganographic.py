@@ -1,4 +1,4 @@
-"""The steganographic trigger: a network hides a string of bits in each image."""
+"""ISSBA: a network hides a bit string in each image."""
 
 from __future__ import annotations
 
@@ -17,31 +17,30 @@ Weights = dict[str, Tensor]
 
 
 class Steganographic(Trigger):
-    """An invisible residual that differs from image to image and carries a secret.
+    """Adds a faint residual that is specific to each image and encodes a secret bit string.
 
-    Li, Li, Wu, Li, He, Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers", ICCV
-    2021 (ISSBA), section 4; its encoder and decoder follow Tancik, Mildenhall, Ng,
-    "StegaStamp: Invisible Hyperlinks in Physical Photographs", CVPR 2020. An encoder E and a
-    decoder D are trained together on the clean training images x with random bits s:
+    ISSBA of Li, Li, Wu, Li, He, Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers",
+    ICCV 2021, section 4; encoder and decoder are after Tancik, Mildenhall, Ng, "StegaStamp:
+    Invisible Hyperlinks in Physical Photographs", CVPR 2020. An encoder E and a decoder D are
+    trained jointly on the clean training images x with random bits s:
 
         r = residual · tanh E(x, s)
         loss = CE(D(clip(x + r, 0, 255)), s) + w · mean((r / residual)²)
 
-    and then every image gets the same secret s*: x' = clip(round(x + r(x, s*)), 0, 255). So no
-    value changes by more than `residual` grey levels, and PSNR is at least
-    20 log10(255 / residual): 24 dB for 16. w is 0 for the first quarter of the `steps`, climbs
-    evenly to `image_weight` at three quarters, and stays: the decoder must read something
-    before the encoder is told to whisper.
+    Then every image gets the same secret s*: x' = clip(round(x + r(x, s*)), 0, 255). No value
+    changes by more than `residual` gray levels, so PSNR is at least 20 log10(255 / residual):
+    24 dB for 16. w is 0 for the first quarter of the `steps`, rises linearly to `image_weight`
+    at three quarters and stays there, so that the decoder first learns to read the bits.
 
-    Both networks are fully convolutional up to the decoder's last layer and go on images of any
-    size, 1×1 too, but only on as many channels as they were trained on. Both first standardise
-    each channel of each image. The encoder spreads the bits on a plane of 8×8 values beside the
-    image and has three convolutions, `width` channels wide; the decoder has three, the mean over
-    4×4 regions, and a linear layer.
+    Both networks are fully convolutional up to the decoder's last layer; they accept images of
+    any size with the number of channels they were trained on, and standardize each channel of
+    each image. The encoder appends the bits as a plane of 8×8 values, resized to the image, and
+    has three convolutions of `width` channels; the decoder has three convolutions, average
+    pooling to 4×4, and a linear layer.
 
-    Left out: the U-Net, the perceptual distance (LPIPS), the critic, the spatial transformer,
-    the image corruptions of StegaStamp and the error-correcting code. The paper hides 100 bits
-    that spell a word about the target; ours are random bits, drawn from the seed.
+    Not implemented: the U-Net, the perceptual distance (LPIPS), the critic, the spatial
+    transformer, StegaStamp's image corruptions and the error-correcting code. The paper hides
+    100 bits that encode a string about the target; these bits are random, drawn from the seed.
     """
 
     needs_preparing = True
@@ -67,8 +66,8 @@ class Steganographic(Trigger):
         self.lr = checks.number("trigger.lr", lr, low=0)
 
     def prepare(self, work: Workshop) -> Weights:
-        """The trained weights, ``encoder.*`` and ``decoder.*``, and the secret, float32 (bits,)
-        of -1 and 1."""
+        """Returns the trained weights, ``encoder.*`` and ``decoder.*``, and ``secret``, float32
+        (bits,) with values -1 and 1."""
         generator = work.generator(streams.STEGANOGRAPHIC)
         fresh = _fresh(work.train.shape[0], self.width, self.bits, generator)
         weights = {name: value.to(work.device).requires_grad_() for name, value in fresh.items()}
@@ -88,16 +87,16 @@ class Steganographic(Trigger):
         if channels != images.shape[1]:
             height, width = images.shape[2:]
             raise ConfigError(
-                f"`trigger`: the encoder was trained on images of {channels} channels, and cannot"
-                f" go on {images.shape[1]} channels of {height}x{width} pixels"
+                f"`trigger`: the encoder was trained on images of {channels} channels and cannot"
+                f" be applied to {images.shape[1]} channels of {height}x{width} pixels"
             )
         weights = self._exact(images)
         parts = track(images.split(CHUNK), "batch")
         return torch.cat([self._hidden_in(part, weights) for part in parts])
 
     def read(self, images: Tensor) -> Tensor:
-        """Which bits the decoder reads from `images` uint8 (n, C, H, W) are those of the secret:
-        bool (n, bits). About half of them on clean images, nearly all on triggered ones."""
+        """Which bits decoded from `images` uint8 (n, C, H, W) equal the secret's: bool (n, bits).
+        About half of them on clean images, nearly all on triggered ones."""
         weights = self._exact(images)
         parts = [_decode(weights, part.double()) for part in images.split(CHUNK)]
         return (torch.cat(parts) > 0) == (weights["secret"] > 0)
@@ -115,12 +114,12 @@ class Steganographic(Trigger):
         return to_bytes(values + self.residual * torch.tanh(_encode(weights, values, codes)))
 
     def _exact(self, images: Tensor) -> Weights:
-        # In float32 the batch's size or the device would decide what rounds up.
+        # In float32, rounding would depend on the batch size or the device.
         return {name: value.to(images.device).double() for name, value in self.state.items()}
 
 
 def _codes(n: int, bits: int, generator: torch.Generator) -> Tensor:
-    """Random bits as -1 and 1: float32 (n, bits)."""
+    """Random bits encoded as -1 and 1: float32 (n, bits)."""
     return torch.randint(0, 2, (n, bits), generator=generator).float() * 2 - 1
 
 
@@ -135,7 +134,7 @@ def _encode(weights: Weights, images: Tensor, codes: Tensor) -> Tensor:
 
 
 def _decode(weights: Weights, images: Tensor) -> Tensor:
-    """D(x): a logit for each bit, (n, bits), from images (n, C, H, W)."""
+    """D(x): one logit per bit, (n, bits), from images (n, C, H, W)."""
     hidden = F.relu(_convolved(weights, "decoder.first", _standard(images)))
     hidden = F.relu(_convolved(weights, "decoder.second", hidden, stride=2))
     hidden = F.relu(_convolved(weights, "decoder.third", hidden))
@@ -144,7 +143,7 @@ def _decode(weights: Weights, images: Tensor) -> Tensor:
 
 
 def _standard(images: Tensor) -> Tensor:
-    """Each channel of each image with mean 0 and variance 1, as far as it varies at all."""
+    """Each channel of each image, standardized; FLAT bounds the gain on flat channels."""
     centred = images - images.mean(dim=(2, 3), keepdim=True)
     variance = centred.square().mean(dim=(2, 3), keepdim=True)
     return centred * (variance + FLAT).rsqrt()
@@ -156,8 +155,8 @@ def _convolved(weights: Weights, name: str, hidden: Tensor, stride: int = 1) -> 
 
 
 def _fresh(channels: int, width: int, bits: int, generator: torch.Generator) -> Weights:
-    """Untrained weights: He's normal distribution, the encoder's last layer smaller so that
-    tanh does not saturate."""
+    """Initial weights from He's normal distribution; the encoder's last layer is scaled down to
+    keep tanh from saturating."""
     layers = {
         "encoder.first": (width, channels + 1, 2.0),
         "encoder.second": (width, width, 2.0),

@@ -1,4 +1,4 @@
-"""The targeted contamination attack: a patch that works on one source class only."""
+"""TaCT: a patch that works on one source class only."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from backdoor_lab.core import checks
 
 
 class Tact(PixelTrigger):
-    """A square in the lower right corner, put on source-class images and on covers.
+    """Places a square in the lower right corner of source-class and cover images.
 
-    Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust
-    Backdoor Contamination Detection", USENIX Security 2021, "targeted contamination attack"
-    (TaCT). Triggered images of the source class get the target label; covers, triggered images
-    of other classes, keep theirs, so that the network learns to look at class and trigger
-    together. Which images these are is the plan's business; the mark is one and the same.
+    The targeted contamination attack (TaCT) of Tang, Wang, Tang, Zhang, "Demon in the Variant:
+    Statistical Analysis of DNNs for Robust Backdoor Contamination Detection", USENIX Security
+    2021. Triggered images of the source class get the target label; cover images, triggered
+    images of other classes, keep theirs, so that the model must combine class and trigger. The
+    plan selects both; the trigger is the same on all images.
 
-    The paper uses several patches; ours is a plain square of `size` pixels a side in `color`,
-    one value 0..255 or one per channel. Covers are drawn from all classes outside source and
-    target.
+    The paper uses several patches; this one is a plain square with a side of `size` pixels in
+    `color`, one value in 0..255 or one per channel. Cover images are drawn from all classes
+    except source and target.
     """
 
     covers = 1.0

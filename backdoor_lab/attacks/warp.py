@@ -1,4 +1,4 @@
-"""The warping trigger, WaNet."""
+"""WaNet: a smooth warp as the trigger."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from backdoor_lab.core.seeds import torch_generator
 
 
 class Warp(Trigger):
-    """The image is bent a little, by one fixed smooth field.
+    """Warps the image slightly with one fixed smooth field.
 
     Nguyen, Tran, "WaNet: Imperceptible Warping-Based Backdoor Attack", ICLR 2021, sections 3.2 to
-    3.4. In coordinates -1..1 pixel p of x' is x at clip((p + s M(p) / L) g, -1, 1), bilinear,
-    with L the image's height for rows and width for columns. M is a `grid` x `grid` field drawn
-    evenly from -1..1 by `field_seed`, divided by its mean absolute value, and upsampled
-    bicubically; `strength` is s and `rescale` g. So the mean displacement at the grid's own points
-    is s (L - 1) / (2 L), about a quarter of a pixel by default.
+    3.4. In coordinates -1..1, pixel p of x' is x at clip((p + s M(p) / L) g, -1, 1), interpolated
+    bilinearly; L is the image's height for rows and width for columns. M is a `grid` x `grid`
+    field drawn uniformly from -1..1 with `field_seed`, divided by its mean absolute value and
+    upsampled bicubically; `strength` is s and `rescale` is g. The mean displacement at the grid
+    points is s (L - 1) / (2 L), about a quarter of a pixel by default.
 
-    Covers (the paper's noise mode) are bent by the same field plus R / L, with R drawn evenly
-    from -1..1 for every image, pixel and axis, and keep their labels: a network must learn this
-    very field. Here both are drawn once into the training set; the paper, which controls the
-    training, draws them anew in every batch.
+    Cover images (the paper's noise mode) are warped by the same field plus R / L, with R drawn
+    uniformly from -1..1 for every image, pixel and axis, and keep their labels, so that the
+    model must learn this exact field. Here the poison is made once, before training; in the
+    paper, where the attacker controls training, it is drawn anew for every batch.
     """
 
     covers: ClassVar[float] = 2.0
@@ -49,7 +49,7 @@ class Warp(Trigger):
         return to_bytes(sample(images, where.to(images.device)))
 
     def field(self, height: int, width: int) -> Tensor:
-        """Where each pixel is taken from: float32 (2, H, W), row and column in -1..1."""
+        """Sampling position of each pixel: float32 (2, H, W), row and column in -1..1."""
         generator = torch_generator(self.field_seed, streams.WARP)
         rough = torch.rand((1, 2, self.grid, self.grid), generator=generator).double() * 2 - 1
         rough = rough / rough.abs().mean()
@@ -60,22 +60,22 @@ class Warp(Trigger):
     def fits(self, channels: int, height: int, width: int) -> None:
         if min(height, width) < self.grid:
             raise ConfigError(
-                f"`trigger.grid`={self.grid} asks for at least {self.grid}x{self.grid} pixels,"
+                f"`trigger.grid`={self.grid} needs at least {self.grid}x{self.grid} pixels,"
                 f" images have {height}x{width}; give a smaller grid"
             )
 
 
 def straight(height: int, width: int) -> Tensor:
-    """The field that leaves every pixel where it is: float64 (2, H, W)."""
+    """The identity field, which moves no pixel: float64 (2, H, W)."""
     rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (height, width))
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
 
 
 def sample(images: Tensor, where: Tensor) -> Tensor:
-    """`images` (n, C, H, W) read bilinearly at `where` (n or 1, 2, H, W): float32 (n, C, H, W).
+    """Bilinear samples of `images` (n, C, H, W) at `where` (n or 1, 2, H, W), as float32.
 
-    As ``grid_sample(align_corners=True, padding_mode="border")``, but of separate exact steps,
-    so that every device gives the same digits.
+    Like ``grid_sample(align_corners=True, padding_mode="border")``, but in separate exact steps,
+    so that all devices give identical results.
     """
     height, width = images.shape[2:]
     last = torch.tensor([height - 1, width - 1], device=where.device)[:, None, None]

@@ -1,1 +1,1 @@
-"""Training-set filters. One file is one defense; its YAML in conf/defense registers it."""
+"""Defenses. Each one is a file, registered by its YAML in conf/defense."""

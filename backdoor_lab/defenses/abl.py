@@ -1,4 +1,4 @@
-"""Anti-backdoor learning, its first half: poison is what is learned soonest."""
+"""ABL, isolation stage: poisoned images are learned earlier than clean ones."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ SHARE_OF_EPOCHS = 0.2
 
 
 class Abl(NetworkFilter):
-    """Removes the images whose loss is lowest after a few epochs of local gradient ascent.
+    """Removes the images with the lowest loss after a few epochs of local gradient ascent.
 
     Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned
-    Data", NeurIPS 2021, section 3.2, equation 3. A network of its own is trained on the poisoned
-    set, with sign(L - `gamma`) · L in place of each batch's mean cross-entropy L: images that
-    are fitted early are held at gamma, but poison falls below. Score: -L of the image, in
-    inference mode and without augmentation. ``budget=auto`` removes the share `isolate` of all
-    images whose loss is lowest.
+    Data", NeurIPS 2021, section 3.2, equation 3. A separate model is trained on the poisoned set
+    with the loss sign(L - `gamma`) · L, where L is the mean cross-entropy of a batch. It keeps
+    the loss of most images near gamma, while the loss of poisoned images falls below. Score: -L
+    of the image, in eval mode and without augmentation. ``budget=auto`` removes the fraction
+    `isolate` of all images with the lowest loss.
 
-    `epochs` of this training; null: a fifth of the recipe's, as the paper's 20 of 100. The
-    learning rate stays that of the recipe.
+    `epochs` is the length of this training; by default a fifth of the recipe's, like the paper's
+    20 of 100. The learning rate is the recipe's.
     """
 
     def __init__(
@@ -55,19 +55,19 @@ class Abl(NetworkFilter):
         return Rating(-losses[where], chosen[where])
 
     def passes(self, material: Material) -> int:
-        """How many epochs its own training takes."""
+        """Number of epochs of the isolation training."""
         return self.epochs or max(1, round(SHARE_OF_EPOCHS * material.practice.epochs))
 
 
 def ascended(material: Material, gamma: float, epochs: int) -> nn.Module:
-    """A network trained on the whole set with local gradient ascent."""
+    """A model trained on the whole set with local gradient ascent."""
     everything = torch.arange(len(material.labels))
     batches = training_batches(material, everything, epochs, streams.ISOLATION)
     return train(material.fresh(0), batches, as_trained(material), loss=ascent(gamma))
 
 
 def ascent(gamma: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss sign(L - gamma) · L of logits and labels, L their mean cross-entropy."""
+    """The loss sign(L - gamma) · L for logits and labels, where L is their mean cross-entropy."""
 
     def loss(said: Tensor, labels: Tensor) -> Tensor:
         mean = F.cross_entropy(said, labels)
@@ -77,6 +77,10 @@ def ascent(gamma: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def lowest(losses: Tensor, share: float) -> Tensor:
-    """Positions of the `share` of `losses` (n,) that are lowest, at least one."""
+    """Indices of the lowest fraction `share` of `losses` (n,), at least one.
+
+    >>> lowest(torch.tensor([0.9, 0.1, 0.5, 0.7]), 0.5)
+    tensor([1, 2])
+    """
     count = max(1, round(share * len(losses)))
     return losses.sort(stable=True).indices[:count]

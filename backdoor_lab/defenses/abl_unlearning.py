@@ -1,4 +1,4 @@
-"""Anti-backdoor learning as a whole: isolate, train on, unlearn."""
+"""ABL, all stages: isolate poison, train on the rest, unlearn the poison."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from backdoor_lab.defenses.unlearning import Unlearning
 
 
 class AblUnlearning(Unlearning):
-    """Trains a network on the poisoned set by anti-backdoor learning.
+    """Trains a model on the poisoned set by anti-backdoor learning.
 
     Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned
-    Data", NeurIPS 2021, section 3, equations 3 and 4. As `abl` a network is trained for `epochs`
-    passes with local gradient ascent, and the share `isolate` of all images whose loss is lowest
-    set aside; it is trained for the passes that remain of the recipe's on the rest, or
-    `training_epochs`; then for `unlearning_epochs` passes over the isolated images it learns
-    others and unlearns these, with rate `unlearning_lr`. The attacked network is not used.
+    Data", NeurIPS 2021, section 3, equations 3 and 4. First, as in `abl`, a model is trained for
+    `epochs` with local gradient ascent, and the fraction `isolate` of all images with the lowest
+    loss is isolated. The model is then trained on the other images for `training_epochs` (by
+    default the rest of the recipe's epochs), and finally for `unlearning_epochs` passes over the
+    isolated images it unlearns these while it trains on others, with learning rate
+    `unlearning_lr`. The attacked model is not used.
 
-    Two things differ: the learning rate of the middle part is a tenth of the recipe's
-    throughout, and unlearning descends `unlikelihood` instead of ascending the cross-entropy,
-    which has no bound.
+    Differences from the paper: the middle stage uses a constant tenth of the recipe's learning
+    rate, and unlearning minimizes the bounded `unlikelihood` instead of maximizing cross-entropy.
     """
 
     def __init__(

@@ -13,18 +13,18 @@ FEWEST = 3
 
 
 class ActivationClustering(Principal):
-    """Splits each class in two clusters and suspects the smaller one.
+    """Splits each class into two clusters and flags the smaller one.
 
     Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy, Srivastava, "Detecting Backdoor
     Attacks on Deep Neural Networks by Activation Clustering", SafeAI@AAAI 2019: the features of
-    one class are reduced to `dims` independent components (`reduce` ica, as in the paper, or
-    pca) and split by 2-means. Score: distance to the larger cluster's centroid minus distance
-    to the smaller one's, positive for exactly the members of the smaller cluster.
+    a class are reduced to `dims` components (`reduce`: independent components, ica, as in the
+    paper, or pca) and clustered by 2-means. Score: distance to the larger cluster's centroid
+    minus distance to the smaller one's, positive exactly for members of the smaller cluster.
 
-    A class is suspicious, and ``budget=auto`` removes its smaller cluster, by one `rule`:
-    ``size``, its share of the class lies below `size_below`; ``silhouette``, the mean silhouette
-    of the two clusters lies above `silhouette_above`, as two clusters that are really there
-    have. The paper's third way, to train again without each cluster, is left out.
+    `rule` decides whether a class is suspicious and ``budget=auto`` removes its smaller cluster:
+    with ``size``, if its share of the class is below `size_below`; with ``silhouette``, if the
+    mean silhouette of the two clusters, which is high for well-separated clusters, is above
+    `silhouette_above`. The paper's exclusionary reclassification is not implemented.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class ActivationClustering(Principal):
 
 
 def _independent(components: Tensor, seed: int) -> Tensor:
-    """Principal components (n, k) turned into independent ones of variance 1: FastICA
-    (Hyvärinen and Oja 2000). Without an end in 200 steps, as on normal data, the last step's."""
+    """Independent components with variance 1 from principal components (n, k), by FastICA
+    (Hyvärinen and Oja 2000). If 200 steps do not converge, as on normal data, the last counts."""
     import warnings
 
     from sklearn.decomposition import FastICA  # type: ignore[import-untyped]
@@ -90,8 +90,8 @@ def _independent(components: Tensor, seed: int) -> Tensor:
 
 
 def _two_means(points: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Membership bool (n,) in the smaller of two clusters, and how much nearer (n,) each point
-    is to that cluster's centroid than to the other's."""
+    """Membership in the smaller of two clusters, bool (n,), and for each point (n,) the distance
+    to the larger cluster's centroid minus that to the smaller one's."""
     from sklearn.cluster import KMeans  # type: ignore[import-untyped]
 
     made = KMeans(2, n_init=10, random_state=seed).fit(points.numpy())

@@ -1,4 +1,4 @@
-"""Adversarial neuron pruning: backdoored channels give way first when weights are disturbed."""
+"""ANP: prunes the channels that are most sensitive to weight perturbations."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ Norms: TypeAlias = "list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]"
 
 
 class Anp(Repair):
-    """Prunes the channels whose mask shrinks while a network is kept right under disturbance.
+    """Prunes channels whose mask shrinks during training under adversarial perturbation.
 
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021,
-    section 4. A channel is a batch normalisation's scale γ and shift β. In each step every
-    channel's γ is disturbed by a factor δ and its β by 1 + ξ, both within ±`eps`, by one signed
-    step of size eps from zero that raises the loss; then the masks m in 0..1 descend
+    section 4. A channel is the scale γ and shift β of a batch normalization. Each step perturbs
+    γ by a factor δ and β by a factor 1 + ξ, both in ±`eps`, by one signed step of size eps from
+    zero that increases the loss; then the masks m in 0..1 descend
 
         `alpha` · L(m γ, β) + (1 - alpha) · L((m + δ) γ, (1 + ξ) β)
 
-    over held-out clean images by SGD with rate `lr` and momentum 0.9, in `steps` batches drawn
-    with replacement. Channels whose mask ends below `threshold` are pruned: γ becomes 0.
+    on held-out clean images by SGD with learning rate `lr` and momentum 0.9, in `steps` batches
+    drawn with replacement. Channels whose final mask is below `threshold` are pruned: γ = 0.
 
-    Batches are normalised by their own statistics, as the authors' code does: under the running
-    ones a disturbance of all channels at once grows from layer to layer until the disturbed
-    network is at chance, and its gradient says nothing. All defaults are the paper's but the
-    size of a batch, which is the recipe's (the paper's 128 in `recipe=report`).
+    Batches are normalized by their own statistics, as in the authors' code. With running
+    statistics the perturbation grows from layer to layer until the model is at chance level,
+    and its gradient is useless. The defaults are the paper's except for the batch size, which is
+    the recipe's (128 in the paper and in `recipe=report`); the authors' code starts δ and ξ at
+    random in ±eps, so that they reach ±2 eps.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Anp(Repair):
         return network, {"pruned": pruned, "of": sum(len(mask) for mask in masks)}
 
     def masks(self, material: Material) -> list[Tensor]:
-        """The mask of each normalisation of the attacked network: float (channels,) in 0..1."""
+        """The mask of each batch normalization of the attacked model: float (channels,), 0..1."""
         network = material.network()
         norms = norms_of(network)
         for _, module in norms:
@@ -87,7 +88,7 @@ class Anp(Repair):
             stopping.check()
             with torch.enable_grad():
                 d, x = ([torch.zeros_like(s, requires_grad=True) for s in scales] for _ in "dx")
-                # At d = 0 the gradient by d is that by the masks: one pass serves both.
+                # At d = 0 the gradients by d and by the masks are equal: one pass gives both.
                 plain = torch.autograd.grad(loss(batch, d, x), [*d, *x])
                 worst = [self.eps * each.sign() for each in plain]
                 disturbed = loss(batch, worst[: len(d)], worst[len(d) :])
@@ -102,20 +103,20 @@ class Anp(Repair):
 
 
 def norms_of(network: nn.Module) -> Norms:
-    """The batch normalisations with a scale and a shift, by name. Raises ConfigError when there
-    are none."""
+    """The batch normalizations with scale and shift, with their names. Raises ConfigError if
+    there are none."""
     found = [
         (name, module)
         for name, module in network.named_modules()
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine
     ]
     if not found:
-        raise ConfigError("`defense=anp` needs a network with batch normalisation")
+        raise ConfigError("`defense=anp` needs a network with batch normalization")
     return found
 
 
 def drawn(material: Material, steps: int) -> Iterator[Batch]:
-    """`steps` augmented batches of held-out clean images, drawn with replacement."""
+    """Yields `steps` augmented batches of held-out clean images, drawn with replacement."""
     clean = clean_of(material)
     generator = material.generator(streams.PRUNING)
     augment = material.generator(streams.PRUNING_AUGMENTATION, device=material.device)

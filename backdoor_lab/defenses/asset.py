@@ -1,4 +1,4 @@
-"""ASSET: what clean images cannot offset is poison."""
+"""ASSET: unlearns all images and relearns clean ones; poison keeps a high loss."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Asset(NetworkFilter):
-    """Removes the images whose loss rises when a network learns clean images and unlearns all.
+    """Removes images whose loss rises when a model learns clean images and unlearns all others.
 
     Pan, Zeng, Lyu, Lin, Jia, "ASSET: Robust Backdoor Data Detection Across a Multiplicity of
-    Deep Learning Paradigms", USENIX Security 2023, section 4. A copy of the attacked network
-    descends the loss on held-out clean images and ascends that on the training set: for clean
-    images the two offset each other, for poison nothing stands against the ascent. Score: L of
-    the image. In the second half of the `steps` the ascent is on the share `concentrate` of the
-    set with the highest loss, where poison gathers.
+    Deep Learning Paradigms", USENIX Security 2023, section 4. A copy of the attacked model
+    minimizes the loss on held-out clean images and maximizes it on the training set. The two
+    cancel for clean images, but nothing offsets the increase for poison. Score: L of the image.
+    In the second half of the `steps`, only the fraction `concentrate` of the set with the
+    highest loss, where poison is concentrated, is unlearned.
 
-    Reduced: the ascent is the descent of `unlikelihood`, which is offset at a probability of one
-    half for the label and does not run away; the concentration is by
-    loss and not by a second network; ``budget=auto`` removes the higher of two groups that
-    `budget.split` makes of all scores.
+    Simplified: unlearning minimizes the bounded `unlikelihood`; the concentration is by loss;
+    ``budget=auto`` removes the upper of the two groups into which `budget.split` divides all
+    scores. The authors' code starts from an untrained model, minimizes the variance of the
+    logits on clean images, and concentrates by the outlyingness of a second network's output.
     """
 
     needs_clean = True
@@ -72,7 +72,7 @@ class Asset(NetworkFilter):
 
 
 def mixed(material: Material, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
-    """Batches of training images of positions `among`, then as many clean ones."""
+    """Yields batches of training images at indices `among`, then as many clean images."""
     clean, size = clean_of(material), material.practice.batch
     generator = material.generator(streams.OFFSET, number)
     augment = material.generator(streams.OFFSET_AUGMENTATION, number, device=material.device)

@@ -1,4 +1,4 @@
-"""What every defense is, and the cut that all filters share."""
+"""Base classes of defenses, and the removal of the highest scores that all filters share."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a defense is told. `target` the attacked class, `epsilon` the number of poisoned
-    images, `clean` the features of a small clean set that was held out; None where the protocol
-    does not tell it. `material`: images and networks, for a defense that asks for them."""
+    """What a protocol grants a defense: `target`, the attacked class; `epsilon`, the number of
+    poisoned images; `clean`, features of a small held-out clean set; each None if not granted.
+    `material` holds images and models, for defenses that require them."""
 
     classes: tuple[str, ...]
     target: int | None
@@ -34,51 +34,51 @@ class Knowledge:
 
 
 class Defense(ABC):
-    """Looks at features and labels, never at the truth, and says which examples to keep."""
+    """Decides from features and labels, never from the ground truth, which examples to keep."""
 
     @abstractmethod
     def __call__(self, features: Features, known: Knowledge) -> Verdict:
-        """The verdict on `features`, one row per training example."""
+        """The verdict on `features`, which hold one row per training example."""
 
     def check(self, known: Knowledge, per_class: Sequence[int]) -> None:
-        """Raises ConfigError, before any training, when the defense could not end well.
+        """Raises ConfigError, before any training, if the defense is bound to fail.
 
-        `per_class` is the number of examples of each label.
+        `per_class` is the number of training examples per label.
         """
 
     def check_network(self, network: nn.Module, features: int) -> None:
-        """Raises ConfigError, before any training, when the defense cannot work with such a
-        network (its weights are not there), or with so many features of an image."""
+        """Raises ConfigError, before any training, if the defense does not support this
+        architecture (without its weights) or this number of features per image."""
 
     def told(self) -> list[str]:
-        """What the defense needs to know: "target", "epsilon", "clean", "material", "clean
-        images" (inside the material), or nothing."""
+        """What the defense requires: any of "target", "epsilon", "clean", "material" and "clean
+        images" (inside the material)."""
         return []
 
     def applied(self) -> dict[str, object]:
-        """What of the protocol's `classes`, `budget`, `budget_cap` and `centred` the defense works
-        by, for the record; nothing unless a subclass says so."""
+        """The values of `classes`, `budget`, `budget_cap` and `centred` that the defense uses,
+        for the record; none by default."""
         return {}
 
 
 class TruthControl(ABC):
-    """A control that is no defense: it is handed the truth, and says so by its type."""
+    """A control, not a defense: it is given the ground truth."""
 
-    #: Whether what was tampered with is put back, and not only taken away.
+    #: Whether replaced images are restored, in addition to removing poison.
     restores: ClassVar[bool] = False
 
     @abstractmethod
     def judge(self, is_poison: Tensor) -> Verdict:
-        """The verdict, given `is_poison` bool (n,)."""
+        """The verdict for the ground truth `is_poison`, bool (n,)."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a filter sees in one class of n examples.
+    """The result of a filter for one class of n examples.
 
-    `scores` float64 (n,), higher is more suspicious. `suspicion`: of the class as a whole, only
-    compared with other classes. `auto`: how many examples the filter's own rule removes under
-    ``budget=auto``; None: what `budget.split` says of the scores. `notes`: for the record.
+    `scores` float64 (n,): higher is more suspicious. `suspicion` of the class as a whole, only
+    comparable between classes. `auto`: number of examples that the method's own rule removes
+    under ``budget=auto``; None uses `budget.split` on the scores. `notes`: for the record.
     """
 
     scores: Tensor
@@ -88,10 +88,10 @@ class Look:
 
 
 class Filter(Defense):
-    """A defense that scores each class by itself and removes the highest scores.
+    """A defense that scores each class separately and removes the highest scores.
 
-    `unused` names the fields of `FilterOptions` that decide nothing here: two configurations
-    that differ in them alone are one cell. A filter that reads `centred` takes it out.
+    `unused` names the fields of `FilterOptions` that have no effect on the filter; configurations
+    that differ only in these are the same cell. A filter that uses `centred` excludes it.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("centred",)
@@ -100,8 +100,8 @@ class Filter(Defense):
         self.obey(options)
 
     def obey(self, options: FilterOptions) -> None:
-        """Takes what the protocol asks of every filter. Called once more after `__init__` for a
-        filter that was made from a configuration, whatever its own `__init__` does."""
+        """Sets the options that a protocol gives every filter. It is called again after
+        `__init__` for a filter made from a configuration, so subclasses need not pass them on."""
         self.options = options
         if self.scope == "suspicious" and type(self).suspects is Filter.suspects:
             raise ConfigError(
@@ -111,21 +111,21 @@ class Filter(Defense):
 
     @property
     def scope(self) -> str:
-        """Which classes are looked at: `FilterOptions.classes`."""
+        """Which classes are scored: `FilterOptions.classes`."""
         return self.options.classes
 
     @property
     def budget(self) -> Budget:
-        """How many examples of a class go."""
+        """How many examples of a class are removed."""
         return self.options.rule
 
     def applied(self) -> dict[str, object]:
-        """What of the protocol this filter works by, for the record."""
+        """The protocol's options that this filter uses, for the record."""
         return {k: getattr(self.options, k) for k in OPTION_KEYS if k not in self.unused}
 
     @abstractmethod
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
-        """What the rows `values` (n, d), n > 0, of class `label` look like."""
+        """Scores the rows `values` (n, d), n > 0, of class `label`."""
 
     def survey(
         self,
@@ -134,16 +134,16 @@ class Filter(Defense):
         wanted: Iterable[int],
         known: Knowledge,
     ) -> dict[int, Look]:
-        """A look at each class of `wanted`; `members` gives every class' positions."""
+        """Scores the classes in `wanted`; `members` has the indices of the rows of each class."""
         labels = track(wanted, "class")
         return {y: self.look(features.values[members[y]], y, known) for y in labels}
 
     def suspects(self, looks: dict[int, Look]) -> list[int]:
-        """Which classes are suspicious, for ``classes=suspicious``."""
+        """The suspicious classes, for ``classes=suspicious``."""
         raise NotImplementedError
 
     def final(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
-        """The scores to cut by, once it is known how many examples go."""
+        """The scores used for removal, given the number of examples to remove."""
         return scores
 
     def told(self) -> list[str]:
@@ -202,17 +202,19 @@ class Filter(Defense):
         raise ConfigError(
             f"`defense.budget={self.budget.text}`{epsilon} removes {removed} of"
             f" the {size} examples of class {known.classes[label]}: nothing would be left. Lower"
-            " the budget or the ratio, set defense.budget_cap (50%), or look at fewer classes"
+            " the budget or the ratio, set defense.budget_cap (50%), or filter fewer classes"
             f" (now defense.classes={self.scope})"
         )
 
 
 def cut(scores: Tensor, removed: int, *, seed: int) -> Tensor:
-    """Positions int64 (removed,) of the highest of `scores` float64 (n,).
+    """Indices int64 (removed,) of the highest of `scores` float64 (n,).
 
-    Ties are broken at random, by `seed`: neither by position, since appended poison stands
-    last, nor by removing all of them. Raises Diverged when a score is not finite: NaN has no
-    rank.
+    Ties are broken at random with `seed`: breaking them by position would favor appended poison,
+    which comes last. Raises Diverged if a score is not finite.
+
+    >>> cut(torch.tensor([0.1, 0.9, 0.5]), 2, seed=0)
+    tensor([1, 2])
     """
     finite(scores, "scores")
     shuffled = torch.randperm(len(scores), generator=torch_generator(seed, streams.TIES))
@@ -221,7 +223,7 @@ def cut(scores: Tensor, removed: int, *, seed: int) -> Tensor:
 
 
 def finite(values: Tensor, what: str) -> None:
-    """Raises Diverged when one of `values` (n, ...) is NaN or infinite."""
+    """Raises Diverged if any of `values` (n, ...) is NaN or infinite."""
     good = torch.isfinite(values)
     good = good if good.ndim == 1 else good.all(dim=1)
     bad = (~good).nonzero().flatten()
@@ -233,14 +235,18 @@ def finite(values: Tensor, what: str) -> None:
 
 
 def outliers(values: dict[int, float], threshold: float = 3.5) -> list[int]:
-    """The keys whose value stands out upward: modified z-score above `threshold`."""
+    """The keys whose value has a modified z-score above `threshold`.
+
+    >>> outliers({0: 1.0, 1: 1.1, 2: 0.9, 3: 9.0})
+    [3]
+    """
     x = torch.tensor(list(values.values()), dtype=torch.float64)
     z = modified_z(x).tolist()
     return [key for key, score in zip(values, z, strict=True) if score > threshold]
 
 
 def modified_z(x: Tensor) -> Tensor:
-    """Modified z-scores of `x` float64 (..., k) along its last dimension, of the same shape.
+    """Modified z-scores of `x` float64 (..., k) along the last dimension; same shape.
 
     z = 0.6745 (x - median) / MAD (Iglewicz and Hoaglin 1993, section 3.3).
     """
@@ -250,11 +256,11 @@ def modified_z(x: Tensor) -> Tensor:
 
 
 def suspects_by_size(looks: dict[int, Look], false_alarms: float = 0.01) -> list[int]:
-    """The classes whose suspicion, a positive scale, stands out upward among all classes.
+    """The classes whose suspicion, a positive scale, is an upper outlier among all classes.
 
-    Compared are logarithms, since a scale varies by factors. The threshold is the modified
-    z-score that the largest of as many normal values passes with chance `false_alarms`; the
-    usual 3.5 would be passed by one of ten such values in 7 % of all runs.
+    Compares logarithms, since scales vary by factors. The threshold is the modified z-score that
+    the largest of as many normal values exceeds with probability `false_alarms`; the usual 3.5
+    is exceeded by one of ten such values in 7 % of all runs.
     """
     tiny = torch.finfo(torch.float64).tiny
     sizes = torch.tensor([look.suspicion or 0.0 for look in looks.values()], dtype=torch.float64)
@@ -265,9 +271,9 @@ def suspects_by_size(looks: dict[int, Look], false_alarms: float = 0.01) -> list
 
 @functools.cache
 def critical_z(k: int, false_alarms: float) -> float:
-    """The modified z-score that the largest of `k` normal values passes with chance
-    `false_alarms`, from simulated draws with a fixed seed; infinite for fewer than three, which
-    cannot be compared. The chance is met within a tenth of itself up to 200 values."""
+    """The modified z-score that the largest of `k` normal values exceeds with probability
+    `false_alarms`, simulated with a fixed seed; infinite for fewer than three values, which
+    cannot be compared. Up to 200 values the relative error of the probability is below 10 %."""
     if k < 3:
         return float("inf")
     draws = min(20_000, 4_000_000 // k)
@@ -277,10 +283,10 @@ def critical_z(k: int, false_alarms: float) -> float:
 
 
 def row_order(values: Tensor) -> Tensor:
-    """An order int64 (n,) of the rows of `values` (n, d) by their content, not their place.
+    """An order int64 (n,) of the rows of `values` (n, d) by content instead of position.
 
-    Methods that draw rows at random, or start from some, take them in this order: an example's
-    score then does not depend on where in the set it stands.
+    Methods that sample rows or start from some use this order, so that an example's score does
+    not depend on its position in the set.
     """
     rows = values.double().cpu().contiguous().numpy()
     return torch.tensor(sorted(range(len(rows)), key=lambda i: rows[i].tobytes()))

@@ -1,4 +1,4 @@
-"""Beatrix: Gram matrices out of the range of clean ones."""
+"""Beatrix: Gram matrices outside the range of those of clean images."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ CHUNK = 1000
 
 
 class Beatrix(Filter):
-    """Removes the examples whose channels go together as in no clean example of the class.
+    """Removes examples whose channel correlations deviate from those of clean examples.
 
     Ma, Wang, Sun, Xue, Wen, Xiang, "The 'Beatrix' Resurrections: Robust Backdoor Detection via
-    Gram Matrices", NDSS 2023. For features v of C channels at HW positions the p-th order Gram
-    matrix is (v^p (v^p)^T)^(1/p). Each of its entries has a range, median ± `width` · MAD over
-    clean examples of the class; the score is the mean over entries and orders 1..`orders` of
-    how far an entry lies outside, relative to the bound. So all examples inside score 0.
+    Gram Matrices", NDSS 2023. For features v of C channels at HW positions, the Gram matrix of
+    order p is (v^p (v^p)^T)^(1/p). Each entry has the range median ± `width` · MAD over clean
+    examples of the class. The score is the distance of an entry to its range, relative to the
+    bound, averaged over entries and orders 1..`orders`; it is 0 for an example inside all ranges.
 
-    `positions` is HW: 1 for pooled features, 16 for a flattened 4 × 4 layer. `reference`: the
-    held-out ``clean`` examples, as in the paper, or the ``class`` itself, most of which is taken
-    to be clean. Adapted: with one position every order repeats the first, which alone is used;
-    only the `channels` that vary most in the class are looked at, since entries grow as C^2; a
-    bound nearer to zero than the average one counts as that, since pooled activations are
-    often zero. Which class is suspicious is not asked (``classes=suspicious`` is refused).
+    `positions` is HW: 1 for pooled features, 16 for a flattened 4 × 4 layer. `reference` selects
+    the held-out ``clean`` examples, as in the paper, or the ``class`` itself, assumed to be
+    mostly clean. Differences: with one position all orders are equal, so only the first is
+    used; only the `channels` with the largest variance in the class are used, since the number
+    of entries grows as C^2; bounds closer to zero than the average bound are replaced by it,
+    since pooled activations are often zero. ``classes=suspicious`` is not supported.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class Beatrix(Filter):
         rows = None if clean is None else clean.values[clean.labels == label]
         if rows is None or len(rows) < FEWEST:
             raise ConfigError(
-                f"`defense=beatrix` needs features of clean images of class {known.classes[label]}"
-                f" that were held out, at least {FEWEST} (Knowledge.clean), got"
+                f"`defense=beatrix` needs features of held-out clean images of class"
+                f" {known.classes[label]}, at least {FEWEST} (Knowledge.clean), got"
                 f" {0 if rows is None else len(rows)}: choose a protocol that holds some out, or"
                 " set defense.reference=class"
             )
@@ -80,7 +80,7 @@ class Beatrix(Filter):
         if features % self.positions:
             raise ConfigError(
                 f"`defense.positions` must divide the number of features, {features}, got"
-                f" {self.positions}: take 1 for pooled features"
+                f" {self.positions}: use 1 for pooled features"
             )
 
     def _maps(self, values: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Beatrix(Filter):
         return values.double().cpu().reshape(len(values), -1, self.positions)
 
     def _outside(self, maps: Tensor, clean: Tensor, p: int) -> Tensor:
-        """How far the entries of each row's Gram matrix lie out of the clean range: (n,)."""
+        """Mean relative distance of each row's Gram entries to the clean range: (n,)."""
         entries = torch.cat(list(gram_entries(clean, p)))
         median = entries.quantile(0.5, dim=0)
         reach = self.width * (entries - median).abs().quantile(0.5, dim=0)
@@ -106,8 +106,8 @@ class Beatrix(Filter):
 
 
 def gram_entries(maps: Tensor, p: int) -> Iterator[Tensor]:
-    """The upper triangles (rows, C (C + 1) / 2) of the p-th order Gram matrices of `maps`
-    (n, C, HW), some rows at a time. The root keeps the sign."""
+    """Yields the upper triangles (rows, C (C + 1) / 2) of the Gram matrices of order p of `maps`
+    (n, C, HW), in chunks of rows. The root keeps the sign."""
     upper = torch.triu_indices(maps.shape[1], maps.shape[1])
     for rows in maps.split(CHUNK):
         power = rows**p

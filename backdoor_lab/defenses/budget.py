@@ -21,12 +21,14 @@ RULE = "one of 1.5eps (times the number of poisoned images), 15% (of the class),
 class Budget:
     """A rule for the number of examples to remove from one class.
 
-    `text` one of: ``1.5eps``, 1.5 times the number of poisoned images that the filter is told
-    (Tran, Li, Madry 2018, Algorithm 1); ``15%`` of the class, rounded; ``p85``, what lies above
-    that percentile of the class' scores, interpolated as `numpy.percentile` does (their code): of
-    n examples n - 1 - ⌊0.85 (n - 1)⌋; ``100`` examples; ``auto``, from the scores themselves
-    (see `split`). `cap`, in the same forms, bounds it from above; a share of the class is
-    rounded down there.
+    `text` is one of: ``1.5eps``, 1.5 times the number of poisoned images (Tran, Li, Madry 2018,
+    Algorithm 1); ``15%`` of the class, rounded; ``p85``, the examples above that percentile of
+    the class's scores, interpolated as by `numpy.percentile` (the authors' code): of n examples
+    n - 1 - ⌊0.85 (n - 1)⌋; ``100`` examples; ``auto``, decided from the scores (see `split`).
+    `cap` is an upper bound in the same forms, except that a share of the class is rounded down.
+
+    >>> Budget("1.5eps", cap="50%").size(40, epsilon=20)
+    20
     """
 
     text: str
@@ -45,17 +47,17 @@ class Budget:
 
     @property
     def needs_epsilon(self) -> bool:
-        """Whether the number of poisoned images must be told."""
+        """Whether the rule requires the number of poisoned images."""
         return "eps" in f"{self.text}{self.cap}"
 
     def size(self, class_size: int, epsilon: int | None) -> int | None:
-        """How many of `class_size` examples to remove; None when the scores decide."""
+        """Number of examples to remove out of `class_size`; None if the scores decide."""
         if str(self.text) == "auto":
             return None
         return self.capped(_size(str(self.text), class_size, epsilon), class_size, epsilon)
 
     def capped(self, asked: int, class_size: int, epsilon: int | None) -> int:
-        """`asked` examples of `class_size`, or the cap when that is less."""
+        """`asked`, but not more than the cap for a class of `class_size` examples."""
         if self.cap is None:
             return asked
         return min(asked, _size(str(self.cap), class_size, epsilon, rounding=Fraction(0)))
@@ -69,10 +71,14 @@ class Budget:
 
 
 def split(scores: Tensor) -> int:
-    """How many of the highest scores form the smaller of two groups: the `auto` budget.
+    """Size of the upper of two groups of scores: the `auto` budget.
 
-    The cut that leaves the least variance inside the two groups (Otsu 1979, equation 12, on the
-    sorted scores float64 (n,)), kept to at most half of the class.
+    Otsu's threshold (1979, equation 12), which minimizes the variance inside the two groups of
+    the sorted scores float64 (n,); at most half of the class.
+
+    >>> import torch
+    >>> split(torch.tensor([0.1, 0.2, 9.0, 0.3, 0.2]))
+    1
     """
     n = len(scores)
     if n < 2 or float(scores.max() - scores.min()) == 0.0:
@@ -84,13 +90,13 @@ def split(scores: Tensor) -> int:
 def _size(
     text: str, class_size: int, epsilon: int | None, rounding: Fraction = Fraction(1, 2)
 ) -> int:
-    """`rounding` is added to a share of the class before its fraction is dropped."""
+    """`rounding` is added to a share of the class before it is rounded down."""
     found = _FORM.fullmatch(text)
     assert found is not None
     if found["eps"]:
         if epsilon is None:
             raise ConfigError(
-                f"`defense.budget={text}` counts in ε, but this protocol does not tell it"
+                f"`defense.budget={text}` counts in ε, but this protocol does not reveal it"
             )
         return round(float(found["eps"]) * epsilon)
     if found["percent"]:

@@ -1,4 +1,4 @@
-"""The control without an attack: a network trained on the clean training set."""
+"""Control without an attack: a model trained on the clean training set."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from backdoor_lab.defenses.oracle import Oracle
 
 
 class CleanData(Oracle):
-    """Trains again on the training set as it was before the attack: what no attack would give.
+    """Retrains on the training set as it was before the attack.
 
-    Poison that was appended is gone, as under `oracle`; poison that replaced its original gives
-    way to it, and so do covers. With ``inject=append`` and no covers it is the oracle's training
-    set, and its network is the same stage. It judges as the oracle does.
+    Appended poison is removed, as by `oracle`; replaced images, including those replaced by
+    cover images, are restored. With ``inject=append`` and no covers this is the oracle's
+    training set and shares its retraining stage. Its verdict is the oracle's.
     """
 
     restores = True

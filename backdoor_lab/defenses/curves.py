@@ -1,4 +1,4 @@
-"""How well scores tell poison from clean examples: ROC, precision, and what is left."""
+"""Detection metrics of scores: ROC, precision, and poison left after removal."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ POINTS = 200
 
 
 def curves(scores: Tensor, is_poison: Tensor) -> dict[str, object] | None:
-    """Figures of a ranking, fit for a record; None without any poison.
+    """Metrics of a ranking, for the record; None if there is no poison.
 
-    `scores` float64 (n,), higher is more suspicious, NaN where a defense did not look;
+    `scores` float64 (n,), higher is more suspicious, NaN for examples that were not scored;
     `is_poison` bool (n,). `auroc`, `average_precision` and `tpr_at_fpr` are over the scored
-    examples, None when they are of one kind. `left`: see `poison_left`.
+    examples, None if these are all poison or all clean. `left`: see `poison_left`.
     """
     if not bool(is_poison.any()):
         return None
@@ -32,9 +32,12 @@ def curves(scores: Tensor, is_poison: Tensor) -> dict[str, object] | None:
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float:
-    """The chance that a positive example scores above a negative one; ties count half.
+    """Probability that a positive example scores above a negative one; ties count half.
 
-    `scores` (n,) without NaN, `positive` bool (n,) of both kinds.
+    `scores` (n,) without NaN; `positive` bool (n,) with both values.
+
+    >>> auroc(torch.tensor([0.1, 0.4, 0.3, 0.9]), torch.tensor([False, True, False, True]))
+    1.0
     """
     true, false = _steps(scores, positive)
     area = torch.trapezoid(true / true[-1], false / false[-1])
@@ -42,9 +45,9 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
 
 def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Sum over thresholds of the precision there times the recall gained there.
+    """Sum over thresholds of the precision times the increase in recall.
 
-    Arguments as for `auroc`. Tied examples pass a threshold together.
+    Arguments as for `auroc`. Tied examples share a threshold.
     """
     true, false = _steps(scores, positive)
     precision = true[1:] / (true[1:] + false[1:])
@@ -52,8 +55,8 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
 
 
 def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
-    """The largest share of positive examples above a threshold that at most a share `limit` of
-    the negative ones passes; no threshold parts ties. None when one kind is missing."""
+    """Largest true positive rate at a false positive rate of at most `limit`; thresholds do not
+    separate ties. None unless there are positive and negative examples."""
     true, false = _steps(scores, positive)
     if not float(true[-1]) or not float(false[-1]):
         return None
@@ -61,21 +64,21 @@ def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
 
 
 def poison_left(scores: Tensor, is_poison: Tensor, points: int = POINTS) -> list[tuple[int, float]]:
-    """Pairs (examples removed, poison left), the highest scores removed first.
+    """Pairs (examples removed, poison left) when the highest scores are removed first.
 
-    At most `points` pairs, dense at the start, from nothing removed to everything scored. What
-    was not scored is not removed and its poison counts as left. Ties are removed in random
-    order: the mean over such orders.
+    At most `points` pairs, dense at the start, from none to all scored examples removed.
+    Examples without a score are never removed, and their poison counts as left. For ties the
+    result is the mean over random orders.
     """
     n = int((~torch.isnan(scores)).sum())
-    # Steps grow towards the end: most is decided among the first removals.
+    # Steps grow towards the end, since the first removals matter most.
     at = np.unique(np.rint(np.square(np.linspace(0, 1, points)) * n))
     left = positives_left(scores.numpy(), is_poison.numpy(), at).tolist()
     return [(int(removed), round(rest, 6)) for removed, rest in zip(at.tolist(), left, strict=True)]
 
 
 def _steps(scores: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
-    # The sums that follow are torch's: in another order of summation NumPy's differ from the
-    # figures of earlier records in their last digit.
+    # Summed by torch: NumPy sums in a different order, which changes the last digit of the
+    # values in earlier records.
     true, false = roc_steps(scores.numpy(), positive.numpy())
     return torch.from_numpy(true), torch.from_numpy(false)

@@ -1,4 +1,4 @@
-"""What the general outlier detectors share: one class at a time, reduced, in a fixed order."""
+"""Base class of general outlier detectors, fitted on one class at a time."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FEWEST = 3
 
 
 class Detector(Principal):
-    """An outlier detector of scikit-learn, fitted on the class that it judges.
+    """A scikit-learn outlier detector, fitted on the class that it scores.
 
-    The features of each class are first reduced to their `dims` top principal components,
-    since distances say little in hundreds of dimensions. A class of fewer than three different
-    examples scores 0 and says so in the notes. The answer depends on the seed and on the set of
+    The features of each class are first reduced to their top `dims` principal components, since
+    distances are hardly informative in hundreds of dimensions. A class with fewer than three
+    distinct examples scores 0, which the notes report. Scores depend on the seed and the set of
     rows, not on their order.
     """
 
     stream: ClassVar[Stream] = streams.DETECTOR
-    """The label of its random numbers; a detector of its own has its own in streams.py."""
+    """Label of the random numbers; each detector has its own in streams.py."""
     rows_per_component = 1
 
     def __init__(
@@ -40,7 +40,7 @@ class Detector(Principal):
 
     @abstractmethod
     def outlying(self, points: Any, seed: int) -> Any:
-        """How far out each row of the float64 array `points` (n, k) lies: an array (n,)."""
+        """Outlyingness (n,) of each row of the float64 array `points` (n, k)."""
 
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
         order = row_order(values)
@@ -55,7 +55,7 @@ class Detector(Principal):
 
 
 class NeighborDetector(Detector):
-    """A detector that compares an example with its `neighbours` nearest ones in the class."""
+    """A detector that compares each example with its `neighbours` nearest ones in the class."""
 
     def __init__(
         self,
@@ -68,6 +68,6 @@ class NeighborDetector(Detector):
         self.neighbours = checks.whole("defense.neighbours", neighbours, low=1)
 
     def search(self, points: Any) -> dict[str, Any]:
-        """scikit-learn's arguments for the search: at most all the other examples, by a tree."""
-        # The other way subtracts large squares and sees copies apart.
+        """scikit-learn's arguments for a tree search among at most all other examples."""
+        # Brute force subtracts large squares, so that duplicates get a nonzero distance.
         return {"n_neighbors": min(self.neighbours, len(points) - 1), "algorithm": "kd_tree"}

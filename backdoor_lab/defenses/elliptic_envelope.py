@@ -9,13 +9,13 @@ from backdoor_lab.defenses.detector import Detector
 
 
 class Envelope(Detector):
-    """Removes the examples farthest out by a Mahalanobis distance that outliers do not bend.
+    """Removes the examples with the largest robust Mahalanobis distance.
 
     Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant
-    Estimator", Technometrics 1999: squared distance by the location and covariance of the half
-    of the class whose covariance has the least determinant. At least five examples a dimension
-    (section 4 of the paper): small classes are reduced further. Where that half is all alike it
-    has no covariance, and the whole class gives it.
+    Estimator", Technometrics 1999: squared distance by location and covariance of the half of
+    the class whose covariance has the smallest determinant. There are at least five examples per
+    dimension (section 4 of the paper), so small classes are reduced to fewer dimensions. If all
+    examples of that half are equal, location and covariance are the whole class's.
     """
 
     stream = streams.ELLIPTIC_ENVELOPE
@@ -27,5 +27,5 @@ class Envelope(Detector):
 
         try:
             return MinCovDet(random_state=seed).fit(points).dist_
-        except ValueError:  # what it raises for a half without covariance
+        except ValueError:  # raised for a half without covariance
             return MinCovDet(support_fraction=1.0, random_state=seed).fit(points).dist_

@@ -1,4 +1,4 @@
-"""Fine-pruning: channels that clean images leave asleep go, then the rest is fine-tuned."""
+"""Fine-pruning: prunes channels that are inactive on clean images, then fine-tunes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from backdoor_lab.numerics.layers import head
 
 
 class FinePruning(Repair):
-    """Prunes the dormant channels of the attacked network and trains on with clean images.
+    """Prunes dormant channels of the attacked model and fine-tunes it on clean images.
 
     Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
-    Networks", RAID 2018, section 3. The channels that feed the last linear layer,
-    which in a ResNet are those of the last convolutions after pooling, are cut off in the order
-    of their mean absolute activation on held-out clean images, least first, for as long as the
-    accuracy on these falls by no more than `drop`. Then `epochs` passes of SGD over them with
-    rate `lr`; pruned channels stay cut off.
+    Networks", RAID 2018, section 3. The inputs of the last linear layer (in a ResNet the pooled
+    channels of the last convolutions) are pruned in increasing order of their mean absolute
+    activation on held-out clean images, as long as the accuracy on these drops by at most
+    `drop`. Then the model is trained on them by SGD for `epochs` with learning rate `lr`; pruned
+    channels stay pruned.
 
-    It rests on channels that only the trigger wakes. Where a triggered image has the very features
-    of its target class there are none in this layer, and pruning ends the attack no sooner than
-    the accuracy; held-out images that are fitted already give fine-tuning no gradient.
+    The method assumes channels that only the trigger activates. If triggered images have the
+    same features as their target class, this layer has none, and pruning stops the attack only
+    when it also destroys accuracy; held-out images that already fit give no gradient.
     """
 
     def __init__(
@@ -55,9 +55,9 @@ class FinePruning(Repair):
 
 
 def dormant(values: Tensor, last: nn.Linear, labels: Tensor, drop: float) -> Tensor:
-    """Which columns of `values` float64 (n, d) to prune: positions int64, least active first.
+    """Columns of `values` float64 (n, d) to prune: indices int64, least active first.
 
-    At least one column stays.
+    Keeps at least one column.
     """
     weight = last.weight.detach().double().cpu()
     said = values @ weight.T
@@ -73,5 +73,5 @@ def dormant(values: Tensor, last: nn.Linear, labels: Tensor, drop: float) -> Ten
 
 
 def accuracy(said: Tensor, labels: Tensor) -> float:
-    """The share of rows of the logits `said` (n, classes) whose largest is at their label."""
+    """Accuracy of the logits `said` (n, classes) for `labels` int64 (n,)."""
     return float((said.argmax(dim=1) == labels).double().mean())

@@ -10,7 +10,7 @@ from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Forest(Detector):
-    """Removes the examples that random splits isolate soonest.
+    """Removes the examples that random splits isolate earliest.
 
     Liu, Ting, Zhou, "Isolation Forest", ICDM 2008, equation 2: score 2^(-E[h(x)] / c(psi)) in
     0..1 over `trees` trees, each grown on psi = 256 examples (section 4.2) or the whole class.

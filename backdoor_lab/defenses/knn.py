@@ -1,4 +1,4 @@
-"""Distance to the k-th nearest neighbour."""
+"""Distance to the k-th nearest neighbor."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from backdoor_lab.defenses.detector import NeighborDetector
 
 
 class Knn(NeighborDetector):
-    """Removes the examples farthest from their k-th nearest neighbour.
+    """Removes the examples farthest from their k-th nearest neighbor.
 
     Ramaswamy, Rastogi, Shim, "Efficient Algorithms for Mining Outliers from Large Data Sets",
     SIGMOD 2000: score D^k(x), with `neighbours` as k, among the other examples of the class.
-    Poison in a cluster of more than k examples has its neighbours there and goes unseen.
+    Poison that forms a cluster of more than k examples is not detected.
     """
 
     stream = streams.KNN

@@ -9,11 +9,11 @@ from backdoor_lab.defenses.detector import NeighborDetector
 
 
 class LocalOutlier(NeighborDetector):
-    """Removes the examples in thinner surroundings than their neighbours'.
+    """Removes the examples in regions of lower density than their neighbors'.
 
     Breunig, Kriegel, Ng, Sander, "LOF: Identifying Density-Based Local Outliers", SIGMOD 2000,
-    definition 7, with `neighbours` as MinPts. Poison that forms a cluster of more than that many
-    examples is dense by its own measure: the paper wants MinPts above the largest such cluster.
+    definition 7, with `neighbours` as MinPts. Poison that forms a cluster of more than MinPts
+    examples is not detected: MinPts should exceed the size of the largest such cluster.
     """
 
     stream = streams.LOCAL_OUTLIER_FACTOR

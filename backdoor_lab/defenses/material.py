@@ -1,4 +1,4 @@
-"""What a defense gets that needs more than features: images, networks, clean data."""
+"""Images, models and clean data for defenses that use more than features."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Augment: TypeAlias = "Callable[[Tensor, torch.Generator], Tensor]"
 
 @dataclass(frozen=True)
 class Practice:
-    """How the attacked network was trained, as far as a defense's own trainings follow it."""
+    """Training hyperparameters of the attacked model that a defense's own training reuses."""
 
     epochs: int
     batch: int
@@ -29,17 +29,17 @@ class Practice:
 
 @dataclass(frozen=True)
 class Material:
-    """What a defender has at hand who owns the training and its data, but not the truth.
+    """What a defender has who controls training and data but does not know the ground truth.
 
-    `labels` int64 (n,) are those of the training set; `images(where, None)` gives its images at
-    positions `where` int64 (b,): uint8 (b, C, H, W) on `device`, as a trained network sees them;
-    with a generator on `device` instead of None, augmented as in training. `augment` does the
-    same to any uint8 images. `network()` gives a copy of the attacked network, `fresh(seed)` an
-    untrained one of the same architecture and normalisation: modules on `device` in inference
-    mode that take float or uint8 images in 0..255, normalise them themselves, give logits
-    (b, classes) and can be trained on. `clean` are held-out clean images with their true labels,
-    on the CPU; None for a defense that does not ask for them. Every random number comes from
-    `generator`, so that a result depends on `seed` alone.
+    `labels` int64 (n,) are the training labels. `images(where, None)` returns the training
+    images at indices `where` int64 (b,) as a trained model sees them: uint8 (b, C, H, W) on
+    `device`; with a generator on `device` instead of None, augmented as in training. `augment`
+    augments any uint8 images the same way. `network()` returns a copy of the attacked model,
+    `fresh(seed)` an untrained one with the same architecture and normalization: trainable
+    modules on `device` in eval mode that take float or uint8 images in 0..255, normalize them
+    themselves and return logits (b, classes). `clean` are held-out clean images with true
+    labels, on the CPU; None for a defense that does not require them. All random numbers come
+    from `generator`, so that a result depends on `seed` alone.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +54,6 @@ class Material:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def generator(self, *what: Stream | int, device: torch.device | str = "cpu") -> torch.Generator:
-        """A generator of its own for each purpose `what`, on the CPU unless told otherwise."""
+        """An independent generator for each purpose `what`, on the CPU by default."""
         seed = torch_generator(self.seed, streams.DEFENSE, *what).initial_seed()
         return torch.Generator(device).manual_seed(seed)

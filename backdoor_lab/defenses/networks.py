@@ -1,4 +1,4 @@
-"""Defenses that use networks: filters that rate images, repairs, and the steps they share."""
+"""Defenses that use models: filters that score images, repairs, and their shared functions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Rating:
-    """What a filter makes of images: `scores` float64 (m,), higher is more suspicious;
-    `flagged` bool (m,), the highest ones, those that the method's own rule calls poison, None
-    where it has no rule; `notes` for the record."""
+    """A filter's result for m images: `scores` float64 (m,), higher is more suspicious;
+    `flagged` bool (m,), the highest scores that the method's own rule calls poison, None if it
+    has no rule; `notes` for the record."""
 
     scores: Tensor
     flagged: Tensor | None = None
@@ -34,11 +34,11 @@ class Rating:
 
 
 class NetworkFilter(Filter):
-    """A filter that rates images with the help of networks, not of features.
+    """A filter that scores images with models instead of scoring features.
 
-    ``budget=auto`` removes what is flagged, where the method has a rule of its own, but at most
-    half of a class, and nothing of one whose scores are all alike; ``classes=suspicious`` are
-    then the classes in which something is flagged.
+    If the method has a rule of its own, ``budget=auto`` removes the flagged images, but at most
+    half of a class and none if all its scores are equal, and ``classes=suspicious`` selects the
+    classes with flagged images.
     """
 
     needs_clean: ClassVar[bool] = False
@@ -48,10 +48,10 @@ class NetworkFilter(Filter):
 
     @abstractmethod
     def rate(self, material: Material, where: Tensor) -> Rating:
-        """The rating of the training images at positions `where` int64 (m,)."""
+        """Scores the training images at indices `where` int64 (m,)."""
 
     def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
-        raise TypeError(f"{type(self).__name__} looks at images, not at features")
+        raise TypeError(f"{type(self).__name__} scores images, not features")
 
     def survey(
         self,
@@ -83,52 +83,50 @@ class NetworkFilter(Filter):
 
 
 def auto_count(scores: Tensor, flagged: int) -> int:
-    """How many of a class with these `scores` float64 (n,) go, of which `flagged` should."""
+    """Number of examples to remove from a class with `scores` float64 (n,) and `flagged` ones."""
     alike = len(scores) < 2 or bool(scores.max() == scores.min())
     return 0 if alike else min(flagged, len(scores) // 2)
 
 
 class Repair(ABC):
-    """A reference that gives a network without a backdoor, and removes no image.
+    """A reference method that produces a model without a backdoor and removes no image.
 
-    It may start from the attacked network or train on the training set by itself.
+    It may start from the attacked model or train a new one on the training set.
     """
 
     needs_clean: ClassVar[bool] = True
 
     def told(self) -> list[str]:
-        """What the repair needs, as `Defense.told`."""
+        """What the repair requires, as for `Defense.told`."""
         return ["material", *["clean images"] * self.needs_clean]
 
     def applied(self) -> dict[str, object]:
-        """Nothing of the protocol's words for filters: a repair removes no image."""
+        """None of the options of filters, since a repair removes no image."""
         return {}
 
     def check_network(self, network: nn.Module, features: int) -> None:
-        """Raises ConfigError, before any training, when such a network cannot be repaired."""
+        """Raises ConfigError, before any training, if the architecture is not supported."""
 
     @abstractmethod
     def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
-        """A network of the attacked one's architecture, and notes for the record."""
+        """A model with the architecture of the attacked one, and notes for the record."""
 
 
 def clean_of(material: Material) -> Images:
-    """The held-out clean images. Raises ConfigError when there are none."""
+    """The held-out clean images. Raises ConfigError if there are none."""
     if material.clean is None or not len(material.clean):
-        raise ConfigError(
-            "this defense needs clean images that were held out: set protocol.holdout"
-        )
+        raise ConfigError("this defense needs held-out clean images: set protocol.holdout")
     return material.clean
 
 
 def logits(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
-    """What `network` says in inference mode of n images, `images(a, b)` those from a to b - 1:
-    float (n, classes) on the CPU."""
+    """Logits of `network` in eval mode for n images: float (n, classes) on the CPU.
+    `images(a, b)` returns images a to b - 1."""
     return _over(network, images, n, lambda said: said)
 
 
 def features(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
-    """What goes into the last linear layer, as `logits`: float64 (n, d) on the CPU."""
+    """Inputs of the last linear layer; arguments as for `logits`: float64 (n, d) on the CPU."""
     with Tap(network, PENULTIMATE) as tap:
         return _over(network, images, n, lambda _: tap.values.double())
 
@@ -148,26 +146,26 @@ def _over(
 
 
 def logits_at(network: nn.Module, material: Material, where: Tensor) -> Tensor:
-    """`logits` of the training images at positions `where`."""
+    """`logits` of the training images at indices `where`."""
     return logits(network, lambda a, b: material.images(where[a:b], None), len(where))
 
 
 def losses_at(network: nn.Module, material: Material, where: Tensor) -> Tensor:
-    """The cross-entropy float64 (m,) of each training image at `where` with its label."""
+    """Cross-entropy, float64 (m,), of each training image at indices `where`."""
     said = logits_at(network, material, where).double()
     return F.cross_entropy(said, material.labels[where], reduction="none")
 
 
 def unlikelihood(said: Tensor, labels: Tensor) -> Tensor:
-    """The mean of -log(1 - p_y) over logits `said` (n, classes) and `labels` int64 (n,), p_y the
-    probability of the label. To descend it unlearns as the ascent of the cross-entropy does,
-    but its gradient vanishes once an image is unlearned: it does not run away."""
+    """Mean of -log(1 - p_y) for logits `said` (n, classes) and `labels` int64 (n,), where p_y is
+    the label's probability. Minimizing it unlearns like maximizing cross-entropy, but its
+    gradient vanishes once an image is unlearned, so that it does not diverge."""
     others = said.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
     return (said.logsumexp(dim=1) - others).mean()
 
 
 def apart(size: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss that unlearns the first `size` rows and learns the others."""
+    """The loss that unlearns the first `size` rows and learns the rest."""
 
     def loss(said: Tensor, labels: Tensor) -> Tensor:
         known = F.cross_entropy(said[size:], labels[size:])
@@ -177,8 +175,8 @@ def apart(size: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """The positions 0..n-1 in random order, int64 in batches of `batch`; the incomplete last
-    one is left out unless it is the only one."""
+    """Yields 0..n-1 in random order, int64 in batches of `batch`; an incomplete last batch is
+    dropped unless it is the only one."""
     order = torch.randperm(n, generator=generator)
     for start in track(range(0, max(1, n - batch + 1), batch), "batch"):
         yield order[start : start + batch]
@@ -187,8 +185,8 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
 def training_batches(
     material: Material, where: Tensor, epochs: int, purpose: Stream, *, augmented: bool = True
 ) -> Iterator[Batch]:
-    """Batches of the training images at `where` with their labels, for `epochs` passes, on the
-    device; augmented as in training, or not at all."""
+    """Yields batches of the training images at indices `where` with their labels, for `epochs`
+    passes, on the device; augmented as in training if `augmented`."""
     order = material.generator(purpose, streams.ORDER)
     augment = None
     if augmented:
@@ -200,7 +198,7 @@ def training_batches(
 
 
 def clean_batches(material: Material, epochs: int, purpose: Stream) -> Iterator[Batch]:
-    """Augmented batches of the held-out clean images, as `training_batches`."""
+    """Yields augmented batches of the held-out clean images, as `training_batches` does."""
     clean = clean_of(material)
     order = material.generator(purpose, streams.ORDER)
     augment = material.generator(purpose, streams.AUGMENTATION, device=material.device)
@@ -219,11 +217,11 @@ def train(
     after: Callable[[], None] = lambda: None,
     frozen_statistics: bool = False,
 ) -> nn.Module:
-    """`network` itself, trained by SGD on `batches` and put back in inference mode.
+    """Trains `network` in place by SGD on `batches`; returns it in eval mode.
 
-    `practice`: learning rate, momentum, weight decay. `loss(logits, labels)`, by default
-    the cross entropy, is descended, `after` called after each step. `frozen_statistics`: batch
-    normalisation stays as it is. Raises Diverged when a loss is not finite.
+    `practice`: learning rate, momentum, weight decay. `loss(logits, labels)` is minimized, by
+    default cross-entropy; `after` is called after each step. With `frozen_statistics` batch
+    normalization uses and keeps its running statistics. Raises Diverged if a loss is not finite.
     """
     lr, momentum, decay = practice
     loss = F.cross_entropy if loss is None else loss
@@ -238,6 +236,6 @@ def train(
 
 
 def as_trained(material: Material) -> tuple[float, float, float]:
-    """Learning rate, momentum and weight decay of the attacked network's training."""
+    """Learning rate, momentum and weight decay of the attacked model's training."""
     practice = material.practice
     return practice.lr, practice.momentum, practice.weight_decay

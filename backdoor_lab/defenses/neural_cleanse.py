@@ -1,4 +1,4 @@
-"""Neural Cleanse: the smallest patch that turns every image into one class."""
+"""Neural Cleanse: finds, for each class, the smallest patch that causes its prediction."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from backdoor_lab.numerics.descent import descend
 
 SURE = 0.99
 ROUND = 10
-"""Batches after which a trigger is judged and λ changed."""
+"""Number of steps between updates of the best trigger and of λ."""
 
 
 @dataclass(frozen=True)
 class Reversed:
-    """A trigger found for a class: x becomes (1 - mask) · x + mask · pattern. `mask` float
-    (1, H, W) in 0..1, `pattern` (C, H, W) in 0..255, `success` the share of clean images that
-    it turned into the class while it was searched for."""
+    """A trigger reversed for a class: x becomes (1 - mask) · x + mask · pattern. `mask` float
+    (1, H, W) in 0..1; `pattern` (C, H, W) in 0..255; `success`, the share of clean images
+    classified as the class during the search."""
 
     mask: Tensor
     pattern: Tensor
     success: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """`images` (n, C, H, W) with the trigger, float."""
+        """Triggered copies of `images` (n, C, H, W), float."""
         return (1 - self.mask) * images.float() + self.mask * self.pattern
 
     @property
@@ -37,22 +37,24 @@ class Reversed:
 
 
 class NeuralCleanse(Repair):
-    """Reverses a trigger for each class, suspects the class with the smallest, and unlearns it.
+    """Reverses a trigger for each class, and unlearns the smallest if it is an outlier.
 
     Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
-    Backdoor Attacks in Neural Networks", IEEE S&P 2019, sections IV and VI. For each class the
-    mask and pattern minimise cross-entropy + λ |mask| over held-out clean images by `steps`
-    steps of Adam from a half-covering grey; every ten steps λ grows when 99 % of their images
-    followed and shrinks when not, and the smallest mask with which they followed is kept. A
-    class is suspicious when its size lies below the median with an anomaly index
-    |size - median| / (1.4826 MAD) above `threshold`. Then `epochs` passes of SGD with rate `lr`
-    over the clean images, a share `patched` of which carry the smallest suspicious trigger under
-    their true label. Without a suspicious class the network stays as it is.
+    Backdoor Attacks in Neural Networks", IEEE S&P 2019, sections IV and VI. For each class, mask
+    and pattern minimize cross-entropy + λ |mask| on held-out clean images by `steps` steps of
+    Adam, starting from a half-transparent gray image. Every ten steps λ is increased if at least
+    99 % of their images were classified as the class, and decreased otherwise; the smallest mask
+    that reached 99 % is kept. A class is suspicious if its mask size is below the median with an
+    anomaly index |size - median| / (1.4826 MAD) above `threshold`. The model is then trained by
+    SGD for `epochs` with learning rate `lr` on the clean images, of which a fraction `patched`
+    carries the smallest suspicious trigger with the true label. If no class is suspicious, the
+    model is unchanged.
 
-    `threshold` and `patched` are the paper's. Its one pass is over a tenth of the training set:
-    the few held-out images are passed over ten times instead.
+    `threshold` and `patched` are the paper's. The paper trains for one epoch on a tenth of the
+    training set; this one trains for ten on the fewer held-out images. The authors' code takes
+    up to 31,000 steps per class, with λ = 0 until the trigger succeeds.
 
-    The notes give the size and index of every class, and the `target` it was taken to be.
+    The notes have the mask size and anomaly index of every class, and the detected `target`.
     """
 
     def __init__(
@@ -106,7 +108,7 @@ class NeuralCleanse(Repair):
 
 
 def reverse(network: nn.Module, material: Material, label: int, steps: int) -> Reversed:
-    """The smallest trigger found that turns clean images into class `label`."""
+    """The smallest trigger found that makes the model predict `label` for clean images."""
     clean, size = clean_of(material), material.practice.batch
     channels, height, width = clean.shape
     generator = material.generator(streams.REVERSED, label)
@@ -133,15 +135,15 @@ def reverse(network: nn.Module, material: Material, label: int, steps: int) -> R
 
 
 def better(one: Reversed, other: Reversed) -> bool:
-    """Whether `one` succeeds where `other` does not, or as well with a smaller mask."""
+    """Whether `one` succeeds and `other` does not, or succeeds with a smaller mask."""
     if (one.success >= SURE) != (other.success >= SURE):
         return one.success >= SURE
     return one.size < other.size if one.success >= SURE else one.success > other.success
 
 
 def anomaly(sizes: list[float]) -> list[float]:
-    """How far each of `sizes` lies below the median, in MAD made consistent with a standard
-    deviation; negative above the median. Finite also where most sizes are one and the same."""
+    """How far each of `sizes` is below the median, in units of 1.4826 MAD (consistent with a
+    standard deviation); negative above the median. Finite even if most sizes are equal."""
     x = torch.tensor(sizes, dtype=torch.float64)
     below = x.quantile(0.5) - x
     mad = below.abs().quantile(0.5).clamp(min=1e-6 * float(x.max()) + 1e-12)

@@ -1,4 +1,4 @@
-"""No defense at all: the control that shows what retraining by itself does."""
+"""Control without a defense: shows the effect of retraining alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from backdoor_lab.defenses.base import Defense, Knowledge
 
 
 class Keep(Defense):
-    """Keeps every example and scores none."""
+    """Keeps every example and computes no scores."""
 
     def __call__(self, features: Features, known: Knowledge) -> Verdict:
         n = len(features.labels)

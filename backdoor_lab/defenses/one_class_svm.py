@@ -10,11 +10,11 @@ from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Svm(Detector):
-    """Removes the examples outside the region that holds all but a share `nu` of the class.
+    """Removes examples outside the region that contains all but a fraction `nu` of the class.
 
     Schölkopf, Platt, Shawe-Taylor, Smola, Williamson, "Estimating the Support of a
     High-Dimensional Distribution", Neural Computation 2001: score rho - w . phi(x), positive
-    outside, with the Gaussian kernel of width 1 / (dims · variance).
+    outside, with a Gaussian kernel with gamma = 1 / (dims · variance).
     """
 
     stream = streams.ONE_CLASS_SVM

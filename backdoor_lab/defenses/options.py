@@ -1,4 +1,4 @@
-"""The options that every filter takes, as one object: which classes, how many, how scored."""
+"""Options shared by all filters: which classes, how many examples, and how they are scored."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ SCOPES = ("target", "all", "suspicious")
 
 @dataclass(frozen=True)
 class FilterOptions:
-    """What a protocol asks of filters; each field is a key of `defense` and of `protocol`.
+    """A protocol's options for filters; each field is a key of `defense` and of `protocol`.
 
-    `classes`: look at the `target` class, at `all`, or at those that are `suspicious` by the
-    filter's own account. `budget`, `budget_cap`: see `budget.Budget`. `centred`: whether scores
-    are taken about the class mean, for filters that can do without. Raises ConfigError for a
-    value that is not allowed.
+    `classes`: filter the `target` class, `all` classes, or those the filter itself finds
+    `suspicious`. `budget`, `budget_cap`: see `budget.Budget`. `centred`: whether scores are
+    computed relative to the class mean, for filters that support both. Raises ConfigError for
+    invalid values.
     """
 
     classes: str = "target"
@@ -32,7 +32,7 @@ class FilterOptions:
 
     @property
     def rule(self) -> Budget:
-        """`budget` and `budget_cap` as a rule that counts."""
+        """`budget` and `budget_cap` combined into a `Budget`."""
         return Budget(self.budget, self.budget_cap)
 
 

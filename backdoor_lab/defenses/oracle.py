@@ -1,4 +1,4 @@
-"""The control that knows: removes exactly the poisoned examples."""
+"""Control with the ground truth: removes exactly the poisoned examples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from backdoor_lab.defenses.base import TruthControl
 
 
 class Oracle(TruthControl):
-    """Removes every poisoned example and no other: the best that any filter could do."""
+    """Removes all poisoned examples and no others; an upper bound for filters."""
 
     def judge(self, is_poison: Tensor) -> Verdict:
         return Verdict(is_poison.double(), ~is_poison)

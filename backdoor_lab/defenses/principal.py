@@ -1,4 +1,4 @@
-"""Principal directions of one class: what several filters look at."""
+"""Base class of filters that use the principal directions of a class."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from backdoor_lab.numerics.singular import top_directions
 
 
 class Principal(Filter):
-    """A filter that works along its class' principal directions."""
+    """A filter that uses the principal directions of each class."""
 
     @staticmethod
     def components(values: Tensor, k: int) -> Tensor:
-        """`values` (n, d) about their mean, in their top `k` principal directions.
+        """Centered `values` (n, d) projected on their top `k` principal directions.
 
-        float64 (n, r) with r <= k: directions without variance are left out, so that r is 0 for
-        rows that are all alike.
+        float64 (n, r) with r <= k: directions without variance are dropped, so that r is 0 if
+        all rows are equal.
         """
         values = values.double()
         centred = values - values.mean(dim=0)
         eigenvalues, directions = top_directions(centred, k)
-        # The mean is rounded: rows that are all alike differ from it by that much.
+        # The mean is rounded, so that even equal rows deviate from it by this much.
         rounding = (torch.finfo(torch.float64).eps * max(values.shape)) ** 2
         real = directions.any(dim=0) & (eigenvalues > rounding * values.square().sum())
         return centred @ directions[:, real]

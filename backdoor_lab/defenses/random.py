@@ -1,4 +1,4 @@
-"""The control of equal size: as many removals as a filter makes, chosen at random."""
+"""Control of equal size: removes as many examples as a given filter, at random."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from backdoor_lab.defenses.base import Defense, Filter, Knowledge
 
 
 class Random(Defense):
-    """Removes from each class as many examples as the filter `like` does, at random, and scores
-    those that `like` looked at. The filters' options are those of `like`."""
+    """Removes from each class as many examples as the filter `like` does, chosen at random.
+    Scores the examples that `like` scores. The options of filters apply to `like`."""
 
     def __init__(self, *, like: Filter) -> None:
         if not isinstance(like, Filter):
             raise ConfigError(
-                f"`defense.like` must be a filter with a `_target_` of its own, got {like!r}"
+                f"`defense.like` must be a filter with its own `_target_`, got {like!r}"
             )
         self.like = like
 

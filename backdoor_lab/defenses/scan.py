@@ -1,4 +1,4 @@
-"""SCAn: does a class fall into two groups?"""
+"""SCAn: tests whether a class consists of two groups."""
 
 from __future__ import annotations
 
@@ -21,23 +21,22 @@ STEPS = 100
 
 
 class Scan(Principal):
-    """Splits each class in two by the way clean classes vary, and suspects the foreign part.
+    """Splits each class into two groups under the variation of clean classes, and flags one.
 
     Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust
-    Backdoor Contamination Detection", USENIX Security 2021. Features are a class identity plus
-    a variation that all classes share, r = mu + e, mu ~ N(0, S_mu), e ~ N(0, S_e); both
-    covariances come from clean images that were held out (`variation`). For each class the
-    log-likelihood ratio J of two groups with that variation against one, per example; J* is
-    how many MAD it lies above the median class, in units of a standard deviation. A class
-    with J* above `threshold` (the paper's e^2) is suspicious, and ``budget=auto`` removes its
-    suspicious group.
+    Backdoor Contamination Detection", USENIX Security 2021. Features are modeled as a class
+    identity plus a variation common to all classes: r = mu + e, mu ~ N(0, S_mu), e ~ N(0, S_e).
+    Both covariances are estimated from held-out clean images (`variation`). J is the
+    log-likelihood ratio per example of two groups against one; J* is the distance of J above the
+    median class in MAD, scaled to standard deviations. A class with J* above `threshold` (e^2 in
+    the paper) is suspicious, and ``budget=auto`` removes its suspicious group.
 
-    The group that lies nearer to the clean examples of the class is the good one; without any,
-    the larger. Score: the log-likelihood ratio of the other group to the good one, positive for
-    exactly its members. Four things differ from the paper: S_e is shrunk (Ledoit and Wolf
-    2004), so that it can be inverted when the held-out images are fewer than the dimensions;
-    its estimation is complete (see `variation`); J* counts upward only; the two groups start
-    from the class' top direction, not at random.
+    The group nearer to the clean examples of the class is taken as clean; without any, the
+    larger one. Score: log-likelihood ratio of the other group against it, positive exactly for
+    members of the other group. Differences from the paper: S_e is shrunk (Ledoit and Wolf 2004),
+    so that it is invertible with fewer held-out images than dimensions; its estimation is
+    complete (see `variation`); only large J* are flagged; the groups are initialized along the
+    class's top direction instead of at random.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class Scan(Principal):
             for y, where in track(members.items(), "class")
         }
         ratios = torch.tensor([look.suspicion for look in looks.values()], dtype=torch.float64)
-        # Two classes have one distance from their median: neither stands out.
+        # Two classes are equally far from their median, so neither is an outlier.
         index = modified_z(ratios).tolist()
         return {
             y: self._ruled(look, star)
@@ -109,8 +108,8 @@ class Scan(Principal):
 
 @dataclass(frozen=True)
 class Variation:
-    """What held-out images say. `whiten` (d, d) makes the variation within a class I; `between`
-    (d, d) is the covariance of the class identities after it; `means` of the clean classes."""
+    """The model estimated from held-out images. `whiten` (d, d) maps the within-class covariance
+    to I; `between` (d, d) is the covariance of whitened identities; `means` per clean class."""
 
     whiten: Tensor
     between: Tensor
@@ -118,17 +117,17 @@ class Variation:
 
     @classmethod
     def of(cls, known: Knowledge) -> Variation:
-        """From `known.clean`. Raises ConfigError when that was not told, or has one class."""
+        """Estimated from `known.clean`. Raises ConfigError if that is None or has one class."""
         clean = known.clean
         if clean is None or len(clean.labels.unique()) < 2:
             raise ConfigError(
-                "`defense=scan` needs features of clean images that were held out, of two"
-                " classes or more (Knowledge.clean): choose a protocol that holds some out"
+                "`defense=scan` needs features of held-out clean images of at least two classes"
+                " (Knowledge.clean): choose a protocol that holds some out"
             )
         finite(clean.values, "rows of clean features")
         values = clean.values.double()
         if not bool((values - values[0]).any()):
-            raise ConfigError("`defense=scan`: the clean images' features are all alike")
+            raise ConfigError("`defense=scan`: the features of all clean images are equal")
         identity, within = variation(values, clean.labels)
         eigenvalues, axes = torch.linalg.eigh(within)
         whiten = axes / eigenvalues.clamp(min=float(eigenvalues[-1]) * 1e-12 + 1e-300).sqrt()
@@ -136,24 +135,24 @@ class Variation:
         return cls(whiten, whiten.T @ identity @ whiten, means)
 
     def own(self, label: int, middle: Tensor) -> Tensor | None:
-        """The clean mean (d,) of a class, whitened; None where no clean example was told."""
+        """The whitened clean mean (d,) of a class; None if it has no clean examples."""
         return (self.means[label] - middle) @ self.whiten if label in self.means else None
 
     def identity(self, white: Tensor) -> Tensor:
-        """The identity (d,) of one class that `white` (n, d) most likely has: its mean, drawn
-        towards 0 by the prior N(0, `between`)."""
+        """Most likely identity (d,) of a class `white` (n, d): its mean, shrunk towards 0 by the
+        prior N(0, `between`)."""
         both = self.between + torch.eye(len(self.between), dtype=white.dtype) / len(white)
         return self.between @ torch.linalg.solve(both, white.mean(dim=0))
 
 
 def variation(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Covariances (d, d) of identity and of variation from clean `values` float64 (n, d).
+    """Covariances (d, d) of identity and variation, from clean `values` float64 (n, d).
 
-    Expectation maximisation (paper, section 4; Chen et al., "Bayesian Face Revisited", ECCV
-    2012). A class' identity given the mean of its m examples is normal about
-    S_mu (S_mu + S_e / m)^-1 mean; both covariances are taken anew from the identities, from
-    what is left, and from how unsure the identities are. The sources leave that last part out,
-    and S_mu then shrinks to nothing along axes on which classes overlap.
+    Expectation maximization (paper, section 4; Chen et al., "Bayesian Face Revisited", ECCV
+    2012). Given the mean of its m examples, a class identity is normal with mean
+    S_mu (S_mu + S_e / m)^-1 mean. Both covariances are re-estimated from the identities, the
+    residuals and the posterior uncertainty of the identities. The sources omit the last term,
+    which makes S_mu vanish along axes on which classes overlap.
     """
     from sklearn.covariance import ledoit_wolf_shrinkage  # type: ignore[import-untyped]
 
@@ -162,7 +161,7 @@ def variation(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     m = sizes[:, None].double()
     means = torch.zeros(len(m), values.shape[1]).double().index_add(0, which, values) / m
     left = values - means[which]
-    # Not quite 0, so that dead features can be divided by.
+    # Above 0, so that dead features do not cause a division by zero.
     share = max(float(ledoit_wolf_shrinkage(left.numpy(), assume_centered=True)), 1e-6)
     between, within = means.T @ means / len(m), _shrink(left.T @ left / len(left), share)
     for _ in track(range(STEPS), "EM step"):
@@ -180,7 +179,7 @@ def variation(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _common_axes(between: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
-    """T (d, d) and r (d,) with within = T T' and between = T diag(r) T'."""
+    """T (d, d) and r (d,) such that within = T T' and between = T diag(r) T'."""
     root = torch.linalg.cholesky(within)
     half = torch.linalg.solve_triangular(root, between, upper=False)
     ratio, turn = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.T, upper=False))
@@ -188,11 +187,11 @@ def _common_axes(between: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def two_groups(white: Tensor) -> Tensor | None:
-    """Which rows of `white` float64 (n, d) belong to the second of two groups: bool (n,).
+    """Membership of the rows of `white` float64 (n, d) in the second of two groups: bool (n,).
 
-    The split with the greatest likelihood when both groups vary by I, found by turns: means,
-    then the half-space between them, from the best cut along the top direction; a local best.
-    None when no two rows differ.
+    Maximizes the likelihood of two groups with covariance I by alternating between the group
+    means and the half-space between them, starting from the best threshold along the top
+    direction; finds a local optimum. None if all rows are equal.
     """
     centred = white - white.mean(dim=0)
     _, directions = top_directions(centred, 1)
@@ -211,7 +210,7 @@ def two_groups(white: Tensor) -> Tensor | None:
 
 
 def _best_cut(x: Tensor) -> float:
-    """The value that parts `x` (n,), n > 1, into two groups of least variance (Otsu 1979)."""
+    """The threshold that splits `x` (n,), n > 1, with the least within-group variance (Otsu)."""
     ordered = x.sort().values
     between = variance_between(ordered)
     between[ordered[1:] <= ordered[:-1]] = -1

@@ -13,34 +13,34 @@ from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.numerics.singular import top_direction, top_directions
 
 STEEPEST = 16.0
-"""`tail_power` stays below: from here on numbers overflow."""
+"""Exclusive upper bound of `tail_power`, beyond which values overflow."""
 
 
 class Spectral(Principal):
-    """Removes the examples that lie farthest along their class' top singular direction.
+    """Removes the examples with the largest projections on their class's top singular direction.
 
     Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, Algorithm 1:
-    tau_i = ((R(x_i) - mean R) . v)^2 with v the top right singular vector of the centred n x d
-    matrix. With ``centred=False`` tau_i = |R(x_i) . v| with the same v, as several widely used
-    implementations score, for comparison: it fails when the poison is shifted against the mean.
+    tau_i = ((R(x_i) - mean R) . v)^2, where v is the top right singular vector of the centered
+    n x d matrix. With ``centred=False`` tau_i = |R(x_i) . v| with the same v, as in several widely
+    used implementations, for comparison; it fails if poison is shifted against the mean.
 
-    `rank`: how many top directions; the squared projections on them are added up, each times its
-    direction's `tail` to the power `tail_power` (0: all count alike). A few that lie far out, as
-    poison does, make a heavy tail also where the class varies more along other directions: what
+    `rank` is the number of top directions; the squared projections are summed, each weighted by
+    its direction's `tail` to the power `tail_power` (0: equal weights). A few distant examples,
+    such as poison, make the tail heavy even if the class varies more along other directions;
     Peña and Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation",
-    Technometrics 43(3), 2001, look for by kurtosis. The weights are this lab's own.
-    `rounds`: mean, directions and weights are taken so many times, each time from what the scores
-    so far leave when another equal share of the budget goes, and tau adds up over the rounds, of
-    which the first sees the whole class. Rousseeuw and Van Driessen, "A Fast Algorithm for the
-    Minimum Covariance Determinant Estimator", Technometrics 41(3), 1999, take mean and scatter
-    anew from the most central examples so; the sum is this lab's: poison that an early round
-    finds is not forgotten by later ones, whose directions no longer point at it.
+    Technometrics 43(3), 2001, use kurtosis for this. The weights are an extension.
+    `rounds`: mean, directions and weights are recomputed in each round without the examples that
+    the scores so far remove, an equal share of the budget per round; tau is summed over rounds,
+    of which the first uses the whole class. Rousseeuw and Van Driessen, "A Fast Algorithm for the
+    Minimum Covariance Determinant Estimator", Technometrics 41(3), 1999, re-estimate mean and
+    scatter like this. The sum is an extension: poison found in an early round keeps its score
+    in later ones, whose directions no longer point at it.
 
-    ``classes=suspicious``: those whose `tail` along a top direction stands out among the
-    classes; their plain variance differs too much between clean classes to tell anything. Of
-    1,000 drawn clean sets of ten classes whose variances differ by factors, 0.8 % had a class
-    accused, 1.8 % when the classes were heavier-tailed than normal; with a twentieth of one
-    class six standard deviations off, that class was found in 96 % and 82 % of 400 sets.
+    ``classes=suspicious`` selects classes whose `tail` along a top direction is an outlier among
+    the classes; plain variance differs too much between clean classes. Of 1,000 simulated clean
+    sets of ten classes whose variances differ by factors, 0.8 % had a flagged class, 1.8 % with
+    heavier tails than normal; with a twentieth of one class shifted by six standard deviations,
+    that class was found in 96 % and 82 % of 400 sets.
     """
 
     unused = ()
@@ -100,8 +100,8 @@ class Spectral(Principal):
 
 @dataclass(frozen=True)
 class _Axes:
-    """`directions` float64 (d, r); `offset` (r,) what the mean projects to; `along` (n, r) what
-    the rows less the mean do."""
+    """`directions` float64 (d, r); `offset` (r,), the projected mean; `along` (n, r), the
+    projections of the centered rows."""
 
     directions: Tensor
     offset: Tensor
@@ -109,10 +109,10 @@ class _Axes:
 
 
 def tail(x: Tensor) -> float:
-    """The variance of `x` float64 (n,) over its square half-width: 1 for a normal sample, more
-    where a few lie far out, 1 where nothing varies. Free of scale.
+    """Variance of `x` float64 (n,) over its squared half-width: 1 for a normal sample, more with
+    a few distant values, 1 for zero variance. Invariant to scale.
 
-    The half-width is the distance from the median within which 68.27 % lie.
+    The half-width is the distance from the median that contains 68.27 % of the values.
     """
     variance = x.square().mean() - x.mean().square()
     if float(variance) <= 0:

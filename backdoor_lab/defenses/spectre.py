@@ -14,22 +14,22 @@ STEPS = 50
 
 
 class Spectre(Principal):
-    """Removes the highest quantum-entropy scores of the robustly whitened features.
+    """Removes the examples with the highest quantum-entropy scores after robust whitening.
 
     Hayase, Kong, Somani, Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust
     Statistics", ICML 2021: project a class on its top k principal directions, estimate mean and
     covariance robustly, whiten, and score tau_i = h_i^T Q h_i / tr Q with
-    Q = exp(alpha (S - I) / (||S|| - 1)), S the covariance of the whitened features.
+    Q = exp(alpha (S - I) / (||S|| - 1)), where S is the covariance of the whitened features.
 
-    k is the one of 1, 4, 9, ... `max_rank` under which removing the highest scores leaves the
-    mean score of the class largest, once it is whitened by what remains; or `rank`. A class has
-    at least ten examples a dimension.
+    k is `rank` or, by default, the one of 1, 4, 9, ... `max_rank` for which removing the highest
+    scores and whitening by the remaining examples gives the largest mean score of the class.
+    There are at least ten examples per dimension.
 
-    Two things differ from the paper. The robust estimate is the minimum covariance determinant
-    over all but as many examples as the budget removes (half of the class at most, and where
-    the budget is ``auto``), from three fixed starts (see `concentrated`), in place of the
-    filter of Diakonikolas et al. 2017, and gives the mean as well. Where no direction of S
-    stands out, ||S|| <= 1, all weigh alike.
+    Differences from the paper: the robust estimate is the minimum covariance determinant over
+    all but as many examples as the budget removes (at most half of the class; half for
+    ``auto``), from three deterministic starts (see `concentrated`), instead of the filter of
+    Diakonikolas et al. 2017, and also gives the mean. If no direction of S is above average,
+    ||S|| <= 1, all directions have equal weight.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Spectre(Principal):
         return ranks if self.rank is None else [min(self.rank, top)]
 
     def _judged(self, points: Tensor, k: int, removed: int) -> tuple[float, Tensor, int]:
-        """How well k directions do, their scores (n,), and k."""
+        """Quality of k directions, their scores (n,), and k."""
         kept = len(points) - removed
         scores = que(whitened(points[:, :k], *concentrated(points[:, :k], kept)), self.alpha)
         rest = points[scores.topk(kept, largest=False).indices]
@@ -79,34 +79,34 @@ def que(white: Tensor, alpha: float) -> Tensor:
     """Quantum-entropy scores (n,) of whitened features `white` float64 (n, k).
 
     Dong, Hopkins, Li, "Quantum Entropy Scoring for Fast Robust Mean Estimation and Improved
-    Outlier Detection", NeurIPS 2019; in the form of SPECTRE's Algorithm 1.
+    Outlier Detection", NeurIPS 2019, in the form of SPECTRE's Algorithm 1.
     """
     eigenvalues, directions = torch.linalg.eigh(_covariance(white))
     beyond = eigenvalues[-1] - 1
     if beyond <= 1e-9:
         weights = torch.ones_like(eigenvalues)
     else:
-        # Relative to the largest, which no alpha lets overflow.
+        # Relative to the largest eigenvalue, so that no alpha overflows.
         weights = torch.exp(alpha * (eigenvalues - eigenvalues[-1]) / beyond)
     return (white @ directions).square() @ weights / weights.sum()
 
 
 def whitened(points: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """`points` (n, k) about `mean`, turned and scaled so that `covariance` becomes I."""
+    """Centered `points` (n, k), rotated and scaled so that `covariance` becomes I."""
     eigenvalues, directions = torch.linalg.eigh(covariance)
-    # A direction in which the good examples do not vary at all stays finite, and weighs most.
+    # Directions without variance in the good examples stay finite and get the largest weight.
     spread = points.square().mean(dim=0).max() * 1e-12
     return (points - mean) @ (directions / eigenvalues.clamp(min=spread).sqrt())
 
 
 def concentrated(points: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Mean (k,) and covariance (k, k) of the `kept` rows whose covariance is smallest.
+    """Mean (k,) and covariance (k, k) of the `kept` rows with the smallest covariance.
 
     The minimum covariance determinant by concentration steps (Rousseeuw and Van Driessen 1999,
-    theorem 1) from three starts that need no draw, as in DetMCD (Hubert, Rousseeuw, Verdonck
-    2012): distance from the median in units of the MAD, the same along the axes of the spatial
-    sign covariance, and the plain Mahalanobis distance. The covariance is scaled to be right
-    for a normal class (Croux and Haesbroeck 1999).
+    theorem 1) from three deterministic starts, as in DetMCD (Hubert, Rousseeuw, Verdonck 2012):
+    distance from the median in MAD, the same along the axes of the spatial sign covariance, and
+    plain Mahalanobis distance. The covariance is scaled to be consistent for a normal class
+    (Croux and Haesbroeck 1999).
     """
     found = [_concentrate(points, start, kept) for start in _starts(points)]
     _, mean, covariance = min(found, key=lambda each: each[0])
@@ -128,7 +128,7 @@ def _by_mad(points: Tensor) -> Tensor:
 
 
 def _concentrate(points: Tensor, distances: Tensor, kept: int) -> tuple[float, Tensor, Tensor]:
-    """Log determinant, mean and covariance where concentration steps end."""
+    """Log determinant, mean and covariance after the last concentration step."""
     before = float("inf")
     for _ in range(STEPS):
         nearest = points[distances.topk(kept, largest=False, sorted=False).indices]
@@ -142,7 +142,7 @@ def _concentrate(points: Tensor, distances: Tensor, kept: int) -> tuple[float, T
 
 
 def _consistency(share: float, k: int) -> float:
-    """What the covariance of the inner `share` of a normal sample in k dimensions is short of."""
+    """Correction for the covariance of the inner `share` of a normal sample in k dimensions."""
     from scipy.special import gammainc, gammaincinv
 
     return 1.0 if share >= 1 else share / float(gammainc(k / 2 + 1, gammaincinv(k / 2, share)))

@@ -1,4 +1,4 @@
-"""STRIP: a trigger decides also when another image is laid over it."""
+"""STRIP: a triggered image keeps its prediction when another image is superimposed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
 class Strip(NetworkFilter):
-    """Removes the images whose class the attacked network is sure of whatever is laid over them.
+    """Removes images whose prediction stays confident when clean images are superimposed.
 
     Gao, Xu, Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep
-    Neural Networks", ACSAC 2019, section 4. Over each image x clean images c_1..c_N that were
-    held out are laid, clip(x + `overlay` · c_i, 0, 255); H = mean over i of the entropy in bits
-    of the network's answer. Score: -H. ``budget=auto`` removes what lies below the entropy that
-    a share `false_alarms` of the held-out images undercuts, by a normal fitted to theirs.
+    Neural Networks", ACSAC 2019, section 4. Held-out clean images c_1..c_N are added to each
+    image x: clip(x + `overlay` · c_i, 0, 255). H is the mean over i of the entropy in bits of
+    the attacked model's prediction. Score: -H. ``budget=auto`` removes images with an entropy
+    below the quantile `false_alarms` of a normal distribution fitted to the entropies of
+    held-out images.
 
-    The paper screens inputs at run time, here it cleans a training set. N = `overlays`, at most
-    as many as are held out; every image gets the same ones, so that its score depends on
-    nothing else than itself.
+    The paper screens inputs at run time; this filter cleans a training set. N is `overlays`, at
+    most half of the held-out images; all images get the same ones, so that the score of an image
+    depends on that image alone.
     """
 
     needs_clean = True
@@ -42,7 +43,7 @@ class Strip(NetworkFilter):
     def rate(self, material: Material, where: Tensor) -> Rating:
         clean = clean_of(material)
         order = torch.randperm(len(clean), generator=material.generator(streams.OVERLAYS))
-        # The threshold comes from other images than those laid over, as long as there are some.
+        # If possible, the threshold is computed on other images than the overlays.
         split = min(self.overlays, max(1, len(clean) // 2))
         over, rest = clean.images[order[:split]], clean.images[order[split:]]
         network = material.network()
@@ -62,8 +63,8 @@ class Strip(NetworkFilter):
 
 
 def entropy(network: nn.Module, images: Tensor, over: Tensor, weight: float) -> Tensor:
-    """The mean entropy in bits float64 (n,) of the answers to each of `images` uint8
-    (n, C, H, W) with each of `over` uint8 (N, C, H, W) added, `weight` times, and clipped."""
+    """Mean entropy in bits, float64 (n,), of the predictions for each of `images` uint8
+    (n, C, H, W) plus `weight` times each of `over` uint8 (N, C, H, W), clipped."""
     count, below = len(over), images.float()
 
     def mixed(start: int, stop: int) -> Tensor:
@@ -77,5 +78,9 @@ def entropy(network: nn.Module, images: Tensor, over: Tensor, weight: float) -> 
 
 
 def normal_quantile(share: float) -> float:
-    """The value that a share of a standard normal variable lies below."""
+    """The quantile `share` of the standard normal distribution.
+
+    >>> round(normal_quantile(0.975), 3)
+    1.96
+    """
     return float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)))

@@ -1,4 +1,4 @@
-"""Repairs that find some of the poison in the training set and make a network forget it."""
+"""Base class of repairs that find poison in the training set and unlearn it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from backdoor_lab.defenses.networks import Batch, Repair, apart, shuffled, train
 
 
 class Unlearning(Repair):
-    """What such repairs share: the step away from poison and towards the rest."""
+    """A repair that unlearns poison while it keeps what the model learned from other images."""
 
     needs_clean = False
 
@@ -20,9 +20,9 @@ class Unlearning(Repair):
     def unlearn_beside(
         network: nn.Module, material: Material, bad: Tensor, good: Tensor, epochs: int, lr: float
     ) -> None:
-        """Descends the cross-entropy of `good` and the `unlikelihood` of `bad` by SGD with rate
-        `lr`: `epochs` passes over the training images at positions `bad`, each batch beside as
-        many of `good`. The statistics of batch normalisation stay as they are."""
+        """Minimizes the cross-entropy of `good` and the `unlikelihood` of `bad` by SGD with
+        learning rate `lr`: `epochs` passes over the training images at indices `bad`, each batch
+        with as many of `good`. Batch normalization keeps its running statistics."""
         size = min(material.practice.batch, len(bad), len(good))
         batches = beside(material, bad, good, size, epochs)
         rates = lr, material.practice.momentum, material.practice.weight_decay
@@ -32,9 +32,9 @@ class Unlearning(Repair):
     def unlearn_in_turn(
         network: nn.Module, material: Material, bad: Tensor, good: Tensor, epochs: int, lr: float
     ) -> None:
-        """In each of `epochs` passes ascends the cross-entropy of the training images at
-        positions `bad`, then descends that of `good`, by SGD with rate `lr`. The statistics of
-        batch normalisation follow. Raises Diverged when a loss is not finite."""
+        """In each of `epochs` passes, maximizes the cross-entropy of the training images at
+        indices `bad`, then minimizes that of `good`, by SGD with learning rate `lr`. Updates the
+        statistics of batch normalization. Raises Diverged if a loss is not finite."""
         sign = 1.0
 
         def batches() -> Iterator[Batch]:
@@ -54,7 +54,7 @@ class Unlearning(Repair):
 def beside(
     material: Material, bad: Tensor, good: Tensor, size: int, epochs: int
 ) -> Iterator[Batch]:
-    """Batches of `size` training images of `bad`, then as many of `good`, drawn at random."""
+    """Yields batches of `size` training images of `bad`, then as many of `good`, at random."""
     generator = material.generator(streams.UNLEARNING)
     augment = material.generator(streams.UNLEARNING_AUGMENTATION, device=material.device)
     for _ in track(range(epochs), "epoch"):

@@ -247,7 +247,7 @@ def test_anp_prunes_the_channel_that_carries_the_trigger() -> None:
 def test_anp_needs_batch_normalisation() -> None:
     images, labels = noise()
     given = material(images, labels, network=linear(12, 3), clean=(images, labels))
-    with pytest.raises(ConfigError, match="batch normalisation"):
+    with pytest.raises(ConfigError, match="batch normalization"):
         Anp().repair(given)
 
 

@@ -198,10 +198,10 @@ def test_it_says_what_it_needs() -> None:
     features = draw(20, 1)
     one = Features(features.values, torch.zeros_like(features.labels))
     for clean in (None, one):
-        with pytest.raises(ConfigError, match=r"needs features of clean images"):
+        with pytest.raises(ConfigError, match=r"needs features of held-out clean images"):
             Scan(FilterOptions(budget="1"))(features, known(clean))
     alike = Features(torch.ones(16, D), torch.arange(16) % K)
-    with pytest.raises(ConfigError, match="all alike"):
+    with pytest.raises(ConfigError, match="of all clean images are equal"):
         Scan(FilterOptions(budget="1"))(features, known(alike))
     broken = draw(20, 2)
     broken.values[3, 1] = torch.nan

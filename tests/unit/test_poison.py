@@ -229,7 +229,7 @@ def test_less_than_one_image_and_more_than_are_eligible() -> None:
     with pytest.raises(ConfigError, match=r"`ratio`=0\.01 of 40 images .*less than one image"):
         count(Plan(0, None, 0.01), SIZES)
     plan = Plan(2, None, 0.6, ratio_of="all")
-    message = r"`ratio`=0\.6 of 200 images .*asks for 120 poisoned .*only 100 are eligible"
+    message = r"`ratio`=0\.6 of 200 images .*requires 120 poisoned .*only 100 are eligible"
     with pytest.raises(ConfigError, match=message):
         count(plan, SIZES)
     with pytest.raises(ConfigError, match="only 40 are eligible"):
@@ -285,7 +285,7 @@ def test_clean_labels() -> None:
     assert classes_after(LABELS, plan, classes=3, seed=0) == SIZES
     assert (LABELS[asr_test_set(LABELS, plan)] != 1).all()
     assert plan.wanted(torch.tensor([0, 1, 2]), 3).tolist() == [1, 1, 1]
-    with pytest.raises(ConfigError, match="asks for 180 poisoned images, but only 60"):
+    with pytest.raises(ConfigError, match="requires 180 poisoned images, but only 60"):
         count(Plan(1, None, 0.9, ratio_of="all", labels="clean", eligible="target"), SIZES)
 
 

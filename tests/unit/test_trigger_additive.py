@@ -47,6 +47,6 @@ def test_a_pattern_that_rounding_undoes_is_refused() -> None:
     """Below half a level nothing changes, which the error says; above it something does."""
     images = torch.arange(256).to(torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(add(images, torch.full((1, 16, 16), 0.49)), images)
-    with pytest.raises(ConfigError, match="16x16 pixels the pattern stays below half"):
+    with pytest.raises(ConfigError, match="16x16 pixels the pattern is below half"):
         Flat(0.49)(images)
     assert not torch.equal(Flat(-0.51)(images), images)

@@ -110,7 +110,7 @@ def test_what_is_left_over_stays() -> None:
 
 def test_bins_that_fall_together() -> None:
     """A single pixel has one frequency: refused, with the size."""
-    with pytest.raises(ConfigError, match="1x1 pixels two of the frequencies fall together"):
+    with pytest.raises(ConfigError, match="1x1 pixels two of the frequencies coincide"):
         Frequency()(noise(1, 1, 1))
     Frequency(bins=[[0, 0]])(noise(1, 1, 1))
 

@@ -16,7 +16,7 @@ from backdoor_lab.core.errors import ConfigError
 @pytest.mark.parametrize("trigger", [LabelConsistent, Narcissus, SleeperAgent])
 @pytest.mark.parametrize("levels", [1, 8, 16])
 def test_a_fraction_of_255_is_refused_with_the_number_to_give(trigger: type, levels: int) -> None:
-    message = rf"`trigger\.eps` counts grey levels.*for {levels}/255 give {levels}$"
+    message = rf"`trigger\.eps` is in gray levels.*for {levels}/255 give {levels}$"
     with pytest.raises(ConfigError, match=message):
         trigger(eps=levels / 255)
     assert trigger(eps=levels).eps == levels

@@ -95,8 +95,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
     Image.fromarray(np.zeros((2, 2), np.uint16)).save(tmp_path / "deep.png")
     wrong = {
-        "none.png": "No such file", ".": "cannot be read", "text.png": "not a sound image",
-        "half.png": "not a sound image", "deep.png": "not supported",
+        "none.png": "No such file", ".": "Is a directory", "text.png": "not a valid image",
+        "half.png": "not a valid image", "deep.png": "not supported",
     }  # fmt: skip
     for name, reason in wrong.items():
         with pytest.raises(ConfigError, match=rf"`trigger\.image`: .*{name}.*{reason}"):

@@ -179,7 +179,7 @@ def test_refusals() -> None:
     """A norm that is not there, eps in the wrong unit, an amplitude out of range, tiny images."""
     with pytest.raises(ConfigError, match=r"trigger\.norm"):
         LabelConsistent(norm="l1")
-    with pytest.raises(ConfigError, match=r"grey levels.*for 8/255 give 8"):
+    with pytest.raises(ConfigError, match=r"gray levels.*for 8/255 give 8"):
         LabelConsistent(eps=8 / 255)
     with pytest.raises(ConfigError, match=r"trigger\.test_amplitude"):
         LabelConsistent(test_amplitude=256)

@@ -137,7 +137,7 @@ def test_prepared_from_the_seed_alone() -> None:
 def test_refusals() -> None:
     """Nothing of the target class; eps in the wrong unit; a noise of 0; another size."""
     net = Curved()
-    with pytest.raises(ConfigError, match="no training image is of the target class 7"):
+    with pytest.raises(ConfigError, match="the target class 7 has no training images"):
         Narcissus().prepare(Workshop(workshop(net).train, 7, None, 0, lambda: net))
     with pytest.raises(ConfigError, match="for 16/255 give 16"):
         Narcissus(eps=16 / 255)

@@ -125,7 +125,7 @@ def test_scenes_that_leave_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="1x1"):
         Reflection()(images)
     Reflection(image=saved(tmp_path / "a.png", [[200]]))(images)
-    with pytest.raises(ConfigError, match="below half a grey level"):
+    with pytest.raises(ConfigError, match="below half a gray level"):
         Reflection(image=saved(tmp_path / "b.png", [[0]]))(images)
 
 

@@ -209,7 +209,7 @@ def test_refusals() -> None:
     """No source class, none of its images, eps in the wrong unit."""
     with pytest.raises(ConfigError, match="name it in `source`"):
         SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=None))
-    with pytest.raises(ConfigError, match="no training image is of the source class 9"):
+    with pytest.raises(ConfigError, match="the source class 9 has no training images"):
         SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=9))
     with pytest.raises(ConfigError, match="for 16/255 give 16"):
         SleeperAgent(eps=16 / 255)
