@@ -1,3 +1,3 @@
-"""Measures backdoor attacks by data poisoning, and the defenses against them."""
+"""Measures data-poisoning backdoor attacks on image classifiers, and defenses against them."""
 
 __version__ = "0.1.0"

@@ -1,7 +1,7 @@
-"""Hydra's configuration loader, which hands out nothing that `targets` does not admit.
+"""Hydra's configuration loader with a check of all code names (see `targets`).
 
-Every configuration passes through here: a command's, a sweep's, each cell's in whatever process
-runs it, and those of --cfg, --info and --help. So a hostile experiment file or override is refused
+Every configuration passes through here: that of a command, of a sweep, of each cell in any
+process, and those of --cfg, --info and --help. A hostile experiment file or override is rejected
 before Hydra instantiates a callback, configures logging or starts a launcher.
 """
 
@@ -41,15 +41,14 @@ _FILLED: dict[str, dict[str, Any]] = {
     "runtime": {"output_dir": OUTPUT_DIR},
     "job": {"num": 0, "id": "${hydra.job.name}"},
 }
-"""What Hydra fills in after composing, as it may look like."""
+"""Placeholders for values that Hydra fills in after composing."""
 
 
 class CheckedLoader(ConfigLoaderImpl):
     """Composes as Hydra does, then checks; raises ConfigError before anything is imported.
 
-    `allowed` are the packages that the user trusts: what the command line gives for
-    `allow_plugins`, and what the program's own config.yaml says. No other configuration file
-    can extend it.
+    `allowed` are the packages that the user trusts: those in `allow_plugins` on the command line
+    and in the program's own config.yaml. No other configuration file can extend it.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -67,7 +66,7 @@ class CheckedLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """As Hydra's own. Raises ConfigError for code that is not admitted."""
+        """As Hydra's method. Raises ConfigError for code that is not allowed."""
         if not self._of_sweep:
             self.allowed = tuple(sorted({*_trusted_by_file(), *_trusted_by_command(overrides)}))
             check_overrides(overrides)
@@ -82,7 +81,7 @@ class CheckedLoader(ConfigLoaderImpl):
     def _composed(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *flags: bool
     ) -> DictConfig:
-        """As Hydra's own, but for what is said of a key that does not exist."""
+        """As Hydra's method, with a better message for a key that does not exist."""
         compose = super().load_configuration
         try:
             return compose(config_name, overrides, run_mode, *flags)
@@ -97,8 +96,8 @@ class CheckedLoader(ConfigLoaderImpl):
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        """One cell's configuration; it trusts what the whole sweep trusts."""
-        # Overrides of a cell need not come from the command line: `hydra.sweeper.params` adds some.
+        """One cell's configuration; it trusts the same packages as the sweep."""
+        # Not all overrides of a cell are from the command line: `hydra.sweeper.params` adds some.
         self._of_sweep = True
         try:
             return super().load_sweep_config(master_config, sweep_overrides)
@@ -122,15 +121,15 @@ class CheckedLoader(ConfigLoaderImpl):
 
 
 def install() -> None:
-    """Makes Hydra compose through `CheckedLoader` in this process."""
+    """Make Hydra compose through `CheckedLoader` in this process."""
     hydra._internal.hydra.ConfigLoaderImpl = CheckedLoader
 
 
 def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
     """Raises ConfigError for code in a composed configuration that `allowed` does not cover.
 
-    In the `hydra` section everything is resolved first that could turn into the name of code or
-    into a dictionary; elsewhere only names are, as the rest is checked once it is resolved.
+    In the `hydra` section, everything that could become a code name or a dictionary is resolved
+    first; elsewhere only names are, since the rest is checked when it is resolved.
     """
     asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
     if not set(asked) <= set(allowed):
@@ -144,7 +143,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
 
 
 def conf_dir() -> str:
-    """The folder of configurations: inside an installed package, beside it in a checkout."""
+    """The folder `conf`: inside an installed package, next to the package in a checkout."""
     return str(sources.conf_dir())
 
 
@@ -155,7 +154,7 @@ def _trusted_by_file() -> tuple[str, ...]:
 
 
 def _trusted_by_command(overrides: list[str]) -> tuple[str, ...]:
-    """The packages that the last `allow_plugins=[…]` of the command line names."""
+    """The packages in the last `allow_plugins=[…]` of the command line."""
     asking = [each for each in overrides if each.lstrip("+").startswith("allow_plugins=")]
     found: tuple[str, ...] = ()
     for each in OverridesParser.create().parse_overrides(asking):
@@ -167,7 +166,7 @@ def _trusted_by_command(overrides: list[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _filled(config: DictConfig) -> Iterator[None]:
-    """`config` with what Hydra adds later, as it stands in ``${hydra:…}`` too; then as before."""
+    """Temporarily add the values that Hydra sets later, so that ``${hydra:…}`` resolves."""
     settings = HydraConfig.instance()
     before, settings.cfg = settings.cfg, config
     added = []
@@ -187,7 +186,7 @@ def _filled(config: DictConfig) -> Iterator[None]:
 
 
 def _plain(node: Any, path: str, key: str = "") -> Any:
-    """A node as plain values, resolved where `check_composed` says so."""
+    """A node as plain values, resolved as described in `check_composed`."""
     if not isinstance(node, Node):
         return node
     if node._is_none() or node._is_missing():
@@ -212,14 +211,14 @@ def _interpolated(node: Node, path: str, key: str) -> Any:
         found = node._dereference_node()
     except (OmegaConfBaseException, ValueError) as error:
         if not path.startswith("hydra."):
-            return None  # Whoever needs it resolves it, and meets the same error there.
+            return None  # Resolved where it is used, with the same error.
         reason = str(error).splitlines()[0]
         raise ConfigError(f"`{path}`: {text} cannot be resolved: {reason}") from error
     return _plain(found, path, key)
 
 
 def _may_matter(node: Node, path: str, text: str) -> bool:
-    """Whether an interpolation can become a dictionary, or text that logging would import."""
+    """Whether an interpolation may yield a dictionary, or text that logging would import."""
     if path.startswith(LOG_SECTIONS):
         return True
     plain_type = node._metadata.ref_type in (str, int, float, bool)

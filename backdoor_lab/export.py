@@ -1,7 +1,7 @@
-"""python -m backdoor_lab.export FOLDER --out records.csv: one line per cell, for other tools.
+"""python -m backdoor_lab.export FOLDER --out records.csv: one row per cell, for other tools.
 
-FOLDER is a sweep, or a folder of sweeps; several may be named. --out may be a .parquet file too;
---columns says what each column holds.
+FOLDER is a sweep or a folder of sweeps; several may be given. --out may also be a .parquet file;
+--columns describes the columns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 2 where there is no sweep, or the file cannot be of that kind."""
+    """Exit codes: 0; 2 if there is no sweep or the output file is invalid."""
     return run_command(_parser(), _export, arguments)
 
 
@@ -68,8 +68,8 @@ def frame_of(sweeps: Sequence[Sweep]) -> pd.DataFrame:
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Writes .csv or .parquet by one rename. Raises ConfigError for another ending, a folder that
-    is not there, and for Parquet without pyarrow."""
+    """Write .csv or .parquet atomically. Raises ConfigError for another suffix, a missing folder,
+    and for Parquet without pyarrow."""
     makers: dict[str, Callable[[pd.DataFrame], bytes]] = {".csv": _csv, ".parquet": _parquet}
     if path.suffix not in makers or not path.parent.is_dir():
         known = " or ".join(makers)
@@ -95,7 +95,7 @@ def _parser() -> Parser:
     parser = parser_of("export", __doc__)
     parser.add_argument("folders", metavar="FOLDER", nargs="*", type=path_of)
     parser.add_argument("--out", type=path_of, metavar="FILE", help="a .csv or .parquet file")
-    parser.add_argument("--columns", action="store_true", help="say what each column holds")
+    parser.add_argument("--columns", action="store_true", help="describe the columns and exit")
     return parser
 
 

@@ -1,6 +1,6 @@
 """python -m backdoor_lab.export_weights CELL_FOLDER --out FILE.safetensors: a cell's network.
 
-A plain state_dict with torchvision's names, float32, and what is needed to use it as metadata.
+A float32 state_dict with torchvision's names; the metadata holds what is needed to use it.
 --which 1 is the network before the defense, 2 (the default) the retrained one.
 """
 
@@ -26,7 +26,7 @@ from backdoor_lab.results.whereabouts import CONFIGURATION, STORE, find_store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 1 where the store lacks or contradicts the record; 2 for a bad question."""
+    """Exit codes: 0; 1 if the store lacks or contradicts the record; 2 for invalid arguments."""
     return run_command(_parser(), _export, arguments)
 
 
@@ -39,11 +39,11 @@ def _export(asked: Namespace) -> int:
 def export_weights(
     cell: Path, out: Path, *, which: int = 2, store: Path | None = None
 ) -> dict[str, str]:
-    """Writes the network of a cell's folder to `out`; returns the metadata it carries.
+    """Write the network of a cell to `out`; returns the metadata stored in the file.
 
-    The weights and the images that its normalisation is computed from must have the hashes that
-    the record gives. Raises ConfigError for a bad path, DataError for a record that cannot be used,
-    StoreError when something is missing in the store or is not what the record says.
+    The weights, and the images that the normalization is computed from, must match the hashes in
+    the record. Raises ConfigError for an invalid path, DataError for an unusable record, StoreError
+    if an entry of the store is missing or does not match the record.
     """
     from safetensors.torch import save
 
@@ -63,7 +63,7 @@ def _stage(record: dict[str, Any], which: int) -> str:
 
 
 def _record(cell: Path) -> dict[str, Any]:
-    """The record of a cell that is done; its keys that are used here are there."""
+    """The record of a cell that is done; guaranteed to have the keys that are used here."""
     path = cell / "record.json"
     try:
         record: dict[str, Any] = decode(read_sealed(path))
@@ -85,7 +85,7 @@ def _record(cell: Path) -> dict[str, Any]:
 
 
 def _store(cell: Path, given: Path | None) -> Path:
-    """The store named, else the one that the cell's sweep was run with."""
+    """The given store, else the one that the cell's sweep used."""
     sweep = cell.resolve().parent
     root = find_store(sweep, given)
     if root is None:
@@ -95,7 +95,7 @@ def _store(cell: Path, given: Path | None) -> Path:
 
 
 def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[str, Any]:
-    """The tensors of a training stage, held against the record's hash."""
+    """The tensors of a training stage, checked against the record's hash."""
     from safetensors import SafetensorError
 
     from backdoor_lab.core.tensors import tensors_digest
@@ -121,7 +121,7 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
 
 
 def _normalisation(root: Path, record: dict[str, Any]) -> dict[str, str]:
-    """Class names, image shape, and the mean and deviation of the clean training images."""
+    """Class names, image shape, and mean and standard deviation of the clean training images."""
     import torch
 
     from backdoor_lab.training.measure import channel_stats
@@ -136,7 +136,7 @@ def _normalisation(root: Path, record: dict[str, Any]) -> dict[str, str]:
 
 
 def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
-    """The clean training images uint8 (N, C, H, W) with this digest, and the classes."""
+    """The clean training images, uint8 (N, C, H, W), with this digest, and the class names."""
     from backdoor_lab.data.base import Split
     from backdoor_lab.data.cache import content_digest
 
@@ -159,7 +159,7 @@ def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
 
 
 def _facts(record: dict[str, Any], which: int) -> dict[str, str]:
-    """What the network is, in words and in values; every value of a safetensors file is text."""
+    """The file's metadata: a description and values, all text as safetensors requires."""
     model, chosen = record["config"]["model"], record["choices"]
     ratio_of = (record.get("protocol") or {}).get("ratio_of")
     ratio = ratio_words(chosen["ratio"], ratio_of)
@@ -190,7 +190,7 @@ def _parser() -> Parser:
     parser.add_argument("--which", type=int, choices=(1, 2), default=2)
     parser.add_argument(
         "--store", type=path_of, metavar="FOLDER",
-        help="the store (default: that of the last run, else .store beside the sweep)",
+        help="the store (default: that of the last run, else .store next to the sweep)",
     )  # fmt: skip
     return parser
 

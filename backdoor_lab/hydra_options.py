@@ -1,5 +1,4 @@
-"""What is checked of Hydra's own options and of overrides as they were typed, and what is said of a
-key that does not exist."""
+"""Checks of Hydra's own options and of raw overrides; messages for unknown keys."""
 
 from __future__ import annotations
 
@@ -21,14 +20,14 @@ LAUNCHERS = {
     "hydra_submitit_launcher": ("submitit", "hydra-submitit-launcher"),
     "hydra_ray_launcher": ("ray", "'backdoor-lab[ray]'"),
 }
-"""Hydra's plugins: what else each needs, and what to install."""
+"""Hydra's plugins: the library that each needs, and the package to install."""
 _NUMBER = re.compile(r"(?<![\w.\-])[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?(?![\w.])")
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 _NOT_THERE = re.compile(r"Could not override '([^']+)'")
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Raises ConfigError for a number that is not 0 and would be read as 0, being too small."""
+    """Raises ConfigError for a nonzero number that is so small that it is read as 0."""
     for each in overrides:
         _, _, value = each.partition("=")
         for found in _NUMBER.findall(_QUOTED.sub("''", value)):
@@ -42,8 +41,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
 
 
 def check_hydra(config: DictConfig, conf: Path) -> None:
-    """Checks the folders and the launcher in a composed configuration's `hydra` section, and
-    replaces `~` in the folders; `conf` is the folder of configurations. Raises ConfigError."""
+    """Check the folders and the launcher in the `hydra` section of a composed configuration, and
+    expand `~` in the folders; `conf` is the configuration folder. Raises ConfigError."""
     if OmegaConf.select(config, "hydra") is None:
         return
     hydra = config.hydra
@@ -63,14 +62,14 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
 
 
 def not_there(error: BaseException) -> str | None:
-    """The key that an override names and no configuration has, if that is what Hydra says."""
+    """The unknown key, if Hydra's error says that an override names one; else None."""
     found = _NOT_THERE.match(str(error))
     return found[1] if found else None
 
 
 def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
-    """What to say of a `key` that `config`, composed without it, does not have: where it ends, the
-    keys that are there, and the choices of the group that do have it."""
+    """The error for a `key` that `config` does not have: the last valid part of the key, the keys
+    that exist there, and the choices of the group that have the key."""
     parts = key.split(".")
     known = 0
     while OmegaConf.is_dict(OmegaConf.select(config, ".".join(parts[: known + 1]))):
@@ -109,7 +108,7 @@ def _default(conf: Path, section: str) -> str | None:
 
 
 def _folder(name: str, given: str) -> str:
-    """The folder with `~` replaced; of one with ``${…}`` in it, what stands before is checked."""
+    """The folder with `~` expanded; if it contains ``${…}``, only the part before is checked."""
     head, dollar, rest = given.partition("${")
     if dollar and not head:
         return given

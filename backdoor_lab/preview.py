@@ -1,9 +1,9 @@
-"""python -m backdoor_lab.preview trigger=all: what triggers do to images, as one picture.
+"""python -m backdoor_lab.preview trigger=all: a picture of what triggers do to images.
 
-One row for each image: clean; triggered as at test time and the difference to the clean image,
-ten times enlarged around gray; poisoned as in the training set, and that difference. The
-configuration is a sweep's (experiment=…, dataset=…, target=…), and what a trigger must train or
-optimise first is taken from the store, or made and left there for the sweep.
+One row per image: clean; with the test-time trigger, and the difference to the clean image, ten
+times amplified around gray; poisoned as in the training set, and that difference. Takes the same
+configuration as a sweep (experiment=…, dataset=…, target=…). If a trigger needs training or
+optimization, its result is read from the store, or computed and stored there for the sweep.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENLARGED, BACKGROUND = 10, (225, 225, 225)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes the picture and says where; 2 for a configuration that does not stand."""
+    """Write the picture and print its path; exit code 2 for an invalid configuration."""
     parser = parser_of("preview", __doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="trigger=a,b or all")
     parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
@@ -60,7 +60,7 @@ def _preview(given: Namespace) -> int:
 
 
 def difference(clean: Tensor, other: Tensor) -> Tensor:
-    """`other` minus `clean`, both uint8 (C, H, W), ten times, around 128: uint8, clipped."""
+    """Ten times `other` minus `clean`, both uint8 (C, H, W), plus 128: uint8, clipped."""
     import torch
 
     enlarged = 128 + ENLARGED * (other.int() - clean.int())
@@ -68,7 +68,7 @@ def difference(clean: Tensor, other: Tensor) -> Tensor:
 
 
 def grid(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Image:
-    """One picture of labelled rows, each a list of images uint8 (C, H, W), one per column."""
+    """One picture of labeled rows, each a list of images uint8 (C, H, W), one per column."""
     from PIL import Image, ImageDraw, ImageFont
 
     width = LABEL + len(COLUMNS) * (TILE + GAP)
@@ -93,7 +93,7 @@ def _tile(image: Tensor) -> Image:
 
 
 def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """The triggers asked for (all, unless some are named) and the other overrides."""
+    """The requested triggers (default: all) and the other overrides."""
     from backdoor_lab.config_loader import conf_dir
 
     rest = [each for each in overrides if not each.startswith("trigger=")]
@@ -121,7 +121,7 @@ def _rows(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[T
 
 
 def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
-    """A cell's trigger, and its data set and poisoned training set."""
+    """A cell's trigger, with its data set and poisoned training set."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

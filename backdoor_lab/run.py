@@ -1,6 +1,6 @@
-"""The entry: Hydra around one cell or a sweep, and errors as one clear line and an exit code.
+"""The entry point: runs one cell or a sweep with Hydra; errors give one line and an exit code.
 
-Heavy imports stand inside functions: ``--help`` and tab completion answer at once.
+Heavy imports are inside functions, so that ``--help`` and tab completion respond quickly.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from backdoor_lab.core.output import survive_lost_output
 from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
 
-# Overrides that say where and how, not what: two sweeps that differ only here are the same.
+# Overrides that do not affect results: sweeps that differ only in these are the same.
 ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
          "allow_plugins", "retries", "fail_fast", "estimate_first",
          "dataset_label")  # fmt: skip
 ADDRESS_SPACE = 4_000_000_000
-"""Bytes below which loading PyTorch may end in an abort of the process; 3.07e9 did, 4.1e9 not."""
+"""Bytes. Below this limit, loading PyTorch may abort the process: 3.07e9 did, 4.1e9 did not."""
 _outcome: dict[str, Any] = {}
 
 
 def cell_id(_root_: DictConfig) -> str:
-    """The resolver behind ``${cell_id:}``: the folder of the cell that is configured."""
+    """The resolver behind ``${cell_id:}``: the folder name of the configured cell."""
     from backdoor_lab.sweep.expand import plain
 
     return _preflight().identify(plain(_root_)).id
@@ -55,7 +55,7 @@ def cell_id(_root_: DictConfig) -> str:
 def sweep_name(_root_: DictConfig) -> str:
     """The resolver behind ``${sweep_name:}``: the same command gives the same folder.
 
-    The sweep's name, and a hash of what was asked for beyond it.
+    The sweep's name and a hash of the remaining overrides.
     """
     overrides = OmegaConf.select(_root_, "hydra.overrides.task") or []
     asked = sorted(each for each in overrides if not each.lstrip("+~").startswith(ASIDE))
@@ -65,7 +65,7 @@ def sweep_name(_root_: DictConfig) -> str:
 
 
 def cells_at_once(_root_: DictConfig) -> int:
-    """The resolver behind ``${cells_at_once:}``: as many cells as this machine allows."""
+    """The resolver behind ``${cells_at_once:}``: how many cells this machine can run at once."""
     from backdoor_lab.sweep.launching.parallel import automatic
 
     return automatic(_root_).cells
@@ -85,7 +85,7 @@ def by_source(without: str, _root_: DictConfig) -> str:
 
 
 def task(config: DictConfig) -> Any:
-    """One cell, in whatever process the launcher chose; returns its status, or the Loss of the
+    """Run one cell in the process that the launcher chose; returns its status, or the Loss of the
     process that ran it."""
     from backdoor_lab.sweep.expand import plain
     from backdoor_lab.sweep.launching.parallel import parallel
@@ -95,7 +95,7 @@ def task(config: DictConfig) -> Any:
     stopping.install()
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    # Hydra may have changed the current folder to the cell's (hydra.job.chdir).
+    # With hydra.job.chdir, the current folder is the cell's.
     asked = plain(config, Path(settings.runtime.cwd))
     if OmegaConf.is_missing(settings.job, "num"):
         return _single(asked, folder)
@@ -114,7 +114,7 @@ def _single(config: dict[str, Any], folder: Path) -> str:
         if is_out_of_memory(error) and status_of(folder) == OUT_OF_MEMORY:
             _outcome["code"] = EXIT_SOME_FAILED
             return OUT_OF_MEMORY
-        # Raised here, Hydra would print it its own way.
+        # If raised here, Hydra would print it in its own format.
         _outcome["error"] = error
         return str(error)
     if status != "done":
@@ -123,14 +123,14 @@ def _single(config: dict[str, Any], folder: Path) -> str:
 
 
 def main() -> NoReturn:
-    """Runs the command line and exits with 0, 1, 2 or 75 (see errors.py)."""
+    """Run the command line and exit with 0, 1, 2 or 75 (see errors.py)."""
     _outcome.update(code=EXIT_DONE, driver=os.getpid(), error=None)
-    # Hydra hands its errors on instead of printing them its own way.
+    # Make Hydra raise its errors instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     wait_briefly()
     survive_lost_output()
     if hasattr(signal, "SIGPIPE") and {"--help", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
-        # Ended quietly when whoever reads has enough, as in `... --help | head`.
+        # Exit silently when the reader exits, as in `... --help | head`.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.argv[1:] = map(_with_home_quoted, sys.argv[1:])
     try:
@@ -143,7 +143,7 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
-    """Hydra around one cell or a sweep; the exit code."""
+    """Run one cell or a sweep with Hydra; returns the exit code."""
     from backdoor_lab.sweep.single import EndedEarly
     from backdoor_lab.sweep.sweeper import ResumeSweeper
 
@@ -151,7 +151,7 @@ def _run() -> int:
     try:
         _hydra_main()
     except EndedEarly as end:
-        # Raised out here, where it does not become its own cause.
+        # Raised outside the `except` block, so that the error is not its own cause.
         _outcome["error"] = end.error
     if _outcome["error"] is not None:
         raise _outcome["error"]
@@ -159,7 +159,7 @@ def _run() -> int:
 
 
 def _refuse_rerun() -> None:
-    """Raises ConfigError for the flag that makes Hydra load a pickle, which can run any code."""
+    """Raises ConfigError for --experimental-rerun, which loads a pickle and so can run any code."""
     if any(word.startswith("--e") and "--experimental-rerun".startswith(word.partition("=")[0])
            for word in sys.argv[1:]):  # fmt: skip
         raise ConfigError(
@@ -169,13 +169,13 @@ def _refuse_rerun() -> None:
 
 
 def _with_home_quoted(word: str) -> str:
-    """``store.root=~/x`` as Hydra's grammar wants it: ``~`` begins no value there."""
+    """``store.root=~/x`` with quotes, which Hydra's grammar requires for a leading ``~``."""
     found = re.fullmatch(r"(\+{0,2}[\w./@-]+)=(~[^\s'\",{}\[\]$]*)", word)
     return f'{found[1]}="{found[2]}"' if found else word
 
 
 def _check_address_space() -> None:
-    """Raises ConfigError where PyTorch could not even be loaded: it would abort the process."""
+    """Raises ConfigError where the address space is so small that loading PyTorch would abort."""
     try:
         import resource
     except ImportError:
@@ -194,7 +194,7 @@ def _hydra_main() -> None:
 
 
 def _explain(error: BaseException) -> int:
-    """Prints one line for an error that a user can mend; lets a defect show its traceback."""
+    """Print one line for an error that the user can fix; a bug shows its traceback."""
     told = _known(error)
     if told is None and isinstance(error, OSError):
         told = explained(error, Path(error.filename or "."))
@@ -241,9 +241,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def register() -> None:
-    """Makes our resolvers, our sweeper and our check of configurations known to Hydra."""
+    """Register this package's resolvers, sweeper and configuration check with Hydra."""
     config_loader.install()
-    # Our launcher files are meant to be checked against the plugins' own schemas.
+    # Launcher files are deliberately validated against the plugins' own schemas.
     warnings.filterwarnings("ignore", "(?s).*is validated against ConfigStore schema")
     OmegaConf.register_new_resolver("cell_id", cell_id, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)

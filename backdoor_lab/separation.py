@@ -1,8 +1,8 @@
 """python -m backdoor_lab.separation FOLDER: why a spectral filter finds a cell's poison, or not.
 
-For every attacked network of a sweep and every layer that its filters looked at: how far the
-poison lies from its class beside what the class varies by itself, and whether the top singular
-direction points there. Needs the features, the poison and the images in the store.
+For every attacked network of a sweep and every layer that its filters used: the distance of the
+poison from its class relative to the spread of the class, and whether the top singular direction
+is aligned with it. Needs the features, the poison and the images in the store.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ QUESTION = Question(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 2 for a folder that is no sweep, or has nothing in a store."""
+    """Exit codes: 0; 2 for a folder that is not a sweep or has no artifacts in a store."""
     return answer(QUESTION, lines_of, arguments)
 
 
 def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) -> Answers:
-    """The labels, and a line for every stage of features that the store has beside its poison;
-    defenses that looked at the same features share one."""
+    """The labels, and one row per features stage whose poison is in the store; defenses that used
+    the same features share a row."""
     found = collect(cells, records, "extract", lambda record: separation_of(shelf, record))
     labels = _labels([cell for cell, _ in found])
     lines = [Line(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
@@ -37,7 +37,7 @@ def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) ->
 
 
 def _labels(cells: Sequence[Cell]) -> list[str]:
-    """What tells the lines: the attack, whatever else was asked for and varies, and the layer."""
+    """The labels of a row: the attack, every other choice that varies, and the layer."""
     asked = [n for cell in cells for n in cell.choices if n not in ("defense", *LABELS)]
     config = [n for n in varied_config(cells) if not n.startswith(("defense.", "protocol."))]
     varied = [

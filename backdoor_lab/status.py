@@ -1,6 +1,6 @@
-"""python -m backdoor_lab.status [FOLDER ...]: what of a sweep is done, running, failed and missing.
+"""python -m backdoor_lab.status [FOLDER ...]: which cells are done, running, failed or missing.
 
-Reads files only and decides nothing: a heartbeat's age is the wall clock's, and only shown.
+Only reads files. The age of a heartbeat is measured by the wall clock and only displayed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = ("done", "running", "stale", "failed", "diverged", MISSING)
 
 @dataclass(frozen=True)
 class State:
-    """One cell now: `kind` is one of KINDS, `text` says more where there is more to say."""
+    """The current state of a cell: `kind` is one of KINDS, `text` gives details, if any."""
 
     cell: Cell
     kind: str
@@ -37,8 +37,8 @@ class State:
 
 
 def look(sweep: Sweep, now: float) -> list[State]:
-    """The state of every cell; `now` in seconds since 1970. A fresh heartbeat outranks a failed
-    record (the cell is being repeated), a done record outranks any heartbeat."""
+    """The state of every cell; `now` in seconds since 1970. A fresh heartbeat overrides a failed
+    record (the cell is being repeated); a done record overrides any heartbeat."""
     beats = {
         path.parent.name: path
         for path in sorted(sweep.folder.glob(f"*/{HEARTBEAT}"))
@@ -71,9 +71,9 @@ def _heartbeat(cell: Cell, path: Path, now: float) -> State | None:
 
 
 def seconds_left(states: list[State]) -> float | None:
-    """A rough estimate: the cells that the same command would still run (without a record, or
-    failed), times the mean seconds of the done cells that computed stages themselves, over the
-    number running. None while no cell can tell."""
+    """A rough estimate in seconds: the number of cells without a record or failed, times the mean
+    seconds of the done cells that computed stages themselves, divided by the number of running
+    cells. None if no cell has computed its stages yet."""
     costs = [cost for s in states if s.kind == "done" if (cost := _cost(s.cell)) > 0]
     open_cells = sum(state.kind != "done" for state in states)
     if not costs:
@@ -83,7 +83,7 @@ def seconds_left(states: list[State]) -> float | None:
 
 
 def _cost(cell: Cell) -> float:
-    """Seconds of the stages this cell computed; those it found in the store cost nothing."""
+    """Seconds of the stages that this cell computed itself, not those found in the store."""
     stages, seconds = cell.run.get("stages"), cell.run.get("seconds")
     if not isinstance(stages, dict) or not isinstance(seconds, dict):
         return 0.0
@@ -92,7 +92,7 @@ def _cost(cell: Cell) -> float:
 
 
 def show(sweep: Sweep, states: list[State]) -> str:
-    """A line per row of the tables that names its cells, what is not done, the counts."""
+    """The text of a sweep: its cells by table row, the cells that are not done, and counts."""
     counts = Counter(state.kind for state in states)
     lines = [f"{sweep.name} in {sweep.folder}", "", *_grid(states), ""]
     lines += [f"{s.kind}: {s.cell.id}: {s.text}" for s in states if s.text]
@@ -112,8 +112,8 @@ def show(sweep: Sweep, states: list[State]) -> str:
 
 
 def _grid(states: list[State]) -> list[str]:
-    """One line per row of the tables: the values that tell it, and its cells by state. A cell of
-    unknown choices has a line of its own."""
+    """One line per table row: its identifying values and its cells by state. A cell whose choices
+    are unknown has its own line."""
     facts = Facts([state.cell for state in states])
     names = _differing(facts)
     rows: dict[tuple[str, ...], list[int]] = {}
@@ -129,7 +129,7 @@ def _grid(states: list[State]) -> list[str]:
 
 
 def _cells(facts: Facts, states: list[State], numbers: list[int]) -> str:
-    """``done: seed 0, 2; running: seed 1``; of two cells with one seed, the ids."""
+    """``done: seed 0, 2; running: seed 1``; cell ids where two cells have the same seed."""
     seeds = Counter(facts.word(number, SEED) for number in numbers)
     kinds: dict[str, list[str]] = {}
     for number in numbers:
@@ -144,13 +144,13 @@ def _enumerated(names: list[str]) -> str:
 
 
 def _differing(facts: Facts) -> list[str]:
-    """The trigger, the row's choices, and whatever else differs in this sweep but the seed."""
+    """The trigger, the choices of the row, and everything else that differs except the seed."""
     others = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *ROW, *(name for name in others if len(facts.values(name)) > 1)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 whatever the state of the sweeps; 2 if a folder that was named does not exist."""
+    """Exit codes: 0 for any state of the sweeps; 2 if a given folder does not exist."""
     parser = parser_of("status", __doc__)
     parser.add_argument(
         "folders", metavar="FOLDER", nargs="*", type=path_of,

@@ -1,7 +1,7 @@
-"""python -m backdoor_lab.visibility FOLDER: is the poison that a defense left such as nobody sees?
+"""python -m backdoor_lab.visibility FOLDER: is the poison that a defense missed less visible?
 
-For every verdict of a sweep: how much the attack had changed the poisoned images that the defense
-left, beside those that it found. Needs the poison, the images and the verdict in the store.
+For every filter result of a sweep: how much the attack changed the poisoned images that were kept,
+compared with those that were removed. Needs the poison, the images and the scores in the store.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ QUESTION = Question(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 2 for a folder that is no sweep, or has nothing in a store."""
+    """Exit codes: 0; 2 for a folder that is not a sweep or has no artifacts in a store."""
     return answer(QUESTION, lines_of, arguments)
 
 
 def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) -> Answers:
-    """The labels, and a line for every verdict that the store has beside its poison."""
+    """The labels, and one row per filter result whose poison is in the store."""
     found = collect(cells, records, "filter", lambda record: _visibility(shelf, record))
     labels = _labels([cell for cell, _ in found])
     lines = [Line(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
@@ -47,7 +47,7 @@ def _visibility(shelf: Shelf, record: Record) -> Visibility | None:
 
 
 def _labels(cells: Sequence[Cell]) -> list[str]:
-    """What tells the lines: attack, defense, and each value that varies within one defense."""
+    """The labels of a row: attack, defense, and each option that varies within one defense."""
     alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for values in map(named, cells):
         alike.setdefault(tuple(values[label] for label in LABELS), []).append(values)

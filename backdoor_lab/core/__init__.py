@@ -1,1 +1,1 @@
-"""What all other folders build on: errors, checks, random streams, files, the store."""
+"""Shared foundations: errors, value checks, random streams, file access and the stage store."""

@@ -1,7 +1,7 @@
-"""The files that stages leave in the store, each with its writer and its readers side by side.
+"""The files that stages leave in the store; each format has its writer and its readers here.
 
-Stages write and read them with torch; tables, pages and figures read them with numpy, without
-torch. A file of tensors is a safetensors file: nothing in it can run.
+Stages read and write them with torch; tables, pages and figures read them with NumPy alone.
+Tensors are stored as safetensors, so loading a file cannot execute code.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A file of named tensors in a stage's folder; `tensors` are their names, any if empty.
+    """A file of named tensors in a stage's folder. If `tensors` is empty, any names are allowed.
 
-    A reader gets what is there: a store may hold files from before a tensor was added.
+    Reading returns the tensors in the file: an older store may lack tensors that were added later.
     """
 
     name: str
     tensors: tuple[str, ...] = ()
 
     def path(self, folder: Path) -> Path:
-        """Where the file lies in a stage's folder."""
+        """The file's path in a stage's folder."""
         return folder / self.name
 
     def write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        """Raises ValueError for other names than this file holds."""
+        """Write `tensors`. Raises ValueError if their names differ from those of this file."""
         from backdoor_lab.core.tensors import write_tensors
 
         if self.tensors and tensors.keys() != set(self.tensors):
@@ -45,13 +45,13 @@ class TensorFile:
         write_tensors(self.path(folder), tensors)
 
     def read(self, folder: Path) -> dict[str, Tensor]:
-        """The tensors on the CPU."""
+        """Read the tensors, on the CPU."""
         from backdoor_lab.core.tensors import read_tensors
 
         return read_tensors(self.path(folder))
 
     def read_arrays(self, folder: Path) -> dict[str, Array]:
-        """The tensors as numpy arrays; imports no torch."""
+        """Read the tensors as NumPy arrays, without importing torch."""
         from safetensors.numpy import load_file
 
         check_regular(self.path(folder))
@@ -64,24 +64,24 @@ PREPARED = TensorFile("prepared.safetensors")
 POISON = TensorFile(
     "poison.safetensors", ("rows", "source_index", "index", "labels", "cover_index")
 )
-"""uint8 `rows` (P + Q, C, H, W): P poisoned images and Q covers after them. int64 `source_index`
-(P,) and `cover_index` (Q,): the clean image each was made from. int64 `index` (n,) into the clean
-images with `rows` after them, and the labels (n,) trained on."""
+"""uint8 `rows` (P + Q, C, H, W): P poisoned images, then Q cover images. int64 `source_index`
+(P,) and `cover_index` (Q,): the clean image that each was made from. int64 `index` (n,): positions
+in the clean images followed by `rows`. int64 `labels` (n,): the training labels."""
 FEATURES = TensorFile("features.safetensors", ("values",))
 """float `values` (n, d)."""
 VERDICT = TensorFile("verdict.safetensors", ("scores", "keep"))
-"""float64 `scores` (n,), NaN where the defense did not look, and bool `keep` (n,)."""
+"""float64 `scores` (n,), NaN for images that the defense did not score, and bool `keep` (n,)."""
 WEIGHTS = TensorFile("weights.safetensors")
-"""A network's parameters and buffers, under their names."""
+"""A network's parameters and buffers, by name."""
 
 
 def split_files(folder: Path, split: Split) -> tuple[Path, Path]:
-    """Where the images uint8 (N, C, H, W) and the labels int64 (N,) of a data set's split lie."""
+    """Paths of a split's images, uint8 (N, C, H, W), and labels, int64 (N,)."""
     return folder / f"{split}_images.npy", folder / f"{split}_labels.npy"
 
 
 def write_split(folder: Path, split: Split, images: Array, labels: Array) -> None:
-    """Both files of a split."""
+    """Write the two files of a split."""
     from backdoor_lab.core.tensors import write_array
 
     for path, values in zip(split_files(folder, split), (images, labels), strict=True):
@@ -89,7 +89,7 @@ def write_split(folder: Path, split: Split, images: Array, labels: Array) -> Non
 
 
 def map_split(folder: Path, split: Split, mode: Literal["r", "c"] = "r") -> tuple[Array, Array]:
-    """Images and labels of a split, mapped from the disk: ``r`` read-only, ``c`` with changes that
+    """Images and labels of a split as memory-mapped arrays: ``r`` is read-only; with ``c``, changes
     stay in memory."""
     paths = split_files(folder, split)
     for path in paths:

@@ -1,7 +1,7 @@
-"""Objects from configuration: `_target_` names one of our own classes, and nothing else.
+"""Create objects from a configuration; `_target_` may name only a class of this package.
 
-The name is checked before anything is imported, and the class after: it must be a kind of what
-is asked for. Hydra's own `instantiate` would import and call whatever the name says.
+The name is checked before anything is imported, and the class must be a subclass of the expected
+kind. Hydra's own `instantiate` would import and call any name.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ OPTIONS = "options"
 
 @dataclass(frozen=True)
 class Shared:
-    """Keys that every config of a group may have, and that reach a class as one object.
+    """Keys that every config of a group accepts, passed to the class as one object.
 
-    `values` holds each key with what it is where a config says nothing else. `make(**values)` is
-    handed to the class as its argument `options`; a class without such an argument does without.
+    `values` maps each key to its default. The result of `make(**values)` is passed to the class as
+    its argument `options`, if it has one.
     """
 
     values: Mapping[str, Any]
     make: Callable[..., object]
 
     def under(self, given: Mapping[str, Any]) -> Shared:
-        """The same keys, for a config that says some of them and for objects inside it."""
+        """The same keys, with defaults replaced by the values in `given`."""
         return replace(self, values=with_shared(given, self.values))
 
 
@@ -42,13 +42,13 @@ _NONE_SHARED = Shared({}, lambda: None)
 
 
 def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _NONE_SHARED) -> T:
-    """The object that `config` describes: its class from `_target_`, its keys as arguments.
+    """Create the object that `config` describes: `_target_` is its class, other keys are arguments.
 
-    `where` is the key under which the config stands, for messages; `kind` a class, or a tuple
-    of classes as for isinstance. `shared` holds for objects inside the config too; its object is
-    made, and so checked, for every class, and given to those that take it, also through their
-    method `obey` where there is one. Raises ConfigError for a name outside the allowlist, an
-    unknown key, or a value that the class refuses.
+    `where` is the key of `config`, for messages; `kind` a class or a tuple of classes, as for
+    isinstance. `shared` also applies to objects nested in `config`. Its object is created, and so
+    checked, for every class, and passed to those that accept it as an argument or through a method
+    `obey`. Raises ConfigError for a name outside the allowlist, an unknown key, or a value that the
+    class rejects.
     """
     cls = _find(where, config.get("_target_"), kind)
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
@@ -86,12 +86,12 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
 
 
 def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """The `shared` values, or what the config says in place of them."""
+    """The `shared` values, overridden by the config's own."""
     return {key: given.get(key, value) for key, value in shared.items()}
 
 
 def takes_options(cls: type) -> bool:
-    """Whether a class that `build` makes is given the object of `Shared`."""
+    """Whether `build` passes the object of `Shared` to this class."""
     return _in_constructor(cls) or hasattr(cls, "obey")
 
 
@@ -101,7 +101,7 @@ def _in_constructor(cls: type) -> bool:
 
 
 def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The arguments that a class takes by name, and whether it takes any other as well."""
+    """The named parameters of a class, and whether it also accepts any other keyword."""
     found = inspect.signature(cls).parameters
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     named = {name: each for name, each in found.items() if each.kind not in kinds}

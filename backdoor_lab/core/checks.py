@@ -1,4 +1,4 @@
-"""One value checker and one message form: "`ratio` must satisfy 0 <= ratio <= 1, got nan"."""
+"""Value checks with one form of message: "`ratio` must satisfy 0 <= ratio <= 1, got nan"."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from backdoor_lab.core.errors import ConfigError, unknown
 
 LARGEST = 2**31
-"""Where no other bound is named: what every library here can hold and count."""
+"""Upper bound of integers for which no other bound is given; every library here supports it."""
 LONGEST = 1e9
-"""Seconds that a record may claim for a stage or a cell: more than thirty years."""
+"""Longest duration in seconds that a record may state for a stage or a cell (about 30 years)."""
 NAME = re.compile(r"[a-z0-9_.-]{1,64}\Z")
 
 
 def is_number(value: Any) -> bool:
-    """Whether `value` is a finite number that a float can hold; true and false are none."""
+    """Whether `value` is a finite number that fits a float. Booleans are not numbers."""
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:
@@ -28,29 +28,29 @@ def is_number(value: Any) -> bool:
 
 
 def non_negative(value: Any, *, high: float = math.inf) -> float | None:
-    """`value`, of a file that anyone may have written, as a float if it is a finite number with
-    ``0 <= value <= high``; else None."""
+    """`value`, read from an untrusted file, as a float if it is a finite number with
+    ``0 <= value <= high``; otherwise None."""
     return float(value) if is_number(value) and 0 <= value <= high else None
 
 
 def number(name: str, value: Any, *, low: float = -math.inf, below: float = math.inf) -> float:
-    """`value` as a float with ``low <= value < below``; text, bool and NaN are refused."""
+    """`value` as a float with ``low <= value < below``; else ConfigError, as for text and NaN."""
     if not is_number(value) or not low <= value < below:
         raise ConfigError(f"`{name}` must {_span(name, low, below)}, got {value!r}")
     return float(value)
 
 
 def share(name: str, value: Any) -> float:
-    """`value` as a float with ``0 <= value <= 1``; text, bool and NaN are refused."""
+    """`value` as a float with ``0 <= value <= 1``. Raises ConfigError for text, bool and NaN."""
     if not is_number(value) or not 0 <= value <= 1:
         raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
     return float(value)
 
 
 def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> int:
-    """`value` as an int with ``low <= value < below``; 3.0 counts as whole, 3.5 does not."""
+    """`value` as an int with ``low <= value < below``; 3.0 is accepted, 3.5 raises ConfigError."""
     number(name, value, low=low, below=below)
-    # Not by way of float, which cannot hold every int above 2**53.
+    # Compared without conversion to float, which cannot represent every int above 2**53.
     if value != int(value):
         raise ConfigError(f"`{name}` must be a whole number, got {value!r}")
     if below == math.inf and value >= LARGEST:
@@ -59,7 +59,7 @@ def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> 
 
 
 def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
-    """`value` if it is one of `known`."""
+    """`value` if it is one of `known`; otherwise raises ConfigError."""
     known = list(known)
     if value not in known:
         raise unknown(f"`{name}`", value, known)
@@ -67,21 +67,21 @@ def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
 
 
 def text(name: str, value: Any) -> str:
-    """`value` if it is text and not empty."""
+    """`value` if it is a non-empty string; otherwise raises ConfigError."""
     if not isinstance(value, str) or not value:
         raise ConfigError(f"`{name}` must be a name, got {value!r}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value` if it is true or false."""
+    """`value` if it is a bool; otherwise raises ConfigError."""
     if not isinstance(value, bool):
         raise ConfigError(f"`{name}` must be true or false, got {value!r}")
     return value
 
 
 def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses keys that nobody reads."""
+    """Raises ConfigError for a key that is not in `known`."""
     known = list(known)
     for key in given:
         if key not in known:
@@ -89,14 +89,14 @@ def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def safe_name(name: str, value: Any) -> str:
-    """`value` if it may become part of a path: matches [a-z0-9_.-]{1,64}, not '.' or '..'."""
+    """`value` if it is safe in a path: matches [a-z0-9_.-]{1,64} and is not '.' or '..'."""
     if not isinstance(value, str) or not NAME.match(value) or set(value) == {"."}:
         raise ConfigError(f"`{name}` must match [a-z0-9_.-]{{1,64}}, got {value!r}")
     return value
 
 
 def inside(root: Path, path: Path) -> Path:
-    """`path` resolved, if it stays under `root` (symbolic links followed)."""
+    """`path` resolved. Raises ConfigError if it leaves `root` after following symbolic links."""
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
         raise ConfigError(f"path {path} leaves its root {root}")

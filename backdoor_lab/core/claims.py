@@ -1,9 +1,9 @@
-"""Claims: 'I am computing this'. Advice only; the manifest is the truth (R3).
+"""Claims: lock files that say which process computes an output. Advisory; the manifest decides.
 
-A claim is a file that its owner rewrites every few seconds. A waiter takes it over when the
-owner's process is gone (same machine), or when the file has not changed for `patience` seconds
-of the waiter's own monotonic clock (any machine). A lost claim costs duplicate work, never a
-wrong result. What can be no claim, such as a directory or a link to nothing, is set aside.
+The owner rewrites its claim every few seconds. A waiting process takes the claim over when the
+owner's process has ended (same machine), or when the file has not changed for `patience` seconds
+of the waiting process's monotonic clock (any machine). A lost claim costs duplicate work, never
+a wrong result. Anything else at that path, such as a directory or a broken link, is set aside.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MAX_BYTES = 65_536
 
 
 class Claim:
-    """One process' claim on one piece of work; use ``take`` and ``release``.
+    """One process's claim on one output; see ``take`` and ``release``.
 
-    `token` names this owner, `evicted` the owners whose claim was taken over: whatever they
-    left half done under their name may be removed.
+    `token` identifies this owner. `evicted` lists the owners whose claims were taken over; their
+    unfinished files may be removed.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Claim:
         self._writing = threading.Lock()
 
     def take(self, nothing_to_do: Callable[[], bool]) -> bool:
-        """Waits for the claim; False when `nothing_to_do()` became true meanwhile."""
+        """Wait for the claim. Returns False if `nothing_to_do()` became true in the meantime."""
         seen, since, pause = "", self.clock(), POLL
         while not self._create():
             if nothing_to_do():
@@ -57,7 +57,7 @@ class Claim:
             if text != seen:
                 seen, since = text, self.clock()
             waited = self.clock() - since
-            # Empty, its owner may be about to write it.
+            # If the file is empty, its owner may be about to write it.
             if not _names_owner(text) and waited >= (0 if text else BEAT):
                 set_aside(self.path, "not a claim")
                 continue
@@ -70,15 +70,15 @@ class Claim:
         return True
 
     def release(self) -> None:
-        """Gives the claim back, if it is still ours."""
+        """Remove the claim if this process still owns it."""
         self._released.set()
-        # Not between a beat's look and its write, which would bring the claim back.
+        # Not between a heartbeat's check and its write, which would restore the claim.
         with self._writing:
             if self._is_ours():
                 self.path.unlink(missing_ok=True)
 
     def _look(self) -> str | None:
-        """What the claim says; None where there is none any more, so that it can be made."""
+        """The text of the claim; None if there is no claim, so that one can be created."""
         try:
             return _text(self.path)
         except DamagedFile as error:
@@ -94,7 +94,7 @@ class Claim:
             with os.fdopen(handle, "w") as stream:
                 stream.write(self._says(0))
         except OSError:
-            # An empty claim names no owner: everybody would wait for its patience to end.
+            # An empty claim names no owner: every process would wait until `patience` runs out.
             self.path.unlink(missing_ok=True)
             raise
         return True
@@ -110,7 +110,7 @@ class Claim:
         return json.dumps(owner | {"token": self.token, "beat": beat})
 
     def _evict(self, text: str) -> None:
-        # Looked at once more: whoever else waits may have evicted the dead owner already.
+        # Checked again: another waiting process may already have evicted the dead owner.
         if self._look() != text:
             return
         grave = self.path.with_name(f".dead-{uuid.uuid4().hex}")
@@ -136,12 +136,12 @@ class Claim:
             part.write_text(self._says(beat))
             os.replace(part, self.path)
         except OSError:
-            # A full disk stops the beat, at worst somebody computes the same thing too.
+            # A full disk stops the heartbeat; at worst another process repeats the computation.
             part.unlink(missing_ok=True)
 
 
 def machine() -> str:
-    """This machine's boot and process namespace: process numbers mean something inside it."""
+    """This machine's boot id and PID namespace; a process id is unique within the two."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
@@ -150,7 +150,7 @@ def machine() -> str:
 
 
 def _start_of(pid: int) -> str:
-    # Process numbers are used again; number and start time together are not.
+    # Process ids are reused; the pair of process id and start time is not.
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

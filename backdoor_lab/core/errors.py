@@ -1,4 +1,4 @@
-"""Every error a user can meet, with the exit code it ends the program with."""
+"""All errors a user can see, each with the exit code of the program."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterable
 
 LISTED = 30
-# What Python shows of an object without a form of its own: <_io.BytesIO object at 0x7f…>.
+# How Python shows an object without its own repr: <_io.BytesIO object at 0x7f…>.
 _ADDRESS = re.compile(r"\s*<[^<>]* at 0x[0-9a-fA-F]+>")
 EXIT_DONE, EXIT_SOME_FAILED, EXIT_BAD_CONFIG, EXIT_STOPPED = 0, 1, 2, 75
 OUT_OF_MEMORY = "failed: oom"
-"""The status of a cell for which memory did not suffice."""
+"""The status of a cell that ran out of memory."""
 
 
 class LabError(Exception):
-    """Says what is wrong, where, which rule it breaks and what to do, in one message."""
+    """An error whose message says what is wrong, where, which rule it breaks and what to do."""
 
     exit_code = EXIT_SOME_FAILED
 
@@ -25,41 +25,41 @@ class LabError(Exception):
 
 
 class ConfigError(LabError):
-    """The configuration breaks a rule; found before any work starts."""
+    """The configuration breaks a rule. Raised before any work starts."""
 
     exit_code = EXIT_BAD_CONFIG
 
 
 class DataError(LabError):
-    """The data set is missing, damaged or not what its format promises."""
+    """The data set is missing, damaged or does not match its format."""
 
     exit_code = EXIT_BAD_CONFIG
 
 
 class StoreError(LabError):
-    """A stored result contradicts the configuration that asks for it."""
+    """A stored result contradicts the configuration that requests it."""
 
 
 class StoreFull(StoreError):
-    """The disk cannot hold what a stage has to publish."""
+    """The disk has no room for the output of a stage."""
 
 
 class Diverged(LabError):
-    """Training or scoring produced a number that is not finite."""
+    """Training or scoring produced a non-finite number."""
 
 
 class OutOfMemory(LabError):
-    """A stage asked for more memory than there is."""
+    """A stage needs more memory than is available."""
 
 
 class Stopped(LabError):
-    """Somebody asked the program to stop; the same command goes on where it stopped."""
+    """The program was asked to stop; the same command resumes the work."""
 
     exit_code = EXIT_STOPPED
 
 
 def without_addresses(text: str) -> str:
-    """A message of a library without the objects in it that only have an address."""
+    """A library's message without objects that are shown only by their address."""
     return _ADDRESS.sub("", str(text))
 
 
@@ -71,8 +71,8 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, says that memory ran out: numpy, torch and the system
-    each raise something else. What has an error of its own here is not looked into."""
+    """Whether an error, or its cause, means that memory ran out: NumPy, torch and the operating
+    system each raise a different one. Errors of this module are not searched."""
     while error is not None and not isinstance(error, LabError):
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return True
@@ -91,7 +91,7 @@ def many(number: object, noun: str) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """What went wrong, with the kind of error unless it is one that says all itself."""
+    """The message of an error, preceded by its type unless it is a LabError."""
     text = without_addresses(str(error))
     if isinstance(error, LabError) and text.strip():
         return text
@@ -99,12 +99,12 @@ def reason_of(error: BaseException) -> str:
 
 
 def failed_status(reason: str) -> str:
-    """The status of a cell that failed for a reason, of which the first line is shown."""
+    """The status of a cell that failed; shows the first line of the reason."""
     return f"failed: {(reason.splitlines() or ['unknown'])[0][:300]}"
 
 
 def unknown(what: str, given: object, known: Iterable[object]) -> ConfigError:
-    """A ConfigError for a name that is not in a list, with the nearest one suggested."""
+    """A ConfigError for a name that is not in `known`; suggests the closest one."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

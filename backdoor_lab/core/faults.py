@@ -1,4 +1,4 @@
-"""Named points at which the tests kill the process or fill the disk; inert otherwise."""
+"""Named points at which tests kill the process or fill the disk; no effect otherwise."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ import signal
 import time
 
 cell = ""
-"""The cell that this process runs."""
+"""The id of the cell that this process runs."""
 _seen: dict[str, int] = {}
 
 
 def point(name: str) -> None:
-    """Does what BACKDOOR_LAB_FAULT asks for at this point, e.g. ``train.published:kill:1``.
+    """Perform the action that BACKDOOR_LAB_FAULT requests here, e.g. ``train.published:kill:1``.
 
-    The form is ``name:action:n`` or ``name:action:n:part``, several of them separated by
-    semicolons: at this process' n-th passage of `name` (in cells with `part` in their id),
-    `kill` sends this process SIGKILL, `segv` reads address 0, `abort` aborts, `exit` ends it with
-    exit code 7, `full` raises ENOSPC, `term` sends SIGTERM, `oom` raises MemoryError, `wait`
-    continues only an hour later.
+    The form is ``name:action:n`` or ``name:action:n:part``; several are separated by semicolons.
+    At this process's n-th call with `name` (in cells with `part` in their id), `kill` sends
+    SIGKILL, `segv` reads address 0, `abort` aborts, `exit` exits with code 7, `full` raises
+    ENOSPC, `term` sends SIGTERM, `oom` raises MemoryError, and `wait` sleeps for an hour.
     """
     for plan in filter(None, os.environ.get("BACKDOOR_LAB_FAULT", "").split(";")):
         wanted, action, count, *part = plan.split(":")

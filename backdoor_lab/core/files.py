@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the whole new file or the old one, never a part (R1)."""
+"""Atomic file writes: a reader sees the complete old file or the complete new one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backdoor_lab.core.errors import StoreError, StoreFull
 
 _NUMBERS = re.compile(r"\[\n([-+.,\w\s]*?)\n\s*\]")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What numpy and Pillow raise when a write comes out short: without an errno.
+# NumPy and Pillow raise these for a short write, without an errno.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|encoder error -2")
 _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO,
@@ -27,25 +27,25 @@ _UNUSABLE = {
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
+    """JSON with sorted keys and no spaces: equal values, equal text. Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any, length: int = 64) -> str:
-    """The first `length` hex digits of the sha256 of a JSON value's canonical text."""
+    """The first `length` hex digits of the SHA-256 of the canonical JSON of a value."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file's bytes, in hex."""
+    """The SHA-256 of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Writes under a unique temporary name in the same folder, then replaces `path`.
+    """Write to a unique temporary file in the same folder, then replace `path`.
 
-    Raises StoreFull when there is no room; the temporary file is gone then.
+    Raises StoreFull when the disk is full; the temporary file is removed then.
     """
     part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.part")
     with room(path, len(data)):
@@ -59,15 +59,15 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def readable(value: Any) -> str:
-    """JSON with one key a line, and a list of numbers in one line: a curve of a thousand points
-    is one line. NaN and infinity are refused, use null."""
+    """JSON with one key per line; a list of numbers takes one line, even a curve of a thousand
+    points. Raises ValueError for NaN and infinity: use null."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-    # Text in JSON holds no line breaks, so what stands between them is never part of a string.
+    # A JSON string contains no line break, so text between line breaks is never part of a string.
     return _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
 
 
 def write_through(path: Path, data: bytes) -> None:
-    """Plain write that has reached the disk when it returns."""
+    """Write a file and flush it to the disk (fsync) before returning."""
     with path.open("wb") as stream:
         stream.write(data)
         stream.flush()
@@ -75,7 +75,7 @@ def write_through(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes the names in a folder durable."""
+    """Flush the directory entries of a folder to the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -84,13 +84,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """The path if it exists, else the nearest one above it that does."""
+    """`path` if it exists, else its closest existing parent."""
     whole = path.absolute()
     return next(each for each in (whole, *whole.parents) if each.exists())
 
 
 def no_room(error: OSError) -> bool:
-    """Whether an error says that the disk, a quota or the allowed size of a file is used up."""
+    """Whether an error means that the disk, a quota or the file size limit is exhausted."""
     if error.errno is None:
         return _SHORT_WRITE.search(str(error)) is not None
     return error.errno in _NO_ROOM
@@ -98,10 +98,10 @@ def no_room(error: OSError) -> bool:
 
 @contextmanager
 def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[None]:
-    """Turns 'no space left' into StoreFull with what was needed, what is free, and where; and
-    what else makes a path unusable (no permission, an error of the disk) into StoreError.
+    """Convert a full disk to StoreFull, with the bytes needed and free, and any other OSError (no
+    permission, disk error) to StoreError.
 
-    `instead`: what may be done instead of making room, for the message.
+    `instead` names an alternative to making room, for the message.
     """
     try:
         yield
@@ -114,7 +114,7 @@ def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[N
 def explained(
     error: OSError, path: Path, needed: int | None = None, instead: str = ""
 ) -> StoreError:
-    """An error of the system about `path` in one line; StoreFull when there is no room."""
+    """An OSError about `path` as a one-line StoreError; StoreFull when the disk is full."""
     if not no_room(error):
         return StoreError(f"cannot use {error.filename or path}: {error.strerror or error}")
     asked = "more room" if needed is None else f"{needed:,} bytes"

@@ -1,8 +1,8 @@
-"""torch, imported when something of it is first used.
+"""torch, imported on first use.
 
-Modules that a command loads to check its configuration take torch from here, so that a command
-that is refused, or finds everything done, does not wait for it. What they define at the top, as a
-constant, a decorator or a base class, must not use it.
+Modules that are loaded to check a configuration take torch from here, so that a rejected command,
+or one that finds everything done, does not wait for the import. Definitions at module level
+(constants, decorators, base classes) must not use it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 else:
 
     class _Lazy:
-        """Stands for a module or a class: its attributes are looked up there."""
+        """A placeholder for a module or class; attributes are resolved on first use."""
 
         def __init__(self, name: str) -> None:
             self._name = name

@@ -1,4 +1,4 @@
-"""Names in any script, written in ASCII: for folders, and for pictures without a fitting font."""
+"""Names in any script written in ASCII, for folders and for figures without a suitable font."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _LETTER = re.compile(r"(?:LETTER|SYLLABLE|SYLLABLES|VOWEL SIGN) (?:SMALL )?(?P<s
 
 
 def transcribed(text: str) -> str:
-    """`text` in ASCII; what is ASCII already stays as it is.
+    """`text` in ASCII; ASCII characters are unchanged.
 
-    Accents are dropped. A letter or syllable of another script is written by its sound, as
-    Unicode names it, and a Chinese character by its number: ``u732b``. Hyphens part them.
+    Accents are dropped. A letter or syllable of another script is replaced by its sound in the
+    Unicode name, a Chinese character by its code point (``u732b``), separated by hyphens.
     """
     if text.isascii():
         return text
@@ -23,13 +23,13 @@ def transcribed(text: str) -> str:
             found += f"\0{_sound(char)}\0"
         else:
             found += plain
-    # One hyphen between two of them or beside a letter, none at the ends.
+    # One hyphen between two replacements or next to a letter, none at the ends.
     found = re.sub(r"\0\0", "-", found)
     return re.sub(r"(?<=\w)\0(?=\w)", "-", found).replace("\0", "")
 
 
 def _latin(char: str) -> str | None:
-    """An ASCII form of a Latin letter or of punctuation; None for another script."""
+    """The ASCII form of a Latin letter or punctuation mark; None for other scripts."""
     if char.isascii():
         return char
     bare = "".join(c for c in unicodedata.normalize("NFKD", char) if not unicodedata.combining(c))

@@ -1,4 +1,4 @@
-"""Command lines of folders and KEY=VALUE, in any order."""
+"""Command lines that mix folders and KEY=VALUE options in any order."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from backdoor_lab.core.terminal import print_error
 
 
 def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """What is no option, and the value of each option. An option is KEY=VALUE, unless there is a
-    file of that very name. Raises ConfigError for a key that is not known or comes twice."""
+    """Split arguments into positional ones and KEY=VALUE options; an existing file of that name is
+    positional. Raises ConfigError for an unknown or repeated key."""
     others: list[str] = []
     found: dict[str, str] = {}
     for each in given:
@@ -33,8 +33,8 @@ def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict
 
 
 def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names in ``a,b,c``. Raises ConfigError for one that is not known, twice or empty;
-    `more` are known too, but too many to be listed."""
+    """The names in ``a,b,c``. Raises ConfigError for an unknown, repeated or empty name; names in
+    `more` are valid but too many to list in the message."""
     given, listed, others = [name.strip() for name in value.split(",")], list(known), set(more)
     for position, name in enumerate(given):
         if name not in listed and name not in others:
@@ -46,8 +46,8 @@ def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) 
 
 
 def path_of(text: str) -> Path:
-    """A file's or folder's path, for argparse, with `~` replaced. What can be no path is refused,
-    as an empty text, which a shell makes of a variable that is not set."""
+    """A path argument for argparse, with `~` expanded. Raises ArgumentTypeError for an invalid
+    path, such as the empty string that an unset shell variable leaves."""
     try:
         return usable("path", text)
     except ConfigError as error:
@@ -55,16 +55,16 @@ def path_of(text: str) -> Path:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with a command line in one line, and exits with 2."""
+    """An argument parser that reports an error in one line and exits with code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Overrides argparse's, which prints the usage as well."""
+        """Overrides argparse's method, which also prints the usage."""
         sys.exit(print_error(ConfigError(message)))
 
 
 def parser_of(command: str, description: str | None) -> Parser:
-    """The parser of ``python -m backdoor_lab.COMMAND``; `description` is the module's docstring,
-    which the help shows line by line as it is written."""
+    """The parser of ``python -m backdoor_lab.COMMAND``; the help shows `description`, the module's
+    docstring, with its line breaks."""
     return Parser(
         prog=f"python -m backdoor_lab.{command}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

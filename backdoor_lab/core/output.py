@@ -1,7 +1,7 @@
-"""Standard output, error and logs that never end the work, and printable lines for them.
+"""Standard output, error and log files whose failure does not stop the program.
 
-Nobody may be reading any more (``| head -1``), there may be no output at all (``>&-``), or the
-disk that it goes to may be full: then what is printed is lost, and the program goes on.
+The reader may have exited (``| head -1``), the stream may be closed (``>&-``), or the disk may be
+full: then the output is lost and the program continues.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 
 def survive_lost_output() -> None:
-    """From now on a standard stream of this process that cannot be written to swallows what is
-    printed; what made it so is said on the other one, unless its reader just left."""
+    """Make this process discard output to a standard stream that can no longer be written. The
+    other stream reports the cause, unless the reader merely exited."""
     for name in ("stdout", "stderr"):
         stream, original = getattr(sys, name), getattr(sys, f"__{name}__")
         if stream is None:
@@ -36,7 +36,7 @@ def _lasting(stream: io.TextIOWrapper) -> TextIO:
 
 
 class _Output(io.FileIO):
-    """A standard stream. Once a write fails, it leads nowhere."""
+    """A standard stream that is redirected to the null device after a failed write."""
 
     def write(self, data: bytes | bytearray | memoryview) -> int | None:  # type: ignore[override]
         try:
@@ -52,21 +52,21 @@ class _Output(io.FileIO):
 
 
 def plain(text: str) -> str:
-    """One printable line: no newline, no terminal escape, no text-direction mark."""
+    """`text` on one printable line: no newlines, terminal escapes or text-direction marks."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
 class _Printable(logging.Handler):
-    """Names and paths in a message do nothing to the terminal that it is read on."""
+    """Escapes control characters of names and paths in log messages."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "\n".join(map(plain, super().format(record).splitlines()))
 
 
 class Terminal(_Printable, logging.StreamHandler[TextIO]):
-    """A log handler for what is standard output at that moment."""
+    """A log handler that writes to the current `sys.stdout`."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -77,7 +77,7 @@ class Terminal(_Printable, logging.StreamHandler[TextIO]):
 
 
 class LogFile(_Printable, logging.FileHandler):
-    """A log file that is given up, with one line, once it cannot be opened or written."""
+    """A log file that is abandoned, with one warning, once it cannot be opened or written."""
 
     _lost = False
 

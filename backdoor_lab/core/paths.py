@@ -1,4 +1,4 @@
-"""Paths from a command line or a configuration: absolute, and checked before anything uses them."""
+"""Paths from the command line or a configuration: made absolute, and checked before use."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.files import nearest, no_room, room
 
 LONGEST_NAME, LONGEST = 255, 3800
-"""In bytes: of one name, and of a whole path, which leaves room for what is written below it."""
+"""Limits in bytes of one name and of a whole path; leaves room for the files below it."""
 IN_CONFIGURATION = {
     "store": ("root",), "dataset": ("root",), "trigger": ("image",),
     "logger": ("save_dir", "tracking_uri"),
 }  # fmt: skip
-"""The keys of a configuration that hold a path, by group."""
+"""The configuration keys that hold a path, by group."""
 _FILE = "file:"
 _SHOWN = 80
 
 
 def absolute(name: str, given: str, base: Path | None = None) -> Path:
-    """The path that the option `name` gives: absolute, from `base` or the current folder on, with
-    `~` and `~user` replaced. Links stay links, and nothing needs to be there.
+    """The path in option `name`, made absolute from `base` (default: the current folder), with `~`
+    and `~user` expanded. Symbolic links are kept, and the path need not exist.
 
-    Raises ConfigError for text that can be no path here, for a link on the way that leads nowhere,
-    and for a file where a folder is needed.
+    Raises ConfigError for an invalid path, a broken link in it, and a file where a folder is
+    needed.
     """
     if not given or "\0" in given:
         what = "holds a NUL character" if given else "an empty text; the current folder is `.`"
@@ -46,13 +46,13 @@ def absolute(name: str, given: str, base: Path | None = None) -> Path:
 
 
 def usable(name: str, given: str) -> Path:
-    """The path as it was given, but for `~`: checked as `absolute` does, to be shown to people."""
+    """The path as given, with `~` expanded, for display. Checked as by `absolute`."""
     absolute(name, given)
     return _expanded(name, given)
 
 
 def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
-    """Makes every path in a plain configuration absolute, in place. Raises ConfigError."""
+    """Make every path in a plain configuration absolute, in place. Raises ConfigError."""
     for group, keys in IN_CONFIGURATION.items():
         part = config.get(group)
         if not isinstance(part, dict):
@@ -64,9 +64,9 @@ def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ConfigError when a folder cannot be made or written to, StoreFull on a full disk.
+    """Raises ConfigError when a folder cannot be created or written, StoreFull on a full disk.
 
-    Found out by making a folder and taking it away again: permissions do not tell it all.
+    Checked by creating and removing a folder, since permission bits are not conclusive.
     """
     existing = nearest(folder)
     probe = existing / f".backdoor_lab-{uuid.uuid4().hex[:12]}"

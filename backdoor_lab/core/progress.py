@@ -1,8 +1,8 @@
-"""Progress of long loops: a loop says how far it is, and whoever runs it may show it.
+"""Progress of long loops, for display by the caller.
 
-Attacks and defenses wrap their long loops in `track`. Without an observer that does nothing but
-check for a stop request; the pipeline observes, and shows the steps on the terminal and in the
-cell's heartbeat. Tracking draws no random number and changes no value.
+Attacks and defenses wrap their long loops in `track`. Without an observer, `track` only checks for
+a stop request. The pipeline observes the loops and shows them on the terminal and in the cell's
+heartbeat. Tracking draws no random numbers and changes no values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Step:
-    """One loop: what an iteration is called, how many are done, and how many there are."""
+    """One loop: the name of an iteration, how many are done, and the total if known."""
 
     label: str
     total: int | None
@@ -32,21 +32,21 @@ class Step:
 
 
 class Steps:
-    """The loops that are running now, the outermost first.
+    """The running loops, outermost first.
 
-    Filled by the thread that works and read by the one that shows: both see whole entries.
+    The worker thread changes the list and a display thread reads it; each change is atomic.
     """
 
     def __init__(self) -> None:
         self.running: list[Step] = []
 
     def __str__(self) -> str:
-        """`class 3 of 10, step 120 of 300`; empty when no loop is running."""
+        """`class 3 of 10, step 120 of 300`; empty if no loop is running."""
         return ", ".join(map(str, list(self.running)))
 
     @property
     def fraction(self) -> float | None:
-        """The share of the outermost loop that is done; None when nothing is known of it."""
+        """The completed fraction of the outermost loop; None if its length is unknown."""
         found, weight = 0.0, 1.0
         running = list(self.running)
         for step in running:
@@ -63,7 +63,7 @@ _observed: ContextVar[Steps | None] = ContextVar("observed", default=None)
 
 @contextmanager
 def observe(steps: Steps) -> Iterator[None]:
-    """Inside, every tracked loop of this thread is entered in `steps`."""
+    """Record the tracked loops of this thread in `steps` while the context is active."""
     token = _observed.set(steps)
     try:
         yield
@@ -72,10 +72,10 @@ def observe(steps: Steps) -> Iterator[None]:
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """The `items`, one after the other, each counted as one `label` of `total`.
+    """Yield the `items`, counting each as one `label` of `total`.
 
-    `total` defaults to the length of `items` where they have one. Loops may be nested. Raises
-    Stopped when the process was asked to stop.
+    `total` defaults to ``len(items)`` if defined. Loops may be nested. Raises Stopped when a stop
+    of the process is requested.
     """
     steps = _observed.get()
     if total is None and isinstance(items, Sized):
@@ -89,6 +89,6 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
             yield item
             step.done += 1
     finally:
-        # An observer may have dropped what an earlier error left behind.
+        # The observer may already have removed the steps left by an earlier error.
         if steps is not None and step in steps.running:
             steps.running.remove(step)

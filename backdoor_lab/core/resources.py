@@ -1,7 +1,7 @@
-"""Cores and memory that this process may use, whatever the machine has.
+"""CPU cores and memory that this process may use.
 
-A container, a batch system or `taskset` may allow less than there is. Where a system does not
-say (macOS and Windows have neither /proc nor control groups), what is known of the machine counts.
+A container, a batch system or `taskset` may allow less than the machine has. Where no limits are
+reported (macOS and Windows lack /proc and control groups), the machine's totals count.
 """
 
 from __future__ import annotations
@@ -14,29 +14,29 @@ from contextlib import suppress
 from pathlib import Path
 
 WAITING = {
-    # torch's (libgomp): some microseconds. By default it is milliseconds, through which they hold
-    # a core that another library or process could use; without any (OMP_WAIT_POLICY=PASSIVE) every
-    # small operation pays for their waking.
+    # torch (libgomp): spin for microseconds. The default, milliseconds, holds a core that another
+    # library or process could use; no spinning (OMP_WAIT_POLICY=PASSIVE) makes every small
+    # operation wait for its threads to wake up.
     "GOMP_SPINCOUNT": "10000",
-    # NumPy's (OpenBLAS): 2 to the power of it in clock cycles, instead of 26.
+    # NumPy (OpenBLAS): log2 of the clock cycles to spin; the default is 26.
     "OPENBLAS_THREAD_TIMEOUT": "16",
 }
 
 ROOT = Path("/")
 UNLIMITED = 2**60
-"""Version 1 of control groups says "no limit" by a number near 2**63."""
+"""Control groups version 1 state "no limit" as a number near 2**63."""
 
 
 def cores(root: Path = ROOT) -> int:
-    """The physical cores that this process may use, at least 1: of two hyperthreads one counts.
+    """The physical cores that this process may use, at least 1; two hyperthreads count as one.
 
-    Limits are the affinity of the process, the CPU quota of its control groups, and
+    The limits are the process's affinity, the CPU quota of its control groups, and
     LOKY_MAX_CPU_COUNT.
     """
     from joblib.externals.loky import cpu_count  # type: ignore[import-untyped]
 
     with warnings.catch_warnings():
-        # Where the physical cores cannot be counted, it warns and counts the logical ones.
+        # If the physical cores cannot be counted, joblib warns and counts the logical ones.
         warnings.simplefilter("ignore")
         usable, whole = cpu_count(), cpu_count(only_physical_cores=True)
     limits = [usable, _distinct_cores(root) or whole, *_quotas(root)]
@@ -44,8 +44,8 @@ def cores(root: Path = ROOT) -> int:
 
 
 def free_memory(root: Path = ROOT) -> int | None:
-    """The bytes of memory that this process and its children can still take; where only the
-    machine's whole memory is known, that; None where nothing is known."""
+    """Bytes of memory that this process and its children can still allocate; the machine's total
+    if only that is known, None if nothing is."""
     found = [*_memory_left(root)]
     if not found:
         with suppress(AttributeError, OSError, ValueError):
@@ -54,8 +54,8 @@ def free_memory(root: Path = ROOT) -> int | None:
 
 
 def busy_seconds(root: Path = ROOT) -> float | None:
-    """The seconds for which the CPUs that this process may use have been busy since the machine
-    started, all together; None where the system does not say."""
+    """Total busy time in seconds, since boot, of the CPUs that this process may use; None if the
+    system does not report it."""
     try:
         lines = [line.split() for line in _text(root / "proc/stat").splitlines()]
         tick = os.sysconf("SC_CLK_TCK")
@@ -71,7 +71,7 @@ def busy_seconds(root: Path = ROOT) -> float | None:
 
 
 def _distinct_cores(root: Path) -> int:
-    """How many physical cores the CPUs of this process' affinity belong to; 0 where unknown."""
+    """The number of physical cores behind the CPUs in this process's affinity; 0 if unknown."""
     if not hasattr(os, "sched_getaffinity"):
         return 0
     found = set()
@@ -84,12 +84,12 @@ def _distinct_cores(root: Path) -> int:
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """The CPUs that each control group may use at once, rounded up."""
+    """The CPU quota of each control group, in CPUs, rounded up."""
     for folder in _groups(root, "cpu"):
         said = _text(folder / "cpu.max")
         if not said:
             said = f"{_text(folder / 'cpu.cfs_quota_us')} {_text(folder / 'cpu.cfs_period_us')}"
-        # No limit is "max" in version 2 and -1 in version 1.
+        # "No limit" is "max" in version 2 and -1 in version 1.
         with suppress(ValueError, ZeroDivisionError):
             quota, period = map(int, said.split())
             if quota > 0:
@@ -107,14 +107,14 @@ def _memory_left(root: Path) -> Iterator[int]:
         ):
             with suppress(ValueError):
                 allowed, used = int(_text(folder / limit)), int(_text(folder / usage))
-                # What the kernel only keeps to read faster is given back when it is needed.
+                # The kernel frees its page cache when memory is needed.
                 used -= _field(_text(folder / "memory.stat"), cache) or 0
                 if allowed < UNLIMITED:
                     yield max(0, allowed - used)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The control groups of this process that may limit it, the innermost first."""
+    """The control groups that may limit this process, innermost first."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")
@@ -126,7 +126,7 @@ def _groups(root: Path, controller: str) -> Iterator[Path]:
         for mount in mounts:
             top = root / mount
             inner = top / path.lstrip("/")
-            # In a container the path may be the host's, which is not seen here: its top is.
+            # In a container the path may be the host's and invisible here; its root is visible.
             yield from (each for each in (inner, *inner.parents) if each.is_relative_to(top))
 
 
@@ -146,6 +146,6 @@ def _text(path: Path) -> str:
 
 
 def wait_briefly() -> None:
-    """Sets WAITING in the environment unless it is set there; before torch and NumPy start."""
+    """Set the variables in WAITING unless already set. Call before torch and NumPy start."""
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)

@@ -1,6 +1,6 @@
 """One seed per purpose, derived from the cell's seed; every random function takes a generator.
 
-Nothing here depends on process, hash randomisation, threads or call order.
+Nothing depends on the process, hash randomization, threads or the order of calls.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""CSV, as every file of that kind is written here: no cell is taken for a formula.
+"""CSV output in which a spreadsheet never runs a cell as a formula.
 
-A spreadsheet runs what begins with ``=``, ``+``, ``-``, ``@``, a tab or a line end, and names and
-messages come from records. Such text gets an apostrophe in front; a number stays a number. Control
-characters and marks of text direction are `?`: they act on a terminal, or hide what a name says.
+A spreadsheet evaluates text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break,
+and names and messages come from untrusted records. Such text gets an apostrophe in front; numbers
+are unchanged. Control and text-direction characters, which could hide text, become `?`.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z", re.ASCII)
 
 
 def guarded(value: Any) -> Any:
-    """`value`, with an apostrophe in front if it is text that a spreadsheet would run."""
+    """`value`, prefixed with an apostrophe if it is text that a spreadsheet would evaluate."""
     if not isinstance(value, str):
         return value
-    # Python's writer leaves a lone carriage return unquoted, and a spreadsheet begins a new line.
+    # Python's csv leaves a lone carriage return unquoted, but a spreadsheet starts a new line.
     text = value if value.isprintable() else value.replace("\r\n", "\n").replace("\r", "\n")
     text = _UNSEEN.sub("?", text)
     return f"'{text}" if _FORMULA.match(text) and not _NUMBER.match(text) else text
 
 
 def csv_text(head: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
-    """CSV of a head and lines; None becomes an empty cell."""
+    """CSV text from a header and rows; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(guarded, head))
@@ -44,7 +44,7 @@ def csv_text(head: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
 
 
 def csv_of_frame(frame: pd.DataFrame) -> str:
-    """CSV of a frame without its index."""
+    """CSV text of a frame, without its index."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(guarded, frame))
@@ -53,7 +53,7 @@ def csv_of_frame(frame: pd.DataFrame) -> str:
 
 
 def _cells(column: pd.Series[Any]) -> list[Any]:
-    """The cells of a column; ten thousand of them often hold a few texts."""
+    """The values of a column. Each distinct text is escaped once: most texts repeat."""
     values = column.astype(object).tolist()
     if column.hasnans:
         values = [None if empty else v for v, empty in zip(values, column.isna(), strict=True)]

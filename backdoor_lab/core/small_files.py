@@ -1,8 +1,8 @@
-"""Small files as anybody may have left them: read within bounds, or set aside.
+"""Reading small files robustly: with bounds, and setting damaged ones aside.
 
-Every manifest, claim, record and list of ours is read here. A directory, a loop of links, a link
-to nothing, a FIFO, a device, a file that is too large and JSON that is nested too deep are told
-apart from a file that is not there, and none of them blocks or overflows the reader.
+Every manifest, claim, record and list is read here. A directory, a loop of links, a broken link,
+a FIFO, a device, an oversized file and deeply nested JSON are distinguished from a missing file,
+and none of them blocks the reader or overflows its stack.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ AGAIN = "set aside as {} and computed again"
 
 
 class UnreadableFile(DataError):
-    """A file that cannot be read now, and may be sound: no permission, an error of the disk."""
+    """A file that cannot be read now but may be intact: no permission, or a disk error."""
 
 
 class DamagedFile(UnreadableFile):
-    """What stands under a file's name can never be that file."""
+    """A path whose content cannot be the expected file."""
 
 
 def problem(path: Path | str) -> str | None:
-    """Why a path can be no regular file; None if it is one, or if nothing is there.
+    """Why a path is not a regular file; None if it is one, or if nothing exists there.
 
-    Links are followed: one that leads to a regular file is as good as the file.
+    Links are followed: a link to a regular file counts as one.
     """
     try:
         mode = os.stat(path).st_mode
@@ -52,7 +52,7 @@ def problem(path: Path | str) -> str | None:
 
 
 def check_regular(path: Path | str) -> None:
-    """Raises DamagedFile for anything but a regular file, which reading might block on."""
+    """Raises DamagedFile unless `path` is a regular file or missing: reading others could block."""
     why = problem(path)
     if why is not None:
         raise DamagedFile(f"{path} is {why}")
@@ -61,8 +61,8 @@ def check_regular(path: Path | str) -> None:
 def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes of a regular file.
 
-    Raises FileNotFoundError when nothing is there, DamagedFile when it is no regular file or
-    larger than `max_bytes`, UnreadableFile when the system cannot read it.
+    Raises FileNotFoundError if there is none, DamagedFile if it is not a regular file or exceeds
+    `max_bytes`, UnreadableFile if the system cannot read it.
     """
     check_regular(path)
     try:
@@ -70,7 +70,7 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
         with open(handle, "rb") as stream:
             size = os.fstat(handle).st_size
             large = size > max_bytes
-            # A file that grows meanwhile is read as far as it went.
+            # If the file grows in the meantime, the added part is ignored.
             data = b"" if large else stream.read(size)
     except NotADirectoryError as error:
         raise FileNotFoundError(*error.args) from error
@@ -78,7 +78,7 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
         raise
     except OSError as error:
         if error.errno == errno.ELOOP:
-            # A folder above it, as links to regular files were followed already.
+            # Caused by a parent folder: links to regular files are already resolved.
             raise FileNotFoundError(*error.args) from error
         raise UnreadableFile(f"{path} cannot be read ({error.strerror})") from error
     if large:
@@ -87,18 +87,17 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
-    """The value in JSON text. Half of a surrogate pair, which JSON may hold and no other file
-    can, is written out (``\\ud800``) in keys and values.
+    """Parse JSON. A lone surrogate, which JSON allows but UTF-8 cannot encode, becomes an escape
+    sequence (``\\ud800``) in keys and values.
 
-    Raises DamagedFile when it is no JSON, when an object has a key twice or when it is nested
-    deeper than `max_depth`.
+    Raises DamagedFile for invalid JSON, duplicate keys, and nesting deeper than `max_depth`.
     """
     try:
         value = json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         said = str(error)[:120] if isinstance(error, ValueError) else "nested too deep"
         raise DamagedFile(f"not valid JSON ({said})") from error
-    # Most files have fewer brackets than may be nested: then there is nothing to walk through.
+    # Most files have fewer brackets than the allowed depth and need no check.
     if data.count(b"[") + data.count(b"{") > max_depth and _deeper(value, max_depth):
         raise DamagedFile(f"not valid JSON (nested deeper than {max_depth})")
     return _encodable(value) if _SURROGATE.search(data) else value
@@ -113,7 +112,7 @@ def _encodable(value: Any) -> Any:
 
 
 def read_json(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The value in a JSON file. Raises as `read_small` and `decode` do, with the path."""
+    """Read a JSON file. Raises as `read_small` and `decode` do, with the path in the message."""
     data = read_small(path, max_bytes=max_bytes)
     try:
         return decode(data)
@@ -122,10 +121,10 @@ def read_json(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Any:
 
 
 def set_aside(path: Path, why: str, inode: int | None = None) -> None:
-    """Renames what stands at `path` to ``.bad-…`` beside it, with one warning.
+    """Rename `path` to ``.bad-…`` in the same folder and log one warning.
 
-    With `inode` only if that is what stands there: another process may have done the same and
-    put a sound one in its place. Raises StoreError when it cannot be renamed.
+    If `inode` is given, only if `path` still has it: another process may already have replaced the
+    damaged file. Raises StoreError if it cannot be renamed.
     """
     aside = path.with_name(f".bad-{path.name[:80]}-{uuid.uuid4().hex[:8]}")
     try:
@@ -145,8 +144,8 @@ def set_aside(path: Path, why: str, inode: int | None = None) -> None:
 def read_or_set_aside(
     path: Path, check: Callable[[Any], None] = lambda value: None, *, max_bytes: int = MAX_BYTES
 ) -> Any:
-    """The value in a JSON file; None when there is none, or when it is damaged: then it is set
-    aside. `check` raises DataError for a value of another shape."""
+    """Read a JSON file; None if it is missing or damaged. A damaged file is set aside. `check`
+    raises DataError for a value of the wrong shape."""
     try:
         value = read_json(path, max_bytes=max_bytes)
         check(value)
@@ -161,34 +160,34 @@ def read_or_set_aside(
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder of ours and those above it; a file that stands in its place is set aside."""
+    """Create a folder and its parents; a file at that path is set aside."""
     clear_folder(path)
     with room(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 def clear_link(path: Path) -> None:
-    """Sets a link aside that leads nowhere or round in circles."""
+    """Set aside a broken or circular link."""
     if path.is_symlink() and not path.exists():
         set_aside(path, problem(path) or "a loop of links")
 
 
 def clear_file(path: Path) -> None:
-    """Sets aside what is no regular file where a file of ours is about to be written."""
+    """Set aside anything but a regular file, before a file is written there."""
     why = problem(path)
     if why is not None:
         set_aside(path, why)
 
 
 def clear_folder(path: Path) -> None:
-    """Sets aside what is no folder where a folder of ours is about to be made."""
+    """Set aside anything but a folder, before a folder is created there."""
     if os.path.lexists(path) and not path.is_dir():
         set_aside(path, "not a folder")
 
 
 def write_ours(path: Path, data: bytes) -> None:
-    """Writes a file of ours atomically, unless it is there with these very bytes; a directory in
-    its place is set aside."""
+    """Write a file atomically, unless it already has this content; a directory at that path is set
+    aside."""
     try:
         if read_small(path, max_bytes=len(data)) == data:
             return
@@ -200,7 +199,7 @@ def write_ours(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`value` as readable JSON in a file of ours."""
+    """Write `value` as readable JSON."""
     write_ours(path, readable(value).encode())
 
 
@@ -221,7 +220,7 @@ def _refuse_twice(keys: list[str]) -> NoReturn:
 
 
 def _deeper(value: Any, max_depth: int) -> bool:
-    """Whether lists and objects are nested deeper than that; level by level, not by recursion."""
+    """Whether lists and objects are nested deeper than `max_depth`. Iterative, not recursive."""
     level = [value]
     for _ in range(max_depth):
         level = [each for each in level if isinstance(each, (dict, list))]

@@ -1,4 +1,4 @@
-"""Being asked to stop: the signal handler sets a flag, and the work looks at it at its edges."""
+"""Stop requests: the signal handler sets a flag, which the work checks between steps."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _asked: list[str] = []
 
 
 def install() -> None:
-    """From now on SIGTERM and SIGINT ask for a stop; a second SIGINT ends the process at once.
+    """Make SIGTERM and SIGINT request a stop; a second SIGINT ends the process immediately.
 
-    Not inside a cluster's task: there submitit minds the signals, and a task that ended early
-    and well would pass for a finished one.
+    Does nothing in a cluster task: there submitit handles the signals, and a task that exits early
+    with success would count as finished.
     """
     if "SUBMITIT_EXECUTOR" in os.environ:
         return
@@ -31,7 +31,7 @@ def install() -> None:
 def install_in_child() -> None:
     """The same in a process that runs cells for a parent, which decides what a signal means.
 
-    Inside a cluster's task only the parent, through SIGINT, may ask for a stop.
+    In a cluster task only the parent may request a stop, through SIGINT.
     """
     if "SUBMITIT_EXECUTOR" not in os.environ:
         install()
@@ -42,19 +42,19 @@ def install_in_child() -> None:
 
 
 def requested() -> bool:
-    """Whether somebody asked for a stop."""
+    """Whether a stop is requested."""
     return bool(_asked)
 
 
 def check() -> None:
-    """Raises Stopped when somebody asked for a stop."""
+    """Raises Stopped if a stop is requested."""
     if _asked:
         raise Stopped(f"stopped by {_asked[0]}; the same command goes on from here")
 
 
 def forward_to_children() -> None:
-    """Starts a thread that hands a stop on to this process' children, which may not have got
-    the signal themselves."""
+    """Start a thread that forwards a stop request to this process's children, which may not have
+    received the signal."""
     threading.Thread(target=_forward, daemon=True).start()
 
 

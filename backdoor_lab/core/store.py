@@ -1,9 +1,9 @@
-"""The stage store: what a stage computed, published once under a hash of what decides it.
+"""The stage store: outputs of stages, each published once under a hash of its inputs.
 
-<root>/<stage>/<id>/manifest.json + files      published by one rename (R2)
-<root>/<stage>/<id>.claim                      somebody is computing it (R3)
+<root>/<stage>/<id>/manifest.json + files      a published output (one atomic rename)
+<root>/<stage>/<id>.claim                      a process is computing this output
 <root>/<stage>/.work-<id>/                     checkpoints of an unfinished stage
-<root>/<stage>/.bad-<id>-...                   set aside: its hashes did not match
+<root>/<stage>/.bad-<id>-...                   a damaged output that was set aside
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A published output. `made`: computed by this very call; `seconds`: what computing it
-    took, then and wherever that was; `meta`: the small JSON that the stage returned."""
+    """A published output. `made`: whether this call computed it; `seconds`: how long the original
+    computation took; `meta`: the small JSON value that the stage returned."""
 
     path: Path
     id: str
@@ -61,9 +61,9 @@ class Entry:
 class Store:
     """Published stage outputs under one root folder, shared by processes and machines.
 
-    `diverged`: a folder in which stages that raise Diverged are remembered by their ids, so that
-    they are computed once for all cells that share them; whoever owns it empties it. With
-    `read_only` what is damaged counts as missing and stays where it is.
+    `diverged`: a folder that records the ids of stages that raised Diverged, so that they are
+    computed once for all cells that share them; the caller empties it. With `read_only`, damaged
+    outputs count as missing and are not moved.
     """
 
     def __init__(
@@ -73,32 +73,32 @@ class Store:
         self._verified: set[str] = set()
 
     def identity(self, stage: str, inputs: dict[str, Any]) -> str:
-        """The id of a stage's output: a hash of its name and of what decides it."""
+        """The id of a stage's output: a hash of the stage's name and inputs."""
         return digest({"stage": stage, "inputs": inputs}, 32)
 
     def find(self, stage: str, inputs: dict[str, Any]) -> Entry | None:
-        """The published output for `inputs`, None where there is none; computes nothing."""
+        """The published output for `inputs`, or None. Computes nothing."""
         return self._read(stage, self._folder(stage, self.identity(stage, inputs)), inputs)
 
     def scratch(self, stage: str, inputs: dict[str, Any]) -> Path:
-        """A folder that outlives a killed computation, for its checkpoints; gone once published."""
+        """A folder for checkpoints that survives a kill; removed when the output is published."""
         return self._folder(stage, f".work-{self.identity(stage, inputs)}")
 
     def get(
         self, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]
     ) -> Entry:
-        """The published output for `inputs`; where there is none, `make(folder)` writes it.
+        """The published output for `inputs`. If there is none, `make(folder)` creates it.
 
-        `make` puts plain files into the folder it is given and returns a small JSON value. One
-        process at a time makes one output; others wait and then read it. Raises StoreFull when
-        the disk is full, StoreError when the stored inputs contradict their own hash.
+        `make` writes plain files into `folder` and returns a small JSON value. Only one process
+        creates an output; others wait and read it. Raises StoreFull if the disk is full,
+        StoreError if the stored inputs contradict their own hash.
         """
         checks.safe_name("stage", stage)
         entry_id = self.identity(stage, inputs)
         folder = self._folder(stage, entry_id)
         entry = self._read(stage, folder, inputs)
         if entry is not None:
-            # Left behind by a kill between publishing and tidying up.
+            # Left by a process killed between publishing and cleanup.
             shutil.rmtree(self.scratch(stage, inputs), ignore_errors=True)
             return entry
         claim = Claim(folder.with_name(f"{entry_id}.claim"))
@@ -106,7 +106,7 @@ class Store:
             make_folder(folder.parent)
             claimed = claim.take((folder / MANIFEST).is_file)
         try:
-            # Somebody else may have published between our look and our claim.
+            # Another process may have published between the first check and the claim.
             entry = self._read(stage, folder, inputs)
             for token in filter(checks.NAME.match, claim.evicted):
                 shutil.rmtree(_part(folder, token), ignore_errors=True)
@@ -157,7 +157,7 @@ class Store:
             yield
         except Diverged as error:
             if note is not None:
-                # Without the note the next cell computes the stage in vain, no more.
+                # Without this file, the next cell computes the stage again; nothing worse.
                 with suppress(OSError, StoreError):
                     write_atomic(note, str(error).encode())
             raise
@@ -203,7 +203,7 @@ def _seal(
         "files": files,
         "seconds": round(seconds, 3),
     }
-    # As it will be read back: JSON knows no tuples, and no numbers as keys.
+    # As it will be read back: JSON has neither tuples nor numeric keys.
     manifest = json.loads(json.dumps(manifest, allow_nan=False))
     text = json.dumps(manifest | {"seal": digest(manifest)}, indent=1, sort_keys=True)
     write_through(part / MANIFEST, text.encode())
@@ -216,7 +216,7 @@ def _publish(part: Path, folder: Path) -> None:
     except OSError:
         if not os.path.lexists(folder):
             raise
-        # Whoever published first is as good as we are: the same inputs, the same output.
+        # If another process published first, its output is identical: the inputs are the same.
         if not (folder / MANIFEST).is_file():
             set_aside(folder, f"{MANIFEST} is missing", os.lstat(folder).st_ino)
             os.rename(part, folder)
@@ -224,15 +224,15 @@ def _publish(part: Path, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a published output. Raises FileNotFoundError when there is no such output,
-    DamagedFile when what stands there is none, or its manifest is not as it was published."""
+    """The manifest of a published output. Raises FileNotFoundError if there is no such output,
+    DamagedFile if it is not an output or its manifest was changed."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise DamagedFile("not a folder")
     path = folder / MANIFEST
     try:
         manifest = read_json(path)
         said = {key: value for key, value in manifest.items() if key != "seal"}
-        # The figures of a stage stand in the manifest itself, so it has a hash of its own.
+        # The manifest itself holds the stage's metrics, so it has its own hash.
         sealed = manifest["seal"] == digest(said)
         sound = all(isinstance(said[key], kind) for key, kind in SHAPE.items())
         sound = sound and all(_has_facts(facts) for facts in said["files"].values())
@@ -248,8 +248,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damage_in(folder: Path) -> str | None:
-    """What is wrong with a published output; None where it is whole. Raises FileNotFoundError
-    where there is none."""
+    """What is wrong with a published output; None if it is intact. Raises FileNotFoundError if
+    there is none."""
     try:
         return _lost(folder, read_manifest(folder))
     except DamagedFile as error:

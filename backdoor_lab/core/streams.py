@@ -1,9 +1,8 @@
 """The labels of all random streams.
 
-A label is an input of the generator (see seeds.py): another text, other random numbers, and every
-result that draws from the stream is another. The texts are therefore exempt from any renaming, of
-classes, stages or options too; only the names of the constants may change. A new stream gets a
-text that is not there yet.
+A label is an input of the generator (see seeds.py): changing its text changes the random numbers
+and every result that depends on them. Never rename the texts, not even when classes, stages or
+options are renamed; only the names of the constants may change. A new stream needs a new text.
 """
 
 from __future__ import annotations
@@ -12,13 +11,13 @@ from typing import NewType
 
 Stream = NewType("Stream", str)
 
-# The cell's own draws.
+# Streams of the cell itself.
 POISON = Stream("poison")
 COVERS = Stream("covers")
 HOLDOUT = Stream("holdout")
 TRANSFORMED_TEST = Stream("transformed test")
 
-# Trainings: the network's weights and the order of its images.
+# Training: initial weights and the order of images.
 TRAIN = Stream("train")
 RETRAIN = Stream("retrain")
 SURROGATE = Stream("surrogate")
@@ -78,5 +77,5 @@ UNLEARNING_AUGMENTATION = Stream("unlearning augmentation")
 
 
 def unlearning_pass(number: int, sign: float) -> Stream:
-    """The stream of one pass of an alternating unlearning: ``unlearning 0 -1.0``."""
+    """The stream of one pass of alternating unlearning: ``unlearning 0 -1.0``."""
     return Stream(f"unlearning {number} {sign}")

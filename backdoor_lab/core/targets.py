@@ -1,9 +1,9 @@
 """Which code a configuration may name, checked before anything is imported.
 
 Hydra and `logging.config` import and call what a configuration names: callbacks, launchers,
-sweepers, log handlers and formatters. Nothing is admitted but our own classes, the loggers of
-`conf/logger`, the few classes of Hydra and of `logging` that are listed here, the launchers of
-the joblib, submitit and Ray plugins, and the packages that the user names in `allow_plugins`.
+sweepers, log handlers and formatters. Allowed are this package's classes, the loggers of
+`conf/logger`, the classes of Hydra and `logging` listed here, the launchers of the joblib,
+submitit and Ray plugins, and the packages that the user lists in `allow_plugins`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOGGERS = {
     "pytorch_lightning.loggers.WandbLogger": "wandb",
     "pytorch_lightning.loggers.MLFlowLogger": "mlflow",
 }
-"""The loggers of conf/logger, and the package that each needs."""
+"""The loggers of conf/logger, each with the package that it needs."""
 
 _SUBMITIT = "hydra_plugins.hydra_submitit_launcher.submitit_launcher"
 HYDRA = {
@@ -37,7 +37,7 @@ HYDRA = {
     f"{_SUBMITIT}.SlurmLauncher",
     "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
 }
-"""What the `hydra` section may instantiate. Not all of Hydra: `hydra.utils` imports on request."""
+"""What the `hydra` section may instantiate. Not all of Hydra: `hydra.utils` imports any name."""
 
 LOGGING = {
     "backdoor_lab.core.output.LogFile",
@@ -57,7 +57,7 @@ NAMED = ("_target_", "()", "class", "worker_process_setup_hook")
 """Keys whose value is the dotted name of code."""
 
 OUTPUT_DIR = "/<output_dir>"
-"""What stands for ``hydra.runtime.output_dir`` until Hydra knows it."""
+"""Placeholder for ``hydra.runtime.output_dir`` until Hydra sets it."""
 
 NAMED_IN_LOGGING = ("queue", "listener", "factory")
 LOG_SECTIONS = ("hydra.job_logging", "hydra.hydra_logging")
@@ -69,10 +69,10 @@ _ENVIRONMENT = re.compile(
 
 
 def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> None:
-    """Raises ConfigError for the first code in plain, resolved `config` that is not admitted.
+    """Raises ConfigError for the first disallowed code in plain, resolved `config`.
 
-    `where` is the key under which `config` stands; `allowed` the packages of `allow_plugins`,
-    which count in the `hydra` section alone.
+    `where` is the key of `config`; `allowed` the packages of `allow_plugins`, which apply only to
+    the `hydra` section.
     """
     trusted = tuple(allowed)
     for path, key, value in _leaves(config, where):
@@ -93,14 +93,14 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
 
 
 def is_named(path: str, key: str) -> bool:
-    """Whether the value at `path`, whose last part is `key`, is taken for the name of code."""
+    """Whether the value at `path`, whose last part is `key`, is used as the name of code."""
     return key in NAMED or (key in NAMED_IN_LOGGING and path.startswith(LOG_SECTIONS))
 
 
 def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
-    """Raises ConfigError unless the code `name` may stand at `path`. None, for none, may."""
+    """Raises ConfigError unless the code `name` is allowed at `path`. None is always allowed."""
     if name is None or (isinstance(name, (dict, list)) and not path.endswith("._target_")):
-        return  # What a dictionary or list holds is looked at by itself.
+        return  # The entries of a dictionary or list are checked separately.
     if isinstance(name, str) and (_known(path, name) or _admitted(name, packages)):
         return
     said = f"`{path}`: {name!r} is not admitted, and nothing was imported. Admitted here are "
@@ -116,7 +116,7 @@ def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
 
 
 def package_names(value: object) -> tuple[str, ...]:
-    """The value of `allow_plugins` as a tuple, sorted. Raises ConfigError for another kind."""
+    """`allow_plugins` as a sorted tuple. Raises ConfigError unless it is a list of packages."""
     if not isinstance(value, (list, tuple)) or not all(_is_package(each) for each in value):
         raise ConfigError(
             f"`allow_plugins` must be a list of package names (allow_plugins=[my_launcher]),"
@@ -126,7 +126,7 @@ def package_names(value: object) -> tuple[str, ...]:
 
 
 def check_search_path(path: str, packages: Iterable[str] = ()) -> None:
-    """Raises ConfigError for a search path whose package would be imported and is not admitted."""
+    """Raises ConfigError for a search path that would import a disallowed package."""
     scheme, _, rest = path.partition("://")
     name = rest.replace("/", ".").strip(".")
     own = ("hydra", "backdoor_lab", "hydra_plugins")  # Hydra imports all of hydra_plugins itself.
@@ -138,14 +138,14 @@ def check_search_path(path: str, packages: Iterable[str] = ()) -> None:
 
 
 def _leaves(value: Any, where: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
-    """(path, last key, value) of everything in nested dictionaries and lists."""
+    """(path, last key, value) of every entry of nested dictionaries and lists."""
     yield where, key, value
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _leaves(inner, f"{where}.{name}" if where else str(name), str(name))
     elif isinstance(value, (list, tuple)):
         for index, inner in enumerate(value):
-            # An entry of a list under such a key is taken for a name too.
+            # List entries under such a key are also used as names.
             yield from _leaves(inner, f"{where}[{index}]", key)
 
 
@@ -158,8 +158,8 @@ def _known(path: str, name: str) -> bool:
 
 
 def _admitted(name: str, packages: Iterable[str]) -> bool:
-    """Whether a package that the user trusts holds `name`; a plugin of Hydra may be called by
-    its own name, without the hydra_plugins in front."""
+    """Whether `name` is in a package that the user trusts; a Hydra plugin may be named without the
+    prefix `hydra_plugins`."""
     return any(name.startswith((f"{each}.", f"hydra_plugins.{each}.")) for each in packages)
 
 
@@ -168,7 +168,7 @@ def _is_package(name: object) -> bool:
 
 
 def _check_variable(path: str, name: str, value: object) -> None:
-    # `hydra.job.env_copy` copies variables as they are in the user's own shell.
+    # `hydra.job.env_copy` copies variables unchanged from the user's shell.
     if _ENVIRONMENT.match(name.upper()) and os.environ.get(name) != value:
         raise ConfigError(
             f"`{path}`: a configuration may not set {name}, which decides what code the programs"

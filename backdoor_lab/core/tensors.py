@@ -1,4 +1,4 @@
-"""Tensors in files: safetensors only, nothing in them can run."""
+"""Tensors in safetensors files, which cannot execute code."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from backdoor_lab.core.small_files import check_regular
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Named tensors as one safetensors file."""
+    """Write named tensors to one safetensors file."""
     from safetensors.torch import save
 
     write_through(path, save({name: value.contiguous() for name, value in tensors.items()}))
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:
-    """An array as a .npy file that has reached the disk.
+    """Write an array to a .npy file and flush it to the disk.
 
-    Piece by piece through Python's own writing: that of numpy into a file does not say why it
-    failed, and so not that the disk is full.
+    Written through Python's file object: NumPy's own writer does not report why a write failed, so
+    a full disk would go unrecognized.
     """
     with path.open("wb") as stream:
         pieces = SimpleNamespace(write=stream.write)
@@ -37,7 +37,7 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU."""
+    """Read the tensors of a safetensors file, on the CPU."""
     from safetensors.torch import load_file
 
     check_regular(path)
@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """A hash of names, shapes, types and bytes."""
+    """SHA-256, in hex, of names, shapes, dtypes and bytes."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().contiguous()

@@ -1,5 +1,5 @@
-"""What is said on a terminal: a command and its errors, which survive one without `±` and a reader
-like `head` that leaves early; text as one printable line; seconds and bytes in words."""
+"""Terminal output of commands: errors in one line, durations and sizes in words. Survives an
+encoding without `±` and a reader that exits early, such as `head`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ def run_command(
     work: Callable[[argparse.Namespace], int],
     arguments: Sequence[str] | None = None,
 ) -> int:
-    """A command from its arguments (those of the process if None) to its exit code.
+    """Run a command and return its exit code.
 
-    Parses, calls `work` with what was parsed and returns the exit code that it returns. After a
-    LabError, or an error of the system, prints one line and returns its exit code. That nobody
-    reads what is printed changes nothing. Raises SystemExit as the parser does: for arguments
-    that it refuses, and after ``--help``.
+    Parses `arguments` (default: those of the process) and calls `work`, which returns the exit
+    code. A LabError or OSError is printed in one line and gives its exit code. Output that nobody
+    reads is discarded. Raises SystemExit for invalid arguments and after ``--help``.
     """
     survive_lost_output()
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -40,7 +39,7 @@ def run_command(
 
 
 def print_error(error: LabError | OSError) -> int:
-    """Prints an error in one line on standard error; returns the exit code that it stands for."""
+    """Print an error in one line on standard error and return its exit code."""
     if isinstance(error, OSError):
         error = explained(error, Path(error.filename or "."))
     print(f"error: {one_line(str(error))}", file=sys.stderr)
@@ -48,17 +47,17 @@ def print_error(error: LabError | OSError) -> int:
 
 
 def one_line(text: str) -> str:
-    """The lines of a text in one, which is printable."""
+    """`text` with its lines joined, made printable."""
     return plain(" ".join(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def duration(seconds: float) -> str:
-    """Seconds in words: `40 s`, `12 min`, `3.5 h`."""
+    """Seconds as text: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def size_words(number: int) -> str:
-    """Bytes in words: `3 MB`, `1.7 GB`, in powers of ten as disks are sold."""
+    """Bytes as text, in powers of ten: `3 MB`, `1.7 GB`."""
     return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""The nouns of the lab: images, a poisoned training set, features, a verdict."""
+"""The main data types: images, poisoned training set, features, filter result."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from backdoor_lab.core.lazy import Tensor, torch
 
 @dataclass(frozen=True)
 class Images:
-    """A labelled image set. `images` uint8 (N, C, H, W), `labels` int64 (N,), values in
-    0..len(classes)-1; `digest` is a hash of the content, whatever file it came from."""
+    """A labeled image set. `images` uint8 (N, C, H, W), `labels` int64 (N,), values in
+    0..len(classes)-1; `digest` is a hash of the content, independent of the file format."""
 
     images: Tensor
     labels: Tensor
@@ -30,8 +30,8 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with the same classes and image shape. `notes` are for the
-    record: files that were not used, and the like."""
+    """A training and a test split with the same classes and image shape. `notes` go into the
+    record: unused files, for example."""
 
     name: str
     train: Images
@@ -45,12 +45,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What a network is trained on: rows picked by index, never a copy of the clean set.
+    """A training set: clean images and poisoned rows, selected by index without copying.
 
-    `index` int64 (n,) counts into the base images and, from ``len(base)`` on, into `rows`
-    uint8 (P, C, H, W), the poisoned images laid over. `labels` int64 (n,) are the labels that
-    training sees. With `stamp` the rows hold clean originals and the trigger is applied to
-    them batch by batch, after augmentation.
+    `index` int64 (n,) refers to `base` uint8 (N, C, H, W), and from ``len(base)`` on to `rows`
+    uint8 (P, C, H, W), the poisoned images. `labels` int64 (n,) are the training labels. With
+    `stamp`, the rows are clean originals, and the trigger is applied per batch, after augmentation.
     """
 
     base: Tensor
@@ -69,7 +68,7 @@ class TrainingSet:
         index = self.index[where]
         images = self.base.index_select(0, index.clamp(max=len(self.base) - 1))
         if len(self.rows):
-            # Without a look at how many there are: that would make a GPU wait.
+            # No check of how many rows are used: that would synchronize the GPU.
             over = (index - len(self.base)).clamp(min=0)
             laid_over = (index >= len(self.base)).view(-1, 1, 1, 1)
             images = torch.where(laid_over, self.rows.index_select(0, over), images)
@@ -81,10 +80,10 @@ class TrainingSet:
         return laid_over if self.stamp is not None else torch.zeros_like(laid_over)
 
     def shown(self, where: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The images at positions `where` as a network sees them: uint8 (b, C, H, W).
+        """The images at positions `where` int64 (b,) as the network sees them: uint8 (b, C, H, W).
 
-        `augment` changes the images before the trigger is applied to those that get it after
-        augmentation; it may also move them to another device.
+        `augment` is applied first, for triggers that are applied after augmentation; it may also
+        move the images to another device.
         """
         images = self.gather(where)
         if augment is not None:
@@ -92,11 +91,11 @@ class TrainingSet:
         if self.stamp is None:
             return images
         chosen = self.stamped(where).to(images.device).view(-1, 1, 1, 1)
-        # All are stamped and few are taken: to pick those first would make a GPU wait.
+        # Applied to all images, used for a few: selecting first would synchronize the GPU.
         return torch.where(chosen, self.stamp(images), images)
 
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
-        """The same set without the positions where `mask` bool (n,) is false."""
+        """A copy of this set without the positions where `mask` bool (n,) is false."""
         return TrainingSet(
             self.base,
             self.rows,
@@ -110,11 +109,11 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class Poisoned:
-    """A training set and the truth about it. Only `record` and the controls see the truth.
+    """A training set with its ground truth, which only `record` and the controls may use.
 
-    `is_poison` bool (n,) per training position; `source_index` int64 (P,) which clean training
-    image each poisoned one was made from. `is_cover` bool (n,) and `cover_index` int64 (Q,) say
-    the same of covers: triggered images that keep their label, and are no poison.
+    `is_poison` bool (n,), per training position; `source_index` int64 (P,), the clean training
+    image that each poisoned image was made from. `is_cover` bool (n,) and `cover_index` int64 (Q,)
+    are the same for covers: triggered images with their true label, which do not count as poison.
     """
 
     training: TrainingSet
@@ -134,8 +133,8 @@ class Features:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A defense's answer: `scores` float64 (n,), higher is more suspicious, NaN where the
-    defense did not look; `keep` bool (n,); `notes` for the record."""
+    """The result of a defense: `scores` float64 (n,), higher is more suspicious, NaN where the
+    defense gives no score; `keep` bool (n,); `notes` for the record."""
 
     scores: Tensor
     keep: Tensor

@@ -1,9 +1,9 @@
 """Versions of triggers, defenses, data sets, networks and stages, checked against silent edits.
 
-identity.json holds the version of each and the hash of its code. Where the code is as committed,
-an id holds the version alone; where it is not, the hash joins it, so that nothing that other code
-made is taken for its result. What the file does not list has version 0 and always its hash.
-Components go by their file (``spectral`` for every class in defenses/spectral.py), stages by name.
+identity.json holds the version and the code hash of each. If the code matches its hash, ids contain
+only the version; if it does not, they also contain the new hash, so that results of different code
+are never mixed up. A component that is not listed has version 0 and always a hash. Components are
+named by their file (``spectral`` for every class in defenses/spectral.py), stages by name.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STAGES = {
     "data": ("data/cache.py",),
     "prepare": (f"{_STAGES}/training.py:prepare_stage",),
     "poison": (f"{_STAGES}/training.py:poison_stage",),
-    # Also the second training, and an attacker's own.
+    # Also retraining, and training by the attacker.
     "train": (
         f"{_STAGES}/training.py:train_stage", f"{_STAGES}/training.py:filtered",
         "training/callback.py",
@@ -51,10 +51,10 @@ STAGES = {
         "defenses/curves.py",
     ),
 }  # fmt: skip
-"""Where the code of each stage begins. All of them build on what reads the configuration."""
+"""The root definitions of each stage; all stages also depend on the configuration code."""
 
 Mark = int | str
-"""A version; with the hash of the code behind it, ``1+0123456789``, where that is not committed."""
+"""A version, followed by the code hash if it differs from the committed one: ``1+0123456789``."""
 Table = dict[str, dict[str, dict[str, Any]]]
 """Section -> name -> ``version`` and ``hash``."""
 Marks = dict[str, dict[str, Mark]]
@@ -73,31 +73,31 @@ def model() -> Marks:
 
 
 def of(section: str, made: object) -> Marks:
-    """The marks of a trigger, a defense or a data set, and of those that it was built with."""
+    """The marks of a trigger, a defense or a data set and of the components it was built with."""
     name, roots = _place(made)
     names = {name: _mark(section, name, roots)}
     here = f"{PACKAGE}.{FOLDERS[section]}."
     for part in vars(made).values():
         if type(part).__module__.startswith(here):
             name, inner = _place(part)
-            # What is not chosen by configuration is a part of the code that was hashed already.
+            # A part that the configuration does not choose is already in the hash.
             if name in committed()[section] or inner[0] not in closure(roots):
                 names[name] = _mark(section, name, inner)
     return {section: names}
 
 
 def modified(marks: Marks) -> list[str]:
-    """The names of what is not as committed."""
+    """The names whose code differs from identity.json."""
     return sorted(n for names in marks.values() for n, mark in names.items() if is_modified(mark))
 
 
 def is_modified(mark: object) -> bool:
-    """Whether a mark holds a hash."""
+    """Whether a mark contains a hash."""
     return isinstance(mark, str) and "+" in mark
 
 
 def warn(marks: Iterable[Marks]) -> None:
-    """One warning in a process that names what was modified."""
+    """Log one warning per process that names the modified components."""
     names: dict[str, Mark] = {}
     for each in marks:
         for section in each.values():
@@ -118,7 +118,7 @@ def warn(marks: Iterable[Marks]) -> None:
 
 
 def details(marks: Marks) -> dict[str, dict[str, Any]]:
-    """Version and hash of the code of everything in `marks`, for a record."""
+    """Version and code hash of everything in `marks`, for a record."""
     return {
         section: {name: _detail(section, name, mark) for name, mark in names.items()}
         for section, names in marks.items()
@@ -131,14 +131,14 @@ def _detail(section: str, name: str, mark: Mark) -> dict[str, Any]:
 
 
 def roots_of(section: str, name: str) -> tuple[Unit, ...]:
-    """Where the code of a component or a stage begins."""
+    """The root definitions of a component or a stage."""
     if section == "stages":
         return tuple(map(unit, STAGES[name] + _BUILT))
     return tuple(map(unit, MODELS.get(name, ()) or (f"{FOLDERS[section]}/{name}.py",)))
 
 
 def forget() -> None:
-    """Drops everything read, so that files are read again: a process asks for each once."""
+    """Clear all caches, so that files are read again."""
     _warned.clear()
     for cached in (committed, _mark):
         cached.cache_clear()
@@ -147,7 +147,7 @@ def forget() -> None:
 
 @functools.cache
 def committed() -> Table:
-    """What identity.json says. Raises DataError where it cannot be read."""
+    """The content of identity.json. Raises DataError if it cannot be read."""
     try:
         found = json.loads(TABLE.read_bytes())
         sections = (*FOLDERS, "models", "stages", "protocols")
@@ -167,7 +167,7 @@ def committed() -> Table:
 @functools.cache
 def _mark(section: str, name: str, roots: tuple[Unit, ...]) -> Mark:
     found = code_hash(roots)
-    # A file of the same name elsewhere is another component.
+    # A file of the same name in another place is a different component.
     listed = name in committed()[section] and roots == roots_of(section, name)
     entry = committed()[section][name] if listed else {}
     version = int(entry.get("version", 0))
@@ -175,7 +175,7 @@ def _mark(section: str, name: str, roots: tuple[Unit, ...]) -> Mark:
 
 
 def _place(made: object) -> tuple[str, tuple[Unit, ...]]:
-    """The name of an object's component and where its code begins."""
+    """The name and the root definitions of an object's component."""
     kind = type(made)
     found = getattr(sys.modules.get(kind.__module__), "__file__", None)
     if found is None:

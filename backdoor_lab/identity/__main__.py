@@ -1,9 +1,9 @@
-"""Compares the code with identity.json, and records it there.
+"""Compare the code with identity.json, or record it there.
 
-python -m backdoor_lab.identity                    # what differs; exit code 1 if anything does
-python -m backdoor_lab.identity --accept blended   # proven neutral by tests/golden
-python -m backdoor_lab.identity --raise blended    # its results change: a new version
-python -m backdoor_lab.identity --files blended    # which files are its code
+python -m backdoor_lab.identity                    # list differences; exit code 1 if any
+python -m backdoor_lab.identity --accept blended   # same results, as tests/golden proves
+python -m backdoor_lab.identity --raise blended    # different results: a new version
+python -m backdoor_lab.identity --files blended    # list the files that are hashed
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NOTHING = "the code is as identity.json says"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 1 where the code is not as recorded; 2 for a name that is not known."""
+    """Exit codes: 0; 1 if the code differs from identity.json; 2 for an unknown name."""
     return run_command(_parser(), _identity, arguments)
 
 
@@ -46,14 +46,14 @@ def _parser() -> Parser:
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--accept", nargs="+", metavar="NAME", default=[],
-        help="record the code as it is under its version; all: everything that differs",
+        help="record the code under its current version; all: everything that differs",
     )  # fmt: skip
     either.add_argument(
         "--raise", nargs="+", metavar="NAME", default=[], dest="new_version",
-        help="record the code as it is under a new version; all: everything that differs",
+        help="record the code under a new version; all: everything that differs",
     )  # fmt: skip
     either.add_argument(
-        "--files", nargs="+", metavar="NAME", default=[], help="the files whose code counts"
+        "--files", nargs="+", metavar="NAME", default=[], help="list the files that are hashed"
     )
     return parser
 

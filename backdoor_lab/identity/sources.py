@@ -1,7 +1,7 @@
-"""Hashes of our own source code, from file to file along the imports of this package.
+"""Hashes of this package's source code, following its own imports from file to file.
 
-They depend on what the code does, not on how it is written (see syntax.py). Nothing is imported: no
-torch, and no code of the files themselves.
+They depend on what the code does, not on how it is written (see syntax.py). No hashed file is
+imported, and neither is torch.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ NEUTRAL = frozenset((
     "core/targets.py", "core/terminal.py", "pipeline/keys.py",
     "pipeline/participants.py", "pipeline/progress.py", "training/logs.py",
 ))  # fmt: skip
-"""Files and folders that decide no number of a record: messages, commands, progress, storing and
-loading what was computed (with its hash), reading records. Not followed, and part of no hash."""
+"""Files and folders that affect no number in a record: messages, commands, progress, storing and
+loading results (with their hashes), reading records. Not followed and not hashed."""
 ALONE = frozenset((
     "core/build.py", "pipeline/after_training.py", "pipeline/cell.py", "pipeline/chain.py",
     "pipeline/parts.py", "pipeline/record.py",
 ))  # fmt: skip
-"""Files that count whole, but whose imports are not followed: they bring together everything there
-is, and each part has a hash of its own."""
+"""Files that are hashed whole but whose imports are not followed: they combine all components,
+which have their own hashes."""
 BY_NAME = ("core/checks.py", "core/streams.py", "pipeline/")
-"""Where only those definitions count that are used, and the ones that these use: files that many
-others take a few functions from. So it is with every ``__init__.py``."""
+"""Files of which only the used definitions are hashed, with what these use: many files import a
+few functions from them. The same applies to every ``__init__.py``."""
 
 Unit = tuple[Path, str | None]
-"""A file, and one of the names that it defines; None for the whole file."""
+"""A file and one of the names that it defines; None for the whole file."""
 
 
 @dataclass(frozen=True)
 class _Module:
-    """A parsed file: the statements that bind each name, those that bind none, and what its
-    imports at the top bring in."""
+    """A parsed file: the statements that bind each name, those that bind none, and what each name
+    of a top-level import refers to."""
 
     tree: ast.Module
     bound: dict[str, list[ast.stmt]]
@@ -59,7 +59,7 @@ class _Module:
 
 
 def conf_dir() -> Path:
-    """The folder of configurations: inside an installed package, beside it in a checkout."""
+    """The folder of configurations: inside an installed package, next to it in a checkout."""
     places = (ROOT / "conf", CHECKOUT / "conf")
     return next(place for place in places if (place / "config.yaml").is_file())
 
@@ -71,20 +71,20 @@ def unit(root: str) -> Unit:
 
 
 def code_hash(roots: Iterable[Unit], length: int = 16) -> str:
-    """A hash of the code of `roots` and of everything of this package that they import."""
+    """A hash of the code of `roots` and of everything in this package that they import."""
     units = closure(tuple(roots))
     said = [(_relative(path), name or "", _digest(path, name)) for path, name in units]
     return hashlib.sha256(repr(sorted(said)).encode()).hexdigest()[:length]
 
 
 def files_of(roots: Iterable[Unit]) -> list[str]:
-    """The files of a hash, relative to the package."""
+    """The hashed files, relative to the package."""
     return sorted({_relative(path) for path, _ in closure(tuple(roots))})
 
 
 @functools.cache
 def closure(roots: tuple[Unit, ...]) -> frozenset[Unit]:
-    """`roots` and what they import, from file to file."""
+    """`roots` and everything that they import, directly or indirectly."""
     found, waiting = set[Unit](), list(roots)
     while waiting:
         each = waiting.pop()
@@ -96,13 +96,13 @@ def closure(roots: tuple[Unit, ...]) -> frozenset[Unit]:
 
 
 def is_neutral(path: Path) -> bool:
-    """Whether a file decides no number of a record."""
+    """Whether a file affects no number in a record."""
     name = _relative(path)
     return any(name == each or name.startswith(f"{each}/") for each in NEUTRAL)
 
 
 def forget() -> None:
-    """Drops what was read: files are read again."""
+    """Clear all caches, so that files are read again."""
     for cached in (closure, _parsed, _used, _digest, _resolved):
         cached.cache_clear()
 
@@ -163,12 +163,12 @@ def _nodes(path: Path, name: str | None) -> list[ast.stmt]:
 
 @functools.cache
 def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
-    """What one unit takes from this package, directly."""
+    """What a unit uses directly from this package."""
     if _relative(path) in ALONE:
         return ()
     module = _parsed(path)
     imports = {key: list(targets) for key, targets in module.imports.items()}
-    # A name that a file only passes on is bound by an import.
+    # A name that a file only re-exports is bound by an import.
     names, parts, often = {name or ""}, set[tuple[str, str]](), Counter[str]()
     for node in walk(_nodes(path, name)):
         if isinstance(node, ast.Name):
@@ -186,7 +186,7 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
         unit
         for key in taken
         for target in imports[key]
-        # Of a module that is used in any other way than ``module.name``, every part may be.
+        # If a module is used other than as ``module.name``, all of it may be used.
         for unit in _narrowed(target, {a for base, a in parts if base == key and not often[key]})
     ]
     own = [] if name is None else [(path, each) for each in names & module.bound.keys()]
@@ -194,26 +194,26 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
 
 
 def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
-    """The whole file; or where definitions are told apart, those that are used of it."""
+    """The whole file, or only the used definitions if the file is hashed by name."""
     path, name = target
     where = _relative(path)
     if where in ALONE or name == "*" or not (where.startswith(BY_NAME) or path.name == INIT):
         return [(path, None)]
     if name is not None:
         return [(path, name)]
-    # ``import package.module`` binds the package: its parts are no definitions.
+    # ``import package.module`` binds the package; its attributes may be modules.
     whole = not parts or not parts <= _parsed(path).bound.keys() | _parsed(path).imports.keys()
     return [(path, None)] if whole else [(path, each) for each in parts]
 
 
 def _packages(path: Path) -> list[Unit]:
-    """What Python runs before a module of this package, beside definitions."""
+    """The code, other than definitions, of packages that Python runs before this module."""
     above = [folder for folder in path.parents if folder != ROOT and folder.is_relative_to(ROOT)]
     return [(folder / INIT, "") for folder in above if path.name != INIT]
 
 
 def _brought(node: ast.Import | ast.ImportFrom, path: Path) -> Iterator[tuple[str, Unit]]:
-    """The names that an import binds to something of this package, each with what it is."""
+    """The names that an import binds to something in this package, each with its unit."""
     for alias in node.names:
         if isinstance(node, ast.Import):
             bound, found = alias.name.split(".")[0], _resolved(alias.name, None)

@@ -1,8 +1,8 @@
 """Python code as a text that depends on what the code does, not on how it is written.
 
-The syntax tree is written down without comments, docstrings, the texts of raised errors and blocks
-for type checkers. Fields that are empty are left out, so that Python 3.11 and later give one text
-although their trees have different fields.
+The text is the syntax tree without comments, docstrings, texts of raised errors and blocks for type
+checkers. Empty fields are omitted, so that Python 3.11 and later produce the same text although
+their trees have different fields.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def canonical(nodes: Iterable[ast.AST]) -> str:
 
 
 def walk(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """Every node of `nodes` and below that has an effect."""
+    """Every node in `nodes` and below that has an effect."""
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
@@ -34,7 +34,7 @@ def walk(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
 
 
 def without_effect(node: ast.AST) -> bool:
-    """Whether a statement is a docstring, or a block that only type checkers read."""
+    """Whether a statement is a docstring or a block for type checkers only."""
     if isinstance(node, ast.Expr):
         return isinstance(node.value, ast.Constant)
     if not isinstance(node, ast.If) or node.orelse:
@@ -79,7 +79,7 @@ def _write_fields(node: ast.AST, out: list[str]) -> None:
 
 
 def _refused(node: ast.AST) -> list[ast.AST]:
-    """Of an error that is raised, its kind; of an assertion, its condition: not the text."""
+    """The type of a raised error, or the condition of an assertion, without the message."""
     if isinstance(node, ast.Assert):
         return [node.test]
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
@@ -88,7 +88,7 @@ def _refused(node: ast.AST) -> list[ast.AST]:
 
 
 def _write_text(node: ast.JoinedStr, out: list[str]) -> None:
-    """An f-string: neighboring pieces of plain text are one, whichever way a parser cuts them."""
+    """An f-string; adjacent pieces of text are joined, since parsers split them differently."""
     out.append("(text ")
     plain = ""
     for part in _parts(node):
@@ -114,6 +114,6 @@ def _parts(node: ast.JoinedStr) -> Iterator[ast.expr]:
 
 
 def _constant(value: object) -> str:
-    # Not repr for text: which characters it escapes depends on Python's Unicode tables.
+    # For strings, not repr: which characters it escapes depends on Python's Unicode tables.
     said = value if isinstance(value, str) else repr(value)
     return f"<{type(value).__name__} {len(said)} {said}>"

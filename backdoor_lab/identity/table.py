@@ -1,4 +1,4 @@
-"""identity.json compared with the code as it is, and written."""
+"""Comparing the code with identity.json, and writing the file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Key = tuple[str, str]
 
 
 def current() -> Table:
-    """What identity.json would say of the code as it is, under the versions recorded now."""
+    """The content of identity.json for the current code, with the recorded versions."""
     names: dict[str, Iterable[str]] = {section: _chosen(section) for section in FOLDERS}
     names |= {"models": MODELS, "stages": STAGES}
     found: Table = {
@@ -40,7 +40,7 @@ def differing() -> dict[Key, str]:
 
 
 def files(names: Sequence[str]) -> list[str]:
-    """The files whose code counts for each name, in words."""
+    """One line per name with the files that are hashed for it."""
     lines = []
     for section, name in _keys(names, current()):
         if section != "protocols":
@@ -49,11 +49,11 @@ def files(names: Sequence[str]) -> list[str]:
 
 
 def record(names: Sequence[str], *, new_version: bool) -> list[str]:
-    """Writes `names`, or ``all`` that differ, into identity.json as they are: under the version
-    that each has, or under a new one. Says what was written.
+    """Write the current code of `names` (``all``: of everything that differs) to identity.json,
+    under its present version or a new one. Returns one line per entry written.
 
-    Raises ConfigError for a name that does not exist, and for a protocol that means something
-    else under the version that it had.
+    Raises ConfigError for an unknown name, and for a protocol whose meaning changed under the same
+    version.
     """
     now = current()
     wanted = differing() if "all" in names else _keys(names, now)
@@ -65,7 +65,7 @@ def record(names: Sequence[str], *, new_version: bool) -> list[str]:
 
 
 def protocols() -> dict[str, Path]:
-    """The files of the protocols, by name."""
+    """The protocol files, by name."""
     return {path.stem: path for path in sorted(conf_dir().glob("protocol/*.yaml"))}
 
 
@@ -80,7 +80,7 @@ def _keys(names: Sequence[str], now: Table) -> list[Key]:
 
 
 def _text(table: Table) -> str:
-    """JSON with one component a line, so that two edits of it seldom meet."""
+    """JSON with one component per line, so that separate edits rarely conflict."""
     sections = {
         section: ",\n".join(
             f"  {json.dumps(name)}: {json.dumps(entries[name], sort_keys=True)}"
@@ -113,7 +113,7 @@ def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
 
 
 def _chosen(section: str) -> set[str]:
-    """The components that the configuration offers: the files that its classes stand in."""
+    """The components that the configuration offers, named by the files of their classes."""
     pattern = re.compile(rf"_target_: {PACKAGE}\.{FOLDERS[section]}\.(\w+)\.")
     files = conf_dir().glob(f"{GROUPS[section]}/*.yaml")
     return {name for path in files for name in pattern.findall(path.read_text())}
@@ -125,7 +125,7 @@ def _entry(section: str, name: str) -> dict[str, Any]:
 
 
 def _protocol(path: Path) -> dict[str, Any]:
-    """The version that a protocol's file gives, and a hash of everything else that it says."""
+    """The version in a protocol file, and a hash of the rest of its content."""
     import yaml
 
     said = yaml.safe_load(path.read_text())

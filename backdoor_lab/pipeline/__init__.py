@@ -1,1 +1,1 @@
-"""One cell: its configuration, its identity, its stages and the chain through them."""
+"""One cell: its configuration, its identity, and the stages that compute it."""

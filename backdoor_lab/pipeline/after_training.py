@@ -1,4 +1,4 @@
-"""What follows the first training of a cell: extract -> filter -> retrain, for the callback."""
+"""The steps after a cell's first training, extract -> filter -> retrain, for the callback."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from backdoor_lab.training.module import Classifier
 
 @dataclass(frozen=True)
 class Attacked:
-    """What the attacker leaves behind: the clean data set, the poisoned training set, and what
-    the trigger prepared."""
+    """The result of the attack: the clean data set, the poisoned training set, and the output of
+    the trigger's preparation."""
 
     data: Dataset
     poisoned: Poisoned
@@ -41,7 +41,7 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in evaluation mode, and the hash of its weights."""
+    """A network in evaluation mode and the hash of its weights."""
 
     module: Classifier
     weights: str
@@ -49,7 +49,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Defended:
-    """A defense's verdict, and the material that a repair works on afterwards."""
+    """A defense's filter result, and the images and networks that a repair works on."""
 
     verdict: Verdict
     provided: Provided | None = None
@@ -57,10 +57,10 @@ class Defended:
 
 @dataclass(frozen=True)
 class DefendCell:
-    """The three steps of the callback for one cell.
+    """The callback's three steps for one cell.
 
-    `weights` is the hash of the attacked network's, `train` trains another network. What is
-    published is noted in `stages` for the record.
+    `weights` is the hash of the attacked network, `train` trains another network. Published stages
+    are added to `stages`, for the record.
     """
 
     cell: Cell
@@ -73,8 +73,8 @@ class DefendCell:
     train: Callable[[str, Dataset, TrainingSet], Trained]
 
     def extract(self, model: Classifier) -> Evidence:
-        """Features of the training set and, where the defense asks for them, those of clean
-        images held out for it, images and networks."""
+        """Features of the training set and, if the defense requires them, features of held-out
+        clean images, images and networks."""
         cell, training = self.cell, self.attacked.poisoned.training
         provided = self._provided(model) if "material" in cell.told else None
         seer, weights = self._seer(model)
@@ -85,7 +85,7 @@ class DefendCell:
         return Evidence(features, entry, held_out, provided)
 
     def defend(self, evidence: Evidence) -> Defended:
-        """The filter's verdict; a repair judges no image."""
+        """The result of the filter; a repair scores no images."""
         if isinstance(self.cell.defense, Repair):
             return Defended(nothing_removed(len(evidence.features.labels)), evidence.provided)
         self.progress.stage("filter")
@@ -95,7 +95,7 @@ class DefendCell:
         return Defended(verdict)
 
     def retrain(self, result: Defended) -> Trained | None:
-        """The network trained again on what is kept, or the repaired one."""
+        """A network trained from scratch on the images that are kept, or the repaired network."""
         defense, data = self.cell.defense, self.attacked.data
         if not self.cell.retrain:
             return None
@@ -121,7 +121,7 @@ class DefendCell:
         return found
 
     def _seer(self, model: Classifier) -> tuple[Seer, str]:
-        """The network that features are taken from, and the hash of its weights."""
+        """The network that computes features, and the hash of its weights."""
         if self.cell.protocol["layer"] != AUTOENCODER:
             return model, self.weights
         self.progress.stage(AUTOENCODER)

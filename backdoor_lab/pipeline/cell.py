@@ -1,4 +1,4 @@
-"""One cell of a sweep: its configuration checked, its objects built, its identity."""
+"""One cell of a sweep: its checked configuration, its objects and its identity."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ PLANNED = ("ratio_of", "inject", "eligible", "asr_on", "stamp", "labels", "cover
 
 @dataclass(frozen=True)
 class Cell:
-    """Everything that decides a cell's result, and nothing else.
+    """Everything that affects a cell's result, and nothing else.
 
-    `config` is the plain configuration, resolved, and `parts` the objects that it describes;
-    `classes` and `fingerprint` come from the data set, so that ``target=2`` and ``target=bird``
-    are the same cell, wherever its data lie. `of` makes both out of a configuration.
+    `config` is the plain, resolved configuration and `parts` the objects created from it. `classes`
+    and `fingerprint` come from the data set, so that ``target=2`` and ``target=bird`` are the same
+    cell, wherever the data are stored. `of` creates both from a configuration.
     """
 
     config: dict[str, Any]
@@ -41,12 +41,12 @@ class Cell:
 
     @classmethod
     def of(cls, config: dict[str, Any], classes: tuple[str, ...], fingerprint: str) -> Cell:
-        """The cell of a configuration; raises as `Parts.of` does."""
+        """The cell of a configuration. Raises ConfigError as `Parts.of` does."""
         return cls(config, classes, fingerprint, Parts.of(config))
 
     @cached_property
     def id(self) -> str:
-        """Readable, safe as a folder's name, and different for cells that differ anywhere."""
+        """A readable id that is a valid folder name and differs between different cells."""
         choices = self.choices
         words = [choices["trigger"], *self._classes_named, f"r{choices['ratio']:g}"]
         words += [choices["defense"], f"s{choices['seed']}"]
@@ -56,16 +56,16 @@ class Cell:
 
     @property
     def _classes_named(self) -> list[str]:
-        """The target, after the source class where the configuration names one."""
+        """The target class, preceded by the source class if the configuration names one."""
         return (
             [self.target] if self.config["source"] is None else [f"{self.source}-to-{self.target}"]
         )
 
     def decides(self) -> dict[str, Any]:
-        """The result-relevant configuration: what the cell's hash is made of.
+        """The configuration that affects results: the input of the cell's hash.
 
-        A cell that is also measured under transformations is another cell, with another record,
-        but has the networks of the cell without; where none are asked for nothing is said.
+        Measuring under transformations makes a different cell with its own record, which shares the
+        networks of the cell without. Without transformations the key is omitted.
         """
         return {
             "model": self.config["model"],
@@ -84,11 +84,12 @@ class Cell:
 
     @cached_property
     def code(self) -> identity.Marks:
-        """The versions of all code that takes part: edited code is another cell."""
+        """The versions of all code that the cell uses: edited code makes a different cell."""
         return marks(self, self.parts.data)
 
     def _exceptions(self) -> dict[str, Any]:
-        # What is asked for by name is part of the question; what a machine prefers is not.
+        # An explicit precision is part of the identity; `auto`, which depends on the machine, is
+        # not.
         wanted = str(self.config["trainer"]["precision"])
         found: dict[str, Any] = {} if wanted == "auto" else {"precision": wanted}
         found |= {"retrain_seed": "same"} if self.same_seed else {}
@@ -97,13 +98,13 @@ class Cell:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """The defense's options, with what its file leaves to the protocol."""
+        """The defense's options; those that its config leaves open come from the protocol."""
         return _complete(self.config["defense"], shared(self.config))
 
     @property
     def used_options(self) -> dict[str, Any]:
-        """The options that decide something: a sweep over a filter's options has one `none` and
-        one repair, not one for each."""
+        """The options that affect the result: a sweep over filter options has only one cell for
+        `none` and one for each repair."""
         unused = getattr(self.defense, "unused", ())
         if not takes_options(type(self.defense)):
             unused = OPTION_KEYS
@@ -111,10 +112,10 @@ class Cell:
 
     @cached_property
     def choices(self) -> dict[str, Any]:
-        """What a table's rows and columns are named by."""
+        """The values that label the rows and columns of tables."""
         names = {key: self.config[key]["name"] for key in DECIDES}
         return names | {
-            # Left open, an archive's or a file's own name, or what a sweep tells it apart by.
+            # If unset: the name of the archive or file, or the label that the sweep assigns.
             "dataset": self.config.get("dataset_label") or names["dataset"] or self.parts.data.name,
             "model": model_label(self.config["model"]),
             "target": self.target,
@@ -125,17 +126,17 @@ class Cell:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """The protocol as it stands after overrides: what is printed below a table."""
+        """The protocol after overrides, as printed below a table."""
         said = dict(self.config["protocol"])
         said |= with_shared(self.config["defense"], shared(self.config))
         said |= {"labels": self._labels, "covers": self._covers}
-        said["holdout"] = int(said["holdout"])  # 2e1 is a whole number too
+        said["holdout"] = int(said["holdout"])  # 2e1 is also accepted as an integer.
         chosen_by_trigger = self.config["source"] is None and self.source is not None
         return said | implied(self._labels, on_source=chosen_by_trigger)
 
     @cached_property
     def plan(self) -> Plan:
-        """The attack in class numbers."""
+        """The attack, with classes as numbers."""
         words = {key: self.protocol[key] for key in PLANNED}
         source, target = self.pair
         return Plan(target, source, self.ratio, **words)
@@ -148,19 +149,19 @@ class Cell:
 
     @property
     def attack(self) -> dict[str, Any]:
-        """What decides the poison, for the stages that depend on it."""
+        """The inputs that determine the poison, for stages that depend on it."""
         plan = asdict(self.plan)
         plan.pop("asr_on")
         return {"trigger": self.trigger_identity, "plan": plan, "seed": self.seed} | self.surrogate
 
     @property
     def trigger_identity(self) -> list[Any]:
-        """What decides the trigger itself."""
+        """The inputs that determine the trigger itself."""
         return [self.trigger_facts, self.code["triggers"]]
 
     @property
     def surrogate(self) -> dict[str, Any]:
-        """What decides the attacker's own network; empty when his trigger needs none."""
+        """The inputs that determine the attacker's own network; empty if the trigger needs none."""
         if not self.trigger.uses_surrogate:
             return {}
         code = [identity.stage("train"), self.code["models"]]
@@ -168,7 +169,7 @@ class Cell:
 
     @cached_property
     def trigger_facts(self) -> dict[str, Any]:
-        """The trigger's options; for a file, its content and not where it lies."""
+        """The trigger's options; a file is represented by its content, not its path."""
         places, later = self.trigger.places, self.trigger.later
         facts = {
             k: v
@@ -192,17 +193,17 @@ class Cell:
 
     @property
     def retrain(self) -> bool:
-        """Whether a network is trained again on what the defense keeps."""
+        """Whether a network is retrained on the data that the defense keeps."""
         return bool(self.config["retrain"])
 
     @property
     def same_seed(self) -> bool:
-        """Whether the retraining takes the seed of the first training (``retrain_seed=same``)."""
+        """Whether retraining uses the seed of the first training (``retrain_seed=same``)."""
         return bool(self.config.get("retrain_seed") == "same")
 
     @cached_property
     def asr_under(self) -> tuple[str, ...]:
-        """The transformations under which the networks are measured too."""
+        """The transformations under which the networks are also evaluated."""
         return canonical_names((self.config.get("measure") or {}).get("asr_under", ()))
 
     @property
@@ -216,7 +217,7 @@ class Cell:
 
     @property
     def ratio(self) -> float:
-        # range(0.05,0.2,0.05) gives 0.15000000000000002; that is meant to be 0.15.
+        # range(0.05,0.2,0.05) yields 0.15000000000000002, which means 0.15.
         return float(f"{self.config['ratio']:.10g}")
 
     @property
@@ -237,34 +238,34 @@ class Cell:
 
     @property
     def model(self) -> dict[str, Any]:
-        """The network's part of the configuration."""
+        """The model part of the configuration."""
         return dict(self.config["model"])
 
     @property
     def store_root(self) -> str:
-        """The folder of the stages' outputs."""
+        """The folder of the stage store."""
         return str(self.config["store"]["root"])
 
     @property
     def trainer(self) -> dict[str, Any]:
-        """On what it is computed."""
+        """The trainer part of the configuration."""
         return dict(self.config["trainer"])
 
     @property
     def told(self) -> list[str]:
-        """What the defense declares to need."""
+        """What the defense declares to require."""
         return [] if isinstance(self.defense, TruthControl) else self.defense.told()
 
 
 def _complete(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """A defense's options, and those of a filter inside it, with what they leave to `shared`."""
+    """A defense's options and those of a nested filter; options left open come from `shared`."""
     values = with_shared(given, shared)
     inside = {k: v for k, v in given.items() if isinstance(v, dict) and "_target_" in v}
     return given | values | {k: _complete(v, values) for k, v in inside.items()}
 
 
 def model_label(config: dict[str, Any]) -> str:
-    """``resnet18`` for the standard network, ``resnet18-w16`` for a narrower one."""
+    """``resnet18`` for the standard width, ``resnet18-w16`` for a narrower network."""
     width, stem = config["width"], config["stem"]
     label = str(config["name"])
     if width not in (None, 64):
@@ -273,5 +274,5 @@ def model_label(config: dict[str, Any]) -> str:
 
 
 def nameless(config: dict[str, Any]) -> dict[str, Any]:
-    """A group's configuration without the name it goes by, which decides nothing."""
+    """A group's configuration without its name, which does not affect results."""
     return {key: value for key, value in config.items() if key != "name"}

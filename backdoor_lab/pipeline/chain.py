@@ -47,14 +47,14 @@ from backdoor_lab.training.module import Classifier
 log = logging.getLogger(__name__)
 RECORD = "record.json"
 TRAIN_ACCURACY = dict(zip(("train", "retrain"), FITTED, strict=True))
-"""The stages that measure how much of their own training set networks have learned."""
+"""Stage names: the training accuracy after the first training and after retraining."""
 
 
 class Chain:
-    """One cell on its way through the stages.
+    """Runs one cell through its stages.
 
-    `stages` holds what has been published so far. The record is written from it, also where a
-    cell fails; no stage reads it.
+    `stages` holds the stages published so far, for the record, which is also written when the cell
+    fails; no stage reads it.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Chain:
         self.stages: dict[str, Entry] = {}
 
     def run(self) -> dict[str, Any]:
-        """The figures of the cell's record."""
+        """Run all stages; returns the metrics for the cell's record."""
         attacked = self.attack()
         verdict = self.defended(attacked)
         data, shared = attacked.data, self._overlap(attacked.data)
         return record_body(self.cell, data, attacked.poisoned, verdict, self.stages, shared)
 
     def attack(self) -> Attacked:
-        """load -> poison: the attacker's part."""
+        """load -> poison: the attack."""
         self.progress.stage("load", detail=f"on {self.machine.describe()}")
         cell, plan, prepared = self.cell, self.cell.plan, None
         data = open_dataset(cell.parts.data, self.store)
@@ -98,7 +98,8 @@ class Chain:
         return Attacked(data, poisoned, prepared)
 
     def defended(self, attacked: Attacked) -> Verdict:
-        """train -> extract -> filter -> retrain, and both networks measured; the verdict."""
+        """train -> extract -> filter -> retrain, evaluating both networks; returns the filter
+        result."""
         trained = self._train("train", attacked.data, attacked.poisoned.training)
         self._measure(1, trained, attacked)
         steps = DefendCell(
@@ -112,7 +113,7 @@ class Chain:
         return callback.result.verdict
 
     def _train(self, stage: str, data: Dataset, training: TrainingSet) -> Trained:
-        """A network trained on `training`, and how much of it the network has learned."""
+        """Train a network on `training` and measure its training accuracy."""
         self.progress.stage(stage)
 
         def fit_it(job: Job, scratch: Path) -> Classifier:
@@ -136,7 +137,7 @@ class Chain:
         return trained
 
     def _surrogate(self, data: Dataset) -> Classifier:
-        """The attacker's own network, trained on the clean set as the victim's is."""
+        """The attacker's own network, trained on the clean set with the victim's recipe."""
         if not self.cell.trigger.uses_surrogate:
             raise TypeError(f"{type(self.cell.trigger).__name__} must set uses_surrogate")
         interrupted = self.progress.current
@@ -166,13 +167,13 @@ class Chain:
 
 
 def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[str, Any]:
-    """Runs a cell and writes its record, also when it fails; raises Stopped, and nothing else.
+    """Run a cell and write its record, even if it fails. Raises only Stopped.
 
-    A cell that ran before and is done is not run again.
+    A cell whose record says that it is done is not run again.
     """
     head = record_head(cell)
     began, clock = datetime.now(UTC), time.perf_counter()
-    # Until the record is there, the heartbeat says where a process that dies was.
+    # Until the record exists, the heartbeat shows which stage a dead process was in.
     with chain.progress:
         try:
             body = chain.run()
@@ -197,7 +198,7 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
 
 
 def failure(error: Exception, cell: Cell) -> dict[str, Any]:
-    """Status and message of a cell that could not be finished."""
+    """Status and message of a cell that failed."""
     if is_out_of_memory(error):
         first = reason_of(error).splitlines()[0]
         message = f"{first} (recipe.batch={cell.recipe.batch}, not lowered by itself)"

@@ -1,4 +1,4 @@
-"""Which class of a data set `target` or `source` means."""
+"""Resolves `target` and `source` to classes of a data set."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from backdoor_lab.core.errors import ConfigError, unknown
 
 
 def class_number(key: str, value: object, classes: Sequence[str]) -> int:
-    """The number of a class given by name or, where no class has such a name, by number.
+    """The number of a class given by name or, if no class has that name, by number.
 
-    Names are compared in Unicode's composed form, since some file systems give folders' names
-    decomposed. Raises ConfigError, which lists the classes there are, or both classes that a
-    number may mean.
+    Names are compared in Unicode NFC, since some file systems decompose folder names. Raises
+    ConfigError, which lists the classes, or the two classes that an ambiguous number may mean.
     """
     if value is None or isinstance(value, (bool, float)):
         raise _not_a_name(key, value, classes)
-    # Names such as "7" arrive from the command line as numbers: a class called so goes first.
+    # The command line parses names such as "7" as numbers: a class with that name takes precedence.
     wanted = unicodedata.normalize("NFC", str(value))
     for number, name in enumerate(classes):
         if unicodedata.normalize("NFC", name) == wanted:
@@ -29,7 +28,7 @@ def class_number(key: str, value: object, classes: Sequence[str]) -> int:
 
 
 def _not_a_name(key: str, value: object, classes: Sequence[str]) -> ConfigError:
-    # The command line reads 1.10 as the number 1.1, and no, off and null as no text either.
+    # The command line parses 1.10 as the number 1.1, and no, off and null as other types.
     kinds = {bool: "as true or false", float: "as a number", type(None): "as nothing"}
     word = {True: "true", False: "false", None: "null"}.get(value, "…")  # type: ignore[call-overload]
     return ConfigError(
@@ -39,7 +38,7 @@ def _not_a_name(key: str, value: object, classes: Sequence[str]) -> ConfigError:
 
 
 def _check_only_reading(key: str, value: int, classes: Sequence[str]) -> None:
-    """Raises ConfigError where a class is called by this number, written otherwise: 01 for 1."""
+    """Raises ConfigError if a class name is another spelling of this number, such as 01 for 1."""
     called = [name for name in classes if name.isdecimal() and int(name) == value]
     others = [name for name in called if name != classes[value]]
     if others:

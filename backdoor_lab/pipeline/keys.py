@@ -1,4 +1,4 @@
-"""Which keys a cell's configuration has, and which plain values they may hold; needs no data."""
+"""Checks of a cell's configuration keys and plain values that need no data."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ NEEDED = {
 
 
 def check_keys(config: dict[str, Any]) -> Parts:
-    """The parts of a configuration. Refuses keys that nobody reads and plain values of the wrong
-    kind; needs no data."""
+    """Create the parts of a configuration. Raises ConfigError for unknown keys and for plain values
+    of the wrong type; reads no data."""
     checks.keys("", config, (*DECIDES, *PLAIN, *ELSEWHERE, "measure"))
     _complete(config)
     for group in DECIDES:
@@ -62,7 +62,7 @@ def check_keys(config: dict[str, Any]) -> Parts:
 
 
 def _complete(config: dict[str, Any]) -> None:
-    # A key can be taken away with `~key`, a group emptied with `group=null`.
+    # `~key` removes a key, `group=null` empties a group.
     for key in PLAIN + tuple(NEEDED):
         if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
             raise ConfigError(f"`{key}` is missing: take ~{key} or {key}=null out of the command")

@@ -1,4 +1,4 @@
-"""Whose code takes part in a cell: its trigger, defense, data set, network and stages."""
+"""The components whose code a cell uses: trigger, defense, data set, network and stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ALWAYS = ("data", "poison", "train", "measure", "extract", "record")
 
 
 def marks(cell: Cell, source: Source) -> identity.Marks:
-    """The version of each, with the hash of its code where that is not as committed."""
+    """The version of each component, with its code hash if the code differs from identity.json."""
     return {
         **identity.of("triggers", cell.trigger),
         **identity.of("defenses", cell.defense),
@@ -27,7 +27,7 @@ def marks(cell: Cell, source: Source) -> identity.Marks:
 
 
 def stages_of(cell: Cell) -> list[str]:
-    """The stages that a cell goes through; the second training is the stage ``train`` too."""
+    """The stages that a cell runs; retraining is also the stage ``train``."""
     repairs = isinstance(cell.defense, Repair)
     asked = {
         "prepare": cell.trigger.needs_preparing,

@@ -1,4 +1,4 @@
-"""The objects that a cell's configuration describes: built once, before any data are read."""
+"""The objects that a cell's configuration describes, created before any data are read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Choice = Defense | TruthControl | Repair
 
 @dataclass(frozen=True)
 class Parts:
-    """The data set (not opened yet), trigger, defense and recipe of one cell."""
+    """The data set (not loaded), trigger, defense and recipe of one cell."""
 
     data: Source
     trigger: Trigger
@@ -27,8 +27,8 @@ class Parts:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Parts:
-        """The parts of a whole configuration. Raises ConfigError for an option that a class does
-        not have, or a value that it refuses."""
+        """Create the parts of a full configuration. Raises ConfigError for unknown options and for
+        values that a class rejects."""
         recipe = Recipe.of(config["recipe"])
         trigger = build("trigger", config["trigger"], Trigger)
         defense = defense_of(config)
@@ -36,13 +36,13 @@ class Parts:
 
 
 def source_of(config: dict[str, Any]) -> Source:
-    """The data set that a configuration asks for, not opened yet."""
+    """The data set of a configuration, not loaded."""
     return build("dataset", config["dataset"], Source)
 
 
 def defense_of(config: dict[str, Any]) -> Choice:
-    """The defense, the control that is told the truth, or the repair of a whole configuration.
-    What its own part does not say of `FilterOptions`, its protocol says."""
+    """The filter, control or repair of a full configuration. `FilterOptions` that its config does
+    not set come from the protocol."""
     kinds: Any = (Defense, TruthControl, Repair)
     found: Choice = build(
         "defense", config["defense"], kinds, Shared(shared(config), FilterOptions)
@@ -51,5 +51,5 @@ def defense_of(config: dict[str, Any]) -> Choice:
 
 
 def shared(config: dict[str, Any]) -> dict[str, Any]:
-    """The options that a protocol gives to every filter."""
+    """The options that a protocol sets for every filter."""
     return {key: config["protocol"][key] for key in OPTION_KEYS}

@@ -1,4 +1,4 @@
-"""What a cell is doing, said where people and programs look: the terminal and running.json."""
+"""Progress of a cell, reported on the terminal and in running.json."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from backdoor_lab.core.terminal import duration, plain
 log = logging.getLogger(__name__)
 TICK = 1.0
 BEAT = 5.0
-"""Seconds between two heartbeats, at most: a cell is alive also inside a long stage."""
+"""Maximum seconds between two heartbeats, even within a long stage."""
 SILENCE = 10.0
-"""Seconds without a line after which one says how far the stage is; doubled after each."""
+"""Seconds without output after which a progress line is logged; doubled each time."""
 LONGEST_SILENCE = 300.0
 
 
 class Progress:
-    """Tells which cell of how many, stage, epoch and time left.
+    """Reports the cell and its number, the stage, epoch and time left.
 
-    `kind`: ``bar`` draws one on the terminal, ``lines`` writes a line per stage and epoch, and
-    about what takes longer than ten seconds, ``none`` writes nothing, ``auto`` is a bar on a
-    terminal and lines elsewhere. Used as a context manager it observes the loops that attacks
-    and defenses track, and a thread keeps the heartbeat fresh.
+    `kind`: ``bar`` draws a progress bar on the terminal; ``lines`` logs a line per stage and
+    epoch, and for stages longer than ten seconds; ``none`` prints nothing; ``auto`` is a bar on a
+    terminal and lines otherwise. As a context manager it observes the tracked loops of attacks
+    and defenses, and a thread updates the heartbeat.
     """
 
     def __init__(self, folder: Path, title: str, kind: str) -> None:
@@ -67,7 +67,7 @@ class Progress:
             self.path.unlink(missing_ok=True)
 
     def stage(self, stage: str, *, epochs: int = 0, batches: int = 1, detail: str = "") -> None:
-        """A stage begins; `epochs` of `batches` steps each when it trains."""
+        """Start a stage; one that trains has `epochs` epochs of `batches` steps."""
         stopping.check()
         self._begin(stage, epochs, epochs * batches)
         self._beat()
@@ -81,25 +81,25 @@ class Progress:
 
     @property
     def current(self) -> str:
-        """The stage that began last."""
+        """The current stage."""
         return self._stage
 
     def _begin(self, stage: str, epochs: int, total: int) -> None:
         self._stage, self._epoch, self._epochs = stage, 0, epochs
         self._done, self._total = 0, total
-        # Leftovers of loops that an error ended.
+        # Left by loops that ended with an error.
         self.steps.running.clear()
         self._began = self._said = time.monotonic()
         self._patience = SILENCE
 
     def step(self, steps: int = 1) -> None:
-        """So many training steps are done."""
+        """Count `steps` more training steps."""
         self._done += steps
         if self._bar is not None:
             self._bar.advance(self._task, steps)
 
     def epoch(self, stage: str, epoch: int, epochs: int, loss: float, left: float) -> None:
-        """Epoch `epoch` of `epochs` is done, `left` seconds to go."""
+        """Report the end of epoch `epoch` of `epochs`, with `left` seconds to go."""
         self._stage, self._epoch, self._epochs = stage, epoch, epochs
         self._beat()
         if self._bar is not None:
@@ -113,8 +113,8 @@ class Progress:
             )  # fmt: skip
 
     def tick(self, now: float) -> None:
-        """What is due at `now`, in seconds of the monotonic clock: a heartbeat, the bar, a line
-        about a stage that has been silent for long."""
+        """Update what is due at `now`, in seconds of the monotonic clock: the heartbeat, the bar,
+        and a line for a stage that has logged nothing for long."""
         if now - self._beaten >= BEAT:
             self._beat()
         said, fraction = str(self.steps), self.steps.fraction
@@ -128,7 +128,7 @@ class Progress:
             log.info("%s %s: %s", self.title, self._stage, self._far(now))
 
     def _far(self, now: float) -> str:
-        """How far the stage is, for a line."""
+        """The progress of the current stage, for a log line."""
         spent = now - self._began
         words = [str(self.steps)] if self.steps.running else []
         if self._total:
@@ -151,7 +151,7 @@ class Progress:
         says |= {"steps": str(self.steps), "fraction": self._fraction()}
         says |= {"pid": os.getpid(), "host": socket.gethostname(), "beat": time.time()}
         part = self.path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
-        # A sign of life is no result: where it cannot be written, the work goes on.
+        # A heartbeat is not a result: if it cannot be written, the cell continues.
         try:
             part.write_text(json.dumps(says))
             os.replace(part, self.path)
@@ -161,7 +161,7 @@ class Progress:
 
 
 class Report(pl.Callback):
-    """Hands a training's progress on, and stops it when the process is asked to stop."""
+    """Forwards a training's progress, and stops the training when a stop is requested."""
 
     def __init__(self, progress: Progress, stage: str) -> None:
         self.progress, self.name = progress, stage
@@ -193,7 +193,7 @@ def _bar() -> Any:
     )
 
     return Progress(
-        # Brackets in a name are no markup.
+        # Brackets in a name are not markup.
         TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), transient=True,
     )  # fmt: skip

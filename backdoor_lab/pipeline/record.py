@@ -1,4 +1,4 @@
-"""The record of a cell: the one file that tables are made from."""
+"""The record of a cell: the only file that tables are made from."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ SCHEMA = 1
 PLACES = ("root", "download")
 KEPT = ("machine", "compute", "versions")
 WORTH = ("clean_rate", "top_class", "top_share")
-"""What `measure_stage` says of how much Nat and ASR are worth."""
+"""The metrics of `measure_stage` that show how meaningful Nat and ASR are."""
 FITTED = ("train_accuracy1", "train_accuracy2")
 UNSET = ("skip_broken", "test_share", "split_seed")
 
 
 def record_head(cell: Cell) -> dict[str, Any]:
-    """What a record says before anything is computed."""
+    """The part of a record that is known before any computation."""
     return {
         "schema": SCHEMA,
         "id": cell.id,
         "error": None,
         "choices": cell.choices,
         "protocol": cell.protocol,
-        # What of the protocol's words for filters this defense works by.
+        # The protocol's filter options that this defense uses.
         "applied": {} if isinstance(cell.defense, TruthControl) else cell.defense.applied(),
         "config": cell.decides(),
-        # In words what the hash under config.data stands for; where the files lie is left out.
+        # A readable form of the data that config.data identifies by hash; without file paths.
         "dataset": described(cell),
         "counts": {},
         "nat1": None, "asr1": None, "nat2": None, "asr2": None,
@@ -55,8 +55,8 @@ def record_head(cell: Cell) -> dict[str, Any]:
 
 
 def described(cell: Cell) -> dict[str, Any]:
-    """The data set's options, without those that only say where its files lie, and without new
-    ones that are left at their default."""
+    """The data set's options, without paths and without newer options that have their default
+    value."""
     options = cell.config["dataset"]
     return {k: v for k, v in options.items() if k not in PLACES and (k not in UNSET or v)}
 
@@ -70,9 +70,9 @@ def record_body(
     cell: Cell, data: Dataset, poisoned: Poisoned, verdict: Verdict, stages: dict[str, Entry],
     overlap: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The figures of a finished cell, from its stages' outputs."""
+    """The metrics of a finished cell, from the outputs of its stages."""
     before = stages["measure1"].meta
-    # Without a retrained network there is nothing after the defense.
+    # Without a retrained network, there are no metrics after the defense.
     after = stages["measure2"].meta if "measure2" in stages else dict.fromkeys(before)
     again = next((stages[name].meta for name in ("retrain", "repair") if name in stages), {})
     judged = "filter" in stages
@@ -100,9 +100,9 @@ def record_body(
         "asr_elsewhere1": before["asr_elsewhere"], "asr_elsewhere2": after["asr_elsewhere"],
         **{f"{name}1": before[name] for name in WORTH},
         **{f"{name}2": after[name] for name in WORTH},
-        # After a repair there is no second training, and so no second training accuracy.
+        # A repair has no second training, hence no second training accuracy.
         **{name: stages[name].meta["accuracy"] if name in stages else None for name in FITTED},
-        # A repair judges no image.
+        # A repair scores no images.
         "detection": detection(*_without_covers(verdict, poisoned)) if judged else None,
         **under(cell, stages),
         "notes": verdict.notes if judged else again["notes"],
@@ -120,8 +120,8 @@ def record_body(
 
 
 def under(cell: Cell, stages: dict[str, Entry]) -> dict[str, Any]:
-    """What was measured under each transformation, by its name; nothing where none was asked
-    for. `nat2` and `asr2` are None without a second network."""
+    """The metrics under each transformation, by name; empty if there are none. `nat2` and `asr2`
+    are None without a second network."""
     if not cell.asr_under:
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -135,9 +135,9 @@ def under(cell: Cell, stages: dict[str, Entry]) -> dict[str, Any]:
 
 
 def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:
-    """How many classes a filter that chose them itself took for poisoned (`n_accused`), and how
-    many of these hold poison (`n_named`); empty where it was told where to look, and for
-    controls and repairs, which look at no class."""
+    """For a filter that chooses classes itself: how many classes it flagged (`n_accused`), and how
+    many of them contain poison (`n_named`). Empty if the classes were given, and for controls and
+    repairs, which examine no class."""
     named: Any = verdict.notes.get("classes")
     if cell.options.get("classes") != "suspicious" or named is None:
         return {}
@@ -148,18 +148,18 @@ def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:
 
 
 def _without_covers(verdict: Verdict, poisoned: Poisoned) -> tuple[Verdict, torch.Tensor]:
-    # Covers are triggered and rightly labelled: to find them is neither a hit nor a false alarm.
+    # Covers are triggered but correctly labeled: removing one is neither a hit nor a false alarm.
     plain = ~poisoned.is_cover
     return Verdict(verdict.scores[plain], verdict.keep[plain]), poisoned.is_poison[plain]
 
 
 def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, Any] | None:
-    """How well scores and removal tell poison from clean; None without poison.
+    """How well scores and removal separate poison from clean examples; None without poison.
 
-    Over the examples that the defense scored, None when they are of one kind: `auroc`,
-    `average_precision`, and `tpr_at_1`, `tpr_at_5`, the share of poison above a threshold that
-    1 % or 5 % of the clean ones pass. `tpr`: share of all poison that was removed; `fpr`: of
-    all clean examples. `curve`: poison `left` when the highest so many scores are `removed`.
+    Over the scored examples (None if all are poison or all clean): `auroc`, `average_precision`,
+    and `tpr_at_1` and `tpr_at_5`, the share of poison above the threshold that 1 % or 5 % of the
+    clean examples exceed. `tpr` and `fpr`: the removed shares of all poison and of all clean
+    examples. `curve`: the poison `left` after removing the `removed` highest scores.
     """
     removed = ~verdict.keep
     n_poison, n_clean = int(is_poison.sum()), int((~is_poison).sum())
@@ -181,7 +181,7 @@ def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, Any] | Non
 
 
 def run_facts(stages: dict[str, Entry], machine: Machine, command: str) -> dict[str, Any]:
-    """What may differ between two honest runs of one cell."""
+    """Facts that may differ between two valid runs of the same cell."""
     seconds = {name: round(_seconds(entry), 3) for name, entry in stages.items()}
     rates = {name: _rate(stages[name]) for name in ("train", "retrain") if name in stages}
     return {
@@ -199,14 +199,14 @@ def run_facts(stages: dict[str, Entry], machine: Machine, command: str) -> dict[
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the checkout this code runs from, ``-dirty`` when changed; None elsewhere."""
+    """The commit of the checkout that contains this code, as `commit_of`; None outside of one."""
     return commit_of(Path(__file__).resolve().parents[2])
 
 
 def commit_of(checkout: Path) -> str | None:
-    """The commit of a checkout in 12 digits; ``-dirty`` when its code or its configuration is not
-    that commit's (a file that git does not know counts, a record of a sweep does not). None where
-    there is no checkout, no commit or no git."""
+    """The commit of a checkout, 12 digits, followed by ``-dirty`` if code or configuration differs
+    from it (untracked files count, records of sweeps do not). None without a checkout, a commit or
+    git."""
     if not (checkout / ".git").exists():
         return None
     git = ["git", "-C", str(checkout)]
@@ -226,24 +226,24 @@ def commit_of(checkout: Path) -> str | None:
 
 
 def _stage_facts(entry: Entry) -> dict[str, Any]:
-    """Whether this run computed a stage, and on what it was computed if that was noted."""
+    """Whether this run computed a stage, and on which machine, if known."""
     facts = {"id": entry.id, "made": entry.made}
     return facts | {key: entry.meta[key] for key in KEPT if key in entry.meta}
 
 
 def _seconds(entry: Entry) -> float:
-    """What making a stage took; for a training taken up again, with all its kept epochs."""
+    """Seconds that a stage took; for a resumed training, including its earlier epochs."""
     return entry.seconds + float(entry.meta.get("seconds_before", 0.0))
 
 
 def _rate(entry: Entry) -> float | None:
-    # Of the epochs since the last resume, in the seconds since then.
+    # Epochs since the last resume, divided by the seconds since then.
     epochs = len(entry.meta["loss"]) - entry.meta["resumed_after"]
     return round(epochs * entry.meta["n_train"] / max(entry.seconds, 1e-9), 1)
 
 
 def _peak_mib() -> float:
-    """The most memory this process ever had: with several cells in one process, the largest."""
+    """Peak memory of this process in MiB; shared by all cells that ran in the same process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

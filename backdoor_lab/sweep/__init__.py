@@ -1,1 +1,1 @@
-"""Whole grids of cells: which ones, what they cost, how they are run and watched."""
+"""Sweeps, that is grids of cells: checking, estimating, running and monitoring them."""

@@ -1,5 +1,5 @@
-"""How fast this machine trains and measures, tried as a sweep would use it: as many processes at a
-time, as many threads, the same network, images, batches and number format."""
+"""Measures how fast this machine trains and evaluates, under the conditions of the sweep: the same
+number of processes and threads, network, images, batch size and precision."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from backdoor_lab.training.machine import Machine
 from backdoor_lab.training.measure import channel_stats, predictions
 
 WARM_UP, WARM_UP_SECONDS = 10, 10.0
-"""Training steps before any is measured, unless so few take so long: the first ones compile and
-allocate."""
+"""Training steps before the measurement, or seconds if these take longer: the first steps compile
+and allocate."""
 SHORTEST, LONGEST = 3.0, 15.0
-"""Seconds by the clock that training is measured for, within which it should get
-`PROCESSOR_TIME` seconds of a processor."""
+"""Bounds in seconds of wall-clock time for measuring training; within them, the measurement ends
+after `PROCESSOR_TIME` seconds of CPU time."""
 PROCESSOR_TIME = 2.0
 TEST_IMAGES = 1024
 MOST_PROCESSES = 32
 BUSY = 0.15
-"""The share of the cores from which on other processes' use of them is told."""
+"""Share of the cores used by other processes above which they count as a disturbance."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds per image, in each of the processes. `now`: by the clock, beside whatever else runs
-    on this machine; `idle`: where nothing else does."""
+    """Seconds per image, in each process. `now`: wall-clock time with the machine's current load;
+    `idle`: the time on an otherwise idle machine."""
 
     now: float
     idle: float
@@ -53,7 +53,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Speed:
-    """What one image takes in training, in a measurement, and when features are taken."""
+    """The time per image in training, in evaluation, and in feature extraction."""
 
     train: Rate
     measure: Rate
@@ -62,11 +62,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The `speeds` of each kind of cell; `start`, the processor seconds that a process takes until
-    it can begin; how many `processes` of how many `threads` were tried at a time; and how many
-    cores `others` used meanwhile, None where that cannot be told. Threads of one process that
-    wait for a core make each other wait: where others disturb them, `single` is the same on one
-    thread, by which alone the time on an idle machine can be told."""
+    """The `speeds` of each kind of cell; `start`, the CPU seconds that a process needs before it
+    can begin; the number of `processes` and their `threads`; and how many cores `others` used in
+    the meantime (None if unknown). Load from other processes makes the threads of one process wait
+    for each other: `single` is then the calibration on one thread, the basis of idle times."""
 
     speeds: dict[str, Speed]
     start: float
@@ -77,21 +76,22 @@ class Calibration:
 
     @property
     def disturbed(self) -> bool:
-        """Whether other processes used so much of the machine that times now and times on an
-        idle machine differ."""
+        """Whether the load of other processes makes times now differ from those on an idle
+        machine."""
         return self.others is not None and self.others >= BUSY * cores()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """So many images in so many seconds by the clock and of processor time."""
+    """A number of images with the wall-clock and CPU seconds that they took."""
 
     images: int
     seconds: float
     processor: float
 
     def rate(self, slowest: float) -> Rate:
-        """`slowest` processor seconds pass in one by the clock, when nothing else runs."""
+        """The rate; on an idle machine, `slowest` CPU seconds pass per second of wall-clock
+        time."""
         now = self.seconds / self.images
         return Rate(now, min(now, self.processor / self.images / slowest))
 
@@ -100,8 +100,8 @@ Samples = tuple[Sample, Sample, Sample]
 
 
 def calibrate(kinds: dict[str, Cell], machine: Machine, processes: int) -> Calibration:
-    """Tries each kind of cell in `processes` workers at a time; in this process itself for 0, as a
-    single cell is run."""
+    """Measure each kind of cell in `processes` parallel workers; 0 measures in this process, as for
+    a single cell."""
     if not processes:
         return _tried(kinds, machine, [_Here()], time.process_time())
     workers = [Worker(_serve) for _ in range(min(processes, MOST_PROCESSES))]
@@ -115,11 +115,11 @@ def calibrate(kinds: dict[str, Cell], machine: Machine, processes: int) -> Calib
 
 
 def _within_reach(cell: Cell, aside: str) -> Cell:
-    """The cell with a store that holds its data set, as the sweep's will: its own, or one in the
-    folder `aside`, so that a trial leaves nothing and no worker reads the images again."""
+    """The cell with a store that holds its data set: its own, or one in the temporary folder
+    `aside`, so that the calibration leaves no files and no worker parses the images again."""
     source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
-        # Without room there, each worker reads them.
+        # If there is no room, each worker parses them.
         with suppress(StoreFull):
             open_dataset(source, Store(aside))
             settings = {**settings, "root": aside}
@@ -140,7 +140,7 @@ def _calibration(
     kinds: dict[str, Cell], machine: Machine, workers: Sequence[Any], start: float | None
 ) -> Calibration:
     speeds, starts, others = {}, [], []
-    # More threads than cores wait for each other also where nothing else runs.
+    # More threads than cores wait for each other even on an idle machine.
     slowest = min(machine.threads, cores() / len(workers))
     for kind, cell in kinds.items():
         ready = _all(workers, [("prepare", cell.config, _placed(machine, n), os.getpid())
@@ -163,13 +163,13 @@ def _calibration(
 
 
 def _all(workers: Sequence[Any], jobs: Sequence[Any]) -> list[Any]:
-    """The results of one job for each worker, all at the same time."""
+    """The results of one job per worker, all running at the same time."""
     for worker, job in zip(workers, jobs, strict=True):
         worker.send(job)
     try:
         return [worker.result() for worker in workers]
     except Died as death:
-        # A cell would die alike, and then say more.
+        # A cell would die in the same way, with a more detailed message.
         raise RuntimeError(f"a calibration ended with exit code {death.code}") from death
 
 
@@ -181,7 +181,7 @@ def _placed(machine: Machine, number: int) -> Machine:
 
 
 def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
-    """The mean of all processes; without `slowest`, on a GPU, processor time says nothing."""
+    """The mean over processes; without `slowest`, on a GPU, CPU time is not used."""
     means = []
     for samples in zip(*found, strict=True):
         rates = [
@@ -194,7 +194,7 @@ def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
 
 
 class _Here:
-    """This process in the place of a worker."""
+    """Runs the jobs of a worker in this process."""
 
     def send(self, job: Any) -> None:
         """As `Worker.send`."""
@@ -209,8 +209,8 @@ _benches: list[Bench] = []
 
 
 def _serve(job: tuple[Any, ...]) -> Any:
-    """``prepare``: the processor seconds that this process took to be ready to train such a cell.
-    ``measure``: its samples, and the processor seconds that this took."""
+    """``prepare``: the CPU seconds until this process is ready to train such a cell. ``measure``:
+    its samples, and the CPU seconds that they took."""
     if job[0] == "prepare":
         _, config, machine, driver = job
         cell = Preflight().cell(config)
@@ -225,7 +225,7 @@ def _serve(job: tuple[Any, ...]) -> Any:
 
 
 class Bench:
-    """One cell's network, ready to be trained and used for as long as a measurement takes."""
+    """A cell's network, set up for repeated measurements of training and inference."""
 
     def __init__(self, cell: Cell, data: Dataset, machine: Machine) -> None:
         self.data, self.machine = data, machine
@@ -237,13 +237,13 @@ class Bench:
         self.module = new_classifier(job, machine, total_steps=10**6)
 
     def warm_up(self) -> None:
-        """Steps and passes that are not measured."""
+        """Run steps and passes that are not measured."""
         self._trained(lambda steps, seconds, _: steps >= WARM_UP or seconds > WARM_UP_SECONDS)
         self._passed(bf16=self.machine.bf16)
         self._passed(bf16=False)
 
     def measure(self) -> Samples:
-        """Samples of training, of a measurement, and of what is computed for features."""
+        """Samples of training, of evaluation, and of the inference for features."""
         trained = self._trained(_long_enough)
         return trained, self._passed(bf16=self.machine.bf16), self._passed(bf16=False)
 
@@ -270,7 +270,7 @@ def _long_enough(steps: int, seconds: float, processor: float) -> bool:
 
 
 class _Clock(pl.Callback):
-    """Measures training from its second step on, and ends it when it has seen enough."""
+    """Measures training from its second step on, and ends it when the sample is large enough."""
 
     def __init__(self, enough: Callable[[int, float, float], bool]) -> None:
         self.enough, self.steps = enough, -1

@@ -1,4 +1,4 @@
-"""What a sweep would do, about how long it would take and how much disk, without doing it."""
+"""What a sweep would compute, and approximately how much time and disk space it would need."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from backdoor_lab.training.models import build_model
 from backdoor_lab.training.module import Classifier
 
 MEASURE, TRANSFORMED, TRAIN_ACCURACY = MEASUREMENTS = ("measure", "transformed", "train_accuracy")
-"""On these no other stage depends."""
+"""Stages that no other stage depends on."""
 FLOAT32 = 4
 
 
 @dataclass
 class Amount:
-    """So many images, each time that one is trained on, measured, or has its features taken."""
+    """The number of images trained on, evaluated, and passed through for features, with repeats."""
 
     trained: int = 0
     measured: int = 0
     extracted: int = 0
 
     def seconds(self, speed: Speed) -> Rate:
-        """What they take, one after the other."""
+        """The time to process them one after the other."""
         parts = [(self.trained, speed.train), (self.measured, speed.measure),
                  (self.extracted, speed.extract)]  # fmt: skip
         return Rate(sum(n * each.now for n, each in parts), sum(n * r.idle for n, r in parts))
@@ -55,9 +55,9 @@ class Amount:
 
 @dataclass
 class Work:
-    """What is left to do of a sweep: each cell with its state; the `amounts` of those that have
-    something to compute, under the kind of cell that each is, of which `kinds` holds one; how many
-    `trainings` these are, and the `bytes` of networks and features that they add to the store."""
+    """The remaining work of a sweep: each cell with its state; the `amounts` of the cells that need
+    computation, by kind of cell; one example of each kind in `kinds`; the number of `trainings`;
+    and the `bytes` of networks and features that will be added to the store."""
 
     cells: list[tuple[Cell, str]] = field(default_factory=list)
     kinds: dict[str, Cell] = field(default_factory=dict)
@@ -67,12 +67,12 @@ class Work:
 
 
 class _Missing(Exception):
-    """A stage that would have to be computed."""
+    """A stage that has to be computed."""
 
 
 class _Look(Store):
-    """A store that computes nothing. `missing` are the stages that were not there, in order: any
-    number of measurements, on which no other stage hangs, and the first of all others."""
+    """A store that computes nothing. `missing` lists the stages that it lacks, in order: all
+    measurements, which no stage depends on, up to the first other stage."""
 
     def __init__(self, root: Path | str) -> None:
         super().__init__(root, read_only=True)
@@ -91,8 +91,8 @@ class _Look(Store):
 
 
 def missing_from(cell: Cell, store_root: Path | str, machine: Machine) -> list[str]:
-    """The stages of a cell that are not in the store, in order: its measurements up to the first
-    other one, on which the rest hangs; none when only the record is missing."""
+    """The stages of a cell that the store lacks, in order: measurements, up to the first other
+    stage, which the rest depends on; empty if only the record is missing."""
     look = _Look(store_root)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Missing):
         chain = Chain(cell, look, machine, Progress(Path(folder), "", "none"))
@@ -101,7 +101,7 @@ def missing_from(cell: Cell, store_root: Path | str, machine: Machine) -> list[s
 
 
 def _clean_is_there(cell: Cell, data: Dataset, machine: Machine) -> bool:
-    """Whether the store has the network that is trained again on the clean set."""
+    """Whether the store has the network retrained on the clean set."""
     look = _Look(cell.store_root)
     with contextlib.suppress(_Missing):
         train_stage("retrain", cell, clean(data.train), look, machine, _untrained)
@@ -109,17 +109,16 @@ def _clean_is_there(cell: Cell, data: Dataset, machine: Machine) -> bool:
 
 
 def _untrained(job: Job, scratch: Path) -> Classifier:
-    raise AssertionError("a store that computes nothing asks for no training")
+    raise AssertionError("a store that computes nothing must not request a training")
 
 
 def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Work:
-    """What is left of `cells`, whose ids in `finished` have a record; networks that several
-    cells share are counted once, as far as their training sets are known to be one before any
-    filter has judged: one attack on one set of images, and the clean set itself.
+    """The remaining work of `cells`; those whose ids are in `finished` have a record. Networks
+    shared by several cells are counted once where the training set is known before filtering: for
+    one attack on one set of images, and for the clean set.
 
-    What a trigger prepares, what a filter or a repair computes or trains, and what is trained
-    again after a filter removed much are not foreseen; nor is the disk that poisoned images and
-    unfinished trainings take.
+    Not included: what a trigger prepares, what a filter or a repair computes or trains, retraining
+    after a filter removed many images, and the disk space of poisoned images and checkpoints.
     """
     work, shared = Work(), set[str]()
     sizes: dict[str, tuple[int, int]] = {}
@@ -164,7 +163,7 @@ def _count(
     added = poisoned + cover_count(cell.plan, sizes)
     n_train = len(data.train) + (added if cell.plan.inject == "append" else 0)
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
-    # Every measurement is either in the list or lies behind the stage that ends it.
+    # A measurement is either in the list or after the stage that ends the list.
     passes = {MEASURE: n_test, TRANSFORMED: n_test * len(cell.asr_under), TRAIN_ACCURACY: n_train}
     amount = Amount(measured=sum(passes.get(stage, 0) for stage in missing))
     beyond = [stage for stage in missing if stage not in MEASUREMENTS]
@@ -195,14 +194,14 @@ def _count(
     work.bytes += (trainings + repaired) * size[0]
     work.trainings += trainings
     amount.trained = trainings * n_train * cell.recipe.epochs
-    # Every network except the attacker's surrogate is also measured on its own training set.
+    # Every network except the attacker's surrogate is also evaluated on its own training set.
     amount.measured += (trainings - surrogates) * n_train
     return amount
 
 
 def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:
-    """Whether the clean set is known to be what the defense leaves of the training set, whatever
-    the attack was: all appended poison removed, or everything put back, or nothing to remove."""
+    """Whether the defense is known to leave the clean set, for any attack: all appended poison is
+    removed, all originals are restored, or there is no poison."""
     defense = cell.defense
     if isinstance(defense, TruthControl):
         appended = cell.plan.inject == "append" and added == poisoned

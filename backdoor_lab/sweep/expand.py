@@ -1,4 +1,4 @@
-"""From a sweep's overrides to its cells' configurations, quickly.
+"""Fast composition of a sweep's cell configurations from its overrides.
 
 Hydra composes a configuration in about 50 ms. Cells that choose the same groups differ only in
 plain values, so one composition serves them all.
@@ -22,7 +22,7 @@ Plain = dict[str, Any]
 
 
 class Expander:
-    """Composes cells, and remembers the compositions."""
+    """Composes cells and caches the compositions."""
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
         self.loader, self.master = loader, master
@@ -34,7 +34,7 @@ class Expander:
         """The resolved plain configuration of one job."""
         overrides = [self._parse(text) for text in job]
         values = [each for each in overrides if self._is_plain_value(each)]
-        # The keys of the values belong to the shape: they are set anew for every job.
+        # Overridden keys are part of the cache key, since every job must set all of them again.
         shape = tuple(
             each.key_or_group if each in values else str(each.input_line) for each in overrides
         )
@@ -46,7 +46,7 @@ class Expander:
         return plain(composed)
 
     def _parse(self, text: str) -> Override:
-        # A thousand cells are made of a few dozen different overrides.
+        # A thousand cells use only a few dozen different overrides.
         if text not in self._parsed:
             self._parsed[text] = self.parser.parse_override(text)
         return self._parsed[text]
@@ -57,21 +57,21 @@ class Expander:
             and override.type.name == "CHANGE"
             and override.package is None
             and not override.key_or_group.startswith("hydra")
-            # Merged into the composition, a dictionary would stay there for the next job.
+            # A dictionary would be merged into the cached composition and stay there for later
+            # jobs.
             and not isinstance(override.value(), dict)
             and not self.loader.repository.group_exists(override.key_or_group)
         )
 
 
 def plain(config: DictConfig, base: Path | None = None) -> Plain:
-    """A composed configuration as plain values, resolved, without Hydra's own part; its paths
-    absolute, from `base` or the current folder on.
+    """A composed configuration as resolved plain values, without the `hydra` section; paths are
+    made absolute from `base` (default: the current folder).
 
-    Raises ConfigError for a path that cannot be used and the name of code that is not admitted. The
-    loader has checked the configuration unresolved; the values of a sweep's cells are set after
-    that.
+    Raises ConfigError for unusable paths and for names of code that are not allowed. The loader has
+    checked the unresolved configuration, but the values of a sweep's cells are set after that.
 
-    Key by key, in place: copying the whole first would cost more than everything else here.
+    Works key by key, in place: copying the whole first would dominate the cost.
     """
     found: Plain = {}
     for key in map(str, config):

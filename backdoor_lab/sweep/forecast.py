@@ -1,4 +1,4 @@
-"""What a sweep would do, in lines for a terminal: its cells, how long they take, how much disk."""
+"""The estimate of a sweep as text for the terminal: its cells, its time and its disk space."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from backdoor_lab.training.machine import Machine
 def foretell(
     cells: Sequence[Cell], finished: set[str], machine: Machine, *, at_once: int, processes: int
 ) -> str:
-    """What a sweep with `at_once` cells at a time would do, and how long that takes, by a
-    calibration in so many `processes` (0: in this one)."""
+    """The estimate of a sweep with `at_once` cells at a time, calibrated in `processes` processes
+    (0: in this one), as text."""
     work = estimate(cells, finished, machine)
     began = time.process_time()
     tried = calibrate(work.kinds, machine, min(processes, len(work.amounts)))
-    # This process has done by now what a run's does before its first cell.
+    # By now this process has done everything that a run does before its first cell.
     return describe(work, tried, at_once=max(1, min(at_once, len(work.amounts))), before=began)
 
 
 def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.0) -> str:
-    """The cells, what is left of each, and the whole, in lines for a terminal, with a warning
-    where the disk is too small for the networks and features; `before`: the processor seconds
-    before the first cell."""
+    """The cells, what is left of each, and the total, as text for a terminal, with a warning if the
+    disk is too small for the networks and features. `before`: the CPU seconds before the first
+    cell."""
     width = max(len(cell.id) for cell, _ in work.cells)
     lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
     done = sum(state == "done" for _, state in work.cells)
@@ -67,8 +67,8 @@ def _disturbance(tried: Calibration, now: float, single: float) -> str:
 
 
 def _takes(work: Work, tried: Calibration, at_once: int, before: float) -> Rate:
-    """The seconds from the command to the last record: the cells in the order in which workers
-    that become free take them, after each worker has started."""
+    """The seconds from the command to the last record, if each free worker takes the next cell in
+    order, including the start of the workers."""
     costs = [amount.seconds(tried.speeds[kind]) for kind, amount in work.amounts]
     slower = max([cost.now / cost.idle for cost in costs if cost.idle], default=1.0)
     start = Rate(tried.start * slower, tried.start)
@@ -77,7 +77,7 @@ def _takes(work: Work, tried: Calibration, at_once: int, before: float) -> Rate:
 
 
 def _last(costs: Sequence[float], at_once: int, start: float) -> float:
-    """When the last of so many workers ends."""
+    """The time at which the last of `at_once` workers finishes."""
     workers = [start if costs else 0.0] * at_once
     for cost in costs:
         heapq.heapreplace(workers, workers[0] + cost)
@@ -92,7 +92,7 @@ def _how(tried: Calibration) -> str:
 
 
 def _unforeseen(work: Work) -> list[str]:
-    """What the time does not count, where a cell has such."""
+    """A note on costs that the estimate omits, if any cell has them."""
     left = [cell for cell, state in work.cells if state not in ("done", "record only")]
     names = [c.choices["trigger"] for c in left if c.trigger.needs_preparing]
     names += [c.choices["trigger"] for c in left if c.trigger.uses_surrogate]

@@ -1,4 +1,4 @@
-"""One cell inside the process that a launcher gave it."""
+"""One cell in the process that a launcher assigned to it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 def run_job(
     config: dict[str, Any], folder: Path, parallel_cells: int, *, in_sweep: bool = False
 ) -> str:
-    """Runs the cell of a resolved configuration in `folder`; returns its status.
+    """Run the cell of a resolved configuration in `folder`; returns its status.
 
-    In a sweep the folder bears the id that the cell had when the sweep was checked. Raises
-    ConfigError or DataError before any work, Stopped when asked to stop.
+    In a sweep, the folder name is the id that the cell had when the sweep was checked. Raises
+    ConfigError or DataError before any work, Stopped if a stop is requested.
     """
     stopping.check()
     cell = preflight().identify(config)
@@ -48,7 +48,7 @@ def run_job(
     if not in_sweep:
         identity.warn([cell.code])
     check_writable(folder)
-    # Into the cell's log, and not past it to a terminal that the sweep's table owns.
+    # To the cell's log, not to a terminal on which the sweep shows its table.
     logging.captureWarnings(in_sweep)
     if finished(folder, cell.id, quiet=True):
         _tell(folder, in_sweep)
@@ -63,7 +63,7 @@ def run_job(
 
 
 def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> str:
-    """Runs the cell, now that there is something to do; its status."""
+    """Run a cell that is not done; returns its status."""
     from backdoor_lab.core.store import Store
     from backdoor_lab.pipeline.chain import Chain, run_cell
     from backdoor_lab.pipeline.progress import Progress
@@ -87,12 +87,12 @@ def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> s
 
 
 def _shown(progress: str, in_sweep: bool) -> str:
-    """The kind of progress that a cell shows: in a sweep the bar is the driver's (live.py)."""
+    """The kind of progress that a cell shows; in a sweep, the driver shows the bar (live.py)."""
     return "lines" if in_sweep and progress in ("auto", "bar") else progress
 
 
 def _tell(folder: Path, in_sweep: bool) -> None:
-    """The figures of a single cell, in one line; a sweep has its tables."""
+    """Log the metrics of a single cell in one line; a sweep has its tables."""
     if in_sweep:
         return
     data = read_small(folder / RECORD)

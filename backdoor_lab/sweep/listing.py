@@ -1,4 +1,4 @@
-"""What a sweep was asked for and which of its cells are done; reads small files only."""
+"""The requested cells of a sweep, and which of them are done; reads only small files."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ from backdoor_lab.results.seal import write_sealed
 
 log = logging.getLogger(__name__)
 HALT = ".halted"
-"""Lies in a sweep's folder once a cell has failed under `fail_fast`: no other cell starts."""
+"""A file in a sweep's folder after a cell has failed with `fail_fast`: no other cell starts."""
 DIVERGED = ".diverged"
-"""In a sweep's folder: the stages that diverged in this run of the command (see Store)."""
+"""A folder in a sweep's folder: the stages that diverged in this run (see Store)."""
 RECORD, SWEEP = "record.json", "sweep.json"
 OWN_FILES = (
     ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "backdoor_lab.log",
     "running.json",
 )  # fmt: skip
 WHOLE = {"nat1", "n_poisoned", "pois_left"}
-"""What every done cell has measured."""
+"""The metrics that the record of every done cell has."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One cell of a sweep: its id, its choices, what decides its poison, its overrides, and what
-    happens when it fails."""
+    """A requested cell: its id, its choices, a hash of what determines its poison, its overrides,
+    and how its failure is handled."""
 
     id: str
     choices: dict[str, Any]
@@ -55,8 +55,8 @@ class Asked:
 
 
 def clear_way(folder: Path) -> None:
-    """Sets aside what would keep Hydra and a cell from writing into the cell's folder: a file in
-    place of a folder; a directory or a pipe, which blocks its writer, in place of a file."""
+    """Set aside anything that keeps Hydra or a cell from writing to the cell's folder: a file
+    instead of a folder; a directory or a blocking pipe instead of a file."""
     for path in (folder, folder / ".hydra"):
         clear_folder(path)
     for name in OWN_FILES:
@@ -64,12 +64,12 @@ def clear_way(folder: Path) -> None:
 
 
 def command_line() -> str:
-    """The command that this process was started with, as one would type it."""
+    """The command line of this process, as one would type it."""
     return " ".join(["python -m backdoor_lab", *map(shlex.quote, sys.argv[1:])])
 
 
 def status_of(folder: Path) -> str | None:
-    """The status in a cell's record, as tables show it; None without one."""
+    """The status in a cell's record, as tables show it; None without a record."""
     try:
         found = read_record(folder)
     except DataError:
@@ -78,11 +78,11 @@ def status_of(folder: Path) -> str | None:
 
 
 def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
-    """Whether a folder holds the record of this very cell, done; a failed one is tried again, and
-    so is a damaged one, with a warning unless `quiet`.
+    """Whether a folder contains the record of this cell, done. A failed cell is run again, as is
+    one with a damaged record, with a warning unless `quiet`.
 
-    Raises ConfigError when it holds another cell's, and UnreadableFile when it may be sound but
-    cannot be read. What a damaged record says, its id too, is not believed: it is set aside.
+    Raises ConfigError if the record is another cell's, UnreadableFile if it may be intact but
+    cannot be read. Nothing in a damaged record is trusted, not even its id: it is set aside.
     """
     try:
         found = read_record(folder)
@@ -103,7 +103,7 @@ def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
 
 
 def mend(folder: Path) -> None:
-    """Sets a damaged record in a cell's folder aside."""
+    """Set aside a damaged record in a cell's folder."""
     path = folder / RECORD
     try:
         read_record(folder)
@@ -112,7 +112,7 @@ def mend(folder: Path) -> None:
 
 
 def read_record(folder: Path) -> Cell | None:
-    """The record in a folder; None without one. Raises DataError where it is damaged."""
+    """The record in a folder; None if there is none. Raises DataError if it is damaged."""
     try:
         data = read_small(folder / RECORD)
     except FileNotFoundError:
@@ -135,18 +135,18 @@ def _refuse(name: str) -> None:
 
 
 def halt(folder: Path) -> None:
-    """From now on no cell of the sweep in `folder` starts, in whatever process."""
+    """Keep all processes from starting further cells of the sweep in `folder`."""
     with room(folder / HALT):
         (folder / HALT).touch()
 
 
 def halted(folder: Path) -> bool:
-    """Whether a cell of this sweep has failed under `fail_fast`."""
+    """Whether a cell of this sweep has failed with `fail_fast`."""
     return (folder / HALT).exists()
 
 
 def forget_failures(folder: Path) -> None:
-    """What failed in an earlier command of a sweep, or diverged, is tried anew by the next."""
+    """Clear the failures and divergences of earlier commands, so that they are tried again."""
     clear_file(folder / HALT)
     (folder / HALT).unlink(missing_ok=True)
     clear_folder(folder / DIVERGED)
@@ -154,7 +154,7 @@ def forget_failures(folder: Path) -> None:
 
 
 def sweep_file(folder: Path) -> dict[str, Any]:
-    """The content of a sweep's sweep.json, empty when there is none that can be used."""
+    """The content of a sweep's sweep.json; empty if there is no usable one."""
     try:
         found = read_json(folder / SWEEP)
         _check_sweep(found)
@@ -174,8 +174,7 @@ def _is_asked(value: Any) -> bool:
 
 
 def merge_asked(folder: Path, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-    """What was asked for before in this folder, and now, each cell once; a damaged list is set
-    aside."""
+    """The cells requested in this folder before and now, each once; a damaged list is set aside."""
     before = read_or_set_aside(folder / SWEEP, _check_sweep) or {"asked": []}
     old = {each["id"]: each for each in before["asked"]}
     new = {each.id: {"id": each.id, "choices": each.choices} for each in asked}
@@ -183,9 +182,9 @@ def merge_asked(folder: Path, asked: Sequence[Asked]) -> list[dict[str, Any]]:
 
 
 def note_failure(folder: Path, reason: str, status: str | None = None) -> str:
-    """Records why a cell of a sweep failed without writing a record of its own; its status.
+    """Record why a cell failed without writing its own record; returns the status.
 
-    Where that cannot be written either, the reason for it is logged.
+    If that cannot be written either, the reason is logged.
     """
     status = status or failed_status(reason)
     asked = sweep_file(folder.parent).get("asked", [])

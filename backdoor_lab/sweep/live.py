@@ -1,8 +1,8 @@
-"""What the driver of a sweep shows while its cells run: a row for each cell that finishes, and on a
-terminal, below the rows, what runs and how long it takes yet.
+"""The output of a sweep's driver: a row for each finished cell and, on a terminal, status lines
+below with the running cells and the remaining time.
 
-The driver alone writes to a terminal: its cells log to their files (`quiet_cells`), so that nothing
-tears the table. Where the output is no terminal, rows are plain lines among those of the cells.
+Only the driver writes to the terminal: cells log to their files (`quiet_cells`), so that the table
+stays intact. If the output is not a terminal, rows are plain lines among those of the cells.
 """
 
 from __future__ import annotations
@@ -25,21 +25,22 @@ from backdoor_lab.sweep.rows import Rows
 from backdoor_lab.sweep.watch import Watch
 
 POLL = 0.5
-"""Seconds between two looks at the cells."""
+"""Seconds between two checks of the cells."""
 SHARE = 20
-"""A look that takes long, as on a slow network file system, is repeated so many times later."""
+"""Checks take at most this fraction of the time: after a slow one, as on a network file system,
+the next is delayed by so many times its duration."""
 SHOWN = 8
-"""Running cells that are named; of more, how many."""
+"""Maximum number of running cells shown by name; of others, only the number is shown."""
 CONSOLE, FILE = "console", "file"
 
 
 def on_terminal(progress: str) -> bool:
-    """Whether a sweep with this `trainer.progress` shows a table that is kept up to date."""
+    """Whether a sweep with this `trainer.progress` shows a live table."""
     return progress in ("auto", "bar") and sys.stdout.isatty()
 
 
 def quiet_cells(config: DictConfig) -> list[str]:
-    """Overrides that keep cells from writing to a terminal which the table owns."""
+    """Overrides that keep cells from writing to a terminal with a live table."""
     handlers = OmegaConf.select(config, "hydra.job_logging.root.handlers")
     owned = on_terminal(str(config.trainer.progress))
     if not owned or handlers is None or list(handlers) != [CONSOLE, FILE]:
@@ -51,12 +52,12 @@ def quiet_cells(config: DictConfig) -> list[str]:
 def live(
     folder: Path, asked: Sequence[Asked], left: Sequence[Asked], progress: str
 ) -> Iterator[None]:
-    """Shows the cells of `left` as they finish, while the launcher blocks inside."""
+    """Show the cells of `left` as they finish, while the launcher blocks inside the context."""
     if progress == "none":
         yield
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # A terminal without a dash gets a question mark.
+        # On a terminal whose encoding has no dash, print a question mark.
         sys.stdout.reconfigure(errors="replace")
     board = (_Terminal if on_terminal(progress) else _Lines)(folder, asked, left)
     thread = threading.Thread(target=board.follow, daemon=True)
@@ -70,7 +71,7 @@ def live(
 
 
 class _Lines:
-    """Rows as plain lines, each with how far the sweep is."""
+    """Rows as plain lines, each with the progress of the sweep."""
 
     def __init__(self, folder: Path, asked: Sequence[Asked], left: Sequence[Asked]) -> None:
         self.rows, self.watch = Rows(asked), Watch(folder, [each.id for each in left])
@@ -84,7 +85,7 @@ class _Lines:
         yield
 
     def follow(self) -> None:
-        """Looks at the cells until the sweep has ended, and once more."""
+        """Check the cells until the sweep has ended, and once more."""
         pause = POLL
         while not self.ended.wait(pause):
             began = time.monotonic()
@@ -93,7 +94,7 @@ class _Lines:
         self.look(time.monotonic())
 
     def look(self, now: float) -> None:
-        """Prints the rows of the cells that have finished since the last look."""
+        """Print the rows of the cells that finished since the last check."""
         finished, self.running = self.watch.finished(now), self.watch.running(now)
         for cell in finished:
             if not self._begun:
@@ -118,7 +119,7 @@ class _Lines:
 
 
 class _Terminal(_Lines):
-    """Rows above a few lines that change: how far the sweep is and what its cells do."""
+    """Rows above status lines with the progress of the sweep and its running cells."""
 
     below = "starting"
 
@@ -146,7 +147,7 @@ class _Terminal(_Lines):
         lines += [f"  {self.rows.name(name)}: {beat.doing}" for name, beat in named]
         if len(self.running) > SHOWN:
             lines.append(f"  and {len(self.running) - SHOWN} more")
-        # Whole, since another thread draws it.
+        # One assignment, since another thread draws the text.
         self.below = "\n".join(map(plain, lines))
 
     def _below(self) -> Any:

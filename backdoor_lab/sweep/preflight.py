@@ -1,4 +1,4 @@
-"""Everything that can be found wrong with a configuration before any work starts."""
+"""All checks of a configuration that are possible before any work starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from backdoor_lab.training.transformations import check_fits
 
 
 class Preflight:
-    """Checks configurations; what many cells of a sweep share is looked at once."""
+    """Checks configurations; what cells of a sweep share is checked once."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[tuple[str, ...], str]] = {}
@@ -38,7 +38,7 @@ class Preflight:
         self._seen: set[str] = set()
 
     def cell(self, config: dict[str, Any]) -> Cell:
-        """The cell of a resolved configuration, after every check.
+        """The cell of a resolved configuration, after all checks.
 
         Raises ConfigError or DataError, naming the rule that is broken.
         """
@@ -53,7 +53,7 @@ class Preflight:
             return self._identify(config)
 
     def check(self, cell: Cell) -> None:
-        """What is left to check before the cell is run. Raises as `cell` does."""
+        """The checks that `identify` omits. Raises as `cell` does."""
         with _enough_memory():
             self._check(cell)
 
@@ -64,7 +64,7 @@ class Preflight:
             check_model(config["model"])
         key = _data_key(config)
         if key not in self._names:
-            # A command that is refused, or only asks for an estimate, leaves nothing behind.
+            # A command that is rejected, or only estimates, leaves no files.
             store = Store(config["store"]["root"], read_only=True)
             self._names[key] = classes_of(parts.data, store), parts.data.fingerprint()
         cell = Cell(config, *self._names[key], parts)
@@ -76,7 +76,7 @@ class Preflight:
 
     def _check(self, cell: Cell) -> None:
         if cell.parts.data.is_absent():
-            self.data(cell)  # or the reason why not, before torch is imported
+            self.data(cell)  # Raises an error in the data before torch is imported.
         self._check_names(cell)
         data = self.data(cell)
         self._check_attack(cell, data)
@@ -84,12 +84,12 @@ class Preflight:
         check_fits(cell.asr_under, *data.train.shape[1:])
 
     def publish(self) -> None:
-        """Puts every data set that was opened into its store, now that nothing is refused."""
+        """Store every data set that was read, after all checks have passed."""
         for key, (cell, _) in self._data.items():
             self._data[key] = cell, open_dataset(cell.parts.data, Store(cell.store_root))
 
     def _check_names(self, cell: Cell) -> None:
-        """Device, network and layer, as far as they can be wrong whatever the data set is."""
+        """Check device, network and layer as far as possible without the data set."""
         layer = cell.protocol["layer"]
         key = canonical(["names", cell.trainer, cell.model, layer])
         if key not in self._seen:
@@ -108,7 +108,7 @@ class Preflight:
             self._seen.add(key)
 
     def data(self, cell: Cell) -> Dataset:
-        """The cell's data set, opened once."""
+        """The cell's data set, read once."""
         key = _data_key(cell.config)
         if key not in self._data:
             store = Store(cell.store_root, read_only=True)
@@ -128,7 +128,7 @@ class Preflight:
             return
         sizes = class_sizes(data.train.labels, len(data.classes))
         poisoned = count(cell.plan, sizes)
-        # Also without poison: the success rate of a clean network is measured too.
+        # Also without poison: the attack success rate of a clean network is measured too.
         cell.trigger.fits(*data.train.shape)
         if cell.plan.stamp == "after":
             late(cell.trigger)
@@ -157,7 +157,7 @@ class Preflight:
 
 @functools.cache
 def preflight() -> Preflight:
-    """This process' checks: what one cell has shown to be sound is sound for the next."""
+    """The checks of this process: a check that passed for one cell is not repeated for the next."""
     return Preflight()
 
 

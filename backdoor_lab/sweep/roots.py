@@ -1,4 +1,4 @@
-"""Several data sets in one sweep: patterns for their files, and names that tell them apart."""
+"""Several data sets in one sweep: glob patterns for their files, and distinct labels."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ KEY = "dataset.root"
 
 
 def with_patterns(overrides: Sequence[Override]) -> list[str]:
-    """The overrides as text, patterns in `dataset.root` (``sets/*.npz``) replaced by what they
-    match, sorted. Raises ConfigError for a pattern that matches nothing."""
+    """The overrides as text, with glob patterns in `dataset.root` (``sets/*.npz``) replaced by
+    their sorted matches. Raises ConfigError for a pattern without matches."""
     return [_replaced(each) for each in overrides]
 
 
 def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
-    """By cell id, the name of its data set where other cells' sets are called the same: the part
-    of the path that tells them apart. A name that the configuration gives stays."""
+    """By cell id, a label for its data set if several sets have the same name: the part of the path
+    that differs. A label in the configuration takes precedence."""
     by_name: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
         settings = cell.config["dataset"]
@@ -45,9 +45,9 @@ def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """For paths that differ, given as their parts, the shortest part of each that differs: without
-    what all of them begin and end with. Where nothing of one would be left, as much of the ends
-    as makes them different."""
+    """For distinct paths, given as parts, the shortest distinguishing part of each: without their
+    common beginning and end. If that leaves a path empty, enough of the end is kept to make all
+    labels differ."""
     first, last = (_alike(paths), _alike([path[::-1] for path in paths]))
     middles = [path[first : len(path) - last] for path in paths]
     if not all(middles):
@@ -58,7 +58,7 @@ def apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _alike(paths: Sequence[tuple[str, ...]]) -> int:
-    """How many parts all paths begin with alike."""
+    """The length of the common beginning of all paths, in parts."""
     return next(
         (n for n, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1),
         min(map(len, paths)),
@@ -83,7 +83,7 @@ def _replaced(override: Override) -> str:
 
 
 def _given(override: Override) -> tuple[list[str], list[str]]:
-    """The paths and patterns of an override, and those that ``glob(…,exclude=…)`` leaves out."""
+    """The paths and patterns of an override, and those that ``glob(…,exclude=…)`` excludes."""
     value = override._value
     if isinstance(value, Glob):
         return [*value.include], [*value.exclude]
@@ -111,5 +111,5 @@ def _matches(value: str) -> list[str]:
 
 
 def quoted(path: str) -> str:
-    """`path` as a value in Hydra's grammar, whatever is in it."""
+    """`path` as a value in Hydra's grammar, with any characters escaped."""
     return QuotedString(path, Quote.single).with_quotes()

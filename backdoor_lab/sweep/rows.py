@@ -1,4 +1,4 @@
-"""A sweep's cells as the lines of one table, whose columns are known before the first has run."""
+"""A sweep's cells as rows of one table, whose columns are fixed before the first cell runs."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ ALWAYS = ("trigger", "target", "ratio")
 FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")
 GAP, NONE = "  ", "–"
 WIDEST_FIGURE = 6
-"""`100.00`, and counts of images."""
+"""Width of `100.00`, and enough for counts of images."""
 
 
 class Rows:
-    """Trigger, target, ratio and whatever else differs among the cells, then their figures."""
+    """Rows with trigger, target, ratio and everything else that differs between cells, and
+    metrics."""
 
     def __init__(self, asked: Sequence[Asked]) -> None:
         facts = Facts([Cell(each.id, MISSING, each.choices) for each in asked])
@@ -31,19 +32,19 @@ class Rows:
         self._names = names
 
     def header(self) -> str:
-        """The line above all rows."""
+        """The header above all rows."""
         figures = [each.rjust(self._wide(each)) for each in self._heads]
         return plain(GAP.join([*self._padded(list(map(head, self._names))), *figures]))
 
     def row(self, cell: Cell) -> str:
-        """The line of a finished cell; of one that failed, what it said."""
+        """The row of a finished cell; for a failed one, its error message."""
         key = self._padded(list(self._keys[cell.id]))
         if not cell.done:
             return plain(GAP.join([*key, cell.status]))
         return plain(GAP.join([*key, *map(self._figure, FIGURES, [cell] * len(FIGURES))]))
 
     def name(self, cell_id: str) -> str:
-        """A cell by what tells it apart: `pixel bird 5%`."""
+        """A short name of a cell from what differs: `pixel bird 5%`."""
         return plain(" ".join(self._keys[cell_id]))
 
     def _padded(self, words: list[str]) -> list[str]:

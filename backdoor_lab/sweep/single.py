@@ -1,4 +1,4 @@
-"""A single cell is checked before Hydra makes a folder for it: what is refused leaves nothing."""
+"""Checks a single cell before Hydra creates its folder: a rejected command leaves no files."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from backdoor_lab.sweep.listing import clear_way, finished
 
 
 class EndedEarly(BaseException):
-    """Nothing is to be run: the command was refused for `error`, or asked for an estimate only.
+    """There is nothing to run: the command is invalid (`error`) or only requests an estimate.
 
-    No Exception, which Hydra would turn into a warning and go on.
+    Not an Exception, which Hydra would turn into a warning and ignore.
     """
 
     def __init__(self, error: Exception | None = None) -> None:
@@ -26,10 +26,10 @@ class EndedEarly(BaseException):
 
 
 class BeforeRun(Callback):
-    """Hydra calls it in `conf/config.yaml` before it runs a single cell; not in a sweep."""
+    """A callback in `conf/config.yaml` that Hydra runs before a single cell; not in a sweep."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Raises EndedEarly when nothing is to be run."""
+        """Raises EndedEarly if there is nothing to run."""
         found: Exception | None = None
         try:
             if _checked(config):
@@ -40,7 +40,7 @@ class BeforeRun(Callback):
 
 
 def _checked(config: DictConfig) -> bool:
-    """Whether the cell is to be run; an estimate is printed in its place."""
+    """Whether the cell is to be run; with `dry_run`, prints the estimate instead."""
     from backdoor_lab.sweep.preflight import preflight
 
     HydraConfig.instance().set_config(config)

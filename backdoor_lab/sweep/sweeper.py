@@ -1,4 +1,4 @@
-"""A grid of cells: checked whole before any work, resumed, launched, and turned into tables."""
+"""A grid of cells: all checked before any work, resumed, launched, and tabulated."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from backdoor_lab.pipeline.cell import Cell
     from backdoor_lab.sweep.preflight import Preflight
 
-# Hydra's plugin scan executes plugin modules anew; BasicSweeper must be imported after it.
+# Hydra's plugin scan executes plugin modules again; BasicSweeper must be imported after it.
 Plugins.instance()
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
@@ -63,22 +63,22 @@ NAME = "hydra_plugins.backdoor_lab_sweeper"
 
 
 class ResumeSweeper(BasicSweeper):
-    """Hydra's own product of choices, but for three things.
+    """Hydra's own Cartesian product of choices, with three differences.
 
-    Every cell is checked before the first one starts; cells that have a record are not run
-    again; and after the last one the records, not the launcher, say how the sweep went.
+    All cells are checked before the first one starts; cells that have a record are not run again;
+    and in the end the outcome is read from the records, not from the launcher.
     """
 
     _cell_of: Callable[[Sequence[str]], Cell]
     _preflight: Preflight
     last_code = EXIT_DONE
-    """The exit code of this process' last sweep: Hydra drops what `sweep` returns."""
+    """The exit code of this process's last sweep: Hydra drops what `sweep` returns."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra's own, but that the launcher is made when there is work for it: how many cells run
-        at a time may depend on the GPUs, and to count these torch is imported."""
+        """As Hydra's, but the launcher is created only when there is work: the number of parallel
+        cells may depend on the GPUs, and counting these imports torch."""
         self.hydra_context, self.config = hydra_context, config
         self._make_launcher = functools.partial(
             Plugins.instance().instantiate_launcher,
@@ -86,7 +86,7 @@ class ResumeSweeper(BasicSweeper):
         )  # fmt: skip
 
     def sweep(self, arguments: list[str]) -> int:
-        """Runs the sweep; returns the exit code."""
+        """Run the sweep; returns the exit code."""
         jobs = self._jobs(arguments)
         folder = Path(str(self.config.hydra.sweep.dir))
         absolute("hydra.sweep.dir", str(folder))
@@ -103,7 +103,7 @@ class ResumeSweeper(BasicSweeper):
             ResumeSweeper.last_code = EXIT_DONE
             return EXIT_DONE
         check_writable(folder)
-        # From here on nothing is refused any more.
+        # No check fails from here on.
         if left:
             self._preflight.publish()
         self._announce(folder, asked)
@@ -116,7 +116,7 @@ class ResumeSweeper(BasicSweeper):
     def _run(
         self, folder: Path, asked: Sequence[Asked], left: Sequence[Asked], at_once: Parallelism
     ) -> dict[str, str]:
-        """Runs the cells of `left`, shown as they finish; as `_launch`."""
+        """Run the cells of `left`, showing each as it finishes; returns as `_launch` does."""
         assert self.config is not None
         for each in left:
             clear_way(folder / each.id)
@@ -139,8 +139,8 @@ class ResumeSweeper(BasicSweeper):
         return jobs
 
     def _checked(self, jobs: Sequence[list[str]], folder: Path) -> tuple[list[Asked], list[Cell]]:
-        """Every cell of the sweep as it is listed, and those to be estimated as cells. What is
-        done is only identified: it has passed every other check."""
+        """All cells of the sweep as requested cells, and those to be estimated as cells. Cells that
+        are done are only identified: they have passed all other checks."""
         from backdoor_lab.attacks.plan import SameClass
         from backdoor_lab.sweep.preflight import Preflight
 
@@ -163,7 +163,7 @@ class ResumeSweeper(BasicSweeper):
                 where = f"cell {number} of {len(jobs)} ({' '.join(job)}): " if len(jobs) > 1 else ""
                 raise type(error)(f"{where}{error}") from error
             marks.append(cell.code)
-            # Two spellings of one choice (0.05, 5e-2) are one cell.
+            # Two spellings of one choice (0.05, 5e-2) are the same cell.
             cells.setdefault(cell.id, (cell, job))
         _tell_left_out(same, len(jobs))
         if len(cells) < len(marks):
@@ -190,13 +190,14 @@ class ResumeSweeper(BasicSweeper):
         assert self.config is not None
         make_folder(folder)
         write_ours(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
-        # Where kept records lie, what sweep.json says of them stays.
+        # If the folder has records, other entries of sweep.json are kept.
         said = sweep_file(folder) | {"schema": 1, "name": folder.name, "command": command_line()}
         said |= {"asked": merge_asked(folder, asked)}
         write_json(folder / "sweep.json", said)
 
     def _launch(self, folder: Path, left: Sequence[Asked], at_once: int) -> dict[str, str]:
-        """Runs the cells; the status, by id, of those that could not record why they failed."""
+        """Run the cells; returns, by id, the status of those that could not record their
+        failure."""
         stopping.install()
         stopping.forward_to_children()
         launch = Launch(
@@ -216,7 +217,7 @@ class ResumeSweeper(BasicSweeper):
 
 
 def register() -> None:
-    """Makes the sweeper known to Hydra, which takes sweepers from `hydra_plugins` alone."""
+    """Register the sweeper with Hydra, which takes sweepers only from `hydra_plugins`."""
     module = sys.modules[__name__]
     if NAME not in sys.modules:
         sys.modules[NAME] = module
@@ -225,9 +226,9 @@ def register() -> None:
 
 
 def spread(left: Sequence[Asked]) -> list[Asked]:
-    """The cells in an order in which neighbours have different attacks.
+    """The cells in an order in which neighbors have different attacks.
 
-    Cells that share an attack wait for one network; run side by side, all but one would idle.
+    Cells that share an attack wait for the same network; run in parallel, all but one would idle.
     """
     seen: dict[str, int] = {}
     ranks = []
@@ -248,7 +249,7 @@ def _asked(cell: Cell, job: Sequence[str], label: str | None) -> Asked:
 
 
 def _tell_left_out(same: Sequence[SameClass], combinations: int) -> None:
-    """Says how many combinations are no cells; raises ConfigError where none of them is one."""
+    """Log how many combinations are skipped; raises ConfigError if all are."""
     if not same:
         return
     if len(same) == combinations:

@@ -1,4 +1,4 @@
-"""A network tried with two images of zeros: what it cannot take is refused before any work."""
+"""A trial pass of a network on two images of zeros, to find incompatibilities before any work."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from backdoor_lab.training.models import build_model
 def try_network(
     model: dict[str, Any], layer: str, shape: tuple[int, int, int], classes: int
 ) -> tuple[torch.nn.Module, int]:
-    """The network without its weights, and how many features an image has at the layer.
+    """The network without weights, and the number of features per image at the layer.
 
-    Raises ConfigError when the network cannot take such images, has no such layer or is larger
-    than this machine's memory.
+    Raises ConfigError if the network cannot take such images, has no such layer or needs more
+    memory than this machine has.
     """
     with torch.device("meta"):
         net = build_model(model, channels=shape[0], classes=classes, seed=0)
@@ -27,7 +27,7 @@ def try_network(
     try:
         found, features = _passed(net, layer, shape, "meta")
     except NotImplementedError:
-        # Some layer has no kernel that knows shapes alone.
+        # Some layers have no implementation for shapes alone (the meta device).
         whole = build_model(model, channels=shape[0], classes=classes, seed=0)
         found, features = _passed(whole, layer, shape, "cpu")
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -51,7 +51,7 @@ def _passed(
 ) -> tuple[dict[str, Any], int]:
     images = torch.zeros(2, *shape, device=device)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        # Some networks give more than logits while they train, or want larger images.
+        # Some networks return more than logits in training mode, or need larger images.
         found = {"training": net.train()(images)}
         if layer == AUTOENCODER:
             from backdoor_lab.training.autoencoder import DIMS
@@ -62,7 +62,7 @@ def _passed(
 
 
 def check_layer(net: torch.nn.Module, layer: str) -> None:
-    """Raises ConfigError when the network has no such layer."""
+    """Raises ConfigError if the network has no such layer."""
     if layer != AUTOENCODER:
         layer_of(net, layer)
 

@@ -1,6 +1,6 @@
-"""A running sweep as its folder tells it: which cells finished, what the others do, how long yet.
+"""The state of a running sweep from its folder: finished and running cells, and time left.
 
-Reads what the cells write, wherever they run, so that it works alike for every launcher.
+Reads only files that the cells write, so that it works with every launcher.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from backdoor_lab.results.stages import AFTER_TRAININGS, BETWEEN_TRAININGS
 from backdoor_lab.sweep.listing import RECORD, read_record
 
 ENOUGH = 0.05
-"""The share of a cell that must be done before its own pace says how long it takes."""
+"""The share of a cell that must be done before its own pace is used for an estimate."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class _Started:
 
 
 class Watch:
-    """Looks at a sweep's folder again and again; `now` is seconds of the monotonic clock."""
+    """Checks a sweep's folder repeatedly; `now` is seconds of the monotonic clock."""
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
         """`ids` are the cells that are still to run."""
@@ -40,7 +40,7 @@ class Watch:
         self._most = 1
 
     def finished(self, now: float) -> list[Cell]:
-        """The cells whose record was written since the last look, in the order of writing."""
+        """The cells whose record was written since the last call, in the order of writing."""
         fresh = []
         for each in self._stamps.keys() - self._done:
             stamp = _stamp(self.folder / each / RECORD)
@@ -54,7 +54,7 @@ class Watch:
             cell = read_record(self.folder / name) or Cell(name, DAMAGED)
         except DataError:
             cell = Cell(name, DAMAGED)
-        # One that was put here by hand may name another cell.
+        # A record copied in by hand may name another cell.
         cell = replace(cell, id=name)
         started = self._started.pop(name, None)
         if cell.done:
@@ -65,7 +65,7 @@ class Watch:
         return cell
 
     def running(self, now: float) -> dict[str, Heartbeat]:
-        """The cells that show signs of life, and these, the oldest first."""
+        """The heartbeats of running cells by cell id, oldest cell first."""
         found = {}
         for each in self._stamps:
             if each in self._done:
@@ -85,19 +85,19 @@ class Watch:
 
     @property
     def done(self) -> int:
-        """How many cells are done since the watch began."""
+        """How many cells have finished since this object was created."""
         return len(self._done)
 
     def seconds_left(self, now: float) -> float | None:
-        """About how long the open cells take: each as long as the finished ones on average, or,
-        before one has finished, as the running ones at their pace. None while nothing tells."""
+        """The estimated seconds for the open cells: each takes the mean of the finished ones or,
+        before any has finished, is extrapolated from the running ones. None if neither is known."""
         open_cells = len(self._stamps) - len(self._done)
         costs = list(self._costs.values()) or list(self._paces(now))
         if not costs:
             return None
         mean = sum(costs) / len(costs)
         spent = sum(min(now - each.at, mean) for each in self._started.values())
-        # Between two cells a worker shows no sign of life, and yet it counts.
+        # A worker between two cells has no heartbeat but still counts.
         at_once = max(1, min(self._most, open_cells))
         return max(0.0, mean * open_cells - spent) / at_once
 
@@ -107,7 +107,7 @@ class Watch:
 
 
 def share_done(beat: Heartbeat) -> float:
-    """The share of a cell that is done, roughly: its two trainings take half of it each."""
+    """The approximate completed fraction of a cell: each of its two trainings counts as half."""
     if beat.stage in AFTER_TRAININGS:
         return 1.0
     if beat.stage in BETWEEN_TRAININGS:

@@ -1,1 +1,1 @@
-"""Networks, the LightningModule around them, the callback after training, and measuring."""
+"""Networks, their LightningModule, the callback after training, and evaluation."""

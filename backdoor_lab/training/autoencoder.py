@@ -1,4 +1,4 @@
-"""Features that no label has touched: the bottleneck of a small convolutional autoencoder."""
+"""Features independent of the labels: the bottleneck of a small convolutional autoencoder."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ CHUNK = 512
 
 
 class Autoencoder(nn.Module):
-    """Two strided convolutions to `DIMS` numbers and back to an image, in 0..1.
+    """Two strided convolutions to a bottleneck of size `DIMS`, and back to an image in [0, 1].
 
-    Takes uint8 images (n, C, H, W). Its weights before training depend on `seed` alone.
+    Input uint8 (n, C, H, W). The initial weights depend only on `seed`.
     """
 
     def __init__(self, shape: tuple[int, int, int], seed: int) -> None:
@@ -40,12 +40,12 @@ class Autoencoder(nn.Module):
             self.last = nn.Conv2d(WIDTH, channels, 3, padding=1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The bottleneck float (n, DIMS) of `images`."""
+        """The bottleneck of `images`: float (n, DIMS)."""
         codes: Tensor = self.down(arranged(images.float() / 255, CONTIGUOUS))
         return codes
 
     def forward(self, images: Tensor) -> Tensor:
-        """The images rebuilt from their bottleneck: float (n, C, H, W), about in 0..1."""
+        """The reconstructed images: float (n, C, H, W), approximately in [0, 1]."""
         x = F.relu(self.widen(self.encode(images))).unflatten(1, (-1, *self.small))
         half = [(side + 1) // 2 for side in self.size]
         x = F.relu(self.first(F.interpolate(x, size=half)))
@@ -54,14 +54,14 @@ class Autoencoder(nn.Module):
 
 
 def new_autoencoder(training: TrainingSet, seed: int) -> Autoencoder:
-    """An untrained autoencoder for images of the set's shape."""
+    """An untrained autoencoder for images of the training set's shape."""
     channels, height, width = training.base.shape[1:]
     return Autoencoder((channels, height, width), seed)
 
 
 def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) -> Autoencoder:
-    """An autoencoder that rebuilds the training images: mean squared error, Adam, `EPOCHS`
-    passes without augmentation. Raises Diverged when the loss is not finite."""
+    """An autoencoder trained on the training images: mean squared error, Adam, `EPOCHS` epochs
+    without augmentation. Raises Diverged if the loss is not finite."""
     net = new_autoencoder(training, seed).to(device)
     adam = torch.optim.Adam(net.parameters(), lr=RATE)
     for epoch in track(range(EPOCHS), "epoch"):
@@ -76,7 +76,7 @@ def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) ->
 
 @torch.inference_mode()
 def encode(net: Autoencoder, training: TrainingSet, device: torch.device) -> Tensor:
-    """The bottleneck of each training image: float32 (n, DIMS) on the CPU."""
+    """The bottleneck of each training image: float32 (n, DIMS), on the CPU."""
     net = net.to(device)
     parts = []
     for where in track(torch.arange(len(training)).split(CHUNK), "batch"):

@@ -1,4 +1,4 @@
-"""Batches straight from uint8 images in memory: picked, augmented and stamped all at once."""
+"""Batches from uint8 images in memory, augmented and triggered as whole tensors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from backdoor_lab.training.recipe import ALTERNATING, Recipe
 
 
 class Batches:
-    """The batches of one training, epoch by epoch.
+    """The batches of one training, by epoch.
 
-    Order and augmentation of an epoch depend on `seed` and the epoch's number alone, so that a
-    run resumed at an epoch's start goes on exactly as the unbroken one. The last, incomplete
-    batch of an epoch is left out (other images each epoch) unless it is the only one.
+    Order and augmentation of an epoch depend only on `seed` and the epoch's number, so that a
+    resumed run continues exactly as an uninterrupted one. The last, incomplete batch of an epoch
+    is dropped (different images each epoch) unless it is the only one.
 
-    With ``recipe.flip=alternating`` half of the images, drawn once, are mirrored in the first
-    epoch and every other one from there on, the other half in the epochs between (Jordan 2024,
-    arXiv 2404.00498, section 3.6).
+    With ``recipe.flip=alternating``, a random half of the images is mirrored in even epochs and
+    the other half in odd ones (Jordan 2024, arXiv 2404.00498, section 3.6).
     """
 
     def __init__(
@@ -40,19 +39,19 @@ class Batches:
 
     @property
     def sampler(self) -> Batches:
-        # Lightning tells a loader's `sampler` which epoch begins.
+        # Lightning calls `set_epoch` on a loader's `sampler`.
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that the next iteration gives."""
+        """Set the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return max(1, len(self.training) // self.recipe.batch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # The epoch is the one at the first batch, not at the time of asking: Lightning asks for
-        # its first iterator before it says which epoch a resumed run begins with.
+        # The epoch is read at the first batch, since Lightning creates its first iterator before it
+        # sets the epoch of a resumed run.
         epoch = self.epoch
         generator = torch_generator(self.seed, streams.ORDER, epoch)
         order = torch.randperm(len(self.training), generator=generator).to(self.device)
@@ -74,7 +73,7 @@ class Batches:
 
 
 def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
-    """The training set with its tensors on `device`; itself when they are there."""
+    """The training set with its tensors on `device`; unchanged if they are there."""
     if training.base.device.type == device.type:
         return training
     return TrainingSet(
@@ -91,11 +90,10 @@ def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
 def augmented(
     images: Tensor, recipe: Recipe, generator: torch.Generator, flipped: Tensor | None = None
 ) -> Tensor:
-    """A random crop, flip and cutout of each of `images` uint8 (b, C, H, W); same shape.
+    """Random crop, flip and cutout of `images` uint8 (b, C, H, W); same shape and dtype.
 
-    Crops are taken after padding with black by `recipe.crop` pixels, as in He et al. 2016,
-    section 4.2; a flip mirrors every second image on average, or those that `flipped` bool (b,)
-    names.
+    Crops are taken after padding with black by `recipe.crop` pixels (He et al. 2016, section
+    4.2); a flip mirrors each image with probability 1/2, or those selected by `flipped` bool (b,).
     """
     if recipe.crop or recipe.flip:
         images = _crop_and_flip(images, recipe, generator, flipped)
@@ -111,7 +109,7 @@ def _crop_and_flip(
     device, pad = images.device, recipe.crop
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)) if pad else images
     high, wide = height + 2 * pad, width + 2 * pad
-    # Places of half the bytes are reckoned three times as fast.
+    # int32 indices are three times faster than int64.
     places = torch.int32 if padded.numel() < 2**31 else torch.int64
     count = partial(torch.arange, dtype=places, device=device)
     drawn = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator, device=device)
@@ -121,8 +119,8 @@ def _crop_and_flip(
         if flipped is None:
             flipped = torch.rand(b, generator=generator, device=device) < 0.5
         across = torch.where(flipped[:, None], width - 1 - across, across)
-    # Every byte is picked by its place in the padded batch, in the order in which the network
-    # wants them: the channels last in memory.
+    # Every byte is selected by its index in the padded batch, in the memory order that the
+    # network uses: channels last.
     rows = (count(b)[:, None] * channels * high + top + count(height)) * wide
     columns = (left + across)[:, :, None] + count(channels) * high * wide
     where = rows[:, :, None] + columns.view(b, 1, width * channels)

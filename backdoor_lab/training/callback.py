@@ -1,4 +1,4 @@
-"""What happens after training: the report's Algorithm 1, as a Lightning callback."""
+"""Defense after training: the report's Algorithm 1, as a Lightning callback."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Network_co = TypeVar("Network_co", covariant=True)
 
 
 class AfterTraining(Protocol[Evidence, Result, Network_co]):
-    """The three steps after a training. They know of stores and configurations, the callback does
-    not."""
+    """The three steps after a training. They handle stores and configurations, so the callback does
+    not have to."""
 
     def extract(self, model: Classifier) -> Evidence:
-        """Features of the training set, and what else the defense needs to see."""
+        """Features of the training set, and the other inputs of the defense."""
 
     def defend(self, evidence: Evidence) -> Result:
-        """What the defense makes of them: which examples it keeps."""
+        """The result of the defense: which examples it keeps."""
 
     def retrain(self, result: Result) -> Network_co | None:
-        """A network trained from scratch on what is kept; None where only the result is wanted."""
+        """A network trained from scratch on the kept examples; None if retraining is off."""
 
 
 class DefendAndRetrain(pl.Callback, Generic[Evidence, Result, Network_co]):
-    """Extracts features, filters the training set and launches the retrain job, when a fit ends.
+    """At the end of a fit, extracts features, filters the training set and retrains.
 
-    Afterwards `result` and `retrained` hold what the steps returned.
+    Afterwards, `result` and `retrained` hold the results of the steps.
     """
 
     result: Result
@@ -50,11 +50,11 @@ class DefendAndRetrain(pl.Callback, Generic[Evidence, Result, Network_co]):
 def after_training(
     module: Classifier, callback: DefendAndRetrain[Evidence, Result, Network_co], machine: Machine
 ) -> None:
-    """Runs the callback on a trained network whose weights are published.
+    """Run the callback on a trained network whose weights are published.
 
-    A fit of no further epochs: whether the weights were made just now, by another cell or by a
-    run that was killed, they go through this one path. The weights are published before, so
-    that a kill during the defense never costs the attacked network.
+    Runs a fit without further epochs, so that new weights, those of another cell and those of a
+    killed run take the same path. The weights are published before, so that a kill during the
+    defense does not lose the attacked network.
     """
     from backdoor_lab.training.fit import trainer_for
 
@@ -63,7 +63,7 @@ def after_training(
 
 
 class _NoBatches:
-    # Lightning looks at the loader before it finds that no epochs are left.
+    # Lightning inspects the loader before it finds that no epochs are left.
     def __len__(self) -> int:
         return 1
 

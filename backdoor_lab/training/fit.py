@@ -32,12 +32,12 @@ from backdoor_lab.training.unused_columns import guard_unused_columns
 
 CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "optimizer_states",
               "state_dict"}  # fmt: skip
-"""What training needs of a checkpoint to go on from it."""
+"""The checkpoint keys that resuming needs."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What decides a training's weights: network, recipe, images, seed."""
+    """What determines a training's weights: network, recipe, images, seed."""
 
     model: dict[str, Any]
     recipe: Recipe
@@ -48,8 +48,8 @@ class Job:
 
 
 def new_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifier:
-    """A classifier with fresh random weights, but for those that are computed from the training
-    set: airbench's first convolution."""
+    """A classifier with random initial weights, except for those computed from the training set:
+    airbench's first convolution."""
     module = _random_classifier(job, machine, total_steps)
     if isinstance(module.net, Airbench):
         generator = torch_generator(job.seed, streams.WHITENING)
@@ -77,12 +77,12 @@ def _random_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Clas
 
 
 def blank_classifier(job: Job, machine: Machine) -> Classifier:
-    """A classifier whose weights are still to be loaded: all of them, or it computes nonsense.
+    """A classifier with uninitialized weights, all of which must be loaded before use.
 
-    To draw random ones first takes a tenth of a second, as long as a tiny cell's training.
+    Random initialization would take a tenth of a second, as long as training a tiny cell.
     """
     if job.model["stem"] is None:
-        # What else another network keeps beside its weights, nobody knows.
+        # Other networks may have state besides their weights.
         return _random_classifier(job, machine)
     with torch.device("meta"):
         module = _random_classifier(job, machine)
@@ -98,11 +98,11 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     logger: Any = False,
 ) -> Classifier:
-    """The trained classifier, on the CPU.
+    """Train a classifier; returns it on the CPU.
 
-    With `scratch` a checkpoint is kept there after every epoch, and a run that finds one goes
-    on from it: on a CPU it ends with the very weights of an unbroken run. Raises Diverged when
-    a loss or weight is not finite, Stopped when the process was asked to stop.
+    With `scratch`, a checkpoint is saved there after every epoch, and a run resumes from it if
+    there is one: on a CPU, the final weights are identical to those of an uninterrupted run.
+    Raises Diverged if a loss or weight is not finite, Stopped if a stop is requested.
     """
     torch.set_num_threads(machine.threads)
     batches = Batches(job.training, job.recipe, seed=job.seed, device=machine.device)
@@ -121,19 +121,19 @@ def fit(
 def trainer_for(
     machine: Machine, *, epochs: int, callbacks: Sequence[pl.Callback], logger: Any = False
 ) -> pl.Trainer:
-    """A Lightning Trainer for one device that prints nothing by itself."""
+    """A Lightning Trainer for one device that prints nothing itself."""
     _quiet()
     trainer = pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else "cpu",
         devices=[machine.device.index or 0] if machine.device.type == "cuda" else 1,
         precision="bf16-mixed" if machine.bf16 else "32-true",
-        # Batches are all of one shape: worth trying which convolution is the fastest.
+        # All batches have the same shape, so benchmarking convolution algorithms pays off.
         benchmark=machine.device.type == "cuda",
         max_epochs=epochs,
         logger=logger,
         log_every_n_steps=1,
         callbacks=list(callbacks),
-        # Requeueing is the launcher's business, not Lightning's.
+        # Requeueing is done by the launcher, not by Lightning.
         plugins=[LightningEnvironment()],
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         enable_progress_bar=False,
@@ -141,23 +141,23 @@ def trainer_for(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    # Signals are minded in stopping.py; Lightning would add handlers of its own and end a
-    # cluster's requeued task as if it were done.
+    # Signals are handled in stopping.py; Lightning would install its own handlers and end a
+    # requeued cluster task as if it were done.
     signals: Any = trainer._signal_connector
     signals.register_signal_handlers = lambda: None
     return trainer
 
 
 def last_checkpoint(scratch: Path, module: Classifier | None = None) -> Path | None:
-    """The newest checkpoint that can be read and, with a `module`, goes with it; a damaged one is
-    set aside and warned of."""
+    """The newest checkpoint that is readable and, if `module` is given, matches it; a damaged one
+    is set aside with a warning."""
     for path in sorted(scratch.glob("*.ckpt"), key=lambda each: -each.lstat().st_mtime_ns):
         try:
             check_regular(path)
             _check_checkpoint(torch.load(path, map_location="cpu", weights_only=True), module)
         except MemoryError:
             raise
-        except Exception as error:  # whatever is wrong with it, it is of no use
+        except Exception as error:  # Any error means that it cannot be used.
             said = (str(error).splitlines() or [type(error).__name__])[0]
             set_aside(path, f"checkpoint cannot be read ({said[:200]})")
         else:
@@ -166,7 +166,7 @@ def last_checkpoint(scratch: Path, module: Classifier | None = None) -> Path | N
 
 
 def _check_checkpoint(found: Any, module: Classifier | None) -> None:
-    """Raises an error, which one does not matter, when training cannot go on from `found`."""
+    """Raises an exception of any type if training cannot resume from `found`."""
     lacking = sorted(CHECKPOINT - found.keys())
     if lacking:
         raise KeyError(f"it lacks {', '.join(lacking)}")
@@ -176,7 +176,7 @@ def _check_checkpoint(found: Any, module: Classifier | None) -> None:
 
 
 class _Reseed(pl.Callback):
-    """Dropout and its like draw from torch's global generator: seeded anew every epoch."""
+    """Seeds torch's global generator, which dropout uses, at the start of every epoch."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -1,4 +1,4 @@
-"""One GPU per cell: cells that run side by side on a machine never share one unless asked."""
+"""One GPU per cell: parallel cells on a machine share a GPU only if the configuration says so."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ POLL = 0.5
 def own_device(
     devices: Sequence[str], *, share: int = 1, folder: Path | None = None
 ) -> Iterator[int]:
-    """Holds one of `devices`, named by what tells them apart, and yields its number.
+    """Reserve one of `devices`, given by unique names, and yield its index.
 
-    At most `share` holders have one device at a time; further ones wait. The hold is a lock of
-    the operating system, in a folder that all processes of this user see: it ends with its
-    process, however that ends. Raises Stopped when the process is asked to stop meanwhile.
+    At most `share` holders have a device at a time; others wait. The reservation is a lock of the
+    operating system, in a folder shared by all processes of the user: it ends with the process,
+    however that ends. Raises Stopped if a stop is requested while waiting.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"backdoor_lab-gpus-{os.getuid()}"
     with room(folder):
@@ -54,7 +54,7 @@ def _first_free(devices: Sequence[str], share: int, folder: Path) -> tuple[FileL
 
 
 def cuda_names() -> list[str]:
-    """What tells this process' GPUs apart on this machine, however they are numbered here."""
+    """Unique names of this process's GPUs, independent of their numbering."""
     import torch
 
     count = torch.cuda.device_count()

@@ -1,4 +1,4 @@
-"""Loggers by name, from a fixed list: nothing else is imported for a `_target_`."""
+"""Loggers by name, from a fixed list: no other `_target_` is imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backdoor_lab.core.targets import LOGGERS
 
 
 def check_logger(config: dict[str, Any]) -> None:
-    """Raises ConfigError for a logger that is not on the list or not installed."""
+    """Raises ConfigError for a logger that is not listed or not installed."""
     target = config.get("_target_")
     if target is None:
         return
@@ -27,9 +27,9 @@ def check_logger(config: dict[str, Any]) -> None:
 
 
 def logger_of(config: dict[str, Any], stage: str, folder: Path) -> Any:
-    """The Lightning logger of a `logger` group for one training, or False for none.
+    """The Lightning logger of a `logger` group for one training; False for none.
 
-    `folder` is where it writes when the group does not say.
+    `folder` is where it writes unless the group sets a folder.
     """
     check_logger(config)
     if config.get("_target_") is None:
@@ -46,8 +46,8 @@ def logger_of(config: dict[str, Any], stage: str, folder: Path) -> Any:
 
 
 def _watch(logger: Any, folder: Path) -> None:
-    """Makes a logger say where there is no room: by itself it raises a bare OSError, in the midst
-    of a stage that is written elsewhere."""
+    """Make a logger report a full disk with its folder: otherwise its bare OSError would be
+    attributed to the running stage."""
     for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
         setattr(logger, name, _watched(getattr(logger, name), folder))
 

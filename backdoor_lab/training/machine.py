@@ -1,7 +1,6 @@
-"""Where a cell is computed: device, number format, threads.
+"""Where a cell is computed: device, precision, threads.
 
-Of these only the number format is part of what decides a stage's output: other digits, other
-weights.
+Only the precision is an input of stages: it changes the weights.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from backdoor_lab.training.gpus import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 MOST = 1024
-"""Threads of a cell, and cells on a GPU, at most: no machine has more, and a library that cannot
-make so many threads ends the process."""
+"""Upper bound of threads per cell and cells per GPU: no machine has more, and a library that
+cannot create so many threads ends the process."""
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
-"""Environment variables that keep oneDNN (two names) and PyTorch below the processor's best."""
+"""Environment variables that limit the instruction sets of oneDNN (two names) and PyTorch."""
 BEFORE_BF16 = ("AVX", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A device and how to use it. `bf16`: forward and backward in bfloat16, weights float32."""
+    """A device and how to use it. `bf16`: forward and backward in bfloat16, weights in float32."""
 
     device: torch.device
     bf16: bool
@@ -46,11 +45,11 @@ class Machine:
         return f"cpu: {_processor()}, {many(self.threads, 'thread')}, {number}"
 
     def autocast(self) -> torch.autocast:
-        """The number format of forward passes."""
+        """The autocast context of forward passes."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def facts(self) -> dict[str, Any]:
-        """Which machine this is, as far as it can decide digits or speed: for the record."""
+        """Properties of the machine that can affect digits or speed, for the record."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
@@ -63,9 +62,9 @@ class Machine:
 
 
 def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
-    """The machine that a `trainer` group asks for.
+    """The machine that a `trainer` group selects.
 
-    Raises ConfigError when a GPU is asked for and there is none.
+    Raises ConfigError if it selects a GPU and there is none.
     """
     check_trainer(config)
     wanted = config["accelerator"]
@@ -82,7 +81,7 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
 
 @contextmanager
 def held(machine: Machine, cells_per_gpu: int) -> Iterator[Machine]:
-    """The machine with a GPU of its own while a cell runs; a CPU is shared."""
+    """The machine, with a reserved GPU while a cell runs; a CPU is shared."""
     if machine.device.type != "cuda":
         yield machine
         return
@@ -91,7 +90,7 @@ def held(machine: Machine, cells_per_gpu: int) -> Iterator[Machine]:
 
 
 def check_trainer(config: dict[str, Any]) -> None:
-    """Raises ConfigError for a `trainer` key or value that does not exist."""
+    """Raises ConfigError for an unknown `trainer` key or an invalid value."""
     keys = ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint",
             "cells_per_gpu")  # fmt: skip
     checks.keys("trainer", config, keys)
@@ -110,12 +109,12 @@ def _bf16(precision: object, device: torch.device) -> bool:
         return str(precision) == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Without these instructions bfloat16 is emulated, and slower than float32.
+    # Without these instructions, bfloat16 is emulated and slower than float32.
     return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags()) and not _limited_below_bf16()
 
 
 def _limited_below_bf16() -> bool:
-    """Whether oneDNN is told to leave the instructions for bfloat16 alone."""
+    """Whether an environment variable keeps oneDNN from using bfloat16 instructions."""
     limits = [os.environ.get(name, "").upper() for name in ISA_LIMITS[:2]]
     return any(limit.startswith(("SSE", "AVX2")) or limit in BEFORE_BF16 for limit in limits)
 

@@ -1,4 +1,4 @@
-"""Inference over many images: features, accuracy on clean tests, attack success rate."""
+"""Inference over many images: features, clean accuracy, attack success rate."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ CHUNK = 512
 
 
 def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation float32 (C,) of `images` uint8 (n, C, H, W), in 0..255.
+    """Mean and standard deviation, float32 (C,) in 0..255, of `images` uint8 (n, C, H, W).
 
-    Exact sums of integers: the same on every machine and for any number of threads.
+    Exact integer sums: the same on every machine and for any number of threads.
     """
     channels = images.shape[1]
     counts = torch.stack(
@@ -37,15 +37,15 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def predictions(module: Classifier, images: Tensor, machine: Machine) -> Tensor:
-    """The predicted class int64 (n,) of each of `images` uint8 (n, C, H, W)."""
+    """The predicted classes int64 (n,) of `images` uint8 (n, C, H, W)."""
     return _over(module, len(images), machine, lambda a, b: images[a:b], lambda x: x.argmax(dim=1))
 
 
 def extract(module: Classifier, training: TrainingSet, layer: str, machine: Machine) -> Features:
-    """Features of every training example: no augmentation, inference mode, at `layer`.
+    """Features of every training example at `layer`: inference mode, no augmentation.
 
-    Computed in float32, without TF32, also where training uses bfloat16: scores are differences
-    from a mean. Raises Diverged when one is not finite.
+    Computed in float32 without TF32, even if training uses bfloat16, since scores are differences
+    from a mean. Raises Diverged if a feature is not finite.
     """
     machine = replace(machine, bf16=False)
     with torch.inference_mode(), _no_tf32(), Tap(module.net, layer) as tap:
@@ -62,20 +62,20 @@ def extract(module: Classifier, training: TrainingSet, layer: str, machine: Mach
 
 @torch.inference_mode()
 def training_accuracy(module: Classifier, training: TrainingSet, machine: Machine) -> float:
-    """The share of the training images, poison included, that get the label they have in
-    training: no augmentation, inference mode."""
+    """The accuracy on the training images, poison included, with respect to their training labels:
+    inference mode, no augmentation."""
     predicted = _over(module, len(training), machine, _shown(training), lambda x: x.argmax(dim=1))
     return accuracy(predicted, training.labels)
 
 
 def _shown(training: TrainingSet) -> Callable[[int, int], Tensor]:
-    """Gives the images from one position of a training set to another."""
+    """A function that returns the images from a start to a stop position of a training set."""
     return lambda start, stop: training.shown(torch.arange(start, stop))
 
 
 @contextmanager
 def _no_tf32() -> Iterator[None]:
-    # Convolutions on a GPU round their inputs to ten bits unless told not to.
+    # By default, convolutions on a GPU round their inputs to a 10-bit mantissa.
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -97,8 +97,8 @@ def attack_success(
     wanted: Tensor,
     machine: Machine,
 ) -> float | None:
-    """The share of the triggered test images `where` int64 (m,) that are classified as the
-    attacker wants: `wanted` int64 (n,), one class for each test image. None when m is 0.
+    """The share of the triggered test images `where` int64 (m,) that are classified as the attacker
+    wants: `wanted` int64 (n,) has one class per test image. None if m is 0.
     """
     if not len(where):
         return None
@@ -122,7 +122,7 @@ def _over(
 ) -> Tensor:
     torch.set_num_threads(machine.threads)
     with torch.inference_mode(False):
-        # Weights that are moved in inference mode could never be trained again.
+        # Weights moved in inference mode could not be trained again.
         module.to(machine.device).eval()
     parts = []
     for start in track(range(0, n, CHUNK), "batch"):

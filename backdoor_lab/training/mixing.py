@@ -1,4 +1,4 @@
-"""Batches whose images are mixed in pairs, and their labels with them: mixup and cutmix."""
+"""Batches whose images and labels are mixed in pairs: mixup and cutmix."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from backdoor_lab.training.recipe import Recipe
 
 
 class Mixer:
-    """Mixes each batch of an epoch with itself in another order.
+    """Mixes each batch of an epoch with a permutation of itself.
 
     Zhang, Cissé, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
-    equation 1: λ x_i + (1 - λ) x_j, λ drawn from Beta(`recipe.mixup`, `recipe.mixup`) once for a
-    batch. Yun, Han, Oh, Chun, Choe, Yoo, "CutMix", ICCV 2019, equation 1: a box of x_j of a share
-    1 - λ of the area, its centre anywhere and cut off at the border, in place of that of x_i;
-    λ from Beta(`recipe.cutmix`, `recipe.cutmix`), then what the box really leaves. With both,
-    each batch draws one of them evenly. Every draw depends on `seed` and `epoch` alone.
+    equation 1: λ x_i + (1 - λ) x_j, with λ drawn from Beta(`recipe.mixup`, `recipe.mixup`) once
+    per batch. Yun, Han, Oh, Chun, Choe, Yoo, "CutMix", ICCV 2019, equation 1: a box of x_j with a
+    share 1 - λ of the area, centered anywhere and clipped at the border, replaces that of x_i; λ
+    is drawn from Beta(`recipe.cutmix`, `recipe.cutmix`), then corrected for the clipping. If both
+    are on, each batch uses either with equal probability. Draws depend only on `seed` and `epoch`.
     """
 
     def __init__(self, recipe: Recipe, classes: int, seed: int, epoch: int) -> None:
@@ -32,8 +32,8 @@ class Mixer:
         ]
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """`images` (b, C, H, W) mixed, and the shares of each class float (b, classes) for
-        `labels` int64 (b,)."""
+        """The mixed `images` (b, C, H, W) and soft labels float (b, classes), from `labels` int64
+        (b,)."""
         if not self.ways:
             return images, labels
         way, alpha = self.ways[int(self.draw.integers(len(self.ways)))]

@@ -1,5 +1,5 @@
 """Networks: torchvision's ResNets with any width and either stem, airbench with any width, and
-other classifiers of torchvision by name."""
+torchvision's other classifiers by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEPTHS = {
 }
 """Blocks in each stage of the ResNets that can have any width."""
 QUICKLY_KNOWN = (*DEPTHS, AIRBENCH)
-"""The networks that `check_model` knows without importing torchvision."""
+"""The networks that `check_model` recognizes without importing torchvision."""
 
 
 def check_model(config: dict[str, Any]) -> None:
@@ -59,9 +59,9 @@ def classifiers() -> list[str]:
 
 
 def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: int) -> nn.Module:
-    """A network with fresh random weights that depend on `seed` alone.
+    """A network with random weights that depend only on `seed`.
 
-    Input float (n, channels, H, W), output logits (n, classes).
+    Input float (n, channels, H, W), output logits float (n, classes).
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, streams.WEIGHTS))
@@ -103,7 +103,7 @@ def _resnet(name: str, width: int, stem: str, channels: int, classes: int) -> nn
 
 
 def _initialise(module: nn.Module) -> None:
-    # As torchvision's ResNet does for itself; layers replaced above need it again.
+    # As in torchvision's ResNet; the layers replaced above need it again.
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""The LightningModule: one network, its loss, its optimizer."""
+"""The LightningModule: a network, its loss and its optimizer."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from backdoor_lab.training.recipe import Recipe, optimizer_of
 
 
 class Classifier(pl.LightningModule):
-    """A network that takes raw uint8 images and normalises them itself.
+    """A network that takes raw uint8 images and normalizes them itself.
 
-    So training, feature extraction and every test see one normalisation: `mean` and `std`
-    float (C,), in units of 0..255, are buffers of the module. Batches come on the device as
-    uint8 (b, C, H, W) with labels int64 (b,). Weights and activations lie in `memory_format`,
-    however the images lie.
+    Training, feature extraction and every test therefore use the same normalization: `mean` and
+    `std`, float (C,) in units of 0..255, are buffers of the module. Batches are on the device:
+    uint8 (b, C, H, W) with labels int64 (b,). Weights and activations use `memory_format`,
+    independent of the format of the images.
     """
 
     mean: Tensor
@@ -52,12 +52,12 @@ class Classifier(pl.LightningModule):
         return logits
 
     def normalised(self, images: Tensor) -> Tensor:
-        """What the network is given for `images` uint8 (b, C, H, W): float, same shape."""
+        """The network's input for `images` uint8 (b, C, H, W): float, same shape."""
         _, channels, _, width = images.shape
         if not has_channels_last(images):
             return arranged((images.float() - self.mean) / self.std, self.memory_format)
-        # The same sums row by row: broadcast over three channels that lie side by side they
-        # take ten times as long.
+        # The same sums, row by row: broadcasting over three adjacent channels takes ten times as
+        # long.
         mean, std = (each.view(-1).repeat(width) for each in (self.mean, self.std))
         rows = images.permute(0, 2, 3, 1).flatten(2)
         scaled = ((rows.float() - mean) / std).unflatten(2, (width, channels))
@@ -74,7 +74,7 @@ class Classifier(pl.LightningModule):
         loss: Tensor = self.loss(self(images), labels)
         self._sum += loss.detach()
         if self.device.type == "cpu":
-            # On a GPU this look would make it wait; there the epoch's sum is looked at.
+            # On a GPU this check would synchronize; there, the epoch's sum is checked.
             self._check(loss.detach(), step)
         return loss
 
@@ -85,7 +85,7 @@ class Classifier(pl.LightningModule):
         self.log_dict({"loss": mean_loss, "lr": self._rate()})
 
     def epoch_loss(self) -> float:
-        """The mean loss over the batches of the epoch that just ended."""
+        """The mean loss over the batches of the last epoch."""
         return float(self._sum) / self.trainer.num_training_batches
 
     def configure_optimizers(self) -> Any:
@@ -102,7 +102,7 @@ class Classifier(pl.LightningModule):
         self.seconds_before = float(checkpoint.get("seconds", 0.0))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
-        # Batches are made on the device.
+        # Batches are created on the device.
         return batch
 
     def _rate(self) -> float:

@@ -1,4 +1,4 @@
-"""How a network is trained: the numbers of a recipe, checked, and their schedule."""
+"""Training recipes: checked hyperparameters and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ ALTERNATING = "alternating"
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with a schedule over `epochs` passes, and the augmentation of each batch.
+    """SGD with a schedule over `epochs` epochs, and the augmentation of each batch.
 
-    `milestones` and `warmup` are shares of the whole run, so that every schedule follows the
-    number of epochs. `crop` pads by so many pixels, `cutout` is a side in pixels, `mixup` and
-    `cutmix` are the α of a Beta distribution; 0 is off. `flip` mirrors images at random, or
-    (``alternating``) each of them in every other epoch.
+    `milestones` and `warmup` are shares of the run, so that every schedule scales with the number
+    of epochs. `crop` is the padding in pixels, `cutout` a side in pixels, `mixup` and `cutmix` the
+    α of a Beta distribution; 0 is off. `flip` mirrors images at random, or (``alternating``) each
+    image in every other epoch.
 
-    The schedule ``triangle`` climbs in a straight line from `lr_start` to 1 and falls to
-    `lr_end`, in shares of `lr`. The shifts of batch normalisations are trained at `bias_lr` times
-    the rate, with the weight decay of all others (Jordan 2024, arXiv 2404.00498, section 3.4).
+    The schedule ``triangle`` rises linearly from `lr_start` to 1 and falls to `lr_end`, as shares
+    of `lr`. The shifts of batch normalization have `bias_lr` times the learning rate, and the same
+    weight decay as other parameters (Jordan 2024, arXiv 2404.00498, section 3.4).
     """
 
     name: str
@@ -51,7 +51,7 @@ class Recipe:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Recipe:
-        """The recipe in a configuration; ConfigError for an unknown key or a value out of range."""
+        """The recipe in a configuration. Raises ConfigError for unknown keys and invalid values."""
         checks.keys("recipe", config, [field.name for field in fields(cls)])
         needed = [field.name for field in fields(cls) if field.default is MISSING]
         if missing := [name for name in needed if name not in config]:
@@ -64,17 +64,17 @@ class Recipe:
         return recipe._plain()
 
     def _plain(self) -> Recipe:
-        # 1 and 1.0 are one number, whichever way it was typed.
+        # 1 and 1.0 are the same value, however they are written.
         kinds: dict[object, type] = {"int": int, "float": float}
         numbers = {f.name: kinds[f.type](getattr(self, f.name)) for f in fields(self)
                    if f.type in kinds}  # fmt: skip
         return replace(self, **numbers, milestones=tuple(map(float, self.milestones)))
 
     def decides(self) -> dict[str, Any]:
-        """What of the recipe decides the weights: all but its name."""
+        """The part of the recipe that affects the weights: everything but its name."""
         values = asdict(self)
         values.pop("name")
-        # Recipes from before these keys keep their identity.
+        # Recipes from before these keys existed keep their identity.
         for key in ("mixup", "cutmix", "lr_start", "lr_end", "bias_lr"):
             if values[key] == _DEFAULTS[key]:
                 values.pop(key)
@@ -116,7 +116,7 @@ _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 def optimizer_of(
     recipe: Recipe, net: nn.Module, total_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD and the recipe's schedule, to be advanced once a step, over exactly `total_steps`."""
+    """SGD and the recipe's schedule, to be stepped `total_steps` times, once per batch."""
     parameters = [each for each in net.parameters() if each.requires_grad]
     sgd = torch.optim.SGD(
         parameters if recipe.bias_lr == 1 else _groups(recipe, net, parameters),
@@ -125,17 +125,17 @@ def optimizer_of(
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
         # One pass over weights, gradients and momenta instead of several; the last bit may differ.
-        # None, not False, elsewhere: torch then takes all of them at once, not one by one.
+        # None, not False, otherwise: torch then uses its multi-tensor code.
         fused=all(each.device.type == "cpu" for each in parameters) or None,
     )
     return sgd, _schedule(recipe, sgd, total_steps)
 
 
 def _groups(recipe: Recipe, net: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """All others, and the shifts of batch normalisations with a rate of their own.
+    """Parameter groups: the shifts of batch normalization with their own rate, and all others.
 
-    A step of SGD takes rate times decay of a weight: at another rate the decay is divided by as
-    much, so that as much is taken.
+    SGD subtracts rate times decay of a weight: with another rate, the decay is divided by the same
+    factor, so that the product is unchanged.
     """
     norms = [each for each in net.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
     shifts = [each.bias for each in norms if each.affine and each.bias.requires_grad]
@@ -149,8 +149,8 @@ def _schedule(
     recipe: Recipe, sgd: torch.optim.Optimizer, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "onecycle":
-        # One more than there are steps: the scheduler is advanced after the last one too.
-        # The climb takes warmup * steps - 1 of them; torch divides by it, so not zero.
+        # One more than the number of steps: the scheduler is also stepped after the last one. The
+        # warmup takes warmup * steps - 1 of them; torch divides by that, so it must not be zero.
         warmup = recipe.warmup
         if warmup * (total_steps + 1) == 1:
             warmup *= 1.001
@@ -169,7 +169,7 @@ def _schedule(
 
 
 def _triangle(recipe: Recipe, total_steps: int, step: int) -> float:
-    """The share of the full rate that a step is taken with, `step` from 0 on."""
+    """The share of the full learning rate at `step`, counted from 0."""
     peak = int(recipe.warmup * total_steps)
     if step < peak:
         return recipe.lr_start + (1 - recipe.lr_start) * step / peak

@@ -1,7 +1,7 @@
-"""What happens to an image between the scene and the network: compression, light, blur, motion.
+"""Image transformations between the scene and the network: compression, light, blur, motion.
 
-Each transformation goes by a name that carries its strength, ``jpeg75`` or ``shift2``; a bare name
-has the default strength. Needs no torch before images are transformed.
+The name of a transformation contains its strength, ``jpeg75`` or ``shift2``; without a number it
+has the default strength. torch is imported only when images are transformed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _NAME = re.compile(r"([a-z]+)(\d{1,9}(?:\.\d{1,9})?)?")
 
 @dataclass(frozen=True)
 class Kind:
-    """What the number in a name means and which numbers are allowed: `low` to `high`, both
-    included, whole numbers alone if `whole`. `none` is the strength that changes nothing."""
+    """The meaning and range of the number in a name: `low` to `high`, inclusive, only integers if
+    `whole`. `none` is the strength that changes nothing."""
 
     unit: str
     default: float
@@ -34,12 +34,12 @@ class Kind:
     whole: bool = False
 
     def allows(self, strength: float) -> bool:
-        """Whether a strength may be asked for."""
+        """Whether a strength is in range."""
         return self.low <= strength <= self.high and (not self.whole or strength == int(strength))
 
     @property
     def span(self) -> str:
-        """The allowed strengths in words."""
+        """The allowed strengths as text."""
         return f"{self.low:g} to {self.high:g}{', whole' if self.whole else ''}"
 
 
@@ -53,9 +53,9 @@ KINDS = {
     "rotate": Kind("rotation in degrees", 10, 0.5, 180, 0),
     "noise": Kind("standard deviation in gray levels", 8, 0.5, 128, 0),
 }
-"""Every transformation by name; `blur` and `noise` are Gaussian. Where a direction is drawn, each
-image draws its own: `shift` moves it in one of eight directions (repeating the border), `rotate`
-turns it left or right."""
+"""Every transformation by name; `blur` and `noise` are Gaussian. A random direction is drawn per
+image: `shift` moves an image in one of eight directions (repeating the border), `rotate` turns it
+left or right."""
 
 
 def known() -> str:
@@ -64,7 +64,7 @@ def known() -> str:
 
 
 def parse(name: object) -> tuple[str, float]:
-    """The kind and the strength that a name asks for. Raises ConfigError with what is known."""
+    """The kind and the strength in a name. Raises ConfigError, which lists the valid ones."""
     found = _NAME.fullmatch(name) if isinstance(name, str) else None
     kind = KINDS.get(found[1]) if found else None
     if found is None or kind is None:
@@ -83,8 +83,8 @@ def parse(name: object) -> tuple[str, float]:
 
 
 def canonical_names(given: object) -> tuple[str, ...]:
-    """A list of names, each with its strength written out, in the order of KINDS and of strength:
-    two lists that ask for the same are one. Raises ConfigError for anything else."""
+    """Normalize a list of names: strengths written out, sorted by the order of KINDS and strength,
+    so that equivalent lists become equal. Raises ConfigError for anything else."""
     if not isinstance(given, (list, tuple)):
         raise ConfigError(
             f"`measure.asr_under` must be a list, as in [jpeg75, blur1], got {given!r}. Known:"
@@ -104,7 +104,7 @@ def written(kind: str, strength: float) -> str:
 
 
 def check_fits(names: Sequence[str], height: int, width: int) -> None:
-    """Raises ConfigError where a transformation would leave nothing of images of this size."""
+    """Raises ConfigError if a transformation would move images of this size out of view."""
     for name in names:
         kind, strength = parse(name)
         if kind == "shift" and strength >= min(height, width):
@@ -115,11 +115,11 @@ def check_fits(names: Sequence[str], height: int, width: int) -> None:
 
 
 def transformation(name: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """The transformation of a name: takes and gives images uint8 (n, C, H, W), C 1 or 3, of any
-    size. What is drawn comes from `generator`, in the order of the images.
+    """The transformation with this name: a function of images uint8 (n, C, H, W), C 1 or 3, of any
+    size. Random numbers come from `generator`, in the order of the images.
 
-    The images stay eight-bit, as a camera's file is: results are rounded to the nearest gray level
-    (`brightness` and `contrast`, as torchvision has them, round down).
+    Images remain 8-bit, like a camera's files: results are rounded to the nearest gray level
+    (`brightness` and `contrast` round down, as in torchvision).
     """
     kind, strength = parse(name)
     apply = _APPLY[kind]
@@ -139,7 +139,7 @@ def _contrast(images: Tensor, factor: float, generator: torch.Generator) -> Tens
 
 
 def _blur(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    # Three standard deviations to each side, as far as the reflected image reaches.
+    # Three standard deviations to each side, limited by the size of the reflected image.
     height, width = images.shape[-2:]
     radii = [min(math.ceil(3 * sigma), side - 1) for side in (width, height)]
     return _functional().gaussian_blur(images, [2 * r + 1 for r in radii], [sigma, sigma])
@@ -160,7 +160,7 @@ def _shift(images: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
 
 
 def _rescale(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    # In float: torchvision's uint8 code depends on the processor.
+    # In float, since torchvision's uint8 code depends on the processor.
     size = list(images.shape[-2:])
     small = _functional().resize(
         images.float(), [max(1, round(share * side)) for side in size], antialias=True
@@ -173,7 +173,7 @@ def _rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tenso
     from torchvision.transforms import InterpolationMode
 
     size = list(images.shape[-2:])
-    # The border is repeated so far that the corners of the turned image are never empty.
+    # The border is repeated far enough that no corner of the rotated image is empty.
     down, across = (math.ceil((math.hypot(*size) - side) / 2) + 1 for side in size)
     padded = _functional().pad(images.float(), [across, down, across, down], padding_mode="edge")
     left = torch.randint(2, (len(images),), generator=generator).bool()

@@ -1,9 +1,9 @@
-"""Weights of a convolution that no pixel of its input meets: their gradient is 0.
+"""Kernel columns of a convolution that never meet a pixel of the input: their gradient is 0.
 
-Where an image is narrower than the stride leaves room for, as a 3x3 convolution with padding 1 and
-stride 2 on images of one pixel, some columns of the kernel only ever meet padding. In bfloat16
-oneDNN leaves the gradient of these columns unwritten (on processors with AVX-512, in either memory
-format, seen with torch 2.14.1): what lay in memory there before is added to the weights.
+If an image is narrow relative to the stride, as in a 3x3 convolution with padding 1 and stride 2 on
+images of one pixel, some columns of the kernel only meet padding. In bfloat16, oneDNN does not
+write the gradient of these columns (on processors with AVX-512, in either memory format, seen with
+torch 2.14.1): whatever is in memory is added to the weights.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 
 def guard_unused_columns(net: nn.Module) -> None:
-    """Sets the gradient of such columns to 0 from now on, whatever the size of the images."""
+    """Make the gradient of such columns 0 from now on, for any size of images."""
     for conv in net.modules():
         if isinstance(conv, nn.Conv2d) and conv.stride[1] > 1 and conv.padding_mode == "zeros":
             _Guard(conv)
 
 
 class _Guard:
-    """Notes in each forward pass of a convolution which columns are unused, and clears them."""
+    """Records the unused columns in each forward pass of a convolution, and zeroes their
+    gradient."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.unused: tuple[int, ...] = ()

@@ -1,1 +1,1 @@
-"""The stages of a cell that are published in the store, each with what decides it."""
+"""The stages of a cell, published in the store under a hash of their inputs."""

@@ -1,4 +1,4 @@
-"""What a defense gets to see, and what it says: features, held-out features, the verdict."""
+"""The inputs and the result of a defense: features, held-out features, filter result."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ Seer = Classifier | Autoencoder
 
 @dataclass(frozen=True)
 class Provided:
-    """Images and networks for a defense that asks for them, what decides them, and the memory
-    format of the attacked network."""
+    """Images and networks for a defense that requires them, the inputs that determine them, and the
+    memory format of the attacked network."""
 
     material: Material
     facts: dict[str, Any]
@@ -48,8 +48,8 @@ class Provided:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a defense gets to see: features of the training set with their entry in the store and,
-    where it asks for them, features of held-out clean images with theirs, and material."""
+    """The inputs of a defense: features of the training set with their store entry and, if
+    required, features of held-out clean images with theirs, and images and networks."""
 
     features: Features
     extracted: Entry
@@ -60,7 +60,7 @@ class Evidence:
 def extract_stage(
     cell: Cell, training: TrainingSet, module: Seer, weights: str, store: Store, machine: Machine
 ) -> tuple[Features, Entry]:
-    """The features of every training example, without augmentation."""
+    """The features of all training examples, without augmentation."""
     inputs = {
         "version": identity.stage("extract"),
         "weights": weights,
@@ -73,7 +73,7 @@ def extract_stage(
 def clean_stage(
     cell: Cell, test: Images, module: Seer, weights: str, store: Store, machine: Machine
 ) -> tuple[Features, Entry]:
-    """The features of the clean test images that are held out for the defenses."""
+    """The features of the clean test images that are held out for defenses."""
     where = held_out(cell, test)
     aside = clean(replace(test, images=test.images[where], labels=test.labels[where]))
     inputs = {
@@ -127,7 +127,7 @@ def _features(
 def filter_stage(
     cell: Cell, poisoned: Poisoned, evidence: Evidence, store: Store, machine: Machine
 ) -> tuple[Verdict, Entry]:
-    """The defense's verdict; the truth goes to the controls alone that declare it."""
+    """The result of the defense; only controls that declare it get the ground truth."""
     defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
     assert isinstance(defense, Defense | TruthControl)
     held_out, provided = evidence.held_out, evidence.provided
@@ -160,13 +160,13 @@ def filter_stage(
 
 
 def normalisation(module: Seer) -> dict[str, Any]:
-    """How a network normalises, for a stage's inputs; the autoencoder does not."""
+    """A network's normalization, as a stage input; empty for the autoencoder, which has none."""
     if isinstance(module, Autoencoder):
         return {}
     return {"normalisation": [module.mean.flatten().tolist(), module.std.flatten().tolist()]}
 
 
 def nothing_removed(n: int) -> Verdict:
-    """The verdict of a repair, which judges none of the n examples."""
+    """The filter result of a repair: no scores, and all n examples kept."""
     scores = torch.full((n,), torch.nan, dtype=torch.float64)
     return Verdict(scores, torch.ones(n, dtype=torch.bool))

@@ -1,4 +1,4 @@
-"""What a defense gets that needs networks or images, and the stage of a repaired network."""
+"""Images and networks for defenses that require them, and the stage of a repaired network."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from backdoor_lab.training.module import Classifier
 def material_of(
     cell: Cell, training: TrainingSet, data: Dataset, module: Classifier, machine: Machine
 ) -> Material:
-    """The material for a cell's defense; `module` is the attacked network, which stays as it is."""
+    """The images and networks for a cell's defense; `module`, the attacked network, is
+    unchanged."""
     torch.set_num_threads(machine.threads)
     new = _networks(cell, training, module, machine)
 
@@ -60,9 +61,9 @@ def material_of(
 
 
 def material_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) -> dict[str, Any]:
-    """What decides a defense's material beside the training set, for a stage's inputs.
+    """The stage inputs that determine a defense's material, besides the training set.
 
-    Networks see float32 here, whatever the trainer prefers: its number format is not part.
+    Networks run in float32 here, whatever the trainer's precision, so precision is not an input.
     """
     aside = {"test": data.test.digest, **held_out_facts(cell)}
     return {
@@ -79,7 +80,7 @@ def repair_stage(
     cell: Cell, repair: Repair, training: TrainingSet, provided: Provided, store: Store,
     machine: Machine,
 ) -> tuple[Classifier, Entry]:  # fmt: skip
-    """The network that a repair gives."""
+    """The network that a repair produces."""
     material = provided.material
 
     def make(folder: Path) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""What follows from a cell before anything is computed: the test images that it holds out, and what
-its defense is told. Imports no training code, so that checks and finished sweeps start fast."""
+"""Held-out test images, and the knowledge of the defense: both follow from the configuration alone.
+Imports no training code, so that checks and finished sweeps start quickly."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from backdoor_lab.pipeline.cell import Cell
 
 
 def held_out(cell: Cell, test: Images) -> Tensor:
-    """Positions int64 of the test images that are kept for the defenses: `protocol.holdout` of
-    them, as equal a number of each class as can be, drawn by the cell's seed, sorted."""
+    """Sorted positions, int64, of the test images held out for defenses: `protocol.holdout` images,
+    balanced over classes as far as possible, drawn with the cell's seed."""
     wanted = cell.protocol["holdout"]
     generator = torch_generator(cell.seed, streams.HOLDOUT)
     order = torch.randperm(len(test), generator=generator)
@@ -24,18 +24,18 @@ def held_out(cell: Cell, test: Images) -> Tensor:
     for label in range(len(test.classes)):
         members = order[test.labels[order] == label]
         rank[members] = torch.arange(len(members))
-    # The first of every class, then the second of every class, and so on.
+    # The first image of every class, then the second of every class, and so on.
     return order[rank[order].argsort(stable=True)[:wanted]].sort().values
 
 
 def held_out_facts(cell: Cell) -> dict[str, Any]:
-    """What decides the held-out images, for a stage's inputs; empty when there are none."""
+    """The stage inputs that determine the held-out images; empty if there are none."""
     wanted = cell.protocol["holdout"]
     return {"holdout": [wanted, cell.seed]} if wanted else {}
 
 
 def without_held_out(cell: Cell, data: Dataset) -> Dataset:
-    """The data set with the test images that are measured on."""
+    """The data set without the held-out test images."""
     if not cell.protocol["holdout"]:
         return data
     rest = torch.ones(len(data.test), dtype=torch.bool)
@@ -51,7 +51,7 @@ def class_sizes(labels: Tensor, classes: int) -> list[int]:
 
 
 def knowledge(cell: Cell, n_poisoned: int) -> Knowledge:
-    """What this cell's defense is told: only what it declares to need."""
+    """What this cell's defense is given: only what it declares to require."""
     told = cell.told
     return Knowledge(
         classes=cell.classes,
@@ -62,5 +62,5 @@ def knowledge(cell: Cell, n_poisoned: int) -> Knowledge:
 
 
 def _epsilon(cell: Cell, n_poisoned: int) -> int:
-    """The number of poisoned images in an attacked class: all of them, or a class' share."""
+    """The number of poisoned images per attacked class: all, or divided by the classes."""
     return n_poisoned if cell.plan.labels != "all_to_all" else n_poisoned // len(cell.classes)

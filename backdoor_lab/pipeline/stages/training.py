@@ -1,7 +1,7 @@
-"""The stages of a cell, each published in the store under a hash of what decides it.
+"""The stages of a cell, each published in the store under a hash of its inputs.
 
-A stage's inputs hold its version from identity.json, with the hash of its code where that is not as
-committed: what other code made is never taken for its result.
+The inputs of a stage contain its version from identity.json, and its code hash if the code differs,
+so that results of different code are never mixed up.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Fit = Callable[[Job, Path], Classifier]
 def prepare_stage(
     cell: Cell, data: Dataset, store: Store, work: Workshop, machine: Machine
 ) -> Entry:
-    """What the trigger optimises or trains before any image is triggered, given to it."""
+    """Compute and set what the trigger optimizes or trains before it is applied to any image."""
 
     def make(folder: Path) -> dict[str, Any]:
         PREPARED.write(folder, cell.trigger.prepare(work))
@@ -83,7 +83,7 @@ def poison_stage(
         made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed, work=work)
         training = made.training
         rows = training.rows[: len(made.source_index)]
-        # Where the trigger comes after augmentation the rows are clean, and preflight has looked.
+        # With the trigger after augmentation, the rows are clean; preflight has checked them.
         looked_at = cell.plan.stamp == "before" and len(rows)
         if looked_at and torch.equal(rows, data.train.images[made.source_index]):
             raise no_change(cell.choices["trigger"])
@@ -108,10 +108,10 @@ def poison_stage(
 
 
 def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> TrainingSet:
-    """What a verdict leaves. Two verdicts that leave the same images leave the same digest, so
-    that their retrained networks are one and the same stage.
+    """The training set that a filter leaves. Results that keep the same images have the same
+    digest, so that their retrained networks share one stage.
 
-    Raises ConfigError where a class is left without an image.
+    Raises ConfigError if a class loses all its images.
     """
     rest = training.keep(keep, "")
     before, after = (class_sizes(each.labels, len(data.classes)) for each in (training, rest))
@@ -129,9 +129,9 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
 def train_stage(
     stage: str, cell: Cell, training: TrainingSet, store: Store, machine: Machine, fit: Fit
 ) -> tuple[Classifier, Entry]:
-    """The network trained on `training`: `stage` is ``train``, or ``retrain`` or ``surrogate``
-    with other random weights and order, but for a ``retrain`` with those of ``train``, as
-    ``retrain_seed=same`` asks for."""
+    """The network trained on `training`. `stage` is ``train``, ``retrain`` or ``surrogate``, each
+    with its own random weights and order of images; with ``retrain_seed=same``, ``retrain`` uses
+    those of ``train``."""
     mean, std = channel_stats(training.base)
     drawn_as = "train" if stage == "retrain" and cell.same_seed else stage
     seed = derive(cell.seed, TRAININGS[drawn_as])
@@ -166,13 +166,13 @@ def measure_stage(
     cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store, machine: Machine,
     prepared: Entry | None = None,
 ) -> Entry:  # fmt: skip
-    """Nat and ASR of a network: accuracy on clean test images, and the share of triggered test
-    images taken for what the attacker wants. With a source class, `asr_elsewhere` is that share
-    for images of the classes that the attack leaves out.
+    """Nat and ASR of a network: the accuracy on clean test images, and the share of triggered test
+    images classified as the attacker wants. With a source class, `asr_elsewhere` is that share for
+    images of classes that are not attacked.
 
-    What these figures are worth is told by `clean_rate`, the share of the same test images taken
-    for what the attacker wants without any trigger, and by `top_share`, the share of the clean
-    test images that the network puts into one class, `top_class`.
+    For comparison: `clean_rate` is the share of the same test images classified so without a
+    trigger, and `top_share` the share of the clean test images that the network assigns to its
+    most frequent class, `top_class`.
     """
     data, plan = without_held_out(cell, data), cell.plan
     labels = data.test.labels
@@ -204,11 +204,11 @@ def measure_stage(
 def measured_on(
     cell: Cell, data: Dataset, weights: str, machine: Machine, prepared: Entry | None
 ) -> dict[str, Any]:
-    """What decides the figures of a network: its weights, the test images and the trigger."""
+    """The stage inputs that determine a network's metrics: weights, test images and trigger."""
     plan = cell.plan
     return {
         "weights": weights,
-        # The same weights see other numbers when they are normalised otherwise.
+        # The same weights receive different inputs if the normalization differs.
         "normalisation": data.train.digest,
         "test": data.test.digest,
         "trigger": [*cell.trigger_identity, *([] if prepared is None else [prepared.id])],
@@ -225,7 +225,7 @@ def train_accuracy_stage(
     data: Dataset, module: Classifier, weights: str, training: TrainingSet, store: Store,
     machine: Machine,
 ) -> Entry:  # fmt: skip
-    """How much of its own training set, poison included, a network has learned."""
+    """The accuracy of a network on its own training set, poison included."""
 
     def make(folder: Path) -> dict[str, Any]:
         return {"accuracy": training_accuracy(module, training, machine)}
@@ -241,8 +241,8 @@ def train_accuracy_stage(
 
 
 def computed_on(machine: Machine, memory_format: str | None = None) -> dict[str, Any]:
-    """Where a stage is computed, for its entry in the store and so for every record that uses
-    it; `memory_format` is that of the network that is trained."""
+    """Where a stage is computed, stored with its output and so in every record that uses it;
+    `memory_format` is that of the trained network."""
     compute = machine.facts()
     compute |= {} if memory_format is None else {"memory_format": memory_format}
     return {"machine": machine.describe(), "compute": compute, "versions": versions()}
@@ -250,21 +250,21 @@ def computed_on(machine: Machine, memory_format: str | None = None) -> dict[str,
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """The versions of this package, Python and the libraries that decide numbers."""
+    """The versions of this package, Python and the libraries that affect results."""
     found = {name: metadata.version(name) for name in LIBRARIES}
     return {"backdoor_lab": backdoor_lab.__version__, "python": platform.python_version()} | found
 
 
 def _surrogate(cell: Cell, machine: Machine) -> dict[str, Any]:
-    # The attacker's network sees other numbers in another format, and so does what he makes of it.
+    # The precision affects the attacker's network, and so what the attacker makes with it.
     if not cell.surrogate:
         return {}
     return cell.surrogate | {"bf16": machine.bf16} | _recomputed(cell)
 
 
 def _recomputed(cell: Cell) -> dict[str, Any]:
-    # Networks narrower than this, and poison made with them, may stand in a store from the time
-    # when some CPUs computed wrong gradients for them: they are computed anew.
+    # Narrower networks, and poison made with them, may be in a store from before the fix of wrong
+    # gradients on some CPUs: they are computed again.
     width = cell.model["width"]
     return {"revision": 1} if width is not None and width < LARGEST_BLOCK else {}
 

@@ -1,5 +1,5 @@
-"""Nat and ASR of a network on transformed test images: a stage of its own, so that asking for other
-transformations takes the networks from the store."""
+"""Nat and ASR of a network on transformed test images: a separate stage, so that evaluating other
+transformations reuses the stored networks."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def transformed_stage(
     cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store, machine: Machine,
     prepared: Entry | None = None,
 ) -> Entry:  # fmt: skip
-    """Nat and ASR of a network under each of the cell's transformations, on the test images that
-    `measure_stage` takes and with the same trigger: first the trigger, then the transformation.
-    `nat` is the accuracy on transformed images without the trigger, which tells a destroyed
-    trigger from a destroyed image.
+    """Nat and ASR of a network under each of the cell's transformations, on the test images and
+    with the trigger of `measure_stage`: first the trigger, then the transformation. `nat` is the
+    accuracy on transformed images without the trigger; it distinguishes a destroyed trigger from
+    a destroyed image.
 
-    Noise and directions depend on the cell's seed alone: they are the same for every network and
-    for every strength.
+    Noise and directions depend only on the cell's seed: they are the same for all networks and
+    strengths.
     """
     rest, plan = without_held_out(cell, data), cell.plan
     labels = rest.test.labels

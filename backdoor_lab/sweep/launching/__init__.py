@@ -1,1 +1,1 @@
-"""How cells are run: in this process, in workers on this machine, by a launcher."""
+"""How cells are run: in this process, in workers on this machine, or by a launcher."""

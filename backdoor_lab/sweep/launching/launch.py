@@ -1,7 +1,7 @@
-"""Launching the cells of a sweep: a cell whose process dies costs that cell alone.
+"""Launching the cells of a sweep: when a cell's process dies, only that cell is lost.
 
-Cells that died or ran out of memory are launched again as often as `retries` allows; cells that
-never ran because their launcher gave up are launched again at no charge.
+Cells that died or ran out of memory are launched again up to `retries` times; cells that never ran
+because their launcher gave up are launched again without counting as a retry.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ log = logging.getLogger(__name__)
 
 
 class Launch:
-    """One command's launches. `record` writes the record of a cell whose process was lost and
-    returns its status; `failed`: the status, by id, of cells that failed and may have no record."""
+    """The launches of one command. `record` writes the record of a cell whose process died and
+    returns its status; `failed`: the status, by id, of failed cells that may have no record."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Launch:
         self.failed: dict[str, str] = {}
 
     def run(self, asked: Sequence[Asked]) -> None:
-        """Launches cells until each has a record or is given up for this command."""
+        """Launch cells until each has a record or is given up for this command."""
         forget_failures(self.folder)
         left = list(asked)
         for each in left:
@@ -105,6 +105,6 @@ class Launch:
 
 
 def _pinned(each: Asked, folder: Path) -> list[str]:
-    # The worker must not work the names out again: it may see another working directory's data.
+    # The worker must not resolve paths again: its working directory may differ.
     path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*each.overrides, f"hydra.sweep.dir='{path}'", f"hydra.sweep.subdir={each.id}"]

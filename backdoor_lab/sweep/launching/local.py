@@ -1,7 +1,7 @@
-"""Cells on this machine: Hydra's launchers `basic` and `joblib`, with workers of our own.
+"""Cells on this machine, for Hydra's launchers `basic` and `joblib`, in this package's workers.
 
-Of the launcher only its settings are used. Each worker runs one cell at a time, so when one
-dies, the driver knows whose cell it was and how it ended, and the other workers go on.
+Only the settings of the launcher are used. Each worker runs one cell at a time, so when a worker
+dies, the driver knows which cell it ran and how it ended, and the other workers continue.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ POLL = 0.2
 
 
 def is_local(launcher: Any) -> bool:
-    """Whether a launcher runs its cells in workers of this process."""
+    """Whether a launcher's cells run in workers of this process."""
     return type(launcher).__name__ in LAUNCHERS
 
 
 def run_local(
     launcher: Any, jobs: Sequence[Job], at_once: int, over: Callable[[], bool]
 ) -> Iterator[Ended]:
-    """Runs cells and tells of each as it ends; starts none any more once `over()` is true."""
+    """Run cells and yield each as it ends; starts no more once `over()` is true."""
     waiting = deque(jobs)
     busy: dict[Worker, Job] = {}
     idle: list[Worker] = []
@@ -82,14 +82,14 @@ def _ended(job: Job, worker: Worker) -> Ended:
     except Died as death:
         return Ended(job.asked, Loss(death.code, death.pid))
     if stopped and not stopping.requested():
-        # A stop that was meant for this worker alone: as good as a kill, were it not so polite.
+        # A stop request to this worker alone: treated like a kill.
         return Ended(job.asked, Loss(-signal.SIGTERM))
     return Ended(job.asked, None, failed_in(status))
 
 
 def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> tuple[bool, Any]:
-    """Runs one cell as Hydra's launchers do; whether this process was asked to stop, and what the
-    task returned. When Hydra itself fails, as on a full disk, that is noted as the cell's."""
+    """Run one cell as Hydra's launchers do. Returns whether a stop was requested and what the task
+    returned. If Hydra itself fails, as on a full disk, the error is recorded for the cell."""
     try:
         status = _run_job(task, config)
     except Exception as error:
@@ -106,7 +106,7 @@ def _run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     setup_globals()
     JobRuntime.instance().set("name", config.hydra.job.name)
     HydraConfig.instance().set_config(config)
-    # Only the callbacks are ever used of it; the configuration is composed already.
+    # Only its callbacks are used: the configuration is already composed.
     context = HydraContext(config_loader=None, callbacks=Callbacks(config))
     returned = run_job(
         hydra_context=context,

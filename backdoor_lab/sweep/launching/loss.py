@@ -1,4 +1,4 @@
-"""A cell whose process died: what is known of its end, and the record that says so."""
+"""The loss of a cell's process: what is known about it, and the record for the cell."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 
 @dataclass(frozen=True)
 class Loss:
-    """The end of a cell's process. `code`: its exit code, ``-n`` for signal ``n``, None where
-    nobody knows it; `pid`: the process, None where unknown; `said`: the launcher's words."""
+    """How a cell's process ended. `code`: its exit code, ``-n`` for signal ``n``, None if unknown;
+    `pid`: its process id, None if unknown; `said`: the launcher's message."""
 
     code: int | None
     pid: int | None = None
@@ -42,12 +42,12 @@ class Loss:
         else:
             how = f"exit code {self.code}"
         if self.pid is not None and beat.get("pid") != self.pid:
-            # Another, earlier process' heartbeat or none.
+            # No heartbeat, or that of an earlier process.
             return f"{how} before its first stage"
         return f"{how}{_during(beat)}"
 
     def hint(self, batch: int, journal: Path) -> str:
-        """What to do about it."""
+        """Advice on what to do."""
         if self.code is None:
             return f"the launcher says: {self.said}"
         if self.code == -signal.SIGKILL:
@@ -66,14 +66,14 @@ def _during(beat: dict[str, Any]) -> str:
     epoch, epochs = beat.get("epoch", 0), beat.get("epochs", 0)
     if not isinstance(epoch, int) or not isinstance(epochs, int):
         epoch = epochs = 0
-    # The heartbeat counts the epochs that are done.
+    # The heartbeat counts completed epochs.
     inside = f", epoch {min(epoch + 1, epochs)} of {epochs}" if epochs else ""
     return f" during {beat['stage']}{inside}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to be launched: Hydra's number for it, and its overrides with its folder pinned."""
+    """A cell to launch: its job number in Hydra, and its overrides with its folder fixed."""
 
     asked: Asked
     number: int
@@ -82,8 +82,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """A launched cell that ended: with a record, or with `loss`. `failed`: the status of one that
-    could not record why it failed."""
+    """A launched cell that ended: with a record, or with `loss`. `failed`: the status of a cell
+    that could not record its failure."""
 
     asked: Asked
     loss: Loss | None
@@ -91,12 +91,12 @@ class Ended:
 
 
 def failed_in(status: object) -> str | None:
-    """The status that a cell's task returned, if it is that of a failure."""
+    """The status that a cell's task returned, if it is a failure; else None."""
     return status if isinstance(status, str) and status.startswith("failed: ") else None
 
 
 def heartbeat(folder: Path) -> dict[str, Any]:
-    """What a cell's process last said of itself; empty where it said nothing."""
+    """The last heartbeat of a cell; empty if there is none."""
     try:
         found = read_json(folder / HEARTBEAT, max_bytes=MAX_BYTES)
     except (OSError, DataError):
@@ -105,8 +105,8 @@ def heartbeat(folder: Path) -> dict[str, Any]:
 
 
 def interrupted(folder: Path) -> str | None:
-    """Where a cell was when its process, of an earlier command on this machine, ended without a
-    word; None where that did not happen."""
+    """Where a cell was when its process, of an earlier command on this machine, died without a
+    record; None if that did not happen."""
     beat = heartbeat(folder)
     pid = beat.get("pid")
     if not isinstance(pid, int) or pid < 1 or beat.get("host") != socket.gethostname():
@@ -121,8 +121,8 @@ def interrupted(folder: Path) -> str | None:
 
 
 def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> str:
-    """Writes the record of a cell whose process could not write it, and removes its heartbeat;
-    the status in it, also when it cannot be written."""
+    """Write the record of a cell whose process died, and remove its heartbeat. Returns the status,
+    even if it cannot be written."""
     from backdoor_lab.pipeline.record import git_commit, record_head
     from backdoor_lab.pipeline.stages.training import versions
 

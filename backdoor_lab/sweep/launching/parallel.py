@@ -1,4 +1,4 @@
-"""How many cells of a sweep run at the same time on this machine, and on how many threads each."""
+"""How many cells of a sweep run in parallel on this machine, and with how many threads each."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from backdoor_lab.core.terminal import size_words
 
 RESOLVER = "cells_at_once"
 PROCESS_BYTES, WIDTH_BYTES = 1_000_000_000, 31_250_000
-"""Memory that a cell is taken to need, and more of it for each unit of the network's width: at
-width 16 most cells peak between 1 and 1.5 GB."""
+"""Memory assumed per cell, and in addition per unit of the network's width: at width 16, most
+cells peak between 1 and 1.5 GB."""
 FULL_WIDTH = 64
 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """`cells` at the same time, on `threads` each; None: the cores, divided among the cells.
-    `why` is said to the user where the number follows the machine; `here`: on this machine."""
+    """`cells` at the same time with `threads` each; None: the cores are divided among the cells.
+    `why`: the reason shown to the user if the number depends on the machine; `here`: on this
+    machine."""
 
     cells: int
     threads: int | None = None
@@ -31,12 +32,12 @@ class Parallelism:
 
     @property
     def trainer(self) -> dict[str, int]:
-        """What of the `trainer` group it settles."""
+        """The keys of the `trainer` group that this determines."""
         return {} if self.threads is None else {"threads": self.threads}
 
     def overrides(self, config: DictConfig) -> list[str]:
-        """Overrides for every cell: asked again in its own process, the machine could answer
-        otherwise."""
+        """Overrides for every cell, since the machine might give a different answer in the cell's
+        own process."""
         found = [f"trainer.{key}={value}" for key, value in self.trainer.items()]
         if "n_jobs" in config.hydra.launcher:
             found.append(f"hydra.launcher.n_jobs={self.cells}")
@@ -52,8 +53,8 @@ class Parallelism:
 
 
 def automatic(config: DictConfig) -> Parallelism:
-    """What cores and memory allow, one thread a cell unless `trainer.threads` says otherwise;
-    where the cells compute on GPUs, as many as there are places on these."""
+    """What cores and memory allow, with one thread per cell unless `trainer.threads` is set; for
+    cells on GPUs, the number of places on the GPUs."""
     trainer = _trainer(config)
     places = _gpu_places(trainer)
     if places:
@@ -70,22 +71,22 @@ def automatic(config: DictConfig) -> Parallelism:
 
 
 def cell_bytes(config: DictConfig) -> int:
-    """The memory that a cell of a whole configuration is taken to need."""
+    """The memory, in bytes, assumed for a cell with this configuration."""
     width = OmegaConf.select(config, "model.width")
     known = type(width) is int and width > 0
     return PROCESS_BYTES + WIDTH_BYTES * (width if known else FULL_WIDTH)
 
 
 def check_processes(config: DictConfig) -> None:
-    """Raises ConfigError for a number of processes that does not exist; needs no torch."""
+    """Raises ConfigError for an invalid number of processes; imports no torch."""
     raw: Any = OmegaConf.to_container(config.hydra.launcher, resolve=False)
     if "n_jobs" in raw and RESOLVER not in str(raw["n_jobs"]):
         jobs_of(config.hydra.launcher)
 
 
 def parallelism(config: DictConfig, cells: int) -> Parallelism:
-    """How a sweep of `cells` runs with the launcher of a whole configuration, as far as that
-    launcher says. Raises ConfigError for a number of processes that does not exist."""
+    """How a sweep of `cells` runs with the configured launcher, as far as it is known. Raises
+    ConfigError for an invalid number of processes."""
     launcher, trainer = config.hydra.launcher, _trainer(config)
     raw: Any = OmegaConf.to_container(launcher, resolve=False)
     if RESOLVER in str(raw.get("n_jobs")):
@@ -101,7 +102,7 @@ def parallelism(config: DictConfig, cells: int) -> Parallelism:
 
 
 def parallel(launcher: Any) -> int:
-    """How many cells run side by side on this machine, as far as a launcher's settings say."""
+    """How many cells run in parallel on this machine, as far as a launcher's settings say."""
     ray = launcher.get("ray")
     if ray is not None:
         return max(1, int(_machine()[0] // (ray.remote.get("num_cpus") or 1)))
@@ -109,7 +110,7 @@ def parallel(launcher: Any) -> int:
 
 
 def jobs_of(launcher: Any) -> int:
-    """The processes that joblib starts. Raises ConfigError where it would start none."""
+    """The number of processes that joblib starts. Raises ConfigError if it would start none."""
     from joblib import effective_n_jobs  # type: ignore[import-untyped]
 
     asked = launcher.get("n_jobs")
@@ -123,7 +124,7 @@ def jobs_of(launcher: Any) -> int:
 
 @functools.cache
 def _machine() -> tuple[int, int | None]:
-    # Once per process: free memory varies, and all that depends on it has to agree.
+    # Cached: free memory varies, but all decisions in a process must agree.
     return resources.cores(), resources.free_memory()
 
 
@@ -134,7 +135,7 @@ def _trainer(config: DictConfig) -> dict[str, Any]:
 
 
 def _threads(trainer: dict[str, Any]) -> int | None:
-    """`trainer.threads`; a value that makes no sense is refused elsewhere, with its rule."""
+    """`trainer.threads`; an invalid value is reported elsewhere."""
     threads = trainer.get("threads")
     return threads if type(threads) is int and threads > 0 else None
 

@@ -1,7 +1,7 @@
-"""Cells on the launchers that bring their own processes: submitit, Slurm, Ray, plugins.
+"""Cells on launchers that start their own processes: submitit, Slurm, Ray, plugins.
 
-In such a process the cell runs in a child (`supervised`), whose end the process reports as its
-result. Should the process itself be lost, its launcher says for which cell.
+In such a process the cell runs in a child (`supervised`), and the process returns how the child
+ended. If the process itself is lost, its launcher reports which cell it ran.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from backdoor_lab.sweep.launching.workers import Died, Worker
 
 log = logging.getLogger(__name__)
 ENDED_WITHIN = 120.0
-"""How many seconds a cluster waits at most before it kills a task that was asked to stop."""
+"""Maximum seconds before a cluster kills a task that it asked to stop."""
 RAISED = ("FailedJobError", "RayTaskError")
-"""Errors of a task that ran to its end and raised something."""
+"""Errors that mean that a task raised an exception."""
 
 
 def supervised(run: Callable[[], Any]) -> Any:
-    """What `run` returns in a child process, or the Loss of that process.
+    """The result of `run` in a child process, or the Loss of that process.
 
-    To be called before torch is imported: see workers.py. When a cluster tells this process to
-    stop, the child is stopped with it.
+    Must be called before torch is imported: see workers.py. When a cluster stops this process, the
+    child is stopped too.
     """
     worker = Worker(lambda _: run(), "fork")
     worker.send(None)
@@ -42,9 +42,9 @@ def supervised(run: Callable[[], Any]) -> Any:
     except Died as death:
         return Loss(death.code, death.pid)
     except CalledProcessError:
-        # Raised by submitit's signal handler: the cluster, which is about to end this task, has
-        # also ended the `scontrol requeue` that the handler ran. A task that returned now would
-        # pass for a finished one; whether it is queued again is for the cluster to say.
+        # Raised by submitit's signal handler: the cluster is about to end this task, and has also
+        # ended the `scontrol requeue` that the handler ran. A task that returned now would count as
+        # finished; whether it is requeued is up to the cluster.
         worker.stop()
         time.sleep(ENDED_WITHIN)
         raise SystemExit(1) from None
@@ -56,8 +56,8 @@ def supervised(run: Callable[[], Any]) -> Any:
 
 
 def run_remote(launcher: Any, jobs: Sequence[Job]) -> Iterator[Ended]:
-    """Launches cells and tells how each ended; of some it says nothing when the launcher gave up
-    before they ran."""
+    """Launch cells and yield how each ended; cells that never ran because the launcher gave up are
+    omitted."""
     overrides = [job.overrides for job in jobs]
     try:
         with _every_job_awaited(launcher):
@@ -82,7 +82,7 @@ def _loss(result: Any) -> Loss | None:
 
 
 def _value(result: Any) -> Any:
-    """What a job's task returned; a failure's status when Hydra itself raised an error."""
+    """What a job's task returned; the status of a failure if Hydra itself raised an error."""
     if isinstance(result, Exception):
         return None
     if result.status is JobStatus.COMPLETED:
@@ -92,8 +92,8 @@ def _value(result: Any) -> Any:
 
 @contextmanager
 def _every_job_awaited(launcher: Any) -> Iterator[None]:
-    """Makes a plugin wait for every job and hand out its error as its result: by itself it raises
-    the first error while other jobs still run, and does not say whose it is."""
+    """Make a plugin wait for every job and return its error as the result: by default it raises the
+    first error while other jobs still run, without naming the job."""
     holder, name, patient = _patience(type(launcher).__module__)
     if holder is None:
         yield
@@ -107,7 +107,7 @@ def _every_job_awaited(launcher: Any) -> Iterator[None]:
 
 
 def _patience(plugin: str) -> tuple[Any, str, Any]:
-    """What of a plugin or its library is replaced by what."""
+    """The object, the name of its attribute, and the replacement to patch in for a plugin."""
     if "hydra_submitit_launcher" in plugin:
         submitit = importlib.import_module("submitit")
         submit = submitit.AutoExecutor.map_array
@@ -126,7 +126,7 @@ def _outcome(get: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class _Awaited:
-    """A submitit job that has an error for a result instead of raising it."""
+    """A submitit job that returns an error as its result instead of raising it."""
 
     def __init__(self, job: Any) -> None:
         self.job = job

@@ -1,4 +1,4 @@
-"""One cell of a sweep in the process that a launcher gave it; imports nothing heavy by itself."""
+"""One cell of a sweep in the process that a launcher assigned to it; no heavy imports."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 
 
 def run_in_sweep(config: dict[str, Any], folder: Path, parallel_cells: int, journal: Path) -> Any:
-    """Runs a cell under supervision: its status, or the Loss of its process.
+    """Run a cell under supervision; returns its status, or the Loss of its process.
 
-    The driver's own workers are watched by the driver; any other process watches a child.
-    `journal`: the cell's log, which gets the last Python stack of a process that crashes.
+    The driver watches its own workers; any other process runs the cell in a child that it watches.
+    `journal`: the cell's log, to which a crash appends the last Python stack.
     """
     if halted(folder.parent):
         return "not started"
@@ -44,7 +44,7 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
         log.error("%s: %s", folder.name, error)
         status = str(error)
     except Exception as error:
-        # Hydra would keep it to itself.
+        # Hydra would not report it.
         reason, memory = reason_of(error), is_out_of_memory(error)
         known = memory or isinstance(error, LabError)
         log.error("%s: %s", folder.name, reason, exc_info=not known)
@@ -56,7 +56,7 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
 
 @contextmanager
 def _crashes_told(journal: Path) -> Iterator[None]:
-    # Next to what the cell logs; opened here, since a crashing process cannot open a file.
+    # Next to the cell's log; opened here, since a crashing process cannot open a file.
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         stream = journal.open("a")

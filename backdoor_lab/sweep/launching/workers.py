@@ -1,12 +1,11 @@
 """Processes that run cells, watched by the process that started them.
 
-Only the parent of a process learns how it ended, so every cell of a sweep runs in a child of a
-process of ours. On this machine the driver itself starts such workers, which import torch once
-and run one cell after the other (`basic`, `joblib`). A pool shared by all cells would not do:
-when one of its processes dies, joblib's kills the others, and does not say whose cell died.
-Elsewhere (submitit, Slurm, Ray) the launcher's own process forks one child per cell before it has
-imported anything heavy: no import is paid twice, and there are no threads yet that a fork
-would lose.
+Only the parent of a process learns how it ended, so every cell of a sweep runs in a child of one
+of this package's processes. On this machine (`basic`, `joblib`) the driver starts such workers,
+which import torch once and run one cell after the other. A joblib pool would not do: when one of
+its processes dies, it kills the others and does not report which cell died. Elsewhere (submitit,
+Slurm, Ray) the launcher's process forks one child per cell before any heavy import: nothing is
+imported twice, and there are no threads yet that a fork would lose.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from backdoor_lab.core import stopping
 from backdoor_lab.core.output import survive_lost_output
 
 GRACE = 5.0
-"""Seconds that a child has to end by itself when it is asked to."""
+"""Seconds that a child has to exit after it is asked to stop."""
 HELD = {"SIGINT", "SIGTERM", "SIGCONT", "SIGUSR1", "SIGUSR2"}
 
 
@@ -46,24 +45,24 @@ class Worker:
         context: Any = multiprocessing.get_context(method)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, run))
-        # Whatever arrives before the child has handlers of its own waits until it has them.
+        # Signals stay pending until the child has its own handlers.
         with _held():
             self._process.start()
         theirs.close()
 
     @property
     def pid(self) -> int:
-        """The number of the process."""
+        """The process id."""
         return int(self._process.pid)
 
     def send(self, job: Any) -> None:
-        """Gives the process a job; call ``result`` before the next."""
-        # A process that is dead already is found out by ``result``.
+        """Send the process a job; call ``result`` before the next."""
+        # ``result`` reports a process that has already died.
         with contextlib.suppress(OSError):
             self._pipe.send([job])
 
     def result(self) -> Any:
-        """Waits for what `run` returned. Raises Died when the process ended instead."""
+        """Wait for the return value of `run`. Raises Died if the process ended instead."""
         while not ready([self], 1.0):
             pass
         try:
@@ -75,13 +74,13 @@ class Worker:
         raise Died(self._process.exitcode, self.pid)
 
     def stop(self) -> None:
-        """Asks the process to stop what it does, waits, and ends it where that does not help."""
+        """Ask the process to stop, wait, and kill it if it does not."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGINT)
         self.retire()
 
     def retire(self) -> None:
-        """Lets the process end after its last job."""
+        """Let the process end after its last job."""
         with contextlib.suppress(OSError):
             self._pipe.send([])
         self._process.join(GRACE)
@@ -97,7 +96,7 @@ def ready(workers: list[Worker], timeout: float) -> list[Worker]:
     """The workers that have a result or have ended, after at most `timeout` seconds."""
     pipes = {worker._pipe: worker for worker in workers}
     found = [pipes[each] for each in connection.wait(list(pipes), timeout)]  # type: ignore[index]
-    # A pipe that a grandchild has inherited stays open when the worker has died.
+    # A pipe inherited by a grandchild stays open after the worker has died.
     return found or [worker for worker in workers if worker._ended()]
 
 
@@ -118,7 +117,7 @@ def _serve(pipe: Any, run: Callable[[Any], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    # Without its parent nobody would learn what becomes of the cell.
+    # Without its parent, no process would report how the cell ended.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
