@@ -88,7 +88,7 @@ def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) ->
 def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
     """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` where the defense decides it; a value that
     is most frequent, and that of more than three, comes last as ``(all others)``."""
-    values = dict.fromkeys(facts.word(n, key) for n in numbers)
+    values = facts.values(key, numbers)
     if len(values) == 1 or key in axes:
         return " | ".join(values)
     for axis in axes:

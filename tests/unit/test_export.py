@@ -17,6 +17,7 @@ from test_reports_records import GRID, failed, record, write_sweep
 
 from backdoor_lab.core.sheets import guarded
 from backdoor_lab.export import frame_of, main, write_frame
+from backdoor_lab.page.write import write_tables
 from backdoor_lab.results.columns import COLUMNS
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.records import CHOICES
@@ -74,6 +75,15 @@ def test_every_column_is_documented_and_every_documented_one_is_there(tmp_path: 
         assert name in found or any(each.startswith(family) for each in found), name
     assert len(set(found)) == len(found.columns)
     assert json.loads(found["notes"][0]) == {"classes": [2]}
+
+
+def test_the_sweeps_own_file_is_the_same_frame(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", [everything(), failed(everything(seed=1))])
+    write_tables(folder)
+    written = pd.read_csv(folder / "tables" / "records.csv")
+    write_frame(frame_of([read_sweep(folder)]), tmp_path / "exported.csv")
+    pd.testing.assert_frame_equal(written, pd.read_csv(tmp_path / "exported.csv"))
+    assert list(written) == list(frame_of([read_sweep(folder)]))
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "multirun_reports").glob("*/*/records.jsonl")))

@@ -176,8 +176,9 @@ def test_tables_need_no_torch() -> None:
     """Reports and status work where torch is not loaded: a second, not five. Nor is jinja2 before
     a page is written."""
     code = (
-        "import sys; import backdoor_lab.reports, backdoor_lab.reports.__main__,"
-        " backdoor_lab.status;"
+        "import sys; import backdoor_lab.reports.__main__, backdoor_lab.compare.__main__,"
+        " backdoor_lab.results.__main__, backdoor_lab.export, backdoor_lab.status,"
+        " backdoor_lab.tables.overview;"
         " print('torch' in sys.modules, 'backdoor_lab.core.types' in sys.modules,"
         " 'jinja2' in sys.modules)"
     )
