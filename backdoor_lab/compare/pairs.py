@@ -1,7 +1,7 @@
 """Which cells are compared with which: two sweeps, a sweep with itself, a sweep with the report.
 
-Cells are told apart by the columns of the tidy frame, as `Facts` has them, without pandas: to import
-it takes 0.25 s, and this whole command 0.2 s.
+Cells are told apart by the columns of the tidy frame, as `Facts` has them, without pandas: to
+import it takes 0.25 s, and this whole command 0.2 s.
 """
 
 from __future__ import annotations

@@ -104,6 +104,8 @@ def _without_repeats(sweep: Sweep) -> list[Cell]:
     (as a new code version makes them): its seed would count twice. The asked one stays, and so do
     results of modified code."""
     often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
+    if len(often) == len(sweep.cells):
+        return sweep.cells
     seen: dict[Any, str] = {}
     kept = []
     for cell in sweep.cells:
