@@ -90,6 +90,7 @@ _TEX = {
     "#": r"\#", "$": r"\$", "^": r"\textasciicircum{}", "~": r"\textasciitilde{}",
     "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "[": "{[}", "]": "{]}",
     "*": "{*}", '"': "''", "±": r"$\pm$", "–": "--", "…": r"\dots{}", "`": "{`}", "→": r"$\to$",
+    "†": r"\dag{}", "‡": r"\ddag{}",
 }  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from backdoor_lab.tables.markup import Grid
 from backdoor_lab.tables.notes import CONVERGED
 from backdoor_lab.tables.pivot import pivot_cells
 from backdoor_lab.tables.text import document, grids
-from backdoor_lab.tables.writers import sheet
+from backdoor_lab.tables.writers import latex, sheet
 
 RECORD = record()
 LAYOUT = PivotSpec(("defense",), ("trigger",), ("nat2", "asr2"))
@@ -151,6 +151,16 @@ def test_a_clean_network_of_another_table_of_the_sweep_counts(tmp_path: Path) ->
         sweep = read_sweep(write_sweep(tmp_path / name, [*made, other]))
         grid = grids(pivot_cells(sweep.cells, layout)[0])[0]
         assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
+
+
+def test_signs_and_their_notes_are_commands_in_latex(tmp_path: Path) -> None:
+    made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
+    (table,) = Report(read_sweep(write_sweep(tmp_path / "s", made))).tables
+    text = latex(document(table))
+    assert r" & 1.00 \ddag{} & " in text
+    assert r"\dag{} The network before the defense" in text
+    assert r"\ddag{} ASR1 is no higher than" in text
+    assert not any(code in text for code in ("U+2020", "U+2021"))
 
 
 def test_a_cell_without_poison_is_no_attack_and_carries_no_sign(tmp_path: Path) -> None:
