@@ -49,7 +49,7 @@ class AdaptivePatch(Trigger):
         if min(self.train) == 0 or max(self.test) == 0:
             raise ConfigError(
                 "`trigger.patches`: every patch needs a `train` opacity above 0, and at least one"
-                " a `test` opacity above 0"
+                " patch needs a `test` opacity above 0"
             )
 
     def stamp(self, images: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class Blended(Trigger):
 
     By default k is uniform noise in 0..255, drawn for each image shape from `noise_seed` (the
     paper's random pattern). With `image`, k is that image file, resized to the images, and its
-    transparency scales a. The paper's cartoon image is not included. Its accessory injection
+    opacity scales a. The paper's cartoon image is not included. Its accessory injection
     strategy is not implemented; see `patch` with an image.
     """
 

@@ -22,7 +22,7 @@ class Frequency(Additive):
     `window` x `window` window of U and V, add `magnitude` to the `bins` [row, column], and
     convert back.
 
-    These steps are linear, so their sum is one pattern, which is added to the image directly.
+    These steps are linear, so that they amount to adding one fixed pattern to the image.
     The authors' code also rounds intermediate results and uses YCrCb for YUV. On grayscale
     images the single channel is treated like U and V.
 

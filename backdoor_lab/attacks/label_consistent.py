@@ -15,7 +15,7 @@ CHUNK = 256
 
 
 class LabelConsistent(Trigger):
-    """Perturbs target-class images so that the mark is easier to learn; all labels stay true.
+    """Perturbs target-class images so that the model learns the mark; all labels stay true.
 
     Turner, Tsipras, Madry, "Label-Consistent Backdoor Attacks", 2019 (arXiv 1912.02771). Each
     poisoned image of the target class is first perturbed by projected gradient ascent on the

@@ -42,7 +42,7 @@ class LowFrequency(Additive):
     def fits(self, channels: int, height: int, width: int) -> None:
         if min(height, width) <= self.band:
             raise ConfigError(
-                f"`trigger.band`={self.band}: images of {height}x{width} pixels have no higher"
-                f" frequencies than that; they need more than {self.band} rows and columns"
+                f"`trigger.band`={self.band}: images of {height}x{width} pixels have no"
+                f" frequencies above this band; they need more than {self.band} rows and columns"
             )
         super().fits(channels, height, width)

@@ -27,7 +27,7 @@ class Patch(PixelTrigger):
     Attacks", NeurIPS 2018, section 4 (`x` with size 3: a pixel and its four diagonal neighbors;
     `l` with size 2: a pixel, the one below and the one to the right).
 
-    With a mask m in 0..1 (the shape times the image file's transparency), color k and `opacity`
+    With a mask m in 0..1 (the shape times the image file's opacity), color k and `opacity`
     a: x' = (1 - a m) x + a m k, rounded.
 
     - `shape`: square (the whole rectangle), x (both diagonals), l (first row and column) or

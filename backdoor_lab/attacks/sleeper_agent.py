@@ -168,7 +168,7 @@ class _Lesson:
         self.wanted = torch.zeros(())
 
     def gradient(self, images: Tensor, labels: Tensor, *, twice: bool = False) -> Tensor:
-        """Gradient of the summed loss by all weights, 1-D; differentiable if `twice`."""
+        """Gradient of the summed loss w.r.t. all weights, 1-D; differentiable if `twice`."""
         with torch.enable_grad():
             logits = torch.func.functional_call(self.net, self.weights, (images,))
             loss = F.cross_entropy(logits, labels, reduction="sum")

@@ -24,7 +24,7 @@ class Warp(Trigger):
     Cover images (the paper's noise mode) are warped by the same field plus R / L, with R drawn
     uniformly from -1..1 for every image, pixel and axis, and keep their labels, so that the
     model must learn this exact field. Here the poison is made once, before training; in the
-    paper, where the attacker controls training, it is drawn anew for every batch.
+    paper, where the attacker controls training, it is redrawn for every batch.
     """
 
     covers: ClassVar[float] = 2.0

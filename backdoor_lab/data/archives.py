@@ -1,4 +1,4 @@
-"""The files inside a .tar[.gz|.bz2|.xz] or a .zip, read within the bounds of `limits`."""
+"""Reads the files in a .tar[.gz|.bz2|.xz] or .zip archive within the bounds of `limits`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DAMAGE = (
 
 
 def members(root: Path) -> Members:
-    """The reader for `root`; DataError when there is nothing that one of them can read."""
+    """The reader for `root`. Raises DataError if no reader supports it."""
     if root.is_dir():
         return Folder(root)
     if not root.is_file():
@@ -52,11 +52,11 @@ def members(root: Path) -> Members:
         return Tar(root)
     if name.endswith(".zip"):
         return Zip(root)
-    raise DataError(f"{root}: not a folder, nor one of {', '.join((*TAR, '.zip'))}")
+    raise DataError(f"{root}: neither a folder nor one of {', '.join((*TAR, '.zip'))}")
 
 
 class Tar(Members):
-    """A tar archive. Links, devices, sparse files and names that lead outside are refused."""
+    """A tar archive. Refuses links, devices, sparse files and paths that lead outside."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -73,7 +73,7 @@ class Tar(Members):
                 path = inner_path(member.name, self.root)
                 _note(found, path, member.isdir(), member.size, self.root)
                 self._places[path] = (member.offset_data, member.size)
-                # tarfile would keep all of these.
+                # Otherwise tarfile keeps all of these in memory.
                 tar.members = []
                 tar.pax_headers.clear()
             _check_end(stream, tar.offset)
@@ -93,7 +93,7 @@ class Tar(Members):
             yield path, _bytes_at(stream, offset, min(size, HEAD))
 
     def _wanted(self, wanted: Container[str]) -> Iterator[tuple[str, int, int, IO[bytes]]]:
-        # Headers were read for the listing; reading them again would take twice as long.
+        # The listing has read all headers; reading them again would take twice as long.
         if not self._places:
             self.listing()
         with self._open() as (_, stream):
@@ -109,11 +109,11 @@ class Tar(Members):
                 with tarfile.open(fileobj=bounded, mode="r:") as tar:
                     yield tar, stream
         except _DAMAGE as error:
-            raise DataError(f"{self.root}: the archive is damaged or cut short: {error}") from error
+            raise DataError(f"{self.root}: the archive is damaged or truncated: {error}") from error
 
 
 class Zip(Members):
-    """A zip archive. Links, encrypted members and names that lead outside are refused."""
+    """A zip archive. Refuses links, encrypted members and paths that lead outside."""
 
     def listing(self) -> Listing:
         found = Listing()
@@ -133,7 +133,7 @@ class Zip(Members):
                 check_file_size(info.file_size, f"{self.root}: {path}")
                 with archive.open(info) as stream:
                     data = _chunked(stream, info.file_size)
-                    stream.read(1)  # At the end zipfile compares the checksum.
+                    stream.read(1)  # At the end, zipfile compares the checksum.
                 yield path, data
             except DataError as error:
                 yield path, error
@@ -159,7 +159,7 @@ class Zip(Members):
                     yield path, info, archive
 
     def _compare(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-        """A zip's directory has no checksum; opening compares it with the member's own name."""
+        """Opens a member, so that zipfile compares its name with the directory (no checksum)."""
         try:
             archive.open(info).close()
         except _DAMAGE as error:
@@ -169,28 +169,28 @@ class Zip(Members):
         try:
             return zipfile.ZipFile(self.root)
         except _DAMAGE as error:
-            raise DataError(f"{self.root}: the archive is damaged or cut short: {error}") from error
+            raise DataError(f"{self.root}: the archive is damaged or truncated: {error}") from error
 
 
 def inner_path(name: str, archive: Path) -> str:
-    """A member's name without '.' and doubled slashes; DataError if it could lead outside."""
+    """A member's name without '.' and repeated slashes; DataError if it may lead outside."""
     parts = name.split("/")
     outside = name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name)
     if "\\" in name and not outside:
         raise DataError(
-            f"{archive}: member {name!r} has a backslash in its name: pack the archive with /"
-            " between folders"
+            f"{archive}: member {name!r} has a backslash in its name: use / between folders"
+            " when creating the archive"
         )
     if outside or "\0" in name:
         raise DataError(
-            f"{archive}: member {name!r} leads out of the archive; nothing of it is read"
+            f"{archive}: member {name!r} leads out of the archive; the archive is not read"
         )
     return "/".join(part for part in parts if part not in ("", "."))
 
 
 class _Headers:
-    """A stream for tarfile, which reads headers as long as they claim to be: a member's headers
-    together are refused beyond a bound. `spent` is what the present member's have taken."""
+    """A stream that limits the size of the headers that tarfile reads for one member, since
+    tarfile trusts the sizes they claim. `spent` is the number of bytes read for this member."""
 
     def __init__(self, stream: IO[bytes], where: Path) -> None:
         self._stream, self._where, self.spent = stream, where, 0
@@ -207,7 +207,7 @@ class _Headers:
 
 
 def _unpacked(path: Path) -> IO[bytes]:
-    """A stream of the unpacked bytes of a file, by its first bytes; other files as they are."""
+    """A stream of a file's decompressed bytes; the first bytes determine the compression."""
     with path.open("rb") as stream:
         head = stream.read(8)
     unpack = next((each for magic, each in _PACKED if head.startswith(magic)), open)
@@ -227,7 +227,7 @@ def _bytes_at(stream: IO[bytes], offset: int, size: int) -> bytes:
 
 
 def _chunked(stream: IO[bytes], size: int) -> bytes:
-    """`size` bytes, asked for in pieces: a stream makes room for all that it is asked for."""
+    """Reads `size` bytes in pieces, since a stream allocates all the memory requested at once."""
     found = bytearray()
     while len(found) < size and (piece := stream.read(min(_CHUNK, size - len(found)))):
         found += piece
@@ -237,9 +237,8 @@ def _chunked(stream: IO[bytes], size: int) -> bytes:
 
 
 def _check_end(stream: IO[bytes], offset: int) -> None:
-    """tarfile takes a damaged header in mid-archive for its end; only a block of zeros is one.
-
-    Reading on to the last byte also makes the decompressor compare its checksum.
+    """Raises ReadError unless the archive ends in a block of zeros; tarfile also stops at a
+    damaged header. Reading to the last byte makes the decompressor compare its checksum.
     """
     stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)

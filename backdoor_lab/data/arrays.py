@@ -32,7 +32,7 @@ KEYS = {
     "test_images": "x_test",
     "test_labels": "y_test",
 }
-"""The arrays that an .npz file must hold, and the other usual name of each."""
+"""The required arrays of an .npz file, and an accepted alternative name of each."""
 
 LAYOUTS = ("auto", "NHWC", "NCHW")
 
@@ -40,12 +40,12 @@ LAYOUTS = ("auto", "NHWC", "NCHW")
 class ArrayFile(Source):
     """Reads `root`, an .npz file with the arrays of `KEYS` and, optionally, `classes`.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; where both of the latter
-    fit, `layout` must say which. See `validate.byte_images` for the values. Labels are (N,) or
-    (N, 1). Class names come from the parameter `classes`, else from the file, else "0", "1", ...
-    `size` resizes as for a folder of images. Without test arrays `test_share` of every class is
-    held out of the training arrays, drawn with `split_seed`. Object arrays, which could run code
-    when loaded, are refused.
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; if a shape fits both of the
+    latter, `layout` must specify one. See `validate.byte_images` for accepted values. Labels are
+    (N,) or (N, 1). Class names are the parameter `classes`, else the file's, else "0", "1", ...
+    `size` resizes images as in `ImageFolder`. Without test arrays, the fraction `test_share` of
+    every class is held out of the training arrays, drawn with `split_seed`. Raises DataError for
+    object arrays, which could run code when loaded.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ArrayFile(Source):
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:
-        """The file's hash and how it is read; options left at their default are left out."""
+        """The file's hash and the reading options; `size` and `test_share` only if set."""
         if not self.root.is_file():
             keys = ", ".join(KEYS)
             where = f"{self.root}{pattern_hint(self.root)}"
@@ -87,13 +87,13 @@ class ArrayFile(Source):
         largest = max(max(split.labels, default=-1) for split in read)
         classes = self._classes(found, int(largest) + 1)
         if len(read) == 1:
-            # Names too few for the labels are refused by whoever checks the whole set.
+            # A set with too few names for its labels is refused later, by `validate.checked`.
             names = (*classes, *map(str, range(len(classes), int(largest) + 1)))
             read = list(divided(read[0], self.held_out, names))
         return Arrays(read[0], read[1], classes)
 
     def _load(self) -> dict[str, NDArray[Any]]:
-        """The arrays by our names for them, those of the test split only if it is there."""
+        """The arrays by the keys of `KEYS`; those of the test split only if present."""
         there = names_in(self.root)
         named = {key: name for key in KEYS for name in (KEYS[key], key) if name in there}
         has_test = bool({"test_images", "test_labels"} & named.keys())
@@ -128,13 +128,17 @@ class ArrayFile(Source):
         names = found["classes"]
         if names.ndim != 1 or names.dtype.kind != "U":
             raise DataError(
-                f"{self.root}: `classes` must be a 1-D array of text, got {names.dtype}"
+                f"{self.root}: `classes` must be a 1-D array of strings, got {names.dtype}"
             )
         return tuple(names.tolist())
 
 
 def channels_first(images: NDArray[Any], layout: str, where: str) -> NDArray[Any]:
-    """(N, H, W), (N, H, W, C) or (N, C, H, W) as (N, C, H, W); C is 1 or 3."""
+    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, as (N, C, H, W).
+
+    >>> channels_first(np.zeros((5, 8, 8, 3)), "auto", "images").shape
+    (5, 3, 8, 8)
+    """
     if images.ndim == 3:
         return images[:, None]
     if images.ndim != 4:
@@ -143,19 +147,19 @@ def channels_first(images: NDArray[Any], layout: str, where: str) -> NDArray[Any
     if layout == "auto" and first and last:
         raise DataError(f"{where}: shape {images.shape} fits NHWC and NCHW; set `dataset.layout`")
     if not (first if layout == "NCHW" else last if layout == "NHWC" else first or last):
-        raise DataError(f"{where}: {layout} with 1 or 3 channels expected, got {images.shape}")
+        raise DataError(f"{where}: expected {layout} with 1 or 3 channels, got {images.shape}")
     as_given = layout == "NCHW" or (layout == "auto" and first)
     return images if as_given else images.transpose(0, 3, 1, 2)
 
 
 def resized(images: NDArray[Any], size: int | None) -> NDArray[Any]:
-    """(N, C, H, W) uint8 with every image `size` x `size`, as `decode` resizes; None keeps all."""
+    """uint8 (N, C, H, W) resized to `size` x `size` as by `decode`; unchanged if size is None."""
     if size is None or images.shape[2:] == (size, size) or 0 in images.shape:
         return images
     count, channels = images.shape[:2]
     found = np.empty((count, channels, size, size), np.uint8)
     for image, target in zip(images, found, strict=True):
-        # Channel by channel, which Pillow's filter does with a colour image too.
+        # Pillow resizes color images channel by channel too.
         for plane, place in zip(image, target, strict=True):
             picture = Image.fromarray(np.ascontiguousarray(plane))
             place[:] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))
@@ -165,5 +169,5 @@ def resized(images: NDArray[Any], size: int | None) -> NDArray[Any]:
 def _names(classes: Any) -> list[str]:
     names = list(classes)
     if not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"`dataset.classes` must be a list of text, got {names!r}")
+        raise ConfigError(f"`dataset.classes` must be a list of strings, got {names!r}")
     return names

@@ -1,4 +1,4 @@
-"""What every kind of data set has in common: a cheap identity, and reading into plain arrays."""
+"""Base class of data sets: an identity that is cheap to compute, and reading into arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EMBEDDED = "To run on data that needs no download: python -m backdoor_lab experi
 
 @dataclass(frozen=True)
 class Split:
-    """`images` uint8 (N, C, H, W), `labels` int64 (N,)."""
+    """`images` uint8 (N, C, H, W) and `labels` int64 (N,)."""
 
     images: NDArray[Any]
     labels: NDArray[Any]
@@ -31,7 +31,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Both splits of a data set; label k is ``classes[k]``."""
+    """Both splits of a data set; ``classes[k]`` is the name of label k."""
 
     train: Split
     test: Split
@@ -39,10 +39,10 @@ class Arrays:
 
 
 class Source(ABC):
-    """Where a data set comes from. The constructor's parameters are the keys of its YAML file.
+    """Base class of data sets. The constructor's parameters are the keys of the YAML file.
 
-    Constructors check their parameters (ConfigError) and touch no file. `limit_train` and
-    `limit_test` keep the first so many images of every class.
+    Constructors validate their parameters (ConfigError) and access no file. `limit_train` and
+    `limit_test` keep the first images of every class, up to this number.
     """
 
     def __init__(
@@ -52,34 +52,35 @@ class Source(ABC):
         self.limit_train = positive("dataset.limit_train", limit_train)
         self.limit_test = positive("dataset.limit_test", limit_test)
         self.notes: dict[str, Any] = {}
-        """What else the record says of the files; known after `identity` or `read`."""
+        """Further information for the record; available after `identity` or `read`."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Cheap JSON that decides the content, free of paths. DataError if data is missing."""
+        """JSON that determines the content, cheap and without paths. DataError if data is
+        missing."""
 
     def known_classes(self) -> tuple[str, ...] | None:
-        """The names of the classes, where they are known without reading the images; else None.
-        Raises DataError."""
+        """The class names if they are known without reading the images, else None. Raises
+        DataError."""
         return None
 
     def is_absent(self) -> bool:
-        """Whether `read` would have to download everything."""
+        """Whether `read` would have to download all files."""
         return False
 
     @abstractmethod
     def read(self) -> Arrays:
-        """The whole data set; what it holds is checked by whoever calls. Raises DataError."""
+        """The whole data set; the caller validates its content. Raises DataError."""
 
     def fingerprint(self) -> str:
-        """A hash that names the content without reading all of it. Raises DataError."""
+        """A hash that identifies the content without reading all of it. Raises DataError."""
         limits = [self.limit_train, self.limit_test]
         (mark,) = identity.of("datasets", self)["datasets"].values()
         kind = f"{type(self).__name__}/{mark}"
         return digest({"kind": kind, "limits": limits, "identity": self.identity()})
 
     def limited(self) -> Arrays:
-        """What `read` gives, cut to the first `limit_train` and `limit_test` of every class."""
+        """The result of `read`, limited to `limit_train` and `limit_test` images per class."""
         arrays = self.read()
         return replace(
             arrays,
@@ -89,7 +90,7 @@ class Source(ABC):
 
 
 def divided(split: Split, held_out: HeldOut, classes: tuple[str, ...]) -> tuple[Split, Split]:
-    """Training and test images out of one split, by `held_out`, in their old order."""
+    """Training and test images from one split, selected by `held_out`, in their order."""
     chosen = np.zeros(len(split.labels), bool)
     for label in np.unique(split.labels):
         rows = np.flatnonzero(split.labels == label)
@@ -101,7 +102,7 @@ def divided(split: Split, held_out: HeldOut, classes: tuple[str, ...]) -> tuple[
 
 
 def first_per_class(split: Split, limit: int | None) -> Split:
-    """The first `limit` images of every class, in their old order; None keeps all."""
+    """The first `limit` images of every class, in their order; all if `limit` is None."""
     if limit is None:
         return split
     rows = [np.flatnonzero(split.labels == label)[:limit] for label in np.unique(split.labels)]
@@ -110,29 +111,33 @@ def first_per_class(split: Split, limit: int | None) -> Split:
 
 
 def positive(name: str, value: int | None) -> int | None:
-    """A whole number from 1 up, or None for no limit."""
+    """`value` as an integer of at least 1, or None for no limit."""
     return None if value is None else checks.whole(name, value, low=1)
 
 
 def channel_count(value: int) -> int:
-    """3 for colour or 1 for grey."""
+    """Validates a number of channels: 3 for color, 1 for gray."""
     return int(checks.choice("dataset.channels", value, (1, 3)))
 
 
 def path_given(value: Any, what: str) -> str:
-    """A path as text; an empty or missing one is refused with what it should lead to."""
+    """Validates a path; the error for a missing one says `what` it should lead to."""
     if not isinstance(value, str) or not value:
         raise ConfigError(f"`dataset.root` must be the path of {what}, got {value!r}")
     return value
 
 
 def pattern_hint(root: Path) -> str:
-    """What to say of a path that is not there and looks like a pattern; else nothing."""
+    """A hint for the message about a missing path that looks like a glob pattern, else empty."""
     return " (a pattern like this is for sweeps, with -m)" if has_magic(str(root)) else ""
 
 
 def name_from(path: str) -> str:
-    """A data set's name from its file's or folder's: no extensions, made safe for paths."""
+    """A data set's name from the name of its file or folder: no extensions, safe for paths.
+
+    >>> name_from("/data/My Birds.tar.gz")
+    'my-birds'
+    """
     base = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
     stem = re.sub(r"\.(tar|tgz|zip|npz|gz|xz)\b.*$", "", base.lower())
     return re.sub(r"[^a-z0-9_.-]+", "-", stem).strip("-.")[:64] or "images"

@@ -1,4 +1,4 @@
-"""Opening a data set: checked and written once as .npy files in the store, mapped ever after."""
+"""Opens data sets: validated and written once to the store as .npy files, then memory-mapped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Unstored:
-    """A data set that was read and checked, and is in no store yet."""
+    """A data set that has been read and validated but is not in a store."""
 
     arrays: Arrays
     digests: dict[str, str]
@@ -36,15 +36,15 @@ class _Unstored:
 
 _told = set[str]()
 _unstored: dict[str, _Unstored] = {}
-"""By fingerprint: what this process has read to check a command, which may yet be refused."""
+"""By fingerprint: data sets read to validate a command that may still be refused."""
 
 
 def open_dataset(source: Source, store: Store) -> Dataset:
-    """The data set of `source`: tensors over memory-mapped files (writes stay in this process).
+    """Opens the data set of `source` as tensors on memory-mapped files (writes are private).
 
-    With a store that is read only, tensors in memory when it has no such data set; to open it
-    with another store writes them there. Raises DataError when the data is missing, damaged or
-    breaks a rule of `validate`.
+    If the store is read-only and does not have the data set, the tensors are in memory; a later
+    call with a writable store writes them to it. Raises DataError if the data is missing,
+    damaged or breaks a rule of `validate`.
     """
     fingerprint = source.fingerprint()
     inputs = _inputs(fingerprint)
@@ -58,7 +58,7 @@ def open_dataset(source: Source, store: Store) -> Dataset:
         _tell(source.name, read.notes)
         return _in_memory(source, read)
     _unstored.pop(fingerprint, None)
-    # What stands beside a folder's images may have changed since they were stored.
+    # Files next to a folder's images may have changed since the images were stored.
     notes = {**entry.meta.get("notes", {}), **source.notes}
     _tell(source.name, notes)
     classes = tuple(entry.meta["classes"])
@@ -70,8 +70,8 @@ def open_dataset(source: Source, store: Store) -> Dataset:
 
 
 def classes_of(source: Source, store: Store) -> tuple[str, ...]:
-    """The names of the classes of `source`; its images are read only where nothing else says
-    them. Raises as `open_dataset` does."""
+    """The class names of `source`; reads its images only if there is no cheaper way. Raises the
+    same errors as `open_dataset`."""
     fingerprint = source.fingerprint()
     entry = store.find("data", _inputs(fingerprint))
     if entry is not None:
@@ -80,7 +80,7 @@ def classes_of(source: Source, store: Store) -> tuple[str, ...]:
 
 
 def is_stored(source: Source, store: Store) -> bool:
-    """Whether `store` holds the data set of `source`, whole."""
+    """Whether `store` has the complete data set of `source`."""
     return store.find("data", _inputs(source.fingerprint())) is not None
 
 
@@ -112,8 +112,7 @@ def _in_memory(source: Source, read: _Unstored) -> Dataset:
 
 
 def _tell(name: str, notes: dict[str, Any]) -> None:
-    """One line for files that are not used, and one for images that are left out, once in a
-    process."""
+    """Logs unused files and skipped images, once per process."""
     said = canonical([name, notes])
     if said in _told:
         return
@@ -134,13 +133,13 @@ def _tell(name: str, notes: dict[str, Any]) -> None:
 
 
 def overlap(dataset: Dataset) -> int:
-    """How many test images occur, byte for byte, in the training split."""
+    """Number of test images that are byte-identical to a training image."""
     seen = set(_row_hashes(dataset.train.images.numpy()))
     return sum(row in seen for row in _row_hashes(dataset.test.images.numpy()))
 
 
 def content_digest(split: Split, classes: tuple[str, ...]) -> str:
-    """sha256 of a split's shape, pixels, labels and class names."""
+    """SHA-256 of a split's shape, pixels, labels and class names."""
     head = canonical([list(split.images.shape), "uint8", "int64", list(classes)])
     total = hashlib.sha256(head.encode())
     total.update(np.ascontiguousarray(split.images).data)

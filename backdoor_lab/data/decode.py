@@ -1,15 +1,15 @@
-"""Image files to pixels, in parallel (Pillow lets other threads run while it decodes).
+"""Decodes image files in parallel; Pillow releases the GIL while it decodes.
 
-What becomes of each kind of picture, for `channels` 3 and 1:
+How each kind of image is converted, for `channels` 3 and 1:
 
-    L, 1-bit              grey repeated three times      as it is
+    L, 1-bit              gray repeated three times      unchanged
     RGB, CMYK, YCbCr      RGB                            luma (ITU-R 601)
     palette               looked up, then as RGB         looked up, then as RGB
-    any transparency      laid over black                laid over black
-    16-bit, 32-bit, float, LAB, HSV                      refused by name
+    any transparency      composited on black            composited on black
+    16-bit, 32-bit, float, LAB, HSV                      error that names the mode
 
-Only the first frame of an animation counts. The orientation that a camera noted (EXIF) is applied.
-The memory that all this takes is bounded, see `limits`.
+Only the first frame of an animation is used. The EXIF orientation is applied. Memory is bounded,
+see `limits`.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ _LARGE_ONE = Lock()
 
 
 class Broken(DataError):
-    """An image file that is damaged, or is no image file at all."""
+    """A damaged image file, or a file that is not an image."""
 
 
 @dataclass
 class Decoded:
-    """`images` uint8 (n, channels, H, W); `rows` path -> row; `broken` the paths left out, sorted,
-    each with the reason."""
+    """`images` uint8 (n, channels, H, W); `rows`: path -> row; `broken`: skipped path -> reason,
+    sorted."""
 
     images: NDArray[np.uint8]
     rows: dict[str, int]
@@ -54,10 +54,10 @@ class Decoded:
 
 
 def decode(data: bytes, where: str, channels: int, size: int | None) -> NDArray[np.uint8]:
-    """One image file as uint8 (channels, H, W), resized to (size, size) unless size is None.
+    """Decodes an image file to uint8 (channels, H, W), resized to (size, size) if size is given.
 
-    Resizing is Pillow's bilinear filter, which antialiases. Raises DataError naming `where`:
-    Broken for a damaged file.
+    Resizing uses Pillow's bilinear filter, which antialiases. Raises DataError that names
+    `where`, and its subclass Broken for a damaged file.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -67,8 +67,8 @@ def decode(data: bytes, where: str, channels: int, size: int | None) -> NDArray[
                 return _pixels(image, channels, size)
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # decoders of damaged files raise nearly anything
-        raise Broken(f"{where}: not a sound image file: {error}") from error
+    except Exception as error:  # decoders raise almost any exception on damaged files
+        raise Broken(f"{where}: not a valid image file: {error}") from error
 
 
 def decode_all(
@@ -80,10 +80,10 @@ def decode_all(
     *,
     skip_broken: bool = False,
 ) -> Decoded:
-    """The images at `paths`, in that order. Without a size all images must agree.
+    """Decodes the images at `paths`, in that order. Without `size` all must have equal sizes.
 
-    With `skip_broken` files that are damaged or cannot be read are left out; else the first of
-    them is named in a DataError.
+    With `skip_broken`, damaged or unreadable files are skipped; otherwise the first one raises
+    DataError.
     """
     work = _Work(where, {path: row for row, path in enumerate(paths)}, channels, size)
     missing = set(work.rows)
@@ -102,7 +102,7 @@ def decode_all(
 
 @dataclass
 class _Work:
-    """Fills one array from many threads; `shape` is None until the first image is decoded."""
+    """Fills one array from several threads; `images` is None until the first one is decoded."""
 
     where: str
     rows: dict[str, int]
@@ -113,7 +113,7 @@ class _Work:
     refused: dict[str, str] = field(default_factory=dict)
 
     def chunk(self, files: list[tuple[str, Content]]) -> dict[str, str]:
-        """Decodes some files into their rows; those that are broken, with the reason."""
+        """Decodes files into their rows; returns the broken ones with the reason."""
         broken = {}
         for path, content in files:
             try:
@@ -123,13 +123,13 @@ class _Work:
         return broken
 
     def begin(self, path: str, pixels: NDArray[np.uint8]) -> None:
-        """Makes room for all images, as large as the first."""
+        """Allocates memory for all images, using the size of the first."""
         need = len(self.rows) * pixels.nbytes
         check_memory(need, f"{self.where}: {many(len(self.rows), 'image')}", "set `dataset.size`")
         self.first, self.images = path, np.empty((len(self.rows), *pixels.shape), np.uint8)
 
     def done(self) -> Decoded:
-        """What was decoded, without rows for broken files."""
+        """The decoded images, without rows for broken files."""
         if self.images is None:
             reason = self.refused[min(self.refused)] if self.refused else "no image"
             raise DataError(
@@ -138,7 +138,7 @@ class _Work:
         sound = [path for path in self.rows if path not in self.refused]
         rows = {path: row for row, path in enumerate(sound)}
         for path, row in rows.items() if self.refused else ():
-            self.images[row] = self.images[self.rows[path]]  # never from a row already filled
+            self.images[row] = self.images[self.rows[path]]  # no row is overwritten unread
         return Decoded(self.images[: len(rows)], rows, dict(sorted(self.refused.items())))
 
     def _one(self, path: str, content: Content) -> None:
@@ -155,7 +155,7 @@ class _Work:
 
 
 def _split(batch: list[tuple[str, Content]], work: _Work) -> Iterator[list[tuple[str, Content]]]:
-    """The chunks of a batch; alone, in this thread, until an image has told the shape."""
+    """The chunks of a batch; until the shape is known, decodes single images in this thread."""
     at = 0
     while work.images is None and at < len(batch):
         work.refused |= work.chunk(batch[at : at + 1])
@@ -167,7 +167,7 @@ def _split(batch: list[tuple[str, Content]], work: _Work) -> Iterator[list[tuple
 def _batches(
     contents: Iterable[tuple[str, Content]],
 ) -> Iterator[list[tuple[str, Content]]]:
-    """Files in groups of bounded number and size: one group waits in memory at a time."""
+    """Groups of files, bounded in number and bytes, so that one group is in memory at a time."""
     batch: list[tuple[str, Content]] = []
     held = 0
     for path, content in contents:
@@ -181,7 +181,7 @@ def _batches(
 
 
 def _processors() -> int:
-    """How many processors this process may use."""
+    """Number of processors available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -196,35 +196,35 @@ def _pixels(image: Image.Image, channels: int, size: int | None) -> NDArray[np.u
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """`image` turned as its EXIF orientation says; as it is where that cannot be read."""
-    image.load()  # Damage to the image itself shows here, and is not taken for damage to EXIF.
+    """`image` rotated by its EXIF orientation; unchanged if that cannot be read."""
+    image.load()  # Raises for damaged pixels here, outside of the handler for damaged EXIF data.
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # EXIF data are as manifold as the programs that write them
+    except Exception:  # malformed EXIF data raise almost any exception
         return image
 
 
 def _refuse_deep(image: Image.Image, where: str) -> None:
-    """Refuses more than 8 bits a channel, also where Pillow would quietly drop the lower ones."""
+    """Raises DataError for more than 8 bits per channel, even if Pillow would reduce them."""
     tiles: Any = getattr(image, "tile", [])
-    # BGR;16 is a BMP's way of packing 5, 6 and 5 bits a channel.
+    # BGR;16 is BMP's packing of 5, 6 and 5 bits per channel.
     arguments = [tile[3] for tile in tiles]
     shortened = any(";16" in str(args).replace("BGR;16", "") for args in arguments) or (
         image.format == "PPM" and any(_maximum(args) > 255 for args in arguments)
     )
     if image.mode not in MODES or shortened:
         kind = f"{image.mode}, 16 bits a channel" if shortened else f"mode {image.mode}"
-        raise DataError(f"{where}: {kind} is not supported; convert to 8-bit grey or RGB")
+        raise DataError(f"{where}: {kind} is not supported; convert to 8-bit gray or RGB")
 
 
 def _maximum(args: Any) -> int:
-    """The largest number among a tile's decoder arguments: a PPM file's brightest value."""
+    """The largest number in a tile's decoder arguments, which for PPM is the maximum value."""
     given = args if isinstance(args, tuple) else (args,)
     return max((value for value in given if isinstance(value, int)), default=0)
 
 
 def _flat(image: Image.Image, channels: int) -> Image.Image:
-    """`image` without transparency, as L for one channel and RGB for three."""
+    """`image` without transparency, in mode L for one channel and RGB for three."""
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(opaque, image.convert("RGBA"))

@@ -1,10 +1,10 @@
-"""Handwritten digits that scikit-learn is installed with: real images, nothing to download.
+"""Handwritten digits that come with scikit-learn: real images without a download.
 
-1,797 grey images, 8 x 8 in 17 levels: the test part of UCI's "Optical Recognition of Handwritten
-Digits" (Alpaydin and Kaynak 1998), by thirteen writers. Its training part, by thirty others, does
-not come with scikit-learn. So this file divides the images itself: of every class a third are test
-images, drawn once and for all with seed 0, whatever the seed of a cell. Writers are not named in
-the data: both splits hold images of every writer.
+1,797 gray images of 8 x 8 pixels in 17 levels: the test part of UCI's "Optical Recognition of
+Handwritten Digits" (Alpaydin and Kaynak 1998), by 13 writers. scikit-learn does not include the
+training part, by 30 other writers. This module therefore splits the images: a third of every
+class are test images, drawn once with seed 0, independent of a cell's seed. The data do not name
+the writers, so both splits have images of every writer.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from backdoor_lab.data.splits import HeldOut
 COUNT, SIDE, BRIGHTEST = 1797, 8, 16
 CLASSES = tuple("0123456789")
 CONTENT = "2800c27c8a5c6b34830797d4baffec7921121db049549442d8e2241bd4fefa00"
-"""The hash of all images and labels as scikit-learn gives them."""
+"""Hash of all images and labels in scikit-learn's file."""
 TEST_SHARE, SPLIT_SEED = 1 / 3, 0
 REINSTALL = "Install scikit-learn anew: pip install --force-reinstall --no-deps scikit-learn"
 
 
 class Digits(Source):
-    """Handwritten digits of scikit-learn, grey, 8 x 8 or enlarged to `size` x `size`.
+    """scikit-learn's handwritten digits, gray, 8 x 8 or enlarged to `size` x `size`.
 
-    Levels 0 to 16 become 0 to 255. Enlarging is Pillow's bilinear filter.
+    Levels 0 to 16 are scaled to 0..255. Enlarging uses Pillow's bilinear filter.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Digits(Source):
         self.size = checks.whole("dataset.size", size, low=SIDE, below=4097)
 
     def identity(self) -> dict[str, Any]:
-        """The content's hash, compared when it is read, and the size."""
+        """The content's hash, verified when it is read, and the size."""
         return {"content": CONTENT, "size": self.size}
 
     def known_classes(self) -> tuple[str, ...]:
@@ -68,14 +68,14 @@ class Digits(Source):
 
 
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Levels (N, 8, 8) and labels (N,). Raises DataError unless they are the known ones."""
+    """Levels (N, 8, 8) and labels (N,). Raises DataError unless their hash is `CONTENT`."""
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
         found = load_digits()
         levels, labels = found.images.astype(np.uint8), found.target.astype(np.int64)
-    except Exception as error:  # some distributions leave the file out
-        raise DataError(f"scikit-learn's digits cannot be read: {error}. {REINSTALL}") from error
+    except Exception as error:  # some distributions omit the file
+        raise DataError(f"cannot read scikit-learn's digits: {error}. {REINSTALL}") from error
     if content_of(levels, labels) != CONTENT:
         raise DataError(f"scikit-learn's digits are not the known 1,797 images. {REINSTALL}")
     return levels, labels

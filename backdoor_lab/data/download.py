@@ -1,9 +1,8 @@
-"""Getting the official files of a public data set: by hash, one process at a time, or one error.
+"""Obtains the official files of a public data set: verified by hash, one process at a time.
 
-torchvision's `download_url` does the transfer. pooch would replace that one call and nothing else
-here: it has no lock between processes, no second address for a file, no bound of its size, no
-resuming, and no unpacked form that serves as well; and it requires three packages (platformdirs,
-packaging, requests).
+torchvision's `download_url` transfers the files. pooch could replace only that call: it has no
+lock between processes, alternative URLs, size limit, resuming or support for the decompressed
+form of a file, and it requires three packages (platformdirs, packaging, requests).
 """
 
 from __future__ import annotations
@@ -27,18 +26,18 @@ from backdoor_lab.data.base import EMBEDDED
 
 log = logging.getLogger(__name__)
 TIMEOUT = 15.0
-"""Seconds without an answer after which a server counts as not there."""
+"""Seconds without an answer after which a server counts as unavailable."""
 
 MAX_CONTENT = 1 << 26
-"""Bytes of a file that is read whole before its hash is known; the largest has 47 million."""
+"""Limit of bytes for a file that is read whole to verify it; the largest has 47 million."""
 
 
 @dataclass(frozen=True)
 class Official:
-    """A published file: its path below the data root, its md5, where it can be had.
+    """A published file: its path below the data root, its MD5 and its URLs.
 
-    With `content_md5` the file is a .gz, and its unpacked form or another packing of the same
-    content serves as well.
+    With `content_md5` the file is a .gz; its decompressed form or another compression of the
+    same content is accepted too.
     """
 
     path: str
@@ -47,7 +46,7 @@ class Official:
     content_md5: str = ""
 
     def bytes_in(self, root: Path) -> bytes | None:
-        """The content of a sound copy below `root`, unpacked if it is a .gz; else None."""
+        """Content of a valid copy below `root`, decompressed if it is a .gz; else None."""
         path = self.place(root)
         if not self.content_md5:
             return _sound(path, self.md5)
@@ -55,13 +54,13 @@ class Official:
         return plain or _sound(path, self.content_md5, packed=True)
 
     def place(self, root: Path, without: str = "") -> Path:
-        """Where the file lies, or its form without the ending `without`: where torchvision has
-        it, else in `root` itself if it is there."""
+        """Path of the file, or of its form without the suffix `without`: where torchvision puts
+        it, or in `root` itself if it is there."""
         path = root / self.path.removesuffix(without)
         return root / path.name if not path.exists() and (root / path.name).is_file() else path
 
     def found_in(self, root: Path) -> bool:
-        """Whether a copy with the official hash lies below `root`."""
+        """Whether there is a copy with the official hash below `root`."""
         if self.content_md5:
             return self.bytes_in(root) is not None
         path = self.place(root)
@@ -80,10 +79,10 @@ def obtain(
     ready: Callable[[], bool],
     unpack: Callable[[], None] = lambda: None,
 ) -> None:
-    """Returns once `ready()`; until then downloads what is missing or damaged and unpacks it.
+    """Returns once `ready()`; until then downloads missing or damaged files and unpacks them.
 
-    What an aborted download left behind is told by its hash and downloaded again. A folder that
-    is complete is only read. Raises one DataError for whatever goes wrong.
+    Files left by an interrupted download fail the hash check and are downloaded again. A complete
+    folder is only read. Raises a single DataError for all failures.
     """
     try:
         if ready():
@@ -101,7 +100,7 @@ def obtain(
                 raise OSError("the unpacked files are not the official ones")
     except (MemoryError, StoreFull):
         raise
-    except Exception as error:  # whatever it is, the user needs the same answer
+    except Exception as error:  # all failures get the same message
         if isinstance(error, OSError) and no_room(error):
             raise explained(error, root / name) from error
         raise missing(name, root, files, error, download) from error
@@ -110,7 +109,7 @@ def obtain(
 def missing(
     name: str, root: Path, files: tuple[Official, ...], error: Exception, download: bool
 ) -> DataError:
-    """What is expected where, and what to do instead."""
+    """The error that says which files are expected where, and what to do."""
     expected = ", ".join(f"{file.path} (md5 {file.md5})" for file in files)
     remedy = "Put them there" if download else "Put them there, or set dataset.download=true"
     return DataError(
@@ -130,8 +129,7 @@ def _fetch(file: Official, root: Path, download: bool) -> None:
     for url in file.urls:
         log.info("%s is %s; downloading %s", path, state, url)
         try:
-            # Whether the server answers is known before torchvision is imported, which takes
-            # seconds.
+            # Check that the server answers before importing torchvision, which takes seconds.
             urlopen(url).close()
             from torchvision.datasets.utils import download_url
 
@@ -146,8 +144,8 @@ def _fetch(file: Official, root: Path, download: bool) -> None:
 
 @contextmanager
 def _locked(root: Path, name: str) -> Iterator[None]:
-    """The lock of one data set in `root`, which is made. Neither the lock nor a folder that is
-    still empty is left behind."""
+    """The lock of one data set in `root`, which is created. Removes the lock, and folders it
+    created that are still empty."""
     made = [each for each in (root, *root.parents) if not each.exists()]
     root.mkdir(parents=True, exist_ok=True)
     path = root / f".{name}.lock"
@@ -185,5 +183,5 @@ def _sound(path: Path, md5: str, *, packed: bool = False) -> bytes | None:
 
 
 def _md5(data: bytes = b"") -> hashlib._Hash:
-    """md5 as the publishers give it; not a defence against forged files."""
+    """MD5, as published; no protection against forged files."""
     return hashlib.md5(data, usedforsecurity=False)

@@ -1,4 +1,4 @@
-"""Image files laid out as split/class/image, in a folder or an archive."""
+"""Image files organized as split/class/image, in a folder or an archive."""
 
 from __future__ import annotations
 
@@ -30,20 +30,19 @@ from backdoor_lab.data.splits import HeldOut
 class ImageFolder(Source):
     """Reads `root`: a folder, .tar, .tar.gz, .tgz, .tar.xz or .zip with train/ and test/.
 
-    - Without test/, val/ or valid/ takes its place; without any of them `test_share` of every
-      class is held out of train/, drawn with `split_seed`. With `test_share` the class folders
-      may also stand by themselves, without train/. Other top-level folders are not read. One
-      folder wrapped around everything is tolerated.
-    - Classes are the folders below a split, sorted by name, in Unicode's composed form (NFC);
+    - Without test/, val/ or valid/ is used instead; without all three, the fraction `test_share`
+      of every class is held out of train/, drawn with `split_seed`. With `test_share` the class
+      folders need not be inside train/. Other top-level folders are ignored. A single folder
+      that contains everything is allowed.
+    - Classes are the folders in a split, sorted by name, in Unicode's composed form (NFC);
       images are sorted by name.
-    - What is an image: any file with an image's ending, and any other that begins as one does,
-      see `kinds`. Other files in a split are counted and listed in the record. Names that begin
-      with a dot or with __MACOSX do not count. An image elsewhere in a split than in split/class/
-      is an error.
-    - A damaged image is an error; with `skip_broken` it is left out, counted and listed.
-    - `size` null: all images must have one size. A number: all are resized to size x size.
-    - `channels` 3 or 1; see `decode` for what becomes of other kinds of picture.
-    - `limit_train`, `limit_test`: that many images of every class, the first by name.
+    - Images are files with an image's extension and files that start like an image, see `kinds`.
+      Other files in a split are counted and listed in the record. Names that start with a dot or
+      with __MACOSX are ignored. An image in a split but not in split/class/ is an error.
+    - A damaged image is an error; with `skip_broken` it is skipped, counted and listed.
+    - `size`: None if all images have the same size, or a number to resize to size x size.
+    - `channels`: 3 or 1; see `decode` for the conversion of other modes.
+    - `limit_train`, `limit_test`: maximum number of images of every class, the first by name.
     """
 
     def __init__(
@@ -68,8 +67,8 @@ class ImageFolder(Source):
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:
-        """An archive's hash, or of a folder the names, sizes and times of change of its images and
-        the names of its classes. Options that are left at their default are left out."""
+        """The hash of an archive; for a folder, names, sizes and modification times of its images
+        and the class names. Includes options; `skip_broken` and `test_share` only if set."""
         how = {"size": self.size, "channels": self.channels, **self.held_out.identity()}
         how |= {"skip_broken": True} if self.skip_broken else {}
         inside = self._members()
@@ -82,7 +81,7 @@ class ImageFolder(Source):
         return {"files": files, "classes": classes, **how}
 
     def known_classes(self) -> tuple[str, ...]:
-        """The folders below a split, sorted."""
+        """The names of the folders in a split, sorted."""
         return _classes(self._limited(self._survey(self._members()).layout))
 
     def read(self) -> Arrays:
@@ -129,7 +128,7 @@ def _classes(layout: Layout) -> tuple[str, ...]:
 def _split(
     images: Any, rows: dict[str, int], by_class: dict[str, list[str]], classes: Sequence[str]
 ) -> Split:
-    """One split of all images; they lie together, so this is a view unless some are missing."""
+    """One split of all images: contiguous rows, so this is a view unless some are missing."""
     numbers = {name: number for number, name in enumerate(classes)}
     found = [
         (rows[path], numbers[name])

@@ -1,4 +1,4 @@
-"""What kind of file a file is: by its ending where that is an image's, else by its first bytes."""
+"""Detects image files, by their extension or their first bytes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 from PIL import features
 
 FORMATS: tuple[str, ...] = ("PNG", "JPEG", "BMP", "PPM", "GIF", "WEBP", "TIFF")
-"""What is decoded at all: Pillow knows formats that start other programs."""
+"""The formats that are decoded; some of Pillow's other formats start external programs."""
 
 IMAGES: tuple[str, ...] = (
     ".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".jif", ".pjpeg", ".pjp", ".bmp",
     ".ppm", ".pgm", ".pbm", ".pnm", ".gif", ".webp", ".tif", ".tiff",
 )  # fmt: skip
-"""A file with such an ending is meant to be an image, whatever it holds."""
+"""A file with one of these extensions is treated as an image, whatever it contains."""
 
 if features.check("avif"):  # type: ignore[no-untyped-call]
     FORMATS += ("AVIF",)
@@ -30,32 +30,36 @@ _STARTS = re.compile(
 )
 _AVIF = re.compile(rb"....ftypavi[fs]", re.DOTALL)
 LISTED = 1000
-"""How many files a record lists by name."""
+"""Number of files that a record lists by name."""
 
 
 def has_image_ending(path: str) -> bool:
-    """Whether a file's name says that it is an image that can be decoded here."""
+    """Whether a file name has the extension of a supported image format."""
     return path.lower().endswith(IMAGES)
 
 
 def is_image(head: bytes) -> bool:
-    """Whether a file that starts so is an image that can be decoded here."""
+    """Whether a file that starts with `head` is an image in a supported format."""
     return bool(_STARTS.match(head) or ("AVIF" in FORMATS and _AVIF.match(head)))
 
 
 def ending(path: str) -> str:
-    """A file's ending in lower case, with the dot; "no ending" without one."""
+    """A file's extension in lower case, with the dot; "no ending" if there is none.
+
+    >>> ending("train/cat/1.PNG")
+    '.png'
+    """
     return PurePosixPath(path).suffix.lower() or "no ending"
 
 
 def summary(paths: Iterable[str]) -> dict[str, Any]:
-    """Files for a record: their number by ending, and the names of the first `LISTED`."""
+    """A summary of files for the record: counts by extension and the first `LISTED` names."""
     names = sorted(paths)
     return {"by_ending": dict(sorted(Counter(map(ending, names)).items())), "files": names[:LISTED]}
 
 
 def counted(by_ending: dict[str, int]) -> str:
-    """``2 .heic, 1 .csv``: the most frequent first."""
+    """``2 .heic, 1 .csv``, the most frequent first."""
     return ", ".join(
         f"{count} {name}" for name, count in sorted(by_ending.items(), key=lambda each: -each[1])
     )

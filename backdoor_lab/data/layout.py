@@ -1,4 +1,4 @@
-"""Which files of a folder or an archive are the images of which split and class."""
+"""Assigns the image files of a folder or an archive to splits and classes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from backdoor_lab.data.splits import ADVICE, HeldOut
 
 TRAIN = ("train",)
 TEST = ("test", "val", "valid")
-"""The first of these that holds an image is the test split."""
+"""The first of these folders that contains an image is the test split."""
 
 Classes = dict[str, list[str]]
-"""Class -> paths, everything sorted by name."""
+"""Class -> paths, both sorted by name."""
 Layout = dict[str, Classes]
 """Split -> class -> paths."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What is inside: where each image belongs, and the files of the splits that are no images."""
+    """The content of a folder or archive: its images, and other files inside the splits."""
 
     layout: Layout
     not_used: list[str]
@@ -30,7 +30,7 @@ class Survey:
 
 
 def survey(inside: Members, held_out: HeldOut) -> Survey:
-    """Sorts files into splits and classes; DataError where the layout is another."""
+    """Assigns files to splits and classes. Raises DataError if the layout is not supported."""
     listing, where = inside.listing(), str(inside.root)
     visible = {path for path in listing.files if not _hidden(path)}
     images = {path for path in visible if has_image_ending(path)}
@@ -51,7 +51,7 @@ def survey(inside: Members, held_out: HeldOut) -> Survey:
 
 
 def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str | None]:
-    """The folder of each split, with '/' at its end; None for a split that is not there."""
+    """The folder of each split, with a trailing '/'; None for a missing split."""
     wrap = _wrapper(images)
     inner = [path.removeprefix(wrap) for path in images if path.startswith(wrap)]
     tops = {path.split("/")[0] for path in inner}
@@ -74,7 +74,7 @@ def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str 
 def _divided(classes: Classes, held_out: HeldOut) -> Layout:
     layout: Layout = {"train": {}, "test": {}}
     for name, paths in classes.items():
-        # A class without images is refused by whoever checks the whole set.
+        # A class without images is refused later, by `validate.checked`.
         chosen = held_out.held_out(len(paths), name).tolist() if paths else []
         marked = list(zip(paths, chosen, strict=True))
         layout["train"][name] = [path for path, held in marked if not held]
@@ -88,19 +88,19 @@ def _by_class(images: set[str], folders: set[str], prefix: str, where: str) -> C
     for path in sorted(path for path in images if path.startswith(prefix)):
         parts = path.removeprefix(prefix).split("/")
         if len(parts) != 2:
-            raise DataError(f"{where}: {path} does not lie in {prefix}<class>/")
+            raise DataError(f"{where}: {path} is not in {prefix}<class>/")
         classes.setdefault(_composed(parts[0]), []).append(path)
     return dict(sorted(classes.items()))
 
 
 def _composed(name: str) -> str:
-    """A class' name in Unicode's composed form: some systems write folders' names decomposed, so
-    that train/ and test/ from two machines would have different classes."""
+    """A class name in Unicode's composed form: some systems decompose the names of folders, so
+    train/ and test/ from two machines might otherwise have different classes."""
     return unicodedata.normalize("NFC", name)
 
 
 def _wrapper(images: set[str]) -> str:
-    """The one folder around everything, with '/', or nothing."""
+    """The single folder that contains everything, with a trailing '/', or an empty string."""
     tops = {path.split("/")[0] for path in images if "/" in path}
     return f"{tops.pop()}/" if len(tops) == 1 and not tops & {*TRAIN, *TEST} else ""
 

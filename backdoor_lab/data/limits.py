@@ -1,13 +1,13 @@
-"""How much memory and time reading a data set may take, whatever its files claim.
+"""Bounds on memory and time for reading a data set, independent of what its files claim.
 
-Beside the data set itself, as it is returned, reading takes at most
+In addition to the data set itself, reading takes at most
 
-- two `MAX_BYTES` of image files that wait to be decoded, and one `MAX_BYTES` that is being read;
-- 64 MiB per processor for images of up to `LARGE` pixels, and 1 GiB for one larger image, as
-  larger ones are decoded one at a time;
-- `MAX_HEADER` for one header of an archive or of an array.
+- 2 * `MAX_BYTES` for image files waiting to be decoded, and `MAX_BYTES` for one being read;
+- 64 MiB per processor for images of up to `LARGE` pixels, and 1 GiB for one larger image, since
+  these are decoded one at a time;
+- `MAX_HEADER` for one header of an archive or an array.
 
-A data set that would not fit into this machine's memory is refused before it is read.
+A data set that does not fit into this machine's memory is refused before it is read.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from pathlib import Path
 from backdoor_lab.core.errors import DataError
 
 MAX_BYTES = 1 << 26
-"""No image file is larger; what claims to be is refused before it is read."""
+"""Maximum bytes of an image file; larger ones are refused before they are read."""
 
 MAX_PIXELS = 1 << 26
-"""No image has more pixels (8192 x 8192); what claims to is refused before it is decoded."""
+"""Maximum number of pixels of an image (8192²); larger ones are refused before they are decoded."""
 
 LARGE = 1 << 22
 """Images with more pixels are decoded one at a time."""
 
 MAX_HEADER = 1 << 20
-"""No header of an archive's member (a long name, a PAX header) or of an array is larger."""
+"""Maximum bytes of a header of an archive's member (long name, PAX header) or of an array."""
 
 MAX_FILES = 20_000_000
-"""Files and folders in a folder or an archive; links can make them endless."""
+"""Maximum number of entries in a folder or an archive; links can make it infinite."""
 
 MAX_VISITS = 1000
-"""How often links may lead to folders that were listed before."""
+"""How many times links may lead to a folder that has been listed already."""
 
 
 def check_file_size(size: int, where: object) -> None:
-    """Raises DataError for a file that is too large for an image."""
+    """Raises DataError if a file is too large for an image."""
     if size > MAX_BYTES:
         raise DataError(
             f"{where}: {size:,} bytes are too many for an image (at most {MAX_BYTES:,})"
@@ -47,7 +47,7 @@ def check_file_size(size: int, where: object) -> None:
 
 
 def check_pixels(width: int, height: int, where: str) -> None:
-    """Raises DataError for an image that is too large to be decoded."""
+    """Raises DataError if an image is too large to be decoded."""
     if width * height > MAX_PIXELS:
         raise DataError(
             f"{where}: {width} x {height} pixels are too many (at most {MAX_PIXELS:,}):"
@@ -56,7 +56,7 @@ def check_pixels(width: int, height: int, where: str) -> None:
 
 
 def memory_here() -> int:
-    """Bytes that this process may have: of the machine, of its control group, by `ulimit -v`."""
+    """Bytes available to this process: the least of RAM, control group and `ulimit -v`."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     found += [allowed] if allowed != resource.RLIM_INFINITY else []
@@ -67,7 +67,7 @@ def memory_here() -> int:
 
 
 def check_memory(size: int, where: object, remedy: str) -> None:
-    """Raises DataError for arrays of `size` bytes that this machine's memory cannot hold."""
+    """Raises DataError if this machine's memory cannot hold arrays of `size` bytes."""
     there = memory_here()
     if size > there:
         raise DataError(

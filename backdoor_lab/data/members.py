@@ -1,4 +1,4 @@
-"""The files inside a folder or an archive, read one by one; nothing is extracted."""
+"""The files in a folder or an archive, read one by one without extracting them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from backdoor_lab.core.files import sha256_of
 from backdoor_lab.data.limits import MAX_FILES, MAX_VISITS, check_file_size
 
 DEEPEST = 16
-"""Folders in a folder of images; a link may lead to anything."""
+"""Maximum depth of folders; a link may lead anywhere."""
 
 HEAD = 64
-"""Bytes at the start of a file that tell what kind of file it is."""
+"""Number of bytes at the start of a file that suffice to detect its kind."""
 
 Content = bytes | DataError
-"""A file's bytes, or why that one file cannot be read."""
+"""A file's bytes, or the error that prevents reading this file."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """`files`: relative path -> [size, time of change in ns] (time 0 in archives); `folders`."""
+    """`files`: relative path -> [size, mtime in ns] (mtime 0 in archives); `folders`."""
 
     files: dict[str, list[int]] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
 
     def note(self, path: str, where: object, file: tuple[int, int] | None = None) -> None:
-        """Adds a folder, or a file with its size and time; DataError when there are too many."""
+        """Adds a folder, or a file with its size and mtime. DataError if there are too many."""
         if file is None:
             self.folders.add(path)
         else:
@@ -42,30 +42,30 @@ class Listing:
 
 
 class Members(ABC):
-    """Relative paths with '/' and their bytes. Raises DataError where something is unsound."""
+    """Base class of readers: relative paths with '/' and bytes. Raises DataError on damage."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @abstractmethod
     def listing(self) -> Listing:
-        """Everything inside."""
+        """All files and folders."""
 
     @abstractmethod
     def contents(self, wanted: Container[str]) -> Iterator[tuple[str, Content]]:
-        """The wanted files in the order in which they are quickest to read."""
+        """Yields the files in `wanted`, in the order that is fastest to read."""
 
     @abstractmethod
     def heads(self, wanted: Container[str]) -> Iterator[tuple[str, bytes]]:
-        """The first `HEAD` bytes of the wanted files; nothing of a file that cannot be read."""
+        """Yields the first `HEAD` bytes of the files in `wanted`; skips unreadable files."""
 
     def identity(self, paths: Iterable[str], listing: Listing | None = None) -> Any:
-        """What names the content of `paths` without reading them: for an archive, its hash."""
+        """Identifies the content of `paths` without reading them; for an archive, its hash."""
         return hash_of(self.root)
 
 
 class Folder(Members):
-    """A folder on disk; links inside it are followed, as it is the user's own."""
+    """A folder on disk. Follows links, since the user controls the folder."""
 
     def listing(self) -> Listing:
         found = Listing()
@@ -106,10 +106,10 @@ class Folder(Members):
 
     def _scan(self, prefix: str, found: Listing, above: tuple[Path, ...]) -> None:
         here = (self.root / prefix).resolve()
-        if here in above:  # a link that leads in a circle
+        if here in above:  # a circular link
             return
         if len(above) > DEEPEST:
-            raise DataError(f"{self.root / prefix}: folders lie more than {DEEPEST} deep")
+            raise DataError(f"{self.root / prefix}: folders are more than {DEEPEST} levels deep")
         self._count(here)
         with os.scandir(here) as entries:
             for entry in entries:
@@ -121,22 +121,22 @@ class Folder(Members):
                     info = entry.stat()
                     found.note(path, self.root, (info.st_size, info.st_mtime_ns))
                 elif entry.is_symlink() and not entry.is_dir():
-                    # It leads nowhere: an error as soon as it is wanted, not one image less.
+                    # A dangling link: listed, so that reading it is an error, not a missing image.
                     found.note(path, self.root, (0, 0))
 
     def _count(self, here: Path) -> None:
-        # Thirteen folders of four links each to the next are 4**13 paths.
+        # Thirteen folders, each with four links to the next, have 4**13 paths.
         self._again += here in self._seen
         self._seen.add(here)
         if self._again > MAX_VISITS:
             raise DataError(
                 f"{self.root}: links lead more than {MAX_VISITS:,} times to folders that were"
-                f" listed before, at last {here}: remove them"
+                f" listed before, most recently {here}: remove them"
             )
 
 
 def hash_of(path: Path) -> str:
-    """The sha256 of a file, computed once per process unless size or time of change differ."""
+    """SHA-256 of a file, cached in this process as long as size and mtime are the same."""
     try:
         info = path.stat()
         return _hash_of(path, info.st_size, info.st_mtime_ns)

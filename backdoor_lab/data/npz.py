@@ -1,4 +1,4 @@
-"""Reading arrays from an .npz file without believing what their headers claim."""
+"""Reads arrays from an .npz file without trusting the sizes in its headers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from backdoor_lab.data.limits import MAX_HEADER, check_memory
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of the arrays in an .npz file. Raises DataError for another kind of file."""
+    """The names of the arrays in an .npz file. Raises DataError if it is not one."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
-    except Exception as error:  # a damaged archive makes zipfile raise nearly anything
+    except Exception as error:  # zipfile raises almost any exception on damaged archives
         raise _unsound(path, error) from error
 
 
 def load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The arrays `names` of an .npz file, in all at most as large as this machine's memory.
+    """The arrays `names` of an .npz file, if they fit into this machine's memory.
 
-    Object arrays, which could run code when loaded, are refused, and so is a header that claims
-    more bytes than its array has. Raises DataError.
+    Raises DataError for object arrays, which could run code when loaded, and for a header that
+    claims more bytes than its array has.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -37,7 +37,7 @@ def load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
             return {name: arrays[name] for name in names}
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # a damaged archive or header makes NumPy raise nearly anything
+    except Exception as error:  # NumPy raises almost any exception on damaged archives or headers
         raise _unsound(path, error) from error
 
 
@@ -51,7 +51,7 @@ def _check(archive: zipfile.ZipFile, path: Path, names: Sequence[str]) -> None:
             claimed = _claimed(stream)
         if claimed is not None and claimed != info.file_size:
             raise DataError(
-                f"{path}: array `{name}` has {info.file_size:,} bytes and its header claims"
+                f"{path}: array `{name}` has {info.file_size:,} bytes, but its header claims"
                 f" {claimed:,}"
             )
         total += info.file_size
@@ -67,7 +67,7 @@ def _check_header(stream: IO[bytes]) -> None:
 
 
 def _claimed(stream: IO[bytes]) -> int | None:
-    """The size that an array's header claims, itself included; None where NumPy must tell."""
+    """The size that an array's header claims, header included; None if only NumPy can tell."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -75,7 +75,7 @@ def _claimed(stream: IO[bytes]) -> int | None:
         shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
     else:
         return None
-    # The size of pickled objects is not in the header; NumPy refuses them.
+        # The header does not state the size of pickled objects; NumPy refuses them.
     return None if dtype.hasobject else stream.tell() + math.prod(shape) * dtype.itemsize
 
 

@@ -1,7 +1,7 @@
-"""Facts about public data sets: the official files with their md5, and names of classes.
+"""Constants of public data sets: official files with their MD5, and class names.
 
-Archive hashes: as torchvision 0.29 has them (compared by a test). Hashes of unpacked IDX files:
-computed from, or matching, several independent copies.
+Hashes of archives are those of torchvision 0.29 (compared by a test). Hashes of decompressed IDX
+files are computed from, or agree with, several independent copies.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ FASHION_CLASSES = (
     "bag",
     "ankle-boot",
 )
-"""Written so that they need no quotes on a command line."""
+"""Spelled so that a command line needs no quotes."""
 
 GTSRB_CLASSES = (
     *(f"speed-limit-{speed}" for speed in (20, 30, 50, 60, 70, 80)),
@@ -151,4 +151,4 @@ GTSRB_CLASSES = (
     "end-of-no-passing",
     "end-of-no-passing-for-trucks",
 )
-"""The benchmark numbers its 43 signs; these are the usual English names."""
+"""The benchmark numbers its 43 signs; these are common English names."""

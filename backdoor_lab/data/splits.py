@@ -1,4 +1,4 @@
-"""Test images held out of a set that has training images alone: a share of every class."""
+"""Holds out test images from a data set that has only training images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ADVICE = "set dataset.test_share=0.2 to hold out a fifth of every class as test 
 
 
 class HeldOut:
-    """`share` of every class in (0, 1), drawn with `seed`; None where the set has a test split."""
+    """Holds out the fraction `share` in (0, 1) of every class, drawn with `seed`; None: nothing."""
 
     def __init__(self, share: Any, seed: Any) -> None:
         self.seed = checks.whole("dataset.split_seed", seed, low=0, below=2**63)
@@ -26,12 +26,12 @@ class HeldOut:
         self.share = None if share is None else float(share)
 
     def identity(self) -> dict[str, Any]:
-        """What decides the split; empty without a share, so that other data sets keep their id."""
+        """What determines the split; empty without a share, as in versions without this option."""
         return {} if self.share is None else {"test_share": [self.share, self.seed]}
 
     def held_out(self, count: int, name: str) -> NDArray[np.bool_]:
-        """Which of the `count` images of class `name` become test images: at least one, and one
-        stays. A class is drawn by itself: other classes do not change it."""
+        """Mask of the `count` images of class `name` that become test images: at least one, but
+        not all. Independent of other classes. Raises DataError for fewer than two images."""
         assert self.share is not None
         if count < 2:
             raise DataError(
@@ -44,11 +44,11 @@ class HeldOut:
         return chosen
 
     def check(self, has_test: bool, where: object) -> None:
-        """Raises DataError for a set without test images and without a share, or with both."""
+        """Raises DataError if a set has neither test images nor a share, or has both."""
         if has_test and self.share is not None:
             raise DataError(
-                f"{where}: dataset.test_share={self.share:g} is for a set without test images, and"
-                " this one has some: leave it out"
+                f"{where}: dataset.test_share={self.share:g} is for a set without test images, but"
+                " this one has some: remove it"
             )
         if not has_test and self.share is None:
-            raise DataError(f"{where}: no test images are there: {ADVICE}")
+            raise DataError(f"{where}: there are no test images: {ADVICE}")

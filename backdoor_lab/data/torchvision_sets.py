@@ -1,7 +1,7 @@
-"""The public data sets that torchvision knows, in the folders and files it would use.
+"""The public data sets supported by torchvision, in torchvision's folders and files.
 
-Their official hashes are part of this file, so a data set that is already in the store opens
-without its files and without importing torchvision; a test compares them with torchvision's.
+The official hashes are constants here, so that a data set in the store opens without its files
+and without importing torchvision; a test compares them with torchvision's.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from backdoor_lab.data.official import (
 
 
 class Published(Source):
-    """A data set with official files. `root` holds them or is where they are downloaded to; an
-    unpacked folder or one of the files itself serves too. Hashes are compared in any case."""
+    """Base class of data sets with official files. `root` is where they are or are downloaded to;
+    the unpacked folder or one of the files is accepted too. Hashes are always verified."""
 
     files: ClassVar[tuple[Official, ...]]
     default_name: ClassVar[str]
     classes: ClassVar[tuple[str, ...] | None] = None
-    """The names of the classes, where they are not read out of the files."""
+    """The class names, unless they are read from the files."""
 
     def __init__(
         self,
@@ -57,19 +57,19 @@ class Published(Source):
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
         self.root = Path(path_given(root, "a folder for downloaded data")).expanduser()
         if self.root.name in {Path(file.path).name for file in self.files}:
-            self.root = self.root.parent  # The archive itself is as good as its folder.
+            self.root = self.root.parent  # `root` may be the archive instead of its folder.
         self.download = checks.flag("dataset.download", download)
 
     def identity(self) -> dict[str, Any]:
-        """The official hashes; whether the files are there shows when they are read."""
+        """The official hashes; missing files are detected by `read`."""
         return {"files": [[file.path, file.md5] for file in self.files]}
 
     def known_classes(self) -> tuple[str, ...] | None:
-        """As published."""
+        """The published names."""
         return self.classes
 
     def read(self) -> Arrays:
-        """Gets the files if need be and reads them. Raises one DataError for whatever fails."""
+        """Obtains the files if necessary and reads them. Raises one DataError for all failures."""
         obtain(
             self.name,
             self.root,
@@ -82,39 +82,39 @@ class Published(Source):
             return self.load()
         except (DataError, MemoryError):
             raise
-        except Exception as error:  # whatever it is, the user needs the same answer
+        except Exception as error:  # all failures get the same message
             raise missing(self.name, self.root, self.files, error, self.download) from error
 
     def is_absent(self) -> bool:
-        """Whether there is none of the files."""
+        """Whether all files are missing."""
         return not any(
             file.place(self.root, end).exists() for file in self.files for end in ("", ".gz")
         )
 
     def ready(self) -> bool:
-        """Whether all that `load` reads is there, with the official hashes."""
+        """Whether everything that `load` reads is there and has the official hash."""
         return all(file.found_in(self.root) for file in self.files)
 
     def unpack(self) -> None:
-        """Turns the official files into what `load` reads; most sets need nothing."""
+        """Converts the official files to what `load` reads; most data sets need no conversion."""
 
     @abstractmethod
     def load(self) -> Arrays:
-        """Reads the files, which are known to be sound."""
+        """Reads the files, which have been verified."""
 
 
 class Cifar10(Published):
-    """CIFAR-10: 50,000 + 10,000 colour photographs, 32 x 32, 10 classes."""
+    """CIFAR-10: 50,000 + 10,000 color photographs, 32 x 32, 10 classes."""
 
     files = CIFAR10
     default_name = "cifar10"
     classes: ClassVar[tuple[str, ...] | None] = CIFAR10_CLASSES
     torchvision_class = "CIFAR10"
     unpacked = ("cifar-10-batches-py", "batches.meta")
-    """The folder of the unpacked batches, and one of its files."""
+    """The folder of the unpacked batches, and one of the files in it."""
 
     def is_absent(self) -> bool:
-        """Whether there is neither the archive nor its content."""
+        """Whether both the archive and its content are missing."""
         return super().is_absent() and not self._is_unpacked()
 
     def _is_unpacked(self) -> bool:
@@ -123,25 +123,25 @@ class Cifar10(Published):
         return (root / name).is_dir() or (root / meta).exists() or root.name == name
 
     def ready(self) -> bool:
-        """By the hashes of the unpacked batches: torchvision compares them before loading."""
+        """Verifies the hashes of the unpacked batches, which torchvision checks before loading."""
         if not self._is_unpacked():
-            return False  # known without torchvision, which takes seconds to import
+            return False  # decided without torchvision, which takes seconds to import
         from torchvision.datasets.utils import check_integrity
 
         folder = self.root / self._reader().base_folder
         wrong = [name for name, md5 in self._batches() if not check_integrity(folder / name, md5)]
         if wrong and folder == self.root:
-            raise DataError(f"{self.root / wrong[0]} is missing or has not the official hash")
+            raise DataError(f"{self.root / wrong[0]} is missing or lacks the official hash")
         return not wrong
 
     def unpack(self) -> None:
-        """Unpacks the archive, members that would leave the folder refused."""
+        """Unpacks the archive; members that lead outside the folder are refused."""
         from torchvision.datasets.utils import extract_archive
 
         extract_archive(str(self.root / self.files[0].path), str(self.root))
 
     def load(self) -> Arrays:
-        """Through torchvision's class, which reads nothing whose hash is not the official one."""
+        """Uses torchvision's class, which reads only files with the official hash."""
         sets = [self._reader()(str(self.root), train=train) for train in (True, False)]
         train, test = (
             Split(np.asarray(part.data).transpose(0, 3, 1, 2), np.asarray(part.targets, np.int64))
@@ -150,7 +150,7 @@ class Cifar10(Published):
         return Arrays(train, test, tuple(sets[0].classes))
 
     def _reader(self) -> Any:
-        """torchvision's class; for a root that holds the unpacked batches, looking there."""
+        """torchvision's class, adapted if `root` itself contains the unpacked batches."""
         from torchvision import datasets
 
         reader = getattr(datasets, self.torchvision_class)
@@ -166,7 +166,7 @@ class Cifar10(Published):
 
 
 class Cifar100(Cifar10):
-    """CIFAR-100: as CIFAR-10, with 100 (fine) classes."""
+    """CIFAR-100: like CIFAR-10, with 100 (fine) classes."""
 
     files = CIFAR100
     default_name = "cifar100"
@@ -176,14 +176,14 @@ class Cifar100(Cifar10):
 
 
 class Mnist(Published):
-    """MNIST: 60,000 + 10,000 handwritten digits, grey, 28 x 28. The .gz or unpacked files serve."""
+    """MNIST: 60,000 + 10,000 handwritten digits, gray, 28 x 28, from .gz or decompressed files."""
 
     files = MNIST
     default_name = "mnist"
     classes: ClassVar[tuple[str, ...]] = DIGITS
 
     def load(self) -> Arrays:
-        """From the IDX files, in the order train images, train labels, test images, labels."""
+        """Reads the IDX files: train images, train labels, test images, test labels."""
         images, labels, test_images, test_labels = (
             idx(file.bytes_in(self.root) or b"", file.path) for file in self.files
         )
@@ -195,7 +195,7 @@ class Mnist(Published):
 
 
 class FashionMnist(Mnist):
-    """Fashion-MNIST: 60,000 + 10,000 pieces of clothing, grey, 28 x 28."""
+    """Fashion-MNIST: 60,000 + 10,000 images of clothing, gray, 28 x 28."""
 
     files = FASHION_MNIST
     default_name = "fashion_mnist"
@@ -203,14 +203,14 @@ class FashionMnist(Mnist):
 
 
 class Svhn(Published):
-    """SVHN, cropped digits: 73,257 + 26,032 house numbers in colour, 32 x 32."""
+    """SVHN, cropped digits: 73,257 + 26,032 house numbers in color, 32 x 32."""
 
     files = SVHN
     default_name = "svhn"
     classes = DIGITS
 
     def load(self) -> Arrays:
-        """From the MATLAB files; their label 10 is the digit 0."""
+        """Reads the MATLAB files, in which label 10 is the digit 0."""
         train, test = (self._split(file.place(self.root)) for file in self.files)
         return Arrays(train, test, DIGITS)
 
@@ -222,7 +222,7 @@ class Svhn(Published):
 
 
 class Gtsrb(Published):
-    """GTSRB: 26,640 + 12,630 German traffic signs in colour, 43 classes, resized to `size`."""
+    """GTSRB: 26,640 + 12,630 German traffic signs in color, 43 classes, resized to `size`."""
 
     files = GTSRB
     default_name = "gtsrb"
@@ -252,7 +252,7 @@ class Gtsrb(Published):
         return {**super().identity(), "size": self.size}
 
     def load(self) -> Arrays:
-        """Straight from the three archives: training images, test images, test labels."""
+        """Reads the three archives: training images, test images, test labels."""
         training, testing, truth = (Zip(file.place(self.root)) for file in self.files)
         paths = [path for path in sorted(training.listing().files) if path.endswith(".ppm")]
         train = self._split(training, {path: int(path.split("/")[-2]) for path in paths})
@@ -265,7 +265,11 @@ class Gtsrb(Published):
 
 
 def idx(data: bytes, where: str) -> NDArray[np.uint8]:
-    """An array of bytes in IDX form (a header of big-endian sizes, then the values)."""
+    """An array of bytes in IDX format (a header of big-endian sizes, then the values).
+
+    >>> idx(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), "file")
+    array([7, 9], dtype=uint8)
+    """
     axes = data[3] if data[:3] == b"\0\0\x08" and len(data) >= 4 + 4 * data[3] else 0
     shape = np.frombuffer(data[4 : 4 + 4 * axes], ">u4").tolist()
     values = np.frombuffer(data[4 + 4 * axes :], np.uint8)

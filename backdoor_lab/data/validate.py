@@ -1,4 +1,4 @@
-"""The checks that every data set passes before anything is trained on it."""
+"""Validation of every data set before anything is trained on it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from backdoor_lab.data.base import Arrays, Split
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:
-    """`arrays` if they keep every promise of `types.Dataset`, contiguous and int64-labelled.
+    """`arrays`, contiguous and with int64 labels, if they meet the contract of `types.Dataset`.
 
-    Raises DataError with the split, the first offending index and how many there are.
+    Raises DataError with the split, the first invalid index and the number of invalid values.
     """
     _check_classes(arrays.classes, where)
     train = _checked_split(arrays.train, len(arrays.classes), f"{where}, train")
@@ -30,10 +30,11 @@ def checked(arrays: Arrays, where: str) -> Arrays:
 
 
 def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
-    """Numbers 0..255 as uint8, or DataError: fractions, NaN, infinities and scaled images.
+    """Integers in 0..255 as uint8.
 
-    uint8 passes as it is. Other integers and floats pass if every value is a whole number in
-    0..255; floats that never exceed 1 are taken for images scaled to 0..1 and refused.
+    uint8 is returned as it is. Other integers and floats are converted if all values are whole
+    numbers in 0..255. Raises DataError otherwise, and for floats that never exceed 1, which are
+    most likely images scaled to 0..1.
     """
     if images.dtype == np.uint8:
         return images
@@ -52,7 +53,7 @@ def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
 
 
 def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
-    """Labels (N,) or (N, 1) as int64 (N,); fractions, NaN, text and booleans are refused."""
+    """Labels (N,) or (N, 1) as int64 (N,). Raises DataError for invalid class indices."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -67,7 +68,7 @@ def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
 
 
 def refuse(bad: NDArray[np.bool_], values: NDArray[Any], where: str, rule: str) -> None:
-    """Raises DataError with the first place where `bad` is true, and how many there are."""
+    """Raises DataError with the first index where `bad` is true and the number of such values."""
     if not bad.any():
         return
     broken = int(bad.sum())

@@ -22,7 +22,7 @@ class AblUnlearning(Unlearning):
     `unlearning_lr`. The attacked model is not used.
 
     Differences from the paper: the middle stage uses a constant tenth of the recipe's learning
-    rate, and unlearning minimizes the bounded `unlikelihood` instead of maximizing cross-entropy.
+    rate, and unlearning minimizes `unlikelihood` instead of maximizing the unbounded cross-entropy.
     """
 
     def __init__(

@@ -88,7 +88,7 @@ class Anp(Repair):
             stopping.check()
             with torch.enable_grad():
                 d, x = ([torch.zeros_like(s, requires_grad=True) for s in scales] for _ in "dx")
-                # At d = 0 the gradients by d and by the masks are equal: one pass gives both.
+                # At d = 0 the gradients w.r.t. d and the masks are equal: one pass gives both.
                 plain = torch.autograd.grad(loss(batch, d, x), [*d, *x])
                 worst = [self.eps * each.sign() for each in plain]
                 disturbed = loss(batch, worst[: len(d)], worst[len(d) :])
@@ -103,7 +103,7 @@ class Anp(Repair):
 
 
 def norms_of(network: nn.Module) -> Norms:
-    """The batch normalizations with scale and shift, with their names. Raises ConfigError if
+    """Names and modules of the batch normalizations with scale and shift. Raises ConfigError if
     there are none."""
     found = [
         (name, module)

@@ -32,10 +32,10 @@ class Asset(NetworkFilter):
     In the second half of the `steps`, only the fraction `concentrate` of the set with the
     highest loss, where poison is concentrated, is unlearned.
 
-    Simplified: unlearning minimizes the bounded `unlikelihood`; the concentration is by loss;
-    ``budget=auto`` removes the upper of the two groups into which `budget.split` divides all
-    scores. The authors' code starts from an untrained model, minimizes the variance of the
-    logits on clean images, and concentrates by the outlyingness of a second network's output.
+    Simplified: unlearning minimizes `unlikelihood`, which does not diverge; images are
+    selected by loss; ``budget=auto`` removes the upper of the two groups into which
+    `budget.split` divides all scores. The authors' code starts from an untrained model, minimizes
+    the variance of the logits on clean images, and selects by a second network's outlyingness.
     """
 
     needs_clean = True

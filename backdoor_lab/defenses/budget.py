@@ -67,7 +67,7 @@ class Budget:
             found = _FORM.fullmatch(str(text))
             share = found and (found["percent"] or found["percentile"])
             if share and not 0 <= float(share) <= 100:
-                raise ConfigError(f"`defense.budget` must lie in 0..100 percent, got {text!r}")
+                raise ConfigError(f"`defense.budget` must be in 0..100 percent, got {text!r}")
 
 
 def split(scores: Tensor) -> int:

@@ -26,7 +26,7 @@ Batch = tuple[Tensor, Tensor]
 class Rating:
     """A filter's result for m images: `scores` float64 (m,), higher is more suspicious;
     `flagged` bool (m,), the highest scores that the method's own rule calls poison, None if it
-    has no rule; `notes` for the record."""
+    has none; `notes` for the record."""
 
     scores: Tensor
     flagged: Tensor | None = None
@@ -36,7 +36,7 @@ class Rating:
 class NetworkFilter(Filter):
     """A filter that scores images with models instead of scoring features.
 
-    If the method has a rule of its own, ``budget=auto`` removes the flagged images, but at most
+    If the method has its own rule, ``budget=auto`` removes the flagged images, but at most
     half of a class and none if all its scores are equal, and ``classes=suspicious`` selects the
     classes with flagged images.
     """

@@ -42,7 +42,7 @@ class NeuralCleanse(Repair):
     Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
     Backdoor Attacks in Neural Networks", IEEE S&P 2019, sections IV and VI. For each class, mask
     and pattern minimize cross-entropy + λ |mask| on held-out clean images by `steps` steps of
-    Adam, starting from a half-transparent gray image. Every ten steps λ is increased if at least
+    Adam, starting from a half-transparent gray pattern. Every ten steps λ is increased if at least
     99 % of their images were classified as the class, and decreased otherwise; the smallest mask
     that reached 99 % is kept. A class is suspicious if its mask size is below the median with an
     anomaly index |size - median| / (1.4826 MAD) above `threshold`. The model is then trained by

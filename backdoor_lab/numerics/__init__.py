@@ -1,1 +1,1 @@
-"""Numerical methods that know nothing of attacks or defenses: arrays in, arrays out."""
+"""Numerical methods on arrays, independent of attacks and defenses."""

@@ -1,4 +1,4 @@
-"""One step of gradient descent, for whatever an optimizer was made for: weights, noise, a mask."""
+"""One step of gradient descent, used for weights, noise and masks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from backdoor_lab.core.lazy import Tensor, torch
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
     """Takes one step of `optimizer` along the gradient of `loss`.
 
-    Only the optimizer's own tensors get a gradient: a network that the loss passes through stays
-    as it is. Raises Diverged, before the step, when the loss is not finite, naming it `name`, and
-    Stopped when the process was asked to stop.
+    Only the optimizer's own tensors receive gradients; a model that the loss depends on is not
+    modified. Before the step, raises Diverged, with `name` in the message, if the loss is not
+    finite, and Stopped if the process has been asked to stop.
     """
     stopping.check()
     if not bool(torch.isfinite(loss)):

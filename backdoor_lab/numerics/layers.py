@@ -1,4 +1,4 @@
-"""Layers of a network by name, and a hook that catches what passes one."""
+"""Finds layers of a model by name and records what passes through them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from backdoor_lab.core.lazy import Tensor, nn, torch
 
 PENULTIMATE, POOLED = "penultimate", ":pool"
 AUTOENCODER = "autoencoder"
-"""The name of a layer that is not the network's: see training/autoencoder.py."""
+"""A layer name that does not refer to the model: see training/autoencoder.py."""
 
 
 def head(net: nn.Module) -> nn.Linear:
-    """The last linear layer; what goes into it are the penultimate features."""
+    """The last linear layer, whose inputs are the penultimate features. Raises ConfigError if
+    there is none."""
     layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ConfigError(
@@ -23,11 +24,11 @@ def head(net: nn.Module) -> nn.Linear:
 
 
 class Tap:
-    """Catches what passes a layer during a forward pass: ``with Tap(net, layer) as tap``.
+    """Records a layer's features during a forward pass: ``with Tap(net, layer) as tap``.
 
     `layer` is ``penultimate`` (the input of the last linear layer) or a module's name
-    (``layer4``), whose output is flattened, or averaged over all positions where ``:pool``
-    follows the name (``layer4:pool``). `tap.values` float (n, d) of the last pass.
+    (``layer4``), whose output is flattened or, with the suffix ``:pool`` (``layer4:pool``),
+    averaged over all positions. `tap.values` are those of the last pass, float (n, d).
     """
 
     def __init__(self, net: nn.Module, layer: str) -> None:
@@ -55,7 +56,8 @@ class Tap:
 
 
 def layer_of(net: nn.Module, layer: str) -> tuple[nn.Module, bool]:
-    """The module for a layer's name, and whether its input (not its output) is meant."""
+    """The module of a layer name, and whether its input is recorded instead of its output.
+    Raises ConfigError, listing the layers, for an unknown name."""
     if layer == PENULTIMATE:
         return head(net), True
     known, name = dict(net.named_modules()), layer.removesuffix(POOLED)

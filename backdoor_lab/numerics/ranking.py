@@ -1,6 +1,6 @@
-"""Scores against a truth: ROC steps and what is left when the highest scores go first.
+"""Evaluates scores against the ground truth: ROC, and what is left after removal by score.
 
-Everything is NumPy, so that pages and tables read it without torch.
+Uses NumPy only, so that pages and tables need not import torch.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ Array = NDArray[Any]
 
 
 def roc_steps(scores: Array, positive: Array) -> tuple[Array, Array]:
-    """Positive and negative examples float64 (t + 1,) at or above each of the t different scores.
+    """Numbers of positive and negative examples at or above each of the t distinct scores.
 
-    `scores` (n,) without NaN, `positive` bool (n,). From the highest score down, after a first 0:
-    true positives against false positives are the ROC curve.
+    `scores` (n,) without NaN, `positive` bool (n,). Returns two float64 (t + 1,), starting with
+    0, from the highest score down: the ROC curve plots the first over the second.
+
+    >>> roc_steps(np.array([0.9, 0.2, 0.4]), np.array([True, False, True]))
+    (array([0., 1., 2., 2.]), array([0., 0., 0., 1.]))
     """
     values, which = np.unique(scores, return_inverse=True)
     counts = (np.bincount(which[kind], minlength=len(values)) for kind in (positive, ~positive))
@@ -26,10 +29,10 @@ def roc_steps(scores: Array, positive: Array) -> tuple[Array, Array]:
 
 
 def auroc(scores: Array, positive: Array) -> float:
-    """The chance that a positive example scores above a negative one; ties count half.
+    """Probability that a positive example scores above a negative one; ties count half.
 
-    Arguments as for `roc_steps`. All sums are exact. NaN where a score is not finite, or one
-    kind is missing.
+    Arguments as for `roc_steps`. All sums are exact. NaN if a score is not finite or if there
+    are only positive or only negative examples.
     """
     if not np.isfinite(scores).all() or not 0 < positive.sum() < len(scores):
         return float("nan")
@@ -39,11 +42,10 @@ def auroc(scores: Array, positive: Array) -> float:
 
 
 def positives_left(scores: Array, positive: Array, removed: Array) -> Array:
-    """How many positive examples are left when the `removed` (m,) highest scores are gone:
-    float64 (m,).
+    """Positive examples left after removing the `removed` (m,) highest scores: float64 (m,).
 
-    `scores` (n,) with NaN for examples that are never removed. Of tied scores a random one goes
-    first: the mean over such orders.
+    `scores` (n,) is NaN for examples that are never removed. Ties are removed in random order;
+    the result is the mean over all orders.
     """
     seen = ~np.isnan(scores)
     true, false = roc_steps(scores[seen], positive[seen])

@@ -1,7 +1,7 @@
 """Top singular values and directions of centered rows.
 
-`top_directions` gives several by a full decomposition; `top_direction` the first alone, with the
-accuracy of float64 at nearly the cost of float32.
+`top_directions` computes several by a full decomposition; `top_direction` computes only the first,
+with the accuracy of float64 at nearly the cost of float32.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from dataclasses import dataclass
 from backdoor_lab.core.lazy import Tensor, torch
 
 BLOCK = 1024
-"""Rows converted to float64 at a time: they stay in a processor's cache."""
+"""Rows converted to float64 at a time, few enough to stay in the processor's cache."""
 SMALL = 64
-"""Below so many rows or columns the float64 decomposition itself is quicker."""
+"""With fewer rows or columns, the float64 decomposition is faster."""
 STEPS = 120
-"""Lanczos steps before the quick way is given up."""
+"""Lanczos steps before the fast method gives up."""
 KRYLOV = 1e-5
-"""Residual at which Lanczos ends, relative to the eigenvalue: what float32 can give."""
+"""Residual at which Lanczos stops, relative to the eigenvalue: the limit of float32."""
 GAP = 1e-4
-"""Relative distance of the two top eigenvalues below which float32 cannot tell them apart."""
+"""Relative gap of the two top eigenvalues below which float32 cannot distinguish them."""
 CORRECTIONS = 4
 ACCURACY = 1e-9
-"""Bound on the angle between the direction and the exact one, in radians."""
+"""Bound on the angle to the exact direction, in radians."""
 
 
 @dataclass(frozen=True)
 class TopDirection:
-    """The top singular direction of `values` (n, d) less their mean.
+    """The top singular direction of the centered rows of `values` (n, d).
 
-    `variance` the squared singular value; `direction` float64 (d,) of length 1, with either
-    sign; `along` float64 (n,) the projections of the centred rows on it; `offset` that of the
+    `variance` is the squared singular value; `direction` float64 (d,) has length 1 and arbitrary
+    sign; `along` float64 (n,) are the projections of the centered rows; `offset` is that of the
     mean, so that the rows themselves project to ``along + offset``.
     """
 
@@ -42,19 +42,18 @@ class TopDirection:
 
 
 def top_direction(values: Tensor) -> TopDirection:
-    """The top right singular vector of `values` (n, d), floating, less their mean.
+    """The top right singular vector of floating-point `values` (n, d) minus their mean.
 
-    The Gram matrix, the expensive part, is computed in float32, and its top eigenvector found by
-    the Lanczos method; both err by about 1e-6 over the relative gap of the two top eigenvalues.
-    Products with the values themselves, in float64, then say how far off the vector is, and
-    Olsen's correction mends it, until the residual bounds the remaining angle by 1e-9.
-    (Golub and Van Loan, Matrix Computations, 4th ed., 2013, sections 8.1 and 10.1 to 10.3;
-    Olsen, Joergensen, Simons, Chem. Phys. Lett. 169, 1990.) A Cholesky factor of the shifted
-    Gram matrix without that vector exists only if all other eigenvalues lie below the shift:
-    that the vector is the *top* one is proved, not hoped for. Where any of this fails, as for
-    two equal singular values, and on a GPU, the whole decomposition is done in float64, so that
-    the answer is always that of a float64 SVD. Memory beside `values`: O(n + min(n, d)^2), for
-    n < d also O(n d).
+    The Gram matrix, the expensive part, is computed in float32, and its top eigenvector by the
+    Lanczos method; both have errors of about 1e-6 over the relative gap of the two top
+    eigenvalues. Products with the values in float64 give the residual, and Olsen's correction
+    reduces it until it bounds the remaining angle by 1e-9 (Golub and Van Loan, Matrix
+    Computations, 4th ed., 2013, sections 8.1 and 10.1 to 10.3; Olsen, Joergensen, Simons, Chem.
+    Phys. Lett. 169, 1990). A Cholesky factor of the shifted Gram matrix, deflated by this
+    vector, exists only if all other eigenvalues are below the shift, which proves that the
+    vector is the *top* one. If any of this fails, as for two equal singular values, and on a
+    GPU, the whole decomposition is done in float64, so that the result always has the accuracy
+    of a float64 SVD. Additional memory: O(n + min(n, d)^2), for n < d also O(n d).
     """
     rows = _Centred(values)
     found = None
@@ -68,11 +67,10 @@ def top_direction(values: Tensor) -> TopDirection:
 def top_directions(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The top squared singular values (r,) and right singular vectors (d, r) of `centred`.
 
-    `centred` (n, d) float64 or float32, r = min(k, n, d), largest first; the vector is zero
-    where the singular value is zero but for rounding. From the smaller of the two Gram matrices
-    by a full symmetric eigendecomposition: exact also where the two top singular values almost
-    agree, where power iteration and randomised methods give another vector. Memory
-    O(n d + min(n, d)^2).
+    `centred` is float64 or float32 (n, d); r = min(k, n, d), largest first. A vector is zero if
+    its singular value is zero up to rounding. Uses a full symmetric eigendecomposition of the
+    smaller Gram matrix, which is accurate even if the two top singular values nearly coincide,
+    unlike power iteration and randomized methods. Memory O(n d + min(n, d)^2).
     """
     n, d = centred.shape
     gram = centred.T @ centred if n >= d else centred @ centred.T
@@ -87,7 +85,7 @@ def top_directions(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class _Centred:
-    """The rows of `values` less their mean, in float64, never more than a block of them."""
+    """The centered rows C of `values` in float64, converted in blocks."""
 
     def __init__(self, values: Tensor) -> None:
         self.values, self.device = values, values.device
@@ -120,7 +118,7 @@ class _Centred:
         return self.values.shape[0] >= self.values.shape[1]
 
     def gram_times(self, vector: Tensor) -> Tensor:
-        """The product of the smaller Gram matrix with `vector`, without making the matrix."""
+        """The product of the smaller Gram matrix with `vector`, without forming the matrix."""
         if not self.tall:
             return self.times(self.transposed_times(vector))
         total = torch.zeros_like(self.mean)
@@ -140,14 +138,14 @@ class _Centred:
         return total
 
     def rough_gram(self, scale: float) -> Tensor:
-        """The smaller Gram matrix of ``scale * C`` in float32, on a CPU."""
+        """The smaller Gram matrix of ``scale * C`` in float32; CPU only."""
         mean = self.mean.to(torch.float32)
         step = 4 * BLOCK if self.tall else len(self.values)
         side = min(self.values.shape)
         total = torch.zeros(side, side)
         for part in self.values.split(step):
             block = part.to(torch.float32).sub(mean).mul_(scale).numpy()
-            # NumPy sees that both factors are one matrix, and computes half of the product.
+            # NumPy detects that both factors are the same matrix and computes half the product.
             product = block.T @ block if self.tall else block @ block.T
             total += torch.from_numpy(product)
         return total
@@ -168,7 +166,7 @@ def _right(rows: _Centred, vector: Tensor) -> Tensor:
 
 
 def _quick(rows: _Centred) -> tuple[float, Tensor] | None:
-    """The squared singular value and direction, or None where float32 does not suffice."""
+    """The squared singular value and direction, or None if float32 is not sufficient."""
     low, high = (float(each) for each in torch.aminmax(rows.values))
     if not 0 < high - low < torch.finfo(torch.float32).max:
         return None
@@ -178,7 +176,7 @@ def _quick(rows: _Centred) -> tuple[float, Tensor] | None:
     if start is None:
         return None
     top, second, vector = start
-    # What is left without the vector found: below the shift if, and only if, a factor exists.
+    # The deflated matrix is below the shift if and only if the factor exists.
     rest = torch.addr(-gram, vector.float(), vector.float(), alpha=top)
     _, above = torch.linalg.cholesky_ex(_shifted(rest, (top + second) / 2))
     factor, failed = torch.linalg.cholesky_ex(_shifted(rest, top))
@@ -200,17 +198,17 @@ def _shifted(matrix: Tensor, shift: float) -> Tensor:
 
 
 def _correction(factor: Tensor, residual: Tensor, vector: Tensor) -> Tensor:
-    """What to add to `vector`, orthogonal to it, for the residual to vanish (Olsen et al.)."""
+    """The correction of `vector`, orthogonal to it, that cancels the residual (Olsen et al.)."""
     sides = torch.stack([residual, vector], dim=1).float()
     moved, along = torch.cholesky_solve(sides, factor).double().T
     return moved - along * (vector @ moved) / (vector @ along)
 
 
 def _lanczos(gram: Tensor) -> tuple[float, float, Tensor] | None:
-    """The two top eigenvalues and the top eigenvector of `gram` float32, symmetric.
+    """The two top eigenvalues and the top eigenvector of the symmetric float32 matrix `gram`.
 
-    Each step is orthogonalised twice against all earlier ones. None when there is no vector
-    with a residual of at most KRYLOV.
+    Each step is orthogonalized twice against all earlier ones. None if no vector has a residual
+    of at most KRYLOV.
     """
     side = len(gram)
     steps = min(STEPS, side)

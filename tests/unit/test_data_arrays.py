@@ -135,7 +135,7 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         ArrayFile(root=str(tmp_path / "a.npz")).read()
     with pytest.raises(DataError, match=r"expected an .npz file with train_images"):
         ArrayFile(root=str(tmp_path / "b.npz")).fingerprint()
-    with pytest.raises(DataError, match="1-D array of text"):
+    with pytest.raises(DataError, match="1-D array of strings"):
         ArrayFile(root=saved(tmp_path, classes=np.zeros(3))).read()
 
 

@@ -123,7 +123,7 @@ def test_a_stray_file_changes_no_id_and_its_removal_shows(tmp_path: Path) -> Non
 def test_an_image_by_content_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train/x").write_bytes(encoded(RED))
-    with pytest.raises(DataError, match="train/x does not lie in train/<class>/"):
+    with pytest.raises(DataError, match="train/x is not in train/<class>/"):
         ImageFolder(root=str(root)).read()
 
 
@@ -141,7 +141,7 @@ def damaged(root: Path) -> Path:
 
 def test_a_damaged_image_is_refused_by_default(tmp_path: Path) -> None:
     for form in forms(damaged(tmp_path / "set")):
-        with pytest.raises(DataError, match=r"train/cat/cut\.png: not a sound image"):
+        with pytest.raises(DataError, match=r"train/cat/cut\.png: not a valid image"):
             ImageFolder(root=str(form)).read()
 
 
@@ -315,9 +315,9 @@ def test_without_test_images_the_refusal_names_the_share(tmp_path: Path, prefix:
 
 
 def test_a_share_beside_test_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="this one has some: leave it out"):
+    with pytest.raises(DataError, match="this one has some: remove it"):
         ImageFolder(root=str(filled(tmp_path)), test_share=0.2).fingerprint()
-    with pytest.raises(DataError, match="this one has some: leave it out"):
+    with pytest.raises(DataError, match="this one has some: remove it"):
         ArrayFile(root=saved(tmp_path), test_share=0.2).read()
 
 
@@ -393,7 +393,7 @@ def test_an_unpacked_folder_with_another_hash_is_refused_without_a_download(
     root = cifar / "cifar-10-batches-py"
     (root / "data_batch_1").write_bytes(b"another")
     monkeypatch.setattr("torchvision.datasets.utils.download_url", lambda *_: pytest.fail("asked"))
-    with pytest.raises(DataError, match="data_batch_1 is missing or has not the official hash"):
+    with pytest.raises(DataError, match="data_batch_1 is missing or lacks the official hash"):
         Cifar10(root=str(root), download=True).read()
 
 

@@ -66,7 +66,7 @@ def test_a_scikit_learn_without_its_digits_is_named(monkeypatch: pytest.MonkeyPa
         raise FileNotFoundError("digits.csv.gz")
 
     monkeypatch.setattr(sklearn.datasets, "load_digits", missing)
-    with pytest.raises(DataError, match=r"cannot be read: digits.csv.gz.*scikit-learn anew"):
+    with pytest.raises(DataError, match=r"cannot read .*: digits.csv.gz.*scikit-learn anew"):
         Digits().read()
 
 
