@@ -39,7 +39,7 @@ class SleeperAgent(Trigger):
 
     Not implemented, although both strengthen the paper's attack: retraining the surrogate on the
     poison several times, and selecting the images with the largest gradient norms. The paper
-    takes 250 steps; the defaults are fewer.
+    takes 250 steps; the default is 40.
     """
 
     labels = "clean"

@@ -44,11 +44,7 @@ def is_image(head: bytes) -> bool:
 
 
 def ending(path: str) -> str:
-    """A file's extension in lower case, with the dot; "no ending" if there is none.
-
-    >>> ending("train/cat/1.PNG")
-    '.png'
-    """
+    """A file's extension in lower case, with the dot; "no ending" if there is none."""
     return PurePosixPath(path).suffix.lower() or "no ending"
 
 

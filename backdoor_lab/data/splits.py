@@ -26,7 +26,7 @@ class HeldOut:
         self.share = None if share is None else float(share)
 
     def identity(self) -> dict[str, Any]:
-        """What determines the split; empty without a share, as in versions without this option."""
+        """Share and seed, which determine the split; empty if no images are held out."""
         return {} if self.share is None else {"test_share": [self.share, self.seed]}
 
     def held_out(self, count: int, name: str) -> NDArray[np.bool_]:

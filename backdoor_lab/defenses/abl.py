@@ -77,10 +77,6 @@ def ascent(gamma: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def lowest(losses: Tensor, share: float) -> Tensor:
-    """Indices of the lowest fraction `share` of `losses` (n,), at least one.
-
-    >>> lowest(torch.tensor([0.9, 0.1, 0.5, 0.7]), 0.5)
-    tensor([1, 2])
-    """
+    """Indices of the lowest fraction `share` of `losses` (n,), at least one."""
     count = max(1, round(share * len(losses)))
     return losses.sort(stable=True).indices[:count]

@@ -101,7 +101,7 @@ class Repair(ABC):
         return ["material", *["clean images"] * self.needs_clean]
 
     def applied(self) -> dict[str, object]:
-        """None of the options of filters, since a repair removes no image."""
+        """Empty: a repair removes no image, so the options of filters do not apply."""
         return {}
 
     def check_network(self, network: nn.Module, features: int) -> None:

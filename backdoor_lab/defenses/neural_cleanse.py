@@ -135,7 +135,7 @@ def reverse(network: nn.Module, material: Material, label: int, steps: int) -> R
 
 
 def better(one: Reversed, other: Reversed) -> bool:
-    """Whether `one` succeeds and `other` does not, or succeeds with a smaller mask."""
+    """Compares success at SURE, then the mask size if both succeed, else the success rate."""
     if (one.success >= SURE) != (other.success >= SURE):
         return one.success >= SURE
     return one.size < other.size if one.success >= SURE else one.success > other.success

@@ -78,9 +78,5 @@ def entropy(network: nn.Module, images: Tensor, over: Tensor, weight: float) -> 
 
 
 def normal_quantile(share: float) -> float:
-    """The quantile `share` of the standard normal distribution.
-
-    >>> round(normal_quantile(0.975), 3)
-    1.96
-    """
+    """The quantile `share` of the standard normal distribution."""
     return float(torch.special.ndtri(torch.tensor(share, dtype=torch.float64)))
