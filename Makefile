@@ -13,10 +13,10 @@ ASKED = $(if $(DATA),dataset=image_folder 'dataset.root="$(subst ','\'',$(DATA))
 # What torch and oneDNN are told, so that a processor with AVX-512 computes as one without it.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 # Attacks, defenses and all else that trains a network.
-TRAINING_TESTS := tests/contract \
-  $(wildcard tests/unit/test_chain*.py tests/unit/test_defense_*.py tests/unit/test_repairs*.py) \
-  $(patsubst %,tests/unit/test_%.py,batches callback data_digits devices fit gradients layers measure memory_format mixing models \
-    recipe unused_columns trigger_label_consistent trigger_narcissus trigger_sleeper_agent trigger_steganographic)
+TRAINING_TESTS := tests/contract tests/unit/defenses $(wildcard tests/unit/pipeline/test_chain*.py) \
+  $(patsubst %,tests/unit/%.py,data/test_digits $(patsubst %,attacks/test_%,label_consistent narcissus sleeper_agent steganographic) \
+    $(patsubst %,training/test_%,batches callback devices fit gradients measure memory_format mixing models recipe representations \
+      unused_columns))
 
 .PHONY: help demo smoke reproduce reproduce-small test test-avx2 torture bench bench-gpu tables figures pictures status lint clean
 

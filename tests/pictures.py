@@ -22,9 +22,7 @@ from backdoor_lab.page.document import write_page
 from backdoor_lab.results.stored import Shelf, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.results.whereabouts import find_store
-
-sys.path.insert(0, str(Path(__file__).with_name("unit")))
-from browser import chromium
+from tests.helpers.browser import chromium
 
 REPORTS = Path(__file__).parents[1] / "multirun_reports"
 LARGEST = 300_000

@@ -15,10 +15,8 @@ from safetensors.numpy import save_file
 from backdoor_lab.core.store import _seal
 from backdoor_lab.page.document import write_page
 from tests.bench.measuring import ROOT, Figure, timed
-
-sys.path.insert(0, str(ROOT / "tests" / "unit"))
-from browser import chromium
-from test_reports_records import record, write_sweep
+from tests.helpers.browser import chromium
+from tests.helpers.records import record, write_sweep
 
 CELLS, NETWORKS = 1000, 50
 IMAGES, CLASSES, POISONED, FEATURES, SIDE, EPOCHS = 5000, 10, 50, 64, 32, 100

@@ -64,7 +64,7 @@ def made(name: str, **changes: Any) -> Any:
     return defense_of({"defense": config(name, **changes), "protocol": asdict(FilterOptions())})
 
 
-# What repairs promise is in tests/unit/test_repairs.py.
+# What repairs promise is in tests/contract/test_repairs.py.
 NAMES = [name for name in ALL if not isinstance(made(name), Repair)]
 
 

@@ -31,25 +31,21 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from backdoor_lab.attacks.base import Trigger, Workshop
+from backdoor_lab.attacks.plan import Plan, implied
+from backdoor_lab.attacks.poison import poison
+from backdoor_lab.core.build import Shared, build
+from backdoor_lab.core.types import Features, Images, TrainingSet
+from backdoor_lab.defenses.base import Defense, Knowledge, TruthControl
+from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
+from backdoor_lab.training.fit import Job, fit
+from backdoor_lab.training.measure import channel_stats
+from backdoor_lab.training.recipe import Recipe
+from tests.helpers.cells import CPU, run_here
+from tests.helpers.materials import material
+
 ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT / "tests/unit") not in sys.path:
-    sys.path.insert(0, str(ROOT / "tests/unit"))
-
-from cells import CPU, run_here  # noqa: E402
-from materials import material  # noqa: E402
-
-from backdoor_lab.attacks.base import Trigger, Workshop  # noqa: E402
-from backdoor_lab.attacks.plan import Plan, implied  # noqa: E402
-from backdoor_lab.attacks.poison import poison  # noqa: E402
-from backdoor_lab.core.build import Shared, build  # noqa: E402
-from backdoor_lab.core.types import Features, Images, TrainingSet  # noqa: E402
-from backdoor_lab.defenses.base import Defense, Knowledge, TruthControl  # noqa: E402
-from backdoor_lab.defenses.networks import Repair  # noqa: E402
-from backdoor_lab.defenses.options import DEFAULTS, FilterOptions  # noqa: E402
-from backdoor_lab.training.fit import Job, fit  # noqa: E402
-from backdoor_lab.training.measure import channel_stats  # noqa: E402
-from backdoor_lab.training.recipe import Recipe  # noqa: E402
-
 FILE = Path(__file__).with_name("snapshots.json")
 TOLERANCE = 1e-3
 """Of the largest value in the sample, for floating-point results on another machine."""

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import snapshots
+from tests.golden import snapshots
 
 KNOWN = snapshots.read()
 SAME_MACHINE = KNOWN["environment"] == snapshots.environment()

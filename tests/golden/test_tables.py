@@ -5,7 +5,7 @@ again. Held are titles, heads, rows, notes and CSV columns, of the tables that a
 of the report's layout, of a layout that is asked for, and of comparisons. Later columns may be
 added to a CSV file and later notes below a table; what was there stays, in its order. Bold marks
 are kept under "best", and the note that said how they were set: since then a paired test sets them,
-see test_reports_worth.py.
+see test_worth.py.
 """
 
 from __future__ import annotations

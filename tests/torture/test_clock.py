@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cells import lasting, run_here
+
+from tests.helpers.cells import lasting, run_here
 
 
 def test_a_clock_that_jumps_changes_nothing(

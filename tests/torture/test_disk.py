@@ -7,7 +7,8 @@ import resource
 from pathlib import Path
 
 import pytest
-from cells import lasting, run_here
+
+from tests.helpers.cells import lasting, run_here
 
 STAGES = ("poison", "train", "measure", "extract", "filter", "retrain")
 
@@ -72,6 +73,6 @@ def test_a_file_size_limit_is_met_like_a_full_disk(
 
 def run_here_ready(root: Path) -> None:
     """Opens the data set beforehand, so that the fault hits the cell."""
-    from cells import cell_of
+    from tests.helpers.cells import cell_of
 
     cell_of(root / "store")

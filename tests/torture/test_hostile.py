@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cells import lasting, run_here
 
 from backdoor_lab.core.errors import DataError, LabError
 from backdoor_lab.core.store import Store
 from backdoor_lab.data import open_dataset
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.training.fit import last_checkpoint
+from tests.helpers.cells import lasting, run_here
 
 
 class Bomb:

@@ -8,9 +8,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from cells import lasting, run_here
 
 import backdoor_lab.pipeline.chain as chain_module
+from tests.helpers.cells import lasting, run_here
 
 STAGES = ("data", "poison", "train", "measure", "extract", "filter", "retrain", "overlap")
 POINTS = [f"{stage}.{when}:kill:1" for stage in STAGES for when in ("before", "made", "published")]

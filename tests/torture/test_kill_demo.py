@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from cells import environment, lasting
+
+from tests.helpers.cells import environment, lasting
 
 ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("BACKDOOR_LAB_KILLS", "10"))

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from cells import TINY, environment
+
+from tests.helpers.cells import TINY, environment
 
 ROOT = Path(__file__).parents[2]
 

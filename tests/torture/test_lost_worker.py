@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import TINY, environment
+
+from tests.helpers.cells import TINY, environment
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)

@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from cells import lasting, run_here
 
 import backdoor_lab.pipeline.chain as chain_module
+from tests.helpers.cells import lasting, run_here
 
 DEFENSES = ("spectral", "none", "random", "oracle")
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cells import TINY, environment, lasting, run_here
-from slurm_lab import Lab, missing, parent
+
+from tests.helpers.cells import TINY, environment, lasting, run_here
+from tests.helpers.slurm_lab import Lab, missing, parent
 
 pytestmark = [
     pytest.mark.skipif(bool(missing()), reason=f"Slurm is not installed: no {missing()}"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +10,11 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-from cells import CPU, job
-
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.training.fit import fit, new_classifier
 from backdoor_lab.training.measure import extract
 from tests.bench import gpu, measuring
+from tests.helpers.cells import CPU, job
 
 
 @pytest.fixture(autouse=True)

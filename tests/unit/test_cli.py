@@ -10,33 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import TINY, environment, started
-from test_reports_records import failed, record
 
 from backdoor_lab import run
 from backdoor_lab.results.seal import write_sealed
+from tests.helpers.cells import TINY, environment, started
+from tests.helpers.program import many
+from tests.helpers.records import failed, record
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-# Runs the program once per command of a JSON list, in one process: imports cost the most.
-MANY = """
-import contextlib, io, json, sys, time
-from hydra.core.global_hydra import GlobalHydra
-from backdoor_lab.run import main
-found = []
-for words in json.loads(sys.stdin.read()):
-    sys.argv = ["backdoor-lab", *words]
-    GlobalHydra.instance().clear()
-    out, err, began, code = io.StringIO(), io.StringIO(), time.monotonic(), None
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
-        except BaseException as error:
-            code = repr(error)
-    found.append([code, out.getvalue(), err.getvalue(), time.monotonic() - began])
-print(json.dumps([found, "torch" in sys.modules]))
-"""
 WRONG = {
     "target=brid": ["`target` 'brid'", "Did you mean 'bird'"],
     "ratio=1.5": ["`ratio` must satisfy 0 <= ratio <= 1, got 1.5"],
@@ -62,15 +43,6 @@ WRONG = {
 def choices(group: str) -> list[str]:
     """The names of a config group's files."""
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-
-
-def many(cwd: Path, commands: list[list[str]]) -> tuple[list[Any], bool]:
-    run = subprocess.run(
-        [sys.executable, "-c", MANY], input=json.dumps(commands), cwd=cwd, env=environment(),
-        capture_output=True, text=True, timeout=200, check=True,
-    )  # fmt: skip
-    found, torch_loaded = json.loads(run.stdout.splitlines()[-1])
-    return found, torch_loaded
 
 
 @pytest.fixture(scope="module")

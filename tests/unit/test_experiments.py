@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cells import configuration
-from omegaconf import OmegaConf
 
 from backdoor_lab.defenses.base import Defense
 from backdoor_lab.defenses.none import Keep
@@ -17,14 +14,8 @@ from backdoor_lab.pipeline.parts import defense_of
 from backdoor_lab.tables.reference import lookup
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names, parse
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
-
-
-def swept(experiment: str) -> dict[str, Any]:
-    found = OmegaConf.load(CONF / f"experiment/{experiment}.yaml")
-    params: Any = OmegaConf.to_container(found.hydra.sweeper.params)
-    return dict(params)
+from tests.helpers.cells import configuration
+from tests.helpers.project import CONF, swept
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hostile import NAMES
-from test_reports_records import GRID, failed, record, write_sweep
 
 from backdoor_lab.core.sheets import guarded
 from backdoor_lab.export import frame_of, main, write_frame
@@ -22,6 +20,8 @@ from backdoor_lab.results.columns import COLUMNS
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.sweeps import read_sweep
+from tests.helpers.hostile import NAMES
+from tests.helpers.records import GRID, documented, everything, failed, record, write_sweep
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "multirun_reports" / "demo" / "controls"
@@ -36,34 +36,8 @@ print(done.pivot_table("asr2", index="seed", columns="defense"))
 """
 
 
-def documented(name: str) -> bool:
-    return name in COLUMNS or any(
-        name.startswith(each[:-1]) and name != each[:-1] for each in COLUMNS if each.endswith("*")
-    )
-
-
 def frame(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> pd.DataFrame:
     return frame_of([read_sweep(write_sweep(folder / "s", made, asked))])
-
-
-def everything(**over: Any) -> dict[str, Any]:
-    """A record that says all that a record may say."""
-    made = record(**over)
-    made["counts"] |= {"n_clean": 10000, "n_covers": 4, "covers_left": 2}
-    made["detection"] |= {"average_precision": 0.9, "tpr_at_1": 0.5, "tpr_at_5": 0.75}
-    made |= {"asr_elsewhere1": 0.25, "asr_elsewhere2": 0.125}
-    made |= {"clean_rate1": 0.1, "clean_rate2": 0.2, "top_share1": 0.3, "top_share2": 0.4}
-    made |= {"top_class1": "cat", "top_class2": "dog", "applied": {"classes": "target"}}
-    made["under"] = {"jpeg75": {"nat1": 0.5, "asr1": 0.25, "nat2": 0.625, "asr2": 0.75}}
-    made["notes"] = {"classes": [2]}
-    made["hashes"] = {"data": "d", "test": "t", "poison": "p", "training1": "1", "training2": "2",
-                      "weights1": "w", "weights2": "v"}  # fmt: skip
-    made["run"] |= {
-        "images_per_s": {"train": 100.0, "retrain": 90.0}, "process_peak_memory_mib": 900.5,
-        "wall_seconds": 61.5, "started": "2026-11-22T00:00:00+00:00", "git_commit": "abc",
-        "command": "python -m backdoor_lab", "compute": {"device": "cpu", "threads": 1},
-    }  # fmt: skip
-    return made
 
 
 def test_every_column_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:

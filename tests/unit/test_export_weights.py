@@ -12,11 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import run_here
 from safetensors import safe_open
-from test_export import documented
-from test_reports_records import record as made_up
-from test_reports_records import write_sweep
 
 from backdoor_lab.core.tensors import tensors_digest, write_tensors
 from backdoor_lab.data.synthetic import CLASSES, draw
@@ -25,6 +21,9 @@ from backdoor_lab.export_weights import export_weights, main
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.training.models import build_model
+from tests.helpers.cells import run_here
+from tests.helpers.records import documented, write_sweep
+from tests.helpers.records import record as made_up
 
 ROOT = Path(__file__).resolve().parents[2]
 # As README shows them: any network of this lab, and the standard one by torchvision alone.

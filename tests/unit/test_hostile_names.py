@@ -10,14 +10,14 @@ import re
 from pathlib import Path
 
 import pytest
-from hostile import NAMES
 from markdown_it import MarkdownIt
-from test_reports_sheets import cells_of, sweep_of, write_everything
 
 from backdoor_lab.core.output import LogFile, Terminal
 from backdoor_lab.core.sheets import csv_text, guarded
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown
+from tests.helpers.hostile import NAMES
+from tests.helpers.written import cells_of, sweep_of, write_everything
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 UNSEEN = re.compile("[^\t\n -~\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,8 @@ from backdoor_lab.defenses.base import Defense, TruthControl
 from backdoor_lab.defenses.networks import Repair
 from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.parts import defense_of
+from tests.helpers.project import PACKAGE, ROOT, SOURCES, calls, name_of, tree
 
-ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "backdoor_lab"
-SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module or folder of the package, and the layer it belongs to: it imports lower layers alone.
 LAYERS: dict[str, int] = {
     name: number
@@ -48,15 +45,6 @@ LOWEST = {name for name, layer in LAYERS.items() if layer == 0}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
-
-
-def name_of(path: Path) -> str:
-    return str(path.relative_to(PACKAGE))
-
-
 def room_of(path: Path) -> str:
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
 
@@ -72,13 +60,6 @@ def imports(path: Path) -> Iterator[str]:
             yield module
             if module == "backdoor_lab":
                 yield from (f"{module}.{alias.name}" for alias in node.names)
-
-
-def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Every call in a file, with its name as written."""
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
 
 
 def keyword(call: ast.Call, name: str) -> Any:

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from cells import TINY, environment
 from PIL import Image
-from test_house import SOURCES, name_of
 
 from backdoor_lab.core.errors import DataError, LabError, many, reason_of
+from tests.helpers.cells import TINY, environment
+from tests.helpers.project import SOURCES, name_of
 
 
 def test_no_message_holds_the_address_of_an_object() -> None:

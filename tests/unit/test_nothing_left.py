@@ -8,13 +8,13 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cells import TINY, command, environment
-from test_cli import many
 
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.files import readable
 from backdoor_lab.data.download import Official, obtain
 from backdoor_lab.results.seal import sealed
+from tests.helpers.cells import TINY, command, environment
+from tests.helpers.program import many
 
 REFUSED = {
     "an unknown key": (["nonsense=1"], "nonsense"),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import TINY
 from PIL import Image
 
 from backdoor_lab import preview
 from backdoor_lab.attacks.pattern import Pattern
+from tests.helpers.cells import TINY
 
 
 def test_difference_is_ten_times_around_gray() -> None:

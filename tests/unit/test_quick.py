@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cells import TINY, configuration, environment, run_here, started
 from PIL import Image
 
 from backdoor_lab import identity
@@ -24,6 +23,7 @@ from backdoor_lab.identity import sources
 from backdoor_lab.sweep.job import run_job
 from backdoor_lab.sweep.listing import finished
 from backdoor_lab.sweep.preflight import Preflight
+from tests.helpers.cells import TINY, configuration, environment, run_here, started
 
 HEAVY = ("torch", "torchvision", "pytorch_lightning", "sklearn")
 WATCHED = f"""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import TINY, environment
+
+from tests.helpers.cells import TINY, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 OTHERS = {

@@ -18,9 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from cells import run_here
-from stages import sweep
-from test_house import PACKAGE, SOURCES, name_of, tree
 
 from backdoor_lab.core.errors import LabError
 from backdoor_lab.core.files import write_atomic
@@ -34,6 +31,9 @@ from backdoor_lab.export_weights import main as export_weights
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.sweep.listing import halt
 from backdoor_lab.training.logs import logger_of
+from tests.helpers.cells import run_here
+from tests.helpers.project import PACKAGE, SOURCES, name_of, tree
+from tests.helpers.stages import sweep
 
 WRITING = {
     "write_bytes", "write_text", "write_through", "write_atomic", "write_ours", "write_json",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cells import TINY, lasting, run_here, signalled, started
+
+from tests.helpers.cells import TINY, lasting, run_here, signalled, started
 
 LONG = (*TINY, "dataset.per_class_train=40", "recipe.batch=8", "recipe.epochs=6")
 

@@ -1,0 +1,177 @@
+"""What every repair promises: each YAML in conf/defense that is one is put through all of it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from backdoor_lab.core import progress
+from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.files import canonical
+from backdoor_lab.core.progress import Step, Steps, observe
+from backdoor_lab.defenses.base import Defense, TruthControl
+from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
+from backdoor_lab.pipeline.parts import defense_of
+from tests.helpers.materials import hidden, material
+
+ROOT = Path(__file__).resolve().parents[2]
+BRIEF = {"steps": 4, "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1}
+
+
+def made(name: str, **changes: Any) -> Any:
+    whole = OmegaConf.create(
+        {
+            "protocol": OmegaConf.load(ROOT / "conf/protocol/group13.yaml"),
+            "defense": OmegaConf.merge(
+                OmegaConf.load(ROOT / "conf/config.yaml").defense,
+                OmegaConf.load(ROOT / f"conf/defense/{name}.yaml"),
+            ),
+            "source": None,
+        }
+    )
+    brief = {key: value for key, value in BRIEF.items() if key in whole.defense}
+    for key, value in (brief | changes).items():
+        OmegaConf.update(whole, f"defense.{key}", value)
+    config: Any = OmegaConf.to_container(whole.defense, resolve=True)
+    return defense_of({"defense": config, "protocol": asdict(FilterOptions())})
+
+
+def everything() -> list[str]:
+    found = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))
+    return [name for name in found if isinstance(made(name), Repair)]
+
+
+def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    found = torch.randint(0, 256, (n, 1, 3, 4), generator=generator, dtype=torch.uint8)
+    return found, torch.arange(n) % 3
+
+
+ATTACKED = hidden(12, 3, seed=5)
+
+
+def given(seed: int = 3, **changes: Any) -> Material:
+    made_of: dict[str, Any] = {"network": ATTACKED, "clean": images(24, 2), "seed": seed}
+    return material(*images(60, 1), **made_of | changes)
+
+
+def weights(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(params=everything())
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def test_there_are_repairs() -> None:
+    assert set(everything()) >= {"fine_pruning", "neural_cleanse", "anp", "abl_unlearning"}
+
+
+def test_a_network_of_the_same_architecture_in_inference_mode(name: str) -> None:
+    """And notes that fit a record; the attacked network stays as it was."""
+    before = weights(ATTACKED)
+    network, notes = made(name).repair(given())
+    assert same(weights(ATTACKED), before)
+    found = weights(network)
+    assert {key: value.shape for key, value in found.items()} == {
+        key: value.shape for key, value in before.items()
+    }
+    assert all(bool(torch.isfinite(value).all()) for value in found.values())
+    assert not network.training
+    canonical(notes)
+
+
+def test_the_seed_alone_decides(name: str) -> None:
+    """Whatever the global generator has drawn."""
+    torch.manual_seed(1)
+    first = weights(made(name).repair(given())[0])
+    torch.manual_seed(2)
+    again = weights(made(name).repair(given())[0])
+    assert same(first, again)
+
+
+def test_progress_is_reported_and_changes_nothing(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every loop over epochs, batches, classes or steps of a repair is counted to its end."""
+    alone = weights(made(name).repair(given())[0])
+    noted: list[Step] = []
+    usual = progress.Step
+
+    def noting(label: str, total: int | None) -> Step:
+        noted.append(usual(label, total))
+        return noted[-1]
+
+    monkeypatch.setattr(progress, "Step", noting)
+    steps = Steps()
+    with observe(steps):
+        watched = weights(made(name).repair(given())[0])
+    assert same(alone, watched)
+    assert str(steps) == ""
+    assert {"batch", "step"} & {step.label for step in noted}
+    assert all(step.done == step.total for step in noted)
+
+
+def test_only_what_is_declared_is_used(name: str) -> None:
+    """Without clean images a repair that declares them says so, and no other misses them."""
+    repair = made(name)
+    bare = replace(given(), clean=None)
+    if "clean images" in repair.told():
+        with pytest.raises(ConfigError, match=r"set protocol\.holdout"):
+            repair.repair(bare)
+    else:
+        repair.repair(bare)
+
+
+def test_a_filters_options_may_be_set_and_change_nothing(name: str) -> None:
+    """So that one sweep can set them for filters and repairs alike; the class takes none."""
+    options: dict[str, Any] = {"classes": "all", "budget": "10%", "centred": False}
+    changed = made(name, budget_cap="50%", **options)
+    assert not set(inspect.signature(type(changed)).parameters) & {"options", *OPTION_KEYS}
+    assert same(weights(changed.repair(given())[0]), weights(made(name).repair(given())[0]))
+
+
+def test_no_truth_reaches_it(name: str) -> None:
+    assert not isinstance(made(name), (Defense, TruthControl))
+    assert not hasattr(made(name), "judge")
+
+
+def test_a_class_of_one_example(name: str) -> None:
+    shown, labels = images(21, 1)
+    labels[:] = labels % 2
+    labels[0] = 2
+    network, _ = made(name).repair(given_of(shown, labels))
+    assert all(bool(torch.isfinite(value).all()) for value in weights(network).values())
+
+
+def given_of(shown: Tensor, labels: Tensor) -> Material:
+    return material(shown, labels, network=ATTACKED, clean=images(6, 2))
+
+
+def test_a_broken_network_is_not_passed_on(name: str) -> None:
+    """From NaN weights comes Diverged, or a network whose weights the chain refuses, or one of
+    its own that never saw them."""
+    broken = hidden(12, 3, seed=5)
+    with torch.no_grad():
+        for value in broken.parameters():
+            value.fill_(torch.nan)
+    try:
+        network, _ = made(name).repair(given(network=broken))
+    except Diverged:
+        return
+    finite = all(bool(torch.isfinite(value).all()) for value in weights(network).values())
+    assert finite == (name == "abl_unlearning")

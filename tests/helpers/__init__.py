@@ -1,0 +1,1 @@
+"""What several tests share: made-up records, tiny cells, files of images."""

@@ -1,0 +1,67 @@
+"""Everything that commands write of a sweep whose texts are hostile."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab import compare, export, separation, status, visibility
+from backdoor_lab.reports.__main__ import main as reports
+from tests.helpers.records import everything, write_sweep
+
+
+def hostile(text: str) -> list[dict[str, Any]]:
+    """Records with `text` in every key and value where a record has text."""
+    made = []
+    for number, defense in enumerate(("spectral", "random", text)):
+        one = everything(id=f"c{number}", target=text, trigger=text, choices={"defense": defense})
+        one["choices"] |= dict.fromkeys(("dataset", "model", "recipe", "source"), text)
+        one["protocol"] |= {"layer": text, text: text}
+        one["config"] = {"recipe": {text: text, "lr": number}, text: number}
+        one["notes"] = {text: text}
+        one["hashes"] |= {text: text, "data": text}
+        one["run"] |= {"command": text, "device": text, "git_commit": text, "started": text}
+        one["run"]["versions"] = {text: text}
+        one["run"]["seconds"] = {text: 3.0}
+        one["top_class1"] = text
+        one["applied"] = {text: text}
+        made.append(one)
+    made.append(everything(id="d", target=text, status=f"failed: {text}") | {"error": text})
+    return made
+
+
+def sweep_of(folder: Path, text: str) -> Path:
+    asked = [{"id": each["id"], "choices": each["choices"]} for each in hostile(text)]
+    missing = {"id": text, "choices": asked[0]["choices"]}
+    return write_sweep(folder / "s", hostile(text), [*asked, missing])
+
+
+def cells_of(folder: Path) -> list[tuple[str, str]]:
+    """Every cell of every CSV file, with the file's name."""
+    return [
+        (path.name, cell)
+        for path in sorted(folder.rglob("*.csv"))
+        for line in csv.reader(io.StringIO(path.read_bytes().decode().replace("\r", "\n")))
+        for cell in line
+    ]
+
+
+def write_everything(folder: Path, sweep: Path) -> None:
+    """Every command that writes a table."""
+    assert reports([str(sweep)]) == 0
+    assert reports([str(sweep), "rows=trigger", "columns=defense", "values=nat1,asr1"]) == 0
+    for ending in ("csv", "parquet"):
+        assert export.main([str(sweep), "--out", str(folder / f"e.{ending}")]) == 0
+    for ending in ("csv", "md", "tex", "html"):
+        out = str(folder / f"c.{ending}")
+        assert compare.main([str(sweep), "by=defense", "base=random", "--out", out]) == 0
+    assert status.main([str(sweep)]) == 0
+    # They need what is not stored here, and say so in one line.
+    assert separation.main([str(sweep)]) == 2
+    assert visibility.main([str(sweep)]) == 2
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

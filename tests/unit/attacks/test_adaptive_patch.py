@@ -1,0 +1,138 @@
+"""The adaptive patches against a second implementation, pixel by pixel from the YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from backdoor_lab.attacks.adaptive_patch import AdaptivePatch
+from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images
+
+YAML = Path(__file__).resolve().parents[3] / "conf/trigger/adaptive_patch.yaml"
+PATCHES: Any = OmegaConf.to_container(OmegaConf.load(YAML).patches)
+DOT = {"at": [0, 0], "rows": ["#"], "color": 255, "train": 0.5, "test": 1.0}
+
+
+def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
+    generator = torch.Generator().manual_seed(n)
+    return torch.randint(0, 256, (n, channels, height, width), generator=generator).byte()
+
+
+def workshop(seed: int = 0) -> Workshop:
+    train = Images(noise(2), torch.tensor([0, 1]), ("a", "b"))
+    return Workshop(train, 0, None, seed, nn.Module)
+
+
+def drawn(image: NDArray[np.float64], patch: dict[str, Any], opacity: float) -> None:
+    """Lays one patch over one image (C, H, W), in place."""
+    channels, height, width = image.shape
+    color = [np.mean(patch["color"])] if channels == 1 else patch["color"]
+    for down, line in enumerate(patch["rows"]):
+        for right, letter in enumerate(line):
+            row, column = (patch["at"][0] + down) % height, (patch["at"][1] + right) % width
+            if letter == "#":
+                pixel = image[:, row, column]
+                image[:, row, column] = (1 - opacity) * pixel + opacity * np.round(color)
+
+
+def with_one(image: Tensor, patch: dict[str, Any]) -> Tensor:
+    values = image.numpy().astype(np.float64)
+    drawn(values, patch, patch["train"])
+    return torch.from_numpy(values)
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 33, 17)], ids=str)
+def test_test_images_get_all_that_the_yaml_says(shape: tuple[int, int, int]) -> None:
+    """Every patch at its test opacity, nothing elsewhere."""
+    images = noise(4, *shape)
+    found = AdaptivePatch(patches=PATCHES)(images)
+    for image, triggered in zip(images, found, strict=True):
+        values = image.numpy().astype(np.float64)
+        for patch in PATCHES:
+            drawn(values, patch, patch["test"])
+        assert np.abs(triggered.numpy() - values).max() <= 0.501
+
+
+def test_the_paper_s_opacities() -> None:
+    """Four patches, weaker in training than the two of them that test images get together."""
+    assert [patch["train"] for patch in PATCHES] == [0.5, 0.2, 0.5, 0.3]
+    assert sorted(patch["test"] for patch in PATCHES) == [0, 0, 1, 1]
+
+
+def which_patch(originals: Tensor, triggered: Tensor) -> list[int]:
+    """The number of the one patch that each image carries; none or two fail."""
+    numbers = []
+    for image, made in zip(originals, triggered, strict=True):
+        off = [(made - with_one(image, patch)).abs().max() for patch in PATCHES]
+        fitting = [number for number, value in enumerate(off) if value <= 0.501]
+        assert len(fitting) == 1
+        numbers += fitting
+    return numbers
+
+
+def test_one_patch_for_each_training_image() -> None:
+    """Poison and covers: one patch each at its training opacity, equal shares, in an order of
+    their own that another seed changes."""
+    trigger, images, labels = AdaptivePatch(patches=PATCHES), noise(22), torch.zeros(22).long()
+    orders = [
+        which_patch(images, made(images, labels, workshop(seed)))
+        for made, seed in ((trigger.poisoned, 0), (trigger.covering, 0), (trigger.poisoned, 1))
+    ]
+    for order in orders:
+        assert sorted(order.count(number) for number in range(4)) == [5, 5, 6, 6]
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+
+
+def test_patches_lie_over_each_other_in_turn() -> None:
+    """Two on one pixel of 0: half of 200, then half of the way from there to 100."""
+    over = [DOT | {"color": 200, "test": 0.5}, DOT | {"color": 100, "test": 0.5}]
+    black = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+    assert AdaptivePatch(patches=over)(black).flatten().tolist() == [100, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"at": [0]}, r"patches\[0\]\.at` must be \[row, column\]"),
+        ({"at": [0, 0.5]}, r"patches\[0\]\.at` must be a whole number"),
+        ({"at": [-1, 0], "rows": ["#", "#"]}, "extends past the lower right edge"),
+        ({"at": [0, -2], "rows": ["###"]}, "extends past the lower right edge"),
+        ({"rows": []}, "strings of equal length"),
+        ({"rows": ["#.", "#"]}, "strings of equal length"),
+        ({"rows": [".."]}, "at least one"),
+        ({"rows": ["#x"]}, "got"),
+        ({"color": 256}, r"trigger\.color"),
+        ({"train": 1.1}, r"patches\[0\]\.train` must satisfy 0 <= .* <= 1"),
+        ({"train": 0}, "`train` opacity above 0"),
+        ({"test": 0}, "`test` opacity above 0"),
+        ({"test": float("nan")}, r"patches\[0\]\.test"),
+        ({"tset": 1}, "Did you mean 'test'"),
+    ],
+    ids=str,
+)
+def test_refuses_a_wrong_patch(change: dict[str, Any], match: str) -> None:
+    """Each mistake is told with the patch and key where it stands."""
+    with pytest.raises(ConfigError, match=match):
+        AdaptivePatch(patches=[DOT | change])
+
+
+@pytest.mark.parametrize("patches", [[], {}, ["#"], [{"at": [0, 0]}]], ids=str)
+def test_refuses_what_is_no_list_of_patches(patches: Any) -> None:
+    """An empty list, a mapping, text, and a patch of which half is missing."""
+    with pytest.raises(ConfigError, match=r"trigger\.patches"):
+        AdaptivePatch(patches=patches)
+
+
+def test_images_too_small() -> None:
+    """A patch that does not fit is refused with the image's size."""
+    with pytest.raises(ConfigError, match="4x32 pixels"):
+        AdaptivePatch(patches=PATCHES)(noise(1, 3, 4, 32))

@@ -1,0 +1,394 @@
+"""Which images are poisoned, how many, and what the training set is: counted by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from torch import Tensor
+
+import backdoor_lab.run  # noqa: F401  (registers the resolver by_source)
+from backdoor_lab.attacks import plan as attack
+from backdoor_lab.attacks.pattern import Pattern
+from backdoor_lab.attacks.pixel import Pixel
+from backdoor_lab.attacks.plan import (
+    INJECT,
+    STAMP,
+    Plan,
+    asr_test_set,
+    count,
+    cover_count,
+    eligible_count,
+    elsewhere_test_set,
+    implied,
+)
+from backdoor_lab.attacks.poison import classes_after, content_digest, poison
+from backdoor_lab.attacks.poison import clean as clean_set
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.types import Images, Poisoned
+from backdoor_lab.defenses.options import OPTION_KEYS, SCOPES, FilterOptions
+
+ROOT = Path(__file__).resolve().parents[3]
+PRESETS = sorted(path.stem for path in (ROOT / "conf/protocol").glob("*.yaml"))
+# 40 images of class a, 60 of b, 100 of c.
+SIZES = [40, 60, 100]
+SHUFFLED = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(3).repeat_interleave(torch.tensor(SIZES))[SHUFFLED]
+PLAN_KEYS = ("ratio_of", "inject", "eligible", "asr_on", "stamp")
+
+
+def clean(labels: Tensor = LABELS) -> Images:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 200, (len(labels), 3, 8, 8), generator=generator).byte()
+    return Images(images, labels, ("a", "b", "c"), digest="clean")
+
+
+def preset(name: str, source: int | None) -> dict[str, Any]:
+    whole = OmegaConf.create({"source": source})
+    whole.protocol = OmegaConf.load(ROOT / f"conf/protocol/{name}.yaml")
+    found: Any = OmegaConf.to_container(whole.protocol, resolve=True)
+    return found
+
+
+def plan_of(name: str, ratio: float, source: int | None = None, target: int = 0) -> Plan:
+    words = preset(name, source)
+    return Plan(target, source, ratio, **{key: words[key] for key in PLAN_KEYS})
+
+
+def made(plan: Plan, *, seed: int = 0, trigger: Any = None) -> Poisoned:
+    return poison(clean(), trigger or Pixel(), plan, seed=seed)
+
+
+@pytest.mark.parametrize(("name", "source"), [(name, s) for name in PRESETS for s in (None, 1)])
+def test_every_preset_says_every_word(name: str, source: int | None) -> None:
+    """Each key of each preset has one of its documented values."""
+    words = preset(name, source)
+    assert words["name"] == name
+    known = {"ratio_of": attack.RATIO_OF, "inject": INJECT, "eligible": attack.ELIGIBLE,
+             "asr_on": attack.ASR_ON, "stamp": STAMP, "classes": SCOPES,
+             "centred": (True, False)}  # fmt: skip
+    for key, values in known.items():
+        assert words[key] in values, key
+    FilterOptions(**{key: words[key] for key in OPTION_KEYS})
+    assert set(words) == {*known, "name", "version", "budget", "budget_cap", "layer", "holdout"}
+
+
+# Target a (40 of 200), source b (60).
+BY_HAND = [
+    # preset, ratio, source, poisoned, eligible, training images
+    ("group13", 0.05, None, 2, 160, 202),
+    ("group13", 0.1, None, 4, 160, 204),
+    ("group13", 0.1, 1, 4, 60, 204),
+    ("group13", 1, None, 40, 160, 240),
+    ("group13_literal", 0.05, None, 10, 160, 210),
+    ("group13_literal", 0.1, None, 20, 160, 220),
+    ("group13_literal", 0.1, 1, 20, 60, 220),
+    ("group13_literal", 0.8, None, 160, 160, 360),
+    ("madry2018", 0.05, 1, 3, 60, 200),
+    ("madry2018", 0.1, 1, 6, 60, 200),
+    ("realistic", 0.05, None, 10, 160, 200),
+    ("realistic", 0.1, None, 20, 160, 200),
+]
+for tool in ("backdoorbench", "backdoorbox", "backdoor_toolbox"):
+    BY_HAND += [(tool, 0.05, None, 10, 200, 200), (tool, 0.1, None, 20, 200, 200)]
+
+
+def test_every_preset_is_counted_by_hand() -> None:
+    """A new preset needs rows in the table, which stands on the classes' sizes."""
+    assert torch.bincount(LABELS).tolist() == SIZES
+    assert {row[0] for row in BY_HAND} == set(PRESETS)
+
+
+@pytest.mark.parametrize(("name", "ratio", "source", "poisoned", "eligible", "n"), BY_HAND)
+def test_counts_by_hand(
+    name: str, ratio: float, source: int | None, poisoned: int, eligible: int, n: int
+) -> None:
+    """How many are poisoned, out of how many, and how large the training set becomes."""
+    plan = plan_of(name, ratio, source)
+    assert count(plan, SIZES) == poisoned
+    assert eligible_count(plan, SIZES) == eligible
+    result = made(plan)
+    training = result.training
+    assert len(training) == n
+    assert int(result.is_poison.sum()) == len(result.source_index) == poisoned
+    assert (training.labels[result.is_poison] == plan.target).all()
+    origins = LABELS[result.source_index]
+    assert not (origins == 0).any() or plan.eligible == "all"
+    assert source is None or (origins == source).all()
+    foreseen = classes_after(LABELS, plan, classes=3, seed=0)
+    sizes = torch.bincount(training.labels, minlength=3).tolist()
+    assert sizes == foreseen
+    if plan.inject == "append":
+        assert sizes == [40 + poisoned, 60, 100]
+    elif source == 1:
+        assert sizes == [40 + poisoned, 60 - poisoned, 100]
+
+
+def test_append_keeps_the_originals_and_replace_does_not() -> None:
+    """Appended poison stands last, beside its originals; replacing poison in their place."""
+    appended = made(Plan(0, None, 0.1))
+    assert torch.equal(appended.training.index[:200], torch.arange(200))
+    assert torch.equal(appended.training.labels[:200], LABELS)
+    assert appended.is_poison.nonzero().flatten().tolist() == [200, 201, 202, 203]
+    replaced = made(Plan(0, None, 0.1, inject="replace"))
+    assert torch.equal(replaced.is_poison.nonzero().flatten(), replaced.source_index)
+    rest = ~replaced.is_poison
+    assert torch.equal(replaced.training.labels[rest], LABELS[rest])
+
+
+def test_stamp_after_leaves_the_rows_clean() -> None:
+    """Mistake 5: stamped after augmentation, the rows are originals and carry the trigger."""
+    late = made(Plan(0, None, 0.1, stamp="after"))
+    assert torch.equal(late.training.rows, clean().images[late.source_index])
+    assert torch.equal(late.training.stamped(torch.arange(204)), late.is_poison)
+    early = made(Plan(0, None, 0.1))
+    assert torch.equal(early.training.rows, Pixel()(late.training.rows))
+    assert not early.training.stamped(torch.arange(204)).any()
+
+
+def test_a_ratio_of_zero_is_a_clean_run() -> None:
+    """No poison, no trigger, and exactly the clean set."""
+    for stamp in STAMP:
+        training = made(Plan(0, None, 0.0, stamp=stamp)).training
+        assert training.stamp is None
+        assert torch.equal(training.gather(torch.arange(200)), clean().images)
+
+
+def test_asr_test_set() -> None:
+    """Outside the target class, of the source class, or all."""
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    assert asr_test_set(labels, Plan(0, None, 0.1)).tolist() == [1, 2, 4]
+    assert asr_test_set(labels, Plan(0, None, 0.1, asr_on="all")).tolist() == [0, 1, 2, 3, 4]
+    of_source = Plan(0, 2, 0.1, eligible="source", asr_on="source")
+    assert asr_test_set(labels, of_source).tolist() == [2]
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name != "backdoorbox"])
+def test_mistake_9_no_target_images_in_the_asr_set(name: str) -> None:
+    """A target-class image that is classified as the target is no success of the attack."""
+    plan = plan_of(name, 0.1, 1 if name == "madry2018" else None)
+    assert not (LABELS[asr_test_set(LABELS, plan)] == plan.target).any()
+
+
+def test_mistake_2_and_3_indices_count_in_the_whole_set() -> None:
+    """Poisoned positions are positions in the data set, not in a class, and no class numbers."""
+    result = made(Plan(0, 1, 0.1, ratio_of="source", eligible="source", inject="replace"))
+    where = result.is_poison.nonzero().flatten()
+    assert (LABELS[where] == 1).all()
+    assert torch.equal(result.training.gather(where), Pixel()(clean().images[where]))
+    assert where.max() > len(SIZES)
+
+
+def test_mistake_6_every_choice_changes_the_digest() -> None:
+    """Trigger, target, ratio, injection and seed each give another training set."""
+    plans = [Plan(0, None, 0.1), Plan(1, None, 0.1), Plan(0, None, 0.2),
+             Plan(0, None, 0.1, inject="replace"), Plan(0, None, 0.0)]  # fmt: skip
+    sets = [made(plan) for plan in plans]
+    sets += [made(plans[0], trigger=Pattern()), made(plans[0], seed=1)]
+    digests = [content_digest(each.training, "clean") for each in sets]
+    assert len(set(digests)) == len(digests)
+    # The same images and order, other labels.
+    pair = [made(Plan(t, None, 0.1, ratio_of="all", eligible="all")).training for t in (0, 1)]
+    assert content_digest(pair[0], "clean") != content_digest(pair[1], "clean")
+    late = made(Plan(0, None, 0.1, stamp="after")).training
+    stamps = [content_digest(late, "clean", stamp) for stamp in ("pixel", "pattern")]
+    assert len({*stamps, *digests}) == len(digests) + 2
+    assert content_digest(sets[0].training, "other data") != digests[0]
+
+
+def test_two_routes_to_one_set_have_one_digest() -> None:
+    """Appended poison that an oracle removes leaves the clean set, and so its digest."""
+    nothing = content_digest(made(Plan(0, None, 0.0)).training, "clean")
+    for stamp in STAMP:
+        result = made(Plan(0, None, 0.1, stamp=stamp))
+        rest = result.training.keep(~result.is_poison, "")
+        assert content_digest(rest, "clean", "pixel" if stamp == "after" else "") == nothing
+        one_left = result.is_poison.clone()
+        one_left[-1] = False
+        left = result.training.keep(~one_left, "")
+        assert content_digest(left, "clean") != nothing
+    replaced = made(Plan(0, None, 0.1, inject="replace"))
+    rest = replaced.training.keep(~replaced.is_poison, "")
+    assert content_digest(rest, "clean") != nothing
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.001, 1.5, float("nan"), "10%", True, None, float("inf")])
+def test_ratios_out_of_range(ratio: Any) -> None:
+    """One rule in one line, and NaN breaks it too."""
+    with pytest.raises(ConfigError, match="`ratio` must satisfy 0 <= ratio <= 1, got"):
+        Plan(0, None, ratio)
+
+
+def test_less_than_one_image_and_more_than_are_eligible() -> None:
+    """The message has the arithmetic: what was asked of what, and what there is."""
+    with pytest.raises(ConfigError, match=r"`ratio`=0\.01 of 40 images .*less than one image"):
+        count(Plan(0, None, 0.01), SIZES)
+    plan = Plan(2, None, 0.6, ratio_of="all")
+    message = r"`ratio`=0\.6 of 200 images .*requires 120 poisoned .*only 100 are eligible"
+    with pytest.raises(ConfigError, match=message):
+        count(plan, SIZES)
+    with pytest.raises(ConfigError, match="only 40 are eligible"):
+        count(Plan(1, 0, 41, ratio_of="count", eligible="source"), SIZES)
+    # ratio_of=count takes a whole number of images.
+    assert count(Plan(0, None, 7, ratio_of="count"), SIZES) == 7
+    with pytest.raises(ConfigError, match=r"`ratio` must be a whole number, got 7\.5"):
+        Plan(0, None, 7.5, ratio_of="count")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"source": 0}, "`source` and `target` must differ"),
+        ({"source": 1}, "ignores it"),
+        ({"source": None, "eligible": "source"}, "needs a class in `source`"),
+        ({"source": None, "asr_on": "source"}, "needs a class in `source`"),
+        ({"source": None, "ratio_of": "source"}, "needs a class in `source`"),
+        ({"source": None, "inject": "apend"}, "Did you mean 'append'"),
+        ({"source": None, "stamp": "during"}, "Known: before, after"),
+        ({"source": None, "labels": "dirty"}, "Known: all_to_one, all_to_all, clean"),
+        ({"source": None, "labels": "clean"}, "contradict each other"),
+        ({"source": None, "eligible": "target"}, "contradict each other"),
+        ({"source": None, "labels": "all_to_all"}, "needs protocol.eligible=all"),
+        ({"source": 1, "labels": "all_to_all", "eligible": "all", "asr_on": "all"}, "every class"),
+        (
+            {
+                "source": None,
+                "labels": "all_to_all",
+                "eligible": "all",
+                "asr_on": "all",
+                "covers": 1.0,
+            },
+            "leaves no class for `covers`",
+        ),
+        ({"source": None, "covers": -1.0}, "`covers` must satisfy 0 <= covers"),
+    ],
+)
+def test_words_that_contradict_each_other(words: dict[str, Any], message: str) -> None:
+    """A source that nobody reads, one that is missing, misspelt words: refused."""
+    with pytest.raises(ConfigError, match=message):
+        Plan(target=0, ratio=0.1, **words)
+
+
+def test_clean_labels() -> None:
+    """Only target-class images, in their own place, with their own labels; 10 % of class b."""
+    plan = Plan(1, None, 0.1, labels="clean", **implied("clean", on_source=False))
+    result = made(plan)
+    assert len(result.source_index) == 6
+    assert (LABELS[result.source_index] == 1).all()
+    assert torch.equal(result.training.labels, LABELS)
+    assert torch.equal(result.is_poison.nonzero().flatten(), result.source_index)
+    assert classes_after(LABELS, plan, classes=3, seed=0) == SIZES
+    assert (LABELS[asr_test_set(LABELS, plan)] != 1).all()
+    assert plan.wanted(torch.tensor([0, 1, 2]), 3).tolist() == [1, 1, 1]
+    with pytest.raises(ConfigError, match="requires 180 poisoned images, but only 60"):
+        count(Plan(1, None, 0.9, ratio_of="all", labels="clean", eligible="target"), SIZES)
+
+
+@pytest.mark.parametrize("inject", INJECT)
+def test_all_to_all(inject: str) -> None:
+    """Every class becomes the next one, the last the first; 10 % of every class, all tested."""
+    words = implied("all_to_all", on_source=False)
+    plan = Plan(1, None, 0.1, labels="all_to_all", inject=inject, **words)
+    result = made(plan)
+    assert len(result.source_index) == 20
+    origins = LABELS[result.source_index]
+    assert set(origins.tolist()) == {0, 1, 2}
+    assert torch.equal(result.training.labels[result.is_poison], (origins + 1) % 3)
+    foreseen = classes_after(LABELS, plan, classes=3, seed=0)
+    assert torch.bincount(result.training.labels, minlength=3).tolist() == foreseen
+    assert asr_test_set(LABELS, plan).tolist() == list(range(200))
+    assert plan.wanted(torch.tensor([0, 1, 2]), 3).tolist() == [1, 2, 0]
+
+
+@pytest.mark.parametrize("inject", INJECT)
+@pytest.mark.parametrize("source", [None, 1])
+def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
+    """Two for each poisoned image, of other images, outside target and source class; what is
+    poisoned is what is poisoned without them."""
+    words = implied("all_to_one", on_source=source is not None)
+    plan = Plan(0, source, 0.1, inject=inject, covers=2.0, **words)
+    result = made(plan)
+    origins, covers = result.source_index, result.cover_index
+    assert (len(origins), len(covers)) == (4, 8)
+    assert not set(origins.tolist()) & set(covers.tolist())
+    assert not set(LABELS[covers].tolist()) & {0, source}
+    assert torch.equal(result.training.labels[result.is_cover], LABELS[covers])
+    assert (result.training.labels[result.is_poison] == 0).all()
+    assert not (result.is_poison & result.is_cover).any()
+    seen = result.training.gather(torch.arange(len(result.training)))
+    assert torch.equal(seen[result.is_cover], Pixel()(clean().images[covers]))
+    foreseen = classes_after(LABELS, plan, classes=3, seed=0)
+    assert torch.bincount(result.training.labels, minlength=3).tolist() == foreseen
+    bare = Plan(0, source, 0.1, inject=inject, **words)
+    assert torch.equal(made(bare).source_index, origins)
+
+
+def test_more_covers_than_images() -> None:
+    """The message has the arithmetic; 96 of 160 are poisoned, so 64 are left to cover them."""
+    plan = Plan(0, None, 0.48, ratio_of="all", covers=1.0)
+    with pytest.raises(ConfigError, match="for each of 96 poisoned .* 96, but only 64"):
+        cover_count(plan, SIZES)
+
+
+def test_where_an_attack_on_one_source_should_not_work() -> None:
+    """Of neither class; nowhere when there is no source class."""
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    words = implied("all_to_one", on_source=True)
+    assert elsewhere_test_set(labels, Plan(0, 1, 0.1, **words)).tolist() == [2, 5]
+    assert elsewhere_test_set(labels, Plan(0, None, 0.1)).tolist() == []
+
+
+def test_the_clean_set_is_a_training_set_too() -> None:
+    """What a surrogate is trained on has the digest of an attack with nothing poisoned."""
+    nothing = content_digest(made(Plan(0, None, 0.0)).training, "clean")
+    assert clean_set(clean()).digest == nothing
+
+
+def test_seeds_decide_and_triggers_do_not() -> None:
+    """Same seed, same images for every trigger and injection (mistake 7: another seed, others)."""
+    plan = Plan(0, None, 0.1, ratio_of="all")
+    first = made(plan, seed=3).source_index
+    torch.manual_seed(99)
+    assert torch.equal(made(plan, seed=3, trigger=Pattern()).source_index, first)
+    replaced = Plan(0, None, 0.1, ratio_of="all", inject="replace")
+    assert torch.equal(made(replaced, seed=3).source_index, first)
+    assert not torch.equal(made(plan, seed=4).source_index, first)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 2), min_size=3, max_size=60),
+    target=st.integers(0, 2),
+    ratio=st.floats(0, 1),
+    ratio_of=st.sampled_from(["target", "all"]),
+    inject=st.sampled_from(INJECT),
+    eligible=st.sampled_from(["not_target", "all"]),
+    seed=st.integers(0, 2**62),
+)
+def test_indices_are_sound(
+    labels: list[int], target: int, ratio: float, ratio_of: str, inject: str, eligible: str,
+    seed: int,
+) -> None:  # fmt: skip
+    """Whatever is asked: in range, unique, sorted, never of the target class unless told so."""
+    plan = Plan(target, None, ratio, ratio_of=ratio_of, inject=inject, eligible=eligible)
+    train = clean(torch.tensor(labels))
+    try:
+        result = poison(train, Pixel(), plan, seed=seed)
+    except ConfigError:
+        with pytest.raises(ConfigError, match=r"less than one image|are eligible"):
+            count(plan, torch.bincount(train.labels, minlength=3).tolist())
+        return
+    chosen = result.source_index
+    assert torch.equal(chosen, chosen.unique())
+    assert all(0 <= index < len(labels) for index in chosen.tolist())
+    if eligible == "not_target":
+        assert not (train.labels[chosen] == target).any()
+    index = result.training.index
+    assert len(index.unique()) == len(index)
+    assert int((index >= len(labels)).sum()) == len(chosen)
+    assert len(index) == len(labels) + (len(chosen) if inject == "append" else 0)

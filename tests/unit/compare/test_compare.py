@@ -1,0 +1,406 @@
+"""The comparison of sweeps: who is paired with whom, what is left out, what is said."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy import stats
+
+from backdoor_lab.compare.__main__ import main
+from backdoor_lab.compare.compare_text import Comparison, document, grid
+from backdoor_lab.compare.comparison import against_random, comparison_of
+from backdoor_lab.compare.pairs import Line
+from backdoor_lab.compare.report import Report
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.writers import latex, markdown, page, sheet
+from tests.helpers.records import GRID, PROTOCOL, failed, record, write_sweep
+from tests.helpers.tables import latex_with_booktabs
+
+SEEDS = range(4)
+
+
+def sweep(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> Any:
+    return read_sweep(write_sweep(folder, made, asked))
+
+
+def line(found: Comparison, measure: str, *labels: str, side: str = "") -> Line:
+    (one,) = [each for each in found.lines
+              if (each.measure, each.labels, each.side) == (measure, labels, side)]  # fmt: skip
+    return one
+
+
+def test_figures_under_transformations_are_compared(tmp_path: Path) -> None:
+    made = [
+        record(defense=d, seed=s, under={"jpeg75": {"asr2": v + s / 100}})
+        for d, v in (("spectral", 0.25), ("random", 0.75)) for s in SEEDS
+    ]  # fmt: skip
+    asked = {"by": "defense", "base": "random", "values": "asr2_under.jpeg75"}
+    found = comparison_of([sweep(tmp_path / "s", made)], **asked)
+    assert line(found, "asr2_under.jpeg75", side="spectral").result.mean == pytest.approx(-50)
+
+
+def test_two_sweeps_are_paired_by_choices_and_seed(tmp_path: Path) -> None:
+    made = {name: [record(*cell, seed=s, choices={"recipe": name}) for cell in GRID for s in SEEDS]
+            for name in ("fast", "slow")}  # fmt: skip
+    for n, cell in enumerate(made["slow"]):
+        cell["nat2"] = round(cell["nat2"] - 0.001 * (n % 7), 4)
+    # The order on disk tells nothing.
+    other = sweep(tmp_path / "slow", made["slow"][::-1])
+    found = comparison_of([sweep(tmp_path / "fast", made["fast"]), other], values="nat2,pois_left")
+    assert found.labels == ("trigger", "target", "ratio")
+    assert len([one for one in found.lines if not one.lines]) == 2 * len(GRID)
+    for trigger, target, ratio in GRID:
+        mine = {
+            name: [100 * m["nat2"] for m in cells
+                   if [m["choices"][k] for k in ("trigger", "target", "ratio")]
+                   == [trigger, target, ratio]]
+            for name, cells in made.items()
+        }  # fmt: skip
+        one = line(found, "nat2", trigger, target, f"{100 * ratio:g}%")
+        assert one.result.n == len(SEEDS)
+        theirs = stats.ttest_rel(mine["fast"], mine["slow"])
+        assert one.result.t == pytest.approx(theirs.pvalue)
+        assert one.ours - one.base == pytest.approx(one.result.mean)
+        low, high = theirs.confidence_interval(0.95)
+        assert one.result.half == pytest.approx((high - low) / 2)
+    # The made-up figures of a cell do not hang on its recipe.
+    same = [each.result for each in found.lines if each.measure == "pois_left" and not each.lines]
+    assert all(result.constant and result.mean == 0 for result in same)
+    assert any("recipe: fast → slow" in note for note in found.notes)
+
+
+def test_a_p_value_is_never_shown_as_nought(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, asr2=v + 1e-6 * s * s)
+            for d, v in (("spectral", 0.2), ("none", 0.9)) for s in range(5)]  # fmt: skip
+    for one in made[5:]:
+        one["asr2"] = 0.9
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    shown = grid(found)
+    for row in shown.rows:
+        assert row[shown.head.index("p (t)")] in ("under 1e-12", "–")
+    assert any("under 1e-12" in row for row in shown.rows)
+
+
+def test_all_lines_together_count_each_line_once(tmp_path: Path) -> None:
+    made = [record(target=t, defense=d, seed=s, asr2=v) for t, d, s, v in (
+        ("bird", "spectral", 0, 0.10), ("bird", "none", 0, 0.20),
+        ("bird", "spectral", 1, 0.10), ("bird", "none", 1, 0.24),
+        ("dog", "spectral", 0, 0.30), ("dog", "none", 0, 0.80),
+    )]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    (every,) = [one for one in found.lines if one.lines]
+    assert (every.lines, every.result.n) == (2, 2)
+    assert every.result.mean == pytest.approx((-12 - 50) / 2)
+    assert (every.ours, every.base) == pytest.approx((20.0, 51.0))
+
+
+def test_within_a_sweep_every_value_against_the_base(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s) for d in ("spectral", "none", "random") for s in SEEDS]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="random")
+    assert {one.side for one in found.lines} == {"spectral", "none"}
+    assert found.labels == ()
+    one = line(found, "asr2", side="spectral")
+    asr2 = {d: [100 * m["asr2"] for m in made if m["choices"]["defense"] == d]
+            for d in ("spectral", "random")}  # fmt: skip
+    theirs = stats.ttest_rel(asr2["spectral"], asr2["random"])
+    assert one.result.t == pytest.approx(theirs.pvalue)
+    tested = sorted(one.result.t for one in found.lines if one.result.t is not None)
+    assert min(one.holm for one in found.lines if one.holm is not None) == pytest.approx(
+        min(1, len(tested) * tested[0])
+    )
+
+
+def test_by_what_decides_other_values(tmp_path: Path) -> None:
+    other = {**PROTOCOL, "budget": "15%"}
+    made = [record(seed=s) for s in (0, 1)]
+    made += [record(defense="abl", seed=s, protocol=other) for s in (0, 1)]
+    made += [record(trigger="tact", seed=s, choices={"source": "cat"}) for s in (0, 1)]
+    folder = sweep(tmp_path / "s", made)
+    by_defense = comparison_of([folder], by="defense", base="spectral", values="asr2")
+    assert line(by_defense, "asr2", side="abl").result.n == 2
+    assert any("protocol.budget: 15% → 1.5eps" in note for note in by_defense.notes)
+    by_trigger = comparison_of([folder], by="trigger", base="pixel", values="asr2")
+    assert line(by_trigger, "asr2", side="tact").result.n == 2
+
+
+def test_different_targets_are_never_paired(tmp_path: Path) -> None:
+    made = [record(target="bird"), record(target="dog", defense="none")]
+    with pytest.raises(ConfigError, match="differ in defense alone"):
+        comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
+
+
+def test_config_values_keep_cells_apart_or_are_compared(tmp_path: Path) -> None:
+    made = [record(seed=s, config={"recipe": {"lr": lr}}, id=f"{d}{s}{lr}", defense=d)
+            for s in (0, 1) for lr in (0.1, 0.01) for d in ("spectral", "none")]  # fmt: skip
+    folder = sweep(tmp_path / "s", made)
+    by_defense = comparison_of([folder], by="defense", base="none", values="asr2")
+    assert by_defense.labels == ("config.recipe.lr",)
+    assert [one.result.n for one in by_defense.lines] == [2, 2, 2]
+    by_rate = comparison_of([folder], by="config.recipe.lr", base="0.01", values="asr2")
+    assert line(by_rate, "asr2", "spectral", side="0.1").result.n == 2
+
+
+def test_a_new_version_of_the_code_keeps_no_pairs_apart(tmp_path: Path) -> None:
+    """Hashes of code differ by trigger and between the sweeps: a difference to be told of."""
+    made = [[record(t, seed=s, config={"code": {"trigger": f"{t}{version}"}}) for t in ("a", "b")
+             for s in (0, 1)] for version in (1, 2)]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / str(n), each) for n, each in enumerate(made)])
+    assert [one.result.n for one in found.lines if not one.lines] == [2] * 6
+    assert any("config.code.trigger: a1 → a2, b1 → b2" in note for note in found.notes)
+
+
+def test_the_reports_tables(tmp_path: Path) -> None:
+    made = [record(seed=s, nat2=v) for s, v in enumerate((0.91, 0.93, 0.92))]
+    made += [
+        record(target="cat"),
+        record(defense="none"),
+        record(choices={"source": "cat"}, id="x"),
+    ]
+    found = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2")
+    (one,) = found.lines
+    theirs = stats.ttest_1samp([91.0, 93.0, 92.0], 92.54)
+    assert (one.base, one.result.n) == (92.54, 3)
+    assert one.result.t == pytest.approx(theirs.pvalue)
+    assert any("of our seeds alone" in note for note in found.notes)
+    assert any("is no reproduction" in note for note in found.notes)
+
+
+def test_one_seed_is_said_plainly(tmp_path: Path) -> None:
+    made = [record(target=t, defense=d) for t in ("bird", "dog") for d in ("spectral", "none")]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    rows = grid(found).rows
+    assert all("±" not in row[5] for row in rows[:2])
+    assert [row[6:] for row in rows[:2]] == [["1", *["–"] * 4, "one pair"]] * 2
+    assert rows[2][6] == "2 lines"
+    assert any("there is no interval and no test" in note for note in found.notes)
+
+
+def test_equal_differences_are_called_constant(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, asr2=v) for s in SEEDS
+            for d, v in (("spectral", 0.0), ("none", 1.0))]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    (row,) = grid(found).rows
+    assert (row[4], row[6], row[-1]) == ("-100.00 ± 0.00", "–", "constant")
+    assert any(note.startswith("constant") for note in found.notes)
+
+
+def test_cells_without_a_partner_are_named(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
+    asked = [*made, record(seed=9)]
+    made[0] = failed(made[0])
+    made[6] = {**made[6], "status": "failed: after its figures"}
+    folder = sweep(tmp_path / "s", made, asked)
+    found = comparison_of([folder], by="defense", base="none", values="asr2")
+    (told,) = [note for note in found.notes if note.startswith("Without a partner")]
+    for cell in (made[0], made[2], asked[4], made[6], asked[-1]):
+        assert cell["id"] in told
+    assert "failed: oom" in told
+    assert "missing" in told
+    assert line(found, "asr2", side="spectral").result.n == 2
+
+
+def test_a_missing_figure_leaves_out_its_pair(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
+    made[0]["asr2"] = None
+    for one in made:
+        one["nat2"] = None
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
+    assert line(found, "asr2", side="spectral").result.n == 3
+    assert "nat2" not in {one.measure for one in found.lines}
+    assert "No pair has figures of Nat2." in found.notes
+
+
+def test_without_retraining_what_is_left_is_compared_and_the_rest_named(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, nat2=None, asr2=None) for d in ("spectral", "random")
+            for s in SEEDS]  # fmt: skip
+    found = against_random(sweep(tmp_path / "s", made))
+    assert found is not None
+    assert {one.measure for one in found.lines} == {"pois_left", "auroc"}
+    assert "No pair has figures of Nat2, ASR2." in found.notes
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["A"], "a comparison is of"),
+        (["A", "by=defense"], "a comparison is of"),
+        (["A", "B", "by=defense", "base=none"], "a comparison is of"),
+        (["reference", "reference"], "comes second"),
+        (["reference", "A"], "comes second"),
+        (["A", ""], "no such folder: ''"),
+        (["nowhere", "A", "--out", "x.txt"], "must end in one of .csv"),
+        (["A", "by=defens", "base=none"], "Did you mean 'defense'"),
+        (["A", "by=seed", "base=0"], "'seed' is not known"),
+        (["A", "by=defense", "base=abl"], "Known: spectral, none"),
+        (["A", "reference", "values=auroc"], "nat1, asr1, pois_left, nat2, asr2"),
+        (["A", "B", "values=x"], "Known: n_train"),
+        (["A", "nowhere"], "no such folder: nowhere"),
+        (["A", "."], "holds 2 sweeps"),
+        (["B", "A"], "no value in common for target"),
+        (["B", "reference"], "stands in the report's tables"),
+        (["A", "bases=1"], "Did you mean 'base='"),
+        (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    given: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    write_sweep(Path("A"), [record(defense=d) for d in ("spectral", "none")])
+    write_sweep(Path("B"), [record(target=t, defense="none") for t in ("cat", "frog")])
+    assert main(given) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert len(told.err.splitlines()) == 1
+    assert said in told.err
+
+
+def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
+    folder = str(write_sweep(tmp_path / "s", made))
+    given = [folder, "by=defense", "base=none"]
+    for suffix, render in (("md", markdown), ("csv", sheet), ("html", page), ("tex", latex)):
+        out = tmp_path / f"x.{suffix}"
+        assert main([*given, "--out", str(out)]) == 0
+        found = comparison_of([read_sweep(Path(folder))], by="defense", base="none")
+        assert out.read_text() == render(document(found))
+        assert capsys.readouterr().out == markdown(document(found)) + "\n"
+    rows = list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines()))
+    assert [float(row["difference"]) for row in rows] == [one.result.mean for one in found.lines]
+    assert all(row["n"] == "4" for row in rows)
+
+
+def test_the_command_imports_neither_torch_nor_pandas_nor_scipy_stats(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", [record(seed=s) for s in SEEDS])
+    code = (
+        "import sys; from backdoor_lab.compare.__main__ import main\n"
+        f"assert main([{str(folder)!r}, 'reference']) == 0\n"
+        "heavy = ('torch', 'pandas', 'scipy.stats')\n"
+        "print(*[n for n in heavy if n in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == ""
+
+
+@pytest.mark.skipif(not latex_with_booktabs(), reason="no pdflatex with booktabs here")
+def test_its_latex_compiles(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, target="a_b%&") for d in ("x|y", "none") for s in (0, 1)]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
+    head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+    (tmp_path / "x.tex").write_text(f"{head}{latex(document(found))}\\end{{document}}\n")
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "x.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_settings_are_not_taken_for_repeats_beside_the_report(tmp_path: Path) -> None:
+    """Four layers at one seed are four lines of one pair each, not four runs of one cell."""
+    layers = ("penultimate", "layer4", "layer3", "layer2")
+    made = [record(protocol={**PROTOCOL, "layer": layer}) for layer in layers]
+    for n, each in enumerate(made):
+        each["id"] = f"{each['id']}{n}"
+    found = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2")
+    assert found.labels == ("protocol.layer",)
+    assert [one.result.n for one in found.lines if not one.lines] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("labels", "all_to_all"),
+        ("inject", "replace"),
+        ("eligible", "all"),
+        ("ratio_of", "source"),
+        ("budget", "15%"),
+        ("budget_cap", "50%"),
+        ("centred", False),
+        ("classes", "all"),
+        ("covers", 1.0),
+        ("stamp", "after"),
+        ("holdout", 20),
+    ],
+)
+def test_another_experiment_under_the_reports_name_is_not_beside_it(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    made = [record(), record(target="dog", protocol={**PROTOCOL, key: value})]
+    folder = sweep(tmp_path / "s", made)
+    found = comparison_of([folder], report=True, values="nat2")
+    assert [one.result.n for one in found.lines] == [1]
+    found = [cell for table in Report(folder).tables for cell in table.cells.items()]
+    assert {row[0]: cell.reference is not None for (row, _), cell in found} == {
+        "bird": True, "dog": False
+    }  # fmt: skip
+
+
+def coded(made: dict[str, Any], code: str) -> dict[str, Any]:
+    """A record made by other code: another id, all else alike."""
+    return {
+        **made,
+        "id": made["id"][:-4] + code,
+        "config": {**made["config"], "code": {"defense": code}},
+    }
+
+
+def test_a_record_of_older_code_gives_way_to_the_asked_one(tmp_path: Path) -> None:
+    asked = [coded(record(defense=d, seed=s), code) for s in SEEDS
+             for d, code in (("spectral", "aaaa"), ("random", "bbbb"))]  # fmt: skip
+    old = coded(record(seed=1), "cccc")
+    found = sweep(tmp_path / "s", [*asked, old], asked)
+    assert old["id"] not in {cell.id for cell in found.cells}
+    assert any(old["id"] in warning for warning in found.warnings)
+    compared = against_random(found)
+    assert compared is not None
+    assert line(compared, "asr2", side="spectral").result.n == len(SEEDS)
+    assert not any("config.code" in note for note in compared.notes)
+
+
+def test_where_only_older_code_has_a_seed_it_stays_and_is_compared(tmp_path: Path) -> None:
+    made = [coded(record(defense=d, seed=s), code) for s in SEEDS
+            for d, code in (("spectral", "aaaa" if s else "cccc"), ("random", "bbbb"))]  # fmt: skip
+    found = sweep(tmp_path / "s", made)
+    assert len(found.cells) == len(made)
+    compared = comparison_of([found], by="defense", base="random", values="asr2")
+    assert line(compared, "asr2", side="spectral").result.n == len(SEEDS)
+
+
+def test_a_lost_cell_takes_the_protocol_of_its_own_defense(tmp_path: Path) -> None:
+    """Two defenses set other budgets under one protocol's name; the cell that is missing is a
+    seed of its defense, not a line of its own."""
+    made = [record(defense=d, seed=s, protocol={**PROTOCOL, "budget": budget}) for s in SEEDS
+            for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip
+    found = sweep(tmp_path / "s", made[:-1], made)
+    places = [place for table in Report(found).tables for place in table.cells.items()]
+    assert sorted((row[-1], cell.done, cell.asked) for (row, _), cell in places) == [
+        ("knn", len(SEEDS) - 1, len(SEEDS)), ("spectral", len(SEEDS), len(SEEDS)),
+    ]  # fmt: skip
+
+
+def test_the_value_compared_is_not_said_to_differ_besides(tmp_path: Path) -> None:
+    made = [record(ratio=r, config={"ratio": r, "recipe": {"lr": r}}) for r in (0.05, 0.1)]
+    found = comparison_of([sweep(tmp_path / "s", made)], by="ratio", base="10%")
+    (said,) = [note for note in found.notes if note.startswith("Within pairs differs")]
+    assert "config.ratio" not in said
+    assert "recipe.lr: 0.05 → 0.1" in said
+
+
+def test_what_is_said_of_seeds_and_of_pairs_is_of_lines_over_pairs(tmp_path: Path) -> None:
+    """Six cells of one seed: the only interval is over cells, and there is no test over pairs."""
+    made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]
+    notes = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2").notes
+    assert "The report gives one run for each cell." in notes
+    assert not any("exact test can fall" in note for note in notes)
+    made = [record(defense=d, seed=s, target=t, asr2=(s + 1) * v) for s in SEEDS[:3]
+            for t in ("bird", "dog", "horse", "cat") for d, v in (("spectral", 0.1), ("none", 0.2))
+            ]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / "t", made)], by="defense", base="none", values="asr2")
+    (said,) = [note for note in found.notes if "exact test can fall" in note]
+    assert "With 3 pairs of a line" in said
+    assert "below 0.25:" in said

@@ -1,0 +1,222 @@
+"""Progress: loops say how far they are, and long stages are never silent."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from backdoor_lab.core import progress as tracking
+from backdoor_lab.core import stopping
+from backdoor_lab.core.errors import Stopped
+from backdoor_lab.core.progress import Steps, observe, track
+from backdoor_lab.pipeline import progress as module
+from backdoor_lab.pipeline.progress import Progress
+from backdoor_lab.results.heartbeat import read_heartbeat
+from tests.helpers.cells import run_here
+
+
+def test_tracking_without_an_observer_changes_nothing() -> None:
+    assert list(track([3, 1, 2], "step")) == [3, 1, 2]
+    assert list(track(iter("ab"), "letter", 2)) == ["a", "b"]
+
+
+def test_nested_loops_are_named_and_their_share_is_known() -> None:
+    steps, seen = Steps(), []
+    with observe(steps):
+        for _ in track(range(2), "class"):
+            for _ in track(range(4), "step"):
+                seen.append((str(steps), steps.fraction))
+    assert seen[0] == ("class 1 of 2, step 1 of 4", 0.0)
+    assert seen[5] == ("class 2 of 2, step 2 of 4", 0.5 + 0.125)
+    assert (str(steps), steps.fraction) == ("", None)
+
+
+def test_a_loop_of_unknown_length_is_counted() -> None:
+    steps = Steps()
+    with observe(steps):
+        loop = track(iter([0, 0, 0]), "step")
+        next(loop), next(loop)
+        assert (str(steps), steps.fraction) == ("step 2", None)
+
+
+@pytest.mark.parametrize("leave", ["break", "error"])
+def test_a_loop_that_is_left_early_is_forgotten(leave: str) -> None:
+    steps = Steps()
+    with observe(steps):
+        try:
+            for _ in track(range(3), "step"):
+                if leave == "break":
+                    break
+                raise ValueError
+        except ValueError:
+            pass
+        assert str(steps) == ""
+
+
+def test_loops_that_take_turns_do_not_end_each_other() -> None:
+    steps = Steps()
+    with observe(steps):
+        one, other = track(range(2), "one"), track(range(3), "other")
+        next(one), next(other)
+        assert list(one) == [1]
+        assert str(steps) == "other 1 of 3"
+
+
+def test_a_tracked_loop_stops_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = track(range(3), "step")
+    next(loop)
+    monkeypatch.setattr(stopping, "_asked", ["SIGTERM"])
+    with pytest.raises(Stopped):
+        next(loop)
+
+
+def test_tracking_draws_no_random_number() -> None:
+    torch.manual_seed(0)
+    before = torch.random.get_rng_state()
+    with observe(Steps()):
+        list(track(range(3), "step"))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.fixture
+def shown(tmp_path: Path) -> Iterator[Progress]:
+    """Progress in lines, whose thread does nothing by itself."""
+    found = Progress(tmp_path, "[1/12 cell]", "lines")
+    found._ended.set()
+    with found:
+        yield found
+
+
+def test_a_silent_stage_speaks_after_ten_seconds(
+    shown: Progress, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And then less and less often."""
+    caplog.set_level(logging.INFO)
+    shown.stage("repair")
+    began = shown._began
+    loop = track(range(10), "class")
+    for _ in range(6):
+        next(loop)
+    caplog.clear()
+    spoken = []
+    for second in range(1, 100):
+        shown.tick(began + second)
+        spoken += [second] * bool(caplog.messages)
+        if caplog.messages:
+            last = caplog.messages[-1]
+        caplog.clear()
+    assert spoken == [10, 30, 70]
+    assert last == "[1/12 cell] repair: class 6 of 10, 50%, 70 s left, 70 s so far"
+
+
+def test_a_training_says_its_epoch_between_two_epochs(
+    shown: Progress, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    shown.stage("train", epochs=4, batches=10)
+    shown.step(5)
+    shown.tick(shown._began + 12)
+    assert caplog.messages[-1] == ("[1/12 cell] train: epoch 1 of 4, 12%, 84 s left, 12 s so far")
+
+
+def test_the_heartbeat_stays_fresh_inside_a_long_stage(shown: Progress, tmp_path: Path) -> None:
+    """And names the step, for status."""
+    shown.stage("filter")
+    (tmp_path / "running.json").unlink()
+    loop = track(range(4), "batch")
+    next(loop), next(loop)
+    shown.tick(shown._beaten + module.BEAT - 1)
+    assert not (tmp_path / "running.json").exists()
+    shown.tick(shown._beaten + module.BEAT)
+    beat = read_heartbeat(tmp_path / "running.json", time.time())
+    assert beat is not None
+    assert beat.doing == "filter, batch 2 of 4"
+    assert beat.content["fraction"] == 0.25
+
+
+def test_a_stage_forgets_the_steps_of_the_one_before(shown: Progress) -> None:
+    shown.stage("filter")
+    loop = track(range(4), "batch")
+    next(loop)
+    shown.stage("retrain")
+    assert str(shown.steps) == ""
+    loop.close()
+
+
+def test_a_bar_shows_steps(tmp_path: Path) -> None:
+    found = Progress(tmp_path, "cell", "bar")
+    found._ended.set()
+    with found:
+        found.stage("filter")
+        loop = track(range(4), "batch")
+        next(loop), next(loop)
+        found.tick(time.monotonic())
+        task = found._bar.tasks[0]
+        assert task.description == "cell filter: batch 2 of 4"
+        assert (task.completed, task.total) == (0.25, 1.0)
+
+
+def test_a_running_cell_beats_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TICK", 0.01)
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    with Progress(tmp_path, "", "none") as found:
+        found.stage("filter")
+        (tmp_path / "running.json").unlink()
+        limit = time.monotonic() + 60
+        while not (tmp_path / "running.json").exists():
+            assert time.monotonic() < limit
+            time.sleep(0.01)
+    assert not (tmp_path / "running.json").exists()
+
+
+@pytest.mark.parametrize(("overrides", "wanted"), [
+    (["defense=neural_cleanse", "defense.steps=12", "protocol.holdout=20"],
+     [("repair", "class"), ("repair", "step")]),
+    (["defense=abl"], [("filter", "epoch"), ("filter", "batch")]),
+    (["defense=spectral"], [("filter", "class"), ("extract", "batch")]),
+    # After the attacker's own training the stage is the attack's again.
+    (["trigger=narcissus", "trigger.steps=8", "retrain=false"], [("prepare", "step")]),
+    (["trigger=sleeper_agent", "source=cat", "trigger.steps=2", "retrain=false"],
+     [("poison", "start"), ("poison", "step")]),
+    (["protocol.layer=autoencoder", "retrain=false"], [("autoencoder", "epoch")]),
+])  # fmt: skip
+def test_a_cell_shows_the_loops_of_its_attack_and_defense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    overrides: list[str], wanted: list[tuple[str, str]],
+) -> None:  # fmt: skip
+    """Each under the stage in which it runs."""
+    seen: set[tuple[str, str]] = set()
+    current: list[Progress] = []
+    enter = Progress.__enter__
+
+    def entering(self: Progress) -> Progress:
+        current.append(self)
+        return enter(self)
+
+    class Noted(tracking.Step):
+        def __init__(self, *said: Any) -> None:
+            super().__init__(*said)
+            seen.add((current[-1].current, self.label) if current else ("", self.label))
+
+    monkeypatch.setattr(Progress, "__enter__", entering)
+    monkeypatch.setattr(tracking, "Step", Noted)
+    record = run_here(tmp_path, tmp_path / "cell", *overrides)
+    assert record["status"] == "done", json.dumps(record.get("error"))
+    assert set(wanted) <= seen
+
+
+def test_a_title_is_only_text_on_the_bar(tmp_path: Path) -> None:
+    title = "[bold]x[/bold] [link=http://x]y[/link]"
+    bar, console = module._bar(), Console(file=io.StringIO(), width=120)
+    bar.add_task(Progress(tmp_path, f"{title}\x1b[31m\u202e", "none").title)
+    console.print(bar)
+    assert console.file.getvalue().startswith(f"{title}?[31m?")  # type: ignore[attr-defined]

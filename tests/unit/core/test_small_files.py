@@ -1,0 +1,270 @@
+"""Small files as anybody may have left them: none blocks, overflows or stops whoever reads it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab.core import small_files
+from backdoor_lab.core.claims import Claim
+from backdoor_lab.core.errors import StoreError
+from backdoor_lab.core.small_files import (
+    DamagedFile,
+    UnreadableFile,
+    decode,
+    read_json,
+    read_or_set_aside,
+    set_aside,
+    write_ours,
+)
+from backdoor_lab.core.store import MANIFEST, Store
+from tests.helpers.cells import lasting, run_here
+from tests.helpers.obstacles import FILES, TEXTS, obstacle
+
+
+def aside(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob(".bad-*"))
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_what_is_no_regular_file_is_named(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    obstacle(path, what)
+    with pytest.raises(DamagedFile, match="x.json is a"):
+        read_json(path)
+    assert os.path.lexists(path)
+
+
+def test_a_socket_is_no_regular_file(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "x"))
+        with pytest.raises(DamagedFile, match="is a socket"):
+            read_json(tmp_path / "x")
+
+
+def test_nothing_there_is_no_damage(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("{}")
+    for path in (tmp_path / "x", tmp_path / "no/x", tmp_path / "file/x"):
+        with pytest.raises(FileNotFoundError):
+            read_json(path)
+        assert read_or_set_aside(path) is None
+    assert aside(tmp_path) == []
+
+
+def test_a_link_to_a_file_is_as_good_as_the_file(tmp_path: Path) -> None:
+    (tmp_path / "there").write_text('{"a": 1}')
+    (tmp_path / "x").symlink_to("there")
+    assert read_or_set_aside(tmp_path / "x") == {"a": 1}
+
+
+def test_size_and_depth_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    with path.open("wb") as stream:
+        stream.truncate(10**12)
+    with pytest.raises(DamagedFile, match="larger than 67,108,864 bytes"):
+        read_json(path)
+    deepest = small_files.MAX_DEPTH
+    assert decode(b"[" * deepest + b"]" * deepest)
+    assert decode(b'{"a":' * deepest + b"1" + b"}" * deepest)
+    assert len(decode(b"[" + b"[]," * 1000 + b"[]]")) == 1001
+    for depth in (deepest + 1, 500, 100_000):
+        with pytest.raises(DamagedFile, match="nested"):
+            decode(b"[" * depth + b"]" * depth)
+    with pytest.raises(DamagedFile, match="nested"):
+        decode(b'{"a":' * (deepest + 1) + b"1" + b"}" * (deepest + 1))
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a": 1, "a": 2}', b"9" * 5000])
+def test_what_is_no_json_is_refused(data: bytes) -> None:
+    with pytest.raises(DamagedFile, match="not valid JSON"):
+        decode(data)
+
+
+def test_what_cannot_be_read_now_is_not_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be sound: a process that has run out of file descriptors renames nothing."""
+    path = tmp_path / "x"
+    path.write_text("{}")
+
+    def refuse(*_: Any, **__: Any) -> int:
+        raise OSError(24, "Too many open files", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(UnreadableFile, match=r"x cannot be read \(Too many open files\)"):
+            read_or_set_aside(path)
+    assert aside(tmp_path) == []
+
+
+def test_what_cannot_be_set_aside_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x"
+    path.mkdir()
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "rename", refuse)
+    with pytest.raises(StoreError, match=r"x: a directory.*Permission denied.*: remove it"):
+        read_or_set_aside(path)
+
+
+def test_a_sound_file_that_took_the_place_of_a_damaged_one_stays(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_text("damaged")
+    seen = os.lstat(path).st_ino
+    (tmp_path / "new").write_text("sound")
+    os.replace(tmp_path / "new", path)
+    set_aside(path, "damaged", seen)
+    assert path.read_text() == "sound"
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_file_of_ours_is_written_whatever_stood_there(what: str, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    obstacle(path, what)
+    write_ours(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert not path.is_symlink()
+
+
+@pytest.mark.parametrize("what", [*FILES, *TEXTS])
+def test_a_claim_that_is_none_blocks_nobody(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is set aside with one line, without waiting."""
+    path = tmp_path / "x.claim"
+    obstacle(path, what)
+
+    def sleep(_: float) -> None:
+        raise AssertionError("nobody holds this claim")
+
+    claim = Claim(path, clock=lambda: 0.0, sleep=sleep)
+    assert claim.take(lambda: False)
+    claim.release()
+    assert len(aside(tmp_path)) == 1
+    assert [record.message.count(".bad-x.claim-") for record in caplog.records] == [1]
+    assert not os.path.lexists(path)
+
+
+def made(folder: Path) -> dict[str, Any]:
+    (folder / "weights.bin").write_bytes(b"w" * 100)
+    return {"n": 1}
+
+
+def entry_of(root: Path) -> Path:
+    return Store(root).get("train", {"a": 1}, made).path
+
+
+def empty(path: Path) -> Path:
+    """The path of something that was there, once nothing is there any more."""
+    if path.is_dir():
+        for each in path.iterdir():
+            each.unlink()
+        path.rmdir()
+    else:
+        path.unlink()
+    return path
+
+
+PLACES: dict[str, Callable[[Path], Path]] = {
+    "manifest": lambda entry: empty(entry / MANIFEST),
+    "entry": empty,
+    "file of the stage": lambda entry: empty(entry / "weights.bin"),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("what", [*FILES, *TEXTS])
+def test_an_obstacle_in_the_store_is_set_aside(
+    place: str, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    obstacle(PLACES[place](entry_of(tmp_path)), what)
+    if (place, what) == ("entry", "directory"):
+        pytest.skip("an entry is a directory")
+    found = Store(tmp_path).get("train", {"a": 1}, made)
+    assert found.made
+    assert len(aside(tmp_path)) == 1
+    assert len([r for r in caplog.records if "computed again" in r.message]) == 1
+    assert not Store(tmp_path).get("train", {"a": 1}, made).made
+
+
+@pytest.mark.parametrize("what", [each for each in FILES if each != "directory"])
+def test_a_stage_and_its_scratch_that_are_no_folders(what: str, tmp_path: Path) -> None:
+    obstacle(tmp_path / "train", what)
+    assert entry_of(tmp_path).is_dir()
+    scratch = Store(tmp_path).scratch("train", {"a": 2})
+    obstacle(scratch, what)
+
+    def into_scratch(folder: Path) -> dict[str, Any]:
+        scratch.mkdir()
+        return made(folder)
+
+    assert Store(tmp_path).get("train", {"a": 2}, into_scratch).made
+    assert len(aside(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("what", [*FILES, *TEXTS])
+def test_a_read_only_store_leaves_damage_where_it_is(what: str, tmp_path: Path) -> None:
+    path = empty(entry_of(tmp_path) / MANIFEST)
+    obstacle(path, what)
+    assert Store(tmp_path, read_only=True).find("train", {"a": 1}) is None
+    assert aside(tmp_path) == []
+    assert os.path.lexists(path)
+
+
+@pytest.mark.parametrize("what", [*FILES, *TEXTS])
+def test_a_checkpoint_that_is_none_costs_its_epoch(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from backdoor_lab.training.fit import last_checkpoint
+
+    obstacle(tmp_path / "epoch=1.ckpt", what)
+    with caplog.at_level(logging.WARNING):
+        assert last_checkpoint(tmp_path) is None
+    assert len(aside(tmp_path)) == 1
+    assert "checkpoint cannot be read" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A store with every stage of a cell, and the cell's record."""
+    root = tmp_path_factory.mktemp("usual")
+    return root / "store", lasting(run_here(root / "store", root / "cell"))
+
+
+@pytest.mark.parametrize("what", [*FILES, *TEXTS])
+def test_a_cell_runs_whatever_stands_in_place_of_its_record(
+    what: str, usual: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Also where the record was put in its way while the cell was computed."""
+    (tmp_path / "cell").mkdir()
+    obstacle(tmp_path / "cell/record.json", what)
+    assert lasting(run_here(usual[0], tmp_path / "cell")) == usual[1]
+    assert json.loads((tmp_path / "cell/record.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("what", FILES)
+def test_a_heartbeat_that_cannot_be_written_costs_nothing(
+    what: str, usual: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    (tmp_path / "cell").mkdir()
+    obstacle(tmp_path / "cell/running.json", what)
+    assert run_here(usual[0], tmp_path / "cell")["status"] == "done"
+    assert not list((tmp_path / "cell").glob("*.part"))
+
+
+def test_a_key_that_stands_twice_is_found_in_one_pass() -> None:
+    """Of a million keys: counting each would take days."""
+    text = ",".join(f'"{number}": 0' for number in range(10**6))
+    with pytest.raises(DamagedFile, match="the key '7' stands there twice"):
+        decode(f'{{{text}, "7": 1}}'.encode())

@@ -1,0 +1,292 @@
+"""Folders of images: layouts, kinds of pictures, sizes, broken files."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.data.decode import decode
+from backdoor_lab.data.image_folder import ImageFolder
+from backdoor_lab.data.validate import checked
+from tests.helpers.image_files import encoded, filled, picture, reds
+
+
+def test_classes_and_images_come_sorted_by_name(tmp_path: Path) -> None:
+    arrays = ImageFolder(root=str(filled(tmp_path))).read()
+    assert arrays.classes == ("cat", "dog")
+    assert reds(arrays.train.images) == [30, 40, 10, 20]
+    assert arrays.train.labels.tolist() == [0, 0, 1, 1]
+    assert reds(arrays.test.images) == [60, 50]
+    assert arrays.train.images.shape == (4, 3, 4, 4)
+
+
+def test_the_order_of_the_file_system_does_not_matter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ImageFolder(root=str(filled(tmp_path)))
+    expected, fingerprint = source.read().train.images, source.fingerprint()
+    real = os.scandir
+
+    class Shuffled(list):  # type: ignore[type-arg]
+        def __enter__(self) -> Any:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    def scandir(path: Any) -> Any:
+        entries = Shuffled(real(path))
+        random.shuffle(entries)
+        return entries
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    for _ in range(5):
+        np.testing.assert_array_equal(source.read().train.images, expected)
+        assert source.fingerprint() == fingerprint
+
+
+def test_one_folder_around_everything_and_val_for_test(tmp_path: Path) -> None:
+    filled(tmp_path / "around", ("train", "val"))
+    assert len(ImageFolder(root=str(tmp_path)).read().test.labels) == 2
+
+
+def test_other_files_are_not_counted(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    (root / "README.md").write_text("x")
+    (root / "logo.png").write_text("not in a split")
+    (root / "train" / "labels.csv").write_text("x")
+    (root / "train" / "cat" / "._0.png").write_text("not an image")
+    (root / "train" / "cat" / "Thumbs.db").write_text("x")
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    (root / "__MACOSX" / "train" / "cat").mkdir(parents=True)
+    (root / "__MACOSX" / "train" / "cat" / "0.png").write_text("x")
+    assert len(ImageFolder(root=str(root)).read().train.labels) == 4
+
+
+def test_unicode_class_names(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    for split in ("train", "test"):
+        (root / split / "dog").rename(root / split / "犬 ü")
+    assert checked(ImageFolder(root=str(root)).read(), "here").classes == ("cat", "犬 ü")
+
+
+def test_limits_keep_the_first_by_name(tmp_path: Path) -> None:
+    source = ImageFolder(root=str(filled(tmp_path)), limit_train=1)
+    assert reds(source.limited().train.images) == [30, 10]
+    assert source.fingerprint() != ImageFolder(root=str(tmp_path)).fingerprint()
+
+
+def test_a_changed_file_has_another_fingerprint_a_moved_folder_has_not(tmp_path: Path) -> None:
+    root = filled(tmp_path / "here")
+    before = ImageFolder(root=str(root)).fingerprint()
+    root = root.rename(tmp_path / "there")
+    assert ImageFolder(root=str(root)).fingerprint() == before
+    (root / "README.md").write_text("is not read")
+    assert ImageFolder(root=str(root)).fingerprint() == before
+    picture(99).save(root / "train" / "cat" / "0.png")
+    assert ImageFolder(root=str(root)).fingerprint() != before
+
+
+def test_sizes_that_differ_are_named_and_can_be_resized(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    picture(7, (6, 5)).save(root / "train" / "dog" / "9.png")
+    with pytest.raises(DataError, match=r"4 x 4, train/dog/9.png has 5 x 6 .*dataset.size=4"):
+        ImageFolder(root=str(root)).read()
+    assert ImageFolder(root=str(root), size=3).read().train.images.shape == (5, 3, 3, 3)
+
+
+def test_resizing_antialiases() -> None:
+    stripes = np.zeros((32, 32), np.uint8)
+    stripes[:, ::2] = 255
+    small = decode(encoded(Image.fromarray(stripes)), "x", 1, 8)
+    assert abs(int(small.min()) - 128) < 20
+    assert abs(int(small.max()) - 128) < 20
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2)])
+def test_every_kind_of_picture_is_white_where_it_is_white(
+    mode: str, channels: int, size: tuple[int, int]
+) -> None:
+    white = Image.new("RGB", size, "white").convert(mode)
+    pixels = decode(encoded(white), "x", channels, None)
+    assert pixels.shape == (channels, size[1], size[0])
+    assert (pixels == 255).all()
+
+
+def test_transparency_lies_on_black() -> None:
+    half = encoded(Image.new("RGBA", (2, 2), (200, 100, 0, 128)))
+    assert decode(half, "x", 3, None)[:, 0, 0].tolist() == [100, 50, 0]
+    palette = Image.new("P", (2, 2), 0)
+    palette.putpalette([255, 255, 255] * 256)
+    assert not decode(encoded(palette, transparency=0), "x", 3, None).any()
+    keyed = encoded(Image.new("RGB", (2, 2), (9, 9, 9)), transparency=(9, 9, 9))
+    assert not decode(keyed, "x", 3, None).any()
+
+
+def test_colour_becomes_luma() -> None:
+    red = encoded(Image.new("RGB", (2, 2), (255, 0, 0)))
+    assert decode(red, "x", 1, None)[0, 0, 0] == round(0.299 * 255)
+
+
+def sixteen_bit_rgb_png() -> bytes:
+    """A 1 x 1 PNG with 16 bits a channel, which Pillow would shorten without a word."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" + bytes(6)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(Image.new("I;16", (2, 2))),
+        encoded(Image.new("F", (2, 2)), "TIFF"),
+        encoded(Image.new("LAB", (2, 2)), "TIFF"),
+        b"P6 1 1 65535\n" + bytes(6),
+        sixteen_bit_rgb_png(),
+    ],
+)
+def test_deeper_pictures_are_refused_by_name(data: bytes) -> None:
+    with pytest.raises(DataError, match=r"^some/file: .* is not supported"):
+        decode(data, "some/file", 3, None)
+
+
+def test_formats_that_start_programs_are_not_tried() -> None:
+    with pytest.raises(DataError, match="not a valid image"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "x", 3, None)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF"])
+def test_broken_images_are_named(tmp_path: Path, kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+    whole = encoded(Image.fromarray(noise), kind)
+    root = filled(tmp_path)
+    path = root / "train" / "dog" / "1.png"
+    for part in (b"", whole[:10], whole[: len(whole) // 2]):
+        path.write_bytes(part)
+        with pytest.raises(DataError, match=r"train/dog/1.png: not a valid image"):
+            ImageFolder(root=str(root), size=4).read()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP"])
+def test_flipped_bits_give_a_picture_or_a_named_error(kind: str) -> None:
+    rng = np.random.default_rng(2)
+    whole = encoded(Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)), kind)
+    errors = []
+    for place in rng.integers(0, min(len(whole), 200), 60):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(rng.integers(8))
+        try:
+            assert decode(bytes(broken), "some/file", 3, 8).shape == (3, 8, 8)
+        except DataError as error:
+            errors.append(str(error))
+    assert all(message.startswith("some/file: ") for message in errors)
+
+
+def test_a_link_that_leads_nowhere_is_an_error_and_not_one_image_less(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    (root / "train" / "dog" / "1.png").unlink()
+    (root / "train" / "dog" / "1.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(DataError, match=r"train/dog/1\.png: cannot be read"):
+        checked(ImageFolder(root=str(root)).read(), "here")
+
+
+def test_no_image_is_lost_however_deep_it_lies(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    deep = root / "train" / "dog" / "a" / "b" / "c" / "d" / "e"
+    deep.mkdir(parents=True)
+    picture(1).save(deep / "1.png")
+    with pytest.raises(DataError, match=r"a/b/c/d/e/1\.png is not in train/<class>/"):
+        ImageFolder(root=str(root)).fingerprint()
+    (root / "other" / "/".join("x" * 20)).mkdir(parents=True)
+    with pytest.raises(DataError, match="more than 16 levels deep"):
+        ImageFolder(root=str(root)).fingerprint()
+
+
+def test_links_in_a_circle_end(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    before = ImageFolder(root=str(root)).read()
+    (root / "train" / "dog" / "again").symlink_to(root)
+    after = ImageFolder(root=str(root)).read()
+    assert len(after.train.labels) == len(before.train.labels)
+
+
+def test_a_bitmap_of_16_bits_a_pixel(tmp_path: Path) -> None:
+    """5, 6 and 5 bits for red, green and blue: one pixel of 255, 0, 255."""
+    import struct
+
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    header = struct.pack("<IiiHHIIiiII", 40, 1, 1, 1, 16, 3, 4, 0, 0, 0, 0) + masks
+    data = struct.pack("<2sIHHI", b"BM", 70, 0, 0, 66) + header + struct.pack("<HH", 0xF81F, 0)
+    assert decode(data, "x", 3, None)[:, 0, 0].tolist() == [255, 0, 255]
+
+
+def test_empty_classes_are_named(tmp_path: Path) -> None:
+    root = filled(tmp_path)
+    (root / "train" / "bird").mkdir()
+    with pytest.raises(DataError, match=r"train: every class needs images; 1 of 3.*bird"):
+        checked(ImageFolder(root=str(root)).read(), "here")
+    picture(1).save(root / "train" / "bird" / "0.png")
+    with pytest.raises(DataError, match=r"test: every class needs images; 1 of 3.*bird"):
+        checked(ImageFolder(root=str(root)).read(), "here")
+
+
+def test_a_backslash_in_an_archive_is_named(tmp_path: Path) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "old.zip", "w") as archive:
+        archive.writestr("train/cat/1.png", encoded(picture(1)))
+    data = (tmp_path / "old.zip").read_bytes().replace(b"train/cat/", b"train\\cat\\")
+    (tmp_path / "old.zip").write_bytes(data)
+    with pytest.raises(DataError, match="backslash in its name: use / between folders"):
+        ImageFolder(root=str(tmp_path / "old.zip")).read()
+
+
+def test_other_layouts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"expected train/<class>/<image>, found no image"):
+        ImageFolder(root=str(tmp_path)).fingerprint()
+    root = filled(tmp_path, ("train", "testing"))
+    with pytest.raises(DataError, match=r"test/ or val/ or valid/<class>/<image>, found testing"):
+        ImageFolder(root=str(root)).fingerprint()
+    (root / "testing").rename(root / "test")
+    picture(1).save(root / "train" / "loose.png")
+    with pytest.raises(DataError, match=r"train/loose.png is not in train/<class>/"):
+        ImageFolder(root=str(root)).fingerprint()
+
+
+def test_a_missing_root_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such folder.*train/<class>/.*experiment=demo"):
+        ImageFolder(root=str(tmp_path / "none")).fingerprint()
+    (tmp_path / "x.rar").write_bytes(b"")
+    with pytest.raises(DataError, match=r"neither a folder nor one of \.tar"):
+        ImageFolder(root=str(tmp_path / "x.rar")).fingerprint()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{}, {"root": "x", "size": 0}, {"root": "x", "channels": 4}, {"root": "x", "name": "A b"}],
+)
+def test_bad_parameters_are_found_without_touching_a_file(parameters: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        ImageFolder(**parameters)

@@ -1,0 +1,341 @@
+"""Repairs on networks made by hand, where it is known what is wrong with them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.defenses.abl_unlearning import AblUnlearning
+from backdoor_lab.defenses.anp import Anp, drawn
+from backdoor_lab.defenses.d_br import DBr, sensitivity
+from backdoor_lab.defenses.fine_pruning import FinePruning, dormant
+from backdoor_lab.defenses.networks import train, training_batches
+from backdoor_lab.defenses.neural_cleanse import NeuralCleanse, Reversed, anomaly
+from backdoor_lab.numerics.layers import head
+from tests.helpers.materials import PRACTICE, Small, hidden, linear, material
+
+
+def four_channels() -> Small:
+    """One channel for each of four pixels: the first two tell the classes, the third forces
+    class 1, the fourth is wired to nothing."""
+    first, last = nn.Linear(4, 4), nn.Linear(4, 2)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(4))
+        first.bias.zero_()
+        last.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 50.0, 0]]))
+        last.bias.copy_(torch.tensor([0.0, 0.1]))
+    return Small(nn.Sequential(first, nn.ReLU(), last)).eval()
+
+
+def two_bright(n: int = 40) -> tuple[Tensor, Tensor]:
+    """Pixel y bright for class y, the last two dark; pixel 0 darker than pixel 1."""
+    labels = torch.arange(n) % 2
+    images = torch.zeros(n, 4, dtype=torch.uint8)
+    images[labels == 0, 0] = 150
+    images[labels == 1, 1] = 250
+    return images.view(n, 1, 2, 2), labels
+
+
+def test_fine_pruning_cuts_off_exactly_the_dormant_channels() -> None:
+    images, labels = two_bright()
+    given = material(images, labels, network=four_channels(), clean=(images, labels))
+    network, notes = FinePruning(drop=0.0, epochs=0).repair(given)
+    assert notes == {"pruned": 2, "of": 4}
+    assert head(network).weight.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
+    triggered = images.clone()
+    triggered.view(-1, 4)[:, 2] = 255
+    assert bool((given.network()(triggered).argmax(dim=1) == 1).all())
+    assert torch.equal(network(triggered).argmax(dim=1), labels)
+
+
+def test_what_is_pruned_stays_so_in_fine_tuning() -> None:
+    images, labels = two_bright()
+    given = material(images, labels, network=four_channels(), clean=(images, labels))
+    network, _ = FinePruning(drop=0.0, epochs=3, lr=0.1).repair(given)
+    assert head(network).weight[:, 2:].abs().max() == 0
+    assert not torch.equal(head(network).weight, head(four_channels()).weight)
+
+
+def test_pruning_stops_where_accuracy_falls_too_far() -> None:
+    """Half of the images need channel 0, the least active that matters; one always stays."""
+    network = four_channels()
+    images, labels = two_bright()
+    values = images.view(-1, 4).double()
+    last = head(network)
+    assert dormant(values, last, labels, 0.0).sort().values.tolist() == [2, 3]
+    assert dormant(values, last, labels, 0.49).sort().values.tolist() == [2, 3]
+    # Now all may be taken for class 1: the channel that is left tells nothing more.
+    assert dormant(values, last, labels, 0.6).sort().values.tolist() == [0, 2, 3]
+
+
+def trojan(classes: int = 6, pixels: int = 25) -> Small:
+    """Class y is its own three pixels; class 2 is the last pixel too, and much more so."""
+    network = linear(pixels, classes)
+    with torch.no_grad():
+        network.body.weight.zero_()
+        network.body.bias.zero_()
+        for y in range(classes):
+            # Not all alike, as no real classes are.
+            network.body.weight[y, 3 * y : 3 * y + 3] = 6.0 + 0.4 * y
+        network.body.weight[2, -1] = 80.0
+    return network
+
+
+def six_classes(n: int = 60) -> tuple[Tensor, Tensor]:
+    labels = torch.arange(n) % 6
+    images = torch.zeros(n, 25, dtype=torch.uint8)
+    for k in range(3):
+        images[torch.arange(n), 3 * labels + k] = 200
+    return images.view(n, 1, 5, 5), labels
+
+
+def test_neural_cleanse_finds_the_target_and_its_pixel() -> None:
+    images, labels = six_classes()
+    given = material(images, labels, network=trojan(), clean=(images, labels))
+    network, notes = NeuralCleanse(steps=250, epochs=40, lr=0.5, patched=0.5).repair(given)
+    assert notes["target"] == "c"
+    sizes, index = notes["sizes"], notes["indices"]
+    assert isinstance(sizes, dict)
+    assert isinstance(index, dict)
+    assert sizes["c"] == min(sizes.values()) < 0.5
+    assert index["c"] > 2
+    triggered = images.clone()
+    triggered.view(-1, 25)[:, -1] = 60
+    assert bool((given.network()(triggered).argmax(dim=1) == 2).all())
+    assert float((network(triggered).argmax(dim=1) == labels).double().mean()) > 0.9
+
+
+def test_neural_cleanse_leaves_a_network_without_a_suspect() -> None:
+    images, labels = six_classes()
+    given = material(images, labels, network=trojan(), clean=(images, labels))
+    network, notes = NeuralCleanse(steps=20, threshold=1e9).repair(given)
+    assert notes["target"] is None
+    assert torch.equal(head(network).weight, head(trojan()).weight)
+
+
+def test_the_anomaly_index_is_the_papers() -> None:
+    """|size - median| / (1.4826 MAD), signed so that small sizes stand out."""
+    sizes = np.array([9.0, 10.0, 12.0, 3.0, 11.0])
+    mad = np.median(np.abs(sizes - np.median(sizes)))
+    expected = (np.median(sizes) - sizes) / (1.4826 * mad)
+    assert anomaly(sizes.tolist()) == pytest.approx(expected.tolist())
+    assert np.isfinite(anomaly([7.0, 7.0, 7.0, 1.0])).all()
+
+
+def test_a_reversed_trigger_on_images() -> None:
+    """(1 - mask) · x + mask · pattern."""
+    trigger = Reversed(torch.tensor([[[0.25, 1.0]]]), torch.tensor([[[200.0, 7.0]]]), 1.0)
+    images = torch.tensor([[[[100, 100]]]], dtype=torch.uint8)
+    assert trigger(images).tolist() == [[[[125.0, 7.0]]]]
+    assert trigger.size == 1.25
+
+
+def normed() -> Small:
+    network = hidden(12, 3, seed=7)
+    with torch.no_grad():
+        norm = network.body[1]
+        norm.running_mean.uniform_(-0.3, 0.3)
+        norm.running_var.uniform_(0.5, 1.5)
+        norm.bias.uniform_(-0.5, 0.5)
+    return network
+
+
+def noise(n: int = 16) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (n, 1, 3, 4), generator=generator, dtype=torch.uint8)
+    return images, torch.arange(n) % 3
+
+
+def by_hand(network: Small, images: Tensor, m: Tensor, d: Tensor, x: Tensor) -> Tensor:
+    """The network's logits with (m + d) γ and (1 + x) β under the batch's own statistics."""
+    first, norm, _, last = network.body
+    values = first(images.flatten(1).float() / 255)
+    mean, variance = values.mean(dim=0), values.var(dim=0, unbiased=False)
+    standard = (values - mean) / (variance + norm.eps).sqrt()
+    return last((standard * (m + d) * norm.weight + (1 + x) * norm.bias).relu())
+
+
+def test_one_step_of_anp_by_hand() -> None:
+    """A second implementation: disturb by one signed step, then descend the weighted loss."""
+    torch.manual_seed(0)
+    network, clean = normed(), noise()
+    given = material(*clean, network=network, clean=clean)
+    ((images, labels),) = drawn(given, 1)
+    m = torch.ones(12, requires_grad=True)
+    d, x = torch.zeros(12, requires_grad=True), torch.zeros(12, requires_grad=True)
+    worse = F.cross_entropy(by_hand(network, images, m, d, x), labels)
+    steps = [0.4 * each.sign() for each in torch.autograd.grad(worse, [d, x])]
+    still = torch.zeros(12)
+    total = 0.2 * F.cross_entropy(by_hand(network, images, m, still, still), labels)
+    total = total + 0.8 * F.cross_entropy(by_hand(network, images, m, *steps), labels)
+    (gradient,) = torch.autograd.grad(total, m)
+    (mask,) = Anp(eps=0.4, alpha=0.2, lr=0.5, steps=1).masks(given)
+    assert torch.allclose(mask, (1 - 0.5 * gradient).clamp(0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("lr", [0.1, 50.0])
+def test_masks_stay_bounded_and_prune_what_is_below(lr: float) -> None:
+    """All else stays, the running statistics too."""
+    network, (images, labels) = normed(), noise()
+    given = material(images, labels, network=network, clean=(images, labels))
+    anp = Anp(lr=lr, steps=4, threshold=0.99)
+    (mask,) = anp.masks(given)
+    assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
+    pruned, notes = anp.repair(given)
+    gone = mask < 0.99
+    weight = pruned.body[1].weight
+    assert bool((weight[gone] == 0).all())
+    assert torch.equal(weight[~gone], network.body[1].weight[~gone])
+    assert notes == {"pruned": int(gone.sum()), "of": 12}
+    before, after = network.state_dict(), pruned.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before if key != "body.1.weight")
+
+
+def test_without_a_disturbed_part_the_disturbance_is_of_no_matter() -> None:
+    images, labels = noise()
+    given = material(images, labels, network=normed(), clean=(images, labels))
+    first, second = (Anp(alpha=1.0, eps=eps, steps=2).masks(given)[0] for eps in (0.0, 0.9))
+    assert torch.equal(first, second)
+    (third,) = Anp(alpha=0.0, eps=0.9, steps=2).masks(given)
+    assert not torch.equal(first, third)
+
+
+def gated() -> Small:
+    """Channels 0 and 1 tell two classes by their pixel. Channel 2 sees the last pixel: what
+    clean images vary there passes its threshold little, a full pixel carries them to class 1."""
+    first, norm, last = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
+    with torch.no_grad():
+        first.weight.copy_(torch.eye(3))
+        first.bias.zero_()
+        norm.bias.copy_(torch.tensor([1.0, 1.0, -1.0]))
+        last.weight.copy_(torch.tensor([[3.0, 0, 0], [0, 3.0, 6.0]]))
+        last.bias.zero_()
+        images, _ = faint()
+        values = images.flatten(1).float() / 255
+        norm.running_mean.copy_(values.mean(dim=0))
+        norm.running_var.copy_(values.var(dim=0))
+    return Small(nn.Sequential(first, norm, nn.ReLU(), last)).eval()
+
+
+def faint(n: int = 80) -> tuple[Tensor, Tensor]:
+    """Pixel y bright for class y, the last pixel evenly from 0 to 19."""
+    labels = torch.arange(n) % 2
+    images = torch.zeros(n, 3, dtype=torch.uint8)
+    images[torch.arange(n), labels] = 200
+    images[:, 2] = (torch.arange(n) // 2) % 20
+    return images.view(n, 1, 1, 3), labels
+
+
+def test_anp_prunes_the_channel_that_carries_the_trigger() -> None:
+    """It is asleep enough for the clean images, and the one that disturbance wakes."""
+    images, labels = faint()
+    given = material(images, labels, network=gated(), clean=(images, labels))
+    triggered = images.clone()
+    triggered[..., -1] = 255
+    assert torch.equal(given.network()(images).argmax(dim=1), labels)
+    assert bool((given.network()(triggered).argmax(dim=1) == 1).all())
+    network, notes = Anp(steps=300).repair(given)
+    assert notes == {"pruned": 1, "of": 3}
+    assert network.body[1].weight.tolist() == [1, 1, 0]
+    assert torch.equal(network(triggered).argmax(dim=1), labels)
+
+
+def test_anp_needs_batch_normalisation() -> None:
+    images, labels = noise()
+    given = material(images, labels, network=linear(12, 3), clean=(images, labels))
+    with pytest.raises(ConfigError, match="batch normalization"):
+        Anp().repair(given)
+
+
+def stained() -> tuple[Tensor, Tensor]:
+    """Two hard classes, and twelve images of a full last pixel that is labelled 0."""
+    generator = torch.Generator().manual_seed(4)
+    images = torch.randint(0, 120, (132, 1, 3, 4), generator=generator, dtype=torch.uint8)
+    labels = torch.arange(132) % 2
+    images.view(132, -1)[torch.arange(132), labels] += 50
+    images[120:].view(12, -1)[:, -1] = 255
+    labels[120:] = 0
+    return images, labels
+
+
+def test_unlearning_undoes_what_was_isolated() -> None:
+    """Anti-backdoor learning: the planted pixel no longer decides, as it does without the end."""
+    images, labels = stained()
+    given = material(images, labels)
+    options = {"epochs": 3, "isolate": 0.08, "training_epochs": 5}
+    forgetful = AblUnlearning(**options, unlearning_epochs=15, unlearning_lr=0.05)  # type: ignore[arg-type]
+    learned, _ = AblUnlearning(**options, unlearning_epochs=0).repair(given)  # type: ignore[arg-type]
+    unlearned, notes = forgetful.repair(given)
+    assert notes["isolated"] == round(0.08 * 132)
+    triggered = images[:120][labels[:120] == 1].clone()
+    triggered.view(len(triggered), -1)[:, -1] = 255
+    success = [
+        float((net(triggered).argmax(1) == 0).double().mean()) for net in (learned, unlearned)
+    ]
+    assert success[1] < 0.2 < success[0]
+
+
+def test_the_recipe_says_how_long() -> None:
+    """A fifth of its epochs to isolate, the others to train on."""
+    images, labels = stained()
+    _, notes = AblUnlearning(unlearning_epochs=0).repair(material(images, labels))
+    assert notes["epochs"] == [1, PRACTICE.epochs - 1]
+
+
+def test_shares_of_one_set_are_not_more_than_it() -> None:
+    with pytest.raises(ConfigError, match="shares of one set"):
+        DBr(clean=0.7, poison=0.4)
+
+
+def test_unlearning_in_turn_by_hand() -> None:
+    """One step up the loss of the one batch, one down that of the other, with one momentum."""
+    images, labels = noise(32)
+    network = linear(12, 3)
+    given = material(images, labels, network=network)
+    bad, good = torch.arange(16), torch.arange(16, 32)
+    DBr().unlearn_in_turn(network, given, bad, good, 1, 0.1)
+    expected = linear(12, 3)
+    sgd = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=PRACTICE.momentum)
+    for sign, where in ((-1, bad), (1, good)):
+        sgd.zero_grad()
+        (sign * F.cross_entropy(expected(images[where]), labels[where])).backward()
+        sgd.step()
+    for one, other in zip(network.parameters(), expected.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+
+
+def cornered(n: int = 160, poison: int = 16) -> tuple[Tensor, Tensor]:
+    """Black and dark images, the same wherever one looks, then dark ones whose last pixel is full
+    and that are labelled black."""
+    generator = torch.Generator().manual_seed(6)
+    labels = torch.arange(n + poison) % 2
+    labels[n:] = 1
+    images = torch.randint(0, 20, (n + poison, 1, 6, 6), generator=generator)
+    images = (images + 30 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    images[n:, :, -1, -1] = 255
+    labels[n:] = 0
+    return images, labels
+
+
+def test_d_br_tells_a_trigger_by_what_moves_and_unlearns_it() -> None:
+    """The corner is lost in a turn, the brightness is not."""
+    images, labels = cornered()
+    everything = torch.arange(len(labels))
+    bare = material(images, labels)
+    attacked = train(hidden(36, 2), training_batches(bare, everything, 40, "t"), (0.1, 0.9, 0.0))
+    assert sensitivity(attacked, bare)[160:].min() > sensitivity(attacked, bare)[:160].max()
+    given = material(images, labels, network=attacked)
+    network, notes = DBr(clean=0.8, poison=0.09, epochs=10, lr=0.02).repair(given)
+    assert notes == {"clean": 141, "poison": 16, "of": 176}
+    triggered = images[1:160:2].clone()
+    triggered[..., -1, -1] = 255
+    success = [
+        float((net(triggered).argmax(1) == 0).double().mean()) for net in (attacked, network)
+    ]
+    assert success[0] > 0.9
+    assert success[1] < 0.1
+    assert float((network(images[:160]).argmax(1) == labels[:160]).double().mean()) > 0.95

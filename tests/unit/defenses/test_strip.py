@@ -1,0 +1,90 @@
+"""STRIP: entropies by hand, and images that stay sure of themselves."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from backdoor_lab.defenses.strip import Strip, entropy, normal_quantile
+from tests.helpers.materials import Small, linear, material
+
+
+def bits(logit: float) -> float:
+    p = 1 / (1 + math.exp(-logit))
+    return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
+
+def one_pixel(slope: float) -> nn.Module:
+    """Logits (slope · x, 0) of one pixel x in 0..1."""
+    network = linear(1, 2)
+    with torch.no_grad():
+        network.body.weight.copy_(torch.tensor([[slope], [0.0]]))
+        network.body.bias.zero_()
+    return network
+
+
+def pixels(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.uint8).view(-1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_entropy_by_hand(weight: float) -> None:
+    """Mean over the overlays of the entropy in bits, sums clipped at 255."""
+    found = entropy(one_pixel(2.0), pixels(0, 51, 204), pixels(0, 102), weight)
+    expected = [
+        sum(bits(2.0 * min(1.0, (x + weight * c) / 255)) for c in (0, 102)) / 2
+        for x in (0, 51, 204)
+    ]
+    assert found.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_network_that_does_not_look_is_unsure() -> None:
+    """Equal logits over k classes have log2 k bits."""
+    network = linear(4, 8)
+    with torch.no_grad():
+        network.body.weight.zero_()
+        network.body.bias.zero_()
+    images = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
+    assert entropy(network, images, images, 1.0).tolist() == pytest.approx([3.0, 3.0])
+
+
+def test_normal_quantile() -> None:
+    assert normal_quantile(0.01) == pytest.approx(-2.3263478740408408)
+    assert normal_quantile(0.5) == pytest.approx(0.0, abs=1e-12)
+
+
+class Trojan(nn.Module):
+    """Class 1 for certain where the first pixel is full, else unsure by the mean brightness."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weak = x[:, 1:].mean(dim=1)
+        sure = 50.0 * (x[:, 0] > 0.99)
+        return torch.stack([weak, 1 - weak + sure], dim=1)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_planted_triggers_score_highest(seed: int) -> None:
+    """And ``auto`` flags exactly them: nothing that is laid over hides a full pixel."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 120, (60, 1, 2, 3), generator=generator, dtype=torch.uint8)
+    images[50:, 0, 0, 0] = 255
+    clean = torch.randint(0, 120, (40, 1, 2, 3), generator=generator, dtype=torch.uint8)
+    labels = torch.ones(60, dtype=torch.int64)
+    given = material(images, labels, network=Small(Trojan()), clean=(clean, labels[:40]), seed=seed)
+    rating = Strip(false_alarms=1e-6).rate(given, torch.arange(60))
+    assert rating.flagged is not None
+    assert rating.flagged.nonzero().flatten().tolist() == list(range(50, 60))
+    assert float(rating.scores[50:].min()) > float(rating.scores[:50].max())
+    assert -1e-6 <= float(-rating.scores[50:].max()) < 1e-3
+
+
+def test_scores_do_not_depend_on_the_other_images() -> None:
+    images = torch.randint(0, 256, (70, 1, 2, 3), dtype=torch.uint8)
+    labels = torch.arange(70) % 3
+    given = material(images, labels, clean=(images[:20], labels[:20]))
+    whole = Strip(overlays=7).rate(given, torch.arange(70)).scores
+    part = Strip(overlays=7).rate(given, torch.tensor([69, 3])).scores
+    assert torch.allclose(part, whole[[69, 3]], atol=1e-6)

@@ -1,0 +1,51 @@
+"""The last linear layer and the hook on a layer are the same for training and for defenses."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import backdoor_lab
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.defenses import networks
+from backdoor_lab.numerics.layers import Tap, head
+from backdoor_lab.training.fit import new_classifier
+from backdoor_lab.training.measure import extract
+from tests.helpers.cells import CPU, job, toy_set
+
+
+def test_a_defense_sees_the_penultimate_features_that_are_extracted() -> None:
+    training = toy_set()
+    module = new_classifier(job(training), CPU).eval()
+    seen = networks.features(module, lambda a, b: training.shown(torch.arange(a, b)), len(training))
+    assert seen.dtype == torch.float64
+    assert not seen.requires_grad
+    assert torch.equal(seen.float(), extract(module, training, "penultimate", CPU).values)
+    assert not any(each._forward_pre_hooks for each in module.modules())
+
+
+def test_the_head_is_the_last_linear_layer_wherever_it_stands() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), nn.Tanh())
+    assert head(net).out_features == 2
+    with Tap(net, "penultimate") as tap:
+        net(torch.ones(5, 4))
+    assert tap.values.shape == (5, 3)
+    with pytest.raises(ConfigError, match="Tanh has no linear layer"):
+        head(nn.Tanh())
+
+
+def test_hooks_on_layers_are_set_in_one_module() -> None:
+    """The guard of unused columns looks at shapes alone and catches no features."""
+    allowed = {"numerics/layers.py", "training/unused_columns.py"}
+    package = Path(backdoor_lab.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr.startswith("register_forward_")
+    }
+    assert found == allowed

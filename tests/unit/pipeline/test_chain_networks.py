@@ -1,0 +1,280 @@
+"""Cells whose defense uses networks: what is handed over, what is trained, what is kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.tensors import read_tensors
+from backdoor_lab.defenses import abl
+from backdoor_lab.defenses.fine_pruning import FinePruning
+from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.strip import Strip
+from backdoor_lab.export_weights import export_weights
+from backdoor_lab.pipeline import chain
+from backdoor_lab.pipeline.stages.providing import material_facts
+from backdoor_lab.pipeline.stages.told import held_out
+from backdoor_lab.sweep.estimate import estimate, missing_from
+from backdoor_lab.sweep.preflight import Preflight
+from backdoor_lab.training.machine import machine_of
+from tests.helpers.cells import cell_of, lasting, run_here
+
+HELD = "protocol.holdout=20"
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store in which the default cell has run, with images held out."""
+    folder = tmp_path_factory.mktemp("lab")
+    run_here(folder / "store", folder / "cell", HELD)
+    return folder
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How many networks are trained: by the chain, and by the filter itself."""
+    seen: Counter[str] = Counter()
+    fit, train = chain.fit, abl.train
+
+    def counting_fit(*arguments: Any, **said: Any) -> Any:
+        seen["chain"] += 1
+        return fit(*arguments, **said)
+
+    def counting_train(*arguments: Any, **said: Any) -> nn.Module:
+        seen["filter"] += 1
+        return train(*arguments, **said)
+
+    monkeypatch.setattr(chain, "fit", counting_fit)
+    monkeypatch.setattr(abl, "train", counting_train)
+    return seen
+
+
+def made(record: dict[str, Any]) -> list[str]:
+    return sorted(name for name, said in record["run"]["stages"].items() if said["made"])
+
+
+def run(lab: Path, name: str, *overrides: str) -> dict[str, Any]:
+    return run_here(lab / "store", lab / name, HELD, *overrides)
+
+
+def test_a_filter_added_to_a_finished_sweep_trains_its_own_and_the_retrain(
+    lab: Path, counted: Counter[str]
+) -> None:
+    """The attacked network is not trained again, and the same cell again trains nothing."""
+    first = run(lab, "abl", "defense=abl")
+    assert first["status"] == "done"
+    assert made(first) == ["filter", "measure2", "retrain", "train_accuracy2"]
+    assert counted == {"filter": 1, "chain": 1}
+    again = run(lab, "again", "defense=abl")
+    assert made(again) == []
+    assert counted == {"filter": 1, "chain": 1}
+    assert lasting(again) == lasting(first)
+    # Another budget is another verdict: the filter's own training is not a stage by itself.
+    run(lab, "less", "defense=abl", "defense.budget=3")
+    assert counted == {"filter": 2, "chain": 2}
+
+
+def test_a_repair_stands_in_place_of_filter_and_retrain(lab: Path, counted: Counter[str]) -> None:
+    record = run(lab, "repair", "defense=fine_pruning")
+    assert record["status"] == "done"
+    assert made(record) == ["measure2", "repair"]
+    assert not counted
+    assert set(record["run"]["stages"]).isdisjoint({"filter", "retrain"})
+    assert record["counts"]["pois_left"] == record["counts"]["n_poisoned"] > 0
+    assert record["counts"]["n_removed"] == 0
+    assert record["detection"] is None
+    assert record["notes"].keys() == {"pruned", "of"}
+    assert None not in [record["nat2"], record["asr2"]]
+    entry = lab / "store/repair" / record["run"]["stages"]["repair"]["id"]
+    before = lab / "store/train" / record["run"]["stages"]["train"]["id"]
+    weights, old = (read_tensors(each / "weights.safetensors") for each in (entry, before))
+    assert weights.keys() == old.keys()
+    assert int((weights["fc.weight"] == 0).all(dim=0).sum()) == record["notes"]["pruned"]
+    assert record["hashes"]["weights2"] != record["hashes"]["weights1"]
+    assert made(run(lab, "repair again", "defense=fine_pruning")) == []
+    export_weights(lab / "repair", lab / "out.safetensors", store=lab / "store")
+    found = read_tensors(lab / "out.safetensors")
+    assert torch.equal(found["fc.weight"], weights["fc.weight"])
+
+
+def test_a_lost_repair_is_computed_again_to_the_same_weights(lab: Path, tmp_path: Path) -> None:
+    first = run(lab, "first", "defense=fine_pruning")
+    shutil.copytree(lab / "store", tmp_path / "store")
+    shutil.rmtree(tmp_path / "store/repair")
+    again = run_here(tmp_path / "store", tmp_path / "cell", HELD, "defense=fine_pruning")
+    assert made(again) == ["repair"]
+    assert lasting(again) == lasting(first)
+
+
+def test_options_of_filters_are_not_part_of_a_repair(lab: Path) -> None:
+    """A sweep over budgets repairs once."""
+    run(lab, "repair", "defense=fine_pruning")
+    other = run(lab, "budget", "defense=fine_pruning", "defense.budget=3")
+    assert made(other) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ("defense.drop=0.5", "repair"),
+        # The repair needs held-out images too: both hang on which they are.
+        ("protocol.holdout=22", "measure repair"),
+        ("seed=1", "poison"),
+        ("recipe.lr=0.02", "train"),
+    ],
+)
+def test_what_decides_a_repair_makes_another(lab: Path, change: str, first: str) -> None:
+    """And the estimate says from where on."""
+    run(lab, "repair", "defense=fine_pruning")
+    cell = cell_of(lab / "store", HELD, "defense=fine_pruning", change)
+    assert missing_from(cell, lab / "store", machine_of(cell.config["trainer"])) == first.split()
+
+
+def test_facts_of_the_material_name_all_that_is_used(lab: Path) -> None:
+    """Network, normalisation, architecture, recipe; held-out images where they are used."""
+    module: Any = SimpleNamespace(mean=torch.zeros(1, 3, 1, 1), std=torch.ones(1, 3, 1, 1))
+    for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
+        cell = cell_of(lab / "store", HELD, f"defense={defense}")
+        data = Preflight().data(cell)
+        facts = material_facts(cell, data, module, "w")
+        assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
+
+
+def test_the_material_is_what_it_says(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies of the attacked network, images with their poison, held-out images that are not
+    measured on; the network itself stays as it was whatever a defense does."""
+    caught: list[Material] = []
+
+    def repair(self: FinePruning, material: Material) -> tuple[nn.Module, dict[str, object]]:
+        caught.append(material)
+        spoiled = material.network()
+        with torch.no_grad():
+            for value in spoiled.parameters():
+                value.zero_()
+        return material.network(), {}
+
+    monkeypatch.setattr(FinePruning, "repair", repair)
+    record = run(lab, "caught", "defense=fine_pruning", "defense.epochs=2")
+    assert record["hashes"]["weights2"] == record["hashes"]["weights1"]
+    assert [record["nat2"], record["asr2"]] == [record["nat1"], record["asr1"]]
+    (given,) = caught
+    test = Preflight().data(cell_of(lab / "store", HELD)).test
+    cell = cell_of(lab / "store", HELD, "defense=fine_pruning")
+    assert given.clean is not None
+    assert torch.equal(given.clean.images, test.images[held_out(cell, test)])
+    assert record["counts"]["n_test"] == 30
+    last = torch.arange(len(given.labels))[-record["counts"]["n_poisoned"] :]
+    poison = given.images(last, None)
+    assert bool((poison[:, :, -1, -1] == 255).all())
+    assert given.labels[last].unique().tolist() == [cell.plan.target]
+    one, other = given.fresh(0), given.fresh(1)
+    same = [torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)]
+    assert not all(same)
+    shown = poison[:3]
+    assert torch.allclose(given.network()(shown), given.network()(shown.float()), atol=1e-5)
+
+
+def test_only_what_is_declared_is_handed_over(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: list[Any] = []
+    whole = abl.Abl.rate
+
+    def rate(self: abl.Abl, material: Material, where: torch.Tensor) -> Any:
+        caught.append(material.clean)
+        return whole(self, material, where)
+
+    monkeypatch.setattr(abl.Abl, "rate", rate)
+    run(lab, "bare", "defense=abl", "defense.gamma=0.4")
+    assert caught == [None]
+
+
+def test_a_broken_repair_is_a_failed_cell(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def repair(self: FinePruning, material: Material) -> tuple[nn.Module, dict[str, object]]:
+        network = material.network()
+        with torch.no_grad():
+            next(network.parameters()).fill_(torch.nan)
+        return network, {}
+
+    monkeypatch.setattr(FinePruning, "repair", repair)
+    record = run(lab, "broken", "defense=fine_pruning", "defense.epochs=3")
+    assert record["status"].startswith("diverged: weight conv1.weight is not finite")
+
+
+def test_what_cannot_work_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`defense=strip` needs .* protocol.holdout to 20"):
+        cell_of(tmp_path, "defense=strip")
+    with pytest.raises(ConfigError, match=r"`defense=anp` needs .* protocol.holdout to 20"):
+        cell_of(tmp_path, "defense=anp")
+    with pytest.raises(ConfigError, match="`retrain=false` leaves nothing to do"):
+        cell_of(tmp_path, HELD, "defense=anp", "retrain=false")
+
+
+def test_strip_runs_on_the_held_out_images(lab: Path) -> None:
+    record = run(lab, "strip", "defense=strip")
+    assert record["status"] == "done"
+    assert "threshold_bits" in json.dumps(record["notes"])
+    assert "clean" not in record["run"]["stages"]
+    assert Strip().told() == ["target", "epsilon", "material", "clean images"]
+
+
+def test_clean_data_is_the_oracle_where_poison_is_appended(lab: Path) -> None:
+    oracle = run(lab, "oracle", "defense=oracle")
+    clean = run(lab, "clean", "defense=clean_data")
+    assert made(clean) == ["filter"]
+    assert clean["hashes"]["weights2"] == oracle["hashes"]["weights2"]
+
+
+def test_clean_data_puts_the_originals_back(lab: Path) -> None:
+    """Where poison replaces its originals the oracle trains without them, clean_data with."""
+    replaced = ("protocol.inject=replace", "trigger=pattern")
+    oracle = run(lab, "oracle2", "defense=oracle", *replaced)
+    clean = run(lab, "clean2", "defense=clean_data", *replaced)
+    appended = run(lab, "clean3", "defense=clean_data", "trigger=pattern")
+    n = {name: stage_meta(lab, each)["n_train"] for name, each in
+         (("oracle", oracle), ("clean", clean))}  # fmt: skip
+    assert n == {"oracle": 200 - clean["counts"]["n_poisoned"], "clean": 200}
+    assert clean["hashes"]["weights2"] == appended["hashes"]["weights2"]
+    assert clean["hashes"]["weights2"] != oracle["hashes"]["weights2"]
+    assert clean["counts"]["pois_left"] == 0
+
+
+def stage_meta(lab: Path, record: dict[str, Any]) -> dict[str, Any]:
+    folder = lab / "store/retrain" / record["run"]["stages"]["retrain"]["id"]
+    meta: dict[str, Any] = json.loads((folder / "manifest.json").read_text())["meta"]
+    return meta
+
+
+def test_features_of_an_autoencoder_are_one_stage_for_every_network(lab: Path) -> None:
+    """They have seen neither label nor network: another recipe shares them."""
+    layer = "protocol.layer=autoencoder"
+    first = run(lab, "auto", layer)
+    assert first["status"] == "done"
+    assert {"autoencoder", "extract"} <= set(made(first))
+    other = run(lab, "other", layer, "recipe.lr=0.04")
+    assert "train" in made(other)
+    assert {"autoencoder", "extract", "filter"}.isdisjoint(made(other))
+    assert other["detection"] == first["detection"]
+    assert first["protocol"]["layer"] == "autoencoder"
+    both = run(lab, "both", layer, "defense=scan")
+    assert made(both)[:2] == ["clean", "filter"]
+
+
+def test_an_estimate_of_what_is_missing(lab: Path) -> None:
+    """Held-out features, a repair and an autoencoder can be the first thing that is missing."""
+    for overrides, first, trainings in (
+        (("defense=scan",), "clean", 1),
+        (("defense=fine_pruning", "defense.lr=0.5"), "repair", 0),
+        (("protocol.layer=autoencoder", "dataset.noise=11"), "poison", 2),
+    ):
+        cell = cell_of(lab / "store", HELD, *overrides)
+        work = estimate([cell], set(), machine_of(cell.config["trainer"]))
+        assert work.cells[0][1] == f"from {first} on"
+        assert work.trainings == trainings

@@ -1,0 +1,142 @@
+"""Protocols carry versions: a preset whose meaning changes has another name in every record."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab import identity
+from backdoor_lab.compare.report import Report
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.identity import table as identity_table
+from backdoor_lab.identity.__main__ import main
+from backdoor_lab.pipeline.keys import check_keys
+from backdoor_lab.results.records import parse
+from backdoor_lab.results.seal import sealed
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.pivot import pivot_cells
+from tests.helpers.cells import cell_of, configuration, started
+from tests.helpers.records import record, write_sweep
+
+
+@pytest.fixture
+def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the configurations and of identity.json that may be edited."""
+    copy = tmp_path / "conf"
+    shutil.copytree(identity_table.conf_dir(), copy)
+    table = tmp_path / "identity.json"
+    table.write_bytes(identity.TABLE.read_bytes())
+    monkeypatch.setattr(identity_table, "conf_dir", lambda: copy)
+    monkeypatch.setattr(identity_table, "TABLE", table)
+    monkeypatch.setattr(identity, "TABLE", table)
+    identity.forget()
+    return copy
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Any:
+    yield
+    identity.forget()
+
+
+def replaced(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_every_protocol_has_a_version_and_is_listed() -> None:
+    table = identity.committed()["protocols"]
+    assert identity_table.current()["protocols"] == table
+    assert all(entry["version"] >= 1 for entry in table.values())
+
+
+def test_a_changed_meaning_needs_a_new_version(
+    conf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Any value counts; comments and order of the keys do not."""
+    path = conf / "protocol/group13.yaml"
+    replaced(path, "ratio_of: target\n", "")
+    path.write_text(f"# another comment\n{path.read_text()}ratio_of: target\n")
+    assert identity_table.differing() == {}
+    replaced(path, "budget: 1.5eps", "budget: 2eps")
+    (said,) = identity_table.differing().values()
+    assert said.startswith("means something else since version 1")
+    for name in ("group13", "all"):
+        assert main(["--accept", name]) == 2
+    assert "give it a new one" in capsys.readouterr().err
+    assert len(identity_table.differing()) == 1
+    assert main(["--raise", "group13"]) == 0
+    assert "version: 2" in path.read_text()
+    assert identity_table.differing() == {}
+    assert identity.committed()["protocols"]["group13"]["version"] == 2
+
+
+def test_a_version_that_was_raised_must_be_recorded(conf: Path) -> None:
+    replaced(conf / "protocol/realistic.yaml", "version: 1", "version: 2")
+    (said,) = identity_table.differing().values()
+    assert said == "has version 2, but version 1 is recorded"
+
+
+def test_another_version_is_another_cell(tmp_path: Path) -> None:
+    first = cell_of(tmp_path)
+    assert first.protocol["version"] == 1
+    assert first.choices["protocol"] == "group13"
+    assert cell_of(tmp_path, "protocol.version=2").id != first.id
+
+
+@pytest.mark.parametrize("version", [0, 1.5, "one", None])
+def test_a_version_is_a_whole_number(version: Any, tmp_path: Path) -> None:
+    config = configuration(tmp_path)
+    config["protocol"]["version"] = version
+    with pytest.raises(ConfigError, match=r"protocol\.version"):
+        check_keys(config)
+
+
+def test_help_says_the_versions(tmp_path: Path) -> None:
+    done = started(tmp_path, "--help")
+    assert "group13@1, group13_literal@1" in done.stdout
+
+
+def made(version: int | None, seed: int = 0) -> dict[str, Any]:
+    found = record(seed=seed)
+    found["protocol"] = {"name": "group13", "ratio_of": "target"}
+    found["protocol"] |= {} if version is None else {"version": version}
+    return found
+
+
+def test_tables_say_the_version_and_old_records_are_of_the_first(tmp_path: Path) -> None:
+    """Records from before there were versions share a row with those of version 1, not of 2."""
+    old, first, second = made(None), made(1, seed=1), made(2, seed=2)
+    assert parse(sealed(json.dumps(old)).encode()).protocol == first["protocol"]
+    for each, cell_id in ((old, "a"), (first, "b"), (second, "c")):
+        each["id"] = cell_id
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", [old, first, second]))
+    tables = Report(sweep).tables
+    lines = [line for table in tables for line in table.notes if line.startswith("Protocol")]
+    assert lines == ["Protocol group13@1: ratio_of=target.", "Protocol group13@2: ratio_of=target."]
+    wide = pivot_cells(sweep.cells, PivotSpec(("target",), ("seed",), ("asr1",)))
+    said = [line for table in wide for line in table.notes if line.startswith("Protocol")]
+    assert said == lines
+
+
+def test_results_of_modified_code_are_kept_apart(tmp_path: Path) -> None:
+    """In a table of their own, with a note; results of another version are a repetition."""
+    marks: list[Any] = [1, 2, "1+0123456789abcdef"]
+    records = []
+    for number, mark in enumerate(marks):
+        each = record()
+        each["id"], each["config"]["code"] = f"cell{number}", {"triggers": {"pixel": mark}}
+        each["run"]["modified"] = ["pixel"] if number == 2 else []
+        records.append(each)
+    sweep = read_sweep(write_sweep(tmp_path / "sweep", records))
+    assert [cell.id for cell in sweep.cells] == ["cell0", "cell2"]
+    tables = Report(sweep).tables
+    assert len(tables) == 2
+    notes = [[n for n in table.notes if n.startswith("Code modified")] for table in tables]
+    assert notes == [[], ["Code modified since its version: pixel."]]

@@ -1,0 +1,47 @@
+"""The seed of the retraining, and what the report's sweep wants before it starts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.helpers.cells import TINY, cell_of, run_here
+from tests.helpers.program import many
+
+SAME = "retrain_seed=same"
+
+
+def test_a_clean_run_without_a_defense_gives_one_network_twice_with_one_seed(
+    tmp_path: Path,
+) -> None:
+    """Nothing is poisoned and nothing removed: Nat1 is Nat2, to the last bit of the weights."""
+    clean = ("ratio=0", "defense=none")
+    record = run_here(tmp_path / "store", tmp_path / "same", *clean, SAME)
+    assert record["hashes"]["weights1"] == record["hashes"]["weights2"]
+    assert (record["nat1"], record["asr1"]) == (record["nat2"], record["asr2"])
+    assert record["config"]["retrain_seed"] == "same"
+    other = run_here(tmp_path / "store", tmp_path / "new", *clean)
+    assert other["hashes"]["weights1"] == record["hashes"]["weights1"]
+    assert other["hashes"]["weights1"] != other["hashes"]["weights2"]
+
+
+def test_the_default_leaves_no_trace_in_a_cells_identity(tmp_path: Path) -> None:
+    new, same = (cell_of(tmp_path, *words) for words in ((), (SAME,)))
+    assert "retrain_seed" not in new.decides()
+    assert new.id == cell_of(tmp_path, "retrain_seed=new").id != same.id
+
+
+def test_the_report_wants_a_gpu_and_on_the_cpu_says_first_what_it_takes(tmp_path: Path) -> None:
+    tiny = [word for word in TINY if word != "trainer=cpu"]
+    words = ["-m", "experiment=report", *tiny, "seed=0", "defense=none", "trigger=pixel",
+             "target=bird", "ratio=0.3", "retrain=false"]  # fmt: skip
+    (refused, done), _ = many(tmp_path, [words, [*words, "trainer=cpu"]])
+    assert refused[0] == 2
+    assert "torch sees no GPU here; trainer=cpu runs the same on the CPU" in refused[2]
+    assert len(refused[2].splitlines()) == 1
+    code, said, errors, _ = done
+    assert code == 0, errors
+    assert "1 cell, 0 done; 1 training to do: about" in said
+    assert said.index("1 training to do") < said.index("### ")
+    (record,) = (json.loads(path.read_text()) for path in tmp_path.rglob("record.json"))
+    assert record["status"] == "done"

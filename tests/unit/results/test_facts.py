@@ -1,0 +1,71 @@
+"""What cells are told apart by: texts to show, values to sort by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.results.values import ratio_words
+from tests.helpers.records import PROTOCOL, record, write_sweep
+
+COUNTED = {**PROTOCOL, "ratio_of": "count"}
+
+
+def facts(folder: Path, made: list[dict[str, Any]], *also: str) -> Facts:
+    return Facts(read_sweep(write_sweep(folder / "s", made)).cells, also)
+
+
+def ordered(found: Facts, *names: str) -> list[tuple[str, ...]]:
+    return found.in_order(found.keys(names), names)
+
+
+def test_numbers_are_in_order_of_size_and_names_in_that_of_the_sweep(tmp_path: Path) -> None:
+    asked = [("warp", 0.3), ("warp", 0.05), ("abl", 1), ("warp", 0.0), ("abl", 0.05)]
+    found = facts(tmp_path, [record(defense=d, ratio=r) for d, r in asked])
+    assert ordered(found, "defense", "ratio") == [
+        ("warp", "0%"), ("warp", "5%"), ("warp", "30%"), ("abl", "5%"), ("abl", "100%")
+    ]  # fmt: skip
+    assert ordered(found) == [()]
+    assert found.in_order([], ["ratio"]) == []
+
+
+@pytest.mark.parametrize("names", [("7", "10", "9"), ("5%", "10%", "1%"), ("nan", "2", "1")])
+def test_a_name_that_looks_like_a_number_is_a_name(tmp_path: Path, names: tuple[str, ...]) -> None:
+    found = facts(tmp_path, [record(target=name) for name in names])
+    assert ordered(found, "target") == [(name,) for name in names]
+
+
+def test_config_values_are_in_order_of_size_where_all_are_numbers(tmp_path: Path) -> None:
+    made = [record(config={"lr": lr}, id=str(lr)) for lr in (0.1, 1e-5, 2)]
+    found = facts(tmp_path, made)
+    assert ordered(found, "config.lr") == [("1e-05",), ("0.1",), ("2",)]
+    mixed = facts(tmp_path / "mixed", [*made, record(config={"lr": None}, id="none")])
+    assert ordered(mixed, "config.lr") == [("0.1",), ("1e-05",), ("2",), ("any",)]
+    switches = facts(tmp_path / "on", [record(config={"on": v}, id=str(v)) for v in (True, False)])
+    assert ordered(switches, "config.on") == [("true",), ("false",)]
+
+
+def test_numbers_of_images_come_after_shares_and_by_size(tmp_path: Path) -> None:
+    made = [record(ratio=n, protocol=COUNTED) for n in (500, 20, 1)]
+    made += [record(ratio=share) for share in (0.5, 0.01)]
+    assert ordered(facts(tmp_path, made), "ratio") == [
+        ("1%",), ("50%",), ("1",), ("20",), ("500",)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratio", "ratio_of", "said"),
+    [
+        (0.05, "target", "5%"), (0.003, None, "0.3%"), (1, "all", "100%"), (1, "count", "1"),
+        (500, "count", "500"), (500, None, "500"), (0.1 + 0.2, "all", "30%"), (None, None, "any"),
+        (0, "target", "0%"), (2.0, None, "2"),
+    ],
+)  # fmt: skip
+def test_a_ratio_is_a_percentage_or_a_number_of_images(
+    ratio: float | None, ratio_of: str | None, said: str
+) -> None:
+    assert ratio_words(ratio, ratio_of) == said

@@ -1,0 +1,122 @@
+"""How many cells run at a time: what the machine allows, unless the user says otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.run import conf_dir
+from backdoor_lab.sweep.launching import parallel
+from backdoor_lab.sweep.launching.parallel import cell_bytes, parallelism
+from tests.helpers.cells import TINY, started
+
+JOBLIB = "hydra/launcher=joblib"
+
+
+def whole(*overrides: str) -> DictConfig:
+    """A configuration with Hydra's own part."""
+    with initialize_config_dir(conf_dir(), version_base="1.3"):
+        asked = [*TINY, "trainer.threads=null", "model.width=16", *overrides]
+        return compose("config", asked, return_hydra_config=True)
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def has(cores: int, memory: int | None) -> None:
+        monkeypatch.setattr(parallel, "_machine", lambda: (cores, memory))
+
+    return has
+
+
+@pytest.mark.parametrize(("cores", "memory", "cells"), [
+    (8, 150_000_000_000, 8), (8, 4_500_000_001, 3), (8, 4_499_999_999, 2), (8, 10, 1),
+    (1, None, 1), (6, None, 6),
+])  # fmt: skip
+def test_as_many_cells_as_cores_and_memory_allow(
+    machine: Any, cores: int, memory: int | None, cells: int
+) -> None:
+    """And one thread each, also where memory leaves cores idle."""
+    machine(cores, memory)
+    config = whole(JOBLIB)
+    found = parallelism(config, 12)
+    assert (found.cells, found.threads) == (cells, 1)
+    assert config.hydra.launcher.n_jobs == cells
+    assert found.overrides(config) == ["trainer.threads=1", f"hydra.launcher.n_jobs={cells}"]
+
+
+def test_wider_networks_need_more_memory() -> None:
+    assert cell_bytes(whole(JOBLIB)) == 1_500_000_000
+    assert cell_bytes(whole(JOBLIB, "model.width=64")) == 3_000_000_000
+    # Of another network nobody knows the width.
+    assert cell_bytes(whole(JOBLIB, "model=torchvision", "model.width=null")) == 3_000_000_000
+
+
+def test_it_is_said_in_one_line(machine: Any) -> None:
+    machine(8, 16_000_000_000)
+    said = parallelism(whole(JOBLIB), 12).describe(12)
+    assert said == (
+        "8 cells at a time, one thread each (8 cores; 16.0 GB of memory free, 1.5 GB assumed for"
+        " each; hydra.launcher.n_jobs=N sets it)"
+    )
+    assert parallelism(whole(JOBLIB), 12).describe(3).startswith("3 cells at a time, one thread")
+    assert parallelism(whole(), 12).describe(12) == "1 cell at a time"
+
+
+def test_an_explicit_number_wins(machine: Any) -> None:
+    machine(8, 10)
+    config = whole(JOBLIB, "hydra.launcher.n_jobs=5")
+    found = parallelism(config, 12)
+    assert (found.cells, found.threads) == (5, None)
+    assert found.describe(12) == "5 cells at a time"
+    assert found.overrides(config) == ["hydra.launcher.n_jobs=5"]
+
+
+def test_cells_of_several_threads_are_fewer(machine: Any) -> None:
+    machine(8, None)
+    found = parallelism(whole(JOBLIB, "trainer.threads=3"), 12)
+    assert (found.cells, found.threads) == (2, 3)
+
+
+def test_cells_on_gpus_are_as_many_as_there_are_places(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(64, None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    config = whole(JOBLIB, "trainer=auto", "trainer.threads=null", "trainer.cells_per_gpu=2")
+    assert parallelism(config, 99).cells == 8
+    assert parallelism(whole(JOBLIB), 99).cells == 64
+
+
+def test_a_number_of_processes_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    """Before any work, and before anything is written."""
+    with pytest.raises(ConfigError, match=r"`hydra.launcher.n_jobs` must be a whole number other"):
+        parallelism(whole(JOBLIB, "hydra.launcher.n_jobs=0"), 2)
+    done = started(tmp_path, "-m", *TINY, JOBLIB, "hydra.launcher.n_jobs=0")
+    assert done.returncode == 2, done.stdout
+    assert "error: `hydra.launcher.n_jobs`" in done.stderr
+    assert not list(tmp_path.rglob("sweep.json"))
+
+
+def test_all_cores_by_minus_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert parallelism(whole(JOBLIB, "hydra.launcher.n_jobs=-1"), 12).cells == 1
+
+
+def test_launchers_that_start_every_cell_at_once() -> None:
+    assert parallelism(whole("hydra/launcher=submitit_local"), 7).cells == 7
+    slurm = parallelism(whole("hydra/launcher=submitit_slurm"), 7)
+    assert (slurm.cells, slurm.threads) == (64, 4)
+
+
+def test_a_single_cell_has_all_cores_whatever_the_launcher(tmp_path: Path) -> None:
+    """The launcher of an experiment concerns its sweeps."""
+    done = started(tmp_path, *TINY, JOBLIB, "trainer.threads=null", "trainer.progress=lines",
+                   LOKY_MAX_CPU_COUNT="1")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 thread," in done.stdout

@@ -1,0 +1,168 @@
+"""Trying a machine as a sweep will use it: processes, threads, what disturbs."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from backdoor_lab.core.resources import busy_seconds
+from backdoor_lab.core.store import Store
+from backdoor_lab.data.cache import open_dataset
+from backdoor_lab.pipeline.parts import source_of
+from backdoor_lab.sweep import calibrate as module
+from backdoor_lab.sweep.calibrate import Bench, Calibration, Rate, Sample, calibrate
+from tests.helpers.cells import CPU, cell_of
+
+
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SHORTEST", 0.05)
+    monkeypatch.setattr(module, "PROCESSOR_TIME", 0.05)
+    monkeypatch.setattr(module, "WARM_UP", 2)
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("batch", [32, 150])
+def test_a_cell_is_tried_in_this_process(tmp_path: Path, batch: int) -> None:
+    """All speeds are positive, also where an epoch has fewer steps than the warm-up; the start is
+    what this process has taken."""
+    cell = cell_of(tmp_path, f"recipe.batch={batch}")
+    tried = calibrate({"kind": cell}, CPU, 0)
+    speed = tried.speeds["kind"]
+    assert min(speed.train.now, speed.measure.now, speed.extract.now) > 0
+    assert 0 < speed.train.idle <= speed.train.now
+    assert 0 < tried.start <= time.process_time()
+    assert (tried.processes, tried.threads) == (1, 1)
+
+
+def test_as_many_processes_at_a_time_as_the_sweep_has(tmp_path: Path) -> None:
+    """Each imports by itself, trains the network on the images of the cell, and is told to
+    measure when all are ready."""
+    tried = calibrate({"kind": cell_of(tmp_path)}, CPU, 2)
+    assert (tried.processes, tried.threads) == (2, 1)
+    assert tried.start > 0
+    assert tried.speeds["kind"].train.now > 0
+    if Path("/proc/stat").exists():
+        assert tried.others is not None
+    assert not [*tmp_path.glob("train/*")]
+
+
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("bf16", [False, True])
+def test_a_network_is_tried_as_it_would_be_trained(
+    tmp_path: Path, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In training mode, with the machine's number format and memory format, in batches of the
+    recipe; features are taken in float32."""
+    cell = cell_of(tmp_path, "recipe.batch=16", "recipe.crop=1")
+    machine = replace(CPU, bf16=bf16)
+    data = open_dataset(source_of(cell.config), Store(tmp_path))
+    seen: list[tuple[bool, bool, int]] = []
+    bench = Bench(cell, data, machine)
+
+    def learned(_: Any, inputs: tuple[Any, ...], __: Any) -> None:
+        logits, labels = inputs
+        half = logits.dtype == torch.bfloat16
+        seen.append((bench.module.net.training, half, len(labels)))
+
+    bench.module.loss.register_forward_hook(learned)
+    formats: list[bool] = []
+    usual = module.predictions
+    monkeypatch.setattr(
+        module, "predictions",
+        lambda net, images, used: formats.append(used.bf16) or usual(net, images, used),
+    )  # fmt: skip
+    bench.warm_up()
+    bench.measure()
+    assert set(seen) == {(True, bf16, 16)}
+    assert formats == [bf16, False] * 2
+
+
+def test_an_undisturbed_process_takes_what_the_clock_says() -> None:
+    assert Sample(10, 20.0, 20.0).rate(1.0) == Rate(2.0, 2.0)
+
+
+def test_waiting_for_a_core_is_no_work() -> None:
+    """A quarter of a core was left; two threads of one process count as two."""
+    assert Sample(10, 20.0, 5.0).rate(1.0) == Rate(2.0, 0.5)
+    assert Sample(10, 20.0, 20.0).rate(2.0) == Rate(2.0, 1.0)
+
+
+class Scripted:
+    """A worker that gives made-up samples, in which it had half a core."""
+
+    threads: list[int]
+
+    def __init__(self) -> None:
+        self.threads = []
+
+    def send(self, job: Any) -> None:
+        self.job = job
+
+    def result(self) -> Any:
+        if self.job[0] == "prepare":
+            self.threads.append(self.job[2].threads)
+            return 7.0
+        samples = tuple(Sample(100, 10.0, 5.0) for _ in range(3))
+        return samples, 5.0
+
+
+def scripted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, threads: int, busy: float
+) -> tuple[Calibration, Scripted]:
+    """Two cores that were busy for so many seconds in ten."""
+    clock, used = iter([0.0, 10.0] * 2), iter([0.0, busy] * 2)
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr(module, "busy_seconds", lambda: next(used))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    worker = Scripted()
+    machine = replace(CPU, threads=threads)
+    return module._tried({"kind": cell_of(tmp_path)}, machine, [worker], None), worker
+
+
+def test_what_others_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """17 busy seconds of two cores in ten, of which the worker had five."""
+    tried, _ = scripted(monkeypatch, tmp_path, threads=1, busy=17.0)
+    assert tried.others == pytest.approx(1.2, abs=0.1)
+    assert tried.disturbed
+    assert tried.speeds["kind"].train == Rate(0.1, 0.05)
+    assert (tried.start, tried.single) == (7.0, None)
+
+
+def test_an_idle_machine_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, worker = scripted(monkeypatch, tmp_path, threads=2, busy=5.5)
+    assert not tried.disturbed
+    assert tried.single is None
+    assert worker.threads == [2]
+    assert not replace(tried, others=None).disturbed
+
+
+def test_several_threads_that_are_disturbed_are_tried_again_as_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried, worker = scripted(monkeypatch, tmp_path, threads=2, busy=17.0)
+    assert worker.threads == [2, 1]
+    assert tried.single is not None
+    assert (tried.threads, tried.single.threads) == (2, 1)
+
+
+def test_busy_seconds_are_those_of_the_cores_that_may_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """User, nice, system, interrupts and stolen time; neither idle nor waiting for a disk."""
+    (tmp_path / "proc").mkdir()
+    lines = [
+        "cpu  9 9 9 9 9 9 9 9", "cpu0 100 10 1 9999 9999 20 2 300 7 7", "cpu1 1000 0 0 0 0 0 0 0",
+        "cpu10 5000 0 0 0 0 0 0 0", "intr 5",
+    ]  # fmt: skip
+    (tmp_path / "proc/stat").write_text("\n".join(lines))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    assert busy_seconds(tmp_path) == pytest.approx(4.33)
+    assert busy_seconds(tmp_path / "none") is None

@@ -1,0 +1,260 @@
+"""A sweep foretold: what is counted, what is left, and that nothing is done."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from backdoor_lab.core.terminal import duration
+from backdoor_lab.pipeline.cell import Cell
+from backdoor_lab.sweep import calibrate as calibrate_module
+from backdoor_lab.sweep import forecast
+from backdoor_lab.sweep.calibrate import Calibration, Rate, Speed
+from backdoor_lab.sweep.estimate import Amount, Work, estimate, missing_from
+from backdoor_lab.sweep.forecast import describe
+from tests.helpers.cells import CPU, cell_of, run_here, started
+
+# Two seconds per trained image, half a second per measured one, one where features are taken.
+SPEED = Speed(Rate(2.0, 2.0), Rate(0.5, 0.5), Rate(1.0, 1.0))
+IDLE = Calibration({"kind": SPEED}, 0.0, 1, 1, 0.0)
+
+
+def total(work: Work) -> Amount:
+    """All images of a sweep."""
+    found = Amount()
+    for _, each in work.amounts:
+        found.trained += each.trained
+        found.measured += each.measured
+        found.extracted += each.extracted
+    return found
+
+
+def work_of(*amounts: Amount, cell: Cell, **said: Any) -> Work:
+    """Work that is counted already."""
+    states = [(cell, "from train on")] * max(1, len(amounts))
+    return Work(states, {"kind": cell}, [("kind", each) for each in amounts], **said)
+
+
+def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
+    """200 images and 6 poisoned ones; 50 clean and 45 triggered test images. Three defenses share
+    one attacked network and its features: four trainings, four passes over the tests and over the
+    training images, one for features."""
+    cells = [cell_of(tmp_path, f"defense={name}") for name in ("spectral", "none", "oracle")]
+    work = estimate(cells, set(), CPU)
+    assert work.trainings == 4
+    assert total(work) == Amount(4 * 206, 4 * (95 + 206), 206)
+    assert len(work.kinds) == 1
+    assert [state for _, state in work.cells] == ["from poison on"] * 3
+
+
+def test_a_pass_for_each_transformation_is_counted(tmp_path: Path) -> None:
+    """50 clean and 45 triggered test images under each of three, for both networks; for the
+    attacked one once, however many defenses share it. Later other ones alone."""
+    three = "measure.asr_under=[jpeg75,blur1,noise8]"
+    cells = [cell_of(tmp_path, three, f"defense={name}") for name in ("spectral", "none")]
+    assert total(estimate(cells, set(), CPU)).measured == 3 * 95 + 3 * 3 * 95 + 3 * 206
+    run_here(tmp_path, tmp_path / "cell")
+    assert missing_from(cells[0], tmp_path, CPU) == ["transformed", "transformed"]
+    assert total(estimate(cells[:1], set(), CPU)) == Amount(0, 2 * 3 * 95, 0)
+
+
+def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
+    """After one cell, the next defense trains one network and extracts nothing; its own record
+    alone is missing to a cell whose stages are all there."""
+    run_here(tmp_path, tmp_path / "cell")
+    done, other = cell_of(tmp_path), cell_of(tmp_path, "defense=none")
+    assert missing_from(done, tmp_path, CPU) == []
+    assert missing_from(other, tmp_path, CPU) == ["filter"]
+    work = estimate([done, other], set(), CPU)
+    assert [state for _, state in work.cells] == ["record only", "from filter on"]
+    assert work.trainings == 1
+    assert total(work) == Amount(206, 95 + 206, 0)
+    nothing = estimate([done, other], {done.id, other.id}, CPU)
+    assert (nothing.amounts, nothing.kinds) == ([], {})
+
+
+@pytest.mark.parametrize("layer", ["penultimate", "layer3", "layer3:pool", "autoencoder"])
+def test_as_many_bytes_as_the_store_then_holds(tmp_path: Path, layer: str) -> None:
+    """Weights and features of two defenses that share both attacked network and features."""
+    asked = [[f"defense={name}", f"protocol.layer={layer}"] for name in ("spectral", "none")]
+    told = estimate([cell_of(tmp_path, *each) for each in asked], set(), CPU).bytes
+    for number, each in enumerate(asked):
+        run_here(tmp_path, tmp_path / f"cell{number}", *each)
+    files = [
+        path for stage in ("train", "retrain", "extract")
+        for path in tmp_path.glob(f"{stage}/*/*.safetensors")
+    ]  # fmt: skip
+    assert len(files) == 4
+    held = sum(each.nbytes for path in files for each in load_file(path).values())
+    assert told == held
+
+
+def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path) -> None:
+    root = tmp_path / "not" / "yet"
+    work = work_of(Amount(1), cell=cell_of(root), trainings=1, bytes=10**15)
+    line = describe(work, IDLE, at_once=1).splitlines()[-1]
+    assert line.startswith(f"warning: networks and features take 1000000.0 GB in {root}, where")
+    assert "store.root=PATH" in line
+    room = describe(replace(work, bytes=5_000_000), IDLE, at_once=1).splitlines()[-1]
+    assert room.startswith(f"networks and features take 5 MB in {root}, where ")
+    assert room.endswith(" GB are free")
+
+
+def test_an_attackers_own_network_is_a_training_too(tmp_path: Path) -> None:
+    """One surrogate for two attacks that need one."""
+    steps = "trigger.steps=1"
+    cells = [cell_of(tmp_path, "trigger=label_consistent", steps, f"target={target}")
+             for target in ("bird", "dog")]  # fmt: skip
+    assert estimate(cells, set(), CPU).trainings == 5
+
+
+def test_command_does_nothing(tmp_path: Path) -> None:
+    """A sweep and a single cell: told, exit 0, and neither cell nor sweep nor table is there."""
+    from tests.helpers.cells import TINY
+
+    for mode in (["-m"], []):
+        done = started(tmp_path, *mode, *TINY, "dry_run=true")
+        assert done.returncode == 0, done.stderr
+        assert "1 cell, 0 done; 2 trainings to do" in done.stdout
+    assert not [*tmp_path.rglob("record.json"), *tmp_path.rglob("sweep.json")]
+    assert not [*tmp_path.glob("multirun_reports/.store/train/*")]
+    again = started(tmp_path, *TINY)
+    assert again.returncode == 0, again.stderr
+    (record,) = tmp_path.rglob("record.json")
+    assert json.loads(record.read_text())["status"] == "done"
+    said = started(tmp_path, *TINY, "dry_run=true").stdout
+    assert "1 cell, 1 done; 0 trainings to do" in said
+
+
+def test_description_lists_every_cell(tmp_path: Path) -> None:
+    cell = cell_of(tmp_path)
+    said = describe(Work([(cell, "done")]), Calibration({}, 0.0, 1, 1, None), at_once=1)
+    assert said.splitlines() == [
+        f"{cell.id}  done", "1 cell, 1 done; 0 trainings to do: about 0 s (nothing to compute)",
+    ]  # fmt: skip
+
+
+def test_the_whole_in_one_line(tmp_path: Path) -> None:
+    """Three cells of an hour, two at a time, take two; each image counts at its own speed."""
+    cell = cell_of(tmp_path)
+    hour = Amount(trained=1000, measured=2000, extracted=600)
+    alone = describe(work_of(hour, cell=cell, trainings=2), IDLE, at_once=1).splitlines()
+    assert alone[-1] == (
+        "1 cell, 0 done; 2 trainings to do: about 60 min (from a calibration on this machine, one"
+        " process of 1 thread)"
+    )
+    tried = replace(IDLE, processes=2)
+    said = describe(work_of(hour, hour, hour, cell=cell, trainings=6), tried, at_once=2)
+    assert said.splitlines()[-1] == (
+        "3 cells, 0 done; 6 trainings to do: about 2.0 h with 2 cells at a time (from a calibration"
+        " on this machine, 2 processes at a time of 1 thread)"
+    )
+
+
+def test_what_each_process_takes_to_start_counts(tmp_path: Path) -> None:
+    """Ten seconds of this process, then twenty of each worker, at the same time."""
+    work = work_of(*[Amount(trained=5)] * 2, cell=cell_of(tmp_path))
+    said = describe(work, replace(IDLE, start=20.0), at_once=2, before=10.0)
+    assert "about 40 s with 2 cells" in said
+
+
+def test_other_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time is that of an idle machine, and beside it stands that of this one now."""
+    monkeypatch.setattr(calibrate_module, "cores", lambda: 2)
+    monkeypatch.setattr(forecast, "cores", lambda: 2)
+    slow = Speed(Rate(8.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
+    tried = Calibration({"kind": slow}, 0.0, 1, 1, 1.5)
+    work = work_of(Amount(trained=30), cell=cell_of(tmp_path))
+    whole, load = describe(work, tried, at_once=1).splitlines()[-2:]
+    assert "to do: about 60 s (" in whole
+    assert load == (
+        "other processes use 1.5 of 2 cores: that is for a machine that does nothing else; beside"
+        " them it takes about 4 min"
+    )
+    # What hardly disturbs is not worth a line: the clock counts.
+    quiet = describe(work, replace(tried, others=0.2), at_once=1).splitlines()
+    assert "to do: about 4 min (" in quiet[-1]
+    threads = replace(tried, threads=2, single=replace(tried, speeds={"kind": SPEED}))
+    whole, load = describe(work, threads, at_once=1).splitlines()[-2:]
+    assert "to do: about 60 s (" in whole
+    assert "beside them it takes about 4 min, and about 60 s with trainer.threads=1" in load
+
+
+def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
+    cell = cell_of(tmp_path, "defense=abl", "trigger=narcissus")
+    said = describe(work_of(Amount(1), cell=cell), IDLE, at_once=1)
+    assert said.splitlines()[-1] == "not counted: what narcissus, abl compute by themselves"
+    assert "not counted" not in describe(
+        work_of(Amount(1), cell=cell_of(tmp_path)), IDLE, at_once=1
+    )
+
+
+def test_words() -> None:
+    assert [duration(s) for s in (0.4, 89, 600, 7200)] == ["0 s", "89 s", "10 min", "2.0 h"]
+
+
+def test_oracles_of_a_seed_share_the_clean_set(tmp_path: Path) -> None:
+    """Two attacks, two defenses: without its appended poison every attack is the clean set."""
+    cells = [cell_of(tmp_path, f"defense={name}", f"target={target}", *more)
+             for more in ([], ["seed=1"]) for target in ("bird", "dog")
+             for name in ("none", "oracle")]  # fmt: skip
+    assert estimate(cells, set(), CPU).trainings == 2 * (2 + 2 + 1)
+    replaced = [cell_of(tmp_path, "defense=oracle", "protocol.inject=replace", f"target={target}")
+                for target in ("bird", "dog")]  # fmt: skip
+    assert estimate(replaced, set(), CPU).trainings == 4
+
+
+@pytest.mark.parametrize(("grid", "trainings"), [
+    # Without poison all attacks are one set: trained once, and once again for what stays.
+    (["trigger=pixel,pattern target=bird,dog ratio=0 defense=spectral,none,oracle"], 2),
+    # Two sets of images share nothing.
+    (["dataset.seed=11,12 defense=spectral"], 4),
+    (["dataset.seed=11,12 defense=oracle"], 4),
+    # Covers stay when the poison goes.
+    (["trigger=pixel,pattern covers=1 defense=oracle"], 4),
+    (["trigger=pixel,pattern covers=1 defense=clean_data"], 3),
+    (["trigger=pixel,pattern defense=oracle"], 3),
+])  # fmt: skip
+def test_as_many_trainings_as_the_sweep_then_makes(
+    tmp_path: Path, grid: list[str], trainings: int
+) -> None:
+    """What is said before, what the store holds after the same cells ran, and what is said then."""
+    cells = [cell_of(tmp_path, *each) for each in _product(grid[0])]
+    assert estimate(cells, set(), CPU).trainings == trainings
+    for number, each in enumerate(_product(grid[0])):
+        run_here(tmp_path, tmp_path / f"cell{number}", *each)
+    made = [*tmp_path.glob("train/*/weights*"), *tmp_path.glob("retrain/*/weights*")]
+    assert len(made) == trainings
+    after = estimate(cells, set(), CPU)
+    assert after.trainings == 0
+    assert {state for _, state in after.cells} == {"record only"}
+
+
+def test_a_clean_network_that_is_there_serves_another_attack(tmp_path: Path) -> None:
+    run_here(tmp_path, tmp_path / "cell", "defense=oracle")
+    other = cell_of(tmp_path, "defense=oracle", "trigger=pattern")
+    assert estimate([other], set(), CPU).trainings == 1
+
+
+@pytest.mark.parametrize("change", ["protocol.asr_on=all", "protocol.holdout=10"])
+def test_other_measurements_train_nothing(tmp_path: Path, change: str) -> None:
+    """Two passes over 50 clean test images, or the 40 not held out, and the triggered ones."""
+    run_here(tmp_path, tmp_path / "cell")
+    work = estimate([cell_of(tmp_path, change)], set(), CPU)
+    assert [state for _, state in work.cells] == ["from measure on"]
+    assert work.trainings == 0
+    assert 0 < total(work).measured <= 2 * 100
+    assert total(work).trained == 0
+
+
+def _product(grid: str) -> list[list[str]]:
+    named = [word.split("=") for word in grid.split()]
+    values = itertools.product(*(choices.split(",") for _, choices in named))
+    keys = [key for key, _ in named]
+    return [[f"{k}={v}" for k, v in zip(keys, each, strict=True)] for each in values]

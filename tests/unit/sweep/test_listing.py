@@ -1,0 +1,197 @@
+"""Which cells of a sweep count as done: those whose record is whole, and no other."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.files import readable
+from backdoor_lab.page.write import write_tables
+from backdoor_lab.results.__main__ import freeze
+from backdoor_lab.results.seal import sealed
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.sweep.listing import (
+    Asked,
+    finished,
+    merge_asked,
+    note_failure,
+    place,
+    status_of,
+)
+from tests.helpers.cells import TINY, lasting, run_here, started
+from tests.helpers.obstacles import obstacle
+
+DAMAGE: dict[str, Callable[[str], str]] = {
+    "a rate above one": lambda text: re.sub(r'"nat2": [0-9.]+', '"nat2": 7.5', text),
+    "a negative count": lambda text: re.sub(r'"pois_left": \d+', '"pois_left": -1', text),
+    "text for a number": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": "0.5"', text),
+    "NaN": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": NaN', text),
+    "infinity": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": -Infinity', text),
+    "no rate": lambda text: re.sub(r'"nat1": [0-9.]+', '"nat1": null', text),
+    "no counts": lambda text: text.replace('"counts"', '"count"'),
+    "another status": lambda text: text.replace('"status": "done"', '"status": "fine"'),
+    "another rate": lambda text: re.sub(r'"nat1": [0-9.]+', '"nat1": 0.5125', text),
+    "a repeated key": lambda text: text.replace('"asr1"', '"nat1": 0.5125, "asr1"', 1),
+    "no seal": lambda text: re.sub(r',?\s*"seal": "[0-9a-f]+"', "", text),
+    "cut short": lambda text: text[: len(text) // 2],
+    "empty": lambda text: "",
+}
+
+
+@pytest.fixture(scope="module")
+def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A record's text and its cell's id."""
+    root = tmp_path_factory.mktemp("store")
+    record = run_here(root, root / "cell")
+    return (root / "cell" / "record.json").read_text(), record["id"]
+
+
+def resealed(text: str, old: str, new: str) -> str:
+    """A record's text with `new` in place of `old`, and with a seal of its own."""
+    found = json.loads(text.replace(old, new))
+    del found["seal"]
+    return sealed(readable(found))
+
+
+def test_a_whole_record_is_done(cell: tuple[str, str], tmp_path: Path) -> None:
+    text, name = cell
+    assert (finished(tmp_path, name), status_of(tmp_path)) == (False, None)
+    # A word that looks like no number, in a text, is a text.
+    (tmp_path / "record.json").write_text(
+        resealed(text, '"command": "test"', '"command": "a: NaN"')
+    )
+    assert (finished(tmp_path, name), status_of(tmp_path)) == (True, "done")
+    with pytest.raises(ConfigError, match=f"holds the record of {name}, and this cell is other"):
+        finished(tmp_path, "other")
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_record_is_not(cell: tuple[str, str], tmp_path: Path, how: str) -> None:
+    damaged = DAMAGE[how](cell[0])
+    assert damaged != cell[0]
+    (tmp_path / "record.json").write_text(damaged)
+    assert not finished(tmp_path, cell[1])
+    assert status_of(tmp_path) == "failed: damaged record"
+
+
+def test_no_flipped_bit_passes_for_another_value(cell: tuple[str, str], tmp_path: Path) -> None:
+    """Of a thousand, some fall on spaces between the values, and leave the record as it is."""
+    draw = random.Random(0)
+    for _ in range(1000):
+        text = bytearray(cell[0].encode())
+        text[draw.randrange(len(text))] ^= 1 << draw.randrange(8)
+        (tmp_path / "record.json").write_bytes(text)
+        if finished(tmp_path, cell[1]):
+            assert json.loads(text) == json.loads(cell[0])
+
+
+def test_the_same_command_mends_it(tmp_path: Path) -> None:
+    """The record is again what it was: its stages are still in the store."""
+    words = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=here"]
+    assert started(tmp_path, *words).returncode == 0
+    (path,) = tmp_path.rglob("record.json")
+    whole: dict[str, Any] = json.loads(path.read_text())
+    path.write_text(path.read_text().replace('"pois_left": ', '"pois_left": -1'))
+    again = started(tmp_path, *words)
+    assert again.returncode == 0, again.stderr
+    assert "its seal does not hold" in again.stdout + again.stderr
+    assert lasting(json.loads(path.read_text())) == lasting(whole)
+
+
+def test_a_sweep_goes_on_beside_kept_records(tmp_path: Path) -> None:
+    """They stay whole, and tables show them and the new cell."""
+    words = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=here"]
+    assert started(tmp_path, *words).returncode == 0
+    freeze(tmp_path / "here", tmp_path / "here")
+    (cell,) = (path.parent for path in tmp_path.rglob("record.json"))
+    shutil.rmtree(cell)
+    again = started(tmp_path, *words, "seed=1")
+    assert again.returncode == 0, again.stderr
+    sweep = read_sweep(tmp_path / "here")
+    assert [each.status for each in sweep.cells] == ["done", "done"]
+    assert sweep.warnings == []
+
+
+SWEEP = ["-m", *TINY, "retrain=false", "seed=0,1", "hydra.sweep.dir=here"]
+
+
+@pytest.mark.parametrize("what", ["directory", "named pipe", "link to itself"])
+def test_a_sweep_runs_whatever_stands_in_the_way_of_its_files(what: str, tmp_path: Path) -> None:
+    """Each is set aside with one line, and what belongs there is made again."""
+    assert started(tmp_path, *SWEEP).returncode == 0
+    here = tmp_path / "here"
+    first, second = sorted(path.parent for path in here.glob("*/record.json"))
+    kept = (second / "record.json").read_bytes()
+    shutil.rmtree(first)
+    (second / ".hydra/config.yaml").unlink()
+    (second / "record.json").unlink()
+    shutil.rmtree(here / "tables")
+    paths = [here / name for name in ("sweep.json", "index.html", "tables")]
+    paths += [second / "record.json", second / ".hydra/config.yaml"]
+    paths += [first] * (what != "directory")
+    paths = [path for path in paths if what != "directory" or path.name != "tables"]
+    for path in paths:
+        path.unlink(missing_ok=True)
+        obstacle(path, what)
+    again = started(tmp_path, *SWEEP)
+    said = again.stdout + again.stderr
+    assert again.returncode == 0, said
+    assert "Traceback" not in said
+    aside = [path.name.rpartition("-")[0] for path in here.rglob(".bad-*")]
+    # A pipe or a link gives way to the file that is renamed to its place.
+    assert {f".bad-{path.name}" for path in paths if path.name != "index.html"} <= set(aside)
+    assert lasting(json.loads((second / "record.json").read_text())) == lasting(json.loads(kept))
+    assert len(json.loads((here / "sweep.json").read_text())["asked"]) == 2
+    assert (here / "tables/records.csv").is_file()
+    assert (here / "index.html").is_file()
+
+
+@pytest.mark.parametrize("text", ['{"asked": null}', '{"asked": [{"id": 3}]}', "[]", "[" * 10**5])
+def test_a_damaged_list_of_cells_is_set_aside_and_made_anew(text: str, tmp_path: Path) -> None:
+    (tmp_path / "sweep.json").write_text(text)
+    assert place(tmp_path, "x") == "1/1"
+    assert merge_asked(tmp_path, [Asked("x", {"seed": 0}, {}, ())]) == [
+        {"id": "x", "choices": {"seed": 0}}
+    ]
+    assert len(list(tmp_path.glob(".bad-sweep.json-*"))) == 1
+
+
+def test_why_a_cell_failed_is_told_even_where_no_record_can_be_written(tmp_path: Path) -> None:
+    """The cause is printed and logged, the table has it, the other cell is done."""
+    plan = {"BACKDOOR_LAB_FAULT": "record.before:full:1"}
+    result = started(tmp_path, *SWEEP, **plan)
+    said = result.stdout + result.stderr
+    assert result.returncode == 1, said
+    assert "1 of 2 cells done" in said
+    failed, done = sorted(
+        (json.loads(path.read_text()) for path in (tmp_path / "here").glob("*/record.json")),
+        key=lambda record: record["status"] == "done",
+    )
+    assert done["status"] == "done"
+    assert failed["status"] == "failed: OSError: [Errno 28] No space left on device"
+    assert "No space left" in (tmp_path / "here" / failed["id"] / "backdoor_lab.log").read_text()
+    assert "failed: OSError" in (tmp_path / "here/tables/records.csv").read_text()
+    assert f"{failed['id']}: failed: OSError" in said
+
+
+def test_a_failure_without_a_record_reaches_the_tables(tmp_path: Path) -> None:
+    choices = {"trigger": "pixel", "target": "bird", "ratio": 0.1, "protocol": "group13",
+               "defense": "none", "seed": 0}  # fmt: skip
+    asked = [{"id": name, "choices": choices | {"seed": n}} for n, name in enumerate("ab")]
+    (tmp_path / "sweep.json").write_text(json.dumps({"schema": 1, "asked": asked}))
+    write_tables(tmp_path, {"a": "failed: no room"})
+    text = (tmp_path / "tables/records.csv").read_text()
+    assert "failed: no room" in text
+    assert text.count("missing") == 1
+    assert note_failure(tmp_path / "b", "StoreFull: x\nmore") == "failed: StoreFull: x"
+    assert status_of(tmp_path / "b") == "failed: StoreFull: x"
+    assert note_failure(tmp_path / "stray", "why") == "failed: why"
+    assert not (tmp_path / "stray").exists()

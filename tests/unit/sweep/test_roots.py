@@ -1,0 +1,118 @@
+"""Several data sets in one sweep: patterns for their files, rows named by what differs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from backdoor_lab.core.errors import ConfigError, DataError
+from backdoor_lab.data.arrays import ArrayFile
+from backdoor_lab.data.image_folder import ImageFolder
+from backdoor_lab.sweep.roots import apart, quoted, with_patterns
+from tests.helpers.cells import TINY, started
+from tests.helpers.image_files import parts
+
+
+@pytest.mark.parametrize(
+    ("paths", "expected"),
+    [
+        (["/x/d1/set.npz", "/x/d2/set.npz"], ["d1", "d2"]),
+        (["/x/d1/v1/set.npz", "/x/d2/v1/set.npz"], ["d1", "d2"]),
+        (["/x/a/p/s.npz", "/x/a/q/s.npz", "/x/b/p/s.npz"], ["a/p", "a/q", "b/p"]),
+        (["/x/Set.npz", "/x/set.npz"], ["Set.npz", "set.npz"]),
+        (["/x/s.npz", "/x/old/s.npz"], ["x/s.npz", "old/s.npz"]),
+        (["/s", "/a/s"], ["/s", "a/s"]),
+        (["/x/猫/s", "/x/犬/s"], ["猫", "犬"]),
+    ],
+)
+def test_the_shortest_part_that_differs(paths: list[str], expected: list[str]) -> None:
+    found = apart([Path(path).parts for path in paths])
+    assert [each.replace("//", "/") for each in found] == expected
+    assert len(set(found)) == len(found)
+
+
+def replaced(*arguments: str) -> list[str]:
+    return with_patterns(OverridesParser.create().parse_overrides(list(arguments)))
+
+
+def test_patterns_become_what_they_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("b", "a", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "set.npz").touch()
+    every = "dataset.root='a/set.npz','b/set.npz','c/set.npz'"
+    assert replaced("seed=1,2", "dataset.root=*/set.npz") == ["seed=1,2", every]
+    assert replaced("dataset.root='*/set.npz'") == [every]
+    assert replaced("dataset.root=glob(*/set.npz)") == [every]
+    assert replaced("dataset.root=glob(*/set.npz,exclude=b/*)") == [
+        "dataset.root='a/set.npz','c/set.npz'"
+    ]
+    assert replaced("dataset.root=c/*.npz,a/set.npz") == ["dataset.root='c/set.npz','a/set.npz'"]
+    assert replaced("dataset.root=?/set.npz") == [every]
+    same = ["dataset.root=a/set.npz,b/set.npz", "dataset.root=null", "~dataset.root", "a=b*"]
+    assert replaced(*same) == same
+    with pytest.raises(ConfigError, match=r"nothing matches the pattern x/\*\.npz"):
+        replaced("dataset.root=x/*.npz")
+
+
+def test_a_file_that_is_called_like_a_pattern_is_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a[1].npz").touch()
+    (tmp_path / "a1.npz").touch()
+    assert replaced("dataset.root='a[1].npz'") == ["dataset.root='a[1].npz'"]
+
+
+@pytest.mark.parametrize("name", ["it's", 'a"b', "a,b", "a b", "a\\b", "a\\'b", "${x}", "é=1"])
+def test_matched_names_are_quoted(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (text,) = replaced("dataset.root=*")
+    (override,) = OverridesParser.create().parse_overrides([text])
+    assert override.value() == name
+    assert quoted(name).startswith("'")
+
+
+def test_a_pattern_without_a_sweep_is_told(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"a pattern like this is for sweeps, with -m"):
+        ArrayFile(root=str(tmp_path / "*.npz")).fingerprint()
+    with pytest.raises(DataError, match=r"a pattern like this is for sweeps, with -m"):
+        ImageFolder(root=str(tmp_path / "*.zip")).fingerprint()
+
+
+def test_a_sweep_over_sets_of_one_name_has_rows_named_by_their_folders(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in ("d1", "d2"):
+        (tmp_path / name).mkdir()
+        images = rng.integers(0, 256, (40, 8, 8, 3), np.uint8)
+        labels = np.arange(40) % 2
+        changed = {"train_images": images, "train_labels": labels}
+        changed |= {"test_images": images, "test_labels": labels}
+        np.savez(tmp_path / name / "set.npz", **parts(**changed))
+    words = [word for word in TINY if not word.startswith("dataset")]
+    run = started(
+        tmp_path, "-m", *words, "dataset=arrays", "dataset.root=d*/set.npz", "target=0",
+        "hydra.sweep.dir=out", "retrain=false",
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    records = [json.loads(path.read_text()) for path in tmp_path.glob("out/*/record.json")]
+    assert sorted(record["choices"]["dataset"] for record in records) == ["d1", "d2"]
+    assert [record["config"]["dataset"] for record in records] == [None, None]
+    asked = json.loads((tmp_path / "out/sweep.json").read_text())["asked"]
+    assert sorted(each["choices"]["dataset"] for each in asked) == ["d1", "d2"]
+    assert "d1" in run.stdout
+    assert "config data" not in run.stdout
+    # Alone, each is the same cell: what a sweep calls its set decides nothing.
+    again = started(
+        tmp_path, "-m", *words, "dataset=arrays", "dataset.root=d1/set.npz", "target=0",
+        "hydra.sweep.dir=out", "retrain=false",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "1 of 1 cell done already" in again.stdout

@@ -1,0 +1,282 @@
+"""Figures of tables against a second computation; layout, order and splitting."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from backdoor_lab.analysis.intervals import half_width, t_quantile
+from backdoor_lab.compare.comparison import against_random
+from backdoor_lab.compare.report import Report
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables import reference
+from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.notes import EVERY_CLASS
+from backdoor_lab.tables.pivot import PivotTable, pivot_cells
+from backdoor_lab.tables.text import document, grids
+from backdoor_lab.tables.writers import markdown
+from tests.helpers.records import GRID, PROTOCOL, failed, record, write_sweep
+
+SEEDS = range(4)
+
+
+def tables(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> list[PivotTable]:
+    return Report(read_sweep(write_sweep(folder / "s", made, asked))).tables
+
+
+def test_t_quantile_is_scipys() -> None:
+    scipy_stats = pytest.importorskip("scipy.stats")
+    for freedom in [*range(1, 40), 99, 1000]:
+        expected = scipy_stats.t.ppf(0.975, freedom)
+        assert math.isclose(t_quantile(freedom), expected, rel_tol=1e-10)
+    values = [0.91, 0.94, 0.89, 0.93]
+    low, high = scipy_stats.t.interval(
+        0.95, 3, loc=statistics.mean(values), scale=scipy_stats.sem(values)
+    )
+    half = half_width(statistics.stdev(values), 4)
+    assert half is not None
+    assert math.isclose(half, (high - low) / 2, rel_tol=1e-10)
+    assert half_width(float("nan"), 1) is None
+
+
+def test_means_and_intervals_are_those_of_a_second_computation(tmp_path: Path) -> None:
+    scipy_stats = pytest.importorskip("scipy.stats")
+    made = [record(*cell, seed=seed) for cell in GRID for seed in SEEDS]
+    made[2] = failed(made[2])
+    made[5]["nat1"] = float("nan")
+    for table in tables(tmp_path, made):
+        for ((target, ratio, _), _), row in table.cells.items():
+            mine = [
+                m for m in made
+                if m["choices"]["trigger"] == table.title and m["choices"]["target"] == target
+                and f"{100 * m['choices']['ratio']:g}%" == ratio and m["status"] == "done"
+            ]  # fmt: skip
+            assert row.done == len(mine)
+            assert row.asked == len(SEEDS)
+            for name, scale in (("nat1", 100), ("asr2", 100), ("pois_left", 1)):
+                values = [scale * (m.get(name, m["counts"].get(name))) for m in mine]
+                values = [value for value in values if math.isfinite(value)]
+                n, found = len(values), row.estimates[name]
+                half = scipy_stats.t.ppf(0.975, n - 1) * statistics.stdev(values) / math.sqrt(n)
+                assert found.n == n
+                assert math.isclose(found.mean, statistics.mean(values))
+                assert found.half is not None
+                assert math.isclose(found.half, half, abs_tol=1e-12)
+
+
+def test_the_demo_has_the_reports_layout(tmp_path: Path) -> None:
+    made = [record(*cell) for cell in GRID]
+    for number, one in enumerate(made):
+        one.update(nat1=0.9231, asr1=0.7912, nat2=0.9254, asr2=0.0)
+        one["counts"]["pois_left"] = number
+    found = tables(tmp_path, made)
+    assert [(t.title, t.slug, len(t.rows)) for t in found] == [
+        ("pixel", "pixel", 6),
+        ("pattern", "pattern", 6),
+    ]
+    assert markdown(document(found[0])).split("\n- ")[0] == GOLDEN
+    assert (
+        markdown(document(found[0]))
+        .split("\n\n")[2]
+        .startswith("- Protocol group13@1: asr_on=not_target, ")
+    )
+    assert "dataset synthetic; model resnet18-w16; recipe demo" in markdown(document(found[0]))
+
+
+GOLDEN = """\
+### pixel
+
+| Target | Ratio | #Pois |  Nat1 |  ASR1 | #Pois Left |  Nat2 | ASR2 |
+| ------ | ----- | ----: | ----: | ----: | ---------: | ----: | ---: |
+| bird   | 5%    |    50 | 92.31 | 79.12 |          0 | 92.54 | 0.00 |
+| bird   | 10%   |   100 | 92.31 | 79.12 |          1 | 92.54 | 0.00 |
+| dog    | 5%    |    50 | 92.31 | 79.12 |          2 | 92.54 | 0.00 |
+| dog    | 10%   |   100 | 92.31 | 79.12 |          3 | 92.54 | 0.00 |
+| horse  | 5%    |    50 | 92.31 | 79.12 |          4 | 92.54 | 0.00 |
+| horse  | 10%   |   100 | 92.31 | 79.12 |          5 | 92.54 | 0.00 |
+"""
+
+
+def test_the_reports_figures_stand_beside_ours(tmp_path: Path) -> None:
+    one = record(nat1=0.9331, asr1=0.7912, nat2=0.9, asr2=0.01)
+    one["counts"]["pois_left"] = 3
+    (table,) = tables(tmp_path, [one, record(target="cat"), record(defense="none")])
+    compared = grids(table)[1]
+    assert compared.rows == [
+        ["bird", "5%", "spectral", "92.31", "+1.00", "79.12", "+0.00", "0", "+3", "92.54", "-2.54",
+         "0.00", "+1.00"]
+    ]  # fmt: skip
+    assert "shape and is no reproduction" in compared.notes[0]
+    same = record(choices={"dataset": "cifar10", "model": "resnet18"})
+    (table,) = tables(tmp_path / "part", [same])
+    assert "cifar10 with resnet18 on 10,000 training images" in grids(table)[1].notes[0]
+    assert "no reproduction" in grids(table)[1].notes[0]
+    same["counts"]["n_train"] = 50_000 + same["counts"]["n_poisoned"]
+    (table,) = tables(tmp_path / "same", [same])
+    assert "same data set and network" in grids(table)[1].notes[0]
+    assert "no reproduction" not in grids(table)[1].notes[0]
+
+
+def test_the_reference_has_twelve_cells_and_no_more() -> None:
+    assert all(reference.lookup(*cell) for cell in GRID)
+    assert reference.lookup("pattern", "bird", 0.05) == {
+        "nat1": 92.24, "asr1": 79.64, "pois_left": 38, "nat2": 92.42, "asr2": 2.05
+    }  # fmt: skip
+    assert reference.lookup("pixel", "cat", 0.05) is reference.lookup("blend", "dog", 0.1) is None
+    assert reference.lookup("pixel", "bird", 0.050001) is None
+
+
+@pytest.mark.parametrize(
+    ("defense", "count"),
+    [("spectral", 1), ("spectral_plus", 0), ("abl", 0), ("none", 0), ("oracle", 0)],
+)
+def test_only_the_reports_own_filter_is_compared_with_it(
+    tmp_path: Path, defense: str, count: int
+) -> None:
+    """And a table of one defense names it, since its rows do not."""
+    (table,) = tables(tmp_path, [record(defense=defense)])
+    assert len(table.compared) == count
+    assert any(f"; defense {defense};" in note for note in table.notes)
+
+
+def test_seeds_that_failed_or_are_missing_are_said(tmp_path: Path) -> None:
+    asked = [record(seed=seed) for seed in SEEDS] + [record(target="dog", seed=s) for s in SEEDS]
+    made = [asked[0], asked[1], failed(asked[2]), asked[4]]
+    (table,) = tables(tmp_path, made, asked)
+    grid = grids(table)[0]
+    assert grid.head[-2:] == ["Seeds", "Status"]
+    assert grid.rows[0][-2:] == ["2", "2 done, 1 failed: oom, 1 missing"]
+    assert grid.rows[1][-2:] == ["1", "1 done, 3 missing"]
+    assert "±" not in "".join(grid.rows[1])
+
+
+@pytest.mark.parametrize("status", ["failed: oom", "diverged: loss is NaN", "missing"])
+def test_a_cell_without_figures_is_a_row_of_dashes(tmp_path: Path, status: str) -> None:
+    asked = [record(), record(target="dog")]
+    made = asked[1:] + ([] if status == "missing" else [failed(asked[0], status)])
+    (table,) = tables(tmp_path, made, asked)
+    assert grids(table)[0].rows[0] == ["bird", "5%", *["–"] * 6, status]
+    assert grids(table)[0].rows[1][-1] == "done"
+
+
+def test_figures_of_a_cell_that_is_not_done_enter_no_mean(tmp_path: Path) -> None:
+    made = [record(nat1=0.9), record(seed=1, nat1=0.1, status="failed: oom in retrain")]
+    (table,) = tables(tmp_path, made)
+    (cell,) = table.cells.values()
+    assert cell.estimates["nat1"].mean == 90
+    assert cell.estimates["nat1"].n == cell.done == 1
+
+
+def test_one_finite_value_has_no_interval_and_says_so(tmp_path: Path) -> None:
+    made = [record(seed=seed, asr2=None) for seed in range(3)]
+    made[1]["asr2"] = 0.02
+    (table,) = tables(tmp_path, made)
+    assert grids(table)[0].rows[0][7] == "2.00 (n=1)"
+
+
+def test_an_interval_is_not_clipped(tmp_path: Path) -> None:
+    (table,) = tables(tmp_path, [record(seed=s, asr2=v) for s, v in enumerate((0.0, 0.0, 0.03))])
+    found = table.cells[table.rows[0], ()].estimates["asr2"]
+    assert found.half is not None
+    assert found.mean - found.half < 0
+    assert any("not clipped" in note for note in table.notes)
+
+
+@pytest.mark.parametrize("name", ["dataset", "model", "recipe", "source", "protocol"])
+def test_another_choice_makes_another_table(tmp_path: Path, name: str) -> None:
+    made = [record(choices={name: value}, id=value) for value in ("one", "two")]
+    found = tables(tmp_path, made)
+    assert [t.title for t in found] == [f"pixel, {name} one", f"pixel, {name} two"]
+    assert [t.slug for t in found] == ["pixel-one", "pixel-two"]
+
+
+def test_protocol_values_split_though_the_name_is_the_same(tmp_path: Path) -> None:
+    other = {**PROTOCOL, "ratio_of": "all"}
+    made = [record(), record(seed=1, protocol=other, id="other")]
+    found = tables(tmp_path, made)
+    assert [t.title for t in found] == [
+        "pixel, protocol.ratio_of target", "pixel, protocol.ratio_of all"
+    ]  # fmt: skip
+    assert "ratio_of=all" in found[1].notes[0]
+
+
+def test_other_config_values_are_never_averaged_as_seeds(tmp_path: Path) -> None:
+    made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]
+    found = tables(tmp_path, made)
+    assert [t.title for t in found] == [
+        "pixel, config recipe.lr 0.1", "pixel, config recipe.lr 0.01"
+    ]  # fmt: skip
+    assert all(cell.asked == 1 for table in found for cell in table.cells.values())
+
+
+def test_two_sets_of_one_name_are_told_apart_by_ten_digits(tmp_path: Path) -> None:
+    made = [record(seed=n, config={"data": digit * 64}) for n, digit in enumerate("ab")]
+    titles = [table.title for table in tables(tmp_path, made)]
+    assert titles == [f"pixel, config data {digit * 10}" for digit in "ab"]
+
+
+def test_a_missing_cell_joins_the_table_of_its_protocol(tmp_path: Path) -> None:
+    asked = [record(), record(target="dog"), failed(record(target="horse"))]
+    asked[2]["protocol"] = None
+    (table,) = tables(tmp_path, [asked[0], asked[2]], asked)
+    assert [cell.status for cell in table.cells.values()] == ["done", "missing", "failed: oom"]
+
+
+def test_ratio_is_a_count_where_the_protocol_says_so(tmp_path: Path) -> None:
+    counted = {**PROTOCOL, "ratio_of": "count"}
+    found = tables(
+        tmp_path, [record(ratio=500, protocol=counted), record(target="dog", ratio=0.003)]
+    )
+    assert [table.rows[0][1] for table in found] == ["500", "0.3%"]
+
+
+def test_a_ratio_of_one_is_all_of_the_class_unless_it_counts_images(tmp_path: Path) -> None:
+    counted = {**PROTOCOL, "ratio_of": "count"}
+    found = tables(tmp_path, [record(ratio=1), record(target="dog", ratio=1, protocol=counted)])
+    assert [table.rows[0][1] for table in found] == ["100%", "1"]
+
+
+def test_unreadable_cells_have_a_table(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", [record()])
+    (folder / "stray").mkdir()
+    (folder / "stray" / "record.json").write_text("{")
+    found = Report(read_sweep(folder)).tables
+    assert [t.title for t in found] == ["pixel", "unreadable"]
+    assert grids(found[1])[0].rows == [["stray", "–", *["–"] * 6, "failed: damaged record"]]
+
+
+def test_the_tidy_frame_has_one_line_per_cell(tmp_path: Path) -> None:
+    asked = [record(), failed(record(seed=1)), record(seed=2)]
+    frame = Report(read_sweep(write_sweep(tmp_path / "s", asked[:2], asked))).facts.frame
+    assert list(frame["status"]) == ["done", "failed: oom", "missing"]
+    assert list(frame.columns[:5]) == ["sweep", "id", "status", "error", "dataset"]
+    first = frame.iloc[0]
+    assert first["protocol.ratio_of"] == "target"
+    assert first["seconds.train"] == 30
+    assert first["nat1"] == asked[0]["nat1"]
+    assert first["auroc"] == 0.99
+
+
+def test_an_attack_on_every_class_is_said_below_every_kind_of_table(tmp_path: Path) -> None:
+    made = [
+        record(seed=s, defense=d, protocol={**PROTOCOL, "labels": "all_to_all"})
+        for s in (0, 1)
+        for d in ("spectral_every_class", "random")
+    ]
+    folder = write_sweep(tmp_path / "every", made)
+    sweep = read_sweep(folder)
+    found = against_random(sweep)
+    assert found is not None
+    for notes in (
+        Report(sweep).tables[0].notes,
+        pivot_cells(sweep.cells, PivotSpec(columns=("defense",)))[0].notes,
+        found.notes,
+    ):
+        assert sum(note == EVERY_CLASS for note in notes) == 1
+    plain = read_sweep(write_sweep(tmp_path / "one", [record()]))
+    assert EVERY_CLASS not in Report(plain).tables[0].notes
+    assert EVERY_CLASS not in pivot_cells(plain.cells, PivotSpec())[0].notes

@@ -1,0 +1,377 @@
+"""What says below a table that its figures mean little, and when nothing stands in bold."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from backdoor_lab.compare.comparison import comparison_of
+from backdoor_lab.compare.report import Report
+from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.records import parse
+from backdoor_lab.results.seal import sealed
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.layout import PivotSpec
+from backdoor_lab.tables.markup import Grid
+from backdoor_lab.tables.notes import CONVERGED
+from backdoor_lab.tables.pivot import pivot_cells
+from backdoor_lab.tables.text import document, grids
+from backdoor_lab.tables.writers import latex, sheet
+from tests.helpers.records import PROTOCOL, failed, record, write_sweep
+
+RECORD = record()
+LAYOUT = PivotSpec(("defense",), ("trigger",), ("nat2", "asr2"))
+
+
+def shown(folder: Path, made: list[dict[str, Any]]) -> list[Any]:
+    """The grids of a sweep in the report's layout and in a wide one."""
+    sweep = read_sweep(write_sweep(folder, made))
+    found = [grid for table in Report(sweep).tables for grid in grids(table)[:1]]
+    return [
+        *found,
+        *(grid for table in pivot_cells(sweep.cells, LAYOUT) for grid in grids(table)),
+    ]
+
+
+def notes(folder: Path, made: list[dict[str, Any]]) -> list[str]:
+    return [" ".join(grid.notes) for grid in shown(folder, made)]
+
+
+def counted(**counts: int) -> dict[str, Any]:
+    return record(counts={**RECORD["counts"], **counts})
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (counted(n_asr=3), "Fewer than 30 images: ASR rests on 3 test images (pixel bird 5% seed"),
+        (counted(n_test=29), "Fewer than 30 images: Nat rests on 29 test images"),
+        (record(top_share1=0.97, top_class1="cat"),
+         "The network before the defense predicts one class (cat) for more than 90% of the clean"
+         " test images (pixel bird 5% seed 0): Nat1 and ASR1 tell little."),
+        (record(top_share2=0.91, top_class2="dog"),
+         "The network after the defense predicts one class (dog) for more than 90% of the clean"
+         " test images (pixel bird 5% spectral seed 0): Nat2 and ASR2 tell little."),
+        (record(asr1=0.1, clean_rate1=0.1),
+         "ASR1 is no higher than the clean rate, which is the share of the same test images"
+         " classified as the target without the trigger (up to 10.00 %), by its 95 % Wilson"
+         " interval, in pixel bird 5% seed 0"),
+        (counted(n_removed=0), "the retraining draws its own seed (retrain_seed=same takes that"),
+    ],
+)  # fmt: skip
+def test_figures_that_say_little_are_named_below_both_kinds_of_table(
+    tmp_path: Path, made: dict[str, Any], said: str
+) -> None:
+    assert [said in text for text in notes(tmp_path / "s", [made])] == [True, True]
+
+
+def fitted(number: str, *accuracies: float, clean: float | None = None) -> list[dict[str, Any]]:
+    """Records, a seed each, whose networks have these training accuracies; and a clean one's."""
+    figure = f"train_accuracy{number}"
+    made = [record(seed=seed, **{figure: value}) for seed, value in enumerate(accuracies)]
+    nothing = {**RECORD["counts"], "n_poisoned": 0, "n_removed": 1}
+    if clean is not None:
+        made.append(record(ratio=0, counts=nothing, **{figure: clean}))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "marked"),
+    [
+        (fitted("1", 0.90, 0.879), "nat1", True),  # the best of the same ratio
+        (fitted("1", 0.90, 0.881), "nat1", False),
+        (fitted("1", 0.90), "nat1", False),  # nothing to compare it with
+        (fitted("1", 0.90, clean=0.93), "nat1", True),
+        (fitted("1", 0.95, 0.92, clean=0.93), "nat1", False),
+        (fitted("2", 0.90, clean=0.93), "nat2", True),
+        (fitted("2", 0.92, clean=0.93), "nat2", False),
+    ],
+)
+def test_a_network_that_did_not_converge_is_marked_in_both_kinds_of_table(
+    tmp_path: Path, made: list[dict[str, Any]], name: str, marked: bool
+) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "s", made))
+    layout = PivotSpec(("target",), ("ratio",), ("nat1", "nat2"))
+    found = [grids(table)[0] for table in Report(sweep).tables]
+    found += [grid for table in pivot_cells(sweep.cells, layout) for grid in grids(table)]
+    for grid in found:
+        signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
+                  if "†" in text}  # fmt: skip
+        assert signed == ({MEASURE[name].head} if marked else set())
+        assert any(note.startswith("† The network") for note in grid.notes) == marked
+
+
+@pytest.mark.parametrize(
+    ("asr1", "clean", "rate", "marked"),
+    [
+        (0.30, 0.30, None, True),
+        (0.32, 0.30, None, True),  # of 1,800 images: 29.9 to 34.2 %
+        (0.33, 0.30, None, False),
+        (0.30, None, 0.30, True),
+        (0.32, None, 0.30, True),
+        (0.33, None, 0.30, False),
+        (0.30, None, None, False),  # nothing to compare it with
+        (0.30, 0.40, 0.10, True),  # the clean network on the same test says more than a rate
+        (0.30, 0.20, 0.35, False),
+    ],
+)
+def test_an_attack_that_a_clean_network_shows_as_well_is_marked_in_both_kinds_of_table(
+    tmp_path: Path, asr1: float, clean: float | None, rate: float | None, marked: bool
+) -> None:
+    made = [record(asr1=asr1, asr2=0.25, **({} if rate is None else {"clean_rate1": rate}))]
+    if clean is not None:
+        made.append(clean_network(asr1=clean))
+    for grid in whole(tmp_path / "s", made):
+        signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
+                  if "‡" in text}  # fmt: skip
+        assert signed == ({"ASR1", "ASR2"} if marked else set())
+        said = [note for note in grid.notes if note.startswith("‡ ASR1 is no higher than")]
+        assert len(said) == marked
+        of_network = "that of a network that saw no poison" in " ".join(said)
+        assert of_network == (marked and clean is not None)
+
+
+def test_a_clean_network_of_another_table_of_the_sweep_counts(tmp_path: Path) -> None:
+    """Of the same test, but not of another recipe, nor of another trigger's test."""
+    made = [record(asr1=0.3, train_accuracy1=0.9)]
+    layout = PivotSpec(("target",), (), ("nat1", "asr1"))
+    for name, other, signs in (
+        ("same", clean_network(asr1=0.3, train_accuracy1=0.95), {"†", "‡"}),
+        ("recipe", clean_network(asr1=0.3, train_accuracy1=0.95, recipe="long"), set()),
+        ("trigger", clean_network(asr1=0.3, train_accuracy1=0.95, trigger="pattern"), {"†"}),
+    ):
+        sweep = read_sweep(write_sweep(tmp_path / name, [*made, other]))
+        grid = grids(pivot_cells(sweep.cells, layout)[0])[0]
+        assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
+
+
+def test_signs_and_their_notes_are_commands_in_latex(tmp_path: Path) -> None:
+    made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
+    (table,) = Report(read_sweep(write_sweep(tmp_path / "s", made))).tables
+    text = latex(document(table))
+    assert r" & 1.00 \ddag{} & " in text
+    assert r"\dag{} The network before the defense" in text
+    assert r"\ddag{} ASR1 is no higher than" in text
+    assert not any(code in text for code in ("U+2020", "U+2021"))
+
+
+def test_a_cell_without_poison_is_no_attack_and_carries_no_sign(tmp_path: Path) -> None:
+    made = [clean_network(asr1=0.1, clean_rate1=0.1), failed(record())]
+    texts = [text for grid in whole(tmp_path / "s", made) for row in grid.rows for text in row]
+    assert not any("‡" in text for text in texts)
+
+
+def test_the_reports_words_on_its_own_runs_stand_beside_its_figures(tmp_path: Path) -> None:
+    sweep = read_sweep(write_sweep(tmp_path / "s", [record()]))
+    compared = grids(Report(sweep).tables[0])[1]
+    said = [note for note in compared.notes if "had to change training parameters to conv" in note]
+    assert len(said) == 1
+    assert CONVERGED in comparison_of([sweep], report=True).notes
+    other = read_sweep(write_sweep(tmp_path / "t", [record(target="cat")]))
+    assert not any(CONVERGED in grid.notes for grid in grids(Report(other).tables[0]))
+
+
+def clean_network(recipe: str = "demo", **said: Any) -> dict[str, Any]:
+    counts = {**RECORD["counts"], "n_poisoned": 0}
+    return record(ratio=0, counts=counts, choices={"recipe": recipe}, id="clean", **said)
+
+
+def whole(folder: Path, made: list[dict[str, Any]]) -> list[Grid]:
+    """The tables of a sweep in the report's layout and in one of all four rates."""
+    sweep = read_sweep(write_sweep(folder, made))
+    layout = PivotSpec(("target",), ("ratio",), ("nat1", "asr1", "nat2", "asr2"))
+    tables = [*Report(sweep).tables, *pivot_cells(sweep.cells, layout)]
+    return [grids(table)[0] for table in tables]
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        counted(n_asr=30, n_test=30), record(top_share1=0.9, top_class1="cat", top_share2=0.5),
+        record(asr1=0.13, clean_rate1=0.1), RECORD, failed(counted(n_asr=3)), counted(n_removed=1),
+        record(counts={**RECORD["counts"], "n_removed": 0}, config={"retrain_seed": "same"}),
+        record(counts={**RECORD["counts"], "n_removed": 0}, nat2=None, asr2=None),
+        record(counts={**RECORD["counts"], "n_removed": 0}, run={"stages": {"repair": {}}}),
+    ],
+)  # fmt: skip
+def test_sound_figures_and_older_records_have_no_such_note(
+    tmp_path: Path, made: dict[str, Any]
+) -> None:
+    words = ("Fewer than 30", "predicts one class", "no higher than", "draws its own seed")
+    assert not [w for text in notes(tmp_path / "s", [made]) for w in words if w in text]
+
+
+def test_many_such_cells_are_counted_and_all_of_them_are_every_cell(tmp_path: Path) -> None:
+    made = [record(target=f"t{n}", ratio=r, top_share1=0.99 if r > 0.1 else 0.2, top_class1=f"c{n}")
+            for n in range(5) for r in (0.05, 0.2)]  # fmt: skip
+    text = notes(tmp_path / "some", made)[0]
+    assert "(pixel t0 20% seed 0; pixel t1 20% seed 0; pixel t2 20% seed 0; 2 more)" in text
+    text = notes(tmp_path / "all", [one for one in made if one["top_share1"] > 0.9])[0]
+    assert (
+        "one class (c0, c1, c2, c3, c4) for more than 90% of the clean test images (every" in text
+    )
+
+
+def test_one_attack_is_named_once_however_many_defenses_it_met(tmp_path: Path) -> None:
+    made = [record(defense=d, top_share1=0.99, top_class1="cat") for d in ("spectral", "none")]
+    text = notes(tmp_path / "s", [*made, record(target="dog")])[0]
+    assert "(pixel bird 5% seed 0):" in text
+
+
+def test_a_number_of_images_is_named_as_one(tmp_path: Path) -> None:
+    made = record(ratio=500, protocol={**PROTOCOL, "ratio_of": "count"}, clean_rate1=1.0)
+    assert "in pixel bird 500 seed 0: it shows no attack" in notes(tmp_path / "s", [made])[0]
+
+
+def bold(folder: Path, made: list[dict[str, Any]]) -> list[set[str]]:
+    return [{grid.head[column] for _, column in grid.best} for grid in shown(folder, made)]
+
+
+def against(none: dict[str, Any], spectral: dict[str, Any], **both: Any) -> list[dict[str, Any]]:
+    """Three seeds of two defenses, which no seed tells apart by just the same amount."""
+    return [
+        record(defense=d, seed=s, **{k: v + n * s * s / 1e4 for k, v in each.items()}, **both)
+        for n, (d, each) in enumerate((("none", none), ("spectral", spectral)))
+        for s in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    "both",
+    [
+        {"asr1": 0.1, "clean_rate1": 0.1},
+        {"asr1": 0.05, "clean_rate1": 0.1},
+        {"counts": {**RECORD["counts"], "n_poisoned": 0}},
+    ],
+)
+def test_asr2_is_never_bold_where_asr1_shows_no_attack(
+    tmp_path: Path, both: dict[str, Any]
+) -> None:
+    values = {"asr2": 0.09, "nat2": 0.9}, {"asr2": 0.01, "nat2": 0.95}
+    found = bold(tmp_path / "none", against(*values, **both))
+    assert ["ASR2" in names for names in found] == [False, False]
+    assert ["Nat2" in names for names in found] == [True, True]
+    found = bold(tmp_path / "one", against(*values, asr1=0.9, clean_rate1=0.1))
+    assert ["ASR2" in names for names in found] == [True, True]
+
+
+def two(first: Sequence[float], second: Sequence[float]) -> list[dict[str, Any]]:
+    """Nat2 of two defenses by seed."""
+    return [
+        record(defense=d, seed=s, nat2=v, asr2=None)
+        for d, values in (("none", first), ("spectral", second)) for s, v in enumerate(values)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.01, 0.03])
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_bold_is_what_scipys_paired_t_test_separates(
+    tmp_path: Path, seeds: int, shift: float
+) -> None:
+    draw = np.random.default_rng(seeds)
+    for turn in range(4):
+        first = draw.uniform(0.5, 0.8, seeds).round(4)
+        second = (first + shift + draw.normal(0, 0.01, seeds)).round(4)
+        p = stats.ttest_rel(first, second).pvalue
+        found = bold(tmp_path / str(turn), two(first.tolist(), second.tolist()))
+        assert [{"Nat2"} == names for names in found] == [p < 0.05] * 2
+
+
+def test_what_every_seed_shows_is_bold_though_the_intervals_overlap(tmp_path: Path) -> None:
+    first, second = (0.5, 0.7, 0.9), (0.51, 0.712, 0.911)
+    assert bold(tmp_path / "s", two(first, second)) == [{"Nat2"}] * 2
+    # The same figures, but not of the same seeds.
+    assert bold(tmp_path / "t", two(first, second[::-1])) == [set()] * 2
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ((0.5,), (0.9,)),
+        ((0.5, 0.6, 0.7), (0.9, 0.91)),
+        ((0.5, 0.6, 0.7), (0.6, 0.7, 0.8)),
+        ((0.5, 0.6, 0.7), (0.5, 0.6, 0.7)),
+    ],
+    ids=["one seed", "a seed of one side alone", "one and the same difference", "no difference"],
+)
+def test_nothing_is_bold_without_a_test(
+    tmp_path: Path, first: Sequence[float], second: Sequence[float]
+) -> None:
+    assert bold(tmp_path / "s", two(first, second)) == [set()] * 2
+
+
+def test_a_seed_that_failed_makes_no_pair_and_enters_no_mean(tmp_path: Path) -> None:
+    made = two((0.5, 0.6, 0.7), (0.9, 0.91, 0.95))
+    made[5] = failed(made[5])
+    report, wide = shown(tmp_path / "s", made)
+    assert not report.best
+    assert not wide.best
+    assert report.rows[1][-2:] == ["2", "2 done, 1 failed: oom"]
+    assert report.rows[1][7].startswith("90.50 ± ")
+    assert wide.rows[1][1].startswith("90.50 ± ")
+    assert wide.rows[1][1].endswith("(n=2)")
+    assert all(grid.notes[-1].endswith("2 to 3 seeds.") for grid in (report, wide))
+
+
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [
+        (two((0.5,), (0.9,)), "every figure is of one seed, and no test was made."),
+        (two((0.5, 0.6), (0.9, 0.8)), "2 seeds."),
+        ([record(seed=s) for s in range(3)], "no two figures compete, and no test was made. 3 se"),
+    ],
+)
+def test_every_table_says_which_test_was_made_over_how_many_seeds(
+    tmp_path: Path, made: list[dict[str, Any]], said: str
+) -> None:
+    for grid in shown(tmp_path / "s", made):
+        assert sum(note.startswith(("Bold: ", "Nothing is bold")) for note in grid.notes) == 1
+        assert said in grid.notes[-1]
+
+
+def test_single_rates_have_wilson_intervals_below_the_table_and_in_csv(tmp_path: Path) -> None:
+    made = [record(target="bird", nat1=0.9, asr1=0.0), record(target="dog", nat1=0.98, asr1=1.0)]
+    sweep = read_sweep(write_sweep(tmp_path / "s", made))
+    (table,) = Report(sweep).tables
+    wide = pivot_cells(sweep.cells, PivotSpec(("target",), (), ("nat1", "asr1")))
+    for each in (table, *wide):
+        lines = list(csv.DictReader(io.StringIO(sheet(document(each)))))
+        for line, one in zip(lines, made, strict=True):
+            for name, n in (("nat1", 2000), ("asr1", 1800)):
+                interval = stats.binomtest(round(one[name] * n), n).proportion_ci(method="wilson")
+                found = [float(line[f"{name}_wilson_{side}"]) / 100 for side in ("low", "high")]
+                assert found == pytest.approx([interval.low, interval.high], abs=1e-9)
+                assert line[f"{name}_std"] == line[f"{name}_ci95"] == ""
+        (note,) = [note for note in each.notes if "Wilson" in note]
+        assert "Nat1 88.61 to 91.24, ASR1 " in note
+
+
+def test_several_seeds_have_a_deviation_and_no_wilson_interval(tmp_path: Path) -> None:
+    made = [record(seed=s, nat1=v) for s, v in enumerate((0.9, 0.93, 0.91))]
+    (table,) = Report(read_sweep(write_sweep(tmp_path / "s", made))).tables
+    (line,) = csv.DictReader(io.StringIO(sheet(document(table))))
+    assert float(line["nat1_std"]) == pytest.approx(np.std([90, 93, 91], ddof=1))
+    assert line["nat1_wilson_low"] == line["nat1_wilson_high"] == ""
+    assert not any("Wilson" in note for note in table.notes)
+
+
+def test_the_largest_seed_has_its_place_in_every_table(tmp_path: Path) -> None:
+    made = [record(seed=2**63 - 1 - n) for n in range(2)]
+    sweep = read_sweep(write_sweep(tmp_path / "s", made))
+    assert Report(sweep).facts.frame["seed"].tolist() == [2**63 - 1, 2**63 - 2]
+    assert len(shown(tmp_path / "t", made)) == 2
+
+
+def test_the_record_says_which_class_a_network_predicts_most_often() -> None:
+    made = record(top_share1=0.5, top_class1="cat", clean_rate2=0.25)
+    cell = parse(sealed(json.dumps(made)).encode())
+    assert cell.top_class == {"top_class1": "cat"}
+    assert (cell.numbers["top_share1"], cell.numbers["clean_rate2"]) == (0.5, 0.25)

@@ -1,0 +1,94 @@
+"""Text formats: hostile names do nothing, and the structure is what each format wants."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from backdoor_lab.compare.report import Report
+from backdoor_lab.core.sheets import guarded
+from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.text import document
+from backdoor_lab.tables.writers import latex, markdown, page, sheet
+from tests.helpers.hostile import NAMES
+from tests.helpers.records import GRID, record, write_sweep
+from tests.helpers.tables import Tags, latex_with_booktabs
+
+
+def rendered(folder: Path, name: str) -> dict[str, str]:
+    made = [record(target=name, trigger=name, id="a", choices={"defense": name})]
+    made += [record(trigger=name, id="b", status="failed: " + name)]
+    (table,) = Report(read_sweep(write_sweep(folder / "s", made))).tables
+    return {f.__name__: f(document(table)) for f in (markdown, latex, page, sheet)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
+    texts = rendered(tmp_path, name)
+    reader = Tags()
+    reader.feed(texts["page"])
+    assert reader.tags == {
+        "html", "head", "meta", "title", "style", "body", "h3", "table", "tr", "th", "td", "p",
+    }  # fmt: skip
+    grid = [line for line in texts["markdown"].splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in grid} == {11}
+    assert not re.search(r"<|\x1b|\u202e", texts["markdown"])
+    body = texts["latex"].split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
+    assert [len(re.findall(r"(?<!\\)&", line)) for line in body] == [9, 9]
+    assert texts["latex"].isascii()
+    assert "\\input" not in texts["latex"]
+    assert not re.search(r"(?<!\\)[%#_]", texts["latex"])
+    rows = list(csv.DictReader(io.StringIO(texts["sheet"])))
+    # No lone surrogate is left, and nothing that a spreadsheet would run.
+    said = guarded(name.encode(errors="backslashreplace").decode())
+    assert [row["target"] for row in rows] == [said, "bird"]
+
+
+def test_escapes_by_format(tmp_path: Path) -> None:
+    texts = rendered(tmp_path, "a_b%&|<i>")
+    assert "a_b%&amp;\\|&lt;i&gt;" in texts["markdown"]
+    assert r"a\_b\%\&\textbar{}\textless{}i\textgreater{}" in texts["latex"]
+    assert "a_b%&amp;|&lt;i&gt;" in texts["page"]
+
+
+def test_sheet_has_reference_and_difference(tmp_path: Path) -> None:
+    folder = write_sweep(tmp_path / "s", [record(nat1=0.93), record(target="cat")])
+    (table,) = Report(read_sweep(folder)).tables
+    first, second = csv.DictReader(io.StringIO(sheet(document(table))))
+    assert (first["nat1"], first["ref_nat1"], first["diff_nat1"]) == ("93.0", "92.31", "0.69")
+    assert second["ref_nat1"] == second["diff_nat1"] == second["nat1_ci95"] == ""
+    assert first["protocol.ratio_of"] == "target"
+    assert first["nat1_n"] == "1"
+
+
+def test_latex_has_booktabs_rules_in_order(tmp_path: Path) -> None:
+    table = Report(
+        read_sweep(write_sweep(tmp_path / "s", [record(*cell) for cell in GRID]))
+    ).tables[0]
+    text = latex(document(table))
+    order = [text.index(rule) for rule in (r"\toprule", r"\midrule", r"\bottomrule")]
+    assert order == sorted(order)
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == 2
+    assert r"\begin{tabular}{llrrrrrr}" in text
+    assert r"bird & 5\% & 50 & " in text
+
+
+@pytest.mark.skipif(not latex_with_booktabs(), reason="no pdflatex with booktabs here")
+def test_latex_compiles(tmp_path: Path) -> None:
+    body = "".join(rendered(tmp_path / str(n), name)["latex"] for n, name in enumerate(NAMES))
+    head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
+    (tmp_path / "x.tex").write_text(head + body + "\\end{document}\n")
+    command = [
+        "pdflatex",
+        "-interaction=nonstopmode",
+        "-halt-on-error",
+        "-no-shell-escape",
+        "x.tex",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,202 @@
+"""Training: it learns, it is the same every time, and a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import logging
+import os
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+
+from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.tensors import tensors_digest
+from backdoor_lab.training.fit import (
+    Job,
+    blank_classifier,
+    fit,
+    last_checkpoint,
+    new_classifier,
+)
+from backdoor_lab.training.measure import predictions
+from tests.helpers.cells import CPU, job, toy_set
+
+
+def weights(job: Job, **said: Any) -> str:
+    return tensors_digest(fit(job, CPU, **said).net.state_dict())
+
+
+class Epochs(pl.Callback):
+    """Notes which epochs run, and may be killed at the start of one, or in its middle."""
+
+    def __init__(self, until: int | None = None, step: int = 0) -> None:
+        self.seen: list[int] = []
+        self.until, self.step = until, step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.seen.append(trainer.current_epoch)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int
+    ) -> None:
+        if trainer.current_epoch == self.until and index == self.step:
+            raise KeyError("killed")
+
+
+def test_training_learns() -> None:
+    asked = job(epochs=6)
+    module = fit(asked, CPU)
+    assert len(module.history) == 6
+    assert module.history[-1] < 0.5 * module.history[0]
+    assert not module.training
+    predicted = predictions(module, asked.training.base, CPU)
+    assert float((predicted == asked.training.labels).double().mean()) > 0.9
+
+
+def test_the_same_job_gives_the_same_weights() -> None:
+    augmentation = {"crop": 1, "flip": True, "cutout": 2}
+    torch.manual_seed(1)
+    first = weights(job(**augmentation))
+    torch.manual_seed(2)
+    assert weights(job(**augmentation)) == first
+    assert weights(job(seed=2, **augmentation)) != first
+
+
+def test_the_seed_decides_order_and_weights_both() -> None:
+    untrained = [tensors_digest(new_classifier(job(seed=s), CPU).net.state_dict()) for s in (1, 2)]
+    assert untrained[0] != untrained[1]
+    assert weights(job(lr=0, seed=1)) != weights(job(lr=0, seed=2))
+
+
+def test_a_blank_classifier_becomes_the_one_whose_weights_it_loads() -> None:
+    """Nothing of it is left over, buffers of batch norm included; no random number is drawn."""
+    asked = job(epochs=1)
+    trained, before = fit(asked, CPU), torch.get_rng_state()
+    blank = blank_classifier(asked, CPU)
+    blank.net.load_state_dict(trained.net.state_dict())
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {each.device.type for each in [*blank.parameters(), *blank.buffers()]} == {"cpu"}
+    images = asked.training.base
+    assert torch.equal(blank.eval()(images), trained(images))
+
+
+def test_dropout_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_dropout(*_: Any, **__: Any) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 2))
+
+    monkeypatch.setattr("backdoor_lab.training.fit.build_model", with_dropout)
+    torch.manual_seed(1)
+    first = weights(job())
+    torch.manual_seed(2)
+    assert weights(job()) == first
+    assert weights(job(seed=2)) != first
+
+
+@pytest.mark.parametrize(("until", "step"), [(0, 2), (1, 0), (2, 1), (2, 5)])
+def test_a_killed_training_goes_on_to_the_same_weights(
+    tmp_path: Path, until: int, step: int
+) -> None:
+    changes: dict[str, Any] = {"epochs": 3, "crop": 1, "schedule": "onecycle", "warmup": 0.2}
+    unbroken = fit(job(**changes), CPU)
+    with pytest.raises(KeyError, match="killed"):
+        fit(job(**changes), CPU, scratch=tmp_path, callbacks=[Epochs(until, step)])
+    assert (last_checkpoint(tmp_path) is not None) == (until > 0)
+    second = Epochs()
+    resumed = fit(job(**changes), CPU, scratch=tmp_path, callbacks=[second])
+    assert second.seen == list(range(until, 3))
+    expected = unbroken.net.state_dict()
+    assert all(torch.equal(value, expected[n]) for n, value in resumed.net.state_dict().items())
+    assert resumed.history == unbroken.history
+
+
+def test_a_training_killed_after_its_last_epoch_repeats_none(tmp_path: Path) -> None:
+    first = weights(job(), scratch=tmp_path)
+    again = Epochs()
+    assert weights(job(), scratch=tmp_path, callbacks=[again]) == first
+    assert again.seen == []
+
+
+def test_a_training_taken_up_again_knows_what_its_kept_epochs_took(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ticks = count()
+    monkeypatch.setattr("backdoor_lab.training.module.perf_counter", lambda: float(next(ticks)))
+    assert fit(job(epochs=4), CPU).seconds_before == 0
+    for until in (1, 3):  # One tick at the start, one at each checkpoint.
+        with pytest.raises(KeyError, match="killed"):
+            fit(job(epochs=4), CPU, scratch=tmp_path, callbacks=[Epochs(until, 2)])
+    assert fit(job(epochs=4), CPU, scratch=tmp_path).seconds_before == 3
+
+
+def test_one_checkpoint_is_kept(tmp_path: Path) -> None:
+    fit(job(epochs=3), CPU, scratch=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch=2.ckpt"]
+
+
+def test_a_damaged_checkpoint_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unbroken = weights(job(epochs=3))
+    with pytest.raises(KeyError):
+        fit(job(epochs=3), CPU, scratch=tmp_path, callbacks=[Epochs(1)])
+    good = (tmp_path / "epoch=0.ckpt").read_bytes()
+    newer = tmp_path / "epoch=1.ckpt"
+    newer.write_bytes(good[: len(good) // 2])
+    later = (tmp_path / "epoch=0.ckpt").stat().st_mtime_ns + 10**9
+    os.utime(newer, ns=(later, later))
+    seen = Epochs()
+    with caplog.at_level(logging.WARNING):
+        assert weights(job(epochs=3), scratch=tmp_path, callbacks=[seen]) == unbroken
+    assert seen.seen == [1, 2]
+    assert "checkpoint cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a checkpoint", b"PK\x03\x04" + b"\0" * 50])
+def test_only_damaged_checkpoints_mean_from_the_start(tmp_path: Path, damage: bytes) -> None:
+    (tmp_path / "epoch=0.ckpt").write_bytes(damage)
+    seen = Epochs()
+    assert weights(job(), scratch=tmp_path, callbacks=[seen]) == weights(job())
+    assert seen.seen == [0, 1]
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "owned"),)
+
+    torch.save({"state_dict": Evil()}, tmp_path / "epoch=0.ckpt")
+    assert last_checkpoint(tmp_path) is None
+    assert not (tmp_path / "owned").exists()
+
+
+def test_divergence_names_epoch_and_step() -> None:
+    with pytest.raises(Diverged, match=r"loss is (nan|inf) at epoch 1, step [2-6] .*lr=1e\+30"):
+        fit(job(lr=1e30), CPU)
+
+
+def test_weights_that_are_not_finite_are_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(pl.Callback):
+        def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+            module.get_parameter("net.fc.bias").data[0] = float("nan")
+
+    with pytest.raises(Diverged, match="weight net.fc.bias is not finite"):
+        fit(job(), CPU, callbacks=[Broken()])
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
+    assert len(fit(job(toy_set(6), epochs=1), CPU).history) == 1
+
+
+def test_the_rate_follows_the_recipe_in_training() -> None:
+    class Rates(pl.Callback):
+        seen: list[float] = []  # noqa: RUF012
+
+        def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+            self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    fit(job(epochs=4, schedule="steps", milestones=[0.5, 0.75]), CPU, callbacks=[Rates()])
+    # 48 images in batches of 8: six steps an epoch.
+    assert Rates.seen == pytest.approx([0.05] * 12 + [0.005] * 6 + [0.0005] * 6)

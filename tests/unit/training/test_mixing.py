@@ -1,0 +1,99 @@
+"""Mixed batches: the papers' formulas, shares that are those of the pixels, draws by the seed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from backdoor_lab.training.batches import Batches
+from backdoor_lab.training.mixing import Mixer
+from tests.helpers.cells import recipe, toy_set
+
+HERE = torch.device("cpu")
+
+
+def batch(b: int = 8, side: int = 10) -> tuple[Tensor, Tensor]:
+    """Each image one grey value of its own, so that a pixel tells where it comes from."""
+    values = 10 * torch.arange(b, dtype=torch.uint8)
+    return values.view(b, 1, 1, 1).expand(b, 3, side, side).contiguous(), torch.arange(b)
+
+
+def mixed(seed: int = 0, epoch: int = 0, **changes: float) -> tuple[Tensor, Tensor]:
+    images, labels = batch()
+    return Mixer(recipe(**changes), 8, seed, epoch)(images, labels)
+
+
+def test_without_mixing_a_batch_is_left_as_it_is() -> None:
+    images, labels = batch()
+    same = Mixer(recipe(), 8, 0, 0)(images, labels)
+    assert same[0] is images
+    assert same[1] is labels
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("way", ["mixup", "cutmix"])
+def test_shares_of_labels_are_those_of_pixels(way: str, seed: int) -> None:
+    """λ x_i + (1 - λ) x_j and λ y_i + (1 - λ) y_j: with x = 10 y, the mean pixel is 10 times the
+    mean label, for a box as for a blend."""
+    images, shares = mixed(seed, **{way: 1.0})
+    assert torch.allclose(shares.sum(dim=1), torch.ones(8))
+    expected = shares @ (10 * torch.arange(8.0))
+    assert torch.allclose(images.float().mean(dim=(1, 2, 3)), expected, atol=1e-3)
+    assert int((shares > 0).sum(dim=1).max()) <= 2
+
+
+def test_a_blend_is_even_and_a_box_is_not() -> None:
+    """Mixup gives each image one value, cutmix pixels of two images, unchanged."""
+    blended, _ = mixed(mixup=1.0)
+    assert torch.allclose(blended.amax(dim=(1, 2, 3)), blended.amin(dim=(1, 2, 3)))
+    boxed = [mixed(seed, cutmix=1.0)[0] for seed in range(6)]
+    assert all(each.dtype == torch.uint8 for each in boxed)
+    assert all(len(image.unique()) <= 2 for each in boxed for image in each)
+    assert any(len(image.unique()) == 2 for each in boxed for image in each)
+
+
+def test_both_take_turns() -> None:
+    kinds = {mixed(seed, mixup=1.0, cutmix=1.0)[0].dtype for seed in range(12)}
+    assert kinds == {torch.uint8, torch.float32}
+
+
+def test_seed_and_epoch_alone_decide() -> None:
+    first, again = (mixed(1, 2, mixup=0.5) for _ in range(2))
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], mixed(1, 3, mixup=0.5)[0])
+    assert not torch.equal(first[0], mixed(2, 2, mixup=0.5)[0])
+
+
+def test_beta_draws_lie_at_the_ends_for_a_small_alpha() -> None:
+    """Beta(0.05, 0.05): nearly always one of the two images; Beta(50, 50): about halves."""
+    images, labels = batch()
+
+    def largest(alpha: float) -> Tensor:
+        mixer = Mixer(recipe(mixup=alpha), 8, 0, 0)
+        found = [mixer(images, labels)[1].max(dim=1).values.median() for _ in range(60)]
+        return torch.stack(found).median()
+
+    assert float(largest(0.05)) > 0.98
+    assert float(largest(50.0)) < 0.65
+
+
+def test_mixing_comes_after_the_rest_and_changes_no_other_draw() -> None:
+    """The same epoch mixed: undone for λ at an end, order and augmentation are those without."""
+    plain = list(Batches(toy_set(), recipe(flip=True), seed=0, device=HERE))
+    mixing = list(Batches(toy_set(), recipe(flip=True, mixup=0.3), seed=0, device=HERE))
+    mixer = Mixer(recipe(mixup=0.3), 2, 0, 0)
+    for (images, labels), (found, shares) in zip(plain, mixing, strict=True):
+        expected = mixer(images, labels)
+        assert torch.equal(found, expected[0])
+        assert torch.equal(shares, expected[1])
+
+
+def test_the_loss_of_shares_is_the_weighted_loss() -> None:
+    """What training does with them: λ L(y_i) + (1 - λ) L(y_j)."""
+    said = torch.randn(8, 8)
+    _, shares = mixed(mixup=1.0)
+    each = torch.stack([F.cross_entropy(said, torch.full((8,), y), reduction="none")
+                        for y in range(8)], dim=1)  # fmt: skip
+    assert torch.allclose(F.cross_entropy(said, shares), (shares * each).sum(dim=1).mean())
