@@ -324,6 +324,49 @@ def test_no_package_is_required_twice() -> None:
         assert len(set(needed + names)) == len(needed + names)
 
 
+def names_imported(source: ast.Module) -> set[str]:
+    """Every part of every dotted name that a file imports, inside functions too."""
+    found: set[str] = set()
+    for node in ast.walk(source):
+        if isinstance(node, ast.Import):
+            found.update(*(alias.name.split(".") for alias in node.names))
+        elif isinstance(node, ast.ImportFrom):
+            found.update((node.module or "").split("."), *([a.name] for a in node.names))
+    return found
+
+
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+TEST_MODULES = {path.stem for path in TESTS if path.stem.startswith("test_")}
+
+
+def test_no_test_module_is_imported_by_another() -> None:
+    """What several tests share is in tests/helpers."""
+    assert TEST_MODULES
+    found = {path.name: names_imported(tree(path)) & TEST_MODULES for path in TESTS}
+    assert {name: modules for name, modules in found.items() if modules} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["import test_cli", "from test_cli import many", "from tests.unit import test_cli as cli",
+     "def f():\n    from tests.unit.test_cli import many"],
+)  # fmt: skip
+def test_an_import_of_a_test_module_is_found(text: str) -> None:
+    assert "test_cli" in names_imported(ast.parse(text)) & TEST_MODULES
+
+
+def test_no_two_test_modules_have_one_name() -> None:
+    """pytest imports test modules by their file name alone."""
+    names = [path.name for path in TESTS if path.stem.startswith("test_")]
+    assert sorted(names) == sorted(set(names))
+
+
+def test_every_folder_of_unit_tests_is_a_folder_of_the_package() -> None:
+    unit = ROOT / "tests/unit"
+    folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")}
+    assert [str(each) for each in sorted(folders) if not (PACKAGE / each).is_dir()] == []
+
+
 def shipped() -> list[Path]:
     found = [*SOURCES, *(ROOT / "conf").rglob("*.yaml"), ROOT / "pyproject.toml", ROOT / "Makefile"]
     return [path for path in found if path.exists()]
