@@ -86,14 +86,15 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
     return data
 
 
-def decode(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
+def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> Any:
     """Parse JSON. A lone surrogate, which JSON allows but UTF-8 cannot encode, becomes an escape
     sequence (``\\ud800``) in keys and values.
 
-    Raises DamagedFile for invalid JSON, duplicate keys, and nesting deeper than `max_depth`.
+    Raises DamagedFile for invalid JSON, duplicate keys (not searched for in text that is known to
+    be `sealed`: our own writer makes none), and nesting deeper than `max_depth`.
     """
     try:
-        value = json.loads(data, object_pairs_hook=_unique)
+        value = json.loads(data, object_pairs_hook=None if sealed else _unique)
     except (ValueError, RecursionError) as error:
         said = str(error)[:120] if isinstance(error, ValueError) else "nested too deep"
         raise DamagedFile(f"not valid JSON ({said})") from error

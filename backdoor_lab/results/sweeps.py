@@ -27,6 +27,7 @@ from backdoor_lab.results.records import (
     decode,
     mapping,
     parse,
+    parse_sealed,
 )
 
 RECORD, SWEEP, TABLES = "record.json", "sweep.json", "tables"
@@ -68,7 +69,7 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
     failed = failed or {}
     sweep = Sweep(folder, folder.resolve().name)
     asked = _read_asked(sweep)
-    kept = [parse(line) for line in frozen_lines(folder)]
+    kept = [parse_sealed(line) for line in frozen_lines(folder)]
     found: dict[str, tuple[Cell, str]] = {}
     for child in cell_folders(folder):
         cell = _read_cell(sweep, child, asked)
