@@ -42,7 +42,7 @@ def _export(asked: Namespace) -> int:
         return _show_columns()
     folders, out = asked.folders, asked.out
     if not folders or out is None:
-        raise ConfigError("name a folder of sweeps and a file: FOLDER --out records.csv")
+        raise ConfigError("give a folder of sweeps and a file: FOLDER --out records.csv")
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError(f"no such folder: {folder}")
@@ -73,7 +73,7 @@ def write_frame(frame: pd.DataFrame, path: Path) -> None:
     makers: dict[str, Callable[[pd.DataFrame], bytes]] = {".csv": _csv, ".parquet": _parquet}
     if path.suffix not in makers or not path.parent.is_dir():
         known = " or ".join(makers)
-        raise ConfigError(f"`--out` must end in {known}, in a folder that exists, got {path}")
+        raise ConfigError(f"`--out` must end in {known} and be in an existing folder, got {path}")
     write_atomic(path, makers[path.suffix](frame))
 
 

@@ -48,7 +48,7 @@ def export_weights(
     from safetensors.torch import save
 
     if out.suffix != ".safetensors" or not out.parent.is_dir():
-        raise ConfigError(f"`--out` must be a .safetensors in a folder that exists, got {out}")
+        raise ConfigError(f"`--out` must be a .safetensors file in an existing folder, got {out}")
     record = _record(cell)
     root = _store(cell, store)
     weights = _weights(root, record, _stage(record, which), f"weights{which}")
@@ -72,15 +72,15 @@ def _record(cell: Path) -> dict[str, Any]:
         model = record["config"]["model"]
         done = record["status"] == "done"
     except FileNotFoundError as error:
-        raise ConfigError(f"{cell} is no cell's folder: it has no record.json") from error
+        raise ConfigError(f"{cell} is not a cell's folder: it has no record.json") from error
     except (DataError, KeyError, TypeError) as error:
         said = str(error).removeprefix(f"{path} is ")
         what = f"it lacks {said}" if isinstance(error, KeyError) else said
         raise DataError(f"{path} is damaged ({what})") from error
     if not sound or not isinstance(model, dict):
-        raise DataError(f"{path} is damaged: its parts are not what a record has")
+        raise DataError(f"{path} is damaged: it does not have the form of a record")
     if not done:
-        raise DataError(f"{path}: this cell is not done ({record['status']}), it has no weights")
+        raise DataError(f"{path}: this cell is not done ({record['status']}); it has no weights")
     return record
 
 
@@ -89,8 +89,8 @@ def _store(cell: Path, given: Path | None) -> Path:
     sweep = cell.resolve().parent
     root = find_store(sweep, given)
     if root is None:
-        looked = given or f"{sweep.parent / STORE}, nor where {sweep / CONFIGURATION} says"
-        raise StoreError(f"there is no store at {looked}: name it with --store")
+        looked = given or f"{sweep.parent / STORE}, nor at the path in {sweep / CONFIGURATION}"
+        raise StoreError(f"there is no store at {looked}: give its path with --store")
     return root
 
 
@@ -104,19 +104,19 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
         entry = checks.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])
     except (KeyError, TypeError) as error:
         other = "; --which 1 is the attacked network" if stage != "train" else ""
-        raise DataError(f"the record names no output of the stage {stage}{other}") from error
+        raise DataError(f"the record has no output of stage {stage}{other}") from error
     path = WEIGHTS.path(root / stage / entry)
     try:
         found = WEIGHTS.read(path.parent)
     except FileNotFoundError as error:
         raise StoreError(
-            f"{path} is not there: remove the cell's record.json and repeat its command, which then"
-            f" makes what is missing ({record['run'].get('command')})"
+            f"{path} is missing: remove the cell's record.json and repeat its command, which then"
+            f" recomputes it ({record['run'].get('command')})"
         ) from error
     except (OSError, UnreadableFile, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read ({error})") from error
     if tensors_digest(found) != record["hashes"].get(name):
-        raise StoreError(f"{path} does not have the hash that the record gives for {name}")
+        raise StoreError(f"{path} does not match the hash of {name} in the record")
     return found
 
 
@@ -153,8 +153,8 @@ def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
         if sound:
             return images, classes
     raise StoreError(
-        f"{root} does not hold the data set that the network was trained on, so that its"
-        " normalisation is not known: repeat the cell's command, it reads the data again"
+        f"{root} does not contain the data set that the network was trained on, so its"
+        " normalization is unknown: repeat the cell's command, which reads the data again"
     )
 
 

@@ -35,8 +35,8 @@ def check_overrides(overrides: Iterable[str]) -> None:
             if float(found) == 0 and re.search("[1-9]", digits):
                 short = found if len(found) < 40 else f"{found[:40]}…"
                 raise ConfigError(
-                    f"`{_short(each)}`: {short} is too small to be told from 0: give 0, or a number"
-                    " above 1e-300"
+                    f"`{_short(each)}`: {short} is too small to be distinguished from 0: give 0, or"
+                    " a number above 1e-300"
                 )
 
 
@@ -49,8 +49,8 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
     subdir = hydra.sweep._get_node("subdir")._value()
     if subdir != SUBDIR:
         raise ConfigError(
-            f"`hydra.sweep.subdir`={subdir} cannot be chosen: a cell's folder is called by its id;"
-            " hydra.sweep.dir chooses the sweep's folder"
+            f"`hydra.sweep.subdir`={subdir} cannot be set: a cell's folder is named by its id;"
+            " hydra.sweep.dir sets the sweep's folder"
         )
     for section in ("run", "sweep"):
         node = hydra[section]._get_node("dir")
@@ -81,7 +81,7 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     chosen = OmegaConf.select(config, f"hydra.runtime.choices.{where}")
     owner = f"`{where}={chosen}`" if chosen else f"`{where}`"
     if missing in keys:
-        return ConfigError(f"key {key!r} is not known: `{where}.{missing}` has no keys inside")
+        return ConfigError(f"key {key!r} is not known: `{where}.{missing}` has no subkeys")
     if not keys:
         return ConfigError(f"key {key!r} is not known: {owner} has no keys")
     near = difflib.get_close_matches(missing, keys, n=1)

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _preview(given: Namespace) -> int:
     out: Path = given.out
     if out.suffix != ".png" or not out.parent.is_dir():
-        raise ConfigError(f"`--out` must be a .png in a folder that exists, got {out}")
+        raise ConfigError(f"`--out` must be a .png file in an existing folder, got {out}")
     names, rest = _triggers(given.overrides)
     shown = 4 if len(names) == 1 else 1
     if given.images is not None:
@@ -108,7 +108,7 @@ def _rows(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[T
     trigger, attacked = _attacked([*overrides, f"trigger={name}"])
     made = attacked.poisoned
     if not len(made.source_index):
-        raise ConfigError("`ratio=0` poisons nothing: there is no poison to show")
+        raise ConfigError("`ratio=0` poisons nothing: there are no poisoned images to show")
     clean = attacked.data.train.images[made.source_index[:shown]]
     tested = trigger(clean)
     trained = made.training.rows[: len(clean)]  # covers come after the poison

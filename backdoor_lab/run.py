@@ -164,7 +164,7 @@ def _refuse_rerun() -> None:
            for word in sys.argv[1:]):  # fmt: skip
         raise ConfigError(
             "--experimental-rerun loads a pickle, which can run any code: repeat the command"
-            " instead, it goes on where it stopped"
+            " instead, it resumes where it stopped"
         )
 
 
@@ -184,7 +184,7 @@ def _check_address_space() -> None:
     if 0 <= limit < ADDRESS_SPACE:
         raise ConfigError(
             f"the address space of this process is limited to {limit:,} bytes, and PyTorch needs"
-            f" {ADDRESS_SPACE:,}: allow more (ulimit -v)"
+            f" {ADDRESS_SPACE:,}: raise the limit (ulimit -v)"
         )
 
 
@@ -236,7 +236,7 @@ def _one_line(error: BaseException) -> str:
     if override not in said:
         said = f"{override}: {said}"
     if "LexerNoViableAlt" in said:
-        said += " (a value with letters or signs beyond these needs quotes: 'target=\"é\"')"
+        said += " (a value with other characters needs quotes: 'target=\"é\"')"
     return said or type(error).__name__
 
 

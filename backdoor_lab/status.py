@@ -102,11 +102,11 @@ def show(sweep: Sweep, states: list[State]) -> str:
     lines.append(f"{len(states)} {noun}: {told or 'none'}")
     left = seconds_left(states)
     if left is None:
-        lines.append("Time left: not known before a cell has computed its stages.")
+        lines.append("Time left: unknown until a cell has computed its stages.")
     elif left > 0:
         lines.append(
-            f"Time left: about {duration(left)}, if the cells to come cost what the done ones did"
-            " on average."
+            f"Time left: about {duration(left)}, if the remaining cells take as long as the done"
+            " ones on average."
         )
     return "\n".join(plain(line) for line in lines)
 

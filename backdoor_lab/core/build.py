@@ -57,8 +57,8 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
     options = shared.make(**shared.values)
     if twice := [name for name in parameters if name in shared.values]:
         raise ConfigError(
-            f"`{where}._target_`: {cls.__name__} has an argument {', '.join(twice)}: these keys"
-            f" reach a class as one object, its argument `{OPTIONS}`"
+            f"`{where}._target_`: {cls.__name__} has a parameter {', '.join(twice)}: these"
+            f" keys are passed together, as its argument `{OPTIONS}`"
         )
     own = [name for name in parameters if not (shared.values and name == OPTIONS)]
     known = dict.fromkeys([*own, *shared.values])
@@ -125,11 +125,11 @@ def _find(where: str, target: object, kind: type[T]) -> type[T]:
     except ModuleNotFoundError as error:
         raise ConfigError(f"`{where}._target_`: no module {error.name}") from error
     if not (isinstance(found, type) and issubclass(found, kind)):
-        raise ConfigError(f"`{where}._target_`: {target} is no class to choose here")
+        raise ConfigError(f"`{where}._target_`: {target} is not a class that can be used here")
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
         raise ConfigError(
-            f"`{where}._target_`: {target} is no class to choose here: it lacks the method"
-            f"{'s' * (', ' in lacking)} {lacking}"
+            f"`{where}._target_`: {target} is not a class that can be used here: it lacks the"
+            f" method{'s' * (', ' in lacking)} {lacking}"
         )
     return found

@@ -120,7 +120,7 @@ def explained(
     asked = "more room" if needed is None else f"{needed:,} bytes"
     return StoreFull(
         f"{path}: no room: {asked} needed, {_free(nearest(path.parent))}"
-        f" ({error.strerror or error}). Make room{instead}, then repeat the command: it goes on"
+        f" ({error.strerror or error}). Make room{instead}, then repeat the command: it resumes"
         " from here."
     )
 

@@ -98,5 +98,5 @@ class LogFile(_Printable, logging.FileHandler):
 
     def _give_up(self, error: OSError) -> None:
         self._lost = True
-        said = f"warning: {self.baseFilename}: no more of the log is written ({error.strerror})"
+        said = f"warning: {self.baseFilename}: logging to this file stops ({error.strerror})"
         print(plain(said), file=sys.stderr)

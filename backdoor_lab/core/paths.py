@@ -32,15 +32,17 @@ def absolute(name: str, given: str, base: Path | None = None) -> Path:
     needed.
     """
     if not given or "\0" in given:
-        what = "holds a NUL character" if given else "an empty text; the current folder is `.`"
+        what = "it contains a NUL character" if given else "it is empty; the current folder is `.`"
         raise _no_path(name, given, what)
     path = (base or Path.cwd()) / _expanded(name, given)
     try:
         encoded = [os.fsencode(part) for part in path.parts]
     except UnicodeEncodeError as error:
-        raise _no_path(name, given, "holds characters that no file's name can hold") from error
+        raise _no_path(
+            name, given, "it contains characters that no file name can contain"
+        ) from error
     if len(os.fsencode(path)) > LONGEST or max(map(len, encoded)) > LONGEST_NAME:
-        raise _no_path(name, given, f"longer than {LONGEST} bytes, or than {LONGEST_NAME} a name")
+        raise _no_path(name, given, f"longer than {LONGEST} bytes, or a name than {LONGEST_NAME}")
     _check_way(name, path)
     return path
 
@@ -78,8 +80,7 @@ def check_writable(folder: Path) -> None:
             with room(folder):
                 raise
         raise ConfigError(
-            f"cannot write to {folder}: {existing} is no folder that we may write to"
-            f" ({error.strerror})"
+            f"cannot write to {folder}: {existing} is not a writable directory ({error.strerror})"
         ) from error
 
 
@@ -95,7 +96,7 @@ def _expanded(name: str, given: str) -> Path:
         return Path(given).expanduser()
     except RuntimeError as error:
         user = given.partition("/")[0]
-        raise _no_path(name, given, f"there is no user's folder {user}") from error
+        raise _no_path(name, given, f"there is no home folder {user}") from error
 
 
 def _check_way(name: str, path: Path) -> None:
@@ -107,14 +108,14 @@ def _check_way(name: str, path: Path) -> None:
         except OSError as error:
             if error.errno == errno.ENOENT and not each.is_symlink():
                 return
-            kind = "a link that leads nowhere" if error.errno == errno.ENOENT else error.strerror
-            kind = "a link that leads to itself" if error.errno == errno.ELOOP else kind
+            kind = "a broken link" if error.errno == errno.ENOENT else error.strerror
+            kind = "a circular link" if error.errno == errno.ELOOP else kind
             raise _no_path(name, str(path), f"{each} is {kind}") from error
         if each != path and not stat.S_ISDIR(found.st_mode):
-            raise _no_path(name, str(path), f"{each} is a file and no folder")
+            raise _no_path(name, str(path), f"{each} is a file, not a folder")
 
 
 def _no_path(name: str, given: str, why: str) -> ConfigError:
     shown = ascii(given) if not given.isprintable() else repr(given)
     shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
-    return ConfigError(f"`{name}`={shown} is no path that can be used: {why}")
+    return ConfigError(f"`{name}`={shown} is not a usable path: {why}")

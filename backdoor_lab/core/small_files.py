@@ -1,6 +1,6 @@
 """Reading small files robustly: with bounds, and setting damaged ones aside.
 
-Every manifest, claim, record and list is read here. A directory, a loop of links, a broken link,
+Every manifest, claim, record and list is read here. A directory, a circular link, a broken link,
 a FIFO, a device, an oversized file and deeply nested JSON are distinguished from a missing file,
 and none of them blocks the reader or overflows its stack.
 """
@@ -45,9 +45,9 @@ def problem(path: Path | str) -> str | None:
     try:
         mode = os.stat(path).st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return "a link that leads nowhere" if os.path.lexists(path) else None
+        return "a broken link" if os.path.lexists(path) else None
     except OSError:
-        return "a loop of links" if os.path.islink(path) else None
+        return "a circular link" if os.path.islink(path) else None
     return None if stat.S_ISREG(mode) else f"{_kind(mode)}, not a regular file"
 
 
@@ -96,7 +96,7 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     try:
         value = json.loads(data, object_pairs_hook=None if sealed else _unique)
     except (ValueError, RecursionError) as error:
-        said = str(error)[:120] if isinstance(error, ValueError) else "nested too deep"
+        said = str(error)[:120] if isinstance(error, ValueError) else "nested too deeply"
         raise DamagedFile(f"not valid JSON ({said})") from error
     # Most files have fewer brackets than the allowed depth and need no check.
     if data.count(b"[") + data.count(b"{") > max_depth and _deeper(value, max_depth):
@@ -170,7 +170,7 @@ def make_folder(path: Path) -> None:
 def clear_link(path: Path) -> None:
     """Set aside a broken or circular link."""
     if path.is_symlink() and not path.exists():
-        set_aside(path, problem(path) or "a loop of links")
+        set_aside(path, problem(path) or "a circular link")
 
 
 def clear_file(path: Path) -> None:
@@ -217,7 +217,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_twice(keys: list[str]) -> NoReturn:
     (twice, _), *_ = Counter(keys).most_common(1)
-    raise ValueError(f"the key {twice[:40]!r} stands there twice")
+    raise ValueError(f"duplicate key {twice[:40]!r}")
 
 
 def _deeper(value: Any, max_depth: int) -> bool:

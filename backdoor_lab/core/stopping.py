@@ -49,7 +49,7 @@ def requested() -> bool:
 def check() -> None:
     """Raises Stopped if a stop is requested."""
     if _asked:
-        raise Stopped(f"stopped by {_asked[0]}; the same command goes on from here")
+        raise Stopped(f"stopped by {_asked[0]}; the same command resumes from here")
 
 
 def forward_to_children() -> None:

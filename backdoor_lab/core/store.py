@@ -145,7 +145,7 @@ class Store:
         shutil.rmtree(scratch, ignore_errors=True)
         entry = self._read(stage, folder, inputs)
         if entry is None:
-            raise StoreError(f"{folder}: damaged while it was written; is the disk sound?")
+            raise StoreError(f"{folder}: damaged while it was written; is the disk faulty?")
         return Entry(entry.path, entry.id, entry.meta, True, seconds)
 
     @contextmanager
@@ -178,7 +178,9 @@ class Store:
                 set_aside(folder, damage, which)
             return None
         if canonical(manifest["inputs"]) != canonical(inputs):
-            raise StoreError(f"{folder}: same id, but made from other inputs; was it edited?")
+            raise StoreError(
+                f"{folder}: same id, but computed from different inputs; was it edited?"
+            )
         self._verified.add(folder.name)
         return Entry(folder, folder.name, manifest["meta"], False, manifest["seconds"])
 
@@ -239,11 +241,11 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except DamagedFile as error:
         raise DamagedFile(f"{MANIFEST} is damaged ({_told(error, path)})") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedFile(f"{MANIFEST} is damaged (it is no manifest)") from error
+        raise DamagedFile(f"{MANIFEST} is damaged (not a manifest)") from error
     if not sealed:
-        raise DamagedFile(f"{MANIFEST} does not have its own hash")
+        raise DamagedFile(f"{MANIFEST} does not match its own hash")
     if not sound:
-        raise DamagedFile(f"{MANIFEST} is damaged (it is no manifest)")
+        raise DamagedFile(f"{MANIFEST} is damaged (not a manifest)")
     return manifest
 
 
@@ -270,7 +272,7 @@ def _lost(folder: Path, manifest: dict[str, Any]) -> str | None:
             return f"unsafe file name {name!r}"
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["size"]:
-            return f"{name} is missing or cut short"
+            return f"{name} is missing or truncated"
         if sha256_of(path) != facts["sha256"]:
-            return f"{name} does not have the hash it was published with"
+            return f"{name} does not match the hash it was published with"
     return None

@@ -85,7 +85,7 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
         elif logging and key == "filename" and not _LOG_FILE.match(str(value)):
             raise ConfigError(
                 f"`{path}`={str(value).replace(OUTPUT_DIR, '${hydra.runtime.output_dir}')!r} is not"
-                " admitted: a log file lies in the cell's folder or the current one:"
+                " allowed: a log file must be in the cell's folder or the current one:"
                 " ${hydra.runtime.output_dir}/NAME.log or NAME.log"
             )
         elif path.startswith("hydra.job.env_set."):
@@ -103,7 +103,7 @@ def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
         return  # The entries of a dictionary or list are checked separately.
     if isinstance(name, str) and (_known(path, name) or _admitted(name, packages)):
         return
-    said = f"`{path}`: {name!r} is not admitted, and nothing was imported. Admitted here are "
+    said = f"`{path}`: {name!r} is not allowed, and nothing was imported. Allowed here are "
     if path.startswith("hydra."):
         raise ConfigError(
             f"{said}Hydra's own classes, the usual log handlers, and the joblib, submitit and Ray"
@@ -171,6 +171,6 @@ def _check_variable(path: str, name: str, value: object) -> None:
     # `hydra.job.env_copy` copies variables unchanged from the user's shell.
     if _ENVIRONMENT.match(name.upper()) and os.environ.get(name) != value:
         raise ConfigError(
-            f"`{path}`: a configuration may not set {name}, which decides what code the programs"
-            " that are started run: set it in the shell instead"
+            f"`{path}`: a configuration must not set {name}, which determines the code that"
+            " child processes run: set it in the shell instead"
         )

@@ -114,7 +114,7 @@ def warn(marks: Iterable[Marks]) -> None:
         else f"not in identity.json: {', '.join(each)}"
         for version, each in sorted(by_version.items(), reverse=True)
     ]
-    log.warning("%s; their results are kept apart", "; ".join(said))
+    log.warning("%s; their results are stored separately", "; ".join(said))
 
 
 def details(marks: Marks) -> dict[str, dict[str, Any]]:
@@ -159,8 +159,8 @@ def committed() -> Table:
         return table
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
-            f"{TABLE} cannot be read ({type(error).__name__}: {error}): it belongs to the package;"
-            " install it again, or take the file from version control"
+            f"{TABLE} cannot be read ({type(error).__name__}: {error}): it is part of the package:"
+            " reinstall it, or restore the file from version control"
         ) from error
 
 
@@ -180,8 +180,8 @@ def _place(made: object) -> tuple[str, tuple[Unit, ...]]:
     found = getattr(sys.modules.get(kind.__module__), "__file__", None)
     if found is None:
         raise ConfigError(
-            f"{kind.__module__}.{kind.__name__} has no source file, so nobody could tell whether it"
-            " was edited: put it into a file"
+            f"{kind.__module__}.{kind.__name__} has no source file, so edits to it cannot be"
+            " detected: define it in a file"
         )
     path = Path(found).resolve()
     return path.stem, ((path, None),)

@@ -97,12 +97,12 @@ def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
     entry = now[section].get(name)
     if entry is None:
         del table[section][name]
-        return f"{name} ({section}): left out"
+        return f"{name} ({section}): removed"
     same = table[section].get(name, {}).get("version") == entry["version"]
     if section == "protocols" and same and not new_version and entry != table[section][name]:
         raise ConfigError(
-            f"{name} means something else under version {entry['version']}, which is printed below"
-            f" tables: give it a new one (--raise {name})"
+            f"the meaning of {name} changed under version {entry['version']}, which is printed"
+            f" below tables: record a new version (--raise {name})"
         )
     if new_version and name in table[section]:
         entry["version"] = table[section][name]["version"] + 1
@@ -136,17 +136,17 @@ def _protocol(path: Path) -> dict[str, Any]:
 def _set_version(path: Path, version: int) -> None:
     text, found = re.subn(r"(?m)^version: \d+", f"version: {version}", path.read_text())
     if found != 1:
-        raise ConfigError(f"{path} needs one line `version: 1`")
+        raise ConfigError(f"{path} must have one line `version: 1`")
     path.write_text(text)
 
 
 def _difference(section: str, new: dict[str, Any] | None, old: dict[str, Any] | None) -> str:
     if new is None:
-        return "is gone"
+        return "was removed"
     if old is None:
         return "is new"
     if section != "protocols":
         return f"was modified since version {old['version']}"
     if new["version"] == old["version"]:
-        return f"means something else since version {old['version']}: it needs a new one (--raise)"
+        return f"changed its meaning since version {old['version']}: it needs a new one (--raise)"
     return f"has version {new['version']}, but version {old['version']} is recorded"

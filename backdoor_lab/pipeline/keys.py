@@ -65,7 +65,7 @@ def _complete(config: dict[str, Any]) -> None:
     # `~key` removes a key, `group=null` empties a group.
     for key in PLAIN + tuple(NEEDED):
         if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
-            raise ConfigError(f"`{key}` is missing: take ~{key} or {key}=null out of the command")
+            raise ConfigError(f"`{key}` is missing: remove ~{key} or {key}=null from the command")
         for name in NEEDED.get(key, ()):
             if name not in config[key]:
                 raise ConfigError(f"`{key}.{name}` is missing: give it a value")

@@ -55,14 +55,14 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
 
 def _disturbance(tried: Calibration, now: float, single: float) -> str:
     said = (
-        f"other processes use {tried.others:.1f} of {many(cores(), 'core')}: that is for a machine"
-        f" that does nothing else; beside them it takes about {duration(now)}"
+        f"other processes use {tried.others:.1f} of {many(cores(), 'core')}: this is for an idle"
+        f" machine; with this load it takes about {duration(now)}"
     )
     if tried.single is None:
         return said
     return (
-        f"{said}, and about {duration(single)} with trainer.threads=1, on which alone the time for"
-        " an idle machine could be measured"
+        f"{said}, and about {duration(single)} with trainer.threads=1, the only setting for which"
+        " the time on an idle machine could be measured"
     )
 
 
@@ -99,7 +99,7 @@ def _unforeseen(work: Work) -> list[str]:
     names += [c.choices["defense"] for c in left if "material" in c.told]
     if not names:
         return []
-    return [f"not counted: what {', '.join(dict.fromkeys(names))} compute by themselves"]
+    return [f"not included: what {', '.join(dict.fromkeys(names))} compute themselves"]
 
 
 def _disk(needed: int, root: Path, free: int) -> str:
@@ -107,6 +107,6 @@ def _disk(needed: int, root: Path, free: int) -> str:
     if needed < free:
         return f"{said}, where {size_words(free)} are free"
     return (
-        f"warning: {said}, where only {size_words(free)} are free: name a larger disk"
+        f"warning: {said}, where only {size_words(free)} are free: choose a larger disk"
         " (store.root=PATH), or another layer (penultimate features are the smallest)"
     )

@@ -43,7 +43,7 @@ def run_job(
     if in_sweep and folder.name != cell.id:
         raise ConfigError(
             f"this cell was {folder.name} when the sweep was checked and is {cell.id} now: its"
-            " configuration or data changed meanwhile; repeat the command"
+            " configuration or data changed in the meantime; repeat the command"
         )
     if not in_sweep:
         identity.warn([cell.code])

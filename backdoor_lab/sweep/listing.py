@@ -90,14 +90,14 @@ def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
         if isinstance(error, UnreadableFile) and not isinstance(error, DamagedFile):
             raise
         if not quiet:
-            log.warning("damaged record in %s: %s; the cell is asked for again", folder, error)
+            log.warning("damaged record in %s: %s; the cell will be run again", folder, error)
         return False
     if found is None:
         return False
     if found.id != cell_id:
         raise ConfigError(
-            f"{folder} holds the record of {found.id}, and this cell is {cell_id}: give another"
-            " folder (hydra.run.dir or hydra.sweep.dir), or leave it to the default"
+            f"{folder} contains the record of {found.id}, but this cell is {cell_id}: use another"
+            " folder (hydra.run.dir or hydra.sweep.dir), or the default"
         )
     return found.done
 
@@ -131,7 +131,7 @@ def _told(error: DataError, path: Path) -> str:
 
 
 def _refuse(name: str) -> None:
-    raise DataError(f"{name} stands in place of a number")
+    raise DataError(f"{name} is not a valid number")
 
 
 def halt(folder: Path) -> None:

@@ -169,8 +169,8 @@ def _enough_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise ConfigError(
-            f"there is not enough memory to check this cell ({reason_of(error)}): ask for less"
-            " (dataset.size, dataset.limit_train, model.width), or allow more (ulimit -v)"
+            f"there is not enough memory to check this cell ({reason_of(error)}): reduce"
+            " dataset.size, dataset.limit_train or model.width, or raise the limit (ulimit -v)"
         ) from error
 
 
@@ -182,15 +182,15 @@ def _check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
     gone = [cell.classes[y] for y, n in enumerate(after) if before[y] and not n]
     if gone:
         raise ConfigError(
-            f"`ratio`={cell.ratio:g} relabels every training image of class {gone[0]}: nothing of"
-            " it would be left. Give a smaller ratio, or protocol.inject=append"
+            f"`ratio`={cell.ratio:g} relabels every training image of class {gone[0]}: none"
+            " would be left. Use a smaller ratio, or protocol.inject=append"
         )
 
 
 def _check_scope(cell: Cell, defense: Defense) -> None:
     if cell.plan.labels == "all_to_all" and "target" in defense.told():
         raise ConfigError(
-            "`labels=all_to_all` attacks every class, and this defense looks at one target class:"
+            "`labels=all_to_all` attacks every class, and this defense filters only one class:"
             " set protocol.classes=all or protocol.classes=suspicious"
         )
 
@@ -198,8 +198,8 @@ def _check_scope(cell: Cell, defense: Defense) -> None:
 def _check_labels(cell: Cell) -> None:
     if cell.trigger.source_specific and cell.protocol["labels"] == "all_to_all":
         raise ConfigError(
-            f"`trigger={cell.choices['trigger']}` attacks one source class, and"
-            " `labels=all_to_all` every class: leave one of the two out"
+            f"`trigger={cell.choices['trigger']}` attacks one source class, but"
+            " `labels=all_to_all` attacks every class: remove one of the two"
         )
 
 
@@ -207,7 +207,7 @@ def _check_repair(cell: Cell) -> None:
     if isinstance(cell.defense, Repair) and not cell.retrain:
         raise ConfigError(
             f"`retrain=false` leaves nothing to do for `defense={cell.choices['defense']}`,"
-            " which repairs the network and removes no image: leave one of the two out"
+            " which repairs the network and removes no image: remove one of the two settings"
         )
 
 
@@ -215,8 +215,8 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
     wanted, there = cell.protocol["holdout"], len(data.test)
     if 2 * wanted > there:
         raise ConfigError(
-            f"`protocol.holdout`={wanted} would leave less than half of the {there} test images to"
-            f" be measured on: give at most {there // 2}"
+            f"`protocol.holdout`={wanted} would leave less than half of the {there} test images"
+            f" for measuring: use at most {there // 2}"
         )
     sizes = class_sizes(data.test.labels, len(data.classes))
     taken = class_sizes(data.test.labels[held_out(cell, data.test)], len(data.classes))
@@ -224,13 +224,13 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
         if size and size - lost < max(1, size // 2):
             raise ConfigError(
                 f"`protocol.holdout`={wanted} would leave {size - lost} of the {size} test images"
-                f" of class {name} to be measured on: give less (every class loses alike)"
+                f" of class {name} for measuring: use a smaller value"
             )
     if {"clean", "clean images"} & set(cell.told) and min(taken) < 2:
         few = min(range(len(taken)), key=lambda label: taken[label])
         raise ConfigError(
             f"`defense={cell.choices['defense']}` needs a few clean images of every class,"
             f" and protocol.holdout={wanted} holds out {taken[few]} of class {data.classes[few]}:"
-            f" set protocol.holdout to {2 * len(data.classes)} or more (test images that are then"
-            " measured on no longer)"
+            f" set protocol.holdout to {2 * len(data.classes)} or more (test images that are"
+            " then excluded from measuring)"
         )

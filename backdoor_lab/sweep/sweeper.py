@@ -108,7 +108,7 @@ class ResumeSweeper(BasicSweeper):
             self._preflight.publish()
         self._announce(folder, asked)
         if len(left) < len(asked):
-            log.warning("%d of %s done already", len(asked) - len(left), many(len(asked), "cell"))
+            log.warning("%d of %s already done", len(asked) - len(left), many(len(asked), "cell"))
         failed = self._run(folder, asked, left, at_once) if left else {}
         ResumeSweeper.last_code = _conclude(folder, asked, failed)
         return ResumeSweeper.last_code
@@ -168,7 +168,7 @@ class ResumeSweeper(BasicSweeper):
         _tell_left_out(same, len(jobs))
         if len(cells) < len(marks):
             repeated = many(len(marks) - len(cells), "cell")
-            log.warning("%s of %d asked for twice; each is run once", repeated, len(marks))
+            log.warning("%s of %d requested twice; each is run once", repeated, len(marks))
         identity.warn(marks)
         labels = labels_of([cell for cell, _ in cells.values()])
         asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
@@ -254,7 +254,7 @@ def _tell_left_out(same: Sequence[SameClass], combinations: int) -> None:
         return
     if len(same) == combinations:
         raise ConfigError(f"{same[0]} (in all of {many(combinations, 'combination')})")
-    log.warning("%d of %s left out: source = target", len(same), many(combinations, "combination"))
+    log.warning("%d of %s skipped: source = target", len(same), many(combinations, "combination"))
 
 
 def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -> int:
@@ -276,7 +276,7 @@ def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -
     if written:
         log.warning("open %s", folder / "index.html")
     if stopping.requested():
-        raise Stopped("stopped on request; the same command goes on where this one stopped")
+        raise Stopped("stopped on request; the same command resumes where this one stopped")
     return EXIT_DONE if done == len(asked) and written else EXIT_SOME_FAILED
 
 

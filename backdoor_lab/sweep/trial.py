@@ -40,7 +40,7 @@ def try_network(
         what = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         if what != (2, classes):
             raise ConfigError(
-                f"`model.name={model['name']}` gives {what} while {doing}, where logits of shape"
+                f"`model.name={model['name']}` returns {what} while {doing}, but logits of shape"
                 f" {(2, classes)} are needed: choose another model"
             )
     return net, features

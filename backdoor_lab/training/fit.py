@@ -172,7 +172,7 @@ def _check_checkpoint(found: Any, module: Classifier | None) -> None:
         raise KeyError(f"it lacks {', '.join(lacking)}")
     shapes = {name: value.shape for name, value in found["state_dict"].items()}
     if module is not None and shapes != {k: v.shape for k, v in module.state_dict().items()}:
-        raise ValueError("it is another network's")
+        raise ValueError("it belongs to another network")
 
 
 class _Reseed(pl.Callback):

@@ -71,8 +71,8 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
     found = torch.cuda.is_available()
     if wanted == "gpu" and not found:
         raise ConfigError(
-            "`trainer=gpu`, but torch sees no GPU here; trainer=cpu runs the same on the CPU,"
-            " trainer=auto takes a GPU when there is one"
+            "`trainer=gpu`, but torch finds no GPU; trainer=cpu runs the same on the CPU,"
+            " trainer=auto uses a GPU if there is one"
         )
     device = torch.device("cuda" if found and wanted != "cpu" else "cpu")
     threads = int(config["threads"] or 0) or max(1, cores() // max(1, parallel_cells))

@@ -48,7 +48,9 @@ def check_model(config: dict[str, Any]) -> None:
 def _check_width(width: Any) -> None:
     checks.whole("model.width", width, low=1, below=4097)
     if not isinstance(width, int):
-        raise ConfigError(f"`model.width` must be written without a point, got {width!r}")
+        raise ConfigError(
+            f"`model.width` must be an integer without a decimal point, got {width!r}"
+        )
 
 
 def classifiers() -> list[str]:

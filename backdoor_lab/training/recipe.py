@@ -58,7 +58,9 @@ class Recipe:
             raise ConfigError(f"`recipe` needs a value for {', '.join(missing)}")
         shares = config.get("milestones") or []
         if not isinstance(shares, (list, tuple)):
-            raise ConfigError(f"`recipe.milestones` must be a list, as [0.5, 0.75], got {shares!r}")
+            raise ConfigError(
+                f"`recipe.milestones` must be a list such as [0.5, 0.75], got {shares!r}"
+            )
         recipe = cls(**{**config, "milestones": tuple(shares)})
         recipe._check()
         return recipe._plain()
@@ -107,7 +109,9 @@ class Recipe:
         if self.nesterov and not self.momentum:
             raise ConfigError("`recipe.nesterov=true` needs a `recipe.momentum` above 0")
         if self.schedule == "onecycle" and not self.warmup:
-            raise ConfigError("`recipe.schedule=onecycle` needs a `recipe.warmup` above 0, as 0.2")
+            raise ConfigError(
+                "`recipe.schedule=onecycle` needs a `recipe.warmup` above 0, such as 0.2"
+            )
 
 
 _DEFAULTS = {field.name: field.default for field in fields(Recipe)}

@@ -70,7 +70,7 @@ def parse(name: object) -> tuple[str, float]:
     if found is None or kind is None:
         listed = [f"{each}{kind.default:g}" for each, kind in KINDS.items()]
         raise ConfigError(
-            f"{unknown('`measure.asr_under`:', name, listed)} A name may carry its strength:"
+            f"{unknown('`measure.asr_under`:', name, listed)} A name may include a strength:"
             f" {known()}"
         )
     strength = kind.default if found[2] is None else float(found[2])
@@ -87,7 +87,7 @@ def canonical_names(given: object) -> tuple[str, ...]:
     so that equivalent lists become equal. Raises ConfigError for anything else."""
     if not isinstance(given, (list, tuple)):
         raise ConfigError(
-            f"`measure.asr_under` must be a list, as in [jpeg75, blur1], got {given!r}. Known:"
+            f"`measure.asr_under` must be a list such as [jpeg75, blur1], got {given!r}. Known:"
             f" {known()}"
         )
     parsed = [parse(name) for name in given]
@@ -109,8 +109,8 @@ def check_fits(names: Sequence[str], height: int, width: int) -> None:
         kind, strength = parse(name)
         if kind == "shift" and strength >= min(height, width):
             raise ConfigError(
-                f"`measure.asr_under`: {name} would move images of {height}x{width} out of sight:"
-                f" give at most {min(height, width) - 1}"
+                f"`measure.asr_under`: {name} would move images of {height}x{width} out of view:"
+                f" use at most {min(height, width) - 1}"
             )
 
 

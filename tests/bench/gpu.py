@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """0; 1 when a target was missed; 2 without a GPU, or for a part that does not exist."""
     given = _parser().parse_args(arguments)
     if not given.tiny and not torch.cuda.is_available():
-        print("error: torch sees no GPU here; --tiny runs the same code on a CPU", file=sys.stderr)
+        print("error: torch finds no GPU; --tiny runs the same code on a CPU", file=sys.stderr)
         return 2
     # As Lightning's trainer is told to: batches are all of one shape.
     torch.backends.cudnn.benchmark = not given.tiny

@@ -39,7 +39,7 @@ def _repeated(folder: Path, cells: int) -> tuple[float, float]:
     """Seconds on the clock, and of a processor, of the repeated command."""
     before = _children()
     seconds, said = timed(_command(cells), folder)
-    assert f"{cells} of {cells} cells done already" in said, said
+    assert f"{cells} of {cells} cells already done" in said, said
     return seconds, _children() - before
 
 

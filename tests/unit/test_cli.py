@@ -152,7 +152,7 @@ def test_a_sweep_ends_with_records_and_tables(swept: tuple[Path, Any, Any]) -> N
 def test_the_same_command_computes_nothing_again(swept: tuple[Path, Any, Any]) -> None:
     cwd, _, ((code, said, _, _), _) = swept
     assert code == 0
-    assert "4 of 4 cells done already" in said
+    assert "4 of 4 cells already done" in said
     assert "Nat1" in said
     tables = min(path.stat().st_mtime for path in cwd.rglob("four-*/tables/*"))
     assert all(path.stat().st_mtime < tables for path in records(cwd, "four"))

@@ -159,13 +159,13 @@ def test_other_weights_than_the_records_are_refused(
     path = store / "retrain" / record["run"]["stages"]["retrain"]["id"] / "weights.safetensors"
     other = store / "train" / record["run"]["stages"]["train"]["id"] / "weights.safetensors"
     shutil.copy(other, path)
-    assert "does not have the hash" in refused(cell, capsys)
+    assert "does not match the hash" in refused(cell, capsys)
     path.write_bytes(path.read_bytes()[:100])
     assert "cannot be read" in refused(cell, capsys)
     path.unlink()
     assert "remove the cell's record.json" in refused(cell, capsys)
     shutil.rmtree(store / "data")
-    assert "normalisation is not known" in refused(cell, capsys, "--which", "1")
+    assert "normalization is unknown" in refused(cell, capsys, "--which", "1")
     shutil.rmtree(store)
     assert "--store" in refused(cell, capsys)
 
@@ -199,7 +199,7 @@ def test_images_that_were_changed_give_no_normalisation(
     images = np.load(path, allow_pickle=False)
     images[0, 0, 0, 0] ^= 255
     np.save(path, images, allow_pickle=False)
-    assert "normalisation is not known" in refused(cell, capsys)
+    assert "normalization is unknown" in refused(cell, capsys)
 
 
 def test_an_edited_record_is_refused(
@@ -221,7 +221,7 @@ def test_an_edited_record_is_refused(
         ({"status": "failed: oom"}, "is not done"), ({"hashes": 3}, "is damaged"),
         ({"run": {}}, "is damaged"), ({"config": {"model": 3}}, "is damaged"),
         ({"run": {"stages": {"retrain": {"id": "../../secret"}}}}, "must match"),
-        ({"run": {"stages": {}}}, "names no output"),
+        ({"run": {"stages": {}}}, "has no output"),
     ],
 )  # fmt: skip
 def test_a_record_that_cannot_be_used_is_refused(
@@ -234,7 +234,7 @@ def test_a_record_that_cannot_be_used_is_refused(
     (cell / "record.json").write_text("{")
     assert "is damaged" in refused(cell, capsys)
     (cell / "record.json").unlink()
-    assert "no cell's folder" in refused(cell, capsys)
+    assert "not a cell's folder" in refused(cell, capsys)
 
 
 def test_a_bad_name_for_the_file_is_refused(

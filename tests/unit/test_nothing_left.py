@@ -90,7 +90,7 @@ def test_another_cells_record_is_refused_before_anything_is_written(tmp_path: Pa
         check=False,
     )  # fmt: skip
     assert again.returncode == 2
-    assert "holds the record of another-cell" in again.stderr
+    assert "contains the record of another-cell" in again.stderr
     assert tree(tmp_path) == before
     assert (tmp_path / "here/sweep.json").read_bytes() == listed
 

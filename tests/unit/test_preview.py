@@ -61,7 +61,7 @@ def test_command_draws_what_the_sweep_uses(
         (["ratio=0"], "poisons nothing"),
         (["--images", "0"], "1 <= --images"),
         (["--out", "p.jpg"], "must be a .png"),
-        (["--out", "nowhere/p.png"], "in a folder that exists"),
+        (["--out", "nowhere/p.png"], "in an existing folder"),
     ],
 )
 def test_refused_in_one_line(

@@ -169,5 +169,8 @@ def test_an_option_of_the_command_line_counts_more_than_the_protocol(
 def test_a_class_that_lacks_a_method_is_told_which(copy: Path, tmp_path: Path) -> None:
     done = run(copy, tmp_path, "experiment=smoke", "defense=lacking")
     assert done.returncode == 2
-    assert "plain.Lacking is no class to choose here: it lacks the method look" in done.stderr
+    assert (
+        "plain.Lacking is not a class that can be used here: it lacks the method look"
+        in done.stderr
+    )
     assert len(done.stderr.splitlines()) == 1

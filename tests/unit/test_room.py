@@ -301,7 +301,7 @@ def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
         handler.emit(record)
         handler.emit(record)
     lines = capsys.readouterr().err.splitlines()
-    assert [line.partition("no more of the log is written")[0] for line in lines] == [
+    assert [line.partition("logging to this file stops")[0] for line in lines] == [
         "warning: /dev/full: ", f"warning: {tmp_path / 'x.log'}: ",
     ]  # fmt: skip
 

@@ -44,7 +44,7 @@ def test_a_stopped_cell_is_taken_up_by_the_same_command(
     if number != signal.SIGKILL:
         lines = said.strip().splitlines()
         assert len(lines) == 1, said
-        assert lines[0].startswith(f"error: stopped by {number.name}; the same command goes on")
+        assert lines[0].startswith(f"error: stopped by {number.name}; the same command resumes")
         assert list((tmp_path / "multirun_reports" / ".store").rglob("*.claim")) == []
     if number == signal.SIGTERM:
         again = started(tmp_path, *LONG)

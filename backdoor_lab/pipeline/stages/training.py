@@ -119,7 +119,7 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
     if gone:
         raise ConfigError(
             f"`defense={cell.choices['defense']}` removes every training image of class"
-            f" {gone[0]}: a network retrained without them would not know it. Lower the ratio or"
+            f" {gone[0]}: a network retrained without them cannot predict it. Lower the ratio or"
             " the budget"
         )
     digest = content_digest(rest, data.train.digest, _stamp(cell))

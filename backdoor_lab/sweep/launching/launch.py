@@ -59,7 +59,8 @@ class Launch:
             ended = {each.asked.id: each for each in self._round(left)}
             if not ended:
                 log.error(
-                    "the launcher ran none of what is left: %s given up", many(len(left), "cell")
+                    "the launcher ran none of the remaining cells: %s given up",
+                    many(len(left), "cell"),
                 )
                 return
             left = [each for each in left if self._again(each, ended.get(each.id))]

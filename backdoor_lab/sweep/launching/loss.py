@@ -49,10 +49,10 @@ class Loss:
     def hint(self, batch: int, journal: Path) -> str:
         """Advice on what to do."""
         if self.code is None:
-            return f"the launcher says: {self.said}"
+            return f"the launcher reports: {self.said}"
         if self.code == -signal.SIGKILL:
             return (
-                "mostly the system's out-of-memory killer: run fewer cells at once"
+                "probably the system's out-of-memory killer: run fewer cells at once"
                 f" (hydra.launcher.n_jobs, or more memory per task) or lower recipe.batch={batch}"
             )
         if -self.code in CRASHES:

@@ -58,7 +58,7 @@ def automatic(config: DictConfig) -> Parallelism:
     trainer = _trainer(config)
     places = _gpu_places(trainer)
     if places:
-        return Parallelism(places, _threads(trainer), "one for each place on a GPU")
+        return Parallelism(places, _threads(trainer), "one per place on a GPU")
     threads = _threads(trainer) or 1
     cores, memory = _machine()
     cells = max(1, cores // threads)
@@ -116,8 +116,8 @@ def jobs_of(launcher: Any) -> int:
     asked = launcher.get("n_jobs")
     if isinstance(asked, bool) or not isinstance(asked, int) or asked == 0:
         raise ConfigError(
-            f"`hydra.launcher.n_jobs` must be a whole number other than 0, got {asked!r}: how many"
-            " cells run at a time; -1 means one for each core, left out it follows the machine"
+            f"`hydra.launcher.n_jobs` must be a whole number other than 0, got {asked!r}: the"
+            " number of parallel cells; -1: one per core; by default it depends on the machine"
         )
     return asked if asked > 0 else int(effective_n_jobs(asked))
 

@@ -75,12 +75,12 @@ def test_hostile_targets_are_refused_before_import(target: Any) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("backdoor_lab.attacks.base.Trigger", "is no class to choose here"),
-        ("backdoor_lab.attacks.base.PixelTriggr", "is no class to choose here"),
-        ("backdoor_lab.attacks.base.Tensor", "is no class to choose here"),
-        ("backdoor_lab.attacks.poison.Plan", "is no class to choose here"),
-        ("backdoor_lab.attacks.poison.Poisoned", "is no class to choose here"),
-        ("backdoor_lab.defenses.spectral.Spectral", "is no class to choose here"),
+        ("backdoor_lab.attacks.base.Trigger", "is not a class that can be used here"),
+        ("backdoor_lab.attacks.base.PixelTriggr", "is not a class that can be used here"),
+        ("backdoor_lab.attacks.base.Tensor", "is not a class that can be used here"),
+        ("backdoor_lab.attacks.poison.Plan", "is not a class that can be used here"),
+        ("backdoor_lab.attacks.poison.Poisoned", "is not a class that can be used here"),
+        ("backdoor_lab.defenses.spectral.Spectral", "is not a class that can be used here"),
         ("backdoor_lab.attacks.pixle.Pixel", r"no module backdoor_lab\.attacks\.pixle"),
     ],
 )
@@ -173,7 +173,7 @@ def test_an_argument_for_a_single_option_is_refused(
         "    def __init__(self, *, budget='7'): ...\n"
     )
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    wanted = "Single has an argument budget: these keys reach a class as one object, .*`options`"
+    wanted = "Single has a parameter budget: these keys are passed together, .*`options`"
     with pytest.raises(ConfigError, match=wanted):
         build("defense", {"_target_": "backdoor_lab.defenses.single.Single"}, Defense, SHARED)
 

@@ -46,7 +46,7 @@ def test_an_empty_path_is_not_the_current_folder(
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 2
-    assert "an empty text; the current folder is `.`" in capsys.readouterr().err
+    assert "it is empty; the current folder is `.`" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -54,7 +54,7 @@ def test_what_can_be_no_path_is_named_in_one_short_line(
         absolute("store.root", UNUSABLE[name])
     said = str(caught.value)
     assert said.startswith("`store.root`='")
-    assert "is no path that can be used: " in said
+    assert "is not a usable path: " in said
     assert said.isprintable()
     assert len(said) < 500
 
@@ -103,42 +103,42 @@ def test_a_folder_that_cannot_be_made_is_found_out_without_leaving_one(tmp_path:
     check_writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="is no folder that we may write to"):
+    with pytest.raises(ConfigError, match="is not a writable directory"):
         check_writable(tmp_path / "file")
     if Path("/proc/self").is_dir():
         # Its permissions say that root may write there.
-        with pytest.raises(ConfigError, match="cannot write to /proc/x: /proc is no folder"):
+        with pytest.raises(ConfigError, match="cannot write to /proc/x: /proc is not a writable"):
             check_writable(Path("/proc/x"))
 
 
 WRONG = {
-    "store.root='~nosuchuser/x'": ["`store.root`='~nosuchuser/x'", "no user's folder"],
+    "store.root='~nosuchuser/x'": ["`store.root`='~nosuchuser/x'", "no home folder"],
     f"store.root={'x' * 5000}": ["`store.root`=", "longer than"],
-    "store.root=dangling": ["`store.root`=", "a link that leads nowhere"],
-    "store.root=~nosuchuser/y": ["`store.root`=", "no user's folder ~nosuchuser"],
+    "store.root=dangling": ["`store.root`=", "a broken link"],
+    "store.root=~nosuchuser/y": ["`store.root`=", "no home folder ~nosuchuser"],
     "trigger=patch trigger.image=~nosuchuser/x.png": ["`trigger.image`=", "~nosuchuser"],
-    "model.name.x=3": ["`model.name` has no keys inside"],
+    "model.name.x=3": ["`model.name` has no subkeys"],
     "logger=none logger.save_dirr=x": ["key 'logger.save_dirr' is not known", "has no keys"],
     "+defense.k=3": ["key in `defense=spectral` 'k' is not known"],
     '+hydra.job_logging.formatters.e.format="x"': ["`hydra.job_logging`: Unable to configure"],
-    "store.root=loop": ["`store.root`=", "a link that leads to itself"],
-    "store.root=file/x": ["`store.root`=", "is a file and no folder"],
-    "store.root=file": ["cannot write to", "file is no folder"],
+    "store.root=loop": ["`store.root`=", "a circular link"],
+    "store.root=file/x": ["`store.root`=", "is a file, not a folder"],
+    "store.root=file": ["cannot write to", "file is not a writable"],
     "store.root=/proc/x": ["cannot write to /proc/x"],
     "hydra.run.dir=/proc/x": ["cannot write to /proc/x"],
     "hydra.run.dir='~nosuchuser'": ["`hydra.run.dir`='~nosuchuser'"],
-    "hydra.run.dir=loop/${cell_id:}": ["`hydra.run.dir`=", "a link that leads to itself"],
+    "hydra.run.dir=loop/${cell_id:}": ["`hydra.run.dir`=", "a circular link"],
     "-m hydra.sweep.dir=/proc/x": ["cannot write to /proc/x"],
-    "-m hydra.sweep.dir=dangling/x": ["`hydra.sweep.dir`=", "a link that leads nowhere"],
+    "-m hydra.sweep.dir=dangling/x": ["`hydra.sweep.dir`=", "a broken link"],
     f"-m hydra.sweep.dir={'x' * 300}": ["`hydra.sweep.dir`=", "longer than"],
     "dataset=arrays dataset.root='~nosuchuser/set.npz'": ["`dataset.root`='~nosuchuser/set.npz'"],
-    "dataset=image_folder dataset.root=loop": ["`dataset.root`=", "a link that leads to itself"],
-    "trigger=patch trigger.image=dangling": ["`trigger.image`=", "a link that leads nowhere"],
+    "dataset=image_folder dataset.root=loop": ["`dataset.root`=", "a circular link"],
+    "trigger=patch trigger.image=dangling": ["`trigger.image`=", "a broken link"],
     "logger=csv logger.save_dir='~nosuchuser'": ["`logger.save_dir`='~nosuchuser'"],
-    "-m hydra.sweep.subdir=mine": ["`hydra.sweep.subdir`=mine cannot be chosen", "hydra.sweep.dir"],
-    "ratio=1e-400": ["1e-400 is too small to be told from 0"],
-    "-m ratio=0.3,1e-400": ["1e-400 is too small to be told from 0"],
-    f"ratio=0.{'0' * 400}1": ["is too small to be told from 0"],
+    "-m hydra.sweep.subdir=mine": ["`hydra.sweep.subdir`=mine cannot be set", "hydra.sweep.dir"],
+    "ratio=1e-400": ["1e-400 is too small to be distinguished from 0"],
+    "-m ratio=0.3,1e-400": ["1e-400 is too small to be distinguished from 0"],
+    f"ratio=0.{'0' * 400}1": ["is too small to be distinguished from 0"],
     "recipe.weight_decay=5e-999": ["5e-999 is too small"],
     "trigger.color=3.5": ["trigger.color", "3.5"],
     "trigger.alpha=3": [
@@ -163,7 +163,7 @@ WRONG = {
     "retrain_seed=old": ["`retrain_seed` 'old' is not known", "new, same"],
     "measure.asr_under=[jpg75]": ["'jpg75' is not known", "Did you mean 'jpeg75'?", "rescale ("],
     "measure.asr_under=[noise999]": ["noise999 is out of range", "0.5 to 128"],
-    "measure.asr_under=[shift8]": ["would move images of 8x8 out of sight"],
+    "measure.asr_under=[shift8]": ["would move images of 8x8 out of view"],
     "hydra.jop.chdir=true": ["`hydra` has no key 'jop'", "Did you mean 'hydra.job'?"],
 }  # fmt: skip
 

@@ -193,7 +193,7 @@ def test_the_same_id_with_other_inputs(tmp_path: Path) -> None:
     manifest["inputs"]["ratio"] = 0.1
     del manifest["seal"]
     path.write_text(json.dumps(manifest | {"seal": digest(manifest)}))
-    with pytest.raises(StoreError, match="made from other inputs"):
+    with pytest.raises(StoreError, match="computed from different inputs"):
         get(tmp_path, Make())
 
 

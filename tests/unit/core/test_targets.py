@@ -119,7 +119,7 @@ def test_hostile_configuration_ends_in_one_line(
     assert code == 2, said
     assert said.startswith("error: ")
     assert said.count("\n") == 1
-    assert re.search("is not admitted|would import|allow_plugins|may not set|loads a pickle", said)
+    assert re.search("is not allowed|would import|allow_plugins|must not set|loads a pickle", said)
     assert not (cwd / "imported").exists(), "something imported the marker module"
 
 
@@ -185,11 +185,11 @@ def test_trust_of_a_package_does_not_reach_triggers() -> None:
      "/<output_dir>x/y.log"],
 )  # fmt: skip
 def test_a_log_file_lies_in_the_cells_folder(name: str) -> None:
-    with pytest.raises(ConfigError, match="a log file lies in the cell's folder"):
+    with pytest.raises(ConfigError, match="a log file must be in the cell's folder"):
         composed(
             f'+hydra.job_logging.handlers.y={{class: logging.FileHandler, filename: "{name}"}}'
         )
-    with pytest.raises(ConfigError, match="a log file lies in the cell's folder"):
+    with pytest.raises(ConfigError, match="a log file must be in the cell's folder"):
         composed("hydra.job.name=a/../../b")
 
 

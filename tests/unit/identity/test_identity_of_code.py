@@ -449,7 +449,7 @@ def test_one_warning_names_what_was_modified(
         identity.warn(cells)
         identity.warn(cells)
     said = [each.getMessage() for each in caplog.records if "modified" in each.getMessage()]
-    assert said == ["modified since version 1: pixel; their results are kept apart"]
+    assert said == ["modified since version 1: pixel; their results are stored separately"]
 
 
 def test_code_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -495,7 +495,7 @@ def test_precision_is_part_of_the_question_when_asked_for(tmp_path: Path) -> Non
 def test_another_cells_record_is_not_taken_for_this_one(tmp_path: Path) -> None:
     """A folder given by hand that holds another cell's record is refused."""
     write_sealed(tmp_path / "record.json", record(id="other"))
-    with pytest.raises(ConfigError, match=r"holds the record of other"):
+    with pytest.raises(ConfigError, match=r"contains the record of other"):
         finished(tmp_path, "mine")
     assert finished(tmp_path, "other")
     # Nobody knows whose a damaged one is.

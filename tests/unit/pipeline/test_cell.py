@@ -251,12 +251,12 @@ def test_what_is_left_out_is_an_error_of_ours_or_the_default(
 def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for root in (tmp_path / "file", tmp_path / "file" / "below"):
-        said = rf"{tmp_path}.*file is (no folder|a file and no folder)"
+        said = rf"{tmp_path}.*file is (not a writable|a file, not a folder)"
         with pytest.raises(ConfigError, match=said):
             cell_of(root)
     if os.geteuid():
         (tmp_path / "locked").mkdir(mode=0o500)
-        with pytest.raises(ConfigError, match="no folder that we may write to"):
+        with pytest.raises(ConfigError, match="not a writable directory"):
             cell_of(tmp_path / "locked" / "store")
 
 
@@ -334,7 +334,9 @@ def test_an_open_name_is_the_files_in_tables(tmp_path: Path) -> None:
 
 def test_a_network_that_gives_more_than_logits_while_it_trains_is_refused() -> None:
     model = {"name": "googlenet", "width": None, "stem": None}
-    with pytest.raises(ConfigError, match=r"`model.name=googlenet` gives GoogLeNetOutputs while t"):
+    with pytest.raises(
+        ConfigError, match=r"`model.name=googlenet` returns GoogLeNetOutputs while t"
+    ):
         try_network(model, "penultimate", (3, 64, 64), 10)
 
 

@@ -283,7 +283,7 @@ def test_a_stop_leaves_no_record(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backdoor_lab.core.stopping._asked", ["SIGTERM"])
-    with pytest.raises(Stopped, match="the same command goes on from here"):
+    with pytest.raises(Stopped, match="the same command resumes from here"):
         run_here(lab / "store", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

@@ -66,10 +66,10 @@ def test_a_changed_meaning_needs_a_new_version(
     assert identity_table.differing() == {}
     replaced(path, "budget: 1.5eps", "budget: 2eps")
     (said,) = identity_table.differing().values()
-    assert said.startswith("means something else since version 1")
+    assert said.startswith("changed its meaning since version 1")
     for name in ("group13", "all"):
         assert main(["--accept", name]) == 2
-    assert "give it a new one" in capsys.readouterr().err
+    assert "record a new version" in capsys.readouterr().err
     assert len(identity_table.differing()) == 1
     assert main(["--raise", "group13"]) == 0
     assert "version: 2" in path.read_text()

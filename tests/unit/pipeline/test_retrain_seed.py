@@ -37,7 +37,7 @@ def test_the_report_wants_a_gpu_and_on_the_cpu_says_first_what_it_takes(tmp_path
              "target=bird", "ratio=0.3", "retrain=false"]  # fmt: skip
     (refused, done), _ = many(tmp_path, [words, [*words, "trainer=cpu"]])
     assert refused[0] == 2
-    assert "torch sees no GPU here; trainer=cpu runs the same on the CPU" in refused[2]
+    assert "torch finds no GPU; trainer=cpu runs the same on the CPU" in refused[2]
     assert len(refused[2].splitlines()) == 1
     code, said, errors, _ = done
     assert code == 0, errors

@@ -174,8 +174,8 @@ def test_other_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     whole, load = describe(work, tried, at_once=1).splitlines()[-2:]
     assert "to do: about 60 s (" in whole
     assert load == (
-        "other processes use 1.5 of 2 cores: that is for a machine that does nothing else; beside"
-        " them it takes about 4 min"
+        "other processes use 1.5 of 2 cores: this is for an idle machine; with this"
+        " load it takes about 4 min"
     )
     # What hardly disturbs is not worth a line: the clock counts.
     quiet = describe(work, replace(tried, others=0.2), at_once=1).splitlines()
@@ -183,13 +183,13 @@ def test_other_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     threads = replace(tried, threads=2, single=replace(tried, speeds={"kind": SPEED}))
     whole, load = describe(work, threads, at_once=1).splitlines()[-2:]
     assert "to do: about 60 s (" in whole
-    assert "beside them it takes about 4 min, and about 60 s with trainer.threads=1" in load
+    assert "with this load it takes about 4 min, and about 60 s with trainer.threads=1" in load
 
 
 def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
     cell = cell_of(tmp_path, "defense=abl", "trigger=narcissus")
     said = describe(work_of(Amount(1), cell=cell), IDLE, at_once=1)
-    assert said.splitlines()[-1] == "not counted: what narcissus, abl compute by themselves"
+    assert said.splitlines()[-1] == "not included: what narcissus, abl compute themselves"
     assert "not counted" not in describe(
         work_of(Amount(1), cell=cell_of(tmp_path)), IDLE, at_once=1
     )

@@ -69,7 +69,7 @@ def test_a_whole_record_is_done(cell: tuple[str, str], tmp_path: Path) -> None:
         resealed(text, '"command": "test"', '"command": "a: NaN"')
     )
     assert (finished(tmp_path, name), status_of(tmp_path)) == (True, "done")
-    with pytest.raises(ConfigError, match=f"holds the record of {name}, and this cell is other"):
+    with pytest.raises(ConfigError, match=f"contains the record of {name}, but this cell is other"):
         finished(tmp_path, "other")
 
 

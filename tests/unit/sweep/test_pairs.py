@@ -46,15 +46,15 @@ def test_a_sweep_leaves_out_the_pairs_of_a_class_with_itself_and_everything_agre
     assert "2 cells, 0 done" in told[1]
     for run in (told, done):
         said = run[1] + run[2]
-        assert said.count("3 of 6 combinations left out: source = target") == 1
-        assert "1 cell of 3 asked for twice; each is run once" in said
+        assert said.count("3 of 6 combinations skipped: source = target") == 1
+        assert "1 cell of 3 requested twice; each is run once" in said
     assert "2 of 2 cells done:" in done[1] + done[2]
     listed = json.loads((tmp_path / "pairs" / "sweep.json").read_text())["asked"]
     assert [each["id"].rpartition("-")[0] for each in listed] == [
         "pixel-cat-to-airplane-r0.3-spectral-s0", "pixel-airplane-to-cat-r0.3-spectral-s0",
     ]  # fmt: skip
     assert len(list((tmp_path / "pairs").glob("*/record.json"))) == 2
-    assert "2 of 2 cells done already" in again[1] + again[2]
+    assert "2 of 2 cells already done" in again[1] + again[2]
     assert "2 cells, 2 done" in after[1]
     states = look(read_sweep(tmp_path / "pairs"), time.time())
     assert [each.kind for each in states] == ["done", "done"]
@@ -95,7 +95,7 @@ def test_the_experiment_is_every_pair_of_the_embedded_classes(tmp_path: Path) ->
         tmp_path, [["-m", "experiment=pairs", *tiny, "recipe.epochs=1", "dry_run=true"]]
     )[0]
     assert code == 0, said
-    assert "10 of 100 combinations left out: source = target" in told + said
+    assert "10 of 100 combinations skipped: source = target" in told + said
     assert "90 cells, 0 done; 180 trainings to do" in told
     for source, target in itertools.permutations(CLASSES, 2):
         assert f"pixel-{source}-to-{target}-r0.1-spectral-s0-" in told

@@ -115,4 +115,4 @@ def test_a_sweep_over_sets_of_one_name_has_rows_named_by_their_folders(tmp_path:
         "hydra.sweep.dir=out", "retrain=false",
     )  # fmt: skip
     assert again.returncode == 0, again.stderr
-    assert "1 of 1 cell done already" in again.stdout
+    assert "1 of 1 cell already done" in again.stdout

@@ -310,7 +310,7 @@ def test_it_is_trained_channels_last_and_in_bfloat16_too() -> None:
     ("config", "message"),
     [
         (spec(width=0), "`model.width` must satisfy 1 <= model.width < 4097, got 0"),
-        (spec(width=8.0), "`model.width` must be written without a point, got 8.0"),
+        (spec(width=8.0), "`model.width` must be an integer without a decimal point, got 8.0"),
         (spec(width=None), "`model.width` must satisfy .* got None"),
         (spec(stem="cifar"), "`model.name=airbench` has no `stem`; set it to null"),
         ({**spec(), "name": "airbensh"}, "`model.name` 'airbensh' .*mean 'airbench'"),

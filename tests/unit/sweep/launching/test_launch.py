@@ -128,7 +128,7 @@ def test_a_launcher_that_runs_nothing_is_not_asked_for_ever(
     launched, _ = launch(tmp_path, {"launcher": error, "then": error})
     assert launched == [["a", "b", "c"]]
     assert "the launcher gave up: OSError: sbatch: not found" in caplog.text
-    assert "ran none of what is left" in caplog.text
+    assert "ran none of the remaining cells" in caplog.text
 
 
 def test_fail_fast_launches_no_further_batch_and_tries_nothing_again(tmp_path: Path) -> None:
