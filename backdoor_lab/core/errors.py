@@ -72,7 +72,7 @@ _NO_MEMORY = (
 
 def is_out_of_memory(error: BaseException | None) -> bool:
     """Whether an error, or its cause, means that memory ran out: NumPy, torch and the operating
-    system each raise a different one. Errors of this module are not searched."""
+    system each raise a different one. A LabError is not inspected further."""
     while error is not None and not isinstance(error, LabError):
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return True

@@ -90,8 +90,8 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     """Parse JSON. A lone surrogate, which JSON allows but UTF-8 cannot encode, becomes an escape
     sequence (``\\ud800``) in keys and values.
 
-    Raises DamagedFile for invalid JSON, duplicate keys (not searched for in text that is known to
-    be `sealed`: our own writer makes none), and nesting deeper than `max_depth`.
+    Raises DamagedFile for invalid JSON, duplicate keys (not checked if the text is `sealed`, since
+    this package writes none), and nesting deeper than `max_depth`.
     """
     try:
         value = json.loads(data, object_pairs_hook=None if sealed else _unique)

@@ -217,7 +217,7 @@ class Cell:
 
     @property
     def ratio(self) -> float:
-        # range(0.05,0.2,0.05) yields 0.15000000000000002, which means 0.15.
+        # range(0.05,0.2,0.05) yields 0.15000000000000002 where 0.15 is meant.
         return float(f"{self.config['ratio']:.10g}")
 
     @property

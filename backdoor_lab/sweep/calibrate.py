@@ -237,7 +237,7 @@ class Bench:
         self.module = new_classifier(job, machine, total_steps=10**6)
 
     def warm_up(self) -> None:
-        """Run steps and passes that are not measured."""
+        """Run unmeasured steps and passes."""
         self._trained(lambda steps, seconds, _: steps >= WARM_UP or seconds > WARM_UP_SECONDS)
         self._passed(bf16=self.machine.bf16)
         self._passed(bf16=False)

@@ -98,7 +98,7 @@ def attack_success(
     machine: Machine,
 ) -> float | None:
     """The share of the triggered test images `where` int64 (m,) that are classified as the attacker
-    wants: `wanted` int64 (n,) has one class per test image. None if m is 0.
+    wants: `wanted` int64 (n,), one class per test image. None if m is 0.
     """
     if not len(where):
         return None
