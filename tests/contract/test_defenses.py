@@ -129,13 +129,14 @@ def given(features: Features, known: Knowledge) -> Material:
     )
 
 
+# What a control removes that does not look at the features, whatever the budget.
+CONTROLS = {"none": 0, "oracle": EPSILON, "clean_data": EPSILON}
+LOOKING = [name for name in NAMES if name not in CONTROLS]
+FILTERS = [name for name in LOOKING if name != "random"]
+
+
 def truth(n: int) -> Tensor:
     return torch.arange(n) >= n - EPSILON
-
-
-def looks(defense: Defense | TruthControl) -> bool:
-    """Whether the defense looks at features."""
-    return isinstance(defense, (Filter, Random))
 
 
 def planted(n: int = 20, d: int = 5) -> Features:
@@ -147,6 +148,13 @@ def planted(n: int = 20, d: int = 5) -> Features:
     return Features(values, labels)
 
 
+def planted_with(bad: float) -> Features:
+    """The planted features with one number that is not finite in each of two examples."""
+    features = planted()
+    features.values[30:32, 1] = bad
+    return features
+
+
 @pytest.fixture(params=NAMES)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
@@ -155,7 +163,9 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_there_are_defenses() -> None:
     """The controls stand beside the filter."""
     assert {"none", "oracle", "random", "spectral"} <= set(NAMES)
-    assert sum(isinstance(made(name), Filter) for name in NAMES) >= 12
+    assert len(FILTERS) >= 12
+    assert all(isinstance(made(name), Filter) for name in FILTERS)
+    assert not any(isinstance(made(name), Filter) for name in [*CONTROLS, "random"])
 
 
 @pytest.mark.parametrize("classes", ["target", "all"])
@@ -167,7 +177,7 @@ def test_a_verdict_covers_every_example(name: str, classes: str) -> None:
     assert verdict.scores.shape == verdict.keep.shape == (n,)
     assert verdict.scores.dtype == torch.float64
     assert verdict.keep.dtype == torch.bool
-    assert int(verdict.keep.sum()) + int((~verdict.keep).sum()) == n
+    assert set(features.labels[verdict.keep].tolist()) == {0, 1, 2}
     assert not torch.isinf(verdict.scores).any()
     canonical(verdict.notes)
 
@@ -197,21 +207,35 @@ class Noted(list[Step]):
         self.all.append(step)
 
 
-def test_progress_is_reported_and_changes_nothing(name: str) -> None:
-    """A defense that looks at features or images counts its loops to their ends."""
-    features, steps, noted = planted(), Steps(), Noted()
-    unobserved = judged(made(name, classes="all"), features)
+def observed(name: str) -> tuple[Verdict, Noted]:
+    """The verdict on all classes, and the steps that were reported on the way to it."""
+    steps, noted = Steps(), Noted()
     steps.running = noted
     with observe(steps):
-        verdict = judged(made(name, classes="all"), features)
+        return judged(made(name, classes="all"), planted()), noted
+
+
+def test_reporting_progress_changes_nothing(name: str) -> None:
+    unobserved = judged(made(name, classes="all"), planted())
+    verdict, noted = observed(name)
     assert torch.equal(verdict.keep, unobserved.keep)
     assert torch.equal(verdict.scores.nan_to_num(-1), unobserved.scores.nan_to_num(-1))
     assert not noted
     assert all(step.total is not None and step.done <= step.total for step in noted.all)
-    if looks(made(name)):
-        labels = {step.label for step in noted.all if step.done == step.total}
-        trains = isinstance(made(name), NetworkFilter)
-        assert labels & ({"batch", "epoch", "group of images"} if trains else {"class"})
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_loops_over_features_or_images_are_counted_to_their_ends(name: str) -> None:
+    _, noted = observed(name)
+    labels = {step.label for step in noted.all if step.done == step.total}
+    trains = isinstance(made(name), NetworkFilter)
+    assert labels & ({"batch", "epoch", "group of images"} if trains else {"class"})
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_that_looks_at_nothing_reports_no_loop(name: str) -> None:
+    _, noted = observed(name)
+    assert noted.all == []
 
 
 def test_scores_follow_their_example(name: str) -> None:
@@ -236,51 +260,57 @@ def test_scores_follow_their_example(name: str) -> None:
 
 
 def test_only_examined_classes_lose_examples(name: str) -> None:
-    """With classes=target nothing outside the target class goes, and no filter scores it."""
+    """With classes=target nothing outside the target class goes."""
+    features = planted()
+    verdict = judged(made(name, classes="target"), features)
+    assert verdict.keep[features.labels != KNOWN.target].all()
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_scores_the_examined_classes_alone(name: str) -> None:
     features = planted()
     verdict = judged(made(name, classes="target"), features)
     outside = features.labels != KNOWN.target
-    assert verdict.keep[outside].all()
-    if isinstance(made(name), Filter):
-        assert torch.isnan(verdict.scores[outside]).all()
-        assert torch.isfinite(verdict.scores[~outside]).all()
+    assert torch.isnan(verdict.scores[outside]).all()
+    assert torch.isfinite(verdict.scores[~outside]).all()
 
 
 @pytest.mark.parametrize(
     ("budget", "removed"), [("1.5eps", 9), ("15%", 4), ("p85", 4), ("7", 7), ("0", 0)]
 )
 def test_the_removed_count_is_the_budget(name: str, budget: str, removed: int) -> None:
-    """A filter and its random control remove exactly what the budget says (24 in the class)."""
+    """A filter and its random control remove exactly what the budget says (24 in the class);
+    the other controls take no notice of it."""
     defense, features = made(name, budget=budget, classes="target"), planted()
     assert torch.bincount(features.labels).tolist() == [18, 24, 18]
     gone = int((~judged(defense, features).keep).sum())
-    if looks(defense):
-        assert gone == removed
-    elif name in ("none", "oracle"):
-        assert gone == (EPSILON if name == "oracle" else 0)
+    assert gone == CONTROLS.get(name, removed)
 
 
-@pytest.mark.parametrize("budget", ["1.5eps", "auto"])
-def test_constant_features(name: str, budget: str) -> None:
+@pytest.mark.parametrize(("budget", "removed"), [("1.5eps", 9), ("auto", 0)])
+def test_constant_features(name: str, budget: str, removed: int) -> None:
     """All examples alike: no NaN, no more than the budget goes, the class survives."""
     features = Features(torch.full((60, 4), 2.5), torch.arange(60) % 3)
     defense = made(name, budget=budget, classes="target")
     verdict = judged(defense, features, replace(KNOWN, clean=clean(d=4)))
-    if looks(defense):
-        assert int((~verdict.keep).sum()) == (9 if budget == "1.5eps" else 0)
+    assert int((~verdict.keep).sum()) == CONTROLS.get(name, removed)
 
 
-def test_duplicate_rows(name: str) -> None:
-    """Rows that occur twice score alike, and the budget is kept all the same."""
+def verdict_on_duplicates(name: str) -> Verdict:
     half = planted()
     twice = Features(half.values.repeat(2, 1), half.labels.repeat(2))
-    defense = made(name, classes="target", budget="1.5eps")
-    verdict = judged(defense, twice)
-    if isinstance(defense, Filter):
-        first, second = verdict.scores.chunk(2)
-        assert torch.allclose(first, second, rtol=1e-9, equal_nan=True)
-    if looks(defense):
-        assert int((~verdict.keep).sum()) == 9
+    return judged(made(name, classes="target", budget="1.5eps"), twice)
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_rows_that_occur_twice_score_alike(name: str) -> None:
+    first, second = verdict_on_duplicates(name).scores.chunk(2)
+    assert torch.isfinite(first).sum() == 24
+    assert torch.allclose(first, second, rtol=1e-9, equal_nan=True)
+
+
+def test_duplicate_rows_do_not_change_how_many_are_removed(name: str) -> None:
+    assert int((~verdict_on_duplicates(name).keep).sum()) == CONTROLS.get(name, 9)
 
 
 def test_float32_and_float64_agree(name: str) -> None:
@@ -303,15 +333,14 @@ def test_almost_empty_classes(name: str, size: int, classes: str) -> None:
         pytest.skip("looks at no class")
     verdict = judged(defense, Features(values, labels), replace(KNOWN, clean=clean(d=3)))
     assert verdict.keep[labels == 1].all()
-    assert int((~verdict.keep).sum()) == (4 if classes == "all" and looks(defense) else 0)
+    assert int((~verdict.keep).sum()) == (4 if classes == "all" and name in LOOKING else 0)
 
 
+@pytest.mark.parametrize("name", LOOKING)
 @pytest.mark.parametrize("classes", ["target", "all"])
 def test_a_wiped_out_class_is_refused(name: str, classes: str) -> None:
     """A budget that takes a whole class is an error with the arithmetic, before training too."""
     defense, features = made(name, classes=classes, budget="24"), planted()
-    if not isinstance(defense, Defense) or not looks(defense):
-        return
     with pytest.raises(ConfigError, match=r"removes 24 of the (18|24) examples of class"):
         judged(defense, features)
     with pytest.raises(ConfigError, match="nothing would be left"):
@@ -320,16 +349,17 @@ def test_a_wiped_out_class_is_refused(name: str, classes: str) -> None:
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("budget", ["1.5eps", "auto"])
-def test_features_that_are_not_finite(name: str, bad: float, budget: str) -> None:
+@pytest.mark.parametrize("name", LOOKING)
+def test_features_that_are_not_finite_are_refused(name: str, bad: float, budget: str) -> None:
     """NaN never ranks: whoever looks at such features stops with Diverged."""
-    features, defense = planted(), made(name, budget=budget)
-    features.values[30, 1] = bad
-    features.values[31, 1] = bad
-    if looks(defense):
-        with pytest.raises(Diverged, match="not finite"):
-            judged(defense, features)
-    else:
-        judged(defense, features)
+    with pytest.raises(Diverged, match="not finite"):
+        judged(made(name, budget=budget), planted_with(bad))
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", CONTROLS)
+def test_features_that_are_not_finite_do_not_matter_to_a_control(name: str, bad: float) -> None:
+    assert int((~judged(made(name), planted_with(bad)).keep).sum()) == CONTROLS[name]
 
 
 def test_the_truth_is_out_of_reach(name: str) -> None:

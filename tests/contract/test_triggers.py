@@ -31,6 +31,11 @@ from backdoor_lab.core.types import Images
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "conf/trigger").glob("*.yaml"))
+STEPPING = [
+    path.stem
+    for path in sorted((ROOT / "conf/trigger").glob("*.yaml"))
+    if "steps" in OmegaConf.load(path)
+]
 SIZES = [(32, 32), (28, 28), (33, 17), (5, 64)]
 
 
@@ -98,6 +103,7 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
 def test_there_are_triggers() -> None:
     """An empty folder would make every test here pass."""
     assert {"pixel", "pattern"} <= set(NAMES)
+    assert {"narcissus", "sleeper_agent"} <= set(STEPPING)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -134,13 +140,11 @@ def test_poison_depends_on_the_seed_alone(trigger: Trigger) -> None:
         assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("name", STEPPING)
 def test_a_trigger_that_takes_steps_reports_them(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While it is prepared or poisons, and the poison is the same as without a report."""
-    options = config(name)
-    if "steps" not in options:
-        pytest.skip("optimizes nothing")
     images, labels = noise(6), torch.full((6,), 1)
 
     def poisoned() -> Tensor:
@@ -158,10 +162,9 @@ def test_a_trigger_that_takes_steps_reports_them(
     monkeypatch.setattr(progress, "Step", noting)
     with observe(Steps()):
         assert torch.equal(poisoned(), alone)
-    assert [step.total for step in noted if step.label == "step"] == [2] * sum(
-        step.label == "step" for step in noted
-    )
-    assert any(step.label == "step" and step.done == 2 for step in noted)
+    steps = [(step.done, step.total) for step in noted if step.label == "step"]
+    assert steps
+    assert set(steps) == {(2, 2)}
 
 
 def test_leaves_a_mark(trigger: Trigger) -> None:

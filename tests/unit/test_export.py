@@ -199,4 +199,4 @@ def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
         mine = [r["asr2"] for r in records if r["choices"]["defense"] == defense]
         assert means[defense] == pytest.approx(sum(mine) / len(mine))
     readme = (ROOT / "README.md").read_text()
-    assert EXAMPLE in readme or "pd.read_csv" not in readme
+    assert EXAMPLE in readme

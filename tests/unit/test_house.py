@@ -145,12 +145,17 @@ def test_no_subpackage_is_large() -> None:
             assert held <= 0.15 * whole, name
 
 
-@everywhere()
+ALONE = [
+    path for path in SOURCES
+    if room_of(path) in ("attacks", "defenses", "identity", "numerics", *LOWEST)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ALONE, ids=name_of)
 def test_attacks_and_defenses_stand_alone(path: Path) -> None:
     """They know neither each other, nor Lightning, nor Hydra."""
-    if room_of(path) in ("attacks", "defenses", "identity", "numerics", *LOWEST):
-        roots = {module.split(".")[0] for module in imports(path)}
-        assert not roots & {"pytorch_lightning", "lightning", "hydra", "omegaconf"}
+    roots = {module.split(".")[0] for module in imports(path)}
+    assert not roots & {"pytorch_lightning", "lightning", "hydra", "omegaconf"}
 
 
 def test_tables_need_no_torch() -> None:

@@ -331,7 +331,7 @@ def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
 def test_more_covers_than_images() -> None:
     """The message has the arithmetic; 96 of 160 are poisoned, so 64 are left to cover them."""
     plan = Plan(0, None, 0.48, ratio_of="all", covers=1.0)
-    with pytest.raises(ConfigError, match="for each of 96 poisoned .* 96, but only 64"):
+    with pytest.raises(ConfigError, match="for each of 96 poisoned .* 96 images, but only 64"):
         cover_count(plan, SIZES)
 
 
