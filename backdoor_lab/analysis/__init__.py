@@ -1,1 +1,1 @@
-"""What is worked out from records and the store: curves, separation, intervals, paired tests."""
+"""Analyses of records and the store: curves, separation, intervals, paired tests."""

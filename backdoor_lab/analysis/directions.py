@@ -1,7 +1,7 @@
-"""Top singular directions in NumPy, for what is read without torch: pages, pictures, analyses.
+"""Top singular directions in NumPy, for pages, figures and analyses that do not import torch.
 
-Scores of filters come from numerics/singular.py, whose bits differ: there float64 products bound
-the angle to the exact direction, here ARPACK's tolerance does.
+Filter scores use numerics/singular.py instead, which gives different bits: there float64 products
+bound the angle to the exact direction, here ARPACK's tolerance does.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 SMALL = 64
-"""Up to so many rows or columns a whole decomposition is quicker than the Lanczos method."""
+"""Up to this many rows or columns, a full decomposition is faster than the Lanczos method."""
 
 
 def top_directions(centered: Array, k: int) -> tuple[Array, Array]:
     """The top singular values (r,) and right singular vectors (d, r) of `centered` (n, d).
 
-    float64, largest first, r = min(k, n, d). A vector's sign is free. Where a singular value is 0
-    its vector is any direction that is orthogonal to the others.
+    float64, largest first, r = min(k, n, d). The sign of a vector is arbitrary. For a singular
+    value of 0, the vector is any direction orthogonal to the others.
+
+    >>> values, vectors = top_directions(np.array([[0.0, 3.0], [0.0, -4.0]]), 1)
+    >>> values, abs(vectors[:, 0])
+    (array([5.]), array([0., 1.]))
     """
     if min(centered.shape) <= max(SMALL, k):
         return _exact(centered, k)

@@ -1,4 +1,4 @@
-"""The numbers behind a cell's pictures: plain numpy arrays in, plain numpy arrays out."""
+"""Compute the curves and histograms of a cell from NumPy arrays."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from backdoor_lab.numerics.ranking import positives_left
 
 Array = NDArray[Any]
 BINS = 40
-# Scores that span more than this factor are drawn on a logarithmic axis.
+# Scores spanning more than this factor are drawn on a logarithmic axis.
 _WIDE, _LOWEST = 100.0, 0.005
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """How many examples have which score. `edges` float64 (b + 1,), `clean` and `poison` int
-    (b,); `log`: the bins are equally wide in the logarithm, and the lowest half percent and what is
-    not positive stand in the first; `cut`: see `cut_of`."""
+    """Counts of examples by score: `edges` float64 (b + 1,), `clean` and `poison` int (b,). If
+    `log`, the bins are spaced logarithmically and the first also counts the lowest 0.5 % and all
+    scores that are not positive. `cut`: see `cut_of`."""
 
     edges: Array
     clean: Array
@@ -33,8 +33,8 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Curve:
-    """`left` float64 (m,) poisoned images are still there once the `removed` int (m,) highest
-    scores are gone; both start at nothing removed. `total` of all poison, `scored` of it ranked."""
+    """The number of poisoned images `left`, float64 (m,), after removing the `removed`, int (m,),
+    highest scores; both start at 0 removed. `scored` of the `total` poisoned have a score."""
 
     removed: Array
     left: Array
@@ -43,15 +43,15 @@ class Curve:
 
     @property
     def by_chance(self) -> tuple[Array, Array]:
-        """The same for a random order: expected poison left, a straight line's two ends."""
+        """The end points of the straight line for a random order: `removed` and expected `left`."""
         ends = self.removed[[0, -1]]
         return ends, np.array([self.total, self.total - self.scored], np.float64)
 
 
 def histogram(scores: Array, is_poison: Array, keep: Array, bins: int = BINS) -> Histogram | None:
-    """The scores float64 (n,) of one class in `bins` bins, clean and poisoned apart.
+    """Histogram of the scores float64 (n,) of one class, separately for clean and poisoned.
 
-    `is_poison` and `keep` bool (n,). Scores that are not finite are left out; None without any.
+    `is_poison` and `keep` bool (n,). Ignores scores that are not finite; None without finite ones.
     """
     seen = np.isfinite(scores)
     if not seen.any():
@@ -71,9 +71,13 @@ def histogram(scores: Array, is_poison: Array, keep: Array, bins: int = BINS) ->
 
 
 def cut_of(scores: Array, keep: Array) -> float | None:
-    """The score at and above which examples were removed: halfway between the lowest removed and
-    the highest kept, or their common value on a tie. None if nothing was removed or kept, or if
-    a kept example scores higher than a removed one: then the removal is no cut of the score."""
+    """The threshold at and above which examples were removed: halfway between the lowest removed
+    and the highest kept score. None if nothing was removed or kept, or if a kept example scores
+    higher than a removed one, so that no threshold separates them.
+
+    >>> cut_of(np.array([1.0, 2.0, 4.0]), np.array([True, True, False]))
+    3.0
+    """
     seen = np.isfinite(scores)
     removed, kept = scores[seen & ~keep], scores[seen & keep]
     if not len(removed) or not len(kept) or kept.max() > removed.min():
@@ -82,10 +86,10 @@ def cut_of(scores: Array, keep: Array) -> float | None:
 
 
 def projections(values: Array) -> Array:
-    """`values` float64 (n, d) about their mean, along their top two right singular directions:
-    float64 (n, 2), the axis that spectral signatures score by first.
+    """Project `values` float64 (n, d), centered, on their top two right singular directions:
+    float64 (n, 2). Spectral signatures score by the first axis.
 
-    A direction's sign is free; here its largest entry by magnitude is positive. Zeros where
+    The sign of a direction is arbitrary; here its entry of largest magnitude is positive. Zeros if
     there is no second direction.
     """
     centred = values - values.mean(axis=0)
@@ -98,11 +102,10 @@ def projections(values: Array) -> Array:
 
 
 def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
-    """The poison left when the highest scores go first.
+    """The number of poisoned images left when the highest scores are removed first.
 
-    `scores` float64 (n,), `is_poison` bool (n,). Of tied scores a random one goes first: `left`
-    is then the expected number. Examples without a score are never removed. None without scores
-    or without poison.
+    `scores` float64 (n,), `is_poison` bool (n,). Among tied scores, `left` is the expectation over
+    a random order. Examples without a score are never removed. None without scores or poison.
     """
     seen = np.isfinite(scores)
     if not seen.any() or not is_poison.any():
@@ -113,15 +116,15 @@ def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
 
 
 def operating_point(keep: Array, is_poison: Array) -> tuple[int, int]:
-    """How many examples were removed, and how many poisoned ones stayed."""
+    """The number of examples removed, and the number of poisoned ones kept."""
     return int(np.sum(~keep)), int(np.sum(keep & is_poison))
 
 
 def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] | None:
-    """The removal curve that a record itself holds, and its operating point (removed, left), both
-    without covers, which are neither clean nor poison.
+    """The removal curve stored in a record, and its operating point (removed, left), both without
+    cover images, which count as neither clean nor poisoned.
 
-    None where ``detection.curve`` is missing or is no falling curve of finite numbers.
+    None if ``detection.curve`` is missing or is not a decreasing curve of finite numbers.
     """
     try:
         found, counts = record["detection"]["curve"], record["counts"]
@@ -141,8 +144,8 @@ def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] |
 
 
 def thinned(curve: Curve, points: int, keep: int = 0) -> Curve:
-    """At most `points` of a curve's points and the one where `keep` are removed, if it has one;
-    denser where it starts."""
+    """At most `points` points of a curve, denser at its start, plus the point where `keep` are
+    removed, if there is one."""
     m = len(curve.removed)
     if m <= points:
         return curve
@@ -153,8 +156,8 @@ def thinned(curve: Curve, points: int, keep: int = 0) -> Curve:
 
 @dataclass(frozen=True)
 class Picks:
-    """Positions int (b,) of examples worth a look: poison that was `removed`, clean examples
-    removed by mistake (`mistaken`), poison that was `missed`; most suspicious first."""
+    """Positions int (b,) of examples to show, most suspicious first: `removed` poison, clean
+    examples removed by mistake (`mistaken`), and `missed` poison."""
 
     removed: Array
     mistaken: Array
@@ -162,8 +165,8 @@ class Picks:
 
 
 def picks(scores: Array, keep: Array, is_poison: Array, is_cover: Array, limit: int) -> Picks:
-    """At most `limit` examples of each kind, by their score; without a score they come last, in
-    the order of the training set."""
+    """At most `limit` examples of each kind, highest scores first; examples without a score come
+    last, in the order of the training set."""
     order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
     clean = ~is_poison & ~is_cover
     masks = (~keep & is_poison, ~keep & clean, keep & is_poison)
@@ -171,7 +174,7 @@ def picks(scores: Array, keep: Array, is_poison: Array, is_cover: Array, limit: 
 
 
 def sampled(where: Array, limit: int) -> Array:
-    """`where` int (n,), or `limit` of them evenly spaced: the same every time."""
+    """`where` int (n,), or `limit` of its entries evenly spaced (deterministic)."""
     if len(where) <= limit:
         return where
     return where[np.linspace(0, len(where) - 1, limit).round().astype(int)]

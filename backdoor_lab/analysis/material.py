@@ -1,4 +1,4 @@
-"""What the store has of a cell: its training set, the verdict on it, the number of the target."""
+"""The stored outputs of a cell: training set, the defense's result, index of the target class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Material:
-    """What a cell's pictures are made from: the training set, its verdict, the target's number."""
+    """The training set, the defense's result, and the index of the target class."""
 
     training: Training
     judged: Judged
@@ -23,7 +23,7 @@ class Material:
 
 
 def material(shelf: Shelf, record: dict[str, Any]) -> Material | None:
-    """The training set and the verdict of a record; None where the store lacks one of them."""
+    """Read the stored outputs of a record; None if any of them is not in the store."""
     training = shelf.training(record)
     judged = shelf.judged(record, len(training.index)) if training is not None else None
     if training is None or judged is None:
@@ -36,7 +36,7 @@ def material(shelf: Shelf, record: dict[str, Any]) -> Material | None:
 
 
 def in_target(found: Material) -> Array:
-    """Positions int (b,) of the examples labelled as the target, without covers, which are
-    neither clean nor poison."""
+    """Positions int (b,) of the examples labeled as the target, without cover images, which count
+    as neither clean nor poisoned."""
     mine = found.training.labels == found.target
     return np.flatnonzero(mine & ~found.training.is_cover)

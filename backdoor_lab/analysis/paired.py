@@ -1,8 +1,9 @@
-"""Paired comparisons: the mean difference, its interval, three tests of it, and Holm's correction.
+"""Paired comparisons: the mean difference, its interval, three tests, and Holm's correction.
 
-The t test is scipy.special's. The sign and signed-rank tests are written out, because scipy.stats
-would take `compare` from 0.15 s to 0.9 s, and because `scipy.stats.wilcoxon` is exact only without
-ties: of 201 small samples with ties its `method="exact"` gave another p for 96, "auto" for 47.
+The t test uses scipy.special. The sign and signed-rank tests are implemented here: importing
+scipy.stats would slow `compare` from 0.15 s to 0.9 s, and `scipy.stats.wilcoxon` is exact only
+without ties (on 201 small samples with ties, `method="exact"` gave a different p for 96, "auto"
+for 47).
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 from backdoor_lab.analysis.intervals import beyond, half_width
 
 EXACT_UP_TO = 50
-"""Pairs up to which the exact tests are computed; with more, the t test needs no second opinion."""
+"""Number of pairs up to which the exact tests are computed; beyond it the t test suffices."""
 
 
 @dataclass(frozen=True)
 class Paired:
-    """What `n` paired differences say. `std`: their standard deviation, `half`: half the 95 % t
-    interval of `mean`; None for a single pair. `t`, `sign`, `wilcoxon`: two-sided p values; None
-    where a test has nothing to go by. `constant`: all differences are one and the same number, so
-    that no t test is defined."""
+    """Statistics of `n` paired differences. `std` is their standard deviation, `half` half the
+    95 % t interval of `mean`; None for a single pair. `t`, `sign`, `wilcoxon` are two-sided p
+    values, None if a test is undefined. `constant`: all differences are equal, so there is no t
+    test."""
 
     n: int
     mean: float
@@ -35,7 +36,11 @@ class Paired:
 
 
 def paired(differences: Sequence[float]) -> Paired:
-    """The comparison of one or more finite differences, one for each pair."""
+    """Statistics of one or more finite differences, one per pair.
+
+    >>> paired([1.0, 2.0, 3.0]).sign
+    0.25
+    """
     n = len(differences)
     mean = math.fsum(differences) / n
     constant = n > 1 and len(set(differences)) == 1
@@ -50,14 +55,14 @@ def paired(differences: Sequence[float]) -> Paired:
 
 
 def t_test(mean: float, std: float, n: int) -> float:
-    """The two-sided p of the paired t test: ``t = mean / (std / sqrt(n))``, n-1 degrees of freedom
-    (Student 1908)."""
+    """The two-sided p value of the paired t test: ``t = mean / (std / sqrt(n))``, n-1 degrees of
+    freedom (Student 1908)."""
     return beyond(abs(mean) / (std / math.sqrt(n)), n - 1)
 
 
 def sign_test(differences: Sequence[float]) -> float | None:
-    """The exact two-sided p of the sign test: positive and negative differences are equally
-    likely; zeros are left out. None where all are zero."""
+    """The exact two-sided p value of the sign test, without zeros. None if all differences are
+    zero."""
     positive = sum(d > 0 for d in differences)
     n = positive + sum(d < 0 for d in differences)
     if not n:
@@ -67,8 +72,8 @@ def sign_test(differences: Sequence[float]) -> float | None:
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:
-    """The exact two-sided p of the signed-rank test (Wilcoxon 1945), given the ranks: zeros are
-    left out, ties share their mean rank, every choice of signs is equally likely."""
+    """The exact two-sided p value of the signed-rank test (Wilcoxon 1945), without zeros; ties get
+    their mean rank. None if all differences are zero."""
     ranks = _double_ranks([abs(d) for d in differences if d])
     if not ranks:
         return None
@@ -83,7 +88,7 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 
 
 def _double_ranks(sizes: Sequence[float]) -> list[int]:
-    """Twice the mean rank of each size: whole numbers also where sizes tie."""
+    """Twice the mean rank of each size, which is an integer even for ties."""
     ordered = sorted(sizes)
     first = {size: n for n, size in reversed(list(enumerate(ordered, 1)))}
     last = {size: n for n, size in enumerate(ordered, 1)}
@@ -91,8 +96,12 @@ def _double_ranks(sizes: Sequence[float]) -> list[int]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """The p values adjusted for their number by Holm's step-down rule (Holm 1979, Scandinavian
-    Journal of Statistics 6): the k-th smallest of m times m-k+1, never below a smaller one's."""
+    """Adjust p values for multiple tests by Holm's step-down rule (Holm 1979, Scandinavian Journal
+    of Statistics 6): the k-th smallest of m times m-k+1, never below a smaller one's.
+
+    >>> holm([0.01, 0.04])
+    [0.02, 0.04]
+    """
     order = sorted(range(len(values)), key=values.__getitem__)
     adjusted, worst = [0.0] * len(values), 0.0
     for rank, position in enumerate(order):

@@ -1,5 +1,5 @@
-"""Why a spectral filter finds the poison of a cell, or does not: the target class' features, told
-apart with the truth."""
+"""Why a spectral filter does or does not find a cell's poison: statistics of the target class'
+features, computed with the ground truth."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ HEADS = {
     "predicted": "Predicted",
 }  # fmt: skip
 NOTES = (
-    "Features of the training images labelled as the target, covers left out; cells that share"
-    " their features (other defenses, other readings of them) have one line. p: share of poison."
-    " δ: mean of the poisoned minus mean of the clean ones.",
-    "p(1-p)δ²: the variance that the poison's being elsewhere adds along δ. Along δ: all variance"
-    " along δ, this and what both kinds vary by themselves. Own largest: the largest variance of"
-    " the clean ones in any direction. Ratio: along δ over own largest; well above 1 the filter"
-    " looks along δ, well below it along the class' own largest variance.",
-    "|cos|: between δ and the top singular direction of the centred class, which the filter takes.",
+    "Features of the training images labeled as the target, without cover images; cells that share"
+    " their features (such as other defenses) share one line. p: proportion of poison. δ: mean of"
+    " the poisoned minus mean of the clean images.",
+    "p(1-p)δ²: variance along δ due to the difference of the means. Along δ: total variance along"
+    " δ, which adds the variance within the clean and within the poisoned images. Own largest: the"
+    " largest variance of the clean images in any direction. Ratio: Along δ divided by Own largest;"
+    " well above 1, the filter's direction is close to δ; well below 1, to the direction of the"
+    " class' own largest variance.",
+    "|cos|: between δ and the top singular direction of the centered class, which the filter uses.",
     "AUROC top: of the squared projection on that direction, the score of Tran, Li, Madry 2018;"
-    " AUROC δ: of the squared projection on δ, which no filter knows. Predicted: what AUROC δ is"
-    " where both kinds are normally distributed along δ, with one and the same variance.",
+    " AUROC δ: of the squared projection on δ, which is unknown to filters. Predicted: AUROC δ if"
+    " clean and poisoned images are normally distributed along δ with equal variance.",
 )
 
 
 @dataclass(frozen=True)
 class Separation:
-    """Of a class' features: `share` of poison p, `shift` p(1-p)|δ|² with δ the difference of the
-    means, `along` the whole's variance along δ, `own` the largest variance of the clean examples,
-    `ratio` of the two, `cosine` |cos| between δ and the whole's top direction, and the AUROC of
-    the squared projections on the top direction and on δ, the latter also as `predicted_auroc`
-    has it. Variances in squared units of the features; NaN where one is not defined (nothing
-    varies, or the means are the same)."""
+    """Statistics of a class' features: `share` of poison p; `shift` p(1-p)|δ|², with δ the
+    difference of the means; `along` the total variance along δ; `own` the largest variance of the
+    clean examples; `ratio` = along / own; `cosine` |cos| between δ and the top direction; the AUROC
+    of the squared projections on the top direction and on δ; `predicted`, see `predicted_auroc`.
+    Variances are in squared feature units. NaN if undefined (no variance, or equal means)."""
 
     share: float
     shift: float
@@ -56,11 +56,11 @@ class Separation:
 
 
 def separation(values: Array, is_poison: Array) -> Separation:
-    """Of `values` float64 (n, d) and `is_poison` bool (n,), both kinds among them.
+    """Separate clean and poisoned examples: `values` float64 (n, d), `is_poison` bool (n,).
 
-    Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, section 3: the
-    poison can be told apart where its mean lies far off by the measure of the covariance.
-    Raises ValueError where one kind is missing.
+    Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, section 3: poison is
+    detectable if its mean is far from that of the rest relative to the covariance.
+    Raises ValueError if all or none of the examples are poisoned.
     """
     n_poison = int(is_poison.sum())
     if not 0 < n_poison < len(values):
@@ -88,8 +88,8 @@ def separation(values: Array, is_poison: Array) -> Separation:
 
 
 def separation_of(shelf: Shelf, record: dict[str, Any]) -> Separation | None:
-    """Of the target class in the features that a cell's filter looked at; None where the store
-    does not have them, they are not finite, or one kind is missing."""
+    """Separation in the target class, in the features that the cell's filter used. None if they are
+    not stored or not finite, or if all or none of the examples are poisoned."""
     found = material(shelf, record)
     if found is None:
         return None
@@ -102,13 +102,16 @@ def separation_of(shelf: Shelf, record: dict[str, Any]) -> Separation | None:
 
 
 def predicted_auroc(share: float, distance: float, variance: float) -> float:
-    """The AUROC of squared projections on δ where a `share` p of a class is poison whose mean lies
-    `distance` from that of the rest, and both kinds are normal along δ with this `variance`.
+    """The AUROC of squared projections on δ if a `share` p of a class is poison, the means are
+    `distance` apart, and both kinds are normally distributed along δ with this `variance`.
 
-    With d = distance / sqrt(variance), the clean ones lie around -pd and the poison around
-    (1-p)d, both with variance 1. Sum and difference of one of each are independent, so that the
-    larger square is the poison's with Φ(d/√2) Φ((1-2p)d/√2) + Φ(-d/√2) Φ(-(1-2p)d/√2). NaN where
-    the variance is not above 0.
+    With d = distance / sqrt(variance), the clean examples are centered at -pd and the poisoned at
+    (1-p)d, both with variance 1. The sum and difference of one of each are independent, so the
+    poisoned square is the larger with probability
+    Φ(d/√2) Φ((1-2p)d/√2) + Φ(-d/√2) Φ(-(1-2p)d/√2). NaN unless the variance is positive.
+
+    >>> predicted_auroc(0.1, distance=0.0, variance=1.0)
+    0.5
     """
     from scipy.stats import norm
 
@@ -120,8 +123,8 @@ def predicted_auroc(share: float, distance: float, variance: float) -> float:
 
 
 def _top(centred: Array) -> tuple[Array, float]:
-    """The top right singular direction float64 (d,) of centred rows (n, d), and the variance
-    along it; NaN and 0 where nothing varies."""
+    """The top right singular direction float64 (d,) of centered rows (n, d), and the variance
+    along it; NaN and 0 if the rows have no variance."""
     values, directions = top_directions(centred, 1)
     if not values[0] > 0:
         return np.full(centred.shape[1], np.nan), 0.0
@@ -129,7 +132,7 @@ def _top(centred: Array) -> tuple[Array, float]:
 
 
 def text(name: str, value: float) -> str:
-    """A figure as a table shows it."""
+    """A statistic as text for tables."""
     if not np.isfinite(value):
         return "–"
     return f"{value:.3g}" if name in ("shift", "along", "own") else f"{value:.3f}"

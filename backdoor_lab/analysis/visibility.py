@@ -1,4 +1,4 @@
-"""Whether the poison that a defense left is the poison whose trigger cannot be seen."""
+"""Whether the poison that a defense misses is the poison whose trigger is least visible."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ HEADS = {
     "change_found": "Change found", "auroc": "AUROC change",
 }  # fmt: skip
 NOTES = (
-    "Change: how far the attack moved a training image, the Euclidean norm of the difference over"
-    " all its values, in grey levels of 0 to 255: of the poisoned images that the defense left the"
-    " median and the largest, of those that it found the smallest and the median.",
-    "AUROC change: chance that an image that was left was changed less than one that was found,"
-    " ties half. 1: what is left is just what was changed least.",
+    "Change: the distance by which the attack moved a training image, the Euclidean norm of the"
+    " difference over all its values, in gray levels of 0 to 255. Left: poisoned images that the"
+    " defense kept. Found: those that it removed. The changes are medians unless stated otherwise.",
+    "AUROC change: probability that an image left was changed less than an image found, with ties"
+    " counted as half. 1: the images left are exactly those changed least.",
 )
 
 
 @dataclass(frozen=True)
 class Visibility:
-    """Of a cell's poison: `poisoned` images and how many a defense `left`; the change (grey levels)
-    of the median image left and found, the largest change left and the smallest found, and `auroc`,
-    the chance that one left was changed less than one found. NaN where there is none."""
+    """Changes (gray levels) of a cell's poison: the number `poisoned` and `left` by a defense; the
+    median change of the images left and found, the largest change left and the smallest found;
+    `auroc`, the probability that one left was changed less than one found. NaN if undefined."""
 
     poisoned: int
     left: int
@@ -41,8 +41,8 @@ class Visibility:
 
 
 def visibility(before: Array, after: Array, kept: Array) -> Visibility:
-    """Of the poisoned images `before` and `after` the attack, both uint8 (n, C, H, W), and which of
-    them a defense `kept`, bool (n,)."""
+    """Compare poisoned images `before` and `after` the attack, both uint8 (n, C, H, W), by whether
+    a defense `kept` them, bool (n,)."""
     moved = after.astype(np.float64) - before.astype(np.float64)
     change = np.sqrt(np.square(moved).sum(axis=(1, 2, 3)))
     return Visibility(
@@ -61,7 +61,7 @@ def _or_nan(figure: Any, values: Array) -> float:
 
 
 def text(name: str, value: float) -> str:
-    """A figure as a table shows it."""
+    """A statistic as text for tables."""
     if not np.isfinite(value):
         return "–"
     return f"{value:.3f}" if name == "auroc" else f"{value:.0f}"

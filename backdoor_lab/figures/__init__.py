@@ -1,5 +1,5 @@
-"""Pictures of a sweep and of its cells, for paper and screen: `python -m backdoor_lab.figures`.
+"""Figures of sweeps and of single cells: `python -m backdoor_lab.figures`.
 
-Every picture is a function from plain numpy arrays to a matplotlib Figure. matplotlib is imported
-in this room alone, and nothing here imports torch.
+Each figure is a function from NumPy arrays to a matplotlib Figure. Only this package imports
+matplotlib, and it never imports torch.
 """

@@ -1,7 +1,7 @@
-"""python -m backdoor_lab.figures FOLDER ...: pictures of sweeps, as PNG and PDF.
+"""python -m backdoor_lab.figures FOLDER ...: draw figures of sweeps, as PNG and PDF.
 
-Writes <sweep>/figures/NAME.png and .pdf of the sweep, and <sweep>/figures/<cell>/ of its done
-cells. What the store no longer has is left out, and said.
+Writes <sweep>/figures/NAME.png and .pdf for the sweep, and <sweep>/figures/<cell>/ for its done
+cells. Figures whose data is no longer in the store are skipped with a note.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ MOST = 36
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 if pictures could not be written, 2 for a folder that is not there or
-    a number below 0."""
+    """Run the command. Exit codes: 0 done, 1 if a figure could not be written, 2 if a folder does
+    not exist or a number is negative."""
     return run_command(_parser(), _figures, arguments)
 
 
 def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> list[Path]:
-    """Draws the sweep in `folder` and its first `most` done cells; the files that were written.
+    """Draw the sweep in `folder` and its first `most` done cells; return the files written.
 
-    `store` is where stage outputs lie; the `.store` beside the sweep if None. Prints what had to
-    be left out. Raises ConfigError if a file would lie outside the sweep, OSError if one cannot
-    be written.
+    `store` is the folder of stage outputs; None looks it up with `find_store`. Prints a note for
+    each thing that had to be skipped. Raises ConfigError if a file would lie outside the sweep,
+    OSError if a file cannot be written.
     """
     from backdoor_lab.figures.catalogue import of_cell, of_sweep
 
@@ -59,7 +59,7 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     for note in whole.shelf.notes:
         print(plain(f"note: {note}"))
     if len(done) > most:
-        print(f"note: {len(done) - most} more cells have no pictures of their own; see --most")
+        print(f"note: {len(done) - most} more cells have no figures; see --most")
     return written
 
 
@@ -101,11 +101,11 @@ def _parser() -> Parser:
         "--store",
         metavar="PATH",
         type=path_of,
-        help="the store (default: that of the last run, else .store beside the sweep)",
+        help="the store (default: that of the last run, else .store next to the sweep)",
     )
     parser.add_argument(
         "--most", metavar="N", type=int, default=MOST,
-        help="cells that get pictures of their own (default: %(default)s)",
+        help="number of cells to draw figures of (default: %(default)s)",
     )  # fmt: skip
     return parser
 

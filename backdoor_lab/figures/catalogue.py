@@ -1,4 +1,4 @@
-"""Which pictures a sweep and a cell have."""
+"""The list of figures of a sweep and of a cell."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ from backdoor_lab.tables.layout import split
 
 Named = tuple[str, Figure]
 SEVERAL = 4
-"""A sweep over so many ratios is about the ratio."""
+"""Number of ratios from which a sweep counts as a study of the ratio."""
 
 
 def of_sweep(whole: Whole) -> Iterator[Named]:
-    """The pictures of a whole sweep; what the store no longer has is left out."""
+    """Yield each figure of a sweep and its name, except those whose data is gone."""
     found = list(attacked(whole))
     if found:
         yield "triggers", images.triggers(*trigger_rows(found))
@@ -65,8 +65,8 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
 
 
 def promised(whole: Whole, cells: Sequence[Cell]) -> dict[str, float]:
-    """The AUROC that the features of a cell promise along the direction of its poison, by its id,
-    where the sweep is about the ratio and the store has them."""
+    """The AUROC predicted from each cell's features along the direction of its poison, by cell id;
+    empty if the sweep has fewer than SEVERAL ratios. Cells without stored features are omitted."""
     if len({cell.choices["ratio"] for cell in cells if cell.choices}) < SEVERAL:
         return {}
     known = {cell.id: separation_of(whole.shelf, whole.records[cell.id]) for cell in cells
@@ -76,7 +76,7 @@ def promised(whole: Whole, cells: Sequence[Cell]) -> dict[str, float]:
 
 
 def of_cell(whole: Whole, record: Record) -> Iterator[Named]:
-    """The pictures of one done cell; what the store no longer has is left out."""
+    """Yield each figure of one done cell and its name, except those whose data is gone."""
     yield "pipeline", course.pipeline(steps(record))
     losses = losses_of(whole.shelf, record)
     if losses:

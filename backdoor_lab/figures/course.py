@@ -1,4 +1,4 @@
-"""The course of a run: its pipeline with counts, its training losses, what each stage cost."""
+"""Figures of a run: the pipeline with its counts, the training losses, the cost per stage."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _WIDE, _HIGH, _GAP = 1.0, 0.6, 0.24
 
 @styled
 def pipeline(steps: Sequence[tuple[str, Sequence[str]]]) -> Figure:
-    """The stages of a cell from left to right: a name each, and lines of what came out of it."""
+    """The stages of a cell from left to right. Each step is a stage name and lines of results."""
     figure = new(1.45 * len(steps), 1.25)
     draw_pipeline(figure.add_subplot(), steps)
     return figure
 
 
 def draw_pipeline(axes: Axes, steps: Sequence[tuple[str, Sequence[str]]]) -> None:
-    """`pipeline` into `axes`."""
+    """Draw `pipeline` into `axes`."""
     for number, (name, lines) in enumerate(steps):
         left = number * (_WIDE + _GAP)
         box = FancyBboxPatch(
@@ -47,14 +47,14 @@ def draw_pipeline(axes: Axes, steps: Sequence[tuple[str, Sequence[str]]]) -> Non
 
 @styled
 def training(losses: Mapping[str, Array]) -> Figure:
-    """Mean training loss float64 (epochs,) of each training by its name, against the epoch."""
+    """Mean training loss against the epoch. `losses` maps each training to float64 (epochs,)."""
     figure = new(4.2, 3.0)
     draw_training(figure.add_subplot(), losses)
     return figure
 
 
 def draw_training(axes: Axes, losses: Mapping[str, Array]) -> None:
-    """`training` into `axes`: one line for each name."""
+    """Draw `training` into `axes`, one line per training."""
     for number, (name, values) in enumerate(losses.items()):
         color, marker, line = mark(number)
         shown = marker if len(values) <= 30 else "none"
@@ -73,10 +73,9 @@ def draw_training(axes: Axes, losses: Mapping[str, Array]) -> None:
 
 @styled
 def cost(names: Sequence[str], stages: Sequence[str], seconds: Array) -> Figure:
-    """Seconds float64 (cells, stages) as stacked bars, a bar for each of `names`.
+    """Stacked bars of `seconds`, float64 (cells, stages), one bar per entry of `names`.
 
-    They are what computing a stage took when it was computed: cells that share a stage in the
-    store all show it.
+    A stage's seconds are those of the run that computed it; all cells that share it show them.
     """
     figure = new(7.0, 1.3 + 0.22 * len(names))
     axes = figure.add_subplot()

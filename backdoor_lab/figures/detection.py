@@ -1,4 +1,4 @@
-"""What a defense saw of one cell: scores, projections, and what removing by score would leave."""
+"""Figures of a defense on one cell: scores, projections, poison left by number removed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Array = NDArray[Any]
 
 @styled
 def scores(bars: Histogram) -> Figure:
-    """Score histograms of the target class, clean against poisoned, each in % of its kind, with
-    the cut at and above which images were removed."""
+    """Score histograms of the target class, in % of the clean and of the poisoned images, with
+    the threshold at and above which images were removed."""
     figure = new(4.2, 3.0)
     draw_scores(figure.add_subplot(), bars)
     return figure
 
 
 def draw_scores(axes: Axes, bars: Histogram) -> None:
-    """`scores` into `axes`; the values of the two step patches are the percentages."""
+    """Draw `scores` into `axes`. The values of the two step patches are the percentages."""
     for counts, color, hatch, name in (
         (bars.clean, CLEAN, "", "clean"),
         (bars.poison, POISON, "////", "poisoned"),
@@ -36,27 +36,27 @@ def draw_scores(axes: Axes, bars: Histogram) -> None:
             alpha=1.0 if name == "clean" else 0.75, linewidth=0.8, label=f"{name} ({counts.sum()})",
         )  # fmt: skip
     if bars.cut is not None:
-        axes.axvline(bars.cut, color=REMOVED, linestyle="--", linewidth=1.4, label="cut")
+        axes.axvline(bars.cut, color=REMOVED, linestyle="--", linewidth=1.4, label="threshold")
     if bars.log:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="score", ylabel="% of its kind", title="Scores in the target class")
+    axes.set(xlabel="score", ylabel="% of each group", title="Scores in the target class")
     axes.legend()
 
 
 @styled
 def projections(along: Array, is_poison: Array, keep: Array) -> Figure:
-    """The target class on its two top singular directions: `along` float64 (n, 2), and bool (n,)
-    which are poisoned and which were kept."""
+    """The target class projected on its two top singular directions: `along` float64 (n, 2),
+    `is_poison` and `keep` bool (n,)."""
     figure = new(4.2, 3.4)
     draw_projections(figure.add_subplot(), along, is_poison, keep)
     return figure
 
 
 def draw_projections(axes: Axes, along: Array, is_poison: Array, keep: Array) -> None:
-    """`projections` into `axes`: clean, poisoned and removed are its three collections."""
+    """Draw `projections` into `axes`, as three collections: clean, poisoned, removed."""
     for mask, marker, color, edge, size, name in (
         (~is_poison, "o", CLEAN, "none", 8, "clean"),
         (is_poison, "^", POISON, EDGE, 22, "poisoned"),
@@ -79,15 +79,15 @@ def draw_projections(axes: Axes, along: Array, is_poison: Array, keep: Array) ->
 
 @styled
 def removal(curve: Curve, at: tuple[int, int]) -> Figure:
-    """Poisoned images left against images removed by score, the same at random, and the
-    operating point `at` (removed, left) of the defense."""
+    """Poisoned images left against images removed, by score and at random; `at` is the defense's
+    operating point (removed, left)."""
     figure = new(4.2, 3.0)
     draw_removal(figure.add_subplot(), curve, at)
     return figure
 
 
 def draw_removal(axes: Axes, curve: Curve, at: tuple[int, int]) -> None:
-    """`removal` into `axes`: its lines are by score, at random, and the operating point."""
+    """Draw `removal` into `axes`. The lines are: by score, at random, operating point."""
     axes.plot(curve.removed, curve.left, color=CLEAN, label="by score")
     axes.plot(*curve.by_chance, color=CHANCE, linestyle="--", label="at random")
     axes.plot(

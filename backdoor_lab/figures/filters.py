@@ -1,4 +1,4 @@
-"""Which first-layer filter answers to a trigger: a rule, computed from weights and images."""
+"""Find the first-layer filter that responds most to a trigger, from weights and images."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ Array = NDArray[Any]
 def response_changes(weights: Array, clean: Array, triggered: Array, base: Array) -> Array:
     """How much a trigger changes each filter's response, relative to its spread: float64 (f,).
 
-    For filter f with the linear response r_f (before any nonlinearity), over image pairs i and
-    places p: the mean over i of max_p |r_f(triggered_i) - r_f(clean_i)|, divided by the standard
-    deviation of r_f(clean_i) over all i and p. The trigger's filter is the one where this is
-    largest.
+    For filter f with linear response r_f (before any nonlinearity), image pairs i and positions p:
+    the mean over i of max_p |r_f(triggered_i) - r_f(clean_i)|, divided by the standard deviation
+    of r_f(clean_i) over all i and p. The trigger's filter is the one with the largest value.
 
     `weights` float (f, C, k, k); `clean` and `triggered` uint8 (n, C, H, W); `base` uint8
-    (m, C, H, W), images that give each channel's mean and deviation. Responses are taken at
-    every pixel, with zeros around the normalised image, whatever the network's own stride.
+    (m, C, H, W), the images from which each channel's mean and standard deviation are computed.
+    Responses are computed with stride 1 and zero padding around the normalized image.
     """
     mean = base.mean(axis=(0, 2, 3), keepdims=True)
     deviation = np.maximum(base.std(axis=(0, 2, 3), keepdims=True), 1.0)
@@ -35,7 +34,7 @@ def response_changes(weights: Array, clean: Array, triggered: Array, base: Array
 
 
 def _responses(weights: Array, image: Array) -> Array:
-    """The filters' linear responses at every place of `image` float (C, H, W): (H * W, f)."""
+    """The filters' linear responses at each position of `image` float (C, H, W): (H * W, f)."""
     count, channels, side, _ = weights.shape
     before, after = side // 2, (side - 1) // 2
     padded = np.pad(image, ((0, 0), (before, after), (before, after)))

@@ -1,7 +1,7 @@
-"""Letters that the usual font lacks: from another installed font, else transcribed.
+"""Characters missing from the default font: use another installed font, else transliterate.
 
-Class names may be in any script. Matplotlib's own font has Latin, Greek, Cyrillic, Arabic, Hebrew
-and a few others; for Chinese, Japanese, Korean and the rest a font of the system must help.
+Class names may use any script. Matplotlib's font covers Latin, Greek, Cyrillic, Arabic, Hebrew and
+a few others; Chinese, Japanese, Korean and other scripts need a system font.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from backdoor_lab.core.letters import transcribed
 
 USUAL = "DejaVu Sans"
 _LAST_RESORT = "Last Resort"
-"""Matplotlib's own font of boxes, which has every letter and shows none."""
+"""Matplotlib's placeholder font; it maps every character but draws only boxes."""
 
 
 def fit_letters(figure: Figure) -> bool:
-    """Gives every text of `figure` the fonts that its letters need; letters that no font has are
-    transcribed. Whether a text has got another font than the usual one."""
+    """Set the fonts that each text of `figure` needs; transliterate characters without a font.
+    Returns whether any text uses a font other than the default."""
     changed = False
     for text in _texts(figure):
         families, lacking = fonts_for("".join(sorted(set(text.get_text()))))
@@ -37,7 +37,7 @@ def fit_letters(figure: Figure) -> bool:
 
 
 def transcribe_letters(figure: Figure) -> None:
-    """Transcribes every letter of `figure` that the usual font lacks."""
+    """Transliterate every character of `figure` that the default font lacks."""
     for text in _texts(figure):
         text.set_fontfamily([USUAL])
         _transcribe(text, _beyond(text.get_text()))
@@ -45,7 +45,7 @@ def transcribe_letters(figure: Figure) -> None:
 
 @functools.lru_cache(1024)
 def fonts_for(letters: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The fewest further fonts that are needed for `letters`, greedily; and what none has."""
+    """A small set of extra fonts for `letters`, chosen greedily, and the characters none has."""
     lacking = _beyond(letters)
     families: list[str] = []
     while lacking:
@@ -65,7 +65,7 @@ def _texts(figure: Figure) -> list[Text]:
 def _transcribe(text: Text, lacking: frozenset[str] | set[str]) -> None:
     runs: list[str] = []
     for char in text.get_text():
-        # Neighbours that lack a font are transcribed as one, so that hyphens part them.
+        # Transliterate neighboring characters as one run, so that hyphens separate them.
         if runs and (char in lacking) == (runs[-1][-1] in lacking):
             runs[-1] += char
         else:
@@ -84,7 +84,7 @@ def _has(entry: FontEntry) -> frozenset[str]:
 
 @functools.cache
 def _installed() -> tuple[FontEntry, ...]:
-    """One upright font of each family, sans serif first."""
+    """One upright font per family, sans serif first."""
     found = {
         entry.name: entry
         for entry in sorted(fontManager.ttflist, key=lambda each: (each.name, each.fname))

@@ -1,5 +1,5 @@
-"""Every pair of a source and a target class as heat maps: ASR before and after the defense, and
-the poisoned images that it left."""
+"""Heat maps over all pairs of source and target class: ASR before and after the defense, and the
+number of poisoned images left."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _CELL = 0.42
 
 @dataclass(frozen=True)
 class Map:
-    """One heat map: `values` float64 (sources, targets), NaN where there is no cell; colours from
-    0 to `top`."""
+    """One heat map: `values` float64 (sources, targets), NaN where there is no cell. The color
+    scale runs from 0 to `top`."""
 
     label: str
     sources: list[str]
@@ -39,7 +39,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The maps of all cells that agree in everything but source, target and seed."""
+    """The heat maps of cells that differ only in source, target and seed."""
 
     title: str
     slug: str
@@ -47,8 +47,8 @@ class Sheet:
 
 
 def sheets(cells: Sequence[Cell]) -> Iterator[Sheet]:
-    """A sheet for each trigger, ratio, defense and whatever else differs, of the cells whose attack
-    has a source class, where there are more than two pairs and some are done; means over seeds."""
+    """Yield a sheet per trigger, ratio, defense and any other setting that differs, averaged over
+    seeds. Only cells with a source class count; sheets need more than two pairs and a done cell."""
     paired = [cell for cell in cells if cell.choices.get("source") is not None]
     spec = PivotSpec(("source",), ("target",), tuple(MEASURES))
     before = "_".join(map(".".join, (spec.rows, spec.columns, spec.values))) + "_"
@@ -59,14 +59,14 @@ def sheets(cells: Sequence[Cell]) -> Iterator[Sheet]:
 
 
 def _is_grid(table: PivotTable) -> bool:
-    """Whether there are several pairs, not merely one source for each target."""
+    """Whether the table has several pairs, not only one source per target."""
     pairs, sides = len(table.cells), (len(table.rows), len(table.columns))
     return pairs > 2 and (pairs > max(sides) or min(sides) == 1)
 
 
 @styled
 def heat_maps(sheet: Sheet) -> Figure:
-    """The maps of a sheet side by side: sources down, targets across, each number in its place."""
+    """The maps of a sheet in one row: sources down, targets across, values printed in the cells."""
     rows, columns = sheet.maps[0].values.shape
     figure = new((columns * _CELL + 1.9) * len(sheet.maps), rows * _CELL + 1.7)
     for axes, each in zip(figure.subplots(1, len(sheet.maps), squeeze=False)[0], sheet.maps,
@@ -94,7 +94,7 @@ def _draw(axes: Axes, found: Map) -> None:
 
 
 def _map(table: PivotTable, name: str) -> Map | None:
-    """One measure of a table of sources and targets; None where no cell has it."""
+    """The heat map of one measure; None if no cell has it."""
     values = np.full((len(table.rows), len(table.columns)), np.nan)
     for row, column in np.ndindex(values.shape):
         place = table.cells.get((table.rows[row], table.columns[column]))
@@ -107,7 +107,7 @@ def _map(table: PivotTable, name: str) -> Map | None:
 
 
 def _title(table: PivotTable) -> str:
-    """The trigger and what else tells this sheet from others, of ``ASR1, ASR2: pixel, seed 0``."""
+    """The part of the title that distinguishes this sheet: ``pixel, seed 0``."""
     return table.title.partition(": ")[2]
 
 

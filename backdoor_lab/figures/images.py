@@ -1,4 +1,4 @@
-"""Images and filters drawn as pixels: the triggers of a sweep, the first layer of its networks."""
+"""Figures of images and filters: the triggers of a sweep, the first layer of its networks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Array = NDArray[Any]
 
 @styled
 def triggers(names: Sequence[str], originals: Array, triggered: Array) -> Figure:
-    """One row for each trigger: an image, the same with the trigger, and what the trigger adds,
-    stretched to the full range around gray. Both arrays uint8 (names, C, H, W)."""
+    """One row per trigger: an image, the image with the trigger, and the difference stretched to
+    the full range around gray. Both arrays are uint8 (names, C, H, W)."""
     figure = new(4.6, 1.5 * len(names) + 0.3)
     draw_triggers(figure, names, originals, triggered)
     return figure
@@ -29,7 +29,7 @@ def triggers(names: Sequence[str], originals: Array, triggered: Array) -> Figure
 def draw_triggers(
     figure: FigureBase, names: Sequence[str], originals: Array, triggered: Array
 ) -> None:
-    """`triggers` into `figure`."""
+    """Draw `triggers` into `figure`."""
     grid = figure.subplots(len(names), 3, squeeze=False)
     for axes, name, clean, changed in zip(grid, names, originals, triggered, strict=True):
         for place, picture in zip(axes, (clean, changed, stretched(clean, changed)), strict=True):
@@ -40,14 +40,14 @@ def draw_triggers(
 
 
 def stretched(clean: Array, changed: Array) -> Array:
-    """`changed` minus `clean`, uint8 (C, H, W) both, around 128 and as strong as fits: uint8."""
+    """`changed` - `clean`, both uint8 (C, H, W), scaled to the full range around 128: uint8."""
     difference = changed.astype(np.float64) - clean
     largest = np.abs(difference).max() or 1.0
     return np.rint(127.5 + 127.5 * difference / largest).astype(np.uint8)
 
 
 def show(axes: Axes, image: Array) -> None:
-    """`image` uint8 (C, H, W): in colour for three channels or more, else its first in gray."""
+    """Show `image` uint8 (C, H, W): in color if C >= 3, otherwise its first channel in gray."""
     colour = image.shape[0] >= 3
     picture = np.moveaxis(image[:3], 0, -1) if colour else image[0]
     axes.imshow(picture, cmap=None if colour else "gray", vmin=0, vmax=255)
@@ -58,8 +58,8 @@ def show(axes: Axes, image: Array) -> None:
 
 @dataclass(frozen=True)
 class Layer:
-    """The first layer of one network: `weights` float (f, C, k, k), and how much the trigger
-    changes each filter's response, float64 (f,)."""
+    """The first layer of a network: `weights` float (f, C, k, k), and `changes` float64 (f,), how
+    much the trigger changes each filter's response (see `response_changes`)."""
 
     title: str
     weights: Array
@@ -68,8 +68,8 @@ class Layer:
 
 @styled
 def filters(layers: Sequence[Sequence[Layer]]) -> Figure:
-    """First-layer filters, one row of networks for each trigger, each filter scaled by itself
-    around gray; a frame marks the filter that the trigger changes most."""
+    """First-layer filters, one row of networks per trigger, each filter scaled separately around
+    gray. A frame marks the filter whose response the trigger changes most."""
     columns = max(len(row) for row in layers)
     figure = new(2.9 * columns, 3.1 * len(layers))
     grid = figure.subplots(len(layers), columns, squeeze=False)
@@ -97,8 +97,8 @@ def _draw_layer(axes: Axes, layer: Layer) -> None:
 
 
 def mosaic(weights: Array) -> Array:
-    """Filters float (f, C, k, k) as one uint8 picture, (h, w, 3) for three channels, else their
-    mean over channels (h, w): zero is gray, a filter's largest magnitude black or white."""
+    """Filters float (f, C, k, k) tiled into one uint8 image: (h, w, 3) for three channels, else
+    their mean over channels (h, w). Zero is gray; its largest magnitude is black or white."""
     count, channels, side, _ = weights.shape
     peak = np.abs(weights).reshape(count, -1).max(axis=1)
     scaled = 127.5 + 127.5 * weights / np.where(peak > 0, peak, 1)[:, None, None, None]

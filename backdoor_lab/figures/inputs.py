@@ -1,4 +1,4 @@
-"""From records and the store to the arrays that pictures are drawn from."""
+"""Read the arrays that figures draw from records and the store."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ PAIRS, BASE, MOST_BARS = 32, 1000, 40
 
 @dataclass(frozen=True)
 class Whole:
-    """A sweep with its records by cell id, and the store's shelf."""
+    """A sweep's cells, its records by cell id, and the reader of its store."""
 
     cells: Sequence[Cell]
     records: dict[str, Record]
     shelf: Shelf
 
     def done(self) -> Iterator[tuple[Cell, Record]]:
-        """The done cells whose record can be read."""
+        """The done cells with a readable record."""
         for cell in self.cells:
             if cell.done and cell.choices and cell.id in self.records:
                 yield cell, self.records[cell.id]
 
 
 def projected(shelf: Shelf, record: Record, found: Material) -> Array | None:
-    """The target class on its two top singular directions, float64 (b, 2), where features are."""
+    """The target class on its two top singular directions, float64 (b, 2), or None."""
     where = in_target(found)
     values = shelf.features(record, where, len(found.training.index))
     if values is None or len(values) < 2 or not np.isfinite(values).all():
@@ -55,15 +55,15 @@ def projected(shelf: Shelf, record: Record, found: Material) -> Array | None:
 
 
 def losses_of(shelf: Shelf, record: Record) -> dict[str, Array]:
-    """The losses per epoch of the first training and of the retraining, where they are known."""
+    """The losses per epoch of the first training and of the retraining, as far as stored."""
     named = {"first training": "train", "retraining": "retrain"}
     found = {name: shelf.losses(record, stage) for name, stage in named.items()}
     return {name: values for name, values in found.items() if values is not None and len(values)}
 
 
 def steps(record: Record) -> list[tuple[str, list[str]]]:
-    """The stages of a done record with its counts, for `course.pipeline`: a repair in place of the
-    filter and the retraining, nothing after the filter where no network was retrained."""
+    """The stages of a done record with their counts, for `course.pipeline`. A repair replaces
+    filter and retraining; without a retrained network, the filter is the last stage."""
     counts, chosen = _part(record, "counts"), _part(record, "choices")
     epochs = _part(record, "config", "recipe").get("epochs", "?")
 
@@ -97,7 +97,7 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
 
 
 def _part(record: Record, *names: str) -> Record:
-    """A part of a record, empty where it is no mapping: nobody has checked all of it."""
+    """A nested mapping of an unvalidated record; empty if it is not a mapping."""
     for name in names:
         found = record.get(name)
         record = found if isinstance(found, dict) else {}
@@ -105,8 +105,8 @@ def _part(record: Record, *names: str) -> Record:
 
 
 def costs(cells: Sequence[Cell]) -> tuple[list[str], list[str], Array]:
-    """Names, stages and seconds float64 (cells, stages) of at most MOST_BARS cells, the dearest,
-    in the order of the sweep."""
+    """Names, stages and seconds float64 (cells, stages) of the MOST_BARS most expensive cells, in
+    the order of the sweep."""
     spent = [[_seconds(cell, stage) for stage in STAGES] for cell in cells]
     table = np.array(spent).reshape(len(cells), len(STAGES))
     dearest = np.sort(np.argsort(-table.sum(axis=1), kind="stable")[:MOST_BARS])
@@ -122,8 +122,7 @@ def _seconds(cell: Cell, stage: str) -> float:
 
 
 def attacked(whole: Whole) -> Iterator[tuple[str, Record, Training]]:
-    """For each trigger the done cell of the highest ratio among those whose poison is stored as
-    images."""
+    """For each trigger, the done cell with the highest ratio whose poisoned images are stored."""
     by_trigger: dict[str, list[Record]] = {}
     for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
         if float(cell.choices["ratio"]) > 0 and not late(record):
@@ -139,8 +138,8 @@ def attacked(whole: Whole) -> Iterator[tuple[str, Record, Training]]:
 def trigger_rows(
     found: Sequence[tuple[str, Record, Training]],
 ) -> tuple[list[str], Array, Array]:
-    """Names, originals and triggered images uint8 (t, C, H, W): the same image under each trigger
-    where all of them poison one, else each trigger's first."""
+    """Names, originals and triggered images uint8 (t, C, H, W). All rows show the same image if
+    every trigger poisons one in common, otherwise each trigger's first."""
     sources = [each.original[: each.poisoned].tolist() for _, _, each in found]
     common = set(sources[0]).intersection(*sources[1:])
     places = [s.index(min(common)) if common else 0 for s in sources]
@@ -150,13 +149,13 @@ def trigger_rows(
 
 
 def pair(training: Training, rows: Array) -> tuple[Array, Array]:
-    """The originals of poison rows `rows` int (b,), and the rows: uint8 (b, C, H, W) both."""
+    """The originals of the poisoned images `rows` int (b,), and the images: uint8 (b, C, H, W)."""
     return np.asarray(training.base[training.original[rows]]), training.rows[rows]
 
 
 def layers(whole: Whole, trigger: str, record: Record, training: Training) -> list[Layer]:
-    """The first layer of a network that was trained without poison, where the sweep has one, and
-    of the network that the trigger of `record` backdoored."""
+    """The first layers of a network trained without poison, if the sweep has one, and of the
+    network that `record` backdoored."""
     from backdoor_lab.figures.filters import response_changes
     from backdoor_lab.figures.images import Layer
 
@@ -180,10 +179,10 @@ def layers(whole: Whole, trigger: str, record: Record, training: Training) -> li
 
 
 def trained_clean(whole: Whole, like: Record) -> tuple[str, Record, str] | None:
-    """A network of this sweep that saw no poison, of the same model and data: the training of a
-    cell without poison, else the oracle's retraining, else another with no poison left.
+    """A network of this sweep trained without poison, with the model and data of `like`: from a
+    cell without poison, else the oracle's retraining, else any retraining with no poison left.
 
-    Its name, its record and its stage.
+    Returns its name, record and stage.
     """
     ranked: dict[int, tuple[str, Record, str]] = {}
     for cell, record in whole.done():

@@ -26,13 +26,13 @@ PREDICTED = "predicted from the features"
 MEASURES = {"asr": "ASR in %", "nat": "Nat in %", "auroc": "AUROC in %"}
 _APART = 0.012
 _WIDE = 20
-"""Ratios that span more than this factor are drawn on a logarithmic axis."""
+"""Ratios spanning more than this factor are drawn on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: at each of `ratios` float64 (k,), in percent or a number of images, the mean in
-    percent and half its 95 % interval, NaN where only one seed is known."""
+    """One line: for each of `ratios` float64 (k,), in percent or number of images, the mean in
+    percent and half its 95 % interval, NaN with a single seed."""
 
     name: str
     ratios: Array
@@ -42,7 +42,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One target class: the lines of each measure (a key of MEASURES), against `axis`."""
+    """The lines of one target class for each measure (a key of MEASURES); `axis` is the x label."""
 
     title: str
     lines: dict[str, list[Series]]
@@ -51,17 +51,16 @@ class Panel:
 
 @styled
 def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
-    """One column for each target, ASR above Nat and, where it is known, AUROC; bars are 95 %
-    intervals over seeds.
+    """One column per target: ASR, Nat and, if known, AUROC; bars are 95 % intervals over seeds.
 
-    Lines that would cover each other are moved apart sideways, by about one hundredth of the axis.
+    Lines are shifted sideways by about 1 % of the axis so that they do not hide each other.
     """
     shown = [name for name in MEASURES if any(panel.lines[name] for panel in panels)]
     figure = new(1.2 + 2.5 * len(panels), 1 + 1.8 * len(shown))
     grid = figure.subplots(len(shown), len(panels), squeeze=False, sharex=True, sharey="row")
     for column, panel in enumerate(panels):
         for place, measure in enumerate(shown):
-            # AUROC has no line for "before", so counting from 1 keeps the colors of the defenses.
+            # AUROC has no "before" line; counting from 1 keeps the defenses' colors.
             draw_lines(grid[place][column], panel.lines[measure], first=int(measure == "auroc"))
         grid[0][column].set_title(panel.title)
         grid[0][column].set_ylim(-4, 104)
@@ -73,14 +72,14 @@ def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
     for axes in grid.flat:
         drawn, names = axes.get_legend_handles_labels()
         named |= dict(zip(names, drawn, strict=True))
-    # Two long labels side by side would not fit into a figure of one panel.
+    # Two long labels in one row do not fit into a figure with a single panel.
     columns = min(4, 2 * len(panels) - 1)
     figure.legend([*named.values()], [*named.keys()], loc="outside lower center", ncols=columns)
     return figure
 
 
 def draw_lines(axes: Axes, lines: Sequence[Series], *, first: int = 0) -> None:
-    """Each of `lines` with its intervals; their marks are counted from `first`."""
+    """Draw `lines` with their intervals; colors and markers are numbered from `first`."""
     known = np.concatenate([each.ratios for each in lines] or [np.zeros(1)])
     wide = known.max() > _WIDE * known[known > 0].min(initial=np.inf)
     width = float(np.ptp(known)) or max(float(known.max()), 1.0)
@@ -104,9 +103,9 @@ def draw_lines(axes: Axes, lines: Sequence[Series], *, first: int = 0) -> None:
 
 
 def panels(group: Group, predicted: Mapping[str, float] | None = None) -> list[Panel]:
-    """The panels of one table's cells, a target class each, from its done cells. Against the ratio
-    in percent, or where the protocol counts poison, against the number of images. `predicted`: the
-    AUROC that the features of a cell, by its id, promise along the direction of the poison."""
+    """The panels of a table's done cells, one per target class. The x axis is the ratio in percent
+    or, if the protocol counts images, the number of images. `predicted` maps a cell's id to the
+    AUROC predicted from its features."""
     ratio_of = group.traits.get("protocol.ratio_of")
     counted = any(is_count(each.choices["ratio"], ratio_of) for each in group.cells if each.choices)
     axis, scale = ("poisoned images", 1) if counted else (Panel.axis, 100)
@@ -129,8 +128,8 @@ def panels(group: Group, predicted: Mapping[str, float] | None = None) -> list[P
 
 
 def _series(cells: Sequence[Cell], measure: str, scale: int) -> list[Series]:
-    """Before any defense, each seed once however many defenses share its network; then the
-    defenses in the order of the sweep. The axis shows `scale` times the ratio."""
+    """The line before any defense, with each seed counted once, then one line per defense in the
+    order of the sweep. The x axis shows `scale` times the ratio."""
     before: dict[tuple[float, int], list[float]] = defaultdict(list)
     after: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
@@ -149,7 +148,7 @@ def _series(cells: Sequence[Cell], measure: str, scale: int) -> list[Series]:
 
 
 def _detection(cells: Sequence[Cell], predicted: Mapping[str, float], scale: int) -> list[Series]:
-    """The AUROC of each defense's scores, and what the features promise: once for each seed."""
+    """The AUROC of each defense's scores, and the AUROC predicted from the features, per seed."""
     measured: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     promised: dict[tuple[float, int], float] = {}
     for cell in cells:

@@ -1,4 +1,4 @@
-"""A sweep at a glance: its triggers, and what the defense saw of one cell."""
+"""The overview figure of a sweep: its triggers, and the defense's view of one cell."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 @styled
 def sheet(whole: Whole) -> Figure | None:
-    """Triggers and ASR against the ratio to the left; to the right scores, projections, removal
-    and losses of the first done cell of a defense that is no control, and that the store has all
-    of. None where there is none."""
+    """Left: triggers and ASR against the ratio. Right: scores, projections, removal curve and
+    losses of the first done cell whose defense is not a control and whose data is all stored. None
+    if there is no such cell."""
     for cell, record in whole.done():
         if cell.choices["defense"] in CONTROLS:
             continue

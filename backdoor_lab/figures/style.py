@@ -1,8 +1,8 @@
-"""Colours, marks and files that all pictures share.
+"""Colors, markers and file formats shared by all figures.
 
-Colours: the palette of Okabe and Ito, "Color Universal Design" (2008), made to be told apart with
-any kind of colour vision. What stands side by side differs in luminance as well, or in mark,
-line or hatch, so that it reads in grayscale too.
+The colors are the palette of Okabe and Ito, "Color Universal Design" (2008), which stays readable
+with color vision deficiency. Neighbors also differ in luminance, marker, line or hatch, so figures
+stay readable in grayscale.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _RC: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "legend.frameon": False, "hatch.linewidth": 0.7, "lines.markersize": 5,
     "image.interpolation": "nearest", "pdf.fonttype": 42, "svg.fonttype": "none",
-    # A name out of a record may hold a dollar.
+    # Names from records may contain a dollar sign.
     "text.parse_math": False, "backend": "agg",
 }  # fmt: skip
 
@@ -41,7 +41,7 @@ R = TypeVar("R")
 
 
 class Mark(NamedTuple):
-    """How one series is told from the others."""
+    """The color, marker and line style of one series."""
 
     color: str
     marker: str
@@ -49,7 +49,7 @@ class Mark(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """How one stacked part is told from its neighbours."""
+    """The color and hatch of one stacked part."""
 
     color: str
     hatch: str
@@ -63,7 +63,7 @@ _FILLS = (BLUE, ORANGE, SKY, YELLOW, GREEN, PURPLE, VERMILLION)
 
 
 def mark(number: int) -> Mark:
-    """The mark of series `number`: no two of the first 35 share colour and line."""
+    """The mark of series `number`. The first 35 all differ in color or line style."""
     return Mark(
         _COLORS[number % len(_COLORS)],
         _MARKERS[number % len(_MARKERS)],
@@ -72,25 +72,25 @@ def mark(number: int) -> Mark:
 
 
 def fill(number: int) -> Fill:
-    """The fill of stacked part `number`: neighbours differ in colour and in hatch."""
+    """The fill of stacked part `number`; neighbors differ in color and hatch."""
     return Fill(_FILLS[number % len(_FILLS)], _HATCHES[number % len(_HATCHES)])
 
 
 def luminance(color: str) -> float:
-    """Relative luminance 0..1 of a colour ``#RRGGBB`` (WCAG 2.1, definition)."""
+    """Relative luminance 0..1 of a color ``#RRGGBB`` (WCAG 2.1, definition)."""
     values = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio 1..21 of two colours ``#RRGGBB`` (WCAG 2.1, definition)."""
+    """Contrast ratio 1..21 of two colors ``#RRGGBB`` (WCAG 2.1, definition)."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """`draw` under this room's settings, whatever a user's matplotlibrc says."""
+    """Decorator: run `draw` with this module's settings, ignoring the user's matplotlibrc."""
 
     @functools.wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -102,7 +102,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def new(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, without pyplot: nothing global, nothing to close."""
+    """An empty figure of this size in inches, created without pyplot: no global state."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
@@ -110,12 +110,12 @@ def new(width: float, height: float) -> Figure:
 
 @styled
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Writes `path`.png and `path`.pdf, each by one rename; the same figure, the same bytes on
-    machines with the same fonts. Letters without a font are transcribed."""
+    """Write `path`.png and `path`.pdf atomically; return both paths. The bytes are reproducible on
+    machines with the same fonts. Characters without a font are transliterated."""
     fitted = fit_letters(figure)
     try:
         made = {suffix: _drawn(figure, suffix) for suffix in FORMATS}
-    except Exception:  # a system's font may be of a kind that cannot be embedded
+    except Exception:  # some system fonts cannot be embedded
         if not fitted:
             raise
         transcribe_letters(figure)

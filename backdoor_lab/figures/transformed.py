@@ -24,17 +24,16 @@ from backdoor_lab.training.transformations import KINDS, parse
 Array = NDArray[Any]
 FIGURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %"}
 ACCURACY = {"asr1": "nat1", "asr2": "nat2"}
-"""What tells a destroyed trigger from a destroyed image."""
+"""Separates a destroyed trigger (ASR drops alone) from a destroyed image (accuracy drops too)."""
 _COLUMNS = 3
-# Where the untransformed images stand on an axis that has no number for them.
+# Where untransformed images are drawn on an axis without a natural value for them.
 _LOSSLESS = 110
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One trigger under one kind of transformation: at each of `strengths` float64 (k,), the
-    untransformed images included, the mean in percent and half its 95 % interval, NaN where only
-    one seed is known."""
+    """One trigger under one kind of transformation. For each of `strengths` float64 (k,), including
+    the untransformed images: the mean in percent and half its 95 % interval, NaN with one seed."""
 
     trigger: str
     strengths: Array
@@ -44,8 +43,8 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of one kind of transformation (a key of KINDS); `accuracy` the mean over the
-    triggers of what is measured without the trigger, None where that is not recorded."""
+    """The curves of one kind of transformation (a key of KINDS). `accuracy` is the mean over
+    triggers of the accuracy without the trigger, None if not recorded."""
 
     kind: str
     curves: list[Curve]
@@ -53,8 +52,8 @@ class Panel:
 
 
 def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
-    """A picture of each of FIGURES that was measured under transformations, for each set of cells
-    that differ in nothing but trigger and seed, with a name for its file."""
+    """Yield a file name and figure for each of FIGURES that was measured under transformations, for
+    each set of cells that differ only in trigger and seed."""
     measured = [cell for cell in cells if cell.done and under_names([cell])]
     for figure, says in FIGURES.items():
         pair = (figure, ACCURACY[figure])
@@ -77,14 +76,14 @@ def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
 
 
 def panels(table: PivotTable, figure: str) -> list[Panel]:
-    """The panels of a table whose rows are triggers, in the order of KINDS."""
+    """The panels of a table with triggers as rows, in the order of KINDS."""
     names = [name for name in table.spec.values if name.startswith(under_name(figure, ""))]
     found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
     for name in names:
         try:
             kind, strength = parse(name.removeprefix(under_name(figure, "")))
         except ConfigError:
-            continue  # of another version of this package
+            continue  # from another version of this package
         found[kind].append((strength, name))
     chosen = {kind: [(_untouched(kind), figure), *each] for kind, each in found.items() if each}
     return [
@@ -128,8 +127,8 @@ def _mean(table: PivotTable, points: Sequence[tuple[float, str]]) -> Curve | Non
 
 @styled
 def drawn(title: str, says: str, shown: Sequence[Panel]) -> Figure:
-    """The panels in rows of three. To the left, or where a factor is 1, ``none`` is the figure on
-    untransformed images; bars are 95 % intervals over seeds. The gray band ends at the accuracy."""
+    """The panels in rows of three. ``none`` marks untransformed images, at the left or at factor 1;
+    bars are 95 % intervals over seeds. The top of the gray band is the accuracy."""
     rows = -(-len(shown) // _COLUMNS)
     columns = min(len(shown), _COLUMNS)
     figure = new(1.2 + 3.0 * columns, 1.6 + 2.4 * rows)

@@ -1,1 +1,1 @@
-"""One HTML page for each sweep, and the files that are written next to its records."""
+"""The HTML page of a sweep, and the files written next to its records."""

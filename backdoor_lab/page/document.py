@@ -1,7 +1,7 @@
-"""One page per sweep, `<sweep>/index.html`: opens from disk, and asks nothing of any network.
+"""The HTML page of a sweep, `<sweep>/index.html`. It opens from disk and makes no network requests.
 
-The page carries a content policy that names its one script and its one style by their hashes and
-allows images out of the page alone: whatever a record says, nothing in it runs or loads.
+Its content security policy allows only its own script and style, by hash, and images embedded in
+the page: nothing in a record can run or load anything.
 """
 
 from __future__ import annotations
@@ -35,25 +35,23 @@ from backdoor_lab.templates import asset, json_data, render
 
 PAGE = "index.html"
 FIGURES = ("nat1", "asr1", "n_poisoned", "nat2", "asr2", "pois_left")
-"""What stands on top of a cell's details: before the defense, then after it."""
+"""The numbers at the top of a cell's details: before the defense, then after it."""
 MOST_LINES = 200
 MOST_CELLS = 2_000
-"""More cells than that are not listed one by one: no browser sorts them at once, and what is said
-of each would take more than BUDGET."""
-AS_ABOVE = "Else as said below the tables before."
+"""Larger sweeps get no list of cells: browsers sort it too slowly, and its data exceeds BUDGET."""
+AS_ABOVE = "Otherwise as noted below the tables above."
 BUDGET = 7_000_000
-"""Bytes; what the tables and the facts leave of it goes to the pictures."""
+"""Size of the page in bytes; pictures get what the tables and records leave of it."""
 SCRIPTS = ("charts.js", "details.js", "table.js")
 STYLE = "page.css"
 
 
 def write_page(sweep_folder: Path, store: Path | None = None, report: Report | None = None) -> Path:
-    """Writes `<sweep_folder>/index.html` from the records, and returns its path.
+    """Write `<sweep_folder>/index.html` from the records and return its path.
 
-    `store` is where the stages' outputs lie, for pictures; that of `find_store` if None. Without
-    one the page says that pictures are left out. `report` spares the tables a second reading where
-    there is one already. Raises ConfigError if the file would lie outside the sweep, OSError if it
-    cannot be written.
+    `store` is the folder of stage outputs, for pictures (None: see `find_store`). Without a store,
+    the page says that pictures are missing. `report` avoids reading the records again.
+    Raises ConfigError if the file would lie outside the sweep, OSError if it cannot be written.
     """
     folder = Path(sweep_folder)
     clear_link(folder / PAGE)
@@ -68,7 +66,7 @@ def write_page(sweep_folder: Path, store: Path | None = None, report: Report | N
 
 
 def page(report: Report, records: dict[str, dict[str, Any]], shelf: Shelf) -> str:
-    """The whole page as text. `records` by cell id, as `raw_records` reads them."""
+    """The page as text. `records` maps cell ids to records, as `raw_records` returns them."""
     cells = report.sweep.cells
     return _filled(
         report, asset(*SCRIPTS), columns(cells), lambda room: _data(cells, records, shelf, room)
@@ -76,14 +74,14 @@ def page(report: Report, records: dict[str, dict[str, Any]], shelf: Shelf) -> st
 
 
 def short_page(report: Report) -> str:
-    """The page of a sweep with more than MOST_CELLS cells: what was run and its tables."""
+    """The page of a sweep with more than MOST_CELLS cells: its settings and tables only."""
     return _filled(report, asset(), [], lambda room: json_data({}))
 
 
 def _filled(
     report: Report, script: str, shown: Sequence[Column], data: Callable[[int], str]
 ) -> str:
-    """`data` gets the bytes that the rest of the page leaves it, which the template knows."""
+    """Fill the template. `data` receives the number of bytes that the rest of the page leaves."""
     sweep, style = report.sweep, asset(STYLE)
     room = BUDGET - len(script) - len(style)
     return render(
@@ -108,7 +106,7 @@ def _states(sweep: Sweep) -> dict[str, int]:
 
 
 def _grids(tables: Sequence[PivotTable]) -> list[Grid]:
-    """The tables in order; what is said below one is not said again."""
+    """The tables in order, without notes that an earlier table already has."""
     shown: list[Grid] = []
     seen: set[str] = set()
     for grid in (grid for each in tables for grid in grids(each)):
@@ -120,13 +118,13 @@ def _grids(tables: Sequence[PivotTable]) -> list[Grid]:
 
 
 def _compared(found: Comparison | None) -> Grid | None:
-    """The defenses against the control `random`; of a long comparison the lines that sum up the
-    others."""
+    """The defenses compared with the control `random`. A long comparison is reduced to its summary
+    lines."""
     if found is not None and (every := len(found.lines)) > MOST_LINES:
         summed = {(line.side, line.measure) for line in found.lines if line.lines}
         lines = [x for x in found.lines if x.lines or (x.side, x.measure) not in summed]
-        left = f"{len(lines)} of {every} lines, those over several attacks; all of them stand in "
-        note = f"{left}{TABLES}/compare_{RANDOM}.html beside this page."
+        left = f"{len(lines)} of {every} lines, those over several attacks; all lines are in "
+        note = f"{left}{TABLES}/compare_{RANDOM}.html next to this page."
         found = replace(found, lines=lines, notes=[note, *found.notes])
     return None if found is None else compare_grid(found)
 
@@ -134,7 +132,7 @@ def _compared(found: Comparison | None) -> Grid | None:
 def _data(
     cells: Sequence[Cell], records: dict[str, dict[str, Any]], shelf: Shelf, room: int
 ) -> str:
-    """Facts and pictures of every cell."""
+    """The records and pictures of all cells as JSON."""
     given = [records.get(cell.id, {}) for cell in cells]
     told = facts(given)
     head = {
@@ -150,6 +148,6 @@ def _data(
 
 
 def _hash(text: str) -> str:
-    """How a content policy names a script or a style: what stands between its tags."""
+    """The hash of a script or style as a content security policy states it."""
     digest = hashlib.sha256(text.encode()).digest()
     return "sha256-" + base64.b64encode(digest).decode()

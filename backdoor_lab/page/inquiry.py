@@ -1,5 +1,5 @@
-"""A question put to what a sweep has in the store: a line for each network or verdict, as a table
-and as a file, and the command around it."""
+"""Commands that analyze a sweep's stored outputs and print one line per network or filter result,
+as a table and optionally as a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Line:
-    """One answer: what tells it from the others, and the figures, a dataclass of numbers."""
+    """One line of results: the names that identify it, and its statistics (a dataclass)."""
 
     names: tuple[str, ...]
     found: Any
@@ -43,8 +43,9 @@ LinesOf = Callable[[Sequence[Cell], dict[str, Record], Shelf], Answers]
 
 @dataclass(frozen=True)
 class Question:
-    """`name` of the command, `asks` for its help, `kind` of the figures with a head for each of its
-    fields, `notes` below the table, `wants` from the store, `text` of one figure."""
+    """An analysis command: its `name` and help text (`asks`), the dataclass of its statistics
+    (`kind`) with a column head per field, the `notes` below the table, what it needs from the store
+    (`wants`, for messages), and `text`, which formats one statistic."""
 
     name: str
     asks: str | None
@@ -56,8 +57,8 @@ class Question:
 
 
 def answer(question: Question, lines_of: LinesOf, arguments: Sequence[str] | None) -> int:
-    """The command: prints the table, and writes it where asked. Exit codes: 0; 2 for a folder that
-    is no sweep, or has nothing in a store."""
+    """Run the command: print the table, and write it to --out if given. Exit codes: 0 done, 2 if
+    the folder is not a sweep or its store holds nothing to analyze."""
     return run_command(
         _parser(question), lambda asked: _answer(question, lines_of, asked), arguments
     )
@@ -89,8 +90,8 @@ def _nothing(question: Question, sweep: Sweep, shelf: Shelf) -> str:
     reasons = [*sweep.warnings, *shelf.notes]
     why = f": {'; '.join(reasons)}" if reasons else ""
     return (
-        f"no done cell of {sweep.folder} has {question.wants} in the store{why}. Run the sweep"
-        " where its store is, or name that with --store"
+        f"no done cell of {sweep.folder} has {question.wants} in the store{why}. Run the command"
+        " where the sweep's store is, or give the store with --store"
     )
 
 
@@ -100,8 +101,8 @@ def collect(
     stage: str,
     tell: Callable[[Record], T | None],
 ) -> list[tuple[Cell, T]]:
-    """What `tell` says of the record of every done cell, once for each output of `stage`; left out
-    where it says None, and where the trigger is stamped late: the store has clean images then."""
+    """Apply `tell` to the record of every done cell, once per output of `stage`. Omits results
+    that are None, and cells whose trigger is applied after augmentation (clean stored images)."""
     found: dict[str, tuple[Cell, T]] = {}
     for cell in cells:
         record, at = records.get(cell.id), _place(cell, stage)
@@ -114,14 +115,14 @@ def collect(
 
 
 def _place(cell: Cell, name: str) -> str | None:
-    """The id under which a cell's stage lies in the store."""
+    """The id of a cell's stage in the store."""
     stages = cell.run.get("stages")
     entry = stages.get(name) if isinstance(stages, dict) else None
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else None
 
 
 def named(cell: Cell) -> defaultdict[str, str]:
-    """What a cell was asked for and the values of its protocol and configuration, in words."""
+    """The choices of a cell and the values of its protocol and configuration, as text."""
     config = dict(flat(json.loads(cell.config or "{}")))
     config |= {f"protocol.{name}": value for name, value in (cell.protocol or {}).items()}
     values = {name: words(value) for name, value in (config | cell.choices).items()}
@@ -132,7 +133,7 @@ def named(cell: Cell) -> defaultdict[str, str]:
 def _document(
     question: Question, title: str, labels: Sequence[str], lines: Sequence[Line]
 ) -> Document:
-    """The answers ready to be written; in a spreadsheet unrounded, empty where none is defined."""
+    """The results as a document. Spreadsheets get unrounded values, empty where undefined."""
     names = [field.name for field in fields(question.kind)]
     rows, values = [], []
     for each in lines:
@@ -149,7 +150,7 @@ def _parser(question: Question) -> Parser:
     parser.add_argument("folder", metavar="FOLDER", help="a sweep")
     parser.add_argument(
         "--store", metavar="PATH", type=path_of,
-        help="the store (default: that of the last run, else .store beside the sweep)",
+        help="the store (default: that of the last run, else .store next to the sweep)",
     )  # fmt: skip
     parser.add_argument("--out", type=path_of, metavar="FILE.csv", help="also .md, .tex, .html")
     return parser

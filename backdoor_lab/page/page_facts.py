@@ -1,4 +1,4 @@
-"""Everything a record says, as flat names and short texts: what all cells share is told once."""
+"""All values of records, as dotted names and short texts; common values are stored once."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _DEEPEST = 8
 
 @dataclass(frozen=True)
 class Facts:
-    """Dotted names and values of several records. `common`: the same in all of them; `own`: per
-    record the values of `names`, None where it has none."""
+    """Values of several records by dotted name. `common`: those equal in all records; `own`: for
+    each record the values of `names`, None where it has none."""
 
     common: dict[str, str]
     names: list[str]
@@ -26,8 +26,8 @@ class Facts:
 
 
 def facts(records: Sequence[Mapping[str, Any]]) -> Facts:
-    """What `records` say, without the long lists of indices. A record that is empty (its cell
-    has not run) says nothing about what is common."""
+    """The values of `records`, without the long lists of indices. Empty records (of cells that have
+    not run) are ignored when determining the common values."""
     flats = [dict(_flat(record)) for record in records]
     names = list(dict.fromkeys(name for flat in flats for name in flat))
     told = [flat for flat in flats if flat]
@@ -52,7 +52,7 @@ def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterat
 
 
 def _text(value: Any) -> str:
-    """One printable line."""
+    """A value as one printable line."""
     if value is None:
         return "none"
     if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What the page draws for a cell, as small JSON: charts as numbers, images as one strip."""
+"""The pictures of a cell on the page, as compact JSON: charts as numbers, images in one PNG."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from backdoor_lab.results.stored import Shelf
 
 Array = NDArray[Any]
 Shown = dict[str, Any]
-LATE = "the trigger is stamped after augmentation: the stored images are clean"
-FULL = "left out: the page's budget of bytes is spent"
+LATE = "the trigger is applied after augmentation: the stored images are clean"
+FULL = "omitted: the page has reached its size limit"
 LARGEST_TILE = 64
 GRID = 999
 _POINTS, _FEWEST_POINTS, _BYTES_A_POINT = 320, 48, 10
@@ -41,10 +41,10 @@ _KINDS = 3
 
 
 def all_pictures(shelf: Shelf, records: Iterable[Shown], budget: int) -> list[Shown]:
-    """For each record its pictures, all of them together within `budget` bytes of JSON.
+    """The pictures of each record, all together within `budget` bytes of JSON.
 
-    Charts come first, in the order of the records, then images: as many of each cell as there is
-    room for. What is left out is said under ``notes``.
+    Charts come first, in the order of the records, then images, the same number for each cell.
+    Anything omitted is mentioned under ``notes``.
     """
     records = list(records)
     points = _points(budget, len(records))
@@ -89,7 +89,7 @@ def _charts(shelf: Shelf, record: Shown, points: int) -> Shown:
 
 
 def _losses(shelf: Shelf, record: Shown) -> Shown:
-    """Loss per epoch of both trainings: [epoch, loss] pairs, thinned when there are many."""
+    """The loss per epoch of both trainings as [epoch, loss] pairs, thinned if there are many."""
     found = {}
     for stage in ("train", "retrain"):
         losses = shelf.losses(record, stage)
@@ -117,8 +117,8 @@ def _curve(curve: Curve, at: tuple[int, int]) -> Shown:
 
 
 def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
-    """Points as x, y, kind in turn; x and y on a grid of 0..GRID over `span`; kind 0 clean,
-    1 clean and removed, 2 poison, 3 poison and removed. `totals` counts each kind."""
+    """Points as a flat list of x, y, kind; x and y are on a grid 0..GRID over `span`. Kinds: 0
+    clean, 1 clean and removed, 2 poison, 3 poison and removed. `totals` counts each kind."""
     low, high = along.min(axis=0), along.max(axis=0)
     scale = np.where(high > low, high - low, 1)
     grid = np.rint((along - low) / scale * GRID).astype(int)
@@ -133,7 +133,7 @@ def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
 
 
 def _add_images(shelf: Shelf, records: list[Shown], made: list[Shown], budget: int) -> None:
-    """Adds ``images`` to each of `made`, the same number for every cell, until it is spent."""
+    """Add ``images`` to each of `made`, the same number per cell, within `budget` bytes."""
     wanted = [n for n, each in enumerate(made) if "scores" in each]
     limit = None
     for number in wanted:
@@ -154,13 +154,13 @@ def _add_images(shelf: Shelf, records: list[Shown], made: list[Shown], budget: i
 
 
 def late(record: Shown) -> bool:
-    """Whether the trigger is stamped in training alone, so that stored rows do not carry it."""
+    """Whether the trigger is applied only during training, so that stored images lack it."""
     protocol = record.get("protocol")
     return isinstance(protocol, dict) and protocol.get("stamp") == "after"
 
 
 def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:
-    """How many images of each kind a cell gets: those of `shape` hardly compress."""
+    """Number of images of each kind per cell, given that images of `shape` hardly compress."""
     channels, height, width = shape
     pixels = min(height, LARGEST_TILE) * min(width, LARGEST_TILE)
     cost = (1 if channels == 1 else 3) * pixels * 4 / 3 + 40
@@ -169,7 +169,7 @@ def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:
 
 
 def _strip(found: Material, limit: int) -> Shown:
-    """One PNG with the picked images side by side, and for each its score, label and origin."""
+    """The picked images in one PNG, with the score, label and original label of each."""
     training, judged = found.training, found.judged
     chosen = picks(judged.scores, judged.keep, training.is_poison, training.is_cover, limit)
     rows = {name: getattr(chosen, name) for name in ("removed", "mistaken", "missed")}
@@ -187,10 +187,10 @@ def _strip(found: Material, limit: int) -> Shown:
 
 
 def png_strip(images: Array) -> tuple[str, list[int]]:
-    """`images` uint8 (n, C, H, W) side by side as a PNG data URI, and one tile's width, height.
+    """`images` uint8 (n, C, H, W) in a row, as a PNG data URI, and a tile's [width, height].
 
-    Larger ones are shrunk to LARGEST_TILE pixels; of more than three channels the first three
-    are shown, of two the first.
+    Images larger than LARGEST_TILE pixels are shrunk. With more than three channels the first three
+    are shown, with two the first.
     """
     from PIL import Image
 
@@ -209,7 +209,7 @@ def png_strip(images: Array) -> tuple[str, list[int]]:
 
 
 def short(value: Any) -> float | None:
-    """Four digits are enough to draw; None for what is not finite."""
+    """Round to four digits, enough for charts; None if not finite."""
     if not np.isfinite(value):
         return None
     number = float(f"{value:.4g}")

@@ -1,4 +1,4 @@
-"""The page's table of all cells: its columns as text."""
+"""The columns of the page's table of all cells."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _MOST_CHOICES = 60
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its `head`, what it `says` on hovering, whether it holds numbers, and the text
-    of each cell."""
+    """One column: its `head`, its tooltip (`says`), whether it is `numeric`, and the text of each
+    cell."""
 
     head: str
     says: str
@@ -33,22 +33,22 @@ class Column:
 
     @property
     def choices(self) -> list[str]:
-        """What a drop-down offers: of a column of names the different ones, if they are several,
-        but not too many."""
+        """The options of the column's filter: its distinct names, if there are several but not too
+        many."""
         texts = list(dict.fromkeys(self.texts))
         named = not self.numeric or self.head in ("Ratio", "Seed")
         return texts if named and 1 < len(texts) <= _MOST_CHOICES else []
 
 
 def columns(cells: Sequence[Cell]) -> list[Column]:
-    """Trigger, target, ratio and defense, what else differs between the cells, the figures that
-    some cell has, seconds and status."""
+    """Trigger, target, ratio and defense, other choices that differ between cells, the numbers that
+    any cell has, seconds and status."""
     chosen = [_choice(cells, name) for name in (*ALWAYS, *_varied(cells))]
     found = [_figure(cells, name) for name in FIGURES if any(name in c.numbers for c in cells)]
     costs = [_seconds(cell) for cell in cells]
     shown = [NOTHING if cost is None else f"{cost:.1f}" for cost in costs]
     states = [_cut(cell.status) for cell in cells]
-    told = "what the cell's stages took; cells may share stages"
+    told = "total time of the cell's stages; cells may share stages"
     return [
         *chosen,
         *found,
@@ -58,7 +58,7 @@ def columns(cells: Sequence[Cell]) -> list[Column]:
 
 
 def shared(cells: Sequence[Cell]) -> dict[str, str]:
-    """The choices that all cells have in common, without those that have a column."""
+    """The choices common to all cells, except those that have a column."""
     known = [cell.choices for cell in cells if cell.choices]
     names = sorted({name for choices in known for name in choices} - set(ALWAYS))
     values = {name: {words(choices.get(name)) for choices in known} for name in names}
@@ -88,7 +88,7 @@ def _ratio(cell: Cell) -> str:
 
 
 def figure(cell: Cell, name: str) -> str:
-    """One figure of a cell, rounded as the tables round it."""
+    """One number of a cell, rounded as in the tables."""
     measure, value = MEASURE[name], cell.numbers.get(name)
     return NOTHING if value is None else f"{value * measure.scale:.{measure.digits(1)}f}"
 

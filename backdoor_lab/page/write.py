@@ -1,5 +1,5 @@
-"""Tables to disk and to the terminal. Writes only `<sweep>/tables/` and the
-sweep's page, each file by one rename."""
+"""Write and print tables. Writes only `<sweep>/tables/` and the sweep's page, each file
+atomically."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 
 
 def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> list[PivotTable]:
-    """Rebuilds `<sweep_dir>/tables/` from the records and returns the tables that the sweep is
-    shown in. `failed`: see `read_sweep`.
+    """Rebuild `<sweep_dir>/tables/` from the records and return the tables in the default layout.
+    `failed`: see `read_sweep`.
 
     Logs one warning per damaged file. Raises ConfigError if `tables` leads out of the sweep, and
     OSError if it cannot be written.
@@ -47,7 +47,7 @@ def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> li
 
 
 def print_tables(tables: Iterable[PivotTable], file: TextIO | None = None) -> None:
-    """Prints the tables as aligned Markdown, to stdout unless told otherwise."""
+    """Print the tables as aligned Markdown to `file`, by default stdout."""
     for table in tables:
         print(overview.markdown(table), file=file or sys.stdout)
 
@@ -55,9 +55,9 @@ def print_tables(tables: Iterable[PivotTable], file: TextIO | None = None) -> No
 def contents(
     report: Report, layout: PivotSpec | None = None
 ) -> tuple[list[PivotTable], dict[str, str]]:
-    """The tables to show, which are those of `layout` where one is asked for, and the text of
-    every file by file name: of these, of every layout that was asked for before, and of the
-    comparison with the control `random` where the sweep has it."""
+    """The tables to show (those of `layout` if given), and the text of every file by name: these
+    tables, those of all layouts requested earlier, and the comparison with the control `random` if
+    the sweep has it."""
     sweep, shown = report.sweep, report.shown
     asked = [] if layout is None else pivot_cells(sweep.cells, layout)
     before = [each for each in _layouts(sweep) if each != layout]
@@ -83,16 +83,16 @@ def _kind(table: PivotTable) -> str:
 
 
 def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
-    """Writes the one of `texts` (by suffix, without a point) that the name `out` ends in.
+    """Write the entry of `texts` (keyed by suffix without the dot) for the suffix of `out`.
 
-    Raises ConfigError for another suffix, or a folder that is not there.
+    Raises ConfigError for another suffix or a folder that does not exist.
     """
     text = texts[check_name(out, texts)]
     write_atomic(out, text.encode("utf-8", errors="backslashreplace"))
 
 
 def check_name(out: Path, suffixes: Iterable[str]) -> str:
-    """The one of `suffixes` that the name `out` ends in. Raises as `write_as_named` does."""
+    """The entry of `suffixes` that `out` ends in. Raises ConfigError as `write_as_named` does."""
     suffix, known = out.suffix.removeprefix("."), list(suffixes)
     if suffix not in known or not out.parent.is_dir():
         listed = ", ".join(f".{name}" for name in known)
@@ -109,8 +109,8 @@ def _layouts(sweep: Sweep) -> list[PivotSpec]:
 
 
 def write_files(report: Report, files: dict[str, str]) -> None:
-    """Writes `files` into the sweep's tables and removes those that an earlier run wrote there and
-    that no longer hold (a table of another split would be a stale one). Then its page."""
+    """Write `files` into the sweep's tables folder, then its page. Removes files of an earlier run
+    that are no longer produced, as they would be outdated."""
     from backdoor_lab.page.document import write_page
 
     sweep = report.sweep.folder
@@ -126,7 +126,7 @@ def write_files(report: Report, files: dict[str, str]) -> None:
 
 
 def _earlier(folder: Path) -> set[str]:
-    """The table files that the last run listed; nothing in a damaged list is believed."""
+    """The table files listed by the last run; a damaged list, or an unexpected name, is ignored."""
     try:
         names = read_json(folder / LISTING)
     except (OSError, DataError):

@@ -1,1 +1,1 @@
-"""The command that rebuilds and prints the tables of sweeps from their records."""
+"""The command that rebuilds and prints the tables of sweeps."""

@@ -1,11 +1,11 @@
-"""python -m backdoor_lab.reports [ROOT ...]: rebuilds and prints the tables of sweeps.
+"""python -m backdoor_lab.reports [ROOT ...]: rebuild and print the tables of sweeps.
 
-A sweep of a few triggers and defenses is printed in the report's layout, a larger one, or one
+A sweep of a few triggers and defenses is printed in the report's layout; a larger one, or one
 without retraining, in wide tables of all its choices.
 
-With rows=, columns= or values= it prints tables of that layout instead, and writes them beside the
+With rows=, columns= or values=, tables of that layout are printed instead and written with the
 others, for example: rows=target,ratio columns=defense values=asr2,pois_left. Rows and columns are
-choices (target, defense, ...), protocol.* or config.*; a table is rebuilt with the others until
+choices (target, defense, ...), protocol.* or config.*. Later runs rebuild these tables too, until
 tables/layouts.json is deleted.
 """
 
@@ -31,13 +31,13 @@ MAKES_ONE = "python -m backdoor_lab -m experiment=demo"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 also when there is no sweep yet; 1 if tables could not be written; 2 if a
-    folder that was named does not exist, or a layout names what is not there."""
+    """Run the command. Exit codes: 0 done, also without any sweep; 1 if tables could not be
+    written; 2 if a folder does not exist or a layout names something unknown."""
     return run_command(_parser(), _report_all, arguments)
 
 
 def _report_all(given: Namespace) -> int:
-    """Writes everything before it prints: a reader that leaves early must not cost a file."""
+    """Write all files before printing, so that a closed pipe does not lose one."""
     folders, asked = options(given.given, OPTIONS)
     found = [read_sweep(folder) for folder in _sweeps(folders)]
     layouts = [_layout(asked, sweep) for sweep in found]
@@ -46,7 +46,7 @@ def _report_all(given: Namespace) -> int:
 
 
 def _sweeps(given: list[str]) -> list[Path]:
-    """The sweeps in the folders given, or in the default one; each once."""
+    """The distinct sweeps in the folders given, or in the default folder."""
     if "" in given:
         raise ConfigError("no such folder: ''")
     roots = roots_of(given)
@@ -64,7 +64,7 @@ def _layout(asked: dict[str, str], sweep: Sweep) -> PivotSpec | None:
 
 
 def _rebuild(sweep: Sweep, layout: PivotSpec | None) -> tuple[list[str], Exception | None]:
-    """The tables to print, as text, and what kept them from being written."""
+    """The tables to print, as text, and the error that prevented writing them, if any."""
     report = Report(sweep)
     tables, files = contents(report, layout)
     texts = [*map(markdown, tables)]
@@ -97,7 +97,7 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    # What is read stays to the end of so short a life. To look for garbage in ten thousand
-    # records again and again would take a quarter of the time.
+    # The process is short and keeps what it reads: with ten thousand records, garbage collection
+    # would take a quarter of the time.
     gc.disable()
     sys.exit(main())

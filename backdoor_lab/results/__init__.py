@@ -1,1 +1,1 @@
-"""Records as evidence: their seal, and the form in which a finished sweep is kept."""
+"""Records of sweeps: reading, checking, sealing, and the frozen form of a finished sweep."""

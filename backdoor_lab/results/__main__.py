@@ -1,10 +1,10 @@
 """python -m backdoor_lab.results freeze SWEEP_DIR [--out DIR] [--keep-curve]
 python -m backdoor_lab.results index ROOT [--write]
 
-`freeze` puts a finished sweep into three files (sweep.json, records.jsonl, tables.md), which every
-command reads in place of the sweep's folder: in DIR, or beside the cells' folders. `index` prints
-what lies under ROOT, by question: documents, sweeps, cells, hours, dates; with --write it replaces
-the table in ROOT/README.md.
+`freeze` writes a finished sweep as three files (sweep.json, records.jsonl, tables.md), which all
+commands read instead of the cell folders: to DIR, or next to the cell folders. `index` prints a
+table of the frozen sweeps under ROOT: question, document, sweeps, cells, hours, dates; with --write
+it replaces that table in ROOT/README.md.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from backdoor_lab.tables.overview import markdown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0; 2 where the folder holds no sweep, or a record that is not whole."""
+    """Run the command. Exit codes: 0 done, 2 for a folder without a sweep or a damaged record."""
     parser = parser_of("results", __doc__)
     commands = parser.add_subparsers(required=True)
-    freeze_ = commands.add_parser("freeze", help="put a finished sweep into three files")
+    freeze_ = commands.add_parser("freeze", help="write a finished sweep as three files")
     freeze_.add_argument("folder", metavar="SWEEP_DIR", type=path_of)
     freeze_.add_argument("--out", type=path_of, help="default: SWEEP_DIR itself")
     freeze_.add_argument("--keep-curve", action="store_true", help="keep the removal curves")
-    index_ = commands.add_parser("index", help="what is kept, by question")
+    index_ = commands.add_parser("index", help="print a table of the frozen sweeps")
     index_.add_argument("folder", metavar="ROOT", type=path_of)
     index_.add_argument("--write", action="store_true", help="replace the table in ROOT/README.md")
     freeze_.set_defaults(work=_freeze)
@@ -58,9 +58,9 @@ def _freeze(given: Namespace) -> int:
 
 
 def freeze(folder: Path, out: Path, *, keep_curve: bool = False) -> int:
-    """Writes the three files of the sweep in `folder` into `out`; the number of its records.
+    """Write the three files of the sweep in `folder` to `out`; return the number of records.
 
-    Raises ConfigError where there is no sweep, DataError where a record is damaged.
+    Raises ConfigError if `folder` is not a sweep, DataError if a record is damaged.
     """
     report = Report(one_sweep(str(folder)))
     sweep = report.sweep

@@ -1,4 +1,4 @@
-"""The columns of the tidy frame of cells, and what each holds: the one schema of results."""
+"""The schema of the tidy frame of cells: its columns and their meaning."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from backdoor_lab.results.records import CHOICES, COUNTS, DETECTION, FIGURES, TO
 
 _CHOSEN = {
     "dataset": "data set", "model": "network", "recipe": "training recipe",
-    "trigger": "trigger of the attack", "target": "class that the attacker wants",
-    "source": "class that is attacked, empty for every class",
-    "ratio": "poison as asked for: a share of what protocol.ratio_of says, or where it says count,"
+    "trigger": "trigger of the attack", "target": "class that the attacker targets",
+    "source": "class that is attacked, empty for all classes",
+    "ratio": "requested poison: a fraction of the images named by protocol.ratio_of, or with count,"
     " a number of images",
-    "protocol": "name of the protocol", "defense": "defense, or control", "seed": "seed of all",
+    "protocol": "name of the protocol", "defense": "defense, or control", "seed": "random seed",
 }  # fmt: skip
 _COUNTED = {
     "n_test": "clean test images", "n_asr": "triggered test images that ASR is measured on",
-    "train_test_overlap": "test images that are in the training set too",
+    "train_test_overlap": "test images that are also in the training set",
 }  # fmt: skip
 HASHES = {
     "data": "training images and labels", "test": "test images and labels",
     "poison": "indices of the poisoned images", "training1": "poisoned training set",
-    "training2": "what the defense left of it", "weights1": "network before the defense",
-    "weights2": "network after it",
+    "training2": "training set after the defense", "weights1": "network before the defense",
+    "weights2": "network after the defense",
 }  # fmt: skip
 
 
@@ -36,34 +36,34 @@ def _under_meaning(family: str) -> str:
 
 COLUMNS: dict[str, str] = {
     "sweep": "name of the sweep",
-    "id": "the cell's id, which is its folder's name",
+    "id": "the cell's id, which is the name of its folder",
     "status": "done, missing, failed: reason or diverged: reason",
-    "error": "what a failed cell said",
+    "error": "error message of a failed cell",
     **{name: _CHOSEN[name] for name in CHOICES},
-    "protocol.*": "the resolved protocol, a column for each key, as text",
-    "applied.*": "what of the protocol's words for filters the defense works by, as text",
-    "config.*": "config values in which cells of the same choices differ, as text",
+    "protocol.*": "the resolved protocol, one column per key, as text",
+    "applied.*": "filter options of the protocol that the defense uses, as text",
+    "config.*": "config values that differ between cells with the same choices, as text",
     **{
         name: _COUNTED.get(name) or _meaning(name)
         for name in (*COUNTS, *FIGURES, *WORTH, *DETECTION)
     },
     **{f"{name}*": _under_meaning(name) for name in UNDER},
     **dict.fromkeys(TOP_CLASSES, "class that this network predicts most often"),
-    "notes": "what the defense noted, as JSON",
-    "seconds.*": "what computing a stage took, whichever cell computed it",
+    "notes": "notes of the defense, as JSON",
+    "seconds.*": "time to compute a stage, also if another cell computed it",
     "images_per_s.*": "training images per second of a training stage",
-    "peak_memory_mib": "the most memory of the process, MiB",
-    "wall_seconds": "seconds from the cell's start to its record",
-    "started": "when the cell was started, UTC",
-    "device": "what it ran on",
-    "compute.*": "processor, instruction set, threads and number format that it ran with",
+    "peak_memory_mib": "peak memory of the process, MiB",
+    "wall_seconds": "seconds from the start of the cell to its record",
+    "started": "start time of the cell, UTC",
+    "device": "device that the cell ran on",
+    "compute.*": "processor, instruction set, threads and number format",
     "git_commit": "commit of the code",
-    "command": "the command that made it",
+    "command": "command that ran the cell",
     "versions.*": "versions of this package, of Python and of libraries",
     **{f"hashes.{name}": f"sha256 of: {what}" for name, what in HASHES.items()},
 }
-"""Every column, in order, and what it holds; ``*`` stands for a family of columns. Counts are whole
-numbers, figures and detection rates fractions 0..1; empty where a record does not say."""
+"""All columns in order, and their meaning; ``*`` is a family of columns. Counts are integers,
+other measures are fractions 0..1; a value is empty if the record does not state it."""
 
 _FLOATS = frozenset(("ratio", *FIGURES, *WORTH, *DETECTION, "peak_memory_mib", "wall_seconds"))
 _COUNTS = frozenset(("seed", *COUNTS))
@@ -71,11 +71,11 @@ _FLOAT_FAMILIES = ("seconds.", "images_per_s.", *UNDER)
 
 
 def is_float(name: str) -> bool:
-    """Whether a column holds float64, NaN where there is nothing."""
+    """Whether a column is float64, with NaN for missing values."""
     return name in _FLOATS or name.startswith(_FLOAT_FAMILIES)
 
 
 def is_count(name: str) -> bool:
-    """Whether a column holds whole numbers (Int64, NA where there is nothing). All that is
-    neither these nor floats is text."""
+    """Whether a column is Int64, with NA for missing values. Columns that are neither float nor
+    count are text."""
     return name in _COUNTS

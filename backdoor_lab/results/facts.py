@@ -1,4 +1,4 @@
-"""What the cells of a sweep can be told apart by, under the names of the command line."""
+"""The values by which cells of a sweep differ, under their command-line names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 PROTOCOL, CONFIG = "protocol.", "config."
 SEED = "seed"
-# Choices whose values speak for themselves.
+# Choices whose values need no name next to them.
 _NAMES = ("dataset", "model", "recipe", "trigger", "target", "protocol", "defense", "ratio")
 
 Key = tuple[Any, ...]
@@ -26,17 +26,17 @@ Words = tuple[str, ...]
 
 
 class Facts:
-    """The choices of every cell, its resolved protocol under ``protocol.*``, and those config
-    values under ``config.*`` that differ between cells of the same choices.
+    """The choices of all cells, their resolved protocols as ``protocol.*``, and as ``config.*`` the
+    config values that differ between cells with the same choices.
 
-    A value is shown, and cells are told apart, by its text; it is sorted by what it is.
+    Values are shown and compared as text, but sorted by value.
     """
 
     def __init__(
         self, cells: Sequence[Cell], also: Iterable[str] = (), sweeps: Sequence[str] | None = None
     ) -> None:
-        """`also` names config values wanted though nothing differs in them, `sweeps` the sweep of
-        each cell, for the frame."""
+        """`also`: names of config values to include even if they do not differ. `sweeps`: the sweep
+        name of each cell, for the frame."""
         self.cells = list(cells)
         self.sweeps = [""] * len(self.cells) if sweeps is None else list(sweeps)
         wanted = [name.removeprefix(CONFIG) for name in also if name.startswith(CONFIG)]
@@ -51,36 +51,36 @@ class Facts:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The tidy frame of these cells: one line for each, in their order."""
+        """The tidy frame of these cells: one row per cell, in their order."""
         return frame_of(self)
 
     def word(self, number: int, name: str) -> str:
-        """The value of cell `number` as text; a ratio in percent, unless it is a count."""
+        """The value of cell `number` as text; ratios are in percent unless they are counts."""
         return self._column(name)[number]
 
     def words(self, name: str) -> list[str | None]:
-        """The values of every cell as text; None where there is none."""
+        """The value of each cell as text; None if it has none."""
         given = zip(self._column(name), self.of, strict=True)
         return [None if facts.get(name) is None else word for word, facts in given]
 
     def key(self, number: int, names: Iterable[str]) -> Words:
-        """The values of one cell by these names."""
+        """The values of one cell for these names."""
         return tuple([self._column(name)[number] for name in names])
 
     def keys(self, names: Sequence[str]) -> list[Words]:
-        """The values of every cell by these names."""
+        """The values of each cell for these names."""
         columns = [self._column(name) for name in names]
         return list(zip(*columns, strict=True)) if columns else [()] * len(self.of)
 
     def values(self, name: str, among: Iterable[int] | None = None) -> list[str]:
-        """The different values of cells whose choices are known, in the order of the sweep."""
+        """The distinct values, in the order of the sweep, of cells with known choices."""
         column = self._column(name)
         numbers = range(len(self.of)) if among is None else among
         return list(dict.fromkeys(column[number] for number in numbers if self.of[number]))
 
     def in_order(self, keys: Iterable[Words], names: Sequence[str]) -> list[Words]:
-        """Each of `keys` once, by its first name, then by its second, and so on: by size where all
-        values of a name are numbers, else by first appearance."""
+        """The distinct `keys`, sorted by the first name, then the second, and so on: numerically if
+        all values of a name are numbers, otherwise by first appearance."""
         found = list(dict.fromkeys(keys))
         ranks = [
             self._ranks(name, dict.fromkeys(values))
@@ -91,8 +91,7 @@ class Facts:
     def determined(
         self, names: Sequence[str], by: Sequence[str], among: Iterable[int] | None = None
     ) -> list[str]:
-        """Those of `names` that have one value wherever the values of `by` are the same, in the
-        cells of these numbers."""
+        """Those of `names` whose value the values of `by` determine, for the cells `among`."""
         numbers = range(len(self.of)) if among is None else among
         numbers = [number for number in numbers if self.of[number]]
         keys = [self.key(number, by) for number in numbers]
@@ -123,7 +122,7 @@ class Facts:
 
 
 def known_names(cells: Sequence[Cell]) -> list[str]:
-    """The choices and ``protocol.*`` values that rows, columns and comparisons may name."""
+    """The choices and ``protocol.*`` names allowed in rows, columns and comparisons."""
     names = dict.fromkeys(CHOICES)
     for cell in cells:
         names |= dict.fromkeys(cell.choices)
@@ -132,30 +131,38 @@ def known_names(cells: Sequence[Cell]) -> list[str]:
 
 
 def config_names(cells: Sequence[Cell]) -> list[str]:
-    """The ``config.*`` values that they may name as well."""
+    """The ``config.*`` names that are allowed as well."""
     texts = {cell.config for cell in cells if cell.config is not None}
     return sorted({CONFIG + name for text in texts for name, _ in flat(json.loads(text))})
 
 
 def under_names(cells: Sequence[Cell]) -> list[str]:
-    """The measures on transformed test images that some of these cells have, in their order."""
+    """The measures on transformed test images that any of these cells has, in their order."""
     found = dict.fromkeys(name for cell in cells for name in cell.numbers)
     return [name for name in found if name.startswith(UNDER)]
 
 
 def head(name: str) -> str:
-    """A name as the head of a column: ``Target``, but ``protocol.ratio_of`` as it is."""
+    """A name as a column heading.
+
+    >>> head("target"), head("protocol.ratio_of")
+    ('Target', 'protocol.ratio_of')
+    """
     return name if "." in name else name.capitalize()
 
 
 def told(name: str, word: str) -> str:
-    """A value as it stands at the head of a column: ``spectral``, but ``seed 0``, ``lr 0.1``."""
+    """A value as a column heading.
+
+    >>> told("defense", "spectral"), told("config.recipe.lr", "0.1")
+    ('spectral', 'lr 0.1')
+    """
     return word if name in _NAMES else f"{name.rpartition('.')[2]} {word}"
 
 
 def varied_config(cells: Sequence[Cell]) -> list[str]:
-    """The config values (dotted names) in which two cells differ that would share a row; not those
-    of the protocol that its resolved values tell already."""
+    """The config values (dotted names) that differ between cells with the same choices, except
+    those that the resolved protocol shows already."""
     families: dict[Key, dict[str, Cell]] = defaultdict(dict)
     for cell in cells:
         if cell.config is not None:
@@ -168,7 +175,7 @@ def varied_config(cells: Sequence[Cell]) -> list[str]:
 
 
 def _varied_among(cells: Sequence[Cell]) -> set[str]:
-    """The config values in which these cells differ and that some cell's protocol does not tell."""
+    """The config values that differ between these cells and that some protocol does not show."""
     configs: list[dict[str, str]] = []
     untold: set[str] = set()
     for cell in cells:
@@ -181,7 +188,7 @@ def _varied_among(cells: Sequence[Cell]) -> set[str]:
 
 
 def adopt(cells: Sequence[Cell], what: str) -> list[Any]:
-    """Each cell's protocol (or config); a cell without one takes that of its nearest neighbors
+    """The protocol (or config) of each cell; a cell without one adopts that of the nearest cells
     that have one, if they agree."""
     own = [getattr(cell, what) for cell in cells]
     if None not in own:
@@ -204,8 +211,8 @@ def _adopted(cell: Cell, what: str, known: dict[Key, list[Any]]) -> Any:
 
 
 def _families(cell: Cell, what: str) -> list[Key]:
-    """From near to far: the seeds of one cell; for a protocol, whose values defense, trigger and
-    source may set, also the cells of the same of these, and all that call it by one name."""
+    """Keys of related cells, nearest first: the other seeds of the cell; for a protocol, also the
+    cells with the same defense, trigger and source (which may set its values), then of its name."""
     chosen = cell.choices
     near = [_family(cell)]
     if what == "protocol":

@@ -1,4 +1,4 @@
-"""The one tidy frame of cells: what `export` writes, and what tables and pages are made from."""
+"""The tidy frame of cells that `export` writes and that tables and pages are made from."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RUN = ("started", "device", "git_commit", "command")
 
 
 def frame_of(facts: Facts) -> pd.DataFrame:
-    """One line per cell of `facts`, whatever its status, with the columns of `COLUMNS`."""
+    """One row per cell of `facts`, of any status, with the columns of `COLUMNS`."""
     import pandas as pd
 
     found = _values(facts)
@@ -28,7 +28,7 @@ def frame_of(facts: Facts) -> pd.DataFrame:
 
 
 def _columns(found: Iterable[str]) -> list[str]:
-    """The columns of `COLUMNS`, families filled with what there is."""
+    """The columns of `COLUMNS`, with each family replaced by its members in `found`."""
     there = sorted(found)
     columns = []
     for name in COLUMNS:
@@ -38,7 +38,7 @@ def _columns(found: Iterable[str]) -> list[str]:
 
 
 def _values(facts: Facts) -> dict[str, list[Any]]:
-    """The values of every cell by the names of columns: those that some cell has, and more."""
+    """The values of all cells by column name, including names that are not in `COLUMNS`."""
     cells, runs = facts.cells, [cell.run for cell in facts.cells]
     told = _family("", facts.of)
     memory = [run.get("process_peak_memory_mib", run.get("peak_memory_mib")) for run in runs]
@@ -62,11 +62,11 @@ def _values(facts: Facts) -> dict[str, list[Any]]:
 
 
 def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
-    """A column for each key of these mappings, one mapping or none for each cell."""
+    """A column for each key of these mappings. Each cell has one mapping, or None."""
     mappings = [each if isinstance(each, dict) else {} for each in of]
     keys = tuple(mappings[0]) if mappings else ()
     if keys and all(tuple(each) == keys for each in mappings):
-        # As in most sweeps, and several times as fast.
+        # The keys agree in most sweeps; this path is several times faster.
         columns = zip(*(each.values() for each in mappings), strict=True)
         return {f"{before}{key}": list(values) for key, values in zip(keys, columns, strict=True)}
     keys = tuple(dict.fromkeys(key for each in mappings for key in each))
@@ -74,7 +74,7 @@ def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
 
 
 def _numbers(values: list[Any]) -> list[Any]:
-    """Nobody has checked these: what is no number is left out."""
+    """The values, with None for all that are not numbers (records are not validated here)."""
     return [value if is_number(value) else None for value in values]
 
 
@@ -85,19 +85,19 @@ def _column(name: str, values: list[Any]) -> Any:
     if is_float(name):
         return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
     if is_count(name):
-        # Not by way of float, which cannot hold every seed above 2**53.
+        # Without float, which cannot represent every seed above 2**53.
         whole = np.array([0 if value is None else round(value) for value in values], dtype=np.int64)
         empty = np.array([value is None for value in values], dtype=bool)
         return pd.arrays.IntegerArray(whole, empty)
     first = values[0] if values else None
     if values.count(first) == len(values):
-        # What all cells share, or none has, is most of the columns.
+        # Most columns have one value (or none) for all cells.
         return pd.array([pd.NA if first is None else _text(first)] * len(values), dtype="string")
     return pd.array([pd.NA if value is None else _text(value) for value in values], dtype="string")
 
 
 def _text(value: Any) -> str:
-    """Text that is UTF-8: half of a surrogate pair, which JSON may hold, is written out."""
+    """Valid UTF-8 text: a lone surrogate, which JSON may contain, is escaped."""
     if isinstance(value, str) and value.isascii():
         return value
     return str(value).encode("utf-8", errors="backslashreplace").decode()

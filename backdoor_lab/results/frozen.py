@@ -1,10 +1,10 @@
-"""The form in which a finished sweep is kept: three files in place of a folder for each cell.
+"""The frozen form of a finished sweep: three files instead of a folder per cell.
 
-- ``sweep.json``: every command that made it, the machines (processor, instruction set, threads,
-  number format), the versions, the cells asked for, and the hash of ``records.jsonl``;
-- ``records.jsonl``: one sealed line for each record, in the order of the sweep, without the
-  removal curve and the poisoned indices, whose hashes stay, and without the versions of a
-  stage's libraries where they are the run's;
+- ``sweep.json``: the commands, machines (processor, instruction set, threads, number format),
+  versions, requested cells, and the hash of ``records.jsonl``;
+- ``records.jsonl``: one sealed line per record, in the order of the sweep. The removal curve and
+  poison indices are replaced by their hashes, and a stage's library versions are omitted if equal
+  to the run's;
 - ``tables.md``: the tables, for reading.
 """
 
@@ -25,7 +25,7 @@ from backdoor_lab.results.seal import check_seal, sealed
 SWEEP, RECORDS, TABLES = "sweep.json", "records.jsonl", "tables.md"
 SCHEMA = 1
 MAX_BYTES = 2**30
-# A path that leads out of the folder a command was started in: only its last part is kept.
+# A path outside the working directory is reduced to its last component.
 _OUTSIDE = re.compile(
     r"(?<![\w.~/-])(?:~[\w.-]*/|/(?!/)|\.\./)(?:[^\s'\",=]*/)?([^/\s'\",=]+)"
     r"|(?<!\w)[A-Za-z]:\\(?:[^\s'\",=]*\\)?([^\\\s'\",=]+)"
@@ -33,13 +33,13 @@ _OUTSIDE = re.compile(
 
 
 def frozen_record(record: Mapping[str, Any], *, keep_curve: bool = False) -> dict[str, Any]:
-    """A record as it is kept: hashes in place of its long lists, no path of the machine."""
+    """The frozen form of a record: hashes instead of long lists, no paths of the machine."""
     kept: dict[str, Any] = {k: v for k, v in record.items() if k not in ("poison_indices", "seal")}
     indices, hashes = record.get("poison_indices"), dict(record.get("hashes") or {})
     if isinstance(indices, list) and hashes.setdefault("poison", digest(indices)) != digest(
         indices
     ):
-        raise DataError(f"{record.get('id')}: `hashes.poison` is not that of `poison_indices`")
+        raise DataError(f"{record.get('id')}: `hashes.poison` does not match `poison_indices`")
     detection = record.get("detection")
     if isinstance(detection, dict) and detection.get("curve") is not None:
         hashes["curve"] = digest(detection["curve"])
@@ -50,7 +50,7 @@ def frozen_record(record: Mapping[str, Any], *, keep_curve: bool = False) -> dic
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`run` without the versions that a stage noted where they are the run's own."""
+    """`run`, without a stage's versions if they equal those of the run."""
     run = dict(record.get("run") or {})
     stages = {name: dict(stage) for name, stage in (run.get("stages") or {}).items()}
     for stage in stages.values():
@@ -60,7 +60,12 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_outside_paths(value: Any) -> Any:
-    """A JSON value in whose texts a path out of the working directory is its last part alone."""
+    """Reduce paths outside the working directory to their last component, in all texts of a JSON
+    value.
+
+    >>> without_outside_paths("python -m x out=../runs/a")
+    'python -m x out=a'
+    """
     if isinstance(value, str):
         return _OUTSIDE.sub(lambda found: found[1] or found[2], value)
     if isinstance(value, Mapping):
@@ -69,14 +74,14 @@ def without_outside_paths(value: Any) -> Any:
 
 
 def lines_of(records: Iterable[Mapping[str, Any]]) -> str:
-    """The text of records.jsonl."""
+    """The content of records.jsonl."""
     return "".join(sealed(canonical(record)) for record in records)
 
 
 def description(
     name: str, command: str, asked: list[Any], records: list[dict[str, Any]], lines: str
 ) -> dict[str, Any]:
-    """The content of sweep.json: `asked` the cells asked for, `records` those of `lines`."""
+    """The content of sweep.json; `asked`: the requested cells, `records`: those in `lines`."""
     runs = sorted((r["run"] for r in records if r.get("run")), key=lambda r: str(r.get("started")))
     started = [str(run["started"]) for run in runs if run.get("started")]
     return {
@@ -84,7 +89,7 @@ def description(
         "name": name,
         "command": without_outside_paths(command),
         "commands": _distinct([run.get("command") for run in runs] + [command]),
-        # Records from before there was `compute` name their device alone.
+        # Old records have no `compute`, only the name of their device.
         "machines": _distinct(run.get("compute") or run.get("device") for run in runs),
         "versions": _distinct(run.get("versions") for run in runs),
         "commits": _distinct(run.get("git_commit") for run in runs),
@@ -98,7 +103,7 @@ def description(
 
 
 def _seconds(runs: Iterable[Mapping[str, Any]]) -> float:
-    """What the stages took, each counted once however many cells share it."""
+    """Total seconds of the stages; a stage shared by several cells counts once."""
     took: dict[Any, float] = {}
     for number, run in enumerate(runs):
         for stage, seconds in (run.get("seconds") or {}).items():
@@ -108,7 +113,7 @@ def _seconds(runs: Iterable[Mapping[str, Any]]) -> float:
 
 
 def readable(content: Mapping[str, Any]) -> str:
-    """sweep.json as text: one line for each key and for each entry of a list."""
+    """The text of sweep.json: one line per key and per list entry."""
     parts = []
     for key, value in content.items():
         if isinstance(value, list) and value:
@@ -120,11 +125,11 @@ def readable(content: Mapping[str, Any]) -> str:
 
 
 def frozen_lines(folder: Path) -> Iterator[bytes]:
-    """The lines of a frozen sweep's records, each with its seal checked; none where there is no
+    """Yield the lines of a frozen sweep's records after checking their seals; none without a
     records.jsonl.
 
-    Raises DataError that names the file and the line where a seal does not hold, and where lines
-    were added, taken away or moved since sweep.json was written.
+    Raises DataError with the file and line if a seal does not match, and if lines were added,
+    removed or moved since sweep.json was written.
     """
     path = folder / RECORDS
     try:

@@ -1,4 +1,4 @@
-"""The heartbeat of a running cell: what it is doing, and how old that news is."""
+"""The heartbeat file of a running cell: its current stage and progress."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STALE_AFTER = 60.0
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """A cell's running.json, `age` seconds old."""
+    """The content of a cell's running.json, and its `age` in seconds."""
 
     age: float
     content: dict[str, Any] = field(default_factory=dict)
@@ -39,7 +39,7 @@ class Heartbeat:
 
     @property
     def fraction(self) -> float | None:
-        """The share of the stage that is done, where it tells."""
+        """The fraction of the stage that is done; None if unknown."""
         return non_negative(self.content.get("fraction"), high=1)
 
     @property
@@ -48,9 +48,9 @@ class Heartbeat:
 
 
 def read_heartbeat(path: Path, now: float) -> Heartbeat | None:
-    """The heartbeat in a file, `now` in seconds since 1970; None where there is none.
+    """Read a heartbeat file; None if it does not exist. `now` is in seconds since 1970.
 
-    Raises DataError where it cannot be read.
+    Raises DataError if it cannot be read.
     """
     try:
         age = max(0.0, now - path.stat().st_mtime)

@@ -1,4 +1,4 @@
-"""The index of kept results: one line for each question, made from the sweeps' own files."""
+"""The index of frozen results: one line per question, generated from the sweeps' files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _TABLE = re.compile(re.escape(HEAD.partition("\n")[0]) + r"\n(?:\|.*\n)*")
 def index(root: Path) -> str:
     """A Markdown table of the folders in `root` that hold a document and frozen sweeps.
 
-    Hours are those of one process, each stage counted once in a sweep. Raises DataError where a
-    sweep.json cannot be read.
+    Hours are process hours; each stage counts once per sweep. Raises DataError if a sweep.json
+    cannot be read.
     """
     lines = [_line(path.parent) for path in sorted(root.glob("*/README.md"))]
     return HEAD + "".join(line for line in lines if line)
 
 
 def rewrite(root: Path) -> None:
-    """Puts the index in place of the one in ``root/README.md``. Raises DataError without one."""
+    """Replace the index in ``root/README.md``. Raises DataError if it contains none."""
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
     if not _TABLE.search(text):
@@ -60,5 +60,5 @@ def _read(folder: Path) -> dict[str, Any]:
         raise DataError(f"{path} cannot be read: {error}") from error
     missing = [key for key in NEEDED if not isinstance(found, dict) or key not in found]
     if missing:
-        raise DataError(f"{path} is not that of kept records: it lacks {', '.join(missing)}")
+        raise DataError(f"{path} does not describe frozen records: it lacks {', '.join(missing)}")
     return dict(found)

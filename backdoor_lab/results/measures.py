@@ -1,4 +1,4 @@
-"""What the numbers of a record are called in tables, in which unit, and which way is better."""
+"""The measures of a record: their table headings, units and meaning, and which way is better."""
 
 from __future__ import annotations
 
@@ -8,31 +8,43 @@ IMAGES, PERCENT, SHARE = "images", "percent", "share"
 _BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1", "train_accuracy1")
 _UNDER = "_under."
 TRANSFORMED = ("nat1", "asr1", "nat2", "asr2")
-"""What is measured under each transformation that a record names; most records name none."""
+"""Measured under each transformation that the config names; most configs name none."""
 UNDER = tuple(figure + _UNDER for figure in TRANSFORMED)
-"""Measured on transformed test images; the transformation's name follows: ``asr1_under.jpeg75``."""
+"""Prefixes of measures on transformed test images, for example ``asr1_under.jpeg75``."""
 
 
 def before_defense(name: str) -> bool:
-    """Whether a measure is of the network before the defense: the same, whatever the defense."""
+    """Whether a measure describes the network before the defense, so that defenses share it.
+
+    >>> before_defense("asr1"), before_defense("asr2")
+    (True, False)
+    """
     return figure_of(name) in _BEFORE
 
 
 def figure_of(name: str) -> str:
-    """The figure that is measured, whether under a transformation or not: ``asr1``."""
+    """The name of a measure without its transformation.
+
+    >>> figure_of("asr1_under.jpeg75")
+    'asr1'
+    """
     return name.partition(_UNDER)[0]
 
 
 def under_name(figure: str, transformation: str) -> str:
-    """The measure of a figure (``asr1``) under a transformation."""
+    """The name of a measure (``asr1``) under a transformation.
+
+    >>> under_name("asr1", "jpeg75")
+    'asr1_under.jpeg75'
+    """
     return figure + _UNDER + transformation
 
 
 @dataclass(frozen=True)
 class Measure:
-    """`unit`: a count of images, percent, or a share 0..1. `better`: 1 where the defender wants it
-    high, -1 where low, 0 where neither is better. `says` is read below a table. `of`: the count of
-    a record that says of how many images it is a share, empty where none does."""
+    """A measure. `unit`: number of images, percent, or a fraction 0..1. `better`: 1 if the defender
+    wants it high, -1 if low, 0 if neither. `says`: its meaning, shown below tables. `of`: the count
+    in the record that it is a fraction of, empty if there is none."""
 
     head: str
     unit: str
@@ -42,11 +54,11 @@ class Measure:
 
     @property
     def scale(self) -> int:
-        """What a record's value is multiplied by."""
+        """The factor from a record's value to the table's."""
         return 100 if self.unit == PERCENT else 1
 
     def digits(self, n: int) -> int:
-        """Digits after the point of a mean over `n` values."""
+        """Decimal places of a mean over `n` values."""
         if self.unit == IMAGES:
             return 0 if n == 1 else 1
         return 2 if self.unit == PERCENT else 3
@@ -65,7 +77,7 @@ _FITTED = "accuracy on the images that the network {} the defense was trained on
 
 
 class _Measures(dict[str, Measure]):
-    """The measures that every record may have; those of UNDER are made when they are asked for."""
+    """The measures of a record; those on transformed images are created on access."""
 
     def __missing__(self, name: str) -> Measure:
         figure, _, transformation = name.partition(_UNDER)

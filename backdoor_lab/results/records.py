@@ -1,4 +1,4 @@
-"""One `record.json` read, checked and reduced to what tables need."""
+"""Read a `record.json`, check it and reduce it to the values that tables need."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ FIGURES = ("nat1", "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2")
 WORTH = (
     "clean_rate1", "top_share1", "clean_rate2", "top_share2", "train_accuracy1", "train_accuracy2",
 )  # fmt: skip
-"""How much the figures are worth; records from before these were measured have none."""
+"""Context for the measures: do they mean anything? Old records lack them."""
 TOP_CLASSES = ("top_class1", "top_class2")
 DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
@@ -45,12 +45,12 @@ _PLAIN = frozenset((str, bool, int, type(None)))
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell contributes to tables. `numbers` holds finite values only: the counts, the
-    figures and detection rates as fractions 0..1. `choices` is empty where nobody can tell them;
-    `protocol` and `config` (JSON text without the cell's seed) are None where not recorded.
-    `error` is what a failed cell said, `hashes` those of data, poison and weights, `notes` what the
-    defense noted, `top_class` the class that the network predicts most often, under TOP_CLASSES,
-    `applied` what of the protocol the defense works by, None where not recorded."""
+    """The values of a record that tables need. `numbers`: finite values only; counts, and other
+    measures as fractions 0..1. `choices`: empty if unknown. `protocol` and `config` (JSON text
+    without the seed): None if not recorded. `error`: message of a failed cell. `hashes`: those of
+    data, poison and weights. `notes`: those of the defense. `top_class`: the class predicted most
+    often, by the names in TOP_CLASSES. `applied`: filter options that the defense uses, None if not
+    recorded."""
 
     id: str
     status: str
@@ -71,13 +71,13 @@ class Cell:
 
 
 def parse(data: bytes) -> Cell:
-    """The cell in the bytes of a record.json. Raises DataError that says what is wrong."""
+    """Parse the bytes of a record.json. Raises DataError with the reason if it is invalid."""
     check_seal(data)
     return parse_sealed(data)
 
 
 def parse_sealed(data: bytes) -> Cell:
-    """As `parse`, of bytes whose seal has been checked."""
+    """As `parse`, for bytes whose seal has been checked already."""
     record = mapping("the record", decode(data, sealed=True))
     if record.get("schema") != SCHEMA:
         raise DataError(f"`schema` must be {SCHEMA}, got {record.get('schema')!r}")
@@ -102,16 +102,16 @@ def parse_sealed(data: bytes) -> Cell:
 
 
 def decode(data: bytes, *, sealed: bool = False) -> Any:
-    """The JSON in `data`, without its list of poison indices: most of the bytes, unused here."""
+    """Decode JSON without its list of poison indices, which is large and not needed here."""
     return small_files.decode(_without_indices(data), sealed=sealed)
 
 
 def check_choices(given: Any) -> dict[str, Any]:
-    """`given` if it names every choice a table is laid out by. Raises DataError."""
+    """`given`, if it has every choice that tables need. Raises DataError otherwise."""
     choices = _scalars("choices", given)
     for name in NEEDED:
         if name not in choices:
-            raise DataError(f"`choices.{name}` is not there")
+            raise DataError(f"`choices.{name}` is missing")
     if _number("choices.ratio", choices["ratio"], math.inf) is None:
         raise DataError(f"`choices.ratio` must be a number, got {choices['ratio']!r}")
     seed = choices["seed"]
@@ -121,7 +121,7 @@ def check_choices(given: Any) -> dict[str, Any]:
 
 
 def mapping(where: str, value: Any) -> dict[str, Any]:
-    """`value` if it is a JSON object. Raises DataError."""
+    """`value`, if it is a JSON object. Raises DataError otherwise."""
     if not isinstance(value, dict):
         raise DataError(f"{where} must be a JSON object, got {type(value).__name__}")
     return value
@@ -133,7 +133,7 @@ def _without_indices(data: bytes) -> bytes:
     if start < 0 or not 0 <= first < last:
         return data
     if data[start + len(_INDICES) : last].translate(None, b" \t\r\n,0123456789") != b"[":
-        return data  # not a plain list of numbers: let the JSON parser judge it
+        return data  # not a plain list of numbers: leave it to the JSON parser
     return data[: first + 1] + data[last:]
 
 
@@ -144,7 +144,7 @@ def _status(value: Any) -> str:
 
 
 def _protocol(given: Any) -> dict[str, Any] | None:
-    """The resolved protocol; records from before protocols had versions are of version 1."""
+    """The resolved protocol; version 1 if the record states none."""
     values = _scalars("protocol", given)
     return {"version": 1} | values if values else None
 
@@ -160,12 +160,12 @@ def _scalars(where: str, value: Any) -> dict[str, Any]:
 
 
 def _canonical(config: Any, seed: int) -> str | None:
-    """The config as one JSON text, equal for cells that differ in nothing but the seed."""
+    """The config as JSON text without the seed, so that it is equal for all seeds of a cell."""
     if not isinstance(config, dict) or not config:
         return None
     text = _SORTED(config)
     entry = f'"seed": {seed}'
-    # Quotes inside of a text are escaped, so that none is taken for a key.
+    # Quotes inside strings are escaped, so a string cannot be mistaken for the key.
     for found, left in ((f", {entry},", ","), (f", {entry}}}", "}"), (f"{{{entry}, ", "{"),
                         (f"{{{entry}}}", "{}")):  # fmt: skip
         text = text.replace(found, left)
@@ -173,7 +173,7 @@ def _canonical(config: Any, seed: int) -> str | None:
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a record; null and NaN are left out, nonsense raises DataError."""
+    """The finite numbers of a record, without null and NaN. Raises DataError for other values."""
     parts: tuple[tuple[str, Any, Iterable[str], float], ...] = (
         ("counts.", record.get("counts"), COUNTS, _LARGEST),
         ("", record, (*FIGURES, *WORTH), 1),
@@ -194,14 +194,14 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _under(record: Mapping[str, Any]) -> dict[str, float]:
-    """The figures under each transformation, by the names that tables have for them."""
+    """The measures under each transformation, by their names in tables."""
     numbers = {}
     for name, part in mapping("`under`", record.get("under", {})).items():
         if not _TRANSFORMATION.fullmatch(name):
             raise DataError(f"`under` must name transformations, got {name!r}")
         for figure, given in mapping(f"`under.{name}`", part).items():
             if figure not in TRANSFORMED:
-                raise DataError(f"`under.{name}.{figure}` is not known")
+                raise DataError(f"`under.{name}.{figure}` is unknown")
             value = None if given is None else _number(f"under.{name}.{figure}", given, 1)
             if value is not None:
                 numbers[under_name(figure, name)] = value

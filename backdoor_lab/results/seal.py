@@ -1,9 +1,9 @@
-"""A JSON object that carries the hash of its own text, as its last key.
+"""JSON objects sealed with the hash of their own text as the last key.
 
     {"id": "…", "nat1": 0.91, "seal": "<sha256 of everything before the comma>"}
 
-The text is hashed and not the values: any edit, a repeated key and a flipped bit are noticed, and
-checking ten thousand records costs nothing. Line ends may be those of any system.
+The hash covers the text, not the values: any edit, repeated key or flipped bit is detected, and
+checking ten thousand records takes no noticeable time. CRLF line ends are accepted.
 """
 
 from __future__ import annotations
@@ -24,15 +24,19 @@ _NEAR = 120
 
 
 def sealed(text: str) -> str:
-    """The text of a JSON object with its seal added, in the layout of the text: one line, or one
-    line for each key."""
+    """Append the seal to the text of a JSON object, keeping its layout: one line, or one line per
+    key.
+
+    >>> sealed('{"nat1": 0.91}')[:24]
+    '{"nat1": 0.91, "seal": "'
+    """
     body = text.rstrip().removesuffix("}").rstrip()
     gap, end = ("\n ", "\n}\n") if "\n" in body else (" ", "}\n")
     return f'{body},{gap}"seal": "{_hash(body.encode())}"{end}'
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> dict[str, Any]:
-    """`value` as readable JSON with its seal, atomically; what the file then holds."""
+    """Write `value` as readable JSON with its seal, atomically; return the content written."""
     text = sealed(readable(value))
     write_ours(path, text.encode())
     found: dict[str, Any] = json.loads(text)
@@ -47,13 +51,13 @@ def read_sealed(path: Path) -> bytes:
 
 
 def check_seal(data: bytes) -> None:
-    """Raises DataError unless `data` carries a seal and is what was sealed."""
-    # Near the end where we wrote it; only an editor's line ends may have moved it.
+    """Raises DataError unless `data` has a seal that matches its content."""
+    # The seal is near the end of files we wrote; only an editor may have moved it.
     found = _SEAL.search(data, max(0, len(data) - _NEAR)) or _SEAL.search(data)
     if found is None:
-        raise DataError("it carries no seal: it was edited, or is older than seals")
+        raise DataError("it has no seal: it was edited, or written before seals existed")
     if _hash(data[: found.start()]) != found[1].decode():
-        raise DataError("its seal does not hold: it was edited or damaged after it was written")
+        raise DataError("its seal does not match: it was edited or damaged after it was written")
 
 
 def _hash(body: bytes) -> str:

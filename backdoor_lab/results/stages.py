@@ -1,4 +1,4 @@
-"""The stages of a cell in the order in which it goes through them, by their names in its record."""
+"""The stages of a cell in order, by the names used in its record."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ STAGES = (
     "autoencoder", "clean", "extract", "filter", "repair", "retrain", "train_accuracy2", "measure2",
     "transformed2",
 )  # fmt: skip
-"""No cell goes through all of them: one with a repair has neither ``filter`` nor ``retrain``."""
+"""No cell has all of them: one with a repair has neither ``filter`` nor ``retrain``."""
 _REPAIR, _RETRAIN = STAGES.index("repair"), STAGES.index("retrain")
 BETWEEN_TRAININGS = STAGES[STAGES.index("train") + 1 : _REPAIR]
 AFTER_TRAININGS = (*STAGES[_RETRAIN + 1 :], "record")
-"""With the writing of the record, which is no stage of the store and has no seconds."""
+"""Includes writing the record, which is not a stage in the store and has no seconds."""
 
 
 def is_at_or_before(stage: str, other: str) -> bool:
-    """Whether a cell reaches `stage` no later than `other`. Both are names in the store, where one
-    stage (``measure``) serves both networks: then the first time counts."""
+    """Whether a cell reaches `stage` no later than `other`. Names are those in the store, where one
+    stage (``measure``) serves both networks; its first occurrence counts."""
     return _first(stage) <= _first(other)
 
 

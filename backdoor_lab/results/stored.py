@@ -1,7 +1,7 @@
-"""What the stages of a cell left in the store, read with numpy alone.
+"""Read the outputs of a cell's stages from the store, with NumPy only.
 
-Everything here may be gone (a store is not committed) or damaged; then there is None and a note.
-What is only shown is not checked against its hash, unless that is asked for: a table is evidence.
+Outputs may be missing (the store is not committed) or damaged; the result is then None and a note.
+By default files are not checked against their hashes; tables, which serve as evidence, check them.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from backdoor_lab.results.seal import read_sealed
 from backdoor_lab.results.sweeps import cell_folders
 
 MANIFEST = "manifest.json"
-NO_STORE = "the store is not there: nothing of what its stages left can be shown"
+NO_STORE = "the store does not exist: the outputs of stages cannot be shown"
 _RECORD = "record.json"
 _CACHED = 4
 
@@ -46,12 +46,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Training:
-    """A poisoned training set of n examples and the truth about it.
+    """A poisoned training set of n examples, with the ground truth.
 
-    `base` uint8 (N, C, H, W) the clean images, `rows` uint8 (P + Q, C, H, W) the poisoned ones
-    and after them the covers, `index` int (n,) into both, `labels` int (n,) as trained on,
-    `original` int (P + Q,) the clean image each row was made from, `poisoned` P of them poison.
-    `clean_labels` int (N,) are the labels before the attack, `classes` the names.
+    `base` uint8 (N, C, H, W) are the clean images; `rows` uint8 (P + Q, C, H, W) the poisoned
+    images, then the cover images; `index` int (n,) positions in `base` followed by `rows`; `labels`
+    int (n,) the training labels; `original` int (P + Q,) the clean image each row was made from;
+    `poisoned` is P; `clean_labels` int (N,) the labels before the attack; `classes` the names.
     """
 
     base: Array
@@ -82,7 +82,7 @@ class Training:
         return found
 
     def before(self, where: Array) -> Array:
-        """The labels before the attack of the examples at positions `where`: int (b,)."""
+        """The labels before the attack at positions `where` int (b,): int (b,)."""
         index, first = self.index[where], len(self.base)
         clean = np.where(index < first, index, 0)
         if len(self.original):
@@ -93,17 +93,17 @@ class Training:
 
 @dataclass(frozen=True)
 class Judged:
-    """A defense's verdict: `scores` float64 (n,), NaN where it did not look, `keep` bool (n,)."""
+    """A filter's result: `scores` float64 (n,), NaN for images not scored; `keep` bool (n,)."""
 
     scores: Array
     keep: Array
 
 
 def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any]]:
-    """Every sealed record of a sweep by its id, unchecked otherwise; poison indices only if
-    `whole`.
+    """All sealed records of a sweep by cell id, not validated further. Poison indices are included
+    only if `whole`.
 
-    As `read_sweep` does it, a folder that bears its cell's id comes before a copy of it.
+    As in `read_sweep`, a folder named after its cell's id takes precedence over a copy.
     """
     decode = small_files.decode if whole else decode_without_indices
     lines = (mapping("the record", decode(line)) for line in frozen_lines(folder))
@@ -119,10 +119,10 @@ def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any
 
 
 class Shelf:
-    """The stage outputs of records, out of one store; None for what is not there.
+    """Reader of the stage outputs of records in one store; returns None for missing outputs.
 
-    `notes` collects why, each reason once. `checked`: files that do not have the hashes they were
-    published with count as damaged.
+    `notes` collects the reasons, each once. If `checked`, files whose hash differs from the
+    published one count as damaged.
     """
 
     def __init__(self, root: Path | None, *, checked: bool = False) -> None:
@@ -137,23 +137,23 @@ class Shelf:
         return self._try("poisoned images", lambda: self._training(record))
 
     def judged(self, record: dict[str, Any], n: int) -> Judged | None:
-        """The defense's scores and verdict on `n` examples."""
+        """The filter's scores and result on `n` examples."""
         if _never_ran(record, "filter"):
             return None
         return self._try("scores", lambda: self._judged(record, n))
 
     def features(self, record: dict[str, Any], where: Array, n: int) -> Array | None:
-        """The features of the examples at positions `where` int (b,) of `n`: float64 (b, d)."""
+        """The features at positions `where` int (b,) of `n` examples: float64 (b, d)."""
         return self._try("features", lambda: self._features(record, where, n))
 
     def losses(self, record: dict[str, Any], stage: str) -> Array | None:
-        """The mean training loss of each epoch, float64 (epochs,), of ``train`` or ``retrain``."""
+        """The mean training loss per epoch, float64 (epochs,), of ``train`` or ``retrain``."""
         if _never_ran(record, stage):
             return None
         return self._try("losses", lambda: self._losses(record, stage))
 
     def first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array | None:
-        """The weights of the first convolution that takes images: float32 (f, channels, k, k)."""
+        """The weights of the first convolution on images: float32 (f, channels, k, k)."""
         return self._try("weights", lambda: self._first_layer(record, stage, channels))
 
     def _try(self, what: str, read: Callable[[], T]) -> T | None:
@@ -173,7 +173,7 @@ class Shelf:
             return None
 
     def _entry(self, record: dict[str, Any], stage: str) -> Path:
-        # The id comes out of a file that anybody may have written.
+        # The id comes from an untrusted file.
         name = safe_name("stage id", record["run"]["stages"][stage]["id"])
         folder = Path(self.root or "") / safe_name("stage", stage) / name
         self._check(folder)
@@ -193,7 +193,7 @@ class Shelf:
         return made
 
     def _dataset(self, digest: str) -> tuple[Path, tuple[str, ...]]:
-        """The folder and the class names of the data set with this training digest."""
+        """The folder and class names of the data set with this training digest."""
         for manifest in sorted((Path(self.root or "") / "data").glob(f"*/{MANIFEST}")):
             with suppress(OSError, DataError, KeyError, TypeError):
                 meta = read_manifest(manifest.parent)["meta"]
@@ -201,7 +201,7 @@ class Shelf:
                     found = manifest.parent, tuple(map(str, meta["classes"]))
                     break
         else:
-            raise DataError("no such data set in the store")
+            raise DataError("the store has no such data set")
         self._check(found[0])
         return found
 
@@ -209,7 +209,7 @@ class Shelf:
         found = self._arrays(VERDICT, self._entry(record, "filter"))
         scores, keep = found["scores"].astype(np.float64), found["keep"].astype(bool)
         if scores.shape != (n,) or keep.shape != (n,):
-            raise ValueError("a verdict on another training set")
+            raise ValueError("scores of another training set")
         return Judged(scores, keep)
 
     def _features(self, record: dict[str, Any], where: Array, n: int) -> Array:
@@ -231,7 +231,7 @@ class Shelf:
 
 
 def _check_hashes(folder: Path) -> None:
-    """Raises ValueError for a published output that is not as it was published."""
+    """Raises ValueError if a published output has changed since."""
     from backdoor_lab.core.store import damage_in
 
     damage = damage_in(folder)
@@ -240,27 +240,27 @@ def _check_hashes(folder: Path) -> None:
 
 
 def _never_ran(record: dict[str, Any], stage: str) -> bool:
-    """Whether a cell was done without this stage: a repair filters nothing, and without retraining
-    there is no second network. Then nothing is lost."""
+    """Whether a cell has no such stage by design: a repair filters nothing, and without retraining
+    there is no second network. Such outputs are not reported as missing."""
     run = record.get("run")
     stages = run.get("stages") if isinstance(run, dict) else None
     return isinstance(stages, dict) and bool(stages) and stage not in stages
 
 
 def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: int) -> str:
-    """The name of the first layer's weights: four axes, `channels` inputs, a square kernel wider
-    than one pixel; of several, ``conv1.weight``, else the first by name. Raises KeyError."""
+    """The name of the first layer's weights: four axes, `channels` inputs, square kernel larger
+    than 1. Prefers ``conv1.weight``, else the first by name. Raises KeyError if there is none."""
     fit = sorted(
         name for name, shape in shapes
         if len(shape) == 4 and shape[1] == channels and shape[2] == shape[3] > 1
     )  # fmt: skip
     if not fit:
-        raise KeyError("no convolution that takes images")
+        raise KeyError("no convolution on images")
     return "conv1.weight" if "conv1.weight" in fit else fit[0]
 
 
 def _check(made: Training) -> None:
-    """Raises ValueError for arrays that do not belong together."""
+    """Raises ValueError if the arrays do not belong together."""
     n, rows, images = len(made.index), len(made.rows), len(made.base)
     sound = (
         made.base.ndim == 4 and made.base.dtype == np.uint8 == made.rows.dtype
@@ -277,4 +277,4 @@ def _check(made: Training) -> None:
         (made.clean_labels, len(made.classes)),
     ):
         if len(values) and not 0 <= values.min() <= values.max() < below:
-            raise ValueError("an index beyond its array")
+            raise ValueError("an index is out of range")

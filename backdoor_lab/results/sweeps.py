@@ -1,4 +1,4 @@
-"""Sweep folders found and read: every cell that was asked for or that left a record."""
+"""Find and read sweep folders: every cell that was requested or has a record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONTROLS = ("none", "random", "oracle", "clean_data")
 
 @dataclass
 class Sweep:
-    """A sweep folder's cells, first as asked for, then the others sorted; and what to warn of."""
+    """The cells of a sweep folder, first those requested, then the others sorted; and warnings."""
 
     folder: Path
     name: str
@@ -47,7 +47,7 @@ class Sweep:
 
 
 def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
-    """`root` if it is a sweep, else the sweeps below it, sorted. Hidden folders are ignored."""
+    """`root` if it is a sweep, else the sweeps below it, sorted. Ignores hidden folders."""
     if not root.is_dir():
         return []
     children = cell_folders(root)
@@ -60,11 +60,11 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
 
 
 def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
-    """Every cell of a sweep, of its frozen records and of its cells' folders, which come first
-    where both have a cell. A damaged file becomes a failed cell and a warning; a frozen line whose
-    seal does not hold is refused with DataError: nothing can make it again.
+    """Read all cells of a sweep from its frozen records and cell folders; folders take precedence.
 
-    `failed`: the status, by id, of cells that failed and could not even record that.
+    A damaged file becomes a failed cell and a warning. `failed` maps ids to the status of cells
+    that failed without writing a record. Raises DataError for a frozen line whose seal does not
+    match, as it cannot be recomputed.
     """
     failed = failed or {}
     sweep = Sweep(folder, folder.resolve().name)
@@ -86,8 +86,8 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
 
 
 def one_sweep(text: str, hint: str = "") -> Sweep:
-    """The one sweep in the folder `text`. Raises ConfigError, with `hint` where there is no such
-    folder, where there is none or more than one."""
+    """Read the only sweep in the folder `text`. Raises ConfigError if the folder does not exist
+    (with `hint` appended), or holds no sweep or several."""
     if not text:
         raise ConfigError(f"no such folder: ''{hint}")
     root = usable("path", text)
@@ -101,9 +101,9 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
 
 
 def _without_repeats(sweep: Sweep) -> list[Cell]:
-    """Leaves out a done cell that repeats another's choices, protocol and config under a new id
-    (as a new code version makes them): its seed would count twice. The asked one stays, and so do
-    results of modified code."""
+    """Omit done cells with the choices, protocol and config of another cell but a new id (from
+    another code version), whose seed would count twice. Keeps the requested one, and all results
+    of modified code."""
     often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
     if len(often) == len(sweep.cells):
         return sweep.cells
@@ -111,11 +111,11 @@ def _without_repeats(sweep: Sweep) -> list[Cell]:
     kept = []
     for cell in sweep.cells:
         chosen = tuple(cell.choices.items())
-        # Ten thousand cells: looked into only where there is another of the same choices.
+        # Performance: compare configs only of cells with equal choices.
         config = None if often[chosen] == 1 else _without_code(cell.config)
         same = (*chosen, *(cell.protocol or {}).items(), config)
         if cell.done and seen.setdefault(same, cell.id) != cell.id:
-            sweep.warnings.append(f"{cell.id} repeats {seen[same]}, the same cell; left out")
+            sweep.warnings.append(f"{cell.id} repeats {seen[same]}, the same cell; omitted")
         else:
             kept.append(cell)
     return kept
@@ -131,7 +131,7 @@ def _without_code(config: str | None) -> str | None:
 
 
 def _modified(code: Any) -> list[str]:
-    """The marks of code that was not as committed: its results are no repetition."""
+    """The marks of modified code, whose results are not repetitions."""
     sections = code.values() if isinstance(code, dict) else []
     return sorted(
         f"{name} {mark}"
@@ -143,7 +143,7 @@ def _modified(code: Any) -> list[str]:
 
 
 def default_order(cell: Cell) -> tuple[Any, ...]:
-    """Sorts cells that nobody listed: targets, ratios, spectral first, controls last."""
+    """Sort key of cells that were not requested: target, ratio, spectral first, controls last."""
     if not cell.choices:
         return (1, cell.id)
     chosen, defense = cell.choices, str(cell.choices["defense"])
@@ -155,14 +155,14 @@ def default_order(cell: Cell) -> tuple[Any, ...]:
 
 
 def cell_folders(folder: Path) -> list[Path]:
-    """The visible folders in `folder`, sorted; links are followed to cells, never written to."""
+    """The visible folders in `folder`, sorted. Links to folders are read but never written to."""
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
     return [folder / name for name in names if name != TABLES]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    # Of a loop of links, DirEntry.is_dir raises an error.
+    # DirEntry.is_dir raises an error for a loop of links.
     return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
@@ -176,7 +176,7 @@ def _read_asked(sweep: Sweep) -> dict[str, dict[str, Any]]:
         return {}
     except DataError as error:
         said = str(error).removeprefix(f"{path} is ")
-        sweep.warnings.append(f"{path}: {said}; missing cells cannot be told")
+        sweep.warnings.append(f"{path}: {said}; missing cells are unknown")
         return {}
     sweep.name = str(content.get("name") or sweep.name)
     sweep.command = str(content.get("command") or "")
@@ -196,7 +196,7 @@ def _asked_cells(sweep: Sweep, asked: list[Any]) -> Iterator[tuple[str, dict[str
 
 
 def _read_cell(sweep: Sweep, folder: Path, asked: dict[str, dict[str, Any]]) -> Cell | None:
-    # Ten thousand times: text, where a Path would take as long as the reading.
+    # Performance: with ten thousand cells, building a Path takes as long as reading the file.
     path = f"{folder}/{RECORD}"
     try:
         data = read_small(path)
@@ -214,7 +214,7 @@ def _read_cell(sweep: Sweep, folder: Path, asked: dict[str, dict[str, Any]]) -> 
 def _damaged(
     sweep: Sweep, path: Path, reason: str, data: bytes, asked: dict[str, dict[str, Any]]
 ) -> Cell:
-    """A failed cell in the place that the sweep's list, or what is left of the record, gives it."""
+    """A failed cell, with the choices from the sweep's list or from the damaged record."""
     sweep.warnings.append(f"damaged record {path}: {reason}")
     name, choices = path.parent.name, asked.get(path.parent.name, {})
     with suppress(DataError):
@@ -223,7 +223,7 @@ def _damaged(
 
 
 def _add(sweep: Sweep, found: dict[str, tuple[Cell, str]], cell: Cell, folder: str) -> None:
-    """Keeps one cell per id: a copied folder would count its seed twice."""
+    """Keep one cell per id: a copied folder would count its seed twice."""
     other = found.get(cell.id)
     if other is None:
         found[cell.id] = (cell, folder)
@@ -233,5 +233,5 @@ def _add(sweep: Sweep, found: dict[str, tuple[Cell, str]], cell: Cell, folder: s
         kept, left = left, kept
     found[cell.id] = kept
     sweep.warnings.append(
-        f"{sweep.folder / left[1]}: second record of {cell.id}, left out; {kept[1]} is used"
+        f"{sweep.folder / left[1]}: second record of {cell.id}, omitted; {kept[1]} is used"
     )

@@ -11,7 +11,11 @@ HASH = re.compile(r"[0-9a-f]{32,}")
 
 
 def words(value: Any) -> str:
-    """A JSON scalar (or anything else) as short text; of a long hash the first ten digits."""
+    """A JSON value as short text; a long hash is cut to ten digits.
+
+    >>> words(0.1), words(True), words(None)
+    ('0.1', 'true', 'any')
+    """
     if isinstance(value, str):
         return value[:10] if len(value) > 31 and HASH.fullmatch(value) else value
     if value is None or isinstance(value, (bool, dict, list)):
@@ -20,27 +24,35 @@ def words(value: Any) -> str:
 
 
 def ratio_words(ratio: Any, ratio_of: Any) -> str:
-    """A ratio as text: ``5%``, or a number of images where it is one."""
+    """A ratio as text: in percent, or as a number of images.
+
+    >>> ratio_words(0.05, "target"), ratio_words(500, "count")
+    ('5%', '500')
+    """
     if ratio is None:
         return words(None)
     return words(ratio) if is_count(ratio, ratio_of) else f"{100 * ratio:.10g}%"
 
 
 def is_count(ratio: float, ratio_of: Any) -> bool:
-    """Whether a ratio is a number of images: `protocol.ratio_of` says so, or it is above 1, as a
-    share never is (for cells whose protocol is not recorded)."""
+    """Whether a ratio is a number of images: `protocol.ratio_of` is ``count`` or, for cells without
+    a recorded protocol, the ratio is above 1."""
     return bool(ratio_of == "count" or ratio > 1)
 
 
 def sort_value(value: Any, counts: bool = False) -> tuple[bool, float] | None:
-    """What a number is sorted by, numbers of images (`counts`) after shares; None for any other
-    value, which has no order of its own."""
+    """The sort key of a number, with numbers of images (`counts`) after fractions; None for values
+    that are not numbers."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return (counts, value) if is_number else None
 
 
 def flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of nested mappings under dotted names."""
+    """The values of nested mappings under dotted names.
+
+    >>> list(flat({"recipe": {"lr": 0.1}, "seed": 0}))
+    [('recipe.lr', 0.1), ('seed', 0)]
+    """
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flat(value, f"{before}{key}.")

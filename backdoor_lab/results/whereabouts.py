@@ -1,4 +1,4 @@
-"""Where sweeps and their stores lie."""
+"""Locate sweep folders and their stores."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_BYTES = 2**20
 
 
 def roots_of(given: Sequence[Path | str]) -> list[Path]:
-    """The folders given on a command line, which must exist, or the default one, which need not.
-    Raises ConfigError."""
+    """The folders given on a command line, or the default one, which need not exist. Raises
+    ConfigError if a given folder does not exist."""
     roots = [usable("path", str(each)) for each in given]
     absent = [str(root) for root in roots if not root.is_dir()]
     if absent:
@@ -29,18 +29,18 @@ def roots_of(given: Sequence[Path | str]) -> list[Path]:
 
 
 def find_store(sweep: Path, given: Path | None = None) -> Path | None:
-    """The store given by the caller, otherwise the one the sweep was run with, otherwise the one
-    next to the sweep. None if that folder does not exist.
+    """The store `given`, else the one the sweep was run with, else `.store` next to the sweep. None
+    if that folder does not exist.
 
-    Where a relative ``store.root`` leads is told by where the sweep lies, not by the current
-    directory, in which another project's store may be.
+    A relative ``store.root`` is resolved from the location of the sweep, not from the current
+    directory, which may have the store of another project.
     """
     roots = [_run_with(sweep), sweep.resolve().parent / STORE] if given is None else [Path(given)]
     return next((root for root in roots if root is not None and root.is_dir()), None)
 
 
 def _run_with(sweep: Path) -> Path | None:
-    """``store.root`` in the configuration that the sweep's last run left beside its cells."""
+    """``store.root`` in the configuration that the sweep's last run left next to its cells."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -61,8 +61,8 @@ def _run_with(sweep: Path) -> Path | None:
 
 
 def _started_in(sweep: Path, content: Any) -> Path | None:
-    """The directory that a sweep was started in, by ``hydra.sweep.dir``: ``runs/${name:}`` of
-    ``/a/runs/x`` was started in ``/a``. None where the sweep does not lie as that says."""
+    """The directory that a sweep was started in, inferred from ``hydra.sweep.dir``: with
+    ``runs/${name:}``, ``/a/runs/x`` was started in ``/a``. None if the two do not match."""
     try:
         said = Path(content["hydra"]["sweep"]["dir"]).parts
     except (KeyError, TypeError):

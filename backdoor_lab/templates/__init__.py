@@ -1,7 +1,7 @@
-"""HTML pages, each a template in this folder with the scripts and styles that it takes in.
+"""HTML templates with their scripts and styles.
 
-Names and messages come from records: every value is escaped, and is made one printable line.
-jinja2 is imported when a page is written, not before.
+Names and messages come from records, so every value is escaped and reduced to one printable line.
+jinja2 is imported only when a page is written.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ TEMPLATES = Path(__file__).parent
 
 
 def render(name: str, **values: Any) -> str:
-    """The page of the template `name`. Raises UndefinedError for a value that it lacks."""
+    """Render the template `name`. Raises UndefinedError if it uses a value that is not given."""
     return _environment().get_template(name).render(values)
 
 
 def asset(*names: str) -> Markup:
-    """Our own scripts or styles, one after the other. Escaped they would be neither; no text of
-    a record is in them."""
+    """Our own scripts or styles, concatenated. They are not escaped; they contain no text from
+    records."""
     from markupsafe import Markup
 
     return Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names))
 
 
 def json_data(value: Any) -> Markup:
-    """JSON that ends no script element."""
+    """`value` as JSON that is safe inside a script element."""
     from jinja2.utils import htmlsafe_json_dumps
 
     return htmlsafe_json_dumps(value, json.dumps, separators=(",", ":"), allow_nan=False)

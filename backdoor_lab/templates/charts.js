@@ -1,4 +1,4 @@
-// Small charts as inline SVG. Every kind differs in shape or line as well as in colour.
+// Small charts as inline SVG. Series differ in shape or line style as well as in color.
 
 const SVG = "http://www.w3.org/2000/svg";
 const SIZE = { width: 360, height: 220, left: 46, right: 12, top: 34, bottom: 40 };
@@ -17,7 +17,7 @@ function number(value, digits = 4) {
   return String(Number(value.toPrecision(digits)));
 }
 
-// Positions on the page for values from `low` to `high`, and where ticks go.
+// A function from values in `low`..`high` to coordinates, with the positions of its ticks.
 function scale(low, high, from, to, log = false) {
   const as = log ? Math.log10 : (value) => value;
   const [a, b] = [as(low), as(high)];
@@ -71,7 +71,7 @@ function chart(title, summary, x, y, labels) {
   return svg;
 }
 
-// One line above the chart: what each mark means. `entries` are [class, mark, text].
+// A legend above the chart. `entries` are [class, mark, text].
 function legend(svg, entries) {
   const group = shape("g", { class: "legend" });
   let x = SIZE.left;
@@ -117,14 +117,14 @@ function histogram({ low, high, log, cut, clean, poison }) {
   const edge = (n) => (log ? low * (high / low) ** (n / bins) : low + ((high - low) * n) / bins);
   const x = across(low, high, log);
   const y = upward(0, Math.max(1, ...shares.clean, ...shares.poison));
-  const said = `${sum(clean)} clean and ${sum(poison)} poisoned; cut at ${number(cut)}`;
+  const said = `${sum(clean)} clean and ${sum(poison)} poisoned; threshold ${number(cut)}`;
   const svg = chart("Scores in the target class", said, x, y,
-    { x: log ? "score (logarithmic)" : "score", y: "% of its kind" });
+    { x: log ? "score (logarithmic)" : "score", y: "% of each group" });
   for (const kind of ["clean", "poison"]) {
     const bars = shape("g", { class: `bars ${kind}` });
     shares[kind].forEach((value, n) => {
       if (!value) return;
-      // Poison stands as a narrower bar in the middle of its bin, so that both can be seen.
+      // Poison bars are narrower and centered in the bin, so that both bars stay visible.
       const inset = kind === "poison" ? 0.25 : 0;
       const [a, b] = [x(edge(n + inset)), x(edge(n + 1 - inset))];
       bars.append(shape("rect", { x: a.toFixed(1), width: Math.max(b - a - 0.5, 0.5).toFixed(1),
@@ -137,7 +137,7 @@ function histogram({ low, high, log, cut, clean, poison }) {
   if (cut !== null) {
     const at = x(cut).toFixed(1);
     svg.append(shape("line", { class: "cut", x1: at, x2: at, y1: SIZE.top, y2: y(0) }));
-    marks.push(["cut", "line", "cut"]);
+    marks.push(["cut", "line", "threshold"]);
   }
   return legend(svg, marks);
 }
@@ -169,7 +169,7 @@ function scatter({ points, totals, span }) {
 function removal({ removed, left, total, scored, at }) {
   const x = across(0, removed.at(-1));
   const y = upward(0, total);
-  const said = `${at[1]} of ${total} left when ${at[0]} were removed`;
+  const said = `${at[1]} of ${total} left after removing ${at[0]}`;
   const svg = chart("Poison left", said, x, y, { x: "images removed", y: "poisoned images left" });
   svg.append(line([[0, total], [removed.at(-1), total - scored]], x, y, "curve chance"));
   svg.append(line(removed.map((value, n) => [value, left[n]]), x, y, "curve mine"));

@@ -1,12 +1,12 @@
-// What is shown of one cell. Whatever a record says goes in as text, never as markup.
+// The details of one cell. Values from records are inserted as text, never as markup.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const panel = document.getElementById("details");
 const TILE = 64;
 const KINDS = {
-  removed: ["Removed, poisoned", "the poison it found, highest scores first"],
+  removed: ["Removed, poisoned", "correctly removed poison, highest scores first"],
   mistaken: ["Removed, clean", "removed by mistake"],
-  missed: ["Missed", "poison that is still there, highest scores first"],
+  missed: ["Missed", "poison that was kept, highest scores first"],
 };
 const GROUPS = ["result", "counts", "detection", "choices", "protocol", "config", "dataset",
   "hashes", "run"];
@@ -52,7 +52,7 @@ function factsOf(cell) {
   return found;
 }
 
-// Rounded where the tables are made: two ways to round would show two numbers.
+// Rounded in Python, like the tables, so that both show the same number.
 function figures(cell) {
   const texts = DATA.figures[cell];
   if (texts[2] === "–") return [];

@@ -1,4 +1,4 @@
-// Sorting, filtering and walking through the table of all cells, by mouse and by keyboard.
+// Sorting, filtering and keyboard navigation of the table of all cells.
 
 const cellsTable = document.getElementById("cells");
 const body = cellsTable.tBodies[0];
@@ -33,7 +33,7 @@ function sortBy(column) {
   filter();
 }
 
-// A cell without a value comes last, whichever the direction.
+// Cells without a value come last in either direction.
 function ordered(a, b, numeric, sign) {
   if (!numeric) return sign * collator.compare(a, b);
   const [x, y] = [parseFloat(a), parseFloat(b)];
@@ -55,7 +55,7 @@ function filter() {
   if (visible.length && !shown.has(current)) makeCurrent(visible[0]);
 }
 
-// One row takes part in the tab order; arrow keys walk from there.
+// Only one row is in the tab order; the arrow keys move from there.
 function makeCurrent(row) {
   current.opener.tabIndex = -1;
   row.opener.tabIndex = 0;
@@ -80,7 +80,7 @@ function show(row) {
   const held = panel.contains(document.activeElement) ? document.activeElement.title : "";
   fillDetails(row.order, move);
   if (!panel.open) panel.showModal();
-  // What had the focus is gone with the old content; its successor takes it.
+  // The focused button was replaced with the old content; focus its successor.
   const buttons = [...panel.querySelectorAll(".buttons button")];
   (buttons.find((each) => each.title === held) || buttons.at(-1)).focus();
   panel.scrollTop = 0;

@@ -500,8 +500,8 @@ def test_without_a_store_the_records_figures_are_still_drawn(
     names = {path.stem for path in (folder / "figures").glob("*.png")}
     assert names == {"pipeline", "ratio_pixel", "cost"}
     told = capsys.readouterr().out
-    assert "the store is not there" in told
-    assert "2 more cells have no pictures" in told
+    assert "the store does not exist" in told
+    assert "2 more cells have no figures" in told
 
 
 @pytest.mark.usefixtures("unsaved")

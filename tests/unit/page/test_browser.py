@@ -167,7 +167,7 @@ def test_charts_have_words_for_those_who_do_not_see_them(opened: Open, path: Pat
         "Poison left", "Training loss",
     ]  # fmt: skip
     assert "12 removed" in titles[1]
-    assert "of 8 left when 12 were removed" in titles[2]
+    assert "of 8 left after removing 12" in titles[2]
     assert "retrain ends at 0.375" in titles[3]
 
 

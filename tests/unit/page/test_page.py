@@ -245,7 +245,7 @@ def test_without_a_store_the_page_says_so(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     shown = data_of(written(folder))
     assert shown["pictures"]["0"] == {"notes": [], "loss": {}}
-    assert any("store is not there" in note for note in shown["notes"])
+    assert any("store does not exist" in note for note in shown["notes"])
 
 
 def test_without_a_store_the_recorded_curve_is_drawn(tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_a_late_stamp_shows_no_images_of_it(tmp_path: Path) -> None:
 def test_pictures_stay_within_their_budget(tmp_path: Path, budget: int) -> None:
     records = [cell(tmp_path, Made(n), f"cell{n}", seed=n) for n in range(4)]
     made = all_pictures(Shelf(tmp_path), records, budget)
-    kept = [each for each in made if not any("left out" in note for note in each["notes"])]
+    kept = [each for each in made if not any("omitted" in note for note in each["notes"])]
     assert sum(len(json.dumps(each, separators=(",", ":"))) for each in kept) <= budget
     assert len(made) == 4
     if budget == 0:
@@ -356,7 +356,7 @@ def test_too_many_cells_are_not_listed(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(name in whole for name in ids)
     monkeypatch.setattr(page, "MOST_CELLS", 2)
     short = written(folder)
-    assert "3 cells are too many for one page, which lists 2 at most" in short
+    assert "This sweep has 3 cells; the page lists at most 2" in short
     assert not any(name in short for name in ids)
     tables = re.compile(r'<section id="tables">.*?</section>', re.DOTALL)
     assert tables.findall(short) == tables.findall(whole) != []

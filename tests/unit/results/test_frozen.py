@@ -186,7 +186,7 @@ def test_an_edited_figure_is_refused_by_every_reader(
     for said in refused(kept, capsys):
         assert "line 4" in said
         assert SWEEP[3]["id"] in said
-        assert "seal does not hold" in said
+        assert "seal does not match" in said
 
 
 @pytest.mark.parametrize("change", ["removed", "moved", "repeated", "no list"])

@@ -168,4 +168,4 @@ def test_no_seed_counts_twice(tmp_path: Path) -> None:
     sweep = read_sweep(folder)
     assert [c.id for c in sweep.cells] == [made["id"]]
     assert len(sweep.warnings) == 2
-    assert all("left out" in w for w in sweep.warnings)
+    assert all("omitted" in w for w in sweep.warnings)
