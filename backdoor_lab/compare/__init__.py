@@ -1,1 +1,1 @@
-"""Two sweeps, or a sweep and the report, cell by cell."""
+"""Compare two sweeps, or a sweep with the reproduced report, cell by cell."""

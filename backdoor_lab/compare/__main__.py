@@ -1,8 +1,8 @@
-"""python -m backdoor_lab.compare A B: the cells of two sweeps in pairs, and what differs.
+"""python -m backdoor_lab.compare A B: compare two sweeps in pairs of cells.
 
 A and B are sweep folders; B may be the word reference, for the figures of the reproduced report.
-Within one sweep: python -m backdoor_lab.compare A by=defense base=random. Cells are paired by their
-other choices and the seed; values=nat2,asr2,pois_left chooses the measures.
+To compare within one sweep: python -m backdoor_lab.compare A by=defense base=random. Cells are
+paired by all other choices and the seed; values=nat2,asr2,pois_left selects the measures.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from backdoor_lab.results.sweeps import one_sweep
 from backdoor_lab.tables.writers import FORMATS, markdown
 
 REFERENCE = "reference"
-HINT = f" (the report's figures are called {REFERENCE})"
+HINT = f" (for the report's figures, write {REFERENCE})"
 OPTIONS = ("by", "base", "values")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 2 for what cannot be compared."""
+    """Run the command. Exit codes: 0 done, 2 if the sweeps cannot be compared."""
     return run_command(_parser(), _compare, arguments)
 
 
@@ -35,7 +35,7 @@ def _compare(asked: Namespace) -> int:
     if asked.out is not None:
         check_name(asked.out, FORMATS)
     if REFERENCE in texts[:-1]:
-        raise ConfigError(f"`{REFERENCE}` comes second: what is compared is A minus the report")
+        raise ConfigError(f"`{REFERENCE}` must come second: the comparison is A minus the report")
     sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]
     found = document(comparison_of(sweeps, report=REFERENCE in texts, **said))
     if asked.out is not None:

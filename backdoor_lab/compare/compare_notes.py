@@ -1,4 +1,4 @@
-"""What is said below a comparison."""
+"""The notes below a comparison."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ ALL_LINES = (
     "independent: where lines share networks, images or seeds they say too much."
 )
 REPORT = "The report gives one run for each cell."
-OUR_SEEDS = " The intervals of its cells are of our seeds alone."
+OUR_SEEDS = " The intervals of its cells cover our seeds only."
 _LISTED = 12
 
 
@@ -51,7 +51,7 @@ def notes_of(
     facts: Facts, sides: Sequence[Side], lines: Sequence[Line], shown: Sequence[str],
     values: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """The lines below a comparison; `shown` are the names that its lines show."""
+    """The notes below a comparison; `shown` are the names that identify its lines."""
     pairs = [pair for side in sides for pair in side.pairs]
     used = list(dict.fromkeys(n for pair in pairs for n in (pair.ours, pair.base) if n is not None))
     cells = [facts.cells[number] for number in used]
@@ -68,7 +68,7 @@ def notes_of(
 
 
 def _tests(lines: Sequence[Line]) -> list[str]:
-    """What the p values are, as far as there are any."""
+    """Notes on the p values that the lines have."""
     results = [line.result for line in lines]
     tested = [result for result in results if result.t is not None]
     said = [TESTS.format(len(tested))] if tested else []
@@ -81,14 +81,14 @@ def _tests(lines: Sequence[Line]) -> list[str]:
 
 
 def _without(lines: Sequence[Line], values: Sequence[str]) -> list[str]:
-    """The measures asked for of which no pair has a figure on both sides."""
+    """A note on the requested measures that no pair has on both sides."""
     told = {line.measure for line in lines}
     left = [MEASURE[name].head for name in values if name not in told]
-    return [f"No pair has figures of {', '.join(left)}."] if left else []
+    return [f"No pair has values of {', '.join(left)} on both sides."] if left else []
 
 
 def _shared(facts: Facts, used: Sequence[int], shown: Sequence[str]) -> list[str]:
-    """The choices that are the same in all pairs, and the seeds."""
+    """The choices that all pairs share, and the seeds."""
     values = {name: facts.values(name, used) for name in CHOICES if name not in (*shown, SEED)}
     told = [f"{name} {found[0]}" for name, found in values.items() if len(found) == 1]
     seeds = sorted({facts.cells[number].choices[SEED] for number in used})
@@ -97,8 +97,8 @@ def _shared(facts: Facts, used: Sequence[int], shown: Sequence[str]) -> list[str
 
 
 def _differing(facts: Facts, pairs: Sequence[Pair], shown: Sequence[str]) -> list[str]:
-    """What else differs within pairs: choices, resolved protocol, config but for the options of a
-    choice that is shown to differ anyway, and the code of the last, by which the sides differ."""
+    """What else differs within pairs: choices, resolved protocol and config, except the options of
+    choices that are shown anyway and the code of the last name shown, in which the sides differ."""
     skipped = tuple(f"{CONFIG}{name}." for name in ("protocol", *shown))
     chosen = {f"{CONFIG}{name}" for name in CHOICES}
     skipped += (f"{CONFIG}code.{shown[-1]}",) if shown[-1] else ()
@@ -127,7 +127,7 @@ def _told(facts: Facts, number: int, flats: dict[str, dict[str, Any]]) -> dict[s
 
 
 def _left(facts: Facts, sides: Sequence[Side]) -> list[str]:
-    """The cells that are in no pair, with their status where they are not done."""
+    """The cells without a partner, with their status."""
     used = {n for side in sides for pair in side.pairs for n in (pair.ours, pair.base)}
     lonely = dict.fromkeys(n for side in sides for n in side.lonely if n not in used)
     told = [f"{facts.cells[n].id} ({facts.cells[n].status})" for n in lonely]

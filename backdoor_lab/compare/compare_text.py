@@ -13,14 +13,14 @@ from backdoor_lab.tables.writers import Document
 
 LEVEL = 0.05
 FLOOR = 1e-12
-"""Below it a p value is nothing but rounding."""
+"""P values below this are rounding errors."""
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """`side` names what the lines' sides are values of (empty for one side), `labels` the choices
-    that tell lines apart; `ours` and `base` are what is subtracted from what."""
+    """A comparison of `ours` minus `base`. `side` is the name whose values the sides are (empty for
+    a single side), `labels` the choices that identify lines."""
 
     title: str
     ours: str
@@ -32,7 +32,7 @@ class Comparison:
 
 
 def significant(line: Line) -> str:
-    """``yes`` or ``no`` at 5 % by the adjusted p, or why nothing can be said."""
+    """``yes`` or ``no`` at the 5 % level by the adjusted p value, or why there is no test."""
     if line.result.n == 1:
         return "one pair"
     if line.result.constant:
@@ -41,7 +41,7 @@ def significant(line: Line) -> str:
 
 
 def grid(found: Comparison) -> Grid:
-    """The comparison as text."""
+    """The comparison as a text table."""
     sides = [head(found.side)] * bool(found.side)
     names = [*sides, *map(head, found.labels), "Measure"]
     tests = ["p (t)", "p (Holm)", "p (sign)", "p (Wilcoxon)", "Significant"]
@@ -75,8 +75,8 @@ def _p(value: float | None) -> str:
 
 
 def document(found: Comparison) -> Document:
-    """The comparison ready to be written. For a spreadsheet one line per line of it; `lines` is 0
-    for a line over pairs of seeds, else the number of lines that it sums up."""
+    """The comparison as a document. Its spreadsheet has one row per line; the column `lines` is 0
+    for a line over pairs of seeds, otherwise the number of lines that it summarizes."""
     head = [
         "side", *found.labels, "measure", "ours", "base", "difference", "ci95", "std", "n", "lines",
         "p_t", "p_holm", "p_sign", "p_wilcoxon", "significant",

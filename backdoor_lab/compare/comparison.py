@@ -1,4 +1,4 @@
-"""Comparisons in pairs: of two sweeps, of a sweep with the report, of a sweep with itself."""
+"""Paired comparisons: two sweeps, a sweep and the report, or the values of one choice."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def comparison_of(
     sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
     values: str = DEFAULT,
 ) -> Comparison:  # fmt: skip
-    """Two sweeps, or one with the report, or one with itself by one of its choices. Raises
-    ConfigError for anything else, for unknown names, and where no two cells make a pair."""
+    """Compare two sweeps, a sweep with the report, or the values of `by` in one sweep with `base`.
+    Raises ConfigError for other combinations, unknown names, and if no two cells can be paired."""
     if len(sweeps) + report + bool(by) != 2 or not sweeps or bool(by) != bool(base):
         raise ConfigError(
-            "a comparison is of two sweep folders, or of one and the word reference, or of one"
-            " with by=NAME base=VALUE"
+            "compare two sweep folders, or one and the word reference, or one with"
+            " by=NAME base=VALUE"
         )
     cells = [cell for sweep in sweeps for cell in sweep.cells]
     more = () if report else under_names(cells)
@@ -59,7 +59,7 @@ def _without_seed(known: list[str]) -> list[str]:
 
 
 def _apart(first: Sweep, second: Sweep) -> tuple[str, str]:
-    """Names that tell two sweeps apart."""
+    """Names that distinguish two sweeps."""
     if first.name != second.name:
         return first.name, second.name
     return str(first.folder), str(second.folder)
@@ -78,9 +78,9 @@ def _told(
 
 
 def against_random(sweep: Sweep, facts: Facts | None = None) -> Comparison | None:
-    """Every other defense of a sweep minus the control `random`, in pairs of the same attack and
-    seed. None where the sweep has no such pair, or no figure of it. `facts`: those of its cells,
-    if they are at hand."""
+    """All other defenses of a sweep minus the control `random`, in pairs with the same attack and
+    seed. None if there is no such pair, or no measure. `facts`: those of the sweep's cells, if
+    already computed."""
     defenses = {cell.choices["defense"] for cell in sweep.cells if cell.choices}
     if RANDOM not in defenses or len(defenses) < 2:
         return None

@@ -1,7 +1,7 @@
-"""Which cells are compared with which: two sweeps, a sweep with itself, a sweep with the report.
+"""Match the cells to compare: of two sweeps, within a sweep, or of a sweep and the report.
 
-Cells are told apart by the columns of the tidy frame, as `Facts` has them, without pandas: to
-import it takes 0.25 s, and this whole command 0.2 s.
+Cells are matched by the columns of the tidy frame, as `Facts` provides them, without pandas, whose
+import takes 0.25 s (the whole command takes 0.2 s).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Lookup = Callable[[Cell, str], float | None]
 
 @dataclass(frozen=True)
 class Pair:
-    """Two numbers of cells; the second is None where the report's figures are the partner."""
+    """The numbers of two cells; `base` is None if the partner is the report."""
 
     ours: int
     base: int | None
@@ -31,7 +31,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Side:
-    """One of several comparisons: its pairs, and the cells that found no partner."""
+    """One of several comparisons: its pairs, and the cells without a partner."""
 
     name: str
     pairs: list[Pair]
@@ -40,9 +40,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Line:
-    """One line: `side` and `labels` say of what, `ours` and `base` are means over the pairs.
-    `lines`: 0 for a line over pairs, else over how many lines it sums up. `holm`: the adjusted p
-    of the t test, None where there is none."""
+    """One line of a comparison, identified by `side` and `labels`; `ours` and `base` are means over
+    the pairs. `lines`: 0 for a line over pairs, otherwise the number of lines it summarizes.
+    `holm`: the adjusted p value of the t test, None without a test."""
 
     side: str
     labels: Key
@@ -55,8 +55,8 @@ class Line:
 
 
 def two_sweeps(facts: Facts, first: int) -> tuple[Side, list[str]]:
-    """The pairs of two sweeps, the first of which are the first `first` cells; and the names they
-    are paired by. What is one value in each and differs between them is what is compared."""
+    """The pairs of two sweeps (cells before and from number `first`), and the names they are
+    matched by. Names with one value per sweep that differs between the sweeps are not matched."""
     ours, base = range(first), range(first, len(facts.cells))
     extra = dict.fromkeys([*_extra(facts, ours), *_extra(facts, base)])
     names = [name for name in (*CHOICES, *extra) if not _compared(facts, name, ours, base)]
@@ -64,7 +64,7 @@ def two_sweeps(facts: Facts, first: int) -> tuple[Side, list[str]]:
     if not side.pairs:
         apart = [name for name in names if not _common(facts, name, ours, base)]
         said = f": no value in common for {', '.join(apart)}" if apart else ""
-        raise ConfigError(f"no two cells that are done can be paired{said}")
+        raise ConfigError(f"no two done cells can be paired{said}")
     return side, names
 
 
@@ -78,7 +78,7 @@ def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
         raise unknown(f"`base`: {by}", base, values)
     follows = ["source", *(name for name in facts.names if name.startswith((PROTOCOL, CONFIG)))]
     decided = facts.determined(follows, [by])
-    # Every defense has code of its own: that two of them differ there tells nothing.
+    # Every defense has its own code, so a difference there is not informative.
     apart = {by, f"{CONFIG}code.{by}", *decided}
     names = [n for n in (*CHOICES, *_extra(facts, range(len(facts.of)))) if n not in apart]
     sides = [
@@ -87,13 +87,13 @@ def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
         if name != base
     ]
     if not any(side.pairs for side in sides):
-        raise ConfigError(f"no two cells that are done differ in {by} alone, one of them {base}")
+        raise ConfigError(f"no two done cells differ only in {by}, with {base} as one of them")
     return sides, names
 
 
 def with_report(facts: Facts) -> tuple[Side, list[str]]:
-    """The cells that stand in the reproduced report, by the rule of the tables; and the names by
-    which they differ, those of the seeds' repeats being but the seed."""
+    """The cells that the reproduced report contains, by the rule of the tables, and the names by
+    which they differ; repeats differ only in the seed."""
     known = [
         number
         for number, each in enumerate(facts.of)
@@ -101,13 +101,13 @@ def with_report(facts: Facts) -> tuple[Side, list[str]]:
     ]
     pairs = [Pair(number, None) for number in known if facts.cells[number].done]
     if not pairs:
-        raise ConfigError("no cell of this sweep that is done stands in the report's tables")
+        raise ConfigError("no done cell of this sweep is in the report's tables")
     missing = [number for number in known if not facts.cells[number].done]
     return Side("", pairs, missing), [*CHOICES, *_extra(facts, known)]
 
 
 def report_figure(cell: Cell, measure: str) -> float | None:
-    """The report's figure for a cell that stands in it."""
+    """The report's value for a cell that it contains."""
     chosen = cell.choices
     found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
     return None if found is None else found.get(measure)
@@ -116,8 +116,8 @@ def report_figure(cell: Cell, measure: str) -> float | None:
 def lines_of(
     facts: Facts, sides: Sequence[Side], labels: Sequence[str], values: Sequence[str]
 ) -> list[Line]:
-    """Every line of a comparison: for each side, the pairs of equal `labels` together, then all
-    of its lines together; and over the whole table Holm's correction."""
+    """All lines of a comparison: for each side, one line per combination of `labels`, then summary
+    lines. Holm's correction covers the whole table."""
     found = []
     for side in sides:
         groups: dict[Key, list[Pair]] = {}
@@ -138,7 +138,7 @@ def lines_of(
 
 
 def figure_of(facts: Facts, number: int | None, ours: int, measure: str) -> float | None:
-    """The figure of one side of a pair, in the table's unit."""
+    """The value of one side of a pair, in the table's unit."""
     if number is None:
         return report_figure(facts.cells[ours], measure)
     value = facts.cells[number].numbers.get(measure)
@@ -154,14 +154,14 @@ def _line(facts: Facts, side: str, key: Key, name: str, pairs: Sequence[Pair]) -
     ]
     if not both:
         return None
-    # Ten digits: equal differences of fractions stay equal after binary arithmetic.
+    # Round to ten digits: equal differences of fractions must stay equal in binary arithmetic.
     result = paired([round(ours - base, 10) for ours, base in both])
     mean_ours, mean_base = (sum(column) / len(both) for column in zip(*both, strict=True))
     return Line(side, key, name, mean_ours, mean_base, result)
 
 
 def _summaries(side: str, lines: Sequence[Line], values: Sequence[str]) -> list[Line]:
-    """All lines of one measure together, each counted once, however many seeds it has."""
+    """Summary lines: for each measure, the mean over lines, regardless of their number of seeds."""
     found = []
     for name in values:
         mine = [line for line in lines if line.measure == name]
@@ -192,7 +192,7 @@ def _match(
 
 
 def _extra(facts: Facts, among: Sequence[int]) -> list[str]:
-    """Protocol and config values in which two of these cells differ that have the same choices."""
+    """Protocol and config values that differ between these cells for the same choices."""
     resolved = [name for name in facts.names if name.startswith((PROTOCOL, CONFIG))]
     decided = set(facts.determined(resolved, CHOICES, among))
     return [name for name in resolved if name not in decided]
@@ -208,7 +208,7 @@ def _common(facts: Facts, name: str, ours: Sequence[int], base: Sequence[int]) -
 
 
 def _in_report(chosen: dict[str, Any]) -> bool:
-    """Under another protocol, or from one source class, the same words mean another experiment."""
+    """Whether the report contains the cell; other protocols and source classes are not in it."""
     if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
         return False
     return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None

@@ -1,4 +1,4 @@
-"""What is told of a sweep, worked out once for its files and its page."""
+"""Everything derived from a sweep's records, computed once for its files and its page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backdoor_lab.tables.pivot import PivotTable, pivot
 
 @dataclass(frozen=True)
 class Report:
-    """A sweep, and what follows from its records."""
+    """A sweep and what is derived from its records."""
 
     sweep: Sweep
 
@@ -28,21 +28,21 @@ class Report:
 
     @cached_property
     def facts(self) -> Facts:
-        """What its cells are told apart by, and their tidy frame."""
+        """The choices of the sweep's cells, and their tidy frame."""
         cells = self.sweep.cells
         return Facts(cells, sweeps=[self.sweep.name] * len(cells))
 
     @cached_property
     def tables(self) -> list[PivotTable]:
-        """In the layout of the reproduced report."""
+        """The tables in the layout of the reproduced report."""
         return pivot(self.facts, REPORT)
 
     @cached_property
     def shown(self) -> list[PivotTable]:
-        """The tables that the sweep is shown in."""
+        """The tables in the sweep's default layout."""
         return overview.shown(self.facts, self.tables)
 
     @cached_property
     def compared(self) -> Comparison | None:
-        """Every defense against the control `random`, where the sweep has it."""
+        """Every defense against the control `random`, if the sweep has it."""
         return against_random(self.sweep, self.facts)

@@ -1,1 +1,1 @@
-"""From records to tables, and tables as Markdown, LaTeX, HTML and CSV."""
+"""Build tables from records and write them as Markdown, LaTeX, HTML and CSV."""

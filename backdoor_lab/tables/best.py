@@ -1,4 +1,4 @@
-"""Which figures of a table are better than all that they compete with, by a paired test."""
+"""Find the values of a table that are significantly better than their competitors."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 DEFENSE = "defense"
 LEVEL = 0.05
 NO_COMPETITORS = ("oracle", "clean_data")
-"""The controls that are told which images are poisoned: they set the mark, and win nothing."""
+"""Controls that know which images are poisoned: they serve as upper bounds and cannot win."""
 NO_CONTEST = ("ratio", "seed", "trigger", "target", "source", "dataset")
-"""What tells tasks apart: another attack or set of images is not a better one."""
+"""Choices that define a task: values are not compared across attacks or data sets."""
 _NEEDS_ATTACK = ("asr2", "asr_elsewhere2")
-"""Where there was no attack, a low figure is no merit of a defense."""
+"""Without an attack, a low value is no achievement of the defense."""
 Winner = tuple["Key", "Key", str]
 Cells = Mapping[tuple["Key", "Key"], "PivotCell"]
 
@@ -33,15 +33,15 @@ TEST = (
 )
 OF_DEFENSES = "of the defenses against one attack"
 OF_ROW = "of a row against one attack"
-TOLD = "; oracle and clean_data, which are told the truth, take no part"
-ONE_SEED = "Nothing is bold: every figure is of one seed, and no test was made."
-NO_RIVALS = "Nothing is bold: no two figures compete, and no test was made. {}."
+TOLD = "; oracle and clean_data, which know the ground truth, are excluded"
+ONE_SEED = "Nothing is bold: all values are from one seed, so no test was made."
+NO_RIVALS = "Nothing is bold: no two values compete, so no test was made. {}."
 
 
 def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
-    """Row, column and measure of the best values: among the defenses against one attack where the
-    defense is on an axis, else among the columns of a row. None where the paired t test over seeds
-    does not separate the best mean from the next."""
+    """Row, column and measure of the best values: among the defenses against one attack if the
+    defense is on an axis, otherwise within a row. A value counts as best only if a paired t test
+    over seeds separates its mean from the next."""
     found: set[Winner] = set()
     for name, where in _contests(cells, spec):
         ranked = sorted(where, key=lambda at: -MEASURE[name].better * _mean(cells[at], name))
@@ -51,23 +51,26 @@ def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
 
 
 def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    """Whether a paired t test tells two figures apart that are known by seed. Never where a seed
-    is known on one side alone, or where all differ by one and the same amount: then none is
-    defined."""
+    """Whether a paired t test finds a significant difference between two measures by seed. False if
+    the seeds are not the same, or if all differences are equal, as the test is then undefined.
+
+    >>> separated({0: 0.95, 1: 0.93, 2: 0.94}, {0: 0.50, 1: 0.47, 2: 0.52})
+    True
+    """
     if one.keys() != other.keys() or len(one) < 2:
         return False
-    # Ten digits: equal differences of fractions stay equal after binary arithmetic.
+    # Round to ten digits: equal differences of fractions must stay equal in binary arithmetic.
     found = paired([round(one[seed] - other[seed], 10) for seed in one])
     return found.t is not None and found.t < LEVEL
 
 
 def by_seed(cells: Iterable[Cell], name: str) -> dict[int, float]:
-    """The figure of every done cell by its seed."""
+    """The values of a measure by seed, over the done cells."""
     return {c.choices[SEED]: c.numbers[name] for c in cells if c.done and name in c.numbers}
 
 
 def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
-    """Which test says what is bold, and over how many seeds; nothing where nothing is done."""
+    """The note on the test behind bold values and its number of seeds; empty without done cells."""
     counts = sorted({cell.done for cell in cells.values() if cell.done})
     if not counts or counts[-1] < 2:
         return [ONE_SEED] * bool(counts)
@@ -79,7 +82,7 @@ def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
 
 
 def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[Key, Key]]]]:
-    """The measures that tell good from bad, and the places of at least two figures that compete."""
+    """Yield each measure that has a better direction with the positions of its competing values."""
     groups: dict[object, list[tuple[Key, Key]]] = {}
     for row, column in cells:
         contest, defense = _contest(spec, row, column)
@@ -96,7 +99,7 @@ def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[K
 
 
 def _contest(spec: PivotSpec, row: Key, column: Key) -> tuple[object, str]:
-    """What the competitors have in common, and the defense."""
+    """The key shared by all competitors, and the defense."""
     if DEFENSE not in spec.axes:
         named = zip(spec.columns, column, strict=True)
         return (row, *(word for name, word in named if name in NO_CONTEST)), ""

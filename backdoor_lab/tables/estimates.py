@@ -1,4 +1,4 @@
-"""A figure over seeds, and its text."""
+"""A measure over seeds, and its text."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.tables.markup import NOTHING
 
 WILSON = (
-    "95 % Wilson intervals of single runs (sampling of the test images alone, not of seeds), the"
+    "95 % Wilson intervals of single runs (sampling of the test images only, not of seeds), the"
     " widest of each measure: {}. The CSV file has all of them."
 )
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over the `n` seeds with a finite value, the standard deviation and half the 95 % t
-    interval (None below two seeds). Of a single run that is a share of a known number of images:
-    its Wilson interval. In the unit of the measure's table: percent, images or a share."""
+    """The mean over `n` seeds with a finite value, the standard deviation `std`, and `half` the
+    95 % t interval (None for one seed). `wilson`: for a single run that is a proportion of a known
+    number of images, its interval. All in the measure's table unit."""
 
     mean: float
     half: float | None
@@ -29,7 +29,7 @@ class Estimate:
 
 
 def figure(name: str, value: Estimate | None, seeds: int) -> str:
-    """``99.88 ± 0.19``; with ``(n=2)`` where it rests on other than this number of seeds."""
+    """``99.88 ± 0.19``; ``(n=2)`` is appended if `n` differs from `seeds`."""
     if value is None:
         return NOTHING
     fixed = name == "n_poisoned" and value.half == 0
@@ -41,8 +41,8 @@ def figure(name: str, value: Estimate | None, seeds: int) -> str:
 
 
 def estimate(name: str, mean: float, std: float, n: int, images: float) -> Estimate:
-    """A figure of the measure `name`: `std` is the sample's, nan for one seed; `images` how many
-    the figure of a single run is a share of, nan where that is not known."""
+    """An estimate of measure `name`. `std` is the sample standard deviation, NaN for one seed;
+    `images` the number of images that the measure is a proportion of, NaN if unknown."""
     half, scale = half_width(std, n), MEASURE[name].scale
     found = None
     if n == 1 and images > 0:
@@ -52,14 +52,14 @@ def estimate(name: str, mean: float, std: float, n: int, images: float) -> Estim
 
 
 def value_heads(name: str) -> list[str]:
-    """What `value_of` gives, as heads of columns."""
+    """The column headings of `value_of`."""
     rate = ["_wilson_low", "_wilson_high"] if MEASURE[name].of else []
     return [name + suffix for suffix in ("", "_ci95", "_std", "_n", *rate)]
 
 
 def value_of(name: str, value: Estimate | None) -> list[object]:
-    """For a CSV file: the mean, ``_ci95`` (half the interval's width), ``_std``, ``_n`` (seeds),
-    and of a rate ``_wilson_low`` and ``_wilson_high``, where it is of a single run."""
+    """Values for a CSV file: mean, ``_ci95`` (half the interval), ``_std``, ``_n`` (seeds) and, for
+    proportions, ``_wilson_low`` and ``_wilson_high`` (empty unless it is a single run)."""
     rate = 2 if MEASURE[name].of else 0
     if value is None:
         return [None, None, None, 0, *[None] * rate]
@@ -68,12 +68,12 @@ def value_of(name: str, value: Estimate | None) -> list[object]:
 
 
 def number(value: float | None) -> float | None:
-    """Ten digits after the point: hides the 16th digit of binary arithmetic, nothing else."""
+    """Round to ten decimal places, which removes only binary rounding errors."""
     return None if value is None else round(value, 10)
 
 
 def wilson_note(names: Iterable[str], places: Sequence[Mapping[str, Estimate]]) -> list[str]:
-    """One line: for each rate the widest interval of its single runs, where there are any."""
+    """A note with the widest Wilson interval of each measure, if there are any."""
     told = []
     for name in names:
         known = [x for each in places if name in each and (x := each[name].wilson) is not None]

@@ -1,8 +1,8 @@
-"""Which cells stand in which table, what sets tables apart, and what they are called.
+"""Group the cells into tables, and give each table a title and a file name.
 
-In the report's layout: one table per trigger, and per value of whatever else but target, ratio,
-defense and seed differs. In any other: per value of everything that is on no axis but the seed,
-and that no axis decides.
+The report's layout has one table per trigger and combination of other values that differ, except
+target, ratio, defense and seed. Other layouts have one per combination of values that are not on
+an axis, except the seed and values that an axis determines.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ ROW = ("target", "ratio", "defense")
 MEASURES = ("n_poisoned", "nat1", "asr1", "pois_left", "nat2", "asr2")
 UNREADABLE = "unreadable"
 UNKNOWN = {"trigger": UNREADABLE}
-# What stands on an axis and decides other choices and protocol values along with it.
+# Names that, on an axis, may determine other choices and protocol values.
 DECIDING = ("protocol", "defense", "trigger")
 
 
 @dataclass(frozen=True)
 class PivotSpec:
-    """Names of choices (or ``protocol.*``, ``config.*``) for rows and columns, of measures.
-    `report`: the reproduced report's layout, in which whatever differs beside the rows sets tables
-    apart, the rows are in the order of the sweep and a column tells their status."""
+    """The names of choices (or ``protocol.*``, ``config.*``) for rows and columns, and of measures.
+    `report`: the reproduced report's layout, in which other values that differ make separate
+    tables, rows keep the order of the sweep, and a column shows the status."""
 
     rows: tuple[str, ...] = ("target", "ratio")
     columns: tuple[str, ...] = ()
@@ -60,8 +60,8 @@ REPORT = PivotSpec(ROW, (), MEASURES, report=True)
 
 @dataclass(frozen=True)
 class Group:
-    """The cells of one table, by their numbers among `facts`. `traits` name what they share, in
-    words."""
+    """The cells of one table, by their numbers in `facts`; `traits` are their common values as
+    text."""
 
     facts: Facts
     numbers: list[int]
@@ -79,8 +79,8 @@ class Group:
 
 
 def split(facts: Facts, spec: PivotSpec = REPORT) -> list[Group]:
-    """The tables of these cells in the order of the sweep. Cells of unknown choices have a table of
-    their own in the report's layout, and no place in any other."""
+    """The tables of these cells in the order of the sweep. Cells with unknown choices get a
+    separate table in the report's layout and are omitted in others."""
     apart = _every_trait(facts) if spec.report else splitting(facts, spec)
     members: dict[Any, list[int]] = {}
     for number, key in enumerate(facts.keys(apart)):
@@ -102,7 +102,7 @@ def split(facts: Facts, spec: PivotSpec = REPORT) -> list[Group]:
 
 
 def splitting(facts: Facts, spec: PivotSpec) -> list[str]:
-    """What sets tables apart: everything but the axes, the seed, and what the axes decide."""
+    """The names that separate tables: all but the axes, the seed, and what the axes determine."""
     others = [name for name in facts.names if name not in (*spec.axes, SEED)]
     if not set(DECIDING) & set(spec.axes):
         return others
@@ -113,7 +113,7 @@ def splitting(facts: Facts, spec: PivotSpec) -> list[str]:
 
 
 def _every_trait(facts: Facts) -> list[str]:
-    """The trigger, then every other choice, protocol and config value, each kind sorted."""
+    """The trigger, then all other choices, protocol and config values, sorted within each kind."""
     told = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *sorted(told, key=lambda n: (n.startswith(CONFIG), "." in n, n))]
 
@@ -125,7 +125,7 @@ def _traits(facts: Facts, number: int, apart: Iterable[str]) -> dict[str, str]:
 
 
 def telling(traits: Sequence[Mapping[str, str]]) -> list[str]:
-    """The traits beside the trigger that differ; a protocol's values only under one name."""
+    """The traits other than the trigger that differ; protocol values only within one protocol."""
     names = list(dict.fromkeys(name for each in traits for name in each if name != "trigger"))
     differing = [n for n in names if len({each.get(n) for each in traits}) > 1]
     apart = {each.get("protocol") for each in traits}
@@ -155,7 +155,7 @@ def _names(
 
 
 def slug(name: str, full: str, taken: Iterable[str] = ()) -> str:
-    """`name` if it may be part of a path and is free, else a readable part of it and a hash."""
+    """`name` if it is a safe and unused file name, else a readable part of it and a hash."""
     try:
         if safe_name("table", name) not in taken:
             return name
@@ -166,14 +166,14 @@ def slug(name: str, full: str, taken: Iterable[str] = ()) -> str:
 
 
 def layout_of(given: Mapping[str, str], cells: Sequence[Cell]) -> PivotSpec:
-    """The layout that the options `rows`, `columns`, `values` name (commas between names).
+    """The layout given by the options `rows`, `columns`, `values` (names separated by commas).
 
-    Only `columns` may be empty. Raises ConfigError for a name that neither these cells nor the
-    measures have, and for one on both axes.
+    Only `columns` may be empty. Raises ConfigError for an unknown name, and for a name on both
+    axes.
     """
     empty = [key for key, value in given.items() if not value.strip() and key != "columns"]
     if empty:
-        raise ConfigError(f"`{empty[0]}=` names nothing: name some, or leave the option out")
+        raise ConfigError(f"`{empty[0]}=` is empty: give at least one name, or omit the option")
     known, more = known_names(cells), config_names(cells)
     chosen = {
         key: names(key, value, MEASURE, under_names(cells))
@@ -191,14 +191,14 @@ def layout_of(given: Mapping[str, str], cells: Sequence[Cell]) -> PivotSpec:
 
 
 def as_json(specs: Sequence[PivotSpec]) -> str:
-    """Layouts as the text of a file that `remembered` reads."""
+    """Layouts as JSON text that `remembered` reads."""
     entries = [{option: getattr(spec, option) for option in OPTIONS} for spec in specs]
     return json.dumps(entries, indent=1) + "\n"
 
 
 def remembered(entries: Any, cells: Sequence[Cell]) -> list[PivotSpec]:
-    """The layouts in such a file's JSON that these cells still have the names for; whatever else
-    is in it is left aside."""
+    """The layouts in the JSON of `as_json` whose names these cells still have; ignores all other
+    content."""
     found = []
     for entry in entries if isinstance(entries, list) else []:
         try:

@@ -1,4 +1,4 @@
-"""Networks that did not learn: their training set, or the attack. Their figures carry a sign."""
+"""Signs for networks that did not learn their training set, and for attacks without effect."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from backdoor_lab.analysis.intervals import wilson
 from backdoor_lab.results.records import Cell
 
 BEHIND = 0.02
-"""A network that learned less of its training set than another, by more than this, is marked."""
+"""A training accuracy lower than another by more than this marks a network as not converged."""
 NOT_CONVERGED, NO_ATTACK = "†", "‡"
 KIND = ("dataset", "model", "recipe")
-"""What two networks must share for their accuracies to compare."""
+"""Choices that two networks must share for their accuracies to be comparable."""
 ATTACK = (*KIND, "trigger", "target", "source", "protocol")
-"""What two networks must share for their ASR to be on the same test."""
+"""Choices that two networks must share for their ASR to be measured on the same test."""
 _FIGURES = {"nat1": "train_accuracy1", "nat2": "train_accuracy2"}
 Choices = tuple[object, ...]
 K = TypeVar("K")
@@ -25,15 +25,15 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class CleanNetworks:
-    """What networks reach that saw no poison, in the mean: `accuracy` on their training set by
-    figure and KIND, `asr` by ATTACK."""
+    """Mean results of networks trained without poison: training `accuracy` by measure and KIND,
+    `asr` by ATTACK."""
 
     accuracy: Mapping[tuple[str, Choices], float]
     asr: Mapping[Choices, float]
 
     @classmethod
     def among(cls, cells: Iterable[Cell]) -> CleanNetworks:
-        """Those among `cells`."""
+        """The clean networks among `cells`."""
         accuracy: dict[tuple[str, Choices], list[float]] = defaultdict(list)
         asr: dict[Choices, list[float]] = defaultdict(list)
         for cell in cells:
@@ -47,19 +47,20 @@ class CleanNetworks:
         return cls(_means(accuracy), _means(asr))
 
     def has_asr(self, cell: Cell) -> bool:
-        """Whether there is one for the test of this cell."""
+        """Whether a clean network was tested on the attack of this cell."""
         return _choices(cell, ATTACK) in self.asr
 
     def expected(self, cell: Cell) -> float | None:
-        """The ASR1 that is no attack: a clean network's on the same test, else the share of the
-        same images that the cell's own network takes for the target without the trigger."""
+        """The ASR1 to expect without an attack: that of clean networks on the same test, else the
+        share of the same images that the cell's network classifies as the target without the
+        trigger."""
         return self.asr.get(_choices(cell, ATTACK), cell.numbers.get("clean_rate1"))
 
 
 def not_converged(cells: Iterable[Cell], clean: CleanNetworks) -> dict[str, list[str]]:
-    """Cell id -> ``nat1``, ``nat2`` or both, where a network learned clearly less of its training
-    set than the clean networks of the same recipe, model and data set; without those, than the best
-    network of the same ratio among `cells`."""
+    """Map cell ids to ``nat1``, ``nat2`` or both if a network's training accuracy is clearly lower
+    than that of clean networks with the same recipe, model and data set or, without any, than the
+    best of `cells` with the same ratio."""
     known = [cell for cell in cells if _is_known(cell)]
     found: dict[str, list[str]] = {}
     for name, figure in _FIGURES.items():
@@ -78,14 +79,14 @@ def not_converged(cells: Iterable[Cell], clean: CleanNetworks) -> dict[str, list
 
 
 def without_attack(cells: Iterable[Cell], clean: CleanNetworks) -> list[Cell]:
-    """The poisoned cells whose ASR1 is no higher than `clean` has it without an attack: their 95 %
-    Wilson interval is not above it."""
+    """The poisoned cells with no measurable attack: the lower end of ASR1's 95 % Wilson interval is
+    not above the rate that `clean` expects."""
     poisoned = (cell for cell in cells if _is_known(cell) and _is_poisoned(cell))
     return [cell for cell in poisoned if _is_above(cell, clean) is False]
 
 
 def _is_above(cell: Cell, clean: CleanNetworks) -> bool | None:
-    """Whether ASR1 is higher than without an attack; None where the record does not say."""
+    """Whether ASR1 is higher than without an attack; None if the record does not tell."""
     asr, expected = cell.numbers.get("asr1"), clean.expected(cell)
     if asr is None or expected is None:
         return None
@@ -94,8 +95,8 @@ def _is_above(cell: Cell, clean: CleanNetworks) -> bool | None:
 
 
 def shows_attack(cells: Iterable[Cell], clean: CleanNetworks) -> bool:
-    """Whether ASR1 is higher than without an attack in any of `cells` of one attack; True where
-    the records do not say. Without poison there is no attack."""
+    """Whether any of `cells` (of one attack) has an ASR1 higher than without an attack. True if the
+    records do not tell, False without poison."""
     known = [cell for cell in cells if _is_known(cell)]
     if known and not any(map(_is_poisoned, known)):
         return False
@@ -106,8 +107,8 @@ def shows_attack(cells: Iterable[Cell], clean: CleanNetworks) -> bool:
 def signs_of(
     cells: Sequence[Cell], marked: Mapping[str, Sequence[str]], attacked: bool
 ) -> dict[str, str]:
-    """Measure -> sign of a place with these cells: what `not_converged` says of any of them; and
-    where poison made no attack (`attacked` is False), ASR1 and ASR2."""
+    """Map the measures of a position to its sign: not converged if `marked` has any of its cells;
+    no attack on ASR1 and ASR2 if the cells are poisoned but `attacked` is False."""
     signs = {name: NOT_CONVERGED for cell in cells for name in marked.get(cell.id, ())}
     if not attacked and any(cell.done and _is_poisoned(cell) for cell in cells):
         signs |= dict.fromkeys(("asr1", "asr2"), NO_ATTACK)

@@ -1,4 +1,4 @@
-"""A grid of plain text as Markdown, LaTeX and HTML.
+"""Write a grid of plain text as Markdown, LaTeX and HTML.
 
 Names come from records, so every format escapes them; control and other unprintable characters
 are shown as `?`.
@@ -16,7 +16,7 @@ from backdoor_lab.templates import render
 
 NOTHING = "–"
 _LONGEST = 80
-# From so many letters in a line on: article's text is 345 points wide.
+# Minimum number of characters per line for each size; article's text is 345 points wide.
 _SIZES = (
     (70, r"\scriptsize\setlength{\tabcolsep}{3pt}"), (110, r"\tiny\setlength{\tabcolsep}{2.5pt}"),
 )  # fmt: skip
@@ -26,8 +26,8 @@ _SIZES = (
 class Grid:
     """Plain unescaped text in rows and columns; the first `left` columns hold names.
 
-    `best` are the (row, column) set in bold. `over` names groups of neighbouring columns, one name
-    for each column (empty for none), in a line above the head.
+    `best`: the (row, column) positions set in bold. `over`: a line above the head with one group
+    name per column (empty for none); equal neighbors are merged.
     """
 
     title: str
@@ -39,18 +39,18 @@ class Grid:
     over: list[str] = field(default_factory=list)
 
     def spans(self) -> list[tuple[str, int]]:
-        """The names in `over` with the number of columns that each stands above."""
+        """The names in `over`, each with the number of columns it spans."""
         return [(name, len(list(same))) for name, same in groupby(self.over)]
 
 
 def short(text: str) -> str:
-    """`plain`, cut to what fits a table."""
+    """`text` without unprintable characters, shortened to fit a table."""
     text = plain(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def in_markdown(grid: Grid) -> str:
-    """Aligned Markdown, fit to be printed; a group's name stands in each of its heads."""
+    """Aligned Markdown for printing; group names are repeated in each column heading."""
     over = grid.over or [""] * len(grid.head)
     head = [f"{group} {name}".strip() for group, name in zip(over, grid.head, strict=True)]
     lines = [[_markdown_text(cell) for cell in head]]
@@ -71,8 +71,8 @@ def in_markdown(grid: Grid) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """Escapes what Markdown, GitHub's too, or its HTML would act on; an underscore between letters
-    is harmless. No name becomes a link: neither `://` nor `www.` stays whole."""
+    """Escape everything that (GitHub) Markdown or its HTML would interpret, except underscores
+    between letters. Names do not become links: `://` and `www.` are broken up."""
     text = re.sub(
         r"([\\|`*\[\]$~]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.)", r"\\\1", plain(text)
     )
@@ -80,7 +80,7 @@ def _markdown_text(text: str) -> str:
 
 
 def _markdown_line(text: str) -> str:
-    """Escapes, too, what begins a list, a heading or a rule, or ends a heading."""
+    """Escape also what starts a list, heading or rule, or ends a heading."""
     begins = r"^(\d*)(?=(?:#+|[-+.)])(?:\s|$)|-[- ]*$)"
     return re.sub(rf"{begins}|(?=#+$)", r"\1\\", _markdown_text(text).strip())
 
@@ -95,7 +95,7 @@ _TEX = {
 
 
 def in_latex(grid: Grid) -> str:
-    r"""A fragment for ``\input`` that needs nothing but ``\usepackage{booktabs}``."""
+    r"""A fragment for ``\input`` that requires only ``\usepackage{booktabs}``."""
     columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
     body = []
     for row, cells in enumerate(grid.rows):
@@ -113,14 +113,14 @@ def in_latex(grid: Grid) -> str:
 
 
 def _latex_size(grid: Grid) -> list[str]:
-    """Smaller letters for wide tables; what is wider still juts out on both sides alike."""
+    """Smaller fonts for wide tables; even wider tables overflow equally on both sides."""
     lines = [grid.head, *grid.rows]
     width = sum(2 + max(len(line[c]) for line in lines) for c in range(len(grid.head)))
     return [said for most, said in _SIZES if width > most][-1:]
 
 
 def _latex_over(grid: Grid) -> list[str]:
-    """The groups' names over their columns, and a rule below each."""
+    """The group names above their columns, with a rule below each."""
     cells, rules, column = [], [], 1
     for name, width in grid.spans():
         if name:
@@ -136,7 +136,7 @@ def _latex_text(text: str) -> str:
     signs = [
         _TEX.get(c) or (c if c.isascii() else f"{{[}}U+{ord(c):04X}{{]}}") for c in plain(text)
     ]
-    # Two of these one after the other would be another sign.
+    # Two of these in a row would form a ligature.
     return "".join(
         f"{sign}{{}}" if sign == after in ("-", "'", ",") else sign
         for sign, after in pairwise([*signs, ""])
@@ -144,5 +144,5 @@ def _latex_text(text: str) -> str:
 
 
 def html_page(title: str, grids: Sequence[Grid]) -> str:
-    """A self-contained HTML page: no script, no link, nothing loaded from elsewhere."""
+    """A self-contained HTML page without scripts, links or external resources."""
     return render("tables.html", title=title, grids=grids)

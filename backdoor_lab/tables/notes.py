@@ -1,4 +1,4 @@
-"""What is said below a table: the protocol, what was run on what, and how to read the figures."""
+"""The notes below a table: protocol, data and network of the runs, and how to read the values."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CONVERGED = (
 )
 EVERY_CLASS = (
     "labels=all_to_all: every class is attacked, and the target of an image is the class after "
-    "its own, whatever stands under Target."
+    "its own, regardless of the column Target."
 )
 EMPTY = "An empty place: the sweep has no such cell. A dash: the cell has no such figure."
 VERSION = f"{PROTOCOL}version"
@@ -38,11 +38,11 @@ _SHOWN, _LISTED, _FEW = 3, 12, 3
 
 
 def notes_of(group: Group, spec: PivotSpec, several: bool, clean: CleanNetworks) -> list[str]:
-    """The lines below one table, but those on single figures. `several`: a figure may rest on
+    """The notes below one table, except those on single values. `several`: values may be means over
     several seeds; `clean`: the clean networks of the sweep."""
     facts, cells = group.facts, group.cells
     if group.traits == UNKNOWN:
-        return ["Records that cannot be read, of cells that no sweep.json lists; see the warnings."]
+        return ["Unreadable records of cells that no sweep.json lists; see the warnings."]
     more = [] if spec.report else [*_open(group, spec.axes), *_unplaced(facts)]
     return [
         *protocols(facts, group.numbers, spec.axes), _what(group, spec), *more, *where(cells),
@@ -52,7 +52,7 @@ def notes_of(group: Group, spec: PivotSpec, several: bool, clean: CleanNetworks)
 
 
 def _what(group: Group, spec: PivotSpec) -> str:
-    """What all cells share but their protocol, the seeds, and how many are done."""
+    """The values that all cells share, except the protocol; the seeds; the number of done cells."""
     cells = group.cells
     unsaid = ("protocol", "trigger") if spec.report else ("protocol",)
     told = [
@@ -69,7 +69,7 @@ def _what(group: Group, spec: PivotSpec) -> str:
 
 
 def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) -> list[str]:
-    """One line for each protocol: its values, and where they differ, for what."""
+    """One line per protocol with its values; values that differ are listed with their owners."""
     found: dict[str, list[int]] = {}
     for number in members:
         version = facts.of[number].get(VERSION)
@@ -86,8 +86,8 @@ def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) ->
 
 
 def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
-    """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` where the defense decides it; a value that
-    is most frequent, and that of more than three, comes last as ``(all others)``."""
+    """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` if the defense determines it. A value
+    shared by more than three comes last, as ``(all others)``."""
     values = facts.values(key, numbers)
     if len(values) == 1 or key in axes:
         return " | ".join(values)
@@ -106,7 +106,7 @@ def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) 
 
 
 def _open(group: Group, axes: Sequence[str]) -> list[str]:
-    """The cells that are not done, with their reason."""
+    """The cells that are not done, with their status."""
     facts, names = group.facts, [name for name in axes if name != SEED]
     left = [
         f"{', '.join([*facts.key(n, names), f'seed {facts.word(n, SEED)}'])}:"
@@ -119,19 +119,19 @@ def _open(group: Group, axes: Sequence[str]) -> list[str]:
 
 
 def _unplaced(facts: Facts) -> list[str]:
-    """The records of which nobody can tell where they stand."""
+    """The records with unknown choices, which have no position in a table."""
     lost = [f"{cell.id} ({cell.status})" for cell in facts.cells if not cell.choices]
     more = f" and {len(lost) - _LISTED} more" if len(lost) > _LISTED else ""
-    return [f"In no place: {', '.join(lost[:_LISTED])}{more}."] if lost else []
+    return [f"Not in any table: {', '.join(lost[:_LISTED])}{more}."] if lost else []
 
 
 def reading(values: Sequence[str]) -> str:
-    """What each measure is."""
+    """The meaning of each measure."""
     return " ".join(f"{MEASURE[name].head}: {MEASURE[name].says}." for name in values)
 
 
 def clean_images(cells: Iterable[Cell]) -> list[int]:
-    """The sizes of the training sets before poison was added, where they are recorded."""
+    """The sizes of the training sets before poisoning, where recorded."""
     sizes = {
         cell.numbers["n_train"] - cell.numbers["n_poisoned"]
         for cell in cells
@@ -141,15 +141,15 @@ def clean_images(cells: Iterable[Cell]) -> list[int]:
 
 
 def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
-    """What may be concluded from a difference to the report, for cells of these traits whose
-    training sets had `clean` images before poison was added."""
+    """How to read a difference to the report, for cells with these traits whose training sets had
+    `clean` images before poisoning."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
         "Reference: the report's figures (Group 13, Tables 1 and 2) are CIFAR-10 with ResNet18; "
         "diff: ours minus theirs, in percentage points (#Pois Left: images). "
     )
     if ours == (reference.DATASET, reference.MODEL) and list(clean) == [reference.TRAINING_IMAGES]:
-        return text + "Ours is the same data set and network, by name and number of images."
+        return text + "Ours uses the same data set and network, by name and number of images."
     images = ", ".join(f"{n:,}" for n in clean)
     on = f" on {images} training images" if images else ""
     return (
@@ -159,8 +159,8 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
 
 
 def where(cells: Sequence[Cell]) -> list[str]:
-    """Versions and devices of the runs, several of them listed, the most frequent first; and whose
-    code was not as committed."""
+    """Devices and versions of the runs, most frequent first, and components whose code was
+    modified."""
     devices = _frequent(cell.run.get("device") for cell in cells)
     versions = _frequent(_versions(cell.run.get("versions")) for cell in cells)
     lines = [f"Device: {devices}."] if devices else []
@@ -183,7 +183,11 @@ def _frequent(values: Iterable[Any]) -> str:
 
 
 def seed_range(seeds: Sequence[int]) -> str:
-    """``0-4``, or ``0, 2`` where it has gaps."""
+    """``0-4`` for consecutive seeds, otherwise ``0, 2``.
+
+    >>> seed_range([0, 1, 2]), seed_range([0, 2])
+    ('0-2', '0, 2')
+    """
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"{seeds[0]}-{seeds[-1]}"
     return ", ".join(map(str, seeds))

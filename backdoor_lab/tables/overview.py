@@ -1,4 +1,4 @@
-"""The tables that a sweep is shown in when nobody asks for others."""
+"""The tables in which a sweep is shown by default."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from backdoor_lab.tables.text import ACROSS, document, evenly
 from backdoor_lab.tables.writers import markdown as in_markdown
 
 MOST = 4
-"""Tables of the report's layout, and defenses in one of them, that a reader takes in at once."""
+"""Largest number of tables in the report's layout, and of defenses in one, before wide tables."""
 ACROSS_WITH_INTERVALS = 6
 DEFENSE, SOURCE = "defense", "source"
 ATTACK = ("n_poisoned", "nat1", "asr1")
@@ -23,20 +23,20 @@ SCOPE = ("n_accused", "n_named")
 FILTER = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")
 SAME = "Before the defense a network is the same whatever the defense; these are {} cells."
 _AFTER_ONLY = ("classes", "budget", "budget_cap", "centred", "layer")
-"""What of a protocol decides nothing before the defense."""
+"""Protocol values that have no effect before the defense."""
 
 
 def shown(facts: Facts, tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """`tables`, which are the report's layout of these cells, or wide tables instead.
+    """`tables`, which are the report's layout of these cells, or wide tables.
 
-    Wide ones where the report's layout makes more than MOST tables (one for each trigger, model,
-    …), or where one of them has more than MOST defenses, or where no done cell was retrained, so
-    that Nat2 and ASR2 would be empty. Their axes are all choices that differ but the seed. Of
-    several, the one with the fewest values but the defense makes the columns; the others make the
-    rows, the defense first, so that defenses compete down a column. Measures that some done cell
-    has stand side by side up to ACROSS figures in a line (ACROSS_WITH_INTERVALS with several
-    seeds), then in tables of their own. Where the defense is an axis, what was measured before it
-    has a table with one line for each attack.
+    Tables are wide if the report's layout needs more than MOST tables (one per trigger, model,
+    ...), if one of these has more than MOST defenses, or if no done cell was retrained, so that
+    Nat2 and ASR2 would be empty. The axes are all choices that differ, except the seed. If there
+    are several, the one with the fewest values (other than the defense) forms the columns; the
+    others form the rows, defense first, so that defenses compete within a column. Measures of done
+    cells share a table up to ACROSS values per line (ACROSS_WITH_INTERVALS with several seeds),
+    then get separate tables. If the defense is an axis, measures before the defense get a table
+    with one line per attack.
     """
     if not (_crowded(tables) or _without_retraining(facts.cells)):
         return list(tables)
@@ -44,8 +44,8 @@ def shown(facts: Facts, tables: Sequence[PivotTable]) -> list[PivotTable]:
 
 
 def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """Those of the report's layout that are written: what is shown; where that is wide, those
-    with retrained cells of the reproduced report, which stand beside its figures there alone."""
+    """The tables in the report's layout to write: all that are shown and, if those are wide, also
+    the ones with retrained cells of the reproduced report, to compare them with its figures."""
     return [
         table for table in tables
         if any(table is each for each in shown)
@@ -85,8 +85,8 @@ def _wide(facts: Facts) -> Iterator[PivotTable]:
 def _parts(
     cells: Sequence[Cell], groups: Sequence[Sequence[str]], fit: int
 ) -> Iterator[tuple[str, ...]]:
-    """The measures of each table, at most `fit`: one for all, else each group by itself. Where
-    nothing is done there is a table all the same: of the cells that are not."""
+    """The measures of each table, at most `fit`: one table for all if possible, else separate ones
+    per group. Without done cells there is still one table, which lists those that are not done."""
     known = [[name for name in group if _known(cells, name)] for group in groups]
     known = known if any(known) else [list(groups[0][:fit])]
     together = [name for group in known for name in group]
@@ -95,7 +95,7 @@ def _parts(
 
 
 def _axes(facts: Facts) -> list[str]:
-    """The choices that differ, and whatever else would set tables apart."""
+    """The choices that differ, and all other values that would separate tables."""
     told = [name for name in CHOICES if name not in (SEED, SOURCE)]
     varied = [name for name in told if len(facts.values(name)) > 1]
     others = splitting(facts, PivotSpec(tuple(varied)))
@@ -103,8 +103,8 @@ def _axes(facts: Facts) -> list[str]:
 
 
 def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[PivotTable]:
-    """What was measured before the defense: every attack, from a cell of whichever defense it met,
-    where possible of the one with the most cells done."""
+    """The table of measures before the defense: one cell per attack, preferably done and with the
+    most frequent defense."""
     done = [cell for cell in cells if cell.done and cell.choices]
     often = Counter(cell.choices[DEFENSE] for cell in done)
     facts = Facts([cell for cell in cells if cell.choices])
@@ -130,7 +130,7 @@ def _preferred(cell: Cell, often: Counter[str]) -> tuple[bool, int]:
 
 
 def _after_only(name: str) -> bool:
-    """Whether a choice or value decides nothing that is measured before the defense."""
+    """Whether a name has no effect on measures before the defense."""
     if name.startswith("config."):
         return name.startswith(("config.defense.", "config.code.defense"))
     return name == DEFENSE or name.removeprefix(PROTOCOL) in _AFTER_ONLY

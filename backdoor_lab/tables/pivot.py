@@ -1,7 +1,7 @@
-"""From the tidy frame of cells to tables of any layout.
+"""Build tables of any layout from the tidy frame of cells.
 
-Some choices make the rows, some the columns, some measures the values. What is on neither axis is
-never averaged over but for the seed: whatever else differs makes a table of its own.
+Choices form the rows and columns, measures the values. Only seeds are averaged: other choices that
+differ but are not on an axis form separate tables.
 """
 
 from __future__ import annotations
@@ -27,11 +27,10 @@ Places = dict[tuple[Key, Key], list[int]]
 
 @dataclass(frozen=True)
 class PivotCell:
-    """One place of a table: the estimates over its seeds, cells done and asked for, in words.
-    `seeds`: of each measure the figure of each seed, as the record has it, for paired tests.
-    `attacked`: whether ASR1 shows an attack, as far as the records say. `signs`: measure -> sign,
-    where a network behind it did not learn. `reference`: the report's figures
-    where this is one of its cells, in its layout."""
+    """One position of a table: the estimates over its seeds, the number of cells `done` and `asked`
+    for, and their `status`. `attacked`: whether ASR1 shows an attack (True if unknown). `signs`:
+    measure -> sign, if a network did not learn. `reference`: the report's figures, in its layout
+    only. `seeds`: for each measure its values by seed, as recorded, for paired tests."""
 
     estimates: dict[str, Estimate]
     done: int
@@ -45,12 +44,12 @@ class PivotCell:
 
 @dataclass(frozen=True)
 class PivotTable:
-    """A table: `title` for people, `slug` for file names, `notes` for below it. `traits` hold what
-    all its cells share; `clean` the sizes of their training sets before poison was added. Where
-    `cells` has none, the sweep has no such cell.
+    """A table: `title` for display, `slug` for file names, `notes` for below it, `traits` the
+    values that all cells share, `clean` their training set sizes before poisoning. Positions
+    missing in `cells` have no cell in the sweep.
 
-    `rows` and `columns`: numbers by their size, everything else in the order of the sweep; of
-    source against target, the classes in one order along both axes.
+    `rows` and `columns` are sorted: numbers by value, all else in the order of the sweep; source
+    and target classes have the same order on both axes.
     """
 
     title: str
@@ -66,12 +65,12 @@ class PivotTable:
 
     @property
     def compared(self) -> list[Key]:
-        """The rows that stand in the reproduced report as well."""
+        """The rows that are also in the reproduced report."""
         return [row for row, _ in self.cells if self.cells[row, ()].reference is not None]
 
 
 def pivot(facts: Facts, spec: PivotSpec) -> list[PivotTable]:
-    """The tables of one layout, in the order of the sweep. `facts` has every name of the layout."""
+    """The tables of a layout, in the order of the sweep; `facts` must have all of its names."""
     groups = split(facts, spec)
     places = [_places(group, spec) for group in groups]
     estimates = _estimates(facts, places, spec.values)
@@ -80,7 +79,7 @@ def pivot(facts: Facts, spec: PivotSpec) -> list[PivotTable]:
 
 
 def pivot_cells(cells: Sequence[Cell], spec: PivotSpec) -> list[PivotTable]:
-    """The tables of one layout of these cells."""
+    """The tables of a layout for these cells."""
     return pivot(Facts(cells, spec.axes), spec)
 
 
@@ -97,7 +96,7 @@ def _places(group: Group, spec: PivotSpec) -> Places:
 def _estimates(
     facts: Facts, places: Sequence[Places], values: Sequence[str]
 ) -> list[dict[tuple[Key, Key], dict[str, Estimate]]]:
-    """For each table and place: the estimates, over done cells and finite values alone."""
+    """For each table and position: the estimates over done cells with finite values."""
     import numpy as np
 
     keys = [(table, where) for table, each in enumerate(places) for where in each]
@@ -159,8 +158,7 @@ def _cell(
 
 
 def _reference(told: Mapping[str, Any]) -> dict[str, float] | None:
-    """The report's figures; under another protocol, or from one source class, the same words mean
-    another experiment."""
+    """The report's figures, or None if the cell has another protocol or a source class."""
     if not told or told["defense"] != reference.DEFENSE:
         return None
     if not reference.asks_the_same(told["protocol"], told.get("source"), told):
@@ -169,7 +167,10 @@ def _reference(told: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def status_of(cells: Sequence[Cell]) -> str:
-    """`done`, `missing`, `failed: oom`; with several seeds `2 done, 1 failed: oom`."""
+    """The status of a position's cells.
+
+    For one cell ``failed: oom``, for several seeds ``2 done, 1 failed: oom``.
+    """
     counts = Counter(cell.status for cell in cells)
     if len(cells) == 1 or set(counts) == {DONE}:
         return cells[0].status
@@ -179,7 +180,7 @@ def status_of(cells: Sequence[Cell]) -> str:
 def _along(
     facts: Facts, spec: PivotSpec, places: Iterable[tuple[Key, Key]], axis: int
 ) -> list[Key]:
-    """The keys along one axis, in order."""
+    """The keys along one axis, sorted."""
     keys = [place[axis] for place in places]
     if spec.report:
         return list(dict.fromkeys(keys))
@@ -189,7 +190,7 @@ def _along(
 
 
 def _classes(places: Sequence[tuple[Key, Key]]) -> list[Key]:
-    """All classes, as the outer axis of the sweep lists them: along the inner axis the first class
-    comes last, since it makes no pair with itself."""
+    """All classes, in the order of the sweep's outer axis; on the inner axis the first class would
+    come last, as no class is paired with itself."""
     outer = int(len(places) > 1 and places[0][0] != places[1][0])
     return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))

@@ -1,6 +1,6 @@
-"""The figures of the reproduced report, as it prints them: CIFAR-10, ResNet18, spectral filter.
+"""The figures of the reproduced report as printed: CIFAR-10, ResNet18, spectral filter.
 
-"Backdoor attack and defense in image classification" (Group 13), Tables 1 and 2. Percent, but
+"Backdoor attack and defense in image classification" (Group 13), Tables 1 and 2. In percent, except
 `pois_left` in images.
 """
 
@@ -19,8 +19,8 @@ MEANT = {
     "covers": ("0",), "classes": ("target",), "budget": ("1.5eps",), "budget_cap": ("any",),
     "centred": ("true",), "holdout": ("0",),
 }  # fmt: skip
-"""What its words can mean; any other value is another experiment under the same name. The layer is
-left open: the report does not say it."""
+"""Possible meanings of the report's protocol; other values are another experiment. The layer may
+have any value, as the report does not state it."""
 DATASET, MODEL, DEFENSE = "cifar10", "resnet18", "spectral"
 TRAINING_IMAGES = 50_000
 
@@ -45,9 +45,9 @@ _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
 
 
 def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bool:
-    """Whether a cell asks what the report asks: its protocol by name and, where recorded, by the
-    values in `resolved` ("protocol.inject": "append"; as JSON values or as words); `source` is
-    None or "any" without one."""
+    """Whether a cell repeats the report's experiment: same protocol name and, where recorded, same
+    values in `resolved` (such as "protocol.inject": "append", as JSON values or text). `source` is
+    None or "any" if there is no source class."""
     if protocol not in PROTOCOLS or source not in (None, "any"):
         return False
     said = {name: words(resolved.get(f"protocol.{name}")) for name in MEANT}

@@ -1,4 +1,4 @@
-"""Tables of any layout as text in rows and columns, for reading and for spreadsheets."""
+"""Tables of any layout as text in rows and columns, for display and for spreadsheets."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from backdoor_lab.tables.writers import Document
 T = TypeVar("T")
 
 ACROSS = 12
-"""Figures in a line that a page or a screen has room for."""
+"""Number of values per line that fit on a page or screen."""
 NONE = PivotCell({}, 0, 0, "")
 
 
 def document(table: PivotTable) -> Document:
-    """A table, ready to be written in any format."""
+    """A table as a document that can be written in any format."""
     return Document(
         table.title, grids(table), *(_report_sheet if table.spec.report else _sheet)(table)
     )
 
 
 def grids(table: PivotTable) -> list[Grid]:
-    """The table as text: in the report's layout with the report's figures beside it where there
-    are any; else in panels of at most ACROSS figures side by side, or of one column."""
+    """The table as text: in the report's layout, followed by the comparison with the report's
+    figures if there are any; otherwise in panels of at most ACROSS values per line, or of one
+    column."""
     if table.spec.report:
         return [grid(table), *[_compared(table)] * bool(table.compared)]
     fit = max(1, ACROSS // len(table.spec.values))
@@ -41,7 +42,7 @@ def grids(table: PivotTable) -> list[Grid]:
     found = [grid(table, part) for part in parts]
     if len(found) < 2:
         return found
-    # What is said below them is said once.
+    # Only the last panel gets the notes.
     return [
         replace(
             each, title=f"{each.title} ({number} of {len(found)})",
@@ -52,19 +53,23 @@ def grids(table: PivotTable) -> list[Grid]:
 
 
 def evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:
-    """`items` in order, in at most `parts` runs of one length; the last may be shorter."""
+    """Split `items` into at most `parts` runs of equal length; the last may be shorter.
+
+    >>> evenly([1, 2, 3, 4, 5], 2)
+    [[1, 2, 3], [4, 5]]
+    """
     size = max(1, -(-len(items) // parts))
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
 def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> Grid:
-    """The table as text, its best values marked; of all columns, or of these."""
+    """The table as text with its best values marked, for all columns or the given ones."""
     columns = table.columns if columns is None else columns
     values, names = table.spec.values, _names(table)
     over = [short(_column(table, column)) for column in columns for _ in values]
     heads = [MEASURE[name].head for _ in columns for name in values]
     if len(values) == 1 and any(over):
-        # The title says the measure.
+        # The title names the measure.
         over, heads = [], over
     several = any(cell.asked > 1 for cell in table.cells.values())
     status = table.spec.report and any(each.done < each.asked for each in table.cells.values())
@@ -85,7 +90,7 @@ def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> Grid:
 
 
 def _names(table: PivotTable) -> list[int]:
-    """Which names of a row are shown: all, but in the report's layout a single defense."""
+    """The row names that are shown: all, except a single defense in the report's layout."""
     shown = list(range(len(table.spec.rows)))
     if table.spec.report and len({row[-1] for row in table.rows}) == 1:
         return shown[:-1]
@@ -117,7 +122,7 @@ def _text(table: PivotTable, name: str, cell: PivotCell | None) -> str:
 
 
 def _seeds(cells: Sequence[PivotCell]) -> str:
-    """How many seeds stand behind a row's figures: ``3``, or ``2-3`` where it differs."""
+    """The number of seeds behind a row's values: ``3``, or ``2-3`` if it varies."""
     counts = sorted({cell.done for cell in cells}) or [0]
     return "-".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
 
@@ -147,7 +152,7 @@ def _reference(name: str, cell: PivotCell) -> str:
 
 
 def difference(name: str, cell: PivotCell) -> float | None:
-    """Ours minus the report's: percentage points, or images."""
+    """Our value minus the report's, in percentage points or images."""
     ours = cell.estimates.get(name)
     if ours is None or cell.reference is None:
         return None
@@ -163,9 +168,9 @@ def _difference(name: str, cell: PivotCell) -> str:
 
 
 def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """The same columns whatever the table shows: the traits all rows share, then names, seeds
-    (done cells), status, each figure as `value_of` says, then ref_* and diff_*. Percent and images,
-    unrounded; empty where there is no value."""
+    """A sheet with fixed columns: the traits that all rows share, names, seeds (done cells),
+    status, the values of each measure as in `value_of`, then ref_* and diff_*. In percent or
+    images, not rounded; empty where there is no value."""
     heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]
     heads += [kind + name for kind in ("ref_", "diff_") for name in COLUMNS]
     lines = []
@@ -179,9 +184,9 @@ def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
 
 
 def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """One line per row of the table: the traits that all cells share, the row's names; then for
-    each column its figures as `value_of` says, and how many of its cells are done and their status.
-    Empty where there is none."""
+    """One line per row of the table: the traits that all cells share and the row's names; then for
+    each column its values as in `value_of`, the number of done cells and the status. Empty where
+    there is no value."""
     heads = [*table.traits, *table.spec.rows]
     for column in table.columns:
         before = f"{_column(table, column)} ".lstrip()

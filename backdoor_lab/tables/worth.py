@@ -1,4 +1,4 @@
-"""What says below a table that its figures mean little."""
+"""Notes below a table that warn about values with little meaning."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from backdoor_lab.tables.learned import (
 )
 
 FEW = 30
-"""A rate of fewer images changes by more than 3 percentage points with one of them."""
+"""With fewer images, a single image changes a rate by more than 3 percentage points."""
 MOSTLY = 0.9
-"""A network that puts more than this share of the clean test images into one class."""
+"""Share of the clean test images in one class above which a network is reported."""
 OWN_SEED = (
     "Nat2 and ASR2 differ from Nat1 and ASR1 also where nothing was removed: the retraining draws "
     "its own seed (retrain_seed=same takes that of the first training)."
 )
-_CLEAN_NETWORK = "that of a network that saw no poison, on the same test"
+_CLEAN_NETWORK = "that of a network trained without poison, on the same test"
 _CLEAN_RATE = (
     "the clean rate, which is the share of the same test images classified as the target without"
     " the trigger"
@@ -37,8 +37,8 @@ def cautions(
     cells: Sequence[Cell], values: Sequence[str] = ("asr1", "nat2", "asr2"),
     clean: CleanNetworks | None = None,
 ) -> list[str]:  # fmt: skip
-    """The lines below a table of `cells` that shows the measures `values`. `clean`: the clean
-    networks to compare with, those among `cells` if None."""
+    """The warnings below a table of `cells` with the measures `values`. `clean`: the clean networks
+    to compare with, by default those among `cells`."""
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     clean = CleanNetworks.among(done) if clean is None else clean
@@ -58,16 +58,16 @@ def _not_converged(cells: Sequence[Cell], after: bool, clean: CleanNetworks) -> 
             lowest = min(cell.numbers[f"train_accuracy{number}"] for cell in some)
             lines.append(
                 f"{NOT_CONVERGED} The network {when} the defense did not converge"
-                f" ({_where(cells, some, after=number)}): it gets as few as {lowest:.1%} of its"
-                f" training images right, more than {BEHIND:.0%} fewer than a clean network of the"
-                " same recipe, or where the sweep has none, than the best one of the same ratio."
-                " Train it longer before its figures are used."
+                f" ({_where(cells, some, after=number)}): it classifies as few as {lowest:.1%} of"
+                f" its training images correctly, over {BEHIND:.0%} fewer than a clean network of"
+                " the same recipe or, if the sweep has none, than the best one of the same ratio."
+                " Train it longer before using its figures."
             )
     return lines
 
 
 def _own_rules(cells: Sequence[Cell]) -> list[str]:
-    """Filters that are no `Filter`: what the protocol says of classes and budget is not theirs."""
+    """A note on filters that ignore the protocol's classes and budget."""
     free = dict.fromkeys(
         words(cell.choices["defense"])
         for cell in cells
@@ -77,7 +77,7 @@ def _own_rules(cells: Sequence[Cell]) -> list[str]:
         and cell.numbers.get("n_removed")
     )
     return [
-        f"{name} chooses classes and number of images by rules of its own, not the protocol's"
+        f"{name} chooses classes and number of images by its own rules and ignores the protocol's"
         " classes, budget and budget_cap."
         for name in free
     ]
@@ -90,8 +90,9 @@ def _few(cells: Sequence[Cell]) -> list[str]:
         if few:
             counts = sorted({int(cell.numbers[name]) for cell in few})
             lines.append(
-                f"Fewer than {FEW} images: {rate} rests on {' or '.join(map(str, counts))} test"
-                f" images ({_where(cells, few)}); one image more or less changes it by percents."
+                f"Fewer than {FEW} images: {rate} is measured on {' or '.join(map(str, counts))}"
+                f" test images ({_where(cells, few)}); one image changes it by several percentage"
+                " points."
             )
     return lines
 
@@ -105,7 +106,7 @@ def _one_class(cells: Sequence[Cell], after: bool) -> list[str]:
             lines.append(
                 f"The network {when} the defense predicts one class ({', '.join(names)}) for more"
                 f" than {MOSTLY:.0%} of the clean test images ({_where(cells, one, after=number)}):"
-                f" Nat{number} and ASR{number} tell little."
+                f" Nat{number} and ASR{number} are not meaningful."
             )
     return lines
 
@@ -120,8 +121,8 @@ def _no_attack(cells: Sequence[Cell], clean: CleanNetworks) -> list[str]:
             most = max(highest[cell.id] for cell in some)
             lines.append(
                 f"{NO_ATTACK} ASR1 is no higher than {than} (up to {most:.2f} %), by its 95 %"
-                f" Wilson interval, in {_where(cells, some)}: it shows no attack, and ASR2 tells"
-                " nothing about a defense."
+                f" Wilson interval, in {_where(cells, some)}: there is no measurable attack, and"
+                " ASR2 says nothing about a defense."
             )
     return lines
 
@@ -138,7 +139,7 @@ def _retrained_on_all(cell: Cell) -> bool:
 
 
 def _where(cells: Sequence[Cell], some: Sequence[Cell], *, after: str = "1") -> str:
-    """``every cell``, or the attacks (`after` "2": with their defenses) of some of `cells`."""
+    """``every cell``, or the attacks of `some` cells (with their defenses if `after` is "2")."""
     if len(some) == len(cells) > 1:
         return "every cell"
     named = list(dict.fromkeys(_attack(cell, defended=after == "2") for cell in some))

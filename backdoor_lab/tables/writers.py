@@ -1,6 +1,6 @@
-"""One set of writers for every table: Markdown (which is also what is printed), LaTeX, HTML, CSV.
+"""The writers of all tables: Markdown (which is also printed), LaTeX, HTML and CSV.
 
-pandas' Styler and tabulate do not do: see the commit of this file for what they cost and escape.
+The commit message of this file says why pandas' Styler and tabulate are not used.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown
 
 @dataclass(frozen=True)
 class Document:
-    """A table ready to be written: `grids` for reading; `head` and `lines` for a spreadsheet,
-    unrounded, None where there is no value."""
+    """A table to write: `grids` for display; `head` and `lines` for a spreadsheet, not rounded,
+    None where there is no value."""
 
     title: str
     grids: list[Grid]
@@ -24,12 +24,12 @@ class Document:
 
 
 def markdown(document: Document) -> str:
-    """Aligned Markdown, fit to be printed."""
+    """Aligned Markdown for printing."""
     return "\n".join(map(in_markdown, document.grids))
 
 
 def latex(document: Document) -> str:
-    r"""A fragment for ``\input`` that needs nothing but ``\usepackage{booktabs}``."""
+    r"""A fragment for ``\input`` that requires only ``\usepackage{booktabs}``."""
     return "\n".join(map(in_latex, document.grids))
 
 
@@ -39,7 +39,7 @@ def page(document: Document) -> str:
 
 
 def sheet(document: Document) -> str:
-    """CSV, unrounded; empty where there is no value."""
+    """CSV, not rounded; empty where there is no value."""
     return csv_text(document.head, document.lines)
 
 

@@ -7,7 +7,8 @@ import io
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab import compare, export, separation, status, visibility
+from backdoor_lab import export, separation, status, visibility
+from backdoor_lab.compare import __main__ as compare
 from backdoor_lab.reports.__main__ import main as reports
 from tests.helpers.records import everything, write_sweep
 

@@ -113,7 +113,7 @@ def top_imports(path: Path) -> set[Path]:
 
 def test_the_way_of_a_ratio_from_the_command_line_to_the_record_goes_down() -> None:
     """At most eight modules, none of which imports one before it."""
-    guide = (PACKAGE / "README.md").read_text().partition("## The way of one value")[2]
+    guide = (PACKAGE / "README.md").read_text().partition("## How one value travels")[2]
     way = [PACKAGE / name for name in re.findall(r"(?m)^\d+\. `([\w/]+\.py)`", guide)]
     assert 5 <= len(way) <= 8
     for number, path in enumerate(way):

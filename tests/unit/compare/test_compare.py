@@ -131,7 +131,7 @@ def test_by_what_decides_other_values(tmp_path: Path) -> None:
 
 def test_different_targets_are_never_paired(tmp_path: Path) -> None:
     made = [record(target="bird"), record(target="dog", defense="none")]
-    with pytest.raises(ConfigError, match="differ in defense alone"):
+    with pytest.raises(ConfigError, match="differ only in defense"):
         comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
 
 
@@ -167,7 +167,7 @@ def test_the_reports_tables(tmp_path: Path) -> None:
     theirs = stats.ttest_1samp([91.0, 93.0, 92.0], 92.54)
     assert (one.base, one.result.n) == (92.54, 3)
     assert one.result.t == pytest.approx(theirs.pvalue)
-    assert any("of our seeds alone" in note for note in found.notes)
+    assert any("our seeds only" in note for note in found.notes)
     assert any("is no reproduction" in note for note in found.notes)
 
 
@@ -213,7 +213,7 @@ def test_a_missing_figure_leaves_out_its_pair(tmp_path: Path) -> None:
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
     assert line(found, "asr2", side="spectral").result.n == 3
     assert "nat2" not in {one.measure for one in found.lines}
-    assert "No pair has figures of Nat2." in found.notes
+    assert "No pair has values of Nat2 on both sides." in found.notes
 
 
 def test_without_retraining_what_is_left_is_compared_and_the_rest_named(tmp_path: Path) -> None:
@@ -222,17 +222,17 @@ def test_without_retraining_what_is_left_is_compared_and_the_rest_named(tmp_path
     found = against_random(sweep(tmp_path / "s", made))
     assert found is not None
     assert {one.measure for one in found.lines} == {"pois_left", "auroc"}
-    assert "No pair has figures of Nat2, ASR2." in found.notes
+    assert "No pair has values of Nat2, ASR2 on both sides." in found.notes
 
 
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["A"], "a comparison is of"),
-        (["A", "by=defense"], "a comparison is of"),
-        (["A", "B", "by=defense", "base=none"], "a comparison is of"),
-        (["reference", "reference"], "comes second"),
-        (["reference", "A"], "comes second"),
+        (["A"], "compare two sweep folders"),
+        (["A", "by=defense"], "compare two sweep folders"),
+        (["A", "B", "by=defense", "base=none"], "compare two sweep folders"),
+        (["reference", "reference"], "must come second"),
+        (["reference", "A"], "must come second"),
         (["A", ""], "no such folder: ''"),
         (["nowhere", "A", "--out", "x.txt"], "must end in one of .csv"),
         (["A", "by=defens", "base=none"], "Did you mean 'defense'"),
@@ -243,7 +243,7 @@ def test_without_retraining_what_is_left_is_compared_and_the_rest_named(tmp_path
         (["A", "nowhere"], "no such folder: nowhere"),
         (["A", "."], "holds 2 sweeps"),
         (["B", "A"], "no value in common for target"),
-        (["B", "reference"], "stands in the report's tables"),
+        (["B", "reference"], "is in the report's tables"),
         (["A", "bases=1"], "Did you mean 'base='"),
         (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
     ],

@@ -151,7 +151,7 @@ def test_another_task_is_no_better_one(tmp_path: Path, task: tuple[str, Any, Any
     (table,) = wide(tmp_path, made, PivotSpec(("model",), (name,), ("nat1", "asr1")))
     assert len(table.columns) == 2
     assert not grid(table).best
-    assert any("no two figures compete" in note for note in grid(table).notes)
+    assert any("no two values compete" in note for note in grid(table).notes)
 
 
 def test_figures_before_the_defense_have_no_winner_among_defenses(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_unreadable_records_are_named(tmp_path: Path) -> None:
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
     (table,) = pivot_cells(read_sweep(folder).cells, BY_DEFENSE)
-    assert any("In no place: stray (failed: damaged record)" in note for note in table.notes)
+    assert any("Not in any table: stray (failed: damaged record)" in note for note in table.notes)
 
 
 @pytest.mark.parametrize("name", ["dataset", "model", "recipe", "trigger", "source", "ratio"])
@@ -250,8 +250,8 @@ def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
         ({"rows": "target", "columns": "defense,target"}, "both name target"),
         ({"rows": "target,,ratio"}, "''"),
         ({"row": "target"}, "rows=, columns=, values="),
-        ({"rows": ""}, "`rows=` names nothing"),
-        ({"values": " ", "rows": "target"}, "`values=` names nothing"),
+        ({"rows": ""}, "`rows=` is empty"),
+        ({"values": " ", "rows": "target"}, "`values=` is empty"),
     ],
 )
 def test_unknown_names_are_one_clear_error(

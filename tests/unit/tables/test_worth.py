@@ -52,14 +52,14 @@ def counted(**counts: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (counted(n_asr=3), "Fewer than 30 images: ASR rests on 3 test images (pixel bird 5% seed"),
-        (counted(n_test=29), "Fewer than 30 images: Nat rests on 29 test images"),
+        (counted(n_asr=3), "Fewer than 30 images: ASR is measured on 3 test images (pixel bird 5%"),
+        (counted(n_test=29), "Fewer than 30 images: Nat is measured on 29 test images"),
         (record(top_share1=0.97, top_class1="cat"),
          "The network before the defense predicts one class (cat) for more than 90% of the clean"
-         " test images (pixel bird 5% seed 0): Nat1 and ASR1 tell little."),
+         " test images (pixel bird 5% seed 0): Nat1 and ASR1 are not meaningful."),
         (record(top_share2=0.91, top_class2="dog"),
          "The network after the defense predicts one class (dog) for more than 90% of the clean"
-         " test images (pixel bird 5% spectral seed 0): Nat2 and ASR2 tell little."),
+         " test images (pixel bird 5% spectral seed 0): Nat2 and ASR2 are not meaningful."),
         (record(asr1=0.1, clean_rate1=0.1),
          "ASR1 is no higher than the clean rate, which is the share of the same test images"
          " classified as the target without the trigger (up to 10.00 %), by its 95 % Wilson"
@@ -135,7 +135,7 @@ def test_an_attack_that_a_clean_network_shows_as_well_is_marked_in_both_kinds_of
         assert signed == ({"ASR1", "ASR2"} if marked else set())
         said = [note for note in grid.notes if note.startswith("‡ ASR1 is no higher than")]
         assert len(said) == marked
-        of_network = "that of a network that saw no poison" in " ".join(said)
+        of_network = "that of a network trained without poison" in " ".join(said)
         assert of_network == (marked and clean is not None)
 
 
@@ -228,7 +228,9 @@ def test_one_attack_is_named_once_however_many_defenses_it_met(tmp_path: Path) -
 
 def test_a_number_of_images_is_named_as_one(tmp_path: Path) -> None:
     made = record(ratio=500, protocol={**PROTOCOL, "ratio_of": "count"}, clean_rate1=1.0)
-    assert "in pixel bird 500 seed 0: it shows no attack" in notes(tmp_path / "s", [made])[0]
+    assert (
+        "pixel bird 500 seed 0: there is no measurable attack" in notes(tmp_path / "s", [made])[0]
+    )
 
 
 def bold(folder: Path, made: list[dict[str, Any]]) -> list[set[str]]:
@@ -324,9 +326,9 @@ def test_a_seed_that_failed_makes_no_pair_and_enters_no_mean(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("made", "said"),
     [
-        (two((0.5,), (0.9,)), "every figure is of one seed, and no test was made."),
+        (two((0.5,), (0.9,)), "all values are from one seed, so no test was made."),
         (two((0.5, 0.6), (0.9, 0.8)), "2 seeds."),
-        ([record(seed=s) for s in range(3)], "no two figures compete, and no test was made. 3 se"),
+        ([record(seed=s) for s in range(3)], "no two values compete, so no test was made. 3 se"),
     ],
 )
 def test_every_table_says_which_test_was_made_over_how_many_seeds(
