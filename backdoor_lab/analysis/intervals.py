@@ -28,9 +28,8 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of a proportion of `n` independent trials (Wilson 1927). Unlike the
     normal approximation, it stays within 0..1 and is accurate near both ends.
 
-    >>> low, high = wilson(0.0, 10)
-    >>> low, round(high, 3)
-    (0.0, 0.278)
+    >>> [round(bound, 3) for bound in wilson(0.0, 10)]
+    [0.0, 0.278]
     """
     z = NormalDist().inv_cdf((1 + LEVEL) / 2)
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)

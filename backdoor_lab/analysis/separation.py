@@ -109,9 +109,6 @@ def predicted_auroc(share: float, distance: float, variance: float) -> float:
     (1-p)d, both with variance 1. The sum and difference of one of each are independent, so the
     poisoned square is the larger with probability
     Φ(d/√2) Φ((1-2p)d/√2) + Φ(-d/√2) Φ(-(1-2p)d/√2). NaN unless the variance is positive.
-
-    >>> predicted_auroc(0.1, distance=0.0, variance=1.0)
-    0.5
     """
     from scipy.stats import norm
 

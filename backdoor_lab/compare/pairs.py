@@ -92,8 +92,8 @@ def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
 
 
 def with_report(facts: Facts) -> tuple[Side, list[str]]:
-    """The cells that the reproduced report contains, by the rule of the tables, and the names by
-    which they differ; repeats differ only in the seed."""
+    """The cells that the reproduced report contains, each paired with its figures there; and the
+    names that distinguish these cells, including the seed."""
     known = [
         number
         for number, each in enumerate(facts.of)

@@ -98,7 +98,7 @@ def _draw_layer(axes: Axes, layer: Layer) -> None:
 
 def mosaic(weights: Array) -> Array:
     """Filters float (f, C, k, k) tiled into one uint8 image: (h, w, 3) for three channels, else
-    their mean over channels (h, w). Zero is gray; its largest magnitude is black or white."""
+    their mean over channels (h, w). Zero is gray, each filter's peak black or white."""
     count, channels, side, _ = weights.shape
     peak = np.abs(weights).reshape(count, -1).max(axis=1)
     scaled = 127.5 + 127.5 * weights / np.where(peak > 0, peak, 1)[:, None, None, None]

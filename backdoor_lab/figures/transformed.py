@@ -24,7 +24,7 @@ from backdoor_lab.training.transformations import KINDS, parse
 Array = NDArray[Any]
 FIGURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %"}
 ACCURACY = {"asr1": "nat1", "asr2": "nat2"}
-"""Separates a destroyed trigger (ASR drops alone) from a destroyed image (accuracy drops too)."""
+"""The accuracy shows whether a transformation destroys the image or only the trigger."""
 _COLUMNS = 3
 # Where untransformed images are drawn on an axis without a natural value for them.
 _LOSSLESS = 110

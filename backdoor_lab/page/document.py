@@ -39,9 +39,9 @@ FIGURES = ("nat1", "asr1", "n_poisoned", "nat2", "asr2", "pois_left")
 MOST_LINES = 200
 MOST_CELLS = 2_000
 """Larger sweeps get no list of cells: browsers sort it too slowly, and its data exceeds BUDGET."""
-AS_ABOVE = "Otherwise as noted below the tables above."
+AS_ABOVE = "Other notes: see the tables above."
 BUDGET = 7_000_000
-"""Size of the page in bytes; pictures get what the tables and records leave of it."""
+"""Size of the page in bytes; pictures get the space left by tables and records."""
 SCRIPTS = ("charts.js", "details.js", "table.js")
 STYLE = "page.css"
 

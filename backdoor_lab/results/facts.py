@@ -143,20 +143,12 @@ def under_names(cells: Sequence[Cell]) -> list[str]:
 
 
 def head(name: str) -> str:
-    """A name as a column heading.
-
-    >>> head("target"), head("protocol.ratio_of")
-    ('Target', 'protocol.ratio_of')
-    """
+    """A name as a column heading: ``Target``, but ``protocol.ratio_of`` unchanged."""
     return name if "." in name else name.capitalize()
 
 
 def told(name: str, word: str) -> str:
-    """A value as a column heading.
-
-    >>> told("defense", "spectral"), told("config.recipe.lr", "0.1")
-    ('spectral', 'lr 0.1')
-    """
+    """A value as a column heading: ``spectral``, but ``lr 0.1`` with its name."""
     return word if name in _NAMES else f"{name.rpartition('.')[2]} {word}"
 
 

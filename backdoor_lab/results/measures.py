@@ -23,20 +23,12 @@ def before_defense(name: str) -> bool:
 
 
 def figure_of(name: str) -> str:
-    """The name of a measure without its transformation.
-
-    >>> figure_of("asr1_under.jpeg75")
-    'asr1'
-    """
+    """The name of a measure without its transformation: ``asr1`` for ``asr1_under.jpeg75``."""
     return name.partition(_UNDER)[0]
 
 
 def under_name(figure: str, transformation: str) -> str:
-    """The name of a measure (``asr1``) under a transformation.
-
-    >>> under_name("asr1", "jpeg75")
-    'asr1_under.jpeg75'
-    """
+    """The name of a measure under a transformation, such as ``asr1_under.jpeg75``."""
     return figure + _UNDER + transformation
 
 

@@ -31,7 +31,7 @@ FIGURES = ("nat1", "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2")
 WORTH = (
     "clean_rate1", "top_share1", "clean_rate2", "top_share2", "train_accuracy1", "train_accuracy2",
 )  # fmt: skip
-"""Context for the measures: do they mean anything? Old records lack them."""
+"""Measures that show how meaningful the others are. Old records lack them."""
 TOP_CLASSES = ("top_class1", "top_class2")
 DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 

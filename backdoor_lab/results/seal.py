@@ -25,11 +25,7 @@ _NEAR = 120
 
 def sealed(text: str) -> str:
     """Append the seal to the text of a JSON object, keeping its layout: one line, or one line per
-    key.
-
-    >>> sealed('{"nat1": 0.91}')[:24]
-    '{"nat1": 0.91, "seal": "'
-    """
+    key."""
     body = text.rstrip().removesuffix("}").rstrip()
     gap, end = ("\n ", "\n}\n") if "\n" in body else (" ", "}\n")
     return f'{body},{gap}"seal": "{_hash(body.encode())}"{end}'

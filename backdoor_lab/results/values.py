@@ -48,11 +48,7 @@ def sort_value(value: Any, counts: bool = False) -> tuple[bool, float] | None:
 
 
 def flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of nested mappings under dotted names.
-
-    >>> list(flat({"recipe": {"lr": 0.1}, "seed": 0}))
-    [('recipe.lr', 0.1), ('seed', 0)]
-    """
+    """The values of nested mappings under dotted names, such as ``recipe.lr``."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flat(value, f"{before}{key}.")

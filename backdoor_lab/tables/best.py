@@ -22,7 +22,7 @@ NO_COMPETITORS = ("oracle", "clean_data")
 NO_CONTEST = ("ratio", "seed", "trigger", "target", "source", "dataset")
 """Choices that define a task: values are not compared across attacks or data sets."""
 _NEEDS_ATTACK = ("asr2", "asr_elsewhere2")
-"""Without an attack, a low value is no achievement of the defense."""
+"""Without an attack, a low value is not an achievement of the defense."""
 Winner = tuple["Key", "Key", str]
 Cells = Mapping[tuple["Key", "Key"], "PivotCell"]
 
@@ -52,11 +52,7 @@ def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
 
 def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
     """Whether a paired t test finds a significant difference between two measures by seed. False if
-    the seeds are not the same, or if all differences are equal, as the test is then undefined.
-
-    >>> separated({0: 0.95, 1: 0.93, 2: 0.94}, {0: 0.50, 1: 0.47, 2: 0.52})
-    True
-    """
+    the seeds are not the same, or if all differences are equal, as the test is then undefined."""
     if one.keys() != other.keys() or len(one) < 2:
         return False
     # Round to ten digits: equal differences of fractions must stay equal in binary arithmetic.

@@ -59,7 +59,7 @@ def value_heads(name: str) -> list[str]:
 
 def value_of(name: str, value: Estimate | None) -> list[object]:
     """Values for a CSV file: mean, ``_ci95`` (half the interval), ``_std``, ``_n`` (seeds) and, for
-    proportions, ``_wilson_low`` and ``_wilson_high`` (empty unless it is a single run)."""
+    proportions, ``_wilson_low`` and ``_wilson_high`` (for single runs only)."""
     rate = 2 if MEASURE[name].of else 0
     if value is None:
         return [None, None, None, 0, *[None] * rate]

@@ -35,7 +35,7 @@ ROW = ("target", "ratio", "defense")
 MEASURES = ("n_poisoned", "nat1", "asr1", "pois_left", "nat2", "asr2")
 UNREADABLE = "unreadable"
 UNKNOWN = {"trigger": UNREADABLE}
-# Names that, on an axis, may determine other choices and protocol values.
+# Choices that, if on an axis, may determine other choices and protocol values.
 DECIDING = ("protocol", "defense", "trigger")
 
 

@@ -416,7 +416,7 @@ def test_no_note_is_lost_or_said_twice_on_the_page(folder: Path) -> None:
     assert len(set(notes)) < len(notes)
     for note in set(notes):
         assert text.count(f"<p>{note}</p>") == 1
-    assert text.count("Otherwise as noted below the tables above.") == len(
+    assert text.count("Other notes: see the tables above.") == len(
         [grid for table in report.shown for grid in grids(table) if grid.notes]
     ) - 1  # fmt: skip
 
