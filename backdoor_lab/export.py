@@ -18,7 +18,7 @@ from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.sheets import csv_of_frame
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results.columns import COLUMNS
-from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.sweeps import Sweep, find_sweeps, read_sweep
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def _export(asked: Namespace) -> int:
 def frame_of(sweeps: Sequence[Sweep]) -> pd.DataFrame:
     """The tidy frame of all cells of these sweeps."""
     cells = [cell for sweep in sweeps for cell in sweep.cells]
-    return Facts(cells, sweeps=[sweep.name for sweep in sweeps for _ in sweep.cells]).frame
+    return CellFields(cells, sweeps=[sweep.name for sweep in sweeps for _ in sweep.cells]).frame
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:

@@ -18,7 +18,7 @@ from backdoor_lab.core.artifacts import WEIGHTS, map_split
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, StoreError
 from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import Parser, parser_of, path_of
-from backdoor_lab.core.small_files import UnreadableFile, decode, read_json
+from backdoor_lab.core.small_files import UnreadableFileError, decode, read_json
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results.seal import read_sealed
 from backdoor_lab.results.values import ratio_words
@@ -113,7 +113,7 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
             f"{path} is missing: remove the cell's record.json and repeat its command, which then"
             f" recomputes it ({record['run'].get('command')})"
         ) from error
-    except (OSError, UnreadableFile, SafetensorError) as error:
+    except (OSError, UnreadableFileError, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read ({error})") from error
     if tensors_digest(found) != record["hashes"].get(name):
         raise StoreError(f"{path} does not match the hash of {name} in the record")
@@ -148,7 +148,7 @@ def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
             images, labels = map_split(path.parent, "train", mode="c")
             classes = [str(name) for name in meta["classes"]]
             sound = content_digest(Split(images, labels), tuple(classes)) == digest
-        except (OSError, UnreadableFile, ValueError, KeyError, TypeError):
+        except (OSError, UnreadableFileError, ValueError, KeyError, TypeError):
             continue
         if sound:
             return images, classes

@@ -128,7 +128,7 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
 
     from backdoor_lab.config_loader import conf_dir
     from backdoor_lab.core.store import Store
-    from backdoor_lab.pipeline.chain import Chain
+    from backdoor_lab.pipeline.chain import CellPipeline
     from backdoor_lab.pipeline.progress import Progress
     from backdoor_lab.run import register
     from backdoor_lab.sweep.expand import plain
@@ -144,7 +144,9 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
     store = Store(config["store"]["root"])
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Path(folder), "preview", "none")
-        chain = Chain(preflight().cell(config), store, machine_of(config["trainer"]), progress)
+        chain = CellPipeline(
+            preflight().cell(config), store, machine_of(config["trainer"]), progress
+        )
         return chain.cell.trigger, chain.attack()
 
 

@@ -11,13 +11,21 @@ import sys
 from collections.abc import Sequence
 
 from backdoor_lab.analysis.separation import HEADS, NOTES, Separation, separation_of, text
-from backdoor_lab.page.inquiry import Answers, Line, Question, Record, answer, collect, named
+from backdoor_lab.page.inquiry import (
+    AnalysisSpec,
+    AnswerRow,
+    Answers,
+    Record,
+    answer,
+    collect,
+    named,
+)
 from backdoor_lab.results.facts import varied_config
-from backdoor_lab.results.records import Cell
-from backdoor_lab.results.stored import Shelf
+from backdoor_lab.results.records import CellRecord
+from backdoor_lab.results.stored import ArtifactReader
 
 LABELS = ("trigger", "target", "ratio", "seed", "protocol.layer")
-QUESTION = Question(
+QUESTION = AnalysisSpec(
     "separation", __doc__, Separation, HEADS, NOTES, wants="features, poison and images", text=text
 )
 
@@ -27,16 +35,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return answer(QUESTION, lines_of, arguments)
 
 
-def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) -> Answers:
+def lines_of(
+    cells: Sequence[CellRecord], records: dict[str, Record], shelf: ArtifactReader
+) -> Answers:
     """The labels, and one row per features stage whose poison is in the store; defenses that used
     the same features share a row."""
     found = collect(cells, records, "extract", lambda record: separation_of(shelf, record))
     labels = _labels([cell for cell, _ in found])
-    lines = [Line(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
+    lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
     return [label.removeprefix("config.") for label in labels], lines
 
 
-def _labels(cells: Sequence[Cell]) -> list[str]:
+def _labels(cells: Sequence[CellRecord]) -> list[str]:
     """The labels of a row: the attack, every other choice that varies, and the layer."""
     asked = [n for cell in cells for n in cell.choices if n not in ("defense", *LABELS)]
     config = [n for n in varied_config(cells) if not n.startswith(("defense.", "protocol."))]

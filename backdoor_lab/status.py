@@ -17,9 +17,9 @@ from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import EXIT_DONE, DataError
 from backdoor_lab.core.options import parser_of, path_of
 from backdoor_lab.core.terminal import duration, plain, run_command
-from backdoor_lab.results.facts import SEED, Facts, head
+from backdoor_lab.results.facts import SEED, CellFields, head
 from backdoor_lab.results.heartbeat import HEARTBEAT, read_heartbeat
-from backdoor_lab.results.records import MISSING, Cell
+from backdoor_lab.results.records import MISSING, CellRecord
 from backdoor_lab.results.sweeps import Sweep, find_sweeps, read_sweep
 from backdoor_lab.results.whereabouts import DEFAULT_SAID, roots_of
 from backdoor_lab.tables.layout import ROW
@@ -31,7 +31,7 @@ KINDS = ("done", "running", "stale", "failed", "diverged", MISSING)
 class State:
     """The current state of a cell: `kind` is one of KINDS, `text` gives details, if any."""
 
-    cell: Cell
+    cell: CellRecord
     kind: str
     text: str = ""
 
@@ -45,11 +45,11 @@ def look(sweep: Sweep, now: float) -> list[State]:
         if not path.parent.name.startswith(".")
     }
     known = {cell.id for cell in sweep.cells}
-    unlisted = [Cell(name, MISSING) for name in beats if name not in known]
+    unlisted = [CellRecord(name, MISSING) for name in beats if name not in known]
     return [_state(cell, beats.get(cell.id), now) for cell in sweep.cells + unlisted]
 
 
-def _state(cell: Cell, path: Path | None, now: float) -> State:
+def _state(cell: CellRecord, path: Path | None, now: float) -> State:
     kind = cell.status.split(":")[0]
     beat = None if cell.done or path is None else _heartbeat(cell, path, now)
     if beat is not None and (beat.kind == "running" or kind == MISSING):
@@ -57,7 +57,7 @@ def _state(cell: Cell, path: Path | None, now: float) -> State:
     return State(cell, kind, "" if kind in ("done", MISSING) else cell.status)
 
 
-def _heartbeat(cell: Cell, path: Path, now: float) -> State | None:
+def _heartbeat(cell: CellRecord, path: Path, now: float) -> State | None:
     try:
         beat = read_heartbeat(path, now)
     except DataError as error:
@@ -82,7 +82,7 @@ def seconds_left(states: list[State]) -> float | None:
     return sum(costs) / len(costs) * open_cells / at_once
 
 
-def _cost(cell: Cell) -> float:
+def _cost(cell: CellRecord) -> float:
     """Seconds of the stages that this cell computed itself, not those found in the store."""
     stages, seconds = cell.run.get("stages"), cell.run.get("seconds")
     if not isinstance(stages, dict) or not isinstance(seconds, dict):
@@ -114,7 +114,7 @@ def show(sweep: Sweep, states: list[State]) -> str:
 def _grid(states: list[State]) -> list[str]:
     """One line per table row: its identifying values and its cells by state. A cell whose choices
     are unknown has its own line."""
-    facts = Facts([state.cell for state in states])
+    facts = CellFields([state.cell for state in states])
     names = _differing(facts)
     rows: dict[tuple[str, ...], list[int]] = {}
     for number, state in enumerate(states):
@@ -128,7 +128,7 @@ def _grid(states: list[State]) -> list[str]:
     return [*(table if len(lines) > 1 else []), *lost]
 
 
-def _cells(facts: Facts, states: list[State], numbers: list[int]) -> str:
+def _cells(facts: CellFields, states: list[State], numbers: list[int]) -> str:
     """``done: seed 0, 2; running: seed 1``; cell ids where two cells have the same seed."""
     seeds = Counter(facts.word(number, SEED) for number in numbers)
     kinds: dict[str, list[str]] = {}
@@ -143,7 +143,7 @@ def _enumerated(names: list[str]) -> str:
     return ", ".join([names[0], *(name.removeprefix("seed ") for name in names[1:])])
 
 
-def _differing(facts: Facts) -> list[str]:
+def _differing(facts: CellFields) -> list[str]:
     """The trigger, the choices of the row, and everything else that differs except the seed."""
     others = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *ROW, *(name for name in others if len(facts.values(name)) > 1)]

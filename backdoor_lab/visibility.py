@@ -13,12 +13,20 @@ import numpy as np
 
 from backdoor_lab.analysis.material import material
 from backdoor_lab.analysis.visibility import HEADS, NOTES, Visibility, text, visibility
-from backdoor_lab.page.inquiry import Answers, Line, Question, Record, answer, collect, named
-from backdoor_lab.results.records import Cell
-from backdoor_lab.results.stored import Shelf
+from backdoor_lab.page.inquiry import (
+    AnalysisSpec,
+    AnswerRow,
+    Answers,
+    Record,
+    answer,
+    collect,
+    named,
+)
+from backdoor_lab.results.records import CellRecord
+from backdoor_lab.results.stored import ArtifactReader
 
 LABELS = ("trigger", "target", "ratio", "seed", "defense")
-QUESTION = Question(
+QUESTION = AnalysisSpec(
     "visibility", __doc__, Visibility, HEADS, NOTES, wants="poison, images and a verdict", text=text
 )
 
@@ -28,15 +36,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return answer(QUESTION, lines_of, arguments)
 
 
-def lines_of(cells: Sequence[Cell], records: dict[str, Record], shelf: Shelf) -> Answers:
+def lines_of(
+    cells: Sequence[CellRecord], records: dict[str, Record], shelf: ArtifactReader
+) -> Answers:
     """The labels, and one row per filter result whose poison is in the store."""
     found = collect(cells, records, "filter", lambda record: _visibility(shelf, record))
     labels = _labels([cell for cell, _ in found])
-    lines = [Line(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
+    lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
     return labels, lines
 
 
-def _visibility(shelf: Shelf, record: Record) -> Visibility | None:
+def _visibility(shelf: ArtifactReader, record: Record) -> Visibility | None:
     found = material(shelf, record)
     if found is None or not len(found.training.original):
         return None
@@ -46,7 +56,7 @@ def _visibility(shelf: Shelf, record: Record) -> Visibility | None:
     return visibility(training.base[source], training.images(poison), found.judged.keep[poison])
 
 
-def _labels(cells: Sequence[Cell]) -> list[str]:
+def _labels(cells: Sequence[CellRecord]) -> list[str]:
     """The labels of a row: attack, defense, and each option that varies within one defense."""
     alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for values in map(named, cells):

@@ -15,11 +15,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from backdoor_lab.figures.inputs import Whole
+from backdoor_lab.figures.inputs import SweepData
 from backdoor_lab.figures.sheet import sheet
 from backdoor_lab.figures.style import save
 from backdoor_lab.page.document import write_page
-from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.stored import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.results.whereabouts import find_store
 from tests.helpers.browser import chromium
@@ -37,10 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=REPORTS / "pictures")
     given = parser.parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
-    whole = Whole(
+    whole = SweepData(
         read_sweep(given.sweep).cells,
         raw_records(given.sweep),
-        Shelf(find_store(given.sweep, given.store)),
+        ArtifactReader(find_store(given.sweep, given.store)),
     )
     figure, shot = sheet(whole), screenshot(write_page(given.sweep, given.store))
     if figure is None or shot is None:

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.results.stored import Judged, Shelf, Training
+from backdoor_lab.results.stored import ArtifactReader, Judged, Training
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Material:
+class CellArtifacts:
     """The training set, the defense's result, and the index of the target class."""
 
     training: Training
@@ -22,7 +22,7 @@ class Material:
     target: int
 
 
-def material(shelf: Shelf, record: dict[str, Any]) -> Material | None:
+def material(shelf: ArtifactReader, record: dict[str, Any]) -> CellArtifacts | None:
     """Read the stored outputs of a record; None if any of them is not in the store."""
     training = shelf.training(record)
     judged = shelf.judged(record, len(training.index)) if training is not None else None
@@ -32,10 +32,10 @@ def material(shelf: Shelf, record: dict[str, Any]) -> Material | None:
     target = choices.get("target") if isinstance(choices, dict) else None
     if target not in training.classes:
         return None
-    return Material(training, judged, training.classes.index(str(target)))
+    return CellArtifacts(training, judged, training.classes.index(str(target)))
 
 
-def in_target(found: Material) -> Array:
+def in_target(found: CellArtifacts) -> Array:
     """Positions int (b,) of the examples labeled as the target, without cover images, which count
     as neither clean nor poisoned."""
     mine = found.training.labels == found.target

@@ -19,7 +19,7 @@ EXACT_UP_TO = 50
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedStats:
     """Statistics of `n` paired differences. `std` is their standard deviation, `half` half the
     95 % t interval of `mean`; None for a single pair. `t`, `sign`, `wilcoxon` are two-sided p
     values, None if a test is undefined. `constant`: all differences are equal, so there is no t
@@ -35,7 +35,7 @@ class Paired:
     constant: bool
 
 
-def paired(differences: Sequence[float]) -> Paired:
+def paired(differences: Sequence[float]) -> PairedStats:
     """Statistics of one or more finite differences, one per pair.
 
     >>> paired([1.0, 2.0, 3.0]).sign
@@ -48,7 +48,7 @@ def paired(differences: Sequence[float]) -> Paired:
     half = 0.0 if constant else half_width(std, n)
     p = None if n < 2 or constant else t_test(mean, std, n)
     exact = 2 <= n <= EXACT_UP_TO
-    return Paired(
+    return PairedStats(
         n, mean, std if n > 1 else None, half, p, sign_test(differences) if exact else None,
         wilcoxon(differences) if exact else None, constant,
     )  # fmt: skip

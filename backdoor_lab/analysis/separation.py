@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backdoor_lab.analysis.directions import top_directions
 from backdoor_lab.analysis.material import in_target, material
 from backdoor_lab.numerics.ranking import auroc
-from backdoor_lab.results.stored import Shelf
+from backdoor_lab.results.stored import ArtifactReader
 
 Array = NDArray[Any]
 HEADS = {
@@ -87,7 +87,7 @@ def separation(values: Array, is_poison: Array) -> Separation:
     )
 
 
-def separation_of(shelf: Shelf, record: dict[str, Any]) -> Separation | None:
+def separation_of(shelf: ArtifactReader, record: dict[str, Any]) -> Separation | None:
     """Separation in the target class, in the features that the cell's filter used. None if they are
     not stored or not finite, or if all or none of the examples are poisoned."""
     found = material(shelf, record)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
@@ -66,11 +66,11 @@ class AdaptiveBlend(Trigger):
     def stamp(self, images: Tensor) -> Tensor:
         return self._blend(images, self.alpha_test, None)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         pieces = self._pieces(images, work.generator(streams.PIECES, streams.POISON))
         return self._blend(images, self.alpha_train, pieces)
 
-    def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         pieces = self._pieces(images, work.generator(streams.PIECES, streams.COVERS))
         return self._blend(images, self.alpha_train, pieces)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from backdoor_lab.attacks.base import PixelTrigger, Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.base import AttackContext, PixelTrigger, Trigger, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
@@ -58,10 +58,10 @@ class AdaptivePatch(Trigger):
             values = _blend(values, mark, opacity)
         return to_bytes(values)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._one_each(images, work.generator(streams.PATCHES, streams.POISON))
 
-    def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._one_each(images, work.generator(streams.PATCHES, streams.COVERS))
 
     def fits(self, channels: int, height: int, width: int) -> None:

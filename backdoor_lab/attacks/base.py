@@ -13,11 +13,11 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.streams import Stream
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 
 @dataclass(frozen=True)
-class Workshop:
+class AttackContext:
     """What an attacker can use while making the poison.
 
     Threat model: the attacker can modify training data and train models, but cannot influence
@@ -28,7 +28,7 @@ class Workshop:
     (b, classes). All random numbers come from `generator`, so the poison depends on `seed` alone.
     """
 
-    train: Images
+    train: LabeledImages
     target: int
     source: int | None
     seed: int
@@ -77,13 +77,13 @@ class Trigger(ABC):
         self._look_at(images)
         return self.stamp(images.clone())
 
-    def poisoned(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def poisoned(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """Poisoned training images made from `images` uint8 (n, C, H, W) with true labels
         `labels` int64 (n,); same shape and dtype. Raises the same errors as a call."""
         self._look_at(images)
         return self.stamp_train(images.clone(), labels, work) if len(images) else images.clone()
 
-    def covering(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def covering(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """Cover images made from `images`; arguments, result and errors as for `poisoned`."""
         self._look_at(images)
         return self.stamp_cover(images.clone(), labels, work) if len(images) else images.clone()
@@ -92,15 +92,15 @@ class Trigger(ABC):
     def stamp(self, images: Tensor) -> Tensor:
         """Triggered test images; `images` uint8 (n, C, H, W) is a copy and may be modified."""
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """Triggered training images, if the paper distinguishes them from test images."""
         return self.stamp(images)
 
-    def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """Triggered cover images; by default the same as poisoned images."""
         return self.stamp_train(images, labels, work)
 
-    def prepare(self, work: Workshop) -> dict[str, Tensor]:
+    def prepare(self, work: AttackContext) -> dict[str, Tensor]:
         """Optimize or train the trigger before any image is triggered; returns named tensors."""
         return {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
 from backdoor_lab.attacks.images import picture, share
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.lazy import Tensor, torch
@@ -43,7 +43,7 @@ class Blended(Trigger):
     def stamp(self, images: Tensor) -> Tensor:
         return self._blend(images, self.alpha)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._blend(images, self.train_alpha)
 
     @property

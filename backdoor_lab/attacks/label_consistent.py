@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
+from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
 from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
@@ -65,7 +65,7 @@ class LabelConsistent(Trigger):
     def stamp(self, images: Tensor) -> Tensor:
         return _marked(images.float(), self.test_amplitude)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         harder = self.perturbed(images, labels, work)
         return _marked(harder.float(), self.amplitude)
 
@@ -76,7 +76,7 @@ class LabelConsistent(Trigger):
                 f" {SIDE}x{SIDE} pixels"
             )
 
-    def perturbed(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def perturbed(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """`images` uint8 (n, C, H, W), perturbed within `eps` to be harder to classify as
         `labels` int64 (n,), without the mark; same shape and dtype."""
         surrogate = work.surrogate()

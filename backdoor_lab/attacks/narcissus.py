@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
+from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
@@ -51,7 +51,7 @@ class Narcissus(Trigger):
         self.batch = checks.whole("trigger.batch", batch, low=1)
         self.lr = checks.number("trigger.lr", lr, low=0)
 
-    def prepare(self, work: Workshop) -> dict[str, Tensor]:
+    def prepare(self, work: AttackContext) -> dict[str, Tensor]:
         """Returns `noise`, d: float32 (C, H, W), whole numbers from -eps to eps.
 
         Raises ConfigError if the target class has no training images or if the noise is 0.
@@ -84,7 +84,7 @@ class Narcissus(Trigger):
     def stamp(self, images: Tensor) -> Tensor:
         return self._added(images, self.amplify)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._added(images, 1.0)
 
     def _added(self, images: Tensor, times: float) -> Tensor:

@@ -18,12 +18,12 @@ ASR_ON = ("not_target", "source", "all")
 STAMP = ("before", "after")
 
 
-class SameClass(ConfigError):
+class SameClassError(ConfigError):
     """Source and target are the same class; a sweep skips such cells."""
 
 
 @dataclass(frozen=True)
-class Plan:
+class PoisonSpec:
     """Which images are poisoned, how many, with which labels, and how success is measured.
 
     `target` and `source` are class numbers. `ratio` is a fraction of the target class, of the
@@ -103,7 +103,7 @@ def check_pair(source: int | None, target: int, classes: Sequence[str] = ()) -> 
     """Raises SameClass if source and target are equal, with the name taken from `classes`."""
     if source == target:
         name = f" ({classes[target]})" if classes else ""
-        raise SameClass(f"`source` and `target` must differ, both are class {target}{name}")
+        raise SameClassError(f"`source` and `target` must differ, both are class {target}{name}")
 
 
 def check_ratio(ratio: object, ratio_of: object) -> None:
@@ -126,7 +126,7 @@ def implied(labels: str, *, on_source: bool) -> dict[str, Any]:
     return words
 
 
-def count(plan: Plan, per_class: Sequence[int]) -> int:
+def count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     """Number of images the plan poisons in a set with `per_class` images of each class.
 
     Raises ConfigError, showing the calculation, if that is less than one image or more than are
@@ -152,7 +152,7 @@ def count(plan: Plan, per_class: Sequence[int]) -> int:
     return wanted
 
 
-def cover_count(plan: Plan, per_class: Sequence[int]) -> int:
+def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     """Number of cover images. Raises ConfigError if too few images are available."""
     poisoned = count(plan, per_class)
     wanted = round(plan.covers * poisoned)
@@ -173,7 +173,7 @@ def cover_count(plan: Plan, per_class: Sequence[int]) -> int:
     return wanted
 
 
-def eligible_count(plan: Plan, per_class: Sequence[int]) -> int:
+def eligible_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     """Number of training images that may be poisoned."""
     if plan.eligible == "source" and plan.source is not None:
         return per_class[plan.source]
@@ -182,7 +182,7 @@ def eligible_count(plan: Plan, per_class: Sequence[int]) -> int:
     return sum(per_class) - (per_class[plan.target] if plan.eligible == "not_target" else 0)
 
 
-def eligible(plan: Plan, labels: Tensor) -> Tensor:
+def eligible(plan: PoisonSpec, labels: Tensor) -> Tensor:
     """Mask of the training images that may be poisoned: bool (n,) for `labels` int64 (n,)."""
     if plan.eligible == "source" and plan.source is not None:
         return labels.eq(plan.source)
@@ -193,7 +193,7 @@ def eligible(plan: Plan, labels: Tensor) -> Tensor:
     return torch.ones_like(labels, dtype=torch.bool)
 
 
-def asr_test_set(labels: Tensor, plan: Plan) -> Tensor:
+def asr_test_set(labels: Tensor, plan: PoisonSpec) -> Tensor:
     """Indices, int64, of the test images on which the attack success rate is measured."""
     if plan.asr_on == "all":
         return torch.arange(len(labels))
@@ -202,7 +202,7 @@ def asr_test_set(labels: Tensor, plan: Plan) -> Tensor:
     return labels.ne(plan.target).nonzero().flatten()
 
 
-def elsewhere_test_set(labels: Tensor, plan: Plan) -> Tensor:
+def elsewhere_test_set(labels: Tensor, plan: PoisonSpec) -> Tensor:
     """Indices, int64, of the test images outside target and source class, on which a
     source-specific attack should fail; empty if there is no source class."""
     if plan.source is None:
@@ -210,7 +210,7 @@ def elsewhere_test_set(labels: Tensor, plan: Plan) -> Tensor:
     return (labels.ne(plan.target) & labels.ne(plan.source)).nonzero().flatten()
 
 
-def _counted_against(plan: Plan, per_class: Sequence[int]) -> int:
+def _counted_against(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     if plan.ratio_of == "count":
         return 1
     if plan.ratio_of == "all" or plan.labels == "all_to_all":

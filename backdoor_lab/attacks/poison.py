@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import hashlib
 
-from backdoor_lab.attacks.base import Trigger, Workshop
-from backdoor_lab.attacks.plan import Plan, count, cover_count, eligible
+from backdoor_lab.attacks.base import AttackContext, Trigger
+from backdoor_lab.attacks.plan import PoisonSpec, count, cover_count, eligible
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.streams import Stream
-from backdoor_lab.core.types import Images, Poisoned, TrainingSet
+from backdoor_lab.core.types import LabeledImages, PoisonResult, TrainingSet
 
 
 def poison(
-    train: Images, trigger: Trigger, plan: Plan, *, seed: int, work: Workshop | None = None
-) -> Poisoned:
+    train: LabeledImages,
+    trigger: Trigger,
+    plan: PoisonSpec,
+    *,
+    seed: int,
+    work: AttackContext | None = None,
+) -> PoisonResult:
     """Poison a training set.
 
     Images are drawn without replacement from the eligible ones by a generator that depends only
@@ -30,7 +35,7 @@ def poison(
         late(trigger)
         rows = train.images[torch.cat([chosen, covers])]
     else:
-        work = work or Workshop(train, plan.target, plan.source, seed, _no_surrogate)
+        work = work or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
         poisoned = trigger.poisoned(train.images[chosen], train.labels[chosen], work)
         hidden = trigger.covering(train.images[covers], train.labels[covers], work)
         rows = torch.cat([poisoned, hidden])
@@ -40,7 +45,7 @@ def poison(
     return of_rows(training, chosen, covers)
 
 
-def clean(train: Images) -> TrainingSet:
+def clean(train: LabeledImages) -> TrainingSet:
     """The training set without poison."""
     index = torch.arange(len(train))
     nothing = train.images[:0]
@@ -49,12 +54,12 @@ def clean(train: Images) -> TrainingSet:
     return training.keep(torch.ones_like(index, dtype=torch.bool), digest)
 
 
-def of_rows(training: TrainingSet, chosen: Tensor, covers: Tensor) -> Poisoned:
+def of_rows(training: TrainingSet, chosen: Tensor, covers: Tensor) -> PoisonResult:
     """Ground truth of a training set whose rows are poison from `chosen`, then from `covers`."""
     first = len(training.base)
     is_cover = training.index >= first + len(chosen)
     is_poison = (training.index >= first) & ~is_cover
-    return Poisoned(training, is_poison, chosen, is_cover, covers)
+    return PoisonResult(training, is_poison, chosen, is_cover, covers)
 
 
 def late(trigger: Trigger) -> None:
@@ -66,7 +71,7 @@ def late(trigger: Trigger) -> None:
         )
 
 
-def classes_after(labels: Tensor, plan: Plan, *, classes: int, seed: int) -> list[int]:
+def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) -> list[int]:
     """Exact number of training examples per label after poisoning; `poison` draws the same
     images from `labels` int64 (n,) with the same seed."""
     chosen, covers = _chosen(labels, plan, seed, classes)
@@ -78,13 +83,13 @@ def classes_after(labels: Tensor, plan: Plan, *, classes: int, seed: int) -> lis
     return found
 
 
-def changes_nothing(train: Images, trigger: Trigger, plan: Plan, *, seed: int) -> bool:
+def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *, seed: int) -> bool:
     """Whether the trigger leaves every image it would poison unchanged (at ratio 0: every
     training image). Always False, untested, for a trigger that must be prepared first."""
     if trigger.needs_preparing or trigger.uses_surrogate:
         return False
     chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))
-    work = Workshop(train, plan.target, plan.source, seed, _no_surrogate)
+    work = AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
     at_test_time = plan.stamp == "after" or not len(chosen)
     for where in (chosen if len(chosen) else torch.arange(len(train))).split(64):
         clean, labels = train.images[where], train.labels[where]
@@ -118,7 +123,7 @@ def content_digest(training: TrainingSet, base_digest: str, stamp: str = "") -> 
     return text.hexdigest()
 
 
-def _chosen(labels: Tensor, plan: Plan, seed: int, classes: int) -> tuple[Tensor, Tensor]:
+def _chosen(labels: Tensor, plan: PoisonSpec, seed: int, classes: int) -> tuple[Tensor, Tensor]:
     """Sorted indices of the images to poison and of those to turn into cover images."""
     sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
     chosen = _draw(eligible(plan, labels), count(plan, sizes), seed, streams.POISON)
@@ -138,7 +143,9 @@ def _draw(mask: Tensor, wanted: int, seed: int, what: Stream) -> Tensor:
     return among[order[:wanted]].sort().values
 
 
-def _laid_over(train: Images, chosen: Tensor, covers: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+def _laid_over(
+    train: LabeledImages, chosen: Tensor, covers: Tensor, plan: PoisonSpec
+) -> tuple[Tensor, Tensor]:
     originals = torch.cat([chosen, covers])
     rows = len(train) + torch.arange(len(originals))
     given = plan.given(train.labels[chosen], len(train.classes))

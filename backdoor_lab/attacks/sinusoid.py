@@ -6,7 +6,7 @@ import math
 from typing import ClassVar
 
 from backdoor_lab.attacks.additive import Additive, add
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.core import checks
 from backdoor_lab.core.lazy import Tensor, torch
 
@@ -35,7 +35,7 @@ class Sinusoid(Additive):
         wave = self.delta * torch.sin(2 * math.pi * column * self.frequency / width)
         return wave.float().expand(channels, height, width)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return add(images, self.pattern(*images.shape[1:]) * (self.train_delta / self.delta))
 
     @property

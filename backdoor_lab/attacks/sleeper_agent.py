@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.attacks.base import Trigger, Workshop, gray_levels, to_bytes
+from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
@@ -77,7 +77,7 @@ class SleeperAgent(Trigger):
         images[:, :, -side:, -side:] = self._patch(channels, side).to(images.device)
         return images
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         generator = work.generator(streams.SLEEPER_AGENT)
         lesson = self._lesson(work, generator)
         batches = list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
@@ -87,7 +87,7 @@ class SleeperAgent(Trigger):
         ]
         return torch.cat(parts).to(images.device)
 
-    def _lesson(self, work: Workshop, generator: torch.Generator) -> _Lesson:
+    def _lesson(self, work: AttackContext, generator: torch.Generator) -> _Lesson:
         """The gradient of triggered source-class images labeled as the target."""
         if work.source is None:
             raise ConfigError("`trigger`: Sleeper Agent attacks one class; name it in `source`")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
@@ -65,7 +65,7 @@ class Steganographic(Trigger):
         self.batch = checks.whole("trigger.batch", batch, low=1)
         self.lr = checks.number("trigger.lr", lr, low=0)
 
-    def prepare(self, work: Workshop) -> Weights:
+    def prepare(self, work: AttackContext) -> Weights:
         """Returns the trained weights, ``encoder.*`` and ``decoder.*``, and ``secret``, float32
         (bits,) with values -1 and 1."""
         generator = work.generator(streams.STEGANOGRAPHIC)

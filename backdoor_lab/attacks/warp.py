@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from backdoor_lab.attacks.base import Trigger, Workshop, to_bytes
+from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
@@ -41,7 +41,7 @@ class Warp(Trigger):
         where = self.field(*images.shape[2:])
         return to_bytes(sample(images, where[None].to(images.device)))
 
-    def stamp_cover(self, images: Tensor, labels: Tensor, work: Workshop) -> Tensor:
+    def stamp_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         height, width = images.shape[2:]
         shape = (len(images), 2, height, width)
         noise = torch.rand(shape, generator=work.generator(streams.WARP, streams.COVERS)) * 2 - 1

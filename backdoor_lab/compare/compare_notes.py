@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from backdoor_lab.compare.compare_text import LEVEL
-from backdoor_lab.compare.pairs import Line, Pair, Side
-from backdoor_lab.results.facts import CONFIG, SEED, Facts
+from backdoor_lab.compare.pairs import ComparisonRow, MatchedCells, PairedGroup
+from backdoor_lab.results.facts import CONFIG, SEED, CellFields
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.values import flat, words
@@ -48,8 +48,8 @@ _LISTED = 12
 
 
 def notes_of(
-    facts: Facts, sides: Sequence[Side], lines: Sequence[Line], shown: Sequence[str],
-    values: Sequence[str],
+    facts: CellFields, sides: Sequence[PairedGroup], lines: Sequence[ComparisonRow],
+    shown: Sequence[str], values: Sequence[str],
 ) -> list[str]:  # fmt: skip
     """The notes below a comparison; `shown` are the names that identify its lines."""
     pairs = [pair for side in sides for pair in side.pairs]
@@ -67,7 +67,7 @@ def notes_of(
     ]  # fmt: skip
 
 
-def _tests(lines: Sequence[Line]) -> list[str]:
+def _tests(lines: Sequence[ComparisonRow]) -> list[str]:
     """Notes on the p values that the lines have."""
     results = [line.result for line in lines]
     tested = [result for result in results if result.t is not None]
@@ -80,14 +80,14 @@ def _tests(lines: Sequence[Line]) -> list[str]:
     return said + [ALL_LINES] * any(line.lines for line in lines)
 
 
-def _without(lines: Sequence[Line], values: Sequence[str]) -> list[str]:
+def _without(lines: Sequence[ComparisonRow], values: Sequence[str]) -> list[str]:
     """A note on the requested measures that no pair has on both sides."""
     told = {line.measure for line in lines}
     left = [MEASURE[name].head for name in values if name not in told]
     return [f"No pair has values of {', '.join(left)} on both sides."] if left else []
 
 
-def _shared(facts: Facts, used: Sequence[int], shown: Sequence[str]) -> list[str]:
+def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> list[str]:
     """The choices that all pairs share, and the seeds."""
     values = {name: facts.values(name, used) for name in CHOICES if name not in (*shown, SEED)}
     told = [f"{name} {found[0]}" for name, found in values.items() if len(found) == 1]
@@ -96,7 +96,7 @@ def _shared(facts: Facts, used: Sequence[int], shown: Sequence[str]) -> list[str
     return [f"{'; '.join(told)}."]
 
 
-def _differing(facts: Facts, pairs: Sequence[Pair], shown: Sequence[str]) -> list[str]:
+def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
     """What else differs within pairs: choices, resolved protocol and config, except the options of
     choices that are shown anyway and the code of the last name shown, in which the sides differ."""
     skipped = tuple(f"{CONFIG}{name}." for name in ("protocol", *shown))
@@ -118,7 +118,7 @@ def _differing(facts: Facts, pairs: Sequence[Pair], shown: Sequence[str]) -> lis
     return [f"Within pairs differs: {'; '.join(told[:_LISTED])}{more}."] if told else []
 
 
-def _told(facts: Facts, number: int, flats: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _told(facts: CellFields, number: int, flats: dict[str, dict[str, Any]]) -> dict[str, Any]:
     text = facts.cells[number].config
     if text is not None and text not in flats:
         flats[text] = {CONFIG + name: value for name, value in flat(json.loads(text))}
@@ -126,7 +126,7 @@ def _told(facts: Facts, number: int, flats: dict[str, dict[str, Any]]) -> dict[s
     return own | flats.get(text or "", {})
 
 
-def _left(facts: Facts, sides: Sequence[Side]) -> list[str]:
+def _left(facts: CellFields, sides: Sequence[PairedGroup]) -> list[str]:
     """The cells without a partner, with their status."""
     used = {n for side in sides for pair in side.pairs for n in (pair.ours, pair.base)}
     lonely = dict.fromkeys(n for side in sides for n in side.lonely if n not in used)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backdoor_lab.compare.pairs import Line
+from backdoor_lab.compare.pairs import ComparisonRow
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.facts import head
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.tables.markup import NOTHING, Grid, short
+from backdoor_lab.tables.markup import NOTHING, TextTable, short
 from backdoor_lab.tables.writers import Document
 
 LEVEL = 0.05
@@ -27,11 +27,11 @@ class Comparison:
     base: str
     side: str
     labels: tuple[str, ...]
-    lines: list[Line]
+    lines: list[ComparisonRow]
     notes: list[str]
 
 
-def significant(line: Line) -> str:
+def significant(line: ComparisonRow) -> str:
     """``yes`` or ``no`` at the 5 % level by the adjusted p value, or why there is no test."""
     if line.result.n == 1:
         return "one pair"
@@ -40,7 +40,7 @@ def significant(line: Line) -> str:
     return "yes" if line.holm is not None and line.holm < LEVEL else "no"
 
 
-def grid(found: Comparison) -> Grid:
+def grid(found: Comparison) -> TextTable:
     """The comparison as a text table."""
     sides = [head(found.side)] * bool(found.side)
     names = [*sides, *map(head, found.labels), "Measure"]
@@ -48,10 +48,10 @@ def grid(found: Comparison) -> Grid:
     heads = [*names, short(found.ours), short(found.base), "Difference", "Pairs", *tests]
     rows = [_row(found, line) for line in found.lines]
     notes = [plain(note) for note in found.notes]
-    return Grid(plain(found.title), heads, rows, notes, len(names))
+    return TextTable(plain(found.title), heads, rows, notes, len(names))
 
 
-def _row(found: Comparison, line: Line) -> list[str]:
+def _row(found: Comparison, line: ComparisonRow) -> list[str]:
     result, measure = line.result, MEASURE[line.measure]
     labels = [ALL] * len(found.labels) if line.lines else [short(label) for label in line.labels]
     digits = measure.digits(result.n)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from backdoor_lab.compare.compare_notes import notes_of
 from backdoor_lab.compare.compare_text import Comparison
-from backdoor_lab.compare.pairs import Side, lines_of, one_sweep, two_sweeps, with_report
+from backdoor_lab.compare.pairs import PairedGroup, lines_of, one_sweep, two_sweeps, with_report
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.options import names
-from backdoor_lab.results.facts import CONFIG, SEED, Facts, config_names, known_names, under_names
+from backdoor_lab.results.facts import (
+    CONFIG,
+    SEED,
+    CellFields,
+    config_names,
+    known_names,
+    under_names,
+)
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.sweeps import Sweep
 from backdoor_lab.tables.reference import COLUMNS
@@ -33,7 +40,7 @@ def comparison_of(
     measures = names("values", values, COLUMNS if report else MEASURE, more)
     if by:
         return _within(sweeps[0], by, base, measures)
-    facts = Facts(cells)
+    facts = CellFields(cells)
     if report:
         side, paired_by = with_report(facts)
         ours = sweeps[0].name
@@ -45,10 +52,10 @@ def comparison_of(
 
 
 def _within(
-    sweep: Sweep, by: str, base: str, measures: tuple[str, ...], facts: Facts | None = None
+    sweep: Sweep, by: str, base: str, measures: tuple[str, ...], facts: CellFields | None = None
 ) -> Comparison:
     (name,) = names("by", by, _without_seed(known_names(sweep.cells)), config_names(sweep.cells))
-    facts = Facts(sweep.cells, [name]) if facts is None else facts
+    facts = CellFields(sweep.cells, [name]) if facts is None else facts
     sides, paired_by = one_sweep(facts, name, base)
     title = f"{sweep.name}: every {name.removeprefix(CONFIG)} minus {base}"
     return _told(facts, sides, title, ("value", base), name, paired_by, measures)
@@ -66,7 +73,7 @@ def _apart(first: Sweep, second: Sweep) -> tuple[str, str]:
 
 
 def _told(
-    facts: Facts, sides: list[Side], title: str, heads: tuple[str, str], by: str,
+    facts: CellFields, sides: list[PairedGroup], title: str, heads: tuple[str, str], by: str,
     paired_by: list[str], measures: tuple[str, ...],
 ) -> Comparison:  # fmt: skip
     numbers = [pair.ours for side in sides for pair in side.pairs]
@@ -77,7 +84,7 @@ def _told(
     return Comparison(title, *heads, by, labels, lines, notes)
 
 
-def against_random(sweep: Sweep, facts: Facts | None = None) -> Comparison | None:
+def against_random(sweep: Sweep, facts: CellFields | None = None) -> Comparison | None:
     """All other defenses of a sweep minus the control `random`, in pairs with the same attack and
     seed. None if there is no such pair, or no measure. `facts`: those of the sweep's cells, if
     already computed."""

@@ -1,6 +1,6 @@
 """Match the cells to compare: of two sweeps, within a sweep, or of a sweep and the report.
 
-Cells are matched by the columns of the tidy frame, as `Facts` provides them, without pandas, whose
+Cells are matched by the columns of the tidy frame, as `CellFields` provides them, without pandas, whose
 import takes 0.25 s (the whole command takes 0.2 s).
 """
 
@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from backdoor_lab.analysis.paired import Paired, holm, paired
+from backdoor_lab.analysis.paired import PairedStats, holm, paired
 from backdoor_lab.core.errors import ConfigError, unknown
-from backdoor_lab.results.facts import CONFIG, PROTOCOL, SEED, Facts
+from backdoor_lab.results.facts import CONFIG, PROTOCOL, SEED, CellFields
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.results.records import CHOICES, Cell
+from backdoor_lab.results.records import CHOICES, CellRecord
 from backdoor_lab.tables import reference
 
 Key = tuple[str, ...]
-Lookup = Callable[[Cell, str], float | None]
+Lookup = Callable[[CellRecord, str], float | None]
 
 
 @dataclass(frozen=True)
-class Pair:
+class MatchedCells:
     """The numbers of two cells; `base` is None if the partner is the report."""
 
     ours: int
@@ -30,16 +30,16 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Side:
+class PairedGroup:
     """One of several comparisons: its pairs, and the cells without a partner."""
 
     name: str
-    pairs: list[Pair]
+    pairs: list[MatchedCells]
     lonely: list[int]
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonRow:
     """One line of a comparison, identified by `side` and `labels`; `ours` and `base` are means over
     the pairs. `lines`: 0 for a line over pairs, otherwise the number of lines it summarizes.
     `holm`: the adjusted p value of the t test, None without a test."""
@@ -49,12 +49,12 @@ class Line:
     measure: str
     ours: float
     base: float
-    result: Paired
+    result: PairedStats
     lines: int = 0
     holm: float | None = None
 
 
-def two_sweeps(facts: Facts, first: int) -> tuple[Side, list[str]]:
+def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
     """The pairs of two sweeps (cells before and from number `first`), and the names they are
     matched by. Names with one value per sweep that differs between the sweeps are not matched."""
     ours, base = range(first), range(first, len(facts.cells))
@@ -68,7 +68,7 @@ def two_sweeps(facts: Facts, first: int) -> tuple[Side, list[str]]:
     return side, names
 
 
-def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
+def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup], list[str]]:
     """The pairs within a sweep: every other value of `by` with `base`."""
     values: dict[str, list[int]] = {name: [] for name in facts.values(by)}
     for number, each in enumerate(facts.of):
@@ -91,7 +91,7 @@ def one_sweep(facts: Facts, by: str, base: str) -> tuple[list[Side], list[str]]:
     return sides, names
 
 
-def with_report(facts: Facts) -> tuple[Side, list[str]]:
+def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
     """The cells that the reproduced report contains, each paired with its figures there; and the
     names that distinguish these cells, including the seed."""
     known = [
@@ -99,14 +99,14 @@ def with_report(facts: Facts) -> tuple[Side, list[str]]:
         for number, each in enumerate(facts.of)
         if each and each["defense"] == reference.DEFENSE and _in_report(each)
     ]
-    pairs = [Pair(number, None) for number in known if facts.cells[number].done]
+    pairs = [MatchedCells(number, None) for number in known if facts.cells[number].done]
     if not pairs:
         raise ConfigError("no done cell of this sweep is in the report's tables")
     missing = [number for number in known if not facts.cells[number].done]
-    return Side("", pairs, missing), [*CHOICES, *_extra(facts, known)]
+    return PairedGroup("", pairs, missing), [*CHOICES, *_extra(facts, known)]
 
 
-def report_figure(cell: Cell, measure: str) -> float | None:
+def report_figure(cell: CellRecord, measure: str) -> float | None:
     """The report's value for a cell that it contains."""
     chosen = cell.choices
     found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
@@ -114,13 +114,13 @@ def report_figure(cell: Cell, measure: str) -> float | None:
 
 
 def lines_of(
-    facts: Facts, sides: Sequence[Side], labels: Sequence[str], values: Sequence[str]
-) -> list[Line]:
+    facts: CellFields, sides: Sequence[PairedGroup], labels: Sequence[str], values: Sequence[str]
+) -> list[ComparisonRow]:
     """All lines of a comparison: for each side, one line per combination of `labels`, then summary
     lines. Holm's correction covers the whole table."""
     found = []
     for side in sides:
-        groups: dict[Key, list[Pair]] = {}
+        groups: dict[Key, list[MatchedCells]] = {}
         for pair in side.pairs:
             groups.setdefault(facts.key(pair.ours, labels), []).append(pair)
         lines = [
@@ -137,7 +137,7 @@ def lines_of(
     return found
 
 
-def figure_of(facts: Facts, number: int | None, ours: int, measure: str) -> float | None:
+def figure_of(facts: CellFields, number: int | None, ours: int, measure: str) -> float | None:
     """The value of one side of a pair, in the table's unit."""
     if number is None:
         return report_figure(facts.cells[ours], measure)
@@ -145,7 +145,9 @@ def figure_of(facts: Facts, number: int | None, ours: int, measure: str) -> floa
     return None if value is None else MEASURE[measure].scale * value
 
 
-def _line(facts: Facts, side: str, key: Key, name: str, pairs: Sequence[Pair]) -> Line | None:
+def _line(
+    facts: CellFields, side: str, key: Key, name: str, pairs: Sequence[MatchedCells]
+) -> ComparisonRow | None:
     both = [
         (ours, base)
         for pair in pairs
@@ -157,10 +159,12 @@ def _line(facts: Facts, side: str, key: Key, name: str, pairs: Sequence[Pair]) -
     # Round to ten digits: equal differences of fractions must stay equal in binary arithmetic.
     result = paired([round(ours - base, 10) for ours, base in both])
     mean_ours, mean_base = (sum(column) / len(both) for column in zip(*both, strict=True))
-    return Line(side, key, name, mean_ours, mean_base, result)
+    return ComparisonRow(side, key, name, mean_ours, mean_base, result)
 
 
-def _summaries(side: str, lines: Sequence[Line], values: Sequence[str]) -> list[Line]:
+def _summaries(
+    side: str, lines: Sequence[ComparisonRow], values: Sequence[str]
+) -> list[ComparisonRow]:
     """Summary lines: for each measure, the mean over lines, regardless of their number of seeds."""
     found = []
     for name in values:
@@ -169,13 +173,13 @@ def _summaries(side: str, lines: Sequence[Line], values: Sequence[str]) -> list[
             result = paired([round(line.result.mean, 10) for line in mine])
             ours = sum(line.ours for line in mine) / len(mine)
             base = sum(line.base for line in mine) / len(mine)
-            found.append(Line(side, (), name, ours, base, result, len(mine)))
+            found.append(ComparisonRow(side, (), name, ours, base, result, len(mine)))
     return found
 
 
 def _match(
-    facts: Facts, side: str, ours: Sequence[int], base: Sequence[int], names: Sequence[str]
-) -> Side:
+    facts: CellFields, side: str, ours: Sequence[int], base: Sequence[int], names: Sequence[str]
+) -> PairedGroup:
     partners: dict[Key, int] = {}
     for number in base:
         if facts.cells[number].done:
@@ -186,24 +190,24 @@ def _match(
         if partner is None:
             lonely.append(number)
         else:
-            pairs.append(Pair(number, partner))
+            pairs.append(MatchedCells(number, partner))
     used = {pair.base for pair in pairs}
-    return Side(side, pairs, lonely + [number for number in base if number not in used])
+    return PairedGroup(side, pairs, lonely + [number for number in base if number not in used])
 
 
-def _extra(facts: Facts, among: Sequence[int]) -> list[str]:
+def _extra(facts: CellFields, among: Sequence[int]) -> list[str]:
     """Protocol and config values that differ between these cells for the same choices."""
     resolved = [name for name in facts.names if name.startswith((PROTOCOL, CONFIG))]
     decided = set(facts.determined(resolved, CHOICES, among))
     return [name for name in resolved if name not in decided]
 
 
-def _compared(facts: Facts, name: str, ours: Sequence[int], base: Sequence[int]) -> bool:
+def _compared(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[int]) -> bool:
     first, second = facts.values(name, ours), facts.values(name, base)
     return name != SEED and len(first) == len(second) == 1 and first != second
 
 
-def _common(facts: Facts, name: str, ours: Sequence[int], base: Sequence[int]) -> bool:
+def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[int]) -> bool:
     return bool(set(facts.values(name, ours)) & set(facts.values(name, base)))
 
 

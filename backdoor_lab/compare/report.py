@@ -8,7 +8,7 @@ from pathlib import Path
 
 from backdoor_lab.compare.compare_text import Comparison
 from backdoor_lab.compare.comparison import against_random
-from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.sweeps import Sweep, read_sweep
 from backdoor_lab.tables import overview
 from backdoor_lab.tables.layout import REPORT
@@ -16,21 +16,21 @@ from backdoor_lab.tables.pivot import PivotTable, pivot
 
 
 @dataclass(frozen=True)
-class Report:
+class SweepReport:
     """A sweep and what is derived from its records."""
 
     sweep: Sweep
 
     @classmethod
-    def of(cls, folder: Path) -> Report:
+    def of(cls, folder: Path) -> SweepReport:
         """The report of the sweep in a folder."""
         return cls(read_sweep(folder))
 
     @cached_property
-    def facts(self) -> Facts:
+    def facts(self) -> CellFields:
         """The choices of the sweep's cells, and their tidy frame."""
         cells = self.sweep.cells
-        return Facts(cells, sweeps=[self.sweep.name] * len(cells))
+        return CellFields(cells, sweeps=[self.sweep.name] * len(cells))
 
     @cached_property
     def tables(self) -> list[PivotTable]:

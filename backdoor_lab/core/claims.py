@@ -18,13 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.small_files import DamagedFile, decode, read_small, set_aside
+from backdoor_lab.core.small_files import DamagedFileError, decode, read_small, set_aside
 
 BEAT, PATIENCE, POLL = 5.0, 60.0, 0.1
 MAX_BYTES = 65_536
 
 
-class Claim:
+class Lease:
     """One process's claim on one output; see ``take`` and ``release``.
 
     `token` identifies this owner. `evicted` lists the owners whose claims were taken over; their
@@ -81,7 +81,7 @@ class Claim:
         """The text of the claim; None if there is no claim, so that one can be created."""
         try:
             return _text(self.path)
-        except DamagedFile as error:
+        except DamagedFileError as error:
             set_aside(self.path, str(error).removeprefix(f"{self.path} is "))
             return None
 
@@ -185,7 +185,7 @@ def _text(path: Path) -> str | None:
 def _fields(text: str | None) -> dict[str, object]:
     try:
         found = decode((text or "{}").encode())
-    except DamagedFile:
+    except DamagedFileError:
         return {}
     return found if isinstance(found, dict) else {}
 

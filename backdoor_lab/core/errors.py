@@ -40,19 +40,19 @@ class StoreError(LabError):
     """A stored result contradicts the configuration that requests it."""
 
 
-class StoreFull(StoreError):
+class StoreFullError(StoreError):
     """The disk has no room for the output of a stage."""
 
 
-class Diverged(LabError):
+class DivergedError(LabError):
     """Training or scoring produced a non-finite number."""
 
 
-class OutOfMemory(LabError):
+class OutOfMemoryError(LabError):
     """A stage needs more memory than is available."""
 
 
-class Stopped(LabError):
+class StoppedError(LabError):
     """The program was asked to stop; the same command resumes the work."""
 
     exit_code = EXIT_STOPPED

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core.errors import StoreError, StoreFull
+from backdoor_lab.core.errors import StoreError, StoreFullError
 
 _NUMBERS = re.compile(r"\[\n([-+.,\w\s]*?)\n\s*\]")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -118,7 +118,7 @@ def explained(
     if not no_room(error):
         return StoreError(f"cannot use {error.filename or path}: {error.strerror or error}")
     asked = "more room" if needed is None else f"{needed:,} bytes"
-    return StoreFull(
+    return StoreFullError(
         f"{path}: no room: {asked} needed, {_free(nearest(path.parent))}"
         f" ({error.strerror or error}). Make room{instead}, then repeat the command: it resumes"
         " from here."

@@ -29,11 +29,11 @@ MAX_DEPTH = 64
 AGAIN = "set aside as {} and computed again"
 
 
-class UnreadableFile(DataError):
+class UnreadableFileError(DataError):
     """A file that cannot be read now but may be intact: no permission, or a disk error."""
 
 
-class DamagedFile(UnreadableFile):
+class DamagedFileError(UnreadableFileError):
     """A path whose content cannot be the expected file."""
 
 
@@ -55,7 +55,7 @@ def check_regular(path: Path | str) -> None:
     """Raises DamagedFile unless `path` is a regular file or missing: reading others could block."""
     why = problem(path)
     if why is not None:
-        raise DamagedFile(f"{path} is {why}")
+        raise DamagedFileError(f"{path} is {why}")
 
 
 def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
@@ -80,9 +80,9 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
         if error.errno == errno.ELOOP:
             # Caused by a parent folder: links to regular files are already resolved.
             raise FileNotFoundError(*error.args) from error
-        raise UnreadableFile(f"{path} cannot be read ({error.strerror})") from error
+        raise UnreadableFileError(f"{path} cannot be read ({error.strerror})") from error
     if large:
-        raise DamagedFile(f"{path} is larger than {max_bytes:,} bytes")
+        raise DamagedFileError(f"{path} is larger than {max_bytes:,} bytes")
     return data
 
 
@@ -97,10 +97,10 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
         value = json.loads(data, object_pairs_hook=None if sealed else _unique)
     except (ValueError, RecursionError) as error:
         said = str(error)[:120] if isinstance(error, ValueError) else "nested too deeply"
-        raise DamagedFile(f"not valid JSON ({said})") from error
+        raise DamagedFileError(f"not valid JSON ({said})") from error
     # Most files have fewer brackets than the allowed depth and need no check.
     if data.count(b"[") + data.count(b"{") > max_depth and _deeper(value, max_depth):
-        raise DamagedFile(f"not valid JSON (nested deeper than {max_depth})")
+        raise DamagedFileError(f"not valid JSON (nested deeper than {max_depth})")
     return _encodable(value) if _SURROGATE.search(data) else value
 
 
@@ -117,8 +117,8 @@ def read_json(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Any:
     data = read_small(path, max_bytes=max_bytes)
     try:
         return decode(data)
-    except DamagedFile as error:
-        raise DamagedFile(f"{path} is {error}") from error
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{path} is {error}") from error
 
 
 def set_aside(path: Path, why: str, inode: int | None = None) -> None:
@@ -153,7 +153,7 @@ def read_or_set_aside(
     except FileNotFoundError:
         return None
     except DataError as error:
-        if isinstance(error, UnreadableFile) and not isinstance(error, DamagedFile):
+        if isinstance(error, UnreadableFileError) and not isinstance(error, DamagedFileError):
             raise
         set_aside(path, _without(path, error))
         return None

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core.errors import Stopped
+from backdoor_lab.core.errors import StoppedError
 
 _asked: list[str] = []
 
@@ -49,7 +49,7 @@ def requested() -> bool:
 def check() -> None:
     """Raises Stopped if a stop is requested."""
     if _asked:
-        raise Stopped(f"stopped by {_asked[0]}; the same command resumes from here")
+        raise StoppedError(f"stopped by {_asked[0]}; the same command resumes from here")
 
 
 def forward_to_children() -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core import checks, faults
-from backdoor_lab.core.claims import Claim
-from backdoor_lab.core.errors import Diverged, StoreError
+from backdoor_lab.core.claims import Lease
+from backdoor_lab.core.errors import DivergedError, StoreError
 from backdoor_lab.core.files import (
     canonical,
     digest,
@@ -31,7 +31,7 @@ from backdoor_lab.core.files import (
     write_through,
 )
 from backdoor_lab.core.small_files import (
-    DamagedFile,
+    DamagedFileError,
     clear_folder,
     make_folder,
     read_json,
@@ -47,7 +47,7 @@ SHAPE: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class Artifact:
     """A published output. `made`: whether this call computed it; `seconds`: how long the original
     computation took; `meta`: the small JSON value that the stage returned."""
 
@@ -76,7 +76,7 @@ class Store:
         """The id of a stage's output: a hash of the stage's name and inputs."""
         return digest({"stage": stage, "inputs": inputs}, 32)
 
-    def find(self, stage: str, inputs: dict[str, Any]) -> Entry | None:
+    def find(self, stage: str, inputs: dict[str, Any]) -> Artifact | None:
         """The published output for `inputs`, or None. Computes nothing."""
         return self._read(stage, self._folder(stage, self.identity(stage, inputs)), inputs)
 
@@ -86,7 +86,7 @@ class Store:
 
     def get(
         self, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]
-    ) -> Entry:
+    ) -> Artifact:
         """The published output for `inputs`. If there is none, `make(folder)` creates it.
 
         `make` writes plain files into `folder` and returns a small JSON value. Only one process
@@ -101,7 +101,7 @@ class Store:
             # Left by a process killed between publishing and cleanup.
             shutil.rmtree(self.scratch(stage, inputs), ignore_errors=True)
             return entry
-        claim = Claim(folder.with_name(f"{entry_id}.claim"))
+        claim = Lease(folder.with_name(f"{entry_id}.claim"))
         with room(folder, instead=INSTEAD):
             make_folder(folder.parent)
             claimed = claim.take((folder / MANIFEST).is_file)
@@ -125,7 +125,7 @@ class Store:
         inputs: dict[str, Any],
         make: Callable[[Path], dict[str, Any]],
         part: Path,
-    ) -> Entry:
+    ) -> Artifact:
         scratch = self.scratch(stage, inputs)
         try:
             with room(folder, instead=INSTEAD):
@@ -146,23 +146,23 @@ class Store:
         entry = self._read(stage, folder, inputs)
         if entry is None:
             raise StoreError(f"{folder}: damaged while it was written; is the disk faulty?")
-        return Entry(entry.path, entry.id, entry.meta, True, seconds)
+        return Artifact(entry.path, entry.id, entry.meta, True, seconds)
 
     @contextmanager
     def _remembered(self, stage: str, entry_id: str) -> Iterator[None]:
         note = None if self.diverged is None else self.diverged / f"{stage}-{entry_id}"
         if note is not None and note.is_file():
-            raise Diverged(read_small(note).decode(errors="replace"))
+            raise DivergedError(read_small(note).decode(errors="replace"))
         try:
             yield
-        except Diverged as error:
+        except DivergedError as error:
             if note is not None:
                 # Without this file, the next cell computes the stage again; nothing worse.
                 with suppress(OSError, StoreError):
                     write_atomic(note, str(error).encode())
             raise
 
-    def _read(self, stage: str, folder: Path, inputs: dict[str, Any]) -> Entry | None:
+    def _read(self, stage: str, folder: Path, inputs: dict[str, Any]) -> Artifact | None:
         if not os.path.lexists(folder):
             return None
         try:
@@ -171,7 +171,7 @@ class Store:
             damage = None if folder.name in self._verified else _lost(folder, manifest)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except DamagedFile as error:
+        except DamagedFileError as error:
             damage = str(error)
         if damage:
             if not self.read_only:
@@ -182,7 +182,7 @@ class Store:
                 f"{folder}: same id, but computed from different inputs; was it edited?"
             )
         self._verified.add(folder.name)
-        return Entry(folder, folder.name, manifest["meta"], False, manifest["seconds"])
+        return Artifact(folder, folder.name, manifest["meta"], False, manifest["seconds"])
 
 
 def _part(folder: Path, token: str) -> Path:
@@ -229,7 +229,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a published output. Raises FileNotFoundError if there is no such output,
     DamagedFile if it is not an output or its manifest was changed."""
     if os.path.lexists(folder) and not folder.is_dir():
-        raise DamagedFile("not a folder")
+        raise DamagedFileError("not a folder")
     path = folder / MANIFEST
     try:
         manifest = read_json(path)
@@ -238,14 +238,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         sealed = manifest["seal"] == digest(said)
         sound = all(isinstance(said[key], kind) for key, kind in SHAPE.items())
         sound = sound and all(_has_facts(facts) for facts in said["files"].values())
-    except DamagedFile as error:
-        raise DamagedFile(f"{MANIFEST} is damaged ({_told(error, path)})") from error
+    except DamagedFileError as error:
+        raise DamagedFileError(f"{MANIFEST} is damaged ({_told(error, path)})") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise DamagedFile(f"{MANIFEST} is damaged (not a manifest)") from error
+        raise DamagedFileError(f"{MANIFEST} is damaged (not a manifest)") from error
     if not sealed:
-        raise DamagedFile(f"{MANIFEST} does not match its own hash")
+        raise DamagedFileError(f"{MANIFEST} does not match its own hash")
     if not sound:
-        raise DamagedFile(f"{MANIFEST} is damaged (not a manifest)")
+        raise DamagedFileError(f"{MANIFEST} is damaged (not a manifest)")
     return manifest
 
 
@@ -254,7 +254,7 @@ def damage_in(folder: Path) -> str | None:
     there is none."""
     try:
         return _lost(folder, read_manifest(folder))
-    except DamagedFile as error:
+    except DamagedFileError as error:
         return str(error)
 
 
@@ -262,7 +262,7 @@ def _has_facts(facts: Any) -> bool:
     return isinstance(facts["sha256"], str) and isinstance(facts["size"], int)
 
 
-def _told(error: DamagedFile, path: Path) -> str:
+def _told(error: DamagedFileError, path: Path) -> str:
     return str(error).removeprefix(f"{path} is ")
 
 

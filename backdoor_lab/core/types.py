@@ -9,7 +9,7 @@ from backdoor_lab.core.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)
-class Images:
+class LabeledImages:
     """A labeled image set. `images` uint8 (N, C, H, W), `labels` int64 (N,), values in
     0..len(classes)-1; `digest` is a hash of the content, independent of the file format."""
 
@@ -34,8 +34,8 @@ class Dataset:
     record: unused files, for example."""
 
     name: str
-    train: Images
-    test: Images
+    train: LabeledImages
+    test: LabeledImages
     notes: dict[str, object] = field(default_factory=dict)
 
     @property
@@ -108,7 +108,7 @@ class TrainingSet:
 
 
 @dataclass(frozen=True)
-class Poisoned:
+class PoisonResult:
     """A training set with its ground truth, which only `record` and the controls may use.
 
     `is_poison` bool (n,), per training position; `source_index` int64 (P,), the clean training
@@ -132,7 +132,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class FilterResult:
     """The result of a defense: `scores` float64 (n,), higher is more suspicious, NaN where the
     defense gives no score; `keep` bool (n,); `notes` for the record."""
 

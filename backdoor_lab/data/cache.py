@@ -17,7 +17,7 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.core.files import canonical
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.types import Dataset, Images
+from backdoor_lab.core.types import Dataset, LabeledImages
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.kinds import counted
 from backdoor_lab.data.validate import checked
@@ -100,7 +100,7 @@ def _read(source: Source, fingerprint: str) -> _Unstored:
 def _in_memory(source: Source, read: _Unstored) -> Dataset:
     arrays = read.arrays
     train, test = (
-        Images(
+        LabeledImages(
             torch.from_numpy(np.require(split.images, requirements="W")),
             torch.from_numpy(np.require(split.labels, requirements="W")),
             arrays.classes,
@@ -157,9 +157,9 @@ def _write(folder: Path, read: _Unstored) -> dict[str, Any]:
 
 def _mapped(
     folder: Path, split: Literal["train", "test"], classes: tuple[str, ...], digest: str
-) -> Images:
+) -> LabeledImages:
     images, labels = map(torch.from_numpy, map_split(folder, split, mode="c"))
-    return Images(images, labels, classes, digest)
+    return LabeledImages(images, labels, classes, digest)
 
 
 def _row_hashes(images: NDArray[Any]) -> list[bytes]:

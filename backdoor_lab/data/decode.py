@@ -32,14 +32,14 @@ from backdoor_lab.data.kinds import FORMATS
 from backdoor_lab.data.limits import LARGE, MAX_BYTES, check_memory, check_pixels
 from backdoor_lab.data.members import Content
 
-__all__ = ["FORMATS", "MODES", "Broken", "Decoded", "decode", "decode_all"]
+__all__ = ["FORMATS", "MODES", "BrokenImageError", "Decoded", "decode", "decode_all"]
 MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 Shape = tuple[int, ...]
 _BATCH, _CHUNK = 2048, 64
 _LARGE_ONE = Lock()
 
 
-class Broken(DataError):
+class BrokenImageError(DataError):
     """A damaged image file, or a file that is not an image."""
 
 
@@ -68,7 +68,7 @@ def decode(data: bytes, where: str, channels: int, size: int | None) -> NDArray[
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise almost any exception on damaged files
-        raise Broken(f"{where}: not a valid image file: {error}") from error
+        raise BrokenImageError(f"{where}: not a valid image file: {error}") from error
 
 
 def decode_all(
@@ -118,7 +118,7 @@ class _Work:
         for path, content in files:
             try:
                 self._one(path, content)
-            except Broken as error:
+            except BrokenImageError as error:
                 broken[path] = str(error)
         return broken
 
@@ -143,7 +143,7 @@ class _Work:
 
     def _one(self, path: str, content: Content) -> None:
         if isinstance(content, DataError):
-            raise Broken(str(content)) from content
+            raise BrokenImageError(str(content)) from content
         pixels = decode(content, f"{self.where}: {path}", self.channels, self.size)
         if self.images is None:
             self.begin(path, pixels)

@@ -20,7 +20,7 @@ from urllib.request import urlopen
 
 from filelock import FileLock
 
-from backdoor_lab.core.errors import DataError, StoreFull
+from backdoor_lab.core.errors import DataError, StoreFullError
 from backdoor_lab.core.files import explained, no_room
 from backdoor_lab.data.base import EMBEDDED
 
@@ -98,7 +98,7 @@ def obtain(
             unpack()
             if not ready():
                 raise OSError("the unpacked files are not the official ones")
-    except (MemoryError, StoreFull):
+    except (MemoryError, StoreFullError):
         raise
     except Exception as error:  # all failures get the same message
         if isinstance(error, OSError) and no_room(error):

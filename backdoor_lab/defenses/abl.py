@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import (
-    NetworkFilter,
-    Rating,
+    ModelBasedFilter,
+    SampleScores,
     as_trained,
     losses_at,
     train,
@@ -20,7 +20,7 @@ from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 SHARE_OF_EPOCHS = 0.2
 
 
-class Abl(NetworkFilter):
+class Abl(ModelBasedFilter):
     """Removes the images with the lowest loss after a few epochs of local gradient ascent.
 
     Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned
@@ -47,19 +47,19 @@ class Abl(NetworkFilter):
         self.epochs = None if epochs is None else checks.whole("defense.epochs", epochs, low=1)
         self.isolate = checks.number("defense.isolate", isolate, low=0, below=1)
 
-    def rate(self, material: Material, where: Tensor) -> Rating:
+    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = ascended(material, self.gamma, self.passes(material))
         losses = losses_at(network, material, torch.arange(len(material.labels)))
         chosen = torch.zeros(len(losses), dtype=torch.bool)
         chosen[lowest(losses, self.isolate)] = True
-        return Rating(-losses[where], chosen[where])
+        return SampleScores(-losses[where], chosen[where])
 
-    def passes(self, material: Material) -> int:
+    def passes(self, material: DefenseContext) -> int:
         """Number of epochs of the isolation training."""
         return self.epochs or max(1, round(SHARE_OF_EPOCHS * material.practice.epochs))
 
 
-def ascended(material: Material, gamma: float, epochs: int) -> nn.Module:
+def ascended(material: DefenseContext, gamma: float, epochs: int) -> nn.Module:
     """A model trained on the whole set with local gradient ascent."""
     everything = torch.arange(len(material.labels))
     batches = training_batches(material, everything, epochs, streams.ISOLATION)

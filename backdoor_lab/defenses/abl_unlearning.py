@@ -5,7 +5,7 @@ from __future__ import annotations
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.lazy import nn, torch
 from backdoor_lab.defenses.abl import Abl, ascended, lowest
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import as_trained, losses_at, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
 
@@ -44,7 +44,7 @@ class AblUnlearning(Unlearning):
         self.unlearning_epochs = checks.whole("defense.unlearning_epochs", unlearning_epochs)
         self.unlearning_lr = checks.number("defense.unlearning_lr", unlearning_lr, low=0)
 
-    def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         first = self.isolation.passes(material)
         network = ascended(material, self.isolation.gamma, first)
         losses = losses_at(network, material, torch.arange(len(material.labels)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.seeds import derive
-from backdoor_lab.defenses.base import Knowledge, Look, row_order
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, row_order
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 
@@ -46,13 +46,13 @@ class ActivationClustering(Principal):
             "defense.silhouette_above", silhouette_above, low=-1, below=1
         )
 
-    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         order = row_order(values)
         seed = derive(known.seed, streams.CLUSTERS, label) % 2**32
         reduced = self._reduced(values[order].cpu(), seed)
         if len(reduced) < FEWEST or not reduced.shape[1]:
             nothing = torch.zeros(len(reduced), dtype=torch.float64)
-            return Look(nothing, 0.0, 0, {"skipped": "no two clusters"})
+            return ClassScores(nothing, 0.0, 0, {"skipped": "no two clusters"})
         member, apart = _two_means(reduced, seed)
         scores = torch.empty_like(apart)
         scores[order] = apart
@@ -62,9 +62,9 @@ class ActivationClustering(Principal):
         if self.rule == "silhouette":
             notes["silhouette"] = fit = _silhouette(reduced, member)
             caught = fit > self.silhouette_above
-        return Look(scores, 1 - 2 * share, int(member.sum()) if caught else 0, notes)
+        return ClassScores(scores, 1 - 2 * share, int(member.sum()) if caught else 0, notes)
 
-    def suspects(self, looks: dict[int, Look]) -> list[int]:
+    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
         return [label for label, look in looks.items() if look.auto]
 
     def _reduced(self, values: Tensor, seed: int) -> Tensor:

@@ -9,13 +9,13 @@ from backdoor_lab.core import checks, stopping, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import Batch, Repair, clean_of
+from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.networks import Batch, ModelRepair, clean_of
 
 Norms: TypeAlias = "list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]"
 
 
-class Anp(Repair):
+class Anp(ModelRepair):
     """Prunes channels whose mask shrinks during training under adversarial perturbation.
 
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021,
@@ -53,7 +53,7 @@ class Anp(Repair):
     def check_network(self, network: nn.Module, features: int) -> None:
         norms_of(network)
 
-    def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         network = material.network()
         norms = norms_of(network)
         masks = self.masks(material)
@@ -64,7 +64,7 @@ class Anp(Repair):
                 pruned += int((mask < self.threshold).sum())
         return network, {"pruned": pruned, "of": sum(len(mask) for mask in masks)}
 
-    def masks(self, material: Material) -> list[Tensor]:
+    def masks(self, material: DefenseContext) -> list[Tensor]:
         """The mask of each batch normalization of the attacked model: float (channels,), 0..1."""
         network = material.network()
         norms = norms_of(network)
@@ -115,7 +115,7 @@ def norms_of(network: nn.Module) -> Norms:
     return found
 
 
-def drawn(material: Material, steps: int) -> Iterator[Batch]:
+def drawn(material: DefenseContext, steps: int) -> Iterator[Batch]:
     """Yields `steps` augmented batches of held-out clean images, drawn with replacement."""
     clean = clean_of(material)
     generator = material.generator(streams.PRUNING)

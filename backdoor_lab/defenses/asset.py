@@ -9,11 +9,11 @@ from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import finite
 from backdoor_lab.defenses.budget import split
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import (
     Batch,
-    NetworkFilter,
-    Rating,
+    ModelBasedFilter,
+    SampleScores,
     apart,
     clean_of,
     losses_at,
@@ -22,7 +22,7 @@ from backdoor_lab.defenses.networks import (
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
-class Asset(NetworkFilter):
+class Asset(ModelBasedFilter):
     """Removes images whose loss rises when a model learns clean images and unlearns all others.
 
     Pan, Zeng, Lyu, Lin, Jia, "ASSET: Robust Backdoor Data Detection Across a Multiplicity of
@@ -53,7 +53,7 @@ class Asset(NetworkFilter):
         self.concentrate = checks.number("defense.concentrate", concentrate, low=0, below=1 + 1e-9)
         self.lr = checks.number("defense.lr", lr, low=0)
 
-    def rate(self, material: Material, where: Tensor) -> Rating:
+    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = material.network()
         rates = self.lr, material.practice.momentum, material.practice.weight_decay
         everything = torch.arange(len(material.labels))
@@ -68,10 +68,10 @@ class Asset(NetworkFilter):
         flagged = torch.zeros(len(losses), dtype=torch.bool)
         finite(losses, "losses")
         flagged[losses.sort(descending=True, stable=True).indices[: split(losses)]] = True
-        return Rating(losses[where], flagged[where])
+        return SampleScores(losses[where], flagged[where])
 
 
-def mixed(material: Material, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
+def mixed(material: DefenseContext, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
     """Yields batches of training images at indices `among`, then as many clean images."""
     clean, size = clean_of(material), material.practice.batch
     generator = material.generator(streams.OFFSET, number)

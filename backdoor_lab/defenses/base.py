@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from backdoor_lab.core import streams
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.seeds import torch_generator
-from backdoor_lab.core.types import Features, Verdict
-from backdoor_lab.defenses.budget import Budget, split
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.core.types import Features, FilterResult
+from backdoor_lab.defenses.budget import RemovalBudget, split
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class DefenderKnowledge:
     """What a protocol grants a defense: `target`, the attacked class; `epsilon`, the number of
     poisoned images; `clean`, features of a small held-out clean set; each None if not granted.
     `material` holds images and models, for defenses that require them."""
@@ -30,17 +30,17 @@ class Knowledge:
     epsilon: int | None
     seed: int
     clean: Features | None = None
-    material: Material | None = None
+    material: DefenseContext | None = None
 
 
 class Defense(ABC):
     """Decides from features and labels, never from the ground truth, which examples to keep."""
 
     @abstractmethod
-    def __call__(self, features: Features, known: Knowledge) -> Verdict:
+    def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:
         """The verdict on `features`, which hold one row per training example."""
 
-    def check(self, known: Knowledge, per_class: Sequence[int]) -> None:
+    def check(self, known: DefenderKnowledge, per_class: Sequence[int]) -> None:
         """Raises ConfigError, before any training, if the defense is bound to fail.
 
         `per_class` is the number of training examples per label.
@@ -61,19 +61,19 @@ class Defense(ABC):
         return {}
 
 
-class TruthControl(ABC):
+class OracleControl(ABC):
     """A control, not a defense: it is given the ground truth."""
 
     #: Whether replaced images are restored, in addition to removing poison.
     restores: ClassVar[bool] = False
 
     @abstractmethod
-    def judge(self, is_poison: Tensor) -> Verdict:
+    def judge(self, is_poison: Tensor) -> FilterResult:
         """The verdict for the ground truth `is_poison`, bool (n,)."""
 
 
 @dataclass(frozen=True)
-class Look:
+class ClassScores:
     """The result of a filter for one class of n examples.
 
     `scores` float64 (n,): higher is more suspicious. `suspicion` of the class as a whole, only
@@ -87,7 +87,7 @@ class Look:
     notes: dict[str, object] = field(default_factory=dict)
 
 
-class Filter(Defense):
+class SampleFilter(Defense):
     """A defense that scores each class separately and removes the highest scores.
 
     `unused` names the fields of `FilterOptions` that have no effect on the filter; configurations
@@ -103,7 +103,7 @@ class Filter(Defense):
         """Sets the options that a protocol gives every filter. It is called again after
         `__init__` for a filter made from a configuration, so subclasses need not pass them on."""
         self.options = options
-        if self.scope == "suspicious" and type(self).suspects is Filter.suspects:
+        if self.scope == "suspicious" and type(self).suspects is SampleFilter.suspects:
             raise ConfigError(
                 f"`defense.classes=suspicious` is not defined for {type(self).__name__}, which"
                 " has no rule to compare classes: use defense.classes=all or target"
@@ -115,7 +115,7 @@ class Filter(Defense):
         return self.options.classes
 
     @property
-    def budget(self) -> Budget:
+    def budget(self) -> RemovalBudget:
         """How many examples of a class are removed."""
         return self.options.rule
 
@@ -124,7 +124,7 @@ class Filter(Defense):
         return {k: getattr(self.options, k) for k in OPTION_KEYS if k not in self.unused}
 
     @abstractmethod
-    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         """Scores the rows `values` (n, d), n > 0, of class `label`."""
 
     def survey(
@@ -132,13 +132,13 @@ class Filter(Defense):
         features: Features,
         members: dict[int, Tensor],
         wanted: Iterable[int],
-        known: Knowledge,
-    ) -> dict[int, Look]:
+        known: DefenderKnowledge,
+    ) -> dict[int, ClassScores]:
         """Scores the classes in `wanted`; `members` has the indices of the rows of each class."""
         labels = track(wanted, "class")
         return {y: self.look(features.values[members[y]], y, known) for y in labels}
 
-    def suspects(self, looks: dict[int, Look]) -> list[int]:
+    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
         """The suspicious classes, for ``classes=suspicious``."""
         raise NotImplementedError
 
@@ -149,7 +149,7 @@ class Filter(Defense):
     def told(self) -> list[str]:
         return ["target"] * (self.scope == "target") + ["epsilon"] * self.budget.needs_epsilon
 
-    def check(self, known: Knowledge, per_class: Sequence[int]) -> None:
+    def check(self, known: DefenderKnowledge, per_class: Sequence[int]) -> None:
         looked_at = [known.target] if self.scope == "target" else range(len(per_class))
         for label in looked_at:
             if label is None:
@@ -158,7 +158,7 @@ class Filter(Defense):
             if removed is not None and removed and per_class[label] <= removed:
                 self._refuse(known, label, removed, per_class[label])
 
-    def __call__(self, features: Features, known: Knowledge) -> Verdict:
+    def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:
         finite(features.values, "rows of features")
         found = [(y, (features.labels == y).nonzero().flatten()) for y in range(len(known.classes))]
         members = {label: where for label, where in found if len(where)}
@@ -173,11 +173,11 @@ class Filter(Defense):
             by = self.final(features.values[where], look.scores, removed, known.seed)
             scores[where] = by.double().cpu()
             keep[where[cut(scores[where], removed, seed=known.seed)]] = False
-        return Verdict(scores, keep, notes)
+        return FilterResult(scores, keep, notes)
 
     def _looks(
-        self, features: Features, members: dict[int, Tensor], known: Knowledge
-    ) -> tuple[dict[int, Look], dict[str, object]]:
+        self, features: Features, members: dict[int, Tensor], known: DefenderKnowledge
+    ) -> tuple[dict[int, ClassScores], dict[str, object]]:
         wanted = [y for y in members if self.scope != "target" or y == known.target]
         looks = self.survey(features, members, wanted, known)
         notes: dict[str, object] = {}
@@ -188,7 +188,7 @@ class Filter(Defense):
         said = {known.classes[y]: look.notes for y, look in looks.items() if look.notes}
         return looks, notes | ({"looks": said} if said else {})
 
-    def _removed(self, look: Look, known: Knowledge) -> int:
+    def _removed(self, look: ClassScores, known: DefenderKnowledge) -> int:
         n = len(look.scores)
         removed = self.budget.size(n, known.epsilon)
         if removed is not None:
@@ -197,7 +197,7 @@ class Filter(Defense):
         asked = split(look.scores) if look.auto is None else look.auto
         return self.budget.capped(asked, n, known.epsilon)
 
-    def _refuse(self, known: Knowledge, label: int, removed: int, size: int) -> None:
+    def _refuse(self, known: DefenderKnowledge, label: int, removed: int, size: int) -> None:
         epsilon = "" if known.epsilon is None else f" with ε = {known.epsilon}"
         raise ConfigError(
             f"`defense.budget={self.budget.text}`{epsilon} removes {removed} of"
@@ -228,7 +228,7 @@ def finite(values: Tensor, what: str) -> None:
     good = good if good.ndim == 1 else good.all(dim=1)
     bad = (~good).nonzero().flatten()
     if len(bad):
-        raise Diverged(
+        raise DivergedError(
             f"{len(bad)} of {len(values)} {what} are not finite, the first at position"
             f" {int(bad[0])}: they cannot be ranked"
         )
@@ -255,7 +255,7 @@ def modified_z(x: Tensor) -> Tensor:
     return 0.6745 * deviation / mad.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def suspects_by_size(looks: dict[int, Look], false_alarms: float = 0.01) -> list[int]:
+def suspects_by_size(looks: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
     """The classes whose suspicion, a positive scale, is an upper outlier among all classes.
 
     Compares logarithms, since scales vary by factors. The threshold is the modified z-score that

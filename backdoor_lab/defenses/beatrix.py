@@ -8,14 +8,14 @@ from backdoor_lab.core import checks
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.base import Filter, Knowledge, Look, finite
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, SampleFilter, finite
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 FEWEST = 2
 CHUNK = 1000
 
 
-class Beatrix(Filter):
+class Beatrix(SampleFilter):
     """Removes examples whose channel correlations deviate from those of clean examples.
 
     Ma, Wang, Sun, Xue, Wen, Xiang, "The 'Beatrix' Resurrections: Robust Backdoor Detection via
@@ -52,7 +52,7 @@ class Beatrix(Filter):
     def told(self) -> list[str]:
         return super().told() + ["clean"] * (self.reference == "clean")
 
-    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         maps = self._maps(values)
         spread = (maps - maps.mean(dim=0)).square().mean(dim=(0, 2))
         chosen = spread.sort(descending=True, stable=True).indices[: self.channels].sort().values
@@ -61,9 +61,9 @@ class Beatrix(Filter):
         orders = range(1, 1 + (self.orders if self.positions > 1 else 1))
         found = (self._outside(maps, clean, p) for p in track(orders, "order"))
         outside = sum(found, torch.zeros(len(maps)))
-        return Look(outside.double() / len(orders))
+        return ClassScores(outside.double() / len(orders))
 
-    def _clean(self, label: int, known: Knowledge) -> Tensor:
+    def _clean(self, label: int, known: DefenderKnowledge) -> Tensor:
         clean = known.clean
         rows = None if clean is None else clean.values[clean.labels == label]
         if rows is None or len(rows) < FEWEST:

@@ -18,7 +18,7 @@ RULE = "one of 1.5eps (times the number of poisoned images), 15% (of the class),
 
 
 @dataclass(frozen=True)
-class Budget:
+class RemovalBudget:
     """A rule for the number of examples to remove from one class.
 
     `text` is one of: ``1.5eps``, 1.5 times the number of poisoned images (Tran, Li, Madry 2018,

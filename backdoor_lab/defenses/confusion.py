@@ -8,11 +8,11 @@ from backdoor_lab.core import checks, streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import (
     Batch,
-    NetworkFilter,
-    Rating,
+    ModelBasedFilter,
+    SampleScores,
     clean_of,
     logits_at,
     train,
@@ -20,7 +20,7 @@ from backdoor_lab.defenses.networks import (
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
-class Confusion(NetworkFilter):
+class Confusion(ModelBasedFilter):
     """Removes images that a model still fits after training on randomly mislabeled clean images.
 
     Qi, Xie, Wang, Wu, Mahloujifar, Mittal, "Towards A Proactive ML Approach for Detecting
@@ -57,7 +57,7 @@ class Confusion(NetworkFilter):
         self.weight = checks.number("defense.weight", weight, low=1)
         self.lr = checks.number("defense.lr", lr, low=0)
 
-    def rate(self, material: Material, where: Tensor) -> Rating:
+    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = material.network()
         rates = self.lr, material.practice.momentum, material.practice.weight_decay
         everything = torch.arange(len(material.labels))
@@ -71,7 +71,7 @@ class Confusion(NetworkFilter):
             kept = max(1, round(share * len(everything)))
             among = losses.sort(stable=True).indices[:kept]
         fitted = said.argmax(dim=1) == material.labels
-        return Rating(-losses[where], fitted[where])
+        return SampleScores(-losses[where], fitted[where])
 
 
 def weighed(size: int, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
@@ -86,7 +86,7 @@ def weighed(size: int, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def confusing(
-    material: Material, among: Tensor, size: int, steps: int, number: int
+    material: DefenseContext, among: Tensor, size: int, steps: int, number: int
 ) -> Iterator[Batch]:
     """Yields batches of `size` training images at indices `among`, then mislabeled clean ones."""
     clean, classes = clean_of(material), len(material.classes)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from backdoor_lab.core import checks, streams
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import as_trained, features, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
 from backdoor_lab.numerics.layers import head
@@ -55,7 +55,7 @@ class DBr(Unlearning):
     def check_network(self, network: nn.Module, features: int) -> None:
         head(network)
 
-    def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         everything = torch.arange(len(material.labels))
         batches = training_batches(
             material, everything, self.first_epochs, streams.DISTINGUISHING, augmented=False
@@ -70,7 +70,7 @@ class DBr(Unlearning):
         return network, {"clean": len(good), "poison": len(bad), "of": len(order)}
 
 
-def sensitivity(network: nn.Module, material: Material) -> Tensor:
+def sensitivity(network: nn.Module, material: DefenseContext) -> Tensor:
     """Squared change of each training image's features under a random rotation and shift:
     float64 (n,). Raises Diverged if features are not finite."""
     n = len(material.labels)
@@ -88,7 +88,7 @@ def sensitivity(network: nn.Module, material: Material) -> Tensor:
     change = features(network, plain, n) - features(network, moved, n)
     change = change.square().sum(dim=1)
     if not bool(torch.isfinite(change).all()):
-        raise Diverged("features are not finite: they cannot be compared")
+        raise DivergedError("features are not finite: they cannot be compared")
     return change
 
 

@@ -9,7 +9,7 @@ from backdoor_lab.core import checks, streams
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.seeds import derive
 from backdoor_lab.core.streams import Stream
-from backdoor_lab.defenses.base import Knowledge, Look, row_order
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, row_order
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 
@@ -42,16 +42,16 @@ class Detector(Principal):
     def outlying(self, points: Any, seed: int) -> Any:
         """Outlyingness (n,) of each row of the float64 array `points` (n, k)."""
 
-    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         order = row_order(values)
         most = max(1, (len(values) - 1) // self.rows_per_component)
         points = self.components(values[order].cpu(), min(self.dims, most))
         scores = torch.zeros(len(values), dtype=torch.float64)
         if len(points) < FEWEST or not points.shape[1]:
-            return Look(scores, notes={"skipped": "fewer than three different examples"})
+            return ClassScores(scores, notes={"skipped": "fewer than three different examples"})
         seed = derive(known.seed, self.stream, label) % 2**32
         scores[order] = torch.as_tensor(self.outlying(points.numpy(), seed), dtype=torch.float64)
-        return Look(scores)
+        return ClassScores(scores)
 
 
 class NeighborDetector(Detector):

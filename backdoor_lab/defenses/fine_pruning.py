@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.lazy import Tensor, nn, torch
-from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, features, train
+from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.networks import ModelRepair, clean_batches, clean_of, features, train
 from backdoor_lab.numerics.layers import head
 
 
-class FinePruning(Repair):
+class FinePruning(ModelRepair):
     """Prunes dormant channels of the attacked model and fine-tunes it on clean images.
 
     Liu, Dolan-Gavitt, Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural
@@ -38,7 +38,7 @@ class FinePruning(Repair):
     def check_network(self, network: nn.Module, features: int) -> None:
         head(network)
 
-    def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         network, clean = material.network(), clean_of(material)
         last = head(network)
         values = features(network, lambda a, b: clean.images[a:b].to(material.device), len(clean))

@@ -10,14 +10,14 @@ from backdoor_lab.core import streams
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.streams import Stream
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 See: TypeAlias = "Callable[[Tensor, torch.Generator | None], Tensor]"
 Augment: TypeAlias = "Callable[[Tensor, torch.Generator], Tensor]"
 
 
 @dataclass(frozen=True)
-class Practice:
+class TrainingHyperparameters:
     """Training hyperparameters of the attacked model that a defense's own training reuses."""
 
     epochs: int
@@ -28,7 +28,7 @@ class Practice:
 
 
 @dataclass(frozen=True)
-class Material:
+class DefenseContext:
     """What a defender has who controls training and data but does not know the ground truth.
 
     `labels` int64 (n,) are the training labels. `images(where, None)` returns the training
@@ -48,9 +48,9 @@ class Material:
     augment: Augment
     network: Callable[[], nn.Module]
     fresh: Callable[[int], nn.Module]
-    practice: Practice
+    practice: TrainingHyperparameters
     seed: int
-    clean: Images | None = None
+    clean: LabeledImages | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def generator(self, *what: Stream | int, device: torch.device | str = "cpu") -> torch.Generator:

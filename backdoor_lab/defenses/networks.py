@@ -12,18 +12,18 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.streams import Stream
-from backdoor_lab.core.types import Features, Images
-from backdoor_lab.defenses.base import Filter, Knowledge, Look
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.core.types import Features, LabeledImages
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, SampleFilter
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.numerics.descent import descend
-from backdoor_lab.numerics.layers import PENULTIMATE, Tap
+from backdoor_lab.numerics.layers import PENULTIMATE, FeatureHook
 
 CHUNK = 512
 Batch = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Rating:
+class SampleScores:
     """A filter's result for m images: `scores` float64 (m,), higher is more suspicious;
     `flagged` bool (m,), the highest scores that the method's own rule calls poison, None if it
     has none; `notes` for the record."""
@@ -33,7 +33,7 @@ class Rating:
     notes: dict[str, object] = field(default_factory=dict)
 
 
-class NetworkFilter(Filter):
+class ModelBasedFilter(SampleFilter):
     """A filter that scores images with models instead of scoring features.
 
     If the method has its own rule, ``budget=auto`` removes the flagged images, but at most
@@ -47,10 +47,10 @@ class NetworkFilter(Filter):
         return [*super().told(), "material", *["clean images"] * self.needs_clean]
 
     @abstractmethod
-    def rate(self, material: Material, where: Tensor) -> Rating:
+    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         """Scores the training images at indices `where` int64 (m,)."""
 
-    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         raise TypeError(f"{type(self).__name__} scores images, not features")
 
     def survey(
@@ -58,8 +58,8 @@ class NetworkFilter(Filter):
         features: Features,
         members: dict[int, Tensor],
         wanted: Iterable[int],
-        known: Knowledge,
-    ) -> dict[int, Look]:
+        known: DefenderKnowledge,
+    ) -> dict[int, ClassScores]:
         if known.material is None:
             raise TypeError(f"{type(self).__name__} needs Knowledge.material")
         classes = list(wanted)
@@ -69,16 +69,16 @@ class NetworkFilter(Filter):
         sizes = [len(members[y]) for y in classes]
         scores = rating.scores.double().cpu().split(sizes)
         if rating.flagged is None:
-            looks = [Look(each, notes=rating.notes) for each in scores]
+            looks = [ClassScores(each, notes=rating.notes) for each in scores]
         else:
             counts = [int(each.sum()) for each in rating.flagged.split(sizes)]
             looks = [
-                Look(each, float(count), auto_count(each, count), rating.notes)
+                ClassScores(each, float(count), auto_count(each, count), rating.notes)
                 for each, count in zip(scores, counts, strict=True)
             ]
         return dict(zip(classes, looks, strict=True))
 
-    def suspects(self, looks: dict[int, Look]) -> list[int]:
+    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
         return [y for y, look in looks.items() if look.suspicion]
 
 
@@ -88,7 +88,7 @@ def auto_count(scores: Tensor, flagged: int) -> int:
     return 0 if alike else min(flagged, len(scores) // 2)
 
 
-class Repair(ABC):
+class ModelRepair(ABC):
     """A reference method that produces a model without a backdoor and removes no image.
 
     It may start from the attacked model or train a new one on the training set.
@@ -108,11 +108,11 @@ class Repair(ABC):
         """Raises ConfigError, before any training, if the architecture is not supported."""
 
     @abstractmethod
-    def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         """A model with the architecture of the attacked one, and notes for the record."""
 
 
-def clean_of(material: Material) -> Images:
+def clean_of(material: DefenseContext) -> LabeledImages:
     """The held-out clean images. Raises ConfigError if there are none."""
     if material.clean is None or not len(material.clean):
         raise ConfigError("this defense needs held-out clean images: set protocol.holdout")
@@ -127,7 +127,7 @@ def logits(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> 
 
 def features(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
     """Inputs of the last linear layer; arguments as for `logits`: float64 (n, d) on the CPU."""
-    with Tap(network, PENULTIMATE) as tap:
+    with FeatureHook(network, PENULTIMATE) as tap:
         return _over(network, images, n, lambda _: tap.values.double())
 
 
@@ -145,12 +145,12 @@ def _over(
         return torch.cat(parts)
 
 
-def logits_at(network: nn.Module, material: Material, where: Tensor) -> Tensor:
+def logits_at(network: nn.Module, material: DefenseContext, where: Tensor) -> Tensor:
     """`logits` of the training images at indices `where`."""
     return logits(network, lambda a, b: material.images(where[a:b], None), len(where))
 
 
-def losses_at(network: nn.Module, material: Material, where: Tensor) -> Tensor:
+def losses_at(network: nn.Module, material: DefenseContext, where: Tensor) -> Tensor:
     """Cross-entropy, float64 (m,), of each training image at indices `where`."""
     said = logits_at(network, material, where).double()
     return F.cross_entropy(said, material.labels[where], reduction="none")
@@ -183,7 +183,7 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
 
 
 def training_batches(
-    material: Material, where: Tensor, epochs: int, purpose: Stream, *, augmented: bool = True
+    material: DefenseContext, where: Tensor, epochs: int, purpose: Stream, *, augmented: bool = True
 ) -> Iterator[Batch]:
     """Yields batches of the training images at indices `where` with their labels, for `epochs`
     passes, on the device; augmented as in training if `augmented`."""
@@ -197,7 +197,7 @@ def training_batches(
             yield material.images(at, augment), material.labels[at].to(material.device)
 
 
-def clean_batches(material: Material, epochs: int, purpose: Stream) -> Iterator[Batch]:
+def clean_batches(material: DefenseContext, epochs: int, purpose: Stream) -> Iterator[Batch]:
     """Yields augmented batches of the held-out clean images, as `training_batches` does."""
     clean = clean_of(material)
     order = material.generator(purpose, streams.ORDER)
@@ -235,7 +235,7 @@ def train(
     return network.eval()
 
 
-def as_trained(material: Material) -> tuple[float, float, float]:
+def as_trained(material: DefenseContext) -> tuple[float, float, float]:
     """Learning rate, momentum and weight decay of the attacked model's training."""
     practice = material.practice
     return practice.lr, practice.momentum, practice.weight_decay

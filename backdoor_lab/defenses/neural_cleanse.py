@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import Repair, clean_batches, clean_of, train
+from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.networks import ModelRepair, clean_batches, clean_of, train
 from backdoor_lab.numerics.descent import descend
 
 SURE = 0.99
@@ -36,7 +36,7 @@ class Reversed:
         return float(self.mask.sum())
 
 
-class NeuralCleanse(Repair):
+class NeuralCleanse(ModelRepair):
     """Reverses a trigger for each class, and unlearns the smallest if it is an outlier.
 
     Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
@@ -72,7 +72,7 @@ class NeuralCleanse(Repair):
         self.epochs = checks.whole("defense.epochs", epochs, low=0)
         self.lr = checks.number("defense.lr", lr, low=0)
 
-    def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         network = material.network()
         labels = track(range(len(material.classes)), "class")
         found = [reverse(network, material, label, self.steps) for label in labels]
@@ -90,7 +90,7 @@ class NeuralCleanse(Repair):
             self._unlearn(network, material, found[target])
         return network, notes
 
-    def _unlearn(self, network: nn.Module, material: Material, trigger: Reversed) -> None:
+    def _unlearn(self, network: nn.Module, material: DefenseContext, trigger: Reversed) -> None:
         draw = material.generator(streams.PATCHED)
 
         def patched(images: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class NeuralCleanse(Repair):
         )  # fmt: skip
 
 
-def reverse(network: nn.Module, material: Material, label: int, steps: int) -> Reversed:
+def reverse(network: nn.Module, material: DefenseContext, label: int, steps: int) -> Reversed:
     """The smallest trigger found that makes the model predict `label` for clean images."""
     clean, size = clean_of(material), material.practice.batch
     channels, height, width = clean.shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from backdoor_lab.core import checks
-from backdoor_lab.defenses.budget import Budget
+from backdoor_lab.defenses.budget import RemovalBudget
 
 SCOPES = ("target", "all", "suspicious")
 
@@ -28,12 +28,12 @@ class FilterOptions:
     def __post_init__(self) -> None:
         checks.choice("defense.classes", self.classes, SCOPES)
         checks.flag("defense.centred", self.centred)
-        Budget(self.budget, self.budget_cap)
+        RemovalBudget(self.budget, self.budget_cap)
 
     @property
-    def rule(self) -> Budget:
-        """`budget` and `budget_cap` combined into a `Budget`."""
-        return Budget(self.budget, self.budget_cap)
+    def rule(self) -> RemovalBudget:
+        """`budget` and `budget_cap` combined into a `RemovalBudget`."""
+        return RemovalBudget(self.budget, self.budget_cap)
 
 
 OPTION_KEYS = tuple(FilterOptions.__dataclass_fields__)

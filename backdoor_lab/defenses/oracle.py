@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from backdoor_lab.core.lazy import Tensor
-from backdoor_lab.core.types import Verdict
-from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.core.types import FilterResult
+from backdoor_lab.defenses.base import OracleControl
 
 
-class Oracle(TruthControl):
+class Oracle(OracleControl):
     """Removes all poisoned examples and no others; an upper bound for filters."""
 
-    def judge(self, is_poison: Tensor) -> Verdict:
-        return Verdict(is_poison.double(), ~is_poison)
+    def judge(self, is_poison: Tensor) -> FilterResult:
+        return FilterResult(is_poison.double(), ~is_poison)

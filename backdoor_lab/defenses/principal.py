@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.defenses.base import Filter
+from backdoor_lab.defenses.base import SampleFilter
 from backdoor_lab.numerics.singular import top_directions
 
 
-class Principal(Filter):
+class Principal(SampleFilter):
     """A filter that uses the principal directions of each class."""
 
     @staticmethod

@@ -8,22 +8,22 @@ from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import nn, torch
 from backdoor_lab.core.seeds import torch_generator
-from backdoor_lab.core.types import Features, Verdict
-from backdoor_lab.defenses.base import Defense, Filter, Knowledge
+from backdoor_lab.core.types import Features, FilterResult
+from backdoor_lab.defenses.base import DefenderKnowledge, Defense, SampleFilter
 
 
 class Random(Defense):
     """Removes from each class as many examples as the filter `like` does, chosen at random.
     Scores the examples that `like` scores. The options of filters apply to `like`."""
 
-    def __init__(self, *, like: Filter) -> None:
-        if not isinstance(like, Filter):
+    def __init__(self, *, like: SampleFilter) -> None:
+        if not isinstance(like, SampleFilter):
             raise ConfigError(
                 f"`defense.like` must be a filter with its own `_target_`, got {like!r}"
             )
         self.like = like
 
-    def __call__(self, features: Features, known: Knowledge) -> Verdict:
+    def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:
         judged = self.like(features, known)
         removed = ~judged.keep
         generator = torch_generator(known.seed, streams.RANDOM_REMOVAL)
@@ -34,9 +34,9 @@ class Random(Defense):
             members = (features.labels == label).nonzero().flatten()
             order = scores[members].argsort(descending=True)
             keep[members[order[: int(removed[members].sum())]]] = False
-        return Verdict(scores, keep, {"like": type(self.like).__name__.lower()})
+        return FilterResult(scores, keep, {"like": type(self.like).__name__.lower()})
 
-    def check(self, known: Knowledge, per_class: Sequence[int]) -> None:
+    def check(self, known: DefenderKnowledge, per_class: Sequence[int]) -> None:
         self.like.check(known, per_class)
 
     def check_network(self, network: nn.Module, features: int) -> None:

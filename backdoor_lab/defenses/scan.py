@@ -11,7 +11,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.types import Features
-from backdoor_lab.defenses.base import Knowledge, Look, finite, modified_z
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, finite, modified_z
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.numerics.otsu import variance_between
@@ -51,7 +51,7 @@ class Scan(Principal):
     def told(self) -> list[str]:
         return [*super().told(), "clean"]
 
-    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         return self._look(values, label, Variation.of(known), values.double().mean(dim=0))
 
     def survey(
@@ -59,8 +59,8 @@ class Scan(Principal):
         features: Features,
         members: dict[int, Tensor],
         wanted: Iterable[int],
-        known: Knowledge,
-    ) -> dict[int, Look]:
+        known: DefenderKnowledge,
+    ) -> dict[int, ClassScores]:
         model = Variation.of(known)
         middle = features.values.double().mean(dim=0)
         looks = {
@@ -76,10 +76,10 @@ class Scan(Principal):
             if y in wanted
         }
 
-    def suspects(self, looks: dict[int, Look]) -> list[int]:
+    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
         return [y for y, look in looks.items() if (look.suspicion or 0.0) > self.threshold]
 
-    def _ruled(self, look: Look, star: float) -> Look:
+    def _ruled(self, look: ClassScores, star: float) -> ClassScores:
         group = int((look.scores > 0).sum())
         notes = look.notes | {"J": look.suspicion, "J*": star}
         return replace(
@@ -87,12 +87,12 @@ class Scan(Principal):
         )
 
     @staticmethod
-    def _look(values: Tensor, label: int, model: Variation, middle: Tensor) -> Look:
+    def _look(values: Tensor, label: int, model: Variation, middle: Tensor) -> ClassScores:
         white = (values.double() - middle) @ model.whiten
         second = two_groups(white)
         nothing = torch.zeros(len(white), dtype=torch.float64)
         if second is None:
-            return Look(nothing, 0.0, 0, {"skipped": "fewer than two different examples"})
+            return ClassScores(nothing, 0.0, 0, {"skipped": "fewer than two different examples"})
         ours = model.own(label, middle)
         means = white[~second].mean(dim=0), white[second].mean(dim=0)
         if ours is None:
@@ -103,7 +103,7 @@ class Scan(Principal):
         from_other = (white - means[1 - good]).square().sum(dim=1)
         one = (white - model.identity(white)).square().sum(dim=1)
         ratio = float((one - torch.minimum(from_good, from_other)).mean())
-        return Look(from_good - from_other, ratio)
+        return ClassScores(from_good - from_other, ratio)
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Variation:
     means: dict[int, Tensor]
 
     @classmethod
-    def of(cls, known: Knowledge) -> Variation:
+    def of(cls, known: DefenderKnowledge) -> Variation:
         """Estimated from `known.clean`. Raises ConfigError if that is None or has one class."""
         clean = known.clean
         if clean is None or len(clean.labels.unique()) < 2:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from backdoor_lab.core import checks
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.base import Knowledge, Look, cut, suspects_by_size
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, cut, suspects_by_size
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.numerics.singular import top_direction, top_directions
@@ -58,10 +58,10 @@ class Spectral(Principal):
         self.rounds = checks.whole("defense.rounds", rounds, low=1)
         self.tail_power = checks.number("defense.tail_power", tail_power, low=0, below=STEEPEST)
 
-    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         axes = self._axes(values)
         tails = self._tails(axes.along)
-        return Look(self._tau(axes.along, axes.offset, tails), float(tails.max()))
+        return ClassScores(self._tau(axes.along, axes.offset, tails), float(tails.max()))
 
     def _axes(self, values: Tensor) -> _Axes:
         if self.rank == 1:
@@ -83,7 +83,7 @@ class Spectral(Principal):
             return along.square() @ weights
         return ((along + offset).square() @ weights).sqrt()
 
-    def suspects(self, looks: dict[int, Look]) -> list[int]:
+    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
         return suspects_by_size(looks)
 
     def final(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backdoor_lab.core import checks
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.base import Knowledge, Look, suspects_by_size
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, suspects_by_size
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 
@@ -45,22 +45,22 @@ class Spectre(Principal):
         self.max_rank = checks.whole("defense.max_rank", max_rank, low=1)
         self.alpha = checks.number("defense.alpha", alpha, low=0)
 
-    def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
+    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         n = len(values)
         most = max(self.max_rank, self.rank or 1)
         points = self.components(values, min(most, n // ROWS_PER_COMPONENT))
         if not points.shape[1]:
             nothing = torch.zeros(n, dtype=torch.float64)
-            return Look(nothing, notes={"skipped": "fewer than ten examples, or all alike"})
+            return ClassScores(nothing, notes={"skipped": "fewer than ten examples, or all alike"})
         asked = self.budget.size(n, known.epsilon)
         removed = n // 2 if asked is None else min(asked, n // 2)
         top = points.shape[1]
         ranks = [k * k for k in range(1, top) if k * k < top] + [top]
         found = [self._judged(points, k, removed) for k in track(self._only(ranks, top), "rank")]
         quality, scores, k = max(found, key=lambda each: each[0])
-        return Look(scores, quality, notes={"rank": k})
+        return ClassScores(scores, quality, notes={"rank": k})
 
-    def suspects(self, looks: dict[int, Look]) -> list[int]:
+    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
         return suspects_by_size(looks)
 
     def _only(self, ranks: list[int], top: int) -> list[int]:

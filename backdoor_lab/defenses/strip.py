@@ -5,12 +5,12 @@ from __future__ import annotations
 from backdoor_lab.core import checks, streams
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import NetworkFilter, Rating, clean_of, logits
+from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.networks import ModelBasedFilter, SampleScores, clean_of, logits
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
-class Strip(NetworkFilter):
+class Strip(ModelBasedFilter):
     """Removes images whose prediction stays confident when clean images are superimposed.
 
     Gao, Xu, Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep
@@ -40,7 +40,7 @@ class Strip(NetworkFilter):
         self.overlay = checks.number("defense.overlay", overlay, low=0, below=256)
         self.false_alarms = checks.number("defense.false_alarms", false_alarms, low=1e-9, below=1)
 
-    def rate(self, material: Material, where: Tensor) -> Rating:
+    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         clean = clean_of(material)
         order = torch.randperm(len(clean), generator=material.generator(streams.OVERLAYS))
         # If possible, the threshold is computed on other images than the overlays.
@@ -59,7 +59,7 @@ class Strip(NetworkFilter):
         usual = entropies((rest if len(rest) else over).to(material.device))
         spread = usual.std(unbiased=False) * normal_quantile(self.false_alarms)
         threshold = float(usual.mean() + spread)
-        return Rating(-found, found < threshold, {"threshold_bits": threshold})
+        return SampleScores(-found, found < threshold, {"threshold_bits": threshold})
 
 
 def entropy(network: nn.Module, images: Tensor, over: Tensor, weight: float) -> Tensor:

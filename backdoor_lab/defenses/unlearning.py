@@ -7,18 +7,30 @@ from collections.abc import Iterator
 from backdoor_lab.core import streams
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import Batch, Repair, apart, shuffled, train, training_batches
+from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.networks import (
+    Batch,
+    ModelRepair,
+    apart,
+    shuffled,
+    train,
+    training_batches,
+)
 
 
-class Unlearning(Repair):
+class Unlearning(ModelRepair):
     """A repair that unlearns poison while it keeps what the model learned from other images."""
 
     needs_clean = False
 
     @staticmethod
     def unlearn_beside(
-        network: nn.Module, material: Material, bad: Tensor, good: Tensor, epochs: int, lr: float
+        network: nn.Module,
+        material: DefenseContext,
+        bad: Tensor,
+        good: Tensor,
+        epochs: int,
+        lr: float,
     ) -> None:
         """Minimizes the cross-entropy of `good` and the `unlikelihood` of `bad` by SGD with
         learning rate `lr`: `epochs` passes over the training images at indices `bad`, each batch
@@ -30,7 +42,12 @@ class Unlearning(Repair):
 
     @staticmethod
     def unlearn_in_turn(
-        network: nn.Module, material: Material, bad: Tensor, good: Tensor, epochs: int, lr: float
+        network: nn.Module,
+        material: DefenseContext,
+        bad: Tensor,
+        good: Tensor,
+        epochs: int,
+        lr: float,
     ) -> None:
         """In each of `epochs` passes, maximizes the cross-entropy of the training images at
         indices `bad`, then minimizes that of `good`, by SGD with learning rate `lr`. Updates the
@@ -52,7 +69,7 @@ class Unlearning(Repair):
 
 
 def beside(
-    material: Material, bad: Tensor, good: Tensor, size: int, epochs: int
+    material: DefenseContext, bad: Tensor, good: Tensor, size: int, epochs: int
 ) -> Iterator[Batch]:
     """Yields batches of `size` training images of `bad`, then as many of `good`, at random."""
     generator = material.generator(streams.UNLEARNING)

@@ -16,8 +16,8 @@ from backdoor_lab.core import checks
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, LabError, many
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.terminal import plain, print_error, run_command
-from backdoor_lab.figures.inputs import Whole
-from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.figures.inputs import SweepData
+from backdoor_lab.results.stored import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import find_sweeps, read_sweep
 from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.tables.layout import slug
@@ -48,7 +48,7 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     sweep = read_sweep(folder)
     for warning in sweep.warnings:
         print(plain(f"warning: {warning}"), file=sys.stderr)
-    whole = Whole(sweep.cells, raw_records(folder), Shelf(find_store(folder, store)))
+    whole = SweepData(sweep.cells, raw_records(folder), ArtifactReader(find_store(folder, store)))
     written = _save(root, of_sweep(whole))
     done = list(whole.done())
     taken: set[str] = set()

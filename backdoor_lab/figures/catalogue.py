@@ -18,7 +18,7 @@ from backdoor_lab.analysis.separation import separation_of
 from backdoor_lab.figures import course, detection, heat, images, ratios, transformed
 from backdoor_lab.figures.inputs import (
     Record,
-    Whole,
+    SweepData,
     attacked,
     costs,
     layers,
@@ -28,8 +28,8 @@ from backdoor_lab.figures.inputs import (
     trigger_rows,
 )
 from backdoor_lab.figures.sheet import sheet
-from backdoor_lab.results.facts import Facts
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.facts import CellFields
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.tables.layout import split
 
 Named = tuple[str, Figure]
@@ -37,7 +37,7 @@ SEVERAL = 4
 """Number of ratios from which a sweep counts as a study of the ratio."""
 
 
-def of_sweep(whole: Whole) -> Iterator[Named]:
+def of_sweep(whole: SweepData) -> Iterator[Named]:
     """Yield each figure of a sweep and its name, except those whose data is gone."""
     found = list(attacked(whole))
     if found:
@@ -49,7 +49,7 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
         yield "pipeline", course.pipeline(steps(record))
         break
     done = [cell for cell, _ in whole.done()]
-    for group in split(Facts(done)):
+    for group in split(CellFields(done)):
         shown = ratios.panels(group, promised(whole, group.cells))
         if shown:
             yield f"ratio_{group.slug}", ratios.against_ratio(group.title, shown)
@@ -64,7 +64,7 @@ def of_sweep(whole: Whole) -> Iterator[Named]:
         yield "sheet", overview
 
 
-def promised(whole: Whole, cells: Sequence[Cell]) -> dict[str, float]:
+def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
     """The AUROC predicted from each cell's features along the direction of its poison, by cell id;
     empty if the sweep has fewer than SEVERAL ratios. Cells without stored features are omitted."""
     if len({cell.choices["ratio"] for cell in cells if cell.choices}) < SEVERAL:
@@ -75,7 +75,7 @@ def promised(whole: Whole, cells: Sequence[Cell]) -> dict[str, float]:
             if found is not None and np.isfinite(found.predicted)}  # fmt: skip
 
 
-def of_cell(whole: Whole, record: Record) -> Iterator[Named]:
+def of_cell(whole: SweepData, record: Record) -> Iterator[Named]:
     """Yield each figure of one done cell and its name, except those whose data is gone."""
     yield "pipeline", course.pipeline(steps(record))
     losses = losses_of(whole.shelf, record)

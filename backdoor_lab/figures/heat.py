@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from backdoor_lab.figures.style import BLACK, PAPER, contrast, new, styled
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.tables.layout import PivotSpec
 from backdoor_lab.tables.markup import short
 from backdoor_lab.tables.pivot import PivotTable, pivot_cells
@@ -46,7 +46,7 @@ class Sheet:
     maps: list[Map]
 
 
-def sheets(cells: Sequence[Cell]) -> Iterator[Sheet]:
+def sheets(cells: Sequence[CellRecord]) -> Iterator[Sheet]:
     """Yield a sheet per trigger, ratio, defense and any other setting that differs, averaged over
     seeds. Only cells with a source class count; sheets need more than two pairs and a done cell."""
     paired = [cell for cell in cells if cell.choices.get("source") is not None]

@@ -13,13 +13,13 @@ from backdoor_lab.analysis.evidence import (
     projections,
     sampled,
 )
-from backdoor_lab.analysis.material import Material, in_target
+from backdoor_lab.analysis.material import CellArtifacts, in_target
 from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import many
 from backdoor_lab.page.page_pictures import late
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.stages import STAGES
-from backdoor_lab.results.stored import Shelf, Training
+from backdoor_lab.results.stored import ArtifactReader, Training
 from backdoor_lab.tables.markup import short
 
 if TYPE_CHECKING:
@@ -31,21 +31,21 @@ PAIRS, BASE, MOST_BARS = 32, 1000, 40
 
 
 @dataclass(frozen=True)
-class Whole:
+class SweepData:
     """A sweep's cells, its records by cell id, and the reader of its store."""
 
-    cells: Sequence[Cell]
+    cells: Sequence[CellRecord]
     records: dict[str, Record]
-    shelf: Shelf
+    shelf: ArtifactReader
 
-    def done(self) -> Iterator[tuple[Cell, Record]]:
+    def done(self) -> Iterator[tuple[CellRecord, Record]]:
         """The done cells with a readable record."""
         for cell in self.cells:
             if cell.done and cell.choices and cell.id in self.records:
                 yield cell, self.records[cell.id]
 
 
-def projected(shelf: Shelf, record: Record, found: Material) -> Array | None:
+def projected(shelf: ArtifactReader, record: Record, found: CellArtifacts) -> Array | None:
     """The target class on its two top singular directions, float64 (b, 2), or None."""
     where = in_target(found)
     values = shelf.features(record, where, len(found.training.index))
@@ -54,7 +54,7 @@ def projected(shelf: Shelf, record: Record, found: Material) -> Array | None:
     return projections(values)
 
 
-def losses_of(shelf: Shelf, record: Record) -> dict[str, Array]:
+def losses_of(shelf: ArtifactReader, record: Record) -> dict[str, Array]:
     """The losses per epoch of the first training and of the retraining, as far as stored."""
     named = {"first training": "train", "retraining": "retrain"}
     found = {name: shelf.losses(record, stage) for name, stage in named.items()}
@@ -104,7 +104,7 @@ def _part(record: Record, *names: str) -> Record:
     return record
 
 
-def costs(cells: Sequence[Cell]) -> tuple[list[str], list[str], Array]:
+def costs(cells: Sequence[CellRecord]) -> tuple[list[str], list[str], Array]:
     """Names, stages and seconds float64 (cells, stages) of the MOST_BARS most expensive cells, in
     the order of the sweep."""
     spent = [[_seconds(cell, stage) for stage in STAGES] for cell in cells]
@@ -115,13 +115,13 @@ def costs(cells: Sequence[Cell]) -> tuple[list[str], list[str], Array]:
     return names, [STAGES[n] for n in used], table[np.ix_(dearest, used)]
 
 
-def _seconds(cell: Cell, stage: str) -> float:
+def _seconds(cell: CellRecord, stage: str) -> float:
     known = cell.run.get("seconds")
     value = known.get(stage) if isinstance(known, dict) else None
     return non_negative(value, high=LONGEST) or 0.0
 
 
-def attacked(whole: Whole) -> Iterator[tuple[str, Record, Training]]:
+def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
     """For each trigger, the done cell with the highest ratio whose poisoned images are stored."""
     by_trigger: dict[str, list[Record]] = {}
     for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
@@ -153,7 +153,7 @@ def pair(training: Training, rows: Array) -> tuple[Array, Array]:
     return np.asarray(training.base[training.original[rows]]), training.rows[rows]
 
 
-def layers(whole: Whole, trigger: str, record: Record, training: Training) -> list[Layer]:
+def layers(whole: SweepData, trigger: str, record: Record, training: Training) -> list[Layer]:
     """The first layers of a network trained without poison, if the sweep has one, and of the
     network that `record` backdoored."""
     from backdoor_lab.figures.filters import response_changes
@@ -178,7 +178,7 @@ def layers(whole: Whole, trigger: str, record: Record, training: Training) -> li
     ]
 
 
-def trained_clean(whole: Whole, like: Record) -> tuple[str, Record, str] | None:
+def trained_clean(whole: SweepData, like: Record) -> tuple[str, Record, str] | None:
     """A network of this sweep trained without poison, with the model and data of `like`: from a
     cell without poison, else the oracle's retraining, else any retraining with no poison left.
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from backdoor_lab.analysis.intervals import half_width
 from backdoor_lab.figures.style import mark, new, styled
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.values import is_count
-from backdoor_lab.tables.layout import Group
+from backdoor_lab.tables.layout import TableGroup
 from backdoor_lab.tables.markup import short
 
 Array = NDArray[Any]
@@ -102,14 +102,14 @@ def draw_lines(axes: Axes, lines: Sequence[Series], *, first: int = 0) -> None:
         axes.set_xlim(known.min() - 0.15 * width, known.max() + 0.15 * width)
 
 
-def panels(group: Group, predicted: Mapping[str, float] | None = None) -> list[Panel]:
+def panels(group: TableGroup, predicted: Mapping[str, float] | None = None) -> list[Panel]:
     """The panels of a table's done cells, one per target class. The x axis is the ratio in percent
     or, if the protocol counts images, the number of images. `predicted` maps a cell's id to the
     AUROC predicted from its features."""
     ratio_of = group.traits.get("protocol.ratio_of")
     counted = any(is_count(each.choices["ratio"], ratio_of) for each in group.cells if each.choices)
     axis, scale = ("poisoned images", 1) if counted else (Panel.axis, 100)
-    by_target: dict[str, list[Cell]] = defaultdict(list)
+    by_target: dict[str, list[CellRecord]] = defaultdict(list)
     for cell in group.cells:
         if cell.done and cell.choices:
             by_target[str(cell.choices["target"])].append(cell)
@@ -127,7 +127,7 @@ def panels(group: Group, predicted: Mapping[str, float] | None = None) -> list[P
     ]
 
 
-def _series(cells: Sequence[Cell], measure: str, scale: int) -> list[Series]:
+def _series(cells: Sequence[CellRecord], measure: str, scale: int) -> list[Series]:
     """The line before any defense, with each seed counted once, then one line per defense in the
     order of the sweep. The x axis shows `scale` times the ratio."""
     before: dict[tuple[float, int], list[float]] = defaultdict(list)
@@ -147,7 +147,9 @@ def _series(cells: Sequence[Cell], measure: str, scale: int) -> list[Series]:
     return [_estimate(name, found) for name, found in named if found]
 
 
-def _detection(cells: Sequence[Cell], predicted: Mapping[str, float], scale: int) -> list[Series]:
+def _detection(
+    cells: Sequence[CellRecord], predicted: Mapping[str, float], scale: int
+) -> list[Series]:
     """The AUROC of each defense's scores, and the AUROC predicted from the features, per seed."""
     measured: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     promised: dict[tuple[float, int], float] = {}

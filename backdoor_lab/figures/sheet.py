@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.analysis.evidence import histogram, operating_point, removal_curve
-from backdoor_lab.analysis.material import Material, in_target, material
+from backdoor_lab.analysis.material import CellArtifacts, in_target, material
 from backdoor_lab.figures.course import draw_training
 from backdoor_lab.figures.detection import (
     draw_projections,
@@ -13,10 +13,10 @@ from backdoor_lab.figures.detection import (
     draw_scores,
 )
 from backdoor_lab.figures.images import draw_triggers
-from backdoor_lab.figures.inputs import Whole, attacked, losses_of, projected, trigger_rows
+from backdoor_lab.figures.inputs import SweepData, attacked, losses_of, projected, trigger_rows
 from backdoor_lab.figures.ratios import MEASURES, draw_lines, panels
 from backdoor_lab.figures.style import new, styled
-from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.sweeps import CONTROLS
 from backdoor_lab.tables.layout import split
 from backdoor_lab.tables.markup import short
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @styled
-def sheet(whole: Whole) -> Figure | None:
+def sheet(whole: SweepData) -> Figure | None:
     """Left: triggers and ASR against the ratio. Right: scores, projections, removal curve and
     losses of the first done cell whose defense is not a control and whose data is all stored. None
     if there is no such cell."""
@@ -39,7 +39,9 @@ def sheet(whole: Whole) -> Figure | None:
     return None
 
 
-def _drawn(whole: Whole, name: str, record: dict[str, Any], found: Material) -> Figure | None:
+def _drawn(
+    whole: SweepData, name: str, record: dict[str, Any], found: CellArtifacts
+) -> Figure | None:
     where = in_target(found)
     poison, keep = found.training.is_poison, found.judged.keep
     bars = histogram(found.judged.scores[where], poison[where], keep[where])
@@ -53,7 +55,7 @@ def _drawn(whole: Whole, name: str, record: dict[str, Any], found: Material) -> 
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(1, 2))[0]
     above, below = left.subfigures(2, 1, squeeze=False, height_ratios=(1.15, 1))[:, 0]
     draw_triggers(above, *trigger_rows(triggers[:3]))
-    panel = panels(split(Facts([cell for cell, _ in whole.done()]))[0])[0]
+    panel = panels(split(CellFields([cell for cell, _ in whole.done()]))[0])[0]
     axes = below.subplots()
     draw_lines(axes, panel.lines["asr"])
     axes.set(title=panel.title, xlabel=panel.axis, ylabel=MEASURES["asr"], ylim=(-4, 104))

@@ -15,7 +15,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.figures.style import BLACK, mark, new, styled
 from backdoor_lab.results.facts import under_names
 from backdoor_lab.results.measures import MEASURE, figure_of, under_name
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.tables.layout import PivotSpec, slug, telling
 from backdoor_lab.tables.markup import short
 from backdoor_lab.tables.pivot import PivotTable, pivot_cells
@@ -51,7 +51,7 @@ class Panel:
     accuracy: Curve | None = None
 
 
-def against_strength(cells: Sequence[Cell]) -> Iterator[tuple[str, Figure]]:
+def against_strength(cells: Sequence[CellRecord]) -> Iterator[tuple[str, Figure]]:
     """Yield a file name and figure for each of FIGURES that was measured under transformations, for
     each set of cells that differ only in trigger and seed."""
     measured = [cell for cell in cells if cell.done and under_names([cell])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.core import stopping
-from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.core.lazy import Tensor, torch
 
 
@@ -16,7 +16,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
     """
     stopping.check()
     if not bool(torch.isfinite(loss)):
-        raise Diverged(f"{name} is {loss.item()}")
+        raise DivergedError(f"{name} is {loss.item()}")
     tensors = [each for group in optimizer.param_groups for each in group["params"]]
     optimizer.zero_grad()
     loss.backward(inputs=[each for each in tensors if each.requires_grad])

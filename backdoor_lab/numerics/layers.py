@@ -23,7 +23,7 @@ def head(net: nn.Module) -> nn.Linear:
     return layers[-1]
 
 
-class Tap:
+class FeatureHook:
     """Records a layer's features during a forward pass: ``with Tap(net, layer) as tap``.
 
     `layer` is ``penultimate`` (the input of the last linear layer) or a module's name
@@ -37,7 +37,7 @@ class Tap:
         self._module, self._before = layer_of(net, layer)
         self._pool = layer.endswith(POOLED)
 
-    def __enter__(self) -> Tap:
+    def __enter__(self) -> FeatureHook:
         if self._before:
             self._handle = self._module.register_forward_pre_hook(self._catch_input)
         else:

@@ -17,18 +17,18 @@ from typing import Any
 from backdoor_lab.compare.compare_text import Comparison
 from backdoor_lab.compare.compare_text import grid as compare_grid
 from backdoor_lab.compare.comparison import RANDOM
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.checks import inside
 from backdoor_lab.core.small_files import clear_link, write_ours
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.page.page_facts import facts
 from backdoor_lab.page.page_pictures import all_pictures
 from backdoor_lab.page.page_rows import Column, columns, figure, shared
-from backdoor_lab.results.records import MISSING, Cell
-from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.records import MISSING, CellRecord
+from backdoor_lab.results.stored import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import TABLES, Sweep
 from backdoor_lab.results.whereabouts import find_store
-from backdoor_lab.tables.markup import Grid
+from backdoor_lab.tables.markup import TextTable
 from backdoor_lab.tables.pivot import PivotTable
 from backdoor_lab.tables.text import grids
 from backdoor_lab.templates import asset, json_data, render
@@ -46,7 +46,9 @@ SCRIPTS = ("charts.js", "details.js", "table.js")
 STYLE = "page.css"
 
 
-def write_page(sweep_folder: Path, store: Path | None = None, report: Report | None = None) -> Path:
+def write_page(
+    sweep_folder: Path, store: Path | None = None, report: SweepReport | None = None
+) -> Path:
     """Write `<sweep_folder>/index.html` from the records and return its path.
 
     `store` is the folder of stage outputs, for pictures (None: see `find_store`). Without a store,
@@ -56,16 +58,16 @@ def write_page(sweep_folder: Path, store: Path | None = None, report: Report | N
     folder = Path(sweep_folder)
     clear_link(folder / PAGE)
     path = inside(folder, folder / PAGE)
-    report = Report.of(folder) if report is None else report
+    report = SweepReport.of(folder) if report is None else report
     if len(report.sweep.cells) > MOST_CELLS:
         text = short_page(report)
     else:
-        text = page(report, raw_records(folder), Shelf(find_store(folder, store)))
+        text = page(report, raw_records(folder), ArtifactReader(find_store(folder, store)))
     write_ours(path, text.encode("utf-8", errors="backslashreplace"))
     return path
 
 
-def page(report: Report, records: dict[str, dict[str, Any]], shelf: Shelf) -> str:
+def page(report: SweepReport, records: dict[str, dict[str, Any]], shelf: ArtifactReader) -> str:
     """The page as text. `records` maps cell ids to records, as `raw_records` returns them."""
     cells = report.sweep.cells
     return _filled(
@@ -73,13 +75,13 @@ def page(report: Report, records: dict[str, dict[str, Any]], shelf: Shelf) -> st
     )
 
 
-def short_page(report: Report) -> str:
+def short_page(report: SweepReport) -> str:
     """The page of a sweep with more than MOST_CELLS cells: its settings and tables only."""
     return _filled(report, asset(), [], lambda room: json_data({}))
 
 
 def _filled(
-    report: Report, script: str, shown: Sequence[Column], data: Callable[[int], str]
+    report: SweepReport, script: str, shown: Sequence[Column], data: Callable[[int], str]
 ) -> str:
     """Fill the template. `data` receives the number of bytes that the rest of the page leaves."""
     sweep, style = report.sweep, asset(STYLE)
@@ -105,9 +107,9 @@ def _states(sweep: Sweep) -> dict[str, int]:
     return {state: found[state] for state in ("done", "failed", "diverged", MISSING)}
 
 
-def _grids(tables: Sequence[PivotTable]) -> list[Grid]:
+def _grids(tables: Sequence[PivotTable]) -> list[TextTable]:
     """The tables in order, without notes that an earlier table already has."""
-    shown: list[Grid] = []
+    shown: list[TextTable] = []
     seen: set[str] = set()
     for grid in (grid for each in tables for grid in grids(each)):
         fresh = [note for note in grid.notes if note not in seen]
@@ -117,7 +119,7 @@ def _grids(tables: Sequence[PivotTable]) -> list[Grid]:
     return shown
 
 
-def _compared(found: Comparison | None) -> Grid | None:
+def _compared(found: Comparison | None) -> TextTable | None:
     """The defenses compared with the control `random`. A long comparison is reduced to its summary
     lines."""
     if found is not None and (every := len(found.lines)) > MOST_LINES:
@@ -130,7 +132,10 @@ def _compared(found: Comparison | None) -> Grid | None:
 
 
 def _data(
-    cells: Sequence[Cell], records: dict[str, dict[str, Any]], shelf: Shelf, room: int
+    cells: Sequence[CellRecord],
+    records: dict[str, dict[str, Any]],
+    shelf: ArtifactReader,
+    room: int,
 ) -> str:
     """The records and pictures of all cells as JSON."""
     given = [records.get(cell.id, {}) for cell in cells]

@@ -17,12 +17,12 @@ from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.page_pictures import late
 from backdoor_lab.page.write import check_name, write_as_named
-from backdoor_lab.results.records import Cell
-from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.records import CellRecord
+from backdoor_lab.results.stored import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import Sweep, one_sweep
 from backdoor_lab.results.values import flat, ratio_words, words
 from backdoor_lab.results.whereabouts import find_store
-from backdoor_lab.tables.markup import Grid, short
+from backdoor_lab.tables.markup import TextTable, short
 from backdoor_lab.tables.writers import FORMATS, Document, markdown
 
 Record = dict[str, Any]
@@ -30,19 +30,19 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Line:
+class AnswerRow:
     """One line of results: the names that identify it, and its statistics (a dataclass)."""
 
     names: tuple[str, ...]
     found: Any
 
 
-Answers = tuple[list[str], list[Line]]
-LinesOf = Callable[[Sequence[Cell], dict[str, Record], Shelf], Answers]
+Answers = tuple[list[str], list[AnswerRow]]
+LinesOf = Callable[[Sequence[CellRecord], dict[str, Record], ArtifactReader], Answers]
 
 
 @dataclass(frozen=True)
-class Question:
+class AnalysisSpec:
     """An analysis command: its `name` and help text (`asks`), the dataclass of its statistics
     (`kind`) with a column head per field, the `notes` below the table, what it needs from the store
     (`wants`, for messages), and `text`, which formats one statistic."""
@@ -56,7 +56,7 @@ class Question:
     text: Callable[[str, float], str]
 
 
-def answer(question: Question, lines_of: LinesOf, arguments: Sequence[str] | None) -> int:
+def answer(question: AnalysisSpec, lines_of: LinesOf, arguments: Sequence[str] | None) -> int:
     """Run the command: print the table, and write it to --out if given. Exit codes: 0 done, 2 if
     the folder is not a sweep or its store holds nothing to analyze."""
     return run_command(
@@ -64,14 +64,14 @@ def answer(question: Question, lines_of: LinesOf, arguments: Sequence[str] | Non
     )
 
 
-def _answer(question: Question, lines_of: LinesOf, asked: Namespace) -> int:
+def _answer(question: AnalysisSpec, lines_of: LinesOf, asked: Namespace) -> int:
     store = asked.store
     if asked.out is not None:
         check_name(asked.out, FORMATS)
     if store is not None and not store.is_dir():
         raise ConfigError(f"no such folder: {store}")
     sweep = one_sweep(asked.folder)
-    shelf = Shelf(find_store(sweep.folder, store), checked=True)
+    shelf = ArtifactReader(find_store(sweep.folder, store), checked=True)
     labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), shelf)
     if not lines:
         raise ConfigError(_nothing(question, sweep, shelf))
@@ -86,7 +86,7 @@ def _answer(question: Question, lines_of: LinesOf, asked: Namespace) -> int:
     return EXIT_DONE
 
 
-def _nothing(question: Question, sweep: Sweep, shelf: Shelf) -> str:
+def _nothing(question: AnalysisSpec, sweep: Sweep, shelf: ArtifactReader) -> str:
     reasons = [*sweep.warnings, *shelf.notes]
     why = f": {'; '.join(reasons)}" if reasons else ""
     return (
@@ -96,14 +96,14 @@ def _nothing(question: Question, sweep: Sweep, shelf: Shelf) -> str:
 
 
 def collect(
-    cells: Sequence[Cell],
+    cells: Sequence[CellRecord],
     records: dict[str, Record],
     stage: str,
     tell: Callable[[Record], T | None],
-) -> list[tuple[Cell, T]]:
+) -> list[tuple[CellRecord, T]]:
     """Apply `tell` to the record of every done cell, once per output of `stage`. Omits results
     that are None, and cells whose trigger is applied after augmentation (clean stored images)."""
-    found: dict[str, tuple[Cell, T]] = {}
+    found: dict[str, tuple[CellRecord, T]] = {}
     for cell in cells:
         record, at = records.get(cell.id), _place(cell, stage)
         if not cell.done or record is None or at is None or at in found or late(record):
@@ -114,14 +114,14 @@ def collect(
     return list(found.values())
 
 
-def _place(cell: Cell, name: str) -> str | None:
+def _place(cell: CellRecord, name: str) -> str | None:
     """The id of a cell's stage in the store."""
     stages = cell.run.get("stages")
     entry = stages.get(name) if isinstance(stages, dict) else None
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else None
 
 
-def named(cell: Cell) -> defaultdict[str, str]:
+def named(cell: CellRecord) -> defaultdict[str, str]:
     """The choices of a cell and the values of its protocol and configuration, as text."""
     config = dict(flat(json.loads(cell.config or "{}")))
     config |= {f"protocol.{name}": value for name, value in (cell.protocol or {}).items()}
@@ -131,7 +131,7 @@ def named(cell: Cell) -> defaultdict[str, str]:
 
 
 def _document(
-    question: Question, title: str, labels: Sequence[str], lines: Sequence[Line]
+    question: AnalysisSpec, title: str, labels: Sequence[str], lines: Sequence[AnswerRow]
 ) -> Document:
     """The results as a document. Spreadsheets get unrounded values, empty where undefined."""
     names = [field.name for field in fields(question.kind)]
@@ -141,11 +141,11 @@ def _document(
         rows.append([*map(short, each.names), *(question.text(name, v) for name, v in figures)])
         values.append([*each.names, *(v if math.isfinite(v) else None for _, v in figures)])
     heads = [*labels, *(question.heads[name] for name in names)]
-    grid = Grid(title, heads, rows, list(question.notes), len(labels))
+    grid = TextTable(title, heads, rows, list(question.notes), len(labels))
     return Document(title, [grid], [*labels, *names], values)
 
 
-def _parser(question: Question) -> Parser:
+def _parser(question: AnalysisSpec) -> Parser:
     parser = parser_of(question.name, question.asks)
     parser.add_argument("folder", metavar="FOLDER", help="a sweep")
     parser.add_argument(

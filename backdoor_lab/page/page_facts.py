@@ -16,7 +16,7 @@ _DEEPEST = 8
 
 
 @dataclass(frozen=True)
-class Facts:
+class PageFields:
     """Values of several records by dotted name. `common`: those equal in all records; `own`: for
     each record the values of `names`, None where it has none."""
 
@@ -25,7 +25,7 @@ class Facts:
     own: list[list[str | None]]
 
 
-def facts(records: Sequence[Mapping[str, Any]]) -> Facts:
+def facts(records: Sequence[Mapping[str, Any]]) -> PageFields:
     """The values of `records`, without the long lists of indices. Empty records (of cells that have
     not run) are ignored when determining the common values."""
     flats = [dict(_flat(record)) for record in records]
@@ -37,7 +37,7 @@ def facts(records: Sequence[Mapping[str, Any]]) -> Facts:
         if len(told) > 1 and all(flat.get(name) == told[0].get(name) for flat in told)
     }
     differing = [name for name in names if name not in common]
-    return Facts(common, differing, [[flat.get(name) for name in differing] for flat in flats])
+    return PageFields(common, differing, [[flat.get(name) for name in differing] for flat in flats])
 
 
 def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterator[tuple[str, str]]:

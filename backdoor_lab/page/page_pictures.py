@@ -23,9 +23,9 @@ from backdoor_lab.analysis.evidence import (
     sampled,
     thinned,
 )
-from backdoor_lab.analysis.material import Material, in_target, material
+from backdoor_lab.analysis.material import CellArtifacts, in_target, material
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.results.stored import Shelf
+from backdoor_lab.results.stored import ArtifactReader
 
 Array = NDArray[Any]
 Shown = dict[str, Any]
@@ -40,7 +40,7 @@ _IMAGES = (8, 6, 4, 3, 2, 1)
 _KINDS = 3
 
 
-def all_pictures(shelf: Shelf, records: Iterable[Shown], budget: int) -> list[Shown]:
+def all_pictures(shelf: ArtifactReader, records: Iterable[Shown], budget: int) -> list[Shown]:
     """The pictures of each record, all together within `budget` bytes of JSON.
 
     Charts come first, in the order of the records, then images, the same number for each cell.
@@ -67,7 +67,7 @@ def _size(value: Shown) -> int:
     return len(json.dumps(value, separators=(",", ":")))
 
 
-def _charts(shelf: Shelf, record: Shown, points: int) -> Shown:
+def _charts(shelf: ArtifactReader, record: Shown, points: int) -> Shown:
     shown: Shown = {"notes": [], "loss": _losses(shelf, record)}
     found = material(shelf, record)
     if found is None:
@@ -88,7 +88,7 @@ def _charts(shelf: Shelf, record: Shown, points: int) -> Shown:
     return shown
 
 
-def _losses(shelf: Shelf, record: Shown) -> Shown:
+def _losses(shelf: ArtifactReader, record: Shown) -> Shown:
     """The loss per epoch of both trainings as [epoch, loss] pairs, thinned if there are many."""
     found = {}
     for stage in ("train", "retrain"):
@@ -132,7 +132,9 @@ def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
     return {"points": flat, "totals": totals, "span": span}
 
 
-def _add_images(shelf: Shelf, records: list[Shown], made: list[Shown], budget: int) -> None:
+def _add_images(
+    shelf: ArtifactReader, records: list[Shown], made: list[Shown], budget: int
+) -> None:
     """Add ``images`` to each of `made`, the same number per cell, within `budget` bytes."""
     wanted = [n for n, each in enumerate(made) if "scores" in each]
     limit = None
@@ -168,7 +170,7 @@ def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:
     return fit[0] if fit else _IMAGES[-1]
 
 
-def _strip(found: Material, limit: int) -> Shown:
+def _strip(found: CellArtifacts, limit: int) -> Shown:
     """The picked images in one PNG, with the score, label and original label of each."""
     training, judged = found.training, found.judged
     chosen = picks(judged.scores, judged.keep, training.is_poison, training.is_cover, limit)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.measures import IMAGES, MEASURE
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.values import ratio_words, words
 from backdoor_lab.tables.markup import NOTHING
 
@@ -40,7 +40,7 @@ class Column:
         return texts if named and 1 < len(texts) <= _MOST_CHOICES else []
 
 
-def columns(cells: Sequence[Cell]) -> list[Column]:
+def columns(cells: Sequence[CellRecord]) -> list[Column]:
     """Trigger, target, ratio and defense, other choices that differ between cells, the numbers that
     any cell has, seconds and status."""
     chosen = [_choice(cells, name) for name in (*ALWAYS, *_varied(cells))]
@@ -57,7 +57,7 @@ def columns(cells: Sequence[Cell]) -> list[Column]:
     ]
 
 
-def shared(cells: Sequence[Cell]) -> dict[str, str]:
+def shared(cells: Sequence[CellRecord]) -> dict[str, str]:
     """The choices common to all cells, except those that have a column."""
     known = [cell.choices for cell in cells if cell.choices]
     names = sorted({name for choices in known for name in choices} - set(ALWAYS))
@@ -65,13 +65,13 @@ def shared(cells: Sequence[Cell]) -> dict[str, str]:
     return {name: plain(found.pop()) for name, found in values.items() if len(found) == 1}
 
 
-def _varied(cells: Sequence[Cell]) -> list[str]:
+def _varied(cells: Sequence[CellRecord]) -> list[str]:
     names = sorted({name for cell in cells for name in cell.choices} - set(ALWAYS))
     same = shared(cells)
     return [name for name in names if name not in same]
 
 
-def _choice(cells: Sequence[Cell], name: str) -> Column:
+def _choice(cells: Sequence[CellRecord], name: str) -> Column:
     given = [cell.choices.get(name) for cell in cells]
     known = [bool(cell.choices) for cell in cells]
     numeric = name in ("ratio", "seed")
@@ -81,26 +81,26 @@ def _choice(cells: Sequence[Cell], name: str) -> Column:
     return Column(plain(name).capitalize(), f"choice `{plain(name)}`", numeric, texts)
 
 
-def _ratio(cell: Cell) -> str:
+def _ratio(cell: CellRecord) -> str:
     value = cell.choices.get("ratio")
     known = (cell.protocol or {}).get("ratio_of")
     return NOTHING if value is None else ratio_words(value, known)
 
 
-def figure(cell: Cell, name: str) -> str:
+def figure(cell: CellRecord, name: str) -> str:
     """One number of a cell, rounded as in the tables."""
     measure, value = MEASURE[name], cell.numbers.get(name)
     return NOTHING if value is None else f"{value * measure.scale:.{measure.digits(1)}f}"
 
 
-def _figure(cells: Sequence[Cell], name: str) -> Column:
+def _figure(cells: Sequence[CellRecord], name: str) -> Column:
     measure = MEASURE[name]
     texts = [figure(cell, name) for cell in cells]
     says = f"{measure.says}{'' if measure.unit != IMAGES else ' (number)'}"
     return Column(measure.head, says, True, texts)
 
 
-def _seconds(cell: Cell) -> float | None:
+def _seconds(cell: CellRecord) -> float | None:
     stages = cell.run.get("seconds")
     given = stages.values() if isinstance(stages, dict) else []
     spent = [s for value in given if (s := non_negative(value, high=LONGEST)) is not None]

@@ -13,7 +13,7 @@ from typing import TextIO
 
 from backdoor_lab.compare import compare_text
 from backdoor_lab.compare.comparison import RANDOM
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.checks import NAME, inside
 from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.core.files import write_atomic
@@ -38,7 +38,7 @@ def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> li
     Logs one warning per damaged file. Raises ConfigError if `tables` leads out of the sweep, and
     OSError if it cannot be written.
     """
-    report = Report(read_sweep(Path(sweep_dir), failed))
+    report = SweepReport(read_sweep(Path(sweep_dir), failed))
     for warning in report.sweep.warnings:
         log.warning("%s", warning)
     tables, files = contents(report)
@@ -53,7 +53,7 @@ def print_tables(tables: Iterable[PivotTable], file: TextIO | None = None) -> No
 
 
 def contents(
-    report: Report, layout: PivotSpec | None = None
+    report: SweepReport, layout: PivotSpec | None = None
 ) -> tuple[list[PivotTable], dict[str, str]]:
     """The tables to show (those of `layout` if given), and the text of every file by name: these
     tables, those of all layouts requested earlier, and the comparison with the control `random` if
@@ -108,7 +108,7 @@ def _layouts(sweep: Sweep) -> list[PivotSpec]:
     return remembered(entries, sweep.cells)
 
 
-def write_files(report: Report, files: dict[str, str]) -> None:
+def write_files(report: SweepReport, files: dict[str, str]) -> None:
     """Write `files` into the sweep's tables folder, then its page. Removes files of an earlier run
     that are no longer produced, as they would be outdated."""
     from backdoor_lab.page.document import write_page

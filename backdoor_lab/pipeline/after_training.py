@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.core.store import Entry, Store
-from backdoor_lab.core.types import Dataset, Features, Poisoned, TrainingSet, Verdict
-from backdoor_lab.defenses.base import TruthControl
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.core.store import Artifact, Store
+from backdoor_lab.core.types import Dataset, Features, FilterResult, PoisonResult, TrainingSet
+from backdoor_lab.defenses.base import OracleControl
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress
@@ -25,7 +25,7 @@ from backdoor_lab.pipeline.stages.judging import (
 )
 from backdoor_lab.pipeline.stages.providing import material_facts, material_of, repair_stage
 from backdoor_lab.pipeline.stages.training import filtered
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.module import Classifier
 
 
@@ -35,8 +35,8 @@ class Attacked:
     the trigger's preparation."""
 
     data: Dataset
-    poisoned: Poisoned
-    prepared: Entry | None
+    poisoned: PoisonResult
+    prepared: Artifact | None
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Trained:
 class Defended:
     """A defense's filter result, and the images and networks that a repair works on."""
 
-    verdict: Verdict
+    verdict: FilterResult
     provided: Provided | None = None
 
 
@@ -67,9 +67,9 @@ class DefendCell:
     attacked: Attacked
     weights: str
     store: Store
-    machine: Machine
+    machine: ComputeDevice
     progress: Progress
-    stages: dict[str, Entry]
+    stages: dict[str, Artifact]
     train: Callable[[str, Dataset, TrainingSet], Trained]
 
     def extract(self, model: Classifier) -> Evidence:
@@ -86,7 +86,7 @@ class DefendCell:
 
     def defend(self, evidence: Evidence) -> Defended:
         """The result of the filter; a repair scores no images."""
-        if isinstance(self.cell.defense, Repair):
+        if isinstance(self.cell.defense, ModelRepair):
             return Defended(nothing_removed(len(evidence.features.labels)), evidence.provided)
         self.progress.stage("filter")
         verdict, self.stages["filter"] = filter_stage(
@@ -99,9 +99,9 @@ class DefendCell:
         defense, data = self.cell.defense, self.attacked.data
         if not self.cell.retrain:
             return None
-        if isinstance(defense, Repair):
+        if isinstance(defense, ModelRepair):
             return self._repair(defense, result.provided)
-        if isinstance(defense, TruthControl) and defense.restores:
+        if isinstance(defense, OracleControl) and defense.restores:
             return self.train("retrain", data, clean(data.train))
         training = self.attacked.poisoned.training
         return self.train("retrain", data, filtered(training, result.verdict.keep, self.cell, data))
@@ -114,7 +114,7 @@ class DefendCell:
             model.memory_format,
         )
 
-    def _held_out(self, seer: Seer, weights: str) -> tuple[Features, Entry]:
+    def _held_out(self, seer: Seer, weights: str) -> tuple[Features, Artifact]:
         test = self.attacked.data.test
         found = clean_stage(self.cell, test, seer, weights, self.store, self.machine)
         self.stages["clean"] = found[1]
@@ -130,7 +130,7 @@ class DefendCell:
         self.stages[AUTOENCODER] = entry
         return net, entry.meta["weights"]
 
-    def _repair(self, repair: Repair, provided: Provided | None) -> Trained:
+    def _repair(self, repair: ModelRepair, provided: Provided | None) -> Trained:
         assert provided is not None
         self.progress.stage("repair")
         training = self.attacked.poisoned.training

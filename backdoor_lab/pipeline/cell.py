@@ -9,11 +9,11 @@ from typing import Any
 
 from backdoor_lab import identity
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.attacks.plan import Plan, implied
+from backdoor_lab.attacks.plan import PoisonSpec, implied
 from backdoor_lab.core.build import takes_options, with_shared
 from backdoor_lab.core.files import digest
 from backdoor_lab.core.letters import transcribed
-from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.defenses.base import OracleControl
 from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.pipeline.participants import marks
@@ -135,11 +135,11 @@ class Cell:
         return said | implied(self._labels, on_source=chosen_by_trigger)
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> PoisonSpec:
         """The attack, with classes as numbers."""
         words = {key: self.protocol[key] for key in PLANNED}
         source, target = self.pair
-        return Plan(target, source, self.ratio, **words)
+        return PoisonSpec(target, source, self.ratio, **words)
 
     @property
     def pair(self) -> tuple[int | None, int]:
@@ -254,7 +254,7 @@ class Cell:
     @property
     def told(self) -> list[str]:
         """What the defense declares to require."""
-        return [] if isinstance(self.defense, TruthControl) else self.defense.told()
+        return [] if isinstance(self.defense, OracleControl) else self.defense.told()
 
 
 def _complete(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

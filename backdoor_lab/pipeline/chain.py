@@ -10,25 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab import identity
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import faults
 from backdoor_lab.core.errors import (
     OUT_OF_MEMORY,
-    Diverged,
+    DivergedError,
     LabError,
-    OutOfMemory,
-    Stopped,
+    OutOfMemoryError,
+    StoppedError,
     failed_status,
     is_out_of_memory,
     reason_of,
 )
-from backdoor_lab.core.store import Entry, Store
-from backdoor_lab.core.types import Dataset, TrainingSet, Verdict
+from backdoor_lab.core.store import Artifact, Store
+from backdoor_lab.core.types import Dataset, FilterResult, TrainingSet
 from backdoor_lab.data.cache import open_dataset, overlap
 from backdoor_lab.pipeline.after_training import Attacked, DefendCell, Trained
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.pipeline.progress import Progress, Report
+from backdoor_lab.pipeline.progress import Progress, ProgressCallback
 from backdoor_lab.pipeline.record import FITTED, record_body, record_head, run_facts
 from backdoor_lab.pipeline.stages.training import (
     measure_stage,
@@ -40,8 +40,8 @@ from backdoor_lab.pipeline.stages.training import (
 from backdoor_lab.pipeline.stages.transformed import transformed_stage
 from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
-from backdoor_lab.training.fit import Job, fit
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.fit import TrainingJob, fit
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.module import Classifier
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ TRAIN_ACCURACY = dict(zip(("train", "retrain"), FITTED, strict=True))
 """Stage names: the training accuracy after the first training and after retraining."""
 
 
-class Chain:
+class CellPipeline:
     """Runs one cell through its stages.
 
     `stages` holds the stages published so far, for the record, which is also written when the cell
@@ -61,7 +61,7 @@ class Chain:
         self,
         cell: Cell,
         store: Store,
-        machine: Machine,
+        machine: ComputeDevice,
         progress: Progress,
         *,
         logger: Callable[[str], Any] = lambda stage: False,
@@ -69,7 +69,7 @@ class Chain:
     ) -> None:
         self.cell, self.store, self.machine, self.progress = cell, store, machine, progress
         self.logger, self.checkpoint = logger, checkpoint
-        self.stages: dict[str, Entry] = {}
+        self.stages: dict[str, Artifact] = {}
 
     def run(self) -> dict[str, Any]:
         """Run all stages; returns the metrics for the cell's record."""
@@ -83,7 +83,7 @@ class Chain:
         self.progress.stage("load", detail=f"on {self.machine.describe()}")
         cell, plan, prepared = self.cell, self.cell.plan, None
         data = open_dataset(cell.parts.data, self.store)
-        work = Workshop(
+        work = AttackContext(
             data.train, plan.target, plan.source, cell.seed,
             lambda: self._surrogate(data), self.machine.device,
         )  # fmt: skip
@@ -97,7 +97,7 @@ class Chain:
         )
         return Attacked(data, poisoned, prepared)
 
-    def defended(self, attacked: Attacked) -> Verdict:
+    def defended(self, attacked: Attacked) -> FilterResult:
         """train -> extract -> filter -> retrain, evaluating both networks; returns the filter
         result."""
         trained = self._train("train", attacked.data, attacked.poisoned.training)
@@ -116,12 +116,12 @@ class Chain:
         """Train a network on `training` and measure its training accuracy."""
         self.progress.stage(stage)
 
-        def fit_it(job: Job, scratch: Path) -> Classifier:
+        def fit_it(job: TrainingJob, scratch: Path) -> Classifier:
             return fit(
                 job,
                 self.machine,
                 scratch=scratch if self.checkpoint else None,
-                callbacks=[Report(self.progress, stage)],
+                callbacks=[ProgressCallback(self.progress, stage)],
                 logger=self.logger(stage),
             )
 
@@ -166,7 +166,7 @@ class Chain:
         return int(self.store.get("overlap", inputs, count).meta["overlap"])
 
 
-def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[str, Any]:
+def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> dict[str, Any]:
     """Run a cell and write its record, even if it fails. Raises only Stopped.
 
     A cell whose record says that it is done is not run again.
@@ -177,7 +177,7 @@ def run_cell(cell: Cell, folder: Path, chain: Chain, *, command: str) -> dict[st
     with chain.progress:
         try:
             body = chain.run()
-        except Stopped:
+        except StoppedError:
             raise
         except Exception as error:
             body = failure(error, cell)
@@ -202,8 +202,8 @@ def failure(error: Exception, cell: Cell) -> dict[str, Any]:
     if is_out_of_memory(error):
         first = reason_of(error).splitlines()[0]
         message = f"{first} (recipe.batch={cell.recipe.batch}, not lowered by itself)"
-        return {"status": OUT_OF_MEMORY, "error": str(OutOfMemory(message))}
-    if isinstance(error, Diverged):
+        return {"status": OUT_OF_MEMORY, "error": str(OutOfMemoryError(message))}
+    if isinstance(error, DivergedError):
         return {"status": f"diverged: {error}", "error": str(error)}
     reason = reason_of(error)
     return {"status": failed_status(reason), "error": reason}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from backdoor_lab import identity
 from backdoor_lab.data.base import Source
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.numerics.layers import AUTOENCODER
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def marks(cell: Cell, source: Source) -> identity.Marks:
 
 def stages_of(cell: Cell) -> list[str]:
     """The stages that a cell runs; retraining is also the stage ``train``."""
-    repairs = isinstance(cell.defense, Repair)
+    repairs = isinstance(cell.defense, ModelRepair)
     asked = {
         "prepare": cell.trigger.needs_preparing,
         "transformed": bool(cell.asr_under),

@@ -8,12 +8,12 @@ from typing import Any
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.core.build import Shared, build
 from backdoor_lab.data.base import Source
-from backdoor_lab.defenses.base import Defense, TruthControl
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.base import Defense, OracleControl
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.training.recipe import Recipe
 
-Choice = Defense | TruthControl | Repair
+Choice = Defense | OracleControl | ModelRepair
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def source_of(config: dict[str, Any]) -> Source:
 def defense_of(config: dict[str, Any]) -> Choice:
     """The filter, control or repair of a full configuration. `FilterOptions` that its config does
     not set come from the protocol."""
-    kinds: Any = (Defense, TruthControl, Repair)
+    kinds: Any = (Defense, OracleControl, ModelRepair)
     found: Choice = build(
         "defense", config["defense"], kinds, Shared(shared(config), FilterOptions)
     )

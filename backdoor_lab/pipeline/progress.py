@@ -160,7 +160,7 @@ class Progress:
                 part.unlink(missing_ok=True)
 
 
-class Report(pl.Callback):
+class ProgressCallback(pl.Callback):
     """Forwards a training's progress, and stops the training when a stop is requested."""
 
     def __init__(self, progress: Progress, stage: str) -> None:

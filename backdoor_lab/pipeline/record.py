@@ -12,13 +12,13 @@ from typing import Any
 from backdoor_lab.attacks.plan import eligible_count
 from backdoor_lab.core.files import digest
 from backdoor_lab.core.lazy import torch
-from backdoor_lab.core.store import Entry
-from backdoor_lab.core.types import Dataset, Poisoned, Verdict
+from backdoor_lab.core.store import Artifact
+from backdoor_lab.core.types import Dataset, FilterResult, PoisonResult
 from backdoor_lab.defenses import curves
-from backdoor_lab.defenses.base import TruthControl
+from backdoor_lab.defenses.base import OracleControl
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.training import versions
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.machine import ComputeDevice
 
 SCHEMA = 1
 PLACES = ("root", "download")
@@ -38,7 +38,7 @@ def record_head(cell: Cell) -> dict[str, Any]:
         "choices": cell.choices,
         "protocol": cell.protocol,
         # The protocol's filter options that this defense uses.
-        "applied": {} if isinstance(cell.defense, TruthControl) else cell.defense.applied(),
+        "applied": {} if isinstance(cell.defense, OracleControl) else cell.defense.applied(),
         "config": cell.decides(),
         # A readable form of the data that config.data identifies by hash; without file paths.
         "dataset": described(cell),
@@ -67,8 +67,8 @@ def any_file(note: object) -> bool:
 
 
 def record_body(
-    cell: Cell, data: Dataset, poisoned: Poisoned, verdict: Verdict, stages: dict[str, Entry],
-    overlap: int,
+    cell: Cell, data: Dataset, poisoned: PoisonResult, verdict: FilterResult,
+    stages: dict[str, Artifact], overlap: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The metrics of a finished cell, from the outputs of its stages."""
     before = stages["measure1"].meta
@@ -119,7 +119,7 @@ def record_body(
     }  # fmt: skip
 
 
-def under(cell: Cell, stages: dict[str, Entry]) -> dict[str, Any]:
+def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:
     """The metrics under each transformation, by name; empty if there are none. `nat2` and `asr2`
     are None without a second network."""
     if not cell.asr_under:
@@ -134,7 +134,7 @@ def under(cell: Cell, stages: dict[str, Entry]) -> dict[str, Any]:
     return {"under": found}
 
 
-def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:
+def accused(cell: Cell, poisoned: PoisonResult, verdict: FilterResult) -> dict[str, int]:
     """For a filter that chooses classes itself: how many classes it flagged (`n_accused`), and how
     many of them contain poison (`n_named`). Empty if the classes were given, and for controls and
     repairs, which examine no class."""
@@ -147,13 +147,15 @@ def accused(cell: Cell, poisoned: Poisoned, verdict: Verdict) -> dict[str, int]:
     return {"n_accused": len(found), "n_named": len(found & guilty)}
 
 
-def _without_covers(verdict: Verdict, poisoned: Poisoned) -> tuple[Verdict, torch.Tensor]:
+def _without_covers(
+    verdict: FilterResult, poisoned: PoisonResult
+) -> tuple[FilterResult, torch.Tensor]:
     # Covers are triggered but correctly labeled: removing one is neither a hit nor a false alarm.
     plain = ~poisoned.is_cover
-    return Verdict(verdict.scores[plain], verdict.keep[plain]), poisoned.is_poison[plain]
+    return FilterResult(verdict.scores[plain], verdict.keep[plain]), poisoned.is_poison[plain]
 
 
-def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, Any] | None:
+def detection(verdict: FilterResult, is_poison: torch.Tensor) -> dict[str, Any] | None:
     """How well scores and removal separate poison from clean examples; None without poison.
 
     Over the scored examples (None if all are poison or all clean): `auroc`, `average_precision`,
@@ -180,7 +182,7 @@ def detection(verdict: Verdict, is_poison: torch.Tensor) -> dict[str, Any] | Non
     }
 
 
-def run_facts(stages: dict[str, Entry], machine: Machine, command: str) -> dict[str, Any]:
+def run_facts(stages: dict[str, Artifact], machine: ComputeDevice, command: str) -> dict[str, Any]:
     """Facts that may differ between two valid runs of the same cell."""
     seconds = {name: round(_seconds(entry), 3) for name, entry in stages.items()}
     rates = {name: _rate(stages[name]) for name in ("train", "retrain") if name in stages}
@@ -225,18 +227,18 @@ def commit_of(checkout: Path) -> str | None:
     return head.stdout.strip() + ("-dirty" if changes.stdout.strip() else "")
 
 
-def _stage_facts(entry: Entry) -> dict[str, Any]:
+def _stage_facts(entry: Artifact) -> dict[str, Any]:
     """Whether this run computed a stage, and on which machine, if known."""
     facts = {"id": entry.id, "made": entry.made}
     return facts | {key: entry.meta[key] for key in KEPT if key in entry.meta}
 
 
-def _seconds(entry: Entry) -> float:
+def _seconds(entry: Artifact) -> float:
     """Seconds that a stage took; for a resumed training, including its earlier epochs."""
     return entry.seconds + float(entry.meta.get("seconds_before", 0.0))
 
 
-def _rate(entry: Entry) -> float | None:
+def _rate(entry: Artifact) -> float | None:
     # Epochs since the last resume, divided by the seconds since then.
     epochs = len(entry.meta["loss"]) - entry.meta["resumed_after"]
     return round(epochs * entry.meta["n_train"] / max(entry.seconds, 1e-9), 1)

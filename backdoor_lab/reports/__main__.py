@@ -17,7 +17,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, LabError
 from backdoor_lab.core.options import Parser, options, parser_of
 from backdoor_lab.core.terminal import plain, print_error, run_command
@@ -65,7 +65,7 @@ def _layout(asked: dict[str, str], sweep: Sweep) -> PivotSpec | None:
 
 def _rebuild(sweep: Sweep, layout: PivotSpec | None) -> tuple[list[str], Exception | None]:
     """The tables to print, as text, and the error that prevented writing them, if any."""
-    report = Report(sweep)
+    report = SweepReport(sweep)
     tables, files = contents(report, layout)
     texts = [*map(markdown, tables)]
     try:

@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.errors import EXIT_DONE, DataError, many
 from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import parser_of, path_of
@@ -62,7 +62,7 @@ def freeze(folder: Path, out: Path, *, keep_curve: bool = False) -> int:
 
     Raises ConfigError if `folder` is not a sweep, DataError if a record is damaged.
     """
-    report = Report(one_sweep(str(folder)))
+    report = SweepReport(one_sweep(str(folder)))
     sweep = report.sweep
     if sweep.warnings:
         raise DataError(f"{folder}: {'; '.join(sweep.warnings[:3])}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.results.frame import frame_of
 from backdoor_lab.results.measures import UNDER
-from backdoor_lab.results.records import CHOICES, Cell
+from backdoor_lab.results.records import CHOICES, CellRecord
 from backdoor_lab.results.values import flat, is_count, ratio_words, sort_value, words
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Key = tuple[Any, ...]
 Words = tuple[str, ...]
 
 
-class Facts:
+class CellFields:
     """The choices of all cells, their resolved protocols as ``protocol.*``, and as ``config.*`` the
     config values that differ between cells with the same choices.
 
@@ -33,7 +33,10 @@ class Facts:
     """
 
     def __init__(
-        self, cells: Sequence[Cell], also: Iterable[str] = (), sweeps: Sequence[str] | None = None
+        self,
+        cells: Sequence[CellRecord],
+        also: Iterable[str] = (),
+        sweeps: Sequence[str] | None = None,
     ) -> None:
         """`also`: names of config values to include even if they do not differ. `sweeps`: the sweep
         name of each cell, for the frame."""
@@ -121,7 +124,7 @@ class Facts:
         return ranks
 
 
-def known_names(cells: Sequence[Cell]) -> list[str]:
+def known_names(cells: Sequence[CellRecord]) -> list[str]:
     """The choices and ``protocol.*`` names allowed in rows, columns and comparisons."""
     names = dict.fromkeys(CHOICES)
     for cell in cells:
@@ -130,13 +133,13 @@ def known_names(cells: Sequence[Cell]) -> list[str]:
     return list(names)
 
 
-def config_names(cells: Sequence[Cell]) -> list[str]:
+def config_names(cells: Sequence[CellRecord]) -> list[str]:
     """The ``config.*`` names that are allowed as well."""
     texts = {cell.config for cell in cells if cell.config is not None}
     return sorted({CONFIG + name for text in texts for name, _ in flat(json.loads(text))})
 
 
-def under_names(cells: Sequence[Cell]) -> list[str]:
+def under_names(cells: Sequence[CellRecord]) -> list[str]:
     """The measures on transformed test images that any of these cells has, in their order."""
     found = dict.fromkeys(name for cell in cells for name in cell.numbers)
     return [name for name in found if name.startswith(UNDER)]
@@ -152,10 +155,10 @@ def told(name: str, word: str) -> str:
     return word if name in _NAMES else f"{name.rpartition('.')[2]} {word}"
 
 
-def varied_config(cells: Sequence[Cell]) -> list[str]:
+def varied_config(cells: Sequence[CellRecord]) -> list[str]:
     """The config values (dotted names) that differ between cells with the same choices, except
     those that the resolved protocol shows already."""
-    families: dict[Key, dict[str, Cell]] = defaultdict(dict)
+    families: dict[Key, dict[str, CellRecord]] = defaultdict(dict)
     for cell in cells:
         if cell.config is not None:
             families[_family(cell)][cell.config] = cell
@@ -166,7 +169,7 @@ def varied_config(cells: Sequence[Cell]) -> list[str]:
     return sorted(varied)
 
 
-def _varied_among(cells: Sequence[Cell]) -> set[str]:
+def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
     """The config values that differ between these cells and that some protocol does not show."""
     configs: list[dict[str, str]] = []
     untold: set[str] = set()
@@ -179,7 +182,7 @@ def _varied_among(cells: Sequence[Cell]) -> set[str]:
     return {n for n in untold if len({each.get(n, unset) for each in configs}) > 1}
 
 
-def adopt(cells: Sequence[Cell], what: str) -> list[Any]:
+def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:
     """The protocol (or config) of each cell; a cell without one adopts that of the nearest cells
     that have one, if they agree."""
     own = [getattr(cell, what) for cell in cells]
@@ -197,12 +200,12 @@ def adopt(cells: Sequence[Cell], what: str) -> list[Any]:
     ]
 
 
-def _adopted(cell: Cell, what: str, known: dict[Key, list[Any]]) -> Any:
+def _adopted(cell: CellRecord, what: str, known: dict[Key, list[Any]]) -> Any:
     nearest = next((known[f] for f in _families(cell, what) if f in known), [])
     return nearest[0] if len(nearest) == 1 else None
 
 
-def _families(cell: Cell, what: str) -> list[Key]:
+def _families(cell: CellRecord, what: str) -> list[Key]:
     """Keys of related cells, nearest first: the other seeds of the cell; for a protocol, also the
     cells with the same defense, trigger and source (which may set its values), then of its name."""
     chosen = cell.choices
@@ -213,12 +216,12 @@ def _families(cell: Cell, what: str) -> list[Key]:
     return near
 
 
-def _family(cell: Cell) -> Key:
+def _family(cell: CellRecord) -> Key:
     return tuple(sorted((k, v) for k, v in cell.choices.items() if k != SEED and v is not None))
 
 
 def _facts(
-    cell: Cell, protocol: dict[str, Any] | None, config: str | None, names: Sequence[str]
+    cell: CellRecord, protocol: dict[str, Any] | None, config: str | None, names: Sequence[str]
 ) -> dict[str, Any]:
     if not cell.choices:
         return {}

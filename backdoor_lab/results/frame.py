@@ -12,12 +12,12 @@ from backdoor_lab.results.columns import COLUMNS, HASHES, is_count, is_float
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
 
-    from backdoor_lab.results.facts import Facts
+    from backdoor_lab.results.facts import CellFields
 
 _RUN = ("started", "device", "git_commit", "command")
 
 
-def frame_of(facts: Facts) -> pd.DataFrame:
+def frame_of(facts: CellFields) -> pd.DataFrame:
     """One row per cell of `facts`, of any status, with the columns of `COLUMNS`."""
     import pandas as pd
 
@@ -37,7 +37,7 @@ def _columns(found: Iterable[str]) -> list[str]:
     return columns
 
 
-def _values(facts: Facts) -> dict[str, list[Any]]:
+def _values(facts: CellFields) -> dict[str, list[Any]]:
     """The values of all cells by column name, including names that are not in `COLUMNS`."""
     cells, runs = facts.cells, [cell.run for cell in facts.cells]
     told = _family("", facts.of)

@@ -33,7 +33,7 @@ def under_name(figure: str, transformation: str) -> str:
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """A measure. `unit`: number of images, percent, or a fraction 0..1. `better`: 1 if the defender
     wants it high, -1 if low, 0 if neither. `says`: its meaning, shown below tables. `of`: the count
     in the record that it is a fraction of, empty if there is none."""
@@ -68,46 +68,46 @@ _TOP = "share of clean test images that the network puts into one class, {} the 
 _FITTED = "accuracy on the images that the network {} the defense was trained on, in %"
 
 
-class _Measures(dict[str, Measure]):
+class _Measures(dict[str, Metric]):
     """The measures of a record; those on transformed images are created on access."""
 
-    def __missing__(self, name: str) -> Measure:
+    def __missing__(self, name: str) -> Metric:
         figure, _, transformation = name.partition(_UNDER)
         if not transformation or figure + _UNDER not in UNDER:
             raise KeyError(name)
         plain = self[figure]
         says = plain.says.replace(", in %", f", after the transformation {transformation}, in %")
         head = f"{plain.head} {transformation}"
-        return Measure(head, plain.unit, plain.better, says, plain.of)
+        return Metric(head, plain.unit, plain.better, says, plain.of)
 
 
 MEASURE = _Measures({
-    "n_train": Measure("#Train", IMAGES, 0, "training images, poison included"),
-    "n_clean": Measure("#Clean", IMAGES, 0, "training images of the clean data set"),
-    "n_poisoned": Measure("#Pois", IMAGES, 0, "poisoned training images"),
-    "n_covers": Measure("#Covers", IMAGES, 0, "triggered training images with their true label"),
-    "n_eligible": Measure("#Eligible", IMAGES, 0, "training images that could have been poisoned"),
-    "n_removed": Measure("#Removed", IMAGES, 0, "training images that the defense removed"),
-    "pois_left": Measure("#Pois Left", IMAGES, -1, "poisoned images that the defense left"),
-    "covers_left": Measure("#Covers Left", IMAGES, 0, "covers that the defense left"),
-    "n_accused": Measure("#Accused", IMAGES, 0, "classes that the filter took for poisoned"),
-    "n_named": Measure("#Named", IMAGES, 0, "classes with poison among those"),
-    "nat1": Measure("Nat1", PERCENT, 1, _NAT.format("before"), "n_test"),
-    "asr1": Measure("ASR1", PERCENT, 0, _ASR.format("before"), "n_asr"),
-    "nat2": Measure("Nat2", PERCENT, 1, _NAT.format("after"), "n_test"),
-    "asr2": Measure("ASR2", PERCENT, -1, _ASR.format("after"), "n_asr"),
-    "asr_elsewhere1": Measure("ASR1 elsewhere", PERCENT, 0, _ELSEWHERE.format("before")),
-    "asr_elsewhere2": Measure("ASR2 elsewhere", PERCENT, -1, _ELSEWHERE.format("after")),
-    "clean_rate1": Measure("Clean rate 1", PERCENT, 0, _CLEAN.format("before"), "n_asr"),
-    "clean_rate2": Measure("Clean rate 2", PERCENT, 0, _CLEAN.format("after"), "n_asr"),
-    "top_share1": Measure("Top share 1", PERCENT, 0, _TOP.format("before"), "n_test"),
-    "top_share2": Measure("Top share 2", PERCENT, 0, _TOP.format("after"), "n_test"),
-    "train_accuracy1": Measure("Train acc. 1", PERCENT, 1, _FITTED.format("before")),
-    "train_accuracy2": Measure("Train acc. 2", PERCENT, 1, _FITTED.format("after")),
-    "auroc": Measure("AUROC", SHARE, 1, "chance that a poisoned image scores above a clean one"),
-    "average_precision": Measure("AP", SHARE, 1, "average precision of the scores"),
-    "tpr": Measure("TPR", SHARE, 1, "share of the poison that was removed"),
-    "fpr": Measure("FPR", SHARE, -1, "share of the clean images that were removed"),
-    "tpr_at_1": Measure("TPR@1%", SHARE, 1, "share of the poison found at 1 % false alarms"),
-    "tpr_at_5": Measure("TPR@5%", SHARE, 1, "share of the poison found at 5 % false alarms"),
+    "n_train": Metric("#Train", IMAGES, 0, "training images, poison included"),
+    "n_clean": Metric("#Clean", IMAGES, 0, "training images of the clean data set"),
+    "n_poisoned": Metric("#Pois", IMAGES, 0, "poisoned training images"),
+    "n_covers": Metric("#Covers", IMAGES, 0, "triggered training images with their true label"),
+    "n_eligible": Metric("#Eligible", IMAGES, 0, "training images that could have been poisoned"),
+    "n_removed": Metric("#Removed", IMAGES, 0, "training images that the defense removed"),
+    "pois_left": Metric("#Pois Left", IMAGES, -1, "poisoned images that the defense left"),
+    "covers_left": Metric("#Covers Left", IMAGES, 0, "covers that the defense left"),
+    "n_accused": Metric("#Accused", IMAGES, 0, "classes that the filter took for poisoned"),
+    "n_named": Metric("#Named", IMAGES, 0, "classes with poison among those"),
+    "nat1": Metric("Nat1", PERCENT, 1, _NAT.format("before"), "n_test"),
+    "asr1": Metric("ASR1", PERCENT, 0, _ASR.format("before"), "n_asr"),
+    "nat2": Metric("Nat2", PERCENT, 1, _NAT.format("after"), "n_test"),
+    "asr2": Metric("ASR2", PERCENT, -1, _ASR.format("after"), "n_asr"),
+    "asr_elsewhere1": Metric("ASR1 elsewhere", PERCENT, 0, _ELSEWHERE.format("before")),
+    "asr_elsewhere2": Metric("ASR2 elsewhere", PERCENT, -1, _ELSEWHERE.format("after")),
+    "clean_rate1": Metric("Clean rate 1", PERCENT, 0, _CLEAN.format("before"), "n_asr"),
+    "clean_rate2": Metric("Clean rate 2", PERCENT, 0, _CLEAN.format("after"), "n_asr"),
+    "top_share1": Metric("Top share 1", PERCENT, 0, _TOP.format("before"), "n_test"),
+    "top_share2": Metric("Top share 2", PERCENT, 0, _TOP.format("after"), "n_test"),
+    "train_accuracy1": Metric("Train acc. 1", PERCENT, 1, _FITTED.format("before")),
+    "train_accuracy2": Metric("Train acc. 2", PERCENT, 1, _FITTED.format("after")),
+    "auroc": Metric("AUROC", SHARE, 1, "chance that a poisoned image scores above a clean one"),
+    "average_precision": Metric("AP", SHARE, 1, "average precision of the scores"),
+    "tpr": Metric("TPR", SHARE, 1, "share of the poison that was removed"),
+    "fpr": Metric("FPR", SHARE, -1, "share of the clean images that were removed"),
+    "tpr_at_1": Metric("TPR@1%", SHARE, 1, "share of the poison found at 1 % false alarms"),
+    "tpr_at_5": Metric("TPR@5%", SHARE, 1, "share of the poison found at 5 % false alarms"),
 })  # fmt: skip

@@ -44,7 +44,7 @@ _PLAIN = frozenset((str, bool, int, type(None)))
 
 
 @dataclass(frozen=True)
-class Cell:
+class CellRecord:
     """The values of a record that tables need. `numbers`: finite values only; counts, and other
     measures as fractions 0..1. `choices`: empty if unknown. `protocol` and `config` (JSON text
     without the seed): None if not recorded. `error`: message of a failed cell. `hashes`: those of
@@ -70,13 +70,13 @@ class Cell:
         return self.status == DONE
 
 
-def parse(data: bytes) -> Cell:
+def parse(data: bytes) -> CellRecord:
     """Parse the bytes of a record.json. Raises DataError with the reason if it is invalid."""
     check_seal(data)
     return parse_sealed(data)
 
 
-def parse_sealed(data: bytes) -> Cell:
+def parse_sealed(data: bytes) -> CellRecord:
     """As `parse`, for bytes whose seal has been checked already."""
     record = mapping("the record", decode(data, sealed=True))
     if record.get("schema") != SCHEMA:
@@ -85,7 +85,7 @@ def parse_sealed(data: bytes) -> Cell:
         raise DataError(f"`id` must be text, got {record.get('id')!r}")
     choices = check_choices(record.get("choices"))
     run, hashes, notes = (record.get(name) for name in ("run", "hashes", "notes"))
-    return Cell(
+    return CellRecord(
         record["id"],
         _status(record.get("status")),
         choices,

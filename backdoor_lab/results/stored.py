@@ -27,7 +27,7 @@ from backdoor_lab.core.artifacts import (
 )
 from backdoor_lab.core.checks import safe_name
 from backdoor_lab.core.errors import DataError, LabError
-from backdoor_lab.core.small_files import UnreadableFile
+from backdoor_lab.core.small_files import UnreadableFileError
 from backdoor_lab.core.store import read_manifest
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.records import decode as decode_without_indices
@@ -118,7 +118,7 @@ def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any
     return frozen | found
 
 
-class Shelf:
+class ArtifactReader:
     """Reader of the stage outputs of records in one store; returns None for missing outputs.
 
     `notes` collects the reasons, each once. If `checked`, files whose hash differs from the
@@ -165,7 +165,7 @@ class Shelf:
         try:
             return read()
         except (*broken, LabError, SafetensorError, RecursionError, MemoryError) as error:
-            damaged = isinstance(error, UnreadableFile)
+            damaged = isinstance(error, UnreadableFileError)
             gone = isinstance(error, (FileNotFoundError, KeyError, DataError)) and not damaged
             why = "not in the store" if gone else "damaged in the store"
             if (note := f"{what} of some cells: {why}") not in self.notes:

@@ -22,7 +22,7 @@ from backdoor_lab.results.records import (
     MISSING,
     NEEDED,
     SCHEMA,
-    Cell,
+    CellRecord,
     check_choices,
     decode,
     mapping,
@@ -42,7 +42,7 @@ class Sweep:
     folder: Path
     name: str
     command: str = ""
-    cells: list[Cell] = field(default_factory=list)
+    cells: list[CellRecord] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -70,7 +70,7 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
     sweep = Sweep(folder, folder.resolve().name)
     asked = _read_asked(sweep)
     kept = [parse_sealed(line) for line in frozen_lines(folder)]
-    found: dict[str, tuple[Cell, str]] = {}
+    found: dict[str, tuple[CellRecord, str]] = {}
     for child in cell_folders(folder):
         cell = _read_cell(sweep, child, asked)
         if cell is not None:
@@ -78,7 +78,7 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
     for cell in kept:
         found.setdefault(cell.id, (cell, RECORDS))
     for name, choices in asked.items():
-        cell, _ = found.pop(name, (Cell(name, failed.get(name, MISSING), choices), ""))
+        cell, _ = found.pop(name, (CellRecord(name, failed.get(name, MISSING), choices), ""))
         sweep.cells.append(cell)
     sweep.cells += sorted((cell for cell, _ in found.values()), key=default_order)
     sweep.cells = _without_repeats(sweep)
@@ -100,7 +100,7 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
     return read_sweep(found[0])
 
 
-def _without_repeats(sweep: Sweep) -> list[Cell]:
+def _without_repeats(sweep: Sweep) -> list[CellRecord]:
     """Omit done cells with the choices, protocol and config of another cell but a new id (from
     another code version), whose seed would count twice. Keeps the requested one, and all results
     of modified code."""
@@ -142,7 +142,7 @@ def _modified(code: Any) -> list[str]:
     )
 
 
-def default_order(cell: Cell) -> tuple[Any, ...]:
+def default_order(cell: CellRecord) -> tuple[Any, ...]:
     """Sort key of cells that were not requested: target, ratio, spectral first, controls last."""
     if not cell.choices:
         return (1, cell.id)
@@ -195,7 +195,7 @@ def _asked_cells(sweep: Sweep, asked: list[Any]) -> Iterator[tuple[str, dict[str
             yield name, {}
 
 
-def _read_cell(sweep: Sweep, folder: Path, asked: dict[str, dict[str, Any]]) -> Cell | None:
+def _read_cell(sweep: Sweep, folder: Path, asked: dict[str, dict[str, Any]]) -> CellRecord | None:
     # Performance: with ten thousand cells, building a Path takes as long as reading the file.
     path = f"{folder}/{RECORD}"
     try:
@@ -213,16 +213,18 @@ def _read_cell(sweep: Sweep, folder: Path, asked: dict[str, dict[str, Any]]) -> 
 
 def _damaged(
     sweep: Sweep, path: Path, reason: str, data: bytes, asked: dict[str, dict[str, Any]]
-) -> Cell:
+) -> CellRecord:
     """A failed cell, with the choices from the sweep's list or from the damaged record."""
     sweep.warnings.append(f"damaged record {path}: {reason}")
     name, choices = path.parent.name, asked.get(path.parent.name, {})
     with suppress(DataError):
         choices = choices or check_choices(mapping("", decode(data)).get("choices"))
-    return Cell(name, DAMAGED, choices if all(key in choices for key in NEEDED) else {})
+    return CellRecord(name, DAMAGED, choices if all(key in choices for key in NEEDED) else {})
 
 
-def _add(sweep: Sweep, found: dict[str, tuple[Cell, str]], cell: Cell, folder: str) -> None:
+def _add(
+    sweep: Sweep, found: dict[str, tuple[CellRecord, str]], cell: CellRecord, folder: str
+) -> None:
     """Keep one cell per id: a copied folder would count its seed twice."""
     other = found.get(cell.id)
     if other is None:

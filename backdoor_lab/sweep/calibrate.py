@@ -16,17 +16,17 @@ import torch
 
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import stopping
-from backdoor_lab.core.errors import StoreFull
+from backdoor_lab.core.errors import StoreFullError
 from backdoor_lab.core.resources import busy_seconds, cores
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import is_stored, open_dataset
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.sweep.launching.workers import Died, Worker
+from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.training.batches import Batches
-from backdoor_lab.training.fit import Job, new_classifier, trainer_for
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.batches import BatchLoader
+from backdoor_lab.training.fit import TrainingJob, new_classifier, trainer_for
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.measure import channel_stats, predictions
 
 WARM_UP, WARM_UP_SECONDS = 10, 10.0
@@ -99,7 +99,7 @@ class Sample:
 Samples = tuple[Sample, Sample, Sample]
 
 
-def calibrate(kinds: dict[str, Cell], machine: Machine, processes: int) -> Calibration:
+def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) -> Calibration:
     """Measure each kind of cell in `processes` parallel workers; 0 measures in this process, as for
     a single cell."""
     if not processes:
@@ -120,14 +120,14 @@ def _within_reach(cell: Cell, aside: str) -> Cell:
     source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
         # If there is no room, each worker parses them.
-        with suppress(StoreFull):
+        with suppress(StoreFullError):
             open_dataset(source, Store(aside))
             settings = {**settings, "root": aside}
     return replace(cell, config={**cell.config, "store": settings})
 
 
 def _tried(
-    kinds: dict[str, Cell], machine: Machine, workers: Sequence[Any], start: float | None
+    kinds: dict[str, Cell], machine: ComputeDevice, workers: Sequence[Any], start: float | None
 ) -> Calibration:
     found = _calibration(kinds, machine, workers, start)
     if found.disturbed and found.threads > 1 and machine.device.type == "cpu":
@@ -137,7 +137,7 @@ def _tried(
 
 
 def _calibration(
-    kinds: dict[str, Cell], machine: Machine, workers: Sequence[Any], start: float | None
+    kinds: dict[str, Cell], machine: ComputeDevice, workers: Sequence[Any], start: float | None
 ) -> Calibration:
     speeds, starts, others = {}, [], []
     # More threads than cores wait for each other even on an idle machine.
@@ -168,12 +168,12 @@ def _all(workers: Sequence[Any], jobs: Sequence[Any]) -> list[Any]:
         worker.send(job)
     try:
         return [worker.result() for worker in workers]
-    except Died as death:
+    except WorkerDiedError as death:
         # A cell would die in the same way, with a more detailed message.
         raise RuntimeError(f"a calibration ended with exit code {death.code}") from death
 
 
-def _placed(machine: Machine, number: int) -> Machine:
+def _placed(machine: ComputeDevice, number: int) -> ComputeDevice:
     """The machine with a GPU for the worker of this number; a CPU is shared."""
     if machine.device.type != "cuda":
         return machine
@@ -227,13 +227,13 @@ def _serve(job: tuple[Any, ...]) -> Any:
 class Bench:
     """A cell's network, set up for repeated measurements of training and inference."""
 
-    def __init__(self, cell: Cell, data: Dataset, machine: Machine) -> None:
+    def __init__(self, cell: Cell, data: Dataset, machine: ComputeDevice) -> None:
         self.data, self.machine = data, machine
         training = clean(data.train)
         mean, std = channel_stats(training.base)
-        job = Job(cell.model, cell.recipe, training, 0, mean, std)
+        job = TrainingJob(cell.model, cell.recipe, training, 0, mean, std)
         torch.set_num_threads(machine.threads)
-        self.batches = Batches(training, cell.recipe, seed=0, device=machine.device)
+        self.batches = BatchLoader(training, cell.recipe, seed=0, device=machine.device)
         self.module = new_classifier(job, machine, total_steps=10**6)
 
     def warm_up(self) -> None:

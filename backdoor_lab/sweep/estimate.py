@@ -13,23 +13,23 @@ from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core.files import canonical
 from backdoor_lab.core.lazy import torch
-from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.defenses.base import Filter, TruthControl
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.base import OracleControl, SampleFilter
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.none import Keep
-from backdoor_lab.numerics.layers import AUTOENCODER, Tap
+from backdoor_lab.numerics.layers import AUTOENCODER, FeatureHook
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.pipeline.chain import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.pipeline.stages.told import class_sizes
 from backdoor_lab.pipeline.stages.training import train_stage
 from backdoor_lab.results.stages import is_at_or_before
 from backdoor_lab.sweep.calibrate import Rate, Speed
 from backdoor_lab.training.autoencoder import DIMS
-from backdoor_lab.training.fit import Job
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.fit import TrainingJob
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.module import Classifier
 
@@ -66,7 +66,7 @@ class Work:
     bytes: int = 0
 
 
-class _Missing(Exception):
+class _MissingError(Exception):
     """A stage that has to be computed."""
 
 
@@ -80,39 +80,39 @@ class _Look(Store):
 
     def get(
         self, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]
-    ) -> Entry:
+    ) -> Artifact:
         found = self.find(stage, inputs)
         if found is not None:
             return found
         self.missing.append(stage)
         if stage not in MEASUREMENTS:
-            raise _Missing(stage)
-        return Entry(self.scratch(stage, inputs), "", {}, made=False, seconds=0.0)
+            raise _MissingError(stage)
+        return Artifact(self.scratch(stage, inputs), "", {}, made=False, seconds=0.0)
 
 
-def missing_from(cell: Cell, store_root: Path | str, machine: Machine) -> list[str]:
+def missing_from(cell: Cell, store_root: Path | str, machine: ComputeDevice) -> list[str]:
     """The stages of a cell that the store lacks, in order: measurements, up to the first other
     stage, which the rest depends on; empty if only the record is missing."""
     look = _Look(store_root)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_Missing):
-        chain = Chain(cell, look, machine, Progress(Path(folder), "", "none"))
+    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_MissingError):
+        chain = CellPipeline(cell, look, machine, Progress(Path(folder), "", "none"))
         chain.defended(chain.attack())
     return look.missing
 
 
-def _clean_is_there(cell: Cell, data: Dataset, machine: Machine) -> bool:
+def _clean_is_there(cell: Cell, data: Dataset, machine: ComputeDevice) -> bool:
     """Whether the store has the network retrained on the clean set."""
     look = _Look(cell.store_root)
-    with contextlib.suppress(_Missing):
+    with contextlib.suppress(_MissingError):
         train_stage("retrain", cell, clean(data.train), look, machine, _untrained)
     return not look.missing
 
 
-def _untrained(job: Job, scratch: Path) -> Classifier:
+def _untrained(job: TrainingJob, scratch: Path) -> Classifier:
     raise AssertionError("a store that computes nothing must not request a training")
 
 
-def estimate(cells: Sequence[Cell], finished: set[str], machine: Machine) -> Work:
+def estimate(cells: Sequence[Cell], finished: set[str], machine: ComputeDevice) -> Work:
     """The remaining work of `cells`; those whose ids are in `finished` have a record. Networks
     shared by several cells are counted once where the training set is known before filtering: for
     one attack on one set of images, and for the clean set.
@@ -149,14 +149,14 @@ def footprint(cell: Cell, data: Dataset) -> tuple[int, int]:
     layer = cell.protocol["layer"]
     if layer == AUTOENCODER:
         return weights, FLOAT32 * DIMS
-    with torch.no_grad(), Tap(net, layer) as tap:
+    with torch.no_grad(), FeatureHook(net, layer) as tap:
         net(torch.zeros(1, channels, height, width))
     return weights, FLOAT32 * tap.values.shape[1]
 
 
 def _count(
     work: Work, cell: Cell, data: Dataset, missing: list[str], size: tuple[int, int],
-    shared: set[str], machine: Machine,
+    shared: set[str], machine: ComputeDevice,
 ) -> Amount:  # fmt: skip
     sizes = class_sizes(data.train.labels, len(data.classes))
     poisoned = count(cell.plan, sizes)
@@ -171,7 +171,7 @@ def _count(
         return amount
     stage = beyond[0]
     network = [data.train.digest, cell.seed, cell.model, cell.recipe.decides()]
-    trainings = int(cell.retrain and not isinstance(cell.defense, Repair))
+    trainings = int(cell.retrain and not isinstance(cell.defense, ModelRepair))
     if trainings and _leaves_clean(cell, poisoned, added):
         again = ["clean again", cell.same_seed, *network]
         trainings = int(_once(shared, again) and not _clean_is_there(cell, data, machine))
@@ -190,7 +190,7 @@ def _count(
     if is_at_or_before(stage, "extract") and _once(shared, looked):
         amount.extracted += n_train
         work.bytes += n_train * size[1]
-    repaired = int(cell.retrain and isinstance(cell.defense, Repair))
+    repaired = int(cell.retrain and isinstance(cell.defense, ModelRepair))
     work.bytes += (trainings + repaired) * size[0]
     work.trainings += trainings
     amount.trained = trainings * n_train * cell.recipe.epochs
@@ -203,10 +203,12 @@ def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:
     """Whether the defense is known to leave the clean set, for any attack: all appended poison is
     removed, all originals are restored, or there is no poison."""
     defense = cell.defense
-    if isinstance(defense, TruthControl):
+    if isinstance(defense, OracleControl):
         appended = cell.plan.inject == "append" and added == poisoned
         return defense.restores or appended or added == 0
-    idle = isinstance(defense, Keep) or (isinstance(defense, Filter) and "epsilon" in cell.told)
+    idle = isinstance(defense, Keep) or (
+        isinstance(defense, SampleFilter) and "epsilon" in cell.told
+    )
     return added == 0 and idle
 
 

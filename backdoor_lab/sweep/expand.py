@@ -21,7 +21,7 @@ from backdoor_lab.core.targets import check_targets
 Plain = dict[str, Any]
 
 
-class Expander:
+class ConfigComposer:
     """Composes cells and caches the compositions."""
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:

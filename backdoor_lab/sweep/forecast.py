@@ -15,11 +15,16 @@ from backdoor_lab.core.terminal import duration, plain, size_words
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.sweep.calibrate import Calibration, Rate, calibrate
 from backdoor_lab.sweep.estimate import Work, estimate
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.machine import ComputeDevice
 
 
 def foretell(
-    cells: Sequence[Cell], finished: set[str], machine: Machine, *, at_once: int, processes: int
+    cells: Sequence[Cell],
+    finished: set[str],
+    machine: ComputeDevice,
+    *,
+    at_once: int,
+    processes: int,
 ) -> str:
     """The estimate of a sweep with `at_once` cells at a time, calibrated in `processes` processes
     (0: in this one), as text."""

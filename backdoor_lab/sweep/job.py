@@ -65,7 +65,7 @@ def run_job(
 def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> str:
     """Run a cell that is not done; returns its status."""
     from backdoor_lab.core.store import Store
-    from backdoor_lab.pipeline.chain import Chain, run_cell
+    from backdoor_lab.pipeline.chain import CellPipeline, run_cell
     from backdoor_lab.pipeline.progress import Progress
     from backdoor_lab.training.logs import logger_of
     from backdoor_lab.training.machine import held, machine_of
@@ -75,7 +75,7 @@ def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> s
     command = sweep_file(folder.parent).get("command") or command_line()
     wanted = machine_of(trainer, parallel_cells=parallel_cells)
     with held(wanted, trainer["cells_per_gpu"]) as machine:
-        chain = Chain(
+        chain = CellPipeline(
             cell,
             Store(cell.store_root, folder.parent / DIVERGED if in_sweep else None),
             machine,

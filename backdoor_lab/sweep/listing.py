@@ -15,8 +15,8 @@ from typing import Any
 from backdoor_lab.core.errors import ConfigError, DataError, LabError, failed_status
 from backdoor_lab.core.files import room
 from backdoor_lab.core.small_files import (
-    DamagedFile,
-    UnreadableFile,
+    DamagedFileError,
+    UnreadableFileError,
     clear_file,
     clear_folder,
     read_json,
@@ -24,7 +24,7 @@ from backdoor_lab.core.small_files import (
     read_small,
     set_aside,
 )
-from backdoor_lab.results.records import DAMAGED, DONE, SCHEMA, Cell, mapping, parse
+from backdoor_lab.results.records import DAMAGED, DONE, SCHEMA, CellRecord, mapping, parse
 from backdoor_lab.results.seal import write_sealed
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ WHOLE = {"nat1", "n_poisoned", "pois_left"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestedCell:
     """A requested cell: its id, its choices, a hash of what determines its poison, its overrides,
     and how its failure is handled."""
 
@@ -87,7 +87,7 @@ def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
     try:
         found = read_record(folder)
     except DataError as error:
-        if isinstance(error, UnreadableFile) and not isinstance(error, DamagedFile):
+        if isinstance(error, UnreadableFileError) and not isinstance(error, DamagedFileError):
             raise
         if not quiet:
             log.warning("damaged record in %s: %s; the cell will be run again", folder, error)
@@ -111,7 +111,7 @@ def mend(folder: Path) -> None:
         set_aside(path, f"damaged record: {_told(error, path)}")
 
 
-def read_record(folder: Path) -> Cell | None:
+def read_record(folder: Path) -> CellRecord | None:
     """The record in a folder; None if there is none. Raises DataError if it is damaged."""
     try:
         data = read_small(folder / RECORD)
@@ -166,14 +166,14 @@ def sweep_file(folder: Path) -> dict[str, Any]:
 def _check_sweep(value: Any) -> None:
     asked = mapping("a sweep's list", value).get("asked")
     if not isinstance(asked, list) or not all(_is_asked(each) for each in asked):
-        raise DamagedFile("not a sweep's list: `asked` must be a list of cells with an `id`")
+        raise DamagedFileError("not a sweep's list: `asked` must be a list of cells with an `id`")
 
 
 def _is_asked(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("id"), str)
 
 
-def merge_asked(folder: Path, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+def merge_asked(folder: Path, asked: Sequence[RequestedCell]) -> list[dict[str, Any]]:
     """The cells requested in this folder before and now, each once; a damaged list is set aside."""
     before = read_or_set_aside(folder / SWEEP, _check_sweep) or {"asked": []}
     old = {each["id"]: each for each in before["asked"]}

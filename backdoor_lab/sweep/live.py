@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backdoor_lab.core.terminal import duration, plain
 from backdoor_lab.results.heartbeat import Heartbeat
-from backdoor_lab.sweep.listing import Asked
+from backdoor_lab.sweep.listing import RequestedCell
 from backdoor_lab.sweep.rows import Rows
 from backdoor_lab.sweep.watch import Watch
 
@@ -50,7 +50,7 @@ def quiet_cells(config: DictConfig) -> list[str]:
 
 @contextmanager
 def live(
-    folder: Path, asked: Sequence[Asked], left: Sequence[Asked], progress: str
+    folder: Path, asked: Sequence[RequestedCell], left: Sequence[RequestedCell], progress: str
 ) -> Iterator[None]:
     """Show the cells of `left` as they finish, while the launcher blocks inside the context."""
     if progress == "none":
@@ -73,7 +73,9 @@ def live(
 class _Lines:
     """Rows as plain lines, each with the progress of the sweep."""
 
-    def __init__(self, folder: Path, asked: Sequence[Asked], left: Sequence[Asked]) -> None:
+    def __init__(
+        self, folder: Path, asked: Sequence[RequestedCell], left: Sequence[RequestedCell]
+    ) -> None:
         self.rows, self.watch = Rows(asked), Watch(folder, [each.id for each in left])
         self.before, self.total = len(asked) - len(left), len(asked)
         self.running: dict[str, Heartbeat] = {}

@@ -17,8 +17,8 @@ from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import classes_of, open_dataset
-from backdoor_lab.defenses.base import Defense, TruthControl
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.base import Defense, OracleControl
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.pipeline.stages.told import class_sizes, held_out, knowledge
@@ -150,7 +150,7 @@ class Preflight:
                          cell.options])  # fmt: skip
         if key not in self._seen:
             net, features = try_network(model, layer, shape, len(data.classes))
-            if not isinstance(cell.defense, TruthControl):
+            if not isinstance(cell.defense, OracleControl):
                 cell.defense.check_network(net, features)
             self._seen.add(key)
 
@@ -204,7 +204,7 @@ def _check_labels(cell: Cell) -> None:
 
 
 def _check_repair(cell: Cell) -> None:
-    if isinstance(cell.defense, Repair) and not cell.retrain:
+    if isinstance(cell.defense, ModelRepair) and not cell.retrain:
         raise ConfigError(
             f"`retrain=false` leaves nothing to do for `defense={cell.choices['defense']}`,"
             " which repairs the network and removes no image: remove one of the two settings"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.results.facts import SEED, Facts, head
+from backdoor_lab.results.facts import SEED, CellFields, head
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.results.records import MISSING, Cell
-from backdoor_lab.sweep.listing import Asked
+from backdoor_lab.results.records import MISSING, CellRecord
+from backdoor_lab.sweep.listing import RequestedCell
 
 ALWAYS = ("trigger", "target", "ratio")
 FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")
@@ -21,8 +21,8 @@ class Rows:
     """Rows with trigger, target, ratio and everything else that differs between cells, and
     metrics."""
 
-    def __init__(self, asked: Sequence[Asked]) -> None:
-        facts = Facts([Cell(each.id, MISSING, each.choices) for each in asked])
+    def __init__(self, asked: Sequence[RequestedCell]) -> None:
+        facts = CellFields([CellRecord(each.id, MISSING, each.choices) for each in asked])
         others = [name for name in (*facts.names, SEED) if name not in ALWAYS]
         names = [*ALWAYS, *(n for n in dict.fromkeys(others) if len(facts.values(n)) > 1)]
         self._keys = {each.id: facts.key(n, names) for n, each in enumerate(asked)}
@@ -36,7 +36,7 @@ class Rows:
         figures = [each.rjust(self._wide(each)) for each in self._heads]
         return plain(GAP.join([*self._padded(list(map(head, self._names))), *figures]))
 
-    def row(self, cell: Cell) -> str:
+    def row(self, cell: CellRecord) -> str:
         """The row of a finished cell; for a failed one, its error message."""
         key = self._padded(list(self._keys[cell.id]))
         if not cell.done:
@@ -50,7 +50,7 @@ class Rows:
     def _padded(self, words: list[str]) -> list[str]:
         return [word.ljust(width) for word, width in zip(words, self._widths, strict=True)]
 
-    def _figure(self, name: str, cell: Cell) -> str:
+    def _figure(self, name: str, cell: CellRecord) -> str:
         measure, value = MEASURE[name], cell.numbers.get(name)
         said = NONE if value is None else f"{measure.scale * value:.{measure.digits(1)}f}"
         return said.rjust(self._wide(measure.head))

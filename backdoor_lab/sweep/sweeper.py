@@ -22,19 +22,19 @@ from backdoor_lab.core.errors import (
     EXIT_SOME_FAILED,
     ConfigError,
     LabError,
-    Stopped,
+    StoppedError,
     many,
     reason_of,
 )
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.small_files import make_folder, write_json, write_ours
 from backdoor_lab.hydra_options import check_overrides
-from backdoor_lab.sweep.expand import Expander
+from backdoor_lab.sweep.expand import ConfigComposer
 from backdoor_lab.sweep.launching.launch import Launch
-from backdoor_lab.sweep.launching.loss import Loss, record_loss
+from backdoor_lab.sweep.launching.loss import LostProcess, record_loss
 from backdoor_lab.sweep.launching.parallel import Parallelism, check_processes, parallelism
 from backdoor_lab.sweep.listing import (
-    Asked,
+    RequestedCell,
     clear_way,
     command_line,
     finished,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from hydra.types import HydraContext, TaskFunction
     from omegaconf import DictConfig
 
-    from backdoor_lab.attacks.plan import SameClass
+    from backdoor_lab.attacks.plan import SameClassError
     from backdoor_lab.pipeline.cell import Cell
     from backdoor_lab.sweep.preflight import Preflight
 
@@ -114,7 +114,11 @@ class ResumeSweeper(BasicSweeper):
         return ResumeSweeper.last_code
 
     def _run(
-        self, folder: Path, asked: Sequence[Asked], left: Sequence[Asked], at_once: Parallelism
+        self,
+        folder: Path,
+        asked: Sequence[RequestedCell],
+        left: Sequence[RequestedCell],
+        at_once: Parallelism,
     ) -> dict[str, str]:
         """Run the cells of `left`, showing each as it finishes; returns as `_launch` does."""
         assert self.config is not None
@@ -138,25 +142,27 @@ class ResumeSweeper(BasicSweeper):
             raise ConfigError("the sweep has no cells: a choice like glob(*) matched nothing")
         return jobs
 
-    def _checked(self, jobs: Sequence[list[str]], folder: Path) -> tuple[list[Asked], list[Cell]]:
+    def _checked(
+        self, jobs: Sequence[list[str]], folder: Path
+    ) -> tuple[list[RequestedCell], list[Cell]]:
         """All cells of the sweep as requested cells, and those to be estimated as cells. Cells that
         are done are only identified: they have passed all other checks."""
-        from backdoor_lab.attacks.plan import SameClass
+        from backdoor_lab.attacks.plan import SameClassError
         from backdoor_lab.sweep.preflight import Preflight
 
         assert self.hydra_context is not None
-        expander: Any = Expander(self.hydra_context.config_loader, self.config)
+        expander: Any = ConfigComposer(self.hydra_context.config_loader, self.config)
         self._preflight = preflight = Preflight()
         self._cell_of = lambda job: preflight.identify(expander.config(job))
         cells: dict[str, tuple[Cell, Sequence[str]]] = {}
         marks: list[identity.Marks] = []
-        same: list[SameClass] = []
+        same: list[SameClassError] = []
         for number, job in enumerate(jobs, 1):
             try:
                 cell = self._cell_of(job)
                 if not finished(folder / cell.id, cell.id, quiet=True):
                     preflight.check(cell)
-            except SameClass as error:
+            except SameClassError as error:
                 same.append(error)
                 continue
             except LabError as error:
@@ -186,7 +192,7 @@ class ResumeSweeper(BasicSweeper):
         said = foretell(cells, done, machine, at_once=at_once.cells, processes=processes)
         print(said, flush=True)
 
-    def _announce(self, folder: Path, asked: Sequence[Asked]) -> None:
+    def _announce(self, folder: Path, asked: Sequence[RequestedCell]) -> None:
         assert self.config is not None
         make_folder(folder)
         write_ours(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
@@ -195,7 +201,7 @@ class ResumeSweeper(BasicSweeper):
         said |= {"asked": merge_asked(folder, asked)}
         write_json(folder / "sweep.json", said)
 
-    def _launch(self, folder: Path, left: Sequence[Asked], at_once: int) -> dict[str, str]:
+    def _launch(self, folder: Path, left: Sequence[RequestedCell], at_once: int) -> dict[str, str]:
         """Run the cells; returns, by id, the status of those that could not record their
         failure."""
         stopping.install()
@@ -210,7 +216,7 @@ class ResumeSweeper(BasicSweeper):
         launch.run(left)
         return launch.failed
 
-    def _record_loss(self, folder: Path, each: Asked, loss: Loss) -> str:
+    def _record_loss(self, folder: Path, each: RequestedCell, loss: LostProcess) -> str:
         assert self.config is not None
         cell, where = self._cell_of(each.overrides), folder / each.id
         return record_loss(cell, where, loss, where / f"{self.config.hydra.job.name}.log")
@@ -225,7 +231,7 @@ def register() -> None:
         Plugins.instance().register(ResumeSweeper)
 
 
-def spread(left: Sequence[Asked]) -> list[Asked]:
+def spread(left: Sequence[RequestedCell]) -> list[RequestedCell]:
     """The cells in an order in which neighbors have different attacks.
 
     Cells that share an attack wait for the same network; run in parallel, all but one would idle.
@@ -239,16 +245,16 @@ def spread(left: Sequence[Asked]) -> list[Asked]:
     return [left[i] for i in sorted(range(len(left)), key=lambda i: (ranks[i], i))]
 
 
-def _asked(cell: Cell, job: Sequence[str], label: str | None) -> Asked:
+def _asked(cell: Cell, job: Sequence[str], label: str | None) -> RequestedCell:
     config, choices = cell.config, cell.choices
     if label is not None:
         choices = choices | {"dataset": label}
         job = [*job, f"dataset_label={quoted(label)}"]
     retries, fail_fast = int(config.get("retries", 1)), bool(config.get("fail_fast"))
-    return Asked(cell.id, choices, cell.attack, tuple(job), retries, fail_fast)
+    return RequestedCell(cell.id, choices, cell.attack, tuple(job), retries, fail_fast)
 
 
-def _tell_left_out(same: Sequence[SameClass], combinations: int) -> None:
+def _tell_left_out(same: Sequence[SameClassError], combinations: int) -> None:
     """Log how many combinations are skipped; raises ConfigError if all are."""
     if not same:
         return
@@ -257,7 +263,7 @@ def _tell_left_out(same: Sequence[SameClass], combinations: int) -> None:
     log.warning("%d of %s skipped: source = target", len(same), many(combinations, "combination"))
 
 
-def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -> int:
+def _conclude(folder: Path, asked: Sequence[RequestedCell], failed: Mapping[str, str]) -> int:
     from backdoor_lab.page.write import print_tables, write_tables
 
     written = True
@@ -276,7 +282,7 @@ def _conclude(folder: Path, asked: Sequence[Asked], failed: Mapping[str, str]) -
     if written:
         log.warning("open %s", folder / "index.html")
     if stopping.requested():
-        raise Stopped("stopped on request; the same command resumes where this one stopped")
+        raise StoppedError("stopped on request; the same command resumes where this one stopped")
     return EXIT_DONE if done == len(asked) and written else EXIT_SOME_FAILED
 
 

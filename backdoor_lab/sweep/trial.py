@@ -8,7 +8,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.terminal import size_words
 from backdoor_lab.data.limits import memory_here
-from backdoor_lab.numerics.layers import AUTOENCODER, Tap, layer_of
+from backdoor_lab.numerics.layers import AUTOENCODER, FeatureHook, layer_of
 from backdoor_lab.training.models import build_model
 
 
@@ -57,7 +57,7 @@ def _passed(
             from backdoor_lab.training.autoencoder import DIMS
 
             return found | {"measured": net.eval()(images)}, DIMS
-        with Tap(net, layer) as tap:
+        with FeatureHook(net, layer) as tap:
             return found | {"measured": net.eval()(images)}, tap.values.shape[1]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.results.heartbeat import HEARTBEAT, Heartbeat, read_heartbeat
-from backdoor_lab.results.records import DAMAGED, Cell
+from backdoor_lab.results.records import DAMAGED, CellRecord
 from backdoor_lab.results.stages import AFTER_TRAININGS, BETWEEN_TRAININGS
 from backdoor_lab.sweep.listing import RECORD, read_record
 
@@ -39,7 +39,7 @@ class Watch:
         self._done: set[str] = set()
         self._most = 1
 
-    def finished(self, now: float) -> list[Cell]:
+    def finished(self, now: float) -> list[CellRecord]:
         """The cells whose record was written since the last call, in the order of writing."""
         fresh = []
         for each in self._stamps.keys() - self._done:
@@ -49,11 +49,11 @@ class Watch:
                 fresh.append((stamp, each))
         return [self._finished(each, now) for _, each in sorted(fresh)]
 
-    def _finished(self, name: str, now: float) -> Cell:
+    def _finished(self, name: str, now: float) -> CellRecord:
         try:
-            cell = read_record(self.folder / name) or Cell(name, DAMAGED)
+            cell = read_record(self.folder / name) or CellRecord(name, DAMAGED)
         except DataError:
-            cell = Cell(name, DAMAGED)
+            cell = CellRecord(name, DAMAGED)
         # A record copied in by hand may name another cell.
         cell = replace(cell, id=name)
         started = self._started.pop(name, None)

@@ -9,7 +9,7 @@ from backdoor_lab.analysis.paired import paired
 from backdoor_lab.core.errors import many
 from backdoor_lab.results.facts import SEED
 from backdoor_lab.results.measures import MEASURE, before_defense, figure_of
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.tables.layout import PivotSpec
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
     return found.t is not None and found.t < LEVEL
 
 
-def by_seed(cells: Iterable[Cell], name: str) -> dict[int, float]:
+def by_seed(cells: Iterable[CellRecord], name: str) -> dict[int, float]:
     """The values of a measure by seed, over the done cells."""
     return {c.choices[SEED]: c.numbers[name] for c in cells if c.done and name in c.numbers}
 

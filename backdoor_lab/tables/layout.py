@@ -22,13 +22,13 @@ from backdoor_lab.results.facts import (
     CONFIG,
     PROTOCOL,
     SEED,
-    Facts,
+    CellFields,
     config_names,
     known_names,
     under_names,
 )
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 
 OPTIONS = ("rows", "columns", "values")
 ROW = ("target", "ratio", "defense")
@@ -59,11 +59,11 @@ REPORT = PivotSpec(ROW, (), MEASURES, report=True)
 
 
 @dataclass(frozen=True)
-class Group:
+class TableGroup:
     """The cells of one table, by their numbers in `facts`; `traits` are their common values as
     text."""
 
-    facts: Facts
+    facts: CellFields
     numbers: list[int]
     traits: dict[str, str]
     title: str
@@ -74,11 +74,11 @@ class Group:
         return self.traits["trigger"]
 
     @property
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[CellRecord]:
         return [self.facts.cells[number] for number in self.numbers]
 
 
-def split(facts: Facts, spec: PivotSpec = REPORT) -> list[Group]:
+def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
     """The tables of these cells in the order of the sweep. Cells with unknown choices get a
     separate table in the report's layout and are omitted in others."""
     apart = _every_trait(facts) if spec.report else splitting(facts, spec)
@@ -97,11 +97,11 @@ def split(facts: Facts, spec: PivotSpec = REPORT) -> list[Group]:
     for numbers, shared in zip(members.values(), traits, strict=True):
         title, slug = _names(spec, shared, differing, taken)
         taken.add(slug)
-        groups.append(Group(facts, numbers, shared, title, slug))
+        groups.append(TableGroup(facts, numbers, shared, title, slug))
     return groups
 
 
-def splitting(facts: Facts, spec: PivotSpec) -> list[str]:
+def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
     """The names that separate tables: all but the axes, the seed, and what the axes determine."""
     others = [name for name in facts.names if name not in (*spec.axes, SEED)]
     if not set(DECIDING) & set(spec.axes):
@@ -112,13 +112,13 @@ def splitting(facts: Facts, spec: PivotSpec) -> list[str]:
     return [name for name in others if name not in decided]
 
 
-def _every_trait(facts: Facts) -> list[str]:
+def _every_trait(facts: CellFields) -> list[str]:
     """The trigger, then all other choices, protocol and config values, sorted within each kind."""
     told = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *sorted(told, key=lambda n: (n.startswith(CONFIG), "." in n, n))]
 
 
-def _traits(facts: Facts, number: int, apart: Iterable[str]) -> dict[str, str]:
+def _traits(facts: CellFields, number: int, apart: Iterable[str]) -> dict[str, str]:
     if not facts.of[number]:
         return UNKNOWN
     return {name: facts.word(number, name) for name in apart if name in facts.of[number]}
@@ -165,7 +165,7 @@ def slug(name: str, full: str, taken: Iterable[str] = ()) -> str:
     return f"{readable}-{hashlib.sha256(full.encode(errors='replace')).hexdigest()[:8]}"
 
 
-def layout_of(given: Mapping[str, str], cells: Sequence[Cell]) -> PivotSpec:
+def layout_of(given: Mapping[str, str], cells: Sequence[CellRecord]) -> PivotSpec:
     """The layout given by the options `rows`, `columns`, `values` (names separated by commas).
 
     Only `columns` may be empty. Raises ConfigError for an unknown name, and for a name on both
@@ -196,7 +196,7 @@ def as_json(specs: Sequence[PivotSpec]) -> str:
     return json.dumps(entries, indent=1) + "\n"
 
 
-def remembered(entries: Any, cells: Sequence[Cell]) -> list[PivotSpec]:
+def remembered(entries: Any, cells: Sequence[CellRecord]) -> list[PivotSpec]:
     """The layouts in the JSON of `as_json` whose names these cells still have; ignores all other
     content."""
     found = []

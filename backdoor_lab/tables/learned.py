@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from backdoor_lab.analysis.intervals import wilson
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 
 BEHIND = 0.02
 """A training accuracy lower than another by more than this marks a network as not converged."""
@@ -32,7 +32,7 @@ class CleanNetworks:
     asr: Mapping[Choices, float]
 
     @classmethod
-    def among(cls, cells: Iterable[Cell]) -> CleanNetworks:
+    def among(cls, cells: Iterable[CellRecord]) -> CleanNetworks:
         """The clean networks among `cells`."""
         accuracy: dict[tuple[str, Choices], list[float]] = defaultdict(list)
         asr: dict[Choices, list[float]] = defaultdict(list)
@@ -46,18 +46,18 @@ class CleanNetworks:
                 asr[_choices(cell, ATTACK)].append(cell.numbers["asr1"])
         return cls(_means(accuracy), _means(asr))
 
-    def has_asr(self, cell: Cell) -> bool:
+    def has_asr(self, cell: CellRecord) -> bool:
         """Whether a clean network was tested on the attack of this cell."""
         return _choices(cell, ATTACK) in self.asr
 
-    def expected(self, cell: Cell) -> float | None:
+    def expected(self, cell: CellRecord) -> float | None:
         """The ASR1 to expect without an attack: that of clean networks on the same test, else the
         share of the same images that the cell's network classifies as the target without the
         trigger."""
         return self.asr.get(_choices(cell, ATTACK), cell.numbers.get("clean_rate1"))
 
 
-def not_converged(cells: Iterable[Cell], clean: CleanNetworks) -> dict[str, list[str]]:
+def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str, list[str]]:
     """Map cell ids to ``nat1``, ``nat2`` or both if a network's training accuracy is clearly lower
     than that of clean networks with the same recipe, model and data set or, without any, than the
     best of `cells` with the same ratio."""
@@ -78,14 +78,14 @@ def not_converged(cells: Iterable[Cell], clean: CleanNetworks) -> dict[str, list
     return found
 
 
-def without_attack(cells: Iterable[Cell], clean: CleanNetworks) -> list[Cell]:
+def without_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> list[CellRecord]:
     """The poisoned cells with no measurable attack: the lower end of ASR1's 95 % Wilson interval is
     not above the rate that `clean` expects."""
     poisoned = (cell for cell in cells if _is_known(cell) and _is_poisoned(cell))
     return [cell for cell in poisoned if _is_above(cell, clean) is False]
 
 
-def _is_above(cell: Cell, clean: CleanNetworks) -> bool | None:
+def _is_above(cell: CellRecord, clean: CleanNetworks) -> bool | None:
     """Whether ASR1 is higher than without an attack; None if the record does not tell."""
     asr, expected = cell.numbers.get("asr1"), clean.expected(cell)
     if asr is None or expected is None:
@@ -94,7 +94,7 @@ def _is_above(cell: Cell, clean: CleanNetworks) -> bool | None:
     return (wilson(asr, images)[0] if images else asr) > expected
 
 
-def shows_attack(cells: Iterable[Cell], clean: CleanNetworks) -> bool:
+def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
     """Whether any of `cells` (of one attack) has an ASR1 higher than without an attack. True if the
     records do not tell, False without poison."""
     known = [cell for cell in cells if _is_known(cell)]
@@ -105,7 +105,7 @@ def shows_attack(cells: Iterable[Cell], clean: CleanNetworks) -> bool:
 
 
 def signs_of(
-    cells: Sequence[Cell], marked: Mapping[str, Sequence[str]], attacked: bool
+    cells: Sequence[CellRecord], marked: Mapping[str, Sequence[str]], attacked: bool
 ) -> dict[str, str]:
     """Map the measures of a position to its sign: not converged if `marked` has any of its cells;
     no attack on ASR1 and ASR2 if the cells are poisoned but `attacked` is False."""
@@ -115,15 +115,15 @@ def signs_of(
     return signs
 
 
-def _is_known(cell: Cell) -> bool:
+def _is_known(cell: CellRecord) -> bool:
     return cell.done and bool(cell.choices)
 
 
-def _is_poisoned(cell: Cell) -> bool:
+def _is_poisoned(cell: CellRecord) -> bool:
     return cell.numbers.get("n_poisoned") != 0
 
 
-def _choices(cell: Cell, names: Sequence[str]) -> Choices:
+def _choices(cell: CellRecord, names: Sequence[str]) -> Choices:
     return tuple([cell.choices.get(name) for name in names])
 
 

@@ -23,7 +23,7 @@ _SIZES = (
 
 
 @dataclass(frozen=True)
-class Grid:
+class TextTable:
     """Plain unescaped text in rows and columns; the first `left` columns hold names.
 
     `best`: the (row, column) positions set in bold. `over`: a line above the head with one group
@@ -49,7 +49,7 @@ def short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
-def in_markdown(grid: Grid) -> str:
+def in_markdown(grid: TextTable) -> str:
     """Aligned Markdown for printing; group names are repeated in each column heading."""
     over = grid.over or [""] * len(grid.head)
     head = [f"{group} {name}".strip() for group, name in zip(over, grid.head, strict=True)]
@@ -94,7 +94,7 @@ _TEX = {
 }  # fmt: skip
 
 
-def in_latex(grid: Grid) -> str:
+def in_latex(grid: TextTable) -> str:
     r"""A fragment for ``\input`` that requires only ``\usepackage{booktabs}``."""
     columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
     body = []
@@ -112,14 +112,14 @@ def in_latex(grid: Grid) -> str:
     ])  # fmt: skip
 
 
-def _latex_size(grid: Grid) -> list[str]:
+def _latex_size(grid: TextTable) -> list[str]:
     """Smaller fonts for wide tables; even wider tables overflow equally on both sides."""
     lines = [grid.head, *grid.rows]
     width = sum(2 + max(len(line[c]) for line in lines) for c in range(len(grid.head)))
     return [said for most, said in _SIZES if width > most][-1:]
 
 
-def _latex_over(grid: Grid) -> list[str]:
+def _latex_over(grid: TextTable) -> list[str]:
     """The group names above their columns, with a rule below each."""
     cells, rules, column = [], [], 1
     for name, width in grid.spans():
@@ -143,6 +143,6 @@ def _latex_text(text: str) -> str:
     )
 
 
-def html_page(title: str, grids: Sequence[Grid]) -> str:
+def html_page(title: str, grids: Sequence[TextTable]) -> str:
     """A self-contained HTML page without scripts, links or external resources."""
     return render("tables.html", title=title, grids=grids)

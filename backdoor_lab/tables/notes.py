@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from backdoor_lab.core.errors import many
-from backdoor_lab.results.facts import PROTOCOL, SEED, Facts
+from backdoor_lab.results.facts import PROTOCOL, SEED, CellFields
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.values import words
 from backdoor_lab.tables import reference
-from backdoor_lab.tables.layout import UNKNOWN, Group, PivotSpec
+from backdoor_lab.tables.layout import UNKNOWN, PivotSpec, TableGroup
 from backdoor_lab.tables.learned import CleanNetworks
 from backdoor_lab.tables.worth import cautions
 
@@ -37,7 +37,7 @@ VERSION = f"{PROTOCOL}version"
 _SHOWN, _LISTED, _FEW = 3, 12, 3
 
 
-def notes_of(group: Group, spec: PivotSpec, several: bool, clean: CleanNetworks) -> list[str]:
+def notes_of(group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetworks) -> list[str]:
     """The notes below one table, except those on single values. `several`: values may be means over
     several seeds; `clean`: the clean networks of the sweep."""
     facts, cells = group.facts, group.cells
@@ -51,7 +51,7 @@ def notes_of(group: Group, spec: PivotSpec, several: bool, clean: CleanNetworks)
     ]  # fmt: skip
 
 
-def _what(group: Group, spec: PivotSpec) -> str:
+def _what(group: TableGroup, spec: PivotSpec) -> str:
     """The values that all cells share, except the protocol; the seeds; the number of done cells."""
     cells = group.cells
     unsaid = ("protocol", "trigger") if spec.report else ("protocol",)
@@ -68,7 +68,7 @@ def _what(group: Group, spec: PivotSpec) -> str:
     return f"{'; '.join(told)}."
 
 
-def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) -> list[str]:
+def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = ()) -> list[str]:
     """One line per protocol with its values; values that differ are listed with their owners."""
     found: dict[str, list[int]] = {}
     for number in members:
@@ -85,7 +85,7 @@ def protocols(facts: Facts, members: Sequence[int], axes: Sequence[str] = ()) ->
     return lines + [EVERY_CLASS] * every
 
 
-def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
+def _value(facts: CellFields, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
     """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` if the defense determines it. A value
     shared by more than three comes last, as ``(all others)``."""
     values = facts.values(key, numbers)
@@ -105,7 +105,7 @@ def _value(facts: Facts, numbers: Sequence[int], key: str, axes: Sequence[str]) 
     return " | ".join(values)
 
 
-def _open(group: Group, axes: Sequence[str]) -> list[str]:
+def _open(group: TableGroup, axes: Sequence[str]) -> list[str]:
     """The cells that are not done, with their status."""
     facts, names = group.facts, [name for name in axes if name != SEED]
     left = [
@@ -118,7 +118,7 @@ def _open(group: Group, axes: Sequence[str]) -> list[str]:
     return [f"Not done: {'; '.join(left[:_LISTED])}{more}."] if left else []
 
 
-def _unplaced(facts: Facts) -> list[str]:
+def _unplaced(facts: CellFields) -> list[str]:
     """The records with unknown choices, which have no position in a table."""
     lost = [f"{cell.id} ({cell.status})" for cell in facts.cells if not cell.choices]
     more = f" and {len(lost) - _LISTED} more" if len(lost) > _LISTED else ""
@@ -130,7 +130,7 @@ def reading(values: Sequence[str]) -> str:
     return " ".join(f"{MEASURE[name].head}: {MEASURE[name].says}." for name in values)
 
 
-def clean_images(cells: Iterable[Cell]) -> list[int]:
+def clean_images(cells: Iterable[CellRecord]) -> list[int]:
     """The sizes of the training sets before poisoning, where recorded."""
     sizes = {
         cell.numbers["n_train"] - cell.numbers["n_poisoned"]
@@ -158,7 +158,7 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
     )
 
 
-def where(cells: Sequence[Cell]) -> list[str]:
+def where(cells: Sequence[CellRecord]) -> list[str]:
     """Devices and versions of the runs, most frequent first, and components whose code was
     modified."""
     devices = _frequent(cell.run.get("device") for cell in cells)

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from backdoor_lab.results.facts import PROTOCOL, SEED, Facts
-from backdoor_lab.results.records import CHOICES, Cell
+from backdoor_lab.results.facts import PROTOCOL, SEED, CellFields
+from backdoor_lab.results.records import CHOICES, CellRecord
 from backdoor_lab.tables.layout import MEASURES, UNKNOWN, PivotSpec, splitting
 from backdoor_lab.tables.pivot import PivotTable, pivot
 from backdoor_lab.tables.text import ACROSS, document, evenly
@@ -26,7 +26,7 @@ _AFTER_ONLY = ("classes", "budget", "budget_cap", "centred", "layer")
 """Protocol values that have no effect before the defense."""
 
 
-def shown(facts: Facts, tables: Sequence[PivotTable]) -> list[PivotTable]:
+def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
     """`tables`, which are the report's layout of these cells, or wide tables.
 
     Tables are wide if the report's layout needs more than MOST tables (one per trigger, model,
@@ -64,12 +64,12 @@ def _crowded(tables: Sequence[PivotTable]) -> bool:
     return len(readable) > MOST or max(defenses, default=0) > MOST
 
 
-def _without_retraining(cells: Sequence[Cell]) -> bool:
+def _without_retraining(cells: Sequence[CellRecord]) -> bool:
     done = [cell.numbers for cell in cells if cell.done and cell.choices]
     return bool(done) and not any("nat2" in each or "asr2" in each for each in done)
 
 
-def _wide(facts: Facts) -> Iterator[PivotTable]:
+def _wide(facts: CellFields) -> Iterator[PivotTable]:
     cells, axes = facts.cells, _axes(facts)
     attack = tuple(name for name in axes if name != DEFENSE)
     if len(attack) < len(axes):
@@ -83,7 +83,7 @@ def _wide(facts: Facts) -> Iterator[PivotTable]:
 
 
 def _parts(
-    cells: Sequence[Cell], groups: Sequence[Sequence[str]], fit: int
+    cells: Sequence[CellRecord], groups: Sequence[Sequence[str]], fit: int
 ) -> Iterator[tuple[str, ...]]:
     """The measures of each table, at most `fit`: one table for all if possible, else separate ones
     per group. Without done cells there is still one table, which lists those that are not done."""
@@ -94,7 +94,7 @@ def _parts(
         yield from map(tuple, evenly(group, max(1, -(-len(group) // fit))))
 
 
-def _axes(facts: Facts) -> list[str]:
+def _axes(facts: CellFields) -> list[str]:
     """The choices that differ, and all other values that would separate tables."""
     told = [name for name in CHOICES if name not in (SEED, SOURCE)]
     varied = [name for name in told if len(facts.values(name)) > 1]
@@ -102,14 +102,14 @@ def _axes(facts: Facts) -> list[str]:
     return [*varied, *(name for name in others if len(facts.values(name)) > 1)]
 
 
-def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[PivotTable]:
+def _before(cells: Sequence[CellRecord], attack: tuple[str, ...]) -> Iterator[PivotTable]:
     """The table of measures before the defense: one cell per attack, preferably done and with the
     most frequent defense."""
     done = [cell for cell in cells if cell.done and cell.choices]
     often = Counter(cell.choices[DEFENSE] for cell in done)
-    facts = Facts([cell for cell in cells if cell.choices])
+    facts = CellFields([cell for cell in cells if cell.choices])
     names = [name for name in facts.names if name in attack or not _after_only(name)]
-    chosen: dict[tuple[str, ...], Cell] = {}
+    chosen: dict[tuple[str, ...], CellRecord] = {}
     for number in sorted(range(len(facts.cells)), key=lambda n: _preferred(facts.cells[n], often)):
         chosen.setdefault(facts.key(number, names), facts.cells[number])
     taken = {id(cell) for cell in chosen.values()}
@@ -117,7 +117,7 @@ def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[PivotTab
     values = tuple(value for value in ATTACK if _known(mine, value))
     if not values:
         return
-    alike = Facts(mine, attack)
+    alike = CellFields(mine, attack)
     alike.names = [name for name in alike.names if name in attack or not _after_only(name)]
     defenses = dict.fromkeys(str(cell.choices[DEFENSE]) for cell in mine)
     whose = " and ".join(f"{name}'s" for name in defenses)
@@ -125,7 +125,7 @@ def _before(cells: Sequence[Cell], attack: tuple[str, ...]) -> Iterator[PivotTab
         yield replace(table, notes=[SAME.format(whose), *table.notes])
 
 
-def _preferred(cell: Cell, often: Counter[str]) -> tuple[bool, int]:
+def _preferred(cell: CellRecord, often: Counter[str]) -> tuple[bool, int]:
     return not cell.done, -often[cell.choices[DEFENSE]]
 
 
@@ -136,5 +136,5 @@ def _after_only(name: str) -> bool:
     return name == DEFENSE or name.removeprefix(PROTOCOL) in _AFTER_ONLY
 
 
-def _known(cells: Sequence[Cell], name: str) -> bool:
+def _known(cells: Sequence[CellRecord], name: str) -> bool:
     return any(cell.done and name in cell.numbers for cell in cells)

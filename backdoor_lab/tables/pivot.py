@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.results.records import DONE, Cell
+from backdoor_lab.results.records import DONE, CellRecord
 from backdoor_lab.tables import reference
 from backdoor_lab.tables.best import Winner, best, bold_note, by_seed
 from backdoor_lab.tables.estimates import Estimate, estimate, wilson_note
-from backdoor_lab.tables.layout import Group, PivotSpec, split
+from backdoor_lab.tables.layout import PivotSpec, TableGroup, split
 from backdoor_lab.tables.learned import CleanNetworks, not_converged, shows_attack, signs_of
 from backdoor_lab.tables.notes import clean_images, notes_of
 
@@ -69,7 +69,7 @@ class PivotTable:
         return [row for row, _ in self.cells if self.cells[row, ()].reference is not None]
 
 
-def pivot(facts: Facts, spec: PivotSpec) -> list[PivotTable]:
+def pivot(facts: CellFields, spec: PivotSpec) -> list[PivotTable]:
     """The tables of a layout, in the order of the sweep; `facts` must have all of its names."""
     groups = split(facts, spec)
     places = [_places(group, spec) for group in groups]
@@ -78,12 +78,12 @@ def pivot(facts: Facts, spec: PivotSpec) -> list[PivotTable]:
     return [_table(*each, spec, clean) for each in zip(groups, places, estimates, strict=True)]
 
 
-def pivot_cells(cells: Sequence[Cell], spec: PivotSpec) -> list[PivotTable]:
+def pivot_cells(cells: Sequence[CellRecord], spec: PivotSpec) -> list[PivotTable]:
     """The tables of a layout for these cells."""
-    return pivot(Facts(cells, spec.axes), spec)
+    return pivot(CellFields(cells, spec.axes), spec)
 
 
-def _places(group: Group, spec: PivotSpec) -> Places:
+def _places(group: TableGroup, spec: PivotSpec) -> Places:
     facts, found = group.facts, Places()
     for number in group.numbers:
         row = facts.key(number, spec.rows)
@@ -94,7 +94,7 @@ def _places(group: Group, spec: PivotSpec) -> Places:
 
 
 def _estimates(
-    facts: Facts, places: Sequence[Places], values: Sequence[str]
+    facts: CellFields, places: Sequence[Places], values: Sequence[str]
 ) -> list[dict[tuple[Key, Key], dict[str, Estimate]]]:
     """For each table and position: the estimates over done cells with finite values."""
     import numpy as np
@@ -124,7 +124,7 @@ def _estimates(
 
 
 def _table(
-    group: Group, places: Places, estimates: Mapping[tuple[Key, Key], dict[str, Estimate]],
+    group: TableGroup, places: Places, estimates: Mapping[tuple[Key, Key], dict[str, Estimate]],
     spec: PivotSpec, clean: CleanNetworks,
 ) -> PivotTable:  # fmt: skip
     marked = not_converged(group.cells, clean)
@@ -144,7 +144,7 @@ def _table(
 
 
 def _cell(
-    group: Group, numbers: Sequence[int], estimates: dict[str, Estimate],
+    group: TableGroup, numbers: Sequence[int], estimates: dict[str, Estimate],
     marked: Mapping[str, Sequence[str]], clean: CleanNetworks, spec: PivotSpec,
 ) -> PivotCell:  # fmt: skip
     cells = [group.facts.cells[number] for number in numbers]
@@ -166,7 +166,7 @@ def _reference(told: Mapping[str, Any]) -> dict[str, float] | None:
     return reference.lookup(told["trigger"], told["target"], told["ratio"])
 
 
-def status_of(cells: Sequence[Cell]) -> str:
+def status_of(cells: Sequence[CellRecord]) -> str:
     """The status of a position's cells.
 
     For one cell ``failed: oom``, for several seeds ``2 done, 1 failed: oom``.
@@ -178,7 +178,7 @@ def status_of(cells: Sequence[Cell]) -> str:
 
 
 def _along(
-    facts: Facts, spec: PivotSpec, places: Iterable[tuple[Key, Key]], axis: int
+    facts: CellFields, spec: PivotSpec, places: Iterable[tuple[Key, Key]], axis: int
 ) -> list[Key]:
     """The keys along one axis, sorted."""
     keys = [place[axis] for place in places]

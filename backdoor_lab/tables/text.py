@@ -11,7 +11,7 @@ from backdoor_lab.results.facts import head, told
 from backdoor_lab.results.measures import IMAGES, MEASURE
 from backdoor_lab.tables.estimates import figure, number, value_heads, value_of
 from backdoor_lab.tables.layout import ROW
-from backdoor_lab.tables.markup import NOTHING, Grid, short
+from backdoor_lab.tables.markup import NOTHING, TextTable, short
 from backdoor_lab.tables.notes import CONVERGED, comparison
 from backdoor_lab.tables.pivot import Key, PivotCell, PivotTable
 from backdoor_lab.tables.reference import COLUMNS
@@ -31,7 +31,7 @@ def document(table: PivotTable) -> Document:
     )
 
 
-def grids(table: PivotTable) -> list[Grid]:
+def grids(table: PivotTable) -> list[TextTable]:
     """The table as text: in the report's layout, followed by the comparison with the report's
     figures if there are any; otherwise in panels of at most ACROSS values per line, or of one
     column."""
@@ -62,7 +62,7 @@ def evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:
     return [items[at : at + size] for at in range(0, len(items), size)]
 
 
-def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> Grid:
+def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> TextTable:
     """The table as text with its best values marked, for all columns or the given ones."""
     columns = table.columns if columns is None else columns
     values, names = table.spec.values, _names(table)
@@ -82,7 +82,7 @@ def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> Grid:
         if column in first
     )
     more = ["Seeds"] * several + ["Status"] * status
-    return Grid(
+    return TextTable(
         plain(table.title), [*(head(table.spec.rows[n]) for n in names), *heads, *more], rows,
         [plain(note) for note in table.notes], len(names), best,
         [*[""] * len(names), *over, *[""] * len(more)] if any(over) else [],
@@ -131,7 +131,7 @@ def _column(table: PivotTable, column: Key) -> str:
     return ", ".join(map(told, table.spec.columns, column))
 
 
-def _compared(table: PivotTable) -> Grid:
+def _compared(table: PivotTable) -> TextTable:
     names = _names(table)
     heads = [head(ROW[n]) for n in names]
     heads += [f"{MEASURE[name].head} {kind}" for name in COLUMNS for kind in ("ref", "diff")]
@@ -143,7 +143,7 @@ def _compared(table: PivotTable) -> Grid:
         rows.append(line)
     title = f"{plain(table.title)}: reference and difference"
     notes = [plain(comparison(table.traits, table.clean)), CONVERGED]
-    return Grid(title, heads, rows, notes, len(names))
+    return TextTable(title, heads, rows, notes, len(names))
 
 
 def _reference(name: str, cell: PivotCell) -> str:

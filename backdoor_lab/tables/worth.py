@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from backdoor_lab.results.records import Cell
+from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.sweeps import CONTROLS
 from backdoor_lab.results.values import ratio_words, words
 from backdoor_lab.tables.learned import (
@@ -34,7 +34,7 @@ _LISTED = 3
 
 
 def cautions(
-    cells: Sequence[Cell], values: Sequence[str] = ("asr1", "nat2", "asr2"),
+    cells: Sequence[CellRecord], values: Sequence[str] = ("asr1", "nat2", "asr2"),
     clean: CleanNetworks | None = None,
 ) -> list[str]:  # fmt: skip
     """The warnings below a table of `cells` with the measures `values`. `clean`: the clean networks
@@ -49,7 +49,7 @@ def cautions(
     ]  # fmt: skip
 
 
-def _not_converged(cells: Sequence[Cell], after: bool, clean: CleanNetworks) -> list[str]:
+def _not_converged(cells: Sequence[CellRecord], after: bool, clean: CleanNetworks) -> list[str]:
     marked = not_converged(cells, clean)
     lines = []
     for number, when in (("1", "before"), *[("2", "after")] * after):
@@ -66,7 +66,7 @@ def _not_converged(cells: Sequence[Cell], after: bool, clean: CleanNetworks) -> 
     return lines
 
 
-def _own_rules(cells: Sequence[Cell]) -> list[str]:
+def _own_rules(cells: Sequence[CellRecord]) -> list[str]:
     """A note on filters that ignore the protocol's classes and budget."""
     free = dict.fromkeys(
         words(cell.choices["defense"])
@@ -83,7 +83,7 @@ def _own_rules(cells: Sequence[Cell]) -> list[str]:
     ]
 
 
-def _few(cells: Sequence[Cell]) -> list[str]:
+def _few(cells: Sequence[CellRecord]) -> list[str]:
     lines = []
     for rate, name in (("Nat", "n_test"), ("ASR", "n_asr")):
         few = [cell for cell in cells if 0 < cell.numbers.get(name, math.inf) < FEW]
@@ -97,7 +97,7 @@ def _few(cells: Sequence[Cell]) -> list[str]:
     return lines
 
 
-def _one_class(cells: Sequence[Cell], after: bool) -> list[str]:
+def _one_class(cells: Sequence[CellRecord], after: bool) -> list[str]:
     lines = []
     for number, when in (("1", "before"), *[("2", "after")] * after):
         one = [cell for cell in cells if cell.numbers.get(f"top_share{number}", 0) > MOSTLY]
@@ -111,7 +111,7 @@ def _one_class(cells: Sequence[Cell], after: bool) -> list[str]:
     return lines
 
 
-def _no_attack(cells: Sequence[Cell], clean: CleanNetworks) -> list[str]:
+def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks) -> list[str]:
     none = without_attack(cells, clean)
     highest = {cell.id: 100 * (clean.expected(cell) or 0.0) for cell in none}
     lines = []
@@ -127,7 +127,7 @@ def _no_attack(cells: Sequence[Cell], clean: CleanNetworks) -> list[str]:
     return lines
 
 
-def _retrained_on_all(cell: Cell) -> bool:
+def _retrained_on_all(cell: CellRecord) -> bool:
     stages = cell.run.get("stages")
     return (
         cell.numbers.get("n_removed") == 0
@@ -138,7 +138,7 @@ def _retrained_on_all(cell: Cell) -> bool:
     )
 
 
-def _where(cells: Sequence[Cell], some: Sequence[Cell], *, after: str = "1") -> str:
+def _where(cells: Sequence[CellRecord], some: Sequence[CellRecord], *, after: str = "1") -> str:
     """``every cell``, or the attacks of `some` cells (with their defenses if `after` is "2")."""
     if len(some) == len(cells) > 1:
         return "every cell"
@@ -147,7 +147,7 @@ def _where(cells: Sequence[Cell], some: Sequence[Cell], *, after: str = "1") -> 
     return "; ".join([*named[:_LISTED], *more])
 
 
-def _attack(cell: Cell, *, defended: bool) -> str:
+def _attack(cell: CellRecord, *, defended: bool) -> str:
     chosen = cell.choices
     ratio = ratio_words(chosen["ratio"], (cell.protocol or {}).get("ratio_of"))
     names = [words(chosen["trigger"]), words(chosen["target"]), ratio]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backdoor_lab.core.sheets import csv_text
-from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown
+from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdown
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Document:
     None where there is no value."""
 
     title: str
-    grids: list[Grid]
+    grids: list[TextTable]
     head: list[str]
     lines: list[list[object]]
 

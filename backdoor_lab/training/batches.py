@@ -11,11 +11,11 @@ from torch import Tensor
 from backdoor_lab.core import streams
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.mixing import Mixer
+from backdoor_lab.training.mixing import MixupCutmix
 from backdoor_lab.training.recipe import ALTERNATING, Recipe
 
 
-class Batches:
+class BatchLoader:
     """The batches of one training, by epoch.
 
     Order and augmentation of an epoch depend only on `seed` and the epoch's number, so that a
@@ -38,7 +38,7 @@ class Batches:
             self._flipped_first = (drawn < 0.5).to(device)
 
     @property
-    def sampler(self) -> Batches:
+    def sampler(self) -> BatchLoader:
         # Lightning calls `set_epoch` on a loader's `sampler`.
         return self
 
@@ -57,7 +57,7 @@ class Batches:
         order = torch.randperm(len(self.training), generator=generator).to(self.device)
         augment = torch.Generator(self.device)
         augment.manual_seed(torch_generator(self.seed, streams.AUGMENTATION, epoch).initial_seed())
-        mix = Mixer(self.recipe, len(self.training.classes), self.seed, epoch)
+        mix = MixupCutmix(self.recipe, len(self.training.classes), self.seed, epoch)
         for step in range(len(self)):
             where = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
             yield mix(*self._batch(where, augment, epoch))

@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 import pytorch_lightning as pl
 
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.module import Classifier
 
 Evidence = TypeVar("Evidence")
@@ -48,7 +48,9 @@ class DefendAndRetrain(pl.Callback, Generic[Evidence, Result, Network_co]):
 
 
 def after_training(
-    module: Classifier, callback: DefendAndRetrain[Evidence, Result, Network_co], machine: Machine
+    module: Classifier,
+    callback: DefendAndRetrain[Evidence, Result, Network_co],
+    machine: ComputeDevice,
 ) -> None:
     """Run the callback on a trained network whose weights are published.
 

@@ -16,14 +16,14 @@ from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor
 
 from backdoor_lab.core import streams
-from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.core.seeds import derive, torch_generator
 from backdoor_lab.core.small_files import check_regular, set_aside
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.airbench import WHITENING_IMAGES, Airbench, whiten
 from backdoor_lab.training.autoencoder import CHUNK
-from backdoor_lab.training.batches import Batches
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.batches import BatchLoader
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.memory_format import memory_format_of
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.module import Classifier
@@ -36,7 +36,7 @@ CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "opti
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What determines a training's weights: network, recipe, images, seed."""
 
     model: dict[str, Any]
@@ -47,7 +47,7 @@ class Job:
     std: Tensor
 
 
-def new_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifier:
+def new_classifier(job: TrainingJob, machine: ComputeDevice, total_steps: int = 1) -> Classifier:
     """A classifier with random initial weights, except for those computed from the training set:
     airbench's first convolution."""
     module = _random_classifier(job, machine, total_steps)
@@ -59,7 +59,9 @@ def new_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifi
     return module
 
 
-def _random_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Classifier:
+def _random_classifier(
+    job: TrainingJob, machine: ComputeDevice, total_steps: int = 1
+) -> Classifier:
     channels = job.training.base.shape[1]
     net = build_model(
         job.model, channels=channels, classes=len(job.training.classes), seed=job.seed
@@ -76,7 +78,7 @@ def _random_classifier(job: Job, machine: Machine, total_steps: int = 1) -> Clas
     )
 
 
-def blank_classifier(job: Job, machine: Machine) -> Classifier:
+def blank_classifier(job: TrainingJob, machine: ComputeDevice) -> Classifier:
     """A classifier with uninitialized weights, all of which must be loaded before use.
 
     Random initialization would take a tenth of a second, as long as training a tiny cell.
@@ -91,8 +93,8 @@ def blank_classifier(job: Job, machine: Machine) -> Classifier:
 
 
 def fit(
-    job: Job,
-    machine: Machine,
+    job: TrainingJob,
+    machine: ComputeDevice,
     *,
     scratch: Path | None = None,
     callbacks: Sequence[pl.Callback] = (),
@@ -105,7 +107,7 @@ def fit(
     Raises Diverged if a loss or weight is not finite, Stopped if a stop is requested.
     """
     torch.set_num_threads(machine.threads)
-    batches = Batches(job.training, job.recipe, seed=job.seed, device=machine.device)
+    batches = BatchLoader(job.training, job.recipe, seed=job.seed, device=machine.device)
     steps = len(batches) * job.recipe.epochs
     module = new_classifier(job, machine, steps)
     checkpoint = None if scratch is None else last_checkpoint(scratch, module)
@@ -119,7 +121,7 @@ def fit(
 
 
 def trainer_for(
-    machine: Machine, *, epochs: int, callbacks: Sequence[pl.Callback], logger: Any = False
+    machine: ComputeDevice, *, epochs: int, callbacks: Sequence[pl.Callback], logger: Any = False
 ) -> pl.Trainer:
     """A Lightning Trainer for one device that prints nothing itself."""
     _quiet()
@@ -199,7 +201,7 @@ def _finished(module: Classifier) -> Classifier:
     module.cpu()
     for name, value in module.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise Diverged(f"weight {name} is not finite after training")
+            raise DivergedError(f"weight {name} is not finite after training")
     return module.eval()
 
 

@@ -29,7 +29,7 @@ BEFORE_BF16 = ("AVX", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @dataclass(frozen=True)
-class Machine:
+class ComputeDevice:
     """A device and how to use it. `bf16`: forward and backward in bfloat16, weights in float32."""
 
     device: torch.device
@@ -61,7 +61,7 @@ class Machine:
         }
 
 
-def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
+def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> ComputeDevice:
     """The machine that a `trainer` group selects.
 
     Raises ConfigError if it selects a GPU and there is none.
@@ -76,11 +76,13 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> Machine:
         )
     device = torch.device("cuda" if found and wanted != "cpu" else "cpu")
     threads = int(config["threads"] or 0) or max(1, cores() // max(1, parallel_cells))
-    return Machine(device, _bf16(config["precision"], device), config["channels_last"], threads)
+    return ComputeDevice(
+        device, _bf16(config["precision"], device), config["channels_last"], threads
+    )
 
 
 @contextmanager
-def held(machine: Machine, cells_per_gpu: int) -> Iterator[Machine]:
+def held(machine: ComputeDevice, cells_per_gpu: int) -> Iterator[ComputeDevice]:
     """The machine, with a reserved GPU while a cell runs; a CPU is shared."""
     if machine.device.type != "cuda":
         yield machine

@@ -9,11 +9,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from backdoor_lab.core.errors import Diverged, many
+from backdoor_lab.core.errors import DivergedError, many
 from backdoor_lab.core.progress import track
-from backdoor_lab.core.types import Features, Images, TrainingSet
-from backdoor_lab.numerics.layers import Tap
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.core.types import Features, LabeledImages, TrainingSet
+from backdoor_lab.numerics.layers import FeatureHook
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.module import Classifier
 
 CHUNK = 512
@@ -36,32 +36,34 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.inference_mode()
-def predictions(module: Classifier, images: Tensor, machine: Machine) -> Tensor:
+def predictions(module: Classifier, images: Tensor, machine: ComputeDevice) -> Tensor:
     """The predicted classes int64 (n,) of `images` uint8 (n, C, H, W)."""
     return _over(module, len(images), machine, lambda a, b: images[a:b], lambda x: x.argmax(dim=1))
 
 
-def extract(module: Classifier, training: TrainingSet, layer: str, machine: Machine) -> Features:
+def extract(
+    module: Classifier, training: TrainingSet, layer: str, machine: ComputeDevice
+) -> Features:
     """Features of every training example at `layer`: inference mode, no augmentation.
 
     Computed in float32 without TF32, even if training uses bfloat16, since scores are differences
     from a mean. Raises Diverged if a feature is not finite.
     """
     machine = replace(machine, bf16=False)
-    with torch.inference_mode(), _no_tf32(), Tap(module.net, layer) as tap:
+    with torch.inference_mode(), _no_tf32(), FeatureHook(module.net, layer) as tap:
         values = _over(
             module, len(training), machine, _shown(training), lambda _: tap.values.float()
         )
     bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
     if len(bad):
-        raise Diverged(
+        raise DivergedError(
             f"the features of {many(len(bad), 'example')} are not finite, first at {int(bad[0])}"
         )
     return Features(values, training.labels)
 
 
 @torch.inference_mode()
-def training_accuracy(module: Classifier, training: TrainingSet, machine: Machine) -> float:
+def training_accuracy(module: Classifier, training: TrainingSet, machine: ComputeDevice) -> float:
     """The accuracy on the training images, poison included, with respect to their training labels:
     inference mode, no augmentation."""
     predicted = _over(module, len(training), machine, _shown(training), lambda x: x.argmax(dim=1))
@@ -91,11 +93,11 @@ def accuracy(predicted: Tensor, labels: Tensor) -> float:
 
 def attack_success(
     module: Classifier,
-    test: Images,
+    test: LabeledImages,
     where: Tensor,
     trigger: Callable[[Tensor], Tensor],
     wanted: Tensor,
-    machine: Machine,
+    machine: ComputeDevice,
 ) -> float | None:
     """The share of the triggered test images `where` int64 (m,) that are classified as the attacker
     wants: `wanted` int64 (n,), one class per test image. None if m is 0.
@@ -116,7 +118,7 @@ def attack_success(
 def _over(
     module: Classifier,
     n: int,
-    machine: Machine,
+    machine: ComputeDevice,
     images: Callable[[int, int], Tensor],
     take: Callable[[Tensor], Tensor],
 ) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.machine import ComputeDevice
 
 CHANNELS_LAST, CONTIGUOUS = "channels_last", "contiguous"
 LARGEST_BLOCK = 16
@@ -24,7 +24,7 @@ _FORMATS = {CHANNELS_LAST: torch.channels_last, CONTIGUOUS: torch.contiguous_for
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def memory_format_of(net: nn.Module, machine: Machine) -> str:
+def memory_format_of(net: nn.Module, machine: ComputeDevice) -> str:
     """The memory format for training `net` on `machine`: CHANNELS_LAST if the trainer enables it
     and it is safe for every convolution, otherwise CONTIGUOUS.
 

@@ -11,7 +11,7 @@ from backdoor_lab.core.seeds import numpy_generator
 from backdoor_lab.training.recipe import Recipe
 
 
-class Mixer:
+class MixupCutmix:
     """Mixes each batch of an epoch with a permutation of itself.
 
     Zhang, Cissé, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,

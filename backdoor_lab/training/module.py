@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.training.memory_format import CONTIGUOUS, arrange, arranged, has_channels_last
 from backdoor_lab.training.recipe import Recipe, optimizer_of
 
@@ -111,7 +111,7 @@ class Classifier(pl.LightningModule):
 
     def _check(self, loss: Tensor, step: int) -> None:
         if not bool(torch.isfinite(loss)):
-            raise Diverged(
+            raise DivergedError(
                 f"loss is {float(loss)} at epoch {self.current_epoch + 1}, step {step + 1}"
                 f" (recipe.lr={self.recipe.lr:g}); lower recipe.lr"
             )

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.attacks.plan import Plan
+from backdoor_lab.attacks.plan import PoisonSpec
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.types import Dataset, Images, TrainingSet
+from backdoor_lab.core.types import Dataset, LabeledImages, TrainingSet
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.training.batches import Batches
+from backdoor_lab.training.batches import BatchLoader
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe
 from tests.bench.measuring import ROOT, Figure, by_turns, memory, ratio, timed
@@ -62,7 +62,7 @@ def _ours(images: Tensor, labels: Tensor) -> None:
         nn.Identity(), recipe, mean=torch.tensor(MEAN) * 255, std=torch.tensor(STD) * 255,
         total_steps=1, memory_format=torch.channels_last,
     )  # fmt: skip
-    for batch, _ in Batches(training, recipe, seed=0, device=torch.device("cpu")):
+    for batch, _ in BatchLoader(training, recipe, seed=0, device=torch.device("cpu")):
         normalised(batch)
 
 
@@ -136,7 +136,7 @@ def _open(folder: Path) -> Dataset:
 def _poisoned(folder: Path) -> dict[str, Any]:
     small = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
     # What libraries load on first use is no part of the question.
-    _epoch_of_poison(Images(small, torch.arange(200) % 10, tuple("abcdefghij")))
+    _epoch_of_poison(LabeledImages(small, torch.arange(200) % 10, tuple("abcdefghij")))
     before = memory(restart=True)
     train = _open(folder).train
     made = _epoch_of_poison(train)
@@ -148,11 +148,11 @@ def _poisoned(folder: Path) -> dict[str, Any]:
     }
 
 
-def _epoch_of_poison(clean: Images) -> TrainingSet:
-    plan = Plan(target=0, source=None, ratio=0.05, ratio_of="all")
+def _epoch_of_poison(clean: LabeledImages) -> TrainingSet:
+    plan = PoisonSpec(target=0, source=None, ratio=0.05, ratio_of="all")
     training = poison(clean, Pixel(position=(-1, -1), color=255), plan, seed=0).training
     recipe = Recipe.of({"name": "bench", "epochs": 1, "batch": BATCH, "lr": 0.1})
-    for _ in Batches(training, recipe, seed=0, device=torch.device("cpu")):
+    for _ in BatchLoader(training, recipe, seed=0, device=torch.device("cpu")):
         pass
     return training
 

@@ -30,9 +30,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.numerics.singular import top_direction
-from backdoor_lab.training.batches import Batches
-from backdoor_lab.training.fit import Job, fit, new_classifier
-from backdoor_lab.training.machine import Machine, machine_of
+from backdoor_lab.training.batches import BatchLoader
+from backdoor_lab.training.fit import TrainingJob, fit, new_classifier
+from backdoor_lab.training.machine import ComputeDevice, machine_of
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe, optimizer_of
@@ -40,7 +40,7 @@ from tests.bench import measuring
 from tests.bench.measuring import TINY, Figure, command, hardware, show, timed, write
 
 Step = Callable[[Tensor, Tensor], None]
-Way = Callable[[Classifier, torch.optim.Optimizer, Machine], Step]
+Way = Callable[[Classifier, torch.optim.Optimizer, ComputeDevice], Step]
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Size:
         """One of two numbers."""
         return tiny if self.tiny else full
 
-    def machine(self) -> Machine:
+    def machine(self) -> ComputeDevice:
         """The GPU in bfloat16; one CPU thread when tiny."""
         trainer = {"accelerator": "cpu" if self.tiny else "gpu", "precision": "bf16",
                    "channels_last": True, "threads": 1 if self.tiny else None,
                    "progress": "none", "checkpoint": True, "cells_per_gpu": 1}  # fmt: skip
         return machine_of(trainer)
 
-    def job(self, n: int, batch: int, epochs: int = 1) -> Job:
+    def job(self, n: int, batch: int, epochs: int = 1) -> TrainingJob:
         """A training of the `fast` recipe's kind on `n` random images."""
         side, width = self.of(32, 8), self.of(64, 4)
         images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
@@ -73,7 +73,7 @@ class Size:
         }  # fmt: skip
         model = {"name": "resnet18", "width": width, "stem": "cifar"}
         some = torch.full((3,), 64.0)
-        return Job(model, Recipe.of(said), training, 0, 2 * some, some)
+        return TrainingJob(model, Recipe.of(said), training, 0, 2 * some, some)
 
 
 def throughput(size: Size) -> list[Figure]:
@@ -214,7 +214,7 @@ def _rate(size: Size, batch: int, way: Way) -> float:
     """Images a second over whole steps: picking, augmenting, forward, backward, SGD."""
     machine, steps = size.machine(), size.of(100, 2)
     job = size.job(batch * steps, batch)
-    batches = Batches(job.training, job.recipe, seed=0, device=machine.device)
+    batches = BatchLoader(job.training, job.recipe, seed=0, device=machine.device)
     module = new_classifier(job, machine, steps).to(machine.device).train()
     optimizer, _ = optimizer_of(job.recipe, module.net, steps)
     step = way(module, optimizer, machine)
@@ -225,7 +225,7 @@ def _rate(size: Size, batch: int, way: Way) -> float:
     return batch * steps / min(rounds)
 
 
-def _eager(module: Classifier, optimizer: torch.optim.Optimizer, machine: Machine) -> Step:
+def _eager(module: Classifier, optimizer: torch.optim.Optimizer, machine: ComputeDevice) -> Step:
     def step(images: Tensor, labels: Tensor) -> None:
         with machine.autocast():
             loss = module.loss(module(images), labels)
@@ -237,14 +237,14 @@ def _eager(module: Classifier, optimizer: torch.optim.Optimizer, machine: Machin
 
 
 def _compiled(
-    module: Classifier, optimizer: torch.optim.Optimizer, machine: Machine, *, tiny: bool
+    module: Classifier, optimizer: torch.optim.Optimizer, machine: ComputeDevice, *, tiny: bool
 ) -> Step:
     # In place: the names of the weights stay as they are.
     module.net.compile(backend="eager" if tiny else "inductor")
     return _eager(module, optimizer, machine)
 
 
-def _graphed(module: Classifier, optimizer: torch.optim.Optimizer, machine: Machine) -> Step:
+def _graphed(module: Classifier, optimizer: torch.optim.Optimizer, machine: ComputeDevice) -> Step:
     """The whole step recorded once and launched as one; with one learning rate throughout."""
     eager, graph = _eager(module, optimizer, machine), torch.cuda.CUDAGraph()
     held: list[Tensor] = []

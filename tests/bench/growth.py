@@ -12,23 +12,23 @@ from typing import Any
 import torch
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.attacks.plan import Plan
+from backdoor_lab.attacks.plan import PoisonSpec
 from backdoor_lab.attacks.poison import poison
-from backdoor_lab.core.types import Features, Images, TrainingSet
-from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.core.types import Features, LabeledImages, TrainingSet
+from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.numerics.singular import top_direction
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.training.batches import Batches
-from backdoor_lab.training.fit import Job, new_classifier
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.batches import BatchLoader
+from backdoor_lab.training.fit import TrainingJob, new_classifier
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.recipe import Recipe
 from tests.bench.measuring import Figure, by_turns, exponent
 from tests.bench.overhead import demo_record, write_sweep
 
-CPU = Machine(torch.device("cpu"), bf16=False, channels_last=True, threads=1)
+CPU = ComputeDevice(torch.device("cpu"), bf16=False, channels_last=True, threads=1)
 STATED = torch.Generator().manual_seed(0)
 
 
@@ -67,12 +67,12 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.process_time() - began
 
 
-def _images(n: int, side: int, classes: int = 10) -> Images:
+def _images(n: int, side: int, classes: int = 10) -> LabeledImages:
     pixels = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8, generator=STATED)
-    return Images(pixels, torch.arange(n) % classes, tuple(map(str, range(classes))), "")
+    return LabeledImages(pixels, torch.arange(n) % classes, tuple(map(str, range(classes))), "")
 
 
-def _training(images: Images) -> TrainingSet:
+def _training(images: LabeledImages) -> TrainingSet:
     where = torch.arange(len(images))
     return TrainingSet(images.images, images.images[:0], where, images.labels, images.classes, "")
 
@@ -84,18 +84,18 @@ def _recipe(batch: int) -> Recipe:
 
 def _poisoning(n: int) -> Callable[[], Any]:
     images, trigger = _images(n, 16), Pixel(position=(-1, -1), color=255)
-    plan = Plan(target=0, source=None, ratio=0.05, ratio_of="all")
+    plan = PoisonSpec(target=0, source=None, ratio=0.05, ratio_of="all")
     return lambda: poison(images, trigger, plan, seed=0)
 
 
 def _epoch(n: int) -> Callable[[], Any]:
-    batches = Batches(_training(_images(n, 16)), _recipe(128), seed=0, device=CPU.device)
+    batches = BatchLoader(_training(_images(n, 16)), _recipe(128), seed=0, device=CPU.device)
     return lambda: sum(1 for _ in batches)
 
 
 def _batch(pixels: int) -> Callable[[], Any]:
     training = _training(_images(256, round(pixels**0.5)))
-    batches = Batches(training, _recipe(128), seed=0, device=CPU.device)
+    batches = BatchLoader(training, _recipe(128), seed=0, device=CPU.device)
     return lambda: sum(1 for _ in batches)
 
 
@@ -103,7 +103,7 @@ def _extraction(n: int, side: int = 8) -> Callable[[], Any]:
     training = _training(_images(n, side))
     model = {"name": "resnet18", "width": 4, "stem": "cifar"}
     some = torch.full((3,), 60.0)
-    module = new_classifier(Job(model, _recipe(128), training, 0, some, some), CPU)
+    module = new_classifier(TrainingJob(model, _recipe(128), training, 0, some, some), CPU)
     return lambda: extract(module, training, "penultimate", CPU)
 
 
@@ -114,7 +114,7 @@ def _wider_images(pixels: int) -> Callable[[], Any]:
 def _classes(classes: int) -> Callable[[], Any]:
     values = torch.randn(20_000, 64, generator=STATED)
     features = Features(values, torch.arange(len(values)) % classes)
-    known = Knowledge(tuple(map(str, range(classes))), target=0, epsilon=10, seed=0)
+    known = DefenderKnowledge(tuple(map(str, range(classes))), target=0, epsilon=10, seed=0)
     return lambda: Spectral(FilterOptions(classes="all", budget="1eps"))(features, known)
 
 

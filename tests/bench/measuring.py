@@ -137,12 +137,12 @@ def hardware() -> dict[str, Any]:
     """What the figures were measured on, and how busy it was."""
     import torch
 
-    from backdoor_lab.training.machine import Machine, machine_of
+    from backdoor_lab.training.machine import ComputeDevice, machine_of
 
     trainer = {"accelerator": "auto", "precision": "auto", "channels_last": True,
                "threads": threads(), "progress": "none", "checkpoint": True,
                "cells_per_gpu": 1}  # fmt: skip
-    machine: Machine = machine_of(trainer)
+    machine: ComputeDevice = machine_of(trainer)
     return {
         "device": machine.describe(),
         "cores": len(os.sched_getaffinity(0)),

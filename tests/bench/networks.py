@@ -8,8 +8,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.fit import Job, new_classifier
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.fit import TrainingJob, new_classifier
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.recipe import Recipe
 from tests.bench.data import MEAN, STD
 from tests.bench.measuring import Figure, by_turns, threads
@@ -45,7 +45,7 @@ def run() -> list[Figure]:
     return figures
 
 
-def gflop(job: Job) -> float:
+def gflop(job: TrainingJob) -> float:
     """The arithmetic of one image's forward and backward pass, in 1e9 operations."""
     module = new_classifier(job, _machine(bf16=False)).train()
     with FlopCounterMode(display=False) as counter:
@@ -53,20 +53,22 @@ def gflop(job: Job) -> float:
     return float(counter.get_total_flops()) / 2 / 1e9
 
 
-def _job(model: dict[str, Any]) -> Job:
+def _job(model: dict[str, Any]) -> TrainingJob:
     n = BATCH * STEPS
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
     names = tuple("abcdefghij")
     training = TrainingSet(images, images[:0], torch.arange(n), torch.arange(n) % 10, names, "")
     recipe = Recipe("bench", epochs=1, batch=BATCH, lr=0.01, crop=2, flip=True)
-    return Job(model, recipe, training, 0, torch.tensor(MEAN) * 255, torch.tensor(STD) * 255)
+    return TrainingJob(
+        model, recipe, training, 0, torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
+    )
 
 
-def _machine(bf16: bool) -> Machine:
-    return Machine(torch.device("cpu"), bf16=bf16, channels_last=True, threads=threads())
+def _machine(bf16: bool) -> ComputeDevice:
+    return ComputeDevice(torch.device("cpu"), bf16=bf16, channels_last=True, threads=threads())
 
 
-def _seconds(job: Job, machine: Machine) -> float:
+def _seconds(job: TrainingJob, machine: ComputeDevice) -> float:
     torch.set_num_threads(machine.threads)
     return bare(job, machine)

@@ -12,9 +12,9 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.batches import Batches
-from backdoor_lab.training.fit import Job, fit, new_classifier
-from backdoor_lab.training.machine import Machine, machine_of
+from backdoor_lab.training.batches import BatchLoader
+from backdoor_lab.training.fit import TrainingJob, fit, new_classifier
+from backdoor_lab.training.machine import ComputeDevice, machine_of
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.recipe import Recipe, optimizer_of
 from tests.bench.data import MEAN, STD, loader
@@ -62,14 +62,14 @@ def _cost(width: int, found: dict[str, list[float]], target: str) -> Figure:
     return Figure(f"width {width}: more than our bare loop", more, "%", target)
 
 
-def _machine() -> Machine:
+def _machine() -> ComputeDevice:
     return machine_of(
         {"accelerator": "cpu", "precision": "auto", "channels_last": True, "threads": threads(),
          "progress": "none", "checkpoint": True, "cells_per_gpu": 1}
     )  # fmt: skip
 
 
-def _job(width: int, steps: int) -> Job:
+def _job(width: int, steps: int) -> TrainingJob:
     n = BATCH * steps
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
@@ -79,7 +79,7 @@ def _job(width: int, steps: int) -> Job:
                             "weight_decay": 5e-4, "crop": 4, "flip": True}  # fmt: skip
     model = {"name": "resnet18", "width": width, "stem": "cifar"}
     mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
-    return Job(model, Recipe.of(said), training, 0, mean, std)
+    return TrainingJob(model, Recipe.of(said), training, 0, mean, std)
 
 
 class _Clock(pl.Callback):
@@ -92,16 +92,16 @@ class _Clock(pl.Callback):
         self.seconds = time.perf_counter() - self.began
 
 
-def _lightning(job: Job, machine: Machine) -> float:
+def _lightning(job: TrainingJob, machine: ComputeDevice) -> float:
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         fit(job, machine, callbacks=[clock], logger=CSVLogger(folder))
     return clock.seconds
 
 
-def bare(job: Job, machine: Machine) -> float:
+def bare(job: TrainingJob, machine: ComputeDevice) -> float:
     """Seconds of one epoch in a loop of our own, without Lightning."""
-    batches = Batches(job.training, job.recipe, seed=0, device=machine.device)
+    batches = BatchLoader(job.training, job.recipe, seed=0, device=machine.device)
     module = new_classifier(job, machine, len(batches)).train()
     optimizer, schedule = optimizer_of(job.recipe, module.net, len(batches))
     began = time.perf_counter()
@@ -118,7 +118,7 @@ def bare(job: Job, machine: Machine) -> float:
 class _Plain:
     """Float32, NCHW, PIL transforms per image in a DataLoader, the loss read every step."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingJob) -> None:
         self.net = build_model(job.model, channels=3, classes=10, seed=0).train()
         self.batches = loader(job.training.base, job.training.labels, BATCH)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1, momentum=0.9,

@@ -12,13 +12,13 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.files import canonical
 from backdoor_lab.core.progress import Step, Steps, observe
-from backdoor_lab.core.types import Features, Images, Verdict
-from backdoor_lab.defenses.base import Defense, Filter, Knowledge, TruthControl
-from backdoor_lab.defenses.material import Material, Practice
-from backdoor_lab.defenses.networks import NetworkFilter, Repair
+from backdoor_lab.core.types import Features, FilterResult, LabeledImages
+from backdoor_lab.defenses.base import DefenderKnowledge, Defense, OracleControl, SampleFilter
+from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
+from backdoor_lab.defenses.networks import ModelBasedFilter, ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.strip import Strip
@@ -38,7 +38,7 @@ def clean(d: int = 5, n: int = 60) -> Features:
     return Features(values, torch.arange(n) % 3)
 
 
-KNOWN = Knowledge(CLASSES, target=1, epsilon=EPSILON, seed=5, clean=clean())
+KNOWN = DefenderKnowledge(CLASSES, target=1, epsilon=EPSILON, seed=5, clean=clean())
 
 
 def config(name: str, **changes: Any) -> dict[str, Any]:
@@ -65,14 +65,14 @@ def made(name: str, **changes: Any) -> Any:
 
 
 # What repairs promise is in tests/contract/test_repairs.py.
-NAMES = [name for name in ALL if not isinstance(made(name), Repair)]
+NAMES = [name for name in ALL if not isinstance(made(name), ModelRepair)]
 
 
 def judged(
-    defense: Defense | TruthControl, features: Features, known: Knowledge = KNOWN
-) -> Verdict:
+    defense: Defense | OracleControl, features: Features, known: DefenderKnowledge = KNOWN
+) -> FilterResult:
     """The verdict, the way the filter stage asks for it."""
-    if isinstance(defense, TruthControl):
+    if isinstance(defense, OracleControl):
         return defense.judge(truth(len(features.labels)))
     material = given(features, known) if "material" in defense.told() else None
     if material is not None and "clean images" not in defense.told():
@@ -112,20 +112,22 @@ def pictures(values: Tensor) -> Tensor:
     return bright.to(torch.uint8)[:, None, None, :]
 
 
-def given(features: Features, known: Knowledge) -> Material:
+def given(features: Features, known: DefenderKnowledge) -> DefenseContext:
     """What a defense gets that needs networks; its images show the features."""
     assert known.clean is not None
     images, d = pictures(features.values), features.values.shape[1]
-    return Material(
+    return DefenseContext(
         classes=known.classes,
         labels=features.labels,
         images=lambda where, generator: images[where],
         augment=lambda found, generator: found,
         network=lambda: Reader(d, 1),
         fresh=lambda seed: Reader(d, 2 + seed),
-        practice=Practice(epochs=2, batch=16, lr=0.05, momentum=0.9, weight_decay=0.0),
+        practice=TrainingHyperparameters(
+            epochs=2, batch=16, lr=0.05, momentum=0.9, weight_decay=0.0
+        ),
         seed=known.seed,
-        clean=Images(pictures(known.clean.values), known.clean.labels, known.classes),
+        clean=LabeledImages(pictures(known.clean.values), known.clean.labels, known.classes),
     )
 
 
@@ -164,8 +166,8 @@ def test_there_are_defenses() -> None:
     """The controls stand beside the filter."""
     assert {"none", "oracle", "random", "spectral"} <= set(NAMES)
     assert len(FILTERS) >= 12
-    assert all(isinstance(made(name), Filter) for name in FILTERS)
-    assert not any(isinstance(made(name), Filter) for name in [*CONTROLS, "random"])
+    assert all(isinstance(made(name), SampleFilter) for name in FILTERS)
+    assert not any(isinstance(made(name), SampleFilter) for name in [*CONTROLS, "random"])
 
 
 @pytest.mark.parametrize("classes", ["target", "all"])
@@ -207,7 +209,7 @@ class Noted(list[Step]):
         self.all.append(step)
 
 
-def observed(name: str) -> tuple[Verdict, Noted]:
+def observed(name: str) -> tuple[FilterResult, Noted]:
     """The verdict on all classes, and the steps that were reported on the way to it."""
     steps, noted = Steps(), Noted()
     steps.running = noted
@@ -228,7 +230,7 @@ def test_reporting_progress_changes_nothing(name: str) -> None:
 def test_loops_over_features_or_images_are_counted_to_their_ends(name: str) -> None:
     _, noted = observed(name)
     labels = {step.label for step in noted.all if step.done == step.total}
-    trains = isinstance(made(name), NetworkFilter)
+    trains = isinstance(made(name), ModelBasedFilter)
     assert labels & ({"batch", "epoch", "group of images"} if trains else {"class"})
 
 
@@ -241,9 +243,9 @@ def test_a_control_that_looks_at_nothing_reports_no_loop(name: str) -> None:
 def test_scores_follow_their_example(name: str) -> None:
     """Shuffled examples get the same scores and, without ties, the same examples go."""
     defense, features = made(name), planted()
-    if isinstance(defense, (Random, TruthControl)):
+    if isinstance(defense, (Random, OracleControl)):
         pytest.skip("chosen by position, which is all that it sees")
-    if isinstance(defense, NetworkFilter) and not isinstance(defense, Strip):
+    if isinstance(defense, ModelBasedFilter) and not isinstance(defense, Strip):
         pytest.skip("trains a network on batches that are drawn by position")
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(3))
     shuffled = judged(defense, Features(features.values[order], features.labels[order]))
@@ -296,7 +298,7 @@ def test_constant_features(name: str, budget: str, removed: int) -> None:
     assert int((~verdict.keep).sum()) == CONTROLS.get(name, removed)
 
 
-def verdict_on_duplicates(name: str) -> Verdict:
+def verdict_on_duplicates(name: str) -> FilterResult:
     half = planted()
     twice = Features(half.values.repeat(2, 1), half.labels.repeat(2))
     return judged(made(name, classes="target", budget="1.5eps"), twice)
@@ -329,7 +331,7 @@ def test_almost_empty_classes(name: str, size: int, classes: str) -> None:
     labels = torch.cat([torch.zeros(20), torch.ones(size), torch.full((20,), 2)]).long()
     values = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(1))
     defense = made(name, classes=classes, budget="10%")
-    if isinstance(defense, TruthControl):
+    if isinstance(defense, OracleControl):
         pytest.skip("looks at no class")
     verdict = judged(defense, Features(values, labels), replace(KNOWN, clean=clean(d=3)))
     assert verdict.keep[labels == 1].all()
@@ -352,7 +354,7 @@ def test_a_wiped_out_class_is_refused(name: str, classes: str) -> None:
 @pytest.mark.parametrize("name", LOOKING)
 def test_features_that_are_not_finite_are_refused(name: str, bad: float, budget: str) -> None:
     """NaN never ranks: whoever looks at such features stops with Diverged."""
-    with pytest.raises(Diverged, match="not finite"):
+    with pytest.raises(DivergedError, match="not finite"):
         judged(made(name, budget=budget), planted_with(bad))
 
 
@@ -365,17 +367,17 @@ def test_features_that_are_not_finite_do_not_matter_to_a_control(name: str, bad:
 def test_the_truth_is_out_of_reach(name: str) -> None:
     """A defense has no argument through which the truth could come; only a TruthControl does."""
     defense = made(name)
-    assert isinstance(defense, Defense) != isinstance(defense, TruthControl)
+    assert isinstance(defense, Defense) != isinstance(defense, OracleControl)
     if isinstance(defense, Defense):
         assert list(inspect.signature(defense.__call__).parameters) == ["features", "known"]
         assert not hasattr(defense, "judge")
     else:
         assert list(inspect.signature(defense.judge).parameters) == ["is_poison"]
         assert not callable(defense)
-    seen = [*Features.__dataclass_fields__, *Knowledge.__dataclass_fields__]
+    seen = [*Features.__dataclass_fields__, *DefenderKnowledge.__dataclass_fields__]
     known = ["classes", "clean", "epsilon", "labels", "material", "seed", "target", "values"]
     assert sorted(seen) == known
-    assert sorted(Material.__dataclass_fields__) == [
+    assert sorted(DefenseContext.__dataclass_fields__) == [
         "augment", "classes", "clean", "device", "fresh", "images", "labels", "network",
         "practice", "seed",
     ]  # fmt: skip
@@ -387,7 +389,7 @@ def test_takes_every_option_of_the_filters(name: str) -> None:
         "classes": "all", "budget": "10%", "budget_cap": "50%", "centred": False,
     }  # fmt: skip
     changed = made(name, **asked)
-    if isinstance(changed, Filter):
+    if isinstance(changed, SampleFilter):
         assert changed.options == FilterOptions(**asked)
     elif isinstance(changed, Random):
         assert changed.like.options == FilterOptions(**asked)
@@ -399,7 +401,7 @@ def test_only_filters_accept_the_options_of_filters(name: str) -> None:
     """As one object; no constructor has an argument for one of them."""
     known = set(inspect.signature(type(made(name))).parameters)
     assert not known & set(OPTION_KEYS)
-    assert ("options" in known) == isinstance(made(name), Filter)
+    assert ("options" in known) == isinstance(made(name), SampleFilter)
 
 
 @pytest.mark.parametrize(
@@ -434,7 +436,7 @@ def test_realistic_finds_the_class_by_itself() -> None:
     values = torch.randn(300, 4, generator=torch.Generator().manual_seed(2))
     poison = (labels == 4).nonzero().flatten()[:10]
     values[poison, 0] += 9.0
-    known = Knowledge(tuple("abcdef"), target=None, epsilon=None, seed=0)
+    known = DefenderKnowledge(tuple("abcdef"), target=None, epsilon=None, seed=0)
     blind = made("spectral", classes="suspicious", budget="auto")
     assert isinstance(blind, Defense)
     assert blind.told() == []

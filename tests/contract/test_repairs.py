@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from backdoor_lab.core import progress
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.files import canonical
 from backdoor_lab.core.progress import Step, Steps, observe
-from backdoor_lab.defenses.base import Defense, TruthControl
-from backdoor_lab.defenses.material import Material
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.base import Defense, OracleControl
+from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.pipeline.parts import defense_of
 from tests.helpers.materials import hidden, material
@@ -47,7 +47,7 @@ def made(name: str, **changes: Any) -> Any:
 
 def everything() -> list[str]:
     found = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))
-    return [name for name in found if isinstance(made(name), Repair)]
+    return [name for name in found if isinstance(made(name), ModelRepair)]
 
 
 def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -59,7 +59,7 @@ def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
 ATTACKED = hidden(12, 3, seed=5)
 
 
-def given(seed: int = 3, **changes: Any) -> Material:
+def given(seed: int = 3, **changes: Any) -> DefenseContext:
     made_of: dict[str, Any] = {"network": ATTACKED, "clean": images(24, 2), "seed": seed}
     return material(*images(60, 1), **made_of | changes)
 
@@ -146,7 +146,7 @@ def test_a_filters_options_may_be_set_and_change_nothing(name: str) -> None:
 
 
 def test_no_truth_reaches_it(name: str) -> None:
-    assert not isinstance(made(name), (Defense, TruthControl))
+    assert not isinstance(made(name), (Defense, OracleControl))
     assert not hasattr(made(name), "judge")
 
 
@@ -158,7 +158,7 @@ def test_a_class_of_one_example(name: str) -> None:
     assert all(bool(torch.isfinite(value).all()) for value in weights(network).values())
 
 
-def given_of(shown: Tensor, labels: Tensor) -> Material:
+def given_of(shown: Tensor, labels: Tensor) -> DefenseContext:
     return material(shown, labels, network=ATTACKED, clean=images(6, 2))
 
 
@@ -172,6 +172,6 @@ def test_a_broken_network_is_not_passed_on(name: str) -> None:
     try:
         network, _ = made(name).repair(given(network=broken))
         finite = all(bool(torch.isfinite(value).all()) for value in weights(network).values())
-    except Diverged:
+    except DivergedError:
         finite = False
     assert finite == (name == "abl_unlearning")

@@ -20,14 +20,14 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from backdoor_lab.attacks.base import Trigger, Workshop
-from backdoor_lab.attacks.plan import Plan, implied
+from backdoor_lab.attacks.base import AttackContext, Trigger
+from backdoor_lab.attacks.plan import PoisonSpec, implied
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.core import progress
 from backdoor_lab.core.build import build
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.progress import Steps, observe
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = sorted(path.stem for path in (ROOT / "conf/trigger").glob("*.yaml"))
@@ -68,7 +68,7 @@ def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Tr
     return made
 
 
-def workshop(made: Trigger, *shape: int, seed: int = 0) -> Workshop:
+def workshop(made: Trigger, *shape: int, seed: int = 0) -> AttackContext:
     """Forty random images of four classes, and a small network that never learned anything."""
 
     def surrogate() -> nn.Module:
@@ -78,8 +78,10 @@ def workshop(made: Trigger, *shape: int, seed: int = 0) -> Workshop:
                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))  # fmt: skip
         return Scaled(net).eval()
 
-    train = Images(noise(40, *shape), torch.arange(40) % 4, ("a", "b", "c", "d"), digest="noise")
-    return Workshop(train, 1, 2 if made.source_specific else None, seed, surrogate)
+    train = LabeledImages(
+        noise(40, *shape), torch.arange(40) % 4, ("a", "b", "c", "d"), digest="noise"
+    )
+    return AttackContext(train, 1, 2 if made.source_specific else None, seed, surrogate)
 
 
 class Scaled(nn.Module):
@@ -256,7 +258,7 @@ def test_poison_changes_only_the_chosen(trigger: Trigger, inject: str) -> None:
     before, labels = train.images.clone(), train.labels.clone()
     words = {"inject": inject} | implied(trigger.labels, on_source=trigger.source_specific)
     source = work.source
-    plan = Plan(1, source, 0.5, labels=trigger.labels, covers=trigger.covers, **words)
+    plan = PoisonSpec(1, source, 0.5, labels=trigger.labels, covers=trigger.covers, **words)
     made = poison(train, trigger, plan, seed=0, work=work)
     assert torch.equal(train.images, before)
     assert torch.equal(train.labels, labels)

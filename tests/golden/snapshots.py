@@ -31,15 +31,15 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from backdoor_lab.attacks.base import Trigger, Workshop
-from backdoor_lab.attacks.plan import Plan, implied
+from backdoor_lab.attacks.base import AttackContext, Trigger
+from backdoor_lab.attacks.plan import PoisonSpec, implied
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.core.build import Shared, build
-from backdoor_lab.core.types import Features, Images, TrainingSet
-from backdoor_lab.defenses.base import Defense, Knowledge, TruthControl
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.core.types import Features, LabeledImages, TrainingSet
+from backdoor_lab.defenses.base import DefenderKnowledge, Defense, OracleControl
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
-from backdoor_lab.training.fit import Job, fit
+from backdoor_lab.training.fit import TrainingJob, fit
 from backdoor_lab.training.measure import channel_stats
 from backdoor_lab.training.recipe import Recipe
 from tests.helpers.cells import CPU, run_here
@@ -191,12 +191,12 @@ def options(group: str, name: str) -> dict[str, Any]:
 def trigger_case(name: str) -> Case:
     """The poisoned training set that a trigger makes of 64 images, and triggered test images."""
     trigger = build("trigger", options("trigger", name), Trigger)
-    train = Images(pictures(64, (3, 32, 32), 1), torch.arange(64) % 4, CLASSES, "snapshot")
+    train = LabeledImages(pictures(64, (3, 32, 32), 1), torch.arange(64) % 4, CLASSES, "snapshot")
     source = 2 if trigger.source_specific else None
     words = {"labels": trigger.labels, "covers": min(trigger.covers, 1.0)}
     chosen = implied(trigger.labels, on_source=source is not None)
-    plan = Plan(1, source, 0.3, **{**words, **chosen})
-    work = Workshop(train, 1, source, 5, lambda: Network(3, 7))
+    plan = PoisonSpec(1, source, 0.3, **{**words, **chosen})
+    work = AttackContext(train, 1, source, 5, lambda: Network(3, 7))
     trigger.fits(3, 32, 32)
     if trigger.needs_preparing:
         trigger.state = trigger.prepare(work)
@@ -224,7 +224,7 @@ def planted() -> tuple[Features, Tensor]:
 
 def defense_case(name: str) -> Case:
     """Scores and removals of a filter or control; the weights that a repair leaves."""
-    kinds: Any = (Defense, TruthControl, Repair)
+    kinds: Any = (Defense, OracleControl, ModelRepair)
     shared = Shared(asdict(DEFAULTS), FilterOptions)
     defense: Any = build("defense", options("defense", name), kinds, shared)
     features, is_poison = planted()
@@ -235,18 +235,18 @@ def defense_case(name: str) -> Case:
         images, features.labels, network=Network(3, 17), fresh=lambda seed: Network(3, 19 + seed),
         clean=aside, seed=5, classes=4,
     )  # fmt: skip
-    if isinstance(defense, Repair):
+    if isinstance(defense, ModelRepair):
         network, _ = defense.repair(given)
         flat = [value.double().flatten() for value in network.state_dict().values()]
         return {"weights": array(torch.cat(flat))}
-    if isinstance(defense, TruthControl):
+    if isinstance(defense, OracleControl):
         verdict = defense.judge(is_poison)
     else:
         clean = Features(normal(48, 6, seed=8).float(), aside[1])
         told = defense.told()
         verdict = defense(
             features,
-            Knowledge(
+            DefenderKnowledge(
                 given.classes, target=1, epsilon=12, seed=5,
                 clean=clean if "clean" in told else None,
                 material=replace(given, clean=given.clean if "clean images" in told else None)
@@ -268,7 +268,7 @@ def training_case(**recipe: Any) -> Case:
     said = {"name": "t", "epochs": 2, "batch": 32, "lr": 0.005, "schedule": "onecycle",
             "warmup": 0.25, **recipe}  # fmt: skip
     model = {"name": "resnet18", "width": 16, "stem": "cifar"}
-    module = fit(Job(model, Recipe.of(said), training, 1, mean, std), CPU)
+    module = fit(TrainingJob(model, Recipe.of(said), training, 1, mean, std), CPU)
     weights = [value.double().flatten() for value in module.net.state_dict().values()]
     return {"weights": array(torch.cat(weights)), "loss": array(torch.tensor(module.history))}
 

@@ -12,20 +12,20 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.attacks.plan import Plan, count
+from backdoor_lab.attacks.plan import PoisonSpec, count
 from backdoor_lab.attacks.poison import classes_after, poison
-from backdoor_lab.core.errors import ConfigError, Diverged
-from backdoor_lab.core.types import Features, Images, Verdict
+from backdoor_lab.core.errors import ConfigError, DivergedError
+from backdoor_lab.core.types import Features, FilterResult, LabeledImages
 from backdoor_lab.defenses.base import (
-    Knowledge,
-    Look,
+    ClassScores,
+    DefenderKnowledge,
     critical_z,
     cut,
     modified_z,
     outliers,
     suspects_by_size,
 )
-from backdoor_lab.defenses.budget import Budget, split
+from backdoor_lab.defenses.budget import RemovalBudget, split
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral, tail
@@ -33,7 +33,7 @@ from backdoor_lab.pipeline.record import detection
 
 CIFAR = [5000] * 10
 NAN = float("nan")
-UNTOLD = Knowledge(("",), None, None, 0)
+UNTOLD = DefenderKnowledge(("",), None, None, 0)
 
 
 def by_numpy(values: np.ndarray, *, centred: bool = True) -> np.ndarray:
@@ -109,8 +109,8 @@ def test_rank_adds_up_projections(n: int, d: int, rank: int, centred: bool) -> N
     assert scores.numpy() == pytest.approx(squared if centred else np.sqrt(squared), rel=1e-8)
 
 
-def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: Any) -> Verdict:
-    known = Knowledge(("only",), 0, epsilon=None, seed=0)
+def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: Any) -> FilterResult:
+    known = DefenderKnowledge(("only",), 0, epsilon=None, seed=0)
     made = Spectral(FilterOptions(budget=str(budget), centred=centred), **options)
     return made(Features(values, torch.zeros(len(values)).long()), known)
 
@@ -128,7 +128,7 @@ def test_two_dimensions_by_hand() -> None:
     )
     # Variance 8 / 5; distances from the median 0 0 0 2 2, of which 68.27 % lie within 1.4616.
     assert spectral().look(values, 0, UNTOLD).suspicion == pytest.approx(8 / 5 / 1.4616**2)
-    known = Knowledge(("only",), 0, epsilon=1, seed=0)
+    known = DefenderKnowledge(("only",), 0, epsilon=1, seed=0)
     verdict = Spectral(FilterOptions(budget="2eps"))(Features(values, torch.zeros(5).long()), known)
     assert verdict.keep.tolist() == [False, True, False, True, True]
 
@@ -168,7 +168,7 @@ def test_uncentred_fails_against_the_mean() -> None:
 def test_half_poison_is_at_chance(sign: int) -> None:
     """10 % of the whole set, appended, is half of the target class: symmetric about its mean,
     so that no centred squared score tells the halves apart."""
-    after = after_poison(Plan(0, None, 0.1, ratio_of="all"))
+    after = after_poison(PoisonSpec(0, None, 0.1, ratio_of="all"))
     assert after[0] == 10_000
     assert 0.4 < separation(5000 / after[0], sign) < 0.6
 
@@ -235,32 +235,34 @@ def test_fifteen_percent_cannot_clean_a_whole_set_ratio(
 ) -> None:
     """Replaced at random from all classes, a tenth of the poison comes from the target class
     itself; 15 % of that class cannot hold it."""
-    plan = Plan(2, None, ratio, ratio_of="all", inject="replace", eligible="all")
+    plan = PoisonSpec(2, None, ratio, ratio_of="all", inject="replace", eligible="all")
     labels = torch.arange(50_000) % 10
-    train = Images(torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), labels, tuple("abcdefghij"))
+    train = LabeledImages(
+        torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), labels, tuple("abcdefghij")
+    )
     made = poison(train, Pixel(), plan, seed=0)
     assert count(plan, CIFAR) == int(made.is_poison.sum()) == poisoned
     # The draw is random: a tenth of it, give or take 4 standard deviations.
     assert int((made.training.labels == 2).sum()) == pytest.approx(in_class, abs=90)
-    size = Budget("15%").size(in_class, None)
+    size = RemovalBudget("15%").size(in_class, None)
     assert size == removed
     assert max(int(made.is_poison.sum()) - size, 0) == at_least_left
 
 
-def after_poison(plan: Plan) -> list[int]:
+def after_poison(plan: PoisonSpec) -> list[int]:
     """Examples of each label of a set like CIFAR-10 after an attack."""
     return classes_after(torch.arange(50_000) % 10, plan, classes=10, seed=0)
 
 
 def test_three_halves_epsilon_of_every_class_is_refused() -> None:
     """1.5 times 5,000 from every class removes every clean class: an error before training."""
-    plan = Plan(2, None, 0.1, ratio_of="all")
-    known = Knowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
+    plan = PoisonSpec(2, None, 0.1, ratio_of="all")
+    known = DefenderKnowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
     with pytest.raises(ConfigError, match="removes 7500 of the 5000 examples of class a"):
         Spectral(FilterOptions(classes="all")).check(known, after_poison(plan))
     Spectral(FilterOptions(classes="all", budget_cap="50%")).check(known, after_poison(plan))
     Spectral(FilterOptions(classes="target")).check(
-        Knowledge(known.classes, 2, 5000, 0), after_poison(plan)
+        DefenderKnowledge(known.classes, 2, 5000, 0), after_poison(plan)
     )
 
 
@@ -276,7 +278,9 @@ def test_constant_scores_remove_exactly_the_budget() -> None:
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
 def test_nan_never_ranks(bad: float) -> None:
     """Mistake 10: a score that is not finite stops the filter, with the first position."""
-    with pytest.raises(Diverged, match="1 of 3 scores are not finite, the first at position 1"):
+    with pytest.raises(
+        DivergedError, match="1 of 3 scores are not finite, the first at position 1"
+    ):
         cut(torch.tensor([1.0, bad, 0.0]).double(), 1, seed=0)
 
 
@@ -285,7 +289,7 @@ def test_positions_in_the_class_become_positions_in_the_set() -> None:
     labels = torch.tensor([0] * 30 + [1] * 30)
     values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     values[[41, 57]] += 30.0
-    known = Knowledge(("a", "b"), 1, epsilon=1, seed=0)
+    known = DefenderKnowledge(("a", "b"), 1, epsilon=1, seed=0)
     verdict = Spectral(FilterOptions(budget="2eps"))(Features(values, labels), known)
     assert (~verdict.keep).nonzero().flatten().tolist() == [41, 57]
 
@@ -319,15 +323,15 @@ def test_budgets_that_are_none(text: str) -> None:
 def test_budget_arithmetic() -> None:
     """The forms, rounding half up, the cap that rounds down, and an ε that is not told."""
     sizes = [
-        Budget(text, cap).size(70, 50)
+        RemovalBudget(text, cap).size(70, 50)
         for text, cap in [("1.5eps", None), ("15%", None), ("p85", None), ("9", None),
                           ("1.5eps", "50%"), ("5%", "50%"), ("auto", None)]
     ]  # fmt: skip
     assert sizes == [75, 11, 11, 9, 35, 4, None]
-    assert Budget("1.5eps", "50%").size(1101, 1000) == 550
-    assert Budget("50%").size(1101, None) == 551
+    assert RemovalBudget("1.5eps", "50%").size(1101, 1000) == 550
+    assert RemovalBudget("50%").size(1101, None) == 551
     with pytest.raises(ConfigError, match="counts in ε"):
-        Budget("1.5eps").size(70, None)
+        RemovalBudget("1.5eps").size(70, None)
 
 
 @pytest.mark.parametrize("percentile", ["0", "50", "75", "85", "87.5", "100"])
@@ -337,7 +341,7 @@ def test_a_percentile_is_numpys(percentile: str) -> None:
     for n in [*range(1, 130), 5003]:
         scores = draw.normal(size=n)
         theirs = int((scores > np.percentile(scores, float(percentile))).sum())
-        assert Budget(f"p{percentile}").size(n, None) == theirs, n
+        assert RemovalBudget(f"p{percentile}").size(n, None) == theirs, n
 
 
 def test_outliers() -> None:
@@ -376,7 +380,7 @@ def clean_and_poisoned(seed: int, *, heavy: bool, poisoned: int = 0) -> list[int
     return spectral().suspects(looks)
 
 
-KNOWN = Knowledge(tuple("abcdefghij"), None, None, seed=0)
+KNOWN = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -395,7 +399,7 @@ def test_plain_variance_would_accuse_every_other_clean_set() -> None:
     rng = np.random.default_rng(0)
     sets = [dict(enumerate(np.exp(rng.normal(size=10)))) for _ in range(300)]
     assert sum(bool(outliers(values)) for values in sets) / 300 > 0.4
-    by_rule = [{y: Look(torch.zeros(1), v) for y, v in values.items()} for values in sets]
+    by_rule = [{y: ClassScores(torch.zeros(1), v) for y, v in values.items()} for values in sets]
     assert sum(bool(suspects_by_size(looks)) for looks in by_rule) / 300 <= 0.03
 
 
@@ -421,7 +425,7 @@ def test_auroc_agrees_with_sklearn(kinds: int) -> None:
     unseen = torch.full((50,), NAN, dtype=torch.float64), torch.arange(50) % 2 == 0
     more = [torch.cat(pair) for pair in zip(both, unseen, strict=True)]
     keep = torch.ones(450, dtype=torch.bool)
-    found = detection(Verdict(more[0], keep), more[1])
+    found = detection(FilterResult(more[0], keep), more[1])
     assert found is not None
     assert found["auroc"] == pytest.approx(expected, abs=1e-12)
 
@@ -431,18 +435,18 @@ def test_detection_by_hand() -> None:
     is_poison = torch.tensor([False, False, True, True, False, False])
     scores = torch.tensor([0.1, 0.4, 0.4, 0.9, NAN, NAN]).double()
     keep = torch.tensor([True, False, True, False, True, True])
-    found = detection(Verdict(scores, keep), is_poison)
+    found = detection(FilterResult(scores, keep), is_poison)
     assert found == {
         "auroc": 3.5 / 4, "tpr": 1 / 2, "fpr": 1 / 4,
         "average_precision": pytest.approx((1 + 2 / 3) / 2), "tpr_at_1": 1 / 2, "tpr_at_5": 1 / 2,
         "curve": {"removed": [0, 1, 2, 3, 4], "left": [2, 1, 0.5, 0, 0]},
     }  # fmt: skip
-    assert detection(Verdict(scores, keep), torch.zeros(6, dtype=torch.bool)) is None
-    unscored = detection(Verdict(torch.full((6,), NAN).double(), keep), is_poison)
+    assert detection(FilterResult(scores, keep), torch.zeros(6, dtype=torch.bool)) is None
+    unscored = detection(FilterResult(torch.full((6,), NAN).double(), keep), is_poison)
     assert unscored is not None
     assert [unscored[k] for k in ("auroc", "average_precision", "tpr_at_1")] == [None] * 3
     assert [unscored[k] for k in ("tpr", "fpr")] == [1 / 2, 1 / 4]
     assert unscored["curve"] == {"removed": [0], "left": [2]}
-    everywhere = detection(Verdict(scores, keep), torch.ones(6, dtype=torch.bool))
+    everywhere = detection(FilterResult(scores, keep), torch.ones(6, dtype=torch.bool))
     assert everywhere is not None
     assert [everywhere[k] for k in ("auroc", "tpr", "fpr")] == [None, 2 / 6, None]

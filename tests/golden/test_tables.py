@@ -23,10 +23,10 @@ import pytest
 
 from backdoor_lab.compare import compare_text
 from backdoor_lab.compare.comparison import comparison_of
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.results.sweeps import Sweep, read_sweep
 from backdoor_lab.tables.layout import PivotSpec
-from backdoor_lab.tables.markup import Grid
+from backdoor_lab.tables.markup import TextTable
 from backdoor_lab.tables.pivot import PivotTable, pivot_cells
 from backdoor_lab.tables.text import document
 from backdoor_lab.tables.writers import sheet
@@ -52,7 +52,7 @@ def read(name: str) -> Sweep:
 def contents(name: str) -> dict[str, Any]:
     """Everything that is held of one sweep, by what shows it."""
     sweep = read(name)
-    report = Report(sweep)
+    report = SweepReport(sweep)
     tables = [*report.tables, *(each for each in report.shown if not each.spec.report)]
     named = {f"{_kind(table)} {table.slug}": document(table)
              for table in [*tables, *pivot_cells(sweep.cells, ASKED)]}  # fmt: skip
@@ -74,7 +74,7 @@ def _kind(table: PivotTable) -> str:
     return "table" if table.spec.report else "wide"
 
 
-def _grid(grid: Grid) -> dict[str, Any]:
+def _grid(grid: TextTable) -> dict[str, Any]:
     return {
         "title": grid.title, "over": grid.over, "head": grid.head, "left": grid.left,
         "rows": grid.rows, "notes": grid.notes, "best": sorted(map(list, grid.best)),

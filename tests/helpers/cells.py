@@ -19,13 +19,13 @@ import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.pipeline.chain import Chain, run_cell
+from backdoor_lab.pipeline.chain import CellPipeline, run_cell
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.run import conf_dir
 from backdoor_lab.sweep.expand import plain
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.training.fit import Job
-from backdoor_lab.training.machine import Machine, machine_of
+from backdoor_lab.training.fit import TrainingJob
+from backdoor_lab.training.machine import ComputeDevice, machine_of
 from backdoor_lab.training.measure import channel_stats
 from backdoor_lab.training.recipe import Recipe
 
@@ -41,7 +41,7 @@ SMALL = (
     "logger=none",
 )  # fmt: skip
 TINY = (*DRAWN, *SMALL)
-CPU = Machine(torch.device("cpu"), bf16=False, channels_last=True, threads=1)
+CPU = ComputeDevice(torch.device("cpu"), bf16=False, channels_last=True, threads=1)
 
 
 def configuration(root: Path, *overrides: str, data: tuple[str, ...] = DRAWN) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def run_here(
     cell = preflight.cell(config)
     preflight.publish()
     machine = machine_of(config["trainer"])
-    chain = Chain(cell, Store(root), machine, Progress(folder, "", "none"))
+    chain = CellPipeline(cell, Store(root), machine, Progress(folder, "", "none"))
     folder.mkdir(parents=True, exist_ok=True)
     return run_cell(cell, folder, chain, command="test")
 
@@ -99,12 +99,12 @@ def toy_set(n: int = 48) -> TrainingSet:
     return training_set(images, labels)
 
 
-def job(training: TrainingSet | None = None, seed: int = 1, **changes: Any) -> Job:
+def job(training: TrainingSet | None = None, seed: int = 1, **changes: Any) -> TrainingJob:
     """A training of a very narrow ResNet18 on the toy set."""
     training = toy_set() if training is None else training
     model = {"name": "resnet18", "width": 4, "stem": "cifar"}
     mean, std = channel_stats(training.base)
-    return Job(model, recipe(**changes), training, seed, mean, std)
+    return TrainingJob(model, recipe(**changes), training, seed, mean, std)
 
 
 def command(*arguments: str) -> list[str]:

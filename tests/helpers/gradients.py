@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.fit import Job, new_classifier
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.fit import TrainingJob, new_classifier
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe
 
@@ -31,13 +31,13 @@ HANGS_AFTER_S = 40
 
 def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
     """A network as a training on one CPU begins with it."""
-    machine = Machine(torch.device("cpu"), case["bf16"], channels_last=True, threads=1)
+    machine = ComputeDevice(torch.device("cpu"), case["bf16"], channels_last=True, threads=1)
     where = torch.arange(len(images))
     training = TrainingSet(images, images[:0], where, where % len(CLASSES), CLASSES, "", None)
     model = {"name": case["name"], "width": case["width"], "stem": case["stem"]}
     recipe = Recipe.of({"name": "t", "epochs": 1, "batch": 2, "lr": 0.1, "schedule": "constant"})
     some = torch.full((images.shape[1],), 64.0)
-    return new_classifier(Job(model, recipe, training, 1, some, some), machine)
+    return new_classifier(TrainingJob(model, recipe, training, 1, some, some), machine)
 
 
 def drawn(case: dict[str, Any]) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.core.seeds import derive
-from backdoor_lab.core.types import Images
-from backdoor_lab.defenses.material import Material, Practice
+from backdoor_lab.core.types import LabeledImages
+from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
 
-PRACTICE = Practice(epochs=5, batch=16, lr=0.1, momentum=0.9, weight_decay=0.0)
+PRACTICE = TrainingHyperparameters(epochs=5, batch=16, lr=0.1, momentum=0.9, weight_decay=0.0)
 
 
 class Small(nn.Module):
@@ -57,9 +57,9 @@ def material(
     fresh: Callable[[int], nn.Module] | None = None,
     clean: tuple[Tensor, Tensor] | None = None,
     seed: int = 3,
-    practice: Practice = PRACTICE,
+    practice: TrainingHyperparameters = PRACTICE,
     classes: int | None = None,
-) -> Material:
+) -> DefenseContext:
     """Material around uint8 images (n, C, H, W), without augmentation."""
     count = int(labels.max()) + 1 if classes is None else classes
     names = tuple("abcdefghij"[:count])
@@ -74,6 +74,6 @@ def material(
         "fresh": fresh or (lambda number: hidden(pixels, count, number)),
         "practice": practice,
         "seed": seed,
-        "clean": None if clean is None else Images(*clean, names),
+        "clean": None if clean is None else LabeledImages(*clean, names),
     }
-    return Material(**said)
+    return DefenseContext(**said)

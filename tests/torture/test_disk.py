@@ -40,11 +40,11 @@ def test_no_space_at_any_stage(
 
 def test_no_space_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A data set that does not fit on the disk stops the command before any cell."""
-    from backdoor_lab.core.errors import StoreFull
+    from backdoor_lab.core.errors import StoreFullError
 
     monkeypatch.setattr("backdoor_lab.core.faults._seen", {})
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "data.made:full:1")
-    with pytest.raises(StoreFull, match=r"no room.*store\.root"):
+    with pytest.raises(StoreFullError, match=r"no room.*store\.root"):
         run_here(tmp_path / "store", tmp_path / "cell")
 
 

@@ -15,7 +15,7 @@ from markdown_it import MarkdownIt
 from backdoor_lab.core.output import LogFile, Terminal
 from backdoor_lab.core.sheets import csv_text, guarded
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.tables.markup import Grid, html_page, in_latex, in_markdown
+from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdown
 from tests.helpers.hostile import NAMES
 from tests.helpers.written import cells_of, sweep_of, write_everything
 
@@ -31,8 +31,8 @@ TEX = {
 }  # fmt: skip
 
 
-def grid_of(name: str) -> Grid:
-    return Grid(name, [name, "Nat1"], [[name, "99.5"], ["x", name]], [name, f"{name} b"], 1,
+def grid_of(name: str) -> TextTable:
+    return TextTable(name, [name, "Nat1"], [[name, "99.5"], ["x", name]], [name, f"{name} b"], 1,
                 frozenset({(0, 1)}))  # fmt: skip
 
 

@@ -17,8 +17,8 @@ from omegaconf import OmegaConf
 
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.core.build import NOT_ARGUMENTS, OPTIONS, build
-from backdoor_lab.defenses.base import Defense, TruthControl
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.defenses.base import Defense, OracleControl
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.parts import defense_of
 from tests.helpers.project import PACKAGE, ROOT, SOURCES, calls, name_of, tree
@@ -384,7 +384,7 @@ def test_no_path_of_one_machine() -> None:
         assert found is None, f"{path}: {found}"
 
 
-KINDS = (Defense, TruthControl, Repair)
+KINDS = (Defense, OracleControl, ModelRepair)
 
 
 def choices(group: str) -> list[Path]:

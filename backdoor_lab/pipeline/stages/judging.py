@@ -13,11 +13,11 @@ from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import FEATURES, VERDICT, WEIGHTS
 from backdoor_lab.core.seeds import derive
-from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.tensors import tensors_digest
-from backdoor_lab.core.types import Features, Images, Poisoned, TrainingSet, Verdict
-from backdoor_lab.defenses.base import Defense, TruthControl
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.core.types import Features, FilterResult, LabeledImages, PoisonResult, TrainingSet
+from backdoor_lab.defenses.base import Defense, OracleControl
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell, nameless
 from backdoor_lab.pipeline.stages.told import held_out, held_out_facts, knowledge
@@ -28,7 +28,7 @@ from backdoor_lab.training.autoencoder import (
     new_autoencoder,
     train_autoencoder,
 )
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.memory_format import CONTIGUOUS
 from backdoor_lab.training.module import Classifier
@@ -41,7 +41,7 @@ class Provided:
     """Images and networks for a defense that requires them, the inputs that determine them, and the
     memory format of the attacked network."""
 
-    material: Material
+    material: DefenseContext
     facts: dict[str, Any]
     memory_format: str
 
@@ -52,14 +52,19 @@ class Evidence:
     required, features of held-out clean images with theirs, and images and networks."""
 
     features: Features
-    extracted: Entry
-    held_out: tuple[Features, Entry] | None = None
+    extracted: Artifact
+    held_out: tuple[Features, Artifact] | None = None
     provided: Provided | None = None
 
 
 def extract_stage(
-    cell: Cell, training: TrainingSet, module: Seer, weights: str, store: Store, machine: Machine
-) -> tuple[Features, Entry]:
+    cell: Cell,
+    training: TrainingSet,
+    module: Seer,
+    weights: str,
+    store: Store,
+    machine: ComputeDevice,
+) -> tuple[Features, Artifact]:
     """The features of all training examples, without augmentation."""
     inputs = {
         "version": identity.stage("extract"),
@@ -71,8 +76,13 @@ def extract_stage(
 
 
 def clean_stage(
-    cell: Cell, test: Images, module: Seer, weights: str, store: Store, machine: Machine
-) -> tuple[Features, Entry]:
+    cell: Cell,
+    test: LabeledImages,
+    module: Seer,
+    weights: str,
+    store: Store,
+    machine: ComputeDevice,
+) -> tuple[Features, Artifact]:
     """The features of the clean test images that are held out for defenses."""
     where = held_out(cell, test)
     aside = clean(replace(test, images=test.images[where], labels=test.labels[where]))
@@ -88,8 +98,8 @@ def clean_stage(
 
 
 def autoencoder_stage(
-    cell: Cell, training: TrainingSet, store: Store, machine: Machine
-) -> tuple[Autoencoder, Entry]:
+    cell: Cell, training: TrainingSet, store: Store, machine: ComputeDevice
+) -> tuple[Autoencoder, Artifact]:
     """The autoencoder trained on the training set, for ``protocol.layer=autoencoder``."""
     seed = derive(cell.seed, streams.AUTOENCODER)
 
@@ -109,8 +119,8 @@ def autoencoder_stage(
 
 def _features(
     stage: str, inputs: dict[str, Any], cell: Cell, images: TrainingSet,
-    module: Seer, store: Store, machine: Machine,
-) -> tuple[Features, Entry]:  # fmt: skip
+    module: Seer, store: Store, machine: ComputeDevice,
+) -> tuple[Features, Artifact]:  # fmt: skip
     def make(folder: Path) -> dict[str, Any]:
         if isinstance(module, Autoencoder):
             values = encode(module, images, machine.device)
@@ -125,11 +135,11 @@ def _features(
 
 
 def filter_stage(
-    cell: Cell, poisoned: Poisoned, evidence: Evidence, store: Store, machine: Machine
-) -> tuple[Verdict, Entry]:
+    cell: Cell, poisoned: PoisonResult, evidence: Evidence, store: Store, machine: ComputeDevice
+) -> tuple[FilterResult, Artifact]:
     """The result of the defense; only controls that declare it get the ground truth."""
     defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
-    assert isinstance(defense, Defense | TruthControl)
+    assert isinstance(defense, Defense | OracleControl)
     held_out, provided = evidence.held_out, evidence.provided
     if held_out is not None:
         known = replace(known, clean=held_out[0])
@@ -156,7 +166,7 @@ def filter_stage(
     }
     entry = store.get("filter", inputs, make)
     found = VERDICT.read(entry.path)
-    return Verdict(found["scores"], found["keep"].bool(), entry.meta["notes"]), entry
+    return FilterResult(found["scores"], found["keep"].bool(), entry.meta["notes"]), entry
 
 
 def normalisation(module: Seer) -> dict[str, Any]:
@@ -166,7 +176,7 @@ def normalisation(module: Seer) -> dict[str, Any]:
     return {"normalisation": [module.mean.flatten().tolist(), module.std.flatten().tolist()]}
 
 
-def nothing_removed(n: int) -> Verdict:
+def nothing_removed(n: int) -> FilterResult:
     """The filter result of a repair: no scores, and all n examples kept."""
     scores = torch.full((n,), torch.nan, dtype=torch.float64)
-    return Verdict(scores, torch.ones(n, dtype=torch.bool))
+    return FilterResult(scores, torch.ones(n, dtype=torch.bool))

@@ -13,26 +13,26 @@ from torch import Tensor
 from backdoor_lab import identity
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import WEIGHTS
-from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.core.seeds import derive
-from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.tensors import tensors_digest
-from backdoor_lab.core.types import Dataset, Images, TrainingSet
-from backdoor_lab.defenses.material import Material, Practice
-from backdoor_lab.defenses.networks import Repair
+from backdoor_lab.core.types import Dataset, LabeledImages, TrainingSet
+from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
+from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.pipeline.cell import Cell, nameless
 from backdoor_lab.pipeline.stages.judging import Provided, normalisation
 from backdoor_lab.pipeline.stages.told import held_out, held_out_facts
 from backdoor_lab.pipeline.stages.training import computed_on
 from backdoor_lab.training.batches import augmented
-from backdoor_lab.training.fit import Job, new_classifier
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.fit import TrainingJob, new_classifier
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.module import Classifier
 
 
 def material_of(
-    cell: Cell, training: TrainingSet, data: Dataset, module: Classifier, machine: Machine
-) -> Material:
+    cell: Cell, training: TrainingSet, data: Dataset, module: Classifier, machine: ComputeDevice
+) -> DefenseContext:
     """The images and networks for a cell's defense; `module`, the attacked network, is
     unchanged."""
     torch.set_num_threads(machine.threads)
@@ -44,14 +44,14 @@ def material_of(
         return network
 
     recipe = cell.recipe
-    return Material(
+    return DefenseContext(
         classes=cell.classes,
         labels=training.labels,
         images=_sight(cell, training, machine.device),
         augment=lambda images, generator: augmented(images, recipe, generator),
         network=attacked,
         fresh=new,
-        practice=Practice(
+        practice=TrainingHyperparameters(
             recipe.epochs, recipe.batch, recipe.lr, recipe.momentum, recipe.weight_decay
         ),
         seed=derive(cell.seed, streams.FILTER),
@@ -77,9 +77,9 @@ def material_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) 
 
 
 def repair_stage(
-    cell: Cell, repair: Repair, training: TrainingSet, provided: Provided, store: Store,
-    machine: Machine,
-) -> tuple[Classifier, Entry]:  # fmt: skip
+    cell: Cell, repair: ModelRepair, training: TrainingSet, provided: Provided, store: Store,
+    machine: ComputeDevice,
+) -> tuple[Classifier, Artifact]:  # fmt: skip
     """The network that a repair produces."""
     material = provided.material
 
@@ -89,7 +89,7 @@ def repair_stage(
         weights = network.cpu().net.state_dict()
         for name, value in weights.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise Diverged(f"weight {name} is not finite after the repair")
+                raise DivergedError(f"weight {name} is not finite after the repair")
         WEIGHTS.write(folder, weights)
         where = computed_on(machine, network.memory_format)
         return {"weights": tensors_digest(weights), "notes": notes, **where}
@@ -109,12 +109,12 @@ def repair_stage(
 
 
 def _networks(
-    cell: Cell, training: TrainingSet, module: Classifier, machine: Machine
+    cell: Cell, training: TrainingSet, module: Classifier, machine: ComputeDevice
 ) -> Callable[[int], Classifier]:
     def new(seed: int) -> Classifier:
         mean, std = module.mean.flatten().cpu(), module.std.flatten().cpu()
         seed = derive(cell.seed, streams.DEFENSE, seed)
-        job = Job(cell.model, cell.recipe, training, seed, mean, std)
+        job = TrainingJob(cell.model, cell.recipe, training, seed, mean, std)
         return new_classifier(job, machine).to(machine.device).eval()
 
     return new
@@ -133,6 +133,6 @@ def _sight(
     return images
 
 
-def _aside(cell: Cell, test: Images) -> Images:
+def _aside(cell: Cell, test: LabeledImages) -> LabeledImages:
     where = held_out(cell, test)
     return replace(test, images=test.images[where], labels=test.labels[where], digest="")

@@ -9,12 +9,12 @@ from typing import Any
 from backdoor_lab.core import streams
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.seeds import derive, torch_generator
-from backdoor_lab.core.types import Dataset, Images
-from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.core.types import Dataset, LabeledImages
+from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.pipeline.cell import Cell
 
 
-def held_out(cell: Cell, test: Images) -> Tensor:
+def held_out(cell: Cell, test: LabeledImages) -> Tensor:
     """Sorted positions, int64, of the test images held out for defenses: `protocol.holdout` images,
     balanced over classes as far as possible, drawn with the cell's seed."""
     wanted = cell.protocol["holdout"]
@@ -50,10 +50,10 @@ def class_sizes(labels: Tensor, classes: int) -> list[int]:
     return sizes
 
 
-def knowledge(cell: Cell, n_poisoned: int) -> Knowledge:
+def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
     """What this cell's defense is given: only what it declares to require."""
     told = cell.told
-    return Knowledge(
+    return DefenderKnowledge(
         classes=cell.classes,
         target=cell.plan.target if "target" in told else None,
         epsilon=_epsilon(cell, n_poisoned) if "epsilon" in told else None,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import backdoor_lab
 from backdoor_lab import identity
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
 from backdoor_lab.core import streams
@@ -26,13 +26,13 @@ from backdoor_lab.core.artifacts import POISON, PREPARED, WEIGHTS
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.files import canonical
 from backdoor_lab.core.seeds import derive
-from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.tensors import tensors_digest
-from backdoor_lab.core.types import Dataset, Poisoned, TrainingSet
+from backdoor_lab.core.types import Dataset, PoisonResult, TrainingSet
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.told import class_sizes, held_out_facts, without_held_out
-from backdoor_lab.training.fit import Job, blank_classifier
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.fit import TrainingJob, blank_classifier
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.measure import (
     accuracy,
     attack_success,
@@ -47,12 +47,12 @@ LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy",
 TRAININGS = {
     "train": streams.TRAIN, "retrain": streams.RETRAIN, "surrogate": streams.SURROGATE,
 }  # fmt: skip
-Fit = Callable[[Job, Path], Classifier]
+Fit = Callable[[TrainingJob, Path], Classifier]
 
 
 def prepare_stage(
-    cell: Cell, data: Dataset, store: Store, work: Workshop, machine: Machine
-) -> Entry:
+    cell: Cell, data: Dataset, store: Store, work: AttackContext, machine: ComputeDevice
+) -> Artifact:
     """Compute and set what the trigger optimizes or trains before it is applied to any image."""
 
     def make(folder: Path) -> dict[str, Any]:
@@ -74,9 +74,9 @@ def prepare_stage(
 
 
 def poison_stage(
-    cell: Cell, data: Dataset, store: Store, work: Workshop, machine: Machine,
-    prepared: Entry | None = None,
-) -> tuple[Poisoned, Entry]:  # fmt: skip
+    cell: Cell, data: Dataset, store: Store, work: AttackContext, machine: ComputeDevice,
+    prepared: Artifact | None = None,
+) -> tuple[PoisonResult, Artifact]:  # fmt: skip
     """The poisoned training set."""
 
     def make(folder: Path) -> dict[str, Any]:
@@ -127,15 +127,15 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
 
 
 def train_stage(
-    stage: str, cell: Cell, training: TrainingSet, store: Store, machine: Machine, fit: Fit
-) -> tuple[Classifier, Entry]:
+    stage: str, cell: Cell, training: TrainingSet, store: Store, machine: ComputeDevice, fit: Fit
+) -> tuple[Classifier, Artifact]:
     """The network trained on `training`. `stage` is ``train``, ``retrain`` or ``surrogate``, each
     with its own random weights and order of images; with ``retrain_seed=same``, ``retrain`` uses
     those of ``train``."""
     mean, std = channel_stats(training.base)
     drawn_as = "train" if stage == "retrain" and cell.same_seed else stage
     seed = derive(cell.seed, TRAININGS[drawn_as])
-    job = Job(cell.model, cell.recipe, training, seed, mean, std)
+    job = TrainingJob(cell.model, cell.recipe, training, seed, mean, std)
     inputs = {
         "version": identity.stage("train"),
         "training": training.digest,
@@ -163,9 +163,9 @@ def train_stage(
 
 
 def measure_stage(
-    cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store, machine: Machine,
-    prepared: Entry | None = None,
-) -> Entry:  # fmt: skip
+    cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store,
+    machine: ComputeDevice, prepared: Artifact | None = None,
+) -> Artifact:  # fmt: skip
     """Nat and ASR of a network: the accuracy on clean test images, and the share of triggered test
     images classified as the attacker wants. With a source class, `asr_elsewhere` is that share for
     images of classes that are not attacked.
@@ -202,7 +202,7 @@ def measure_stage(
 
 
 def measured_on(
-    cell: Cell, data: Dataset, weights: str, machine: Machine, prepared: Entry | None
+    cell: Cell, data: Dataset, weights: str, machine: ComputeDevice, prepared: Artifact | None
 ) -> dict[str, Any]:
     """The stage inputs that determine a network's metrics: weights, test images and trigger."""
     plan = cell.plan
@@ -223,8 +223,8 @@ def measured_on(
 
 def train_accuracy_stage(
     data: Dataset, module: Classifier, weights: str, training: TrainingSet, store: Store,
-    machine: Machine,
-) -> Entry:  # fmt: skip
+    machine: ComputeDevice,
+) -> Artifact:  # fmt: skip
     """The accuracy of a network on its own training set, poison included."""
 
     def make(folder: Path) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def train_accuracy_stage(
     return store.get("train_accuracy", inputs, make)
 
 
-def computed_on(machine: Machine, memory_format: str | None = None) -> dict[str, Any]:
+def computed_on(machine: ComputeDevice, memory_format: str | None = None) -> dict[str, Any]:
     """Where a stage is computed, stored with its output and so in every record that uses it;
     `memory_format` is that of the trained network."""
     compute = machine.facts()
@@ -255,7 +255,7 @@ def versions() -> dict[str, str]:
     return {"backdoor_lab": backdoor_lab.__version__, "python": platform.python_version()} | found
 
 
-def _surrogate(cell: Cell, machine: Machine) -> dict[str, Any]:
+def _surrogate(cell: Cell, machine: ComputeDevice) -> dict[str, Any]:
     # The precision affects the attacker's network, and so what the attacker makes with it.
     if not cell.surrogate:
         return {}

@@ -14,21 +14,21 @@ from backdoor_lab import identity
 from backdoor_lab.attacks.plan import asr_test_set
 from backdoor_lab.core import streams
 from backdoor_lab.core.seeds import torch_generator
-from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.told import without_held_out
 from backdoor_lab.pipeline.stages.training import measured_on
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.measure import attack_success
 from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.transformations import transformation
 
 
 def transformed_stage(
-    cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store, machine: Machine,
-    prepared: Entry | None = None,
-) -> Entry:  # fmt: skip
+    cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store,
+    machine: ComputeDevice, prepared: Artifact | None = None,
+) -> Artifact:  # fmt: skip
     """Nat and ASR of a network under each of the cell's transformations, on the test images and
     with the trigger of `measure_stage`: first the trigger, then the transformation. `nat` is the
     accuracy on transformed images without the trigger; it distinguishes a destroyed trigger from

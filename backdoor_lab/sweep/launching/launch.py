@@ -15,10 +15,10 @@ from typing import Any
 from backdoor_lab.core import stopping
 from backdoor_lab.core.errors import OUT_OF_MEMORY, many
 from backdoor_lab.sweep.launching.local import is_local, run_local
-from backdoor_lab.sweep.launching.loss import Ended, Job, Loss, interrupted
+from backdoor_lab.sweep.launching.loss import Ended, Job, LostProcess, interrupted
 from backdoor_lab.sweep.launching.remote import run_remote
 from backdoor_lab.sweep.listing import (
-    Asked,
+    RequestedCell,
     finished,
     forget_failures,
     halt,
@@ -40,14 +40,14 @@ class Launch:
         *,
         at_once: int,
         batch: int | None,
-        record: Callable[[Asked, Loss], str],
+        record: Callable[[RequestedCell, LostProcess], str],
     ) -> None:
         self.launcher, self.folder = launcher, folder
         self.at_once, self.batch, self.record = at_once, batch, record
         self.tries: Counter[str] = Counter()
         self.failed: dict[str, str] = {}
 
-    def run(self, asked: Sequence[Asked]) -> None:
+    def run(self, asked: Sequence[RequestedCell]) -> None:
         """Launch cells until each has a record or is given up for this command."""
         forget_failures(self.folder)
         left = list(asked)
@@ -65,7 +65,7 @@ class Launch:
                 return
             left = [each for each in left if self._again(each, ended.get(each.id))]
 
-    def _round(self, left: Sequence[Asked]) -> Iterator[Ended]:
+    def _round(self, left: Sequence[RequestedCell]) -> Iterator[Ended]:
         jobs = [Job(each, number, _pinned(each, self.folder)) for number, each in enumerate(left)]
         size = self.batch or len(jobs)
         for start in range(0, len(jobs), size):
@@ -89,7 +89,7 @@ class Launch:
     def _over(self) -> bool:
         return stopping.requested() or halted(self.folder)
 
-    def _again(self, each: Asked, ended: Ended | None) -> bool:
+    def _again(self, each: RequestedCell, ended: Ended | None) -> bool:
         """Whether a cell of the last round is launched in the next one."""
         if self._over():
             return False
@@ -105,7 +105,7 @@ class Launch:
         return True
 
 
-def _pinned(each: Asked, folder: Path) -> list[str]:
+def _pinned(each: RequestedCell, folder: Path) -> list[str]:
     # The worker must not resolve paths again: its working directory may differ.
     path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*each.overrides, f"hydra.sweep.dir='{path}'", f"hydra.sweep.subdir={each.id}"]

@@ -24,8 +24,8 @@ from omegaconf import DictConfig, open_dict
 from backdoor_lab.core import stopping
 from backdoor_lab.core.errors import reason_of
 from backdoor_lab.core.files import explained, no_room
-from backdoor_lab.sweep.launching.loss import Ended, Job, Loss, failed_in
-from backdoor_lab.sweep.launching.workers import Died, Worker, ready
+from backdoor_lab.sweep.launching.loss import Ended, Job, LostProcess, failed_in
+from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError, ready
 from backdoor_lab.sweep.listing import note_failure
 
 log = logging.getLogger(__name__)
@@ -79,11 +79,11 @@ def _composed(launcher: Any, job: Job) -> DictConfig:
 def _ended(job: Job, worker: Worker) -> Ended:
     try:
         stopped, status = worker.result()
-    except Died as death:
-        return Ended(job.asked, Loss(death.code, death.pid))
+    except WorkerDiedError as death:
+        return Ended(job.asked, LostProcess(death.code, death.pid))
     if stopped and not stopping.requested():
         # A stop request to this worker alone: treated like a kill.
-        return Ended(job.asked, Loss(-signal.SIGTERM))
+        return Ended(job.asked, LostProcess(-signal.SIGTERM))
     return Ended(job.asked, None, failed_in(status))
 
 

@@ -15,7 +15,7 @@ from backdoor_lab.core.errors import DataError, LabError
 from backdoor_lab.core.small_files import read_json
 from backdoor_lab.results.heartbeat import HEARTBEAT, MAX_BYTES
 from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.sweep.listing import Asked, command_line
+from backdoor_lab.sweep.listing import RequestedCell, command_line
 
 if TYPE_CHECKING:
     from backdoor_lab.pipeline.cell import Cell
@@ -25,7 +25,7 @@ CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 
 
 @dataclass(frozen=True)
-class Loss:
+class LostProcess:
     """How a cell's process ended. `code`: its exit code, ``-n`` for signal ``n``, None if unknown;
     `pid`: its process id, None if unknown; `said`: the launcher's message."""
 
@@ -75,7 +75,7 @@ def _during(beat: dict[str, Any]) -> str:
 class Job:
     """A cell to launch: its job number in Hydra, and its overrides with its folder fixed."""
 
-    asked: Asked
+    asked: RequestedCell
     number: int
     overrides: list[str]
 
@@ -85,8 +85,8 @@ class Ended:
     """A launched cell that ended: with a record, or with `loss`. `failed`: the status of a cell
     that could not record its failure."""
 
-    asked: Asked
-    loss: Loss | None
+    asked: RequestedCell
+    loss: LostProcess | None
     failed: str | None = None
 
 
@@ -120,7 +120,7 @@ def interrupted(folder: Path) -> str | None:
     return None
 
 
-def record_loss(cell: Cell, folder: Path, loss: Loss, journal: Path) -> str:
+def record_loss(cell: Cell, folder: Path, loss: LostProcess, journal: Path) -> str:
     """Write the record of a cell whose process died, and remove its heartbeat. Returns the status,
     even if it cannot be written."""
     from backdoor_lab.pipeline.record import git_commit, record_head

@@ -19,8 +19,8 @@ from typing import Any
 from hydra.core.utils import JobStatus
 
 from backdoor_lab.core.errors import failed_status, reason_of
-from backdoor_lab.sweep.launching.loss import Ended, Job, Loss, failed_in
-from backdoor_lab.sweep.launching.workers import Died, Worker
+from backdoor_lab.sweep.launching.loss import Ended, Job, LostProcess, failed_in
+from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError
 
 log = logging.getLogger(__name__)
 ENDED_WITHIN = 120.0
@@ -39,8 +39,8 @@ def supervised(run: Callable[[], Any]) -> Any:
     worker.send(None)
     try:
         found = worker.result()
-    except Died as death:
-        return Loss(death.code, death.pid)
+    except WorkerDiedError as death:
+        return LostProcess(death.code, death.pid)
     except CalledProcessError:
         # Raised by submitit's signal handler: the cluster is about to end this task, and has also
         # ended the `scontrol requeue` that the handler ran. A task that returned now would count as
@@ -69,16 +69,16 @@ def run_remote(launcher: Any, jobs: Sequence[Job]) -> Iterator[Ended]:
         yield Ended(job.asked, _loss(result), failed_in(_value(result)))
 
 
-def _loss(result: Any) -> Loss | None:
+def _loss(result: Any) -> LostProcess | None:
     if isinstance(result, Exception):
         text = " ".join(str(result).split("Error stream")[0].split())[:300]
         said = f"{type(result).__name__}: {text}"
         if type(result).__name__.startswith(RAISED):
             log.error("%s", result)
             return None
-        return Loss(None, said=said)
+        return LostProcess(None, said=said)
     value = _value(result)
-    return value if isinstance(value, Loss) else None
+    return value if isinstance(value, LostProcess) else None
 
 
 def _value(result: Any) -> Any:

@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.core import faults, stopping
-from backdoor_lab.core.errors import OUT_OF_MEMORY, LabError, Stopped, is_out_of_memory, reason_of
+from backdoor_lab.core.errors import (
+    OUT_OF_MEMORY,
+    LabError,
+    StoppedError,
+    is_out_of_memory,
+    reason_of,
+)
 from backdoor_lab.sweep.launching.remote import supervised
 from backdoor_lab.sweep.launching.workers import is_worker
 from backdoor_lab.sweep.listing import halt, halted, note_failure
@@ -40,7 +46,7 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
     faults.cell = folder.name
     try:
         status = run_job(config, folder, parallel_cells, in_sweep=True)
-    except Stopped as error:
+    except StoppedError as error:
         log.error("%s: %s", folder.name, error)
         status = str(error)
     except Exception as error:

@@ -30,7 +30,7 @@ HELD = {"SIGINT", "SIGTERM", "SIGCONT", "SIGUSR1", "SIGUSR2"}
 _watched = threading.Event()
 
 
-class Died(Exception):
+class WorkerDiedError(Exception):
     """A process ended without a result. `code`: its exit code, ``-n`` for signal ``n``."""
 
     def __init__(self, code: int, pid: int) -> None:
@@ -71,7 +71,7 @@ class Worker:
         except (EOFError, OSError):
             pass
         self._process.join()
-        raise Died(self._process.exitcode, self.pid)
+        raise WorkerDiedError(self._process.exitcode, self.pid)
 
     def stop(self) -> None:
         """Ask the process to stop, wait, and kill it if it does not."""

@@ -11,9 +11,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from backdoor_lab.attacks.adaptive_blend import AdaptiveBlend
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.core.errors import ConfigError, DataError
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 
 def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
@@ -21,9 +21,9 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
     return torch.randint(0, 256, (n, channels, height, width), generator=generator).byte()
 
 
-def workshop(seed: int = 0) -> Workshop:
-    train = Images(noise(2), torch.tensor([0, 1]), ("a", "b"))
-    return Workshop(train, 0, None, seed, nn.Module)
+def workshop(seed: int = 0) -> AttackContext:
+    train = LabeledImages(noise(2), torch.tensor([0, 1]), ("a", "b"))
+    return AttackContext(train, 0, None, seed, nn.Module)
 
 
 def plain_picture(folder: Path, value: int) -> str:

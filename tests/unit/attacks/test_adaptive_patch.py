@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from backdoor_lab.attacks.adaptive_patch import AdaptivePatch
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 YAML = Path(__file__).resolve().parents[3] / "conf/trigger/adaptive_patch.yaml"
 PATCHES: Any = OmegaConf.to_container(OmegaConf.load(YAML).patches)
@@ -27,9 +27,9 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
     return torch.randint(0, 256, (n, channels, height, width), generator=generator).byte()
 
 
-def workshop(seed: int = 0) -> Workshop:
-    train = Images(noise(2), torch.tensor([0, 1]), ("a", "b"))
-    return Workshop(train, 0, None, seed, nn.Module)
+def workshop(seed: int = 0) -> AttackContext:
+    train = LabeledImages(noise(2), torch.tensor([0, 1]), ("a", "b"))
+    return AttackContext(train, 0, None, seed, nn.Module)
 
 
 def drawn(image: NDArray[np.float64], patch: dict[str, Any], opacity: float) -> None:

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backdoor_lab.attacks import label_consistent
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.label_consistent import LabelConsistent
 from backdoor_lab.attacks.pattern import CHECKER
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 SHAPE = (3, 12, 10)
 MARK = torch.tensor([[255, 0, 0], [0, 255, 0], [255, 0, 255]])
@@ -50,9 +50,9 @@ def noise(n: int, low: int = 0, high: int = 256) -> Tensor:
     return torch.randint(low, high, (n, *SHAPE), generator=generator).byte()
 
 
-def workshop(surrogate: nn.Module) -> Workshop:
-    train = Images(noise(2), torch.tensor([0, 1]), ("a", "b", "c"))
-    return Workshop(train, 0, None, 0, lambda: surrogate)
+def workshop(surrogate: nn.Module) -> AttackContext:
+    train = LabeledImages(noise(2), torch.tensor([0, 1]), ("a", "b", "c"))
+    return AttackContext(train, 0, None, 0, lambda: surrogate)
 
 
 def inside(images: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.narcissus import Narcissus
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 SHAPE = (3, 10, 8)
 TARGET = 1
@@ -51,9 +51,9 @@ def noise(n: int, low: int = 0, high: int = 256) -> Tensor:
     return torch.randint(low, high, (n, *SHAPE), generator=generator).byte()
 
 
-def workshop(surrogate: nn.Module, images: Tensor | None = None, seed: int = 0) -> Workshop:
-    train = Images(noise(30) if images is None else images, LABELS, ("a", "b", "c"))
-    return Workshop(train, TARGET, None, seed, lambda: surrogate)
+def workshop(surrogate: nn.Module, images: Tensor | None = None, seed: int = 0) -> AttackContext:
+    train = LabeledImages(noise(30) if images is None else images, LABELS, ("a", "b", "c"))
+    return AttackContext(train, TARGET, None, seed, lambda: surrogate)
 
 
 def prepared(surrogate: nn.Module, **options: float) -> Narcissus:
@@ -138,7 +138,7 @@ def test_refusals() -> None:
     """Nothing of the target class; eps in the wrong unit; a noise of 0; another size."""
     net = Curved()
     with pytest.raises(ConfigError, match="the target class 7 has no training images"):
-        Narcissus().prepare(Workshop(workshop(net).train, 7, None, 0, lambda: net))
+        Narcissus().prepare(AttackContext(workshop(net).train, 7, None, 0, lambda: net))
     with pytest.raises(ConfigError, match="for 16/255 give 16"):
         Narcissus(eps=16 / 255)
     with pytest.raises(ConfigError, match=r"raise `trigger\.steps` or `trigger\.lr`"):

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.attacks.plan import Plan
+from backdoor_lab.attacks.plan import PoisonSpec
 from backdoor_lab.attacks.poison import changes_nothing
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 from tests.helpers.cells import cell_of, run_here
 
 REFUSED = r"no pixel changes in any image to be poisoned"
@@ -24,9 +24,9 @@ def transparent(folder: Path, opacity: int = 0) -> str:
     return str(path)
 
 
-def white(count: int = 200) -> Images:
+def white(count: int = 200) -> LabeledImages:
     images = torch.full((count, 3, 4, 4), 255, dtype=torch.uint8)
-    return Images(images, torch.arange(count) % 2, ("a", "b"), "")
+    return LabeledImages(images, torch.arange(count) % 2, ("a", "b"), "")
 
 
 @pytest.mark.parametrize("trigger", ["patch", "blended"])
@@ -59,7 +59,7 @@ def test_too_small_a_change_is_refused(tmp_path: Path, overrides: tuple[str, ...
 
 @pytest.mark.parametrize("ratio", [0.5, 0.0])
 def test_a_colour_that_all_images_have_is_no_change(ratio: float) -> None:
-    trigger, plan = Pixel(color=255), Plan(0, None, ratio)
+    trigger, plan = Pixel(color=255), PoisonSpec(0, None, ratio)
     assert changes_nothing(white(), trigger, plan, seed=0)
     assert not changes_nothing(white(), Pixel(color=254), plan, seed=0)
 
@@ -69,7 +69,7 @@ def test_one_changed_image_among_those_poisoned_is_a_change(class_: int) -> None
     """Images of the target class are not poisoned, so that a change there does not count."""
     train = white()
     train.images[train.labels == class_] = 7
-    found = changes_nothing(train, Pixel(color=255), Plan(0, None, 0.99), seed=0)
+    found = changes_nothing(train, Pixel(color=255), PoisonSpec(0, None, 0.99), seed=0)
     assert found == (class_ == 0)
 
 

@@ -19,7 +19,7 @@ from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import (
     INJECT,
     STAMP,
-    Plan,
+    PoisonSpec,
     asr_test_set,
     count,
     cover_count,
@@ -30,7 +30,7 @@ from backdoor_lab.attacks.plan import (
 from backdoor_lab.attacks.poison import classes_after, content_digest, poison
 from backdoor_lab.attacks.poison import clean as clean_set
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.types import Images, Poisoned
+from backdoor_lab.core.types import LabeledImages, PoisonResult
 from backdoor_lab.defenses.options import OPTION_KEYS, SCOPES, FilterOptions
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,10 +42,10 @@ LABELS = torch.arange(3).repeat_interleave(torch.tensor(SIZES))[SHUFFLED]
 PLAN_KEYS = ("ratio_of", "inject", "eligible", "asr_on", "stamp")
 
 
-def clean(labels: Tensor = LABELS) -> Images:
+def clean(labels: Tensor = LABELS) -> LabeledImages:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 200, (len(labels), 3, 8, 8), generator=generator).byte()
-    return Images(images, labels, ("a", "b", "c"), digest="clean")
+    return LabeledImages(images, labels, ("a", "b", "c"), digest="clean")
 
 
 def preset(name: str, source: int | None) -> dict[str, Any]:
@@ -55,12 +55,12 @@ def preset(name: str, source: int | None) -> dict[str, Any]:
     return found
 
 
-def plan_of(name: str, ratio: float, source: int | None = None, target: int = 0) -> Plan:
+def plan_of(name: str, ratio: float, source: int | None = None, target: int = 0) -> PoisonSpec:
     words = preset(name, source)
-    return Plan(target, source, ratio, **{key: words[key] for key in PLAN_KEYS})
+    return PoisonSpec(target, source, ratio, **{key: words[key] for key in PLAN_KEYS})
 
 
-def made(plan: Plan, *, seed: int = 0, trigger: Any = None) -> Poisoned:
+def made(plan: PoisonSpec, *, seed: int = 0, trigger: Any = None) -> PoisonResult:
     return poison(clean(), trigger or Pixel(), plan, seed=seed)
 
 
@@ -131,11 +131,11 @@ def test_counts_by_hand(
 
 def test_append_keeps_the_originals_and_replace_does_not() -> None:
     """Appended poison stands last, beside its originals; replacing poison in their place."""
-    appended = made(Plan(0, None, 0.1))
+    appended = made(PoisonSpec(0, None, 0.1))
     assert torch.equal(appended.training.index[:200], torch.arange(200))
     assert torch.equal(appended.training.labels[:200], LABELS)
     assert appended.is_poison.nonzero().flatten().tolist() == [200, 201, 202, 203]
-    replaced = made(Plan(0, None, 0.1, inject="replace"))
+    replaced = made(PoisonSpec(0, None, 0.1, inject="replace"))
     assert torch.equal(replaced.is_poison.nonzero().flatten(), replaced.source_index)
     rest = ~replaced.is_poison
     assert torch.equal(replaced.training.labels[rest], LABELS[rest])
@@ -143,10 +143,10 @@ def test_append_keeps_the_originals_and_replace_does_not() -> None:
 
 def test_stamp_after_leaves_the_rows_clean() -> None:
     """Mistake 5: stamped after augmentation, the rows are originals and carry the trigger."""
-    late = made(Plan(0, None, 0.1, stamp="after"))
+    late = made(PoisonSpec(0, None, 0.1, stamp="after"))
     assert torch.equal(late.training.rows, clean().images[late.source_index])
     assert torch.equal(late.training.stamped(torch.arange(204)), late.is_poison)
-    early = made(Plan(0, None, 0.1))
+    early = made(PoisonSpec(0, None, 0.1))
     assert torch.equal(early.training.rows, Pixel()(late.training.rows))
     assert not early.training.stamped(torch.arange(204)).any()
 
@@ -154,7 +154,7 @@ def test_stamp_after_leaves_the_rows_clean() -> None:
 def test_a_ratio_of_zero_is_a_clean_run() -> None:
     """No poison, no trigger, and exactly the clean set."""
     for stamp in STAMP:
-        training = made(Plan(0, None, 0.0, stamp=stamp)).training
+        training = made(PoisonSpec(0, None, 0.0, stamp=stamp)).training
         assert training.stamp is None
         assert torch.equal(training.gather(torch.arange(200)), clean().images)
 
@@ -162,9 +162,9 @@ def test_a_ratio_of_zero_is_a_clean_run() -> None:
 def test_asr_test_set() -> None:
     """Outside the target class, of the source class, or all."""
     labels = torch.tensor([0, 1, 2, 0, 1])
-    assert asr_test_set(labels, Plan(0, None, 0.1)).tolist() == [1, 2, 4]
-    assert asr_test_set(labels, Plan(0, None, 0.1, asr_on="all")).tolist() == [0, 1, 2, 3, 4]
-    of_source = Plan(0, 2, 0.1, eligible="source", asr_on="source")
+    assert asr_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == [1, 2, 4]
+    assert asr_test_set(labels, PoisonSpec(0, None, 0.1, asr_on="all")).tolist() == [0, 1, 2, 3, 4]
+    of_source = PoisonSpec(0, 2, 0.1, eligible="source", asr_on="source")
     assert asr_test_set(labels, of_source).tolist() == [2]
 
 
@@ -177,7 +177,7 @@ def test_mistake_9_no_target_images_in_the_asr_set(name: str) -> None:
 
 def test_mistake_2_and_3_indices_count_in_the_whole_set() -> None:
     """Poisoned positions are positions in the data set, not in a class, and no class numbers."""
-    result = made(Plan(0, 1, 0.1, ratio_of="source", eligible="source", inject="replace"))
+    result = made(PoisonSpec(0, 1, 0.1, ratio_of="source", eligible="source", inject="replace"))
     where = result.is_poison.nonzero().flatten()
     assert (LABELS[where] == 1).all()
     assert torch.equal(result.training.gather(where), Pixel()(clean().images[where]))
@@ -186,16 +186,16 @@ def test_mistake_2_and_3_indices_count_in_the_whole_set() -> None:
 
 def test_mistake_6_every_choice_changes_the_digest() -> None:
     """Trigger, target, ratio, injection and seed each give another training set."""
-    plans = [Plan(0, None, 0.1), Plan(1, None, 0.1), Plan(0, None, 0.2),
-             Plan(0, None, 0.1, inject="replace"), Plan(0, None, 0.0)]  # fmt: skip
+    plans = [PoisonSpec(0, None, 0.1), PoisonSpec(1, None, 0.1), PoisonSpec(0, None, 0.2),
+             PoisonSpec(0, None, 0.1, inject="replace"), PoisonSpec(0, None, 0.0)]  # fmt: skip
     sets = [made(plan) for plan in plans]
     sets += [made(plans[0], trigger=Pattern()), made(plans[0], seed=1)]
     digests = [content_digest(each.training, "clean") for each in sets]
     assert len(set(digests)) == len(digests)
     # The same images and order, other labels.
-    pair = [made(Plan(t, None, 0.1, ratio_of="all", eligible="all")).training for t in (0, 1)]
+    pair = [made(PoisonSpec(t, None, 0.1, ratio_of="all", eligible="all")).training for t in (0, 1)]
     assert content_digest(pair[0], "clean") != content_digest(pair[1], "clean")
-    late = made(Plan(0, None, 0.1, stamp="after")).training
+    late = made(PoisonSpec(0, None, 0.1, stamp="after")).training
     stamps = [content_digest(late, "clean", stamp) for stamp in ("pixel", "pattern")]
     assert len({*stamps, *digests}) == len(digests) + 2
     assert content_digest(sets[0].training, "other data") != digests[0]
@@ -203,16 +203,16 @@ def test_mistake_6_every_choice_changes_the_digest() -> None:
 
 def test_two_routes_to_one_set_have_one_digest() -> None:
     """Appended poison that an oracle removes leaves the clean set, and so its digest."""
-    nothing = content_digest(made(Plan(0, None, 0.0)).training, "clean")
+    nothing = content_digest(made(PoisonSpec(0, None, 0.0)).training, "clean")
     for stamp in STAMP:
-        result = made(Plan(0, None, 0.1, stamp=stamp))
+        result = made(PoisonSpec(0, None, 0.1, stamp=stamp))
         rest = result.training.keep(~result.is_poison, "")
         assert content_digest(rest, "clean", "pixel" if stamp == "after" else "") == nothing
         one_left = result.is_poison.clone()
         one_left[-1] = False
         left = result.training.keep(~one_left, "")
         assert content_digest(left, "clean") != nothing
-    replaced = made(Plan(0, None, 0.1, inject="replace"))
+    replaced = made(PoisonSpec(0, None, 0.1, inject="replace"))
     rest = replaced.training.keep(~replaced.is_poison, "")
     assert content_digest(rest, "clean") != nothing
 
@@ -221,23 +221,23 @@ def test_two_routes_to_one_set_have_one_digest() -> None:
 def test_ratios_out_of_range(ratio: Any) -> None:
     """One rule in one line, and NaN breaks it too."""
     with pytest.raises(ConfigError, match="`ratio` must satisfy 0 <= ratio <= 1, got"):
-        Plan(0, None, ratio)
+        PoisonSpec(0, None, ratio)
 
 
 def test_less_than_one_image_and_more_than_are_eligible() -> None:
     """The message has the arithmetic: what was asked of what, and what there is."""
     with pytest.raises(ConfigError, match=r"`ratio`=0\.01 of 40 images .*less than one image"):
-        count(Plan(0, None, 0.01), SIZES)
-    plan = Plan(2, None, 0.6, ratio_of="all")
+        count(PoisonSpec(0, None, 0.01), SIZES)
+    plan = PoisonSpec(2, None, 0.6, ratio_of="all")
     message = r"`ratio`=0\.6 of 200 images .*requires 120 poisoned .*only 100 are eligible"
     with pytest.raises(ConfigError, match=message):
         count(plan, SIZES)
     with pytest.raises(ConfigError, match="only 40 are eligible"):
-        count(Plan(1, 0, 41, ratio_of="count", eligible="source"), SIZES)
+        count(PoisonSpec(1, 0, 41, ratio_of="count", eligible="source"), SIZES)
     # ratio_of=count takes a whole number of images.
-    assert count(Plan(0, None, 7, ratio_of="count"), SIZES) == 7
+    assert count(PoisonSpec(0, None, 7, ratio_of="count"), SIZES) == 7
     with pytest.raises(ConfigError, match=r"`ratio` must be a whole number, got 7\.5"):
-        Plan(0, None, 7.5, ratio_of="count")
+        PoisonSpec(0, None, 7.5, ratio_of="count")
 
 
 @pytest.mark.parametrize(
@@ -271,12 +271,12 @@ def test_less_than_one_image_and_more_than_are_eligible() -> None:
 def test_words_that_contradict_each_other(words: dict[str, Any], message: str) -> None:
     """A source that nobody reads, one that is missing, misspelt words: refused."""
     with pytest.raises(ConfigError, match=message):
-        Plan(target=0, ratio=0.1, **words)
+        PoisonSpec(target=0, ratio=0.1, **words)
 
 
 def test_clean_labels() -> None:
     """Only target-class images, in their own place, with their own labels; 10 % of class b."""
-    plan = Plan(1, None, 0.1, labels="clean", **implied("clean", on_source=False))
+    plan = PoisonSpec(1, None, 0.1, labels="clean", **implied("clean", on_source=False))
     result = made(plan)
     assert len(result.source_index) == 6
     assert (LABELS[result.source_index] == 1).all()
@@ -286,14 +286,14 @@ def test_clean_labels() -> None:
     assert (LABELS[asr_test_set(LABELS, plan)] != 1).all()
     assert plan.wanted(torch.tensor([0, 1, 2]), 3).tolist() == [1, 1, 1]
     with pytest.raises(ConfigError, match="requires 180 poisoned images, but only 60"):
-        count(Plan(1, None, 0.9, ratio_of="all", labels="clean", eligible="target"), SIZES)
+        count(PoisonSpec(1, None, 0.9, ratio_of="all", labels="clean", eligible="target"), SIZES)
 
 
 @pytest.mark.parametrize("inject", INJECT)
 def test_all_to_all(inject: str) -> None:
     """Every class becomes the next one, the last the first; 10 % of every class, all tested."""
     words = implied("all_to_all", on_source=False)
-    plan = Plan(1, None, 0.1, labels="all_to_all", inject=inject, **words)
+    plan = PoisonSpec(1, None, 0.1, labels="all_to_all", inject=inject, **words)
     result = made(plan)
     assert len(result.source_index) == 20
     origins = LABELS[result.source_index]
@@ -311,7 +311,7 @@ def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
     """Two for each poisoned image, of other images, outside target and source class; what is
     poisoned is what is poisoned without them."""
     words = implied("all_to_one", on_source=source is not None)
-    plan = Plan(0, source, 0.1, inject=inject, covers=2.0, **words)
+    plan = PoisonSpec(0, source, 0.1, inject=inject, covers=2.0, **words)
     result = made(plan)
     origins, covers = result.source_index, result.cover_index
     assert (len(origins), len(covers)) == (4, 8)
@@ -324,13 +324,13 @@ def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
     assert torch.equal(seen[result.is_cover], Pixel()(clean().images[covers]))
     foreseen = classes_after(LABELS, plan, classes=3, seed=0)
     assert torch.bincount(result.training.labels, minlength=3).tolist() == foreseen
-    bare = Plan(0, source, 0.1, inject=inject, **words)
+    bare = PoisonSpec(0, source, 0.1, inject=inject, **words)
     assert torch.equal(made(bare).source_index, origins)
 
 
 def test_more_covers_than_images() -> None:
     """The message has the arithmetic; 96 of 160 are poisoned, so 64 are left to cover them."""
-    plan = Plan(0, None, 0.48, ratio_of="all", covers=1.0)
+    plan = PoisonSpec(0, None, 0.48, ratio_of="all", covers=1.0)
     with pytest.raises(ConfigError, match="for each of 96 poisoned .* 96 images, but only 64"):
         cover_count(plan, SIZES)
 
@@ -339,23 +339,23 @@ def test_where_an_attack_on_one_source_should_not_work() -> None:
     """Of neither class; nowhere when there is no source class."""
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     words = implied("all_to_one", on_source=True)
-    assert elsewhere_test_set(labels, Plan(0, 1, 0.1, **words)).tolist() == [2, 5]
-    assert elsewhere_test_set(labels, Plan(0, None, 0.1)).tolist() == []
+    assert elsewhere_test_set(labels, PoisonSpec(0, 1, 0.1, **words)).tolist() == [2, 5]
+    assert elsewhere_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == []
 
 
 def test_the_clean_set_is_a_training_set_too() -> None:
     """What a surrogate is trained on has the digest of an attack with nothing poisoned."""
-    nothing = content_digest(made(Plan(0, None, 0.0)).training, "clean")
+    nothing = content_digest(made(PoisonSpec(0, None, 0.0)).training, "clean")
     assert clean_set(clean()).digest == nothing
 
 
 def test_seeds_decide_and_triggers_do_not() -> None:
     """Same seed, same images for every trigger and injection (mistake 7: another seed, others)."""
-    plan = Plan(0, None, 0.1, ratio_of="all")
+    plan = PoisonSpec(0, None, 0.1, ratio_of="all")
     first = made(plan, seed=3).source_index
     torch.manual_seed(99)
     assert torch.equal(made(plan, seed=3, trigger=Pattern()).source_index, first)
-    replaced = Plan(0, None, 0.1, ratio_of="all", inject="replace")
+    replaced = PoisonSpec(0, None, 0.1, ratio_of="all", inject="replace")
     assert torch.equal(made(replaced, seed=3).source_index, first)
     assert not torch.equal(made(plan, seed=4).source_index, first)
 
@@ -375,7 +375,7 @@ def test_indices_are_sound(
     seed: int,
 ) -> None:  # fmt: skip
     """Whatever is asked: in range, unique, sorted, never of the target class unless told so."""
-    plan = Plan(target, None, ratio, ratio_of=ratio_of, inject=inject, eligible=eligible)
+    plan = PoisonSpec(target, None, ratio, ratio_of=ratio_of, inject=inject, eligible=eligible)
     train = clean(torch.tensor(labels))
     try:
         result = poison(train, Pixel(), plan, seed=seed)

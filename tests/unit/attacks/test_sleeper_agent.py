@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.sleeper_agent import SleeperAgent
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 SHAPE = (3, 12, 9)
 TARGET, SOURCE = 1, 2
@@ -50,10 +50,10 @@ def workshop(
     train: Tensor = TRAIN,
     source: int | None = SOURCE,
     seed: int = 0,
-) -> Workshop:
+) -> AttackContext:
     net = Curved() if surrogate is None else surrogate
-    images = Images(train, LABELS, ("a", "b", "c", "d"))
-    return Workshop(images, TARGET, source, seed, lambda: net)
+    images = LabeledImages(train, LABELS, ("a", "b", "c", "d"))
+    return AttackContext(images, TARGET, source, seed, lambda: net)
 
 
 def slope(images: Tensor) -> Tensor:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.steganographic import Steganographic
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.tensors import read_tensors, write_tensors
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.data.synthetic import CLASSES, draw
 
 SMALL = {"bits": 8, "width": 8, "batch": 32}
@@ -24,9 +24,9 @@ def drawn(per_class: int, split: str = "train", channels: int = 3) -> Tensor:
     return torch.from_numpy(draw(per_class, size=12, split=split, channels=channels)[0])
 
 
-def workshop(images: Tensor, seed: int = 0) -> Workshop:
+def workshop(images: Tensor, seed: int = 0) -> AttackContext:
     labels = torch.arange(len(images)) % 10
-    return Workshop(Images(images, labels, CLASSES), 0, None, seed, nn.Identity)
+    return AttackContext(LabeledImages(images, labels, CLASSES), 0, None, seed, nn.Identity)
 
 
 @functools.cache

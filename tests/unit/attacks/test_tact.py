@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from backdoor_lab.attacks.plan import Plan
+from backdoor_lab.attacks.plan import PoisonSpec
 from backdoor_lab.attacks.poison import late, poison
 from backdoor_lab.attacks.tact import Tact
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 
 def dark(n: int, channels: int = 3, height: int = 12, width: int = 9) -> Tensor:
@@ -31,9 +31,9 @@ def test_source_class_is_poisoned_and_others_are_covers() -> None:
     """Poison: source-class images labelled as the target. Covers: as many marked images of all
     other classes but the target, with their own labels."""
     labels = torch.arange(200) % 5
-    train = Images(dark(200), labels, tuple("abcde"))
+    train = LabeledImages(dark(200), labels, tuple("abcde"))
     trigger, target, source = Tact(), 1, 3
-    plan = Plan(target, source, 0.5, eligible="source", covers=trigger.covers)
+    plan = PoisonSpec(target, source, 0.5, eligible="source", covers=trigger.covers)
     made = poison(train, trigger, plan, seed=0)
     assert len(made.source_index) == len(made.cover_index) == 20
     assert set(labels[made.source_index].tolist()) == {source}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from backdoor_lab.attacks.base import Workshop
+from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.warp import Warp, sample, straight
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.types import Images
+from backdoor_lab.core.types import LabeledImages
 
 
 def noise(n: int = 3, channels: int = 3, height: int = 20, width: int = 28) -> Tensor:
@@ -27,9 +27,9 @@ def smooth(height: int, width: int) -> Tensor:
     return (128 + 100 * rows * torch.linspace(0, 6.283, width).cos())[None, None]
 
 
-def workshop(seed: int = 0) -> Workshop:
-    train = Images(noise(1), torch.zeros(1, dtype=torch.int64), ("a", "b"))
-    return Workshop(train, 0, None, seed, nn.Module)
+def workshop(seed: int = 0) -> AttackContext:
+    train = LabeledImages(noise(1), torch.zeros(1, dtype=torch.int64), ("a", "b"))
+    return AttackContext(train, 0, None, seed, nn.Module)
 
 
 def covers(trigger: Warp, images: Tensor, seed: int = 0) -> Tensor:

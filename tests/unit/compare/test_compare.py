@@ -14,8 +14,8 @@ from scipy import stats
 from backdoor_lab.compare.__main__ import main
 from backdoor_lab.compare.compare_text import Comparison, document, grid
 from backdoor_lab.compare.comparison import against_random, comparison_of
-from backdoor_lab.compare.pairs import Line
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.pairs import ComparisonRow
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.writers import latex, markdown, page, sheet
@@ -29,7 +29,7 @@ def sweep(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> Any:
     return read_sweep(write_sweep(folder, made, asked))
 
 
-def line(found: Comparison, measure: str, *labels: str, side: str = "") -> Line:
+def line(found: Comparison, measure: str, *labels: str, side: str = "") -> ComparisonRow:
     (one,) = [each for each in found.lines
               if (each.measure, each.labels, each.side) == (measure, labels, side)]  # fmt: skip
     return one
@@ -334,7 +334,7 @@ def test_another_experiment_under_the_reports_name_is_not_beside_it(
     folder = sweep(tmp_path / "s", made)
     found = comparison_of([folder], report=True, values="nat2")
     assert [one.result.n for one in found.lines] == [1]
-    found = [cell for table in Report(folder).tables for cell in table.cells.items()]
+    found = [cell for table in SweepReport(folder).tables for cell in table.cells.items()]
     assert {row[0]: cell.reference is not None for (row, _), cell in found} == {
         "bird": True, "dog": False
     }  # fmt: skip
@@ -377,7 +377,7 @@ def test_a_lost_cell_takes_the_protocol_of_its_own_defense(tmp_path: Path) -> No
     made = [record(defense=d, seed=s, protocol={**PROTOCOL, "budget": budget}) for s in SEEDS
             for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip
     found = sweep(tmp_path / "s", made[:-1], made)
-    places = [place for table in Report(found).tables for place in table.cells.items()]
+    places = [place for table in SweepReport(found).tables for place in table.cells.items()]
     assert sorted((row[-1], cell.done, cell.asked) for (row, _), cell in places) == [
         ("knn", len(SEEDS) - 1, len(SEEDS)), ("spectral", len(SEEDS), len(SEEDS)),
     ]  # fmt: skip

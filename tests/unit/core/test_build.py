@@ -13,7 +13,7 @@ from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.build import Shared, build
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.defenses.base import Defense, TruthControl
+from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import Spectral
@@ -135,7 +135,7 @@ def test_patterns_that_are_none(positions: Any) -> None:
 
 def test_nested_objects_are_checked_alike() -> None:
     """`random` wraps a filter; what stands inside passes through the same gate."""
-    kinds: Any = (Defense, TruthControl)
+    kinds: Any = (Defense, OracleControl)
     target = "backdoor_lab.defenses.random.Random"
     inner = {"_target_": "backdoor_lab.defenses.spectral.Spectral", "budget": "7"}
     made: Any = build("defense", {"_target_": target, "like": inner}, kinds, SHARED)
@@ -156,7 +156,7 @@ def test_nested_objects_are_checked_alike() -> None:
 @pytest.mark.parametrize("like", ["spectral", None, 3, {"_target_": None}])
 def test_random_needs_a_filter(like: Any) -> None:
     """A control of equal size without a filter to equal is refused."""
-    kinds: Any = (Defense, TruthControl)
+    kinds: Any = (Defense, OracleControl)
     with pytest.raises(ConfigError, match=r"defense\.like"):
         build("defense", {"_target_": "backdoor_lab.defenses.random.Random", "like": like}, kinds)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab.core import claims
-from backdoor_lab.core.claims import Claim, machine
+from backdoor_lab.core.claims import Lease, machine
 
 
 class Clock:
@@ -33,8 +33,8 @@ class Clock:
         self.during()
 
 
-def claim(path: Path, clock: Clock, patience: float = 60.0) -> Claim:
-    return Claim(path, patience=patience, clock=clock, sleep=clock.sleep)
+def claim(path: Path, clock: Clock, patience: float = 60.0) -> Lease:
+    return Lease(path, patience=patience, clock=clock, sleep=clock.sleep)
 
 
 def never() -> bool:
@@ -142,7 +142,7 @@ def test_wall_time_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_killed_owner_is_followed_at_once(tmp_path: Path, reaped: bool) -> None:
     """kill -9 of a real process on this machine; not even a zombie of it holds the claim."""
     path = tmp_path / "x.claim"
-    owner = child(lambda: None if Claim(path).take(never) else os._exit(2))
+    owner = child(lambda: None if Lease(path).take(never) else os._exit(2))
     until(path.exists)
     until(lambda: "token" in path.read_text())
     os.kill(owner, signal.SIGKILL)
@@ -198,7 +198,7 @@ def test_the_owner_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(claims, "BEAT", 0.01)
     path = tmp_path / "x.claim"
     for _ in range(5):
-        mine = Claim(path)
+        mine = Lease(path)
         assert mine.take(never)
         until(lambda: json.loads(path.read_text())["beat"] >= 2)
         mine.release()
@@ -225,7 +225,7 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
 
     def work() -> None:
         for _ in range(5):
-            mine = Claim(path, sleep=lambda _: time.sleep(0.001))
+            mine = Lease(path, sleep=lambda _: time.sleep(0.001))
             assert mine.take(never)
             inside[0] += 1
             most[0] = max(most[0], inside[0])

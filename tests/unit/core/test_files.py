@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab.core import files
-from backdoor_lab.core.errors import StoreError, StoreFull
+from backdoor_lab.core.errors import StoreError, StoreFullError
 from backdoor_lab.core.files import canonical, digest, room, write_atomic
 from backdoor_lab.core.small_files import write_json
 
@@ -123,7 +123,9 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, num
     write_atomic(path, b"old")
     with monkeypatch.context() as patch:
         patch.setattr(os, call, no_room(number))
-        with pytest.raises(StoreFull, match=r"x: no room: 1,234 bytes needed, [\d,]+ bytes free"):
+        with pytest.raises(
+            StoreFullError, match=r"x: no room: 1,234 bytes needed, [\d,]+ bytes free"
+        ):
             write_atomic(path, b"n" * 1234)
     assert path.read_bytes() == b"old"
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
@@ -132,7 +134,7 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, num
 def test_no_room_for_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Already the folder may not fit."""
     monkeypatch.setattr(Path, "mkdir", no_room())
-    with pytest.raises(StoreFull, match="no room"):
+    with pytest.raises(StoreFullError, match="no room"):
         write_atomic(tmp_path / "new/x", b"data")
 
 
@@ -146,7 +148,7 @@ def test_a_real_limit_on_the_file_size(tmp_path: Path, limit: int) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:
             write_atomic(path, b"n" * 10_000)
-        except StoreFull:
+        except StoreFullError:
             return True
         return False
 
@@ -159,7 +161,7 @@ def test_other_errors_keep_their_name(tmp_path: Path) -> None:
     """Only a lack of room becomes StoreFull; what else is wrong with a path is said with it."""
     with pytest.raises(StoreError, match="cannot use /a/b: no") as found, room(tmp_path / "x"):
         raise PermissionError(errno.EACCES, "no", "/a/b")
-    assert not isinstance(found.value, StoreFull)
+    assert not isinstance(found.value, StoreFullError)
     with pytest.raises(ChildProcessError), room(tmp_path / "x"):
         raise ChildProcessError(errno.ECHILD, "no")
     (tmp_path / "file").write_text("")

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from backdoor_lab.core import progress as tracking
 from backdoor_lab.core import stopping
-from backdoor_lab.core.errors import Stopped
+from backdoor_lab.core.errors import StoppedError
 from backdoor_lab.core.progress import Steps, observe, track
 from backdoor_lab.pipeline import progress as module
 from backdoor_lab.pipeline.progress import Progress
@@ -75,7 +75,7 @@ def test_a_tracked_loop_stops_on_request(monkeypatch: pytest.MonkeyPatch) -> Non
     loop = track(range(3), "step")
     next(loop)
     monkeypatch.setattr(stopping, "_asked", ["SIGTERM"])
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         next(loop)
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from backdoor_lab.core import small_files
-from backdoor_lab.core.claims import Claim
+from backdoor_lab.core.claims import Lease
 from backdoor_lab.core.errors import StoreError
 from backdoor_lab.core.small_files import (
-    DamagedFile,
-    UnreadableFile,
+    DamagedFileError,
+    UnreadableFileError,
     decode,
     read_json,
     read_or_set_aside,
@@ -37,7 +37,7 @@ def aside(folder: Path) -> list[str]:
 def test_what_is_no_regular_file_is_named(what: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     obstacle(path, what)
-    with pytest.raises(DamagedFile, match="x.json is a"):
+    with pytest.raises(DamagedFileError, match="x.json is a"):
         read_json(path)
     assert os.path.lexists(path)
 
@@ -45,7 +45,7 @@ def test_what_is_no_regular_file_is_named(what: str, tmp_path: Path) -> None:
 def test_a_socket_is_no_regular_file(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "x"))
-        with pytest.raises(DamagedFile, match="is a socket"):
+        with pytest.raises(DamagedFileError, match="is a socket"):
             read_json(tmp_path / "x")
 
 
@@ -68,22 +68,22 @@ def test_size_and_depth_are_bounded(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with path.open("wb") as stream:
         stream.truncate(10**12)
-    with pytest.raises(DamagedFile, match="larger than 67,108,864 bytes"):
+    with pytest.raises(DamagedFileError, match="larger than 67,108,864 bytes"):
         read_json(path)
     deepest = small_files.MAX_DEPTH
     assert decode(b"[" * deepest + b"]" * deepest)
     assert decode(b'{"a":' * deepest + b"1" + b"}" * deepest)
     assert len(decode(b"[" + b"[]," * 1000 + b"[]]")) == 1001
     for depth in (deepest + 1, 500, 100_000):
-        with pytest.raises(DamagedFile, match="nested"):
+        with pytest.raises(DamagedFileError, match="nested"):
             decode(b"[" * depth + b"]" * depth)
-    with pytest.raises(DamagedFile, match="nested"):
+    with pytest.raises(DamagedFileError, match="nested"):
         decode(b'{"a":' * (deepest + 1) + b"1" + b"}" * (deepest + 1))
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a": 1, "a": 2}', b"9" * 5000])
 def test_what_is_no_json_is_refused(data: bytes) -> None:
-    with pytest.raises(DamagedFile, match="not valid JSON"):
+    with pytest.raises(DamagedFileError, match="not valid JSON"):
         decode(data)
 
 
@@ -99,7 +99,7 @@ def test_what_cannot_be_read_now_is_not_set_aside(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
-        with pytest.raises(UnreadableFile, match=r"x cannot be read \(Too many open files\)"):
+        with pytest.raises(UnreadableFileError, match=r"x cannot be read \(Too many open files\)"):
             read_or_set_aside(path)
     assert aside(tmp_path) == []
 
@@ -148,7 +148,7 @@ def test_a_claim_that_is_none_blocks_nobody(
     def sleep(_: float) -> None:
         raise AssertionError("nobody holds this claim")
 
-    claim = Claim(path, clock=lambda: 0.0, sleep=sleep)
+    claim = Lease(path, clock=lambda: 0.0, sleep=sleep)
     assert claim.take(lambda: False)
     claim.release()
     assert len(aside(tmp_path)) == 1
@@ -266,5 +266,5 @@ def test_a_heartbeat_that_cannot_be_written_costs_nothing(
 def test_a_key_that_stands_twice_is_found_in_one_pass() -> None:
     """Of a million keys: counting each would take days."""
     text = ",".join(f'"{number}": 0' for number in range(10**6))
-    with pytest.raises(DamagedFile, match="duplicate key '7'"):
+    with pytest.raises(DamagedFileError, match="duplicate key '7'"):
         decode(f'{{{text}, "7": 1}}'.encode())

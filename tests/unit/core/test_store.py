@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from backdoor_lab.core import store as store_module
-from backdoor_lab.core.errors import ConfigError, Diverged, StoreError
+from backdoor_lab.core.errors import ConfigError, DivergedError, StoreError
 from backdoor_lab.core.files import digest
-from backdoor_lab.core.small_files import DamagedFile
-from backdoor_lab.core.store import MANIFEST, Entry, Store, read_manifest
+from backdoor_lab.core.small_files import DamagedFileError
+from backdoor_lab.core.store import MANIFEST, Artifact, Store, read_manifest
 
 INPUTS: dict[str, Any] = {"version": 1, "ratio": 0.05, "upstream": "0a1b"}
 WHOLE = bytes(range(256)) * 8
@@ -33,7 +33,7 @@ class Make:
         return {"nat": 0.9531, "n": 7, "loss": [1.5, 0.25], "notes": None}
 
 
-def get(root: Path, make: Callable[[Path], dict[str, Any]], inputs: Any = None) -> Entry:
+def get(root: Path, make: Callable[[Path], dict[str, Any]], inputs: Any = None) -> Artifact:
     """As by a new process: nothing is remembered from an earlier look."""
     return Store(root).get("train", inputs or INPUTS, make)
 
@@ -202,7 +202,7 @@ def test_a_manifest_without_its_own_hash_is_not_believed(tmp_path: Path, seal: s
     path = get(tmp_path, Make()).path / MANIFEST
     manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "seal"}
     path.write_text(json.dumps(manifest if seal is None else manifest | {"seal": seal}))
-    with pytest.raises(DamagedFile, match=r"manifest\.json"):
+    with pytest.raises(DamagedFileError, match=r"manifest\.json"):
         read_manifest(path.parent)
     again = Make()
     get(tmp_path, again)
@@ -236,7 +236,7 @@ class Diverging(Make):
 
     def __call__(self, folder: Path) -> dict[str, Any]:
         super().__call__(folder)
-        raise Diverged(f"loss is nan at call {self.calls}")
+        raise DivergedError(f"loss is nan at call {self.calls}")
 
 
 def test_a_stage_that_diverged_is_computed_once(tmp_path: Path) -> None:
@@ -244,15 +244,15 @@ def test_a_stage_that_diverged_is_computed_once(tmp_path: Path) -> None:
     other inputs and stores without the folder are not affected."""
     make, failures = Diverging(), tmp_path / "failures"
     for _ in range(3):
-        with pytest.raises(Diverged, match="loss is nan at call 1"):
+        with pytest.raises(DivergedError, match="loss is nan at call 1"):
             Store(tmp_path / "store", failures).get("train", INPUTS, make)
     assert make.calls == 1
     assert Store(tmp_path / "store", failures).get("train", INPUTS | {"version": 2}, Make()).made
-    with pytest.raises(Diverged, match="call 2"):
+    with pytest.raises(DivergedError, match="call 2"):
         Store(tmp_path / "store").get("train", INPUTS, make)
     for note in failures.iterdir():
         note.unlink()
-    with pytest.raises(Diverged, match="call 3"):
+    with pytest.raises(DivergedError, match="call 3"):
         Store(tmp_path / "store", failures).get("train", INPUTS, make)
 
 

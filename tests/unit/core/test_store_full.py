@@ -13,7 +13,7 @@ import pytest
 
 from backdoor_lab.core import faults
 from backdoor_lab.core import store as store_module
-from backdoor_lab.core.errors import StoreFull
+from backdoor_lab.core.errors import StoreFullError
 from backdoor_lab.core.store import Store
 
 WHOLE = bytes(10_000)
@@ -51,7 +51,7 @@ def nothing_lost(store: Store) -> None:
 @pytest.mark.parametrize("size", [0, 1, 4096, 9999])
 def test_full_while_the_stage_writes(store: Store, size: int) -> None:
     """After k bytes of the output."""
-    with pytest.raises(StoreFull, match=r"no room: .* bytes free .*store\.root.*repeat"):
+    with pytest.raises(StoreFullError, match=r"no room: .* bytes free .*store\.root.*repeat"):
         store.get("train", {}, fills_up_after(size))
     nothing_lost(store)
 
@@ -67,7 +67,7 @@ def test_full_while_it_is_published(
 
     with monkeypatch.context() as patch:
         patch.setattr(store_module, name, no_room)
-        with pytest.raises(StoreFull):
+        with pytest.raises(StoreFullError):
             store.get("train", {}, make)
     nothing_lost(store)
 
@@ -76,7 +76,7 @@ def test_full_by_fault_point(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
     """The named fault points raise the very same error."""
     monkeypatch.setattr(faults, "_seen", {})
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "train.made:full:1")
-    with pytest.raises(StoreFull):
+    with pytest.raises(StoreFullError):
         store.get("train", {}, make)
     monkeypatch.delenv("BACKDOOR_LAB_FAULT")
     nothing_lost(store)
@@ -91,7 +91,7 @@ def test_a_real_limit_on_the_file_size(store: Store, limit: int) -> None:
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             store.get("train", {}, make)
-        except StoreFull:
+        except StoreFullError:
             code = 0
         finally:
             os._exit(code)

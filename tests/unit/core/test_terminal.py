@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from backdoor_lab.core.errors import ConfigError, DataError, LabError, Stopped
+from backdoor_lab.core.errors import ConfigError, DataError, LabError, StoppedError
 from backdoor_lab.core.options import parser_of
 from backdoor_lab.core.terminal import print_error, run_command
 from tests.helpers.cells import environment
@@ -82,7 +82,7 @@ def test_a_command_returns_the_exit_code_of_its_work() -> None:
         (LabError("failed"), 1, "failed"),
         (ConfigError("two\n  lines\n"), 2, "two lines"),
         (DataError("a  b\x1b[31m\u202ec"), 2, "a  b?[31m?c"),
-        (Stopped("stopped"), 75, "stopped"),
+        (StoppedError("stopped"), 75, "stopped"),
         (PermissionError(errno.EACCES, "Permission denied", "/x\ny"), 1,
          "cannot use /x y: Permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), 1, "no room: more room needed"),

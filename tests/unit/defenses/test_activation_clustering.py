@@ -15,10 +15,10 @@ from torch import Tensor
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.activation_clustering import ActivationClustering
-from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.options import FilterOptions
 
-KNOWN = Knowledge(("only",), 0, 10, seed=3)
+KNOWN = DefenderKnowledge(("only",), 0, 10, seed=3)
 
 
 def mixed(n: int, poisoned: int, shift: float, seed: int = 0, d: int = 12) -> Tensor:
@@ -81,7 +81,7 @@ def test_suspicious_classes_are_those_with_a_small_cluster() -> None:
     values = torch.cat([mixed(150, 0, 0, 1), mixed(150, 15, 15, 2), mixed(150, 0, 0, 3)])
     features = Features(values, torch.arange(3).repeat_interleave(150))
     blind = ActivationClustering(FilterOptions(classes="suspicious", budget="auto"), reduce="pca")
-    found = blind(features, Knowledge(("a", "b", "c"), None, None, seed=0))
+    found = blind(features, DefenderKnowledge(("a", "b", "c"), None, None, seed=0))
     assert found.notes["classes"] == ["b"]
     assert (~found.keep).nonzero().flatten().tolist() == list(range(285, 300))
     assert torch.isnan(found.scores[:150]).all()

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.types import Features
-from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.beatrix import Beatrix, gram_entries
 from backdoor_lab.defenses.options import FilterOptions
 
@@ -22,9 +22,9 @@ def activations(n: int, d: int, seed: int) -> Tensor:
     return torch.rand(n, d, generator=torch.Generator().manual_seed(seed)) + 0.5
 
 
-def told(clean: Tensor) -> Knowledge:
+def told(clean: Tensor) -> DefenderKnowledge:
     held_out = Features(clean, torch.zeros(len(clean)).long())
-    return Knowledge(("only",), 0, 5, seed=0, clean=held_out)
+    return DefenderKnowledge(("only",), 0, 5, seed=0, clean=held_out)
 
 
 def test_gram_by_hand() -> None:
@@ -147,7 +147,7 @@ def test_it_says_what_it_needs() -> None:
         assert not Beatrix(reference="class").look(values, 0, short).scores.isnan().any()
     broken = activations(9, 3, 2)
     broken[4, 0] = torch.inf
-    with pytest.raises(Diverged, match="1 of 9 rows of clean features"):
+    with pytest.raises(DivergedError, match="1 of 9 rows of clean features"):
         Beatrix().look(values, 0, told(broken))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import Features
-from backdoor_lab.defenses.base import Knowledge, row_order
+from backdoor_lab.defenses.base import DefenderKnowledge, row_order
 from backdoor_lab.defenses.detector import Detector
 from backdoor_lab.defenses.elliptic_envelope import Envelope
 from backdoor_lab.defenses.isolation_forest import Forest
@@ -24,7 +24,7 @@ from backdoor_lab.defenses.one_class_svm import Svm
 from backdoor_lab.defenses.options import FilterOptions
 
 MAKERS: list[type[Detector]] = [Envelope, Forest, Knn, LocalOutlier, Svm]
-KNOWN = Knowledge(("only",), 0, 10, seed=3)
+KNOWN = DefenderKnowledge(("only",), 0, 10, seed=3)
 
 
 def normal(n: int, d: int, seed: int = 0) -> Tensor:
@@ -86,7 +86,7 @@ def test_order_and_type_decide_nothing(maker: Any) -> None:
 
 def test_the_seed_decides_the_forest() -> None:
     """The same seed the same forest, another seed another."""
-    values, other = normal(60, 4), Knowledge(("only",), 0, 10, seed=4)
+    values, other = normal(60, 4), DefenderKnowledge(("only",), 0, 10, seed=4)
     assert torch.equal(
         Forest().look(values, 0, KNOWN).scores, Forest().look(values, 0, KNOWN).scores
     )

@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.abl import Abl, ascent, lowest
 from backdoor_lab.defenses.asset import Asset
-from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.confusion import Confusion, weighed, wrong_labels
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.d_br import sensitivity, transformed
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import (
-    NetworkFilter,
+    ModelBasedFilter,
     apart,
     as_trained,
     auto_count,
@@ -46,7 +46,7 @@ def drawn(n: int, seed: int, signal: int = 60) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def planted(seed: int = 3, signal: int = 60) -> Material:
+def planted(seed: int = 3, signal: int = 60) -> DefenseContext:
     """A set whose last POISON images, of classes 1 and 2, carry a full last pixel and label 0,
     and a network that was trained on it."""
     images, labels = drawn(120, 1, signal)
@@ -62,7 +62,7 @@ def planted(seed: int = 3, signal: int = 60) -> Material:
     return material(images, labels, network=attacked, clean=drawn(60, 4, signal), seed=seed)
 
 
-def found(defense: NetworkFilter, given: Material) -> float:
+def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
     """AUROC of the scores among the images labelled 0."""
     where = given.labels.eq(0).nonzero().flatten()
     scores = defense.rate(given, where).scores
@@ -79,7 +79,7 @@ def found(defense: NetworkFilter, given: Material) -> float:
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_planted_poison_is_told_from_its_class(defense: NetworkFilter, signal: int) -> None:
+def test_planted_poison_is_told_from_its_class(defense: ModelBasedFilter, signal: int) -> None:
     given = planted(signal=signal)
     assert found(defense, given) > 0.95
     # The network that was attacked is left as it was, and the seed decides.
@@ -87,7 +87,7 @@ def test_planted_poison_is_told_from_its_class(defense: NetworkFilter, signal: i
 
 
 @pytest.mark.parametrize("defense", [Abl(epochs=1), Confusion(steps=3), Asset(steps=4)])
-def test_another_seed_gives_other_scores(defense: NetworkFilter) -> None:
+def test_another_seed_gives_other_scores(defense: ModelBasedFilter) -> None:
     where = torch.arange(20)
     first, other = (defense.rate(planted(seed), where).scores for seed in (3, 4))
     assert not torch.equal(first, other)
@@ -100,7 +100,7 @@ def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
         FilterOptions(budget="auto", classes="suspicious"), epochs=4, isolate=POISON / 132
     )
     features = Features(torch.zeros(132, 1), given.labels)
-    verdict = defense(features, Knowledge(given.classes, None, None, 0, material=given))
+    verdict = defense(features, DefenderKnowledge(given.classes, None, None, 0, material=given))
     gone = (~verdict.keep).nonzero().flatten()
     assert 0 < len(gone) <= POISON
     assert verdict.notes["classes"][0] == "a"
@@ -174,7 +174,7 @@ def test_training_is_sgd() -> None:
 def test_a_loss_that_is_not_finite_ends_the_training() -> None:
     given = planted()
     images, labels = given.images(torch.arange(8), None), given.labels[:8]
-    with pytest.raises(Diverged, match="own training is"):
+    with pytest.raises(DivergedError, match="own training is"):
         train(linear(12, CLASSES), [(images, labels)] * 9, (1e30, 0.0, 0.0), loss=cubed)
 
 
@@ -183,14 +183,14 @@ def cubed(said: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [lambda: Abl(epochs=1), lambda: Confusion(steps=1)])
-def test_nan_from_the_networks_stops_the_filter(make: Callable[..., NetworkFilter]) -> None:
+def test_nan_from_the_networks_stops_the_filter(make: Callable[..., ModelBasedFilter]) -> None:
     broken = linear(12, CLASSES)
     with torch.no_grad():
         broken.body.weight.fill_(torch.nan)
     images, labels = drawn(30, 1)
     given = material(images, labels, network=broken, fresh=lambda _: broken, clean=drawn(9, 2))
-    known = Knowledge(given.classes, 0, 2, 0, material=given)
-    with pytest.raises(Diverged):
+    known = DefenderKnowledge(given.classes, 0, 2, 0, material=given)
+    with pytest.raises(DivergedError):
         make()(Features(torch.zeros(30, 1), labels), known)
 
 

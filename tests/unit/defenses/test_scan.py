@@ -8,9 +8,9 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.types import Features
-from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.scan import Scan, Variation, two_groups, variation
 
@@ -38,8 +38,8 @@ def poisoned(count: int, shift: float, per_class: int = 100) -> tuple[Features, 
     return features, where
 
 
-def known(clean: Features | None, target: int | None = 2) -> Knowledge:
-    return Knowledge(CLASSES, target, None, seed=0, clean=clean)
+def known(clean: Features | None, target: int | None = 2) -> DefenderKnowledge:
+    return DefenderKnowledge(CLASSES, target, None, seed=0, clean=clean)
 
 
 def test_finds_class_and_group_by_itself() -> None:
@@ -185,9 +185,9 @@ def test_order_and_duplicates() -> None:
     """Shuffled rows score alike; so do copies."""
     features, _ = poisoned(25, 4)
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(1))
-    plain = Scan()(features, Knowledge(CLASSES, 2, 10, 0, draw(40, 2)))
+    plain = Scan()(features, DefenderKnowledge(CLASSES, 2, 10, 0, draw(40, 2)))
     moved = Features(features.values[order], features.labels[order])
-    shuffled = Scan()(moved, Knowledge(CLASSES, 2, 10, 0, draw(40, 2)))
+    shuffled = Scan()(moved, DefenderKnowledge(CLASSES, 2, 10, 0, draw(40, 2)))
     assert torch.allclose(shuffled.scores, plain.scores[order], equal_nan=True)
     assert torch.equal(shuffled.keep, plain.keep[order])
 
@@ -205,7 +205,7 @@ def test_it_says_what_it_needs() -> None:
         Scan(FilterOptions(budget="1"))(features, known(alike))
     broken = draw(20, 2)
     broken.values[3, 1] = torch.nan
-    with pytest.raises(Diverged, match="1 of 160 rows of clean features"):
+    with pytest.raises(DivergedError, match="1 of 160 rows of clean features"):
         Scan(FilterOptions(budget="1"))(features, known(broken))
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import Features
-from backdoor_lab.defenses.base import Knowledge
+from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.defenses.spectre import Spectre, concentrated, que, whitened
 
-KNOWN = Knowledge(("only",), 0, 30, seed=3)
+KNOWN = DefenderKnowledge(("only",), 0, 30, seed=3)
 
 
 def hidden(n: int = 600, d: int = 12, shift: float = 6.0, poisoned: int = 30) -> Tensor:
@@ -141,7 +141,7 @@ def test_suspicious_class() -> None:
     values = torch.randn(2000, 6, generator=generator)
     labels = torch.arange(2000) % 10
     blind = Spectre(FilterOptions(classes="suspicious", budget="15%"))
-    known = Knowledge(tuple("abcdefghij"), None, None, seed=0)
+    known = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)
     assert blind(Features(values, labels), known).notes["classes"] == []
     planted = (labels == 4).nonzero().flatten()[:20]
     values[planted, 3] += 9

@@ -20,18 +20,20 @@ from backdoor_lab.analysis.evidence import histogram, projections, removal_curve
 from backdoor_lab.figures import catalogue, course, detection, images, inputs, ratios, style
 from backdoor_lab.figures.__main__ import main, write_figures
 from backdoor_lab.figures.filters import response_changes
-from backdoor_lab.figures.inputs import Whole
+from backdoor_lab.figures.inputs import SweepData
 from backdoor_lab.figures.sheet import sheet
-from backdoor_lab.results.facts import Facts
-from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.facts import CellFields
+from backdoor_lab.results.stored import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.layout import split
 from tests.helpers.records import GRID, PROTOCOL, record, write_sweep
 from tests.helpers.stages import POISONED, TARGET, Made, cell, sweep
 
 
-def whole_of(folder: Path) -> Whole:
-    return Whole(read_sweep(folder).cells, raw_records(folder), Shelf(folder.parent / ".store"))
+def whole_of(folder: Path) -> SweepData:
+    return SweepData(
+        read_sweep(folder).cells, raw_records(folder), ArtifactReader(folder.parent / ".store")
+    )
 
 
 def of_cell(folder: Path) -> dict[str, Any]:
@@ -136,7 +138,7 @@ def test_lines_against_the_ratio_are_means_with_t_intervals(tmp_path: Path) -> N
     for one in made:  # as in a real sweep, the defenses of a seed share the attacked network
         one["asr1"] = 0.7 + one["choices"]["ratio"] + one["choices"]["seed"] / 20
     whole = whole_of(write_sweep(tmp_path / "s", made))
-    (group,) = split(Facts([found for found, _ in whole.done()]))
+    (group,) = split(CellFields([found for found, _ in whole.done()]))
     (panel,) = ratios.panels(group)
     figure = ratios.against_ratio("pixel", [panel])
     top, middle, bottom = figure.axes
@@ -208,7 +210,7 @@ def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     made = [record(ratio=n, protocol=counted) for n in (50, 250)]
     done = whole_of(write_sweep(tmp_path / "s", made)).done()
-    (group,) = split(Facts([found for found, _ in done]))
+    (group,) = split(CellFields([found for found, _ in done]))
     (panel,) = ratios.panels(group)
     assert panel.axis == "poisoned images"
     assert panel.lines["asr"][0].ratios == pytest.approx([50, 250])
@@ -220,7 +222,7 @@ def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
 def test_many_ratios_stand_on_a_logarithmic_axis_with_the_predicted_auroc(tmp_path: Path) -> None:
     made = [record(ratio=ratio, seed=s) for ratio in (0.002, 0.02, 0.2, 1) for s in range(2)]
     done = whole_of(write_sweep(tmp_path / "s", made)).done()
-    (group,) = split(Facts([found for found, _ in done]))
+    (group,) = split(CellFields([found for found, _ in done]))
     said = {one["id"]: 0.5 + one["choices"]["ratio"] / 2 for one in made}
     (panel,) = ratios.panels(group, said)
     measured, predicted = panel.lines["auroc"]
@@ -284,11 +286,11 @@ def test_a_seed_counts_once_before_the_defense(tmp_path: Path) -> None:
     for one in made:
         one["asr1"] = (0.5, 0.9)[one["choices"]["seed"]]
     whole = whole_of(write_sweep(tmp_path / "s", made))
-    (group,) = split(Facts([found for found, _ in whole.done()]))
+    (group,) = split(CellFields([found for found, _ in whole.done()]))
     before = ratios.panels(group)[0].lines["asr"][0]
     assert before.means == pytest.approx([70.0])
     assert before.halves == pytest.approx([stats.t.ppf(0.975, 1) * 20.0])
-    single = ratios.panels(split(Facts([found for found, _ in whole.done()][:1]))[0])[0]
+    single = ratios.panels(split(CellFields([found for found, _ in whole.done()][:1]))[0])[0]
     assert np.isnan(single.lines["asr"][0].halves).all()
 
 
@@ -529,7 +531,7 @@ def test_a_sheet_needs_a_defense_and_its_stages(tmp_path: Path) -> None:
     assert sheet(whole_of(folder)) is not None
     controls, _ = sweep(tmp_path / "b", defense="oracle")
     assert sheet(whole_of(controls)) is None
-    assert sheet(Whole([], {}, Shelf(None))) is None
+    assert sheet(SweepData([], {}, ArtifactReader(None))) is None
 
 
 def test_arrays_alone_are_enough() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 import backdoor_lab
 from backdoor_lab.core import stopping
-from backdoor_lab.core.errors import Diverged, Stopped
+from backdoor_lab.core.errors import DivergedError, StoppedError
 from backdoor_lab.numerics.descent import descend
 
 
@@ -43,7 +43,7 @@ def test_frozen_and_unused_tensors_stay() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_a_loss_that_is_not_finite_ends_it_before_the_step(bad: float) -> None:
     weight = torch.ones(1, requires_grad=True)
-    with pytest.raises(Diverged, match=f"the loss of the test is {bad}"):
+    with pytest.raises(DivergedError, match=f"the loss of the test is {bad}"):
         descend(torch.optim.SGD([weight], lr=1.0), weight.sum() * bad, "the loss of the test")
     assert weight.item() == 1
 
@@ -52,11 +52,11 @@ def test_a_step_is_not_taken_when_the_process_was_asked_to_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def stop() -> None:
-        raise Stopped("asked to")
+        raise StoppedError("asked to")
 
     monkeypatch.setattr(stopping, "check", stop)
     weight = torch.ones(1, requires_grad=True)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         descend(torch.optim.SGD([weight], lr=1.0), weight.sum(), "the loss")
     assert weight.item() == 1
 

@@ -12,7 +12,7 @@ from torch import nn
 import backdoor_lab
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses import networks
-from backdoor_lab.numerics.layers import Tap, head
+from backdoor_lab.numerics.layers import FeatureHook, head
 from backdoor_lab.training.fit import new_classifier
 from backdoor_lab.training.measure import extract
 from tests.helpers.cells import CPU, job, toy_set
@@ -31,7 +31,7 @@ def test_a_defense_sees_the_penultimate_features_that_are_extracted() -> None:
 def test_the_head_is_the_last_linear_layer_wherever_it_stands() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), nn.Tanh())
     assert head(net).out_features == 2
-    with Tap(net, "penultimate") as tap:
+    with FeatureHook(net, "penultimate") as tap:
         net(torch.ones(5, 4))
     assert tap.values.shape == (5, 3)
     with pytest.raises(ConfigError, match="Tanh has no linear layer"):

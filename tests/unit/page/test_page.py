@@ -20,7 +20,7 @@ from PIL import Image
 from backdoor_lab.analysis.evidence import projections
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.figures import catalogue, inputs
-from backdoor_lab.figures.inputs import Whole
+from backdoor_lab.figures.inputs import SweepData
 from backdoor_lab.page import document as page
 from backdoor_lab.page import page_pictures
 from backdoor_lab.page.document import SCRIPTS, STYLE, write_page
@@ -28,7 +28,7 @@ from backdoor_lab.page.page_facts import facts
 from backdoor_lab.page.page_pictures import GRID as CELLS
 from backdoor_lab.page.page_pictures import all_pictures, png_strip
 from backdoor_lab.page.write import write_tables
-from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.results.stored import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.templates import TEMPLATES
 from tests.helpers.hostile import HOSTILE
@@ -257,7 +257,7 @@ def test_without_a_store_the_recorded_curve_is_drawn(tmp_path: Path) -> None:
         "removed": [0, 4, 75, 1050], "left": [50, 46, 3, 0], "total": 50, "scored": 50,
         "at": [75, 3],
     }  # fmt: skip
-    whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(None))
+    whole = SweepData(read_sweep(folder).cells, raw_records(folder), ArtifactReader(None))
     figure = dict(catalogue.of_cell(whole, raw_records(folder)[made["id"]]))["removal"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [50, 46, 3, 0]
 
@@ -274,7 +274,7 @@ def test_a_late_stamp_shows_no_images_of_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("budget", [0, 1500, 6000, 20_000, 60_000, 400_000])
 def test_pictures_stay_within_their_budget(tmp_path: Path, budget: int) -> None:
     records = [cell(tmp_path, Made(n), f"cell{n}", seed=n) for n in range(4)]
-    made = all_pictures(Shelf(tmp_path), records, budget)
+    made = all_pictures(ArtifactReader(tmp_path), records, budget)
     kept = [each for each in made if not any("omitted" in note for note in each["notes"])]
     assert sum(len(json.dumps(each, separators=(",", ":"))) for each in kept) <= budget
     assert len(made) == 4
@@ -326,7 +326,9 @@ def test_no_record_brings_the_page_down(tmp_path: Path, seed: int) -> None:
     write_sweep(folder, made[1:])
     shown = data_of(written(folder))
     assert "scores" in shown["pictures"][str(shown["ids"].index(made[1]["id"]))]
-    whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(tmp_path / ".store"))
+    whole = SweepData(
+        read_sweep(folder).cells, raw_records(folder), ArtifactReader(tmp_path / ".store")
+    )
     for _, found in whole.done():
         assert inputs.steps(found)
         for name, _ in catalogue.of_cell(whole, found):

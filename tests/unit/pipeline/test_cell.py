@@ -19,7 +19,7 @@ from backdoor_lab.core.errors import ConfigError, LabError
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.run import conf_dir
-from backdoor_lab.sweep.expand import Expander, plain
+from backdoor_lab.sweep.expand import ConfigComposer, plain
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.trial import try_network
 from tests.helpers.cells import TINY, cell_of, configuration
@@ -351,7 +351,7 @@ def test_a_jobs_dictionary_stays_out_of_the_next_job(root: Path) -> None:
         loader = ConfigLoaderImpl(GlobalHydra.instance().config_loader().get_search_path())
         base = [*TINY, f"store.root={root}"]
         master = loader.load_configuration("config", [], RunMode.MULTIRUN)
-        expander = Expander(loader, master)
+        expander = ConfigComposer(loader, master)
         found = [expander.config([*base, *job]) for job in jobs]
         asked = [plain(compose("config", [*base, *job])) for job in jobs]
     assert found == asked

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from backdoor_lab.core.errors import ConfigError, Diverged, Stopped, StoreFull
+from backdoor_lab.core.errors import ConfigError, DivergedError, StoppedError, StoreFullError
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.tensors import read_tensors
 from backdoor_lab.pipeline import after_training, chain
@@ -227,8 +227,8 @@ def flipped(content: bytearray) -> bytearray:
 @pytest.mark.parametrize(
     ("error", "status"),
     [
-        (Diverged("loss is nan at epoch 1"), "diverged: loss is nan at epoch 1"),
-        (StoreFull("no room:\nmore"), "failed: no room:"),
+        (DivergedError("loss is nan at epoch 1"), "diverged: loss is nan at epoch 1"),
+        (StoreFullError("no room:\nmore"), "failed: no room:"),
         (ValueError("odd"), "failed: ValueError: odd"),
         (ValueError(), "failed: ValueError"),
         (MemoryError("planned"), "failed: oom"),
@@ -283,7 +283,7 @@ def test_a_stop_leaves_no_record(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backdoor_lab.core.stopping._asked", ["SIGTERM"])
-    with pytest.raises(Stopped, match="the same command resumes from here"):
+    with pytest.raises(StoppedError, match="the same command resumes from here"):
         run_here(lab / "store", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -303,7 +303,7 @@ def test_stopped_inside_training_and_taken_up(
         whole(self, trainer, *rest)
 
     monkeypatch.setattr(chain.Report, "on_train_batch_end", stops)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         run_here(tmp_path / "two", tmp_path / "second", *longer)
     assert not (tmp_path / "second" / "record.json").exists()
     left = [path.name for path in (tmp_path / "two" / "retrain").glob(".work-*/*")]

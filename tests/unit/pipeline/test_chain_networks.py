@@ -17,7 +17,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.tensors import read_tensors
 from backdoor_lab.defenses import abl
 from backdoor_lab.defenses.fine_pruning import FinePruning
-from backdoor_lab.defenses.material import Material
+from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.strip import Strip
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.pipeline import chain
@@ -152,9 +152,9 @@ def test_facts_of_the_material_name_all_that_is_used(lab: Path) -> None:
 def test_the_material_is_what_it_says(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of the attacked network, images with their poison, held-out images that are not
     measured on; the network itself stays as it was whatever a defense does."""
-    caught: list[Material] = []
+    caught: list[DefenseContext] = []
 
-    def repair(self: FinePruning, material: Material) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self: FinePruning, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         caught.append(material)
         spoiled = material.network()
         with torch.no_grad():
@@ -187,7 +187,7 @@ def test_only_what_is_declared_is_handed_over(lab: Path, monkeypatch: pytest.Mon
     caught: list[Any] = []
     whole = abl.Abl.rate
 
-    def rate(self: abl.Abl, material: Material, where: torch.Tensor) -> Any:
+    def rate(self: abl.Abl, material: DefenseContext, where: torch.Tensor) -> Any:
         caught.append(material.clean)
         return whole(self, material, where)
 
@@ -197,7 +197,7 @@ def test_only_what_is_declared_is_handed_over(lab: Path, monkeypatch: pytest.Mon
 
 
 def test_a_broken_repair_is_a_failed_cell(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def repair(self: FinePruning, material: Material) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self: FinePruning, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         network = material.network()
         with torch.no_grad():
             next(network.parameters()).fill_(torch.nan)

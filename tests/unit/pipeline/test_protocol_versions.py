@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab import identity
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.identity import table as identity_table
 from backdoor_lab.identity.__main__ import main
@@ -117,7 +117,7 @@ def test_tables_say_the_version_and_old_records_are_of_the_first(tmp_path: Path)
     for each, cell_id in ((old, "a"), (first, "b"), (second, "c")):
         each["id"] = cell_id
     sweep = read_sweep(write_sweep(tmp_path / "sweep", [old, first, second]))
-    tables = Report(sweep).tables
+    tables = SweepReport(sweep).tables
     lines = [line for table in tables for line in table.notes if line.startswith("Protocol")]
     assert lines == ["Protocol group13@1: ratio_of=target.", "Protocol group13@2: ratio_of=target."]
     wide = pivot_cells(sweep.cells, PivotSpec(("target",), ("seed",), ("asr1",)))
@@ -136,7 +136,7 @@ def test_results_of_modified_code_are_kept_apart(tmp_path: Path) -> None:
         records.append(each)
     sweep = read_sweep(write_sweep(tmp_path / "sweep", records))
     assert [cell.id for cell in sweep.cells] == ["cell0", "cell2"]
-    tables = Report(sweep).tables
+    tables = SweepReport(sweep).tables
     assert len(tables) == 2
     notes = [[n for n in table.notes if n.startswith("Code modified")] for table in tables]
     assert notes == [[], ["Code modified since its version: pixel."]]

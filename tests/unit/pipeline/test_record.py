@@ -16,7 +16,7 @@ from torch import Tensor
 
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.types import Verdict
+from backdoor_lab.core.types import FilterResult
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.pipeline.parts import source_of
@@ -210,7 +210,7 @@ def test_whom_a_filter_accuses_that_chose_itself(
     data = open_dataset(source_of(cell.config), Store(tmp_path / "store"))
     made = poison(data.train, cell.trigger, cell.plan, seed=0)
     n = len(made.training)
-    verdict = Verdict(torch.zeros(n), torch.ones(n, dtype=torch.bool), {"classes": found})
+    verdict = FilterResult(torch.zeros(n), torch.ones(n, dtype=torch.bool), {"classes": found})
     assert accused(cell, made, verdict) == expected
     told = cell_of(tmp_path / "store", *asked[:2], "protocol.classes=all", "defense.budget=10%")
     assert accused(told, made, verdict) == {}

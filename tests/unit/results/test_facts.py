@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.results.values import ratio_words
 from tests.helpers.records import PROTOCOL, record, write_sweep
@@ -15,11 +15,11 @@ from tests.helpers.records import PROTOCOL, record, write_sweep
 COUNTED = {**PROTOCOL, "ratio_of": "count"}
 
 
-def facts(folder: Path, made: list[dict[str, Any]], *also: str) -> Facts:
-    return Facts(read_sweep(write_sweep(folder / "s", made)).cells, also)
+def facts(folder: Path, made: list[dict[str, Any]], *also: str) -> CellFields:
+    return CellFields(read_sweep(write_sweep(folder / "s", made)).cells, also)
 
 
-def ordered(found: Facts, *names: str) -> list[tuple[str, ...]]:
+def ordered(found: CellFields, *names: str) -> list[tuple[str, ...]]:
     return found.in_order(found.keys(names), names)
 
 

@@ -15,10 +15,10 @@ import torch
 
 from backdoor_lab.analysis.evidence import operating_point, recorded_curve, removal_curve
 from backdoor_lab.core.store import Store
-from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.pipeline.chain import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.results.seal import sealed
-from backdoor_lab.results.stored import NO_STORE, Shelf, first_convolution, raw_records
+from backdoor_lab.results.stored import NO_STORE, ArtifactReader, first_convolution, raw_records
 from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.training.machine import machine_of
@@ -31,7 +31,7 @@ from tests.helpers.stages import Made, cell
 def test_a_training_set_is_found_again(tmp_path: Path, replace: bool, covers: int) -> None:
     made = Made(0, covers=covers, replace=replace)
     record = cell(tmp_path, made, "one")
-    found = Shelf(tmp_path).training(record)
+    found = ArtifactReader(tmp_path).training(record)
     assert found is not None
     np.testing.assert_array_equal(found.is_poison, made.poison)
     assert found.is_cover.sum() == covers
@@ -50,12 +50,12 @@ def test_it_agrees_with_the_chain_that_wrote_it(tmp_path: Path) -> None:
     record = run_here(tmp_path / "store", tmp_path / "sweep" / "cell")
     assert record["status"] == "done"
     config = configuration(tmp_path / "store")
-    chain = Chain(
+    chain = CellPipeline(
         Preflight().cell(config), Store(tmp_path / "store"), machine_of(config["trainer"]),
         Progress(tmp_path, "", "none"),
     )  # fmt: skip
     attacked = chain.attack()
-    shelf = Shelf(tmp_path / "store")
+    shelf = ArtifactReader(tmp_path / "store")
     (record,) = raw_records(tmp_path / "sweep").values()
     found = shelf.training(record)
     assert found is not None
@@ -88,7 +88,7 @@ def test_it_agrees_with_the_chain_that_wrote_it(tmp_path: Path) -> None:
 READERS = ("training", "judged", "features", "losses", "first_layer")
 
 
-def read(shelf: Shelf, record: dict[str, Any]) -> dict[str, Any]:
+def read(shelf: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
     some = np.arange(3)
     return {
         "training": shelf.training(record), "judged": shelf.judged(record, 128),
@@ -100,7 +100,7 @@ def read(shelf: Shelf, record: dict[str, Any]) -> dict[str, Any]:
 def test_without_a_store_there_is_nothing_but_a_note(tmp_path: Path) -> None:
     assert find_store(tmp_path / "sweep") is None
     assert find_store(tmp_path / "sweep", tmp_path / "elsewhere") is None
-    shelf = Shelf(None)
+    shelf = ArtifactReader(None)
     assert set(read(shelf, cell(tmp_path, Made(0), "one")).values()) == {None}
     assert shelf.notes == [NO_STORE]
 
@@ -180,7 +180,7 @@ def test_a_stage_that_never_ran_is_not_missed(tmp_path: Path) -> None:
     for stage in ("retrain", "filter"):
         del record["run"]["stages"][stage]
         shutil.rmtree(tmp_path / stage)
-    shelf = Shelf(tmp_path)
+    shelf = ArtifactReader(tmp_path)
     assert shelf.losses(record, "train") is not None
     assert shelf.losses(record, "retrain") is None
     assert shelf.judged(record, 128) is None
@@ -201,7 +201,7 @@ def test_an_id_that_leads_elsewhere_is_not_followed(tmp_path: Path, name: Any) -
             tmp_path / "store" / stage / "one", tmp_path / "store" / "one", dirs_exist_ok=True
         )
         facts["id"] = name
-    shelf = Shelf(tmp_path / "store")
+    shelf = ArtifactReader(tmp_path / "store")
     assert set(read(shelf, record).values()) == {None}
     assert shelf.notes
 
@@ -210,7 +210,7 @@ def test_an_id_that_leads_elsewhere_is_not_followed(tmp_path: Path, name: Any) -
 @pytest.mark.parametrize("value", [None, 3, [], {"stages": 1}, {"stages": {"poison": {}}}])
 def test_a_record_of_another_shape_is_survived(tmp_path: Path, part: str, value: Any) -> None:
     record = cell(tmp_path, Made(0), "one") | {part: value}
-    shelf = Shelf(tmp_path)
+    shelf = ArtifactReader(tmp_path)
     assert shelf.training(record) is None
     (note,) = shelf.notes
     assert note.startswith("poisoned images of some cells: ")
@@ -237,7 +237,7 @@ def test_a_damaged_file_costs_its_part_alone(
     path.unlink()
     if damage != "gone":
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"\xff" * len(data))
-    shelf = Shelf(tmp_path)
+    shelf = ArtifactReader(tmp_path)
     found = read(shelf, record)
     assert [name for name, value in found.items() if value is None] == [reader]
     assert len(shelf.notes) == 1
@@ -246,12 +246,12 @@ def test_a_damaged_file_costs_its_part_alone(
 
 def test_arrays_of_another_training_set_are_refused(tmp_path: Path) -> None:
     record = cell(tmp_path, Made(0), "one")
-    shelf = Shelf(tmp_path)
+    shelf = ArtifactReader(tmp_path)
     assert shelf.judged(record, 127) is None
     assert shelf.features(record, np.arange(3), 127) is None
     made = Made(1)
     made.index[3] = 9999
-    assert Shelf(tmp_path).training(cell(tmp_path, made, "two")) is None
+    assert ArtifactReader(tmp_path).training(cell(tmp_path, made, "two")) is None
 
 
 def test_the_first_layer_is_the_one_that_takes_images() -> None:

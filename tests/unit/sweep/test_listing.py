@@ -19,7 +19,7 @@ from backdoor_lab.results.__main__ import freeze
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.sweep.listing import (
-    Asked,
+    RequestedCell,
     finished,
     merge_asked,
     note_failure,
@@ -158,7 +158,7 @@ def test_a_sweep_runs_whatever_stands_in_the_way_of_its_files(what: str, tmp_pat
 def test_a_damaged_list_of_cells_is_set_aside_and_made_anew(text: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)
     assert place(tmp_path, "x") == "1/1"
-    assert merge_asked(tmp_path, [Asked("x", {"seed": 0}, {}, ())]) == [
+    assert merge_asked(tmp_path, [RequestedCell("x", {"seed": 0}, {}, ())]) == [
         {"id": "x", "choices": {"seed": 0}}
     ]
     assert len(list(tmp_path.glob(".bad-sweep.json-*"))) == 1

@@ -17,7 +17,7 @@ import pytest
 
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep import live as module
-from backdoor_lab.sweep.listing import Asked
+from backdoor_lab.sweep.listing import RequestedCell
 from backdoor_lab.sweep.live import _Lines, live, on_terminal, quiet_cells
 from backdoor_lab.sweep.rows import Rows
 from backdoor_lab.sweep.watch import Watch, share_done
@@ -27,8 +27,8 @@ from tests.helpers.records import failed, record
 GRID = [record("pixel", "bird", 0.05), record("pixel", "dog", 0.05), record("pattern", "bird", 0.1)]
 
 
-def asked(records: list[dict[str, Any]] = GRID) -> list[Asked]:
-    return [Asked(each["id"], each["choices"], {}, ()) for each in records]
+def asked(records: list[dict[str, Any]] = GRID) -> list[RequestedCell]:
+    return [RequestedCell(each["id"], each["choices"], {}, ()) for each in records]
 
 
 def ids(records: list[dict[str, Any]] = GRID) -> list[str]:

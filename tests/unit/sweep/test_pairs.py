@@ -17,8 +17,8 @@ from backdoor_lab.config_loader import conf_dir
 from backdoor_lab.data.synthetic import CLASSES
 from backdoor_lab.figures import heat
 from backdoor_lab.figures.catalogue import of_sweep
-from backdoor_lab.figures.inputs import Whole
-from backdoor_lab.results.stored import Shelf, raw_records
+from backdoor_lab.figures.inputs import SweepData
+from backdoor_lab.results.stored import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.status import look
 from backdoor_lab.tables.layout import PivotSpec
@@ -200,7 +200,9 @@ def test_a_cell_that_failed_is_empty_and_one_target_for_each_source_is_no_map(
 
 def test_the_figures_of_a_sweep_hold_its_heat_maps(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", pairs(("cat", "dog", "frog")))
-    whole = Whole(read_sweep(folder).cells, raw_records(folder), Shelf(tmp_path / "store"))
+    whole = SweepData(
+        read_sweep(folder).cells, raw_records(folder), ArtifactReader(tmp_path / "store")
+    )
     drawn = dict(of_sweep(whole))
     assert len(drawn["pairs_pixel"].axes) == 6
 

@@ -11,7 +11,7 @@ import pytest
 
 from backdoor_lab.analysis.intervals import half_width, t_quantile
 from backdoor_lab.compare.comparison import against_random
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables import reference
 from backdoor_lab.tables.layout import PivotSpec
@@ -25,7 +25,7 @@ SEEDS = range(4)
 
 
 def tables(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> list[PivotTable]:
-    return Report(read_sweep(write_sweep(folder / "s", made, asked))).tables
+    return SweepReport(read_sweep(write_sweep(folder / "s", made, asked))).tables
 
 
 def test_t_quantile_is_scipys() -> None:
@@ -244,14 +244,14 @@ def test_unreadable_cells_have_a_table(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
-    found = Report(read_sweep(folder)).tables
+    found = SweepReport(read_sweep(folder)).tables
     assert [t.title for t in found] == ["pixel", "unreadable"]
     assert grids(found[1])[0].rows == [["stray", "–", *["–"] * 6, "failed: damaged record"]]
 
 
 def test_the_tidy_frame_has_one_line_per_cell(tmp_path: Path) -> None:
     asked = [record(), failed(record(seed=1)), record(seed=2)]
-    frame = Report(read_sweep(write_sweep(tmp_path / "s", asked[:2], asked))).facts.frame
+    frame = SweepReport(read_sweep(write_sweep(tmp_path / "s", asked[:2], asked))).facts.frame
     assert list(frame["status"]) == ["done", "failed: oom", "missing"]
     assert list(frame.columns[:5]) == ["sweep", "id", "status", "error", "dataset"]
     first = frame.iloc[0]
@@ -272,11 +272,11 @@ def test_an_attack_on_every_class_is_said_below_every_kind_of_table(tmp_path: Pa
     found = against_random(sweep)
     assert found is not None
     for notes in (
-        Report(sweep).tables[0].notes,
+        SweepReport(sweep).tables[0].notes,
         pivot_cells(sweep.cells, PivotSpec(columns=("defense",)))[0].notes,
         found.notes,
     ):
         assert sum(note == EVERY_CLASS for note in notes) == 1
     plain = read_sweep(write_sweep(tmp_path / "one", [record()]))
-    assert EVERY_CLASS not in Report(plain).tables[0].notes
+    assert EVERY_CLASS not in SweepReport(plain).tables[0].notes
     assert EVERY_CLASS not in pivot_cells(plain.cells, PivotSpec())[0].notes

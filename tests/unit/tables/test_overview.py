@@ -19,7 +19,7 @@ import pytest
 from scipy import stats
 from scipy.stats import binomtest
 
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.page.write import print_tables, write_tables
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.stored import raw_records
@@ -53,7 +53,7 @@ def found(*choices: Any, retrain: bool = True, **over: Any) -> dict[str, Any]:
 
 
 def shown(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> Sequence[PivotTable]:
-    return Report(read_sweep(write_sweep(folder, made, asked))).shown
+    return SweepReport(read_sweep(write_sweep(folder, made, asked))).shown
 
 
 def layouts(tables: Sequence[PivotTable]) -> list[tuple[Any, Any, Any]]:
@@ -399,7 +399,7 @@ def test_files_are_those_of_what_is_shown(folder: Path) -> None:
 
 def test_the_page_shows_the_same_tables(folder: Path) -> None:
     text = (folder / "index.html").read_text()
-    for table in Report(read_sweep(folder)).shown:
+    for table in SweepReport(read_sweep(folder)).shown:
         for grid in grids(table):
             for row in grid.rows:
                 shown_row = "".join(f">{html.escape(cell)}</td>" for cell in row[:1])
@@ -411,7 +411,7 @@ def test_the_page_shows_the_same_tables(folder: Path) -> None:
 def test_no_note_is_lost_or_said_twice_on_the_page(folder: Path) -> None:
     text = (folder / "index.html").read_text().split('<section id="tables">')[1]
     text = html.unescape(text.split("</section>")[0])
-    report = Report.of(folder)
+    report = SweepReport.of(folder)
     notes = [note for table in report.shown for grid in grids(table) for note in grid.notes]
     assert len(set(notes)) < len(notes)
     for note in set(notes):

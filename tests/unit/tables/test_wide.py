@@ -14,7 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.reports.__main__ import main
-from backdoor_lab.results.facts import Facts
+from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.best import ONE_SEED
 from backdoor_lab.tables.layout import PivotSpec, layout_of
@@ -385,7 +385,7 @@ def test_make_tables_hands_the_layout_on() -> None:
 def test_facts_know_what_decides_what(tmp_path: Path) -> None:
     both = (("bird", "cat"), ("dog", "cow"), ("bird", "cat"))
     made = [record(target=t, choices={"source": s}, id=f"{t}{n}") for n, (t, s) in enumerate(both)]
-    facts = Facts(read_sweep(write_sweep(tmp_path / "s", made)).cells)
+    facts = CellFields(read_sweep(write_sweep(tmp_path / "s", made)).cells)
     assert facts.determined(["source", "seed"], ["target"]) == ["source", "seed"]
     assert facts.determined(["source", "target"], ["seed"]) == []
     assert facts.determined(["source"], ["seed"], among=[0]) == ["source"]

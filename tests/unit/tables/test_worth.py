@@ -14,13 +14,13 @@ import pytest
 from scipy import stats
 
 from backdoor_lab.compare.comparison import comparison_of
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.results.measures import MEASURE
 from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.layout import PivotSpec
-from backdoor_lab.tables.markup import Grid
+from backdoor_lab.tables.markup import TextTable
 from backdoor_lab.tables.notes import CONVERGED
 from backdoor_lab.tables.pivot import pivot_cells
 from backdoor_lab.tables.text import document, grids
@@ -34,7 +34,7 @@ LAYOUT = PivotSpec(("defense",), ("trigger",), ("nat2", "asr2"))
 def shown(folder: Path, made: list[dict[str, Any]]) -> list[Any]:
     """The grids of a sweep in the report's layout and in a wide one."""
     sweep = read_sweep(write_sweep(folder, made))
-    found = [grid for table in Report(sweep).tables for grid in grids(table)[:1]]
+    found = [grid for table in SweepReport(sweep).tables for grid in grids(table)[:1]]
     return [
         *found,
         *(grid for table in pivot_cells(sweep.cells, LAYOUT) for grid in grids(table)),
@@ -100,7 +100,7 @@ def test_a_network_that_did_not_converge_is_marked_in_both_kinds_of_table(
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
     layout = PivotSpec(("target",), ("ratio",), ("nat1", "nat2"))
-    found = [grids(table)[0] for table in Report(sweep).tables]
+    found = [grids(table)[0] for table in SweepReport(sweep).tables]
     found += [grid for table in pivot_cells(sweep.cells, layout) for grid in grids(table)]
     for grid in found:
         signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
@@ -155,7 +155,7 @@ def test_a_clean_network_of_another_table_of_the_sweep_counts(tmp_path: Path) ->
 
 def test_signs_and_their_notes_are_commands_in_latex(tmp_path: Path) -> None:
     made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
-    (table,) = Report(read_sweep(write_sweep(tmp_path / "s", made))).tables
+    (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     text = latex(document(table))
     assert r" & 1.00 \ddag{} & " in text
     assert r"\dag{} The network before the defense" in text
@@ -171,12 +171,12 @@ def test_a_cell_without_poison_is_no_attack_and_carries_no_sign(tmp_path: Path) 
 
 def test_the_reports_words_on_its_own_runs_stand_beside_its_figures(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record()]))
-    compared = grids(Report(sweep).tables[0])[1]
+    compared = grids(SweepReport(sweep).tables[0])[1]
     said = [note for note in compared.notes if "had to change training parameters to conv" in note]
     assert len(said) == 1
     assert CONVERGED in comparison_of([sweep], report=True).notes
     other = read_sweep(write_sweep(tmp_path / "t", [record(target="cat")]))
-    assert not any(CONVERGED in grid.notes for grid in grids(Report(other).tables[0]))
+    assert not any(CONVERGED in grid.notes for grid in grids(SweepReport(other).tables[0]))
 
 
 def clean_network(recipe: str = "demo", **said: Any) -> dict[str, Any]:
@@ -184,11 +184,11 @@ def clean_network(recipe: str = "demo", **said: Any) -> dict[str, Any]:
     return record(ratio=0, counts=counts, choices={"recipe": recipe}, id="clean", **said)
 
 
-def whole(folder: Path, made: list[dict[str, Any]]) -> list[Grid]:
+def whole(folder: Path, made: list[dict[str, Any]]) -> list[TextTable]:
     """The tables of a sweep in the report's layout and in one of all four rates."""
     sweep = read_sweep(write_sweep(folder, made))
     layout = PivotSpec(("target",), ("ratio",), ("nat1", "asr1", "nat2", "asr2"))
-    tables = [*Report(sweep).tables, *pivot_cells(sweep.cells, layout)]
+    tables = [*SweepReport(sweep).tables, *pivot_cells(sweep.cells, layout)]
     return [grids(table)[0] for table in tables]
 
 
@@ -342,7 +342,7 @@ def test_every_table_says_which_test_was_made_over_how_many_seeds(
 def test_single_rates_have_wilson_intervals_below_the_table_and_in_csv(tmp_path: Path) -> None:
     made = [record(target="bird", nat1=0.9, asr1=0.0), record(target="dog", nat1=0.98, asr1=1.0)]
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
-    (table,) = Report(sweep).tables
+    (table,) = SweepReport(sweep).tables
     wide = pivot_cells(sweep.cells, PivotSpec(("target",), (), ("nat1", "asr1")))
     for each in (table, *wide):
         lines = list(csv.DictReader(io.StringIO(sheet(document(each)))))
@@ -358,7 +358,7 @@ def test_single_rates_have_wilson_intervals_below_the_table_and_in_csv(tmp_path:
 
 def test_several_seeds_have_a_deviation_and_no_wilson_interval(tmp_path: Path) -> None:
     made = [record(seed=s, nat1=v) for s, v in enumerate((0.9, 0.93, 0.91))]
-    (table,) = Report(read_sweep(write_sweep(tmp_path / "s", made))).tables
+    (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     (line,) = csv.DictReader(io.StringIO(sheet(document(table))))
     assert float(line["nat1_std"]) == pytest.approx(np.std([90, 93, 91], ddof=1))
     assert line["nat1_wilson_low"] == line["nat1_wilson_high"] == ""
@@ -368,7 +368,7 @@ def test_several_seeds_have_a_deviation_and_no_wilson_interval(tmp_path: Path) -
 def test_the_largest_seed_has_its_place_in_every_table(tmp_path: Path) -> None:
     made = [record(seed=2**63 - 1 - n) for n in range(2)]
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
-    assert Report(sweep).facts.frame["seed"].tolist() == [2**63 - 1, 2**63 - 2]
+    assert SweepReport(sweep).facts.frame["seed"].tolist() == [2**63 - 1, 2**63 - 2]
     assert len(shown(tmp_path / "t", made)) == 2
 
 

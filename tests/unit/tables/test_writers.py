@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from backdoor_lab.compare.report import Report
+from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.sheets import guarded
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.text import document
@@ -23,7 +23,7 @@ from tests.helpers.tables import Tags, latex_with_booktabs
 def rendered(folder: Path, name: str) -> dict[str, str]:
     made = [record(target=name, trigger=name, id="a", choices={"defense": name})]
     made += [record(trigger=name, id="b", status="failed: " + name)]
-    (table,) = Report(read_sweep(write_sweep(folder / "s", made))).tables
+    (table,) = SweepReport(read_sweep(write_sweep(folder / "s", made))).tables
     return {f.__name__: f(document(table)) for f in (markdown, latex, page, sheet)}
 
 
@@ -58,7 +58,7 @@ def test_escapes_by_format(tmp_path: Path) -> None:
 
 def test_sheet_has_reference_and_difference(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record(nat1=0.93), record(target="cat")])
-    (table,) = Report(read_sweep(folder)).tables
+    (table,) = SweepReport(read_sweep(folder)).tables
     first, second = csv.DictReader(io.StringIO(sheet(document(table))))
     assert (first["nat1"], first["ref_nat1"], first["diff_nat1"]) == ("93.0", "92.31", "0.69")
     assert second["ref_nat1"] == second["diff_nat1"] == second["nat1_ci95"] == ""
@@ -67,7 +67,7 @@ def test_sheet_has_reference_and_difference(tmp_path: Path) -> None:
 
 
 def test_latex_has_booktabs_rules_in_order(tmp_path: Path) -> None:
-    table = Report(
+    table = SweepReport(
         read_sweep(write_sweep(tmp_path / "s", [record(*cell) for cell in GRID]))
     ).tables[0]
     text = latex(document(table))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from backdoor_lab.tables.markup import Grid, html_page
+from backdoor_lab.tables.markup import TextTable, html_page
 from backdoor_lab.templates import TEMPLATES, json_data, render
 
 
@@ -30,7 +30,7 @@ def test_every_template_escapes(name: str) -> None:
 
 def test_values_are_escaped_in_every_place_of_a_table() -> None:
     bad = "<b>\"'&\n\x00\u202e"
-    grid = Grid(bad, [bad, bad], [[bad, bad]], [bad], 1, frozenset({(0, 1)}), [bad, ""])
+    grid = TextTable(bad, [bad, bad], [[bad, bad]], [bad], 1, frozenset({(0, 1)}), [bad, ""])
     text = html_page(bad, [grid])
     assert "<b>" not in text
     assert text.count("&lt;b&gt;&#34;&#39;&amp; ??") == 8

@@ -16,14 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.tensors import read_tensors, tensors_digest
-from backdoor_lab.numerics.layers import Tap, head
+from backdoor_lab.numerics.layers import FeatureHook, head
 from backdoor_lab.pipeline.cell import model_label
 from backdoor_lab.sweep.estimate import estimate
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.trial import try_network
 from backdoor_lab.training import fit as training
 from backdoor_lab.training.airbench import Airbench, Group, ScaledLinear, whiten
-from backdoor_lab.training.fit import Job, blank_classifier, fit, new_classifier
+from backdoor_lab.training.fit import TrainingJob, blank_classifier, fit, new_classifier
 from backdoor_lab.training.measure import predictions
 from backdoor_lab.training.memory_format import CHANNELS_LAST, memory_format_of
 from backdoor_lab.training.models import build_model, check_model
@@ -57,11 +57,11 @@ def build(width: int = 64, channels: int = 3, classes: int = 10, seed: int = 0) 
     return net
 
 
-def airbench_job(width: int = 4, **changes: Any) -> Job:
+def airbench_job(width: int = 4, **changes: Any) -> TrainingJob:
     return replace(job(**(LIKE_ITS_RECIPE | changes)), model=spec(width))
 
 
-def state(asked: Job, **said: Any) -> dict[str, Tensor]:
+def state(asked: TrainingJob, **said: Any) -> dict[str, Tensor]:
     found: dict[str, Tensor] = fit(asked, CPU, **said).net.state_dict()
     return found
 
@@ -126,7 +126,7 @@ def test_any_width_takes_colour_and_grey_of_any_size(
 def test_every_layer_gives_features(layer: str, features: int) -> None:
     # 8x8 is 7x7 after the whitening, then 3x3, 1x1, 1x1.
     net = build(4).eval()
-    with torch.inference_mode(), Tap(net, layer) as tap:
+    with torch.inference_mode(), FeatureHook(net, layer) as tap:
         net(torch.randn(5, 3, 8, 8))
     assert tap.values.shape == (5, features)
 
@@ -134,7 +134,11 @@ def test_every_layer_gives_features(layer: str, features: int) -> None:
 def test_penultimate_features_are_what_the_scaled_head_sees() -> None:
     net = build(8).eval()
     images = torch.randn(5, 3, 32, 32)
-    with torch.no_grad(), Tap(net, "penultimate") as tap, Tap(net, "group3") as last:
+    with (
+        torch.no_grad(),
+        FeatureHook(net, "penultimate") as tap,
+        FeatureHook(net, "group3") as last,
+    ):
         logits = net(images)
     pooled = F.max_pool2d(last.values.view(5, 32, 3, 3), 3).flatten(1)
     assert torch.equal(tap.values, pooled)

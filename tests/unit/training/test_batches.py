@@ -13,7 +13,7 @@ from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core import streams
 from backdoor_lab.core.seeds import torch_generator
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.batches import Batches, augmented
+from backdoor_lab.training.batches import BatchLoader, augmented
 from backdoor_lab.training.fit import new_classifier
 from backdoor_lab.training.measure import extract
 from backdoor_lab.training.recipe import Recipe
@@ -35,7 +35,7 @@ def numbered(n: int) -> TrainingSet:
 
 
 def epoch(training: TrainingSet, number: int, *, seed: int = 0, **changes: Any) -> list[Any]:
-    batches = Batches(training, recipe(**changes), seed=seed, device=HERE)
+    batches = BatchLoader(training, recipe(**changes), seed=seed, device=HERE)
     batches.set_epoch(number)
     return list(batches)
 
@@ -149,7 +149,7 @@ def test_an_epoch_visits_every_index_at_most_once(n: int, batch: int) -> None:
     labels = [int(label) for _, labels in batches for label in labels]
     assert seen == labels
     assert len(set(seen)) == len(seen) == max(n // batch * batch, min(n, batch))
-    assert len(batches) == len(Batches(numbered(n), recipe(batch=batch), seed=0, device=HERE))
+    assert len(batches) == len(BatchLoader(numbered(n), recipe(batch=batch), seed=0, device=HERE))
 
 
 def test_every_image_is_seen_over_a_few_epochs() -> None:
@@ -172,7 +172,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
     assert first == again
     assert len({first, bytes_of(3, 5), bytes_of(2, 6)}) == 3
     # Also when earlier epochs were drawn from the very same object.
-    same = Batches(training, recipe(crop=2, flip=True, cutout=2), seed=5, device=HERE)
+    same = BatchLoader(training, recipe(crop=2, flip=True, cutout=2), seed=5, device=HERE)
     list(same)
     same.sampler.set_epoch(2)
     assert b"".join(images.numpy().tobytes() for images, _ in same) == first
@@ -200,7 +200,7 @@ def test_gather_is_a_naive_copy() -> None:
 def test_the_clean_set_is_never_copied() -> None:
     training, images, _ = poisoned(None)
     kept = training.keep(torch.arange(23) % 2 == 0, "")
-    batches = Batches(kept, recipe(), seed=0, device=HERE)
+    batches = BatchLoader(kept, recipe(), seed=0, device=HERE)
     assert batches.training.base.data_ptr() == kept.base.data_ptr() == images.data_ptr()
     assert len(kept) == 12
 

@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
 from backdoor_lab.training.fit import fit, new_classifier
 from backdoor_lab.training.module import Classifier
@@ -90,11 +90,11 @@ def test_lightning_itself_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_failing_defense_is_not_hidden() -> None:
     class Failing(Steps):
         def defend(self, evidence: str) -> str:
-            raise Diverged("scores")
+            raise DivergedError("scores")
 
     steps = Failing()
     callback = steps.callback
-    with pytest.raises(Diverged, match="scores"):
+    with pytest.raises(DivergedError, match="scores"):
         after_training(new_classifier(job(), CPU), callback, CPU)
     assert callback.retrained is None
     assert [name for name, _ in steps.calls] == ["extract"]

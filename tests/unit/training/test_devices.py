@@ -25,18 +25,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from backdoor_lab.attacks.base import Trigger, Workshop
+from backdoor_lab.attacks.base import AttackContext, Trigger
 from backdoor_lab.core.build import build
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.types import Images, TrainingSet
+from backdoor_lab.core.types import LabeledImages, TrainingSet
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.defenses.networks import NetworkFilter, Repair
-from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.defenses.networks import ModelBasedFilter, ModelRepair
+from backdoor_lab.pipeline.chain import CellPipeline
 from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.sweep import calibrate
 from backdoor_lab.training import memory_format
-from backdoor_lab.training.batches import Batches
+from backdoor_lab.training.batches import BatchLoader
 from backdoor_lab.training.fit import fit, new_classifier
 from backdoor_lab.training.measure import extract, predictions
 from tests.helpers.cells import CPU, cell_of, job, toy_set
@@ -181,7 +181,7 @@ def stamped(trigger: Callable[[Tensor], Tensor]) -> TrainingSet:
 
 def batches(trigger: Callable[[Tensor], Tensor], device: torch.device) -> list[tuple[Tensor, ...]]:
     asked = job(batch=16, crop=1, flip=True, cutout=2).recipe
-    return list(Batches(stamped(trigger), asked, seed=0, device=device))
+    return list(BatchLoader(stamped(trigger), asked, seed=0, device=device))
 
 
 MIXED: dict[str, Callable[[], object]] = {
@@ -239,8 +239,11 @@ def test_a_trigger_is_that_of_the_cpu(path: Path) -> None:
     options: Any = OmegaConf.to_container(OmegaConf.load(path))
     trigger = build("trigger", options | ({"steps": 2} if "steps" in options else {}), Trigger)
     data, source = toy_set(), 0 if trigger.source_specific else None
-    images, surrogate = Images(data.base, data.labels, data.classes), new_classifier(job(), MACHINE)
-    work = Workshop(images, 1, source, 0, lambda: surrogate.to(GPU).eval(), GPU)
+    images, surrogate = (
+        LabeledImages(data.base, data.labels, data.classes),
+        new_classifier(job(), MACHINE),
+    )
+    work = AttackContext(images, 1, source, 0, lambda: surrogate.to(GPU).eval(), GPU)
     trigger.state = trigger.prepare(work)
     assert not [each for each in trigger.state.values() if isinstance(each, OnGpu)]
     for made in (trigger.poisoned, trigger.covering):
@@ -282,9 +285,9 @@ def cells() -> Iterator[list[str]]:
     for path in sorted((CONF / "defense").glob("*.yaml")):
         options = OmegaConf.load(path)
         kind: Any = locate(options._target_)
-        if issubclass(kind, (NetworkFilter, Repair)):
+        if issubclass(kind, (ModelBasedFilter, ModelRepair)):
             short = [f"defense.{key}={value}" for key, value in SHORT.items() if key in options]
-            retrain = f"retrain={str(issubclass(kind, Repair)).lower()}"
+            retrain = f"retrain={str(issubclass(kind, ModelRepair)).lower()}"
             yield [f"defense={path.stem}", "protocol.holdout=20", retrain, *short]
     yield ["defense=spectral"]
     yield ["protocol.layer=autoencoder", "retrain=false"]
@@ -294,7 +297,9 @@ def cells() -> Iterator[list[str]]:
 def test_a_cell_runs_on_the_gpu(asked: list[str], root: Path, tmp_path: Path) -> None:
     """From the attack to the figures of its record."""
     cell = cell_of(root, *asked, "dataset.per_class_train=8", "protocol.stamp=after")
-    chain = Chain(cell, Store(root), MACHINE, Progress(tmp_path, "", "none"), checkpoint=False)
+    chain = CellPipeline(
+        cell, Store(root), MACHINE, Progress(tmp_path, "", "none"), checkpoint=False
+    )
     assert chain.run()["status"] == "done"
 
 

@@ -13,10 +13,10 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 
-from backdoor_lab.core.errors import Diverged
+from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.core.tensors import tensors_digest
 from backdoor_lab.training.fit import (
-    Job,
+    TrainingJob,
     blank_classifier,
     fit,
     last_checkpoint,
@@ -26,7 +26,7 @@ from backdoor_lab.training.measure import predictions
 from tests.helpers.cells import CPU, job, toy_set
 
 
-def weights(job: Job, **said: Any) -> str:
+def weights(job: TrainingJob, **said: Any) -> str:
     return tensors_digest(fit(job, CPU, **said).net.state_dict())
 
 
@@ -173,7 +173,9 @@ def test_a_checkpoint_that_would_run_code_is_not_loaded(tmp_path: Path) -> None:
 
 
 def test_divergence_names_epoch_and_step() -> None:
-    with pytest.raises(Diverged, match=r"loss is (nan|inf) at epoch 1, step [2-6] .*lr=1e\+30"):
+    with pytest.raises(
+        DivergedError, match=r"loss is (nan|inf) at epoch 1, step [2-6] .*lr=1e\+30"
+    ):
         fit(job(lr=1e30), CPU)
 
 
@@ -182,7 +184,7 @@ def test_weights_that_are_not_finite_are_no_result(monkeypatch: pytest.MonkeyPat
         def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
             module.get_parameter("net.fc.bias").data[0] = float("nan")
 
-    with pytest.raises(Diverged, match="weight net.fc.bias is not finite"):
+    with pytest.raises(DivergedError, match="weight net.fc.bias is not finite"):
         fit(job(), CPU, callbacks=[Broken()])
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.attacks.plan import Plan, asr_test_set
-from backdoor_lab.core.errors import Diverged
-from backdoor_lab.core.types import Images
+from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
+from backdoor_lab.core.errors import DivergedError
+from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.training import measure
 from backdoor_lab.training.fit import fit, new_classifier
 from backdoor_lab.training.measure import (
@@ -49,11 +49,11 @@ def classifier(answer: Any) -> Classifier:
     return Classifier(Says(answer), job().recipe, mean=mean, std=std, total_steps=1)
 
 
-def labelled(n: int = 30) -> Images:
+def labelled(n: int = 30) -> LabeledImages:
     """Test images whose label stands in their last pixel."""
     images, labels = noise(n), torch.arange(n) % 4
     images[:, :, -1, -1] = labels[:, None].to(torch.uint8)
-    return Images(images, labels, tuple("abcd"))
+    return LabeledImages(images, labels, tuple("abcd"))
 
 
 def perfect(images: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def test_the_network_sees_normalised_images_in_training_and_in_tests() -> None:
     )  # fmt: skip
     module(asked.training.base)
     predictions(module, asked.training.base, CPU)
-    attack_success(module, Images(asked.training.base, asked.training.labels, ("a", "b")),
+    attack_success(module, LabeledImages(asked.training.base, asked.training.labels, ("a", "b")),
                    torch.arange(16), lambda x: x, torch.zeros(16), CPU)  # fmt: skip
     extract(module, asked.training, "fc", CPU)
     expected = asked.training.base.numpy().astype(np.float64)
@@ -115,8 +115,8 @@ def test_accuracy_is_a_count() -> None:
 def test_predictions_and_success_are_the_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     module = fit(job(epochs=1), CPU)
     training = toy_set()
-    test = Images(training.base, training.labels, training.classes)
-    where = asr_test_set(test.labels, Plan(1, None, 0.1))
+    test = LabeledImages(training.base, training.labels, training.classes)
+    where = asr_test_set(test.labels, PoisonSpec(1, None, 0.1))
     with torch.inference_mode():
         one_by_one = [int(module(image[None]).argmax()) for image in test.images]
         hits = [int(module(TRIGGER(test.images[i][None])).argmax()) == 1 for i in where]
@@ -131,7 +131,7 @@ def test_predictions_and_success_are_the_naive_loops(monkeypatch: pytest.MonkeyP
 def test_a_constant_answer_is_a_full_success_and_a_perfect_one_is_none() -> None:
     test = labelled()
     for target in range(4):
-        where = asr_test_set(test.labels, Plan(target, None, 0.1))
+        where = asr_test_set(test.labels, PoisonSpec(target, None, 0.1))
         assert bool((test.labels[where] != target).all())
         assert len(where) == int((test.labels != target).sum())
         always = classifier(lambda x, t=target: torch.full((len(x),), t))
@@ -159,11 +159,11 @@ def test_a_constant_answer_is_a_full_success_and_a_perfect_one_is_none() -> None
 
 def test_other_readings_of_the_success_rate() -> None:
     test, clean = labelled(40), classifier(perfect)
-    everything = Plan(2, None, 0.1, asr_on="all")
+    everything = PoisonSpec(2, None, 0.1, asr_on="all")
     where = asr_test_set(test.labels, everything)
     # With the target's own images in it, a clean network shows one class' share.
     assert attack_success(clean, test, where, TRIGGER, torch.full_like(test.labels, 2), CPU) == 0.25
-    one = Plan(2, 3, 0.1, eligible="source", asr_on="source")
+    one = PoisonSpec(2, 3, 0.1, eligible="source", asr_on="source")
     assert test.labels[asr_test_set(test.labels, one)].tolist() == [3] * 10
     assert (
         attack_success(clean, test, torch.arange(0), TRIGGER, torch.full_like(test.labels, 2), CPU)
@@ -176,7 +176,7 @@ def test_all_to_all_wants_the_next_class() -> None:
     one that takes all for a single class, in one case out of four."""
     test = labelled()
     words = {"labels": "all_to_all", "eligible": "all", "asr_on": "all"}
-    plan = Plan(0, None, 0.1, **words)
+    plan = PoisonSpec(0, None, 0.1, **words)
     where, wanted = asr_test_set(test.labels, plan), plan.wanted(test.labels, 4)
     shifting = classifier(
         lambda x: torch.where(x[:, 0, 0, 0] == 255, (perfect(x) + 1) % 4, perfect(x))
@@ -229,5 +229,5 @@ def test_features_that_are_not_finite_are_named() -> None:
     module = new_classifier(asked, CPU)
     with torch.no_grad():
         module.get_parameter("net.layer4.1.bn2.bias")[2] = float("nan")
-    with pytest.raises(Diverged, match="features of 48 examples are not finite, first at 0"):
+    with pytest.raises(DivergedError, match="features of 48 examples are not finite, first at 0"):
         extract(module, asked.training, "penultimate", CPU)

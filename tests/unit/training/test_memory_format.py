@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
 import backdoor_lab.training.fit as fit_module
-from backdoor_lab.core.store import Entry, Store
+from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.pipeline.chain import Chain
+from backdoor_lab.pipeline.chain import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.training.autoencoder import Autoencoder
-from backdoor_lab.training.fit import Job, fit, new_classifier
-from backdoor_lab.training.machine import Machine
+from backdoor_lab.training.fit import TrainingJob, fit, new_classifier
+from backdoor_lab.training.machine import ComputeDevice
 from backdoor_lab.training.measure import channel_stats
 from backdoor_lab.training.memory_format import CHANNELS_LAST, CONTIGUOUS, memory_format_of
 from backdoor_lab.training.models import build_model, classifiers
@@ -84,7 +84,7 @@ def test_networks_of_torchvision_stay_as_they_were(name: str) -> None:
 
 @pytest.mark.parametrize("width", [4, 64])
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
-def test_the_users_no_wins(machine: Machine, width: int) -> None:
+def test_the_users_no_wins(machine: ComputeDevice, width: int) -> None:
     assert memory_format_of(network(width=width), replace(machine, channels_last=False)) == (
         CONTIGUOUS
     )
@@ -179,7 +179,7 @@ def test_an_autoencoder_is_contiguous_whatever_it_is_given(shape: tuple[int, int
     assert seen == {torch.contiguous_format}
 
 
-def wide(training: TrainingSet, width: int) -> Job:
+def wide(training: TrainingSet, width: int) -> TrainingJob:
     mean, std = channel_stats(training.base)
     model = {"name": "resnet18", "width": width, "stem": "cifar"}
     return replace(job(training, crop=1, flip=True, batch=16), model=model, mean=mean, std=std)
@@ -219,7 +219,7 @@ class Inputs(Store):
         super().__init__(root)
         self.inputs: dict[str, dict[str, Any]] = {}
 
-    def get(self, stage: str, inputs: dict[str, Any], make: Any) -> Entry:
+    def get(self, stage: str, inputs: dict[str, Any], make: Any) -> Artifact:
         self.inputs[stage] = inputs
         return super().get(stage, inputs, make)
 
@@ -231,7 +231,7 @@ def test_ids_of_wide_networks_stay_and_narrow_ones_are_trained_anew(
     """A store may hold narrow networks that were trained with wrong gradients."""
     cell = cell_of(tmp_path, f"model.width={width}", "defense=none", "dataset.per_class_train=4")
     store = Inputs(tmp_path)
-    Chain(cell, store, CPU, Progress(tmp_path, "", "none")).run()
+    CellPipeline(cell, store, CPU, Progress(tmp_path, "", "none")).run()
     plain = {"version", "training", "model", "recipe", "bf16", "seed"}
     assert set(store.inputs["train"]) == set(store.inputs["retrain"]) == plain | extra
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab.training.batches import Batches
-from backdoor_lab.training.mixing import Mixer
+from backdoor_lab.training.batches import BatchLoader
+from backdoor_lab.training.mixing import MixupCutmix
 from tests.helpers.cells import recipe, toy_set
 
 HERE = torch.device("cpu")
@@ -22,12 +22,12 @@ def batch(b: int = 8, side: int = 10) -> tuple[Tensor, Tensor]:
 
 def mixed(seed: int = 0, epoch: int = 0, **changes: float) -> tuple[Tensor, Tensor]:
     images, labels = batch()
-    return Mixer(recipe(**changes), 8, seed, epoch)(images, labels)
+    return MixupCutmix(recipe(**changes), 8, seed, epoch)(images, labels)
 
 
 def test_without_mixing_a_batch_is_left_as_it_is() -> None:
     images, labels = batch()
-    same = Mixer(recipe(), 8, 0, 0)(images, labels)
+    same = MixupCutmix(recipe(), 8, 0, 0)(images, labels)
     assert same[0] is images
     assert same[1] is labels
 
@@ -71,7 +71,7 @@ def test_beta_draws_lie_at_the_ends_for_a_small_alpha() -> None:
     images, labels = batch()
 
     def largest(alpha: float) -> Tensor:
-        mixer = Mixer(recipe(mixup=alpha), 8, 0, 0)
+        mixer = MixupCutmix(recipe(mixup=alpha), 8, 0, 0)
         found = [mixer(images, labels)[1].max(dim=1).values.median() for _ in range(60)]
         return torch.stack(found).median()
 
@@ -81,9 +81,9 @@ def test_beta_draws_lie_at_the_ends_for_a_small_alpha() -> None:
 
 def test_mixing_comes_after_the_rest_and_changes_no_other_draw() -> None:
     """The same epoch mixed: undone for λ at an end, order and augmentation are those without."""
-    plain = list(Batches(toy_set(), recipe(flip=True), seed=0, device=HERE))
-    mixing = list(Batches(toy_set(), recipe(flip=True, mixup=0.3), seed=0, device=HERE))
-    mixer = Mixer(recipe(mixup=0.3), 2, 0, 0)
+    plain = list(BatchLoader(toy_set(), recipe(flip=True), seed=0, device=HERE))
+    mixing = list(BatchLoader(toy_set(), recipe(flip=True, mixup=0.3), seed=0, device=HERE))
+    mixer = MixupCutmix(recipe(mixup=0.3), 2, 0, 0)
     for (images, labels), (found, shares) in zip(plain, mixing, strict=True):
         expected = mixer(images, labels)
         assert torch.equal(found, expected[0])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision import models
 
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.numerics.layers import Tap, head, layer_of
+from backdoor_lab.numerics.layers import FeatureHook, head, layer_of
 from backdoor_lab.sweep.trial import try_network
 from backdoor_lab.training.models import build_model, check_model, classifiers
 
@@ -131,7 +131,7 @@ def test_building_leaves_the_global_generator_alone() -> None:
 def test_penultimate_features_are_what_the_last_layer_sees() -> None:
     net = build(width=8).eval()
     images = torch.randn(5, 3, 16, 16)
-    with torch.inference_mode(), Tap(net, "penultimate") as tap:
+    with torch.inference_mode(), FeatureHook(net, "penultimate") as tap:
         logits = net(images)
         assert tap.values.shape == (5, 64)
         torch.testing.assert_close(head(net)(tap.values), logits)
@@ -141,7 +141,7 @@ def test_a_named_layer_gives_its_flattened_output() -> None:
     net = build(width=8).eval()
     images = torch.randn(5, 3, 16, 16)
     with torch.inference_mode():
-        with Tap(net, "layer4") as tap:
+        with FeatureHook(net, "layer4") as tap:
             net(images)
         inner: Any = net
         x = inner.relu(inner.bn1(inner.conv1(images)))

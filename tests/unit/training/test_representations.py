@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.core.errors import ConfigError, Diverged
+from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.numerics.layers import layer_of
 from backdoor_lab.training.autoencoder import (
     DIMS,
@@ -100,5 +100,5 @@ def test_a_late_trigger_is_on_what_is_seen() -> None:
 
 def test_a_loss_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backdoor_lab.training.autoencoder.RATE", 1e30)
-    with pytest.raises(Diverged, match=r"autoencoder's loss is (nan|inf)"):
+    with pytest.raises(DivergedError, match=r"autoencoder's loss is (nan|inf)"):
         train_autoencoder(toy_set(), 0, CPU.device)

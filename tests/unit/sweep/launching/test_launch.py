@@ -18,15 +18,15 @@ from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep.launching import local
 from backdoor_lab.sweep.launching.launch import Launch
-from backdoor_lab.sweep.launching.loss import Loss
-from backdoor_lab.sweep.listing import Asked, halt, halted
+from backdoor_lab.sweep.launching.loss import LostProcess
+from backdoor_lab.sweep.listing import RequestedCell, halt, halted
 from tests.helpers.cells import configuration
 
 DONE = {"status": "done", "nat1": 0.9, "counts": {"n_poisoned": 1, "pois_left": 0}}
 DIVERGED = {"status": "diverged: loss is nan"}
 OOM = {"status": "failed: oom"}
-KILLED = Loss(-9, 1)
-Outcome = dict[str, Any] | Loss | None
+KILLED = LostProcess(-9, 1)
+Outcome = dict[str, Any] | LostProcess | None
 
 
 class Fake:
@@ -71,12 +71,12 @@ def launch(
     """What was launched, round by round, and the cells whose loss was recorded."""
     fake, lost = Fake(folder, outcomes), []
 
-    def record(each: Asked, loss: Loss) -> str:
+    def record(each: RequestedCell, loss: LostProcess) -> str:
         lost.append(each.id)
         write(folder, each.id, {"status": "failed: killed by signal 9"})
         return "failed: killed by signal 9"
 
-    asked = [Asked(name, {}, {}, (), retries, fail_fast) for name in cells]
+    asked = [RequestedCell(name, {}, {}, (), retries, fail_fast) for name in cells]
     Launch(fake, folder, at_once=2, batch=batch, record=record).run(asked)
     return fake.launched, lost
 

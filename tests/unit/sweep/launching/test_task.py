@@ -10,7 +10,7 @@ import pytest
 
 import backdoor_lab.sweep.job as job_module
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.sweep.launching.loss import Loss
+from backdoor_lab.sweep.launching.loss import LostProcess
 from backdoor_lab.sweep.launching.task import run_in_sweep
 from backdoor_lab.sweep.listing import halt, halted
 
@@ -61,7 +61,7 @@ def test_the_stack_of_a_crash_is_in_the_cells_log(
         signal.raise_signal(signal.SIGSEGV)
 
     found = run(tmp_path / "cell", monkeypatch, crash_here)
-    assert isinstance(found, Loss)
+    assert isinstance(found, LostProcess)
     assert found.code == -signal.SIGSEGV
     log = (tmp_path / "cell" / "lab.log").read_text()
     assert "Segmentation fault" in log

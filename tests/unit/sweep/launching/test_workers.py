@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab.sweep.launching.loss import Loss, interrupted
+from backdoor_lab.sweep.launching.loss import LostProcess, interrupted
 from backdoor_lab.sweep.launching.remote import supervised
-from backdoor_lab.sweep.launching.workers import Died, Worker, is_worker, ready
+from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError, is_worker, ready
 
 METHODS = ("spawn", "fork")
 
@@ -62,7 +62,7 @@ def test_a_worker_runs_one_job_after_the_other(worker: Worker) -> None:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
 def test_the_signal_that_killed_a_worker_is_known(worker: Worker, number: int) -> None:
     worker.send(("kill", number))
-    with pytest.raises(Died) as died:
+    with pytest.raises(WorkerDiedError) as died:
         worker.result()
     assert (died.value.code, died.value.pid) == (-number, worker.pid)
 
@@ -70,7 +70,7 @@ def test_the_signal_that_killed_a_worker_is_known(worker: Worker, number: int) -
 @pytest.mark.parametrize("code", [0, 1, 7])
 def test_the_exit_code_of_a_worker_is_known(worker: Worker, code: int) -> None:
     worker.send(("exit", code))
-    with pytest.raises(Died) as died:
+    with pytest.raises(WorkerDiedError) as died:
         worker.result()
     assert died.value.code == code
 
@@ -94,7 +94,7 @@ def test_a_job_sent_to_a_dead_worker_is_a_death(worker: Worker) -> None:
     while alive(worker.pid):
         time.sleep(0.01)
     worker.send(("return", 1))
-    with pytest.raises(Died) as died:
+    with pytest.raises(WorkerDiedError) as died:
         worker.result()
     assert died.value.code == -signal.SIGKILL
 
@@ -102,7 +102,7 @@ def test_a_job_sent_to_a_dead_worker_is_a_death(worker: Worker) -> None:
 def test_a_supervised_cell_reports_its_own_end() -> None:
     assert supervised(lambda: act(("return", 3)))[1:] == (True, 3)
     found = supervised(lambda: act(("kill", signal.SIGKILL)))
-    assert isinstance(found, Loss)
+    assert isinstance(found, LostProcess)
     assert found.code == -signal.SIGKILL
 
 
@@ -166,17 +166,23 @@ BEAT = {"pid": 5, "stage": "train", "epoch": 2, "epochs": 8}
 @pytest.mark.parametrize(
     ("loss", "beat", "reason"),
     [
-        (Loss(-9, 5), BEAT, "killed by signal 9 during train, epoch 3 of 8"),
-        (Loss(-11, 5), BEAT | {"epoch": 8}, "killed by signal 11 during train, epoch 8 of 8"),
-        (Loss(-6, 5), {"pid": 5, "stage": "filter"}, "killed by signal 6 during filter"),
-        (Loss(3, 5), BEAT, "exit code 3 during train, epoch 3 of 8"),
-        (Loss(-9, 6), BEAT, "killed by signal 9 before its first stage"),
-        (Loss(-9, 5), {}, "killed by signal 9 before its first stage"),
-        (Loss(-15), {}, "killed by signal 15"),
-        (Loss(None, said="gone"), BEAT, "its process was lost during train, epoch 3 of 8"),
+        (LostProcess(-9, 5), BEAT, "killed by signal 9 during train, epoch 3 of 8"),
+        (
+            LostProcess(-11, 5),
+            BEAT | {"epoch": 8},
+            "killed by signal 11 during train, epoch 8 of 8",
+        ),
+        (LostProcess(-6, 5), {"pid": 5, "stage": "filter"}, "killed by signal 6 during filter"),
+        (LostProcess(3, 5), BEAT, "exit code 3 during train, epoch 3 of 8"),
+        (LostProcess(-9, 6), BEAT, "killed by signal 9 before its first stage"),
+        (LostProcess(-9, 5), {}, "killed by signal 9 before its first stage"),
+        (LostProcess(-15), {}, "killed by signal 15"),
+        (LostProcess(None, said="gone"), BEAT, "its process was lost during train, epoch 3 of 8"),
     ],
 )
-def test_how_and_where_a_cell_died_is_said(loss: Loss, beat: dict[str, Any], reason: str) -> None:
+def test_how_and_where_a_cell_died_is_said(
+    loss: LostProcess, beat: dict[str, Any], reason: str
+) -> None:
     assert loss.reason(beat) == reason
 
 
@@ -201,8 +207,8 @@ def test_a_cell_whose_process_is_gone_was_interrupted(tmp_path: Path) -> None:
 
 def test_each_signal_has_a_hint() -> None:
     journal = Path("cell/lab.log")
-    assert "n_jobs" in Loss(-9, 5).hint(128, journal)
-    assert "recipe.batch=128" in Loss(-9, 5).hint(128, journal)
+    assert "n_jobs" in LostProcess(-9, 5).hint(128, journal)
+    assert "recipe.batch=128" in LostProcess(-9, 5).hint(128, journal)
     for number in (signal.SIGSEGV, signal.SIGABRT):
-        assert "Python stack is in cell/lab.log" in Loss(-number, 5).hint(128, journal)
-    assert "NodeDiedError" in Loss(None, said="NodeDiedError").hint(1, journal)
+        assert "Python stack is in cell/lab.log" in LostProcess(-number, 5).hint(128, journal)
+    assert "NodeDiedError" in LostProcess(None, said="NodeDiedError").hint(1, journal)
