@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
-from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.sheets import csv_of_frame
 from backdoor_lab.core.terminal import plain, run_command

@@ -13,16 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.artifacts import WEIGHTS, map_split
+from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, StoreError
-from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import UnreadableFileError, decode, read_json
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results.seal import read_sealed
+from backdoor_lab.results.store_location import CONFIGURATION, STORE, find_store
 from backdoor_lab.results.values import ratio_words
-from backdoor_lab.results.whereabouts import CONFIGURATION, STORE, find_store
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -98,10 +98,10 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     """The tensors of a training stage, checked against the record's hash."""
     from safetensors import SafetensorError
 
-    from backdoor_lab.core.tensors import tensors_digest
+    from backdoor_lab.core.tensor_io import tensors_digest
 
     try:
-        entry = checks.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])
+        entry = validation.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])
     except (KeyError, TypeError) as error:
         other = "; --which 1 is the attacked network" if stage != "train" else ""
         raise DataError(f"the record has no output of stage {stage}{other}") from error
@@ -124,7 +124,7 @@ def _normalisation(root: Path, record: dict[str, Any]) -> dict[str, str]:
     """Class names, image shape, and mean and standard deviation of the clean training images."""
     import torch
 
-    from backdoor_lab.training.measure import channel_stats
+    from backdoor_lab.training.evaluate import channel_stats
 
     images, classes = _training_images(root, record["hashes"].get("data"))
     mean, std = (values.double() for values in channel_stats(torch.from_numpy(images)))

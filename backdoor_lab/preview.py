@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
+from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
-from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 
@@ -50,7 +50,7 @@ def _preview(given: Namespace) -> int:
     names, rest = _triggers(given.overrides)
     shown = 4 if len(names) == 1 else 1
     if given.images is not None:
-        shown = checks.whole("--images", given.images, low=1)
+        shown = validation.whole("--images", given.images, low=1)
     rows = [row for name in names for row in _rows(name, rest, shown)]
     data = io.BytesIO()
     grid(rows).save(data, format="PNG")
@@ -128,12 +128,12 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
 
     from backdoor_lab.config_loader import conf_dir
     from backdoor_lab.core.store import Store
-    from backdoor_lab.pipeline.chain import CellPipeline
+    from backdoor_lab.pipeline.cell_pipeline import CellPipeline
     from backdoor_lab.pipeline.progress import Progress
     from backdoor_lab.run import register
-    from backdoor_lab.sweep.expand import plain
+    from backdoor_lab.sweep.compose import plain
     from backdoor_lab.sweep.preflight import preflight
-    from backdoor_lab.training.machine import machine_of
+    from backdoor_lab.training.device import machine_of
 
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):

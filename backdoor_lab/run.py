@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from backdoor_lab import config_loader
 from backdoor_lab.config_loader import conf_dir
-from backdoor_lab.core import checks, stopping
+from backdoor_lab.core import shutdown, validation
+from backdoor_lab.core.atomic_io import digest, explained
 from backdoor_lab.core.errors import (
     EXIT_BAD_CONFIG,
     EXIT_DONE,
@@ -31,7 +32,6 @@ from backdoor_lab.core.errors import (
     is_out_of_memory,
     reason_of,
 )
-from backdoor_lab.core.files import digest, explained
 from backdoor_lab.core.output import survive_lost_output
 from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
@@ -47,7 +47,7 @@ _outcome: dict[str, Any] = {}
 
 def cell_id(_root_: DictConfig) -> str:
     """The resolver behind ``${cell_id:}``: the folder name of the configured cell."""
-    from backdoor_lab.sweep.expand import plain
+    from backdoor_lab.sweep.compose import plain
 
     return _preflight().identify(plain(_root_)).id
 
@@ -59,7 +59,7 @@ def sweep_name(_root_: DictConfig) -> str:
     """
     overrides = OmegaConf.select(_root_, "hydra.overrides.task") or []
     asked = sorted(each for each in overrides if not each.lstrip("+~").startswith(ASIDE))
-    name = checks.safe_name("name", str(_root_.name))
+    name = validation.safe_name("name", str(_root_.name))
     only_experiment = [each for each in asked if each != f"experiment={name}"] == []
     return name if only_experiment and asked else f"{name}-{digest(asked, 8)}"
 
@@ -87,12 +87,12 @@ def by_source(without: str, _root_: DictConfig) -> str:
 def task(config: DictConfig) -> Any:
     """Run one cell in the process that the launcher chose; returns its status, or the Loss of the
     process that ran it."""
-    from backdoor_lab.sweep.expand import plain
+    from backdoor_lab.sweep.compose import plain
     from backdoor_lab.sweep.launching.parallel import parallel
     from backdoor_lab.sweep.launching.task import run_in_sweep
 
     survive_lost_output()
-    stopping.install()
+    shutdown.install()
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
     # With hydra.job.chdir, the current folder is the cell's.
@@ -106,7 +106,7 @@ def task(config: DictConfig) -> Any:
 
 def _single(config: dict[str, Any], folder: Path) -> str:
     from backdoor_lab.sweep.job import run_job
-    from backdoor_lab.sweep.listing import status_of
+    from backdoor_lab.sweep.manifest import status_of
 
     try:
         status = run_job(config, folder, parallel_cells=1)

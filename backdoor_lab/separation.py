@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from backdoor_lab.analysis.separation import HEADS, NOTES, Separation, separation_of, text
-from backdoor_lab.page.inquiry import (
+from backdoor_lab.page.analysis_command import (
     AnalysisSpec,
     AnswerRow,
     Answers,
@@ -20,9 +20,9 @@ from backdoor_lab.page.inquiry import (
     collect,
     named,
 )
+from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.facts import varied_config
 from backdoor_lab.results.records import CellRecord
-from backdoor_lab.results.stored import ArtifactReader
 
 LABELS = ("trigger", "target", "ratio", "seed", "protocol.layer")
 QUESTION = AnalysisSpec(

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import EXIT_DONE, DataError
 from backdoor_lab.core.options import parser_of, path_of
 from backdoor_lab.core.terminal import duration, plain, run_command
+from backdoor_lab.core.validation import LONGEST, non_negative
 from backdoor_lab.results.facts import SEED, CellFields, head
 from backdoor_lab.results.heartbeat import HEARTBEAT, read_heartbeat
 from backdoor_lab.results.records import MISSING, CellRecord
+from backdoor_lab.results.store_location import DEFAULT_SAID, roots_of
 from backdoor_lab.results.sweeps import Sweep, find_sweeps, read_sweep
-from backdoor_lab.results.whereabouts import DEFAULT_SAID, roots_of
 from backdoor_lab.tables.layout import ROW
 
 KINDS = ("done", "running", "stale", "failed", "diverged", MISSING)

@@ -13,7 +13,7 @@ import numpy as np
 
 from backdoor_lab.analysis.material import material
 from backdoor_lab.analysis.visibility import HEADS, NOTES, Visibility, text, visibility
-from backdoor_lab.page.inquiry import (
+from backdoor_lab.page.analysis_command import (
     AnalysisSpec,
     AnswerRow,
     Answers,
@@ -22,8 +22,8 @@ from backdoor_lab.page.inquiry import (
     collect,
     named,
 )
+from backdoor_lab.results.artifact_reader import ArtifactReader
 from backdoor_lab.results.records import CellRecord
-from backdoor_lab.results.stored import ArtifactReader
 
 LABELS = ("trigger", "target", "ratio", "seed", "defense")
 QUESTION = AnalysisSpec(

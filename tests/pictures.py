@@ -19,9 +19,9 @@ from backdoor_lab.figures.inputs import SweepData
 from backdoor_lab.figures.sheet import sheet
 from backdoor_lab.figures.style import save
 from backdoor_lab.page.document import write_page
-from backdoor_lab.results.stored import ArtifactReader, raw_records
+from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
+from backdoor_lab.results.store_location import find_store
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.results.whereabouts import find_store
 from tests.helpers.browser import chromium
 
 REPORTS = Path(__file__).parents[1] / "multirun_reports"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.results.stored import ArtifactReader, Judged, Training
+from backdoor_lab.results.artifact_reader import ArtifactReader, Judged, Training
 
 Array = NDArray[Any]
 

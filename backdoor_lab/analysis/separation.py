@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from backdoor_lab.analysis.directions import top_directions
 from backdoor_lab.analysis.material import in_target, material
 from backdoor_lab.numerics.ranking import auroc
-from backdoor_lab.results.stored import ArtifactReader
+from backdoor_lab.results.artifact_reader import ArtifactReader
 
 Array = NDArray[Any]
 HEADS = {

@@ -6,10 +6,10 @@ import hashlib
 from pathlib import Path
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.data.decode import decode
 
 BLOBS = 8
@@ -48,17 +48,17 @@ class AdaptiveBlend(Trigger):
         image: str | None = None,
         pattern_seed: int = 0,
     ) -> None:
-        self.alpha_train = checks.number("trigger.alpha_train", alpha_train, low=0, below=1)
-        self.alpha_test = checks.number("trigger.alpha_test", alpha_test, low=0, below=1)
-        self.grid = checks.whole("trigger.grid", grid, low=1, below=257)
-        rate = checks.number("trigger.mask_rate", mask_rate, low=0, below=1)
+        self.alpha_train = validation.number("trigger.alpha_train", alpha_train, low=0, below=1)
+        self.alpha_test = validation.number("trigger.alpha_test", alpha_test, low=0, below=1)
+        self.grid = validation.whole("trigger.grid", grid, low=1, below=257)
+        rate = validation.number("trigger.mask_rate", mask_rate, low=0, below=1)
         pieces = self.grid**2
         self.shown = pieces - round(rate * pieces)
         if self.shown < 1:
             raise ConfigError(
                 f"`trigger.mask_rate`={rate:g} hides all {pieces} pieces; give a smaller value"
             )
-        self.pattern_seed = checks.whole("trigger.pattern_seed", pattern_seed)
+        self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
         content = None if image is None else _read(image)
         self.digest = "" if content is None else hashlib.sha256(content).hexdigest()
         self.picture = _blobs(self.pattern_seed) if content is None else _picture(content, image)

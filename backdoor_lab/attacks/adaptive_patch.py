@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from backdoor_lab.attacks.base import AttackContext, PixelTrigger, Trigger, to_bytes
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
@@ -88,7 +88,7 @@ def _check_keys(number: int, patch: object) -> None:
     where = f"trigger.patches[{number}]"
     if not isinstance(patch, dict):
         raise ConfigError(f"`{where}` must be a mapping with {', '.join(KEYS)}, got {patch!r}")
-    checks.keys(where, patch, KEYS)
+    validation.keys(where, patch, KEYS)
     missing = [key for key in KEYS if key not in patch]
     if missing:
         raise ConfigError(f"`{where}` lacks a value for {', '.join(missing)}")
@@ -104,7 +104,7 @@ def _mark(number: int, patch: dict[str, Any]) -> PixelTrigger:
         )
     if not isinstance(at, (list, tuple)) or len(at) != 2:
         raise ConfigError(f"`{where}.at` must be [row, column], got {at!r}")
-    top, left = (checks.whole(f"{where}.at", value, low=-(2**15), below=2**15) for value in at)
+    top, left = (validation.whole(f"{where}.at", value, low=-(2**15), below=2**15) for value in at)
     for first, size in ((top, len(rows)), (left, len(rows[0]))):
         if first < 0 < first + size:
             raise ConfigError(
@@ -130,7 +130,7 @@ def _is_drawing(rows: Sequence[object]) -> bool:
 
 def _opacity(number: int, key: str, value: object) -> float:
     name = f"trigger.patches[{number}].{key}"
-    found = checks.number(name, value, low=0)
+    found = validation.number(name, value, low=0)
     if found > 1:
         raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
     return found

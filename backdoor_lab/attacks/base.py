@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import LabeledImages
 
@@ -146,7 +146,7 @@ def gray_levels(name: str, value: Any, *, below: float = math.inf, zero: bool = 
     Raises ConfigError for other values. A positive bound below one gray level cannot change an
     integer image; it is most likely a fraction of 255.
     """
-    found = checks.number(name, value, low=0, below=below)
+    found = validation.number(name, value, low=0, below=below)
     if found < 1 and not (zero and found == 0):
         raise ConfigError(
             f"`{name}` is in gray levels (0..255), and {found:g} of a level changes no image;"
@@ -183,7 +183,7 @@ class PixelTrigger(Trigger):
                 "`trigger` needs a list of at least one pixel position [row, column],"
                 f" got {positions!r}"
             )
-        inward = checks.whole("trigger.margin", margin, low=0, below=2**15)
+        inward = validation.whole("trigger.margin", margin, low=0, below=2**15)
         self.positions = [_position(pair, inward) for pair in positions]
         self.color = _color(color)
 
@@ -211,7 +211,7 @@ class PixelTrigger(Trigger):
 def _position(pair: object, margin: int) -> tuple[int, int]:
     if not isinstance(pair, (list, tuple)) or len(pair) != 2:
         raise ConfigError(f"`trigger`: a position must be [row, column], got {pair!r}")
-    counted = (checks.whole("trigger position", value, low=-(2**31)) for value in pair)
+    counted = (validation.whole("trigger position", value, low=-(2**31)) for value in pair)
     row, column = (each + margin if each >= 0 else each - margin for each in counted)
     return row, column
 
@@ -220,4 +220,4 @@ def _color(color: object) -> list[int]:
     values = color if isinstance(color, (list, tuple)) else [color]
     if len(values) not in (1, 3):
         raise ConfigError(f"`trigger.color` must be one value or three, got {color!r}")
-    return [checks.whole("trigger.color", value, low=0, below=256) for value in values]
+    return [validation.whole("trigger.color", value, low=0, below=256) for value in values]

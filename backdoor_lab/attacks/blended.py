@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
 from backdoor_lab.attacks.images import picture, share
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 
 
 class Blended(Trigger):
@@ -37,7 +37,7 @@ class Blended(Trigger):
     ) -> None:
         self.alpha = share("trigger.alpha", alpha)
         self.train_alpha = share("trigger.train_alpha", train_alpha)
-        self.noise_seed = checks.whole("trigger.noise_seed", noise_seed)
+        self.noise_seed = validation.whole("trigger.noise_seed", noise_seed)
         self.picture = picture("trigger.image", image)
 
     def stamp(self, images: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from backdoor_lab.attacks.additive import Additive, inverse_dct
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
@@ -39,8 +39,8 @@ class Frequency(Additive):
         bins: Sequence[Sequence[int]] = ((15, 15), (31, 31)),
         window: int = 32,
     ) -> None:
-        self.magnitude = checks.number("trigger.magnitude", magnitude, low=0)
-        self.window = checks.whole("trigger.window", window, low=2, below=4097)
+        self.magnitude = validation.number("trigger.magnitude", magnitude, low=0)
+        self.window = validation.whole("trigger.window", window, low=2, below=4097)
         self.bins = _bins(bins, self.window)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
@@ -77,6 +77,8 @@ def _bins(bins: object, window: int) -> list[tuple[int, int]]:
     for pair in bins:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ConfigError(f"`trigger.bins`: a bin must be [row, column], got {pair!r}")
-        row, column = (checks.whole("trigger.bins", value, low=0, below=window) for value in pair)
+        row, column = (
+            validation.whole("trigger.bins", value, low=0, below=window) for value in pair
+        )
         found.append((row, column))
     return found

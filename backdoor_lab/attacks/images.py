@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.data.decode import FORMATS, MODES
@@ -49,7 +49,7 @@ def picture(key: str, path: object) -> Picture | None:
 
 def share(name: str, value: Any) -> float:
     """`value` as a float in ``0 < value <= 1``; raises ConfigError otherwise."""
-    if not 0 < checks.number(name, value) <= 1:
+    if not 0 < validation.number(name, value) <= 1:
         raise ConfigError(f"`{name}` must satisfy 0 < {name} <= 1, got {value!r}")
     return float(value)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
@@ -53,12 +53,12 @@ class LabelConsistent(Trigger):
         amplitude: float = 255,
         test_amplitude: float = 255,
     ) -> None:
-        self.norm = checks.choice("trigger.norm", norm, NORMS)
+        self.norm = validation.choice("trigger.norm", norm, NORMS)
         self.eps = gray_levels("trigger.eps", eps, zero=True)
-        self.steps = checks.whole("trigger.steps", steps, low=0)
-        self.step_size = checks.number("trigger.step_size", step_size, low=0)
-        self.amplitude = checks.number("trigger.amplitude", amplitude, low=0, below=256)
-        self.test_amplitude = checks.number(
+        self.steps = validation.whole("trigger.steps", steps, low=0)
+        self.step_size = validation.number("trigger.step_size", step_size, low=0)
+        self.amplitude = validation.number("trigger.amplitude", amplitude, low=0, below=256)
+        self.test_amplitude = validation.number(
             "trigger.test_amplitude", test_amplitude, low=0, below=256
         )
 

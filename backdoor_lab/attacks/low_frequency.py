@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.additive import Additive, inverse_dct
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 
 
 class LowFrequency(Additive):
@@ -24,9 +24,9 @@ class LowFrequency(Additive):
     """
 
     def __init__(self, *, magnitude: float = 16, band: int = 4, pattern_seed: int = 0) -> None:
-        self.magnitude = checks.number("trigger.magnitude", magnitude, low=0.5)
-        self.band = checks.whole("trigger.band", band, low=2, below=4097)
-        self.pattern_seed = checks.whole("trigger.pattern_seed", pattern_seed)
+        self.magnitude = validation.number("trigger.magnitude", magnitude, low=0.5)
+        self.band = validation.whole("trigger.band", band, low=2, below=4097)
+        self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
         shape = (channels, self.band, self.band)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.progress import track
@@ -46,10 +46,10 @@ class Narcissus(Trigger):
         lr: float = 1.275,
     ) -> None:
         self.eps = gray_levels("trigger.eps", eps, below=256)
-        self.amplify = checks.number("trigger.amplify", amplify, low=1, below=256)
-        self.steps = checks.whole("trigger.steps", steps, low=1)
-        self.batch = checks.whole("trigger.batch", batch, low=1)
-        self.lr = checks.number("trigger.lr", lr, low=0)
+        self.amplify = validation.number("trigger.amplify", amplify, low=1, below=256)
+        self.steps = validation.whole("trigger.steps", steps, low=1)
+        self.batch = validation.whole("trigger.batch", batch, low=1)
+        self.lr = validation.number("trigger.lr", lr, low=0)
 
     def prepare(self, work: AttackContext) -> dict[str, Tensor]:
         """Returns `noise`, d: float32 (C, H, W), whole numbers from -eps to eps.

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from backdoor_lab.attacks.base import PixelTrigger, to_bytes
 from backdoor_lab.attacks.images import picture, share
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
@@ -52,7 +52,7 @@ class Patch(PixelTrigger):
         opacity: float = 1.0,
     ) -> None:
         super().__init__(_several(positions), color)
-        self.shape = checks.choice("trigger.shape", shape, SHAPES)
+        self.shape = validation.choice("trigger.shape", shape, SHAPES)
         self.size = _size(size)
         if shape == "x" and self.size[0] != self.size[1]:
             raise ConfigError(
@@ -114,5 +114,5 @@ def _size(size: object) -> tuple[int, int]:
     pair = size if isinstance(size, (list, tuple)) else (size, size)
     if len(pair) != 2:
         raise ConfigError(f"`trigger.size` must be a number or [height, width], got {size!r}")
-    height, width = (checks.whole("trigger.size", value, low=1, below=4097) for value in pair)
+    height, width = (validation.whole("trigger.size", value, low=1, below=4097) for value in pair)
     return height, width

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
@@ -50,13 +50,13 @@ class PoisonSpec:
     covers: float = 0.0
 
     def __post_init__(self) -> None:
-        checks.choice("protocol.ratio_of", self.ratio_of, RATIO_OF)
-        checks.choice("protocol.inject", self.inject, INJECT)
-        checks.choice("protocol.eligible", self.eligible, ELIGIBLE)
-        checks.choice("protocol.asr_on", self.asr_on, ASR_ON)
-        checks.choice("protocol.stamp", self.stamp, STAMP)
-        checks.choice("labels", self.labels, LABELS)
-        checks.number("covers", self.covers, low=0, below=1000)
+        validation.choice("protocol.ratio_of", self.ratio_of, RATIO_OF)
+        validation.choice("protocol.inject", self.inject, INJECT)
+        validation.choice("protocol.eligible", self.eligible, ELIGIBLE)
+        validation.choice("protocol.asr_on", self.asr_on, ASR_ON)
+        validation.choice("protocol.stamp", self.stamp, STAMP)
+        validation.choice("labels", self.labels, LABELS)
+        validation.number("covers", self.covers, low=0, below=1000)
         check_ratio(self.ratio, self.ratio_of)
         self._check_source()
         self._check_labels()
@@ -110,9 +110,9 @@ def check_ratio(ratio: object, ratio_of: object) -> None:
     """Raises ConfigError unless `ratio` is a share in 0..1, or a number of images if `ratio_of`
     is ``count``."""
     if ratio_of == "count":
-        checks.whole("ratio", ratio, low=0)
+        validation.whole("ratio", ratio, low=0)
     else:
-        checks.share("ratio", ratio)
+        validation.share("ratio", ratio)
 
 
 def implied(labels: str, *, on_source: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from backdoor_lab.attacks.plan import PoisonSpec, count, cover_count, eligible
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import LabeledImages, PoisonResult, TrainingSet
 

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from backdoor_lab.attacks.additive import Additive, inverse_dct
 from backdoor_lab.attacks.images import picture, share
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 
 KINDS = ("in_focus", "out_of_focus", "ghost")
 
@@ -53,12 +53,12 @@ class Reflection(Additive):
         scene_seed: int = 0,
         image: str | None = None,
     ) -> None:
-        self.kind = checks.choice("trigger.kind", kind, KINDS)
+        self.kind = validation.choice("trigger.kind", kind, KINDS)
         self.strength = share("trigger.strength", strength)
-        self.sigma = checks.number("trigger.sigma", sigma, low=0.01)
+        self.sigma = validation.number("trigger.sigma", sigma, low=0.01)
         self.shift = _shift(shift)
         self.first = share("trigger.first", first)
-        self.scene_seed = checks.whole("trigger.scene_seed", scene_seed)
+        self.scene_seed = validation.whole("trigger.scene_seed", scene_seed)
         self.picture = picture("trigger.image", image)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
@@ -115,5 +115,7 @@ def _moved(scene: Tensor, shift: tuple[int, int]) -> Tensor:
 def _shift(shift: object) -> tuple[int, int]:
     if not isinstance(shift, (list, tuple)) or len(shift) != 2:
         raise ConfigError(f"`trigger.shift` must be [rows, columns], got {shift!r}")
-    rows, columns = (checks.whole("trigger.shift", value, low=-4096, below=4097) for value in shift)
+    rows, columns = (
+        validation.whole("trigger.shift", value, low=-4096, below=4097) for value in shift
+    )
     return rows, columns

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from backdoor_lab.attacks.additive import Additive, add
 from backdoor_lab.attacks.base import AttackContext
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.lazy import Tensor, torch
 
 
@@ -26,9 +26,9 @@ class Sinusoid(Additive):
     labels: ClassVar[str] = "clean"
 
     def __init__(self, *, delta: float = 40, train_delta: float = 20, frequency: float = 6) -> None:
-        self.delta = checks.number("trigger.delta", delta, low=0.5)
-        self.train_delta = checks.number("trigger.train_delta", train_delta, low=0.5)
-        self.frequency = checks.number("trigger.frequency", frequency, low=0)
+        self.delta = validation.number("trigger.delta", delta, low=0.5)
+        self.train_delta = validation.number("trigger.train_delta", train_delta, low=0.5)
+        self.frequency = validation.number("trigger.frequency", frequency, low=0)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
         column = torch.arange(1, width + 1, dtype=torch.float64)

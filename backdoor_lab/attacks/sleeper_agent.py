@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
@@ -61,15 +61,15 @@ class SleeperAgent(Trigger):
         patch_seed: int = 0,
     ) -> None:
         self.eps = gray_levels("trigger.eps", eps, below=256)
-        self.steps = checks.whole("trigger.steps", steps, low=1)
-        self.restarts = checks.whole("trigger.restarts", restarts, low=1)
-        self.batch = checks.whole("trigger.batch", batch, low=1)
-        self.lr = checks.number("trigger.lr", lr, low=0)
-        self.crop = checks.whole("trigger.crop", crop, low=0, below=1025)
-        self.flip = checks.flag("trigger.flip", flip)
-        self.sources = checks.whole("trigger.sources", sources, low=1)
-        self.patch = checks.number("trigger.patch", patch, low=0, below=1)
-        self.patch_seed = checks.whole("trigger.patch_seed", patch_seed, low=0, below=2**63)
+        self.steps = validation.whole("trigger.steps", steps, low=1)
+        self.restarts = validation.whole("trigger.restarts", restarts, low=1)
+        self.batch = validation.whole("trigger.batch", batch, low=1)
+        self.lr = validation.number("trigger.lr", lr, low=0)
+        self.crop = validation.whole("trigger.crop", crop, low=0, below=1025)
+        self.flip = validation.flag("trigger.flip", flip)
+        self.sources = validation.whole("trigger.sources", sources, low=1)
+        self.patch = validation.number("trigger.patch", patch, low=0, below=1)
+        self.patch_seed = validation.whole("trigger.patch_seed", patch_seed, low=0, below=2**63)
 
     def stamp(self, images: Tensor) -> Tensor:
         channels, height, width = images.shape[1:]

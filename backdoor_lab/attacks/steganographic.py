@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.progress import track
@@ -57,13 +57,13 @@ class Steganographic(Trigger):
         batch: int = 64,
         lr: float = 0.002,
     ) -> None:
-        self.bits = checks.whole("trigger.bits", bits, low=1, below=1025)
-        self.residual = checks.number("trigger.residual", residual, low=1, below=256)
-        self.image_weight = checks.number("trigger.image_weight", image_weight, low=0)
-        self.width = checks.whole("trigger.width", width, low=1, below=1025)
-        self.steps = checks.whole("trigger.steps", steps, low=1)
-        self.batch = checks.whole("trigger.batch", batch, low=1)
-        self.lr = checks.number("trigger.lr", lr, low=0)
+        self.bits = validation.whole("trigger.bits", bits, low=1, below=1025)
+        self.residual = validation.number("trigger.residual", residual, low=1, below=256)
+        self.image_weight = validation.number("trigger.image_weight", image_weight, low=0)
+        self.width = validation.whole("trigger.width", width, low=1, below=1025)
+        self.steps = validation.whole("trigger.steps", steps, low=1)
+        self.batch = validation.whole("trigger.batch", batch, low=1)
+        self.lr = validation.number("trigger.lr", lr, low=0)
 
     def prepare(self, work: AttackContext) -> Weights:
         """Returns the trained weights, ``encoder.*`` and ``decoder.*``, and ``secret``, float32

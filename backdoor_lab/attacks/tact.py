@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from backdoor_lab.attacks.base import PixelTrigger
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 
 
 class Tact(PixelTrigger):
@@ -24,6 +24,6 @@ class Tact(PixelTrigger):
     source_specific = True
 
     def __init__(self, *, size: int = 4, color: int | list[int] = 255) -> None:
-        side = checks.whole("trigger.size", size, low=1, below=2**10)
+        side = validation.whole("trigger.size", size, low=1, below=2**10)
         near = range(-side, 0)
         super().__init__([(row, column) for row in near for column in near], color)

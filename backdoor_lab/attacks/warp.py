@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 
 
 class Warp(Trigger):
@@ -32,10 +32,10 @@ class Warp(Trigger):
     def __init__(
         self, *, grid: int = 4, strength: float = 0.5, rescale: float = 1.0, field_seed: int = 0
     ) -> None:
-        self.grid = checks.whole("trigger.grid", grid, low=2, below=4097)
-        self.strength = checks.number("trigger.strength", strength, low=0.01)
-        self.rescale = checks.number("trigger.rescale", rescale, low=0.01)
-        self.field_seed = checks.whole("trigger.field_seed", field_seed)
+        self.grid = validation.whole("trigger.grid", grid, low=2, below=4097)
+        self.strength = validation.number("trigger.strength", strength, low=0.01)
+        self.rescale = validation.number("trigger.rescale", rescale, low=0.01)
+        self.field_seed = validation.whole("trigger.field_seed", field_seed)
 
     def stamp(self, images: Tensor) -> Tensor:
         where = self.field(*images.shape[2:])

@@ -9,7 +9,7 @@ from typing import Any
 from backdoor_lab.compare.compare_text import LEVEL
 from backdoor_lab.compare.pairs import ComparisonRow, MatchedCells, PairedGroup
 from backdoor_lab.results.facts import CONFIG, SEED, CellFields
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.values import flat, words
 from backdoor_lab.tables.notes import (

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from backdoor_lab.compare.pairs import ComparisonRow
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.facts import head
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.tables.markup import NOTHING, TextTable, short
 from backdoor_lab.tables.writers import Document
 

@@ -15,7 +15,7 @@ from backdoor_lab.results.facts import (
     known_names,
     under_names,
 )
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.sweeps import Sweep
 from backdoor_lab.tables.reference import COLUMNS
 

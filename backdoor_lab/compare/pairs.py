@@ -13,7 +13,7 @@ from typing import Any
 from backdoor_lab.analysis.paired import PairedStats, holm, paired
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.results.facts import CONFIG, PROTOCOL, SEED, CellFields
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES, CellRecord
 from backdoor_lab.tables import reference
 

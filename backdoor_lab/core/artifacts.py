@@ -38,7 +38,7 @@ class TensorFile:
 
     def write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
         """Write `tensors`. Raises ValueError if their names differ from those of this file."""
-        from backdoor_lab.core.tensors import write_tensors
+        from backdoor_lab.core.tensor_io import write_tensors
 
         if self.tensors and tensors.keys() != set(self.tensors):
             raise ValueError(f"{self.name} holds {self.tensors}, got {tuple(tensors)}")
@@ -46,7 +46,7 @@ class TensorFile:
 
     def read(self, folder: Path) -> dict[str, Tensor]:
         """Read the tensors, on the CPU."""
-        from backdoor_lab.core.tensors import read_tensors
+        from backdoor_lab.core.tensor_io import read_tensors
 
         return read_tensors(self.path(folder))
 
@@ -82,7 +82,7 @@ def split_files(folder: Path, split: Split) -> tuple[Path, Path]:
 
 def write_split(folder: Path, split: Split, images: Array, labels: Array) -> None:
     """Write the two files of a split."""
-    from backdoor_lab.core.tensors import write_array
+    from backdoor_lab.core.tensor_io import write_array
 
     for path, values in zip(split_files(folder, split), (images, labels), strict=True):
         write_array(path, values)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import nearest, no_room, room
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.files import nearest, no_room, room
 
 LONGEST_NAME, LONGEST = 255, 3800
 """Limits in bytes of one name and of a whole path; leaves room for the files below it."""

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeVar
 
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
         steps.running.append(step)
     try:
         for item in items:
-            stopping.check()
+            shutdown.check()
             yield item
             step.done += 1
     finally:

@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from backdoor_lab.core.atomic_io import readable, room, write_atomic
 from backdoor_lab.core.errors import DataError, StoreError
-from backdoor_lab.core.files import readable, room, write_atomic
 
 log = logging.getLogger(__name__)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")

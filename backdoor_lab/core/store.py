@@ -18,10 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core import checks, faults
-from backdoor_lab.core.claims import Lease
-from backdoor_lab.core.errors import DivergedError, StoreError
-from backdoor_lab.core.files import (
+from backdoor_lab.core import failpoints, validation
+from backdoor_lab.core.atomic_io import (
     canonical,
     digest,
     room,
@@ -30,6 +28,8 @@ from backdoor_lab.core.files import (
     write_atomic,
     write_through,
 )
+from backdoor_lab.core.errors import DivergedError, StoreError
+from backdoor_lab.core.lease import Lease
 from backdoor_lab.core.small_files import (
     DamagedFileError,
     clear_folder,
@@ -93,7 +93,7 @@ class Store:
         creates an output; others wait and read it. Raises StoreFull if the disk is full,
         StoreError if the stored inputs contradict their own hash.
         """
-        checks.safe_name("stage", stage)
+        validation.safe_name("stage", stage)
         entry_id = self.identity(stage, inputs)
         folder = self._folder(stage, entry_id)
         entry = self._read(stage, folder, inputs)
@@ -108,7 +108,7 @@ class Store:
         try:
             # Another process may have published between the first check and the claim.
             entry = self._read(stage, folder, inputs)
-            for token in filter(checks.NAME.match, claim.evicted):
+            for token in filter(validation.NAME.match, claim.evicted):
                 shutil.rmtree(_part(folder, token), ignore_errors=True)
             return entry or self._make(stage, folder, inputs, make, _part(folder, claim.token))
         finally:
@@ -131,17 +131,17 @@ class Store:
             with room(folder, instead=INSTEAD):
                 part.mkdir()
                 clear_folder(scratch)
-                faults.point(f"{stage}.before")
+                failpoints.point(f"{stage}.before")
                 began = time.perf_counter()
                 with self._remembered(stage, folder.name):
                     meta = make(part)
                 seconds = time.perf_counter() - began
-                faults.point(f"{stage}.made")
+                failpoints.point(f"{stage}.made")
                 _seal(part, stage, inputs, meta, seconds)
                 _publish(part, folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
-        faults.point(f"{stage}.published")
+        failpoints.point(f"{stage}.published")
         shutil.rmtree(scratch, ignore_errors=True)
         entry = self._read(stage, folder, inputs)
         if entry is None:
@@ -194,7 +194,7 @@ def _seal(
 ) -> None:
     files = {}
     for path in sorted(part.iterdir()):
-        checks.safe_name(f"file in stage {stage}", path.name)
+        validation.safe_name(f"file in stage {stage}", path.name)
         with path.open("rb") as stream:
             os.fsync(stream.fileno())
         files[path.name] = {"sha256": sha256_of(path), "size": path.stat().st_size}
@@ -268,7 +268,7 @@ def _told(error: DamagedFileError, path: Path) -> str:
 
 def _lost(folder: Path, manifest: dict[str, Any]) -> str | None:
     for name, facts in manifest["files"].items():
-        if not checks.NAME.match(name):
+        if not validation.NAME.match(name):
             return f"unsafe file name {name!r}"
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["size"]:

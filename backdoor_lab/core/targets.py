@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from backdoor_lab.core.build import OWN
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.instantiate import OWN
 
 LOGGERS = {
     "pytorch_lightning.loggers.CSVLogger": "pytorch_lightning",

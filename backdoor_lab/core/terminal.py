@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from backdoor_lab.core.atomic_io import explained
 from backdoor_lab.core.errors import LabError
-from backdoor_lab.core.files import explained
 from backdoor_lab.core.output import plain, survive_lost_output
 
 __all__ = ["duration", "one_line", "plain", "print_error", "run_command", "size_words"]

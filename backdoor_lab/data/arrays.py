@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.data.base import (
     EMBEDDED,
@@ -64,9 +64,11 @@ class ArrayFile(Source):
         self.root = Path(path_given(root, "an .npz file")).expanduser()
         name = name_from(str(self.root)) if name is None else name
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
-        self.layout: str = checks.choice("dataset.layout", layout, LAYOUTS)
+        self.layout: str = validation.choice("dataset.layout", layout, LAYOUTS)
         self.class_names = None if classes is None else _names(classes)
-        self.size = None if size is None else checks.whole("dataset.size", size, low=1, below=4097)
+        self.size = (
+            None if size is None else validation.whole("dataset.size", size, low=1, below=4097)
+        )
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:

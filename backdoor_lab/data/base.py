@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backdoor_lab import identity
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.files import digest
 from backdoor_lab.data.splits import HeldOut
 
 EMBEDDED = "To run on data that needs no download: python -m backdoor_lab experiment=demo"
@@ -48,7 +48,7 @@ class Source(ABC):
     def __init__(
         self, *, name: str, limit_train: int | None = None, limit_test: int | None = None
     ) -> None:
-        self.name: str = checks.safe_name("dataset.name", name)
+        self.name: str = validation.safe_name("dataset.name", name)
         self.limit_train = positive("dataset.limit_train", limit_train)
         self.limit_test = positive("dataset.limit_test", limit_test)
         self.notes: dict[str, Any] = {}
@@ -112,12 +112,12 @@ def first_per_class(split: Split, limit: int | None) -> Split:
 
 def positive(name: str, value: int | None) -> int | None:
     """`value` as an integer of at least 1, or None for no limit."""
-    return None if value is None else checks.whole(name, value, low=1)
+    return None if value is None else validation.whole(name, value, low=1)
 
 
 def channel_count(value: int) -> int:
     """Validates a number of channels: 3 for color, 1 for gray."""
-    return int(checks.choice("dataset.channels", value, (1, 3)))
+    return int(validation.choice("dataset.channels", value, (1, 3)))
 
 
 def path_given(value: Any, what: str) -> str:

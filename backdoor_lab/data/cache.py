@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from backdoor_lab import identity
 from backdoor_lab.core.artifacts import map_split, write_split
+from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import many
-from backdoor_lab.core.files import canonical
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset, LabeledImages

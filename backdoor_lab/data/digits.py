@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.files import digest
 from backdoor_lab.data.arrays import resized
 from backdoor_lab.data.base import Arrays, Source, Split, divided
 from backdoor_lab.data.limits import check_memory
@@ -45,7 +45,7 @@ class Digits(Source):
         limit_test: int | None = None,
     ) -> None:
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
-        self.size = checks.whole("dataset.size", size, low=SIDE, below=4097)
+        self.size = validation.whole("dataset.size", size, low=SIDE, below=4097)
 
     def identity(self) -> dict[str, Any]:
         """The content's hash, verified when it is read, and the size."""

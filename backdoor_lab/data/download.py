@@ -20,8 +20,8 @@ from urllib.request import urlopen
 
 from filelock import FileLock
 
+from backdoor_lab.core.atomic_io import explained, no_room
 from backdoor_lab.core.errors import DataError, StoreFullError
-from backdoor_lab.core.files import explained, no_room
 from backdoor_lab.data.base import EMBEDDED
 
 log = logging.getLogger(__name__)

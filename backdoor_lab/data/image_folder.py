@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.archives import members
 from backdoor_lab.data.base import (
@@ -61,9 +61,11 @@ class ImageFolder(Source):
         self.root = Path(path_given(root, "a folder or archive of images")).expanduser()
         name = name_from(str(self.root)) if name is None else name
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
-        self.size = None if size is None else checks.whole("dataset.size", size, low=1, below=4097)
+        self.size = (
+            None if size is None else validation.whole("dataset.size", size, low=1, below=4097)
+        )
         self.channels = channel_count(channels)
-        self.skip_broken = checks.flag("dataset.skip_broken", skip_broken)
+        self.skip_broken = validation.flag("dataset.skip_broken", skip_broken)
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:

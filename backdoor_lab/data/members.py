@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import sha256_of
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.files import sha256_of
 from backdoor_lab.data.limits import MAX_FILES, MAX_VISITS, check_file_size
 
 DEEPEST = 16

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError, DataError
-from backdoor_lab.core.files import digest
 
 ADVICE = "set dataset.test_share=0.2 to hold out a fifth of every class as test images"
 
@@ -18,8 +18,8 @@ class HeldOut:
     """Holds out the fraction `share` in (0, 1) of every class, drawn with `seed`; None: nothing."""
 
     def __init__(self, share: Any, seed: Any) -> None:
-        self.seed = checks.whole("dataset.split_seed", seed, low=0, below=2**63)
-        if share is not None and not 0 < checks.number("dataset.test_share", share) < 1:
+        self.seed = validation.whole("dataset.split_seed", seed, low=0, below=2**63)
+        if share is not None and not 0 < validation.number("dataset.test_share", share) < 1:
             raise ConfigError(
                 f"`dataset.test_share` must satisfy 0 < dataset.test_share < 1, got {share!r}"
             )

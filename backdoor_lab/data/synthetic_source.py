@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import many
 from backdoor_lab.data.base import Arrays, Source, Split, channel_count
 from backdoor_lab.data.limits import check_memory
@@ -30,15 +30,15 @@ class Synthetic(Source):
     ) -> None:
         super().__init__(name=name, limit_train=limit_train, limit_test=limit_test)
         self.counts = {
-            "train": checks.whole("dataset.per_class_train", per_class_train, low=1),
-            "test": checks.whole("dataset.per_class_test", per_class_test, low=1),
+            "train": validation.whole("dataset.per_class_train", per_class_train, low=1),
+            "test": validation.whole("dataset.per_class_test", per_class_test, low=1),
         }
         self.parameters: dict[str, Any] = {
-            "size": checks.whole("dataset.size", size, low=1, below=4097),
+            "size": validation.whole("dataset.size", size, low=1, below=4097),
             "channels": channel_count(channels),
-            "seed": checks.whole("dataset.seed", seed, low=0, below=2**63),
-            "noise": checks.number("dataset.noise", noise, low=0, below=256),
-            "shift": checks.number("dataset.shift", shift, low=0, below=1),
+            "seed": validation.whole("dataset.seed", seed, low=0, below=2**63),
+            "noise": validation.number("dataset.noise", noise, low=0, below=256),
+            "shift": validation.number("dataset.shift", shift, low=0, below=1),
         }
 
     def identity(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.archives import Zip
 from backdoor_lab.data.base import Arrays, Source, Split, path_given
@@ -58,7 +58,7 @@ class Published(Source):
         self.root = Path(path_given(root, "a folder for downloaded data")).expanduser()
         if self.root.name in {Path(file.path).name for file in self.files}:
             self.root = self.root.parent  # `root` may be the archive instead of its folder.
-        self.download = checks.flag("dataset.download", download)
+        self.download = validation.flag("dataset.download", download)
 
     def identity(self) -> dict[str, Any]:
         """The official hashes; missing files are detected by `read`."""
@@ -245,7 +245,7 @@ class Gtsrb(Published):
             limit_train=limit_train,
             limit_test=limit_test,
         )
-        self.size = checks.whole("dataset.size", size, low=1, below=4097)
+        self.size = validation.whole("dataset.size", size, low=1, below=4097)
 
     def identity(self) -> dict[str, Any]:
         """The official hashes and the size."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import (
@@ -43,9 +43,9 @@ class Abl(ModelBasedFilter):
         isolate: float = 0.01,
     ) -> None:
         super().__init__(options)
-        self.gamma = checks.number("defense.gamma", gamma, low=0)
-        self.epochs = None if epochs is None else checks.whole("defense.epochs", epochs, low=1)
-        self.isolate = checks.number("defense.isolate", isolate, low=0, below=1)
+        self.gamma = validation.number("defense.gamma", gamma, low=0)
+        self.epochs = None if epochs is None else validation.whole("defense.epochs", epochs, low=1)
+        self.isolate = validation.number("defense.isolate", isolate, low=0, below=1)
 
     def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = ascended(material, self.gamma, self.passes(material))

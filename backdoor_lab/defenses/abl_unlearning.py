@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import nn, torch
 from backdoor_lab.defenses.abl import Abl, ascended, lowest
 from backdoor_lab.defenses.material import DefenseContext
@@ -39,10 +39,10 @@ class AblUnlearning(Unlearning):
         self.training_epochs = (
             None
             if training_epochs is None
-            else checks.whole("defense.training_epochs", training_epochs)
+            else validation.whole("defense.training_epochs", training_epochs)
         )
-        self.unlearning_epochs = checks.whole("defense.unlearning_epochs", unlearning_epochs)
-        self.unlearning_lr = checks.number("defense.unlearning_lr", unlearning_lr, low=0)
+        self.unlearning_epochs = validation.whole("defense.unlearning_epochs", unlearning_epochs)
+        self.unlearning_lr = validation.number("defense.unlearning_lr", unlearning_lr, low=0)
 
     def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         first = self.isolation.passes(material)

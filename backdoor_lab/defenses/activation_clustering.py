@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.rng import derive
 from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, row_order
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
@@ -38,11 +38,13 @@ class ActivationClustering(Principal):
         silhouette_above: float = 0.1,
     ) -> None:
         super().__init__(options)
-        self.dims = checks.whole("defense.dims", dims, low=1)
-        self.reduce = checks.choice("defense.reduce", reduce, ("ica", "pca"))
-        self.rule = checks.choice("defense.rule", rule, ("size", "silhouette"))
-        self.size_below = checks.number("defense.size_below", size_below, low=0, below=0.5 + 1e-9)
-        self.silhouette_above = checks.number(
+        self.dims = validation.whole("defense.dims", dims, low=1)
+        self.reduce = validation.choice("defense.reduce", reduce, ("ica", "pca"))
+        self.rule = validation.choice("defense.rule", rule, ("size", "silhouette"))
+        self.size_below = validation.number(
+            "defense.size_below", size_below, low=0, below=0.5 + 1e-9
+        )
+        self.silhouette_above = validation.number(
             "defense.silhouette_above", silhouette_above, low=-1, below=1
         )
 

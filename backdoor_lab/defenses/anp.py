@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from backdoor_lab.core import checks, stopping, streams
+from backdoor_lab.core import shutdown, streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
@@ -44,11 +44,11 @@ class Anp(ModelRepair):
         steps: int = 2000,
         lr: float = 0.2,
     ) -> None:
-        self.eps = checks.number("defense.eps", eps, low=0, below=1)
-        self.alpha = checks.number("defense.alpha", alpha, low=0, below=1 + 1e-9)
-        self.threshold = checks.number("defense.threshold", threshold, low=0, below=1)
-        self.steps = checks.whole("defense.steps", steps, low=1)
-        self.lr = checks.number("defense.lr", lr, low=0)
+        self.eps = validation.number("defense.eps", eps, low=0, below=1)
+        self.alpha = validation.number("defense.alpha", alpha, low=0, below=1 + 1e-9)
+        self.threshold = validation.number("defense.threshold", threshold, low=0, below=1)
+        self.steps = validation.whole("defense.steps", steps, low=1)
+        self.lr = validation.number("defense.lr", lr, low=0)
 
     def check_network(self, network: nn.Module, features: int) -> None:
         norms_of(network)
@@ -85,7 +85,7 @@ class Anp(ModelRepair):
             )
 
         for batch in drawn(material, self.steps):
-            stopping.check()
+            shutdown.check()
             with torch.enable_grad():
                 d, x = ([torch.zeros_like(s, requires_grad=True) for s in scales] for _ in "dx")
                 # At d = 0 the gradients w.r.t. d and the masks are equal: one pass gives both.

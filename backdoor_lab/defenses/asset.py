@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import finite
@@ -49,9 +49,11 @@ class Asset(ModelBasedFilter):
         lr: float = 0.01,
     ) -> None:
         super().__init__(options)
-        self.steps = checks.whole("defense.steps", steps, low=2)
-        self.concentrate = checks.number("defense.concentrate", concentrate, low=0, below=1 + 1e-9)
-        self.lr = checks.number("defense.lr", lr, low=0)
+        self.steps = validation.whole("defense.steps", steps, low=2)
+        self.concentrate = validation.number(
+            "defense.concentrate", concentrate, low=0, below=1 + 1e-9
+        )
+        self.lr = validation.number("defense.lr", lr, low=0)
 
     def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = material.network()

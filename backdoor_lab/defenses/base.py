@@ -12,7 +12,7 @@ from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.types import Features, FilterResult
 from backdoor_lab.defenses.budget import RemovalBudget, split
 from backdoor_lab.defenses.material import DefenseContext

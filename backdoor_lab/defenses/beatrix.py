@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
@@ -43,11 +43,11 @@ class Beatrix(SampleFilter):
         reference: str = "clean",
     ) -> None:
         super().__init__(options)
-        self.orders = checks.whole("defense.orders", orders, low=1, below=33)
-        self.positions = checks.whole("defense.positions", positions, low=1)
-        self.channels = checks.whole("defense.channels", channels, low=1)
-        self.width = checks.number("defense.width", width, low=0)
-        self.reference = checks.choice("defense.reference", reference, ("clean", "class"))
+        self.orders = validation.whole("defense.orders", orders, low=1, below=33)
+        self.positions = validation.whole("defense.positions", positions, low=1)
+        self.channels = validation.whole("defense.channels", channels, low=1)
+        self.width = validation.number("defense.width", width, low=0)
+        self.reference = validation.choice("defense.reference", reference, ("clean", "class"))
 
     def told(self) -> list[str]:
         return super().told() + ["clean"] * (self.reference == "clean")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.progress import track
@@ -51,11 +51,11 @@ class Confusion(ModelBasedFilter):
         if not isinstance(shares, (list, tuple)) or not shares:
             raise ConfigError(f"`defense.shares` must be a list, as [0.5, 0.2], got {shares!r}")
         self.shares = [
-            checks.number("defense.shares", each, low=1e-9, below=1 + 1e-9) for each in shares
+            validation.number("defense.shares", each, low=1e-9, below=1 + 1e-9) for each in shares
         ]
-        self.steps = checks.whole("defense.steps", steps, low=1)
-        self.weight = checks.number("defense.weight", weight, low=1)
-        self.lr = checks.number("defense.lr", lr, low=0)
+        self.steps = validation.whole("defense.steps", steps, low=1)
+        self.weight = validation.number("defense.weight", weight, low=1)
+        self.lr = validation.number("defense.lr", lr, low=0)
 
     def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = material.network()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.defenses.material import DefenseContext
@@ -41,16 +41,16 @@ class DBr(Unlearning):
         epochs: int = 20,
         lr: float = 0.0001,
     ) -> None:
-        self.first_epochs = checks.whole("defense.first_epochs", first_epochs, low=1)
-        self.clean = checks.number("defense.clean", clean, low=1e-9, below=1)
-        self.poison = checks.number("defense.poison", poison, low=1e-9, below=1)
+        self.first_epochs = validation.whole("defense.first_epochs", first_epochs, low=1)
+        self.clean = validation.number("defense.clean", clean, low=1e-9, below=1)
+        self.poison = validation.number("defense.poison", poison, low=1e-9, below=1)
         if self.clean + self.poison > 1:
             raise ConfigError(
                 f"`defense.clean` and `defense.poison` are shares of one set, got {clean:g} and"
                 f" {poison:g}"
             )
-        self.epochs = checks.whole("defense.epochs", epochs, low=0)
-        self.lr = checks.number("defense.lr", lr, low=0)
+        self.epochs = validation.whole("defense.epochs", epochs, low=0)
+        self.lr = validation.number("defense.lr", lr, low=0)
 
     def check_network(self, network: nn.Module, features: int) -> None:
         head(network)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, ClassVar
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.rng import derive
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, row_order
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
@@ -36,7 +36,7 @@ class Detector(Principal):
         dims: int = 16,
     ) -> None:
         super().__init__(options)
-        self.dims = checks.whole("defense.dims", dims, low=1)
+        self.dims = validation.whole("defense.dims", dims, low=1)
 
     @abstractmethod
     def outlying(self, points: Any, seed: int) -> Any:
@@ -65,7 +65,7 @@ class NeighborDetector(Detector):
         dims: int = 16,
     ) -> None:
         super().__init__(options, dims=dims)
-        self.neighbours = checks.whole("defense.neighbours", neighbours, low=1)
+        self.neighbours = validation.whole("defense.neighbours", neighbours, low=1)
 
     def search(self, points: Any) -> dict[str, Any]:
         """scikit-learn's arguments for a tree search among at most all other examples."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import ModelRepair, clean_batches, clean_of, features, train
@@ -31,9 +31,9 @@ class FinePruning(ModelRepair):
         epochs: int = 10,
         lr: float = 0.01,
     ) -> None:
-        self.drop = checks.number("defense.drop", drop, low=0, below=1)
-        self.epochs = checks.whole("defense.epochs", epochs, low=0)
-        self.lr = checks.number("defense.lr", lr, low=0)
+        self.drop = validation.number("defense.drop", drop, low=0, below=1)
+        self.epochs = validation.whole("defense.epochs", epochs, low=0)
+        self.lr = validation.number("defense.lr", lr, low=0)
 
     def check_network(self, network: nn.Module, features: int) -> None:
         head(network)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.defenses.detector import Detector
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
@@ -26,7 +26,7 @@ class Forest(Detector):
         dims: int = 16,
     ) -> None:
         super().__init__(options, dims=dims)
-        self.trees = checks.whole("defense.trees", trees, low=1)
+        self.trees = validation.whole("defense.trees", trees, low=1)
 
     def outlying(self, points: Any, seed: int) -> Any:
         from sklearn.ensemble import IsolationForest  # type: ignore[import-untyped]

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from backdoor_lab.core import streams
 from backdoor_lab.core.lazy import Tensor, nn, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import LabeledImages
 

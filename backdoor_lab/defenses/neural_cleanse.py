@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import DefenseContext
@@ -66,11 +66,11 @@ class NeuralCleanse(ModelRepair):
         epochs: int = 10,
         lr: float = 0.01,
     ) -> None:
-        self.steps = checks.whole("defense.steps", steps, low=1)
-        self.threshold = checks.number("defense.threshold", threshold, low=0)
-        self.patched = checks.number("defense.patched", patched, low=0, below=1 + 1e-9)
-        self.epochs = checks.whole("defense.epochs", epochs, low=0)
-        self.lr = checks.number("defense.lr", lr, low=0)
+        self.steps = validation.whole("defense.steps", steps, low=1)
+        self.threshold = validation.number("defense.threshold", threshold, low=0)
+        self.patched = validation.number("defense.patched", patched, low=0, below=1 + 1e-9)
+        self.epochs = validation.whole("defense.epochs", epochs, low=0)
+        self.lr = validation.number("defense.lr", lr, low=0)
 
     def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         network = material.network()

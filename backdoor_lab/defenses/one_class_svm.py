@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.defenses.detector import Detector
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
@@ -27,7 +27,7 @@ class Svm(Detector):
         dims: int = 16,
     ) -> None:
         super().__init__(options, dims=dims)
-        self.nu = checks.number("defense.nu", nu, low=1e-3, below=1)
+        self.nu = validation.number("defense.nu", nu, low=1e-3, below=1)
 
     def outlying(self, points: Any, seed: int) -> Any:
         from sklearn.svm import OneClassSVM  # type: ignore[import-untyped]

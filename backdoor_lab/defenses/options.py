@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.defenses.budget import RemovalBudget
 
 SCOPES = ("target", "all", "suspicious")
@@ -26,8 +26,8 @@ class FilterOptions:
     centred: bool = True
 
     def __post_init__(self) -> None:
-        checks.choice("defense.classes", self.classes, SCOPES)
-        checks.flag("defense.centred", self.centred)
+        validation.choice("defense.classes", self.classes, SCOPES)
+        validation.flag("defense.centred", self.centred)
         RemovalBudget(self.budget, self.budget_cap)
 
     @property

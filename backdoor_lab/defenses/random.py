@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import nn, torch
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.types import Features, FilterResult
 from backdoor_lab.defenses.base import DefenderKnowledge, Defense, SampleFilter
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
@@ -46,7 +46,7 @@ class Scan(Principal):
         threshold: float = math.e**2,
     ) -> None:
         super().__init__(options)
-        self.threshold = checks.number("defense.threshold", threshold, low=0)
+        self.threshold = validation.number("defense.threshold", threshold, low=0)
 
     def told(self) -> list[str]:
         return [*super().told(), "clean"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, cut, suspects_by_size
@@ -54,9 +54,9 @@ class Spectral(Principal):
         tail_power: float = 0,
     ) -> None:
         super().__init__(options)
-        self.rank = checks.whole("defense.rank", rank, low=1)
-        self.rounds = checks.whole("defense.rounds", rounds, low=1)
-        self.tail_power = checks.number("defense.tail_power", tail_power, low=0, below=STEEPEST)
+        self.rank = validation.whole("defense.rank", rank, low=1)
+        self.rounds = validation.whole("defense.rounds", rounds, low=1)
+        self.tail_power = validation.number("defense.tail_power", tail_power, low=0, below=STEEPEST)
 
     def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         axes = self._axes(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, suspects_by_size
@@ -41,9 +41,9 @@ class Spectre(Principal):
         alpha: float = 4.0,
     ) -> None:
         super().__init__(options)
-        self.rank = None if rank is None else checks.whole("defense.rank", rank, low=1)
-        self.max_rank = checks.whole("defense.max_rank", max_rank, low=1)
-        self.alpha = checks.number("defense.alpha", alpha, low=0)
+        self.rank = None if rank is None else validation.whole("defense.rank", rank, low=1)
+        self.max_rank = validation.whole("defense.max_rank", max_rank, low=1)
+        self.alpha = validation.number("defense.alpha", alpha, low=0)
 
     def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         n = len(values)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.material import DefenseContext
@@ -36,9 +36,11 @@ class Strip(ModelBasedFilter):
         false_alarms: float = 0.01,
     ) -> None:
         super().__init__(options)
-        self.overlays = checks.whole("defense.overlays", overlays, low=1)
-        self.overlay = checks.number("defense.overlay", overlay, low=0, below=256)
-        self.false_alarms = checks.number("defense.false_alarms", false_alarms, low=1e-9, below=1)
+        self.overlays = validation.whole("defense.overlays", overlays, low=1)
+        self.overlay = validation.number("defense.overlay", overlay, low=0, below=256)
+        self.false_alarms = validation.number(
+            "defense.false_alarms", false_alarms, low=1e-9, below=1
+        )
 
     def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
         clean = clean_of(material)

@@ -12,14 +12,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, DataError, LabError, many
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.terminal import plain, print_error, run_command
 from backdoor_lab.figures.inputs import SweepData
-from backdoor_lab.results.stored import ArtifactReader, raw_records
+from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
+from backdoor_lab.results.store_location import find_store
 from backdoor_lab.results.sweeps import find_sweeps, read_sweep
-from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.tables.layout import slug
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     """
     from backdoor_lab.figures.catalogue import of_cell, of_sweep
 
-    root = checks.inside(folder, folder / FIGURES)
+    root = validation.inside(folder, folder / FIGURES)
     sweep = read_sweep(folder)
     for warning in sweep.warnings:
         print(plain(f"warning: {warning}"), file=sys.stderr)
@@ -55,7 +55,7 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     for cell, record in done[:most]:
         name = slug(cell.id, cell.id, taken)
         taken.add(name)
-        written += _save(checks.inside(folder, root / name), of_cell(whole, record))
+        written += _save(validation.inside(folder, root / name), of_cell(whole, record))
     for note in whole.shelf.notes:
         print(plain(f"note: {note}"))
     if len(done) > most:
@@ -70,7 +70,7 @@ def _save(folder: Path, named: Iterable[tuple[str, Figure]]) -> list[Path]:
 
 
 def _figures(given: Namespace) -> int:
-    checks.whole("--most", given.most)
+    validation.whole("--most", given.most)
     absent = [path for path in given.folders if not path.is_dir()]
     absent += [path for path in [given.store] if path is not None and not path.is_dir()]
     if absent:

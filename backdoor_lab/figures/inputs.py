@@ -14,12 +14,12 @@ from backdoor_lab.analysis.evidence import (
     sampled,
 )
 from backdoor_lab.analysis.material import CellArtifacts, in_target
-from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import many
+from backdoor_lab.core.validation import LONGEST, non_negative
 from backdoor_lab.page.page_pictures import late
+from backdoor_lab.results.artifact_reader import ArtifactReader, Training
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.stages import STAGES
-from backdoor_lab.results.stored import ArtifactReader, Training
 from backdoor_lab.tables.markup import short
 
 if TYPE_CHECKING:

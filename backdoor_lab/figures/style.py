@@ -17,7 +17,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from backdoor_lab.core.files import write_atomic
+from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.figures.fonts import USUAL, fit_letters, transcribe_letters
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"

@@ -25,7 +25,8 @@ TABLE = ROOT / "identity.json"
 FOLDERS = {"triggers": "attacks", "defenses": "defenses", "datasets": "data"}
 MODELS = {"models": ("training/models.py",)}
 _BUILT = (
-    "core/build.py", "pipeline/cell.py", "pipeline/parts.py", "pipeline/classes.py:class_number",
+    "core/instantiate.py", "pipeline/cell.py", "pipeline/parts.py",
+    "pipeline/classes.py:class_number",
 )  # fmt: skip
 _STAGES = "pipeline/stages"
 STAGES = {
@@ -40,14 +41,14 @@ STAGES = {
     "measure": (f"{_STAGES}/training.py:measure_stage",),
     "train_accuracy": (f"{_STAGES}/training.py:train_accuracy_stage",),
     "transformed": (f"{_STAGES}/transformed.py:transformed_stage",),
-    "extract": (f"{_STAGES}/judging.py:extract_stage",),
-    "clean": (f"{_STAGES}/judging.py:clean_stage",),
-    "autoencoder": (f"{_STAGES}/judging.py:autoencoder_stage",),
-    "filter": (f"{_STAGES}/judging.py:filter_stage",),
-    "material": (f"{_STAGES}/providing.py:material_of", f"{_STAGES}/providing.py:material_facts"),
-    "repair": (f"{_STAGES}/providing.py:repair_stage", f"{_STAGES}/judging.py:nothing_removed"),
+    "extract": (f"{_STAGES}/defense.py:extract_stage",),
+    "clean": (f"{_STAGES}/defense.py:clean_stage",),
+    "autoencoder": (f"{_STAGES}/defense.py:autoencoder_stage",),
+    "filter": (f"{_STAGES}/defense.py:filter_stage",),
+    "material": (f"{_STAGES}/context.py:material_of", f"{_STAGES}/context.py:material_facts"),
+    "repair": (f"{_STAGES}/context.py:repair_stage", f"{_STAGES}/defense.py:nothing_removed"),
     "record": (
-        "pipeline/after_training.py", "pipeline/chain.py", "pipeline/record.py",
+        "pipeline/after_training.py", "pipeline/cell_pipeline.py", "pipeline/record.py",
         "defenses/curves.py",
     ),
 }  # fmt: skip

@@ -25,21 +25,21 @@ NEUTRAL = frozenset((
     "hydra_options.py", "preview.py", "run.py", "separation.py", "status.py", "visibility.py",
     "analysis", "compare", "figures", "identity", "page", "reports", "results", "sweep", "tables",
     "templates",
-    "core/claims.py", "core/errors.py", "core/faults.py", "core/files.py", "core/letters.py",
+    "core/lease.py", "core/errors.py", "core/failpoints.py", "core/atomic_io.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
-    "core/sheets.py", "core/small_files.py", "core/stopping.py", "core/store.py",
+    "core/sheets.py", "core/small_files.py", "core/shutdown.py", "core/store.py",
     "core/targets.py", "core/terminal.py", "pipeline/keys.py",
     "pipeline/participants.py", "pipeline/progress.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that affect no number in a record: messages, commands, progress, storing and
 loading results (with their hashes), reading records. Not followed and not hashed."""
 ALONE = frozenset((
-    "core/build.py", "pipeline/after_training.py", "pipeline/cell.py", "pipeline/chain.py",
-    "pipeline/parts.py", "pipeline/record.py",
+    "core/instantiate.py", "pipeline/after_training.py", "pipeline/cell.py",
+    "pipeline/cell_pipeline.py", "pipeline/parts.py", "pipeline/record.py",
 ))  # fmt: skip
 """Files that are hashed whole but whose imports are not followed: they combine all components,
 which have their own hashes."""
-BY_NAME = ("core/checks.py", "core/streams.py", "pipeline/")
+BY_NAME = ("core/validation.py", "core/streams.py", "pipeline/")
 """Files of which only the used definitions are hashed, with what these use: many files import a
 few functions from them. The same applies to every ``__init__.py``."""
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import digest, write_atomic
 from backdoor_lab.core.errors import ConfigError, unknown
-from backdoor_lab.core.files import digest, write_atomic
 from backdoor_lab.identity import FOLDERS, MODELS, STAGES, TABLE, Table, committed, roots_of
 from backdoor_lab.identity.sources import PACKAGE, code_hash, conf_dir, files_of
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.core.lazy import Tensor, torch
 
@@ -14,7 +14,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
     modified. Before the step, raises Diverged, with `name` in the message, if the loss is not
     finite, and Stopped if the process has been asked to stop.
     """
-    stopping.check()
+    shutdown.check()
     if not bool(torch.isfinite(loss)):
         raise DivergedError(f"{name} is {loss.item()}")
     tensors = [each for group in optimizer.param_groups for each in group["params"]]

@@ -18,16 +18,16 @@ from backdoor_lab.compare.compare_text import Comparison
 from backdoor_lab.compare.compare_text import grid as compare_grid
 from backdoor_lab.compare.comparison import RANDOM
 from backdoor_lab.compare.report import SweepReport
-from backdoor_lab.core.checks import inside
 from backdoor_lab.core.small_files import clear_link, write_ours
 from backdoor_lab.core.terminal import plain
+from backdoor_lab.core.validation import inside
 from backdoor_lab.page.page_facts import facts
 from backdoor_lab.page.page_pictures import all_pictures
 from backdoor_lab.page.page_rows import Column, columns, figure, shared
+from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.records import MISSING, CellRecord
-from backdoor_lab.results.stored import ArtifactReader, raw_records
+from backdoor_lab.results.store_location import find_store
 from backdoor_lab.results.sweeps import TABLES, Sweep
-from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.tables.markup import TextTable
 from backdoor_lab.tables.pivot import PivotTable
 from backdoor_lab.tables.text import grids

@@ -25,7 +25,7 @@ from backdoor_lab.analysis.evidence import (
 )
 from backdoor_lab.analysis.material import CellArtifacts, in_target, material
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.results.stored import ArtifactReader
+from backdoor_lab.results.artifact_reader import ArtifactReader
 
 Array = NDArray[Any]
 Shown = dict[str, Any]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.results.measures import IMAGES, MEASURE
+from backdoor_lab.core.validation import LONGEST, non_negative
+from backdoor_lab.results.metrics import IMAGES, MEASURE
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.values import ratio_words, words
 from backdoor_lab.tables.markup import NOTHING

@@ -13,7 +13,8 @@ from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress
-from backdoor_lab.pipeline.stages.judging import (
+from backdoor_lab.pipeline.stages.context import material_facts, material_of, repair_stage
+from backdoor_lab.pipeline.stages.defense import (
     Evidence,
     Provided,
     Seer,
@@ -23,10 +24,9 @@ from backdoor_lab.pipeline.stages.judging import (
     filter_stage,
     nothing_removed,
 )
-from backdoor_lab.pipeline.stages.providing import material_facts, material_of, repair_stage
 from backdoor_lab.pipeline.stages.training import filtered
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
 
 
 @dataclass(frozen=True)

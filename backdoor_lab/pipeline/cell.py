@@ -10,8 +10,8 @@ from typing import Any
 from backdoor_lab import identity
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, implied
-from backdoor_lab.core.build import takes_options, with_shared
-from backdoor_lab.core.files import digest
+from backdoor_lab.core.atomic_io import digest
+from backdoor_lab.core.instantiate import takes_options, with_shared
 from backdoor_lab.core.letters import transcribed
 from backdoor_lab.defenses.base import OracleControl
 from backdoor_lab.defenses.options import OPTION_KEYS

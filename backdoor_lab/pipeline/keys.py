@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from backdoor_lab.attacks.plan import LABELS, check_ratio
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.pipeline.cell import DECIDES
 from backdoor_lab.pipeline.parts import Parts
@@ -33,31 +33,31 @@ NEEDED = {
 def check_keys(config: dict[str, Any]) -> Parts:
     """Create the parts of a configuration. Raises ConfigError for unknown keys and for plain values
     of the wrong type; reads no data."""
-    checks.keys("", config, (*DECIDES, *PLAIN, *ELSEWHERE, "measure"))
+    validation.keys("", config, (*DECIDES, *PLAIN, *ELSEWHERE, "measure"))
     _complete(config)
     for group in DECIDES:
         if not isinstance(config.get(group), dict):
             raise unknown(f"`{group}`", config.get(group), ["a choice of this config group"])
-        checks.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
-    checks.keys("protocol", config["protocol"], PROTOCOL)
-    checks.keys("store", config["store"], ("root",))
-    checks.keys("measure", config["measure"], MEASURE)
+        validation.safe_name(f"{group}.name", config[group].get("name") or "unnamed")
+    validation.keys("protocol", config["protocol"], PROTOCOL)
+    validation.keys("store", config["store"], ("root",))
+    validation.keys("measure", config["measure"], MEASURE)
     canonical_names(config["measure"]["asr_under"])
-    checks.choice("retrain_seed", config["retrain_seed"], RETRAIN_SEEDS)
+    validation.choice("retrain_seed", config["retrain_seed"], RETRAIN_SEEDS)
     for key in ("retrain", "dry_run", "estimate_first", "fail_fast"):
-        checks.flag(key, config.get(key, False))
+        validation.flag(key, config.get(key, False))
     if config.get("dataset_label") is not None:
-        checks.text("dataset_label", config["dataset_label"])
-    checks.whole("retries", config.get("retries", 1), low=0)
-    checks.whole("protocol.version", config["protocol"]["version"], low=1)
-    checks.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
-    checks.text("protocol.layer", config["protocol"]["layer"])
+        validation.text("dataset_label", config["dataset_label"])
+    validation.whole("retries", config.get("retries", 1), low=0)
+    validation.whole("protocol.version", config["protocol"]["version"], low=1)
+    validation.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
+    validation.text("protocol.layer", config["protocol"]["layer"])
     check_ratio(config["ratio"], config["protocol"]["ratio_of"])
-    checks.whole("seed", config["seed"], low=0, below=2**63)
+    validation.whole("seed", config["seed"], low=0, below=2**63)
     if config["labels"] is not None:
-        checks.choice("labels", config["labels"], LABELS)
+        validation.choice("labels", config["labels"], LABELS)
     if config["covers"] is not None:
-        checks.number("covers", config["covers"], low=0, below=1000)
+        validation.number("covers", config["covers"], low=0, below=1000)
     return Parts.of(config)
 
 

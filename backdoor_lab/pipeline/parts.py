@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.core.build import Shared, build
+from backdoor_lab.core.instantiate import Shared, build
 from backdoor_lab.data.base import Source
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from backdoor_lab.core import faults, stopping
+from backdoor_lab.core import failpoints, shutdown
 from backdoor_lab.core.progress import Steps, observe
 from backdoor_lab.core.terminal import duration, plain
 
@@ -68,10 +68,10 @@ class Progress:
 
     def stage(self, stage: str, *, epochs: int = 0, batches: int = 1, detail: str = "") -> None:
         """Start a stage; one that trains has `epochs` epochs of `batches` steps."""
-        stopping.check()
+        shutdown.check()
         self._begin(stage, epochs, epochs * batches)
         self._beat()
-        faults.point(f"{stage}.begun")
+        failpoints.point(f"{stage}.begun")
         if self._bar is not None:
             if self._task is not None:
                 self._bar.remove_task(self._task)
@@ -173,8 +173,8 @@ class ProgressCallback(pl.Callback):
         self.progress.step(self.first * batches)
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        faults.point(f"{self.name}.step")
-        stopping.check()
+        failpoints.point(f"{self.name}.step")
+        shutdown.check()
         self.progress.step()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.attacks.plan import eligible_count
-from backdoor_lab.core.files import digest
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.store import Artifact
 from backdoor_lab.core.types import Dataset, FilterResult, PoisonResult
@@ -18,7 +18,7 @@ from backdoor_lab.defenses import curves
 from backdoor_lab.defenses.base import OracleControl
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.stages.training import versions
-from backdoor_lab.training.machine import ComputeDevice
+from backdoor_lab.training.device import ComputeDevice
 
 SCHEMA = 1
 PLACES = ("root", "download")

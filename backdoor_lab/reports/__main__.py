@@ -22,8 +22,8 @@ from backdoor_lab.core.errors import EXIT_DONE, ConfigError, LabError
 from backdoor_lab.core.options import Parser, options, parser_of
 from backdoor_lab.core.terminal import plain, print_error, run_command
 from backdoor_lab.page.write import contents, write_files
+from backdoor_lab.results.store_location import DEFAULT_SAID, roots_of
 from backdoor_lab.results.sweeps import TABLES, Sweep, find_sweeps, read_sweep
-from backdoor_lab.results.whereabouts import DEFAULT_SAID, roots_of
 from backdoor_lab.tables.layout import OPTIONS, PivotSpec, layout_of
 from backdoor_lab.tables.overview import markdown
 

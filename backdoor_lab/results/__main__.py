@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backdoor_lab.compare.report import SweepReport
+from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, DataError, many
-from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.options import parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results import frozen
+from backdoor_lab.results.artifact_reader import raw_records
 from backdoor_lab.results.index import index, rewrite
-from backdoor_lab.results.stored import raw_records
 from backdoor_lab.results.sweeps import one_sweep
 from backdoor_lab.tables.overview import markdown
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.results.measures import MEASURE, PERCENT, UNDER
+from backdoor_lab.results.metrics import MEASURE, PERCENT, UNDER
 from backdoor_lab.results.records import CHOICES, COUNTS, DETECTION, FIGURES, TOP_CLASSES, WORTH
 
 _CHOSEN = {

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.results.frame import frame_of
-from backdoor_lab.results.measures import UNDER
+from backdoor_lab.results.metrics import UNDER
 from backdoor_lab.results.records import CHOICES, CellRecord
 from backdoor_lab.results.values import flat, is_count, ratio_words, sort_value, words
 

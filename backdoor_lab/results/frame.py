@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from backdoor_lab.core.checks import is_number
+from backdoor_lab.core.validation import is_number
 from backdoor_lab.results.columns import COLUMNS, HASHES, is_count, is_float
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import canonical, digest
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.files import canonical, digest
 from backdoor_lab.core.small_files import read_json, read_small
 from backdoor_lab.results.seal import check_seal, sealed
 

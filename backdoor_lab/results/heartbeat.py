@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core.checks import non_negative
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.small_files import read_json
+from backdoor_lab.core.validation import non_negative
 
 HEARTBEAT, MAX_BYTES = "running.json", 65_536
 STALE_AFTER = 60.0

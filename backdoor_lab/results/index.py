@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.small_files import read_json
 from backdoor_lab.results.frozen import SWEEP
 

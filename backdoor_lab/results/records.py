@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backdoor_lab.core import small_files
-from backdoor_lab.core.checks import non_negative
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.results.measures import TRANSFORMED, under_name
+from backdoor_lab.core.validation import non_negative
+from backdoor_lab.results.metrics import TRANSFORMED, under_name
 from backdoor_lab.results.seal import check_seal
 
 SCHEMA = 1

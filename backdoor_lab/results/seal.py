@@ -14,8 +14,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import readable
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.files import readable
 from backdoor_lab.core.small_files import read_small, write_ours
 
 _SEAL = re.compile(rb',[ \r\n]*"seal": "([0-9a-f]{64})"[ \r\n]*\}[ \r\n]*\Z')

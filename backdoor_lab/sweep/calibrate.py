@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import StoreFullError
 from backdoor_lab.core.resources import busy_seconds, cores
 from backdoor_lab.core.store import Store
@@ -24,10 +24,10 @@ from backdoor_lab.data.cache import is_stored, open_dataset
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.training.batches import BatchLoader
-from backdoor_lab.training.fit import TrainingJob, new_classifier, trainer_for
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.measure import channel_stats, predictions
+from backdoor_lab.training.data_loader import BatchLoader
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.evaluate import channel_stats, predictions
+from backdoor_lab.training.train import TrainingJob, new_classifier, trainer_for
 
 WARM_UP, WARM_UP_SECONDS = 10, 10.0
 """Training steps before the measurement, or seconds if these take longer: the first steps compile
@@ -279,7 +279,7 @@ class _Clock(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, number: int
     ) -> None:
-        stopping.check()
+        shutdown.check()
         self.steps += 1
         if self.steps == 0:
             _synchronize(module.device)

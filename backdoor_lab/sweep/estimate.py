@@ -11,7 +11,7 @@ from typing import Any
 
 from backdoor_lab.attacks.plan import asr_test_set, count, cover_count
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.core.files import canonical
+from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.types import Dataset
@@ -21,17 +21,17 @@ from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.none import Keep
 from backdoor_lab.numerics.layers import AUTOENCODER, FeatureHook
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.pipeline.chain import CellPipeline
+from backdoor_lab.pipeline.cell_pipeline import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
-from backdoor_lab.pipeline.stages.told import class_sizes
+from backdoor_lab.pipeline.stages.holdout import class_sizes
 from backdoor_lab.pipeline.stages.training import train_stage
 from backdoor_lab.results.stages import is_at_or_before
 from backdoor_lab.sweep.calibrate import Rate, Speed
 from backdoor_lab.training.autoencoder import DIMS
-from backdoor_lab.training.fit import TrainingJob
-from backdoor_lab.training.machine import ComputeDevice
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.models import build_model
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.train import TrainingJob
 
 MEASURE, TRANSFORMED, TRAIN_ACCURACY = MEASUREMENTS = ("measure", "transformed", "train_accuracy")
 """Stages that no other stage depends on."""

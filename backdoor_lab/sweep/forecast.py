@@ -8,14 +8,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from backdoor_lab.core.atomic_io import nearest
 from backdoor_lab.core.errors import many
-from backdoor_lab.core.files import nearest
 from backdoor_lab.core.resources import cores
 from backdoor_lab.core.terminal import duration, plain, size_words
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.sweep.calibrate import Calibration, Rate, calibrate
 from backdoor_lab.sweep.estimate import Work, estimate
-from backdoor_lab.training.machine import ComputeDevice
+from backdoor_lab.training.device import ComputeDevice
 
 
 def foretell(

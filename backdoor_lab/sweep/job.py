@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backdoor_lab import identity
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.small_files import decode, read_small
 from backdoor_lab.results.records import parse
-from backdoor_lab.sweep.listing import (
+from backdoor_lab.sweep.manifest import (
     DIVERGED,
     RECORD,
     command_line,
@@ -38,7 +38,7 @@ def run_job(
     In a sweep, the folder name is the id that the cell had when the sweep was checked. Raises
     ConfigError or DataError before any work, Stopped if a stop is requested.
     """
-    stopping.check()
+    shutdown.check()
     cell = preflight().identify(config)
     if in_sweep and folder.name != cell.id:
         raise ConfigError(
@@ -65,10 +65,10 @@ def run_job(
 def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> str:
     """Run a cell that is not done; returns its status."""
     from backdoor_lab.core.store import Store
-    from backdoor_lab.pipeline.chain import CellPipeline, run_cell
+    from backdoor_lab.pipeline.cell_pipeline import CellPipeline, run_cell
     from backdoor_lab.pipeline.progress import Progress
+    from backdoor_lab.training.device import held, machine_of
     from backdoor_lab.training.logs import logger_of
-    from backdoor_lab.training.machine import held, machine_of
 
     config, trainer = cell.config, cell.trainer
     title = f"[{place(folder.parent, cell.id)} {cell.id.rpartition('-')[0]}]"

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from backdoor_lab.core.terminal import duration, plain
 from backdoor_lab.results.heartbeat import Heartbeat
-from backdoor_lab.sweep.listing import RequestedCell
+from backdoor_lab.sweep.manifest import RequestedCell
 from backdoor_lab.sweep.rows import Rows
 from backdoor_lab.sweep.watch import Watch
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from backdoor_lab.attacks.plan import check_pair, count
 from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
+from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import ConfigError, DataError, is_out_of_memory, reason_of
-from backdoor_lab.core.files import canonical
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
@@ -21,10 +21,10 @@ from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.keys import check_keys
-from backdoor_lab.pipeline.stages.told import class_sizes, held_out, knowledge
+from backdoor_lab.pipeline.stages.holdout import class_sizes, held_out, knowledge
 from backdoor_lab.sweep.trial import check_layer, try_network
+from backdoor_lab.training.device import check_trainer, machine_of
 from backdoor_lab.training.logs import check_logger
-from backdoor_lab.training.machine import check_trainer, machine_of
 from backdoor_lab.training.models import QUICKLY_KNOWN, build_model, check_model
 from backdoor_lab.training.transformations import check_fits
 

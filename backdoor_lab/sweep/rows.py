@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.facts import SEED, CellFields, head
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import MISSING, CellRecord
-from backdoor_lab.sweep.listing import RequestedCell
+from backdoor_lab.sweep.manifest import RequestedCell
 
 ALWAYS = ("trigger", "target", "ratio")
 FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")

@@ -10,8 +10,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from backdoor_lab.core.paths import check_writable
-from backdoor_lab.sweep.expand import plain
-from backdoor_lab.sweep.listing import clear_way, finished
+from backdoor_lab.sweep.compose import plain
+from backdoor_lab.sweep.manifest import clear_way, finished
 
 
 class EndedEarly(BaseException):
@@ -60,7 +60,7 @@ def _checked(config: DictConfig) -> bool:
 def _estimate(cell: Any, folder: Path, settings: Any) -> str:
     from backdoor_lab.sweep.forecast import foretell
     from backdoor_lab.sweep.launching.parallel import parallel
-    from backdoor_lab.training.machine import machine_of
+    from backdoor_lab.training.device import machine_of
 
     machine = machine_of(cell.trainer, parallel_cells=parallel(settings.launcher))
     done = {cell.id} if finished(folder, cell.id) else set()

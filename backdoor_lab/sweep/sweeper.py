@@ -16,7 +16,7 @@ from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
 from backdoor_lab import identity
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import (
     EXIT_DONE,
     EXIT_SOME_FAILED,
@@ -29,11 +29,12 @@ from backdoor_lab.core.errors import (
 from backdoor_lab.core.paths import absolute, check_writable
 from backdoor_lab.core.small_files import make_folder, write_json, write_ours
 from backdoor_lab.hydra_options import check_overrides
-from backdoor_lab.sweep.expand import ConfigComposer
+from backdoor_lab.sweep.compose import ConfigComposer
 from backdoor_lab.sweep.launching.launch import Launch
 from backdoor_lab.sweep.launching.loss import LostProcess, record_loss
 from backdoor_lab.sweep.launching.parallel import Parallelism, check_processes, parallelism
-from backdoor_lab.sweep.listing import (
+from backdoor_lab.sweep.live import live, quiet_cells
+from backdoor_lab.sweep.manifest import (
     RequestedCell,
     clear_way,
     command_line,
@@ -43,7 +44,6 @@ from backdoor_lab.sweep.listing import (
     status_of,
     sweep_file,
 )
-from backdoor_lab.sweep.live import live, quiet_cells
 from backdoor_lab.sweep.roots import labels_of, quoted, with_patterns
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ class ResumeSweeper(BasicSweeper):
 
     def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> None:
         from backdoor_lab.sweep.forecast import foretell
-        from backdoor_lab.training.machine import machine_of
+        from backdoor_lab.training.device import machine_of
 
         trainer = cells[0].config["trainer"] | at_once.trainer
         machine = machine_of(trainer, parallel_cells=at_once.cells)
@@ -204,8 +204,8 @@ class ResumeSweeper(BasicSweeper):
     def _launch(self, folder: Path, left: Sequence[RequestedCell], at_once: int) -> dict[str, str]:
         """Run the cells; returns, by id, the status of those that could not record their
         failure."""
-        stopping.install()
-        stopping.forward_to_children()
+        shutdown.install()
+        shutdown.forward_to_children()
         launch = Launch(
             self.launcher,
             folder,
@@ -281,7 +281,7 @@ def _conclude(folder: Path, asked: Sequence[RequestedCell], failed: Mapping[str,
     log.warning("%d of %s done%s", done, many(len(asked), "cell"), where)
     if written:
         log.warning("open %s", folder / "index.html")
-    if stopping.requested():
+    if shutdown.requested():
         raise StoppedError("stopped on request; the same command resumes where this one stopped")
     return EXIT_DONE if done == len(asked) and written else EXIT_SOME_FAILED
 

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from backdoor_lab.core.checks import LONGEST, non_negative
 from backdoor_lab.core.errors import DataError
+from backdoor_lab.core.validation import LONGEST, non_negative
 from backdoor_lab.results.heartbeat import HEARTBEAT, Heartbeat, read_heartbeat
 from backdoor_lab.results.records import DAMAGED, CellRecord
 from backdoor_lab.results.stages import AFTER_TRAININGS, BETWEEN_TRAININGS
-from backdoor_lab.sweep.listing import RECORD, read_record
+from backdoor_lab.sweep.manifest import RECORD, read_record
 
 ENOUGH = 0.05
 """The share of a cell that must be done before its own pace is used for an estimate."""

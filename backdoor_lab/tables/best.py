@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from backdoor_lab.analysis.paired import paired
 from backdoor_lab.core.errors import many
 from backdoor_lab.results.facts import SEED
-from backdoor_lab.results.measures import MEASURE, before_defense, figure_of
+from backdoor_lab.results.metrics import MEASURE, before_defense, figure_of
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.tables.layout import PivotSpec
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from backdoor_lab.analysis.intervals import half_width, wilson
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.tables.markup import NOTHING
 
 WILSON = (

@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backdoor_lab.core.checks import safe_name
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.letters import transcribed
 from backdoor_lab.core.options import names
+from backdoor_lab.core.validation import safe_name
 from backdoor_lab.results.facts import (
     CONFIG,
     PROTOCOL,
@@ -27,7 +27,7 @@ from backdoor_lab.results.facts import (
     known_names,
     under_names,
 )
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CellRecord
 
 OPTIONS = ("rows", "columns", "values")

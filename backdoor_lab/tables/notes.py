@@ -8,7 +8,7 @@ from typing import Any
 
 from backdoor_lab.core.errors import many
 from backdoor_lab.results.facts import PROTOCOL, SEED, CellFields
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.values import words
 from backdoor_lab.tables import reference

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backdoor_lab.results.facts import CellFields
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import DONE, CellRecord
 from backdoor_lab.tables import reference
 from backdoor_lab.tables.best import Winner, best, bold_note, by_seed

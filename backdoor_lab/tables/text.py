@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.facts import head, told
-from backdoor_lab.results.measures import IMAGES, MEASURE
+from backdoor_lab.results.metrics import IMAGES, MEASURE
 from backdoor_lab.tables.estimates import figure, number, value_heads, value_of
 from backdoor_lab.tables.layout import ROW
 from backdoor_lab.tables.markup import NOTHING, TextTable, short

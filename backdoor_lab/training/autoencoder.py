@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from backdoor_lab.core import streams
 from backdoor_lab.core.progress import track
-from backdoor_lab.core.seeds import derive, torch_generator
+from backdoor_lab.core.rng import derive, torch_generator
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.numerics.descent import descend
 from backdoor_lab.training.memory_format import CONTIGUOUS, arranged

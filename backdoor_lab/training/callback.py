@@ -7,8 +7,8 @@ from typing import Generic, Protocol, TypeVar
 
 import pytorch_lightning as pl
 
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
 
 Evidence = TypeVar("Evidence")
 Result = TypeVar("Result")
@@ -58,7 +58,7 @@ def after_training(
     killed run take the same path. The weights are published before, so that a kill during the
     defense does not lose the attacked network.
     """
-    from backdoor_lab.training.fit import trainer_for
+    from backdoor_lab.training.train import trainer_for
 
     trainer = trainer_for(machine, epochs=0, callbacks=[callback])
     trainer.fit(module, _NoBatches())

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import room
 from backdoor_lab.core.errors import ConfigError, unknown
-from backdoor_lab.core.files import room
 from backdoor_lab.core.targets import LOGGERS
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from backdoor_lab.training.machine import ComputeDevice
+from backdoor_lab.training.device import ComputeDevice
 
 CHANNELS_LAST, CONTIGUOUS = "channels_last", "contiguous"
 LARGEST_BLOCK = 16

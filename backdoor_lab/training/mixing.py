@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backdoor_lab.core import streams
-from backdoor_lab.core.seeds import numpy_generator
+from backdoor_lab.core.rng import numpy_generator
 from backdoor_lab.training.recipe import Recipe
 
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from backdoor_lab.core import checks, streams
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.lazy import nn, torch
-from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.rng import derive
 
 STEMS = ("cifar", "imagenet")
 AIRBENCH = "airbench"
@@ -26,7 +26,7 @@ QUICKLY_KNOWN = (*DEPTHS, AIRBENCH)
 
 def check_model(config: dict[str, Any]) -> None:
     """Raises ConfigError for a name, width or stem that no network here has."""
-    checks.keys("model", config, ("name", "width", "stem"))
+    validation.keys("model", config, ("name", "width", "stem"))
     name, width, stem = config["name"], config["width"], config["stem"]
     if name not in QUICKLY_KNOWN and name not in (names := [*classifiers(), AIRBENCH]):
         raise unknown("`model.name`", name, names)
@@ -39,14 +39,14 @@ def check_model(config: dict[str, Any]) -> None:
         if width is not None or stem is not None:
             raise ConfigError(f"`model.name={name}` has no `width` or `stem`; set both to null")
         return
-    checks.choice("model.stem", stem, STEMS)
+    validation.choice("model.stem", stem, STEMS)
     _check_width(width)
     if width != 64 and name not in DEPTHS:
         raise ConfigError(f"`model.width` must be 64 for {name}, got {width}")
 
 
 def _check_width(width: Any) -> None:
-    checks.whole("model.width", width, low=1, below=4097)
+    validation.whole("model.width", width, low=1, below=4097)
     if not isinstance(width, int):
         raise ConfigError(
             f"`model.width` must be an integer without a decimal point, got {width!r}"

@@ -6,7 +6,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import nn, torch
 
@@ -52,7 +52,7 @@ class Recipe:
     @classmethod
     def of(cls, config: dict[str, Any]) -> Recipe:
         """The recipe in a configuration. Raises ConfigError for unknown keys and invalid values."""
-        checks.keys("recipe", config, [field.name for field in fields(cls)])
+        validation.keys("recipe", config, [field.name for field in fields(cls)])
         needed = [field.name for field in fields(cls) if field.default is MISSING]
         if missing := [name for name in needed if name not in config]:
             raise ConfigError(f"`recipe` needs a value for {', '.join(missing)}")
@@ -83,29 +83,29 @@ class Recipe:
         return values | {"milestones": list(self.milestones)}
 
     def _check(self) -> None:
-        checks.whole("recipe.epochs", self.epochs, low=1)
-        checks.whole("recipe.batch", self.batch, low=2)
-        checks.number("recipe.lr", self.lr, low=0)
-        checks.number("recipe.momentum", self.momentum, low=0, below=1)
-        checks.number("recipe.weight_decay", self.weight_decay, low=0)
-        checks.number("recipe.label_smoothing", self.label_smoothing, low=0, below=1)
-        checks.choice("recipe.schedule", self.schedule, SCHEDULES)
-        checks.number("recipe.gamma", self.gamma, low=0)
-        checks.number("recipe.warmup", self.warmup, low=0, below=1)
-        checks.whole("recipe.crop", self.crop, low=0, below=257)
-        checks.whole("recipe.cutout", self.cutout, low=0, below=2**15)
-        checks.number("recipe.mixup", self.mixup, low=0)
-        checks.number("recipe.cutmix", self.cutmix, low=0)
-        checks.number("recipe.lr_start", self.lr_start, low=0)
-        checks.number("recipe.lr_end", self.lr_end, low=0)
-        checks.number("recipe.bias_lr", self.bias_lr, low=2**-20)
+        validation.whole("recipe.epochs", self.epochs, low=1)
+        validation.whole("recipe.batch", self.batch, low=2)
+        validation.number("recipe.lr", self.lr, low=0)
+        validation.number("recipe.momentum", self.momentum, low=0, below=1)
+        validation.number("recipe.weight_decay", self.weight_decay, low=0)
+        validation.number("recipe.label_smoothing", self.label_smoothing, low=0, below=1)
+        validation.choice("recipe.schedule", self.schedule, SCHEDULES)
+        validation.number("recipe.gamma", self.gamma, low=0)
+        validation.number("recipe.warmup", self.warmup, low=0, below=1)
+        validation.whole("recipe.crop", self.crop, low=0, below=257)
+        validation.whole("recipe.cutout", self.cutout, low=0, below=2**15)
+        validation.number("recipe.mixup", self.mixup, low=0)
+        validation.number("recipe.cutmix", self.cutmix, low=0)
+        validation.number("recipe.lr_start", self.lr_start, low=0)
+        validation.number("recipe.lr_end", self.lr_end, low=0)
+        validation.number("recipe.bias_lr", self.bias_lr, low=2**-20)
         if not isinstance(self.flip, bool) and self.flip != ALTERNATING:
             raise ConfigError(
                 f"`recipe.flip` must be true, false or {ALTERNATING}, got {self.flip!r}"
             )
-        checks.flag("recipe.nesterov", self.nesterov)
+        validation.flag("recipe.nesterov", self.nesterov)
         for share in self.milestones:
-            checks.number("recipe.milestones", share, low=0, below=1)
+            validation.number("recipe.milestones", share, low=0, below=1)
         if self.nesterov and not self.momentum:
             raise ConfigError("`recipe.nesterov=true` needs a `recipe.momentum` above 0")
         if self.schedule == "onecycle" and not self.warmup:

@@ -20,8 +20,8 @@ from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset, LabeledImages, TrainingSet
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.cache import open_dataset
-from backdoor_lab.training.batches import BatchLoader
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.data_loader import BatchLoader
 from backdoor_lab.training.recipe import Recipe
 from tests.bench.measuring import ROOT, Figure, by_turns, memory, ratio, timed
 

@@ -10,7 +10,7 @@ import time
 
 import torch
 
-from backdoor_lab.training.machine import machine_of
+from backdoor_lab.training.device import machine_of
 from backdoor_lab.training.models import build_model
 from tests.bench.measuring import command, surroundings
 

@@ -30,12 +30,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.numerics.singular import top_direction
-from backdoor_lab.training.batches import BatchLoader
-from backdoor_lab.training.fit import TrainingJob, fit, new_classifier
-from backdoor_lab.training.machine import ComputeDevice, machine_of
-from backdoor_lab.training.measure import extract
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.data_loader import BatchLoader
+from backdoor_lab.training.device import ComputeDevice, machine_of
+from backdoor_lab.training.evaluate import extract
 from backdoor_lab.training.recipe import Recipe, optimizer_of
+from backdoor_lab.training.train import TrainingJob, fit, new_classifier
 from tests.bench import measuring
 from tests.bench.measuring import TINY, Figure, command, hardware, show, timed, write
 
@@ -367,7 +367,7 @@ def _run_cell(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
 
     import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)
     from backdoor_lab.run import conf_dir
-    from backdoor_lab.sweep.expand import plain
+    from backdoor_lab.sweep.compose import plain
     from backdoor_lab.sweep.job import run_job
 
     with initialize_config_dir(conf_dir(), version_base="1.3"):

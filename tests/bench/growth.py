@@ -20,11 +20,11 @@ from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral
 from backdoor_lab.numerics.singular import top_direction
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.training.batches import BatchLoader
-from backdoor_lab.training.fit import TrainingJob, new_classifier
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.measure import extract
+from backdoor_lab.training.data_loader import BatchLoader
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.evaluate import extract
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.train import TrainingJob, new_classifier
 from tests.bench.measuring import Figure, by_turns, exponent
 from tests.bench.overhead import demo_record, write_sweep
 

@@ -137,7 +137,7 @@ def hardware() -> dict[str, Any]:
     """What the figures were measured on, and how busy it was."""
     import torch
 
-    from backdoor_lab.training.machine import ComputeDevice, machine_of
+    from backdoor_lab.training.device import ComputeDevice, machine_of
 
     trainer = {"accelerator": "auto", "precision": "auto", "channels_last": True,
                "threads": threads(), "progress": "none", "checkpoint": True,

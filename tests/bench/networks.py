@@ -8,9 +8,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.fit import TrainingJob, new_classifier
-from backdoor_lab.training.machine import ComputeDevice
+from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.train import TrainingJob, new_classifier
 from tests.bench.data import MEAN, STD
 from tests.bench.measuring import Figure, by_turns, threads
 from tests.bench.step import bare

@@ -11,7 +11,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core.files import readable
+from backdoor_lab.core.atomic_io import readable
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.seal import sealed
 from tests.bench.cells import records

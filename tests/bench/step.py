@@ -12,11 +12,11 @@ from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor, nn
 
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.batches import BatchLoader
-from backdoor_lab.training.fit import TrainingJob, fit, new_classifier
-from backdoor_lab.training.machine import ComputeDevice, machine_of
+from backdoor_lab.training.data_loader import BatchLoader
+from backdoor_lab.training.device import ComputeDevice, machine_of
 from backdoor_lab.training.models import build_model
 from backdoor_lab.training.recipe import Recipe, optimizer_of
+from backdoor_lab.training.train import TrainingJob, fit, new_classifier
 from tests.bench.data import MEAN, STD, loader
 from tests.bench.measuring import Figure, by_turns, ratio, threads
 

@@ -12,8 +12,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
+from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import ConfigError, DivergedError
-from backdoor_lab.core.files import canonical
 from backdoor_lab.core.progress import Step, Steps, observe
 from backdoor_lab.core.types import Features, FilterResult, LabeledImages
 from backdoor_lab.defenses.base import DefenderKnowledge, Defense, OracleControl, SampleFilter

@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from backdoor_lab.core import progress
+from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import ConfigError, DivergedError
-from backdoor_lab.core.files import canonical
 from backdoor_lab.core.progress import Step, Steps, observe
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.material import DefenseContext

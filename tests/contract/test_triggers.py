@@ -24,8 +24,8 @@ from backdoor_lab.attacks.base import AttackContext, Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, implied
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.core import progress
-from backdoor_lab.core.build import build
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.progress import Steps, observe
 from backdoor_lab.core.types import LabeledImages
 

@@ -34,14 +34,14 @@ from torch import Tensor, nn
 from backdoor_lab.attacks.base import AttackContext, Trigger
 from backdoor_lab.attacks.plan import PoisonSpec, implied
 from backdoor_lab.attacks.poison import poison
-from backdoor_lab.core.build import Shared, build
+from backdoor_lab.core.instantiate import Shared, build
 from backdoor_lab.core.types import Features, LabeledImages, TrainingSet
 from backdoor_lab.defenses.base import DefenderKnowledge, Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
-from backdoor_lab.training.fit import TrainingJob, fit
-from backdoor_lab.training.measure import channel_stats
+from backdoor_lab.training.evaluate import channel_stats
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.train import TrainingJob, fit
 from tests.helpers.cells import CPU, run_here
 from tests.helpers.materials import material
 

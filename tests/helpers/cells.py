@@ -19,15 +19,15 @@ import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.pipeline.chain import CellPipeline, run_cell
+from backdoor_lab.pipeline.cell_pipeline import CellPipeline, run_cell
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.run import conf_dir
-from backdoor_lab.sweep.expand import plain
+from backdoor_lab.sweep.compose import plain
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.training.fit import TrainingJob
-from backdoor_lab.training.machine import ComputeDevice, machine_of
-from backdoor_lab.training.measure import channel_stats
+from backdoor_lab.training.device import ComputeDevice, machine_of
+from backdoor_lab.training.evaluate import channel_stats
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.train import TrainingJob
 
 # Every number that a test relies on stands here, whatever conf/ says this year.
 DRAWN = (

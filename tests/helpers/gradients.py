@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.fit import TrainingJob, new_classifier
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.train import TrainingJob, new_classifier
 
 CLASSES = tuple("abcde")
 HANGS_AFTER_S = 40

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.rng import derive
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
 

@@ -26,7 +26,7 @@ def test_no_space_at_any_stage(
     stage: str, when: str, unbroken: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ENOSPC: the cell fails with what and where; with room again the same run completes."""
-    monkeypatch.setattr("backdoor_lab.core.faults._seen", {})
+    monkeypatch.setattr("backdoor_lab.core.failpoints._seen", {})
     run_here_ready(tmp_path)
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", f"{stage}.{when}:full:1")
     record = run_here(tmp_path / "store", tmp_path / "cell")
@@ -42,7 +42,7 @@ def test_no_space_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """A data set that does not fit on the disk stops the command before any cell."""
     from backdoor_lab.core.errors import StoreFullError
 
-    monkeypatch.setattr("backdoor_lab.core.faults._seen", {})
+    monkeypatch.setattr("backdoor_lab.core.failpoints._seen", {})
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "data.made:full:1")
     with pytest.raises(StoreFullError, match=r"no room.*store\.root"):
         run_here(tmp_path / "store", tmp_path / "cell")

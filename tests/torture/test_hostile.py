@@ -14,7 +14,7 @@ from backdoor_lab.core.errors import DataError, LabError
 from backdoor_lab.core.store import Store
 from backdoor_lab.data import open_dataset
 from backdoor_lab.data.arrays import ArrayFile
-from backdoor_lab.training.fit import last_checkpoint
+from backdoor_lab.training.train import last_checkpoint
 from tests.helpers.cells import lasting, run_here
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import backdoor_lab.pipeline.chain as chain_module
+import backdoor_lab.pipeline.cell_pipeline as chain_module
 from tests.helpers.cells import lasting, run_here
 
 STAGES = ("data", "poison", "train", "measure", "extract", "filter", "retrain", "overlap")

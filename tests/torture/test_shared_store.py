@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import backdoor_lab.pipeline.chain as chain_module
+import backdoor_lab.pipeline.cell_pipeline as chain_module
 from tests.helpers.cells import lasting, run_here
 
 DEFENSES = ("spectral", "none", "random", "oracle")

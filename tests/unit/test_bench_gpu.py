@@ -11,8 +11,8 @@ import pytorch_lightning as pl
 import torch
 
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.training.fit import fit, new_classifier
-from backdoor_lab.training.measure import extract
+from backdoor_lab.training.evaluate import extract
+from backdoor_lab.training.train import fit, new_classifier
 from tests.bench import gpu, measuring
 from tests.helpers.cells import CPU, job
 

@@ -18,7 +18,7 @@ from scipy import stats
 
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.config_loader import conf_dir
-from backdoor_lab.core.files import digest
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.pipeline.cell import Cell

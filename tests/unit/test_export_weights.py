@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from backdoor_lab.core.tensors import tensors_digest, write_tensors
+from backdoor_lab.core.tensor_io import tensors_digest, write_tensors
 from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.export import frame_of
 from backdoor_lab.export_weights import export_weights, main

@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from backdoor_lab.attacks.base import Trigger
-from backdoor_lab.core.build import NOT_ARGUMENTS, OPTIONS, build
+from backdoor_lab.core.instantiate import NOT_ARGUMENTS, OPTIONS, build
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from backdoor_lab.core.atomic_io import readable
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.files import readable
 from backdoor_lab.data.download import Official, obtain
 from backdoor_lab.results.seal import sealed
 from tests.helpers.cells import TINY, command, environment

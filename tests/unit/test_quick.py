@@ -21,7 +21,7 @@ from backdoor_lab.data.image_folder import ImageFolder
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.identity import sources
 from backdoor_lab.sweep.job import run_job
-from backdoor_lab.sweep.listing import finished
+from backdoor_lab.sweep.manifest import finished
 from backdoor_lab.sweep.preflight import Preflight
 from tests.helpers.cells import TINY, configuration, environment, run_here, started
 

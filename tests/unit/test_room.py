@@ -19,17 +19,17 @@ from typing import Any
 import pytest
 import torch
 
+from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import LabError
-from backdoor_lab.core.files import write_atomic
 from backdoor_lab.core.output import LogFile
 from backdoor_lab.core.small_files import make_folder, write_json
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.tensors import write_tensors
+from backdoor_lab.core.tensor_io import write_tensors
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.export_weights import main as export_weights
 from backdoor_lab.page.write import write_tables
-from backdoor_lab.sweep.listing import halt
+from backdoor_lab.sweep.manifest import halt
 from backdoor_lab.training.logs import logger_of
 from tests.helpers.cells import run_here
 from tests.helpers.project import PACKAGE, SOURCES, name_of, tree
@@ -53,17 +53,17 @@ WRITERS = {
     "identity/table.py:record": ATOMIC, "identity/table.py:_set_version": ATOMIC,
     "results/seal.py:write_sealed": ATOMIC,
     "figures/style.py:_drawn": ATOMIC, "core/paths.py:check_writable": "asks only",
-    "core/claims.py:_create": STAGE,
-    "core/claims.py:_say": "a lost beat costs nothing, see test_claims",
+    "core/lease.py:_create": STAGE,
+    "core/lease.py:_say": "a lost beat costs nothing, see test_claims",
     "data/download.py:_fetch": "download",
     "data/download.py:_locked": "download",
     "export_weights.py:export_weights": "export_weights", "figures/style.py:save": ATOMIC,
-    "core/files.py:write_atomic": "atomic", "core/files.py:write_through": "atomic",
+    "core/atomic_io.py:write_atomic": "atomic", "core/atomic_io.py:write_through": "atomic",
     "core/output.py:survive_lost_output": "opens the null device",
     "core/output.py:_lasting": "opens nothing new", "results/index.py:rewrite": ATOMIC,
     "preview.py:_preview": ATOMIC,
     "export.py:_parquet": TEXT, "export.py:write_frame": ATOMIC,
-    "page/inquiry.py:_answer": ATOMIC,
+    "page/analysis_command.py:_answer": ATOMIC,
     "page/document.py:write_page": "tables",
     "page/write.py:write_as_named": ATOMIC, "page/write.py:write_files": "tables",
     "compare/__main__.py:_compare": ATOMIC, "export.py:_export": ATOMIC,
@@ -72,16 +72,16 @@ WRITERS = {
     "core/small_files.py:write_ours": "json",
     "core/store.py:_make": "stage", "core/store.py:_remembered": "a lost note costs time only",
     "core/store.py:_seal": "stage", "core/store.py:get": "stage",
-    "pipeline/chain.py:run_cell": "record",
-    "sweep/listing.py:halt": "halt", "sweep/listing.py:note_failure": "told by the driver",
+    "pipeline/cell_pipeline.py:run_cell": "record",
+    "sweep/manifest.py:halt": "halt", "sweep/manifest.py:note_failure": "told by the driver",
     "sweep/launching/loss.py:record_loss": "json",
     "pipeline/progress.py:_beat": "a lost beat costs nothing",
     "sweep/sweeper.py:_announce": "sweep",
     "sweep/launching/task.py:_crashes_told": "a warning, see `log`",
     "core/artifacts.py:write": STAGE, "core/artifacts.py:write_split": "data set",
-    "core/tensors.py:write_array": STAGE, "core/tensors.py:write_tensors": STAGE,
-    "training/fit.py:_checkpointer": STAGE, "training/gpus.py:_first_free": "gpu lock",
-    "training/gpus.py:own_device": "gpu lock",
+    "core/tensor_io.py:write_array": STAGE, "core/tensor_io.py:write_tensors": STAGE,
+    "training/train.py:_checkpointer": STAGE, "training/gpu_lock.py:_first_free": "gpu lock",
+    "training/gpu_lock.py:own_device": "gpu lock",
 }  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def log_into(root: Path) -> None:
 
 
 def lock(root: Path) -> None:
-    from backdoor_lab.training.gpus import own_device
+    from backdoor_lab.training.gpu_lock import own_device
 
     with own_device(["gpu"], folder=root / "gpus"):
         pass

@@ -23,17 +23,17 @@ from backdoor_lab.attacks.plan import asr_test_set, elsewhere_test_set
 from backdoor_lab.attacks.poison import content_digest, no_change, of_rows, poison
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import POISON, PREPARED, WEIGHTS
+from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.files import canonical
-from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.rng import derive
 from backdoor_lab.core.store import Artifact, Store
-from backdoor_lab.core.tensors import tensors_digest
+from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.core.types import Dataset, PoisonResult, TrainingSet
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.pipeline.stages.told import class_sizes, held_out_facts, without_held_out
-from backdoor_lab.training.fit import TrainingJob, blank_classifier
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.measure import (
+from backdoor_lab.pipeline.stages.holdout import class_sizes, held_out_facts, without_held_out
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.evaluate import (
     accuracy,
     attack_success,
     channel_stats,
@@ -41,7 +41,7 @@ from backdoor_lab.training.measure import (
     training_accuracy,
 )
 from backdoor_lab.training.memory_format import LARGEST_BLOCK
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.train import TrainingJob, blank_classifier
 
 LIBRARIES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "safetensors")
 TRAININGS = {

@@ -13,15 +13,15 @@ from torch import Tensor
 from backdoor_lab import identity
 from backdoor_lab.attacks.plan import asr_test_set
 from backdoor_lab.core import streams
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.types import Dataset
 from backdoor_lab.pipeline.cell import Cell
-from backdoor_lab.pipeline.stages.told import without_held_out
+from backdoor_lab.pipeline.stages.holdout import without_held_out
 from backdoor_lab.pipeline.stages.training import measured_on
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.measure import attack_success
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.evaluate import attack_success
 from backdoor_lab.training.transformations import transformation
 
 

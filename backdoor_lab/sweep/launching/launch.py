@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import OUT_OF_MEMORY, many
 from backdoor_lab.sweep.launching.local import is_local, run_local
 from backdoor_lab.sweep.launching.loss import Ended, Job, LostProcess, interrupted
 from backdoor_lab.sweep.launching.remote import run_remote
-from backdoor_lab.sweep.listing import (
+from backdoor_lab.sweep.manifest import (
     RequestedCell,
     finished,
     forget_failures,
@@ -75,7 +75,7 @@ class Launch:
                 self.failed.pop(ended.asked.id, None)
                 if ended.failed is not None:
                     self.failed[ended.asked.id] = ended.failed
-                if ended.loss is not None and not stopping.requested():
+                if ended.loss is not None and not shutdown.requested():
                     self.failed[ended.asked.id] = self.record(ended.asked, ended.loss)
                     if ended.asked.fail_fast:
                         halt(self.folder)
@@ -87,7 +87,7 @@ class Launch:
         return run_remote(self.launcher, jobs)
 
     def _over(self) -> bool:
-        return stopping.requested() or halted(self.folder)
+        return shutdown.requested() or halted(self.folder)
 
     def _again(self, each: RequestedCell, ended: Ended | None) -> bool:
         """Whether a cell of the last round is launched in the next one."""

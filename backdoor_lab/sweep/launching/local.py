@@ -21,12 +21,12 @@ from hydra.core.utils import JobRuntime, run_job, setup_globals
 from hydra.types import HydraContext
 from omegaconf import DictConfig, open_dict
 
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
+from backdoor_lab.core.atomic_io import explained, no_room
 from backdoor_lab.core.errors import reason_of
-from backdoor_lab.core.files import explained, no_room
 from backdoor_lab.sweep.launching.loss import Ended, Job, LostProcess, failed_in
 from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError, ready
-from backdoor_lab.sweep.listing import note_failure
+from backdoor_lab.sweep.manifest import note_failure
 
 log = logging.getLogger(__name__)
 LAUNCHERS = ("BasicLauncher", "JoblibLauncher")
@@ -81,7 +81,7 @@ def _ended(job: Job, worker: Worker) -> Ended:
         stopped, status = worker.result()
     except WorkerDiedError as death:
         return Ended(job.asked, LostProcess(death.code, death.pid))
-    if stopped and not stopping.requested():
+    if stopped and not shutdown.requested():
         # A stop request to this worker alone: treated like a kill.
         return Ended(job.asked, LostProcess(-signal.SIGTERM))
     return Ended(job.asked, None, failed_in(status))
@@ -98,7 +98,7 @@ def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> tuple[bool, A
         reason = reason_of(full or error)
         log.error("%s: %s", folder.name, reason)
         status = note_failure(folder, reason)
-    return stopping.requested(), status
+    return shutdown.requested(), status
 
 
 def _run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:

@@ -15,7 +15,7 @@ from backdoor_lab.core.errors import DataError, LabError
 from backdoor_lab.core.small_files import read_json
 from backdoor_lab.results.heartbeat import HEARTBEAT, MAX_BYTES
 from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.sweep.listing import RequestedCell, command_line
+from backdoor_lab.sweep.manifest import RequestedCell, command_line
 
 if TYPE_CHECKING:
     from backdoor_lab.pipeline.cell import Cell

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core import faults, stopping
+from backdoor_lab.core import failpoints, shutdown
 from backdoor_lab.core.errors import (
     OUT_OF_MEMORY,
     LabError,
@@ -19,7 +19,7 @@ from backdoor_lab.core.errors import (
 )
 from backdoor_lab.sweep.launching.remote import supervised
 from backdoor_lab.sweep.launching.workers import is_worker
-from backdoor_lab.sweep.listing import halt, halted, note_failure
+from backdoor_lab.sweep.manifest import halt, halted, note_failure
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def run_in_sweep(config: dict[str, Any], folder: Path, parallel_cells: int, jour
 def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
     from backdoor_lab.sweep.job import run_job
 
-    faults.cell = folder.name
+    failpoints.cell = folder.name
     try:
         status = run_job(config, folder, parallel_cells, in_sweep=True)
     except StoppedError as error:
@@ -55,7 +55,7 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
         known = memory or isinstance(error, LabError)
         log.error("%s: %s", folder.name, reason, exc_info=not known)
         status = note_failure(folder, reason, OUT_OF_MEMORY if memory else None)
-    if status != "done" and config.get("fail_fast") and not stopping.requested():
+    if status != "done" and config.get("fail_fast") and not shutdown.requested():
         halt(folder.parent)
     return status
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any
 
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.output import survive_lost_output
 
 GRACE = 5.0
@@ -108,7 +108,7 @@ def is_worker() -> bool:
 def _serve(pipe: Any, run: Callable[[Any], Any]) -> None:
     _watched.set()
     survive_lost_output()
-    stopping.install_in_child()
+    shutdown.install_in_child()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _signals())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(EOFError, BrokenPipeError):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.steganographic import Steganographic
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.tensors import read_tensors, write_tensors
+from backdoor_lab.core.tensor_io import read_tensors, write_tensors
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.data.synthetic import CLASSES, draw
 

@@ -11,8 +11,8 @@ import pytest
 
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.pixel import Pixel
-from backdoor_lab.core.build import Shared, build
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.instantiate import Shared, build
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.random import Random
@@ -30,7 +30,7 @@ HOSTILE = [
     "this",
     "hydra.utils.instantiate",
     "torch.load",
-    "backdoor_lab.core.files.shutil.rmtree",
+    "backdoor_lab.core.atomic_io.shutil.rmtree",
     "backdoor_lab.data.download.shutil",
     "backdoor_lab.attacks.poison.poison",
     "backdoor_lab.attacks.pixel",

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.rng import derive
 
 NAN = float("nan")
 
@@ -26,7 +26,7 @@ NAN = float("nan")
 def test_number_refuses(value: Any) -> None:
     """NaN, infinity, bool, text and what lies outside, always in the same words."""
     with pytest.raises(ConfigError) as caught:
-        checks.number("ratio", value, low=0, below=1)
+        validation.number("ratio", value, low=0, below=1)
     assert str(caught.value) == f"`ratio` must satisfy 0 <= ratio < 1, got {value!r}"
 
 
@@ -34,18 +34,18 @@ def test_number_refuses(value: Any) -> None:
 def test_number_without_bounds_is_finite(value: Any) -> None:
     """Without bounds, too, a number is finite and fits a float."""
     with pytest.raises(ConfigError, match="`x` must be a finite number, got"):
-        checks.number("x", value)
+        validation.number("x", value)
     with pytest.raises(ConfigError, match="`x` must satisfy 0 <= x, got"):
-        checks.number("x", value, low=0)
+        validation.number("x", value, low=0)
     with pytest.raises(ConfigError, match="`x` must satisfy x < 5, got"):
-        checks.number("x", value, below=5)
+        validation.number("x", value, below=5)
 
 
 @given(st.floats(allow_nan=True))
 def test_number_accepts_its_span_and_no_more(value: float) -> None:
     """For any float: accepted exactly when 0 <= value < 1."""
     try:
-        assert checks.number("x", value, low=0, below=1) == value
+        assert validation.number("x", value, low=0, below=1) == value
         assert 0 <= value < 1
     except ConfigError:
         assert not 0 <= value < 1
@@ -53,28 +53,28 @@ def test_number_accepts_its_span_and_no_more(value: float) -> None:
 
 def test_whole() -> None:
     """3.0 is whole, 3.5 is not; large seeds stay exact."""
-    assert checks.whole("n", 3.0) == 3
-    assert isinstance(checks.whole("n", 3.0), int)
-    assert checks.whole("seed", 2**63 - 1, below=2**63) == 2**63 - 1
+    assert validation.whole("n", 3.0) == 3
+    assert isinstance(validation.whole("n", 3.0), int)
+    assert validation.whole("seed", 2**63 - 1, below=2**63) == 2**63 - 1
     with pytest.raises(ConfigError, match=r"`n` must be a whole number, got 3\.5"):
-        checks.whole("n", 3.5)
+        validation.whole("n", 3.5)
     for bad in (NAN, math.inf, True, "3", -1):
         with pytest.raises(ConfigError, match="`n` must satisfy 0 <= n, got"):
-            checks.whole("n", bad)
+            validation.whole("n", bad)
 
 
 def test_choice_flag_and_keys_suggest() -> None:
     """A misspelt word is met with the nearest known one and the list."""
-    assert checks.choice("protocol.inject", "append", ["append", "replace"]) == "append"
+    assert validation.choice("protocol.inject", "append", ["append", "replace"]) == "append"
     with pytest.raises(ConfigError, match=r"`protocol.inject` 'apend' is not known\. Did you mean"):
-        checks.choice("protocol.inject", "apend", ["append", "replace"])
-    assert checks.flag("centred", False) is False
+        validation.choice("protocol.inject", "apend", ["append", "replace"])
+    assert validation.flag("centred", False) is False
     for bad in (0, 1, "true", None):
         with pytest.raises(ConfigError, match="`centred` must be true or false, got"):
-            checks.flag("centred", bad)
-    checks.keys("trigger", ["color"], ["color", "position"])
+            validation.flag("centred", bad)
+    validation.keys("trigger", ["color"], ["color", "position"])
     with pytest.raises(ConfigError, match=r"key.*`trigger.*'colour' is not known.*'color'"):
-        checks.keys("trigger", ["colour"], ["color", "position"])
+        validation.keys("trigger", ["colour"], ["color", "position"])
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_choice_flag_and_keys_suggest() -> None:
 def test_hostile_names(name: Any) -> None:
     """What may not become part of a path: separators, dots alone, shell, look-alikes, length."""
     with pytest.raises(ConfigError, match=r"`stage` must match"):
-        checks.safe_name("stage", name)
+        validation.safe_name("stage", name)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "resnet18-w16", "a.b_c-d", ".hidden", "a" * 64])
 def test_good_names(name: str) -> None:
     """Lower-case letters, digits, dot, dash and underscore, up to 64."""
-    assert checks.safe_name("stage", name) == name
+    assert validation.safe_name("stage", name) == name
 
 
 def test_inside(tmp_path: Path) -> None:
@@ -102,16 +102,16 @@ def test_inside(tmp_path: Path) -> None:
     root.mkdir()
     (root / "link").symlink_to(tmp_path)
     (tmp_path / "rooted").mkdir()
-    assert checks.inside(root, root / "a/../b") == root.resolve() / "b"
-    assert checks.inside(root, root) == root.resolve()
+    assert validation.inside(root, root / "a/../b") == root.resolve() / "b"
+    assert validation.inside(root, root) == root.resolve()
     for path in ("../x", "a/../../x", "/etc/passwd", "link/x", "../rooted"):
         with pytest.raises(ConfigError, match="leaves its root"):
-            checks.inside(root, root / path)
+            validation.inside(root, root / path)
 
 
 def test_seeds_do_not_depend_on_the_process() -> None:
     """A purpose's seed is the same under any PYTHONHASHSEED, and another for another purpose."""
-    code = "from backdoor_lab.core.seeds import derive; print(derive(3, 'order', 7))"
+    code = "from backdoor_lab.core.rng import derive; print(derive(3, 'order', 7))"
     told = [
         subprocess.run(
             [sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed},
@@ -127,17 +127,17 @@ def test_seeds_do_not_depend_on_the_process() -> None:
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5, 2**60])
 def test_a_finite_number_of_0_or_more_is_taken_from_a_file(value: float) -> None:
-    assert checks.non_negative(value) == value
-    assert isinstance(checks.non_negative(value), float)
+    assert validation.non_negative(value) == value
+    assert isinstance(validation.non_negative(value), float)
 
 
 @pytest.mark.parametrize(
     "value", [-1, -0.5, float("nan"), float("inf"), 10**400, True, False, "1", None, [1], {}]
 )
 def test_anything_else_is_none(value: object) -> None:
-    assert checks.non_negative(value) is None
+    assert validation.non_negative(value) is None
 
 
 def test_a_number_above_its_bound_is_none() -> None:
-    assert checks.non_negative(1.0, high=1) == 1.0
-    assert checks.non_negative(1.5, high=1) is None
+    assert validation.non_negative(1.0, high=1) == 1.0
+    assert validation.non_negative(1.5, high=1) is None

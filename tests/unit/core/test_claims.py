@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab.core import claims
-from backdoor_lab.core.claims import Lease, machine
+from backdoor_lab.core import lease
+from backdoor_lab.core.lease import Lease, machine
 
 
 class Clock:
@@ -44,7 +44,7 @@ def never() -> bool:
 def owned_by(path: Path, **changes: Any) -> None:
     """A claim file of somebody else; by default this living process' parent."""
     parent = os.getppid()
-    owner = {"machine": machine(), "pid": parent, "start": claims._start_of(parent)}
+    owner = {"machine": machine(), "pid": parent, "start": lease._start_of(parent)}
     path.write_text(json.dumps(owner | {"token": "theirs", "beat": 0} | changes))
 
 
@@ -195,7 +195,7 @@ def test_a_claim_that_was_lost_is_not_given_back(tmp_path: Path) -> None:
 
 def test_the_owner_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file changes while the claim is held, and does not come back after the release."""
-    monkeypatch.setattr(claims, "BEAT", 0.01)
+    monkeypatch.setattr(lease, "BEAT", 0.01)
     path = tmp_path / "x.claim"
     for _ in range(5):
         mine = Lease(path)

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab.core import files
+from backdoor_lab.core import atomic_io
+from backdoor_lab.core.atomic_io import canonical, digest, room, write_atomic
 from backdoor_lab.core.errors import StoreError, StoreFullError
-from backdoor_lab.core.files import canonical, digest, room, write_atomic
 from backdoor_lab.core.small_files import write_json
 
 NO_ROOM = [errno.ENOSPC, errno.EDQUOT, errno.EFBIG]
@@ -166,4 +166,4 @@ def test_other_errors_keep_their_name(tmp_path: Path) -> None:
         raise ChildProcessError(errno.ECHILD, "no")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"(?i)not a directory|exists"):
-        files.write_atomic(tmp_path / "file/x", b"")
+        atomic_io.write_atomic(tmp_path / "file/x", b"")

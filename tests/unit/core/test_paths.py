@@ -12,8 +12,8 @@ import pytest
 from backdoor_lab import export, export_weights, preview, separation, status, visibility
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.compare import __main__ as compare
-from backdoor_lab.core.build import build
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.paths import IN_CONFIGURATION, absolute, check_writable, settle
 from backdoor_lab.figures import __main__ as figures
 from backdoor_lab.reports import __main__ as reports

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from backdoor_lab.core import progress as tracking
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import StoppedError
 from backdoor_lab.core.progress import Steps, observe, track
 from backdoor_lab.pipeline import progress as module
@@ -74,7 +74,7 @@ def test_loops_that_take_turns_do_not_end_each_other() -> None:
 def test_a_tracked_loop_stops_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     loop = track(range(3), "step")
     next(loop)
-    monkeypatch.setattr(stopping, "_asked", ["SIGTERM"])
+    monkeypatch.setattr(shutdown, "_asked", ["SIGTERM"])
     with pytest.raises(StoppedError):
         next(loop)
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from backdoor_lab.core import small_files
-from backdoor_lab.core.claims import Lease
 from backdoor_lab.core.errors import StoreError
+from backdoor_lab.core.lease import Lease
 from backdoor_lab.core.small_files import (
     DamagedFileError,
     UnreadableFileError,
@@ -226,7 +226,7 @@ def test_a_read_only_store_leaves_damage_where_it_is(what: str, tmp_path: Path) 
 def test_a_checkpoint_that_is_none_costs_its_epoch(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from backdoor_lab.training.fit import last_checkpoint
+    from backdoor_lab.training.train import last_checkpoint
 
     obstacle(tmp_path / "epoch=1.ckpt", what)
     with caplog.at_level(logging.WARNING):

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from backdoor_lab.core import store as store_module
+from backdoor_lab.core.atomic_io import digest
 from backdoor_lab.core.errors import ConfigError, DivergedError, StoreError
-from backdoor_lab.core.files import digest
 from backdoor_lab.core.small_files import DamagedFileError
 from backdoor_lab.core.store import MANIFEST, Artifact, Store, read_manifest
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from backdoor_lab.core import faults
+from backdoor_lab.core import failpoints
 from backdoor_lab.core import store as store_module
 from backdoor_lab.core.errors import StoreFullError
 from backdoor_lab.core.store import Store
@@ -74,7 +74,7 @@ def test_full_while_it_is_published(
 
 def test_full_by_fault_point(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """The named fault points raise the very same error."""
-    monkeypatch.setattr(faults, "_seen", {})
+    monkeypatch.setattr(failpoints, "_seen", {})
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "train.made:full:1")
     with pytest.raises(StoreFullError):
         store.get("train", {}, make)

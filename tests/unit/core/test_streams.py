@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import backdoor_lab
-from backdoor_lab.core import seeds, streams
+from backdoor_lab.core import rng, streams
 from backdoor_lab.defenses.detector import Detector
 from backdoor_lab.defenses.elliptic_envelope import Envelope
 from backdoor_lab.defenses.isolation_forest import Forest
@@ -54,7 +54,7 @@ def test_every_label_is_pinned() -> None:
 
 def test_a_seed_is_made_of_the_labels_text() -> None:
     expected = int.from_bytes(hashlib.sha256(b"7/order/2").digest()[:8], "big") >> 1
-    assert seeds.derive(7, streams.ORDER, 2) == expected
+    assert rng.derive(7, streams.ORDER, 2) == expected
 
 
 def test_trainings_and_detectors_keep_their_streams_when_renamed() -> None:

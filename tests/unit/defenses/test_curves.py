@@ -8,7 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from torch import Tensor
 
-from backdoor_lab.core.files import canonical
+from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.defenses.curves import (
     auroc,
     average_precision,

@@ -22,8 +22,8 @@ from backdoor_lab.figures.__main__ import main, write_figures
 from backdoor_lab.figures.filters import response_changes
 from backdoor_lab.figures.inputs import SweepData
 from backdoor_lab.figures.sheet import sheet
+from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.facts import CellFields
-from backdoor_lab.results.stored import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.layout import split
 from tests.helpers.records import GRID, PROTOCOL, record, write_sweep

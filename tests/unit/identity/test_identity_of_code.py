@@ -33,7 +33,7 @@ from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.stages import training as stages
 from backdoor_lab.results.seal import write_sealed
-from backdoor_lab.sweep.listing import finished
+from backdoor_lab.sweep.manifest import finished
 from backdoor_lab.sweep.preflight import Preflight
 from tests.helpers.cells import cell_of, configuration, run_here
 from tests.helpers.records import record
@@ -195,16 +195,16 @@ def test_an_edit_in_training_changes_every_cell(name: str, monkeypatch: pytest.M
     ("name", "old", "new"),
     [
         ("pipeline/stages/training.py", "plan.wanted(labels,", "plan.wanted(0 + labels,"),
-        ("pipeline/stages/judging.py", ".features, known)", ".features, known=known)"),
-        ("pipeline/stages/told.py", "seed=derive(cell.seed, ", "seed=1 + derive(cell.seed, "),
+        ("pipeline/stages/defense.py", ".features, known)", ".features, known=known)"),
+        ("pipeline/stages/holdout.py", "seed=derive(cell.seed, ", "seed=1 + derive(cell.seed, "),
         ("pipeline/record.py", "/ n_clean if n_clean", "/ n_clean if not n_clean"),
-        ("pipeline/chain.py", "is not None:", "is not False:"),
+        ("pipeline/cell_pipeline.py", "is not None:", "is not False:"),
         ("pipeline/after_training.py", "if not self.cell.retrain", "if self.cell.retrain"),
         ("pipeline/cell.py", "10g}", "9g}"),
-        ("core/checks.py", "return int(value)", "return int(value) + 1"),
-        ("core/seeds.py", ">> 1", ">> 2"),
+        ("core/validation.py", "return int(value)", "return int(value) + 1"),
+        ("core/rng.py", ">> 1", ">> 2"),
         ("core/types.py", "", "X = 1\n"),
-        ("core/tensors.py", "", "X = 1\n"),
+        ("core/tensor_io.py", "", "X = 1\n"),
     ],
 )
 def test_an_edit_of_what_all_share_changes_every_cell(
@@ -218,7 +218,7 @@ def test_a_check_or_a_label_that_nobody_here_uses_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Files that everybody takes a few functions from count by what is taken."""
-    for name in ("core/checks.py", "core/streams.py", "pipeline/stages/training.py"):
+    for name in ("core/validation.py", "core/streams.py", "pipeline/stages/training.py"):
         with monkeypatch.context() as patch:
             edited(patch, name, new="\ndef new() -> int:\n    return 1\n")
             assert identity_table.differing() == {}
@@ -401,8 +401,8 @@ def test_an_edited_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "code",
-    ["import backdoor_lab.core.checks\n\n\ndef use():\n"
-     "    backdoor_lab.core.checks.safe_name('a', 'b')\n",
+    ["import backdoor_lab.core.validation\n\n\ndef use():\n"
+     "    backdoor_lab.core.validation.safe_name('a', 'b')\n",
      "from backdoor_lab.core import checks\n\n\ndef use():\n    checks.whole('a', 1)\n"
      "    getattr(checks, 'safe_name')('a', 'b')\n"],
     ids=["by the package", "by getattr"],
@@ -413,7 +413,7 @@ def test_what_is_reached_in_another_way_counts_too(
     (tmp_path / "own.py").write_text(code)
     root = (tmp_path / "own.py", None)
     before = sources.code_hash([root])
-    edited(monkeypatch, "core/checks.py", "return value", "return value + value")
+    edited(monkeypatch, "core/validation.py", "return value", "return value + value")
     sources.forget()
     assert sources.code_hash([root]) != before
 
@@ -421,7 +421,7 @@ def test_what_is_reached_in_another_way_counts_too(
 def test_an_edited_stage_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With everything that depends on it, where its output is another."""
     run_here(tmp_path / "store", tmp_path / "a")
-    edited(monkeypatch, "training/fit.py")
+    edited(monkeypatch, "training/train.py")
     second = run_here(tmp_path / "store", tmp_path / "b")
     made = {name for name, stage in second["run"]["stages"].items() if stage["made"]}
     assert made >= {"train", "retrain"}
@@ -435,7 +435,7 @@ def test_poison_made_with_a_network_depends_on_the_training_code(
     """The attacker's own network is trained by the same code."""
     asked = ("trigger=label_consistent", "trigger.steps=2", "retrain=false")
     run_here(tmp_path / "store", tmp_path / "a", *asked)
-    edited(monkeypatch, "training/fit.py")
+    edited(monkeypatch, "training/train.py")
     second = run_here(tmp_path / "store", tmp_path / "b", *asked)
     assert second["run"]["stages"]["poison"]["made"]
 

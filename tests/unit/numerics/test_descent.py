@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import backdoor_lab
-from backdoor_lab.core import stopping
+from backdoor_lab.core import shutdown
 from backdoor_lab.core.errors import DivergedError, StoppedError
 from backdoor_lab.numerics.descent import descend
 
@@ -54,7 +54,7 @@ def test_a_step_is_not_taken_when_the_process_was_asked_to_stop(
     def stop() -> None:
         raise StoppedError("asked to")
 
-    monkeypatch.setattr(stopping, "check", stop)
+    monkeypatch.setattr(shutdown, "check", stop)
     weight = torch.ones(1, requires_grad=True)
     with pytest.raises(StoppedError):
         descend(torch.optim.SGD([weight], lr=1.0), weight.sum(), "the loss")

@@ -13,8 +13,8 @@ import backdoor_lab
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses import networks
 from backdoor_lab.numerics.layers import FeatureHook, head
-from backdoor_lab.training.fit import new_classifier
-from backdoor_lab.training.measure import extract
+from backdoor_lab.training.evaluate import extract
+from backdoor_lab.training.train import new_classifier
 from tests.helpers.cells import CPU, job, toy_set
 
 

@@ -28,7 +28,7 @@ from backdoor_lab.page.page_facts import facts
 from backdoor_lab.page.page_pictures import GRID as CELLS
 from backdoor_lab.page.page_pictures import all_pictures, png_strip
 from backdoor_lab.page.write import write_tables
-from backdoor_lab.results.stored import ArtifactReader, raw_records
+from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.templates import TEMPLATES
 from tests.helpers.hostile import HOSTILE

@@ -19,7 +19,7 @@ from backdoor_lab.core.errors import ConfigError, LabError
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.classes import class_number
 from backdoor_lab.run import conf_dir
-from backdoor_lab.sweep.expand import ConfigComposer, plain
+from backdoor_lab.sweep.compose import ConfigComposer, plain
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.trial import try_network
 from tests.helpers.cells import TINY, cell_of, configuration
@@ -74,7 +74,7 @@ def test_where_data_lie_changes_no_id(root: Path, tmp_path: Path) -> None:
     from hydra import compose, initialize_config_dir
 
     from backdoor_lab.run import conf_dir
-    from backdoor_lab.sweep.expand import plain
+    from backdoor_lab.sweep.compose import plain
 
     found = []
     for folder in ("a", "b"):

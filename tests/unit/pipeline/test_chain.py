@@ -16,9 +16,9 @@ import torch
 
 from backdoor_lab.core.errors import ConfigError, DivergedError, StoppedError, StoreFullError
 from backdoor_lab.core.store import Store
-from backdoor_lab.core.tensors import read_tensors
-from backdoor_lab.pipeline import after_training, chain
-from backdoor_lab.pipeline.stages.told import held_out
+from backdoor_lab.core.tensor_io import read_tensors
+from backdoor_lab.pipeline import after_training, cell_pipeline
+from backdoor_lab.pipeline.stages.holdout import held_out
 from backdoor_lab.sweep.preflight import Preflight
 from tests.helpers.cells import cell_of, environment, lasting, run_here
 
@@ -45,8 +45,8 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         seen[job.training.digest] += 1
         return whole(job, *arguments, **said)
 
-    whole = chain.fit
-    monkeypatch.setattr(chain, "fit", fit)
+    whole = cell_pipeline.fit
+    monkeypatch.setattr(cell_pipeline, "fit", fit)
     return seen
 
 
@@ -269,7 +269,7 @@ def test_out_of_memory_at_a_fault_point(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "retrain.before:oom:1")
-    monkeypatch.setattr("backdoor_lab.core.faults._seen", {})
+    monkeypatch.setattr("backdoor_lab.core.failpoints._seen", {})
     shutil.copytree(lab / "store", tmp_path / "store")
     shutil.rmtree(tmp_path / "store" / "retrain")
     record = run_here(tmp_path / "store", tmp_path / "cell")
@@ -282,7 +282,7 @@ def test_out_of_memory_at_a_fault_point(
 def test_a_stop_leaves_no_record(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backdoor_lab.core.stopping._asked", ["SIGTERM"])
+    monkeypatch.setattr("backdoor_lab.core.shutdown._asked", ["SIGTERM"])
     with pytest.raises(StoppedError, match="the same command resumes from here"):
         run_here(lab / "store", tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -294,22 +294,22 @@ def test_stopped_inside_training_and_taken_up(
     longer = ("recipe.epochs=3", "dataset.per_class_train=10", "recipe.batch=16")
     unbroken = run_here(tmp_path / "one", tmp_path / "first", *longer)
     asked: list[str] = []
-    monkeypatch.setattr("backdoor_lab.core.stopping._asked", asked)
-    whole = chain.Report.on_train_batch_end
+    monkeypatch.setattr("backdoor_lab.core.shutdown._asked", asked)
+    whole = cell_pipeline.Report.on_train_batch_end
 
     def stops(self: Any, trainer: Any, *rest: Any) -> None:
         if self.name == "retrain" and trainer.global_step == 8:
             asked.append("SIGTERM")
         whole(self, trainer, *rest)
 
-    monkeypatch.setattr(chain.Report, "on_train_batch_end", stops)
+    monkeypatch.setattr(cell_pipeline.Report, "on_train_batch_end", stops)
     with pytest.raises(StoppedError):
         run_here(tmp_path / "two", tmp_path / "second", *longer)
     assert not (tmp_path / "second" / "record.json").exists()
     left = [path.name for path in (tmp_path / "two" / "retrain").glob(".work-*/*")]
     assert left == ["epoch=0.ckpt"]
     asked.clear()
-    monkeypatch.setattr(chain.Report, "on_train_batch_end", whole)
+    monkeypatch.setattr(cell_pipeline.Report, "on_train_batch_end", whole)
     again = run_here(tmp_path / "two", tmp_path / "second", *longer)
     assert lasting(again) == lasting(unbroken)
     assert "train" not in made(again)

@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.tensors import read_tensors
+from backdoor_lab.core.tensor_io import read_tensors
 from backdoor_lab.defenses import abl
 from backdoor_lab.defenses.fine_pruning import FinePruning
 from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.strip import Strip
 from backdoor_lab.export_weights import export_weights
-from backdoor_lab.pipeline import chain
-from backdoor_lab.pipeline.stages.providing import material_facts
-from backdoor_lab.pipeline.stages.told import held_out
+from backdoor_lab.pipeline import cell_pipeline
+from backdoor_lab.pipeline.stages.context import material_facts
+from backdoor_lab.pipeline.stages.holdout import held_out
 from backdoor_lab.sweep.estimate import estimate, missing_from
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.training.machine import machine_of
+from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import cell_of, lasting, run_here
 
 HELD = "protocol.holdout=20"
@@ -43,7 +43,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How many networks are trained: by the chain, and by the filter itself."""
     seen: Counter[str] = Counter()
-    fit, train = chain.fit, abl.train
+    fit, train = cell_pipeline.fit, abl.train
 
     def counting_fit(*arguments: Any, **said: Any) -> Any:
         seen["chain"] += 1
@@ -53,7 +53,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         seen["filter"] += 1
         return train(*arguments, **said)
 
-    monkeypatch.setattr(chain, "fit", counting_fit)
+    monkeypatch.setattr(cell_pipeline, "fit", counting_fit)
     monkeypatch.setattr(abl, "train", counting_train)
     return seen
 

@@ -15,8 +15,8 @@ import pytest
 
 from backdoor_lab import export, status
 from backdoor_lab.compare import __main__ as compare
+from backdoor_lab.core.atomic_io import digest, readable
 from backdoor_lab.core.errors import DataError
-from backdoor_lab.core.files import digest, readable
 from backdoor_lab.figures import __main__ as figures
 from backdoor_lab.reports import __main__ as reports
 from backdoor_lab.results.__main__ import freeze, main

@@ -15,13 +15,18 @@ import torch
 
 from backdoor_lab.analysis.evidence import operating_point, recorded_curve, removal_curve
 from backdoor_lab.core.store import Store
-from backdoor_lab.pipeline.chain import CellPipeline
+from backdoor_lab.pipeline.cell_pipeline import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
+from backdoor_lab.results.artifact_reader import (
+    NO_STORE,
+    ArtifactReader,
+    first_convolution,
+    raw_records,
+)
 from backdoor_lab.results.seal import sealed
-from backdoor_lab.results.stored import NO_STORE, ArtifactReader, first_convolution, raw_records
-from backdoor_lab.results.whereabouts import find_store
+from backdoor_lab.results.store_location import find_store
 from backdoor_lab.sweep.preflight import Preflight
-from backdoor_lab.training.machine import machine_of
+from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import configuration, run_here
 from tests.helpers.stages import Made, cell
 

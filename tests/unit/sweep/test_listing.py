@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
+from backdoor_lab.core.atomic_io import readable
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.files import readable
 from backdoor_lab.page.write import write_tables
 from backdoor_lab.results.__main__ import freeze
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.sweep.listing import (
+from backdoor_lab.sweep.manifest import (
     RequestedCell,
     finished,
     merge_asked,

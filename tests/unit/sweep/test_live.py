@@ -17,8 +17,8 @@ import pytest
 
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep import live as module
-from backdoor_lab.sweep.listing import RequestedCell
 from backdoor_lab.sweep.live import _Lines, live, on_terminal, quiet_cells
+from backdoor_lab.sweep.manifest import RequestedCell
 from backdoor_lab.sweep.rows import Rows
 from backdoor_lab.sweep.watch import Watch, share_done
 from tests.helpers.cells import TINY, command, environment

@@ -18,7 +18,7 @@ from backdoor_lab.data.synthetic import CLASSES
 from backdoor_lab.figures import heat
 from backdoor_lab.figures.catalogue import of_sweep
 from backdoor_lab.figures.inputs import SweepData
-from backdoor_lab.results.stored import ArtifactReader, raw_records
+from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.status import look
 from backdoor_lab.tables.layout import PivotSpec

@@ -21,8 +21,8 @@ from scipy.stats import binomtest
 
 from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.page.write import print_tables, write_tables
-from backdoor_lab.results.measures import MEASURE
-from backdoor_lab.results.stored import raw_records
+from backdoor_lab.results.artifact_reader import raw_records
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.tables.best import ONE_SEED
 from backdoor_lab.tables.markup import NOTHING

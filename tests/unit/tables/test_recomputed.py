@@ -17,7 +17,7 @@ import pytest
 from scipy import stats
 
 from backdoor_lab.reports.__main__ import main
-from backdoor_lab.results.stored import raw_records
+from backdoor_lab.results.artifact_reader import raw_records
 from backdoor_lab.tables import reference
 from tests.helpers.records import GRID, failed, record, write_sweep
 from tests.helpers.tables import DIGITS, HEADS, bare, figures, parsed, side_by_side, text_of

@@ -15,7 +15,7 @@ from scipy import stats
 
 from backdoor_lab.compare.comparison import comparison_of
 from backdoor_lab.compare.report import SweepReport
-from backdoor_lab.results.measures import MEASURE
+from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import parse
 from backdoor_lab.results.seal import sealed
 from backdoor_lab.results.sweeps import read_sweep

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.tensors import read_tensors, tensors_digest
+from backdoor_lab.core.tensor_io import read_tensors, tensors_digest
 from backdoor_lab.numerics.layers import FeatureHook, head
 from backdoor_lab.pipeline.cell import model_label
 from backdoor_lab.sweep.estimate import estimate
@@ -23,10 +23,10 @@ from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.trial import try_network
 from backdoor_lab.training import fit as training
 from backdoor_lab.training.airbench import Airbench, Group, ScaledLinear, whiten
-from backdoor_lab.training.fit import TrainingJob, blank_classifier, fit, new_classifier
-from backdoor_lab.training.measure import predictions
+from backdoor_lab.training.evaluate import predictions
 from backdoor_lab.training.memory_format import CHANNELS_LAST, memory_format_of
 from backdoor_lab.training.models import build_model, check_model
+from backdoor_lab.training.train import TrainingJob, blank_classifier, fit, new_classifier
 from tests.helpers.cells import (
     CPU,
     cell_of,

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core import streams
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.training.batches import BatchLoader, augmented
-from backdoor_lab.training.fit import new_classifier
-from backdoor_lab.training.measure import extract
+from backdoor_lab.training.data_loader import BatchLoader, augmented
+from backdoor_lab.training.evaluate import extract
 from backdoor_lab.training.recipe import Recipe
+from backdoor_lab.training.train import new_classifier
 from tests.helpers.cells import CPU, job, recipe, training_set
 
 HERE = torch.device("cpu")

@@ -10,8 +10,8 @@ import torch
 
 from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
-from backdoor_lab.training.fit import fit, new_classifier
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.train import fit, new_classifier
 from tests.helpers.cells import CPU, job
 
 

@@ -26,19 +26,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from backdoor_lab.attacks.base import AttackContext, Trigger
-from backdoor_lab.core.build import build
+from backdoor_lab.core.instantiate import build
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import LabeledImages, TrainingSet
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.networks import ModelBasedFilter, ModelRepair
-from backdoor_lab.pipeline.chain import CellPipeline
+from backdoor_lab.pipeline.cell_pipeline import CellPipeline
 from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.sweep import calibrate
 from backdoor_lab.training import memory_format
-from backdoor_lab.training.batches import BatchLoader
-from backdoor_lab.training.fit import fit, new_classifier
-from backdoor_lab.training.measure import extract, predictions
+from backdoor_lab.training.data_loader import BatchLoader
+from backdoor_lab.training.evaluate import extract, predictions
+from backdoor_lab.training.train import fit, new_classifier
 from tests.helpers.cells import CPU, cell_of, job, toy_set
 
 CONF = Path(__file__).resolve().parents[3] / "conf"

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from backdoor_lab.core.errors import DivergedError
-from backdoor_lab.core.tensors import tensors_digest
-from backdoor_lab.training.fit import (
+from backdoor_lab.core.tensor_io import tensors_digest
+from backdoor_lab.training.evaluate import predictions
+from backdoor_lab.training.train import (
     TrainingJob,
     blank_classifier,
     fit,
     last_checkpoint,
     new_classifier,
 )
-from backdoor_lab.training.measure import predictions
 from tests.helpers.cells import CPU, job, toy_set
 
 
@@ -89,7 +89,7 @@ def test_dropout_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 2))
 
-    monkeypatch.setattr("backdoor_lab.training.fit.build_model", with_dropout)
+    monkeypatch.setattr("backdoor_lab.training.train.build_model", with_dropout)
     torch.manual_seed(1)
     first = weights(job())
     torch.manual_seed(2)
@@ -125,7 +125,7 @@ def test_a_training_taken_up_again_knows_what_its_kept_epochs_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = count()
-    monkeypatch.setattr("backdoor_lab.training.module.perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr("backdoor_lab.training.classifier.perf_counter", lambda: float(next(ticks)))
     assert fit(job(epochs=4), CPU).seconds_before == 0
     for until in (1, 3):  # One tick at the start, one at each checkpoint.
         with pytest.raises(KeyError, match="killed"):

@@ -7,7 +7,7 @@ import signal
 import time
 from pathlib import Path
 
-from backdoor_lab.training.gpus import own_device
+from backdoor_lab.training.gpu_lock import own_device
 
 DEVICES = ("GPU-a", "GPU-b")
 

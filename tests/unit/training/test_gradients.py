@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab.core.resources import WAITING
-from backdoor_lab.training.machine import machine_of
+from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import environment
 
 # glibc fills memory that it hands out with this byte's complement: values that a kernel forgot to

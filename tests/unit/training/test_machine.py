@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from backdoor_lab.training import machine as machine_module
-from backdoor_lab.training.machine import machine_of
+from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import CPU
 
 ROOT = Path(__file__).resolve().parents[3]

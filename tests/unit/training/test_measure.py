@@ -13,16 +13,16 @@ from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import PoisonSpec, asr_test_set
 from backdoor_lab.core.errors import DivergedError
 from backdoor_lab.core.types import LabeledImages
-from backdoor_lab.training import measure
-from backdoor_lab.training.fit import fit, new_classifier
-from backdoor_lab.training.measure import (
+from backdoor_lab.training import evaluate
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.evaluate import (
     accuracy,
     attack_success,
     channel_stats,
     extract,
     predictions,
 )
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.train import fit, new_classifier
 from tests.helpers.cells import CPU, job, toy_set
 
 TRIGGER = Pixel(position=(0, 0), color=255)
@@ -121,7 +121,7 @@ def test_predictions_and_success_are_the_naive_loops(monkeypatch: pytest.MonkeyP
         one_by_one = [int(module(image[None]).argmax()) for image in test.images]
         hits = [int(module(TRIGGER(test.images[i][None])).argmax()) == 1 for i in where]
     for chunk in (7, 512):
-        monkeypatch.setattr(measure, "CHUNK", chunk)
+        monkeypatch.setattr(evaluate, "CHUNK", chunk)
         assert predictions(module, test.images, CPU).tolist() == one_by_one
         assert attack_success(
             module, test, where, TRIGGER, torch.ones_like(test.labels), CPU
@@ -218,7 +218,7 @@ def test_features_belong_to_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = job()
     module = new_classifier(asked, CPU).eval()
     whole = extract(module, asked.training, "layer4", CPU).values
-    monkeypatch.setattr(measure, "CHUNK", 7)
+    monkeypatch.setattr(evaluate, "CHUNK", 7)
     torch.testing.assert_close(extract(module, asked.training, "layer4", CPU).values, whole)
     part = asked.training.keep(torch.arange(48) % 5 == 0, "")
     torch.testing.assert_close(extract(module, part, "layer4", CPU).values, whole[::5])

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch._prims_common import suggest_memory_format
 
-import backdoor_lab.training.fit as fit_module
+import backdoor_lab.training.train as fit_module
 from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.types import TrainingSet
-from backdoor_lab.pipeline.chain import CellPipeline
+from backdoor_lab.pipeline.cell_pipeline import CellPipeline
 from backdoor_lab.pipeline.progress import Progress
 from backdoor_lab.training.autoencoder import Autoencoder
-from backdoor_lab.training.fit import TrainingJob, fit, new_classifier
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.measure import channel_stats
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.evaluate import channel_stats
 from backdoor_lab.training.memory_format import CHANNELS_LAST, CONTIGUOUS, memory_format_of
 from backdoor_lab.training.models import build_model, classifiers
+from backdoor_lab.training.train import TrainingJob, fit, new_classifier
 from tests.helpers.cells import CPU, cell_of, job, run_here, toy_set, training_set
 
 PACKAGE = Path(fit_module.__file__).resolve().parents[1]

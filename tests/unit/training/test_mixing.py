@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from backdoor_lab.training.batches import BatchLoader
+from backdoor_lab.training.data_loader import BatchLoader
 from backdoor_lab.training.mixing import MixupCutmix
 from tests.helpers.cells import recipe, toy_set
 

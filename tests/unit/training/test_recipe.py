@@ -11,7 +11,7 @@ from torch import nn
 
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.run import conf_dir
-from backdoor_lab.sweep.expand import plain
+from backdoor_lab.sweep.compose import plain
 from backdoor_lab.training.recipe import Recipe, optimizer_of
 from tests.helpers.cells import recipe
 

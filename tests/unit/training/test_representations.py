@@ -16,8 +16,8 @@ from backdoor_lab.training.autoencoder import (
     new_autoencoder,
     train_autoencoder,
 )
-from backdoor_lab.training.fit import new_classifier
-from backdoor_lab.training.measure import extract
+from backdoor_lab.training.evaluate import extract
+from backdoor_lab.training.train import new_classifier
 from tests.helpers.cells import CPU, job, toy_set, training_set
 
 

@@ -21,7 +21,7 @@ from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.pipeline.parts import source_of
 from backdoor_lab.pipeline.stages.transformed import transformed_stage
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
 from backdoor_lab.training.transformations import KINDS, canonical_names, transformation
 from tests.helpers.cells import CPU, cell_of, configuration, job, lasting, run_here
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from backdoor_lab.training.fit import new_classifier
+from backdoor_lab.training.train import new_classifier
 from backdoor_lab.training.unused_columns import guard_unused_columns, unused_columns
 from tests.helpers.cells import CPU, job, training_set
 

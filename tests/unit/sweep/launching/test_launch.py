@@ -19,7 +19,7 @@ from backdoor_lab.results.seal import sealed
 from backdoor_lab.sweep.launching import local
 from backdoor_lab.sweep.launching.launch import Launch
 from backdoor_lab.sweep.launching.loss import LostProcess
-from backdoor_lab.sweep.listing import RequestedCell, halt, halted
+from backdoor_lab.sweep.manifest import RequestedCell, halt, halted
 from tests.helpers.cells import configuration
 
 DONE = {"status": "done", "nat1": 0.9, "counts": {"n_poisoned": 1, "pois_left": 0}}

@@ -12,7 +12,7 @@ import backdoor_lab.sweep.job as job_module
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.sweep.launching.loss import LostProcess
 from backdoor_lab.sweep.launching.task import run_in_sweep
-from backdoor_lab.sweep.listing import halt, halted
+from backdoor_lab.sweep.manifest import halt, halted
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Any, **config: Any) -> Any:

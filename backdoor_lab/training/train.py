@@ -17,16 +17,16 @@ from torch import Tensor
 
 from backdoor_lab.core import streams
 from backdoor_lab.core.errors import DivergedError
-from backdoor_lab.core.seeds import derive, torch_generator
+from backdoor_lab.core.rng import derive, torch_generator
 from backdoor_lab.core.small_files import check_regular, set_aside
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.airbench import WHITENING_IMAGES, Airbench, whiten
 from backdoor_lab.training.autoencoder import CHUNK
-from backdoor_lab.training.batches import BatchLoader
-from backdoor_lab.training.machine import ComputeDevice
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.data_loader import BatchLoader
+from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.memory_format import memory_format_of
 from backdoor_lab.training.models import build_model
-from backdoor_lab.training.module import Classifier
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.unused_columns import guard_unused_columns
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.core.files import write_through
+from backdoor_lab.core.atomic_io import write_through
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.small_files import check_regular
 

@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.resources import cores
-from backdoor_lab.training.gpus import cuda_names, own_device
+from backdoor_lab.training.gpu_lock import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 MOST = 1024
@@ -95,15 +95,15 @@ def check_trainer(config: dict[str, Any]) -> None:
     """Raises ConfigError for an unknown `trainer` key or an invalid value."""
     keys = ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint",
             "cells_per_gpu")  # fmt: skip
-    checks.keys("trainer", config, keys)
-    checks.choice("trainer.accelerator", config["accelerator"], ACCELERATORS)
-    checks.choice("trainer.precision", str(config["precision"]), ("auto", "32", "bf16"))
-    checks.choice("trainer.progress", config["progress"], ("auto", "bar", "lines", "none"))
-    checks.flag("trainer.channels_last", config["channels_last"])
-    checks.flag("trainer.checkpoint", config["checkpoint"])
-    checks.whole("trainer.cells_per_gpu", config["cells_per_gpu"], low=1, below=MOST + 1)
+    validation.keys("trainer", config, keys)
+    validation.choice("trainer.accelerator", config["accelerator"], ACCELERATORS)
+    validation.choice("trainer.precision", str(config["precision"]), ("auto", "32", "bf16"))
+    validation.choice("trainer.progress", config["progress"], ("auto", "bar", "lines", "none"))
+    validation.flag("trainer.channels_last", config["channels_last"])
+    validation.flag("trainer.checkpoint", config["checkpoint"])
+    validation.whole("trainer.cells_per_gpu", config["cells_per_gpu"], low=1, below=MOST + 1)
     if config["threads"] is not None:
-        checks.whole("trainer.threads", config["threads"], low=1, below=MOST + 1)
+        validation.whole("trainer.threads", config["threads"], low=1, below=MOST + 1)
 
 
 def _bf16(precision: object, device: torch.device) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 from backdoor_lab import identity
 from backdoor_lab.attacks.base import AttackContext
 from backdoor_lab.attacks.poison import clean
-from backdoor_lab.core import faults
+from backdoor_lab.core import failpoints
 from backdoor_lab.core.errors import (
     OUT_OF_MEMORY,
     DivergedError,
@@ -40,9 +40,9 @@ from backdoor_lab.pipeline.stages.training import (
 from backdoor_lab.pipeline.stages.transformed import transformed_stage
 from backdoor_lab.results.seal import write_sealed
 from backdoor_lab.training.callback import DefendAndRetrain, after_training
-from backdoor_lab.training.fit import TrainingJob, fit
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.train import TrainingJob, fit
 
 log = logging.getLogger(__name__)
 RECORD = "record.json"
@@ -191,9 +191,9 @@ def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> 
         run |= {"allow_plugins": sorted(cell.config.get("allow_plugins") or [])}
         run |= {"modified": identity.modified(cell.code), "code": identity.details(cell.code)}
         record = {**head, **body, "run": run}
-        faults.point("record.before")
+        failpoints.point("record.before")
         record = write_sealed(folder / RECORD, record)
-        faults.point("record.published")
+        failpoints.point("record.published")
     return record
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from backdoor_lab.core import streams
-from backdoor_lab.core.seeds import torch_generator
+from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.types import TrainingSet
 from backdoor_lab.training.mixing import MixupCutmix
 from backdoor_lab.training.recipe import ALTERNATING, Recipe

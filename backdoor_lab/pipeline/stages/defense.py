@@ -12,15 +12,15 @@ from backdoor_lab import identity
 from backdoor_lab.attacks.poison import clean
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import FEATURES, VERDICT, WEIGHTS
-from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.rng import derive
 from backdoor_lab.core.store import Artifact, Store
-from backdoor_lab.core.tensors import tensors_digest
+from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.core.types import Features, FilterResult, LabeledImages, PoisonResult, TrainingSet
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell, nameless
-from backdoor_lab.pipeline.stages.told import held_out, held_out_facts, knowledge
+from backdoor_lab.pipeline.stages.holdout import held_out, held_out_facts, knowledge
 from backdoor_lab.pipeline.stages.training import computed_on
 from backdoor_lab.training.autoencoder import (
     Autoencoder,
@@ -28,10 +28,10 @@ from backdoor_lab.training.autoencoder import (
     new_autoencoder,
     train_autoencoder,
 )
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.measure import extract
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.evaluate import extract
 from backdoor_lab.training.memory_format import CONTIGUOUS
-from backdoor_lab.training.module import Classifier
 
 Seer = Classifier | Autoencoder
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from backdoor_lab.core import stopping
-from backdoor_lab.core.files import room
+from backdoor_lab.core import shutdown
+from backdoor_lab.core.atomic_io import room
 
 POLL = 0.5
 
@@ -49,7 +49,7 @@ def _first_free(devices: Sequence[str], share: int, folder: Path) -> tuple[FileL
                 except Timeout:
                     continue
                 return lock, number
-        stopping.check()
+        shutdown.check()
         time.sleep(POLL)
 
 

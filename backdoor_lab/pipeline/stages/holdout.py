@@ -8,7 +8,7 @@ from typing import Any
 
 from backdoor_lab.core import streams
 from backdoor_lab.core.lazy import Tensor, torch
-from backdoor_lab.core.seeds import derive, torch_generator
+from backdoor_lab.core.rng import derive, torch_generator
 from backdoor_lab.core.types import Dataset, LabeledImages
 from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.pipeline.cell import Cell

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import room
 from backdoor_lab.core.errors import ConfigError, DataError, LabError, failed_status
-from backdoor_lab.core.files import room
 from backdoor_lab.core.small_files import (
     DamagedFileError,
     UnreadableFileError,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from backdoor_lab.core import checks
+from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 
 T = TypeVar("T")
@@ -62,7 +62,7 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
         )
     own = [name for name in parameters if not (shared.values and name == OPTIONS)]
     known = dict.fromkeys([*own, *shared.values])
-    checks.keys(f"{where}={config['name']}" if config.get("name") else where, given, known)
+    validation.keys(f"{where}={config['name']}" if config.get("name") else where, given, known)
     missing = [
         name
         for name, parameter in parameters.items()

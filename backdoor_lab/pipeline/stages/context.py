@@ -14,20 +14,20 @@ from backdoor_lab import identity
 from backdoor_lab.core import streams
 from backdoor_lab.core.artifacts import WEIGHTS
 from backdoor_lab.core.errors import DivergedError
-from backdoor_lab.core.seeds import derive
+from backdoor_lab.core.rng import derive
 from backdoor_lab.core.store import Artifact, Store
-from backdoor_lab.core.tensors import tensors_digest
+from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.core.types import Dataset, LabeledImages, TrainingSet
 from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.pipeline.cell import Cell, nameless
-from backdoor_lab.pipeline.stages.judging import Provided, normalisation
-from backdoor_lab.pipeline.stages.told import held_out, held_out_facts
+from backdoor_lab.pipeline.stages.defense import Provided, normalisation
+from backdoor_lab.pipeline.stages.holdout import held_out, held_out_facts
 from backdoor_lab.pipeline.stages.training import computed_on
-from backdoor_lab.training.batches import augmented
-from backdoor_lab.training.fit import TrainingJob, new_classifier
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.data_loader import augmented
+from backdoor_lab.training.device import ComputeDevice
+from backdoor_lab.training.train import TrainingJob, new_classifier
 
 
 def material_of(

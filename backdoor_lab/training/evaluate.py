@@ -13,8 +13,8 @@ from backdoor_lab.core.errors import DivergedError, many
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.types import Features, LabeledImages, TrainingSet
 from backdoor_lab.numerics.layers import FeatureHook
-from backdoor_lab.training.machine import ComputeDevice
-from backdoor_lab.training.module import Classifier
+from backdoor_lab.training.classifier import Classifier
+from backdoor_lab.training.device import ComputeDevice
 
 CHUNK = 512
 

@@ -17,11 +17,11 @@ from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.page_pictures import late
 from backdoor_lab.page.write import check_name, write_as_named
+from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.records import CellRecord
-from backdoor_lab.results.stored import ArtifactReader, raw_records
+from backdoor_lab.results.store_location import find_store
 from backdoor_lab.results.sweeps import Sweep, one_sweep
 from backdoor_lab.results.values import flat, ratio_words, words
-from backdoor_lab.results.whereabouts import find_store
 from backdoor_lab.tables.markup import TextTable, short
 from backdoor_lab.tables.writers import FORMATS, Document, markdown
 

@@ -25,10 +25,10 @@ from backdoor_lab.core.artifacts import (
     TensorFile,
     map_split,
 )
-from backdoor_lab.core.checks import safe_name
 from backdoor_lab.core.errors import DataError, LabError
 from backdoor_lab.core.small_files import UnreadableFileError
 from backdoor_lab.core.store import read_manifest
+from backdoor_lab.core.validation import safe_name
 from backdoor_lab.results.frozen import frozen_lines
 from backdoor_lab.results.records import decode as decode_without_indices
 from backdoor_lab.results.records import mapping
