@@ -63,21 +63,21 @@ class AdaptiveBlend(Trigger):
         self.digest = "" if content is None else hashlib.sha256(content).hexdigest()
         self.picture = _blobs(self.pattern_seed) if content is None else _picture(content, image)
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         return self._blend(images, self.alpha_test, None)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         pieces = self._pieces(images, work.generator(streams.PIECES, streams.POISON))
         return self._blend(images, self.alpha_train, pieces)
 
-    def stamp_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         pieces = self._pieces(images, work.generator(streams.PIECES, streams.COVERS))
         return self._blend(images, self.alpha_train, pieces)
 
-    def content(self) -> str:
+    def file_hash(self) -> str:
         return self.digest
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         if min(height, width) < self.grid:
             raise ConfigError(
                 f"`trigger`: images of {height}x{width} pixels cannot be cut into"

@@ -52,21 +52,21 @@ class AdaptivePatch(Trigger):
                 " patch needs a `test` opacity above 0"
             )
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         values = images.float()
         for mark, opacity in zip(self.marks, self.test, strict=True):
             values = _blend(values, mark, opacity)
         return to_bytes(values)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._one_each(images, work.generator(streams.PATCHES, streams.POISON))
 
-    def stamp_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._one_each(images, work.generator(streams.PATCHES, streams.COVERS))
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         for mark in self.marks:
-            mark.fits(channels, height, width)
+            mark.check_image_size(channels, height, width)
 
     def _one_each(self, images: Tensor, generator: torch.Generator) -> Tensor:
         dealt = torch.randperm(len(images), generator=generator) % len(self.marks)
@@ -78,8 +78,8 @@ class AdaptivePatch(Trigger):
 
 def _blend(values: Tensor, mark: PixelTrigger, opacity: float) -> Tensor:
     """Float images (n, C, H, W) with a patch blended in at the given opacity."""
-    black = mark.stamp(torch.zeros_like(values[:1]))
-    white = mark.stamp(torch.full_like(values[:1], 255.0))
+    black = mark.apply_test(torch.zeros_like(values[:1]))
+    white = mark.apply_test(torch.full_like(values[:1], 255.0))
     # The two stamped images agree on the patch and differ everywhere else.
     return values + opacity * black.eq(white) * (black - values)
 

@@ -21,10 +21,10 @@ class Additive(Trigger):
         """v before rounding and clipping: float32 (channels, height, width) on the CPU, in gray
         levels (0..255)."""
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         return add(images, self.pattern(*images.shape[1:]))
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         if self.pattern(channels, height, width).abs().max() < 0.5:
             raise ConfigError(
                 f"`trigger`: on images of {height}x{width} pixels the pattern is below half a gray"

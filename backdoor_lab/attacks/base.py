@@ -44,9 +44,9 @@ class Trigger(ABC):
     """Base class of triggers. Calling a trigger does not modify its input.
 
     A subclass takes the keys of its YAML as keyword-only arguments, validates them, and
-    implements `stamp`, which is applied to test images. If its paper treats training images
-    differently, it overrides `stamp_train`; for cover images (triggered images that keep their
-    label) `stamp_cover`. A trigger that must be optimized or trained sets `needs_preparing` and
+    implements `apply_test`, which is applied to test images. If its paper treats training images
+    differently, it overrides `apply_train`; for cover images (triggered images that keep their
+    label) `apply_cover`. A trigger that must be optimized or trained sets `needs_preparing` and
     implements `prepare`; the tensors it returns are cached and assigned to `state`.
     """
 
@@ -75,30 +75,30 @@ class Trigger(ABC):
         TypeError for other shapes or dtypes, ConfigError if the trigger does not fit the images.
         """
         self._look_at(images)
-        return self.stamp(images.clone())
+        return self.apply_test(images.clone())
 
     def poisoned(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """Poisoned training images made from `images` uint8 (n, C, H, W) with true labels
         `labels` int64 (n,); same shape and dtype. Raises the same errors as a call."""
         self._look_at(images)
-        return self.stamp_train(images.clone(), labels, work) if len(images) else images.clone()
+        return self.apply_train(images.clone(), labels, work) if len(images) else images.clone()
 
-    def covering(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def make_covers(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """Cover images made from `images`; arguments, result and errors as for `poisoned`."""
         self._look_at(images)
-        return self.stamp_cover(images.clone(), labels, work) if len(images) else images.clone()
+        return self.apply_cover(images.clone(), labels, work) if len(images) else images.clone()
 
     @abstractmethod
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         """Triggered test images; `images` uint8 (n, C, H, W) is a copy and may be modified."""
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """Triggered training images, if the paper distinguishes them from test images."""
-        return self.stamp(images)
+        return self.apply_test(images)
 
-    def stamp_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         """Triggered cover images; by default the same as poisoned images."""
-        return self.stamp_train(images, labels, work)
+        return self.apply_train(images, labels, work)
 
     def prepare(self, work: AttackContext) -> dict[str, Tensor]:
         """Optimize or train the trigger before any image is triggered; returns named tensors."""
@@ -121,14 +121,14 @@ class Trigger(ABC):
         """Whether poison, cover and test images are triggered identically, so that the trigger
         can also be applied to batches after augmentation."""
         kind = type(self)
-        plain = (Trigger.stamp_train, Trigger.stamp_cover)
-        return (kind.stamp_train, kind.stamp_cover) == plain
+        plain = (Trigger.apply_train, Trigger.apply_cover)
+        return (kind.apply_train, kind.apply_cover) == plain
 
-    def content(self) -> str:
+    def file_hash(self) -> str:
         """Hash of the files named by `places`; empty if there are none."""
         return ""
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         """Raises ConfigError, naming the rule, if the trigger does not fit images of this size."""
 
     def _look_at(self, images: Tensor) -> None:
@@ -137,7 +137,7 @@ class Trigger(ABC):
                 f"a trigger takes uint8 (n, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}"
             )
         channels, height, width = images.shape[1:]
-        self.fits(channels, height, width)
+        self.check_image_size(channels, height, width)
 
 
 def gray_levels(name: str, value: Any, *, below: float = math.inf, zero: bool = False) -> float:
@@ -187,13 +187,13 @@ class PixelTrigger(Trigger):
         self.positions = [_position(pair, inward) for pair in positions]
         self.color = _color(color)
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         color = self._color_for(images.shape[1]).to(images.device)
         for row, column in self.positions:
             images[:, :, row, column] = color
         return images
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         for row, column in self.positions:
             if not (-height <= row < height and -width <= column < width):
                 raise ConfigError(

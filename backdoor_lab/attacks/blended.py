@@ -40,17 +40,17 @@ class Blended(Trigger):
         self.noise_seed = validation.whole("trigger.noise_seed", noise_seed)
         self.picture = picture("trigger.image", image)
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         return self._blend(images, self.alpha)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._blend(images, self.train_alpha)
 
     @property
     def same_everywhere(self) -> bool:
         return self.alpha == self.train_alpha
 
-    def content(self) -> str:
+    def file_hash(self) -> str:
         return "" if self.picture is None else self.picture.content
 
     def key(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:

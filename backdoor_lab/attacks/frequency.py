@@ -58,13 +58,13 @@ class Frequency(Additive):
         """The bins of one window on images of the given size."""
         return [(self._moved(row, height), self._moved(column, width)) for row, column in self.bins]
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         if len(set(self.bins_on(height, width))) < len(self.bins):
             raise ConfigError(
                 f"`trigger.bins`: on images of {height}x{width} pixels two of the frequencies"
                 " coincide; use larger images or other bins"
             )
-        super().fits(channels, height, width)
+        super().check_image_size(channels, height, width)
 
     def _moved(self, index: int, side: int) -> int:
         return round(index * (min(self.window, side) - 1) / (self.window - 1))

@@ -20,7 +20,7 @@ from backdoor_lab.data.decode import FORMATS, MODES
 class Picture:
     """The image file at `path`, read once, with its transparency.
 
-    `content` is the SHA-256 of the file's bytes. `key` is the configuration key that holds the
+    `file_hash` is the SHA-256 of the file's bytes. `key` is the configuration key that holds the
     path, for error messages. Raises ConfigError if the file does not exist or is not an 8-bit
     image in a format accepted for data sets. Only the first frame of an animation is used; EXIF
     orientation is ignored.

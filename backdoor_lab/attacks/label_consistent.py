@@ -62,14 +62,14 @@ class LabelConsistent(Trigger):
             "trigger.test_amplitude", test_amplitude, low=0, below=256
         )
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         return _marked(images.float(), self.test_amplitude)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         harder = self.perturbed(images, labels, work)
         return _marked(harder.float(), self.amplitude)
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         if min(height, width) < SIDE:
             raise ConfigError(
                 f"`trigger`: images of {height}x{width} pixels are too small for corner marks of"

@@ -39,10 +39,10 @@ class LowFrequency(Additive):
         smooth = inverse_dct(spectrum)
         return (self.magnitude * smooth / smooth.abs().max()).float()
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         if min(height, width) <= self.band:
             raise ConfigError(
                 f"`trigger.band`={self.band}: images of {height}x{width} pixels have no"
                 f" frequencies above this band; they need more than {self.band} rows and columns"
             )
-        super().fits(channels, height, width)
+        super().check_image_size(channels, height, width)

@@ -81,10 +81,10 @@ class Narcissus(Trigger):
             )
         return {"noise": found}
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         return self._added(images, self.amplify)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._added(images, 1.0)
 
     def _added(self, images: Tensor, times: float) -> Tensor:

@@ -61,7 +61,7 @@ class Patch(PixelTrigger):
         self.picture = picture("trigger.image", image)
         self.opacity = share("trigger.opacity", opacity)
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         color, cover = (part.to(images.device) for part in self._patch(images.shape[1]))
         height, width = self.size
         for top, left in self._corners(*images.shape[2:]):
@@ -69,10 +69,10 @@ class Patch(PixelTrigger):
             under.copy_(to_bytes(under * (1 - cover) + cover * color))
         return images
 
-    def content(self) -> str:
+    def file_hash(self) -> str:
         return "" if self.picture is None else self.picture.content
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         high, wide = self.size
         corners = self._corners(height, width)
         for (row, column), (top, left) in zip(self.positions, corners, strict=True):

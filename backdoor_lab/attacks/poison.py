@@ -37,7 +37,7 @@ def poison(
     else:
         work = work or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
         poisoned = trigger.poisoned(train.images[chosen], train.labels[chosen], work)
-        hidden = trigger.covering(train.images[covers], train.labels[covers], work)
+        hidden = trigger.make_covers(train.images[covers], train.labels[covers], work)
         rows = torch.cat([poisoned, hidden])
     index, labels = _laid_over(train, chosen, covers, plan)
     stamp = trigger if plan.stamp == "after" and len(rows) else None
@@ -111,7 +111,7 @@ def no_change(name: str) -> ConfigError:
 def content_digest(training: TrainingSet, base_digest: str, stamp: str = "") -> str:
     """A hash of what a model sees; equal for equal images, labels and order.
 
-    `stamp` is the trigger's name if it is applied after augmentation.
+    `apply_test` is the trigger's name if it is applied after augmentation.
     """
     laid_over = training.index >= len(training.base)
     used = training.rows[training.index[laid_over] - len(training.base)]

@@ -76,16 +76,16 @@ class Reflection(Additive):
         color, opacity = self.picture.sized(channels, height, width)
         return (color * opacity).double()
 
-    def content(self) -> str:
+    def file_hash(self) -> str:
         return "" if self.picture is None else self.picture.content
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         if self.picture is None and height * width == 1:
             raise ConfigError(
                 "`trigger`: cannot draw a scene for images of 1x1 pixels; give an image file in"
                 " `trigger.image`"
             )
-        super().fits(channels, height, width)
+        super().check_image_size(channels, height, width)
 
 
 def _drawn_scene(seed: int, channels: int, height: int, width: int) -> Tensor:

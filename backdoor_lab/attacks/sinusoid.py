@@ -35,7 +35,7 @@ class Sinusoid(Additive):
         wave = self.delta * torch.sin(2 * math.pi * column * self.frequency / width)
         return wave.float().expand(channels, height, width)
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return add(images, self.pattern(*images.shape[1:]) * (self.train_delta / self.delta))
 
     @property

@@ -71,13 +71,13 @@ class SleeperAgent(Trigger):
         self.patch = validation.number("trigger.patch", patch, low=0, below=1)
         self.patch_seed = validation.whole("trigger.patch_seed", patch_seed, low=0, below=2**63)
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         channels, height, width = images.shape[1:]
         side = max(1, round(self.patch * min(height, width)))
         images[:, :, -side:, -side:] = self._patch(channels, side).to(images.device)
         return images
 
-    def stamp_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         generator = work.generator(streams.SLEEPER_AGENT)
         lesson = self._lesson(work, generator)
         batches = list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
@@ -97,7 +97,7 @@ class SleeperAgent(Trigger):
         chosen = where[torch.randperm(len(where), generator=generator)[: self.sources]]
         lesson = _Lesson(work.surrogate())
         for part in track(chosen.split(CHUNK), "batch of sources"):
-            triggered = self.stamp(work.train.images[part]).to(work.device).float()
+            triggered = self.apply_test(work.train.images[part]).to(work.device).float()
             labels = torch.full((len(part),), work.target, device=work.device)
             lesson.wanted = lesson.wanted + lesson.gradient(triggered, labels).detach()
         return lesson

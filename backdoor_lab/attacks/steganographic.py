@@ -82,7 +82,7 @@ class Steganographic(Trigger):
         trained = {name: value.detach().cpu() for name, value in weights.items()}
         return trained | {"secret": _codes(1, self.bits, generator)[0]}
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         channels = self.state["encoder.last.bias"].shape[0]
         if channels != images.shape[1]:
             height, width = images.shape[2:]

@@ -37,11 +37,11 @@ class Warp(Trigger):
         self.rescale = validation.number("trigger.rescale", rescale, low=0.01)
         self.field_seed = validation.whole("trigger.field_seed", field_seed)
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         where = self.field(*images.shape[2:])
         return to_bytes(sample(images, where[None].to(images.device)))
 
-    def stamp_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         height, width = images.shape[2:]
         shape = (len(images), 2, height, width)
         noise = torch.rand(shape, generator=work.generator(streams.WARP, streams.COVERS)) * 2 - 1
@@ -57,7 +57,7 @@ class Warp(Trigger):
         bent = straight(height, width) + self.strength * smooth / _sides(height, width)
         return (bent * self.rescale).clamp(-1, 1).float()
 
-    def fits(self, channels: int, height: int, width: int) -> None:
+    def check_image_size(self, channels: int, height: int, width: int) -> None:
         if min(height, width) < self.grid:
             raise ConfigError(
                 f"`trigger.grid`={self.grid} needs at least {self.grid}x{self.grid} pixels,"

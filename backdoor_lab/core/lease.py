@@ -45,7 +45,7 @@ class Lease:
         self._released = threading.Event()
         self._writing = threading.Lock()
 
-    def take(self, nothing_to_do: Callable[[], bool]) -> bool:
+    def acquire(self, nothing_to_do: Callable[[], bool]) -> bool:
         """Wait for the claim. Returns False if `nothing_to_do()` became true in the meantime."""
         seen, since, pause = "", self.clock(), POLL
         while not self._create():

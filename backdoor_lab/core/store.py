@@ -104,7 +104,7 @@ class Store:
         claim = Lease(folder.with_name(f"{entry_id}.claim"))
         with room(folder, instead=INSTEAD):
             make_folder(folder.parent)
-            claimed = claim.take((folder / MANIFEST).is_file)
+            claimed = claim.acquire((folder / MANIFEST).is_file)
         try:
             # Another process may have published between the first check and the claim.
             entry = self._read(stage, folder, inputs)

@@ -47,7 +47,7 @@ class Abl(ModelBasedFilter):
         self.epochs = None if epochs is None else validation.whole("defense.epochs", epochs, low=1)
         self.isolate = validation.number("defense.isolate", isolate, low=0, below=1)
 
-    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
+    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = ascended(material, self.gamma, self.passes(material))
         losses = losses_at(network, material, torch.arange(len(material.labels)))
         chosen = torch.zeros(len(losses), dtype=torch.bool)

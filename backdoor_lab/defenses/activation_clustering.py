@@ -48,7 +48,7 @@ class ActivationClustering(Principal):
             "defense.silhouette_above", silhouette_above, low=-1, below=1
         )
 
-    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         order = row_order(values)
         seed = derive(known.seed, streams.CLUSTERS, label) % 2**32
         reduced = self._reduced(values[order].cpu(), seed)
@@ -66,7 +66,7 @@ class ActivationClustering(Principal):
             caught = fit > self.silhouette_above
         return ClassScores(scores, 1 - 2 * share, int(member.sum()) if caught else 0, notes)
 
-    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
+    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
         return [label for label, look in looks.items() if look.auto]
 
     def _reduced(self, values: Tensor, seed: int) -> Tensor:

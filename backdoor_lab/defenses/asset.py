@@ -8,7 +8,7 @@ from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import finite
-from backdoor_lab.defenses.budget import split
+from backdoor_lab.defenses.budget import otsu_count
 from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import (
     Batch,
@@ -55,7 +55,7 @@ class Asset(ModelBasedFilter):
         )
         self.lr = validation.number("defense.lr", lr, low=0)
 
-    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
+    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = material.network()
         rates = self.lr, material.practice.momentum, material.practice.weight_decay
         everything = torch.arange(len(material.labels))
@@ -69,7 +69,7 @@ class Asset(ModelBasedFilter):
         losses = losses_at(network, material, everything)
         flagged = torch.zeros(len(losses), dtype=torch.bool)
         finite(losses, "losses")
-        flagged[losses.sort(descending=True, stable=True).indices[: split(losses)]] = True
+        flagged[losses.sort(descending=True, stable=True).indices[: otsu_count(losses)]] = True
         return SampleScores(losses[where], flagged[where])
 
 

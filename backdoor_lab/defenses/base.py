@@ -14,7 +14,7 @@ from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.types import Features, FilterResult
-from backdoor_lab.defenses.budget import RemovalBudget, split
+from backdoor_lab.defenses.budget import RemovalBudget, otsu_count
 from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
 
@@ -50,7 +50,7 @@ class Defense(ABC):
         """Raises ConfigError, before any training, if the defense does not support this
         architecture (without its weights) or this number of features per image."""
 
-    def told(self) -> list[str]:
+    def requires(self) -> list[str]:
         """What the defense requires: any of "target", "epsilon", "clean", "material" and "clean
         images" (inside the material)."""
         return []
@@ -103,7 +103,10 @@ class SampleFilter(Defense):
         """Sets the options that a protocol gives every filter. It is called again after
         `__init__` for a filter made from a configuration, so subclasses need not pass them on."""
         self.options = options
-        if self.scope == "suspicious" and type(self).suspects is SampleFilter.suspects:
+        if (
+            self.scope == "suspicious"
+            and type(self).suspicious_classes is SampleFilter.suspicious_classes
+        ):
             raise ConfigError(
                 f"`defense.classes=suspicious` is not defined for {type(self).__name__}, which"
                 " has no rule to compare classes: use defense.classes=all or target"
@@ -124,10 +127,10 @@ class SampleFilter(Defense):
         return {k: getattr(self.options, k) for k in OPTION_KEYS if k not in self.unused}
 
     @abstractmethod
-    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         """Scores the rows `values` (n, d), n > 0, of class `label`."""
 
-    def survey(
+    def score_classes(
         self,
         features: Features,
         members: dict[int, Tensor],
@@ -136,17 +139,17 @@ class SampleFilter(Defense):
     ) -> dict[int, ClassScores]:
         """Scores the classes in `wanted`; `members` has the indices of the rows of each class."""
         labels = track(wanted, "class")
-        return {y: self.look(features.values[members[y]], y, known) for y in labels}
+        return {y: self.score_class(features.values[members[y]], y, known) for y in labels}
 
-    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
+    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
         """The suspicious classes, for ``classes=suspicious``."""
         raise NotImplementedError
 
-    def final(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
+    def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
         """The scores used for removal, given the number of examples to remove."""
         return scores
 
-    def told(self) -> list[str]:
+    def requires(self) -> list[str]:
         return ["target"] * (self.scope == "target") + ["epsilon"] * self.budget.needs_epsilon
 
     def check(self, known: DefenderKnowledge, per_class: Sequence[int]) -> None:
@@ -170,20 +173,20 @@ class SampleFilter(Defense):
             removed = self._removed(look, known)
             if removed >= len(where):
                 self._refuse(known, label, removed, len(where))
-            by = self.final(features.values[where], look.scores, removed, known.seed)
+            by = self.refine_scores(features.values[where], look.scores, removed, known.seed)
             scores[where] = by.double().cpu()
-            keep[where[cut(scores[where], removed, seed=known.seed)]] = False
+            keep[where[top_scoring(scores[where], removed, seed=known.seed)]] = False
         return FilterResult(scores, keep, notes)
 
     def _looks(
         self, features: Features, members: dict[int, Tensor], known: DefenderKnowledge
     ) -> tuple[dict[int, ClassScores], dict[str, object]]:
         wanted = [y for y in members if self.scope != "target" or y == known.target]
-        looks = self.survey(features, members, wanted, known)
+        looks = self.score_classes(features, members, wanted, known)
         notes: dict[str, object] = {}
         if self.scope == "suspicious":
             notes["suspicion"] = {known.classes[y]: look.suspicion for y, look in looks.items()}
-            looks = {y: looks[y] for y in self.suspects(looks)}
+            looks = {y: looks[y] for y in self.suspicious_classes(looks)}
         notes["classes"] = [known.classes[y] for y in looks]
         said = {known.classes[y]: look.notes for y, look in looks.items() if look.notes}
         return looks, notes | ({"looks": said} if said else {})
@@ -194,7 +197,7 @@ class SampleFilter(Defense):
         if removed is not None:
             return removed
         finite(look.scores, "scores")
-        asked = split(look.scores) if look.auto is None else look.auto
+        asked = otsu_count(look.scores) if look.auto is None else look.auto
         return self.budget.capped(asked, n, known.epsilon)
 
     def _refuse(self, known: DefenderKnowledge, label: int, removed: int, size: int) -> None:
@@ -207,7 +210,7 @@ class SampleFilter(Defense):
         )
 
 
-def cut(scores: Tensor, removed: int, *, seed: int) -> Tensor:
+def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
     """Indices int64 (removed,) of the highest of `scores` float64 (n,).
 
     Ties are broken at random with `seed`: breaking them by position would favor appended poison,

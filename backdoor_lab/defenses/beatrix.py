@@ -49,10 +49,10 @@ class Beatrix(SampleFilter):
         self.width = validation.number("defense.width", width, low=0)
         self.reference = validation.choice("defense.reference", reference, ("clean", "class"))
 
-    def told(self) -> list[str]:
-        return super().told() + ["clean"] * (self.reference == "clean")
+    def requires(self) -> list[str]:
+        return super().requires() + ["clean"] * (self.reference == "clean")
 
-    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         maps = self._maps(values)
         spread = (maps - maps.mean(dim=0)).square().mean(dim=(0, 2))
         chosen = spread.sort(descending=True, stable=True).indices[: self.channels].sort().values

@@ -70,7 +70,7 @@ class RemovalBudget:
                 raise ConfigError(f"`defense.budget` must be in 0..100 percent, got {text!r}")
 
 
-def split(scores: Tensor) -> int:
+def otsu_count(scores: Tensor) -> int:
     """Size of the upper of two groups of scores: the `auto` budget.
 
     Otsu's threshold (1979, equation 12), which minimizes the variance inside the two groups of

@@ -57,7 +57,7 @@ class Confusion(ModelBasedFilter):
         self.weight = validation.number("defense.weight", weight, low=1)
         self.lr = validation.number("defense.lr", lr, low=0)
 
-    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
+    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = material.network()
         rates = self.lr, material.practice.momentum, material.practice.weight_decay
         everything = torch.arange(len(material.labels))

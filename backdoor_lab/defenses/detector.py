@@ -42,7 +42,7 @@ class Detector(Principal):
     def outlying(self, points: Any, seed: int) -> Any:
         """Outlyingness (n,) of each row of the float64 array `points` (n, k)."""
 
-    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         order = row_order(values)
         most = max(1, (len(values) - 1) // self.rows_per_component)
         points = self.components(values[order].cpu(), min(self.dims, most))

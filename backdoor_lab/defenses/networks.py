@@ -43,17 +43,17 @@ class ModelBasedFilter(SampleFilter):
 
     needs_clean: ClassVar[bool] = False
 
-    def told(self) -> list[str]:
-        return [*super().told(), "material", *["clean images"] * self.needs_clean]
+    def requires(self) -> list[str]:
+        return [*super().requires(), "material", *["clean images"] * self.needs_clean]
 
     @abstractmethod
-    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
+    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
         """Scores the training images at indices `where` int64 (m,)."""
 
-    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         raise TypeError(f"{type(self).__name__} scores images, not features")
 
-    def survey(
+    def score_classes(
         self,
         features: Features,
         members: dict[int, Tensor],
@@ -65,7 +65,7 @@ class ModelBasedFilter(SampleFilter):
         classes = list(wanted)
         if not classes:
             return {}
-        rating = self.rate(known.material, torch.cat([members[y] for y in classes]))
+        rating = self.score_images(known.material, torch.cat([members[y] for y in classes]))
         sizes = [len(members[y]) for y in classes]
         scores = rating.scores.double().cpu().split(sizes)
         if rating.flagged is None:
@@ -78,7 +78,7 @@ class ModelBasedFilter(SampleFilter):
             ]
         return dict(zip(classes, looks, strict=True))
 
-    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
+    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
         return [y for y, look in looks.items() if look.suspicion]
 
 
@@ -96,8 +96,8 @@ class ModelRepair(ABC):
 
     needs_clean: ClassVar[bool] = True
 
-    def told(self) -> list[str]:
-        """What the repair requires, as for `Defense.told`."""
+    def requires(self) -> list[str]:
+        """What the repair requires, as for `Defense.requires`."""
         return ["material", *["clean images"] * self.needs_clean]
 
     def applied(self) -> dict[str, object]:

@@ -45,5 +45,5 @@ class Random(Defense):
     def applied(self) -> dict[str, object]:
         return self.like.applied()
 
-    def told(self) -> list[str]:
-        return self.like.told()
+    def requires(self) -> list[str]:
+        return self.like.requires()

@@ -48,13 +48,13 @@ class Scan(Principal):
         super().__init__(options)
         self.threshold = validation.number("defense.threshold", threshold, low=0)
 
-    def told(self) -> list[str]:
-        return [*super().told(), "clean"]
+    def requires(self) -> list[str]:
+        return [*super().requires(), "clean"]
 
-    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         return self._look(values, label, Variation.of(known), values.double().mean(dim=0))
 
-    def survey(
+    def score_classes(
         self,
         features: Features,
         members: dict[int, Tensor],
@@ -76,7 +76,7 @@ class Scan(Principal):
             if y in wanted
         }
 
-    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
+    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
         return [y for y, look in looks.items() if (look.suspicion or 0.0) > self.threshold]
 
     def _ruled(self, look: ClassScores, star: float) -> ClassScores:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from backdoor_lab.core import validation
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, cut, suspects_by_size
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, suspects_by_size, top_scoring
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.numerics.singular import top_direction, top_directions
@@ -58,7 +58,7 @@ class Spectral(Principal):
         self.rounds = validation.whole("defense.rounds", rounds, low=1)
         self.tail_power = validation.number("defense.tail_power", tail_power, low=0, below=STEEPEST)
 
-    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         axes = self._axes(values)
         tails = self._tails(axes.along)
         return ClassScores(self._tau(axes.along, axes.offset, tails), float(tails.max()))
@@ -83,13 +83,13 @@ class Spectral(Principal):
             return along.square() @ weights
         return ((along + offset).square() @ weights).sqrt()
 
-    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
+    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
         return suspects_by_size(looks)
 
-    def final(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
+    def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
         total = scores.double()
         for done in track(range(1, self.rounds), "round"):
-            gone = cut(total.cpu(), done * removed // self.rounds, seed=seed)
+            gone = top_scoring(total.cpu(), done * removed // self.rounds, seed=seed)
             left = torch.ones(len(values), dtype=torch.bool)
             left[gone] = False
             axes = self._axes(values[left.to(values.device)])

@@ -45,7 +45,7 @@ class Spectre(Principal):
         self.max_rank = validation.whole("defense.max_rank", max_rank, low=1)
         self.alpha = validation.number("defense.alpha", alpha, low=0)
 
-    def look(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         n = len(values)
         most = max(self.max_rank, self.rank or 1)
         points = self.components(values, min(most, n // ROWS_PER_COMPONENT))
@@ -60,7 +60,7 @@ class Spectre(Principal):
         quality, scores, k = max(found, key=lambda each: each[0])
         return ClassScores(scores, quality, notes={"rank": k})
 
-    def suspects(self, looks: dict[int, ClassScores]) -> list[int]:
+    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
         return suspects_by_size(looks)
 
     def _only(self, ranks: list[int], top: int) -> list[int]:

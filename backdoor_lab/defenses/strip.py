@@ -42,7 +42,7 @@ class Strip(ModelBasedFilter):
             "defense.false_alarms", false_alarms, low=1e-9, below=1
         )
 
-    def rate(self, material: DefenseContext, where: Tensor) -> SampleScores:
+    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
         clean = clean_of(material)
         order = torch.randperm(len(clean), generator=material.generator(streams.OVERLAYS))
         # If possible, the threshold is computed on other images than the overlays.

@@ -76,10 +76,10 @@ class DefendCell:
         """Features of the training set and, if the defense requires them, features of held-out
         clean images, images and networks."""
         cell, training = self.cell, self.attacked.poisoned.training
-        provided = self._provided(model) if "material" in cell.told else None
+        provided = self._provided(model) if "material" in cell.requires else None
         seer, weights = self._seer(model)
         self.progress.stage("extract")
-        held_out = self._held_out(seer, weights) if "clean" in cell.told else None
+        held_out = self._held_out(seer, weights) if "clean" in cell.requires else None
         features, entry = extract_stage(cell, training, seer, weights, self.store, self.machine)
         self.stages["extract"] = entry
         return Evidence(features, entry, held_out, provided)

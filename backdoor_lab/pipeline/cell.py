@@ -176,7 +176,7 @@ class Cell:
             for k, v in nameless(self.config["trigger"]).items()
             if k not in places and not (k in later and v == later[k])
         }
-        content = self.trigger.content()
+        content = self.trigger.file_hash()
         return facts | ({"content": content} if content else {})
 
     @property
@@ -252,9 +252,9 @@ class Cell:
         return dict(self.config["trainer"])
 
     @property
-    def told(self) -> list[str]:
+    def requires(self) -> list[str]:
         """What the defense declares to require."""
-        return [] if isinstance(self.defense, OracleControl) else self.defense.told()
+        return [] if isinstance(self.defense, OracleControl) else self.defense.requires()
 
 
 def _complete(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:

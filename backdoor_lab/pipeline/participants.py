@@ -32,9 +32,9 @@ def stages_of(cell: Cell) -> list[str]:
     asked = {
         "prepare": cell.trigger.needs_preparing,
         "transformed": bool(cell.asr_under),
-        "clean": "clean" in cell.told,
+        "clean": "clean" in cell.requires,
         AUTOENCODER: cell.protocol["layer"] == AUTOENCODER,
-        "material": "material" in cell.told,
+        "material": "material" in cell.requires,
         "repair" if repairs else "filter": True,
     }
     return [*ALWAYS, *(name for name, takes_part in asked.items() if takes_part)]

@@ -207,7 +207,7 @@ def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:
         appended = cell.plan.inject == "append" and added == poisoned
         return defense.restores or appended or added == 0
     idle = isinstance(defense, Keep) or (
-        isinstance(defense, SampleFilter) and "epsilon" in cell.told
+        isinstance(defense, SampleFilter) and "epsilon" in cell.requires
     )
     return added == 0 and idle
 

@@ -129,7 +129,7 @@ class Preflight:
         sizes = class_sizes(data.train.labels, len(data.classes))
         poisoned = count(cell.plan, sizes)
         # Also without poison: the attack success rate of a clean network is measured too.
-        cell.trigger.fits(*data.train.shape)
+        cell.trigger.check_image_size(*data.train.shape)
         if cell.plan.stamp == "after":
             late(cell.trigger)
         _check_held_out(cell, data)
@@ -188,7 +188,7 @@ def _check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
 
 
 def _check_scope(cell: Cell, defense: Defense) -> None:
-    if cell.plan.labels == "all_to_all" and "target" in defense.told():
+    if cell.plan.labels == "all_to_all" and "target" in defense.requires():
         raise ConfigError(
             "`labels=all_to_all` attacks every class, and this defense filters only one class:"
             " set protocol.classes=all or protocol.classes=suspicious"
@@ -226,7 +226,7 @@ def _check_held_out(cell: Cell, data: Dataset) -> None:
                 f"`protocol.holdout`={wanted} would leave {size - lost} of the {size} test images"
                 f" of class {name} for measuring: use a smaller value"
             )
-    if {"clean", "clean images"} & set(cell.told) and min(taken) < 2:
+    if {"clean", "clean images"} & set(cell.requires) and min(taken) < 2:
         few = min(range(len(taken)), key=lambda label: taken[label])
         raise ConfigError(
             f"`defense={cell.choices['defense']}` needs a few clean images of every class,"

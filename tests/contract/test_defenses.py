@@ -74,10 +74,10 @@ def judged(
     """The verdict, the way the filter stage asks for it."""
     if isinstance(defense, OracleControl):
         return defense.judge(truth(len(features.labels)))
-    material = given(features, known) if "material" in defense.told() else None
-    if material is not None and "clean images" not in defense.told():
+    material = given(features, known) if "material" in defense.requires() else None
+    if material is not None and "clean images" not in defense.requires():
         material = replace(material, clean=None)
-    if "clean" not in defense.told():
+    if "clean" not in defense.requires():
         known = replace(known, clean=None)
     return defense(features, replace(known, material=material))
 
@@ -439,7 +439,7 @@ def test_realistic_finds_the_class_by_itself() -> None:
     known = DefenderKnowledge(tuple("abcdef"), target=None, epsilon=None, seed=0)
     blind = made("spectral", classes="suspicious", budget="auto")
     assert isinstance(blind, Defense)
-    assert blind.told() == []
+    assert blind.requires() == []
     verdict = judged(blind, Features(values, labels), known)
     assert verdict.notes["classes"] == ["e"]
     assert (~verdict.keep).nonzero().flatten().tolist() == sorted(poison.tolist())

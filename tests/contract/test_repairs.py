@@ -130,7 +130,7 @@ def test_only_what_is_declared_is_used(name: str) -> None:
     """Without clean images a repair that declares them says so, and no other misses them."""
     repair = made(name)
     bare = replace(given(), clean=None)
-    if "clean images" in repair.told():
+    if "clean images" in repair.requires():
         with pytest.raises(ConfigError, match=r"set protocol\.holdout"):
             repair.repair(bare)
     else:

@@ -62,7 +62,7 @@ def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Tr
     if "steps" in options:
         options["steps"] = 2
     made = build("trigger", options, Trigger)
-    made.fits(channels, height, width)
+    made.check_image_size(channels, height, width)
     if made.needs_preparing:
         made.state = made.prepare(workshop(made, channels, height, width))
     return made
@@ -119,7 +119,7 @@ def test_same_shape_and_type(name: str, channels: int, size: tuple[int, int]) ->
     work, labels = workshop(trigger, channels, *size), torch.tensor([0, 2, 3])
     for triggered in (
         trigger(images), trigger.poisoned(images, labels, work),
-        trigger.covering(images, labels, work),
+        trigger.make_covers(images, labels, work),
     ):  # fmt: skip
         assert triggered.shape == images.shape
         assert triggered.dtype == torch.uint8
@@ -275,7 +275,9 @@ def test_poison_changes_only_the_chosen(trigger: Trigger, inject: str) -> None:
     hidden = made.cover_index
     assert not set(hidden.tolist()) & set(origins.tolist())
     assert torch.equal(made.training.labels[made.is_cover], labels[hidden])
-    assert torch.equal(seen[made.is_cover], trigger.covering(before[hidden], labels[hidden], work))
+    assert torch.equal(
+        seen[made.is_cover], trigger.make_covers(before[hidden], labels[hidden], work)
+    )
 
 
 STRIPE = '''
@@ -292,15 +294,18 @@ class Stripe(Trigger):
     def __init__(self, *, column: int = 0, value: int = 255) -> None:
         self.column, self.value = column, value
 
-    def stamp(self, images: Tensor) -> Tensor:
+    def apply_test(self, images: Tensor) -> Tensor:
         images[:, :, :, self.column] = self.value
         return images
 '''
 BROKEN = {
-    "striping": ("def __call__(self, images):\n        return self.stamp(images)", "its_input"),
-    "stripefloat": ("def stamp(self, images):\n        return images / 2", "shape_and_type"),
+    "striping": (
+        "def __call__(self, images):\n        return self.apply_test(images)",
+        "its_input",
+    ),
+    "stripefloat": ("def apply_test(self, images):\n        return images / 2", "shape_and_type"),
     "striperandom": (
-        "def stamp(self, images):\n        import torch\n"
+        "def apply_test(self, images):\n        import torch\n"
         "        return torch.randint_like(images, 256)",
         "deterministic",
     ),

@@ -197,7 +197,7 @@ def trigger_case(name: str) -> Case:
     chosen = implied(trigger.labels, on_source=source is not None)
     plan = PoisonSpec(1, source, 0.3, **{**words, **chosen})
     work = AttackContext(train, 1, source, 5, lambda: Network(3, 7))
-    trigger.fits(3, 32, 32)
+    trigger.check_image_size(3, 32, 32)
     if trigger.needs_preparing:
         trigger.state = trigger.prepare(work)
     made = poison(train, trigger, plan, seed=5, work=work)
@@ -243,7 +243,7 @@ def defense_case(name: str) -> Case:
         verdict = defense.judge(is_poison)
     else:
         clean = Features(normal(48, 6, seed=8).float(), aside[1])
-        told = defense.told()
+        told = defense.requires()
         verdict = defense(
             features,
             DefenderKnowledge(

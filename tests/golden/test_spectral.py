@@ -20,12 +20,12 @@ from backdoor_lab.defenses.base import (
     ClassScores,
     DefenderKnowledge,
     critical_z,
-    cut,
     modified_z,
     outliers,
     suspects_by_size,
+    top_scoring,
 )
-from backdoor_lab.defenses.budget import RemovalBudget, split
+from backdoor_lab.defenses.budget import RemovalBudget, otsu_count
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral, tail
@@ -56,14 +56,14 @@ def test_scores_agree_with_svd(n: int, d: int, centred: bool) -> None:
     """Every score within 1e-6 of numpy's SVD, relative to the largest; tall, wide and thin."""
     rng = np.random.default_rng(n * 1000 + d)
     values = (rng.normal(size=(n, d)) * rng.uniform(0.5, 3, d) + 2).astype(np.float32)
-    ours = spectral(centred=centred).look(torch.from_numpy(values), 0, UNTOLD).scores.numpy()
+    ours = spectral(centred=centred).score_class(torch.from_numpy(values), 0, UNTOLD).scores.numpy()
     theirs = by_numpy(values, centred=centred)
     assert np.abs(ours - theirs).max() <= 1e-6 * theirs.max()
 
 
 def test_one_example_scores_zero() -> None:
     """A class of one has no direction; its score is 0, not NaN."""
-    assert spectral().look(torch.ones(1, 4), 0, UNTOLD).scores.tolist() == [0.0]
+    assert spectral().score_class(torch.ones(1, 4), 0, UNTOLD).scores.tolist() == [0.0]
 
 
 def nearly_tied(n: int, d: int) -> Tensor:
@@ -83,11 +83,13 @@ def test_near_tie_of_two_directions(n: int, d: int) -> None:
     """Two top singular values 0.3 % apart: the very same examples go as by SVD."""
     values = nearly_tied(n, d).float()
     expected = by_numpy(values.numpy())
-    scores = Spectral().look(values, 0, UNTOLD).scores
+    scores = Spectral().score_class(values, 0, UNTOLD).scores
     assert np.abs(scores.numpy() - expected).max() <= 1e-6 * expected.max()
     for share in (0.05, 0.1, 0.3):
         k = round(share * n)
-        assert sorted(cut(scores, k, seed=0).tolist()) == sorted(np.argsort(expected)[-k:].tolist())
+        assert sorted(top_scoring(scores, k, seed=0).tolist()) == sorted(
+            np.argsort(expected)[-k:].tolist()
+        )
 
 
 @pytest.mark.parametrize("centred", [True, False])
@@ -103,7 +105,7 @@ def test_rank_adds_up_projections(n: int, d: int, rank: int, centred: bool) -> N
     squared = (((middle if centred else values) @ directions.T) ** 2).sum(axis=1)
     scores = (
         Spectral(FilterOptions(centred=centred), rank=rank)
-        .look(torch.from_numpy(values), 0, UNTOLD)
+        .score_class(torch.from_numpy(values), 0, UNTOLD)
         .scores
     )
     assert scores.numpy() == pytest.approx(squared if centred else np.sqrt(squared), rel=1e-8)
@@ -122,12 +124,14 @@ def test_two_dimensions_by_hand() -> None:
     Gram matrix diag(8, 2), so v = (1, 0); tau = 4, 0, 4, 0, 0; uncentred |x . v| = 1 3 5 3 3.
     """
     values = torch.tensor([[1.0, 1], [3, 1], [5, 1], [3, 0], [3, 2]])
-    assert spectral().look(values, 0, UNTOLD).scores.tolist() == pytest.approx([4, 0, 4, 0, 0])
-    assert spectral(centred=False).look(values, 0, UNTOLD).scores.tolist() == pytest.approx(
+    assert spectral().score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
+        [4, 0, 4, 0, 0]
+    )
+    assert spectral(centred=False).score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
         [1, 3, 5, 3, 3]
     )
     # Variance 8 / 5; distances from the median 0 0 0 2 2, of which 68.27 % lie within 1.4616.
-    assert spectral().look(values, 0, UNTOLD).suspicion == pytest.approx(8 / 5 / 1.4616**2)
+    assert spectral().score_class(values, 0, UNTOLD).suspicion == pytest.approx(8 / 5 / 1.4616**2)
     known = DefenderKnowledge(("only",), 0, epsilon=1, seed=0)
     verdict = Spectral(FilterOptions(budget="2eps"))(Features(values, torch.zeros(5).long()), known)
     assert verdict.keep.tolist() == [False, True, False, True, True]
@@ -136,7 +140,7 @@ def test_two_dimensions_by_hand() -> None:
 def separation(share: float, sign: int, *, centred: bool = True) -> float:
     """AUROC of the filter's scores on planted poison."""
     values, is_poison = planted(share, sign)
-    found = auroc(spectral(centred=centred).look(values, 0, UNTOLD).scores, is_poison)
+    found = auroc(spectral(centred=centred).score_class(values, 0, UNTOLD).scores, is_poison)
     assert found is not None
     return found
 
@@ -204,7 +208,7 @@ def test_auroc_in_closed_form(share: float, shift: float) -> None:
     """Of CIFAR-10, appended: 5, 10 and 25 % of a class, then 5, 10 and 20 % of the whole set. The
     more of the class is poison, the worse; at half of it chance, beyond it below."""
     values, is_poison = gaussians(share, shift, own=1.0)
-    found = auroc(spectral().look(values, 0, UNTOLD).scores, is_poison)
+    found = auroc(spectral().score_class(values, 0, UNTOLD).scores, is_poison)
     assert found == pytest.approx(expected_auroc(share, shift), abs=0.025)
 
 
@@ -222,7 +226,7 @@ def test_poison_is_seen_when_it_outweighs_the_class_own_variance(own: float, see
     share, shift = 0.1, 5.02
     values, is_poison = gaussians(share, shift, own)
     assert (share * (1 - share) * shift**2 + 1 > own) == seen
-    found = auroc(spectral().look(values, 0, UNTOLD).scores, is_poison)
+    found = auroc(spectral().score_class(values, 0, UNTOLD).scores, is_poison)
     assert found == pytest.approx(expected_auroc(share, shift) if seen else 0.5, abs=0.03)
 
 
@@ -268,11 +272,11 @@ def test_three_halves_epsilon_of_every_class_is_refused() -> None:
 
 def test_constant_scores_remove_exactly_the_budget() -> None:
     """Mistake 10: ties are broken at random by the seed, not by removing all, nor the last."""
-    removed = cut(torch.ones(1000, dtype=torch.float64), 100, seed=1)
+    removed = top_scoring(torch.ones(1000, dtype=torch.float64), 100, seed=1)
     assert len(set(removed.tolist())) == 100
     assert 300 < removed.double().mean() < 700
-    assert torch.equal(removed, cut(torch.ones(1000, dtype=torch.float64), 100, seed=1))
-    assert not torch.equal(removed, cut(torch.ones(1000, dtype=torch.float64), 100, seed=2))
+    assert torch.equal(removed, top_scoring(torch.ones(1000, dtype=torch.float64), 100, seed=1))
+    assert not torch.equal(removed, top_scoring(torch.ones(1000, dtype=torch.float64), 100, seed=2))
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
@@ -281,7 +285,7 @@ def test_nan_never_ranks(bad: float) -> None:
     with pytest.raises(
         DivergedError, match="1 of 3 scores are not finite, the first at position 1"
     ):
-        cut(torch.tensor([1.0, bad, 0.0]).double(), 1, seed=0)
+        top_scoring(torch.tensor([1.0, bad, 0.0]).double(), 1, seed=0)
 
 
 def test_positions_in_the_class_become_positions_in_the_set() -> None:
@@ -300,13 +304,13 @@ def test_split_finds_the_smaller_of_two_groups(high: int) -> None:
     generator = torch.Generator().manual_seed(high)
     low = torch.rand(100 - high, dtype=torch.float64, generator=generator)
     top = 20 + torch.rand(high, dtype=torch.float64, generator=generator)
-    assert split(torch.cat([low, top])) == high
+    assert otsu_count(torch.cat([low, top])) == high
 
 
 def test_split_at_its_edges() -> None:
     """Nothing to split: no scores, one, or all the same; and never more than half."""
-    assert [split(torch.full((n,), 3.0).double()) for n in (0, 1, 2, 9)] == [0, 0, 0, 0]
-    assert split(torch.tensor([0.0, 9, 9, 9, 9]).double()) <= 2
+    assert [otsu_count(torch.full((n,), 3.0).double()) for n in (0, 1, 2, 9)] == [0, 0, 0, 0]
+    assert otsu_count(torch.tensor([0.0, 9, 9, 9, 9]).double()) <= 2
 
 
 @pytest.mark.parametrize("text", ["1.5", "eps", "-5", "15 %", "p101", "101%", "", "nan", "1e3"])
@@ -376,8 +380,8 @@ def clean_and_poisoned(seed: int, *, heavy: bool, poisoned: int = 0) -> list[int
             values *= (0.3 * torch.randn(200, 1, generator=generator)).exp()
         if label == 3:
             values[:poisoned, 2] += 6 * axes.max() * size
-        looks[label] = spectral().look(values.double(), label, KNOWN)
-    return spectral().suspects(looks)
+        looks[label] = spectral().score_class(values.double(), label, KNOWN)
+    return spectral().suspicious_classes(looks)
 
 
 KNOWN = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)

@@ -53,7 +53,7 @@ def test_weights_by_a_second_implementation(rank: int, power: float, centred: bo
     values = heavy(rank + 4)
     made = Spectral(FilterOptions(centred=centred), rank=rank, tail_power=power)
     expected = by_numpy(values, values, rank, power, centred=centred)
-    assert made.look(torch.from_numpy(values), 0, UNTOLD).scores.numpy() == pytest.approx(
+    assert made.score_class(torch.from_numpy(values), 0, UNTOLD).scores.numpy() == pytest.approx(
         expected, rel=1e-7
     )
 
@@ -146,7 +146,9 @@ def test_a_half_is_as_hard_for_tails() -> None:
     the directions."""
     values, poison = outweighed(1.0, 8, 0)
     for found in (Spectral(), Spectral(rank=8, tail_power=4)):
-        assert auroc(found.look(values, 0, UNTOLD).scores, poison) == pytest.approx(0.5, abs=0.05)
+        assert auroc(found.score_class(values, 0, UNTOLD).scores, poison) == pytest.approx(
+            0.5, abs=0.05
+        )
 
 
 @pytest.mark.parametrize("bad", [-1, 16, float("nan"), "tail", True, None])

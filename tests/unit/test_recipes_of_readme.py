@@ -21,20 +21,20 @@ OTHERS = {
 
         from torch import Tensor
 
-        from backdoor_lab.defenses.base import Filter, Knowledge, Look
+        from backdoor_lab.defenses.base import SampleFilter, DefenderKnowledge, ClassScores
 
 
-        class Plain(Filter):
+        class Plain(SampleFilter):
             """Takes no arguments at all, and is given the options all the same."""
 
             def __init__(self) -> None:
                 super().__init__()
 
-            def look(self, values: Tensor, label: int, known: Knowledge) -> Look:
-                return Look(values.double().square().sum(dim=1))
+            def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+                return ClassScores(values.double().square().sum(dim=1))
 
 
-        class Lacking(Filter):
+        class Lacking(SampleFilter):
             """Has no `look`."""
         ''',
     "backdoor_lab/defenses/rating.py": '''
@@ -42,32 +42,32 @@ OTHERS = {
 
         from torch import Tensor
 
-        from backdoor_lab.defenses.material import Material
-        from backdoor_lab.defenses.networks import NetworkFilter, Rating
+        from backdoor_lab.defenses.material import DefenseContext
+        from backdoor_lab.defenses.networks import ModelBasedFilter, SampleScores
 
 
-        class Bright(NetworkFilter):
+        class Bright(ModelBasedFilter):
             """Removes the brightest images."""
 
-            def rate(self, material: Material, where: Tensor) -> Rating:
+            def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
                 images = material.images(where, None)
-                return Rating(images.double().flatten(1).mean(dim=1))
+                return SampleScores(images.double().flatten(1).mean(dim=1))
         ''',
     "backdoor_lab/defenses/mending.py": '''
         """A repair."""
 
         from torch import nn
 
-        from backdoor_lab.defenses.material import Material
-        from backdoor_lab.defenses.networks import Repair
+        from backdoor_lab.defenses.material import DefenseContext
+        from backdoor_lab.defenses.networks import ModelRepair
 
 
-        class Nothing(Repair):
+        class Nothing(ModelRepair):
             """Gives the network back as it is."""
 
             needs_clean = False
 
-            def repair(self, material: Material) -> tuple[nn.Module, dict[str, object]]:
+            def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
                 return material.network(), {"said": "nothing"}
         ''',
     "conf/defense/plain.yaml": '''

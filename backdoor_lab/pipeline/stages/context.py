@@ -55,7 +55,7 @@ def material_of(
             recipe.epochs, recipe.batch, recipe.lr, recipe.momentum, recipe.weight_decay
         ),
         seed=derive(cell.seed, streams.FILTER),
-        clean=_aside(cell, data.test) if "clean images" in cell.told else None,
+        clean=_aside(cell, data.test) if "clean images" in cell.requires else None,
         device=machine.device,
     )
 
@@ -72,7 +72,7 @@ def material_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) 
         **normalisation(module),
         "model": [cell.model, cell.code["models"]],
         "recipe": cell.recipe.decides(),
-        **(aside if "clean images" in cell.told else {}),
+        **(aside if "clean images" in cell.requires else {}),
     }
 
 

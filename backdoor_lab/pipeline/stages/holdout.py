@@ -52,7 +52,7 @@ def class_sizes(labels: Tensor, classes: int) -> list[int]:
 
 def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
     """What this cell's defense is given: only what it declares to require."""
-    told = cell.told
+    told = cell.requires
     return DefenderKnowledge(
         classes=cell.classes,
         target=cell.plan.target if "target" in told else None,

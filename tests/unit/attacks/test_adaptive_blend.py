@@ -64,7 +64,7 @@ def test_half_of_the_pieces_in_training(tmp_path: Path, size: tuple[int, int]) -
     every piece is drawn about as often as any other."""
     trigger = AdaptiveBlend(image=plain_picture(tmp_path, 200))
     images, labels = torch.zeros(200, 3, *size, dtype=torch.uint8), torch.zeros(200).long()
-    for made in (trigger.poisoned, trigger.covering):
+    for made in (trigger.poisoned, trigger.make_covers):
         shown = pieces_of(made(images, labels, workshop()))
         assert (shown.sum(dim=1) == 8).all()
         assert (shown.float().mean(dim=0) - 0.5).abs().max() < 0.15
@@ -75,7 +75,7 @@ def test_poison_covers_and_seeds_draw_their_own_pieces() -> None:
     """Covers do not repeat the poison's masks, and another seed gives others."""
     trigger, images, labels = AdaptiveBlend(), noise(6), torch.zeros(6).long()
     poisoned = trigger.poisoned(images, labels, workshop())
-    assert not torch.equal(trigger.covering(images, labels, workshop()), poisoned)
+    assert not torch.equal(trigger.make_covers(images, labels, workshop()), poisoned)
     assert not torch.equal(trigger.poisoned(images, labels, workshop(1)), poisoned)
 
 
@@ -104,9 +104,9 @@ def test_a_picture_is_known_by_its_content(tmp_path: Path) -> None:
     first, second = plain_picture(tmp_path, 10), plain_picture(tmp_path, 20)
     copy = tmp_path / "copy.png"
     copy.write_bytes(Path(first).read_bytes())
-    contents = [AdaptiveBlend(image=str(path)).content() for path in (first, copy, second)]
+    contents = [AdaptiveBlend(image=str(path)).file_hash() for path in (first, copy, second)]
     assert contents[0] == contents[1] != contents[2]
-    assert AdaptiveBlend().content() == ""
+    assert AdaptiveBlend().file_hash() == ""
     stretched = AdaptiveBlend(image=first).pattern(3, 5, 64)
     assert torch.allclose(stretched, torch.full((3, 5, 64), 10.0))
 

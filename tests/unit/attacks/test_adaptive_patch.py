@@ -85,7 +85,7 @@ def test_one_patch_for_each_training_image() -> None:
     trigger, images, labels = AdaptivePatch(patches=PATCHES), noise(22), torch.zeros(22).long()
     orders = [
         which_patch(images, made(images, labels, workshop(seed)))
-        for made, seed in ((trigger.poisoned, 0), (trigger.covering, 0), (trigger.poisoned, 1))
+        for made, seed in ((trigger.poisoned, 0), (trigger.make_covers, 0), (trigger.poisoned, 1))
     ]
     for order in orders:
         assert sorted(order.count(number) for number in range(4)) == [5, 5, 6, 6]

@@ -47,7 +47,7 @@ def test_training_has_its_own_alpha() -> None:
     both = Blended(alpha=0.5, train_alpha=0.1)
     assert torch.equal(both(images), Blended(alpha=0.5)(images))
     assert torch.equal(both.poisoned(images, labels, work), Blended(alpha=0.1)(images))
-    assert torch.equal(both.covering(images, labels, work), Blended(alpha=0.1)(images))
+    assert torch.equal(both.make_covers(images, labels, work), Blended(alpha=0.1)(images))
     assert not both.same_everywhere
     assert Blended(alpha=0.1, train_alpha=0.1).same_everywhere
 

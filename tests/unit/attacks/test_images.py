@@ -64,9 +64,11 @@ def test_content_is_the_files(kind: Any, tmp_path: Path) -> None:
     same = str(tmp_path / "same.png")
     Path(same).write_bytes(Path(one).read_bytes())
     other = saved(tmp_path / "other.png", [[[1, 2, 4]]])
-    assert kind(image=one).content() == hashlib.sha256(Path(one).read_bytes()).hexdigest()
-    assert kind(image=one).content() == kind(image=same).content() != kind(image=other).content()
-    assert kind().content() == ""
+    assert kind(image=one).file_hash() == hashlib.sha256(Path(one).read_bytes()).hexdigest()
+    assert (
+        kind(image=one).file_hash() == kind(image=same).file_hash() != kind(image=other).file_hash()
+    )
+    assert kind().file_hash() == ""
     assert kind.places == ("image",)
 
 

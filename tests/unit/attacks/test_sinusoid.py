@@ -38,7 +38,7 @@ def test_training_is_weaker() -> None:
     assert torch.equal(both(images), Sinusoid(delta=40, train_delta=40)(images))
     weak = Sinusoid(delta=20)(images)
     assert torch.equal(both.poisoned(images, labels, work), weak)
-    assert torch.equal(both.covering(images, labels, work), weak)
+    assert torch.equal(both.make_covers(images, labels, work), weak)
     assert both.labels == "clean"
     assert not both.same_everywhere
     assert Sinusoid(delta=40, train_delta=40).same_everywhere
@@ -57,8 +57,8 @@ def test_widths_on_which_it_vanishes(width: int) -> None:
     """Where 2 f / m is whole every column is a zero of the sine; elsewhere none of that."""
     with pytest.raises(ConfigError, match=f"9x{width} pixels"):
         Sinusoid()(torch.zeros(1, 1, 9, width, dtype=torch.uint8))
-    Sinusoid().fits(1, 9, 5)
-    Sinusoid().fits(1, 9, 13)
+    Sinusoid().check_image_size(1, 9, 5)
+    Sinusoid().check_image_size(1, 9, 13)
 
 
 @pytest.mark.parametrize("wrong", [{"delta": 0}, {"train_delta": -1}, {"frequency": -1}], ids=str)

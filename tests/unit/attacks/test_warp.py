@@ -33,7 +33,7 @@ def workshop(seed: int = 0) -> AttackContext:
 
 
 def covers(trigger: Warp, images: Tensor, seed: int = 0) -> Tensor:
-    return trigger.covering(images, torch.zeros(len(images), dtype=torch.int64), workshop(seed))
+    return trigger.make_covers(images, torch.zeros(len(images), dtype=torch.int64), workshop(seed))
 
 
 @pytest.mark.parametrize("size", [(20, 28), (7, 33)])

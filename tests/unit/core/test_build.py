@@ -35,7 +35,7 @@ HOSTILE = [
     "backdoor_lab.attacks.poison.poison",
     "backdoor_lab.attacks.pixel",
     "backdoor_lab.attacks.Pixel",
-    "backdoor_lab.attacks.pixel.Pixel.stamp",
+    "backdoor_lab.attacks.pixel.Pixel.apply_test",
     "backdoor_lab.attacks.base.torch.load",
     "backdoor_lab.attacks..pixel.Pixel",
     ".backdoor_lab.attacks.pixel.Pixel",

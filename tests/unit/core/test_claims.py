@@ -72,7 +72,7 @@ def test_take_and_release(tmp_path: Path) -> None:
     """The file is there while the claim is held, names its owner, and is gone afterwards."""
     path = tmp_path / "x.claim"
     mine = claim(path, Clock())
-    assert mine.take(never)
+    assert mine.acquire(never)
     assert json.loads(path.read_text())["pid"] == os.getpid()
     mine.release()
     assert list(tmp_path.iterdir()) == []
@@ -84,7 +84,7 @@ def test_a_waiter_leaves_when_there_is_nothing_to_do(tmp_path: Path) -> None:
     owned_by(path)
     published: list[bool] = []
     clock = Clock(during=lambda: published.append(True))
-    assert not claim(path, clock).take(lambda: len(published) > 3)
+    assert not claim(path, clock).acquire(lambda: len(published) > 3)
     assert "theirs" in path.read_text()
 
 
@@ -99,7 +99,7 @@ def test_a_living_owner_is_waited_for(tmp_path: Path) -> None:
 
     owned_by(path)
     clock = Clock(during=beat)
-    assert not claim(path, clock).take(lambda: clock.now > 1300)
+    assert not claim(path, clock).acquire(lambda: clock.now > 1300)
     assert beats[0] > 100
 
 
@@ -120,7 +120,7 @@ def test_an_owner_elsewhere_is_given_its_patience(tmp_path: Path, beats: int) ->
     last = [clock.now]
     owned_by(path, machine="elsewhere", pid=2**22 + 1, beat=-1)
     waiter = claim(path, clock)
-    assert waiter.take(never)
+    assert waiter.acquire(never)
     assert 60 < clock.now - last[-1] < 64
     waiter.release()
     assert list(tmp_path.iterdir()) == []
@@ -133,16 +133,16 @@ def test_wall_time_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     os.utime(path, (0, 0))
     monkeypatch.setattr(time, "time", lambda: 4e9)
     clock = Clock()
-    assert not claim(path, clock).take(lambda: clock.now > 1050)
+    assert not claim(path, clock).acquire(lambda: clock.now > 1050)
     os.utime(path, (4e9, 4e9))
-    assert claim(path, clock).take(never)
+    assert claim(path, clock).acquire(never)
 
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_a_killed_owner_is_followed_at_once(tmp_path: Path, reaped: bool) -> None:
     """kill -9 of a real process on this machine; not even a zombie of it holds the claim."""
     path = tmp_path / "x.claim"
-    owner = child(lambda: None if Lease(path).take(never) else os._exit(2))
+    owner = child(lambda: None if Lease(path).acquire(never) else os._exit(2))
     until(path.exists)
     until(lambda: "token" in path.read_text())
     os.kill(owner, signal.SIGKILL)
@@ -152,7 +152,7 @@ def test_a_killed_owner_is_followed_at_once(tmp_path: Path, reaped: bool) -> Non
         os.waitid(os.P_PID, owner, os.WEXITED | os.WNOWAIT)
     clock = Clock()
     waiter = claim(path, clock)
-    assert waiter.take(never)
+    assert waiter.acquire(never)
     assert clock.now == 1000.0
     waiter.release()
     if not reaped:
@@ -164,7 +164,7 @@ def test_a_process_number_used_again(tmp_path: Path) -> None:
     path = tmp_path / "x.claim"
     owned_by(path, start="1")
     clock = Clock()
-    assert claim(path, clock).take(never)
+    assert claim(path, clock).acquire(never)
     assert clock.now == 1000.0
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_claim_blocks_nobody(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "x.claim"
     path.write_bytes(text.replace(b'"M"', json.dumps(machine()).encode()))
     clock = Clock()
-    assert claim(path, clock).take(never)
+    assert claim(path, clock).acquire(never)
     assert clock.now < 1064
 
 
@@ -187,7 +187,7 @@ def test_a_claim_that_was_lost_is_not_given_back(tmp_path: Path) -> None:
     """Releasing never removes the claim of whoever took over."""
     path = tmp_path / "x.claim"
     mine = claim(path, Clock())
-    assert mine.take(never)
+    assert mine.acquire(never)
     owned_by(path)
     mine.release()
     assert "theirs" in path.read_text()
@@ -199,7 +199,7 @@ def test_the_owner_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     path = tmp_path / "x.claim"
     for _ in range(5):
         mine = Lease(path)
-        assert mine.take(never)
+        assert mine.acquire(never)
         until(lambda: json.loads(path.read_text())["beat"] >= 2)
         mine.release()
         time.sleep(0.03)
@@ -215,7 +215,7 @@ def test_no_room_for_a_claim_leaves_none(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(mine, "_says", no_room)
     with pytest.raises(OSError, match="full"):
-        mine.take(never)
+        mine.acquire(never)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -226,7 +226,7 @@ def test_one_owner_at_a_time(tmp_path: Path) -> None:
     def work() -> None:
         for _ in range(5):
             mine = Lease(path, sleep=lambda _: time.sleep(0.001))
-            assert mine.take(never)
+            assert mine.acquire(never)
             inside[0] += 1
             most[0] = max(most[0], inside[0])
             time.sleep(0.001)

@@ -149,7 +149,7 @@ def test_a_claim_that_is_none_blocks_nobody(
         raise AssertionError("nobody holds this claim")
 
     claim = Lease(path, clock=lambda: 0.0, sleep=sleep)
-    assert claim.take(lambda: False)
+    assert claim.acquire(lambda: False)
     claim.release()
     assert len(aside(tmp_path)) == 1
     assert [record.message.count(".bad-x.claim-") for record in caplog.records] == [1]

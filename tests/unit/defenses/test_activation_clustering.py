@@ -59,7 +59,7 @@ def test_agrees_with_sklearn_on_principal_components() -> None:
     made = KMeans(2, n_init=10, random_state=0).fit(reduced)
     distances = made.transform(reduced)
     small = int(np.bincount(made.labels_).argmin())
-    look = ActivationClustering(reduce="pca", rule="silhouette").look(values, 0, KNOWN)
+    look = ActivationClustering(reduce="pca", rule="silhouette").score_class(values, 0, KNOWN)
     assert look.scores.numpy() == pytest.approx(distances[:, 1 - small] - distances[:, small])
     expected = silhouette_score(reduced, made.labels_)
     assert look.notes["silhouette"] == pytest.approx(expected)
@@ -92,15 +92,15 @@ def test_order_and_type_decide_nothing(reduce: str) -> None:
     """The very same scores for shuffled rows and for float64."""
     values, made = mixed(90, 10, 3), ActivationClustering(reduce=reduce)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
-    scores = made.look(values, 0, KNOWN).scores
-    assert torch.equal(made.look(values[order], 0, KNOWN).scores, scores[order])
-    assert torch.equal(made.look(values.double(), 0, KNOWN).scores, scores)
+    scores = made.score_class(values, 0, KNOWN).scores
+    assert torch.equal(made.score_class(values[order], 0, KNOWN).scores, scores[order])
+    assert torch.equal(made.score_class(values.double(), 0, KNOWN).scores, scores)
 
 
 @pytest.mark.parametrize("values", [torch.full((30, 4), 0.1), torch.randn(2, 4), torch.ones(1, 4)])
 def test_no_two_clusters(values: Tensor) -> None:
     """Rows all alike, or fewer than three: score 0, a note, nothing removed."""
-    look = ActivationClustering().look(values, 0, KNOWN)
+    look = ActivationClustering().score_class(values, 0, KNOWN)
     assert not look.scores.any()
     assert (look.auto, look.notes) == (0, {"skipped": "no two clusters"})
 

@@ -73,7 +73,7 @@ def test_agrees_with_numpy(positions: int, orders: int) -> None:
     clean = (3 * activations(25, 20, 2) - 3).double()
     maps = [each.numpy().reshape(len(each), -1, positions) for each in (values, clean)]
     made = Beatrix(positions=positions, orders=orders, width=1.5)
-    scores = made.look(values, 0, told(clean)).scores
+    scores = made.score_class(values, 0, told(clean)).scores
     assert float(scores.max()) > 0
     assert scores.numpy() == pytest.approx(by_numpy(*maps, 1.5, orders), rel=1e-9)
 
@@ -84,7 +84,9 @@ def test_finds_channels_that_fire_together(reference: str) -> None:
     every clean example, which lie inside the range and score 0."""
     values = activations(200, 30, 3)
     values[:5, [4, 9, 20]] *= 6
-    scores = Beatrix(reference=reference).look(values, 0, told(activations(30, 30, 4))).scores
+    scores = (
+        Beatrix(reference=reference).score_class(values, 0, told(activations(30, 30, 4))).scores
+    )
     assert float(scores[:5].min()) > 0
     assert not scores[5:].any()
 
@@ -99,7 +101,7 @@ def test_sees_a_lost_correlation_at_positions() -> None:
     maps[:4, 1] = 1.2 - maps[:4, 0]
     assert torch.allclose(maps.sum(dim=2), maps.sum(dim=2)[:1])
     made = Beatrix(positions=16, reference="class")
-    scores = made.look(maps.flatten(1), 0, told(maps.flatten(1))).scores
+    scores = made.score_class(maps.flatten(1), 0, told(maps.flatten(1))).scores
     assert float(scores[:4].min()) > 0.1
     assert float(scores[4:].max()) < 1e-6
 
@@ -108,8 +110,8 @@ def test_only_the_liveliest_channels_count() -> None:
     """With `channels` = 2 of 5 the two that vary most in the class are looked at."""
     values, clean = activations(40, 5, 1), activations(40, 5, 2)
     values[:3, [1, 3]] *= 8
-    few = Beatrix(channels=2).look(values, 0, told(clean)).scores
-    alone = Beatrix().look(values[:, [1, 3]], 0, told(clean[:, [1, 3]])).scores
+    few = Beatrix(channels=2).score_class(values, 0, told(clean)).scores
+    alone = Beatrix().score_class(values[:, [1, 3]], 0, told(clean[:, [1, 3]])).scores
     assert torch.equal(few, alone)
     assert float(few[:3].min()) > 0
 
@@ -120,41 +122,41 @@ def test_a_dead_channel_does_not_blow_up() -> None:
     values, clean = activations(40, 6, 1), activations(40, 6, 2)
     values[:, 0] = clean[:, 0] = 0
     values[0, 0] = 2
-    scores = Beatrix().look(values, 0, told(clean)).scores
+    scores = Beatrix().score_class(values, 0, told(clean)).scores
     assert 0 < float(scores[0]) < 10
     assert not scores[1:].any()
-    dead = Beatrix().look(torch.zeros(9, 3), 0, told(torch.zeros(9, 3))).scores
+    dead = Beatrix().score_class(torch.zeros(9, 3), 0, told(torch.zeros(9, 3))).scores
     assert not dead.any()
 
 
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows are handled some at a time, with the same scores."""
     values, known = activations(50, 6, 1), told(activations(20, 6, 2))
-    whole = Beatrix(width=1).look(values, 0, known).scores
+    whole = Beatrix(width=1).score_class(values, 0, known).scores
     monkeypatch.setattr("backdoor_lab.defenses.beatrix.CHUNK", 7)
-    assert torch.allclose(Beatrix(width=1).look(values, 0, known).scores, whole, rtol=1e-12)
+    assert torch.allclose(Beatrix(width=1).score_class(values, 0, known).scores, whole, rtol=1e-12)
 
 
 def test_it_says_what_it_needs() -> None:
     """Clean examples of the very class, two at least, finite; none with reference=class."""
-    assert Beatrix().told() == ["target", "epsilon", "clean"]
-    assert Beatrix(reference="class").told() == ["target", "epsilon"]
+    assert Beatrix().requires() == ["target", "epsilon", "clean"]
+    assert Beatrix(reference="class").requires() == ["target", "epsilon"]
     values = activations(20, 3, 1)
     known = told(activations(1, 3, 2))
     for short in (known, replace(known, clean=None)):
         with pytest.raises(ConfigError, match=r"clean images of class only.*reference=class"):
-            Beatrix().look(values, 0, short)
-        assert not Beatrix(reference="class").look(values, 0, short).scores.isnan().any()
+            Beatrix().score_class(values, 0, short)
+        assert not Beatrix(reference="class").score_class(values, 0, short).scores.isnan().any()
     broken = activations(9, 3, 2)
     broken[4, 0] = torch.inf
     with pytest.raises(DivergedError, match="1 of 9 rows of clean features"):
-        Beatrix().look(values, 0, told(broken))
+        Beatrix().score_class(values, 0, told(broken))
 
 
 def test_positions_must_divide() -> None:
     """Seven features are no maps of two positions."""
     with pytest.raises(ConfigError, match=r"defense\.positions. must divide.*7, got 2"):
-        Beatrix(positions=2, reference="class").look(
+        Beatrix(positions=2, reference="class").score_class(
             activations(5, 7, 0), 0, told(torch.ones(2, 7))
         )
 

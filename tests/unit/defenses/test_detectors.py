@@ -52,7 +52,7 @@ def test_finds_scattered_outliers(maker: Any) -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
 def test_tiny_classes(maker: Any, n: int) -> None:
     """Fewer than three examples score 0 with a note; three and more get finite scores."""
-    look = maker().look(normal(n, 6), 0, KNOWN)
+    look = maker().score_class(normal(n, 6), 0, KNOWN)
     assert look.scores.shape == (n,)
     assert torch.isfinite(look.scores).all()
     assert bool(look.notes) == (n < 3)
@@ -61,7 +61,7 @@ def test_tiny_classes(maker: Any, n: int) -> None:
 
 def test_constant_rows_are_skipped(maker: Any) -> None:
     """Rows that are all alike score 0, though their mean is rounded."""
-    look = maker().look(torch.full((40, 7), 0.1), 0, KNOWN)
+    look = maker().score_class(torch.full((40, 7), 0.1), 0, KNOWN)
     assert not look.scores.any()
     assert "skipped" in look.notes
 
@@ -70,7 +70,7 @@ def test_constant_rows_are_skipped(maker: Any) -> None:
 def test_half_of_the_rows_alike(maker: Any) -> None:
     """Copies of one row for more than half of a class: still finite, copies alike."""
     values = torch.cat([normal(1, 5).repeat(40, 1), normal(30, 5, seed=2)])
-    scores = maker().look(values, 0, KNOWN).scores
+    scores = maker().score_class(values, 0, KNOWN).scores
     assert torch.isfinite(scores).all()
     assert torch.allclose(scores[:40], scores[0], rtol=1e-9)
 
@@ -79,19 +79,19 @@ def test_order_and_type_decide_nothing(maker: Any) -> None:
     """The very same scores for shuffled rows and for float64."""
     values = normal(80, 12)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
-    scores = maker().look(values, 0, KNOWN).scores
-    assert torch.equal(maker().look(values[order], 0, KNOWN).scores, scores[order])
-    assert torch.equal(maker().look(values.double(), 0, KNOWN).scores, scores)
+    scores = maker().score_class(values, 0, KNOWN).scores
+    assert torch.equal(maker().score_class(values[order], 0, KNOWN).scores, scores[order])
+    assert torch.equal(maker().score_class(values.double(), 0, KNOWN).scores, scores)
 
 
 def test_the_seed_decides_the_forest() -> None:
     """The same seed the same forest, another seed another."""
     values, other = normal(60, 4), DefenderKnowledge(("only",), 0, 10, seed=4)
     assert torch.equal(
-        Forest().look(values, 0, KNOWN).scores, Forest().look(values, 0, KNOWN).scores
+        Forest().score_class(values, 0, KNOWN).scores, Forest().score_class(values, 0, KNOWN).scores
     )
     assert not torch.equal(
-        Forest().look(values, 0, KNOWN).scores, Forest().look(values, 0, other).scores
+        Forest().score_class(values, 0, KNOWN).scores, Forest().score_class(values, 0, other).scores
     )
 
 
@@ -99,7 +99,7 @@ def test_forest_scores_are_the_papers() -> None:
     """Every score lies in 0..1; a row far out is isolated at once and scores well above 0.5."""
     values = normal(200, 3)
     values[7] = 30
-    scores = Forest().look(values, 0, KNOWN).scores
+    scores = Forest().score_class(values, 0, KNOWN).scores
     assert float(scores.min()) > 0
     assert float(scores.max()) < 1
     assert int(scores.argmax()) == 7
@@ -112,14 +112,16 @@ def test_knn_by_all_distances(n: int, k: int) -> None:
     """The k-th smallest distance to another row, by scipy; k at most n - 1."""
     values = normal(n, 4)
     distances = np.sort(cdist(values.double(), values.double()), axis=1)
-    scores = Knn(neighbours=k).look(values, 0, KNOWN).scores
+    scores = Knn(neighbours=k).score_class(values, 0, KNOWN).scores
     assert scores.numpy() == pytest.approx(distances[:, min(k, n - 1)], rel=1e-6)
 
 
 def test_knn_by_hand() -> None:
     """Points 0, 1, 3, 10 on a line: to the second neighbour 3, 2, 3, 9."""
     values = torch.tensor([[0.0], [1], [3], [10]])
-    assert Knn(neighbours=2).look(values, 0, KNOWN).scores.tolist() == pytest.approx([3, 2, 3, 9])
+    assert Knn(neighbours=2).score_class(values, 0, KNOWN).scores.tolist() == pytest.approx(
+        [3, 2, 3, 9]
+    )
 
 
 def test_lof_by_its_definition() -> None:
@@ -131,7 +133,7 @@ def test_lof_by_its_definition() -> None:
     reach = np.maximum(np.take_along_axis(distances, near, axis=1), k_distance[near])
     density = 1 / reach.mean(axis=1)
     expected = density[near].mean(axis=1) / density
-    scores = LocalOutlier(neighbours=k).look(values, 0, KNOWN).scores
+    scores = LocalOutlier(neighbours=k).score_class(values, 0, KNOWN).scores
     assert scores.numpy() == pytest.approx(expected, rel=1e-6)
 
 
@@ -140,7 +142,7 @@ def test_envelope_does_not_bend() -> None:
     plain Mahalanobis distance, bent by them, ranks others higher."""
     values = normal(400, 5)
     values[:100, 0] = 8 + 0.1 * values[:100, 0]
-    scores = Envelope().look(values, 0, KNOWN).scores
+    scores = Envelope().score_class(values, 0, KNOWN).scores
     assert sorted(scores.argsort(descending=True)[:100].tolist()) == list(range(100))
     centred = values - values.mean(dim=0)
     plain = (centred @ torch.linalg.inv(centred.T @ centred) * centred).sum(dim=1)
@@ -151,7 +153,7 @@ def test_envelope_agrees_with_the_estimator_on_the_features() -> None:
     """Principal axes are a rotation: the distances are those of the features themselves."""
     values = normal(300, 4) * torch.tensor([3.0, 2, 1, 0.5])
     direct = MinCovDet(random_state=0).fit(values.double().numpy()).dist_
-    scores = Envelope().look(values, 0, KNOWN).scores
+    scores = Envelope().score_class(values, 0, KNOWN).scores
     assert np.corrcoef(np.log(scores), np.log(direct))[0, 1] > 0.999
 
 
@@ -159,7 +161,7 @@ def test_svm_leaves_a_share_outside() -> None:
     """About nu of the class lies outside (the paper's proposition 3), and scores above 0."""
     values = normal(500, 4)
     for nu in (0.05, 0.3):
-        outside = (Svm(nu=nu).look(values, 0, KNOWN).scores > 0).double().mean()
+        outside = (Svm(nu=nu).score_class(values, 0, KNOWN).scores > 0).double().mean()
         assert float(outside) == pytest.approx(nu, abs=0.02)
 
 
@@ -167,9 +169,9 @@ def test_only_the_top_components_count() -> None:
     """What lies outside the `dims` top directions is not seen."""
     values = normal(100, 6) * torch.tensor([5.0, 4, 0.01, 0.01, 0.01, 0.01])
     values[0, 3] = 0.3
-    assert int(Knn(dims=2).look(values, 0, KNOWN).scores.argmax()) != 0
+    assert int(Knn(dims=2).score_class(values, 0, KNOWN).scores.argmax()) != 0
     same = torch.cat([values[:, :2], values[:, 2:].flip(0)], dim=1)
-    few, swapped = (Knn(dims=2).look(each, 0, KNOWN).scores for each in (values, same))
+    few, swapped = (Knn(dims=2).score_class(each, 0, KNOWN).scores for each in (values, same))
     assert torch.allclose(few, swapped, rtol=0.02)
 
 

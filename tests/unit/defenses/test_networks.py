@@ -65,7 +65,7 @@ def planted(seed: int = 3, signal: int = 60) -> DefenseContext:
 def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
     """AUROC of the scores among the images labelled 0."""
     where = given.labels.eq(0).nonzero().flatten()
-    scores = defense.rate(given, where).scores
+    scores = defense.score_images(given, where).scores
     return auroc(scores, where >= len(given.labels) - POISON)
 
 
@@ -89,7 +89,7 @@ def test_planted_poison_is_told_from_its_class(defense: ModelBasedFilter, signal
 @pytest.mark.parametrize("defense", [Abl(epochs=1), Confusion(steps=3), Asset(steps=4)])
 def test_another_seed_gives_other_scores(defense: ModelBasedFilter) -> None:
     where = torch.arange(20)
-    first, other = (defense.rate(planted(seed), where).scores for seed in (3, 4))
+    first, other = (defense.score_images(planted(seed), where).scores for seed in (3, 4))
     assert not torch.equal(first, other)
 
 
@@ -197,7 +197,7 @@ def test_nan_from_the_networks_stops_the_filter(make: Callable[..., ModelBasedFi
 def test_without_clean_images_it_says_what_to_set() -> None:
     images, labels = drawn(30, 1)
     with pytest.raises(ConfigError, match=r"set protocol\.holdout"):
-        Confusion(steps=1).rate(material(images, labels), torch.arange(30))
+        Confusion(steps=1).score_images(material(images, labels), torch.arange(30))
 
 
 def test_auto_spares_half_of_a_class_and_one_that_is_all_alike() -> None:

@@ -194,7 +194,7 @@ def test_order_and_duplicates() -> None:
 
 def test_it_says_what_it_needs() -> None:
     """It is told `clean`, refuses to go without, and refuses clean features that are not finite."""
-    assert Scan().told() == ["target", "epsilon", "clean"]
+    assert Scan().requires() == ["target", "epsilon", "clean"]
     features = draw(20, 1)
     one = Features(features.values, torch.zeros_like(features.labels))
     for clean in (None, one):

@@ -35,7 +35,7 @@ def test_finds_what_the_top_direction_hides() -> None:
     whitened ones find all of it (the paper's figure 1)."""
     values = hidden()
     is_poison = torch.arange(600) >= 570
-    assert auroc(Spectral().look(values, 0, KNOWN).scores, is_poison) < 0.7
+    assert auroc(Spectral().score_class(values, 0, KNOWN).scores, is_poison) < 0.7
     found = Spectre()(Features(values.float(), torch.zeros(600).long()), KNOWN)
     assert auroc(found.scores, is_poison) > 0.999
     assert not found.keep[570:].any()
@@ -45,8 +45,8 @@ def test_finds_what_the_top_direction_hides() -> None:
 def test_the_rank_is_large_enough_to_hold_the_poison() -> None:
     """The wide axis is the first; k = 1 sees nothing, and the rule takes a larger one."""
     values = hidden()
-    assert Spectre().look(values, 0, KNOWN).notes["rank"] in (4, 9, 12)
-    one = Spectre(rank=1).look(values, 0, KNOWN)
+    assert Spectre().score_class(values, 0, KNOWN).notes["rank"] in (4, 9, 12)
+    one = Spectre(rank=1).score_class(values, 0, KNOWN)
     assert one.notes["rank"] == 1
     assert auroc(one.scores, torch.arange(600) >= 570) < 0.7
 
@@ -111,17 +111,19 @@ def test_order_type_and_scale() -> None:
     """Shuffled rows score alike; so does float32 within its digits, and any scale and shift."""
     values = hidden(300)
     made = Spectre()
-    scores = made.look(values, 0, KNOWN).scores
+    scores = made.score_class(values, 0, KNOWN).scores
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
-    assert torch.allclose(made.look(values[order], 0, KNOWN).scores, scores[order], rtol=1e-7)
-    assert torch.allclose(made.look(values.float(), 0, KNOWN).scores, scores, rtol=1e-3)
-    assert torch.allclose(made.look(7 * values - 3, 0, KNOWN).scores, scores, rtol=1e-7)
+    assert torch.allclose(
+        made.score_class(values[order], 0, KNOWN).scores, scores[order], rtol=1e-7
+    )
+    assert torch.allclose(made.score_class(values.float(), 0, KNOWN).scores, scores, rtol=1e-3)
+    assert torch.allclose(made.score_class(7 * values - 3, 0, KNOWN).scores, scores, rtol=1e-7)
 
 
 @pytest.mark.parametrize("values", [torch.full((50, 4), 0.1), torch.randn(9, 4), torch.ones(1, 2)])
 def test_too_little_to_whiten(values: Tensor) -> None:
     """Rows all alike, or fewer than ten: score 0 and a note."""
-    look = Spectre().look(values, 0, KNOWN)
+    look = Spectre().score_class(values, 0, KNOWN)
     assert not look.scores.any()
     assert "skipped" in look.notes
 
@@ -130,7 +132,7 @@ def test_a_class_that_does_not_vary_but_for_poison() -> None:
     """The kept part has no covariance at all: the poison still stands out, all finite."""
     values = torch.zeros(100, 3)
     values[:5] = 1.0
-    scores = Spectre(FilterOptions(budget="10")).look(values, 0, KNOWN).scores
+    scores = Spectre(FilterOptions(budget="10")).score_class(values, 0, KNOWN).scores
     assert torch.isfinite(scores).all()
     assert float(scores[:5].min()) > 1e6 * float(scores[5:].max())
 

@@ -311,7 +311,7 @@ def stripe(folder: Path, name: str, brightness: int) -> Any:
     path = folder / "stripe.py"
     path.write_text(
         "from backdoor_lab.attacks.base import Trigger\n"
-        "class Stripe(Trigger):\n    def stamp(self, images):\n"
+        "class Stripe(Trigger):\n    def apply_test(self, images):\n"
         f"        return images + {brightness}\n"
     )
     spec = importlib.util.spec_from_file_location(name, path)
@@ -403,7 +403,7 @@ def test_an_edited_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     "code",
     ["import backdoor_lab.core.validation\n\n\ndef use():\n"
      "    backdoor_lab.core.validation.safe_name('a', 'b')\n",
-     "from backdoor_lab.core import checks\n\n\ndef use():\n    checks.whole('a', 1)\n"
+     "from backdoor_lab.core import validation\n\n\ndef use():\n    validation.whole('a', 1)\n"
      "    getattr(checks, 'safe_name')('a', 'b')\n"],
     ids=["by the package", "by getattr"],
 )  # fmt: skip

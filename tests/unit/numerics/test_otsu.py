@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from backdoor_lab.defenses.budget import split
+from backdoor_lab.defenses.budget import otsu_count
 from backdoor_lab.defenses.scan import two_groups
 from backdoor_lab.numerics.otsu import variance_between
 
@@ -33,6 +33,6 @@ def test_the_best_cut_leaves_the_least_variance_within_the_groups() -> None:
 
 def test_automatic_budget_and_scan_split_at_the_same_place() -> None:
     scores = torch.tensor([0.0, 9.0, 1.0, 2.0, 10.0, 0.5], dtype=torch.float64)
-    assert split(scores) == 2
+    assert otsu_count(scores) == 2
     assert two_groups(scores[:, None]) is not None
     assert (two_groups(scores[:, None]) == (scores > 5)).all()  # type: ignore[union-attr]

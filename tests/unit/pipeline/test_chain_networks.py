@@ -185,7 +185,7 @@ def test_the_material_is_what_it_says(lab: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_only_what_is_declared_is_handed_over(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     caught: list[Any] = []
-    whole = abl.Abl.rate
+    whole = abl.Abl.score_images
 
     def rate(self: abl.Abl, material: DefenseContext, where: torch.Tensor) -> Any:
         caught.append(material.clean)
@@ -222,7 +222,7 @@ def test_strip_runs_on_the_held_out_images(lab: Path) -> None:
     assert record["status"] == "done"
     assert "threshold_bits" in json.dumps(record["notes"])
     assert "clean" not in record["run"]["stages"]
-    assert Strip().told() == ["target", "epsilon", "material", "clean images"]
+    assert Strip().requires() == ["target", "epsilon", "material", "clean images"]
 
 
 def test_clean_data_is_the_oracle_where_poison_is_appended(lab: Path) -> None:

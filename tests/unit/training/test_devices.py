@@ -246,7 +246,7 @@ def test_a_trigger_is_that_of_the_cpu(path: Path) -> None:
     work = AttackContext(images, 1, source, 0, lambda: surrogate.to(GPU).eval(), GPU)
     trigger.state = trigger.prepare(work)
     assert not [each for each in trigger.state.values() if isinstance(each, OnGpu)]
-    for made in (trigger.poisoned, trigger.covering):
+    for made in (trigger.poisoned, trigger.make_covers):
         assert made(data.base[1:9:2], data.labels[1:9:2], work).device == CPU.device
     there, here = (batches(trigger, device) for device in (GPU, CPU.device))
     for one, other in zip(there, here, strict=True):
