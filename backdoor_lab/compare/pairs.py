@@ -1,7 +1,7 @@
 """Match the cells to compare: of two sweeps, within a sweep, or of a sweep and the report.
 
-Cells are matched by the columns of the tidy frame, as `CellFields` provides them, without pandas, whose
-import takes 0.25 s (the whole command takes 0.2 s).
+Cells are matched by the columns of the tidy frame, as `CellFields` provides them, without pandas,
+whose import takes 0.25 s (the whole command takes 0.2 s).
 """
 
 from __future__ import annotations

@@ -30,7 +30,9 @@ OTHERS = {
             def __init__(self) -> None:
                 super().__init__()
 
-            def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
+            def score_class(
+                self, values: Tensor, label: int, known: DefenderKnowledge
+            ) -> ClassScores:
                 return ClassScores(values.double().square().sum(dim=1))
 
 
