@@ -365,7 +365,7 @@ def test_features_that_are_not_finite_do_not_matter_to_a_control(name: str, bad:
 
 
 def test_the_truth_is_out_of_reach(name: str) -> None:
-    """A defense has no argument through which the truth could come; only a TruthControl does."""
+    """A defense has no argument through which the truth could come; only an OracleControl does."""
     defense = made(name)
     assert isinstance(defense, Defense) != isinstance(defense, OracleControl)
     if isinstance(defense, Defense):
