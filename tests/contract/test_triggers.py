@@ -137,7 +137,7 @@ def test_poison_depends_on_the_seed_alone(trigger: Trigger) -> None:
         work = workshop(trigger, 3, 32, 32)
         torch.manual_seed(global_seed)
         runs.append([getattr(trigger, kind)(images, labels, work)
-                     for kind in ("poisoned", "covering")])  # fmt: skip
+                     for kind in ("poisoned", "make_covers")])  # fmt: skip
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
 

@@ -404,7 +404,7 @@ def test_an_edited_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ["import backdoor_lab.core.validation\n\n\ndef use():\n"
      "    backdoor_lab.core.validation.safe_name('a', 'b')\n",
      "from backdoor_lab.core import validation\n\n\ndef use():\n    validation.whole('a', 1)\n"
-     "    getattr(checks, 'safe_name')('a', 'b')\n"],
+     "    getattr(validation, 'safe_name')('a', 'b')\n"],
     ids=["by the package", "by getattr"],
 )  # fmt: skip
 def test_what_is_reached_in_another_way_counts_too(
