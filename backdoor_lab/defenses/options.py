@@ -15,7 +15,7 @@ class FilterOptions:
     """A protocol's options for filters; each field is a key of `defense` and of `protocol`.
 
     `classes`: filter the `target` class, `all` classes, or those the filter itself finds
-    `suspicious`. `budget`, `budget_cap`: see `budget.Budget`. `centred`: whether scores are
+    `suspicious`. `budget`, `budget_cap`: see `budget.RemovalBudget`. `centred`: whether scores are
     computed relative to the class mean, for filters that support both. Raises ConfigError for
     invalid values.
     """

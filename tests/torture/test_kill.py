@@ -91,13 +91,13 @@ def test_a_training_goes_on_from_its_last_epoch(
     fault = f"train.step:kill:{2 * steps_per_epoch + 1}"
     assert killed(tmp_path, fault) == signal.SIGKILL
     seen = []
-    original = chain_module.Report.on_train_epoch_end
+    original = chain_module.ProgressCallback.on_train_epoch_end
 
     def counting(self: object, trainer: object, module: object) -> None:
         seen.append((self.name, trainer.current_epoch))  # type: ignore[attr-defined]
         original(self, trainer, module)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(chain_module.Report, "on_train_epoch_end", counting)
+    monkeypatch.setattr(chain_module.ProgressCallback, "on_train_epoch_end", counting)
     record = run_here(tmp_path / "store", tmp_path / "cell", EPOCHS)
     assert lasting(record) == unbroken
     assert [epoch for stage, epoch in seen if stage == "train"] == [2]

@@ -224,7 +224,7 @@ def met_clearly(what: str, kind: str, text: str) -> None:
     if what == "export_weights":
         assert kind == "code 1"
     else:
-        assert kind == "StoreFull", text
+        assert kind == "StoreFullError", text
         assert "no room" in text
         assert "bytes free" in text
 

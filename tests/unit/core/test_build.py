@@ -78,7 +78,7 @@ def test_hostile_targets_are_refused_before_import(target: Any) -> None:
         ("backdoor_lab.attacks.base.Trigger", "is not a class that can be used here"),
         ("backdoor_lab.attacks.base.PixelTriggr", "is not a class that can be used here"),
         ("backdoor_lab.attacks.base.Tensor", "is not a class that can be used here"),
-        ("backdoor_lab.attacks.poison.Plan", "is not a class that can be used here"),
+        ("backdoor_lab.attacks.poison.PoisonSpec", "is not a class that can be used here"),
         ("backdoor_lab.attacks.poison.PoisonResult", "is not a class that can be used here"),
         ("backdoor_lab.defenses.spectral.Spectral", "is not a class that can be used here"),
         ("backdoor_lab.attacks.pixle.Pixel", r"no module backdoor_lab\.attacks\.pixle"),

@@ -57,7 +57,7 @@ def test_errors_are_printed_in_one_place() -> None:
     }
     # Hydra's errors are of other kinds, and need words of their own.
     assert told == {"core/terminal.py", "run.py"}
-    answer = (PACKAGE / "page" / "inquiry.py").read_text()
+    answer = (PACKAGE / "page" / "analysis_command.py").read_text()
     assert "return run_command(" in answer
 
 

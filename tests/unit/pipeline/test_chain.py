@@ -295,21 +295,21 @@ def test_stopped_inside_training_and_taken_up(
     unbroken = run_here(tmp_path / "one", tmp_path / "first", *longer)
     asked: list[str] = []
     monkeypatch.setattr("backdoor_lab.core.shutdown._asked", asked)
-    whole = cell_pipeline.Report.on_train_batch_end
+    whole = cell_pipeline.ProgressCallback.on_train_batch_end
 
     def stops(self: Any, trainer: Any, *rest: Any) -> None:
         if self.name == "retrain" and trainer.global_step == 8:
             asked.append("SIGTERM")
         whole(self, trainer, *rest)
 
-    monkeypatch.setattr(cell_pipeline.Report, "on_train_batch_end", stops)
+    monkeypatch.setattr(cell_pipeline.ProgressCallback, "on_train_batch_end", stops)
     with pytest.raises(StoppedError):
         run_here(tmp_path / "two", tmp_path / "second", *longer)
     assert not (tmp_path / "second" / "record.json").exists()
     left = [path.name for path in (tmp_path / "two" / "retrain").glob(".work-*/*")]
     assert left == ["epoch=0.ckpt"]
     asked.clear()
-    monkeypatch.setattr(cell_pipeline.Report, "on_train_batch_end", whole)
+    monkeypatch.setattr(cell_pipeline.ProgressCallback, "on_train_batch_end", whole)
     again = run_here(tmp_path / "two", tmp_path / "second", *longer)
     assert lasting(again) == lasting(unbroken)
     assert "train" not in made(again)
