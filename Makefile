@@ -15,8 +15,8 @@ AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
 # Attacks, defenses and all else that trains a network.
 TRAINING_TESTS := tests/contract tests/unit/defenses $(wildcard tests/unit/pipeline/test_chain*.py) \
   $(patsubst %,tests/unit/%.py,data/test_digits $(patsubst %,attacks/test_%,label_consistent narcissus sleeper_agent steganographic) \
-    $(patsubst %,training/test_%,batches callback devices fit gradients measure memory_format mixing models recipe representations \
-      unused_columns))
+    $(patsubst %,training/test_%,callback data_loader devices evaluate gradients memory_format mixing models recipe representations \
+      train unused_columns))
 
 .PHONY: help demo smoke reproduce reproduce-small test test-avx2 torture bench bench-gpu tables figures pictures status lint clean
 

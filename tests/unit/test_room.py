@@ -54,7 +54,7 @@ WRITERS = {
     "results/seal.py:write_sealed": ATOMIC,
     "figures/style.py:_drawn": ATOMIC, "core/paths.py:check_writable": "asks only",
     "core/lease.py:_create": STAGE,
-    "core/lease.py:_say": "a lost beat costs nothing, see test_claims",
+    "core/lease.py:_say": "a lost beat costs nothing, see test_lease",
     "data/download.py:_fetch": "download",
     "data/download.py:_locked": "download",
     "export_weights.py:export_weights": "export_weights", "figures/style.py:save": ATOMIC,
