@@ -132,7 +132,7 @@ def count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     Raises ConfigError, showing the calculation, if that is less than one image or more than are
     eligible. A ratio of 0 is a clean run.
 
-    >>> count(Plan(target=0, source=None, ratio=0.1), [50, 80])
+    >>> count(PoisonSpec(target=0, source=None, ratio=0.1), [50, 80])
     5
     """
     against = _counted_against(plan, per_class)

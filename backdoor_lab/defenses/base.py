@@ -216,7 +216,7 @@ def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
     Ties are broken at random with `seed`: breaking them by position would favor appended poison,
     which comes last. Raises Diverged if a score is not finite.
 
-    >>> cut(torch.tensor([0.1, 0.9, 0.5]), 2, seed=0)
+    >>> top_scoring(torch.tensor([0.1, 0.9, 0.5]), 2, seed=0)
     tensor([1, 2])
     """
     finite(scores, "scores")

@@ -27,7 +27,7 @@ class RemovalBudget:
     n - 1 - ⌊0.85 (n - 1)⌋; ``100`` examples; ``auto``, decided from the scores (see `split`).
     `cap` is an upper bound in the same forms, except that a share of the class is rounded down.
 
-    >>> Budget("1.5eps", cap="50%").size(40, epsilon=20)
+    >>> RemovalBudget("1.5eps", cap="50%").size(40, epsilon=20)
     20
     """
 
@@ -77,7 +77,7 @@ def otsu_count(scores: Tensor) -> int:
     the sorted scores float64 (n,); at most half of the class.
 
     >>> import torch
-    >>> split(torch.tensor([0.1, 0.2, 9.0, 0.3, 0.2]))
+    >>> otsu_count(torch.tensor([0.1, 0.2, 9.0, 0.3, 0.2]))
     1
     """
     n = len(scores)
