@@ -30,10 +30,10 @@ $(READY): pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## the report's twelve cells on embedded data, and their two tables
+demo: $(READY)  ## the report's twelve cells on synthetic data, and their two tables
 	$(BIN)/python -m backdoor_lab -m experiment=demo
 
-smoke: $(READY)  ## one cell on embedded data, less than a minute
+smoke: $(READY)  ## one cell on synthetic data, less than a minute
 	$(BIN)/python -m backdoor_lab experiment=smoke
 
 reproduce: $(READY)  ## the report's cells at full width, three seeds; or RECIPE=fast, DATA=ARCHIVE

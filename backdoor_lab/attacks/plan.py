@@ -100,7 +100,7 @@ class PoisonSpec:
 
 
 def check_pair(source: int | None, target: int, classes: Sequence[str] = ()) -> None:
-    """Raises SameClass if source and target are equal, with the name taken from `classes`."""
+    """Raises SameClassError if source and target are equal, with the name taken from `classes`."""
     if source == target:
         name = f" ({classes[target]})" if classes else ""
         raise SameClassError(f"`source` and `target` must differ, both are class {target}{name}")

@@ -45,7 +45,7 @@ def sha256_of(path: Path) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write to a unique temporary file in the same folder, then replace `path`.
 
-    Raises StoreFull when the disk is full; the temporary file is removed then.
+    Raises StoreFullError when the disk is full; the temporary file is removed then.
     """
     part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.part")
     with room(path, len(data)):
@@ -98,8 +98,8 @@ def no_room(error: OSError) -> bool:
 
 @contextmanager
 def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[None]:
-    """Convert a full disk to StoreFull, with the bytes needed and free, and any other OSError (no
-    permission, disk error) to StoreError.
+    """Convert a full disk to StoreFullError, with the bytes needed and free, and any other OSError
+    (no permission, disk error) to StoreError.
 
     `instead` names an alternative to making room, for the message.
     """
@@ -114,7 +114,7 @@ def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[N
 def explained(
     error: OSError, path: Path, needed: int | None = None, instead: str = ""
 ) -> StoreError:
-    """An OSError about `path` as a one-line StoreError; StoreFull when the disk is full."""
+    """An OSError about `path` as a one-line StoreError; StoreFullError when the disk is full."""
     if not no_room(error):
         return StoreError(f"cannot use {error.filename or path}: {error.strerror or error}")
     asked = "more room" if needed is None else f"{needed:,} bytes"

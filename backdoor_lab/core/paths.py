@@ -66,7 +66,7 @@ def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Raises ConfigError when a folder cannot be created or written, StoreFull on a full disk.
+    """Raises ConfigError when a folder cannot be created or written, StoreFullError on a full disk.
 
     Checked by creating and removing a folder, since permission bits are not conclusive.
     """

@@ -74,8 +74,8 @@ def observe(steps: Steps) -> Iterator[None]:
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
     """Yield the `items`, counting each as one `label` of `total`.
 
-    `total` defaults to ``len(items)`` if defined. Loops may be nested. Raises Stopped when a stop
-    of the process is requested.
+    `total` defaults to ``len(items)`` if defined. Loops may be nested. Raises StoppedError when a
+    stop of the process is requested.
     """
     steps = _observed.get()
     if total is None and isinstance(items, Sized):

@@ -47,7 +47,7 @@ def requested() -> bool:
 
 
 def check() -> None:
-    """Raises Stopped if a stop is requested."""
+    """Raises StoppedError if a stop is requested."""
     if _asked:
         raise StoppedError(f"stopped by {_asked[0]}; the same command resumes from here")
 

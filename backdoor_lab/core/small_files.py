@@ -52,7 +52,8 @@ def problem(path: Path | str) -> str | None:
 
 
 def check_regular(path: Path | str) -> None:
-    """Raises DamagedFile unless `path` is a regular file or missing: reading others could block."""
+    """Raises DamagedFileError unless `path` is a regular file or missing: reading others could
+    block."""
     why = problem(path)
     if why is not None:
         raise DamagedFileError(f"{path} is {why}")
@@ -61,8 +62,8 @@ def check_regular(path: Path | str) -> None:
 def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
     """The bytes of a regular file.
 
-    Raises FileNotFoundError if there is none, DamagedFile if it is not a regular file or exceeds
-    `max_bytes`, UnreadableFile if the system cannot read it.
+    Raises FileNotFoundError if there is none, DamagedFileError if it is not a regular file or
+    exceeds `max_bytes`, UnreadableFileError if the system cannot read it.
     """
     check_regular(path)
     try:
@@ -90,8 +91,8 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     """Parse JSON. A lone surrogate, which JSON allows but UTF-8 cannot encode, becomes an escape
     sequence (``\\ud800``) in keys and values.
 
-    Raises DamagedFile for invalid JSON, duplicate keys (not checked if the text is `sealed`, since
-    this package writes none), and nesting deeper than `max_depth`.
+    Raises DamagedFileError for invalid JSON, duplicate keys (not checked if the text is `sealed`,
+    since this package writes none), and nesting deeper than `max_depth`.
     """
     try:
         value = json.loads(data, object_pairs_hook=None if sealed else _unique)

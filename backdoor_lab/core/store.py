@@ -61,7 +61,7 @@ class Artifact:
 class Store:
     """Published stage outputs under one root folder, shared by processes and machines.
 
-    `diverged`: a folder that records the ids of stages that raised Diverged, so that they are
+    `diverged`: a folder that records the ids of stages that raised DivergedError, so that they are
     computed once for all cells that share them; the caller empties it. With `read_only`, damaged
     outputs count as missing and are not moved.
     """
@@ -90,7 +90,7 @@ class Store:
         """The published output for `inputs`. If there is none, `make(folder)` creates it.
 
         `make` writes plain files into `folder` and returns a small JSON value. Only one process
-        creates an output; others wait and read it. Raises StoreFull if the disk is full,
+        creates an output; others wait and read it. Raises StoreFullError if the disk is full,
         StoreError if the stored inputs contradict their own hash.
         """
         validation.safe_name("stage", stage)
@@ -227,7 +227,7 @@ def _publish(part: Path, folder: Path) -> None:
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a published output. Raises FileNotFoundError if there is no such output,
-    DamagedFile if it is not an output or its manifest was changed."""
+    DamagedFileError if it is not an output or its manifest was changed."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise DamagedFileError("not a folder")
     path = folder / MANIFEST

@@ -1,6 +1,6 @@
 """The labels of all random streams.
 
-A label is an input of the generator (see seeds.py): changing its text changes the random numbers
+A label is an input of the generator (see rng.py): changing its text changes the random numbers
 and every result that depends on them. Never rename the texts, not even when classes, stages or
 options are renamed; only the names of the constants may change. A new stream needs a new text.
 """

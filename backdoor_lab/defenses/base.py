@@ -214,7 +214,7 @@ def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
     """Indices int64 (removed,) of the highest of `scores` float64 (n,).
 
     Ties are broken at random with `seed`: breaking them by position would favor appended poison,
-    which comes last. Raises Diverged if a score is not finite.
+    which comes last. Raises DivergedError if a score is not finite.
 
     >>> top_scoring(torch.tensor([0.1, 0.9, 0.5]), 2, seed=0)
     tensor([1, 2])
@@ -226,7 +226,7 @@ def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
 
 
 def finite(values: Tensor, what: str) -> None:
-    """Raises Diverged if any of `values` (n, ...) is NaN or infinite."""
+    """Raises DivergedError if any of `values` (n, ...) is NaN or infinite."""
     good = torch.isfinite(values)
     good = good if good.ndim == 1 else good.all(dim=1)
     bad = (~good).nonzero().flatten()

@@ -72,7 +72,7 @@ class DBr(Unlearning):
 
 def sensitivity(network: nn.Module, material: DefenseContext) -> Tensor:
     """Squared change of each training image's features under a random rotation and shift:
-    float64 (n,). Raises Diverged if features are not finite."""
+    float64 (n,). Raises DivergedError if features are not finite."""
     n = len(material.labels)
     generator = material.generator(streams.TRANSFORMATION)
 

@@ -221,7 +221,8 @@ def train(
 
     `practice`: learning rate, momentum, weight decay. `loss(logits, labels)` is minimized, by
     default cross-entropy; `after` is called after each step. With `frozen_statistics` batch
-    normalization uses and keeps its running statistics. Raises Diverged if a loss is not finite.
+    normalization uses and keeps its running statistics. Raises DivergedError if a loss is not
+    finite.
     """
     lr, momentum, decay = practice
     loss = F.cross_entropy if loss is None else loss

@@ -51,7 +51,7 @@ class Unlearning(ModelRepair):
     ) -> None:
         """In each of `epochs` passes, maximizes the cross-entropy of the training images at
         indices `bad`, then minimizes that of `good`, by SGD with learning rate `lr`. Updates the
-        statistics of batch normalization. Raises Diverged if a loss is not finite."""
+        statistics of batch normalization. Raises DivergedError if a loss is not finite."""
         sign = 1.0
 
         def batches() -> Iterator[Batch]:

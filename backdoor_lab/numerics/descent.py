@@ -11,8 +11,8 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
     """Takes one step of `optimizer` along the gradient of `loss`.
 
     Only the optimizer's own tensors receive gradients; a model that the loss depends on is not
-    modified. Before the step, raises Diverged, with `name` in the message, if the loss is not
-    finite, and Stopped if the process has been asked to stop.
+    modified. Before the step, raises DivergedError, with `name` in the message, if the loss is not
+    finite, and StoppedError if the process has been asked to stop.
     """
     shutdown.check()
     if not bool(torch.isfinite(loss)):

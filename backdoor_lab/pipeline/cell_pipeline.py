@@ -167,7 +167,7 @@ class CellPipeline:
 
 
 def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> dict[str, Any]:
-    """Run a cell and write its record, even if it fails. Raises only Stopped.
+    """Run a cell and write its record, even if it fails. Raises only StoppedError.
 
     A cell whose record says that it is done is not run again.
     """

@@ -36,7 +36,7 @@ def run_job(
     """Run the cell of a resolved configuration in `folder`; returns its status.
 
     In a sweep, the folder name is the id that the cell had when the sweep was checked. Raises
-    ConfigError or DataError before any work, Stopped if a stop is requested.
+    ConfigError or DataError before any work, StoppedError if a stop is requested.
     """
     shutdown.check()
     cell = preflight().identify(config)

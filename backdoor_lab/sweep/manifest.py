@@ -81,7 +81,7 @@ def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
     """Whether a folder contains the record of this cell, done. A failed cell is run again, as is
     one with a damaged record, with a warning unless `quiet`.
 
-    Raises ConfigError if the record is another cell's, UnreadableFile if it may be intact but
+    Raises ConfigError if the record is another cell's, UnreadableFileError if it may be intact but
     cannot be read. Nothing in a damaged record is trusted, not even its id: it is set aside.
     """
     try:

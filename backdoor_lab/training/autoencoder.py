@@ -61,7 +61,7 @@ def new_autoencoder(training: TrainingSet, seed: int) -> Autoencoder:
 
 def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) -> Autoencoder:
     """An autoencoder trained on the training images: mean squared error, Adam, `EPOCHS` epochs
-    without augmentation. Raises Diverged if the loss is not finite."""
+    without augmentation. Raises DivergedError if the loss is not finite."""
     net = new_autoencoder(training, seed).to(device)
     adam = torch.optim.Adam(net.parameters(), lr=RATE)
     for epoch in track(range(EPOCHS), "epoch"):

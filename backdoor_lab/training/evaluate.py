@@ -47,7 +47,7 @@ def extract(
     """Features of every training example at `layer`: inference mode, no augmentation.
 
     Computed in float32 without TF32, even if training uses bfloat16, since scores are differences
-    from a mean. Raises Diverged if a feature is not finite.
+    from a mean. Raises DivergedError if a feature is not finite.
     """
     machine = replace(machine, bf16=False)
     with torch.inference_mode(), _no_tf32(), FeatureHook(module.net, layer) as tap:

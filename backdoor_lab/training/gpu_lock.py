@@ -26,7 +26,7 @@ def own_device(
 
     At most `share` holders have a device at a time; others wait. The reservation is a lock of the
     operating system, in a folder shared by all processes of the user: it ends with the process,
-    however that ends. Raises Stopped if a stop is requested while waiting.
+    however that ends. Raises StoppedError if a stop is requested while waiting.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"backdoor_lab-gpus-{os.getuid()}"
     with room(folder):

@@ -104,7 +104,7 @@ def fit(
 
     With `scratch`, a checkpoint is saved there after every epoch, and a run resumes from it if
     there is one: on a CPU, the final weights are identical to those of an uninterrupted run.
-    Raises Diverged if a loss or weight is not finite, Stopped if a stop is requested.
+    Raises DivergedError if a loss or weight is not finite, StoppedError if a stop is requested.
     """
     torch.set_num_threads(machine.threads)
     batches = BatchLoader(job.training, job.recipe, seed=job.seed, device=machine.device)
@@ -143,7 +143,7 @@ def trainer_for(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    # Signals are handled in stopping.py; Lightning would install its own handlers and end a
+    # Signals are handled in shutdown.py; Lightning would install its own handlers and end a
     # requeued cluster task as if it were done.
     signals: Any = trainer._signal_connector
     signals.register_signal_handlers = lambda: None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import inspect
 import re
 import subprocess
@@ -418,3 +419,21 @@ def test_every_choice_builds(path: Path) -> None:
     else:
         assert isinstance(build(group, config, Trigger), Trigger)
     assert path.read_text().startswith("# ")
+
+
+OF_LIBRARIES = {"ArgumentTypeError", "ReadError", "UndefinedError"}
+
+
+def test_docstrings_name_errors_that_exist() -> None:
+    """After "Raises": a class of the package, one of Python's own, or one of a library."""
+    known = {node.name for path in SOURCES for node in ast.walk(tree(path))
+             if isinstance(node, ast.ClassDef)} | set(vars(builtins)) | OF_LIBRARIES  # fmt: skip
+    named = [
+        (name_of(path), name)
+        for path in SOURCES
+        for node in ast.walk(tree(path))
+        if isinstance(node, Function | ast.ClassDef | ast.Module)
+        for name in re.findall(r"[Rr]aises(?: only)? ([A-Z]\w+)", ast.get_docstring(node) or "")
+    ]
+    assert len(named) > 100
+    assert [each for each in named if each[1] not in known] == []

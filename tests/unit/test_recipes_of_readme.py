@@ -172,7 +172,16 @@ def test_a_class_that_lacks_a_method_is_told_which(copy: Path, tmp_path: Path) -
     done = run(copy, tmp_path, "experiment=smoke", "defense=lacking")
     assert done.returncode == 2
     assert (
-        "plain.Lacking is not a class that can be used here: it lacks the method look"
+        "plain.Lacking is not a class that can be used here: it lacks the method score_class"
         in done.stderr
     )
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_every_import_in_readme_exists() -> None:
+    """The Python examples name modules and classes as they are called today."""
+    blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text())
+    imports = [line for block in blocks for line in re.findall(r"(?m)^from backdoor_lab.*$", block)]
+    assert len(imports) >= 5
+    for line in imports:
+        exec(line, {})

@@ -62,7 +62,8 @@ class Worker:
             self._pipe.send([job])
 
     def result(self) -> Any:
-        """Wait for the return value of `run`. Raises Died if the process ended instead."""
+        """Wait for the return value of `run`. Raises WorkerDiedError if the process ended
+        instead."""
         while not ready([self], 1.0):
             pass
         try:

@@ -118,7 +118,8 @@ def test_a_leftover_blocks_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", NO_ROOM)
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
-    """StoreFull says needed, free and path; the old file is whole, no temporary one is left."""
+    """StoreFullError says needed, free and path; the old file is whole, no temporary one is
+    left."""
     path = tmp_path / "x"
     write_atomic(path, b"old")
     with monkeypatch.context() as patch:
@@ -158,7 +159,8 @@ def test_a_real_limit_on_the_file_size(tmp_path: Path, limit: int) -> None:
 
 
 def test_other_errors_keep_their_name(tmp_path: Path) -> None:
-    """Only a lack of room becomes StoreFull; what else is wrong with a path is said with it."""
+    """Only a lack of room becomes StoreFullError; what else is wrong with a path is said with
+    it."""
     with pytest.raises(StoreError, match="cannot use /a/b: no") as found, room(tmp_path / "x"):
         raise PermissionError(errno.EACCES, "no", "/a/b")
     assert not isinstance(found.value, StoreFullError)

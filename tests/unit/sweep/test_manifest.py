@@ -191,7 +191,7 @@ def test_a_failure_without_a_record_reaches_the_tables(tmp_path: Path) -> None:
     text = (tmp_path / "tables/records.csv").read_text()
     assert "failed: no room" in text
     assert text.count("missing") == 1
-    assert note_failure(tmp_path / "b", "StoreFull: x\nmore") == "failed: StoreFull: x"
-    assert status_of(tmp_path / "b") == "failed: StoreFull: x"
+    assert note_failure(tmp_path / "b", "StoreFullError: x\nmore") == "failed: StoreFullError: x"
+    assert status_of(tmp_path / "b") == "failed: StoreFullError: x"
     assert note_failure(tmp_path / "stray", "why") == "failed: why"
     assert not (tmp_path / "stray").exists()
