@@ -79,7 +79,7 @@ def test_a_prepared_trigger_is_refused_before_training(
     """What it does shows after its preparation alone."""
     monkeypatch.setattr(Pixel, "needs_preparing", True)
     monkeypatch.setattr(Pixel, "prepare", lambda self, work: {"nothing": torch.zeros(1)})
-    monkeypatch.setattr(Pixel, "stamp", lambda self, images: images)
+    monkeypatch.setattr(Pixel, "apply_test", lambda self, images: images)
     record = run_here(tmp_path / "store", tmp_path / "cell")
     assert record["status"].startswith("failed")
     assert "no pixel changes" in record["error"]

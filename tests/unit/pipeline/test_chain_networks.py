@@ -191,7 +191,7 @@ def test_only_what_is_declared_is_handed_over(lab: Path, monkeypatch: pytest.Mon
         caught.append(material.clean)
         return whole(self, material, where)
 
-    monkeypatch.setattr(abl.Abl, "rate", rate)
+    monkeypatch.setattr(abl.Abl, "score_images", rate)
     run(lab, "bare", "defense=abl", "defense.gamma=0.4")
     assert caught == [None]
 
