@@ -45,12 +45,12 @@ def export_weights(
     the record. Raises ConfigError for an invalid path, DataError for an unusable record, StoreError
     if an entry of the store is missing or does not match the record.
     """
-    from safetensors.torch import save
-
     if out.suffix != ".safetensors" or not out.parent.is_dir():
         raise ConfigError(f"`--out` must be a .safetensors file in an existing folder, got {out}")
     record = _record(cell)
     root = _store(cell, store)
+    from safetensors.torch import save
+
     weights = _weights(root, record, _stage(record, which), f"weights{which}")
     metadata = {**_normalisation(root, record), **_facts(record, which)}
     write_atomic(out, save({k: v.contiguous() for k, v in weights.items()}, metadata))

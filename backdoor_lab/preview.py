@@ -128,12 +128,9 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
 
     from backdoor_lab.config_loader import conf_dir
     from backdoor_lab.core.store import Store
-    from backdoor_lab.pipeline.cell_pipeline import CellPipeline
-    from backdoor_lab.pipeline.progress import Progress
     from backdoor_lab.run import register
     from backdoor_lab.sweep.compose import plain
     from backdoor_lab.sweep.preflight import preflight
-    from backdoor_lab.training.device import machine_of
 
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
@@ -141,12 +138,16 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
             config = plain(compose("config", overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(" ".join(str(error).split())) from error
+    cell = preflight().cell(config)
+    # These import torch and Lightning: not before the configuration is known to be valid.
+    from backdoor_lab.pipeline.cell_pipeline import CellPipeline
+    from backdoor_lab.pipeline.progress import Progress
+    from backdoor_lab.training.device import machine_of
+
     store = Store(config["store"]["root"])
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Path(folder), "preview", "none")
-        chain = CellPipeline(
-            preflight().cell(config), store, machine_of(config["trainer"]), progress
-        )
+        chain = CellPipeline(cell, store, machine_of(config["trainer"]), progress)
         return chain.cell.trigger, chain.attack()
 
 

@@ -85,8 +85,8 @@ def by_source(without: str, _root_: DictConfig) -> str:
 
 
 def task(config: DictConfig) -> Any:
-    """Run one cell in the process that the launcher chose; returns its status, or the Loss of the
-    process that ran it."""
+    """Run one cell in the process that the launcher chose; returns its status, or the LostProcess
+    if that process ended."""
     from backdoor_lab.sweep.compose import plain
     from backdoor_lab.sweep.launching.parallel import parallel
     from backdoor_lab.sweep.launching.task import run_in_sweep

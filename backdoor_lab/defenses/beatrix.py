@@ -69,7 +69,7 @@ class Beatrix(SampleFilter):
         if rows is None or len(rows) < FEWEST:
             raise ConfigError(
                 f"`defense=beatrix` needs features of held-out clean images of class"
-                f" {known.classes[label]}, at least {FEWEST} (Knowledge.clean), got"
+                f" {known.classes[label]}, at least {FEWEST} (DefenderKnowledge.clean), got"
                 f" {0 if rows is None else len(rows)}: choose a protocol that holds some out, or"
                 " set defense.reference=class"
             )

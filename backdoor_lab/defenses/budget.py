@@ -24,7 +24,7 @@ class RemovalBudget:
     `text` is one of: ``1.5eps``, 1.5 times the number of poisoned images (Tran, Li, Madry 2018,
     Algorithm 1); ``15%`` of the class, rounded; ``p85``, the examples above that percentile of
     the class's scores, interpolated as by `numpy.percentile` (the authors' code): of n examples
-    n - 1 - ⌊0.85 (n - 1)⌋; ``100`` examples; ``auto``, decided from the scores (see `split`).
+    n - 1 - ⌊0.85 (n - 1)⌋; ``100`` examples; ``auto``, decided from the scores (see `otsu_count`).
     `cap` is an upper bound in the same forms, except that a share of the class is rounded down.
 
     >>> RemovalBudget("1.5eps", cap="50%").size(40, epsilon=20)

@@ -61,7 +61,7 @@ class ModelBasedFilter(SampleFilter):
         known: DefenderKnowledge,
     ) -> dict[int, ClassScores]:
         if known.material is None:
-            raise TypeError(f"{type(self).__name__} needs Knowledge.material")
+            raise TypeError(f"{type(self).__name__} needs DefenderKnowledge.material")
         classes = list(wanted)
         if not classes:
             return {}

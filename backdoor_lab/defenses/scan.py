@@ -122,7 +122,7 @@ class Variation:
         if clean is None or len(clean.labels.unique()) < 2:
             raise ConfigError(
                 "`defense=scan` needs features of held-out clean images of at least two classes"
-                " (Knowledge.clean): choose a protocol that holds some out"
+                " (DefenderKnowledge.clean): choose a protocol that holds some out"
             )
         finite(clean.values, "rows of clean features")
         values = clean.values.double()

@@ -24,7 +24,7 @@ def head(net: nn.Module) -> nn.Linear:
 
 
 class FeatureHook:
-    """Records a layer's features during a forward pass: ``with Tap(net, layer) as tap``.
+    """Records a layer's features during a forward pass: ``with FeatureHook(net, layer) as tap``.
 
     `layer` is ``penultimate`` (the input of the last linear layer) or a module's name
     (``layer4``), whose output is flattened or, with the suffix ``:pool`` (``layer4:pool``),

@@ -6,7 +6,8 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,20 +158,23 @@ class ResumeSweeper(BasicSweeper):
         cells: dict[str, tuple[Cell, Sequence[str]]] = {}
         marks: list[identity.Marks] = []
         same: list[SameClassError] = []
+        found: list[tuple[int, Cell]] = []
         for number, job in enumerate(jobs, 1):
-            try:
-                cell = self._cell_of(job)
-                if not finished(folder / cell.id, cell.id, quiet=True):
-                    preflight.check(cell)
-            except SameClassError as error:
-                same.append(error)
-                continue
-            except LabError as error:
-                where = f"cell {number} of {len(jobs)} ({' '.join(job)}): " if len(jobs) > 1 else ""
-                raise type(error)(f"{where}{error}") from error
+            with _named(number, jobs):
+                try:
+                    cell = self._cell_of(job)
+                except SameClassError as error:
+                    same.append(error)
+                    continue
+            found.append((number, cell))
             marks.append(cell.code)
             # Two spellings of one choice (0.05, 5e-2) are the same cell.
             cells.setdefault(cell.id, (cell, job))
+        # After that: these checks read images and import torch.
+        for number, cell in found:
+            with _named(number, jobs):
+                if not finished(folder / cell.id, cell.id, quiet=True):
+                    preflight.check(cell)
         _tell_left_out(same, len(jobs))
         if len(cells) < len(marks):
             repeated = many(len(marks) - len(cells), "cell")
@@ -243,6 +247,16 @@ def spread(left: Sequence[RequestedCell]) -> list[RequestedCell]:
         seen[key] = seen.get(key, -1) + 1
         ranks.append(seen[key])
     return [left[i] for i in sorted(range(len(left)), key=lambda i: (ranks[i], i))]
+
+
+@contextmanager
+def _named(number: int, jobs: Sequence[list[str]]) -> Iterator[None]:
+    """Say which cell of several an error is about."""
+    try:
+        yield
+    except LabError as error:
+        where = f"cell {number} of {len(jobs)} ({' '.join(jobs[number - 1])}): "
+        raise type(error)(f"{where * (len(jobs) > 1)}{error}") from error
 
 
 def _asked(cell: Cell, job: Sequence[str], label: str | None) -> RequestedCell:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.defenses.base import DefenderKnowledge, Features, Verdict
+from backdoor_lab.defenses.base import DefenderKnowledge, Features, FilterResult
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import Spectral
@@ -20,7 +20,7 @@ UNTOLD = DefenderKnowledge(("",), None, None, 0)
 PLUS = {"rank": 16, "rounds": 4, "tail_power": 4}
 
 
-def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: Any) -> Verdict:
+def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: Any) -> FilterResult:
     known = DefenderKnowledge(("only",), 0, epsilon=None, seed=0)
     made = Spectral(FilterOptions(budget=str(budget), centred=centred), **options)
     return made(Features(values, torch.zeros(len(values)).long()), known)

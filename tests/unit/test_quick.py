@@ -60,6 +60,8 @@ REFUSED = {
     "class of drawn images": ("target=brid", "brid"),
     "class of a folder": (" ".join([*FOLDER, "target=brid"]), "brid"),
     "same source and target": ("target=0 source=0", "source"),
+    "class of a later cell": ("target=bird,brid", "brid"),
+    "ratio of a later cell": ("ratio=0.3,7", "ratio"),
     "missing folder": ("dataset=image_folder dataset.root=nowhere", "nowhere"),
     "missing archive": ("dataset=image_folder dataset.root=nowhere.tar.xz", "nowhere.tar.xz"),
     "missing arrays": ("dataset=arrays dataset.root=nowhere.npz", "nowhere.npz"),
@@ -148,6 +150,20 @@ def test_a_finished_cell_is_told_without_torch(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert imported(again) == []
     assert "Nat1" in again.stderr + again.stdout
+
+
+@pytest.mark.parametrize(
+    "asked",
+    ["preview trigger=pixle", "preview trigger=blended trigger.alpha=7",
+     "export_weights nowhere --out n.safetensors", "reports nowhere", "compare nowhere reference"],
+)  # fmt: skip
+def test_other_commands_refuse_without_torch(tmp_path: Path, asked: str) -> None:
+    module, *arguments = asked.split()
+    done = watched(tmp_path, f"backdoor_lab.{module}", *arguments)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert imported(done) == []
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("module", [

@@ -37,7 +37,7 @@ OTHERS = {
 
 
         class Lacking(SampleFilter):
-            """Has no `look`."""
+            """Has no `score_class`."""
         ''',
     "backdoor_lab/defenses/rating.py": '''
         """A filter that looks at images."""

@@ -30,7 +30,7 @@ RAISED = ("FailedJobError", "RayTaskError")
 
 
 def supervised(run: Callable[[], Any]) -> Any:
-    """The result of `run` in a child process, or the Loss of that process.
+    """The result of `run` in a child process, or the LostProcess.
 
     Must be called before torch is imported: see workers.py. When a cluster stops this process, the
     child is stopped too.

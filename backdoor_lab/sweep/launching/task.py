@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 def run_in_sweep(config: dict[str, Any], folder: Path, parallel_cells: int, journal: Path) -> Any:
-    """Run a cell under supervision; returns its status, or the Loss of its process.
+    """Run a cell under supervision; returns its status, or the LostProcess.
 
     The driver watches its own workers; any other process runs the cell in a child that it watches.
     `journal`: the cell's log, to which a crash appends the last Python stack.

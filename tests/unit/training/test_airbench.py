@@ -21,7 +21,7 @@ from backdoor_lab.pipeline.cell import model_label
 from backdoor_lab.sweep.estimate import estimate
 from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.sweep.trial import try_network
-from backdoor_lab.training import fit as training
+from backdoor_lab.training import train as training
 from backdoor_lab.training.airbench import Airbench, Group, ScaledLinear, whiten
 from backdoor_lab.training.evaluate import predictions
 from backdoor_lab.training.memory_format import CHANNELS_LAST, memory_format_of

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from backdoor_lab.training import machine as machine_module
+from backdoor_lab.training import device as machine_module
 from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import CPU
 
