@@ -205,3 +205,17 @@ def place(folder: Path, cell_id: str) -> str:
     """``3/12`` for the third of twelve cells."""
     ids = [each["id"] for each in sweep_file(folder).get("asked", [])]
     return f"{ids.index(cell_id) + 1}/{len(ids)}" if cell_id in ids else "1/1"
+
+
+def spread(left: Sequence[RequestedCell]) -> list[RequestedCell]:
+    """The cells in an order in which neighbors have different attacks.
+
+    Cells that share an attack wait for the same network; run in parallel, all but one would idle.
+    """
+    seen: dict[str, int] = {}
+    ranks = []
+    for each in left:
+        key = json.dumps([each.attack, each.choices["model"], each.choices["recipe"]])
+        seen[key] = seen.get(key, -1) + 1
+        ranks.append(seen[key])
+    return [left[i] for i in sorted(range(len(left)), key=lambda i: (ranks[i], i))]

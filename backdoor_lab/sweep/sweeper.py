@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from backdoor_lab.sweep.manifest import (
     finished,
     mend,
     merge_asked,
+    spread,
     status_of,
     sweep_file,
 )
@@ -233,20 +233,6 @@ def register() -> None:
         sys.modules[NAME] = module
         ResumeSweeper.__module__ = NAME
         Plugins.instance().register(ResumeSweeper)
-
-
-def spread(left: Sequence[RequestedCell]) -> list[RequestedCell]:
-    """The cells in an order in which neighbors have different attacks.
-
-    Cells that share an attack wait for the same network; run in parallel, all but one would idle.
-    """
-    seen: dict[str, int] = {}
-    ranks = []
-    for each in left:
-        key = json.dumps([each.attack, each.choices["model"], each.choices["recipe"]])
-        seen[key] = seen.get(key, -1) + 1
-        ranks.append(seen[key])
-    return [left[i] for i in sorted(range(len(left)), key=lambda i: (ranks[i], i))]
 
 
 @contextmanager

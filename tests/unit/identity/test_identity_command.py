@@ -68,7 +68,7 @@ def test_new_and_gone_components(table: Path, capsys: pytest.CaptureFixture[str]
     identity.forget()
     assert main([]) == 1
     said = capsys.readouterr().out.splitlines()
-    assert "gone (defenses) is gone" in said
+    assert "gone (defenses) was removed" in said
     assert "spectral (defenses) is new" in said
     assert main(["--accept", "spectral", "gone"]) == 0
     found = json.loads(table.read_bytes())["defenses"]

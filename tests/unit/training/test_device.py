@@ -66,6 +66,6 @@ def test_ci_runs_the_tests_that_train_again_with_avx2() -> None:
     assert "ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2" in said
     paths = [each for each in said.split() if each.startswith("tests/")]
     assert [each for each in paths if not (ROOT / each).exists()] == []
-    training = {f"tests/unit/training/test_{name}.py" for name in ("fit", "gradients")}
+    training = {f"tests/unit/training/test_{name}.py" for name in ("train", "gradients")}
     assert {"tests/contract", "tests/unit/defenses", *training} < set(paths)
     assert "make test-avx2" in (ROOT / ".ci" / "run").read_text().splitlines()
