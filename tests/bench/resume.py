@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from backdoor_lab.core.atomic_io import readable
+from backdoor_lab.results.seal import sealed
 from tests.bench.measuring import TINY, Figure, command, exponent, timed
 
 SIZES = (10, 1000, 3000)
@@ -71,7 +73,7 @@ def finished(folder: Path, cells: int, *more: str) -> list[dict[str, Any]]:
     found = [_record(each) for each in asked]
     for record in found:
         (sweep / record["id"]).mkdir()
-        (sweep / record["id"] / "record.json").write_text(json.dumps(record))
+        (sweep / record["id"] / "record.json").write_text(sealed(readable(record)))
     return found
 
 
