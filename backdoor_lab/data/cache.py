@@ -69,14 +69,14 @@ def open_dataset(source: Source, store: Store) -> Dataset:
     return Dataset(source.name, train, test, notes)
 
 
-def classes_of(source: Source, store: Store) -> tuple[str, ...]:
-    """The class names of `source`; reads its images only if there is no cheaper way. Raises the
-    same errors as `open_dataset`."""
+def classes_and_fingerprint(source: Source, store: Store) -> tuple[tuple[str, ...], str]:
+    """The class names of `source` and its fingerprint; reads its images only if there is no
+    cheaper way. Raises the same errors as `open_dataset`."""
     fingerprint = source.fingerprint()
     entry = store.find("data", _inputs(fingerprint))
     if entry is not None:
-        return tuple(entry.meta["classes"])
-    return source.known_classes() or _read(source, fingerprint).arrays.classes
+        return tuple(entry.meta["classes"]), fingerprint
+    return source.known_classes() or _read(source, fingerprint).arrays.classes, fingerprint
 
 
 def is_stored(source: Source, store: Store) -> bool:

@@ -71,8 +71,8 @@ def _charts(shelf: ArtifactReader, record: Shown, points: int) -> Shown:
     shown: Shown = {"notes": [], "loss": _losses(shelf, record)}
     found = material(shelf, record)
     if found is None:
-        told = recorded_curve(record)
-        return shown if told is None else shown | {"curve": _curve(*told)}
+        curve = recorded_curve(record)
+        return shown if curve is None else shown | {"curve": _curve(*curve)}
     where = in_target(found)
     poison, keep = found.training.is_poison, found.judged.keep
     bars = histogram(found.judged.scores[where], poison[where], keep[where])
@@ -181,11 +181,16 @@ def _strip(found: CellArtifacts, limit: int) -> Shown:
     sheet, size = png_strip(training.images(where))
     given, before = training.labels, training.before(where)
     was = dict(zip(where.tolist(), before.tolist(), strict=True))
-    told = {
+    listed = {
         name: [[short(judged.scores[i]), int(given[i]), was[int(i)]] for i in members]
         for name, members in rows.items()
     }
-    return {"sheet": sheet, "tile": size, "rows": told, "classes": [*map(plain, training.classes)]}
+    return {
+        "sheet": sheet,
+        "tile": size,
+        "rows": listed,
+        "classes": [*map(plain, training.classes)],
+    }
 
 
 def png_strip(images: Array) -> tuple[str, list[int]]:

@@ -16,7 +16,7 @@ from backdoor_lab.core.lazy import torch
 from backdoor_lab.core.paths import check_writable
 from backdoor_lab.core.store import Store
 from backdoor_lab.core.types import Dataset
-from backdoor_lab.data.cache import classes_of, open_dataset
+from backdoor_lab.data.cache import classes_and_fingerprint, open_dataset
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.pipeline.cell import Cell
@@ -66,12 +66,12 @@ class Preflight:
         if key not in self._names:
             # A command that is rejected, or only estimates, leaves no files.
             store = Store(config["store"]["root"], read_only=True)
-            self._names[key] = classes_of(parts.data, store), parts.data.fingerprint()
+            self._names[key] = classes_and_fingerprint(parts.data, store)
         cell = Cell(config, *self._names[key], parts)
         check_pair(*cell.pair, cell.classes)
         _check_repair(cell)
         _check_labels(cell)
-        cell.plan  # noqa: B018  (refuses words of a protocol that there are not)
+        cell.plan  # noqa: B018  (rejects unknown protocol values)
         return cell
 
     def _check(self, cell: Cell) -> None:

@@ -92,9 +92,9 @@ class ResumeSweeper(BasicSweeper):
         folder = Path(str(self.config.hydra.sweep.dir))
         absolute("hydra.sweep.dir", str(folder))
         check_processes(self.config)
-        asked, cells = self._checked(jobs, folder)
+        asked, cells, done = self._checked(jobs, folder)
         dry = [cell for cell in cells if cell.config.get("dry_run")]
-        left = [each for each in asked if not finished(folder / each.id, each.id, quiet=True)]
+        left = [each for each in asked if each.id not in done]
         if left or dry:
             at_once = parallelism(self.config, len(asked))
             self.launcher = self._make_launcher()
@@ -145,9 +145,9 @@ class ResumeSweeper(BasicSweeper):
 
     def _checked(
         self, jobs: Sequence[list[str]], folder: Path
-    ) -> tuple[list[RequestedCell], list[Cell]]:
-        """All cells of the sweep as requested cells, and those to be estimated as cells. Cells that
-        are done are only identified: they have passed all other checks."""
+    ) -> tuple[list[RequestedCell], list[Cell], set[str]]:
+        """All cells of the sweep as requested cells, those to be estimated as cells, and the ids of
+        those that are done, which are only identified: they have passed all other checks."""
         from backdoor_lab.attacks.plan import SameClassError
         from backdoor_lab.sweep.preflight import Preflight
 
@@ -171,9 +171,12 @@ class ResumeSweeper(BasicSweeper):
             # Two spellings of one choice (0.05, 5e-2) are the same cell.
             cells.setdefault(cell.id, (cell, job))
         # After that: these checks read images and import torch.
+        done: set[str] = set()
         for number, cell in found:
             with _named(number, jobs):
-                if not finished(folder / cell.id, cell.id, quiet=True):
+                if cell.id in done or finished(folder / cell.id, cell.id, quiet=True):
+                    done.add(cell.id)
+                else:
                     preflight.check(cell)
         _tell_left_out(same, len(jobs))
         if len(cells) < len(marks):
@@ -183,7 +186,8 @@ class ResumeSweeper(BasicSweeper):
         labels = labels_of([cell for cell, _ in cells.values()])
         asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
         told = ("dry_run", "estimate_first")
-        return asked, [cell for cell, _ in cells.values() if any(map(cell.config.get, told))]
+        estimated = [cell for cell, _ in cells.values() if any(map(cell.config.get, told))]
+        return asked, estimated, done
 
     def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> None:
         from backdoor_lab.sweep.forecast import foretell
