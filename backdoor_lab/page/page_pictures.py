@@ -71,8 +71,8 @@ def _charts(shelf: ArtifactReader, record: Shown, points: int) -> Shown:
     shown: Shown = {"notes": [], "loss": _losses(shelf, record)}
     found = material(shelf, record)
     if found is None:
-        curve = recorded_curve(record)
-        return shown if curve is None else shown | {"curve": _curve(*curve)}
+        recorded = recorded_curve(record)
+        return shown if recorded is None else shown | {"curve": _curve(*recorded)}
     where = in_target(found)
     poison, keep = found.training.is_poison, found.judged.keep
     bars = histogram(found.judged.scores[where], poison[where], keep[where])
