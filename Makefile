@@ -18,7 +18,7 @@ TRAINING_TESTS := tests/contract tests/unit/defenses $(wildcard tests/unit/pipel
     $(patsubst %,training/test_%,callback data_loader devices evaluate gradients memory_format mixing models recipe representations \
       train unused_columns))
 
-.PHONY: help demo smoke reproduce reproduce-small test test-avx2 torture bench bench-gpu tables figures pictures status lint clean
+.PHONY: help demo smoke reproduce reproduce-small test test-avx2 torture bench bench-gpu tables figures pictures documents status lint clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -65,6 +65,9 @@ figures: $(READY)  ## the pictures of every sweep found, as PNG and PDF
 
 pictures: $(READY)  ## README's two pictures, from the demo's records and store; needs a Chromium
 	$(BIN)/python -m tests.pictures
+
+documents: $(READY)  ## the tables in documents, from committed records and from the code
+	$(BIN)/python -m tests.documents
 
 status: $(READY)  ## what of every sweep is done, running, failed, missing
 	@$(BIN)/python -m backdoor_lab.status $(SWEEPS) $(ARGS)

@@ -1,20 +1,19 @@
-"""README and the documents beside the records: every link leads somewhere, and the figures of
-their tables are those of the committed records."""
+"""The documents: every link leads somewhere, tables are those of the committed records and of the
+code, and so are the figures in sentences."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 import subprocess
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
-from scipy import stats
 
 from backdoor_lab.attacks.poison import poison
 from backdoor_lab.config_loader import conf_dir
@@ -23,42 +22,18 @@ from backdoor_lab.core.store import Store
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.parts import source_of
-from backdoor_lab.results.frozen import RECORDS, frozen_lines
-from backdoor_lab.tables import reference
+from backdoor_lab.results.frozen import frozen_lines
+from tests.documents import __main__ as command
+from tests.documents import cells as cells_of_documents
+from tests.documents.markers import TABLES, filled, names, outside
+from tests.documents.project import changed, documents, load
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "multirun_reports"
 REPORT = SWEEPS / "paper" / "README.md"
-DEMO = SWEEPS / "demo" / "README.md"
-DOCUMENTS = [ROOT / "README.md", *sorted(SWEEPS.rglob("README.md"))]
-Table = tuple[list[str], list[str], list[list[str]]]
-KEYS = ("Protocol", "Trigger", "Target", "Ratio", "Seed", "Layer", "Defense")
-LOOKS = re.compile(r"(\w+) (\d+%) → (\w+) \((\d+), ASR1 (\d+)\)")
-RECKONED = {"`random` leaves"}
-DIGITS = {"#Pois": 0, "Removed": 0, "Nat1": 2, "ASR1": 2, "AUROC": 3, "#Pois Left": 0, "Nat2": 2,
-          "ASR2": 2}  # fmt: skip
-REFERENCE = {"Nat1": "nat1", "ASR1": "asr1", "#Pois Left": "pois_left",
-             "Nat2": "nat2", "ASR2": "asr2"}  # fmt: skip
-
-
-def _section(document: Path, heading: str) -> list[Table]:
-    """The tables of a section: sweeps linked in the text above, columns, rows."""
-    text = f"\n{document.read_text()}".split(f"\n{heading}\n")[1]
-    level = heading.partition(" ")[0]
-    blocks = re.split(r"(?m)^((?:\|.*\n)+)", re.split(rf"\n#{{1,{len(level)}}} ", text)[0])
-    found = []
-    for above, table in zip(blocks[::2], blocks[1::2], strict=False):
-        links = re.findall(r"\]\(([\w./]+)\)", above)
-        folders = [(document.parent / link).resolve() for link in links]
-        kept = [each for each in folders if (each / RECORDS).is_file()]
-        sweeps = [str(each.relative_to(SWEEPS)) for each in kept]
-        head, _, *rows = ([c.strip() for c in line.split("|")[1:-1]] for line in table.splitlines())
-        found.append((sweeps, head, rows))
-    return found
-
-
-def _records(sweeps: Sequence[str]) -> list[dict[str, Any]]:
-    return [record for name in sweeps for record in _of(name)]
+DOCUMENTS = documents()
+RESULT = re.compile(r"\b(Nat[12]?|ASR[12]?|AUROC|#Pois)\b")
+load()
 
 
 @functools.cache
@@ -66,65 +41,64 @@ def _of(sweep: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in frozen_lines(SWEEPS / sweep)]
 
 
-def _key(record: dict[str, Any], column: str) -> str:
-    if column == "Layer":
-        return str(record["config"]["protocol"]["layer"])
-    value = record["choices"][column.lower()]
-    return f"{100 * value:g}%" if column == "Ratio" else str(value)
+def _name(document: Path) -> str:
+    return str(document.relative_to(ROOT))
 
 
-def _value(record: dict[str, Any], column: str) -> float:
-    counts, detection = record["counts"], record["detection"] or {}
-    said = {"#Pois": counts["n_poisoned"], "#Pois Left": counts["pois_left"],
-            "Removed": counts["n_removed"],
-            "AUROC": detection.get("auroc")}  # fmt: skip
-    return said[column] if column in said else 100 * record[column.lower()]
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_every_table_is_what_records_and_code_say(document: Path) -> None:
+    """`make documents` writes them; a document that differs from its records fails here."""
+    text = document.read_text()
+    assert text == filled(text, TABLES)
 
 
-def _text(values: list[float], column: str) -> str:
-    if len(values) == 1 or column == "#Pois":
-        return f"{values[0]:.{DIGITS[column]}f}"
-    digits = max(DIGITS[column], 1)
-    half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
+def test_a_figure_edited_by_hand_is_found_and_put_right() -> None:
+    text = (SWEEPS / "demo" / "README.md").read_text()
+    edited = text.replace(
+        "| pixel | bird | 5% | 50 | 100.00 |", "| pixel | bird | 5% | 50 | 99.00 |"
+    )
+    assert edited != text == filled(edited, TABLES)
 
 
-LOOK = _section(REPORT, "## Where the filter looks")
-LAYERS = [table for table in LOOK if table[1][0] == "`defense`"]
-TABLES = [
-    *_section(ROOT / "README.md", "## Results")[:1],
-    *_section(DEMO, "## The cells"),
-    *_section(DEMO, "## Beside the controls"),
-    *_section(DEMO, "## On three seeds"),
-    *_section(REPORT, "## With a faster network"),
-    *_section(REPORT, "## ResNet18, a quarter as wide")[:1],
-    *_section(REPORT, "## Which reading of the report gives its tables"),
-    *(table for table in LOOK if "ASR2" in table[1]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("table", TABLES, ids=[" ".join(t[0]) for t in TABLES])
-def test_every_figure_of_the_results_is_that_of_its_records(
-    table: Table,
+def test_a_changed_record_makes_its_documents_differ(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweeps, columns, rows = table
-    plain = "Defense" not in columns
-    records = [r for r in _records(sweeps) if not plain or r["choices"]["defense"] == "spectral"]
-    assert len(rows) > 3
-    assert set(columns) <= {*KEYS, *DIGITS, *RECKONED}
-    keys = [c for c in columns if c in KEYS]
-    for row in rows:
-        line = dict(zip(columns, row, strict=True))
-        told = {c: line[c].strip("`") for c in keys if line[c] != "any"}
-        cells = [r for r in records if all(_key(r, c) == text for c, text in told.items())]
-        if len(told) < len(keys):
-            cells = [r for r in cells if _key(r, "Layer") == _key(cells[0], "Layer")]
-        seeds = [r["choices"]["seed"] for r in cells]
-        assert cells, row
-        assert len(seeds) == len(set(seeds)), row
-        for column in set(columns) - set(keys) - RECKONED:
-            figure = re.sub(r" \(.*\)", "", line[column])
-            assert figure == _text([_value(r, column) for r in cells], column), (row, column)
+    found = [{**cell, "Nat1": 12.34} for cell in cells_of_documents.cells("demo/report")]
+    kept = cells_of_documents.kept
+    monkeypatch.setattr(
+        cells_of_documents, "kept", lambda sweep: found if sweep == "demo/report" else kept(sweep)
+    )
+    assert list(changed()) == [SWEEPS / "demo" / "README.md"]
+    assert command.main(["--check"]) == 1
+    assert "multirun_reports/demo/README.md: differs from its records" in capsys.readouterr().out
+
+
+def test_every_table_has_its_place_in_a_document() -> None:
+    placed = [name for document in DOCUMENTS for name in names(document.read_text())]
+    assert set(placed) == set(TABLES)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_no_table_of_results_is_transcribed(document: Path) -> None:
+    """A table with a column of a measure stands between markers."""
+    lines = outside(document.read_text()).splitlines()
+    heads = [line for line, rule in itertools.pairwise(lines) if re.fullmatch(r"\|[-:| ]+", rule)]
+    figures = [line for line in heads if RESULT.search(line)]
+    assert [line for line in figures if "share of triggered" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- begin: nothing_such -->\n<!-- end -->\n", "no table nothing_such; known: "),
+        ("<!-- begin: demo_cells -->\n", "without `<!-- end -->`"),
+        ("text\n<!-- end -->\n", "without `<!-- end -->`"),
+        ("<!-- begin: demo_cells -->\n<!-- begin: demo_seeds -->\n<!-- end -->\n", "without"),
+    ],
+)
+def test_markers_that_do_not_match_are_an_error(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        filled(text, TABLES)
 
 
 @pytest.mark.parametrize("sweep", ["demo/report", "demo/seeds", "demo/seeds_bf16"])
@@ -150,80 +124,6 @@ def test_the_records_of_the_demo_are_made_with_its_settings() -> None:
             assert cell["dataset"] == demo.dataset, cell["id"]
 
 
-@pytest.mark.parametrize(
-    "table",
-    [TABLES[0], *_section(REPORT, "## ResNet18, a quarter as wide")[:1]],
-    ids=["airbench", "resnet18"],
-)
-def test_the_report_stands_in_brackets_and_no_cell_is_missing(table: Table) -> None:
-    _, columns, rows = table
-    assert len(rows) == len({tuple(row[:3]) for row in rows}) == 12
-    for row in rows:
-        line = dict(zip(columns, row, strict=True))
-        known = reference.lookup(line["Trigger"], line["Target"], float(line["Ratio"][:-1]) / 100)
-        assert known is not None
-        for column, name in REFERENCE.items():
-            digits = DIGITS[column]
-            assert line[column].endswith(f" ({known[name]:.{digits}f})"), (row, column)
-
-
-@pytest.mark.parametrize("table", LAYERS, ids=[" ".join(t[0]) for t in LAYERS])
-def test_every_layer_leaves_what_its_records_say(table: Table) -> None:
-    sweeps, (_, _, *heads), rows = table
-    records = {
-        (*(_key(r, c) for c in ("Defense", "Layer", "Trigger", "Ratio", "Target")),): r
-        for r in _records(sweeps)
-    }
-    assert len(heads) > 2
-    assert len(rows) > 3
-    for defense, layer, *places in rows:
-        for head, place in zip(heads, places, strict=True):
-            found = LOOKS.fullmatch(head)
-            assert found, head
-            trigger, ratio, target, poisoned, asr = found.groups()
-            record = records[defense.strip("`"), layer.strip("`"), trigger, ratio, target]
-            assert record["counts"]["n_poisoned"] == int(poisoned)
-            assert f"{100 * record['asr1']:.0f}" == asr
-            left, auroc = record["counts"]["pois_left"], record["detection"]["auroc"]
-            assert place == f"{left} ({auroc:.2f})", (defense, layer, head)
-
-
-@pytest.mark.parametrize(
-    "row",
-    _section(REPORT, "## Where the cells miss the report")[0][2],
-    ids=lambda row: str(row[:3]),
-)
-def test_what_misses_the_report_is_said_of_every_cell(row: list[str]) -> None:
-    trigger, target, ratio, *told = row
-    (cell,) = [
-        r for r in _records(["paper/reproduction"])
-        if [_key(r, c) for c in ("Trigger", "Target", "Ratio")] == [trigger, target, ratio]
-    ]  # fmt: skip
-    asr1, left, asr2 = (_value(cell, name) for name in ("ASR1", "#Pois Left", "ASR2"))
-    change = 100 * (cell["nat2"] - cell["nat1"])
-    assert told == [
-        f"{asr1:.2f}" if asr1 < 79 else "–", f"{left}" if left > 38 else "–",
-        f"{asr2:.2f}" if asr2 > 3 else "–", f"{change:.2f}" if change < 0 else "–",
-    ]  # fmt: skip
-
-
-NEARER = REPORT.read_text().split("\n## Nearer the report's training\n")[1]
-NETWORKS = re.findall(r"(?m)^\| \[[^]]+\]\((\w+)\) \|(.*)\|$", NEARER)
-
-
-@pytest.mark.parametrize(("sweep", "row"), NETWORKS, ids=[sweep for sweep, _ in NETWORKS])
-def test_what_is_nearer_the_report_is_as_recorded(sweep: str, row: str) -> None:
-    trigger, target, nat1, asr1, *left = map(str.strip, row.split("|"))
-    cells = _cells(f"paper/{sweep}", trigger=trigger, target=target, ratio=0.1)
-    assert {(f"{_value(c, 'Nat1'):.2f}", f"{_value(c, 'ASR1'):.2f}") for c in cells} == {
-        (nat1, asr1)
-    }
-    found = {(c["choices"]["defense"], _key(c, "Layer")): c["counts"]["pois_left"] for c in cells}
-    places = [(d, layer) for d in ("spectral", "spectral_plus")
-              for layer in ("penultimate", "layer4", "layer4.0")]  # fmt: skip
-    assert left == [str(found.get(place, "")) for place in places]
-
-
 def _anchor(heading: str) -> str:
     """As GitHub names a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
@@ -234,7 +134,7 @@ def _headings(document: Path) -> set[str]:
     return {_anchor(heading) for heading in re.findall(r"(?m)^#+ (.*)$", prose)}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
 def test_every_link_inside_the_project_leads_somewhere(document: Path) -> None:
     links = re.findall(r"\]\((?!http)([^)]+)\)", document.read_text())
     for link in links:
@@ -245,212 +145,10 @@ def test_every_link_inside_the_project_leads_somewhere(document: Path) -> None:
 
 
 def _cells(sweep: str, **choices: Any) -> list[dict[str, Any]]:
-    records = _records([sweep])
-    return [r for r in records if all(r["choices"][k] == v for k, v in choices.items())]
+    return [r for r in _of(sweep) if all(r["choices"][k] == v for k, v in choices.items())]
 
 
-def _the(sweep: str, **choices: Any) -> dict[str, Any]:
-    (cell,) = _cells(sweep, **choices)
-    return cell
-
-
-def _table(document: str, heading: str, at: int = 0) -> tuple[list[str], list[list[str]]]:
-    tables = _section(SWEEPS / document / "README.md", heading)
-    _, head, rows = tables[at]
-    return head, [[text.strip("`* ") for text in row] for row in rows]
-
-
-def _rows(document: str, heading: str, at: int = 0) -> list[dict[str, str]]:
-    head, rows = _table(document, heading, at)
-    return [dict(zip(head, row, strict=True)) for row in rows]
-
-
-@pytest.mark.parametrize(
-    "row", _rows("attacks", "## On embedded images"), ids=lambda r: r["Trigger"]
-)
-def test_every_attack_on_embedded_images(row: dict[str, str]) -> None:
-    at = {
-        f"{100 * c['choices']['ratio']:g} %": c
-        for c in _cells("attacks/embedded", trigger=row["Trigger"])
-    }
-    assert len(at) == 3
-    assert row.pop("ASR at 0 %") == f"{100 * at['0 %']['asr1']:.2f}"
-    assert len(row) == 7
-    for column in set(row) - {"Trigger"}:
-        name, _, ratio = column.partition(" ")
-        assert row[column] == f"{_value(at[ratio], name):.{DIGITS[name]}f}", column
-
-
-@pytest.mark.parametrize(
-    "row", _rows("attacks", "## On real photographs"), ids=lambda r: r["Trigger"]
-)
-def test_every_attack_on_photographs(row: dict[str, str]) -> None:
-    cell = _the("attacks/photographs", trigger=row["Trigger"], ratio=0.5)
-    clean = _the("attacks/photographs", trigger=row["Trigger"], ratio=0.0)
-    labels = "source to target" if cell["choices"]["source"] else cell["protocol"]["labels"]
-    assert row["Labels"] == labels.replace("_", " ")
-    assert row["ASR at 0 %"] == f"{100 * clean['asr1']:.2f}"
-    for column in ("Nat1", "ASR1", "#Pois Left"):
-        assert row[column] == f"{_value(cell, column):.{DIGITS[column]}f}", column
-    assert row["AUROC (spectral)"] == f"{_value(cell, 'AUROC'):.3f}"
-
-
-MATRIX = _rows("defenses", "## What they find in every attack")
-
-
-@pytest.mark.parametrize("row", MATRIX, ids=lambda row: row["`defense=`"])
-def test_every_filter_on_every_attack(row: dict[str, str]) -> None:
-    defense = row["`defense=`"]
-    triggers = {head.strip("`"): text for head, text in row.items() if "=" not in head}
-    mean = triggers.pop("mean of the first nine")
-    assert len(triggers) == 12
-    if defense == "ASR1, %":
-        found = [
-            100 * _the("defenses/matrix", trigger=t, defense="spectral")["asr1"] for t in triggers
-        ]
-    else:
-        cells = [_the("defenses/matrix", trigger=t, defense=defense) for t in triggers]
-        found = [_value(cell, "#Pois Left") for cell in cells]
-        assert mean == f"{np.mean(found[:9]):.1f}"
-    assert list(triggers.values()) == [f"{value:.0f}" for value in found]
-
-
-@pytest.mark.parametrize(
-    "row", _rows("defenses", "## On photographs"), ids=lambda row: row["`defense=`"]
-)
-def test_every_filter_on_photographs(row: dict[str, str]) -> None:
-    what = row.pop("`defense=`")
-    assert len(row) == 12
-    for head, text in row.items():
-        trigger, ratio = head.rstrip("%").split()
-        defense = "spectral" if what in DIGITS else what
-        cell = _the(
-            "defenses/photographs", trigger=trigger, ratio=float(ratio) / 100, defense=defense
-        )
-        left = 100 * _value(cell, "#Pois Left") / _value(cell, "#Pois")
-        told = f"{left:.0f} ({_value(cell, 'AUROC'):.2f})"
-        assert text == (
-            told if what not in DIGITS else f"{_value(cell, what):.{int(what != '#Pois')}f}"
-        )
-
-
-@pytest.mark.parametrize("row", _rows("defenses", "## Several directions"), ids=str)
-def test_how_many_directions_rounds_and_which_weights(row: dict[str, str]) -> None:
-    for head, text in row.items():
-        if head[0] == "`" and "rank" not in head:
-            continue
-        wanted = {"rank": int(head.split()[-1]), "rounds": int(row["`rounds`"])}
-        wanted |= {"tail_power": int(row["`tail_power`"])}
-        cells = [
-            r for r in _records(["defenses/spectral_variants"])
-            if all(r["config"]["defense"][key] == value for key, value in wanted.items())
-        ]  # fmt: skip
-        assert len({r["choices"]["trigger"] for r in cells}) == len(cells) == 14
-        assert text == f"{np.mean([_value(r, '#Pois Left') for r in cells]):.1f}"
-
-
-@pytest.mark.parametrize("row", _rows("defenses", "## Several directions", 1), ids=str)
-def test_the_same_at_other_layers(row: dict[str, str]) -> None:
-    layer, *means = row.values()
-    for defense, mean in zip(("spectral", "spectral_plus"), means, strict=True):
-        cells = [
-            c
-            for c in _cells("defenses/spectral_layers", defense=defense)
-            if _key(c, "Layer") == layer
-        ]
-        assert len(cells) == 14
-        assert mean == f"{np.mean([_value(cell, '#Pois Left') for cell in cells]):.1f}"
-
-
-@pytest.mark.parametrize(
-    "row", _table("defenses", "## What they do on embedded images")[1], ids=lambda row: row[0]
-)
-def test_every_defense_on_embedded_images(row: list[str]) -> None:
-    defense, *places, nat2 = row
-    for trigger, texts in (("pixel", places[:3]), ("pattern", places[3:])):
-        cells = _cells("defenses/embedded", trigger=trigger, defense=defense)
-        assert len(cells) == 3
-        for text, column in zip(texts, ("AUROC", "#Pois Left", "ASR2"), strict=True):
-            values = [_value(cell, column) for cell in cells]
-            assert text == _spread(values, {"AUROC": 3, "#Pois Left": 0, "ASR2": 1}[column]), column
-    values = [100 * cell["nat2"] for cell in _cells("defenses/embedded", defense=defense)]
-    assert nat2 == f"{np.mean(values):.2f}"
-
-
-PHYSICAL = "## Does a trigger survive a camera?"
-
-
-@pytest.mark.parametrize("row", _rows("paper", PHYSICAL), ids=lambda row: row["Trigger"])
-def test_every_trigger_after_every_transformation(row: dict[str, str]) -> None:
-    trigger = row.pop("Trigger")
-    nat = "Nat1" in trigger
-    cells = _cells("paper/physical") if nat else [_the("paper/physical", trigger=trigger)]
-    assert len(row) == 9
-    figure = "nat1" if nat else "asr1"
-    for column, text in ((head.strip("`"), text) for head, text in row.items()):
-        values = [c[figure] if column == "untouched" else c["under"][column][figure] for c in cells]
-        assert text == f"{100 * np.mean(values):.1f}", column
-
-
-def _spread(values: list[Any], digits: int) -> str:
-    if values[0] is None:
-        return ""
-    mean, low, high = (f"{f(values):.{digits}f}" for f in (np.mean, np.min, np.max))
-    return mean if low == high or digits == 3 else f"{mean} ({low}–{high})"
-
-
-AUGMENTED = "## Does augmentation alone suffice?"
-
-
-@pytest.mark.parametrize("row", _table("defenses", AUGMENTED)[1], ids=lambda row: row[0])
-def test_every_augmentation(row: list[str]) -> None:
-    recipe, _, *places, nat1 = row
-    for trigger, texts in (("pixel", places[:3]), ("pattern", places[3:])):
-        cells = _cells("defenses/augmentation", trigger=trigger, recipe=recipe)
-        assert len(cells) == 3
-        for text, column in zip(texts, ("ASR1", "#Pois Left", "ASR2"), strict=True):
-            digits = int(column != "#Pois Left")
-            assert text == _spread([_value(cell, column) for cell in cells], digits), column
-    values = [100 * cell["nat1"] for cell in _cells("defenses/augmentation", recipe=recipe)]
-    assert nat1 == f"{np.mean(values):.2f}"
-
-
-@pytest.mark.parametrize(
-    "row", _table("defenses", "## Without being told where to look")[1], ids=lambda row: row[0]
-)
-def test_every_accusation(row: list[str]) -> None:
-    defense, *told = row
-    cells = _cells("defenses/suspicious", defense=defense)
-    clean, poisoned = ([r for r in cells if (r["choices"]["ratio"] > 0) == p] for p in (0, 1))
-    networks = {(r["choices"]["seed"], r["hashes"]["weights1"]): r for r in clean}.values()
-    assert (len(networks), len(poisoned)) == (3, 6)
-    accused = sum(r["counts"]["n_accused"] for r in networks)
-    named = sum(r["counts"]["n_named"] for r in poisoned)
-    others = sum(r["counts"]["n_accused"] - r["counts"]["n_named"] for r in poisoned)
-    left = np.mean([r["counts"]["pois_left"] for r in poisoned])
-    assert told == [f"{accused} in 3", f"{named} of 6", f"{others} in 6", f"{left:.1f}"]
-
-
-PAIRED = ("ASR1", "AUROC", "#Pois Left", "ASR2")
 SIDES = {"as source": "source", "as target": "target"}
-
-
-def _mean(cells: list[dict[str, Any]], column: str) -> str:
-    digits = 3 if column == "AUROC" else 1
-    return f"{np.mean([_value(cell, column) for cell in cells]):.{digits}f}"
-
-
-@pytest.mark.parametrize(
-    "row", _rows("paper", "## Every pair of classes"), ids=lambda r: r["Class"]
-)
-def test_every_class_as_source_and_as_target(row: dict[str, str]) -> None:
-    name = row.pop("Class")
-    assert row.keys() == {f"{side}: {column}" for side in SIDES for column in PAIRED}
-    for head, text in row.items():
-        side, _, column = head.partition(": ")
-        cells = _cells("paper/pairs", **({} if name == "all" else {SIDES[side]: name}))
-        assert len(cells) == (90 if name == "all" else 9)
-        assert text == _mean(cells, column), head
 
 
 def test_what_is_said_of_all_pairs_is_as_recorded() -> None:
@@ -499,34 +197,6 @@ def test_every_pair_of_two_classes_was_run_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "row", _rows("paper", "## Every pair of classes", 1), ids=lambda r: r["#Pois Left"]
-)
-def test_what_the_filter_left_decides_what_becomes_of_a_pair(row: dict[str, str]) -> None:
-    low, _, high = row["#Pois Left"].partition(" to ")
-    cells = [
-        r for r in _of("paper/pairs") if int(low) <= r["counts"]["pois_left"] <= int(high or low)
-    ]
-    assert row["Pairs"] == str(len(cells))
-    assert row["ASR2, mean"] == _mean(cells, "ASR2")
-    assert row["ASR2 at most 5 %"] == str(sum(r["asr2"] <= 0.05 for r in cells))
-
-
-def test_the_pairs_with_the_lowest_and_highest_scores() -> None:
-    ranked = sorted(
-        _of("paper/pairs"),
-        key=lambda r: (r["detection"]["auroc"], r["choices"]["source"], r["choices"]["target"]),
-    )
-    rows = _rows("paper", "## Every pair of classes", 2)
-    assert len(rows) == 8
-    for row, cell in zip(rows, [*ranked[:4], *ranked[-4:]], strict=True):
-        assert [row["Source"], row["Target"]] == [
-            cell["choices"][side] for side in SIDES.values()
-        ]  # fmt: skip
-        for column in PAIRED:
-            assert row[column] == f"{_value(cell, column):.{DIGITS[column]}f}", column
-
-
-@pytest.mark.parametrize(
     ("sweep", "trigger"),
     [("demo/report", "pattern"), ("attacks/rate", "warp"), ("defenses/matrix", "adaptive_blend")],
 )
@@ -559,18 +229,6 @@ def test_what_is_tracked_of_results_stays_small_and_names_no_path_outside() -> N
     outside = re.compile(rb"(?<![\w.<])/(work|tmp|home|root|mnt|Users|data|scratch)/")
     texts = [path for path in paths if path.suffix != ".png"]
     assert [path for path in texts if outside.search(path.read_bytes())] == []
-
-
-def test_every_figure_over_the_ratio_is_the_mean_of_its_records() -> None:
-    tables = _section(REPORT, "## The ratio")
-    assert tables
-    for sweeps, _, rows in tables:
-        records = [r for r in _records(sweeps) if r["asr2"] is not None]
-        for trigger, ratio, seeds, asr1, auroc, asr2 in rows:
-            cells = [r for r in records
-                     if [_key(r, "Trigger"), _key(r, "Ratio")] == [trigger, ratio]]  # fmt: skip
-            assert len(cells) == int(seeds)
-            assert [asr1, auroc, asr2] == [_mean(cells, c) for c in ("ASR1", "AUROC", "ASR2")]
 
 
 def test_asr1_alone_is_100_percent_at_every_ratio() -> None:

@@ -1,0 +1,34 @@
+"""Writes the generated tables of every document, from committed records and from the code.
+
+    python -m tests.documents [--check]
+
+`--check` writes nothing and exits with 1 if a document would change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from backdoor_lab.core.atomic_io import write_atomic
+from tests.documents.project import ROOT, changed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """0; 1 with `--check` if a document differs from its records."""
+    parser = argparse.ArgumentParser(prog="python -m tests.documents", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args(arguments)
+    found = changed()
+    for path, text in found.items():
+        print(
+            f"{path.relative_to(ROOT)}: {'differs from its records' if given.check else 'written'}"
+        )
+        if not given.check:
+            write_atomic(path, text.encode())
+    print(f"{len(found)} of the documents {'differ' if given.check else 'changed'}")
+    return int(given.check and bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The documents of the project, and what would change in them."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+from tests.documents.markers import TABLES, filled
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("backdoor_lab", "conf", "multirun_reports", "tests")
+PRINTED = ("tables.md", "features.md")
+SUBJECTS = ("attacks", "defenses", "demo", "layers", "methods", "pairs", "paper", "speed")
+
+
+def documents() -> list[Path]:
+    """Every Markdown document that people wrote, not what commands printed."""
+    found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")]
+    kept = [path for path in found if path.name not in PRINTED and "runs" not in path.parts]
+    return [ROOT / "README.md", *sorted(kept)]
+
+
+def load() -> None:
+    """Registers every table."""
+    for subject in SUBJECTS:
+        importlib.import_module(f"tests.documents.{subject}")
+
+
+def changed() -> dict[Path, str]:
+    """The documents whose tables are not what records and code say, with the right text.
+
+    Raises ValueError for an unknown table and for markers that do not match.
+    """
+    load()
+    texts = {path: path.read_text(encoding="utf-8") for path in documents()}
+    new = {path: filled(text, TABLES) for path, text in texts.items()}
+    return {path: text for path, text in new.items() if text != texts[path]}
