@@ -1,4 +1,4 @@
-"""What every defense promises: each YAML in conf/defense is put through all of it."""
+"""The contract of every defense: all tests run on each YAML in conf/defense."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ALL = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))
 CLASSES = ("a", "b", "c")
 EPSILON = 6
-# So many steps and passes of a defense's own trainings are enough to keep a promise.
+# Enough training steps and epochs to check the contract.
 BRIEF = {"steps": 4, "epochs": 1}
 
 
 def clean(d: int = 5, n: int = 60) -> Features:
-    """Held-out examples of the same classes as `planted`, none of them off its class."""
+    """Held-out examples of the same classes as `planted`, without outliers."""
     values = torch.randn(n, d, generator=torch.Generator().manual_seed(9))
     return Features(values, torch.arange(n) % 3)
 
@@ -64,14 +64,14 @@ def made(name: str, **changes: Any) -> Any:
     return defense_of({"defense": config(name, **changes), "protocol": asdict(FilterOptions())})
 
 
-# What repairs promise is in tests/contract/test_repairs.py.
+# Model repairs are tested in tests/contract/test_repairs.py.
 NAMES = [name for name in ALL if not isinstance(made(name), ModelRepair)]
 
 
 def judged(
     defense: Defense | OracleControl, features: Features, known: DefenderKnowledge = KNOWN
 ) -> FilterResult:
-    """The verdict, the way the filter stage asks for it."""
+    """The result, obtained as the filter stage does."""
     if isinstance(defense, OracleControl):
         return defense.judge(truth(len(features.labels)))
     material = given(features, known) if "material" in defense.requires() else None
@@ -83,7 +83,7 @@ def judged(
 
 
 class Rows(nn.Linear):
-    """A linear layer that gives equal rows equal numbers, wherever in a batch they stand."""
+    """A linear layer that gives equal rows equal results at any position in a batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return (x[:, None, :] * self.weight).sum(dim=2) + self.bias
@@ -107,13 +107,13 @@ class Reader(nn.Module):
 
 
 def pictures(values: Tensor) -> Tensor:
-    """Rows of features as grey images uint8 (n, 1, 1, d)."""
+    """Rows of features as gray images uint8 (n, 1, 1, d)."""
     bright = (values.double().nan_to_num(0) * 16 + 128).clamp(0, 255)
     return bright.to(torch.uint8)[:, None, None, :]
 
 
 def given(features: Features, known: DefenderKnowledge) -> DefenseContext:
-    """What a defense gets that needs networks; its images show the features."""
+    """The context of a defense that needs networks; its images show the features."""
     assert known.clean is not None
     images, d = pictures(features.values), features.values.shape[1]
     return DefenseContext(
@@ -131,7 +131,7 @@ def given(features: Features, known: DefenderKnowledge) -> DefenseContext:
     )
 
 
-# What a control removes that does not look at the features, whatever the budget.
+# The number of images that a control removes, independent of features and budget.
 CONTROLS = {"none": 0, "oracle": EPSILON, "clean_data": EPSILON}
 LOOKING = [name for name in NAMES if name not in CONTROLS]
 FILTERS = [name for name in LOOKING if name != "random"]
@@ -142,7 +142,7 @@ def truth(n: int) -> Tensor:
 
 
 def planted(n: int = 20, d: int = 5) -> Features:
-    """n examples per class; the last EPSILON, all of class 1, lie off their class."""
+    """n examples per class; the last EPSILON, all of class 1, are shifted."""
     values = torch.randn(3 * n, d, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(3 * n) % 3
     labels[-EPSILON:] = 1
@@ -151,7 +151,7 @@ def planted(n: int = 20, d: int = 5) -> Features:
 
 
 def planted_with(bad: float) -> Features:
-    """The planted features with one number that is not finite in each of two examples."""
+    """The planted features with a non-finite value in two examples."""
     features = planted()
     features.values[30:32, 1] = bad
     return features
@@ -162,8 +162,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_there_are_defenses() -> None:
-    """The controls stand beside the filter."""
+def test_controls_and_filters_are_found() -> None:
     assert {"none", "oracle", "random", "spectral"} <= set(NAMES)
     assert len(FILTERS) >= 12
     assert all(isinstance(made(name), SampleFilter) for name in FILTERS)
@@ -171,8 +170,8 @@ def test_there_are_defenses() -> None:
 
 
 @pytest.mark.parametrize("classes", ["target", "all"])
-def test_a_verdict_covers_every_example(name: str, classes: str) -> None:
-    """scores float64 (n,), keep bool (n,), notes that fit a record."""
+def test_result_covers_every_example(name: str, classes: str) -> None:
+    """scores float64 (n,), keep bool (n,), and notes that can be written to a record."""
     features = planted()
     verdict = judged(made(name, classes=classes), features)
     n = len(features.labels)
@@ -184,8 +183,7 @@ def test_a_verdict_covers_every_example(name: str, classes: str) -> None:
     canonical(verdict.notes)
 
 
-def test_deterministic_and_without_side_effects(name: str) -> None:
-    """The same features give the same verdict twice, and are left as they were."""
+def test_result_is_deterministic_and_features_are_unchanged(name: str) -> None:
     features = planted()
     before = features.values.clone()
     torch.manual_seed(1)
@@ -198,7 +196,7 @@ def test_deterministic_and_without_side_effects(name: str) -> None:
 
 
 class Noted(list[Step]):
-    """The steps that are running; `all` keeps every one."""
+    """The running steps; `all` keeps every step ever started."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -210,7 +208,7 @@ class Noted(list[Step]):
 
 
 def observed(name: str) -> tuple[FilterResult, Noted]:
-    """The verdict on all classes, and the steps that were reported on the way to it."""
+    """The result on all classes, and the steps reported on the way."""
     steps, noted = Steps(), Noted()
     steps.running = noted
     with observe(steps):
@@ -227,7 +225,7 @@ def test_reporting_progress_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_loops_over_features_or_images_are_counted_to_their_ends(name: str) -> None:
+def test_progress_of_loops_reaches_the_total(name: str) -> None:
     _, noted = observed(name)
     labels = {step.label for step in noted.all if step.done == step.total}
     trains = isinstance(made(name), ModelBasedFilter)
@@ -235,13 +233,13 @@ def test_loops_over_features_or_images_are_counted_to_their_ends(name: str) -> N
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_a_control_that_looks_at_nothing_reports_no_loop(name: str) -> None:
+def test_a_control_that_ignores_the_features_reports_no_progress(name: str) -> None:
     _, noted = observed(name)
     assert noted.all == []
 
 
-def test_scores_follow_their_example(name: str) -> None:
-    """Shuffled examples get the same scores and, without ties, the same examples go."""
+def test_scores_follow_shuffled_examples(name: str) -> None:
+    """Without ties the same examples are removed, too."""
     defense, features = made(name), planted()
     if isinstance(defense, (Random, OracleControl)):
         pytest.skip("chosen by position, which is all that it sees")
@@ -255,21 +253,21 @@ def test_scores_follow_their_example(name: str) -> None:
         of_class = features.labels[order] == label
         scores = plain.scores[order][of_class].nan_to_num(-1)
         kept, before = shuffled.keep[of_class], plain.keep[order][of_class]
-        # Among equal scores the ones to go are drawn, by place; the scores that go agree.
+        # Ties are broken at random by position; the removed scores agree.
         assert torch.equal(scores[kept].sort().values, scores[before].sort().values)
         if len(scores.unique()) == len(scores):
             assert torch.equal(kept, before)
 
 
 def test_only_examined_classes_lose_examples(name: str) -> None:
-    """With classes=target nothing outside the target class goes."""
+    """With filter_scope=target nothing outside the target class is removed."""
     features = planted()
     verdict = judged(made(name, classes="target"), features)
     assert verdict.keep[features.labels != KNOWN.target].all()
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_a_filter_scores_the_examined_classes_alone(name: str) -> None:
+def test_a_filter_scores_only_the_examined_classes(name: str) -> None:
     features = planted()
     verdict = judged(made(name, classes="target"), features)
     outside = features.labels != KNOWN.target
@@ -281,8 +279,8 @@ def test_a_filter_scores_the_examined_classes_alone(name: str) -> None:
     ("budget", "removed"), [("1.5eps", 9), ("15%", 4), ("p85", 4), ("7", 7), ("0", 0)]
 )
 def test_the_removed_count_is_the_budget(name: str, budget: str, removed: int) -> None:
-    """A filter and its random control remove exactly what the budget says (24 in the class);
-    the other controls take no notice of it."""
+    """A filter and its random control remove exactly the budget (of 24 in the class); the other
+    controls ignore it."""
     defense, features = made(name, budget=budget, classes="target"), planted()
     assert torch.bincount(features.labels).tolist() == [18, 24, 18]
     gone = int((~judged(defense, features).keep).sum())
@@ -290,8 +288,10 @@ def test_the_removed_count_is_the_budget(name: str, budget: str, removed: int) -
 
 
 @pytest.mark.parametrize(("budget", "removed"), [("1.5eps", 9), ("auto", 0)])
-def test_constant_features(name: str, budget: str, removed: int) -> None:
-    """All examples alike: no NaN, no more than the budget goes, the class survives."""
+def test_constant_features_lose_no_more_than_the_budget(
+    name: str, budget: str, removed: int
+) -> None:
+    """No NaN, and the class survives."""
     features = Features(torch.full((60, 4), 2.5), torch.arange(60) % 3)
     defense = made(name, budget=budget, classes="target")
     verdict = judged(defense, features, replace(KNOWN, clean=clean(d=4)))
@@ -305,7 +305,7 @@ def verdict_on_duplicates(name: str) -> FilterResult:
 
 
 @pytest.mark.parametrize("name", FILTERS)
-def test_rows_that_occur_twice_score_alike(name: str) -> None:
+def test_duplicate_rows_get_equal_scores(name: str) -> None:
     first, second = verdict_on_duplicates(name).scores.chunk(2)
     assert torch.isfinite(first).sum() == 24
     assert torch.allclose(first, second, rtol=1e-9, equal_nan=True)
@@ -315,8 +315,7 @@ def test_duplicate_rows_do_not_change_how_many_are_removed(name: str) -> None:
     assert int((~verdict_on_duplicates(name).keep).sum()) == CONTROLS.get(name, 9)
 
 
-def test_float32_and_float64_agree(name: str) -> None:
-    """The type of the features decides nothing."""
+def test_float32_and_float64_give_the_same_result(name: str) -> None:
     features = planted()
     single = judged(made(name), features)
     double = judged(made(name), Features(features.values.double(), features.labels))
@@ -326,8 +325,9 @@ def test_float32_and_float64_agree(name: str) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 2])
 @pytest.mark.parametrize("classes", ["target", "all"])
-def test_almost_empty_classes(name: str, size: int, classes: str) -> None:
-    """A class of 0, 1 or 2 examples passes through a budget that leaves something of it."""
+def test_classes_of_at_most_two_examples_survive_a_relative_budget(
+    name: str, size: int, classes: str
+) -> None:
     labels = torch.cat([torch.zeros(20), torch.ones(size), torch.full((20,), 2)]).long()
     values = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(1))
     defense = made(name, classes=classes, budget="10%")
@@ -340,8 +340,8 @@ def test_almost_empty_classes(name: str, size: int, classes: str) -> None:
 
 @pytest.mark.parametrize("name", LOOKING)
 @pytest.mark.parametrize("classes", ["target", "all"])
-def test_a_wiped_out_class_is_refused(name: str, classes: str) -> None:
-    """A budget that takes a whole class is an error with the arithmetic, before training too."""
+def test_a_budget_that_removes_a_whole_class_is_refused(name: str, classes: str) -> None:
+    """The error shows the arithmetic, both when filtering and in the check before training."""
     defense, features = made(name, classes=classes, budget="24"), planted()
     with pytest.raises(ConfigError, match=r"removes 24 of the (18|24) examples of class"):
         judged(defense, features)
@@ -352,20 +352,19 @@ def test_a_wiped_out_class_is_refused(name: str, classes: str) -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("budget", ["1.5eps", "auto"])
 @pytest.mark.parametrize("name", LOOKING)
-def test_features_that_are_not_finite_are_refused(name: str, bad: float, budget: str) -> None:
-    """NaN never ranks: whoever looks at such features stops with Diverged."""
+def test_non_finite_features_raise_diverged_error(name: str, bad: float, budget: str) -> None:
     with pytest.raises(DivergedError, match="not finite"):
         judged(made(name, budget=budget), planted_with(bad))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("name", CONTROLS)
-def test_features_that_are_not_finite_do_not_matter_to_a_control(name: str, bad: float) -> None:
+def test_controls_ignore_non_finite_features(name: str, bad: float) -> None:
     assert int((~judged(made(name), planted_with(bad)).keep).sum()) == CONTROLS[name]
 
 
-def test_the_truth_is_out_of_reach(name: str) -> None:
-    """A defense has no argument through which the truth could come; only an OracleControl does."""
+def test_only_oracle_controls_can_see_the_ground_truth(name: str) -> None:
+    """No other defense has an argument or a field that carries the poison mask."""
     defense = made(name)
     assert isinstance(defense, Defense) != isinstance(defense, OracleControl)
     if isinstance(defense, Defense):
@@ -383,8 +382,8 @@ def test_the_truth_is_out_of_reach(name: str) -> None:
     ]  # fmt: skip
 
 
-def test_takes_every_option_of_the_filters(name: str) -> None:
-    """One sweep sets budget, classes and centring for a filter and its controls alike."""
+def test_every_defense_accepts_the_filter_options(name: str) -> None:
+    """One sweep sets the same options for a filter and its controls."""
     asked: dict[str, Any] = {
         "classes": "all", "budget": "10%", "budget_cap": "50%", "centred": False,
     }  # fmt: skip
@@ -397,8 +396,8 @@ def test_takes_every_option_of_the_filters(name: str) -> None:
         assert not hasattr(changed, "options")
 
 
-def test_only_filters_accept_the_options_of_filters(name: str) -> None:
-    """As one object; no constructor has an argument for one of them."""
+def test_only_filters_have_the_options_parameter(name: str) -> None:
+    """As one object; no constructor has an argument for a single option."""
     known = set(inspect.signature(type(made(name))).parameters)
     assert not known & set(OPTION_KEYS)
     assert ("options" in known) == isinstance(made(name), SampleFilter)
@@ -409,14 +408,14 @@ def test_only_filters_accept_the_options_of_filters(name: str) -> None:
     [{"classes": "some"}, {"budget": "lots"}, {"budget_cap": "auto"}, {"centred": 1}],
     ids=str,
 )
-def test_a_wrong_option_is_refused_whoever_uses_it(name: str, wrong: dict[str, Any]) -> None:
+def test_a_bad_filter_option_is_refused_by_every_defense(name: str, wrong: dict[str, Any]) -> None:
     (key,) = wrong
     with pytest.raises(ConfigError, match=rf"`defense\.{key}`"):
         made(name, **wrong)
 
 
-def test_random_removes_as_many_as_its_filter() -> None:
-    """The control takes as many from each class as the filter, others, by its own seed."""
+def test_random_removes_as_many_per_class_as_its_filter() -> None:
+    """It removes other examples, and its seed decides which."""
     features = planted()
     options = {"classes": "all", "budget": "20%"}
     by_filter = judged(made("spectral", **options), features)
@@ -430,8 +429,8 @@ def test_random_removes_as_many_as_its_filter() -> None:
     assert not torch.equal(first.keep, other.keep)
 
 
-def test_realistic_finds_the_class_by_itself() -> None:
-    """Told neither target nor ε, the filter picks the planted class, and its cap holds."""
+def test_suspicious_scope_finds_the_poisoned_class() -> None:
+    """Given neither target nor ε, the filter picks the planted class; max_removed still applies."""
     labels = torch.arange(300) % 6
     values = torch.randn(300, 4, generator=torch.Generator().manual_seed(2))
     poison = (labels == 4).nonzero().flatten()[:10]

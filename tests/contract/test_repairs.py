@@ -1,4 +1,4 @@
-"""What every repair promises: each YAML in conf/defense that is one is put through all of it."""
+"""The contract of every model repair: all tests run on each of their YAML files."""
 
 from __future__ import annotations
 
@@ -77,12 +77,12 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_there_are_repairs() -> None:
+def test_repairs_are_found() -> None:
     assert set(everything()) >= {"fine_pruning", "neural_cleanse", "anp", "abl_unlearning"}
 
 
-def test_a_network_of_the_same_architecture_in_inference_mode(name: str) -> None:
-    """And notes that fit a record; the attacked network stays as it was."""
+def test_repair_returns_the_same_architecture_in_eval_mode(name: str) -> None:
+    """Its notes can be written to a record; the attacked network is not modified."""
     before = weights(ATTACKED)
     network, notes = made(name).repair(given())
     assert same(weights(ATTACKED), before)
@@ -95,8 +95,8 @@ def test_a_network_of_the_same_architecture_in_inference_mode(name: str) -> None
     canonical(notes)
 
 
-def test_the_seed_alone_decides(name: str) -> None:
-    """Whatever the global generator has drawn."""
+def test_repair_depends_only_on_the_seed(name: str) -> None:
+    """The state of the global generator does not matter."""
     torch.manual_seed(1)
     first = weights(made(name).repair(given())[0])
     torch.manual_seed(2)
@@ -107,7 +107,7 @@ def test_the_seed_alone_decides(name: str) -> None:
 def test_progress_is_reported_and_changes_nothing(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every loop over epochs, batches, classes or steps of a repair is counted to its end."""
+    """The progress of every loop over epochs, batches, classes or steps reaches its total."""
     alone = weights(made(name).repair(given())[0])
     noted: list[Step] = []
     usual = progress.Step
@@ -126,8 +126,8 @@ def test_progress_is_reported_and_changes_nothing(
     assert all(step.done == step.total for step in noted)
 
 
-def test_only_what_is_declared_is_used(name: str) -> None:
-    """Without clean images a repair that declares them says so, and no other misses them."""
+def test_only_repairs_that_require_clean_images_use_them(name: str) -> None:
+    """Without clean images such a repair is refused and the others work."""
     repair = made(name)
     bare = replace(given(), clean=None)
     if "clean images" in repair.requires():
@@ -137,20 +137,20 @@ def test_only_what_is_declared_is_used(name: str) -> None:
         repair.repair(bare)
 
 
-def test_a_filters_options_may_be_set_and_change_nothing(name: str) -> None:
-    """So that one sweep can set them for filters and repairs alike; the class takes none."""
+def test_filter_options_are_accepted_and_change_nothing(name: str) -> None:
+    """So that one sweep can set them for filters and repairs alike."""
     options: dict[str, Any] = {"classes": "all", "budget": "10%", "centred": False}
     changed = made(name, budget_cap="50%", **options)
     assert not set(inspect.signature(type(changed)).parameters) & {"options", *OPTION_KEYS}
     assert same(weights(changed.repair(given())[0]), weights(made(name).repair(given())[0]))
 
 
-def test_no_truth_reaches_it(name: str) -> None:
+def test_repairs_never_see_the_ground_truth(name: str) -> None:
     assert not isinstance(made(name), (Defense, OracleControl))
     assert not hasattr(made(name), "judge")
 
 
-def test_a_class_of_one_example(name: str) -> None:
+def test_repair_works_with_a_class_of_one_example(name: str) -> None:
     shown, labels = images(21, 1)
     labels[:] = labels % 2
     labels[0] = 2
@@ -162,9 +162,9 @@ def given_of(shown: Tensor, labels: Tensor) -> DefenseContext:
     return material(shown, labels, network=ATTACKED, clean=images(6, 2))
 
 
-def test_a_broken_network_is_not_passed_on(name: str) -> None:
-    """From NaN weights comes Diverged, or a network whose weights the chain refuses, or one of
-    its own that never saw them."""
+def test_nan_weights_are_never_passed_on_as_a_repaired_network(name: str) -> None:
+    """A repair raises DivergedError, or returns non-finite weights, which the pipeline refuses;
+    abl_unlearning trains a new network and never uses the broken one."""
     broken = hidden(12, 3, seed=5)
     with torch.no_grad():
         for value in broken.parameters():

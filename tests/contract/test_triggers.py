@@ -1,8 +1,4 @@
-"""What every trigger promises: each YAML in conf/trigger is put through all of it.
-
-A new trigger is one Python file and one YAML file; it stands in these tests the moment its YAML
-exists, which the last test proves on a copy of the project.
-"""
+"""The contract of every trigger: all tests run on each YAML in conf/trigger."""
 
 from __future__ import annotations
 
@@ -56,8 +52,8 @@ def trigger(name: str) -> Trigger:
 
 @functools.cache
 def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Trigger:
-    """The trigger of a YAML, prepared for images of a size where it must be; what it optimises
-    takes two steps."""
+    """The trigger of a YAML, prepared for an image size where necessary, with two optimization
+    steps."""
     options = config(name)
     if "steps" in options:
         options["steps"] = 2
@@ -69,7 +65,7 @@ def ready(name: str, channels: int = 3, height: int = 32, width: int = 32) -> Tr
 
 
 def workshop(made: Trigger, *shape: int, seed: int = 0) -> AttackContext:
-    """Forty random images of four classes, and a small network that never learned anything."""
+    """Forty random images of four classes, and a small untrained surrogate network."""
 
     def surrogate() -> nn.Module:
         assert made.uses_surrogate, "a trigger that asks for a surrogate must say so"
@@ -85,7 +81,7 @@ def workshop(made: Trigger, *shape: int, seed: int = 0) -> AttackContext:
 
 
 class Scaled(nn.Module):
-    """A network that takes images in 0..255, uint8 or float, as the lab's own do."""
+    """A network that takes images in 0..255, uint8 or float, like the package's own models."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -102,17 +98,18 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
     )
 
 
-def test_there_are_triggers() -> None:
-    """An empty folder would make every test here pass."""
+def test_triggers_are_found() -> None:
+    """Without this test an empty folder would make every test here pass."""
     assert {"pixel", "pattern"} <= set(NAMES)
     assert {"narcissus", "sleeper_agent"} <= set(STEPPING)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_same_shape_and_type(name: str, channels: int, size: tuple[int, int]) -> None:
-    """Any channel count and any size, odd ones too: uint8 of the same shape comes out, of test
-    images, poison and covers alike."""
+def test_output_has_the_same_shape_and_type(
+    name: str, channels: int, size: tuple[int, int]
+) -> None:
+    """For any channel count and image size, odd ones too: test images, poison and covers."""
     images = noise(3, channels, *size)
     before = images.clone()
     trigger = ready(name, channels, *size)
@@ -128,8 +125,8 @@ def test_same_shape_and_type(name: str, channels: int, size: tuple[int, int]) ->
     assert torch.equal(images, before)
 
 
-def test_poison_depends_on_the_seed_alone(trigger: Trigger) -> None:
-    """Twice the same poison and covers from the same seed, whatever torch's generator says."""
+def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:
+    """The state of torch's global generator does not matter."""
     images, labels = noise(6), torch.full((6,), 1 if trigger.labels == "clean" else 3)
     runs = []
     for global_seed in (1, 2):
@@ -143,10 +140,10 @@ def test_poison_depends_on_the_seed_alone(trigger: Trigger) -> None:
 
 
 @pytest.mark.parametrize("name", STEPPING)
-def test_a_trigger_that_takes_steps_reports_them(
+def test_optimization_steps_are_reported_as_progress(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While it is prepared or poisons, and the poison is the same as without a report."""
+    """During preparation or poisoning; the poison is the same as without an observer."""
     images, labels = noise(6), torch.full((6,), 1)
 
     def poisoned() -> Tensor:
@@ -169,14 +166,13 @@ def test_a_trigger_that_takes_steps_reports_them(
     assert set(steps) == {(2, 2)}
 
 
-def test_leaves_a_mark(trigger: Trigger) -> None:
-    """Every image is changed somewhere."""
+def test_every_image_is_changed(trigger: Trigger) -> None:
     images = noise(4)
     assert (trigger(images) != images).flatten(1).any(dim=1).all()
 
 
-def test_leaves_its_input_alone(trigger: Trigger) -> None:
-    """The input is neither changed nor shared with what is returned."""
+def test_output_does_not_share_memory_with_its_input(trigger: Trigger) -> None:
+    """Nor is the input modified."""
     images = noise(3)
     before = images.clone()
     triggered = trigger(images)
@@ -185,8 +181,8 @@ def test_leaves_its_input_alone(trigger: Trigger) -> None:
     assert torch.equal(images, before)
 
 
-def test_leaves_a_view_alone(trigger: Trigger) -> None:
-    """Strided views (a slice, a channels-last image) give what their copies give."""
+def test_views_give_the_same_result_as_copies(trigger: Trigger) -> None:
+    """Slices and channels-last images."""
     images = noise(6)
     before = images.clone()
     assert torch.equal(trigger(images[::2]), trigger(images[::2].clone()))
@@ -195,16 +191,15 @@ def test_leaves_a_view_alone(trigger: Trigger) -> None:
     assert torch.equal(images, before)
 
 
-def test_deterministic(trigger: Trigger) -> None:
-    """The same images give the same triggered images, whatever the global generator says."""
+def test_output_is_deterministic(trigger: Trigger) -> None:
     torch.manual_seed(1)
     first = trigger(noise(3))
     torch.manual_seed(2)
     assert torch.equal(trigger(noise(3)), first)
 
 
-def test_batches_of_none_and_one(trigger: Trigger) -> None:
-    """A batch of 0 stays empty; a batch of 1 gets what it gets among others."""
+def test_batches_of_zero_and_one_work(trigger: Trigger) -> None:
+    """A single image gets the same result as in a larger batch."""
     assert trigger(noise(0)).shape == (0, 3, 32, 32)
     images = noise(3)
     assert torch.equal(trigger(images[1:2]), trigger(images)[1:2])
@@ -212,8 +207,9 @@ def test_batches_of_none_and_one(trigger: Trigger) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (1, 32), (32, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_tiny_images(name: str, channels: int, size: tuple[int, int]) -> None:
-    """Images smaller than the trigger: a ConfigError that names the size, or it just works."""
+def test_images_smaller_than_the_trigger_work_or_are_refused_with_their_size(
+    name: str, channels: int, size: tuple[int, int]
+) -> None:
     images = noise(2, channels, *size)
     try:
         fitting = ready(name, channels, *size)
@@ -235,14 +231,14 @@ def test_tiny_images(name: str, channels: int, size: tuple[int, int]) -> None:
     ],
     ids=["float", "int64", "no batch", "rgba", "channels last"],
 )
-def test_refuses_other_tensors(trigger: Trigger, images: Tensor) -> None:
+def test_other_dtypes_and_layouts_are_refused(trigger: Trigger, images: Tensor) -> None:
     """Floats, single images, RGBA and channels-last are refused, never broadcast."""
     with pytest.raises(TypeError, match="a trigger takes uint8"):
         trigger(images)
 
 
-def test_any_device(trigger: Trigger) -> None:
-    """The trigger follows its images to their device; `meta` stands in for a GPU."""
+def test_output_is_on_the_device_of_its_input(trigger: Trigger) -> None:
+    """`meta` stands in for a GPU."""
     on_device = trigger(noise(2).to("meta"))
     assert on_device.device.type == "meta"
     if torch.cuda.is_available():
@@ -250,9 +246,8 @@ def test_any_device(trigger: Trigger) -> None:
 
 
 @pytest.mark.parametrize("inject", ["append", "replace"])
-def test_poison_changes_only_the_chosen(trigger: Trigger, inject: str) -> None:
-    """poison() never writes to the clean set; all but the chosen images and covers stay as they
-    are, and labels are those of the trigger's own mode."""
+def test_only_the_selected_images_and_covers_change(trigger: Trigger, inject: str) -> None:
+    """poison() never writes to the clean set; labels follow the trigger's label mode."""
     work = workshop(trigger, 3, 32, 32)
     train = work.train
     before, labels = train.images.clone(), train.labels.clone()
@@ -312,9 +307,9 @@ BROKEN = {
 }
 
 
-def test_a_new_trigger_is_two_files(tmp_path: Path) -> None:
-    """One .py and one .yaml in a copy of the project: a sound trigger passes all of the above,
-    and those that change their input, give floats or roll dice fail the test that says so."""
+def test_a_new_trigger_needs_only_a_python_file_and_a_yaml_file(tmp_path: Path) -> None:
+    """In a copy of the project a correct trigger passes all tests above; triggers that modify their
+    input, return floats or are random fail the fitting test."""
     copy = _copy_of_the_project(tmp_path)
     _add(copy, "stripe", STRIPE)
     for name, (method, _) in BROKEN.items():

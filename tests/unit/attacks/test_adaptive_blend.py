@@ -33,8 +33,8 @@ def plain_picture(folder: Path, value: int) -> str:
 
 
 def pieces_of(images: Tensor) -> Tensor:
-    """Which of 16 pieces were blended, of black images with a pattern of one bright value;
-    a piece that is neither whole nor absent fails. Bool (n, 16)."""
+    """Which of 16 pieces of black images were blended with a uniform bright pattern. Bool (n, 16).
+    A partly blended piece fails."""
     height, width = images.shape[2:]
     rows = [[r for r in range(height) if r * 4 // height == piece] for piece in range(4)]
     columns = [[c for c in range(width) if c * 4 // width == piece] for piece in range(4)]
@@ -49,7 +49,7 @@ def pieces_of(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_all_pieces_at_test_time(channels: int) -> None:
+def test_test_images_are_blended_in_all_pieces(channels: int) -> None:
     """x + 0.2 (t − x) everywhere, rounded."""
     trigger, images = AdaptiveBlend(), noise(5, channels, 33, 17)
     t = trigger.pattern(channels, 33, 17).numpy().astype(np.float64)
@@ -59,7 +59,9 @@ def test_all_pieces_at_test_time(channels: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 17)], ids=str)
-def test_half_of_the_pieces_in_training(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_training_images_are_blended_in_half_of_the_pieces(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
     """Each poisoned image and each cover has 8 of 16 pieces at 0.15, the others untouched, and
     every piece is drawn about as often as any other."""
     trigger = AdaptiveBlend(image=plain_picture(tmp_path, 200))
@@ -71,23 +73,24 @@ def test_half_of_the_pieces_in_training(tmp_path: Path, size: tuple[int, int]) -
         assert len(shown.unique(dim=0)) > 150
 
 
-def test_poison_covers_and_seeds_draw_their_own_pieces() -> None:
-    """Covers do not repeat the poison's masks, and another seed gives others."""
+def test_poison_covers_and_seeds_draw_different_pieces() -> None:
+    """Covers do not reuse the poison's masks, and another seed gives other masks."""
     trigger, images, labels = AdaptiveBlend(), noise(6), torch.zeros(6).long()
     poisoned = trigger.poisoned(images, labels, workshop())
     assert not torch.equal(trigger.make_covers(images, labels, workshop()), poisoned)
     assert not torch.equal(trigger.poisoned(images, labels, workshop(1)), poisoned)
 
 
-def test_with_every_piece_and_one_opacity_training_is_test() -> None:
-    """The two routes agree where the paper's asymmetry is switched off."""
+def test_training_equals_test_with_no_mask_and_equal_opacity() -> None:
+    """Without the paper's asymmetry, training images and test images get the same trigger."""
     trigger = AdaptiveBlend(alpha_train=0.2, mask_rate=0.0)
     images, labels = noise(4), torch.zeros(4).long()
     assert torch.equal(trigger.poisoned(images, labels, workshop()), trigger(images))
 
 
-def test_pattern_without_a_picture() -> None:
-    """Smooth (8 cells over 32 pixels: no step above 255/4), of high contrast, its seed's alone."""
+def test_default_pattern_is_smooth_seeded_noise() -> None:
+    """Smooth (8 cells over 32 pixels: no step above 255/4), of high contrast, and a function of the
+    seed."""
     torch.manual_seed(3)
     pattern = AdaptiveBlend().pattern(3, 32, 32)
     for dim in (1, 2):
@@ -99,7 +102,7 @@ def test_pattern_without_a_picture() -> None:
     assert torch.allclose(grey[0], pattern.mean(dim=0))
 
 
-def test_a_picture_is_known_by_its_content(tmp_path: Path) -> None:
+def test_an_image_file_is_identified_by_its_content(tmp_path: Path) -> None:
     """The same bytes under another name are the same trigger; other bytes are not."""
     first, second = plain_picture(tmp_path, 10), plain_picture(tmp_path, 20)
     copy = tmp_path / "copy.png"
@@ -111,8 +114,8 @@ def test_a_picture_is_known_by_its_content(tmp_path: Path) -> None:
     assert torch.allclose(stretched, torch.full((3, 5, 64), 10.0))
 
 
-def test_refusals(tmp_path: Path) -> None:
-    """A picture that is not there or no picture, pieces that are all left out, tiny images."""
+def test_bad_options_are_refused(tmp_path: Path) -> None:
+    """A missing file, a file that is no image, a mask that hides all pieces, tiny images."""
     with pytest.raises(ConfigError, match=r"file .*nowhere\.png does not exist"):
         AdaptiveBlend(image=str(tmp_path / "nowhere.png"))
     with pytest.raises(ConfigError, match="must be the path of an image or null, got 7"):

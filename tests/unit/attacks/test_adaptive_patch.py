@@ -1,4 +1,4 @@
-"""The adaptive patches against a second implementation, pixel by pixel from the YAML."""
+"""The adaptive patches against a second implementation that draws the YAML's patches by pixel."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def with_one(image: Tensor, patch: dict[str, Any]) -> Tensor:
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 33, 17)], ids=str)
-def test_test_images_get_all_that_the_yaml_says(shape: tuple[int, int, int]) -> None:
-    """Every patch at its test opacity, nothing elsewhere."""
+def test_test_images_get_every_patch_at_its_test_opacity(shape: tuple[int, int, int]) -> None:
+    """No other pixel changes."""
     images = noise(4, *shape)
     found = AdaptivePatch(patches=PATCHES)(images)
     for image, triggered in zip(images, found, strict=True):
@@ -62,8 +62,8 @@ def test_test_images_get_all_that_the_yaml_says(shape: tuple[int, int, int]) -> 
         assert np.abs(triggered.numpy() - values).max() <= 0.501
 
 
-def test_the_paper_s_opacities() -> None:
-    """Four patches, weaker in training than the two of them that test images get together."""
+def test_preset_has_the_papers_opacities() -> None:
+    """Four patches in training; test images get two of them at full opacity."""
     assert [patch["train"] for patch in PATCHES] == [0.5, 0.2, 0.5, 0.3]
     assert sorted(patch["test"] for patch in PATCHES) == [0, 0, 1, 1]
 
@@ -79,9 +79,9 @@ def which_patch(originals: Tensor, triggered: Tensor) -> list[int]:
     return numbers
 
 
-def test_one_patch_for_each_training_image() -> None:
-    """Poison and covers: one patch each at its training opacity, equal shares, in an order of
-    their own that another seed changes."""
+def test_each_training_image_gets_one_patch() -> None:
+    """Poison and covers get one patch each at its training opacity, in equal shares; the order
+    differs between poison and covers and between seeds."""
     trigger, images, labels = AdaptivePatch(patches=PATCHES), noise(22), torch.zeros(22).long()
     orders = [
         which_patch(images, made(images, labels, workshop(seed)))
@@ -92,7 +92,7 @@ def test_one_patch_for_each_training_image() -> None:
     assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
-def test_patches_lie_over_each_other_in_turn() -> None:
+def test_overlapping_patches_are_applied_in_order() -> None:
     """Two on one pixel of 0: half of 200, then half of the way from there to 100."""
     over = [DOT | {"color": 200, "test": 0.5}, DOT | {"color": 100, "test": 0.5}]
     black = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
@@ -119,20 +119,19 @@ def test_patches_lie_over_each_other_in_turn() -> None:
     ],
     ids=str,
 )
-def test_refuses_a_wrong_patch(change: dict[str, Any], match: str) -> None:
-    """Each mistake is told with the patch and key where it stands."""
+def test_a_bad_patch_is_refused_with_its_index_and_key(change: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         AdaptivePatch(patches=[DOT | change])
 
 
 @pytest.mark.parametrize("patches", [[], {}, ["#"], [{"at": [0, 0]}]], ids=str)
-def test_refuses_what_is_no_list_of_patches(patches: Any) -> None:
-    """An empty list, a mapping, text, and a patch of which half is missing."""
+def test_anything_but_a_list_of_patches_is_refused(patches: Any) -> None:
+    """An empty list, a mapping, text, and an incomplete patch."""
     with pytest.raises(ConfigError, match=r"trigger\.patches"):
         AdaptivePatch(patches=patches)
 
 
-def test_images_too_small() -> None:
-    """A patch that does not fit is refused with the image's size."""
+def test_a_patch_larger_than_the_image_is_refused() -> None:
+    """The error gives the image's size."""
     with pytest.raises(ConfigError, match="4x32 pixels"):
         AdaptivePatch(patches=PATCHES)(noise(1, 3, 4, 32))

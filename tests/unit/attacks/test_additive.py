@@ -1,4 +1,4 @@
-"""The DCT against SciPy's, and the rule that a pattern must outlive rounding."""
+"""The DCT against SciPy's, and the rule that a pattern must survive rounding."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ class Flat(Additive):
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 32])
-def test_orthonormal(n: int) -> None:
+def test_dct_matrix_is_orthonormal(n: int) -> None:
     """Its transpose is its inverse."""
     matrix = dct_matrix(n)
     assert torch.allclose(matrix @ matrix.T, torch.eye(n, dtype=torch.float64), atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 7), (32, 32)])
-def test_inverse_of_scipys_dct(size: tuple[int, int]) -> None:
+def test_inverse_dct_inverts_scipys_dct(size: tuple[int, int]) -> None:
     """Takes SciPy's orthonormal spectrum back to the images."""
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).double()
     spectrum = torch.from_numpy(dctn(images.numpy(), axes=(1, 2), norm="ortho"))
     assert torch.allclose(inverse_dct(spectrum), images, atol=1e-12)
 
 
-def test_rounds_and_clips() -> None:
+def test_sums_are_rounded_and_clipped() -> None:
     """To the nearest level, and no wrap-around at either end."""
     images = torch.tensor([0, 100, 250], dtype=torch.uint8).view(3, 1, 1, 1)
     for value, expected in ((9.4, [9, 109, 255]), (9.6, [10, 110, 255]), (-9.6, [0, 90, 240])):
         assert add(images, torch.full((1, 1, 1), value)).flatten().tolist() == expected
 
 
-def test_a_pattern_that_rounding_undoes_is_refused() -> None:
-    """Below half a level nothing changes, which the error says; above it something does."""
+def test_a_pattern_below_half_a_gray_level_is_refused() -> None:
+    """Below half a level rounding leaves the images unchanged; above it pixels change."""
     images = torch.arange(256).to(torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(add(images, torch.full((1, 16, 16), 0.49)), images)
     with pytest.raises(ConfigError, match="16x16 pixels the pattern is below half"):

@@ -1,4 +1,4 @@
-"""Blending: linear in alpha, another alpha in training, the key as promised."""
+"""Blending: the paper's formula, a separate strength in training, and the key image."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def noise(channels: int = 3, height: int = 16, width: int = 12) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 0.5, 0.97, 1.0])
-def test_the_papers_formula(alpha: float, channels: int) -> None:
-    """(1 - a) x + a k within half a level, for any a; at 1 the key alone is left."""
+def test_blending_follows_the_papers_formula(alpha: float, channels: int) -> None:
+    """(1 - a) x + a k within half a level, for any a; at 1 only the key remains."""
     images, trigger = noise(channels), Blended(alpha=alpha)
     key, _ = trigger.key(*images.shape[1:])
     exact = (1 - alpha) * images.double() + alpha * key.double()
@@ -33,14 +33,14 @@ def test_the_papers_formula(alpha: float, channels: int) -> None:
         assert torch.equal(trigger(images), key.byte().expand_as(images))
 
 
-def test_linear_in_alpha() -> None:
+def test_the_change_is_linear_in_alpha() -> None:
     """The change at 0.6 is three times that at 0.2, up to both roundings."""
     images = noise()
     weak, strong = (Blended(alpha=a)(images).double() - images for a in (0.2, 0.6))
     assert (strong - 3 * weak).abs().max() <= 0.5 + 3 * 0.5 + 1e-4
 
 
-def test_training_has_its_own_alpha() -> None:
+def test_training_images_can_have_another_strength() -> None:
     """Poison and covers get train_alpha, test images alpha."""
     images, labels = noise(), torch.zeros(4, dtype=torch.int64)
     work: Any = None
@@ -52,8 +52,8 @@ def test_training_has_its_own_alpha() -> None:
     assert Blended(alpha=0.1, train_alpha=0.1).same_everywhere
 
 
-def test_the_noise() -> None:
-    """Evenly spread over 0..255, the same again from the same seed, another from another."""
+def test_default_key_is_uniform_seeded_noise() -> None:
+    """Uniform over 0..255; the same for the same seed and different for another."""
     key, opacity = Blended().key(3, 64, 64)
     counts = torch.histc(key, bins=8, min=-0.5, max=255.5)
     assert (counts / key.numel() - 1 / 8).abs().max() < 0.015
@@ -63,8 +63,8 @@ def test_the_noise() -> None:
     assert (key[0] != key[1]).float().mean() > 0.9
 
 
-def test_an_image_as_the_key(tmp_path: Path) -> None:
-    """Resized to the images; where it is clear nothing changes."""
+def test_a_key_image_is_resized_and_keeps_its_transparency(tmp_path: Path) -> None:
+    """Where the key is transparent nothing changes."""
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:, :2] = [200, 100, 0, 255]
     Image.fromarray(pixels).save(tmp_path / "key.png")
@@ -77,7 +77,6 @@ def test_an_image_as_the_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"alpha": 0}, {"train_alpha": 1.1}, {"noise_seed": -1}, {"image": ""}], ids=str
 )
-def test_what_is_refused(wrong: dict[str, Any]) -> None:
-    """Before any work, with the key named."""
+def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         Blended(**wrong)

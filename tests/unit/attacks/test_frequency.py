@@ -1,4 +1,4 @@
-"""FTrojan against the long way: to YUV, SciPy's DCT of every window, and back."""
+"""FTrojan against a direct implementation: to YUV, SciPy's DCT of every window, and back."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor
 from backdoor_lab.attacks.frequency import Frequency
 from backdoor_lab.core.errors import ConfigError
 
-# ITU-R BT.601 from its definition: Y of luma weights, U = 0.492 (B - Y), V = 0.877 (R - Y),
-# with the factors as the largest U and V, 0.436 and 0.615, give them.
+# ITU-R BT.601 from its definition: Y is a weighted sum, U = 0.492 (B - Y), V = 0.877 (R - Y);
+# the factors follow from the largest U and V, 0.436 and 0.615.
 LUMA = np.array([0.299, 0.587, 0.114])
 YUV = np.stack([LUMA, (np.array([0, 0, 1]) - LUMA) * 0.436 / (1 - 0.114),
                 (np.array([1, 0, 0]) - LUMA) * 0.615 / (1 - 0.299)])  # fmt: skip
@@ -51,8 +51,10 @@ def the_long_way(images: Tensor, magnitude: float, window: int) -> NDArray[np.fl
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
-def test_as_the_paper_goes_about_it(channels: int, size: tuple[int, int]) -> None:
-    """One pattern added is the same as transforming every image, to a thousandth of a level."""
+def test_adding_one_pattern_equals_the_papers_five_steps(
+    channels: int, size: tuple[int, int]
+) -> None:
+    """Equal to a thousandth of a gray level."""
     images = noise(channels, *size)
     pattern = Frequency().pattern(channels, *size).double().numpy()
     assert np.abs(images.numpy() + pattern - the_long_way(images, 30, 32)).max() < 1e-3
@@ -72,9 +74,9 @@ def test_only_the_stated_bins_change() -> None:
         assert np.abs(spectra - expected).max() < 1e-3
 
 
-def test_it_outlives_rounding() -> None:
-    """In the finished images, away from black and white, the stated bins rise by the magnitude
-    give or take what rounding adds, and the rest stays below that."""
+def test_the_stated_bins_survive_rounding() -> None:
+    """In rounded images that never clip, the stated bins rise by the magnitude, up to rounding
+    noise, and all other bins change by less than 10."""
     images = noise(1, 32, 32, low=20, high=235)
     change = (Frequency()(images).double() - images).numpy()
     spectra = dctn(change[:, 0], axes=(1, 2), norm="ortho")
@@ -86,8 +88,10 @@ def test_it_outlives_rounding() -> None:
 
 @pytest.mark.parametrize(("size", "bins"), [((28, 28), [(13, 13), (27, 27)]),
                                             ((5, 64), [(2, 15), (4, 31)])])  # fmt: skip
-def test_small_images(size: tuple[int, int], bins: list[tuple[int, int]]) -> None:
-    """A window as small as the image; bins keep their share of the highest frequency."""
+def test_bins_scale_with_images_smaller_than_the_window(
+    size: tuple[int, int], bins: list[tuple[int, int]]
+) -> None:
+    """The window shrinks to the image; bins keep their ratio to the highest frequency."""
     trigger = Frequency()
     assert trigger.bins_on(*size) == bins
     high, wide = min(32, size[0]), min(32, size[1])
@@ -100,7 +104,7 @@ def test_small_images(size: tuple[int, int], bins: list[tuple[int, int]]) -> Non
         assert np.abs(spectrum - expected).max() < 1e-3
 
 
-def test_what_is_left_over_stays() -> None:
+def test_pixels_outside_whole_windows_do_not_change() -> None:
     """40 x 70 pixels hold one window by two: eight rows and six columns are not touched."""
     pattern = Frequency().pattern(3, 40, 70)
     assert (pattern[:, :32, :64].abs() > 0).float().mean() > 0.9
@@ -108,8 +112,8 @@ def test_what_is_left_over_stays() -> None:
     assert (pattern[:, :, 64:] == 0).all()
 
 
-def test_bins_that_fall_together() -> None:
-    """A single pixel has one frequency: refused, with the size."""
+def test_coinciding_bins_are_refused() -> None:
+    """A single pixel has only one frequency; the error gives the size."""
     with pytest.raises(ConfigError, match="1x1 pixels two of the frequencies coincide"):
         Frequency()(noise(1, 1, 1))
     Frequency(bins=[[0, 0]])(noise(1, 1, 1))
@@ -121,7 +125,7 @@ def test_bins_that_fall_together() -> None:
      {"bins": 3}, {"window": 16}],
     ids=str,
 )  # fmt: skip
-def test_what_is_refused(wrong: dict[str, Any]) -> None:
-    """Before any work; bins must lie in the window."""
+def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
+    """Bins must lie in the window."""
     with pytest.raises(ConfigError, match=r"`trigger\."):
         Frequency(**wrong)

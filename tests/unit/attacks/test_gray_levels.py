@@ -1,4 +1,4 @@
-"""Bounds on a change count grey levels: a fraction of 255 is refused, and says what to give."""
+"""Perturbation bounds are in gray levels: a fraction such as 8/255 is refused with a hint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from backdoor_lab.core.errors import ConfigError
 
 @pytest.mark.parametrize("trigger", [LabelConsistent, Narcissus, SleeperAgent])
 @pytest.mark.parametrize("levels", [1, 8, 16])
-def test_a_fraction_of_255_is_refused_with_the_number_to_give(trigger: type, levels: int) -> None:
+def test_a_fraction_of_255_is_refused_and_the_gray_level_suggested(
+    trigger: type, levels: int
+) -> None:
     message = rf"`trigger\.eps` is in gray levels.*for {levels}/255 give {levels}$"
     with pytest.raises(ConfigError, match=message):
         trigger(eps=levels / 255)
@@ -24,19 +26,19 @@ def test_a_fraction_of_255_is_refused_with_the_number_to_give(trigger: type, lev
 
 @pytest.mark.parametrize("trigger", [LabelConsistent, Narcissus, SleeperAgent])
 @pytest.mark.parametrize("eps", [-1, math.nan, True, "16"])
-def test_a_bound_that_is_no_positive_number_is_refused(trigger: type, eps: object) -> None:
+def test_a_bound_that_is_not_a_non_negative_number_is_refused(trigger: type, eps: object) -> None:
     with pytest.raises(ConfigError, match=r"`trigger\.eps` must satisfy 0 <= trigger\.eps"):
         trigger(eps=eps)
 
 
-def test_a_bound_of_zero_is_an_attack_only_where_a_mark_is_added() -> None:
+def test_eps_zero_is_allowed_only_for_attacks_that_also_add_a_mark() -> None:
     assert LabelConsistent(eps=0).eps == 0
     for trigger in (Narcissus, SleeperAgent):
         with pytest.raises(ConfigError, match="changes no image"):
             trigger(eps=0)
 
 
-def test_only_a_norm_of_the_whole_image_exceeds_256_levels() -> None:
+def test_only_an_l2_bound_may_exceed_255_gray_levels() -> None:
     assert LabelConsistent(norm="l2", eps=300).eps == 300
     assert gray_levels("x", 300) == 300
     with pytest.raises(ConfigError, match=r"below|< 256"):

@@ -1,4 +1,4 @@
-"""Image files that attacks bring along: what is read, what is refused, what counts."""
+"""Image files given to triggers: how they are read, refused and identified."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def saved(path: Path, pixels: Any) -> str:
     return str(path)
 
 
-def test_colour_and_opacity(tmp_path: Path) -> None:
-    """Unresized, an RGBA file gives its own numbers; grey is luma, 0.299 R + 0.587 G + 0.114 B."""
+def test_color_and_opacity_are_read_exactly(tmp_path: Path) -> None:
+    """Without resizing, RGBA values are exact; gray is luma, 0.299 R + 0.587 G + 0.114 B."""
     path = saved(tmp_path / "a.png", [[[200, 100, 50, 255], [10, 20, 30, 51]]])
     color, opacity = Picture("trigger.image", path).sized(3, 1, 2)
     assert color.tolist() == [[[200, 10]], [[100, 20]], [[50, 30]]]
@@ -38,8 +38,7 @@ def test_colour_and_opacity(tmp_path: Path) -> None:
     assert grey[0, 0, 0] == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
 
 
-def test_transparent_pixels_do_not_bleed(tmp_path: Path) -> None:
-    """A resized picture takes nothing of the colour that its clear pixels happen to hold."""
+def test_color_of_transparent_pixels_does_not_bleed_when_resized(tmp_path: Path) -> None:
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = [255, 0, 0, 255]
     pixels[:, 4:] = [0, 255, 0, 0]
@@ -48,8 +47,8 @@ def test_transparent_pixels_do_not_bleed(tmp_path: Path) -> None:
     assert color[0, opacity > 0].min() > 250
 
 
-def test_grey_and_opaque_files(tmp_path: Path) -> None:
-    """A file without transparency is opaque; a grey one has three equal channels."""
+def test_gray_files_become_three_equal_opaque_channels(tmp_path: Path) -> None:
+    """A file without an alpha channel is fully opaque."""
     path = saved(tmp_path / "a.png", np.arange(12).reshape(3, 4))
     color, opacity = Picture("k", path).sized(3, 3, 4)
     assert torch.equal(color, torch.arange(12.0).view(1, 3, 4).expand(3, 3, 4))
@@ -57,9 +56,9 @@ def test_grey_and_opaque_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_content_is_the_files(kind: Any, tmp_path: Path) -> None:
-    """Two paths to equal bytes are equal, other bytes are not, no file is empty; the path is
-    declared as a place, so that it is no part of a result's identity."""
+def test_file_hash_depends_on_content_not_path(kind: Any, tmp_path: Path) -> None:
+    """No file gives an empty hash. The path is declared in `places`, so it is not part of a
+    result's identity."""
     one = saved(tmp_path / "one.png", [[[1, 2, 3]]])
     same = str(tmp_path / "same.png")
     Path(same).write_bytes(Path(one).read_bytes())
@@ -73,8 +72,8 @@ def test_content_is_the_files(kind: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_file_is_read_once(kind: Any, tmp_path: Path) -> None:
-    """What was hashed is what is stamped, also when the file is gone by then."""
+def test_the_image_file_is_read_only_once(kind: Any, tmp_path: Path) -> None:
+    """The trigger that was hashed is the one applied, even if the file is deleted in between."""
     path = saved(tmp_path / "a.png", np.full((4, 4, 3), 200))
     made = kind(image=path)
     Path(path).unlink()
@@ -83,14 +82,14 @@ def test_the_file_is_read_once(kind: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reading_is_part_of_the_code(kind: Any) -> None:
-    """The code that reads a file decides the result too."""
+def test_image_decoding_belongs_to_the_triggers_identity(kind: Any) -> None:
+    """The code that reads a file affects the result too."""
     roots = identity.roots_of("triggers", kind.__module__.rpartition(".")[2])
     assert {"attacks/images.py", "data/decode.py"} <= set(sources.files_of(roots))
 
 
-def test_what_is_refused(tmp_path: Path) -> None:
-    """No file, a folder, no image, half an image, 16 bits: each says key, path and why."""
+def test_unreadable_images_are_refused_with_key_path_and_reason(tmp_path: Path) -> None:
+    """A missing file, a folder, text, a truncated image, 16 bits per channel."""
     (tmp_path / "text.png").write_text("not an image")
     whole = Path(saved(tmp_path / "whole.png", np.arange(3000).reshape(10, 100, 3) % 256))
     data = whole.read_bytes()
@@ -110,8 +109,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), True, "0.5", None])
-def test_shares(value: Any) -> None:
-    """A share is above 0 and at most 1."""
+def test_share_must_be_above_0_and_at_most_1(value: Any) -> None:
     assert share("a", 1) == 1.0
     with pytest.raises(ConfigError, match="`a`"):
         share("a", value)

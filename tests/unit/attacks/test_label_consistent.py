@@ -68,8 +68,10 @@ def inside(images: Tensor) -> Tensor:
     ("norm", "eps", "step_size"),
     [("linf", 8, 1.5), ("linf", 7.5, 1.5), ("l2", 60, 2.0), ("l2", 33.3, 40)],
 )
-def test_harder_within_the_bound(norm: str, eps: float, step_size: float) -> None:
-    """Every stored image stays in its ball, and the surrogate's loss on its true label rises."""
+def test_perturbed_images_stay_within_the_bound_and_raise_the_loss(
+    norm: str, eps: float, step_size: float
+) -> None:
+    """Every stored image stays in its eps-ball; the surrogate's loss on its true label rises."""
     net, images, labels = Curved(), noise(12), torch.arange(12) % 3
     trigger = LabelConsistent(norm=norm, eps=eps, step_size=step_size, steps=40)
     harder = trigger.perturbed(images, labels, workshop(net))
@@ -81,8 +83,7 @@ def test_harder_within_the_bound(norm: str, eps: float, step_size: float) -> Non
     assert (losses[1] > losses[0]).all()
 
 
-def test_more_room_is_harder() -> None:
-    """The loss rises with eps, and a ball of 0 leaves the images as they are."""
+def test_loss_rises_with_eps_and_eps_zero_changes_nothing() -> None:
     net, images, labels = Curved(), noise(9), torch.arange(9) % 3
     losses = []
     for eps in (0, 4, 16):
@@ -94,7 +95,9 @@ def test_more_room_is_harder() -> None:
 
 
 @pytest.mark.parametrize(("steps", "step_size", "moved"), [(3, 2.0, 6), (50, 2.0, 8), (1, 1.9, 1)])
-def test_linf_on_a_linear_network(steps: int, step_size: float, moved: int) -> None:
+def test_linf_perturbation_has_its_closed_form_on_a_linear_network(
+    steps: int, step_size: float, moved: int
+) -> None:
     """x + min(steps · step_size, eps) · sign w for class 0 and against it for class 1, clipped;
     fractions are dropped."""
     net, images, labels = Straight(), noise(6), torch.tensor([0, 1, 0, 1, 0, 1])
@@ -105,7 +108,7 @@ def test_linf_on_a_linear_network(steps: int, step_size: float, moved: int) -> N
 
 
 @pytest.mark.parametrize(("steps", "moved"), [(10, 200), (2, 100)])
-def test_l2_on_a_linear_network(steps: int, moved: int) -> None:
+def test_l2_perturbation_has_its_closed_form_on_a_linear_network(steps: int, moved: int) -> None:
     """x + min(steps · step_size, eps) · w / |w|₂ where nothing is clipped; fractions are dropped
     towards x."""
     net, images, labels = Straight(), noise(3, 100, 150), torch.zeros(3).long()
@@ -116,8 +119,7 @@ def test_l2_on_a_linear_network(steps: int, moved: int) -> None:
     assert (change.abs() <= exact.abs() + 1e-3).all()
 
 
-def test_an_image_at_a_time_or_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The result does not depend on how the images are batched."""
+def test_result_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images, labels = Curved(), noise(7), torch.arange(7) % 3
     trigger = LabelConsistent(steps=5)
     whole = trigger.poisoned(images, labels, workshop(net))
@@ -127,8 +129,8 @@ def test_an_image_at_a_time_or_in_chunks(monkeypatch: pytest.MonkeyPatch) -> Non
     assert torch.equal(alone, whole[4:5])
 
 
-def test_leaves_the_surrogate_alone() -> None:
-    """No gradient stays in its weights, and the caller may have switched gradients off."""
+def test_surrogate_keeps_no_gradients() -> None:
+    """The attack also works when the caller has disabled gradients."""
     net, images, labels = Curved(), noise(4), torch.zeros(4).long()
     trigger = LabelConsistent(steps=3)
     expected = trigger.poisoned(images, labels, workshop(net))
@@ -137,7 +139,7 @@ def test_leaves_the_surrogate_alone() -> None:
     assert all(weights.grad is None for weights in net.parameters())
 
 
-def test_four_corners_at_full_amplitude() -> None:
+def test_test_images_are_marked_in_all_four_corners() -> None:
     """The stated 3×3 mark on the left, mirrored on the right; BadNets' pattern lower right; all
     else untouched on test images."""
     images = noise(4)
@@ -151,7 +153,7 @@ def test_four_corners_at_full_amplitude() -> None:
     assert torch.equal(found[:, :, outside], images[:, :, outside].long())
 
 
-def test_amplitude_in_training() -> None:
+def test_training_images_are_perturbed_then_marked_at_the_training_amplitude() -> None:
     """Training: the perturbed image ± 32 in the corners, clipped, and itself elsewhere."""
     net, images, labels = Curved(), noise(5), torch.zeros(5).long()
     trigger = LabelConsistent(steps=4, amplitude=32)
@@ -167,16 +169,16 @@ def test_amplitude_in_training() -> None:
     assert not torch.equal(found[:, :, outside], images[:, :, outside].long())
 
 
-def test_amplitude_at_test_time() -> None:
-    """Test images: the image itself ± 64 in the corners, whatever training gets."""
+def test_test_images_are_marked_at_the_test_amplitude() -> None:
+    """The clean image ± 64 in the corners, independent of the training amplitude."""
     images = noise(5)
     found = LabelConsistent(test_amplitude=64)(images).long()
     sign = torch.where(MARK.eq(255), 64, -64)
     assert torch.equal(found[:, :, :3, :3], (images[:, :, :3, :3].long() + sign).clamp(0, 255))
 
 
-def test_refusals() -> None:
-    """A norm that is not there, eps in the wrong unit, an amplitude out of range, tiny images."""
+def test_bad_options_are_refused() -> None:
+    """An unknown norm, eps in the wrong unit, an amplitude out of range, tiny images."""
     with pytest.raises(ConfigError, match=r"trigger\.norm"):
         LabelConsistent(norm="l1")
     with pytest.raises(ConfigError, match=r"gray levels.*for 8/255 give 8"):

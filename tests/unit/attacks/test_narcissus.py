@@ -1,4 +1,4 @@
-"""Narcissus: the ball, the loss, a closed form on a linear network, louder at test time."""
+"""Narcissus: the bound, the loss, a closed form on a linear network, the test-time factor."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def prepared(surrogate: nn.Module, **options: float) -> Narcissus:
     return trigger
 
 
-def test_the_loss_falls_within_the_ball() -> None:
-    """The target class' loss on poison is below that on clean images, and more room gives less;
-    no stored image leaves the ball."""
+def test_target_loss_falls_with_eps_within_the_bound() -> None:
+    """The target-class loss on poisoned images is below that on clean images and falls as eps
+    grows; no stored image leaves the eps-ball."""
     net, images = Curved(), noise(30)[LABELS == TARGET]
     labels = torch.full((len(images),), TARGET)
     net.requires_grad_(False)
@@ -79,8 +79,7 @@ def test_the_loss_falls_within_the_ball() -> None:
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_draws_other_classes_to_the_target() -> None:
-    """On test images of every class the target's logit gains on the others."""
+def test_trigger_raises_the_target_probability_on_every_class() -> None:
     net, images = Curved(), noise(20)
     trigger = prepared(net)
     clean, triggered = (net(each).softmax(dim=1)[:, TARGET] for each in (images, trigger(images)))
@@ -88,7 +87,9 @@ def test_draws_other_classes_to_the_target() -> None:
 
 
 @pytest.mark.parametrize(("sharpness", "eps", "reached"), [(1.0, 9, 9), (1e-6, 9.7, 9)])
-def test_on_a_linear_network(sharpness: float, eps: float, reached: int) -> None:
+def test_noise_has_its_closed_form_on_a_linear_network(
+    sharpness: float, eps: float, reached: int
+) -> None:
     """d = eps · sign w, fractions dropped, however faint the gradient is."""
     net = Straight(sharpness)
     trigger = Narcissus(eps=eps, steps=20, batch=8, lr=1)
@@ -99,7 +100,7 @@ def test_on_a_linear_network(sharpness: float, eps: float, reached: int) -> None
 
 
 @pytest.mark.parametrize("amplify", [1, 3, 2.5])
-def test_louder_at_test_time(amplify: float) -> None:
+def test_test_images_get_the_amplified_noise(amplify: float) -> None:
     """Poison is x + d, a test image x + amplify · d, each rounded and clipped."""
     net, images = Curved(), noise(8)
     trigger = prepared(net, amplify=amplify)
@@ -111,8 +112,7 @@ def test_louder_at_test_time(amplify: float) -> None:
     assert torch.equal(trigger(images).float(), loud)
 
 
-def test_looks_at_the_target_class_alone() -> None:
-    """Other images of the other classes change nothing; other ones of the target class do."""
+def test_noise_depends_only_on_images_of_the_target_class() -> None:
     net, images = Curved(), noise(30)
     expected = Narcissus(steps=3).prepare(workshop(net, images))["noise"]
     for of_target in (False, True):
@@ -122,9 +122,9 @@ def test_looks_at_the_target_class_alone() -> None:
         assert torch.equal(found, expected) != of_target
 
 
-def test_prepared_from_the_seed_alone() -> None:
-    """Equal noise twice, also where the caller switched gradients off; nothing is left in the
-    surrogate, and another seed draws other batches."""
+def test_preparation_depends_only_on_the_seed() -> None:
+    """Two runs give equal noise, also when the caller has disabled gradients; the surrogate keeps
+    no gradients; another seed draws other batches."""
     net = Curved()
     first = Narcissus(steps=30, batch=2).prepare(workshop(net))["noise"]
     with torch.no_grad():
@@ -134,8 +134,8 @@ def test_prepared_from_the_seed_alone() -> None:
     assert all(weights.grad is None for weights in net.parameters())
 
 
-def test_refusals() -> None:
-    """Nothing of the target class; eps in the wrong unit; a noise of 0; another size."""
+def test_bad_options_are_refused() -> None:
+    """No image of the target class; eps in the wrong unit; all-zero noise; another image size."""
     net = Curved()
     with pytest.raises(ConfigError, match="the target class 7 has no training images"):
         Narcissus().prepare(AttackContext(workshop(net).train, 7, None, 0, lambda: net))

@@ -39,7 +39,7 @@ def test_a_fully_transparent_image_is_refused_before_any_work(
         cell_of(tmp_path / "store", f"trigger={trigger}", image, *more)
 
 
-def test_a_faint_image_is_an_attack(tmp_path: Path) -> None:
+def test_a_barely_visible_trigger_image_is_accepted(tmp_path: Path) -> None:
     assert cell_of(
         tmp_path / "store", "trigger=patch", f"trigger.image={transparent(tmp_path, 30)}"
     )
@@ -52,31 +52,33 @@ def test_a_faint_image_is_an_attack(tmp_path: Path) -> None:
         ("trigger=patch", "trigger.opacity=1e-9"),
     ],
 )
-def test_too_small_a_change_is_refused(tmp_path: Path, overrides: tuple[str, ...]) -> None:
+def test_a_strength_too_small_to_change_a_pixel_is_refused(
+    tmp_path: Path, overrides: tuple[str, ...]
+) -> None:
     with pytest.raises(ConfigError, match=REFUSED):
         cell_of(tmp_path / "store", *overrides)
 
 
 @pytest.mark.parametrize("ratio", [0.5, 0.0])
-def test_a_colour_that_all_images_have_is_no_change(ratio: float) -> None:
+def test_painting_the_color_all_images_already_have_counts_as_no_change(ratio: float) -> None:
     trigger, plan = Pixel(color=255), PoisonSpec(0, None, ratio)
     assert changes_nothing(white(), trigger, plan, seed=0)
     assert not changes_nothing(white(), Pixel(color=254), plan, seed=0)
 
 
 @pytest.mark.parametrize("class_", [0, 1])
-def test_one_changed_image_among_those_poisoned_is_a_change(class_: int) -> None:
-    """Images of the target class are not poisoned, so that a change there does not count."""
+def test_only_changes_to_images_that_can_be_poisoned_count(class_: int) -> None:
+    """Images of the target class are never poisoned, so a change there does not count."""
     train = white()
     train.images[train.labels == class_] = 7
     found = changes_nothing(train, Pixel(color=255), PoisonSpec(0, None, 0.99), seed=0)
     assert found == (class_ == 0)
 
 
-def test_a_prepared_trigger_is_refused_before_training(
+def test_a_trained_trigger_that_changes_nothing_fails_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it does shows after its preparation alone."""
+    """Only after preparation is it known whether such a trigger changes a pixel."""
     monkeypatch.setattr(Pixel, "needs_preparing", True)
     monkeypatch.setattr(Pixel, "prepare", lambda self, work: {"nothing": torch.zeros(1)})
     monkeypatch.setattr(Pixel, "apply_test", lambda self, images: images)

@@ -1,4 +1,4 @@
-"""The patch: its shapes, its places, its colour, its transparency."""
+"""The patch trigger: shapes, positions, color and opacity."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def drawn(**options: Any) -> list[str]:
     return ["".join("#" if value else "." for value in row) for row in image.tolist()]
 
 
-def test_shapes() -> None:
-    """Drawn by hand; x of size 3 and l of size 2 are those of Tran, Li and Madry."""
+def test_shapes_match_those_drawn_by_hand() -> None:
+    """x of size 3 and l of size 2 are those of Tran, Li and Madry."""
     assert drawn(shape="square") == ["###.", "###.", "###."]
     assert drawn(shape="x") == ["#.#.", ".#..", "#.#."]
     assert drawn(shape="l", size=2) == ["##..", "#...", "...."]
@@ -44,8 +44,9 @@ def test_shapes() -> None:
 
 @pytest.mark.parametrize("position", [(-1, -1), (0, 0), (3, -2), (-9, 10)])
 @pytest.mark.parametrize("color", [255, [10, 200, 30]])
-def test_a_patch_of_one_pixel_is_pixel(position: tuple[int, int], color: Any) -> None:
-    """Positions and colours mean the same."""
+def test_a_patch_of_one_pixel_equals_the_pixel_trigger(
+    position: tuple[int, int], color: Any
+) -> None:
     patch = Patch(size=1, positions=position, color=color)
     assert torch.equal(patch(noise()), Pixel(position=position, color=color)(noise()))
 
@@ -55,10 +56,10 @@ def test_a_patch_of_one_pixel_is_pixel(position: tuple[int, int], color: Any) ->
     [((0, 0), (0, 2), (0, 3)), ((-1, -1), (4, 6), (5, 8)), ((-2, 1), (3, 5), (1, 4)),
      ((4, 5), (4, 6), (5, 8)), ((-5, -6), (0, 2), (0, 3))],
 )  # fmt: skip
-def test_positions(
+def test_positions_count_from_the_upper_left_or_lower_right(
     position: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]
 ) -> None:
-    """The upper left pixel, or with negative numbers the lower right one."""
+    """Negative numbers count from the lower right edge."""
     painted = Patch(size=[2, 3], positions=position)(black())[0, 0]
     expected = torch.zeros(6, 8, dtype=torch.uint8)
     expected[slice(*rows), slice(*columns)] = 255
@@ -66,7 +67,7 @@ def test_positions(
 
 
 def test_only_the_patch_changes() -> None:
-    """Several places at once, and not a pixel beside them."""
+    """Several positions at once; no pixel outside them changes."""
     images = noise()
     made = Patch(size=2, positions=[(0, 0), (-1, -1)], color=[1, 2, 3])(images)
     inside = torch.zeros(9, 11, dtype=torch.bool)
@@ -75,8 +76,9 @@ def test_only_the_patch_changes() -> None:
     assert torch.equal(made[0, :, inside], torch.tensor([1, 2, 3]).byte()[:, None].expand(3, 8))
 
 
-def test_opacity() -> None:
-    """(1 - a) x + a k: half of 201 and 100 is 150.5, rounded to even; on grey the mean colour."""
+def test_opacity_mixes_color_and_image() -> None:
+    """(1 - a) x + a k: half of 201 and 100 is 150.5, rounded to even; gray images get the mean
+    color."""
     images = black().fill_(100)
     half = Patch(size=1, color=201, opacity=0.5)(images)
     assert half[0, :, -1, -1].tolist() == [150, 150, 150]
@@ -86,8 +88,8 @@ def test_opacity() -> None:
     assert grey[0, 0, -1, -1] == 60
 
 
-def test_an_image_with_transparency(tmp_path: Path) -> None:
-    """Its opaque pixels cover, its clear ones do not, the half-clear one mixes; the shape cuts."""
+def test_a_patch_images_transparency_is_respected(tmp_path: Path) -> None:
+    """Opaque pixels replace, transparent ones do not, others mix; the shape masks the image."""
     pixels = np.array([[[250, 0, 0, 255], [9, 9, 9, 0]], [[0, 200, 0, 51], [0, 0, 90, 255]]])
     path = tmp_path / "patch.png"
     Image.fromarray(pixels.astype(np.uint8)).save(path)
@@ -103,8 +105,8 @@ def test_an_image_with_transparency(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("position", [(0, 7), (5, 0), (-6, -1), (0, -8), (-1, 100)])
-def test_a_patch_must_lie_inside(position: tuple[int, int]) -> None:
-    """Two pixels high and two wide, on 6 x 8: the error names patch, place and size."""
+def test_a_patch_outside_the_image_is_refused(position: tuple[int, int]) -> None:
+    """The error names the patch's size and position and the image's size."""
     with pytest.raises(ConfigError, match=r"patch of 2x2 pixels at .* images of 6x8 pixels"):
         Patch(size=2, positions=position)(black())
 
@@ -117,7 +119,6 @@ def test_a_patch_must_lie_inside(position: tuple[int, int]) -> None:
      {"opacity": 1.5}, {"image": "no/such/file.png"}],
     ids=str,
 )  # fmt: skip
-def test_what_is_refused(wrong: dict[str, Any]) -> None:
-    """Before any work, with the key named."""
+def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="`trigger"):
         Patch(**wrong)

@@ -1,4 +1,4 @@
-"""Single pixels: where they are, and how a margin moves them."""
+"""Single-pixel triggers and their margin."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ def lit(trigger: Trigger, size: int = 8) -> list[list[int]]:
     return trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))[0, 0].nonzero().tolist()
 
 
-def test_a_margin_moves_pixels_away_from_the_edges_that_they_are_counted_from() -> None:
+def test_a_margin_moves_pixels_away_from_the_edge_they_are_counted_from() -> None:
     assert lit(Pixel(margin=1)) == [[6, 6]]
     assert lit(Pixel(position=(0, -1), margin=2)) == [[2, 5]]
     assert lit(Pattern(margin=1)) == [[4, 6], [5, 5], [6, 4], [6, 6]]
 
 
 @pytest.mark.parametrize("margin", [-1, 0.5, True, "1", 8])
-def test_a_margin_that_cannot_be_is_refused(margin: object) -> None:
+def test_an_impossible_margin_is_refused(margin: object) -> None:
     with pytest.raises(ConfigError, match="trigger"):
         lit(Pixel(margin=margin))  # type: ignore[arg-type]
 
 
-def test_a_cell_without_a_margin_is_the_one_from_before_there_was_any(tmp_path: Path) -> None:
+def test_without_a_margin_the_cell_id_is_the_same_as_before_margins_existed(tmp_path: Path) -> None:
     assert "margin" not in cell_of(tmp_path).decides()["trigger"]
     moved = cell_of(tmp_path, "trigger.margin=1")
     assert moved.decides()["trigger"]["margin"] == 1

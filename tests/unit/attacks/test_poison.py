@@ -1,4 +1,4 @@
-"""Which images are poisoned, how many, and what the training set is: counted by hand."""
+"""Which images are poisoned, how many, and the resulting training set, counted by hand."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def made(plan: PoisonSpec, *, seed: int = 0, trigger: Any = None) -> PoisonResul
 
 
 @pytest.mark.parametrize(("name", "source"), [(name, s) for name in PRESETS for s in (None, 1)])
-def test_every_preset_says_every_word(name: str, source: int | None) -> None:
+def test_every_protocol_preset_sets_every_key(name: str, source: int | None) -> None:
     """Each key of each preset has one of its documented values."""
     words = preset(name, source)
     assert words["name"] == name
@@ -98,17 +98,17 @@ for tool in ("backdoorbench", "backdoorbox", "backdoor_toolbox"):
     BY_HAND += [(tool, 0.05, None, 10, 200, 200), (tool, 0.1, None, 20, 200, 200)]
 
 
-def test_every_preset_is_counted_by_hand() -> None:
-    """A new preset needs rows in the table, which stands on the classes' sizes."""
+def test_every_protocol_preset_has_rows_in_the_hand_counted_table() -> None:
+    """A new preset needs rows in the table, which assumes these class sizes."""
     assert torch.bincount(LABELS).tolist() == SIZES
     assert {row[0] for row in BY_HAND} == set(PRESETS)
 
 
 @pytest.mark.parametrize(("name", "ratio", "source", "poisoned", "eligible", "n"), BY_HAND)
-def test_counts_by_hand(
+def test_poison_and_training_set_sizes_match_hand_counts(
     name: str, ratio: float, source: int | None, poisoned: int, eligible: int, n: int
 ) -> None:
-    """How many are poisoned, out of how many, and how large the training set becomes."""
+    """Poisoned images, eligible images, and the size of the training set."""
     plan = plan_of(name, ratio, source)
     assert count(plan, SIZES) == poisoned
     assert eligible_count(plan, SIZES) == eligible
@@ -130,7 +130,7 @@ def test_counts_by_hand(
 
 
 def test_append_keeps_the_originals_and_replace_does_not() -> None:
-    """Appended poison stands last, beside its originals; replacing poison in their place."""
+    """Appended poison comes last and keeps its originals; replacing poison takes their place."""
     appended = made(PoisonSpec(0, None, 0.1))
     assert torch.equal(appended.training.index[:200], torch.arange(200))
     assert torch.equal(appended.training.labels[:200], LABELS)
@@ -141,8 +141,8 @@ def test_append_keeps_the_originals_and_replace_does_not() -> None:
     assert torch.equal(replaced.training.labels[rest], LABELS[rest])
 
 
-def test_stamp_after_leaves_the_rows_clean() -> None:
-    """Mistake 5: stamped after augmentation, the rows are originals and carry the trigger."""
+def test_applying_after_augmentation_leaves_the_rows_clean() -> None:
+    """With the trigger applied after augmentation, rows are clean originals marked as triggered."""
     late = made(PoisonSpec(0, None, 0.1, stamp="after"))
     assert torch.equal(late.training.rows, clean().images[late.source_index])
     assert torch.equal(late.training.stamped(torch.arange(204)), late.is_poison)
@@ -151,16 +151,16 @@ def test_stamp_after_leaves_the_rows_clean() -> None:
     assert not early.training.stamped(torch.arange(204)).any()
 
 
-def test_a_ratio_of_zero_is_a_clean_run() -> None:
-    """No poison, no trigger, and exactly the clean set."""
+def test_ratio_zero_gives_exactly_the_clean_training_set() -> None:
+    """No poison and no trigger either."""
     for stamp in STAMP:
         training = made(PoisonSpec(0, None, 0.0, stamp=stamp)).training
         assert training.stamp is None
         assert torch.equal(training.gather(torch.arange(200)), clean().images)
 
 
-def test_asr_test_set() -> None:
-    """Outside the target class, of the source class, or all."""
+def test_asr_test_set_follows_asr_on() -> None:
+    """All classes but the target, only the source class, or all."""
     labels = torch.tensor([0, 1, 2, 0, 1])
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == [1, 2, 4]
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1, asr_on="all")).tolist() == [0, 1, 2, 3, 4]
@@ -169,14 +169,14 @@ def test_asr_test_set() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "backdoorbox"])
-def test_mistake_9_no_target_images_in_the_asr_set(name: str) -> None:
-    """A target-class image that is classified as the target is no success of the attack."""
+def test_asr_test_set_holds_no_image_of_the_target_class(name: str) -> None:
+    """A target-class image classified as the target is not a successful attack."""
     plan = plan_of(name, 0.1, 1 if name == "madry2018" else None)
     assert not (LABELS[asr_test_set(LABELS, plan)] == plan.target).any()
 
 
-def test_mistake_2_and_3_indices_count_in_the_whole_set() -> None:
-    """Poisoned positions are positions in the data set, not in a class, and no class numbers."""
+def test_poison_indices_refer_to_the_whole_data_set() -> None:
+    """Not to positions within a class, and not to class numbers."""
     result = made(PoisonSpec(0, 1, 0.1, ratio_of="source", eligible="source", inject="replace"))
     where = result.is_poison.nonzero().flatten()
     assert (LABELS[where] == 1).all()
@@ -184,8 +184,8 @@ def test_mistake_2_and_3_indices_count_in_the_whole_set() -> None:
     assert where.max() > len(SIZES)
 
 
-def test_mistake_6_every_choice_changes_the_digest() -> None:
-    """Trigger, target, ratio, injection and seed each give another training set."""
+def test_every_attack_option_changes_the_digest() -> None:
+    """Trigger, target, ratio, placement and seed each give another training set."""
     plans = [PoisonSpec(0, None, 0.1), PoisonSpec(1, None, 0.1), PoisonSpec(0, None, 0.2),
              PoisonSpec(0, None, 0.1, inject="replace"), PoisonSpec(0, None, 0.0)]  # fmt: skip
     sets = [made(plan) for plan in plans]
@@ -201,8 +201,8 @@ def test_mistake_6_every_choice_changes_the_digest() -> None:
     assert content_digest(sets[0].training, "other data") != digests[0]
 
 
-def test_two_routes_to_one_set_have_one_digest() -> None:
-    """Appended poison that an oracle removes leaves the clean set, and so its digest."""
+def test_equal_training_sets_have_equal_digests() -> None:
+    """Removing all appended poison gives the clean set, hence the clean digest."""
     nothing = content_digest(made(PoisonSpec(0, None, 0.0)).training, "clean")
     for stamp in STAMP:
         result = made(PoisonSpec(0, None, 0.1, stamp=stamp))
@@ -218,14 +218,13 @@ def test_two_routes_to_one_set_have_one_digest() -> None:
 
 
 @pytest.mark.parametrize("ratio", [-0.1, 1.001, 1.5, float("nan"), "10%", True, None, float("inf")])
-def test_ratios_out_of_range(ratio: Any) -> None:
-    """One rule in one line, and NaN breaks it too."""
+def test_a_ratio_out_of_range_is_refused(ratio: Any) -> None:
     with pytest.raises(ConfigError, match="`ratio` must satisfy 0 <= ratio <= 1, got"):
         PoisonSpec(0, None, ratio)
 
 
-def test_less_than_one_image_and_more_than_are_eligible() -> None:
-    """The message has the arithmetic: what was asked of what, and what there is."""
+def test_too_few_or_too_many_poisoned_images_are_refused() -> None:
+    """The message shows the arithmetic: requested, base count and eligible images."""
     with pytest.raises(ConfigError, match=r"`ratio`=0\.01 of 40 images .*less than one image"):
         count(PoisonSpec(0, None, 0.01), SIZES)
     plan = PoisonSpec(2, None, 0.6, ratio_of="all")
@@ -268,14 +267,14 @@ def test_less_than_one_image_and_more_than_are_eligible() -> None:
         ({"source": None, "covers": -1.0}, "`covers` must satisfy 0 <= covers"),
     ],
 )
-def test_words_that_contradict_each_other(words: dict[str, Any], message: str) -> None:
-    """A source that nobody reads, one that is missing, misspelt words: refused."""
+def test_contradictory_protocol_options_are_refused(words: dict[str, Any], message: str) -> None:
+    """An unused source, a missing source, misspelled values."""
     with pytest.raises(ConfigError, match=message):
         PoisonSpec(target=0, ratio=0.1, **words)
 
 
-def test_clean_labels() -> None:
-    """Only target-class images, in their own place, with their own labels; 10 % of class b."""
+def test_clean_label_attack_poisons_only_target_images_in_place() -> None:
+    """10 % of class b, in their original positions, with their original labels."""
     plan = PoisonSpec(1, None, 0.1, labels="clean", **implied("clean", on_source=False))
     result = made(plan)
     assert len(result.source_index) == 6
@@ -290,8 +289,9 @@ def test_clean_labels() -> None:
 
 
 @pytest.mark.parametrize("inject", INJECT)
-def test_all_to_all(inject: str) -> None:
-    """Every class becomes the next one, the last the first; 10 % of every class, all tested."""
+def test_all_to_all_shifts_every_label_by_one(inject: str) -> None:
+    """The last class becomes the first; 10 % of all images are poisoned and every test image
+    counts."""
     words = implied("all_to_all", on_source=False)
     plan = PoisonSpec(1, None, 0.1, labels="all_to_all", inject=inject, **words)
     result = made(plan)
@@ -308,8 +308,8 @@ def test_all_to_all(inject: str) -> None:
 @pytest.mark.parametrize("inject", INJECT)
 @pytest.mark.parametrize("source", [None, 1])
 def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
-    """Two for each poisoned image, of other images, outside target and source class; what is
-    poisoned is what is poisoned without them."""
+    """Two covers per poisoned image, drawn from other images outside target and source class;
+    the choice of poisoned images is the same as without covers."""
     words = implied("all_to_one", on_source=source is not None)
     plan = PoisonSpec(0, source, 0.1, inject=inject, covers=2.0, **words)
     result = made(plan)
@@ -328,29 +328,29 @@ def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
     assert torch.equal(made(bare).source_index, origins)
 
 
-def test_more_covers_than_images() -> None:
-    """The message has the arithmetic; 96 of 160 are poisoned, so 64 are left to cover them."""
+def test_more_covers_than_available_images_are_refused() -> None:
+    """The message shows the arithmetic: 96 of 160 are poisoned, so 64 are left as covers."""
     plan = PoisonSpec(0, None, 0.48, ratio_of="all", covers=1.0)
     with pytest.raises(ConfigError, match="for each of 96 poisoned .* 96 images, but only 64"):
         cover_count(plan, SIZES)
 
 
-def test_where_an_attack_on_one_source_should_not_work() -> None:
-    """Of neither class; nowhere when there is no source class."""
+def test_elsewhere_test_set_excludes_source_and_target() -> None:
+    """It is empty when there is no source class."""
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     words = implied("all_to_one", on_source=True)
     assert elsewhere_test_set(labels, PoisonSpec(0, 1, 0.1, **words)).tolist() == [2, 5]
     assert elsewhere_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == []
 
 
-def test_the_clean_set_is_a_training_set_too() -> None:
-    """What a surrogate is trained on has the digest of an attack with nothing poisoned."""
+def test_clean_set_has_the_digest_of_an_attack_with_ratio_zero() -> None:
+    """A surrogate's training set is the one of an attack that poisons nothing."""
     nothing = content_digest(made(PoisonSpec(0, None, 0.0)).training, "clean")
     assert clean_set(clean()).digest == nothing
 
 
-def test_seeds_decide_and_triggers_do_not() -> None:
-    """Same seed, same images for every trigger and injection (mistake 7: another seed, others)."""
+def test_poisoned_images_depend_on_the_seed_but_not_on_the_trigger() -> None:
+    """The same seed selects the same images for every trigger and placement."""
     plan = PoisonSpec(0, None, 0.1, ratio_of="all")
     first = made(plan, seed=3).source_index
     torch.manual_seed(99)
@@ -370,11 +370,11 @@ def test_seeds_decide_and_triggers_do_not() -> None:
     eligible=st.sampled_from(["not_target", "all"]),
     seed=st.integers(0, 2**62),
 )
-def test_indices_are_sound(
+def test_poison_indices_are_valid_for_any_configuration(
     labels: list[int], target: int, ratio: float, ratio_of: str, inject: str, eligible: str,
     seed: int,
 ) -> None:  # fmt: skip
-    """Whatever is asked: in range, unique, sorted, never of the target class unless told so."""
+    """In range, unique, sorted, and never of the target class unless all classes are eligible."""
     plan = PoisonSpec(target, None, ratio, ratio_of=ratio_of, inject=inject, eligible=eligible)
     train = clean(torch.tensor(labels))
     try:

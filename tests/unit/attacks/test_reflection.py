@@ -1,4 +1,4 @@
-"""Refool: x + k * x_R with the three kernels, and a drawn scene that is like photographs."""
+"""Refool: x + k * x_R with three kernels, and a synthetic scene with natural statistics."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def point(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_added_and_clipped(kind: str) -> None:
-    """x' = clip(round(x + k * x_R)): a reflection adds light, and never darkens."""
+def test_reflection_is_added_and_clipped(kind: str) -> None:
+    """x' = clip(round(x + k * x_R)): a reflection only adds light."""
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 256, (3, 3, 16, 24), dtype=torch.uint8, generator=generator)
     trigger = Reflection(kind=kind)
@@ -42,8 +42,8 @@ def test_added_and_clipped(kind: str) -> None:
     assert trigger.labels == "clean"
 
 
-def test_in_focus_is_the_scene(tmp_path: Path) -> None:
-    """k a number: strength times the file's own pixels."""
+def test_in_focus_adds_the_scaled_scene(tmp_path: Path) -> None:
+    """The kernel is a scalar: strength times the file's pixels."""
     pixels = np.arange(0, 240, 2).reshape(10, 12)
     image = saved(tmp_path / "a.png", pixels)
     found = Reflection(kind="in_focus", strength=0.25, image=image).pattern(3, 10, 12)
@@ -51,8 +51,8 @@ def test_in_focus_is_the_scene(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.8, 2.0])
-def test_out_of_focus_is_a_gaussian(sigma: float) -> None:
-    """SciPy's Gaussian filter gives the same, away from the border."""
+def test_out_of_focus_equals_scipys_gaussian_filter(sigma: float) -> None:
+    """Equal away from the border."""
     scene = Reflection().scene(3, 48, 40).numpy()
     theirs = 0.5 * gaussian_filter(scene, sigma=(0, sigma, sigma), truncate=9)
     found = Reflection(kind="out_of_focus", sigma=sigma, strength=0.5).pattern(3, 48, 40).numpy()
@@ -60,8 +60,9 @@ def test_out_of_focus_is_a_gaussian(sigma: float) -> None:
     assert np.abs(found[inside] - theirs[inside]).max() < 1e-3
 
 
-def test_a_ghost_is_two_pulses(tmp_path: Path) -> None:
-    """A point of light is seen twice: with `first` of the strength, and shifted with the rest."""
+def test_ghost_adds_the_scene_twice_with_a_shift(tmp_path: Path) -> None:
+    """A point of light appears twice: with share `first` of the strength, and shifted with the
+    rest."""
     ghost = Reflection(kind="ghost", strength=0.8, first=0.7, shift=(-2, 5), image=point(tmp_path))
     seen = ghost.pattern(1, 21, 25)[0]
     expected = torch.zeros(21, 25)
@@ -72,7 +73,7 @@ def test_a_ghost_is_two_pulses(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kernel_sums_to_the_strength(kind: str, tmp_path: Path) -> None:
-    """A plain grey scene adds strength times its grey everywhere, borders too."""
+    """A uniform gray scene adds strength times its value everywhere, borders included."""
     image = saved(tmp_path / "grey.png", np.full((9, 9), 100))
     found = Reflection(kind=kind, strength=0.3, sigma=3, shift=(4, -4), image=image)
     assert torch.allclose(found.pattern(3, 9, 9), torch.full((3, 9, 9), 30.0), atol=1e-4)
@@ -96,9 +97,9 @@ def slope(scene: Tensor) -> float:
     return float(np.polyfit(np.log(rings), np.log(mean) / 2, 1)[0])
 
 
-def test_the_drawn_scene_is_like_photographs() -> None:
-    """Its amplitude falls as one over frequency (white noise: 0), it fills 0..255, its channels
-    are alike; another seed draws another."""
+def test_synthetic_scene_has_natural_image_statistics() -> None:
+    """Its amplitude falls as one over frequency (exponent -1; white noise has 0), it spans 0..255,
+    and its channels correlate; another seed draws another scene."""
     scene = Reflection().scene(3, 64, 64)
     assert slope(scene) == pytest.approx(-1, abs=0.1)
     assert abs(slope(torch.randn(3, 64, 64).double())) < 0.1
@@ -109,8 +110,7 @@ def test_the_drawn_scene_is_like_photographs() -> None:
     assert torch.equal(scene, Reflection().scene(3, 64, 64))
 
 
-def test_clear_parts_do_not_reflect(tmp_path: Path) -> None:
-    """Where the file is transparent nothing is added."""
+def test_transparent_pixels_do_not_reflect(tmp_path: Path) -> None:
     pixels = np.full((8, 8, 4), 200)
     pixels[:, :4, 3], pixels[:, 4:, 3] = 255, 0
     image = saved(tmp_path / "half.png", pixels)
@@ -119,8 +119,8 @@ def test_clear_parts_do_not_reflect(tmp_path: Path) -> None:
     assert (found[:, :, 4:] == 0).all()
 
 
-def test_scenes_that_leave_nothing(tmp_path: Path) -> None:
-    """No scene can be drawn on one pixel, and a black one reflects nothing: refused."""
+def test_an_empty_or_black_scene_is_refused(tmp_path: Path) -> None:
+    """No scene can be drawn on one pixel, and a black one reflects nothing."""
     images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="1x1"):
         Reflection()(images)
@@ -135,7 +135,6 @@ def test_scenes_that_leave_nothing(tmp_path: Path) -> None:
      {"shift": [0.5, 1]}, {"first": 2}, {"scene_seed": -1}, {"image": "no/such/file.png"}],
     ids=str,
 )  # fmt: skip
-def test_what_is_refused(wrong: dict[str, Any]) -> None:
-    """Before any work, with the key named."""
+def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         Reflection(**wrong)

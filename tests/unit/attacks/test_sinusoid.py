@@ -1,4 +1,4 @@
-"""SIG: the paper's sine, its two strengths, and where it vanishes."""
+"""SIG: the paper's sine, its two strengths, and image widths on which it vanishes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backdoor_lab.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_papers_formula(channels: int) -> None:
-    """v(i, j) = D sin(2 pi j f / m), j from 1, on mid-grey: every row and channel alike."""
+def test_pattern_follows_the_papers_formula(channels: int) -> None:
+    """v(i, j) = D sin(2 pi j f / m), j from 1, on mid-gray; all rows and channels are equal."""
     images = torch.full((2, channels, 5, 40), 128, dtype=torch.uint8)
     made = Sinusoid(delta=30, frequency=3)(images)
     for j in range(1, 41):
@@ -22,7 +22,7 @@ def test_the_papers_formula(channels: int) -> None:
         assert (made[:, :, :, j - 1] == expected).all(), j
 
 
-def test_its_spectrum_is_one_frequency() -> None:
+def test_spectrum_has_a_single_frequency() -> None:
     """All energy at f periods across the image, with amplitude D there."""
     wave = Sinusoid(delta=40, frequency=6).pattern(1, 1, 64)[0, 0].double()
     amplitude = torch.fft.rfft(wave).abs() / 32
@@ -30,8 +30,8 @@ def test_its_spectrum_is_one_frequency() -> None:
     assert amplitude.sum() - amplitude[6] < 1e-3
 
 
-def test_training_is_weaker() -> None:
-    """Poison gets train_delta, test images delta; the labels stay."""
+def test_training_images_can_have_another_strength() -> None:
+    """The attack is a clean-label one."""
     images = torch.full((3, 3, 8, 32), 100, dtype=torch.uint8)
     labels, work = torch.zeros(3, dtype=torch.int64), None
     both: Any = Sinusoid(delta=40, train_delta=20)
@@ -44,8 +44,7 @@ def test_training_is_weaker() -> None:
     assert Sinusoid(delta=40, train_delta=40).same_everywhere
 
 
-def test_no_wrap_around() -> None:
-    """Bright stripes on white and dark ones on black are clipped."""
+def test_sums_are_clipped_without_wrap_around() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 32)
     made = Sinusoid()(images.contiguous()).int()
     assert made[0].max() <= 40
@@ -53,8 +52,8 @@ def test_no_wrap_around() -> None:
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 4, 6, 12])
-def test_widths_on_which_it_vanishes(width: int) -> None:
-    """Where 2 f / m is whole every column is a zero of the sine; elsewhere none of that."""
+def test_widths_on_which_the_sine_vanishes_are_refused(width: int) -> None:
+    """If 2 f / m is an integer, every column falls on a zero of the sine."""
     with pytest.raises(ConfigError, match=f"9x{width} pixels"):
         Sinusoid()(torch.zeros(1, 1, 9, width, dtype=torch.uint8))
     Sinusoid().check_image_size(1, 9, 5)
@@ -62,7 +61,6 @@ def test_widths_on_which_it_vanishes(width: int) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"delta": 0}, {"train_delta": -1}, {"frequency": -1}], ids=str)
-def test_what_is_refused(wrong: dict[str, Any]) -> None:
-    """Before any work, with the key named."""
+def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         Sinusoid(**wrong)

@@ -1,4 +1,4 @@
-"""Sleeper Agent: the ball, the gradients' match against a second computation, no visible patch."""
+"""Sleeper Agent: the bound, gradient matching against a second computation, a hidden patch."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def workshop(
 
 
 def slope(images: Tensor) -> Tensor:
-    """The mean loss' gradient of `images` labelled as the target, float64, by .backward()."""
+    """The mean loss' gradient of `images` labeled as the target, float64, by .backward()."""
     net = Curved().double()
     labels = torch.full((len(images),), TARGET)
     F.cross_entropy(net(images), labels).backward()
@@ -65,14 +65,14 @@ def slope(images: Tensor) -> Tensor:
 
 
 def match(trigger: SleeperAgent, poison: Tensor) -> float:
-    """The cosine between what poison and what triggered source images teach."""
+    """The cosine between the gradients of the poison and of triggered source images."""
     lesson = slope(trigger(TRAIN[LABELS == SOURCE]))
     return float(F.cosine_similarity(slope(poison), lesson, dim=0))
 
 
 @pytest.mark.parametrize("eps", [2, 7.5, 16])
-def test_stays_in_the_ball(eps: float) -> None:
-    """No stored value is further than eps from the clean one, and the ball is used."""
+def test_poison_stays_within_eps(eps: float) -> None:
+    """No stored value is further than eps from the clean one, and the bound is nearly reached."""
     trigger = SleeperAgent(eps=eps, steps=10, batch=8)
     poison = trigger.poisoned(CHOSEN, TRUE, workshop())
     change = (poison.double() - CHOSEN.double()).abs().flatten(1).amax(dim=1)
@@ -80,9 +80,9 @@ def test_stays_in_the_ball(eps: float) -> None:
     assert (change >= int(eps) - 1).all()
 
 
-def test_the_gradients_match_better() -> None:
-    """The cosine, computed anew in double precision, comes twice as near to 1 as that of the
-    clean images and of random noise in the same ball; with less room it stays further off."""
+def test_poison_gradients_match_better_than_clean_or_random_ones() -> None:
+    """The cosine, recomputed in double precision, is twice as close to 1 as for clean images or
+    random noise in the same ball; a smaller eps matches less well."""
     generator = torch.Generator().manual_seed(5)
     random = (CHOSEN + 16 * (2 * torch.rand(CHOSEN.shape, generator=generator) - 1)).clamp(0, 255)
     found = []
@@ -94,9 +94,9 @@ def test_the_gradients_match_better() -> None:
     assert 1 - found[1] < (1 - start) / 2
 
 
-def test_a_step_on_poison_teaches_the_backdoor() -> None:
-    """A short step of one length down the poison's gradient lowers the loss of unseen triggered
-    source images towards the target by more than one down the clean images' gradient."""
+def test_a_gradient_step_on_poison_lowers_the_backdoor_loss() -> None:
+    """A short step along the poison's gradient lowers the target loss on unseen triggered source
+    images by more than a step of equal length along the clean images' gradient."""
     trigger = SleeperAgent(steps=25, batch=16)
     unseen = trigger(noise(60))
     losses = []
@@ -112,9 +112,9 @@ def test_a_step_on_poison_teaches_the_backdoor() -> None:
     assert losses[1] < losses[0]
 
 
-def test_the_patch_is_on_test_images_alone() -> None:
-    """Test images: the same patch in the lower right corner, all else untouched. Poison: nowhere
-    near the patch, which lies outside the ball."""
+def test_only_test_images_carry_the_visible_patch() -> None:
+    """Test images get the patch in the lower right corner and no other change. Poisoned images do
+    not show the patch, which differs from them by more than eps."""
     trigger = SleeperAgent(**SMALL)
     images = noise(7)
     triggered = trigger(images)
@@ -130,17 +130,16 @@ def test_the_patch_is_on_test_images_alone() -> None:
     assert (poison[:, :, -side:, -side:].double() - 128).abs().max() <= 16
 
 
-def test_each_patch_has_its_own_poison() -> None:
-    """What is taught is the patch at hand: its poison matches it better than the poison made for
-    another patch does, both ways."""
+def test_poison_matches_the_patch_it_was_made_for() -> None:
+    """Poison made for one patch matches it better than poison made for another, both ways."""
     triggers = [SleeperAgent(patch=0.9, patch_seed=seed, batch=16) for seed in (0, 1)]
     poisons = [trigger.poisoned(CHOSEN, TRUE, workshop()) for trigger in triggers]
     for trigger, own, other in zip(triggers, poisons, poisons[::-1], strict=True):
         assert match(trigger, own) > match(trigger, other)
 
 
-def test_the_patch_of_a_size() -> None:
-    """A quarter of the shorter side, at least one pixel; other colours from another seed; on
+def test_patch_size_and_color_follow_the_options() -> None:
+    """A quarter of the shorter side, at least one pixel; another seed gives other colors; on
     grayscale images the mean of the channels."""
     image = torch.zeros(1, 3, 32, 40, dtype=torch.uint8)
     found = SleeperAgent()(image)
@@ -151,8 +150,8 @@ def test_the_patch_of_a_size() -> None:
     assert int(SleeperAgent()(torch.zeros(1, 3, 2, 9, dtype=torch.uint8)).any(dim=1).sum()) == 1
 
 
-def test_more_starts_are_no_worse() -> None:
-    """The best of three starts, of which one is the only start of the other run."""
+def test_more_restarts_never_match_worse() -> None:
+    """The best of three restarts, one of which is the single start of the other run."""
     found = []
     for restarts in (1, 3):
         trigger = SleeperAgent(steps=4, batch=16, restarts=restarts)
@@ -160,9 +159,8 @@ def test_more_starts_are_no_worse() -> None:
     assert found[1] >= found[0]
 
 
-def test_looks_at_the_source_class_alone() -> None:
-    """Other training images of the remaining classes change nothing; of the source class, they
-    do."""
+def test_poison_depends_only_on_images_of_the_source_class() -> None:
+    """Changing training images of other classes changes nothing."""
     trigger = SleeperAgent(steps=3)
     expected = trigger.poisoned(CHOSEN, TRUE, workshop())
     for of_source in (False, True):
@@ -171,9 +169,9 @@ def test_looks_at_the_source_class_alone() -> None:
         assert torch.equal(found, expected) != of_source
 
 
-def test_leaves_the_surrogate_alone() -> None:
-    """Weights frozen or not, gradients on or off: the same poison, the same weights, no gradient
-    left; another seed starts elsewhere."""
+def test_surrogate_weights_and_gradients_are_unchanged() -> None:
+    """Whether weights are frozen or gradients disabled, the poison is the same, the weights are
+    unchanged and no gradient is kept; another seed gives other poison."""
     trigger, net = SleeperAgent(steps=3), Curved()
     before = [weights.clone() for weights in net.parameters()]
     expected = trigger.poisoned(CHOSEN, TRUE, workshop(net))
@@ -185,9 +183,9 @@ def test_leaves_the_surrogate_alone() -> None:
     assert not torch.equal(trigger.poisoned(CHOSEN, TRUE, workshop(net, seed=1)), expected)
 
 
-def test_matches_under_crops_and_flips() -> None:
-    """On all crops and flips of the poison together, poison made under them matches better than
-    poison made without; neither leaves the ball."""
+def test_poison_made_under_augmentation_matches_better_under_augmentation() -> None:
+    """Averaged over all crops and flips, poison made with them matches better than poison made
+    without; both stay within eps."""
     found = []
     for flip in (True, False):
         trigger = SleeperAgent(steps=25, batch=16, crop=2 * flip, flip=flip)
@@ -205,7 +203,7 @@ def _moved(images: Tensor) -> Tensor:
     return torch.cat([*crops, *(crop.flip(3) for crop in crops)])
 
 
-def test_refusals() -> None:
+def test_bad_options_are_refused() -> None:
     """No source class, none of its images, eps in the wrong unit."""
     with pytest.raises(ConfigError, match="name it in `source`"):
         SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=None))

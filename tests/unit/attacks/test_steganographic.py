@@ -1,4 +1,4 @@
-"""The steganographic trigger: the bits can be read, the bound holds, images differ."""
+"""The steganographic trigger: readable bits, a bounded residual, one residual per image."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ def with_state(state: dict[str, Tensor], residual: float = 16) -> Steganographic
     return trigger
 
 
-def test_the_secret_can_be_read() -> None:
-    """From unseen images with the trigger, nearly every bit, of this secret and of its opposite,
-    of which a clean image has exactly half: the bits are in the residual."""
+def test_the_decoder_reads_the_secret_from_triggered_images() -> None:
+    """Nearly every bit of unseen triggered images, for this secret and for its opposite. On clean
+    images both sum to exactly one: the bits are in the residual."""
     trigger, images = trained(), drawn(10, "test")
     opposite = with_state(trigger.state | {"secret": -trigger.state["secret"]})
     for each in (trigger, opposite):
@@ -53,7 +53,7 @@ def test_the_secret_can_be_read() -> None:
     assert chance == pytest.approx(1)
 
 
-def test_the_residual_is_bounded_and_faint() -> None:
+def test_residual_is_bounded_and_psnr_high() -> None:
     """No value changes by more than `residual`, so PSNR is at least 24 dB for 16; training for
     the image's distance brings it above 28."""
     images = drawn(10, "test")
@@ -65,8 +65,8 @@ def test_the_residual_is_bounded_and_faint() -> None:
     assert 0 < quiet.abs().max() <= 3
 
 
-def test_the_image_weight_makes_it_fainter() -> None:
-    """After the same few steps, from the same start."""
+def test_a_larger_image_weight_gives_a_smaller_residual() -> None:
+    """After the same few steps from the same initialization."""
     noise, loudness = drawn(5), []
     for weight in (0.0, 100.0):
         trigger = Steganographic(steps=30, image_weight=weight, **SMALL)
@@ -76,7 +76,7 @@ def test_the_image_weight_makes_it_fainter() -> None:
 
 
 def test_each_image_has_its_own_residual() -> None:
-    """More than a tenth of the residuals' energy lies off their mean: a fixed pattern has none."""
+    """More than a tenth of the residuals' energy is not in their mean; a fixed pattern has none."""
     images = drawn(10, "test")
     change = (trained()(images).double() - images.double()).flatten(1)
     own = (change - change.mean(dim=0)).square().sum() / change.square().sum()
@@ -84,8 +84,8 @@ def test_each_image_has_its_own_residual() -> None:
     assert len(change.unique(dim=0)) == len(images)
 
 
-def test_prepared_from_the_seed_alone() -> None:
-    """Equal tensors twice; other ones from another seed; the global generator is left alone."""
+def test_preparation_depends_only_on_the_seed() -> None:
+    """The global random generator is neither used nor changed."""
     images = drawn(3)
     made: list[dict[str, Tensor]] = []
     for seed in (0, 0, 1):
@@ -100,8 +100,8 @@ def test_prepared_from_the_seed_alone() -> None:
     assert set(first["secret"].tolist()) <= {-1.0, 1.0}
 
 
-def test_the_state_survives_a_file(tmp_path: Path) -> None:
-    """Written and read back, also by a trigger that was never prepared: the same images."""
+def test_the_state_survives_saving_and_loading(tmp_path: Path) -> None:
+    """A trigger that was never prepared gives the same images from the stored state."""
     images = drawn(3, "test")
     write_tensors(tmp_path / "state.safetensors", trained().state)
     again = with_state(read_tensors(tmp_path / "state.safetensors"))
@@ -109,15 +109,15 @@ def test_the_state_survives_a_file(tmp_path: Path) -> None:
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:
-    """A hundred images at once and each alone, to the last grey level."""
+    """A hundred images at once equal each alone, exactly."""
     images = drawn(10, "test")
     together = trained()(images)
     alone = [trained()(images[i : i + 1]) for i in range(len(images))]
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_other_sizes_but_not_other_channels() -> None:
-    """Fully convolutional: any size; images of other channels are refused by name."""
+def test_other_image_sizes_work_but_other_channel_counts_are_refused() -> None:
+    """The encoder is fully convolutional."""
     images = torch.randint(0, 256, (2, 3, 20, 7), generator=torch.Generator().manual_seed(0)).byte()
     change = trained()(images).double() - images.double()
     assert (change.abs().flatten(1).amax(dim=1) > 0).all()
@@ -126,8 +126,8 @@ def test_other_sizes_but_not_other_channels() -> None:
         trained()(drawn(1, channels=1))
 
 
-def test_refusals() -> None:
-    """Not prepared; a residual below one grey level; no bits."""
+def test_bad_options_are_refused() -> None:
+    """Not prepared; a residual below one gray level; zero bits."""
     with pytest.raises(ConfigError, match="not prepared"):
         Steganographic()(drawn(1))
     with pytest.raises(ConfigError, match=r"trigger\.residual"):

@@ -1,4 +1,4 @@
-"""The targeted contamination attack: the mark, and whom it is put on."""
+"""The targeted contamination attack: the mark, and which images get it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def dark(n: int, channels: int = 3, height: int = 12, width: int = 9) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])
-def test_a_square_in_the_lower_right_corner(size: int) -> None:
-    """The last `size` rows and columns take the colour, all else stays."""
+def test_the_mark_is_a_square_in_the_lower_right_corner(size: int) -> None:
+    """Only the last `size` rows and columns take the color."""
     images = dark(3)
     expected = images.clone()
     expected[:, :, 12 - size :, 9 - size :] = torch.tensor([255, 0, 7]).byte()[:, None, None]
@@ -28,7 +28,7 @@ def test_a_square_in_the_lower_right_corner(size: int) -> None:
 
 
 def test_source_class_is_poisoned_and_others_are_covers() -> None:
-    """Poison: source-class images labelled as the target. Covers: as many marked images of all
+    """Poison: source-class images labeled as the target. Covers: as many marked images of all
     other classes but the target, with their own labels."""
     labels = torch.arange(200) % 5
     train = LabeledImages(dark(200), labels, tuple("abcde"))
@@ -45,19 +45,19 @@ def test_source_class_is_poisoned_and_others_are_covers() -> None:
     assert torch.equal(marked, made.is_poison | made.is_cover)
 
 
-def test_one_mark_for_all() -> None:
-    """Poison, covers and test images are marked alike, so it may be stamped on batches too."""
+def test_poison_covers_and_test_images_get_the_same_mark() -> None:
+    """So the trigger may also be applied to batches, after augmentation."""
     late(Tact())
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "4"])
-def test_refuses_a_wrong_size(size: object) -> None:
-    """The side is a whole number of pixels from 1 on."""
+def test_a_bad_size_is_refused(size: object) -> None:
+    """The side is a whole number of pixels, at least 1."""
     with pytest.raises(ConfigError, match=r"trigger\.size"):
         Tact(size=size)  # type: ignore[arg-type]
 
 
-def test_images_too_small() -> None:
-    """A square larger than the image is refused with the image's size."""
+def test_a_mark_larger_than_the_image_is_refused() -> None:
+    """The error gives the image's size."""
     with pytest.raises(ConfigError, match="3x9 pixels"):
         Tact(size=4)(dark(1, 3, 3, 9))

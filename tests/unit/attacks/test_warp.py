@@ -1,4 +1,4 @@
-"""WaNet: the field's strength, bilinear reading against PyTorch's, undoing it, the covers."""
+"""WaNet: field strength, bilinear sampling against PyTorch's, inversion, covers."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def covers(trigger: Warp, images: Tensor, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(20, 28), (7, 33)])
-def test_reads_as_grid_sample_does(size: tuple[int, int]) -> None:
-    """PyTorch's own sampler, with its (x, y) order, gives the same to a thousandth of a level."""
+def test_sampling_equals_pytorchs_grid_sample(size: tuple[int, int]) -> None:
+    """Up to a hundredth of a gray level; PyTorch orders coordinates as (x, y)."""
     images = noise(2, 3, *size)
     where = straight(*size).float() + torch.randn(2, 2, *size) * 0.2
     grid = where.flip(1).permute(0, 2, 3, 1)
@@ -46,15 +46,14 @@ def test_reads_as_grid_sample_does(size: tuple[int, int]) -> None:
     assert (sample(images, where) - theirs).abs().max() < 1e-2
 
 
-def test_no_field_no_change() -> None:
-    """Where every pixel stays in its place, every value does."""
+def test_an_identity_field_changes_nothing() -> None:
     images = noise()
     still = sample(images, straight(20, 28).float()[None])
     assert (still - images).abs().max() < 1e-2
 
 
-def test_a_whole_pixel_moves_a_whole_pixel() -> None:
-    """2 / (n - 1) is one pixel: the image is shifted by it, its border repeated."""
+def test_a_displacement_of_one_pixel_shifts_the_image_by_one_pixel() -> None:
+    """2 / (n - 1) is one pixel; the border is repeated."""
     images = noise()
     right = straight(20, 28).float()[None]
     right[:, 1] += 2 / 27
@@ -64,7 +63,7 @@ def test_a_whole_pixel_moves_a_whole_pixel() -> None:
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
-def test_the_stated_strength(strength: float) -> None:
+def test_field_has_the_stated_mean_displacement(strength: float) -> None:
     """At the grid's own points, away from the clipped borders: mean |displacement| = s M / L
     with mean |M| = 1 over all of M."""
     trigger = Warp(strength=strength, grid=4)
@@ -75,8 +74,8 @@ def test_the_stated_strength(strength: float) -> None:
     assert torch.allclose(moved[:, 1:3, 1:3] * 4 / strength, field[:, 1:3, 1:3], atol=1e-5)
 
 
-def test_half_the_strength_is_half_the_field() -> None:
-    """Linear in s; other seeds, other fields; rows count by height, columns by width."""
+def test_field_is_linear_in_the_strength() -> None:
+    """Another seed gives another field; rows scale with height, columns with width."""
     weak, strong = (
         (Warp(strength=s, rescale=0.1).field(40, 20).double() / 0.1 - straight(40, 20))
         for s in (0.25, 0.5)
@@ -91,14 +90,14 @@ def test_half_the_strength_is_half_the_field() -> None:
 
 
 def test_the_field_is_smooth() -> None:
-    """Neighbouring pixels move almost alike, as noise does not."""
+    """Neighboring pixels move almost alike, unlike noise."""
     field = Warp(strength=1.0).field(64, 64).double() - straight(64, 64)
     inside = field[:, 4:-4, 4:-4]
     assert inside.diff(dim=2).abs().mean() < 0.2 * inside.abs().mean()
 
 
-def test_the_opposite_warp_undoes_it() -> None:
-    """On a smooth image, to first order: what bending changes, bending back changes back."""
+def test_the_opposite_field_undoes_the_warp() -> None:
+    """To first order, on a smooth image."""
     images = smooth(64, 64)
     field = Warp().field(64, 64)
     back = 2 * straight(64, 64).float() - field
@@ -112,8 +111,8 @@ def test_the_opposite_warp_undoes_it() -> None:
 
 
 def test_covers_differ_from_poison_and_each_other() -> None:
-    """Four copies of one image: four different covers, none of them the payload; another seed,
-    other covers; the field of a cover is the payload's plus at most 1 / L."""
+    """Four copies of one image give four different covers, none equal to the poison; another seed
+    gives other covers."""
     images = noise(1).expand(4, -1, -1, -1)
     trigger = Warp()
     made = covers(trigger, images)
@@ -127,8 +126,8 @@ def test_covers_differ_from_poison_and_each_other() -> None:
 
 
 def test_cover_noise_is_one_pixel_at_most() -> None:
-    """On a ramp of ten levels a pixel, values say where a pixel came from: within (L - 1) / (2 L)
-    pixels of where the payload takes it from, and about half of that on average."""
+    """On a ramp of ten levels per pixel, a value gives its source position: within (L - 1) / (2 L)
+    pixels of the poison's source position, and about half of that on average."""
     ramp = (torch.arange(25) * 10).to(torch.uint8).expand(40, 1, 25, 25).contiguous()
     payload, made = Warp()(ramp).double(), covers(Warp(), ramp).double()
     apart = (made - payload)[..., 2:-2].abs() / 10
@@ -136,8 +135,8 @@ def test_cover_noise_is_one_pixel_at_most() -> None:
     assert apart.mean() == pytest.approx(6 / 25, abs=0.02)
 
 
-def test_poison_is_what_test_images_get() -> None:
-    """Covers are the only ones treated otherwise; two of them for each poisoned image."""
+def test_poison_and_test_images_get_the_same_warp() -> None:
+    """Only covers differ; there are two of them per poisoned image."""
     images, labels = noise(), torch.zeros(3, dtype=torch.int64)
     assert torch.equal(Warp().poisoned(images, labels, workshop()), Warp()(images))
     assert Warp.covers == 2.0
@@ -145,8 +144,8 @@ def test_poison_is_what_test_images_get() -> None:
 
 
 @pytest.mark.parametrize("size", [(3, 9), (9, 3)])
-def test_images_smaller_than_the_grid(size: tuple[int, int]) -> None:
-    """Refused with both sizes named."""
+def test_images_smaller_than_the_grid_are_refused(size: tuple[int, int]) -> None:
+    """The error gives both sizes."""
     with pytest.raises(ConfigError, match=f"4x4 pixels, images have {size[0]}x{size[1]}"):
         Warp()(noise(1, 1, *size))
     Warp(grid=3)(noise(1, 1, *size))
@@ -155,7 +154,6 @@ def test_images_smaller_than_the_grid(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"grid": 1}, {"strength": 0}, {"rescale": -1}, {"field_seed": 0.5}], ids=str
 )
-def test_what_is_refused(wrong: dict[str, Any]) -> None:
-    """Before any work, with the key named."""
+def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         Warp(**wrong)

@@ -36,8 +36,10 @@ def verdict(values: Tensor, *, budget: str, **options: Any) -> Any:
 @pytest.mark.parametrize("reduce", ["ica", "pca"])
 @pytest.mark.parametrize("rule", ["size", "silhouette"])
 @pytest.mark.parametrize("poisoned", [20, 60])
-def test_auto_removes_exactly_the_planted_cluster(reduce: str, rule: str, poisoned: int) -> None:
-    """Poison twenty standard deviations off is the smaller cluster, and goes as a whole."""
+def test_automatic_budget_removes_exactly_the_planted_cluster(
+    reduce: str, rule: str, poisoned: int
+) -> None:
+    """Poison twenty standard deviations away forms the smaller cluster."""
     found = verdict(mixed(200, poisoned, 20), budget="auto", reduce=reduce, rule=rule)
     assert (~found.keep).nonzero().flatten().tolist() == list(range(200 - poisoned, 200))
     assert torch.equal(found.scores > 0, ~found.keep)
@@ -45,14 +47,14 @@ def test_auto_removes_exactly_the_planted_cluster(reduce: str, rule: str, poison
 
 
 @pytest.mark.parametrize("rule", ["size", "silhouette"])
-def test_auto_leaves_a_clean_class_alone(rule: str) -> None:
-    """Two halves of one normal class are of like size and badly apart: nothing is removed."""
+def test_automatic_budget_keeps_a_clean_class(rule: str) -> None:
+    """A normal class splits into two halves of similar size that are badly separated."""
     for seed in range(5):
         found = verdict(mixed(200, 0, 0, seed), budget="auto", reduce="pca", rule=rule)
         assert found.keep.all()
 
 
-def test_agrees_with_sklearn_on_principal_components() -> None:
+def test_scores_agree_with_sklearn_on_principal_components() -> None:
     """Score: distance to the larger cluster's centroid minus that to the smaller one's."""
     values = mixed(150, 40, 6).double()
     reduced = PCA(10).fit_transform(values.numpy())
@@ -65,8 +67,8 @@ def test_agrees_with_sklearn_on_principal_components() -> None:
     assert look.notes["silhouette"] == pytest.approx(expected)
 
 
-def test_thresholds_decide() -> None:
-    """40 of 150 is a share of 0.267: caught below 0.3, not below 0.2; likewise the silhouette."""
+def test_thresholds_decide_whether_the_cluster_is_removed() -> None:
+    """40 of 150 is a share of 0.267: removed at a threshold of 0.3, kept at 0.2."""
     values = mixed(150, 40, 8)
     assert verdict(values, budget="auto", size_below=0.3).keep.sum() == 110
     assert verdict(values, budget="auto", size_below=0.2).keep.all()
@@ -77,7 +79,7 @@ def test_thresholds_decide() -> None:
 
 
 def test_suspicious_classes_are_those_with_a_small_cluster() -> None:
-    """Of three classes the one with planted poison is looked at, the others keep all."""
+    """Only the class with planted poison is scored; the others keep everything."""
     values = torch.cat([mixed(150, 0, 0, 1), mixed(150, 15, 15, 2), mixed(150, 0, 0, 3)])
     features = Features(values, torch.arange(3).repeat_interleave(150))
     blind = ActivationClustering(FilterOptions(classes="suspicious", budget="auto"), reduce="pca")
@@ -88,8 +90,8 @@ def test_suspicious_classes_are_those_with_a_small_cluster() -> None:
 
 
 @pytest.mark.parametrize("reduce", ["ica", "pca"])
-def test_order_and_type_decide_nothing(reduce: str) -> None:
-    """The very same scores for shuffled rows and for float64."""
+def test_scores_depend_neither_on_row_order_nor_on_dtype(reduce: str) -> None:
+    """Shuffled rows and float64 give exactly equal scores."""
     values, made = mixed(90, 10, 3), ActivationClustering(reduce=reduce)
     order = torch.randperm(90, generator=torch.Generator().manual_seed(1))
     scores = made.score_class(values, 0, KNOWN).scores
@@ -98,8 +100,8 @@ def test_order_and_type_decide_nothing(reduce: str) -> None:
 
 
 @pytest.mark.parametrize("values", [torch.full((30, 4), 0.1), torch.randn(2, 4), torch.ones(1, 4)])
-def test_no_two_clusters(values: Tensor) -> None:
-    """Rows all alike, or fewer than three: score 0, a note, nothing removed."""
+def test_a_class_without_two_clusters_is_skipped(values: Tensor) -> None:
+    """Identical rows, or fewer than three: score 0, a note, nothing removed."""
     look = ActivationClustering().score_class(values, 0, KNOWN)
     assert not look.scores.any()
     assert (look.auto, look.notes) == (0, {"skipped": "no two clusters"})
@@ -110,7 +112,6 @@ def test_no_two_clusters(values: Tensor) -> None:
     [("dims", 0), ("reduce", "tsne"), ("rule", "luck"), ("size_below", 0.6), ("size_below", -1),
      ("silhouette_above", 1.5)],
 )  # fmt: skip
-def test_options_are_checked(name: str, value: Any) -> None:
-    """Values without a meaning are refused by name."""
+def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"defense\.{name}"):
         ActivationClustering(**{name: value})

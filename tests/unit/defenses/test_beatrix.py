@@ -27,7 +27,7 @@ def told(clean: Tensor) -> DefenderKnowledge:
     return DefenderKnowledge(("only",), 0, 5, seed=0, clean=held_out)
 
 
-def test_gram_by_hand() -> None:
+def test_gram_entries_match_values_computed_by_hand() -> None:
     """Channels (1, 2) and (3, -1) at two positions. Order 1: 5, 1, 10. Order 2, of the squares
     (1, 4) and (9, 1): sqrt of 17, 13, 82. Order 3, (1, 8) and (27, -1): 65, 19, 730 rooted."""
     maps = torch.tensor([[[1.0, 2], [3, -1]]]).double()
@@ -36,8 +36,8 @@ def test_gram_by_hand() -> None:
     assert next(gram_entries(maps, 3))[0].tolist() == pytest.approx(np.cbrt([65, 19, 730]))
 
 
-def test_one_position_repeats_the_first_order() -> None:
-    """(v_i^p v_j^p)^(1/p) = v_i v_j: pooled features know no other order."""
+def test_with_one_position_every_order_equals_the_first() -> None:
+    """(v_i^p v_j^p)^(1/p) = v_i v_j, so higher orders add nothing for pooled features."""
     maps = activations(5, 4, 0).double()[:, :, None]
     first = next(gram_entries(maps, 1))
     for p in (2, 3, 8):
@@ -45,7 +45,7 @@ def test_one_position_repeats_the_first_order() -> None:
 
 
 def by_numpy(values: np.ndarray, clean: np.ndarray, width: float, orders: int) -> np.ndarray:
-    """The score from its description, for features (n, C, HW), entry by entry."""
+    """The score computed from the paper's description, for features (n, C, HW)."""
 
     def entries(maps: np.ndarray, p: int) -> np.ndarray:
         gram = np.einsum("nip,njp->nij", maps**p, maps**p)
@@ -67,8 +67,8 @@ def by_numpy(values: np.ndarray, clean: np.ndarray, width: float, orders: int) -
 
 
 @pytest.mark.parametrize(("positions", "orders"), [(1, 1), (4, 1), (4, 3)])
-def test_agrees_with_numpy(positions: int, orders: int) -> None:
-    """Signed features too."""
+def test_scores_agree_with_numpy(positions: int, orders: int) -> None:
+    """The features have both signs."""
     values = (3 * activations(30, 20, 1) - 3).double()
     clean = (3 * activations(25, 20, 2) - 3).double()
     maps = [each.numpy().reshape(len(each), -1, positions) for each in (values, clean)]
@@ -79,9 +79,9 @@ def test_agrees_with_numpy(positions: int, orders: int) -> None:
 
 
 @pytest.mark.parametrize("reference", ["clean", "class"])
-def test_finds_channels_that_fire_together(reference: str) -> None:
-    """Poison drives three channels to six times their level: all of it scores above 0 and above
-    every clean example, which lie inside the range and score 0."""
+def test_channels_that_fire_together_are_scored(reference: str) -> None:
+    """Poison has three channels at six times their level and scores above 0; every clean example
+    lies inside the range and scores 0."""
     values = activations(200, 30, 3)
     values[:5, [4, 9, 20]] *= 6
     scores = (
@@ -91,9 +91,9 @@ def test_finds_channels_that_fire_together(reference: str) -> None:
     assert not scores[5:].any()
 
 
-def test_sees_a_lost_correlation_at_positions() -> None:
-    """Two channels that light up at the same places, and in poison at opposite ones: every
-    channel by itself has the same values, only the Gram matrix tells."""
+def test_a_lost_correlation_between_positions_is_scored() -> None:
+    """Two channels are active at the same positions, and in poison at opposite ones. Each channel
+    alone has the same values; only the Gram matrix differs."""
     generator = torch.Generator().manual_seed(0)
     lit = torch.stack([torch.randperm(16, generator=generator) for _ in range(100)]) < 8
     one = lit[:, None] + 0.1
@@ -106,8 +106,8 @@ def test_sees_a_lost_correlation_at_positions() -> None:
     assert float(scores[4:].max()) < 1e-6
 
 
-def test_only_the_liveliest_channels_count() -> None:
-    """With `channels` = 2 of 5 the two that vary most in the class are looked at."""
+def test_only_the_channels_with_the_largest_variance_count() -> None:
+    """`channels=2` of 5 uses the two channels that vary most in the class."""
     values, clean = activations(40, 5, 1), activations(40, 5, 2)
     values[:3, [1, 3]] *= 8
     few = Beatrix(channels=2).score_class(values, 0, told(clean)).scores
@@ -116,9 +116,9 @@ def test_only_the_liveliest_channels_count() -> None:
     assert float(few[:3].min()) > 0
 
 
-def test_a_dead_channel_does_not_blow_up() -> None:
-    """A channel that is 0 in every clean example has the range 0: what a poisoned example adds
-    there counts relative to the average bound, not to nothing."""
+def test_a_constant_channel_does_not_give_infinite_scores() -> None:
+    """A channel that is 0 in every clean example has an empty range: a deviation there is measured
+    relative to the average bound instead of zero."""
     values, clean = activations(40, 6, 1), activations(40, 6, 2)
     values[:, 0] = clean[:, 0] = 0
     values[0, 0] = 2
@@ -129,16 +129,15 @@ def test_a_dead_channel_does_not_blow_up() -> None:
     assert not dead.any()
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are handled some at a time, with the same scores."""
+def test_scores_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     values, known = activations(50, 6, 1), told(activations(20, 6, 2))
     whole = Beatrix(width=1).score_class(values, 0, known).scores
     monkeypatch.setattr("backdoor_lab.defenses.beatrix.CHUNK", 7)
     assert torch.allclose(Beatrix(width=1).score_class(values, 0, known).scores, whole, rtol=1e-12)
 
 
-def test_it_says_what_it_needs() -> None:
-    """Clean examples of the very class, two at least, finite; none with reference=class."""
+def test_missing_or_bad_clean_examples_are_refused() -> None:
+    """At least two finite clean examples per class; none are needed with reference=class."""
     assert Beatrix().requires() == ["target", "epsilon", "clean"]
     assert Beatrix(reference="class").requires() == ["target", "epsilon"]
     values = activations(20, 3, 1)
@@ -153,8 +152,7 @@ def test_it_says_what_it_needs() -> None:
         Beatrix().score_class(values, 0, told(broken))
 
 
-def test_positions_must_divide() -> None:
-    """Seven features are no maps of two positions."""
+def test_positions_must_divide_the_number_of_features() -> None:
     with pytest.raises(ConfigError, match=r"defense\.positions. must divide.*7, got 2"):
         Beatrix(positions=2, reference="class").score_class(
             activations(5, 7, 0), 0, told(torch.ones(2, 7))
@@ -166,8 +164,7 @@ def test_positions_must_divide() -> None:
     [("orders", 0), ("positions", 0), ("channels", 0), ("width", -1), ("reference", "test"),
      ("options", FilterOptions(classes="suspicious"))],
 )  # fmt: skip
-def test_options_are_checked(name: str, value: Any) -> None:
-    """Values without a meaning are refused by name."""
+def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
     key = {"options": "classes"}.get(name, name)
     with pytest.raises(ConfigError, match=rf"defense\.{key}"):
         Beatrix(**{name: value})

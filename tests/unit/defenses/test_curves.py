@@ -1,4 +1,4 @@
-"""Curves of a ranking against scikit-learn, with ties, and by hand."""
+"""Ranking metrics and removal curves against scikit-learn, with ties, and by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAN = float("nan")
 
 
 def ranking(kinds: int, n: int = 400) -> tuple[Tensor, Tensor]:
-    """Scores of `kinds` different values, higher among the fifth that is positive."""
+    """Scores with `kinds` distinct values, higher for the fifth that is positive."""
     rng = np.random.default_rng(kinds)
     positive = rng.random(n) < 0.2
     scores = np.floor(rng.beta(2 + 2 * positive, 3) * kinds)
@@ -29,8 +29,8 @@ def ranking(kinds: int, n: int = 400) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("kinds", [2, 7, 40, 100_000])
-def test_agrees_with_sklearn(kinds: int) -> None:
-    """AUROC, average precision and TPR at an FPR, with many ties, some and none."""
+def test_ranking_metrics_agree_with_sklearn(kinds: int) -> None:
+    """AUROC, average precision and TPR at a given FPR, with many, some and no ties."""
     scores, positive = ranking(kinds)
     assert auroc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
     expected = average_precision_score(positive, scores)
@@ -41,8 +41,7 @@ def test_agrees_with_sklearn(kinds: int) -> None:
         assert tpr_at_fpr(scores, positive, limit) == pytest.approx(expected, abs=1e-12)
 
 
-def test_curves_of_a_verdict() -> None:
-    """Rates over the scored examples; poison that was not looked at stays, and counts as left."""
+def test_rates_cover_scored_examples_and_unscored_poison_counts_as_left() -> None:
     scores, positive = ranking(40)
     unseen = torch.full((50,), NAN, dtype=torch.float64)
     all_scores = torch.cat([scores, unseen])
@@ -60,8 +59,9 @@ def test_curves_of_a_verdict() -> None:
     canonical(found)
 
 
-def test_where_nothing_can_be_said() -> None:
-    """No poison: None. One kind only, or nothing scored: null rates, and a curve all the same."""
+def test_undefined_rates_are_none() -> None:
+    """No poison: no curves at all. Only poison, or nothing scored: no rates, but a removal
+    curve."""
     nothing = torch.zeros(4, dtype=torch.bool)
     scores = torch.tensor([3.0, 2, 1, 0]).double()
     assert curves(scores, nothing) is None
@@ -74,8 +74,8 @@ def test_where_nothing_can_be_said() -> None:
     assert poison_left(scores[:0], nothing[:0]) == [(0, 0.0)]
 
 
-def test_poison_left_by_hand() -> None:
-    """Scores 9 5 5 5 1, poison at 9 and at one 5: of the tied three a third goes each time."""
+def test_poison_left_matches_values_computed_by_hand() -> None:
+    """Scores 9 5 5 5 1, poison at 9 and at one 5: each removal among the ties takes a third."""
     scores = torch.tensor([5.0, 9, 5, 1, 5]).double()
     is_poison = torch.tensor([True, True, False, False, False])
     expected = [(0, 2.0), (1, 1.0), (2, 0.666667), (3, 0.333333), (4, 0.0), (5, 0.0)]
@@ -83,8 +83,8 @@ def test_poison_left_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kinds", [3, 50, 100_000])
-def test_poison_left_is_the_mean_over_orders_of_ties(kinds: int) -> None:
-    """Against removal in random order among ties, many times over."""
+def test_poison_left_is_the_mean_over_all_orders_of_ties(kinds: int) -> None:
+    """Checked against many removals with ties in random order."""
     scores, positive = ranking(kinds, 60)
     rng = np.random.default_rng(0)
     total = np.zeros(61)
@@ -96,8 +96,8 @@ def test_poison_left_is_the_mean_over_orders_of_ties(kinds: int) -> None:
         assert left == pytest.approx(total[removed] / rounds, abs=0.15)
 
 
-def test_the_curve_is_compact() -> None:
-    """At most 200 points for any size, from nothing to everything, falling."""
+def test_the_curve_has_at_most_200_points() -> None:
+    """From none removed to all removed, with no rise."""
     n = 50_000
     scores = torch.arange(n, dtype=torch.float64)
     curve = poison_left(scores, scores >= n - 500)

@@ -1,4 +1,4 @@
-"""The general outlier detectors: planted outliers, second implementations, awkward classes."""
+"""Generic outlier detectors: planted outliers, second implementations, degenerate classes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def maker(request: pytest.FixtureRequest) -> Any:
     return request.param
 
 
-def test_finds_scattered_outliers(maker: Any) -> None:
-    """Ten examples at twelve standard deviations, each in its own direction, all go."""
+def test_scattered_outliers_are_all_removed(maker: Any) -> None:
+    """Ten examples at twelve standard deviations, each in its own direction."""
     values = normal(300, 8)
     away = normal(10, 8, seed=1)
     values[100:110] = 12 * away / away.norm(dim=1, keepdim=True)
@@ -50,8 +50,8 @@ def test_finds_scattered_outliers(maker: Any) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7])
-def test_tiny_classes(maker: Any, n: int) -> None:
-    """Fewer than three examples score 0 with a note; three and more get finite scores."""
+def test_classes_of_fewer_than_three_examples_score_zero(maker: Any, n: int) -> None:
+    """Three and more get finite scores."""
     look = maker().score_class(normal(n, 6), 0, KNOWN)
     assert look.scores.shape == (n,)
     assert torch.isfinite(look.scores).all()
@@ -59,24 +59,24 @@ def test_tiny_classes(maker: Any, n: int) -> None:
     assert n >= 3 or not look.scores.any()
 
 
-def test_constant_rows_are_skipped(maker: Any) -> None:
-    """Rows that are all alike score 0, though their mean is rounded."""
+def test_identical_rows_are_skipped(maker: Any) -> None:
+    """They score 0, even though their mean is subject to rounding."""
     look = maker().score_class(torch.full((40, 7), 0.1), 0, KNOWN)
     assert not look.scores.any()
     assert "skipped" in look.notes
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate values:UserWarning")
-def test_half_of_the_rows_alike(maker: Any) -> None:
-    """Copies of one row for more than half of a class: still finite, copies alike."""
+def test_duplicates_of_one_row_get_equal_finite_scores(maker: Any) -> None:
+    """More than half of the class are copies of one row."""
     values = torch.cat([normal(1, 5).repeat(40, 1), normal(30, 5, seed=2)])
     scores = maker().score_class(values, 0, KNOWN).scores
     assert torch.isfinite(scores).all()
     assert torch.allclose(scores[:40], scores[0], rtol=1e-9)
 
 
-def test_order_and_type_decide_nothing(maker: Any) -> None:
-    """The very same scores for shuffled rows and for float64."""
+def test_scores_depend_neither_on_row_order_nor_on_dtype(maker: Any) -> None:
+    """Shuffled rows and float64 give exactly equal scores."""
     values = normal(80, 12)
     order = torch.randperm(80, generator=torch.Generator().manual_seed(1))
     scores = maker().score_class(values, 0, KNOWN).scores
@@ -84,8 +84,7 @@ def test_order_and_type_decide_nothing(maker: Any) -> None:
     assert torch.equal(maker().score_class(values.double(), 0, KNOWN).scores, scores)
 
 
-def test_the_seed_decides_the_forest() -> None:
-    """The same seed the same forest, another seed another."""
+def test_isolation_forest_depends_only_on_the_seed() -> None:
     values, other = normal(60, 4), DefenderKnowledge(("only",), 0, 10, seed=4)
     assert torch.equal(
         Forest().score_class(values, 0, KNOWN).scores, Forest().score_class(values, 0, KNOWN).scores
@@ -95,8 +94,8 @@ def test_the_seed_decides_the_forest() -> None:
     )
 
 
-def test_forest_scores_are_the_papers() -> None:
-    """Every score lies in 0..1; a row far out is isolated at once and scores well above 0.5."""
+def test_isolation_forest_scores_follow_the_paper() -> None:
+    """Every score lies in 0..1; a distant row is isolated early and scores well above 0.5."""
     values = normal(200, 3)
     values[7] = 30
     scores = Forest().score_class(values, 0, KNOWN).scores
@@ -108,24 +107,24 @@ def test_forest_scores_are_the_papers() -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(30, 1), (30, 5), (6, 20)])
-def test_knn_by_all_distances(n: int, k: int) -> None:
-    """The k-th smallest distance to another row, by scipy; k at most n - 1."""
+def test_knn_score_is_the_distance_to_the_kth_neighbor(n: int, k: int) -> None:
+    """The k-th smallest distance to another row, by SciPy; k is at most n - 1."""
     values = normal(n, 4)
     distances = np.sort(cdist(values.double(), values.double()), axis=1)
     scores = Knn(neighbours=k).score_class(values, 0, KNOWN).scores
     assert scores.numpy() == pytest.approx(distances[:, min(k, n - 1)], rel=1e-6)
 
 
-def test_knn_by_hand() -> None:
-    """Points 0, 1, 3, 10 on a line: to the second neighbour 3, 2, 3, 9."""
+def test_knn_scores_match_values_computed_by_hand() -> None:
+    """Points 0, 1, 3, 10 on a line: distances to the second neighbor are 3, 2, 3, 9."""
     values = torch.tensor([[0.0], [1], [3], [10]])
     assert Knn(neighbours=2).score_class(values, 0, KNOWN).scores.tolist() == pytest.approx(
         [3, 2, 3, 9]
     )
 
 
-def test_lof_by_its_definition() -> None:
-    """Breunig et al.: mean local reachability density of the neighbours over one's own."""
+def test_local_outlier_factor_follows_its_definition() -> None:
+    """Breunig et al.: mean local reachability density of the neighbors over the example's own."""
     values, k = normal(40, 3), 5
     distances = cdist(values.double(), values.double())
     near = np.argsort(distances, axis=1)[:, 1 : k + 1]
@@ -137,9 +136,9 @@ def test_lof_by_its_definition() -> None:
     assert scores.numpy() == pytest.approx(expected, rel=1e-6)
 
 
-def test_envelope_does_not_bend() -> None:
-    """A quarter of the class far out on one axis keeps the highest robust distances, where the
-    plain Mahalanobis distance, bent by them, ranks others higher."""
+def test_robust_covariance_resists_a_quarter_of_outliers() -> None:
+    """The outliers get the highest robust distances; the plain Mahalanobis distance, distorted by
+    them, ranks others higher."""
     values = normal(400, 5)
     values[:100, 0] = 8 + 0.1 * values[:100, 0]
     scores = Envelope().score_class(values, 0, KNOWN).scores
@@ -149,24 +148,24 @@ def test_envelope_does_not_bend() -> None:
     assert sorted(plain.argsort(descending=True)[:100].tolist()) != list(range(100))
 
 
-def test_envelope_agrees_with_the_estimator_on_the_features() -> None:
-    """Principal axes are a rotation: the distances are those of the features themselves."""
+def test_elliptic_envelope_agrees_with_sklearn_on_the_raw_features() -> None:
+    """A rotation to the principal axes leaves Mahalanobis distances unchanged."""
     values = normal(300, 4) * torch.tensor([3.0, 2, 1, 0.5])
     direct = MinCovDet(random_state=0).fit(values.double().numpy()).dist_
     scores = Envelope().score_class(values, 0, KNOWN).scores
     assert np.corrcoef(np.log(scores), np.log(direct))[0, 1] > 0.999
 
 
-def test_svm_leaves_a_share_outside() -> None:
-    """About nu of the class lies outside (the paper's proposition 3), and scores above 0."""
+def test_one_class_svm_leaves_a_share_nu_outside() -> None:
+    """About nu of the class lies outside (the paper's proposition 3) and scores above 0."""
     values = normal(500, 4)
     for nu in (0.05, 0.3):
         outside = (Svm(nu=nu).score_class(values, 0, KNOWN).scores > 0).double().mean()
         assert float(outside) == pytest.approx(nu, abs=0.02)
 
 
-def test_only_the_top_components_count() -> None:
-    """What lies outside the `dims` top directions is not seen."""
+def test_only_the_top_principal_components_count() -> None:
+    """An outlier outside the top principal components is not detected."""
     values = normal(100, 6) * torch.tensor([5.0, 4, 0.01, 0.01, 0.01, 0.01])
     values[0, 3] = 0.3
     assert int(Knn(dims=2).score_class(values, 0, KNOWN).scores.argmax()) != 0
@@ -176,8 +175,8 @@ def test_only_the_top_components_count() -> None:
 
 
 @pytest.mark.parametrize("name", ["dims", "neighbours", "nu", "trees"])
-def test_options_are_checked(name: str) -> None:
-    """Numbers that make no detector, and a scope that none of them has a rule for."""
+def test_bad_options_are_refused_by_name(name: str) -> None:
+    """So is filter_scope=suspicious, which none of these detectors supports."""
     for made in MAKERS:
         if name in made.__init__.__kwdefaults__:
             with pytest.raises(ConfigError, match=rf"defense\.{name}"):
@@ -186,8 +185,8 @@ def test_options_are_checked(name: str) -> None:
         Knn(FilterOptions(classes="suspicious"))
 
 
-def test_row_order_sorts_content() -> None:
-    """The rows in that order are the same whatever order they came in; copies stand together."""
+def test_row_order_depends_only_on_the_rows() -> None:
+    """Sorted rows are the same for any input order, and duplicates are adjacent."""
     values = normal(30, 3)[torch.arange(60) % 30]
     shuffled = values[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     ordered = values[row_order(values)]
@@ -195,8 +194,7 @@ def test_row_order_sorts_content() -> None:
     assert torch.equal(ordered[::2], ordered[1::2])
 
 
-def test_no_detector_stands_without_its_yaml() -> None:
-    """Each is a choice in conf/defense."""
+def test_every_detector_has_a_yaml_in_conf() -> None:
     conf = Path(__file__).resolve().parents[3] / "conf/defense"
     targets = " ".join(path.read_text() for path in conf.glob("*.yaml"))
     for made in MAKERS:

@@ -1,4 +1,4 @@
-"""Filters that train networks: what they find of a planted trigger, and the steps they share."""
+"""Filters that train networks: detection of a planted trigger, and the steps they share."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def drawn(n: int, seed: int, signal: int = 60) -> tuple[Tensor, Tensor]:
 
 
 def planted(seed: int = 3, signal: int = 60) -> DefenseContext:
-    """A set whose last POISON images, of classes 1 and 2, carry a full last pixel and label 0,
-    and a network that was trained on it."""
+    """A data set whose last POISON images, of classes 1 and 2, have a white last pixel and label 0,
+    and a network trained on it."""
     images, labels = drawn(120, 1, signal)
     marked, true = drawn(3 * POISON, 2)
     marked = marked[true != 0][:POISON]
@@ -63,13 +63,13 @@ def planted(seed: int = 3, signal: int = 60) -> DefenseContext:
 
 
 def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
-    """AUROC of the scores among the images labelled 0."""
+    """AUROC of the scores among the images labeled 0."""
     where = given.labels.eq(0).nonzero().flatten()
     scores = defense.score_images(given, where).scores
     return auroc(scores, where >= len(given.labels) - POISON)
 
 
-# Anti-backdoor learning asks for poison that is learned sooner than the rest.
+# Anti-backdoor learning needs poison that is learned faster than the rest.
 @pytest.mark.parametrize(
     ("defense", "signal"),
     [
@@ -79,10 +79,10 @@ def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
     ],
     ids=lambda each: type(each).__name__,
 )
-def test_planted_poison_is_told_from_its_class(defense: ModelBasedFilter, signal: int) -> None:
+def test_planted_poison_scores_above_its_class(defense: ModelBasedFilter, signal: int) -> None:
     given = planted(signal=signal)
     assert found(defense, given) > 0.95
-    # The network that was attacked is left as it was, and the seed decides.
+    # The attacked network is not modified, and scores depend only on the seed.
     assert found(defense, given) == found(defense, given)
 
 
@@ -94,7 +94,8 @@ def test_another_seed_gives_other_scores(defense: ModelBasedFilter) -> None:
 
 
 def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
-    """``auto`` removes of the class what lies among them; the share is of all images."""
+    """The isolation ratio counts the whole set; ``auto`` removes the isolated images of each
+    class."""
     given = planted(signal=0)
     defense = Abl(
         FilterOptions(budget="auto", classes="suspicious"), epochs=4, isolate=POISON / 132
@@ -109,7 +110,7 @@ def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
     assert len(lowest(torch.arange(9.0), 0.0)) == 1
 
 
-def test_local_gradient_ascent_turns_round_at_gamma() -> None:
+def test_local_gradient_ascent_changes_sign_at_gamma() -> None:
     """sign(L - γ) · L (equation 3): down above γ, up below."""
     labels = torch.tensor([0, 1])
     for scale, sign in ((0.1, 1.0), (5.0, -1.0)):
@@ -120,24 +121,24 @@ def test_local_gradient_ascent_turns_round_at_gamma() -> None:
         assert torch.allclose(got, sign * expected)
 
 
-def test_unlikelihood_is_minus_log_of_the_rest() -> None:
+def test_unlikelihood_is_minus_log_of_one_minus_the_probability() -> None:
     said = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
     expected = -(math.log(1 / 4) + math.log(1 / 2)) / 2
     assert float(unlikelihood(said, torch.tensor([0, 1]))) == pytest.approx(expected)
-    # Where cross-entropy has no bound, its gradient vanishes.
+    # For a confident wrong label cross-entropy is unbounded; the unlikelihood gradient vanishes.
     far = torch.tensor([[-90.0, 90.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(unlikelihood(far, torch.tensor([0])), far)
     assert float(gradient.abs().max()) < 1e-6
 
 
-def test_losses_of_two_halves() -> None:
+def test_losses_combine_the_two_parts_of_a_batch() -> None:
     said, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     first, rest = (F.cross_entropy(said[a:b], labels[a:b]) for a, b in ((0, 2), (2, 6)))
     assert torch.allclose(weighed(2, 20.0)(said, labels), (first + 19 * rest) / 20)
     assert torch.allclose(apart(2)(said, labels), unlikelihood(said[:2], labels[:2]) + rest)
 
 
-def test_wrong_labels_are_wrong_and_even() -> None:
+def test_wrong_labels_are_never_right_and_uniform_over_the_other_classes() -> None:
     labels = torch.arange(4000) % 4
     wrong = wrong_labels(labels, 4, torch.Generator().manual_seed(0))
     assert not bool((wrong == labels).any())
@@ -146,15 +147,15 @@ def test_wrong_labels_are_wrong_and_even() -> None:
     assert min(counts[1:]) > 1200
 
 
-def test_each_image_once_a_pass() -> None:
+def test_each_image_occurs_at_most_once_per_epoch() -> None:
     parts = list(shuffled(10, 4, torch.Generator().manual_seed(0)))
     assert [len(part) for part in parts] == [4, 4]
     assert len(torch.cat(parts).unique()) == 8
     assert [len(part) for part in shuffled(3, 4, torch.Generator())] == [3]
 
 
-def test_training_is_sgd() -> None:
-    """One step by hand: momentum and decay as torch's SGD has them, statistics frozen or not."""
+def test_training_step_equals_sgd_by_hand() -> None:
+    """Momentum and weight decay as in torch.optim.SGD; batch statistics frozen or not."""
     given = planted()
     network = linear(12, CLASSES)
     before = network.body.weight.detach().clone()
@@ -171,7 +172,7 @@ def test_training_is_sgd() -> None:
         assert not normed.training
 
 
-def test_a_loss_that_is_not_finite_ends_the_training() -> None:
+def test_a_non_finite_loss_raises_diverged_error() -> None:
     given = planted()
     images, labels = given.images(torch.arange(8), None), given.labels[:8]
     with pytest.raises(DivergedError, match="own training is"):
@@ -183,7 +184,7 @@ def cubed(said: Tensor, labels: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("make", [lambda: Abl(epochs=1), lambda: Confusion(steps=1)])
-def test_nan_from_the_networks_stops_the_filter(make: Callable[..., ModelBasedFilter]) -> None:
+def test_nan_from_a_network_raises_diverged_error(make: Callable[..., ModelBasedFilter]) -> None:
     broken = linear(12, CLASSES)
     with torch.no_grad():
         broken.body.weight.fill_(torch.nan)
@@ -194,20 +195,20 @@ def test_nan_from_the_networks_stops_the_filter(make: Callable[..., ModelBasedFi
         make()(Features(torch.zeros(30, 1), labels), known)
 
 
-def test_without_clean_images_it_says_what_to_set() -> None:
+def test_missing_clean_images_are_refused_with_the_key_to_set() -> None:
     images, labels = drawn(30, 1)
     with pytest.raises(ConfigError, match=r"set protocol\.holdout"):
         Confusion(steps=1).score_images(material(images, labels), torch.arange(30))
 
 
-def test_auto_spares_half_of_a_class_and_one_that_is_all_alike() -> None:
+def test_automatic_count_never_exceeds_half_a_class_and_is_zero_for_equal_scores() -> None:
     assert auto_count(torch.arange(9.0), 3) == 3
     assert auto_count(torch.arange(9.0), 9) == 4
     assert auto_count(torch.ones(9), 9) == 0
     assert auto_count(torch.ones(1), 1) == 0
 
 
-def test_losses_are_cross_entropies() -> None:
+def test_losses_equal_cross_entropy() -> None:
     given = planted()
     network, where = given.network(), torch.tensor([5, 2, 90])
     said = network(given.images(where, None)).detach().double()
@@ -216,7 +217,7 @@ def test_losses_are_cross_entropies() -> None:
 
 
 class Column(nn.Module):
-    """Features are the pixels themselves."""
+    """Its features are the pixels themselves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -227,8 +228,8 @@ class Column(nn.Module):
         return said
 
 
-def test_sensitivity_by_hand() -> None:
-    """|f(x) - f(t(x))|² where f reads the pixels; a black image has nothing that moves."""
+def test_sensitivity_matches_a_computation_by_hand() -> None:
+    """|f(x) - f(t(x))|² where f returns the pixels; a black image does not change."""
     images = torch.tensor([[0, 0, 0, 0], [5, 0, 0, 0]], dtype=torch.uint8).view(2, 1, 2, 2)
     given = material(images, torch.tensor([0, 1]))
     draw = given.generator("transformation")
@@ -240,7 +241,7 @@ def test_sensitivity_by_hand() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 4, 4), (1, 2, 4, 6)])
-def test_turns_and_shifts_move_pixels(shape: tuple[int, ...]) -> None:
+def test_rotations_and_shifts_move_pixels(shape: tuple[int, ...]) -> None:
     images = torch.arange(math.prod(shape), dtype=torch.uint8).view(shape)
     none, half = torch.zeros(1), torch.full((1,), 180.0)
     still, right = torch.zeros(1, 2), torch.tensor([[1 / shape[3], 0]])
@@ -251,7 +252,7 @@ def test_turns_and_shifts_move_pixels(shape: tuple[int, ...]) -> None:
     assert not moved[..., 0].any()
 
 
-def test_a_quarter_turn_of_a_square() -> None:
+def test_a_rotation_by_90_degrees_equals_rot90() -> None:
     images = torch.arange(25, dtype=torch.uint8).view(1, 1, 5, 5)
     found = transformed(images, torch.full((1,), 90.0), torch.zeros(1, 2))
     assert torch.equal(found, images.rot90(-1, (2, 3)).float())

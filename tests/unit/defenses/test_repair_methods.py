@@ -1,4 +1,4 @@
-"""Repairs on networks made by hand, where it is known what is wrong with them."""
+"""Model repairs on hand-made networks whose backdoor is known."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.helpers.materials import PRACTICE, Small, hidden, linear, material
 
 
 def four_channels() -> Small:
-    """One channel for each of four pixels: the first two tell the classes, the third forces
-    class 1, the fourth is wired to nothing."""
+    """One channel per pixel: the first two separate the classes, the third forces class 1, the
+    fourth is not connected."""
     first, last = nn.Linear(4, 4), nn.Linear(4, 2)
     with torch.no_grad():
         first.weight.copy_(torch.eye(4))
@@ -32,7 +32,7 @@ def four_channels() -> Small:
 
 
 def two_bright(n: int = 40) -> tuple[Tensor, Tensor]:
-    """Pixel y bright for class y, the last two dark; pixel 0 darker than pixel 1."""
+    """Pixel y is bright for class y, the last two are dark; pixel 0 is darker than pixel 1."""
     labels = torch.arange(n) % 2
     images = torch.zeros(n, 4, dtype=torch.uint8)
     images[labels == 0, 0] = 150
@@ -40,7 +40,7 @@ def two_bright(n: int = 40) -> tuple[Tensor, Tensor]:
     return images.view(n, 1, 2, 2), labels
 
 
-def test_fine_pruning_cuts_off_exactly_the_dormant_channels() -> None:
+def test_fine_pruning_removes_exactly_the_dormant_channels() -> None:
     images, labels = two_bright()
     given = material(images, labels, network=four_channels(), clean=(images, labels))
     network, notes = FinePruning(drop=0.0, epochs=0).repair(given)
@@ -52,7 +52,7 @@ def test_fine_pruning_cuts_off_exactly_the_dormant_channels() -> None:
     assert torch.equal(network(triggered).argmax(dim=1), labels)
 
 
-def test_what_is_pruned_stays_so_in_fine_tuning() -> None:
+def test_pruned_channels_stay_pruned_in_fine_tuning() -> None:
     images, labels = two_bright()
     given = material(images, labels, network=four_channels(), clean=(images, labels))
     network, _ = FinePruning(drop=0.0, epochs=3, lr=0.1).repair(given)
@@ -60,26 +60,28 @@ def test_what_is_pruned_stays_so_in_fine_tuning() -> None:
     assert not torch.equal(head(network).weight, head(four_channels()).weight)
 
 
-def test_pruning_stops_where_accuracy_falls_too_far() -> None:
-    """Half of the images need channel 0, the least active that matters; one always stays."""
+def test_pruning_stops_before_accuracy_drops_too_far() -> None:
+    """Half of the images need channel 0, the least active useful channel; one channel always
+    remains."""
     network = four_channels()
     images, labels = two_bright()
     values = images.view(-1, 4).double()
     last = head(network)
     assert dormant(values, last, labels, 0.0).sort().values.tolist() == [2, 3]
     assert dormant(values, last, labels, 0.49).sort().values.tolist() == [2, 3]
-    # Now all may be taken for class 1: the channel that is left tells nothing more.
+    # Now every image may be predicted as class 1: the remaining channel separates nothing.
     assert dormant(values, last, labels, 0.6).sort().values.tolist() == [0, 2, 3]
 
 
 def trojan(classes: int = 6, pixels: int = 25) -> Small:
-    """Class y is its own three pixels; class 2 is the last pixel too, and much more so."""
+    """Class y responds to three pixels of its own; class 2 also, and much more strongly, to the
+    last."""
     network = linear(pixels, classes)
     with torch.no_grad():
         network.body.weight.zero_()
         network.body.bias.zero_()
         for y in range(classes):
-            # Not all alike, as no real classes are.
+            # Unequal, as real classes are.
             network.body.weight[y, 3 * y : 3 * y + 3] = 6.0 + 0.4 * y
         network.body.weight[2, -1] = 80.0
     return network
@@ -93,7 +95,7 @@ def six_classes(n: int = 60) -> tuple[Tensor, Tensor]:
     return images.view(n, 1, 5, 5), labels
 
 
-def test_neural_cleanse_finds_the_target_and_its_pixel() -> None:
+def test_neural_cleanse_finds_and_unlearns_the_target_and_its_trigger() -> None:
     images, labels = six_classes()
     given = material(images, labels, network=trojan(), clean=(images, labels))
     network, notes = NeuralCleanse(steps=250, epochs=40, lr=0.5, patched=0.5).repair(given)
@@ -109,7 +111,7 @@ def test_neural_cleanse_finds_the_target_and_its_pixel() -> None:
     assert float((network(triggered).argmax(dim=1) == labels).double().mean()) > 0.9
 
 
-def test_neural_cleanse_leaves_a_network_without_a_suspect() -> None:
+def test_neural_cleanse_keeps_a_network_without_an_anomalous_class() -> None:
     images, labels = six_classes()
     given = material(images, labels, network=trojan(), clean=(images, labels))
     network, notes = NeuralCleanse(steps=20, threshold=1e9).repair(given)
@@ -117,8 +119,8 @@ def test_neural_cleanse_leaves_a_network_without_a_suspect() -> None:
     assert torch.equal(head(network).weight, head(trojan()).weight)
 
 
-def test_the_anomaly_index_is_the_papers() -> None:
-    """|size - median| / (1.4826 MAD), signed so that small sizes stand out."""
+def test_anomaly_index_follows_the_paper() -> None:
+    """|size - median| / (1.4826 MAD), signed so that small masks stand out."""
     sizes = np.array([9.0, 10.0, 12.0, 3.0, 11.0])
     mad = np.median(np.abs(sizes - np.median(sizes)))
     expected = (np.median(sizes) - sizes) / (1.4826 * mad)
@@ -126,7 +128,7 @@ def test_the_anomaly_index_is_the_papers() -> None:
     assert np.isfinite(anomaly([7.0, 7.0, 7.0, 1.0])).all()
 
 
-def test_a_reversed_trigger_on_images() -> None:
+def test_reversed_trigger_blends_mask_and_pattern() -> None:
     """(1 - mask) · x + mask · pattern."""
     trigger = Reversed(torch.tensor([[[0.25, 1.0]]]), torch.tensor([[[200.0, 7.0]]]), 1.0)
     images = torch.tensor([[[[100, 100]]]], dtype=torch.uint8)
@@ -151,7 +153,7 @@ def noise(n: int = 16) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(network: Small, images: Tensor, m: Tensor, d: Tensor, x: Tensor) -> Tensor:
-    """The network's logits with (m + d) γ and (1 + x) β under the batch's own statistics."""
+    """The network's logits with (m + d) γ and (1 + x) β, using batch statistics."""
     first, norm, _, last = network.body
     values = first(images.flatten(1).float() / 255)
     mean, variance = values.mean(dim=0), values.var(dim=0, unbiased=False)
@@ -159,8 +161,8 @@ def by_hand(network: Small, images: Tensor, m: Tensor, d: Tensor, x: Tensor) -> 
     return last((standard * (m + d) * norm.weight + (1 + x) * norm.bias).relu())
 
 
-def test_one_step_of_anp_by_hand() -> None:
-    """A second implementation: disturb by one signed step, then descend the weighted loss."""
+def test_one_step_of_anp_matches_a_second_implementation() -> None:
+    """Perturb by one signed step, then descend the weighted loss."""
     torch.manual_seed(0)
     network, clean = normed(), noise()
     given = material(*clean, network=network, clean=clean)
@@ -178,8 +180,8 @@ def test_one_step_of_anp_by_hand() -> None:
 
 
 @pytest.mark.parametrize("lr", [0.1, 50.0])
-def test_masks_stay_bounded_and_prune_what_is_below(lr: float) -> None:
-    """All else stays, the running statistics too."""
+def test_anp_masks_stay_in_0_to_1_and_prune_below_the_threshold(lr: float) -> None:
+    """Everything else is unchanged, including the running statistics."""
     network, (images, labels) = normed(), noise()
     given = material(images, labels, network=network, clean=(images, labels))
     anp = Anp(lr=lr, steps=4, threshold=0.99)
@@ -195,7 +197,7 @@ def test_masks_stay_bounded_and_prune_what_is_below(lr: float) -> None:
     assert all(torch.equal(after[key], before[key]) for key in before if key != "body.1.weight")
 
 
-def test_without_a_disturbed_part_the_disturbance_is_of_no_matter() -> None:
+def test_anp_ignores_the_perturbation_when_its_loss_has_weight_zero() -> None:
     images, labels = noise()
     given = material(images, labels, network=normed(), clean=(images, labels))
     first, second = (Anp(alpha=1.0, eps=eps, steps=2).masks(given)[0] for eps in (0.0, 0.9))
@@ -205,8 +207,8 @@ def test_without_a_disturbed_part_the_disturbance_is_of_no_matter() -> None:
 
 
 def gated() -> Small:
-    """Channels 0 and 1 tell two classes by their pixel. Channel 2 sees the last pixel: what
-    clean images vary there passes its threshold little, a full pixel carries them to class 1."""
+    """Channels 0 and 1 detect two classes by their pixel. Channel 2 detects the last pixel:
+    variation in clean images hardly exceeds its threshold; a white pixel forces class 1."""
     first, norm, last = nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
     with torch.no_grad():
         first.weight.copy_(torch.eye(3))
@@ -222,7 +224,7 @@ def gated() -> Small:
 
 
 def faint(n: int = 80) -> tuple[Tensor, Tensor]:
-    """Pixel y bright for class y, the last pixel evenly from 0 to 19."""
+    """Pixel y is bright for class y, the last pixel is uniform in 0..19."""
     labels = torch.arange(n) % 2
     images = torch.zeros(n, 3, dtype=torch.uint8)
     images[torch.arange(n), labels] = 200
@@ -230,8 +232,8 @@ def faint(n: int = 80) -> tuple[Tensor, Tensor]:
     return images.view(n, 1, 1, 3), labels
 
 
-def test_anp_prunes_the_channel_that_carries_the_trigger() -> None:
-    """It is asleep enough for the clean images, and the one that disturbance wakes."""
+def test_anp_prunes_exactly_the_trigger_channel() -> None:
+    """Clean images hardly activate it; perturbed weights do."""
     images, labels = faint()
     given = material(images, labels, network=gated(), clean=(images, labels))
     triggered = images.clone()
@@ -244,7 +246,7 @@ def test_anp_prunes_the_channel_that_carries_the_trigger() -> None:
     assert torch.equal(network(triggered).argmax(dim=1), labels)
 
 
-def test_anp_needs_batch_normalisation() -> None:
+def test_anp_requires_batch_normalization() -> None:
     images, labels = noise()
     given = material(images, labels, network=linear(12, 3), clean=(images, labels))
     with pytest.raises(ConfigError, match="batch normalization"):
@@ -252,7 +254,7 @@ def test_anp_needs_batch_normalisation() -> None:
 
 
 def stained() -> tuple[Tensor, Tensor]:
-    """Two hard classes, and twelve images of a full last pixel that is labelled 0."""
+    """Two hard classes, and twelve images with a white last pixel that are labeled 0."""
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 120, (132, 1, 3, 4), generator=generator, dtype=torch.uint8)
     labels = torch.arange(132) % 2
@@ -262,8 +264,9 @@ def stained() -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def test_unlearning_undoes_what_was_isolated() -> None:
-    """Anti-backdoor learning: the planted pixel no longer decides, as it does without the end."""
+def test_unlearning_the_isolated_images_removes_the_backdoor() -> None:
+    """Anti-backdoor learning: without the unlearning phase the planted pixel decides the
+    prediction."""
     images, labels = stained()
     given = material(images, labels)
     options = {"epochs": 3, "isolate": 0.08, "training_epochs": 5}
@@ -279,20 +282,21 @@ def test_unlearning_undoes_what_was_isolated() -> None:
     assert success[1] < 0.2 < success[0]
 
 
-def test_the_recipe_says_how_long() -> None:
-    """A fifth of its epochs to isolate, the others to train on."""
+def test_isolation_and_training_epochs_come_from_the_recipe() -> None:
+    """A fifth of the recipe's epochs for isolation, the rest for training."""
     images, labels = stained()
     _, notes = AblUnlearning(unlearning_epochs=0).repair(material(images, labels))
     assert notes["epochs"] == [1, PRACTICE.epochs - 1]
 
 
-def test_shares_of_one_set_are_not_more_than_it() -> None:
+def test_d_br_ratios_that_sum_to_more_than_one_are_refused() -> None:
     with pytest.raises(ConfigError, match="shares of one set"):
         DBr(clean=0.7, poison=0.4)
 
 
-def test_unlearning_in_turn_by_hand() -> None:
-    """One step up the loss of the one batch, one down that of the other, with one momentum."""
+def test_alternating_unlearning_matches_sgd_by_hand() -> None:
+    """One ascent step on the poisoned batch, one descent step on the clean one, sharing
+    momentum."""
     images, labels = noise(32)
     network = linear(12, 3)
     given = material(images, labels, network=network)
@@ -309,8 +313,8 @@ def test_unlearning_in_turn_by_hand() -> None:
 
 
 def cornered(n: int = 160, poison: int = 16) -> tuple[Tensor, Tensor]:
-    """Black and dark images, the same wherever one looks, then dark ones whose last pixel is full
-    and that are labelled black."""
+    """Black and dark images without any structure, then dark images with a white last pixel that
+    are labeled black."""
     generator = torch.Generator().manual_seed(6)
     labels = torch.arange(n + poison) % 2
     labels[n:] = 1
@@ -321,8 +325,8 @@ def cornered(n: int = 160, poison: int = 16) -> tuple[Tensor, Tensor]:
     return images, labels
 
 
-def test_d_br_tells_a_trigger_by_what_moves_and_unlearns_it() -> None:
-    """The corner is lost in a turn, the brightness is not."""
+def test_d_br_finds_the_trigger_by_sensitivity_and_unlearns_it() -> None:
+    """A rotation moves the white corner out of the image but keeps the brightness."""
     images, labels = cornered()
     everything = torch.arange(len(labels))
     bare = material(images, labels)

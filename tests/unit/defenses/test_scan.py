@@ -1,4 +1,4 @@
-"""SCAn: its likelihood ratio in closed form, its rule, and the clean images that it needs."""
+"""SCAn: its likelihood ratio in closed form, its decision rule, and its clean images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def identities() -> Tensor:
 
 
 def draw(per_class: int, seed: int) -> Features:
-    """Identity plus a variation that all classes share, wide on the first axis."""
+    """Identity plus a variation shared by all classes, wide on the first axis."""
     noise = torch.randn(K * per_class, D, generator=torch.Generator().manual_seed(seed)).double()
     labels = torch.arange(K * per_class) % K
     axes = torch.tensor([4.0, 1, 1, 1, 1, 0.5])
@@ -31,7 +31,7 @@ def draw(per_class: int, seed: int) -> Features:
 
 
 def poisoned(count: int, shift: float, per_class: int = 100) -> tuple[Features, Tensor]:
-    """Training features; `count` of class 2 lie `shift` off on a narrow axis."""
+    """Training features; `count` examples of class 2 are shifted along a narrow axis."""
     features = draw(per_class, 1)
     where = (features.labels == 2).nonzero().flatten()[:count]
     features.values[where, 5] += shift
@@ -42,8 +42,8 @@ def known(clean: Features | None, target: int | None = 2) -> DefenderKnowledge:
     return DefenderKnowledge(CLASSES, target, None, seed=0, clean=clean)
 
 
-def test_finds_class_and_group_by_itself() -> None:
-    """Poison hidden below the wide axis: J* passes e^2 in its class alone, the group goes."""
+def test_scan_finds_the_poisoned_class_and_group() -> None:
+    """Poison is narrower than the widest axis: J* exceeds e^2 only in its class."""
     features, where = poisoned(25, 4)
     found = Scan(FilterOptions(classes="suspicious", budget="auto"))(
         features, known(draw(40, 2), None)
@@ -54,9 +54,9 @@ def test_finds_class_and_group_by_itself() -> None:
     assert set((found.scores > 0).nonzero().flatten().tolist()) == gone
 
 
-def test_the_foreign_group_may_be_the_larger() -> None:
-    """With 60 of 100 poisoned the clean hold-out says which group is the good one; a class of
-    which nothing was held out takes its larger group for good."""
+def test_scan_removes_the_poisoned_group_even_if_it_is_the_larger() -> None:
+    """With 60 of 100 poisoned, clean hold-out images tell which group is clean; without any of that
+    class, the larger group is taken as clean."""
     features, where = poisoned(60, 6)
     clean = draw(40, 2)
     verdict = Scan(FilterOptions(budget="auto"))(features, known(clean))
@@ -67,8 +67,8 @@ def test_the_foreign_group_may_be_the_larger() -> None:
     assert other.keep[where].all()
 
 
-def test_clean_classes_are_let_alone() -> None:
-    """No poison: over ten data sets no more than one class of eighty passes e^2."""
+def test_scan_flags_at_most_one_of_eighty_clean_classes() -> None:
+    """No poison in ten data sets of eight classes."""
     accused = 0
     for seed in range(10):
         scan = Scan(FilterOptions(classes="suspicious", budget="auto"))
@@ -76,16 +76,15 @@ def test_clean_classes_are_let_alone() -> None:
     assert accused <= 1
 
 
-def test_auto_needs_the_rule_and_a_number_does_not() -> None:
-    """In a clean target class auto removes nothing; a fixed budget ranks it all the same."""
+def test_automatic_budget_keeps_a_clean_class_but_a_fixed_budget_removes_from_it() -> None:
     features = draw(60, 1)
     assert Scan(FilterOptions(budget="auto"))(features, known(draw(40, 2))).keep.all()
     assert int((~Scan(FilterOptions(budget="7"))(features, known(draw(40, 2))).keep).sum()) == 7
 
 
-def test_j_in_closed_form() -> None:
+def test_likelihood_ratio_matches_its_closed_form() -> None:
     """J = [sum (r - mu)' P (r - mu) - sum (r - mu_i)' P (r - mu_i)] / n and J* in MAD units,
-    by numpy, from the filter's own groups."""
+    computed with NumPy from the filter's groups."""
     features, clean = poisoned(25, 4)[0], draw(40, 2)
     verdict = Scan(FilterOptions(classes="all", budget="0"))(features, known(clean))
     between, within = (x.numpy() for x in variation(clean.values, clean.labels))
@@ -107,8 +106,8 @@ def test_j_in_closed_form() -> None:
     assert [looks[name]["J*"] for name in CLASSES] == pytest.approx(stars, rel=1e-4)
 
 
-def test_scores_are_a_log_likelihood_ratio() -> None:
-    """Positive exactly nearer to the foreign mean; linear in the features, by two values."""
+def test_scores_are_linear_and_positive_for_the_poisoned_group() -> None:
+    """A log-likelihood ratio of two Gaussians with equal covariance is linear in the features."""
     features, where = poisoned(25, 8)
     verdict = Scan(FilterOptions(budget="0"))(features, known(draw(40, 2)))
     rows = features.values[features.labels == 2]
@@ -119,9 +118,9 @@ def test_scores_are_a_log_likelihood_ratio() -> None:
     assert verdict.scores[where].min() > 0
 
 
-def test_variation_is_recovered() -> None:
-    """EM on many classes of few examples: S_mu and S_e as they were drawn. The covariance of
-    the class means counts S_e / m in, and on the second axis is two and a half times S_mu."""
+def test_variation_recovers_the_true_covariances() -> None:
+    """EM on many classes of few examples. The covariance of the class means includes S_e / m and is
+    two and a half times S_mu on the second axis."""
     rng = np.random.default_rng(0)
     labels = np.arange(3000) // 6
     means = rng.normal(size=(500, 2)) * [2, 1]
@@ -133,8 +132,8 @@ def test_variation_is_recovered() -> None:
     assert abs(float(between[1, 1]) - 1) < abs(raw - 1)
 
 
-def test_variation_in_closed_form() -> None:
-    """Classes of like size: the likelihood is greatest at the ANOVA estimates of both."""
+def test_variation_matches_the_anova_estimates() -> None:
+    """For classes of equal size the likelihood is maximal at the ANOVA estimates of both."""
     features = draw(30, 4)
     grouped = features.values.reshape(30, K, D).numpy()
     grouped = grouped - grouped.mean(axis=(0, 1))
@@ -146,8 +145,8 @@ def test_variation_in_closed_form() -> None:
     assert between.numpy() == pytest.approx(of_means - expected / 30, rel=0.02, abs=0.3)
 
 
-def test_fewer_clean_images_than_dimensions() -> None:
-    """The shrunk covariance can be inverted: finite, and the poison is still found."""
+def test_scan_works_with_fewer_clean_images_than_dimensions() -> None:
+    """The shrunk covariance is invertible, and the poison is still found."""
     generator = torch.Generator().manual_seed(0)
     values, clean = (torch.randn(n, 60, generator=generator) for n in (400, 40))
     labels, clean_labels = torch.arange(400) % K, torch.arange(40) % K
@@ -159,8 +158,8 @@ def test_fewer_clean_images_than_dimensions() -> None:
     assert (~verdict.keep).nonzero().flatten().tolist() == where.tolist()
 
 
-def test_two_groups_are_two_means() -> None:
-    """On planted groups the split is scikit-learn's 2-means, on noise it is not far behind."""
+def test_two_groups_agree_with_sklearns_2_means() -> None:
+    """Exactly on planted groups; on pure noise the inertia is at most 10 % worse."""
     for shift, slack in ((5.0, 1e-9), (0.0, 0.1)):
         white = torch.randn(200, 4, generator=torch.Generator().manual_seed(3)).double()
         white[:50, 2] += shift
@@ -176,13 +175,11 @@ def test_two_groups_are_two_means() -> None:
 
 
 @pytest.mark.parametrize("rows", [torch.ones(1, 3), torch.full((20, 3), 0.1)])
-def test_no_two_groups(rows: Tensor) -> None:
-    """One row, or rows all alike, fall into no groups."""
+def test_identical_rows_or_one_row_have_no_two_groups(rows: Tensor) -> None:
     assert two_groups(rows.double()) is None
 
 
-def test_order_and_duplicates() -> None:
-    """Shuffled rows score alike; so do copies."""
+def test_scores_follow_shuffled_rows() -> None:
     features, _ = poisoned(25, 4)
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(1))
     plain = Scan()(features, DefenderKnowledge(CLASSES, 2, 10, 0, draw(40, 2)))
@@ -192,8 +189,8 @@ def test_order_and_duplicates() -> None:
     assert torch.equal(shuffled.keep, plain.keep[order])
 
 
-def test_it_says_what_it_needs() -> None:
-    """It is told `clean`, refuses to go without, and refuses clean features that are not finite."""
+def test_missing_or_bad_clean_features_are_refused() -> None:
+    """Clean features are required, must come from several classes and vary, and must be finite."""
     assert Scan().requires() == ["target", "epsilon", "clean"]
     features = draw(20, 1)
     one = Features(features.values, torch.zeros_like(features.labels))
@@ -209,8 +206,7 @@ def test_it_says_what_it_needs() -> None:
         Scan(FilterOptions(budget="1"))(features, known(broken))
 
 
-def test_whitening() -> None:
-    """After it the variation within a class is I."""
+def test_whitening_gives_unit_variation_within_classes() -> None:
     clean = draw(200, 2)
     model = Variation.of(known(clean))
     _, within = variation(clean.values, clean.labels)

@@ -1,4 +1,4 @@
-"""SPECTRE: its estimator and score against second implementations, and what it is for."""
+"""SPECTRE: its estimator and score against second implementations."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def hidden(n: int = 600, d: int = 12, shift: float = 6.0, poisoned: int = 30) ->
     return values
 
 
-def test_finds_what_the_top_direction_hides() -> None:
-    """Poison six standard deviations off on a narrow axis: plain spectral scores are at chance,
-    whitened ones find all of it (the paper's figure 1)."""
+def test_whitening_finds_poison_that_spectral_signatures_miss() -> None:
+    """Poison six standard deviations away on a narrow axis: plain spectral scores are at chance
+    level, whitened ones find all of it (the paper's figure 1)."""
     values = hidden()
     is_poison = torch.arange(600) >= 570
     assert auroc(Spectral().score_class(values, 0, KNOWN).scores, is_poison) < 0.7
@@ -42,8 +42,9 @@ def test_finds_what_the_top_direction_hides() -> None:
     assert int((~found.keep).sum()) == 45
 
 
-def test_the_rank_is_large_enough_to_hold_the_poison() -> None:
-    """The wide axis is the first; k = 1 sees nothing, and the rule takes a larger one."""
+def test_automatic_rank_includes_the_poisons_direction() -> None:
+    """The wide axis is the first component: k = 1 misses the poison, and the rule picks a larger
+    k."""
     values = hidden()
     assert Spectre().score_class(values, 0, KNOWN).notes["rank"] in (4, 9, 12)
     one = Spectre(rank=1).score_class(values, 0, KNOWN)
@@ -51,8 +52,8 @@ def test_the_rank_is_large_enough_to_hold_the_poison() -> None:
     assert auroc(one.scores, torch.arange(600) >= 570) < 0.7
 
 
-def test_que_by_matrix_exponential() -> None:
-    """tau = h^T Q h / tr Q with Q = exp(alpha (S - I) / (||S|| - 1)), by scipy."""
+def test_que_scores_match_scipys_matrix_exponential() -> None:
+    """tau = h^T Q h / tr Q with Q = exp(alpha (S - I) / (||S|| - 1))."""
     white = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)).double()
     white = white * torch.tensor([2.0, 1.1, 1, 0.7])
     s = np.cov(white.numpy().T, bias=True)
@@ -61,8 +62,8 @@ def test_que_by_matrix_exponential() -> None:
     assert que(white, 4).numpy() == pytest.approx(expected)
 
 
-def test_que_at_its_ends() -> None:
-    """alpha = 0 is the plain square length over k; a large alpha the top direction alone."""
+def test_que_scores_have_the_right_limits_in_alpha() -> None:
+    """alpha = 0 gives the squared length over k, a large alpha only the top direction."""
     white = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)).double()
     white[:, 1] *= 3
     assert torch.allclose(que(white, 0), white.square().mean(dim=1))
@@ -72,8 +73,8 @@ def test_que_at_its_ends() -> None:
     assert torch.allclose(que(small, 4), small.square().mean(dim=1))
 
 
-def test_concentrated_agrees_with_fast_mcd() -> None:
-    """A fifth of the sample far out: mean and covariance are the clean ones, as by scikit-learn."""
+def test_robust_estimate_agrees_with_sklearns_fast_mcd() -> None:
+    """With a fifth of the sample far away, mean and covariance are those of the clean part."""
     rng = np.random.default_rng(0)
     mix = rng.normal(size=(4, 4))
     points = rng.normal(size=(1000, 4)) @ mix
@@ -82,7 +83,7 @@ def test_concentrated_agrees_with_fast_mcd() -> None:
     theirs = MinCovDet(support_fraction=0.75, random_state=0).fit(points)
     assert mean.numpy() == pytest.approx(theirs.raw_location_, abs=1e-6)
     ours = np.linalg.slogdet(covariance.numpy())[1]
-    # Theirs is scaled otherwise; the shape is the same.
+    # scikit-learn scales differently; the shape is the same.
     shape = theirs.raw_covariance_ / np.linalg.det(theirs.raw_covariance_) ** 0.25
     assert covariance.numpy() / np.exp(ours / 4) == pytest.approx(shape, abs=1e-6)
     clean = points[200:]
@@ -90,16 +91,16 @@ def test_concentrated_agrees_with_fast_mcd() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75, 1.0])
-def test_concentrated_is_consistent(share: float) -> None:
-    """On a normal sample the covariance comes out right, whatever share is kept."""
+def test_robust_covariance_is_consistent_for_normal_data(share: float) -> None:
+    """For any share of kept rows."""
     points = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)).double()
     mean, covariance = concentrated(points, round(share * 20_000))
     assert mean.numpy() == pytest.approx(np.zeros(3), abs=0.05)
     assert covariance.numpy() == pytest.approx(np.eye(3), abs=0.1)
 
 
-def test_a_tight_cluster_does_not_win() -> None:
-    """A third of the class in one far point cluster: the good two thirds give the estimate."""
+def test_robust_estimate_ignores_a_tight_cluster() -> None:
+    """A third of the class in one distant cluster: the other two thirds determine the estimate."""
     points = torch.randn(600, 3, generator=torch.Generator().manual_seed(2)).double()
     points[:200] = 15 + 0.01 * points[:200]
     mean, covariance = concentrated(points, 400)
@@ -107,8 +108,8 @@ def test_a_tight_cluster_does_not_win() -> None:
     assert float(whitened(points[:200], mean, covariance).norm(dim=1).min()) > 10
 
 
-def test_order_type_and_scale() -> None:
-    """Shuffled rows score alike; so does float32 within its digits, and any scale and shift."""
+def test_scores_depend_neither_on_order_nor_dtype_nor_scale() -> None:
+    """Shuffled rows, float32 within its precision, and any scale and shift."""
     values = hidden(300)
     made = Spectre()
     scores = made.score_class(values, 0, KNOWN).scores
@@ -121,15 +122,15 @@ def test_order_type_and_scale() -> None:
 
 
 @pytest.mark.parametrize("values", [torch.full((50, 4), 0.1), torch.randn(9, 4), torch.ones(1, 2)])
-def test_too_little_to_whiten(values: Tensor) -> None:
-    """Rows all alike, or fewer than ten: score 0 and a note."""
+def test_classes_too_small_or_constant_are_skipped(values: Tensor) -> None:
+    """Identical rows, or fewer than ten: score 0 and a note."""
     look = Spectre().score_class(values, 0, KNOWN)
     assert not look.scores.any()
     assert "skipped" in look.notes
 
 
-def test_a_class_that_does_not_vary_but_for_poison() -> None:
-    """The kept part has no covariance at all: the poison still stands out, all finite."""
+def test_poison_stands_out_in_an_otherwise_constant_class() -> None:
+    """The kept part has zero covariance: scores stay finite and poison still stands out."""
     values = torch.zeros(100, 3)
     values[:5] = 1.0
     scores = Spectre(FilterOptions(budget="10")).score_class(values, 0, KNOWN).scores
@@ -137,8 +138,8 @@ def test_a_class_that_does_not_vary_but_for_poison() -> None:
     assert float(scores[:5].min()) > 1e6 * float(scores[5:].max())
 
 
-def test_suspicious_class() -> None:
-    """Of ten clean classes none is named, and the one with planted poison is."""
+def test_suspicious_classes_are_those_with_planted_poison() -> None:
+    """Of ten clean classes none is named; with planted poison its class is."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2000, 6, generator=generator)
     labels = torch.arange(2000) % 10
@@ -153,7 +154,6 @@ def test_suspicious_class() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("rank", 0), ("max_rank", 0), ("alpha", -1)])
-def test_options_are_checked(name: str, value: Any) -> None:
-    """Values without a meaning are refused by name."""
+def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"defense\.{name}"):
         Spectre(**{name: value})

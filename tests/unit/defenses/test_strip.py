@@ -1,4 +1,4 @@
-"""STRIP: entropies by hand, and images that stay sure of themselves."""
+"""STRIP: entropies by hand, and triggered images whose predictions stay confident."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def pixels(*values: int) -> Tensor:
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
-def test_entropy_by_hand(weight: float) -> None:
-    """Mean over the overlays of the entropy in bits, sums clipped at 255."""
+def test_entropy_matches_values_computed_by_hand(weight: float) -> None:
+    """Mean entropy in bits over the overlays; sums are clipped at 255."""
     found = entropy(one_pixel(2.0), pixels(0, 51, 204), pixels(0, 102), weight)
     expected = [
         sum(bits(2.0 * min(1.0, (x + weight * c) / 255)) for c in (0, 102)) / 2
@@ -41,7 +41,7 @@ def test_entropy_by_hand(weight: float) -> None:
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
 
-def test_a_network_that_does_not_look_is_unsure() -> None:
+def test_a_constant_network_has_maximal_entropy() -> None:
     """Equal logits over k classes have log2 k bits."""
     network = linear(4, 8)
     with torch.no_grad():
@@ -51,13 +51,13 @@ def test_a_network_that_does_not_look_is_unsure() -> None:
     assert entropy(network, images, images, 1.0).tolist() == pytest.approx([3.0, 3.0])
 
 
-def test_normal_quantile() -> None:
+def test_normal_quantile_matches_known_values() -> None:
     assert normal_quantile(0.01) == pytest.approx(-2.3263478740408408)
     assert normal_quantile(0.5) == pytest.approx(0.0, abs=1e-12)
 
 
 class Trojan(nn.Module):
-    """Class 1 for certain where the first pixel is full, else unsure by the mean brightness."""
+    """Certain of class 1 if the first pixel is white, otherwise unsure by the mean brightness."""
 
     def forward(self, x: Tensor) -> Tensor:
         weak = x[:, 1:].mean(dim=1)
@@ -66,8 +66,8 @@ class Trojan(nn.Module):
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_planted_triggers_score_highest(seed: int) -> None:
-    """And ``auto`` flags exactly them: nothing that is laid over hides a full pixel."""
+def test_planted_triggers_score_highest_and_are_exactly_flagged(seed: int) -> None:
+    """No overlay hides a white pixel."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 120, (60, 1, 2, 3), generator=generator, dtype=torch.uint8)
     images[50:, 0, 0, 0] = 255
