@@ -1,4 +1,5 @@
-"""A reader sees the whole new file or the old one; a full disk is a named error (R1)."""
+"""A reader sees either the whole new file or the whole old one; a full disk is a named error
+(R1)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ def no_room(number: int = errno.ENOSPC) -> Callable[..., Any]:
 
 
 def in_a_child(work: Callable[[], bool]) -> bool:
-    """Whether `work`, done in a forked process, came back true."""
+    """Whether `work`, run in a forked process, returned true."""
     pid = os.fork()
     if pid == 0:
         good = False
@@ -40,8 +41,8 @@ def in_a_child(work: Callable[[], bool]) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_canonical_text() -> None:
-    """Equal values, equal text, whatever the order of keys; NaN and objects are refused."""
+def test_canonical_json_does_not_depend_on_key_order() -> None:
+    """NaN and arbitrary objects are refused."""
     assert canonical({"b": [1, 2.5], "a": None}) == '{"a":null,"b":[1,2.5]}'
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest({"a": 1}) != digest({"a": "1"}) != digest({"a": 1.5})
@@ -53,8 +54,8 @@ def test_canonical_text() -> None:
         canonical({"a": Path("x")})
 
 
-def test_write_and_replace(tmp_path: Path) -> None:
-    """The folder is made, the file replaced as a whole, and nothing else is left behind."""
+def test_write_creates_the_folder_and_replaces_the_whole_file(tmp_path: Path) -> None:
+    """No other file is left behind."""
     path = tmp_path / "a/b/record.json"
     write_json(path, {"nat1": 0.5})
     write_json(path, {"nat1": None})
@@ -63,8 +64,8 @@ def test_write_and_replace(tmp_path: Path) -> None:
     assert stat.S_ISREG(path.stat().st_mode)
 
 
-def test_json_keeps_a_list_of_numbers_in_one_line(tmp_path: Path) -> None:
-    """A curve of a thousand points is one line, and text that looks like a list stays as it is."""
+def test_a_list_of_numbers_is_written_on_one_line(tmp_path: Path) -> None:
+    """So a curve of a thousand points is one line; text that looks like a list is unchanged."""
     value = {
         "curve": [[0.0, 1e-05, -3], []], "points": [None, True, 2.5], "names": ["a b", "c"],
         "text": "[\n 1,\n  2\n]", "of": [{"x": [1]}],
@@ -76,8 +77,8 @@ def test_json_keeps_a_list_of_numbers_in_one_line(tmp_path: Path) -> None:
     assert "[0.0, 1e-05, -3],\n" in text
 
 
-def test_nan_is_never_written(tmp_path: Path) -> None:
-    """A record with NaN would be no JSON; the old one stays."""
+def test_nan_is_never_written_to_json(tmp_path: Path) -> None:
+    """NaN is not valid JSON; the old file stays."""
     path = tmp_path / "record.json"
     write_json(path, {"nat1": 1})
     with pytest.raises(ValueError, match=r"(?i)not JSON compliant"):
@@ -85,10 +86,10 @@ def test_nan_is_never_written(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"nat1": 1}
 
 
-def test_the_file_is_durable_before_it_has_its_name(
+def test_the_file_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fsync of the content, then the rename in the same folder, then fsync of the folder."""
+    """fsync of the content, then the rename within the folder, then fsync of the folder."""
     told: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -107,8 +108,8 @@ def test_the_file_is_durable_before_it_has_its_name(
     assert told == ["file", "rename", "folder"]
 
 
-def test_a_leftover_blocks_nobody(tmp_path: Path) -> None:
-    """What a killed writer left behind is not in the way of the next one."""
+def test_leftover_temporary_files_do_not_block_a_write(tmp_path: Path) -> None:
+    """They may be left by a killed process."""
     for name in (".x.0123456789ab.part", ".x.part", "x.tmp"):
         (tmp_path / name).write_bytes(b"half")
     write_atomic(tmp_path / "x", b"whole")
@@ -117,9 +118,10 @@ def test_a_leftover_blocks_nobody(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", NO_ROOM)
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int) -> None:
-    """StoreFullError says needed, free and path; the old file is whole, no temporary one is
-    left."""
+def test_a_full_disk_keeps_the_old_file_and_leaves_no_temporary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    """StoreFullError names the required and free bytes and the path."""
     path = tmp_path / "x"
     write_atomic(path, b"old")
     with monkeypatch.context() as patch:
@@ -132,16 +134,19 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, num
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
 
 
-def test_no_room_for_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Already the folder may not fit."""
+def test_a_full_disk_while_creating_the_folder_is_a_store_full_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Path, "mkdir", no_room())
     with pytest.raises(StoreFullError, match="no room"):
         write_atomic(tmp_path / "new/x", b"data")
 
 
 @pytest.mark.parametrize("limit", [0, 1, 4095, 4096, 9999])
-def test_a_real_limit_on_the_file_size(tmp_path: Path, limit: int) -> None:
-    """RLIMIT_FSIZE stands in for a full disk: cut after k bytes, nothing of it is left."""
+def test_a_file_size_limit_keeps_the_old_file_and_leaves_no_part_of_the_new(
+    tmp_path: Path, limit: int
+) -> None:
+    """RLIMIT_FSIZE stands in for a full disk."""
     path = tmp_path / "x"
     write_atomic(path, b"old")
 
@@ -158,9 +163,8 @@ def test_a_real_limit_on_the_file_size(tmp_path: Path, limit: int) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
 
 
-def test_other_errors_keep_their_name(tmp_path: Path) -> None:
-    """Only a lack of room becomes StoreFullError; what else is wrong with a path is said with
-    it."""
+def test_errors_other_than_a_full_disk_are_not_store_full_errors(tmp_path: Path) -> None:
+    """Only a lack of space becomes StoreFullError; other errors name the path."""
     with pytest.raises(StoreError, match="cannot use /a/b: no") as found, room(tmp_path / "x"):
         raise PermissionError(errno.EACCES, "no", "/a/b")
     assert not isinstance(found.value, StoreFullError)

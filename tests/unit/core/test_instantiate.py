@@ -1,4 +1,4 @@
-"""Objects from configuration: what is not ours is refused before anything is imported."""
+"""Instantiation from configuration: foreign classes are refused before anything is imported."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("target", HOSTILE, ids=ascii)
 def test_hostile_targets_are_refused_before_import(target: Any) -> None:
-    """Nothing is imported, nothing is called, and the message says what may stand there."""
+    """Nothing is imported or called, and the message says what is allowed."""
     before = set(sys.modules)
     with pytest.raises(ConfigError, match=r"`trigger\._target_` must name a class in"):
         build("trigger", {"_target_": target}, Trigger)
@@ -84,20 +84,19 @@ def test_hostile_targets_are_refused_before_import(target: Any) -> None:
         ("backdoor_lab.attacks.pixle.Pixel", r"no module backdoor_lab\.attacks\.pixle"),
     ],
 )
-def test_own_names_of_the_wrong_kind(target: str, message: str) -> None:
-    """Abstract classes, other classes of ours and misspelt modules are named errors."""
+def test_package_names_that_are_not_usable_classes_are_refused(target: str, message: str) -> None:
+    """Abstract classes, other classes of the package and misspelled modules."""
     with pytest.raises(ConfigError, match=message):
         build("trigger", {"_target_": target}, Trigger)
 
 
-def test_no_target_at_all() -> None:
-    """A group without `_target_` is refused like a wrong one."""
+def test_a_missing_target_is_refused() -> None:
     with pytest.raises(ConfigError, match="got None"):
         build("trigger", {"name": "pixel"}, Trigger)
 
 
-def test_keys_become_arguments() -> None:
-    """Every key is an argument; `name` is the choice's name and no argument of the class."""
+def test_keys_become_constructor_arguments() -> None:
+    """`name` is the name of the choice and no argument of the class."""
     made = build("trigger", {"_target_": PIXEL, "name": "mine", "color": [1, 2, 3]}, Trigger)
     assert isinstance(made, Pixel)
     assert made.color == [1, 2, 3]
@@ -119,22 +118,22 @@ def test_keys_become_arguments() -> None:
         ({"position": [True, 1]}, "got True"),
     ],
 )
-def test_values_that_the_class_refuses(keys: dict[str, Any], message: str) -> None:
-    """Unknown keys and wrong values are one-line errors that name the key."""
+def test_unknown_keys_and_bad_values_are_refused_by_name(
+    keys: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         build("trigger", {"_target_": PIXEL, **keys}, Trigger)
 
 
 @pytest.mark.parametrize("positions", [[], 5, "ab", [[1]], {"a": 1}])
-def test_patterns_that_are_none(positions: Any) -> None:
-    """A pattern is a list of [row, column] pairs."""
+def test_positions_that_are_not_row_column_pairs_are_refused(positions: Any) -> None:
     target = "backdoor_lab.attacks.pattern.Pattern"
     with pytest.raises(ConfigError, match=r"\[row, column\]"):
         build("trigger", {"_target_": target, "positions": positions}, Trigger)
 
 
-def test_nested_objects_are_checked_alike() -> None:
-    """`random` wraps a filter; what stands inside passes through the same gate."""
+def test_nested_objects_are_checked_the_same_way() -> None:
+    """`random` wraps a filter, whose configuration is checked like an outer one."""
     kinds: Any = (Defense, OracleControl)
     target = "backdoor_lab.defenses.random.Random"
     inner = {"_target_": "backdoor_lab.defenses.spectral.Spectral", "budget": "7"}
@@ -154,17 +153,17 @@ def test_nested_objects_are_checked_alike() -> None:
 
 
 @pytest.mark.parametrize("like", ["spectral", None, 3, {"_target_": None}])
-def test_random_needs_a_filter(like: Any) -> None:
-    """A control of equal size without a filter to equal is refused."""
+def test_random_without_a_filter_is_refused(like: Any) -> None:
+    """The random control needs a filter whose removal count it copies."""
     kinds: Any = (Defense, OracleControl)
     with pytest.raises(ConfigError, match=r"defense\.like"):
         build("defense", {"_target_": "backdoor_lab.defenses.random.Random", "like": like}, kinds)
 
 
-def test_an_argument_for_a_single_option_is_refused(
+def test_a_plugin_filter_with_separate_option_arguments_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A filter of somebody's own that still takes the options one by one is told what to take."""
+    """The error says to take them together as `options`."""
     import backdoor_lab.defenses as package
 
     (tmp_path / "single.py").write_text(
@@ -178,10 +177,9 @@ def test_an_argument_for_a_single_option_is_refused(
         build("defense", {"_target_": "backdoor_lab.defenses.single.Single"}, Defense, SHARED)
 
 
-def test_a_broken_module_of_ours_is_no_config_error(
+def test_a_trigger_that_needs_a_missing_library_names_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new trigger whose file lacks a library is told by that library's name."""
     import backdoor_lab.attacks as package
 
     (tmp_path / "needy.py").write_text("import no_such_library\nclass Needy: ...\n")

@@ -1,4 +1,5 @@
-"""Claims: one owner at a time; a dead owner is followed by itself, a silent one in time (R3)."""
+"""Leases have one owner at a time; a dead owner is replaced at once, a silent one after a timeout
+(R3)."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from backdoor_lab.core.lease import Lease, machine
 
 
 class Clock:
-    """A clock that only sleeping moves; `during` happens in every sleep."""
+    """A clock that advances only by sleeping; `during` is called in every sleep."""
 
     def __init__(self, during: Callable[[], None] = lambda: None) -> None:
         self.now, self.during = 1000.0, during
@@ -42,14 +43,14 @@ def never() -> bool:
 
 
 def owned_by(path: Path, **changes: Any) -> None:
-    """A claim file of somebody else; by default this living process' parent."""
+    """A lease file of another process; by default the parent of this one."""
     parent = os.getppid()
     owner = {"machine": machine(), "pid": parent, "start": lease._start_of(parent)}
     path.write_text(json.dumps(owner | {"token": "theirs", "beat": 0} | changes))
 
 
 def child(work: Callable[[], None]) -> int:
-    """A forked process that does `work` and then waits to be killed."""
+    """A forked process that runs `work` and then waits to be killed."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -68,8 +69,8 @@ def until(true: Callable[[], object]) -> None:
     raise AssertionError("waited for 10 s")
 
 
-def test_take_and_release(tmp_path: Path) -> None:
-    """The file is there while the claim is held, names its owner, and is gone afterwards."""
+def test_lease_file_exists_exactly_while_the_lease_is_held(tmp_path: Path) -> None:
+    """It names its owner."""
     path = tmp_path / "x.claim"
     mine = claim(path, Clock())
     assert mine.acquire(never)
@@ -78,8 +79,8 @@ def test_take_and_release(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_waiter_leaves_when_there_is_nothing_to_do(tmp_path: Path) -> None:
-    """Somebody else has published: the claim is not wanted any more, and stays theirs."""
+def test_a_waiter_stops_when_the_result_is_published(tmp_path: Path) -> None:
+    """The other process keeps its lease."""
     path = tmp_path / "x.claim"
     owned_by(path)
     published: list[bool] = []
@@ -88,8 +89,8 @@ def test_a_waiter_leaves_when_there_is_nothing_to_do(tmp_path: Path) -> None:
     assert "theirs" in path.read_text()
 
 
-def test_a_living_owner_is_waited_for(tmp_path: Path) -> None:
-    """A claim whose owner lives and beats is never taken over, however long it takes."""
+def test_a_lease_with_a_live_owner_is_never_taken_over(tmp_path: Path) -> None:
+    """However long it takes, as long as its heartbeat continues."""
     path = tmp_path / "x.claim"
     beats = [0]
 
@@ -104,9 +105,11 @@ def test_a_living_owner_is_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beats", [0, 40])
-def test_an_owner_elsewhere_is_given_its_patience(tmp_path: Path, beats: int) -> None:
-    """On another machine, process numbers say nothing: the waiter's own clock decides, and it
-    starts anew with every beat that is seen."""
+def test_a_silent_owner_on_another_machine_is_replaced_after_the_timeout(
+    tmp_path: Path, beats: int
+) -> None:
+    """Process ids say nothing there: the waiter's own clock counts, from the last heartbeat
+    seen."""
     path = tmp_path / "x.claim"
     left = [beats]
 
@@ -126,8 +129,8 @@ def test_an_owner_elsewhere_is_given_its_patience(tmp_path: Path, beats: int) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wall_time_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that jumps by a year, and a file dated in the future, move no claim."""
+def test_wall_clock_time_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a clock that jumps nor a file dated in the future affects a lease."""
     path = tmp_path / "x.claim"
     owned_by(path, machine="elsewhere")
     os.utime(path, (0, 0))
@@ -139,8 +142,8 @@ def test_wall_time_decides_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_killed_owner_is_followed_at_once(tmp_path: Path, reaped: bool) -> None:
-    """kill -9 of a real process on this machine; not even a zombie of it holds the claim."""
+def test_a_killed_owner_is_replaced_at_once(tmp_path: Path, reaped: bool) -> None:
+    """kill -9 of a real process on this machine, even if it remains as a zombie."""
     path = tmp_path / "x.claim"
     owner = child(lambda: None if Lease(path).acquire(never) else os._exit(2))
     until(path.exists)
@@ -159,8 +162,8 @@ def test_a_killed_owner_is_followed_at_once(tmp_path: Path, reaped: bool) -> Non
         os.waitpid(owner, 0)
 
 
-def test_a_process_number_used_again(tmp_path: Path) -> None:
-    """The same number with another start time is another process."""
+def test_a_reused_process_id_is_another_process(tmp_path: Path) -> None:
+    """The same process id with another start time is another process."""
     path = tmp_path / "x.claim"
     owned_by(path, start="1")
     clock = Clock()
@@ -174,8 +177,7 @@ def test_a_process_number_used_again(tmp_path: Path) -> None:
      b'{"machine": "M", "pid": 1e99}', b'{"machine": "M", "pid": 99999999999999999999}',
      b'{"machine": "M", "pid": null}'],
 )  # fmt: skip
-def test_a_damaged_claim_blocks_nobody(tmp_path: Path, text: bytes) -> None:
-    """Whatever stands in the file: after the patience, somebody takes it."""
+def test_a_damaged_lease_file_is_taken_over_after_the_timeout(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "x.claim"
     path.write_bytes(text.replace(b'"M"', json.dumps(machine()).encode()))
     clock = Clock()
@@ -183,8 +185,7 @@ def test_a_damaged_claim_blocks_nobody(tmp_path: Path, text: bytes) -> None:
     assert clock.now < 1064
 
 
-def test_a_claim_that_was_lost_is_not_given_back(tmp_path: Path) -> None:
-    """Releasing never removes the claim of whoever took over."""
+def test_releasing_a_lost_lease_keeps_the_new_owners_lease(tmp_path: Path) -> None:
     path = tmp_path / "x.claim"
     mine = claim(path, Clock())
     assert mine.acquire(never)
@@ -193,8 +194,8 @@ def test_a_claim_that_was_lost_is_not_given_back(tmp_path: Path) -> None:
     assert "theirs" in path.read_text()
 
 
-def test_the_owner_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file changes while the claim is held, and does not come back after the release."""
+def test_the_heartbeat_stops_after_release(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the lease is held its file changes; after the release it does not come back."""
     monkeypatch.setattr(lease, "BEAT", 0.01)
     path = tmp_path / "x.claim"
     for _ in range(5):
@@ -206,8 +207,10 @@ def test_the_owner_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room_for_a_claim_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty claim would make everybody else wait for nobody."""
+def test_a_full_disk_leaves_no_empty_lease_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other processes would wait for an owner that does not exist."""
     mine = claim(tmp_path / "x.claim", Clock())
 
     def no_room(beat: int) -> str:
@@ -219,8 +222,7 @@ def test_no_room_for_a_claim_leaves_none(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
-def test_one_owner_at_a_time(tmp_path: Path) -> None:
-    """Threads that want the same claim hold it one after the other."""
+def test_threads_hold_a_lease_one_at_a_time(tmp_path: Path) -> None:
     path, inside, most = tmp_path / "x.claim", [0], [0]
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Class names in any script: folders that can be told apart, pictures without boxes."""
+"""Class names in any script: distinct folder names, and figures without missing glyphs."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_names_are_transcribed(name: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bird", "no-passing", "-x-", "a  b", "", "T-Shirt/top", "a\0b"])
-def test_ascii_names_stay_as_they_are(name: str) -> None:
+def test_ascii_names_are_unchanged(name: str) -> None:
     assert transcribed(name) == name
 
 
-def test_folders_of_cells_can_be_told_apart(tmp_path: Path) -> None:
+def test_cell_folders_of_non_latin_classes_are_distinct(tmp_path: Path) -> None:
     cell = cell_of(tmp_path / "store", "target=0")
     ids = {}
     for name in ("猫", "犬", "고양이", "قطة"):
@@ -58,7 +58,7 @@ def test_folders_of_cells_can_be_told_apart(tmp_path: Path) -> None:
     assert cell.id.startswith("pixel-airplane-r0.3-spectral-s0-")
 
 
-def test_files_of_tables_can_be_told_apart() -> None:
+def test_table_file_names_of_non_latin_classes_are_distinct() -> None:
     assert slug("猫", "猫").startswith("u732b-")
     assert slug("bird", "bird") == "bird"
 
@@ -71,12 +71,12 @@ def drawn(title: str) -> tuple[Figure, Text]:
     return figure, axes.set_title(title)
 
 
-# A letter that the usual font lacks, and a font that comes with matplotlib and has it.
+# A letter missing in the default font, and a font shipped with Matplotlib that has it.
 LETTER, FAMILY = "\u1d81", "STIXGeneral"
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_without_a_font_names_are_transcribed_in_pictures(
+def test_names_are_transcribed_in_figures_if_no_font_has_the_letters(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fonts, "_installed", tuple)
@@ -94,7 +94,7 @@ def test_without_a_font_names_are_transcribed_in_pictures(
     assert lacking or title.get_text() == f"target {name}"
 
 
-def test_a_font_that_has_the_letters_is_used(
+def test_an_installed_font_with_the_letters_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ord(LETTER) not in FT2Font(findfont(fonts.USUAL)).get_charmap()
@@ -110,7 +110,7 @@ def test_a_font_that_has_the_letters_is_used(
     assert title.get_text() == f"target {LETTER}"
 
 
-def test_a_font_that_cannot_be_embedded_gives_way_to_a_transcription(
+def test_names_are_transcribed_if_the_font_cannot_be_embedded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fonts, "fonts_for", lambda letters: ((FAMILY,), frozenset()))
@@ -128,12 +128,12 @@ def test_a_font_that_cannot_be_embedded_gives_way_to_a_transcription(
     assert title.get_fontfamily() == [fonts.USUAL]
 
 
-def test_a_figure_in_ascii_is_left_alone() -> None:
+def test_an_ascii_figure_keeps_its_font() -> None:
     figure, title = drawn("bird")
     before = title.get_fontfamily()
     assert not fonts.fit_letters(figure)
     assert title.get_fontfamily() == before
 
 
-def test_boxes_are_no_font() -> None:
+def test_last_resort_fonts_are_not_used() -> None:
     assert all("Last Resort" not in each.name for each in fonts._installed())

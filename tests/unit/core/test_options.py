@@ -1,4 +1,4 @@
-"""An empty text where a path belongs, which a shell makes of a variable that is not set."""
+"""An empty path argument, as a shell makes from an unset variable."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ PARSED: dict[str, tuple[Callable[[list[str]], int], list[str]]] = {
 }
 
 
-def test_a_path_stays_what_it_was() -> None:
+def test_path_of_parses_a_path_and_refuses_an_empty_one() -> None:
     assert path_of("a/b c") == Path("a/b c")
     with pytest.raises(argparse.ArgumentTypeError, match="the current folder is `.`"):
         path_of("")
 
 
 @pytest.mark.parametrize("name", list(PARSED))
-def test_an_empty_path_is_not_the_current_folder(
+def test_every_command_refuses_an_empty_path(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -50,7 +50,7 @@ def test_an_empty_path_is_not_the_current_folder(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_reports_of_an_empty_folder_name_is_one_error(
+def test_reports_refuses_an_empty_folder_name_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,5 @@
-"""Paths from command lines and configurations: absolute, checked, one line and exit code 2."""
+"""Paths on command lines and in configurations are made absolute and checked; errors are one line
+with exit code 2."""
 
 from __future__ import annotations
 
@@ -45,7 +46,7 @@ def obstacles(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", UNUSABLE)
-def test_what_can_be_no_path_is_named_in_one_short_line(
+def test_an_unusable_path_is_refused_in_one_short_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -59,7 +60,7 @@ def test_what_can_be_no_path_is_named_in_one_short_line(
     assert len(said) < 500
 
 
-def test_a_path_is_absolute_and_its_links_stay(
+def test_paths_become_absolute_without_resolving_links(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,7 +75,7 @@ def test_a_path_is_absolute_and_its_links_stay(
     assert absolute("path", "/x", tmp_path / "other") == Path("/x")
 
 
-def test_every_path_of_a_configuration_is_settled(tmp_path: Path) -> None:
+def test_every_path_in_a_configuration_becomes_absolute(tmp_path: Path) -> None:
     config = {
         "store": {"root": "s"}, "dataset": {"root": None}, "trigger": {"image": "p.png"},
         "logger": {"save_dir": "l", "tracking_uri": "file:m"}, "model": None,
@@ -90,7 +91,7 @@ def test_every_path_of_a_configuration_is_settled(tmp_path: Path) -> None:
     assert remote["logger"]["tracking_uri"] == "https://example.org"
 
 
-def test_no_trigger_has_a_path_that_is_not_settled() -> None:
+def test_every_path_option_of_a_trigger_is_made_absolute() -> None:
     from omegaconf import OmegaConf
 
     for path in sorted((ROOT / "conf/trigger").glob("*.yaml")):
@@ -99,14 +100,14 @@ def test_no_trigger_has_a_path_that_is_not_settled() -> None:
         assert set(trigger.places) <= set(IN_CONFIGURATION["trigger"])
 
 
-def test_a_folder_that_cannot_be_made_is_found_out_without_leaving_one(tmp_path: Path) -> None:
+def test_check_writable_leaves_no_folder_behind(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="is not a writable directory"):
         check_writable(tmp_path / "file")
     if Path("/proc/self").is_dir():
-        # Its permissions say that root may write there.
+        # Its permission bits claim that root may write there.
         with pytest.raises(ConfigError, match="cannot write to /proc/x: /proc is not a writable"):
             check_writable(Path("/proc/x"))
 
@@ -192,7 +193,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, l
 
 
 @pytest.mark.parametrize("words", WRONG, ids=lambda words: words[:40])
-def test_a_value_that_cannot_be_used_is_one_line_and_exit_code_2(
+def test_a_bad_value_is_refused_in_one_line_with_exit_code_2(
     refused: tuple[Path, dict[str, list[object]]], words: str
 ) -> None:
     if words in NEEDS and installed(NEEDS[words]):
@@ -204,7 +205,7 @@ def test_a_value_that_cannot_be_used_is_one_line_and_exit_code_2(
         assert part in str(said)
 
 
-def test_advice_names_no_key_that_is_not_there(
+def test_suggestions_never_repeat_the_unknown_key(
     refused: tuple[Path, dict[str, list[object]]],
 ) -> None:
     for words, (_, _, said, _) in refused[1].items():
@@ -212,10 +213,10 @@ def test_advice_names_no_key_that_is_not_there(
             assert f"Did you mean '{words.split()[-1].partition('=')[0]}'" not in str(said)
 
 
-def test_a_home_folder_and_a_changed_folder_are_what_they_say(
+def test_tilde_is_expanded_and_chdir_does_not_change_paths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No folder is called `~`, and `hydra.job.chdir` changes no path."""
+    """No folder is named `~`, and `hydra.job.chdir` does not affect relative paths."""
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     (tmp_path / "me").mkdir()
     words = [*TINY, "retrain=false", "hydra.job.chdir=true", "dataset.per_class_train=8"]
@@ -252,7 +253,7 @@ COMMANDS: dict[str, Callable[[str], tuple[Callable[[list[str]], int], list[str]]
 
 @pytest.mark.parametrize("name", UNUSABLE)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_refuses_a_path_that_can_be_none(
+def test_every_command_refuses_an_unusable_path(
     command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -270,7 +271,7 @@ def test_every_command_refuses_a_path_that_can_be_none(
     assert said.startswith("error: ")
 
 
-def test_a_home_folder_is_understood_by_commands(
+def test_every_command_expands_tilde(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -1,4 +1,4 @@
-"""Progress: loops say how far they are, and long stages are never silent."""
+"""Progress: loops report their position, and long stages keep reporting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_tracking_without_an_observer_changes_nothing() -> None:
     assert list(track(iter("ab"), "letter", 2)) == ["a", "b"]
 
 
-def test_nested_loops_are_named_and_their_share_is_known() -> None:
+def test_nested_loops_report_their_names_and_the_fraction_done() -> None:
     steps, seen = Steps(), []
     with observe(steps):
         for _ in track(range(2), "class"):
@@ -40,7 +40,7 @@ def test_nested_loops_are_named_and_their_share_is_known() -> None:
     assert (str(steps), steps.fraction) == ("", None)
 
 
-def test_a_loop_of_unknown_length_is_counted() -> None:
+def test_a_loop_of_unknown_length_reports_only_a_count() -> None:
     steps = Steps()
     with observe(steps):
         loop = track(iter([0, 0, 0]), "step")
@@ -49,7 +49,7 @@ def test_a_loop_of_unknown_length_is_counted() -> None:
 
 
 @pytest.mark.parametrize("leave", ["break", "error"])
-def test_a_loop_that_is_left_early_is_forgotten(leave: str) -> None:
+def test_a_loop_left_early_is_no_longer_reported(leave: str) -> None:
     steps = Steps()
     with observe(steps):
         try:
@@ -62,7 +62,7 @@ def test_a_loop_that_is_left_early_is_forgotten(leave: str) -> None:
         assert str(steps) == ""
 
 
-def test_loops_that_take_turns_do_not_end_each_other() -> None:
+def test_interleaved_loops_do_not_end_each_other() -> None:
     steps = Steps()
     with observe(steps):
         one, other = track(range(2), "one"), track(range(3), "other")
@@ -79,7 +79,7 @@ def test_a_tracked_loop_stops_on_request(monkeypatch: pytest.MonkeyPatch) -> Non
         next(loop)
 
 
-def test_tracking_draws_no_random_number() -> None:
+def test_tracking_does_not_use_the_random_generator() -> None:
     torch.manual_seed(0)
     before = torch.random.get_rng_state()
     with observe(Steps()):
@@ -89,17 +89,17 @@ def test_tracking_draws_no_random_number() -> None:
 
 @pytest.fixture
 def shown(tmp_path: Path) -> Iterator[Progress]:
-    """Progress in lines, whose thread does nothing by itself."""
+    """Progress as lines, with its thread stopped."""
     found = Progress(tmp_path, "[1/12 cell]", "lines")
     found._ended.set()
     with found:
         yield found
 
 
-def test_a_silent_stage_speaks_after_ten_seconds(
+def test_a_long_stage_logs_after_10_30_and_70_seconds(
     shown: Progress, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """And then less and less often."""
+    """The intervals grow."""
     caplog.set_level(logging.INFO)
     shown.stage("repair")
     began = shown._began
@@ -118,7 +118,7 @@ def test_a_silent_stage_speaks_after_ten_seconds(
     assert last == "[1/12 cell] repair: class 6 of 10, 50%, 70 s left, 70 s so far"
 
 
-def test_a_training_says_its_epoch_between_two_epochs(
+def test_training_progress_is_logged_within_an_epoch(
     shown: Progress, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -128,8 +128,8 @@ def test_a_training_says_its_epoch_between_two_epochs(
     assert caplog.messages[-1] == ("[1/12 cell] train: epoch 1 of 4, 12%, 84 s left, 12 s so far")
 
 
-def test_the_heartbeat_stays_fresh_inside_a_long_stage(shown: Progress, tmp_path: Path) -> None:
-    """And names the step, for status."""
+def test_heartbeat_is_renewed_within_a_long_stage(shown: Progress, tmp_path: Path) -> None:
+    """It names the step, for the status command."""
     shown.stage("filter")
     (tmp_path / "running.json").unlink()
     loop = track(range(4), "batch")
@@ -143,7 +143,7 @@ def test_the_heartbeat_stays_fresh_inside_a_long_stage(shown: Progress, tmp_path
     assert beat.content["fraction"] == 0.25
 
 
-def test_a_stage_forgets_the_steps_of_the_one_before(shown: Progress) -> None:
+def test_a_new_stage_discards_the_steps_of_the_previous_one(shown: Progress) -> None:
     shown.stage("filter")
     loop = track(range(4), "batch")
     next(loop)
@@ -152,7 +152,7 @@ def test_a_stage_forgets_the_steps_of_the_one_before(shown: Progress) -> None:
     loop.close()
 
 
-def test_a_bar_shows_steps(tmp_path: Path) -> None:
+def test_the_progress_bar_shows_steps(tmp_path: Path) -> None:
     found = Progress(tmp_path, "cell", "bar")
     found._ended.set()
     with found:
@@ -165,7 +165,9 @@ def test_a_bar_shows_steps(tmp_path: Path) -> None:
         assert (task.completed, task.total) == (0.25, 1.0)
 
 
-def test_a_running_cell_beats_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_running_cell_writes_its_heartbeat_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "TICK", 0.01)
     monkeypatch.setattr(module, "BEAT", 0.01)
     with Progress(tmp_path, "", "none") as found:
@@ -183,17 +185,16 @@ def test_a_running_cell_beats_by_itself(tmp_path: Path, monkeypatch: pytest.Monk
      [("repair", "class"), ("repair", "step")]),
     (["defense=abl"], [("filter", "epoch"), ("filter", "batch")]),
     (["defense=spectral"], [("filter", "class"), ("extract", "batch")]),
-    # After the attacker's own training the stage is the attack's again.
+    # After training the surrogate, the stage is the attack's again.
     (["trigger=narcissus", "trigger.steps=8", "retrain=false"], [("prepare", "step")]),
     (["trigger=sleeper_agent", "source=cat", "trigger.steps=2", "retrain=false"],
      [("poison", "start"), ("poison", "step")]),
     (["protocol.layer=autoencoder", "retrain=false"], [("autoencoder", "epoch")]),
 ])  # fmt: skip
-def test_a_cell_shows_the_loops_of_its_attack_and_defense(
+def test_loops_of_attack_and_defense_are_reported_under_their_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     overrides: list[str], wanted: list[tuple[str, str]],
 ) -> None:  # fmt: skip
-    """Each under the stage in which it runs."""
     seen: set[tuple[str, str]] = set()
     current: list[Progress] = []
     enter = Progress.__enter__
@@ -214,7 +215,7 @@ def test_a_cell_shows_the_loops_of_its_attack_and_defense(
     assert set(wanted) <= seen
 
 
-def test_a_title_is_only_text_on_the_bar(tmp_path: Path) -> None:
+def test_markup_in_a_title_is_shown_as_plain_text(tmp_path: Path) -> None:
     title = "[bold]x[/bold] [link=http://x]y[/link]"
     bar, console = module._bar(), Console(file=io.StringIO(), width=120)
     bar.add_task(Progress(tmp_path, f"{title}\x1b[31m\u202e", "none").title)

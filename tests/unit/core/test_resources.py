@@ -1,4 +1,4 @@
-"""Cores and memory that a process may use: of affinity, quotas and limits the least."""
+"""Cores and memory available to a process: the minimum of affinity, quotas and limits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from backdoor_lab.core.resources import cores, free_memory
 
 
 def machine(root: Path, files: dict[str, str]) -> Path:
-    """A machine's /proc and /sys, as far as they are read."""
+    """A fake /proc and /sys with the files that are read."""
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -22,7 +22,7 @@ def machine(root: Path, files: dict[str, str]) -> Path:
 
 @pytest.fixture
 def eight(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A system of eight logical CPUs that may all be used."""
+    """A system of eight logical CPUs, all available."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(loky, "cpu_count", lambda only_physical_cores=False: 8)
 
@@ -34,7 +34,7 @@ def hyperthreads() -> dict[str, str]:
 
 
 @pytest.mark.usefixtures("eight")
-def test_of_two_hyperthreads_one_counts(tmp_path: Path) -> None:
+def test_hyperthreads_of_one_core_count_once(tmp_path: Path) -> None:
     assert cores(machine(tmp_path, hyperthreads())) == 4
 
 
@@ -68,7 +68,7 @@ def test_a_cpu_quota_limits_cores(tmp_path: Path, files: dict[str, str], wanted:
     assert cores(machine(tmp_path, files)) == wanted
 
 
-def test_without_proc_and_affinity_joblib_counts(
+def test_without_proc_and_affinity_joblibs_count_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS and Windows."""
@@ -94,23 +94,23 @@ def test_without_proc_and_affinity_joblib_counts(
       "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712",
       "sys/fs/cgroup/memory/memory.usage_in_bytes": "1500000"}, 3_072_000),
 ])  # fmt: skip
-def test_free_memory_is_the_least_of_all_limits(
+def test_free_memory_is_the_minimum_of_all_limits(
     tmp_path: Path, files: dict[str, str], wanted: int
 ) -> None:
     assert free_memory(machine(tmp_path, files)) == wanted
 
 
-def test_memory_that_nobody_tells_limits_nothing(
+def test_without_proc_memory_comes_from_sysconf_or_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole machine's where that is known (macOS), else nothing (Windows)."""
+    """sysconf on macOS; unknown on Windows."""
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
     assert free_memory(tmp_path) == 4_096_000
     monkeypatch.delattr(os, "sysconf")
     assert free_memory(tmp_path) is None
 
 
-def test_this_machine_has_cores_and_memory() -> None:
+def test_cores_and_memory_of_this_machine_are_plausible() -> None:
     assert 1 <= cores() <= (os.cpu_count() or 1)
     memory = free_memory()
     assert memory is None or memory > 0

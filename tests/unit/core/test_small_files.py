@@ -1,4 +1,4 @@
-"""Small files as anybody may have left them: none blocks, overflows or stops whoever reads it."""
+"""Small files in any state: none blocks a reader, exhausts memory or stops a cell."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def aside(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_what_is_no_regular_file_is_named(what: str, tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused_with_its_kind(what: str, tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     obstacle(path, what)
     with pytest.raises(DamagedFileError, match="x.json is a"):
@@ -42,14 +42,14 @@ def test_what_is_no_regular_file_is_named(what: str, tmp_path: Path) -> None:
     assert os.path.lexists(path)
 
 
-def test_a_socket_is_no_regular_file(tmp_path: Path) -> None:
+def test_a_socket_is_refused(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "x"))
         with pytest.raises(DamagedFileError, match="is a socket"):
             read_json(tmp_path / "x")
 
 
-def test_nothing_there_is_no_damage(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_damaged(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}")
     for path in (tmp_path / "x", tmp_path / "no/x", tmp_path / "file/x"):
         with pytest.raises(FileNotFoundError):
@@ -58,7 +58,7 @@ def test_nothing_there_is_no_damage(tmp_path: Path) -> None:
     assert aside(tmp_path) == []
 
 
-def test_a_link_to_a_file_is_as_good_as_the_file(tmp_path: Path) -> None:
+def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
     (tmp_path / "there").write_text('{"a": 1}')
     (tmp_path / "x").symlink_to("there")
     assert read_or_set_aside(tmp_path / "x") == {"a": 1}
@@ -82,15 +82,15 @@ def test_size_and_depth_are_bounded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b'{"a": 1, "a": 2}', b"9" * 5000])
-def test_what_is_no_json_is_refused(data: bytes) -> None:
+def test_invalid_json_is_refused(data: bytes) -> None:
     with pytest.raises(DamagedFileError, match="not valid JSON"):
         decode(data)
 
 
-def test_what_cannot_be_read_now_is_not_set_aside(
+def test_a_file_that_cannot_be_opened_is_not_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may be sound: a process that has run out of file descriptors renames nothing."""
+    """It may be intact: a process out of file descriptors must not rename it."""
     path = tmp_path / "x"
     path.write_text("{}")
 
@@ -104,7 +104,7 @@ def test_what_cannot_be_read_now_is_not_set_aside(
     assert aside(tmp_path) == []
 
 
-def test_what_cannot_be_set_aside_is_one_clear_error(
+def test_a_file_that_cannot_be_renamed_is_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
@@ -118,7 +118,7 @@ def test_what_cannot_be_set_aside_is_one_clear_error(
         read_or_set_aside(path)
 
 
-def test_a_sound_file_that_took_the_place_of_a_damaged_one_stays(tmp_path: Path) -> None:
+def test_set_aside_keeps_an_intact_file_that_replaced_the_damaged_one(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_text("damaged")
     seen = os.lstat(path).st_ino
@@ -129,7 +129,7 @@ def test_a_sound_file_that_took_the_place_of_a_damaged_one_stays(tmp_path: Path)
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_a_file_of_ours_is_written_whatever_stood_there(what: str, tmp_path: Path) -> None:
+def test_write_replaces_any_obstacle_at_its_path(what: str, tmp_path: Path) -> None:
     path = tmp_path / "x"
     obstacle(path, what)
     write_ours(path, b"new")
@@ -138,10 +138,10 @@ def test_a_file_of_ours_is_written_whatever_stood_there(what: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("what", [*FILES, *TEXTS])
-def test_a_claim_that_is_none_blocks_nobody(
+def test_an_invalid_lease_is_set_aside_without_waiting(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is set aside with one line, without waiting."""
+    """With one log line."""
     path = tmp_path / "x.claim"
     obstacle(path, what)
 
@@ -166,7 +166,7 @@ def entry_of(root: Path) -> Path:
 
 
 def empty(path: Path) -> Path:
-    """The path of something that was there, once nothing is there any more."""
+    """The path, after removing what is there."""
     if path.is_dir():
         for each in path.iterdir():
             each.unlink()
@@ -199,7 +199,9 @@ def test_an_obstacle_in_the_store_is_set_aside(
 
 
 @pytest.mark.parametrize("what", [each for each in FILES if each != "directory"])
-def test_a_stage_and_its_scratch_that_are_no_folders(what: str, tmp_path: Path) -> None:
+def test_obstacles_in_place_of_stage_and_scratch_folders_are_set_aside(
+    what: str, tmp_path: Path
+) -> None:
     obstacle(tmp_path / "train", what)
     assert entry_of(tmp_path).is_dir()
     scratch = Store(tmp_path).scratch("train", {"a": 2})
@@ -214,7 +216,7 @@ def test_a_stage_and_its_scratch_that_are_no_folders(what: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("what", [*FILES, *TEXTS])
-def test_a_read_only_store_leaves_damage_where_it_is(what: str, tmp_path: Path) -> None:
+def test_a_read_only_store_does_not_set_damage_aside(what: str, tmp_path: Path) -> None:
     path = empty(entry_of(tmp_path) / MANIFEST)
     obstacle(path, what)
     assert Store(tmp_path, read_only=True).find("train", {"a": 1}) is None
@@ -223,7 +225,7 @@ def test_a_read_only_store_leaves_damage_where_it_is(what: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("what", [*FILES, *TEXTS])
-def test_a_checkpoint_that_is_none_costs_its_epoch(
+def test_an_invalid_checkpoint_is_set_aside_and_ignored(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from backdoor_lab.training.train import last_checkpoint
@@ -243,10 +245,10 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 
 @pytest.mark.parametrize("what", [*FILES, *TEXTS])
-def test_a_cell_runs_whatever_stands_in_place_of_its_record(
+def test_a_cell_replaces_any_obstacle_at_its_record(
     what: str, usual: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Also where the record was put in its way while the cell was computed."""
+    """Even if it appears while the cell runs."""
     (tmp_path / "cell").mkdir()
     obstacle(tmp_path / "cell/record.json", what)
     assert lasting(run_here(usual[0], tmp_path / "cell")) == usual[1]
@@ -254,7 +256,7 @@ def test_a_cell_runs_whatever_stands_in_place_of_its_record(
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_a_heartbeat_that_cannot_be_written_costs_nothing(
+def test_a_cell_completes_if_its_heartbeat_cannot_be_written(
     what: str, usual: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     (tmp_path / "cell").mkdir()
@@ -263,8 +265,8 @@ def test_a_heartbeat_that_cannot_be_written_costs_nothing(
     assert not list((tmp_path / "cell").glob("*.part"))
 
 
-def test_a_key_that_stands_twice_is_found_in_one_pass() -> None:
-    """Of a million keys: counting each would take days."""
+def test_a_duplicate_key_is_found_in_linear_time() -> None:
+    """Counting each of a million keys would take days."""
     text = ",".join(f'"{number}": 0' for number in range(10**6))
     with pytest.raises(DamagedFileError, match="duplicate key '7'"):
         decode(f'{{{text}, "7": 1}}'.encode())

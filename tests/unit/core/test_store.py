@@ -1,4 +1,5 @@
-"""The store: published once, verified when read, set aside when damaged, never half there (R2)."""
+"""The store: artifacts are published once, verified when read, set aside when damaged, never
+partial (R2)."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ WHOLE = bytes(range(256)) * 8
 
 
 class Make:
-    """A stage's work; counts how often it was really done."""
+    """A stage's work that counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0
@@ -34,7 +35,7 @@ class Make:
 
 
 def get(root: Path, make: Callable[[Path], dict[str, Any]], inputs: Any = None) -> Artifact:
-    """As by a new process: nothing is remembered from an earlier look."""
+    """Like a new process, without memory of earlier reads."""
     return Store(root).get("train", inputs or INPUTS, make)
 
 
@@ -46,8 +47,7 @@ def folders(root: Path) -> list[str]:
     return sorted(path.name for path in (root / "train").iterdir())
 
 
-def test_made_once_and_read_afterwards(tmp_path: Path) -> None:
-    """The first call computes, every later one reads what it published."""
+def test_an_artifact_is_computed_once_and_read_afterwards(tmp_path: Path) -> None:
     make = Make()
     first = get(tmp_path, make)
     again = get(tmp_path, make)
@@ -59,8 +59,7 @@ def test_made_once_and_read_afterwards(tmp_path: Path) -> None:
     assert folders(tmp_path) == [first.id]
 
 
-def test_the_manifest_says_what_decides(tmp_path: Path) -> None:
-    """Stage, inputs, and size and sha256 of every file."""
+def test_the_manifest_holds_inputs_sizes_and_hashes(tmp_path: Path) -> None:
     manifest = json.loads((get(tmp_path, Make()).path / MANIFEST).read_text())
     assert manifest["stage"] == "train"
     assert manifest["inputs"] == INPUTS
@@ -68,8 +67,8 @@ def test_the_manifest_says_what_decides(tmp_path: Path) -> None:
     assert set(manifest["files"]) == {"weights.bin", "empty.bin"}
 
 
-def test_meta_that_json_writes_otherwise(tmp_path: Path) -> None:
-    """Tuples and numbers as keys come back as lists and text, the first time and later."""
+def test_metadata_is_the_same_when_computed_and_when_read(tmp_path: Path) -> None:
+    """Tuples and numeric keys become lists and strings both times."""
     first = get(tmp_path, lambda _: {"sizes": (1, 2), "by_class": {2: 1, 10: 3}})
     again = get(tmp_path, Make())
     assert first.meta == again.meta == {"sizes": [1, 2], "by_class": {"2": 1, "10": 3}}
@@ -79,8 +78,8 @@ def test_meta_that_json_writes_otherwise(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other", [{"ratio": 0.1}, {"version": 2}, {"upstream": None}, {"ratio": "0.05"}, {"more": 1}]
 )
-def test_other_inputs_are_another_entry(tmp_path: Path, other: dict[str, Any]) -> None:
-    """Whatever decides the output changes its id; the order of keys does not."""
+def test_different_inputs_give_another_id(tmp_path: Path, other: dict[str, Any]) -> None:
+    """The order of keys does not matter."""
     first = get(tmp_path, Make())
     assert get(tmp_path, Make(), INPUTS | other).id != first.id
     assert get(tmp_path, Make(), dict(reversed(INPUTS.items()))).id == first.id
@@ -89,8 +88,10 @@ def test_other_inputs_are_another_entry(tmp_path: Path, other: dict[str, Any]) -
 
 @pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
 @pytest.mark.parametrize("eighth", range(8))
-def test_truncated(tmp_path: Path, name: str, eighth: int) -> None:
-    """Cut at any eighth: set aside, computed again, and sound afterwards."""
+def test_a_truncated_file_is_set_aside_and_computed_again(
+    tmp_path: Path, name: str, eighth: int
+) -> None:
+    """Cut at each eighth."""
     make = Make()
     path = get(tmp_path, make).path / name
     whole = path.read_bytes()
@@ -102,8 +103,10 @@ def test_truncated(tmp_path: Path, name: str, eighth: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["weights.bin", MANIFEST])
-def test_flipped_bits(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
-    """One flipped bit anywhere, in the figures of the manifest too, is noticed and mended."""
+def test_a_single_flipped_bit_is_noticed_and_repaired(
+    tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the stage's file and in the manifest, including its figures."""
     make = Make()
     chance = random.Random(5)
     good = get(tmp_path, make)
@@ -122,8 +125,7 @@ def test_flipped_bits(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixtur
     assert "set aside" in caplog.text
 
 
-def test_a_missing_file_or_manifest(tmp_path: Path) -> None:
-    """No manifest: it does not exist. A file gone: set aside. Neither blocks anybody."""
+def test_an_artifact_with_a_missing_file_is_set_aside_and_computed_again(tmp_path: Path) -> None:
     make = Make()
     for name in ("weights.bin", MANIFEST):
         (get(tmp_path, make).path / name).unlink()
@@ -133,8 +135,8 @@ def test_a_missing_file_or_manifest(tmp_path: Path) -> None:
     assert not get(tmp_path, make).made
 
 
-def test_leftovers_are_no_entries(tmp_path: Path) -> None:
-    """Folders of killed processes, with a manifest or without, are never read."""
+def test_unpublished_folders_of_killed_processes_are_ignored(tmp_path: Path) -> None:
+    """With or without a manifest."""
     parts = tmp_path / "train/.part-0123"
     parts.mkdir(parents=True)
     (parts / MANIFEST).write_text("{}")
@@ -145,8 +147,8 @@ def test_leftovers_are_no_entries(tmp_path: Path) -> None:
     assert (parts / MANIFEST).read_text() == "{}"
 
 
-def test_a_work_that_fails_publishes_nothing(tmp_path: Path) -> None:
-    """The error comes through, the claim is free, and the next call computes."""
+def test_a_failed_computation_publishes_nothing(tmp_path: Path) -> None:
+    """The error is raised, the lease is released, and the next call computes."""
 
     def fail(folder: Path) -> dict[str, Any]:
         (folder / "half.bin").write_bytes(WHOLE)
@@ -158,16 +160,15 @@ def test_a_work_that_fails_publishes_nothing(tmp_path: Path) -> None:
     assert get(tmp_path, Make()).made
 
 
-def test_nan_is_not_published(tmp_path: Path) -> None:
-    """A figure that is not finite never becomes a stored result."""
+def test_non_finite_metadata_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(?i)not JSON compliant"):
         get(tmp_path, lambda _: {"loss": float("nan")})
     assert folders(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["A.bin", "a b", "$(id)", "x" * 65])
-def test_files_with_unsafe_names(tmp_path: Path, name: str) -> None:
-    """R6: what a stage writes has a safe name."""
+def test_unsafe_file_names_are_refused(tmp_path: Path, name: str) -> None:
+    """R6."""
 
     def make(folder: Path) -> dict[str, Any]:
         (folder / name).write_bytes(b"")
@@ -179,15 +180,15 @@ def test_files_with_unsafe_names(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("stage", ["", "..", "../x", "a/b", "Train", "/etc", "a b"])
-def test_stages_with_unsafe_names(tmp_path: Path, stage: str) -> None:
-    """R6: a stage's name is a folder's name."""
+def test_unsafe_stage_names_are_refused(tmp_path: Path, stage: str) -> None:
+    """R6: a stage's name becomes a folder name."""
     with pytest.raises(ConfigError, match="`stage` must match"):
         Store(tmp_path).get(stage, INPUTS, Make())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_same_id_with_other_inputs(tmp_path: Path) -> None:
-    """A sound manifest under an id that its inputs do not have: an error, not a guess."""
+def test_an_id_with_other_inputs_is_an_error(tmp_path: Path) -> None:
+    """A valid manifest under an id that does not match its inputs."""
     path = get(tmp_path, Make()).path / MANIFEST
     manifest = json.loads(path.read_text())
     manifest["inputs"]["ratio"] = 0.1
@@ -198,7 +199,9 @@ def test_the_same_id_with_other_inputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seal", [None, "0" * 64, ""])
-def test_a_manifest_without_its_own_hash_is_not_believed(tmp_path: Path, seal: str | None) -> None:
+def test_a_manifest_with_a_missing_or_wrong_seal_is_damaged(
+    tmp_path: Path, seal: str | None
+) -> None:
     path = get(tmp_path, Make()).path / MANIFEST
     manifest = {k: v for k, v in json.loads(path.read_text()).items() if k != "seal"}
     path.write_text(json.dumps(manifest if seal is None else manifest | {"seal": seal}))
@@ -209,8 +212,8 @@ def test_a_manifest_without_its_own_hash_is_not_believed(tmp_path: Path, seal: s
     assert again.calls == 1
 
 
-def test_scratch_outlives_a_failure_and_not_a_success(tmp_path: Path) -> None:
-    """Checkpoints of an unfinished stage stay for the next try, and go once it is published."""
+def test_scratch_survives_a_failure_and_is_removed_on_success(tmp_path: Path) -> None:
+    """Checkpoints of an unfinished stage are kept for the next attempt."""
     scratch = Store(tmp_path).scratch("train", INPUTS)
     scratch.mkdir(parents=True)
     (scratch / "epoch1.ckpt").write_bytes(WHOLE)
@@ -221,7 +224,9 @@ def test_scratch_outlives_a_failure_and_not_a_success(tmp_path: Path) -> None:
     assert not scratch.exists()
 
 
-def test_verified_once_per_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_artifact_is_hashed_once_per_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hashing gigabytes for each of many cells would cost more than reading them."""
     store = Store(tmp_path)
     hashed: list[Path] = []
@@ -239,9 +244,9 @@ class Diverging(Make):
         raise DivergedError(f"loss is nan at call {self.calls}")
 
 
-def test_a_stage_that_diverged_is_computed_once(tmp_path: Path) -> None:
-    """Every store that shares the folder of failures fails alike, until the folder is emptied;
-    other inputs and stores without the folder are not affected."""
+def test_a_diverged_stage_is_not_computed_again_with_a_failure_folder(tmp_path: Path) -> None:
+    """Every store with the same failure folder raises the same error until the folder is emptied;
+    other inputs, and stores without the folder, are unaffected."""
     make, failures = Diverging(), tmp_path / "failures"
     for _ in range(3):
         with pytest.raises(DivergedError, match="loss is nan at call 1"):
@@ -256,7 +261,7 @@ def test_a_stage_that_diverged_is_computed_once(tmp_path: Path) -> None:
         Store(tmp_path / "store", failures).get("train", INPUTS, make)
 
 
-def test_only_divergence_is_remembered(tmp_path: Path) -> None:
+def test_only_diverged_errors_are_remembered(tmp_path: Path) -> None:
     def fail(folder: Path) -> dict[str, Any]:
         raise MemoryError
 

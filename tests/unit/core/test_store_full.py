@@ -1,4 +1,4 @@
-"""A full disk while a stage is published: a named error, nothing half there, nothing lost."""
+"""A full disk while a stage is published: a named error, nothing partial, nothing lost."""
 
 from __future__ import annotations
 
@@ -35,13 +35,14 @@ def fills_up_after(size: int) -> Callable[[Path], dict[str, Any]]:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """A store that holds an earlier stage already."""
+    """A store that already holds an earlier stage."""
     Store(tmp_path).get("poison", {}, make)
     return Store(tmp_path)
 
 
 def nothing_lost(store: Store) -> None:
-    """The earlier stage is intact, nothing of the failed one is there, and it can be done now."""
+    """Asserts that the earlier stage is intact, the failed one left nothing, and can be computed
+    now."""
     assert not store.get("poison", {}, make).made
     assert list(store.root.glob("train/*")) == []
     assert list(store.root.glob("train/.*")) == []
@@ -49,18 +50,18 @@ def nothing_lost(store: Store) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 9999])
-def test_full_while_the_stage_writes(store: Store, size: int) -> None:
-    """After k bytes of the output."""
+def test_disk_full_while_the_stage_writes_loses_nothing(store: Store, size: int) -> None:
+    """After `size` bytes of the output."""
     with pytest.raises(StoreFullError, match=r"no room: .* bytes free .*store\.root.*repeat"):
         store.get("train", {}, fills_up_after(size))
     nothing_lost(store)
 
 
 @pytest.mark.parametrize("name", ["write_through", "sync_folder"])
-def test_full_while_it_is_published(
+def test_disk_full_while_publishing_loses_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """At the manifest, and when the folder's names are made durable."""
+    """While writing the manifest, and while syncing the folder."""
 
     def no_room(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -72,8 +73,9 @@ def test_full_while_it_is_published(
     nothing_lost(store)
 
 
-def test_full_by_fault_point(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The named fault points raise the very same error."""
+def test_fail_points_raise_the_same_disk_full_error(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(failpoints, "_seen", {})
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "train.made:full:1")
     with pytest.raises(StoreFullError):
@@ -83,8 +85,8 @@ def test_full_by_fault_point(store: Store, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("limit", [0, 10, 500, 9_999])
-def test_a_real_limit_on_the_file_size(store: Store, limit: int) -> None:
-    """RLIMIT_FSIZE: at the claim already, or in the middle of the output."""
+def test_a_file_size_limit_loses_nothing(store: Store, limit: int) -> None:
+    """RLIMIT_FSIZE hits the lease file, or the middle of the output."""
     pid = os.fork()
     if pid == 0:
         code = 1

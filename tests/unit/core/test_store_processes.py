@@ -1,4 +1,4 @@
-"""Several processes on one store: computed once, read by all, and a dead one is followed."""
+"""Several processes on one store: computed once, read by all, and a dead process is replaced."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def all_rounds(root: Path, barrier: Any, rounds: int) -> None:
 
 
 def at_once(root: Path, method: str, rounds: int) -> None:
-    """Four processes do all rounds; none of them fails."""
+    """Four processes run all rounds; none of them fails."""
     context: Any = multiprocessing.get_context(method)
     barrier = context.Barrier(4)
     processes = [context.Process(target=all_rounds, args=(root, barrier, rounds)) for _ in range(4)]
@@ -57,16 +57,18 @@ def at_once(root: Path, method: str, rounds: int) -> None:
 
 
 @pytest.mark.parametrize(("method", "rounds"), [("fork", 8), ("spawn", 3)])
-def test_four_processes_at_once(tmp_path: Path, method: str, rounds: int) -> None:
-    """From a barrier, round after round: computed once, read by all, nothing left over."""
+def test_four_concurrent_processes_compute_each_artifact_once(
+    tmp_path: Path, method: str, rounds: int
+) -> None:
+    """From a barrier, in several rounds; no temporary files are left."""
     at_once(tmp_path, method, rounds)
     assert (tmp_path / "calls").read_text().split() == [str(number) for number in range(rounds)]
     assert len(list(tmp_path.glob("store/train/*"))) == rounds
     assert not list(tmp_path.glob("store/train/.*"))
 
 
-def test_four_processes_find_the_same_damage(tmp_path: Path) -> None:
-    """The damaged entry is set aside once, and never the sound one that takes its place."""
+def test_four_concurrent_processes_set_damage_aside_once(tmp_path: Path) -> None:
+    """Never the intact artifact that replaces it."""
     for number in range(3):
         Store(tmp_path / "store").get("train", {"round": number}, make)
     for path in tmp_path.glob("store/train/*/weights.bin"):
@@ -76,8 +78,8 @@ def test_four_processes_find_the_same_damage(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("store/train/.bad-*"))) == 3
 
 
-def test_a_killed_owner_is_followed_by_the_next(tmp_path: Path) -> None:
-    """kill -9 in the middle of the work: another process takes over at once."""
+def test_another_process_takes_over_from_a_killed_one(tmp_path: Path) -> None:
+    """kill -9 in the middle of the work."""
 
     def never_ends(folder: Path) -> dict[str, Any]:
         (folder / "half.bin").write_bytes(WHOLE)
@@ -103,10 +105,10 @@ def test_a_killed_owner_is_followed_by_the_next(tmp_path: Path) -> None:
     assert left == [entry.path]
 
 
-def test_what_another_process_mended_is_left_alone(
+def test_an_artifact_repaired_by_another_process_is_not_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damage found in a folder says nothing about the sound one that is there by now."""
+    """Damage seen earlier says nothing about the intact artifact that is there now."""
     store = Store(tmp_path)
     (store.get("train", {}, make).path / "weights.bin").write_bytes(b"")
     look = store_module._lost

@@ -1,4 +1,4 @@
-"""The labels of random streams: fixed texts, in one place, used by name alone."""
+"""Labels of random streams: fixed strings, in one module, used only by name."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ PINNED = {
 }  # fmt: skip
 
 
-def test_every_label_is_pinned() -> None:
-    """A label is an input of the generator: renamed, it would change results."""
+def test_every_label_keeps_its_text() -> None:
+    """A label is an input of a generator: renaming it would change results."""
     found = {name: text for name, text in vars(streams).items() if name.isupper()}
     assert found == PINNED
     assert len(set(found.values())) == len(found)
     assert streams.unlearning_pass(3, -1.0) == "unlearning 3 -1.0"
 
 
-def test_a_seed_is_made_of_the_labels_text() -> None:
+def test_a_seed_is_a_hash_of_the_labels_text() -> None:
     expected = int.from_bytes(hashlib.sha256(b"7/order/2").digest()[:8], "big") >> 1
     assert rng.derive(7, streams.ORDER, 2) == expected
 
 
-def test_trainings_and_detectors_keep_their_streams_when_renamed() -> None:
-    """Today's names of stages and classes, whatever they will be called."""
+def test_renaming_stages_and_classes_does_not_change_their_streams() -> None:
+    """Labels are today's names of stages and classes."""
     assert TRAININGS == {"train": "train", "retrain": "retrain", "surrogate": "surrogate"}
     kinds = (Envelope, Forest, Knn, LocalOutlier, Svm)
     assert [kind.stream for kind in kinds] == ["Envelope", "Forest", "Knn", "LocalOutlier", "Svm"]
@@ -73,7 +73,7 @@ def test_trainings_and_detectors_keep_their_streams_when_renamed() -> None:
 
 
 def texts_in_calls(code: str) -> list[str]:
-    """Text that stands among the arguments of a call that draws, however deep."""
+    """String constants among the arguments of a call that draws random numbers."""
     found = []
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Call):
@@ -94,8 +94,8 @@ def texts_in_calls(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_no_label_is_written_where_it_is_used(path: Path) -> None:
-    """Nor the name of a class; new labels are added to streams.py."""
+def test_no_module_writes_a_label_as_a_literal(path: Path) -> None:
+    """Nor uses a class name; new labels belong in streams.py."""
     assert texts_in_calls(path.read_text()) == []
     for line in path.read_text().splitlines():
         if any(f"{name}(" in line for name in DRAWING):
@@ -103,7 +103,7 @@ def test_no_label_is_written_where_it_is_used(path: Path) -> None:
             assert 'f"' not in line
 
 
-def test_the_check_above_sees_labels() -> None:
+def test_string_literals_in_drawing_calls_are_found() -> None:
     for call in ("derive(s, 'a')", "work.generator('a', 1)", "torch_generator(0, *('a', 2))"):
         assert texts_in_calls(call) == ["a"]
     assert texts_in_calls("derive(s, streams.ORDER, f(config['seed']))") == []

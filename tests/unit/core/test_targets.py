@@ -1,4 +1,4 @@
-"""Code that a configuration names: refused before anything is imported, unless it is admitted."""
+"""Code named by a configuration is refused before any import unless it is allowed."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ HOSTILE_FILES = {
         "hydra": {"callbacks": {"x": {"_target_": "marker.f"}}},
     },
 }
-# What a sweep adds to its cells is of no effect without -m.
+# Overrides that a sweep adds to its cells have no effect without -m.
 FLAGS = {name: [[], ["-m"]] for name in HOSTILE_FILES} | {"overrides of its own": [["-m"]]}
 
 
 @pytest.fixture(scope="module")
 def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """Every hostile command, run in a folder with a module `marker` that Python would find."""
+    """Every hostile command, run in a folder with an importable module `marker`."""
     cwd = tmp_path_factory.mktemp("hostile")
     (cwd / "marker.py").write_text(MARKER)
     (cwd / "conf/experiment").mkdir(parents=True)
@@ -111,7 +111,7 @@ FILE_CASES = [f"file: {name} {flag}" for name in HOSTILE_FILES for flag in FLAGS
 
 
 @pytest.mark.parametrize("name", [*HOSTILE_OVERRIDES, *FILE_CASES])
-def test_hostile_configuration_ends_in_one_line(
+def test_hostile_configuration_is_refused_in_one_line_before_any_import(
     name: str, refused: tuple[Path, dict[str, Any]]
 ) -> None:
     cwd, found = refused
@@ -150,19 +150,19 @@ def composed(*overrides: str) -> Any:
         ["hydra.searchpath=[pkg://hydra.conf]"],
     ],
 )
-def test_usual_configurations_pass(overrides: list[str]) -> None:
+def test_common_configurations_are_accepted(overrides: list[str]) -> None:
     composed(*overrides)
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in Path(conf_dir()).glob("experiment/*.yaml")))
-def test_every_experiment_passes(name: str) -> None:
+def test_every_experiment_is_accepted(name: str) -> None:
     composed(f"experiment={name}")
 
 
 @pytest.mark.parametrize(
     "allowed", ["[my_launcher]", "[hydra_plugins.my_launcher]", "[a,hydra_plugins]"]
 )
-def test_a_launcher_passes_when_the_command_line_trusts_its_package(allowed: str) -> None:
+def test_a_launcher_is_accepted_if_the_command_line_allows_its_package(allowed: str) -> None:
     target = "hydra.launcher._target_=hydra_plugins.my_launcher.core.Launcher"
     assert composed(target, f"allow_plugins={allowed}").hydra.launcher._target_.endswith("Launcher")
     with pytest.raises(ConfigError, match=r"allow_plugins=\[package\]"):
@@ -171,8 +171,8 @@ def test_a_launcher_passes_when_the_command_line_trusts_its_package(allowed: str
         composed(target, "allow_plugins=[my]")
 
 
-def test_trust_of_a_package_does_not_reach_triggers() -> None:
-    """Plug-in triggers are no part of `allow_plugins` yet."""
+def test_allow_plugins_does_not_extend_to_triggers() -> None:
+    """Plug-in triggers are not supported by `allow_plugins`."""
     with pytest.raises(ConfigError, match=r"`trigger\._target_`: 'mine\.Trigger'"):
         composed("trigger._target_=mine.Trigger", "allow_plugins=[mine]")
 
@@ -184,7 +184,7 @@ def test_trust_of_a_package_does_not_reach_triggers() -> None:
      "${hydra.runtime.output_dir}/.bashrc", "${hydra.runtime.output_dir}/${hydra.job.name}",
      "/<output_dir>x/y.log"],
 )  # fmt: skip
-def test_a_log_file_lies_in_the_cells_folder(name: str) -> None:
+def test_a_log_file_outside_the_cells_folder_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="a log file must be in the cell's folder"):
         composed(
             f'+hydra.job_logging.handlers.y={{class: logging.FileHandler, filename: "{name}"}}'
@@ -194,19 +194,19 @@ def test_a_log_file_lies_in_the_cells_folder(name: str) -> None:
 
 
 @pytest.mark.parametrize("value", [[""], ["a b"], ["os;x"], ["../x"], [3], "os", {"a": 1}, None])
-def test_package_names_that_are_none(value: Any) -> None:
+def test_invalid_package_names_are_refused(value: Any) -> None:
     with pytest.raises(ConfigError, match="`allow_plugins` must be a list of package names"):
         package_names(value)
 
 
 @pytest.mark.parametrize("name", sorted(LOGGING))
-def test_log_handlers_are_admitted_in_logging_alone(name: str) -> None:
+def test_log_handlers_are_allowed_only_in_logging_sections(name: str) -> None:
     check_targets({"handlers": {"x": {"class": name}}}, where="hydra.job_logging")
     with pytest.raises(ConfigError):
         check_targets({"x": {"class": name}}, where="hydra.callbacks")
 
 
-def test_the_check_leaves_the_configuration_as_it_was() -> None:
+def test_the_check_does_not_change_the_configuration() -> None:
     config = composed(
         "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/${hydra.job.num}.log"
     )
@@ -217,7 +217,7 @@ def test_the_check_leaves_the_configuration_as_it_was() -> None:
     assert OmegaConf.is_missing(config.hydra.runtime, "output_dir")
 
 
-def test_trusted_packages_are_recorded_and_do_not_change_the_cell(tmp_path: Path) -> None:
+def test_allowed_packages_are_recorded_and_do_not_change_the_cell(tmp_path: Path) -> None:
     store = tmp_path / "store"
     plain = run_here(store, tmp_path / "a")
     trusting = run_here(store, tmp_path / "b", "allow_plugins=[our_cluster]")
@@ -228,8 +228,8 @@ def test_trusted_packages_are_recorded_and_do_not_change_the_cell(tmp_path: Path
     assert lasting(plain) == lasting(trusting)
 
 
-def test_a_trusted_callback_runs(tmp_path: Path) -> None:
-    """What is admitted does run, so the refusals above are the check's."""
+def test_an_allowed_callback_runs(tmp_path: Path) -> None:
+    """This shows that the refusals above come from the check."""
     (tmp_path / "marker.py").write_text(MARKER + "class Callback: ...\n")
     words = [*TINY, "+hydra.callbacks.x._target_=marker.Callback", "allow_plugins=[marker]"]
     ((code, _, said, _),) = many(tmp_path, [[*words, "dry_run=true"]])[0]

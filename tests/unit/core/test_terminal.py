@@ -1,4 +1,4 @@
-"""Commands: from arguments to an exit code, one line for an error, output that nobody reads."""
+"""Commands: from arguments to an exit code, one-line errors, and output that nobody reads."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def test_there_are_eleven_commands_besides_the_entry() -> None:
 
 
 @pytest.mark.parametrize("path", mains(), ids=command_of)
-def test_a_command_only_says_what_it_parses_and_does(path: Path) -> None:
-    """Errors, exit codes and lost output are handled in run_command, and nowhere else."""
+def test_every_main_ends_in_run_command_and_catches_nothing(path: Path) -> None:
+    """Errors, exit codes and closed output are handled only in run_command."""
     main = main_of(path)
     assert main is not None
     last = main.body[-1]
@@ -55,7 +55,7 @@ def test_errors_are_printed_in_one_place() -> None:
         for name, call in calls(path)
         if name == "print" and "error: " in ast.unparse(call)
     }
-    # Hydra's errors are of other kinds, and need words of their own.
+    # Hydra raises other errors, which run.py words itself.
     assert told == {"core/terminal.py", "run.py"}
     answer = (PACKAGE / "page" / "analysis_command.py").read_text()
     assert "return run_command(" in answer
@@ -101,7 +101,7 @@ def test_an_error_is_one_printable_line_and_its_exit_code(
     assert first.isprintable()
 
 
-def test_a_defect_is_not_hidden() -> None:
+def test_unexpected_exceptions_are_not_caught() -> None:
     with pytest.raises(ZeroDivisionError):
         run(ZeroDivisionError("defect"))
 
@@ -111,7 +111,7 @@ def test_help_keeps_the_lines_of_the_docstring() -> None:
 
 
 @pytest.mark.parametrize("path", mains(), ids=command_of)
-def test_wrong_arguments_are_one_line_and_help_needs_no_reader(path: Path) -> None:
+def test_bad_arguments_are_one_line_and_help_works_with_closed_output(path: Path) -> None:
     command = [sys.executable, "-m", f"backdoor_lab.{command_of(path)}".replace("/", ".")]
     wrong = subprocess.run(
         [*command, "--bogus"], env=environment(), capture_output=True, text=True, check=False

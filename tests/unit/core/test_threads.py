@@ -1,4 +1,4 @@
-"""Waiting threads: set for a process unless its user has said otherwise."""
+"""Waiting policies of thread pools are set for a process unless the user has set them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from backdoor_lab.core.resources import WAITING, wait_briefly
 
 
-def test_what_the_user_set_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_set_by_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     first, *others = WAITING
     for name in WAITING:
         monkeypatch.setenv(name, "")

@@ -1,4 +1,4 @@
-"""One value checker, one message form; names and paths that may not leave their root."""
+"""Value checks with one form of message; names and paths that must not leave their root."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     "value", [NAN, math.inf, -math.inf, True, "10%", "0.5", None, -0.1, 1, [0]]
 )
-def test_number_refuses(value: Any) -> None:
-    """NaN, infinity, bool, text and what lies outside, always in the same words."""
+def test_number_refuses_anything_outside_its_bounds_in_the_same_words(value: Any) -> None:
+    """NaN, infinity, bool, text and values out of range."""
     with pytest.raises(ConfigError) as caught:
         validation.number("ratio", value, low=0, below=1)
     assert str(caught.value) == f"`ratio` must satisfy 0 <= ratio < 1, got {value!r}"
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf, 10**400, False])
-def test_number_without_bounds_is_finite(value: Any) -> None:
-    """Without bounds, too, a number is finite and fits a float."""
+def test_number_without_bounds_must_be_finite(value: Any) -> None:
+    """And fit a float."""
     with pytest.raises(ConfigError, match="`x` must be a finite number, got"):
         validation.number("x", value)
     with pytest.raises(ConfigError, match="`x` must satisfy 0 <= x, got"):
@@ -42,8 +42,8 @@ def test_number_without_bounds_is_finite(value: Any) -> None:
 
 
 @given(st.floats(allow_nan=True))
-def test_number_accepts_its_span_and_no_more(value: float) -> None:
-    """For any float: accepted exactly when 0 <= value < 1."""
+def test_number_accepts_exactly_the_values_within_its_bounds(value: float) -> None:
+    """For any float: accepted if and only if 0 <= value < 1."""
     try:
         assert validation.number("x", value, low=0, below=1) == value
         assert 0 <= value < 1
@@ -51,8 +51,8 @@ def test_number_accepts_its_span_and_no_more(value: float) -> None:
         assert not 0 <= value < 1
 
 
-def test_whole() -> None:
-    """3.0 is whole, 3.5 is not; large seeds stay exact."""
+def test_whole_accepts_3_0_but_not_3_5() -> None:
+    """Large seeds stay exact."""
     assert validation.whole("n", 3.0) == 3
     assert isinstance(validation.whole("n", 3.0), int)
     assert validation.whole("seed", 2**63 - 1, below=2**63) == 2**63 - 1
@@ -63,8 +63,7 @@ def test_whole() -> None:
             validation.whole("n", bad)
 
 
-def test_choice_flag_and_keys_suggest() -> None:
-    """A misspelt word is met with the nearest known one and the list."""
+def test_unknown_words_are_refused_and_the_nearest_one_suggested() -> None:
     assert validation.choice("protocol.inject", "append", ["append", "replace"]) == "append"
     with pytest.raises(ConfigError, match=r"`protocol.inject` 'apend' is not known\. Did you mean"):
         validation.choice("protocol.inject", "apend", ["append", "replace"])
@@ -84,20 +83,20 @@ def test_choice_flag_and_keys_suggest() -> None:
      ["a"], Path("a")],
     ids=ascii,
 )  # fmt: skip
-def test_hostile_names(name: Any) -> None:
-    """What may not become part of a path: separators, dots alone, shell, look-alikes, length."""
+def test_unsafe_names_are_refused(name: Any) -> None:
+    """Separators, only dots, shell syntax, look-alike letters, excessive length."""
     with pytest.raises(ConfigError, match=r"`stage` must match"):
         validation.safe_name("stage", name)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "resnet18-w16", "a.b_c-d", ".hidden", "a" * 64])
-def test_good_names(name: str) -> None:
-    """Lower-case letters, digits, dot, dash and underscore, up to 64."""
+def test_safe_names_are_accepted(name: str) -> None:
+    """Lower-case letters, digits, dot, dash and underscore, up to 64 characters."""
     assert validation.safe_name("stage", name) == name
 
 
-def test_inside(tmp_path: Path) -> None:
-    """A path that leaves its root is refused, by dots, absolutely, or through a link."""
+def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path) -> None:
+    """By dots, as an absolute path, or through a link."""
     root = tmp_path / "root"
     root.mkdir()
     (root / "link").symlink_to(tmp_path)
@@ -109,8 +108,8 @@ def test_inside(tmp_path: Path) -> None:
             validation.inside(root, root / path)
 
 
-def test_seeds_do_not_depend_on_the_process() -> None:
-    """A purpose's seed is the same under any PYTHONHASHSEED, and another for another purpose."""
+def test_derived_seeds_do_not_depend_on_the_process() -> None:
+    """A seed is the same under any PYTHONHASHSEED and differs between purposes."""
     code = "from backdoor_lab.core.rng import derive; print(derive(3, 'order', 7))"
     told = [
         subprocess.run(
@@ -126,7 +125,7 @@ def test_seeds_do_not_depend_on_the_process() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5, 2**60])
-def test_a_finite_number_of_0_or_more_is_taken_from_a_file(value: float) -> None:
+def test_non_negative_accepts_finite_numbers_from_0(value: float) -> None:
     assert validation.non_negative(value) == value
     assert isinstance(validation.non_negative(value), float)
 
@@ -134,10 +133,10 @@ def test_a_finite_number_of_0_or_more_is_taken_from_a_file(value: float) -> None
 @pytest.mark.parametrize(
     "value", [-1, -0.5, float("nan"), float("inf"), 10**400, True, False, "1", None, [1], {}]
 )
-def test_anything_else_is_none(value: object) -> None:
+def test_non_negative_is_none_for_anything_else(value: object) -> None:
     assert validation.non_negative(value) is None
 
 
-def test_a_number_above_its_bound_is_none() -> None:
+def test_non_negative_is_none_above_its_bound() -> None:
     assert validation.non_negative(1.0, high=1) == 1.0
     assert validation.non_negative(1.5, high=1) is None
