@@ -1,4 +1,4 @@
-"""Archives of images: read without unpacking, hostile and damaged ones refused (rows 6, 17)."""
+"""Image archives: read without unpacking; hostile and damaged ones are refused (rows 6, 17)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def zip_link(name: str) -> zipfile.ZipInfo:
 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".zip"])
 @pytest.mark.parametrize("wrap", ["", "around/", "./"])
-def test_every_kind_of_archive_gives_what_the_folder_gives(
+def test_every_archive_format_gives_the_same_images_as_the_folder(
     tmp_path: Path, ending: str, wrap: str
 ) -> None:
     files = pictures()
@@ -71,7 +71,7 @@ def test_every_kind_of_archive_gives_what_the_folder_gives(
     ],
     ids=lambda member: f"{member.name}-{member.type!r}",
 )
-def test_hostile_tar_members_are_named(tmp_path: Path, member: tarfile.TarInfo) -> None:
+def test_hostile_tar_members_are_refused_by_name(tmp_path: Path, member: tarfile.TarInfo) -> None:
     path = tar(tmp_path / "set.tar", pictures(), member)
     with pytest.raises(DataError) as caught:
         ImageFolder(root=str(path)).read()
@@ -90,7 +90,9 @@ def test_hostile_tar_members_are_named(tmp_path: Path, member: tarfile.TarInfo) 
     ],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_hostile_zip_members_are_named(tmp_path: Path, make: Callable[[], zipfile.ZipInfo]) -> None:
+def test_hostile_zip_members_are_refused_by_name(
+    tmp_path: Path, make: Callable[[], zipfile.ZipInfo]
+) -> None:
     member = make()
     path = zipped(tmp_path / "set.zip", pictures(), member)
     with pytest.raises(DataError) as caught:
@@ -100,12 +102,12 @@ def test_hostile_zip_members_are_named(tmp_path: Path, make: Callable[[], zipfil
 
 
 @pytest.mark.parametrize("ending", [*ENDINGS, ".zip"])
-def test_an_archive_cut_anywhere_is_refused(tmp_path: Path, ending: str) -> None:
+def test_a_truncated_archive_is_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"set{ending}"
     tar(path, pictures(), mode=ENDINGS[ending]) if ending in ENDINGS else zipped(path, pictures())
     whole = path.read_bytes()
     for cut in {*range(0, len(whole), len(whole) // 16), len(whole) - 1}:
-        # A tar ends with many zeros; it is whole as long as the first block of them is there.
+        # A tar ends with many zeros; it is complete if the first block of them is there.
         if ending == ".tar" and not whole[cut - 512 :].strip(b"\0"):
             continue
         path.write_bytes(whole[:cut])
@@ -131,14 +133,14 @@ def test_flipped_bits_are_never_read_as_other_data(tmp_path: Path, ending: str) 
         np.testing.assert_array_equal(found.test.labels, good.test.labels)
 
 
-def test_a_second_archive_behind_the_first_is_not_overlooked(tmp_path: Path) -> None:
+def test_data_after_the_end_of_a_tar_is_refused(tmp_path: Path) -> None:
     path = tar(tmp_path / "set.tar", pictures())
     path.write_bytes(path.read_bytes() * 2)
     with pytest.raises(DataError, match="data after the end mark"):
         ImageFolder(root=str(path)).read()
 
 
-def test_a_member_of_a_monstrous_size_is_not_read(
+def test_an_oversized_archive_member_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backdoor_lab.data.limits.MAX_BYTES", 1000)
@@ -147,7 +149,7 @@ def test_a_member_of_a_monstrous_size_is_not_read(
         ImageFolder(root=str(path)).read()
 
 
-def test_an_archive_is_known_by_its_bytes(tmp_path: Path) -> None:
+def test_an_archives_fingerprint_depends_on_its_bytes_not_its_name(tmp_path: Path) -> None:
     path, other = tmp_path / "a.zip", tmp_path / "b.zip"
     zipped(path, pictures())
     other.write_bytes(path.read_bytes())

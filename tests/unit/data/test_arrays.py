@@ -1,4 +1,4 @@
-"""Data sets in .npz files: layouts, names of arrays, and files that lie."""
+"""Data sets in .npz files: layouts, array names, and malformed files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.helpers.image_files import parts, saved
 
 
 class Trap:
-    """Unpickling this leaves a marker."""
+    """An object whose unpickling leaves a marker."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -46,7 +46,9 @@ def test_channels_last_becomes_channels_first(tmp_path: Path) -> None:
         ((2, 5), "auto", "3 or 4 axes"),
     ],
 )
-def test_layouts(shape: tuple[int, ...], layout: str, expected: Any) -> None:
+def test_layout_is_detected_or_refused_if_ambiguous(
+    shape: tuple[int, ...], layout: str, expected: Any
+) -> None:
     if isinstance(expected, tuple):
         assert channels_first(np.zeros(shape), layout, "x").shape == expected
     else:
@@ -54,19 +56,19 @@ def test_layouts(shape: tuple[int, ...], layout: str, expected: Any) -> None:
             channels_first(np.zeros(shape), layout, "x")
 
 
-def test_class_names_from_the_file_or_the_configuration(tmp_path: Path) -> None:
+def test_class_names_come_from_the_file_or_the_configuration(tmp_path: Path) -> None:
     path = saved(tmp_path, classes=np.array(["ä", "b", "c"]))
     assert ArrayFile(root=path).read().classes == ("ä", "b", "c")
     assert ArrayFile(root=path, classes=["x", "y", "z"]).read().classes == ("x", "y", "z")
 
 
-def test_the_other_usual_names(tmp_path: Path) -> None:
+def test_array_names_of_keras_are_accepted(tmp_path: Path) -> None:
     other = dict(zip(("x_train", "y_train", "x_test", "y_test"), parts().values(), strict=True))
     np.savez(tmp_path / "k.npz", **other)
     assert len(ArrayFile(root=str(tmp_path / "k.npz")).read().train.labels) == 6
 
 
-def test_the_place_does_not_count_but_the_content_does(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_content_not_path(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
     path, other = saved(tmp_path), saved(tmp_path / "far", "other.npz")
     Path(other).write_bytes(Path(path).read_bytes())
@@ -77,7 +79,7 @@ def test_the_place_does_not_count_but_the_content_does(tmp_path: Path) -> None:
     assert ArrayFile(root=path).fingerprint() != print_of
 
 
-def test_object_arrays_run_nothing(tmp_path: Path) -> None:
+def test_object_arrays_are_refused_without_unpickling(tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     for key in ("train_images", "train_labels", "classes"):
         path = saved(tmp_path, **{key: np.array([Trap(marker)] * 6, object)})
@@ -89,7 +91,7 @@ def test_object_arrays_run_nothing(tmp_path: Path) -> None:
     assert not marker.exists()
 
 
-def test_every_truncation_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     whole = Path(path).read_bytes()
     for eighth in range(8):
@@ -114,7 +116,7 @@ def test_flipped_bits_are_never_read_as_other_data(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found.train.labels, good.train.labels)
 
 
-def test_missing_parts_are_named(tmp_path: Path) -> None:
+def test_missing_arrays_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", train_images=np.zeros(3))
     with pytest.raises(DataError, match="no array `train_labels`"):
         ArrayFile(root=str(tmp_path / "a.npz")).read()
@@ -136,6 +138,6 @@ def test_missing_parts_are_named(tmp_path: Path) -> None:
         {"root": "x.npz", "limit_test": 1.5},
     ],
 )
-def test_bad_parameters_are_found_without_touching_a_file(parameters: dict[str, Any]) -> None:
+def test_bad_parameters_are_refused_before_any_file_is_read(parameters: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ArrayFile(**parameters)

@@ -1,4 +1,4 @@
-"""Image sets as people have them: odd endings, turned photographs, damage, no test split."""
+"""Image data sets in the wild: odd file endings, rotated photographs, damage, no test split."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def forms(root: Path) -> list[Path]:
         ("x.dat", "TIFF"),
     ],
 )
-def test_images_are_known_by_content_whatever_their_ending(
+def test_images_are_recognized_by_content_not_by_ending(
     tmp_path: Path, name: str, kind: str
 ) -> None:
     root = filled(tmp_path / "set")
@@ -77,11 +77,11 @@ def test_images_are_known_by_content_whatever_their_ending(
     [b"", b"text", b"BMW is a car, and this is text", b"P5", b"P1 is text", b"II", b"%PDF-1.7",
      b"RIFF\0\0\0\0WAVEfmt ", HEIC, b"<svg xmlns='x'/>"],
 )  # fmt: skip
-def test_other_files_are_not_taken_for_images(data: bytes) -> None:
+def test_other_files_are_not_recognized_as_images(data: bytes) -> None:
     assert not is_image(data)
 
 
-def test_what_is_not_used_is_counted_in_one_line_and_listed(
+def test_unused_files_are_counted_in_one_log_line_and_listed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = filled(tmp_path / "set")
@@ -108,7 +108,7 @@ def test_what_is_not_used_is_counted_in_one_line_and_listed(
             assert "2 .csv, 2 .heic, 1 no ending" in line
 
 
-def test_a_stray_file_changes_no_id_and_its_removal_shows(tmp_path: Path) -> None:
+def test_an_unused_file_is_reported_but_does_not_change_the_id(tmp_path: Path) -> None:
     root, store = filled(tmp_path / "set"), Store(tmp_path / "store")
     (root / "train/cat/notes.txt").write_text("x")
     before = ImageFolder(root=str(root)).fingerprint()
@@ -118,7 +118,7 @@ def test_a_stray_file_changes_no_id_and_its_removal_shows(tmp_path: Path) -> Non
     assert not open_dataset(ImageFolder(root=str(root)), store).notes["not_used"]["files"]
 
 
-def test_an_image_by_content_in_the_wrong_place_is_refused(tmp_path: Path) -> None:
+def test_an_image_without_ending_outside_a_class_folder_is_refused(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train/x").write_bytes(encoded(RED))
     with pytest.raises(DataError, match="train/x is not in train/<class>/"):
@@ -143,7 +143,7 @@ def test_a_damaged_image_is_refused_by_default(tmp_path: Path) -> None:
             ImageFolder(root=str(form)).read()
 
 
-def test_damaged_images_are_left_out_on_request_counted_and_listed(
+def test_skip_broken_skips_damaged_images_and_lists_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = damaged(tmp_path / "set")
@@ -161,7 +161,7 @@ def test_damaged_images_are_left_out_on_request_counted_and_listed(
         assert "left out: 3 damaged images" in caplog.text
 
 
-def test_a_file_that_cannot_be_read_is_damaged_too(tmp_path: Path) -> None:
+def test_an_unreadable_file_counts_as_damaged(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train/cat/9.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(DataError, match=r"9\.png: cannot be read"):
@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read_is_damaged_too(tmp_path: Path) -> None:
     assert len(ImageFolder(root=str(root), skip_broken=True).read().train.labels) == 4
 
 
-def test_a_flaw_in_a_zip_member_is_damage_too(tmp_path: Path) -> None:
+def test_a_corrupt_zip_member_counts_as_damaged(tmp_path: Path) -> None:
     path = zipped(tmp_path / "set.zip", content_of(filled(tmp_path / "set")))
     data = bytearray(path.read_bytes())
     at = data.index(b"train/cat/0.png") + len(b"train/cat/0.png") + 30
@@ -180,7 +180,7 @@ def test_a_flaw_in_a_zip_member_is_damage_too(tmp_path: Path) -> None:
     assert len(ImageFolder(root=str(path), skip_broken=True).read().train.labels) == 3
 
 
-def test_a_set_of_damaged_images_alone_is_refused(tmp_path: Path) -> None:
+def test_a_data_set_of_only_damaged_images_is_refused(tmp_path: Path) -> None:
     root = filled(tmp_path)
     for path in root.rglob("*.png"):
         path.write_bytes(b"x")
@@ -188,8 +188,8 @@ def test_a_set_of_damaged_images_alone_is_refused(tmp_path: Path) -> None:
         ImageFolder(root=str(root), skip_broken=True).read()
 
 
-def test_images_of_another_kind_or_size_are_not_skipped(tmp_path: Path) -> None:
-    """They are sound: leaving them out in silence would hide a mistake."""
+def test_images_of_another_format_or_size_are_not_skipped(tmp_path: Path) -> None:
+    """They are intact: skipping them silently would hide a mistake."""
     root = filled(tmp_path)
     picture(9, (7, 7)).save(root / "train/cat/9.png")
     with pytest.raises(DataError, match="must all have one size"):
@@ -203,7 +203,7 @@ def test_images_of_another_kind_or_size_are_not_skipped(tmp_path: Path) -> None:
 
 
 def turned(orientation: int, kind: str) -> bytes:
-    """A picture with one bright corner, stored so that `orientation` puts it upper left."""
+    """An image with one bright corner, stored so that `orientation` puts it in the upper left."""
     upright = np.zeros((8, 16, 3), np.uint8)
     upright[:4, :4] = 255
     stored = {
@@ -228,12 +228,12 @@ def test_the_orientation_of_a_photograph_is_applied(orientation: int, kind: str)
     assert pixels[:, :, 5:].max() < 60
 
 
-def test_broken_orientation_data_do_not_make_an_image_unsound() -> None:
+def test_invalid_exif_data_does_not_make_an_image_damaged() -> None:
     data = encoded(RED, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff garbage", quality=100)
     assert decode(data, "x", 3, None)[0].min() > 190
 
 
-def test_orientation_is_part_of_the_version(tmp_path: Path) -> None:
+def test_only_image_folder_has_version_2_for_applying_orientation(tmp_path: Path) -> None:
     assert identity.committed()["datasets"]["image_folder"]["version"] == 2
     assert identity.committed()["datasets"]["arrays"]["version"] == 1
 
@@ -241,7 +241,7 @@ def test_orientation_is_part_of_the_version(tmp_path: Path) -> None:
 # --- class names and folders
 
 
-def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
+def test_nfc_and_nfd_spellings_of_a_name_are_one_class(tmp_path: Path) -> None:
     root = filled(tmp_path / "set")
     name = "Kätzchen"
     for split, form in (("train", "NFC"), ("test", "NFD")):
@@ -253,7 +253,7 @@ def test_composed_and_decomposed_names_are_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_an_empty_class_folder_is_refused_whatever_the_store_holds(
+def test_an_empty_class_folder_is_refused_even_with_a_cached_data_set(
     tmp_path: Path, cached: bool
 ) -> None:
     root, store = filled(tmp_path / "set"), Store(tmp_path / "store")
@@ -276,7 +276,7 @@ def many(root: Path, prefix: str = "train/") -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["train/", "around/train/", "", "around/"])
-def test_a_share_of_every_class_is_held_out(tmp_path: Path, prefix: str) -> None:
+def test_test_share_takes_the_same_share_of_every_class(tmp_path: Path, prefix: str) -> None:
     root = many(tmp_path / "set", prefix)
     found = [ImageFolder(root=str(form), test_share=0.2).read() for form in forms(root)]
     for arrays in found:
@@ -289,7 +289,7 @@ def test_a_share_of_every_class_is_held_out(tmp_path: Path, prefix: str) -> None
         np.testing.assert_array_equal(arrays.test.images, found[0].test.images)
 
 
-def test_the_split_depends_on_its_seed_and_not_on_other_classes(tmp_path: Path) -> None:
+def test_the_test_split_depends_on_its_seed_but_not_on_other_classes(tmp_path: Path) -> None:
     root = many(tmp_path / "set")
 
     def cats(**changes: Any) -> list[int]:
@@ -306,20 +306,22 @@ def test_the_split_depends_on_its_seed_and_not_on_other_classes(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("prefix", ["train/", "", "around/"])
-def test_without_test_images_the_refusal_names_the_share(tmp_path: Path, prefix: str) -> None:
+def test_a_data_set_without_test_images_is_refused_naming_test_share(
+    tmp_path: Path, prefix: str
+) -> None:
     for form in forms(many(tmp_path / "set", prefix)):
         with pytest.raises(DataError, match=r"dataset\.test_share=0\.2"):
             ImageFolder(root=str(form)).read()
 
 
-def test_a_share_beside_test_images_is_refused(tmp_path: Path) -> None:
+def test_test_share_is_refused_for_a_data_set_with_test_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this one has some: remove it"):
         ImageFolder(root=str(filled(tmp_path)), test_share=0.2).fingerprint()
     with pytest.raises(DataError, match="this one has some: remove it"):
         ArrayFile(root=saved(tmp_path), test_share=0.2).read()
 
 
-def test_a_class_of_one_image_cannot_be_divided(tmp_path: Path) -> None:
+def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
     root = many(tmp_path)
     (root / "train/one").mkdir()
     picture(1).save(root / "train/one/1.png")
@@ -329,12 +331,12 @@ def test_a_class_of_one_image_cannot_be_divided(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), "0.2", True])
 @pytest.mark.parametrize("kind", [ImageFolder, ArrayFile])
-def test_shares_that_are_none_are_refused(share: Any, kind: Callable[..., Any]) -> None:
+def test_an_invalid_test_share_is_refused(share: Any, kind: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match=r"dataset\.test_share"):
         kind(root="x", test_share=share)
 
 
-def test_arrays_without_a_test_split(tmp_path: Path) -> None:
+def test_test_share_works_for_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 4, 4, 3), np.uint8)
     labels = np.arange(30) % 3
@@ -354,7 +356,7 @@ def test_arrays_without_a_test_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_arrays_are_resized_as_files_are(tmp_path: Path, channels: int) -> None:
+def test_arrays_are_resized_like_image_files(tmp_path: Path, channels: int) -> None:
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (2, 9, 7, channels), np.uint8)
     changed = {"train_images": images, "test_images": images, "train_labels": [0, 1]}
@@ -367,10 +369,10 @@ def test_arrays_are_resized_as_files_are(tmp_path: Path, channels: int) -> None:
         ArrayFile(root=path, size=0)
 
 
-# --- the official files, wherever they lie
+# --- official files in any folder
 
 
-def test_an_unpacked_folder_serves_as_root(cifar: Path) -> None:
+def test_an_unpacked_folder_can_be_the_root(cifar: Path) -> None:
     Cifar10(root=str(cifar), download=False).read()
     (cifar / "cifar-10-python.tar.gz").unlink()
     unpacked = cifar / "cifar-10-batches-py"
@@ -383,7 +385,7 @@ def test_an_unpacked_folder_serves_as_root(cifar: Path) -> None:
         assert content_of(root) == before
 
 
-def test_an_unpacked_folder_with_another_hash_is_refused_without_a_download(
+def test_an_unpacked_folder_with_a_wrong_hash_is_refused_without_download(
     cifar: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -395,12 +397,12 @@ def test_an_unpacked_folder_with_another_hash_is_refused_without_a_download(
         Cifar10(root=str(root), download=True).read()
 
 
-def test_the_archive_itself_serves_as_root(cifar: Path) -> None:
+def test_the_archive_itself_can_be_the_root(cifar: Path) -> None:
     source = Cifar10(root=str(cifar / "cifar-10-python.tar.gz"), download=False)
     assert len(source.read().train.labels) == 20
 
 
-def test_the_files_serve_without_torchvisions_folders(
+def test_files_are_found_without_torchvisions_folder_structure(
     tmp_path: Path,
     mnist: dict[str, bytes],
 ) -> None:
@@ -411,8 +413,8 @@ def test_the_files_serve_without_torchvisions_folders(
 # --- identity and record
 
 
-def test_new_options_left_alone_change_no_id(tmp_path: Path) -> None:
-    """What an older version called these arrays is what they are called now."""
+def test_unset_new_options_do_not_change_the_id(tmp_path: Path) -> None:
+    """Data sets from an older version keep their identity."""
     path = saved(tmp_path)
     source = ArrayFile(root=path)
     assert source.identity().keys() == {"file", "layout", "classes"}
@@ -421,7 +423,7 @@ def test_new_options_left_alone_change_no_id(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_the_record_says_what_was_not_used(tmp_path: Path) -> None:
+def test_the_record_lists_unused_and_skipped_files(tmp_path: Path) -> None:
     root = many(tmp_path / "set")
     for name in ("cat", "dog"):
         (root / "train" / name / "x.heic").write_bytes(HEIC)

@@ -26,7 +26,7 @@ from backdoor_lab.data.image_folder import ImageFolder
 from tests.helpers.image_files import parts, pictures, tar, zipped
 
 MIB = 1 << 20
-# Peak memory beyond what the imports take, as the kernel counts it; a child, to start from zero.
+# Peak memory beyond the imports, as counted by the kernel; a child process starts from zero.
 READ = """
 import resource, sys
 from backdoor_lab.data.image_folder import ImageFolder
@@ -45,7 +45,7 @@ print(peak() - before, said)
 
 
 def peak_of(kind: str, root: Path) -> tuple[int, str]:
-    """How much memory reading takes, and what it says."""
+    """Peak memory of reading, and the message."""
     command = [sys.executable, "-c", READ, kind, str(root)]
     found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
     peak, _, said = found.stdout.partition(" ")
@@ -71,16 +71,14 @@ def monster_png(width: int, height: int) -> bytes:
 
 
 def padded(zeros: int, count: int) -> dict[str, bytes]:
-    """Images that are followed by many zeros."""
+    """Images followed by many zeros."""
     found = dict(pictures())
     data = next(iter(found.values()))
     return found | {f"train/cat/big{n}.png": data + bytes(zeros) for n in range(count)}
 
 
 @pytest.mark.parametrize("count", [2, 12])
-def test_images_followed_by_zeros_take_no_more_memory_when_there_are_more(
-    tmp_path: Path, count: int
-) -> None:
+def test_memory_does_not_grow_with_the_number_of_padded_images(tmp_path: Path, count: int) -> None:
     path = zipped(tmp_path / "set.zip", padded(40 * MIB, count))
     peak, said = peak_of("folder", path)
     assert said.startswith("read")
@@ -88,7 +86,7 @@ def test_images_followed_by_zeros_take_no_more_memory_when_there_are_more(
 
 
 @pytest.mark.parametrize("ending", ["zip", "tar.gz", "tar.xz"])
-def test_a_member_of_a_monstrous_size_is_named_and_not_read(tmp_path: Path, ending: str) -> None:
+def test_an_oversized_archive_member_is_named_and_not_read(tmp_path: Path, ending: str) -> None:
     files = padded(70 * MIB, 1)
     path = tmp_path / f"set.{ending}"
     zipped(path, files) if ending == "zip" else tar(path, files, mode=f"w:{ending[4:]}")
@@ -102,7 +100,7 @@ def test_a_member_of_a_monstrous_size_is_named_and_not_read(tmp_path: Path, endi
     "kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE]
 )
 @pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
-def test_a_tar_header_that_claims_gigabytes_is_not_believed(
+def test_a_tar_header_that_claims_gigabytes_is_refused(
     tmp_path: Path, kind: bytes, mode: str
 ) -> None:
     path = tmp_path / "set.tar.gz"
@@ -115,7 +113,7 @@ def test_a_tar_header_that_claims_gigabytes_is_not_believed(
     assert peak < 40 * MIB
 
 
-def test_headers_that_add_up_are_bounded_too(tmp_path: Path) -> None:
+def test_the_total_size_of_tar_headers_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "set.tar"
     one = claimed_header(tarfile.GNUTYPE_LONGNAME, MIB // 2) + bytes(MIB // 2)
     path.write_bytes(one * 50)
@@ -123,7 +121,7 @@ def test_headers_that_add_up_are_bounded_too(tmp_path: Path) -> None:
         ImageFolder(root=str(path)).read()
 
 
-def test_a_tar_member_that_claims_gigabytes_is_cut_short(tmp_path: Path) -> None:
+def test_a_tar_member_that_claims_gigabytes_is_refused_as_truncated(tmp_path: Path) -> None:
     path = tmp_path / "set.tar.gz"
     with gzip.open(path, "wb") as stream:
         stream.write(claimed_header(tarfile.REGTYPE, 7 << 30))
@@ -133,7 +131,7 @@ def test_a_tar_member_that_claims_gigabytes_is_cut_short(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (9000, 9000)])
-def test_an_image_that_claims_to_be_enormous_is_named(
+def test_an_image_that_claims_to_be_enormous_is_refused_by_name(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     files = pictures() | {"train/cat/x.png": monster_png(*size)}
@@ -159,7 +157,7 @@ def test_many_large_images_are_decoded_one_at_a_time(tmp_path: Path) -> None:
     assert int(said.split()[0]) < 300 * MIB
 
 
-def test_a_set_larger_than_memory_is_refused_before_it_is_read(
+def test_a_data_set_larger_than_memory_is_refused_before_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sysconf", lambda name: 10)
@@ -168,7 +166,7 @@ def test_a_set_larger_than_memory_is_refused_before_it_is_read(
 
 
 def npz(path: Path, **changed: bytes) -> Path:
-    """An .npz file in which some members are other bytes than their array's."""
+    """An .npz file in which some members' bytes are replaced."""
     np.savez_compressed(path, **parts())
     with zipfile.ZipFile(path) as archive:
         files = {name: archive.read(name) for name in archive.namelist()}
@@ -194,7 +192,7 @@ def npy_header(shape: tuple[int, ...], extra: int = 0) -> bytes:
         (lambda: b"\x93NUMPY\x02\0" + struct.pack("<I", 0xFFFFFFF0), "claims to be 4,294,967,280"),
     ],
 )
-def test_an_array_whose_header_lies_is_refused(
+def test_an_array_with_a_false_header_is_refused(
     tmp_path: Path, make: Callable[[], bytes], message: str
 ) -> None:
     path = npz(tmp_path / "set.npz", train_images=make())
@@ -204,7 +202,7 @@ def test_an_array_whose_header_lies_is_refused(
     assert peak < 60 * MIB
 
 
-def test_arrays_larger_than_memory_are_refused_before_they_are_read(
+def test_arrays_larger_than_memory_are_refused_before_reading(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez_compressed(tmp_path / "set.npz", **parts())
@@ -214,8 +212,10 @@ def test_arrays_larger_than_memory_are_refused_before_they_are_read(
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_an_official_file_is_measured_before_it_is_unpacked(tmp_path: Path, packed: bool) -> None:
-    """Its hash is that of the unpacked content, which is known after unpacking alone."""
+def test_an_oversized_official_file_is_refused_before_unpacking(
+    tmp_path: Path, packed: bool
+) -> None:
+    """Its hash is that of the unpacked content, which is known only after unpacking."""
     official = Official("a.gz", "0" * 32, (), "1" * 32)
     if packed:
         (tmp_path / "a.gz").write_bytes(gzip.compress(bytes(600 * MIB), 1))
@@ -233,7 +233,7 @@ def peak_now() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def test_links_that_multiply_paths_end_in_an_error(tmp_path: Path) -> None:
+def test_links_that_multiply_paths_are_refused(tmp_path: Path) -> None:
     """Thirteen folders, each with four links to the next: 4**13 paths."""
     for depth in range(13):
         (tmp_path / f"hub/{depth}").mkdir(parents=True)
@@ -245,7 +245,7 @@ def test_links_that_multiply_paths_end_in_an_error(tmp_path: Path) -> None:
         ImageFolder(root=str(tmp_path / "set")).fingerprint()
 
 
-def test_too_many_files_end_in_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backdoor_lab.data.members.MAX_FILES", 9)
     for name, data in pictures().items():
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,5 @@
-"""Opening: made once, mapped afterwards, the same content under the same digest (row 4, 6, 13)."""
+"""Opening a data set: computed once, memory-mapped afterwards, equal content has an equal digest
+(rows 4, 6, 13)."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class Counted(Synthetic):
         return super().read()
 
 
-def test_the_embedded_set_opens(tmp_path: Path) -> None:
+def test_the_synthetic_data_set_opens(tmp_path: Path) -> None:
     dataset = open_dataset(Synthetic(**TINY), Store(tmp_path))
     assert dataset.train.images.shape == (30, 3, 8, 8)
     assert dataset.train.images.dtype == torch.uint8
@@ -48,7 +49,7 @@ def test_the_embedded_set_opens(tmp_path: Path) -> None:
     assert overlap(dataset) == 0
 
 
-def test_the_second_opening_reads_the_store_only(tmp_path: Path) -> None:
+def test_the_second_opening_reads_only_the_store(tmp_path: Path) -> None:
     source = Counted(**TINY)
     first, second = (open_dataset(source, Store(tmp_path)) for _ in range(2))
     assert source.reads == 1
@@ -58,7 +59,7 @@ def test_the_second_opening_reads_the_store_only(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("data/*/manifest.json"))) == 2
 
 
-def test_writing_into_the_tensors_leaves_the_store_alone(tmp_path: Path) -> None:
+def test_writing_to_the_tensors_does_not_change_the_store(tmp_path: Path) -> None:
     dataset = open_dataset(Synthetic(**TINY), Store(tmp_path))
     before = dataset.train.images.clone()
     dataset.train.images.zero_()
@@ -83,7 +84,7 @@ def test_damage_in_the_store_is_repaired(tmp_path: Path) -> None:
         {"labels": np.array([1, 0])},
     ],
 )
-def test_digests_follow_the_content(change: dict[str, Any]) -> None:
+def test_digests_depend_only_on_content(change: dict[str, Any]) -> None:
     split = Split(np.zeros((2, 1, 2, 2), np.uint8), np.array([0, 1]))
     before = content_digest(split, ("a", "b"))
     assert content_digest(dataclasses.replace(split, **change), ("a", "b")) != before
@@ -91,7 +92,7 @@ def test_digests_follow_the_content(change: dict[str, Any]) -> None:
     assert content_digest(Split(split.images.copy(order="F"), split.labels), ("a", "b")) == before
 
 
-def test_one_content_has_one_digest_wherever_it_came_from(tmp_path: Path) -> None:
+def test_equal_content_from_file_and_code_has_equal_digests(tmp_path: Path) -> None:
     drawn = Synthetic(**TINY).read()
     np.savez(
         tmp_path / "drawn.npz",
@@ -107,7 +108,7 @@ def test_one_content_has_one_digest_wherever_it_came_from(tmp_path: Path) -> Non
     assert from_file.test.digest == from_code.test.digest != from_code.train.digest
 
 
-def test_sets_from_before_the_shift_could_be_chosen_keep_their_identity() -> None:
+def test_the_default_shift_is_not_part_of_the_identity() -> None:
     before = Synthetic(**TINY)
     parameters = {"size": 8, "channels": 3, "seed": 0, "noise": 12.0}
     assert before.identity() == {**parameters, "train": 3, "test": 2}
@@ -116,7 +117,7 @@ def test_sets_from_before_the_shift_could_be_chosen_keep_their_identity() -> Non
     assert np.array_equal(draw(3, size=8)[0], draw(3, size=8, shift=0.2)[0])
 
 
-def test_a_shift_of_zero_draws_every_object_in_the_middle() -> None:
+def test_shift_zero_draws_every_object_in_the_center() -> None:
     images, labels = draw(30, size=32, seed=1, noise=0.0, shift=0.0)
     assert np.abs(_middles(images[labels == CLASSES.index("frog")])).max() < 0.02
     moved, _ = draw(30, size=32, seed=1, noise=0.0, shift=0.2)
@@ -124,7 +125,7 @@ def test_a_shift_of_zero_draws_every_object_in_the_middle() -> None:
 
 
 def _middles(rings: Any) -> Any:
-    """Where the middle of each ring is, (n, 2) in half widths: its bright pixels' mean place."""
+    """The center of each ring in half widths, (n, 2): the mean position of its bright pixels."""
     bright = rings.astype(float).mean(axis=1)
     bright = bright > (bright.min(axis=(1, 2)) + bright.max(axis=(1, 2)))[:, None, None] / 2
     axis = (np.arange(rings.shape[-1]) + 0.5) / rings.shape[-1] * 2 - 1
@@ -138,7 +139,7 @@ def _middles(rings: Any) -> Any:
     )
 
 
-def test_overlap_counts_test_images_that_were_trained_on(tmp_path: Path) -> None:
+def test_overlap_counts_test_images_that_occur_in_the_training_set(tmp_path: Path) -> None:
     images = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1)
     repeated = np.array([5, 9, 0, 0], np.uint8).reshape(4, 1, 1, 1)
     labels = np.array([0, 1] * 3)
@@ -148,7 +149,7 @@ def test_overlap_counts_test_images_that_were_trained_on(tmp_path: Path) -> None
     assert overlap(open_dataset(source, Store(tmp_path / "store"))) == 3
 
 
-def test_bad_data_is_refused_and_not_published(tmp_path: Path) -> None:
+def test_invalid_data_is_refused_and_not_published(tmp_path: Path) -> None:
     class NoDogs(Synthetic):
         def read(self) -> Arrays:
             arrays = super().read()
@@ -176,12 +177,12 @@ def test_bad_data_is_refused_and_not_published(tmp_path: Path) -> None:
         {"name": ".."},
     ],
 )
-def test_bad_parameters_are_configuration_errors(parameters: dict[str, Any]) -> None:
+def test_bad_parameters_raise_config_error(parameters: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Synthetic(**parameters)
 
 
-def test_the_noise_is_what_the_drawing_itself_would_use() -> None:
+def test_the_default_noise_equals_that_of_the_drawing_function() -> None:
     default = inspect.signature(draw).parameters["noise"].default
     assert inspect.signature(Synthetic).parameters["noise"].default == default
 
@@ -218,8 +219,8 @@ print(Cifar10(root=me).fingerprint(), "torchvision" in sys.modules)
 """
 
 
-def test_two_processes_at_once_publish_one(tmp_path: Path) -> None:
-    # From a file: what is typed in has no code that could be compared.
+def test_two_concurrent_processes_publish_one_data_set(tmp_path: Path) -> None:
+    # From a file: a class defined with -c has no source that could be hashed.
     (tmp_path / "race.py").write_text(RACE)
     code = "import sys; sys.path.insert(0, sys.argv[1]); import race"
     both = [start(code, str(tmp_path), str(seed), PYTHONHASHSEED=str(seed)) for seed in range(2)]
@@ -242,6 +243,6 @@ def start(code: str, *arguments: str, **environment: str) -> subprocess.Popen[st
     return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True)
 
 
-def test_a_source_is_not_complete_without_identity_and_read() -> None:
+def test_a_source_must_define_identity_and_read() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Source(name="x")  # type: ignore[abstract]

@@ -26,7 +26,7 @@ def composed(path: Path) -> tuple[type[Source], dict[str, Any]]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_keys_are_the_parameters(path: Path) -> None:
+def test_yaml_keys_equal_constructor_parameters(path: Path) -> None:
     kind, given = composed(path)
     parameters = inspect.signature(kind).parameters
     assert set(given) == set(parameters)
@@ -38,7 +38,7 @@ def test_the_keys_are_the_parameters(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_the_file_repeats_the_defaults(path: Path) -> None:
+def test_yaml_values_equal_constructor_defaults(path: Path) -> None:
     kind, given = composed(path)
     for key, parameter in inspect.signature(kind).parameters.items():
         if key != "name":
@@ -46,7 +46,7 @@ def test_the_file_repeats_the_defaults(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("preset", "base"), PRESETS.items())
-def test_a_preset_changes_values_of_its_base_and_adds_none(preset: str, base: str) -> None:
+def test_a_preset_overrides_values_of_its_base_without_new_keys(preset: str, base: str) -> None:
     found: Any = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{preset}.yaml"))
     assert found.pop("defaults") == [base, "_self_"]
     kind, given = composed(FOLDER / f"{base}.yaml")

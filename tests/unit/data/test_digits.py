@@ -1,4 +1,4 @@
-"""Handwritten digits: what they are, how they are divided, and a whole cell on them."""
+"""Handwritten digits: content, split, and a whole cell on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backdoor_lab.data.digits import Digits
 from tests.helpers.cells import run_here
 
 
-def test_the_images_are_scikit_learns_with_levels_0_to_16_spread_over_0_to_255() -> None:
+def test_images_are_scikit_learns_digits_scaled_from_16_to_255() -> None:
     arrays, whole = Digits().read(), sklearn.datasets.load_digits()
     images = np.concatenate([arrays.train.images, arrays.test.images])
     labels = np.concatenate([arrays.train.labels, arrays.test.labels])
@@ -28,22 +28,22 @@ def test_the_images_are_scikit_learns_with_levels_0_to_16_spread_over_0_to_255()
     assert arrays.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
 
-def test_a_third_of_every_digit_is_test_images_and_always_the_same() -> None:
+def test_a_fixed_third_of_every_digit_is_the_test_set() -> None:
     arrays = Digits().read()
     train, test = np.bincount(arrays.train.labels), np.bincount(arrays.test.labels)
     assert train.tolist() == [119, 121, 118, 122, 121, 121, 121, 119, 116, 120]
     assert test.tolist() == [59, 61, 59, 61, 60, 61, 60, 60, 58, 60]
     np.testing.assert_array_equal(arrays.test.images, Digits().read().test.images)
-    # Which images these are: a change would be another data set under the same name.
+    # Pins the selection: another one would be another data set under the same name.
     assert arrays.test.labels[:12].tolist() == [1, 3, 5, 6, 0, 2, 5, 9, 5, 7, 2, 2]
     assert int(arrays.test.images.sum()) == 3007946
 
 
-def test_digits_are_enlarged_and_never_made_smaller(tmp_path: Path) -> None:
+def test_digits_can_be_enlarged_but_not_reduced(tmp_path: Path) -> None:
     small, large = Digits(), Digits(size=28)
     images = large.read().train.images
     assert images.shape == (1198, 1, 28, 28)
-    # Enlarged bilinearly, an image keeps its brightness but for rounding.
+    # Bilinear enlargement keeps the mean brightness up to rounding.
     assert abs(images.mean() - small.read().train.images.mean()) < 2
     assert small.fingerprint() == Digits(size=8).fingerprint() != large.fingerprint()
     with pytest.raises(ConfigError, match=r"`dataset.size` must satisfy 8 <= dataset.size"):
@@ -53,7 +53,7 @@ def test_digits_are_enlarged_and_never_made_smaller(tmp_path: Path) -> None:
     assert overlap(dataset) == 0
 
 
-def test_other_digits_under_the_same_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changed_digits_in_scikit_learn_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     found = sklearn.datasets.load_digits()
     found.target[0] = 1 - found.target[0]
     monkeypatch.setattr(sklearn.datasets, "load_digits", lambda: found)
@@ -61,7 +61,7 @@ def test_other_digits_under_the_same_name_are_refused(monkeypatch: pytest.Monkey
         Digits().read()
 
 
-def test_a_scikit_learn_without_its_digits_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_digits_in_scikit_learn_are_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing() -> Any:
         raise FileNotFoundError("digits.csv.gz")
 
@@ -70,12 +70,12 @@ def test_a_scikit_learn_without_its_digits_is_named(monkeypatch: pytest.MonkeyPa
         Digits().read()
 
 
-def test_the_fingerprint_needs_no_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_does_not_read_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digits, "_digits", lambda: pytest.fail("was read"))
     assert len(Digits().fingerprint()) == 64
 
 
-def test_a_whole_cell_on_real_digits_learns_the_backdoor_and_the_filter_finds_poison(
+def test_a_cell_on_digits_learns_the_backdoor_and_the_filter_finds_poison(
     tmp_path: Path,
 ) -> None:
     record = run_here(
@@ -87,13 +87,13 @@ def test_a_whole_cell_on_real_digits_learns_the_backdoor_and_the_filter_finds_po
     assert record["choices"]["dataset"] == "digits"
     assert record["choices"]["target"] == "7"
     counts = record["counts"]
-    # 0.3 of the 119 training images of the class, and one and a half times as many removed.
+    # 0.3 of the class's 119 training images are poisoned, and 1.5 times as many are removed.
     assert (counts["n_poisoned"], counts["n_removed"]) == (36, 54)
     assert record["nat1"] > 0.9
     assert record["nat2"] > 0.9
-    # Without the trigger the same test images are hardly ever taken for a 7.
+    # Without the trigger the same test images are rarely classified as a 7.
     assert record["asr1"] > 0.8
     assert record["clean_rate1"] < 0.1
-    # By chance the area would be a half, and 23 images would be left.
+    # By chance the AUROC would be 0.5, and 23 poisoned images would be left.
     assert record["detection"]["auroc"] > 0.7
     assert counts["pois_left"] < 18

@@ -1,4 +1,4 @@
-"""Folders of images: layouts, kinds of pictures, sizes, broken files."""
+"""Image folders: layouts, image modes, sizes, broken files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backdoor_lab.data.validate import checked
 from tests.helpers.image_files import encoded, filled, picture, reds
 
 
-def test_classes_and_images_come_sorted_by_name(tmp_path: Path) -> None:
+def test_classes_and_images_are_sorted_by_name(tmp_path: Path) -> None:
     arrays = ImageFolder(root=str(filled(tmp_path))).read()
     assert arrays.classes == ("cat", "dog")
     assert reds(arrays.train.images) == [30, 40, 10, 20]
@@ -27,7 +27,7 @@ def test_classes_and_images_come_sorted_by_name(tmp_path: Path) -> None:
     assert arrays.train.images.shape == (4, 3, 4, 4)
 
 
-def test_the_order_of_the_file_system_does_not_matter(
+def test_the_order_of_directory_entries_does_not_matter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = ImageFolder(root=str(filled(tmp_path)))
@@ -52,12 +52,12 @@ def test_the_order_of_the_file_system_does_not_matter(
         assert source.fingerprint() == fingerprint
 
 
-def test_one_folder_around_everything_and_val_for_test(tmp_path: Path) -> None:
+def test_an_enclosing_folder_and_val_instead_of_test_are_accepted(tmp_path: Path) -> None:
     filled(tmp_path / "around", ("train", "val"))
     assert len(ImageFolder(root=str(tmp_path)).read().test.labels) == 2
 
 
-def test_other_files_are_not_counted(tmp_path: Path) -> None:
+def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "README.md").write_text("x")
     (root / "logo.png").write_text("not in a split")
@@ -70,20 +70,20 @@ def test_other_files_are_not_counted(tmp_path: Path) -> None:
     assert len(ImageFolder(root=str(root)).read().train.labels) == 4
 
 
-def test_unicode_class_names(tmp_path: Path) -> None:
+def test_unicode_class_names_are_accepted(tmp_path: Path) -> None:
     root = filled(tmp_path)
     for split in ("train", "test"):
         (root / split / "dog").rename(root / split / "犬 ü")
     assert checked(ImageFolder(root=str(root)).read(), "here").classes == ("cat", "犬 ü")
 
 
-def test_limits_keep_the_first_by_name(tmp_path: Path) -> None:
+def test_limits_keep_the_first_images_by_name(tmp_path: Path) -> None:
     source = ImageFolder(root=str(filled(tmp_path)), limit_train=1)
     assert reds(source.limited().train.images) == [30, 10]
     assert source.fingerprint() != ImageFolder(root=str(tmp_path)).fingerprint()
 
 
-def test_a_changed_file_has_another_fingerprint_a_moved_folder_has_not(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_a_file_but_not_with_the_folders_path(tmp_path: Path) -> None:
     root = filled(tmp_path / "here")
     before = ImageFolder(root=str(root)).fingerprint()
     root = root.rename(tmp_path / "there")
@@ -94,7 +94,7 @@ def test_a_changed_file_has_another_fingerprint_a_moved_folder_has_not(tmp_path:
     assert ImageFolder(root=str(root)).fingerprint() != before
 
 
-def test_sizes_that_differ_are_named_and_can_be_resized(tmp_path: Path) -> None:
+def test_different_sizes_are_refused_unless_resized(tmp_path: Path) -> None:
     root = filled(tmp_path)
     picture(7, (6, 5)).save(root / "train" / "dog" / "9.png")
     with pytest.raises(DataError, match=r"4 x 4, train/dog/9.png has 5 x 6 .*dataset.size=4"):
@@ -113,7 +113,7 @@ def test_resizing_antialiases() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
 @pytest.mark.parametrize("size", [(1, 1), (3, 2)])
-def test_every_kind_of_picture_is_white_where_it_is_white(
+def test_white_stays_white_in_every_image_mode(
     mode: str, channels: int, size: tuple[int, int]
 ) -> None:
     white = Image.new("RGB", size, "white").convert(mode)
@@ -122,7 +122,7 @@ def test_every_kind_of_picture_is_white_where_it_is_white(
     assert (pixels == 255).all()
 
 
-def test_transparency_lies_on_black() -> None:
+def test_transparency_is_composed_on_black() -> None:
     half = encoded(Image.new("RGBA", (2, 2), (200, 100, 0, 128)))
     assert decode(half, "x", 3, None)[:, 0, 0].tolist() == [100, 50, 0]
     palette = Image.new("P", (2, 2), 0)
@@ -132,13 +132,13 @@ def test_transparency_lies_on_black() -> None:
     assert not decode(keyed, "x", 3, None).any()
 
 
-def test_colour_becomes_luma() -> None:
+def test_color_converts_to_luma() -> None:
     red = encoded(Image.new("RGB", (2, 2), (255, 0, 0)))
     assert decode(red, "x", 1, None)[0, 0, 0] == round(0.299 * 255)
 
 
 def sixteen_bit_rgb_png() -> bytes:
-    """A 1 x 1 PNG with 16 bits a channel, which Pillow would shorten without a word."""
+    """A 1 x 1 PNG with 16 bits per channel, which Pillow would silently reduce to 8."""
     import struct
     import zlib
 
@@ -165,19 +165,19 @@ def sixteen_bit_rgb_png() -> bytes:
         sixteen_bit_rgb_png(),
     ],
 )
-def test_deeper_pictures_are_refused_by_name(data: bytes) -> None:
+def test_images_with_more_than_8_bits_are_refused_by_name(data: bytes) -> None:
     with pytest.raises(DataError, match=r"^some/file: .* is not supported"):
         decode(data, "some/file", 3, None)
 
 
-def test_formats_that_start_programs_are_not_tried() -> None:
+def test_formats_that_start_external_programs_are_refused() -> None:
     with pytest.raises(DataError, match="not a valid image"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "x", 3, None)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF"])
-def test_broken_images_are_named(tmp_path: Path, kind: str) -> None:
+def test_broken_images_are_refused_by_name(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     whole = encoded(Image.fromarray(noise), kind)
     root = filled(tmp_path)
@@ -190,7 +190,7 @@ def test_broken_images_are_named(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP"])
-def test_flipped_bits_give_a_picture_or_a_named_error(kind: str) -> None:
+def test_flipped_bits_give_an_image_or_an_error_with_the_file_name(kind: str) -> None:
     rng = np.random.default_rng(2)
     whole = encoded(Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)), kind)
     errors = []
@@ -204,7 +204,7 @@ def test_flipped_bits_give_a_picture_or_a_named_error(kind: str) -> None:
     assert all(message.startswith("some/file: ") for message in errors)
 
 
-def test_a_link_that_leads_nowhere_is_an_error_and_not_one_image_less(tmp_path: Path) -> None:
+def test_a_broken_link_is_an_error_not_a_skipped_image(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train" / "dog" / "1.png").unlink()
     (root / "train" / "dog" / "1.png").symlink_to(tmp_path / "gone.png")
@@ -212,7 +212,7 @@ def test_a_link_that_leads_nowhere_is_an_error_and_not_one_image_less(tmp_path: 
         checked(ImageFolder(root=str(root)).read(), "here")
 
 
-def test_no_image_is_lost_however_deep_it_lies(tmp_path: Path) -> None:
+def test_images_in_nested_folders_are_refused_not_ignored(tmp_path: Path) -> None:
     root = filled(tmp_path)
     deep = root / "train" / "dog" / "a" / "b" / "c" / "d" / "e"
     deep.mkdir(parents=True)
@@ -224,7 +224,7 @@ def test_no_image_is_lost_however_deep_it_lies(tmp_path: Path) -> None:
         ImageFolder(root=str(root)).fingerprint()
 
 
-def test_links_in_a_circle_end(tmp_path: Path) -> None:
+def test_circular_links_are_not_followed_forever(tmp_path: Path) -> None:
     root = filled(tmp_path)
     before = ImageFolder(root=str(root)).read()
     (root / "train" / "dog" / "again").symlink_to(root)
@@ -232,7 +232,7 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
     assert len(after.train.labels) == len(before.train.labels)
 
 
-def test_a_bitmap_of_16_bits_a_pixel(tmp_path: Path) -> None:
+def test_a_bitmap_with_16_bits_per_pixel_is_decoded(tmp_path: Path) -> None:
     """5, 6 and 5 bits for red, green and blue: one pixel of 255, 0, 255."""
     import struct
 
@@ -242,7 +242,7 @@ def test_a_bitmap_of_16_bits_a_pixel(tmp_path: Path) -> None:
     assert decode(data, "x", 3, None)[:, 0, 0].tolist() == [255, 0, 255]
 
 
-def test_empty_classes_are_named(tmp_path: Path) -> None:
+def test_empty_classes_are_refused_by_name(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train" / "bird").mkdir()
     with pytest.raises(DataError, match=r"train: every class needs images; 1 of 3.*bird"):
@@ -252,7 +252,7 @@ def test_empty_classes_are_named(tmp_path: Path) -> None:
         checked(ImageFolder(root=str(root)).read(), "here")
 
 
-def test_a_backslash_in_an_archive_is_named(tmp_path: Path) -> None:
+def test_a_backslash_in_an_archive_member_is_refused(tmp_path: Path) -> None:
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "old.zip", "w") as archive:
@@ -263,7 +263,7 @@ def test_a_backslash_in_an_archive_is_named(tmp_path: Path) -> None:
         ImageFolder(root=str(tmp_path / "old.zip")).read()
 
 
-def test_other_layouts_are_refused(tmp_path: Path) -> None:
+def test_unknown_folder_layouts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"expected train/<class>/<image>, found no image"):
         ImageFolder(root=str(tmp_path)).fingerprint()
     root = filled(tmp_path, ("train", "testing"))
@@ -287,6 +287,6 @@ def test_a_missing_root_says_what_to_do(tmp_path: Path) -> None:
     "parameters",
     [{}, {"root": "x", "size": 0}, {"root": "x", "channels": 4}, {"root": "x", "name": "A b"}],
 )
-def test_bad_parameters_are_found_without_touching_a_file(parameters: dict[str, Any]) -> None:
+def test_bad_parameters_are_refused_before_any_file_is_read(parameters: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ImageFolder(**parameters)

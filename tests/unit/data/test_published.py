@@ -1,4 +1,4 @@
-"""Public data sets, with tiny files under the official names and hashes patched to match."""
+"""Published data sets, with tiny files under the official names and patched hashes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tests.helpers.published import PIXELS, idx_bytes, md5, put
 # --- the pinned facts
 
 
-def test_the_pinned_hashes_are_torchvisions() -> None:
+def test_official_hashes_equal_those_of_torchvision() -> None:
     import inspect
 
     from torchvision import datasets
@@ -76,7 +76,7 @@ def test_cifar_is_unpacked_once_and_read(cifar: Path) -> None:
     assert len(Cifar10(root=str(cifar), download=False).read().train.labels) == 20
 
 
-def test_a_batch_that_could_run_code_is_never_loaded(cifar: Path) -> None:
+def test_a_pickled_batch_with_another_hash_is_never_loaded(cifar: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.mkdir, (str(cifar / "marker"),)
@@ -92,7 +92,7 @@ def test_a_batch_that_could_run_code_is_never_loaded(cifar: Path) -> None:
     assert not (cifar / "marker").exists()
 
 
-def test_a_truncated_archive_is_not_trusted(cifar: Path) -> None:
+def test_a_truncated_archive_is_refused(cifar: Path) -> None:
     path = cifar / "cifar-10-python.tar.gz"
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError, match=r"is damaged and dataset.download is false.*\(md5 "):
@@ -103,7 +103,7 @@ def test_a_truncated_archive_is_not_trusted(cifar: Path) -> None:
 
 
 @pytest.mark.parametrize("packed", [True, False])
-def test_mnist_is_read_packed_or_unpacked(
+def test_mnist_is_read_compressed_or_not(
     tmp_path: Path, mnist: dict[str, bytes], packed: bool
 ) -> None:
     put(tmp_path, {f"{n}.gz": gzip.compress(d) for n, d in mnist.items()} if packed else mnist)
@@ -114,7 +114,7 @@ def test_mnist_is_read_packed_or_unpacked(
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 @pytest.mark.parametrize("packed", [True, False])
-def test_a_damaged_idx_file_is_not_trusted(
+def test_a_damaged_idx_file_is_refused(
     tmp_path: Path, mnist: dict[str, bytes], packed: bool, damage: str
 ) -> None:
     files = {f"{n}.gz": gzip.compress(d) for n, d in mnist.items()} if packed else dict(mnist)
@@ -127,7 +127,7 @@ def test_a_damaged_idx_file_is_not_trusted(
         Mnist(root=str(tmp_path), download=False).read()
 
 
-def test_idx_headers_that_lie_are_refused() -> None:
+def test_false_idx_headers_are_refused() -> None:
     whole = idx_bytes(np.zeros((2, 3), np.uint8))
     assert idx(whole, "x").shape == (2, 3)
     for bad in (b"", whole[:-1], whole + b"\0", b"\0\0\x0d" + whole[3:], whole[:6]):
@@ -135,7 +135,7 @@ def test_idx_headers_that_lie_are_refused() -> None:
             idx(bad, "x")
 
 
-def test_the_clothes_have_the_right_names() -> None:
+def test_fashion_mnist_has_the_right_class_names() -> None:
     assert len(FashionMnist.classes) == 10
     assert FashionMnist.classes.index("sneaker") == 7
 
@@ -143,7 +143,7 @@ def test_the_clothes_have_the_right_names() -> None:
 # --- SVHN and GTSRB
 
 
-def test_svhn_counts_ten_as_zero(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svhn_label_10_becomes_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.io import savemat
 
     files = {}
@@ -195,11 +195,11 @@ def test_gtsrb_is_read_from_its_archives(tmp_path: Path, monkeypatch: pytest.Mon
     assert source.fingerprint() != Gtsrb(root=str(tmp_path), size=5).fingerprint()
 
 
-# --- getting the files
+# --- downloads
 
 
 class Server(ThreadingHTTPServer):
-    """Serves `answers` by path and counts what was asked for."""
+    """Serves `answers` by path and records the requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -251,20 +251,20 @@ def test_a_missing_file_is_downloaded_once(tmp_path: Path, server: Server) -> No
     assert len(server.asked) == asked
 
 
-def test_what_an_aborted_download_left_is_downloaded_again(tmp_path: Path, server: Server) -> None:
+def test_a_partial_download_is_downloaded_again(tmp_path: Path, server: Server) -> None:
     file = server.official("a.bin", b"good data")
     (tmp_path / "a.bin").write_bytes(b"good d")
     get(tmp_path, file)
     assert (tmp_path / "a.bin").read_bytes() == b"good data"
 
 
-def test_the_second_address_is_tried(tmp_path: Path, server: Server) -> None:
+def test_the_second_mirror_is_tried(tmp_path: Path, server: Server) -> None:
     file = server.official("a.bin", b"good")
     get(tmp_path, Official(file.path, file.md5, (file.urls[0] + "x", *file.urls)))
     assert file.found_in(tmp_path)
 
 
-def test_a_wrong_answer_is_one_error_with_all_that_is_needed(
+def test_a_wrong_download_is_one_error_with_folder_file_and_hash(
     tmp_path: Path, server: Server
 ) -> None:
     good, bad = server.official("a.bin", b"good"), server.official("b.bin", b"evil", claimed=b"ok")
@@ -276,7 +276,7 @@ def test_a_wrong_answer_is_one_error_with_all_that_is_needed(
         get(tmp_path, Official("c", "0" * 32, (good.urls[0] + "x",)))
 
 
-def test_two_at_once_download_once(tmp_path: Path, server: Server) -> None:
+def test_two_concurrent_threads_download_once(tmp_path: Path, server: Server) -> None:
     file = server.official("a.bin", b"good" * 1000)
     get(tmp_path / "alone", file)
     asked = len(server.asked)
@@ -299,9 +299,7 @@ def test_two_at_once_download_once(tmp_path: Path, server: Server) -> None:
     assert len(server.asked) == 2 * asked
 
 
-def test_a_server_that_says_nothing_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_silent_server_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backdoor_lab.data.download.TIMEOUT", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         url = f"http://127.0.0.1:{mute.getsockname()[1]}/a"
@@ -311,7 +309,7 @@ def test_a_server_that_says_nothing_is_given_up(
 
 
 @pytest.mark.parametrize("kind", [Cifar10, Cifar100, Mnist, FashionMnist, Svhn, Gtsrb])
-def test_without_a_network_one_error_says_what_goes_where(
+def test_without_a_network_one_error_lists_the_files_and_their_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Published]
 ) -> None:
     def no_network(*_: object, **__: object) -> None:
@@ -330,24 +328,24 @@ def test_without_a_network_one_error_says_what_goes_where(
         kind(root=str(tmp_path / "none"), download=False).read()
 
 
-def test_a_root_that_cannot_be_made_is_a_data_error(tmp_path: Path) -> None:
+def test_a_root_that_cannot_be_created_is_a_data_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(DataError, match="Expected in that folder"):
         Mnist(root=str(tmp_path / "file" / "below")).read()
 
 
-def test_complete_data_in_a_folder_without_write_permission_is_read(
+def test_complete_data_is_read_without_taking_a_lock(
     tmp_path: Path, mnist: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tmp_path, mnist)
-    monkeypatch.setattr("backdoor_lab.data.download.FileLock", None)  # would fail if it were used
+    monkeypatch.setattr("backdoor_lab.data.download.FileLock", None)  # would fail if used
     assert len(Mnist(root=str(tmp_path)).read().train.labels) == 20
 
 
 @pytest.mark.parametrize(
     "parameters", [{"root": ""}, {"download": "yes"}, {"limit_train": 0}, {"name": "/"}]
 )
-def test_bad_parameters_are_configuration_errors(parameters: dict[str, Any]) -> None:
+def test_bad_parameters_raise_config_error(parameters: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         Mnist(**parameters)
     with pytest.raises(ConfigError, match="size"):

@@ -1,4 +1,4 @@
-"""Reliability rows 7, 9, 12: what may enter as pixels and labels, and how the rest is refused."""
+"""Reliability rows 7, 9, 12: which pixels and labels are accepted, and how others are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def arrays(train: Split | None = None, test: Split | None = None, names: str = "
 
 @QUICK
 @given(BAD_FLOATS, st.integers(0, 11), st.sampled_from([np.float32, np.float64]))
-def test_one_bad_float_is_named_with_its_place(bad: float, place: int, dtype: type) -> None:
+def test_a_bad_float_is_refused_with_its_index(bad: float, place: int, dtype: type) -> None:
     images = np.full(SHAPE, 7, dtype)
     with np.errstate(over="ignore"):
         images.flat[place] = bad
@@ -73,7 +73,7 @@ def test_images_scaled_to_one_are_refused_even_if_only_0_and_1_occur() -> None:
 
 
 @pytest.mark.parametrize("dtype", [bool, complex, object, "U3", "datetime64[s]"])
-def test_other_kinds_of_arrays_are_refused(dtype: Any) -> None:
+def test_arrays_of_other_dtypes_are_refused(dtype: Any) -> None:
     with pytest.raises(DataError, match="got"):
         byte_images(np.zeros(SHAPE, dtype), "here")
     with pytest.raises(DataError, match="got"):
@@ -81,7 +81,7 @@ def test_other_kinds_of_arrays_are_refused(dtype: Any) -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 0.5, np.nan, np.inf, 2**40])
-def test_labels_are_whole_numbers_from_zero(bad: float) -> None:
+def test_labels_that_are_not_whole_numbers_from_0_are_refused(bad: float) -> None:
     with pytest.raises(DataError, match=r"at index \[2\]; 1 of 4"):
         whole_labels(np.array([0, 1, bad, 1]), "here")
 
@@ -92,7 +92,7 @@ def test_labels_in_a_column_are_flattened() -> None:
         whole_labels(np.zeros((2, 2)), "here")
 
 
-def test_a_good_set_passes_contiguous() -> None:
+def test_valid_data_becomes_contiguous_with_int64_labels() -> None:
     images = np.zeros((4, 4, 4, 3), np.uint8).transpose(0, 3, 1, 2)
     result = checked(arrays(Split(images, np.array([0, 1, 0, 1], np.uint8))), "here")
     assert result.train.images.flags.c_contiguous
@@ -118,7 +118,7 @@ def test_a_good_set_passes_contiguous() -> None:
         (arrays(names="a\n"), "printable name"),
     ],
 )
-def test_broken_promises_are_named(bad: Arrays, message: str) -> None:
+def test_invalid_data_sets_are_refused_with_the_reason(bad: Arrays, message: str) -> None:
     with pytest.raises(DataError, match=message):
         checked(bad, "here")
 
