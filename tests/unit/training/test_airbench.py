@@ -1,4 +1,4 @@
-"""The airbench network: its published shape, its whitening, and training that repeats itself."""
+"""The airbench network: published shape, whitening, and reproducible training."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def state(asked: TrainingJob, **said: Any) -> dict[str, Tensor]:
 
 
 def test_the_published_network_has_the_known_number_of_parameters() -> None:
-    """The paper's 1.97 million; whitening filters and scales of batch normalisation are frozen."""
+    """The paper's 1.97 million; whitening filters and batch normalization scales are frozen."""
     found = {True: 0, False: 0}
     for parameter in build().parameters():
         found[parameter.requires_grad] += parameter.numel()
     assert found == {True: 1_971_352, False: 288 + 2 * (64 + 256 + 256)}
 
 
-def test_the_published_network_takes_the_known_arithmetic() -> None:
-    """0.36 PFLOP for 9.9 passes over 50,000 images, says the authors' README."""
+def test_the_published_network_takes_the_published_number_of_flops() -> None:
+    """The authors' README: 0.36 PFLOP for 9.9 epochs of 50,000 images."""
     with FlopCounterMode(display=False) as counter:
         build()(torch.zeros(2, 3, 32, 32)).sum().backward()
     assert counter.get_total_flops() / 2 * 50_000 * 9.9 == pytest.approx(0.36e15, rel=0.03)
@@ -103,7 +103,7 @@ def test_the_published_network_has_the_published_shapes() -> None:
 @pytest.mark.parametrize("width", [1, 4, 32])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(8, 8), (9, 20), (28, 28), (65, 64)])
-def test_any_width_takes_colour_and_grey_of_any_size(
+def test_every_width_accepts_color_and_gray_images_of_any_size(
     width: int, channels: int, size: tuple[int, int]
 ) -> None:
     net = build(width, channels, classes=7)
@@ -113,7 +113,7 @@ def test_any_width_takes_colour_and_grey_of_any_size(
         height, wide = max(1, height // 2), max(1, wide // 2)
         assert found[layer] == (outputs, height, wide)
     assert net(torch.zeros(3, channels, *size)).shape == (3, 7)
-    # Also as preflight tries it, by shapes alone.
+    # Also as preflight tries it, on the meta device.
     _, features = try_network(spec(width), "penultimate", (channels, *size), 7)
     assert features == 4 * width
 
@@ -131,7 +131,7 @@ def test_every_layer_gives_features(layer: str, features: int) -> None:
     assert tap.values.shape == (5, features)
 
 
-def test_penultimate_features_are_what_the_scaled_head_sees() -> None:
+def test_penultimate_features_are_the_input_of_the_scaled_head() -> None:
     net = build(8).eval()
     images = torch.randn(5, 3, 32, 32)
     with (
@@ -149,7 +149,7 @@ def test_penultimate_features_are_what_the_scaled_head_sees() -> None:
     torch.testing.assert_close(tap.values @ last_layer.weight.T / 9, logits)
 
 
-def test_batch_normalisation_has_no_scale() -> None:
+def test_batch_normalization_scales_are_frozen_at_one() -> None:
     norms = [each for each in build(4).modules() if isinstance(each, nn.BatchNorm2d)]
     assert len(norms) == 6
     for norm in norms:
@@ -159,7 +159,7 @@ def test_batch_normalisation_has_no_scale() -> None:
         assert norm.bias.requires_grad
 
 
-def test_the_first_filters_of_a_convolution_hand_their_channel_through() -> None:
+def test_the_first_filters_of_a_convolution_are_initialized_as_identity() -> None:
     group = Group(3, 5)
     x = torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(group.conv1(x)[:, :3], x)
@@ -168,7 +168,7 @@ def test_the_first_filters_of_a_convolution_hand_their_channel_through() -> None
 
 
 def correlated(n: int = 60, channels: int = 3) -> Tensor:
-    """Smooth float images whose channels resemble each other."""
+    """Smooth float images with correlated channels."""
     generator = torch.Generator().manual_seed(4)
     rough = torch.randn(n, channels, 4, 4, generator=generator) + torch.randn(
         n, 1, 4, 4, generator=generator
@@ -178,7 +178,7 @@ def correlated(n: int = 60, channels: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_whitened_patches_have_the_identity_as_covariance(channels: int) -> None:
+def test_whitened_patches_have_identity_covariance(channels: int) -> None:
     images, net = correlated(channels=channels), build(4, channels)
     images = images - images.mean(dim=(0, 2, 3), keepdim=True)
     before = torch.cov(F.unfold(images, 2).transpose(0, 1).flatten(1))
@@ -189,11 +189,11 @@ def test_whitened_patches_have_the_identity_as_covariance(channels: int) -> None
     identity = torch.eye(half)
     assert float((before - identity).abs().max()) > 0.9
     torch.testing.assert_close(torch.cov(white[:half]), identity, atol=0.02, rtol=0)
-    # The second half is the first with the other sign.
+    # The second half is the negated first half.
     assert torch.equal(white[half:], -white[:half])
 
 
-def test_whitening_has_eigenvectors_over_the_root_of_their_eigenvalues() -> None:
+def test_whitening_filters_are_eigenvectors_over_the_root_of_their_eigenvalues() -> None:
     images, net = correlated(), build(4)
     whiten(net, [images])
     patches = images.double().unfold(2, 2, 1).unfold(3, 2, 1).permute(0, 2, 3, 1, 4, 5)
@@ -206,21 +206,21 @@ def test_whitening_has_eigenvectors_over_the_root_of_their_eigenvalues() -> None
     torch.testing.assert_close(filters @ moment, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_whitening_does_not_depend_on_how_images_are_split() -> None:
+def test_whitening_does_not_depend_on_the_chunk_size() -> None:
     first, second, images = build(4), build(4, seed=1), correlated()
     whiten(first, [images])
     whiten(second, images.split(7))
     torch.testing.assert_close(first.whiten.weight, second.whiten.weight, rtol=1e-4, atol=1e-5)
 
 
-def test_images_of_one_colour_can_be_whitened() -> None:
+def test_images_of_one_color_can_be_whitened() -> None:
     net = build(4)
     whiten(net, [torch.zeros(4, 3, 8, 8)])
     assert bool(torch.isfinite(net.whiten.weight).all())
     assert float(net.whiten.weight.detach().abs().max()) <= 5e-4**-0.5 * 1.001
 
 
-def test_whitening_sees_the_poisoned_training_set() -> None:
+def test_whitening_uses_the_poisoned_training_set() -> None:
     clean = airbench_job()
     base = clean.training.base
     rows = base[:20].clone()
@@ -233,7 +233,7 @@ def test_whitening_sees_the_poisoned_training_set() -> None:
     assert not torch.allclose(*filters, atol=1e-2)
 
 
-def test_whitening_sees_triggers_that_are_stamped_on_batches() -> None:
+def test_whitening_includes_triggers_applied_to_batches() -> None:
     images, labels, index = toy_set().base, torch.zeros(20, dtype=torch.long), torch.arange(20) + 48
     stamp = Pixel(position=(-1, -1), color=255)
     late = training_set(images, labels, rows=images[:20], index=index, stamp=stamp)
@@ -244,7 +244,7 @@ def test_whitening_sees_triggers_that_are_stamped_on_batches() -> None:
     assert tensors_digest(found[0]) == tensors_digest(found[1])
 
 
-def test_training_learns_and_leaves_the_whitening_as_it_was() -> None:
+def test_training_learns_and_keeps_the_whitening_fixed() -> None:
     asked = airbench_job(width=8, epochs=10, crop=0, flip=False)
     fresh, module = new_classifier(asked, CPU).net.state_dict(), fit(asked, CPU)
     trained = module.net.state_dict()
@@ -264,7 +264,7 @@ def test_the_same_job_gives_the_same_weights() -> None:
 
 
 class Kill(pl.Callback):
-    """Ends a training in the middle of an epoch."""
+    """Interrupts a training in the middle of an epoch."""
 
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
@@ -277,7 +277,7 @@ class Kill(pl.Callback):
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, epoch: int) -> None:
+def test_resume_after_kill_gives_identical_weights(tmp_path: Path, epoch: int) -> None:
     unbroken = state(airbench_job())
     with pytest.raises(KeyError, match="killed"):
         fit(airbench_job(), CPU, scratch=tmp_path, callbacks=[Kill(epoch)])
@@ -285,7 +285,7 @@ def test_a_killed_training_goes_on_to_the_same_weights(tmp_path: Path, epoch: in
     assert tensors_digest(resumed) == tensors_digest(unbroken)
 
 
-def test_published_weights_are_loaded_without_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_published_weights_does_not_need_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = airbench_job()
     trained = fit(asked, CPU)
 
@@ -300,8 +300,8 @@ def test_published_weights_are_loaded_without_the_data(monkeypatch: pytest.Monke
     assert torch.equal(blank.eval()(images), trained(images))
 
 
-def test_it_is_trained_channels_last_and_in_bfloat16_too() -> None:
-    """None of its convolutions is one that oneDNN gets wrong in that layout."""
+def test_training_uses_channels_last_and_works_in_bfloat16() -> None:
+    """None of its convolutions is computed wrongly by oneDNN in that layout."""
     assert memory_format_of(build(1), CPU) == CHANNELS_LAST
     asked = airbench_job(width=8, epochs=10, crop=0, flip=False)
     module = fit(asked, replace(CPU, bf16=True))
@@ -320,21 +320,21 @@ def test_it_is_trained_channels_last_and_in_bfloat16_too() -> None:
         ({**spec(), "name": "airbensh"}, "`model.name` 'airbensh' .*mean 'airbench'"),
     ],
 )
-def test_what_the_network_does_not_have_is_refused(config: dict[str, Any], message: str) -> None:
+def test_unknown_model_options_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_model(config)
 
 
-def test_unknown_layers_are_named_with_the_known_ones(tmp_path: Path) -> None:
+def test_an_unknown_layer_is_refused_and_the_known_ones_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'layer4' is not known.*group1"):
         cell_of(tmp_path, *AIRBENCH, "protocol.layer=layer4")
 
 
-def test_labels_in_tables() -> None:
+def test_model_label_contains_an_unusual_width() -> None:
     assert [model_label(spec(width)) for width in (64, 32)] == ["airbench", "airbench-w32"]
 
 
-def test_a_cell_runs_and_its_store_holds_the_whitening(tmp_path: Path) -> None:
+def test_a_cell_runs_and_stores_the_whitening_filters(tmp_path: Path) -> None:
     record = run_here(
         tmp_path / "store", tmp_path / "cell", *AIRBENCH, "protocol.layer=group2:pool"
     )
@@ -342,7 +342,7 @@ def test_a_cell_runs_and_its_store_holds_the_whitening(tmp_path: Path) -> None:
     paths = sorted((tmp_path / "store").glob("*train/*/weights.safetensors"))
     assert len(paths) == 2
     filters = [read_tensors(path)["whiten.weight"] for path in paths]
-    # The retrained network is whitened by what the filter left, and by other draws.
+    # Whitening of the retrained network uses the filtered set and another random stream.
     assert not torch.equal(*filters)
     for each in filters:
         assert torch.equal(each[:12], -each[12:])
@@ -352,14 +352,14 @@ def test_a_cell_runs_and_its_store_holds_the_whitening(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("defense", ["anp", "fine_pruning", "abl", "d_br"])
-def test_defenses_that_train_take_the_network(tmp_path: Path, defense: str) -> None:
+def test_defenses_that_train_networks_work_with_airbench(tmp_path: Path, defense: str) -> None:
     asked = (*AIRBENCH, f"defense={defense}", "protocol.holdout=20")
     asked += ("defense.steps=20",) if defense == "anp" else ()
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert record["status"] == "done"
 
 
-def test_an_estimate_knows_the_networks_size(tmp_path: Path) -> None:
+def test_estimate_uses_the_size_of_the_network(tmp_path: Path) -> None:
     config = configuration(tmp_path, *AIRBENCH, "defense=none")
     preflight = Preflight()
     cell = preflight.cell(config)

@@ -16,7 +16,7 @@ from tests.helpers.cells import CPU, job
 
 
 class Steps:
-    """Three steps that note who calls them with what."""
+    """Three steps that record their calls and arguments."""
 
     def __init__(self, retrains: bool = True) -> None:
         self.calls: list[tuple[str, Any]] = []
@@ -24,7 +24,7 @@ class Steps:
         self.callback = DefendAndRetrain(self)
 
     def extract(self, module: Classifier) -> str:
-        # Weights as they stand at this moment, and the mode the network is in.
+        # The weights at this moment, and the network's mode.
         bias = module.get_parameter("net.fc.bias").detach().clone()
         self.calls.append(("extract", (bias, module.training)))
         return "features"
@@ -46,7 +46,7 @@ class Steps:
         assert self.callback.retrained is self.retrained
 
 
-def test_it_runs_at_the_end_of_a_training() -> None:
+def test_callback_runs_at_the_end_of_training() -> None:
     steps = Steps()
     module = fit(job(), CPU, callbacks=[steps.callback])
     steps.check(module)
@@ -54,7 +54,7 @@ def test_it_runs_at_the_end_of_a_training() -> None:
     assert not torch.equal(steps.calls[0][1][0], untrained)
 
 
-def test_without_a_retrain_it_ends_with_the_verdict() -> None:
+def test_callback_without_retraining_returns_only_the_result() -> None:
     steps = Steps(retrains=False)
     fit(job(), CPU, callbacks=[steps.callback])
     assert [name for name, _ in steps.calls] == ["extract", "defend", "retrain"]
@@ -62,7 +62,7 @@ def test_without_a_retrain_it_ends_with_the_verdict() -> None:
     assert steps.callback.retrained is None
 
 
-def test_it_runs_when_the_weights_were_there_already() -> None:
+def test_callback_runs_when_weights_come_from_the_store() -> None:
     steps = Steps()
     trained = fit(job(), CPU)
     published = new_classifier(job(), CPU)
@@ -73,7 +73,9 @@ def test_it_runs_when_the_weights_were_there_already() -> None:
     assert all(torch.equal(value, before[n]) for n, value in published.state_dict().items())
 
 
-def test_lightning_itself_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lightning_calls_the_callback_even_without_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked: list[int] = []
     whole = pl.Trainer.fit
 
@@ -87,7 +89,7 @@ def test_lightning_itself_calls_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [2, 0]
 
 
-def test_a_failing_defense_is_not_hidden() -> None:
+def test_an_error_of_the_defense_is_raised() -> None:
     class Failing(Steps):
         def defend(self, evidence: str) -> str:
             raise DivergedError("scores")

@@ -1,4 +1,4 @@
-"""Batches: each image once an epoch, augmented as a slow loop would, stamped last."""
+"""Batches: each image once per epoch, augmented as by a slow loop, triggers applied last."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def noise(n: int, channels: int = 3, height: int = 9, width: int = 7) -> Tensor:
 
 
 def numbered(n: int) -> TrainingSet:
-    """Images that show their own number, so that batches tell where they come from."""
+    """Images that show their own number, so that batches reveal their origin."""
     images = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 3, 4, 4)
     return training_set(images.contiguous(), torch.arange(n), classes=tuple(map(str, range(n))))
 
@@ -69,24 +69,24 @@ def slow(images: Tensor, asked: Recipe, generator: torch.Generator) -> np.ndarra
      {"crop": 1, "flip": True, "cutout": 3}],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3])
-def test_augmentation_is_the_slow_loops(changes: dict[str, Any], channels: int) -> None:
+def test_augmentation_equals_a_slow_loop(changes: dict[str, Any], channels: int) -> None:
     images, asked = noise(40, channels), recipe(**changes)
     found = augmented(images, asked, torch.Generator().manual_seed(7))
     np.testing.assert_array_equal(found, slow(images, asked, torch.Generator().manual_seed(7)))
     assert found.dtype == torch.uint8
     if (asked.crop or asked.flip) and not asked.cutout:
-        # What the network wants, without another copy.
+        # The format the network needs, without another copy.
         assert found.is_contiguous(memory_format=torch.channels_last)
-    # The images themselves are left as they were.
+    # The input images are not modified.
     assert torch.equal(images, noise(40, channels))
 
 
-def test_without_augmentation_images_stay() -> None:
+def test_without_augmentation_images_are_unchanged() -> None:
     images = noise(10)
     assert torch.equal(augmented(images, recipe(), torch.Generator()), images)
 
 
-def test_flips_and_crops_are_even() -> None:
+def test_flips_and_crops_are_uniform() -> None:
     images = noise(2000)
     flipped = augmented(images, recipe(flip=True), torch.Generator().manual_seed(0))
     stayed = (flipped == images).flatten(1).all(dim=1)
@@ -117,13 +117,13 @@ def test_an_alternating_flip_mirrors_each_image_every_other_epoch() -> None:
     assert not torch.equal(mirrored(0, seed=1), first)
 
 
-def test_an_alternating_flip_leaves_crops_as_they_are() -> None:
-    """And where no epoch is known, as in a defense's own training, it is a random flip."""
+def test_an_alternating_flip_does_not_change_the_crops() -> None:
+    """Without a known epoch, as in a defense's training, it is a random flip."""
     images = noise(30)
     chosen = torch.arange(30) % 3 == 0
     asked = recipe(flip="alternating", crop=2)
     found = augmented(images, asked, torch.Generator().manual_seed(1), chosen)
-    # What is cut out is mirrored.
+    # The crop is taken first, then mirrored.
     plain = augmented(images, recipe(crop=2), torch.Generator().manual_seed(1))
     expected = torch.where(chosen.view(-1, 1, 1, 1), plain.flip(3), plain)
     assert torch.equal(found, expected)
@@ -132,12 +132,12 @@ def test_an_alternating_flip_leaves_crops_as_they_are() -> None:
     assert torch.equal(drawn, random)
 
 
-def test_cutout_blackens_a_square() -> None:
+def test_cutout_sets_a_square_to_black() -> None:
     side = 4
     holes = augmented(noise(300), recipe(cutout=side), torch.Generator().manual_seed(0)) == 0
     area = holes[:, 0].flatten(1).sum(dim=1)
     assert torch.equal(holes.all(dim=1), holes.any(dim=1))
-    # Where the centre is near an edge, a part of the square lies outside.
+    # Where the center is near an edge, a part of the square lies outside.
     assert int(area.max()) == side**2
     assert (side // 2) ** 2 <= int(area.min()) < side**2
 
@@ -158,7 +158,7 @@ def test_every_image_is_seen_over_a_few_epochs() -> None:
     assert seen == set(range(20))
 
 
-def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
+def test_order_and_augmentation_depend_only_on_seed_and_epoch() -> None:
     training = training_set(noise(32), torch.zeros(32, dtype=torch.long))
 
     def bytes_of(number: int, seed: int) -> bytes:
@@ -171,7 +171,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
     again = bytes_of(2, 5)
     assert first == again
     assert len({first, bytes_of(3, 5), bytes_of(2, 6)}) == 3
-    # Also when earlier epochs were drawn from the very same object.
+    # Also after earlier epochs of the same loader.
     same = BatchLoader(training, recipe(crop=2, flip=True, cutout=2), seed=5, device=HERE)
     list(same)
     same.sampler.set_epoch(2)
@@ -188,7 +188,7 @@ def poisoned(stamp: Any) -> tuple[TrainingSet, Tensor, Tensor]:
     return training_set(images, labels, **said), images, rows
 
 
-def test_gather_is_a_naive_copy() -> None:
+def test_gather_equals_naive_indexing() -> None:
     training, images, rows = poisoned(None)
     everything = torch.cat([images, rows])
     where = torch.randperm(23, generator=torch_generator(0))
@@ -197,7 +197,7 @@ def test_gather_is_a_naive_copy() -> None:
     assert torch.equal(clean.gather(where[:5].clamp(max=19)), images[where[:5].clamp(max=19)])
 
 
-def test_the_clean_set_is_never_copied() -> None:
+def test_the_clean_images_are_never_copied() -> None:
     training, images, _ = poisoned(None)
     kept = training.keep(torch.arange(23) % 2 == 0, "")
     batches = BatchLoader(kept, recipe(), seed=0, device=HERE)
@@ -206,7 +206,7 @@ def test_the_clean_set_is_never_copied() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop": 3, "flip": True, "cutout": 5}])
-def test_a_late_trigger_comes_after_augmentation_on_poison_alone(changes: Any) -> None:
+def test_a_late_trigger_is_applied_after_augmentation_and_only_to_poison(changes: Any) -> None:
     stamp = Pixel(position=(-1, -1), color=255)
     late, images, rows = poisoned(stamp)
     early = poisoned(None)[0]
@@ -218,14 +218,14 @@ def test_a_late_trigger_comes_after_augmentation_on_poison_alone(changes: Any) -
         assert torch.equal(with_trigger[~is_poison], without[~is_poison])
         assert torch.equal(with_trigger[is_poison], stamp(without[is_poison]))
         assert bool((with_trigger[is_poison][:, :, -1, -1] == 255).all())
-    # Neither the clean images nor the rows have been written to.
+    # Neither the clean images nor the rows were modified.
     assert torch.equal(late.base, images)
     assert torch.equal(late.rows, rows)
     assert int(late.base.max()) <= 200
     assert int(late.rows.max()) <= 200
 
 
-def test_features_are_those_of_the_stamped_image_without_augmentation() -> None:
+def test_features_come_from_triggered_images_without_augmentation() -> None:
     stamp = Pixel(position=(-1, -1), color=255)
     late, _, rows = poisoned(stamp)
     early = poisoned(None)[0]
@@ -237,8 +237,8 @@ def test_features_are_those_of_the_stamped_image_without_augmentation() -> None:
     assert not torch.equal(found, extract(module, early, "penultimate", CPU).values)
 
 
-def test_training_and_defenses_and_features_see_the_same_stamped_images() -> None:
-    """`shown` with an augmentation is what batches give: augmented first, stamped afterwards."""
+def test_training_and_defenses_see_the_same_triggered_images() -> None:
+    """`shown` with an augmentation equals the batches: augmented first, then triggered."""
     stamp = Pixel(position=(-1, -1), color=255)
     late, _, _ = poisoned(stamp)
     asked = recipe(flip=True, crop=2, batch=len(late))

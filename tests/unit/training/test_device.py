@@ -1,4 +1,4 @@
-"""What a machine is taken for, and what the record says of it."""
+"""Device detection, and what the record says about the machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "th
      ("AVX512_CORE", False), ("avx512_core_vnni", False), ("AVX2", False), ("avx2_vnni", False),
      ("AVX2_VNNI_2", False), ("AVX", False), ("SSE41", False)],
 )  # fmt: skip
-def test_bfloat16_is_chosen_only_where_onednn_may_use_it(
+def test_bfloat16_is_chosen_only_if_onednn_may_use_it(
     variable: str, limit: str | None, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(machine_module, "_cpu_flags", lambda: {"avx512_bf16"})
@@ -44,7 +44,7 @@ def test_a_processor_without_bfloat16_trains_in_float32(monkeypatch: pytest.Monk
     assert not machine_of(TRAINER).bf16
 
 
-def test_facts_name_what_limits_the_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_include_limits_on_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
@@ -57,8 +57,8 @@ def test_facts_name_what_limits_the_instructions(monkeypatch: pytest.MonkeyPatch
     }  # fmt: skip
 
 
-def test_ci_runs_the_tests_that_train_again_with_avx2() -> None:
-    # As typed: the tests may themselves be run by make, which says so to those that it starts.
+def test_ci_repeats_the_training_tests_with_avx2() -> None:
+    # As from a shell: if make runs the tests, it sets variables for its children.
     plain = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     said = subprocess.run(
         ["make", "-n", "test-avx2"], cwd=ROOT, capture_output=True, text=True, check=True, env=plain

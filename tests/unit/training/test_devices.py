@@ -1,10 +1,7 @@
-"""The GPU path, on a machine without a GPU: nothing there mixes devices.
-
-A tensor that was sent to `cuda` is computed on the CPU here, but says of itself that it lies on
-`cuda:0`, and what a GPU would refuse, because tensors lie on two devices or a generator on
-another, raises. Left to a real GPU: its kernels, speed and memory, bfloat16, how Lightning finds
-and frees it, checkpoints.
-"""
+"""The GPU code path without a GPU: no operation mixes devices. A tensor sent to `cuda` is computed
+on the CPU here but reports the device `cuda:0`, and anything that a GPU would refuse, because
+tensors or generators are on different devices, raises. Left to a real GPU: kernels, speed and
+memory, bfloat16, how Lightning finds and frees the device, checkpoints."""
 
 from __future__ import annotations
 
@@ -55,7 +52,7 @@ INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 
 
 class OnGpu(Tensor):
-    """A tensor that lies on the GPU, as far as Python and PyTorch's operations can tell."""
+    """A tensor that is on the GPU as far as Python and PyTorch's operations can tell."""
 
     inner: Tensor
 
@@ -78,14 +75,14 @@ class OnGpu(Tensor):
 
 
 class Pretended(TorchDispatchMode):
-    """Sees also the operations that take no tensor of the GPU: those that make one."""
+    """Also intercepts operations without a GPU tensor argument: those that create one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return computed(func, args, kwargs or {})
 
 
 def computed(func: Any, args: Any, kwargs: Any) -> Any:
-    """What an operation gives. Raises RuntimeError where a GPU would refuse it."""
+    """The result of an operation. Raises RuntimeError where a GPU would refuse it."""
     leaves = tree_leaves((args, kwargs))
     known = {id(each.inner): each for each in leaves if isinstance(each, OnGpu)}
     wanted = [each.type in NAMES for each in leaves if isinstance(each, torch.device)]
@@ -110,15 +107,15 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def bare(each: Any) -> Any:
-    """What stands on the CPU for an operation's argument."""
+    """The CPU counterpart of an operation's argument."""
     if isinstance(each, torch.device) and each.type in NAMES:
         return torch.device("cpu")
     return each.inner if isinstance(each, OnGpu) else each
 
 
 def refuse_mixed(func: Any, args: Any, leaves: list[Any], on_gpu: bool) -> None:
-    """As PyTorch does: from the CPU may come an index, and a single number where an operation
-    goes number by number; what is written to lies on the GPU."""
+    """As PyTorch does: an index may be on the CPU, and so may a scalar in a pointwise operation;
+    the tensor written to is on the GPU."""
     indexed = func.overloadpacket in INDEXED
     if indexed and isinstance(args[0], OnGpu):
         leaves = [args[0], *args[2:3]]
@@ -134,7 +131,7 @@ def refuse_mixed(func: Any, args: Any, leaves: list[Any], on_gpu: bool) -> None:
 
 
 def generator(device: Any = "cpu") -> torch.Generator:
-    """A CPU generator; those that were asked for on the GPU are noted."""
+    """A CPU generator; those requested for the GPU are recorded."""
     made = GENERATOR()
     if torch.device(device).type == "cuda":
         OF_GPU[made._cdata] = made
@@ -142,14 +139,14 @@ def generator(device: Any = "cpu") -> torch.Generator:
 
 
 class Card(CPUAccelerator):
-    """Lightning's part of the pretended GPU."""
+    """Lightning's view of the pretended GPU."""
 
     def setup_device(self, device: torch.device) -> None:
         assert device == GPU
 
 
 def trainer(*, accelerator: str, devices: Any, **said: Any) -> pl.Trainer:
-    """A Trainer on the pretended GPU where one is asked for."""
+    """A Trainer on the pretended GPU if one is requested."""
     if accelerator == "cpu":
         return TRAINER(accelerator="cpu", devices=devices, **said)
     assert (accelerator, devices) == ("gpu", [0])
@@ -199,13 +196,13 @@ MIXED: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("what", MIXED)
-def test_what_a_gpu_refuses_is_refused_here(what: str) -> None:
+def test_operations_that_a_gpu_refuses_are_refused_here(what: str) -> None:
     with pytest.raises((RuntimeError, TypeError), match="on cuda:0 and on cpu|generator|subclass"):
         MIXED[what]()
 
 
 class Places(pl.Callback):
-    """Where the images, labels and weights of each step are."""
+    """Records the devices of images, labels and weights in each step."""
 
     def __init__(self) -> None:
         self.seen: set[torch.device] = set()
@@ -222,8 +219,10 @@ class Places(pl.Callback):
      (False, {"mixup": 0.4, "cutmix": 1.0, "cutout": 2, "weight_decay": 0.01})],
     ids=["augmented", "mixed"],
 )  # fmt: skip
-def test_a_training_is_that_of_the_cpu(channels_last: bool, changes: dict[str, Any]) -> None:
-    """On the GPU throughout, on the CPU at its end, and with the same losses."""
+def test_training_on_the_gpu_gives_the_losses_of_the_cpu(
+    channels_last: bool, changes: dict[str, Any]
+) -> None:
+    """Everything is on the GPU during training and on the CPU afterwards."""
     asked, places = job(label_smoothing=0.1, batch=16, **changes), Places()
     machine = replace(MACHINE, channels_last=channels_last)
     module = fit(asked, machine, callbacks=[places])
@@ -234,8 +233,8 @@ def test_a_training_is_that_of_the_cpu(channels_last: bool, changes: dict[str, A
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "trigger").glob("*.yaml")), ids=lambda p: p.stem)
-def test_a_trigger_is_that_of_the_cpu(path: Path) -> None:
-    """Prepared on the GPU, put on poison and covers with its help, stamped there on batches."""
+def test_triggers_on_the_gpu_equal_those_on_the_cpu(path: Path) -> None:
+    """Prepared on the GPU, applied there to poison and covers and to batches."""
     options: Any = OmegaConf.to_container(OmegaConf.load(path))
     trigger = build("trigger", options | ({"steps": 2} if "steps" in options else {}), Trigger)
     data, source = toy_set(), 0 if trigger.source_specific else None
@@ -254,7 +253,7 @@ def test_a_trigger_is_that_of_the_cpu(path: Path) -> None:
         assert all(torch.equal(a.cpu(), b) for a, b in zip(one, other, strict=True))
 
 
-def test_what_is_measured_lies_on_the_cpu() -> None:
+def test_predictions_and_features_are_on_the_cpu() -> None:
     training, module = stamped(lambda images: 255 - images), new_classifier(job(), MACHINE)
     predicted = predictions(module, training.base, MACHINE)
     values = extract(module, training, "penultimate", MACHINE).values
@@ -264,7 +263,7 @@ def test_what_is_measured_lies_on_the_cpu() -> None:
     assert torch.allclose(values, extract(module, training, "penultimate", CPU).values)
 
 
-def test_what_was_measured_can_still_be_trained() -> None:
+def test_a_network_can_be_trained_after_prediction() -> None:
     training, module = toy_set(), new_classifier(job(), MACHINE)
     predictions(module, training.base, MACHINE)
     module(training.base.to(GPU)).sum().backward()
@@ -281,7 +280,7 @@ SHORT = {"steps": 2, "shares": [0.5], "epochs": 1, "unlearning_epochs": 1, "thre
 
 
 def cells() -> Iterator[list[str]]:
-    """Each defense that uses networks, in short; and both ways to the features of all others."""
+    """Each defense that uses networks, shortened; and both ways to get features for the others."""
     for path in sorted((CONF / "defense").glob("*.yaml")):
         options = OmegaConf.load(path)
         kind: Any = locate(options._target_)
@@ -295,7 +294,7 @@ def cells() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("asked", cells(), ids=lambda each: each[0])
 def test_a_cell_runs_on_the_gpu(asked: list[str], root: Path, tmp_path: Path) -> None:
-    """From the attack to the figures of its record."""
+    """From the attack to the record's figures."""
     cell = cell_of(root, *asked, "dataset.per_class_train=8", "protocol.stamp=after")
     chain = CellPipeline(
         cell, Store(root), MACHINE, Progress(tmp_path, "", "none"), checkpoint=False

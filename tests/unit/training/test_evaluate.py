@@ -1,4 +1,4 @@
-"""Measuring: against slow loops, and with networks whose answer is known beforehand."""
+"""Evaluation: against slow loops, and with networks whose answers are known."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def noise(n: int = 30, channels: int = 3) -> Tensor:
 
 
 class Says(nn.Module):
-    """A network that is told, by a function of the raw images, which class to answer."""
+    """A network that answers with a given function of the raw images."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ def classifier(answer: Any) -> Classifier:
 
 
 def labelled(n: int = 30) -> LabeledImages:
-    """Test images whose label stands in their last pixel."""
+    """Test images whose label is stored in their last pixel."""
     images, labels = noise(n), torch.arange(n) % 4
     images[:, :, -1, -1] = labels[:, None].to(torch.uint8)
     return LabeledImages(images, labels, tuple("abcd"))
@@ -61,7 +61,7 @@ def perfect(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_channel_statistics_are_numpys(channels: int) -> None:
+def test_channel_statistics_equal_those_of_numpy(channels: int) -> None:
     images = noise(40, channels)
     mean, std = channel_stats(images)
     values = images.numpy().astype(np.float64)
@@ -74,7 +74,7 @@ def test_channel_statistics_are_numpys(channels: int) -> None:
     )
 
 
-def test_the_network_sees_normalised_images_in_training_and_in_tests() -> None:
+def test_the_network_gets_normalized_images_in_training_and_evaluation() -> None:
     seen: list[Tensor] = []
 
     class Probe(nn.Module):
@@ -105,14 +105,14 @@ def test_the_network_sees_normalised_images_in_training_and_in_tests() -> None:
         np.testing.assert_allclose(x.numpy(), expected, atol=1e-4)
 
 
-def test_accuracy_is_a_count() -> None:
+def test_accuracy_is_the_fraction_of_correct_predictions() -> None:
     predicted, labels = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 2, 1])
     assert accuracy(predicted, labels) == sum(
         int(a == b) for a, b in zip(predicted.tolist(), labels.tolist(), strict=True)
     ) / 4  # fmt: skip
 
 
-def test_predictions_and_success_are_the_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_and_attack_success_equal_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
     module = fit(job(epochs=1), CPU)
     training = toy_set()
     test = LabeledImages(training.base, training.labels, training.classes)
@@ -128,7 +128,7 @@ def test_predictions_and_success_are_the_naive_loops(monkeypatch: pytest.MonkeyP
         ) == sum(hits) / len(hits)
 
 
-def test_a_constant_answer_is_a_full_success_and_a_perfect_one_is_none() -> None:
+def test_attack_success_is_one_for_a_constant_answer_and_zero_for_a_perfect_one() -> None:
     test = labelled()
     for target in range(4):
         where = asr_test_set(test.labels, PoisonSpec(target, None, 0.1))
@@ -157,11 +157,11 @@ def test_a_constant_answer_is_a_full_success_and_a_perfect_one_is_none() -> None
         assert accuracy(predictions(backdoored, test.images, CPU), test.labels) == 1
 
 
-def test_other_readings_of_the_success_rate() -> None:
+def test_attack_success_follows_asr_on() -> None:
     test, clean = labelled(40), classifier(perfect)
     everything = PoisonSpec(2, None, 0.1, asr_on="all")
     where = asr_test_set(test.labels, everything)
-    # With the target's own images in it, a clean network shows one class' share.
+    # With target-class images included, a clean network reaches the share of one class.
     assert attack_success(clean, test, where, TRIGGER, torch.full_like(test.labels, 2), CPU) == 0.25
     one = PoisonSpec(2, 3, 0.1, eligible="source", asr_on="source")
     assert test.labels[asr_test_set(test.labels, one)].tolist() == [3] * 10
@@ -171,9 +171,9 @@ def test_other_readings_of_the_success_rate() -> None:
     )
 
 
-def test_all_to_all_wants_the_next_class() -> None:
-    """A network that takes every triggered image for the class after its own succeeds always;
-    one that takes all for a single class, in one case out of four."""
+def test_all_to_all_success_requires_the_next_class() -> None:
+    """A network that predicts the class after the true one for every triggered image always
+    succeeds; one that predicts a single class succeeds in one case out of four."""
     test = labelled()
     words = {"labels": "all_to_all", "eligible": "all", "asr_on": "all"}
     plan = PoisonSpec(0, None, 0.1, **words)
@@ -187,7 +187,7 @@ def test_all_to_all_wants_the_next_class() -> None:
     assert attack_success(always, test, where, TRIGGER, wanted, CPU) == share
 
 
-def test_measuring_leaves_images_as_they_are() -> None:
+def test_evaluation_does_not_modify_the_images() -> None:
     test = labelled()
     before = test.images.clone()
     attack_success(
@@ -202,7 +202,7 @@ def test_evaluation_uses_eval_mode_and_no_augmentation() -> None:
     state = {name: value.clone() for name, value in module.state_dict().items()}
     first = extract(module, asked.training, "penultimate", CPU)
     assert torch.equal(first.values, extract(module, asked.training, "penultimate", CPU).values)
-    # Alone or in company: batch statistics are not used, and none were learned.
+    # Alone or in a batch: batch statistics are neither used nor updated.
     module.eval()
     with torch.inference_mode():
         alone = module.net((asked.training.base[:1] - module.mean) / module.std)
@@ -214,7 +214,7 @@ def test_evaluation_uses_eval_mode_and_no_augmentation() -> None:
     assert torch.equal(first.labels, asked.training.labels)
 
 
-def test_features_belong_to_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_are_in_the_order_of_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = job()
     module = new_classifier(asked, CPU).eval()
     whole = extract(module, asked.training, "layer4", CPU).values
@@ -224,7 +224,7 @@ def test_features_belong_to_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(extract(module, part, "layer4", CPU).values, whole[::5])
 
 
-def test_features_that_are_not_finite_are_named() -> None:
+def test_non_finite_features_raise_diverged_error() -> None:
     asked = job()
     module = new_classifier(asked, CPU)
     with torch.no_grad():

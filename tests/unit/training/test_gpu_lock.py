@@ -1,4 +1,4 @@
-"""GPUs are held one per cell; shown with stand-in devices, since locks know no hardware."""
+"""Each cell holds a GPU of its own; tested with stand-in devices, since locks need no hardware."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEVICES = ("GPU-a", "GPU-b")
 
 
 def worker(folder: Path, held: Path, share: int, seconds: float) -> int:
-    """A process that takes a device, notes which and when, and keeps it for a while."""
+    """A process that acquires a device, records which and when, and holds it for a while."""
     pid = os.fork()
     if pid == 0:
         with own_device(DEVICES, share=share, folder=folder) as number:
@@ -25,14 +25,14 @@ def worker(folder: Path, held: Path, share: int, seconds: float) -> int:
 
 
 def most_at_once(held: Path, number: int) -> int:
-    """The largest number of holders that one device had at any moment."""
+    """The largest number of concurrent holders of one device."""
     spans = [path.read_text().split() for path in held.iterdir()]
     times = [(float(a), float(b)) for n, a, b in spans if int(n) == number]
     return max(sum(a <= moment < b for a, b in times) for moment, _ in times)
 
 
 def run(tmp_path: Path, share: int) -> list[int]:
-    """Six workers on two devices; how many held each at once, at most."""
+    """Six workers on two devices; the largest number of concurrent holders of each."""
     held = tmp_path / "held"
     held.mkdir()
     workers = [worker(tmp_path / "locks", held, share, 0.3) for _ in range(6)]
@@ -46,13 +46,13 @@ def test_no_two_cells_share_a_device(tmp_path: Path) -> None:
     assert run(tmp_path, 1) == [1, 1]
 
 
-def test_sharing_when_asked(tmp_path: Path) -> None:
+def test_cells_per_gpu_allows_sharing(tmp_path: Path) -> None:
     """With two cells per device there are never more than two on one."""
     assert max(run(tmp_path, 2)) == 2
 
 
-def test_a_killed_holder_gives_its_device_back(tmp_path: Path) -> None:
-    """SIGKILL to a holder: the operating system frees its device."""
+def test_a_killed_holder_releases_its_device(tmp_path: Path) -> None:
+    """After SIGKILL the operating system releases the lock."""
     (tmp_path / "held").mkdir()
     pid = worker(tmp_path / "locks", tmp_path / "held", 1, 60)
     time.sleep(0.3)

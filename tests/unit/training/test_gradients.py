@@ -1,4 +1,4 @@
-"""No kernel of this machine computes a wrong gradient for a network that the lab trains."""
+"""No kernel on this machine computes a wrong gradient for a network that the package trains."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from backdoor_lab.core.resources import WAITING
 from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import environment
 
-# glibc fills memory that it hands out with this byte's complement: values that a kernel forgot to
-# write are then enormous, and not by luck those of the run before.
+# glibc fills allocated memory with this byte's complement: values that a kernel does not write
+# are then enormous, instead of accidentally those of an earlier run.
 ENVIRONMENT = {**WAITING, "MALLOC_PERTURB_": "1"}
 pytestmark = pytest.mark.timeout(1800)
 PROGRAM = Path(__file__).parents[2] / "helpers/gradients.py"
 TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "threads": 1,
            "progress": "none", "checkpoint": False, "cells_per_gpu": 1}  # fmt: skip
-# With AVX-512 it takes images of more than 32 pixels.
+# With AVX-512 the fault needs images larger than 32 pixels.
 FACTORS: dict[str, tuple[Any, ...]] = {
     "width": tuple(range(1, 18)),
     "side": (8, 15, 16, 32, 64),
@@ -32,10 +32,10 @@ FACTORS: dict[str, tuple[Any, ...]] = {
     "bf16": (False, True),
     "channels": (1, 3),
 }
-# Kernels that go wrong are off by 0.3 and more.
+# Wrong kernels are off by 0.3 or more.
 LIMITS = {"network": 0.05, "convolution": {False: 1e-3, True: 0.03}}
 Case = dict[str, Any]
-# What goes wrong without the rule, wherever it is known: with AVX-512 and with AVX2.
+# Known to fail without the rule, with AVX-512 or with AVX2.
 KNOWN: list[Case] = [
     {"width": width, "side": side, "batch": 16, "stem": "cifar", "threads": threads, "bf16": False,
      "channels": 3}
@@ -48,13 +48,13 @@ def pairs(case: Case) -> set[tuple[Any, ...]]:
 
 
 def cost(case: Case) -> int:
-    """The number of products, roughly."""
+    """Roughly the number of multiplications."""
     shrunk = 4 if case["stem"] == "imagenet" else 1
     return int(case["batch"] * (case["side"] // shrunk) ** 2 * case["width"] ** 2)
 
 
 def covering(factors: dict[str, tuple[Any, ...]]) -> list[Case]:
-    """Few and cheap cases in which every two values of two factors meet."""
+    """Few and cheap cases that cover every pair of values of two factors."""
     every = [dict(zip(factors, each, strict=True)) for each in itertools.product(*factors.values())]
     every.sort(key=cost)
     found = [(case, pairs(case)) for case in every]
@@ -67,7 +67,7 @@ def covering(factors: dict[str, tuple[Any, ...]]) -> list[Case]:
 
 
 def run(cases: list[Case], *, enough: int = 10**9, **changes: str) -> list[Case]:
-    """The cases with their errors or how their processes ended, up to `enough` wrong ones."""
+    """The cases with their errors or exit reasons, up to `enough` wrong ones."""
     program = subprocess.Popen(
         [sys.executable, str(PROGRAM)], env=environment(**ENVIRONMENT, **changes), text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -95,7 +95,7 @@ def wrong(answer: Case) -> bool:
 
 @pytest.fixture(scope="module")
 def factors() -> dict[str, tuple[Any, ...]]:
-    """What is combined; bfloat16 where the lab would choose it on this machine."""
+    """The factors to combine; with bfloat16 if the package would choose it on this machine."""
     bf16 = machine_of(TRAINER).bf16
     return FACTORS if bf16 else {**FACTORS, "bf16": (False,)}
 
@@ -103,13 +103,13 @@ def factors() -> dict[str, tuple[Any, ...]]:
 def test_gradients_of_narrow_networks_equal_those_in_float64(
     factors: dict[str, tuple[Any, ...]],
 ) -> None:
-    """Every width from 1 to 17, size, batch, stem, number of threads and precision with each other,
-    each in a child process: one that crashes or hangs is a wrong case."""
+    """Widths 1 to 17, image sizes, batch sizes, stems, thread counts and precisions, pairwise. Each
+    case runs in a child process: a crash or hang counts as wrong."""
     answers = run([*KNOWN, *covering(factors)], enough=3)
     assert [each for each in answers if wrong(each)] == []
 
 
-def test_every_two_values_meet_in_a_case(factors: dict[str, tuple[Any, ...]]) -> None:
+def test_every_pair_of_factor_values_occurs_in_a_case(factors: dict[str, tuple[Any, ...]]) -> None:
     met = set().union(*map(pairs, covering(factors)))
     for (one, ones), (other, others) in itertools.combinations(factors.items(), 2):
         assert {((one, a), (other, b)) for a in ones for b in others} <= met
@@ -117,14 +117,14 @@ def test_every_two_values_meet_in_a_case(factors: dict[str, tuple[Any, ...]]) ->
 
 @pytest.mark.parametrize("changed", [{"ended": "SIGSEGV"}, {"network": 0.3}, {"convolution": 0.3},
                                      {"network": float("nan")}])  # fmt: skip
-def test_a_crash_or_an_error_of_a_third_is_wrong(changed: Case) -> None:
+def test_crashes_and_large_errors_count_as_wrong(changed: Case) -> None:
     right = {"bf16": False, "network": 1e-4, "convolution": 1e-6}
     assert not wrong(right)
     assert wrong(right | changed)
     assert not wrong({"bf16": True, "convolution": 0.01})
 
 
-def test_a_case_that_ends_its_process_does_not_end_the_run() -> None:
+def test_a_crashed_case_does_not_stop_the_run() -> None:
     case = {"width": 1, "side": 8, "batch": 1, "stem": "cifar", "threads": 1, "bf16": False,
             "channels": 1}  # fmt: skip
     broken, whole = run([{**case, "name": "none"}, case])

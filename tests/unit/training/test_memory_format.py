@@ -1,5 +1,5 @@
-"""One rule decides how networks lie in memory: safe on every CPU, and as before where they are
-wide."""
+"""One rule decides a network's memory format: safe on every CPU, and unchanged for wide
+networks."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def network(name: str = "resnet18", width: int | None = 4, stem: str | None = "c
     [("resnet18", 1, CONTIGUOUS), ("resnet18", 7, CONTIGUOUS), ("resnet34", 15, CONTIGUOUS),
      ("resnet18", 16, CHANNELS_LAST), ("resnet18", 17, CHANNELS_LAST),
      ("resnet18", 64, CHANNELS_LAST),
-     # Their first strided shortcut sees four times the width.
+     # Their first strided shortcut has four times the width as input.
      ("resnet50", 3, CONTIGUOUS), ("resnet50", 4, CHANNELS_LAST)],
 )  # fmt: skip
-def test_a_resnet_is_contiguous_where_a_strided_shortcut_is_narrow(
+def test_a_resnet_with_a_narrow_strided_shortcut_is_contiguous(
     name: str, width: int, stem: str, expected: str
 ) -> None:
     assert memory_format_of(network(name, width, stem), CPU) == expected
@@ -69,14 +69,16 @@ def test_a_resnet_is_contiguous_where_a_strided_shortcut_is_narrow(
      (nn.Linear(3, 3), CHANNELS_LAST)],
     ids=lambda each: str(each),
 )  # fmt: skip
-def test_any_strided_pointwise_convolution_counts(layer: nn.Module, expected: str) -> None:
+def test_a_narrow_strided_pointwise_convolution_makes_the_network_contiguous(
+    layer: nn.Module, expected: str
+) -> None:
     net = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Sequential(nn.ReLU(), layer))
     assert memory_format_of(net, CPU) == expected
 
 
 @pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "mobilenet_v3_small", "resnext50_32x4d",
                                   "vgg11_bn", "densenet121", "squeezenet1_1"])  # fmt: skip
-def test_networks_of_torchvision_stay_as_they_were(name: str) -> None:
+def test_torchvision_networks_stay_channels_last(name: str) -> None:
     assert name in classifiers()
     width = (64, "cifar") if name.startswith("resnext") else (None, None)
     assert memory_format_of(network(name, *width), CPU) == CHANNELS_LAST
@@ -84,29 +86,29 @@ def test_networks_of_torchvision_stay_as_they_were(name: str) -> None:
 
 @pytest.mark.parametrize("width", [4, 64])
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
-def test_the_users_no_wins(machine: ComputeDevice, width: int) -> None:
+def test_channels_last_false_always_gives_contiguous(machine: ComputeDevice, width: int) -> None:
     assert memory_format_of(network(width=width), replace(machine, channels_last=False)) == (
         CONTIGUOUS
     )
 
 
 @pytest.mark.parametrize("width", [1, 4, 15, 64])
-def test_a_gpu_keeps_channels_last(width: int) -> None:
+def test_networks_on_a_gpu_are_channels_last(width: int) -> None:
     assert memory_format_of(network(width=width), GPU) == CHANNELS_LAST
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_precision_decides_nothing(bf16: bool) -> None:
-    """What is trained in bfloat16 is trained further in float32 by defenses."""
+def test_the_format_does_not_depend_on_the_precision(bf16: bool) -> None:
+    """Networks trained in bfloat16 are trained further in float32 by defenses."""
     machine = replace(CPU, bf16=bf16)
     assert memory_format_of(network(width=4), machine) == CONTIGUOUS
     assert memory_format_of(network(width=16), machine) == CHANNELS_LAST
 
 
 def names_a_format(node: ast.AST) -> bool:
-    """Whether a node of a syntax tree names a memory format of torch's, or sets one."""
+    """Whether a syntax tree node names or sets a memory format of torch."""
     if isinstance(node, ast.Attribute):
-        # `channels_last` is also the name of the trainer's option.
+        # `channels_last` is also a trainer option.
         of_torch = ast.unparse(node.value) == "torch"
         return (of_torch and node.attr in FORMATS) or node.attr in ("suggest_memory_format",)
     if isinstance(node, ast.ImportFrom):
@@ -118,7 +120,7 @@ def names_a_format(node: ast.AST) -> bool:
     return False
 
 
-def test_nothing_else_names_a_memory_format() -> None:
+def test_no_other_module_names_a_memory_format() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', '')}"
         for path in sorted(PACKAGE.rglob("*.py"))
@@ -130,8 +132,8 @@ def test_nothing_else_names_a_memory_format() -> None:
 
 
 def watched(module: nn.Module) -> set[torch.memory_format]:
-    """The formats, filled as it computes, in which the convolutions of a network see their input
-    and their weights and leave their output."""
+    """The memory formats of inputs, weights and outputs of a network's convolutions, recorded as it
+    computes."""
     seen: set[torch.memory_format] = set()
 
     def look(conv: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -144,7 +146,7 @@ def watched(module: nn.Module) -> set[torch.memory_format]:
 
 
 def lying(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
-    """Random images whose strides are those of one format, also where both fit."""
+    """Random images with the strides of one format, even where both formats fit."""
     n, channels, height, width = shape
     if not channels_last:
         return torch.randint(0, 256, shape, dtype=torch.uint8)
@@ -159,8 +161,8 @@ def lying(shape: tuple[int, ...], *, channels_last: bool) -> Tensor:
 def test_channels_last_images_reach_no_narrow_convolution(
     shape: tuple[int, ...], channels_last: bool, kind: torch.dtype
 ) -> None:
-    """With one channel or one pixel the strides of both formats fit, and `contiguous` leaves them
-    as they are; a convolution goes by them, and so does every later one."""
+    """With one channel or one pixel the strides of both formats fit and `contiguous` keeps them; a
+    convolution follows its input's strides, and so do all later ones."""
     images = lying(shape, channels_last=channels_last)
     training = training_set(images, torch.zeros(len(images), dtype=torch.int64))
     asked = replace(job(), training=training, mean=torch.ones(shape[1]), std=torch.ones(shape[1]))
@@ -172,7 +174,9 @@ def test_channels_last_images_reach_no_narrow_convolution(
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 8, 8)])
-def test_an_autoencoder_is_contiguous_whatever_it_is_given(shape: tuple[int, int, int]) -> None:
+def test_an_autoencoder_is_contiguous_even_for_channels_last_images(
+    shape: tuple[int, int, int],
+) -> None:
     net = Autoencoder(shape, 0)
     seen = watched(net)
     net(lying((2, *shape), channels_last=True))
@@ -187,10 +191,10 @@ def wide(training: TrainingSet, width: int) -> TrainingJob:
 
 @pytest.mark.parametrize("width", [16, 17])
 @pytest.mark.parametrize("bf16", [False, True], ids=["float32", "bfloat16"])
-def test_wide_networks_are_trained_bit_for_bit_as_in_channels_last(
+def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
     bf16: bool, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As before there was a rule, when every network was channels last."""
+    """As before the rule existed, when every network was channels last."""
     asked, machine = wide(toy_set(32), width), replace(CPU, bf16=bf16)
     ours = fit(asked, machine)
     monkeypatch.setattr(fit_module, "memory_format_of", lambda net, machine: CHANNELS_LAST)
@@ -203,8 +207,8 @@ def test_wide_networks_are_trained_bit_for_bit_as_in_channels_last(
         assert suggest_memory_format(value) == suggest_memory_format(theirs[name]) or value.ndim < 4
 
 
-def test_formats_differ_in_their_digits() -> None:
-    """So that the test above can fail."""
+def test_the_two_formats_give_different_weights() -> None:
+    """Otherwise the test above could not fail."""
     asked = wide(toy_set(32), 16)
     one, other = (
         fit(asked, replace(CPU, channels_last=each)).net.state_dict() for each in (True, False)
@@ -213,7 +217,7 @@ def test_formats_differ_in_their_digits() -> None:
 
 
 class Inputs(Store):
-    """A store that also tells what decided each stage."""
+    """A store that also records the inputs of each stage."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -225,10 +229,10 @@ class Inputs(Store):
 
 
 @pytest.mark.parametrize(("width", "extra"), [(16, set()), (15, {"revision"})])
-def test_ids_of_wide_networks_stay_and_narrow_ones_are_trained_anew(
+def test_wide_networks_keep_their_ids_and_narrow_ones_get_new_ones(
     tmp_path: Path, width: int, extra: set[str]
 ) -> None:
-    """A store may hold narrow networks that were trained with wrong gradients."""
+    """A store may hold narrow networks trained with wrong gradients."""
     cell = cell_of(tmp_path, f"model.width={width}", "defense=none", "dataset.per_class_train=4")
     store = Inputs(tmp_path)
     CellPipeline(cell, store, CPU, Progress(tmp_path, "", "none")).run()
@@ -248,7 +252,7 @@ def test_ids_of_wide_networks_stay_and_narrow_ones_are_trained_anew(
      (["model.width=4", "defense=fine_pruning", "protocol.holdout=20"], {"repair": CONTIGUOUS})],
     ids=lambda each: each[-1] if isinstance(each, list) else "",
 )  # fmt: skip
-def test_a_record_says_machine_format_and_instruction_set(
+def test_the_record_holds_machine_memory_format_and_instruction_set(
     tmp_path: Path, overrides: list[str], stages: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)

@@ -1,4 +1,4 @@
-"""Mixed batches: the papers' formulas, shares that are those of the pixels, draws by the seed."""
+"""Mixup and CutMix: the papers' formulas, label weights equal to pixel weights, seeded draws."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HERE = torch.device("cpu")
 
 
 def batch(b: int = 8, side: int = 10) -> tuple[Tensor, Tensor]:
-    """Each image one grey value of its own, so that a pixel tells where it comes from."""
+    """Each image has one gray value, so that a pixel reveals its origin."""
     values = 10 * torch.arange(b, dtype=torch.uint8)
     return values.view(b, 1, 1, 1).expand(b, 3, side, side).contiguous(), torch.arange(b)
 
@@ -25,7 +25,7 @@ def mixed(seed: int = 0, epoch: int = 0, **changes: float) -> tuple[Tensor, Tens
     return MixupCutmix(recipe(**changes), 8, seed, epoch)(images, labels)
 
 
-def test_without_mixing_a_batch_is_left_as_it_is() -> None:
+def test_without_mixing_the_batch_is_returned_unchanged() -> None:
     images, labels = batch()
     same = MixupCutmix(recipe(), 8, 0, 0)(images, labels)
     assert same[0] is images
@@ -34,9 +34,9 @@ def test_without_mixing_a_batch_is_left_as_it_is() -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
-def test_shares_of_labels_are_those_of_pixels(way: str, seed: int) -> None:
+def test_label_weights_equal_pixel_weights(way: str, seed: int) -> None:
     """λ x_i + (1 - λ) x_j and λ y_i + (1 - λ) y_j: with x = 10 y, the mean pixel is 10 times the
-    mean label, for a box as for a blend."""
+    mean label for both methods."""
     images, shares = mixed(seed, **{way: 1.0})
     assert torch.allclose(shares.sum(dim=1), torch.ones(8))
     expected = shares @ (10 * torch.arange(8.0))
@@ -44,8 +44,8 @@ def test_shares_of_labels_are_those_of_pixels(way: str, seed: int) -> None:
     assert int((shares > 0).sum(dim=1).max()) <= 2
 
 
-def test_a_blend_is_even_and_a_box_is_not() -> None:
-    """Mixup gives each image one value, cutmix pixels of two images, unchanged."""
+def test_mixup_blends_every_pixel_and_cutmix_replaces_a_box() -> None:
+    """Mixup gives each image one value; CutMix has unchanged pixels of two images."""
     blended, _ = mixed(mixup=1.0)
     assert torch.allclose(blended.amax(dim=(1, 2, 3)), blended.amin(dim=(1, 2, 3)))
     boxed = [mixed(seed, cutmix=1.0)[0] for seed in range(6)]
@@ -54,20 +54,20 @@ def test_a_blend_is_even_and_a_box_is_not() -> None:
     assert any(len(image.unique()) == 2 for each in boxed for image in each)
 
 
-def test_both_take_turns() -> None:
+def test_mixup_and_cutmix_alternate_at_random() -> None:
     kinds = {mixed(seed, mixup=1.0, cutmix=1.0)[0].dtype for seed in range(12)}
     assert kinds == {torch.uint8, torch.float32}
 
 
-def test_seed_and_epoch_alone_decide() -> None:
+def test_mixing_depends_only_on_seed_and_epoch() -> None:
     first, again = (mixed(1, 2, mixup=0.5) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], mixed(1, 3, mixup=0.5)[0])
     assert not torch.equal(first[0], mixed(2, 2, mixup=0.5)[0])
 
 
-def test_beta_draws_lie_at_the_ends_for_a_small_alpha() -> None:
-    """Beta(0.05, 0.05): nearly always one of the two images; Beta(50, 50): about halves."""
+def test_a_small_alpha_mostly_keeps_one_of_the_two_images() -> None:
+    """Beta(0.05, 0.05) is near 0 or 1; Beta(50, 50) is near one half."""
     images, labels = batch()
 
     def largest(alpha: float) -> Tensor:
@@ -79,8 +79,8 @@ def test_beta_draws_lie_at_the_ends_for_a_small_alpha() -> None:
     assert float(largest(50.0)) < 0.65
 
 
-def test_mixing_comes_after_the_rest_and_changes_no_other_draw() -> None:
-    """The same epoch mixed: undone for λ at an end, order and augmentation are those without."""
+def test_mixing_comes_last_and_changes_no_other_random_draw() -> None:
+    """Order and augmentation are those of the same epoch without mixing."""
     plain = list(BatchLoader(toy_set(), recipe(flip=True), seed=0, device=HERE))
     mixing = list(BatchLoader(toy_set(), recipe(flip=True, mixup=0.3), seed=0, device=HERE))
     mixer = MixupCutmix(recipe(mixup=0.3), 2, 0, 0)
@@ -90,8 +90,8 @@ def test_mixing_comes_after_the_rest_and_changes_no_other_draw() -> None:
         assert torch.equal(shares, expected[1])
 
 
-def test_the_loss_of_shares_is_the_weighted_loss() -> None:
-    """What training does with them: λ L(y_i) + (1 - λ) L(y_j)."""
+def test_the_loss_of_mixed_labels_is_the_weighted_loss() -> None:
+    """λ L(y_i) + (1 - λ) L(y_j)."""
     said = torch.randn(8, 8)
     _, shares = mixed(mixup=1.0)
     each = torch.stack([F.cross_entropy(said, torch.full((8,), y), reduction="none")

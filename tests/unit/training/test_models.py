@@ -1,4 +1,4 @@
-"""Networks: torchvision's own, at any width, with weights that depend on the seed alone."""
+"""Networks of torchvision at any width, with weights that depend only on the seed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def weights(net: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in net.parameters()])
 
 
-def test_the_standard_network_is_torchvisions() -> None:
+def test_the_standard_resnet_is_that_of_torchvision() -> None:
     ours = build(stem="imagenet", classes=1000)
     assert shapes(ours) == shapes(models.resnet18(weights=None))
 
@@ -45,8 +45,8 @@ def test_the_cifar_stem_has_the_known_number_of_parameters() -> None:
     assert parameters(build()) == 11_173_962
 
 
-def test_rebuilt_layers_equal_torchvisions_at_the_same_width() -> None:
-    # Widths other than 64 are rebuilt stage by stage; resnet50's bottlenecks too.
+def test_half_width_networks_have_half_of_torchvisions_channels() -> None:
+    # Widths other than 64 are rebuilt stage by stage, including resnet50's bottlenecks.
     for name, last in (("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)):
         wide = shapes(models.get_model(name, weights=None, num_classes=10))
         half = shapes(build(name, 32, "imagenet"))
@@ -57,7 +57,7 @@ def test_rebuilt_layers_equal_torchvisions_at_the_same_width() -> None:
             assert doubled == wide[key], (name, key)
 
 
-def test_fresh_weights_are_distributed_as_torchvisions() -> None:
+def test_initial_weights_are_distributed_like_torchvisions() -> None:
     torch.manual_seed(0)
     theirs = models.resnet18(weights=None).state_dict()
     narrow = build(width=16, stem="imagenet").state_dict()
@@ -74,7 +74,9 @@ def test_fresh_weights_are_distributed_as_torchvisions() -> None:
     ("width", "stem", "channels"),
     [(1, "cifar", 1), (4, "imagenet", 3), (4, "cifar", 3), (64, "imagenet", 1), (64, "cifar", 1)],
 )
-def test_any_width_and_stem_takes_colour_and_grey(width: int, stem: str, channels: int) -> None:
+def test_every_width_and_stem_accepts_color_and_gray_images(
+    width: int, stem: str, channels: int
+) -> None:
     net = build(width=width, stem=stem, channels=channels, classes=7).eval()
     with torch.inference_mode():
         assert net(torch.zeros(2, channels, 16, 16)).shape == (2, 7)
@@ -85,13 +87,13 @@ def test_any_width_and_stem_takes_colour_and_grey(width: int, stem: str, channel
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "alexnet"])
-def test_other_classifiers_by_name(name: str) -> None:
+def test_other_torchvision_classifiers_are_accepted_by_name(name: str) -> None:
     for channels in (1, 3):
         try_network(spec(name, None, None), "penultimate", (channels, 64, 64), 10)
 
 
-def test_vgg_without_its_memory() -> None:
-    # Its linear layers alone are half a gigabyte: shapes only.
+def test_vgg_is_accepted_by_name() -> None:
+    # On the meta device: its linear layers alone take half a gigabyte.
     with torch.device("meta"):
         net = models.vgg11_bn(num_classes=10)
     assert "vgg11_bn" in classifiers()
@@ -104,12 +106,12 @@ def test_a_network_without_a_linear_layer_is_refused() -> None:
     try_network(spec("squeezenet1_1", None, None), "features", (3, 64, 64), 10)
 
 
-def test_a_network_that_cannot_take_the_images_is_refused() -> None:
+def test_a_network_that_cannot_process_the_image_size_is_refused() -> None:
     with pytest.raises(ConfigError, match="alexnet` cannot take images of 3x8x8"):
         try_network(spec("alexnet", None, None), "penultimate", (3, 8, 8), 10)
 
 
-def test_weights_depend_on_the_seed_alone() -> None:
+def test_initial_weights_depend_only_on_the_seed() -> None:
     for config in (spec(width=8), spec("mobilenet_v3_small", None, None)):
         torch.manual_seed(1)
         first = build_model(config, channels=1, classes=10, seed=5)
@@ -120,7 +122,7 @@ def test_weights_depend_on_the_seed_alone() -> None:
         assert not torch.equal(weights(first), weights(other))
 
 
-def test_building_leaves_the_global_generator_alone() -> None:
+def test_building_a_network_does_not_use_the_global_generator() -> None:
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
@@ -128,7 +130,7 @@ def test_building_leaves_the_global_generator_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_penultimate_features_are_what_the_last_layer_sees() -> None:
+def test_penultimate_features_are_the_input_of_the_last_layer() -> None:
     net = build(width=8).eval()
     images = torch.randn(5, 3, 16, 16)
     with torch.inference_mode(), FeatureHook(net, "penultimate") as tap:
@@ -150,11 +152,11 @@ def test_a_named_layer_gives_its_flattened_output() -> None:
         net(torch.zeros(1, 3, 16, 16))
     assert caught.shape == (5, 64 * 2 * 2)
     torch.testing.assert_close(caught, expected.flatten(1))
-    # Outside the block nothing is caught any more.
+    # Outside the block the hook records nothing.
     assert torch.equal(tap.values, caught)
 
 
-def test_unknown_layers_and_models_are_named_with_the_known_ones() -> None:
+def test_unknown_layers_and_models_are_refused_and_the_known_ones_named() -> None:
     with pytest.raises(ConfigError, match=r"`protocol.layer` 'layer5' .*mean 'layer\d'.*penultim"):
         layer_of(build(width=4), "layer5")
     with pytest.raises(ConfigError, match=r"`model.name` 'resnet81' .*mean 'resnet\d+'.*Known: "):
@@ -173,6 +175,6 @@ def test_unknown_layers_and_models_are_named_with_the_known_ones() -> None:
         ({**spec(), "depth": 3}, "key .*`model.*'depth' is not known"),
     ],
 )
-def test_what_no_network_has_is_refused(config: dict[str, Any], message: str) -> None:
+def test_bad_model_options_are_refused(config: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_model(config)

@@ -1,4 +1,4 @@
-"""Recipes: every schedule against its closed form, over exactly as many steps as there are."""
+"""Recipes: every schedule against its closed form, for the exact number of steps."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def rates(total: int, **changes: Any) -> list[float]:
 
 
 @pytest.mark.parametrize(("device", "fused"), [("cpu", True), ("meta", None)])
-def test_weights_are_stepped_all_at_once(device: str, fused: bool | None) -> None:
-    """By one kernel on a CPU, elsewhere as torch thinks best: False would be one by one."""
+def test_sgd_is_fused_on_a_cpu(device: str, fused: bool | None) -> None:
+    """Elsewhere torch chooses: False would update one weight at a time."""
     sgd, _ = optimizer_of(Recipe.of(BASE), nn.Linear(2, 2, device=device), 4)
     assert sgd.defaults["fused"] is fused
 
 
 @pytest.mark.parametrize("total", [4, 40, 400])
-def test_steps_follow_the_length(total: int) -> None:
+def test_step_milestones_scale_with_the_number_of_steps(total: int) -> None:
     found = rates(total, schedule="steps", milestones=[0.5, 0.75], gamma=0.1)
     assert found[: total // 2] == [0.1] * (total // 2)
     assert found[total // 2 : 3 * total // 4] == pytest.approx([0.01] * (total // 4))
@@ -45,13 +45,13 @@ def test_steps_follow_the_length(total: int) -> None:
 
 
 @pytest.mark.parametrize("total", [2, 10, 100])
-def test_a_cosine_ends_where_the_run_ends(total: int) -> None:
+def test_cosine_schedule_ends_with_the_run(total: int) -> None:
     expected = [0.05 * (1 + math.cos(math.pi * step / total)) for step in range(total)]
     assert rates(total, schedule="cosine") == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("total", [10, 50, 200])
-def test_one_cycle_climbs_and_falls_within_the_run(total: int) -> None:
+def test_one_cycle_schedule_rises_and_falls_within_the_run(total: int) -> None:
     found = rates(total, schedule="onecycle", warmup=0.2)
     top = 0.2 * (total + 1) - 1
 
@@ -71,7 +71,7 @@ def test_one_cycle_climbs_and_falls_within_the_run(total: int) -> None:
 
 
 @pytest.mark.parametrize("total", [1, 3, 10, 490])
-def test_a_triangle_is_two_straight_lines(total: int) -> None:
+def test_triangle_schedule_is_two_straight_lines(total: int) -> None:
     found = rates(total, schedule="triangle", warmup=0.23, lr_start=0.2, lr_end=0.07)
     peak = int(0.23 * total)
     expected = [
@@ -88,14 +88,14 @@ def with_norm() -> nn.Module:
 
 
 @pytest.mark.parametrize("schedule", ["steps", "onecycle", "cosine", "triangle", "constant"])
-def test_shifts_have_their_own_rate_under_every_schedule(schedule: str) -> None:
+def test_batch_norm_biases_have_their_own_rate_under_every_schedule(schedule: str) -> None:
     asked = recipe(schedule=schedule, warmup=0.3, bias_lr=64, weight_decay=1e-3)
     net = with_norm()
     sgd, steps = optimizer_of(asked, net, 10)
     for _ in range(10):
         others, shifts = sgd.param_groups
         assert shifts["lr"] == pytest.approx(64 * others["lr"])
-        # The same share of a weight is taken in each step.
+        # The relative weight decay per step is the same.
         taken = [group["lr"] * group["weight_decay"] for group in (others, shifts)]
         assert taken[0] == pytest.approx(taken[1])
         sgd.step()
@@ -114,11 +114,11 @@ def test_frozen_weights_are_not_trained() -> None:
         assert [len(group["params"]) for group in sgd.param_groups] == [4]
 
 
-def test_the_recipe_of_airbench_is_its_authors_in_our_terms() -> None:
+def test_the_airbench_recipe_equals_the_authors_hyperparameters() -> None:
     """legacy/airbench94.py: 11.5 and 0.0153 per 1024 images, decoupled from the momentum."""
     found = Recipe.of(plain(OmegaConf.load(f"{conf_dir()}/recipe/airbench.yaml")))
     gradients = 1 + 1 / (1 - found.momentum)
-    # They sum the loss over the batch, we average it.
+    # The authors sum the loss over the batch; here it is averaged.
     assert found.lr / found.batch * 1024 * gradients == pytest.approx(11.5)
     decay = found.lr * found.weight_decay
     assert decay == pytest.approx(0.0153 * found.batch / 1024 / gradients, rel=1e-3)
@@ -126,7 +126,7 @@ def test_the_recipe_of_airbench_is_its_authors_in_our_terms() -> None:
     assert (found.epochs, found.crop, found.flip, found.bias_lr) == (10, 2, "alternating", 64)
 
 
-def test_a_constant_rate_stays() -> None:
+def test_a_constant_schedule_keeps_the_learning_rate() -> None:
     assert rates(7, schedule="constant") == [0.1] * 7
 
 
@@ -137,7 +137,7 @@ def test_the_optimizer_has_the_recipes_numbers() -> None:
     assert found == [0.2, 0.8, True, 3e-4]
 
 
-def test_the_name_decides_nothing_and_all_else_does() -> None:
+def test_every_recipe_key_but_the_name_changes_the_identity() -> None:
     assert recipe(name="a").decides() == recipe(name="b").decides()
     changes: list[dict[str, Any]] = [
         {"epochs": 3}, {"batch": 9}, {"lr": 0.06}, {"momentum": 0.5}, {"nesterov": True},
@@ -151,22 +151,22 @@ def test_the_name_decides_nothing_and_all_else_does() -> None:
     assert {key for change in changes for key in change} == {key for each in seen for key in each}
 
 
-def test_a_recipe_without_mixing_is_the_one_from_before_there_was_any() -> None:
-    """So that nothing that was trained then is trained again."""
+def test_a_recipe_without_mixing_keeps_its_identity() -> None:
+    """So that networks trained before mixing existed are not trained again."""
     assert {"mixup", "cutmix"}.isdisjoint(recipe(mixup=0, cutmix=0.0).decides())
     assert recipe(mixup=0.2).decides() == recipe().decides() | {"mixup": 0.2}
 
 
-def test_newer_keys_at_their_default_leave_no_trace() -> None:
-    """What was trained before there were any is not trained again."""
+def test_newer_keys_at_their_default_do_not_change_the_identity() -> None:
+    """So that networks trained before they existed are not trained again."""
     newer = {"mixup": 0.0, "cutmix": 0, "lr_start": 0.2, "lr_end": 0.0, "bias_lr": 1}
     assert recipe(**newer).decides() == recipe().decides()
     assert newer.keys().isdisjoint(recipe().decides())
     assert recipe(bias_lr=2).decides() == recipe().decides() | {"bias_lr": 2.0}
 
 
-def test_two_spellings_of_a_number_are_one_recipe() -> None:
-    # 1 and 1.0, 2 and 2.0 arrive alike from the command line.
+def test_equal_numbers_give_the_same_identity() -> None:
+    # The command line may give 1 or 1.0, 2 or 2.0.
     first, second = recipe(lr=1, epochs=2, batch=8), recipe(lr=1.0, epochs=2.0, batch=8.0)
     assert str(first.decides()) == str(second.decides())
 
@@ -198,7 +198,9 @@ def test_two_spellings_of_a_number_are_one_recipe() -> None:
         ({"schedule": "onecycle"}, "`recipe.schedule=onecycle` needs a `recipe.warmup`"),
     ],
 )
-def test_bad_recipes_are_refused_with_their_rule(change: dict[str, Any], message: str) -> None:
+def test_bad_recipes_are_refused_with_the_violated_rule(
+    change: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         Recipe.of(BASE | change)
 

@@ -1,4 +1,5 @@
-"""Representations beside the penultimate layer: pooled layers and the autoencoder's bottleneck."""
+"""Representations other than the penultimate layer: pooled layers and an autoencoder's
+bottleneck."""
 
 from __future__ import annotations
 
@@ -34,30 +35,30 @@ def test_a_pooled_layer_is_the_mean_over_positions(layer: str) -> None:
     assert torch.allclose(flat.unflatten(1, (channels, -1)).mean(dim=2), pooled, atol=1e-6)
 
 
-def test_the_last_layer_pooled_is_the_penultimate_one() -> None:
-    """What a ResNet itself does before its head."""
+def test_the_pooled_last_stage_equals_the_penultimate_features() -> None:
+    """As in the ResNet's own head."""
     assert torch.allclose(values("layer4:pool"), values("penultimate"), atol=1e-6)
 
 
-def test_pooling_what_has_no_positions_changes_nothing() -> None:
+def test_pooling_a_layer_without_positions_changes_nothing() -> None:
     assert torch.equal(values("fc:pool"), values("fc"))
 
 
 @pytest.mark.parametrize("layer", ["layer9:pool", ":pool", "layer4:max", ""])
-def test_a_layer_that_is_not_there(layer: str) -> None:
+def test_an_unknown_layer_is_refused_with_examples(layer: str) -> None:
     with pytest.raises(ConfigError, match=r"`protocol.layer`.*layer4:pool, .*autoencoder"):
         layer_of(new_classifier(job(), CPU).net, layer)
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 9), (3, 5, 13)])
-def test_an_autoencoder_rebuilds_any_size(shape: tuple[int, int, int]) -> None:
+def test_an_autoencoder_accepts_any_image_size(shape: tuple[int, int, int]) -> None:
     images = torch.zeros(2, *shape, dtype=torch.uint8)
     net = Autoencoder(shape, 0)
     assert net.encode(images).shape == (2, DIMS)
     assert net(images).shape == (2, *shape)
 
 
-def test_training_rebuilds_better_and_depends_on_the_seed_alone() -> None:
+def test_autoencoder_training_reduces_the_error_and_depends_only_on_the_seed() -> None:
     training = toy_set()
     images = training.base.float() / 255
 
@@ -77,7 +78,7 @@ def test_training_rebuilds_better_and_depends_on_the_seed_alone() -> None:
     assert codes.dtype == torch.float32
 
 
-def test_labels_have_no_part_in_it() -> None:
+def test_the_autoencoder_does_not_depend_on_labels() -> None:
     training = toy_set()
     turned = training_set(training.base, 1 - training.labels)
     one, other = (
@@ -87,7 +88,7 @@ def test_labels_have_no_part_in_it() -> None:
     assert torch.equal(one, other)
 
 
-def test_a_late_trigger_is_on_what_is_seen() -> None:
+def test_a_late_trigger_is_applied_before_encoding() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     training = training_set(
         images, torch.zeros(4).long(), rows=images[:1], index=torch.tensor([0, 1, 4]),
@@ -98,7 +99,9 @@ def test_a_late_trigger_is_on_what_is_seen() -> None:
     assert torch.equal(found[1], Pixel()(images[:1])[0])
 
 
-def test_a_loss_that_is_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_non_finite_autoencoder_loss_raises_diverged_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("backdoor_lab.training.autoencoder.RATE", 1e30)
     with pytest.raises(DivergedError, match=r"autoencoder's loss is (nan|inf)"):
         train_autoencoder(toy_set(), 0, CPU.device)

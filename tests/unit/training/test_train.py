@@ -1,4 +1,4 @@
-"""Training: it learns, it is the same every time, and a killed one goes on where it was."""
+"""Training: it learns, is deterministic, and resumes after a kill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def weights(job: TrainingJob, **said: Any) -> str:
 
 
 class Epochs(pl.Callback):
-    """Notes which epochs run, and may be killed at the start of one, or in its middle."""
+    """Records which epochs run; may be killed at the start or in the middle of one."""
 
     def __init__(self, until: int | None = None, step: int = 0) -> None:
         self.seen: list[int] = []
@@ -66,14 +66,14 @@ def test_the_same_job_gives_the_same_weights() -> None:
     assert weights(job(seed=2, **augmentation)) != first
 
 
-def test_the_seed_decides_order_and_weights_both() -> None:
+def test_the_seed_decides_both_order_and_initial_weights() -> None:
     untrained = [tensors_digest(new_classifier(job(seed=s), CPU).net.state_dict()) for s in (1, 2)]
     assert untrained[0] != untrained[1]
     assert weights(job(lr=0, seed=1)) != weights(job(lr=0, seed=2))
 
 
-def test_a_blank_classifier_becomes_the_one_whose_weights_it_loads() -> None:
-    """Nothing of it is left over, buffers of batch norm included; no random number is drawn."""
+def test_a_blank_classifier_equals_the_one_whose_weights_it_loads() -> None:
+    """Including batch norm buffers; no random number is drawn."""
     asked = job(epochs=1)
     trained, before = fit(asked, CPU), torch.get_rng_state()
     blank = blank_classifier(asked, CPU)
@@ -84,7 +84,7 @@ def test_a_blank_classifier_becomes_the_one_whose_weights_it_loads() -> None:
     assert torch.equal(blank.eval()(images), trained(images))
 
 
-def test_dropout_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_dropout(*_: Any, **__: Any) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 2))
@@ -98,9 +98,7 @@ def test_dropout_is_the_same_every_time(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(("until", "step"), [(0, 2), (1, 0), (2, 1), (2, 5)])
-def test_a_killed_training_goes_on_to_the_same_weights(
-    tmp_path: Path, until: int, step: int
-) -> None:
+def test_resume_after_kill_gives_identical_weights(tmp_path: Path, until: int, step: int) -> None:
     changes: dict[str, Any] = {"epochs": 3, "crop": 1, "schedule": "onecycle", "warmup": 0.2}
     unbroken = fit(job(**changes), CPU)
     with pytest.raises(KeyError, match="killed"):
@@ -114,14 +112,14 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     assert resumed.history == unbroken.history
 
 
-def test_a_training_killed_after_its_last_epoch_repeats_none(tmp_path: Path) -> None:
+def test_a_training_killed_after_its_last_epoch_repeats_no_epoch(tmp_path: Path) -> None:
     first = weights(job(), scratch=tmp_path)
     again = Epochs()
     assert weights(job(), scratch=tmp_path, callbacks=[again]) == first
     assert again.seen == []
 
 
-def test_a_training_taken_up_again_knows_what_its_kept_epochs_took(
+def test_a_resumed_training_knows_the_duration_of_its_earlier_epochs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = count()
@@ -133,12 +131,14 @@ def test_a_training_taken_up_again_knows_what_its_kept_epochs_took(
     assert fit(job(epochs=4), CPU, scratch=tmp_path).seconds_before == 3
 
 
-def test_one_checkpoint_is_kept(tmp_path: Path) -> None:
+def test_only_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     fit(job(epochs=3), CPU, scratch=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["epoch=2.ckpt"]
 
 
-def test_a_damaged_checkpoint_falls_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     unbroken = weights(job(epochs=3))
     with pytest.raises(KeyError):
         fit(job(epochs=3), CPU, scratch=tmp_path, callbacks=[Epochs(1)])
@@ -155,7 +155,7 @@ def test_a_damaged_checkpoint_falls_back(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", b"PK\x03\x04" + b"\0" * 50])
-def test_only_damaged_checkpoints_mean_from_the_start(tmp_path: Path, damage: bytes) -> None:
+def test_training_restarts_if_every_checkpoint_is_damaged(tmp_path: Path, damage: bytes) -> None:
     (tmp_path / "epoch=0.ckpt").write_bytes(damage)
     seen = Epochs()
     assert weights(job(), scratch=tmp_path, callbacks=[seen]) == weights(job())
@@ -179,7 +179,7 @@ def test_divergence_names_epoch_and_step() -> None:
         fit(job(lr=1e30), CPU)
 
 
-def test_weights_that_are_not_finite_are_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_non_finite_weights_raise_diverged_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken(pl.Callback):
         def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
             module.get_parameter("net.fc.bias").data[0] = float("nan")
@@ -188,11 +188,11 @@ def test_weights_that_are_not_finite_are_no_result(monkeypatch: pytest.MonkeyPat
         fit(job(), CPU, callbacks=[Broken()])
 
 
-def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
+def test_a_training_set_smaller_than_a_batch_is_one_batch() -> None:
     assert len(fit(job(toy_set(6), epochs=1), CPU).history) == 1
 
 
-def test_the_rate_follows_the_recipe_in_training() -> None:
+def test_the_learning_rate_follows_the_recipe_during_training() -> None:
     class Rates(pl.Callback):
         seen: list[float] = []  # noqa: RUF012
 
@@ -200,5 +200,5 @@ def test_the_rate_follows_the_recipe_in_training() -> None:
             self.seen.append(trainer.optimizers[0].param_groups[0]["lr"])
 
     fit(job(epochs=4, schedule="steps", milestones=[0.5, 0.75]), CPU, callbacks=[Rates()])
-    # 48 images in batches of 8: six steps an epoch.
+    # 48 images in batches of 8: six steps per epoch.
     assert Rates.seen == pytest.approx([0.05] * 12 + [0.005] * 6 + [0.0005] * 6)

@@ -1,4 +1,4 @@
-"""Test images after a transformation: each against another implementation, and what is measured."""
+"""Transformations of test images: each against another implementation, and the rates under them."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def off(one: Array, other: Array) -> float:
 
 
 def per_image(images: Tensor, draw: Any) -> Array:
-    """What Pillow makes of each image, channels first."""
+    """The result of Pillow for each image, channels first."""
     found = [np.asarray(draw(Image.fromarray(each))) for each in images.permute(0, 2, 3, 1).numpy()]
     return np.stack(found).transpose(0, 3, 1, 2)
 
 
 @pytest.mark.parametrize("quality", [25, 75, 90])
-def test_jpeg_is_that_of_pillow(quality: int) -> None:
+def test_jpeg_agrees_with_pillow(quality: int) -> None:
     def compressed(image: Image.Image) -> Image.Image:
         data = io.BytesIO()
         image.save(data, "JPEG", quality=quality)
@@ -85,7 +85,7 @@ def test_contrast_moves_gray_levels_towards_the_mean() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1, 2])
-def test_blur_is_that_of_scipy(sigma: float) -> None:
+def test_blur_agrees_with_scipy(sigma: float) -> None:
     images = photos()
     radius = int(np.ceil(3 * sigma))
     expected = ndimage.gaussian_filter(
@@ -115,7 +115,7 @@ def test_shift_moves_each_image_in_one_of_eight_directions() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.75])
-def test_rescale_is_that_of_pillow(share: float) -> None:
+def test_rescale_agrees_with_pillow(share: float) -> None:
     small = round(16 * share)
 
     def resized(image: Image.Image) -> Image.Image:
@@ -152,7 +152,7 @@ def test_noise_has_its_standard_deviation_and_differs_between_images() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (3, 7, 5), (3, 1, 9), (1, 33, 2)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_takes_any_size_and_leaves_its_input(
+def test_every_transformation_accepts_any_size_and_keeps_its_input(
     kind: str, shape: tuple[int, int, int]
 ) -> None:
     images = torch.arange(4 * shape[0] * shape[1] * shape[2]).reshape(4, *shape).to(torch.uint8)
@@ -160,18 +160,18 @@ def test_every_kind_takes_any_size_and_leaves_its_input(
     for number in (KINDS[kind].low, KINDS[kind].default):
         name = canonical_names([f"{kind}{number:g}"])[0]
         found = after(name, images)
-        torch.manual_seed(8)  # of no influence
+        torch.manual_seed(8)  # must not matter
         np.testing.assert_array_equal(found, after(name, images))
     assert torch.equal(images, before)
     assert after(kind, images[:0]).shape == (0, *shape)
 
 
 @pytest.mark.parametrize("kind", ["noise", "shift", "rotate"])
-def test_another_seed_draws_otherwise(kind: str) -> None:
+def test_another_seed_gives_another_result(kind: str) -> None:
     assert off(after(kind, photos(), 1), after(kind, photos(), 2)) > 0
 
 
-def test_names_are_written_out_and_sorted() -> None:
+def test_transformation_names_are_made_canonical_and_sorted() -> None:
     asked = ["noise", "shift4", "jpeg90", "brightness01.50", "jpeg25", "shift2.0"]
     told = ("jpeg25", "jpeg90", "brightness1.5", "shift2", "shift4", "noise8")
     assert canonical_names(asked) == told == canonical_names(list(told))
@@ -202,7 +202,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_what_cannot_be_measured_is_refused_before_any_work(words: str, tmp_path: Path) -> None:
+def test_bad_transformations_are_refused_before_any_work(words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
         check_keys(configuration(tmp_path, f"measure.asr_under={words}"))
     assert WRONG[words] in str(refused.value)
@@ -221,7 +221,7 @@ def test_a_shift_of_the_whole_image_and_unknown_keys_are_refused(tmp_path: Path)
         check_keys(configuration(tmp_path, "~measure"))
 
 
-def test_an_empty_list_leaves_no_trace_and_another_is_another_cell(tmp_path: Path) -> None:
+def test_an_empty_asr_under_keeps_the_cell_id_and_any_other_changes_it(tmp_path: Path) -> None:
     plain, asked = cell_of(tmp_path), cell_of(tmp_path, UNDER)
     assert "measure" not in plain.decides()
     assert "transformed" not in plain.code["stages"]
@@ -234,7 +234,7 @@ def test_an_empty_list_leaves_no_trace_and_another_is_another_cell(tmp_path: Pat
 
 
 class Says(nn.Module):
-    """A network that answers as a function of the raw images says, and counts them."""
+    """A network that answers with a given function of the raw images, and counts them."""
 
     def __init__(self, answer: Any) -> None:
         super().__init__()
@@ -246,7 +246,7 @@ class Says(nn.Module):
 
 
 def measured(tmp_path: Path, answer: Any, *words: str) -> tuple[dict[str, Any], int]:
-    """What the stage says of a network with this answer, and how many images it was shown."""
+    """The result of the stage for a network with this answer, and how many images it saw."""
     cell = cell_of(tmp_path, *words)
     store = Store(tmp_path / "store")
     data = open_dataset(source_of(cell.config), store)
@@ -256,8 +256,8 @@ def measured(tmp_path: Path, answer: Any, *words: str) -> tuple[dict[str, Any], 
     return entry.meta["under"], net.seen
 
 
-def test_the_trigger_comes_first_and_the_transformation_after_it(tmp_path: Path) -> None:
-    """Half as bright, a white pixel has 127 of 255 levels, and no more 255."""
+def test_the_trigger_is_applied_before_the_transformation(tmp_path: Path) -> None:
+    """A white pixel at half brightness has level 127."""
 
     def halved(images: Tensor) -> Tensor:
         return 2 * (images[:, :, -1, -1] == 127).all(dim=1)
@@ -266,7 +266,7 @@ def test_the_trigger_comes_first_and_the_transformation_after_it(tmp_path: Path)
     found, _ = measured(tmp_path, halved, *words)
     assert found["brightness0.5"]["asr"] == 1
     assert found["brightness1"]["asr"] == 0
-    assert found["brightness1"]["nat"] == 0.1  # every tenth image is of the class that is said
+    assert found["brightness1"]["nat"] == 0.1  # every tenth image has the predicted class
 
 
 @pytest.mark.parametrize(
@@ -274,25 +274,26 @@ def test_the_trigger_comes_first_and_the_transformation_after_it(tmp_path: Path)
     [([], 45, 50), (["protocol.asr_on=all"], 50, 50), (["protocol.holdout=20"], 27, 30),
      (["source=cat", "protocol.eligible=source", "protocol.asr_on=source"], 5, 50)],
 )  # fmt: skip
-def test_the_images_are_those_that_asr_counts(
+def test_transformed_rates_use_the_test_images_of_asr(
     words: list[str], triggered: int, clean: int, tmp_path: Path
 ) -> None:
-    """Without held-out ones, and of the classes that the protocol says."""
+    """Without held-out images, and of the classes that the protocol selects."""
     answer = lambda images: torch.full((len(images),), 2)  # noqa: E731
     found, seen = measured(tmp_path, answer, "measure.asr_under=[blur]", "target=bird", *words)
     assert seen == triggered + clean
     assert found["blur1"]["asr"] == 1
 
 
-def test_every_image_to_the_next_class(tmp_path: Path) -> None:
+def test_all_to_all_rates_require_the_next_class(tmp_path: Path) -> None:
     words = ["labels=all_to_all", "protocol.classes=all", "measure.asr_under=[brightness1]"]
     always = lambda images: torch.full((len(images),), 4)  # noqa: E731
     found, _ = measured(tmp_path, always, *words)
     assert found["brightness1"] == {"nat": 0.1, "asr": 0.1}
 
 
-def test_records_say_what_was_measured_and_networks_are_shared(tmp_path: Path) -> None:
-    """Other transformations take the networks from the store; all else is the same record."""
+def test_records_hold_transformed_rates_and_networks_are_reused(tmp_path: Path) -> None:
+    """Cells that differ only in transformations share their networks and all other record
+    fields."""
     plain = run_here(tmp_path / "store", tmp_path / "plain")
     asked = run_here(tmp_path / "store", tmp_path / "asked", UNDER)
     made = {name for name, stage in asked["run"]["stages"].items() if stage["made"]}
@@ -316,7 +317,7 @@ def test_records_say_what_was_measured_and_networks_are_shared(tmp_path: Path) -
     }  # fmt: skip
 
 
-def test_a_repaired_network_is_measured_too(tmp_path: Path) -> None:
+def test_a_repaired_network_is_evaluated_under_transformations(tmp_path: Path) -> None:
     record = run_here(
         tmp_path / "store", tmp_path / "cell", "defense=fine_pruning", "protocol.holdout=20",
         "defense.epochs=1", "measure.asr_under=[brightness1]",
@@ -326,7 +327,7 @@ def test_a_repaired_network_is_measured_too(tmp_path: Path) -> None:
     assert record["under"]["brightness1"]["asr2"] == record["asr2"]
 
 
-def test_every_kind_on_gray_photographs(tmp_path: Path) -> None:
+def test_every_transformation_works_on_gray_images(tmp_path: Path) -> None:
     record = run_here(
         tmp_path / "store", tmp_path / "cell", "target=1", "retrain=false",
         f"measure.asr_under=[{','.join(KINDS)}]", data=("dataset=digits",),

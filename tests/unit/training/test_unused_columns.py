@@ -1,4 +1,4 @@
-"""Columns of a kernel that meet only padding: their gradient is 0, also in bfloat16."""
+"""Kernel columns that only meet padding: their gradient is 0, also in bfloat16."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.cells import CPU, job, training_set
     [(3, 2, 1, 1), (3, 3, 1, 1), (3, 4, 1, 1), (5, 2, 2, 1), (5, 3, 2, 1), (7, 2, 3, 1),
      (2, 2, 1, 1), (3, 2, 2, 2), (3, 2, "valid", 1), (1, 2, 0, 1)],
 )  # fmt: skip
-def test_unused_columns_are_those_without_a_gradient(
+def test_unused_columns_are_exactly_those_without_a_gradient(
     width: int, kernel: int, stride: int, padding: int | str, dilation: int
 ) -> None:
     if padding == "valid" and width < kernel:
@@ -32,7 +32,7 @@ def test_unused_columns_are_those_without_a_gradient(
     assert list(unused_columns(width, kernel, stride, side, side, dilation)) == found
 
 
-def test_what_a_kernel_leaves_there_is_cleared() -> None:
+def test_garbage_in_unused_gradient_columns_is_cleared() -> None:
     conv = nn.Conv2d(1, 1, 3, 2, 1)
     guard_unused_columns(conv)
     conv(torch.ones(2, 1, 1, 1))
@@ -45,7 +45,7 @@ def test_what_a_kernel_leaves_there_is_cleared() -> None:
     assert conv.weight.grad[..., [0, 2]].eq(0).all()
 
 
-def test_where_every_column_is_used_the_gradient_stays() -> None:
+def test_gradients_are_unchanged_if_every_column_is_used() -> None:
     conv = nn.Conv2d(1, 1, 3, 2, 1)
     guard_unused_columns(conv)
     conv(torch.ones(2, 1, 1, 1))
@@ -57,8 +57,8 @@ def test_where_every_column_is_used_the_gradient_stays() -> None:
 
 
 @pytest.mark.parametrize(("bf16", "guarded"), [(True, True), (False, False)])
-def test_trainings_in_bfloat16_are_guarded(bf16: bool, guarded: bool) -> None:
-    """Sixteen pixels behind a stem that shrinks them fourfold: the last stage sees one."""
+def test_only_bfloat16_trainings_are_guarded(bf16: bool, guarded: bool) -> None:
+    """Sixteen pixels behind a stem that reduces them fourfold: the last stage sees one pixel."""
     images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     training = training_set(images, torch.zeros(4, dtype=torch.int64))
     asked = replace(job(training), model={"name": "resnet18", "width": 4, "stem": "imagenet"})
