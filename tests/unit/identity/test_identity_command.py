@@ -1,4 +1,4 @@
-"""`python -m backdoor_lab.identity`: what differs, and recording it."""
+"""`python -m backdoor_lab.identity`: shows differences and records them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backdoor_lab.identity.sources import ROOT
 
 @pytest.fixture(autouse=True)
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A copy of identity.json, while blended.py reads as if it had been edited."""
+    """A copy of identity.json, with blended.py as if it had been edited."""
     path, usual = tmp_path / "identity.json", sources._text
     path.write_bytes(identity.TABLE.read_bytes())
     for module in (identity, identity_table):
@@ -37,17 +37,19 @@ def entry(path: Path, name: str) -> dict[str, object]:
     return found
 
 
-def test_it_says_what_differs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_modified_components_are_listed_with_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main([]) == 1
     assert capsys.readouterr().out == "blended (triggers) was modified since version 1\n"
 
 
 @pytest.mark.parametrize(("option", "version"), [("--accept", 1), ("--raise", 2)])
 @pytest.mark.parametrize("name", ["blended", "all"])
-def test_it_records(
+def test_accept_keeps_the_version_and_raise_increments_it(
     option: str, version: int, name: str, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Accepted code has the version that it had, raised code a new one; nothing else changes."""
+    """Nothing else changes."""
     before = json.loads(table.read_bytes())
     assert main([option, name]) == 0
     assert capsys.readouterr().out == f"blended (triggers): version {version}\n"
@@ -60,8 +62,10 @@ def test_it_records(
     assert identity.stage("train") == 3
 
 
-def test_new_and_gone_components(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A new one is recorded as version 1, one that is gone is left out."""
+def test_new_and_removed_components_are_recorded(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A new one as version 1."""
     content = json.loads(table.read_bytes())
     content["defenses"]["gone"] = content["defenses"].pop("spectral")
     table.write_text(json.dumps(content))
@@ -76,22 +80,24 @@ def test_new_and_gone_components(table: Path, capsys: pytest.CaptureFixture[str]
     assert found["spectral"]["version"] == 1
 
 
-def test_one_component_a_line(table: Path) -> None:
-    """As committed, byte for byte, so that two changes of it seldom meet."""
+def test_identity_json_has_one_component_per_line(table: Path) -> None:
+    """Byte for byte as committed, so that two changes rarely conflict."""
     before = table.read_text()
     main(["--accept", "pixel"])
     assert table.read_text() == before
     assert all(line.count('"version"') <= 1 for line in before.splitlines())
 
 
-def test_files_of_a_component(capsys: pytest.CaptureFixture[str]) -> None:
+def test_files_lists_the_files_of_a_component(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--files", "pixel"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("pixel (triggers): ")
     assert {"attacks/base.py", "attacks/pixel.py"} <= set(said.split(": ")[1].split(", "))
 
 
-def test_an_unknown_name_is_refused(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_component_is_refused_and_the_nearest_named(
+    table: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = table.read_bytes()
     for option in ("--accept", "--raise", "--files"):
         assert main([option, "blendet"]) == 2

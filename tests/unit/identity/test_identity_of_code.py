@@ -1,5 +1,5 @@
-"""Edited code is another cell, and polished code is not; a folder's record is believed for its own
-cell alone."""
+"""Edited code gives another cell, polished code does not; a folder's record is used only for its
+own cell."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ DECIDING = sorted(
     if not sources.is_neutral(path)
 )
 TRANSFORMATIONS = "training/transformations.py"
-"""Of cells that are measured under transformations alone."""
+"""Belongs only to cells with `measure.asr_under`."""
 TRAINING = [
     name
     for name in DECIDING
@@ -60,7 +60,7 @@ def _fresh() -> Iterator[None]:
 
 
 def edited(monkeypatch: pytest.MonkeyPatch, name: str, old: str = "", new: str = "X = 1\n") -> None:
-    """From now on a file reads as if `old` had been replaced, or a line added at its end."""
+    """Makes a file read as if `old` had been replaced, or a line appended."""
     usual, path = sources._text, sources.ROOT / name
 
     def text(asked: Path) -> bytes:
@@ -75,7 +75,7 @@ def edited(monkeypatch: pytest.MonkeyPatch, name: str, old: str = "", new: str =
 
 
 def rewritten(code: str) -> str:
-    """The same code in another layout, without comments, with other docstrings and errors."""
+    """The same code in another layout, without comments, with other docstrings and error texts."""
     tree = ast.parse(code)
     for node in ast.walk(tree):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
@@ -85,27 +85,27 @@ def rewritten(code: str) -> str:
     return ast.unparse(tree)
 
 
-def test_committed_code_and_identity_json_agree() -> None:
-    """When this fails: `python -m backdoor_lab.identity` says what differs, `--accept` records code
-    that tests/golden shows to be neutral, `--raise` a new version."""
+def test_committed_code_agrees_with_identity_json() -> None:
+    """If this fails, `python -m backdoor_lab.identity` shows the differences; `--accept` records
+    code that tests/golden shows to be neutral, `--raise` records a new version."""
     assert identity_table.differing() == {}
 
 
-def test_every_file_decides_or_is_listed_as_neutral() -> None:
-    """A new file belongs to some component's hash, or it is listed as deciding no number."""
+def test_every_file_belongs_to_a_component_or_is_listed_as_neutral() -> None:
+    """A new file is part of a component's hash, or is listed as affecting no result."""
     assert {name for files in _files().values() for name in files} == set(DECIDING)
     for name in sources.NEUTRAL:
         assert (sources.ROOT / name).exists(), name
 
 
-def test_names_are_unique() -> None:
-    """So that `--accept NAME` needs no more than a name."""
+def test_component_names_are_unique() -> None:
+    """So that `--accept NAME` needs only a name."""
     names = [name for section in identity.committed().values() for name in section]
     assert len(names) == len(set(names))
 
 
-def test_polishing_leaves_every_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comments, docstrings, layout and texts of errors, of every file at once."""
+def test_rewording_and_reformatting_change_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comments, docstrings, layout and error texts, in every file at once."""
     usual = sources._text
     monkeypatch.setattr(sources, "_text", lambda path: rewritten(usual(path).decode()).encode())
     identity.forget()
@@ -116,8 +116,10 @@ def test_polishing_leaves_every_id(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", DECIDING)
-def test_any_other_edit_of_any_file_is_noticed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where only what is used counts, the edit is in every function."""
+def test_any_other_edit_of_any_file_changes_a_hash(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some files count only for the functions that are used, so every function is edited."""
     tree = ast.parse(sources._text(sources.ROOT / name))
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
@@ -131,14 +133,14 @@ def test_any_other_edit_of_any_file_is_noticed(name: str, monkeypatch: pytest.Mo
 
 @functools.cache
 def _files() -> dict[tuple[str, str], list[str]]:
-    """Which files each component consists of."""
+    """The files of each component."""
     keys = [(s, n) for s, names in identity.committed().items() for n in names if s != "protocols"]
     return {key: sources.files_of(identity.roots_of(*key)) for key in keys}
 
 
 @functools.cache
 def cells() -> dict[str, Cell]:
-    """Cells of four defenses on one attack, and of one on another."""
+    """Cells of several defenses on one attack, and of one defense on another attack."""
     asked = {
         "spectral": [], "random": ["defense=random"], "strip": ["defense=strip"],
         "none": ["defense=none"], "pattern": ["trigger=pattern"],
@@ -149,12 +151,12 @@ def cells() -> dict[str, Cell]:
 
 
 def again(cell: Cell) -> Cell:
-    """The cell that its configuration asks for now."""
+    """The cell that its configuration gives now."""
     return Cell.of(cell.config, cell.classes, source_of(cell.config).fingerprint())
 
 
 def changed(monkeypatch: pytest.MonkeyPatch, name: str, *edit: str) -> set[str]:
-    """Which of the cells are others once a file is edited, and the same when that is undone."""
+    """The cells whose ids change when a file is edited; undoing the edit restores the ids."""
     before = {key: cell.id for key, cell in cells().items()}
     with monkeypatch.context() as patch:
         edited(patch, name, *edit)
@@ -164,8 +166,8 @@ def changed(monkeypatch: pytest.MonkeyPatch, name: str, *edit: str) -> set[str]:
     return {key for key in before if after[key] != before[key]}
 
 
-def test_a_formula_of_one_defense_changes_its_cells_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And those of the control that copies it. What it calls counts as it does itself."""
+def test_editing_a_defense_changes_only_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And those of the control that copies it. Functions it calls count, too."""
     spectral = {"spectral", "random", "pattern", "under"}
     assert changed(monkeypatch, "defenses/spectral.py") == spectral
     assert changed(monkeypatch, "numerics/singular.py") == spectral
@@ -175,19 +177,21 @@ def test_a_formula_of_one_defense_changes_its_cells_alone(monkeypatch: pytest.Mo
     assert changed(monkeypatch, "defenses/base.py", *formula) == set(cells())
 
 
-def test_a_formula_of_one_trigger_changes_its_cells_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_editing_a_trigger_changes_only_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
     assert changed(monkeypatch, "attacks/pattern.py") == {"pattern"}
     assert changed(monkeypatch, "attacks/base.py") == set(cells())
 
 
-def test_a_transformation_changes_the_cells_measured_under_any(
+def test_editing_transformations_changes_only_cells_that_use_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert changed(monkeypatch, TRANSFORMATIONS) == {"under"}
 
 
 @pytest.mark.parametrize("name", TRAINING)
-def test_an_edit_in_training_changes_every_cell(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_editing_training_code_changes_every_cell(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert changed(monkeypatch, name) == set(cells())
 
 
@@ -207,24 +211,24 @@ def test_an_edit_in_training_changes_every_cell(name: str, monkeypatch: pytest.M
         ("core/tensor_io.py", "", "X = 1\n"),
     ],
 )
-def test_an_edit_of_what_all_share_changes_every_cell(
+def test_editing_shared_code_changes_every_cell(
     name: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stages themselves, the record, the random numbers."""
+    """Stages, the record, random numbers."""
     assert changed(monkeypatch, name, old, new) == set(cells())
 
 
-def test_a_check_or_a_label_that_nobody_here_uses_changes_nothing(
+def test_adding_an_unused_function_to_a_shared_file_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Files that everybody takes a few functions from count by what is taken."""
+    """Such files count only for the functions that are used."""
     for name in ("core/validation.py", "core/streams.py", "pipeline/stages/training.py"):
         with monkeypatch.context() as patch:
             edited(patch, name, new="\ndef new() -> int:\n    return 1\n")
             assert identity_table.differing() == {}
 
 
-def test_an_edited_source_changes_its_own_data_sets(
+def test_editing_a_data_source_changes_only_its_data_sets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros(1))
@@ -242,7 +246,7 @@ def test_an_edited_source_changes_its_own_data_sets(
     assert [source.fingerprint() for source in made] == before
 
 
-def test_a_changed_data_file_is_another_cell(tmp_path: Path) -> None:
+def test_a_changed_data_file_changes_the_cell_id(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     arrays = {
         "x_train": rng.integers(0, 255, (60, 8, 8, 3), dtype=np.uint8),
@@ -263,7 +267,7 @@ def test_a_changed_data_file_is_another_cell(tmp_path: Path) -> None:
     assert found[0] != found[1]
 
 
-def test_versions_of_libraries_are_recorded_and_are_no_part_of_the_id(
+def test_library_versions_are_not_part_of_the_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = cell_of(tmp_path).id
@@ -271,8 +275,10 @@ def test_versions_of_libraries_are_recorded_and_are_no_part_of_the_id(
     assert cell_of(tmp_path).id == before
 
 
-def test_a_new_version_is_another_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a trigger, a stage, a network or a data set."""
+def test_a_new_component_version_changes_the_cell_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a trigger, a defense, a stage, a network or a data set."""
     table = json.loads(identity.TABLE.read_bytes())
     for section, name in (
         ("triggers", "pixel"), ("defenses", "spectral"), ("stages", "record"),
@@ -286,7 +292,7 @@ def test_a_new_version_is_another_cell(tmp_path: Path, monkeypatch: pytest.Monke
         assert again(cells()["spectral"]).id != cells()["spectral"].id
 
 
-def test_as_committed_only_versions_are_in_the_id(tmp_path: Path) -> None:
+def test_the_id_of_committed_code_contains_only_versions(tmp_path: Path) -> None:
     found = cell_of(tmp_path, "defense=random").code
     assert found["triggers"] == {"pixel": 1}
     assert found["defenses"] == {"random": 1, "spectral": 1}
@@ -297,7 +303,7 @@ def test_as_committed_only_versions_are_in_the_id(tmp_path: Path) -> None:
     assert identity.modified(found) == []
 
 
-def test_objects_of_one_file_are_one_component(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_in_one_file_are_one_component(monkeypatch: pytest.MonkeyPatch) -> None:
     assert identity.of("triggers", Pixel()) == {"triggers": {"pixel": 1}}
     assert identity.of("triggers", Pattern()) == {"triggers": {"pattern": 1}}
     edited(monkeypatch, "defenses/spectral.py")
@@ -307,7 +313,7 @@ def test_objects_of_one_file_are_one_component(monkeypatch: pytest.MonkeyPatch) 
 
 
 def stripe(folder: Path, name: str, brightness: int) -> Any:
-    """A trigger of somebody's own, loaded from a file."""
+    """A plug-in trigger, loaded from a file."""
     path = folder / "stripe.py"
     path.write_text(
         "from backdoor_lab.attacks.base import Trigger\n"
@@ -324,10 +330,10 @@ def stripe(folder: Path, name: str, brightness: int) -> Any:
 
 
 @pytest.mark.parametrize("name", ["backdoor_lab.attacks.stripe", "elsewhere.stripe"])
-def test_what_is_not_listed_always_has_its_hash(
+def test_an_unlisted_component_always_has_its_hash_in_the_id(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the package or outside; the base that it builds on counts too."""
+    """Inside the package or outside; its base class counts, too."""
     found = []
     for brightness in (1, 2):
         made = stripe(tmp_path, name, brightness)
@@ -343,7 +349,7 @@ def test_what_is_not_listed_always_has_its_hash(
     )
 
 
-def test_a_file_of_a_listed_name_elsewhere_is_not_the_listed_one(tmp_path: Path) -> None:
+def test_a_plugin_file_with_a_listed_name_is_not_the_listed_component(tmp_path: Path) -> None:
     made = stripe(tmp_path, "elsewhere.stripe", 1)
     (tmp_path / "stripe.py").rename(tmp_path / "pixel.py")
     sys.modules["elsewhere.stripe"].__file__ = str(tmp_path / "pixel.py")
@@ -372,11 +378,11 @@ def test_a_damaged_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             identity.stage("train")
 
 
-def test_an_edited_trigger_is_run_again(
+def test_running_an_edited_trigger_computes_its_results_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Neither the cell nor its poison and measurements are taken for the new code's; networks and
-    features are those of equal content. The record says what was modified."""
+    """The cell, its poison and its measurements are new; networks and features with equal inputs
+    are reused. The record names the modified component."""
     first = run_here(tmp_path / "store", tmp_path / "a")
     assert first["run"]["modified"] == []
     edited(monkeypatch, "attacks/pixel.py")
@@ -393,7 +399,9 @@ def test_an_edited_trigger_is_run_again(
     assert first["run"]["code"]["triggers"]["pixel"]["hash"] != entry["hash"]
 
 
-def test_an_edited_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edited_data_source_is_named_in_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     edited(monkeypatch, "data/synthetic_source.py")
     record = run_here(tmp_path / "store", tmp_path / "a")
     assert record["run"]["modified"] == ["synthetic_source"]
@@ -407,7 +415,7 @@ def test_an_edited_data_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
      "    getattr(validation, 'safe_name')('a', 'b')\n"],
     ids=["by the package", "by getattr"],
 )  # fmt: skip
-def test_what_is_reached_in_another_way_counts_too(
+def test_code_reached_by_module_attribute_or_getattr_counts(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own.py").write_text(code)
@@ -418,8 +426,10 @@ def test_what_is_reached_in_another_way_counts_too(
     assert sources.code_hash([root]) != before
 
 
-def test_an_edited_stage_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With everything that depends on it, where its output is another."""
+def test_running_an_edited_stage_computes_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And everything that depends on it, if its output changes."""
     run_here(tmp_path / "store", tmp_path / "a")
     edited(monkeypatch, "training/train.py")
     second = run_here(tmp_path / "store", tmp_path / "b")
@@ -429,10 +439,10 @@ def test_an_edited_stage_is_computed_again(tmp_path: Path, monkeypatch: pytest.M
     assert "train" in second["run"]["modified"]
 
 
-def test_poison_made_with_a_network_depends_on_the_training_code(
+def test_poison_made_with_a_surrogate_depends_on_the_training_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The attacker's own network is trained by the same code."""
+    """The surrogate is trained by the same code."""
     asked = ("trigger=label_consistent", "trigger.steps=2", "retrain=false")
     run_here(tmp_path / "store", tmp_path / "a", *asked)
     edited(monkeypatch, "training/train.py")
@@ -440,7 +450,7 @@ def test_poison_made_with_a_network_depends_on_the_training_code(
     assert second["run"]["stages"]["poison"]["made"]
 
 
-def test_one_warning_names_what_was_modified(
+def test_one_warning_names_the_modified_components(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     edited(monkeypatch, "attacks/pixel.py")
@@ -452,7 +462,9 @@ def test_one_warning_names_what_was_modified(
     assert said == ["modified since version 1: pixel; their results are stored separately"]
 
 
-def test_code_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_source_files_are_read_once_per_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
     usual = sources._text
     monkeypatch.setattr(sources, "_text", lambda path: read.append(path) or usual(path))
@@ -464,7 +476,7 @@ def test_code_is_read_once_in_a_process(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])
-def test_hashes_need_no_torch_and_are_those_of_any_process(seed: str) -> None:
+def test_hashes_need_no_torch_and_do_not_depend_on_the_process(seed: str) -> None:
     program = (
         "import sys; from backdoor_lab.identity import table;"
         "print(table.differing(), 'torch' in sys.modules)"
@@ -476,8 +488,8 @@ def test_hashes_need_no_torch_and_are_those_of_any_process(seed: str) -> None:
     assert done.stdout.split() == ["{}", "False"]
 
 
-def test_options_that_a_control_does_not_use_are_not_its_identity(tmp_path: Path) -> None:
-    """A sweep over budgets has one `none` and one `oracle`, not one for each."""
+def test_unused_filter_options_do_not_change_a_controls_id(tmp_path: Path) -> None:
+    """A sweep over removal budgets has one `none` and one `oracle`."""
     for defense in ("none", "oracle"):
         cells = [cell_of(tmp_path, f"defense={defense}", f"defense.budget={b}") for b in (1, 2)]
         assert cells[0].id == cells[1].id
@@ -486,26 +498,25 @@ def test_options_that_a_control_does_not_use_are_not_its_identity(tmp_path: Path
     assert cell_of(tmp_path, "protocol.budget=7").id == cell_of(tmp_path, "defense.budget=7").id
 
 
-def test_precision_is_part_of_the_question_when_asked_for(tmp_path: Path) -> None:
-    """Other digits, other weights: asked for by name, they are other cells."""
+def test_an_explicit_precision_changes_the_id(tmp_path: Path) -> None:
+    """It gives other weights."""
     ids = {cell_of(tmp_path, f"trainer.precision={p}").id for p in ("auto", "32", "bf16")}
     assert len(ids) == 3
 
 
-def test_another_cells_record_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    """A folder given by hand that holds another cell's record is refused."""
+def test_a_folder_with_another_cells_record_is_refused(tmp_path: Path) -> None:
     write_sealed(tmp_path / "record.json", record(id="other"))
     with pytest.raises(ConfigError, match=r"contains the record of other"):
         finished(tmp_path, "mine")
     assert finished(tmp_path, "other")
-    # Nobody knows whose a damaged one is.
+    # A damaged record belongs to no known cell.
     text = (tmp_path / "record.json").read_text()
     (tmp_path / "record.json").write_text(text.replace('"done"', '"dome"'))
     assert not finished(tmp_path, "mine")
 
 
-def test_poison_made_with_a_network_is_of_that_networks_number_format(tmp_path: Path) -> None:
-    """The attacker's network sees other numbers in bfloat16: its poison is made anew."""
+def test_poison_made_with_a_surrogate_depends_on_the_precision(tmp_path: Path) -> None:
+    """In bfloat16 the surrogate computes other numbers, so its poison is made again."""
     asked = ("trigger=label_consistent", "trigger.steps=2", "retrain=false")
     alone = run_here(tmp_path / "fresh", tmp_path / "a", *asked, "trainer.precision=bf16")
     run_here(tmp_path / "store", tmp_path / "b", *asked, "trainer.precision=32")

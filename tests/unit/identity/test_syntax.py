@@ -1,4 +1,5 @@
-"""The text of code that is hashed: equal for what does the same, under every Python."""
+"""The canonical text of code that is hashed: equal for equivalent code, under every Python
+version."""
 
 from __future__ import annotations
 
@@ -54,7 +55,7 @@ def h(n):
     w = 1e400, -0.0, 1j, 10**3, 0x_ff, b"\x00a", ..., True, None
     return w, a[1:2, ::3], (w := 1), *n, lambda *, k=1: k
 '''
-"""One of each construct that 3.11 knows, f-strings above all: later versions parse them anew."""
+"""Every construct of Python 3.11, especially f-strings, which later versions parse differently."""
 HASH = "f9bf9bc1ebeb843128b74d9951d37924df45e2c4fbb91b5e6b3f017953e0d649"
 
 
@@ -66,15 +67,14 @@ def hashed(code: str) -> str:
     return hashlib.sha256(text(code).encode(errors="surrogatepass")).hexdigest()
 
 
-def test_every_python_gives_the_same_hash() -> None:
-    """The constant was made by 3.11, 3.12, 3.13 and 3.14: a Python that parses otherwise fails."""
+def test_this_python_gives_the_pinned_hash() -> None:
+    """The constant comes from 3.11, 3.12, 3.13 and 3.14; a Python that parses differently fails."""
     assert hashed(EVERYTHING) == HASH
 
 
 @pytest.mark.parametrize("python", ["python3.11", "python3.12", "python3.13", "python3.14"])
-def test_other_pythons_on_this_machine_agree(python: str, tmp_path: Path) -> None:
-    """On the package's own code: each finds it as committed. Skipped for a Python that is not
-    here."""
+def test_other_pythons_on_this_machine_give_the_same_hashes(python: str, tmp_path: Path) -> None:
+    """On the package's own code. Skipped for a Python that is not installed."""
     program = "from backdoor_lab import identity; print(identity.stage('train'))"
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     places = [*map(str, versions.glob(f"{python[6:]}.*/bin/{python}")), shutil.which(python)]
@@ -85,8 +85,8 @@ def test_other_pythons_on_this_machine_agree(python: str, tmp_path: Path) -> Non
     assert done.stdout.strip().isdigit(), done.stdout + done.stderr
 
 
-def test_fields_that_are_empty_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As 3.12 has `type_params` that 3.11 has not, a later one may have more."""
+def test_empty_syntax_tree_fields_do_not_change_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3.12 added `type_params`; a later version may add more."""
     code = "def f(a: int = 1) -> int:\n    return a\nclass K: pass"
     before = text(code)
     tree = ast.parse(code)
@@ -101,8 +101,8 @@ def test_fields_that_are_empty_do_not_count(monkeypatch: pytest.MonkeyPatch) -> 
     syntax._fields.cache_clear()
 
 
-def test_pieces_of_a_text_count_as_one() -> None:
-    """Whichever way a parser cuts an f-string: nested, in several pieces, with empty ones."""
+def test_f_string_pieces_are_merged() -> None:
+    """However a parser splits an f-string: nested, in several pieces, with empty ones."""
     (whole,) = ast.parse("f'ab{c}'").body
     pieces = [ast.Constant("a"), ast.Constant(""), ast.JoinedStr([ast.Constant("b")])]
     cut = ast.JoinedStr([*pieces, ast.FormattedValue(ast.Name("c"), -1, ast.JoinedStr([]))])
@@ -123,7 +123,7 @@ def test_pieces_of_a_text_count_as_one() -> None:
         ("if typing.TYPE_CHECKING:\n    import a", ""),
     ],
 )
-def test_what_does_the_same_is_the_same(one: str, other: str) -> None:
+def test_equivalent_code_has_the_same_text(one: str, other: str) -> None:
     assert text(one) == text(other)
 
 
@@ -144,5 +144,5 @@ def test_what_does_the_same_is_the_same(one: str, other: str) -> None:
         ("x[1:]", "x[:1]"), ("from a import b", "from c import b"),
     ],
 )  # fmt: skip
-def test_what_does_something_else_is_not(one: str, other: str) -> None:
+def test_different_code_has_different_text(one: str, other: str) -> None:
     assert text(one) != text(other)

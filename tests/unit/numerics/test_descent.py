@@ -1,4 +1,4 @@
-"""One step of descent: only the optimizer's own tensors change, and a bad loss ends it."""
+"""One optimizer step: only the optimizer's own tensors change, and a non-finite loss raises."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backdoor_lab.core.errors import DivergedError, StoppedError
 from backdoor_lab.numerics.descent import descend
 
 
-def test_one_step_of_sgd_by_hand() -> None:
+def test_one_step_of_sgd_matches_a_computation_by_hand() -> None:
     weight = torch.tensor([2.0, -1.0], requires_grad=True)
     sgd = torch.optim.SGD([weight], lr=0.5)
     for expected in ([0.0, 0.0], [0.0, 0.0]):
@@ -31,7 +31,7 @@ def test_a_network_that_the_loss_passes_through_gets_no_gradient() -> None:
     assert all(each.grad is None for each in net.parameters())
 
 
-def test_frozen_and_unused_tensors_stay() -> None:
+def test_frozen_and_unused_tensors_do_not_change() -> None:
     used, frozen, unused = torch.ones(2, requires_grad=True), torch.ones(2), torch.ones(2)
     unused.requires_grad_()
     sgd = torch.optim.SGD([used, frozen, unused], lr=1.0, weight_decay=0.5)
@@ -41,14 +41,14 @@ def test_frozen_and_unused_tensors_stay() -> None:
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-def test_a_loss_that_is_not_finite_ends_it_before_the_step(bad: float) -> None:
+def test_a_non_finite_loss_raises_before_the_step(bad: float) -> None:
     weight = torch.ones(1, requires_grad=True)
     with pytest.raises(DivergedError, match=f"the loss of the test is {bad}"):
         descend(torch.optim.SGD([weight], lr=1.0), weight.sum() * bad, "the loss of the test")
     assert weight.item() == 1
 
 
-def test_a_step_is_not_taken_when_the_process_was_asked_to_stop(
+def test_no_step_is_taken_after_a_stop_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def stop() -> None:
@@ -61,7 +61,7 @@ def test_a_step_is_not_taken_when_the_process_was_asked_to_stop(
     assert weight.item() == 1
 
 
-def test_no_other_module_steps_along_the_plain_gradient_of_a_loss() -> None:
+def test_no_other_module_calls_backward() -> None:
     """Lightning trains the classifiers; two methods step along another direction: the sign of a
     gradient, and the weighted sum of two."""
     package = Path(backdoor_lab.__file__).parent

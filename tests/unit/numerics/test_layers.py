@@ -1,4 +1,4 @@
-"""The last linear layer and the hook on a layer are the same for training and for defenses."""
+"""The last linear layer and the layer hook are the same for training and defenses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from backdoor_lab.training.train import new_classifier
 from tests.helpers.cells import CPU, job, toy_set
 
 
-def test_a_defense_sees_the_penultimate_features_that_are_extracted() -> None:
+def test_a_defense_gets_the_extracted_penultimate_features() -> None:
     training = toy_set()
     module = new_classifier(job(training), CPU).eval()
     seen = networks.features(module, lambda a, b: training.shown(torch.arange(a, b)), len(training))
@@ -28,7 +28,7 @@ def test_a_defense_sees_the_penultimate_features_that_are_extracted() -> None:
     assert not any(each._forward_pre_hooks for each in module.modules())
 
 
-def test_the_head_is_the_last_linear_layer_wherever_it_stands() -> None:
+def test_the_head_is_the_last_linear_layer() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), nn.Tanh())
     assert head(net).out_features == 2
     with FeatureHook(net, "penultimate") as tap:
@@ -38,8 +38,8 @@ def test_the_head_is_the_last_linear_layer_wherever_it_stands() -> None:
         head(nn.Tanh())
 
 
-def test_hooks_on_layers_are_set_in_one_module() -> None:
-    """The guard of unused columns looks at shapes alone and catches no features."""
+def test_forward_hooks_are_registered_in_one_module() -> None:
+    """The guard of unused columns only reads shapes."""
     allowed = {"numerics/layers.py", "training/unused_columns.py"}
     package = Path(backdoor_lab.__file__).parent
     found = {

@@ -12,7 +12,7 @@ from backdoor_lab.numerics.otsu import variance_between
 
 @pytest.mark.parametrize("descending", [False, True])
 def test_variance_between_groups_follows_its_definition(descending: bool) -> None:
-    """n² times w₀ w₁ (μ₀ - μ₁)², with the groups' weights and means taken one cut at a time."""
+    """n² times w₀ w₁ (μ₀ - μ₁)², with the groups' weights and means computed for each cut."""
     values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ordered = values.sort(descending=descending).values
     by_hand = [
@@ -22,7 +22,7 @@ def test_variance_between_groups_follows_its_definition(descending: bool) -> Non
     torch.testing.assert_close(variance_between(ordered), expected, rtol=1e-10, atol=0)
 
 
-def test_the_best_cut_leaves_the_least_variance_within_the_groups() -> None:
+def test_the_best_cut_minimizes_the_variance_within_the_groups() -> None:
     ordered = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0], dtype=torch.float64)
     within = [
         float((ordered[:k].var(correction=0) * k) + ordered[k:].var(correction=0) * (5 - k))
@@ -31,7 +31,7 @@ def test_the_best_cut_leaves_the_least_variance_within_the_groups() -> None:
     assert int(variance_between(ordered).argmax()) == within.index(min(within)) == 2
 
 
-def test_automatic_budget_and_scan_split_at_the_same_place() -> None:
+def test_automatic_budget_and_scan_split_at_the_same_position() -> None:
     scores = torch.tensor([0.0, 9.0, 1.0, 2.0, 10.0, 0.5], dtype=torch.float64)
     assert otsu_count(scores) == 2
     assert two_groups(scores[:, None]) is not None

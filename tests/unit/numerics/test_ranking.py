@@ -1,4 +1,4 @@
-"""Rankings against their definitions; records, pages and analyses share them."""
+"""Ranking metrics against their definitions; records, pages and analyses share them."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ SCORES = np.array([3.0, 1.0, 2.0, 2.0, 0.0, 2.0])
 POSITIVE = np.array([True, False, True, False, False, True])
 
 
-def test_steps_count_what_reaches_each_score() -> None:
+def test_roc_steps_count_the_examples_at_or_above_each_score() -> None:
     true, false = roc_steps(SCORES, POSITIVE)
     assert true.tolist() == [0, 1, 3, 3, 3]
     assert false.tolist() == [0, 0, 1, 2, 3]
 
 
-def test_auroc_is_the_share_of_pairs_in_order() -> None:
+def test_auroc_is_the_fraction_of_correctly_ordered_pairs() -> None:
     pairs = itertools.product(SCORES[POSITIVE], SCORES[~POSITIVE])
     won = [(a > b) + (a == b) / 2 for a, b in pairs]
     assert auroc(SCORES, POSITIVE) == sum(won) / len(won)
 
 
 @pytest.mark.parametrize("positive", [np.zeros(6, bool), np.ones(6, bool)])
-def test_auroc_of_one_kind_is_not_a_number(positive: np.ndarray) -> None:
+def test_auroc_of_one_class_is_nan(positive: np.ndarray) -> None:
     assert np.isnan(auroc(SCORES, positive))
     assert np.isnan(auroc(np.append(SCORES[1:], np.inf), POSITIVE))
 
 
-def test_positives_left_is_the_mean_over_orders_of_ties() -> None:
+def test_positives_left_is_the_mean_over_all_orders_of_ties() -> None:
     orders = [order for order in itertools.permutations(range(6))
               if all(SCORES[a] >= SCORES[b] for a, b in itertools.pairwise(order))]  # fmt: skip
     left = [[3 - POSITIVE[list(order[:k])].sum() for k in range(7)] for order in orders]
@@ -44,7 +44,7 @@ def test_positives_left_is_the_mean_over_orders_of_ties() -> None:
     np.testing.assert_allclose(found, np.mean(left, axis=0), atol=1e-12)
 
 
-def test_records_and_pictures_show_one_removal_curve() -> None:
+def test_records_and_figures_have_the_same_removal_curve() -> None:
     draw = np.random.default_rng(0)
     scores, positive = draw.normal(size=500).round(1), draw.random(500) < 0.2
     scores[:50] = np.nan
@@ -56,14 +56,14 @@ def test_records_and_pictures_show_one_removal_curve() -> None:
         assert left == round(float(picture.left[removed]), 6)
 
 
-def test_records_and_analyses_have_one_auroc() -> None:
+def test_records_and_analyses_have_the_same_auroc() -> None:
     draw = np.random.default_rng(0)
     scores, positive = draw.normal(size=500).round(1), draw.random(500) < 0.2
     recorded = curves.auroc(torch.from_numpy(scores), torch.from_numpy(positive))
     assert recorded == pytest.approx(auroc(scores, positive), abs=1e-15)
 
 
-def test_rankings_need_no_torch() -> None:
+def test_ranking_metrics_need_no_torch() -> None:
     code = "import sys; import backdoor_lab.numerics.ranking; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"

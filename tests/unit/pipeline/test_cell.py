@@ -1,4 +1,4 @@
-"""What makes two cells the same, and everything that is refused before any work."""
+"""Which changes give another cell, and everything that is refused before any work."""
 
 from __future__ import annotations
 
@@ -46,12 +46,14 @@ def checks() -> Preflight:
         "store.root={root}/2", "seed=0.0 recipe.epochs=1.0 recipe.batch=32.0 recipe.lr=5e-2",
     ],
 )  # fmt: skip
-def test_what_decides_nothing_changes_no_id(root: Path, checks: Preflight, same: str) -> None:
+def test_equivalent_configurations_have_the_same_id(
+    root: Path, checks: Preflight, same: str
+) -> None:
     words = same.format(root=root).split()
     assert checks.cell(configuration(root, *words)).id == checks.cell(configuration(root)).id
 
 
-def test_ratios_of_a_range_are_what_was_meant(root: Path, checks: Preflight) -> None:
+def test_floating_point_noise_in_a_ratio_is_rounded_away(root: Path, checks: Preflight) -> None:
     found, meant = (
         checks.cell(configuration(root, f"ratio={text}"))
         for text in ("0.15000000000000002", "0.15")
@@ -60,7 +62,7 @@ def test_ratios_of_a_range_are_what_was_meant(root: Path, checks: Preflight) -> 
     assert found.ratio == 0.15
 
 
-def test_where_data_lie_changes_no_id(root: Path, tmp_path: Path) -> None:
+def test_the_path_of_the_data_does_not_change_the_id(root: Path, tmp_path: Path) -> None:
     import numpy as np
 
     images = np.zeros((20, 4, 4, 3), np.uint8)
@@ -86,7 +88,7 @@ def test_where_data_lie_changes_no_id(root: Path, tmp_path: Path) -> None:
     assert found[0].target == "1"
 
 
-def test_everything_that_decides_has_an_id_of_its_own(root: Path, checks: Preflight) -> None:
+def test_every_option_that_affects_results_changes_the_id(root: Path, checks: Preflight) -> None:
     changes = [
         "", "ratio=0.25", "seed=1", "target=dog", "trigger=pattern", "trigger.color=254",
         "trigger.position=[0,0]", "defense=none", "defense=oracle", "defense=random",
@@ -106,9 +108,7 @@ def test_everything_that_decides_has_an_id_of_its_own(root: Path, checks: Prefli
     assert [same for same in ids.values() if len(same) > 1] == []
 
 
-def test_a_cells_name_tells_its_source_class_where_one_is_asked_for(
-    root: Path, checks: Preflight
-) -> None:
+def test_the_cell_id_names_the_source_class_if_one_is_set(root: Path, checks: Preflight) -> None:
     cells = [
         checks.cell(configuration(root, *words.split()))
         for words in ("", "source=cat", "source=3", "source=cat target=0", "trigger=tact")
@@ -121,7 +121,7 @@ def test_a_cells_name_tells_its_source_class_where_one_is_asked_for(
     assert cells[1].id == cells[2].id
 
 
-def test_ids_are_safe_whatever_a_class_is_called(root: Path) -> None:
+def test_ids_are_safe_for_any_class_name(root: Path) -> None:
     config = configuration(root, "target=0")
     names = ["../../x", "a b;rm -rf", "ÄÖÜ", "." * 70, "x" * 300, "-", "con\n"]
     for name in names:
@@ -199,7 +199,7 @@ REFUSED = [
     ("defense=oracle covers=50", "covers", "50"),
     ("defense=none protocol.inject=replace protocol.eligible=source source=cat"
      " protocol.ratio_of=count ratio=20", "relabels every training image of class cat", "append"),
-    # what does not fit
+    # incompatible options
     ("trigger.position=[8,0]", "pixel (8, 0) lies outside images of 8x8", "`trigger`"),
     ("trigger.position=[0,-9]", "pixel (0, -9) lies outside images of 8x8", "`trigger`"),
     ("ratio=0 trigger.position=[8,0]", "pixel (8, 0) lies outside images of 8x8", "`trigger`"),
@@ -209,7 +209,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("words", "rule", "more"), REFUSED, ids=[case[0] for case in REFUSED])
-def test_refused_before_any_work(
+def test_bad_configurations_are_refused_before_any_work(
     root: Path, checks: Preflight, monkeypatch: pytest.MonkeyPatch, words: str, rule: str, more: str
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -230,7 +230,7 @@ def test_refused_before_any_work(
               "model.width=32.0", "trainer.threads=null", "store.root=null", "protocol=null",
               "~dataset.size"],
 )  # fmt: skip
-def test_what_is_left_out_is_an_error_of_ours_or_the_default(
+def test_missing_keys_are_refused_by_name_or_get_their_default(
     root: Path, checks: Preflight, words: str
 ) -> None:
     config = configuration(root)
@@ -271,33 +271,31 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         ("Gr\u00f6\u00dfe", "Gro\u0308\u00dfe"),
     ],
 )
-def test_a_class_called_by_a_number_goes_before_the_number_of_a_class(
-    given: int | str, name: str
-) -> None:
+def test_a_class_name_takes_precedence_over_a_class_number(given: int | str, name: str) -> None:
     """Folders sort as text: "10" comes before "2". macOS gives names decomposed."""
     classes = ("0", "10", "2", "1", "Gro\u0308\u00dfe")
     assert classes[class_number("target", given, classes)] == name
 
 
-def test_a_number_that_is_no_name_counts_the_classes() -> None:
+def test_a_number_that_is_no_class_name_is_a_class_index() -> None:
     assert class_number("target", 1, ("0", "10", "2")) == 1
 
 
 @pytest.mark.parametrize("key", ["target", "source"])
-def test_a_number_that_may_mean_two_classes_is_refused_with_both(key: str) -> None:
+def test_an_ambiguous_class_number_is_refused_naming_both_classes(key: str) -> None:
     classes = ("01", "02", "03", "04")
     with pytest.raises(ConfigError) as caught:
         class_number(key, 1, classes)
     for part in ("class number 1, which is '02'", "called '01'", f"{key}=\"'02'\"", "\"'01'\""):
         assert part in str(caught.value)
-    # Text is a name, 0 has one reading, and 00 is class number 0 either way.
+    # Text is a name, 0 is unambiguous, and 00 is class 0 either way.
     assert class_number(key, "01", classes) == 0
     assert class_number(key, 0, classes) == 0
     assert class_number(key, 0, ("00", "01")) == 0
     assert class_number(key, 1, ("1", "0")) == 0
 
 
-def test_what_is_held_out_never_takes_a_class_from_the_measuring(tmp_path: Path) -> None:
+def test_hold_out_images_that_would_empty_a_test_class_are_refused(tmp_path: Path) -> None:
     images = np.zeros((52, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(52)
     labels = np.repeat([0, 1], [46, 6])
@@ -318,7 +316,7 @@ def test_what_is_held_out_never_takes_a_class_from_the_measuring(tmp_path: Path)
     assert cell(6.0).protocol["holdout"] == 6
 
 
-def test_an_open_name_is_the_files_in_tables(tmp_path: Path) -> None:
+def test_a_data_set_without_a_name_is_named_after_its_file(tmp_path: Path) -> None:
     images = np.zeros((40, 8, 8, 3), np.uint8)
     images[:, 0, 0, 0] = np.arange(40)
     labels = np.arange(40) % 2
@@ -332,7 +330,7 @@ def test_an_open_name_is_the_files_in_tables(tmp_path: Path) -> None:
     assert Preflight().cell(config).choices["dataset"] == "grey"
 
 
-def test_a_network_that_gives_more_than_logits_while_it_trains_is_refused() -> None:
+def test_a_network_that_returns_more_than_logits_in_training_is_refused() -> None:
     model = {"name": "googlenet", "width": None, "stem": None}
     with pytest.raises(
         ConfigError, match=r"`model.name=googlenet` returns GoogLeNetOutputs while t"
@@ -340,8 +338,7 @@ def test_a_network_that_gives_more_than_logits_while_it_trains_is_refused() -> N
         try_network(model, "penultimate", (3, 64, 64), 10)
 
 
-def test_a_jobs_dictionary_stays_out_of_the_next_job(root: Path) -> None:
-    """What a job is composed to does not depend on the jobs before it."""
+def test_a_jobs_configuration_does_not_depend_on_earlier_jobs(root: Path) -> None:
     jobs = [
         ["defense=random", "defense.like={budget:15%}"],
         ["defense=random", "defense.like={centred:false}"],

@@ -1,4 +1,4 @@
-"""Whole cells: what is computed, what is computed again, and what a record says when it fails."""
+"""Whole cells: what is computed, what is computed again, and the record of a failed cell."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many networks are trained."""
+    """Counts the networks that are trained."""
     seen: Counter[str] = Counter()
 
     def fit(job: Any, *arguments: Any, **said: Any) -> Any:
@@ -59,7 +59,7 @@ def record_of(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_the_same_cell_again_computes_nothing(lab: Path, counted: Counter[str]) -> None:
+def test_running_the_same_cell_again_computes_nothing(lab: Path, counted: Counter[str]) -> None:
     first = record_of(lab / "cell")
     again = run_here(lab / "store", lab / "again")
     assert made(first) == STAGES
@@ -71,14 +71,14 @@ def test_the_same_cell_again_computes_nothing(lab: Path, counted: Counter[str]) 
     assert not list(lab.rglob("*.claim"))
 
 
-def test_a_fresh_store_gives_the_same_bytes(lab: Path, tmp_path: Path) -> None:
+def test_a_new_store_gives_the_same_record(lab: Path, tmp_path: Path) -> None:
     first = record_of(lab / "cell")
     again = run_here(tmp_path / "store", tmp_path / "cell")
     assert made(again) == STAGES
     assert lasting(record_of(tmp_path / "cell")) == lasting(first)
     text = [json.dumps(lasting(each), sort_keys=True) for each in (first, again)]
     assert text[0] == text[1]
-    # Without "run" nothing tells where or when it was computed.
+    # Outside "run" nothing depends on where or when it was computed.
     assert str(lab) not in text[0]
     assert str(os.getpid()) not in {str(v) for v in first["run"]["stages"].values()}
 
@@ -93,7 +93,7 @@ def test_another_process_gives_the_same_record(lab: Path, tmp_path: Path) -> Non
     assert lasting(record_of(tmp_path / "cell")) == lasting(record_of(lab / "cell"))
 
 
-def test_another_seed_is_another_cell_throughout(lab: Path) -> None:
+def test_another_seed_changes_every_stage_but_the_data(lab: Path) -> None:
     first, other = record_of(lab / "cell"), run_here(lab / "store", lab / "other", "seed=1")
     assert first["id"] != other["id"]
     assert first["poison_indices"] != other["poison_indices"]
@@ -101,9 +101,9 @@ def test_another_seed_is_another_cell_throughout(lab: Path) -> None:
         assert (value == other["hashes"][name]) == (name in ("data", "test")), name
 
 
-def test_clean_images_are_held_out_for_a_filter_that_needs_them(tmp_path: Path) -> None:
-    """Two of each class, by the seed; every other cell of the sweep is measured on the same
-    rest, and a filter that needs none does not see them."""
+def test_hold_out_images_are_given_only_to_filters_that_need_them(tmp_path: Path) -> None:
+    """Two of each class, chosen by the seed; every cell of the sweep is evaluated on the same
+    remaining test images."""
     held = "protocol.holdout=20"
     scan = run_here(tmp_path / "store", tmp_path / "scan", "defense=scan", held)
     none = run_here(tmp_path / "store", tmp_path / "none", "defense=none", held)
@@ -125,9 +125,11 @@ def test_clean_images_are_held_out_for_a_filter_that_needs_them(tmp_path: Path) 
     assert not torch.equal(where, other)
 
 
-def test_what_an_attacker_trains_is_computed_once(tmp_path: Path, counted: Counter[str]) -> None:
-    """Two ratios and two defenses of one attack: one surrogate, one optimised noise; another
-    target has noise of its own, optimised on the same surrogate."""
+def test_surrogate_and_noise_are_computed_once_per_attack(
+    tmp_path: Path, counted: Counter[str]
+) -> None:
+    """Two ratios and two defenses of one attack share a surrogate and an optimized noise; another
+    target has its own noise, optimized on the same surrogate."""
     store, options = tmp_path / "store", ("trigger=narcissus", "trigger.steps=2", "retrain=false")
     records = [
         run_here(store, tmp_path / f"{number}", *options, *more)
@@ -143,8 +145,10 @@ def test_what_an_attacker_trains_is_computed_once(tmp_path: Path, counted: Count
     assert records[0]["counts"] | {"n_poisoned": 6, "n_train": 200} == records[0]["counts"]
 
 
-def test_filter_figures_without_a_retrain(lab: Path, counted: Counter[str]) -> None:
-    """The same verdict as with one, no training at all here, and another cell."""
+def test_retrain_false_gives_the_same_detection_without_training(
+    lab: Path, counted: Counter[str]
+) -> None:
+    """It is another cell with the same result of the filter."""
     first = record_of(lab / "cell")
     record = run_here(lab / "store", lab / "figures", "retrain=false")
     assert record["status"] == "done"
@@ -155,8 +159,9 @@ def test_filter_figures_without_a_retrain(lab: Path, counted: Counter[str]) -> N
     assert record["nat2"] is record["asr2"] is record["hashes"]["weights2"] is None
 
 
-def test_too_few_or_too_many_held_out(tmp_path: Path) -> None:
-    """A filter that needs clean images says what to set; half of the tests stay."""
+def test_too_few_or_too_many_hold_out_images_are_refused(tmp_path: Path) -> None:
+    """A filter that needs clean images names the key to set; at least half of the test images must
+    remain."""
     with pytest.raises(ConfigError, match=r"`defense=scan` needs .* protocol.holdout to 20"):
         cell_of(tmp_path, "defense=scan")
     with pytest.raises(ConfigError, match="would leave less than half of the 50 test images"):
@@ -180,7 +185,7 @@ def test_defenses_on_one_attack_share_its_network(lab: Path, counted: Counter[st
     assert records["random"]["counts"]["n_removed"] == first["counts"]["n_removed"]
     found = records["oracle"]["detection"]
     assert [found[k] for k in ("auroc", "tpr", "fpr", "average_precision")] == [1, 1, 0, 1]
-    # What the oracle leaves is the clean set, whatever the trigger was.
+    # The oracle leaves the clean set for any trigger.
     pattern = run_here(lab / "store", lab / "pattern", "defense=oracle", "trigger=pattern")
     assert counted["fit"] == 4
     assert "retrain" not in made(pattern)
@@ -236,7 +241,7 @@ def flipped(content: bytearray) -> bytearray:
          "failed: oom"),
     ],
 )  # fmt: skip
-def test_a_failing_cell_leaves_a_record_that_says_why(
+def test_a_failing_cell_writes_a_record_with_the_reason(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: str
 ) -> None:
     def fails(*_: Any, **__: Any) -> Any:
@@ -255,17 +260,17 @@ def test_a_failing_cell_leaves_a_record_that_says_why(
         assert record[key] == first[key]
     assert [record[key] for key in ("nat1", "asr1", "nat2", "asr2", "detection")] == [None] * 5
     assert sorted(record["run"]["stages"]) == ["measure1", "poison", "train", "train_accuracy1"]
-    # The same command later: done, with no trace of the failure.
+    # The same command later completes the cell.
     assert lasting(run_here(lab / "store", tmp_path)) == lasting(first)
 
 
-def test_divergence_in_training(tmp_path: Path) -> None:
+def test_divergence_in_training_is_the_cells_status(tmp_path: Path) -> None:
     record = run_here(tmp_path / "store", tmp_path / "cell", "recipe.lr=1e30")
     assert record["status"].startswith("diverged: loss is nan at epoch 1, step ")
     assert record["nat1"] is None
 
 
-def test_out_of_memory_at_a_fault_point(
+def test_out_of_memory_is_recorded_and_leaves_no_temporary_files(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "retrain.before:oom:1")
@@ -279,7 +284,7 @@ def test_out_of_memory_at_a_fault_point(
     assert not list(tmp_path.rglob("*.claim"))
 
 
-def test_a_stop_leaves_no_record(
+def test_a_stopped_cell_writes_no_record(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("backdoor_lab.core.shutdown._asked", ["SIGTERM"])
@@ -288,7 +293,7 @@ def test_a_stop_leaves_no_record(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stopped_inside_training_and_taken_up(
+def test_resume_after_stop_in_training_gives_an_identical_record(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     longer = ("recipe.epochs=3", "dataset.per_class_train=10", "recipe.batch=16")
@@ -320,7 +325,7 @@ def test_stopped_inside_training_and_taken_up(
     assert again["run"]["seconds"]["retrain"] == pytest.approx(manifest["seconds"] + before)
 
 
-def test_stores_are_not_told_apart_by_their_place(lab: Path, tmp_path: Path) -> None:
+def test_a_moved_store_is_reused_completely(lab: Path, tmp_path: Path) -> None:
     moved = tmp_path / "elsewhere"
     shutil.copytree(lab / "store", moved)
     assert made(run_here(moved, tmp_path / "cell")) == []

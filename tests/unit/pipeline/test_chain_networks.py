@@ -1,4 +1,4 @@
-"""Cells whose defense uses networks: what is handed over, what is trained, what is kept."""
+"""Cells whose defense uses networks: their inputs, what is trained, and what is stored."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HELD = "protocol.holdout=20"
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a store in which the default cell has run, with images held out."""
+    """A folder with a store in which the default cell has run, with hold-out images."""
     folder = tmp_path_factory.mktemp("lab")
     run_here(folder / "store", folder / "cell", HELD)
     return folder
@@ -41,7 +41,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How many networks are trained: by the chain, and by the filter itself."""
+    """Counts the networks that are trained: by the pipeline, and by the filter itself."""
     seen: Counter[str] = Counter()
     fit, train = cell_pipeline.fit, abl.train
 
@@ -66,7 +66,7 @@ def run(lab: Path, name: str, *overrides: str) -> dict[str, Any]:
     return run_here(lab / "store", lab / name, HELD, *overrides)
 
 
-def test_a_filter_added_to_a_finished_sweep_trains_its_own_and_the_retrain(
+def test_a_network_filter_on_a_finished_attack_trains_only_itself_and_the_retraining(
     lab: Path, counted: Counter[str]
 ) -> None:
     """The attacked network is not trained again, and the same cell again trains nothing."""
@@ -78,12 +78,12 @@ def test_a_filter_added_to_a_finished_sweep_trains_its_own_and_the_retrain(
     assert made(again) == []
     assert counted == {"filter": 1, "chain": 1}
     assert lasting(again) == lasting(first)
-    # Another budget is another verdict: the filter's own training is not a stage by itself.
+    # Another budget repeats the filter's training, which is not a stage of its own.
     run(lab, "less", "defense=abl", "defense.budget=3")
     assert counted == {"filter": 2, "chain": 2}
 
 
-def test_a_repair_stands_in_place_of_filter_and_retrain(lab: Path, counted: Counter[str]) -> None:
+def test_a_repair_replaces_filter_and_retraining(lab: Path, counted: Counter[str]) -> None:
     record = run(lab, "repair", "defense=fine_pruning")
     assert record["status"] == "done"
     assert made(record) == ["measure2", "repair"]
@@ -115,8 +115,8 @@ def test_a_lost_repair_is_computed_again_to_the_same_weights(lab: Path, tmp_path
     assert lasting(again) == lasting(first)
 
 
-def test_options_of_filters_are_not_part_of_a_repair(lab: Path) -> None:
-    """A sweep over budgets repairs once."""
+def test_filter_options_do_not_change_a_repair(lab: Path) -> None:
+    """A sweep over removal budgets repairs once."""
     run(lab, "repair", "defense=fine_pruning")
     other = run(lab, "budget", "defense=fine_pruning", "defense.budget=3")
     assert made(other) == []
@@ -126,21 +126,21 @@ def test_options_of_filters_are_not_part_of_a_repair(lab: Path) -> None:
     ("change", "first"),
     [
         ("defense.drop=0.5", "repair"),
-        # The repair needs held-out images too: both hang on which they are.
+        # The repair and the evaluation both depend on the choice of hold-out images.
         ("protocol.holdout=22", "measure repair"),
         ("seed=1", "poison"),
         ("recipe.lr=0.02", "train"),
     ],
 )
-def test_what_decides_a_repair_makes_another(lab: Path, change: str, first: str) -> None:
-    """And the estimate says from where on."""
+def test_changed_inputs_of_a_repair_compute_it_again(lab: Path, change: str, first: str) -> None:
+    """The estimate names the first stage to compute."""
     run(lab, "repair", "defense=fine_pruning")
     cell = cell_of(lab / "store", HELD, "defense=fine_pruning", change)
     assert missing_from(cell, lab / "store", machine_of(cell.config["trainer"])) == first.split()
 
 
-def test_facts_of_the_material_name_all_that_is_used(lab: Path) -> None:
-    """Network, normalisation, architecture, recipe; held-out images where they are used."""
+def test_material_facts_name_every_input_of_the_defense(lab: Path) -> None:
+    """Network, normalization, architecture and recipe; hold-out images if they are used."""
     module: Any = SimpleNamespace(mean=torch.zeros(1, 3, 1, 1), std=torch.ones(1, 3, 1, 1))
     for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
         cell = cell_of(lab / "store", HELD, f"defense={defense}")
@@ -149,9 +149,11 @@ def test_facts_of_the_material_name_all_that_is_used(lab: Path) -> None:
         assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
 
 
-def test_the_material_is_what_it_says(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Copies of the attacked network, images with their poison, held-out images that are not
-    measured on; the network itself stays as it was whatever a defense does."""
+def test_a_defense_gets_copies_of_the_network_poisoned_images_and_hold_out(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hold-out images are not used for evaluation; the attacked network stays unchanged whatever a
+    defense does."""
     caught: list[DefenseContext] = []
 
     def repair(self: FinePruning, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
@@ -183,7 +185,9 @@ def test_the_material_is_what_it_says(lab: Path, monkeypatch: pytest.MonkeyPatch
     assert torch.allclose(given.network()(shown), given.network()(shown.float()), atol=1e-5)
 
 
-def test_only_what_is_declared_is_handed_over(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_defense_gets_only_the_inputs_it_declares(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caught: list[Any] = []
     whole = abl.Abl.score_images
 
@@ -196,7 +200,9 @@ def test_only_what_is_declared_is_handed_over(lab: Path, monkeypatch: pytest.Mon
     assert caught == [None]
 
 
-def test_a_broken_repair_is_a_failed_cell(lab: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repair_that_returns_nan_weights_is_a_diverged_cell(
+    lab: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def repair(self: FinePruning, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         network = material.network()
         with torch.no_grad():
@@ -208,7 +214,7 @@ def test_a_broken_repair_is_a_failed_cell(lab: Path, monkeypatch: pytest.MonkeyP
     assert record["status"].startswith("diverged: weight conv1.weight is not finite")
 
 
-def test_what_cannot_work_is_refused_before_any_work(tmp_path: Path) -> None:
+def test_missing_requirements_of_a_defense_are_refused_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`defense=strip` needs .* protocol.holdout to 20"):
         cell_of(tmp_path, "defense=strip")
     with pytest.raises(ConfigError, match=r"`defense=anp` needs .* protocol.holdout to 20"):
@@ -225,15 +231,15 @@ def test_strip_runs_on_the_held_out_images(lab: Path) -> None:
     assert Strip().requires() == ["target", "epsilon", "material", "clean images"]
 
 
-def test_clean_data_is_the_oracle_where_poison_is_appended(lab: Path) -> None:
+def test_clean_data_equals_the_oracle_for_appended_poison(lab: Path) -> None:
     oracle = run(lab, "oracle", "defense=oracle")
     clean = run(lab, "clean", "defense=clean_data")
     assert made(clean) == ["filter"]
     assert clean["hashes"]["weights2"] == oracle["hashes"]["weights2"]
 
 
-def test_clean_data_puts_the_originals_back(lab: Path) -> None:
-    """Where poison replaces its originals the oracle trains without them, clean_data with."""
+def test_clean_data_restores_replaced_originals(lab: Path) -> None:
+    """If poison replaces its originals, the oracle trains without them and clean_data with them."""
     replaced = ("protocol.inject=replace", "trigger=pattern")
     oracle = run(lab, "oracle2", "defense=oracle", *replaced)
     clean = run(lab, "clean2", "defense=clean_data", *replaced)
@@ -252,8 +258,8 @@ def stage_meta(lab: Path, record: dict[str, Any]) -> dict[str, Any]:
     return meta
 
 
-def test_features_of_an_autoencoder_are_one_stage_for_every_network(lab: Path) -> None:
-    """They have seen neither label nor network: another recipe shares them."""
+def test_autoencoder_features_are_shared_between_recipes(lab: Path) -> None:
+    """They depend on neither labels nor the network."""
     layer = "protocol.layer=autoencoder"
     first = run(lab, "auto", layer)
     assert first["status"] == "done"
@@ -267,8 +273,8 @@ def test_features_of_an_autoencoder_are_one_stage_for_every_network(lab: Path) -
     assert made(both)[:2] == ["clean", "filter"]
 
 
-def test_an_estimate_of_what_is_missing(lab: Path) -> None:
-    """Held-out features, a repair and an autoencoder can be the first thing that is missing."""
+def test_estimate_names_the_first_missing_stage(lab: Path) -> None:
+    """Hold-out features, a repair or an autoencoder may be the first."""
     for overrides, first, trainings in (
         (("defense=scan",), "clean", 1),
         (("defense=fine_pruning", "defense.lr=0.5"), "repair", 0),

@@ -1,4 +1,4 @@
-"""Protocols carry versions: a preset whose meaning changes has another name in every record."""
+"""Protocols have versions: a preset whose meaning changes has another name in every record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.records import record, write_sweep
 
 @pytest.fixture
 def conf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the configurations and of identity.json that may be edited."""
+    """An editable copy of the configurations and of identity.json."""
     copy = tmp_path / "conf"
     shutil.copytree(identity_table.conf_dir(), copy)
     table = tmp_path / "identity.json"
@@ -50,16 +50,16 @@ def replaced(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new))
 
 
-def test_every_protocol_has_a_version_and_is_listed() -> None:
+def test_every_protocol_has_a_version_in_identity_json() -> None:
     table = identity.committed()["protocols"]
     assert identity_table.current()["protocols"] == table
     assert all(entry["version"] >= 1 for entry in table.values())
 
 
-def test_a_changed_meaning_needs_a_new_version(
+def test_a_changed_protocol_requires_a_new_version(
     conf: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Any value counts; comments and order of the keys do not."""
+    """Any changed value counts; comments and the order of keys do not."""
     path = conf / "protocol/group13.yaml"
     replaced(path, "ratio_of: target\n", "")
     path.write_text(f"# another comment\n{path.read_text()}ratio_of: target\n")
@@ -77,13 +77,13 @@ def test_a_changed_meaning_needs_a_new_version(
     assert identity.committed()["protocols"]["group13"]["version"] == 2
 
 
-def test_a_version_that_was_raised_must_be_recorded(conf: Path) -> None:
+def test_a_raised_version_must_be_recorded(conf: Path) -> None:
     replaced(conf / "protocol/realistic.yaml", "version: 1", "version: 2")
     (said,) = identity_table.differing().values()
     assert said == "has version 2, but version 1 is recorded"
 
 
-def test_another_version_is_another_cell(tmp_path: Path) -> None:
+def test_another_protocol_version_changes_the_cell_id(tmp_path: Path) -> None:
     first = cell_of(tmp_path)
     assert first.protocol["version"] == 1
     assert first.choices["protocol"] == "group13"
@@ -91,14 +91,14 @@ def test_another_version_is_another_cell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("version", [0, 1.5, "one", None])
-def test_a_version_is_a_whole_number(version: Any, tmp_path: Path) -> None:
+def test_a_version_that_is_not_a_positive_integer_is_refused(version: Any, tmp_path: Path) -> None:
     config = configuration(tmp_path)
     config["protocol"]["version"] = version
     with pytest.raises(ConfigError, match=r"protocol\.version"):
         check_keys(config)
 
 
-def test_help_says_the_versions(tmp_path: Path) -> None:
+def test_help_lists_the_protocol_versions(tmp_path: Path) -> None:
     done = started(tmp_path, "--help")
     assert "group13@1, group13_literal@1" in done.stdout
 
@@ -110,8 +110,8 @@ def made(version: int | None, seed: int = 0) -> dict[str, Any]:
     return found
 
 
-def test_tables_say_the_version_and_old_records_are_of_the_first(tmp_path: Path) -> None:
-    """Records from before there were versions share a row with those of version 1, not of 2."""
+def test_tables_show_the_version_and_unversioned_records_count_as_version_1(tmp_path: Path) -> None:
+    """Records without a version share a row with those of version 1, not 2."""
     old, first, second = made(None), made(1, seed=1), made(2, seed=2)
     assert parse(sealed(json.dumps(old)).encode()).protocol == first["protocol"]
     for each, cell_id in ((old, "a"), (first, "b"), (second, "c")):
@@ -125,8 +125,8 @@ def test_tables_say_the_version_and_old_records_are_of_the_first(tmp_path: Path)
     assert said == lines
 
 
-def test_results_of_modified_code_are_kept_apart(tmp_path: Path) -> None:
-    """In a table of their own, with a note; results of another version are a repetition."""
+def test_results_of_modified_code_get_their_own_table(tmp_path: Path) -> None:
+    """With a note; results of another version are a repetition."""
     marks: list[Any] = [1, 2, "1+0123456789abcdef"]
     records = []
     for number, mark in enumerate(marks):

@@ -1,4 +1,4 @@
-"""The record of a cell, recomputed by other means from what the stages have published."""
+"""The record of a cell, recomputed by other means from the stored artifacts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def published(lab: tuple[Path, dict[str, Any]], stage: str, name: str) -> dict[s
 
 
 def answers(lab: tuple[Path, dict[str, Any]], stage: str, images: np.ndarray) -> np.ndarray:
-    """The classes that a published network gives, normalised by numpy."""
+    """The classes predicted by a stored network, with images normalized by NumPy."""
     net = build_model(
         {"name": "resnet18", "width": 4, "stem": "cifar"}, channels=3, classes=10, seed=0
     )
@@ -55,7 +55,7 @@ def answers(lab: tuple[Path, dict[str, Any]], stage: str, images: np.ndarray) ->
     return logits.argmax(dim=1).numpy()
 
 
-def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
+def test_the_record_has_every_field(lab: tuple[Path, dict[str, Any]]) -> None:
     folder, record = lab
     assert record == json.loads((folder / "cell" / "record.json").read_text())
     assert set(record) == {
@@ -84,7 +84,7 @@ def test_every_field_is_there(lab: tuple[Path, dict[str, Any]]) -> None:
     assert record["id"] == cell_of(folder / "store", "recipe.epochs=3").id
 
 
-def test_counts(lab: tuple[Path, dict[str, Any]]) -> None:
+def test_the_record_has_the_right_counts(lab: tuple[Path, dict[str, Any]]) -> None:
     counts, verdict = lab[1]["counts"], published(lab, "filter", "verdict")
     assert counts == {
         "n_train": 206, "n_clean": 200, "n_poisoned": 6, "n_eligible": 180, "n_removed": 9,
@@ -95,7 +95,9 @@ def test_counts(lab: tuple[Path, dict[str, Any]]) -> None:
     assert int((verdict["keep"] == 0).sum()) == 9
 
 
-def test_accuracy_and_success_before_and_after(lab: tuple[Path, dict[str, Any]]) -> None:
+def test_accuracy_and_attack_success_match_a_second_computation(
+    lab: tuple[Path, dict[str, Any]],
+) -> None:
     images, labels = TEST
     bird = CLASSES.index("bird")
     triggered = images[labels != bird].copy()
@@ -107,8 +109,10 @@ def test_accuracy_and_success_before_and_after(lab: tuple[Path, dict[str, Any]])
         assert lab[1][f"asr{number}"] == pytest.approx(asr)
 
 
-def test_what_the_figures_are_worth_before_and_after(lab: tuple[Path, dict[str, Any]]) -> None:
-    """The clean rate on the images of ASR, and the class that is predicted most often."""
+def test_clean_rate_and_top_class_match_a_second_computation(
+    lab: tuple[Path, dict[str, Any]],
+) -> None:
+    """The target rate on clean images of the ASR set, and the most frequent prediction."""
     images, labels = TEST
     bird = CLASSES.index("bird")
     for stage, number in (("train", 1), ("retrain", 2)):
@@ -119,8 +123,8 @@ def test_what_the_figures_are_worth_before_and_after(lab: tuple[Path, dict[str, 
         assert lab[1][f"top_share{number}"] == pytest.approx(counts.max() / len(images))
 
 
-def test_training_accuracy_before_and_after(lab: tuple[Path, dict[str, Any]]) -> None:
-    """On the images that each network was trained on: with all poison, and what the filter kept."""
+def test_training_accuracy_matches_a_second_computation(lab: tuple[Path, dict[str, Any]]) -> None:
+    """On each network's training set: with all poison, and after filtering."""
     poison, kept = published(lab, "poison", "poison"), published(lab, "filter", "verdict")["keep"]
     images = np.concatenate([TRAIN[0], poison["rows"]])
     for stage, number, mask in (
@@ -133,7 +137,7 @@ def test_training_accuracy_before_and_after(lab: tuple[Path, dict[str, Any]]) ->
         )
 
 
-def test_poison_is_what_was_asked_for(lab: tuple[Path, dict[str, Any]]) -> None:
+def test_stored_poison_matches_the_configuration(lab: tuple[Path, dict[str, Any]]) -> None:
     found, (images, labels) = published(lab, "poison", "poison"), TRAIN
     chosen = found["source_index"]
     assert lab[1]["poison_indices"] == chosen.tolist() == sorted(set(chosen.tolist()))
@@ -145,7 +149,9 @@ def test_poison_is_what_was_asked_for(lab: tuple[Path, dict[str, Any]]) -> None:
     np.testing.assert_array_equal(found["index"], np.arange(206))
 
 
-def test_the_filters_scores_and_what_they_detect(lab: tuple[Path, dict[str, Any]]) -> None:
+def test_scores_and_detection_metrics_match_a_second_computation(
+    lab: tuple[Path, dict[str, Any]],
+) -> None:
     values = published(lab, "extract", "features")["values"].astype(np.float64)
     verdict = published(lab, "filter", "verdict")
     labels, is_poison = published(lab, "poison", "poison")["labels"], np.arange(206) >= 200
@@ -175,7 +181,7 @@ def test_the_filters_scores_and_what_they_detect(lab: tuple[Path, dict[str, Any]
     })  # fmt: skip
 
 
-def test_a_ratio_of_nothing_is_a_clean_run(tmp_path: Path) -> None:
+def test_ratio_zero_is_a_clean_run(tmp_path: Path) -> None:
     record = run_here(tmp_path / "store", tmp_path / "cell", "ratio=0")
     assert record["status"] == "done"
     assert record["detection"] is None
@@ -188,7 +194,7 @@ def test_a_ratio_of_nothing_is_a_clean_run(tmp_path: Path) -> None:
         0,
         0,
     ]
-    # The filter removes nothing, so the retrained network differs by its random weights alone.
+    # The filter removes nothing, so the retrained network differs only by its seed.
     assert record["hashes"]["weights1"] != record["hashes"]["weights2"]
 
 
@@ -202,7 +208,7 @@ def test_a_ratio_of_nothing_is_a_clean_run(tmp_path: Path) -> None:
         ("all_to_all", ["bird", "cat"], {"n_accused": 2, "n_named": 2}),
     ],
 )
-def test_whom_a_filter_accuses_that_chose_itself(
+def test_record_counts_the_flagged_classes_and_the_poisoned_among_them(
     tmp_path: Path, labels: str, found: list[str], expected: dict[str, int]
 ) -> None:
     asked = ("ratio=0.3", f"labels={labels}", "protocol.classes=suspicious")
@@ -216,7 +222,7 @@ def test_whom_a_filter_accuses_that_chose_itself(
     assert accused(told, made, verdict) == {}
 
 
-def test_a_filter_that_chooses_itself_leaves_its_choice_in_the_record(tmp_path: Path) -> None:
+def test_suspicious_scope_records_the_classes_it_flags(tmp_path: Path) -> None:
     asked = ("protocol.classes=suspicious", "protocol.budget=auto", "ratio=0.3")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert record["status"] == "done"
@@ -226,17 +232,15 @@ def test_a_filter_that_chooses_itself_leaves_its_choice_in_the_record(tmp_path: 
 
 
 @pytest.mark.parametrize("defense", ["oracle", "none", "random", "clean_data"])
-def test_controls_stand_beside_filters_that_choose_for_themselves(
-    tmp_path: Path, defense: str
-) -> None:
+def test_controls_run_under_a_protocol_with_suspicious_scope(tmp_path: Path, defense: str) -> None:
     asked = ("protocol=realistic", f"defense={defense}")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert (record["status"], record["error"]) == ("done", None)
     assert not {"n_accused", "n_named"} & set(record["counts"])
 
 
-def test_random_removal_scores_what_its_filter_looked_at(tmp_path: Path) -> None:
-    """Its curve and its figure tell one story: `left` after `n_removed` is `pois_left`."""
+def test_random_removal_scores_exactly_the_examples_of_its_filter(tmp_path: Path) -> None:
+    """So its curve agrees with its counts: `left` after `n_removed` is `pois_left`."""
     record = run_here(tmp_path / "store", tmp_path / "cell", "defense=random")
     curve = record["detection"]["curve"]
     counts = record["counts"]
@@ -244,7 +248,7 @@ def test_random_removal_scores_what_its_filter_looked_at(tmp_path: Path) -> None
     assert curve["left"][curve["removed"].index(counts["n_removed"])] == counts["pois_left"]
 
 
-def test_a_defense_that_empties_a_class_is_an_error(tmp_path: Path) -> None:
+def test_a_defense_that_removes_a_whole_class_fails_the_cell(tmp_path: Path) -> None:
     asked = ("labels=clean", "protocol.ratio_of=count", "ratio=20", "defense=oracle")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     said = "failed: `defense=oracle` removes every training image of class bird"
@@ -271,7 +275,7 @@ def _git(checkout: Path, *arguments: str) -> str:
         ("notes.txt", False),
     ],
 )
-def test_the_commit_is_dirty_when_the_code_is_not_its_own(
+def test_the_commit_is_dirty_if_code_or_configuration_changed(
     tmp_path: Path, file: str, dirty: bool
 ) -> None:
     assert commit_of(tmp_path) is None

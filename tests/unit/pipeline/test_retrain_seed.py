@@ -1,4 +1,4 @@
-"""The seed of the retraining, and what the report's sweep wants before it starts."""
+"""The seed of the retraining, and what the report sweep requires."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from tests.helpers.program import many
 SAME = "retrain_seed=same"
 
 
-def test_a_clean_run_without_a_defense_gives_one_network_twice_with_one_seed(
+def test_retrain_seed_same_repeats_the_first_training_exactly(
     tmp_path: Path,
 ) -> None:
-    """Nothing is poisoned and nothing removed: Nat1 is Nat2, to the last bit of the weights."""
+    """On a clean run without a defense: Nat1 equals Nat2, to the last bit of the weights."""
     clean = ("ratio=0", "defense=none")
     record = run_here(tmp_path / "store", tmp_path / "same", *clean, SAME)
     assert record["hashes"]["weights1"] == record["hashes"]["weights2"]
@@ -25,13 +25,13 @@ def test_a_clean_run_without_a_defense_gives_one_network_twice_with_one_seed(
     assert other["hashes"]["weights1"] != other["hashes"]["weights2"]
 
 
-def test_the_default_leaves_no_trace_in_a_cells_identity(tmp_path: Path) -> None:
+def test_the_default_retrain_seed_does_not_change_the_id(tmp_path: Path) -> None:
     new, same = (cell_of(tmp_path, *words) for words in ((), (SAME,)))
     assert "retrain_seed" not in new.decides()
     assert new.id == cell_of(tmp_path, "retrain_seed=new").id != same.id
 
 
-def test_the_report_wants_a_gpu_and_on_the_cpu_says_first_what_it_takes(tmp_path: Path) -> None:
+def test_the_report_needs_a_gpu_and_on_a_cpu_first_prints_its_estimate(tmp_path: Path) -> None:
     tiny = [word for word in TINY if word != "trainer=cpu"]
     words = ["-m", "experiment=report", *tiny, "seed=0", "defense=none", "trigger=pixel",
              "target=bird", "ratio=0.3", "retrain=false"]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What stages left in the store is found again; what is not there or damaged costs a note."""
+"""Reading stored artifacts of a cell; missing or damaged ones give a note."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.helpers.stages import Made, cell
 
 @pytest.mark.parametrize("replace", [False, True])
 @pytest.mark.parametrize("covers", [0, 5])
-def test_a_training_set_is_found_again(tmp_path: Path, replace: bool, covers: int) -> None:
+def test_a_stored_training_set_is_read_back(tmp_path: Path, replace: bool, covers: int) -> None:
     made = Made(0, covers=covers, replace=replace)
     record = cell(tmp_path, made, "one")
     found = ArtifactReader(tmp_path).training(record)
@@ -50,8 +50,8 @@ def test_a_training_set_is_found_again(tmp_path: Path, replace: bool, covers: in
         assert before[n] == made.clean_labels[original]
 
 
-def test_it_agrees_with_the_chain_that_wrote_it(tmp_path: Path) -> None:
-    """Read with numpy what the stages wrote with torch: the same images, truth and counts."""
+def test_the_reader_agrees_with_the_pipeline_that_wrote_the_artifacts(tmp_path: Path) -> None:
+    """NumPy reads what the stages wrote with torch: the same images, poison mask and counts."""
     record = run_here(tmp_path / "store", tmp_path / "sweep" / "cell")
     assert record["status"] == "done"
     config = configuration(tmp_path / "store")
@@ -102,7 +102,7 @@ def read(shelf: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_without_a_store_there_is_nothing_but_a_note(tmp_path: Path) -> None:
+def test_without_a_store_everything_is_none_with_one_note(tmp_path: Path) -> None:
     assert find_store(tmp_path / "sweep") is None
     assert find_store(tmp_path / "sweep", tmp_path / "elsewhere") is None
     shelf = ArtifactReader(None)
@@ -110,7 +110,7 @@ def test_without_a_store_there_is_nothing_but_a_note(tmp_path: Path) -> None:
     assert shelf.notes == [NO_STORE]
 
 
-def test_the_store_beside_the_sweep_is_found(tmp_path: Path) -> None:
+def test_the_store_next_to_the_sweep_is_found(tmp_path: Path) -> None:
     (tmp_path / ".store").mkdir()
     (tmp_path / "sweep").mkdir()
     assert find_store(tmp_path / "sweep") == tmp_path / ".store"
@@ -137,10 +137,10 @@ RUN_IN = "hydra: {sweep: {dir: 'runs/${sweep_name:}'}}\n"
 
 
 @pytest.mark.parametrize("where", [".", "other"])
-def test_a_relative_store_is_told_by_where_the_sweep_lies(
+def test_a_relative_store_path_is_resolved_from_the_sweeps_location(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    """Another project in the current directory has a store of the same name."""
+    """A project in the current directory may have a store of the same name."""
     for name in ("runs/.store", "runs/s", "big/store", "other/runs/.store", "other/big/store"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / where)
@@ -169,7 +169,7 @@ def test_a_copied_sweep_finds_its_own_store_or_none(
     "said", ["hydra: 3", "hydra: {sweep: {dir: 7}}", "hydra: {sweep: {dir: ''}}", "",
              "hydra: {sweep: {dir: '../x'}}", "hydra: {sweep: {dir: /a/b/c/d/e/f/g/h/i/j}}"],
 )  # fmt: skip
-def test_where_nobody_can_tell_the_store_beside_is_taken(
+def test_without_a_usable_sweep_path_the_neighboring_store_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
 ) -> None:
     for name in ("s", ".store", "big"):
@@ -179,7 +179,7 @@ def test_where_nobody_can_tell_the_store_beside_is_taken(
     assert find_store(tmp_path / "s") == tmp_path / ".store"
 
 
-def test_a_stage_that_never_ran_is_not_missed(tmp_path: Path) -> None:
+def test_a_stage_that_never_ran_gives_no_note(tmp_path: Path) -> None:
     """Without retraining there is no second network, and a repair filters nothing."""
     record = cell(tmp_path, Made(0), "one")
     for stage in ("retrain", "filter"):
@@ -198,7 +198,7 @@ def test_a_stage_that_never_ran_is_not_missed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../one", "a/../one", "/one", "", "one\x00", None, 7, ["one"], "x" * 300]
 )
-def test_an_id_that_leads_elsewhere_is_not_followed(tmp_path: Path, name: Any) -> None:
+def test_an_id_outside_its_stage_folder_is_not_followed(tmp_path: Path, name: Any) -> None:
     record = cell(tmp_path / "store", Made(0), "one")
     for stage, facts in record["run"]["stages"].items():
         (tmp_path / "store" / stage / "a").mkdir()
@@ -213,7 +213,7 @@ def test_an_id_that_leads_elsewhere_is_not_followed(tmp_path: Path, name: Any) -
 
 @pytest.mark.parametrize("part", ["run", "hashes"])
 @pytest.mark.parametrize("value", [None, 3, [], {"stages": 1}, {"stages": {"poison": {}}}])
-def test_a_record_of_another_shape_is_survived(tmp_path: Path, part: str, value: Any) -> None:
+def test_a_malformed_record_gives_a_note(tmp_path: Path, part: str, value: Any) -> None:
     record = cell(tmp_path, Made(0), "one") | {part: value}
     shelf = ArtifactReader(tmp_path)
     assert shelf.training(record) is None
@@ -233,7 +233,7 @@ def test_a_record_of_another_shape_is_survived(tmp_path: Path, part: str, value:
     ],
 )
 @pytest.mark.parametrize("damage", ["gone", "cut", "noise"])
-def test_a_damaged_file_costs_its_part_alone(
+def test_a_damaged_file_only_affects_its_own_artifact(
     tmp_path: Path, file: str, reader: str, damage: str
 ) -> None:
     record = cell(tmp_path, Made(0), "one")
@@ -259,7 +259,7 @@ def test_arrays_of_another_training_set_are_refused(tmp_path: Path) -> None:
     assert ArtifactReader(tmp_path).training(cell(tmp_path, made, "two")) is None
 
 
-def test_the_first_layer_is_the_one_that_takes_images() -> None:
+def test_the_first_convolution_is_the_one_applied_to_images() -> None:
     shapes = {
         "z.weight": (8, 16, 3, 3), "layer1.conv1.weight": (8, 3, 3, 3), "pos": (8, 3, 1, 1),
         "conv1.weight": (8, 3, 7, 7), "fc.weight": (10, 3),
@@ -271,7 +271,7 @@ def test_the_first_layer_is_the_one_that_takes_images() -> None:
         first_convolution(shapes.items(), 1)
 
 
-def test_records_are_found_under_their_own_name_first(tmp_path: Path) -> None:
+def test_the_record_in_the_folder_named_after_its_id_takes_precedence(tmp_path: Path) -> None:
     for folder, mark in (("a", 1), ("own", 2), (".hidden", 3), ("broken", 4)):
         (tmp_path / folder).mkdir()
         text = "{" if folder == "broken" else sealed(json.dumps({"id": "own", "mark": mark}))

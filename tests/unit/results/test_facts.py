@@ -1,4 +1,4 @@
-"""What cells are told apart by: texts to show, values to sort by."""
+"""Fields that distinguish cells: displayed as text, sorted by value."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ordered(found: CellFields, *names: str) -> list[tuple[str, ...]]:
     return found.in_order(found.keys(names), names)
 
 
-def test_numbers_are_in_order_of_size_and_names_in_that_of_the_sweep(tmp_path: Path) -> None:
+def test_numbers_are_sorted_by_value_and_names_in_sweep_order(tmp_path: Path) -> None:
     asked = [("warp", 0.3), ("warp", 0.05), ("abl", 1), ("warp", 0.0), ("abl", 0.05)]
     found = facts(tmp_path, [record(defense=d, ratio=r) for d, r in asked])
     assert ordered(found, "defense", "ratio") == [
@@ -34,12 +34,14 @@ def test_numbers_are_in_order_of_size_and_names_in_that_of_the_sweep(tmp_path: P
 
 
 @pytest.mark.parametrize("names", [("7", "10", "9"), ("5%", "10%", "1%"), ("nan", "2", "1")])
-def test_a_name_that_looks_like_a_number_is_a_name(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_class_names_that_look_like_numbers_are_not_sorted_as_numbers(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
     found = facts(tmp_path, [record(target=name) for name in names])
     assert ordered(found, "target") == [(name,) for name in names]
 
 
-def test_config_values_are_in_order_of_size_where_all_are_numbers(tmp_path: Path) -> None:
+def test_config_values_are_sorted_by_value_if_all_are_numbers(tmp_path: Path) -> None:
     made = [record(config={"lr": lr}, id=str(lr)) for lr in (0.1, 1e-5, 2)]
     found = facts(tmp_path, made)
     assert ordered(found, "config.lr") == [("1e-05",), ("0.1",), ("2",)]
@@ -49,7 +51,7 @@ def test_config_values_are_in_order_of_size_where_all_are_numbers(tmp_path: Path
     assert ordered(switches, "config.on") == [("true",), ("false",)]
 
 
-def test_numbers_of_images_come_after_shares_and_by_size(tmp_path: Path) -> None:
+def test_image_counts_are_sorted_after_percentages(tmp_path: Path) -> None:
     made = [record(ratio=n, protocol=COUNTED) for n in (500, 20, 1)]
     made += [record(ratio=share) for share in (0.5, 0.01)]
     assert ordered(facts(tmp_path, made), "ratio") == [
@@ -65,7 +67,7 @@ def test_numbers_of_images_come_after_shares_and_by_size(tmp_path: Path) -> None
         (0, "target", "0%"), (2.0, None, "2"),
     ],
 )  # fmt: skip
-def test_a_ratio_is_a_percentage_or_a_number_of_images(
+def test_a_ratio_is_shown_as_percentage_or_image_count(
     ratio: float | None, ratio_of: str | None, said: str
 ) -> None:
     assert ratio_words(ratio, ratio_of) == said

@@ -1,4 +1,4 @@
-"""Seals, and a sweep kept as three files: the same tables, and no edit goes unnoticed."""
+"""Seals, and frozen sweeps of three files: the same tables, and every edit is detected."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SWEEP = [
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """A sweep's three files, in a folder of their own."""
+    """A frozen sweep's three files, in a separate folder."""
     freeze(write_sweep(tmp_path / "run", SWEEP), tmp_path / "kept")
     return tmp_path / "kept"
 
@@ -48,7 +48,7 @@ def edited(kept: Path, old: str, new: str) -> None:
 
 
 def refused(kept: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """What each command says of a frozen sweep that was tampered with; none prints a figure."""
+    """The error of each command on a tampered frozen sweep; none prints a figure."""
     said = []
     for run in (
         lambda: reports.main([str(kept)]),
@@ -64,7 +64,7 @@ def refused(kept: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return said
 
 
-def test_figures_under_transformations_are_kept_and_guarded(
+def test_transformed_rates_are_frozen_and_protected_by_the_seal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     under = {"jpeg75": {"nat1": 0.9, "asr1": 0.125, "nat2": None, "asr2": None}}
@@ -77,7 +77,7 @@ def test_figures_under_transformations_are_kept_and_guarded(
     refused(tmp_path / "kept", capsys)
 
 
-def test_a_seal_holds_in_either_layout_and_with_any_line_ends() -> None:
+def test_a_seal_is_valid_in_any_layout_and_with_any_line_endings() -> None:
     for text in (json.dumps({"id": "a", "nat1": 0.5}), readable({"id": "a", "nat1": 0.5})):
         data = sealed(text).encode()
         check_seal(data)
@@ -109,7 +109,7 @@ def test_every_flipped_bit_that_changes_a_value_breaks_the_seal() -> None:
         lambda text: "",
     ],
 )
-def test_an_edit_a_repeated_key_and_a_missing_seal_are_noticed(damage: Any) -> None:
+def test_an_edit_a_repeated_key_and_a_missing_seal_are_detected(damage: Any) -> None:
     text = sealed(json.dumps(SWEEP[0]))
     assert damage(text) != text
     with pytest.raises(DataError, match="seal"):
@@ -121,13 +121,13 @@ def test_frozen_and_run_sweep_give_the_same_tables(kept: Path) -> None:
     assert sorted(path.name for path in kept.iterdir()) == [
         "records.jsonl", "sweep.json", "tables.md",
     ]  # fmt: skip
-    # Frozen, a record also has the hashes of what it holds no more.
+    # A frozen record also has the hashes of the lists it omits.
     cells = [[replace(c, hashes={}) for c in read_sweep(each).cells] for each in (run, kept)]
     assert cells[0] == cells[1]
     for folder in (run, kept):
         assert reports.main([str(folder)]) == 0
     tables = [{p.name: p.read_text() for p in (f / "tables").iterdir()} for f in (run, kept)]
-    # The hash of the poisoned indices is noted when they are left out.
+    # The hash of the poison indices is recorded when they are omitted.
     frames = [pd.read_csv(io.StringIO(each.pop("records.csv")), dtype=str) for each in tables]
     noted = [frame.pop("hashes.poison") for frame in frames]
     assert (noted[0].isna().all(), noted[1].notna().all()) == (True, True)
@@ -136,8 +136,8 @@ def test_frozen_and_run_sweep_give_the_same_tables(kept: Path) -> None:
     assert "| bird" in (kept / "tables.md").read_text()
 
 
-def test_every_command_and_machine_of_a_sweep_is_kept(tmp_path: Path) -> None:
-    """Also of a record from before a machine had more than one line."""
+def test_a_frozen_sweep_lists_every_command_and_machine(tmp_path: Path) -> None:
+    """Including records from before a machine had several fields."""
     compute = {"processor": "X", "instruction_set": "AVX2", "threads": 1, "precision": "fp32"}
     made = [record(seed=0), record(seed=1), record(seed=2)]
     for number, each in enumerate(made):
@@ -149,7 +149,7 @@ def test_every_command_and_machine_of_a_sweep_is_kept(tmp_path: Path) -> None:
     assert found["machines"] == [made[0]["run"]["device"], compute]
 
 
-def test_long_lists_are_kept_as_hashes(kept: Path) -> None:
+def test_long_lists_are_replaced_by_hashes(kept: Path) -> None:
     for line, whole in zip(frozen_lines(kept), SWEEP, strict=True):
         found = json.loads(line)
         assert "poison_indices" not in found
@@ -168,7 +168,7 @@ def test_a_curve_is_kept_on_request_and_its_hash_always(tmp_path: Path) -> None:
         assert found["hashes"]["curve"] == digest(one["detection"]["curve"])
 
 
-def test_a_cell_run_again_comes_before_its_frozen_record(kept: Path) -> None:
+def test_a_rerun_cell_takes_precedence_over_its_frozen_record(kept: Path) -> None:
     again = json.loads(json.dumps(SWEEP[0])) | {"nat1": 0.123}
     write_sweep(kept.parent / "new", [again])
     shutil.copytree(kept.parent / "new" / again["id"], kept / again["id"])
@@ -190,7 +190,7 @@ def test_an_edited_figure_is_refused_by_every_reader(
 
 
 @pytest.mark.parametrize("change", ["removed", "moved", "repeated", "no list"])
-def test_lines_taken_away_moved_or_added_are_noticed(
+def test_removed_moved_or_added_lines_are_detected(
     kept: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = (kept / RECORDS).read_text().splitlines(keepends=True)
@@ -216,8 +216,8 @@ def test_a_damaged_record_is_not_frozen(tmp_path: Path, capsys: pytest.CaptureFi
     assert not (tmp_path / "kept").exists()
 
 
-def test_no_record_is_frozen_but_those_that_a_table_shows(tmp_path: Path) -> None:
-    """None out of a hidden folder, whatever the cells' own folders are called."""
+def test_only_records_shown_in_tables_are_frozen(tmp_path: Path) -> None:
+    """Not those in hidden folders, whatever the cells' folders are named."""
     run = write_sweep(tmp_path / "run", SWEEP)
     own = run / SWEEP[0]["id"]
     (run / ".trash").mkdir()
@@ -228,7 +228,7 @@ def test_no_record_is_frozen_but_those_that_a_table_shows(tmp_path: Path) -> Non
     assert min(json.loads(line)["nat1"] for line in frozen_lines(tmp_path / "kept")) > 0.9
 
 
-def test_kept_records_can_be_kept_again_and_added_to(kept: Path) -> None:
+def test_a_frozen_sweep_can_be_frozen_again_and_extended(kept: Path) -> None:
     before = (kept / RECORDS).read_bytes()
     freeze(kept, kept.parent / "again")
     assert (kept.parent / "again" / RECORDS).read_bytes() == before
@@ -238,7 +238,7 @@ def test_kept_records_can_be_kept_again_and_added_to(kept: Path) -> None:
     assert freeze(kept, kept.parent / "more") == len(SWEEP) + 1
 
 
-def test_a_list_that_names_records_which_are_gone_is_refused(
+def test_a_sweep_json_without_its_records_is_refused(
     kept: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (kept / RECORDS).unlink()
@@ -246,7 +246,7 @@ def test_a_list_that_names_records_which_are_gone_is_refused(
         assert "records.jsonl is gone" in said
 
 
-def test_tables_and_errors_name_no_path_of_the_machine(tmp_path: Path) -> None:
+def test_frozen_files_contain_no_path_of_the_machine(tmp_path: Path) -> None:
     one = failed(record(), "failed: killed while reading /home/me/data/x.npz")
     freeze(write_sweep(tmp_path / "run", [one]), tmp_path / "kept")
     said = "".join(path.read_text() for path in (tmp_path / "kept").iterdir())
@@ -254,7 +254,7 @@ def test_tables_and_errors_name_no_path_of_the_machine(tmp_path: Path) -> None:
     assert "/home" not in said
 
 
-def test_indices_that_are_not_those_of_their_hash_are_not_frozen(tmp_path: Path) -> None:
+def test_poison_indices_that_contradict_their_hash_are_not_frozen(tmp_path: Path) -> None:
     one = record()
     one["hashes"] = {"poison": "0" * 64}
     with pytest.raises(DataError, match="poison_indices"):
@@ -274,19 +274,21 @@ def test_indices_that_are_not_those_of_their_hash_are_not_frozen(tmp_path: Path)
         ("1/2 of 3/4", "1/2 of 3/4"),
     ],
 )
-def test_a_path_out_of_the_working_directory_is_its_last_part(given: str, wanted: str) -> None:
+def test_paths_outside_the_working_directory_are_reduced_to_their_last_part(
+    given: str, wanted: str
+) -> None:
     assert without_outside_paths({given: [given]}) == {wanted: [wanted]}
 
 
-def test_hours_count_a_stage_that_cells_share_once(tmp_path: Path) -> None:
-    """The made-up records all name the same two trainings, of 58 seconds together."""
+def test_hours_count_shared_stages_once(tmp_path: Path) -> None:
+    """The made-up records all share the same two trainings, of 58 seconds together."""
     freeze(write_sweep(tmp_path / "run", SWEEP), tmp_path / "kept")
     content = json.loads((tmp_path / "kept" / "sweep.json").read_text())
     assert content["hours"] == round(58 / 3600, 2)
     assert content["cells"] == len(SWEEP)
 
 
-def test_the_index_is_made_from_the_sweeps_and_their_documents(
+def test_the_index_is_generated_from_the_sweeps_and_their_documents(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = [record(seed=seed) for seed in range(3)]

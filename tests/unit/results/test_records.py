@@ -1,4 +1,4 @@
-"""Records and sweep folders: what is read, what is refused, and that nothing is dropped."""
+"""Records and sweep folders: what is read and what is refused; nothing is dropped."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parsed(made: dict[str, Any]) -> records.Cell:
     return records.parse(sealed(json.dumps(made)).encode())
 
 
-def test_a_record_is_read_without_its_indices() -> None:
+def test_poison_indices_are_skipped_when_reading_a_record() -> None:
     made = record(poison_indices=list(range(5000)))
     cell = parsed(made)
     assert cell.done
@@ -50,7 +50,7 @@ def test_a_truncated_record_is_refused(eighth: int) -> None:
         ("protocol", "group13"), ("protocol.budget", {"deep": 1}), ("choices.ratio", float("nan")),
     ],
 )  # fmt: skip
-def test_nonsense_in_a_record_is_refused_by_name(path: str, value: Any) -> None:
+def test_an_invalid_value_in_a_record_is_refused_by_name(path: str, value: Any) -> None:
     made = copy.deepcopy(record())
     *above, last = path.split(".")
     (made[above[0]] if above else made)[last] = value
@@ -58,7 +58,7 @@ def test_nonsense_in_a_record_is_refused_by_name(path: str, value: Any) -> None:
         parsed(made)
 
 
-def test_figures_under_transformations_are_read_by_name() -> None:
+def test_transformed_rates_are_read_by_name() -> None:
     said = {"nat1": 0.9, "asr1": 0.25, "nat2": None, "asr2": float("nan")}
     cell = parsed(record(under={"jpeg75": said, "brightness0.5": {"asr1": 1}}))
     found = {name: value for name, value in cell.numbers.items() if "_under." in name}
@@ -78,7 +78,7 @@ def test_figures_under_transformations_are_read_by_name() -> None:
         ({"jpeg75": {"asr3": 0.5}}, "under.jpeg75.asr3"), ({"<b>": {"asr1": 0.5}}, "<b>"),
     ],
 )  # fmt: skip
-def test_nonsense_under_transformations_is_refused_by_name(under: Any, named: str) -> None:
+def test_invalid_transformed_rates_are_refused_by_name(under: Any, named: str) -> None:
     with pytest.raises(DataError, match=named):
         parsed(record(under=under))
 
