@@ -2,7 +2,7 @@
 
     python -m tests.pictures [SWEEP] [--store PATH] [--out FOLDER]
 
-Needs a Chromium. Both are written with few enough colours to stay small.
+Needs a Chromium. Both are written with few enough colors to stay small.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def screenshot(path: Path) -> bytes | None:
 
 
 def small(data: bytes) -> bytes:
-    """`data` as a PNG of at most 256 colours, fewer until it is below LARGEST bytes."""
+    """`data` as a PNG of at most 256 colors, fewer until it is below LARGEST bytes."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     for count in (256, 128, 64, 32, 16):
         found = io.BytesIO()

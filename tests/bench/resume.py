@@ -21,7 +21,7 @@ def run() -> list[Figure]:
     """Seconds of the repeated command for growing numbers of finished cells.
 
     The exponent is taken from processor seconds beyond those of the smallest sweep: differences
-    of wall times are mostly what the disk and the neighbours did meanwhile.
+    of wall times are mostly what the disk and the neighbors did meanwhile.
     """
     rounds: dict[int, list[tuple[float, float]]] = {cells: [] for cells in SIZES}
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ from backdoor_lab.numerics.singular import TopDirection, top_direction
 
 
 def by_svd(values: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
-    """Projections of centred and plain rows on the top direction, and its squared value."""
+    """Projections of centered and plain rows on the top direction, and its squared value."""
     exact = values.double().numpy()
     centred = exact - exact.mean(axis=0)
     _, singular, right = np.linalg.svd(centred, full_matrices=False)
@@ -33,7 +33,7 @@ def agree(found: TopDirection, values: Tensor, bound: float = 1e-8) -> None:
 
 
 def with_values(n: int, d: int, singular: np.ndarray, *, mean: float = 0.0) -> Tensor:
-    """float32 (n, d) whose centred rows have these singular values but for rounding."""
+    """float32 (n, d) whose centered rows have these singular values but for rounding."""
     noise = np.random.default_rng(n + d).standard_normal((n, d))
     left, _, right = np.linalg.svd(noise - noise.mean(axis=0), full_matrices=False)
     return torch.from_numpy(left * singular @ right + mean).float()
@@ -98,7 +98,7 @@ def test_a_direction_that_lanczos_cannot_see(exact_calls: list[Any]) -> None:
     right = q[:, [1, 0, *range(2, side)]].T
     noise = np.random.default_rng(1).standard_normal((900, side + 1))
     noise[:, 0] = 1
-    left = torch.from_numpy(np.linalg.qr(noise)[0][:, 1:])  # centred and orthonormal
+    left = torch.from_numpy(np.linalg.qr(noise)[0][:, 1:])  # centered and orthonormal
     scales = torch.ones(side, dtype=torch.float64)
     scales[0], scales[1] = 3, 2
     values = (left * scales @ right).float()

@@ -73,7 +73,7 @@ def nearly_tied(n: int, d: int) -> Tensor:
     u, _, vt = np.linalg.svd(middle - middle.mean(axis=0), full_matrices=False)
     s = np.linspace(9, 1, len(u.T))
     s[0], s[1] = 10.03, 10.0
-    # The last left vector of a centred wide matrix is the mean itself.
+    # The last left vector of a centered wide matrix is the mean itself.
     s[-1] = 0 if n <= d else s[-1]
     return torch.from_numpy(u * s @ vt)
 
@@ -97,7 +97,7 @@ def test_near_tie_of_two_directions(n: int, d: int) -> None:
 @pytest.mark.parametrize("rank", [1, 2, 4, 100])
 def test_rank_adds_up_projections(n: int, d: int, rank: int, centred: bool) -> None:
     """The squared length of the projection on numpy's top right singular vectors; its root when
-    not centred. A rank beyond the class' own counts what there is."""
+    not centered. A rank beyond the class' own counts what there is."""
     values = np.random.default_rng(n + rank).normal(size=(n, d)) * np.linspace(3, 1, d) + 1
     middle = values - values.mean(axis=0)
     _, s, vt = np.linalg.svd(middle, full_matrices=False)
@@ -120,8 +120,8 @@ def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: A
 def test_two_dimensions_by_hand() -> None:
     """Five points, written out.
 
-    Points (1,1) (3,1) (5,1) (3,0) (3,2), mean (3,1). Centred: (-2,0) (0,0) (2,0) (0,-1) (0,1).
-    Gram matrix diag(8, 2), so v = (1, 0); tau = 4, 0, 4, 0, 0; uncentred |x . v| = 1 3 5 3 3.
+    Points (1,1) (3,1) (5,1) (3,0) (3,2), mean (3,1). Centered: (-2,0) (0,0) (2,0) (0,-1) (0,1).
+    Gram matrix diag(8, 2), so v = (1, 0); tau = 4, 0, 4, 0, 0; uncentered |x . v| = 1 3 5 3 3.
     """
     values = torch.tensor([[1.0, 1], [3, 1], [5, 1], [3, 0], [3, 2]])
     assert spectral().score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
@@ -157,12 +157,12 @@ def planted(share: float, sign: int, *, n: int = 2000, d: int = 32) -> tuple[Ten
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_centred_finds_poison_on_either_side(sign: int) -> None:
+def test_centerd_finds_poison_on_either_side(sign: int) -> None:
     """Mistake 1: the shift may go along the class mean or against it."""
     assert separation(0.1, sign) >= 0.95
 
 
-def test_uncentred_fails_against_the_mean() -> None:
+def test_uncenterd_fails_against_the_mean() -> None:
     """Mistake 1: what four copied filters do ranks poison last when it is shifted backwards."""
     assert separation(0.1, -1, centred=False) < 0.1
     assert separation(0.1, 1, centred=False) >= 0.95
@@ -171,7 +171,7 @@ def test_uncentred_fails_against_the_mean() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 def test_half_poison_is_at_chance(sign: int) -> None:
     """10 % of the whole set, appended, is half of the target class: symmetric about its mean,
-    so that no centred squared score tells the halves apart."""
+    so that no centered squared score tells the halves apart."""
     after = after_poison(PoisonSpec(0, None, 0.1, ratio_of="all"))
     assert after[0] == 10_000
     assert 0.4 < separation(5000 / after[0], sign) < 0.6
@@ -179,7 +179,7 @@ def test_half_poison_is_at_chance(sign: int) -> None:
 
 def expected_auroc(share: float, shift: float) -> float:
     """Closed form for normal images of variance 1 along the poison's shift, where the filter's
-    direction is that shift: centred, clean images lie around -share * shift and poison around
+    direction is that shift: centered, clean images lie around -share * shift and poison around
     (1 - share) * shift. Half the sum and half the difference of two such values are independent,
     and the one that is farther from 0 is told by the two signs."""
 

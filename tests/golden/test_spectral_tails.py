@@ -142,7 +142,7 @@ def test_tails_find_what_the_class_outweighs(seed: int) -> None:
 
 
 def test_a_half_is_as_hard_for_tails() -> None:
-    """Where half a class is poison no squared centred score of the whole class tells, whichever
+    """Where half a class is poison no squared centered score of the whole class tells, whichever
     the directions."""
     values, poison = outweighed(1.0, 8, 0)
     for found in (Spectral(), Spectral(rank=8, tail_power=4)):

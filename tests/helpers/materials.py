@@ -35,7 +35,7 @@ def linear(pixels: int, classes: int, seed: int = 0) -> Small:
 
 
 def hidden(pixels: int, classes: int, seed: int = 0, width: int = 12) -> Small:
-    """One hidden layer with batch normalisation."""
+    """One hidden layer with batch normalization."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights"))
         layers = (nn.Linear(pixels, width), nn.BatchNorm1d(width), nn.ReLU())

@@ -190,7 +190,7 @@ def test_a_ratio_that_is_a_number_of_images_is_no_share(
     assert "(ratio 6)" in export_weights(cell, tmp_path / "x.safetensors")["network"]
 
 
-def test_images_that_were_changed_give_no_normalisation(
+def test_images_that_were_changed_give_no_normalization(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell, store, _ = copy(lab, tmp_path / "lab")

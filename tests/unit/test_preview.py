@@ -22,7 +22,7 @@ def test_difference_is_ten_times_around_gray() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_shows_the_images_enlarged(channels: int) -> None:
-    """Each tile's middle has the colour of the image's pixel there; gray becomes gray."""
+    """Each tile's middle has the color of the image's pixel there; gray becomes gray."""
     image = torch.zeros(channels, 4, 4, dtype=torch.uint8)
     image[0, :2, :2] = 200
     picture = preview.grid([("a", [image] * 5), ("b", [255 - image] * 5)])

@@ -407,7 +407,7 @@ def test_a_run_without_poison_is_the_first_choice(tmp_path: Path) -> None:
     assert (found[0], found[2]) == ("ratio 0", "train")
 
 
-# --- colours ------------------------------------------------------------------------------------
+# --- colors ------------------------------------------------------------------------------------
 
 
 def test_luminance_and_contrast_are_those_of_the_standard() -> None:
@@ -425,7 +425,7 @@ def test_clean_poison_and_removed_differ_in_grayscale() -> None:
     assert style.contrast(style.POISON, style.EDGE) >= 3
 
 
-def test_pale_or_alike_colours_are_told_by_more_than_colour() -> None:
+def test_pale_or_alike_colors_are_told_by_more_than_color() -> None:
     marks = [style.mark(n) for n in range(35)]
     assert len({(each.color, each.line) for each in marks}) == 35
     for one, other in itertools.combinations(marks[:7], 2):
@@ -437,7 +437,7 @@ def test_pale_or_alike_colours_are_told_by_more_than_colour() -> None:
         assert one.color != other.color
 
 
-def test_what_is_drawn_uses_those_colours(tmp_path: Path) -> None:
+def test_what_is_drawn_uses_those_colors(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     found = of_cell(folder)
     clean, poisoned, removed = found["projections"].axes[0].collections

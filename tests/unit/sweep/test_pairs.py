@@ -155,7 +155,7 @@ def test_the_heat_maps_show_every_pair_with_the_classes_in_one_order(
     )
 
 
-def test_each_number_stands_in_its_place_and_reads_on_its_colour(tmp_path: Path) -> None:
+def test_each_number_stands_in_its_place_and_reads_on_its_color(tmp_path: Path) -> None:
     (sheet,) = sheets(tmp_path / "s", pairs())
     figure = heat.heat_maps(sheet)
     axes = figure.axes[0]

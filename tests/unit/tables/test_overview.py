@@ -438,7 +438,7 @@ def test_every_table_of_a_sweep_compiles(folder: Path, tmp_path: Path) -> None:
                "x.tex"]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
-    # Out of their centring boxes TeX says how wide they are: the text is 345 points of 614.
+    # Out of their centering boxes TeX says how wide they are: the text is 345 points of 614.
     bare_body = body.replace("\\makebox[\\linewidth]{", "").replace("{tabular}}", "{tabular}")
     (tmp_path / "x.tex").write_text(f"{head}{bare_body}\\end{{document}}\n")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
