@@ -1,4 +1,5 @@
-"""The NumPy directions of pages and analyses against the SVD, and against those of the filters."""
+"""The NumPy directions used by pages and analyses, against the SVD and against the filters'
+directions."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ def rows(n: int, d: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("n", "d"), [(300, 100), (80, 200), (20, 5), (3, 500), (50, 1)])
 @pytest.mark.parametrize("k", [1, 2])
-def test_directions_are_those_of_the_svd_and_of_the_filters(n: int, d: int, k: int) -> None:
+def test_directions_equal_those_of_the_svd_and_of_the_filters(n: int, d: int, k: int) -> None:
     centered = rows(n, d)
     values, vectors = top_directions(centered, k)
     _, known, right = np.linalg.svd(centered, full_matrices=False)
@@ -35,7 +36,7 @@ def test_directions_are_those_of_the_svd_and_of_the_filters(n: int, d: int, k: i
 
 
 @pytest.mark.parametrize("shape", [(10, 4), (100, 90)])
-def test_rows_that_are_all_alike_have_no_variance(shape: tuple[int, int]) -> None:
+def test_identical_rows_have_no_variance(shape: tuple[int, int]) -> None:
     values, vectors = top_directions(np.zeros(shape), 2)
     assert not values.any()
     assert vectors.shape == (shape[1], 2)

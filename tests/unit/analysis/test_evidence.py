@@ -1,4 +1,4 @@
-"""The numbers behind pictures, against second computations."""
+"""The numbers behind figures, against second computations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from backdoor_lab.analysis.evidence import (
 
 
 def draw(seed: int, n: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores with a few NaN, the truth, and a verdict that removes the 30 highest."""
+    """Scores with a few NaN, the poison mask, and a keep mask that removes the 30 highest."""
     generator = np.random.default_rng(seed)
     poison = generator.random(n) < 0.2
     scores = generator.normal(size=n) + poison
@@ -51,7 +51,7 @@ def test_every_scored_example_is_in_one_bin(wide: bool) -> None:
         assert counts.sum() == len(values)
 
 
-def test_nothing_scored_has_no_histogram_and_equal_scores_have_one() -> None:
+def test_without_scores_there_is_no_histogram_but_equal_scores_have_one() -> None:
     nothing, some = np.full(4, np.nan), np.full(4, 2.0)
     poison, keep = np.array([0, 0, 1, 1], bool), np.ones(4, bool)
     assert histogram(nothing, poison, keep) is None
@@ -69,7 +69,7 @@ def test_the_cut_separates_removed_from_kept(seed: int) -> None:
     np.testing.assert_array_equal(scores[seen] > cut, ~keep[seen])
 
 
-def test_a_removal_that_is_no_cut_has_none() -> None:
+def test_a_removal_that_does_not_follow_the_scores_has_no_cut() -> None:
     scores = np.array([1.0, 2.0, 3.0])
     assert cut_of(scores, np.array([True, False, True])) is None
     assert cut_of(scores, np.ones(3, bool)) is None
@@ -80,7 +80,7 @@ def test_a_removal_that_is_no_cut_has_none() -> None:
 @pytest.mark.parametrize(
     ("n", "d"), [(50, 6), (6, 50), (7, 7), (5, 1), (300, 90), (90, 300), (80, 80)]
 )
-def test_projections_are_those_of_the_svd(n: int, d: int) -> None:
+def test_projections_equal_those_of_the_svd(n: int, d: int) -> None:
     values = np.random.default_rng(n).normal(size=(n, d)) * 3 + 1
     found = projections(values)
     u, s, vt = np.linalg.svd(values - values.mean(axis=0), full_matrices=False)
@@ -95,7 +95,7 @@ def test_projections_are_those_of_the_svd(n: int, d: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_curve_is_what_removing_one_by_one_leaves(seed: int) -> None:
+def test_the_curve_counts_the_poison_left_after_each_removal(seed: int) -> None:
     scores, poison, keep = draw(seed)
     curve = removal_curve(scores, poison)
     assert curve is not None
@@ -108,7 +108,7 @@ def test_the_curve_is_what_removing_one_by_one_leaves(seed: int) -> None:
     assert curve.scored == poison[np.isfinite(scores)].sum()
 
 
-def test_ties_leave_what_a_random_order_would() -> None:
+def test_ties_count_as_the_mean_over_random_orders() -> None:
     scores = np.array([2.0, 1.0, 1.0, 1.0, 0.0])
     poison = np.array([0, 1, 1, 0, 1], bool)
     curve = removal_curve(scores, poison)
@@ -119,7 +119,7 @@ def test_ties_leave_what_a_random_order_would() -> None:
         assert curve.left[k] == pytest.approx(expected)
 
 
-def test_by_chance_is_the_mean_of_random_orders() -> None:
+def test_the_chance_line_is_the_mean_of_random_orders() -> None:
     scores, poison, _ = draw(1)
     curve = removal_curve(scores, poison)
     assert curve is not None
@@ -131,13 +131,13 @@ def test_by_chance_is_the_mean_of_random_orders() -> None:
     assert np.interp(k, [start, end], [most, least]) == pytest.approx(np.mean(left), abs=0.15)
 
 
-def test_there_is_no_curve_without_scores_or_without_poison() -> None:
+def test_without_scores_or_poison_there_is_no_curve() -> None:
     scores, poison, _ = draw(0)
     assert removal_curve(np.full(200, np.nan), poison) is None
     assert removal_curve(scores, np.zeros(200, bool)) is None
 
 
-def test_a_thinned_curve_keeps_its_ends_and_the_point_asked_for() -> None:
+def test_a_thinned_curve_keeps_its_ends_and_the_requested_point() -> None:
     scores, poison, _ = draw(0, 5000)
     curve = removal_curve(scores, poison)
     assert curve is not None
@@ -158,7 +158,7 @@ def test_a_thinned_curve_keeps_its_ends_and_the_point_asked_for() -> None:
         {"removed": [0, 10**30], "left": [3, 2]}, {"removed": [[0, 1]], "left": [[3, 2]]},
     ],
 )  # fmt: skip
-def test_a_recorded_curve_is_believed_only_if_it_is_one(odd: object) -> None:
+def test_a_malformed_recorded_curve_is_ignored(odd: object) -> None:
     counts = {"n_removed": 1, "pois_left": 2}
     assert recorded_curve({"counts": counts, "detection": {"curve": odd}}) is None
     sound = {"removed": [0, 1, 5], "left": [3, 2.5, 1]}
@@ -168,8 +168,8 @@ def test_a_recorded_curve_is_believed_only_if_it_is_one(odd: object) -> None:
     assert recorded_curve({"counts": None, "detection": {"curve": sound}}) is None
 
 
-def test_a_recorded_operating_point_is_on_the_axis_of_its_curve() -> None:
-    """Covers are in the number removed, but not in the curve: of 9 removed 4 were covers."""
+def test_a_recorded_operating_point_excludes_covers() -> None:
+    """Covers count as removed but are not part of the curve: 4 of 9 removed were covers."""
     counts = {"n_removed": 9, "pois_left": 1, "n_covers": 6, "covers_left": 2}
     sound = {"removed": [0, 1, 5, 9], "left": [3, 2.5, 1, 0]}
     found = recorded_curve({"counts": counts, "detection": {"curve": sound}})
@@ -177,7 +177,7 @@ def test_a_recorded_operating_point_is_on_the_axis_of_its_curve() -> None:
     assert found[1] == (5, 1)
 
 
-def test_picks_are_the_highest_of_each_kind() -> None:
+def test_picks_are_the_highest_scores_of_each_group() -> None:
     scores, poison, keep = draw(3)
     cover = np.zeros(200, bool)
     cover[np.flatnonzero(~poison)[:5]] = True
@@ -192,7 +192,7 @@ def test_picks_are_the_highest_of_each_kind() -> None:
         assert list(np.nan_to_num(scores[members], nan=-np.inf)) == best
 
 
-def test_a_sample_is_spread_and_repeatable() -> None:
+def test_a_sample_is_evenly_spread_and_reproducible() -> None:
     where = np.arange(1000) * 3
     found = sampled(where, 11)
     assert len(found) == 11

@@ -1,4 +1,4 @@
-"""Paired statistics against scipy, against brute force, and against numbers worked by hand."""
+"""Paired statistics against SciPy, brute force, and values computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SAMPLES = [RNG.normal(shift, 1, n).round(6).tolist()
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{len(s)}-{s[0]:.2f}")
-def test_the_t_test_and_its_interval_are_scipys(sample: list[float]) -> None:
+def test_t_test_and_interval_agree_with_scipy(sample: list[float]) -> None:
     found = paired(sample)
     theirs = stats.ttest_1samp(sample, 0.0)
     assert found.t == pytest.approx(theirs.pvalue, rel=1e-6)
@@ -26,14 +26,14 @@ def test_the_t_test_and_its_interval_are_scipys(sample: list[float]) -> None:
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
 
 
-def test_it_is_the_paired_test_of_the_two_columns() -> None:
+def test_t_test_equals_the_paired_t_test_of_two_columns() -> None:
     ours, base = RNG.normal(0, 1, 6), RNG.normal(0.5, 1, 6)
     found = paired((ours - base).tolist())
     assert found.t == pytest.approx(stats.ttest_rel(ours, base).pvalue)
 
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda s: f"{len(s)}-{s[0]:.2f}")
-def test_the_exact_tests_are_scipys(sample: list[float]) -> None:
+def test_sign_and_wilcoxon_tests_agree_with_scipy(sample: list[float]) -> None:
     positive = sum(d > 0 for d in sample)
     assert sign_test(sample) == pytest.approx(stats.binomtest(positive, len(sample)).pvalue)
     theirs = stats.wilcoxon(sample, method="exact").pvalue
@@ -43,7 +43,7 @@ def test_the_exact_tests_are_scipys(sample: list[float]) -> None:
 @pytest.mark.parametrize(
     "sample", [[1, 1, 1], [1, -1, 2, 2], [0, 0, 3, -1, 1], [2, 2, -2, 5, 0, -7, 7], [-3, -3, -4]]
 )
-def test_ties_and_zeros_by_brute_force(sample: list[float]) -> None:
+def test_ties_and_zeros_agree_with_brute_force(sample: list[float]) -> None:
     left = [d for d in sample if d]
     ranks = stats.rankdata(np.abs(left))
     seen = sum(r for r, d in zip(ranks, left, strict=True) if d > 0)
@@ -59,7 +59,7 @@ def test_ties_and_zeros_by_brute_force(sample: list[float]) -> None:
     )
 
 
-def test_by_hand() -> None:
+def test_paired_statistics_match_values_computed_by_hand() -> None:
     # Differences 1, 2, 3: mean 2, deviation 1, t = 2 sqrt(3); with two degrees of freedom
     # P(|T| > t) = 1 - t / sqrt(t^2 + 2) = 1 - sqrt(12 / 14).
     found = paired([1.0, 2.0, 3.0])
@@ -69,7 +69,7 @@ def test_by_hand() -> None:
     assert found.sign == found.wilcoxon == pytest.approx(2 / 8)
 
 
-def test_one_pair_has_a_difference_and_nothing_more() -> None:
+def test_one_pair_has_a_difference_but_no_test() -> None:
     found = paired([-3.5])
     assert (found.n, found.mean, found.constant) == (1, -3.5, False)
     assert [found.half, found.t, found.sign, found.wilcoxon] == [None] * 4
@@ -89,7 +89,7 @@ def test_many_pairs_have_no_exact_test() -> None:
     assert found.t is not None
 
 
-def test_holm_by_hand_and_never_decreasing() -> None:
+def test_holm_matches_values_computed_by_hand_and_is_monotone() -> None:
     # Holm (1979): sorted .005 .01 .03 .04 times 4 3 2 1 is .02 .03 .06 .04, made monotone.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]) == [1.0, 1.0]
@@ -97,7 +97,7 @@ def test_holm_by_hand_and_never_decreasing() -> None:
     assert holm([]) == []
 
 
-def test_holm_rejects_what_its_step_down_procedure_rejects() -> None:
+def test_holm_rejects_exactly_what_the_step_down_procedure_rejects() -> None:
     for _ in range(50):
         values = RNG.random(9) ** 4
         rejected = set()

@@ -1,5 +1,5 @@
-"""Why a filter finds poison: the figures against closed forms and a second implementation, and
-the command on a made-up store."""
+"""Feature separation: the figures against closed forms and a second implementation, and the command
+on a made-up store."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Array = NDArray[Any]
 
 
 def planted(share: float, shift: float, spread: float, n: int = 40_000) -> tuple[Array, Array]:
-    """Unit Gaussians in three dimensions, of spread `spread` along the second; a share of them is
-    moved by `shift` along the first."""
+    """Unit Gaussians in three dimensions, with standard deviation `spread` along the second; a
+    share of them is shifted along the first."""
     draw = np.random.default_rng(0)
     values = draw.normal(size=(n, 3)) * [1, spread, 0.5] + [3, -4, 5]
     poison = np.arange(n) < share * n
@@ -34,14 +34,16 @@ def planted(share: float, shift: float, spread: float, n: int = 40_000) -> tuple
 
 
 def expected(share: float, shift: float) -> float:
-    """The AUROC of squares of normals about -pδ and (1-p)δ: both lie on one side of the other's
+    """The AUROC of squares of normals around -pδ and (1-p)δ: each lies on one side of the other's
     mirror image."""
     far, near = shift / np.sqrt(2), (1 - 2 * share) * shift / np.sqrt(2)
     return float(norm.cdf(far) * norm.cdf(near) + norm.cdf(-far) * norm.cdf(-near))
 
 
 @pytest.mark.parametrize(("share", "shift"), [(0.05, 6.0), (0.1, 4.0), (0.5, 4.0)])
-def test_a_shift_that_outweighs_the_class_is_found(share: float, shift: float) -> None:
+def test_a_shift_larger_than_the_class_variance_is_the_top_direction(
+    share: float, shift: float
+) -> None:
     found = separation(*planted(share, shift, spread=1.0))
     assert found.share == share
     assert found.shift == pytest.approx(share * (1 - share) * shift**2, rel=0.02)
@@ -54,8 +56,8 @@ def test_a_shift_that_outweighs_the_class_is_found(share: float, shift: float) -
     assert found.predicted == pytest.approx(expected(share, shift), abs=0.005)
 
 
-def test_a_class_that_varies_more_hides_it() -> None:
-    """The same shift beside a spread of three: the top direction is the class' own."""
+def test_a_class_variance_larger_than_the_shift_hides_the_poison() -> None:
+    """The same shift with a spread of three: the top direction is that of the class."""
     found = separation(*planted(0.1, 4.0, spread=3.0))
     assert found.own == pytest.approx(9, rel=0.03)
     assert found.ratio == pytest.approx((0.09 * 16 + 1) / 9, rel=0.03)
@@ -65,7 +67,7 @@ def test_a_class_that_varies_more_hides_it() -> None:
 
 
 @pytest.mark.parametrize("shape", [(60, 7), (20, 50)])
-def test_the_figures_are_those_of_a_full_decomposition(shape: tuple[int, int]) -> None:
+def test_figures_agree_with_a_full_svd(shape: tuple[int, int]) -> None:
     draw = np.random.default_rng(1)
     values, poison = draw.gamma(1.0, size=shape), np.arange(shape[0]) % 4 == 0
     values[poison] += draw.normal(size=shape[1])
@@ -80,7 +82,7 @@ def test_the_figures_are_those_of_a_full_decomposition(shape: tuple[int, int]) -
     assert found.auroc_shift == pytest.approx(roc_auc_score(poison, (centred @ delta) ** 2))
 
 
-def test_what_is_not_defined_is_no_number() -> None:
+def test_undefined_figures_are_nan_and_one_class_is_refused() -> None:
     same = separation(np.ones((6, 2)), np.arange(6) < 2)
     assert (same.shift, same.own) == (0, 0)
     assert np.isnan(
@@ -90,7 +92,7 @@ def test_what_is_not_defined_is_no_number() -> None:
         separation(np.ones((6, 2)), np.zeros(6, bool))
 
 
-def test_the_command_tells_every_network_once(
+def test_the_command_prints_one_line_per_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two seeds, and another defense on the first one's features: two lines, with the figures of
@@ -118,10 +120,10 @@ def test_the_command_tells_every_network_once(
 
 
 @pytest.mark.parametrize("what", ["extract/cell0/features", "poison/cell0/poison"])
-def test_what_is_not_as_it_was_published_is_no_evidence(
+def test_a_cell_with_modified_artifacts_is_omitted_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
-    """Other numbers of the same shape: the cell is left out, with a note; the other one stays."""
+    """Other numbers of the same shape; the other cell stays."""
     folder, _ = sweep(tmp_path)
     path = tmp_path / ".store" / f"{what}.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
@@ -131,9 +133,7 @@ def test_what_is_not_as_it_was_published_is_no_evidence(
     assert "of some cells: damaged in the store" in said
 
 
-def test_what_cannot_be_told_is_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = sweep(tmp_path)
     wrong = {
         "no such folder": [str(tmp_path / "none")],

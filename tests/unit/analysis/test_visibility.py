@@ -1,5 +1,5 @@
-"""How visible the poison is that a defense left: the figures by hand and against a second
-implementation, and the command on a made-up store."""
+"""Visibility of the poison left by a defense: figures by hand and against a second implementation,
+and the command on a made-up store."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from tests.helpers.records import write_sweep
 from tests.helpers.stages import POISONED, Made, cell, sweep
 
 
-def test_the_change_is_the_norm_over_all_values() -> None:
-    """Moved by 3 and 4 in two channels: 5; a white corner that is made white: 0; down by 255."""
+def test_change_is_the_norm_over_all_pixel_values() -> None:
+    """3 and 4 in two channels: 5; a white corner painted white: 0; down by 255."""
     before = np.full((4, 3, 2, 2), 255, np.uint8)
     after = before.copy()
     after[0, 0, 0, 0], after[0, 2, 1, 1] = 252, 251
@@ -32,7 +32,7 @@ def test_the_change_is_the_norm_over_all_values() -> None:
     assert found.auroc == 1
 
 
-def test_the_auroc_is_that_of_a_second_implementation() -> None:
+def test_auroc_agrees_with_sklearn() -> None:
     draw = np.random.default_rng(0)
     before, after = draw.integers(0, 256, (2, 60, 3, 4, 4)).astype(np.uint8)
     after[:20] = before[:20]
@@ -42,7 +42,7 @@ def test_the_auroc_is_that_of_a_second_implementation() -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_all_or_none_left_is_no_number(kept: bool) -> None:
+def test_figures_are_nan_if_all_or_no_poison_is_left(kept: bool) -> None:
     images = np.zeros((3, 1, 2, 2), np.uint8)
     found = visibility(images, images + 1, np.full(3, kept))
     there, missing = [found.smallest_found, found.change_found], [
@@ -55,11 +55,11 @@ def test_all_or_none_left_is_no_number(kept: bool) -> None:
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_the_command_tells_every_verdict_once(
+def test_the_command_prints_one_line_per_filter_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], replace: bool
 ) -> None:
-    """Two seeds, and a second record of the first verdict: two lines, with the figures of the made
-    images."""
+    """Two seeds, and a second record of the first result: two lines, with the figures of the
+    made-up images."""
     store = tmp_path / ".store"
     made = [Made(seed, covers=3, replace=replace) for seed in (0, 1)]
     records = [cell(store, each, f"cell{n}", seed=n) for n, each in enumerate(made)]
@@ -85,7 +85,7 @@ def test_the_command_tells_every_verdict_once(
         assert "AUROC change" in out.with_suffix(f".{suffix}").read_text()
 
 
-def test_what_varies_within_a_defense_tells_its_lines(tmp_path: Path) -> None:
+def test_fields_that_vary_within_a_defense_distinguish_its_lines(tmp_path: Path) -> None:
     store, layers = tmp_path / ".store", ["penultimate", "layer4.0"]
     records = [cell(store, Made(n), f"cell{n}") | {"id": f"cell{n}"} for n in range(3)]
     for record, layer in zip(records, layers, strict=False):
@@ -100,7 +100,7 @@ def test_what_varies_within_a_defense_tells_its_lines(tmp_path: Path) -> None:
     assert list(lines[0])[:6] == ["trigger", "target", "ratio", "seed", "defense", "protocol.layer"]
 
 
-def test_what_cannot_be_told_is_one_line_before_any_work(
+def test_bad_arguments_are_one_line_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = sweep(tmp_path)

@@ -1,4 +1,4 @@
-"""The comparison of sweeps: who is paired with whom, what is left out, what is said."""
+"""Comparison of sweeps: which cells are paired, which are left out, and the notes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def line(found: Comparison, measure: str, *labels: str, side: str = "") -> Compa
     return one
 
 
-def test_figures_under_transformations_are_compared(tmp_path: Path) -> None:
+def test_transformed_rates_are_compared(tmp_path: Path) -> None:
     made = [
         record(defense=d, seed=s, under={"jpeg75": {"asr2": v + s / 100}})
         for d, v in (("spectral", 0.25), ("random", 0.75)) for s in SEEDS
@@ -50,7 +50,7 @@ def test_two_sweeps_are_paired_by_choices_and_seed(tmp_path: Path) -> None:
             for name in ("fast", "slow")}  # fmt: skip
     for n, cell in enumerate(made["slow"]):
         cell["nat2"] = round(cell["nat2"] - 0.001 * (n % 7), 4)
-    # The order on disk tells nothing.
+    # The order on disk does not matter.
     other = sweep(tmp_path / "slow", made["slow"][::-1])
     found = comparison_of([sweep(tmp_path / "fast", made["fast"]), other], values="nat2,pois_left")
     assert found.labels == ("trigger", "target", "ratio")
@@ -69,13 +69,13 @@ def test_two_sweeps_are_paired_by_choices_and_seed(tmp_path: Path) -> None:
         assert one.ours - one.base == pytest.approx(one.result.mean)
         low, high = theirs.confidence_interval(0.95)
         assert one.result.half == pytest.approx((high - low) / 2)
-    # The made-up figures of a cell do not hang on its recipe.
+    # The made-up figures of a cell do not depend on its recipe.
     same = [each.result for each in found.lines if each.measure == "pois_left" and not each.lines]
     assert all(result.constant and result.mean == 0 for result in same)
     assert any("recipe: fast → slow" in note for note in found.notes)
 
 
-def test_a_p_value_is_never_shown_as_nought(tmp_path: Path) -> None:
+def test_a_p_value_is_never_shown_as_zero(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, asr2=v + 1e-6 * s * s)
             for d, v in (("spectral", 0.2), ("none", 0.9)) for s in range(5)]  # fmt: skip
     for one in made[5:]:
@@ -87,7 +87,7 @@ def test_a_p_value_is_never_shown_as_nought(tmp_path: Path) -> None:
     assert any("under 1e-12" in row for row in shown.rows)
 
 
-def test_all_lines_together_count_each_line_once(tmp_path: Path) -> None:
+def test_the_summary_line_weighs_each_line_equally(tmp_path: Path) -> None:
     made = [record(target=t, defense=d, seed=s, asr2=v) for t, d, s, v in (
         ("bird", "spectral", 0, 0.10), ("bird", "none", 0, 0.20),
         ("bird", "spectral", 1, 0.10), ("bird", "none", 1, 0.24),
@@ -100,7 +100,7 @@ def test_all_lines_together_count_each_line_once(tmp_path: Path) -> None:
     assert (every.ours, every.base) == pytest.approx((20.0, 51.0))
 
 
-def test_within_a_sweep_every_value_against_the_base(tmp_path: Path) -> None:
+def test_within_a_sweep_every_value_is_compared_with_the_base(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s) for d in ("spectral", "none", "random") for s in SEEDS]
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="random")
     assert {one.side for one in found.lines} == {"spectral", "none"}
@@ -116,7 +116,7 @@ def test_within_a_sweep_every_value_against_the_base(tmp_path: Path) -> None:
     )
 
 
-def test_by_what_decides_other_values(tmp_path: Path) -> None:
+def test_options_implied_by_the_compared_choice_may_differ(tmp_path: Path) -> None:
     other = {**PROTOCOL, "budget": "15%"}
     made = [record(seed=s) for s in (0, 1)]
     made += [record(defense="abl", seed=s, protocol=other) for s in (0, 1)]
@@ -135,7 +135,7 @@ def test_different_targets_are_never_paired(tmp_path: Path) -> None:
         comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
 
 
-def test_config_values_keep_cells_apart_or_are_compared(tmp_path: Path) -> None:
+def test_config_values_separate_lines_or_are_compared(tmp_path: Path) -> None:
     made = [record(seed=s, config={"recipe": {"lr": lr}}, id=f"{d}{s}{lr}", defense=d)
             for s in (0, 1) for lr in (0.1, 0.01) for d in ("spectral", "none")]  # fmt: skip
     folder = sweep(tmp_path / "s", made)
@@ -146,8 +146,8 @@ def test_config_values_keep_cells_apart_or_are_compared(tmp_path: Path) -> None:
     assert line(by_rate, "asr2", "spectral", side="0.1").result.n == 2
 
 
-def test_a_new_version_of_the_code_keeps_no_pairs_apart(tmp_path: Path) -> None:
-    """Hashes of code differ by trigger and between the sweeps: a difference to be told of."""
+def test_another_code_version_does_not_prevent_pairing(tmp_path: Path) -> None:
+    """Code hashes differ between triggers and sweeps; the difference is noted."""
     made = [[record(t, seed=s, config={"code": {"trigger": f"{t}{version}"}}) for t in ("a", "b")
              for s in (0, 1)] for version in (1, 2)]  # fmt: skip
     found = comparison_of([sweep(tmp_path / str(n), each) for n, each in enumerate(made)])
@@ -155,7 +155,7 @@ def test_a_new_version_of_the_code_keeps_no_pairs_apart(tmp_path: Path) -> None:
     assert any("config.code.trigger: a1 → a2, b1 → b2" in note for note in found.notes)
 
 
-def test_the_reports_tables(tmp_path: Path) -> None:
+def test_comparison_with_the_report_uses_its_published_values(tmp_path: Path) -> None:
     made = [record(seed=s, nat2=v) for s, v in enumerate((0.91, 0.93, 0.92))]
     made += [
         record(target="cat"),
@@ -171,7 +171,7 @@ def test_the_reports_tables(tmp_path: Path) -> None:
     assert any("is no reproduction" in note for note in found.notes)
 
 
-def test_one_seed_is_said_plainly(tmp_path: Path) -> None:
+def test_a_single_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
     made = [record(target=t, defense=d) for t in ("bird", "dog") for d in ("spectral", "none")]
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
     rows = grid(found).rows
@@ -181,7 +181,7 @@ def test_one_seed_is_said_plainly(tmp_path: Path) -> None:
     assert any("there is no interval and no test" in note for note in found.notes)
 
 
-def test_equal_differences_are_called_constant(tmp_path: Path) -> None:
+def test_equal_differences_are_marked_constant(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, asr2=v) for s in SEEDS
             for d, v in (("spectral", 0.0), ("none", 1.0))]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
@@ -205,7 +205,7 @@ def test_cells_without_a_partner_are_named(tmp_path: Path) -> None:
     assert line(found, "asr2", side="spectral").result.n == 2
 
 
-def test_a_missing_figure_leaves_out_its_pair(tmp_path: Path) -> None:
+def test_a_missing_figure_omits_its_pair(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
     made[0]["asr2"] = None
     for one in made:
@@ -216,7 +216,7 @@ def test_a_missing_figure_leaves_out_its_pair(tmp_path: Path) -> None:
     assert "No pair has values of Nat2 on both sides." in found.notes
 
 
-def test_without_retraining_what_is_left_is_compared_and_the_rest_named(tmp_path: Path) -> None:
+def test_without_retraining_the_remaining_figures_are_compared(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, nat2=None, asr2=None) for d in ("spectral", "random")
             for s in SEEDS]  # fmt: skip
     found = against_random(sweep(tmp_path / "s", made))
@@ -248,7 +248,7 @@ def test_without_retraining_what_is_left_is_compared_and_the_rest_named(tmp_path
         (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
     ],
 )
-def test_what_cannot_be_compared_is_one_clear_error(
+def test_comparisons_that_make_no_sense_are_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     given: list[str], said: str,
 ) -> None:  # fmt: skip
@@ -290,7 +290,7 @@ def test_the_command_imports_neither_torch_nor_pandas_nor_scipy_stats(tmp_path: 
 
 
 @pytest.mark.skipif(not latex_with_booktabs(), reason="no pdflatex with booktabs here")
-def test_its_latex_compiles(tmp_path: Path) -> None:
+def test_the_latex_output_compiles(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, target="a_b%&") for d in ("x|y", "none") for s in (0, 1)]
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
@@ -300,7 +300,7 @@ def test_its_latex_compiles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_settings_are_not_taken_for_repeats_beside_the_report(tmp_path: Path) -> None:
+def test_settings_are_not_repetitions_in_a_comparison_with_the_report(tmp_path: Path) -> None:
     """Four layers at one seed are four lines of one pair each, not four runs of one cell."""
     layers = ("penultimate", "layer4", "layer3", "layer2")
     made = [record(protocol={**PROTOCOL, "layer": layer}) for layer in layers]
@@ -327,7 +327,7 @@ def test_settings_are_not_taken_for_repeats_beside_the_report(tmp_path: Path) ->
         ("holdout", 20),
     ],
 )
-def test_another_experiment_under_the_reports_name_is_not_beside_it(
+def test_a_cell_with_another_protocol_is_not_compared_with_the_report(
     tmp_path: Path, key: str, value: Any
 ) -> None:
     made = [record(), record(target="dog", protocol={**PROTOCOL, key: value})]
@@ -341,7 +341,7 @@ def test_another_experiment_under_the_reports_name_is_not_beside_it(
 
 
 def coded(made: dict[str, Any], code: str) -> dict[str, Any]:
-    """A record made by other code: another id, all else alike."""
+    """A record made by other code: another id, otherwise equal."""
     return {
         **made,
         "id": made["id"][:-4] + code,
@@ -349,7 +349,7 @@ def coded(made: dict[str, Any], code: str) -> dict[str, Any]:
     }
 
 
-def test_a_record_of_older_code_gives_way_to_the_asked_one(tmp_path: Path) -> None:
+def test_a_requested_record_takes_precedence_over_one_of_older_code(tmp_path: Path) -> None:
     asked = [coded(record(defense=d, seed=s), code) for s in SEEDS
              for d, code in (("spectral", "aaaa"), ("random", "bbbb"))]  # fmt: skip
     old = coded(record(seed=1), "cccc")
@@ -362,7 +362,7 @@ def test_a_record_of_older_code_gives_way_to_the_asked_one(tmp_path: Path) -> No
     assert not any("config.code" in note for note in compared.notes)
 
 
-def test_where_only_older_code_has_a_seed_it_stays_and_is_compared(tmp_path: Path) -> None:
+def test_a_seed_recorded_only_by_older_code_is_compared(tmp_path: Path) -> None:
     made = [coded(record(defense=d, seed=s), code) for s in SEEDS
             for d, code in (("spectral", "aaaa" if s else "cccc"), ("random", "bbbb"))]  # fmt: skip
     found = sweep(tmp_path / "s", made)
@@ -371,9 +371,9 @@ def test_where_only_older_code_has_a_seed_it_stays_and_is_compared(tmp_path: Pat
     assert line(compared, "asr2", side="spectral").result.n == len(SEEDS)
 
 
-def test_a_lost_cell_takes_the_protocol_of_its_own_defense(tmp_path: Path) -> None:
-    """Two defenses set other budgets under one protocol's name; the cell that is missing is a
-    seed of its defense, not a line of its own."""
+def test_a_missing_cell_is_a_missing_seed_of_its_defense(tmp_path: Path) -> None:
+    """Two defenses have other budgets under one protocol name; the missing cell is not a line of
+    its own."""
     made = [record(defense=d, seed=s, protocol={**PROTOCOL, "budget": budget}) for s in SEEDS
             for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip
     found = sweep(tmp_path / "s", made[:-1], made)
@@ -383,7 +383,7 @@ def test_a_lost_cell_takes_the_protocol_of_its_own_defense(tmp_path: Path) -> No
     ]  # fmt: skip
 
 
-def test_the_value_compared_is_not_said_to_differ_besides(tmp_path: Path) -> None:
+def test_the_compared_field_is_not_listed_as_a_further_difference(tmp_path: Path) -> None:
     made = [record(ratio=r, config={"ratio": r, "recipe": {"lr": r}}) for r in (0.05, 0.1)]
     found = comparison_of([sweep(tmp_path / "s", made)], by="ratio", base="10%")
     (said,) = [note for note in found.notes if note.startswith("Within pairs differs")]
@@ -391,7 +391,7 @@ def test_the_value_compared_is_not_said_to_differ_besides(tmp_path: Path) -> Non
     assert "recipe.lr: 0.05 → 0.1" in said
 
 
-def test_what_is_said_of_seeds_and_of_pairs_is_of_lines_over_pairs(tmp_path: Path) -> None:
+def test_notes_on_seeds_and_exact_tests_count_pairs_within_lines(tmp_path: Path) -> None:
     """Six cells of one seed: the only interval is over cells, and there is no test over pairs."""
     made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]
     notes = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2").notes

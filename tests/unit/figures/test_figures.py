@@ -41,7 +41,7 @@ def of_cell(folder: Path) -> dict[str, Any]:
     return dict(catalogue.of_cell(whole, next(whole.done())[1]))
 
 
-def test_score_bars_are_the_shares_of_the_scores(tmp_path: Path) -> None:
+def test_score_bars_are_percentages_of_the_scores(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["scores"].axes
     mine = made.labels == TARGET
@@ -56,7 +56,7 @@ def test_score_bars_are_the_shares_of_the_scores(tmp_path: Path) -> None:
     assert kept.max() < cut.get_xdata()[0] < removed.min()
 
 
-def test_points_are_the_projections(tmp_path: Path) -> None:
+def test_points_equal_the_projections(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["projections"].axes
     mine = made.labels == TARGET
@@ -68,7 +68,7 @@ def test_points_are_the_projections(tmp_path: Path) -> None:
     np.testing.assert_array_equal(removed, along[~keep])
 
 
-def test_the_removal_curve_meets_the_record(tmp_path: Path) -> None:
+def test_the_removal_curve_agrees_with_the_record(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["removal"].axes
     by_score, chance, point = axes.lines
@@ -81,7 +81,7 @@ def test_the_removal_curve_meets_the_record(tmp_path: Path) -> None:
     assert point.get_xydata().tolist() == [[counts["n_removed"], counts["pois_left"]]]
 
 
-def test_training_lines_are_the_losses(tmp_path: Path) -> None:
+def test_training_lines_equal_the_losses(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["training"].axes
     for line, losses in zip(axes.lines, made.losses.values(), strict=True):
@@ -89,7 +89,7 @@ def test_training_lines_are_the_losses(tmp_path: Path) -> None:
         np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
 
 
-def test_the_pipeline_has_the_counts_of_its_record(tmp_path: Path) -> None:
+def test_the_pipeline_figure_shows_the_records_counts(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     record = next(whole_of(folder).done())[1]
     (axes,) = of_cell(folder)["pipeline"].axes
@@ -101,7 +101,7 @@ def test_the_pipeline_has_the_counts_of_its_record(tmp_path: Path) -> None:
     assert f"Nat {100 * record['nat2']:.2f} %" in texts[11]
 
 
-def test_cost_bars_are_the_seconds_stacked(tmp_path: Path) -> None:
+def test_cost_bars_stack_the_seconds(tmp_path: Path) -> None:
     made = [record(*each) for each in GRID[:4]]
     for n, one in enumerate(made):
         one["run"]["seconds"] = {"train": 10.0 + n, "filter": 0.5 * n, "retrain": 7.0, "odd": "x"}
@@ -119,7 +119,7 @@ def test_cost_bars_are_the_seconds_stacked(tmp_path: Path) -> None:
             left += bar.get_width()
 
 
-def test_the_dearest_cells_are_shown_where_there_are_many(tmp_path: Path) -> None:
+def test_the_most_expensive_cells_are_shown_if_there_are_many(tmp_path: Path) -> None:
     made = [record(seed=seed) for seed in range(50)]
     for n, one in enumerate(made):
         one["run"]["seconds"] = {"train": float((37 * n) % 50)}
@@ -163,8 +163,9 @@ def test_lines_against_the_ratio_are_means_with_t_intervals(tmp_path: Path) -> N
                 assert line.get_xdata()[n] == pytest.approx(100 * ratio, abs=0.13)
 
 
-def test_asr_after_a_transformation_is_drawn_against_its_strength(tmp_path: Path) -> None:
-    """A panel for each kind, a line for each trigger, from the untransformed images on."""
+def test_asr_under_a_transformation_is_drawn_against_its_strength(tmp_path: Path) -> None:
+    """One panel per transformation and one line per trigger, starting at the untransformed
+    images."""
     under = {"jpeg75": 0.5, "jpeg90": 0.75, "brightness0.5": 0.25, "fog3": 1.0}
     made = [
         record(trigger=trigger, seed=seed, asr1=0.875 + seed / 100,
@@ -192,7 +193,7 @@ def test_asr_after_a_transformation_is_drawn_against_its_strength(tmp_path: Path
         np.testing.assert_allclose(list(tops.values()), expected)
 
 
-def test_other_targets_and_asr2_are_pictures_of_their_own(tmp_path: Path) -> None:
+def test_other_targets_and_asr2_get_separate_figures(tmp_path: Path) -> None:
     said = {"blur1": {"asr1": 0.5, "asr2": 0.25}}
     made = [record(target=target, under=said) for target in ("bird", "dog")]
     drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", made))))
@@ -201,12 +202,12 @@ def test_other_targets_and_asr2_are_pictures_of_their_own(tmp_path: Path) -> Non
                      for target in ("bird", "dog")]  # fmt: skip
 
 
-def test_without_transformations_there_is_no_such_picture(tmp_path: Path) -> None:
+def test_without_transformations_there_is_no_such_figure(tmp_path: Path) -> None:
     drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", [record()]))))
     assert not any("under" in name for name in drawn)
 
 
-def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
+def test_image_counts_are_not_shown_as_percentages(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     made = [record(ratio=n, protocol=counted) for n in (50, 250)]
     done = whole_of(write_sweep(tmp_path / "s", made)).done()
@@ -219,7 +220,7 @@ def test_counts_of_poison_are_no_percentages(tmp_path: Path) -> None:
     assert list(figure.axes[-1].get_xticks()) == [50, 250]
 
 
-def test_many_ratios_stand_on_a_logarithmic_axis_with_the_predicted_auroc(tmp_path: Path) -> None:
+def test_many_ratios_have_a_logarithmic_axis_and_the_predicted_auroc(tmp_path: Path) -> None:
     made = [record(ratio=ratio, seed=s) for ratio in (0.002, 0.02, 0.2, 1) for s in range(2)]
     done = whole_of(write_sweep(tmp_path / "s", made)).done()
     (group,) = split(CellFields([found for found, _ in done]))
@@ -246,7 +247,7 @@ def test_many_ratios_stand_on_a_logarithmic_axis_with_the_predicted_auroc(tmp_pa
         (["repair"], {}, ["extract", "repair"]),
     ],
 )
-def test_the_pipeline_shows_what_was_run(
+def test_the_pipeline_figure_shows_the_stages_that_ran(
     stages: list[str], over: dict[str, Any], last: list[str]
 ) -> None:
     made = record(defense="anp", **over)
@@ -260,13 +261,13 @@ def test_the_pipeline_shows_what_was_run(
         assert "removed" not in text
 
 
-def test_an_attack_on_every_class_has_no_one_target() -> None:
+def test_an_all_to_all_attack_shows_the_next_class_as_target() -> None:
     made = record(protocol={**PROTOCOL, "labels": "all_to_all"})
     assert dict(inputs.steps(made))["poison"][0] == "pixel → the next class"
 
 
 @pytest.mark.parametrize("stage", ["repair", "clean", "autoencoder", "surrogate"])
-def test_no_stage_is_free(tmp_path: Path, stage: str) -> None:
+def test_every_stage_counts_in_the_cost(tmp_path: Path, stage: str) -> None:
     made = record()
     made["run"]["seconds"] = {"train": 3.0, stage: 4.0}
     whole = whole_of(write_sweep(tmp_path / "s", [made]))
@@ -275,13 +276,13 @@ def test_no_stage_is_free(tmp_path: Path, stage: str) -> None:
     assert seconds.sum() == 7.0
 
 
-def test_a_network_that_was_not_retrained_is_not_shown_as_clean(tmp_path: Path) -> None:
+def test_a_missing_retrained_network_is_not_used_as_clean_network(tmp_path: Path) -> None:
     made = [record(defense="oracle", nat2=None, asr2=None)]
     made[0]["counts"]["pois_left"] = 0
     assert inputs.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0]) is None
 
 
-def test_a_seed_counts_once_before_the_defense(tmp_path: Path) -> None:
+def test_before_the_defense_a_seed_counts_once(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s) for s in range(2) for d in ("spectral", "none", "random")]
     for one in made:
         one["asr1"] = (0.5, 0.9)[one["choices"]["seed"]]
@@ -306,8 +307,8 @@ def test_triggers_show_the_stored_pixels(tmp_path: Path) -> None:
     assert changed.tolist() == [[7, 7]]
 
 
-def test_a_trigger_is_shown_from_a_cell_that_the_store_still_has(tmp_path: Path) -> None:
-    """The first cell's poison is gone: the next one of the ratio stands for the trigger."""
+def test_a_trigger_is_shown_from_a_cell_still_in_the_store(tmp_path: Path) -> None:
+    """The first cell's poison was deleted: the next cell of that ratio is used."""
     folder, (_, second) = sweep(tmp_path)
     shutil.rmtree(tmp_path / ".store" / "poison" / "cell0")
     figure = dict(catalogue.of_sweep(whole_of(folder)))["triggers"]
@@ -315,7 +316,7 @@ def test_a_trigger_is_shown_from_a_cell_that_the_store_still_has(tmp_path: Path)
     np.testing.assert_array_equal(shown, second.rows[0])
 
 
-def test_two_triggers_show_one_image_where_they_share_one() -> None:
+def test_two_triggers_are_shown_on_a_common_image() -> None:
     first, second = Made(0), Made(0)
     second.rows = second.rows.copy()
     second.rows[:, :, 0, 0] = 255
@@ -330,8 +331,8 @@ def test_two_triggers_show_one_image_where_they_share_one() -> None:
     assert (changed[0] != changed[1]).any()
 
 
-def test_the_filter_pointed_out_is_the_one_planted() -> None:
-    """Of filters that are random, the one shaped as the trigger answers most, by closed form."""
+def test_the_planted_filter_responds_most() -> None:
+    """Among random filters the one shaped like the trigger has the largest response change."""
     draw = np.random.default_rng(0)
     clean = draw.integers(90, 110, (20, 1, 9, 9), dtype=np.uint8)
     triggered = clean.copy()
@@ -347,7 +348,7 @@ def test_the_filter_pointed_out_is_the_one_planted() -> None:
     assert not response_changes(weights, clean, clean, clean).any()
 
 
-def test_responses_are_those_of_a_convolution() -> None:
+def test_responses_equal_those_of_torchs_convolution() -> None:
     torch = pytest.importorskip("torch")
     draw = np.random.default_rng(1)
     clean, other = draw.integers(0, 256, (2, 5, 3, 8, 6), dtype=np.uint8)
@@ -363,7 +364,7 @@ def test_responses_are_those_of_a_convolution() -> None:
     np.testing.assert_allclose(response_changes(weights, clean, other, clean), expected)
 
 
-def test_filters_are_drawn_as_they_are_and_the_frame_is_on_the_largest() -> None:
+def test_filters_are_drawn_exactly_and_the_largest_is_framed() -> None:
     weights = np.random.default_rng(0).normal(size=(5, 3, 3, 3))
     changes = np.array([1.0, 2.0, 9.0, 0.5, 3.0])
     figure = images.filters([[images.Layer("net", weights, changes)]])
@@ -385,7 +386,7 @@ def test_filters_are_drawn_as_they_are_and_the_frame_is_on_the_largest() -> None
         ([("spectral", 3)], None),
     ],
 )
-def test_a_clean_network_is_one_that_saw_no_poison(
+def test_the_clean_network_is_one_trained_without_poison(
     tmp_path: Path, kinds: list[tuple[str, int]], expected: tuple[str, str] | None
 ) -> None:
     made = [record(defense=defense) for defense, _ in kinds]
@@ -398,7 +399,7 @@ def test_a_clean_network_is_one_that_saw_no_poison(
         assert inputs.trained_clean(whole_of(tmp_path / "s"), apart) is None
 
 
-def test_a_run_without_poison_is_the_first_choice(tmp_path: Path) -> None:
+def test_a_run_without_poison_is_preferred_as_clean_network(tmp_path: Path) -> None:
     made = [record(defense="oracle"), record(ratio=0.0, defense="none")]
     for one in made:
         one["counts"]["pois_left"] = 0
@@ -410,7 +411,7 @@ def test_a_run_without_poison_is_the_first_choice(tmp_path: Path) -> None:
 # --- colors ------------------------------------------------------------------------------------
 
 
-def test_luminance_and_contrast_are_those_of_the_standard() -> None:
+def test_luminance_and_contrast_follow_the_standard() -> None:
     assert style.contrast("#000000", "#FFFFFF") == pytest.approx(21)
     assert style.luminance("#FF0000") == pytest.approx(0.2126)
     assert style.contrast("#777777", "#FFFFFF") == pytest.approx(4.48, abs=0.01)
@@ -419,13 +420,13 @@ def test_luminance_and_contrast_are_those_of_the_standard() -> None:
 def test_clean_poison_and_removed_differ_in_grayscale() -> None:
     for one, other in itertools.combinations((style.CLEAN, style.POISON, style.REMOVED), 2):
         assert style.contrast(one, other) >= 2
-    # What is paler than 3:1 on paper is drawn with a dark edge.
+    # Colors with less than 3:1 contrast to the paper have a dark edge.
     for color in (style.CLEAN, style.REMOVED, style.CHANCE, style.EDGE):
         assert style.contrast(color, style.PAPER) >= 3
     assert style.contrast(style.POISON, style.EDGE) >= 3
 
 
-def test_pale_or_alike_colors_are_told_by_more_than_color() -> None:
+def test_similar_colors_also_differ_in_marker_line_or_hatch() -> None:
     marks = [style.mark(n) for n in range(35)]
     assert len({(each.color, each.line) for each in marks}) == 35
     for one, other in itertools.combinations(marks[:7], 2):
@@ -437,7 +438,7 @@ def test_pale_or_alike_colors_are_told_by_more_than_color() -> None:
         assert one.color != other.color
 
 
-def test_what_is_drawn_uses_those_colors(tmp_path: Path) -> None:
+def test_figures_use_these_colors(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     found = of_cell(folder)
     clean, poisoned, removed = found["projections"].axes[0].collections
@@ -455,7 +456,7 @@ def test_what_is_drawn_uses_those_colors(tmp_path: Path) -> None:
 
 @pytest.fixture
 def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rendering is most of the time; where only names count, empty files will do."""
+    """Rendering takes most of the time; where only names count, empty files suffice."""
 
     def save(_: Any, path: Path) -> list[Path]:
         files = [path.with_name(f"{path.name}.{suffix}") for suffix in style.FORMATS]
@@ -468,7 +469,7 @@ def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("unsaved")
-def test_files_are_written_by_sweep_and_by_cell(tmp_path: Path) -> None:
+def test_figures_are_written_per_sweep_and_per_cell(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     written = write_figures(folder, most=1)
     names = {str(path.relative_to(folder / "figures")) for path in written}
@@ -478,7 +479,7 @@ def test_files_are_written_by_sweep_and_by_cell(tmp_path: Path) -> None:
     assert names == {f"{name}.{s}" for name in of_sweep | of_one for s in ("png", "pdf")}
 
 
-def test_the_same_figure_is_the_same_bytes(tmp_path: Path) -> None:
+def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     steps = [("load", ["$a$ _b_ {c}$"]), ("poison", ["\\frac"])]
     first, second = (
         [path.read_bytes() for path in style.save(course.pipeline(steps), tmp_path / name)]
@@ -508,7 +509,7 @@ def test_without_a_store_the_records_figures_are_still_drawn(
 
 @pytest.mark.usefixtures("unsaved")
 @pytest.mark.parametrize("name", ["../../x", "$a$ _b_ {c}", "<i>\n\x1b[31m", "\u4e2d", "x" * 200])
-def test_names_from_records_are_only_text(tmp_path: Path, name: str) -> None:
+def test_names_from_records_never_leave_the_figures_folder(tmp_path: Path, name: str) -> None:
     made = cell(tmp_path / "deep" / ".store", Made(0), "one")
     made["id"] = "a"
     made["choices"] |= {"trigger": name, "defense": name}
@@ -518,15 +519,13 @@ def test_names_from_records_are_only_text(tmp_path: Path, name: str) -> None:
     assert all(path.is_relative_to((folder / "figures").resolve()) for path in found)
 
 
-def test_a_folder_that_is_not_there_is_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "no")]) == 2
     assert main([str(tmp_path), "--store", str(tmp_path / "no")]) == 2
     assert capsys.readouterr().err.count("no such folder") == 2
 
 
-def test_a_sheet_needs_a_defense_and_its_stages(tmp_path: Path) -> None:
+def test_an_overview_sheet_needs_a_filter_and_its_artifacts(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path / "a")
     assert sheet(whole_of(folder)) is not None
     controls, _ = sweep(tmp_path / "b", defense="oracle")
@@ -534,8 +533,8 @@ def test_a_sheet_needs_a_defense_and_its_stages(tmp_path: Path) -> None:
     assert sheet(SweepData([], {}, ArtifactReader(None))) is None
 
 
-def test_arrays_alone_are_enough() -> None:
-    """Every figure function takes plain arrays, without any record or store."""
+def test_every_figure_function_takes_plain_arrays() -> None:
+    """Without any record or store."""
     scores = np.array([1.0, 2.0, 3.0, 4.0])
     poison, keep = np.array([0, 0, 0, 1], bool), np.array([1, 1, 1, 0], bool)
     bars, curve = histogram(scores, poison, keep), removal_curve(scores, poison)

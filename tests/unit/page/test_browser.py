@@ -1,4 +1,4 @@
-"""The page as a reader has it: sorted, filtered, opened, walked by keyboard, printed."""
+"""The page in a browser: sorting, filtering, details, keyboard use, printing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of a done cell with all pictures, eleven without, a failed and a missing one."""
+    """A page with one cell that has all charts, eleven without, one failed and one missing."""
     root = tmp_path_factory.mktemp("page")
     made = [cell(root / ".store", Made(0), "one", seed=1)]
     made += [record(*each) for each in GRID]
@@ -43,7 +43,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def opened(browser: Browser) -> Iterator[Open]:
-    """Opens a page; in the end nothing was requested but the file, and nothing complained."""
+    """Opens a page; at the end asserts that only the file was requested and no error was logged."""
     told: list[str] = []
     asked: list[str] = []
     contexts = []
@@ -90,7 +90,7 @@ def sorts(page: Page) -> list[str | None]:
     return [each.get_attribute("aria-sort") for each in page.locator("#cells th").all()]
 
 
-def test_a_click_on_a_heading_sorts_up_down_and_back(opened: Open, path: Path) -> None:
+def test_clicking_a_heading_sorts_ascending_descending_and_resets(opened: Open, path: Path) -> None:
     page = opened(path)
     before = column(page, "ASR1")
     head = page.get_by_role("button", name="ASR1", exact=True)
@@ -109,7 +109,7 @@ def test_a_click_on_a_heading_sorts_up_down_and_back(opened: Open, path: Path) -
     assert set(sorts(page)) == {"none"}
 
 
-def test_names_and_ratios_sort_by_what_they_mean(opened: Open, path: Path) -> None:
+def test_ratios_are_sorted_by_value_and_names_alphabetically(opened: Open, path: Path) -> None:
     page = opened(path)
     page.get_by_role("button", name="Ratio", exact=True).click()
     ratios = [float(text.rstrip("%")) for text in column(page, "Ratio")]
@@ -119,7 +119,7 @@ def test_names_and_ratios_sort_by_what_they_mean(opened: Open, path: Path) -> No
     assert sorts(page).count("none") == len(sorts(page)) - 1
 
 
-def test_search_and_drop_downs_narrow_together(opened: Open, path: Path) -> None:
+def test_search_and_drop_downs_filter_together(opened: Open, path: Path) -> None:
     page = opened(path)
     assert page.locator("#count").text_content() == "14 cells"
     page.get_by_label("Search").fill("horse PIXEL")
@@ -136,7 +136,7 @@ def test_search_and_drop_downs_narrow_together(opened: Open, path: Path) -> None
     assert column(page, "Status") == ["failed: oom"]
 
 
-def test_a_click_on_a_row_opens_its_cell(opened: Open, path: Path) -> None:
+def test_clicking_a_row_opens_its_cell(opened: Open, path: Path) -> None:
     page = opened(path)
     page.locator("#cells tbody tr").first.locator("td").nth(3).click()
     panel = page.locator("#details")
@@ -158,7 +158,7 @@ def test_a_click_on_a_row_opens_its_cell(opened: Open, path: Path) -> None:
     assert page.url.endswith(f"#cell={data['ids'][0]}")
 
 
-def test_charts_have_words_for_those_who_do_not_see_them(opened: Open, path: Path) -> None:
+def test_charts_have_text_alternatives(opened: Open, path: Path) -> None:
     page = opened(path)
     page.locator("#cells .open").first.click()
     titles = page.locator("#details svg.chart > title").all_text_contents()
@@ -172,7 +172,7 @@ def test_charts_have_words_for_those_who_do_not_see_them(opened: Open, path: Pat
 
 
 @pytest.mark.parametrize("width", [360, 1200])
-def test_wide_tables_and_the_folded_comparison_stay_inside_the_page(
+def test_wide_tables_and_the_collapsed_comparison_fit_the_page(
     opened: Open, tmp_path: Path, width: int
 ) -> None:
     triggers = [f"a_trigger_of_a_long_name_{n}" for n in range(13)]
@@ -192,8 +192,8 @@ def test_wide_tables_and_the_folded_comparison_stay_inside_the_page(
     assert "Significant" in table.locator("th").all_text_contents()
 
 
-def test_the_details_show_what_the_tables_show(opened: Open, tmp_path: Path) -> None:
-    """An eighth of a percent, which JavaScript and Python round to different sides."""
+def test_details_show_the_same_figures_as_the_table(opened: Open, tmp_path: Path) -> None:
+    """An eighth of a percent, which JavaScript and Python round differently."""
     made = [record(nat1=0.99125, asr1=0.00125, asr2=None), failed(record(seed=1))]
     page = opened(write_page(write_sweep(tmp_path / "s", made)))
     shown = [column(page, head)[0] for head in ("Nat1", "ASR1", "#Pois")]
@@ -207,7 +207,7 @@ def test_the_details_show_what_the_tables_show(opened: Open, tmp_path: Path) -> 
     assert page.locator("#details .figures").count() == 0
 
 
-def test_everything_can_be_done_by_keyboard(opened: Open, path: Path) -> None:
+def test_the_page_can_be_used_by_keyboard(opened: Open, path: Path) -> None:
     page = opened(path)
     reached = []
     for _ in range(60):
@@ -242,7 +242,7 @@ def test_everything_can_be_done_by_keyboard(opened: Open, path: Path) -> None:
     assert last != second
 
 
-def test_headings_sort_by_enter(opened: Open, path: Path) -> None:
+def test_enter_on_a_heading_sorts(opened: Open, path: Path) -> None:
     page = opened(path)
     page.get_by_role("button", name="Nat2", exact=True).focus()
     page.keyboard.press("Enter")
@@ -251,7 +251,7 @@ def test_headings_sort_by_enter(opened: Open, path: Path) -> None:
     assert page.evaluate("document.activeElement.textContent") == "Nat2"
 
 
-def test_a_link_leads_to_its_cell(opened: Open, path: Path) -> None:
+def test_a_link_opens_its_cell(opened: Open, path: Path) -> None:
     page = opened(path)
     name = json.loads(page.locator("#data").text_content() or "")["ids"][2]
     again = opened(path, f"#cell={name}")
@@ -260,7 +260,7 @@ def test_a_link_leads_to_its_cell(opened: Open, path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 1200])
-def test_nothing_sticks_out_sideways(opened: Open, path: Path, width: int) -> None:
+def test_nothing_overflows_horizontally(opened: Open, path: Path, width: int) -> None:
     page = opened(path, viewport={"width": width, "height": 700})
     wide = "document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= width
@@ -279,7 +279,7 @@ def luminance(color: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_and_marks_stand_out_by_day_and_by_night(
+def test_text_and_marks_have_enough_contrast_in_light_and_dark_mode(
     opened: Open, path: Path, scheme: str
 ) -> None:
     page = opened(path, color_scheme=scheme)
@@ -302,7 +302,7 @@ def test_text_and_marks_stand_out_by_day_and_by_night(
         assert contrast(selector, name) >= 3, selector
 
 
-def test_hostile_text_stays_text(opened: Open, tmp_path: Path) -> None:
+def test_hostile_text_is_shown_as_text(opened: Open, tmp_path: Path) -> None:
     made = cell(tmp_path / ".store", Made(0), "one")
     made["choices"] |= {"trigger": HOSTILE, "defense": HOSTILE}
     made["run"] |= {"command": HOSTILE, "device": HOSTILE}
@@ -318,15 +318,15 @@ def test_hostile_text_stays_text(opened: Open, tmp_path: Path) -> None:
     page.keyboard.press("Escape")
 
 
-def test_names_of_every_kind_are_only_text(
+def test_names_of_every_kind_are_shown_as_text(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the table, the drop-downs and every cell's details; also as names of classes."""
+    """In the table, the drop-downs and the details; also as class names."""
     monkeypatch.setattr(stages, "CLASSES", ("</script>\x00", NAMES[12], "<img src=x>\u202e"))
     made = [cell(tmp_path / ".store", Made(0), "one", target=NAMES[12])]
     made += [record(name, NAMES[n % 40], defense=name, id=f"c{n}") for n, name in enumerate(NAMES)]
     page = opened(write_page(write_sweep(tmp_path / "sweep", made)))
-    # What is half of a letter stands escaped in any record.
+    # Records contain unpaired surrogates only in escaped form.
     said = [plain(name.encode(errors="backslashreplace").decode()) for name in NAMES]
     for head in ("Trigger", "Defense"):
         assert column(page, head)[1:] == said
@@ -341,7 +341,7 @@ def test_names_of_every_kind_are_only_text(
     assert page.locator("#details img, #details script, main img, main svg").count() == 0
 
 
-def test_on_paper_there_is_all_of_the_table_and_no_controls(opened: Open, path: Path) -> None:
+def test_print_shows_the_whole_table_without_controls(opened: Open, path: Path) -> None:
     page = opened(path, color_scheme="dark")
     page.emulate_media(media="print")
     assert page.locator("#filters").is_hidden()
@@ -351,11 +351,11 @@ def test_on_paper_there_is_all_of_the_table_and_no_controls(opened: Open, path: 
     paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert luminance(paper) == 1.0
     assert len(column(page, "Trigger")) == 14
-    page.set_viewport_size({"width": 794, "height": 1123})  # A4 at 96 dots to the inch
+    page.set_viewport_size({"width": 794, "height": 1123})  # A4 at 96 dots per inch
     assert page.evaluate("document.documentElement.scrollWidth") <= 794
 
 
-def test_on_paper_an_opened_cell_stands_alone(opened: Open, path: Path) -> None:
+def test_print_shows_only_the_opened_cell(opened: Open, path: Path) -> None:
     page = opened(path, viewport={"width": 794, "height": 1123})
     page.locator("#cells .open").first.click()
     page.emulate_media(media="print")
@@ -367,7 +367,7 @@ def test_on_paper_an_opened_cell_stands_alone(opened: Open, path: Path) -> None:
     assert box == [794, 0]
 
 
-def test_without_scripts_the_tables_are_still_there(opened: Open, path: Path) -> None:
+def test_without_scripts_the_tables_are_still_shown(opened: Open, path: Path) -> None:
     page = opened(path, java_script_enabled=False)
     assert page.locator("#cells tbody tr").count() == 14
     assert page.locator("#tables table").count() >= 2

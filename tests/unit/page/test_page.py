@@ -1,4 +1,4 @@
-"""The page as text: whole, self-contained, escaped, true to records and stage outputs."""
+"""The page as text: complete, self-contained, escaped, faithful to records and artifacts."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def data_of(text: str) -> Any:
     return json.loads(found)
 
 
-def test_nothing_is_loaded_and_only_its_own_script_may_run(tmp_path: Path) -> None:
+def test_the_page_loads_nothing_and_allows_only_its_own_script(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     reader = Reader(written(folder))
     places = [v for _, a in reader.tags for k, v in a.items() if k in ("src", "href", "action")]
@@ -82,7 +82,7 @@ def test_nothing_is_loaded_and_only_its_own_script_may_run(tmp_path: Path) -> No
         assert rules[name] == f"'sha256-{digest}'"
 
 
-def test_hostile_text_is_only_text(tmp_path: Path) -> None:
+def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     plain, _ = sweep(tmp_path / "plain")
     made = cell(tmp_path / "hostile" / ".store", Made(0), "one", target="bird")
     made["choices"] |= {"trigger": HOSTILE, "defense": HOSTILE, "model": HOSTILE}
@@ -105,8 +105,8 @@ def test_hostile_text_is_only_text(tmp_path: Path) -> None:
     )
 
 
-def test_a_cells_details_show_the_texts_of_the_tables(tmp_path: Path) -> None:
-    """An eighth of a percent is a tie between two ways to round: there is but one."""
+def test_details_have_the_same_texts_as_the_table(tmp_path: Path) -> None:
+    """An eighth of a percent is a rounding tie; it is rounded the same way everywhere."""
     made = [record(nat1=0.99125, asr1=0.00125, nat2=None, asr2=0.0), failed(record(seed=1))]
     folder = write_sweep(tmp_path / "s", made)
     text = written(folder)
@@ -120,7 +120,7 @@ def test_a_cells_details_show_the_texts_of_the_tables(tmp_path: Path) -> None:
     assert "0.12" in (write_tables(folder) and (folder / "tables/table_pixel.md").read_text())
 
 
-def test_a_number_of_images_is_no_percentage_and_elsewhere_is_shown(tmp_path: Path) -> None:
+def test_image_counts_are_not_percentages_and_asr_elsewhere_is_shown(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     made = [record(ratio=r, protocol=counted, asr_elsewhere1=0.0525) for r in (0, 250)]
     text = written(write_sweep(tmp_path / "s", made))
@@ -158,7 +158,7 @@ def test_the_table_has_every_cell_and_its_figures(tmp_path: Path) -> None:
     assert "<b>11</b> done" in text
 
 
-def test_facts_are_told_once_and_add_up_to_the_record(tmp_path: Path) -> None:
+def test_facts_are_shown_once_and_add_up_to_the_record(tmp_path: Path) -> None:
     made = [record(*each) for each in GRID[:3]]
     shown = data_of(written(write_sweep(tmp_path / "s", made)))
     for number, one in enumerate(made):
@@ -173,7 +173,7 @@ def test_facts_are_told_once_and_add_up_to_the_record(tmp_path: Path) -> None:
     assert shown["common"]["protocol.ratio_of"] == "target"
 
 
-def test_a_missing_cell_says_nothing_about_what_is_common() -> None:
+def test_a_missing_cell_does_not_affect_the_common_facts() -> None:
     found = facts([{"a": 1, "b": 2}, {}, {"a": 1, "b": 3}])
     assert (found.common, found.names) == ({"a": "1"}, ["b"])
     assert found.own == [["2"], [None], ["3"]]
@@ -183,7 +183,7 @@ def test_a_missing_cell_says_nothing_about_what_is_common() -> None:
     assert len(facts([deep]).names) == 1
 
 
-def test_pictures_are_those_of_the_stages(tmp_path: Path) -> None:
+def test_charts_show_the_stored_artifacts(tmp_path: Path) -> None:
     folder, made = sweep(tmp_path)
     shown = data_of(written(folder))
     assert shown["notes"] == []
@@ -234,14 +234,14 @@ def test_thumbnails_are_the_stored_pixels_with_their_scores(tmp_path: Path) -> N
             place += 1
 
 
-def test_large_images_are_shrunk_and_gray_ones_stay_gray() -> None:
+def test_large_images_are_reduced_and_gray_ones_stay_gray() -> None:
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 200, 100), dtype=np.uint8)
     sheet, tile = png_strip(images)
     picture = Image.open(io.BytesIO(base64.b64decode(sheet.partition(",")[2])))
     assert (tile, picture.size, picture.mode) == ([32, 64], (96, 64), "L")
 
 
-def test_without_a_store_the_page_says_so(tmp_path: Path) -> None:
+def test_without_a_store_the_page_has_a_note(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     shown = data_of(written(folder))
     assert shown["pictures"]["0"] == {"notes": [], "loss": {}}
@@ -262,7 +262,7 @@ def test_without_a_store_the_recorded_curve_is_drawn(tmp_path: Path) -> None:
     assert figure.axes[0].lines[0].get_ydata().tolist() == [50, 46, 3, 0]
 
 
-def test_a_late_stamp_shows_no_images_of_it(tmp_path: Path) -> None:
+def test_a_trigger_applied_after_augmentation_has_no_thumbnails(tmp_path: Path) -> None:
     made = cell(tmp_path / ".store", Made(0), "one")
     made["protocol"]["stamp"] = "after"
     shown = data_of(written(write_sweep(tmp_path / "s", [made])))["pictures"]["0"]
@@ -272,7 +272,7 @@ def test_a_late_stamp_shows_no_images_of_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("budget", [0, 1500, 6000, 20_000, 60_000, 400_000])
-def test_pictures_stay_within_their_budget(tmp_path: Path, budget: int) -> None:
+def test_charts_stay_within_their_size_limit(tmp_path: Path, budget: int) -> None:
     records = [cell(tmp_path, Made(n), f"cell{n}", seed=n) for n in range(4)]
     made = all_pictures(ArtifactReader(tmp_path), records, budget)
     kept = [each for each in made if not any("omitted" in note for note in each["notes"])]
@@ -284,7 +284,7 @@ def test_pictures_stay_within_their_budget(tmp_path: Path, budget: int) -> None:
         assert all(len(each["images"]["rows"]["mistaken"]) >= 4 for each in made)
 
 
-def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
+def test_writing_the_page_again_changes_nothing(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     path = write_page(folder)
     first, when = path.read_bytes(), path.stat().st_mtime_ns
@@ -293,7 +293,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path: Path) -> None:
     assert [p.name for p in folder.iterdir() if p.name.startswith(".")] == []
 
 
-def test_the_page_stays_in_its_sweep(tmp_path: Path) -> None:
+def test_the_page_is_not_written_through_a_link(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     (tmp_path / "outside.html").write_text("kept")
     (folder / "index.html").symlink_to(tmp_path / "outside.html")
@@ -303,7 +303,7 @@ def test_the_page_stays_in_its_sweep(tmp_path: Path) -> None:
 
 
 def mutilated(value: Any, draw: random.Random) -> Any:
-    """`value` with some part of it replaced by something of another kind."""
+    """`value` with some part replaced by something of another type."""
     odd = [None, True, -1, 1e300, 10**15, "", "<b>", [], {}, [[1]], {"a": {"b": None}}, "\ud800"]
     if isinstance(value, dict) and value and draw.random() < 0.95:
         name = draw.choice(sorted(value))
@@ -314,8 +314,8 @@ def mutilated(value: Any, draw: random.Random) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_no_record_brings_the_page_down(tmp_path: Path, seed: int) -> None:
-    """Whatever is in a record, there is a page, and figures, and other cells keep theirs."""
+def test_a_malformed_record_does_not_break_the_page(tmp_path: Path, seed: int) -> None:
+    """There is still a page with figures, and other cells keep theirs."""
     draw = random.Random(seed)
     made = [cell(tmp_path / ".store", Made(n), f"cell{n}", seed=n) for n in range(2)]
     for _ in range(1 + seed % 3):
@@ -336,7 +336,7 @@ def test_no_record_brings_the_page_down(tmp_path: Path, seed: int) -> None:
     assert [name for name, _ in catalogue.of_sweep(whole)]
 
 
-def test_tables_are_written_with_their_page(tmp_path: Path) -> None:
+def test_write_tables_also_writes_the_page(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     write_tables(folder)
     first = (folder / "index.html").read_bytes()
@@ -344,7 +344,7 @@ def test_tables_are_written_with_their_page(tmp_path: Path) -> None:
     assert (folder / "index.html").read_bytes() == first
 
 
-def test_a_folder_without_any_cell_has_a_page(tmp_path: Path) -> None:
+def test_a_folder_without_cells_has_a_page(tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text("{")
     text = written(tmp_path)
     assert "<b>0</b> cells" in text

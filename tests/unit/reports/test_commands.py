@@ -1,4 +1,4 @@
-"""The two commands: what is printed, what is written, what it costs."""
+"""The commands `reports` and `status`: printed text, written files, imports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_tables_are_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFi
     assert (folder / "tables" / "table_pixel.md").read_text() in printed
 
 
-def test_twice_gives_identical_bytes_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_writing_twice_gives_identical_bytes_and_no_other_files(tmp_path: Path) -> None:
     made = [record(*cell, seed=seed) for cell in GRID for seed in (0, 1)]
     folder = write_sweep(tmp_path / "demo", made)
     write_tables(folder)
@@ -39,7 +39,7 @@ def test_twice_gives_identical_bytes_and_leaves_nothing_else(tmp_path: Path) -> 
     assert not [name for name in first if name.startswith(".")]
 
 
-def test_a_table_that_no_longer_holds_goes_and_other_files_stay(tmp_path: Path) -> None:
+def test_outdated_tables_are_deleted_and_other_files_stay(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "demo", [record()])
     write_tables(folder)
     (folder / "tables" / "table_mine.md").write_text("kept")
@@ -87,7 +87,7 @@ def test_triggers_with_one_slug_get_two_files(tmp_path: Path) -> None:
     assert len({table.slug for table in write_tables(folder)}) == 2
 
 
-def test_no_sweep_says_where_it_looked(
+def test_without_a_sweep_the_searched_folder_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([str(tmp_path)]) == 2
@@ -130,7 +130,7 @@ def test_the_commands_import_no_torch_and_help_no_pandas(tmp_path: Path) -> None
         assert done.stderr.strip() == expected
 
 
-def test_a_reader_that_leaves_and_a_plain_terminal_are_no_error(tmp_path: Path) -> None:
+def test_a_closed_output_and_an_ascii_terminal_are_no_error(tmp_path: Path) -> None:
     folders = [write_sweep(tmp_path / name, [record()]) for name in ("one", "two")]
     command = [sys.executable, "-m", "backdoor_lab.reports", str(tmp_path)]
     plain = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -150,7 +150,7 @@ def states(folder: Path, now: float) -> tuple[Sweep, list[status.State]]:
     return sweep, status.look(sweep, now)
 
 
-def test_status_tells_done_running_stale_failed_and_missing(tmp_path: Path) -> None:
+def test_status_shows_done_running_stale_failed_and_missing_cells(tmp_path: Path) -> None:
     asked = [record(seed=seed) for seed in range(5)]
     folder = write_sweep(tmp_path / "s", [asked[0], failed(asked[1])], asked)
     for number, beat in ((2, {"stage": "train", "epoch": 3, "epochs": 8, "pid": 1}), (3, {})):
@@ -169,11 +169,11 @@ def test_status_tells_done_running_stale_failed_and_missing(tmp_path: Path) -> N
     assert "no heartbeat for 2 min" in text
     assert "failed: oom" in text
     assert "5 cells: 1 done, 1 running, 1 stale, 1 failed, 1 missing" in text
-    # The failed one is repeated by the same command.
+    # The same command repeats the failed cell.
     assert status.seconds_left(found) == pytest.approx(4 * 58.0)
 
 
-def test_time_left_counts_computed_stages_alone(tmp_path: Path) -> None:
+def test_time_left_counts_only_computed_stages(tmp_path: Path) -> None:
     asked = [record(seed=seed) for seed in range(4)]
     asked[1]["run"]["stages"] = {"train": {"made": False}, "retrain": {"made": True}}
     asked[2]["run"]["stages"] = {"train": {"made": False}}
@@ -193,26 +193,26 @@ def test_a_hostile_heartbeat_is_shown_as_text(tmp_path: Path, text: str) -> None
     assert "\x1b" not in status.show(sweep, found)
 
 
-def test_status_names_cells_that_differ_in_their_configuration_alone(tmp_path: Path) -> None:
+def test_status_distinguishes_cells_by_their_configuration(tmp_path: Path) -> None:
     made = [record(config={"recipe": {"lr": lr}, "seed": 0}, id=f"cell{lr}")
             for lr in (0.1, 0.2, 0.3)]  # fmt: skip
     text = status.show(*states(write_sweep(tmp_path / "s", made), 0.0))
     rows = [line.split() for line in text.splitlines() if line.endswith("done: seed 0")]
     assert [row[4] for row in rows] == ["0.1", "0.2", "0.3"]
-    # Nothing tells these two apart but their ids.
+    # These two differ only in their ids.
     twins = [record(id="one"), failed(record(id="two"))]
     text = status.show(*states(write_sweep(tmp_path / "t", twins), 0.0))
     assert "done: one; failed: two" in text
 
 
-def test_status_prints_a_number_of_images_as_a_number(tmp_path: Path) -> None:
+def test_status_shows_image_counts_as_numbers(tmp_path: Path) -> None:
     made = [record(ratio=500, protocol={**PROTOCOL, "ratio_of": "count"})]
     text = status.show(*states(write_sweep(tmp_path / "s", made), 0.0))
     assert re.search(r"bird +500 +spectral", text)
     assert "%" not in text
 
 
-def test_status_ends_with_zero_for_any_folder(
+def test_status_exits_with_0_for_an_empty_folder_and_2_for_a_missing_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert status.main([str(tmp_path)]) == 0

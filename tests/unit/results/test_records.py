@@ -84,29 +84,29 @@ def test_invalid_transformed_rates_are_refused_by_name(under: Any, named: str) -
 
 
 @pytest.mark.parametrize("data", [b"", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"schema": 1}'])
-def test_any_bytes_are_refused_with_one_error(data: bytes) -> None:
+def test_malformed_bytes_are_refused_with_a_data_error(data: bytes) -> None:
     with pytest.raises(DataError):
         records.parse(data)
 
 
-def test_nan_is_no_number_and_no_reason_to_refuse() -> None:
+def test_non_finite_figures_are_dropped_and_the_record_is_accepted() -> None:
     cell = parsed(record(nat1=float("nan"), asr1=float("inf"), nat2=None))
     assert not {"nat1", "asr1", "nat2"} & set(cell.numbers)
     assert "asr2" in cell.numbers
 
 
-def test_config_text_is_free_of_the_seed_alone() -> None:
+def test_config_text_omits_only_the_seed() -> None:
     def config(seed: int, other: int) -> str | None:
         return parsed(record(seed=seed, config={"seed": seed, "data": {"seed": other}})).config
 
     assert config(1, 1) == config(2, 2) != config(2, 5)
-    # A seed that begins with the same digits, alone in its mapping, first or last in it.
+    # A seed with the same leading digits; a seed alone, first or last in its mapping.
     assert config(1, 12) == config(2, 12) == '{"data": {"seed": 12}}'
     made = record(seed=1, config={"a": {"seed": 1}, "seed": 1, "z": {"b": '", "seed": 1,'}})
     assert parsed(made).config == json.dumps({"a": {}, "z": {"b": '", "seed": 1,'}})
 
 
-def test_sweeps_are_found_and_hidden_folders_are_not(tmp_path: Path) -> None:
+def test_find_sweeps_skips_hidden_folders(tmp_path: Path) -> None:
     write_sweep(tmp_path / "b", [record()])
     write_sweep(tmp_path / "a" / "deeper", [record()], asked=[])
     write_sweep(tmp_path / ".store" / "x", [record()])
@@ -117,7 +117,7 @@ def test_sweeps_are_found_and_hidden_folders_are_not(tmp_path: Path) -> None:
     assert len(read_sweep(tmp_path / "b").cells) == 1
 
 
-def test_cells_come_as_asked_and_then_sorted(tmp_path: Path) -> None:
+def test_cells_are_in_the_requested_order_followed_by_the_others_sorted(tmp_path: Path) -> None:
     asked = [record(target=t) for t in ("horse", "bird")]
     extra = [record(target="bird", defense=d) for d in ("oracle", "none", "abl", "spectral")]
     extra += [record(target="bird", ratio=0.1)]
@@ -130,7 +130,7 @@ def test_cells_come_as_asked_and_then_sorted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-def test_a_damaged_record_stays_a_failed_cell_with_a_warning(tmp_path: Path, listed: bool) -> None:
+def test_a_damaged_record_is_a_failed_cell_with_a_warning(tmp_path: Path, listed: bool) -> None:
     made = record()
     folder = write_sweep(tmp_path / "s", [made], None if listed else [])
     (folder / made["id"] / "record.json").write_text('{"schema": 1, "id"')
@@ -142,7 +142,7 @@ def test_a_damaged_record_stays_a_failed_cell_with_a_warning(tmp_path: Path, lis
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 1}', '{"schema": 9, "asked": []}'])
-def test_a_damaged_list_costs_a_warning_only(tmp_path: Path, text: str) -> None:
+def test_a_damaged_sweep_json_only_gives_a_warning(tmp_path: Path, text: str) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "sweep.json").write_text(text)
     sweep = read_sweep(folder)
@@ -150,7 +150,7 @@ def test_a_damaged_list_costs_a_warning_only(tmp_path: Path, text: str) -> None:
     assert "sweep.json" in sweep.warnings[0]
 
 
-def test_entries_of_the_list_that_make_no_sense_are_shown(tmp_path: Path) -> None:
+def test_invalid_entries_of_sweep_json_are_shown_with_warnings(tmp_path: Path) -> None:
     asked: list[Any] = [3, {"id": "x"}, {"id": "y", "choices": {"trigger": "pixel"}}]
     folder = tmp_path / "s"
     folder.mkdir()
@@ -160,7 +160,7 @@ def test_entries_of_the_list_that_make_no_sense_are_shown(tmp_path: Path) -> Non
     assert len(sweep.warnings) == 3
 
 
-def test_no_seed_counts_twice(tmp_path: Path) -> None:
+def test_duplicate_records_of_a_seed_are_omitted_with_a_warning(tmp_path: Path) -> None:
     made = record()
     folder = write_sweep(tmp_path / "s", [made, {**made, "id": "newer-code"}], [made])
     (folder / "copy").mkdir()

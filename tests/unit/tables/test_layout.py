@@ -1,4 +1,4 @@
-"""Figures of tables against a second computation; layout, order and splitting."""
+"""Table figures against a second computation; layout, order and splitting."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tables(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> list[
     return SweepReport(read_sweep(write_sweep(folder / "s", made, asked))).tables
 
 
-def test_t_quantile_is_scipys() -> None:
+def test_t_quantile_equals_scipys() -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
     for freedom in [*range(1, 40), 99, 1000]:
         expected = scipy_stats.t.ppf(0.975, freedom)
@@ -43,7 +43,7 @@ def test_t_quantile_is_scipys() -> None:
     assert half_width(float("nan"), 1) is None
 
 
-def test_means_and_intervals_are_those_of_a_second_computation(tmp_path: Path) -> None:
+def test_means_and_intervals_match_a_second_computation(tmp_path: Path) -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
     made = [record(*cell, seed=seed) for cell in GRID for seed in SEEDS]
     made[2] = failed(made[2])
@@ -68,7 +68,7 @@ def test_means_and_intervals_are_those_of_a_second_computation(tmp_path: Path) -
                 assert math.isclose(found.half, half, abs_tol=1e-12)
 
 
-def test_the_demo_has_the_reports_layout(tmp_path: Path) -> None:
+def test_the_demo_is_shown_in_the_reports_layout(tmp_path: Path) -> None:
     made = [record(*cell) for cell in GRID]
     for number, one in enumerate(made):
         one.update(nat1=0.9231, asr1=0.7912, nat2=0.9254, asr2=0.0)
@@ -101,7 +101,7 @@ GOLDEN = """\
 """
 
 
-def test_the_reports_figures_stand_beside_ours(tmp_path: Path) -> None:
+def test_the_reports_figures_are_shown_next_to_ours(tmp_path: Path) -> None:
     one = record(nat1=0.9331, asr1=0.7912, nat2=0.9, asr2=0.01)
     one["counts"]["pois_left"] = 3
     (table,) = tables(tmp_path, [one, record(target="cat"), record(defense="none")])
@@ -121,7 +121,7 @@ def test_the_reports_figures_stand_beside_ours(tmp_path: Path) -> None:
     assert "no reproduction" not in grids(table)[1].notes[0]
 
 
-def test_the_reference_has_twelve_cells_and_no_more() -> None:
+def test_the_reference_has_exactly_twelve_cells() -> None:
     assert all(reference.lookup(*cell) for cell in GRID)
     assert reference.lookup("pattern", "bird", 0.05) == {
         "nat1": 92.24, "asr1": 79.64, "pois_left": 38, "nat2": 92.42, "asr2": 2.05
@@ -134,16 +134,16 @@ def test_the_reference_has_twelve_cells_and_no_more() -> None:
     ("defense", "count"),
     [("spectral", 1), ("spectral_plus", 0), ("abl", 0), ("none", 0), ("oracle", 0)],
 )
-def test_only_the_reports_own_filter_is_compared_with_it(
+def test_only_spectral_signatures_are_compared_with_the_report(
     tmp_path: Path, defense: str, count: int
 ) -> None:
-    """And a table of one defense names it, since its rows do not."""
+    """A table of a single defense names it, since its rows do not."""
     (table,) = tables(tmp_path, [record(defense=defense)])
     assert len(table.compared) == count
     assert any(f"; defense {defense};" in note for note in table.notes)
 
 
-def test_seeds_that_failed_or_are_missing_are_said(tmp_path: Path) -> None:
+def test_failed_and_missing_seeds_are_counted_in_the_status(tmp_path: Path) -> None:
     asked = [record(seed=seed) for seed in SEEDS] + [record(target="dog", seed=s) for s in SEEDS]
     made = [asked[0], asked[1], failed(asked[2]), asked[4]]
     (table,) = tables(tmp_path, made, asked)
@@ -163,7 +163,7 @@ def test_a_cell_without_figures_is_a_row_of_dashes(tmp_path: Path, status: str) 
     assert grids(table)[0].rows[1][-1] == "done"
 
 
-def test_figures_of_a_cell_that_is_not_done_enter_no_mean(tmp_path: Path) -> None:
+def test_figures_of_an_unfinished_cell_do_not_enter_the_mean(tmp_path: Path) -> None:
     made = [record(nat1=0.9), record(seed=1, nat1=0.1, status="failed: oom in retrain")]
     (table,) = tables(tmp_path, made)
     (cell,) = table.cells.values()
@@ -171,14 +171,14 @@ def test_figures_of_a_cell_that_is_not_done_enter_no_mean(tmp_path: Path) -> Non
     assert cell.estimates["nat1"].n == cell.done == 1
 
 
-def test_one_finite_value_has_no_interval_and_says_so(tmp_path: Path) -> None:
+def test_a_mean_of_one_value_is_marked_n_1(tmp_path: Path) -> None:
     made = [record(seed=seed, asr2=None) for seed in range(3)]
     made[1]["asr2"] = 0.02
     (table,) = tables(tmp_path, made)
     assert grids(table)[0].rows[0][7] == "2.00 (n=1)"
 
 
-def test_an_interval_is_not_clipped(tmp_path: Path) -> None:
+def test_intervals_are_not_clipped(tmp_path: Path) -> None:
     (table,) = tables(tmp_path, [record(seed=s, asr2=v) for s, v in enumerate((0.0, 0.0, 0.03))])
     found = table.cells[table.rows[0], ()].estimates["asr2"]
     assert found.half is not None
@@ -194,7 +194,7 @@ def test_another_choice_makes_another_table(tmp_path: Path, name: str) -> None:
     assert [t.slug for t in found] == ["pixel-one", "pixel-two"]
 
 
-def test_protocol_values_split_though_the_name_is_the_same(tmp_path: Path) -> None:
+def test_different_protocol_values_split_tables_despite_equal_names(tmp_path: Path) -> None:
     other = {**PROTOCOL, "ratio_of": "all"}
     made = [record(), record(seed=1, protocol=other, id="other")]
     found = tables(tmp_path, made)
@@ -204,7 +204,7 @@ def test_protocol_values_split_though_the_name_is_the_same(tmp_path: Path) -> No
     assert "ratio_of=all" in found[1].notes[0]
 
 
-def test_other_config_values_are_never_averaged_as_seeds(tmp_path: Path) -> None:
+def test_cells_with_different_config_values_are_not_averaged(tmp_path: Path) -> None:
     made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]
     found = tables(tmp_path, made)
     assert [t.title for t in found] == [
@@ -213,20 +213,22 @@ def test_other_config_values_are_never_averaged_as_seeds(tmp_path: Path) -> None
     assert all(cell.asked == 1 for table in found for cell in table.cells.values())
 
 
-def test_two_sets_of_one_name_are_told_apart_by_ten_digits(tmp_path: Path) -> None:
+def test_data_sets_of_one_name_are_distinguished_by_ten_digits_of_their_hash(
+    tmp_path: Path,
+) -> None:
     made = [record(seed=n, config={"data": digit * 64}) for n, digit in enumerate("ab")]
     titles = [table.title for table in tables(tmp_path, made)]
     assert titles == [f"pixel, config data {digit * 10}" for digit in "ab"]
 
 
-def test_a_missing_cell_joins_the_table_of_its_protocol(tmp_path: Path) -> None:
+def test_a_missing_cell_is_in_the_table_of_its_protocol(tmp_path: Path) -> None:
     asked = [record(), record(target="dog"), failed(record(target="horse"))]
     asked[2]["protocol"] = None
     (table,) = tables(tmp_path, [asked[0], asked[2]], asked)
     assert [cell.status for cell in table.cells.values()] == ["done", "missing", "failed: oom"]
 
 
-def test_ratio_is_a_count_where_the_protocol_says_so(tmp_path: Path) -> None:
+def test_ratio_is_shown_as_a_count_if_the_protocol_counts_images(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     found = tables(
         tmp_path, [record(ratio=500, protocol=counted), record(target="dog", ratio=0.003)]
@@ -234,13 +236,13 @@ def test_ratio_is_a_count_where_the_protocol_says_so(tmp_path: Path) -> None:
     assert [table.rows[0][1] for table in found] == ["500", "0.3%"]
 
 
-def test_a_ratio_of_one_is_all_of_the_class_unless_it_counts_images(tmp_path: Path) -> None:
+def test_a_ratio_of_one_is_shown_as_100_percent_or_one_image(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     found = tables(tmp_path, [record(ratio=1), record(target="dog", ratio=1, protocol=counted)])
     assert [table.rows[0][1] for table in found] == ["100%", "1"]
 
 
-def test_unreadable_cells_have_a_table(tmp_path: Path) -> None:
+def test_unreadable_cells_are_in_a_table_of_their_own(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
@@ -249,7 +251,7 @@ def test_unreadable_cells_have_a_table(tmp_path: Path) -> None:
     assert grids(found[1])[0].rows == [["stray", "–", *["–"] * 6, "failed: damaged record"]]
 
 
-def test_the_tidy_frame_has_one_line_per_cell(tmp_path: Path) -> None:
+def test_the_tidy_frame_has_one_row_per_cell(tmp_path: Path) -> None:
     asked = [record(), failed(record(seed=1)), record(seed=2)]
     frame = SweepReport(read_sweep(write_sweep(tmp_path / "s", asked[:2], asked))).facts.frame
     assert list(frame["status"]) == ["done", "failed: oom", "missing"]
@@ -261,7 +263,7 @@ def test_the_tidy_frame_has_one_line_per_cell(tmp_path: Path) -> None:
     assert first["auroc"] == 0.99
 
 
-def test_an_attack_on_every_class_is_said_below_every_kind_of_table(tmp_path: Path) -> None:
+def test_all_to_all_attacks_are_noted_below_every_table(tmp_path: Path) -> None:
     made = [
         record(seed=s, defense=d, protocol={**PROTOCOL, "labels": "all_to_all"})
         for s in (0, 1)

@@ -1,5 +1,5 @@
-"""What a sweep is shown in by default: which layout, what stands in it, that it is what was
-recorded, and the comparison with the control that is written beside it."""
+"""The default tables of a sweep: which layout, that every number is recorded, and the comparison
+with the random control."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ COMMITTED = Path(__file__).resolve().parents[3] / "multirun_reports" / "attacks"
 
 
 def found(*choices: Any, retrain: bool = True, **over: Any) -> dict[str, Any]:
-    """A record with every detection figure; without retraining, with nothing after the filter."""
+    """A record with every detection figure; without retraining, nothing after the filter."""
     made = record(*choices, **over)
     draw = random.Random(made["id"])
     made["detection"] = {name: draw.random() for name in DETECTION}
-    # One network for each attack and seed, whatever the defense.
+    # One network per attack and seed, shared by all defenses.
     one = random.Random(ascii([v for k, v in made["choices"].items() if k != "defense"]))
     made |= {"nat1": one.random(), "asr1": one.random()}
     return made if retrain else made | {"nat2": None, "asr2": None}
@@ -63,11 +63,11 @@ def layouts(tables: Sequence[PivotTable]) -> list[tuple[Any, Any, Any]]:
 
 
 def attacks(ratios: Sequence[float] = (0.1, 0.0, 0.3)) -> list[dict[str, Any]]:
-    """A sweep of many triggers and few ratios, as `experiment=attacks` asks for."""
+    """A sweep of many triggers and few ratios, as in `experiment=attacks`."""
     return [found(t, "bird", r, retrain=False) for t in TRIGGERS for r in ratios]
 
 
-def test_what_a_filter_accuses_has_its_columns(tmp_path: Path) -> None:
+def test_counts_of_flagged_classes_have_columns(tmp_path: Path) -> None:
     made = [found("pixel", "bird", r, defense=d, retrain=False)
             for r in (0.0, 0.1) for d in DEFENSES[:2]]  # fmt: skip
     (wide, *_), *_ = [layouts(shown(tmp_path / "told", made))[1:]]
@@ -85,7 +85,7 @@ def test_what_a_filter_accuses_has_its_columns(tmp_path: Path) -> None:
         ("model", ("seed",)), ("recipe", ("ratio",)),
     ],
 )  # fmt: skip
-def test_the_reports_layout_as_long_as_it_can_be_read(
+def test_the_reports_layout_is_used_up_to_a_limit(
     tmp_path: Path, axis: str, others: tuple[str, ...]
 ) -> None:
     values = {"target": ("bird", "dog"), "ratio": (0.05, 0.1), "seed": (0, 1)}
@@ -100,12 +100,12 @@ def test_the_reports_layout_as_long_as_it_can_be_read(
         assert all(not table.spec.report for table in tables) == (count > MOST)
 
 
-def test_many_targets_and_ratios_are_the_reports_own_rows(tmp_path: Path) -> None:
+def test_many_targets_and_ratios_stay_in_the_reports_layout(tmp_path: Path) -> None:
     made = [record("pixel", f"t{n}", r / 100) for n in range(10) for r in range(1, 10)]
     assert all(table.spec.report for table in shown(tmp_path / "s", made))
 
 
-def test_many_triggers_and_few_ratios(tmp_path: Path) -> None:
+def test_many_triggers_and_few_ratios_have_triggers_in_rows(tmp_path: Path) -> None:
     tables = shown(tmp_path / "s", attacks())
     assert layouts(tables) == [
         (("trigger",), ("ratio",), ("n_poisoned", "nat1", "asr1", "pois_left")),
@@ -115,11 +115,11 @@ def test_many_triggers_and_few_ratios(tmp_path: Path) -> None:
     assert not first.spec.report
     assert [row for (row,) in first.rows] == list(TRIGGERS)
     assert first.columns == [("0%",), ("10%",), ("30%",)]
-    # A higher ratio is another attack: no value of a row is the best.
+    # Ratios are different attacks: no value of a row is the best.
     assert not any(grid.best for table in tables for grid in grids(table))
 
 
-def test_what_a_trigger_decides_makes_no_axis(tmp_path: Path) -> None:
+def test_fields_implied_by_the_trigger_make_no_axis(tmp_path: Path) -> None:
     made = attacks((0.1,))
     for one in made[:3]:
         one["choices"]["source"] = "cat"
@@ -129,14 +129,14 @@ def test_what_a_trigger_decides_makes_no_axis(tmp_path: Path) -> None:
         "n_poisoned", "nat1", "asr1", "pois_left", "auroc", "average_precision", "tpr_at_1",
         "tpr_at_5",
     ))]  # fmt: skip
-    # Eleven names would bury what is told.
+    # Eleven names would hide the information.
     told = (
         "asr_on=source (trigger0, trigger1, trigger2) \\| not_target (all others), budget=1.5eps,"
     )
     assert told in markdown(document(table))
 
 
-def test_a_value_that_is_an_axis_is_listed_plainly(tmp_path: Path) -> None:
+def test_values_of_an_axis_are_listed_in_the_protocol_note(tmp_path: Path) -> None:
     layers = ("penultimate", "layer4", "layer3")
     made = [found("pixel", "bird", 0.1, d, 0) for d in DEFENSES for _ in layers]
     for n, one in enumerate(made):
@@ -147,8 +147,8 @@ def test_a_value_that_is_an_axis_is_listed_plainly(tmp_path: Path) -> None:
         assert "layer=penultimate \\| layer4 \\| layer3," in markdown(document(table))
 
 
-def test_many_defenses_two_triggers_three_seeds(tmp_path: Path) -> None:
-    # All seeds alike: two defenses differ by the same amount in each, and no t test is defined.
+def test_many_defenses_have_defenses_in_rows_and_triggers_in_columns(tmp_path: Path) -> None:
+    # Equal figures in all seeds: differences are constant, and the t test is undefined.
     once = [found(t, "bird", 0.1, d) for t in ("pixel", "pattern") for d in DEFENSES]
     made = [
         {**one, "id": f"{one['id']}{seed}", "choices": {**one["choices"], "seed": seed},
@@ -172,12 +172,12 @@ def test_many_defenses_two_triggers_three_seeds(tmp_path: Path) -> None:
         assert any("paired t test" in note and "3 seeds" in note for note in grid.notes)
 
 
-def test_what_was_before_the_defense_is_said_once(tmp_path: Path) -> None:
+def test_figures_before_the_defense_are_shown_once(tmp_path: Path) -> None:
     made = [found("pixel", "bird", r, d, 0) for r in (0.05, 0.1) for d in DEFENSES]
     made[0] = failed(made[0])
     before = shown(tmp_path / "s", made)[0]
     (grid,) = grids(before)
-    # Spectral has a failed cell: random, the first with all of them done, stands for all.
+    # Spectral has a failed cell, so random, the first complete defense, is shown.
     assert any("these are random's cells" in note for note in grid.notes)
     mine = [one for one in made if one["choices"]["defense"] == "random"]
     assert grid.rows == [
@@ -186,10 +186,10 @@ def test_what_was_before_the_defense_is_said_once(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_every_attack_has_its_figures_before_the_defense_whichever_it_met(tmp_path: Path) -> None:
-    """Five attacks, each with another defense, and some that another defense failed on."""
+def test_every_attack_shows_its_figures_before_the_defense(tmp_path: Path) -> None:
+    """Five attacks, each with another defense, some of them also with a failed one."""
     made = [found(t, "bird", 0.1, d, 0) for t, d in zip(TRIGGERS, DEFENSES[:5], strict=False)]
-    # Another budget and layer are another defense's business, and make no other attack.
+    # Budget and layer belong to the defense and do not make another attack.
     made[1]["protocol"] = {**PROTOCOL, "budget": "15%", "classes": "all", "layer": "layer4"}
     more = [found("trigger0", "bird", 0.1, d, 0) for d in DEFENSES[1:3]]
     tables = shown(tmp_path / "s", [failed(more[0]), *made, more[1]])
@@ -203,7 +203,7 @@ def test_every_attack_has_its_figures_before_the_defense_whichever_it_met(tmp_pa
     assert not any("Not done" in note for note in grid.notes)
 
 
-def test_many_of_both_stand_in_panels(tmp_path: Path) -> None:
+def test_many_triggers_and_defenses_are_split_into_panels(tmp_path: Path) -> None:
     made = [found(t, "bird", 0.1, d, retrain=False) for t in TRIGGERS for d in DEFENSES[:5]]
     tables = shown(tmp_path / "s", made)
     said = [values for _, _, values in layouts(tables)]
@@ -219,7 +219,7 @@ def test_many_of_both_stand_in_panels(tmp_path: Path) -> None:
         assert panels[1].notes[-1] == ONE_SEED
 
 
-def test_a_row_without_a_cell_in_one_panel_is_empty_there(tmp_path: Path) -> None:
+def test_a_row_without_cells_in_a_panel_is_empty(tmp_path: Path) -> None:
     names = [f"t{n:02}" for n in range(2 * ACROSS)]
     made = [found(name, name, 0.1, defense=name) for name in names]
     tables = shown(tmp_path, made)
@@ -229,7 +229,7 @@ def test_a_row_without_a_cell_in_one_panel_is_empty_there(tmp_path: Path) -> Non
     assert any(any(row) for row in rows)
 
 
-def test_values_of_a_config_make_an_axis(tmp_path: Path) -> None:
+def test_config_values_make_an_axis(tmp_path: Path) -> None:
     rates = (0.3, 0.001, 0.01, 0.1, 1)
     made = [found(config={"recipe": {"lr": lr}, "seed": 0}, id=str(lr)) for lr in rates]
     (table,) = shown(tmp_path / "s", made)
@@ -237,8 +237,8 @@ def test_values_of_a_config_make_an_axis(tmp_path: Path) -> None:
     assert [row[0] for row in grids(table)[0].rows] == ["0.001", "0.01", "0.1", "0.3", "1"]
 
 
-def test_a_protocols_value_stands_once(tmp_path: Path) -> None:
-    """Named in the config as it was resolved: one axis; resolved otherwise: both are said."""
+def test_a_protocol_value_makes_one_axis(tmp_path: Path) -> None:
+    """If the config names the resolved value there is one axis; if it differs, both are shown."""
     layers = ("penultimate", "layer4", "layer3", "layer3:pool", "layer2")
     made = [
         found(
@@ -257,17 +257,17 @@ def test_a_protocols_value_stands_once(tmp_path: Path) -> None:
     assert layouts([table])[0][:2] == (("config.protocol.layer",), ())
 
 
-def test_a_cell_that_was_not_retrained_shows_what_was_found(tmp_path: Path) -> None:
+def test_cells_without_retraining_show_detection_figures(tmp_path: Path) -> None:
     (table,) = shown(tmp_path / "one", [found(retrain=False)])
     assert layouts([table])[0][:2] == (("trigger",), ())
     assert "Nat2" not in markdown(document(table))
-    # Nothing done says nothing about retraining.
+    # Without finished cells nothing is known about retraining.
     (table,) = shown(tmp_path / "none", [failed(record())])
     assert table.spec.report
 
 
 @pytest.mark.parametrize("defenses", [("spectral",), DEFENSES])
-def test_where_nothing_is_done_every_cell_is_seen(
+def test_without_finished_cells_the_status_of_every_cell_is_shown(
     tmp_path: Path, defenses: tuple[str, ...]
 ) -> None:
     asked = [found(t, "bird", 0.1, d) for t in TRIGGERS[:5] for d in defenses]
@@ -279,12 +279,12 @@ def test_where_nothing_is_done_every_cell_is_seen(
     assert texts.count("missing") == width
 
 
-# --- what is written ----------------------------------------------------------------------------
+# --- written files ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=["committed", "attacks", "defenses", "matrix"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sweeps that are shown wide, one of them committed, with failed and missing cells."""
+    """Sweeps in wide layouts, one of them committed, with failed and missing cells."""
     where = tmp_path_factory.mktemp("wide") / "s"
     if request.param == "committed":
         shutil.copytree(COMMITTED, where, ignore=shutil.ignore_patterns("tables", "index.html"))
@@ -305,8 +305,8 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def without_attack(done: list[dict[str, Any]], records: list[dict[str, Any]]) -> bool:
-    """Whether the Wilson interval of no poisoned cell's ASR1 is above the mean of the clean
-    networks on the same test."""
+    """Whether no poisoned cell's ASR1 has a Wilson interval above the mean of the clean
+    networks."""
     names = ("dataset", "model", "recipe", "trigger", "target", "source", "protocol")
     test = {tuple(one["choices"][name] for name in names) for one in done}
     clean = [one["asr1"] for one in records
@@ -333,7 +333,7 @@ HEADS = {
 
 
 def value_text(cells: list[dict[str, Any]], head: str, asked: int) -> str:
-    """A figure recomputed from raw records with numpy and scipy."""
+    """A figure recomputed from raw records with NumPy and SciPy."""
     group, name, scale = HEADS[head]
     values = [((c[group] or {}) if group else c).get(name) for c in cells]
     known = [scale * value for value in values if value is not None]
@@ -385,14 +385,14 @@ def test_every_number_shown_is_in_the_records(folder: Path) -> None:
     assert seen >= 80
 
 
-def test_files_are_those_of_what_is_shown(folder: Path) -> None:
+def test_written_files_match_the_shown_tables(folder: Path) -> None:
     kinds = {name.partition("_")[0] for name in contents(folder / "tables")}
     records = recorded(folder)
     expected = {"records.csv", "written.json", "wide"}
     if any(one["choices"]["defense"] == "random" for one in records):
         expected.add("compare")
     if any(one["nat2"] is not None for one in records):
-        # The made-up cells are the report's own cells too: what it says stands beside them.
+        # The made-up cells include the report's cells: its figures are shown next to them.
         expected.add("table")
     assert kinds == expected
 
@@ -408,7 +408,7 @@ def test_the_page_shows_the_same_tables(folder: Path) -> None:
     assert ('<details id="compared">' in text) == ("random" in str(sorted(folder.iterdir())))
 
 
-def test_no_note_is_lost_or_said_twice_on_the_page(folder: Path) -> None:
+def test_every_note_is_on_the_page_exactly_once(folder: Path) -> None:
     text = (folder / "index.html").read_text().split('<section id="tables">')[1]
     text = html.unescape(text.split("</section>")[0])
     report = SweepReport.of(folder)
@@ -421,7 +421,9 @@ def test_no_note_is_lost_or_said_twice_on_the_page(folder: Path) -> None:
     ) - 1  # fmt: skip
 
 
-def test_what_is_printed_is_what_is_shown(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_printed_tables_equal_the_written_ones(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     print_tables(write_tables(folder))
     printed = parsed(capsys.readouterr().out)
     written = [parsed(path.read_text()) for path in (folder / "tables").glob("wide_*.md")]
@@ -429,7 +431,7 @@ def test_what_is_printed_is_what_is_shown(folder: Path, capsys: pytest.CaptureFi
 
 
 @pytest.mark.skipif(not latex_with_booktabs(), reason="no pdflatex with booktabs here")
-def test_every_table_of_a_sweep_compiles(folder: Path, tmp_path: Path) -> None:
+def test_the_latex_of_every_table_compiles(folder: Path, tmp_path: Path) -> None:
     paths = sorted((folder / "tables").glob("*.tex"))
     body = "".join(f"{path.read_text()}\\clearpage\n" for path in paths)
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
@@ -438,7 +440,7 @@ def test_every_table_of_a_sweep_compiles(folder: Path, tmp_path: Path) -> None:
                "x.tex"]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
-    # Out of their centering boxes TeX says how wide they are: the text is 345 points of 614.
+    # Without their centering boxes TeX reports their width: the text is 345 of 614 points wide.
     bare_body = body.replace("\\makebox[\\linewidth]{", "").replace("{tabular}}", "{tabular}")
     (tmp_path / "x.tex").write_text(f"{head}{bare_body}\\end{{document}}\n")
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
@@ -451,7 +453,7 @@ def test_every_table_of_a_sweep_compiles(folder: Path, tmp_path: Path) -> None:
 
 
 def holm(values: list[float]) -> list[float]:
-    """Each p times how many are at least as large, never below what a smaller p became."""
+    """Each p times the number of p values at least as large, made monotone."""
     order = np.argsort(values)
     scaled = np.array(values)[order] * np.arange(len(values), 0, -1)
     adjusted = np.empty(len(values))
@@ -461,7 +463,8 @@ def holm(values: list[float]) -> list[float]:
 
 @pytest.fixture
 def compared(tmp_path: Path) -> Path:
-    """Six defenses, two triggers, four seeds; a failed cell, and repairs that detect nothing."""
+    """Six defenses, two triggers, four seeds; one failed cell, and one defense without
+    detection."""
     made = [found(t, "bird", 0.1, d, s) for t in ("pixel", "pattern") for d in DEFENSES
             for s in range(4)]  # fmt: skip
     made[1] = failed(made[1])
@@ -500,7 +503,7 @@ def test_every_defense_is_compared_with_random(compared: Path) -> None:
         assert float(line["difference"]) == pytest.approx(np.mean(ours - base), abs=1e-9)
         if len(set(np.round(ours - base, 9))) > 1:
             assert float(line["p_t"]) == pytest.approx(stats.ttest_rel(ours, base).pvalue)
-    # Five defenses, two triggers, four measures; who detects nothing has no AUROC.
+    # Five defenses, two triggers, four measures; without detection there is no AUROC.
     assert len(single) == 5 * 2 * 4 - 2
     tested = [line for line in lines if line["p_t"]]
     expected = holm([float(line["p_t"]) for line in tested])
@@ -510,7 +513,7 @@ def test_every_defense_is_compared_with_random(compared: Path) -> None:
     assert "failed: oom" in text
 
 
-def test_the_page_folds_the_comparison_up(compared: Path) -> None:
+def test_the_page_has_a_collapsed_comparison(compared: Path) -> None:
     text = (compared / "index.html").read_text()
     part = text.split('<details id="compared">')[1].split("</details>")[0]
     rows = parsed((compared / "tables" / "compare_random.md").read_text())[0]
@@ -518,7 +521,7 @@ def test_the_page_folds_the_comparison_up(compared: Path) -> None:
     assert [row for row in cells if row] == [list(map(html.escape, row.values())) for row in rows]
 
 
-def test_a_long_comparison_is_summed_up_on_the_page(tmp_path: Path) -> None:
+def test_a_long_comparison_is_summarized_on_the_page(tmp_path: Path) -> None:
     made = [found(t, "bird", 0.1, d, s) for t in TRIGGERS for d in DEFENSES for s in (0, 1)]
     folder = write_sweep(tmp_path / "s", made)
     write_tables(folder)
@@ -533,7 +536,7 @@ def test_a_long_comparison_is_summed_up_on_the_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("defenses", [("random",), ("spectral", "none"), ("spectral", "random")])
 def test_without_pairs_there_is_no_comparison(tmp_path: Path, defenses: tuple[str, ...]) -> None:
-    # Random has other targets than the rest: nothing is alike but for the defense.
+    # Random has another target: no two cells differ only in the defense.
     made = [record(defense=d, target="dog" if d == "random" else "bird") for d in defenses]
     folder = write_sweep(tmp_path / "s", made)
     write_tables(folder)
@@ -541,7 +544,7 @@ def test_without_pairs_there_is_no_comparison(tmp_path: Path, defenses: tuple[st
     assert 'id="compared"' not in (folder / "index.html").read_text()
 
 
-def test_a_comparison_that_no_longer_holds_goes(tmp_path: Path) -> None:
+def test_an_outdated_comparison_is_deleted(tmp_path: Path) -> None:
     made = [record(defense=d) for d in ("spectral", "random")]
     folder = write_sweep(tmp_path / "s", made)
     write_tables(folder)
@@ -561,7 +564,7 @@ def test_unreadable_records_are_named_below_wide_tables(tmp_path: Path) -> None:
     )
 
 
-def test_hostile_names_in_wide_tables_are_only_text(tmp_path: Path) -> None:
+def test_hostile_names_in_wide_tables_are_escaped(tmp_path: Path) -> None:
     both = [(name, other) for name in NAMES[:6] for other in NAMES[-5:]]
     made = [found(name, "bird", 0.1, choices={"defense": other}, id=f"c{n}", retrain=False)
             for n, (name, other) in enumerate(both)]  # fmt: skip
@@ -573,7 +576,7 @@ def test_hostile_names_in_wide_tables_are_only_text(tmp_path: Path) -> None:
     assert inside == {folder / "tables"}
 
 
-def test_the_reports_cells_keep_its_figures_beside_them(tmp_path: Path) -> None:
+def test_the_reports_cells_are_shown_next_to_its_figures(tmp_path: Path) -> None:
     made = [record(*each, defense=d) for each in GRID for d in DEFENSES]
     folder = write_sweep(tmp_path / "s", made)
     assert all(not table.spec.report for table in write_tables(folder))

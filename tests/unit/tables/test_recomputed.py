@@ -1,5 +1,5 @@
-"""Every number of the generated tables, computed again from the records by other means: raw JSON,
-numpy and scipy, nothing of the reports' own but the texts that they write."""
+"""Every number of the generated tables, recomputed from raw JSON with NumPy and SciPy; of the
+package only the written text is used."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ HIGHER = ("Nat2", "AUROC")
 
 @pytest.fixture(scope="module", params=["committed", "made"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep with its default tables and one of each other layout: the committed one, and one
-    with failed and missing cells."""
+    """A sweep with its default tables and one table of each other layout: the committed one, and
+    one with failed and missing cells."""
     where = tmp_path_factory.mktemp("sweep") / "demo"
     if request.param == "committed":
         shutil.copytree(COMMITTED, where, ignore=shutil.ignore_patterns("tables"))
@@ -63,8 +63,8 @@ def percent(ratio: float) -> str:
 
 
 def best(rows: list[tuple[str, list[dict[str, Any]]]], head: str) -> set[str]:
-    """The name with the best mean, if a paired t test over seeds, the same on both sides, tells it
-    from the next; what is told the truth takes no part."""
+    """The name with the best mean if a paired t test over the same seeds separates it from the
+    next; controls that see the ground truth do not compete."""
     sign = 1 if head in HIGHER else -1
     known = {}
     for name, cells in rows:
@@ -81,7 +81,7 @@ def best(rows: list[tuple[str, list[dict[str, Any]]]], head: str) -> set[str]:
     return {ranked[0]} if stats.ttest_1samp(differences, 0).pvalue < 0.05 else set()
 
 
-def test_the_reports_layout(folder: Path) -> None:
+def test_every_number_in_the_reports_layout_is_right(folder: Path) -> None:
     seen = 0
     for path in sorted((folder / "tables").glob("table_*.md")):
         trigger = path.stem.removeprefix("table_")
@@ -110,7 +110,7 @@ def test_the_reports_layout(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["made"], indirect=True)
-def test_the_reports_own_figures_beside_ours(folder: Path) -> None:
+def test_reference_figures_and_differences_are_right(folder: Path) -> None:
     seen = 0
     for path in sorted((folder / "tables").glob("table_*.md")):
         trigger = path.stem.removeprefix("table_")
@@ -164,11 +164,11 @@ def matching(folder: Path, chosen: dict[str, Any], done: bool) -> list[dict[str,
             if all(s[k] == v for k, v in chosen.items())]  # fmt: skip
 
 
-def test_other_layouts(folder: Path) -> None:
+def test_every_number_in_the_other_layouts_is_right(folder: Path) -> None:
     found = places(folder)
     for chosen, measure, text, name in found:
         if "trigger.seed" in name and "target" not in chosen:
-            # This layout has a table for each target and ratio; the file's name tells which.
+            # This layout has a table per target and ratio, named in the file name.
             continue
         asked = len(matching(folder, chosen, done=False))
         mine = matching(folder, chosen, done=True)
@@ -225,7 +225,7 @@ def cells_in_html(text: str) -> list[list[str]]:
     return [[html.unescape(cell) for cell in row] for row in found if row]
 
 
-def test_every_format_shows_the_same(folder: Path) -> None:
+def test_every_file_format_shows_the_same_values(folder: Path) -> None:
     paths = sorted((folder / "tables").glob("*.md"))
     assert paths
     for path in paths:
@@ -237,7 +237,7 @@ def test_every_format_shows_the_same(folder: Path) -> None:
         assert path.with_suffix(".html").read_text().count('class="best"') == bold
 
 
-def test_the_csv_of_the_reports_layout(folder: Path) -> None:
+def test_every_number_in_the_csv_is_right(folder: Path) -> None:
     paths = sorted((folder / "tables").glob("table_*.csv"))
     assert paths
     for path in paths:

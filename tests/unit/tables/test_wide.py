@@ -1,4 +1,4 @@
-"""Tables of any layout: what stands where, what is told apart, marked, refused and kept."""
+"""Tables of any layout: arrangement, splitting, marks, refusals, and saved layouts."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def wide(
 
 
 def repeated(steps: int, **said: Any) -> list[dict[str, Any]]:
-    """Four seeds of a cell, whose figures differ by so many steps of a thousandth and more: no two
-    cells of other steps differ by the same amount in every seed."""
+    """Four seeds of a cell whose figures grow by steps of a thousandth: cells with other steps
+    never differ by the same amount in every seed."""
     figures = {name: value for name, value in said.items() if isinstance(value, float)}
     return [
         record(seed=s, **said | {name: v + steps * s**2 / 1000 for name, v in figures.items()})
@@ -46,8 +46,8 @@ def repeated(steps: int, **said: Any) -> list[dict[str, Any]]:
     ]
 
 
-def test_rows_columns_and_the_best_of_each_row(tmp_path: Path) -> None:
-    """Of 40 and 50 % the paired test tells the better one, of two times 95 % it does not."""
+def test_the_significantly_best_value_of_a_row_is_bold(tmp_path: Path) -> None:
+    """The paired test separates 40 from 50 %, but not two values of 95 %."""
     figures = {"spectral": (0.5, 0.9), "none": (0.9, 0.95), "random": (0.4, 0.95),
                "oracle": (0.0, 0.98)}  # fmt: skip
     made = [
@@ -67,7 +67,7 @@ def test_rows_columns_and_the_best_of_each_row(tmp_path: Path) -> None:
     assert note.endswith("4 seeds.")
 
 
-def test_rows_columns_and_no_bold_of_one_seed(tmp_path: Path) -> None:
+def test_with_one_seed_nothing_is_bold(tmp_path: Path) -> None:
     figures = {"spectral": (0.5, 0.9), "none": (1.0, 0.95), "random": (0.4, 0.95),
                "oracle": (0.0, 1.0)}  # fmt: skip
     made = [
@@ -93,10 +93,10 @@ def test_rows_columns_and_no_bold_of_one_seed(tmp_path: Path) -> None:
     assert '<th colspan="2">spectral</th>' in page(document(table))
 
 
-def test_figures_under_transformations_are_columns_by_their_name(
+def test_transformed_rates_are_columns_selected_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In percent; what is before the defense is nobody's merit, and ASR2 is."""
+    """In percent; figures before the defense are not compared, ASR2 is."""
     made = [
         record(defense=d, asr1=0.9, asr2=0.1,
                under={"jpeg75": {"asr1": 0.5, "asr2": v}, "blur0.5": {"nat1": 0.875}})
@@ -116,7 +116,7 @@ def test_figures_under_transformations_are_columns_by_their_name(
     assert "'asr1_under.jpeg90' is not known" in capsys.readouterr().err
 
 
-def test_defenses_in_rows_compete_down_the_column(tmp_path: Path) -> None:
+def test_defenses_in_rows_are_compared_within_a_column(tmp_path: Path) -> None:
     made = [each for n, (t, d, v) in enumerate((
         ("pixel", "spectral", 0.2), ("pixel", "none", 0.9),
         ("pattern", "spectral", 0.7), ("pattern", "none", 0.6),
@@ -125,7 +125,7 @@ def test_defenses_in_rows_compete_down_the_column(tmp_path: Path) -> None:
     assert grid(table).best == {(0, 1), (1, 2)}
 
 
-def test_without_defenses_the_columns_of_a_row_compete(tmp_path: Path) -> None:
+def test_without_defenses_the_columns_of_a_row_are_compared(tmp_path: Path) -> None:
     made = [each for steps, (r, v) in enumerate((("a", 0.91), ("b", 0.94)))
             for each in repeated(steps, choices={"recipe": r}, nat1=v)]  # fmt: skip
     for n, one in enumerate(made):
@@ -139,7 +139,7 @@ def test_without_defenses_the_columns_of_a_row_compete(tmp_path: Path) -> None:
     ("trigger", "pixel", "pattern"), ("target", "bird", "dog"), ("ratio", 0.05, 0.1),
     ("source", "cat", None), ("dataset", "drawn", "photographs"),
 ])  # fmt: skip
-def test_another_task_is_no_better_one(tmp_path: Path, task: tuple[str, Any, Any]) -> None:
+def test_different_tasks_are_not_compared(tmp_path: Path, task: tuple[str, Any, Any]) -> None:
     name, *values = task
     made = [
         each
@@ -154,14 +154,14 @@ def test_another_task_is_no_better_one(tmp_path: Path, task: tuple[str, Any, Any
     assert any("no two values compete" in note for note in grid(table).notes)
 
 
-def test_figures_before_the_defense_have_no_winner_among_defenses(tmp_path: Path) -> None:
+def test_figures_before_the_defense_are_not_compared_between_defenses(tmp_path: Path) -> None:
     made = [each for steps, (d, v) in enumerate((("spectral", 0.9), ("none", 0.95)))
             for each in repeated(steps, defense=d, nat1=v)]  # fmt: skip
     (table,) = wide(tmp_path, made, PivotSpec(("target",), ("defense",), ("nat1",)))
     assert not grid(table).best
 
 
-def test_every_cell_that_is_not_done_is_seen(tmp_path: Path) -> None:
+def test_every_unfinished_cell_is_shown(tmp_path: Path) -> None:
     asked = [record(target=t, defense=d, seed=s, asr2=0.01)
              for t in ("bird", "dog") for d in ("spectral", "none") for s in (0, 1)]  # fmt: skip
     made = [
@@ -194,7 +194,7 @@ def test_unreadable_records_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dataset", "model", "recipe", "trigger", "source", "ratio"])
-def test_what_is_on_no_axis_is_not_averaged(tmp_path: Path, name: str) -> None:
+def test_cells_are_not_averaged_over_a_field_on_no_axis(tmp_path: Path, name: str) -> None:
     made = [record(choices={name: v}, id=str(v)) for v in ((0.1, 0.2) if name == "ratio" else "ab")]
     found = wide(tmp_path, made, BY_DEFENSE)
     assert [place.asked for table in found for place in table.cells.values()] == [1, 1]
@@ -203,7 +203,7 @@ def test_what_is_on_no_axis_is_not_averaged(tmp_path: Path, name: str) -> None:
     assert len(together.rows) == 2
 
 
-def test_config_values_make_tables_or_an_axis(tmp_path: Path) -> None:
+def test_config_values_split_tables_or_make_an_axis(tmp_path: Path) -> None:
     made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]
     assert len(wide(tmp_path, made, BY_DEFENSE)) == 2
     (table,) = wide(tmp_path, made, PivotSpec(("config.recipe.lr",), (), ("asr2",)))
@@ -212,17 +212,17 @@ def test_config_values_make_tables_or_an_axis(tmp_path: Path) -> None:
     assert grid(table).head == ["Target", "lr 0.01", "lr 0.1"]
 
 
-def test_what_an_axis_decides_splits_no_table_and_is_said(tmp_path: Path) -> None:
+def test_protocol_values_implied_by_an_axis_are_noted_without_splitting(tmp_path: Path) -> None:
     other = {**PROTOCOL, "budget": "15%"}
     made = [record(), record(defense="abl", protocol=other), record(defense="none")]
     (table,) = wide(tmp_path, made, BY_DEFENSE)
     assert any("budget=1.5eps (spectral, none) | 15% (abl)" in note for note in table.notes)
-    # Of one and the same defense it is another experiment.
+    # Within one defense it is another experiment.
     made.append(record(defense="abl", id="again"))
     assert len(wide(tmp_path / "again", made, BY_DEFENSE)) == 2
 
 
-def test_protocols_side_by_side(tmp_path: Path) -> None:
+def test_protocols_can_be_columns(tmp_path: Path) -> None:
     other = {**PROTOCOL, "name": "literal", "ratio_of": "all"}
     made = [record(), record(protocol=other, choices={"protocol": "literal"}, id="b")]
     (table,) = wide(tmp_path, made, PivotSpec(("target",), ("protocol",), ("asr2",)))
@@ -280,7 +280,7 @@ def test_the_default_is_the_reports_layout(tmp_path: Path) -> None:
     assert not list((tmp_path / "s" / "tables").glob("wide_*"))
 
 
-def test_a_layout_once_asked_for_is_kept_up_to_date(tmp_path: Path) -> None:
+def test_a_requested_layout_is_updated_with_the_sweep(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record(asr2=0.25)])
     tables = folder / "tables"
     assert main([str(folder), "columns=defense", "values=asr2"]) == 0
@@ -305,7 +305,7 @@ def test_a_layout_once_asked_for_is_kept_up_to_date(tmp_path: Path) -> None:
     ["{", "7", '[3, {"rows": 5}]', '[{"rows": ["../x"], "columns": [], "values": ["asr2"]}]',
      '[{"rows": ["target"], "columns": [], "values": ["passwd"]}]', "[" * 100_000],
 )  # fmt: skip
-def test_a_damaged_list_of_layouts_costs_nothing(tmp_path: Path, text: str) -> None:
+def test_a_damaged_layouts_json_is_ignored(tmp_path: Path, text: str) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "tables").mkdir()
     (folder / "tables" / "layouts.json").write_text(text)
@@ -314,7 +314,7 @@ def test_a_damaged_list_of_layouts_costs_nothing(tmp_path: Path, text: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
+def test_hostile_names_are_escaped(tmp_path: Path, name: str) -> None:
     made = [record(target=name, choices={"defense": name}, trigger="pixel", id="a"), record(id="b")]
     (table,) = wide(tmp_path, made, BY_DEFENSE)
     reader = Tags()
@@ -353,8 +353,8 @@ def test_latex_of_every_layout_compiles(tmp_path: Path) -> None:
 
 
 def told_by_make(*asked: str) -> list[str]:
-    """The words of the last command that make would run."""
-    # As if from a terminal, also when these tests were started by make.
+    """The arguments of the last command that make would run."""
+    # As from a terminal, even if these tests were started by make.
     alone = {k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))}
     said = subprocess.run(
         ["make", "--dry-run", *asked], cwd=ROOT, capture_output=True, text=True, check=True,
@@ -366,8 +366,8 @@ def told_by_make(*asked: str) -> list[str]:
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 @pytest.mark.parametrize("goal", ["reproduce", "reproduce-small"])
 @pytest.mark.parametrize("path", ["a b/plain (1).tar.xz", "x=1,y.zip", "it's/set.tar", "é.zip"])
-def test_make_hands_any_path_on(goal: str, path: str) -> None:
-    """Hydra reads it as one value, and as no sweep."""
+def test_make_passes_on_any_path(goal: str, path: str) -> None:
+    """Hydra reads it as one value, not as a sweep."""
     words = told_by_make(goal, f"DATA={path}")
     (found,) = OverridesParser.create().parse_overrides([words[-1]])
     assert (found.key_or_group, found.value()) == ("dataset.root", path)
@@ -375,14 +375,14 @@ def test_make_hands_any_path_on(goal: str, path: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-def test_make_tables_hands_the_layout_on() -> None:
+def test_make_tables_passes_on_the_layout() -> None:
     asked = ["ROWS=target, ratio", "COLUMNS=defense", "VALUES=asr2", "ARGS=extra", "SWEEPS=here"]
     words = told_by_make("tables", *asked)
     expected = ["here", "rows=target, ratio", "columns=defense", "values=asr2", "extra"]
     assert words[words.index("backdoor_lab.reports") + 1 :] == expected
 
 
-def test_facts_know_what_decides_what(tmp_path: Path) -> None:
+def test_determined_fields_follow_from_others(tmp_path: Path) -> None:
     both = (("bird", "cat"), ("dog", "cow"), ("bird", "cat"))
     made = [record(target=t, choices={"source": s}, id=f"{t}{n}") for n, (t, s) in enumerate(both)]
     facts = CellFields(read_sweep(write_sweep(tmp_path / "s", made)).cells)

@@ -1,4 +1,4 @@
-"""What says below a table that its figures mean little, and when nothing stands in bold."""
+"""Notes and marks below tables whose figures mean little."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def counted(**counts: int) -> dict[str, Any]:
         (counted(n_removed=0), "the retraining draws its own seed (retrain_seed=same takes that"),
     ],
 )  # fmt: skip
-def test_figures_that_say_little_are_named_below_both_kinds_of_table(
+def test_meaningless_figures_are_noted_below_both_kinds_of_table(
     tmp_path: Path, made: dict[str, Any], said: str
 ) -> None:
     assert [said in text for text in notes(tmp_path / "s", [made])] == [True, True]
 
 
 def fitted(number: str, *accuracies: float, clean: float | None = None) -> list[dict[str, Any]]:
-    """Records, a seed each, whose networks have these training accuracies; and a clean one's."""
+    """Records, one per seed, with these training accuracies; optionally one of a clean network."""
     figure = f"train_accuracy{number}"
     made = [record(seed=seed, **{figure: value}) for seed, value in enumerate(accuracies)]
     nothing = {**RECORD["counts"], "n_poisoned": 0, "n_removed": 1}
@@ -95,7 +95,7 @@ def fitted(number: str, *accuracies: float, clean: float | None = None) -> list[
         (fitted("2", 0.92, clean=0.93), "nat2", False),
     ],
 )
-def test_a_network_that_did_not_converge_is_marked_in_both_kinds_of_table(
+def test_an_unconverged_network_is_marked_in_both_kinds_of_table(
     tmp_path: Path, made: list[dict[str, Any]], name: str, marked: bool
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
@@ -123,7 +123,7 @@ def test_a_network_that_did_not_converge_is_marked_in_both_kinds_of_table(
         (0.30, 0.20, 0.35, False),
     ],
 )
-def test_an_attack_that_a_clean_network_shows_as_well_is_marked_in_both_kinds_of_table(
+def test_an_asr_no_higher_than_a_clean_networks_is_marked_in_both_kinds_of_table(
     tmp_path: Path, asr1: float, clean: float | None, rate: float | None, marked: bool
 ) -> None:
     made = [record(asr1=asr1, asr2=0.25, **({} if rate is None else {"clean_rate1": rate}))]
@@ -139,8 +139,8 @@ def test_an_attack_that_a_clean_network_shows_as_well_is_marked_in_both_kinds_of
         assert of_network == (marked and clean is not None)
 
 
-def test_a_clean_network_of_another_table_of_the_sweep_counts(tmp_path: Path) -> None:
-    """Of the same test, but not of another recipe, nor of another trigger's test."""
+def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path) -> None:
+    """With the same test, but not with another recipe or another trigger's test."""
     made = [record(asr1=0.3, train_accuracy1=0.9)]
     layout = PivotSpec(("target",), (), ("nat1", "asr1"))
     for name, other, signs in (
@@ -153,7 +153,7 @@ def test_a_clean_network_of_another_table_of_the_sweep_counts(tmp_path: Path) ->
         assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
 
 
-def test_signs_and_their_notes_are_commands_in_latex(tmp_path: Path) -> None:
+def test_marks_are_commands_in_latex(tmp_path: Path) -> None:
     made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     text = latex(document(table))
@@ -163,13 +163,13 @@ def test_signs_and_their_notes_are_commands_in_latex(tmp_path: Path) -> None:
     assert not any(code in text for code in ("U+2020", "U+2021"))
 
 
-def test_a_cell_without_poison_is_no_attack_and_carries_no_sign(tmp_path: Path) -> None:
+def test_a_cell_without_poison_has_no_mark(tmp_path: Path) -> None:
     made = [clean_network(asr1=0.1, clean_rate1=0.1), failed(record())]
     texts = [text for grid in whole(tmp_path / "s", made) for row in grid.rows for text in row]
     assert not any("‡" in text for text in texts)
 
 
-def test_the_reports_words_on_its_own_runs_stand_beside_its_figures(tmp_path: Path) -> None:
+def test_the_reports_remark_on_convergence_is_shown_with_its_figures(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record()]))
     compared = grids(SweepReport(sweep).tables[0])[1]
     said = [note for note in compared.notes if "had to change training parameters to conv" in note]
@@ -185,7 +185,7 @@ def clean_network(recipe: str = "demo", **said: Any) -> dict[str, Any]:
 
 
 def whole(folder: Path, made: list[dict[str, Any]]) -> list[TextTable]:
-    """The tables of a sweep in the report's layout and in one of all four rates."""
+    """The tables of a sweep in the report's layout and in one with all four rates."""
     sweep = read_sweep(write_sweep(folder, made))
     layout = PivotSpec(("target",), ("ratio",), ("nat1", "asr1", "nat2", "asr2"))
     tables = [*SweepReport(sweep).tables, *pivot_cells(sweep.cells, layout)]
@@ -202,14 +202,14 @@ def whole(folder: Path, made: list[dict[str, Any]]) -> list[TextTable]:
         record(counts={**RECORD["counts"], "n_removed": 0}, run={"stages": {"repair": {}}}),
     ],
 )  # fmt: skip
-def test_sound_figures_and_older_records_have_no_such_note(
+def test_meaningful_figures_and_older_records_have_no_such_note(
     tmp_path: Path, made: dict[str, Any]
 ) -> None:
     words = ("Fewer than 30", "predicts one class", "no higher than", "draws its own seed")
     assert not [w for text in notes(tmp_path / "s", [made]) for w in words if w in text]
 
 
-def test_many_such_cells_are_counted_and_all_of_them_are_every_cell(tmp_path: Path) -> None:
+def test_notes_name_three_cells_and_count_the_rest_or_say_every_cell(tmp_path: Path) -> None:
     made = [record(target=f"t{n}", ratio=r, top_share1=0.99 if r > 0.1 else 0.2, top_class1=f"c{n}")
             for n in range(5) for r in (0.05, 0.2)]  # fmt: skip
     text = notes(tmp_path / "some", made)[0]
@@ -220,13 +220,13 @@ def test_many_such_cells_are_counted_and_all_of_them_are_every_cell(tmp_path: Pa
     )
 
 
-def test_one_attack_is_named_once_however_many_defenses_it_met(tmp_path: Path) -> None:
+def test_an_attack_with_several_defenses_is_named_once(tmp_path: Path) -> None:
     made = [record(defense=d, top_share1=0.99, top_class1="cat") for d in ("spectral", "none")]
     text = notes(tmp_path / "s", [*made, record(target="dog")])[0]
     assert "(pixel bird 5% seed 0):" in text
 
 
-def test_a_number_of_images_is_named_as_one(tmp_path: Path) -> None:
+def test_a_ratio_counted_in_images_is_named_as_a_number(tmp_path: Path) -> None:
     made = record(ratio=500, protocol={**PROTOCOL, "ratio_of": "count"}, clean_rate1=1.0)
     assert (
         "pixel bird 500 seed 0: there is no measurable attack" in notes(tmp_path / "s", [made])[0]
@@ -238,7 +238,7 @@ def bold(folder: Path, made: list[dict[str, Any]]) -> list[set[str]]:
 
 
 def against(none: dict[str, Any], spectral: dict[str, Any], **both: Any) -> list[dict[str, Any]]:
-    """Three seeds of two defenses, which no seed tells apart by just the same amount."""
+    """Three seeds of two defenses whose differences vary between seeds."""
     return [
         record(defense=d, seed=s, **{k: v + n * s * s / 1e4 for k, v in each.items()}, **both)
         for n, (d, each) in enumerate((("none", none), ("spectral", spectral)))
@@ -254,9 +254,7 @@ def against(none: dict[str, Any], spectral: dict[str, Any], **both: Any) -> list
         {"counts": {**RECORD["counts"], "n_poisoned": 0}},
     ],
 )
-def test_asr2_is_never_bold_where_asr1_shows_no_attack(
-    tmp_path: Path, both: dict[str, Any]
-) -> None:
+def test_asr2_is_never_bold_if_asr1_shows_no_attack(tmp_path: Path, both: dict[str, Any]) -> None:
     values = {"asr2": 0.09, "nat2": 0.9}, {"asr2": 0.01, "nat2": 0.95}
     found = bold(tmp_path / "none", against(*values, **both))
     assert ["ASR2" in names for names in found] == [False, False]
@@ -275,7 +273,7 @@ def two(first: Sequence[float], second: Sequence[float]) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("shift", [0.0, 0.01, 0.03])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_bold_is_what_scipys_paired_t_test_separates(
+def test_bold_values_are_those_that_scipys_paired_t_test_separates(
     tmp_path: Path, seeds: int, shift: float
 ) -> None:
     draw = np.random.default_rng(seeds)
@@ -287,10 +285,10 @@ def test_bold_is_what_scipys_paired_t_test_separates(
         assert [{"Nat2"} == names for names in found] == [p < 0.05] * 2
 
 
-def test_what_every_seed_shows_is_bold_though_the_intervals_overlap(tmp_path: Path) -> None:
+def test_a_consistent_difference_is_bold_even_if_intervals_overlap(tmp_path: Path) -> None:
     first, second = (0.5, 0.7, 0.9), (0.51, 0.712, 0.911)
     assert bold(tmp_path / "s", two(first, second)) == [{"Nat2"}] * 2
-    # The same figures, but not of the same seeds.
+    # The same figures, paired with other seeds.
     assert bold(tmp_path / "t", two(first, second[::-1])) == [set()] * 2
 
 
@@ -302,15 +300,15 @@ def test_what_every_seed_shows_is_bold_though_the_intervals_overlap(tmp_path: Pa
         ((0.5, 0.6, 0.7), (0.6, 0.7, 0.8)),
         ((0.5, 0.6, 0.7), (0.5, 0.6, 0.7)),
     ],
-    ids=["one seed", "a seed of one side alone", "one and the same difference", "no difference"],
+    ids=["one seed", "an unpaired seed", "a constant difference", "no difference"],
 )
-def test_nothing_is_bold_without_a_test(
+def test_without_a_defined_test_nothing_is_bold(
     tmp_path: Path, first: Sequence[float], second: Sequence[float]
 ) -> None:
     assert bold(tmp_path / "s", two(first, second)) == [set()] * 2
 
 
-def test_a_seed_that_failed_makes_no_pair_and_enters_no_mean(tmp_path: Path) -> None:
+def test_a_failed_seed_is_in_no_pair_and_no_mean(tmp_path: Path) -> None:
     made = two((0.5, 0.6, 0.7), (0.9, 0.91, 0.95))
     made[5] = failed(made[5])
     report, wide = shown(tmp_path / "s", made)
@@ -331,7 +329,7 @@ def test_a_seed_that_failed_makes_no_pair_and_enters_no_mean(tmp_path: Path) -> 
         ([record(seed=s) for s in range(3)], "no two values compete, so no test was made. 3 se"),
     ],
 )
-def test_every_table_says_which_test_was_made_over_how_many_seeds(
+def test_every_table_notes_the_test_and_the_number_of_seeds(
     tmp_path: Path, made: list[dict[str, Any]], said: str
 ) -> None:
     for grid in shown(tmp_path / "s", made):
@@ -356,7 +354,7 @@ def test_single_rates_have_wilson_intervals_below_the_table_and_in_csv(tmp_path:
         assert "Nat1 88.61 to 91.24, ASR1 " in note
 
 
-def test_several_seeds_have_a_deviation_and_no_wilson_interval(tmp_path: Path) -> None:
+def test_several_seeds_have_a_standard_deviation_and_no_wilson_interval(tmp_path: Path) -> None:
     made = [record(seed=s, nat1=v) for s, v in enumerate((0.9, 0.93, 0.91))]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     (line,) = csv.DictReader(io.StringIO(sheet(document(table))))
@@ -365,14 +363,14 @@ def test_several_seeds_have_a_deviation_and_no_wilson_interval(tmp_path: Path) -
     assert not any("Wilson" in note for note in table.notes)
 
 
-def test_the_largest_seed_has_its_place_in_every_table(tmp_path: Path) -> None:
+def test_the_largest_seed_is_shown_exactly_in_every_table(tmp_path: Path) -> None:
     made = [record(seed=2**63 - 1 - n) for n in range(2)]
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
     assert SweepReport(sweep).facts.frame["seed"].tolist() == [2**63 - 1, 2**63 - 2]
     assert len(shown(tmp_path / "t", made)) == 2
 
 
-def test_the_record_says_which_class_a_network_predicts_most_often() -> None:
+def test_the_most_predicted_class_is_read_from_the_record() -> None:
     made = record(top_share1=0.5, top_class1="cat", clean_rate2=0.25)
     cell = parse(sealed(json.dumps(made)).encode())
     assert cell.top_class == {"top_class1": "cat"}

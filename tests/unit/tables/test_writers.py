@@ -1,4 +1,4 @@
-"""Text formats: hostile names do nothing, and the structure is what each format wants."""
+"""Text formats: hostile names are escaped, and each format has the right structure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rendered(folder: Path, name: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
+def test_hostile_names_are_escaped(tmp_path: Path, name: str) -> None:
     texts = rendered(tmp_path, name)
     reader = Tags()
     reader.feed(texts["page"])
@@ -44,19 +44,19 @@ def test_hostile_names_are_only_text(tmp_path: Path, name: str) -> None:
     assert "\\input" not in texts["latex"]
     assert not re.search(r"(?<!\\)[%#_]", texts["latex"])
     rows = list(csv.DictReader(io.StringIO(texts["sheet"])))
-    # No lone surrogate is left, and nothing that a spreadsheet would run.
+    # No unpaired surrogate is left, and no spreadsheet formula.
     said = guarded(name.encode(errors="backslashreplace").decode())
     assert [row["target"] for row in rows] == [said, "bird"]
 
 
-def test_escapes_by_format(tmp_path: Path) -> None:
+def test_each_format_escapes_in_its_own_way(tmp_path: Path) -> None:
     texts = rendered(tmp_path, "a_b%&|<i>")
     assert "a_b%&amp;\\|&lt;i&gt;" in texts["markdown"]
     assert r"a\_b\%\&\textbar{}\textless{}i\textgreater{}" in texts["latex"]
     assert "a_b%&amp;|&lt;i&gt;" in texts["page"]
 
 
-def test_sheet_has_reference_and_difference(tmp_path: Path) -> None:
+def test_csv_has_reference_and_difference(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record(nat1=0.93), record(target="cat")])
     (table,) = SweepReport(read_sweep(folder)).tables
     first, second = csv.DictReader(io.StringIO(sheet(document(table))))
