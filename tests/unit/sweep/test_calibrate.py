@@ -1,4 +1,4 @@
-"""Trying a machine as a sweep will use it: processes, threads, what disturbs."""
+"""Calibrating a machine as a sweep will use it: processes, threads, other load."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("batch", [32, 150])
-def test_a_cell_is_tried_in_this_process(tmp_path: Path, batch: int) -> None:
-    """All speeds are positive, also where an epoch has fewer steps than the warm-up; the start is
-    what this process has taken."""
+def test_calibration_with_zero_processes_runs_in_this_process(tmp_path: Path, batch: int) -> None:
+    """All speeds are positive, even if an epoch has fewer steps than the warm-up; the start time is
+    this process's CPU time."""
     cell = cell_of(tmp_path, f"recipe.batch={batch}")
     tried = calibrate({"kind": cell}, CPU, 0)
     speed = tried.speeds["kind"]
@@ -41,9 +41,8 @@ def test_a_cell_is_tried_in_this_process(tmp_path: Path, batch: int) -> None:
     assert (tried.processes, tried.threads) == (1, 1)
 
 
-def test_as_many_processes_at_a_time_as_the_sweep_has(tmp_path: Path) -> None:
-    """Each imports by itself, trains the network on the images of the cell, and is told to
-    measure when all are ready."""
+def test_calibration_uses_as_many_processes_as_the_sweep(tmp_path: Path) -> None:
+    """Each imports on its own, trains on the cell's images, and measures when all are ready."""
     tried = calibrate({"kind": cell_of(tmp_path)}, CPU, 2)
     assert (tried.processes, tried.threads) == (2, 1)
     assert tried.start > 0
@@ -55,11 +54,11 @@ def test_as_many_processes_at_a_time_as_the_sweep_has(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("brief")
 @pytest.mark.parametrize("bf16", [False, True])
-def test_a_network_is_tried_as_it_would_be_trained(
+def test_calibration_trains_the_network_as_the_cell_would(
     tmp_path: Path, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In training mode, with the machine's number format and memory format, in batches of the
-    recipe; features are taken in float32."""
+    """In training mode, with the machine's precision and memory format and the recipe's batch size;
+    features in float32."""
     cell = cell_of(tmp_path, "recipe.batch=16", "recipe.crop=1")
     machine = replace(CPU, bf16=bf16)
     data = open_dataset(source_of(cell.config), Store(tmp_path))
@@ -84,18 +83,18 @@ def test_a_network_is_tried_as_it_would_be_trained(
     assert formats == [bf16, False] * 2
 
 
-def test_an_undisturbed_process_takes_what_the_clock_says() -> None:
+def test_without_waiting_the_idle_rate_is_the_measured_rate() -> None:
     assert Sample(10, 20.0, 20.0).rate(1.0) == Rate(2.0, 2.0)
 
 
-def test_waiting_for_a_core_is_no_work() -> None:
-    """A quarter of a core was left; two threads of one process count as two."""
+def test_time_waiting_for_a_core_is_not_counted_as_work() -> None:
+    """A quarter of a core was available; two threads of one process count as two."""
     assert Sample(10, 20.0, 5.0).rate(1.0) == Rate(2.0, 0.5)
     assert Sample(10, 20.0, 20.0).rate(2.0) == Rate(2.0, 1.0)
 
 
 class Scripted:
-    """A worker that gives made-up samples, in which it had half a core."""
+    """A worker with made-up samples in which it had half a core."""
 
     threads: list[int]
 
@@ -126,8 +125,10 @@ def scripted(
     return module._tried({"kind": cell_of(tmp_path)}, machine, [worker], None), worker
 
 
-def test_what_others_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """17 busy seconds of two cores in ten, of which the worker had five."""
+def test_load_of_other_processes_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """17 busy seconds of two cores in ten, of which the worker used five."""
     tried, _ = scripted(monkeypatch, tmp_path, threads=1, busy=17.0)
     assert tried.others == pytest.approx(1.2, abs=0.1)
     assert tried.disturbed
@@ -135,7 +136,7 @@ def test_what_others_use_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tried.start, tried.single) == (7.0, None)
 
 
-def test_an_idle_machine_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_machine_has_no_other_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried, worker = scripted(monkeypatch, tmp_path, threads=2, busy=5.5)
     assert not tried.disturbed
     assert tried.single is None
@@ -143,7 +144,7 @@ def test_an_idle_machine_is_not_disturbed(tmp_path: Path, monkeypatch: pytest.Mo
     assert not replace(tried, others=None).disturbed
 
 
-def test_several_threads_that_are_disturbed_are_tried_again_as_one(
+def test_with_other_load_several_threads_are_calibrated_again_as_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried, worker = scripted(monkeypatch, tmp_path, threads=2, busy=17.0)
@@ -152,10 +153,10 @@ def test_several_threads_that_are_disturbed_are_tried_again_as_one(
     assert (tried.threads, tried.single.threads) == (2, 1)
 
 
-def test_busy_seconds_are_those_of_the_cores_that_may_be_used(
+def test_busy_seconds_count_only_the_available_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """User, nice, system, interrupts and stolen time; neither idle nor waiting for a disk."""
+    """User, nice, system, interrupts and stolen time; neither idle time nor I/O wait."""
     (tmp_path / "proc").mkdir()
     lines = [
         "cpu  9 9 9 9 9 9 9 9", "cpu0 100 10 1 9999 9999 20 2 300 7 7", "cpu1 1000 0 0 0 0 0 0 0",

@@ -1,4 +1,4 @@
-"""A sweep foretold: what is counted, what is left, and that nothing is done."""
+"""Estimating a sweep: what is counted, what is left, and that nothing is computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from backdoor_lab.sweep.estimate import Amount, Work, estimate, missing_from
 from backdoor_lab.sweep.forecast import describe
 from tests.helpers.cells import CPU, cell_of, run_here, started
 
-# Two seconds per trained image, half a second per measured one, one where features are taken.
+# Two seconds per trained image, half a second per evaluated one, one per extracted one.
 SPEED = Speed(Rate(2.0, 2.0), Rate(0.5, 0.5), Rate(1.0, 1.0))
 IDLE = Calibration({"kind": SPEED}, 0.0, 1, 1, 0.0)
 
@@ -36,15 +36,15 @@ def total(work: Work) -> Amount:
 
 
 def work_of(*amounts: Amount, cell: Cell, **said: Any) -> Work:
-    """Work that is counted already."""
+    """Work with given amounts."""
     states = [(cell, "from train on")] * max(1, len(amounts))
     return Work(states, {"kind": cell}, [("kind", each) for each in amounts], **said)
 
 
 def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
     """200 images and 6 poisoned ones; 50 clean and 45 triggered test images. Three defenses share
-    one attacked network and its features: four trainings, four passes over the tests and over the
-    training images, one for features."""
+    one attacked network and its features: four trainings, four passes over test and training
+    images, one for features."""
     cells = [cell_of(tmp_path, f"defense={name}") for name in ("spectral", "none", "oracle")]
     work = estimate(cells, set(), CPU)
     assert work.trainings == 4
@@ -53,9 +53,9 @@ def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
     assert [state for _, state in work.cells] == ["from poison on"] * 3
 
 
-def test_a_pass_for_each_transformation_is_counted(tmp_path: Path) -> None:
-    """50 clean and 45 triggered test images under each of three, for both networks; for the
-    attacked one once, however many defenses share it. Later other ones alone."""
+def test_one_pass_per_transformation_is_counted(tmp_path: Path) -> None:
+    """50 clean and 45 triggered test images under each of three, for both networks; once for the
+    attacked network, shared by the defenses. Later only the missing ones."""
     three = "measure.asr_under=[jpeg75,blur1,noise8]"
     cells = [cell_of(tmp_path, three, f"defense={name}") for name in ("spectral", "none")]
     assert total(estimate(cells, set(), CPU)).measured == 3 * 95 + 3 * 3 * 95 + 3 * 206
@@ -64,9 +64,9 @@ def test_a_pass_for_each_transformation_is_counted(tmp_path: Path) -> None:
     assert total(estimate(cells[:1], set(), CPU)) == Amount(0, 2 * 3 * 95, 0)
 
 
-def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
-    """After one cell, the next defense trains one network and extracts nothing; its own record
-    alone is missing to a cell whose stages are all there."""
+def test_finished_stages_are_not_counted(tmp_path: Path) -> None:
+    """After one cell, the next defense trains one network and extracts nothing; a cell with all
+    stages only lacks its record."""
     run_here(tmp_path, tmp_path / "cell")
     done, other = cell_of(tmp_path), cell_of(tmp_path, "defense=none")
     assert missing_from(done, tmp_path, CPU) == []
@@ -80,8 +80,10 @@ def test_what_is_there_is_not_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("layer", ["penultimate", "layer3", "layer3:pool", "autoencoder"])
-def test_as_many_bytes_as_the_store_then_holds(tmp_path: Path, layer: str) -> None:
-    """Weights and features of two defenses that share both attacked network and features."""
+def test_the_estimated_bytes_equal_those_in_the_store_afterwards(
+    tmp_path: Path, layer: str
+) -> None:
+    """Weights and features of two defenses that share the attacked network and its features."""
     asked = [[f"defense={name}", f"protocol.layer={layer}"] for name in ("spectral", "none")]
     told = estimate([cell_of(tmp_path, *each) for each in asked], set(), CPU).bytes
     for number, each in enumerate(asked):
@@ -95,7 +97,7 @@ def test_as_many_bytes_as_the_store_then_holds(tmp_path: Path, layer: str) -> No
     assert told == held
 
 
-def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path) -> None:
+def test_a_disk_that_is_too_small_gives_a_warning(tmp_path: Path) -> None:
     root = tmp_path / "not" / "yet"
     work = work_of(Amount(1), cell=cell_of(root), trainings=1, bytes=10**15)
     line = describe(work, IDLE, at_once=1).splitlines()[-1]
@@ -106,7 +108,7 @@ def test_a_disk_that_is_too_small_is_warned_of(tmp_path: Path) -> None:
     assert room.endswith(" GB are free")
 
 
-def test_an_attackers_own_network_is_a_training_too(tmp_path: Path) -> None:
+def test_a_surrogate_counts_as_a_training(tmp_path: Path) -> None:
     """One surrogate for two attacks that need one."""
     steps = "trigger.steps=1"
     cells = [cell_of(tmp_path, "trigger=label_consistent", steps, f"target={target}")
@@ -114,8 +116,8 @@ def test_an_attackers_own_network_is_a_training_too(tmp_path: Path) -> None:
     assert estimate(cells, set(), CPU).trainings == 5
 
 
-def test_command_does_nothing(tmp_path: Path) -> None:
-    """A sweep and a single cell: told, exit 0, and neither cell nor sweep nor table is there."""
+def test_dry_run_computes_nothing(tmp_path: Path) -> None:
+    """A sweep and a single cell: exit code 0, without cell, sweep or tables."""
     from tests.helpers.cells import TINY
 
     for mode in (["-m"], []):
@@ -132,7 +134,7 @@ def test_command_does_nothing(tmp_path: Path) -> None:
     assert "1 cell, 1 done; 0 trainings to do" in said
 
 
-def test_description_lists_every_cell(tmp_path: Path) -> None:
+def test_the_description_lists_every_cell(tmp_path: Path) -> None:
     cell = cell_of(tmp_path)
     said = describe(Work([(cell, "done")]), Calibration({}, 0.0, 1, 1, None), at_once=1)
     assert said.splitlines() == [
@@ -140,8 +142,9 @@ def test_description_lists_every_cell(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_the_whole_in_one_line(tmp_path: Path) -> None:
-    """Three cells of an hour, two at a time, take two; each image counts at its own speed."""
+def test_the_estimate_is_summarized_in_one_line(tmp_path: Path) -> None:
+    """Three cells of an hour, two at a time, take two hours; each image counts with its own
+    speed."""
     cell = cell_of(tmp_path)
     hour = Amount(trained=1000, measured=2000, extracted=600)
     alone = describe(work_of(hour, cell=cell, trainings=2), IDLE, at_once=1).splitlines()
@@ -157,15 +160,15 @@ def test_the_whole_in_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_what_each_process_takes_to_start_counts(tmp_path: Path) -> None:
-    """Ten seconds of this process, then twenty of each worker, at the same time."""
+def test_the_start_time_of_each_process_counts(tmp_path: Path) -> None:
+    """Ten seconds of this process, then twenty of each worker, concurrently."""
     work = work_of(*[Amount(trained=5)] * 2, cell=cell_of(tmp_path))
     said = describe(work, replace(IDLE, start=20.0), at_once=2, before=10.0)
     assert "about 40 s with 2 cells" in said
 
 
-def test_other_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time is that of an idle machine, and beside it stands that of this one now."""
+def test_load_of_other_processes_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The estimate is for an idle machine, followed by the one under the present load."""
     monkeypatch.setattr(calibrate_module, "cores", lambda: 2)
     monkeypatch.setattr(forecast, "cores", lambda: 2)
     slow = Speed(Rate(8.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
@@ -177,7 +180,7 @@ def test_other_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "other processes use 1.5 of 2 cores: this is for an idle machine; with this"
         " load it takes about 4 min"
     )
-    # What hardly disturbs is not worth a line: the clock counts.
+    # A small load gets no line, and wall-clock time is used.
     quiet = describe(work, replace(tried, others=0.2), at_once=1).splitlines()
     assert "to do: about 4 min (" in quiet[-1]
     threads = replace(tried, threads=2, single=replace(tried, speeds={"kind": SPEED}))
@@ -186,7 +189,7 @@ def test_other_load_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "with this load it takes about 4 min, and about 60 s with trainer.threads=1" in load
 
 
-def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
+def test_uncounted_work_is_named(tmp_path: Path) -> None:
     cell = cell_of(tmp_path, "defense=abl", "trigger=narcissus")
     said = describe(work_of(Amount(1), cell=cell), IDLE, at_once=1)
     assert said.splitlines()[-1] == "not included: what narcissus, abl compute themselves"
@@ -195,11 +198,11 @@ def test_what_is_not_counted_is_said(tmp_path: Path) -> None:
     )
 
 
-def test_words() -> None:
+def test_durations_are_shown_in_seconds_minutes_or_hours() -> None:
     assert [duration(s) for s in (0.4, 89, 600, 7200)] == ["0 s", "89 s", "10 min", "2.0 h"]
 
 
-def test_oracles_of_a_seed_share_the_clean_set(tmp_path: Path) -> None:
+def test_oracles_of_a_seed_share_a_clean_network(tmp_path: Path) -> None:
     """Two attacks, two defenses: without its appended poison every attack is the clean set."""
     cells = [cell_of(tmp_path, f"defense={name}", f"target={target}", *more)
              for more in ([], ["seed=1"]) for target in ("bird", "dog")
@@ -211,20 +214,21 @@ def test_oracles_of_a_seed_share_the_clean_set(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("grid", "trainings"), [
-    # Without poison all attacks are one set: trained once, and once again for what stays.
+    # Without poison all attacks have one training set: trained once, and retrained once.
     (["trigger=pixel,pattern target=bird,dog ratio=0 defense=spectral,none,oracle"], 2),
-    # Two sets of images share nothing.
+    # Two data sets share nothing.
     (["dataset.seed=11,12 defense=spectral"], 4),
     (["dataset.seed=11,12 defense=oracle"], 4),
-    # Covers stay when the poison goes.
+    # Covers remain when the poison is removed.
     (["trigger=pixel,pattern covers=1 defense=oracle"], 4),
     (["trigger=pixel,pattern covers=1 defense=clean_data"], 3),
     (["trigger=pixel,pattern defense=oracle"], 3),
 ])  # fmt: skip
-def test_as_many_trainings_as_the_sweep_then_makes(
+def test_the_estimated_trainings_equal_those_made_afterwards(
     tmp_path: Path, grid: list[str], trainings: int
 ) -> None:
-    """What is said before, what the store holds after the same cells ran, and what is said then."""
+    """The estimate before, the networks in the store after the same cells ran, and the estimate
+    after."""
     cells = [cell_of(tmp_path, *each) for each in _product(grid[0])]
     assert estimate(cells, set(), CPU).trainings == trainings
     for number, each in enumerate(_product(grid[0])):
@@ -236,15 +240,15 @@ def test_as_many_trainings_as_the_sweep_then_makes(
     assert {state for _, state in after.cells} == {"record only"}
 
 
-def test_a_clean_network_that_is_there_serves_another_attack(tmp_path: Path) -> None:
+def test_a_stored_clean_network_is_reused_for_another_attack(tmp_path: Path) -> None:
     run_here(tmp_path, tmp_path / "cell", "defense=oracle")
     other = cell_of(tmp_path, "defense=oracle", "trigger=pattern")
     assert estimate([other], set(), CPU).trainings == 1
 
 
 @pytest.mark.parametrize("change", ["protocol.asr_on=all", "protocol.holdout=10"])
-def test_other_measurements_train_nothing(tmp_path: Path, change: str) -> None:
-    """Two passes over 50 clean test images, or the 40 not held out, and the triggered ones."""
+def test_changed_evaluation_options_need_no_training(tmp_path: Path, change: str) -> None:
+    """Two passes over the 50 clean test images, or the 40 not held out, and the triggered ones."""
     run_here(tmp_path, tmp_path / "cell")
     work = estimate([cell_of(tmp_path, change)], set(), CPU)
     assert [state for _, state in work.cells] == ["from measure on"]

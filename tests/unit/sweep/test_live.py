@@ -1,4 +1,4 @@
-"""What a running sweep shows: a row as each cell finishes, what runs, how long it takes yet."""
+"""What a running sweep shows: a row per finished cell, the running cells, and the time left."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def gone(folder: Path, name: str) -> None:
     (folder / name / "running.json").unlink()
 
 
-def test_rows_say_what_the_tables_say() -> None:
-    """Trigger, target and ratio always; of the other choices, what differs."""
+def test_rows_show_the_same_texts_as_the_tables() -> None:
+    """Trigger, target and ratio always; other choices only if they differ."""
     rows = Rows(asked())
     assert rows.header().split() == [
         "Trigger", "Target", "Ratio", "Nat1", "ASR1", "#Pois", "#Pois", "Left", "Nat2", "ASR2",
@@ -66,22 +66,22 @@ def test_rows_say_what_the_tables_say() -> None:
     assert rows.name(GRID[2]["id"]) == "pattern bird 10%"
 
 
-def test_what_differs_has_a_column() -> None:
+def test_choices_that_differ_have_a_column() -> None:
     several = [record(defense=d, seed=s) for d in ("spectral", "none") for s in (0, 1)]
     assert Rows(asked(several)).header().split()[:5] == [
         "Trigger", "Target", "Ratio", "Defense", "Seed",
     ]  # fmt: skip
 
 
-def test_a_failed_cell_says_why() -> None:
+def test_a_failed_cells_row_shows_the_reason() -> None:
     from backdoor_lab.results.records import parse
 
     line = Rows(asked()).row(parse(sealed(json.dumps(failed(GRID[0]))).encode()))
     assert line.split(maxsplit=3)[3].startswith("failed: ")
 
 
-def test_each_cell_is_told_once_in_the_order_of_their_ends(tmp_path: Path) -> None:
-    """A record from before the sweep is not; one that is written again is."""
+def test_finished_cells_are_reported_once_in_the_order_they_finish(tmp_path: Path) -> None:
+    """A record from before the sweep is not reported; a rewritten one is."""
     write(tmp_path, failed(GRID[0]))
     watch = Watch(tmp_path, ids())
     assert watch.finished(0.0) == []
@@ -96,14 +96,14 @@ def test_each_cell_is_told_once_in_the_order_of_their_ends(tmp_path: Path) -> No
     assert watch.done == 2
 
 
-def test_a_damaged_record_is_told_as_such(tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported_as_damaged(tmp_path: Path) -> None:
     watch = Watch(tmp_path, ids())
     write(tmp_path, GRID[0])
     (tmp_path / GRID[0]["id"] / "record.json").write_text("{")
     assert [each.status for each in watch.finished(0.0)] == ["failed: damaged record"]
 
 
-def test_running_cells_are_those_that_show_signs_of_life(tmp_path: Path) -> None:
+def test_running_cells_are_those_with_a_recent_heartbeat(tmp_path: Path) -> None:
     watch = Watch(tmp_path, ids())
     beat(tmp_path, GRID[1]["id"], "train", epoch=1, epochs=3)
     assert [each.doing for each in watch.running(0.0).values()] == ["train, epoch 1 of 3"]
@@ -116,8 +116,8 @@ def test_running_cells_are_those_that_show_signs_of_life(tmp_path: Path) -> None
     assert watch.running(2.0) == {}
 
 
-def test_time_left_is_what_finished_cells_took(tmp_path: Path) -> None:
-    """Three cells of 60 seconds, two at a time; both begin at second 100."""
+def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
+    """Three cells of 60 seconds, two at a time; both start at second 100."""
     watch = Watch(tmp_path, ids())
     assert watch.seconds_left(100.0) is None
     for name in ids()[:2]:
@@ -127,15 +127,15 @@ def test_time_left_is_what_finished_cells_took(tmp_path: Path) -> None:
     write(tmp_path, GRID[0], wall_seconds=60.0)
     gone(tmp_path, ids()[0])
     watch.finished(160.0)
-    # One cell is done but for nothing, one has not begun.
+    # One cell is nearly done, one has not started.
     assert watch.seconds_left(160.0) == pytest.approx(60 / 2)
     beat(tmp_path, ids()[2], "train")
     watch.running(160.0)
     assert watch.seconds_left(175.0) == pytest.approx((60 - 15) / 2)
 
 
-def test_before_a_cell_has_finished_their_pace_tells(tmp_path: Path) -> None:
-    """A quarter of a cell in 30 seconds: two minutes a cell, one at a time."""
+def test_time_left_follows_from_the_progress_before_any_cell_has_finished(tmp_path: Path) -> None:
+    """A quarter of a cell in 30 seconds: two minutes per cell, one at a time."""
     watch = Watch(tmp_path, ids())
     beat(tmp_path, ids()[0], "train", epoch=1, epochs=2, fraction=0.5)
     watch.running(0.0)
@@ -146,7 +146,7 @@ def test_before_a_cell_has_finished_their_pace_tells(tmp_path: Path) -> None:
     ("load", None, 0.0), ("surrogate", 0.9, 0.0), ("train", 0.5, 0.25), ("filter", 0.2, 0.5),
     ("retrain", 0.5, 0.75), ("repair", 1.0, 1.0), ("measure2", None, 1.0),
 ])  # fmt: skip
-def test_the_share_of_a_cell_that_is_done(
+def test_the_fraction_of_a_cell_done_follows_from_its_stage(
     tmp_path: Path, stage: str, fraction: float | None, share: float
 ) -> None:
     beat(tmp_path, "x", stage, fraction=fraction)
@@ -154,10 +154,10 @@ def test_the_share_of_a_cell_that_is_done(
     assert share_done(found) == pytest.approx(share)
 
 
-def test_plain_rows_with_how_far_the_sweep_is(
+def test_plain_rows_show_the_sweeps_progress(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One cell was done before: it counts, and has no row."""
+    """One cell was done before: it counts but has no row."""
     board = _Lines(tmp_path, asked(), asked()[1:])
     board.look(0.0)
     assert capsys.readouterr().out == ""
@@ -173,7 +173,7 @@ def test_plain_rows_with_how_far_the_sweep_is(
     assert re.search(r"pattern +bird +10% +failed: .*\[2 of 3 cells done", row)
 
 
-def test_the_last_cell_is_told_however_short_the_sweep(
+def test_the_last_cell_is_reported_even_in_a_short_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "POLL", 60.0)
@@ -188,7 +188,7 @@ def test_the_last_cell_is_told_however_short_the_sweep(
 @pytest.mark.parametrize(("progress", "owned"), [
     ("auto", True), ("bar", True), ("lines", False), ("none", False),
 ])  # fmt: skip
-def test_the_table_owns_a_terminal_unless_lines_are_asked_for(
+def test_the_live_table_is_used_on_a_terminal_unless_lines_are_requested(
     monkeypatch: pytest.MonkeyPatch, progress: str, owned: bool
 ) -> None:
     from omegaconf import OmegaConf
@@ -204,8 +204,8 @@ def test_the_table_owns_a_terminal_unless_lines_are_asked_for(
 
 
 def screen(written: str, width: int, height: int) -> list[str]:
-    """The lines of a terminal, those that have scrolled away too, after `written`; only what rich
-    uses of a terminal's language."""
+    """The lines of a terminal after `written`, including those scrolled away; supports only the
+    escape codes that rich uses."""
     lines, at = [""], [0, 0]
     for part in re.split(r"(\x1b\[\??[0-9;]*[A-Za-z]|\r|\n)", written):
         if part == "\n":
@@ -228,9 +228,9 @@ def screen(written: str, width: int, height: int) -> list[str]:
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_sweep_on_a_terminal(tmp_path: Path, launcher: str) -> None:
-    """Two cells that work and one that cannot: their rows are whole, no cell writes into the
-    table, and nothing of what changed below is left."""
+def test_a_sweep_on_a_terminal_leaves_only_complete_rows(tmp_path: Path, launcher: str) -> None:
+    """Two cells that succeed and one that fails: their rows are complete, no cell writes into the
+    table, and nothing of the changing lines remains."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
     program = subprocess.Popen(
@@ -250,7 +250,7 @@ def test_a_sweep_on_a_terminal(tmp_path: Path, launcher: str) -> None:
             break
         said += part
     assert program.wait(timeout=60) == 1, said.decode()
-    # Without the tables of the end, whose lines are longer than the terminal is wide.
+    # Without the final tables, whose lines are wider than the terminal.
     text = said.decode().replace("\r\n", "\n\r").partition("###")[0]
     table = screen(text, 200, 40)
     assert "cells at a time" in table[0] or "1 cell at a time" in table[0]
@@ -260,7 +260,7 @@ def test_a_sweep_on_a_terminal(tmp_path: Path, launcher: str) -> None:
         assert sum(bool(re.fullmatch(figures, line)) for line in table) == 1, table
     assert sum(line.startswith("pixel    cat     30%    failed: killed") for line in table) == 1
     assert not [line for line in table if line.startswith("[") or "cells done," in line], table
-    # While they ran, it was said what they did.
+    # While cells ran, their stages were shown.
     assert re.search(r"of 3 cells done.*running", text)
     assert "train" in text
     assert "\x1b[?25h" in text
@@ -268,8 +268,8 @@ def test_a_sweep_on_a_terminal(tmp_path: Path, launcher: str) -> None:
     assert any("measure2" in path.read_text() for path in logs)
 
 
-def test_a_closed_pipe_does_not_end_a_sweep(tmp_path: Path) -> None:
-    """Nobody reads any more, neither rows nor errors: all cells run, the tables are written."""
+def test_a_closed_pipe_does_not_stop_a_sweep(tmp_path: Path) -> None:
+    """Without a reader all cells run and the tables are written."""
     program = subprocess.Popen(
         command("-m", *TINY, "trainer.progress=auto", "hydra/launcher=joblib", "target=bird,dog"),
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Which cells of a sweep count as done: those whose record is whole, and no other."""
+"""Which cells of a sweep count as done: exactly those with an intact record."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def cell(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def resealed(text: str, old: str, new: str) -> str:
-    """A record's text with `new` in place of `old`, and with a seal of its own."""
+    """A record's text with `new` in place of `old` and a new seal."""
     found = json.loads(text.replace(old, new))
     del found["seal"]
     return sealed(readable(found))
 
 
-def test_a_whole_record_is_done(cell: tuple[str, str], tmp_path: Path) -> None:
+def test_a_cell_with_an_intact_record_is_done(cell: tuple[str, str], tmp_path: Path) -> None:
     text, name = cell
     assert (finished(tmp_path, name), status_of(tmp_path)) == (False, None)
-    # A word that looks like no number, in a text, is a text.
+    # NaN inside a string is only text.
     (tmp_path / "record.json").write_text(
         resealed(text, '"command": "test"', '"command": "a: NaN"')
     )
@@ -74,7 +74,9 @@ def test_a_whole_record_is_done(cell: tuple[str, str], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", DAMAGE)
-def test_a_damaged_record_is_not(cell: tuple[str, str], tmp_path: Path, how: str) -> None:
+def test_a_cell_with_a_damaged_record_is_not_done(
+    cell: tuple[str, str], tmp_path: Path, how: str
+) -> None:
     damaged = DAMAGE[how](cell[0])
     assert damaged != cell[0]
     (tmp_path / "record.json").write_text(damaged)
@@ -82,8 +84,8 @@ def test_a_damaged_record_is_not(cell: tuple[str, str], tmp_path: Path, how: str
     assert status_of(tmp_path) == "failed: damaged record"
 
 
-def test_no_flipped_bit_passes_for_another_value(cell: tuple[str, str], tmp_path: Path) -> None:
-    """Of a thousand, some fall on spaces between the values, and leave the record as it is."""
+def test_no_flipped_bit_is_read_as_another_value(cell: tuple[str, str], tmp_path: Path) -> None:
+    """Of a thousand flips some hit white space and leave the values as they are."""
     draw = random.Random(0)
     for _ in range(1000):
         text = bytearray(cell[0].encode())
@@ -93,8 +95,8 @@ def test_no_flipped_bit_passes_for_another_value(cell: tuple[str, str], tmp_path
             assert json.loads(text) == json.loads(cell[0])
 
 
-def test_the_same_command_mends_it(tmp_path: Path) -> None:
-    """The record is again what it was: its stages are still in the store."""
+def test_the_same_command_repairs_a_damaged_record(tmp_path: Path) -> None:
+    """Its stages are still in the store, so the record is identical."""
     words = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=here"]
     assert started(tmp_path, *words).returncode == 0
     (path,) = tmp_path.rglob("record.json")
@@ -106,8 +108,8 @@ def test_the_same_command_mends_it(tmp_path: Path) -> None:
     assert lasting(json.loads(path.read_text())) == lasting(whole)
 
 
-def test_a_sweep_goes_on_beside_kept_records(tmp_path: Path) -> None:
-    """They stay whole, and tables show them and the new cell."""
+def test_a_sweep_with_frozen_records_can_be_extended(tmp_path: Path) -> None:
+    """Tables show the frozen records and the new cell."""
     words = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=here"]
     assert started(tmp_path, *words).returncode == 0
     freeze(tmp_path / "here", tmp_path / "here")
@@ -124,8 +126,8 @@ SWEEP = ["-m", *TINY, "retrain=false", "seed=0,1", "hydra.sweep.dir=here"]
 
 
 @pytest.mark.parametrize("what", ["directory", "named pipe", "link to itself"])
-def test_a_sweep_runs_whatever_stands_in_the_way_of_its_files(what: str, tmp_path: Path) -> None:
-    """Each is set aside with one line, and what belongs there is made again."""
+def test_a_sweep_sets_obstacles_at_its_files_aside(what: str, tmp_path: Path) -> None:
+    """With one log line each; the files are written again."""
     assert started(tmp_path, *SWEEP).returncode == 0
     here = tmp_path / "here"
     first, second = sorted(path.parent for path in here.glob("*/record.json"))
@@ -146,7 +148,7 @@ def test_a_sweep_runs_whatever_stands_in_the_way_of_its_files(what: str, tmp_pat
     assert again.returncode == 0, said
     assert "Traceback" not in said
     aside = [path.name.rpartition("-")[0] for path in here.rglob(".bad-*")]
-    # A pipe or a link gives way to the file that is renamed to its place.
+    # Renaming a file over a pipe or a link replaces it.
     assert {f".bad-{path.name}" for path in paths if path.name != "index.html"} <= set(aside)
     assert lasting(json.loads((second / "record.json").read_text())) == lasting(json.loads(kept))
     assert len(json.loads((here / "sweep.json").read_text())["asked"]) == 2
@@ -155,7 +157,7 @@ def test_a_sweep_runs_whatever_stands_in_the_way_of_its_files(what: str, tmp_pat
 
 
 @pytest.mark.parametrize("text", ['{"asked": null}', '{"asked": [{"id": 3}]}', "[]", "[" * 10**5])
-def test_a_damaged_list_of_cells_is_set_aside_and_made_anew(text: str, tmp_path: Path) -> None:
+def test_a_damaged_sweep_json_is_set_aside_and_written_again(text: str, tmp_path: Path) -> None:
     (tmp_path / "sweep.json").write_text(text)
     assert place(tmp_path, "x") == "1/1"
     assert merge_asked(tmp_path, [RequestedCell("x", {"seed": 0}, {}, ())]) == [
@@ -164,8 +166,8 @@ def test_a_damaged_list_of_cells_is_set_aside_and_made_anew(text: str, tmp_path:
     assert len(list(tmp_path.glob(".bad-sweep.json-*"))) == 1
 
 
-def test_why_a_cell_failed_is_told_even_where_no_record_can_be_written(tmp_path: Path) -> None:
-    """The cause is printed and logged, the table has it, the other cell is done."""
+def test_a_cells_failure_is_reported_even_if_its_record_cannot_be_written(tmp_path: Path) -> None:
+    """The cause is printed, logged and in the table; the other cell completes."""
     plan = {"BACKDOOR_LAB_FAULT": "record.before:full:1"}
     result = started(tmp_path, *SWEEP, **plan)
     said = result.stdout + result.stderr

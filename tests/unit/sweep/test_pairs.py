@@ -30,12 +30,12 @@ from tests.helpers.project import swept
 from tests.helpers.records import failed, record, write_sweep
 
 BY_CLASS = PivotSpec(("source",), ("target",), ("asr2",))
-# Of these six combinations cat → cat twice and airplane → airplane are none; airplane → cat is
-# asked for by name and by number.
+# Of these six combinations cat → cat (twice) and airplane → airplane are skipped; airplane → cat
+# is requested by name and by number.
 NUMBERS = ("source=cat,0", "target=airplane,cat,3")
 
 
-def test_a_sweep_leaves_out_the_pairs_of_a_class_with_itself_and_everything_agrees_on_that(
+def test_pairs_of_a_class_with_itself_are_skipped_in_sweep_estimate_and_status(
     tmp_path: Path,
 ) -> None:
     command = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=pairs", *NUMBERS]
@@ -65,13 +65,13 @@ REFUSED = {
     "-m source=cat target=cat": f"{SAME} 3 (cat) (in all of 1 combination)",
     "-m source=cat,3 target=cat": f"{SAME} 3 (cat) (in all of 2 combinations)",
     "source=0 target=airplane": f"{SAME} 0 (airplane)",
-    # What is wrong with another cell is still said, and which cell that is.
+    # An error in another cell is still reported with that cell.
     "-m source=cat,brid target=cat": "source=brid target=cat): `source` 'brid' is not known",
     "-m source=cat target=cat,brid": "source=cat target=brid): `target` 'brid' is not known",
 }
 
 
-def test_without_any_pair_of_two_classes_a_command_is_refused(tmp_path: Path) -> None:
+def test_a_command_without_any_valid_pair_is_refused(tmp_path: Path) -> None:
     commands = [sorted([*TINY, *words.split()], key=lambda word: word != "-m") for words in REFUSED]
     for (code, _, said, _), rule in zip(many(tmp_path, commands)[0], REFUSED.values(), strict=True):
         assert code == 2
@@ -80,7 +80,7 @@ def test_without_any_pair_of_two_classes_a_command_is_refused(tmp_path: Path) ->
     assert list(tmp_path.rglob("sweep.json")) == []
 
 
-def test_the_experiment_is_every_pair_of_the_embedded_classes(tmp_path: Path) -> None:
+def test_the_pairs_experiment_covers_every_pair_of_the_synthetic_classes(tmp_path: Path) -> None:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         found = compose("config", ["experiment=pairs"])
     names = {key: found[key]["name"] for key in ("dataset", "trigger", "defense", "protocol")}
@@ -101,7 +101,7 @@ def test_the_experiment_is_every_pair_of_the_embedded_classes(tmp_path: Path) ->
         assert f"pixel-{source}-to-{target}-r0.1-spectral-s0-" in told
 
 
-def test_the_experiment_takes_another_data_set_network_and_recipe_as_they_are(
+def test_the_pairs_experiment_accepts_another_data_set_network_and_recipe(
     tmp_path: Path,
 ) -> None:
     changes = (
@@ -120,7 +120,7 @@ def test_the_experiment_takes_another_data_set_network_and_recipe_as_they_are(
 def pairs(
     classes: tuple[str, ...] = CLASSES, trigger: str = "pixel", seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Records of every pair; ASR1 is ten times the source's number plus the target's, in %."""
+    """Records of every pair; ASR1 in percent is ten times the source's number plus the target's."""
     return [
         record(trigger, target, seed=seed, id=f"{trigger}-{source}-{target}-{seed}",
                asr1=(10 * i + j) / 100, choices={"source": source})
@@ -155,7 +155,7 @@ def test_the_heat_maps_show_every_pair_with_the_classes_in_one_order(
     )
 
 
-def test_each_number_stands_in_its_place_and_reads_on_its_color(tmp_path: Path) -> None:
+def test_heat_map_numbers_are_in_place_and_readable_on_their_color(tmp_path: Path) -> None:
     (sheet,) = sheets(tmp_path / "s", pairs())
     figure = heat.heat_maps(sheet)
     axes = figure.axes[0]
@@ -171,7 +171,7 @@ def test_each_number_stands_in_its_place_and_reads_on_its_color(tmp_path: Path) 
         assert heat.contrast(str(text.get_color()), shade) >= 4.5
 
 
-def test_every_trigger_has_a_sheet_and_seeds_are_averaged(tmp_path: Path) -> None:
+def test_every_trigger_has_heat_maps_averaged_over_seeds(tmp_path: Path) -> None:
     three = ("cat", "dog", "frog")
     made = [*pairs(three), *pairs(three, seed=1), *pairs(three, trigger="pattern")]
     for each in made:
@@ -183,7 +183,7 @@ def test_every_trigger_has_a_sheet_and_seeds_are_averaged(tmp_path: Path) -> Non
     assert pattern.maps[0].values[1, 2] == pytest.approx(12)
 
 
-def test_a_cell_that_failed_is_empty_and_one_target_for_each_source_is_no_map(
+def test_a_failed_cell_is_empty_and_one_target_per_source_gives_no_heat_map(
     tmp_path: Path,
 ) -> None:
     made = pairs(("cat", "dog", "frog"))
@@ -198,7 +198,7 @@ def test_a_cell_that_failed_is_empty_and_one_target_for_each_source_is_no_map(
     assert sheets(tmp_path / "none", [record(), record("pattern")]) == []
 
 
-def test_the_figures_of_a_sweep_hold_its_heat_maps(tmp_path: Path) -> None:
+def test_the_figures_of_a_sweep_include_its_heat_maps(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", pairs(("cat", "dog", "frog")))
     whole = SweepData(
         read_sweep(folder).cells, raw_records(folder), ArtifactReader(tmp_path / "store")

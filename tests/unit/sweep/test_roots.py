@@ -1,4 +1,4 @@
-"""Several data sets in one sweep: patterns for their files, rows named by what differs."""
+"""Several data sets in one sweep: glob patterns for their files, and rows named by what differs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ from tests.helpers.image_files import parts
         (["/x/猫/s", "/x/犬/s"], ["猫", "犬"]),
     ],
 )
-def test_the_shortest_part_that_differs(paths: list[str], expected: list[str]) -> None:
+def test_paths_are_distinguished_by_the_shortest_differing_part(
+    paths: list[str], expected: list[str]
+) -> None:
     found = apart([Path(path).parts for path in paths])
     assert [each.replace("//", "/") for each in found] == expected
     assert len(set(found)) == len(found)
@@ -39,7 +41,9 @@ def replaced(*arguments: str) -> list[str]:
     return with_patterns(OverridesParser.create().parse_overrides(list(arguments)))
 
 
-def test_patterns_become_what_they_match(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patterns_are_replaced_by_the_matching_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("b", "a", "c"):
         (tmp_path / name).mkdir()
@@ -59,7 +63,7 @@ def test_patterns_become_what_they_match(tmp_path: Path, monkeypatch: pytest.Mon
         replaced("dataset.root=x/*.npz")
 
 
-def test_a_file_that_is_called_like_a_pattern_is_itself(
+def test_an_existing_file_named_like_a_pattern_is_not_a_pattern(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -69,7 +73,7 @@ def test_a_file_that_is_called_like_a_pattern_is_itself(
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "a,b", "a b", "a\\b", "a\\'b", "${x}", "é=1"])
-def test_matched_names_are_quoted(
+def test_matching_file_names_are_quoted(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -80,14 +84,14 @@ def test_matched_names_are_quoted(
     assert quoted(name).startswith("'")
 
 
-def test_a_pattern_without_a_sweep_is_told(tmp_path: Path) -> None:
+def test_a_pattern_without_a_sweep_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a pattern like this is for sweeps, with -m"):
         ArrayFile(root=str(tmp_path / "*.npz")).fingerprint()
     with pytest.raises(DataError, match=r"a pattern like this is for sweeps, with -m"):
         ImageFolder(root=str(tmp_path / "*.zip")).fingerprint()
 
 
-def test_a_sweep_over_sets_of_one_name_has_rows_named_by_their_folders(tmp_path: Path) -> None:
+def test_data_sets_with_equal_file_names_are_named_by_their_folders(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in ("d1", "d2"):
         (tmp_path / name).mkdir()
@@ -109,7 +113,7 @@ def test_a_sweep_over_sets_of_one_name_has_rows_named_by_their_folders(tmp_path:
     assert sorted(each["choices"]["dataset"] for each in asked) == ["d1", "d2"]
     assert "d1" in run.stdout
     assert "config data" not in run.stdout
-    # Alone, each is the same cell: what a sweep calls its set decides nothing.
+    # On its own each is the same cell: the displayed name is not part of the identity.
     again = started(
         tmp_path, "-m", *words, "dataset=arrays", "dataset.root=d1/set.npz", "target=0",
         "hydra.sweep.dir=out", "retrain=false",

@@ -1,4 +1,4 @@
-"""Which cells are launched again, and which are not; launchers are played by functions."""
+"""Which cells are launched again; functions stand in for launchers."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ Outcome = dict[str, Any] | LostProcess | None
 
 
 class Fake:
-    """A launcher whose cells end as `outcomes` says, one outcome per launch of a cell; a cell
-    beyond the list is done. An exception in place of a list is raised by the launcher."""
+    """A launcher whose cells end as in `outcomes`, one outcome per launch of a cell; without one a
+    cell is done. An exception in place of a list is raised by the launcher."""
 
     def __init__(self, folder: Path, outcomes: dict[str, Any]) -> None:
         self.folder, self.outcomes = folder, outcomes
@@ -68,7 +68,7 @@ def launch(
     folder: Path, outcomes: dict[str, Any], *, retries: int = 1, fail_fast: bool = False,
     batch: int | None = None, cells: str = "abc",
 ) -> tuple[list[list[str]], list[str]]:  # fmt: skip
-    """What was launched, round by round, and the cells whose loss was recorded."""
+    """The cells launched in each round, and the cells whose loss was recorded."""
     fake, lost = Fake(folder, outcomes), []
 
     def record(each: RequestedCell, loss: LostProcess) -> str:
@@ -81,47 +81,47 @@ def launch(
     return fake.launched, lost
 
 
-def test_cells_that_are_done_are_launched_once(tmp_path: Path) -> None:
+def test_finished_cells_are_launched_once(tmp_path: Path) -> None:
     assert launch(tmp_path, {}) == ([["a", "b", "c"]], [])
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
-def test_a_killed_cell_is_tried_again_as_often_as_asked(retries: int, tmp_path: Path) -> None:
+def test_a_killed_cell_is_retried_as_often_as_requested(retries: int, tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"b": [KILLED] * 9}, retries=retries)
     assert launched == [["a", "b", "c"], *[["b"]] * retries]
     assert lost == ["b"] * (retries + 1)
 
 
-def test_a_killed_cell_that_then_succeeds_is_done(tmp_path: Path) -> None:
+def test_a_killed_cell_that_succeeds_on_retry_is_done(tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"b": [KILLED]}, retries=5)
     assert launched == [["a", "b", "c"], ["b"]]
     assert lost == ["b"]
     assert json.loads((tmp_path / "b/record.json").read_text())["status"] == "done"
 
 
-def test_out_of_memory_counts_as_a_try_like_a_kill(tmp_path: Path) -> None:
+def test_out_of_memory_is_retried_like_a_kill(tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"b": [OOM, KILLED, OOM]}, retries=1)
     assert launched == [["a", "b", "c"], ["b"]]
     assert lost == ["b"]
 
 
 @pytest.mark.parametrize("says", [DIVERGED, {"status": "failed: no such file"}])
-def test_a_diverged_or_failed_cell_is_not_tried_again(says: dict[str, Any], tmp_path: Path) -> None:
+def test_a_diverged_or_failed_cell_is_not_retried(says: dict[str, Any], tmp_path: Path) -> None:
     assert launch(tmp_path, {"b": [says]}, retries=5) == ([["a", "b", "c"]], [])
 
 
-def test_a_refused_cell_without_a_record_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_refused_cell_without_a_record_is_not_retried(tmp_path: Path) -> None:
     assert launch(tmp_path, {"b": [None]}, retries=5) == ([["a", "b", "c"]], [])
 
 
-def test_cells_of_a_launcher_that_gave_up_are_launched_again_at_no_charge(tmp_path: Path) -> None:
+def test_a_launcher_error_does_not_count_as_a_retry_of_its_cells(tmp_path: Path) -> None:
     outcomes = {"launcher": OSError("sbatch: busy"), "b": [KILLED]}
     launched, lost = launch(tmp_path, outcomes, batch=2, retries=1)
     assert launched == [["a", "b"], ["c"], ["a", "b"], ["b"]]
     assert lost == ["b"]
 
 
-def test_a_launcher_that_runs_nothing_is_not_asked_for_ever(
+def test_a_launcher_that_runs_nothing_is_not_called_forever(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     error = OSError("sbatch: not found")
@@ -131,23 +131,22 @@ def test_a_launcher_that_runs_nothing_is_not_asked_for_ever(
     assert "ran none of the remaining cells" in caplog.text
 
 
-def test_fail_fast_launches_no_further_batch_and_tries_nothing_again(tmp_path: Path) -> None:
+def test_fail_fast_launches_no_further_batch_and_no_retry(tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"a": [KILLED]}, batch=1, fail_fast=True)
     assert launched == [["a"]]
     assert lost == ["a"]
-    # The next command begins anew.
+    # The next command starts over.
     launched, _ = launch(tmp_path, {}, batch=1, fail_fast=True)
     assert launched == [["a"], ["b"], ["c"]]
 
 
-def test_a_halt_of_an_earlier_command_is_forgotten(tmp_path: Path) -> None:
+def test_a_stop_of_an_earlier_command_is_cleared(tmp_path: Path) -> None:
     halt(tmp_path)
     assert launch(tmp_path, {})[0] == [["a", "b", "c"]]
     assert not halted(tmp_path)
 
 
-def test_a_lost_process_of_the_launcher_is_its_cell_s_loss(tmp_path: Path) -> None:
-    """A plugin's error for one job: that cell, and no other."""
+def test_a_launchers_error_for_one_job_only_affects_its_cell(tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"b": [RuntimeError("gone")] * 2, "c": [DIVERGED]})
     assert launched == [["a", "b", "c"], ["b"]]
     assert lost == ["b", "b"]
@@ -157,7 +156,7 @@ class FailedJobError(Exception):
     """What submitit calls a task that ran to its end and raised."""
 
 
-def test_a_task_that_raised_was_not_lost(tmp_path: Path) -> None:
+def test_a_task_that_raised_is_not_retried(tmp_path: Path) -> None:
     assert launch(tmp_path, {"b": [FailedJobError("trace")]}) == ([["a", "b", "c"]], [])
 
 
@@ -173,10 +172,10 @@ def test_fail_fast_must_be_true_or_false(value: object, tmp_path: Path) -> None:
         check_keys(configuration(tmp_path) | {"fail_fast": value})
 
 
-def test_a_disk_that_fills_before_the_cell_begins_is_named(
+def test_a_full_disk_before_the_cell_starts_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Hydra itself writes first: its error of the system is told as every other lack of room."""
+    """Hydra writes first: its OSError is reported like every other lack of space."""
     said: list[str] = []
 
     def fail(task: Any, config: Any) -> None:

@@ -1,4 +1,4 @@
-"""How many cells run at a time: what the machine allows, unless the user says otherwise."""
+"""How many cells run at a time: as many as the machine allows, unless the user sets a number."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_as_many_cells_as_cores_and_memory_allow(
     machine: Any, cores: int, memory: int | None, cells: int
 ) -> None:
-    """And one thread each, also where memory leaves cores idle."""
+    """One thread each, even if memory leaves cores idle."""
     machine(cores, memory)
     config = whole(JOBLIB)
     found = parallelism(config, 12)
@@ -53,11 +53,11 @@ def test_as_many_cells_as_cores_and_memory_allow(
 def test_wider_networks_need_more_memory() -> None:
     assert cell_bytes(whole(JOBLIB)) == 1_500_000_000
     assert cell_bytes(whole(JOBLIB, "model.width=64")) == 3_000_000_000
-    # Of another network nobody knows the width.
+    # The width of other networks is unknown.
     assert cell_bytes(whole(JOBLIB, "model=torchvision", "model.width=null")) == 3_000_000_000
 
 
-def test_it_is_said_in_one_line(machine: Any) -> None:
+def test_parallelism_is_described_in_one_line(machine: Any) -> None:
     machine(8, 16_000_000_000)
     said = parallelism(whole(JOBLIB), 12).describe(12)
     assert said == (
@@ -68,7 +68,7 @@ def test_it_is_said_in_one_line(machine: Any) -> None:
     assert parallelism(whole(), 12).describe(12) == "1 cell at a time"
 
 
-def test_an_explicit_number_wins(machine: Any) -> None:
+def test_an_explicit_n_jobs_takes_precedence(machine: Any) -> None:
     machine(8, 10)
     config = whole(JOBLIB, "hydra.launcher.n_jobs=5")
     found = parallelism(config, 12)
@@ -77,13 +77,13 @@ def test_an_explicit_number_wins(machine: Any) -> None:
     assert found.overrides(config) == ["hydra.launcher.n_jobs=5"]
 
 
-def test_cells_of_several_threads_are_fewer(machine: Any) -> None:
+def test_several_threads_per_cell_reduce_the_number_of_cells(machine: Any) -> None:
     machine(8, None)
     found = parallelism(whole(JOBLIB, "trainer.threads=3"), 12)
     assert (found.cells, found.threads) == (2, 3)
 
 
-def test_cells_on_gpus_are_as_many_as_there_are_places(
+def test_on_gpus_the_number_of_cells_is_gpus_times_cells_per_gpu(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine(64, None)
@@ -93,8 +93,8 @@ def test_cells_on_gpus_are_as_many_as_there_are_places(
     assert parallelism(whole(JOBLIB), 99).cells == 64
 
 
-def test_a_number_of_processes_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    """Before any work, and before anything is written."""
+def test_an_invalid_n_jobs_is_refused(tmp_path: Path) -> None:
+    """Before any work or output."""
     with pytest.raises(ConfigError, match=r"`hydra.launcher.n_jobs` must be a whole number other"):
         parallelism(whole(JOBLIB, "hydra.launcher.n_jobs=0"), 2)
     done = started(tmp_path, "-m", *TINY, JOBLIB, "hydra.launcher.n_jobs=0")
@@ -103,19 +103,19 @@ def test_a_number_of_processes_that_does_not_exist_is_refused(tmp_path: Path) ->
     assert not list(tmp_path.rglob("sweep.json"))
 
 
-def test_all_cores_by_minus_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_n_jobs_minus_one_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     assert parallelism(whole(JOBLIB, "hydra.launcher.n_jobs=-1"), 12).cells == 1
 
 
-def test_launchers_that_start_every_cell_at_once() -> None:
+def test_submitit_starts_every_cell_at_once() -> None:
     assert parallelism(whole("hydra/launcher=submitit_local"), 7).cells == 7
     slurm = parallelism(whole("hydra/launcher=submitit_slurm"), 7)
     assert (slurm.cells, slurm.threads) == (64, 4)
 
 
-def test_a_single_cell_has_all_cores_whatever_the_launcher(tmp_path: Path) -> None:
-    """The launcher of an experiment concerns its sweeps."""
+def test_a_single_cell_uses_all_cores_with_any_launcher(tmp_path: Path) -> None:
+    """An experiment's launcher only concerns its sweeps."""
     done = started(tmp_path, *TINY, JOBLIB, "trainer.threads=null", "trainer.progress=lines",
                    LOKY_MAX_CPU_COUNT="1")  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""What a cell's process does around the cell: `fail_fast`, and the stack of a crash."""
+"""A cell's process: `fail_fast`, and the stack trace of a crash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backdoor_lab.sweep.manifest import halt, halted
 
 
 def run(folder: Path, monkeypatch: pytest.MonkeyPatch, ends: Any, **config: Any) -> Any:
-    """A supervised cell that ends as said: with a status, an error, or by an action."""
+    """A supervised cell that ends as specified: with a status, an error, or an action."""
 
     def run_job(*_: Any, **__: Any) -> Any:
         if isinstance(ends, Exception):
@@ -45,16 +45,14 @@ def test_fail_fast_stops_the_sweep_at_a_failure(
     assert halted(tmp_path) == stops
 
 
-def test_no_cell_starts_in_a_sweep_that_was_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_cell_starts_in_a_stopped_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     halt(tmp_path)
     found = run(tmp_path / "cell", monkeypatch, AssertionError("it ran"))
     assert found == "not started"
     assert not (tmp_path / "cell" / "lab.log").exists()
 
 
-def test_the_stack_of_a_crash_is_in_the_cells_log(
+def test_the_stack_trace_of_a_crash_is_in_the_cells_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash_here() -> None:

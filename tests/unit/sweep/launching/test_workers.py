@@ -1,4 +1,4 @@
-"""Watched processes: one that dies is noticed at once, and how it died is known."""
+"""Supervised worker processes: a death is noticed at once, with its cause."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ METHODS = ("spawn", "fork")
 
 
 def act(job: Any) -> Any:
-    """What the tests' workers do."""
+    """The jobs of the workers in these tests."""
     what, value = job
-    # Of a forked one pytest would print the stack.
+    # Otherwise pytest would print the stack of a forked worker.
     faulthandler.disable()
     if what == "kill":
         os.kill(os.getpid(), value)
@@ -51,7 +51,7 @@ def alive(pid: int) -> bool:
     return False
 
 
-def test_a_worker_runs_one_job_after_the_other(worker: Worker) -> None:
+def test_a_worker_runs_one_job_after_another(worker: Worker) -> None:
     for value in (1, 2):
         worker.send(("return", value))
         assert worker.result() == (worker.pid, True, value)
@@ -60,7 +60,7 @@ def test_a_worker_runs_one_job_after_the_other(worker: Worker) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_the_signal_that_killed_a_worker_is_known(worker: Worker, number: int) -> None:
+def test_the_signal_that_killed_a_worker_is_reported(worker: Worker, number: int) -> None:
     worker.send(("kill", number))
     with pytest.raises(WorkerDiedError) as died:
         worker.result()
@@ -68,14 +68,14 @@ def test_the_signal_that_killed_a_worker_is_known(worker: Worker, number: int) -
 
 
 @pytest.mark.parametrize("code", [0, 1, 7])
-def test_the_exit_code_of_a_worker_is_known(worker: Worker, code: int) -> None:
+def test_the_exit_code_of_a_worker_is_reported(worker: Worker, code: int) -> None:
     worker.send(("exit", code))
     with pytest.raises(WorkerDiedError) as died:
         worker.result()
     assert died.value.code == code
 
 
-def test_a_worker_that_dies_leaves_the_others_alone() -> None:
+def test_a_dying_worker_does_not_affect_the_others() -> None:
     workers = [Worker(act) for _ in range(3)]
     try:
         workers[0].send(("kill", signal.SIGKILL))
@@ -89,7 +89,7 @@ def test_a_worker_that_dies_leaves_the_others_alone() -> None:
             each.retire()
 
 
-def test_a_job_sent_to_a_dead_worker_is_a_death(worker: Worker) -> None:
+def test_a_job_sent_to_a_dead_worker_raises_worker_died_error(worker: Worker) -> None:
     os.kill(worker.pid, signal.SIGKILL)
     while alive(worker.pid):
         time.sleep(0.01)
@@ -99,7 +99,7 @@ def test_a_job_sent_to_a_dead_worker_is_a_death(worker: Worker) -> None:
     assert died.value.code == -signal.SIGKILL
 
 
-def test_a_supervised_cell_reports_its_own_end() -> None:
+def test_a_supervised_cell_reports_its_result_or_its_death() -> None:
     assert supervised(lambda: act(("return", 3)))[1:] == (True, 3)
     found = supervised(lambda: act(("kill", signal.SIGKILL)))
     assert isinstance(found, LostProcess)
@@ -114,11 +114,11 @@ def test_a_supervised_cell_reports_its_own_end() -> None:
         (ValueError("timed out too often"), ValueError),
     ],
 )
-def test_a_task_that_the_cluster_stops_stops_its_cell(
+def test_a_task_stopped_by_the_cluster_stops_its_cell(
     raised: BaseException, seen: type[BaseException], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A signal handler raises while the task waits; the task never returns a result."""
+    """A signal handler raises while the task waits."""
 
     def handler(*_: Any) -> None:
         raise raised
@@ -141,8 +141,8 @@ def test_a_task_that_the_cluster_stops_stops_its_cell(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_worker_ends_with_its_parent(method: str) -> None:
-    """SIGKILL to the parent, which can tell nobody."""
+def test_a_worker_ends_when_its_parent_is_killed(method: str) -> None:
+    """SIGKILL, which the parent cannot handle."""
     read, write = os.pipe()
     parent = os.fork()
     if parent == 0:
@@ -180,14 +180,14 @@ BEAT = {"pid": 5, "stage": "train", "epoch": 2, "epochs": 8}
         (LostProcess(None, said="gone"), BEAT, "its process was lost during train, epoch 3 of 8"),
     ],
 )
-def test_how_and_where_a_cell_died_is_said(
+def test_the_cause_and_stage_of_a_cells_death_are_described(
     loss: LostProcess, beat: dict[str, Any], reason: str
 ) -> None:
     assert loss.reason(beat) == reason
 
 
-def test_a_cell_whose_process_is_gone_was_interrupted(tmp_path: Path) -> None:
-    """By its heartbeat; not while the process lives, nor when it ran on another machine."""
+def test_a_heartbeat_without_its_process_means_interrupted(tmp_path: Path) -> None:
+    """Not while the process lives, nor if it ran on another machine."""
     gone = Worker(act, "fork")
     gone.retire()
     beat = BEAT | {"pid": gone.pid, "host": socket.gethostname()}
