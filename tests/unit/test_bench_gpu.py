@@ -1,4 +1,4 @@
-"""The benchmarks for a GPU machine run here in their tiny form; no step makes a GPU wait."""
+"""The GPU benchmarks run here in their tiny form; no training step makes a GPU wait."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_each_part_runs_tiny_and_once(reports: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every part leaves its record at once; the same command again does nothing anew."""
+def test_each_benchmark_part_runs_once_in_its_tiny_form(
+    reports: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every part writes its record immediately; repeating the command computes nothing."""
     parts = [name for name in gpu.PARTS if name != "table"]  # a process of its own: not here
     assert gpu.main(["--tiny", *parts]) == 0
     written = {path.name: path.read_bytes() for path in reports.iterdir()}
@@ -38,7 +40,7 @@ def test_each_part_runs_tiny_and_once(reports: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.count("kept from before") == len(parts)
 
 
-def test_without_a_gpu_it_says_so(
+def test_without_a_gpu_the_benchmarks_are_refused_naming_tiny(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -47,8 +49,9 @@ def test_without_a_gpu_it_says_so(
 
 
 @pytest.mark.parametrize("late", [False, True])
-def test_no_step_reads_a_value_back(late: bool) -> None:
-    """Picking, augmenting, stamping, forward, backward, optimizer, Lightning's own loop."""
+def test_no_training_step_synchronizes_with_the_gpu(late: bool) -> None:
+    """Gathering, augmenting, applying the trigger, forward, backward, optimizer, Lightning's own
+    loop."""
     asked = job(epochs=2, crop=1, flip=True, cutout=2, schedule="onecycle", warmup=0.2)
     if late:
         rows = asked.training.base[:4]
@@ -64,7 +67,7 @@ def test_no_step_reads_a_value_back(late: bool) -> None:
 
 
 def test_features_are_computed_without_tf32() -> None:
-    """On a GPU convolutions would round their inputs; afterwards all is as it was."""
+    """On a GPU convolutions would round their inputs; afterwards the setting is restored."""
     asked, seen = job(), []
     module = new_classifier(asked, CPU)
     module.net.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
@@ -75,7 +78,7 @@ def test_features_are_computed_without_tf32() -> None:
 
 
 @pytest.mark.parametrize("wait", ["item", "mask"])
-def test_the_watch_sees_what_waits(wait: str) -> None:
+def test_the_watch_detects_synchronizing_operations(wait: str) -> None:
     class Waits(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, step: int) -> None:
             images, labels = batch

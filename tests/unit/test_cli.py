@@ -1,4 +1,4 @@
-"""The command line: one clear line for a mistake, exit codes, and a real sweep of four cells."""
+"""The command line: one clear line per mistake, exit codes, and a real sweep of four cells."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_mistake_is_one_line_and_exit_code_2(
+def test_a_mistake_is_refused_in_one_line_with_exit_code_2(
     refused: tuple[Path, dict[str, Any]], words: str
 ) -> None:
     code, _, said, _ = refused[1][words]
@@ -66,14 +66,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         assert part in lines[0]
 
 
-def test_nothing_was_started(refused: tuple[Path, dict[str, Any]]) -> None:
+def test_refused_commands_compute_nothing(refused: tuple[Path, dict[str, Any]]) -> None:
     stages = {path.parent.parent.name for path in refused[0].rglob("manifest.json")}
     assert stages <= {"data"}
     assert list(refused[0].rglob("record.json")) == []
     assert list(refused[0].rglob("sweep.json")) == []
 
 
-def test_the_module_itself_exits_alike(tmp_path: Path) -> None:
+def test_python_dash_m_has_the_same_exit_code_and_message(tmp_path: Path) -> None:
     run = started(tmp_path, *TINY, "target=brid")
     assert run.returncode == 2
     assert run.stdout == ""
@@ -143,13 +143,13 @@ def test_a_sweep_ends_with_records_and_tables(swept: tuple[Path, Any, Any]) -> N
         assert word in first.stdout
     assert list((folder / "tables").iterdir())
     assert "Traceback" not in first.stdout + first.stderr
-    # One network per attack; what the oracle leaves is one clean set, trained on once.
+    # One network per attack; the oracle leaves one clean set, trained on once.
     networks = list((cwd / "multirun_reports" / ".store").glob("*train/*/weights.safetensors"))
     assert len(networks) == 2 + 2 + 1
     assert not list(cwd.rglob("running.json"))
 
 
-def test_the_same_command_computes_nothing_again(swept: tuple[Path, Any, Any]) -> None:
+def test_repeating_the_command_computes_nothing(swept: tuple[Path, Any, Any]) -> None:
     cwd, _, ((code, said, _, _), _) = swept
     assert code == 0
     assert "4 of 4 cells already done" in said
@@ -158,7 +158,7 @@ def test_the_same_command_computes_nothing_again(swept: tuple[Path, Any, Any]) -
     assert all(path.stat().st_mtime < tables for path in records(cwd, "four"))
 
 
-def test_one_failing_cell_leaves_the_others(swept: tuple[Path, Any, Any]) -> None:
+def test_one_failing_cell_does_not_affect_the_others(swept: tuple[Path, Any, Any]) -> None:
     cwd, _, (_, (code, said, errors, _)) = swept
     found = {each["config"]["recipe"]["lr"]: each for each in records(cwd, "failing").values()}
     assert code == 1, errors
@@ -169,8 +169,8 @@ def test_one_failing_cell_leaves_the_others(swept: tuple[Path, Any, Any]) -> Non
     assert "Traceback" not in said + errors
 
 
-def test_checks_import_no_training_code() -> None:
-    """So that an error, and a sweep that is done already, wait for no Lightning."""
+def test_preflight_imports_no_training_code() -> None:
+    """So that errors and finished sweeps do not wait for Lightning."""
     program = "import sys, backdoor_lab.sweep.preflight; print('pytorch_lightning' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
@@ -178,8 +178,8 @@ def test_checks_import_no_training_code() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_an_address_space_too_small_for_pytorch_is_one_line(tmp_path: Path) -> None:
-    """Loading PyTorch would abort the process."""
+def test_an_address_space_limit_too_small_for_pytorch_is_one_line(tmp_path: Path) -> None:
+    """Otherwise loading PyTorch would abort the process."""
     resource = pytest.importorskip("resource")
     limit = 3_000_000_000
     done = subprocess.run(
@@ -192,10 +192,10 @@ def test_an_address_space_too_small_for_pytorch_is_one_line(tmp_path: Path) -> N
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_cell_without_memory_is_a_failed_cell(
+def test_out_of_memory_in_a_single_cell_is_a_failed_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a sweep: its record says so, and there is no error beside it."""
+    """As in a sweep: its record has the reason, and no further error is raised."""
 
     def fail(config: dict[str, Any], folder: Path, *, parallel_cells: int) -> str:
         write_sealed(folder / "record.json", failed(record()))

@@ -1,4 +1,4 @@
-"""The examples in docstrings print what they say."""
+"""Examples in docstrings print the output they show."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_attacks_and_defenses_have_examples() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_examples_in_docstrings_print_what_they_say(name: str) -> None:
+def test_docstring_examples_print_the_output_they_show(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0

@@ -1,5 +1,5 @@
-"""The documents: every link leads somewhere, tables are those of the committed records and of the
-code, and so are the figures in sentences."""
+"""Documents: links resolve, tables equal the committed records and the code, and so do figures in
+the text."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def _name(document: Path) -> str:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
-def test_every_table_is_what_records_and_code_say(document: Path) -> None:
-    """`make documents` writes them; a document that differs from its records fails here."""
+def test_every_table_equals_the_records_and_the_code(document: Path) -> None:
+    """`make documents` writes the tables; a document that differs from its records fails here."""
     text = document.read_text()
     assert text == filled(text, TABLES)
 
 
-def test_a_figure_edited_by_hand_is_found_and_put_right() -> None:
+def test_a_manually_edited_figure_is_found_and_corrected() -> None:
     text = (SWEEPS / "demo" / "README.md").read_text()
     edited = text.replace(
         "| pixel | bird | 5% | 50 | 100.00 |", "| pixel | bird | 5% | 50 | 99.00 |"
@@ -60,7 +60,7 @@ def test_a_figure_edited_by_hand_is_found_and_put_right() -> None:
     assert edited != text == filled(edited, TABLES)
 
 
-def test_a_changed_record_makes_its_documents_differ(
+def test_a_changed_record_makes_its_document_differ(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [{**cell, "Nat1": 12.34} for cell in cells_of_documents.cells("demo/report")]
@@ -73,14 +73,14 @@ def test_a_changed_record_makes_its_documents_differ(
     assert "multirun_reports/demo/README.md: differs from its records" in capsys.readouterr().out
 
 
-def test_every_table_has_its_place_in_a_document() -> None:
+def test_every_table_is_used_in_a_document() -> None:
     placed = [name for document in DOCUMENTS for name in names(document.read_text())]
     assert set(placed) == set(TABLES)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
-def test_no_table_of_results_is_transcribed(document: Path) -> None:
-    """A table with a column of a measure stands between markers."""
+def test_result_tables_are_generated_not_written_by_hand(document: Path) -> None:
+    """A table with a column of a metric is between markers."""
     lines = outside(document.read_text()).splitlines()
     heads = [line for line, rule in itertools.pairwise(lines) if re.fullmatch(r"\|[-:| ]+", rule)]
     figures = [line for line in heads if RESULT.search(line)]
@@ -96,13 +96,13 @@ def test_no_table_of_results_is_transcribed(document: Path) -> None:
         ("<!-- begin: demo_cells -->\n<!-- begin: demo_seeds -->\n<!-- end -->\n", "without"),
     ],
 )
-def test_markers_that_do_not_match_are_an_error(text: str, message: str) -> None:
+def test_mismatched_markers_are_an_error(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         filled(text, TABLES)
 
 
 @pytest.mark.parametrize("sweep", ["demo/report", "demo/seeds", "demo/seeds_bf16"])
-def test_every_cell_of_the_demo_shows_attack_and_defense(sweep: str) -> None:
+def test_in_every_demo_cell_attack_and_defense_succeed(sweep: str) -> None:
     cells = _of(sweep)
     seeds = {0} if sweep == "demo/report" else {6, 7, 8}
     assert len({r["id"] for r in cells}) == len(cells) == 12 * len(seeds)
@@ -114,7 +114,7 @@ def test_every_cell_of_the_demo_shows_attack_and_defense(sweep: str) -> None:
         assert cell["nat2"] >= cell["nat1"] - 0.01, cell["id"]
 
 
-def test_the_records_of_the_demo_are_made_with_its_settings() -> None:
+def test_the_demo_records_have_the_settings_of_the_demo() -> None:
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         demo = compose("config", ["experiment=demo"])
     for sweep in ("demo/report", "demo/controls", "demo/seeds", "demo/seeds_bf16"):
@@ -125,7 +125,7 @@ def test_the_records_of_the_demo_are_made_with_its_settings() -> None:
 
 
 def _anchor(heading: str) -> str:
-    """As GitHub names a heading."""
+    """The anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
@@ -135,7 +135,7 @@ def _headings(document: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
-def test_every_link_inside_the_project_leads_somewhere(document: Path) -> None:
+def test_every_internal_link_has_an_existing_target(document: Path) -> None:
     links = re.findall(r"\]\((?!http)([^)]+)\)", document.read_text())
     for link in links:
         path, _, anchor = link.partition("#")
@@ -151,7 +151,7 @@ def _cells(sweep: str, **choices: Any) -> list[dict[str, Any]]:
 SIDES = {"as source": "source", "as target": "target"}
 
 
-def test_what_is_said_of_all_pairs_is_as_recorded() -> None:
+def test_the_text_on_all_class_pairs_matches_its_records() -> None:
     cells = _of("paper/pairs")
     text = " ".join(REPORT.read_text().split("\n## Every pair of classes\n")[1].split())
     assert {r["counts"]["n_poisoned"] for r in cells} == {30}
@@ -190,7 +190,7 @@ def test_what_is_said_of_all_pairs_is_as_recorded() -> None:
         assert said in text
 
 
-def test_every_pair_of_two_classes_was_run_once() -> None:
+def test_every_pair_of_classes_was_run_once() -> None:
     pairs = [(r["choices"]["source"], r["choices"]["target"]) for r in _of("paper/pairs")]
     assert len(pairs) == len(set(pairs)) == 90
     assert all(source != target for source, target in pairs)
@@ -200,10 +200,10 @@ def test_every_pair_of_two_classes_was_run_once() -> None:
     ("sweep", "trigger"),
     [("demo/report", "pattern"), ("attacks/rate", "warp"), ("defenses/matrix", "adaptive_blend")],
 )
-def test_the_poisoned_images_follow_from_the_records_configuration(
+def test_poison_indices_follow_from_a_records_configuration(
     sweep: str, trigger: str, tmp_path: Path
 ) -> None:
-    """A kept record holds the hash of its indices alone: the configuration gives them again."""
+    """A frozen record holds only the hash of its indices; its configuration reproduces them."""
     record = next(r for r in _of(sweep) if r["choices"]["trigger"] == trigger)
     assert "poison_indices" not in record
     said = record["protocol"]
@@ -217,7 +217,7 @@ def test_the_poisoned_images_follow_from_the_records_configuration(
     assert data.train.digest == record["hashes"]["data"]
 
 
-def test_what_is_tracked_of_results_stays_small_and_names_no_path_outside() -> None:
+def test_committed_results_are_small_and_name_no_outside_path() -> None:
     command = ["git", "ls-files", "multirun_reports"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
@@ -231,7 +231,7 @@ def test_what_is_tracked_of_results_stays_small_and_names_no_path_outside() -> N
     assert [path for path in texts if outside.search(path.read_bytes())] == []
 
 
-def test_asr1_alone_is_100_percent_at_every_ratio() -> None:
+def test_asr1_is_100_percent_at_every_ratio_of_the_ratios_alone_sweep() -> None:
     cells = _of("paper/ratios_alone")
     assert {r["choices"]["ratio"] for r in cells} == {0.2, 0.4, 0.6, 0.9}
     assert {r["asr1"] for r in cells} == {1.0}

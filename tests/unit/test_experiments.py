@@ -1,4 +1,4 @@
-"""The experiments: what they sweep over is what there is."""
+"""Experiment files: their sweeps agree with the available triggers, defenses and recipes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_an_experiment_composes(experiment: str, tmp_path: Path) -> None:
     assert config["dataset"]["name"] == "synthetic"
 
 
-def test_the_physical_world_is_every_trigger_under_every_kind_of_the_figure(
+def test_the_physical_experiment_covers_every_trigger_and_transformation(
     tmp_path: Path,
 ) -> None:
     config = configuration(tmp_path, "experiment=physical")
@@ -42,8 +42,8 @@ def test_the_physical_world_is_every_trigger_under_every_kind_of_the_figure(
 
 
 @pytest.mark.parametrize("experiment", ["matrix", "photographs"])
-def test_a_comparison_holds_every_filter_and_nothing_else(experiment: str, tmp_path: Path) -> None:
-    """A defense that is added later is in it; a repair has to be named as left out."""
+def test_comparison_experiments_cover_exactly_the_filters(experiment: str, tmp_path: Path) -> None:
+    """A new filter is included automatically; a new repair must be excluded by name."""
     text = swept(experiment)["defense"]
     left_out = set(text.removeprefix("glob(*,exclude=[").removesuffix("])").split(","))
     names = {path.stem for path in (CONF / "defense").glob("*.yaml")}
@@ -53,7 +53,9 @@ def test_a_comparison_holds_every_filter_and_nothing_else(experiment: str, tmp_p
 
 
 @pytest.mark.parametrize("experiment", ["report", "report_small", "report_airbench"])
-def test_the_report_is_all_its_cells_beside_the_controls(experiment: str, tmp_path: Path) -> None:
+def test_report_experiments_cover_all_twelve_cells_and_the_controls(
+    experiment: str, tmp_path: Path
+) -> None:
     config = configuration(tmp_path, f"experiment={experiment}")
     check_keys(config)
     assert config["name"] == experiment
@@ -64,11 +66,11 @@ def test_the_report_is_all_its_cells_beside_the_controls(experiment: str, tmp_pa
     assert all(lookup(*cell) for cell in cells)
     assert asked["defense"] == ["spectral", "none", "random", "oracle"]
     assert asked["seed"] == ["0", "1", "2"]
-    # One seed with the report's filter is done before anything else.
+    # One seed with the report's filter comes first.
     assert list(asked)[:2] == ["seed", "defense"]
 
 
-def test_variants_are_chosen_on_other_triggers_than_they_are_reported_on(tmp_path: Path) -> None:
+def test_spectral_variants_are_selected_on_triggers_that_are_not_reported(tmp_path: Path) -> None:
     config = configuration(tmp_path, "experiment=spectral_variants")
     assert not config["retrain"]
     assert swept("spectral_variants")["trigger"] == "glob(*,exclude=[pixel,pattern])"
@@ -76,7 +78,7 @@ def test_variants_are_chosen_on_other_triggers_than_they_are_reported_on(tmp_pat
     assert reported == ["pixel", "pattern"]
 
 
-def test_the_readings_are_the_reports_cells_under_other_protocols(tmp_path: Path) -> None:
+def test_the_readings_experiment_repeats_report_cells_under_other_protocols(tmp_path: Path) -> None:
     config = configuration(tmp_path, "experiment=readings")
     check_keys(config)
     asked = swept("readings")
@@ -86,7 +88,7 @@ def test_the_readings_are_the_reports_cells_under_other_protocols(tmp_path: Path
     )
 
 
-def test_layers_are_looked_at_on_the_reports_own_networks(tmp_path: Path) -> None:
+def test_the_layers_experiment_uses_the_networks_of_report_small(tmp_path: Path) -> None:
     small, layers = (
         configuration(tmp_path, f"experiment={name}") for name in ("report_small", "report_layers")
     )
@@ -98,7 +100,7 @@ def test_layers_are_looked_at_on_the_reports_own_networks(tmp_path: Path) -> Non
     assert others["protocol.layer"].split(",")[0] == small["protocol"]["layer"]
 
 
-def test_the_ratios_are_legal_and_go_up_to_one(tmp_path: Path) -> None:
+def test_the_ratios_are_valid_and_reach_one(tmp_path: Path) -> None:
     config = configuration(tmp_path, "experiment=ratios")
     check_keys(config)
     ratios = [float(each) for each in str(swept("ratios")["ratio"]).split(",")]
@@ -111,7 +113,7 @@ def is_filter(root: Path, name: str) -> bool:
     return isinstance(made, Defense) and not isinstance(made, Keep)
 
 
-def test_recipes_of_the_augmentation_differ_in_augmentation_alone(tmp_path: Path) -> None:
+def test_augmentation_recipes_differ_only_in_their_augmentation(tmp_path: Path) -> None:
     names = swept("augmentation")["recipe"].split(",")
     decides = [
         Recipe.of(configuration(tmp_path, f"recipe={name}")["recipe"]).decides() for name in names

@@ -1,4 +1,4 @@
-"""The exported frame: every column documented, every value that of its record."""
+"""The exported table: every column is documented, every value is that of its record."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.records import GRID, documented, everything, failed, record, 
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "multirun_reports" / "demo" / "controls"
-# As README shows it.
+# As in README.
 EXAMPLE = """\
 import pandas as pd
 
@@ -40,7 +40,7 @@ def frame(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> pd.Dat
     return frame_of([read_sweep(write_sweep(folder / "s", made, asked))])
 
 
-def test_every_column_is_documented_and_every_documented_one_is_there(tmp_path: Path) -> None:
+def test_exported_columns_are_exactly_the_documented_ones(tmp_path: Path) -> None:
     made = [everything(), everything(seed=1, config={"recipe": {"lr": 0.5}}), everything(id="x")]
     found = frame(tmp_path, [*made, failed(everything(seed=2))])
     assert all(documented(name) for name in found)
@@ -51,7 +51,7 @@ def test_every_column_is_documented_and_every_documented_one_is_there(tmp_path: 
     assert json.loads(found["notes"][0]) == {"classes": [2]}
 
 
-def test_the_sweeps_own_file_is_the_same_frame(tmp_path: Path) -> None:
+def test_records_csv_of_a_sweep_equals_the_export(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [everything(), failed(everything(seed=1))])
     write_tables(folder)
     written = pd.read_csv(folder / "tables" / "records.csv")
@@ -61,8 +61,8 @@ def test_the_sweeps_own_file_is_the_same_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "multirun_reports").glob("*/*/records.jsonl")))
-def test_what_committed_records_say_is_exported(folder: Path) -> None:
-    """Every value in a record is in its line, but for what is named here."""
+def test_every_value_of_the_committed_records_is_exported(folder: Path) -> None:
+    """Except for those named here."""
     sweep = read_sweep(folder.parent)
     found = frame_of([sweep]).set_index("id")
     assert all(documented(name) for name in found)
@@ -71,7 +71,7 @@ def test_what_committed_records_say_is_exported(folder: Path) -> None:
         line = found.loc[made["id"]]
         for name, value in made["choices"].items():
             assert line[name] == value or (pd.isna(line[name]) and value is None)
-        # A curve is many numbers and no column.
+        # A curve has many numbers and no column.
         found_out = {k: v for k, v in (made["detection"] or {}).items() if k != "curve"}
         parts = [made["counts"], found_out, {k: made[k] for k in ("nat1", "asr2")}]
         parts += [{f"{family}.{k}": v for k, v in made["run"][family].items()}
@@ -89,7 +89,7 @@ def test_what_committed_records_say_is_exported(folder: Path) -> None:
                 assert shown == said or (pd.isna(shown) and said is None), name
 
 
-def test_one_line_per_cell_whatever_its_status(tmp_path: Path) -> None:
+def test_the_export_has_one_row_per_cell_of_any_status(tmp_path: Path) -> None:
     asked = [record(), failed(record(seed=1)), record(seed=2)]
     asked[1]["error"] = "it broke\nhere"
     found = frame(tmp_path, asked[:2], asked)
@@ -100,21 +100,21 @@ def test_one_line_per_cell_whatever_its_status(tmp_path: Path) -> None:
     assert set(found["sweep"]) == {"demo"}
 
 
-def test_several_sweeps_are_told_apart(tmp_path: Path) -> None:
+def test_several_sweeps_are_distinguished_by_name(tmp_path: Path) -> None:
     for name in ("a", "b"):
         write_sweep(tmp_path / name, [record(*cell) for cell in GRID[:3]], asked=[])
     found = frame_of([read_sweep(tmp_path / name) for name in ("a", "b")])
     assert list(found["sweep"]) == ["a"] * 3 + ["b"] * 3
 
 
-def test_config_values_that_tell_cells_apart_are_columns(tmp_path: Path) -> None:
+def test_config_values_that_distinguish_cells_are_columns(tmp_path: Path) -> None:
     made = [record(config={"recipe": {"lr": lr}}, id=f"{lr}") for lr in (0.1, 0.01)]
     found = frame(tmp_path, made)
     assert list(found["config.recipe.lr"]) == ["0.1", "0.01"]
     assert not [name for name in frame(tmp_path / "one", made[:1]) if name.startswith("config.")]
 
 
-def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
+def test_csv_and_parquet_have_the_same_content(tmp_path: Path) -> None:
     made = [everything(seed=s) for s in range(3)] + [failed(everything(target="dog"))]
     made[1]["detection"]["auroc"] = None
     found = frame(tmp_path, made)
@@ -129,7 +129,7 @@ def test_csv_and_parquet_say_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hostile_text_survives_both_formats(tmp_path: Path, name: str) -> None:
+def test_hostile_text_is_kept_in_both_formats(tmp_path: Path, name: str) -> None:
     made = record(target=name, id="a", status=f"failed: {name}")
     made["run"] = {"seconds": {"train": name, "x": float("nan")}, "device": [name], "versions": 7}
     found = frame(tmp_path, [made])
@@ -154,7 +154,7 @@ def test_without_pyarrow_the_error_says_what_to_install(
 @pytest.mark.parametrize(
     "given", ["s", "--out x.csv", "none --out x.csv", "s --out x.txt", "s --out no/x.csv"]
 )
-def test_bad_questions_are_one_line_and_two(
+def test_bad_arguments_are_one_line_with_exit_code_2(
     tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -165,7 +165,7 @@ def test_bad_questions_are_one_line_and_two(
     assert not list(Path().glob("x.*"))
 
 
-def test_the_columns_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_columns_lists_the_documented_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--columns"]) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert told == COLUMNS
@@ -183,7 +183,9 @@ def test_the_command_imports_no_torch(tmp_path: Path) -> None:
     assert done.stderr.split() == ["False", "False"]
 
 
-def test_the_example_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readme_example_runs_and_gives_the_right_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert main([str(COMMITTED), "--out", str(tmp_path / "records.csv")]) == 0
     monkeypatch.chdir(tmp_path)
     said = io.StringIO()

@@ -1,4 +1,4 @@
-"""Exported networks: plain torchvision weights, and predictions equal to the lab's own."""
+"""Exported networks: plain torchvision weights whose predictions equal those of the package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.records import documented, write_sweep
 from tests.helpers.records import record as made_up
 
 ROOT = Path(__file__).resolve().parents[2]
-# As README shows them: any network of this lab, and the standard one by torchvision alone.
+# As in README: any network of the package, and the standard one with only torchvision.
 LOAD_OURS = """\
 import json, torch
 from safetensors import safe_open
@@ -54,14 +54,14 @@ IMAGES, LABELS = (torch.from_numpy(each) for each in draw(5, size=8, split="test
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A finished cell in its sweep, beside its store."""
+    """A finished cell in its sweep, next to its store."""
     folder = tmp_path_factory.mktemp("lab")
     made = run_here(folder / ".store", folder / "sweep" / "cell")
     return folder, made
 
 
 def resealed(record: dict[str, Any]) -> str:
-    """The text of a record with a seal of its own."""
+    """The text of a record with a new seal."""
     return sealed(json.dumps({key: value for key, value in record.items() if key != "seal"}))
 
 
@@ -71,7 +71,7 @@ def loaded(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("which", [1, 2])
-def test_the_readmes_example_gives_the_labs_own_figures(
+def test_the_readme_example_reproduces_the_records_figures(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
     folder, record = lab
@@ -91,7 +91,9 @@ def test_the_readmes_example_gives_the_labs_own_figures(
     assert (nat, asr) == pytest.approx((record[f"nat{which}"], record[f"asr{which}"]))
 
 
-def test_the_file_says_what_it_is(lab: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_the_exported_file_describes_its_network(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     folder, record = lab
     said = export_weights(folder / "sweep" / "cell", tmp_path / "x.safetensors", which=1)
     metadata, weights = loaded(tmp_path / "x.safetensors")
@@ -107,7 +109,9 @@ def test_the_file_says_what_it_is(lab: tuple[Path, dict[str, Any]], tmp_path: Pa
     assert "poisoned with pixel for bird" in said["network"]
 
 
-def test_the_names_are_torchvisions(lab: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def test_weight_names_equal_those_of_torchvision(
+    lab: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
     models = pytest.importorskip("torchvision.models")
     export_weights(lab[0] / "sweep" / "cell", tmp_path / "x.safetensors")
     _, weights = loaded(tmp_path / "x.safetensors")
@@ -118,7 +122,7 @@ def test_the_names_are_torchvisions(lab: tuple[Path, dict[str, Any]], tmp_path: 
 def test_the_standard_network_loads_into_torchvisions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Width 64, stem cifar: the two layers of the example are all that must be changed."""
+    """Width 64, stem cifar: only the two layers in the example must be changed."""
     ours = build_model({"name": "resnet18", "width": 64, "stem": "cifar"}, channels=3, classes=10,
                        seed=3).eval()  # fmt: skip
     write_tensors(tmp_path / "network.safetensors", ours.state_dict())
@@ -130,7 +134,7 @@ def test_the_standard_network_loads_into_torchvisions(
         torch.testing.assert_close(names["net"].eval()(batch), ours(batch), rtol=0, atol=0)
 
 
-def test_readme_shows_what_is_tested() -> None:
+def test_readme_contains_the_tested_examples() -> None:
     readme = (ROOT / "README.md").read_text()
     assert LOAD_OURS in readme or textwrap.indent(LOAD_OURS, "  ") in readme
     assert LOAD_TORCHVISION in readme or textwrap.indent(LOAD_TORCHVISION, "  ") in readme
@@ -151,7 +155,7 @@ def refused(cell: Path, capsys: pytest.CaptureFixture[str], *given: str) -> str:
     return told
 
 
-def test_other_weights_than_the_records_are_refused(
+def test_weights_that_do_not_match_the_record_are_refused(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell, store, record = copy(lab, tmp_path / "lab")
@@ -169,7 +173,7 @@ def test_other_weights_than_the_records_are_refused(
     assert "--store" in refused(cell, capsys)
 
 
-def test_the_store_of_the_last_run_is_found_wherever_it_lies(
+def test_the_store_of_the_last_run_is_found_elsewhere(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     cell, store, _ = copy(lab, tmp_path / "lab")
@@ -179,7 +183,7 @@ def test_the_store_of_the_last_run_is_found_wherever_it_lies(
     assert loaded(tmp_path / "x.safetensors")[1]
 
 
-def test_a_ratio_that_is_a_number_of_images_is_no_share(
+def test_a_ratio_counted_in_images_is_not_described_as_a_percentage(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     cell, _, record = copy(lab, tmp_path / "lab")
@@ -190,7 +194,7 @@ def test_a_ratio_that_is_a_number_of_images_is_no_share(
     assert "(ratio 6)" in export_weights(cell, tmp_path / "x.safetensors")["network"]
 
 
-def test_images_that_were_changed_give_no_normalization(
+def test_modified_images_give_no_normalization(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell, store, _ = copy(lab, tmp_path / "lab")
@@ -223,7 +227,7 @@ def test_an_edited_record_is_refused(
         ({"run": {"stages": {}}}, "has no output"),
     ],
 )  # fmt: skip
-def test_a_record_that_cannot_be_used_is_refused(
+def test_an_unusable_record_is_refused(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str],
     change: dict[str, Any], said: str,
 ) -> None:  # fmt: skip
@@ -236,7 +240,7 @@ def test_a_record_that_cannot_be_used_is_refused(
     assert "not a cell's folder" in refused(cell, capsys)
 
 
-def test_a_bad_name_for_the_file_is_refused(
+def test_a_bad_output_file_name_is_refused(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("x.pt", "no/x.safetensors"):
@@ -245,7 +249,7 @@ def test_a_bad_name_for_the_file_is_refused(
 
 
 def leaves(value: Any, before: str = "") -> dict[str, Any]:
-    """The scalars of a record under dotted names."""
+    """The scalar values of a record under dotted names."""
     if isinstance(value, dict):
         return {
             k: v for key, each in value.items() for k, v in leaves(each, f"{before}{key}.").items()
@@ -253,10 +257,10 @@ def leaves(value: Any, before: str = "") -> dict[str, Any]:
     return {} if isinstance(value, list) else {before.removesuffix("."): value}
 
 
-def test_every_value_of_a_fresh_record_is_exported(
+def test_every_value_of_a_new_record_is_exported(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """What a record says today is a documented column, or stands here with its reason."""
+    """Every field is a documented column or listed here with its reason."""
     found = frame_of([read_sweep(lab[0] / "sweep")])
     line = found.iloc[0]
     elsewhere = ("config.", "dataset.", "run.stages.", "detection.curve", "schema", "protocol.name",

@@ -1,4 +1,4 @@
-"""The same hostile names in every format: each shows the name, and none acts on it."""
+"""The same hostile names in every format: each is shown, and none has an effect."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.written import cells_of, sweep_of, write_everything
 
 MARKDOWN = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 UNSEEN = re.compile("[^\t\n -~\xa0-\U0010ffff]|[\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-# What is left of a text when everything is known to be harmless; each with what it shows.
+# LaTeX that is known to be harmless, with the text it shows.
 TEX = {
     r"\\textbackslash\{\}": "\\", r"\\\{": "{", r"\\\}": "}", r"\\_": "_", r"\\%": "%", r"\\&": "&",
     r"\\#": "#", r"\\\$": "$", r"\\textasciicircum\{\}": "^", r"\\textasciitilde\{\}": "~",
@@ -44,7 +44,7 @@ def shown(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_only_text_in_markdown(name: str) -> None:
+def test_a_hostile_name_is_plain_text_in_markdown(name: str) -> None:
     tokens = MARKDOWN.parse(in_markdown(grid_of(name)))
     kinds = {token.type.removesuffix("_open").removesuffix("_close") for token in tokens}
     assert kinds <= {"heading", "table", "thead", "tbody", "tr", "th", "td", "inline",
@@ -54,12 +54,12 @@ def test_a_name_is_only_text_in_markdown(name: str) -> None:
     assert found <= {"text", "strong_open", "strong_close"}
     texts = ["".join(each.content for each in line).strip() for line in inline]
     assert [text for text in texts if text] == [text for text in shown(name) if text]
-    # What only some readers make a link or a formula of.
+    # Some renderers turn these into links or formulas.
     assert not re.search(r"\w://|\bwww\.|(?<!\\)[$~]", in_markdown(grid_of(name)))
 
 
 def tex_shows(text: str) -> str:
-    """The text that LaTeX shows; an error for anything that it would act on."""
+    """The text that LaTeX shows; an error for anything with another effect."""
     said = []
     while text:
         for pattern, sign in TEX.items():
@@ -75,7 +75,7 @@ def tex_shows(text: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_only_text_in_latex(name: str) -> None:
+def test_a_hostile_name_is_plain_text_in_latex(name: str) -> None:
     lines = in_latex(grid_of(name)).splitlines()
     title = lines[2].removeprefix(r"\caption{").removesuffix("}")
     at = lines.index(r"\toprule")
@@ -88,12 +88,12 @@ def test_a_name_is_only_text_in_latex(name: str) -> None:
     notes = [line.removesuffix(r"\par") for line in lines[at + 8 : at + 10]]
     found = [tex_shows(text).strip() for text in (title, *cells, *notes)]
     assert found == shown(name)
-    # Ligatures show another sign than the name has.
+    # Ligatures would show other characters than the name has.
     assert not re.search(r"--|,,|[?!]`", "\n".join([title, *cells, *notes]))
 
 
 class Texts(html.parser.HTMLParser):
-    """What stands between the tags of the body, and the tags."""
+    """The text between the tags of the body, and the tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class Texts(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_only_text_in_html(name: str) -> None:
+def test_a_hostile_name_is_plain_text_in_html(name: str) -> None:
     found = Texts(html_page(name, [grid_of(name)]))
     assert found.kinds == {("h3",), ("table",), ("tr",), ("th",), ("td",), ("p",),
                            ("th", "class=name"), ("td", "class=name"),
@@ -121,7 +121,7 @@ def test_a_name_is_only_text_in_html(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_only_text_in_csv(name: str) -> None:
+def test_a_hostile_name_is_plain_text_in_csv(name: str) -> None:
     text = csv_text([name, "b"], [[name, 1], [f"x{name}", -0.5]])
     lines = list(csv.reader(io.StringIO(text.replace("\r", "\n"))))
     assert [line[1:] for line in lines] == [["b"], ["1"], ["-0.5"]]
@@ -130,17 +130,17 @@ def test_a_name_is_only_text_in_csv(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_only_text_on_a_terminal(name: str, tmp_path: Path) -> None:
+def test_a_hostile_name_is_plain_text_on_a_terminal(name: str, tmp_path: Path) -> None:
     assert plain(name).isprintable()
     entry = logging.LogRecord("a", logging.INFO, "", 0, "%s: %s", (name, name), None)
     for handler in (Terminal(), LogFile(tmp_path / "x.log", delay=True)):
         assert all(line.isprintable() for line in handler.format(entry).split("\n"))
 
 
-def test_no_command_prints_or_writes_what_acts(
+def test_no_command_prints_or_writes_a_hostile_name_unescaped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every sixth name, each in all texts of a sweep of its own, by every command with tables."""
+    """Every sixth name, in all texts of a sweep, by every command with tables."""
     for number, name in enumerate(NAMES[::6]):
         folder = tmp_path / str(number)
         write_everything(folder, sweep_of(folder, name))

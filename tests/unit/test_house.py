@@ -1,4 +1,4 @@
-"""House rules, read from the source tree: floors, forbidden calls, docstrings, sizes."""
+"""House rules, checked in the source tree: layers, forbidden calls, docstrings, sizes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from backdoor_lab.defenses.options import OPTION_KEYS
 from backdoor_lab.pipeline.parts import defense_of
 from tests.helpers.project import PACKAGE, ROOT, SOURCES, calls, name_of, tree
 
-# A module or folder of the package, and the layer it belongs to: it imports lower layers alone.
+# Modules and folders of the package by layer; each imports only lower layers.
 LAYERS: dict[str, int] = {
     name: number
     for number, names in enumerate([
@@ -73,13 +73,13 @@ def everywhere() -> pytest.MarkDecorator:
 
 
 def test_every_module_has_a_layer() -> None:
-    """A new folder is given its layer here, on purpose."""
+    """A new folder must be given its layer here."""
     assert {room_of(path) for path in SOURCES} == LAYERS.keys()
 
 
 @everywhere()
-def test_a_module_imports_its_own_folder_and_lower_layers_alone(path: Path) -> None:
-    # A folder's command stands above everything that it prints.
+def test_a_module_imports_only_its_own_folder_and_lower_layers(path: Path) -> None:
+    # A folder's command is above everything that it prints.
     command = path.name == "__main__.py" and room_of(path) != "__main__"
     here = "reports" if command else room_of(path)
     for module in imports(path):
@@ -92,7 +92,7 @@ def test_a_module_imports_its_own_folder_and_lower_layers_alone(path: Path) -> N
 
 
 def top_imports(path: Path) -> set[Path]:
-    """The modules that a file imports at its top or in a function, not for its annotations."""
+    """The modules that a file imports at its top or in a function, except for annotations."""
     known = {".".join(("backdoor_lab", *each.relative_to(PACKAGE).with_suffix("").parts)): each
              for each in SOURCES}  # fmt: skip
     known |= {name.removesuffix(".__init__"): each for name, each in known.items()}
@@ -112,8 +112,8 @@ def top_imports(path: Path) -> set[Path]:
     return {known[name] for name in found & known.keys()} - {path}
 
 
-def test_the_way_of_a_ratio_from_the_command_line_to_the_record_goes_down() -> None:
-    """At most eight modules, none of which imports one before it."""
+def test_a_ratio_passes_from_command_line_to_record_through_lower_layers() -> None:
+    """At most eight modules, none of which imports an earlier one."""
     guide = (PACKAGE / "README.md").read_text().partition("## How one value travels")[2]
     way = [PACKAGE / name for name in re.findall(r"(?m)^\d+\. `([\w/]+\.py)`", guide)]
     assert 5 <= len(way) <= 8
@@ -121,7 +121,7 @@ def test_the_way_of_a_ratio_from_the_command_line_to_the_record_goes_down() -> N
         assert top_imports(path) & set(way[:number]) == set(), name_of(path)
 
 
-def test_no_modules_import_each_other() -> None:
+def test_there_are_no_circular_imports() -> None:
     left = {path: top_imports(path) for path in SOURCES}
     while free := {path for path, needed in left.items() if not needed & left.keys()}:
         for path in free:
@@ -153,15 +153,14 @@ ALONE = [
 
 
 @pytest.mark.parametrize("path", ALONE, ids=name_of)
-def test_attacks_and_defenses_stand_alone(path: Path) -> None:
-    """They know neither each other, nor Lightning, nor Hydra."""
+def test_attacks_and_defenses_are_independent(path: Path) -> None:
+    """They import neither each other, nor Lightning, nor Hydra."""
     roots = {module.split(".")[0] for module in imports(path)}
     assert not roots & {"pytorch_lightning", "lightning", "hydra", "omegaconf"}
 
 
-def test_tables_need_no_torch() -> None:
-    """Reports and status work where torch is not loaded: a second, not five. Nor is jinja2 before
-    a page is written."""
+def test_reports_and_status_need_no_torch() -> None:
+    """They start in a second instead of five. Nor is jinja2 imported before a page is written."""
     code = (
         "import sys; import backdoor_lab.reports.__main__, backdoor_lab.compare.__main__,"
         " backdoor_lab.results.__main__, backdoor_lab.export, backdoor_lab.status,"
@@ -180,21 +179,21 @@ ELEMENTS = (
     "|script|section|select|small|span|strong|style|sub|summary|sup|svg|table|tbody|td|th|thead"
     "|title|tr|u|ul"
 )
-# Neither the name of a group in a regular expression, nor that it looks behind.
+# Neither the name of a group in a regular expression nor a lookbehind.
 TAG = re.compile(
     rf"(?<!\?P)</?(?:{ELEMENTS})(?![\w-])|</(?:[a-z]|$)|(?<!\?)<!|&(?:\w+|#\d+);", re.IGNORECASE
 )
 
 
 def markup_in(source: ast.Module) -> list[str]:
-    """The strings with HTML in them; docstrings are none."""
+    """The strings that contain HTML; docstrings do not count."""
     docstrings = {id(node.value) for node in ast.walk(source) if isinstance(node, ast.Expr)}
     texts = [
         node.value for node in ast.walk(source)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         and id(node) not in docstrings
     ]  # fmt: skip
-    # An f-string as it is written, so that f"</{tag}>" is a tag like another.
+    # An f-string as written, so that f"</{tag}>" counts as a tag.
     texts += [
         re.sub(r"\{.*?\}", "x", ast.unparse(node))
         for node in ast.walk(source)
@@ -204,8 +203,8 @@ def markup_in(source: ast.Module) -> list[str]:
 
 
 @everywhere()
-def test_html_comes_from_templates_alone(path: Path) -> None:
-    # Markdown has entities of HTML.
+def test_html_comes_only_from_templates(path: Path) -> None:
+    # Markdown contains HTML entities.
     allowed = ["&amp;", "&gt;", "&lt;"] if name_of(path) == "tables/markup.py" else []
     assert markup_in(tree(path)) == allowed
     allowed_here = {"jinja2", "markupsafe"} if room_of(path) == "templates" else set()
@@ -225,7 +224,7 @@ def test_html_in_a_string_is_found(text: str) -> None:
     "text",
     ["'<td>'", "x = 'train/<class>/<image>'", "x = f'{a} < {b}'", "x = r'(?P<b>x)'", "x = '<i8'"],
 )
-def test_what_is_no_html_is_left_alone(text: str) -> None:
+def test_strings_without_html_are_not_reported(text: str) -> None:
     assert not markup_in(ast.parse(text))
 
 
@@ -235,8 +234,8 @@ def test_no_template_turns_escaping_off() -> None:
 
 
 @everywhere()
-def test_no_pickle_and_no_foreign_code(path: Path) -> None:
-    """Nothing that runs what it reads: pickle and its kin, eval, a shell, Hydra's instantiate."""
+def test_nothing_executes_what_it_reads(path: Path) -> None:
+    """No pickle, eval, shell or Hydra instantiate."""
     modules = {module.split(".")[0] for module in imports(path)}
     assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
     for name, call in calls(path):
@@ -260,21 +259,19 @@ def test_files_are_read_safely(path: Path) -> None:
 
 
 @everywhere()
-def test_short_files(path: Path) -> None:
-    """No file over 300 lines."""
+def test_no_file_has_more_than_300_lines(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 300
 
 
 @everywhere()
-def test_docstrings(path: Path) -> None:
-    """Every module, public class and public function says what it promises; a method that
-    fills in its base's, and a property, which is a noun, need not."""
+def test_every_public_module_class_and_function_has_a_docstring(path: Path) -> None:
+    """A method that overrides its base's, and a property, which is a noun, need none."""
     assert ast.get_docstring(tree(path)), "the module has none"
     for node in tree(path).body:
         if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-            # With a base of its own, a method may be one that the base has documented.
+            # In a class with a base, the base may document the method.
             for method in [] if node.bases else own_methods(node):
                 assert ast.get_docstring(method), f"{node.name}.{method.name}"
 
@@ -288,8 +285,7 @@ def own_methods(node: ast.ClassDef) -> Iterator[Function]:
 
 
 @everywhere()
-def test_annotations(path: Path) -> None:
-    """Every argument and every result has a type."""
+def test_every_argument_and_result_is_annotated(path: Path) -> None:
     for node in ast.walk(tree(path)):
         if isinstance(node, Function):
             named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
@@ -298,7 +294,7 @@ def test_annotations(path: Path) -> None:
             assert node.returns is not None or node.name == "__init__", node.name
 
 
-# Called by a library, by name.
+# Called by a library by name.
 CALLED_BY_LIBRARIES = re.compile(
     r"on_\w+|forward|training_step|configure_optimizers|transfer_batch_to_device|sampler|set_epoch"
     r"|state|setup"
@@ -306,7 +302,7 @@ CALLED_BY_LIBRARIES = re.compile(
 
 
 def test_every_function_is_used_by_the_package_itself() -> None:
-    """What tests alone call is no part of the program."""
+    """Functions that only tests call do not belong in the package."""
     used: set[str] = set()
     defined: list[tuple[str, str]] = []
     for path in SOURCES:
@@ -322,7 +318,7 @@ def test_every_function_is_used_by_the_package_itself() -> None:
 
 
 def test_no_package_is_required_twice() -> None:
-    """One entry for each package that the program itself needs, with one bound."""
+    """One entry with one bound for each required package."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [re.split(r"[^\w-]", each)[0] for each in project["dependencies"]]
     for extra in project["optional-dependencies"].values():
@@ -331,7 +327,7 @@ def test_no_package_is_required_twice() -> None:
 
 
 def names_imported(source: ast.Module) -> set[str]:
-    """Every part of every dotted name that a file imports, inside functions too."""
+    """Every part of every dotted name that a file imports, including inside functions."""
     found: set[str] = set()
     for node in ast.walk(source):
         if isinstance(node, ast.Import):
@@ -346,7 +342,7 @@ TEST_MODULES = {path.stem for path in TESTS if path.stem.startswith("test_")}
 
 
 def test_no_test_module_is_imported_by_another() -> None:
-    """What several tests share is in tests/helpers."""
+    """Shared code belongs in tests/helpers."""
     assert TEST_MODULES
     found = {path.name: names_imported(tree(path)) & TEST_MODULES for path in TESTS}
     assert {name: modules for name, modules in found.items() if modules} == {}
@@ -361,13 +357,13 @@ def test_an_import_of_a_test_module_is_found(text: str) -> None:
     assert "test_cli" in names_imported(ast.parse(text)) & TEST_MODULES
 
 
-def test_no_two_test_modules_have_one_name() -> None:
-    """pytest imports test modules by their file name alone."""
+def test_test_module_names_are_unique() -> None:
+    """pytest imports test modules by file name only."""
     names = [path.name for path in TESTS if path.stem.startswith("test_")]
     assert sorted(names) == sorted(set(names))
 
 
-def test_every_folder_of_unit_tests_is_a_folder_of_the_package() -> None:
+def test_unit_test_folders_mirror_the_package() -> None:
     unit = ROOT / "tests/unit"
     folders = {path.parent.relative_to(unit) for path in unit.rglob("test_*.py")}
     assert [str(each) for each in sorted(folders) if not (PACKAGE / each).is_dir()] == []
@@ -378,8 +374,8 @@ def shipped() -> list[Path]:
     return [path for path in found if path.exists()]
 
 
-def test_no_path_of_one_machine() -> None:
-    """Nothing that is shipped names a folder of the machine it was written on."""
+def test_no_shipped_file_contains_a_machines_path() -> None:
+    """Such as a home or temporary folder."""
     for path in shipped():
         found = re.search(r"[\"' =(]/(work|home|root|tmp|Users)/", path.read_text())
         assert found is None, f"{path}: {found}"
@@ -398,8 +394,9 @@ def parameters(config: dict[str, Any]) -> set[str]:
 
 
 @pytest.mark.parametrize("path", choices("trigger") + choices("defense"), ids=lambda p: p.stem)
-def test_every_choice_builds(path: Path) -> None:
-    """Each YAML has its file's name, a target of its own group, and keys that its class takes."""
+def test_every_trigger_and_defense_yaml_builds(path: Path) -> None:
+    """Each YAML has its file's name, a target of its own group, and only keys that its class
+    accepts."""
     group = path.parent.name
     whole = OmegaConf.create(
         {"source": None, "protocol": OmegaConf.load(ROOT / "conf/protocol/group13.yaml")}
@@ -424,8 +421,8 @@ def test_every_choice_builds(path: Path) -> None:
 OF_LIBRARIES = {"ArgumentTypeError", "ReadError", "UndefinedError"}
 
 
-def test_docstrings_name_errors_that_exist() -> None:
-    """After "Raises": a class of the package, one of Python's own, or one of a library."""
+def test_docstrings_name_existing_errors() -> None:
+    """After "Raises": a class of the package, of Python, or of a library."""
     known = {node.name for path in SOURCES for node in ast.walk(tree(path))
              if isinstance(node, ast.ClassDef)} | set(vars(builtins)) | OF_LIBRARIES  # fmt: skip
     named = [

@@ -1,4 +1,4 @@
-"""What is said to a user: whole English lines, without addresses of objects."""
+"""Messages to the user: complete English lines without object addresses."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.helpers.cells import TINY, environment
 from tests.helpers.project import SOURCES, name_of
 
 
-def test_no_message_holds_the_address_of_an_object() -> None:
+def test_no_message_contains_an_object_address() -> None:
     with pytest.raises(OSError, match="0x") as found:
         Image.open(io.BytesIO(b"no picture"))
     assert str(DataError(f"a.png: {found.value}")) == "a.png: cannot identify image file"
@@ -24,7 +24,7 @@ def test_no_message_holds_the_address_of_an_object() -> None:
     assert str(LabError(f"a {object()} b <c> 0x12 d")) == "a b <c> 0x12 d"
 
 
-def test_one_and_many() -> None:
+def test_counts_have_the_right_plural() -> None:
     assert [many(n, "cell") for n in (0, 1, 2, "?")] == ["0 cells", "1 cell", "2 cells", "? cells"]
 
 
@@ -40,14 +40,14 @@ COUNTING = [
 
 
 @pytest.mark.parametrize("path", COUNTING, ids=name_of)
-def test_plurals_are_made_in_one_place(path: Path) -> None:
-    """A number before a plural is a word of `errors.many`: there is one of everything at times."""
+def test_plurals_are_formed_only_by_errors_many(path: Path) -> None:
+    """A message with a number uses `errors.many`, since every count can be one."""
     found = [line.strip() for line in path.read_text().splitlines() if COUNTED.search(line)]
     assert found == []
 
 
-def test_no_line_ends_in_a_blank(tmp_path: Path) -> None:
-    """Of a cell, its log, and what the other commands say of it."""
+def test_no_line_ends_in_a_space(tmp_path: Path) -> None:
+    """Of a cell, its log, and the output of the other commands."""
     run = ["-m", "backdoor_lab", "-m", *TINY, "retrain=false", "trainer.progress=lines",
            "hydra.sweep.dir=here"]  # fmt: skip
     others = [["-m", "backdoor_lab.status", "here"], ["-m", "backdoor_lab.reports", "here"],

@@ -1,4 +1,4 @@
-"""A command that is refused, or only asks for an estimate, leaves nothing behind."""
+"""Refused commands and estimates leave no files behind."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def tree(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", [[], ["-m"]], ids=["single", "sweep"])
-def test_a_refused_command_leaves_nothing(mode: list[str], tmp_path: Path) -> None:
-    """For each kind of refusal; also where the folder of the cell is named."""
+def test_a_refused_command_leaves_no_files(mode: list[str], tmp_path: Path) -> None:
+    """For each kind of refusal, also with an explicit cell folder."""
     (tmp_path / "multirun_reports").mkdir()
     where = "hydra.sweep.dir=a/b" if mode else "hydra.run.dir=a/b"
     tiny = [word for word in TINY if not word.startswith(("dataset", "logger"))]
@@ -61,7 +61,7 @@ def test_a_refused_command_leaves_nothing(mode: list[str], tmp_path: Path) -> No
     assert tree(tmp_path) == ["multirun_reports"]
 
 
-def test_an_estimate_leaves_nothing(tmp_path: Path) -> None:
+def test_an_estimate_leaves_no_files(tmp_path: Path) -> None:
     (tmp_path / "multirun_reports").mkdir()
     words = [*TINY, "dry_run=true"]
     runs = [words, ["-m", *words, "seed=0,1"], [*words, "hydra.run.dir=a/b"],
@@ -73,7 +73,7 @@ def test_an_estimate_leaves_nothing(tmp_path: Path) -> None:
 
 
 def test_another_cells_record_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    """Neither the sweep's list nor the data set nor a damaged record is touched."""
+    """sweep.json, the data set and damaged records are not touched."""
     sweep = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=here"]
     env = environment()
     first = subprocess.run(
@@ -96,7 +96,7 @@ def test_another_cells_record_is_refused_before_anything_is_written(tmp_path: Pa
 
 
 @pytest.mark.parametrize("download", [True, False])
-def test_a_download_that_fails_leaves_neither_folder_nor_lock(
+def test_a_failed_download_leaves_neither_folder_nor_lock(
     download: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torchvision.datasets import utils

@@ -1,4 +1,4 @@
-"""The picture of triggers: what is in it, and what is refused."""
+"""The preview image of triggers: its content, and what is refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.cells import TINY
 
 
 def test_difference_is_ten_times_around_gray() -> None:
-    """128 where nothing changed; ten levels for one; clipped, not wrapped."""
+    """128 where nothing changed; ten levels per level; clipped without wrap-around."""
     clean = torch.tensor([[[100, 100, 100, 0, 255]]], dtype=torch.uint8)
     other = torch.tensor([[[100, 101, 98, 255, 0]]], dtype=torch.uint8)
     assert preview.difference(clean, other).tolist() == [[[128, 138, 108, 255, 0]]]
@@ -22,7 +22,7 @@ def test_difference_is_ten_times_around_gray() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grid_shows_the_images_enlarged(channels: int) -> None:
-    """Each tile's middle has the color of the image's pixel there; gray becomes gray."""
+    """Each tile's center has the color of the image's pixel; grayscale images stay gray."""
     image = torch.zeros(channels, 4, 4, dtype=torch.uint8)
     image[0, :2, :2] = 200
     picture = preview.grid([("a", [image] * 5), ("b", [255 - image] * 5)])
@@ -35,10 +35,10 @@ def test_grid_shows_the_images_enlarged(channels: int) -> None:
         assert picture.getpixel(below) == ((55, 255, 255) if channels == 3 else (55, 55, 55))
 
 
-def test_command_draws_what_the_sweep_uses(
+def test_preview_draws_the_triggers_of_the_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two triggers, two images each: the triggered tile is the trigger's own work."""
+    """Two triggers, two images each; the triggered tile equals the trigger's output."""
     out = tmp_path / "p.png"
     arguments = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pattern,sinusoid"]
     assert preview.main([*arguments, "--images", "2", "--out", str(out)]) == 0
@@ -64,11 +64,10 @@ def test_command_draws_what_the_sweep_uses(
         (["--out", "nowhere/p.png"], "in an existing folder"),
     ],
 )
-def test_refused_in_one_line(
+def test_bad_arguments_are_refused_in_one_line(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Exit code 2 and what is wrong."""
     monkeypatch.chdir(tmp_path)
     given = ["trigger=pixel", *arguments] if "trigger=pixle" not in arguments else arguments
     assert preview.main([*TINY, f"store.root={tmp_path / 'store'}", *given]) == 2
@@ -78,8 +77,10 @@ def test_refused_in_one_line(
     assert len(said.splitlines()) == 1
 
 
-def test_covers_are_no_poison_to_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Six poisoned images and six covers, of which seven images are asked for."""
+def test_covers_are_not_shown_as_poisoned_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Six poisoned images and six covers; seven images are requested."""
     asked = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pixel", "covers=1"]
     assert preview.main([*asked, "--images", "7", "--out", str(tmp_path / "p.png")]) == 0
     assert "6 rows" in capsys.readouterr().out

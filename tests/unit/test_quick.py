@@ -1,4 +1,5 @@
-"""What computes nothing does not import torch: refused commands, finished sweeps, tables, help."""
+"""Commands that compute nothing do not import torch: refused commands, finished sweeps, tables,
+help."""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ REFUSED = {
     "processes": ("hydra/launcher=joblib hydra.launcher.n_jobs=0", "n_jobs"),
     "size of images": ("dataset.size=0", "dataset.size"),
     "transformation": ("measure.asr_under=[blurred]", "blurred"),
-    "class of drawn images": ("target=brid", "brid"),
+    "class of synthetic images": ("target=brid", "brid"),
     "class of a folder": (" ".join([*FOLDER, "target=brid"]), "brid"),
     "same source and target": ("target=0 source=0", "source"),
     "class of a later cell": ("target=bird,brid", "brid"),
@@ -66,7 +67,7 @@ REFUSED = {
     "missing archive": ("dataset=image_folder dataset.root=nowhere.tar.xz", "nowhere.tar.xz"),
     "missing arrays": ("dataset=arrays dataset.root=nowhere.npz", "nowhere.npz"),
     "missing data set": ("dataset=cifar10 dataset.download=false", "cifar-10-python.tar.gz"),
-    "missing other set": ("dataset=mnist target=1 dataset.download=false", "MNIST"),
+    "missing MNIST": ("dataset=mnist target=1 dataset.download=false", "MNIST"),
 }
 AS_CELLS = (
     "unknown key", "option of a trigger", "option of a defense", "ratio", "class of a folder",
@@ -75,7 +76,7 @@ AS_CELLS = (
 
 
 def watched(cwd: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command of the package, which says last what heavy packages it has imported."""
+    """A command of the package whose last line lists the heavy packages it has imported."""
     return subprocess.run(
         [sys.executable, "-c", WATCHED, module, *arguments], cwd=cwd, env=environment(),
         capture_output=True, text=True, timeout=240, check=False,
@@ -114,8 +115,8 @@ def test_a_refused_command_imports_no_torch(tmp_path: Path, what: str, multirun:
     assert sorted(os.listdir(tmp_path)) == ["images"] * (what == "class of a folder")
 
 
-def test_a_finished_sweep_is_told_without_torch(tmp_path: Path) -> None:
-    """The same tables, the same records, nothing computed."""
+def test_a_finished_sweep_is_reported_without_torch(tmp_path: Path) -> None:
+    """The same tables and records; nothing is computed."""
     asked = (
         "-m",
         *TINY,
@@ -143,7 +144,7 @@ def test_a_finished_sweep_is_told_without_torch(tmp_path: Path) -> None:
     assert imported(compared) == []
 
 
-def test_a_finished_cell_is_told_without_torch(tmp_path: Path) -> None:
+def test_a_finished_cell_is_reported_without_torch(tmp_path: Path) -> None:
     asked = (*TINY, "hydra.run.dir=cell")
     assert started(tmp_path, *asked).returncode == 0
     again = watched(tmp_path, "backdoor_lab", *asked)
@@ -157,7 +158,7 @@ def test_a_finished_cell_is_told_without_torch(tmp_path: Path) -> None:
     ["preview trigger=pixle", "preview trigger=blended trigger.alpha=7",
      "export_weights nowhere --out n.safetensors", "reports nowhere", "compare nowhere reference"],
 )  # fmt: skip
-def test_other_commands_refuse_without_torch(tmp_path: Path, asked: str) -> None:
+def test_other_commands_refuse_bad_arguments_without_torch(tmp_path: Path, asked: str) -> None:
     module, *arguments = asked.split()
     done = watched(tmp_path, f"backdoor_lab.{module}", *arguments)
     assert done.returncode == 2, done.stderr
@@ -177,7 +178,7 @@ def test_help_imports_no_torch(tmp_path: Path, module: str) -> None:
     assert imported(done) == []
 
 
-def test_a_server_that_does_not_answer_is_known_before_torchvision_is_imported(
+def test_an_unreachable_server_is_reported_before_torchvision_is_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(url: str) -> None:
@@ -191,7 +192,7 @@ def test_a_server_that_does_not_answer_is_known_before_torchvision_is_imported(
         Preflight().cell(config)
 
 
-def test_classes_are_the_same_before_and_after_the_images_are_read(tmp_path: Path) -> None:
+def test_classes_known_in_advance_equal_those_of_the_data(tmp_path: Path) -> None:
     for source in (
         Synthetic(size=8, per_class_train=1, per_class_test=1), Digits(),
         ImageFolder(root=str(images(tmp_path / "images"))),
@@ -210,7 +211,7 @@ def on_images(root: Path) -> tuple[str, ...]:
 
 
 def is_done(root: Path, folder: Path) -> bool:
-    """Whether the command that made `folder` would find its cell done, asked by a new process."""
+    """Whether a new process with the command of `folder` would find its cell done."""
     identity.forget()
     cell = Preflight().identify(configuration(root / "store", *on_images(root), data=()))
     with suppress(ConfigError):  # that of another cell's record
@@ -226,8 +227,8 @@ def finished_cell(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_changed_data_file_makes_another_cell(finished_cell: Path) -> None:
-    """Of the same name and size, in the same place."""
+def test_a_changed_data_file_means_another_cell(finished_cell: Path) -> None:
+    """Even with the same name and place."""
     path = finished_cell / "images/train/cat/0.png"
     before = path.stat().st_size
     data = bytearray(path.read_bytes())
@@ -236,7 +237,7 @@ def test_a_changed_data_file_makes_another_cell(finished_cell: Path) -> None:
     assert not is_done(finished_cell, finished_cell / "cell")
 
 
-def test_a_local_edit_makes_another_cell(
+def test_a_local_code_edit_means_another_cell(
     finished_cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = sources._text
@@ -249,7 +250,7 @@ def test_a_local_edit_makes_another_cell(
     assert is_done(finished_cell, finished_cell / "cell")
 
 
-def test_a_new_version_makes_another_cell(
+def test_a_new_component_version_means_another_cell(
     finished_cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = identity.committed()

@@ -1,4 +1,4 @@
-"""README's recipes for a trigger and a defense of one's own, followed to the letter."""
+"""README's instructions for writing a trigger and a defense, followed literally."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ OTHERS = {
 
 
 def recipes() -> dict[str, str]:
-    """The files that README's recipes show, by the path in their first line."""
+    """The files shown in README's instructions, by the path in their first line."""
     readme = (ROOT / "README.md").read_text()
     blocks = re.findall(
         r"```(?:python|yaml)\n# ((?:backdoor_lab|conf)/\S+)\n(.*?)```", readme, re.S
@@ -106,7 +106,7 @@ def recipes() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the program with the files of the recipes, and of further ones like them."""
+    """A copy of the package with the files of the instructions and further ones like them."""
     from textwrap import dedent
 
     where = tmp_path_factory.mktemp("copy")
@@ -130,15 +130,15 @@ def records(cwd: Path) -> dict[str, dict[str, Any]]:
     return {record["choices"]["defense"]: record for record in found}
 
 
-def test_the_recipes_show_a_trigger_and_a_defense() -> None:
+def test_readme_shows_a_trigger_and_a_defense() -> None:
     assert set(recipes()) == {
         "backdoor_lab/attacks/stripe.py", "conf/trigger/stripe.yaml",
         "backdoor_lab/defenses/distance.py", "conf/defense/distance.yaml",
     }  # fmt: skip
 
 
-def test_the_recipes_as_written_run_and_obey_the_protocol(copy: Path, tmp_path: Path) -> None:
-    """A YAML file of `_target_` and `name` alone; and what was applied stands in the record."""
+def test_the_readme_components_run_and_follow_the_protocol(copy: Path, tmp_path: Path) -> None:
+    """Their YAML files only have `_target_` and `name`; the record holds the applied options."""
     done = run(
         copy, tmp_path, "-m", "experiment=smoke", "trigger=stripe",
         "defense=distance,plain,bright,nothing", "protocol.classes=all", "protocol.budget='2'",
@@ -158,9 +158,7 @@ def test_the_recipes_as_written_run_and_obey_the_protocol(copy: Path, tmp_path: 
     assert found["nothing"]["nat2"] == found["nothing"]["nat1"]
 
 
-def test_an_option_of_the_command_line_counts_more_than_the_protocol(
-    copy: Path, tmp_path: Path
-) -> None:
+def test_a_command_line_option_overrides_the_protocol(copy: Path, tmp_path: Path) -> None:
     done = run(copy, tmp_path, "experiment=smoke", "defense=plain", "defense.budget='3'")
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path).values()
@@ -168,7 +166,9 @@ def test_an_option_of_the_command_line_counts_more_than_the_protocol(
     assert record["protocol"]["budget"] == "3"
 
 
-def test_a_class_that_lacks_a_method_is_told_which(copy: Path, tmp_path: Path) -> None:
+def test_a_class_that_lacks_a_method_is_refused_naming_the_method(
+    copy: Path, tmp_path: Path
+) -> None:
     done = run(copy, tmp_path, "experiment=smoke", "defense=lacking")
     assert done.returncode == 2
     assert (
@@ -179,7 +179,7 @@ def test_a_class_that_lacks_a_method_is_told_which(copy: Path, tmp_path: Path) -
 
 
 def test_every_import_in_readme_exists() -> None:
-    """The Python examples name modules and classes as they are called today."""
+    """So the Python examples use current module and class names."""
     blocks = re.findall(r"(?s)```python\n(.*?)```", (ROOT / "README.md").read_text())
     imports = [line for block in blocks for line in re.findall(r"(?m)^from backdoor_lab.*$", block)]
     assert len(imports) >= 5

@@ -1,7 +1,5 @@
-"""Row 3 of the fault table for every writer: the disk is full, or a file may not grow (EFBIG).
-
-A test reads from the sources which functions write, so that a new writer is tested here too.
-"""
+"""Row 3 of the fault table for every writer: a full disk, or a file size limit (EFBIG). Writing
+functions are found in the sources, so that a new writer must be tested here."""
 
 from __future__ import annotations
 
@@ -42,10 +40,10 @@ WRITING = {
     "NamedTemporaryFile", "FileLock", "download_url", "ModelCheckpoint", "symlink_to", "fdopen",
     "make_folder", "write_tensors", "write_as_named", "write_frame",
 }  # fmt: skip
-"""Calls that put something on a disk, by the last part of their name."""
+"""Calls that write to a disk, by the last part of their name."""
 
-# Every function that makes such a call, and what shows that a full disk is met there: a name of
-# FULL below, or the reason why there is nothing to show.
+# Every function with such a call, and the test of a full disk there: a key of FULL below, or the
+# reason why none is needed.
 TEXT = "makes text or bytes in memory, which its caller writes"
 ATOMIC = "writes with write_atomic alone"
 STAGE = "runs inside a stage, see `stage`"
@@ -86,7 +84,7 @@ WRITERS = {
 
 
 def writing() -> Iterator[str]:
-    """``file:function`` for every function of the package that makes a writing call."""
+    """``file:function`` for every function of the package with a writing call."""
     for path in SOURCES:
         for node in ast.walk(tree(path)):
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -107,7 +105,7 @@ def _writes(call: ast.Call) -> bool:
     return name in WRITING
 
 
-def test_every_writer_is_known() -> None:
+def test_every_writing_function_is_listed() -> None:
     found = set(writing())
     assert found - WRITERS.keys() == set(), "show here what a full disk does to it"
     assert WRITERS.keys() - found == set(), "no longer writes"
@@ -183,19 +181,19 @@ FULL: dict[str, Callable[[Path], object]] = {
     "folder": lambda root: make_folder(root / "new"),
 }  # fmt: skip
 FOLDERS_ONLY = ("gpu lock", "halt", "folder")
-"""Writers of empty files and folders: only a disk without inodes stops them."""
+"""Writers of empty files and folders: they only fail on a disk without inodes."""
 
 
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the writers need beforehand: a cell with its store."""
+    """Prerequisites of the writers: a cell with its store."""
     base = tmp_path_factory.mktemp("room")
     run_here(base / "ready/store", base / "ready/cell")
     return base
 
 
 def in_child(work: Callable[[], object]) -> tuple[str, str]:
-    """Runs `work` in a forked process; the error it ends with, by name, and its text."""
+    """Runs `work` in a forked process; returns the name and text of its error."""
     reading, writing_end = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -231,8 +229,10 @@ def met_clearly(what: str, kind: str, text: str) -> None:
 
 @pytest.mark.parametrize("what", [each for each in FULL if each not in FOLDERS_ONLY])
 @pytest.mark.parametrize("limit", [0, 900])
-def test_a_file_that_may_not_grow(what: str, limit: int, ready: Path, tmp_path: Path) -> None:
-    """RLIMIT_FSIZE: the kernel refuses the write, as on a full disk, in the midst of it."""
+def test_a_file_size_limit_is_reported_as_a_full_disk(
+    what: str, limit: int, ready: Path, tmp_path: Path
+) -> None:
+    """RLIMIT_FSIZE: the kernel refuses the write, as on a full disk."""
     root = ready / f"{what}-{limit}"
     root.mkdir()
     if what == "tables":
@@ -250,8 +250,8 @@ def test_a_file_that_may_not_grow(what: str, limit: int, ready: Path, tmp_path: 
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("mount") is None, reason="needs a mount")
 @pytest.mark.parametrize("what", FULL)
 @pytest.mark.parametrize("option", ["size=8k", "nr_inodes=3"])
-def test_a_full_disk(what: str, option: str, ready: Path) -> None:
-    """A small tmpfs without room, and one without inodes."""
+def test_a_full_disk_is_reported_by_every_writer(what: str, option: str, ready: Path) -> None:
+    """A small tmpfs without space, and one without inodes."""
     if what in FOLDERS_ONLY and option.startswith("size"):
         pytest.skip("empty files take no room")
     root = ready / f"disk-{what}-{option.partition('=')[0]}"
@@ -276,7 +276,7 @@ def test_a_full_disk(what: str, option: str, ready: Path) -> None:
 
 
 def fill(root: Path, option: str) -> None:
-    """Takes up what is left of a small disk."""
+    """Fills the rest of a small disk."""
     try:
         if option.startswith("size"):
             with (root / "filler").open("wb") as stream:
@@ -289,7 +289,7 @@ def fill(root: Path, option: str) -> None:
         return
 
 
-def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
+def test_a_log_that_cannot_be_written_gives_one_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import logging
@@ -307,8 +307,8 @@ def test_a_log_that_cannot_be_written_is_given_up_with_one_line(
 
 
 @pytest.mark.parametrize("where", ["nobody", "full", "closed"])
-def test_lost_output_ends_nothing(where: str, tmp_path: Path) -> None:
-    """Nobody reads it any more, the disk behind it is full, or there is none: exit code 3."""
+def test_lost_output_does_not_stop_the_program(where: str, tmp_path: Path) -> None:
+    """No reader, a full disk, or closed output: the exit code is still 3."""
     code = (
         "import sys, logging\n"
         "from backdoor_lab.core.output import Terminal, survive_lost_output\n"

@@ -1,4 +1,4 @@
-"""A real SIGTERM, SIGINT and SIGKILL in the middle of training, and the same command again."""
+"""SIGTERM, SIGINT and SIGKILL during training, followed by the same command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_cell_is_taken_up_by_the_same_command(
+def test_the_same_command_resumes_a_stopped_cell_to_an_identical_record(
     tmp_path: Path, unbroken: dict[str, Any], number: signal.Signals
 ) -> None:
     code, seconds, said = signalled(tmp_path, number, lambda: bool(checkpoints(tmp_path)), *LONG)
@@ -49,7 +49,7 @@ def test_a_stopped_cell_is_taken_up_by_the_same_command(
     if number == signal.SIGTERM:
         again = started(tmp_path, *LONG)
         assert again.returncode == 0, again.stderr
-    else:  # the same without another start of the program
+    else:  # the same without starting the program again
         run_here(tmp_path / "multirun_reports" / ".store", tmp_path / "cell", *LONG)
     found = record(tmp_path)
     assert found is not None

@@ -1,4 +1,4 @@
-"""The installed package works without a checkout: its configurations travel with it."""
+"""The installed package works without a checkout: the wheel contains its configurations."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_wheel_runs_in_any_folder(tmp_path: Path) -> None:
-    """Built, unpacked and asked for its configuration, far from the checkout."""
+def test_the_wheel_runs_outside_the_checkout(tmp_path: Path) -> None:
+    """Built, unpacked, and asked for its configuration."""
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
     (wheel,) = tmp_path.glob("*.whl")
@@ -44,7 +44,7 @@ def test_the_wheel_runs_in_any_folder(tmp_path: Path) -> None:
     assert done.stdout == "the code is as identity.json says\n"
 
 
-def test_the_source_archive_has_the_table_of_versions(tmp_path: Path) -> None:
+def test_the_source_archive_contains_identity_json(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
     subprocess.run(build, cwd=ROOT, check=True, capture_output=True, timeout=120)
     (archive,) = tmp_path.glob("*.tar.gz")
