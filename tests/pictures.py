@@ -1,8 +1,8 @@
-"""The two pictures of README: a sweep's page and its sheet of figures.
+"""The two images in README: a sweep's page and its overview figure.
 
     python -m tests.pictures [SWEEP] [--store PATH] [--out FOLDER]
 
-Needs a Chromium. Both are written with few enough colors to stay small.
+Needs a Chromium. Both are written with few colors to stay small.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WINDOW = {"width": 1180, "height": 860}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 where there is no browser, or the store lacks what the sheet shows."""
+    """0; 1 without a browser, or if the store lacks artifacts for the overview figure."""
     parser = argparse.ArgumentParser(prog="python -m tests.pictures", description=__doc__)
     parser.add_argument("sweep", type=Path, nargs="?", default=REPORTS / "runs" / "demo")
     parser.add_argument("--store", type=Path)
@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def screenshot(path: Path) -> bytes | None:
-    """The page's table of cells with the first cell that has pictures opened over it."""
+    """The page's table of cells with the first cell that has charts opened over it."""
     with chromium() as browser:
         if browser is None:
             return None

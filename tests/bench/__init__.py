@@ -1,1 +1,2 @@
-"""Benchmarks: `make bench`, or `make bench BENCH=resume`. Figures beside targets, no assertions."""
+"""Benchmarks: `make bench`, or `make bench BENCH=resume`. Figures are shown with their targets;
+nothing is asserted."""

@@ -2,8 +2,8 @@
 
     python -m tests.bench [NAME ...]
 
-Each prints its figures beside their targets and leaves multirun_reports/bench/NAME.json with
-them, the hardware, how busy it was, the versions and the date.
+Each prints its figures with their targets and writes them to multirun_reports/bench/NAME.json,
+with the hardware, its load, the versions and the date.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ON_REQUEST = ("demo",)
 
 
 def main(names: list[str]) -> int:
-    """0; 1 when a target was missed; 2 for a name that does not exist."""
+    """0; 1 if a target was missed; 2 for an unknown name."""
     known = [*NAMES, *ON_REQUEST]
     unknown = sorted(set(names) - set(known))
     if unknown:
@@ -45,6 +45,6 @@ def _bench(name: str) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    # As the lab's own entry does.
+    # As the package's entry point does.
     wait_briefly()
     sys.exit(main(sys.argv[1:]))

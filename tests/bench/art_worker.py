@@ -1,9 +1,9 @@
-"""ART's own spectral scores, in an environment of ART's own: started by the spectral bench.
+"""ART's spectral scores, in a separate environment with ART; started by the spectral benchmark.
 
     python art_worker.py FEATURES.npy
 
-Prints READY and then, for every line it reads, the seconds that the scores of all classes in the
-file (classes, n, d) take.
+Prints READY and then, for every line it reads, the seconds for scoring all classes in the file
+(classes, n, d).
 """
 
 import sys

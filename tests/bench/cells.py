@@ -1,4 +1,4 @@
-"""Two cells of the demo, shortened: one process with two threads, or two with one each."""
+"""Two shortened cells of the demo: one process with two threads, or two with one each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TWO_OF_ONE = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.threa
 
 
 def run() -> list[Figure]:
-    """Seconds of both, starts included, and images trained a second."""
+    """Wall time of both, including start-up, and training throughput."""
     one, two = _sweep(ONE_OF_TWO, threads=2), _sweep(TWO_OF_ONE, threads=1)
     return [
         Figure("2 cells, one process with 2 threads", one["wall"], "s"),

@@ -1,4 +1,4 @@
-"""Images: augmented batches beside torchvision's transforms, opening, and memory."""
+"""Data: augmented batches compared to torchvision's transforms, opening, and memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def run() -> list[Figure]:
-    """Augmentation on one thread, opening a set of CIFAR-10's size, memory of a poisoned set."""
+    """Augmentation on one thread, opening a data set of CIFAR-10's size, memory of a poisoned
+    set."""
     return [*_augmentation(), *_opening()]
 
 
@@ -40,7 +41,7 @@ def _augmentation() -> list[Figure]:
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (N, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(N) % 10
-    # Fewer for the slow side: rounds of like length meet like noise.
+    # Fewer images for the slow side, so that rounds take similar time.
     few = loader(images[: N // 10], labels[: N // 10], BATCH)
     sides = {"ours": lambda: _ours(images, labels), "PIL": lambda: 10 * _drain(few)}
     found = by_turns(sides, 11)
@@ -67,7 +68,7 @@ def _ours(images: Tensor, labels: Tensor) -> None:
 
 
 def loader(images: Tensor, labels: Tensor, batch: int) -> Any:
-    """A DataLoader in this process over PIL images, with torchvision's usual transforms."""
+    """A DataLoader without workers over PIL images, with torchvision's usual transforms."""
     from torchvision import transforms
     from torchvision.transforms.functional import to_pil_image
 
@@ -115,7 +116,7 @@ def _child(job: str, folder: Path) -> dict[str, Any]:
 
 
 class _Noise(Source):
-    """A data set of CIFAR-10's size, its pixels drawn at random."""
+    """A data set of CIFAR-10's size with random pixels."""
 
     def identity(self) -> dict[str, Any]:
         return {"n": SET}
@@ -135,7 +136,7 @@ def _open(folder: Path) -> Dataset:
 
 def _poisoned(folder: Path) -> dict[str, Any]:
     small = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
-    # What libraries load on first use is no part of the question.
+    # Libraries that are loaded on first use must not count.
     _epoch_of_poison(LabeledImages(small, torch.arange(200) % 10, tuple("abcdefghij")))
     before = memory(restart=True)
     train = _open(folder).train

@@ -1,4 +1,4 @@
-"""The demo as it is: twelve cells from a command to its tables."""
+"""The demo: twelve cells, from the command to the tables."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.bench.measuring import Figure, command, timed
 
 
 def run() -> list[Figure]:
-    """Wall seconds of `make demo` without the installation, and where they go."""
+    """Wall time of `make demo` without the installation, by part."""
     with tempfile.TemporaryDirectory() as folder:
         start = datetime.now(UTC)
         wall, _ = timed([*command("backdoor_lab"), "-m", "experiment=demo"], Path(folder))
@@ -51,7 +51,7 @@ def _training(found: list[dict[str, Any]]) -> float:
 
 
 def _images(found: list[dict[str, Any]]) -> int:
-    """Images that all trainings saw, each as often as there were epochs."""
+    """Images seen by all trainings, counted once per epoch."""
     return sum(
         r["config"]["recipe"]["epochs"] * (2 * r["counts"]["n_train"] - r["counts"]["n_removed"])
         for r in found

@@ -1,4 +1,4 @@
-"""PyTorch alone: the demo's step on one fixed batch, with no data, no loop and no lab around it.
+"""Plain PyTorch: the demo's training step on one fixed batch, without data loading or this package.
 
 python -m tests.bench.floor      seconds of one step, printed
 """
@@ -21,7 +21,7 @@ TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "th
 
 
 def side_by_side(processes: int) -> float:
-    """Seconds of one step in each of so many processes of one thread that run at once."""
+    """Seconds per step in each of several concurrent processes with one thread."""
     asked = command("tests.bench.floor")
     environment = surroundings(OMP_NUM_THREADS="1")
     started = [subprocess.Popen(asked, env=environment, stdout=subprocess.PIPE, text=True)
@@ -32,7 +32,7 @@ def side_by_side(processes: int) -> float:
 
 
 def _step() -> float:
-    """The mean over the middle of the run: the other processes start and end meanwhile."""
+    """The mean over the middle of the run, while other processes start and end."""
     torch.set_num_threads(1)
     machine = machine_of(TRAINER)
     torch.manual_seed(0)

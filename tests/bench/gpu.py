@@ -1,11 +1,11 @@
-"""Every figure that needs a GPU, by one command: `make bench-gpu`.
+"""All benchmarks that need a GPU: `make bench-gpu`.
 
     python -m tests.bench.gpu [--tiny] [--again] [--data OVERRIDE ...] [PART ...]
 
-Each part writes multirun_reports/bench/gpu_PART.json as soon as it ends; a part that has its
-record is left out the next time, unless `--again`. The cell and the table need CIFAR-10, or
-another data set: ``--data dataset=image_folder dataset.root=PATH``. With `--tiny` the same code
-runs on a CPU in seconds, to see that it runs.
+Each part writes multirun_reports/bench/gpu_PART.json as soon as it ends; a part with a record is
+skipped the next time, unless `--again` is given. The cell and the table need CIFAR-10 or another
+data set: ``--data dataset=image_folder dataset.root=PATH``. With `--tiny` the same code runs on a
+CPU in seconds, as a check.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Way = Callable[[Classifier, torch.optim.Optimizer, ComputeDevice], Step]
 
 @dataclass(frozen=True)
 class Size:
-    """How large everything is: as the targets mean it, or tiny."""
+    """The size of everything: full, as for the targets, or tiny."""
 
     tiny: bool
     data: tuple[str, ...] = ()
@@ -62,7 +62,7 @@ class Size:
         return machine_of(trainer)
 
     def job(self, n: int, batch: int, epochs: int = 1) -> TrainingJob:
-        """A training of the `fast` recipe's kind on `n` random images."""
+        """A training like the `fast` recipe's on `n` random images."""
         side, width = self.of(32, 8), self.of(64, 4)
         images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
         names = tuple("abcdefghij")
@@ -77,7 +77,7 @@ class Size:
 
 
 def throughput(size: Size) -> list[Figure]:
-    """Training images a second without Lightning: eager, compiled, and as one CUDA graph."""
+    """Training images per second without Lightning: eager, compiled, and as one CUDA graph."""
     figures = []
     for batch, target in ((size.of(512, 8), 75_000), (size.of(128, 4), 60_000)):
         found = {name: _rate(size, batch, way) for name, way in _ways(size).items()}
@@ -90,7 +90,8 @@ def throughput(size: Size) -> list[Figure]:
 
 
 def lightning(size: Size) -> list[Figure]:
-    """The same by Lightning, with all that a cell's training does around its steps."""
+    """The same with Lightning, including everything that a cell's training does around its
+    steps."""
     figures = []
     for batch in (size.of(512, 8), size.of(128, 4)):
         steps = size.of(200, 3)
@@ -102,7 +103,7 @@ def lightning(size: Size) -> list[Figure]:
 
 
 def sync(size: Size) -> list[Figure]:
-    """How often a step makes the host wait for the GPU, by torch's own watch or by ours."""
+    """How often a step makes the host wait for the GPU, as detected by torch or by `Watch`."""
     batch = size.of(512, 8)
     job, watch = size.job(batch * 6, batch), Watch()
     with watch.watching(size.machine().device):
@@ -112,7 +113,7 @@ def sync(size: Size) -> list[Figure]:
 
 
 def spectral(size: Size) -> list[Figure]:
-    """Features of 50,000 images and the spectral step on ten classes of them."""
+    """Features of 50,000 images, and spectral signatures on ten classes of them."""
     machine, n = size.machine(), size.of(50_000, 200)
     job = size.job(n, size.of(512, 8))
     module = new_classifier(job, machine)
@@ -135,7 +136,7 @@ def spectral(size: Size) -> list[Figure]:
 
 
 def cell(size: Size) -> list[Figure]:
-    """One cell of the `fast` recipe, imports and CUDA's start aside."""
+    """One cell of the `fast` recipe, without imports and CUDA initialization."""
     with tempfile.TemporaryDirectory() as folder:
         if not size.tiny:
             _run_cell(Path(folder) / "warm", [*TINY, "trainer=gpu"])
@@ -151,7 +152,7 @@ def cell(size: Size) -> list[Figure]:
 
 
 def table(size: Size) -> list[Figure]:
-    """The report's twelve cells, from a command to its tables, everything included."""
+    """The report's twelve cells, from the command to the tables, including everything."""
     asked = [*_asked(size), "trigger=pixel,pattern", "target=bird,dog,horse", "ratio=0.05,0.1"]
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*command("backdoor_lab"), "-m", *dict.fromkeys(asked)]
@@ -166,12 +167,12 @@ PARTS: dict[str, Callable[[Size], list[Figure]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 1 when a target was missed; 2 without a GPU, or for a part that does not exist."""
+    """0; 1 if a target was missed; 2 without a GPU, or for an unknown part."""
     given = _parser().parse_args(arguments)
     if not given.tiny and not torch.cuda.is_available():
         print("error: torch finds no GPU; --tiny runs the same code on a CPU", file=sys.stderr)
         return 2
-    # As Lightning's trainer is told to: batches are all of one shape.
+    # As in Lightning's trainer: all batches have one shape.
     torch.backends.cudnn.benchmark = not given.tiny
     size = Size(given.tiny, tuple(given.data))
     prefix = "gpu_tiny" if given.tiny else "gpu"
@@ -189,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _part(name: str, size: Size, prefix: str, *, again: bool) -> bool:
-    """Runs one part, unless it has its record; whether it missed a target."""
+    """Runs one part unless it has a record; returns whether it missed a target."""
     path = measuring.REPORTS / f"{prefix}_{name}.json"
     if path.is_file() and not again:
         figures = [Figure(**{key: each[key] for key in Figure.__annotations__})
@@ -211,7 +212,7 @@ def _ways(size: Size) -> dict[str, Way]:
 
 
 def _rate(size: Size, batch: int, way: Way) -> float:
-    """Images a second over whole steps: picking, augmenting, forward, backward, SGD."""
+    """Images per second over whole steps: gathering, augmenting, forward, backward, SGD."""
     machine, steps = size.machine(), size.of(100, 2)
     job = size.job(batch * steps, batch)
     batches = BatchLoader(job.training, job.recipe, seed=0, device=machine.device)
@@ -239,13 +240,13 @@ def _eager(module: Classifier, optimizer: torch.optim.Optimizer, machine: Comput
 def _compiled(
     module: Classifier, optimizer: torch.optim.Optimizer, machine: ComputeDevice, *, tiny: bool
 ) -> Step:
-    # In place: the names of the weights stay as they are.
+    # In place, so that the names of the weights do not change.
     module.net.compile(backend="eager" if tiny else "inductor")
     return _eager(module, optimizer, machine)
 
 
 def _graphed(module: Classifier, optimizer: torch.optim.Optimizer, machine: ComputeDevice) -> Step:
-    """The whole step recorded once and launched as one; with one learning rate throughout."""
+    """The whole step recorded once and replayed as one graph, with a constant learning rate."""
     eager, graph = _eager(module, optimizer, machine), torch.cuda.CUDAGraph()
     held: list[Tensor] = []
 
@@ -278,22 +279,22 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 class _SecondEpoch(pl.Callback):
-    """The seconds of the second epoch: the first one looks for the fastest convolutions."""
+    """The seconds of the second epoch; the first one searches for the fastest convolutions."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # By now the epoch's loss has been read, so that the GPU is done.
+        # Reading the epoch's loss waits for the GPU.
         float(module.epoch_loss())
         self.seconds = time.perf_counter() - self.began
 
 
 class Watch(pl.Callback):
-    """Notes what makes the host wait between the first step's end and the last one's.
+    """Records operations that make the host wait between the end of the first and the last step.
 
-    On a GPU torch raises an error at every wait. On a CPU nothing waits, and what would is told
-    by the operations that read a value back: `.item()`, and sizes that depend on values.
+    On a GPU torch raises an error at every wait. On a CPU nothing waits, so operations that read a
+    value back are recorded: `.item()`, and sizes that depend on values.
     """
 
     def __init__(self) -> None:
@@ -302,7 +303,8 @@ class Watch(pl.Callback):
 
     @contextmanager
     def watching(self, device: torch.device) -> Iterator[None]:
-        """Watches what runs inside; the check of the loss after each step on a CPU is no wait."""
+        """Watches the code inside; the check of the loss after each step on a CPU does not
+        count."""
         self.cuda = device.type == "cuda"
         if self.cuda:
             try:
@@ -327,7 +329,7 @@ class Watch(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, step: int
     ) -> None:
-        # The last step is followed by what an epoch's end may wait for.
+        # After the last step, the end of the epoch may wait.
         if step + 1 == int(trainer.num_training_batches):
             self.on = False
 
@@ -349,7 +351,7 @@ class _Reads(TorchDispatchMode):
 
 
 def _by_mask(name: str, args: Sequence[Any]) -> bool:
-    """Whether an index is a mask, whose number of true values has to be read first."""
+    """Whether an index is a mask, whose number of true values must be read first."""
     if name not in ("index", "index_put_", "_index_put_impl_"):
         return False
     return any(each is not None and each.dtype == torch.bool for each in args[1])
@@ -362,7 +364,7 @@ def _asked(size: Size) -> list[str]:
 
 
 def _run_cell(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Runs a cell in this process; its record."""
+    """Runs a cell in this process and returns its record."""
     from hydra import compose, initialize_config_dir
 
     import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)

@@ -1,4 +1,5 @@
-"""How cost grows with images, classes, image size, features and cells: exponents of the time."""
+"""How the cost grows with images, classes, image size, features and cells: exponents of the
+time."""
 
 from __future__ import annotations
 

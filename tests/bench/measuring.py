@@ -1,4 +1,4 @@
-"""What the benchmarks share: figures beside targets, timing by turns, records of what was found."""
+"""Shared by the benchmarks: figures with targets, interleaved timing, and records of results."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from backdoor_lab.core.resources import WAITING
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "multirun_reports" / "bench"
 KEPT = ROOT / "multirun_reports" / ".bench"
-"""What a benchmark keeps between runs, such as another package's environment."""
+"""Files kept between runs, such as an environment with another package."""
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "scipy", "pandas")
-# As small as a cell can be: what is measured is what stands around its computations.
+# The smallest possible cell, to measure the overhead around its computations.
 TINY = (
     "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
     "dataset.per_class_test=5", "model.width=4", "recipe=demo", "recipe.epochs=1", "ratio=0.3",
@@ -32,7 +32,7 @@ TINY = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One number beside its target, ">= 10" or "<= 0.5"; without a target it is only told."""
+    """One number with its target, ">= 10" or "<= 0.5"; without a target it is only shown."""
 
     what: str
     value: float
@@ -49,29 +49,29 @@ class Figure:
         return self.value >= float(limit) if sign == ">=" else self.value <= float(limit)
 
     def shown(self) -> list[str]:
-        """The cells of its line."""
+        """The cells of its row."""
         verdict = {None: "", True: "reached", False: "MISSED"}[self.reached]
         return [self.what, f"{brief(self.value)} {self.unit}", self.target, verdict, self.note]
 
 
 def brief(value: float) -> str:
-    """A number with three or four digits that count."""
+    """A number with three or four significant digits."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def by_turns(
     sides: Mapping[str, Callable[[], float | None]], rounds: int, *, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of every side, one after the other in each round, so that all meet the same noise.
+    """Seconds of every side, one after another in each round, so that all have the same noise.
 
-    A side may return its own seconds; otherwise the whole call is timed. Each is called once
-    more before, untimed, when `warm`.
+    A side may return its own seconds; otherwise the whole call is timed. With `warm` each is called
+    once before, untimed.
     """
     for call in sides.values() if warm else ():
         call()
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        # Every second round goes the other way: none is always the one after a certain other.
+        # Every second round is reversed, so that no side always follows the same other side.
         order = list(sides.items())[:: 1 if number % 2 == 0 else -1]
         for name, call in order:
             began = time.perf_counter()
@@ -81,7 +81,7 @@ def by_turns(
 
 
 def ratio(found: dict[str, list[float]], slow: str, fast: str) -> float:
-    """How many times the seconds of `fast` those of `slow` are: the best of each."""
+    """The speedup of `fast` over `slow`, from the best time of each."""
     return min(found[slow]) / min(found[fast])
 
 
@@ -98,14 +98,14 @@ def threads() -> int:
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line of a program of ours."""
+    """The command line of a program of this package."""
     return [sys.executable, "-m", *arguments]
 
 
 def timed(
     arguments: Sequence[str], cwd: Path, *, check: bool = True, **environment: str
 ) -> tuple[float, str]:
-    """Seconds and standard output of a started program."""
+    """Seconds and standard output of a program."""
     began = time.perf_counter()
     done = subprocess.run(arguments, cwd=cwd, env=surroundings(**environment), text=True,
                           capture_output=True, check=False)  # fmt: skip
@@ -117,15 +117,15 @@ def timed(
 
 
 def surroundings(**changes: str) -> dict[str, str]:
-    """The environment of a started program: this checkout's code, one thread, no GPU, and nothing
-    of what this process has set for itself."""
+    """The environment of a started program: this checkout's code, one thread, no GPU, and none of
+    the variables that this process has set for itself."""
     fixed = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     kept = {name: value for name, value in os.environ.items() if name not in WAITING}
     return {**kept, **fixed, **changes}
 
 
 def memory(*, peak: bool = False, restart: bool = False) -> float:
-    """This process' memory in MB, now or at its peak; `restart` begins a new peak (Linux)."""
+    """This process's memory in MB, now or at its peak; `restart` resets the peak (Linux)."""
     if restart:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()
@@ -134,7 +134,7 @@ def memory(*, peak: bool = False, restart: bool = False) -> float:
 
 
 def hardware() -> dict[str, Any]:
-    """What the figures were measured on, and how busy it was."""
+    """The hardware of the measurement and its load."""
     import torch
 
     from backdoor_lab.training.device import ComputeDevice, machine_of
@@ -153,13 +153,13 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that decide speed."""
+    """Python and the packages that affect speed."""
     return {"python": platform.python_version()} | {each: metadata.version(each)
                                                     for each in PACKAGES}  # fmt: skip
 
 
 def write(name: str, figures: Iterable[Figure], before: dict[str, Any], seconds: float) -> Path:
-    """Leaves multirun_reports/bench/NAME.json; `before` is the hardware as the bench began."""
+    """Writes multirun_reports/bench/NAME.json; `before` is the hardware at the start."""
     told = [{**asdict(each), "reached": each.reached} for each in figures]
     found = {
         "bench": name,
@@ -177,7 +177,7 @@ def write(name: str, figures: Iterable[Figure], before: dict[str, Any], seconds:
 
 
 def show(name: str, figures: Sequence[Figure]) -> None:
-    """The figures as aligned lines."""
+    """Prints the figures as aligned lines."""
     rows = [each.shown() for each in figures]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     print(f"\n{name}")

@@ -1,4 +1,4 @@
-"""airbench beside ResNet18: training images per second and arithmetic per image."""
+"""airbench compared to ResNet18: training images per second and FLOPs per image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NETWORKS = {
 
 def run() -> list[Figure]:
     """Images of 32x32 in batches of 128, with crop and flip, in float32 and bfloat16; the best of
-    three rounds. Multiplications and additions count as two."""
+    three rounds. A multiplication and an addition count as two operations."""
     figures = []
     for name, model in NETWORKS.items():
         job = _job(model)
@@ -46,7 +46,7 @@ def run() -> list[Figure]:
 
 
 def gflop(job: TrainingJob) -> float:
-    """The arithmetic of one image's forward and backward pass, in 1e9 operations."""
+    """The forward and backward pass of one image, in 1e9 operations."""
     module = new_classifier(job, _machine(bf16=False)).train()
     with FlopCounterMode(display=False) as counter:
         module(job.training.base[:2]).sum().backward()

@@ -1,4 +1,4 @@
-"""What stands around the computations: a sweep's cost per cell, commands that must answer fast."""
+"""Overhead around the computations: a sweep's cost per cell, and commands that must be fast."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ kept = [json.loads(each.read_bytes()) for each in pathlib.Path(sys.argv[1]).glob
 
 
 def run() -> list[Figure]:
-    """A cell beyond its stages; --help and reports, without torch; tables of 10,000 records."""
+    """The overhead of a cell; --help and reports, without torch; tables of 10,000 records."""
     return [*_per_cell(), *_commands(), *_tables()]
 
 
 def _per_cell() -> list[Figure]:
-    """Two sweeps in one process each, of which the longer one differs by its cells alone."""
+    """Two sweeps in one process each, which differ only in their number of cells."""
     few, many = 2, 12
     with tempfile.TemporaryDirectory() as folder:
-        # The untimed first calls read from disk what would otherwise count against either.
+        # The untimed first calls warm up the disk cache for both.
         drawn = count(1000)
         sides = {str(n): partial(_sweep, Path(folder), n, drawn) for n in (few, many)}
         walls = by_turns(sides, rounds=3)
@@ -52,7 +52,7 @@ def _per_cell() -> list[Figure]:
 
 
 def _sweep(folder: Path, cells: int, drawn: Iterator[int]) -> float:
-    # Seeds of its own for each sweep: no stage of one serves the other.
+    # Separate seeds for each sweep: no stage of one is reused by the other.
     seeds = ",".join(str(seed) for seed in islice(drawn, cells))
     asked = [*command("backdoor_lab"), "-m", *TINY, f"seed={seeds}", "hydra/launcher=basic"]
     return timed(asked, folder)[0]
@@ -97,12 +97,12 @@ def _tables() -> list[Figure]:
 
 
 def demo_record() -> dict[str, Any]:
-    """One of the demo's records that the repository keeps: as long as records are."""
+    """One of the demo's committed records, of realistic length."""
     return dict(json.loads(next(frozen_lines(ROOT / "multirun_reports" / "demo" / "report"))))
 
 
 def write_sweep(folder: Path, record: dict[str, Any], cells: int) -> None:
-    """A sweep of so many records, each a variation of `record`."""
+    """Writes a sweep of `cells` records, each a variation of `record`."""
     folder.mkdir(parents=True)
     asked = [_varied(record, number) for number in range(cells)]
     for each in asked:
@@ -114,7 +114,7 @@ def write_sweep(folder: Path, record: dict[str, Any], cells: int) -> None:
 
 
 def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
-    """Records as a grid of 100 choices with 100 seeds would leave them, 500 poisoned each."""
+    """Records like those of a grid of 100 choices with 100 seeds, with 500 poisoned images each."""
     choices = {
         **record["choices"], "trigger": ("pixel", "pattern")[number % 2],
         "target": ("bird", "dog", "horse", "cat", "ship")[number // 2 % 5],
@@ -124,7 +124,7 @@ def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
     config["trigger"] = record["config"]["trigger"] | {"name": choices["trigger"]}
     changed = {"id": f"cell-{number:05d}", "choices": choices, "config": config}
     varied = record | changed | {"poison_indices": list(range(0, 50_000, 100))}
-    # It was that of the kept record: with it, every one of these would be a damaged record.
+    # The seal belongs to the original record; with it every variation would count as damaged.
     del varied["seal"]
     return varied
 

@@ -1,4 +1,4 @@
-"""Commands that compute nothing: seconds of each beside those of a bare `import pandas`."""
+"""Commands that compute nothing: seconds of each, compared to a bare `import pandas`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SWEEP, OTHER = 2.5, 1.5
 
 
 def run() -> list[Figure]:
-    """The least of several rounds, in each of which every command runs once."""
+    """The best of several rounds, in each of which every command runs once."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         finished(folder, CELLS // 2, DEFENSES)

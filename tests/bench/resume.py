@@ -1,4 +1,4 @@
-"""A sweep of a thousand finished cells: how long the same command takes to find that out."""
+"""A sweep of a thousand finished cells: how long the same command takes to find nothing to do."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROUNDS = 3
 def run() -> list[Figure]:
     """Seconds of the repeated command for growing numbers of finished cells.
 
-    The exponent is taken from processor seconds beyond those of the smallest sweep: differences
-    of wall times are mostly what the disk and the neighbors did meanwhile.
+    The exponent is computed from CPU seconds beyond those of the smallest sweep: differences of
+    wall times mostly reflect the disk and other processes.
     """
     rounds: dict[int, list[tuple[float, float]]] = {cells: [] for cells in SIZES}
     with tempfile.TemporaryDirectory() as folder:
@@ -38,7 +38,7 @@ def run() -> list[Figure]:
 
 
 def _repeated(folder: Path, cells: int) -> tuple[float, float]:
-    """Seconds on the clock, and of a processor, of the repeated command."""
+    """Wall and CPU seconds of the repeated command."""
     before = _children()
     seconds, said = timed(_command(cells), folder)
     assert f"{cells} of {cells} cells already done" in said, said
@@ -56,10 +56,10 @@ def _command(cells: int) -> list[str]:
 
 
 def finished(folder: Path, cells: int, *more: str) -> list[dict[str, Any]]:
-    """Makes a sweep of so many seeds of finished cells in `folder`, with `more` overrides; returns
+    """Makes a sweep of `cells` finished cells (seeds) in `folder`, with `more` overrides; returns
     their records.
 
-    The sweep is listed by a run that stops before its first cell; each is then given a record.
+    A run that stops before its first cell lists the cells; each is then given a record.
     """
     code = (
         "import sys; sys.argv = ['x'] + sys.argv[1:];"

@@ -1,4 +1,4 @@
-"""Spectral scores beside ART's own, and beside a full float64 SVD."""
+"""Spectral scores compared to ART's, and to a full float64 SVD."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def spiked(n: int, seed: int) -> Features:
 
 
 def tied(n: int, apart: float) -> Features:
-    """The same with the two top singular values a factor `apart` from each other."""
+    """The same with the two top singular values differing by a factor `apart`."""
     noise = np.random.default_rng(n).standard_normal((n, D))
     left, singular, right = np.linalg.svd(noise - noise.mean(axis=0), full_matrices=False)
     singular[0] = singular[1] * apart
@@ -61,7 +61,7 @@ def by_svd(values: Features) -> NDArray[np.float64]:
 
 
 def ours(values: Features) -> NDArray[np.float64]:
-    """The same by what the filter uses."""
+    """The same with the function of the filter."""
     return np.asarray(top_direction(torch.from_numpy(values)).along.square())
 
 
@@ -125,14 +125,14 @@ def _seconds(call: Callable[[], None]) -> float:
 
 @contextmanager
 def _art(features: Features, folder: Path) -> Iterator[tuple[Callable[[], float | None], str]]:
-    """A call that scores every class as ART does, with its own seconds, and what it is."""
+    """A call that scores every class with ART and returns its seconds, and its description."""
     python = _art_python()
     if python is None:
         yield (lambda: _each(_arts_calls, features)), "ART could not be installed: its calls here"
         return
     path = folder / "features.npy"
     np.save(path, features)
-    # Told nothing of how many threads: ART uses what numpy uses.
+    # The number of threads is not set: ART uses NumPy's.
     worker = subprocess.Popen(
         [str(python), str(Path(__file__).with_name("art_worker.py")), str(path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -156,14 +156,14 @@ def _art(features: Features, folder: Path) -> Iterator[tuple[Callable[[], float 
 
 
 def _arts_calls(values: Features) -> NDArray[np.float64]:
-    """The numpy calls of ART 1.20.1, `spectral_signature_scores`, written down here."""
+    """The NumPy calls of ART 1.20.1's `spectral_signature_scores`, reproduced here."""
     centred = values - np.mean(values, axis=0)
     direction = np.linalg.svd(centred, full_matrices=False)[2][:1]
     return np.asarray(np.linalg.norm(direction @ values.T, axis=0))
 
 
 def _art_python() -> Path | None:
-    """The Python of an environment with ART, made on first use; None where it cannot be made."""
+    """The Python of an environment with ART, created on first use; None if that fails."""
     home = KEPT / "art"
     python = home / "bin" / "python"
     if (home / ".ready").is_file():

@@ -1,4 +1,4 @@
-"""A training step of ResNet18: Lightning, our loop without it, and the loop that others use."""
+"""A training step of ResNet18: Lightning, the package's loop without it, and a usual plain loop."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH = 128
 
 
 def run() -> list[Figure]:
-    """Images per second at width 64, and what Lightning costs at widths 64, 16 and 8."""
+    """Images per second at width 64, and the overhead of Lightning at widths 64, 16 and 8."""
     figures = _beside_others(steps=5, rounds=4)
     return figures + _beside_bare(16, steps=4, rounds=8) + _beside_bare(8, steps=8, rounds=8)
 
@@ -100,7 +100,7 @@ def _lightning(job: TrainingJob, machine: ComputeDevice) -> float:
 
 
 def bare(job: TrainingJob, machine: ComputeDevice) -> float:
-    """Seconds of one epoch in a loop of our own, without Lightning."""
+    """Seconds of one epoch in a loop without Lightning."""
     batches = BatchLoader(job.training, job.recipe, seed=0, device=machine.device)
     module = new_classifier(job, machine, len(batches)).train()
     optimizer, schedule = optimizer_of(job.recipe, module.net, len(batches))

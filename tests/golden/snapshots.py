@@ -1,16 +1,15 @@
-"""What the lab computed on the day that `snapshots.json` names: every trigger, every defense, two
-trainings and twelve cells, all tiny.
+"""Recorded results: every trigger, every defense, two trainings and twelve cells, all tiny.
 
-    python -m tests.golden.snapshots             # what differs from the file
-    python -m tests.golden.snapshots trigger/    # the same for cases whose name starts so
-    python -m tests.golden.snapshots --write trigger/blended   # writes these cases anew
+    python -m tests.golden.snapshots             # prints differences from snapshots.json
+    python -m tests.golden.snapshots trigger/    # only for cases with this prefix
+    python -m tests.golden.snapshots --write trigger/blended   # rewrites these cases
 
-Only a change that is meant to alter a result writes its own case anew, in a commit that says so.
-Arrays of integers that no floating-point number decides are compared by hash on every machine.
-The others are compared by hash where the processor, the instruction set and the version of torch
-are those that the file names, and by value, within `TOLERANCE`, elsewhere. A whole training at the
-demo's learning rate turns a difference in the last digit into another network: what it measures
-is compared on the machine that the file names alone.
+Only a change that is meant to alter a result rewrites its case, in a commit that says so.
+Integer arrays that do not depend on floating-point results are compared by hash on every machine.
+Others are compared by hash if the processor, the instruction set and the version of torch are
+those named in the file, and by value, within `TOLERANCE`, otherwise. A whole training at the demo's
+learning rate turns a difference in the last digit into another network, so its metrics are compared
+only on the machine named in the file.
 """
 
 from __future__ import annotations
@@ -48,10 +47,10 @@ from tests.helpers.materials import material
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("snapshots.json")
 TOLERANCE = 1e-3
-"""Of the largest value in the sample, for floating-point results on another machine."""
+"""Relative to the largest value in the sample, for floating-point results on another machine."""
 SAMPLE = 24
 CLASSES = ("a", "b", "c", "d")
-# Enough of a method's own optimization to show a change, and little enough for a test.
+# Enough optimization steps to show a change, few enough for a test.
 BRIEF = {"steps": 2, "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1}
 # Triggers whose images are the outcome of floating-point optimization or of a network.
 OPTIMIZED = ("label_consistent", "narcissus", "sleeper_agent", "steganographic")
@@ -65,7 +64,7 @@ Case = dict[str, Any]
 
 
 def environment() -> dict[str, str]:
-    """What decides the last digits of a floating-point result."""
+    """Everything that determines the last digits of a floating-point result."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     facts = dict(
@@ -96,7 +95,7 @@ def array(values: Tensor, *, exact: bool = False) -> Case:
 
 
 def differences(case: Case, now: Case, *, same_machine: bool) -> list[str]:
-    """Where a case differs from its snapshot, in words; empty where it does not."""
+    """Describes where a case differs from its snapshot; empty if it does not."""
     if case.keys() != now.keys():
         return [f"has {sorted(now)} in place of {sorted(case)}"]
     return [text for key in case for text in _differs(key, case[key], now[key], same_machine)]
@@ -167,7 +166,7 @@ def names(group: str) -> list[str]:
 
 
 def options(group: str, name: str) -> dict[str, Any]:
-    """A choice's options under protocol=group13, with what is long made brief."""
+    """A choice's options under protocol=group13, with shortened optimization."""
     whole = OmegaConf.create(
         {
             "source": None,
@@ -189,7 +188,7 @@ def options(group: str, name: str) -> dict[str, Any]:
 
 
 def trigger_case(name: str) -> Case:
-    """The poisoned training set that a trigger makes of 64 images, and triggered test images."""
+    """The poisoned training set that a trigger makes from 64 images, and triggered test images."""
     trigger = build("trigger", options("trigger", name), Trigger)
     train = LabeledImages(pictures(64, (3, 32, 32), 1), torch.arange(64) % 4, CLASSES, "snapshot")
     source = 2 if trigger.source_specific else None
@@ -213,7 +212,8 @@ def trigger_case(name: str) -> Case:
 
 
 def planted() -> tuple[Features, Tensor]:
-    """Features of 160 examples of four classes, and which twelve of class 1 lie off it."""
+    """Features of 160 examples of four classes, and the mask of twelve shifted examples of class
+    1."""
     values = normal(160, 6, seed=3) + 2 * normal(4, 6, seed=4)[torch.arange(160) % 4]
     labels = torch.arange(160) % 4
     is_poison = torch.arange(160) >= 148
@@ -223,7 +223,7 @@ def planted() -> tuple[Features, Tensor]:
 
 
 def defense_case(name: str) -> Case:
-    """Scores and removals of a filter or control; the weights that a repair leaves."""
+    """Scores and removals of a filter or control; the weights after a repair."""
     kinds: Any = (Defense, OracleControl, ModelRepair)
     shared = Shared(asdict(DEFAULTS), FilterOptions)
     defense: Any = build("defense", options("defense", name), kinds, shared)
@@ -259,7 +259,7 @@ def defense_case(name: str) -> Case:
 def training_case(**recipe: Any) -> Case:
     """The weights of a ResNet18 of width 16 after two epochs on 96 images.
 
-    The rate is low, so that rounding stays rounding on another machine.
+    The learning rate is low, so that rounding differences stay small on another machine.
     """
     images, labels = pictures(96, (3, 16, 16), 21), torch.arange(96) % 4
     images[labels == 1, :, 4:8, 4:8] = 250
@@ -274,7 +274,7 @@ def training_case(**recipe: Any) -> Case:
 
 
 def demo_case(trigger: str, target: str, ratio: str) -> Case:
-    """The figures of one of the demo's twelve cells at trial size."""
+    """The figures of one of the demo's twelve cells in a reduced size."""
     with tempfile.TemporaryDirectory() as folder:
         record = run_here(
             Path(folder, "store"), Path(folder, "cell"), *DEMO,
@@ -312,7 +312,7 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 
 def computed(case: Callable[[], Case]) -> Case:
-    """A case on one thread, whatever torch's global generator was before."""
+    """A case on one thread, independent of the state of torch's global generator."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return json.loads(json.dumps(case()))
@@ -325,7 +325,7 @@ def read() -> dict[str, Any]:
 
 
 def write(content: dict[str, Any]) -> None:
-    """One line for each case, so that a commit shows which were written anew."""
+    """One line per case, so that a commit shows which cases were rewritten."""
     lines = [f"{json.dumps(name)}: {json.dumps(content['cases'][name], sort_keys=True)}"
              for name in sorted(content["cases"])]  # fmt: skip
     head = json.dumps(content["environment"], sort_keys=True)
@@ -334,7 +334,7 @@ def write(content: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 where nothing differs, 1 where something does."""
+    """Exit code 0 if nothing differs, 1 if something does."""
     parser = argparse.ArgumentParser(prog="python -m tests.golden.snapshots", description=__doc__)
     parser.add_argument("names", nargs="*", help="beginnings of cases' names; none: all")
     parser.add_argument("--write", action="store_true", help="write these cases anew")

@@ -1,4 +1,4 @@
-"""The top direction in mixed precision: the answer of a float64 SVD, whatever the values."""
+"""The top direction in mixed precision equals that of a float64 SVD for any values."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from backdoor_lab.numerics.singular import TopDirection, top_direction
 
 
 def by_svd(values: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
-    """Projections of centered and plain rows on the top direction, and its squared value."""
+    """Projections of centered and plain rows on the top direction, and its squared singular
+    value."""
     exact = values.double().numpy()
     centred = exact - exact.mean(axis=0)
     _, singular, right = np.linalg.svd(centred, full_matrices=False)
@@ -33,20 +34,21 @@ def agree(found: TopDirection, values: Tensor, bound: float = 1e-8) -> None:
 
 
 def with_values(n: int, d: int, singular: np.ndarray, *, mean: float = 0.0) -> Tensor:
-    """float32 (n, d) whose centered rows have these singular values but for rounding."""
+    """float32 (n, d) whose centered rows have these singular values up to rounding."""
     noise = np.random.default_rng(n + d).standard_normal((n, d))
     left, _, right = np.linalg.svd(noise - noise.mean(axis=0), full_matrices=False)
     return torch.from_numpy(left * singular @ right + mean).float()
 
 
 def falling(side: int, *first: float) -> np.ndarray:
-    """Singular values: the first as given, then evenly from nine tenths of the last to nearly 0."""
+    """Singular values: the first as given, then evenly spaced from 0.9 times the last of them to
+    near 0."""
     return np.concatenate([first, np.linspace(0.9 * first[-1], 0.01, side - len(first))])
 
 
 @pytest.fixture
 def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Grows with every decomposition that is done in float64."""
+    """Collects every decomposition computed in float64."""
     calls: list[Any] = []
     done = gram._exact
 
@@ -60,8 +62,10 @@ def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize(("n", "d"), [(700, 96), (96, 700), (128, 128), (1500, 64), (64, 65)])
 @pytest.mark.parametrize("first", [(50.0, 10.0), (10.03, 10.0)])
-def test_quick_and_right(n: int, d: int, first: tuple[float, ...], exact_calls: list[Any]) -> None:
-    """Also with the two top values 0.3 % apart; no decomposition in float64 is made."""
+def test_the_fast_path_agrees_with_svd_without_float64(
+    n: int, d: int, first: tuple[float, ...], exact_calls: list[Any]
+) -> None:
+    """Even with the two top singular values 0.3 % apart."""
     values = with_values(n, d, falling(min(n, d), *first))
     agree(top_direction(values), values)
     assert exact_calls == []
@@ -69,15 +73,15 @@ def test_quick_and_right(n: int, d: int, first: tuple[float, ...], exact_calls: 
 
 @pytest.mark.parametrize(("n", "d"), [(500, 80), (80, 500)])
 @pytest.mark.parametrize("apart", [3e-4, 1e-4, 3e-5, 1e-5, 1e-7])
-def test_near_ties(n: int, d: int, apart: float, exact_calls: list[Any]) -> None:
-    """The closer the two top values, the sooner it is left to float64; the answer is the same."""
+def test_near_ties_agree_with_svd(n: int, d: int, apart: float, exact_calls: list[Any]) -> None:
+    """The closer the two top values, the sooner float64 is used; the answer is the same."""
     values = with_values(n, d, falling(80, 10 * (1 + apart), 10.0))
     agree(top_direction(values), values, bound=1e-6 if apart == 1e-7 else 1e-8)
     assert exact_calls or apart > 1e-5
 
 
-def test_a_tie_is_left_to_float64(exact_calls: list[Any]) -> None:
-    """Two equal directions: any vector of their plane is right, and its variance is theirs."""
+def test_an_exact_tie_is_computed_in_float64(exact_calls: list[Any]) -> None:
+    """Any vector in the plane of two equal directions is right, with their variance."""
     values = torch.cat([torch.eye(80), -torch.eye(80)])
     values[:, :2] *= 3
     found = top_direction(values)
@@ -86,15 +90,14 @@ def test_a_tie_is_left_to_float64(exact_calls: list[Any]) -> None:
     assert len(exact_calls) == 1
 
 
-def test_a_direction_that_lanczos_cannot_see(exact_calls: list[Any]) -> None:
-    """The top direction is orthogonal to the vector that Lanczos starts from: what it finds
-    instead is not taken for the top one."""
+def test_a_top_direction_orthogonal_to_lanczos_start_is_found(exact_calls: list[Any]) -> None:
+    """What Lanczos finds instead is not accepted as the top direction."""
     side = 100
     start = torch.randn(side, generator=torch.Generator().manual_seed(0)).double()
     basis = torch.eye(side, dtype=torch.float64)
     basis[:, 1] = start
     q, _ = torch.linalg.qr(basis[:, [1, 0, *range(2, side)]])
-    # Orthogonal to q's first column, which is the start.
+    # Orthogonal to q's first column, the start vector.
     right = q[:, [1, 0, *range(2, side)]].T
     noise = np.random.default_rng(1).standard_normal((900, side + 1))
     noise[:, 0] = 1
@@ -109,13 +112,13 @@ def test_a_direction_that_lanczos_cannot_see(exact_calls: list[Any]) -> None:
 @pytest.mark.parametrize("change", [lambda x: 1e18 * x, lambda x: 1e-18 * x, lambda x: x + 300,
                                     lambda x: x.relu(), lambda x: x.double() * 1e100,
                                     lambda x: x.half(), lambda x: -x])  # fmt: skip
-def test_hostile_scales(change: Any) -> None:
+def test_extreme_scales_and_shifts_agree_with_svd(change: Any) -> None:
     values = change(with_values(600, 70, falling(70, 10.03, 10.0)))
     agree(top_direction(values), values)
 
 
-def test_only_scale_and_shift_matter() -> None:
-    """Closed form: rows along one line, and noise far below, whatever the line's offset."""
+def test_rows_along_a_line_give_its_direction_in_closed_form() -> None:
+    """For any offset of the line."""
     generator = torch.Generator().manual_seed(5)
     line = torch.randn(90, generator=generator, dtype=torch.float64)
     line /= line.norm()
@@ -129,18 +132,18 @@ def test_only_scale_and_shift_matter() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (1, 500), (300, 100), (2, 2)])
-def test_no_variance_no_score(shape: tuple[int, int]) -> None:
+def test_constant_rows_have_zero_projections(shape: tuple[int, int]) -> None:
     found = top_direction(torch.full(shape, 0.1))
     assert float(found.along.abs().max()) <= 1e-12
     assert bool(torch.isfinite(found.direction).all())
 
 
-def test_heavy_tails() -> None:
+def test_heavy_tailed_values_agree_with_svd() -> None:
     values = torch.from_numpy(np.random.default_rng(3).standard_t(2, size=(900, 80))).float()
     agree(top_direction(values), values)
 
 
-def test_the_values_are_left_as_they_were() -> None:
+def test_the_values_are_not_modified() -> None:
     values = with_values(300, 80, falling(80, 5.0))
     before = values.clone()
     top_direction(values)

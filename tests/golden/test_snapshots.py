@@ -1,4 +1,4 @@
-"""Results are what they were: see snapshots.py."""
+"""Results equal the recorded ones: see snapshots.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAME_MACHINE = KNOWN["environment"] == snapshots.environment()
 CASES = snapshots.cases()
 
 
-def test_every_case_has_a_snapshot_and_every_snapshot_a_case() -> None:
+def test_cases_and_snapshots_have_the_same_names() -> None:
     assert set(KNOWN["cases"]) == set(CASES)
 
 
@@ -24,8 +24,9 @@ def test_result_equals_its_snapshot(name: str) -> None:
 
 
 @pytest.mark.parametrize("same_machine", [True, False])
-def test_a_changed_result_is_noticed(same_machine: bool) -> None:
-    """An integer by its hash, a floating-point value beyond the tolerance, a share, a count."""
+def test_a_changed_result_is_detected(same_machine: bool) -> None:
+    """An integer array by its hash, a floating-point value beyond the tolerance, a metric, a
+    count."""
     of = KNOWN["cases"]
     changes = [
         ("trigger/pixel", ("rows", "sha256"), "0" * 64),

@@ -1,4 +1,4 @@
-"""Spectral signatures against a second implementation, by hand, and against its own theory."""
+"""Spectral signatures against a second implementation, values computed by hand, and theory."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def spectral(*, centred: bool = True) -> Spectral:
     ("n", "d"), [(200, 16), (16, 200), (50, 50), (51, 50), (40, 1), (2, 3), (3, 1)]
 )
 def test_scores_agree_with_svd(n: int, d: int, centred: bool) -> None:
-    """Every score within 1e-6 of numpy's SVD, relative to the largest; tall, wide and thin."""
+    """Every score within 1e-6 of NumPy's SVD, relative to the largest; tall, wide and thin
+    matrices."""
     rng = np.random.default_rng(n * 1000 + d)
     values = (rng.normal(size=(n, d)) * rng.uniform(0.5, 3, d) + 2).astype(np.float32)
     ours = spectral(centred=centred).score_class(torch.from_numpy(values), 0, UNTOLD).scores.numpy()
@@ -62,7 +63,7 @@ def test_scores_agree_with_svd(n: int, d: int, centred: bool) -> None:
 
 
 def test_one_example_scores_zero() -> None:
-    """A class of one has no direction; its score is 0, not NaN."""
+    """A class of one example has no direction; its score is 0, not NaN."""
     assert spectral().score_class(torch.ones(1, 4), 0, UNTOLD).scores.tolist() == [0.0]
 
 
@@ -79,8 +80,8 @@ def nearly_tied(n: int, d: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 300), (1500, 128)])
-def test_near_tie_of_two_directions(n: int, d: int) -> None:
-    """Two top singular values 0.3 % apart: the very same examples go as by SVD."""
+def test_a_near_tie_removes_the_same_examples_as_svd(n: int, d: int) -> None:
+    """The two top singular values are 0.3 % apart."""
     values = nearly_tied(n, d).float()
     expected = by_numpy(values.numpy())
     scores = Spectral().score_class(values, 0, UNTOLD).scores
@@ -95,9 +96,11 @@ def test_near_tie_of_two_directions(n: int, d: int) -> None:
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize(("n", "d"), [(60, 8), (8, 60), (5, 3)])
 @pytest.mark.parametrize("rank", [1, 2, 4, 100])
-def test_rank_adds_up_projections(n: int, d: int, rank: int, centred: bool) -> None:
-    """The squared length of the projection on numpy's top right singular vectors; its root when
-    not centered. A rank beyond the class' own counts what there is."""
+def test_rank_sums_squared_projections_on_the_top_directions(
+    n: int, d: int, rank: int, centred: bool
+) -> None:
+    """On NumPy's top right singular vectors; the root if not centered. A rank above the class's
+    rank uses all directions."""
     values = np.random.default_rng(n + rank).normal(size=(n, d)) * np.linspace(3, 1, d) + 1
     middle = values - values.mean(axis=0)
     _, s, vt = np.linalg.svd(middle, full_matrices=False)
@@ -117,7 +120,7 @@ def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: A
     return made(Features(values, torch.zeros(len(values)).long()), known)
 
 
-def test_two_dimensions_by_hand() -> None:
+def test_scores_and_removal_match_values_computed_by_hand() -> None:
     """Five points, written out.
 
     Points (1,1) (3,1) (5,1) (3,0) (3,2), mean (3,1). Centered: (-2,0) (0,0) (2,0) (0,-1) (0,1).
@@ -130,7 +133,7 @@ def test_two_dimensions_by_hand() -> None:
     assert spectral(centred=False).score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
         [1, 3, 5, 3, 3]
     )
-    # Variance 8 / 5; distances from the median 0 0 0 2 2, of which 68.27 % lie within 1.4616.
+    # Variance 8 / 5; distances from the median 0 0 0 2 2, of which 68.27 % are within 1.4616.
     assert spectral().score_class(values, 0, UNTOLD).suspicion == pytest.approx(8 / 5 / 1.4616**2)
     known = DefenderKnowledge(("only",), 0, epsilon=1, seed=0)
     verdict = Spectral(FilterOptions(budget="2eps"))(Features(values, torch.zeros(5).long()), known)
@@ -169,19 +172,19 @@ def test_uncenterd_fails_against_the_mean() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_half_poison_is_at_chance(sign: int) -> None:
-    """10 % of the whole set, appended, is half of the target class: symmetric about its mean,
-    so that no centered squared score tells the halves apart."""
+def test_half_poison_is_at_chance_level(sign: int) -> None:
+    """10 % of the whole set, appended, is half of the target class: symmetric about its mean, so no
+    centered squared score separates the halves."""
     after = after_poison(PoisonSpec(0, None, 0.1, ratio_of="all"))
     assert after[0] == 10_000
     assert 0.4 < separation(5000 / after[0], sign) < 0.6
 
 
 def expected_auroc(share: float, shift: float) -> float:
-    """Closed form for normal images of variance 1 along the poison's shift, where the filter's
-    direction is that shift: centered, clean images lie around -share * shift and poison around
-    (1 - share) * shift. Half the sum and half the difference of two such values are independent,
-    and the one that is farther from 0 is told by the two signs."""
+    """Closed form for normal images of variance 1 along the poison's shift, if the filter's
+    direction is that shift: after centering, clean images are around -share * shift and poison
+    around (1 - share) * shift. Half the sum and half the difference of two such values are
+    independent, and their signs tell which value is farther from 0."""
 
     def above(x: float) -> float:
         return math.erfc(-x / 2) / 2  # of a normal value of mean x and variance 2, above 0
@@ -191,7 +194,7 @@ def expected_auroc(share: float, shift: float) -> float:
 
 
 def gaussians(share: float, shift: float, own: float) -> tuple[Tensor, Tensor]:
-    """A class whose first axis has the variance `own`, the others 1, and poison shifted along the
+    """A class whose first axis has variance `own`, the others 1, and poison shifted along the
     second."""
     generator = torch.Generator().manual_seed(5)
     n = 20_000
@@ -204,25 +207,27 @@ def gaussians(share: float, shift: float, own: float) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("shift", [2.5, 5.0])
 @pytest.mark.parametrize("share", [1 / 21, 1 / 11, 1 / 5, 1 / 3, 1 / 2, 2 / 3])
-def test_auroc_in_closed_form(share: float, shift: float) -> None:
-    """Of CIFAR-10, appended: 5, 10 and 25 % of a class, then 5, 10 and 20 % of the whole set. The
-    more of the class is poison, the worse; at half of it chance, beyond it below."""
+def test_auroc_matches_its_closed_form(share: float, shift: float) -> None:
+    """For CIFAR-10, appended: 5, 10 and 25 % of a class, then 5, 10 and 20 % of the whole set.
+    AUROC falls with the poisoned share of the class: chance at one half, worse beyond."""
     values, is_poison = gaussians(share, shift, own=1.0)
     found = auroc(spectral().score_class(values, 0, UNTOLD).scores, is_poison)
     assert found == pytest.approx(expected_auroc(share, shift), abs=0.025)
 
 
-def test_closed_form_at_its_edges() -> None:
-    """Chance at half whatever the shift, and without a shift; certainty at a far, rare one."""
+def test_the_closed_form_has_the_right_limits() -> None:
+    """Chance at one half for any shift, and without a shift; certainty for a far, rare one."""
     assert expected_auroc(0.5, 8.0) == pytest.approx(0.5)
     assert expected_auroc(0.1, 0.0) == pytest.approx(0.5)
     assert expected_auroc(0.01, 20.0) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("own", "seen"), [(2.0, True), (3.0, True), (4.5, False), (9.0, False)])
-def test_poison_is_seen_when_it_outweighs_the_class_own_variance(own: float, seen: bool) -> None:
-    """The top direction is the shift's when share * (1 - share) * shift² plus the variance there
-    (here 3.27 in all) is more than the class has along any other; else it says nothing of it."""
+def test_poison_is_found_only_if_its_variance_exceeds_that_of_the_class(
+    own: float, seen: bool
+) -> None:
+    """The top direction is that of the shift if share * (1 - share) * shift² plus the variance
+    along it (here 3.27 in total) exceeds the variance along any other axis."""
     share, shift = 0.1, 5.02
     values, is_poison = gaussians(share, shift, own)
     assert (share * (1 - share) * shift**2 + 1 > own) == seen
@@ -234,11 +239,11 @@ def test_poison_is_seen_when_it_outweighs_the_class_own_variance(own: float, see
     ("ratio", "poisoned", "in_class", "removed", "at_least_left"),
     [(0.1, 5000, 9500, 1425, 3575), (0.05, 2500, 7250, 1088, 1412), (0.01, 500, 5450, 818, 0)],
 )
-def test_fifteen_percent_cannot_clean_a_whole_set_ratio(
+def test_removing_15_percent_of_a_class_cannot_clean_a_ratio_of_the_whole_set(
     ratio: float, poisoned: int, in_class: int, removed: int, at_least_left: int
 ) -> None:
-    """Replaced at random from all classes, a tenth of the poison comes from the target class
-    itself; 15 % of that class cannot hold it."""
+    """Replacing at random in all classes, a tenth of the poison comes from the target class itself;
+    15 % of that class cannot hold the rest."""
     plan = PoisonSpec(2, None, ratio, ratio_of="all", inject="replace", eligible="all")
     labels = torch.arange(50_000) % 10
     train = LabeledImages(
@@ -254,12 +259,12 @@ def test_fifteen_percent_cannot_clean_a_whole_set_ratio(
 
 
 def after_poison(plan: PoisonSpec) -> list[int]:
-    """Examples of each label of a set like CIFAR-10 after an attack."""
+    """The class sizes of a data set like CIFAR-10 after an attack."""
     return classes_after(torch.arange(50_000) % 10, plan, classes=10, seed=0)
 
 
-def test_three_halves_epsilon_of_every_class_is_refused() -> None:
-    """1.5 times 5,000 from every class removes every clean class: an error before training."""
+def test_removing_1_5_epsilon_from_every_class_is_refused() -> None:
+    """1.5 times 5,000 from every class would remove every clean class: an error before training."""
     plan = PoisonSpec(2, None, 0.1, ratio_of="all")
     known = DefenderKnowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
     with pytest.raises(ConfigError, match="removes 7500 of the 5000 examples of class a"):
@@ -271,7 +276,7 @@ def test_three_halves_epsilon_of_every_class_is_refused() -> None:
 
 
 def test_constant_scores_remove_exactly_the_budget() -> None:
-    """Mistake 10: ties are broken at random by the seed, not by removing all, nor the last."""
+    """Ties are broken at random by the seed, instead of removing all or the last."""
     removed = top_scoring(torch.ones(1000, dtype=torch.float64), 100, seed=1)
     assert len(set(removed.tolist())) == 100
     assert 300 < removed.double().mean() < 700
@@ -280,16 +285,16 @@ def test_constant_scores_remove_exactly_the_budget() -> None:
 
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
-def test_nan_never_ranks(bad: float) -> None:
-    """Mistake 10: a score that is not finite stops the filter, with the first position."""
+def test_non_finite_scores_raise_diverged_error(bad: float) -> None:
+    """With the first position."""
     with pytest.raises(
         DivergedError, match="1 of 3 scores are not finite, the first at position 1"
     ):
         top_scoring(torch.tensor([1.0, bad, 0.0]).double(), 1, seed=0)
 
 
-def test_positions_in_the_class_become_positions_in_the_set() -> None:
-    """Mistakes 2 and 3: a class that stands behind another one loses its own examples."""
+def test_removed_positions_refer_to_the_whole_set() -> None:
+    """A class after another one loses its own examples."""
     labels = torch.tensor([0] * 30 + [1] * 30)
     values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     values[[41, 57]] += 30.0
@@ -299,23 +304,22 @@ def test_positions_in_the_class_become_positions_in_the_set() -> None:
 
 
 @pytest.mark.parametrize("high", [1, 5, 40, 50])
-def test_split_finds_the_smaller_of_two_groups(high: int) -> None:
-    """The `auto` budget on two clear groups is the number of high scores."""
+def test_automatic_budget_is_the_size_of_the_smaller_group(high: int) -> None:
+    """On two clearly separated groups."""
     generator = torch.Generator().manual_seed(high)
     low = torch.rand(100 - high, dtype=torch.float64, generator=generator)
     top = 20 + torch.rand(high, dtype=torch.float64, generator=generator)
     assert otsu_count(torch.cat([low, top])) == high
 
 
-def test_split_at_its_edges() -> None:
-    """Nothing to split: no scores, one, or all the same; and never more than half."""
+def test_automatic_budget_of_equal_scores_is_zero_and_never_above_half() -> None:
     assert [otsu_count(torch.full((n,), 3.0).double()) for n in (0, 1, 2, 9)] == [0, 0, 0, 0]
     assert otsu_count(torch.tensor([0.0, 9, 9, 9, 9]).double()) <= 2
 
 
 @pytest.mark.parametrize("text", ["1.5", "eps", "-5", "15 %", "p101", "101%", "", "nan", "1e3"])
-def test_budgets_that_are_none(text: str) -> None:
-    """Anything but the five forms is refused, as budget and as cap."""
+def test_bad_budgets_are_refused(text: str) -> None:
+    """Anything but the five forms, as budget and as limit."""
     with pytest.raises(ConfigError, match=r"defense\.budget"):
         Spectral(FilterOptions(budget=text))
     with pytest.raises(ConfigError, match=r"defense\.budget"):
@@ -324,8 +328,8 @@ def test_budgets_that_are_none(text: str) -> None:
         Spectral(FilterOptions(budget_cap="auto"))
 
 
-def test_budget_arithmetic() -> None:
-    """The forms, rounding half up, the cap that rounds down, and an ε that is not told."""
+def test_budgets_are_rounded_and_limited_correctly() -> None:
+    """The forms, rounding half up, the limit rounding down, and an unknown ε."""
     sizes = [
         RemovalBudget(text, cap).size(70, 50)
         for text, cap in [("1.5eps", None), ("15%", None), ("p85", None), ("9", None),
@@ -339,8 +343,8 @@ def test_budget_arithmetic() -> None:
 
 
 @pytest.mark.parametrize("percentile", ["0", "50", "75", "85", "87.5", "100"])
-def test_a_percentile_is_numpys(percentile: str) -> None:
-    """As many as the published code takes, ``scores > np.percentile(scores, 85)``."""
+def test_percentile_budgets_agree_with_numpy(percentile: str) -> None:
+    """As many as in the published code, ``scores > np.percentile(scores, 85)``."""
     draw = np.random.default_rng(5)
     for n in [*range(1, 130), 5003]:
         scores = draw.normal(size=n)
@@ -348,8 +352,8 @@ def test_a_percentile_is_numpys(percentile: str) -> None:
         assert RemovalBudget(f"p{percentile}").size(n, None) == theirs, n
 
 
-def test_outliers() -> None:
-    """Modified z-scores above 3.5 upward: median 10, MAD 1, so 20 has z = 6.745."""
+def test_outliers_are_modified_z_scores_above_3_5() -> None:
+    """Only upward: median 10, MAD 1, so 20 has z = 6.745."""
     values = {0: 9.0, 1: 10.0, 2: 11.0, 3: 20.0, 4: 10.0, 5: 9.0, 6: 11.0, 7: 0.0}
     assert outliers(values) == [3]
     assert outliers(dict.fromkeys(range(5), 2.0)) == []
@@ -357,9 +361,9 @@ def test_outliers() -> None:
 
 
 @pytest.mark.parametrize("k", [3, 6, 10, 100])
-def test_critical_z_holds_its_chance(k: int) -> None:
-    """On fresh normal values the largest of k passes the threshold in about 1 % of draws, where
-    the usual 3.5 is passed in 5 to 15 %."""
+def test_critical_z_is_exceeded_with_the_stated_probability(k: int) -> None:
+    """For normal values the largest of k exceeds the threshold in about 1 % of draws, and the usual
+    3.5 in 5 to 15 %."""
     draws = np.random.default_rng(k).normal(size=(20_000, k))
     largest = modified_z(torch.from_numpy(draws)).amax(dim=1)
     assert float((largest > critical_z(k, 0.01)).double().mean()) == pytest.approx(0.01, rel=0.3)
@@ -368,8 +372,8 @@ def test_critical_z_holds_its_chance(k: int) -> None:
 
 
 def clean_and_poisoned(seed: int, *, heavy: bool, poisoned: int = 0) -> list[int]:
-    """Which of ten classes are accused: their variances differ by factors, in size and from axis
-    to axis; with `poisoned` examples of class 3 six standard deviations off on one axis."""
+    """The flagged ones of ten classes whose variances differ in size and between axes; with
+    `poisoned` examples of class 3 shifted by six standard deviations along one axis."""
     generator = torch.Generator().manual_seed(seed)
     looks = {}
     for label in range(10):
@@ -388,9 +392,9 @@ KNOWN = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)
 
 
 @pytest.mark.parametrize("heavy", [False, True])
-def test_false_alarms_of_the_suspicious_scope(heavy: bool) -> None:
-    """Of 150 clean sets of ten classes at most 4 % have any class accused (the rule's aim is
-    1 %; 0.8 and 1.8 % were measured over 1,000); a tenth of poison far out is found in most."""
+def test_suspicious_scope_rarely_flags_a_clean_class(heavy: bool) -> None:
+    """Of 150 clean sets of ten classes at most 4 % have a flagged class (the rule aims at 1 %; 0.8
+    and 1.8 % were measured over 1,000); a tenth of distant poison is found in most."""
     accused = [clean_and_poisoned(seed, heavy=heavy) for seed in range(150)]
     assert sum(map(bool, accused)) / 150 <= 0.04
     found = [clean_and_poisoned(seed, heavy=heavy, poisoned=20) for seed in range(40)]
@@ -398,8 +402,9 @@ def test_false_alarms_of_the_suspicious_scope(heavy: bool) -> None:
     assert sum(bool({*each} - {3}) for each in found) <= 3
 
 
-def test_plain_variance_would_accuse_every_other_clean_set() -> None:
-    """Why the rule is not the top variance at 3.5: clean variances that differ by factors."""
+def test_plain_variance_would_flag_many_clean_sets() -> None:
+    """Why the rule is not the top variance with a threshold of 3.5: clean variances differ by
+    factors."""
     rng = np.random.default_rng(0)
     sets = [dict(enumerate(np.exp(rng.normal(size=10)))) for _ in range(300)]
     assert sum(bool(outliers(values)) for values in sets) / 300 > 0.4
@@ -407,8 +412,8 @@ def test_plain_variance_would_accuse_every_other_clean_set() -> None:
     assert sum(bool(suspects_by_size(looks)) for looks in by_rule) / 300 <= 0.03
 
 
-def test_tail() -> None:
-    """1 for a normal sample, free of scale, large for a far minority, 1 for constants."""
+def test_tail_weight_is_1_for_normal_samples_and_large_for_outliers() -> None:
+    """Independent of scale; 1 for constants."""
     x = torch.from_numpy(np.random.default_rng(0).normal(size=100_000))
     assert tail(x) == pytest.approx(1, abs=0.02)
     assert tail(5 * x) == pytest.approx(tail(x))
@@ -420,7 +425,7 @@ def test_tail() -> None:
 
 @pytest.mark.parametrize("kinds", [2, 7, 1000])
 def test_auroc_agrees_with_sklearn(kinds: int) -> None:
-    """With many ties, some, and none; scores that are NaN were not given and do not count."""
+    """With many ties, some, and none; NaN scores are not scored and do not count."""
     rng = np.random.default_rng(kinds)
     scores, positive = rng.integers(0, kinds, 400).astype(float), rng.random(400) < 0.2
     expected = roc_auc_score(positive, scores)
@@ -434,8 +439,8 @@ def test_auroc_agrees_with_sklearn(kinds: int) -> None:
     assert found["auroc"] == pytest.approx(expected, abs=1e-12)
 
 
-def test_detection_by_hand() -> None:
-    """tpr and fpr over the whole set, AUROC over the scored ones, null where undefined."""
+def test_detection_metrics_match_values_computed_by_hand() -> None:
+    """TPR and FPR over the whole set, AUROC over the scored examples, null if undefined."""
     is_poison = torch.tensor([False, False, True, True, False, False])
     scores = torch.tensor([0.1, 0.4, 0.4, 0.9, NAN, NAN]).double()
     keep = torch.tensor([True, False, True, False, True, True])

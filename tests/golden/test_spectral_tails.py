@@ -1,4 +1,5 @@
-"""The spectral filter along several directions, weighed by tails, in rounds: numpy, Gaussians."""
+"""The spectral filter with several directions, tail weights and rounds, against NumPy and on
+Gaussians."""
 
 from __future__ import annotations
 
@@ -49,7 +50,7 @@ def heavy(seed: int, n: int = 80) -> np.ndarray:
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("power", [0, 0.5, 3])
 @pytest.mark.parametrize("rank", [1, 3, 100])
-def test_weights_by_a_second_implementation(rank: int, power: float, centred: bool) -> None:
+def test_tail_weights_match_a_second_implementation(rank: int, power: float, centred: bool) -> None:
     values = heavy(rank + 4)
     made = Spectral(FilterOptions(centred=centred), rank=rank, tail_power=power)
     expected = by_numpy(values, values, rank, power, centred=centred)
@@ -60,8 +61,8 @@ def test_weights_by_a_second_implementation(rank: int, power: float, centred: bo
 
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize(("rank", "power"), [(1, 0), (1, 2), (3, 0), (3, 2)])
-def test_rounds_by_a_second_implementation(rank: int, power: float, centred: bool) -> None:
-    """Scores add up; a round looks at what is left without the shares of all rounds before it."""
+def test_rounds_match_a_second_implementation(rank: int, power: float, centred: bool) -> None:
+    """Scores add up; a round uses the rows left after the earlier rounds."""
     values = heavy(7, n=60)
     total = by_numpy(values, values, rank, power, centred=centred)
     for gone in (3, 7):
@@ -76,8 +77,8 @@ def test_rounds_by_a_second_implementation(rank: int, power: float, centred: boo
     assert not torch.allclose(verdict.scores, once.scores)
 
 
-def test_rounds_uncover_a_hidden_group() -> None:
-    """Two groups off the class on different axes: one direction sees the one, rounds see both."""
+def test_a_second_round_finds_a_second_group() -> None:
+    """Two groups are shifted on different axes: one direction finds one, rounds find both."""
     values = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)) * 0.5
     values[:15, 0] += 12
     values[15:30, 1] += 8
@@ -87,9 +88,9 @@ def test_rounds_uncover_a_hidden_group() -> None:
 
 
 @pytest.mark.parametrize("options", [{"rounds": 2}, PLUS])
-def test_a_later_round_forgets_nothing(options: dict[str, Any]) -> None:
-    """Without the half of a far group that goes first, the class' own variance is the larger. The
-    rest of the budget still goes to the other half, which the first direction had found."""
+def test_later_rounds_keep_earlier_scores(options: dict[str, Any]) -> None:
+    """After the more distant half of a group is removed, the class's own variance is larger. The
+    rest of the budget still goes to the other half, found by the first direction."""
     values = torch.randn(1000, 6, generator=torch.Generator().manual_seed(2))
     values[:, 1] *= 5
     values[:60, 0] += torch.linspace(20, 40, 60)
@@ -100,15 +101,15 @@ def test_a_later_round_forgets_nothing(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"rounds": 3}, PLUS])
-def test_a_constant_class(options: dict[str, Any]) -> None:
-    """All scores are 0 in every round: the budget goes all the same, NaN nowhere."""
+def test_a_constant_class_loses_exactly_the_budget(options: dict[str, Any]) -> None:
+    """All scores are 0 in every round, without NaN."""
     verdict = one_class(torch.full((20, 3), 0.1), 7, **options)
     assert int((~verdict.keep).sum()) == 7
     assert verdict.scores.tolist() == [0.0] * 20
 
 
 @pytest.mark.parametrize("removed", [1, 2, 19])
-def test_more_rounds_than_there_is_budget(removed: int) -> None:
+def test_more_rounds_than_removals_remove_exactly_the_budget(removed: int) -> None:
     values = torch.from_numpy(heavy(1, n=20))
     verdict = one_class(values, removed, rank=3, rounds=30, tail_power=4)
     assert int((~verdict.keep).sum()) == removed
@@ -116,8 +117,8 @@ def test_more_rounds_than_there_is_budget(removed: int) -> None:
 
 
 def outweighed(share: float, delta: float, seed: int) -> tuple[Tensor, Tensor]:
-    """A class of 5,000 in 24 dimensions that varies three times as much (in standard deviations)
-    along one axis, and the poison `delta` beside it along another: values, who is poison."""
+    """A class of 5,000 in 24 dimensions with three times the standard deviation along one axis, and
+    poison shifted by `delta` along another: values, and the poison mask."""
     rng = np.random.default_rng(seed)
     poisoned = round(5000 * share)
     values = rng.normal(size=(5000 + poisoned, 24)) * np.r_[3.0, np.ones(23)]
@@ -126,10 +127,10 @@ def outweighed(share: float, delta: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_tails_find_what_the_class_outweighs(seed: int) -> None:
-    """Poison of 5 %, five deviations away: a variance of p(1-p)25 + 1 = 2.1 beside the class' own
-    9. The top direction is blind to it, weighed directions are not; a far poison of 10 %, 15
-    deviations away, is found by both alike."""
+def test_tail_weights_find_poison_hidden_by_the_class_variance(seed: int) -> None:
+    """Poison of 5 %, five deviations away, has a variance of p(1-p)25 + 1 = 2.1 compared to 9 of
+    the class. The top direction misses it, weighted directions find it; 10 % of poison 15
+    deviations away is found by both."""
     values, poison = outweighed(0.05, 5, seed)
     removed = round(1.5 * int(poison.sum()))
     top, plus = one_class(values, removed), one_class(values, removed, **PLUS)
@@ -141,9 +142,8 @@ def test_tails_find_what_the_class_outweighs(seed: int) -> None:
         assert not poison[one_class(values, 750, **options).keep].any()
 
 
-def test_a_half_is_as_hard_for_tails() -> None:
-    """Where half a class is poison no squared centered score of the whole class tells, whichever
-    the directions."""
+def test_half_poison_is_at_chance_level_with_tail_weights_too() -> None:
+    """If half a class is poison no squared centered score separates it, along any direction."""
     values, poison = outweighed(1.0, 8, 0)
     for found in (Spectral(), Spectral(rank=8, tail_power=4)):
         assert auroc(found.score_class(values, 0, UNTOLD).scores, poison) == pytest.approx(
@@ -152,6 +152,6 @@ def test_a_half_is_as_hard_for_tails() -> None:
 
 
 @pytest.mark.parametrize("bad", [-1, 16, float("nan"), "tail", True, None])
-def test_a_bad_power_is_refused(bad: Any) -> None:
+def test_a_bad_tail_power_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigError, match=r"`defense\.tail_power` must satisfy 0 <= .* < 16"):
         Spectral(tail_power=bad)

@@ -1,11 +1,10 @@
-"""What the tables of three committed sweeps said before there was one model of tables.
+"""The tables of three committed sweeps as recorded before all tables shared one model.
 
-`tables.json` was written once, by `contents` of this file as it stood then, and is never written
-again. Held are titles, heads, rows, notes and CSV columns, of the tables that a sweep is shown in,
-of the report's layout, of a layout that is asked for, and of comparisons. Later columns may be
-added to a CSV file and later notes below a table; what was there stays, in its order. Bold marks
-are kept under "best", and the note that said how they were set: since then a paired test sets them,
-see test_worth.py.
+`tables.json` was written once, by `contents` of this file at that time, and is never rewritten.
+It holds titles, headings, rows, notes and CSV columns of a sweep's default tables, of the report's
+layout, of a requested layout, and of comparisons. CSV files may gain columns and tables may gain
+notes; what was there stays, in its order. "best" holds the bold marks and their note of that time;
+now a paired test decides them, see test_worth.py.
 """
 
 from __future__ import annotations
@@ -35,13 +34,13 @@ ROOT = Path(__file__).resolve().parents[2] / "multirun_reports"
 FILE = Path(__file__).with_name("tables.json")
 ASKED = PivotSpec(("target", "ratio"), ("defense",), ("asr1", "asr2", "nat2", "pois_left", "auroc"))
 LEFT_OPEN = {1: "failed: out of memory", 4: "missing", 5: "diverged: loss is NaN"}
-"""Cells of the sweep of controls, by their place, that a fourth case takes for not done."""
+"""Cells of the controls sweep, by position, that are unfinished in a fourth case."""
 BOLD = "Bold: "
-"""How the note begins that says which figures are bold."""
+"""The beginning of the note on bold figures."""
 
 
 def read(name: str) -> Sweep:
-    """A committed sweep; of ``… with open cells`` some are as if they had not been done."""
+    """A committed sweep; in ``… with open cells`` some cells are marked as unfinished."""
     folder, _, opened = name.partition(" with ")
     sweep = read_sweep(ROOT / folder)
     for place, status in LEFT_OPEN.items() if opened else ():
@@ -50,7 +49,7 @@ def read(name: str) -> Sweep:
 
 
 def contents(name: str) -> dict[str, Any]:
-    """Everything that is held of one sweep, by what shows it."""
+    """Everything recorded of one sweep, by its table."""
     sweep = read(name)
     report = SweepReport(sweep)
     tables = [*report.tables, *(each for each in report.shown if not each.spec.report)]
@@ -90,14 +89,14 @@ def computed() -> dict[str, dict[str, Any]]:
     return {name: contents(name) for name in KNOWN}
 
 
-def test_each_sweep_has_the_tables_that_it_had(computed: dict[str, dict[str, Any]]) -> None:
+def test_every_sweep_still_has_its_tables(computed: dict[str, dict[str, Any]]) -> None:
     assert {name: list(found) for name, found in computed.items()} == {
         name: list(found) for name, found in KNOWN.items()
     }
 
 
 @pytest.mark.parametrize(("name", "part"), CASES)
-def test_text_of_a_table_is_what_it_was(
+def test_the_text_of_every_table_is_unchanged(
     computed: dict[str, dict[str, Any]], name: str, part: str
 ) -> None:
     before, now = KNOWN[name][part]["grids"], computed[name][part]["grids"]
@@ -107,14 +106,14 @@ def test_text_of_a_table_is_what_it_was(
 
 
 @pytest.mark.parametrize(("name", "part"), CASES)
-def test_csv_of_a_table_has_every_column_that_it_had(
+def test_the_csv_of_every_table_still_has_its_columns_and_values(
     computed: dict[str, dict[str, Any]], name: str, part: str
 ) -> None:
     assert list(csv_differences(KNOWN[name][part]["csv"], computed[name][part]["csv"])) == []
 
 
-def test_a_changed_table_is_noticed() -> None:
-    """A figure, a head, a note that is gone, and one that moved; a number and a column of a CSV."""
+def test_a_changed_table_is_detected() -> None:
+    """A figure, a heading, a missing note, a moved note; a number and a column in a CSV file."""
     known = KNOWN["demo/controls"]
     (one,) = next(iter(known.values()))["grids"]
     changes = {
@@ -132,8 +131,8 @@ def test_a_changed_table_is_noticed() -> None:
 
 
 def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The parts of a table in which `now` does not hold what `before` says. The sign of an attack
-    that shows nothing is newer than the file."""
+    """The parts of a table in which `now` differs from `before`. The mark for a missing attack was
+    added after the recording."""
     now = now | {"rows": [[text.removesuffix(" ‡") for text in row] for row in now["rows"]]}
     wrong = [key for key in before if key not in ("notes", "best") and before[key] != now[key]]
     kept = [note for note in before["notes"] if not note.startswith(BOLD)]
@@ -142,7 +141,7 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def csv_differences(before: str, now: str) -> Iterator[str]:
-    """What a CSV text has no longer: a column, their order, a line, a value."""
+    """What a CSV text has lost: a column, the column order, a line, a value."""
     first, second = (list(csv.reader(io.StringIO(text))) for text in (before, now))
     heads = iter(second[0])
     if not all(head in heads for head in first[0]):
@@ -159,7 +158,7 @@ def csv_differences(before: str, now: str) -> Iterator[str]:
 
 
 def alike(one: str, other: str) -> bool:
-    """Whether two cells of a CSV file say the same; numbers but for the last binary digits."""
+    """Whether two CSV cells are equal, numbers up to the last binary digits."""
     if one == other:
         return True
     try:

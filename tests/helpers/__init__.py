@@ -1,1 +1,1 @@
-"""What several tests share: made-up records, tiny cells, files of images."""
+"""Shared by several tests: made-up records, tiny cells, image files."""

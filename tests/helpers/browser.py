@@ -1,4 +1,4 @@
-"""A headless Chromium for tests, where this machine has one."""
+"""A headless Chromium for tests, if this machine has one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def executable(driver: Playwright) -> str | None:
 
 @contextmanager
 def chromium() -> Iterator[Browser | None]:
-    """The browser; None where there is neither Playwright nor a Chromium."""
+    """The browser; None without Playwright or Chromium."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

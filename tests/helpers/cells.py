@@ -29,7 +29,7 @@ from backdoor_lab.training.evaluate import channel_stats
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.train import TrainingJob
 
-# Every number that a test relies on stands here, whatever conf/ says this year.
+# Every number that a test relies on is set here, independent of the defaults in conf/.
 DRAWN = (
     "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
     "dataset.per_class_test=5", "dataset.noise=12",
@@ -59,7 +59,7 @@ def cell_of(root: Path, *overrides: str) -> Cell:
 def run_here(
     root: Path, folder: Path, *overrides: str, data: tuple[str, ...] = DRAWN
 ) -> dict[str, Any]:
-    """Runs a tiny cell in this process; its record."""
+    """Runs a tiny cell in this process and returns its record."""
     config = configuration(root, *overrides, data=data)
     preflight = Preflight()
     cell = preflight.cell(config)
@@ -71,7 +71,7 @@ def run_here(
 
 
 def lasting(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without what may differ between two honest runs."""
+    """A record without the fields that may differ between two correct runs."""
     return {key: value for key, value in record.items() if key not in ("run", "seal")}
 
 
@@ -91,7 +91,7 @@ def training_set(images: Tensor, labels: Tensor, **changes: Any) -> TrainingSet:
 
 
 def toy_set(n: int = 48) -> TrainingSet:
-    """Noise with a bright or a dark middle: learnable in a few steps."""
+    """Noise with a bright or a dark center: learnable in a few steps."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 120, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.arange(n) % 2
@@ -118,7 +118,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def started(cwd: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """The program run to its end with `arguments`."""
+    """Runs the program to its end with `arguments`."""
     return subprocess.run(
         command(*arguments), cwd=cwd, env=environment(**changes), capture_output=True,
         text=True, timeout=240, check=False,
@@ -128,7 +128,8 @@ def started(cwd: Path, *arguments: str, **changes: str) -> subprocess.CompletedP
 def signalled(
     cwd: Path, number: signal.Signals, ready: Callable[[], bool], *arguments: str
 ) -> tuple[int, float, str]:
-    """Starts the program, sends a signal when `ready`: exit code, seconds after it, stderr."""
+    """Starts the program and sends a signal when `ready`; returns exit code, seconds until it
+    ended, and stderr."""
     program = subprocess.Popen(
         command(*arguments), cwd=cwd, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -1,8 +1,8 @@
-"""The gradients of networks as the lab trains them, each case in a process of its own.
+"""Gradients of networks as the package trains them, each case in its own process.
 
-Run as a program: one case in JSON on each line of stdin, one answer on each of stdout. The parent
-imports everything and computes nothing; each case is a fork of it, so that a kernel which crashes,
-corrupts memory or hangs ends that case alone.
+Run as a program: one JSON case per line of stdin, one answer per line of stdout. The parent imports
+everything and computes nothing; each case is a fork of it, so that a kernel that crashes, corrupts
+memory or hangs only ends that case.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from backdoor_lab.training.train import TrainingJob, new_classifier
 
 CLASSES = tuple("abcde")
 HANGS_AFTER_S = 40
-"""Seconds of computing, as long as a spinning thread computes: a busy machine is no failure."""
+"""Seconds of CPU time, which a spinning thread uses up too: a busy machine is not a failure."""
 
 
 def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
-    """A network as a training on one CPU begins with it."""
+    """A network as at the start of a training on one CPU."""
     machine = ComputeDevice(torch.device("cpu"), case["bf16"], channels_last=True, threads=1)
     where = torch.arange(len(images))
     training = TrainingSet(images, images[:0], where, where % len(CLASSES), CLASSES, "", None)
@@ -41,7 +41,7 @@ def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
 
 
 def drawn(case: dict[str, Any]) -> Tensor:
-    """Random images that lie in memory as augmentation leaves them: channels last."""
+    """Random images in the memory format left by augmentation: channels last."""
     shape = (case["batch"], case["side"], case["side"], case["channels"])
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -49,7 +49,7 @@ def drawn(case: dict[str, Any]) -> Tensor:
 
 
 def prepared(case: dict[str, Any], images: Tensor) -> Classifier:
-    """The network as the lab trains it; without the guard, channels last whatever its width."""
+    """The network as the package trains it; without the guard always channels last."""
     module = classifier(case, images)
     if case["guarded"]:
         return module
@@ -68,7 +68,7 @@ def gradients(module: nn.Module, images: Tensor, *, bf16: bool) -> Tensor:
 
 
 def exact(module: Classifier, images: Tensor) -> Tensor:
-    """The gradients in float64 and contiguous layout; no kernel of oneDNN has part in them."""
+    """The gradients in float64 and contiguous layout, without any oneDNN kernel."""
     net = module.net.double().to(memory_format=torch.contiguous_format)
     mean, std = module.mean.double(), module.std.double()
     values = ((images.double() - mean) / std).flatten(1).unflatten(1, images.shape[1:])
@@ -76,7 +76,7 @@ def exact(module: Classifier, images: Tensor) -> Tensor:
 
 
 class Watched:
-    """What goes into each convolution of a network, and the gradient of what comes out."""
+    """The input of each convolution of a network, and the gradient of its output."""
 
     def __init__(self, net: nn.Module, *, bf16: bool) -> None:
         self.seen: dict[nn.Conv2d, list[Tensor]] = {}
@@ -90,8 +90,8 @@ class Watched:
         output.register_hook(lambda gradient: self.seen[conv].append(gradient.detach()))
 
     def errors(self) -> Iterator[float]:
-        """How far each convolution's weight gradient is from that of the very same numbers in
-        float64 and contiguous layout."""
+        """The error of each convolution's weight gradient relative to the one computed from the same
+        inputs in float64 and contiguous layout."""
         for conv, tensors in self.seen.items():
             values, gradient = (
                 each.double().flatten(1).unflatten(1, each.shape[1:]) for each in tensors
@@ -102,8 +102,8 @@ class Watched:
                 for x, g in ((values, gradient), (values.abs(), gradient.abs()))
             )
             assert conv.weight.grad is not None
-            # A layer whose scale decides nothing has a gradient of 0, rounding apart: there the
-            # terms that cancel are the measure.
+            # A layer whose scale does not matter has a gradient of 0 up to rounding: compare with
+            # the terms that cancel.
             yield distance(conv.weight.grad, truth, least=1e-3 * float(terms.norm()))
 
 
@@ -113,14 +113,14 @@ def distance(one: Tensor, other: Tensor, *, least: float = 0.0) -> float:
 
 
 def errors(case: dict[str, Any]) -> dict[str, float]:
-    """How far the gradients are off, relative to their length: those of the worst
-    convolution, given its input and what comes back to it; and in float32 of the whole network.
+    """The relative errors of the gradients: of the worst convolution, given its input and output
+    gradient; and in float32 of the whole network.
 
-    The whole network says nothing in bfloat16, whose rounding alone turns gradients around.
+    In bfloat16 the whole network is not compared: rounding alone can reverse gradients.
     """
     torch.set_num_threads(case["threads"])
     images = drawn(case)
-    # One image has no statistics: there the running ones are used, as in some defenses.
+    # One image has no batch statistics: use the running ones, as some defenses do.
     module = prepared(case, images).train(case["batch"] > 1)
     watched = Watched(module.net, bf16=case["bf16"])
     ours = gradients(module, images, bf16=case["bf16"])
@@ -132,7 +132,7 @@ def errors(case: dict[str, Any]) -> dict[str, float]:
 
 
 def answer(case: dict[str, Any]) -> dict[str, Any]:
-    """The case with its errors, or with how its process `ended`."""
+    """The case with its errors, or with the reason why its process `ended`."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -147,7 +147,7 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _die_with_an_answer(case: dict[str, Any], write: int) -> NoReturn:
-    # By default a timer ends the process whatever its threads are doing.
+    # The default action of this timer ends the process, whatever its threads are doing.
     signal.setitimer(signal.ITIMER_PROF, HANGS_AFTER_S)
     try:
         os.write(write, json.dumps(errors(case)).encode())

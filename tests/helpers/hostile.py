@@ -1,11 +1,11 @@
-"""Names that some format would act on; every format is tested with each of them."""
+"""Names that have a special meaning in some format; every format is tested with each of them."""
 
 from __future__ import annotations
 
 FORMULAS = [
     "=cmd|' /C calc'!A0", "@SUM(1)", "+1+1", "-1-1", "\t=1", "\r=1", "  =1", "\n=1", "＝1+1",
 ]  # fmt: skip
-"""What a spreadsheet would run."""
+"""Texts that a spreadsheet would run."""
 NAMES = [
     *FORMULAS, "\x00=1", "\u202e=1", "\ufeff=1", "\x1b=1", "'\t=1",
     # HTML, attributes, scripts, JSON in a script, and the templates themselves.
@@ -24,7 +24,7 @@ NAMES = [
     "line\nbreak\r\nanother", "\x1b[31mred\x1b]0;title\x07", "\x00\x01\x7f\x9b31m", "tab\tbed",
     "\u202eevil\u2066\u200b\ufeff", "[bold]rich[/bold] [link=http://x]y[/link]", "%s %(x)s {0}",
     "\x0b\x0c\x85",
-    # Files, letters that few fonts have, halves of pairs, nothing.
+    # Files, letters that few fonts have, unpaired surrogates, nothing.
     "../../x", "a/b", "CON", "中文 😀 e\u0301", "\ud800", "\ude00\ud83d", "", " ",
 ]  # fmt: skip
 

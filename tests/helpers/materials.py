@@ -1,4 +1,5 @@
-"""Material for defenses that need networks: small networks by hand, images, no truth."""
+"""Contexts for defenses that need networks: small hand-made networks and images, no ground
+truth."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ def material(
     practice: TrainingHyperparameters = PRACTICE,
     classes: int | None = None,
 ) -> DefenseContext:
-    """Material around uint8 images (n, C, H, W), without augmentation."""
+    """A context with uint8 images (n, C, H, W), without augmentation."""
     count = int(labels.max()) + 1 if classes is None else classes
     names = tuple("abcdefghij"[:count])
     pixels = images[0].numel()

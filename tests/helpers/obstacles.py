@@ -1,4 +1,4 @@
-"""What may stand where a small file is expected, and is none."""
+"""Obstacles in place of a small file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     "named pipe": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
 }
-"""No regular files: reading some of them blocks, or never ends."""
+"""Not regular files: reading some of them blocks or never ends."""
 TEXTS = {
     "deep": b"[" * 100_000 + b"]" * 100_000,
     "deep objects": b'{"a":' * 3000 + b"1" + b"}" * 3000,
@@ -24,11 +24,11 @@ TEXTS = {
     "no text": b"\xff\xfe\x00",
     "a key twice": b'{"a": 1, "a": 1}',
 }
-"""Regular files that are not what they should be."""
+"""Regular files with invalid content."""
 
 
 def obstacle(path: Path, what: str) -> None:
-    """Puts one of FILES or TEXTS where nothing stands yet."""
+    """Creates one of FILES or TEXTS at a free path."""
     if what in FILES:
         FILES[what](path)
     else:

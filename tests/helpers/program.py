@@ -10,7 +10,7 @@ from typing import Any
 
 from tests.helpers.cells import environment
 
-# Runs the program once per command of a JSON list, in one process: imports cost the most.
+# Runs the program once per command of a JSON list, in one process: imports take most of the time.
 MANY = """
 import contextlib, io, json, sys, time
 from hydra.core.global_hydra import GlobalHydra

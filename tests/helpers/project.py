@@ -1,4 +1,4 @@
-"""The source tree: where things are, and what is in the modules of the package."""
+"""The source tree: its folders, and the contents of the package's modules."""
 
 from __future__ import annotations
 

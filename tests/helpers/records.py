@@ -28,7 +28,7 @@ def record(
     trigger: str = "pixel", target: str = "bird", ratio: float = 0.05,
     defense: str = "spectral", seed: int = 0, **over: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """A record.json of made-up figures that follow from its choices."""
+    """A record.json with made-up figures that are a function of its choices."""
     draw = random.Random(ascii((trigger, target, ratio, defense, seed)))
     poisoned = round(1000 * ratio)
     made: dict[str, Any] = {
@@ -68,7 +68,7 @@ def failed(made: dict[str, Any], status: str = "failed: oom") -> dict[str, Any]:
 def write_sweep(
     folder: Path, made: list[dict[str, Any]], asked: list[dict[str, Any]] | None = None
 ) -> Path:
-    """Records on disk; `asked` are the cells that sweep.json lists, [] for no such file."""
+    """Writes records to disk; `asked` are the cells listed in sweep.json, [] for no such file."""
     for one in made:
         (folder / one["id"]).mkdir(parents=True, exist_ok=True)
         (folder / one["id"] / "record.json").write_text(sealed(json.dumps(one)))
@@ -87,7 +87,7 @@ def documented(name: str) -> bool:
 
 
 def everything(**over: Any) -> dict[str, Any]:
-    """A record that says all that a record may say."""
+    """A record with every possible field."""
     made = record(**over)
     made["counts"] |= {"n_clean": 10000, "n_covers": 4, "covers_left": 2}
     made["detection"] |= {"average_precision": 0.9, "tpr_at_1": 0.5, "tpr_at_5": 0.75}

@@ -48,17 +48,17 @@ NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17002 CPUs=2
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=3
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """  # noqa: E501  (Slurm wants a partition on one line)
-# submitit asks sacct for states; without a database squeue knows them too.
+# submitit asks sacct for states; without a database squeue knows them, too.
 SACCT = '#!/bin/sh\necho "JobID|State|NodeList"; exec squeue -h -t all -o "%i|%T|%N"\n'
 
 
 def missing() -> list[str]:
-    """The programs that are not installed."""
+    """The required programs that are not installed."""
     return [name for name in NEEDED if shutil.which(name) is None]
 
 
 class Lab:
-    """A running Slurm; `environment` is what its clients need."""
+    """A running Slurm cluster; `environment` is for its clients."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -91,14 +91,14 @@ class Lab:
         self.call("slurmd", "-c", "-N", node)
 
     def stop(self) -> None:
-        """Ends every job and daemon that this lab started."""
+        """Ends every job and daemon started here."""
         with contextlib.suppress(subprocess.SubprocessError):
             self.call("scancel", "--user=root")
             self.call("scontrol", "shutdown")
             self.call("munged", "--stop", f"--socket={self.folder}/munge.socket")
 
     def call(self, *command: str) -> str:
-        """Runs a client or daemon; what it printed."""
+        """Runs a client or daemon; returns its output."""
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=60, check=True
         )
@@ -110,7 +110,7 @@ class Lab:
         return [tuple(line.split("|")) for line in lines]  # type: ignore[misc]
 
     def lose_node(self, node: str) -> None:
-        """SIGKILL to a node's daemon and everything it runs, as when its power goes."""
+        """SIGKILL to a node's daemon and everything it runs, as in a power failure."""
         tasks = [pid for pid in _processes() if f"SLURMD_NODENAME={node}" in _environment(pid)]
         steps = {parent(pid) for pid in tasks}
         daemon = int((self.folder / f"slurmd.{node}.pid").read_text())
@@ -121,7 +121,7 @@ class Lab:
 
     @staticmethod
     def until(true: object, seconds: float) -> None:
-        """Waits for a condition, and fails when it does not come."""
+        """Waits for a condition; fails after a time limit."""
         limit = time.monotonic() + seconds
         while not true():  # type: ignore[operator]
             assert time.monotonic() < limit, "waited in vain"
@@ -139,7 +139,7 @@ def _environment(pid: int) -> list[str]:
 
 
 def parent(pid: int) -> int:
-    """The process that started a process; 0 where that is not known."""
+    """The parent of a process; 0 if unknown."""
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0

@@ -1,4 +1,4 @@
-"""A sweep with made-up stage outputs, written with numpy alone: what pictures are made from."""
+"""A sweep with made-up stage outputs, written with NumPy only: the input of figures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGET = CLASSES.index("bird")
 
 
 class Made:
-    """One cell's truth, as arrays: what a reader of the store must find again."""
+    """The arrays of one cell that a reader of the store must find."""
 
     def __init__(self, seed: int, *, covers: int = 0, replace: bool = False) -> None:
         draw = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ class Made:
 
 
 def put(store: Path, made: Made, name: str) -> dict[str, dict[str, Any]]:
-    """Writes one cell's stages under `name`; the ``run.stages`` of its record."""
+    """Writes one cell's stages under `name`; returns the ``run.stages`` of its record."""
     data = store / "data" / f"data-{name}"
     data.mkdir(parents=True)
     np.save(data / "train_images.npy", made.base)
@@ -81,7 +81,7 @@ def put(store: Path, made: Made, name: str) -> dict[str, dict[str, Any]]:
 
 
 def cell(store: Path, made: Made, name: str, **choices: Any) -> dict[str, Any]:
-    """The record of a cell whose stages are put into `store`."""
+    """The record of a cell whose stages are written to `store`."""
     found = record(**choices)
     found["run"]["stages"] = put(store, made, name)
     found["run"]["command"] = "python -m backdoor_lab -m seed=0,1"
@@ -95,7 +95,7 @@ def cell(store: Path, made: Made, name: str, **choices: Any) -> dict[str, Any]:
 
 
 def sweep(folder: Path, cells: int = 2, **choices: Any) -> tuple[Path, list[Made]]:
-    """A sweep with the store beside it: `cells` done cells of different seeds."""
+    """A sweep next to its store: `cells` finished cells with different seeds."""
     made = [Made(seed) for seed in range(cells)]
     records = [
         cell(folder / ".store", each, f"cell{seed}", seed=seed, **choices)

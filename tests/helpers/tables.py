@@ -1,4 +1,4 @@
-"""Tables read back from their text, and computed again from records."""
+"""Tables parsed from their text, and recomputed from records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def figures(cells: list[dict[str, Any]], head: str) -> list[float]:
 
 
 def text_of(values: list[float], head: str, seeds: int) -> str:
-    """A figure as a table shows it: mean, interval, and how many seeds where not all."""
+    """A figure as a table shows it: mean, interval, and the number of seeds if some are missing."""
     if not values:
         return "–"
     n, images = len(values), head.startswith("#")
@@ -57,7 +57,7 @@ def parsed(text: str) -> list[list[dict[str, str]]]:
 
 
 def side_by_side(path: Path) -> list[dict[str, str]]:
-    """The rows of a table whose columns may stand in several panels."""
+    """The rows of a table whose columns may be split into panels."""
     return [
         {head: text for part in parts for head, text in part.items()}
         for parts in zip(*parsed(path.read_text()), strict=True)

@@ -1,4 +1,4 @@
-"""Everything that commands write of a sweep whose texts are hostile."""
+"""Everything that commands write about a sweep with hostile texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.records import everything, write_sweep
 
 
 def hostile(text: str) -> list[dict[str, Any]]:
-    """Records with `text` in every key and value where a record has text."""
+    """Records with `text` in every key and value that contains text."""
     made = []
     for number, defense in enumerate(("spectral", "random", text)):
         one = everything(id=f"c{number}", target=text, trigger=text, choices={"defense": defense})
@@ -50,7 +50,7 @@ def cells_of(folder: Path) -> list[tuple[str, str]]:
 
 
 def write_everything(folder: Path, sweep: Path) -> None:
-    """Every command that writes a table."""
+    """Runs every command that writes a table."""
     assert reports([str(sweep)]) == 0
     assert reports([str(sweep), "rows=trigger", "columns=defense", "values=nat1,asr1"]) == 0
     for ending in ("csv", "parquet"):
@@ -59,7 +59,7 @@ def write_everything(folder: Path, sweep: Path) -> None:
         out = str(folder / f"c.{ending}")
         assert compare.main([str(sweep), "by=defense", "base=random", "--out", out]) == 0
     assert status.main([str(sweep)]) == 0
-    # They need what is not stored here, and say so in one line.
+    # These need artifacts that are not stored here.
     assert separation.main([str(sweep)]) == 2
     assert visibility.main([str(sweep)]) == 2
 

@@ -1,4 +1,4 @@
-"""Row 20: wall time decides nothing."""
+"""Row 20: wall-clock time does not matter."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pytest
 from tests.helpers.cells import lasting, run_here
 
 
-def test_a_clock_that_jumps_changes_nothing(
+def test_a_jumping_clock_does_not_change_the_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Wall time leaps years ahead and back at every look; the record is the same."""
+    """Wall-clock time jumps by years at every call."""
     usual = lasting(run_here(tmp_path / "a/store", tmp_path / "a/cell"))
     leaps = itertools.cycle([4e9, 1.0, 2e9, 0.0])
     monkeypatch.setattr(time, "time", lambda: next(leaps))

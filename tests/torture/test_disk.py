@@ -1,4 +1,4 @@
-"""Row 3: a full disk costs one clear error and nothing that was published."""
+"""Row 3: a full disk costs one clear error, and nothing published is lost."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ STAGES = ("poison", "train", "measure", "extract", "filter", "retrain")
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The record of a run with room enough."""
+    """The record of a run with enough space."""
     root = tmp_path_factory.mktemp("unbroken")
     return lasting(run_here(root / "store", root / "cell"))
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("when", ["before", "made"])
-def test_no_space_at_any_stage(
+def test_a_full_disk_at_any_stage_fails_the_cell_which_resumes_later(
     stage: str, when: str, unbroken: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ENOSPC: the cell fails with what and where; with room again the same run completes."""
+    """ENOSPC: the cell's error names what and where; with space again the same run completes."""
     monkeypatch.setattr("backdoor_lab.core.failpoints._seen", {})
     run_here_ready(tmp_path)
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", f"{stage}.{when}:full:1")
@@ -38,7 +38,9 @@ def test_no_space_at_any_stage(
     assert lasting(run_here(tmp_path / "store", tmp_path / "cell")) == unbroken
 
 
-def test_no_space_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_caching_the_data_stops_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A data set that does not fit on the disk stops the command before any cell."""
     from backdoor_lab.core.errors import StoreFullError
 
@@ -49,10 +51,10 @@ def test_no_space_before_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("limit", [2_000, 20_000, 60_000, 200_000])
-def test_a_file_size_limit_is_met_like_a_full_disk(
+def test_a_file_size_limit_is_handled_like_a_full_disk(
     limit: int, unbroken: dict, tmp_path: Path
 ) -> None:
-    """The kernel itself refuses writes beyond a size, at whatever stage that happens."""
+    """The kernel refuses writes beyond a size, at any stage."""
     run_here_ready(tmp_path)
     pid = os.fork()
     if pid == 0:
@@ -72,7 +74,7 @@ def test_a_file_size_limit_is_met_like_a_full_disk(
 
 
 def run_here_ready(root: Path) -> None:
-    """Opens the data set beforehand, so that the fault hits the cell."""
+    """Caches the data set in advance, so that the fault hits the cell."""
     from tests.helpers.cells import cell_of
 
     cell_of(root / "store")

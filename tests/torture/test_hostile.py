@@ -1,4 +1,4 @@
-"""Rows 15 and 17: files and names from an enemy; nothing in them runs or leaves its folder."""
+"""Rows 15 and 17: hostile files and names; none is executed or leaves its folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.cells import lasting, run_here
 
 
 class Bomb:
-    """Leaves a marker when it is unpickled."""
+    """Leaves a marker when unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -29,7 +29,7 @@ class Bomb:
 
 
 def test_a_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
-    """It is not loaded, not run, and the training starts over from what can be read."""
+    """It is neither loaded nor run, and training restarts from a readable checkpoint."""
     torch.save({"state_dict": Bomb(tmp_path / "boom")}, tmp_path / "epoch=1.ckpt")
     assert last_checkpoint(tmp_path) is None
     assert not (tmp_path / "boom").exists()
@@ -39,7 +39,7 @@ def test_a_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
     "name", ["weights.safetensors", "poison.safetensors", "verdict.safetensors"]
 )
 def test_a_pickle_in_the_store_never_runs(name: str, tmp_path: Path) -> None:
-    """Put in place of a stage's file, it has the wrong hash: set aside, computed again."""
+    """In place of a stage's file it has the wrong hash: it is set aside and computed again."""
     usual = lasting(run_here(tmp_path / "store", tmp_path / "cell"))
     (found, *_) = (tmp_path / "store").glob(f"*/*/{name}")
     found.write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))
@@ -50,7 +50,7 @@ def test_a_pickle_in_the_store_never_runs(name: str, tmp_path: Path) -> None:
 
 
 def test_an_npz_with_objects_is_refused(tmp_path: Path) -> None:
-    """Object arrays are pickles; numpy is told not to load them."""
+    """Object arrays are pickles, which NumPy must not load."""
     bomb = np.array([Bomb(tmp_path / "boom")], dtype=object)
     np.savez(tmp_path / "evil.npz", train_images=bomb, train_labels=np.zeros(1, int),
              test_images=bomb, test_labels=np.zeros(1, int))  # fmt: skip
@@ -63,6 +63,6 @@ def test_an_npz_with_objects_is_refused(tmp_path: Path) -> None:
     "name", ["../../x", "a/b", "..", "$(touch x)", "a b", "`x`", "a;b", "x" * 65]
 )
 def test_names_that_would_leave_their_folder_are_refused(name: str, tmp_path: Path) -> None:
-    """Names become folders: only safe ones are taken."""
+    """Names become folder names: only safe ones are accepted."""
     with pytest.raises(LabError, match="must match"):
         run_here(tmp_path / "store", tmp_path / "cell", f"trigger.name='{name}'")

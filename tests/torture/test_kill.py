@@ -1,4 +1,4 @@
-"""Rows 1 and 2: killed anywhere, the same command goes on and ends as if nothing had been."""
+"""Rows 1 and 2: after a kill at any point the same command resumes to an identical record."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ POINTS = [f"{stage}.{when}:kill:1" for stage in STAGES for when in ("before", "m
 POINTS += ["record.before:kill:1", "record.published:kill:1", "measure.made:kill:2"]
 STEPS = [f"{stage}.step:kill:{step}" for stage in ("train", "retrain") for step in (1, 5, 9, 12)]
 EPOCHS = "recipe.epochs=3"
-# An attack with stages of its own: a surrogate is trained, then noise is optimized on it.
+# An attack with additional stages: a surrogate is trained, then noise is optimized on it.
 PREPARED = ("trigger=narcissus", "trigger.steps=2", "recipe.epochs=1")
 PREPARING = [f"{stage}.{when}:kill:1" for stage in ("surrogate", "prepare", "poison")
              for when in ("before", "made", "published")]  # fmt: skip
@@ -25,20 +25,20 @@ PREPARING = [f"{stage}.{when}:kill:1" for stage in ("surrogate", "prepare", "poi
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The record of a run that nobody touched."""
+    """The record of an uninterrupted run."""
     root = tmp_path_factory.mktemp("unbroken")
     return lasting(run_here(root / "store", root / "cell", EPOCHS))
 
 
 @pytest.fixture(scope="module")
 def unbroken_prepared(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The same for an attack that prepares something."""
+    """The same for an attack with preparation."""
     root = tmp_path_factory.mktemp("prepared")
     return lasting(run_here(root / "store", root / "cell", *PREPARED))
 
 
 def killed(root: Path, fault: str, *overrides: str) -> int:
-    """Runs the cell in a forked process with a planned fault; the signal that ended it."""
+    """Runs the cell in a forked process with a planned fault; returns the signal that ended it."""
     pid = os.fork()
     if pid == 0:
         os.environ["BACKDOOR_LAB_FAULT"] = fault
@@ -53,10 +53,11 @@ def killed(root: Path, fault: str, *overrides: str) -> int:
 
 
 @pytest.mark.parametrize("fault", POINTS + STEPS)
-def test_kill_minus_nine_loses_nothing_that_was_published(
+def test_resume_after_sigkill_recomputes_nothing_published(
     fault: str, unbroken: dict, tmp_path: Path
 ) -> None:
-    """SIGKILL at every edge of every stage and inside both trainings; then the same run again."""
+    """SIGKILL before, in and after every stage and inside both trainings; then the same run
+    again."""
     assert killed(tmp_path, fault) == signal.SIGKILL
     published = {
         str(path.parent) for path in (tmp_path / "store").glob("*/[0-9a-f]*/manifest.json")
@@ -72,10 +73,10 @@ def test_kill_minus_nine_loses_nothing_that_was_published(
 
 
 @pytest.mark.parametrize("fault", PREPARING)
-def test_what_an_attack_prepares_is_not_lost(
+def test_resume_after_sigkill_keeps_an_attacks_preparation(
     fault: str, unbroken_prepared: dict, tmp_path: Path
 ) -> None:
-    """SIGKILL around the attacker's own stages; then the same run again."""
+    """SIGKILL around the stages of the attack; then the same run again."""
     assert killed(tmp_path, fault, *PREPARED) == signal.SIGKILL
     record = run_here(tmp_path / "store", tmp_path / "cell", *PREPARED)
     assert lasting(record) == unbroken_prepared
@@ -83,7 +84,7 @@ def test_what_an_attack_prepares_is_not_lost(
         assert len([*(tmp_path / "store" / stage).glob("[0-9a-f]*/manifest.json")]) == 1
 
 
-def test_a_training_goes_on_from_its_last_epoch(
+def test_training_resumes_from_its_last_epoch(
     unbroken: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the third epoch, only the third epoch is trained again."""

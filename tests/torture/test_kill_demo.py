@@ -1,4 +1,4 @@
-"""The demo, killed again and again: it always ends with the tables of an unbroken run."""
+"""The demo, killed repeatedly, always ends with the tables of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OVERRIDES = os.environ.get("BACKDOOR_LAB_DEMO", f"{TINY} recipe.epochs=2").split
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
-    """Starts what `make demo` starts, in a process group of its own."""
+    """Starts the command of `make demo` in its own process group."""
     command = [sys.executable, "-m", "backdoor_lab", "-m", "experiment=demo", *OVERRIDES]
     log = (folder / "log").open("ab")
     settings = environment(PYTHONPATH=str(ROOT))
@@ -34,7 +34,8 @@ def start(folder: Path) -> subprocess.Popen[bytes]:
 
 
 def outcome(folder: Path) -> tuple[dict, dict]:
-    """Every record (but what may differ) and every table of the one sweep in a folder."""
+    """Every record (without fields that may differ) and every table of the only sweep in a
+    folder."""
     (sweep,) = (path.parent for path in folder.glob("multirun_reports/runs/*/sweep.json"))
     records = {
         p.parent.name: lasting(json.loads(p.read_text())) for p in sweep.glob("*/record.json")
@@ -52,10 +53,10 @@ def first_stage(folder: Path, program: subprocess.Popen[bytes]) -> float:
 
 
 @pytest.mark.timeout(3600)
-def test_killed_at_random_moments(tmp_path: Path) -> None:
+def test_a_demo_killed_at_random_moments_ends_with_identical_tables(tmp_path: Path) -> None:
     """kill -9 of the whole process group at random moments, then one run to the end.
 
-    The moments are spread so that the kills accompany the work from its start to its end.
+    The moments are spread over the duration of the work.
     """
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):

@@ -1,4 +1,4 @@
-"""Row 27: a worker process dies under any launcher; it costs its own cell, which is named."""
+"""Row 27: a worker process dies under any launcher; only its own cell fails, with the cause."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.cells import TINY, environment
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.timeout(900)
-# One cell per stage dies there, in a training in the middle of it; the last one does not.
+# One cell dies per stage, in trainings in the middle; the last cell survives.
 DEATHS = {
     "airplane": ("load.begun:1", "load"),
     "automobile": ("poison.begun:1", "poison"),
@@ -45,7 +45,7 @@ def start(
 
 
 def run(cwd: Path, *overrides: str, faults: str = "") -> tuple[int, str]:
-    """The same to its end: exit code and what it said."""
+    """Runs a sweep to its end; returns the exit code and the output."""
     program = start(cwd, *overrides, faults=faults)
     said, _ = program.communicate(timeout=800)
     return program.returncode, said
@@ -77,7 +77,7 @@ def parent_of(pid: int) -> int:
 
 
 def kill_one_in_training(cwd: Path, program: subprocess.Popen[str], *, parent: bool = False) -> int:
-    """SIGKILL to a process that has trained for some epochs, or to its parent; its number."""
+    """SIGKILL to a process that has trained for some epochs, or to its parent; returns its id."""
     limit = time.monotonic() + 200
     while time.monotonic() < limit and program.poll() is None:
         for beat in beats(cwd):
@@ -91,10 +91,10 @@ def kill_one_in_training(cwd: Path, program: subprocess.Popen[str], *, parent: b
 
 @pytest.mark.parametrize("workers", [2, 8])
 @pytest.mark.parametrize(("action", "number"), [("kill", 9), ("segv", 11)])
-def test_a_worker_dies_at_each_stage(
+def test_workers_that_die_at_each_stage_only_fail_their_own_cells(
     action: str, number: int, workers: int, tmp_path: Path
 ) -> None:
-    """Nine of ten cells die, each at another stage: nine are named, the tenth is done."""
+    """Nine of ten cells die, each in another stage; the tenth completes."""
     plans = [
         f"{where.partition(':')[0]}:{action}:{where.partition(':')[2]}:-{target}-"
         for target, (where, _) in DEATHS.items()
@@ -124,11 +124,8 @@ def needs_ray() -> None:
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", "ray"])
-def test_a_killed_worker_costs_no_cell_that_can_be_tried_again(
-    launcher: str, tmp_path: Path
-) -> None:
-    """kill -9 from outside in the middle of training: that cell alone is run again, from its
-    last epoch on."""
+def test_a_killed_workers_cell_is_retried_and_completes(launcher: str, tmp_path: Path) -> None:
+    """kill -9 from outside during training: only that cell runs again, from its last epoch."""
     if launcher == "ray":
         needs_ray()
     program = start(
@@ -149,8 +146,10 @@ def test_a_killed_worker_costs_no_cell_that_can_be_tried_again(
 
 
 @pytest.mark.parametrize("launcher", ["submitit_local", "ray"])
-def test_the_launcher_s_own_process_is_killed(launcher: str, tmp_path: Path) -> None:
-    """Its cell is named and run again; the process that ran the cell does not stay behind."""
+def test_a_killed_launcher_process_is_retried_and_leaves_no_orphan(
+    launcher: str, tmp_path: Path
+) -> None:
+    """Its cell is reported and run again; the process of the cell ends, too."""
     if launcher == "ray":
         needs_ray()
     program = start(tmp_path, f"hydra/launcher={launcher}", "target=bird,dog", "recipe.epochs=40")
@@ -163,7 +162,7 @@ def test_the_launcher_s_own_process_is_killed(launcher: str, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("launcher", ["basic", "submitit_local"])
-def test_a_cell_that_exits_or_aborts_is_named(launcher: str, tmp_path: Path) -> None:
+def test_a_cell_that_exits_or_aborts_fails_with_the_cause(launcher: str, tmp_path: Path) -> None:
     plans = "filter.made:exit:1:-bird-;extract.made:abort:1:-dog-"
     code, said = run(
         tmp_path, f"hydra/launcher={launcher}", "target=bird,dog,cat", "retries=0", faults=plans
@@ -179,8 +178,7 @@ def test_a_cell_that_exits_or_aborts_is_named(launcher: str, tmp_path: Path) -> 
     assert set(statuses(tmp_path).values()) == {"done"}
 
 
-def test_killed_and_out_of_memory_cells_alone_are_tried_again(tmp_path: Path) -> None:
-    """Each as often as asked and no more; a diverged one never."""
+def test_killed_and_out_of_memory_cells_are_retried_as_often_as_requested(tmp_path: Path) -> None:
     plans = "train.step:kill:2:-bird-;train.step:oom:2:-dog-;retrain.step:oom:2:-cat-"
     code, said = run(
         tmp_path, "target=bird,dog,cat", "hydra/launcher=joblib", "retries=2", "recipe.lr=0.05",
@@ -198,7 +196,7 @@ def test_killed_and_out_of_memory_cells_alone_are_tried_again(tmp_path: Path) ->
 
 
 def test_fail_fast_starts_no_further_cell(tmp_path: Path) -> None:
-    """The first of three dies: no retry, the others are missing; without the fault, all run."""
+    """The first of three dies: no retry, the others are missing; without the fault all run."""
     sweep = ("target=bird,dog,cat", "fail_fast=true", "hydra.sweep.dir=here")
     code, said = run(tmp_path, *sweep, faults="train.step:kill:2:-bird-")
     assert code == 1, said
@@ -212,8 +210,8 @@ def test_fail_fast_starts_no_further_cell(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("here/*/record.json"))) == 3
 
 
-def test_cells_that_share_a_network_that_diverges(tmp_path: Path) -> None:
-    """It is trained once and all fail alike; the same command trains it once more."""
+def test_cells_that_share_a_diverging_network_train_it_once(tmp_path: Path) -> None:
+    """All fail in the same way; the same command trains it once more."""
     sweep = ("defense=spectral,none,random", "recipe.lr=1e30", "hydra/launcher=joblib")
     for _ in range(2):
         code, said = run(tmp_path, *sweep)
@@ -232,7 +230,7 @@ def test_cells_that_share_a_network_that_diverges(tmp_path: Path) -> None:
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 @pytest.mark.parametrize("how", ["SIGTERM to the program", "Ctrl+C at the terminal"])
 def test_a_stopped_sweep_leaves_no_process_behind(how: str, launcher: str, tmp_path: Path) -> None:
-    """Exit code 75, no cell is called failed, no worker stays; the same command completes it."""
+    """Exit code 75, no cell fails, no worker remains; the same command completes the sweep."""
     sweep = (f"hydra/launcher={launcher}", "target=bird,dog,cat", "recipe.epochs=40")
     program = start(tmp_path, *sweep, own_group=True)
     pid = 0

@@ -1,4 +1,4 @@
-"""Rows 4 and 5: many processes, one store; each stage is computed once."""
+"""Rows 4 and 5: many processes on one store compute each stage once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFENSES = ("spectral", "none", "random", "oracle")
 
 
 def side_by_side(root: Path, cells: list[tuple[str, ...]], start: float) -> list[int]:
-    """One forked process per list of overrides, all starting at one moment."""
+    """One forked process per list of overrides, all starting at the same moment."""
     children = []
     for number, overrides in enumerate(cells):
         pid = os.fork()
@@ -36,7 +36,7 @@ def side_by_side(root: Path, cells: list[tuple[str, ...]], start: float) -> list
 
 
 def counted(folder: Path) -> None:
-    """From now on every training of this process leaves a file in `folder`."""
+    """Makes every later training of this process leave a file in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     original = chain_module.fit
 
@@ -48,8 +48,10 @@ def counted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("attempt", range(5))
-def test_four_processes_run_the_same_cell(attempt: int, tmp_path: Path) -> None:
-    """All end well with one record, and two trainings were run in all."""
+def test_four_processes_running_the_same_cell_train_its_networks_once(
+    attempt: int, tmp_path: Path
+) -> None:
+    """All end with the same record after two trainings in total."""
     codes = side_by_side(tmp_path, [()] * 4, time.monotonic() + 0.3)
     assert codes == [0, 0, 0, 0]
     records = [json.loads(path.read_text()) for path in tmp_path.glob("cell*/record.json")]
@@ -60,7 +62,7 @@ def test_four_processes_run_the_same_cell(attempt: int, tmp_path: Path) -> None:
 
 
 def test_eight_cells_over_four_processes_share_two_attacks(tmp_path: Path) -> None:
-    """Two attacked networks are trained, and one retrain that both oracles share."""
+    """Two attacked networks are trained, and one retraining is shared by both oracles."""
     cells = [(f"trigger={t}", f"defense={d}") for t in ("pixel", "pattern") for d in DEFENSES]
     for half in (cells[::2], cells[1::2]):
         assert side_by_side(tmp_path, half, time.monotonic() + 0.3) == [0] * 4

@@ -1,4 +1,5 @@
-"""Row 18: the same sweep on a real Slurm; requeued, preempted, out of time, a node lost."""
+"""Row 18: the same sweep on a real Slurm cluster: requeued, preempted, timed out, with a lost
+node."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ LAUNCH = (
 def lab() -> Iterator[Lab]:
     """A Slurm of two nodes with two processors each."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-lab-"))
-    # munge wants its socket to be reachable by everybody, which pytest's own folders are not.
+    # munge requires a socket that everybody can reach; pytest's folders are private.
     folder.chmod(0o755)
     lab = Lab(folder)
     try:
@@ -46,7 +47,7 @@ def lab() -> Iterator[Lab]:
 
 
 def sweep(lab: Lab, cwd: Path, *overrides: str, fault: str = "") -> subprocess.Popen[str]:
-    """Starts the command line of a sweep on the cluster."""
+    """Starts a sweep on the cluster."""
     command = [sys.executable, "-m", "backdoor_lab", "-m", *TINY, *LAUNCH, *overrides]
     settings = environment(PYTHONPATH=str(ROOT)) | lab.environment
     settings |= {"OMP_NUM_THREADS": "1", "BACKDOOR_LAB_FAULT": fault}
@@ -56,7 +57,7 @@ def sweep(lab: Lab, cwd: Path, *overrides: str, fault: str = "") -> subprocess.P
 
 
 def epoch_of(folder: Path) -> int:
-    """The highest epoch that a cell below `folder` says it is in."""
+    """The highest epoch reported by a cell below `folder`."""
     found = [0]
     for path in folder.glob("multirun_reports/runs/*/*/running.json"):
         try:
@@ -78,14 +79,14 @@ def records(folder: Path) -> list[dict]:
 
 
 def complete(folder: Path, program: subprocess.Popen[str], cells: int) -> None:
-    """The sweep ended well, with every cell's record."""
+    """Asserts that the sweep succeeded with a record for every cell."""
     said, _ = program.communicate(timeout=300)
     assert program.returncode == 0, said
     assert [each["status"] for each in records(folder)] == ["done"] * cells, said
 
 
-def test_array_of_cells(lab: Lab, tmp_path: Path) -> None:
-    """Four cells as one array; the records are those of a local run."""
+def test_cells_run_as_one_job_array(lab: Lab, tmp_path: Path) -> None:
+    """Four cells; the records equal those of a local run."""
     program = sweep(lab, tmp_path, "trigger=pixel,pattern", "target=bird,dog")
     complete(tmp_path, program, 4)
     (bird,) = (r for r in records(tmp_path) if r["id"].startswith("pixel-bird"))
@@ -93,8 +94,8 @@ def test_array_of_cells(lab: Lab, tmp_path: Path) -> None:
     assert lasting(bird) == lasting(local)
 
 
-def test_requeue(lab: Lab, tmp_path: Path) -> None:
-    """scontrol requeue in the middle of training: the same command goes on."""
+def test_a_requeued_job_resumes_training(lab: Lab, tmp_path: Path) -> None:
+    """scontrol requeue in the middle of training."""
     program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
     training(lab, tmp_path, program)
     (task,) = (job for job, state, _ in lab.jobs() if state == "RUNNING")
@@ -102,18 +103,18 @@ def test_requeue(lab: Lab, tmp_path: Path) -> None:
     complete(tmp_path, program, 1)
 
 
-def test_preemption(lab: Lab, tmp_path: Path) -> None:
-    """A job of higher priority takes both nodes; afterwards the cell comes back and ends."""
+def test_a_preempted_job_resumes_and_completes(lab: Lab, tmp_path: Path) -> None:
+    """A job of higher priority takes both nodes; afterwards the cell runs again and completes."""
     program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
     training(lab, tmp_path, program)
     lab.call("sbatch", "-p", "high", "-n4", "-o", "/dev/null", "--wrap", "sleep 3")
     complete(tmp_path, program, 1)
 
 
-def test_out_of_time(lab: Lab, tmp_path: Path) -> None:
-    """Told to stop before the wall time, the cell is queued again and goes on where it was.
+def test_a_job_out_of_time_is_queued_again_and_resumes(lab: Lab, tmp_path: Path) -> None:
+    """Signaled before the time limit, the cell is queued again and resumes.
 
-    A training that would not end by itself: it stands still at step 60, three epochs done.
+    The training waits forever at step 60, after three epochs.
     """
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=3")
     long = ("recipe.epochs=6", "dataset.per_class_train=60", "hydra.launcher.signal_delay_s=20")
@@ -126,8 +127,8 @@ def test_out_of_time(lab: Lab, tmp_path: Path) -> None:
     assert json.loads(made.read_text())["meta"]["resumed_after"] == 3
 
 
-def test_a_node_is_lost(lab: Lab, tmp_path: Path) -> None:
-    """The node that runs the cell dies; the other takes over from the last epoch."""
+def test_another_node_takes_over_from_a_lost_one(lab: Lab, tmp_path: Path) -> None:
+    """From the last epoch."""
     program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
     training(lab, tmp_path, program)
     (node,) = (node for _, state, node in lab.jobs() if state == "RUNNING")
@@ -138,8 +139,8 @@ def test_a_node_is_lost(lab: Lab, tmp_path: Path) -> None:
         lab.start_node(node)
 
 
-def test_a_cell_that_dies_is_named_and_costs_no_other(lab: Lab, tmp_path: Path) -> None:
-    """SIGKILL, SIGSEGV and an exit in three array tasks; the fourth is done."""
+def test_a_dying_cell_fails_with_its_cause_and_affects_no_other(lab: Lab, tmp_path: Path) -> None:
+    """SIGKILL, SIGSEGV and an exit in three array tasks; the fourth completes."""
     fault = "train.step:kill:2:-bird-;filter.made:segv:1:-dog-;extract.begun:exit:1:-cat-"
     program = sweep(lab, tmp_path, "target=bird,dog,cat,frog", "retries=0", fault=fault)
     said, _ = program.communicate(timeout=300)
@@ -153,8 +154,8 @@ def test_a_cell_that_dies_is_named_and_costs_no_other(lab: Lab, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("which", ["the cell's process", "the task itself"])
-def test_a_killed_cell_is_queued_again(which: str, lab: Lab, tmp_path: Path) -> None:
-    """kill -9 on the node; the sweep launches the cell once more and ends well."""
+def test_a_killed_cell_is_queued_again_and_completes(which: str, lab: Lab, tmp_path: Path) -> None:
+    """kill -9 on the node; the sweep launches the cell once more."""
     program = sweep(lab, tmp_path, "target=bird,dog", *SLOW)
     training(lab, tmp_path, program)
     beats = [
