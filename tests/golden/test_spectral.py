@@ -160,13 +160,13 @@ def planted(share: float, sign: int, *, n: int = 2000, d: int = 32) -> tuple[Ten
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_centerd_finds_poison_on_either_side(sign: int) -> None:
-    """Mistake 1: the shift may go along the class mean or against it."""
+def test_centered_scores_find_poison_on_either_side_of_the_mean(sign: int) -> None:
+    """The shift may be along the class mean or against it."""
     assert separation(0.1, sign) >= 0.95
 
 
-def test_uncenterd_fails_against_the_mean() -> None:
-    """Mistake 1: what four copied filters do ranks poison last when it is shifted backwards."""
+def test_uncentered_scores_rank_poison_against_the_mean_last() -> None:
+    """As four copied implementations do."""
     assert separation(0.1, -1, centred=False) < 0.1
     assert separation(0.1, 1, centred=False) >= 0.95
 

@@ -90,8 +90,8 @@ class Watched:
         output.register_hook(lambda gradient: self.seen[conv].append(gradient.detach()))
 
     def errors(self) -> Iterator[float]:
-        """The error of each convolution's weight gradient relative to the one computed from the same
-        inputs in float64 and contiguous layout."""
+        """The error of each convolution's weight gradient relative to the one computed from the
+        same inputs in float64 and contiguous layout."""
         for conv, tensors in self.seen.items():
             values, gradient = (
                 each.double().flatten(1).unflatten(1, each.shape[1:]) for each in tensors

@@ -17,12 +17,12 @@ FILES: dict[str, Callable[[Path], object]] = {
 TEXTS = {
     "deep": b"[" * 100_000 + b"]" * 100_000,
     "deep objects": b'{"a":' * 3000 + b"1" + b"}" * 3000,
-    "another shape": b'{"asked": null}',
+    "wrong structure": b'{"asked": null}',
     "a list": b"[1, 2]",
     "null": b"null",
-    "cut short": b'{"asked": [',
-    "no text": b"\xff\xfe\x00",
-    "a key twice": b'{"a": 1, "a": 1}',
+    "truncated": b'{"asked": [',
+    "not text": b"\xff\xfe\x00",
+    "duplicate key": b'{"a": 1, "a": 1}',
 }
 """Regular files with invalid content."""
 

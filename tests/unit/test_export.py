@@ -141,7 +141,7 @@ def test_hostile_text_is_kept_in_both_formats(tmp_path: Path, name: str) -> None
         assert pd.read_csv(stream, keep_default_na=False)["target"][0] == guarded(said)
 
 
-def test_without_pyarrow_the_error_says_what_to_install(
+def test_without_pyarrow_the_error_names_the_package_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_sweep(tmp_path / "s", [record()])

@@ -119,7 +119,7 @@ def test_weight_names_equal_those_of_torchvision(
     assert all(value.is_contiguous() for value in weights.values())
 
 
-def test_the_standard_network_loads_into_torchvisions(
+def test_the_standard_network_loads_into_torchvisions_resnet18(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Width 64, stem cifar: only the two layers in the example must be changed."""

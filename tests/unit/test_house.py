@@ -216,7 +216,7 @@ def test_html_comes_only_from_templates(path: Path) -> None:
     "text",
     ["'<td>'", "'<a href=' + y", "f'<{y}>{z}</{y}>'", "'</' + y", "'<!doctype html>'", "'&quot;'"],
 )
-def test_html_in_a_string_is_found(text: str) -> None:
+def test_html_in_a_string_is_detected(text: str) -> None:
     assert markup_in(ast.parse(f"x = {text}"))
 
 
@@ -353,7 +353,7 @@ def test_no_test_module_is_imported_by_another() -> None:
     ["import test_cli", "from test_cli import many", "from tests.unit import test_cli as cli",
      "def f():\n    from tests.unit.test_cli import many"],
 )  # fmt: skip
-def test_an_import_of_a_test_module_is_found(text: str) -> None:
+def test_imports_of_test_modules_are_detected(text: str) -> None:
     assert "test_cli" in names_imported(ast.parse(text)) & TEST_MODULES
 
 

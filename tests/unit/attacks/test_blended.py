@@ -33,7 +33,7 @@ def test_blending_follows_the_papers_formula(alpha: float, channels: int) -> Non
         assert torch.equal(trigger(images), key.byte().expand_as(images))
 
 
-def test_the_change_is_linear_in_alpha() -> None:
+def test_the_change_is_linear_in_the_strength() -> None:
     """The change at 0.6 is three times that at 0.2, up to both roundings."""
     images = noise()
     weak, strong = (Blended(alpha=a)(images).double() - images for a in (0.2, 0.6))

@@ -26,7 +26,7 @@ def test_a_fraction_of_255_is_refused_and_the_gray_level_suggested(
 
 @pytest.mark.parametrize("trigger", [LabelConsistent, Narcissus, SleeperAgent])
 @pytest.mark.parametrize("eps", [-1, math.nan, True, "16"])
-def test_a_bound_that_is_not_a_non_negative_number_is_refused(trigger: type, eps: object) -> None:
+def test_a_bound_that_is_negative_or_not_a_number_is_refused(trigger: type, eps: object) -> None:
     with pytest.raises(ConfigError, match=r"`trigger\.eps` must satisfy 0 <= trigger\.eps"):
         trigger(eps=eps)
 

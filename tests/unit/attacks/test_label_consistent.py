@@ -153,7 +153,7 @@ def test_test_images_are_marked_in_all_four_corners() -> None:
     assert torch.equal(found[:, :, outside], images[:, :, outside].long())
 
 
-def test_training_images_are_perturbed_then_marked_at_the_training_amplitude() -> None:
+def test_training_images_are_perturbed_then_marked_at_the_training_strength() -> None:
     """Training: the perturbed image ± 32 in the corners, clipped, and itself elsewhere."""
     net, images, labels = Curved(), noise(5), torch.zeros(5).long()
     trigger = LabelConsistent(steps=4, amplitude=32)
@@ -169,7 +169,7 @@ def test_training_images_are_perturbed_then_marked_at_the_training_amplitude() -
     assert not torch.equal(found[:, :, outside], images[:, :, outside].long())
 
 
-def test_test_images_are_marked_at_the_test_amplitude() -> None:
+def test_test_images_are_marked_at_the_test_strength() -> None:
     """The clean image ± 64 in the corners, independent of the training amplitude."""
     images = noise(5)
     found = LabelConsistent(test_amplitude=64)(images).long()

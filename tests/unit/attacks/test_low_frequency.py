@@ -45,7 +45,7 @@ def test_pattern_depends_only_on_the_seed() -> None:
     assert (one - other).abs().max() > 1
 
 
-def test_pattern_is_proportional_to_the_magnitude() -> None:
+def test_pattern_is_proportional_to_the_strength() -> None:
     one, two = (LowFrequency(magnitude=m).pattern(1, 16, 16) for m in (8, 16))
     assert torch.allclose(two, 2 * one, atol=1e-4)
 

@@ -79,7 +79,7 @@ def test_every_kernel_sums_to_the_strength(kind: str, tmp_path: Path) -> None:
     assert torch.allclose(found.pattern(3, 9, 9), torch.full((3, 9, 9), 30.0), atol=1e-4)
 
 
-def test_the_three_kinds_differ() -> None:
+def test_the_three_kinds_of_reflection_differ() -> None:
     """Out of focus is smoother than in focus; a ghost is neither."""
     found = {kind: Reflection(kind=kind).pattern(1, 32, 32) for kind in KINDS}
     rough = {kind: pattern.diff(dim=2).abs().mean() for kind, pattern in found.items()}

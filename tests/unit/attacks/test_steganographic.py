@@ -75,7 +75,7 @@ def test_a_larger_image_weight_gives_a_smaller_residual() -> None:
     assert loudness[1] < loudness[0] / 2
 
 
-def test_each_image_has_its_own_residual() -> None:
+def test_residuals_differ_between_images() -> None:
     """More than a tenth of the residuals' energy is not in their mean; a fixed pattern has none."""
     images = drawn(10, "test")
     change = (trained()(images).double() - images.double()).flatten(1)
@@ -108,7 +108,7 @@ def test_the_state_survives_saving_and_loading(tmp_path: Path) -> None:
     assert torch.equal(again(images), trained()(images))
 
 
-def test_an_image_does_not_depend_on_its_batch() -> None:
+def test_a_triggered_image_does_not_depend_on_its_batch() -> None:
     """A hundred images at once equal each alone, exactly."""
     images = drawn(10, "test")
     together = trained()(images)

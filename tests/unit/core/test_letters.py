@@ -35,7 +35,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize(("name", "expected"), NAMES.items())
-def test_names_are_transcribed(name: str, expected: str) -> None:
+def test_non_latin_names_are_transcribed_to_ascii(name: str, expected: str) -> None:
     assert transcribed(name) == expected
     assert transcribed(unicodedata.normalize("NFD", name)) == expected
 

@@ -103,7 +103,7 @@ def test_no_module_writes_a_label_as_a_literal(path: Path) -> None:
             assert 'f"' not in line
 
 
-def test_string_literals_in_drawing_calls_are_found() -> None:
+def test_string_literals_in_random_calls_are_detected() -> None:
     for call in ("derive(s, 'a')", "work.generator('a', 1)", "torch_generator(0, *('a', 2))"):
         assert texts_in_calls(call) == ["a"]
     assert texts_in_calls("derive(s, streams.ORDER, f(config['seed']))") == []

@@ -35,19 +35,19 @@ HOSTILE_OVERRIDES = {
     "by environment": "+hydra.callbacks.x._target_=${oc.env:HOSTILE}",
     "made of parts": "+hydra.callbacks.x._target_=mark${oc.env:HOSTILE_END}",
     "hydra's importer": "+hydra.callbacks.x={_target_:hydra.utils.get_object,path:marker.f}",
-    "ours, in Hydra's place": "+hydra.callbacks.x._target_=backdoor_lab.data.decode.Path",
+    "package name in Hydra's place": "+hydra.callbacks.x._target_=backdoor_lab.data.decode.Path",
     "search path": "hydra.searchpath=[pkg://marker]",
     "trigger": "trigger._target_=marker.f",
     "logger": "logger._target_=marker.f",
-    "anywhere": "+anything.x=[[{_target_:marker.f}]]",
+    "unknown key": "+anything.x=[[{_target_:marker.f}]]",
     "a sweep": "-m trigger._target_=backdoor_lab.attacks.pixel.Pixel,marker.f",
-    "Python's path": "+hydra.job.env_set.PYTHONPATH=here",
-    "git's settings": "+hydra.job.env_set.GIT_CONFIG_COUNT='1'",
-    "a sweep of trust": "-m allow_plugins=[marker],[] seed=1",
-    "no list of names": "allow_plugins=marker",
+    "PYTHONPATH": "+hydra.job.env_set.PYTHONPATH=here",
+    "git configuration": "+hydra.job.env_set.GIT_CONFIG_COUNT='1'",
+    "sweep over allow_plugins": "-m allow_plugins=[marker],[] seed=1",
+    "name instead of a list": "allow_plugins=marker",
     "a pickle": "--experimental-rerun=config.pickle",
-    "a pickle, in short": "--exp config.pickle",
-    "package as folder": "--config-path pkg://marker",
+    "a pickle, abbreviated": "--exp config.pickle",
+    "package as config path": "--config-path pkg://marker",
 }
 HOSTILE_FILES = {
     "formatter": {"hydra": {"job_logging": {"formatters": {"terminal": {"()": "marker.f"}}}}},
@@ -61,7 +61,7 @@ HOSTILE_FILES = {
         "defaults": [{"override /hydra/launcher": "ray"}],
         "hydra": {"launcher": {"ray": {"init": {"worker_process_setup_hook": "marker.f"}}}},
     },
-    "overrides of its own": {
+    "sweeper overrides": {
         "hydra": {
             "sweeper": {
                 "params": {
@@ -71,13 +71,13 @@ HOSTILE_FILES = {
             }
         }
     },
-    "its own trust": {
+    "allow_plugins in the file": {
         "allow_plugins": ["marker"],
         "hydra": {"callbacks": {"x": {"_target_": "marker.f"}}},
     },
 }
 # Overrides that a sweep adds to its cells have no effect without -m.
-FLAGS = {name: [[], ["-m"]] for name in HOSTILE_FILES} | {"overrides of its own": [["-m"]]}
+FLAGS = {name: [[], ["-m"]] for name in HOSTILE_FILES} | {"sweeper overrides": [["-m"]]}
 
 
 @pytest.fixture(scope="module")

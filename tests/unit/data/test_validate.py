@@ -59,7 +59,7 @@ def test_integers_are_kept_exactly_or_refused(images: np.ndarray) -> None:
 
 @QUICK
 @given(hnp.arrays(np.uint8, SHAPE))
-def test_whole_floats_equal_their_bytes(images: np.ndarray) -> None:
+def test_whole_floats_are_converted_exactly(images: np.ndarray) -> None:
     images.flat[0] = 200
     for dtype in (np.float16, np.float32, np.float64):
         result = byte_images(images.astype(dtype), "here")

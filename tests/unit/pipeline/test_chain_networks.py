@@ -149,7 +149,7 @@ def test_material_facts_name_every_input_of_the_defense(lab: Path) -> None:
         assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
 
 
-def test_a_defense_gets_copies_of_the_network_poisoned_images_and_hold_out(
+def test_a_defense_gets_network_copies_poisoned_images_and_hold_out_images(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hold-out images are not used for evaluation; the attacked network stays unchanged whatever a

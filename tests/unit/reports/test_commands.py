@@ -72,7 +72,7 @@ def test_nothing_is_written_outside_the_sweep(tmp_path: Path, name: str) -> None
     assert len(list((folder / "tables").glob("table_*.md"))) == 1
 
 
-def test_a_tables_link_that_leads_out_is_refused(tmp_path: Path) -> None:
+def test_a_tables_folder_that_links_outside_is_refused(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "demo", [record()])
     (tmp_path / "elsewhere").mkdir()
     (folder / "tables").symlink_to(tmp_path / "elsewhere")
@@ -82,7 +82,7 @@ def test_a_tables_link_that_leads_out_is_refused(tmp_path: Path) -> None:
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
-def test_triggers_with_one_slug_get_two_files(tmp_path: Path) -> None:
+def test_triggers_with_the_same_slug_get_separate_files(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "demo", [record(trigger=t, id=i) for t, i in ("A1", "a2")])
     assert len({table.slug for table in write_tables(folder)}) == 2
 

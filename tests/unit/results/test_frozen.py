@@ -189,7 +189,7 @@ def test_an_edited_figure_is_refused_by_every_reader(
         assert "seal does not match" in said
 
 
-@pytest.mark.parametrize("change", ["removed", "moved", "repeated", "no list"])
+@pytest.mark.parametrize("change", ["removed", "moved", "repeated", "missing list"])
 def test_removed_moved_or_added_lines_are_detected(
     kept: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,10 +198,10 @@ def test_removed_moved_or_added_lines_are_detected(
         "removed": lines[1:],
         "moved": [lines[1], lines[0], *lines[2:]],
         "repeated": [*lines, lines[0]],
-        "no list": lines,
+        "missing list": lines,
     }[change]
     (kept / RECORDS).write_text("".join(changed))
-    if change == "no list":
+    if change == "missing list":
         (kept / "sweep.json").unlink()
     for said in refused(kept, capsys):
         assert "sweep.json" in said

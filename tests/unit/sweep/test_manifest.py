@@ -35,13 +35,13 @@ DAMAGE: dict[str, Callable[[str], str]] = {
     "text for a number": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": "0.5"', text),
     "NaN": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": NaN', text),
     "infinity": lambda text: re.sub(r'"asr2": [0-9.]+', '"asr2": -Infinity', text),
-    "no rate": lambda text: re.sub(r'"nat1": [0-9.]+', '"nat1": null', text),
-    "no counts": lambda text: text.replace('"counts"', '"count"'),
+    "missing rate": lambda text: re.sub(r'"nat1": [0-9.]+', '"nat1": null', text),
+    "missing counts": lambda text: text.replace('"counts"', '"count"'),
     "another status": lambda text: text.replace('"status": "done"', '"status": "fine"'),
     "another rate": lambda text: re.sub(r'"nat1": [0-9.]+', '"nat1": 0.5125', text),
     "a repeated key": lambda text: text.replace('"asr1"', '"nat1": 0.5125, "asr1"', 1),
-    "no seal": lambda text: re.sub(r',?\s*"seal": "[0-9a-f]+"', "", text),
-    "cut short": lambda text: text[: len(text) // 2],
+    "missing seal": lambda text: re.sub(r',?\s*"seal": "[0-9a-f]+"', "", text),
+    "truncated": lambda text: text[: len(text) // 2],
     "empty": lambda text: "",
 }
 
@@ -184,7 +184,7 @@ def test_a_cells_failure_is_reported_even_if_its_record_cannot_be_written(tmp_pa
     assert f"{failed['id']}: failed: OSError" in said
 
 
-def test_a_failure_without_a_record_reaches_the_tables(tmp_path: Path) -> None:
+def test_a_failure_without_a_record_is_shown_in_the_tables(tmp_path: Path) -> None:
     choices = {"trigger": "pixel", "target": "bird", "ratio": 0.1, "protocol": "group13",
                "defense": "none", "seed": 0}  # fmt: skip
     asked = [{"id": name, "choices": choices | {"seed": n}} for n, name in enumerate("ab")]

@@ -133,7 +133,7 @@ def sheets(folder: Path, made: list[dict[str, Any]]) -> list[heat.Sheet]:
 
 
 @pytest.mark.parametrize("outer", ["source", "target"])
-def test_the_heat_maps_show_every_pair_with_the_classes_in_one_order(
+def test_heat_maps_show_every_pair_with_the_same_class_order_on_both_axes(
     tmp_path: Path, outer: str
 ) -> None:
     made = pairs()
@@ -207,7 +207,9 @@ def test_the_figures_of_a_sweep_include_its_heat_maps(tmp_path: Path) -> None:
     assert len(drawn["pairs_pixel"].axes) == 6
 
 
-def test_the_table_of_sources_and_targets_has_the_classes_in_one_order(tmp_path: Path) -> None:
+def test_the_table_of_sources_and_targets_has_the_same_class_order_on_both_axes(
+    tmp_path: Path,
+) -> None:
     three = ("cat", "dog", "frog")
     cells = read_sweep(write_sweep(tmp_path / "s", pairs(three))).cells
     (table,) = pivot_cells(cells, BY_CLASS)

@@ -187,7 +187,7 @@ def test_intervals_are_not_clipped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dataset", "model", "recipe", "source", "protocol"])
-def test_another_choice_makes_another_table(tmp_path: Path, name: str) -> None:
+def test_cells_with_another_choice_are_in_another_table(tmp_path: Path, name: str) -> None:
     made = [record(choices={name: value}, id=value) for value in ("one", "two")]
     found = tables(tmp_path, made)
     assert [t.title for t in found] == [f"pixel, {name} one", f"pixel, {name} two"]
@@ -242,7 +242,7 @@ def test_a_ratio_of_one_is_shown_as_100_percent_or_one_image(tmp_path: Path) -> 
     assert [table.rows[0][1] for table in found] == ["100%", "1"]
 
 
-def test_unreadable_cells_are_in_a_table_of_their_own(tmp_path: Path) -> None:
+def test_unreadable_cells_are_in_a_separate_table(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")

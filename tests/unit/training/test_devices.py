@@ -184,12 +184,14 @@ def batches(trigger: Callable[[Tensor], Tensor], device: torch.device) -> list[t
 MIXED: dict[str, Callable[[], object]] = {
     "two tensors": lambda: torch.zeros(3, device=GPU) + torch.zeros(3),
     "a list": lambda: torch.cat([torch.zeros(3), torch.zeros(3, device=GPU)]),
-    "one written to": lambda: torch.zeros(()).add_(torch.zeros((), device=GPU)),
-    "one indexed": lambda: torch.zeros(3)[torch.zeros(2, dtype=torch.long, device=GPU)],
+    "a tensor written to": lambda: torch.zeros(()).add_(torch.zeros((), device=GPU)),
+    "an indexed tensor": lambda: torch.zeros(3)[torch.zeros(2, dtype=torch.long, device=GPU)],
     "a mask": lambda: torch.zeros(3, device=GPU).masked_fill(torch.ones(3) > 0, 1.0),
     "a module": lambda: torch.nn.Linear(3, 2).to(GPU)(torch.zeros(1, 3)),
-    "a generator": lambda: torch.rand(3, device=GPU, generator=torch.Generator()),
-    "its generator": lambda: torch.randperm(3, generator=torch.Generator(GPU)),
+    "a CPU generator for a GPU tensor": lambda: torch.rand(
+        3, device=GPU, generator=torch.Generator()
+    ),
+    "a GPU generator for a CPU tensor": lambda: torch.randperm(3, generator=torch.Generator(GPU)),
     "an array": lambda: torch.zeros(3, device=GPU).numpy(),
     "a trigger": lambda: batches(lambda images: images + torch.ones(3, 8, 8).byte(), GPU),
 }

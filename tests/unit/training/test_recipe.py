@@ -88,7 +88,9 @@ def with_norm() -> nn.Module:
 
 
 @pytest.mark.parametrize("schedule", ["steps", "onecycle", "cosine", "triangle", "constant"])
-def test_batch_norm_biases_have_their_own_rate_under_every_schedule(schedule: str) -> None:
+def test_batch_norm_biases_have_a_separate_learning_rate_under_every_schedule(
+    schedule: str,
+) -> None:
     asked = recipe(schedule=schedule, warmup=0.3, bias_lr=64, weight_decay=1e-3)
     net = with_norm()
     sgd, steps = optimizer_of(asked, net, 10)

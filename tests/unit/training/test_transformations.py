@@ -78,7 +78,7 @@ def test_brightness_multiplies_every_gray_level(factor: float) -> None:
     np.testing.assert_array_equal(after(f"brightness{factor}", images), expected)
 
 
-def test_contrast_moves_gray_levels_towards_the_mean() -> None:
+def test_contrast_moves_gray_levels_toward_the_mean() -> None:
     images = photos(channels=1)
     mean = images.numpy().mean(axis=(1, 2, 3), keepdims=True)
     assert off(after("contrast0.5", images), 0.5 * images.numpy() + 0.5 * mean) <= 1
