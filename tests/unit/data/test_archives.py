@@ -133,6 +133,32 @@ def test_flipped_bits_are_never_read_as_other_data(tmp_path: Path, ending: str) 
         np.testing.assert_array_equal(found.test.labels, good.test.labels)
 
 
+def inside(path: Path) -> list[int]:
+    """A byte in the middle of every image's data; of a compressed tar, of the file."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path) as archive:
+            return [m.header_offset + 30 + len(m.filename) + m.compress_size // 2
+                    for m in archive.infolist()]  # fmt: skip
+    if path.suffix == ".tar":
+        with tarfile.open(path) as archive:
+            return [m.offset_data + m.size // 2 for m in archive.getmembers()]
+    return [path.stat().st_size // 2]
+
+
+@pytest.mark.parametrize("ending", [*ENDINGS, ".zip"])
+def test_every_bit_flipped_in_image_data_is_noticed(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"set{ending}"
+    tar(path, pictures(), mode=ENDINGS[ending]) if ending in ENDINGS else zipped(path, pictures())
+    whole = path.read_bytes()
+    for place in inside(path):
+        for bit in range(8):
+            broken = bytearray(whole)
+            broken[place] ^= 1 << bit
+            path.write_bytes(broken)
+            with pytest.raises(DataError):
+                ImageFolder(root=str(path)).read()
+
+
 def test_data_after_the_end_of_a_tar_is_refused(tmp_path: Path) -> None:
     path = tar(tmp_path / "set.tar", pictures())
     path.write_bytes(path.read_bytes() * 2)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,24 @@ def test_flipped_bits_are_never_read_as_other_data(tmp_path: Path) -> None:
             continue
         np.testing.assert_array_equal(found.train.images, good.train.images)
         np.testing.assert_array_equal(found.train.labels, good.train.labels)
+
+
+def test_every_bit_flipped_in_an_array_is_noticed(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    whole = Path(path).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    assert len(members) == 4
+    for member in members:
+        # The name and the extra field of the local header come before the data.
+        lengths = whole[member.header_offset + 26 : member.header_offset + 30]
+        start = member.header_offset + 30 + sum(struct.unpack("<HH", lengths))
+        for bit in range(8):
+            broken = bytearray(whole)
+            broken[start + member.compress_size // 2] ^= 1 << bit
+            Path(path).write_bytes(broken)
+            with pytest.raises(DataError):
+                ArrayFile(root=path).read()
 
 
 def test_missing_arrays_are_named(tmp_path: Path) -> None:

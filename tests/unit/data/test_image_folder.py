@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,21 @@ def test_flipped_bits_give_an_image_or_an_error_with_the_file_name(kind: str) ->
         except DataError as error:
             errors.append(str(error))
     assert all(message.startswith("some/file: ") for message in errors)
+
+
+def test_every_bit_flipped_in_the_pixels_of_a_png_is_noticed() -> None:
+    """Only PNG of these formats has a checksum."""
+    noise = np.random.default_rng(2).integers(0, 256, (8, 8, 3), np.uint8)
+    whole = encoded(Image.fromarray(noise), "PNG")
+    start = whole.index(b"IDAT") + 4
+    (length,) = struct.unpack(">I", whole[start - 8 : start - 4])
+    # The third byte has bits that mean nothing.
+    for place in range(start + 3, start + length):
+        for bit in range(8):
+            broken = bytearray(whole)
+            broken[place] ^= 1 << bit
+            with pytest.raises(DataError, match="^some/file: "):
+                decode(bytes(broken), "some/file", 3, 8)
 
 
 def test_a_broken_link_is_an_error_not_a_skipped_image(tmp_path: Path) -> None:

@@ -84,6 +84,13 @@ def test_a_cell_with_a_damaged_record_is_not_done(
     assert status_of(tmp_path) == "failed: damaged record"
 
 
+def same(text: bytes, expected: str) -> bool:
+    try:
+        return bool(json.loads(text) == json.loads(expected))
+    except ValueError:
+        return False
+
+
 def test_no_flipped_bit_is_read_as_another_value(cell: tuple[str, str], tmp_path: Path) -> None:
     """Of a thousand flips some hit white space and leave the values as they are."""
     draw = random.Random(0)
@@ -91,8 +98,7 @@ def test_no_flipped_bit_is_read_as_another_value(cell: tuple[str, str], tmp_path
         text = bytearray(cell[0].encode())
         text[draw.randrange(len(text))] ^= 1 << draw.randrange(8)
         (tmp_path / "record.json").write_bytes(text)
-        if finished(tmp_path, cell[1]):
-            assert json.loads(text) == json.loads(cell[0])
+        assert finished(tmp_path, cell[1]) == same(text, cell[0])
 
 
 def test_the_same_command_repairs_a_damaged_record(tmp_path: Path) -> None:
