@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from backdoor_lab.core.errors import StoreFullError
 from tests.helpers.cells import lasting, run_here
 
 STAGES = ("poison", "train", "measure", "extract", "filter", "retrain")
@@ -42,34 +43,35 @@ def test_a_full_disk_while_caching_the_data_stops_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A data set that does not fit on the disk stops the command before any cell."""
-    from backdoor_lab.core.errors import StoreFullError
-
     monkeypatch.setattr("backdoor_lab.core.failpoints._seen", {})
     monkeypatch.setenv("BACKDOOR_LAB_FAULT", "data.made:full:1")
     with pytest.raises(StoreFullError, match=r"no room.*store\.root"):
         run_here(tmp_path / "store", tmp_path / "cell")
 
 
-@pytest.mark.parametrize("limit", [2_000, 20_000, 60_000, 200_000])
+@pytest.mark.parametrize(
+    ("limit", "expected"), [(2_000, 2), (20_000, 2), (60_000, 0), (200_000, 0)]
+)
 def test_a_file_size_limit_is_handled_like_a_full_disk(
-    limit: int, unbroken: dict, tmp_path: Path
+    limit: int, expected: int, unbroken: dict, tmp_path: Path
 ) -> None:
-    """The kernel refuses writes beyond a size, at any stage."""
+    """The kernel refuses writes beyond a size: 2 if the record does not fit either, otherwise 0
+    with a failed record."""
     run_here_ready(tmp_path)
     pid = os.fork()
     if pid == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         code = 9
         try:
-            said = run_here(tmp_path / "store", tmp_path / "cell")["status"]
-            code = 0 if said == "done" or said.startswith("failed") else 1
-        except Exception:
+            record = run_here(tmp_path / "store", tmp_path / "cell")
+            code = 0 if record["status"] != "done" and "no room" in record["error"] else 1
+        except StoreFullError:
             code = 2
         finally:
             os._exit(code)
     _, status = os.waitpid(pid, 0)
     assert os.WIFEXITED(status)
-    assert os.WEXITSTATUS(status) in (0, 2)
+    assert os.WEXITSTATUS(status) == expected
     assert lasting(run_here(tmp_path / "store", tmp_path / "cell")) == unbroken
 
 

@@ -36,9 +36,8 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def test_the_same_command_resumes_a_stopped_cell_to_an_identical_record(
     tmp_path: Path, unbroken: dict[str, Any], number: signal.Signals
 ) -> None:
-    code, seconds, said = signalled(tmp_path, number, lambda: bool(checkpoints(tmp_path)), *LONG)
+    code, _, said = signalled(tmp_path, number, lambda: bool(checkpoints(tmp_path)), *LONG)
     assert code == (-9 if number == signal.SIGKILL else 75), said
-    assert seconds < 10
     assert record(tmp_path) is None
     assert len(checkpoints(tmp_path)) == 1
     if number != signal.SIGKILL:

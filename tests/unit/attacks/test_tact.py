@@ -47,6 +47,7 @@ def test_source_class_is_poisoned_and_others_are_covers() -> None:
 
 def test_poison_covers_and_test_images_get_the_same_mark() -> None:
     """So the trigger may also be applied to batches, after augmentation."""
+    assert Tact().same_everywhere
     late(Tact())
 
 

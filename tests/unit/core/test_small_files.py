@@ -183,14 +183,15 @@ PLACES: dict[str, Callable[[Path], Path]] = {
 }
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("what", [*FILES, *TEXTS])
+# An entry is a directory, so one in its place is no obstacle.
+@pytest.mark.parametrize(
+    ("place", "what"),
+    [(p, w) for p in PLACES for w in [*FILES, *TEXTS] if (p, w) != ("entry", "directory")],
+)
 def test_an_obstacle_in_the_store_is_set_aside(
     place: str, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     obstacle(PLACES[place](entry_of(tmp_path)), what)
-    if (place, what) == ("entry", "directory"):
-        pytest.skip("an entry is a directory")
     found = Store(tmp_path).get("train", {"a": 1}, made)
     assert found.made
     assert len(aside(tmp_path)) == 1

@@ -96,10 +96,8 @@ def test_another_process_takes_over_from_a_killed_one(tmp_path: Path) -> None:
     while not (tmp_path / "started").exists():
         time.sleep(0.005)
     os.kill(pid, signal.SIGKILL)
-    began = time.monotonic()
     entry = Store(tmp_path).get("train", {}, make)
     assert entry.made
-    assert time.monotonic() - began < 5
     os.waitpid(pid, 0)
     left = [path for path in tmp_path.glob("train/*") if not path.name.startswith(".part-")]
     assert left == [entry.path]

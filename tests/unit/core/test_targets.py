@@ -151,12 +151,14 @@ def composed(*overrides: str) -> Any:
     ],
 )
 def test_common_configurations_are_accepted(overrides: list[str]) -> None:
-    composed(*overrides)
+    taken = OmegaConf.to_container(composed(*overrides).hydra.overrides, resolve=False)
+    assert isinstance(taken, dict)
+    assert {*taken["hydra"], *taken["task"]} == {*overrides}
 
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in Path(conf_dir()).glob("experiment/*.yaml")))
 def test_every_experiment_is_accepted(name: str) -> None:
-    composed(f"experiment={name}")
+    assert composed(f"experiment={name}").hydra.runtime.choices.experiment == name
 
 
 @pytest.mark.parametrize(

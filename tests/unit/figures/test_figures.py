@@ -240,25 +240,34 @@ def test_many_ratios_have_a_logarithmic_axis_and_the_predicted_auroc(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("stages", "over", "last"),
+    ("stages", "over", "last", "shown", "hidden"),
     [
-        (["filter", "retrain"], {}, ["filter", "retrain"]),
-        (["filter"], {"nat2": None, "asr2": None}, ["extract", "filter"]),
-        (["repair"], {}, ["extract", "repair"]),
+        (
+            ["filter", "retrain"],
+            {},
+            ["filter", "retrain"],
+            ["anp", "removed", "Nat 91.23 %"],
+            ["–"],
+        ),
+        (
+            ["filter"],
+            {"nat2": None, "asr2": None},
+            ["extract", "filter"],
+            ["anp", "removed"],
+            ["–", "91.23"],
+        ),
+        (["repair"], {}, ["extract", "repair"], ["anp", "Nat 91.23 %"], ["–", "removed"]),
     ],
 )
 def test_the_pipeline_figure_shows_the_stages_that_ran(
-    stages: list[str], over: dict[str, Any], last: list[str]
+    stages: list[str], over: dict[str, Any], last: list[str], shown: list[str], hidden: list[str]
 ) -> None:
-    made = record(defense="anp", **over)
+    made = record(defense="anp", **{"nat2": 0.9123, **over})
     made["run"]["stages"] = {name: {"id": "x", "made": True} for name in stages}
     told = inputs.steps(made)
     assert [name for name, _ in told][-2:] == last
     text = " ".join(line for _, lines in told for line in lines)
-    assert (f"Nat {100 * made['nat2']:.2f} %" in text) if made["nat2"] else "–" not in text
-    if "repair" in stages:
-        assert told[-1][1][0] == "anp"
-        assert "removed" not in text
+    assert [words for words in [*shown, *hidden] if words in text] == shown
 
 
 def test_an_all_to_all_attack_shows_the_next_class_as_target() -> None:

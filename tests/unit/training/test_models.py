@@ -86,10 +86,13 @@ def test_every_width_and_stem_accepts_color_and_gray_images(
     assert isinstance(net.get_submodule("maxpool"), nn.Identity) == (stem == "cifar")
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v3_small", "alexnet"])
-def test_other_torchvision_classifiers_are_accepted_by_name(name: str) -> None:
-    for channels in (1, 3):
-        try_network(spec(name, None, None), "penultimate", (channels, 64, 64), 10)
+@pytest.mark.parametrize(("name", "features"), [("mobilenet_v3_small", 1024), ("alexnet", 4096)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_torchvision_classifiers_are_accepted_by_name(
+    name: str, features: int, channels: int
+) -> None:
+    _, found = try_network(spec(name, None, None), "penultimate", (channels, 64, 64), 10)
+    assert found == features
 
 
 def test_vgg_is_accepted_by_name() -> None:
