@@ -10,7 +10,17 @@ from tests.documents.markers import TABLES, filled
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("backdoor_lab", "conf", "multirun_reports", "tests")
 PRINTED = ("tables.md", "features.md")
-SUBJECTS = ("attacks", "defenses", "demo", "layers", "methods", "pairs", "paper", "speed")
+SUBJECTS = (
+    "attacks",
+    "defenses",
+    "demo",
+    "layers",
+    "methods",
+    "pairs",
+    "paper",
+    "questions",
+    "speed",
+)
 
 
 def documents() -> list[Path]:

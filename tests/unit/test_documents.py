@@ -235,3 +235,27 @@ def test_asr1_is_100_percent_at_every_ratio_of_the_ratios_alone_sweep() -> None:
     cells = _of("paper/ratios_alone")
     assert {r["choices"]["ratio"] for r in cells} == {0.2, 0.4, 0.6, 0.9}
     assert {r["asr1"] for r in cells} == {1.0}
+
+
+def test_sentences_of_questions_equal_the_records() -> None:
+    text = " ".join((SWEEPS / "paper" / "questions.md").read_text().split())
+    cells = cells_of_documents.cells
+    shown = [("attacks/photographs", t) for t in ("pattern", "blended", "sinusoid")]
+    shown += [("attacks/embedded", "pattern")]
+    clean = [c["ASR1"] for sweep, t in shown for c in cells(sweep, trigger=t, ratio="0%")]
+    earlier = cells_of_documents.the(
+        "paper/layers_horse", trigger="pattern", layer="layer4.0", defense="spectral"
+    )
+    auroc = [cell["AUROC"] for cell in cells("paper/pairs")]
+    told = [c for c in cells("defenses/suspicious", defense="spectral") if c["Ratio"] != "0%"]
+    named = sum(cell["record"]["counts"]["n_named"] for cell in told)
+    unlearned = [c for c in cells("paper/report_airbench", defense="spectral") if c["ASR1"] < 4]
+    assert (named, len(told), len(unlearned)) == (4, 6, 4)
+    for said in (
+        f"without poison takes {min(clean):.0f} to {max(clean):.1f} % of the images",
+        f"the same filter leaves {earlier['#Pois Left']} of the {earlier['#Pois']}",
+        f"its AUROC goes from {min(auroc):.2f} to {max(auroc):.2f}",
+        "names the target in four of six cells",
+        "in the four cells in which the trigger is not learned (ASR1 below 4 %)",
+    ):
+        assert said in text, said
