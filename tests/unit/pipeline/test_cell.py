@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -246,7 +247,7 @@ def test_missing_optional_keys_get_their_default(
     assert checks.cell(config).id == checks.cell(configuration(root, default)).id
 
 
-def edited(root: Path, words: str) -> tuple[DictConfig, str]:
+def edited(root: Path, words: str) -> tuple[dict[str, Any], str]:
     """The configuration without a key, or with another value, and the key's name."""
     config = configuration(root)
     key, _, value = words.lstrip("~").partition("=")
