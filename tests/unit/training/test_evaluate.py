@@ -106,8 +106,8 @@ def test_the_network_gets_normalized_images_in_training_and_evaluation() -> None
 
 
 def test_accuracy_is_the_fraction_of_correct_predictions() -> None:
-    predicted, labels = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 2, 1])
-    assert accuracy(predicted, labels) == 0.5
+    predicted, labels = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 2, 2, 2])
+    assert accuracy(predicted, labels) == 0.75
 
 
 def test_predictions_and_attack_success_equal_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
