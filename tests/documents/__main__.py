@@ -1,4 +1,5 @@
-"""Writes the generated tables of every document, from committed records and from the code.
+"""Writes the generated tables of every document, and the outputs of the notebook, from committed
+records and from the code.
 
     python -m tests.documents [--check]
 
@@ -11,6 +12,7 @@ import argparse
 import sys
 
 from backdoor_lab.core.atomic_io import write_atomic
+from tests.documents import notebook
 from tests.documents.project import ROOT, changed
 
 
@@ -20,6 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)
     found = changed()
+    run = {path: notebook.executed(path) for path in notebook.NOTEBOOKS}
+    found |= {path: text for path, text in run.items() if text != path.read_text(encoding="utf-8")}
     for path, text in found.items():
         print(
             f"{path.relative_to(ROOT)}: {'differs from its records' if given.check else 'written'}"
