@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def lines_of(
     cells: Sequence[CellRecord], records: dict[str, Record], shelf: ArtifactReader
 ) -> Answers:
-    """The labels, and one row per filter result whose poison is in the store."""
+    """The heads of the label columns, and one row per filter result whose poison is in the
+    store."""
     found = collect(cells, records, "filter", lambda record: _visibility(shelf, record))
     labels = _labels([cell for cell, _ in found])
     lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]

@@ -44,5 +44,5 @@ class SweepReport:
 
     @cached_property
     def compared(self) -> Comparison | None:
-        """Every defense against the control `random`, if the sweep has it."""
+        """Every defense compared with the control `random`, if the sweep has it."""
         return against_random(self.sweep, self.facts)

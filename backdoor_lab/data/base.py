@@ -61,7 +61,7 @@ class Source(ABC):
 
     def known_classes(self) -> tuple[str, ...] | None:
         """The class names if they are known without reading the images, else None. Raises
-        DataError."""
+        DataError if they cannot be read."""
         return None
 
     def is_absent(self) -> bool:

@@ -65,7 +65,7 @@ class Published(Source):
         return {"files": [[file.path, file.md5] for file in self.files]}
 
     def known_classes(self) -> tuple[str, ...] | None:
-        """The published names."""
+        """The class names as published."""
         return self.classes
 
     def read(self) -> Arrays:

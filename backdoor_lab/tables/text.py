@@ -184,9 +184,9 @@ def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
 
 
 def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """One line per row of the table: the traits that all cells share and the row's names; then for
-    each column its values as in `value_of`, the number of done cells and the status. Empty where
-    there is no value."""
+    """One line per row of the table: the choices that all cells share, those of the row, and for
+    each column its values as in `value_of`, the number of done cells and the status. A missing
+    value is an empty cell."""
     heads = [*table.traits, *table.spec.rows]
     for column in table.columns:
         before = f"{_column(table, column)} ".lstrip()

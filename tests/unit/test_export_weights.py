@@ -194,7 +194,7 @@ def test_a_ratio_counted_in_images_is_not_described_as_a_percentage(
     assert "(ratio 6)" in export_weights(cell, tmp_path / "x.safetensors")["network"]
 
 
-def test_modified_images_give_no_normalization(
+def test_export_is_refused_if_the_training_images_were_modified(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cell, store, _ = copy(lab, tmp_path / "lab")

@@ -48,7 +48,7 @@ class Launch:
         self.failed: dict[str, str] = {}
 
     def run(self, asked: Sequence[RequestedCell]) -> None:
-        """Launch cells until each has a record or is given up for this command."""
+        """Launch cells until each has a record or has used up its attempts in this command."""
         forget_failures(self.folder)
         left = list(asked)
         for each in left:

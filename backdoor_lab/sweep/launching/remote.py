@@ -107,7 +107,8 @@ def _every_job_awaited(launcher: Any) -> Iterator[None]:
 
 
 def _patience(plugin: str) -> tuple[Any, str, Any]:
-    """The object, the name of its attribute, and the replacement to patch in for a plugin."""
+    """What to patch so that a plugin waits for every job: the object (None: nothing), the name of
+    its attribute, and the replacement."""
     if "hydra_submitit_launcher" in plugin:
         submitit = importlib.import_module("submitit")
         submit = submitit.AutoExecutor.map_array

@@ -102,7 +102,7 @@ def read(shelf: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_without_a_store_everything_is_none_with_one_note(tmp_path: Path) -> None:
+def test_without_a_store_every_reader_returns_none_and_one_note_is_kept(tmp_path: Path) -> None:
     assert find_store(tmp_path / "sweep") is None
     assert find_store(tmp_path / "sweep", tmp_path / "elsewhere") is None
     shelf = ArtifactReader(None)
