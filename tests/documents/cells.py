@@ -25,8 +25,9 @@ Cell: TypeAlias = dict[str, Any]
 
 
 def cells(*sweeps: str, **wanted: Any) -> list[Cell]:
-    """The cells of `sweeps` (folders under multirun_reports) with these choices, in their order:
-    `cells("demo/controls", defense="random")`. Layer and ratio are as in documents."""
+    """The cells of `sweeps` (folders under multirun_reports) with these choices, in the
+    sweeps' order: `cells("demo/controls", defense="random")`. Ratios are texts, as in documents
+    ("10%")."""
     found = [cell for sweep in sweeps for cell in kept(sweep)]
     asked = {name.capitalize(): value for name, value in wanted.items()}
     return [c for c in found if all(c[name] == value for name, value in asked.items())]
@@ -40,7 +41,7 @@ def the(*sweeps: str, **wanted: Any) -> Cell:
 
 @functools.cache
 def kept(sweep: str) -> list[Cell]:
-    """Every cell of a sweep, in its order."""
+    """Every cell of a sweep, in the sweep's order."""
     return [_cell(json.loads(line)) for line in frozen_lines(SWEEPS / sweep)]
 
 

@@ -111,7 +111,7 @@ def _figures(cell: Cell) -> list[str]:
 
 @table("layers_separation")
 def _separation() -> str:
-    """From what `separation` printed while the features were there."""
+    """From the output of `separation`, saved while the features were still in the store."""
     text = (SWEEPS / "paper/features.md").read_text(encoding="utf-8")
     section = text.split("\n## layers_horse\n")[1].split("\n| trigger")[1]
     head, _, *lines = (

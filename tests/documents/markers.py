@@ -1,4 +1,4 @@
-"""Tables by name, and the markers that they stand between."""
+"""Tables by name, and the markers around them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def table(name: str) -> Callable[[Builder], Builder]:
 
 
 def filled(text: str, tables: Mapping[str, Builder]) -> str:
-    """`text` with every marked table generated anew.
+    """`text` with every marked table regenerated.
 
     Raises ValueError for an unknown name, and for a marker without its counterpart.
     """
@@ -44,7 +44,7 @@ def filled(text: str, tables: Mapping[str, Builder]) -> str:
 
 
 def outside(text: str) -> str:
-    """`text` without what is generated."""
+    """`text` without the generated tables."""
     return PLACE.sub("", text)
 
 

@@ -1,4 +1,4 @@
-"""What the code says of each trigger and defense: the tables of their folders' guides."""
+"""Tables of all triggers and of all defenses, from the code, for the guides in their folders."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.documents.markers import markdown, table
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CITED = re.compile(r'(?P<authors>[^".:;]+), "(?P<title>[^"]+)", (?P<where>[^.;(]*?\d{4})')
-#: Whether a method computes what its authors' code computes joins with a table of its own.
+#: How closely a method follows its authors' code is not in the code.
 UNKNOWN = "–"
 MODES = {"all_to_one": "all to one", "all_to_all": "all to all", "clean": "clean"}
 
@@ -35,7 +35,7 @@ def methods(group: str) -> Iterator[tuple[str, type, dict[str, Any]]]:
 
 
 def paper(kind: type) -> str:
-    """The first work that a class's docstring cites: first author, venue and year."""
+    """The first paper that a class's docstring cites: first author, venue and year."""
     found = CITED.search(" ".join((inspect.getdoc(kind) or "").split()))
     if found is None:
         return "–"
@@ -76,7 +76,8 @@ def _trains(kind: type[Trigger]) -> str:
 
 
 def _seconds(name: str) -> str:
-    """What a trigger costs before the victim trains: the largest sum of its stages."""
+    """The seconds that a trigger takes before the victim is trained: the largest sum of its
+    stages."""
     stages = ("surrogate", "prepare", "poison")
     runs = [cell["record"]["run"]["seconds"] for cell in cells("attacks/embedded", trigger=name)]
     return _brief(max(sum(run.get(stage) or 0 for stage in stages) for run in runs))
@@ -101,7 +102,7 @@ def _kind(kind: type) -> str:
 
 
 def _what(kind: type, said: dict[str, Any]) -> str:
-    """The docstring's first line, with the settings by which presets of one class differ."""
+    """The docstring's first sentence, with the settings in which presets of one class differ."""
     others = {k: v for k, v in said.items() if k not in ("_target_", "name", "like")}
     shared = sum(1 for _, each, _ in methods("defense") if each is kind) > 1
     told = ", ".join(f"{k} {v}" for k, v in others.items() if v is not None) if shared else ""
@@ -117,7 +118,7 @@ def _sees(kind: type) -> str:
 
 
 def _clean(kind: type, said: dict[str, Any]) -> str:
-    """Whether the method asks for `protocol.clean_holdout`."""
+    """Whether the method requires held-out clean images."""
     if _kind(kind) == "control":
         return ""
     arguments = {k: v for k, v in said.items() if k not in ("_target_", "name", "like")}
@@ -131,7 +132,7 @@ def _own(kind: type, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finds(kind: type) -> str:
-    """Whether a filter has a rule that names suspicious classes, so that it need not know them."""
+    """Whether a filter has a rule that selects suspicious classes."""
     own = issubclass(kind, SampleFilter) and (
         kind.suspicious_classes is not SampleFilter.suspicious_classes
     )

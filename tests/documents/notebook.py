@@ -1,4 +1,4 @@
-"""Runs a notebook's code cells in this process and stores what they print and draw."""
+"""Runs a notebook's code cells in this process and stores their printed text and pictures."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def read(path: Path) -> dict[str, Any]:
 def executed(path: Path) -> str:
     """The notebook's text with the outputs of a run in its own folder.
 
-    A cell whose printed text is as before keeps its outputs: pictures differ between versions of
-    matplotlib.
+    A cell whose printed text is unchanged keeps its outputs, because pictures differ between
+    versions of matplotlib.
     """
     found = read(path)
     code = [cell for cell in found["cells"] if cell["cell_type"] == "code"]

@@ -28,7 +28,7 @@ def _classes() -> str:
 
 @table("pairs_left")
 def _left() -> str:
-    """What becomes of a pair, by the number of images that the filter left."""
+    """The pairs grouped by the number of poisoned images that the filter left."""
     rows = []
     for low, high in LEFT:
         found = [cell for cell in cells(SWEEP) if low <= cell["#Pois Left"] <= high]

@@ -17,7 +17,7 @@ READ = ("Protocol", "Trigger", "Defense", "#Pois", "Nat1", "ASR1", "AUROC", "#Po
 
 
 def the_twelve(sweep: str, **wanted: object) -> list[Cell]:
-    """The report's cells in its order."""
+    """The report's cells in the report's order."""
     found = sorted_by(cells(sweep, **wanted), **CELLS)
     assert len({tuple(cell[name] for name in ATTACK) for cell in found}) == len(found) == 12
     return found
@@ -103,7 +103,7 @@ def _readings() -> str:
 
 
 def _random_leaves(cell: Cell) -> float:
-    """Poisoned images that as many removals leave in the target class, on average."""
+    """How many poisoned images random removal of as many images leaves on average."""
     said = cell["record"]["protocol"]
     if said["budget"].endswith("%"):
         share = float(said["budget"][:-1]) / 100
@@ -131,7 +131,7 @@ def _by_control(found: list[Cell]) -> list[Cell]:
 
 @table("report_misses")
 def _misses() -> str:
-    """A figure stands where a cell misses the report."""
+    """A figure is shown only where a cell does not reproduce the report."""
     rows = []
     for c in the_twelve("paper/reproduction", defense="spectral"):
         change = c["Nat2"] - c["Nat1"]
@@ -147,7 +147,7 @@ def _misses() -> str:
 
 @table("nearer")
 def _nearer() -> str:
-    """One network a line: images left of 500 at three layers, by two filters."""
+    """One network per line: images left of 500 at three layers, by two filters."""
     networks = (
         ("readings_group13", "width 16, recipe `small`: 6 epochs", "pattern", "bird"),
         ("width", "width 64, the same recipe", "pattern", "bird"),

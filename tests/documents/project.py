@@ -1,4 +1,4 @@
-"""The documents of the project, and what would change in them."""
+"""The documents of the project, and which of them are out of date."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SUBJECTS = (
 
 
 def documents() -> list[Path]:
-    """Every Markdown document that people wrote, not what commands printed."""
+    """Every Markdown document written by people, not by commands."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")]
     kept = [path for path in found if path.name not in PRINTED and "runs" not in path.parts]
     return [ROOT / "README.md", *sorted(kept)]
@@ -37,7 +37,7 @@ def load() -> None:
 
 
 def changed() -> dict[Path, str]:
-    """The documents whose tables are not what records and code say, with the right text.
+    """The documents whose tables differ from records and code, each with the right text.
 
     Raises ValueError for an unknown table and for markers that do not match.
     """

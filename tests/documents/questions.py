@@ -85,7 +85,7 @@ def _fit() -> str:
 
 @table("questions_direction")
 def _direction() -> str:
-    """Networks and layers in the order of the variance ratio, from what `separation` printed."""
+    """Networks and layers sorted by the variance ratio in the output of `separation`."""
     text = (SWEEPS / "paper/features.md").read_text(encoding="utf-8")
     rows = [
         [section.partition("\n")[0], *_facts(line)]
@@ -136,7 +136,8 @@ def _asr2(found: list[Cell]) -> str:
 
 
 def _by_chance(found: list[Cell]) -> str:
-    """What as many removals from the target class leave on average."""
+    """How many poisoned images random removal of as many images from the target class leaves on
+    average."""
     cell = found[0]
     counts = cell["record"]["counts"]
     inside = counts["n_train"] == counts["n_clean"]  # true labels: the poison is in its own class
@@ -146,7 +147,7 @@ def _by_chance(found: list[Cell]) -> str:
 
 @table("questions_commands")
 def _commands() -> str:
-    """The commands of the cells that this page shows, without what only says where they ran."""
+    """The commands of the cells shown in this document, without settings of the machine."""
     shown = [(sweep, cells(sweep, defense="spectral", **w)) for _, sweep, w in FAILURES]
     shown += [(sweep, cells(sweep, trigger=t, ratio=r)) for t, sweep, r in WITHOUT_POISON]
     shown += [(sweep, cells(sweep, defense="abl", ratio="10%")) for sweep in LOSSES]

@@ -61,7 +61,7 @@ def test_a_manually_edited_figure_is_found_and_corrected() -> None:
     assert edited != text == filled(edited, TABLES)
 
 
-def test_a_changed_record_makes_its_document_differ(
+def test_a_changed_record_is_detected_in_its_document(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [{**cell, "Nat1": 12.34} for cell in cells_of_documents.cells("demo/report")]
@@ -204,7 +204,7 @@ def test_every_pair_of_classes_was_run_once() -> None:
 def test_poison_indices_follow_from_a_records_configuration(
     sweep: str, trigger: str, tmp_path: Path
 ) -> None:
-    """A frozen record holds only the hash of its indices; its configuration reproduces them."""
+    """A frozen record has only the hash of its indices; its configuration reproduces them."""
     record = next(r for r in _of(sweep) if r["choices"]["trigger"] == trigger)
     assert "poison_indices" not in record
     said = record["protocol"]
@@ -232,13 +232,13 @@ def test_committed_results_are_small_and_name_no_outside_path() -> None:
     assert [path for path in texts if outside.search(path.read_bytes())] == []
 
 
-def test_asr1_is_100_percent_at_every_ratio_of_the_ratios_alone_sweep() -> None:
+def test_asr1_is_100_percent_in_every_cell_of_the_ratios_alone_sweep() -> None:
     cells = _of("paper/ratios_alone")
     assert {r["choices"]["ratio"] for r in cells} == {0.2, 0.4, 0.6, 0.9}
     assert {r["asr1"] for r in cells} == {1.0}
 
 
-def test_sentences_of_questions_equal_the_records() -> None:
+def test_the_numbers_in_questions_md_match_the_records() -> None:
     text = " ".join((SWEEPS / "paper" / "questions.md").read_text().split())
     cells = cells_of_documents.cells
     shown = [("attacks/photographs", t) for t in ("pattern", "blended", "sinusoid")]
@@ -282,9 +282,8 @@ def test_a_notebook_is_small_and_names_no_outside_path(path: Path) -> None:
     assert counts == list(range(1, len(counts) + 1))
 
 
-def test_a_notebook_whose_code_prints_otherwise_differs(tmp_path: Path) -> None:
+def test_a_notebook_with_outdated_outputs_is_detected(tmp_path: Path) -> None:
     path = tmp_path / "one.ipynb"
-    lines = ["print(1)\n", "import matplotlib.pyplot as plt\n", "plt.plot([0, 1])"]
     lines = ["print(1)\n", "import matplotlib.pyplot as plt\n", "plt.plot([0, 1])"]
     cell = {"cell_type": "code", "execution_count": 1, "metadata": {}, "outputs": []}
     cell["source"] = lines
