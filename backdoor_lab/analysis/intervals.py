@@ -11,6 +11,7 @@ from functools import cache
 from statistics import NormalDist
 
 LEVEL = 0.95
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def half_width(std: float, n: int) -> float | None:
@@ -31,7 +32,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     >>> [round(bound, 3) for bound in wilson(0.0, 10)]
     [0.0, 0.278]
     """
-    z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+    z = _Z
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
     # The ends are exact; rounding would leave a remainder of `half`.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
+# Text that needs neither an apostrophe nor quotes.
+_PLAIN = re.compile(r"[A-Za-z0-9][\w .:;()/+-]*", re.ASCII)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z", re.ASCII)
 
 
@@ -45,17 +48,25 @@ def csv_text(head: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
 
 def csv_of_frame(frame: pd.DataFrame) -> str:
     """CSV text of a frame, without its index."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(guarded, frame))
-    writer.writerows(zip(*map(_cells, (frame[name] for name in frame)), strict=True))
-    return text.getvalue()
+    lines = zip(*(_cells(frame[name]) for name in frame), strict=True)
+    return "\n".join([csv_text([*frame], ()).removesuffix("\n"), *map(",".join, lines), ""])
 
 
-def _cells(column: pd.Series[Any]) -> list[Any]:
-    """The values of a column. Each distinct text is escaped once: most texts repeat."""
+def _cells(column: pd.Series[Any]) -> list[str]:
+    """The cells of a column in CSV. Each distinct value is escaped once: most texts repeat."""
+    if column.dtype.kind == "f":
+        return ["" if math.isnan(value) else repr(value) for value in column.tolist()]
     values = column.astype(object).tolist()
     if column.hasnans:
         values = [None if empty else v for v, empty in zip(values, column.isna(), strict=True)]
-    safe = {value: guarded(value) for value in {each for each in values if isinstance(each, str)}}
-    return [safe.get(value, value) for value in values] if safe else values
+    if column.dtype == object:
+        # Different values may be equal, such as 1 and True.
+        return [*map(_cell, values)]
+    cells = {value: _cell(value) for value in set(values)}
+    return [cells[value] for value in values]
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, str) and _PLAIN.fullmatch(value):
+        return value
+    return csv_text((value, None), ()).removesuffix(",\n")

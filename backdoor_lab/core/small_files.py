@@ -102,7 +102,8 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     # Most files have fewer brackets than the allowed depth and need no check.
     if data.count(b"[") + data.count(b"{") > max_depth and _deeper(value, max_depth):
         raise DamagedFileError(f"not valid JSON (nested deeper than {max_depth})")
-    return _encodable(value) if _SURROGATE.search(data) else value
+    # Performance: finding a single byte is several times faster than the regular expression.
+    return _encodable(value) if b"\\" in data and _SURROGATE.search(data) else value
 
 
 def _encodable(value: Any) -> Any:

@@ -19,6 +19,8 @@ NAME = re.compile(r"[a-z0-9_.-]{1,64}\Z")
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number that fits a float. Booleans are not numbers."""
+    if type(value) is float:
+        return math.isfinite(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return False
     try:

@@ -9,7 +9,7 @@ from backdoor_lab.core.terminal import plain
 from backdoor_lab.core.validation import LONGEST, non_negative
 from backdoor_lab.results.metrics import IMAGES, MEASURE
 from backdoor_lab.results.records import CellRecord
-from backdoor_lab.results.values import ratio_words, words
+from backdoor_lab.results.values import by_key, each_once, ratio_words, words
 from backdoor_lab.tables.markup import NOTHING
 
 ALWAYS = ("trigger", "target", "ratio", "defense")
@@ -61,7 +61,8 @@ def shared(cells: Sequence[CellRecord]) -> dict[str, str]:
     """The choices common to all cells, except those that have a column."""
     known = [cell.choices for cell in cells if cell.choices]
     names = sorted({name for choices in known for name in choices} - set(ALWAYS))
-    values = {name: {words(choices.get(name)) for choices in known} for name in names}
+    given = by_key(known)
+    values = {name: set(each_once(words, given[name])) for name in names}
     return {name: plain(found.pop()) for name, found in values.items() if len(found) == 1}
 
 

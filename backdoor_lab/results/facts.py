@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 from backdoor_lab.results.frame import frame_of
 from backdoor_lab.results.metrics import UNDER
 from backdoor_lab.results.records import CHOICES, CellRecord
-from backdoor_lab.results.values import flat, is_count, ratio_words, sort_value, words
+from backdoor_lab.results.values import (
+    by_key,
+    each_once,
+    flat,
+    is_count,
+    ratio_words,
+    sort_value,
+    words,
+)
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -45,12 +53,14 @@ class CellFields:
         wanted = [name.removeprefix(CONFIG) for name in also if name.startswith(CONFIG)]
         names = list(dict.fromkeys([*varied_config(cells), *wanted]))
         configs = adopt(cells, "config") if names else [None] * len(self.cells)
+        protocols = each_once(_resolved, adopt(cells, "protocol"))
         self.of = [
             _facts(cell, protocol, config, names)
-            for cell, protocol, config in zip(cells, adopt(cells, "protocol"), configs, strict=True)
+            for cell, protocol, config in zip(cells, protocols, configs, strict=True)
         ]
         self._columns: dict[str, list[str]] = {}
-        self.names = list(dict.fromkeys(name for facts in self.of for name in facts))
+        self._values = by_key(self.of)
+        self.names = list(self._values)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -63,8 +73,8 @@ class CellFields:
 
     def words(self, name: str) -> list[str | None]:
         """The value of each cell as text; None if it has none."""
-        given = zip(self._column(name), self.of, strict=True)
-        return [None if facts.get(name) is None else word for word, facts in given]
+        given = zip(self._column(name), self._values[name], strict=True)
+        return [None if value is None else word for word, value in given]
 
     def key(self, number: int, names: Iterable[str]) -> Words:
         """The values of one cell for these names."""
@@ -107,12 +117,16 @@ class CellFields:
 
     def _column(self, name: str) -> list[str]:
         if name not in self._columns:
-            self._columns[name] = (
-                [_ratio(facts) for facts in self.of]
-                if name == "ratio"
-                else [words(facts.get(name)) for facts in self.of]
-            )
+            values = self._values.get(name, [None] * len(self.of))
+            if name == "ratio":
+                self._columns[name] = [_ratio(facts) for facts in self.of]
+            else:
+                self._columns[name] = each_once(words, values)
         return self._columns[name]
+
+    def told(self) -> dict[str, list[Any]]:
+        """The values of each name, with those of the protocol and the config as text."""
+        return {n: self.words(n) if "." in n else v for n, v in self._values.items()}
 
     def _ranks(self, name: str, texts: Iterable[str]) -> dict[str, Any]:
         sizes: dict[str, Any] = {}
@@ -220,13 +234,18 @@ def _family(cell: CellRecord) -> Key:
     return tuple(sorted((k, v) for k, v in cell.choices.items() if k != SEED and v is not None))
 
 
+def _resolved(protocol: dict[str, Any] | None) -> dict[str, Any]:
+    return {PROTOCOL + key: value for key, value in (protocol or {}).items() if key != "name"}
+
+
 def _facts(
-    cell: CellRecord, protocol: dict[str, Any] | None, config: str | None, names: Sequence[str]
+    cell: CellRecord, resolved: dict[str, Any], config: str | None, names: Sequence[str]
 ) -> dict[str, Any]:
     if not cell.choices:
         return {}
-    resolved = {PROTOCOL + key: v for key, v in (protocol or {}).items() if key != "name"}
-    values = dict(flat(json.loads(config))) if config and names else {}
+    if not names:
+        return cell.choices | resolved
+    values = dict(flat(json.loads(config))) if config else {}
     unset = None if config else "not recorded"
     return cell.choices | resolved | {CONFIG + name: values.get(name, unset) for name in names}
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import math
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from backdoor_lab.core.validation import is_number
-from backdoor_lab.results.columns import COLUMNS, HASHES, is_count, is_float
+from backdoor_lab.results.columns import COLUMNS, is_count, is_float
+from backdoor_lab.results.values import by_key, sorted_text
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -39,42 +41,39 @@ def _columns(found: Iterable[str]) -> list[str]:
 
 def _values(facts: CellFields) -> dict[str, list[Any]]:
     """The values of all cells by column name, including names that are not in `COLUMNS`."""
-    cells, runs = facts.cells, [cell.run for cell in facts.cells]
-    told = _family("", facts.of)
-    memory = [run.get("process_peak_memory_mib", run.get("peak_memory_mib")) for run in runs]
+    cells, nothing = facts.cells, [None] * len(facts.cells)
+    run = defaultdict(lambda: nothing, by_key([cell.run for cell in cells]))
+    memory = [c.run.get("process_peak_memory_mib", c.run.get("peak_memory_mib")) for c in cells]
     return {
         "sweep": facts.sweeps, "id": [cell.id for cell in cells],
         "status": [cell.status for cell in cells], "error": [cell.error for cell in cells],
-        **{name: facts.words(name) if "." in name else values for name, values in told.items()},
-        **_family("", [cell.numbers for cell in cells]),
-        **_family("", [cell.top_class for cell in cells]),
-        "notes": [json.dumps(c.notes, sort_keys=True) if c.notes else None for c in cells],
-        **{name: [run.get(name) for run in runs] for name in _RUN},
+        **facts.told(),
+        **by_key([cell.numbers for cell in cells]),
+        **by_key([cell.top_class for cell in cells]),
+        "notes": [sorted_text(cell.notes) if cell.notes else None for cell in cells],
+        **{name: run[name] for name in _RUN},
         "peak_memory_mib": _numbers(memory),
-        "wall_seconds": _numbers([run.get("wall_seconds") for run in runs]),
+        "wall_seconds": _numbers(run["wall_seconds"]),
         **_family("applied.", [cell.applied for cell in cells]),
-        **_family("compute.", [run.get("compute") for run in runs]),
-        **_family("versions.", [run.get("versions") for run in runs]),
+        **_family("compute.", run["compute"]),
+        **_family("versions.", run["versions"]),
         **{k: _numbers(v) for name in ("seconds", "images_per_s")
-           for k, v in _family(f"{name}.", [run.get(name) for run in runs]).items()},
-        **{f"hashes.{name}": [cell.hashes.get(name) for cell in cells] for name in HASHES},
+           for k, v in _family(f"{name}.", run[name]).items()},
+        **_family("hashes.", [cell.hashes for cell in cells]),
     }  # fmt: skip
 
 
 def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
     """A column for each key of these mappings. Each cell has one mapping, or None."""
-    mappings = [each if isinstance(each, dict) else {} for each in of]
-    keys = tuple(mappings[0]) if mappings else ()
-    if keys and all(tuple(each) == keys for each in mappings):
-        # The keys agree in most sweeps; this path is several times faster.
-        columns = zip(*(each.values() for each in mappings), strict=True)
-        return {f"{before}{key}": list(values) for key, values in zip(keys, columns, strict=True)}
-    keys = tuple(dict.fromkeys(key for each in mappings for key in each))
-    return {f"{before}{key}": [each.get(key) for each in mappings] for key in keys}
+    found = by_key([each if isinstance(each, dict) else {} for each in of])
+    return {before + key: values for key, values in found.items()}
 
 
 def _numbers(values: list[Any]) -> list[Any]:
     """The values, with None for all that are not numbers (records are not validated here)."""
+    # Performance: nearly always, all values are finite floats.
+    if set(map(type, values)) == {float} and all(map(math.isfinite, values)):
+        return values
     return [value if is_number(value) else None for value in values]
 
 
@@ -83,7 +82,7 @@ def _column(name: str, values: list[Any]) -> Any:
     import pandas as pd
 
     if is_float(name):
-        return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+        return np.array(values, dtype=np.float64)
     if is_count(name):
         # Without float, which cannot represent every seed above 2**53.
         whole = np.array([0 if value is None else round(value) for value in values], dtype=np.int64)

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,7 +21,7 @@ from typing import Any
 from backdoor_lab.core.atomic_io import canonical, digest
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.small_files import read_json, read_small
-from backdoor_lab.results.seal import check_seal, sealed
+from backdoor_lab.results.seal import check_seal, sealed, unix_lines
 
 SWEEP, RECORDS, TABLES = "sweep.json", "records.jsonl", "tables.md"
 SCHEMA = 1
@@ -141,7 +142,7 @@ def frozen_lines(folder: Path) -> Iterator[bytes]:
                 " from version control"
             ) from None
         return
-    for number, line in enumerate(data.splitlines(), 1):
+    for number, line in enumerate(io.BytesIO(data), 1):
         try:
             check_seal(line)
         except DataError as error:
@@ -164,7 +165,7 @@ def _check_whole(folder: Path, path: Path, data: bytes) -> None:
     said = _said_hash(folder)
     if said is None:
         raise DataError(f"{path}: {SWEEP} in the same folder does not record its hash")
-    if hashlib.sha256(data.replace(b"\r\n", b"\n")).hexdigest() != said:
+    if hashlib.sha256(unix_lines(data)).hexdigest() != said:
         raise DataError(
             f"{path}: lines were added, removed or moved since {SWEEP} was written; restore both"
             " from version control"

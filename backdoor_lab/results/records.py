@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from backdoor_lab.core import small_files
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.core.validation import non_negative
 from backdoor_lab.results.metrics import TRANSFORMED, under_name
 from backdoor_lab.results.seal import check_seal
+from backdoor_lab.results.values import sorted_text
 
 SCHEMA = 1
 DONE, MISSING, DAMAGED = "done", "missing", "failed: damaged record"
@@ -37,10 +38,14 @@ DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
 _INDICES = b'"poison_indices":'
 _LARGEST = 2**53
-_SORTED = json.JSONEncoder(sort_keys=True).encode
 _TRANSFORMATION = re.compile(r"[a-z]{1,32}[0-9.]{0,32}")
 SEEDS = 2**63
 _PLAIN = frozenset((str, bool, int, type(None)))
+_NUMERIC = frozenset((float, int))
+T = TypeVar("T")
+_KNOWN: dict[tuple[Any, str], Any] = {}
+_DISTINCT = 4096
+"""Distinct protocols, configs, ... to remember: the records of a sweep have few of them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,8 @@ class CellRecord:
     without the seed): None if not recorded. `error`: message of a failed cell. `hashes`: those of
     data, poison and weights. `notes`: those of the defense. `top_class`: the class predicted most
     often, by the names in TOP_CLASSES. `applied`: filter options that the defense uses, None if not
-    recorded."""
+    recorded. `run`: without the hashes of the code and the hardware of each stage. Records share
+    equal parts, which must not be changed."""
 
     id: str
     status: str
@@ -83,21 +89,22 @@ def parse_sealed(data: bytes) -> CellRecord:
         raise DataError(f"`schema` must be {SCHEMA}, got {record.get('schema')!r}")
     if not isinstance(record.get("id"), str):
         raise DataError(f"`id` must be text, got {record.get('id')!r}")
-    choices = check_choices(record.get("choices"))
+    given = check_choices(record.get("choices"))
+    choices: dict[str, Any] = {k: sys.intern(v) if type(v) is str else v for k, v in given.items()}
     run, hashes, notes = (record.get(name) for name in ("run", "hashes", "notes"))
     return CellRecord(
         record["id"],
         _status(record.get("status")),
         choices,
-        _protocol(record.get("protocol")),
+        _once(_protocol, record.get("protocol")),
         _canonical(record.get("config"), choices["seed"]),
         _numbers(record),
-        run if isinstance(run, dict) else {},
+        _run(run) if isinstance(run, dict) else {},
         None if record.get("error") is None else str(record["error"]),
         hashes if isinstance(hashes, dict) else {},
         notes if isinstance(notes, dict) else {},
         {name: str(record[name]) for name in TOP_CLASSES if record.get(name) is not None},
-        applied if isinstance(applied := record.get("applied"), dict) else None,
+        _once(_itself, applied) if isinstance(applied := record.get("applied"), dict) else None,
     )
 
 
@@ -138,9 +145,41 @@ def _without_indices(data: bytes) -> bytes:
 
 
 def _status(value: Any) -> str:
-    if isinstance(value, str) and (value == DONE or value.split(":")[0] in ("failed", "diverged")):
+    if value == DONE:
+        return DONE
+    if isinstance(value, str) and value.split(":")[0] in ("failed", "diverged"):
         return value
     raise DataError(f"`status` must be done, failed: … or diverged: …, got {value!r}")
+
+
+def _once(function: Callable[[Any], T], value: Any) -> T:
+    """`function(value)`, computed once for equal JSON values. Records thus share one object, which
+    saves memory and lets `each_once` compute columns of it once."""
+    # Only equal values have equal texts; in a dict, 1, 1.0 and True would be one key.
+    key = function, repr(value)
+    found = _KNOWN.get(key)
+    if found is None:
+        if len(_KNOWN) > _DISTINCT:
+            _KNOWN.clear()
+        found = _KNOWN.setdefault(key, function(value))
+    return cast(T, found)
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _run(run: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of `run`, and no more: with ten thousand records, memory costs time."""
+    run.pop("code", None)
+    stages = run.get("stages")
+    for stage in stages.values() if isinstance(stages, dict) else ():
+        if isinstance(stage, dict):
+            stage.pop("compute", None)
+    for name in ("compute", "versions"):
+        if name in run:
+            run[name] = _once(_itself, run[name])
+    return run
 
 
 def _protocol(given: Any) -> dict[str, Any] | None:
@@ -163,8 +202,12 @@ def _canonical(config: Any, seed: int) -> str | None:
     """The config as JSON text without the seed, so that it is equal for all seeds of a cell."""
     if not isinstance(config, dict) or not config:
         return None
-    text = _SORTED(config)
+    # Performance: without its seed, few configs of a sweep are distinct.
+    own = type(config.get("seed")) is int and config["seed"] == seed
+    text = _once(sorted_text, {k: v for k, v in config.items() if not own or k != "seed"})
     entry = f'"seed": {seed}'
+    if entry not in text:
+        return text
     # Quotes inside strings are escaped, so a string cannot be mistaken for the key.
     for found, left in ((f", {entry},", ","), (f", {entry}}}", "}"), (f"{{{entry}, ", "{"),
                         (f"{{{entry}}}", "{}")):  # fmt: skip
@@ -183,9 +226,9 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
     for where, part, names, high in parts:
         values = mapping(f"`{where[:-1]}`", part if part is not None else {})
         for name in names:
-            given = values.get(name)
-            if type(given) is float and 0 <= given <= high:
-                numbers[name] = given
+            given: Any = values.get(name)
+            if type(given) in _NUMERIC and 0 <= given <= high:
+                numbers[name] = float(given)
             elif given is not None:
                 value = _number(where + name, given, high)
                 if value is not None:

@@ -57,4 +57,10 @@ def check_seal(data: bytes) -> None:
 
 
 def _hash(body: bytes) -> str:
-    return hashlib.sha256(body.replace(b"\r\n", b"\n")).hexdigest()
+    return hashlib.sha256(unix_lines(body)).hexdigest()
+
+
+def unix_lines(data: bytes) -> bytes:
+    """`data` with CRLF line ends replaced by LF."""
+    # Performance: most data has no CR, and finding a single byte is ten times faster.
+    return data.replace(b"\r\n", b"\n") if b"\r" in data else data

@@ -104,9 +104,9 @@ def _without_repeats(sweep: Sweep) -> list[CellRecord]:
     """Omit done cells with the choices, protocol and config of another cell but a new id (from
     another code version), whose seed would count twice. Keeps the requested one, and all results
     of modified code."""
-    often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
-    if len(often) == len(sweep.cells):
+    if len({tuple(cell.choices.values()) for cell in sweep.cells}) == len(sweep.cells):
         return sweep.cells
+    often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
     seen: dict[Any, str] = {}
     kept = []
     for cell in sweep.cells:

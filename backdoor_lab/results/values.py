@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
+T = TypeVar("T")
+
+sorted_text = json.JSONEncoder(sort_keys=True).encode
 HASH = re.compile(r"[0-9a-f]{32,}")
 
 
@@ -38,6 +41,23 @@ def is_count(ratio: float, ratio_of: Any) -> bool:
     """Whether a ratio is a number of images: `protocol.ratio_of` is ``count`` or, for cells without
     a recorded protocol, the ratio is above 1."""
     return bool(ratio_of == "count" or ratio > 1)
+
+
+def by_key(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The values of all these mappings by key; None where a mapping lacks the key."""
+    sets = dict.fromkeys(map(tuple, mappings))
+    keys = list(dict.fromkeys(key for each in sets for key in each))
+    # Performance: reading a mapping at once is several times faster than one key of all mappings.
+    lines = [[*map(each.get, keys)] for each in mappings]
+    return dict(zip(keys, map(list, zip(*lines, strict=True)), strict=True))
+
+
+def each_once(function: Callable[[Any], T], values: Sequence[Any]) -> list[T]:
+    """The results of `function` for these values, computed once for values that are one object, as
+    equal parts of records are. Equality would not do: ``1 == True``."""
+    distinct = {id(value): value for value in values}
+    made = {key: function(value) for key, value in distinct.items()}
+    return [made[id(value)] for value in values]
 
 
 def sort_value(value: Any, counts: bool = False) -> tuple[bool, float] | None:

@@ -54,7 +54,8 @@ class CleanNetworks:
         """The ASR1 to expect without an attack: that of clean networks on the same test, else the
         share of the same images that the cell's network classifies as the target without the
         trigger."""
-        return self.asr.get(_choices(cell, ATTACK), cell.numbers.get("clean_rate1"))
+        other = cell.numbers.get("clean_rate1")
+        return self.asr.get(_choices(cell, ATTACK), other) if self.asr else other
 
 
 def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str, list[str]]:

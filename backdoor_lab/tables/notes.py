@@ -10,7 +10,7 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.results.facts import PROTOCOL, SEED, CellFields
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CellRecord
-from backdoor_lab.results.values import words
+from backdoor_lab.results.values import each_once, words
 from backdoor_lab.tables import reference
 from backdoor_lab.tables.layout import UNKNOWN, PivotSpec, TableGroup
 from backdoor_lab.tables.learned import CleanNetworks
@@ -162,7 +162,7 @@ def where(cells: Sequence[CellRecord]) -> list[str]:
     """Devices and versions of the runs, most frequent first, and components whose code was
     modified."""
     devices = _frequent(cell.run.get("device") for cell in cells)
-    versions = _frequent(_versions(cell.run.get("versions")) for cell in cells)
+    versions = _frequent(each_once(_versions, [cell.run.get("versions") for cell in cells]))
     lines = [f"Device: {devices}."] if devices else []
     edited = sorted({name for cell in cells for name in cell.run.get("modified") or []})
     lines += [f"Versions: {versions}."] if versions else []

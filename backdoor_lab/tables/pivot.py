@@ -72,7 +72,8 @@ class PivotTable:
 def pivot(facts: CellFields, spec: PivotSpec) -> list[PivotTable]:
     """The tables of a layout, in the order of the sweep; `facts` must have all of its names."""
     groups = split(facts, spec)
-    places = [_places(group, spec) for group in groups]
+    keys = facts.keys(spec.rows), facts.keys(spec.columns)
+    places = [_places(group, *keys) for group in groups]
     estimates = _estimates(facts, places, spec.values)
     clean = CleanNetworks.among(facts.cells)
     return [_table(*each, spec, clean) for each in zip(groups, places, estimates, strict=True)]
@@ -83,13 +84,13 @@ def pivot_cells(cells: Sequence[CellRecord], spec: PivotSpec) -> list[PivotTable
     return pivot(CellFields(cells, spec.axes), spec)
 
 
-def _places(group: TableGroup, spec: PivotSpec) -> Places:
+def _places(group: TableGroup, rows: Sequence[Key], columns: Sequence[Key]) -> Places:
     facts, found = group.facts, Places()
     for number in group.numbers:
-        row = facts.key(number, spec.rows)
+        row = rows[number]
         if not facts.of[number]:
             row = (facts.cells[number].id, *["–"] * (len(row) - 1))
-        found.setdefault((row, facts.key(number, spec.columns)), []).append(number)
+        found.setdefault((row, columns[number]), []).append(number)
     return found
 
 

@@ -53,6 +53,16 @@ def test_data_frames_are_guarded_for_every_text_dtype(kind: str) -> None:
     assert lines == [["'=a", "n"], ["'=1", "-0.5"], ["-0.5", "-1.0"], ["", "2.0"]]
 
 
+def test_data_frames_are_written_as_python_writes_their_values() -> None:
+    floats = [0.0, -0.0, 1e-300, float("nan"), 0.1, 1 / 3]
+    texts = ["a,b", 'say "x"', "", None, " a", "two\nlines"]
+    counts = pd.array([0, 2**63 - 1, None, 3, 3, 0], dtype="Int64")
+    frame = pd.DataFrame({"f": floats, "t": pd.array(texts, dtype="string"), "n": counts})
+    plain = [[None if pd.isna(v) else v for v in line] for line in frame.astype(object).to_numpy()]
+    assert csv_of_frame(frame) == csv_text(list(frame), plain)
+    assert csv_of_frame(frame[:0]) == "f,t,n\n"
+
+
 @pytest.mark.parametrize("text", FORMULAS)
 def test_no_csv_file_contains_a_formula(tmp_path: Path, text: str) -> None:
     write_everything(tmp_path, sweep_of(tmp_path, text))

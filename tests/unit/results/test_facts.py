@@ -51,6 +51,16 @@ def test_config_values_are_sorted_by_value_if_all_are_numbers(tmp_path: Path) ->
     assert ordered(switches, "config.on") == [("true",), ("false",)]
 
 
+def test_equal_values_of_different_types_keep_their_own_text(tmp_path: Path) -> None:
+    values = [1, True, 0.0, -0.0, False, 0, "1"]
+    made = [record(seed=n, protocol={**PROTOCOL, "x": v}) for n, v in enumerate(values)]
+    found = facts(tmp_path, made)
+    texts = ["1", "true", "0", "-0", "false", "0", "1"]
+    assert [found.word(number, "protocol.x") for number in range(7)] == texts
+    assert found.words("protocol.x") == texts
+    assert found.frame["protocol.x"].tolist() == texts
+
+
 def test_image_counts_are_sorted_after_percentages(tmp_path: Path) -> None:
     made = [record(ratio=n, protocol=COUNTED) for n in (500, 20, 1)]
     made += [record(ratio=share) for share in (0.5, 0.01)]

@@ -106,6 +106,22 @@ def test_config_text_omits_only_the_seed() -> None:
     assert parsed(made).config == json.dumps({"a": {}, "z": {"b": '", "seed": 1,'}})
 
 
+def test_equal_parts_of_records_are_one_object() -> None:
+    run = {"versions": {"torch": "2"}, "seconds": {"train": 1.5}}
+    one, other = (parsed(record(seed=seed, run=run, config={"seed": seed})) for seed in (0, 1))
+    assert one.protocol is other.protocol
+    assert one.config is other.config
+    assert one.run["versions"] is other.run["versions"]
+    assert one.run["seconds"] is not other.run["seconds"]
+
+
+@pytest.mark.parametrize("other", [True, 1.0, "1"])
+def test_parts_of_records_are_shared_only_if_their_types_are_equal(other: Any) -> None:
+    kept = [parsed(record(config={"x": v}, protocol={"x": v})) for v in (1, other)]
+    assert [type(cell.protocol["x"]) for cell in kept] == [int, type(other)]
+    assert [cell.config for cell in kept] == [json.dumps({"x": v}) for v in (1, other)]
+
+
 def test_find_sweeps_skips_hidden_folders(tmp_path: Path) -> None:
     write_sweep(tmp_path / "b", [record()])
     write_sweep(tmp_path / "a" / "deeper", [record()], asked=[])
