@@ -2,8 +2,9 @@
 
 One row per image: clean; with the test-time trigger, and the difference to the clean image, ten
 times amplified around gray; poisoned as in the training set, and that difference. Takes the same
-configuration as a sweep (experiment=…, dataset=…, target=…). If a trigger needs training or
-optimization, its result is read from the store, or computed and stored there for the sweep.
+configuration as a sweep (experiment=…, dataset=…, target=…), or any images with --folder. If a
+trigger needs training or optimization, its result is read from the store, or computed and stored
+there for the sweep.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 COLUMNS = ("clean", "test", "test diff x 10", "training", "training diff x 10")
 TILE, GAP, LABEL = 96, 6, 120
 ENLARGED, BACKGROUND = 10, (225, 225, 225)
+COPIES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = parser_of("preview", __doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="trigger=a,b or all")
     parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
+    parser.add_argument(
+        "--folder", type=path_of, metavar="FOLDER",
+        help="your own images, the first N by name, in place of dataset=: a folder or an archive",
+    )  # fmt: skip
+    parser.add_argument(
+        "--size", type=int, default=32, metavar="PIXELS",
+        help="with --folder: images are cropped to their middle square and resized (32)",
+    )  # fmt: skip
     parser.add_argument("--out", type=path_of, default=Path("preview.png"), metavar="FILE.png")
     return run_command(parser, _preview, arguments)
 
@@ -51,7 +61,12 @@ def _preview(given: Namespace) -> int:
     shown = 4 if len(names) == 1 else 1
     if given.images is not None:
         shown = validation.whole("--images", given.images, low=1)
-    rows = [row for name in names for row in _rows(name, rest, shown)]
+    with tempfile.TemporaryDirectory() as scratch:
+        if given.folder is not None:
+            if any(each.startswith(("dataset=", "dataset.")) for each in rest):
+                raise ConfigError("`--folder` takes the place of `dataset`: give one of the two")
+            rest = own_images(given.folder, shown, given.size, Path(scratch)) + rest
+        rows = [row for name in names for row in rows_of(name, rest, shown)]
     data = io.BytesIO()
     grid(rows).save(data, format="PNG")
     write_atomic(out, data.getvalue())
@@ -104,7 +119,9 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
     return names, rest
 
 
-def _rows(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
+def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
+    """A row for each of `shown` images with the trigger `name`: its label, and images uint8
+    (C, H, W), one for each of `COLUMNS`. Raises ConfigError for an invalid configuration."""
     trigger, attacked = _attacked([*overrides, f"trigger={name}"])
     made = attacked.poisoned
     if not len(made.source_index):
@@ -118,6 +135,30 @@ def _rows(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[T
         (name, [a, b, difference(a, b), c, difference(a, c)])
         for a, b, c in zip(clean, tested, trained, strict=True)
     ]
+
+
+def own_images(folder: Path, count: int, size: int, scratch: Path) -> list[str]:
+    """The overrides for a data set of the first `count` images in `folder`, written to `scratch`.
+
+    Every image is in each of five classes, so that every trigger poisons it, whatever its label
+    mode, and finds covers. Raises ConfigError or DataError if the folder has no readable images.
+    """
+    import numpy as np
+
+    from backdoor_lab.data.squares import middle_squares
+
+    pixels = validation.whole("--size", size, low=1, below=4097)
+    images = np.tile(middle_squares(folder, count, pixels), (COPIES, 1, 1, 1))
+    labels = np.repeat(np.arange(COPIES), len(images) // COPIES)
+    np.savez(
+        scratch / "images.npz", train_images=images, train_labels=labels,
+        test_images=images, test_labels=labels,
+    )  # fmt: skip
+    return [
+        "dataset=arrays", f"dataset.root={scratch / 'images.npz'}", "target=1",
+        "protocol.ratio_of=count", f"ratio={len(images) // COPIES}", "defense=none",
+        "model.width=8", "recipe=small", f"store.root={scratch / 'store'}",
+    ]  # fmt: skip
 
 
 def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:

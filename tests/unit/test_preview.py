@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -84,3 +85,60 @@ def test_covers_are_not_shown_as_poisoned_images(
     asked = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pixel", "covers=1"]
     assert preview.main([*asked, "--images", "7", "--out", str(tmp_path / "p.png")]) == 0
     assert "6 rows" in capsys.readouterr().out
+
+
+def photos(folder: Path) -> Path:
+    """Three images of different sizes in a folder without classes, and a file that is none."""
+    (folder / "trip").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, (width, height), channel in (
+        ("a.png", (40, 20), 0), ("trip/b.JPG", (9, 30), 2), ("z.png", (8, 8), 1),
+    ):  # fmt: skip
+        pixels = rng.integers(0, 90, (height, width, 3), dtype=np.uint8)
+        pixels[:, :, channel] = 255
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def test_any_folder_of_images_is_previewed_at_one_size(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first two by name, with a dirty-label, a clean-label and a trigger with covers."""
+    out = tmp_path / "p.png"
+    arguments = ["--folder", str(photos(tmp_path / "photos")), "--size", "16", "--images", "2"]
+    asked = ["trigger=pattern,sinusoid,warp", "trainer=cpu", "trainer.threads=1"]
+    assert preview.main([*arguments, "--out", str(out), *asked]) == 0
+    assert "6 rows" in capsys.readouterr().out
+    picture = Image.open(out)
+    step, middle = preview.TILE + preview.GAP, 24 + preview.TILE // 2
+    for row in range(3):
+        places = (middle + (2 * row + image) * step for image in (0, 1))
+        shown = [picture.getpixel((preview.LABEL + 40, place)) for place in places]
+        assert sorted(np.argmax(value) for value in shown) == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--folder", "nowhere"], "nowhere: no such folder or archive"),
+        (["--folder", "empty"], "empty: there is no image file in it"),
+        (["--folder", "photos", "--size", "0"], "1 <= --size"),
+        (["--folder", "photos", "dataset=digits"], "`--folder` takes the place of `dataset`"),
+        (["--folder", "damaged"], "damaged: x.png: not a valid image file"),
+    ],
+)
+def test_a_folder_that_cannot_be_previewed_is_one_error(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    photos(tmp_path / "photos")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "x.png").write_bytes(b"not an image")
+    monkeypatch.chdir(tmp_path)
+    assert preview.main([*arguments, "trigger=pixel"]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "preview.png").exists()
