@@ -208,9 +208,12 @@ def test_a_bad_value_is_refused_in_one_line_with_exit_code_2(
 def test_suggestions_never_repeat_the_unknown_key(
     refused: tuple[Path, dict[str, list[object]]],
 ) -> None:
-    for words, (_, _, said, _) in refused[1].items():
-        if "Did you mean" in str(said):
-            assert f"Did you mean '{words.split()[-1].partition('=')[0]}'" not in str(said)
+    suggested = {
+        w: str(said) for w, (_, _, said, _) in refused[1].items() if "Did you" in str(said)
+    }
+    assert suggested
+    for words, said in suggested.items():
+        assert f"Did you mean '{words.split()[-1].partition('=')[0]}'" not in said
 
 
 def test_tilde_is_expanded_and_chdir_does_not_change_paths(
