@@ -1,0 +1,172 @@
+"""README and the guides of folders name everything that there is, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from backdoor_lab.results.frozen import frozen_lines
+from tests.helpers.project import CONF, ROOT
+
+README = (ROOT / "README.md").read_text()
+CONFIGURATION = (CONF / "README.md").read_text()
+PRESETS = {"spectral_uncentred", "spectral_uncentered", "spectral_every_class"}
+CONTROLS = {"none", "random", "oracle", "clean_data"}
+
+
+def options(group: str) -> set[str]:
+    return {path.stem for path in (CONF / group).glob("*.yaml")}
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below a heading, up to the next one."""
+    return f"\n{text}".split(f"\n{heading}\n")[1].split("\n## ")[0]
+
+
+def item(label: str) -> set[str]:
+    """The names in a line of "What is inside"."""
+    (found,) = re.findall(
+        rf"(?ms)^- (?:\[{label}\]\S+|{label}:)(.*?)(?=^- |\Z)", section(README, "## What is inside")
+    )
+    return set(re.findall(r"`(\w+)`", found))
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """The lines of the first table of a section, without its head."""
+    lines = [line for line in section(text, heading).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:]]
+
+
+def named(text: str, heading: str) -> set[str]:
+    """The names in the first column of a table."""
+    return {name for row in rows(text, heading) for name in re.findall(r"`(\w+)`", row[0])}
+
+
+def records(sweep: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in frozen_lines(ROOT / "multirun_reports" / sweep)]
+
+
+def test_readme_is_read_in_one_sitting() -> None:
+    assert len(README.encode()) <= 10_000
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [".", "conf", "conf/protocol", "conf/hydra/launcher", "backdoor_lab", "backdoor_lab/attacks",
+     "backdoor_lab/defenses", "backdoor_lab/tables", "tests", "multirun_reports"],
+)  # fmt: skip
+def test_every_folder_that_one_browses_has_a_guide(folder: str) -> None:
+    assert (ROOT / folder / "README.md").is_file()
+
+
+def test_readme_lists_every_method_data_set_and_protocol() -> None:
+    filters, repairs = item("Filters"), item("Repairs")
+    assert item("Triggers") == options("trigger")
+    assert filters | repairs == options("defense") - PRESETS - CONTROLS
+    assert not filters & repairs
+    assert item("Data sets") == options("dataset") - {"synthetic_small"}
+    assert item("Protocols") == options("protocol")
+
+
+def test_the_comparison_has_eight_rows_and_our_numbers() -> None:
+    compared = rows(README, "## Why")
+    assert len(compared) == 8
+    assert {len(row) for row in compared} == {5}
+    assert all(all(row[1:]) for row in compared)
+    attacks, defenses = re.findall(r"\d+", compared[0][1])
+    assert int(attacks) == len(options("trigger"))
+    assert int(defenses) == len(options("defense") - PRESETS - CONTROLS)
+    public = re.search(r"(\d+) public", compared[1][1])
+    assert public
+    assert int(public[1]) == len(
+        options("dataset") - {"image_folder", "arrays", "synthetic", "synthetic_small"}
+    )
+
+
+def test_the_findings_are_those_of_the_records() -> None:
+    said = " ".join(section(README, "## Results").split())
+    cells = [r for r in records("paper/report_airbench") if r["choices"]["defense"] == "spectral"]
+    pattern = [r for r in cells if r["choices"]["trigger"] == "pattern"]
+    assert f"ASR2 ≤ {max(100 * r['asr2'] for r in pattern):.1f} %" in said
+    literal = {
+        r["choices"]["trigger"]: r["detection"]["auroc"]
+        for r in records("paper/readings_group13_literal")
+        if (r["choices"]["defense"], r["choices"]["ratio"]) == ("spectral", 0.1)
+    }
+    assert f"AUROC {literal['pattern']:.2f} and {literal['pixel']:.2f}" in said
+    left = {
+        r["config"]["protocol"]["layer"]: r["counts"]["pois_left"]
+        for r in records("paper/width")
+        if r["choices"]["defense"] == "spectral"
+    }
+    assert f"{left['layer4.0']} images left, not {left['penultimate']}" in said
+    mixed = {
+        (recipe, trigger): sum(counts) / len(counts)
+        for recipe in ("demo", "demo_mixup")
+        for trigger in ("pixel", "pattern")
+        if (counts := [
+            r["counts"]["pois_left"] for r in records("defenses/augmentation")
+            if (r["choices"]["recipe"], r["choices"]["trigger"], r["choices"]["defense"])
+            == (recipe, trigger, "spectral")
+        ])
+    }  # fmt: skip
+    assert (
+        f"{mixed['demo_mixup', 'pixel']:.0f} and {mixed['demo_mixup', 'pattern']:.0f} of 100 images"
+        f" left, not {mixed['demo', 'pixel']:.0f} and {mixed['demo', 'pattern']:.0f}" in said
+    )
+    learned = [r for r in cells if r["choices"]["trigger"] == "pixel" and r["asr1"] > 0.5]
+    assert (len(learned), len(cells) - len(pattern)) == (2, 6)
+    assert "The pixel is learned in two of six cells" in said
+
+
+@pytest.mark.parametrize(
+    ("group", "heading"),
+    [("dataset", "## Data sets"), ("model", "## Models"), ("recipe", "## Recipes"),
+     ("experiment", "## Experiments")],
+)  # fmt: skip
+def test_the_guide_of_the_configuration_lists_every_option(group: str, heading: str) -> None:
+    assert named(CONFIGURATION, heading) == options(group)
+
+
+def test_the_guide_of_the_configuration_lists_every_group() -> None:
+    told = set(re.findall(r"(?m)^\| ((?:`[\w/]+`(?:, )?)+) \|", section(CONFIGURATION, TITLE)))
+    groups = {name for cell in told for name in re.findall(r"`([\w/]+)`", cell)}
+    folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
+    assert folders | {"hydra/launcher"} <= groups
+    loggers = re.search(r"(?m)^\| `logger` \|(.*)$", CONFIGURATION)
+    assert loggers
+    assert options("logger") <= set(re.findall(r"`(\w+)`", loggers[1]))
+
+
+TITLE = "# The configuration"
+
+
+def test_the_guide_of_the_launchers_lists_every_launcher() -> None:
+    guide = (CONF / "hydra/launcher/README.md").read_text()
+    assert named(guide, "# Running many cells") == options("hydra/launcher") | {"basic"}
+
+
+def test_the_fault_table_names_tests_that_exist() -> None:
+    guide = (ROOT / "tests/README.md").read_text()
+    table = rows(guide, "## The fault table")
+    assert len(table) > 30
+    for row in table:
+        tests = re.findall(r"`([\w/]+\.py)`", row[2])
+        assert tests, row
+        for name in tests:
+            assert (ROOT / "tests" / name).is_file(), name
+
+
+def test_the_glossary_has_at_most_twenty_words() -> None:
+    guide = (ROOT / "backdoor_lab/README.md").read_text()
+    assert 10 < len(rows(guide, "## Glossary")) <= 20
+
+
+def test_the_guide_of_the_package_names_every_command() -> None:
+    commands = section((ROOT / "backdoor_lab/README.md").read_text(), "## Commands")
+    makefile = (ROOT / "Makefile").read_text()
+    jobs = set(re.findall(r"(?m)^([a-z-]+):.*##", makefile)) - {"help", "clean", "test-avx2"}
+    assert {f"make {job}" for job in jobs} <= set(re.findall(r"make [a-z-]+", commands))
