@@ -26,8 +26,14 @@ SUBJECTS = (
 def documents() -> list[Path]:
     """Every Markdown document written by people, not by commands."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")]
-    kept = [path for path in found if path.name not in PRINTED and "runs" not in path.parts]
+    kept = [path for path in found if path.name not in PRINTED and not _printed(path)]
     return [ROOT / "README.md", *sorted(kept)]
+
+
+def _printed(path: Path) -> bool:
+    """Whether a command wrote it: in `runs`, or in the `tables` of a sweep."""
+    place = path.relative_to(ROOT).parts
+    return place[0] == "multirun_reports" and bool({"runs", "tables"} & set(place))
 
 
 def load() -> None:

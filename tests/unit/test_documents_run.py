@@ -119,7 +119,7 @@ def run(copy: Path, block: Block) -> str:
     if block.language == "python":
         command = ["python", "-c", block.text]
     done = subprocess.run(
-        command, cwd=copy, env=settings(copy), capture_output=True, text=True, timeout=120,
+        command, cwd=copy, env=settings(copy), capture_output=True, text=True, timeout=400,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{block.text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
@@ -136,6 +136,7 @@ def prints(said: str, expected: str) -> bool:
     )
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_block_of_a_document_runs_and_prints_what_it_shows(
     copy: Path, document: Path
