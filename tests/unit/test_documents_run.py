@@ -179,6 +179,19 @@ def test_every_exception_is_a_block_of_its_document() -> None:
         assert re.search(rf"(?m)^{re.escape(command)}(?=$| )", text), command
 
 
+def test_every_addition_fits_a_command_of_a_document() -> None:
+    text = "\n".join(b.text for path in DOCUMENTS for b in blocks(path) if b.language == "bash")
+    text = text.replace("\\\n", " ").replace("make demo", "python -m backdoor_lab experiment=demo")
+    commands = re.findall(r"python -m backdoor_lab (.*)", text)
+    for pattern, _ in TRIAL:
+        assert any(re.search(pattern, said) for said in commands), pattern
+
+
+def test_a_command_that_is_refused_is_found(copy: Path) -> None:
+    with pytest.raises(AssertionError, match="error: "):
+        run(copy, Block(1, "bash", "python -m backdoor_lab trigger=nothing\n"))
+
+
 def test_what_a_block_prints_is_compared() -> None:
     assert prints("a\nbc\nd\n", "a\nb…\n")
     assert not prints("a\nbc\nd\n", "bc\na\n")
