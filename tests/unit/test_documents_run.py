@@ -1,9 +1,9 @@
-"""Every code block of README and of the guides runs, at trial size, and prints what is shown.
+"""Every code block of README and of the guides runs, at trial size, and prints the shown lines.
 
 The blocks run in a copy of the project, in the order of their document: commands through the
 shell, Python through the interpreter; a block whose first line is a path in a comment is written
-there. A `text` block shows what the block before it prints: its lines have to come in this order;
-`…` stands for anything.
+there. A `text` block shows the output of the block before it: its lines must be printed in this
+order; `…` stands for any text.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CODE = {"bash", "python", "yaml"}
 SHOWN = {"text", "bibtex"}
 RUNS = r"experiment=smoke|root=photos"
 PRINTS = r"--cfg|--help|dry_run=true"
-#: What is added to `python -m backdoor_lab`, by every pattern that fits its arguments.
+#: Overrides for `python -m backdoor_lab`, by a pattern that its arguments match.
 TRIAL = [
     (r"^(?!.*(--cfg|--help))", ["trainer=cpu", "trainer.threads=1"]),
     # A narrow network and few images; one epoch where the command runs.
@@ -46,7 +46,7 @@ TRIAL = [
     # CIFAR-10 would be downloaded.
     (r"^(?!.*(--cfg|--help|dataset=|experiment=(?!report|readings)))", ["dataset=synthetic_small"]),
 ]  # fmt: skip
-#: (document, first line of the block) -> why it does not run here.
+#: (document, first line of the block) -> why it is not run here.
 EXCEPTIONS = {
     ("tests/README.md", "BACKDOOR_LAB_DEMO= python -m pytest tests/torture/test_kill_demo.py -s"): (
         "runs the demo eleven times, ten of them killed: most of an hour"
@@ -114,7 +114,7 @@ def settings(copy: Path) -> dict[str, str]:
 
 
 def run(copy: Path, block: Block) -> str:
-    """What the block prints. Fails unless it ends with exit code 0."""
+    """The output of the block. Fails unless it exits with code 0."""
     command = ["bash", "-euo", "pipefail", "-c", block.text]
     if block.language == "python":
         command = ["python", "-c", block.text]
@@ -138,7 +138,7 @@ def prints(said: str, expected: str) -> bool:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_every_block_of_a_document_runs_and_prints_what_it_shows(
+def test_every_block_of_a_document_runs_and_prints_the_shown_lines(
     copy: Path, document: Path
 ) -> None:
     said, ran, written = "", 0, []
@@ -151,7 +151,7 @@ def test_every_block_of_a_document_runs_and_prints_what_it_shows(
             written.append(copy / block.file)
             written[-1].write_text(block.text)
         elif block.language == "text":
-            assert prints(said, block.text), f"line {block.line}: printed is\n{said}"
+            assert prints(said, block.text), f"line {block.line}: the output is\n{said}"
         elif block.language in ("bash", "python"):
             said = run(copy, shown_by(block))
         else:
@@ -164,7 +164,7 @@ def test_every_block_of_a_document_runs_and_prints_what_it_shows(
 
 
 def shown_by(block: Block) -> Block:
-    """The block with each command of PRINTED_BY replaced."""
+    """The block with the commands in PRINTED_BY replaced."""
     text = block.text
     for command, (other, _) in PRINTED_BY.items():
         text = re.sub(rf"(?m)^{re.escape(command)}(?=$| )", other, text)
@@ -179,7 +179,7 @@ def test_every_exception_is_a_block_of_its_document() -> None:
         assert re.search(rf"(?m)^{re.escape(command)}(?=$| )", text), command
 
 
-def test_every_addition_fits_a_command_of_a_document() -> None:
+def test_every_override_pattern_matches_a_command_of_a_document() -> None:
     text = "\n".join(b.text for path in DOCUMENTS for b in blocks(path) if b.language == "bash")
     text = text.replace("\\\n", " ").replace("make demo", "python -m backdoor_lab experiment=demo")
     commands = re.findall(r"python -m backdoor_lab (.*)", text)
@@ -187,12 +187,12 @@ def test_every_addition_fits_a_command_of_a_document() -> None:
         assert any(re.search(pattern, said) for said in commands), pattern
 
 
-def test_a_command_that_is_refused_is_found(copy: Path) -> None:
+def test_a_failing_command_in_a_block_is_an_error(copy: Path) -> None:
     with pytest.raises(AssertionError, match="error: "):
         run(copy, Block(1, "bash", "python -m backdoor_lab trigger=nothing\n"))
 
 
-def test_what_a_block_prints_is_compared() -> None:
+def test_printed_lines_are_compared_in_order() -> None:
     assert prints("a\nbc\nd\n", "a\nb…\n")
     assert not prints("a\nbc\nd\n", "bc\na\n")
     assert not prints("a\n", "b\n")

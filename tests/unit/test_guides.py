@@ -1,4 +1,4 @@
-"""README and the guides of folders name everything that there is, and nothing else."""
+""""""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def options(group: str) -> set[str]:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands below a heading, up to the next one."""
+    """The text below a heading, up to the next one."""
     return f"\n{text}".split(f"\n{heading}\n")[1].split("\n## ")[0]
 
 
@@ -49,7 +49,7 @@ def records(sweep: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in frozen_lines(ROOT / "multirun_reports" / sweep)]
 
 
-def test_readme_is_read_in_one_sitting() -> None:
+def test_readme_has_at_most_10_kb() -> None:
     assert len(README.encode()) <= 10_000
 
 
@@ -58,7 +58,7 @@ def test_readme_is_read_in_one_sitting() -> None:
     [".", "conf", "conf/protocol", "conf/hydra/launcher", "backdoor_lab", "backdoor_lab/attacks",
      "backdoor_lab/defenses", "backdoor_lab/tables", "tests", "multirun_reports"],
 )  # fmt: skip
-def test_every_folder_that_one_browses_has_a_guide(folder: str) -> None:
+def test_every_folder_for_readers_has_a_readme(folder: str) -> None:
     assert (ROOT / folder / "README.md").is_file()
 
 
@@ -71,7 +71,7 @@ def test_readme_lists_every_method_data_set_and_protocol() -> None:
     assert item("Protocols") == options("protocol")
 
 
-def test_the_comparison_has_eight_rows_and_our_numbers() -> None:
+def test_the_comparison_has_eight_rows_and_the_right_counts() -> None:
     compared = rows(README, "## Why")
     assert len(compared) == 8
     assert {len(row) for row in compared} == {5}
@@ -86,7 +86,7 @@ def test_the_comparison_has_eight_rows_and_our_numbers() -> None:
     )
 
 
-def test_the_findings_are_those_of_the_records() -> None:
+def test_the_findings_in_readme_match_the_records() -> None:
     said = " ".join(section(README, "## Results").split())
     cells = [r for r in records("paper/report_airbench") if r["choices"]["defense"] == "spectral"]
     pattern = [r for r in cells if r["choices"]["trigger"] == "pattern"]
