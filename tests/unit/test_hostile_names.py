@@ -146,7 +146,9 @@ def test_no_command_prints_or_writes_a_hostile_name_unescaped(
         write_everything(folder, sweep_of(folder, name))
         said = capsys.readouterr()
         assert all(line.isprintable() for line in (said.out + said.err).split("\n")), repr(name)
-        for path in folder.rglob("*"):
+        paths = [*folder.rglob("*")]
+        assert {path.suffix for path in paths} >= {".md", ".tex", ".html", ".csv"}
+        for path in paths:
             if path.suffix in (".md", ".tex", ".html"):
                 lines = path.read_text().split("\n")
                 assert all(line.isprintable() for line in lines), (name, path.name)

@@ -229,7 +229,9 @@ def test_strings_without_html_are_not_reported(text: str) -> None:
 
 
 def test_no_template_turns_escaping_off() -> None:
-    for path in (PACKAGE / "templates").glob("*.html"):
+    templates = [*(PACKAGE / "templates").glob("*.html")]
+    assert templates
+    for path in templates:
         assert not re.search(r"\|\s*safe\b|autoescape|Markup", path.read_text()), path.name
 
 
@@ -370,8 +372,7 @@ def test_unit_test_folders_mirror_the_package() -> None:
 
 
 def shipped() -> list[Path]:
-    found = [*SOURCES, *(ROOT / "conf").rglob("*.yaml"), ROOT / "pyproject.toml", ROOT / "Makefile"]
-    return [path for path in found if path.exists()]
+    return [*SOURCES, *(ROOT / "conf").rglob("*.yaml"), ROOT / "pyproject.toml", ROOT / "Makefile"]
 
 
 def test_no_shipped_file_contains_a_machines_path() -> None:

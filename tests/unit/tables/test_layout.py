@@ -48,7 +48,9 @@ def test_means_and_intervals_match_a_second_computation(tmp_path: Path) -> None:
     made = [record(*cell, seed=seed) for cell in GRID for seed in SEEDS]
     made[2] = failed(made[2])
     made[5]["nat1"] = float("nan")
-    for table in tables(tmp_path, made):
+    found_tables = tables(tmp_path, made)
+    assert [len(table.cells) for table in found_tables] == [6, 6]
+    for table in found_tables:
         for ((target, ratio, _), _), row in table.cells.items():
             mine = [
                 m for m in made

@@ -102,6 +102,7 @@ def test_an_unconverged_network_is_marked_in_both_kinds_of_table(
     layout = PivotSpec(("target",), ("ratio",), ("nat1", "nat2"))
     found = [grids(table)[0] for table in SweepReport(sweep).tables]
     found += [grid for table in pivot_cells(sweep.cells, layout) for grid in grids(table)]
+    assert len(found) == 2
     for grid in found:
         signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
                   if "†" in text}  # fmt: skip
@@ -129,7 +130,9 @@ def test_an_asr_no_higher_than_a_clean_networks_is_marked_in_both_kinds_of_table
     made = [record(asr1=asr1, asr2=0.25, **({} if rate is None else {"clean_rate1": rate}))]
     if clean is not None:
         made.append(clean_network(asr1=clean))
-    for grid in whole(tmp_path / "s", made):
+    grids_of_both = whole(tmp_path / "s", made)
+    assert len(grids_of_both) == 2
+    for grid in grids_of_both:
         signed = {head for row in grid.rows for head, text in zip(grid.head, row, strict=True)
                   if "‡" in text}  # fmt: skip
         assert signed == ({"ASR1", "ASR2"} if marked else set())
@@ -166,6 +169,7 @@ def test_marks_are_commands_in_latex(tmp_path: Path) -> None:
 def test_a_cell_without_poison_has_no_mark(tmp_path: Path) -> None:
     made = [clean_network(asr1=0.1, clean_rate1=0.1), failed(record())]
     texts = [text for grid in whole(tmp_path / "s", made) for row in grid.rows for text in row]
+    assert "failed: oom" in texts
     assert not any("‡" in text for text in texts)
 
 
@@ -332,7 +336,9 @@ def test_a_failed_seed_is_in_no_pair_and_no_mean(tmp_path: Path) -> None:
 def test_every_table_notes_the_test_and_the_number_of_seeds(
     tmp_path: Path, made: list[dict[str, Any]], said: str
 ) -> None:
-    for grid in shown(tmp_path / "s", made):
+    found = shown(tmp_path / "s", made)
+    assert len(found) == 2
+    for grid in found:
         assert sum(note.startswith(("Bold: ", "Nothing is bold")) for note in grid.notes) == 1
         assert said in grid.notes[-1]
 
