@@ -51,7 +51,7 @@ class Size:
     data: tuple[str, ...] = ()
 
     def of(self, full: int, tiny: int) -> int:
-        """One of two numbers."""
+        """`tiny` in the tiny form, otherwise `full`."""
         return tiny if self.tiny else full
 
     def machine(self) -> ComputeDevice:

@@ -49,7 +49,7 @@ class Figure:
         return self.value >= float(limit) if sign == ">=" else self.value <= float(limit)
 
     def shown(self) -> list[str]:
-        """The cells of its row."""
+        """The cells of the figure's table row."""
         verdict = {None: "", True: "reached", False: "MISSED"}[self.reached]
         return [self.what, f"{brief(self.value)} {self.unit}", self.target, verdict, self.note]
 

@@ -68,7 +68,7 @@ def workshop(made: Trigger, *shape: int, seed: int = 0) -> AttackContext:
     """Forty random images of four classes, and a small untrained surrogate network."""
 
     def surrogate() -> nn.Module:
-        assert made.uses_surrogate, "a trigger that asks for a surrogate must say so"
+        assert made.uses_surrogate, "a trigger that requests a surrogate must set uses_surrogate"
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(shape[0], 4, 3, padding=1), nn.ReLU(),
                             nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4))  # fmt: skip

@@ -124,7 +124,7 @@ class Lab:
         """Waits for a condition; fails after a time limit."""
         limit = time.monotonic() + seconds
         while not true():  # type: ignore[operator]
-            assert time.monotonic() < limit, "waited in vain"
+            assert time.monotonic() < limit, "timed out"
             time.sleep(0.2)
 
 

@@ -76,7 +76,7 @@ def test_a_demo_killed_at_random_moments_ends_with_identical_tables(tmp_path: Pa
         with contextlib.suppress(ProcessLookupError):
             os.killpg(program.pid, signal.SIGKILL)
         program.wait()
-    assert alive, "no kill met a running sweep"
+    assert alive, "no kill hit a running sweep"
     assert start(broken).wait() == 0, (broken / "log").read_text()[-3000:]
     assert outcome(broken) == outcome(whole)
     assert len(outcome(whole)[0]) == 12

@@ -241,7 +241,7 @@ def test_nothing_executes_what_it_reads(path: Path) -> None:
     modules = {module.split(".")[0] for module in imports(path)}
     assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
     for name, call in calls(path):
-        assert name.split(".")[-1] != "instantiate", "Hydra would import whatever it is told"
+        assert name.split(".")[-1] != "instantiate", "Hydra would import any target it is given"
         assert name not in ("eval", "exec", "os.system", "os.popen", "yaml.load"), name
         assert keyword(call, "shell") is not True, f"{name} with a shell"
 
@@ -268,7 +268,7 @@ def test_no_file_has_more_than_300_lines(path: Path) -> None:
 @everywhere()
 def test_every_public_module_class_and_function_has_a_docstring(path: Path) -> None:
     """A method that overrides its base's, and a property, which is a noun, need none."""
-    assert ast.get_docstring(tree(path)), "the module has none"
+    assert ast.get_docstring(tree(path)), "the module has no docstring"
     for node in tree(path).body:
         if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_"):
             assert ast.get_docstring(node), node.name

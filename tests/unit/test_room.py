@@ -107,8 +107,8 @@ def _writes(call: ast.Call) -> bool:
 
 def test_every_writing_function_is_listed() -> None:
     found = set(writing())
-    assert found - WRITERS.keys() == set(), "show here what a full disk does to it"
-    assert WRITERS.keys() - found == set(), "no longer writes"
+    assert found - WRITERS.keys() == set(), "add a test of a full disk for it to FULL"
+    assert WRITERS.keys() - found == set(), "WRITERS lists a function that no longer writes"
     named = {each for each in WRITERS.values() if each in FULL or " " not in each}
     assert named | {"logger"} == FULL.keys()  # a logger of Lightning writes by itself
 

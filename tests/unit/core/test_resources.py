@@ -52,7 +52,7 @@ def test_affinity_limits_cores(
     ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "300000 100000"}, 3),
     ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, 2),
     ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "max 100000"}, 8),
-    # A group above limits what is below it.
+    # A parent group also limits its children.
     ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "200000 100000",
       "sys/fs/cgroup/a/b/cpu.max": "max 100000"}, 2),
     # Version 1, also where the group's path is that of the host outside the container.

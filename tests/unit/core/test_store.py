@@ -113,7 +113,7 @@ def test_a_single_flipped_bit_is_noticed_and_repaired(
     for flips in range(1, 25):
         path = good.path / name
         data = bytearray(path.read_bytes())
-        # The first flip makes 0.8531 of a published accuracy of 0.9531, which is sound JSON.
+        # The first flip turns a published accuracy of 0.9531 into 0.8531, which is valid JSON.
         figure = data.find(b"9531") if name == MANIFEST and flips == 1 else -1
         where = figure if figure >= 0 else chance.randrange(len(data))
         data[where] ^= 1 if figure >= 0 else 1 << chance.randrange(8)

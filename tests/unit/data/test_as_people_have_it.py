@@ -100,7 +100,7 @@ def test_unused_files_are_counted_in_one_log_line_and_listed(
             caplog.clear()
             cache._told.clear()
             with caplog.at_level(logging.WARNING):
-                for _ in range(2):  # Told once in a process.
+                for _ in range(2):  # Logged once per process.
                     found = open_dataset(ImageFolder(root=str(form)), Store(tmp_path / "store"))
             assert found.notes["not_used"] == expected
             (line,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]

@@ -230,8 +230,8 @@ def test_two_concurrent_processes_publish_one_data_set(tmp_path: Path) -> None:
         for process in both:
             process.kill()
     assert [process.returncode for process in both] == [0, 0]
-    assert len(answers) == 1, "digest and fingerprint must be those of any process"
-    assert answers.pop().endswith(f"{Cifar10().fingerprint()} False\n"), "torchvision costs 2 s"
+    assert len(answers) == 1, "digest and fingerprint depend on the process"
+    assert answers.pop().endswith(f"{Cifar10().fingerprint()} False\n"), "torchvision was imported"
     assert len(list(tmp_path.glob("read-*"))) == 1
     assert len(list(tmp_path.glob("store/data/*/manifest.json"))) == 1
 

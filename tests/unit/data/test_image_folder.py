@@ -211,7 +211,7 @@ def test_every_bit_flipped_in_the_pixels_of_a_png_is_noticed() -> None:
     whole = encoded(Image.fromarray(noise), "PNG")
     start = whole.index(b"IDAT") + 4
     (length,) = struct.unpack(">I", whole[start - 8 : start - 4])
-    # The third byte has bits that mean nothing.
+    # Some bits of the third byte have no meaning.
     for place in range(start + 3, start + length):
         for bit in range(8):
             broken = bytearray(whole)

@@ -84,7 +84,7 @@ def test_a_pickled_batch_with_another_hash_is_never_loaded(cifar: Path) -> None:
     source = Cifar10(root=str(cifar), download=False)
     source.read()
     (cifar / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(Trap()))
-    assert len(source.read().test.labels) == 4, "not unpacked again"
+    assert len(source.read().test.labels) == 4, "the archive was not unpacked again"
     (cifar / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(Trap()))
     (cifar / "cifar-10-python.tar.gz").unlink()
     with pytest.raises(DataError, match=r"cifar-10-python.tar.gz is missing"):

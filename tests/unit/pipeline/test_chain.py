@@ -213,7 +213,7 @@ def test_a_damaged_stage_is_computed_again(
         shutil.rmtree(entry)
     else:
         files = [p for p in entry.iterdir() if (p.name == "manifest.json") == (damage != "flipped")]
-        if not files:  # a measurement is its manifest
+        if not files:  # a measurement has only a manifest
             files = [entry / "manifest.json"]
         content = bytearray(files[0].read_bytes())
         content = content[: len(content) // 2] if damage == "manifest" else flipped(content)

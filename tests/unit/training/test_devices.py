@@ -58,7 +58,7 @@ class OnGpu(Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor) -> OnGpu:
-        # To autograd it is of yet another device: of a GPU's it would ask CUDA's driver.
+        # For autograd it is on a third device: for a GPU autograd would call CUDA's driver.
         made = torch.Tensor._make_wrapper_subclass(
             cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype,
             device="lazy:0",
@@ -155,14 +155,14 @@ def trainer(*, accelerator: str, devices: Any, **said: Any) -> pl.Trainer:
 
 @pytest.fixture(autouse=True)
 def _a_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # What pretends to lie on a GPU is computed by oneDNN, and these networks are narrow.
+    # Tensors that pretend to be on a GPU are computed by oneDNN, and these networks are narrow.
     monkeypatch.setattr(memory_format, "_uses_onednn", lambda device: True)
     monkeypatch.setattr(torch, "Generator", generator)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "pretended")
-    # A module takes the moved weights whole: a pointer to their memory would point nowhere.
+    # A module swaps in the moved tensors: a pointer to their memory would be invalid.
     monkeypatch.setattr(torch.__future__, "_swap_module_params_on_conversion", True)
     monkeypatch.setattr(pl, "Trainer", trainer)
-    # In fake mode torch does not start CUDA; it sees nothing else, Pretended comes before it.
+    # In fake mode torch does not initialize CUDA; all else is handled first by Pretended.
     with FakeTensorMode(), Pretended():
         yield
     OF_GPU.clear()
