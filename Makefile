@@ -63,8 +63,8 @@ tables: $(READY)  ## the tables of every sweep found, from their records; or ROW
 figures: $(READY)  ## the pictures of every sweep found, as PNG and PDF
 	@$(BIN)/python -m backdoor_lab.figures $(SWEEPS) $(ARGS)
 
-pictures: $(READY)  ## README's two pictures, from the demo's records and store; needs a Chromium
-	$(BIN)/python -m tests.pictures
+pictures: $(READY)  ## the documents' pictures; or one: PICTURE=overview (the page needs the demo and a Chromium)
+	$(BIN)/python -m tests.pictures $(PICTURE)
 
 documents: $(READY)  ## the tables in documents, from committed records and from the code
 	$(BIN)/python -m tests.documents

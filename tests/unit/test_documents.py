@@ -145,6 +145,15 @@ def test_every_internal_link_has_an_existing_target(document: Path) -> None:
         assert not anchor or anchor in _headings(found), link
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=_name)
+def test_the_caption_of_each_picture_asks_a_question_and_answers_it(document: Path) -> None:
+    """The paragraph below a picture, or below several, starts with a question in italics."""
+    paragraphs = [each.strip() for each in document.read_text().split("\n\n")]
+    for shown, caption in itertools.pairwise([*paragraphs, ""]):
+        if shown.startswith("!["):
+            assert re.match(r"\*[A-Z][^*]+\?\* \S", caption), shown
+
+
 def _cells(sweep: str, **choices: Any) -> list[dict[str, Any]]:
     return [r for r in _of(sweep) if all(r["choices"][k] == v for k, v in choices.items())]
 
