@@ -172,8 +172,8 @@ def _suspicious() -> str:
         runs = len(poisoned)
         rows.append([f"`{name}`", f"{accused} in {len(networks)}", f"{named} of {runs}",
                      f"{others} in {runs}", mean(poisoned, "#Pois Left", 1)])  # fmt: skip
-    head = ["`defense=`", "clean: classes accused", "poisoned: target named",
-            "other classes accused", "#Pois Left of 100, mean"]  # fmt: skip
+    head = ["`defense=`", "clean: classes flagged", "poisoned: target named",
+            "other classes flagged", "#Pois Left of 100, mean"]  # fmt: skip
     return markdown(head, rows, right="lrrrr")
 
 
