@@ -1,4 +1,4 @@
-"""Each cell holds a GPU of its own; tested with stand-in devices, since locks need no hardware."""
+"""Each cell has exclusive use of a GPU; tested with stand-ins, since locks need no hardware."""
 
 from __future__ import annotations
 
