@@ -16,6 +16,7 @@ import stat
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -95,7 +96,7 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     since this package writes none), and nesting deeper than `max_depth`.
     """
     try:
-        value = json.loads(data, object_pairs_hook=None if sealed else _unique)
+        value = _fast_json()(data) if sealed else json.loads(data, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         said = str(error)[:120] if isinstance(error, ValueError) else "nested too deeply"
         raise DamagedFileError(f"not valid JSON ({said})") from error
@@ -104,6 +105,27 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
         raise DamagedFileError(f"not valid JSON (nested deeper than {max_depth})")
     # Performance: finding a single byte is several times faster than the regular expression.
     return _encodable(value) if b"\\" in data and _SURROGATE.search(data) else value
+
+
+@cache
+def _fast_json() -> Callable[[bytes], Any]:
+    """The decoder of sealed text: orjson, if installed, which takes a third of the time of json.
+
+    Text that orjson refuses (NaN, an unpaired surrogate, damage) is left to json and its errors.
+    Integers beyond 64 bits, which this package does not write, become floats in orjson.
+    """
+    try:
+        from orjson import loads
+    except ImportError:
+        return json.loads
+
+    def decoded(data: bytes) -> Any:
+        try:
+            return loads(data)
+        except ValueError:
+            return json.loads(data)
+
+    return decoded
 
 
 def _encodable(value: Any) -> Any:
