@@ -42,7 +42,7 @@ def absolute(name: str, given: str, base: Path | None = None) -> Path:
             name, given, "it contains characters that no file name can contain"
         ) from error
     if len(os.fsencode(path)) > LONGEST or max(map(len, encoded)) > LONGEST_NAME:
-        raise _no_path(name, given, f"longer than {LONGEST} bytes, or a name than {LONGEST_NAME}")
+        raise _no_path(name, given, f"longer than {LONGEST} bytes, or a part than {LONGEST_NAME}")
     _check_way(name, path)
     return path
 

@@ -243,7 +243,7 @@ def _check_end(stream: IO[bytes], offset: int) -> None:
     stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
-        raise tarfile.ReadError(f"no end mark at byte {offset}")
+        raise tarfile.ReadError(f"no end-of-archive marker at byte {offset}")
     while block := stream.read(_CHUNK):
         if block.strip(b"\0"):
-            raise tarfile.ReadError("data after the end mark")
+            raise tarfile.ReadError("data after the end-of-archive marker")

@@ -104,7 +104,7 @@ class ArrayFile(Source):
         for key in KEYS if has_test or self.held_out.share is None else list(KEYS)[:2]:
             if key not in named:
                 raise DataError(
-                    f"{self.root}: no array `{key}` (or `{KEYS[key]}`); it holds {', '.join(there)}"
+                    f"{self.root}: no array `{key}` (or `{KEYS[key]}`); found: {', '.join(there)}"
                 )
         self.held_out.check(has_test, self.root)
         named |= {"classes": "classes"} if "classes" in there else {}

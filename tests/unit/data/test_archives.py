@@ -162,7 +162,7 @@ def test_every_bit_flipped_in_image_data_is_noticed(tmp_path: Path, ending: str)
 def test_data_after_the_end_of_a_tar_is_refused(tmp_path: Path) -> None:
     path = tar(tmp_path / "set.tar", pictures())
     path.write_bytes(path.read_bytes() * 2)
-    with pytest.raises(DataError, match="data after the end mark"):
+    with pytest.raises(DataError, match="data after the end-of-archive marker"):
         ImageFolder(root=str(path)).read()
 
 
