@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.paths import usable
@@ -56,6 +56,13 @@ def path_of(text: str) -> Path:
 
 class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line and exits with code 2."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Overrides argparse's method: positional arguments may stand before, between and after
+        options, except for a parser with subcommands."""
+        if self._subparsers is not None:
+            return super().parse_args(args, namespace)
+        return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Overrides argparse's method, which also prints the usage."""

@@ -142,3 +142,13 @@ def test_a_folder_that_cannot_be_previewed_is_one_error(
     assert message in said
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "preview.png").exists()
+
+
+def test_an_override_may_stand_after_an_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`preview trigger=pixel --out p.png dataset=digits` is what one types."""
+    out = tmp_path / "p.png"
+    asked = ["trigger=pixel", "--out", str(out), *TINY, f"store.root={tmp_path / 'store'}"]
+    assert preview.main(asked) == 0
+    assert "4 rows" in capsys.readouterr().out
