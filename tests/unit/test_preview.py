@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_previewed_is_one_error(
     assert not (tmp_path / "preview.png").exists()
 
 
-def test_an_override_may_stand_after_an_option(
+def test_an_override_may_follow_an_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`preview trigger=pixel --out p.png dataset=digits` is what one types."""
