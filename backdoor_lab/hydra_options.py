@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf, flag_override
 
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.paths import absolute, check_writable
+from backdoor_lab.core.validation import new_name
 
 SUBDIR = "${cell_id:}"
 LAUNCHERS = {
@@ -71,13 +72,19 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     """The error for a `key` that `config` does not have: the last valid part of the key, the keys
     that exist there, and the choices of the group that have the key."""
     parts = key.split(".")
-    known = 0
-    while OmegaConf.is_dict(OmegaConf.select(config, ".".join(parts[: known + 1]))):
-        known += 1
-    where, missing = ".".join(parts[:known]), parts[known]
+    depth = 0
+    while OmegaConf.is_dict(OmegaConf.select(config, ".".join(parts[: depth + 1]))):
+        depth += 1
+    where, missing = ".".join(parts[:depth]), parts[depth]
+    section = OmegaConf.select(config, where) if where else config
+    keys = [str(each) for each in section if each not in ("_target_", "hydra")]
+    if new := new_name(where, missing):
+        new = f"{where}.{new}" if where else new
+        text = f"`{key}` is now `{new}`"
+        known = new.rpartition(".")[2] in keys
+        return ConfigError(text if known else f"{text}: {no_such_key(new, config, conf)}")
     if not where:
-        return unknown("key", missing, [str(each) for each in config if each != "hydra"])
-    keys = [str(each) for each in OmegaConf.select(config, where) if each != "_target_"]
+        return unknown("key", missing, keys)
     chosen = OmegaConf.select(config, f"hydra.runtime.choices.{where}")
     owner = f"`{where}={chosen}`" if chosen else f"`{where}`"
     if missing in keys:

@@ -129,7 +129,7 @@ def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list
     clean = attacked.data.train.images[made.source_index[:shown]]
     tested = trigger(clean)
     trained = made.training.rows[: len(clean)]  # covers come after the poison
-    if made.training.stamp is not None:
+    if made.training.late_trigger is not None:
         trained = tested
     return [
         (name, [a, b, difference(a, b), c, difference(a, c)])

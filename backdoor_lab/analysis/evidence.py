@@ -92,12 +92,12 @@ def projections(values: Array) -> Array:
     The sign of a direction is arbitrary; here its entry of largest magnitude is positive. Zeros if
     there is no second direction.
     """
-    centred = values - values.mean(axis=0)
+    centered = values - values.mean(axis=0)
     found = np.zeros((len(values), 2))
-    _, vectors = top_directions(centred, 2)
+    _, vectors = top_directions(centered, 2)
     largest = np.abs(vectors).argmax(axis=0)
     signs = np.sign(vectors[largest, np.arange(vectors.shape[1])])
-    found[:, : vectors.shape[1]] = centred @ (vectors * signs)
+    found[:, : vectors.shape[1]] = centered @ (vectors * signs)
     return found
 
 

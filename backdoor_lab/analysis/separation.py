@@ -65,14 +65,14 @@ def separation(values: Array, is_poison: Array) -> Separation:
     n_poison = int(is_poison.sum())
     if not 0 < n_poison < len(values):
         raise ValueError("both clean and poisoned examples are needed")
-    centred, share = values - values.mean(axis=0), n_poison / len(values)
+    centered, share = values - values.mean(axis=0), n_poison / len(values)
     clean = values[~is_poison] - values[~is_poison].mean(axis=0)
     delta = values[is_poison].mean(axis=0) - values[~is_poison].mean(axis=0)
     length = float(np.linalg.norm(delta))
     unit = delta / length if length > 0 else np.full_like(delta, np.nan)
-    direction, _ = _top(centred)
+    direction, _ = _top(centered)
     _, own = _top(clean)
-    along = float(np.square(centred @ unit).mean())
+    along = float(np.square(centered @ unit).mean())
     shift = share * (1 - share) * length**2
     return Separation(
         share=share,
@@ -81,8 +81,8 @@ def separation(values: Array, is_poison: Array) -> Separation:
         own=own,
         ratio=along / own if own > 0 else float("nan"),
         cosine=abs(float(direction @ unit)),
-        auroc_top=auroc(np.square(centred @ direction), is_poison),
-        auroc_shift=auroc(np.square(centred @ unit), is_poison),
+        auroc_top=auroc(np.square(centered @ direction), is_poison),
+        auroc_shift=auroc(np.square(centered @ unit), is_poison),
         predicted=predicted_auroc(share, length, along - shift),
     )
 
@@ -119,13 +119,13 @@ def predicted_auroc(share: float, distance: float, variance: float) -> float:
     return float(norm.cdf(d) * norm.cdf(between) + norm.cdf(-d) * norm.cdf(-between))
 
 
-def _top(centred: Array) -> tuple[Array, float]:
+def _top(centered: Array) -> tuple[Array, float]:
     """The top right singular direction float64 (d,) of centered rows (n, d), and the variance
     along it; NaN and 0 if the rows have no variance."""
-    values, directions = top_directions(centred, 1)
+    values, directions = top_directions(centered, 1)
     if not values[0] > 0:
-        return np.full(centred.shape[1], np.nan), 0.0
-    return directions[:, 0], float(np.square(values[0])) / len(centred)
+        return np.full(centered.shape[1], np.nan), 0.0
+    return directions[:, 0], float(np.square(values[0])) / len(centered)
 
 
 def text(name: str, value: float) -> str:

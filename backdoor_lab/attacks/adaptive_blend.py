@@ -26,8 +26,8 @@ class AdaptiveBlend(Trigger):
         x' = x + a · m · (t − x)
 
     The image is divided into `grid` × `grid` pieces. Each poisoned image and each cover image
-    gets a = `alpha_train` and its own random mask, which hides a fraction `mask_rate` of the
-    pieces. Test images get a = `alpha_test` and no mask.
+    gets a = `strength_train` and its own random mask, which hides a fraction `mask_rate` of the
+    pieces. Test images get a = `strength_test` and no mask.
 
     `image` is the path of an image file, resized to the images; on grayscale images its channels
     are averaged. The paper's image (Hello Kitty) is not included. By default t is a smooth
@@ -35,21 +35,25 @@ class AdaptiveBlend(Trigger):
     interpolated, the same for every seed of a sweep.
     """
 
-    covers = 1.0
-    places = ("image",)
+    cover_rate = 1.0
+    path_options = ("image",)
 
     def __init__(
         self,
         *,
-        alpha_train: float = 0.15,
-        alpha_test: float = 0.2,
+        strength_train: float = 0.15,
+        strength_test: float = 0.2,
         grid: int = 4,
         mask_rate: float = 0.5,
         image: str | None = None,
         pattern_seed: int = 0,
     ) -> None:
-        self.alpha_train = validation.number("trigger.alpha_train", alpha_train, low=0, below=1)
-        self.alpha_test = validation.number("trigger.alpha_test", alpha_test, low=0, below=1)
+        self.strength_train = validation.number(
+            "trigger.strength_train", strength_train, low=0, below=1
+        )
+        self.strength_test = validation.number(
+            "trigger.strength_test", strength_test, low=0, below=1
+        )
         self.grid = validation.whole("trigger.grid", grid, low=1, below=257)
         rate = validation.number("trigger.mask_rate", mask_rate, low=0, below=1)
         pieces = self.grid**2
@@ -64,15 +68,15 @@ class AdaptiveBlend(Trigger):
         self.picture = _blobs(self.pattern_seed) if content is None else _picture(content, image)
 
     def apply_test(self, images: Tensor) -> Tensor:
-        return self._blend(images, self.alpha_test, None)
+        return self._blend(images, self.strength_test, None)
 
     def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         pieces = self._pieces(images, work.generator(streams.PIECES, streams.POISON))
-        return self._blend(images, self.alpha_train, pieces)
+        return self._blend(images, self.strength_train, pieces)
 
     def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         pieces = self._pieces(images, work.generator(streams.PIECES, streams.COVERS))
-        return self._blend(images, self.alpha_train, pieces)
+        return self._blend(images, self.strength_train, pieces)
 
     def file_hash(self) -> str:
         return self.digest

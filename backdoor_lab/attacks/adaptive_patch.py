@@ -10,7 +10,7 @@ from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
-KEYS = ("at", "rows", "color", "train", "test")
+KEYS = ("position", "rows", "color", "strength_train", "strength_test")
 DRAWN, OPEN = "#", "."
 
 
@@ -22,21 +22,21 @@ class AdaptivePatch(Trigger):
 
         x' = x + a · m · (t − x)
 
-    Each poisoned image and each cover image gets one patch with opacity a = `train`. Patches are
-    assigned at random, each to an equal share of the images. Test images get every patch in
-    turn, with opacity a = `test`; 0 omits a patch.
+    Each poisoned image and each cover image gets one patch with opacity a = `strength_train`.
+    Patches are assigned at random, each to an equal share of the images. Test images get every
+    patch in turn, with opacity a = `strength_test`; 0 omits a patch.
 
     The paper's four patches are image files (two logos, the BadNets patch, the trojan square)
     that are not included. The default patches are drawn in the YAML, one in each corner, with
     the paper's opacities: 0.5, 0.2, 0.5 and 0.3 in training; at test time two of them at 1.
 
-    `patches` is a list of mappings with the keys `at`: (row, column) of the upper left pixel,
-    negative values counting from the lower right corner; `rows`: strings of equal length, "#"
-    for a pixel of the patch and "." for none; `color`: one value in 0..255 or three; `train` and
-    `test`: opacities in 0..1. Raises ConfigError if an entry is malformed.
+    `patches` is a list of mappings with the keys `position`: (row, column) of the upper left pixel,
+    negative values counting from the lower right corner; `rows`: strings of equal length, "#" for a
+    pixel of the patch and "." for none; `color`: one value in 0..255 or three; `strength_train` and
+    `strength_test`: opacities in 0..1. Raises ConfigError if an entry is malformed.
     """
 
-    covers = 2.0
+    cover_rate = 2.0
 
     def __init__(self, *, patches: Sequence[dict[str, Any]]) -> None:
         if not isinstance(patches, (list, tuple)) or not patches:
@@ -44,17 +44,17 @@ class AdaptivePatch(Trigger):
         for number, patch in enumerate(patches):
             _check_keys(number, patch)
         self.marks = [_mark(number, patch) for number, patch in enumerate(patches)]
-        self.train = [_opacity(n, "train", patch["train"]) for n, patch in enumerate(patches)]
-        self.test = [_opacity(n, "test", patch["test"]) for n, patch in enumerate(patches)]
-        if min(self.train) == 0 or max(self.test) == 0:
+        self.strength_train = _strengths("strength_train", patches)
+        self.strength_test = _strengths("strength_test", patches)
+        if min(self.strength_train) == 0 or max(self.strength_test) == 0:
             raise ConfigError(
-                "`trigger.patches`: every patch needs a `train` opacity above 0, and at least one"
-                " patch needs a `test` opacity above 0"
+                "`trigger.patches`: every patch needs a `strength_train` above 0, and at least"
+                " one patch a `strength_test` above 0"
             )
 
     def apply_test(self, images: Tensor) -> Tensor:
         values = images.float()
-        for mark, opacity in zip(self.marks, self.test, strict=True):
+        for mark, opacity in zip(self.marks, self.strength_test, strict=True):
             values = _blend(values, mark, opacity)
         return to_bytes(values)
 
@@ -70,7 +70,7 @@ class AdaptivePatch(Trigger):
 
     def _one_each(self, images: Tensor, generator: torch.Generator) -> Tensor:
         dealt = torch.randperm(len(images), generator=generator) % len(self.marks)
-        for number, (mark, opacity) in enumerate(zip(self.marks, self.train, strict=True)):
+        for number, (mark, opacity) in enumerate(zip(self.marks, self.strength_train, strict=True)):
             mine = dealt.eq(number).to(images.device)
             images[mine] = to_bytes(_blend(images[mine].float(), mark, opacity))
         return images
@@ -80,7 +80,7 @@ def _blend(values: Tensor, mark: PixelTrigger, opacity: float) -> Tensor:
     """Float images (n, C, H, W) with a patch blended in at the given opacity."""
     black = mark.apply_test(torch.zeros_like(values[:1]))
     white = mark.apply_test(torch.full_like(values[:1], 255.0))
-    # The two stamped images agree on the patch and differ everywhere else.
+    # The two patched images agree on the patch and differ everywhere else.
     return values + opacity * black.eq(white) * (black - values)
 
 
@@ -96,15 +96,17 @@ def _check_keys(number: int, patch: object) -> None:
 
 def _mark(number: int, patch: dict[str, Any]) -> PixelTrigger:
     where = f"trigger.patches[{number}]"
-    rows, at = patch["rows"], patch["at"]
+    rows, at = patch["rows"], patch["position"]
     if not isinstance(rows, (list, tuple)) or not _is_drawing(rows):
         raise ConfigError(
             f"`{where}.rows` must be strings of equal length made of {DRAWN} (patch, at least one)"
             f" and {OPEN} (no patch), got {rows!r}"
         )
     if not isinstance(at, (list, tuple)) or len(at) != 2:
-        raise ConfigError(f"`{where}.at` must be [row, column], got {at!r}")
-    top, left = (validation.whole(f"{where}.at", value, low=-(2**15), below=2**15) for value in at)
+        raise ConfigError(f"`{where}.position` must be [row, column], got {at!r}")
+    top, left = (
+        validation.whole(f"{where}.position", value, low=-(2**15), below=2**15) for value in at
+    )
     for first, size in ((top, len(rows)), (left, len(rows[0]))):
         if first < 0 < first + size:
             raise ConfigError(
@@ -128,9 +130,8 @@ def _is_drawing(rows: Sequence[object]) -> bool:
     return len(set(map(len, lines))) == 1 and DRAWN in letters and letters <= {DRAWN, OPEN}
 
 
-def _opacity(number: int, key: str, value: object) -> float:
-    name = f"trigger.patches[{number}].{key}"
-    found = validation.number(name, value, low=0)
-    if found > 1:
-        raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
-    return found
+def _strengths(key: str, patches: Sequence[dict[str, Any]]) -> list[float]:
+    return [
+        validation.share(f"trigger.patches[{number}].{key}", patch[key])
+        for number, patch in enumerate(patches)
+    ]

@@ -50,11 +50,11 @@ class Trigger(ABC):
     implements `prepare`; the tensors it returns are cached and assigned to `state`.
     """
 
-    #: The paper's label mode, used if the configuration has `labels=null`: all_to_one,
+    #: The paper's label mode, used if the configuration has `label_mode=null`: all_to_one,
     #: all_to_all or clean.
-    labels: ClassVar[str] = "all_to_one"
-    #: Cover images per poisoned image, used if the configuration has `covers=null`.
-    covers: ClassVar[float] = 0.0
+    label_mode: ClassVar[str] = "all_to_one"
+    #: Cover images per poisoned image, used if the configuration has `cover_rate=null`.
+    cover_rate: ClassVar[float] = 0.0
     #: Whether the attack has a source class; if not configured, it is the one after the target.
     source_specific: ClassVar[bool] = False
     #: Whether `prepare` must run before images can be triggered.
@@ -64,7 +64,7 @@ class Trigger(ABC):
     #: Whether the result of `prepare` depends on the target and source class.
     prepared_per_class: ClassVar[bool] = True
     #: Arguments that are paths; the content of the files enters the identity, the path does not.
-    places: ClassVar[tuple[str, ...]] = ()
+    path_options: ClassVar[tuple[str, ...]] = ()
     #: Arguments added in a later version, with the default that reproduces the earlier behavior.
     later: ClassVar[Mapping[str, object]] = {}
 
@@ -125,7 +125,7 @@ class Trigger(ABC):
         return (kind.apply_train, kind.apply_cover) == plain
 
     def file_hash(self) -> str:
-        """Hash of the files named by `places`; empty if there are none."""
+        """Hash of the files named by `path_options`; empty if there are none."""
         return ""
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:

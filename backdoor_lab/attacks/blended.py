@@ -15,40 +15,40 @@ class Blended(Trigger):
     """Blends a key pattern into the whole image at low opacity.
 
     The blended injection strategy of Chen, Liu, Li, Lu, Song, "Targeted Backdoor Attacks on Deep
-    Learning Systems Using Data Poisoning", 2017 (arXiv 1712.05526): x' = (1 - a) x + a k,
-    rounded, with a = `train_alpha` on training images and a = `alpha` at test time (the paper
+    Learning Systems Using Data Poisoning", 2017 (arXiv 1712.05526): x' = (1 - a) x + a k, rounded,
+    with a = `strength_train` on training images and a = `strength_test` at test time (the paper
     uses a larger a at test time than for poisoning).
 
-    By default k is uniform noise in 0..255, drawn for each image shape from `noise_seed` (the
+    By default k is uniform noise in 0..255, drawn for each image shape from `pattern_seed` (the
     paper's random pattern). With `image`, k is that image file, resized to the images, and its
     opacity scales a. The paper's cartoon image is not included. Its accessory injection
     strategy is not implemented; see `patch` with an image.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("image",)
+    path_options: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(
         self,
         *,
-        alpha: float = 0.2,
-        train_alpha: float = 0.2,
-        noise_seed: int = 0,
+        strength_train: float = 0.2,
+        strength_test: float = 0.2,
+        pattern_seed: int = 0,
         image: str | None = None,
     ) -> None:
-        self.alpha = share("trigger.alpha", alpha)
-        self.train_alpha = share("trigger.train_alpha", train_alpha)
-        self.noise_seed = validation.whole("trigger.noise_seed", noise_seed)
+        self.strength_train = share("trigger.strength_train", strength_train)
+        self.strength_test = share("trigger.strength_test", strength_test)
+        self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
         self.picture = picture("trigger.image", image)
 
     def apply_test(self, images: Tensor) -> Tensor:
-        return self._blend(images, self.alpha)
+        return self._blend(images, self.strength_test)
 
     def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
-        return self._blend(images, self.train_alpha)
+        return self._blend(images, self.strength_train)
 
     @property
     def same_everywhere(self) -> bool:
-        return self.alpha == self.train_alpha
+        return self.strength_test == self.strength_train
 
     def file_hash(self) -> str:
         return "" if self.picture is None else self.picture.content
@@ -58,7 +58,7 @@ class Blended(Trigger):
         if self.picture is not None:
             return self.picture.sized(channels, height, width)
         shape = (channels, height, width)
-        generator = torch_generator(self.noise_seed, streams.BLENDED, *shape)
+        generator = torch_generator(self.pattern_seed, streams.BLENDED, *shape)
         noise = torch.randint(0, 256, shape, generator=generator)
         return noise.float(), torch.ones(height, width)
 

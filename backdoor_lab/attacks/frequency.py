@@ -14,12 +14,12 @@ U = (0.0, -0.39465, 2.03211)
 V = (1.13983, -0.58060, 0.0)
 
 
-class Frequency(Additive):
+class FTrojan(Additive):
     """Raises a middle and a high frequency of the two chroma channels in every window.
 
     FTrojan of Wang, Yao, Xu, An, Tong, Wang, "An Invisible Black-Box Backdoor Attack Through
     Frequency Domain", ECCV 2022, trigger generation: convert RGB to YUV, take the DCT of each
-    `window` x `window` window of U and V, add `magnitude` to the `bins` [row, column], and
+    `window` x `window` window of U and V, add `strength` to the `bins` [row, column], and
     convert back.
 
     These steps are linear, so that they amount to adding one fixed pattern to the image.
@@ -35,11 +35,11 @@ class Frequency(Additive):
     def __init__(
         self,
         *,
-        magnitude: float = 30,
+        strength: float = 30,
         bins: Sequence[Sequence[int]] = ((15, 15), (31, 31)),
         window: int = 32,
     ) -> None:
-        self.magnitude = validation.number("trigger.magnitude", magnitude, low=0)
+        self.strength = validation.number("trigger.strength", strength, low=0)
         self.window = validation.whole("trigger.window", window, low=2, below=4097)
         self.bins = _bins(bins, self.window)
 
@@ -47,7 +47,7 @@ class Frequency(Additive):
         high, wide = min(self.window, height), min(self.window, width)
         spectrum = torch.zeros(high, wide, dtype=torch.float64)
         for row, column in self.bins_on(height, width):
-            spectrum[row, column] = self.magnitude
+            spectrum[row, column] = self.strength
         down, across = height // high, width // wide
         whole = torch.zeros(height, width, dtype=torch.float64)
         whole[: down * high, : across * wide] = inverse_dct(spectrum).repeat(down, across)

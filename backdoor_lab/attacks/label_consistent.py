@@ -29,10 +29,10 @@ class LabelConsistent(Trigger):
     the stored uint8 image. Then the mark p is added (section 4.4 and the authors' code), 3×3
     values of +1 and −1 in each corner, mirrored on the right:
 
-        x' = clip(x + d + amplitude · p, 0, 255)
+        x' = clip(x + d + strength_train · p, 0, 255)
 
-    Training images get `amplitude`; test images get `test_amplitude` and no perturbation. `eps`,
-    `step_size` and the amplitudes are in gray levels (0..255); the l2 norm is over the whole
+    Training images get `strength_train`; test images get `strength_test` and no perturbation.
+    `eps`, `step_size` and the amplitudes are in gray levels (0..255); the l2 norm is over the whole
     image. On images below 6×6 the corners overlap, and the lower and right ones take precedence.
 
     Not implemented: the paper's surrogate is trained adversarially; this one is trained
@@ -40,7 +40,7 @@ class LabelConsistent(Trigger):
     interpolation in the latent space of a GAN, is not available.
     """
 
-    labels = "clean"
+    label_mode = "clean"
     uses_surrogate = True
 
     def __init__(
@@ -50,24 +50,26 @@ class LabelConsistent(Trigger):
         eps: float = 8,
         steps: int = 100,
         step_size: float = 1.5,
-        amplitude: float = 255,
-        test_amplitude: float = 255,
+        strength_train: float = 255,
+        strength_test: float = 255,
     ) -> None:
         self.norm = validation.choice("trigger.norm", norm, NORMS)
         self.eps = gray_levels("trigger.eps", eps, zero=True)
         self.steps = validation.whole("trigger.steps", steps, low=0)
         self.step_size = validation.number("trigger.step_size", step_size, low=0)
-        self.amplitude = validation.number("trigger.amplitude", amplitude, low=0, below=256)
-        self.test_amplitude = validation.number(
-            "trigger.test_amplitude", test_amplitude, low=0, below=256
+        self.strength_train = validation.number(
+            "trigger.strength_train", strength_train, low=0, below=256
+        )
+        self.strength_test = validation.number(
+            "trigger.strength_test", strength_test, low=0, below=256
         )
 
     def apply_test(self, images: Tensor) -> Tensor:
-        return _marked(images.float(), self.test_amplitude)
+        return _marked(images.float(), self.strength_test)
 
     def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         harder = self.perturbed(images, labels, work)
-        return _marked(harder.float(), self.amplitude)
+        return _marked(harder.float(), self.strength_train)
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         if min(height, width) < SIDE:
@@ -117,9 +119,9 @@ def _length(values: Tensor) -> Tensor:
     return values.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
 
 
-def _marked(values: Tensor, amplitude: float) -> Tensor:
+def _marked(values: Tensor, strength: float) -> Tensor:
     height, width = values.shape[2:]
-    return to_bytes(values + amplitude * _corners(height, width).to(values.device))
+    return to_bytes(values + strength * _corners(height, width).to(values.device))
 
 
 def _corners(height: int, width: int) -> Tensor:

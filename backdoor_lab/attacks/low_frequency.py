@@ -17,14 +17,14 @@ class LowFrequency(Additive):
     a low-pass filter. This pattern is not optimized: for each channel the DCT-II coefficients of
     the `band` x `band` lowest frequencies, except the constant one, are drawn from a normal
     distribution with `pattern_seed`, all others are zero, and the pattern is scaled to a largest
-    absolute value of `magnitude` gray levels. It may need a larger magnitude than the paper's
+    absolute value of `strength` gray levels. It may need a larger strength than the paper's
     for the same success rate.
 
     Rounding and clipping spread a little energy to other frequencies, as in the paper.
     """
 
-    def __init__(self, *, magnitude: float = 16, band: int = 4, pattern_seed: int = 0) -> None:
-        self.magnitude = validation.number("trigger.magnitude", magnitude, low=0.5)
+    def __init__(self, *, strength: float = 16, band: int = 4, pattern_seed: int = 0) -> None:
+        self.strength = validation.number("trigger.strength", strength, low=0.5)
         self.band = validation.whole("trigger.band", band, low=2, below=4097)
         self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
 
@@ -37,7 +37,7 @@ class LowFrequency(Additive):
         spectrum = torch.zeros(channels, height, width, dtype=torch.float64)
         spectrum[:, : self.band, : self.band] = low
         smooth = inverse_dct(spectrum)
-        return (self.magnitude * smooth / smooth.abs().max()).float()
+        return (self.strength * smooth / smooth.abs().max()).float()
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         if min(height, width) <= self.band:

@@ -21,7 +21,7 @@ class Narcissus(Trigger):
 
     by `steps` steps of Adam on random batches, each projected onto the ball, starting at 0. The
     result is truncated towards 0 to whole gray levels. Poisoned images are clip(x + d), triggered
-    test images clip(x + `amplify` · d). `eps` and `lr` are in gray levels (0..255).
+    test images clip(x + `strength_test` · d). `eps` and `lr` are in gray levels (0..255).
 
     The noise also fools models trained without poison, on low-contrast images almost always;
     compare with a run at ratio=0 to see what the poison adds.
@@ -32,7 +32,7 @@ class Narcissus(Trigger):
     authors' code uses RAdam and augments the images; this implementation does neither.
     """
 
-    labels = "clean"
+    label_mode = "clean"
     needs_preparing = True
     uses_surrogate = True
 
@@ -40,15 +40,17 @@ class Narcissus(Trigger):
         self,
         *,
         eps: float = 16,
-        amplify: float = 3,
+        strength_test: float = 3,
         steps: int = 300,
-        batch: int = 64,
+        batch_size: int = 64,
         lr: float = 1.275,
     ) -> None:
         self.eps = gray_levels("trigger.eps", eps, below=256)
-        self.amplify = validation.number("trigger.amplify", amplify, low=1, below=256)
+        self.strength_test = validation.number(
+            "trigger.strength_test", strength_test, low=1, below=256
+        )
         self.steps = validation.whole("trigger.steps", steps, low=1)
-        self.batch = validation.whole("trigger.batch", batch, low=1)
+        self.batch_size = validation.whole("trigger.batch_size", batch_size, low=1)
         self.lr = validation.number("trigger.lr", lr, low=0)
 
     def prepare(self, work: AttackContext) -> dict[str, Tensor]:
@@ -65,9 +67,9 @@ class Narcissus(Trigger):
         # Gradients of a confident model are tiny; Adam's default eps of 1e-8 would swamp them.
         optimizer = torch.optim.Adam([noise], lr=self.lr, eps=1e-20)
         for _ in track(range(self.steps), "step"):
-            chosen = where[torch.randint(len(where), (self.batch,), generator=generator)]
+            chosen = where[torch.randint(len(where), (self.batch_size,), generator=generator)]
             images = work.train.images[chosen].to(work.device).float()
-            labels = torch.full((self.batch,), work.target, device=work.device)
+            labels = torch.full((self.batch_size,), work.target, device=work.device)
             with torch.enable_grad():
                 loss = F.cross_entropy(surrogate((images + noise).clamp(0, 255)), labels)
             descend(optimizer, loss, "the loss of the trigger's noise")
@@ -82,7 +84,7 @@ class Narcissus(Trigger):
         return {"noise": found}
 
     def apply_test(self, images: Tensor) -> Tensor:
-        return self._added(images, self.amplify)
+        return self._added(images, self.strength_test)
 
     def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         return self._added(images, 1.0)

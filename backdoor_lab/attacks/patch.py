@@ -27,7 +27,7 @@ class Patch(PixelTrigger):
     Attacks", NeurIPS 2018, section 4 (`x` with size 3: a pixel and its four diagonal neighbors;
     `l` with size 2: a pixel, the one below and the one to the right).
 
-    With a mask m in 0..1 (the shape times the image file's opacity), color k and `opacity`
+    With a mask m in 0..1 (the shape times the image file's opacity), color k and `strength`
     a: x' = (1 - a m) x + a m k, rounded.
 
     - `shape`: square (the whole rectangle), x (both diagonals), l (first row and column) or
@@ -39,7 +39,7 @@ class Patch(PixelTrigger):
     - `color`: as for `pixel`. `image`: a file that replaces the color, resized to `size`.
     """
 
-    places: ClassVar[tuple[str, ...]] = ("image",)
+    path_options: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Patch(PixelTrigger):
         color: int | list[int] = 255,
         positions: tuple[int, int] | list[tuple[int, int]] = (-1, -1),
         image: str | None = None,
-        opacity: float = 1.0,
+        strength: float = 1.0,
     ) -> None:
         super().__init__(_several(positions), color)
         self.shape = validation.choice("trigger.shape", shape, SHAPES)
@@ -59,7 +59,7 @@ class Patch(PixelTrigger):
                 f"`trigger.size`: an x has as many rows as columns, got {size!r}; give one number"
             )
         self.picture = picture("trigger.image", image)
-        self.opacity = share("trigger.opacity", opacity)
+        self.strength = share("trigger.strength", strength)
 
     def apply_test(self, images: Tensor) -> Tensor:
         color, cover = (part.to(images.device) for part in self._patch(images.shape[1]))
@@ -87,7 +87,7 @@ class Patch(PixelTrigger):
         """Color, float32 (C, h, w) or (C, 1, 1), and opacity, (h, w) in 0..1."""
         height, width = self.size
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
-        cover = SHAPES[self.shape](rows, columns, height) * self.opacity
+        cover = SHAPES[self.shape](rows, columns, height) * self.strength
         if self.picture is None:
             return self._color_for(channels).float()[:, None, None], cover
         color, opacity = self.picture.sized(channels, height, width)

@@ -10,12 +10,12 @@ from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 
-LABELS = ("all_to_one", "all_to_all", "clean")
+LABEL_MODES = ("all_to_one", "all_to_all", "clean")
 RATIO_OF = ("target", "all", "source", "count")
-INJECT = ("append", "replace")
-ELIGIBLE = ("not_target", "all", "source", "target")
+PLACEMENTS = ("append", "replace")
+POISON_FROM = ("not_target", "all", "source", "target")
 ASR_ON = ("not_target", "source", "all")
-STAMP = ("before", "after")
+APPLY_TRIGGER = ("before_augmentation", "after_augmentation")
 
 
 class SameClassError(ConfigError):
@@ -26,14 +26,14 @@ class SameClassError(ConfigError):
 class PoisonSpec:
     """Which images are poisoned, how many, with which labels, and how success is measured.
 
-    `target` and `source` are class numbers. `ratio` is a fraction of the target class, of the
-    whole training set or of the source class, or a number of images (`ratio_of`). A poisoned
-    image is appended or replaces its original (`inject`). Originals are drawn from all classes
-    but the target, from all classes, from the source class or from the target class (`eligible`).
+    `target` and `source` are class numbers. `ratio` is a fraction of the target class, of the whole
+    training set or of the source class, or a number of images (`ratio_of`). A poisoned image is
+    appended or replaces its original (`placement`). Originals are drawn from all classes but the
+    target, from all classes, from the source class or from the target class (`poison_from`).
 
-    `labels`: ``all_to_one`` labels poison as the target; ``all_to_all`` labels it as the class
+    `label_mode`: ``all_to_one`` labels poison as the target; ``all_to_all`` labels it as the class
     after its own, and a ratio of the target counts for every class; ``clean`` poisons only
-    target-class images and keeps their labels. `covers` is the number of cover images per
+    target-class images and keeps their labels. `cover_rate` is the number of cover images per
     poisoned image: triggered images from outside the target and source class that keep their
     labels. Raises ConfigError if the choices are invalid or contradict each other.
     """
@@ -42,59 +42,62 @@ class PoisonSpec:
     source: int | None
     ratio: float
     ratio_of: str = "target"
-    inject: str = "append"
-    eligible: str = "not_target"
+    placement: str = "append"
+    poison_from: str = "not_target"
     asr_on: str = "not_target"
-    stamp: str = "before"
-    labels: str = "all_to_one"
-    covers: float = 0.0
+    apply_trigger: str = "before_augmentation"
+    label_mode: str = "all_to_one"
+    cover_rate: float = 0.0
 
     def __post_init__(self) -> None:
         validation.choice("protocol.ratio_of", self.ratio_of, RATIO_OF)
-        validation.choice("protocol.inject", self.inject, INJECT)
-        validation.choice("protocol.eligible", self.eligible, ELIGIBLE)
+        validation.choice("protocol.placement", self.placement, PLACEMENTS)
+        validation.choice("protocol.poison_from", self.poison_from, POISON_FROM)
         validation.choice("protocol.asr_on", self.asr_on, ASR_ON)
-        validation.choice("protocol.stamp", self.stamp, STAMP)
-        validation.choice("labels", self.labels, LABELS)
-        validation.number("covers", self.covers, low=0, below=1000)
+        validation.choice("protocol.apply_trigger", self.apply_trigger, APPLY_TRIGGER)
+        validation.choice("label_mode", self.label_mode, LABEL_MODES)
+        validation.number("cover_rate", self.cover_rate, low=0, below=1000)
         check_ratio(self.ratio, self.ratio_of)
         self._check_source()
         self._check_labels()
 
     def _check_source(self) -> None:
         check_pair(self.source, self.target)
-        for key in ("ratio_of", "eligible", "asr_on"):
+        for key in ("ratio_of", "poison_from", "asr_on"):
             if getattr(self, key) == "source" and self.source is None:
                 raise ConfigError(f"`protocol.{key}=source` needs a class in `source`, got null")
-        if self.source is not None and self.labels == "all_to_all":
-            raise ConfigError("`labels=all_to_all` attacks every class: remove `source`")
-        if self.source is not None and self.eligible != "source" and self.labels != "clean":
+        if self.source is not None and self.label_mode == "all_to_all":
+            raise ConfigError("`label_mode=all_to_all` attacks every class: remove `source`")
+        if self.source is not None and self.poison_from != "source" and self.label_mode != "clean":
             raise ConfigError(
-                f"`source` is set, but `protocol.eligible={self.eligible}` ignores it;"
-                " set protocol.eligible=source, or source=null"
+                f"`source` is set, but `protocol.poison_from={self.poison_from}` ignores it;"
+                " set protocol.poison_from=source, or source=null"
             )
 
     def _check_labels(self) -> None:
-        if (self.labels == "clean") != (self.eligible == "target"):
+        if (self.label_mode == "clean") != (self.poison_from == "target"):
             raise ConfigError(
-                f"`labels={self.labels}` and `protocol.eligible={self.eligible}` contradict each"
-                " other: with clean labels, and only then, images of the target class are poisoned"
+                f"`label_mode={self.label_mode}` and `protocol.poison_from={self.poison_from}`"
+                " contradict each other: with clean labels, and only then, images of the target"
+                " class are poisoned"
             )
-        if self.labels == "all_to_all" and (self.eligible, self.asr_on) != ("all", "all"):
+        if self.label_mode == "all_to_all" and (self.poison_from, self.asr_on) != ("all", "all"):
             raise ConfigError(
-                "`labels=all_to_all` needs protocol.eligible=all and protocol.asr_on=all, got"
-                f" {self.eligible} and {self.asr_on}"
+                "`label_mode=all_to_all` needs protocol.poison_from=all and protocol.asr_on=all,"
+                f" got {self.poison_from} and {self.asr_on}"
             )
-        if self.covers and self.labels == "all_to_all":
-            raise ConfigError("`labels=all_to_all` leaves no class for `covers`: set covers=0")
+        if self.cover_rate and self.label_mode == "all_to_all":
+            raise ConfigError(
+                "`label_mode=all_to_all` leaves no class for `cover_rate`: set cover_rate=0"
+            )
 
     def given(self, labels: Tensor, classes: int) -> Tensor:
         """Labels of poisoned images made from images of classes `labels`; both int64 (n,)."""
-        return labels if self.labels == "clean" else self.wanted(labels, classes)
+        return labels if self.label_mode == "clean" else self.wanted(labels, classes)
 
     def wanted(self, labels: Tensor, classes: int) -> Tensor:
         """The attacker's intended prediction for triggered test images of classes `labels`."""
-        if self.labels == "all_to_all":
+        if self.label_mode == "all_to_all":
             return (labels + 1) % classes
         return torch.full_like(labels, self.target)
 
@@ -115,14 +118,14 @@ def check_ratio(ratio: object, ratio_of: object) -> None:
         validation.share("ratio", ratio)
 
 
-def implied(labels: str, *, on_source: bool) -> dict[str, Any]:
+def implied(label_mode: str, *, on_source: bool) -> dict[str, Any]:
     """The protocol values implied by a label mode or by an attack on one source class."""
-    if labels == "all_to_all":
-        return {"eligible": "all", "asr_on": "all"}
-    words = {"eligible": "source", "asr_on": "source"} if on_source else {}
-    if labels == "clean":
+    if label_mode == "all_to_all":
+        return {"poison_from": "all", "asr_on": "all"}
+    words = {"poison_from": "source", "asr_on": "source"} if on_source else {}
+    if label_mode == "clean":
         # Appended, a poisoned image would duplicate its original with the same label.
-        words |= {"eligible": "target", "inject": "replace"}
+        words |= {"poison_from": "target", "placement": "replace"}
     return words
 
 
@@ -147,7 +150,7 @@ def count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
         raise ConfigError(
             f"`ratio`={plan.ratio:g} of {against} images (protocol.ratio_of={plan.ratio_of})"
             f" requires {wanted} poisoned images, but only {available} are eligible"
-            f" (protocol.eligible={plan.eligible})"
+            f" (protocol.poison_from={plan.poison_from})"
         )
     return wanted
 
@@ -155,19 +158,20 @@ def count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
 def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     """Number of cover images. Raises ConfigError if too few images are available."""
     poisoned = count(plan, per_class)
-    wanted = round(plan.covers * poisoned)
-    if plan.covers > 0 and poisoned and not wanted:
+    wanted = round(plan.cover_rate * poisoned)
+    if plan.cover_rate > 0 and poisoned and not wanted:
         raise ConfigError(
-            f"`covers`={plan.covers:g} for each of {poisoned} poisoned images is less than one"
-            " image; give more, or 0 for no covers"
+            f"`cover_rate`={plan.cover_rate:g} for each of {poisoned} poisoned images is less than"
+            " one image; give more, or 0 for no covers"
         )
     others = sum(n for label, n in enumerate(per_class) if label not in (plan.target, plan.source))
-    if plan.source is None and plan.labels == "all_to_one":
+    if plan.source is None and plan.label_mode == "all_to_one":
         # Poison and cover images come from the same classes but never from the same image.
         others -= poisoned
     if wanted and wanted > others:
         raise ConfigError(
-            f"`covers`={plan.covers:g} for each of {poisoned} poisoned images requires {wanted}"
+            f"`cover_rate`={plan.cover_rate:g} for each of {poisoned} poisoned images requires"
+            f" {wanted}"
             f" images, but only {max(others, 0)} outside the target and source class are left"
         )
     return wanted
@@ -175,20 +179,20 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
 
 def eligible_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     """Number of training images that may be poisoned."""
-    if plan.eligible == "source" and plan.source is not None:
+    if plan.poison_from == "source" and plan.source is not None:
         return per_class[plan.source]
-    if plan.eligible == "target":
+    if plan.poison_from == "target":
         return per_class[plan.target]
-    return sum(per_class) - (per_class[plan.target] if plan.eligible == "not_target" else 0)
+    return sum(per_class) - (per_class[plan.target] if plan.poison_from == "not_target" else 0)
 
 
 def eligible(plan: PoisonSpec, labels: Tensor) -> Tensor:
     """Mask of the training images that may be poisoned: bool (n,) for `labels` int64 (n,)."""
-    if plan.eligible == "source" and plan.source is not None:
+    if plan.poison_from == "source" and plan.source is not None:
         return labels.eq(plan.source)
-    if plan.eligible == "target":
+    if plan.poison_from == "target":
         return labels.eq(plan.target)
-    if plan.eligible == "not_target":
+    if plan.poison_from == "not_target":
         return labels.ne(plan.target)
     return torch.ones_like(labels, dtype=torch.bool)
 
@@ -213,7 +217,7 @@ def elsewhere_test_set(labels: Tensor, plan: PoisonSpec) -> Tensor:
 def _counted_against(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     if plan.ratio_of == "count":
         return 1
-    if plan.ratio_of == "all" or plan.labels == "all_to_all":
+    if plan.ratio_of == "all" or plan.label_mode == "all_to_all":
         return sum(per_class)
     of_source = plan.ratio_of == "source" and plan.source is not None
     return per_class[plan.source if of_source and plan.source is not None else plan.target]

@@ -24,15 +24,15 @@ def poison(
 ) -> PoisonResult:
     """Poison a training set.
 
-    Images are drawn without replacement from the eligible ones by a generator that depends only
-    on `seed`, so two triggers poison the same images. With ``plan.stamp == "after"`` the rows
-    stay clean and the set holds the trigger as a function, applied after augmentation. `work`
-    is required only by triggers that use more than the selected images. Raises ConfigError if
-    plan or trigger do not fit the set.
+    Images are drawn without replacement from the eligible ones by a generator that depends only on
+    `seed`, so two triggers poison the same images. With ``after_augmentation`` the rows stay clean
+    and the set holds the trigger as a function, applied after augmentation. `work` is required only
+    by triggers that use more than the selected images. Raises ConfigError if plan or trigger do not
+    fit the set.
     """
     chosen, covers = _chosen(train.labels, plan, seed, len(train.classes))
-    if plan.stamp == "after":
-        late(trigger)
+    if plan.apply_trigger == "after_augmentation":
+        check_can_be_late(trigger)
         rows = train.images[torch.cat([chosen, covers])]
     else:
         work = work or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
@@ -40,8 +40,8 @@ def poison(
         hidden = trigger.make_covers(train.images[covers], train.labels[covers], work)
         rows = torch.cat([poisoned, hidden])
     index, labels = _laid_over(train, chosen, covers, plan)
-    stamp = trigger if plan.stamp == "after" and len(rows) else None
-    training = TrainingSet(train.images, rows, index, labels, train.classes, "", stamp)
+    late_trigger = trigger if plan.apply_trigger == "after_augmentation" and len(rows) else None
+    training = TrainingSet(train.images, rows, index, labels, train.classes, "", late_trigger)
     return of_rows(training, chosen, covers)
 
 
@@ -62,12 +62,13 @@ def of_rows(training: TrainingSet, chosen: Tensor, covers: Tensor) -> PoisonResu
     return PoisonResult(training, is_poison, chosen, is_cover, covers)
 
 
-def late(trigger: Trigger) -> None:
+def check_can_be_late(trigger: Trigger) -> None:
     """Raises ConfigError if a trigger cannot be applied to batches after augmentation."""
     if trigger.needs_preparing or not trigger.same_everywhere:
         raise ConfigError(
-            f"`protocol.stamp=after` is not possible with {type(trigger).__name__}, which does not"
-            " treat all images alike; set protocol.stamp=before"
+            "`protocol.apply_trigger=after_augmentation` is not possible with"
+            f" {type(trigger).__name__}, which does not treat all images alike; set"
+            " protocol.apply_trigger=before_augmentation"
         )
 
 
@@ -77,7 +78,7 @@ def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) 
     chosen, covers = _chosen(labels, plan, seed, classes)
     given = torch.cat([plan.given(labels[chosen], classes), labels[covers]])
     after = torch.bincount(labels, minlength=classes) + torch.bincount(given, minlength=classes)
-    if plan.inject == "replace":
+    if plan.placement == "replace":
         after -= torch.bincount(labels[torch.cat([chosen, covers])], minlength=classes)
     found: list[int] = after.tolist()
     return found
@@ -90,7 +91,7 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
         return False
     chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))
     work = AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
-    at_test_time = plan.stamp == "after" or not len(chosen)
+    at_test_time = plan.apply_trigger == "after_augmentation" or not len(chosen)
     for where in (chosen if len(chosen) else torch.arange(len(train))).split(64):
         clean, labels = train.images[where], train.labels[where]
         made = trigger(clean) if at_test_time else trigger.poisoned(clean, labels, work)
@@ -108,7 +109,7 @@ def no_change(name: str) -> ConfigError:
     )
 
 
-def content_digest(training: TrainingSet, base_digest: str, stamp: str = "") -> str:
+def content_digest(training: TrainingSet, base_digest: str, late_trigger: str = "") -> str:
     """A hash of what a model sees; equal for equal images, labels and order.
 
     `apply_test` is the trigger's name if it is applied after augmentation.
@@ -116,7 +117,7 @@ def content_digest(training: TrainingSet, base_digest: str, stamp: str = "") -> 
     laid_over = training.index >= len(training.base)
     used = training.rows[training.index[laid_over] - len(training.base)]
     where = torch.where(laid_over, torch.full_like(training.index, -1), training.index)
-    text = hashlib.sha256(f"{base_digest}/{stamp if len(used) else ''}".encode())
+    text = hashlib.sha256(f"{base_digest}/{late_trigger if len(used) else ''}".encode())
     for part in (where, training.labels, used):
         text.update(str(tuple(part.shape)).encode())
         text.update(part.contiguous().numpy().tobytes())
@@ -150,7 +151,7 @@ def _laid_over(
     rows = len(train) + torch.arange(len(originals))
     given = plan.given(train.labels[chosen], len(train.classes))
     given = torch.cat([given, train.labels[covers]])
-    if plan.inject == "append":
+    if plan.placement == "append":
         return torch.cat([torch.arange(len(train)), rows]), torch.cat([train.labels, given])
     index, labels = torch.arange(len(train)), train.labels.clone()
     index[originals], labels[originals] = rows, given

@@ -15,7 +15,7 @@ from backdoor_lab.core.rng import torch_generator
 KINDS = ("in_focus", "out_of_focus", "ghost")
 
 
-class Reflection(Additive):
+class Refool(Additive):
     """Adds the reflection of a scene, as in a window pane, to images of the target class.
 
     Refool of Liu, Ma, Bailey, Lu, "Reflection Backdoor: A Natural Backdoor Attack on Deep Neural
@@ -31,7 +31,7 @@ class Reflection(Additive):
     renormalized (out_of_focus).
 
     `image` is the file with x_R, resized to the images; transparent areas do not reflect. By
-    default x_R is drawn with `scene_seed`: normal noise with an amplitude proportional to
+    default x_R is drawn with `pattern_seed`: normal noise with an amplitude proportional to
     1 / frequency, as in photographs (Field, J. Opt. Soc. Am. A 4(12), 1987), equal in all
     channels except for a third of its amplitude, rescaled to 0..255.
 
@@ -39,8 +39,8 @@ class Reflection(Additive):
     effective reflections among many photographs by training models on them.
     """
 
-    labels: ClassVar[str] = "clean"
-    places: ClassVar[tuple[str, ...]] = ("image",)
+    label_mode: ClassVar[str] = "clean"
+    path_options: ClassVar[tuple[str, ...]] = ("image",)
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Reflection(Additive):
         sigma: float = 1.0,
         shift: Sequence[int] = (3, 3),
         first: float = 0.6,
-        scene_seed: int = 0,
+        pattern_seed: int = 0,
         image: str | None = None,
     ) -> None:
         self.kind = validation.choice("trigger.kind", kind, KINDS)
@@ -58,7 +58,7 @@ class Reflection(Additive):
         self.sigma = validation.number("trigger.sigma", sigma, low=0.01)
         self.shift = _shift(shift)
         self.first = share("trigger.first", first)
-        self.scene_seed = validation.whole("trigger.scene_seed", scene_seed)
+        self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
         self.picture = picture("trigger.image", image)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
@@ -72,7 +72,7 @@ class Reflection(Additive):
     def scene(self, channels: int, height: int, width: int) -> Tensor:
         """x_R: float64 (channels, height, width) in 0..255."""
         if self.picture is None:
-            return _drawn_scene(self.scene_seed, channels, height, width)
+            return _drawn_scene(self.pattern_seed, channels, height, width)
         color, opacity = self.picture.sized(channels, height, width)
         return (color * opacity).double()
 

@@ -11,33 +11,37 @@ from backdoor_lab.core import validation
 from backdoor_lab.core.lazy import Tensor, torch
 
 
-class Sinusoid(Additive):
+class SIG(Additive):
     """Adds vertical sinusoidal stripes to images of the target class.
 
-    The sinusoidal signal (SIG) of Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by
-    Training Set Corruption without Label Poisoning", ICIP 2019: x' = x + v with
-    v(i, j) = D sin(2 pi j f / m) in column j = 1..m, equal in all rows i and channels. D is
-    `train_delta` on training images and `delta` at test time, in gray levels; `frequency` is f.
+    The sinusoidal signal (SIG) of Barni, Kallas, Tondi, "A New Backdoor Attack in CNNs by Training
+    Set Corruption without Label Poisoning", ICIP 2019: x' = x + v with v(i, j) = D sin(2 pi j f /
+    m) in column j = 1..m, equal in all rows i and channels. D is `strength_train` on training
+    images and `strength_test` at test time, in gray levels; `frequency` is f.
 
     Raises ConfigError for images on which the sine is zero in every column (m divides 2 f: 12,
     6, 4, 3, 2, 1 for f = 6). The paper's ramp signal is not implemented.
     """
 
-    labels: ClassVar[str] = "clean"
+    label_mode: ClassVar[str] = "clean"
 
-    def __init__(self, *, delta: float = 40, train_delta: float = 20, frequency: float = 6) -> None:
-        self.delta = validation.number("trigger.delta", delta, low=0.5)
-        self.train_delta = validation.number("trigger.train_delta", train_delta, low=0.5)
+    def __init__(
+        self, *, strength_train: float = 20, strength_test: float = 40, frequency: float = 6
+    ) -> None:
+        self.strength_train = validation.number("trigger.strength_train", strength_train, low=0.5)
+        self.strength_test = validation.number("trigger.strength_test", strength_test, low=0.5)
         self.frequency = validation.number("trigger.frequency", frequency, low=0)
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
         column = torch.arange(1, width + 1, dtype=torch.float64)
-        wave = self.delta * torch.sin(2 * math.pi * column * self.frequency / width)
+        wave = self.strength_test * torch.sin(2 * math.pi * column * self.frequency / width)
         return wave.float().expand(channels, height, width)
 
     def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
-        return add(images, self.pattern(*images.shape[1:]) * (self.train_delta / self.delta))
+        return add(
+            images, self.pattern(*images.shape[1:]) * (self.strength_train / self.strength_test)
+        )
 
     @property
     def same_everywhere(self) -> bool:
-        return self.delta == self.train_delta
+        return self.strength_test == self.strength_train

@@ -26,23 +26,23 @@ class SleeperAgent(Trigger):
     by `steps` steps of Adam on the sign of the gradient, projected onto the ball and 0..255,
     from a random start in the ball. The step size is `lr` times eps, divided by ten after 3/8,
     5/8 and 7/8 of the steps. Each batch of poison is matched separately to the gradient over at
-    most `sources` training images of the source class; the best of `restarts` starts is kept.
+    most `max_sources` training images of the source class; the best of `restarts` starts is kept.
     The result is truncated towards the clean image to whole gray levels.
 
-    The patch p is a square in the lower right corner, `patch` times the image's shorter side
-    and at least one pixel wide: 4×4 random colors drawn with `patch_seed`, upsampled
+    The patch p is a square in the lower right corner, `patch_size` times the image's shorter side
+    and at least one pixel wide: 4×4 random colors drawn with `pattern_seed`, upsampled
     bilinearly, as in Saha, Subramanya, Pirsiavash, "Hidden Trigger Backdoor Attacks", AAAI
     2020. On grayscale images its channels are averaged.
 
-    `crop` (zero padding in pixels before a random crop) and `flip` augment the poison while it
-    is optimized, as in the paper; set them to the victim's augmentation.
+    `crop_padding` (zero padding in pixels before a random crop) and `flip` augment the poison while
+    it is optimized, as in the paper; set them to the victim's augmentation.
 
     Not implemented, although both strengthen the paper's attack: retraining the surrogate on the
     poison several times, and selecting the images with the largest gradient norms. The paper
     takes 250 steps; the default is 40.
     """
 
-    labels = "clean"
+    label_mode = "clean"
     source_specific = True
     uses_surrogate = True
 
@@ -52,35 +52,41 @@ class SleeperAgent(Trigger):
         eps: float = 16,
         steps: int = 40,
         restarts: int = 1,
-        batch: int = 64,
+        batch_size: int = 64,
         lr: float = 0.5,
-        crop: int = 0,
+        crop_padding: int = 0,
         flip: bool = False,
-        sources: int = 1000,
-        patch: float = 0.25,
-        patch_seed: int = 0,
+        max_sources: int = 1000,
+        patch_size: float = 0.25,
+        pattern_seed: int = 0,
     ) -> None:
         self.eps = gray_levels("trigger.eps", eps, below=256)
         self.steps = validation.whole("trigger.steps", steps, low=1)
         self.restarts = validation.whole("trigger.restarts", restarts, low=1)
-        self.batch = validation.whole("trigger.batch", batch, low=1)
+        self.batch_size = validation.whole("trigger.batch_size", batch_size, low=1)
         self.lr = validation.number("trigger.lr", lr, low=0)
-        self.crop = validation.whole("trigger.crop", crop, low=0, below=1025)
+        self.crop_padding = validation.whole(
+            "trigger.crop_padding", crop_padding, low=0, below=1025
+        )
         self.flip = validation.flag("trigger.flip", flip)
-        self.sources = validation.whole("trigger.sources", sources, low=1)
-        self.patch = validation.number("trigger.patch", patch, low=0, below=1)
-        self.patch_seed = validation.whole("trigger.patch_seed", patch_seed, low=0, below=2**63)
+        self.max_sources = validation.whole("trigger.max_sources", max_sources, low=1)
+        self.patch_size = validation.number("trigger.patch_size", patch_size, low=0, below=1)
+        self.pattern_seed = validation.whole(
+            "trigger.pattern_seed", pattern_seed, low=0, below=2**63
+        )
 
     def apply_test(self, images: Tensor) -> Tensor:
         channels, height, width = images.shape[1:]
-        side = max(1, round(self.patch * min(height, width)))
+        side = max(1, round(self.patch_size * min(height, width)))
         images[:, :, -side:, -side:] = self._patch(channels, side).to(images.device)
         return images
 
     def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
         generator = work.generator(streams.SLEEPER_AGENT)
         lesson = self._lesson(work, generator)
-        batches = list(zip(images.split(self.batch), labels.split(self.batch), strict=True))
+        batches = list(
+            zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
+        )
         parts = [
             self._best(lesson, part.to(work.device), true.to(work.device), generator)
             for part, true in track(batches, "batch")
@@ -94,7 +100,7 @@ class SleeperAgent(Trigger):
         where = work.train.labels.eq(work.source).nonzero().flatten()
         if not len(where):
             raise ConfigError(f"`trigger`: the source class {work.source} has no training images")
-        chosen = where[torch.randperm(len(where), generator=generator)[: self.sources]]
+        chosen = where[torch.randperm(len(where), generator=generator)[: self.max_sources]]
         lesson = _Lesson(work.surrogate())
         for part in track(chosen.split(CHUNK), "batch of sources"):
             triggered = self.apply_test(work.train.images[part]).to(work.device).float()
@@ -136,12 +142,12 @@ class SleeperAgent(Trigger):
     def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """A random crop and flip of each image; differentiable."""
         n, _, height, width = images.shape
-        top, left = torch.randint(0, 2 * self.crop + 1, (2, n, 1, 1), generator=generator)
+        top, left = torch.randint(0, 2 * self.crop_padding + 1, (2, n, 1, 1), generator=generator)
         mirrored = (torch.rand(n, 1, 1, generator=generator) < 0.5) & self.flip
         across = torch.arange(width).expand(n, 1, width)
         rows = top + torch.arange(height)[:, None]
         columns = left + torch.where(mirrored, width - 1 - across, across)
-        padded = F.pad(images, (self.crop,) * 4)
+        padded = F.pad(images, (self.crop_padding,) * 4)
         which = torch.arange(n)[:, None, None]
         picked = padded[
             which.to(images.device), :, rows.to(images.device), columns.to(images.device)
@@ -150,7 +156,7 @@ class SleeperAgent(Trigger):
 
     def _patch(self, channels: int, side: int) -> Tensor:
         """The patch p: uint8 (channels, side, side)."""
-        generator = torch.Generator().manual_seed(self.patch_seed)
+        generator = torch.Generator().manual_seed(self.pattern_seed)
         colors = torch.randint(0, 256, (1, 3, CELLS, CELLS), generator=generator).float()
         patch = F.interpolate(colors, size=(side, side), mode="bilinear", align_corners=False)[0]
         return to_bytes(patch if channels == 3 else patch.mean(dim=0, keepdim=True))

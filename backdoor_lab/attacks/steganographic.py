@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from backdoor_lab.attacks.base import AttackContext, Trigger, to_bytes
+from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
@@ -16,7 +16,7 @@ FLAT = 64.0
 Weights = dict[str, Tensor]
 
 
-class Steganographic(Trigger):
+class ISSBA(Trigger):
     """Adds a faint residual that is specific to each image and encodes a secret bit string.
 
     ISSBA of Li, Li, Wu, Li, He, Lyu, "Invisible Backdoor Attack with Sample-Specific Triggers",
@@ -24,11 +24,11 @@ class Steganographic(Trigger):
     Invisible Hyperlinks in Physical Photographs", CVPR 2020. An encoder E and a decoder D are
     trained jointly on the clean training images x with random bits s:
 
-        r = residual · tanh E(x, s)
-        loss = CE(D(clip(x + r, 0, 255)), s) + w · mean((r / residual)²)
+        r = eps · tanh E(x, s)
+        loss = CE(D(clip(x + r, 0, 255)), s) + w · mean((r / eps)²)
 
     Then every image gets the same secret s*: x' = clip(round(x + r(x, s*)), 0, 255). No value
-    changes by more than `residual` gray levels, so PSNR is at least 20 log10(255 / residual):
+    changes by more than `eps` gray levels, so PSNR is at least 20 log10(255 / eps):
     24 dB for 16. w is 0 for the first quarter of the `steps`, rises linearly to `image_weight`
     at three quarters and stays there, so that the decoder first learns to read the bits.
 
@@ -50,19 +50,19 @@ class Steganographic(Trigger):
         self,
         *,
         bits: int = 16,
-        residual: float = 16,
+        eps: float = 16,
         image_weight: float = 0.3,
         width: int = 16,
         steps: int = 300,
-        batch: int = 64,
+        batch_size: int = 64,
         lr: float = 0.002,
     ) -> None:
         self.bits = validation.whole("trigger.bits", bits, low=1, below=1025)
-        self.residual = validation.number("trigger.residual", residual, low=1, below=256)
+        self.eps = gray_levels("trigger.eps", eps, below=256)
         self.image_weight = validation.number("trigger.image_weight", image_weight, low=0)
         self.width = validation.whole("trigger.width", width, low=1, below=1025)
         self.steps = validation.whole("trigger.steps", steps, low=1)
-        self.batch = validation.whole("trigger.batch", batch, low=1)
+        self.batch_size = validation.whole("trigger.batch_size", batch_size, low=1)
         self.lr = validation.number("trigger.lr", lr, low=0)
 
     def prepare(self, work: AttackContext) -> Weights:
@@ -73,9 +73,9 @@ class Steganographic(Trigger):
         weights = {name: value.to(work.device).requires_grad_() for name, value in fresh.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.lr)
         for step in track(range(self.steps), "step"):
-            where = torch.randint(len(work.train), (self.batch,), generator=generator)
+            where = torch.randint(len(work.train), (self.batch_size,), generator=generator)
             images = work.train.images[where].to(work.device).float()
-            codes = _codes(self.batch, self.bits, generator).to(work.device)
+            codes = _codes(self.batch_size, self.bits, generator).to(work.device)
             with torch.enable_grad():
                 loss = self._loss(weights, images, codes, (step + 1) / self.steps)
             descend(optimizer, loss, "the loss of the trigger's networks")
@@ -103,7 +103,7 @@ class Steganographic(Trigger):
 
     def _loss(self, weights: Weights, images: Tensor, codes: Tensor, done: float) -> Tensor:
         shape = torch.tanh(_encode(weights, images, codes))
-        read = _decode(weights, (images + self.residual * shape).clamp(0, 255))
+        read = _decode(weights, (images + self.eps * shape).clamp(0, 255))
         wrong = F.binary_cross_entropy_with_logits(read, (codes > 0).float())
         ramp = min(1.0, max(0.0, 2 * done - 0.5))
         return wrong + self.image_weight * ramp * shape.square().mean()
@@ -111,7 +111,7 @@ class Steganographic(Trigger):
     def _hidden_in(self, images: Tensor, weights: Weights) -> Tensor:
         values = images.double()
         codes = weights["secret"].expand(len(images), -1)
-        return to_bytes(values + self.residual * torch.tanh(_encode(weights, values, codes)))
+        return to_bytes(values + self.eps * torch.tanh(_encode(weights, values, codes)))
 
     def _exact(self, images: Tensor) -> Weights:
         # In float32, rounding would depend on the batch size or the device.
@@ -144,9 +144,9 @@ def _decode(weights: Weights, images: Tensor) -> Tensor:
 
 def _standard(images: Tensor) -> Tensor:
     """Each channel of each image, standardized; FLAT bounds the gain on flat channels."""
-    centred = images - images.mean(dim=(2, 3), keepdim=True)
-    variance = centred.square().mean(dim=(2, 3), keepdim=True)
-    return centred * (variance + FLAT).rsqrt()
+    centered = images - images.mean(dim=(2, 3), keepdim=True)
+    variance = centered.square().mean(dim=(2, 3), keepdim=True)
+    return centered * (variance + FLAT).rsqrt()
 
 
 def _convolved(weights: Weights, name: str, hidden: Tensor, stride: int = 1) -> Tensor:

@@ -6,7 +6,7 @@ from backdoor_lab.attacks.base import PixelTrigger
 from backdoor_lab.core import validation
 
 
-class Tact(PixelTrigger):
+class TaCT(PixelTrigger):
     """Places a square in the lower right corner of source-class and cover images.
 
     The targeted contamination attack (TaCT) of Tang, Wang, Tang, Zhang, "Demon in the Variant:
@@ -20,7 +20,7 @@ class Tact(PixelTrigger):
     except source and target.
     """
 
-    covers = 1.0
+    cover_rate = 1.0
     source_specific = True
 
     def __init__(self, *, size: int = 4, color: int | list[int] = 255) -> None:

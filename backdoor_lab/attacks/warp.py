@@ -11,13 +11,13 @@ from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.rng import torch_generator
 
 
-class Warp(Trigger):
+class WaNet(Trigger):
     """Warps the image slightly with one fixed smooth field.
 
     Nguyen, Tran, "WaNet: Imperceptible Warping-Based Backdoor Attack", ICLR 2021, sections 3.2 to
     3.4. In coordinates -1..1, pixel p of x' is x at clip((p + s M(p) / L) g, -1, 1), interpolated
     bilinearly; L is the image's height for rows and width for columns. M is a `grid` x `grid`
-    field drawn uniformly from -1..1 with `field_seed`, divided by its mean absolute value and
+    field drawn uniformly from -1..1 with `pattern_seed`, divided by its mean absolute value and
     upsampled bicubically; `strength` is s and `rescale` is g. The mean displacement at the grid
     points is s (L - 1) / (2 L), about a quarter of a pixel by default.
 
@@ -27,15 +27,15 @@ class Warp(Trigger):
     paper, where the attacker controls training, it is redrawn for every batch.
     """
 
-    covers: ClassVar[float] = 2.0
+    cover_rate: ClassVar[float] = 2.0
 
     def __init__(
-        self, *, grid: int = 4, strength: float = 0.5, rescale: float = 1.0, field_seed: int = 0
+        self, *, grid: int = 4, strength: float = 0.5, rescale: float = 1.0, pattern_seed: int = 0
     ) -> None:
         self.grid = validation.whole("trigger.grid", grid, low=2, below=4097)
         self.strength = validation.number("trigger.strength", strength, low=0.01)
         self.rescale = validation.number("trigger.rescale", rescale, low=0.01)
-        self.field_seed = validation.whole("trigger.field_seed", field_seed)
+        self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
 
     def apply_test(self, images: Tensor) -> Tensor:
         where = self.field(*images.shape[2:])
@@ -50,7 +50,7 @@ class Warp(Trigger):
 
     def field(self, height: int, width: int) -> Tensor:
         """Sampling position of each pixel: float32 (2, H, W), row and column in -1..1."""
-        generator = torch_generator(self.field_seed, streams.WARP)
+        generator = torch_generator(self.pattern_seed, streams.WARP)
         rough = torch.rand((1, 2, self.grid, self.grid), generator=generator).double() * 2 - 1
         rough = rough / rough.abs().mean()
         smooth = F.interpolate(rough, (height, width), mode="bicubic", align_corners=True)[0]

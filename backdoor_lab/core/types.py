@@ -49,7 +49,8 @@ class TrainingSet:
 
     `index` int64 (n,) refers to `base` uint8 (N, C, H, W), and from ``len(base)`` on to `rows`
     uint8 (P, C, H, W), the poisoned images. `labels` int64 (n,) are the training labels. With
-    `stamp`, the rows are clean originals, and the trigger is applied per batch, after augmentation.
+    `late_trigger`, the rows are clean originals, and the trigger is applied per batch, after
+    augmentation.
     """
 
     base: Tensor
@@ -58,7 +59,7 @@ class TrainingSet:
     labels: Tensor
     classes: tuple[str, ...]
     digest: str
-    stamp: Callable[[Tensor], Tensor] | None = None
+    late_trigger: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -74,10 +75,10 @@ class TrainingSet:
             images = torch.where(laid_over, self.rows.index_select(0, over), images)
         return images
 
-    def stamped(self, where: Tensor) -> Tensor:
+    def is_triggered_late(self, where: Tensor) -> Tensor:
         """Which of the positions `where` get the trigger after augmentation: bool (b,)."""
         laid_over: Tensor = self.index[where] >= len(self.base)
-        return laid_over if self.stamp is not None else torch.zeros_like(laid_over)
+        return laid_over if self.late_trigger is not None else torch.zeros_like(laid_over)
 
     def shown(self, where: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The images at positions `where` int64 (b,) as the network sees them: uint8 (b, C, H, W).
@@ -88,11 +89,11 @@ class TrainingSet:
         images = self.gather(where)
         if augment is not None:
             images = augment(images)
-        if self.stamp is None:
+        if self.late_trigger is None:
             return images
-        chosen = self.stamped(where).to(images.device).view(-1, 1, 1, 1)
+        chosen = self.is_triggered_late(where).to(images.device).view(-1, 1, 1, 1)
         # Applied to all images, used for a few: selecting first would synchronize the GPU.
-        return torch.where(chosen, self.stamp(images), images)
+        return torch.where(chosen, self.late_trigger(images), images)
 
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
         """A copy of this set without the positions where `mask` bool (n,) is false."""
@@ -103,7 +104,7 @@ class TrainingSet:
             self.labels[mask],
             self.classes,
             digest,
-            self.stamp,
+            self.late_trigger,
         )
 
 

@@ -15,6 +15,38 @@ LARGEST = 2**31
 LONGEST = 1e9
 """Longest duration in seconds that a record may state for a stage or a cell (about 30 years)."""
 NAME = re.compile(r"[a-z0-9_.-]{1,64}\Z")
+_FILTERS = {
+    "classes": "filter_scope", "budget": "removal_budget", "budget_cap": "max_removed",
+    "centred": "center",
+}  # fmt: skip
+RENAMED: dict[str, dict[str, str]] = {
+    "": {"labels": "label_mode", "covers": "cover_rate"},
+    "protocol": {
+        **_FILTERS, "eligible": "poison_from", "inject": "placement", "stamp": "apply_trigger",
+        "holdout": "clean_holdout",
+    },
+    "recipe": {"batch": "batch_size", "crop": "crop_padding"},
+    "trigger": {
+        "train_alpha": "strength_train", "alpha_train": "strength_train",
+        "alpha": "strength_test", "alpha_test": "strength_test",
+        "train_delta": "strength_train", "delta": "strength_test",
+        "amplitude": "strength_train", "test_amplitude": "strength_test",
+        "amplify": "strength_test", "magnitude": "strength", "opacity": "strength",
+        "noise_seed": "pattern_seed", "scene_seed": "pattern_seed",
+        "field_seed": "pattern_seed", "patch_seed": "pattern_seed",
+        "residual": "eps", "sources": "max_sources", "patch": "patch_size",
+        "batch": "batch_size", "crop": "crop_padding",
+    },
+    "trigger.patches": {"at": "position", "train": "strength_train", "test": "strength_test"},
+    "defense": {
+        **_FILTERS, "dims": "n_components", "neighbours": "n_neighbors", "trees": "n_estimators",
+        "size_below": "size_threshold", "silhouette_above": "silhouette_threshold",
+        "isolate": "isolation_ratio", "clean": "clean_ratio", "poison": "poison_ratio",
+        "drop": "max_accuracy_drop", "patched": "patched_ratio", "overlays": "n_overlays",
+        "overlay": "overlay_weight", "false_alarms": "false_positive_rate",
+    },
+}  # fmt: skip
+"""Keys of version 0.1, by their section of the configuration, and the keys that replaced them."""
 
 
 def is_number(value: Any) -> bool:
@@ -87,7 +119,22 @@ def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     known = list(known)
     for key in given:
         if key not in known:
+            section = where.partition("=")[0]
+            if (current := new_name(section, key)) in known:
+                prefix = f"{section}." if section else ""
+                raise ConfigError(f"`{prefix}{key}` is now `{prefix}{current}`")
             raise unknown(f"key in `{where}`" if where else "key", key, known)
+
+
+def new_name(section: str, key: str) -> str | None:
+    """What `key` of a section of the configuration has been called since version 0.2, if it was
+    renamed.
+
+    >>> new_name("protocol", "inject")
+    'placement'
+    """
+    whole = re.sub(r"\[\d+\]", "", section)
+    return (RENAMED.get(whole) or RENAMED.get(whole.partition(".")[0], {})).get(key)
 
 
 def safe_name(name: str, value: Any) -> str:

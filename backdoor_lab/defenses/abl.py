@@ -20,15 +20,15 @@ from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 SHARE_OF_EPOCHS = 0.2
 
 
-class Abl(ModelBasedFilter):
+class ABL(ModelBasedFilter):
     """Removes the images with the lowest loss after a few epochs of local gradient ascent.
 
-    Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned
-    Data", NeurIPS 2021, section 3.2, equation 3. A separate model is trained on the poisoned set
-    with the loss sign(L - `gamma`) · L, where L is the mean cross-entropy of a batch. It keeps
-    the loss of most images near gamma, while the loss of poisoned images falls below. Score: -L
-    of the image, in eval mode and without augmentation. ``budget=auto`` removes the fraction
-    `isolate` of all images with the lowest loss.
+    Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
+    NeurIPS 2021, section 3.2, equation 3. A separate model is trained on the poisoned set with the
+    loss sign(L - `gamma`) · L, where L is the mean cross-entropy of a batch. It keeps the loss of
+    most images near gamma, while the loss of poisoned images falls below. Score: -L of the image,
+    in eval mode and without augmentation. ``removal_budget=auto`` removes the fraction
+    `isolation_ratio` of all images with the lowest loss.
 
     `epochs` is the length of this training; by default a fifth of the recipe's, like the paper's
     20 of 100. The learning rate is the recipe's.
@@ -40,18 +40,20 @@ class Abl(ModelBasedFilter):
         *,
         gamma: float = 0.5,
         epochs: int | None = None,
-        isolate: float = 0.01,
+        isolation_ratio: float = 0.01,
     ) -> None:
         super().__init__(options)
         self.gamma = validation.number("defense.gamma", gamma, low=0)
         self.epochs = None if epochs is None else validation.whole("defense.epochs", epochs, low=1)
-        self.isolate = validation.number("defense.isolate", isolate, low=0, below=1)
+        self.isolation_ratio = validation.number(
+            "defense.isolation_ratio", isolation_ratio, low=0, below=1
+        )
 
     def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
         network = ascended(material, self.gamma, self.passes(material))
         losses = losses_at(network, material, torch.arange(len(material.labels)))
         chosen = torch.zeros(len(losses), dtype=torch.bool)
-        chosen[lowest(losses, self.isolate)] = True
+        chosen[lowest(losses, self.isolation_ratio)] = True
         return SampleScores(-losses[where], chosen[where])
 
     def passes(self, material: DefenseContext) -> int:

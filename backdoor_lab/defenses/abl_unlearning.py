@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import nn, torch
-from backdoor_lab.defenses.abl import Abl, ascended, lowest
+from backdoor_lab.defenses.abl import ABL, ascended, lowest
 from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import as_trained, losses_at, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
 
 
-class AblUnlearning(Unlearning):
+class ABLUnlearning(Unlearning):
     """Trains a model on the poisoned set by anti-backdoor learning.
 
-    Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned
-    Data", NeurIPS 2021, section 3, equations 3 and 4. First, as in `abl`, a model is trained for
-    `epochs` with local gradient ascent, and the fraction `isolate` of all images with the lowest
+    Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
+    NeurIPS 2021, section 3, equations 3 and 4. First, as in `abl`, a model is trained for `epochs`
+    with local gradient ascent, and the fraction `isolation_ratio` of all images with the lowest
     loss is isolated. The model is then trained on the other images for `training_epochs` (by
     default the rest of the recipe's epochs), and finally for `unlearning_epochs` passes over the
-    isolated images it unlearns these while it trains on others, with learning rate
-    `unlearning_lr`. The attacked model is not used.
+    isolated images it unlearns these while it trains on others, with learning rate `unlearning_lr`.
+    The attacked model is not used.
 
     Differences from the paper: the middle stage uses a constant tenth of the recipe's learning
     rate, and unlearning minimizes `unlikelihood` instead of maximizing the unbounded cross-entropy.
@@ -30,12 +30,12 @@ class AblUnlearning(Unlearning):
         *,
         gamma: float = 0.5,
         epochs: int | None = None,
-        isolate: float = 0.01,
+        isolation_ratio: float = 0.01,
         training_epochs: int | None = None,
         unlearning_epochs: int = 5,
         unlearning_lr: float = 0.0005,
     ) -> None:
-        self.isolation = Abl(gamma=gamma, epochs=epochs, isolate=isolate)
+        self.isolation = ABL(gamma=gamma, epochs=epochs, isolation_ratio=isolation_ratio)
         self.training_epochs = (
             None
             if training_epochs is None
@@ -48,7 +48,7 @@ class AblUnlearning(Unlearning):
         first = self.isolation.passes(material)
         network = ascended(material, self.isolation.gamma, first)
         losses = losses_at(network, material, torch.arange(len(material.labels)))
-        bad = lowest(losses, self.isolation.isolate)
+        bad = lowest(losses, self.isolation.isolation_ratio)
         left = torch.ones(len(losses), dtype=torch.bool)
         left[bad] = False
         good = left.nonzero().flatten()

@@ -15,37 +15,38 @@ FEWEST = 3
 class ActivationClustering(Principal):
     """Splits each class into two clusters and flags the smaller one.
 
-    Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy, Srivastava, "Detecting Backdoor
-    Attacks on Deep Neural Networks by Activation Clustering", SafeAI@AAAI 2019: the features of
-    a class are reduced to `dims` components (`reduce`: independent components, ica, as in the
-    paper, or pca) and clustered by 2-means. Score: distance to the larger cluster's centroid
-    minus distance to the smaller one's, positive exactly for members of the smaller cluster.
+    Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy, Srivastava, "Detecting Backdoor Attacks
+    on Deep Neural Networks by Activation Clustering", SafeAI@AAAI 2019: the features of a class are
+    reduced to `n_components` components (`reduce`: independent components, ica, as in the paper, or
+    pca) and clustered by 2-means. Score: distance to the larger cluster's centroid minus distance
+    to the smaller one's, positive exactly for members of the smaller cluster.
 
-    `rule` decides whether a class is suspicious and ``budget=auto`` removes its smaller cluster:
-    with ``size``, if its share of the class is below `size_below`; with ``silhouette``, if the
-    mean silhouette of the two clusters, which is high for well-separated clusters, is above
-    `silhouette_above`. The paper's exclusionary reclassification is not implemented.
+    `rule` decides whether a class is suspicious and ``removal_budget=auto`` removes its smaller
+    cluster: with ``size``, if its share of the class is below `size_threshold`; with
+    ``silhouette``, if the mean silhouette of the two clusters, which is high for well-separated
+    clusters, is above `silhouette_threshold`. The paper's exclusionary reclassification is not
+    implemented.
     """
 
     def __init__(
         self,
         options: FilterOptions = DEFAULTS,
         *,
-        dims: int = 10,
+        n_components: int = 10,
         reduce: str = "ica",
         rule: str = "size",
-        size_below: float = 0.35,
-        silhouette_above: float = 0.1,
+        size_threshold: float = 0.35,
+        silhouette_threshold: float = 0.1,
     ) -> None:
         super().__init__(options)
-        self.dims = validation.whole("defense.dims", dims, low=1)
+        self.n_components = validation.whole("defense.n_components", n_components, low=1)
         self.reduce = validation.choice("defense.reduce", reduce, ("ica", "pca"))
         self.rule = validation.choice("defense.rule", rule, ("size", "silhouette"))
-        self.size_below = validation.number(
-            "defense.size_below", size_below, low=0, below=0.5 + 1e-9
+        self.size_threshold = validation.number(
+            "defense.size_threshold", size_threshold, low=0, below=0.5 + 1e-9
         )
-        self.silhouette_above = validation.number(
-            "defense.silhouette_above", silhouette_above, low=-1, below=1
+        self.silhouette_threshold = validation.number(
+            "defense.silhouette_threshold", silhouette_threshold, low=-1, below=1
         )
 
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
@@ -60,17 +61,17 @@ class ActivationClustering(Principal):
         scores[order] = apart
         share = float(member.double().mean())
         notes: dict[str, object] = {"smaller": share}
-        caught = share < self.size_below
+        caught = share < self.size_threshold
         if self.rule == "silhouette":
             notes["silhouette"] = fit = _silhouette(reduced, member)
-            caught = fit > self.silhouette_above
+            caught = fit > self.silhouette_threshold
         return ClassScores(scores, 1 - 2 * share, int(member.sum()) if caught else 0, notes)
 
     def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
         return [label for label, look in looks.items() if look.auto]
 
     def _reduced(self, values: Tensor, seed: int) -> Tensor:
-        reduced = self.components(values, min(self.dims, len(values) - 1))
+        reduced = self.components(values, min(self.n_components, len(values) - 1))
         if self.reduce == "pca" or reduced.shape[1] < 2:
             return reduced
         return _independent(reduced, seed)

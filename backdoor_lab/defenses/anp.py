@@ -15,7 +15,7 @@ from backdoor_lab.defenses.networks import Batch, ModelRepair, clean_of
 Norms: TypeAlias = "list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]"
 
 
-class Anp(ModelRepair):
+class ANP(ModelRepair):
     """Prunes channels whose mask shrinks during training under adversarial perturbation.
 
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021,
@@ -121,6 +121,6 @@ def drawn(material: DefenseContext, steps: int) -> Iterator[Batch]:
     generator = material.generator(streams.PRUNING)
     augment = material.generator(streams.PRUNING_AUGMENTATION, device=material.device)
     for _ in track(range(steps), "batch"):
-        at = torch.randint(len(clean), (material.practice.batch,), generator=generator)
+        at = torch.randint(len(clean), (material.practice.batch_size,), generator=generator)
         images = material.augment(clean.images[at].to(material.device), augment)
         yield images, clean.labels[at].to(material.device)

@@ -22,7 +22,7 @@ from backdoor_lab.defenses.networks import (
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
-class Asset(ModelBasedFilter):
+class ASSET(ModelBasedFilter):
     """Removes images whose loss rises when a model learns clean images and unlearns all others.
 
     Pan, Zeng, Lyu, Lin, Jia, "ASSET: Robust Backdoor Data Detection Across a Multiplicity of
@@ -33,7 +33,7 @@ class Asset(ModelBasedFilter):
     highest loss, where poison is concentrated, is unlearned.
 
     Simplified: unlearning minimizes `unlikelihood`, which does not diverge; images are
-    selected by loss; ``budget=auto`` removes the upper of the two groups into which
+    selected by loss; ``removal_budget=auto`` removes the upper of the two groups into which
     `budget.split` divides all scores. The authors' code starts from an untrained model, minimizes
     the variance of the logits on clean images, and selects by a second network's outlyingness.
     """
@@ -60,7 +60,7 @@ class Asset(ModelBasedFilter):
         rates = self.lr, material.practice.momentum, material.practice.weight_decay
         everything = torch.arange(len(material.labels))
         first = self.steps // 2
-        size = material.practice.batch
+        size = material.practice.batch_size
         train(network, mixed(material, everything, first, 0), rates, loss=apart(size))
         losses = losses_at(network, material, everything)
         kept = max(1, round(self.concentrate * len(everything)))
@@ -75,7 +75,7 @@ class Asset(ModelBasedFilter):
 
 def mixed(material: DefenseContext, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
     """Yields batches of training images at indices `among`, then as many clean images."""
-    clean, size = clean_of(material), material.practice.batch
+    clean, size = clean_of(material), material.practice.batch_size
     generator = material.generator(streams.OFFSET, number)
     augment = material.generator(streams.OFFSET_AUGMENTATION, number, device=material.device)
     for _ in track(range(steps), "batch"):

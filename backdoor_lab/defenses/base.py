@@ -56,8 +56,8 @@ class Defense(ABC):
         return []
 
     def applied(self) -> dict[str, object]:
-        """The values of `classes`, `budget`, `budget_cap` and `centred` that the defense uses,
-        for the record; none by default."""
+        """The values of `filter_scope`, `removal_budget`, `max_removed` and `center` that the
+        defense uses, for the record; none by default."""
         return {}
 
 
@@ -78,7 +78,7 @@ class ClassScores:
 
     `scores` float64 (n,): higher is more suspicious. `suspicion` of the class as a whole, only
     comparable between classes. `auto`: number of examples that the method's own rule removes
-    under ``budget=auto``; None uses `budget.split` on the scores. `notes`: for the record.
+    under ``removal_budget=auto``; None uses `budget.split` on the scores. `notes`: for the record.
     """
 
     scores: Tensor
@@ -91,10 +91,10 @@ class SampleFilter(Defense):
     """A defense that scores each class separately and removes the highest scores.
 
     `unused` names the fields of `FilterOptions` that have no effect on the filter; configurations
-    that differ only in these are the same cell. A filter that uses `centred` excludes it.
+    that differ only in these are the same cell. A filter that uses `center` excludes it.
     """
 
-    unused: ClassVar[tuple[str, ...]] = ("centred",)
+    unused: ClassVar[tuple[str, ...]] = ("center",)
 
     def __init__(self, options: FilterOptions = DEFAULTS) -> None:
         self.obey(options)
@@ -108,14 +108,14 @@ class SampleFilter(Defense):
             and type(self).suspicious_classes is SampleFilter.suspicious_classes
         ):
             raise ConfigError(
-                f"`defense.classes=suspicious` is not defined for {type(self).__name__}, which"
-                " has no rule to compare classes: use defense.classes=all or target"
+                f"`defense.filter_scope=suspicious` is not defined for {type(self).__name__}, which"
+                " has no rule to compare classes: use defense.filter_scope=all or target"
             )
 
     @property
     def scope(self) -> str:
         """Which classes are scored: `FilterOptions.classes`."""
-        return self.options.classes
+        return self.options.filter_scope
 
     @property
     def budget(self) -> RemovalBudget:
@@ -142,7 +142,7 @@ class SampleFilter(Defense):
         return {y: self.score_class(features.values[members[y]], y, known) for y in labels}
 
     def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
-        """The suspicious classes, for ``classes=suspicious``."""
+        """The suspicious classes, for ``filter_scope=suspicious``."""
         raise NotImplementedError
 
     def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
@@ -156,7 +156,7 @@ class SampleFilter(Defense):
         looked_at = [known.target] if self.scope == "target" else range(len(per_class))
         for label in looked_at:
             if label is None:
-                raise ConfigError("`defense.classes=target` needs to know the target class")
+                raise ConfigError("`defense.filter_scope=target` needs to know the target class")
             removed = self.budget.size(per_class[label], known.epsilon)
             if removed is not None and removed and per_class[label] <= removed:
                 self._refuse(known, label, removed, per_class[label])
@@ -203,10 +203,10 @@ class SampleFilter(Defense):
     def _refuse(self, known: DefenderKnowledge, label: int, removed: int, size: int) -> None:
         epsilon = "" if known.epsilon is None else f" with ε = {known.epsilon}"
         raise ConfigError(
-            f"`defense.budget={self.budget.text}`{epsilon} removes {removed} of"
+            f"`defense.removal_budget={self.budget.text}`{epsilon} removes {removed} of"
             f" the {size} examples of class {known.classes[label]}: nothing would be left. Lower"
-            " the budget or the ratio, set defense.budget_cap (50%), or filter fewer classes"
-            f" (now defense.classes={self.scope})"
+            " the budget or the ratio, set defense.max_removed (50%), or filter fewer classes"
+            f" (now defense.filter_scope={self.scope})"
         )
 
 

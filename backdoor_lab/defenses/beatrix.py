@@ -29,7 +29,7 @@ class Beatrix(SampleFilter):
     mostly clean. Differences: with one position all orders are equal, so only the first is
     used; only the `channels` with the largest variance in the class are used, since the number
     of entries grows as C^2; bounds closer to zero than the average bound are replaced by it,
-    since pooled activations are often zero. ``classes=suspicious`` is not supported.
+    since pooled activations are often zero. ``filter_scope=suspicious`` is not supported.
     """
 
     def __init__(

@@ -38,11 +38,11 @@ class RemovalBudget:
         for text in [self.text] if self.cap is None else [self.text, self.cap]:
             if text != "auto" and not _FORM.fullmatch(str(text)):
                 raise ConfigError(
-                    f"`defense.budget` must be {RULE} percentile), 100 (examples) or auto,"
+                    f"`defense.removal_budget` must be {RULE} percentile), 100 (examples) or auto,"
                     f" got {text!r}"
                 )
         if self.cap == "auto":
-            raise ConfigError("`defense.budget_cap` must be a number of examples, got 'auto'")
+            raise ConfigError("`defense.max_removed` must be a number of examples, got 'auto'")
         self._check_percent()
 
     @property
@@ -67,7 +67,9 @@ class RemovalBudget:
             found = _FORM.fullmatch(str(text))
             share = found and (found["percent"] or found["percentile"])
             if share and not 0 <= float(share) <= 100:
-                raise ConfigError(f"`defense.budget` must be in 0..100 percent, got {text!r}")
+                raise ConfigError(
+                    f"`defense.removal_budget` must be in 0..100 percent, got {text!r}"
+                )
 
 
 def otsu_count(scores: Tensor) -> int:
@@ -96,7 +98,7 @@ def _size(
     if found["eps"]:
         if epsilon is None:
             raise ConfigError(
-                f"`defense.budget={text}` counts in ε, but this protocol does not reveal it"
+                f"`defense.removal_budget={text}` counts in ε, but this protocol does not reveal it"
             )
         return round(float(found["eps"]) * epsilon)
     if found["percent"]:

@@ -9,7 +9,7 @@ class CleanData(Oracle):
     """Retrains on the training set as it was before the attack.
 
     Appended poison is removed, as by `oracle`; replaced images, including those replaced by
-    cover images, are restored. With ``inject=append`` and no covers this is the oracle's
+    cover images, are restored. With ``placement=append`` and no covers this is the oracle's
     training set and shares its retraining stage. Its verdict is the oracle's.
     """
 

@@ -20,17 +20,17 @@ from backdoor_lab.defenses.networks import (
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
-class Confusion(ModelBasedFilter):
+class ConfusionTraining(ModelBasedFilter):
     """Removes images that a model still fits after training on randomly mislabeled clean images.
 
-    Qi, Xie, Wang, Wu, Mahloujifar, Mittal, "Towards A Proactive ML Approach for Detecting
-    Backdoor Poison Samples", USENIX Security 2023, section 4. A copy of the attacked model is
-    trained on batches of the poisoned set together with held-out clean images whose labels are
-    random and wrong, redrawn each time: loss (L_set + (`weight` - 1) · L_wrong) / `weight`. This
-    destroys the link between images and classes but not between a trigger and its target, which
-    no wrong label contradicts. There is one round of `steps` steps for each of `shares`; after
-    it, only that fraction of the set with the lowest loss is used for training. Score: -L of the
-    image. ``budget=auto`` removes the images of a class that are still classified as labeled.
+    Qi, Xie, Wang, Wu, Mahloujifar, Mittal, "Towards A Proactive ML Approach for Detecting Backdoor
+    Poison Samples", USENIX Security 2023, section 4. A copy of the attacked model is trained on
+    batches of the poisoned set together with held-out clean images whose labels are random and
+    wrong, redrawn each time: loss (L_set + (`weight` - 1) · L_wrong) / `weight`. This destroys the
+    link between images and classes but not between a trigger and its target, which no wrong label
+    contradicts. There is one round of `steps` steps for each of `shares`; after it, only that
+    fraction of the set with the lowest loss is used for training. Score: -L of the image.
+    ``removal_budget=auto`` removes the images of a class that are still classified as labeled.
 
     Simplified: before each round the paper pretrains a model on that round's share; at the end
     it clusters the fitted images of each class. The authors' code takes 47 times as many steps.
@@ -63,7 +63,7 @@ class Confusion(ModelBasedFilter):
         everything = torch.arange(len(material.labels))
         among = everything
         for number, share in enumerate(track(self.shares, "round")):
-            size = min(material.practice.batch, len(among))
+            size = min(material.practice.batch_size, len(among))
             batches = confusing(material, among, size, self.steps, number)
             train(network, batches, rates, loss=weighed(size, self.weight))
             said = logits_at(network, material, everything)
@@ -94,7 +94,7 @@ def confusing(
     augment = material.generator(streams.CONFUSION_AUGMENTATION, number, device=material.device)
     for _ in track(range(steps), "batch"):
         at = among[torch.randint(len(among), (size,), generator=generator)]
-        chosen = torch.randint(len(clean), (material.practice.batch,), generator=generator)
+        chosen = torch.randint(len(clean), (material.practice.batch_size,), generator=generator)
         wrong = wrong_labels(clean.labels[chosen], classes, generator)
         images = clean.images[chosen].to(material.device)
         images = torch.cat([material.images(at, augment), material.augment(images, augment)])

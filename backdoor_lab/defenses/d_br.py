@@ -14,40 +14,42 @@ SHIFT = 0.2
 """Largest shift of an image, relative to its size."""
 
 
-class DBr(Unlearning):
+class DBR(Unlearning):
     """Ranks training images by how much transformations change their features, and unlearns.
 
     D-BR of Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned
     Samples", NeurIPS 2022, sections 4 and 5. A separate model is trained on the poisoned set for
     `first_epochs` without augmentation, so that it learns little but the trigger. The feature
     consistency of a training image x is |f(x) - f(t(x))|^2, with f the input of the last linear
-    layer and t a random rotation by up to 180° and shift by up to a fifth. The fraction `clean`
-    of images with the smallest change is taken as clean, the fraction `poison` with the largest
-    as poison. For `epochs` passes with learning rate `lr`, the attacked model then alternately
-    unlearns the poison and relearns the clean images.
+    layer and t a random rotation by up to 180° and shift by up to a fifth. The fraction
+    `clean_ratio` of images with the smallest change is taken as clean, the fraction `poison_ratio`
+    with the largest as poison. For `epochs` passes with learning rate `lr`, the attacked model then
+    alternately unlearns the poison and relearns the clean images.
 
     Simplified: the first model is not fine-tuned to reduce intra-class distances (10 epochs in
     the authors' code), uses the recipe's learning rate (theirs: 0.01), and the last model is
     kept, since selecting the best requires the trigger. The other defaults are the paper's. If
-    less than the fraction `poison` is poisoned, clean images are unlearned too.
+    less than the fraction `poison_ratio` is poisoned, clean images are unlearned too.
     """
 
     def __init__(
         self,
         *,
         first_epochs: int = 2,
-        clean: float = 0.2,
-        poison: float = 0.05,
+        clean_ratio: float = 0.2,
+        poison_ratio: float = 0.05,
         epochs: int = 20,
         lr: float = 0.0001,
     ) -> None:
         self.first_epochs = validation.whole("defense.first_epochs", first_epochs, low=1)
-        self.clean = validation.number("defense.clean", clean, low=1e-9, below=1)
-        self.poison = validation.number("defense.poison", poison, low=1e-9, below=1)
-        if self.clean + self.poison > 1:
+        self.clean_ratio = validation.number("defense.clean_ratio", clean_ratio, low=1e-9, below=1)
+        self.poison_ratio = validation.number(
+            "defense.poison_ratio", poison_ratio, low=1e-9, below=1
+        )
+        if self.clean_ratio + self.poison_ratio > 1:
             raise ConfigError(
-                f"`defense.clean` and `defense.poison` are shares of one set, got {clean:g} and"
-                f" {poison:g}"
+                f"`defense.clean_ratio` and `defense.poison_ratio` are shares of one set, got"
+                f" {clean_ratio:g} and {poison_ratio:g}"
             )
         self.epochs = validation.whole("defense.epochs", epochs, low=0)
         self.lr = validation.number("defense.lr", lr, low=0)
@@ -63,8 +65,8 @@ class DBr(Unlearning):
         first = train(material.fresh(0), batches, as_trained(material))
         order = sensitivity(first, material).sort(stable=True).indices
         # Batch statistics need at least two images.
-        good = order[: max(2, round(self.clean * len(order)))]
-        bad = order[-max(2, round(self.poison * len(order))) :]
+        good = order[: max(2, round(self.clean_ratio * len(order)))]
+        bad = order[-max(2, round(self.poison_ratio * len(order))) :]
         network = material.network()
         self.unlearn_in_turn(network, material, bad, good, self.epochs, self.lr)
         return network, {"clean": len(good), "poison": len(bad), "of": len(order)}

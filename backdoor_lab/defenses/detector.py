@@ -19,8 +19,8 @@ FEWEST = 3
 class Detector(Principal):
     """A scikit-learn outlier detector, fitted on the class that it scores.
 
-    The features of each class are first reduced to their top `dims` principal components, since
-    distances are hardly informative in hundreds of dimensions. A class with fewer than three
+    The features of each class are first reduced to their top `n_components` principal components,
+    since distances are hardly informative in hundreds of dimensions. A class with fewer than three
     distinct examples scores 0, which the notes report. Scores depend on the seed and the set of
     rows, not on their order.
     """
@@ -33,10 +33,10 @@ class Detector(Principal):
         self,
         options: FilterOptions = DEFAULTS,
         *,
-        dims: int = 16,
+        n_components: int = 16,
     ) -> None:
         super().__init__(options)
-        self.dims = validation.whole("defense.dims", dims, low=1)
+        self.n_components = validation.whole("defense.n_components", n_components, low=1)
 
     @abstractmethod
     def outlying(self, points: Any, seed: int) -> Any:
@@ -45,7 +45,7 @@ class Detector(Principal):
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         order = row_order(values)
         most = max(1, (len(values) - 1) // self.rows_per_component)
-        points = self.components(values[order].cpu(), min(self.dims, most))
+        points = self.components(values[order].cpu(), min(self.n_components, most))
         scores = torch.zeros(len(values), dtype=torch.float64)
         if len(points) < FEWEST or not points.shape[1]:
             return ClassScores(scores, notes={"skipped": "fewer than three different examples"})
@@ -55,19 +55,19 @@ class Detector(Principal):
 
 
 class NeighborDetector(Detector):
-    """A detector that compares each example with its `neighbours` nearest ones in the class."""
+    """A detector that compares each example with its `n_neighbors` nearest ones in the class."""
 
     def __init__(
         self,
         options: FilterOptions = DEFAULTS,
         *,
-        neighbours: int = 20,
-        dims: int = 16,
+        n_neighbors: int = 20,
+        n_components: int = 16,
     ) -> None:
-        super().__init__(options, dims=dims)
-        self.neighbours = validation.whole("defense.neighbours", neighbours, low=1)
+        super().__init__(options, n_components=n_components)
+        self.n_neighbors = validation.whole("defense.n_neighbors", n_neighbors, low=1)
 
     def search(self, points: Any) -> dict[str, Any]:
         """scikit-learn's arguments for a tree search among at most all other examples."""
         # Brute force subtracts large squares, so that duplicates get a nonzero distance.
-        return {"n_neighbors": min(self.neighbours, len(points) - 1), "algorithm": "kd_tree"}
+        return {"n_neighbors": min(self.n_neighbors, len(points) - 1), "algorithm": "kd_tree"}

@@ -8,7 +8,7 @@ from backdoor_lab.core import streams
 from backdoor_lab.defenses.detector import Detector
 
 
-class Envelope(Detector):
+class EllipticEnvelope(Detector):
     """Removes the examples with the largest robust Mahalanobis distance.
 
     Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant

@@ -16,8 +16,8 @@ class FinePruning(ModelRepair):
     Networks", RAID 2018, section 3. The inputs of the last linear layer (in a ResNet the pooled
     channels of the last convolutions) are pruned in increasing order of their mean absolute
     activation on held-out clean images, as long as the accuracy on these drops by at most
-    `drop`. Then the model is trained on them by SGD for `epochs` with learning rate `lr`; pruned
-    channels stay pruned.
+    `max_accuracy_drop`. Then the model is trained on them by SGD for `epochs` with learning rate
+    `lr`; pruned channels stay pruned.
 
     The method assumes channels that only the trigger activates. If triggered images have the
     same features as their target class, this layer has none, and pruning stops the attack only
@@ -27,11 +27,13 @@ class FinePruning(ModelRepair):
     def __init__(
         self,
         *,
-        drop: float = 0.04,
+        max_accuracy_drop: float = 0.04,
         epochs: int = 10,
         lr: float = 0.01,
     ) -> None:
-        self.drop = validation.number("defense.drop", drop, low=0, below=1)
+        self.max_accuracy_drop = validation.number(
+            "defense.max_accuracy_drop", max_accuracy_drop, low=0, below=1
+        )
         self.epochs = validation.whole("defense.epochs", epochs, low=0)
         self.lr = validation.number("defense.lr", lr, low=0)
 
@@ -42,7 +44,7 @@ class FinePruning(ModelRepair):
         network, clean = material.network(), clean_of(material)
         last = head(network)
         values = features(network, lambda a, b: clean.images[a:b].to(material.device), len(clean))
-        pruned = dormant(values, last, clean.labels, self.drop).to(material.device)
+        pruned = dormant(values, last, clean.labels, self.max_accuracy_drop).to(material.device)
 
         def cut_off() -> None:
             with torch.no_grad():
@@ -54,7 +56,7 @@ class FinePruning(ModelRepair):
         return network, {"pruned": len(pruned), "of": values.shape[1]}
 
 
-def dormant(values: Tensor, last: nn.Linear, labels: Tensor, drop: float) -> Tensor:
+def dormant(values: Tensor, last: nn.Linear, labels: Tensor, max_accuracy_drop: float) -> Tensor:
     """Columns of `values` float64 (n, d) to prune: indices int64, least active first.
 
     Keeps at least one column.
@@ -63,7 +65,7 @@ def dormant(values: Tensor, last: nn.Linear, labels: Tensor, drop: float) -> Ten
     said = values @ weight.T
     if last.bias is not None:
         said = said + last.bias.detach().double().cpu()
-    least = accuracy(said, labels) - drop
+    least = accuracy(said, labels) - max_accuracy_drop
     order = values.abs().mean(dim=0).sort(stable=True).indices
     for count, column in enumerate(order.tolist()):
         said = said - values[:, column, None] * weight[:, column]

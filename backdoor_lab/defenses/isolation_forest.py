@@ -9,11 +9,11 @@ from backdoor_lab.defenses.detector import Detector
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
-class Forest(Detector):
+class IsolationForest(Detector):
     """Removes the examples that random splits isolate earliest.
 
-    Liu, Ting, Zhou, "Isolation Forest", ICDM 2008, equation 2: score 2^(-E[h(x)] / c(psi)) in
-    0..1 over `trees` trees, each grown on psi = 256 examples (section 4.2) or the whole class.
+    Liu, Ting, Zhou, "Isolation Forest", ICDM 2008, equation 2: score 2^(-E[h(x)] / c(psi)) in 0..1
+    over `n_estimators` trees, each grown on psi = 256 examples (section 4.2) or the whole class.
     """
 
     stream = streams.ISOLATION_FOREST
@@ -22,15 +22,17 @@ class Forest(Detector):
         self,
         options: FilterOptions = DEFAULTS,
         *,
-        trees: int = 100,
-        dims: int = 16,
+        n_estimators: int = 100,
+        n_components: int = 16,
     ) -> None:
-        super().__init__(options, dims=dims)
-        self.trees = validation.whole("defense.trees", trees, low=1)
+        super().__init__(options, n_components=n_components)
+        self.n_estimators = validation.whole("defense.n_estimators", n_estimators, low=1)
 
     def outlying(self, points: Any, seed: int) -> Any:
-        from sklearn.ensemble import IsolationForest  # type: ignore[import-untyped]
+        from sklearn import ensemble  # type: ignore[import-untyped]
 
         sample = min(256, len(points))
-        forest = IsolationForest(n_estimators=self.trees, max_samples=sample, random_state=seed)
+        forest = ensemble.IsolationForest(
+            n_estimators=self.n_estimators, max_samples=sample, random_state=seed
+        )
         return -forest.fit(points).score_samples(points)

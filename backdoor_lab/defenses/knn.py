@@ -8,11 +8,11 @@ from backdoor_lab.core import streams
 from backdoor_lab.defenses.detector import NeighborDetector
 
 
-class Knn(NeighborDetector):
+class KNN(NeighborDetector):
     """Removes the examples farthest from their k-th nearest neighbor.
 
     Ramaswamy, Rastogi, Shim, "Efficient Algorithms for Mining Outliers from Large Data Sets",
-    SIGMOD 2000: score D^k(x), with `neighbours` as k, among the other examples of the class.
+    SIGMOD 2000: score D^k(x), with `n_neighbors` as k, among the other examples of the class.
     Poison that forms a cluster of more than k examples is not detected.
     """
 

@@ -8,17 +8,21 @@ from backdoor_lab.core import streams
 from backdoor_lab.defenses.detector import NeighborDetector
 
 
-class LocalOutlier(NeighborDetector):
+class LocalOutlierFactor(NeighborDetector):
     """Removes the examples in regions of lower density than their neighbors'.
 
     Breunig, Kriegel, Ng, Sander, "LOF: Identifying Density-Based Local Outliers", SIGMOD 2000,
-    definition 7, with `neighbours` as MinPts. Poison that forms a cluster of more than MinPts
+    definition 7, with `n_neighbors` as MinPts. Poison that forms a cluster of more than MinPts
     examples is not detected: MinPts should exceed the size of the largest such cluster.
     """
 
     stream = streams.LOCAL_OUTLIER_FACTOR
 
     def outlying(self, points: Any, seed: int) -> Any:
-        from sklearn.neighbors import LocalOutlierFactor  # type: ignore[import-untyped]
+        from sklearn import neighbors  # type: ignore[import-untyped]
 
-        return -LocalOutlierFactor(**self.search(points)).fit(points).negative_outlier_factor_
+        return (
+            -neighbors.LocalOutlierFactor(**self.search(points))
+            .fit(points)
+            .negative_outlier_factor_
+        )

@@ -21,7 +21,7 @@ class TrainingHyperparameters:
     """Training hyperparameters of the attacked model that a defense's own training reuses."""
 
     epochs: int
-    batch: int
+    batch_size: int
     lr: float
     momentum: float
     weight_decay: float

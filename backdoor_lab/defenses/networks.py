@@ -36,9 +36,9 @@ class SampleScores:
 class ModelBasedFilter(SampleFilter):
     """A filter that scores images with models instead of scoring features.
 
-    If the method has its own rule, ``budget=auto`` removes the flagged images, but at most
-    half of a class and none if all its scores are equal, and ``classes=suspicious`` selects the
-    classes with flagged images.
+    If the method has its own rule, ``removal_budget=auto`` removes the flagged images, but at most
+    half of a class and none if all its scores are equal, and ``filter_scope=suspicious`` selects
+    the classes with flagged images.
     """
 
     needs_clean: ClassVar[bool] = False
@@ -115,7 +115,7 @@ class ModelRepair(ABC):
 def clean_of(material: DefenseContext) -> LabeledImages:
     """The held-out clean images. Raises ConfigError if there are none."""
     if material.clean is None or not len(material.clean):
-        raise ConfigError("this defense needs held-out clean images: set protocol.holdout")
+        raise ConfigError("this defense needs held-out clean images: set protocol.clean_holdout")
     return material.clean
 
 
@@ -192,7 +192,7 @@ def training_batches(
     if augmented:
         augment = material.generator(purpose, streams.AUGMENTATION, device=material.device)
     for _ in track(range(epochs), "epoch"):
-        for part in shuffled(len(where), material.practice.batch, order):
+        for part in shuffled(len(where), material.practice.batch_size, order):
             at = where[part]
             yield material.images(at, augment), material.labels[at].to(material.device)
 
@@ -203,7 +203,7 @@ def clean_batches(material: DefenseContext, epochs: int, purpose: Stream) -> Ite
     order = material.generator(purpose, streams.ORDER)
     augment = material.generator(purpose, streams.AUGMENTATION, device=material.device)
     for _ in track(range(epochs), "epoch"):
-        for part in shuffled(len(clean), material.practice.batch, order):
+        for part in shuffled(len(clean), material.practice.batch_size, order):
             images = clean.images[part].to(material.device)
             yield material.augment(images, augment), clean.labels[part].to(material.device)
 

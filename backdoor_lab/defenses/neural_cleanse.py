@@ -41,17 +41,17 @@ class NeuralCleanse(ModelRepair):
 
     Wang, Yao, Shan, Li, Viswanath, Zheng, Zhao, "Neural Cleanse: Identifying and Mitigating
     Backdoor Attacks in Neural Networks", IEEE S&P 2019, sections IV and VI. For each class, mask
-    and pattern minimize cross-entropy + λ |mask| on held-out clean images by `steps` steps of
-    Adam, starting from a half-transparent gray pattern. Every ten steps λ is increased if at least
-    99 % of their images were classified as the class, and decreased otherwise; the smallest mask
-    that reached 99 % is kept. A class is suspicious if its mask size is below the median with an
-    anomaly index |size - median| / (1.4826 MAD) above `threshold`. The model is then trained by
-    SGD for `epochs` with learning rate `lr` on the clean images, of which a fraction `patched`
+    and pattern minimize cross-entropy + λ |mask| on held-out clean images by `steps` steps of Adam,
+    starting from a half-transparent gray pattern. Every ten steps λ is increased if at least 99 %
+    of their images were classified as the class, and decreased otherwise; the smallest mask that
+    reached 99 % is kept. A class is suspicious if its mask size is below the median with an anomaly
+    index |size - median| / (1.4826 MAD) above `threshold`. The model is then trained by SGD for
+    `epochs` with learning rate `lr` on the clean images, of which a fraction `patched_ratio`
     carries the smallest suspicious trigger with the true label. If no class is suspicious, the
     model is unchanged.
 
-    `threshold` and `patched` are the paper's. The paper trains for one epoch on a tenth of the
-    training set; this one trains for ten on the fewer held-out images. The authors' code takes
+    `threshold` and `patched_ratio` are the paper's. The paper trains for one epoch on a tenth of
+    the training set; this one trains for ten on the fewer held-out images. The authors' code takes
     up to 31,000 steps per class, with λ = 0 until the trigger succeeds.
 
     The notes have the mask size and anomaly index of every class, and the detected `target`.
@@ -62,13 +62,15 @@ class NeuralCleanse(ModelRepair):
         *,
         steps: int = 300,
         threshold: float = 2.0,
-        patched: float = 0.2,
+        patched_ratio: float = 0.2,
         epochs: int = 10,
         lr: float = 0.01,
     ) -> None:
         self.steps = validation.whole("defense.steps", steps, low=1)
         self.threshold = validation.number("defense.threshold", threshold, low=0)
-        self.patched = validation.number("defense.patched", patched, low=0, below=1 + 1e-9)
+        self.patched_ratio = validation.number(
+            "defense.patched_ratio", patched_ratio, low=0, below=1 + 1e-9
+        )
         self.epochs = validation.whole("defense.epochs", epochs, low=0)
         self.lr = validation.number("defense.lr", lr, low=0)
 
@@ -94,7 +96,7 @@ class NeuralCleanse(ModelRepair):
         draw = material.generator(streams.PATCHED)
 
         def patched(images: Tensor) -> Tensor:
-            chosen = torch.rand(len(images), 1, 1, 1, generator=draw) < self.patched
+            chosen = torch.rand(len(images), 1, 1, 1, generator=draw) < self.patched_ratio
             return torch.where(chosen.to(images.device), trigger(images), images.float())
 
         batches = (
@@ -109,7 +111,7 @@ class NeuralCleanse(ModelRepair):
 
 def reverse(network: nn.Module, material: DefenseContext, label: int, steps: int) -> Reversed:
     """The smallest trigger found that makes the model predict `label` for clean images."""
-    clean, size = clean_of(material), material.practice.batch
+    clean, size = clean_of(material), material.practice.batch_size
     channels, height, width = clean.shape
     generator = material.generator(streams.REVERSED, label)
     values = torch.zeros(1 + channels, height, width, device=material.device, requires_grad=True)

@@ -7,7 +7,7 @@ from backdoor_lab.core.types import Features, FilterResult
 from backdoor_lab.defenses.base import DefenderKnowledge, Defense
 
 
-class Keep(Defense):
+class NoDefense(Defense):
     """Keeps every example and computes no scores."""
 
     def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:

@@ -9,12 +9,12 @@ from backdoor_lab.defenses.detector import Detector
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
-class Svm(Detector):
+class OneClassSVM(Detector):
     """Removes examples outside the region that contains all but a fraction `nu` of the class.
 
     Schölkopf, Platt, Shawe-Taylor, Smola, Williamson, "Estimating the Support of a
     High-Dimensional Distribution", Neural Computation 2001: score rho - w . phi(x), positive
-    outside, with a Gaussian kernel with gamma = 1 / (dims · variance).
+    outside, with a Gaussian kernel with gamma = 1 / (n_components · variance).
     """
 
     stream = streams.ONE_CLASS_SVM
@@ -24,12 +24,12 @@ class Svm(Detector):
         options: FilterOptions = DEFAULTS,
         *,
         nu: float = 0.1,
-        dims: int = 16,
+        n_components: int = 16,
     ) -> None:
-        super().__init__(options, dims=dims)
+        super().__init__(options, n_components=n_components)
         self.nu = validation.number("defense.nu", nu, low=1e-3, below=1)
 
     def outlying(self, points: Any, seed: int) -> Any:
-        from sklearn.svm import OneClassSVM  # type: ignore[import-untyped]
+        from sklearn import svm  # type: ignore[import-untyped]
 
-        return -OneClassSVM(nu=self.nu, gamma="scale").fit(points).decision_function(points)
+        return -svm.OneClassSVM(nu=self.nu, gamma="scale").fit(points).decision_function(points)

@@ -14,26 +14,26 @@ SCOPES = ("target", "all", "suspicious")
 class FilterOptions:
     """A protocol's options for filters; each field is a key of `defense` and of `protocol`.
 
-    `classes`: filter the `target` class, `all` classes, or those the filter itself finds
-    `suspicious`. `budget`, `budget_cap`: see `budget.RemovalBudget`. `centred`: whether scores are
-    computed relative to the class mean, for filters that support both. Raises ConfigError for
-    invalid values.
+    `filter_scope`: filter the `target` class, `all` classes, or those the filter itself finds
+    `suspicious`. `removal_budget`, `max_removed`: see `budget.RemovalBudget`. `center`: whether
+    scores are computed relative to the class mean, for filters that support both. Raises
+    ConfigError for invalid values.
     """
 
-    classes: str = "target"
-    budget: str = "1.5eps"
-    budget_cap: str | None = None
-    centred: bool = True
+    filter_scope: str = "target"
+    removal_budget: str = "1.5eps"
+    max_removed: str | None = None
+    center: bool = True
 
     def __post_init__(self) -> None:
-        validation.choice("defense.classes", self.classes, SCOPES)
-        validation.flag("defense.centred", self.centred)
-        RemovalBudget(self.budget, self.budget_cap)
+        validation.choice("defense.filter_scope", self.filter_scope, SCOPES)
+        validation.flag("defense.center", self.center)
+        RemovalBudget(self.removal_budget, self.max_removed)
 
     @property
     def rule(self) -> RemovalBudget:
-        """`budget` and `budget_cap` combined into a `RemovalBudget`."""
-        return RemovalBudget(self.budget, self.budget_cap)
+        """`removal_budget` and `max_removed` combined into a `RemovalBudget`."""
+        return RemovalBudget(self.removal_budget, self.max_removed)
 
 
 OPTION_KEYS = tuple(FilterOptions.__dataclass_fields__)

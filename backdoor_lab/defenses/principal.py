@@ -18,9 +18,9 @@ class Principal(SampleFilter):
         all rows are equal.
         """
         values = values.double()
-        centred = values - values.mean(dim=0)
-        eigenvalues, directions = top_directions(centred, k)
+        centered = values - values.mean(dim=0)
+        eigenvalues, directions = top_directions(centered, k)
         # The mean is rounded, so that even equal rows deviate from it by this much.
         rounding = (torch.finfo(torch.float64).eps * max(values.shape)) ** 2
         real = directions.any(dim=0) & (eigenvalues > rounding * values.square().sum())
-        return centred @ directions[:, real]
+        return centered @ directions[:, real]

@@ -34,7 +34,7 @@ class Random(Defense):
             members = (features.labels == label).nonzero().flatten()
             order = scores[members].argsort(descending=True)
             keep[members[order[: int(removed[members].sum())]]] = False
-        return FilterResult(scores, keep, {"like": type(self.like).__name__.lower()})
+        return FilterResult(scores, keep, {"like": type(self.like).__module__.rpartition(".")[2]})
 
     def check(self, known: DefenderKnowledge, per_class: Sequence[int]) -> None:
         self.like.check(known, per_class)

@@ -20,7 +20,7 @@ from backdoor_lab.numerics.singular import top_directions
 STEPS = 100
 
 
-class Scan(Principal):
+class SCAn(Principal):
     """Splits each class into two groups under the variation of clean classes, and flags one.
 
     Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust
@@ -29,7 +29,7 @@ class Scan(Principal):
     Both covariances are estimated from held-out clean images (`variation`). J is the
     log-likelihood ratio per example of two groups against one; J* is the distance of J above the
     median class in MAD, scaled to standard deviations. A class with J* above `threshold` (e^2 in
-    the paper) is suspicious, and ``budget=auto`` removes its suspicious group.
+    the paper) is suspicious, and ``removal_budget=auto`` removes its suspicious group.
 
     The group nearer to the clean examples of the class is taken as clean; without any, the
     larger one. Score: log-likelihood ratio of the other group against it, positive exactly for
@@ -193,16 +193,16 @@ def two_groups(white: Tensor) -> Tensor | None:
     means and the half-space between them, starting from the best threshold along the top
     direction; finds a local optimum. None if all rows are equal.
     """
-    centred = white - white.mean(dim=0)
-    _, directions = top_directions(centred, 1)
-    along = centred @ directions[:, 0]
+    centered = white - white.mean(dim=0)
+    _, directions = top_directions(centered, 1)
+    along = centered @ directions[:, 0]
     if len(along) < 2 or float(along.max() - along.min()) <= 1e-9 * float(white.abs().max()):
         return None
     second = along > _best_cut(along)
     for _ in track(range(STEPS), "step"):
-        first_mean, second_mean = centred[~second].mean(dim=0), centred[second].mean(dim=0)
+        first_mean, second_mean = centered[~second].mean(dim=0), centered[second].mean(dim=0)
         middle = (first_mean + second_mean) / 2
-        now = (centred - middle) @ (second_mean - first_mean) > 0
+        now = (centered - middle) @ (second_mean - first_mean) > 0
         if torch.equal(now, second) or bool(now.all()) or not bool(now.any()):
             break
         second = now

@@ -16,12 +16,12 @@ STEEPEST = 16.0
 """Exclusive upper bound of `tail_power`, beyond which values overflow."""
 
 
-class Spectral(Principal):
+class SpectralSignatures(Principal):
     """Removes the examples with the largest projections on their class's top singular direction.
 
     Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, Algorithm 1:
     tau_i = ((R(x_i) - mean R) . v)^2, where v is the top right singular vector of the centered
-    n x d matrix. With ``centred=False`` tau_i = |R(x_i) . v| with the same v, as in several widely
+    n x d matrix. With ``center=False`` tau_i = |R(x_i) . v| with the same v, as in several widely
     used implementations, for comparison; it fails if poison is shifted against the mean.
 
     `rank` is the number of top directions; the squared projections are summed, each weighted by
@@ -36,11 +36,11 @@ class Spectral(Principal):
     scatter like this. The sum is an extension: poison found in an early round keeps its score
     in later ones, whose directions no longer point at it.
 
-    ``classes=suspicious`` selects classes whose `tail` along a top direction is an outlier among
-    the classes; plain variance differs too much between clean classes. Of 1,000 simulated clean
-    sets of ten classes whose variances differ by factors, 0.8 % had a flagged class, 1.8 % with
-    heavier tails than normal; with a twentieth of one class shifted by six standard deviations,
-    that class was found in 96 % and 82 % of 400 sets.
+    ``filter_scope=suspicious`` selects classes whose `tail` along a top direction is an outlier
+    among the classes; plain variance differs too much between clean classes. Of 1,000 simulated
+    clean sets of ten classes whose variances differ by factors, 0.8 % had a flagged class, 1.8 %
+    with heavier tails than normal; with a twentieth of one class shifted by six standard
+    deviations, that class was found in 96 % and 82 % of 400 sets.
     """
 
     unused = ()
@@ -69,9 +69,9 @@ class Spectral(Principal):
             offset = found.along.new_tensor([found.offset])
             return _Axes(found.direction[:, None], offset, found.along[:, None])
         mean = values.double().mean(dim=0)
-        centred = values.double() - mean
-        _, directions = top_directions(centred, self.rank)
-        return _Axes(directions, mean @ directions, centred @ directions)
+        centered = values.double() - mean
+        _, directions = top_directions(centered, self.rank)
+        return _Axes(directions, mean @ directions, centered @ directions)
 
     @staticmethod
     def _tails(along: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ class Spectral(Principal):
 
     def _tau(self, along: Tensor, offset: Tensor, tails: Tensor) -> Tensor:
         weights = tails**self.tail_power
-        if self.options.centred:
+        if self.options.center:
             return along.square() @ weights
         return ((along + offset).square() @ weights).sqrt()
 

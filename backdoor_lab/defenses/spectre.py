@@ -13,7 +13,7 @@ ROWS_PER_COMPONENT = 10
 STEPS = 50
 
 
-class Spectre(Principal):
+class SPECTRE(Principal):
     """Removes the examples with the highest quantum-entropy scores after robust whitening.
 
     Hayase, Kong, Somani, Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust
@@ -149,5 +149,5 @@ def _consistency(share: float, k: int) -> float:
 
 
 def _covariance(points: Tensor) -> Tensor:
-    centred = points - points.mean(dim=0)
-    return centred.T @ centred / len(points)
+    centered = points - points.mean(dim=0)
+    return centered.T @ centered / len(points)

@@ -10,17 +10,17 @@ from backdoor_lab.defenses.networks import ModelBasedFilter, SampleScores, clean
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
 
-class Strip(ModelBasedFilter):
+class STRIP(ModelBasedFilter):
     """Removes images whose prediction stays confident when clean images are superimposed.
 
-    Gao, Xu, Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep
-    Neural Networks", ACSAC 2019, section 4. Held-out clean images c_1..c_N are added to each
-    image x: clip(x + `overlay` · c_i, 0, 255). H is the mean over i of the entropy in bits of
-    the attacked model's prediction. Score: -H. ``budget=auto`` removes images with an entropy
-    below the quantile `false_alarms` of a normal distribution fitted to the entropies of
+    Gao, Xu, Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep Neural
+    Networks", ACSAC 2019, section 4. Held-out clean images c_1..c_N are added to each image x:
+    clip(x + `overlay_weight` · c_i, 0, 255). H is the mean over i of the entropy in bits of the
+    attacked model's prediction. Score: -H. ``removal_budget=auto`` removes images with an entropy
+    below the quantile `false_positive_rate` of a normal distribution fitted to the entropies of
     held-out images.
 
-    The paper screens inputs at run time; this filter cleans a training set. N is `overlays`, at
+    The paper screens inputs at run time; this filter cleans a training set. N is `n_overlays`, at
     most half of the held-out images; all images get the same ones, so that the score of an image
     depends on that image alone.
     """
@@ -31,27 +31,29 @@ class Strip(ModelBasedFilter):
         self,
         options: FilterOptions = DEFAULTS,
         *,
-        overlays: int = 100,
-        overlay: float = 1.0,
-        false_alarms: float = 0.01,
+        n_overlays: int = 100,
+        overlay_weight: float = 1.0,
+        false_positive_rate: float = 0.01,
     ) -> None:
         super().__init__(options)
-        self.overlays = validation.whole("defense.overlays", overlays, low=1)
-        self.overlay = validation.number("defense.overlay", overlay, low=0, below=256)
-        self.false_alarms = validation.number(
-            "defense.false_alarms", false_alarms, low=1e-9, below=1
+        self.n_overlays = validation.whole("defense.n_overlays", n_overlays, low=1)
+        self.overlay_weight = validation.number(
+            "defense.overlay_weight", overlay_weight, low=0, below=256
+        )
+        self.false_positive_rate = validation.number(
+            "defense.false_positive_rate", false_positive_rate, low=1e-9, below=1
         )
 
     def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
         clean = clean_of(material)
         order = torch.randperm(len(clean), generator=material.generator(streams.OVERLAYS))
         # If possible, the threshold is computed on other images than the overlays.
-        split = min(self.overlays, max(1, len(clean) // 2))
+        split = min(self.n_overlays, max(1, len(clean) // 2))
         over, rest = clean.images[order[:split]], clean.images[order[split:]]
         network = material.network()
 
         def entropies(images: Tensor) -> Tensor:
-            return entropy(network, images, over.to(material.device), self.overlay)
+            return entropy(network, images, over.to(material.device), self.overlay_weight)
 
         parts = [
             entropies(material.images(part, None))
@@ -59,7 +61,7 @@ class Strip(ModelBasedFilter):
         ]
         found = torch.cat(parts)
         usual = entropies((rest if len(rest) else over).to(material.device))
-        spread = usual.std(unbiased=False) * normal_quantile(self.false_alarms)
+        spread = usual.std(unbiased=False) * normal_quantile(self.false_positive_rate)
         threshold = float(usual.mean() + spread)
         return SampleScores(-found, found < threshold, {"threshold_bits": threshold})
 

@@ -35,7 +35,7 @@ class Unlearning(ModelRepair):
         """Minimizes the cross-entropy of `good` and the `unlikelihood` of `bad` by SGD with
         learning rate `lr`: `epochs` passes over the training images at indices `bad`, each batch
         with as many of `good`. Batch normalization keeps its running statistics."""
-        size = min(material.practice.batch, len(bad), len(good))
+        size = min(material.practice.batch_size, len(bad), len(good))
         batches = beside(material, bad, good, size, epochs)
         rates = lr, material.practice.momentum, material.practice.weight_decay
         train(network, batches, rates, loss=apart(size), frozen_statistics=True)

@@ -16,7 +16,7 @@ from backdoor_lab.analysis.evidence import (
 from backdoor_lab.analysis.material import CellArtifacts, in_target
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.validation import LONGEST, non_negative
-from backdoor_lab.page.page_pictures import late
+from backdoor_lab.page.page_pictures import is_triggered_late
 from backdoor_lab.results.artifact_reader import ArtifactReader, Training
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.stages import STAGES
@@ -71,7 +71,7 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
         value = record.get(name)
         return f"{100 * value:.2f} %" if isinstance(value, (int, float)) else "–"
 
-    every = _part(record, "protocol").get("labels") == "all_to_all"
+    every = _part(record, "protocol").get("label_mode") == "all_to_all"
     target = "the next class" if every else chosen.get("target")
     after = [f"Nat {figure('nat2')}", f"ASR {figure('asr2')}"]
     left = f"{counts.get('pois_left', '?')} of {counts.get('n_poisoned', '?')} poison left"
@@ -125,7 +125,7 @@ def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
     """For each trigger, the done cell with the highest ratio whose poisoned images are stored."""
     by_trigger: dict[str, list[Record]] = {}
     for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
-        if float(cell.choices["ratio"]) > 0 and not late(record):
+        if float(cell.choices["ratio"]) > 0 and not is_triggered_late(record):
             by_trigger.setdefault(str(cell.choices["trigger"]), []).append(record)
     for name in dict.fromkeys(str(cell.choices["trigger"]) for cell, _ in whole.done()):
         stored = ((r, whole.shelf.training(r)) for r in by_trigger.get(name, []))

@@ -64,21 +64,21 @@ def top_direction(values: Tensor) -> TopDirection:
     return TopDirection(variance, direction, along, float(rows.mean @ direction))
 
 
-def top_directions(centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The top squared singular values (r,) and right singular vectors (d, r) of `centred`.
+def top_directions(centered: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The top squared singular values (r,) and right singular vectors (d, r) of `centered`.
 
-    `centred` is float64 or float32 (n, d); r = min(k, n, d), largest first. A vector is zero if
+    `centered` is float64 or float32 (n, d); r = min(k, n, d), largest first. A vector is zero if
     its singular value is zero up to rounding. Uses a full symmetric eigendecomposition of the
     smaller Gram matrix, which is accurate even if the two top singular values nearly coincide,
     unlike power iteration and randomized methods. Memory O(n d + min(n, d)^2).
     """
-    n, d = centred.shape
-    gram = centred.T @ centred if n >= d else centred @ centred.T
+    n, d = centered.shape
+    gram = centered.T @ centered if n >= d else centered @ centered.T
     eigenvalues, vectors = torch.linalg.eigh(gram)
     eigenvalues, vectors = eigenvalues.flip(0)[:k].clamp(min=0), vectors.flip(1)[:, :k]
-    limits = torch.finfo(centred.dtype)
+    limits = torch.finfo(centered.dtype)
     if n < d:
-        vectors = centred.T @ vectors
+        vectors = centered.T @ vectors
         vectors = vectors / torch.linalg.vector_norm(vectors, dim=0).clamp(min=limits.tiny)
     real = eigenvalues > max(n, d) * limits.eps * eigenvalues[:1]
     return eigenvalues, vectors * real
@@ -129,8 +129,8 @@ class _Centred:
     def gram(self) -> Tensor:
         """The smaller Gram matrix in float64: C.T @ C (d, d), or C @ C.T (n, n) for n < d."""
         if not self.tall:
-            centred = self.values.double() - self.mean
-            return centred @ centred.T
+            centered = self.values.double() - self.mean
+            return centered @ centered.T
         d = len(self.mean)
         total = torch.zeros(d, d, dtype=torch.float64, device=self.device)
         for _, block in self._blocks():

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError
 from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
-from backdoor_lab.page.page_pictures import late
+from backdoor_lab.page.page_pictures import is_triggered_late
 from backdoor_lab.page.write import check_name, write_as_named
 from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.records import CellRecord
@@ -106,7 +106,13 @@ def collect(
     found: dict[str, tuple[CellRecord, T]] = {}
     for cell in cells:
         record, at = records.get(cell.id), _place(cell, stage)
-        if not cell.done or record is None or at is None or at in found or late(record):
+        if (
+            not cell.done
+            or record is None
+            or at is None
+            or at in found
+            or is_triggered_late(record)
+        ):
             continue
         said = tell(record)
         if said is not None:

@@ -142,7 +142,7 @@ def _add_images(
         found = material(shelf, records[number])
         if found is None:
             continue
-        if late(records[number]):
+        if is_triggered_late(records[number]):
             made[number]["notes"].append(LATE)
             continue
         limit = limit or _limit(found.training.base.shape[1:], budget, len(wanted))
@@ -155,10 +155,10 @@ def _add_images(
         made[number]["images"] = strip
 
 
-def late(record: Shown) -> bool:
+def is_triggered_late(record: Shown) -> bool:
     """Whether the trigger is applied only during training, so that stored images lack it."""
     protocol = record.get("protocol")
-    return isinstance(protocol, dict) and protocol.get("stamp") == "after"
+    return isinstance(protocol, dict) and protocol.get("apply_trigger") == "after_augmentation"
 
 
 def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:

@@ -22,7 +22,15 @@ from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.transformations import canonical_names
 
 DECIDES = ("dataset", "model", "trigger", "protocol", "defense", "recipe")
-PLANNED = ("ratio_of", "inject", "eligible", "asr_on", "stamp", "labels", "covers")
+PLANNED = (
+    "ratio_of",
+    "placement",
+    "poison_from",
+    "asr_on",
+    "apply_trigger",
+    "label_mode",
+    "cover_rate",
+)
 
 
 @dataclass(frozen=True)
@@ -129,10 +137,10 @@ class Cell:
         """The protocol after overrides, as printed below a table."""
         said = dict(self.config["protocol"])
         said |= with_shared(self.config["defense"], shared(self.config))
-        said |= {"labels": self._labels, "covers": self._covers}
-        said["holdout"] = int(said["holdout"])  # 2e1 is also accepted as an integer.
+        said |= {"label_mode": self._label_mode, "cover_rate": self._cover_rate}
+        said["clean_holdout"] = int(said["clean_holdout"])  # 2e1 is also accepted as an integer.
         chosen_by_trigger = self.config["source"] is None and self.source is not None
-        return said | implied(self._labels, on_source=chosen_by_trigger)
+        return said | implied(self._label_mode, on_source=chosen_by_trigger)
 
     @cached_property
     def plan(self) -> PoisonSpec:
@@ -170,11 +178,11 @@ class Cell:
     @cached_property
     def trigger_facts(self) -> dict[str, Any]:
         """The trigger's options; a file is represented by its content, not its path."""
-        places, later = self.trigger.places, self.trigger.later
+        paths, later = self.trigger.path_options, self.trigger.later
         facts = {
             k: v
             for k, v in nameless(self.config["trigger"]).items()
-            if k not in places and not (k in later and v == later[k])
+            if k not in paths and not (k in later and v == later[k])
         }
         content = self.trigger.file_hash()
         return facts | ({"content": content} if content else {})
@@ -207,13 +215,13 @@ class Cell:
         return canonical_names((self.config.get("measure") or {}).get("asr_under", ()))
 
     @property
-    def _labels(self) -> str:
-        return str(self.config["labels"] or self.trigger.labels)
+    def _label_mode(self) -> str:
+        return str(self.config["label_mode"] or self.trigger.label_mode)
 
     @property
-    def _covers(self) -> float:
-        given = self.config["covers"]
-        return float(self.trigger.covers if given is None else given)
+    def _cover_rate(self) -> float:
+        given = self.config["cover_rate"]
+        return float(self.trigger.cover_rate if given is None else given)
 
     @property
     def ratio(self) -> float:

@@ -201,7 +201,7 @@ def failure(error: Exception, cell: Cell) -> dict[str, Any]:
     """Status and message of a cell that failed."""
     if is_out_of_memory(error):
         first = reason_of(error).splitlines()[0]
-        message = f"{first} (recipe.batch={cell.recipe.batch}, not lowered by itself)"
+        message = f"{first} (recipe.batch_size={cell.recipe.batch_size}, not lowered by itself)"
         return {"status": OUT_OF_MEMORY, "error": str(OutOfMemoryError(message))}
     if isinstance(error, DivergedError):
         return {"status": f"diverged: {error}", "error": str(error)}

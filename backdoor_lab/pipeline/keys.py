@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from backdoor_lab.attacks.plan import LABELS, check_ratio
+from backdoor_lab.attacks.plan import LABEL_MODES, check_ratio
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.pipeline.cell import DECIDES
 from backdoor_lab.pipeline.parts import Parts
 from backdoor_lab.training.transformations import canonical_names
 
-PLAIN = ("target", "source", "ratio", "labels", "covers", "retrain", "retrain_seed", "seed")
+PLAIN = ("target", "source", "ratio", "label_mode", "cover_rate", "retrain", "retrain_seed", "seed")
 ELSEWHERE = ("name", "dataset_label", "trainer", "logger", "store", "experiment", "dry_run",
              "estimate_first", "retries", "fail_fast", "allow_plugins")  # fmt: skip
 PROTOCOL = (
-    "name", "version", "ratio_of", "inject", "eligible", "asr_on", "stamp",
-    "classes", "budget", "budget_cap", "centred", "layer", "holdout",
+    "name", "version", "ratio_of", "placement", "poison_from", "asr_on", "apply_trigger",
+    "filter_scope", "removal_budget", "max_removed", "center", "layer", "clean_holdout",
 )  # fmt: skip
 RETRAIN_SEEDS = ("new", "same")
 MEASURE = ("asr_under",)
@@ -50,14 +50,14 @@ def check_keys(config: dict[str, Any]) -> Parts:
         validation.text("dataset_label", config["dataset_label"])
     validation.whole("retries", config.get("retries", 1), low=0)
     validation.whole("protocol.version", config["protocol"]["version"], low=1)
-    validation.whole("protocol.holdout", config["protocol"]["holdout"], low=0)
+    validation.whole("protocol.clean_holdout", config["protocol"]["clean_holdout"], low=0)
     validation.text("protocol.layer", config["protocol"]["layer"])
     check_ratio(config["ratio"], config["protocol"]["ratio_of"])
     validation.whole("seed", config["seed"], low=0, below=2**63)
-    if config["labels"] is not None:
-        validation.choice("labels", config["labels"], LABELS)
-    if config["covers"] is not None:
-        validation.number("covers", config["covers"], low=0, below=1000)
+    if config["label_mode"] is not None:
+        validation.choice("label_mode", config["label_mode"], LABEL_MODES)
+    if config["cover_rate"] is not None:
+        validation.number("cover_rate", config["cover_rate"], low=0, below=1000)
     return Parts.of(config)
 
 

@@ -139,7 +139,7 @@ def accused(cell: Cell, poisoned: PoisonResult, verdict: FilterResult) -> dict[s
     many of them contain poison (`n_named`). Empty if the classes were given, and for controls and
     repairs, which examine no class."""
     named: Any = verdict.notes.get("classes")
-    if cell.options.get("classes") != "suspicious" or named is None:
+    if cell.options.get("filter_scope") != "suspicious" or named is None:
         return {}
     training = poisoned.training
     guilty = {training.classes[y] for y in training.labels[poisoned.is_poison].tolist()}

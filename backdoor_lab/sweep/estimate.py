@@ -18,7 +18,7 @@ from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.defenses.base import OracleControl, SampleFilter
 from backdoor_lab.defenses.networks import ModelRepair
-from backdoor_lab.defenses.none import Keep
+from backdoor_lab.defenses.none import NoDefense
 from backdoor_lab.numerics.layers import AUTOENCODER, FeatureHook
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.cell_pipeline import CellPipeline
@@ -161,7 +161,7 @@ def _count(
     sizes = class_sizes(data.train.labels, len(data.classes))
     poisoned = count(cell.plan, sizes)
     added = poisoned + cover_count(cell.plan, sizes)
-    n_train = len(data.train) + (added if cell.plan.inject == "append" else 0)
+    n_train = len(data.train) + (added if cell.plan.placement == "append" else 0)
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
     # A measurement is either in the list or after the stage that ends the list.
     passes = {MEASURE: n_test, TRANSFORMED: n_test * len(cell.asr_under), TRAIN_ACCURACY: n_train}
@@ -204,9 +204,9 @@ def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:
     removed, all originals are restored, or there is no poison."""
     defense = cell.defense
     if isinstance(defense, OracleControl):
-        appended = cell.plan.inject == "append" and added == poisoned
+        appended = cell.plan.placement == "append" and added == poisoned
         return defense.restores or appended or added == 0
-    idle = isinstance(defense, Keep) or (
+    idle = isinstance(defense, NoDefense) or (
         isinstance(defense, SampleFilter) and "epsilon" in cell.requires
     )
     return added == 0 and idle

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from backdoor_lab.attacks.plan import check_pair, count
-from backdoor_lab.attacks.poison import changes_nothing, classes_after, late, no_change
+from backdoor_lab.attacks.poison import changes_nothing, check_can_be_late, classes_after, no_change
 from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import ConfigError, DataError, is_out_of_memory, reason_of
 from backdoor_lab.core.lazy import torch
@@ -130,8 +130,8 @@ class Preflight:
         poisoned = count(cell.plan, sizes)
         # Also without poison: the attack success rate of a clean network is measured too.
         cell.trigger.check_image_size(*data.train.shape)
-        if cell.plan.stamp == "after":
-            late(cell.trigger)
+        if cell.plan.apply_trigger == "after_augmentation":
+            check_can_be_late(cell.trigger)
         _check_held_out(cell, data)
         labels, classes = data.train.labels, len(data.classes)
         after = classes_after(labels, cell.plan, classes=classes, seed=cell.seed)
@@ -183,23 +183,23 @@ def _check_emptied(cell: Cell, before: list[int], after: list[int]) -> None:
     if gone:
         raise ConfigError(
             f"`ratio`={cell.ratio:g} relabels every training image of class {gone[0]}: none"
-            " would be left. Use a smaller ratio, or protocol.inject=append"
+            " would be left. Use a smaller ratio, or protocol.placement=append"
         )
 
 
 def _check_scope(cell: Cell, defense: Defense) -> None:
-    if cell.plan.labels == "all_to_all" and "target" in defense.requires():
+    if cell.plan.label_mode == "all_to_all" and "target" in defense.requires():
         raise ConfigError(
-            "`labels=all_to_all` attacks every class, and this defense filters only one class:"
-            " set protocol.classes=all or protocol.classes=suspicious"
+            "`label_mode=all_to_all` attacks every class, and this defense filters only one class:"
+            " set protocol.filter_scope=all or protocol.filter_scope=suspicious"
         )
 
 
 def _check_labels(cell: Cell) -> None:
-    if cell.trigger.source_specific and cell.protocol["labels"] == "all_to_all":
+    if cell.trigger.source_specific and cell.protocol["label_mode"] == "all_to_all":
         raise ConfigError(
             f"`trigger={cell.choices['trigger']}` attacks one source class, but"
-            " `labels=all_to_all` attacks every class: remove one of the two"
+            " `label_mode=all_to_all` attacks every class: remove one of the two"
         )
 
 
@@ -212,25 +212,25 @@ def _check_repair(cell: Cell) -> None:
 
 
 def _check_held_out(cell: Cell, data: Dataset) -> None:
-    wanted, there = cell.protocol["holdout"], len(data.test)
+    wanted, there = cell.protocol["clean_holdout"], len(data.test)
     if 2 * wanted > there:
         raise ConfigError(
-            f"`protocol.holdout`={wanted} would leave less than half of the {there} test images"
-            f" for measuring: use at most {there // 2}"
+            f"`protocol.clean_holdout`={wanted} would leave less than half of the"
+            f" {there} test images for measuring: use at most {there // 2}"
         )
     sizes = class_sizes(data.test.labels, len(data.classes))
     taken = class_sizes(data.test.labels[held_out(cell, data.test)], len(data.classes))
     for name, size, lost in zip(data.classes, sizes, taken, strict=True):
         if size and size - lost < max(1, size // 2):
             raise ConfigError(
-                f"`protocol.holdout`={wanted} would leave {size - lost} of the {size} test images"
-                f" of class {name} for measuring: use a smaller value"
+                f"`protocol.clean_holdout`={wanted} would leave {size - lost} of"
+                f" the {size} test images of class {name} for measuring: use a smaller value"
             )
     if {"clean", "clean images"} & set(cell.requires) and min(taken) < 2:
         few = min(range(len(taken)), key=lambda label: taken[label])
         raise ConfigError(
             f"`defense={cell.choices['defense']}` needs a few clean images of every class,"
-            f" and protocol.holdout={wanted} holds out {taken[few]} of class {data.classes[few]}:"
-            f" set protocol.holdout to {2 * len(data.classes)} or more (test images that are"
-            " then excluded from measuring)"
+            f" and protocol.clean_holdout={wanted} holds out {taken[few]} of class"
+            f" {data.classes[few]}: set protocol.clean_holdout to {2 * len(data.classes)} or more"
+            " (test images that are then excluded from measuring)"
         )

@@ -29,7 +29,7 @@ CONVERGED = (
     ' converge"; its tables do not say which.'
 )
 EVERY_CLASS = (
-    "labels=all_to_all: every class is attacked, and the target of an image is the class after "
+    "label_mode=all_to_all: every class is attacked, and the target of an image is the class after "
     "its own, regardless of the column Target."
 )
 EMPTY = "An empty place: the sweep has no such cell. A dash: the cell has no such figure."
@@ -81,7 +81,7 @@ def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = (
         keys = sorted(key for key in told if key.startswith(PROTOCOL) and key != VERSION)
         said = [f"{key.removeprefix(PROTOCOL)}={_value(facts, numbers, key, axes)}" for key in keys]
         lines.append(f"Protocol {name}: {', '.join(said) or 'values not recorded'}.")
-    every = any(facts.of[number].get(f"{PROTOCOL}labels") == "all_to_all" for number in members)
+    every = any(facts.of[number].get(f"{PROTOCOL}label_mode") == "all_to_all" for number in members)
     return lines + [EVERY_CLASS] * every
 
 

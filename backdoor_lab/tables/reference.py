@@ -14,10 +14,11 @@ from backdoor_lab.results.values import words
 COLUMNS = ("nat1", "asr1", "pois_left", "nat2", "asr2")
 PROTOCOLS = ("group13", "group13_literal")
 MEANT = {
-    "labels": ("all_to_one",), "inject": ("append",), "eligible": ("not_target",),
-    "asr_on": ("not_target",), "ratio_of": ("target", "all"), "stamp": ("before",),
-    "covers": ("0",), "classes": ("target",), "budget": ("1.5eps",), "budget_cap": ("any",),
-    "centred": ("true",), "holdout": ("0",),
+    "label_mode": ("all_to_one",), "placement": ("append",), "poison_from": ("not_target",),
+    "asr_on": ("not_target",), "ratio_of": ("target", "all"),
+    "apply_trigger": ("before_augmentation",), "cover_rate": ("0",),
+    "filter_scope": ("target",), "removal_budget": ("1.5eps",), "max_removed": ("any",),
+    "center": ("true",), "clean_holdout": ("0",),
 }  # fmt: skip
 """Possible meanings of the report's protocol; other values are another experiment. The layer may
 have any value, as the report does not state it."""
@@ -46,7 +47,8 @@ _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
 
 def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bool:
     """Whether a cell repeats the report's experiment: same protocol name and, where recorded, same
-    values in `resolved` (such as "protocol.inject": "append", as JSON values or text). `source` is
+    values in `resolved` (such as "protocol.placement": "append", as JSON values or text). `source`
+    is
     None or "any" if there is no source class."""
     if protocol not in PROTOCOLS or source not in (None, "any"):
         return False

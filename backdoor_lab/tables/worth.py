@@ -72,13 +72,13 @@ def _own_rules(cells: Sequence[CellRecord]) -> list[str]:
         words(cell.choices["defense"])
         for cell in cells
         if cell.applied is not None
-        and "budget" not in cell.applied
+        and "removal_budget" not in cell.applied
         and cell.choices["defense"] not in CONTROLS
         and cell.numbers.get("n_removed")
     )
     return [
         f"{name} chooses classes and number of images by its own rules and ignores the protocol's"
-        " classes, budget and budget_cap."
+        " filter_scope, removal_budget and max_removed."
         for name in free
     ]
 

@@ -47,7 +47,7 @@ class BatchLoader:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return max(1, len(self.training) // self.recipe.batch)
+        return max(1, len(self.training) // self.recipe.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # The epoch is read at the first batch, since Lightning creates its first iterator before it
@@ -59,7 +59,7 @@ class BatchLoader:
         augment.manual_seed(torch_generator(self.seed, streams.AUGMENTATION, epoch).initial_seed())
         mix = MixupCutmix(self.recipe, len(self.training.classes), self.seed, epoch)
         for step in range(len(self)):
-            where = order[step * self.recipe.batch : (step + 1) * self.recipe.batch]
+            where = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
             yield mix(*self._batch(where, augment, epoch))
 
     def _batch(
@@ -83,7 +83,7 @@ def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
         training.labels.to(device),
         training.classes,
         training.digest,
-        training.stamp,
+        training.late_trigger,
     )
 
 
@@ -92,10 +92,11 @@ def augmented(
 ) -> Tensor:
     """Random crop, flip and cutout of `images` uint8 (b, C, H, W); same shape and dtype.
 
-    Crops are taken after padding with black by `recipe.crop` pixels (He et al. 2016, section
-    4.2); a flip mirrors each image with probability 1/2, or those selected by `flipped` bool (b,).
+    Crops are taken after padding with black by `recipe.crop_padding` pixels (He et al. 2016,
+    section 4.2); a flip mirrors each image with probability 1/2, or those selected by `flipped`
+    bool (b,).
     """
-    if recipe.crop or recipe.flip:
+    if recipe.crop_padding or recipe.flip:
         images = _crop_and_flip(images, recipe, generator, flipped)
     if recipe.cutout:
         images = _cutout(images, recipe.cutout, generator)
@@ -106,7 +107,7 @@ def _crop_and_flip(
     images: Tensor, recipe: Recipe, generator: torch.Generator, flipped: Tensor | None
 ) -> Tensor:
     b, channels, height, width = images.shape
-    device, pad = images.device, recipe.crop
+    device, pad = images.device, recipe.crop_padding
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)) if pad else images
     high, wide = height + 2 * pad, width + 2 * pad
     # int32 indices are three times faster than int64.

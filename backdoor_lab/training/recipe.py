@@ -19,9 +19,9 @@ class Recipe:
     """SGD with a schedule over `epochs` epochs, and the augmentation of each batch.
 
     `milestones` and `warmup` are shares of the run, so that every schedule scales with the number
-    of epochs. `crop` is the padding in pixels, `cutout` a side in pixels, `mixup` and `cutmix` the
-    α of a Beta distribution; 0 is off. `flip` mirrors images at random, or (``alternating``) each
-    image in every other epoch.
+    of epochs. `crop_padding` is the padding in pixels, `cutout` a side in pixels, `mixup` and
+    `cutmix` the α of a Beta distribution; 0 is off. `flip` mirrors images at random, or
+    (``alternating``) each image in every other epoch.
 
     The schedule ``triangle`` rises linearly from `lr_start` to 1 and falls to `lr_end`, as shares
     of `lr`. The shifts of batch normalization have `bias_lr` times the learning rate, and the same
@@ -30,7 +30,7 @@ class Recipe:
 
     name: str
     epochs: int
-    batch: int
+    batch_size: int
     lr: float
     momentum: float = 0.9
     nesterov: bool = False
@@ -40,7 +40,7 @@ class Recipe:
     gamma: float = 0.1
     warmup: float = 0.0
     label_smoothing: float = 0.0
-    crop: int = 0
+    crop_padding: int = 0
     flip: bool | str = False
     cutout: int = 0
     mixup: float = 0.0
@@ -84,7 +84,7 @@ class Recipe:
 
     def _check(self) -> None:
         validation.whole("recipe.epochs", self.epochs, low=1)
-        validation.whole("recipe.batch", self.batch, low=2)
+        validation.whole("recipe.batch_size", self.batch_size, low=2)
         validation.number("recipe.lr", self.lr, low=0)
         validation.number("recipe.momentum", self.momentum, low=0, below=1)
         validation.number("recipe.weight_decay", self.weight_decay, low=0)
@@ -92,7 +92,7 @@ class Recipe:
         validation.choice("recipe.schedule", self.schedule, SCHEDULES)
         validation.number("recipe.gamma", self.gamma, low=0)
         validation.number("recipe.warmup", self.warmup, low=0, below=1)
-        validation.whole("recipe.crop", self.crop, low=0, below=257)
+        validation.whole("recipe.crop_padding", self.crop_padding, low=0, below=257)
         validation.whole("recipe.cutout", self.cutout, low=0, below=2**15)
         validation.number("recipe.mixup", self.mixup, low=0)
         validation.number("recipe.cutmix", self.cutmix, low=0)

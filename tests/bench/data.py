@@ -55,7 +55,8 @@ def _augmentation() -> list[Figure]:
 
 
 def _ours(images: Tensor, labels: Tensor) -> None:
-    recipe = Recipe.of({"name": "bench", "epochs": 1, "batch": BATCH, "lr": 0.1, "crop": 4,
+    recipe = Recipe.of({"name": "bench", "epochs": 1, "batch_size": BATCH, "lr": 0.1,
+                        "crop_padding": 4,
                         "flip": True})  # fmt: skip
     names = tuple("abcdefghij")
     training = TrainingSet(images, images[:0], torch.arange(len(images)), labels, names, "")
@@ -152,7 +153,7 @@ def _poisoned(folder: Path) -> dict[str, Any]:
 def _epoch_of_poison(clean: LabeledImages) -> TrainingSet:
     plan = PoisonSpec(target=0, source=None, ratio=0.05, ratio_of="all")
     training = poison(clean, Pixel(position=(-1, -1), color=255), plan, seed=0).training
-    recipe = Recipe.of({"name": "bench", "epochs": 1, "batch": BATCH, "lr": 0.1})
+    recipe = Recipe.of({"name": "bench", "epochs": 1, "batch_size": BATCH, "lr": 0.1})
     for _ in BatchLoader(training, recipe, seed=0, device=torch.device("cpu")):
         pass
     return training

@@ -68,8 +68,9 @@ class Size:
         names = tuple("abcdefghij")
         training = TrainingSet(images, images[:0], torch.arange(n), torch.arange(n) % 10, names, "")
         said: dict[str, Any] = {
-            "name": "fast", "epochs": epochs, "batch": batch, "lr": 0.1, "nesterov": True,
-            "weight_decay": 5e-4, "label_smoothing": 0.1, "crop": self.of(4, 1), "flip": True,
+            "name": "fast", "epochs": epochs, "batch_size": batch, "lr": 0.1, "nesterov": True,
+            "weight_decay": 5e-4, "label_smoothing": 0.1, "crop_padding": self.of(4, 1),
+            "flip": True,
         }  # fmt: skip
         model = {"name": "resnet18", "width": width, "stem": "cifar"}
         some = torch.full((3,), 64.0)

@@ -18,7 +18,7 @@ from backdoor_lab.attacks.poison import poison
 from backdoor_lab.core.types import Features, LabeledImages, TrainingSet
 from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.options import FilterOptions
-from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.defenses.spectral import SpectralSignatures
 from backdoor_lab.numerics.singular import top_direction
 from backdoor_lab.results.sweeps import read_sweep
 from backdoor_lab.training.data_loader import BatchLoader
@@ -79,7 +79,8 @@ def _training(images: LabeledImages) -> TrainingSet:
 
 
 def _recipe(batch: int) -> Recipe:
-    return Recipe.of({"name": "bench", "epochs": 1, "batch": batch, "lr": 0.1, "crop": 2,
+    return Recipe.of({"name": "bench", "epochs": 1, "batch_size": batch, "lr": 0.1,
+                      "crop_padding": 2,
                       "flip": True})  # fmt: skip
 
 
@@ -116,7 +117,9 @@ def _classes(classes: int) -> Callable[[], Any]:
     values = torch.randn(20_000, 64, generator=STATED)
     features = Features(values, torch.arange(len(values)) % classes)
     known = DefenderKnowledge(tuple(map(str, range(classes))), target=0, epsilon=10, seed=0)
-    return lambda: Spectral(FilterOptions(classes="all", budget="1eps"))(features, known)
+    return lambda: SpectralSignatures(FilterOptions(filter_scope="all", removal_budget="1eps"))(
+        features, known
+    )
 
 
 def _wide(d: int) -> Callable[[], Any]:

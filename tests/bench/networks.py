@@ -59,7 +59,7 @@ def _job(model: dict[str, Any]) -> TrainingJob:
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
     names = tuple("abcdefghij")
     training = TrainingSet(images, images[:0], torch.arange(n), torch.arange(n) % 10, names, "")
-    recipe = Recipe("bench", epochs=1, batch=BATCH, lr=0.01, crop=2, flip=True)
+    recipe = Recipe("bench", epochs=1, batch_size=BATCH, lr=0.01, crop_padding=2, flip=True)
     return TrainingJob(
         model, recipe, training, 0, torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
     )

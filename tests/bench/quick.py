@@ -36,7 +36,7 @@ def run() -> list[Figure]:
             "tables": command("backdoor_lab.reports", sweep),
             "compare": command("backdoor_lab.compare", sweep, "by=defense", "base=random"),
             "refused: a key": lab("-m", *TINY, "tigger=pixel"),
-            "refused: a value": lab("-m", *TINY, "trigger=blended", "trigger.alpha=2"),
+            "refused: a value": lab("-m", *TINY, "trigger=blended", "trigger.strength_test=2"),
             "refused: a class": lab("-m", *TINY, "target=brid"),
             "refused: no data set": lab("-m", "dataset.download=false"),
             "refused: no archive": lab("-m", "dataset=image_folder", "dataset.root=a.tar.xz"),

@@ -56,8 +56,8 @@ def tied(n: int, apart: float) -> Features:
 
 def by_svd(values: Features) -> NDArray[np.float64]:
     """Algorithm 1 by a full float64 SVD."""
-    centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
-    return (centred @ np.linalg.svd(centred, full_matrices=False)[2][0]) ** 2
+    centered = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    return (centered @ np.linalg.svd(centered, full_matrices=False)[2][0]) ** 2
 
 
 def ours(values: Features) -> NDArray[np.float64]:
@@ -157,8 +157,8 @@ def _art(features: Features, folder: Path) -> Iterator[tuple[Callable[[], float 
 
 def _arts_calls(values: Features) -> NDArray[np.float64]:
     """The NumPy calls of ART 1.20.1's `spectral_signature_scores`, reproduced here."""
-    centred = values - np.mean(values, axis=0)
-    direction = np.linalg.svd(centred, full_matrices=False)[2][:1]
+    centered = values - np.mean(values, axis=0)
+    direction = np.linalg.svd(centered, full_matrices=False)[2][:1]
     return np.asarray(np.linalg.norm(direction @ values.T, axis=0))
 
 

@@ -75,8 +75,8 @@ def _job(width: int, steps: int) -> TrainingJob:
     images = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
     names = tuple("abcdefghij")
     training = TrainingSet(images, images[:0], torch.arange(n), torch.arange(n) % 10, names, "")
-    said: dict[str, Any] = {"name": "bench", "epochs": 1, "batch": BATCH, "lr": 0.1,
-                            "weight_decay": 5e-4, "crop": 4, "flip": True}  # fmt: skip
+    said: dict[str, Any] = {"name": "bench", "epochs": 1, "batch_size": BATCH, "lr": 0.1,
+                            "weight_decay": 5e-4, "crop_padding": 4, "flip": True}  # fmt: skip
     model = {"name": "resnet18", "width": width, "stem": "cifar"}
     mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
     return TrainingJob(model, Recipe.of(said), training, 0, mean, std)

@@ -21,7 +21,7 @@ from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparamete
 from backdoor_lab.defenses.networks import ModelBasedFilter, ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.defenses.random import Random
-from backdoor_lab.defenses.strip import Strip
+from backdoor_lab.defenses.strip import STRIP
 from backdoor_lab.pipeline.parts import defense_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,7 +124,7 @@ def given(features: Features, known: DefenderKnowledge) -> DefenseContext:
         network=lambda: Reader(d, 1),
         fresh=lambda seed: Reader(d, 2 + seed),
         practice=TrainingHyperparameters(
-            epochs=2, batch=16, lr=0.05, momentum=0.9, weight_decay=0.0
+            epochs=2, batch_size=16, lr=0.05, momentum=0.9, weight_decay=0.0
         ),
         seed=known.seed,
         clean=LabeledImages(pictures(known.clean.values), known.clean.labels, known.classes),
@@ -173,7 +173,7 @@ def test_controls_and_filters_are_found() -> None:
 def test_result_covers_every_example(name: str, classes: str) -> None:
     """scores float64 (n,), keep bool (n,), and notes that can be written to a record."""
     features = planted()
-    verdict = judged(made(name, classes=classes), features)
+    verdict = judged(made(name, filter_scope=classes), features)
     n = len(features.labels)
     assert verdict.scores.shape == verdict.keep.shape == (n,)
     assert verdict.scores.dtype == torch.float64
@@ -212,11 +212,11 @@ def observed(name: str) -> tuple[FilterResult, Noted]:
     steps, noted = Steps(), Noted()
     steps.running = noted
     with observe(steps):
-        return judged(made(name, classes="all"), planted()), noted
+        return judged(made(name, filter_scope="all"), planted()), noted
 
 
 def test_reporting_progress_changes_nothing(name: str) -> None:
-    unobserved = judged(made(name, classes="all"), planted())
+    unobserved = judged(made(name, filter_scope="all"), planted())
     verdict, noted = observed(name)
     assert torch.equal(verdict.keep, unobserved.keep)
     assert torch.equal(verdict.scores.nan_to_num(-1), unobserved.scores.nan_to_num(-1))
@@ -243,7 +243,7 @@ def test_scores_follow_shuffled_examples(name: str) -> None:
     defense, features = made(name), planted()
     if isinstance(defense, (Random, OracleControl)):
         pytest.skip("chosen by position, which is all that it sees")
-    if isinstance(defense, ModelBasedFilter) and not isinstance(defense, Strip):
+    if isinstance(defense, ModelBasedFilter) and not isinstance(defense, STRIP):
         pytest.skip("trains a network on batches that are drawn by position")
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(3))
     shuffled = judged(defense, Features(features.values[order], features.labels[order]))
@@ -262,14 +262,14 @@ def test_scores_follow_shuffled_examples(name: str) -> None:
 def test_only_examined_classes_lose_examples(name: str) -> None:
     """With filter_scope=target nothing outside the target class is removed."""
     features = planted()
-    verdict = judged(made(name, classes="target"), features)
+    verdict = judged(made(name, filter_scope="target"), features)
     assert verdict.keep[features.labels != KNOWN.target].all()
 
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_filter_scores_only_the_examined_classes(name: str) -> None:
     features = planted()
-    verdict = judged(made(name, classes="target"), features)
+    verdict = judged(made(name, filter_scope="target"), features)
     outside = features.labels != KNOWN.target
     assert torch.isnan(verdict.scores[outside]).all()
     assert torch.isfinite(verdict.scores[~outside]).all()
@@ -281,7 +281,7 @@ def test_a_filter_scores_only_the_examined_classes(name: str) -> None:
 def test_the_removed_count_is_the_budget(name: str, budget: str, removed: int) -> None:
     """A filter and its random control remove exactly the budget (of 24 in the class); the other
     controls ignore it."""
-    defense, features = made(name, budget=budget, classes="target"), planted()
+    defense, features = made(name, removal_budget=budget, filter_scope="target"), planted()
     assert torch.bincount(features.labels).tolist() == [18, 24, 18]
     gone = int((~judged(defense, features).keep).sum())
     assert gone == CONTROLS.get(name, removed)
@@ -293,7 +293,7 @@ def test_constant_features_lose_no_more_than_the_budget(
 ) -> None:
     """No NaN, and the class survives."""
     features = Features(torch.full((60, 4), 2.5), torch.arange(60) % 3)
-    defense = made(name, budget=budget, classes="target")
+    defense = made(name, removal_budget=budget, filter_scope="target")
     verdict = judged(defense, features, replace(KNOWN, clean=clean(d=4)))
     assert int((~verdict.keep).sum()) == CONTROLS.get(name, removed)
 
@@ -301,7 +301,7 @@ def test_constant_features_lose_no_more_than_the_budget(
 def verdict_on_duplicates(name: str) -> FilterResult:
     half = planted()
     twice = Features(half.values.repeat(2, 1), half.labels.repeat(2))
-    return judged(made(name, classes="target", budget="1.5eps"), twice)
+    return judged(made(name, filter_scope="target", removal_budget="1.5eps"), twice)
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -330,7 +330,7 @@ def test_classes_of_at_most_two_examples_survive_a_relative_budget(
 ) -> None:
     labels = torch.cat([torch.zeros(20), torch.ones(size), torch.full((20,), 2)]).long()
     values = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(1))
-    defense = made(name, classes=classes, budget="10%")
+    defense = made(name, filter_scope=classes, removal_budget="10%")
     if isinstance(defense, OracleControl):
         pytest.skip("looks at no class")
     verdict = judged(defense, Features(values, labels), replace(KNOWN, clean=clean(d=3)))
@@ -342,7 +342,7 @@ def test_classes_of_at_most_two_examples_survive_a_relative_budget(
 @pytest.mark.parametrize("classes", ["target", "all"])
 def test_a_budget_that_removes_a_whole_class_is_refused(name: str, classes: str) -> None:
     """The error shows the arithmetic, both when filtering and in the check before training."""
-    defense, features = made(name, classes=classes, budget="24"), planted()
+    defense, features = made(name, filter_scope=classes, removal_budget="24"), planted()
     with pytest.raises(ConfigError, match=r"removes 24 of the (18|24) examples of class"):
         judged(defense, features)
     with pytest.raises(ConfigError, match="nothing would be left"):
@@ -354,7 +354,7 @@ def test_a_budget_that_removes_a_whole_class_is_refused(name: str, classes: str)
 @pytest.mark.parametrize("name", LOOKING)
 def test_non_finite_features_raise_diverged_error(name: str, bad: float, budget: str) -> None:
     with pytest.raises(DivergedError, match="not finite"):
-        judged(made(name, budget=budget), planted_with(bad))
+        judged(made(name, removal_budget=budget), planted_with(bad))
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
@@ -385,7 +385,7 @@ def test_only_oracle_controls_can_see_the_ground_truth(name: str) -> None:
 def test_every_defense_accepts_the_filter_options(name: str) -> None:
     """One sweep sets the same options for a filter and its controls."""
     asked: dict[str, Any] = {
-        "classes": "all", "budget": "10%", "budget_cap": "50%", "centred": False,
+        "filter_scope": "all", "removal_budget": "10%", "max_removed": "50%", "center": False,
     }  # fmt: skip
     changed = made(name, **asked)
     if isinstance(changed, SampleFilter):
@@ -405,7 +405,7 @@ def test_only_filters_have_the_options_parameter(name: str) -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"classes": "some"}, {"budget": "lots"}, {"budget_cap": "auto"}, {"centred": 1}],
+    [{"filter_scope": "some"}, {"removal_budget": "lots"}, {"max_removed": "auto"}, {"center": 1}],
     ids=str,
 )
 def test_a_bad_filter_option_is_refused_by_every_defense(name: str, wrong: dict[str, Any]) -> None:
@@ -417,7 +417,7 @@ def test_a_bad_filter_option_is_refused_by_every_defense(name: str, wrong: dict[
 def test_random_removes_as_many_per_class_as_its_filter() -> None:
     """It removes other examples, and its seed decides which."""
     features = planted()
-    options = {"classes": "all", "budget": "20%"}
+    options = {"filter_scope": "all", "removal_budget": "20%"}
     by_filter = judged(made("spectral", **options), features)
     first = judged(made("random", **options), features)
     other = judged(made("random", **options), features, replace(KNOWN, seed=6))
@@ -436,11 +436,11 @@ def test_suspicious_scope_finds_the_poisoned_class() -> None:
     poison = (labels == 4).nonzero().flatten()[:10]
     values[poison, 0] += 9.0
     known = DefenderKnowledge(tuple("abcdef"), target=None, epsilon=None, seed=0)
-    blind = made("spectral", classes="suspicious", budget="auto")
+    blind = made("spectral", filter_scope="suspicious", removal_budget="auto")
     assert isinstance(blind, Defense)
     assert blind.requires() == []
     verdict = judged(blind, Features(values, labels), known)
     assert verdict.notes["classes"] == ["e"]
     assert (~verdict.keep).nonzero().flatten().tolist() == sorted(poison.tolist())
-    capped = made("spectral", classes="suspicious", budget="auto", budget_cap="4")
+    capped = made("spectral", filter_scope="suspicious", removal_budget="auto", max_removed="4")
     assert int((~judged(capped, Features(values, labels), known).keep).sum()) == 4

@@ -131,7 +131,7 @@ def test_only_repairs_that_require_clean_images_use_them(name: str) -> None:
     repair = made(name)
     bare = replace(given(), clean=None)
     if "clean images" in repair.requires():
-        with pytest.raises(ConfigError, match=r"set protocol\.holdout"):
+        with pytest.raises(ConfigError, match=r"set protocol\.clean_holdout"):
             repair.repair(bare)
     else:
         repair.repair(bare)
@@ -139,8 +139,8 @@ def test_only_repairs_that_require_clean_images_use_them(name: str) -> None:
 
 def test_filter_options_are_accepted_and_change_nothing(name: str) -> None:
     """So that one sweep can set them for filters and repairs alike."""
-    options: dict[str, Any] = {"classes": "all", "budget": "10%", "centred": False}
-    changed = made(name, budget_cap="50%", **options)
+    options: dict[str, Any] = {"filter_scope": "all", "removal_budget": "10%", "center": False}
+    changed = made(name, max_removed="50%", **options)
     assert not set(inspect.signature(type(changed)).parameters) & {"options", *OPTION_KEYS}
     assert same(weights(changed.repair(given())[0]), weights(made(name).repair(given())[0]))
 

@@ -127,7 +127,7 @@ def test_output_has_the_same_shape_and_type(
 
 def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:
     """The state of torch's global generator does not matter."""
-    images, labels = noise(6), torch.full((6,), 1 if trigger.labels == "clean" else 3)
+    images, labels = noise(6), torch.full((6,), 1 if trigger.label_mode == "clean" else 3)
     runs = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
@@ -245,28 +245,32 @@ def test_output_is_on_the_device_of_its_input(trigger: Trigger) -> None:
         assert torch.equal(trigger(noise(2).cuda()).cpu(), trigger(noise(2)))
 
 
-@pytest.mark.parametrize("inject", ["append", "replace"])
-def test_only_the_selected_images_and_covers_change(trigger: Trigger, inject: str) -> None:
+@pytest.mark.parametrize("placement", ["append", "replace"])
+def test_only_the_selected_images_and_covers_change(trigger: Trigger, placement: str) -> None:
     """poison() never writes to the clean set; labels follow the trigger's label mode."""
     work = workshop(trigger, 3, 32, 32)
     train = work.train
     before, labels = train.images.clone(), train.labels.clone()
-    words = {"inject": inject} | implied(trigger.labels, on_source=trigger.source_specific)
+    words = {"placement": placement} | implied(
+        trigger.label_mode, on_source=trigger.source_specific
+    )
     source = work.source
-    plan = PoisonSpec(1, source, 0.5, labels=trigger.labels, covers=trigger.covers, **words)
+    plan = PoisonSpec(
+        1, source, 0.5, label_mode=trigger.label_mode, cover_rate=trigger.cover_rate, **words
+    )
     made = poison(train, trigger, plan, seed=0, work=work)
     assert torch.equal(train.images, before)
     assert torch.equal(train.labels, labels)
     seen = made.training.gather(torch.arange(len(made.training)))
     clean = ~made.is_poison & ~made.is_cover
     assert int(made.is_poison.sum()) == 5
-    assert int(made.is_cover.sum()) == len(made.cover_index) == round(5 * trigger.covers)
+    assert int(made.is_cover.sum()) == len(made.cover_index) == round(5 * trigger.cover_rate)
     assert torch.equal(seen[clean], before[made.training.index[clean]])
     origins = made.source_index
     expected = trigger.poisoned(before[origins], labels[origins], work)
     assert torch.equal(seen[made.is_poison], expected)
     assert (made.training.labels[made.is_poison] == 1).all()
-    assert (labels[origins] == 1).all() == (trigger.labels == "clean")
+    assert (labels[origins] == 1).all() == (trigger.label_mode == "clean")
     hidden = made.cover_index
     assert not set(hidden.tolist()) & set(origins.tolist())
     assert torch.equal(made.training.labels[made.is_cover], labels[hidden])

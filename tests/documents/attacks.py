@@ -34,7 +34,7 @@ def _photographs() -> str:
     for name in PHOTOGRAPHS:
         clean = the("attacks/photographs", trigger=name, ratio="0%")
         cell = the("attacks/photographs", trigger=name, ratio="50%")
-        mode = cell["record"]["protocol"]["labels"].replace("_", " ")
+        mode = cell["record"]["protocol"]["label_mode"].replace("_", " ")
         rows.append([
             f"`{name}`", "source to target" if cell["Source"] else mode,
             figure(clean["ASR1"], "ASR1"),

@@ -11,7 +11,7 @@ from tests.documents.cells import Cell, cells, mean, spread, the
 from tests.documents.markers import markdown, table
 
 EMBEDDED = (
-    "none", "random", "oracle", "clean_data", "confusion", "scan", "beatrix", "spectral_uncentred",
+    "none", "random", "oracle", "clean_data", "confusion", "scan", "beatrix", "spectral_uncentered",
     "spectre", "spectral_plus", "activation_clustering", "elliptic_envelope", "strip", "spectral",
     "spectral_every_class", "knn", "isolation_forest", "one_class_svm", "asset", "abl",
     "local_outlier_factor", "neural_cleanse", "anp", "d_br", "abl_unlearning", "fine_pruning",
@@ -23,7 +23,7 @@ LEARNED = (
 PHOTOGRAPHED = ("pixel", "pattern", "blended", "adaptive_blend")
 ON_PHOTOGRAPHS = (
     "beatrix", "spectre", "scan", "spectral_plus", "elliptic_envelope", "knn",
-    "activation_clustering", "one_class_svm", "spectral", "isolation_forest", "spectral_uncentred",
+    "activation_clustering", "one_class_svm", "spectral", "isolation_forest", "spectral_uncentered",
     "local_outlier_factor", "random", "spectral_every_class", "abl",
 )  # fmt: skip
 SUSPICIOUS = ("scan", "spectral", "spectral_plus", "activation_clustering", "spectre")

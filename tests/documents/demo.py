@@ -11,7 +11,16 @@ from tests.documents.markers import markdown, table
 
 ATTACK = ("Trigger", "Target", "Ratio")
 FIGURES = ("#Pois", "Nat1", "ASR1", "#Pois Left", "Nat2", "ASR2")
-SETTINGS = ("size", "batch", "epochs", "noise", "label_smoothing", "weight_decay", "lr", "shift")
+SETTINGS = (
+    "size",
+    "batch_size",
+    "epochs",
+    "noise",
+    "label_smoothing",
+    "weight_decay",
+    "lr",
+    "shift",
+)
 
 
 @table("demo_cells")

@@ -14,7 +14,7 @@ import yaml
 from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.defenses.base import OracleControl, SampleFilter
 from backdoor_lab.defenses.networks import ModelRepair
-from backdoor_lab.defenses.none import Keep
+from backdoor_lab.defenses.none import NoDefense
 from backdoor_lab.defenses.random import Random
 from tests.documents.cells import cells
 from tests.documents.markers import markdown, table
@@ -56,10 +56,10 @@ def _triggers() -> str:
     rows = []
     for name, kind, _ in methods("trigger"):
         assert issubclass(kind, Trigger)
-        labels = MODES[kind.labels] + ", one source class" * kind.source_specific
+        labels = MODES[kind.label_mode] + ", one source class" * kind.source_specific
         rows.append([f"[`{name}`]({_file(kind)})", says(kind), paper(kind), labels,
-                     f"{kind.covers:g}" if kind.covers else "", _trains(kind), _seconds(name),
-                     UNKNOWN])  # fmt: skip
+                     f"{kind.cover_rate:g}" if kind.cover_rate else "", _trains(kind),
+                     _seconds(name), UNKNOWN])  # fmt: skip
     head = ["`trigger=`", "What it does", "Paper", "Labels", "Covers", "Attacker trains",
             "Seconds", "Fidelity"]  # fmt: skip
     return markdown(head, rows, right="llllrlrl")
@@ -96,7 +96,7 @@ def _defenses() -> str:
 
 
 def _kind(kind: type) -> str:
-    if issubclass(kind, (OracleControl, Keep, Random)):
+    if issubclass(kind, (OracleControl, NoDefense, Random)):
         return "control"
     return "repair" if issubclass(kind, ModelRepair) else "filter"
 

@@ -110,10 +110,10 @@ def _readings() -> str:
 def _random_leaves(cell: Cell) -> float:
     """How many poisoned images random removal of as many images leaves on average."""
     said = cell["record"]["protocol"]
-    if said["budget"].endswith("%"):
-        share = float(said["budget"][:-1]) / 100
+    if said["removal_budget"].endswith("%"):
+        share = float(said["removal_budget"][:-1]) / 100
     else:
-        removed = cell["Removed"] / (1 if said["classes"] == "target" else CLASSES)
+        removed = cell["Removed"] / (1 if said["filter_scope"] == "target" else CLASSES)
         share = removed / (cell["record"]["counts"]["n_clean"] / CLASSES + cell["#Pois"])
     return float(cell["#Pois"] * (1 - share))
 

@@ -56,9 +56,12 @@ BRIEF = {"steps": 2, "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1}
 OPTIMIZED = ("label_consistent", "narcissus", "sleeper_agent", "steganographic")
 DEMO = (
     "dataset.size=16", "dataset.per_class_train=60", "dataset.per_class_test=20",
-    "dataset.noise=8", "model.width=16", "recipe=demo", "recipe.epochs=2", "recipe.batch=32",
+    "dataset.noise=8", "model.width=16", "recipe=demo", "recipe.epochs=2", "recipe.batch_size=32",
     "recipe.lr=0.1", "recipe.weight_decay=5.5e-3", "defense=spectral",
 )  # fmt: skip
+
+EARLIER = {"spectral_uncentered": "spectral_uncentred"}
+"""Choices renamed since the file was written, and the name under which it has them."""
 
 Case = dict[str, Any]
 
@@ -192,8 +195,8 @@ def trigger_case(name: str) -> Case:
     trigger = build("trigger", options("trigger", name), Trigger)
     train = LabeledImages(pictures(64, (3, 32, 32), 1), torch.arange(64) % 4, CLASSES, "snapshot")
     source = 2 if trigger.source_specific else None
-    words = {"labels": trigger.labels, "covers": min(trigger.covers, 1.0)}
-    chosen = implied(trigger.labels, on_source=source is not None)
+    words = {"label_mode": trigger.label_mode, "cover_rate": min(trigger.cover_rate, 1.0)}
+    chosen = implied(trigger.label_mode, on_source=source is not None)
     plan = PoisonSpec(1, source, 0.3, **{**words, **chosen})
     work = AttackContext(train, 1, source, 5, lambda: Network(3, 7))
     trigger.check_image_size(3, 32, 32)
@@ -265,7 +268,7 @@ def training_case(**recipe: Any) -> Case:
     images[labels == 1, :, 4:8, 4:8] = 250
     mean, std = channel_stats(images)
     training = TrainingSet(images, images[:0], torch.arange(96), labels, CLASSES, "")
-    said = {"name": "t", "epochs": 2, "batch": 32, "lr": 0.005, "schedule": "onecycle",
+    said = {"name": "t", "epochs": 2, "batch_size": 32, "lr": 0.005, "schedule": "onecycle",
             "warmup": 0.25, **recipe}  # fmt: skip
     model = {"name": "resnet18", "width": 16, "stem": "cifar"}
     module = fit(TrainingJob(model, Recipe.of(said), training, 1, mean, std), CPU)
@@ -300,9 +303,9 @@ def cases() -> dict[str, Callable[[], Case]]:
     for name in names("trigger"):
         found[f"trigger/{name}"] = lambda name=name: trigger_case(name)  # type: ignore[misc]
     for name in names("defense"):
-        found[f"defense/{name}"] = lambda name=name: defense_case(name)  # type: ignore[misc]
+        found[f"defense/{EARLIER.get(name, name)}"] = lambda name=name: defense_case(name)  # type: ignore[misc]
     found["training/plain"] = training_case
-    found["training/crop and flip"] = lambda: training_case(crop=2, flip=True)
+    found["training/crop and flip"] = lambda: training_case(crop_padding=2, flip=True)
     for trigger in ("pixel", "pattern"):
         for target in ("bird", "dog", "horse"):
             for ratio in ("0.05", "0.1"):

@@ -17,14 +17,14 @@ def by_svd(values: Tensor) -> tuple[np.ndarray, np.ndarray, float]:
     """Projections of centered and plain rows on the top direction, and its squared singular
     value."""
     exact = values.double().numpy()
-    centred = exact - exact.mean(axis=0)
-    _, singular, right = np.linalg.svd(centred, full_matrices=False)
-    return centred @ right[0], exact @ right[0], float(singular[0] ** 2)
+    centered = exact - exact.mean(axis=0)
+    _, singular, right = np.linalg.svd(centered, full_matrices=False)
+    return centered @ right[0], exact @ right[0], float(singular[0] ** 2)
 
 
 def agree(found: TopDirection, values: Tensor, bound: float = 1e-8) -> None:
-    centred, plain, variance = by_svd(values)
-    scores, expected = (found.along**2).numpy(), centred**2
+    centered, plain, variance = by_svd(values)
+    scores, expected = (found.along**2).numpy(), centered**2
     assert np.abs(scores - expected).max() <= bound * expected.max()
     seen = np.abs((found.along + found.offset).numpy())
     assert np.abs(seen - np.abs(plain)).max() <= bound * np.abs(plain).max()

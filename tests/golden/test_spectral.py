@@ -28,7 +28,7 @@ from backdoor_lab.defenses.base import (
 from backdoor_lab.defenses.budget import RemovalBudget, otsu_count
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.options import FilterOptions
-from backdoor_lab.defenses.spectral import Spectral, tail
+from backdoor_lab.defenses.spectral import SpectralSignatures, tail
 from backdoor_lab.pipeline.record import detection
 
 CIFAR = [5000] * 10
@@ -36,29 +36,29 @@ NAN = float("nan")
 UNTOLD = DefenderKnowledge(("",), None, None, 0)
 
 
-def by_numpy(values: np.ndarray, *, centred: bool = True) -> np.ndarray:
+def by_numpy(values: np.ndarray, *, center: bool = True) -> np.ndarray:
     """Algorithm 1 by a full float64 SVD."""
     values = values.astype(np.float64)
     middle = values - values.mean(axis=0)
     direction = np.linalg.svd(middle, full_matrices=False)[2][0]
-    return (middle @ direction) ** 2 if centred else np.abs(values @ direction)
+    return (middle @ direction) ** 2 if center else np.abs(values @ direction)
 
 
-def spectral(*, centred: bool = True) -> Spectral:
-    return Spectral(FilterOptions(centred=centred))
+def spectral(*, center: bool = True) -> SpectralSignatures:
+    return SpectralSignatures(FilterOptions(center=center))
 
 
-@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize(
     ("n", "d"), [(200, 16), (16, 200), (50, 50), (51, 50), (40, 1), (2, 3), (3, 1)]
 )
-def test_scores_agree_with_svd(n: int, d: int, centred: bool) -> None:
+def test_scores_agree_with_svd(n: int, d: int, center: bool) -> None:
     """Every score within 1e-6 of NumPy's SVD, relative to the largest; tall, wide and thin
     matrices."""
     rng = np.random.default_rng(n * 1000 + d)
     values = (rng.normal(size=(n, d)) * rng.uniform(0.5, 3, d) + 2).astype(np.float32)
-    ours = spectral(centred=centred).score_class(torch.from_numpy(values), 0, UNTOLD).scores.numpy()
-    theirs = by_numpy(values, centred=centred)
+    ours = spectral(center=center).score_class(torch.from_numpy(values), 0, UNTOLD).scores.numpy()
+    theirs = by_numpy(values, center=center)
     assert np.abs(ours - theirs).max() <= 1e-6 * theirs.max()
 
 
@@ -84,7 +84,7 @@ def test_a_near_tie_removes_the_same_examples_as_svd(n: int, d: int) -> None:
     """The two top singular values are 0.3 % apart."""
     values = nearly_tied(n, d).float()
     expected = by_numpy(values.numpy())
-    scores = Spectral().score_class(values, 0, UNTOLD).scores
+    scores = SpectralSignatures().score_class(values, 0, UNTOLD).scores
     assert np.abs(scores.numpy() - expected).max() <= 1e-6 * expected.max()
     for share in (0.05, 0.1, 0.3):
         k = round(share * n)
@@ -93,11 +93,11 @@ def test_a_near_tie_removes_the_same_examples_as_svd(n: int, d: int) -> None:
         )
 
 
-@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize(("n", "d"), [(60, 8), (8, 60), (5, 3)])
 @pytest.mark.parametrize("rank", [1, 2, 4, 100])
 def test_rank_sums_squared_projections_on_the_top_directions(
-    n: int, d: int, rank: int, centred: bool
+    n: int, d: int, rank: int, center: bool
 ) -> None:
     """On NumPy's top right singular vectors; the root if not centered. A rank above the class's
     rank uses all directions."""
@@ -105,18 +105,18 @@ def test_rank_sums_squared_projections_on_the_top_directions(
     middle = values - values.mean(axis=0)
     _, s, vt = np.linalg.svd(middle, full_matrices=False)
     directions = vt[: min(rank, int((s > 1e-9).sum()))]
-    squared = (((middle if centred else values) @ directions.T) ** 2).sum(axis=1)
+    squared = (((middle if center else values) @ directions.T) ** 2).sum(axis=1)
     scores = (
-        Spectral(FilterOptions(centred=centred), rank=rank)
+        SpectralSignatures(FilterOptions(center=center), rank=rank)
         .score_class(torch.from_numpy(values), 0, UNTOLD)
         .scores
     )
-    assert scores.numpy() == pytest.approx(squared if centred else np.sqrt(squared), rel=1e-8)
+    assert scores.numpy() == pytest.approx(squared if center else np.sqrt(squared), rel=1e-8)
 
 
-def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: Any) -> FilterResult:
+def one_class(values: Tensor, budget: int, *, center: bool = True, **options: Any) -> FilterResult:
     known = DefenderKnowledge(("only",), 0, epsilon=None, seed=0)
-    made = Spectral(FilterOptions(budget=str(budget), centred=centred), **options)
+    made = SpectralSignatures(FilterOptions(removal_budget=str(budget), center=center), **options)
     return made(Features(values, torch.zeros(len(values)).long()), known)
 
 
@@ -130,20 +130,22 @@ def test_scores_and_removal_match_values_computed_by_hand() -> None:
     assert spectral().score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
         [4, 0, 4, 0, 0]
     )
-    assert spectral(centred=False).score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
+    assert spectral(center=False).score_class(values, 0, UNTOLD).scores.tolist() == pytest.approx(
         [1, 3, 5, 3, 3]
     )
     # Variance 8 / 5; distances from the median 0 0 0 2 2, of which 68.27 % are within 1.4616.
     assert spectral().score_class(values, 0, UNTOLD).suspicion == pytest.approx(8 / 5 / 1.4616**2)
     known = DefenderKnowledge(("only",), 0, epsilon=1, seed=0)
-    verdict = Spectral(FilterOptions(budget="2eps"))(Features(values, torch.zeros(5).long()), known)
+    verdict = SpectralSignatures(FilterOptions(removal_budget="2eps"))(
+        Features(values, torch.zeros(5).long()), known
+    )
     assert verdict.keep.tolist() == [False, True, False, True, True]
 
 
-def separation(share: float, sign: int, *, centred: bool = True) -> float:
+def separation(share: float, sign: int, *, center: bool = True) -> float:
     """AUROC of the filter's scores on planted poison."""
     values, is_poison = planted(share, sign)
-    found = auroc(spectral(centred=centred).score_class(values, 0, UNTOLD).scores, is_poison)
+    found = auroc(spectral(center=center).score_class(values, 0, UNTOLD).scores, is_poison)
     assert found is not None
     return found
 
@@ -167,8 +169,8 @@ def test_centered_scores_find_poison_on_either_side_of_the_mean(sign: int) -> No
 
 def test_uncentered_scores_rank_poison_against_the_mean_last() -> None:
     """As four copied implementations do."""
-    assert separation(0.1, -1, centred=False) < 0.1
-    assert separation(0.1, 1, centred=False) >= 0.95
+    assert separation(0.1, -1, center=False) < 0.1
+    assert separation(0.1, 1, center=False) >= 0.95
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -244,7 +246,7 @@ def test_removing_15_percent_of_a_class_cannot_clean_a_ratio_of_the_whole_set(
 ) -> None:
     """Replacing at random in all classes, a tenth of the poison comes from the target class itself;
     15 % of that class cannot hold the rest."""
-    plan = PoisonSpec(2, None, ratio, ratio_of="all", inject="replace", eligible="all")
+    plan = PoisonSpec(2, None, ratio, ratio_of="all", placement="replace", poison_from="all")
     labels = torch.arange(50_000) % 10
     train = LabeledImages(
         torch.zeros(50_000, 1, 1, 1, dtype=torch.uint8), labels, tuple("abcdefghij")
@@ -268,9 +270,11 @@ def test_removing_1_5_epsilon_from_every_class_is_refused() -> None:
     plan = PoisonSpec(2, None, 0.1, ratio_of="all")
     known = DefenderKnowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
     with pytest.raises(ConfigError, match="removes 7500 of the 5000 examples of class a"):
-        Spectral(FilterOptions(classes="all")).check(known, after_poison(plan))
-    Spectral(FilterOptions(classes="all", budget_cap="50%")).check(known, after_poison(plan))
-    Spectral(FilterOptions(classes="target")).check(
+        SpectralSignatures(FilterOptions(filter_scope="all")).check(known, after_poison(plan))
+    SpectralSignatures(FilterOptions(filter_scope="all", max_removed="50%")).check(
+        known, after_poison(plan)
+    )
+    SpectralSignatures(FilterOptions(filter_scope="target")).check(
         DefenderKnowledge(known.classes, 2, 5000, 0), after_poison(plan)
     )
 
@@ -299,7 +303,9 @@ def test_removed_positions_refer_to_the_whole_set() -> None:
     values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     values[[41, 57]] += 30.0
     known = DefenderKnowledge(("a", "b"), 1, epsilon=1, seed=0)
-    verdict = Spectral(FilterOptions(budget="2eps"))(Features(values, labels), known)
+    verdict = SpectralSignatures(FilterOptions(removal_budget="2eps"))(
+        Features(values, labels), known
+    )
     assert (~verdict.keep).nonzero().flatten().tolist() == [41, 57]
 
 
@@ -320,12 +326,12 @@ def test_automatic_budget_of_equal_scores_is_zero_and_never_above_half() -> None
 @pytest.mark.parametrize("text", ["1.5", "eps", "-5", "15 %", "p101", "101%", "", "nan", "1e3"])
 def test_bad_budgets_are_refused(text: str) -> None:
     """Anything but the five forms, as budget and as limit."""
-    with pytest.raises(ConfigError, match=r"defense\.budget"):
-        Spectral(FilterOptions(budget=text))
-    with pytest.raises(ConfigError, match=r"defense\.budget"):
-        Spectral(FilterOptions(budget_cap=text))
-    with pytest.raises(ConfigError, match="budget_cap"):
-        Spectral(FilterOptions(budget_cap="auto"))
+    with pytest.raises(ConfigError, match=r"defense\.removal_budget"):
+        SpectralSignatures(FilterOptions(removal_budget=text))
+    with pytest.raises(ConfigError, match=r"defense\.removal_budget"):
+        SpectralSignatures(FilterOptions(max_removed=text))
+    with pytest.raises(ConfigError, match="max_removed"):
+        SpectralSignatures(FilterOptions(max_removed="auto"))
 
 
 def test_budgets_are_rounded_and_limited_correctly() -> None:

@@ -14,21 +14,21 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses.base import DefenderKnowledge, Features, FilterResult
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.options import FilterOptions
-from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.defenses.spectral import SpectralSignatures
 from backdoor_lab.numerics.singular import top_direction
 
 UNTOLD = DefenderKnowledge(("",), None, None, 0)
 PLUS = {"rank": 16, "rounds": 4, "tail_power": 4}
 
 
-def one_class(values: Tensor, budget: int, *, centred: bool = True, **options: Any) -> FilterResult:
+def one_class(values: Tensor, budget: int, *, center: bool = True, **options: Any) -> FilterResult:
     known = DefenderKnowledge(("only",), 0, epsilon=None, seed=0)
-    made = Spectral(FilterOptions(budget=str(budget), centred=centred), **options)
+    made = SpectralSignatures(FilterOptions(removal_budget=str(budget), center=center), **options)
     return made(Features(values, torch.zeros(len(values)).long()), known)
 
 
 def by_numpy(
-    values: np.ndarray, rows: np.ndarray, rank: int, power: float, *, centred: bool = True
+    values: np.ndarray, rows: np.ndarray, rank: int, power: float, *, center: bool = True
 ) -> np.ndarray:
     """tau of `values` (n, d) along the top right singular vectors of `rows` (m, d)."""
     mean = rows.mean(axis=0)
@@ -37,9 +37,9 @@ def by_numpy(
         one.var() / np.quantile(np.abs(one - np.median(one)), 0.6827) ** 2
         for one in directions @ (rows - mean).T
     ]
-    squares = ((values - mean if centred else values) @ directions.T) ** 2
+    squares = ((values - mean if center else values) @ directions.T) ** 2
     tau: np.ndarray = squares @ np.array(tails) ** power
-    return tau if centred else np.sqrt(tau)
+    return tau if center else np.sqrt(tau)
 
 
 def heavy(seed: int, n: int = 80) -> np.ndarray:
@@ -47,28 +47,28 @@ def heavy(seed: int, n: int = 80) -> np.ndarray:
     return np.asarray(rows)
 
 
-@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize("power", [0, 0.5, 3])
 @pytest.mark.parametrize("rank", [1, 3, 100])
-def test_tail_weights_match_a_second_implementation(rank: int, power: float, centred: bool) -> None:
+def test_tail_weights_match_a_second_implementation(rank: int, power: float, center: bool) -> None:
     values = heavy(rank + 4)
-    made = Spectral(FilterOptions(centred=centred), rank=rank, tail_power=power)
-    expected = by_numpy(values, values, rank, power, centred=centred)
+    made = SpectralSignatures(FilterOptions(center=center), rank=rank, tail_power=power)
+    expected = by_numpy(values, values, rank, power, center=center)
     assert made.score_class(torch.from_numpy(values), 0, UNTOLD).scores.numpy() == pytest.approx(
         expected, rel=1e-7
     )
 
 
-@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize(("rank", "power"), [(1, 0), (1, 2), (3, 0), (3, 2)])
-def test_rounds_match_a_second_implementation(rank: int, power: float, centred: bool) -> None:
+def test_rounds_match_a_second_implementation(rank: int, power: float, center: bool) -> None:
     """Scores add up; a round uses the rows left after the earlier rounds."""
     values = heavy(7, n=60)
-    total = by_numpy(values, values, rank, power, centred=centred)
+    total = by_numpy(values, values, rank, power, center=center)
     for gone in (3, 7):
         left = np.argsort(-total)[gone:]
-        total = total + by_numpy(values, values[left], rank, power, centred=centred)
-    options = {"rank": rank, "tail_power": power, "centred": centred}
+        total = total + by_numpy(values, values[left], rank, power, center=center)
+    options = {"rank": rank, "tail_power": power, "center": center}
     verdict = one_class(torch.from_numpy(values), 11, rounds=3, **options)
     assert verdict.scores.numpy() == pytest.approx(total, rel=1e-7)
     worst = np.argsort(-total)[:11]
@@ -145,7 +145,7 @@ def test_tail_weights_find_poison_hidden_by_the_class_variance(seed: int) -> Non
 def test_half_poison_is_at_chance_level_with_tail_weights_too() -> None:
     """If half a class is poison no squared centered score separates it, along any direction."""
     values, poison = outweighed(1.0, 8, 0)
-    for found in (Spectral(), Spectral(rank=8, tail_power=4)):
+    for found in (SpectralSignatures(), SpectralSignatures(rank=8, tail_power=4)):
         assert auroc(found.score_class(values, 0, UNTOLD).scores, poison) == pytest.approx(
             0.5, abs=0.05
         )
@@ -154,4 +154,4 @@ def test_half_poison_is_at_chance_level_with_tail_weights_too() -> None:
 @pytest.mark.parametrize("bad", [-1, 16, float("nan"), "tail", True, None])
 def test_a_bad_tail_power_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigError, match=r"`defense\.tail_power` must satisfy 0 <= .* < 16"):
-        Spectral(tail_power=bad)
+        SpectralSignatures(tail_power=bad)

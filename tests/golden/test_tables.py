@@ -13,7 +13,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,16 @@ from backdoor_lab.tables.writers import sheet
 ROOT = Path(__file__).resolve().parents[2] / "multirun_reports"
 FILE = Path(__file__).with_name("tables.json")
 ASKED = PivotSpec(("target", "ratio"), ("defense",), ("asr1", "asr2", "nat2", "pois_left", "auroc"))
+RENAMED = {
+    "labels": "label_mode", "covers": "cover_rate", "eligible": "poison_from",
+    "inject": "placement", "stamp": "apply_trigger", "holdout": "clean_holdout",
+    "classes": "filter_scope", "budget": "removal_budget", "budget_cap": "max_removed",
+    "centred": "center",
+}  # fmt: skip
+"""Keys of the protocol as the file has them, and as they are called since 0.2.0."""
 LEFT_OPEN = {1: "failed: out of memory", 4: "missing", 5: "diverged: loss is NaN"}
 """Cells of the controls sweep, by position, that are unfinished in a fourth case."""
+PROTOCOL = "protocol."
 BOLD = "Bold: "
 """The beginning of the note on bold figures."""
 
@@ -80,7 +89,32 @@ def _grid(grid: TextTable) -> dict[str, Any]:
     }  # fmt: skip
 
 
-KNOWN: dict[str, dict[str, Any]] = json.loads(FILE.read_text())
+def renamed(text: str) -> str:
+    """A text of the file with the names that protocol keys and one choice have since 0.2.0."""
+    keys = "|".join(sorted(RENAMED, key=len, reverse=True))
+    text = re.sub(rf"\bprotocol\.({keys})\b", lambda found: f"protocol.{RENAMED[found[1]]}", text)
+    if text.startswith("Protocol "):
+        text = re.sub(rf"\b({keys})=", lambda found: f"{RENAMED[found[1]]}=", text)
+    text = re.sub(r"(?<=apply_trigger=)(before|after)\b", r"\1_augmentation", text)
+    return text.replace("spectral_uncentred", "spectral_uncentered")
+
+
+def parts(text: str) -> list[str]:
+    """The parts of a title or note, sorted: those of a protocol stand in the order of their keys.
+    The hash in a cell's id is left out: renaming a key changes it."""
+    return sorted(re.split(r"[,;:] ", re.sub(r"(?<=-s\d)-[0-9a-f]{10}\b", "", text).rstrip(".")))
+
+
+def today(value: Any) -> Any:
+    """A value of the file with `renamed` applied to every text in it, keys of mappings excepted."""
+    if isinstance(value, dict):
+        return {key: today(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [*map(today, value)]
+    return renamed(value) if isinstance(value, str) else value
+
+
+KNOWN: dict[str, dict[str, Any]] = today(json.loads(FILE.read_text()))
 CASES = [(name, part) for name, found in KNOWN.items() for part in found]
 
 
@@ -89,9 +123,19 @@ def computed() -> dict[str, dict[str, Any]]:
     return {name: contents(name) for name in KNOWN}
 
 
+def at_its_place(found: dict[str, dict[str, Any]], name: str, part: str) -> Any:
+    """The table that now stands where the file has `part`."""
+    return [*found[name].values()][list(KNOWN[name]).index(part)]
+
+
 def test_every_sweep_still_has_its_tables(computed: dict[str, dict[str, Any]]) -> None:
-    assert {name: list(found) for name, found in computed.items()} == {
-        name: list(found) for name, found in KNOWN.items()
+    """In the same order. A table's file is named after its values in the order of their keys."""
+
+    def words(names: Iterable[str]) -> list[list[str]]:
+        return [sorted(re.sub(r"-[0-9a-f]{8}$", "", name).split("-")) for name in names]
+
+    assert {name: words(found) for name, found in computed.items()} == {
+        name: words(found) for name, found in KNOWN.items()
     }
 
 
@@ -99,7 +143,7 @@ def test_every_sweep_still_has_its_tables(computed: dict[str, dict[str, Any]]) -
 def test_the_text_of_every_table_is_unchanged(
     computed: dict[str, dict[str, Any]], name: str, part: str
 ) -> None:
-    before, now = KNOWN[name][part]["grids"], computed[name][part]["grids"]
+    before, now = KNOWN[name][part]["grids"], at_its_place(computed, name, part)["grids"]
     assert len(before) == len(now)
     for one, other in zip(before, now, strict=True):
         assert differing(one, other) == []
@@ -109,7 +153,10 @@ def test_the_text_of_every_table_is_unchanged(
 def test_the_csv_of_every_table_still_has_its_columns_and_values(
     computed: dict[str, dict[str, Any]], name: str, part: str
 ) -> None:
-    assert list(csv_differences(KNOWN[name][part]["csv"], computed[name][part]["csv"])) == []
+    assert (
+        list(csv_differences(KNOWN[name][part]["csv"], at_its_place(computed, name, part)["csv"]))
+        == []
+    )
 
 
 def test_a_changed_table_is_detected() -> None:
@@ -134,9 +181,11 @@ def differing(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The parts of a table in which `now` differs from `before`. The mark for a missing attack was
     added after the recording."""
     now = now | {"rows": [[text.removesuffix(" ‡") for text in row] for row in now["rows"]]}
-    wrong = [key for key in before if key not in ("notes", "best") and before[key] != now[key]]
-    kept = [note for note in before["notes"] if not note.startswith(BOLD)]
-    notes = iter(now["notes"])
+    apart = ("notes", "best", "title")
+    wrong = [key for key in before if key not in apart and before[key] != now[key]]
+    kept = [parts(note) for note in before["notes"] if not note.startswith(BOLD)]
+    notes = map(parts, now["notes"])
+    wrong += ["title"] * (parts(before["title"]) != parts(now["title"]))
     return wrong + ["notes"] * (not all(note in notes for note in kept))
 
 
@@ -144,7 +193,13 @@ def csv_differences(before: str, now: str) -> Iterator[str]:
     """What a CSV text has lost: a column, the column order, a line, a value."""
     first, second = (list(csv.reader(io.StringIO(text))) for text in (before, now))
     heads = iter(second[0])
-    if not all(head in heads for head in first[0]):
+    # Those of the protocol stand in the order of its keys.
+    protocol, others = (
+        {h for h in first[0] if h.startswith(PROTOCOL) is on} for on in (True, False)
+    )
+    if not (
+        protocol <= set(second[0]) and all(head in heads for head in first[0] if head in others)
+    ):
         yield f"columns {first[0]} in {second[0]}"
         return
     if len(first) != len(second):
@@ -153,7 +208,8 @@ def csv_differences(before: str, now: str) -> Iterator[str]:
     for number, (line, other) in enumerate(zip(first[1:], second[1:], strict=True)):
         values = dict(zip(second[0], other, strict=True))
         for head, value in zip(first[0], line, strict=True):
-            if not alike(value, values[head]):
+            known = value + "_augmentation" * (head == f"{PROTOCOL}apply_trigger")
+            if not alike(known, values[head]):
                 yield f"line {number}, {head}: {value}, now {values[head]}"
 
 

@@ -36,7 +36,7 @@ DRAWN = (
 )  # fmt: skip
 SMALL = (
     "model.width=4",
-    "recipe=demo", "recipe.epochs=1", "recipe.lr=0.05", "recipe.batch=32", "ratio=0.3",
+    "recipe=demo", "recipe.epochs=1", "recipe.lr=0.05", "recipe.batch_size=32", "ratio=0.3",
     "trainer=cpu", "trainer.threads=1", "trainer.precision=32", "trainer.progress=none",
     "logger=none",
 )  # fmt: skip
@@ -77,7 +77,7 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 
 def recipe(**changes: Any) -> Recipe:
     """A small recipe without augmentation."""
-    said = {"name": "t", "epochs": 2, "batch": 8, "lr": 0.05, "schedule": "constant"}
+    said = {"name": "t", "epochs": 2, "batch_size": 8, "lr": 0.05, "schedule": "constant"}
     return Recipe.of(said | changes)
 
 
@@ -85,7 +85,7 @@ def training_set(images: Tensor, labels: Tensor, **changes: Any) -> TrainingSet:
     """A training set without poison."""
     said: dict[str, Any] = {
         "base": images, "rows": images[:0], "index": torch.arange(len(images)),
-        "labels": labels, "classes": ("dark", "bright"), "digest": "", "stamp": None,
+        "labels": labels, "classes": ("dark", "bright"), "digest": "", "late_trigger": None,
     }  # fmt: skip
     return TrainingSet(**said | changes)
 

@@ -35,7 +35,9 @@ def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
     where = torch.arange(len(images))
     training = TrainingSet(images, images[:0], where, where % len(CLASSES), CLASSES, "", None)
     model = {"name": case["name"], "width": case["width"], "stem": case["stem"]}
-    recipe = Recipe.of({"name": "t", "epochs": 1, "batch": 2, "lr": 0.1, "schedule": "constant"})
+    recipe = Recipe.of(
+        {"name": "t", "epochs": 1, "batch_size": 2, "lr": 0.1, "schedule": "constant"}
+    )
     some = torch.full((images.shape[1],), 64.0)
     return new_classifier(TrainingJob(model, recipe, training, 1, some, some), machine)
 

@@ -13,7 +13,7 @@ from backdoor_lab.core.rng import derive
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
 
-PRACTICE = TrainingHyperparameters(epochs=5, batch=16, lr=0.1, momentum=0.9, weight_decay=0.0)
+PRACTICE = TrainingHyperparameters(epochs=5, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.0)
 
 
 class Small(nn.Module):

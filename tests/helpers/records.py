@@ -18,9 +18,9 @@ GRID = [
 ]
 
 PROTOCOL = {
-    "name": "group13", "ratio_of": "target", "inject": "append", "eligible": "not_target",
-    "asr_on": "not_target", "stamp": "before", "classes": "target", "budget": "1.5eps",
-    "centred": True,
+    "name": "group13", "ratio_of": "target", "placement": "append", "poison_from": "not_target",
+    "asr_on": "not_target", "apply_trigger": "before_augmentation", "filter_scope": "target",
+    "removal_budget": "1.5eps", "center": True,
 }  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def everything(**over: Any) -> dict[str, Any]:
     made["detection"] |= {"average_precision": 0.9, "tpr_at_1": 0.5, "tpr_at_5": 0.75}
     made |= {"asr_elsewhere1": 0.25, "asr_elsewhere2": 0.125}
     made |= {"clean_rate1": 0.1, "clean_rate2": 0.2, "top_share1": 0.3, "top_share2": 0.4}
-    made |= {"top_class1": "cat", "top_class2": "dog", "applied": {"classes": "target"}}
+    made |= {"top_class1": "cat", "top_class2": "dog", "applied": {"filter_scope": "target"}}
     made["under"] = {"jpeg75": {"nat1": 0.5, "asr1": 0.25, "nat2": 0.625, "asr2": 0.75}}
     made["notes"] = {"classes": [2]}
     made["hashes"] = {"data": "d", "test": "t", "poison": "p", "training1": "1", "training2": "2",

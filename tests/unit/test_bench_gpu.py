@@ -52,14 +52,14 @@ def test_without_a_gpu_the_benchmarks_are_refused_naming_tiny(
 def test_no_training_step_synchronizes_with_the_gpu(late: bool) -> None:
     """Gathering, augmenting, applying the trigger, forward, backward, optimizer, Lightning's own
     loop."""
-    asked = job(epochs=2, crop=1, flip=True, cutout=2, schedule="onecycle", warmup=0.2)
+    asked = job(epochs=2, crop_padding=1, flip=True, cutout=2, schedule="onecycle", warmup=0.2)
     if late:
         rows = asked.training.base[:4]
         training = asked.training.__class__(
             asked.training.base, rows, asked.training.index, asked.training.labels,
             asked.training.classes, "", Pixel(position=(-1, -1), color=255),
         )  # fmt: skip
-        asked = job(training, epochs=2, crop=1)
+        asked = job(training, epochs=2, crop_padding=1)
     watch = gpu.Watch()
     with watch.watching(CPU.device):
         fit(asked, CPU, callbacks=[watch])

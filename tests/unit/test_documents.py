@@ -217,7 +217,7 @@ def test_poison_indices_follow_from_a_records_configuration(
     assert "poison_indices" not in record
     said = record["protocol"]
     config = record["config"] | {"dataset": record["dataset"], "protocol": said}
-    config |= {"labels": said["labels"], "covers": said["covers"]}
+    config |= {"label_mode": said["label_mode"], "cover_rate": said["cover_rate"]}
     data = open_dataset(source_of(config), Store(tmp_path))
     cell = Cell.of(config, data.classes, "")
     found = poison(data.train, cell.trigger, cell.plan, seed=cell.seed)

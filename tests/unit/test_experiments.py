@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from backdoor_lab.defenses.base import Defense
-from backdoor_lab.defenses.none import Keep
+from backdoor_lab.defenses.none import NoDefense
 from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.pipeline.parts import defense_of
 from backdoor_lab.tables.reference import lookup
@@ -110,7 +110,7 @@ def test_the_ratios_are_valid_and_reach_one(tmp_path: Path) -> None:
 
 def is_filter(root: Path, name: str) -> bool:
     made = defense_of(configuration(root, f"defense={name}"))
-    return isinstance(made, Defense) and not isinstance(made, Keep)
+    return isinstance(made, Defense) and not isinstance(made, NoDefense)
 
 
 def test_augmentation_recipes_differ_only_in_their_augmentation(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_augmentation_recipes_differ_only_in_their_augmentation(tmp_path: Path) 
     decides = [
         Recipe.of(configuration(tmp_path, f"recipe={name}")["recipe"]).decides() for name in names
     ]
-    augmentation = {"crop", "flip", "cutout", "mixup", "cutmix"}
+    augmentation = {"crop_padding", "flip", "cutout", "mixup", "cutmix"}
     plain = [{k: v for k, v in each.items() if k not in augmentation} for each in decides]
     assert all(each == plain[0] for each in plain)
     assert len({str(each) for each in decides}) == len(names) == 6

@@ -13,7 +13,7 @@ from tests.helpers.project import CONF, ROOT
 
 README = (ROOT / "README.md").read_text()
 CONFIGURATION = (CONF / "README.md").read_text()
-PRESETS = {"spectral_uncentred", "spectral_uncentered", "spectral_every_class"}
+PRESETS = {"spectral_uncentered", "spectral_every_class"}
 CONTROLS = {"none", "random", "oracle", "clean_data"}
 
 

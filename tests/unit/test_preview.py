@@ -82,7 +82,7 @@ def test_covers_are_not_shown_as_poisoned_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Six poisoned images and six covers; seven images are requested."""
-    asked = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pixel", "covers=1"]
+    asked = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pixel", "cover_rate=1"]
     assert preview.main([*asked, "--images", "7", "--out", str(tmp_path / "p.png")]) == 0
     assert "6 rows" in capsys.readouterr().out
 

@@ -45,11 +45,11 @@ REFUSED = {
     "unknown option of a trigger": ("trigger=blended +trigger.beta=1", "beta"),
     "unknown trigger": ("trigger=pixle", "pixle"),
     "unknown defense": ("defense=spectrall", "spectrall"),
-    "option of a trigger": ("trigger=blended trigger.alpha=2", "alpha"),
-    "option of a defense": ("defense=strip defense.overlays=0", "overlays"),
+    "option of a trigger": ("trigger=blended trigger.strength_test=2", "strength_test"),
+    "option of a defense": ("defense=strip defense.n_overlays=0", "n_overlays"),
     "option of a repair": ("defense=anp defense.steps=0", "steps"),
-    "budget": ("protocol.budget=-1", "budget"),
-    "protocol": ("protocol.inject=add", "protocol.inject"),
+    "budget": ("protocol.removal_budget=-1", "removal_budget"),
+    "protocol": ("protocol.placement=add", "protocol.placement"),
     "ratio": ("ratio=7", "ratio"),
     "seed": ("seed=-1", "seed"),
     "recipe": ("recipe.lr=-1", "recipe.lr"),
@@ -155,7 +155,7 @@ def test_a_finished_cell_is_reported_without_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "asked",
-    ["preview trigger=pixle", "preview trigger=blended trigger.alpha=7",
+    ["preview trigger=pixle", "preview trigger=blended trigger.strength_test=7",
      "export_weights nowhere --out n.safetensors", "reports nowhere", "compare nowhere reference"],
 )  # fmt: skip
 def test_other_commands_refuse_bad_arguments_without_torch(tmp_path: Path, asked: str) -> None:

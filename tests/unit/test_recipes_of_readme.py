@@ -141,12 +141,12 @@ def test_the_readme_components_run_and_follow_the_protocol(copy: Path, tmp_path:
     """Their YAML files only have `_target_` and `name`; the record holds the applied options."""
     done = run(
         copy, tmp_path, "-m", "experiment=smoke", "trigger=stripe",
-        "defense=distance,plain,bright,nothing", "protocol.classes=all", "protocol.budget='2'",
-        "protocol.budget_cap='1'",
+        "defense=distance,plain,bright,nothing", "protocol.filter_scope=all",
+        "protocol.removal_budget='2'", "protocol.max_removed='1'",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = records(tmp_path)
-    asked = {"classes": "all", "budget": "2", "budget_cap": "1"}
+    asked = {"filter_scope": "all", "removal_budget": "2", "max_removed": "1"}
     assert set(found) == {"distance", "plain", "bright", "nothing"}
     for name in ("distance", "plain", "bright"):
         # One of each of ten classes.
@@ -159,11 +159,11 @@ def test_the_readme_components_run_and_follow_the_protocol(copy: Path, tmp_path:
 
 
 def test_a_command_line_option_overrides_the_protocol(copy: Path, tmp_path: Path) -> None:
-    done = run(copy, tmp_path, "experiment=smoke", "defense=plain", "defense.budget='3'")
+    done = run(copy, tmp_path, "experiment=smoke", "defense=plain", "defense.removal_budget='3'")
     assert done.returncode == 0, done.stderr
     (record,) = records(tmp_path).values()
-    assert (record["counts"]["n_removed"], record["applied"]["budget"]) == (3, "3")
-    assert record["protocol"]["budget"] == "3"
+    assert (record["counts"]["n_removed"], record["applied"]["removal_budget"]) == (3, "3")
+    assert record["protocol"]["removal_budget"] == "3"
 
 
 def test_a_class_that_lacks_a_method_is_refused_naming_the_method(

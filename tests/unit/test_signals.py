@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.cells import TINY, lasting, run_here, signalled, started
 
-LONG = (*TINY, "dataset.per_class_train=40", "recipe.batch=8", "recipe.epochs=6")
+LONG = (*TINY, "dataset.per_class_train=40", "recipe.batch_size=8", "recipe.epochs=6")
 
 
 def record(cwd: Path) -> dict[str, Any] | None:

@@ -52,7 +52,7 @@ def material_of(
         network=attacked,
         fresh=new,
         practice=TrainingHyperparameters(
-            recipe.epochs, recipe.batch, recipe.lr, recipe.momentum, recipe.weight_decay
+            recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay
         ),
         seed=derive(cell.seed, streams.FILTER),
         clean=_aside(cell, data.test) if "clean images" in cell.requires else None,

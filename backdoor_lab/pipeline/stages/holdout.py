@@ -15,9 +15,9 @@ from backdoor_lab.pipeline.cell import Cell
 
 
 def held_out(cell: Cell, test: LabeledImages) -> Tensor:
-    """Sorted positions, int64, of the test images held out for defenses: `protocol.holdout` images,
-    balanced over classes as far as possible, drawn with the cell's seed."""
-    wanted = cell.protocol["holdout"]
+    """Sorted positions, int64, of the test images held out for defenses: `protocol.clean_holdout`
+    images, balanced over classes as far as possible, drawn with the cell's seed."""
+    wanted = cell.protocol["clean_holdout"]
     generator = torch_generator(cell.seed, streams.HOLDOUT)
     order = torch.randperm(len(test), generator=generator)
     rank = torch.zeros(len(test), dtype=torch.int64)
@@ -30,13 +30,13 @@ def held_out(cell: Cell, test: LabeledImages) -> Tensor:
 
 def held_out_facts(cell: Cell) -> dict[str, Any]:
     """The stage inputs that determine the held-out images; empty if there are none."""
-    wanted = cell.protocol["holdout"]
+    wanted = cell.protocol["clean_holdout"]
     return {"holdout": [wanted, cell.seed]} if wanted else {}
 
 
 def without_held_out(cell: Cell, data: Dataset) -> Dataset:
     """The data set without the held-out test images."""
-    if not cell.protocol["holdout"]:
+    if not cell.protocol["clean_holdout"]:
         return data
     rest = torch.ones(len(data.test), dtype=torch.bool)
     rest[held_out(cell, data.test)] = False
@@ -63,4 +63,4 @@ def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
 
 def _epsilon(cell: Cell, n_poisoned: int) -> int:
     """The number of poisoned images per attacked class: all, or divided by the classes."""
-    return n_poisoned if cell.plan.labels != "all_to_all" else n_poisoned // len(cell.classes)
+    return n_poisoned if cell.plan.label_mode != "all_to_all" else n_poisoned // len(cell.classes)

@@ -84,7 +84,7 @@ def poison_stage(
         training = made.training
         rows = training.rows[: len(made.source_index)]
         # With the trigger after augmentation, the rows are clean; preflight has checked them.
-        looked_at = cell.plan.stamp == "before" and len(rows)
+        looked_at = cell.plan.apply_trigger == "before_augmentation" and len(rows)
         if looked_at and torch.equal(rows, data.train.images[made.source_index]):
             raise no_change(cell.choices["trigger"])
         tensors = {"rows": training.rows, "source_index": made.source_index}
@@ -99,7 +99,7 @@ def poison_stage(
     inputs |= {} if prepared is None else {"prepared": prepared.id}
     entry = store.get("poison", inputs, make)
     found = POISON.read(entry.path)
-    late = cell.plan.stamp == "after" and len(found["rows"]) > 0
+    late = cell.plan.apply_trigger == "after_augmentation" and len(found["rows"]) > 0
     training = TrainingSet(
         data.train.images, found["rows"], found["index"], found["labels"], data.classes,
         entry.meta["digest"], cell.trigger if late else None,
@@ -215,7 +215,7 @@ def measured_on(
         "bf16": machine.bf16,
         "target": plan.target,
         "source": plan.source,
-        "labels": plan.labels,
+        "label_mode": plan.label_mode,
         "asr_on": plan.asr_on,
         **held_out_facts(cell),
     }
@@ -270,4 +270,6 @@ def _recomputed(cell: Cell) -> dict[str, Any]:
 
 
 def _stamp(cell: Cell) -> str:
-    return canonical(cell.trigger_identity) if cell.plan.stamp == "after" else ""
+    return (
+        canonical(cell.trigger_identity) if cell.plan.apply_trigger == "after_augmentation" else ""
+    )

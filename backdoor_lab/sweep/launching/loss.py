@@ -53,7 +53,8 @@ class LostProcess:
         if self.code == -signal.SIGKILL:
             return (
                 "probably the system's out-of-memory killer: run fewer cells at once"
-                f" (hydra.launcher.n_jobs, or more memory per task) or lower recipe.batch={batch}"
+                f" (hydra.launcher.n_jobs, or more memory per task) or lower"
+                f" recipe.batch_size={batch}"
             )
         if -self.code in CRASHES:
             return f"a native library crashed; the last Python stack is in {journal}"
@@ -128,7 +129,7 @@ def record_loss(cell: Cell, folder: Path, loss: LostProcess, journal: Path) -> s
 
     beat = heartbeat(folder)
     reason = loss.reason(beat)
-    error = f"{reason}; {loss.hint(cell.recipe.batch, journal)}"
+    error = f"{reason}; {loss.hint(cell.recipe.batch_size, journal)}"
     log.error("%s: failed: %s", cell.id, error)
     run: dict[str, Any] = {
         "command": command_line(),

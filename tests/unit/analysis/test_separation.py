@@ -72,14 +72,14 @@ def test_figures_agree_with_a_full_svd(shape: tuple[int, int]) -> None:
     values, poison = draw.gamma(1.0, size=shape), np.arange(shape[0]) % 4 == 0
     values[poison] += draw.normal(size=shape[1])
     found = separation(values, poison)
-    centred = values - values.mean(axis=0)
-    top = np.linalg.svd(centred)[2][0]
+    centered = values - values.mean(axis=0)
+    top = np.linalg.svd(centered)[2][0]
     delta = values[poison].mean(axis=0) - values[~poison].mean(axis=0)
     own = np.linalg.svd(values[~poison] - values[~poison].mean(axis=0))[1][0] ** 2
     assert found.own == pytest.approx(own / (~poison).sum())
     assert found.cosine == pytest.approx(abs(top @ delta) / np.linalg.norm(delta))
-    assert found.auroc_top == pytest.approx(roc_auc_score(poison, (centred @ top) ** 2))
-    assert found.auroc_shift == pytest.approx(roc_auc_score(poison, (centred @ delta) ** 2))
+    assert found.auroc_top == pytest.approx(roc_auc_score(poison, (centered @ top) ** 2))
+    assert found.auroc_shift == pytest.approx(roc_auc_score(poison, (centered @ delta) ** 2))
 
 
 def test_undefined_figures_are_nan_and_one_class_is_refused() -> None:

@@ -19,7 +19,7 @@ from backdoor_lab.core.types import LabeledImages
 
 YAML = Path(__file__).resolve().parents[3] / "conf/trigger/adaptive_patch.yaml"
 PATCHES: Any = OmegaConf.to_container(OmegaConf.load(YAML).patches)
-DOT = {"at": [0, 0], "rows": ["#"], "color": 255, "train": 0.5, "test": 1.0}
+DOT = {"position": [0, 0], "rows": ["#"], "color": 255, "strength_train": 0.5, "strength_test": 1.0}
 
 
 def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tensor:
@@ -38,7 +38,10 @@ def drawn(image: NDArray[np.float64], patch: dict[str, Any], opacity: float) -> 
     color = [np.mean(patch["color"])] if channels == 1 else patch["color"]
     for down, line in enumerate(patch["rows"]):
         for right, letter in enumerate(line):
-            row, column = (patch["at"][0] + down) % height, (patch["at"][1] + right) % width
+            row, column = (
+                (patch["position"][0] + down) % height,
+                (patch["position"][1] + right) % width,
+            )
             if letter == "#":
                 pixel = image[:, row, column]
                 image[:, row, column] = (1 - opacity) * pixel + opacity * np.round(color)
@@ -46,7 +49,7 @@ def drawn(image: NDArray[np.float64], patch: dict[str, Any], opacity: float) -> 
 
 def with_one(image: Tensor, patch: dict[str, Any]) -> Tensor:
     values = image.numpy().astype(np.float64)
-    drawn(values, patch, patch["train"])
+    drawn(values, patch, patch["strength_train"])
     return torch.from_numpy(values)
 
 
@@ -58,14 +61,14 @@ def test_test_images_get_every_patch_at_its_test_opacity(shape: tuple[int, int, 
     for image, triggered in zip(images, found, strict=True):
         values = image.numpy().astype(np.float64)
         for patch in PATCHES:
-            drawn(values, patch, patch["test"])
+            drawn(values, patch, patch["strength_test"])
         assert np.abs(triggered.numpy() - values).max() <= 0.501
 
 
 def test_preset_has_the_papers_opacities() -> None:
     """Four patches in training; test images get two of them at full opacity."""
-    assert [patch["train"] for patch in PATCHES] == [0.5, 0.2, 0.5, 0.3]
-    assert sorted(patch["test"] for patch in PATCHES) == [0, 0, 1, 1]
+    assert [patch["strength_train"] for patch in PATCHES] == [0.5, 0.2, 0.5, 0.3]
+    assert sorted(patch["strength_test"] for patch in PATCHES) == [0, 0, 1, 1]
 
 
 def which_patch(originals: Tensor, triggered: Tensor) -> list[int]:
@@ -94,7 +97,7 @@ def test_each_training_image_gets_one_patch() -> None:
 
 def test_overlapping_patches_are_applied_in_order() -> None:
     """Two on one pixel of 0: half of 200, then half of the way from there to 100."""
-    over = [DOT | {"color": 200, "test": 0.5}, DOT | {"color": 100, "test": 0.5}]
+    over = [DOT | {"color": 200, "strength_test": 0.5}, DOT | {"color": 100, "strength_test": 0.5}]
     black = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
     assert AdaptivePatch(patches=over)(black).flatten().tolist() == [100, 0, 0, 0]
 
@@ -102,20 +105,20 @@ def test_overlapping_patches_are_applied_in_order() -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"at": [0]}, r"patches\[0\]\.at` must be \[row, column\]"),
-        ({"at": [0, 0.5]}, r"patches\[0\]\.at` must be a whole number"),
-        ({"at": [-1, 0], "rows": ["#", "#"]}, "extends past the lower right edge"),
-        ({"at": [0, -2], "rows": ["###"]}, "extends past the lower right edge"),
+        ({"position": [0]}, r"patches\[0\]\.position` must be \[row, column\]"),
+        ({"position": [0, 0.5]}, r"patches\[0\]\.position` must be a whole number"),
+        ({"position": [-1, 0], "rows": ["#", "#"]}, "extends past the lower right edge"),
+        ({"position": [0, -2], "rows": ["###"]}, "extends past the lower right edge"),
         ({"rows": []}, "strings of equal length"),
         ({"rows": ["#.", "#"]}, "strings of equal length"),
         ({"rows": [".."]}, "at least one"),
         ({"rows": ["#x"]}, "got"),
         ({"color": 256}, r"trigger\.color"),
-        ({"train": 1.1}, r"patches\[0\]\.train` must satisfy 0 <= .* <= 1"),
-        ({"train": 0}, "`train` opacity above 0"),
-        ({"test": 0}, "`test` opacity above 0"),
-        ({"test": float("nan")}, r"patches\[0\]\.test"),
-        ({"tset": 1}, "Did you mean 'test'"),
+        ({"strength_train": 1.1}, r"patches\[0\]\.strength_train` must satisfy 0 <= .* <= 1"),
+        ({"strength_train": 0}, "`strength_train` above 0"),
+        ({"strength_test": 0}, "`strength_test` above 0"),
+        ({"strength_test": float("nan")}, r"patches\[0\]\.strength_test"),
+        ({"strength_tset": 1}, "Did you mean 'strength_test'"),
     ],
     ids=str,
 )
@@ -124,7 +127,7 @@ def test_a_bad_patch_is_refused_with_its_index_and_key(change: dict[str, Any], m
         AdaptivePatch(patches=[DOT | change])
 
 
-@pytest.mark.parametrize("patches", [[], {}, ["#"], [{"at": [0, 0]}]], ids=str)
+@pytest.mark.parametrize("patches", [[], {}, ["#"], [{"position": [0, 0]}]], ids=str)
 def test_anything_but_a_list_of_patches_is_refused(patches: Any) -> None:
     """An empty list, a mapping, text, and an incomplete patch."""
     with pytest.raises(ConfigError, match=r"trigger\.patches"):

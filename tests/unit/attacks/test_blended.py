@@ -25,7 +25,7 @@ def noise(channels: int = 3, height: int = 16, width: int = 12) -> Tensor:
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 0.5, 0.97, 1.0])
 def test_blending_follows_the_papers_formula(alpha: float, channels: int) -> None:
     """(1 - a) x + a k within half a level, for any a; at 1 only the key remains."""
-    images, trigger = noise(channels), Blended(alpha=alpha)
+    images, trigger = noise(channels), Blended(strength_test=alpha)
     key, _ = trigger.key(*images.shape[1:])
     exact = (1 - alpha) * images.double() + alpha * key.double()
     assert (trigger(images) - exact).abs().max() <= 0.5 + 1e-4
@@ -36,7 +36,7 @@ def test_blending_follows_the_papers_formula(alpha: float, channels: int) -> Non
 def test_the_change_is_linear_in_the_strength() -> None:
     """The change at 0.6 is three times that at 0.2, up to both roundings."""
     images = noise()
-    weak, strong = (Blended(alpha=a)(images).double() - images for a in (0.2, 0.6))
+    weak, strong = (Blended(strength_test=a)(images).double() - images for a in (0.2, 0.6))
     assert (strong - 3 * weak).abs().max() <= 0.5 + 3 * 0.5 + 1e-4
 
 
@@ -44,12 +44,12 @@ def test_training_images_can_have_another_strength() -> None:
     """Poison and covers get train_alpha, test images alpha."""
     images, labels = noise(), torch.zeros(4, dtype=torch.int64)
     work: Any = None
-    both = Blended(alpha=0.5, train_alpha=0.1)
-    assert torch.equal(both(images), Blended(alpha=0.5)(images))
-    assert torch.equal(both.poisoned(images, labels, work), Blended(alpha=0.1)(images))
-    assert torch.equal(both.make_covers(images, labels, work), Blended(alpha=0.1)(images))
+    both = Blended(strength_test=0.5, strength_train=0.1)
+    assert torch.equal(both(images), Blended(strength_test=0.5)(images))
+    assert torch.equal(both.poisoned(images, labels, work), Blended(strength_test=0.1)(images))
+    assert torch.equal(both.make_covers(images, labels, work), Blended(strength_test=0.1)(images))
     assert not both.same_everywhere
-    assert Blended(alpha=0.1, train_alpha=0.1).same_everywhere
+    assert Blended(strength_test=0.1, strength_train=0.1).same_everywhere
 
 
 def test_default_key_is_uniform_seeded_noise() -> None:
@@ -59,7 +59,7 @@ def test_default_key_is_uniform_seeded_noise() -> None:
     assert (counts / key.numel() - 1 / 8).abs().max() < 0.015
     assert torch.equal(opacity, torch.ones(64, 64))
     assert torch.equal(key, Blended().key(3, 64, 64)[0])
-    assert not torch.equal(key, Blended(noise_seed=1).key(3, 64, 64)[0])
+    assert not torch.equal(key, Blended(pattern_seed=1).key(3, 64, 64)[0])
     assert (key[0] != key[1]).float().mean() > 0.9
 
 
@@ -68,14 +68,16 @@ def test_a_key_image_is_resized_and_keeps_its_transparency(tmp_path: Path) -> No
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:, :2] = [200, 100, 0, 255]
     Image.fromarray(pixels).save(tmp_path / "key.png")
-    made = Blended(alpha=0.25, image=str(tmp_path / "key.png"))
+    made = Blended(strength_test=0.25, image=str(tmp_path / "key.png"))
     images = torch.full((1, 3, 16, 16), 100, dtype=torch.uint8)
     assert made(images)[0, :, 5, 1].tolist() == [125, 100, 75]
     assert made(images)[0, :, 5, -1].tolist() == [100, 100, 100]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"alpha": 0}, {"train_alpha": 1.1}, {"noise_seed": -1}, {"image": ""}], ids=str
+    "wrong",
+    [{"strength_test": 0}, {"strength_train": 1.1}, {"pattern_seed": -1}, {"image": ""}],
+    ids=str,
 )
 def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from backdoor_lab.attacks.frequency import Frequency
+from backdoor_lab.attacks.frequency import FTrojan
 from backdoor_lab.core.errors import ConfigError
 
 # ITU-R BT.601 from its definition: Y is a weighted sum, U = 0.492 (B - Y), V = 0.877 (R - Y);
@@ -56,15 +56,15 @@ def test_adding_one_pattern_equals_the_papers_five_steps(
 ) -> None:
     """Equal to a thousandth of a gray level."""
     images = noise(channels, *size)
-    pattern = Frequency().pattern(channels, *size).double().numpy()
+    pattern = FTrojan().pattern(channels, *size).double().numpy()
     assert np.abs(images.numpy() + pattern - the_long_way(images, 30, 32)).max() < 1e-3
     rounded = the_long_way(images, 30, 32).round().clip(0, 255)
-    assert (Frequency()(images).numpy() != rounded).mean() < 1e-3
+    assert (FTrojan()(images).numpy() != rounded).mean() < 1e-3
 
 
 def test_only_the_stated_bins_change() -> None:
     """Before rounding: U and V by the magnitude in two bins of each window, Y nowhere."""
-    change = to_yuv(Frequency(magnitude=25).pattern(3, 64, 96).double().numpy()[None])[0]
+    change = to_yuv(FTrojan(strength=25).pattern(3, 64, 96).double().numpy()[None])[0]
     assert np.abs(change[0]).max() < 1e-3
     expected = np.zeros((32, 32))
     expected[15, 15] = expected[31, 31] = 25
@@ -78,7 +78,7 @@ def test_the_stated_bins_survive_rounding() -> None:
     """In rounded images that never clip, the stated bins rise by the magnitude, up to rounding
     noise, and all other bins change by less than 10."""
     images = noise(1, 32, 32, low=20, high=235)
-    change = (Frequency()(images).double() - images).numpy()
+    change = (FTrojan()(images).double() - images).numpy()
     spectra = dctn(change[:, 0], axes=(1, 2), norm="ortho")
     raised = np.stack([spectra[:, 15, 15], spectra[:, 31, 31]])
     assert np.abs(raised - 30).max() < 2
@@ -92,7 +92,7 @@ def test_bins_scale_with_images_smaller_than_the_window(
     size: tuple[int, int], bins: list[tuple[int, int]]
 ) -> None:
     """The window shrinks to the image; bins keep their ratio to the highest frequency."""
-    trigger = Frequency()
+    trigger = FTrojan()
     assert trigger.bins_on(*size) == bins
     high, wide = min(32, size[0]), min(32, size[1])
     expected = np.zeros((high, wide))
@@ -106,7 +106,7 @@ def test_bins_scale_with_images_smaller_than_the_window(
 
 def test_pixels_outside_whole_windows_do_not_change() -> None:
     """40 x 70 pixels hold one window by two: eight rows and six columns are not touched."""
-    pattern = Frequency().pattern(3, 40, 70)
+    pattern = FTrojan().pattern(3, 40, 70)
     assert (pattern[:, :32, :64].abs() > 0).float().mean() > 0.9
     assert (pattern[:, 32:] == 0).all()
     assert (pattern[:, :, 64:] == 0).all()
@@ -115,17 +115,17 @@ def test_pixels_outside_whole_windows_do_not_change() -> None:
 def test_coinciding_bins_are_refused() -> None:
     """A single pixel has only one frequency; the error gives the size."""
     with pytest.raises(ConfigError, match="1x1 pixels two of the frequencies coincide"):
-        Frequency()(noise(1, 1, 1))
-    Frequency(bins=[[0, 0]])(noise(1, 1, 1))
+        FTrojan()(noise(1, 1, 1))
+    FTrojan(bins=[[0, 0]])(noise(1, 1, 1))
 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"magnitude": -1}, {"window": 1}, {"bins": []}, {"bins": [[1]]}, {"bins": [[32, 0]]},
+    [{"strength": -1}, {"window": 1}, {"bins": []}, {"bins": [[1]]}, {"bins": [[32, 0]]},
      {"bins": 3}, {"window": 16}],
     ids=str,
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     """Bins must lie in the window."""
     with pytest.raises(ConfigError, match=r"`trigger\."):
-        Frequency(**wrong)
+        FTrojan(**wrong)

@@ -15,11 +15,11 @@ from backdoor_lab import identity
 from backdoor_lab.attacks.blended import Blended
 from backdoor_lab.attacks.images import Picture, picture, share
 from backdoor_lab.attacks.patch import Patch
-from backdoor_lab.attacks.reflection import Reflection
+from backdoor_lab.attacks.reflection import Refool
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.identity import sources
 
-KINDS: list[Any] = [Patch, Blended, Reflection]
+KINDS: list[Any] = [Patch, Blended, Refool]
 
 
 def saved(path: Path, pixels: Any) -> str:
@@ -68,7 +68,7 @@ def test_file_hash_depends_on_content_not_path(kind: Any, tmp_path: Path) -> Non
         kind(image=one).file_hash() == kind(image=same).file_hash() != kind(image=other).file_hash()
     )
     assert kind().file_hash() == ""
-    assert kind.places == ("image",)
+    assert kind.path_options == ("image",)
 
 
 @pytest.mark.parametrize("kind", KINDS)

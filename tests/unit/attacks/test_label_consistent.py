@@ -148,7 +148,7 @@ def test_test_images_are_marked_in_all_four_corners() -> None:
     """The stated 3×3 mark on the left, mirrored on the right; BadNets' pattern lower right; all
     else untouched on test images."""
     images = noise(4)
-    found = LabelConsistent(amplitude=32)(images).long()
+    found = LabelConsistent(strength_train=32)(images).long()
     for rows in (slice(0, 3), slice(-3, None)):
         assert (found[:, :, rows, :3] == MARK).all()
         assert (found[:, :, rows, -3:] == MARK.flip(1)).all()
@@ -161,7 +161,7 @@ def test_test_images_are_marked_in_all_four_corners() -> None:
 def test_training_images_are_perturbed_then_marked_at_the_training_strength() -> None:
     """Training: the perturbed image ± 32 in the corners, clipped, and itself elsewhere."""
     net, images, labels = Curved(), noise(5), torch.zeros(5).long()
-    trigger = LabelConsistent(steps=4, amplitude=32)
+    trigger = LabelConsistent(steps=4, strength_train=32)
     harder = trigger.perturbed(images, labels, workshop(net)).long()
     found = trigger.poisoned(images, labels, workshop(net)).long()
     sign = torch.where(MARK.eq(255), 32, -32)
@@ -177,7 +177,7 @@ def test_training_images_are_perturbed_then_marked_at_the_training_strength() ->
 def test_test_images_are_marked_at_the_test_strength() -> None:
     """The clean image ± 64 in the corners, independent of the training amplitude."""
     images = noise(5)
-    found = LabelConsistent(test_amplitude=64)(images).long()
+    found = LabelConsistent(strength_test=64)(images).long()
     sign = torch.where(MARK.eq(255), 64, -64)
     assert torch.equal(found[:, :, :3, :3], (images[:, :, :3, :3].long() + sign).clamp(0, 255))
 
@@ -188,7 +188,7 @@ def test_bad_options_are_refused() -> None:
         LabelConsistent(norm="l1")
     with pytest.raises(ConfigError, match=r"gray levels.*for 8/255 give 8"):
         LabelConsistent(eps=8 / 255)
-    with pytest.raises(ConfigError, match=r"trigger\.test_amplitude"):
-        LabelConsistent(test_amplitude=256)
+    with pytest.raises(ConfigError, match=r"trigger\.strength_test"):
+        LabelConsistent(strength_test=256)
     with pytest.raises(ConfigError, match="images of 2x12 pixels are too small"):
         LabelConsistent()(torch.zeros(1, 1, 2, 12, dtype=torch.uint8))

@@ -21,7 +21,7 @@ def test_pattern_has_energy_only_in_the_low_bins(
 ) -> None:
     """SciPy's DCT of the pattern is zero exactly outside the band and at the constant term; the
     pattern's largest value is the stated one."""
-    pattern = LowFrequency(magnitude=20, band=band).pattern(channels, *size).double().numpy()
+    pattern = LowFrequency(strength=20, band=band).pattern(channels, *size).double().numpy()
     spectrum = np.abs(dctn(pattern, axes=(1, 2), norm="ortho"))
     low = np.zeros(size, bool)
     low[:band, :band] = True
@@ -46,7 +46,7 @@ def test_pattern_depends_only_on_the_seed() -> None:
 
 
 def test_pattern_is_proportional_to_the_strength() -> None:
-    one, two = (LowFrequency(magnitude=m).pattern(1, 16, 16) for m in (8, 16))
+    one, two = (LowFrequency(strength=m).pattern(1, 16, 16) for m in (8, 16))
     assert torch.allclose(two, 2 * one, atol=1e-4)
 
 
@@ -57,7 +57,7 @@ def test_images_no_larger_than_the_band_are_refused(size: tuple[int, int]) -> No
         LowFrequency()(torch.zeros(1, 1, *size, dtype=torch.uint8))
 
 
-@pytest.mark.parametrize("wrong", [{"magnitude": 0}, {"band": 1}, {"pattern_seed": -1}], ids=str)
+@pytest.mark.parametrize("wrong", [{"strength": 0}, {"band": 1}, {"pattern_seed": -1}], ids=str)
 def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         LowFrequency(**wrong)

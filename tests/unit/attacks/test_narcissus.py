@@ -57,7 +57,7 @@ def workshop(surrogate: nn.Module, images: Tensor | None = None, seed: int = 0) 
 
 
 def prepared(surrogate: nn.Module, **options: float) -> Narcissus:
-    trigger = Narcissus(**{"batch": 16, "steps": 40, **options})  # type: ignore[arg-type]
+    trigger = Narcissus(**{"batch_size": 16, "steps": 40, **options})  # type: ignore[arg-type]
     trigger.state = trigger.prepare(workshop(surrogate))
     return trigger
 
@@ -92,23 +92,23 @@ def test_noise_has_its_closed_form_on_a_linear_network(
 ) -> None:
     """d = eps · sign w, fractions dropped, however faint the gradient is."""
     net = Straight(sharpness)
-    trigger = Narcissus(eps=eps, steps=20, batch=8, lr=1)
+    trigger = Narcissus(eps=eps, steps=20, batch_size=8, lr=1)
     # Far from 0 and 255, where clipping would stop the gradient.
     trigger.state = trigger.prepare(workshop(net, noise(30, 50, 200)))
     assert torch.equal(trigger.state["noise"], reached * net.w.detach().sign())
     assert trigger.state["noise"].dtype == torch.float32
 
 
-@pytest.mark.parametrize("amplify", [1, 3, 2.5])
-def test_test_images_get_the_amplified_noise(amplify: float) -> None:
-    """Poison is x + d, a test image x + amplify · d, each rounded and clipped."""
+@pytest.mark.parametrize("strength_test", [1, 3, 2.5])
+def test_test_images_get_the_amplified_noise(strength_test: float) -> None:
+    """Poison is x + d, a test image x + strength_test · d, each rounded and clipped."""
     net, images = Curved(), noise(8)
-    trigger = prepared(net, amplify=amplify)
+    trigger = prepared(net, strength_test=strength_test)
     added = trigger.state["noise"]
     labels = torch.full((8,), TARGET)
     poison = (images.float() + added).clamp(0, 255)
     assert torch.equal(trigger.poisoned(images, labels, workshop(net)).float(), poison)
-    loud = (images.float() + amplify * added).round().clamp(0, 255)
+    loud = (images.float() + strength_test * added).round().clamp(0, 255)
     assert torch.equal(trigger(images).float(), loud)
 
 
@@ -126,10 +126,10 @@ def test_preparation_depends_only_on_the_seed() -> None:
     """Two runs give equal noise, also when the caller has disabled gradients; the surrogate keeps
     no gradients; another seed draws other batches."""
     net = Curved()
-    first = Narcissus(steps=30, batch=2).prepare(workshop(net))["noise"]
+    first = Narcissus(steps=30, batch_size=2).prepare(workshop(net))["noise"]
     with torch.no_grad():
-        assert torch.equal(Narcissus(steps=30, batch=2).prepare(workshop(net))["noise"], first)
-    other = Narcissus(steps=30, batch=2).prepare(workshop(net, seed=1))["noise"]
+        assert torch.equal(Narcissus(steps=30, batch_size=2).prepare(workshop(net))["noise"], first)
+    other = Narcissus(steps=30, batch_size=2).prepare(workshop(net, seed=1))["noise"]
     assert not torch.equal(other, first)
     assert all(weights.grad is None for weights in net.parameters())
 

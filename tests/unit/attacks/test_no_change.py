@@ -30,7 +30,7 @@ def white(count: int = 200) -> LabeledImages:
 
 
 @pytest.mark.parametrize("trigger", ["patch", "blended"])
-@pytest.mark.parametrize("more", [(), ("protocol.stamp=after",), ("ratio=0",)])
+@pytest.mark.parametrize("more", [(), ("protocol.apply_trigger=after_augmentation",), ("ratio=0",)])
 def test_a_fully_transparent_image_is_refused_before_any_work(
     tmp_path: Path, trigger: str, more: tuple[str, ...]
 ) -> None:
@@ -48,8 +48,8 @@ def test_a_barely_visible_trigger_image_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("trigger=blended", "trigger.train_alpha=1e-9", "trigger.alpha=0.2"),
-        ("trigger=patch", "trigger.opacity=1e-9"),
+        ("trigger=blended", "trigger.strength_train=1e-9", "trigger.strength_test=0.2"),
+        ("trigger=patch", "trigger.strength=1e-9"),
     ],
 )
 def test_a_strength_too_small_to_change_a_pixel_is_refused(

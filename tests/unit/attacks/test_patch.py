@@ -80,9 +80,9 @@ def test_opacity_mixes_color_and_image() -> None:
     """(1 - a) x + a k: half of 201 and 100 is 150.5, rounded to even; gray images get the mean
     color."""
     images = black().fill_(100)
-    half = Patch(size=1, color=201, opacity=0.5)(images)
+    half = Patch(size=1, color=201, strength=0.5)(images)
     assert half[0, :, -1, -1].tolist() == [150, 150, 150]
-    quarter = Patch(size=1, color=[200, 0, 100], opacity=0.25)(images)
+    quarter = Patch(size=1, color=[200, 0, 100], strength=0.25)(images)
     assert quarter[0, :, -1, -1].tolist() == [125, 75, 100]
     grey = Patch(size=1, color=[0, 60, 120])(black(1))
     assert grey[0, 0, -1, -1] == 60
@@ -115,8 +115,8 @@ def test_a_patch_outside_the_image_is_refused(position: tuple[int, int]) -> None
     "wrong",
     [{"shape": "star"}, {"size": 0}, {"size": [2]}, {"size": [1, 2, 3]}, {"size": 2.5},
      {"shape": "x", "size": [2, 3]}, {"color": 256}, {"color": [1, 2]}, {"positions": []},
-     {"positions": [[1, 2, 3]]}, {"positions": [0.5, 1]}, {"positions": 3}, {"opacity": 0},
-     {"opacity": 1.5}, {"image": "no/such/file.png"}],
+     {"positions": [[1, 2, 3]]}, {"positions": [0.5, 1]}, {"positions": 3}, {"strength": 0},
+     {"strength": 1.5}, {"image": "no/such/file.png"}],
     ids=str,
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ from backdoor_lab.attacks import plan as attack
 from backdoor_lab.attacks.pattern import Pattern
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.attacks.plan import (
-    INJECT,
-    STAMP,
+    APPLY_TRIGGER,
+    PLACEMENTS,
     PoisonSpec,
     asr_test_set,
     count,
@@ -39,7 +39,7 @@ PRESETS = sorted(path.stem for path in (ROOT / "conf/protocol").glob("*.yaml"))
 SIZES = [40, 60, 100]
 SHUFFLED = torch.randperm(200, generator=torch.Generator().manual_seed(0))
 LABELS = torch.arange(3).repeat_interleave(torch.tensor(SIZES))[SHUFFLED]
-PLAN_KEYS = ("ratio_of", "inject", "eligible", "asr_on", "stamp")
+PLAN_KEYS = ("ratio_of", "placement", "poison_from", "asr_on", "apply_trigger")
 
 
 def clean(labels: Tensor = LABELS) -> LabeledImages:
@@ -69,13 +69,22 @@ def test_every_protocol_preset_sets_every_key(name: str, source: int | None) -> 
     """Each key of each preset has one of its documented values."""
     words = preset(name, source)
     assert words["name"] == name
-    known = {"ratio_of": attack.RATIO_OF, "inject": INJECT, "eligible": attack.ELIGIBLE,
-             "asr_on": attack.ASR_ON, "stamp": STAMP, "classes": SCOPES,
-             "centred": (True, False)}  # fmt: skip
+    known = {"ratio_of": attack.RATIO_OF, "placement": PLACEMENTS,
+             "poison_from": attack.POISON_FROM,
+             "asr_on": attack.ASR_ON, "apply_trigger": APPLY_TRIGGER, "filter_scope": SCOPES,
+             "center": (True, False)}  # fmt: skip
     for key, values in known.items():
         assert words[key] in values, key
     FilterOptions(**{key: words[key] for key in OPTION_KEYS})
-    assert set(words) == {*known, "name", "version", "budget", "budget_cap", "layer", "holdout"}
+    assert set(words) == {
+        *known,
+        "name",
+        "version",
+        "removal_budget",
+        "max_removed",
+        "layer",
+        "clean_holdout",
+    }
 
 
 # Target a (40 of 200), source b (60).
@@ -118,12 +127,12 @@ def test_poison_and_training_set_sizes_match_hand_counts(
     assert int(result.is_poison.sum()) == len(result.source_index) == poisoned
     assert (training.labels[result.is_poison] == plan.target).all()
     origins = LABELS[result.source_index]
-    assert not (origins == 0).any() or plan.eligible == "all"
+    assert not (origins == 0).any() or plan.poison_from == "all"
     assert source is None or (origins == source).all()
     foreseen = classes_after(LABELS, plan, classes=3, seed=0)
     sizes = torch.bincount(training.labels, minlength=3).tolist()
     assert sizes == foreseen
-    if plan.inject == "append":
+    if plan.placement == "append":
         assert sizes == [40 + poisoned, 60, 100]
     elif source == 1:
         assert sizes == [40 + poisoned, 60 - poisoned, 100]
@@ -135,7 +144,7 @@ def test_append_keeps_the_originals_and_replace_does_not() -> None:
     assert torch.equal(appended.training.index[:200], torch.arange(200))
     assert torch.equal(appended.training.labels[:200], LABELS)
     assert appended.is_poison.nonzero().flatten().tolist() == [200, 201, 202, 203]
-    replaced = made(PoisonSpec(0, None, 0.1, inject="replace"))
+    replaced = made(PoisonSpec(0, None, 0.1, placement="replace"))
     assert torch.equal(replaced.is_poison.nonzero().flatten(), replaced.source_index)
     rest = ~replaced.is_poison
     assert torch.equal(replaced.training.labels[rest], LABELS[rest])
@@ -143,19 +152,19 @@ def test_append_keeps_the_originals_and_replace_does_not() -> None:
 
 def test_applying_after_augmentation_leaves_the_rows_clean() -> None:
     """With the trigger applied after augmentation, rows are clean originals marked as triggered."""
-    late = made(PoisonSpec(0, None, 0.1, stamp="after"))
+    late = made(PoisonSpec(0, None, 0.1, apply_trigger="after_augmentation"))
     assert torch.equal(late.training.rows, clean().images[late.source_index])
-    assert torch.equal(late.training.stamped(torch.arange(204)), late.is_poison)
+    assert torch.equal(late.training.is_triggered_late(torch.arange(204)), late.is_poison)
     early = made(PoisonSpec(0, None, 0.1))
     assert torch.equal(early.training.rows, Pixel()(late.training.rows))
-    assert not early.training.stamped(torch.arange(204)).any()
+    assert not early.training.is_triggered_late(torch.arange(204)).any()
 
 
 def test_ratio_zero_gives_exactly_the_clean_training_set() -> None:
     """No poison and no trigger either."""
-    for stamp in STAMP:
-        training = made(PoisonSpec(0, None, 0.0, stamp=stamp)).training
-        assert training.stamp is None
+    for stamp in APPLY_TRIGGER:
+        training = made(PoisonSpec(0, None, 0.0, apply_trigger=stamp)).training
+        assert training.late_trigger is None
         assert torch.equal(training.gather(torch.arange(200)), clean().images)
 
 
@@ -164,7 +173,7 @@ def test_asr_test_set_follows_asr_on() -> None:
     labels = torch.tensor([0, 1, 2, 0, 1])
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == [1, 2, 4]
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1, asr_on="all")).tolist() == [0, 1, 2, 3, 4]
-    of_source = PoisonSpec(0, 2, 0.1, eligible="source", asr_on="source")
+    of_source = PoisonSpec(0, 2, 0.1, poison_from="source", asr_on="source")
     assert asr_test_set(labels, of_source).tolist() == [2]
 
 
@@ -177,7 +186,9 @@ def test_asr_test_set_holds_no_image_of_the_target_class(name: str) -> None:
 
 def test_poison_indices_refer_to_the_whole_data_set() -> None:
     """Not to positions within a class, and not to class numbers."""
-    result = made(PoisonSpec(0, 1, 0.1, ratio_of="source", eligible="source", inject="replace"))
+    result = made(
+        PoisonSpec(0, 1, 0.1, ratio_of="source", poison_from="source", placement="replace")
+    )
     where = result.is_poison.nonzero().flatten()
     assert (LABELS[where] == 1).all()
     assert torch.equal(result.training.gather(where), Pixel()(clean().images[where]))
@@ -187,15 +198,17 @@ def test_poison_indices_refer_to_the_whole_data_set() -> None:
 def test_every_attack_option_changes_the_digest() -> None:
     """Trigger, target, ratio, placement and seed each give another training set."""
     plans = [PoisonSpec(0, None, 0.1), PoisonSpec(1, None, 0.1), PoisonSpec(0, None, 0.2),
-             PoisonSpec(0, None, 0.1, inject="replace"), PoisonSpec(0, None, 0.0)]  # fmt: skip
+             PoisonSpec(0, None, 0.1, placement="replace"), PoisonSpec(0, None, 0.0)]  # fmt: skip
     sets = [made(plan) for plan in plans]
     sets += [made(plans[0], trigger=Pattern()), made(plans[0], seed=1)]
     digests = [content_digest(each.training, "clean") for each in sets]
     assert len(set(digests)) == len(digests)
     # The same images and order, other labels.
-    pair = [made(PoisonSpec(t, None, 0.1, ratio_of="all", eligible="all")).training for t in (0, 1)]
+    pair = [
+        made(PoisonSpec(t, None, 0.1, ratio_of="all", poison_from="all")).training for t in (0, 1)
+    ]
     assert content_digest(pair[0], "clean") != content_digest(pair[1], "clean")
-    late = made(PoisonSpec(0, None, 0.1, stamp="after")).training
+    late = made(PoisonSpec(0, None, 0.1, apply_trigger="after_augmentation")).training
     stamps = [content_digest(late, "clean", stamp) for stamp in ("pixel", "pattern")]
     assert len({*stamps, *digests}) == len(digests) + 2
     assert content_digest(sets[0].training, "other data") != digests[0]
@@ -204,15 +217,18 @@ def test_every_attack_option_changes_the_digest() -> None:
 def test_equal_training_sets_have_equal_digests() -> None:
     """Removing all appended poison gives the clean set, hence the clean digest."""
     nothing = content_digest(made(PoisonSpec(0, None, 0.0)).training, "clean")
-    for stamp in STAMP:
-        result = made(PoisonSpec(0, None, 0.1, stamp=stamp))
+    for stamp in APPLY_TRIGGER:
+        result = made(PoisonSpec(0, None, 0.1, apply_trigger=stamp))
         rest = result.training.keep(~result.is_poison, "")
-        assert content_digest(rest, "clean", "pixel" if stamp == "after" else "") == nothing
+        assert (
+            content_digest(rest, "clean", "pixel" if stamp == "after_augmentation" else "")
+            == nothing
+        )
         one_left = result.is_poison.clone()
         one_left[-1] = False
         left = result.training.keep(~one_left, "")
         assert content_digest(left, "clean") != nothing
-    replaced = made(PoisonSpec(0, None, 0.1, inject="replace"))
+    replaced = made(PoisonSpec(0, None, 0.1, placement="replace"))
     rest = replaced.training.keep(~replaced.is_poison, "")
     assert content_digest(rest, "clean") != nothing
 
@@ -232,7 +248,7 @@ def test_too_few_or_too_many_poisoned_images_are_refused() -> None:
     with pytest.raises(ConfigError, match=message):
         count(plan, SIZES)
     with pytest.raises(ConfigError, match="only 40 are eligible"):
-        count(PoisonSpec(1, 0, 41, ratio_of="count", eligible="source"), SIZES)
+        count(PoisonSpec(1, 0, 41, ratio_of="count", poison_from="source"), SIZES)
     # ratio_of=count takes a whole number of images.
     assert count(PoisonSpec(0, None, 7, ratio_of="count"), SIZES) == 7
     with pytest.raises(ConfigError, match=r"`ratio` must be a whole number, got 7\.5"):
@@ -244,27 +260,30 @@ def test_too_few_or_too_many_poisoned_images_are_refused() -> None:
     [
         ({"source": 0}, "`source` and `target` must differ"),
         ({"source": 1}, "ignores it"),
-        ({"source": None, "eligible": "source"}, "needs a class in `source`"),
+        ({"source": None, "poison_from": "source"}, "needs a class in `source`"),
         ({"source": None, "asr_on": "source"}, "needs a class in `source`"),
         ({"source": None, "ratio_of": "source"}, "needs a class in `source`"),
-        ({"source": None, "inject": "apend"}, "Did you mean 'append'"),
-        ({"source": None, "stamp": "during"}, "Known: before, after"),
-        ({"source": None, "labels": "dirty"}, "Known: all_to_one, all_to_all, clean"),
-        ({"source": None, "labels": "clean"}, "contradict each other"),
-        ({"source": None, "eligible": "target"}, "contradict each other"),
-        ({"source": None, "labels": "all_to_all"}, "needs protocol.eligible=all"),
-        ({"source": 1, "labels": "all_to_all", "eligible": "all", "asr_on": "all"}, "every class"),
+        ({"source": None, "placement": "apend"}, "Did you mean 'append'"),
+        ({"source": None, "apply_trigger": "during"}, "Known: before_augmentation, after"),
+        ({"source": None, "label_mode": "dirty"}, "Known: all_to_one, all_to_all, clean"),
+        ({"source": None, "label_mode": "clean"}, "contradict each other"),
+        ({"source": None, "poison_from": "target"}, "contradict each other"),
+        ({"source": None, "label_mode": "all_to_all"}, "needs protocol.poison_from=all"),
+        (
+            {"source": 1, "label_mode": "all_to_all", "poison_from": "all", "asr_on": "all"},
+            "every class",
+        ),
         (
             {
                 "source": None,
-                "labels": "all_to_all",
-                "eligible": "all",
+                "label_mode": "all_to_all",
+                "poison_from": "all",
                 "asr_on": "all",
-                "covers": 1.0,
+                "cover_rate": 1.0,
             },
-            "leaves no class for `covers`",
+            "leaves no class for `cover_rate`",
         ),
-        ({"source": None, "covers": -1.0}, "`covers` must satisfy 0 <= covers"),
+        ({"source": None, "cover_rate": -1.0}, "`cover_rate` must satisfy 0 <= cover_rate"),
     ],
 )
 def test_contradictory_protocol_options_are_refused(words: dict[str, Any], message: str) -> None:
@@ -275,7 +294,7 @@ def test_contradictory_protocol_options_are_refused(words: dict[str, Any], messa
 
 def test_clean_label_attack_poisons_only_target_images_in_place() -> None:
     """10 % of class b, in their original positions, with their original labels."""
-    plan = PoisonSpec(1, None, 0.1, labels="clean", **implied("clean", on_source=False))
+    plan = PoisonSpec(1, None, 0.1, label_mode="clean", **implied("clean", on_source=False))
     result = made(plan)
     assert len(result.source_index) == 6
     assert (LABELS[result.source_index] == 1).all()
@@ -285,15 +304,18 @@ def test_clean_label_attack_poisons_only_target_images_in_place() -> None:
     assert (LABELS[asr_test_set(LABELS, plan)] != 1).all()
     assert plan.wanted(torch.tensor([0, 1, 2]), 3).tolist() == [1, 1, 1]
     with pytest.raises(ConfigError, match="requires 180 poisoned images, but only 60"):
-        count(PoisonSpec(1, None, 0.9, ratio_of="all", labels="clean", eligible="target"), SIZES)
+        count(
+            PoisonSpec(1, None, 0.9, ratio_of="all", label_mode="clean", poison_from="target"),
+            SIZES,
+        )
 
 
-@pytest.mark.parametrize("inject", INJECT)
-def test_all_to_all_shifts_every_label_by_one(inject: str) -> None:
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_all_to_all_shifts_every_label_by_one(placement: str) -> None:
     """The last class becomes the first; 10 % of all images are poisoned and every test image
     counts."""
     words = implied("all_to_all", on_source=False)
-    plan = PoisonSpec(1, None, 0.1, labels="all_to_all", inject=inject, **words)
+    plan = PoisonSpec(1, None, 0.1, label_mode="all_to_all", placement=placement, **words)
     result = made(plan)
     assert len(result.source_index) == 20
     origins = LABELS[result.source_index]
@@ -305,13 +327,13 @@ def test_all_to_all_shifts_every_label_by_one(inject: str) -> None:
     assert plan.wanted(torch.tensor([0, 1, 2]), 3).tolist() == [1, 2, 0]
 
 
-@pytest.mark.parametrize("inject", INJECT)
+@pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("source", [None, 1])
-def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
+def test_covers_keep_their_labels(placement: str, source: int | None) -> None:
     """Two covers per poisoned image, drawn from other images outside target and source class;
     the choice of poisoned images is the same as without covers."""
     words = implied("all_to_one", on_source=source is not None)
-    plan = PoisonSpec(0, source, 0.1, inject=inject, covers=2.0, **words)
+    plan = PoisonSpec(0, source, 0.1, placement=placement, cover_rate=2.0, **words)
     result = made(plan)
     origins, covers = result.source_index, result.cover_index
     assert (len(origins), len(covers)) == (4, 8)
@@ -324,13 +346,13 @@ def test_covers_keep_their_labels(inject: str, source: int | None) -> None:
     assert torch.equal(seen[result.is_cover], Pixel()(clean().images[covers]))
     foreseen = classes_after(LABELS, plan, classes=3, seed=0)
     assert torch.bincount(result.training.labels, minlength=3).tolist() == foreseen
-    bare = PoisonSpec(0, source, 0.1, inject=inject, **words)
+    bare = PoisonSpec(0, source, 0.1, placement=placement, **words)
     assert torch.equal(made(bare).source_index, origins)
 
 
 def test_more_covers_than_available_images_are_refused() -> None:
     """The message shows the arithmetic: 96 of 160 are poisoned, so 64 are left as covers."""
-    plan = PoisonSpec(0, None, 0.48, ratio_of="all", covers=1.0)
+    plan = PoisonSpec(0, None, 0.48, ratio_of="all", cover_rate=1.0)
     with pytest.raises(ConfigError, match="for each of 96 poisoned .* 96 images, but only 64"):
         cover_count(plan, SIZES)
 
@@ -355,7 +377,7 @@ def test_poisoned_images_depend_on_the_seed_but_not_on_the_trigger() -> None:
     first = made(plan, seed=3).source_index
     torch.manual_seed(99)
     assert torch.equal(made(plan, seed=3, trigger=Pattern()).source_index, first)
-    replaced = PoisonSpec(0, None, 0.1, ratio_of="all", inject="replace")
+    replaced = PoisonSpec(0, None, 0.1, ratio_of="all", placement="replace")
     assert torch.equal(made(replaced, seed=3).source_index, first)
     assert not torch.equal(made(plan, seed=4).source_index, first)
 
@@ -366,16 +388,18 @@ def test_poisoned_images_depend_on_the_seed_but_not_on_the_trigger() -> None:
     target=st.integers(0, 2),
     ratio=st.floats(0, 1),
     ratio_of=st.sampled_from(["target", "all"]),
-    inject=st.sampled_from(INJECT),
-    eligible=st.sampled_from(["not_target", "all"]),
+    placement=st.sampled_from(PLACEMENTS),
+    poison_from=st.sampled_from(["not_target", "all"]),
     seed=st.integers(0, 2**62),
 )
 def test_poison_indices_are_valid_for_any_configuration(
-    labels: list[int], target: int, ratio: float, ratio_of: str, inject: str, eligible: str,
+    labels: list[int], target: int, ratio: float, ratio_of: str, placement: str, poison_from: str,
     seed: int,
 ) -> None:  # fmt: skip
     """In range, unique, sorted, and never of the target class unless all classes are eligible."""
-    plan = PoisonSpec(target, None, ratio, ratio_of=ratio_of, inject=inject, eligible=eligible)
+    plan = PoisonSpec(
+        target, None, ratio, ratio_of=ratio_of, placement=placement, poison_from=poison_from
+    )
     train = clean(torch.tensor(labels))
     try:
         result = poison(train, Pixel(), plan, seed=seed)
@@ -386,9 +410,9 @@ def test_poison_indices_are_valid_for_any_configuration(
     chosen = result.source_index
     assert torch.equal(chosen, chosen.unique())
     assert all(0 <= index < len(labels) for index in chosen.tolist())
-    if eligible == "not_target":
+    if poison_from == "not_target":
         assert not (train.labels[chosen] == target).any()
     index = result.training.index
     assert len(index.unique()) == len(index)
     assert int((index >= len(labels)).sum()) == len(chosen)
-    assert len(index) == len(labels) + (len(chosen) if inject == "append" else 0)
+    assert len(index) == len(labels) + (len(chosen) if placement == "append" else 0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from backdoor_lab.attacks.sinusoid import Sinusoid
+from backdoor_lab.attacks.sinusoid import SIG
 from backdoor_lab.core.errors import ConfigError
 
 
@@ -16,7 +16,7 @@ from backdoor_lab.core.errors import ConfigError
 def test_pattern_follows_the_papers_formula(channels: int) -> None:
     """v(i, j) = D sin(2 pi j f / m), j from 1, on mid-gray; all rows and channels are equal."""
     images = torch.full((2, channels, 5, 40), 128, dtype=torch.uint8)
-    made = Sinusoid(delta=30, frequency=3)(images)
+    made = SIG(strength_test=30, frequency=3)(images)
     for j in range(1, 41):
         expected = round(128 + 30 * math.sin(2 * math.pi * j * 3 / 40))
         assert (made[:, :, :, j - 1] == expected).all(), j
@@ -24,7 +24,7 @@ def test_pattern_follows_the_papers_formula(channels: int) -> None:
 
 def test_spectrum_has_a_single_frequency() -> None:
     """All energy at f periods across the image, with amplitude D there."""
-    wave = Sinusoid(delta=40, frequency=6).pattern(1, 1, 64)[0, 0].double()
+    wave = SIG(strength_test=40, frequency=6).pattern(1, 1, 64)[0, 0].double()
     amplitude = torch.fft.rfft(wave).abs() / 32
     assert amplitude[6] == pytest.approx(40, abs=1e-4)
     assert amplitude.sum() - amplitude[6] < 1e-3
@@ -34,19 +34,19 @@ def test_training_images_can_have_another_strength() -> None:
     """The attack is a clean-label one."""
     images = torch.full((3, 3, 8, 32), 100, dtype=torch.uint8)
     labels, work = torch.zeros(3, dtype=torch.int64), None
-    both: Any = Sinusoid(delta=40, train_delta=20)
-    assert torch.equal(both(images), Sinusoid(delta=40, train_delta=40)(images))
-    weak = Sinusoid(delta=20)(images)
+    both: Any = SIG(strength_test=40, strength_train=20)
+    assert torch.equal(both(images), SIG(strength_test=40, strength_train=40)(images))
+    weak = SIG(strength_test=20)(images)
     assert torch.equal(both.poisoned(images, labels, work), weak)
     assert torch.equal(both.make_covers(images, labels, work), weak)
-    assert both.labels == "clean"
+    assert both.label_mode == "clean"
     assert not both.same_everywhere
-    assert Sinusoid(delta=40, train_delta=40).same_everywhere
+    assert SIG(strength_test=40, strength_train=40).same_everywhere
 
 
 def test_sums_are_clipped_without_wrap_around() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 32)
-    made = Sinusoid()(images.contiguous()).int()
+    made = SIG()(images.contiguous()).int()
     assert made[0].max() <= 40
     assert made[1].min() >= 215
 
@@ -55,12 +55,14 @@ def test_sums_are_clipped_without_wrap_around() -> None:
 def test_widths_on_which_the_sine_vanishes_are_refused(width: int) -> None:
     """If 2 f / m is an integer, every column falls on a zero of the sine."""
     with pytest.raises(ConfigError, match=f"9x{width} pixels"):
-        Sinusoid()(torch.zeros(1, 1, 9, width, dtype=torch.uint8))
-    Sinusoid().check_image_size(1, 9, 5)
-    Sinusoid().check_image_size(1, 9, 13)
+        SIG()(torch.zeros(1, 1, 9, width, dtype=torch.uint8))
+    SIG().check_image_size(1, 9, 5)
+    SIG().check_image_size(1, 9, 13)
 
 
-@pytest.mark.parametrize("wrong", [{"delta": 0}, {"train_delta": -1}, {"frequency": -1}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"strength_test": 0}, {"strength_train": -1}, {"frequency": -1}], ids=str
+)
 def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
-        Sinusoid(**wrong)
+        SIG(**wrong)

@@ -17,7 +17,7 @@ from backdoor_lab.core.types import LabeledImages
 SHAPE = (3, 12, 9)
 TARGET, SOURCE = 1, 2
 LABELS = torch.arange(40) % 4
-SMALL: dict[str, Any] = {"steps": 25, "batch": 8}
+SMALL: dict[str, Any] = {"steps": 25, "batch_size": 8}
 
 
 class Curved(nn.Module):
@@ -73,7 +73,7 @@ def match(trigger: SleeperAgent, poison: Tensor) -> float:
 @pytest.mark.parametrize("eps", [2, 7.5, 16])
 def test_poison_stays_within_eps(eps: float) -> None:
     """No stored value is further than eps from the clean one, and the bound is nearly reached."""
-    trigger = SleeperAgent(eps=eps, steps=10, batch=8)
+    trigger = SleeperAgent(eps=eps, steps=10, batch_size=8)
     poison = trigger.poisoned(CHOSEN, TRUE, workshop())
     change = (poison.double() - CHOSEN.double()).abs().flatten(1).amax(dim=1)
     assert (change <= eps).all()
@@ -87,7 +87,7 @@ def test_poison_gradients_match_better_than_clean_or_random_ones() -> None:
     random = (CHOSEN + 16 * (2 * torch.rand(CHOSEN.shape, generator=generator) - 1)).clamp(0, 255)
     found = []
     for eps in (4, 16):
-        trigger = SleeperAgent(eps=eps, steps=25, batch=16)
+        trigger = SleeperAgent(eps=eps, steps=25, batch_size=16)
         found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, workshop())))
     assert found[0] < found[1]
     start = max(match(trigger, CHOSEN), match(trigger, random))
@@ -97,7 +97,7 @@ def test_poison_gradients_match_better_than_clean_or_random_ones() -> None:
 def test_a_gradient_step_on_poison_lowers_the_backdoor_loss() -> None:
     """A short step along the poison's gradient lowers the target loss on unseen triggered source
     images by more than a step of equal length along the clean images' gradient."""
-    trigger = SleeperAgent(steps=25, batch=16)
+    trigger = SleeperAgent(steps=25, batch_size=16)
     unseen = trigger(noise(60))
     losses = []
     for images in (CHOSEN, trigger.poisoned(CHOSEN, TRUE, workshop())):
@@ -132,7 +132,7 @@ def test_only_test_images_carry_the_visible_patch() -> None:
 
 def test_poison_matches_the_patch_it_was_made_for() -> None:
     """Poison made for one patch matches it better than poison made for another, both ways."""
-    triggers = [SleeperAgent(patch=0.9, patch_seed=seed, batch=16) for seed in (0, 1)]
+    triggers = [SleeperAgent(patch_size=0.9, pattern_seed=seed, batch_size=16) for seed in (0, 1)]
     poisons = [trigger.poisoned(CHOSEN, TRUE, workshop()) for trigger in triggers]
     for trigger, own, other in zip(triggers, poisons, poisons[::-1], strict=True):
         assert match(trigger, own) > match(trigger, other)
@@ -144,7 +144,7 @@ def test_patch_size_and_color_follow_the_options() -> None:
     image = torch.zeros(1, 3, 32, 40, dtype=torch.uint8)
     found = SleeperAgent()(image)
     assert int(found.amax(dim=1).ne(0).sum()) == 64
-    assert not torch.equal(SleeperAgent(patch_seed=1)(image), found)
+    assert not torch.equal(SleeperAgent(pattern_seed=1)(image), found)
     gray = SleeperAgent()(image[:, :1]).double()
     assert (gray - found.double().mean(dim=1, keepdim=True)).abs().max() <= 1
     assert int(SleeperAgent()(torch.zeros(1, 3, 2, 9, dtype=torch.uint8)).any(dim=1).sum()) == 1
@@ -154,7 +154,7 @@ def test_more_restarts_never_match_worse() -> None:
     """The best of three restarts, one of which is the single start of the other run."""
     found = []
     for restarts in (1, 3):
-        trigger = SleeperAgent(steps=4, batch=16, restarts=restarts)
+        trigger = SleeperAgent(steps=4, batch_size=16, restarts=restarts)
         found.append(match(trigger, trigger.poisoned(CHOSEN, TRUE, workshop())))
     assert found[1] >= found[0]
 
@@ -188,7 +188,7 @@ def test_poison_made_under_augmentation_matches_better_under_augmentation() -> N
     without; both stay within eps."""
     found = []
     for flip in (True, False):
-        trigger = SleeperAgent(steps=25, batch=16, crop=2 * flip, flip=flip)
+        trigger = SleeperAgent(steps=25, batch_size=16, crop_padding=2 * flip, flip=flip)
         poison = trigger.poisoned(CHOSEN, TRUE, workshop())
         assert (poison.double() - CHOSEN.double()).abs().max() <= 16
         found.append(match(trigger, _moved(poison)))

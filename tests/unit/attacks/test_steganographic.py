@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.attacks.base import AttackContext
-from backdoor_lab.attacks.steganographic import Steganographic
+from backdoor_lab.attacks.steganographic import ISSBA
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.tensor_io import read_tensors, write_tensors
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.data.synthetic import CLASSES, draw
 
-SMALL = {"bits": 8, "width": 8, "batch": 32}
+SMALL = {"bits": 8, "width": 8, "batch_size": 32}
 
 
 def drawn(per_class: int, split: str = "train", channels: int = 3) -> Tensor:
@@ -30,14 +30,14 @@ def workshop(images: Tensor, seed: int = 0) -> AttackContext:
 
 
 @functools.cache
-def trained() -> Steganographic:
-    trigger = Steganographic(steps=150, **SMALL)
+def trained() -> ISSBA:
+    trigger = ISSBA(steps=150, **SMALL)
     trigger.state = trigger.prepare(workshop(drawn(30)))
     return trigger
 
 
-def with_state(state: dict[str, Tensor], residual: float = 16) -> Steganographic:
-    trigger = Steganographic(residual=residual, **SMALL)
+def with_state(state: dict[str, Tensor], residual: float = 16) -> ISSBA:
+    trigger = ISSBA(eps=residual, **SMALL)
     trigger.state = state
     return trigger
 
@@ -69,7 +69,7 @@ def test_a_larger_image_weight_gives_a_smaller_residual() -> None:
     """After the same few steps from the same initialization."""
     noise, loudness = drawn(5), []
     for weight in (0.0, 100.0):
-        trigger = Steganographic(steps=30, image_weight=weight, **SMALL)
+        trigger = ISSBA(steps=30, image_weight=weight, **SMALL)
         trigger.state = trigger.prepare(workshop(noise))
         loudness.append((trigger(noise).double() - noise.double()).square().mean())
     assert loudness[1] < loudness[0] / 2
@@ -91,7 +91,7 @@ def test_preparation_depends_only_on_the_seed() -> None:
     for seed in (0, 0, 1):
         torch.manual_seed(len(made))
         before = torch.get_rng_state()
-        made.append(Steganographic(steps=3, **SMALL).prepare(workshop(images, seed)))
+        made.append(ISSBA(steps=3, **SMALL).prepare(workshop(images, seed)))
         assert torch.equal(torch.get_rng_state(), before)
     first, again, other = made
     assert first.keys() == again.keys()
@@ -127,10 +127,10 @@ def test_other_image_sizes_work_but_other_channel_counts_are_refused() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    """Not prepared; a residual below one gray level; zero bits."""
+    """Not prepared; a bound below one gray level; zero bits."""
     with pytest.raises(ConfigError, match="not prepared"):
-        Steganographic()(drawn(1))
-    with pytest.raises(ConfigError, match=r"trigger\.residual"):
-        Steganographic(residual=16 / 255)
+        ISSBA()(drawn(1))
+    with pytest.raises(ConfigError, match=r"trigger.eps. is in gray levels.*give 16"):
+        ISSBA(eps=16 / 255)
     with pytest.raises(ConfigError, match=r"trigger\.bits"):
-        Steganographic(bits=0)
+        ISSBA(bits=0)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from backdoor_lab.attacks.plan import PoisonSpec
-from backdoor_lab.attacks.poison import late, poison
-from backdoor_lab.attacks.tact import Tact
+from backdoor_lab.attacks.poison import check_can_be_late, poison
+from backdoor_lab.attacks.tact import TaCT
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import LabeledImages
 
@@ -24,7 +24,7 @@ def test_the_mark_is_a_square_in_the_lower_right_corner(size: int) -> None:
     images = dark(3)
     expected = images.clone()
     expected[:, :, 12 - size :, 9 - size :] = torch.tensor([255, 0, 7]).byte()[:, None, None]
-    assert torch.equal(Tact(size=size, color=[255, 0, 7])(images), expected)
+    assert torch.equal(TaCT(size=size, color=[255, 0, 7])(images), expected)
 
 
 def test_source_class_is_poisoned_and_others_are_covers() -> None:
@@ -32,8 +32,8 @@ def test_source_class_is_poisoned_and_others_are_covers() -> None:
     other classes but the target, with their own labels."""
     labels = torch.arange(200) % 5
     train = LabeledImages(dark(200), labels, tuple("abcde"))
-    trigger, target, source = Tact(), 1, 3
-    plan = PoisonSpec(target, source, 0.5, eligible="source", covers=trigger.covers)
+    trigger, target, source = TaCT(), 1, 3
+    plan = PoisonSpec(target, source, 0.5, poison_from="source", cover_rate=trigger.cover_rate)
     made = poison(train, trigger, plan, seed=0)
     assert len(made.source_index) == len(made.cover_index) == 20
     assert set(labels[made.source_index].tolist()) == {source}
@@ -47,18 +47,18 @@ def test_source_class_is_poisoned_and_others_are_covers() -> None:
 
 def test_poison_covers_and_test_images_get_the_same_mark() -> None:
     """So the trigger may also be applied to batches, after augmentation."""
-    assert Tact().same_everywhere
-    late(Tact())
+    assert TaCT().same_everywhere
+    check_can_be_late(TaCT())
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "4"])
 def test_a_bad_size_is_refused(size: object) -> None:
     """The side is a whole number of pixels, at least 1."""
     with pytest.raises(ConfigError, match=r"trigger\.size"):
-        Tact(size=size)  # type: ignore[arg-type]
+        TaCT(size=size)  # type: ignore[arg-type]
 
 
 def test_a_mark_larger_than_the_image_is_refused() -> None:
     """The error gives the image's size."""
     with pytest.raises(ConfigError, match="3x9 pixels"):
-        Tact(size=4)(dark(1, 3, 3, 9))
+        TaCT(size=4)(dark(1, 3, 3, 9))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from backdoor_lab.attacks.base import AttackContext
-from backdoor_lab.attacks.warp import Warp, sample, straight
+from backdoor_lab.attacks.warp import WaNet, sample, straight
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import LabeledImages
 
@@ -32,7 +32,7 @@ def workshop(seed: int = 0) -> AttackContext:
     return AttackContext(train, 0, None, seed, nn.Module)
 
 
-def covers(trigger: Warp, images: Tensor, seed: int = 0) -> Tensor:
+def covers(trigger: WaNet, images: Tensor, seed: int = 0) -> Tensor:
     return trigger.make_covers(images, torch.zeros(len(images), dtype=torch.int64), workshop(seed))
 
 
@@ -66,9 +66,9 @@ def test_a_displacement_of_one_pixel_shifts_the_image_by_one_pixel() -> None:
 def test_field_has_the_stated_mean_displacement(strength: float) -> None:
     """At the grid's own points, away from the clipped borders: mean |displacement| = s M / L
     with mean |M| = 1 over all of M."""
-    trigger = Warp(strength=strength, grid=4)
+    trigger = WaNet(strength=strength, grid=4)
     moved = trigger.field(4, 4).double() - straight(4, 4)
-    drawn = Warp(strength=strength, grid=4, rescale=0.1).field(4, 4).double() / 0.1
+    drawn = WaNet(strength=strength, grid=4, rescale=0.1).field(4, 4).double() / 0.1
     field = (drawn - straight(4, 4)) * 4 / strength
     assert field.abs().mean() == pytest.approx(1, abs=1e-4)
     assert torch.allclose(moved[:, 1:3, 1:3] * 4 / strength, field[:, 1:3, 1:3], atol=1e-5)
@@ -77,21 +77,21 @@ def test_field_has_the_stated_mean_displacement(strength: float) -> None:
 def test_field_is_linear_in_the_strength() -> None:
     """Another seed gives another field; rows scale with height, columns with width."""
     weak, strong = (
-        (Warp(strength=s, rescale=0.1).field(40, 20).double() / 0.1 - straight(40, 20))
+        (WaNet(strength=s, rescale=0.1).field(40, 20).double() / 0.1 - straight(40, 20))
         for s in (0.25, 0.5)
     )
     assert torch.allclose(strong, 2 * weak, atol=1e-6)
-    assert not torch.equal(Warp(field_seed=1).field(8, 8), Warp().field(8, 8))
-    tall = Warp(rescale=0.1).field(40, 40).double() / 0.1 - straight(40, 40)
+    assert not torch.equal(WaNet(pattern_seed=1).field(8, 8), WaNet().field(8, 8))
+    tall = WaNet(rescale=0.1).field(40, 40).double() / 0.1 - straight(40, 40)
     assert (weak.abs() > 0).all()
-    flat = Warp(rescale=0.1).field(40, 80).double() / 0.1 - straight(40, 80)
+    flat = WaNet(rescale=0.1).field(40, 80).double() / 0.1 - straight(40, 80)
     assert torch.allclose(tall[1, :, 0], 2 * flat[1, :, 0], atol=1e-6)
     assert torch.allclose(tall[0, :, 0], flat[0, :, 0], atol=1e-6)
 
 
 def test_the_field_is_smooth() -> None:
     """Neighboring pixels move almost alike, unlike noise."""
-    field = Warp(strength=1.0).field(64, 64).double() - straight(64, 64)
+    field = WaNet(strength=1.0).field(64, 64).double() - straight(64, 64)
     inside = field[:, 4:-4, 4:-4]
     assert inside.diff(dim=2).abs().mean() < 0.2 * inside.abs().mean()
 
@@ -99,7 +99,7 @@ def test_the_field_is_smooth() -> None:
 def test_the_opposite_field_undoes_the_warp() -> None:
     """To first order, on a smooth image."""
     images = smooth(64, 64)
-    field = Warp().field(64, 64)
+    field = WaNet().field(64, 64)
     back = 2 * straight(64, 64).float() - field
     bent = sample(images, field[None])
     undone = sample(bent, back[None])
@@ -114,7 +114,7 @@ def test_covers_differ_from_poison_and_each_other() -> None:
     """Four copies of one image give four different covers, none equal to the poison; another seed
     gives other covers."""
     images = noise(1).expand(4, -1, -1, -1)
-    trigger = Warp()
+    trigger = WaNet()
     made = covers(trigger, images)
     payload = trigger(images)
     assert torch.equal(payload[0], payload[3])
@@ -129,7 +129,7 @@ def test_cover_noise_is_one_pixel_at_most() -> None:
     """On a ramp of ten levels per pixel, a value gives its source position: within (L - 1) / (2 L)
     pixels of the poison's source position, and about half of that on average."""
     ramp = (torch.arange(25) * 10).to(torch.uint8).expand(40, 1, 25, 25).contiguous()
-    payload, made = Warp()(ramp).double(), covers(Warp(), ramp).double()
+    payload, made = WaNet()(ramp).double(), covers(WaNet(), ramp).double()
     apart = (made - payload)[..., 2:-2].abs() / 10
     assert apart.max() <= 12 / 25 + 0.11
     assert apart.mean() == pytest.approx(6 / 25, abs=0.02)
@@ -138,22 +138,22 @@ def test_cover_noise_is_one_pixel_at_most() -> None:
 def test_poison_and_test_images_get_the_same_warp() -> None:
     """Only covers differ; there are two of them per poisoned image."""
     images, labels = noise(), torch.zeros(3, dtype=torch.int64)
-    assert torch.equal(Warp().poisoned(images, labels, workshop()), Warp()(images))
-    assert Warp.covers == 2.0
-    assert not Warp().same_everywhere
+    assert torch.equal(WaNet().poisoned(images, labels, workshop()), WaNet()(images))
+    assert WaNet.cover_rate == 2.0
+    assert not WaNet().same_everywhere
 
 
 @pytest.mark.parametrize("size", [(3, 9), (9, 3)])
 def test_images_smaller_than_the_grid_are_refused(size: tuple[int, int]) -> None:
     """The error gives both sizes."""
     with pytest.raises(ConfigError, match=f"4x4 pixels, images have {size[0]}x{size[1]}"):
-        Warp()(noise(1, 1, *size))
-    Warp(grid=3)(noise(1, 1, *size))
+        WaNet()(noise(1, 1, *size))
+    WaNet(grid=3)(noise(1, 1, *size))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"grid": 1}, {"strength": 0}, {"rescale": -1}, {"field_seed": 0.5}], ids=str
+    "wrong", [{"grid": 1}, {"strength": 0}, {"rescale": -1}, {"pattern_seed": 0.5}], ids=str
 )
 def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
-        Warp(**wrong)
+        WaNet(**wrong)

@@ -116,14 +116,14 @@ def test_within_a_sweep_every_value_is_compared_with_the_base(tmp_path: Path) ->
 
 
 def test_options_implied_by_the_compared_choice_may_differ(tmp_path: Path) -> None:
-    other = {**PROTOCOL, "budget": "15%"}
+    other = {**PROTOCOL, "removal_budget": "15%"}
     made = [record(seed=s) for s in (0, 1)]
     made += [record(defense="abl", seed=s, protocol=other) for s in (0, 1)]
     made += [record(trigger="tact", seed=s, choices={"source": "cat"}) for s in (0, 1)]
     folder = sweep(tmp_path / "s", made)
     by_defense = comparison_of([folder], by="defense", base="spectral", values="asr2")
     assert line(by_defense, "asr2", side="abl").result.n == 2
-    assert any("protocol.budget: 15% → 1.5eps" in note for note in by_defense.notes)
+    assert any("protocol.removal_budget: 15% → 1.5eps" in note for note in by_defense.notes)
     by_trigger = comparison_of([folder], by="trigger", base="pixel", values="asr2")
     assert line(by_trigger, "asr2", side="tact").result.n == 2
 
@@ -313,17 +313,17 @@ def test_settings_are_not_repetitions_in_a_comparison_with_the_report(tmp_path: 
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("labels", "all_to_all"),
-        ("inject", "replace"),
-        ("eligible", "all"),
+        ("label_mode", "all_to_all"),
+        ("placement", "replace"),
+        ("poison_from", "all"),
         ("ratio_of", "source"),
-        ("budget", "15%"),
-        ("budget_cap", "50%"),
-        ("centred", False),
-        ("classes", "all"),
-        ("covers", 1.0),
-        ("stamp", "after"),
-        ("holdout", 20),
+        ("removal_budget", "15%"),
+        ("max_removed", "50%"),
+        ("center", False),
+        ("filter_scope", "all"),
+        ("cover_rate", 1.0),
+        ("apply_trigger", "after_augmentation"),
+        ("clean_holdout", 20),
     ],
 )
 def test_a_cell_with_another_protocol_is_not_compared_with_the_report(
@@ -373,7 +373,8 @@ def test_a_seed_recorded_only_by_older_code_is_compared(tmp_path: Path) -> None:
 def test_a_missing_cell_is_a_missing_seed_of_its_defense(tmp_path: Path) -> None:
     """Two defenses have other budgets under one protocol name; the missing cell is not a line of
     its own."""
-    made = [record(defense=d, seed=s, protocol={**PROTOCOL, "budget": budget}) for s in SEEDS
+    made = [record(defense=d, seed=s, protocol={**PROTOCOL, "removal_budget": budget})
+            for s in SEEDS
             for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip
     found = sweep(tmp_path / "s", made[:-1], made)
     places = [place for table in SweepReport(found).tables for place in table.cells.items()]

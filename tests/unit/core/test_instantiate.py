@@ -16,10 +16,10 @@ from backdoor_lab.core.instantiate import Shared, build
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.random import Random
-from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.defenses.spectral import SpectralSignatures
 
 PIXEL = "backdoor_lab.attacks.pixel.Pixel"
-SHARED = Shared({**asdict(FilterOptions()), "classes": "all"}, FilterOptions)
+SHARED = Shared({**asdict(FilterOptions()), "filter_scope": "all"}, FilterOptions)
 HOSTILE = [
     "os.system",
     "builtins.eval",
@@ -80,7 +80,10 @@ def test_hostile_targets_are_refused_before_import(target: Any) -> None:
         ("backdoor_lab.attacks.base.Tensor", "is not a class that can be used here"),
         ("backdoor_lab.attacks.poison.PoisonSpec", "is not a class that can be used here"),
         ("backdoor_lab.attacks.poison.PoisonResult", "is not a class that can be used here"),
-        ("backdoor_lab.defenses.spectral.Spectral", "is not a class that can be used here"),
+        (
+            "backdoor_lab.defenses.spectral.SpectralSignatures",
+            "is not a class that can be used here",
+        ),
         ("backdoor_lab.attacks.pixle.Pixel", r"no module backdoor_lab\.attacks\.pixle"),
     ],
 )
@@ -136,18 +139,22 @@ def test_nested_objects_are_checked_the_same_way() -> None:
     """`random` wraps a filter, whose configuration is checked like an outer one."""
     kinds: Any = (Defense, OracleControl)
     target = "backdoor_lab.defenses.random.Random"
-    inner = {"_target_": "backdoor_lab.defenses.spectral.Spectral", "budget": "7"}
+    inner = {"_target_": "backdoor_lab.defenses.spectral.SpectralSignatures", "removal_budget": "7"}
     made: Any = build("defense", {"_target_": target, "like": inner}, kinds, SHARED)
     assert isinstance(made, Random)
-    assert isinstance(made.like, Spectral)
-    assert made.like.options == FilterOptions(classes="all", budget="7")
-    outside = {"_target_": target, "like": inner, "budget": "8", "centred": False}
+    assert isinstance(made.like, SpectralSignatures)
+    assert made.like.options == FilterOptions(filter_scope="all", removal_budget="7")
+    outside = {"_target_": target, "like": inner, "removal_budget": "8", "center": False}
     made = build("defense", outside, kinds, SHARED)
-    assert made.like.options == FilterOptions(classes="all", budget="7", centred=False)
+    assert made.like.options == FilterOptions(filter_scope="all", removal_budget="7", center=False)
     with pytest.raises(ConfigError, match=r"`defense\.like\._target_` must name a class"):
         build("defense", {"_target_": target, "like": {"_target_": "os.system"}}, kinds)
-    with pytest.raises(ConfigError, match=r"key.*`defense\.like.*'budgte'.*'budget'"):
-        build("defense", {"_target_": target, "like": inner | {"budgte": "7"}}, kinds, SHARED)
+    with pytest.raises(
+        ConfigError, match=r"key.*`defense\.like.*'removal_budgte'.*'removal_budget'"
+    ):
+        build(
+            "defense", {"_target_": target, "like": inner | {"removal_budgte": "7"}}, kinds, SHARED
+        )
     with pytest.raises(ConfigError, match="`defense` needs a value for like"):
         build("defense", {"_target_": target}, kinds)
 
@@ -167,12 +174,12 @@ def test_a_plugin_filter_with_separate_option_arguments_is_refused(
     import backdoor_lab.defenses as package
 
     (tmp_path / "single.py").write_text(
-        "from backdoor_lab.defenses.none import Keep\n"
-        "class Single(Keep):\n"
-        "    def __init__(self, *, budget='7'): ...\n"
+        "from backdoor_lab.defenses.none import NoDefense\n"
+        "class Single(NoDefense):\n"
+        "    def __init__(self, *, removal_budget='7'): ...\n"
     )
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    wanted = "Single has a parameter budget: these keys are passed together, .*`options`"
+    wanted = "Single has a parameter removal_budget: these keys are passed together, .*`options`"
     with pytest.raises(ConfigError, match=wanted):
         build("defense", {"_target_": "backdoor_lab.defenses.single.Single"}, Defense, SHARED)
 

@@ -97,7 +97,7 @@ def test_every_path_option_of_a_trigger_is_made_absolute() -> None:
     for path in sorted((ROOT / "conf/trigger").glob("*.yaml")):
         whole = OmegaConf.create({"source": None, "trigger": OmegaConf.load(path)})
         trigger = build("trigger", OmegaConf.to_container(whole.trigger), Trigger)  # type: ignore[arg-type, type-abstract]
-        assert set(trigger.places) <= set(IN_CONFIGURATION["trigger"])
+        assert set(trigger.path_options) <= set(IN_CONFIGURATION["trigger"])
 
 
 def test_check_writable_leaves_no_folder_behind(tmp_path: Path) -> None:
@@ -142,10 +142,32 @@ WRONG = {
     f"ratio=0.{'0' * 400}1": ["is too small to be distinguished from 0"],
     "recipe.weight_decay=5e-999": ["5e-999 is too small"],
     "trigger.color=3.5": ["trigger.color", "3.5"],
-    "trigger.alpha=3": [
-        "key 'trigger.alpha' is not known: `trigger=pixel` has no key 'alpha'.",
-        "Choices of `trigger` that have it: blended", "Its keys: name, position, color, margin.",
+    "trigger.strength_test=3": [
+        "key 'trigger.strength_test' is not known: `trigger=pixel` has no key 'strength_test'.",
+        "Choices of `trigger` that have it: adaptive_blend, blended",
+        "Its keys: name, position, color, margin.",
     ],
+    "labels=clean": ["`labels` is now `label_mode`"],
+    "covers=1": ["`covers` is now `cover_rate`"],
+    "protocol.inject=replace": ["`protocol.inject` is now `protocol.placement`"],
+    "+protocol.stamp=after": ["`protocol.stamp` is now `protocol.apply_trigger`"],
+    "defense.budget_cap=3": ["`defense.budget_cap` is now `defense.max_removed`"],
+    "defense=random defense.like.centred=false": [
+        "`defense.like.centred` is now `defense.like.center`",
+    ],
+    "defense=random +defense.like.budget=3": [
+        "`defense.like.budget` is now `defense.like.removal_budget`",
+    ],
+    "+recipe.crop=3": ["`recipe.crop` is now `recipe.crop_padding`"],
+    "-m trigger=blended trigger.alpha=0.1,0.2": ["`trigger.alpha` is now `trigger.strength_test`"],
+    "trigger.alpha=3": [
+        "`trigger.alpha` is now `trigger.strength_test`: key 'trigger.strength_test' is not known",
+        "Choices of `trigger` that have it: adaptive_blend, blended",
+    ],
+    "trigger=adaptive_patch trigger.patches=[{at:[0,0]}]": [
+        "`trigger.patches[0].at` is now `trigger.patches[0].position`",
+    ],
+    "protocol.apply_trigger=after": ["'after' is not known", "after_augmentation"],
     "trigger.colour=3": ["has no key 'colour'", "Did you mean 'trigger.color'?"],
     "trigger=warp trigger.color=3": ["`trigger=warp` has no key 'color'", "pixel"],
     "defense.k=3": ["`defense=spectral` has no key 'k'", "Its keys: ", "name, rank, rounds"],
@@ -159,8 +181,9 @@ WRONG = {
     "recipe.epochs=99999999999999999999": ["`recipe.epochs` must be smaller than 2**31"],
     "retries=99999999999999999999": ["`retries` must be smaller than 2**31"],
     "seed=9223372036854775808": ["`seed` must satisfy 0 <= seed < 9223372036854775808"],
-    "recipe.crop=100000": ["`recipe.crop` must satisfy 0 <= recipe.crop < 257"],
-    "covers=1e-300": ["`covers`=1e-300 for each of 6 poisoned images is less than one"],
+    "recipe.crop_padding=100000": [
+        "`recipe.crop_padding` must satisfy 0 <= recipe.crop_padding < 257"],
+    "cover_rate=1e-300": ["`cover_rate`=1e-300 for each of 6 poisoned images is less than one"],
     "retrain_seed=old": ["`retrain_seed` 'old' is not known", "new, same"],
     "measure.asr_under=[jpg75]": ["'jpg75' is not known", "Did you mean 'jpeg75'?", "rescale ("],
     "measure.asr_under=[noise999]": ["noise999 is out of range", "0.5 to 128"],

@@ -181,7 +181,7 @@ def test_a_running_cell_writes_its_heartbeat_in_the_background(
 
 
 @pytest.mark.parametrize(("overrides", "wanted"), [
-    (["defense=neural_cleanse", "defense.steps=12", "protocol.holdout=20"],
+    (["defense=neural_cleanse", "defense.steps=12", "protocol.clean_holdout=20"],
      [("repair", "class"), ("repair", "step")]),
     (["defense=abl"], [("filter", "epoch"), ("filter", "batch")]),
     (["defense=spectral"], [("filter", "class"), ("extract", "batch")]),

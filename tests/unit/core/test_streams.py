@@ -13,11 +13,11 @@ import pytest
 import backdoor_lab
 from backdoor_lab.core import rng, streams
 from backdoor_lab.defenses.detector import Detector
-from backdoor_lab.defenses.elliptic_envelope import Envelope
-from backdoor_lab.defenses.isolation_forest import Forest
-from backdoor_lab.defenses.knn import Knn
-from backdoor_lab.defenses.local_outlier_factor import LocalOutlier
-from backdoor_lab.defenses.one_class_svm import Svm
+from backdoor_lab.defenses.elliptic_envelope import EllipticEnvelope
+from backdoor_lab.defenses.isolation_forest import IsolationForest
+from backdoor_lab.defenses.knn import KNN
+from backdoor_lab.defenses.local_outlier_factor import LocalOutlierFactor
+from backdoor_lab.defenses.one_class_svm import OneClassSVM
 from backdoor_lab.pipeline.stages.training import TRAININGS
 
 PACKAGE = Path(backdoor_lab.__file__).parent
@@ -60,7 +60,7 @@ def test_a_seed_is_a_hash_of_the_labels_text() -> None:
 def test_renaming_stages_and_classes_does_not_change_their_streams() -> None:
     """Labels are today's names of stages and classes."""
     assert TRAININGS == {"train": "train", "retrain": "retrain", "surrogate": "surrogate"}
-    kinds = (Envelope, Forest, Knn, LocalOutlier, Svm)
+    kinds = (EllipticEnvelope, IsolationForest, KNN, LocalOutlierFactor, OneClassSVM)
     assert [kind.stream for kind in kinds] == ["Envelope", "Forest", "Knn", "LocalOutlier", "Svm"]
     detectors = [
         module.read_text() for module in PACKAGE.glob("defenses/*.py")

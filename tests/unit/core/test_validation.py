@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,9 @@ from hypothesis import strategies as st
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.rng import derive
+from backdoor_lab.core.validation import RENAMED
 
+ROOT = Path(__file__).resolve().parents[3]
 NAN = float("nan")
 
 
@@ -64,13 +67,15 @@ def test_whole_accepts_3_0_but_not_3_5() -> None:
 
 
 def test_unknown_words_are_refused_and_the_nearest_one_suggested() -> None:
-    assert validation.choice("protocol.inject", "append", ["append", "replace"]) == "append"
-    with pytest.raises(ConfigError, match=r"`protocol.inject` 'apend' is not known\. Did you mean"):
-        validation.choice("protocol.inject", "apend", ["append", "replace"])
-    assert validation.flag("centred", False) is False
+    assert validation.choice("protocol.placement", "append", ["append", "replace"]) == "append"
+    with pytest.raises(
+        ConfigError, match=r"`protocol.placement` 'apend' is not known\. Did you mean"
+    ):
+        validation.choice("protocol.placement", "apend", ["append", "replace"])
+    assert validation.flag("center", False) is False
     for bad in (0, 1, "true", None):
-        with pytest.raises(ConfigError, match="`centred` must be true or false, got"):
-            validation.flag("centred", bad)
+        with pytest.raises(ConfigError, match="`center` must be true or false, got"):
+            validation.flag("center", bad)
     validation.keys("trigger", ["color"], ["color", "position"])
     with pytest.raises(ConfigError, match=r"key.*`trigger.*'colour' is not known.*'color'"):
         validation.keys("trigger", ["colour"], ["color", "position"])
@@ -140,3 +145,27 @@ def test_non_negative_is_none_for_anything_else(value: object) -> None:
 def test_non_negative_is_none_above_its_bound() -> None:
     assert validation.non_negative(1.0, high=1) == 1.0
     assert validation.non_negative(1.5, high=1) is None
+
+
+@pytest.mark.parametrize(
+    ("section", "old"), [(section, old) for section in RENAMED for old in RENAMED[section]]
+)
+def test_a_renamed_key_exists_in_the_configuration_and_stands_in_the_changelog(
+    section: str, old: str
+) -> None:
+    new = validation.new_name(section, old)
+    group = section.partition(".")[0]
+    files = [ROOT / "conf/config.yaml", *(ROOT / "conf" / group).glob("*.yaml")]
+    assert any(re.search(rf"\b{new}:", path.read_text()) for path in files)
+    name = f"`{section}`" if section else "top level"
+    assert f"| {name} | `{old}` | `{new}` |" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_a_renamed_key_is_refused_with_the_new_one_named() -> None:
+    for where, old, prefix in (("protocol", "inject", "protocol."), ("", "labels", ""),
+                               ("trigger=blended", "alpha", "trigger.")):  # fmt: skip
+        new = validation.new_name(where.partition("=")[0], old)
+        with pytest.raises(ConfigError, match=f"^`{prefix}{old}` is now `{prefix}{new}`$"):
+            validation.keys(where, [old], [str(new), "other"])
+        with pytest.raises(ConfigError, match="is not known"):
+            validation.keys(where, [old], ["other"])

@@ -28,9 +28,11 @@ def mixed(n: int, poisoned: int, shift: float, seed: int = 0, d: int = 12) -> Te
     return values
 
 
-def verdict(values: Tensor, *, budget: str, **options: Any) -> Any:
+def verdict(values: Tensor, *, removal_budget: str, **options: Any) -> Any:
     features = Features(values, torch.zeros(len(values)).long())
-    return ActivationClustering(FilterOptions(budget=budget), **options)(features, KNOWN)
+    return ActivationClustering(FilterOptions(removal_budget=removal_budget), **options)(
+        features, KNOWN
+    )
 
 
 @pytest.mark.parametrize("reduce", ["ica", "pca"])
@@ -40,7 +42,7 @@ def test_automatic_budget_removes_exactly_the_planted_cluster(
     reduce: str, rule: str, poisoned: int
 ) -> None:
     """Poison twenty standard deviations away forms the smaller cluster."""
-    found = verdict(mixed(200, poisoned, 20), budget="auto", reduce=reduce, rule=rule)
+    found = verdict(mixed(200, poisoned, 20), removal_budget="auto", reduce=reduce, rule=rule)
     assert (~found.keep).nonzero().flatten().tolist() == list(range(200 - poisoned, 200))
     assert torch.equal(found.scores > 0, ~found.keep)
     assert found.notes["looks"]["only"]["smaller"] == pytest.approx(poisoned / 200)
@@ -50,7 +52,7 @@ def test_automatic_budget_removes_exactly_the_planted_cluster(
 def test_automatic_budget_keeps_a_clean_class(rule: str) -> None:
     """A normal class splits into two halves of similar size that are badly separated."""
     for seed in range(5):
-        found = verdict(mixed(200, 0, 0, seed), budget="auto", reduce="pca", rule=rule)
+        found = verdict(mixed(200, 0, 0, seed), removal_budget="auto", reduce="pca", rule=rule)
         assert found.keep.all()
 
 
@@ -70,19 +72,21 @@ def test_scores_agree_with_sklearn_on_principal_components() -> None:
 def test_thresholds_decide_whether_the_cluster_is_removed() -> None:
     """40 of 150 is a share of 0.267: removed at a threshold of 0.3, kept at 0.2."""
     values = mixed(150, 40, 8)
-    assert verdict(values, budget="auto", size_below=0.3).keep.sum() == 110
-    assert verdict(values, budget="auto", size_below=0.2).keep.all()
-    by_fit = {"budget": "auto", "reduce": "pca", "rule": "silhouette"}
+    assert verdict(values, removal_budget="auto", size_threshold=0.3).keep.sum() == 110
+    assert verdict(values, removal_budget="auto", size_threshold=0.2).keep.all()
+    by_fit = {"removal_budget": "auto", "reduce": "pca", "rule": "silhouette"}
     fit = verdict(values, **by_fit).notes["looks"]["only"]["silhouette"]
-    assert verdict(values, **by_fit, silhouette_above=fit - 0.01).keep.sum() == 110
-    assert verdict(values, **by_fit, silhouette_above=fit + 0.01).keep.all()
+    assert verdict(values, **by_fit, silhouette_threshold=fit - 0.01).keep.sum() == 110
+    assert verdict(values, **by_fit, silhouette_threshold=fit + 0.01).keep.all()
 
 
 def test_suspicious_classes_are_those_with_a_small_cluster() -> None:
     """Only the class with planted poison is scored; the others keep everything."""
     values = torch.cat([mixed(150, 0, 0, 1), mixed(150, 15, 15, 2), mixed(150, 0, 0, 3)])
     features = Features(values, torch.arange(3).repeat_interleave(150))
-    blind = ActivationClustering(FilterOptions(classes="suspicious", budget="auto"), reduce="pca")
+    blind = ActivationClustering(
+        FilterOptions(filter_scope="suspicious", removal_budget="auto"), reduce="pca"
+    )
     found = blind(features, DefenderKnowledge(("a", "b", "c"), None, None, seed=0))
     assert found.notes["classes"] == ["b"]
     assert (~found.keep).nonzero().flatten().tolist() == list(range(285, 300))
@@ -109,8 +113,9 @@ def test_a_class_without_two_clusters_is_skipped(values: Tensor) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("dims", 0), ("reduce", "tsne"), ("rule", "luck"), ("size_below", 0.6), ("size_below", -1),
-     ("silhouette_above", 1.5)],
+    [("n_components", 0), ("reduce", "tsne"), ("rule", "luck"), ("size_threshold", 0.6),
+     ("size_threshold", -1),
+     ("silhouette_threshold", 1.5)],
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"defense\.{name}"):

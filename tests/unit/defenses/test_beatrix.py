@@ -162,9 +162,9 @@ def test_positions_must_divide_the_number_of_features() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [("orders", 0), ("positions", 0), ("channels", 0), ("width", -1), ("reference", "test"),
-     ("options", FilterOptions(classes="suspicious"))],
+     ("options", FilterOptions(filter_scope="suspicious"))],
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
-    key = {"options": "classes"}.get(name, name)
+    key = {"options": "filter_scope"}.get(name, name)
     with pytest.raises(ConfigError, match=rf"defense\.{key}"):
         Beatrix(**{name: value})

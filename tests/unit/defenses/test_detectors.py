@@ -16,14 +16,20 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import DefenderKnowledge, row_order
 from backdoor_lab.defenses.detector import Detector
-from backdoor_lab.defenses.elliptic_envelope import Envelope
-from backdoor_lab.defenses.isolation_forest import Forest
-from backdoor_lab.defenses.knn import Knn
-from backdoor_lab.defenses.local_outlier_factor import LocalOutlier
-from backdoor_lab.defenses.one_class_svm import Svm
+from backdoor_lab.defenses.elliptic_envelope import EllipticEnvelope
+from backdoor_lab.defenses.isolation_forest import IsolationForest
+from backdoor_lab.defenses.knn import KNN
+from backdoor_lab.defenses.local_outlier_factor import LocalOutlierFactor
+from backdoor_lab.defenses.one_class_svm import OneClassSVM
 from backdoor_lab.defenses.options import FilterOptions
 
-MAKERS: list[type[Detector]] = [Envelope, Forest, Knn, LocalOutlier, Svm]
+MAKERS: list[type[Detector]] = [
+    EllipticEnvelope,
+    IsolationForest,
+    KNN,
+    LocalOutlierFactor,
+    OneClassSVM,
+]
 KNOWN = DefenderKnowledge(("only",), 0, 10, seed=3)
 
 
@@ -45,7 +51,7 @@ def test_scattered_outliers_are_all_removed(maker: Any) -> None:
     values = normal(300, 8)
     away = normal(10, 8, seed=1)
     values[100:110] = 12 * away / away.norm(dim=1, keepdim=True)
-    verdict = maker(FilterOptions(budget="10"))(one_class(values), KNOWN)
+    verdict = maker(FilterOptions(removal_budget="10"))(one_class(values), KNOWN)
     assert (~verdict.keep).nonzero().flatten().tolist() == list(range(100, 110))
 
 
@@ -92,10 +98,12 @@ def test_scores_depend_neither_on_row_order_nor_on_dtype(maker: Any) -> None:
 def test_isolation_forest_depends_only_on_the_seed() -> None:
     values, other = normal(60, 4), DefenderKnowledge(("only",), 0, 10, seed=4)
     assert torch.equal(
-        Forest().score_class(values, 0, KNOWN).scores, Forest().score_class(values, 0, KNOWN).scores
+        IsolationForest().score_class(values, 0, KNOWN).scores,
+        IsolationForest().score_class(values, 0, KNOWN).scores,
     )
     assert not torch.equal(
-        Forest().score_class(values, 0, KNOWN).scores, Forest().score_class(values, 0, other).scores
+        IsolationForest().score_class(values, 0, KNOWN).scores,
+        IsolationForest().score_class(values, 0, other).scores,
     )
 
 
@@ -103,7 +111,7 @@ def test_isolation_forest_scores_follow_the_paper() -> None:
     """Every score lies in 0..1; a distant row is isolated early and scores well above 0.5."""
     values = normal(200, 3)
     values[7] = 30
-    scores = Forest().score_class(values, 0, KNOWN).scores
+    scores = IsolationForest().score_class(values, 0, KNOWN).scores
     assert float(scores.min()) > 0
     assert float(scores.max()) < 1
     assert int(scores.argmax()) == 7
@@ -116,14 +124,14 @@ def test_knn_score_is_the_distance_to_the_kth_neighbor(n: int, k: int) -> None:
     """The k-th smallest distance to another row, by SciPy; k is at most n - 1."""
     values = normal(n, 4)
     distances = np.sort(cdist(values.double(), values.double()), axis=1)
-    scores = Knn(neighbours=k).score_class(values, 0, KNOWN).scores
+    scores = KNN(n_neighbors=k).score_class(values, 0, KNOWN).scores
     assert scores.numpy() == pytest.approx(distances[:, min(k, n - 1)], rel=1e-6)
 
 
 def test_knn_scores_match_values_computed_by_hand() -> None:
     """Points 0, 1, 3, 10 on a line: distances to the second neighbor are 3, 2, 3, 9."""
     values = torch.tensor([[0.0], [1], [3], [10]])
-    assert Knn(neighbours=2).score_class(values, 0, KNOWN).scores.tolist() == pytest.approx(
+    assert KNN(n_neighbors=2).score_class(values, 0, KNOWN).scores.tolist() == pytest.approx(
         [3, 2, 3, 9]
     )
 
@@ -137,7 +145,7 @@ def test_local_outlier_factor_follows_its_definition() -> None:
     reach = np.maximum(np.take_along_axis(distances, near, axis=1), k_distance[near])
     density = 1 / reach.mean(axis=1)
     expected = density[near].mean(axis=1) / density
-    scores = LocalOutlier(neighbours=k).score_class(values, 0, KNOWN).scores
+    scores = LocalOutlierFactor(n_neighbors=k).score_class(values, 0, KNOWN).scores
     assert scores.numpy() == pytest.approx(expected, rel=1e-6)
 
 
@@ -146,10 +154,10 @@ def test_robust_covariance_resists_a_quarter_of_outliers() -> None:
     them, ranks others higher."""
     values = normal(400, 5)
     values[:100, 0] = 8 + 0.1 * values[:100, 0]
-    scores = Envelope().score_class(values, 0, KNOWN).scores
+    scores = EllipticEnvelope().score_class(values, 0, KNOWN).scores
     assert sorted(scores.argsort(descending=True)[:100].tolist()) == list(range(100))
-    centred = values - values.mean(dim=0)
-    plain = (centred @ torch.linalg.inv(centred.T @ centred) * centred).sum(dim=1)
+    centered = values - values.mean(dim=0)
+    plain = (centered @ torch.linalg.inv(centered.T @ centered) * centered).sum(dim=1)
     assert sorted(plain.argsort(descending=True)[:100].tolist()) != list(range(100))
 
 
@@ -157,7 +165,7 @@ def test_elliptic_envelope_agrees_with_sklearn_on_the_raw_features() -> None:
     """A rotation to the principal axes leaves Mahalanobis distances unchanged."""
     values = normal(300, 4) * torch.tensor([3.0, 2, 1, 0.5])
     direct = MinCovDet(random_state=0).fit(values.double().numpy()).dist_
-    scores = Envelope().score_class(values, 0, KNOWN).scores
+    scores = EllipticEnvelope().score_class(values, 0, KNOWN).scores
     assert np.corrcoef(np.log(scores), np.log(direct))[0, 1] > 0.999
 
 
@@ -165,7 +173,7 @@ def test_one_class_svm_leaves_a_share_nu_outside() -> None:
     """About nu of the class lies outside (the paper's proposition 3) and scores above 0."""
     values = normal(500, 4)
     for nu in (0.05, 0.3):
-        outside = (Svm(nu=nu).score_class(values, 0, KNOWN).scores > 0).double().mean()
+        outside = (OneClassSVM(nu=nu).score_class(values, 0, KNOWN).scores > 0).double().mean()
         assert float(outside) == pytest.approx(nu, abs=0.02)
 
 
@@ -173,21 +181,23 @@ def test_only_the_top_principal_components_count() -> None:
     """An outlier outside the top principal components is not detected."""
     values = normal(100, 6) * torch.tensor([5.0, 4, 0.01, 0.01, 0.01, 0.01])
     values[0, 3] = 0.3
-    assert int(Knn(dims=2).score_class(values, 0, KNOWN).scores.argmax()) != 0
+    assert int(KNN(n_components=2).score_class(values, 0, KNOWN).scores.argmax()) != 0
     same = torch.cat([values[:, :2], values[:, 2:].flip(0)], dim=1)
-    few, swapped = (Knn(dims=2).score_class(each, 0, KNOWN).scores for each in (values, same))
+    few, swapped = (
+        KNN(n_components=2).score_class(each, 0, KNOWN).scores for each in (values, same)
+    )
     assert torch.allclose(few, swapped, rtol=0.02)
 
 
-@pytest.mark.parametrize("name", ["dims", "neighbours", "nu", "trees"])
+@pytest.mark.parametrize("name", ["n_components", "n_neighbors", "nu", "n_estimators"])
 def test_bad_options_are_refused_by_name(name: str) -> None:
     """So is filter_scope=suspicious, which none of these detectors supports."""
     for made in MAKERS:
         if name in made.__init__.__kwdefaults__:
             with pytest.raises(ConfigError, match=rf"defense\.{name}"):
                 made(**{name: 0})
-    with pytest.raises(ConfigError, match=r"classes=suspicious.*not defined for Knn"):
-        Knn(FilterOptions(classes="suspicious"))
+    with pytest.raises(ConfigError, match=r"filter_scope=suspicious.*not defined for KNN"):
+        KNN(FilterOptions(filter_scope="suspicious"))
 
 
 def test_row_order_depends_only_on_the_rows() -> None:

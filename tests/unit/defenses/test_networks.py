@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.types import Features
-from backdoor_lab.defenses.abl import Abl, ascent, lowest
-from backdoor_lab.defenses.asset import Asset
+from backdoor_lab.defenses.abl import ABL, ascent, lowest
+from backdoor_lab.defenses.asset import ASSET
 from backdoor_lab.defenses.base import DefenderKnowledge
-from backdoor_lab.defenses.confusion import Confusion, weighed, wrong_labels
+from backdoor_lab.defenses.confusion import ConfusionTraining, weighed, wrong_labels
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.d_br import sensitivity, transformed
 from backdoor_lab.defenses.material import DefenseContext
@@ -73,9 +73,9 @@ def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
 @pytest.mark.parametrize(
     ("defense", "signal"),
     [
-        (Abl(epochs=4), 0),
-        (Confusion(steps=60, shares=[0.5, 0.2], lr=0.05), 60),
-        (Asset(steps=80, lr=0.1), 130),
+        (ABL(epochs=4), 0),
+        (ConfusionTraining(steps=60, shares=[0.5, 0.2], lr=0.05), 60),
+        (ASSET(steps=80, lr=0.1), 130),
     ],
     ids=lambda each: type(each).__name__,
 )
@@ -86,7 +86,7 @@ def test_planted_poison_scores_above_its_class(defense: ModelBasedFilter, signal
     assert found(defense, given) == found(defense, given)
 
 
-@pytest.mark.parametrize("defense", [Abl(epochs=1), Confusion(steps=3), Asset(steps=4)])
+@pytest.mark.parametrize("defense", [ABL(epochs=1), ConfusionTraining(steps=3), ASSET(steps=4)])
 def test_another_seed_gives_other_scores(defense: ModelBasedFilter) -> None:
     where = torch.arange(20)
     first, other = (defense.score_images(planted(seed), where).scores for seed in (3, 4))
@@ -97,8 +97,10 @@ def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
     """The isolation ratio counts the whole set; ``auto`` removes the isolated images of each
     class."""
     given = planted(signal=0)
-    defense = Abl(
-        FilterOptions(budget="auto", classes="suspicious"), epochs=4, isolate=POISON / 132
+    defense = ABL(
+        FilterOptions(removal_budget="auto", filter_scope="suspicious"),
+        epochs=4,
+        isolation_ratio=POISON / 132,
     )
     features = Features(torch.zeros(132, 1), given.labels)
     verdict = defense(features, DefenderKnowledge(given.classes, None, None, 0, material=given))
@@ -183,7 +185,7 @@ def cubed(said: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(said, labels) ** 3
 
 
-@pytest.mark.parametrize("make", [lambda: Abl(epochs=1), lambda: Confusion(steps=1)])
+@pytest.mark.parametrize("make", [lambda: ABL(epochs=1), lambda: ConfusionTraining(steps=1)])
 def test_nan_from_a_network_raises_diverged_error(make: Callable[..., ModelBasedFilter]) -> None:
     broken = linear(12, CLASSES)
     with torch.no_grad():
@@ -197,8 +199,8 @@ def test_nan_from_a_network_raises_diverged_error(make: Callable[..., ModelBased
 
 def test_missing_clean_images_are_refused_with_the_key_to_set() -> None:
     images, labels = drawn(30, 1)
-    with pytest.raises(ConfigError, match=r"set protocol\.holdout"):
-        Confusion(steps=1).score_images(material(images, labels), torch.arange(30))
+    with pytest.raises(ConfigError, match=r"set protocol\.clean_holdout"):
+        ConfusionTraining(steps=1).score_images(material(images, labels), torch.arange(30))
 
 
 def test_automatic_count_never_exceeds_half_a_class_and_is_zero_for_equal_scores() -> None:

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.defenses.abl_unlearning import AblUnlearning
-from backdoor_lab.defenses.anp import Anp, drawn
-from backdoor_lab.defenses.d_br import DBr, sensitivity
+from backdoor_lab.defenses.abl_unlearning import ABLUnlearning
+from backdoor_lab.defenses.anp import ANP, drawn
+from backdoor_lab.defenses.d_br import DBR, sensitivity
 from backdoor_lab.defenses.fine_pruning import FinePruning, dormant
 from backdoor_lab.defenses.networks import train, training_batches
 from backdoor_lab.defenses.neural_cleanse import NeuralCleanse, Reversed, anomaly
@@ -43,7 +43,7 @@ def two_bright(n: int = 40) -> tuple[Tensor, Tensor]:
 def test_fine_pruning_removes_exactly_the_dormant_channels() -> None:
     images, labels = two_bright()
     given = material(images, labels, network=four_channels(), clean=(images, labels))
-    network, notes = FinePruning(drop=0.0, epochs=0).repair(given)
+    network, notes = FinePruning(max_accuracy_drop=0.0, epochs=0).repair(given)
     assert notes == {"pruned": 2, "of": 4}
     assert head(network).weight.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
     triggered = images.clone()
@@ -55,7 +55,7 @@ def test_fine_pruning_removes_exactly_the_dormant_channels() -> None:
 def test_pruned_channels_stay_pruned_in_fine_tuning() -> None:
     images, labels = two_bright()
     given = material(images, labels, network=four_channels(), clean=(images, labels))
-    network, _ = FinePruning(drop=0.0, epochs=3, lr=0.1).repair(given)
+    network, _ = FinePruning(max_accuracy_drop=0.0, epochs=3, lr=0.1).repair(given)
     assert head(network).weight[:, 2:].abs().max() == 0
     assert not torch.equal(head(network).weight, head(four_channels()).weight)
 
@@ -98,7 +98,7 @@ def six_classes(n: int = 60) -> tuple[Tensor, Tensor]:
 def test_neural_cleanse_finds_and_unlearns_the_target_and_its_trigger() -> None:
     images, labels = six_classes()
     given = material(images, labels, network=trojan(), clean=(images, labels))
-    network, notes = NeuralCleanse(steps=250, epochs=40, lr=0.5, patched=0.5).repair(given)
+    network, notes = NeuralCleanse(steps=250, epochs=40, lr=0.5, patched_ratio=0.5).repair(given)
     assert notes["target"] == "c"
     sizes, index = notes["sizes"], notes["indices"]
     assert isinstance(sizes, dict)
@@ -175,7 +175,7 @@ def test_one_step_of_anp_matches_a_second_implementation() -> None:
     total = 0.2 * F.cross_entropy(by_hand(network, images, m, still, still), labels)
     total = total + 0.8 * F.cross_entropy(by_hand(network, images, m, *steps), labels)
     (gradient,) = torch.autograd.grad(total, m)
-    (mask,) = Anp(eps=0.4, alpha=0.2, lr=0.5, steps=1).masks(given)
+    (mask,) = ANP(eps=0.4, alpha=0.2, lr=0.5, steps=1).masks(given)
     assert torch.allclose(mask, (1 - 0.5 * gradient).clamp(0, 1), atol=1e-6)
 
 
@@ -184,7 +184,7 @@ def test_anp_masks_stay_in_0_to_1_and_prune_below_the_threshold(lr: float) -> No
     """Everything else is unchanged, including the running statistics."""
     network, (images, labels) = normed(), noise()
     given = material(images, labels, network=network, clean=(images, labels))
-    anp = Anp(lr=lr, steps=4, threshold=0.99)
+    anp = ANP(lr=lr, steps=4, threshold=0.99)
     (mask,) = anp.masks(given)
     assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
     pruned, notes = anp.repair(given)
@@ -200,9 +200,9 @@ def test_anp_masks_stay_in_0_to_1_and_prune_below_the_threshold(lr: float) -> No
 def test_anp_ignores_the_perturbation_when_its_loss_has_weight_zero() -> None:
     images, labels = noise()
     given = material(images, labels, network=normed(), clean=(images, labels))
-    first, second = (Anp(alpha=1.0, eps=eps, steps=2).masks(given)[0] for eps in (0.0, 0.9))
+    first, second = (ANP(alpha=1.0, eps=eps, steps=2).masks(given)[0] for eps in (0.0, 0.9))
     assert torch.equal(first, second)
-    (third,) = Anp(alpha=0.0, eps=0.9, steps=2).masks(given)
+    (third,) = ANP(alpha=0.0, eps=0.9, steps=2).masks(given)
     assert not torch.equal(first, third)
 
 
@@ -240,7 +240,7 @@ def test_anp_prunes_exactly_the_trigger_channel() -> None:
     triggered[..., -1] = 255
     assert torch.equal(given.network()(images).argmax(dim=1), labels)
     assert bool((given.network()(triggered).argmax(dim=1) == 1).all())
-    network, notes = Anp(steps=300).repair(given)
+    network, notes = ANP(steps=300).repair(given)
     assert notes == {"pruned": 1, "of": 3}
     assert network.body[1].weight.tolist() == [1, 1, 0]
     assert torch.equal(network(triggered).argmax(dim=1), labels)
@@ -250,7 +250,7 @@ def test_anp_requires_batch_normalization() -> None:
     images, labels = noise()
     given = material(images, labels, network=linear(12, 3), clean=(images, labels))
     with pytest.raises(ConfigError, match="batch normalization"):
-        Anp().repair(given)
+        ANP().repair(given)
 
 
 def stained() -> tuple[Tensor, Tensor]:
@@ -269,9 +269,9 @@ def test_unlearning_the_isolated_images_removes_the_backdoor() -> None:
     prediction."""
     images, labels = stained()
     given = material(images, labels)
-    options = {"epochs": 3, "isolate": 0.08, "training_epochs": 5}
-    forgetful = AblUnlearning(**options, unlearning_epochs=15, unlearning_lr=0.05)  # type: ignore[arg-type]
-    learned, _ = AblUnlearning(**options, unlearning_epochs=0).repair(given)  # type: ignore[arg-type]
+    options = {"epochs": 3, "isolation_ratio": 0.08, "training_epochs": 5}
+    forgetful = ABLUnlearning(**options, unlearning_epochs=15, unlearning_lr=0.05)  # type: ignore[arg-type]
+    learned, _ = ABLUnlearning(**options, unlearning_epochs=0).repair(given)  # type: ignore[arg-type]
     unlearned, notes = forgetful.repair(given)
     assert notes["isolated"] == round(0.08 * 132)
     triggered = images[:120][labels[:120] == 1].clone()
@@ -285,13 +285,13 @@ def test_unlearning_the_isolated_images_removes_the_backdoor() -> None:
 def test_isolation_and_training_epochs_come_from_the_recipe() -> None:
     """A fifth of the recipe's epochs for isolation, the rest for training."""
     images, labels = stained()
-    _, notes = AblUnlearning(unlearning_epochs=0).repair(material(images, labels))
+    _, notes = ABLUnlearning(unlearning_epochs=0).repair(material(images, labels))
     assert notes["epochs"] == [1, PRACTICE.epochs - 1]
 
 
 def test_d_br_ratios_that_sum_to_more_than_one_are_refused() -> None:
     with pytest.raises(ConfigError, match="shares of one set"):
-        DBr(clean=0.7, poison=0.4)
+        DBR(clean_ratio=0.7, poison_ratio=0.4)
 
 
 def test_alternating_unlearning_matches_sgd_by_hand() -> None:
@@ -301,7 +301,7 @@ def test_alternating_unlearning_matches_sgd_by_hand() -> None:
     network = linear(12, 3)
     given = material(images, labels, network=network)
     bad, good = torch.arange(16), torch.arange(16, 32)
-    DBr().unlearn_in_turn(network, given, bad, good, 1, 0.1)
+    DBR().unlearn_in_turn(network, given, bad, good, 1, 0.1)
     expected = linear(12, 3)
     sgd = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=PRACTICE.momentum)
     for sign, where in ((-1, bad), (1, good)):
@@ -333,7 +333,7 @@ def test_d_br_finds_the_trigger_by_sensitivity_and_unlearns_it() -> None:
     attacked = train(hidden(36, 2), training_batches(bare, everything, 40, "t"), (0.1, 0.9, 0.0))
     assert sensitivity(attacked, bare)[160:].min() > sensitivity(attacked, bare)[:160].max()
     given = material(images, labels, network=attacked)
-    network, notes = DBr(clean=0.8, poison=0.09, epochs=10, lr=0.02).repair(given)
+    network, notes = DBR(clean_ratio=0.8, poison_ratio=0.09, epochs=10, lr=0.02).repair(given)
     assert notes == {"clean": 141, "poison": 16, "of": 176}
     triggered = images[1:160:2].clone()
     triggered[..., -1, -1] = 255

@@ -12,7 +12,7 @@ from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.options import FilterOptions
-from backdoor_lab.defenses.scan import Scan, Variation, two_groups, variation
+from backdoor_lab.defenses.scan import SCAn, Variation, two_groups, variation
 
 CLASSES = tuple("abcdefgh")
 K, D = len(CLASSES), 6
@@ -45,7 +45,7 @@ def known(clean: Features | None, target: int | None = 2) -> DefenderKnowledge:
 def test_scan_finds_the_poisoned_class_and_group() -> None:
     """Poison is narrower than the widest axis: J* exceeds e^2 only in its class."""
     features, where = poisoned(25, 4)
-    found = Scan(FilterOptions(classes="suspicious", budget="auto"))(
+    found = SCAn(FilterOptions(filter_scope="suspicious", removal_budget="auto"))(
         features, known(draw(40, 2), None)
     )
     assert found.notes["classes"] == ["c"]
@@ -59,10 +59,10 @@ def test_scan_removes_the_poisoned_group_even_if_it_is_the_larger() -> None:
     class, the larger group is taken as clean."""
     features, where = poisoned(60, 6)
     clean = draw(40, 2)
-    verdict = Scan(FilterOptions(budget="auto"))(features, known(clean))
+    verdict = SCAn(FilterOptions(removal_budget="auto"))(features, known(clean))
     assert (~verdict.keep).nonzero().flatten().tolist() == where.tolist()
     without = Features(clean.values[clean.labels != 2], clean.labels[clean.labels != 2])
-    other = Scan(FilterOptions(budget="auto"))(features, known(without))
+    other = SCAn(FilterOptions(removal_budget="auto"))(features, known(without))
     assert int((~other.keep).sum()) == 40
     assert other.keep[where].all()
 
@@ -71,22 +71,25 @@ def test_scan_flags_at_most_one_of_eighty_clean_classes() -> None:
     """No poison in ten data sets of eight classes."""
     accused = 0
     for seed in range(10):
-        scan = Scan(FilterOptions(classes="suspicious", budget="auto"))
+        scan = SCAn(FilterOptions(filter_scope="suspicious", removal_budget="auto"))
         accused += len(scan(draw(60, 10 + seed), known(draw(40, 2), None)).notes["classes"])
     assert accused <= 1
 
 
 def test_automatic_budget_keeps_a_clean_class_but_a_fixed_budget_removes_from_it() -> None:
     features = draw(60, 1)
-    assert Scan(FilterOptions(budget="auto"))(features, known(draw(40, 2))).keep.all()
-    assert int((~Scan(FilterOptions(budget="7"))(features, known(draw(40, 2))).keep).sum()) == 7
+    assert SCAn(FilterOptions(removal_budget="auto"))(features, known(draw(40, 2))).keep.all()
+    assert (
+        int((~SCAn(FilterOptions(removal_budget="7"))(features, known(draw(40, 2))).keep).sum())
+        == 7
+    )
 
 
 def test_likelihood_ratio_matches_its_closed_form() -> None:
     """J = [sum (r - mu)' P (r - mu) - sum (r - mu_i)' P (r - mu_i)] / n and J* in MAD units,
     computed with NumPy from the filter's groups."""
     features, clean = poisoned(25, 4)[0], draw(40, 2)
-    verdict = Scan(FilterOptions(classes="all", budget="0"))(features, known(clean))
+    verdict = SCAn(FilterOptions(filter_scope="all", removal_budget="0"))(features, known(clean))
     between, within = (x.numpy() for x in variation(clean.values, clean.labels))
     p = np.linalg.inv(within)
     x = features.values.numpy() - features.values.numpy().mean(axis=0)
@@ -109,7 +112,7 @@ def test_likelihood_ratio_matches_its_closed_form() -> None:
 def test_scores_are_linear_and_positive_for_the_poisoned_group() -> None:
     """A log-likelihood ratio of two Gaussians with equal covariance is linear in the features."""
     features, where = poisoned(25, 8)
-    verdict = Scan(FilterOptions(budget="0"))(features, known(draw(40, 2)))
+    verdict = SCAn(FilterOptions(removal_budget="0"))(features, known(draw(40, 2)))
     rows = features.values[features.labels == 2]
     scores = verdict.scores[features.labels == 2]
     solution = torch.linalg.lstsq(torch.cat([rows, torch.ones(100, 1)], 1), scores[:, None])
@@ -152,7 +155,7 @@ def test_scan_works_with_fewer_clean_images_than_dimensions() -> None:
     labels, clean_labels = torch.arange(400) % K, torch.arange(40) % K
     where = (labels == 2).nonzero().flatten()[:10]
     values[where, 7] += 10
-    verdict = Scan(FilterOptions(budget="10"))(
+    verdict = SCAn(FilterOptions(removal_budget="10"))(
         Features(values, labels), known(Features(clean, clean_labels))
     )
     assert (~verdict.keep).nonzero().flatten().tolist() == where.tolist()
@@ -182,28 +185,28 @@ def test_identical_rows_or_one_row_have_no_two_groups(rows: Tensor) -> None:
 def test_scores_follow_shuffled_rows() -> None:
     features, _ = poisoned(25, 4)
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(1))
-    plain = Scan()(features, DefenderKnowledge(CLASSES, 2, 10, 0, draw(40, 2)))
+    plain = SCAn()(features, DefenderKnowledge(CLASSES, 2, 10, 0, draw(40, 2)))
     moved = Features(features.values[order], features.labels[order])
-    shuffled = Scan()(moved, DefenderKnowledge(CLASSES, 2, 10, 0, draw(40, 2)))
+    shuffled = SCAn()(moved, DefenderKnowledge(CLASSES, 2, 10, 0, draw(40, 2)))
     assert torch.allclose(shuffled.scores, plain.scores[order], equal_nan=True)
     assert torch.equal(shuffled.keep, plain.keep[order])
 
 
 def test_missing_or_bad_clean_features_are_refused() -> None:
     """Clean features are required, must come from several classes and vary, and must be finite."""
-    assert Scan().requires() == ["target", "epsilon", "clean"]
+    assert SCAn().requires() == ["target", "epsilon", "clean"]
     features = draw(20, 1)
     one = Features(features.values, torch.zeros_like(features.labels))
     for clean in (None, one):
         with pytest.raises(ConfigError, match=r"needs features of held-out clean images"):
-            Scan(FilterOptions(budget="1"))(features, known(clean))
+            SCAn(FilterOptions(removal_budget="1"))(features, known(clean))
     alike = Features(torch.ones(16, D), torch.arange(16) % K)
     with pytest.raises(ConfigError, match="of all clean images are equal"):
-        Scan(FilterOptions(budget="1"))(features, known(alike))
+        SCAn(FilterOptions(removal_budget="1"))(features, known(alike))
     broken = draw(20, 2)
     broken.values[3, 1] = torch.nan
     with pytest.raises(DivergedError, match="1 of 160 rows of clean features"):
-        Scan(FilterOptions(budget="1"))(features, known(broken))
+        SCAn(FilterOptions(removal_budget="1"))(features, known(broken))
 
 
 def test_whitening_gives_unit_variation_within_classes() -> None:

@@ -16,8 +16,8 @@ from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.options import FilterOptions
-from backdoor_lab.defenses.spectral import Spectral
-from backdoor_lab.defenses.spectre import Spectre, concentrated, que, whitened
+from backdoor_lab.defenses.spectral import SpectralSignatures
+from backdoor_lab.defenses.spectre import SPECTRE, concentrated, que, whitened
 
 KNOWN = DefenderKnowledge(("only",), 0, 30, seed=3)
 
@@ -35,8 +35,8 @@ def test_whitening_finds_poison_that_spectral_signatures_miss() -> None:
     level, whitened ones find all of it (the paper's figure 1)."""
     values = hidden()
     is_poison = torch.arange(600) >= 570
-    assert auroc(Spectral().score_class(values, 0, KNOWN).scores, is_poison) < 0.7
-    found = Spectre()(Features(values.float(), torch.zeros(600).long()), KNOWN)
+    assert auroc(SpectralSignatures().score_class(values, 0, KNOWN).scores, is_poison) < 0.7
+    found = SPECTRE()(Features(values.float(), torch.zeros(600).long()), KNOWN)
     assert auroc(found.scores, is_poison) > 0.999
     assert not found.keep[570:].any()
     assert int((~found.keep).sum()) == 45
@@ -46,8 +46,8 @@ def test_automatic_rank_includes_the_poisons_direction() -> None:
     """The wide axis is the first component: k = 1 misses the poison, and the rule picks a larger
     k."""
     values = hidden()
-    assert Spectre().score_class(values, 0, KNOWN).notes["rank"] == 4
-    one = Spectre(rank=1).score_class(values, 0, KNOWN)
+    assert SPECTRE().score_class(values, 0, KNOWN).notes["rank"] == 4
+    one = SPECTRE(rank=1).score_class(values, 0, KNOWN)
     assert one.notes["rank"] == 1
     assert auroc(one.scores, torch.arange(600) >= 570) < 0.7
 
@@ -111,7 +111,7 @@ def test_robust_estimate_ignores_a_tight_cluster() -> None:
 def test_scores_depend_neither_on_order_nor_dtype_nor_scale() -> None:
     """Shuffled rows, float32 within its precision, and any scale and shift."""
     values = hidden(300)
-    made = Spectre()
+    made = SPECTRE()
     scores = made.score_class(values, 0, KNOWN).scores
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
     assert torch.allclose(
@@ -124,7 +124,7 @@ def test_scores_depend_neither_on_order_nor_dtype_nor_scale() -> None:
 @pytest.mark.parametrize("values", [torch.full((50, 4), 0.1), torch.randn(9, 4), torch.ones(1, 2)])
 def test_classes_too_small_or_constant_are_skipped(values: Tensor) -> None:
     """Identical rows, or fewer than ten: score 0 and a note."""
-    look = Spectre().score_class(values, 0, KNOWN)
+    look = SPECTRE().score_class(values, 0, KNOWN)
     assert not look.scores.any()
     assert "skipped" in look.notes
 
@@ -133,7 +133,7 @@ def test_poison_stands_out_in_an_otherwise_constant_class() -> None:
     """The kept part has zero covariance: scores stay finite and poison still stands out."""
     values = torch.zeros(100, 3)
     values[:5] = 1.0
-    scores = Spectre(FilterOptions(budget="10")).score_class(values, 0, KNOWN).scores
+    scores = SPECTRE(FilterOptions(removal_budget="10")).score_class(values, 0, KNOWN).scores
     assert torch.isfinite(scores).all()
     assert float(scores[:5].min()) > 1e6 * float(scores[5:].max())
 
@@ -143,7 +143,7 @@ def test_suspicious_classes_are_those_with_planted_poison() -> None:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2000, 6, generator=generator)
     labels = torch.arange(2000) % 10
-    blind = Spectre(FilterOptions(classes="suspicious", budget="15%"))
+    blind = SPECTRE(FilterOptions(filter_scope="suspicious", removal_budget="15%"))
     known = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)
     assert blind(Features(values, labels), known).notes["classes"] == []
     planted = (labels == 4).nonzero().flatten()[:20]
@@ -156,4 +156,4 @@ def test_suspicious_classes_are_those_with_planted_poison() -> None:
 @pytest.mark.parametrize(("name", "value"), [("rank", 0), ("max_rank", 0), ("alpha", -1)])
 def test_bad_options_are_refused_by_name(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"defense\.{name}"):
-        Spectre(**{name: value})
+        SPECTRE(**{name: value})

@@ -271,7 +271,7 @@ def test_the_pipeline_figure_shows_the_stages_that_ran(
 
 
 def test_an_all_to_all_attack_shows_the_next_class_as_target() -> None:
-    made = record(protocol={**PROTOCOL, "labels": "all_to_all"})
+    made = record(protocol={**PROTOCOL, "label_mode": "all_to_all"})
     assert dict(inputs.steps(made))["poison"][0] == "pixel → the next class"
 
 

@@ -26,7 +26,7 @@ from backdoor_lab.core.errors import ConfigError, DataError
 from backdoor_lab.data.arrays import ArrayFile
 from backdoor_lab.data.synthetic_source import Synthetic
 from backdoor_lab.defenses.random import Random
-from backdoor_lab.defenses.spectral import Spectral
+from backdoor_lab.defenses.spectral import SpectralSignatures
 from backdoor_lab.identity import sources
 from backdoor_lab.identity import table as identity_table
 from backdoor_lab.pipeline.cell import Cell
@@ -147,7 +147,7 @@ def cells() -> dict[str, Cell]:
         "under": ["measure.asr_under=[blur1]"],
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as root:
-        return {k: cell_of(Path(root), "protocol.holdout=20", *v) for k, v in asked.items()}
+        return {k: cell_of(Path(root), "protocol.clean_holdout=20", *v) for k, v in asked.items()}
 
 
 def again(cell: Cell) -> Cell:
@@ -307,7 +307,7 @@ def test_classes_in_one_file_are_one_component(monkeypatch: pytest.MonkeyPatch) 
     assert identity.of("triggers", Pixel()) == {"triggers": {"pixel": 1}}
     assert identity.of("triggers", Pattern()) == {"triggers": {"pattern": 1}}
     edited(monkeypatch, "defenses/spectral.py")
-    found = identity.of("defenses", Random(like=Spectral()))["defenses"]
+    found = identity.of("defenses", Random(like=SpectralSignatures()))["defenses"]
     assert found["random"] == 1
     assert str(found["spectral"]).startswith("1+")
 
@@ -491,11 +491,16 @@ def test_hashes_need_no_torch_and_do_not_depend_on_the_process(seed: str) -> Non
 def test_unused_filter_options_do_not_change_a_controls_id(tmp_path: Path) -> None:
     """A sweep over removal budgets has one `none` and one `oracle`."""
     for defense in ("none", "oracle"):
-        cells = [cell_of(tmp_path, f"defense={defense}", f"defense.budget={b}") for b in (1, 2)]
+        cells = [
+            cell_of(tmp_path, f"defense={defense}", f"defense.removal_budget={b}") for b in (1, 2)
+        ]
         assert cells[0].id == cells[1].id
-    spectral = {cell_of(tmp_path, f"defense.budget={b}").id for b in (1, 2)}
+    spectral = {cell_of(tmp_path, f"defense.removal_budget={b}").id for b in (1, 2)}
     assert len(spectral) == 2
-    assert cell_of(tmp_path, "protocol.budget=7").id == cell_of(tmp_path, "defense.budget=7").id
+    assert (
+        cell_of(tmp_path, "protocol.removal_budget=7").id
+        == cell_of(tmp_path, "defense.removal_budget=7").id
+    )
 
 
 def test_an_explicit_precision_changes_the_id(tmp_path: Path) -> None:

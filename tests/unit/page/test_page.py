@@ -264,7 +264,7 @@ def test_without_a_store_the_recorded_curve_is_drawn(tmp_path: Path) -> None:
 
 def test_a_trigger_applied_after_augmentation_has_no_thumbnails(tmp_path: Path) -> None:
     made = cell(tmp_path / ".store", Made(0), "one")
-    made["protocol"]["stamp"] = "after"
+    made["protocol"]["apply_trigger"] = "after_augmentation"
     shown = data_of(written(write_sweep(tmp_path / "s", [made])))["pictures"]["0"]
     assert "images" not in shown
     assert shown["notes"] == [page_pictures.LATE]

@@ -44,7 +44,7 @@ def checks() -> Preflight:
         "target=2", "target='bird'", "ratio=0.30000000000000004", "ratio=3e-1",
         "trainer.threads=2.0", "trainer=auto trainer.checkpoint=false",
         "trainer.threads=2 logger=csv name=other protocol=group13",
-        "store.root={root}/2", "seed=0.0 recipe.epochs=1.0 recipe.batch=32.0 recipe.lr=5e-2",
+        "store.root={root}/2", "seed=0.0 recipe.epochs=1.0 recipe.batch_size=32.0 recipe.lr=5e-2",
     ],
 )  # fmt: skip
 def test_equivalent_configurations_have_the_same_id(
@@ -93,9 +93,10 @@ def test_every_option_that_affects_results_changes_the_id(root: Path, checks: Pr
     changes = [
         "", "ratio=0.25", "seed=1", "target=dog", "trigger=pattern", "trigger.color=254",
         "trigger.position=[0,0]", "defense=none", "defense=oracle", "defense=random",
-        "defense.budget=15%", "defense.centred=false", "protocol=realistic",
-        "protocol=backdoorbench", "protocol.inject=replace", "protocol.asr_on=all",
-        "protocol.stamp=after", "protocol.layer=layer4", "protocol.budget_cap=50%",
+        "defense.removal_budget=15%", "defense.center=false", "protocol=realistic",
+        "protocol=backdoorbench", "protocol.placement=replace", "protocol.asr_on=all",
+        "protocol.apply_trigger=after_augmentation", "protocol.layer=layer4",
+        "protocol.max_removed=50%",
         "model.width=5", "model.stem=imagenet", "model.name=resnet34", "recipe.epochs=2",
         "recipe.flip=true", "recipe=small", "dataset.seed=1", "dataset.noise=13",
         "dataset.per_class_train=21", "dataset.channels=1",
@@ -140,7 +141,7 @@ REFUSED = [
     ("+model.depth=3", "depth", "model"),
     ("+trigger.colour=3", "'color'", "trigger"),
     ("+protocol.ratio=3", "ratio_of", "protocol"),
-    ("+defense.budgets=3", "'budget'", "defense"),
+    ("+defense.removal_budgets=3", "'removal_budget'", "defense"),
     ("+recipe.epoch=3", "'epochs'", "recipe"),
     ("+trainer.devices=3", "devices", "trainer"),
     ("+store.path=x", "path", "store"),
@@ -172,8 +173,8 @@ REFUSED = [
     ("trainer.precision=16", "trainer.precision", "'16'"),
     ("trainer.checkpoint=1", "trainer.checkpoint", "true or false"),
     ("dataset.channels=2", "dataset.channels", "2"),
-    ("defense.budget=lots", "defense.budget", "'lots'"),
-    ("protocol.inject=prepend", "protocol.inject", "'prepend'"),
+    ("defense.removal_budget=lots", "defense.removal_budget", "'lots'"),
+    ("protocol.placement=prepend", "protocol.placement", "'prepend'"),
     # classes
     ("target=brid", "`target` 'brid'", "Did you mean 'bird'? Known: airplane, automobile"),
     ("target=10", "`target` 10", "airplane"),
@@ -185,20 +186,22 @@ REFUSED = [
     ("source=brid", "`source` 'brid'", "Did you mean 'bird'?"),
     ("source=bird", "`source` and `target` must differ", "2"),
     ("source=2 target=bird", "must differ", "2"),
-    ("source=cat protocol.eligible=all", "protocol.eligible=all", "protocol.eligible=source"),
-    ("trigger=tact labels=all_to_all", "`trigger=tact` attacks one source class", "all_to_all"),
+    ("source=cat protocol.poison_from=all",
+     "protocol.poison_from=all", "protocol.poison_from=source"),
+    ("trigger=tact label_mode=all_to_all", "`trigger=tact` attacks one source class", "all_to_all"),
     ("protocol=madry2018", "`protocol.ratio_of=source` needs a class in `source`", "null"),
     # how much
     ("ratio=0.001", "`ratio`=0.001 of 20 images", "less than one image"),
     ("protocol.ratio_of=all ratio=0.95", "190 poisoned images", "180 are eligible"),
     ("protocol.ratio_of=count ratio=1.5", "`ratio`", "whole number, got 1.5"),
-    ("defense.budget=26",
-     "`defense.budget=26` removes 26 of the 26 examples of class bird", "nothing would be left"),
-    ("protocol=group13_literal ratio=0.1 defense.classes=all",
-     "`defense.budget=1.5eps` with ε = 20 removes 30 of the 20 examples of class airplane",
-     "defense.classes=all"),
-    ("defense=oracle covers=50", "covers", "50"),
-    ("defense=none protocol.inject=replace protocol.eligible=source source=cat"
+    ("defense.removal_budget=26",
+     "`defense.removal_budget=26` removes 26 of the 26 examples of class bird",
+     "nothing would be left"),
+    ("protocol=group13_literal ratio=0.1 defense.filter_scope=all",
+     "`defense.removal_budget=1.5eps` with ε = 20 removes 30 of the 20 examples of class airplane",
+     "defense.filter_scope=all"),
+    ("defense=oracle cover_rate=50", "cover_rate", "50"),
+    ("defense=none protocol.placement=replace protocol.poison_from=source source=cat"
      " protocol.ratio_of=count ratio=20", "relabels every training image of class cat", "append"),
     # incompatible options
     ("trigger.position=[8,0]", "pixel (8, 0) lies outside images of 8x8", "`trigger`"),
@@ -318,14 +321,19 @@ def test_hold_out_images_that_would_empty_a_test_class_are_refused(tmp_path: Pat
 
     def cell(held: float) -> Cell:
         with initialize_config_dir(conf_dir(), version_base="1.3"):
-            asked = [*tiny, *words, f"protocol.holdout={held}", f"store.root={tmp_path}/store"]
+            asked = [
+                *tiny,
+                *words,
+                f"protocol.clean_holdout={held}",
+                f"store.root={tmp_path}/store",
+            ]
             asked.append("ratio=0.05")
             return Preflight().cell(plain(compose("config", asked)))
 
     with pytest.raises(ConfigError, match=r"would leave 0 of the 6 test images of class 1 "):
         cell(12)
     assert cell(6.0).id == cell(6).id
-    assert cell(6.0).protocol["holdout"] == 6
+    assert cell(6.0).protocol["clean_holdout"] == 6
 
 
 def test_a_data_set_without_a_name_is_named_after_its_file(tmp_path: Path) -> None:
@@ -352,8 +360,8 @@ def test_a_network_that_returns_more_than_logits_in_training_is_refused() -> Non
 
 def test_a_jobs_configuration_does_not_depend_on_earlier_jobs(root: Path) -> None:
     jobs = [
-        ["defense=random", "defense.like={budget:15%}"],
-        ["defense=random", "defense.like={centred:false}"],
+        ["defense=random", "defense.like={removal_budget:15%}"],
+        ["defense=random", "defense.like={center:false}"],
         ["defense=random", "ratio=0.2"],
     ]
     with initialize_config_dir(conf_dir(), version_base="1.3"):

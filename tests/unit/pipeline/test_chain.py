@@ -104,7 +104,7 @@ def test_another_seed_changes_every_stage_but_the_data(lab: Path) -> None:
 def test_hold_out_images_are_given_only_to_filters_that_need_them(tmp_path: Path) -> None:
     """Two of each class, chosen by the seed; every cell of the sweep is evaluated on the same
     remaining test images."""
-    held = "protocol.holdout=20"
+    held = "protocol.clean_holdout=20"
     scan = run_here(tmp_path / "store", tmp_path / "scan", "defense=scan", held)
     none = run_here(tmp_path / "store", tmp_path / "none", "defense=none", held)
     bare = run_here(tmp_path / "store", tmp_path / "bare", "defense=none")
@@ -141,7 +141,7 @@ def test_surrogate_and_noise_are_computed_once_per_attack(
              for stage in ("surrogate", "prepare", "poison", "train")}  # fmt: skip
     assert found == {"surrogate": 1, "prepare": 2, "poison": 3, "train": 3}
     assert counted["fit"] == 4
-    assert all(each["protocol"]["labels"] == "clean" for each in records)
+    assert all(each["protocol"]["label_mode"] == "clean" for each in records)
     assert records[0]["counts"] | {"n_poisoned": 6, "n_train": 200} == records[0]["counts"]
 
 
@@ -162,10 +162,10 @@ def test_retrain_false_gives_the_same_detection_without_training(
 def test_too_few_or_too_many_hold_out_images_are_refused(tmp_path: Path) -> None:
     """A filter that needs clean images names the key to set; at least half of the test images must
     remain."""
-    with pytest.raises(ConfigError, match=r"`defense=scan` needs .* protocol.holdout to 20"):
+    with pytest.raises(ConfigError, match=r"`defense=scan` needs .* protocol.clean_holdout to 20"):
         cell_of(tmp_path, "defense=scan")
     with pytest.raises(ConfigError, match="would leave less than half of the 50 test images"):
-        cell_of(tmp_path, "protocol.holdout=26")
+        cell_of(tmp_path, "protocol.clean_holdout=26")
 
 
 def test_defenses_on_one_attack_share_its_network(lab: Path, counted: Counter[str]) -> None:
@@ -254,7 +254,7 @@ def test_a_failing_cell_writes_a_record_with_the_reason(
     assert record["status"] == status
     assert record["error"]
     if status == "failed: oom":
-        assert "recipe.batch=32, not lowered by itself" in record["error"]
+        assert "recipe.batch_size=32, not lowered by itself" in record["error"]
     first = record_of(lab / "cell")
     for key in ("id", "choices", "protocol", "config", "schema"):
         assert record[key] == first[key]
@@ -279,7 +279,7 @@ def test_out_of_memory_is_recorded_and_leaves_no_temporary_files(
     shutil.rmtree(tmp_path / "store" / "retrain")
     record = run_here(tmp_path / "store", tmp_path / "cell")
     assert record["status"] == "failed: oom"
-    assert "recipe.batch=32" in record["error"]
+    assert "recipe.batch_size=32" in record["error"]
     assert not list(tmp_path.rglob(".part-*"))
     assert not list(tmp_path.rglob("*.claim"))
 
@@ -296,7 +296,7 @@ def test_a_stopped_cell_writes_no_record(
 def test_resume_after_stop_in_training_gives_an_identical_record(
     lab: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longer = ("recipe.epochs=3", "dataset.per_class_train=10", "recipe.batch=16")
+    longer = ("recipe.epochs=3", "dataset.per_class_train=10", "recipe.batch_size=16")
     unbroken = run_here(tmp_path / "one", tmp_path / "first", *longer)
     asked: list[str] = []
     monkeypatch.setattr("backdoor_lab.core.shutdown._asked", asked)

@@ -18,7 +18,7 @@ from backdoor_lab.core.tensor_io import read_tensors
 from backdoor_lab.defenses import abl
 from backdoor_lab.defenses.fine_pruning import FinePruning
 from backdoor_lab.defenses.material import DefenseContext
-from backdoor_lab.defenses.strip import Strip
+from backdoor_lab.defenses.strip import STRIP
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.pipeline import cell_pipeline
 from backdoor_lab.pipeline.stages.context import material_facts
@@ -28,7 +28,7 @@ from backdoor_lab.sweep.preflight import Preflight
 from backdoor_lab.training.device import machine_of
 from tests.helpers.cells import cell_of, lasting, run_here
 
-HELD = "protocol.holdout=20"
+HELD = "protocol.clean_holdout=20"
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_a_network_filter_on_a_finished_attack_trains_only_itself_and_the_retrai
     assert counted == {"filter": 1, "chain": 1}
     assert lasting(again) == lasting(first)
     # Another budget repeats the filter's training, which is not a stage of its own.
-    run(lab, "less", "defense=abl", "defense.budget=3")
+    run(lab, "less", "defense=abl", "defense.removal_budget=3")
     assert counted == {"filter": 2, "chain": 2}
 
 
@@ -118,16 +118,16 @@ def test_a_lost_repair_is_computed_again_to_the_same_weights(lab: Path, tmp_path
 def test_filter_options_do_not_change_a_repair(lab: Path) -> None:
     """A sweep over removal budgets repairs once."""
     run(lab, "repair", "defense=fine_pruning")
-    other = run(lab, "budget", "defense=fine_pruning", "defense.budget=3")
+    other = run(lab, "budget", "defense=fine_pruning", "defense.removal_budget=3")
     assert made(other) == []
 
 
 @pytest.mark.parametrize(
     ("change", "first"),
     [
-        ("defense.drop=0.5", "repair"),
+        ("defense.max_accuracy_drop=0.5", "repair"),
         # The repair and the evaluation both depend on the choice of hold-out images.
-        ("protocol.holdout=22", "measure repair"),
+        ("protocol.clean_holdout=22", "measure repair"),
         ("seed=1", "poison"),
         ("recipe.lr=0.02", "train"),
     ],
@@ -189,13 +189,13 @@ def test_a_defense_gets_only_the_inputs_it_declares(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caught: list[Any] = []
-    whole = abl.Abl.score_images
+    whole = abl.ABL.score_images
 
-    def rate(self: abl.Abl, material: DefenseContext, where: torch.Tensor) -> Any:
+    def rate(self: abl.ABL, material: DefenseContext, where: torch.Tensor) -> Any:
         caught.append(material.clean)
         return whole(self, material, where)
 
-    monkeypatch.setattr(abl.Abl, "score_images", rate)
+    monkeypatch.setattr(abl.ABL, "score_images", rate)
     run(lab, "bare", "defense=abl", "defense.gamma=0.4")
     assert caught == [None]
 
@@ -215,9 +215,9 @@ def test_a_repair_that_returns_nan_weights_is_a_diverged_cell(
 
 
 def test_missing_requirements_of_a_defense_are_refused_before_any_work(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`defense=strip` needs .* protocol.holdout to 20"):
+    with pytest.raises(ConfigError, match=r"`defense=strip` needs .* protocol.clean_holdout to 20"):
         cell_of(tmp_path, "defense=strip")
-    with pytest.raises(ConfigError, match=r"`defense=anp` needs .* protocol.holdout to 20"):
+    with pytest.raises(ConfigError, match=r"`defense=anp` needs .* protocol.clean_holdout to 20"):
         cell_of(tmp_path, "defense=anp")
     with pytest.raises(ConfigError, match="`retrain=false` leaves nothing to do"):
         cell_of(tmp_path, HELD, "defense=anp", "retrain=false")
@@ -228,7 +228,7 @@ def test_strip_runs_on_the_held_out_images(lab: Path) -> None:
     assert record["status"] == "done"
     assert "threshold_bits" in json.dumps(record["notes"])
     assert "clean" not in record["run"]["stages"]
-    assert Strip().requires() == ["target", "epsilon", "material", "clean images"]
+    assert STRIP().requires() == ["target", "epsilon", "material", "clean images"]
 
 
 def test_clean_data_equals_the_oracle_for_appended_poison(lab: Path) -> None:
@@ -240,7 +240,7 @@ def test_clean_data_equals_the_oracle_for_appended_poison(lab: Path) -> None:
 
 def test_clean_data_restores_replaced_originals(lab: Path) -> None:
     """If poison replaces its originals, the oracle trains without them and clean_data with them."""
-    replaced = ("protocol.inject=replace", "trigger=pattern")
+    replaced = ("protocol.placement=replace", "trigger=pattern")
     oracle = run(lab, "oracle2", "defense=oracle", *replaced)
     clean = run(lab, "clean2", "defense=clean_data", *replaced)
     appended = run(lab, "clean3", "defense=clean_data", "trigger=pattern")

@@ -79,7 +79,7 @@ def test_the_record_has_every_field(lab: tuple[Path, dict[str, Any]]) -> None:
     assert run["device"].startswith("cpu: ")
     assert run["command"] == "test"
     assert record["applied"] == {
-        "classes": "target", "budget": "1.5eps", "budget_cap": None, "centred": True,
+        "filter_scope": "target", "removal_budget": "1.5eps", "max_removed": None, "center": True,
     }  # fmt: skip
     assert record["id"] == cell_of(folder / "store", "recipe.epochs=3").id
 
@@ -156,9 +156,9 @@ def test_scores_and_detection_metrics_match_a_second_computation(
     verdict = published(lab, "filter", "verdict")
     labels, is_poison = published(lab, "poison", "poison")["labels"], np.arange(206) >= 200
     birds = labels == 2
-    centred = values[birds] - values[birds].mean(axis=0)
-    top = np.linalg.svd(centred, full_matrices=False)[2][0]
-    scores = (centred @ top) ** 2
+    centered = values[birds] - values[birds].mean(axis=0)
+    top = np.linalg.svd(centered, full_matrices=False)[2][0]
+    scores = (centered @ top) ** 2
     np.testing.assert_allclose(verdict["scores"][birds], scores, rtol=1e-6, atol=1e-9)
     assert bool(np.isnan(verdict["scores"][~birds]).all())
     removed = verdict["keep"] == 0
@@ -211,19 +211,21 @@ def test_ratio_zero_is_a_clean_run(tmp_path: Path) -> None:
 def test_record_counts_the_flagged_classes_and_the_poisoned_among_them(
     tmp_path: Path, labels: str, found: list[str], expected: dict[str, int]
 ) -> None:
-    asked = ("ratio=0.3", f"labels={labels}", "protocol.classes=suspicious")
+    asked = ("ratio=0.3", f"label_mode={labels}", "protocol.filter_scope=suspicious")
     cell = cell_of(tmp_path / "store", *asked)
     data = open_dataset(source_of(cell.config), Store(tmp_path / "store"))
     made = poison(data.train, cell.trigger, cell.plan, seed=0)
     n = len(made.training)
     verdict = FilterResult(torch.zeros(n), torch.ones(n, dtype=torch.bool), {"classes": found})
     assert accused(cell, made, verdict) == expected
-    told = cell_of(tmp_path / "store", *asked[:2], "protocol.classes=all", "defense.budget=10%")
+    told = cell_of(
+        tmp_path / "store", *asked[:2], "protocol.filter_scope=all", "defense.removal_budget=10%"
+    )
     assert accused(told, made, verdict) == {}
 
 
 def test_suspicious_scope_records_the_classes_it_flags(tmp_path: Path) -> None:
-    asked = ("protocol.classes=suspicious", "protocol.budget=auto", "ratio=0.3")
+    asked = ("protocol.filter_scope=suspicious", "protocol.removal_budget=auto", "ratio=0.3")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert record["status"] == "done"
     named = record["notes"]["classes"]
@@ -249,7 +251,7 @@ def test_random_removal_scores_exactly_the_examples_of_its_filter(tmp_path: Path
 
 
 def test_a_defense_that_removes_a_whole_class_fails_the_cell(tmp_path: Path) -> None:
-    asked = ("labels=clean", "protocol.ratio_of=count", "ratio=20", "defense=oracle")
+    asked = ("label_mode=clean", "protocol.ratio_of=count", "ratio=20", "defense=oracle")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     said = "failed: `defense=oracle` removes every training image of class bird"
     assert record["status"].startswith(said)

@@ -47,7 +47,8 @@ def test_a_truncated_record_is_refused(eighth: int) -> None:
         ("choices.ratio", -0.1), ("choices.seed", "0"), ("choices.target", ["bird"]),
         ("nat1", 92.31), ("nat1", "0.9"), ("nat1", True), ("asr2", -0.1), ("counts", 3),
         ("counts.n_poisoned", -1), ("counts.n_poisoned", 10**400), ("detection.auroc", 1.1),
-        ("protocol", "group13"), ("protocol.budget", {"deep": 1}), ("choices.ratio", float("nan")),
+        ("protocol", "group13"), ("protocol.removal_budget", {"deep": 1}),
+        ("choices.ratio", float("nan")),
     ],
 )  # fmt: skip
 def test_an_invalid_value_in_a_record_is_refused_by_name(path: str, value: Any) -> None:

@@ -32,7 +32,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_calibration_with_zero_processes_runs_in_this_process(tmp_path: Path, batch: int) -> None:
     """All speeds are positive, even if an epoch has fewer steps than the warm-up; the start time is
     this process's CPU time."""
-    cell = cell_of(tmp_path, f"recipe.batch={batch}")
+    cell = cell_of(tmp_path, f"recipe.batch_size={batch}")
     tried = calibrate({"kind": cell}, CPU, 0)
     speed = tried.speeds["kind"]
     assert min(speed.train.now, speed.measure.now, speed.extract.now) > 0
@@ -59,7 +59,7 @@ def test_calibration_trains_the_network_as_the_cell_would(
 ) -> None:
     """In training mode, with the machine's precision and memory format and the recipe's batch size;
     features in float32."""
-    cell = cell_of(tmp_path, "recipe.batch=16", "recipe.crop=1")
+    cell = cell_of(tmp_path, "recipe.batch_size=16", "recipe.crop_padding=1")
     machine = replace(CPU, bf16=bf16)
     data = open_dataset(source_of(cell.config), Store(tmp_path))
     seen: list[tuple[bool, bool, int]] = []

@@ -208,7 +208,8 @@ def test_oracles_of_a_seed_share_a_clean_network(tmp_path: Path) -> None:
              for more in ([], ["seed=1"]) for target in ("bird", "dog")
              for name in ("none", "oracle")]  # fmt: skip
     assert estimate(cells, set(), CPU).trainings == 2 * (2 + 2 + 1)
-    replaced = [cell_of(tmp_path, "defense=oracle", "protocol.inject=replace", f"target={target}")
+    replaced = [cell_of(tmp_path, "defense=oracle", "protocol.placement=replace",
+                        f"target={target}")
                 for target in ("bird", "dog")]  # fmt: skip
     assert estimate(replaced, set(), CPU).trainings == 4
 
@@ -220,8 +221,8 @@ def test_oracles_of_a_seed_share_a_clean_network(tmp_path: Path) -> None:
     (["dataset.seed=11,12 defense=spectral"], 4),
     (["dataset.seed=11,12 defense=oracle"], 4),
     # Covers remain when the poison is removed.
-    (["trigger=pixel,pattern covers=1 defense=oracle"], 4),
-    (["trigger=pixel,pattern covers=1 defense=clean_data"], 3),
+    (["trigger=pixel,pattern cover_rate=1 defense=oracle"], 4),
+    (["trigger=pixel,pattern cover_rate=1 defense=clean_data"], 3),
     (["trigger=pixel,pattern defense=oracle"], 3),
 ])  # fmt: skip
 def test_the_estimated_trainings_equal_those_made_afterwards(
@@ -246,7 +247,7 @@ def test_a_stored_clean_network_is_reused_for_another_attack(tmp_path: Path) -> 
     assert estimate([other], set(), CPU).trainings == 1
 
 
-@pytest.mark.parametrize("change", ["protocol.asr_on=all", "protocol.holdout=10"])
+@pytest.mark.parametrize("change", ["protocol.asr_on=all", "protocol.clean_holdout=10"])
 def test_changed_evaluation_options_need_no_training(tmp_path: Path, change: str) -> None:
     """Two passes over the 50 clean test images, or the 40 not held out, and the triggered ones."""
     run_here(tmp_path, tmp_path / "cell")

@@ -84,7 +84,7 @@ def test_the_demo_is_shown_in_the_reports_layout(tmp_path: Path) -> None:
     assert (
         markdown(document(found[0]))
         .split("\n\n")[2]
-        .startswith("- Protocol group13@1: asr_on=not_target, ")
+        .startswith("- Protocol group13@1: apply_trigger=before_augmentation, ")
     )
     assert "dataset synthetic; model resnet18-w16; recipe demo" in markdown(document(found[0]))
 
@@ -267,7 +267,7 @@ def test_the_tidy_frame_has_one_row_per_cell(tmp_path: Path) -> None:
 
 def test_all_to_all_attacks_are_noted_below_every_table(tmp_path: Path) -> None:
     made = [
-        record(seed=s, defense=d, protocol={**PROTOCOL, "labels": "all_to_all"})
+        record(seed=s, defense=d, protocol={**PROTOCOL, "label_mode": "all_to_all"})
         for s in (0, 1)
         for d in ("spectral_every_class", "random")
     ]

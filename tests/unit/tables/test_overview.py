@@ -130,9 +130,7 @@ def test_fields_implied_by_the_trigger_make_no_axis(tmp_path: Path) -> None:
         "tpr_at_5",
     ))]  # fmt: skip
     # Eleven names would hide the information.
-    told = (
-        "asr_on=source (trigger0, trigger1, trigger2) \\| not_target (all others), budget=1.5eps,"
-    )
+    told = "asr_on=source (trigger0, trigger1, trigger2) \\| not_target (all others),"
     assert told in markdown(document(table))
 
 
@@ -190,7 +188,12 @@ def test_every_attack_shows_its_figures_before_the_defense(tmp_path: Path) -> No
     """Five attacks, each with another defense, some of them also with a failed one."""
     made = [found(t, "bird", 0.1, d, 0) for t, d in zip(TRIGGERS, DEFENSES[:5], strict=False)]
     # Budget and layer belong to the defense and do not make another attack.
-    made[1]["protocol"] = {**PROTOCOL, "budget": "15%", "classes": "all", "layer": "layer4"}
+    made[1]["protocol"] = {
+        **PROTOCOL,
+        "removal_budget": "15%",
+        "filter_scope": "all",
+        "layer": "layer4",
+    }
     more = [found("trigger0", "bird", 0.1, d, 0) for d in DEFENSES[1:3]]
     tables = shown(tmp_path / "s", [failed(more[0]), *made, more[1]])
     before = tables[0]

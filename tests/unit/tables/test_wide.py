@@ -213,7 +213,7 @@ def test_config_values_split_tables_or_make_an_axis(tmp_path: Path) -> None:
 
 
 def test_protocol_values_implied_by_an_axis_are_noted_without_splitting(tmp_path: Path) -> None:
-    other = {**PROTOCOL, "budget": "15%"}
+    other = {**PROTOCOL, "removal_budget": "15%"}
     made = [record(), record(defense="abl", protocol=other), record(defense="none")]
     (table,) = wide(tmp_path, made, BY_DEFENSE)
     assert any("budget=1.5eps (spectral, none) | 15% (abl)" in note for note in table.notes)
@@ -234,7 +234,7 @@ def test_protocols_can_be_columns(tmp_path: Path) -> None:
 def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
     (table,) = wide(tmp_path, [record()], BY_DEFENSE)
     text = markdown(document(table))
-    assert "- Protocol group13@1: asr_on=not_target, " in text
+    assert "- Protocol group13@1: apply_trigger=before_augmentation, asr_on=not_target, " in text
     assert "- Versions: backdoor_lab 0.1.0, torch 2.10.0." in text
     assert "ASR2: share of triggered test images" in text
 
@@ -243,7 +243,7 @@ def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
     ("given", "said"),
     [
         ({"rows": "targett"}, "Did you mean 'target'"),
-        ({"columns": "protocol.budge"}, "protocol.budget"),
+        ({"columns": "protocol.removal_budge"}, "protocol.removal_budget"),
         ({"rows": "config.recipe.lrr"}, "config.recipe.lr"),
         ({"values": "asr"}, "n_poisoned, n_covers"),
         ({"rows": "target,target"}, "twice"),

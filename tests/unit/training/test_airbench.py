@@ -39,11 +39,11 @@ from tests.helpers.cells import (
 )
 
 AIRBENCH = ("model=airbench", "model.width=4", "recipe=airbench", "recipe.epochs=2",
-            "recipe.batch=32", "recipe.lr=0.3")  # fmt: skip
+            "recipe.batch_size=32", "recipe.lr=0.3")  # fmt: skip
 LIKE_ITS_RECIPE: dict[str, Any] = {
     "epochs": 4, "lr": 0.3, "momentum": 0.85, "nesterov": True, "weight_decay": 1.33e-3,
-    "schedule": "triangle", "warmup": 0.23, "bias_lr": 64, "label_smoothing": 0.2, "crop": 2,
-    "flip": "alternating",
+    "schedule": "triangle", "warmup": 0.23, "bias_lr": 64, "label_smoothing": 0.2,
+    "crop_padding": 2, "flip": "alternating",
 }  # fmt: skip
 
 
@@ -236,7 +236,7 @@ def test_whitening_uses_the_poisoned_training_set() -> None:
 def test_whitening_includes_triggers_applied_to_batches() -> None:
     images, labels, index = toy_set().base, torch.zeros(20, dtype=torch.long), torch.arange(20) + 48
     stamp = Pixel(position=(-1, -1), color=255)
-    late = training_set(images, labels, rows=images[:20], index=index, stamp=stamp)
+    late = training_set(images, labels, rows=images[:20], index=index, late_trigger=stamp)
     early = training_set(images, labels, rows=stamp(images[:20]), index=index)
     asked = airbench_job()
     found = [new_classifier(replace(asked, training=each), CPU).net.state_dict()
@@ -245,7 +245,7 @@ def test_whitening_includes_triggers_applied_to_batches() -> None:
 
 
 def test_training_learns_and_keeps_the_whitening_fixed() -> None:
-    asked = airbench_job(width=8, epochs=10, crop=0, flip=False)
+    asked = airbench_job(width=8, epochs=10, crop_padding=0, flip=False)
     fresh, module = new_classifier(asked, CPU).net.state_dict(), fit(asked, CPU)
     trained = module.net.state_dict()
     kept = {name for name in fresh if torch.equal(fresh[name], trained[name])}
@@ -303,7 +303,7 @@ def test_loading_published_weights_does_not_need_the_data(monkeypatch: pytest.Mo
 def test_training_uses_channels_last_and_works_in_bfloat16() -> None:
     """None of its convolutions is computed wrongly by oneDNN in that layout."""
     assert memory_format_of(build(1), CPU) == CHANNELS_LAST
-    asked = airbench_job(width=8, epochs=10, crop=0, flip=False)
+    asked = airbench_job(width=8, epochs=10, crop_padding=0, flip=False)
     module = fit(asked, replace(CPU, bf16=True))
     assert module.memory_format == CHANNELS_LAST
     predicted = predictions(module, asked.training.base, CPU)
@@ -353,7 +353,7 @@ def test_a_cell_runs_and_stores_the_whitening_filters(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("defense", ["anp", "fine_pruning", "abl", "d_br"])
 def test_defenses_that_train_networks_work_with_airbench(tmp_path: Path, defense: str) -> None:
-    asked = (*AIRBENCH, f"defense={defense}", "protocol.holdout=20")
+    asked = (*AIRBENCH, f"defense={defense}", "protocol.clean_holdout=20")
     asked += ("defense.steps=20",) if defense == "anp" else ()
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert record["status"] == "done"

@@ -43,9 +43,9 @@ def epoch(training: TrainingSet, number: int, *, seed: int = 0, **changes: Any) 
 def slow(images: Tensor, asked: Recipe, generator: torch.Generator) -> np.ndarray:
     """The same augmentation, image by image, from the same random numbers."""
     n, channels, height, width = images.shape
-    pad, side = asked.crop, asked.cutout
+    pad, side = asked.crop_padding, asked.cutout
     out = images.numpy().copy()
-    if asked.crop or asked.flip:
+    if asked.crop_padding or asked.flip:
         tops, lefts = torch.randint(0, 2 * pad + 1, (2, n, 1), generator=generator)
         flips = torch.rand(n, 1, generator=generator) if asked.flip else torch.ones(n, 1)
         for i in range(n):
@@ -65,8 +65,8 @@ def slow(images: Tensor, asked: Recipe, generator: torch.Generator) -> np.ndarra
 
 @pytest.mark.parametrize(
     "changes",
-    [{"crop": 2}, {"flip": True}, {"crop": 3, "flip": True}, {"cutout": 4},
-     {"crop": 1, "flip": True, "cutout": 3}],
+    [{"crop_padding": 2}, {"flip": True}, {"crop_padding": 3, "flip": True}, {"cutout": 4},
+     {"crop_padding": 1, "flip": True, "cutout": 3}],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3])
 def test_augmentation_equals_a_slow_loop(changes: dict[str, Any], channels: int) -> None:
@@ -74,7 +74,7 @@ def test_augmentation_equals_a_slow_loop(changes: dict[str, Any], channels: int)
     found = augmented(images, asked, torch.Generator().manual_seed(7))
     np.testing.assert_array_equal(found, slow(images, asked, torch.Generator().manual_seed(7)))
     assert found.dtype == torch.uint8
-    if (asked.crop or asked.flip) and not asked.cutout:
+    if (asked.crop_padding or asked.flip) and not asked.cutout:
         # The format the network needs, without another copy.
         assert found.is_contiguous(memory_format=torch.channels_last)
     # The input images are not modified.
@@ -92,7 +92,7 @@ def test_flips_and_crops_are_uniform() -> None:
     stayed = (flipped == images).flatten(1).all(dim=1)
     assert 0.46 < float(stayed.double().mean()) < 0.54
     assert torch.equal(flipped[~stayed], images[~stayed].flip(3))
-    cropped = augmented(images, recipe(crop=1), torch.Generator().manual_seed(0))
+    cropped = augmented(images, recipe(crop_padding=1), torch.Generator().manual_seed(0))
     unmoved = (cropped == images).flatten(1).all(dim=1).double().mean()
     assert 0.08 < float(unmoved) < 0.145  # one of nine
 
@@ -105,7 +105,7 @@ def test_an_alternating_flip_mirrors_each_image_every_other_epoch() -> None:
 
     def mirrored(number: int, seed: int = 0) -> Tensor:
         found = torch.zeros(n, dtype=torch.bool)
-        for batch, labels in epoch(training, number, seed=seed, batch=40, flip="alternating"):
+        for batch, labels in epoch(training, number, seed=seed, batch_size=40, flip="alternating"):
             found[labels] = batch[:, 0, 0, -1] == 255
             assert bool(((batch[..., 0] == 255) != (batch[..., -1] == 255)).all())
         return found
@@ -121,14 +121,14 @@ def test_an_alternating_flip_does_not_change_the_crops() -> None:
     """Without a known epoch, as in a defense's training, it is a random flip."""
     images = noise(30)
     chosen = torch.arange(30) % 3 == 0
-    asked = recipe(flip="alternating", crop=2)
+    asked = recipe(flip="alternating", crop_padding=2)
     found = augmented(images, asked, torch.Generator().manual_seed(1), chosen)
     # The crop is taken first, then mirrored.
-    plain = augmented(images, recipe(crop=2), torch.Generator().manual_seed(1))
+    plain = augmented(images, recipe(crop_padding=2), torch.Generator().manual_seed(1))
     expected = torch.where(chosen.view(-1, 1, 1, 1), plain.flip(3), plain)
     assert torch.equal(found, expected)
     drawn = augmented(images, asked, torch.Generator().manual_seed(1))
-    random = augmented(images, recipe(flip=True, crop=2), torch.Generator().manual_seed(1))
+    random = augmented(images, recipe(flip=True, crop_padding=2), torch.Generator().manual_seed(1))
     assert torch.equal(drawn, random)
 
 
@@ -144,12 +144,14 @@ def test_cutout_sets_a_square_to_black() -> None:
 
 @pytest.mark.parametrize(("n", "batch"), [(20, 8), (24, 8), (5, 8), (9, 2)])
 def test_an_epoch_visits_every_index_at_most_once(n: int, batch: int) -> None:
-    batches = epoch(numbered(n), 3, batch=batch)
+    batches = epoch(numbered(n), 3, batch_size=batch)
     seen = [int(image[0, 0, 0]) for images, _ in batches for image in images]
     labels = [int(label) for _, labels in batches for label in labels]
     assert seen == labels
     assert len(set(seen)) == len(seen) == max(n // batch * batch, min(n, batch))
-    assert len(batches) == len(BatchLoader(numbered(n), recipe(batch=batch), seed=0, device=HERE))
+    assert len(batches) == len(
+        BatchLoader(numbered(n), recipe(batch_size=batch), seed=0, device=HERE)
+    )
 
 
 def test_every_image_is_seen_over_a_few_epochs() -> None:
@@ -162,7 +164,7 @@ def test_order_and_augmentation_depend_only_on_seed_and_epoch() -> None:
     training = training_set(noise(32), torch.zeros(32, dtype=torch.long))
 
     def bytes_of(number: int, seed: int) -> bytes:
-        batches = epoch(training, number, seed=seed, crop=2, flip=True, cutout=2)
+        batches = epoch(training, number, seed=seed, crop_padding=2, flip=True, cutout=2)
         return b"".join(images.numpy().tobytes() for images, _ in batches)
 
     torch.manual_seed(1)
@@ -172,7 +174,7 @@ def test_order_and_augmentation_depend_only_on_seed_and_epoch() -> None:
     assert first == again
     assert len({first, bytes_of(3, 5), bytes_of(2, 6)}) == 3
     # Also after earlier epochs of the same loader.
-    same = BatchLoader(training, recipe(crop=2, flip=True, cutout=2), seed=5, device=HERE)
+    same = BatchLoader(training, recipe(crop_padding=2, flip=True, cutout=2), seed=5, device=HERE)
     list(same)
     same.sampler.set_epoch(2)
     assert b"".join(images.numpy().tobytes() for images, _ in same) == first
@@ -184,7 +186,7 @@ def poisoned(stamp: Any) -> tuple[TrainingSet, Tensor, Tensor]:
     index = torch.cat([torch.arange(20), 20 + torch.arange(3)])
     index[3], index[20] = 22, 3  # poison not only at the end
     labels = torch.zeros(23, dtype=torch.long)
-    said = {"rows": rows, "index": index, "stamp": stamp}
+    said = {"rows": rows, "index": index, "late_trigger": stamp}
     return training_set(images, labels, **said), images, rows
 
 
@@ -205,14 +207,14 @@ def test_the_clean_images_are_never_copied() -> None:
     assert len(kept) == 12
 
 
-@pytest.mark.parametrize("changes", [{}, {"crop": 3, "flip": True, "cutout": 5}])
+@pytest.mark.parametrize("changes", [{}, {"crop_padding": 3, "flip": True, "cutout": 5}])
 def test_a_late_trigger_is_applied_after_augmentation_and_only_to_poison(changes: Any) -> None:
     stamp = Pixel(position=(-1, -1), color=255)
     late, images, rows = poisoned(stamp)
     early = poisoned(None)[0]
     for number in range(3):
-        with_trigger = epoch(late, number, batch=23, **changes)[0][0]
-        without = epoch(early, number, batch=23, **changes)[0][0]
+        with_trigger = epoch(late, number, batch_size=23, **changes)[0][0]
+        without = epoch(early, number, batch_size=23, **changes)[0][0]
         order = torch.randperm(23, generator=torch_generator(0, "order", number))
         is_poison = late.index[order] >= 20
         assert torch.equal(with_trigger[~is_poison], without[~is_poison])
@@ -230,7 +232,7 @@ def test_features_come_from_triggered_images_without_augmentation() -> None:
     late, _, rows = poisoned(stamp)
     early = poisoned(None)[0]
     stamped = training_set(early.base, early.labels, rows=stamp(rows), index=early.index)
-    asked = job(late, crop=4, flip=True, cutout=4)
+    asked = job(late, crop_padding=4, flip=True, cutout=4)
     module = new_classifier(asked, CPU).eval()
     found = extract(module, late, "penultimate", CPU).values
     assert torch.equal(found, extract(module, stamped, "penultimate", CPU).values)
@@ -241,15 +243,15 @@ def test_training_and_defenses_see_the_same_triggered_images() -> None:
     """`shown` with an augmentation equals the batches: augmented first, then triggered."""
     stamp = Pixel(position=(-1, -1), color=255)
     late, _, _ = poisoned(stamp)
-    asked = recipe(flip=True, crop=2, batch=len(late))
-    (given, _), *_ = epoch(late, 0, flip=True, crop=2, batch=len(late))
+    asked = recipe(flip=True, crop_padding=2, batch_size=len(late))
+    (given, _), *_ = epoch(late, 0, flip=True, crop_padding=2, batch_size=len(late))
     order = torch.randperm(len(late), generator=torch_generator(0, streams.ORDER, 0))
     seed = torch_generator(0, streams.AUGMENTATION, 0).initial_seed()
     draw = [torch.Generator().manual_seed(seed) for _ in "ab"]
     shown = late.shown(order, lambda images: augmented(images, asked, draw[0]))
     assert torch.equal(given, shown)
     plain = augmented(late.gather(order), asked, draw[1])
-    chosen = late.stamped(order)
+    chosen = late.is_triggered_late(order)
     assert chosen.any()
     assert not chosen.all()
     expected = torch.where(chosen.view(-1, 1, 1, 1), stamp(plain), plain)

@@ -173,11 +173,11 @@ def stamped(trigger: Callable[[Tensor], Tensor]) -> TrainingSet:
     plain = toy_set()
     index = torch.cat([plain.index, len(plain) + torch.arange(8)])
     labels = torch.cat([plain.labels, torch.zeros(8).long()])
-    return replace(plain, rows=plain.base[:8], index=index, labels=labels, stamp=trigger)
+    return replace(plain, rows=plain.base[:8], index=index, labels=labels, late_trigger=trigger)
 
 
 def batches(trigger: Callable[[Tensor], Tensor], device: torch.device) -> list[tuple[Tensor, ...]]:
-    asked = job(batch=16, crop=1, flip=True, cutout=2).recipe
+    asked = job(batch_size=16, crop_padding=1, flip=True, cutout=2).recipe
     return list(BatchLoader(stamped(trigger), asked, seed=0, device=device))
 
 
@@ -217,7 +217,8 @@ class Places(pl.Callback):
 
 @pytest.mark.parametrize(
     ("channels_last", "changes"),
-    [(True, {"crop": 1, "flip": True, "schedule": "onecycle", "warmup": 0.2, "nesterov": True}),
+    [(True, {"crop_padding": 1, "flip": True, "schedule": "onecycle", "warmup": 0.2,
+            "nesterov": True}),
      (False, {"mixup": 0.4, "cutmix": 1.0, "cutout": 2, "weight_decay": 0.01})],
     ids=["augmented", "mixed"],
 )  # fmt: skip
@@ -225,7 +226,7 @@ def test_training_on_the_gpu_gives_the_losses_of_the_cpu(
     channels_last: bool, changes: dict[str, Any]
 ) -> None:
     """Everything is on the GPU during training and on the CPU afterwards."""
-    asked, places = job(label_smoothing=0.1, batch=16, **changes), Places()
+    asked, places = job(label_smoothing=0.1, batch_size=16, **changes), Places()
     machine = replace(MACHINE, channels_last=channels_last)
     module = fit(asked, machine, callbacks=[places])
     assert places.seen == {GPU}
@@ -289,7 +290,7 @@ def cells() -> Iterator[list[str]]:
         if issubclass(kind, (ModelBasedFilter, ModelRepair)):
             short = [f"defense.{key}={value}" for key, value in SHORT.items() if key in options]
             retrain = f"retrain={str(issubclass(kind, ModelRepair)).lower()}"
-            yield [f"defense={path.stem}", "protocol.holdout=20", retrain, *short]
+            yield [f"defense={path.stem}", "protocol.clean_holdout=20", retrain, *short]
     yield ["defense=spectral"]
     yield ["protocol.layer=autoencoder", "retrain=false"]
 
@@ -297,7 +298,9 @@ def cells() -> Iterator[list[str]]:
 @pytest.mark.parametrize("asked", cells(), ids=lambda each: each[0])
 def test_a_cell_runs_on_the_gpu(asked: list[str], root: Path, tmp_path: Path) -> None:
     """From the attack to the record's figures."""
-    cell = cell_of(root, *asked, "dataset.per_class_train=8", "protocol.stamp=after")
+    cell = cell_of(
+        root, *asked, "dataset.per_class_train=8", "protocol.apply_trigger=after_augmentation"
+    )
     chain = CellPipeline(
         cell, Store(root), MACHINE, Progress(tmp_path, "", "none"), checkpoint=False
     )

@@ -87,7 +87,7 @@ def test_the_network_gets_normalized_images_in_training_and_evaluation() -> None
             logits: Tensor = self.fc(x.flatten(1))
             return logits
 
-    asked = job(toy_set(16), epochs=1, batch=16)
+    asked = job(toy_set(16), epochs=1, batch_size=16)
     module = Classifier(
         Probe(), asked.recipe, mean=asked.mean, std=asked.std, total_steps=1
     )  # fmt: skip
@@ -161,7 +161,7 @@ def test_attack_success_follows_asr_on() -> None:
     where = asr_test_set(test.labels, everything)
     # With target-class images included, a clean network reaches the share of one class.
     assert attack_success(clean, test, where, TRIGGER, torch.full_like(test.labels, 2), CPU) == 0.25
-    one = PoisonSpec(2, 3, 0.1, eligible="source", asr_on="source")
+    one = PoisonSpec(2, 3, 0.1, poison_from="source", asr_on="source")
     assert test.labels[asr_test_set(test.labels, one)].tolist() == [3] * 10
     assert (
         attack_success(clean, test, torch.arange(0), TRIGGER, torch.full_like(test.labels, 2), CPU)
@@ -173,7 +173,7 @@ def test_all_to_all_success_requires_the_next_class() -> None:
     """A network that predicts the class after the true one for every triggered image always
     succeeds; one that predicts a single class succeeds in one case out of four."""
     test = labelled()
-    words = {"labels": "all_to_all", "eligible": "all", "asr_on": "all"}
+    words = {"label_mode": "all_to_all", "poison_from": "all", "asr_on": "all"}
     plan = PoisonSpec(0, None, 0.1, **words)
     where, wanted = asr_test_set(test.labels, plan), plan.wanted(test.labels, 4)
     shifting = classifier(
@@ -195,7 +195,7 @@ def test_evaluation_does_not_modify_the_images() -> None:
 
 
 def test_evaluation_uses_eval_mode_and_no_augmentation() -> None:
-    asked = job(epochs=1, crop=3, flip=True, cutout=4)
+    asked = job(epochs=1, crop_padding=3, flip=True, cutout=4)
     module = fit(asked, CPU).train()
     state = {name: value.clone() for name, value in module.state_dict().items()}
     first = extract(module, asked.training, "penultimate", CPU)

@@ -186,7 +186,9 @@ def test_an_autoencoder_is_contiguous_even_for_channels_last_images(
 def wide(training: TrainingSet, width: int) -> TrainingJob:
     mean, std = channel_stats(training.base)
     model = {"name": "resnet18", "width": width, "stem": "cifar"}
-    return replace(job(training, crop=1, flip=True, batch=16), model=model, mean=mean, std=std)
+    return replace(
+        job(training, crop_padding=1, flip=True, batch_size=16), model=model, mean=mean, std=std
+    )
 
 
 @pytest.mark.parametrize("width", [16, 17])
@@ -249,7 +251,8 @@ def test_wide_networks_keep_their_ids_and_narrow_ones_get_new_ones(
       {"surrogate": CONTIGUOUS}),
      (["model.width=4", "protocol.layer=autoencoder"], {"autoencoder": CONTIGUOUS}),
      (["model.width=4", "defense=abl"], {"filter": CONTIGUOUS}),
-     (["model.width=4", "defense=fine_pruning", "protocol.holdout=20"], {"repair": CONTIGUOUS})],
+     (["model.width=4", "defense=fine_pruning", "protocol.clean_holdout=20"],
+      {"repair": CONTIGUOUS})],
     ids=lambda each: each[-1] if isinstance(each, list) else "",
 )  # fmt: skip
 def test_the_record_holds_machine_memory_format_and_instruction_set(

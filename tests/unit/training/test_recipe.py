@@ -15,7 +15,7 @@ from backdoor_lab.sweep.compose import plain
 from backdoor_lab.training.recipe import Recipe, optimizer_of
 from tests.helpers.cells import recipe
 
-BASE = {"name": "r", "epochs": 4, "batch": 8, "lr": 0.1}
+BASE = {"name": "r", "epochs": 4, "batch_size": 8, "lr": 0.1}
 
 
 def rates(total: int, **changes: Any) -> list[float]:
@@ -121,11 +121,12 @@ def test_the_airbench_recipe_equals_the_authors_hyperparameters() -> None:
     found = Recipe.of(plain(OmegaConf.load(f"{conf_dir()}/recipe/airbench.yaml")))
     gradients = 1 + 1 / (1 - found.momentum)
     # The authors sum the loss over the batch; here it is averaged.
-    assert found.lr / found.batch * 1024 * gradients == pytest.approx(11.5)
+    assert found.lr / found.batch_size * 1024 * gradients == pytest.approx(11.5)
     decay = found.lr * found.weight_decay
-    assert decay == pytest.approx(0.0153 * found.batch / 1024 / gradients, rel=1e-3)
+    assert decay == pytest.approx(0.0153 * found.batch_size / 1024 / gradients, rel=1e-3)
     assert (found.momentum, found.nesterov, found.label_smoothing) == (0.85, True, 0.2)
-    assert (found.epochs, found.crop, found.flip, found.bias_lr) == (10, 2, "alternating", 64)
+    assert (found.epochs, found.crop_padding) == (10, 2)
+    assert (found.flip, found.bias_lr) == ("alternating", 64)
 
 
 def test_a_constant_schedule_keeps_the_learning_rate() -> None:
@@ -142,10 +143,10 @@ def test_the_optimizer_has_the_recipes_numbers() -> None:
 def test_every_recipe_key_but_the_name_changes_the_identity() -> None:
     assert recipe(name="a").decides() == recipe(name="b").decides()
     changes: list[dict[str, Any]] = [
-        {"epochs": 3}, {"batch": 9}, {"lr": 0.06}, {"momentum": 0.5}, {"nesterov": True},
+        {"epochs": 3}, {"batch_size": 9}, {"lr": 0.06}, {"momentum": 0.5}, {"nesterov": True},
         {"weight_decay": 1e-3}, {"schedule": "cosine"}, {"milestones": [0.4]}, {"gamma": 0.2},
-        {"warmup": 0.3}, {"label_smoothing": 0.1}, {"crop": 1}, {"flip": True}, {"cutout": 2},
-        {"mixup": 0.2}, {"cutmix": 1.0}, {"flip": "alternating"}, {"lr_start": 0.1},
+        {"warmup": 0.3}, {"label_smoothing": 0.1}, {"crop_padding": 1}, {"flip": True},
+        {"cutout": 2}, {"mixup": 0.2}, {"cutmix": 1.0}, {"flip": "alternating"}, {"lr_start": 0.1},
         {"lr_end": 0.1}, {"bias_lr": 64},
     ]  # fmt: skip
     seen = [recipe().decides(), *(recipe(**change).decides() for change in changes)]
@@ -169,7 +170,7 @@ def test_newer_keys_at_their_default_do_not_change_the_identity() -> None:
 
 def test_equal_numbers_give_the_same_identity() -> None:
     # The command line may give 1 or 1.0, 2 or 2.0.
-    first, second = recipe(lr=1, epochs=2, batch=8), recipe(lr=1.0, epochs=2.0, batch=8.0)
+    first, second = recipe(lr=1, epochs=2, batch_size=8), recipe(lr=1.0, epochs=2.0, batch_size=8.0)
     assert str(first.decides()) == str(second.decides())
 
 
@@ -181,7 +182,7 @@ def test_equal_numbers_give_the_same_identity() -> None:
         ({"epochs": 1.5}, "`recipe.epochs` must be a whole number, got 1.5"),
         ({"epochs": "many"}, "`recipe.epochs` must satisfy .* got 'many'"),
         ({"epochs": True}, "`recipe.epochs` must satisfy .* got True"),
-        ({"batch": 1}, "`recipe.batch` must satisfy 2 <= recipe.batch, got 1"),
+        ({"batch_size": 1}, "`recipe.batch_size` must satisfy 2 <= recipe.batch_size, got 1"),
         ({"lr": -0.1}, "`recipe.lr` must satisfy 0 <= recipe.lr, got -0.1"),
         ({"lr": math.nan}, "`recipe.lr` must satisfy 0 <= recipe.lr, got nan"),
         ({"lr": None}, "`recipe.lr` must satisfy 0 <= recipe.lr, got None"),
@@ -190,7 +191,10 @@ def test_equal_numbers_give_the_same_identity() -> None:
         ({"milestones": [0.5, 1.5]}, "`recipe.milestones` must satisfy .* got 1.5"),
         ({"milestones": 0.5}, "`recipe.milestones` must be a list"),
         ({"label_smoothing": 1}, "`recipe.label_smoothing` must satisfy .* got 1"),
-        ({"crop": -1}, "`recipe.crop` must satisfy 0 <= recipe.crop < 257, got -1"),
+        (
+            {"crop_padding": -1},
+            "`recipe.crop_padding` must satisfy 0 <= recipe.crop_padding < 257, got -1",
+        ),
         ({"flip": "yes"}, "`recipe.flip` must be true, false or alternating, got 'yes'"),
         ({"flip": 1}, "`recipe.flip` must be true, false or alternating, got 1"),
         ({"lr_start": -1}, "`recipe.lr_start` must satisfy 0 <= recipe.lr_start, got -1"),
@@ -209,4 +213,4 @@ def test_bad_recipes_are_refused_with_the_violated_rule(
 
 def test_a_missing_number_is_named() -> None:
     with pytest.raises(ConfigError, match=r"`recipe` needs .*lr"):
-        Recipe.of({"name": "r", "epochs": 1, "batch": 8})
+        Recipe.of({"name": "r", "epochs": 1, "batch_size": 8})

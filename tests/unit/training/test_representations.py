@@ -92,7 +92,7 @@ def test_a_late_trigger_is_applied_before_encoding() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     training = training_set(
         images, torch.zeros(4).long(), rows=images[:1], index=torch.tensor([0, 1, 4]),
-        stamp=Pixel(),
+        late_trigger=Pixel(),
     )  # fmt: skip
     found = training.shown(torch.tensor([0, 2]))
     assert not found[0].any()

@@ -58,7 +58,7 @@ def test_training_learns() -> None:
 
 
 def test_the_same_job_gives_the_same_weights() -> None:
-    augmentation = {"crop": 1, "flip": True, "cutout": 2}
+    augmentation = {"crop_padding": 1, "flip": True, "cutout": 2}
     torch.manual_seed(1)
     first = weights(job(**augmentation))
     torch.manual_seed(2)
@@ -99,7 +99,12 @@ def test_dropout_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("until", "step"), [(0, 2), (1, 0), (2, 1), (2, 5)])
 def test_resume_after_kill_gives_identical_weights(tmp_path: Path, until: int, step: int) -> None:
-    changes: dict[str, Any] = {"epochs": 3, "crop": 1, "schedule": "onecycle", "warmup": 0.2}
+    changes: dict[str, Any] = {
+        "epochs": 3,
+        "crop_padding": 1,
+        "schedule": "onecycle",
+        "warmup": 0.2,
+    }
     unbroken = fit(job(**changes), CPU)
     with pytest.raises(KeyError, match="killed"):
         fit(job(**changes), CPU, scratch=tmp_path, callbacks=[Epochs(until, step)])

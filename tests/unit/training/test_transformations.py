@@ -271,8 +271,8 @@ def test_the_trigger_is_applied_before_the_transformation(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("words", "triggered", "clean"),
-    [([], 45, 50), (["protocol.asr_on=all"], 50, 50), (["protocol.holdout=20"], 27, 30),
-     (["source=cat", "protocol.eligible=source", "protocol.asr_on=source"], 5, 50)],
+    [([], 45, 50), (["protocol.asr_on=all"], 50, 50), (["protocol.clean_holdout=20"], 27, 30),
+     (["source=cat", "protocol.poison_from=source", "protocol.asr_on=source"], 5, 50)],
 )  # fmt: skip
 def test_transformed_rates_use_the_test_images_of_asr(
     words: list[str], triggered: int, clean: int, tmp_path: Path
@@ -285,7 +285,11 @@ def test_transformed_rates_use_the_test_images_of_asr(
 
 
 def test_all_to_all_rates_require_the_next_class(tmp_path: Path) -> None:
-    words = ["labels=all_to_all", "protocol.classes=all", "measure.asr_under=[brightness1]"]
+    words = [
+        "label_mode=all_to_all",
+        "protocol.filter_scope=all",
+        "measure.asr_under=[brightness1]",
+    ]
     always = lambda images: torch.full((len(images),), 4)  # noqa: E731
     found, _ = measured(tmp_path, always, *words)
     assert found["brightness1"] == {"nat": 0.1, "asr": 0.1}
@@ -319,7 +323,7 @@ def test_records_hold_transformed_rates_and_networks_are_reused(tmp_path: Path) 
 
 def test_a_repaired_network_is_evaluated_under_transformations(tmp_path: Path) -> None:
     record = run_here(
-        tmp_path / "store", tmp_path / "cell", "defense=fine_pruning", "protocol.holdout=20",
+        tmp_path / "store", tmp_path / "cell", "defense=fine_pruning", "protocol.clean_holdout=20",
         "defense.epochs=1", "measure.asr_under=[brightness1]",
     )  # fmt: skip
     assert record["status"] == "done", record["error"]

@@ -208,7 +208,7 @@ def test_a_heartbeat_without_its_process_means_interrupted(tmp_path: Path) -> No
 def test_each_signal_has_a_hint() -> None:
     journal = Path("cell/lab.log")
     assert "n_jobs" in LostProcess(-9, 5).hint(128, journal)
-    assert "recipe.batch=128" in LostProcess(-9, 5).hint(128, journal)
+    assert "recipe.batch_size=128" in LostProcess(-9, 5).hint(128, journal)
     for number in (signal.SIGSEGV, signal.SIGABRT):
         assert "Python stack is in cell/lab.log" in LostProcess(-number, 5).hint(128, journal)
     assert "NodeDiedError" in LostProcess(None, said="NodeDiedError").hint(1, journal)
