@@ -113,7 +113,7 @@ def keep(record: dict[str, Any], store: Path) -> None:
     said = histogram(*(each[where] for each in _judged(found)))
     assert said is not None
     kept = {
-        "record": cell()["record"]["id"], "weights": record["hashes"]["weights1"],
+        "weights": record["hashes"]["weights1"],
         "edges": [float(f"{edge:.6g}") for edge in said.edges], "clean": said.clean.tolist(),
         "poison": said.poison.tolist(), "log": said.log, "cut": said.cut,
     }  # fmt: skip
