@@ -135,6 +135,13 @@ def given(features: Features, known: DefenderKnowledge) -> DefenseContext:
 CONTROLS = {"none": 0, "oracle": EPSILON, "clean_data": EPSILON}
 LOOKING = [name for name in NAMES if name not in CONTROLS]
 FILTERS = [name for name in LOOKING if name != "random"]
+ORACLES = [name for name in NAMES if isinstance(made(name), OracleControl)]
+BLIND = [name for name in NAMES if name not in ORACLES]
+
+
+def trains(name: str) -> bool:
+    """Whether a filter trains a network, on batches that are drawn by position."""
+    return isinstance(made(name), ModelBasedFilter) and not isinstance(made(name), STRIP)
 
 
 def truth(n: int) -> Tensor:
@@ -238,13 +245,10 @@ def test_a_control_that_ignores_the_features_reports_no_progress(name: str) -> N
     assert noted.all == []
 
 
+@pytest.mark.parametrize("name", [each for each in FILTERS if not trains(each)])
 def test_scores_follow_shuffled_examples(name: str) -> None:
     """Without ties the same examples are removed, too."""
     defense, features = made(name), planted()
-    if isinstance(defense, (Random, OracleControl)):
-        pytest.skip("chosen by position, which is all that it sees")
-    if isinstance(defense, ModelBasedFilter) and not isinstance(defense, STRIP):
-        pytest.skip("trains a network on batches that are drawn by position")
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(3))
     shuffled = judged(defense, Features(features.values[order], features.labels[order]))
     plain = judged(defense, features)
@@ -323,6 +327,7 @@ def test_float32_and_float64_give_the_same_result(name: str) -> None:
     assert torch.allclose(single.scores, double.scores, equal_nan=True)
 
 
+@pytest.mark.parametrize("name", BLIND)
 @pytest.mark.parametrize("size", [0, 1, 2])
 @pytest.mark.parametrize("classes", ["target", "all"])
 def test_classes_of_at_most_two_examples_survive_a_relative_budget(
@@ -331,8 +336,6 @@ def test_classes_of_at_most_two_examples_survive_a_relative_budget(
     labels = torch.cat([torch.zeros(20), torch.ones(size), torch.full((20,), 2)]).long()
     values = torch.randn(len(labels), 3, generator=torch.Generator().manual_seed(1))
     defense = made(name, filter_scope=classes, removal_budget="10%")
-    if isinstance(defense, OracleControl):
-        pytest.skip("looks at no class")
     verdict = judged(defense, Features(values, labels), replace(KNOWN, clean=clean(d=3)))
     assert verdict.keep[labels == 1].all()
     assert int((~verdict.keep).sum()) == (4 if classes == "all" and name in LOOKING else 0)
@@ -363,16 +366,27 @@ def test_controls_ignore_non_finite_features(name: str, bad: float) -> None:
     assert int((~judged(made(name), planted_with(bad)).keep).sum()) == CONTROLS[name]
 
 
-def test_only_oracle_controls_can_see_the_ground_truth(name: str) -> None:
-    """No other defense has an argument or a field that carries the poison mask."""
+@pytest.mark.parametrize("name", BLIND)
+def test_no_defense_but_the_oracles_can_see_the_ground_truth(name: str) -> None:
     defense = made(name)
-    assert isinstance(defense, Defense) != isinstance(defense, OracleControl)
-    if isinstance(defense, Defense):
-        assert list(inspect.signature(defense.__call__).parameters) == ["features", "known"]
-        assert not hasattr(defense, "judge")
-    else:
-        assert list(inspect.signature(defense.judge).parameters) == ["is_poison"]
-        assert not callable(defense)
+    assert isinstance(defense, Defense)
+    assert list(inspect.signature(defense.__call__).parameters) == ["features", "known"]
+    assert not hasattr(defense, "judge")
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_an_oracle_sees_only_the_ground_truth(name: str) -> None:
+    oracle = made(name)
+    assert list(inspect.signature(oracle.judge).parameters) == ["is_poison"]
+    assert not callable(oracle)
+    assert not isinstance(oracle, Defense)
+
+
+def test_the_oracles_are_two_controls() -> None:
+    assert ORACLES == ["clean_data", "oracle"]
+
+
+def test_no_input_of_a_defense_has_a_field_for_the_poison_mask() -> None:
     seen = [*Features.__dataclass_fields__, *DefenderKnowledge.__dataclass_fields__]
     known = ["classes", "clean", "epsilon", "labels", "material", "seed", "target", "values"]
     assert sorted(seen) == known
@@ -388,12 +402,10 @@ def test_every_defense_accepts_the_filter_options(name: str) -> None:
         "filter_scope": "all", "removal_budget": "10%", "max_removed": "50%", "center": False,
     }  # fmt: skip
     changed = made(name, **asked)
-    if isinstance(changed, SampleFilter):
-        assert changed.options == FilterOptions(**asked)
-    elif isinstance(changed, Random):
-        assert changed.like.options == FilterOptions(**asked)
-    else:
-        assert not hasattr(changed, "options")
+    filtering = changed.like if isinstance(changed, Random) else changed
+    assert getattr(filtering, "options", None) == (
+        None if name in CONTROLS else FilterOptions(**asked)
+    )
 
 
 def test_only_filters_have_the_options_parameter(name: str) -> None:

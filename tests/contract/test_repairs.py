@@ -57,6 +57,7 @@ def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 ATTACKED = hidden(12, 3, seed=5)
+REQUIRE_CLEAN = ("anp", "fine_pruning", "neural_cleanse")
 
 
 def given(seed: int = 3, **changes: Any) -> DefenseContext:
@@ -126,15 +127,18 @@ def test_progress_is_reported_and_changes_nothing(
     assert all(step.done == step.total for step in noted)
 
 
-def test_only_repairs_that_require_clean_images_use_them(name: str) -> None:
-    """Without clean images such a repair is refused and the others work."""
-    repair = made(name)
-    bare = replace(given(), clean=None)
-    if "clean images" in repair.requires():
-        with pytest.raises(ConfigError, match=r"set protocol\.clean_holdout"):
-            repair.repair(bare)
-    else:
-        repair.repair(bare)
+@pytest.mark.parametrize("name", REQUIRE_CLEAN)
+def test_a_repair_that_requires_clean_images_is_refused_without_them(name: str) -> None:
+    assert "clean images" in made(name).requires()
+    with pytest.raises(ConfigError, match=r"set protocol\.clean_holdout"):
+        made(name).repair(replace(given(), clean=None))
+
+
+@pytest.mark.parametrize("name", [each for each in everything() if each not in REQUIRE_CLEAN])
+def test_other_repairs_do_not_use_clean_images(name: str) -> None:
+    assert "clean images" not in made(name).requires()
+    repaired = made(name).repair(given())[0]
+    assert same(weights(repaired), weights(made(name).repair(replace(given(), clean=None))[0]))
 
 
 def test_filter_options_are_accepted_and_change_nothing(name: str) -> None:

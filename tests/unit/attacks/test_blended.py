@@ -24,13 +24,17 @@ def noise(channels: int = 3, height: int = 16, width: int = 12) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 0.5, 0.97, 1.0])
 def test_blending_follows_the_papers_formula(alpha: float, channels: int) -> None:
-    """(1 - a) x + a k within half a level, for any a; at 1 only the key remains."""
+    """(1 - a) x + a k within half a level, for any a."""
     images, trigger = noise(channels), Blended(strength_test=alpha)
     key, _ = trigger.key(*images.shape[1:])
     exact = (1 - alpha) * images.double() + alpha * key.double()
     assert (trigger(images) - exact).abs().max() <= 0.5 + 1e-4
-    if alpha == 1:
-        assert torch.equal(trigger(images), key.byte().expand_as(images))
+
+
+def test_at_strength_one_only_the_key_remains() -> None:
+    images, trigger = noise(), Blended(strength_test=1)
+    key, _ = trigger.key(*images.shape[1:])
+    assert torch.equal(trigger(images), key.byte().expand_as(images))
 
 
 def test_the_change_is_linear_in_the_strength() -> None:
