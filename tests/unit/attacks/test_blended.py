@@ -45,7 +45,7 @@ def test_the_change_is_linear_in_the_strength() -> None:
 
 
 def test_training_images_can_have_another_strength() -> None:
-    """Poison and covers get train_alpha, test images alpha."""
+    """Poison and covers get strength_train, test images strength_test."""
     images, labels = noise(), torch.zeros(4, dtype=torch.int64)
     work: Any = None
     both = Blended(strength_test=0.5, strength_train=0.1)

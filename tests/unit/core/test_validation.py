@@ -150,7 +150,7 @@ def test_non_negative_is_none_above_its_bound() -> None:
 @pytest.mark.parametrize(
     ("section", "old"), [(section, old) for section in RENAMED for old in RENAMED[section]]
 )
-def test_a_renamed_key_exists_in_the_configuration_and_stands_in_the_changelog(
+def test_every_renamed_key_is_in_the_configuration_and_in_the_changelog(
     section: str, old: str
 ) -> None:
     new = validation.new_name(section, old)
