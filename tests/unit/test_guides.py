@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 from backdoor_lab.results.frozen import frozen_lines
 from tests.helpers.project import CONF, ROOT
@@ -147,6 +148,31 @@ TITLE = "# The configuration"
 def test_the_guide_of_the_launchers_lists_every_launcher() -> None:
     guide = (CONF / "hydra/launcher/README.md").read_text()
     assert named(guide, "# Running many cells") == options("hydra/launcher") | {"basic"}
+
+
+def test_the_guide_of_protocols_has_the_values_of_the_files() -> None:
+    guide = (CONF / "protocol/README.md").read_text()
+    lines = [line for line in guide.splitlines() if line.startswith("|")]
+    keys = re.findall(r"`(\w+)`", lines[0])
+    shown = {}
+    for line in lines[2:]:
+        preset, *values = [cell.strip() for cell in line.split("|")[1:-1]]
+        if len(values) != len(keys):
+            break
+        shown[preset.split("`")[1]] = dict(zip(keys, values, strict=True))
+    assert shown.keys() == options("protocol")
+    for name, values in shown.items():
+        said = yaml.safe_load((CONF / f"protocol/{name}.yaml").read_text())
+        for key, value in values.items():
+            plain = re.sub(r"\$\{by_source:(\w+)\}", r"\1", str(said[key]))
+            assert value == {"None": "", "True": "true", "False": "false"}.get(plain, plain), key
+
+
+def test_the_guide_of_protocols_explains_every_key() -> None:
+    guide = (CONF / "protocol/README.md").read_text()
+    table = guide.split("| Key | Values |")[1].split("\n\n")[0]
+    keys = set(yaml.safe_load((CONF / "protocol/group13.yaml").read_text())) - {"name", "version"}
+    assert set(re.findall(r"(?m)^\| `(\w+)` \|", table)) == keys
 
 
 def test_the_fault_table_names_tests_that_exist() -> None:
