@@ -55,9 +55,9 @@ def _export(asked: Namespace) -> int:
     for sweep in sweeps:
         for warning in sweep.warnings:
             print(plain(f"warning: {warning}"), file=sys.stderr)
-    told = [many(len(frame), "cell") + f" of {many(len(sweeps), 'sweep')}"]
-    told.append(many(len(frame.columns), "column"))
-    print(plain(f"{out}: {', '.join(told)}"))
+    parts = [many(len(frame), "cell") + f" of {many(len(sweeps), 'sweep')}"]
+    parts.append(many(len(frame.columns), "column"))
+    print(plain(f"{out}: {', '.join(parts)}"))
     return EXIT_DONE
 
 

@@ -37,7 +37,7 @@ from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
 
 # Overrides that do not affect results: sweeps that differ only in these are the same.
-ASIDE = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
+NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
          "allow_plugins", "retries", "fail_fast", "estimate_first",
          "dataset_label")  # fmt: skip
 ADDRESS_SPACE = 4_000_000_000
@@ -58,7 +58,7 @@ def sweep_name(_root_: DictConfig) -> str:
     The sweep's name and a hash of the remaining overrides.
     """
     overrides = OmegaConf.select(_root_, "hydra.overrides.task") or []
-    asked = sorted(each for each in overrides if not each.lstrip("+~").startswith(ASIDE))
+    asked = sorted(each for each in overrides if not each.lstrip("+~").startswith(NO_EFFECT))
     name = validation.safe_name("name", str(_root_.name))
     only_experiment = [each for each in asked if each != f"experiment={name}"] == []
     return name if only_experiment and asked else f"{name}-{digest(asked, 8)}"
@@ -195,15 +195,15 @@ def _hydra_main() -> None:
 
 def _explain(error: BaseException) -> int:
     """Print one line for an error that the user can fix; a bug shows its traceback."""
-    told = _known(error)
-    if told is None and isinstance(error, OSError):
-        told = explained(error, Path(error.filename or "."))
-    if told is None and is_out_of_memory(error):
-        told = ConfigError(f"there is not enough memory for this command: {reason_of(error)}")
-    if told is None:
+    known = _known(error)
+    if known is None and isinstance(error, OSError):
+        known = explained(error, Path(error.filename or "."))
+    if known is None and is_out_of_memory(error):
+        known = ConfigError(f"there is not enough memory for this command: {reason_of(error)}")
+    if known is None:
         raise error
-    code = told.exit_code if isinstance(told, LabError) else EXIT_BAD_CONFIG
-    print(f"error: {plain(_one_line(told))}", file=sys.stderr)
+    code = known.exit_code if isinstance(known, LabError) else EXIT_BAD_CONFIG
+    print(f"error: {plain(_one_line(known))}", file=sys.stderr)
     return code
 
 

@@ -36,11 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def lines_of(
-    cells: Sequence[CellRecord], records: dict[str, Record], shelf: ArtifactReader
+    cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
     """The labels, and one row per features stage whose poison is in the store; defenses that used
     the same features share a row."""
-    found = collect(cells, records, "extract", lambda record: separation_of(shelf, record))
+    found = collect(cells, records, "extract", lambda record: separation_of(reader, record))
     labels = _labels([cell for cell, _ in found])
     lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
     return [label.removeprefix("config.") for label in labels], lines

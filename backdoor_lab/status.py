@@ -97,9 +97,9 @@ def show(sweep: Sweep, states: list[State]) -> str:
     lines = [f"{sweep.name} in {sweep.folder}", "", *_grid(states), ""]
     lines += [f"{s.kind}: {s.cell.id}: {s.text}" for s in states if s.text]
     lines += [f"warning: {warning}" for warning in sweep.warnings]
-    told = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
+    counted = ", ".join(f"{counts[kind]} {kind}" for kind in KINDS if counts[kind])
     noun = "cell" if len(states) == 1 else "cells"
-    lines.append(f"{len(states)} {noun}: {told or 'none'}")
+    lines.append(f"{len(states)} {noun}: {counted or 'none'}")
     left = seconds_left(states)
     if left is None:
         lines.append("Time left: unknown until a cell has computed its stages.")

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from backdoor_lab.analysis.material import material
+from backdoor_lab.analysis.cell_artifacts import cell_artifacts
 from backdoor_lab.analysis.visibility import HEADS, NOTES, Visibility, text, visibility
 from backdoor_lab.page.analysis_command import (
     AnalysisSpec,
@@ -37,24 +37,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def lines_of(
-    cells: Sequence[CellRecord], records: dict[str, Record], shelf: ArtifactReader
+    cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
     """The heads of the label columns, and one row per filter result whose poison is in the
     store."""
-    found = collect(cells, records, "filter", lambda record: _visibility(shelf, record))
+    found = collect(cells, records, "filter", lambda record: _visibility(reader, record))
     labels = _labels([cell for cell, _ in found])
     lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
     return labels, lines
 
 
-def _visibility(shelf: ArtifactReader, record: Record) -> Visibility | None:
-    found = material(shelf, record)
+def _visibility(reader: ArtifactReader, record: Record) -> Visibility | None:
+    found = cell_artifacts(reader, record)
     if found is None or not len(found.training.original):
         return None
     training = found.training
     poison = np.flatnonzero(training.is_poison)
     source = training.original[training.index[poison] - len(training.base)]
-    return visibility(training.base[source], training.images(poison), found.judged.keep[poison])
+    return visibility(
+        training.base[source], training.images(poison), found.filter_result.keep[poison]
+    )
 
 
 def _labels(cells: Sequence[CellRecord]) -> list[str]:

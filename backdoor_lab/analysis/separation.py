@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.analysis.cell_artifacts import cell_artifacts, in_target
 from backdoor_lab.analysis.directions import top_directions
-from backdoor_lab.analysis.material import in_target, material
 from backdoor_lab.numerics.ranking import auroc
 from backdoor_lab.results.artifact_reader import ArtifactReader
 
@@ -87,14 +87,14 @@ def separation(values: Array, is_poison: Array) -> Separation:
     )
 
 
-def separation_of(shelf: ArtifactReader, record: dict[str, Any]) -> Separation | None:
+def separation_of(reader: ArtifactReader, record: dict[str, Any]) -> Separation | None:
     """Separation in the target class, in the features that the cell's filter used. None if they are
     not stored or not finite, or if all or none of the examples are poisoned."""
-    found = material(shelf, record)
+    found = cell_artifacts(reader, record)
     if found is None:
         return None
     where = in_target(found)
-    values = shelf.features(record, where, len(found.training.index))
+    values = reader.features(record, where, len(found.training.index))
     poison = found.training.is_poison[where]
     if values is None or not np.isfinite(values).all() or poison.all() or not poison.any():
         return None

@@ -70,12 +70,12 @@ class AdaptiveBlend(Trigger):
     def apply_test(self, images: Tensor) -> Tensor:
         return self._blend(images, self.strength_test, None)
 
-    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
-        pieces = self._pieces(images, work.generator(streams.PIECES, streams.POISON))
+    def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
+        pieces = self._pieces(images, context.generator(streams.PIECES, streams.POISON))
         return self._blend(images, self.strength_train, pieces)
 
-    def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
-        pieces = self._pieces(images, work.generator(streams.PIECES, streams.COVERS))
+    def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
+        pieces = self._pieces(images, context.generator(streams.PIECES, streams.COVERS))
         return self._blend(images, self.strength_train, pieces)
 
     def file_hash(self) -> str:

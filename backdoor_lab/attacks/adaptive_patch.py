@@ -58,11 +58,11 @@ class AdaptivePatch(Trigger):
             values = _blend(values, mark, opacity)
         return to_bytes(values)
 
-    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
-        return self._one_each(images, work.generator(streams.PATCHES, streams.POISON))
+    def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
+        return self._one_each(images, context.generator(streams.PATCHES, streams.POISON))
 
-    def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
-        return self._one_each(images, work.generator(streams.PATCHES, streams.COVERS))
+    def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
+        return self._one_each(images, context.generator(streams.PATCHES, streams.COVERS))
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
         for mark in self.marks:

@@ -77,30 +77,30 @@ class Trigger(ABC):
         self._look_at(images)
         return self.apply_test(images.clone())
 
-    def poisoned(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def poisoned(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """Poisoned training images made from `images` uint8 (n, C, H, W) with true labels
         `labels` int64 (n,); same shape and dtype. Raises the same errors as a call."""
         self._look_at(images)
-        return self.apply_train(images.clone(), labels, work) if len(images) else images.clone()
+        return self.apply_train(images.clone(), labels, context) if len(images) else images.clone()
 
-    def make_covers(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def make_covers(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """Cover images made from `images`; arguments, result and errors as for `poisoned`."""
         self._look_at(images)
-        return self.apply_cover(images.clone(), labels, work) if len(images) else images.clone()
+        return self.apply_cover(images.clone(), labels, context) if len(images) else images.clone()
 
     @abstractmethod
     def apply_test(self, images: Tensor) -> Tensor:
         """Triggered test images; `images` uint8 (n, C, H, W) is a copy and may be modified."""
 
-    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """Triggered training images, if the paper distinguishes them from test images."""
         return self.apply_test(images)
 
-    def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """Triggered cover images; by default the same as poisoned images."""
-        return self.apply_train(images, labels, work)
+        return self.apply_train(images, labels, context)
 
-    def prepare(self, work: AttackContext) -> dict[str, Tensor]:
+    def prepare(self, context: AttackContext) -> dict[str, Tensor]:
         """Optimize or train the trigger before any image is triggered; returns named tensors."""
         return {}
 

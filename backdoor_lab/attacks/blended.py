@@ -43,7 +43,7 @@ class Blended(Trigger):
     def apply_test(self, images: Tensor) -> Tensor:
         return self._blend(images, self.strength_test)
 
-    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         return self._blend(images, self.strength_train)
 
     @property

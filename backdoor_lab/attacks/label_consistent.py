@@ -67,8 +67,8 @@ class LabelConsistent(Trigger):
     def apply_test(self, images: Tensor) -> Tensor:
         return _marked(images.float(), self.strength_test)
 
-    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
-        harder = self.perturbed(images, labels, work)
+    def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
+        harder = self.perturbed(images, labels, context)
         return _marked(harder.float(), self.strength_train)
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
@@ -78,13 +78,15 @@ class LabelConsistent(Trigger):
                 f" {SIDE}x{SIDE} pixels"
             )
 
-    def perturbed(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def perturbed(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         """`images` uint8 (n, C, H, W), perturbed within `eps` to be harder to classify as
         `labels` int64 (n,), without the mark; same shape and dtype."""
-        surrogate = work.surrogate()
+        surrogate = context.surrogate()
         batches = list(zip(images.split(CHUNK), labels.split(CHUNK), strict=True))
         parts = [
-            self._ascend(surrogate, part.to(work.device), true.to(work.device)).to(images.device)
+            self._ascend(surrogate, part.to(context.device), true.to(context.device)).to(
+                images.device
+            )
             for part, true in track(batches, "batch")
         ]
         return torch.cat(parts)

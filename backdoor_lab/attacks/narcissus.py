@@ -53,23 +53,25 @@ class Narcissus(Trigger):
         self.batch_size = validation.whole("trigger.batch_size", batch_size, low=1)
         self.lr = validation.number("trigger.lr", lr, low=0)
 
-    def prepare(self, work: AttackContext) -> dict[str, Tensor]:
+    def prepare(self, context: AttackContext) -> dict[str, Tensor]:
         """Returns `noise`, d: float32 (C, H, W), whole numbers from -eps to eps.
 
         Raises ConfigError if the target class has no training images or if the noise is 0.
         """
-        where = work.train.labels.eq(work.target).nonzero().flatten()
+        where = context.train.labels.eq(context.target).nonzero().flatten()
         if not len(where):
-            raise ConfigError(f"`trigger`: the target class {work.target} has no training images")
-        surrogate = work.surrogate()
-        generator = work.generator(streams.NARCISSUS)
-        noise = torch.zeros(work.train.shape, device=work.device, requires_grad=True)
+            raise ConfigError(
+                f"`trigger`: the target class {context.target} has no training images"
+            )
+        surrogate = context.surrogate()
+        generator = context.generator(streams.NARCISSUS)
+        noise = torch.zeros(context.train.shape, device=context.device, requires_grad=True)
         # Gradients of a confident model are tiny; Adam's default eps of 1e-8 would swamp them.
         optimizer = torch.optim.Adam([noise], lr=self.lr, eps=1e-20)
         for _ in track(range(self.steps), "step"):
             chosen = where[torch.randint(len(where), (self.batch_size,), generator=generator)]
-            images = work.train.images[chosen].to(work.device).float()
-            labels = torch.full((self.batch_size,), work.target, device=work.device)
+            images = context.train.images[chosen].to(context.device).float()
+            labels = torch.full((self.batch_size,), context.target, device=context.device)
             with torch.enable_grad():
                 loss = F.cross_entropy(surrogate((images + noise).clamp(0, 255)), labels)
             descend(optimizer, loss, "the loss of the trigger's noise")
@@ -86,7 +88,7 @@ class Narcissus(Trigger):
     def apply_test(self, images: Tensor) -> Tensor:
         return self._added(images, self.strength_test)
 
-    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         return self._added(images, 1.0)
 
     def _added(self, images: Tensor, times: float) -> Tensor:

@@ -20,7 +20,7 @@ def poison(
     plan: PoisonSpec,
     *,
     seed: int,
-    work: AttackContext | None = None,
+    context: AttackContext | None = None,
 ) -> PoisonResult:
     """Poison a training set.
 
@@ -35,9 +35,9 @@ def poison(
         check_can_be_late(trigger)
         rows = train.images[torch.cat([chosen, covers])]
     else:
-        work = work or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
-        poisoned = trigger.poisoned(train.images[chosen], train.labels[chosen], work)
-        hidden = trigger.make_covers(train.images[covers], train.labels[covers], work)
+        context = context or AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
+        poisoned = trigger.poisoned(train.images[chosen], train.labels[chosen], context)
+        hidden = trigger.make_covers(train.images[covers], train.labels[covers], context)
         rows = torch.cat([poisoned, hidden])
     index, labels = _laid_over(train, chosen, covers, plan)
     late_trigger = trigger if plan.apply_trigger == "after_augmentation" and len(rows) else None
@@ -90,11 +90,11 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
     if trigger.needs_preparing or trigger.uses_surrogate:
         return False
     chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))
-    work = AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
+    context = AttackContext(train, plan.target, plan.source, seed, _no_surrogate)
     at_test_time = plan.apply_trigger == "after_augmentation" or not len(chosen)
     for where in (chosen if len(chosen) else torch.arange(len(train))).split(64):
         clean, labels = train.images[where], train.labels[where]
-        made = trigger(clean) if at_test_time else trigger.poisoned(clean, labels, work)
+        made = trigger(clean) if at_test_time else trigger.poisoned(clean, labels, context)
         if not torch.equal(made, clean):
             return False
     return True

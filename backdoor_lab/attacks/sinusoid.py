@@ -37,7 +37,7 @@ class SIG(Additive):
         wave = self.strength_test * torch.sin(2 * math.pi * column * self.frequency / width)
         return wave.float().expand(channels, height, width)
 
-    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         return add(
             images, self.pattern(*images.shape[1:]) * (self.strength_train / self.strength_test)
         )

@@ -81,43 +81,55 @@ class SleeperAgent(Trigger):
         images[:, :, -side:, -side:] = self._patch(channels, side).to(images.device)
         return images
 
-    def apply_train(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
-        generator = work.generator(streams.SLEEPER_AGENT)
-        lesson = self._lesson(work, generator)
+    def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
+        generator = context.generator(streams.SLEEPER_AGENT)
+        matching = self._matching(context, generator)
         batches = list(
             zip(images.split(self.batch_size), labels.split(self.batch_size), strict=True)
         )
         parts = [
-            self._best(lesson, part.to(work.device), true.to(work.device), generator)
+            self._best(matching, part.to(context.device), true.to(context.device), generator)
             for part, true in track(batches, "batch")
         ]
         return torch.cat(parts).to(images.device)
 
-    def _lesson(self, work: AttackContext, generator: torch.Generator) -> _Lesson:
+    def _matching(self, context: AttackContext, generator: torch.Generator) -> _GradientMatching:
         """The gradient of triggered source-class images labeled as the target."""
-        if work.source is None:
+        if context.source is None:
             raise ConfigError("`trigger`: Sleeper Agent attacks one class; name it in `source`")
-        where = work.train.labels.eq(work.source).nonzero().flatten()
+        where = context.train.labels.eq(context.source).nonzero().flatten()
         if not len(where):
-            raise ConfigError(f"`trigger`: the source class {work.source} has no training images")
+            raise ConfigError(
+                f"`trigger`: the source class {context.source} has no training images"
+            )
         chosen = where[torch.randperm(len(where), generator=generator)[: self.max_sources]]
-        lesson = _Lesson(work.surrogate())
+        matching = _GradientMatching(context.surrogate())
         for part in track(chosen.split(CHUNK), "batch of sources"):
-            triggered = self.apply_test(work.train.images[part]).to(work.device).float()
-            labels = torch.full((len(part),), work.target, device=work.device)
-            lesson.wanted = lesson.wanted + lesson.gradient(triggered, labels).detach()
-        return lesson
+            triggered = self.apply_test(context.train.images[part]).to(context.device).float()
+            labels = torch.full((len(part),), context.target, device=context.device)
+            matching.wanted = matching.wanted + matching.gradient(triggered, labels).detach()
+        return matching
 
     def _best(
-        self, lesson: _Lesson, images: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        matching: _GradientMatching,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
         """The best-matching poison over all restarts: uint8 (b, C, H, W)."""
         starts = track(range(self.restarts), "start")
-        tried = [self._matched(lesson, images, labels, generator) for _ in starts]
-        return max(tried, key=lambda each: float(lesson.similarity(each.float(), labels).detach()))
+        tried = [self._matched(matching, images, labels, generator) for _ in starts]
+        return max(
+            tried, key=lambda each: float(matching.similarity(each.float(), labels).detach())
+        )
 
     def _matched(
-        self, lesson: _Lesson, images: Tensor, labels: Tensor, generator: torch.Generator
+        self,
+        matching: _GradientMatching,
+        images: Tensor,
+        labels: Tensor,
+        generator: torch.Generator,
     ) -> Tensor:
         start = images.float()
         random = torch.rand(start.shape, generator=generator).to(start.device)
@@ -128,7 +140,7 @@ class SleeperAgent(Trigger):
             optimizer.param_groups[0]["lr"] = self.lr * self.eps * 0.1**passed
             with torch.enable_grad():
                 seen = self._augmented(start + change, generator)
-                loss = 1 - lesson.similarity(seen, labels)
+                loss = 1 - matching.similarity(seen, labels)
                 (gradient,) = torch.autograd.grad(loss, change)
             change.grad = gradient.sign()
             optimizer.step()
@@ -162,7 +174,7 @@ class SleeperAgent(Trigger):
         return to_bytes(patch if channels == 3 else patch.mean(dim=0, keepdim=True))
 
 
-class _Lesson:
+class _GradientMatching:
     """A target gradient in the surrogate's weights, and the similarity of a batch's gradient."""
 
     def __init__(self, net: nn.Module) -> None:

@@ -65,17 +65,17 @@ class ISSBA(Trigger):
         self.batch_size = validation.whole("trigger.batch_size", batch_size, low=1)
         self.lr = validation.number("trigger.lr", lr, low=0)
 
-    def prepare(self, work: AttackContext) -> Weights:
+    def prepare(self, context: AttackContext) -> Weights:
         """Returns the trained weights, ``encoder.*`` and ``decoder.*``, and ``secret``, float32
         (bits,) with values -1 and 1."""
-        generator = work.generator(streams.STEGANOGRAPHIC)
-        fresh = _fresh(work.train.shape[0], self.width, self.bits, generator)
-        weights = {name: value.to(work.device).requires_grad_() for name, value in fresh.items()}
+        generator = context.generator(streams.STEGANOGRAPHIC)
+        fresh = _fresh(context.train.shape[0], self.width, self.bits, generator)
+        weights = {name: value.to(context.device).requires_grad_() for name, value in fresh.items()}
         optimizer = torch.optim.Adam(weights.values(), lr=self.lr)
         for step in track(range(self.steps), "step"):
-            where = torch.randint(len(work.train), (self.batch_size,), generator=generator)
-            images = work.train.images[where].to(work.device).float()
-            codes = _codes(self.batch_size, self.bits, generator).to(work.device)
+            where = torch.randint(len(context.train), (self.batch_size,), generator=generator)
+            images = context.train.images[where].to(context.device).float()
+            codes = _codes(self.batch_size, self.bits, generator).to(context.device)
             with torch.enable_grad():
                 loss = self._loss(weights, images, codes, (step + 1) / self.steps)
             descend(optimizer, loss, "the loss of the trigger's networks")

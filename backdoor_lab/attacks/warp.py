@@ -41,10 +41,10 @@ class WaNet(Trigger):
         where = self.field(*images.shape[2:])
         return to_bytes(sample(images, where[None].to(images.device)))
 
-    def apply_cover(self, images: Tensor, labels: Tensor, work: AttackContext) -> Tensor:
+    def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
         height, width = images.shape[2:]
         shape = (len(images), 2, height, width)
-        noise = torch.rand(shape, generator=work.generator(streams.WARP, streams.COVERS)) * 2 - 1
+        noise = torch.rand(shape, generator=context.generator(streams.WARP, streams.COVERS)) * 2 - 1
         where = self.field(height, width) + noise / _sides(height, width)
         return to_bytes(sample(images, where.to(images.device)))
 

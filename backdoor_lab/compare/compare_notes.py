@@ -82,18 +82,18 @@ def _tests(lines: Sequence[ComparisonRow]) -> list[str]:
 
 def _without(lines: Sequence[ComparisonRow], values: Sequence[str]) -> list[str]:
     """A note on the requested measures that no pair has on both sides."""
-    told = {line.measure for line in lines}
-    left = [MEASURE[name].head for name in values if name not in told]
+    compared = {line.measure for line in lines}
+    left = [MEASURE[name].head for name in values if name not in compared]
     return [f"No pair has values of {', '.join(left)} on both sides."] if left else []
 
 
 def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> list[str]:
     """The choices that all pairs share, and the seeds."""
     values = {name: facts.values(name, used) for name in CHOICES if name not in (*shown, SEED)}
-    told = [f"{name} {found[0]}" for name, found in values.items() if len(found) == 1]
+    parts = [f"{name} {found[0]}" for name, found in values.items() if len(found) == 1]
     seeds = sorted({facts.cells[number].choices[SEED] for number in used})
-    told.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
-    return [f"{'; '.join(told)}."]
+    parts.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
+    return [f"{'; '.join(parts)}."]
 
 
 def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
@@ -107,18 +107,18 @@ def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence
     for pair in pairs:
         if pair.base is None:
             continue
-        one, other = (_told(facts, number, flats) for number in (pair.ours, pair.base))
+        one, other = (_values_of(facts, number, flats) for number in (pair.ours, pair.base))
         for name in {**one, **other}:
             first, second = words(one.get(name)), words(other.get(name))
             known = name in shown or name in chosen or name.startswith(skipped)
             if first != second and not known:
                 found.setdefault(name, {})[f"{first} → {second}"] = None
-    told = [f"{name}: {', '.join(list(ways)[:3])}" for name, ways in found.items()]
-    more = f"; and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
-    return [f"Within pairs differs: {'; '.join(told[:_LISTED])}{more}."] if told else []
+    parts = [f"{name}: {', '.join(list(ways)[:3])}" for name, ways in found.items()]
+    more = f"; and {len(parts) - _LISTED} more" if len(parts) > _LISTED else ""
+    return [f"Within pairs differs: {'; '.join(parts[:_LISTED])}{more}."] if parts else []
 
 
-def _told(facts: CellFields, number: int, flats: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _values_of(facts: CellFields, number: int, flats: dict[str, dict[str, Any]]) -> dict[str, Any]:
     text = facts.cells[number].config
     if text is not None and text not in flats:
         flats[text] = {CONFIG + name: value for name, value in flat(json.loads(text))}
@@ -130,6 +130,6 @@ def _left(facts: CellFields, sides: Sequence[PairedGroup]) -> list[str]:
     """The cells without a partner, with their status."""
     used = {n for side in sides for pair in side.pairs for n in (pair.ours, pair.base)}
     lonely = dict.fromkeys(n for side in sides for n in side.lonely if n not in used)
-    told = [f"{facts.cells[n].id} ({facts.cells[n].status})" for n in lonely]
-    more = f" and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
-    return [f"Without a partner that is done: {', '.join(told[:_LISTED])}{more}."] if told else []
+    names = [f"{facts.cells[n].id} ({facts.cells[n].status})" for n in lonely]
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return [f"Without a partner that is done: {', '.join(names[:_LISTED])}{more}."] if names else []

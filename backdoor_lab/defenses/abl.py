@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import (
     ModelBasedFilter,
     SampleScores,
@@ -49,30 +49,30 @@ class ABL(ModelBasedFilter):
             "defense.isolation_ratio", isolation_ratio, low=0, below=1
         )
 
-    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
-        network = ascended(material, self.gamma, self.passes(material))
-        losses = losses_at(network, material, torch.arange(len(material.labels)))
+    def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
+        network = ascended(context, self.gamma, self.passes(context))
+        losses = losses_at(network, context, torch.arange(len(context.labels)))
         chosen = torch.zeros(len(losses), dtype=torch.bool)
         chosen[lowest(losses, self.isolation_ratio)] = True
         return SampleScores(-losses[where], chosen[where])
 
-    def passes(self, material: DefenseContext) -> int:
+    def passes(self, context: DefenseContext) -> int:
         """Number of epochs of the isolation training."""
-        return self.epochs or max(1, round(SHARE_OF_EPOCHS * material.practice.epochs))
+        return self.epochs or max(1, round(SHARE_OF_EPOCHS * context.hyperparameters.epochs))
 
 
-def ascended(material: DefenseContext, gamma: float, epochs: int) -> nn.Module:
+def ascended(context: DefenseContext, gamma: float, epochs: int) -> nn.Module:
     """A model trained on the whole set with local gradient ascent."""
-    everything = torch.arange(len(material.labels))
-    batches = training_batches(material, everything, epochs, streams.ISOLATION)
-    return train(material.fresh(0), batches, as_trained(material), loss=ascent(gamma))
+    everything = torch.arange(len(context.labels))
+    batches = training_batches(context, everything, epochs, streams.ISOLATION)
+    return train(context.fresh(0), batches, as_trained(context), loss=ascent(gamma))
 
 
 def ascent(gamma: float) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss sign(L - gamma) · L for logits and labels, where L is their mean cross-entropy."""
 
-    def loss(said: Tensor, labels: Tensor) -> Tensor:
-        mean = F.cross_entropy(said, labels)
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        mean = F.cross_entropy(outputs, labels)
         return (mean.detach() - gamma).sign() * mean
 
     return loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import nn, torch
 from backdoor_lab.defenses.abl import ABL, ascended, lowest
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import as_trained, losses_at, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
 
@@ -44,19 +44,19 @@ class ABLUnlearning(Unlearning):
         self.unlearning_epochs = validation.whole("defense.unlearning_epochs", unlearning_epochs)
         self.unlearning_lr = validation.number("defense.unlearning_lr", unlearning_lr, low=0)
 
-    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
-        first = self.isolation.passes(material)
-        network = ascended(material, self.isolation.gamma, first)
-        losses = losses_at(network, material, torch.arange(len(material.labels)))
+    def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
+        first = self.isolation.passes(context)
+        network = ascended(context, self.isolation.gamma, first)
+        losses = losses_at(network, context, torch.arange(len(context.labels)))
         bad = lowest(losses, self.isolation.isolation_ratio)
         left = torch.ones(len(losses), dtype=torch.bool)
         left[bad] = False
         good = left.nonzero().flatten()
         then = self.training_epochs
-        then = max(1, material.practice.epochs - first) if then is None else then
-        lr, momentum, decay = as_trained(material)
-        batches = training_batches(material, good, then, streams.TRAINING_ON)
+        then = max(1, context.hyperparameters.epochs - first) if then is None else then
+        lr, momentum, decay = as_trained(context)
+        batches = training_batches(context, good, then, streams.TRAINING_ON)
         train(network, batches, (lr / 10, momentum, decay))
         epochs, lr = self.unlearning_epochs, self.unlearning_lr
-        self.unlearn_beside(network, material, bad, good, epochs, lr)
+        self.unlearn_beside(network, context, bad, good, epochs, lr)
         return network, {"isolated": len(bad), "of": len(losses), "epochs": [first, then]}

@@ -67,8 +67,8 @@ class ActivationClustering(Principal):
             caught = fit > self.silhouette_threshold
         return ClassScores(scores, 1 - 2 * share, int(member.sum()) if caught else 0, notes)
 
-    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
-        return [label for label, look in looks.items() if look.auto]
+    def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
+        return [label for label, scored in scores_of.items() if scored.auto]
 
     def _reduced(self, values: Tensor, seed: int) -> Tensor:
         reduced = self.components(values, min(self.n_components, len(values) - 1))

@@ -9,7 +9,7 @@ from backdoor_lab.core import shutdown, streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import Batch, ModelRepair, clean_of
 
 Norms: TypeAlias = "list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]"
@@ -53,10 +53,10 @@ class ANP(ModelRepair):
     def check_network(self, network: nn.Module, features: int) -> None:
         norms_of(network)
 
-    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
-        network = material.network()
+    def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
+        network = context.network()
         norms = norms_of(network)
-        masks = self.masks(material)
+        masks = self.masks(context)
         pruned = 0
         with torch.no_grad():
             for (_, module), mask in zip(norms, masks, strict=True):
@@ -64,9 +64,9 @@ class ANP(ModelRepair):
                 pruned += int((mask < self.threshold).sum())
         return network, {"pruned": pruned, "of": sum(len(mask) for mask in masks)}
 
-    def masks(self, material: DefenseContext) -> list[Tensor]:
+    def masks(self, context: DefenseContext) -> list[Tensor]:
         """The mask of each batch normalization of the attacked model: float (channels,), 0..1."""
-        network = material.network()
+        network = context.network()
         norms = norms_of(network)
         for _, module in norms:
             module.train()
@@ -84,7 +84,7 @@ class ANP(ModelRepair):
                 torch.func.functional_call(network, changed, (batch[0],)), batch[1]
             )
 
-        for batch in drawn(material, self.steps):
+        for batch in drawn(context, self.steps):
             shutdown.check()
             with torch.enable_grad():
                 d, x = ([torch.zeros_like(s, requires_grad=True) for s in scales] for _ in "dx")
@@ -115,12 +115,12 @@ def norms_of(network: nn.Module) -> Norms:
     return found
 
 
-def drawn(material: DefenseContext, steps: int) -> Iterator[Batch]:
+def drawn(context: DefenseContext, steps: int) -> Iterator[Batch]:
     """Yields `steps` augmented batches of held-out clean images, drawn with replacement."""
-    clean = clean_of(material)
-    generator = material.generator(streams.PRUNING)
-    augment = material.generator(streams.PRUNING_AUGMENTATION, device=material.device)
+    clean = clean_of(context)
+    generator = context.generator(streams.PRUNING)
+    augment = context.generator(streams.PRUNING_AUGMENTATION, device=context.device)
     for _ in track(range(steps), "batch"):
-        at = torch.randint(len(clean), (material.practice.batch_size,), generator=generator)
-        images = material.augment(clean.images[at].to(material.device), augment)
-        yield images, clean.labels[at].to(material.device)
+        at = torch.randint(len(clean), (context.hyperparameters.batch_size,), generator=generator)
+        images = context.augment(clean.images[at].to(context.device), augment)
+        yield images, clean.labels[at].to(context.device)

@@ -9,7 +9,7 @@ from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import finite
 from backdoor_lab.defenses.budget import otsu_count
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import (
     Batch,
     ModelBasedFilter,
@@ -55,33 +55,33 @@ class ASSET(ModelBasedFilter):
         )
         self.lr = validation.number("defense.lr", lr, low=0)
 
-    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
-        network = material.network()
-        rates = self.lr, material.practice.momentum, material.practice.weight_decay
-        everything = torch.arange(len(material.labels))
+    def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
+        network = context.network()
+        rates = self.lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
+        everything = torch.arange(len(context.labels))
         first = self.steps // 2
-        size = material.practice.batch_size
-        train(network, mixed(material, everything, first, 0), rates, loss=apart(size))
-        losses = losses_at(network, material, everything)
+        size = context.hyperparameters.batch_size
+        train(network, mixed(context, everything, first, 0), rates, loss=apart(size))
+        losses = losses_at(network, context, everything)
         kept = max(1, round(self.concentrate * len(everything)))
         high = losses.sort(descending=True, stable=True).indices[:kept]
-        train(network, mixed(material, high, self.steps - first, 1), rates, loss=apart(size))
-        losses = losses_at(network, material, everything)
+        train(network, mixed(context, high, self.steps - first, 1), rates, loss=apart(size))
+        losses = losses_at(network, context, everything)
         flagged = torch.zeros(len(losses), dtype=torch.bool)
         finite(losses, "losses")
         flagged[losses.sort(descending=True, stable=True).indices[: otsu_count(losses)]] = True
         return SampleScores(losses[where], flagged[where])
 
 
-def mixed(material: DefenseContext, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
+def mixed(context: DefenseContext, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
     """Yields batches of training images at indices `among`, then as many clean images."""
-    clean, size = clean_of(material), material.practice.batch_size
-    generator = material.generator(streams.OFFSET, number)
-    augment = material.generator(streams.OFFSET_AUGMENTATION, number, device=material.device)
+    clean, size = clean_of(context), context.hyperparameters.batch_size
+    generator = context.generator(streams.OFFSET, number)
+    augment = context.generator(streams.OFFSET_AUGMENTATION, number, device=context.device)
     for _ in track(range(steps), "batch"):
         at = among[torch.randint(len(among), (size,), generator=generator)]
         chosen = torch.randint(len(clean), (size,), generator=generator)
-        images = clean.images[chosen].to(material.device)
-        images = torch.cat([material.images(at, augment), material.augment(images, augment)])
-        labels = torch.cat([material.labels[at], clean.labels[chosen]])
-        yield images, labels.to(material.device)
+        images = clean.images[chosen].to(context.device)
+        images = torch.cat([context.images(at, augment), context.augment(images, augment)])
+        labels = torch.cat([context.labels[at], clean.labels[chosen]])
+        yield images, labels.to(context.device)

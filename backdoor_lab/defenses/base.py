@@ -15,7 +15,7 @@ from backdoor_lab.core.progress import track
 from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.types import Features, FilterResult
 from backdoor_lab.defenses.budget import RemovalBudget, otsu_count
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
 
 
@@ -23,14 +23,14 @@ from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
 class DefenderKnowledge:
     """What a protocol grants a defense: `target`, the attacked class; `epsilon`, the number of
     poisoned images; `clean`, features of a small held-out clean set; each None if not granted.
-    `material` holds images and models, for defenses that require them."""
+    `context` holds images and models, for defenses that require them."""
 
     classes: tuple[str, ...]
     target: int | None
     epsilon: int | None
     seed: int
     clean: Features | None = None
-    material: DefenseContext | None = None
+    context: DefenseContext | None = None
 
 
 class Defense(ABC):
@@ -51,8 +51,8 @@ class Defense(ABC):
         architecture (without its weights) or this number of features per image."""
 
     def requires(self) -> list[str]:
-        """What the defense requires: any of "target", "epsilon", "clean", "material" and "clean
-        images" (inside the material)."""
+        """What the defense requires: any of "target", "epsilon", "clean", "context" and "clean
+        images" (inside the context)."""
         return []
 
     def applied(self) -> dict[str, object]:
@@ -141,7 +141,7 @@ class SampleFilter(Defense):
         labels = track(wanted, "class")
         return {y: self.score_class(features.values[members[y]], y, known) for y in labels}
 
-    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
+    def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
         """The suspicious classes, for ``filter_scope=suspicious``."""
         raise NotImplementedError
 
@@ -165,15 +165,15 @@ class SampleFilter(Defense):
         finite(features.values, "rows of features")
         found = [(y, (features.labels == y).nonzero().flatten()) for y in range(len(known.classes))]
         members = {label: where for label, where in found if len(where)}
-        looks, notes = self._looks(features, members, known)
+        scores_of, notes = self._looks(features, members, known)
         scores = torch.full((len(features.labels),), torch.nan, dtype=torch.float64)
         keep = torch.ones(len(scores), dtype=torch.bool)
-        for label, look in looks.items():
+        for label, scored in scores_of.items():
             where = members[label]
-            removed = self._removed(look, known)
+            removed = self._removed(scored, known)
             if removed >= len(where):
                 self._refuse(known, label, removed, len(where))
-            by = self.refine_scores(features.values[where], look.scores, removed, known.seed)
+            by = self.refine_scores(features.values[where], scored.scores, removed, known.seed)
             scores[where] = by.double().cpu()
             keep[where[top_scoring(scores[where], removed, seed=known.seed)]] = False
         return FilterResult(scores, keep, notes)
@@ -182,22 +182,24 @@ class SampleFilter(Defense):
         self, features: Features, members: dict[int, Tensor], known: DefenderKnowledge
     ) -> tuple[dict[int, ClassScores], dict[str, object]]:
         wanted = [y for y in members if self.scope != "target" or y == known.target]
-        looks = self.score_classes(features, members, wanted, known)
+        scores_of = self.score_classes(features, members, wanted, known)
         notes: dict[str, object] = {}
         if self.scope == "suspicious":
-            notes["suspicion"] = {known.classes[y]: look.suspicion for y, look in looks.items()}
-            looks = {y: looks[y] for y in self.suspicious_classes(looks)}
-        notes["classes"] = [known.classes[y] for y in looks]
-        said = {known.classes[y]: look.notes for y, look in looks.items() if look.notes}
-        return looks, notes | ({"looks": said} if said else {})
+            notes["suspicion"] = {
+                known.classes[y]: scored.suspicion for y, scored in scores_of.items()
+            }
+            scores_of = {y: scores_of[y] for y in self.suspicious_classes(scores_of)}
+        notes["classes"] = [known.classes[y] for y in scores_of]
+        said = {known.classes[y]: scored.notes for y, scored in scores_of.items() if scored.notes}
+        return scores_of, notes | ({"per_class": said} if said else {})
 
-    def _removed(self, look: ClassScores, known: DefenderKnowledge) -> int:
-        n = len(look.scores)
+    def _removed(self, scored: ClassScores, known: DefenderKnowledge) -> int:
+        n = len(scored.scores)
         removed = self.budget.size(n, known.epsilon)
         if removed is not None:
             return removed
-        finite(look.scores, "scores")
-        asked = otsu_count(look.scores) if look.auto is None else look.auto
+        finite(scored.scores, "scores")
+        asked = otsu_count(scored.scores) if scored.auto is None else scored.auto
         return self.budget.capped(asked, n, known.epsilon)
 
     def _refuse(self, known: DefenderKnowledge, label: int, removed: int, size: int) -> None:
@@ -258,7 +260,7 @@ def modified_z(x: Tensor) -> Tensor:
     return 0.6745 * deviation / mad.clamp(min=torch.finfo(torch.float64).tiny)
 
 
-def suspects_by_size(looks: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
+def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
     """The classes whose suspicion, a positive scale, is an upper outlier among all classes.
 
     Compares logarithms, since scales vary by factors. The threshold is the modified z-score that
@@ -266,10 +268,12 @@ def suspects_by_size(looks: dict[int, ClassScores], false_alarms: float = 0.01) 
     is exceeded by one of ten such values in 7 % of all runs.
     """
     tiny = torch.finfo(torch.float64).tiny
-    sizes = torch.tensor([look.suspicion or 0.0 for look in looks.values()], dtype=torch.float64)
+    sizes = torch.tensor(
+        [scored.suspicion or 0.0 for scored in scores_of.values()], dtype=torch.float64
+    )
     logs = sizes.clamp(min=tiny).log().tolist()
-    threshold = critical_z(len(looks), false_alarms)
-    return outliers(dict(zip(looks, logs, strict=True)), threshold)
+    threshold = critical_z(len(scores_of), false_alarms)
+    return outliers(dict(zip(scores_of, logs, strict=True)), threshold)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import (
     Batch,
     ModelBasedFilter,
@@ -57,48 +57,50 @@ class ConfusionTraining(ModelBasedFilter):
         self.weight = validation.number("defense.weight", weight, low=1)
         self.lr = validation.number("defense.lr", lr, low=0)
 
-    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
-        network = material.network()
-        rates = self.lr, material.practice.momentum, material.practice.weight_decay
-        everything = torch.arange(len(material.labels))
+    def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
+        network = context.network()
+        rates = self.lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
+        everything = torch.arange(len(context.labels))
         among = everything
         for number, share in enumerate(track(self.shares, "round")):
-            size = min(material.practice.batch_size, len(among))
-            batches = confusing(material, among, size, self.steps, number)
+            size = min(context.hyperparameters.batch_size, len(among))
+            batches = confusing(context, among, size, self.steps, number)
             train(network, batches, rates, loss=weighed(size, self.weight))
-            said = logits_at(network, material, everything)
-            losses = F.cross_entropy(said.double(), material.labels, reduction="none")
+            outputs = logits_at(network, context, everything)
+            losses = F.cross_entropy(outputs.double(), context.labels, reduction="none")
             kept = max(1, round(share * len(everything)))
             among = losses.sort(stable=True).indices[:kept]
-        fitted = said.argmax(dim=1) == material.labels
+        fitted = outputs.argmax(dim=1) == context.labels
         return SampleScores(-losses[where], fitted[where])
 
 
 def weighed(size: int, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss (L_set + (weight - 1) · L_wrong) / weight; the first `size` rows are the set's."""
 
-    def loss(said: Tensor, labels: Tensor) -> Tensor:
-        ours = F.cross_entropy(said[:size], labels[:size])
-        wrong = F.cross_entropy(said[size:], labels[size:])
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        ours = F.cross_entropy(outputs[:size], labels[:size])
+        wrong = F.cross_entropy(outputs[size:], labels[size:])
         return (ours + (weight - 1) * wrong) / weight
 
     return loss
 
 
 def confusing(
-    material: DefenseContext, among: Tensor, size: int, steps: int, number: int
+    context: DefenseContext, among: Tensor, size: int, steps: int, number: int
 ) -> Iterator[Batch]:
     """Yields batches of `size` training images at indices `among`, then mislabeled clean ones."""
-    clean, classes = clean_of(material), len(material.classes)
-    generator = material.generator(streams.CONFUSION, number)
-    augment = material.generator(streams.CONFUSION_AUGMENTATION, number, device=material.device)
+    clean, classes = clean_of(context), len(context.classes)
+    generator = context.generator(streams.CONFUSION, number)
+    augment = context.generator(streams.CONFUSION_AUGMENTATION, number, device=context.device)
     for _ in track(range(steps), "batch"):
         at = among[torch.randint(len(among), (size,), generator=generator)]
-        chosen = torch.randint(len(clean), (material.practice.batch_size,), generator=generator)
+        chosen = torch.randint(
+            len(clean), (context.hyperparameters.batch_size,), generator=generator
+        )
         wrong = wrong_labels(clean.labels[chosen], classes, generator)
-        images = clean.images[chosen].to(material.device)
-        images = torch.cat([material.images(at, augment), material.augment(images, augment)])
-        yield images, torch.cat([material.labels[at], wrong]).to(material.device)
+        images = clean.images[chosen].to(context.device)
+        images = torch.cat([context.images(at, augment), context.augment(images, augment)])
+        yield images, torch.cat([context.labels[at], wrong]).to(context.device)
 
 
 def wrong_labels(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:

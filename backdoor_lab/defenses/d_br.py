@@ -5,7 +5,7 @@ from __future__ import annotations
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import as_trained, features, train, training_batches
 from backdoor_lab.defenses.unlearning import Unlearning
 from backdoor_lab.numerics.layers import head
@@ -15,7 +15,7 @@ SHIFT = 0.2
 
 
 class DBR(Unlearning):
-    """Ranks training images by how much transformations change their features, and unlearns.
+    """Unlearns the training images whose features change most under transformations.
 
     D-BR of Chen, Wu, Wang, "Effective Backdoor Defense by Exploiting Sensitivity of Poisoned
     Samples", NeurIPS 2022, sections 4 and 5. A separate model is trained on the poisoned set for
@@ -57,29 +57,29 @@ class DBR(Unlearning):
     def check_network(self, network: nn.Module, features: int) -> None:
         head(network)
 
-    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
-        everything = torch.arange(len(material.labels))
+    def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
+        everything = torch.arange(len(context.labels))
         batches = training_batches(
-            material, everything, self.first_epochs, streams.DISTINGUISHING, augmented=False
+            context, everything, self.first_epochs, streams.DISTINGUISHING, augmented=False
         )
-        first = train(material.fresh(0), batches, as_trained(material))
-        order = sensitivity(first, material).sort(stable=True).indices
+        first = train(context.fresh(0), batches, as_trained(context))
+        order = sensitivity(first, context).sort(stable=True).indices
         # Batch statistics need at least two images.
         good = order[: max(2, round(self.clean_ratio * len(order)))]
         bad = order[-max(2, round(self.poison_ratio * len(order))) :]
-        network = material.network()
-        self.unlearn_in_turn(network, material, bad, good, self.epochs, self.lr)
+        network = context.network()
+        self.unlearn_in_turn(network, context, bad, good, self.epochs, self.lr)
         return network, {"clean": len(good), "poison": len(bad), "of": len(order)}
 
 
-def sensitivity(network: nn.Module, material: DefenseContext) -> Tensor:
+def sensitivity(network: nn.Module, context: DefenseContext) -> Tensor:
     """Squared change of each training image's features under a random rotation and shift:
     float64 (n,). Raises DivergedError if features are not finite."""
-    n = len(material.labels)
-    generator = material.generator(streams.TRANSFORMATION)
+    n = len(context.labels)
+    generator = context.generator(streams.TRANSFORMATION)
 
     def plain(start: int, stop: int) -> Tensor:
-        return material.images(torch.arange(start, stop), None)
+        return context.images(torch.arange(start, stop), None)
 
     def moved(start: int, stop: int) -> Tensor:
         images = plain(start, stop)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, nn, torch
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import ModelRepair, clean_batches, clean_of, features, train
 from backdoor_lab.numerics.layers import head
 
@@ -40,19 +40,19 @@ class FinePruning(ModelRepair):
     def check_network(self, network: nn.Module, features: int) -> None:
         head(network)
 
-    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
-        network, clean = material.network(), clean_of(material)
+    def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
+        network, clean = context.network(), clean_of(context)
         last = head(network)
-        values = features(network, lambda a, b: clean.images[a:b].to(material.device), len(clean))
-        pruned = dormant(values, last, clean.labels, self.max_accuracy_drop).to(material.device)
+        values = features(network, lambda a, b: clean.images[a:b].to(context.device), len(clean))
+        pruned = dormant(values, last, clean.labels, self.max_accuracy_drop).to(context.device)
 
         def cut_off() -> None:
             with torch.no_grad():
                 last.weight[:, pruned] = 0
 
         cut_off()
-        rates = self.lr, material.practice.momentum, material.practice.weight_decay
-        train(network, clean_batches(material, self.epochs, streams.TUNING), rates, after=cut_off)
+        rates = self.lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
+        train(network, clean_batches(context, self.epochs, streams.TUNING), rates, after=cut_off)
         return network, {"pruned": len(pruned), "of": values.shape[1]}
 
 
@@ -62,18 +62,18 @@ def dormant(values: Tensor, last: nn.Linear, labels: Tensor, max_accuracy_drop: 
     Keeps at least one column.
     """
     weight = last.weight.detach().double().cpu()
-    said = values @ weight.T
+    outputs = values @ weight.T
     if last.bias is not None:
-        said = said + last.bias.detach().double().cpu()
-    least = accuracy(said, labels) - max_accuracy_drop
+        outputs = outputs + last.bias.detach().double().cpu()
+    least = accuracy(outputs, labels) - max_accuracy_drop
     order = values.abs().mean(dim=0).sort(stable=True).indices
     for count, column in enumerate(order.tolist()):
-        said = said - values[:, column, None] * weight[:, column]
-        if accuracy(said, labels) < least - 1e-12:
+        outputs = outputs - values[:, column, None] * weight[:, column]
+        if accuracy(outputs, labels) < least - 1e-12:
             return order[:count]
     return order[:-1]
 
 
-def accuracy(said: Tensor, labels: Tensor) -> float:
-    """Accuracy of the logits `said` (n, classes) for `labels` int64 (n,)."""
-    return float((said.argmax(dim=1) == labels).double().mean())
+def accuracy(outputs: Tensor, labels: Tensor) -> float:
+    """Accuracy of the logits `outputs` (n, classes) for `labels` int64 (n,)."""
+    return float((outputs.argmax(dim=1) == labels).double().mean())

@@ -14,7 +14,7 @@ from backdoor_lab.core.progress import track
 from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import Features, LabeledImages
 from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, SampleFilter
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.numerics.descent import descend
 from backdoor_lab.numerics.layers import PENULTIMATE, FeatureHook
 
@@ -44,10 +44,10 @@ class ModelBasedFilter(SampleFilter):
     needs_clean: ClassVar[bool] = False
 
     def requires(self) -> list[str]:
-        return [*super().requires(), "material", *["clean images"] * self.needs_clean]
+        return [*super().requires(), "context", *["clean images"] * self.needs_clean]
 
     @abstractmethod
-    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
+    def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
         """Scores the training images at indices `where` int64 (m,)."""
 
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
@@ -60,26 +60,26 @@ class ModelBasedFilter(SampleFilter):
         wanted: Iterable[int],
         known: DefenderKnowledge,
     ) -> dict[int, ClassScores]:
-        if known.material is None:
-            raise TypeError(f"{type(self).__name__} needs DefenderKnowledge.material")
+        if known.context is None:
+            raise TypeError(f"{type(self).__name__} needs DefenderKnowledge.context")
         classes = list(wanted)
         if not classes:
             return {}
-        rating = self.score_images(known.material, torch.cat([members[y] for y in classes]))
+        rating = self.score_images(known.context, torch.cat([members[y] for y in classes]))
         sizes = [len(members[y]) for y in classes]
         scores = rating.scores.double().cpu().split(sizes)
         if rating.flagged is None:
-            looks = [ClassScores(each, notes=rating.notes) for each in scores]
+            scores_of = [ClassScores(each, notes=rating.notes) for each in scores]
         else:
             counts = [int(each.sum()) for each in rating.flagged.split(sizes)]
-            looks = [
+            scores_of = [
                 ClassScores(each, float(count), auto_count(each, count), rating.notes)
                 for each, count in zip(scores, counts, strict=True)
             ]
-        return dict(zip(classes, looks, strict=True))
+        return dict(zip(classes, scores_of, strict=True))
 
-    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
-        return [y for y, look in looks.items() if look.suspicion]
+    def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
+        return [y for y, scored in scores_of.items() if scored.suspicion]
 
 
 def auto_count(scores: Tensor, flagged: int) -> int:
@@ -98,7 +98,7 @@ class ModelRepair(ABC):
 
     def requires(self) -> list[str]:
         """What the repair requires, as for `Defense.requires`."""
-        return ["material", *["clean images"] * self.needs_clean]
+        return ["context", *["clean images"] * self.needs_clean]
 
     def applied(self) -> dict[str, object]:
         """Empty: a repair removes no image, so the options of filters do not apply."""
@@ -108,21 +108,21 @@ class ModelRepair(ABC):
         """Raises ConfigError, before any training, if the architecture is not supported."""
 
     @abstractmethod
-    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
+    def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
         """A model with the architecture of the attacked one, and notes for the record."""
 
 
-def clean_of(material: DefenseContext) -> LabeledImages:
+def clean_of(context: DefenseContext) -> LabeledImages:
     """The held-out clean images. Raises ConfigError if there are none."""
-    if material.clean is None or not len(material.clean):
+    if context.clean is None or not len(context.clean):
         raise ConfigError("this defense needs held-out clean images: set protocol.clean_holdout")
-    return material.clean
+    return context.clean
 
 
 def logits(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
     """Logits of `network` in eval mode for n images: float (n, classes) on the CPU.
     `images(a, b)` returns images a to b - 1."""
-    return _over(network, images, n, lambda said: said)
+    return _over(network, images, n, lambda outputs: outputs)
 
 
 def features(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
@@ -145,31 +145,31 @@ def _over(
         return torch.cat(parts)
 
 
-def logits_at(network: nn.Module, material: DefenseContext, where: Tensor) -> Tensor:
+def logits_at(network: nn.Module, context: DefenseContext, where: Tensor) -> Tensor:
     """`logits` of the training images at indices `where`."""
-    return logits(network, lambda a, b: material.images(where[a:b], None), len(where))
+    return logits(network, lambda a, b: context.images(where[a:b], None), len(where))
 
 
-def losses_at(network: nn.Module, material: DefenseContext, where: Tensor) -> Tensor:
+def losses_at(network: nn.Module, context: DefenseContext, where: Tensor) -> Tensor:
     """Cross-entropy, float64 (m,), of each training image at indices `where`."""
-    said = logits_at(network, material, where).double()
-    return F.cross_entropy(said, material.labels[where], reduction="none")
+    outputs = logits_at(network, context, where).double()
+    return F.cross_entropy(outputs, context.labels[where], reduction="none")
 
 
-def unlikelihood(said: Tensor, labels: Tensor) -> Tensor:
-    """Mean of -log(1 - p_y) for logits `said` (n, classes) and `labels` int64 (n,), where p_y is
+def unlikelihood(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -log(1 - p_y) for logits `outputs` (n, classes) and `labels` int64 (n,), where p_y is
     the label's probability. Minimizing it unlearns like maximizing cross-entropy, but its
     gradient vanishes once an image is unlearned, so that it does not diverge."""
-    others = said.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
-    return (said.logsumexp(dim=1) - others).mean()
+    others = outputs.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
+    return (outputs.logsumexp(dim=1) - others).mean()
 
 
 def apart(size: int) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss that unlearns the first `size` rows and learns the rest."""
 
-    def loss(said: Tensor, labels: Tensor) -> Tensor:
-        known = F.cross_entropy(said[size:], labels[size:])
-        return known + unlikelihood(said[:size], labels[:size])
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        known = F.cross_entropy(outputs[size:], labels[size:])
+        return known + unlikelihood(outputs[:size], labels[:size])
 
     return loss
 
@@ -183,35 +183,35 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
 
 
 def training_batches(
-    material: DefenseContext, where: Tensor, epochs: int, purpose: Stream, *, augmented: bool = True
+    context: DefenseContext, where: Tensor, epochs: int, purpose: Stream, *, augmented: bool = True
 ) -> Iterator[Batch]:
     """Yields batches of the training images at indices `where` with their labels, for `epochs`
     passes, on the device; augmented as in training if `augmented`."""
-    order = material.generator(purpose, streams.ORDER)
+    order = context.generator(purpose, streams.ORDER)
     augment = None
     if augmented:
-        augment = material.generator(purpose, streams.AUGMENTATION, device=material.device)
+        augment = context.generator(purpose, streams.AUGMENTATION, device=context.device)
     for _ in track(range(epochs), "epoch"):
-        for part in shuffled(len(where), material.practice.batch_size, order):
+        for part in shuffled(len(where), context.hyperparameters.batch_size, order):
             at = where[part]
-            yield material.images(at, augment), material.labels[at].to(material.device)
+            yield context.images(at, augment), context.labels[at].to(context.device)
 
 
-def clean_batches(material: DefenseContext, epochs: int, purpose: Stream) -> Iterator[Batch]:
+def clean_batches(context: DefenseContext, epochs: int, purpose: Stream) -> Iterator[Batch]:
     """Yields augmented batches of the held-out clean images, as `training_batches` does."""
-    clean = clean_of(material)
-    order = material.generator(purpose, streams.ORDER)
-    augment = material.generator(purpose, streams.AUGMENTATION, device=material.device)
+    clean = clean_of(context)
+    order = context.generator(purpose, streams.ORDER)
+    augment = context.generator(purpose, streams.AUGMENTATION, device=context.device)
     for _ in track(range(epochs), "epoch"):
-        for part in shuffled(len(clean), material.practice.batch_size, order):
-            images = clean.images[part].to(material.device)
-            yield material.augment(images, augment), clean.labels[part].to(material.device)
+        for part in shuffled(len(clean), context.hyperparameters.batch_size, order):
+            images = clean.images[part].to(context.device)
+            yield context.augment(images, augment), clean.labels[part].to(context.device)
 
 
 def train(
     network: nn.Module,
     batches: Iterable[Batch],
-    practice: tuple[float, float, float],
+    hyperparameters: tuple[float, float, float],
     *,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     after: Callable[[], None] = lambda: None,
@@ -224,7 +224,7 @@ def train(
     normalization uses and keeps its running statistics. Raises DivergedError if a loss is not
     finite.
     """
-    lr, momentum, decay = practice
+    lr, momentum, decay = hyperparameters
     loss = F.cross_entropy if loss is None else loss
     sgd = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=decay)
     network.train(not frozen_statistics)
@@ -236,7 +236,7 @@ def train(
     return network.eval()
 
 
-def as_trained(material: DefenseContext) -> tuple[float, float, float]:
+def as_trained(context: DefenseContext) -> tuple[float, float, float]:
     """Learning rate, momentum and weight decay of the attacked model's training."""
-    practice = material.practice
-    return practice.lr, practice.momentum, practice.weight_decay
+    hyperparameters = context.hyperparameters
+    return hyperparameters.lr, hyperparameters.momentum, hyperparameters.weight_decay

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import ModelRepair, clean_batches, clean_of, train
 from backdoor_lab.numerics.descent import descend
 
@@ -74,26 +74,26 @@ class NeuralCleanse(ModelRepair):
         self.epochs = validation.whole("defense.epochs", epochs, low=0)
         self.lr = validation.number("defense.lr", lr, low=0)
 
-    def repair(self, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
-        network = material.network()
-        labels = track(range(len(material.classes)), "class")
-        found = [reverse(network, material, label, self.steps) for label in labels]
+    def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
+        network = context.network()
+        labels = track(range(len(context.classes)), "class")
+        found = [reverse(network, context, label, self.steps) for label in labels]
         sizes = [each.size for each in found]
         index = anomaly(sizes)
         suspects = [y for y in range(len(found)) if index[y] > self.threshold]
         notes: dict[str, object] = {
-            "sizes": dict(zip(material.classes, sizes, strict=True)),
-            "indices": dict(zip(material.classes, index, strict=True)),
+            "sizes": dict(zip(context.classes, sizes, strict=True)),
+            "indices": dict(zip(context.classes, index, strict=True)),
             "target": None,
         }
         if suspects:
             target = min(suspects, key=lambda y: sizes[y])
-            notes["target"] = material.classes[target]
-            self._unlearn(network, material, found[target])
+            notes["target"] = context.classes[target]
+            self._unlearn(network, context, found[target])
         return network, notes
 
-    def _unlearn(self, network: nn.Module, material: DefenseContext, trigger: Reversed) -> None:
-        draw = material.generator(streams.PATCHED)
+    def _unlearn(self, network: nn.Module, context: DefenseContext, trigger: Reversed) -> None:
+        draw = context.generator(streams.PATCHED)
 
         def patched(images: Tensor) -> Tensor:
             chosen = torch.rand(len(images), 1, 1, 1, generator=draw) < self.patched_ratio
@@ -101,31 +101,31 @@ class NeuralCleanse(ModelRepair):
 
         batches = (
             (patched(images), labels)
-            for images, labels in clean_batches(material, self.epochs, streams.UNLEARNING)
+            for images, labels in clean_batches(context, self.epochs, streams.UNLEARNING)
         )
         train(
             network, batches,
-            (self.lr, material.practice.momentum, material.practice.weight_decay),
+            (self.lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay),
         )  # fmt: skip
 
 
-def reverse(network: nn.Module, material: DefenseContext, label: int, steps: int) -> Reversed:
+def reverse(network: nn.Module, context: DefenseContext, label: int, steps: int) -> Reversed:
     """The smallest trigger found that makes the model predict `label` for clean images."""
-    clean, size = clean_of(material), material.practice.batch_size
+    clean, size = clean_of(context), context.hyperparameters.batch_size
     channels, height, width = clean.shape
-    generator = material.generator(streams.REVERSED, label)
-    values = torch.zeros(1 + channels, height, width, device=material.device, requires_grad=True)
+    generator = context.generator(streams.REVERSED, label)
+    values = torch.zeros(1 + channels, height, width, device=context.device, requires_grad=True)
     adam = torch.optim.Adam([values], lr=0.1, betas=(0.5, 0.9))
     weight, best, followed = 1e-3, None, []
     for step in track(range(1, steps + 1), "step"):
         chosen = torch.randint(len(clean), (min(size, len(clean)),), generator=generator)
         with torch.enable_grad():
             trigger = _trigger(values)
-            said = network(trigger(clean.images[chosen].to(material.device)))
-            wanted = torch.full((len(said),), label, device=said.device)
-            loss = F.cross_entropy(said, wanted) + weight * trigger.mask.sum()
+            outputs = network(trigger(clean.images[chosen].to(context.device)))
+            wanted = torch.full((len(outputs),), label, device=outputs.device)
+            loss = F.cross_entropy(outputs, wanted) + weight * trigger.mask.sum()
         descend(adam, loss, "the loss of a reversed trigger")
-        followed.append(float((said.argmax(dim=1) == label).double().mean()))
+        followed.append(float((outputs.argmax(dim=1) == label).double().mean()))
         if step % ROUND == 0 or step == steps:
             success = sum(followed) / len(followed)
             current = Reversed(trigger.mask.detach(), trigger.pattern.detach(), success)

@@ -24,11 +24,11 @@ class Random(Defense):
         self.like = like
 
     def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:
-        judged = self.like(features, known)
-        removed = ~judged.keep
+        filter_result = self.like(features, known)
+        removed = ~filter_result.keep
         generator = torch_generator(known.seed, streams.RANDOM_REMOVAL)
         scores = torch.rand(len(removed), dtype=torch.float64, generator=generator)
-        scores[judged.scores.isnan()] = torch.nan
+        scores[filter_result.scores.isnan()] = torch.nan
         keep = torch.ones_like(removed)
         for label in features.labels[removed].unique().tolist():
             members = (features.labels == label).nonzero().flatten()

@@ -63,27 +63,29 @@ class SCAn(Principal):
     ) -> dict[int, ClassScores]:
         model = Variation.of(known)
         middle = features.values.double().mean(dim=0)
-        looks = {
+        scores_of = {
             y: self._look(features.values[where], y, model, middle)
             for y, where in track(members.items(), "class")
         }
-        ratios = torch.tensor([look.suspicion for look in looks.values()], dtype=torch.float64)
+        ratios = torch.tensor(
+            [scored.suspicion for scored in scores_of.values()], dtype=torch.float64
+        )
         # Two classes are equally far from their median, so neither is an outlier.
         index = modified_z(ratios).tolist()
         return {
-            y: self._ruled(look, star)
-            for (y, look), star in zip(looks.items(), index, strict=True)
+            y: self._ruled(scored, star)
+            for (y, scored), star in zip(scores_of.items(), index, strict=True)
             if y in wanted
         }
 
-    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
-        return [y for y, look in looks.items() if (look.suspicion or 0.0) > self.threshold]
+    def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
+        return [y for y, scored in scores_of.items() if (scored.suspicion or 0.0) > self.threshold]
 
-    def _ruled(self, look: ClassScores, star: float) -> ClassScores:
-        group = int((look.scores > 0).sum())
-        notes = look.notes | {"J": look.suspicion, "J*": star}
+    def _ruled(self, scored: ClassScores, star: float) -> ClassScores:
+        group = int((scored.scores > 0).sum())
+        notes = scored.notes | {"J": scored.suspicion, "J*": star}
         return replace(
-            look, suspicion=star, auto=group if star > self.threshold else 0, notes=notes
+            scored, suspicion=star, auto=group if star > self.threshold else 0, notes=notes
         )
 
     @staticmethod

@@ -22,7 +22,8 @@ class SpectralSignatures(Principal):
     Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, Algorithm 1:
     tau_i = ((R(x_i) - mean R) . v)^2, where v is the top right singular vector of the centered
     n x d matrix. With ``center=False`` tau_i = |R(x_i) . v| with the same v, as in several widely
-    used implementations, for comparison; it fails if poison is shifted against the mean.
+    used implementations, for comparison; it misses poison that is shifted
+    in the direction opposite to the class mean.
 
     `rank` is the number of top directions; the squared projections are summed, each weighted by
     its direction's `tail` to the power `tail_power` (0: equal weights). A few distant examples,
@@ -83,8 +84,8 @@ class SpectralSignatures(Principal):
             return along.square() @ weights
         return ((along + offset).square() @ weights).sqrt()
 
-    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
-        return suspects_by_size(looks)
+    def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
+        return suspects_by_size(scores_of)
 
     def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
         total = scores.double()

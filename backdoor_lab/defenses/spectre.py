@@ -60,8 +60,8 @@ class SPECTRE(Principal):
         quality, scores, k = max(found, key=lambda each: each[0])
         return ClassScores(scores, quality, notes={"rank": k})
 
-    def suspicious_classes(self, looks: dict[int, ClassScores]) -> list[int]:
-        return suspects_by_size(looks)
+    def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
+        return suspects_by_size(scores_of)
 
     def _only(self, ranks: list[int], top: int) -> list[int]:
         return ranks if self.rank is None else [min(self.rank, top)]

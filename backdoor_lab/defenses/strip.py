@@ -5,7 +5,7 @@ from __future__ import annotations
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import ModelBasedFilter, SampleScores, clean_of, logits
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 
@@ -44,23 +44,23 @@ class STRIP(ModelBasedFilter):
             "defense.false_positive_rate", false_positive_rate, low=1e-9, below=1
         )
 
-    def score_images(self, material: DefenseContext, where: Tensor) -> SampleScores:
-        clean = clean_of(material)
-        order = torch.randperm(len(clean), generator=material.generator(streams.OVERLAYS))
+    def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
+        clean = clean_of(context)
+        order = torch.randperm(len(clean), generator=context.generator(streams.OVERLAYS))
         # If possible, the threshold is computed on other images than the overlays.
         split = min(self.n_overlays, max(1, len(clean) // 2))
         over, rest = clean.images[order[:split]], clean.images[order[split:]]
-        network = material.network()
+        network = context.network()
 
         def entropies(images: Tensor) -> Tensor:
-            return entropy(network, images, over.to(material.device), self.overlay_weight)
+            return entropy(network, images, over.to(context.device), self.overlay_weight)
 
         parts = [
-            entropies(material.images(part, None))
+            entropies(context.images(part, None))
             for part in track(where.split(64), "group of images")
         ]
         found = torch.cat(parts)
-        usual = entropies((rest if len(rest) else over).to(material.device))
+        usual = entropies((rest if len(rest) else over).to(context.device))
         spread = usual.std(unbiased=False) * normal_quantile(self.false_positive_rate)
         threshold = float(usual.mean() + spread)
         return SampleScores(-found, found < threshold, {"threshold_bits": threshold})
@@ -75,8 +75,8 @@ def entropy(network: nn.Module, images: Tensor, over: Tensor, weight: float) -> 
         at = torch.arange(start, stop, device=images.device)
         return (below[at // count] + weight * over[at % count].float()).clamp(0, 255)
 
-    said = logits(network, mixed, len(images) * count).double()
-    logs = said.log_softmax(dim=1)
+    outputs = logits(network, mixed, len(images) * count).double()
+    logs = outputs.log_softmax(dim=1)
     bits = -(logs.exp() * logs).sum(dim=1) / torch.tensor(2.0).double().log()
     return bits.view(len(images), count).mean(dim=1)
 

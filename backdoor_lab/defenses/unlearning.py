@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from backdoor_lab.core import streams
 from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import (
     Batch,
     ModelRepair,
@@ -26,7 +26,7 @@ class Unlearning(ModelRepair):
     @staticmethod
     def unlearn_beside(
         network: nn.Module,
-        material: DefenseContext,
+        context: DefenseContext,
         bad: Tensor,
         good: Tensor,
         epochs: int,
@@ -35,15 +35,15 @@ class Unlearning(ModelRepair):
         """Minimizes the cross-entropy of `good` and the `unlikelihood` of `bad` by SGD with
         learning rate `lr`: `epochs` passes over the training images at indices `bad`, each batch
         with as many of `good`. Batch normalization keeps its running statistics."""
-        size = min(material.practice.batch_size, len(bad), len(good))
-        batches = beside(material, bad, good, size, epochs)
-        rates = lr, material.practice.momentum, material.practice.weight_decay
+        size = min(context.hyperparameters.batch_size, len(bad), len(good))
+        batches = beside(context, bad, good, size, epochs)
+        rates = lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
         train(network, batches, rates, loss=apart(size), frozen_statistics=True)
 
     @staticmethod
     def unlearn_in_turn(
         network: nn.Module,
-        material: DefenseContext,
+        context: DefenseContext,
         bad: Tensor,
         good: Tensor,
         epochs: int,
@@ -59,23 +59,23 @@ class Unlearning(ModelRepair):
             for number in track(range(epochs), "round"):
                 for where, sign in ((bad, -1.0), (good, 1.0)):
                     purpose = streams.unlearning_pass(number, sign)
-                    yield from training_batches(material, where, 1, purpose)
+                    yield from training_batches(context, where, 1, purpose)
 
-        def loss(said: Tensor, labels: Tensor) -> Tensor:
-            return sign * F.cross_entropy(said, labels)
+        def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+            return sign * F.cross_entropy(outputs, labels)
 
-        rates = lr, material.practice.momentum, material.practice.weight_decay
+        rates = lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
         train(network, batches(), rates, loss=loss)
 
 
 def beside(
-    material: DefenseContext, bad: Tensor, good: Tensor, size: int, epochs: int
+    context: DefenseContext, bad: Tensor, good: Tensor, size: int, epochs: int
 ) -> Iterator[Batch]:
     """Yields batches of `size` training images of `bad`, then as many of `good`, at random."""
-    generator = material.generator(streams.UNLEARNING)
-    augment = material.generator(streams.UNLEARNING_AUGMENTATION, device=material.device)
+    generator = context.generator(streams.UNLEARNING)
+    augment = context.generator(streams.UNLEARNING_AUGMENTATION, device=context.device)
     for _ in track(range(epochs), "epoch"):
         for part in shuffled(len(bad), size, generator):
             others = torch.randint(len(good), (size,), generator=generator)
             where = torch.cat([bad[part], good[others]])
-            yield material.images(where, augment), material.labels[where].to(material.device)
+            yield context.images(where, augment), context.labels[where].to(context.device)

@@ -56,7 +56,7 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
         name = slug(cell.id, cell.id, taken)
         taken.add(name)
         written += _save(validation.inside(folder, root / name), of_cell(whole, record))
-    for note in whole.shelf.notes:
+    for note in whole.reader.notes:
         print(plain(f"note: {note}"))
     if len(done) > most:
         print(f"note: {len(done) - most} more cells have no figures; see --most")

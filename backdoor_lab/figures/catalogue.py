@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from backdoor_lab.analysis.cell_artifacts import cell_artifacts, in_target
 from backdoor_lab.analysis.evidence import (
     histogram,
     operating_point,
     recorded_curve,
     removal_curve,
 )
-from backdoor_lab.analysis.material import in_target, material
 from backdoor_lab.analysis.separation import separation_of
-from backdoor_lab.figures import course, detection, heat, images, ratios, transformed
+from backdoor_lab.figures import detection, heat, images, ratios, run, transformed
 from backdoor_lab.figures.inputs import (
     Record,
     SweepData,
@@ -27,7 +27,7 @@ from backdoor_lab.figures.inputs import (
     steps,
     trigger_rows,
 )
-from backdoor_lab.figures.sheet import sheet
+from backdoor_lab.figures.overview_figure import sheet
 from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.tables.layout import split
@@ -46,7 +46,7 @@ def of_sweep(whole: SweepData) -> Iterator[Named]:
         if rows:
             yield "filters", images.filters(rows)
     for _, record in whole.done():
-        yield "pipeline", course.pipeline(steps(record))
+        yield "pipeline", run.pipeline(steps(record))
         break
     done = [cell for cell, _ in whole.done()]
     for group in split(CellFields(done)):
@@ -58,7 +58,7 @@ def of_sweep(whole: SweepData) -> Iterator[Named]:
         yield f"pairs_{pairs.slug}", heat.heat_maps(pairs)
     names, stages, seconds = costs(done)
     if len(names):
-        yield "cost", course.cost(names, stages, seconds)
+        yield "cost", run.cost(names, stages, seconds)
     overview = sheet(whole)
     if overview is not None:
         yield "sheet", overview
@@ -69,7 +69,7 @@ def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
     empty if the sweep has fewer than SEVERAL ratios. Cells without stored features are omitted."""
     if len({cell.choices["ratio"] for cell in cells if cell.choices}) < SEVERAL:
         return {}
-    known = {cell.id: separation_of(whole.shelf, whole.records[cell.id]) for cell in cells
+    known = {cell.id: separation_of(whole.reader, whole.records[cell.id]) for cell in cells
              if cell.id in whole.records}  # fmt: skip
     return {each: found.predicted for each, found in known.items()
             if found is not None and np.isfinite(found.predicted)}  # fmt: skip
@@ -77,26 +77,26 @@ def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
 
 def of_cell(whole: SweepData, record: Record) -> Iterator[Named]:
     """Yield each figure of one done cell and its name, except those whose data is gone."""
-    yield "pipeline", course.pipeline(steps(record))
-    losses = losses_of(whole.shelf, record)
+    yield "pipeline", run.pipeline(steps(record))
+    losses = losses_of(whole.reader, record)
     if losses:
-        yield "training", course.training(losses)
-    found = material(whole.shelf, record)
+        yield "training", run.training(losses)
+    found = cell_artifacts(whole.reader, record)
     if found is None:
         recorded = recorded_curve(record)
         if recorded is not None:
             yield "removal", detection.removal(*recorded)
         return
     where = in_target(found)
-    poison, keep = found.training.is_poison, found.judged.keep
-    bars = histogram(found.judged.scores[where], poison[where], keep[where])
+    poison, keep = found.training.is_poison, found.filter_result.keep
+    bars = histogram(found.filter_result.scores[where], poison[where], keep[where])
     if bars is not None:
         yield "scores", detection.scores(bars)
     plain = ~found.training.is_cover
-    curve = removal_curve(found.judged.scores[plain], poison[plain])
+    curve = removal_curve(found.filter_result.scores[plain], poison[plain])
     if curve is not None:
         at = operating_point(keep[plain], poison[plain])
         yield "removal", detection.removal(curve, at)
-    along = projected(whole.shelf, record, found)
+    along = projected(whole.reader, record, found)
     if along is not None:
         yield "projections", detection.projections(along, poison[where], keep[where])

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.analysis.cell_artifacts import CellArtifacts, in_target
 from backdoor_lab.analysis.evidence import (
     projections,
     sampled,
 )
-from backdoor_lab.analysis.material import CellArtifacts, in_target
 from backdoor_lab.core.errors import many
 from backdoor_lab.core.validation import LONGEST, non_negative
 from backdoor_lab.page.page_pictures import is_triggered_late
@@ -36,7 +36,7 @@ class SweepData:
 
     cells: Sequence[CellRecord]
     records: dict[str, Record]
-    shelf: ArtifactReader
+    reader: ArtifactReader
 
     def done(self) -> Iterator[tuple[CellRecord, Record]]:
         """The done cells with a readable record."""
@@ -45,19 +45,19 @@ class SweepData:
                 yield cell, self.records[cell.id]
 
 
-def projected(shelf: ArtifactReader, record: Record, found: CellArtifacts) -> Array | None:
+def projected(reader: ArtifactReader, record: Record, found: CellArtifacts) -> Array | None:
     """The target class on its two top singular directions, float64 (b, 2), or None."""
     where = in_target(found)
-    values = shelf.features(record, where, len(found.training.index))
+    values = reader.features(record, where, len(found.training.index))
     if values is None or len(values) < 2 or not np.isfinite(values).all():
         return None
     return projections(values)
 
 
-def losses_of(shelf: ArtifactReader, record: Record) -> dict[str, Array]:
+def losses_of(reader: ArtifactReader, record: Record) -> dict[str, Array]:
     """The losses per epoch of the first training and of the retraining, as far as stored."""
     named = {"first training": "train", "retraining": "retrain"}
-    found = {name: shelf.losses(record, stage) for name, stage in named.items()}
+    found = {name: reader.losses(record, stage) for name, stage in named.items()}
     return {name: values for name, values in found.items() if values is not None and len(values)}
 
 
@@ -76,7 +76,7 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
     after = [f"Nat {figure('nat2')}", f"ASR {figure('asr2')}"]
     left = f"{counts.get('pois_left', '?')} of {counts.get('n_poisoned', '?')} poison left"
     auroc = _part(record, "detection").get("auroc")
-    told = [
+    stages = [
         ("load", [str(chosen.get("dataset")), many(counts.get("n_clean", "?"), "image")]),
         ("poison", [f"{chosen.get('trigger')} → {target}",
                     f"{counts.get('n_poisoned', '?')} poisoned",
@@ -90,10 +90,10 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
         ("retrain", ["from scratch", *after]),
     ]  # fmt: skip
     if "repair" in _part(record, "run", "stages"):
-        told[-2:] = [("repair", [str(chosen.get("defense")), *after])]
+        stages[-2:] = [("repair", [str(chosen.get("defense")), *after])]
     elif record.get("nat2") is None:
-        told.pop()
-    return [(stage, [short(line) for line in lines]) for stage, lines in told]
+        stages.pop()
+    return [(stage, [short(line) for line in lines]) for stage, lines in stages]
 
 
 def _part(record: Record, *names: str) -> Record:
@@ -128,7 +128,7 @@ def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
         if float(cell.choices["ratio"]) > 0 and not is_triggered_late(record):
             by_trigger.setdefault(str(cell.choices["trigger"]), []).append(record)
     for name in dict.fromkeys(str(cell.choices["trigger"]) for cell, _ in whole.done()):
-        stored = ((r, whole.shelf.training(r)) for r in by_trigger.get(name, []))
+        stored = ((r, whole.reader.training(r)) for r in by_trigger.get(name, []))
         for record, training in stored:
             if training is not None and training.poisoned:
                 yield name, record, training
@@ -167,9 +167,9 @@ def layers(whole: SweepData, trigger: str, record: Record, training: Training) -
     if clean is not None:
         name, other, stage = clean
         found.append(
-            (short(f"clean ({name}), {trigger}"), whole.shelf.first_layer(other, stage, channels))
+            (short(f"clean ({name}), {trigger}"), whole.reader.first_layer(other, stage, channels))
         )
-    mine = whole.shelf.first_layer(record, "train", channels)
+    mine = whole.reader.first_layer(record, "train", channels)
     found.append((short(f"backdoored by {trigger}"), mine))
     return [
         Layer(title, weights, response_changes(weights, *pairs, base))

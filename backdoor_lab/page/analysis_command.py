@@ -71,23 +71,23 @@ def _answer(question: AnalysisSpec, lines_of: LinesOf, asked: Namespace) -> int:
     if store is not None and not store.is_dir():
         raise ConfigError(f"no such folder: {store}")
     sweep = one_sweep(asked.folder)
-    shelf = ArtifactReader(find_store(sweep.folder, store), checked=True)
-    labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), shelf)
+    reader = ArtifactReader(find_store(sweep.folder, store), checked=True)
+    labels, lines = lines_of(sweep.cells, raw_records(sweep.folder), reader)
     if not lines:
-        raise ConfigError(_nothing(question, sweep, shelf))
+        raise ConfigError(_nothing(question, sweep, reader))
     found = _document(question, f"{sweep.folder.name}: {question.name}", labels, lines)
     if asked.out is not None:
         write_as_named(asked.out, {name: text(found) for name, text in FORMATS.items()})
     print(markdown(found))
     for warning in sweep.warnings:
         print(plain(f"warning: {warning}"), file=sys.stderr)
-    for note in shelf.notes:
+    for note in reader.notes:
         print(plain(f"note: {note}"))
     return EXIT_DONE
 
 
-def _nothing(question: AnalysisSpec, sweep: Sweep, shelf: ArtifactReader) -> str:
-    reasons = [*sweep.warnings, *shelf.notes]
+def _nothing(question: AnalysisSpec, sweep: Sweep, reader: ArtifactReader) -> str:
+    reasons = [*sweep.warnings, *reader.notes]
     why = f": {'; '.join(reasons)}" if reasons else ""
     return (
         f"no done cell of {sweep.folder} has {question.wants} in the store{why}. Run the command"

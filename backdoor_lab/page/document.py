@@ -67,11 +67,11 @@ def write_page(
     return path
 
 
-def page(report: SweepReport, records: dict[str, dict[str, Any]], shelf: ArtifactReader) -> str:
+def page(report: SweepReport, records: dict[str, dict[str, Any]], reader: ArtifactReader) -> str:
     """The page as text. `records` maps cell ids to records, as `raw_records` returns them."""
     cells = report.sweep.cells
     return _filled(
-        report, asset(*SCRIPTS), columns(cells), lambda room: _data(cells, records, shelf, room)
+        report, asset(*SCRIPTS), columns(cells), lambda room: _data(cells, records, reader, room)
     )
 
 
@@ -134,22 +134,22 @@ def _compared(found: Comparison | None) -> TextTable | None:
 def _data(
     cells: Sequence[CellRecord],
     records: dict[str, dict[str, Any]],
-    shelf: ArtifactReader,
+    reader: ArtifactReader,
     room: int,
 ) -> str:
     """The records and pictures of all cells as JSON."""
     given = [records.get(cell.id, {}) for cell in cells]
-    told = facts(given)
+    fields = facts(given)
     head = {
         "ids": [plain(cell.id) for cell in cells],
         "status": [plain(cell.status) for cell in cells],
-        "common": told.common, "names": told.names, "own": told.own,
+        "common": fields.common, "names": fields.names, "own": fields.own,
         "figures": [[figure(cell, name) for name in FIGURES] for cell in cells],
     }  # fmt: skip
     done = [number for number, cell in enumerate(cells) if cell.done and given[number]]
-    pictures = all_pictures(shelf, [given[n] for n in done], room - len(json_data(head)))
+    pictures = all_pictures(reader, [given[n] for n in done], room - len(json_data(head)))
     shown = dict(zip(map(str, done), pictures, strict=True))
-    return json_data(head | {"pictures": shown, "notes": shelf.notes})
+    return json_data(head | {"pictures": shown, "notes": reader.notes})
 
 
 def _hash(text: str) -> str:

@@ -30,11 +30,11 @@ def facts(records: Sequence[Mapping[str, Any]]) -> PageFields:
     not run) are ignored when determining the common values."""
     flats = [dict(_flat(record)) for record in records]
     names = list(dict.fromkeys(name for flat in flats for name in flat))
-    told = [flat for flat in flats if flat]
+    nonempty = [flat for flat in flats if flat]
     common = {
-        name: told[0][name]
+        name: nonempty[0][name]
         for name in names
-        if len(told) > 1 and all(flat.get(name) == told[0].get(name) for flat in told)
+        if len(nonempty) > 1 and all(flat.get(name) == nonempty[0].get(name) for flat in nonempty)
     }
     differing = [name for name in names if name not in common]
     return PageFields(common, differing, [[flat.get(name) for name in differing] for flat in flats])

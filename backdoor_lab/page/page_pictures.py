@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from backdoor_lab.analysis.cell_artifacts import CellArtifacts, cell_artifacts, in_target
 from backdoor_lab.analysis.evidence import (
     Curve,
     Histogram,
@@ -23,7 +24,6 @@ from backdoor_lab.analysis.evidence import (
     sampled,
     thinned,
 )
-from backdoor_lab.analysis.material import CellArtifacts, in_target, material
 from backdoor_lab.core.terminal import plain
 from backdoor_lab.results.artifact_reader import ArtifactReader
 
@@ -40,7 +40,7 @@ _IMAGES = (8, 6, 4, 3, 2, 1)
 _KINDS = 3
 
 
-def all_pictures(shelf: ArtifactReader, records: Iterable[Shown], budget: int) -> list[Shown]:
+def all_pictures(reader: ArtifactReader, records: Iterable[Shown], budget: int) -> list[Shown]:
     """The pictures of each record, all together within `budget` bytes of JSON.
 
     Charts come first, in the order of the records, then images, the same number for each cell.
@@ -48,13 +48,13 @@ def all_pictures(shelf: ArtifactReader, records: Iterable[Shown], budget: int) -
     """
     records = list(records)
     points = _points(budget, len(records))
-    made = [_charts(shelf, record, points) for record in records]
+    made = [_charts(reader, record, points) for record in records]
     left = budget
     for number, each in enumerate(made):
         left -= (size := _size(each))
         if left < 0:
             left, made[number] = left + size, {"notes": [f"pictures {FULL}"]}
-    _add_images(shelf, records, made, left)
+    _add_images(reader, records, made, left)
     return made
 
 
@@ -67,32 +67,32 @@ def _size(value: Shown) -> int:
     return len(json.dumps(value, separators=(",", ":")))
 
 
-def _charts(shelf: ArtifactReader, record: Shown, points: int) -> Shown:
-    shown: Shown = {"notes": [], "loss": _losses(shelf, record)}
-    found = material(shelf, record)
+def _charts(reader: ArtifactReader, record: Shown, points: int) -> Shown:
+    shown: Shown = {"notes": [], "loss": _losses(reader, record)}
+    found = cell_artifacts(reader, record)
     if found is None:
         recorded = recorded_curve(record)
         return shown if recorded is None else shown | {"curve": _curve(*recorded)}
     where = in_target(found)
-    poison, keep = found.training.is_poison, found.judged.keep
-    bars = histogram(found.judged.scores[where], poison[where], keep[where])
+    poison, keep = found.training.is_poison, found.filter_result.keep
+    bars = histogram(found.filter_result.scores[where], poison[where], keep[where])
     shown["scores"] = None if bars is None else _bars(bars)
     own = ~found.training.is_cover
-    curve = removal_curve(found.judged.scores[own], poison[own])
+    curve = removal_curve(found.filter_result.scores[own], poison[own])
     shown["curve"] = (
         None if curve is None else _curve(curve, operating_point(keep[own], poison[own]))
     )
-    values = shelf.features(record, where, len(poison))
+    values = reader.features(record, where, len(poison))
     if values is not None and len(values) > 1 and np.isfinite(values).all():
         shown["scatter"] = _scatter(projections(values), poison[where], keep[where], points)
     return shown
 
 
-def _losses(shelf: ArtifactReader, record: Shown) -> Shown:
+def _losses(reader: ArtifactReader, record: Shown) -> Shown:
     """The loss per epoch of both trainings as [epoch, loss] pairs, thinned if there are many."""
     found = {}
     for stage in ("train", "retrain"):
-        losses = shelf.losses(record, stage)
+        losses = reader.losses(record, stage)
         if losses is not None and len(losses):
             epochs = sampled(np.arange(len(losses)), _EPOCHS)
             found[stage] = [[int(e) + 1, short(losses[e])] for e in epochs]
@@ -133,13 +133,13 @@ def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
 
 
 def _add_images(
-    shelf: ArtifactReader, records: list[Shown], made: list[Shown], budget: int
+    reader: ArtifactReader, records: list[Shown], made: list[Shown], budget: int
 ) -> None:
     """Add ``images`` to each of `made`, the same number per cell, within `budget` bytes."""
     wanted = [n for n, each in enumerate(made) if "scores" in each]
     limit = None
     for number in wanted:
-        found = material(shelf, records[number])
+        found = cell_artifacts(reader, records[number])
         if found is None:
             continue
         if is_triggered_late(records[number]):
@@ -172,8 +172,10 @@ def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:
 
 def _strip(found: CellArtifacts, limit: int) -> Shown:
     """The picked images in one PNG, with the score, label and original label of each."""
-    training, judged = found.training, found.judged
-    chosen = picks(judged.scores, judged.keep, training.is_poison, training.is_cover, limit)
+    training, filter_result = found.training, found.filter_result
+    chosen = picks(
+        filter_result.scores, filter_result.keep, training.is_poison, training.is_cover, limit
+    )
     rows = {name: getattr(chosen, name) for name in ("removed", "mistaken", "missed")}
     where = np.concatenate(list(rows.values()))
     if not len(where):
@@ -182,7 +184,7 @@ def _strip(found: CellArtifacts, limit: int) -> Shown:
     given, before = training.labels, training.before(where)
     was = dict(zip(where.tolist(), before.tolist(), strict=True))
     listed = {
-        name: [[short(judged.scores[i]), int(given[i]), was[int(i)]] for i in members]
+        name: [[short(filter_result.scores[i]), int(given[i]), was[int(i)]] for i in members]
         for name, members in rows.items()
     }
     return {

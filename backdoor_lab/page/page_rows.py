@@ -48,11 +48,11 @@ def columns(cells: Sequence[CellRecord]) -> list[Column]:
     costs = [_seconds(cell) for cell in cells]
     shown = [NOTHING if cost is None else f"{cost:.1f}" for cost in costs]
     states = [_cut(cell.status) for cell in cells]
-    told = "total time of the cell's stages; cells may share stages"
+    tooltip = "total time of the cell's stages; cells may share stages"
     return [
         *chosen,
         *found,
-        Column("Seconds", told, True, shown),
+        Column("Seconds", tooltip, True, shown),
         Column("Status", "done, missing, failed or diverged", False, states),
     ]
 

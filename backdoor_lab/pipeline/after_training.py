@@ -13,11 +13,11 @@ from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress
-from backdoor_lab.pipeline.stages.context import material_facts, material_of, repair_stage
+from backdoor_lab.pipeline.stages.context import context_facts, context_of, repair_stage
 from backdoor_lab.pipeline.stages.defense import (
     Evidence,
+    FeatureModel,
     Provided,
-    Seer,
     autoencoder_stage,
     clean_stage,
     extract_stage,
@@ -51,7 +51,7 @@ class Trained:
 class Defended:
     """A defense's filter result, and the images and networks that a repair works on."""
 
-    verdict: FilterResult
+    filter_result: FilterResult
     provided: Provided | None = None
 
 
@@ -76,11 +76,13 @@ class DefendCell:
         """Features of the training set and, if the defense requires them, features of held-out
         clean images, images and networks."""
         cell, training = self.cell, self.attacked.poisoned.training
-        provided = self._provided(model) if "material" in cell.requires else None
-        seer, weights = self._seer(model)
+        provided = self._provided(model) if "context" in cell.requires else None
+        feature_model, weights = self._feature_model(model)
         self.progress.stage("extract")
-        held_out = self._held_out(seer, weights) if "clean" in cell.requires else None
-        features, entry = extract_stage(cell, training, seer, weights, self.store, self.machine)
+        held_out = self._held_out(feature_model, weights) if "clean" in cell.requires else None
+        features, entry = extract_stage(
+            cell, training, feature_model, weights, self.store, self.machine
+        )
         self.stages["extract"] = entry
         return Evidence(features, entry, held_out, provided)
 
@@ -89,10 +91,10 @@ class DefendCell:
         if isinstance(self.cell.defense, ModelRepair):
             return Defended(nothing_removed(len(evidence.features.labels)), evidence.provided)
         self.progress.stage("filter")
-        verdict, self.stages["filter"] = filter_stage(
+        filter_result, self.stages["filter"] = filter_stage(
             self.cell, self.attacked.poisoned, evidence, self.store, self.machine
         )
-        return Defended(verdict)
+        return Defended(filter_result)
 
     def retrain(self, result: Defended) -> Trained | None:
         """A network trained from scratch on the images that are kept, or the repaired network."""
@@ -104,23 +106,25 @@ class DefendCell:
         if isinstance(defense, OracleControl) and defense.restores:
             return self.train("retrain", data, clean(data.train))
         training = self.attacked.poisoned.training
-        return self.train("retrain", data, filtered(training, result.verdict.keep, self.cell, data))
+        return self.train(
+            "retrain", data, filtered(training, result.filter_result.keep, self.cell, data)
+        )
 
     def _provided(self, model: Classifier) -> Provided:
         cell, data, training = self.cell, self.attacked.data, self.attacked.poisoned.training
         return Provided(
-            material_of(cell, training, data, model, self.machine),
-            material_facts(cell, data, model, self.weights),
+            context_of(cell, training, data, model, self.machine),
+            context_facts(cell, data, model, self.weights),
             model.memory_format,
         )
 
-    def _held_out(self, seer: Seer, weights: str) -> tuple[Features, Artifact]:
+    def _held_out(self, feature_model: FeatureModel, weights: str) -> tuple[Features, Artifact]:
         test = self.attacked.data.test
-        found = clean_stage(self.cell, test, seer, weights, self.store, self.machine)
+        found = clean_stage(self.cell, test, feature_model, weights, self.store, self.machine)
         self.stages["clean"] = found[1]
         return found
 
-    def _seer(self, model: Classifier) -> tuple[Seer, str]:
+    def _feature_model(self, model: Classifier) -> tuple[FeatureModel, str]:
         """The network that computes features, and the hash of its weights."""
         if self.cell.protocol["layer"] != AUTOENCODER:
             return model, self.weights

@@ -74,9 +74,9 @@ class CellPipeline:
     def run(self) -> dict[str, Any]:
         """Run all stages; returns the metrics for the cell's record."""
         attacked = self.attack()
-        verdict = self.defended(attacked)
+        filter_result = self.defended(attacked)
         data, shared = attacked.data, self._overlap(attacked.data)
-        return record_body(self.cell, data, attacked.poisoned, verdict, self.stages, shared)
+        return record_body(self.cell, data, attacked.poisoned, filter_result, self.stages, shared)
 
     def attack(self) -> Attacked:
         """load -> poison: the attack."""
@@ -110,7 +110,7 @@ class CellPipeline:
         after_training(trained.module, callback, self.machine)
         if callback.retrained is not None:
             self._measure(2, callback.retrained, attacked)
-        return callback.result.verdict
+        return callback.result.filter_result
 
     def _train(self, stage: str, data: Dataset, training: TrainingSet) -> Trained:
         """Train a network on `training` and measure its training accuracy."""

@@ -34,7 +34,7 @@ def stages_of(cell: Cell) -> list[str]:
         "transformed": bool(cell.asr_under),
         "clean": "clean" in cell.requires,
         AUTOENCODER: cell.protocol["layer"] == AUTOENCODER,
-        "material": "material" in cell.requires,
+        "context": "context" in cell.requires,
         "repair" if repairs else "filter": True,
     }
     return [*ALWAYS, *(name for name, takes_part in asked.items() if takes_part)]

@@ -67,7 +67,7 @@ def any_file(note: object) -> bool:
 
 
 def record_body(
-    cell: Cell, data: Dataset, poisoned: PoisonResult, verdict: FilterResult,
+    cell: Cell, data: Dataset, poisoned: PoisonResult, filter_result: FilterResult,
     stages: dict[str, Artifact], overlap: int,
 ) -> dict[str, Any]:  # fmt: skip
     """The metrics of a finished cell, from the outputs of its stages."""
@@ -76,7 +76,7 @@ def record_body(
     after = stages["measure2"].meta if "measure2" in stages else dict.fromkeys(before)
     again = next((stages[name].meta for name in ("retrain", "repair") if name in stages), {})
     judged = "filter" in stages
-    removed = ~verdict.keep
+    removed = ~filter_result.keep
     sizes = torch.bincount(data.train.labels, minlength=len(data.classes)).tolist()
     return {
         "status": "done",
@@ -87,13 +87,13 @@ def record_body(
             "n_poisoned": len(poisoned.source_index),
             "n_eligible": eligible_count(cell.plan, sizes),
             "n_removed": int(removed.sum()),
-            "pois_left": int((poisoned.is_poison & verdict.keep).sum()),
+            "pois_left": int((poisoned.is_poison & filter_result.keep).sum()),
             "n_covers": len(poisoned.cover_index),
-            "covers_left": int((poisoned.is_cover & verdict.keep).sum()),
+            "covers_left": int((poisoned.is_cover & filter_result.keep).sum()),
             "n_test": before["n_test"],
             "n_asr": before["n_asr"],
             "train_test_overlap": overlap,
-            **accused(cell, poisoned, verdict),
+            **accused(cell, poisoned, filter_result),
         },
         "nat1": before["nat"], "asr1": before["asr"],
         "nat2": after["nat"], "asr2": after["asr"],
@@ -103,9 +103,9 @@ def record_body(
         # A repair has no second training, hence no second training accuracy.
         **{name: stages[name].meta["accuracy"] if name in stages else None for name in FITTED},
         # A repair scores no images.
-        "detection": detection(*_without_covers(verdict, poisoned)) if judged else None,
+        "detection": detection(*_without_covers(filter_result, poisoned)) if judged else None,
         **under(cell, stages),
-        "notes": verdict.notes if judged else again["notes"],
+        "notes": filter_result.notes if judged else again["notes"],
         "poison_indices": poisoned.source_index.tolist(),
         "hashes": {
             "data": data.train.digest,
@@ -134,11 +134,11 @@ def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:
     return {"under": found}
 
 
-def accused(cell: Cell, poisoned: PoisonResult, verdict: FilterResult) -> dict[str, int]:
+def accused(cell: Cell, poisoned: PoisonResult, filter_result: FilterResult) -> dict[str, int]:
     """For a filter that chooses classes itself: how many classes it flagged (`n_accused`), and how
     many of them contain poison (`n_named`). Empty if the classes were given, and for controls and
     repairs, which examine no class."""
-    named: Any = verdict.notes.get("classes")
+    named: Any = filter_result.notes.get("classes")
     if cell.options.get("filter_scope") != "suspicious" or named is None:
         return {}
     training = poisoned.training
@@ -148,14 +148,16 @@ def accused(cell: Cell, poisoned: PoisonResult, verdict: FilterResult) -> dict[s
 
 
 def _without_covers(
-    verdict: FilterResult, poisoned: PoisonResult
+    filter_result: FilterResult, poisoned: PoisonResult
 ) -> tuple[FilterResult, torch.Tensor]:
     # Covers are triggered but correctly labeled: removing one is neither a hit nor a false alarm.
     plain = ~poisoned.is_cover
-    return FilterResult(verdict.scores[plain], verdict.keep[plain]), poisoned.is_poison[plain]
+    return FilterResult(filter_result.scores[plain], filter_result.keep[plain]), poisoned.is_poison[
+        plain
+    ]
 
 
-def detection(verdict: FilterResult, is_poison: torch.Tensor) -> dict[str, Any] | None:
+def detection(filter_result: FilterResult, is_poison: torch.Tensor) -> dict[str, Any] | None:
     """How well scores and removal separate poison from clean examples; None without poison.
 
     Over the scored examples (None if all are poison or all clean): `auroc`, `average_precision`,
@@ -163,14 +165,14 @@ def detection(verdict: FilterResult, is_poison: torch.Tensor) -> dict[str, Any] 
     clean examples exceed. `tpr` and `fpr`: the removed shares of all poison and of all clean
     examples. `curve`: the poison `left` after removing the `removed` highest scores.
     """
-    removed = ~verdict.keep
+    removed = ~filter_result.keep
     n_poison, n_clean = int(is_poison.sum()), int((~is_poison).sum())
     if not n_poison:
         return None
-    seen = ~torch.isnan(verdict.scores)
-    scores, positive = verdict.scores[seen], is_poison[seen]
+    seen = ~torch.isnan(filter_result.scores)
+    scores, positive = filter_result.scores[seen], is_poison[seen]
     both = bool(positive.any()) and not bool(positive.all())
-    points = curves.poison_left(verdict.scores, is_poison)
+    points = curves.poison_left(filter_result.scores, is_poison)
     return {
         "auroc": curves.auroc(scores, positive) if both else None,
         "average_precision": curves.average_precision(scores, positive) if both else None,

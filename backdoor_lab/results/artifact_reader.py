@@ -92,7 +92,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Judged:
+class StoredFilterResult:
     """A filter's result: `scores` float64 (n,), NaN for images not scored; `keep` bool (n,)."""
 
     scores: Array
@@ -136,7 +136,7 @@ class ArtifactReader:
         """The poisoned training set."""
         return self._try("poisoned images", lambda: self._training(record))
 
-    def judged(self, record: dict[str, Any], n: int) -> Judged | None:
+    def filter_result(self, record: dict[str, Any], n: int) -> StoredFilterResult | None:
         """The filter's scores and result on `n` examples."""
         if _never_ran(record, "filter"):
             return None
@@ -205,12 +205,12 @@ class ArtifactReader:
         self._check(found[0])
         return found
 
-    def _judged(self, record: dict[str, Any], n: int) -> Judged:
+    def _judged(self, record: dict[str, Any], n: int) -> StoredFilterResult:
         found = self._arrays(VERDICT, self._entry(record, "filter"))
         scores, keep = found["scores"].astype(np.float64), found["keep"].astype(bool)
         if scores.shape != (n,) or keep.shape != (n,):
             raise ValueError("scores of another training set")
-        return Judged(scores, keep)
+        return StoredFilterResult(scores, keep)
 
     def _features(self, record: dict[str, Any], where: Array, n: int) -> Array:
         values = self._arrays(FEATURES, self._entry(record, "extract"))["values"]

@@ -124,7 +124,7 @@ class CellFields:
                 self._columns[name] = each_once(words, values)
         return self._columns[name]
 
-    def told(self) -> dict[str, list[Any]]:
+    def as_columns(self) -> dict[str, list[Any]]:
         """The values of each name, with those of the protocol and the config as text."""
         return {n: self.words(n) if "." in n else v for n, v in self._values.items()}
 
@@ -164,7 +164,7 @@ def head(name: str) -> str:
     return name if "." in name else name.capitalize()
 
 
-def told(name: str, word: str) -> str:
+def labeled(name: str, word: str) -> str:
     """A value as a column heading: ``spectral``, but ``lr 0.1`` with its name."""
     return word if name in _NAMES else f"{name.rpartition('.')[2]} {word}"
 
@@ -186,14 +186,14 @@ def varied_config(cells: Sequence[CellRecord]) -> list[str]:
 def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
     """The config values that differ between these cells and that some protocol does not show."""
     configs: list[dict[str, str]] = []
-    untold: set[str] = set()
+    hidden: set[str] = set()
     for cell in cells:
         values = {k: words(v) for k, v in flat(json.loads(cell.config or "{}"))}
-        told = {PROTOCOL + k: words(v) for k, v in (cell.protocol or {}).items()}
+        shown = {PROTOCOL + k: words(v) for k, v in (cell.protocol or {}).items()}
         configs.append(values)
-        untold |= {name for name, value in values.items() if told.get(name) != value}
+        hidden |= {name for name, value in values.items() if shown.get(name) != value}
     unset = words(None)
-    return {n for n in untold if len({each.get(n, unset) for each in configs}) > 1}
+    return {n for n in hidden if len({each.get(n, unset) for each in configs}) > 1}
 
 
 def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:

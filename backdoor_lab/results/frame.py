@@ -47,7 +47,7 @@ def _values(facts: CellFields) -> dict[str, list[Any]]:
     return {
         "sweep": facts.sweeps, "id": [cell.id for cell in cells],
         "status": [cell.status for cell in cells], "error": [cell.error for cell in cells],
-        **facts.told(),
+        **facts.as_columns(),
         **by_key([cell.numbers for cell in cells]),
         **by_key([cell.top_class for cell in cells]),
         "notes": [sorted_text(cell.notes) if cell.notes else None for cell in cells],

@@ -101,7 +101,7 @@ def _unforeseen(work: Work) -> list[str]:
     left = [cell for cell, state in work.cells if state not in ("done", "record only")]
     names = [c.choices["trigger"] for c in left if c.trigger.needs_preparing]
     names += [c.choices["trigger"] for c in left if c.trigger.uses_surrogate]
-    names += [c.choices["defense"] for c in left if "material" in c.requires]
+    names += [c.choices["defense"] for c in left if "context" in c.requires]
     if not names:
         return []
     return [f"not included: what {', '.join(dict.fromkeys(names))} compute themselves"]

@@ -185,8 +185,8 @@ class ResumeSweeper(BasicSweeper):
         identity.warn(marks)
         labels = labels_of([cell for cell, _ in cells.values()])
         asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]
-        told = ("dry_run", "estimate_first")
-        estimated = [cell for cell, _ in cells.values() if any(map(cell.config.get, told))]
+        flags = ("dry_run", "estimate_first")
+        estimated = [cell for cell, _ in cells.values() if any(map(cell.config.get, flags))]
         return asked, estimated, done
 
     def _tell(self, folder: Path, cells: Sequence[Cell], at_once: Parallelism) -> None:

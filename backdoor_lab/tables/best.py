@@ -33,7 +33,7 @@ TEST = (
 )
 OF_DEFENSES = "of the defenses against one attack"
 OF_ROW = "of a row against one attack"
-TOLD = "; oracle and clean_data, which know the ground truth, are excluded"
+NOT_RANKED = "; oracle and clean_data, which know the ground truth, are excluded"
 ONE_SEED = "Nothing is bold: all values are from one seed, so no test was made."
 NO_RIVALS = "Nothing is bold: no two values compete, so no test was made. {}."
 
@@ -73,7 +73,7 @@ def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
     seeds = f"{counts[0]} to {many(counts[-1], 'seed')}" if counts[1:] else many(counts[0], "seed")
     if not any(True for _ in _contests(cells, spec)):
         return [NO_RIVALS.format(seeds)]
-    among = (OF_DEFENSES, TOLD) if DEFENSE in spec.axes else (OF_ROW, "")
+    among = (OF_DEFENSES, NOT_RANKED) if DEFENSE in spec.axes else (OF_ROW, "")
     return [TEST.format(*among, seeds)]
 
 

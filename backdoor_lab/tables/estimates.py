@@ -74,10 +74,10 @@ def number(value: float | None) -> float | None:
 
 def wilson_note(names: Iterable[str], places: Sequence[Mapping[str, Estimate]]) -> list[str]:
     """A note with the widest Wilson interval of each measure, if there are any."""
-    told = []
+    ranges = []
     for name in names:
         known = [x for each in places if name in each and (x := each[name].wilson) is not None]
         if known:
             low, high = max(known, key=lambda each: each[1] - each[0])
-            told.append(f"{MEASURE[name].head} {low:.2f} to {high:.2f}")
-    return [WILSON.format(", ".join(told))] if told else []
+            ranges.append(f"{MEASURE[name].head} {low:.2f} to {high:.2f}")
+    return [WILSON.format(", ".join(ranges))] if ranges else []

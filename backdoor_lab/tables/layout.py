@@ -114,8 +114,8 @@ def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
 
 def _every_trait(facts: CellFields) -> list[str]:
     """The trigger, then all other choices, protocol and config values, sorted within each kind."""
-    told = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
-    return ["trigger", *sorted(told, key=lambda n: (n.startswith(CONFIG), "." in n, n))]
+    names = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
+    return ["trigger", *sorted(names, key=lambda n: (n.startswith(CONFIG), "." in n, n))]
 
 
 def _traits(facts: CellFields, number: int, apart: Iterable[str]) -> dict[str, str]:
@@ -143,8 +143,8 @@ def _names(
     """A title that says what the table shows and what differs; a slug that is safe and unique."""
     named = {k: traits.get(k, "not recorded") for k in differing} if traits != UNKNOWN else {}
     words = "-".join([traits.get("trigger", ""), *named.values()])
-    told = [traits["trigger"]] if "trigger" in traits else []
-    shown = ", ".join([*told, *(f"{name} {value}" for name, value in named.items())])
+    first = [traits["trigger"]] if "trigger" in traits else []
+    shown = ", ".join([*first, *(f"{name} {value}" for name, value in named.items())])
     if spec.report:
         return shown, slug(words, json.dumps(traits), taken)
     asked = {option: getattr(spec, option) for option in OPTIONS}

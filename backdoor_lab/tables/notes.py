@@ -55,17 +55,17 @@ def _what(group: TableGroup, spec: PivotSpec) -> str:
     """The values that all cells share, except the protocol; the seeds; the number of done cells."""
     cells = group.cells
     unsaid = ("protocol", "trigger") if spec.report else ("protocol",)
-    told = [
+    parts = [
         f"{name} {value}"
         for name, value in group.traits.items()
         if name not in unsaid and not name.startswith(PROTOCOL)
     ]
     defenses = group.facts.values("defense", group.numbers) if spec.report else []
-    told += [f"defense {defenses[0]}"] if len(defenses) == 1 else []
+    parts += [f"defense {defenses[0]}"] if len(defenses) == 1 else []
     seeds = sorted({cell.choices[SEED] for cell in cells})
-    told.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
-    told.append(f"{sum(cell.done for cell in cells)} of {many(len(cells), 'cell')} done")
-    return f"{'; '.join(told)}."
+    parts.append(f"{'seeds' if len(seeds) > 1 else 'seed'} {seed_range(seeds)}")
+    parts.append(f"{sum(cell.done for cell in cells)} of {many(len(cells), 'cell')} done")
+    return f"{'; '.join(parts)}."
 
 
 def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = ()) -> list[str]:
@@ -77,8 +77,8 @@ def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = (
         found.setdefault(name, []).append(number)
     lines = []
     for name, numbers in found.items():
-        told = set().union(*(facts.of[n] for n in numbers))
-        keys = sorted(key for key in told if key.startswith(PROTOCOL) and key != VERSION)
+        names = set().union(*(facts.of[n] for n in numbers))
+        keys = sorted(key for key in names if key.startswith(PROTOCOL) and key != VERSION)
         said = [f"{key.removeprefix(PROTOCOL)}={_value(facts, numbers, key, axes)}" for key in keys]
         lines.append(f"Protocol {name}: {', '.join(said) or 'values not recorded'}.")
     every = any(facts.of[number].get(f"{PROTOCOL}label_mode") == "all_to_all" for number in members)

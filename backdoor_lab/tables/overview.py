@@ -96,8 +96,8 @@ def _parts(
 
 def _axes(facts: CellFields) -> list[str]:
     """The choices that differ, and all other values that would separate tables."""
-    told = [name for name in CHOICES if name not in (SEED, SOURCE)]
-    varied = [name for name in told if len(facts.values(name)) > 1]
+    names = [name for name in CHOICES if name not in (SEED, SOURCE)]
+    varied = [name for name in names if len(facts.values(name)) > 1]
     others = splitting(facts, PivotSpec(tuple(varied)))
     return [*varied, *(name for name in others if len(facts.values(name)) > 1)]
 

@@ -158,13 +158,13 @@ def _cell(
     )  # fmt: skip
 
 
-def _reference(told: Mapping[str, Any]) -> dict[str, float] | None:
+def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:
     """The report's figures, or None if the cell has another protocol or a source class."""
-    if not told or told["defense"] != reference.DEFENSE:
+    if not shared or shared["defense"] != reference.DEFENSE:
         return None
-    if not reference.asks_the_same(told["protocol"], told.get("source"), told):
+    if not reference.asks_the_same(shared["protocol"], shared.get("source"), shared):
         return None
-    return reference.lookup(told["trigger"], told["target"], told["ratio"])
+    return reference.lookup(shared["trigger"], shared["target"], shared["ratio"])
 
 
 def status_of(cells: Sequence[CellRecord]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from backdoor_lab.core.terminal import plain
-from backdoor_lab.results.facts import head, told
+from backdoor_lab.results.facts import head, labeled
 from backdoor_lab.results.metrics import IMAGES, MEASURE
 from backdoor_lab.tables.estimates import figure, number, value_heads, value_of
 from backdoor_lab.tables.layout import ROW
@@ -128,7 +128,7 @@ def _seeds(cells: Sequence[PivotCell]) -> str:
 
 
 def _column(table: PivotTable, column: Key) -> str:
-    return ", ".join(map(told, table.spec.columns, column))
+    return ", ".join(map(labeled, table.spec.columns, column))
 
 
 def _compared(table: PivotTable) -> TextTable:

@@ -17,7 +17,7 @@ from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.progress import Step, Steps, observe
 from backdoor_lab.core.types import Features, FilterResult, LabeledImages
 from backdoor_lab.defenses.base import DefenderKnowledge, Defense, OracleControl, SampleFilter
-from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
+from backdoor_lab.defenses.context import DefenseContext, TrainingHyperparameters
 from backdoor_lab.defenses.networks import ModelBasedFilter, ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.defenses.random import Random
@@ -74,12 +74,12 @@ def judged(
     """The result, obtained as the filter stage does."""
     if isinstance(defense, OracleControl):
         return defense.judge(truth(len(features.labels)))
-    material = given(features, known) if "material" in defense.requires() else None
-    if material is not None and "clean images" not in defense.requires():
-        material = replace(material, clean=None)
+    context = given(features, known) if "context" in defense.requires() else None
+    if context is not None and "clean images" not in defense.requires():
+        context = replace(context, clean=None)
     if "clean" not in defense.requires():
         known = replace(known, clean=None)
-    return defense(features, replace(known, material=material))
+    return defense(features, replace(known, context=context))
 
 
 class Rows(nn.Linear):
@@ -123,7 +123,7 @@ def given(features: Features, known: DefenderKnowledge) -> DefenseContext:
         augment=lambda found, generator: found,
         network=lambda: Reader(d, 1),
         fresh=lambda seed: Reader(d, 2 + seed),
-        practice=TrainingHyperparameters(
+        hyperparameters=TrainingHyperparameters(
             epochs=2, batch_size=16, lr=0.05, momentum=0.9, weight_decay=0.0
         ),
         seed=known.seed,
@@ -388,11 +388,11 @@ def test_the_oracles_are_two_controls() -> None:
 
 def test_no_input_of_a_defense_has_a_field_for_the_poison_mask() -> None:
     seen = [*Features.__dataclass_fields__, *DefenderKnowledge.__dataclass_fields__]
-    known = ["classes", "clean", "epsilon", "labels", "material", "seed", "target", "values"]
+    known = ["classes", "clean", "context", "epsilon", "labels", "seed", "target", "values"]
     assert sorted(seen) == known
     assert sorted(DefenseContext.__dataclass_fields__) == [
-        "augment", "classes", "clean", "device", "fresh", "images", "labels", "network",
-        "practice", "seed",
+        "augment", "classes", "clean", "device", "fresh", "hyperparameters", "images", "labels",
+        "network", "seed",
     ]  # fmt: skip
 
 

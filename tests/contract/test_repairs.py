@@ -17,11 +17,11 @@ from backdoor_lab.core.atomic_io import canonical
 from backdoor_lab.core.errors import ConfigError, DivergedError
 from backdoor_lab.core.progress import Step, Steps, observe
 from backdoor_lab.defenses.base import Defense, OracleControl
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.options import OPTION_KEYS, FilterOptions
 from backdoor_lab.pipeline.parts import defense_of
-from tests.helpers.materials import hidden, material
+from tests.helpers.contexts import context, hidden
 
 ROOT = Path(__file__).resolve().parents[2]
 BRIEF = {"steps": 4, "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1}
@@ -62,7 +62,7 @@ REQUIRE_CLEAN = ("anp", "fine_pruning", "neural_cleanse")
 
 def given(seed: int = 3, **changes: Any) -> DefenseContext:
     made_of: dict[str, Any] = {"network": ATTACKED, "clean": images(24, 2), "seed": seed}
-    return material(*images(60, 1), **made_of | changes)
+    return context(*images(60, 1), **made_of | changes)
 
 
 def weights(network: nn.Module) -> dict[str, Tensor]:
@@ -163,7 +163,7 @@ def test_repair_works_with_a_class_of_one_example(name: str) -> None:
 
 
 def given_of(shown: Tensor, labels: Tensor) -> DefenseContext:
-    return material(shown, labels, network=ATTACKED, clean=images(6, 2))
+    return context(shown, labels, network=ATTACKED, clean=images(6, 2))
 
 
 def test_nan_weights_are_never_passed_on_as_a_repaired_network(name: str) -> None:

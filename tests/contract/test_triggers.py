@@ -113,10 +113,10 @@ def test_output_has_the_same_shape_and_type(
     images = noise(3, channels, *size)
     before = images.clone()
     trigger = ready(name, channels, *size)
-    work, labels = workshop(trigger, channels, *size), torch.tensor([0, 2, 3])
+    context, labels = workshop(trigger, channels, *size), torch.tensor([0, 2, 3])
     for triggered in (
-        trigger(images), trigger.poisoned(images, labels, work),
-        trigger.make_covers(images, labels, work),
+        trigger(images), trigger.poisoned(images, labels, context),
+        trigger.make_covers(images, labels, context),
     ):  # fmt: skip
         assert triggered.shape == images.shape
         assert triggered.dtype == torch.uint8
@@ -131,9 +131,9 @@ def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:
     runs = []
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
-        work = workshop(trigger, 3, 32, 32)
+        context = workshop(trigger, 3, 32, 32)
         torch.manual_seed(global_seed)
-        runs.append([getattr(trigger, kind)(images, labels, work)
+        runs.append([getattr(trigger, kind)(images, labels, context)
                      for kind in ("poisoned", "make_covers")])  # fmt: skip
     for first, second in zip(*runs, strict=True):
         assert torch.equal(first, second)
@@ -248,17 +248,17 @@ def test_output_is_on_the_device_of_its_input(trigger: Trigger) -> None:
 @pytest.mark.parametrize("placement", ["append", "replace"])
 def test_only_the_selected_images_and_covers_change(trigger: Trigger, placement: str) -> None:
     """poison() never writes to the clean set; labels follow the trigger's label mode."""
-    work = workshop(trigger, 3, 32, 32)
-    train = work.train
+    context = workshop(trigger, 3, 32, 32)
+    train = context.train
     before, labels = train.images.clone(), train.labels.clone()
     words = {"placement": placement} | implied(
         trigger.label_mode, on_source=trigger.source_specific
     )
-    source = work.source
+    source = context.source
     plan = PoisonSpec(
         1, source, 0.5, label_mode=trigger.label_mode, cover_rate=trigger.cover_rate, **words
     )
-    made = poison(train, trigger, plan, seed=0, work=work)
+    made = poison(train, trigger, plan, seed=0, context=context)
     assert torch.equal(train.images, before)
     assert torch.equal(train.labels, labels)
     seen = made.training.gather(torch.arange(len(made.training)))
@@ -267,7 +267,7 @@ def test_only_the_selected_images_and_covers_change(trigger: Trigger, placement:
     assert int(made.is_cover.sum()) == len(made.cover_index) == round(5 * trigger.cover_rate)
     assert torch.equal(seen[clean], before[made.training.index[clean]])
     origins = made.source_index
-    expected = trigger.poisoned(before[origins], labels[origins], work)
+    expected = trigger.poisoned(before[origins], labels[origins], context)
     assert torch.equal(seen[made.is_poison], expected)
     assert (made.training.labels[made.is_poison] == 1).all()
     assert (labels[origins] == 1).all() == (trigger.label_mode == "clean")
@@ -275,7 +275,7 @@ def test_only_the_selected_images_and_covers_change(trigger: Trigger, placement:
     assert not set(hidden.tolist()) & set(origins.tolist())
     assert torch.equal(made.training.labels[made.is_cover], labels[hidden])
     assert torch.equal(
-        seen[made.is_cover], trigger.make_covers(before[hidden], labels[hidden], work)
+        seen[made.is_cover], trigger.make_covers(before[hidden], labels[hidden], context)
     )
 
 

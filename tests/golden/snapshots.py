@@ -42,7 +42,7 @@ from backdoor_lab.training.evaluate import channel_stats
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.train import TrainingJob, fit
 from tests.helpers.cells import CPU, run_here
-from tests.helpers.materials import material
+from tests.helpers.contexts import context
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = Path(__file__).with_name("snapshots.json")
@@ -202,7 +202,7 @@ def trigger_case(name: str) -> Case:
     trigger.check_image_size(3, 32, 32)
     if trigger.needs_preparing:
         trigger.state = trigger.prepare(work)
-    made = poison(train, trigger, plan, seed=5, work=work)
+    made = poison(train, trigger, plan, seed=5, context=work)
     exact = name not in OPTIMIZED
     return {
         "rows": array(made.training.rows, exact=exact),
@@ -234,7 +234,7 @@ def defense_case(name: str) -> Case:
     images = pictures(160, (3, 16, 16), 11)
     images[is_poison, :, -3:, -3:] = 255
     aside = (pictures(48, (3, 16, 16), 13), torch.arange(48) % 4)
-    given = material(
+    given = context(
         images, features.labels, network=Network(3, 17), fresh=lambda seed: Network(3, 19 + seed),
         clean=aside, seed=5, classes=4,
     )  # fmt: skip
@@ -252,8 +252,8 @@ def defense_case(name: str) -> Case:
             DefenderKnowledge(
                 given.classes, target=1, epsilon=12, seed=5,
                 clean=clean if "clean" in told else None,
-                material=replace(given, clean=given.clean if "clean images" in told else None)
-                if "material" in told else None,
+                context=replace(given, clean=given.clean if "clean images" in told else None)
+                if "context" in told else None,
             ),
         )  # fmt: skip
     return {"keep": array(verdict.keep, exact=True), "scores": array(verdict.scores)}

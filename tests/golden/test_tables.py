@@ -96,6 +96,7 @@ def renamed(text: str) -> str:
     if text.startswith("Protocol "):
         text = re.sub(rf"\b({keys})=", lambda found: f"{RENAMED[found[1]]}=", text)
     text = re.sub(r"(?<=apply_trigger=)(before|after)\b", r"\1_augmentation", text)
+    text = text.replace("config.code.stages.material", "config.code.stages.context")
     return text.replace("spectral_uncentred", "spectral_uncentered")
 
 

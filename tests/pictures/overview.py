@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
+from backdoor_lab.analysis.cell_artifacts import CellArtifacts, cell_artifacts, in_target
 from backdoor_lab.analysis.evidence import Histogram, histogram
-from backdoor_lab.analysis.material import CellArtifacts, in_target, material
 from backdoor_lab.attacks.pattern import Pattern
 from backdoor_lab.figures.detection import draw_scores
 from backdoor_lab.figures.style import EDGE, VERMILLION, new, styled
@@ -107,7 +107,7 @@ def _conditions(shown: Cell) -> str:
 
 def keep(record: dict[str, Any], store: Path) -> None:
     """Writes the histogram of a finished cell's scores to SCORES."""
-    found = material(ArtifactReader(store), record)
+    found = cell_artifacts(ArtifactReader(store), record)
     assert found is not None, "the store does not have the cell's scores"
     where = in_target(found)
     said = histogram(*(each[where] for each in _judged(found)))
@@ -121,7 +121,7 @@ def keep(record: dict[str, Any], store: Path) -> None:
 
 
 def _judged(found: CellArtifacts) -> tuple[Any, Any, Any]:
-    return found.judged.scores, found.training.is_poison, found.judged.keep
+    return found.filter_result.scores, found.training.is_poison, found.filter_result.keep
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from backdoor_lab.figures.inputs import SweepData
-from backdoor_lab.figures.sheet import sheet
+from backdoor_lab.figures.overview_figure import sheet
 from backdoor_lab.figures.style import save
 from backdoor_lab.page.document import write_page
 from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
@@ -26,7 +26,7 @@ def drawn(folder: Path, store: Path | None) -> dict[str, bytes]:
     )
     figure, shot = sheet(whole), screenshot(write_page(folder, store))
     if figure is None or shot is None:
-        print("error: no browser" if shot is None else f"error: {'; '.join(whole.shelf.notes)}")
+        print("error: no browser" if shot is None else f"error: {'; '.join(whole.reader.notes)}")
         return {}
     with tempfile.TemporaryDirectory() as scratch:
         png, _ = save(figure, Path(scratch) / "figures")

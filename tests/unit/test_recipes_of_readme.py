@@ -44,7 +44,7 @@ OTHERS = {
 
         from torch import Tensor
 
-        from backdoor_lab.defenses.material import DefenseContext
+        from backdoor_lab.defenses.context import DefenseContext
         from backdoor_lab.defenses.networks import ModelBasedFilter, SampleScores
 
 
@@ -60,7 +60,7 @@ OTHERS = {
 
         from torch import nn
 
-        from backdoor_lab.defenses.material import DefenseContext
+        from backdoor_lab.defenses.context import DefenseContext
         from backdoor_lab.defenses.networks import ModelRepair
 
 

@@ -18,10 +18,10 @@ from backdoor_lab.core.rng import derive
 from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.core.types import Dataset, LabeledImages, TrainingSet
-from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
+from backdoor_lab.defenses.context import DefenseContext, TrainingHyperparameters
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.pipeline.cell import Cell, nameless
-from backdoor_lab.pipeline.stages.defense import Provided, normalisation
+from backdoor_lab.pipeline.stages.defense import Provided, normalization
 from backdoor_lab.pipeline.stages.holdout import held_out, held_out_facts
 from backdoor_lab.pipeline.stages.training import computed_on
 from backdoor_lab.training.classifier import Classifier
@@ -30,7 +30,7 @@ from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.train import TrainingJob, new_classifier
 
 
-def material_of(
+def context_of(
     cell: Cell, training: TrainingSet, data: Dataset, module: Classifier, machine: ComputeDevice
 ) -> DefenseContext:
     """The images and networks for a cell's defense; `module`, the attacked network, is
@@ -51,7 +51,7 @@ def material_of(
         augment=lambda images, generator: augmented(images, recipe, generator),
         network=attacked,
         fresh=new,
-        practice=TrainingHyperparameters(
+        hyperparameters=TrainingHyperparameters(
             recipe.epochs, recipe.batch_size, recipe.lr, recipe.momentum, recipe.weight_decay
         ),
         seed=derive(cell.seed, streams.FILTER),
@@ -60,16 +60,16 @@ def material_of(
     )
 
 
-def material_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) -> dict[str, Any]:
-    """The stage inputs that determine a defense's material, besides the training set.
+def context_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) -> dict[str, Any]:
+    """The stage inputs that determine a defense's context, besides the training set.
 
     Networks run in float32 here, whatever the trainer's precision, so precision is not an input.
     """
     aside = {"test": data.test.digest, **held_out_facts(cell)}
     return {
-        "version": identity.stage("material"),
+        "version": identity.stage("context"),
         "weights": weights,
-        **normalisation(module),
+        **normalization(module),
         "model": [cell.model, cell.code["models"]],
         "recipe": cell.recipe.decides(),
         **(aside if "clean images" in cell.requires else {}),
@@ -81,10 +81,10 @@ def repair_stage(
     machine: ComputeDevice,
 ) -> tuple[Classifier, Artifact]:  # fmt: skip
     """The network that a repair produces."""
-    material = provided.material
+    context = provided.context
 
     def make(folder: Path) -> dict[str, Any]:
-        network, notes = repair.repair(material)
+        network, notes = repair.repair(context)
         assert isinstance(network, Classifier)
         weights = network.cpu().net.state_dict()
         for name, value in weights.items():
@@ -97,12 +97,12 @@ def repair_stage(
     inputs = {
         "version": identity.stage("repair"),
         "training": training.digest,
-        "material": provided.facts,
+        "context": provided.facts,
         "defense": [nameless(cell.used_options), cell.code["defenses"]],
-        "seed": material.seed,
+        "seed": context.seed,
     }
     entry = store.get("repair", inputs, make)
-    repaired = material.fresh(0)
+    repaired = context.fresh(0)
     assert isinstance(repaired, Classifier)
     repaired.net.load_state_dict(WEIGHTS.read(entry.path))
     return repaired.cpu().eval(), entry

@@ -17,7 +17,7 @@ from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.tensor_io import tensors_digest
 from backdoor_lab.core.types import Features, FilterResult, LabeledImages, PoisonResult, TrainingSet
 from backdoor_lab.defenses.base import Defense, OracleControl
-from backdoor_lab.defenses.material import DefenseContext
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.numerics.layers import AUTOENCODER
 from backdoor_lab.pipeline.cell import Cell, nameless
 from backdoor_lab.pipeline.stages.holdout import held_out, held_out_facts, knowledge
@@ -33,7 +33,7 @@ from backdoor_lab.training.device import ComputeDevice
 from backdoor_lab.training.evaluate import extract
 from backdoor_lab.training.memory_format import CONTIGUOUS
 
-Seer = Classifier | Autoencoder
+FeatureModel = Classifier | Autoencoder
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Provided:
     """Images and networks for a defense that requires them, the inputs that determine them, and the
     memory format of the attacked network."""
 
-    material: DefenseContext
+    context: DefenseContext
     facts: dict[str, Any]
     memory_format: str
 
@@ -60,7 +60,7 @@ class Evidence:
 def extract_stage(
     cell: Cell,
     training: TrainingSet,
-    module: Seer,
+    module: FeatureModel,
     weights: str,
     store: Store,
     machine: ComputeDevice,
@@ -78,7 +78,7 @@ def extract_stage(
 def clean_stage(
     cell: Cell,
     test: LabeledImages,
-    module: Seer,
+    module: FeatureModel,
     weights: str,
     store: Store,
     machine: ComputeDevice,
@@ -89,7 +89,7 @@ def clean_stage(
     inputs = {
         "version": identity.stage("clean"),
         "weights": weights,
-        **normalisation(module),
+        **normalization(module),
         "test": test.digest,
         "layer": cell.protocol["layer"],
         **held_out_facts(cell),
@@ -119,7 +119,7 @@ def autoencoder_stage(
 
 def _features(
     stage: str, inputs: dict[str, Any], cell: Cell, images: TrainingSet,
-    module: Seer, store: Store, machine: ComputeDevice,
+    module: FeatureModel, store: Store, machine: ComputeDevice,
 ) -> tuple[Features, Artifact]:  # fmt: skip
     def make(folder: Path) -> dict[str, Any]:
         if isinstance(module, Autoencoder):
@@ -144,32 +144,36 @@ def filter_stage(
     if held_out is not None:
         known = replace(known, clean=held_out[0])
     if provided is not None:
-        known = replace(known, material=provided.material)
+        known = replace(known, context=provided.context)
     where = computed_on(machine, None if provided is None else provided.memory_format)
 
     def make(folder: Path) -> dict[str, Any]:
         if isinstance(defense, Defense):
-            verdict = defense(evidence.features, known)
+            filter_result = defense(evidence.features, known)
         else:
-            verdict = defense.judge(poisoned.is_poison)
-        VERDICT.write(folder, {"scores": verdict.scores, "keep": verdict.keep})
-        return {"n_removed": int((~verdict.keep).sum()), "notes": verdict.notes, **where}
+            filter_result = defense.judge(poisoned.is_poison)
+        VERDICT.write(folder, {"scores": filter_result.scores, "keep": filter_result.keep})
+        return {
+            "n_removed": int((~filter_result.keep).sum()),
+            "notes": filter_result.notes,
+            **where,
+        }
 
     inputs = {
         "version": identity.stage("filter"),
         "features": evidence.extracted.id,
         "defense": [nameless(cell.options), cell.code["defenses"]],
-        "told": [known.target, known.epsilon],
+        "known": [known.target, known.epsilon],
         "seed": known.seed,
         **({} if held_out is None else {"clean": held_out[1].id}),
-        **({} if provided is None else {"material": provided.facts}),
+        **({} if provided is None else {"context": provided.facts}),
     }
     entry = store.get("filter", inputs, make)
     found = VERDICT.read(entry.path)
     return FilterResult(found["scores"], found["keep"].bool(), entry.meta["notes"]), entry
 
 
-def normalisation(module: Seer) -> dict[str, Any]:
+def normalization(module: FeatureModel) -> dict[str, Any]:
     """A network's normalization, as a stage input; empty for the autoencoder, which has none."""
     if isinstance(module, Autoencoder):
         return {}

@@ -52,11 +52,11 @@ def class_sizes(labels: Tensor, classes: int) -> list[int]:
 
 def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
     """What this cell's defense is given: only what it declares to require."""
-    told = cell.requires
+    needs = cell.requires
     return DefenderKnowledge(
         classes=cell.classes,
-        target=cell.plan.target if "target" in told else None,
-        epsilon=_epsilon(cell, n_poisoned) if "epsilon" in told else None,
+        target=cell.plan.target if "target" in needs else None,
+        epsilon=_epsilon(cell, n_poisoned) if "epsilon" in needs else None,
         seed=derive(cell.seed, streams.FILTER),
     )
 

@@ -51,12 +51,12 @@ Fit = Callable[[TrainingJob, Path], Classifier]
 
 
 def prepare_stage(
-    cell: Cell, data: Dataset, store: Store, work: AttackContext, machine: ComputeDevice
+    cell: Cell, data: Dataset, store: Store, context: AttackContext, machine: ComputeDevice
 ) -> Artifact:
     """Compute and set what the trigger optimizes or trains before it is applied to any image."""
 
     def make(folder: Path) -> dict[str, Any]:
-        PREPARED.write(folder, cell.trigger.prepare(work))
+        PREPARED.write(folder, cell.trigger.prepare(context))
         return computed_on(machine)
 
     inputs = {
@@ -74,13 +74,13 @@ def prepare_stage(
 
 
 def poison_stage(
-    cell: Cell, data: Dataset, store: Store, work: AttackContext, machine: ComputeDevice,
+    cell: Cell, data: Dataset, store: Store, context: AttackContext, machine: ComputeDevice,
     prepared: Artifact | None = None,
 ) -> tuple[PoisonResult, Artifact]:  # fmt: skip
     """The poisoned training set."""
 
     def make(folder: Path) -> dict[str, Any]:
-        made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed, work=work)
+        made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed, context=context)
         training = made.training
         rows = training.rows[: len(made.source_index)]
         # With the trigger after augmentation, the rows are clean; preflight has checked them.

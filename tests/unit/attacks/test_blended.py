@@ -47,11 +47,13 @@ def test_the_change_is_linear_in_the_strength() -> None:
 def test_training_images_can_have_another_strength() -> None:
     """Poison and covers get strength_train, test images strength_test."""
     images, labels = noise(), torch.zeros(4, dtype=torch.int64)
-    work: Any = None
+    context: Any = None
     both = Blended(strength_test=0.5, strength_train=0.1)
     assert torch.equal(both(images), Blended(strength_test=0.5)(images))
-    assert torch.equal(both.poisoned(images, labels, work), Blended(strength_test=0.1)(images))
-    assert torch.equal(both.make_covers(images, labels, work), Blended(strength_test=0.1)(images))
+    assert torch.equal(both.poisoned(images, labels, context), Blended(strength_test=0.1)(images))
+    assert torch.equal(
+        both.make_covers(images, labels, context), Blended(strength_test=0.1)(images)
+    )
     assert not both.same_everywhere
     assert Blended(strength_test=0.1, strength_train=0.1).same_everywhere
 

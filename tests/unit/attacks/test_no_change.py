@@ -80,7 +80,7 @@ def test_a_trained_trigger_that_changes_nothing_fails_before_training(
 ) -> None:
     """Only after preparation is it known whether such a trigger changes a pixel."""
     monkeypatch.setattr(Pixel, "needs_preparing", True)
-    monkeypatch.setattr(Pixel, "prepare", lambda self, work: {"nothing": torch.zeros(1)})
+    monkeypatch.setattr(Pixel, "prepare", lambda self, context: {"nothing": torch.zeros(1)})
     monkeypatch.setattr(Pixel, "apply_test", lambda self, images: images)
     record = run_here(tmp_path / "store", tmp_path / "cell")
     assert record["status"].startswith("failed")

@@ -33,12 +33,12 @@ def test_spectrum_has_a_single_frequency() -> None:
 def test_training_images_can_have_another_strength() -> None:
     """The attack is a clean-label one."""
     images = torch.full((3, 3, 8, 32), 100, dtype=torch.uint8)
-    labels, work = torch.zeros(3, dtype=torch.int64), None
+    labels, context = torch.zeros(3, dtype=torch.int64), None
     both: Any = SIG(strength_test=40, strength_train=20)
     assert torch.equal(both(images), SIG(strength_test=40, strength_train=40)(images))
     weak = SIG(strength_test=20)(images)
-    assert torch.equal(both.poisoned(images, labels, work), weak)
-    assert torch.equal(both.make_covers(images, labels, work), weak)
+    assert torch.equal(both.poisoned(images, labels, context), weak)
+    assert torch.equal(both.make_covers(images, labels, context), weak)
     assert both.label_mode == "clean"
     assert not both.same_everywhere
     assert SIG(strength_test=40, strength_train=40).same_everywhere

@@ -66,8 +66,8 @@ def slope(images: Tensor) -> Tensor:
 
 def match(trigger: SleeperAgent, poison: Tensor) -> float:
     """The cosine between the gradients of the poison and of triggered source images."""
-    lesson = slope(trigger(TRAIN[LABELS == SOURCE]))
-    return float(F.cosine_similarity(slope(poison), lesson, dim=0))
+    matching = slope(trigger(TRAIN[LABELS == SOURCE]))
+    return float(F.cosine_similarity(slope(poison), matching, dim=0))
 
 
 @pytest.mark.parametrize("eps", [2, 7.5, 16])

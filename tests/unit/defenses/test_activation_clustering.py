@@ -45,7 +45,7 @@ def test_automatic_budget_removes_exactly_the_planted_cluster(
     found = verdict(mixed(200, poisoned, 20), removal_budget="auto", reduce=reduce, rule=rule)
     assert (~found.keep).nonzero().flatten().tolist() == list(range(200 - poisoned, 200))
     assert torch.equal(found.scores > 0, ~found.keep)
-    assert found.notes["looks"]["only"]["smaller"] == pytest.approx(poisoned / 200)
+    assert found.notes["per_class"]["only"]["smaller"] == pytest.approx(poisoned / 200)
 
 
 @pytest.mark.parametrize("rule", ["size", "silhouette"])
@@ -75,7 +75,7 @@ def test_thresholds_decide_whether_the_cluster_is_removed() -> None:
     assert verdict(values, removal_budget="auto", size_threshold=0.3).keep.sum() == 110
     assert verdict(values, removal_budget="auto", size_threshold=0.2).keep.all()
     by_fit = {"removal_budget": "auto", "reduce": "pca", "rule": "silhouette"}
-    fit = verdict(values, **by_fit).notes["looks"]["only"]["silhouette"]
+    fit = verdict(values, **by_fit).notes["per_class"]["only"]["silhouette"]
     assert verdict(values, **by_fit, silhouette_threshold=fit - 0.01).keep.sum() == 110
     assert verdict(values, **by_fit, silhouette_threshold=fit + 0.01).keep.all()
 

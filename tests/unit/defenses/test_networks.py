@@ -16,9 +16,9 @@ from backdoor_lab.defenses.abl import ABL, ascent, lowest
 from backdoor_lab.defenses.asset import ASSET
 from backdoor_lab.defenses.base import DefenderKnowledge
 from backdoor_lab.defenses.confusion import ConfusionTraining, weighed, wrong_labels
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.d_br import sensitivity, transformed
-from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.networks import (
     ModelBasedFilter,
     apart,
@@ -31,7 +31,7 @@ from backdoor_lab.defenses.networks import (
     unlikelihood,
 )
 from backdoor_lab.defenses.options import FilterOptions
-from tests.helpers.materials import hidden, linear, material
+from tests.helpers.contexts import context, hidden, linear
 
 POISON = 12
 CLASSES = 3
@@ -54,12 +54,12 @@ def planted(seed: int = 3, signal: int = 60) -> DefenseContext:
     marked = marked[true != 0][:POISON]
     marked.view(POISON, -1)[:, -1] = 255
     images, labels = torch.cat([images, marked]), torch.cat([labels, torch.zeros(POISON).long()])
-    bare = material(images, labels, clean=drawn(60, 4), seed=seed)
+    bare = context(images, labels, clean=drawn(60, 4), seed=seed)
     everything = torch.arange(len(labels))
     attacked = train(
         hidden(12, CLASSES), training_batches(bare, everything, 15, "t"), (0.1, 0.9, 0)
     )
-    return material(images, labels, network=attacked, clean=drawn(60, 4, signal), seed=seed)
+    return context(images, labels, network=attacked, clean=drawn(60, 4, signal), seed=seed)
 
 
 def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
@@ -103,7 +103,7 @@ def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
         isolation_ratio=POISON / 132,
     )
     features = Features(torch.zeros(132, 1), given.labels)
-    verdict = defense(features, DefenderKnowledge(given.classes, None, None, 0, material=given))
+    verdict = defense(features, DefenderKnowledge(given.classes, None, None, 0, context=given))
     gone = (~verdict.keep).nonzero().flatten()
     assert 0 < len(gone) <= POISON
     assert verdict.notes["classes"][0] == "a"
@@ -191,8 +191,8 @@ def test_nan_from_a_network_raises_diverged_error(make: Callable[..., ModelBased
     with torch.no_grad():
         broken.body.weight.fill_(torch.nan)
     images, labels = drawn(30, 1)
-    given = material(images, labels, network=broken, fresh=lambda _: broken, clean=drawn(9, 2))
-    known = DefenderKnowledge(given.classes, 0, 2, 0, material=given)
+    given = context(images, labels, network=broken, fresh=lambda _: broken, clean=drawn(9, 2))
+    known = DefenderKnowledge(given.classes, 0, 2, 0, context=given)
     with pytest.raises(DivergedError):
         make()(Features(torch.zeros(30, 1), labels), known)
 
@@ -200,7 +200,7 @@ def test_nan_from_a_network_raises_diverged_error(make: Callable[..., ModelBased
 def test_missing_clean_images_are_refused_with_the_key_to_set() -> None:
     images, labels = drawn(30, 1)
     with pytest.raises(ConfigError, match=r"set protocol\.clean_holdout"):
-        ConfusionTraining(steps=1).score_images(material(images, labels), torch.arange(30))
+        ConfusionTraining(steps=1).score_images(context(images, labels), torch.arange(30))
 
 
 def test_automatic_count_never_exceeds_half_a_class_and_is_zero_for_equal_scores() -> None:
@@ -233,7 +233,7 @@ class Column(nn.Module):
 def test_sensitivity_matches_a_computation_by_hand() -> None:
     """|f(x) - f(t(x))|² where f returns the pixels; a black image does not change."""
     images = torch.tensor([[0, 0, 0, 0], [5, 0, 0, 0]], dtype=torch.uint8).view(2, 1, 2, 2)
-    given = material(images, torch.tensor([0, 1]))
+    given = context(images, torch.tensor([0, 1]))
     draw = given.generator("transformation")
     turns, shifts = torch.rand(2, generator=draw), torch.rand(2, 2, generator=draw)
     moved = transformed(images, 360 * turns - 180, 0.4 * shifts - 0.2)

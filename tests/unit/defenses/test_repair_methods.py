@@ -16,7 +16,7 @@ from backdoor_lab.defenses.fine_pruning import FinePruning, dormant
 from backdoor_lab.defenses.networks import train, training_batches
 from backdoor_lab.defenses.neural_cleanse import NeuralCleanse, Reversed, anomaly
 from backdoor_lab.numerics.layers import head
-from tests.helpers.materials import PRACTICE, Small, hidden, linear, material
+from tests.helpers.contexts import HYPERPARAMETERS, Small, context, hidden, linear
 
 
 def four_channels() -> Small:
@@ -42,7 +42,7 @@ def two_bright(n: int = 40) -> tuple[Tensor, Tensor]:
 
 def test_fine_pruning_removes_exactly_the_dormant_channels() -> None:
     images, labels = two_bright()
-    given = material(images, labels, network=four_channels(), clean=(images, labels))
+    given = context(images, labels, network=four_channels(), clean=(images, labels))
     network, notes = FinePruning(max_accuracy_drop=0.0, epochs=0).repair(given)
     assert notes == {"pruned": 2, "of": 4}
     assert head(network).weight.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0]]
@@ -54,7 +54,7 @@ def test_fine_pruning_removes_exactly_the_dormant_channels() -> None:
 
 def test_pruned_channels_stay_pruned_in_fine_tuning() -> None:
     images, labels = two_bright()
-    given = material(images, labels, network=four_channels(), clean=(images, labels))
+    given = context(images, labels, network=four_channels(), clean=(images, labels))
     network, _ = FinePruning(max_accuracy_drop=0.0, epochs=3, lr=0.1).repair(given)
     assert head(network).weight[:, 2:].abs().max() == 0
     assert not torch.equal(head(network).weight, head(four_channels()).weight)
@@ -97,7 +97,7 @@ def six_classes(n: int = 60) -> tuple[Tensor, Tensor]:
 
 def test_neural_cleanse_finds_and_unlearns_the_target_and_its_trigger() -> None:
     images, labels = six_classes()
-    given = material(images, labels, network=trojan(), clean=(images, labels))
+    given = context(images, labels, network=trojan(), clean=(images, labels))
     network, notes = NeuralCleanse(steps=250, epochs=40, lr=0.5, patched_ratio=0.5).repair(given)
     assert notes["target"] == "c"
     sizes, index = notes["sizes"], notes["indices"]
@@ -113,7 +113,7 @@ def test_neural_cleanse_finds_and_unlearns_the_target_and_its_trigger() -> None:
 
 def test_neural_cleanse_keeps_a_network_without_an_anomalous_class() -> None:
     images, labels = six_classes()
-    given = material(images, labels, network=trojan(), clean=(images, labels))
+    given = context(images, labels, network=trojan(), clean=(images, labels))
     network, notes = NeuralCleanse(steps=20, threshold=1e9).repair(given)
     assert notes["target"] is None
     assert torch.equal(head(network).weight, head(trojan()).weight)
@@ -165,7 +165,7 @@ def test_one_step_of_anp_matches_a_second_implementation() -> None:
     """Perturb by one signed step, then descend the weighted loss."""
     torch.manual_seed(0)
     network, clean = normed(), noise()
-    given = material(*clean, network=network, clean=clean)
+    given = context(*clean, network=network, clean=clean)
     ((images, labels),) = drawn(given, 1)
     m = torch.ones(12, requires_grad=True)
     d, x = torch.zeros(12, requires_grad=True), torch.zeros(12, requires_grad=True)
@@ -183,7 +183,7 @@ def test_one_step_of_anp_matches_a_second_implementation() -> None:
 def test_anp_masks_stay_in_0_to_1_and_prune_below_the_threshold(lr: float) -> None:
     """Everything else is unchanged, including the running statistics."""
     network, (images, labels) = normed(), noise()
-    given = material(images, labels, network=network, clean=(images, labels))
+    given = context(images, labels, network=network, clean=(images, labels))
     anp = ANP(lr=lr, steps=4, threshold=0.99)
     (mask,) = anp.masks(given)
     assert 0 <= float(mask.min()) <= float(mask.max()) <= 1
@@ -199,7 +199,7 @@ def test_anp_masks_stay_in_0_to_1_and_prune_below_the_threshold(lr: float) -> No
 
 def test_anp_ignores_the_perturbation_when_its_loss_has_weight_zero() -> None:
     images, labels = noise()
-    given = material(images, labels, network=normed(), clean=(images, labels))
+    given = context(images, labels, network=normed(), clean=(images, labels))
     first, second = (ANP(alpha=1.0, eps=eps, steps=2).masks(given)[0] for eps in (0.0, 0.9))
     assert torch.equal(first, second)
     (third,) = ANP(alpha=0.0, eps=0.9, steps=2).masks(given)
@@ -235,7 +235,7 @@ def faint(n: int = 80) -> tuple[Tensor, Tensor]:
 def test_anp_prunes_exactly_the_trigger_channel() -> None:
     """Clean images hardly activate it; perturbed weights do."""
     images, labels = faint()
-    given = material(images, labels, network=gated(), clean=(images, labels))
+    given = context(images, labels, network=gated(), clean=(images, labels))
     triggered = images.clone()
     triggered[..., -1] = 255
     assert torch.equal(given.network()(images).argmax(dim=1), labels)
@@ -248,7 +248,7 @@ def test_anp_prunes_exactly_the_trigger_channel() -> None:
 
 def test_anp_requires_batch_normalization() -> None:
     images, labels = noise()
-    given = material(images, labels, network=linear(12, 3), clean=(images, labels))
+    given = context(images, labels, network=linear(12, 3), clean=(images, labels))
     with pytest.raises(ConfigError, match="batch normalization"):
         ANP().repair(given)
 
@@ -268,7 +268,7 @@ def test_unlearning_the_isolated_images_removes_the_backdoor() -> None:
     """Anti-backdoor learning: without the unlearning phase the planted pixel decides the
     prediction."""
     images, labels = stained()
-    given = material(images, labels)
+    given = context(images, labels)
     options = {"epochs": 3, "isolation_ratio": 0.08, "training_epochs": 5}
     forgetful = ABLUnlearning(**options, unlearning_epochs=15, unlearning_lr=0.05)  # type: ignore[arg-type]
     learned, _ = ABLUnlearning(**options, unlearning_epochs=0).repair(given)  # type: ignore[arg-type]
@@ -285,8 +285,8 @@ def test_unlearning_the_isolated_images_removes_the_backdoor() -> None:
 def test_isolation_and_training_epochs_come_from_the_recipe() -> None:
     """A fifth of the recipe's epochs for isolation, the rest for training."""
     images, labels = stained()
-    _, notes = ABLUnlearning(unlearning_epochs=0).repair(material(images, labels))
-    assert notes["epochs"] == [1, PRACTICE.epochs - 1]
+    _, notes = ABLUnlearning(unlearning_epochs=0).repair(context(images, labels))
+    assert notes["epochs"] == [1, HYPERPARAMETERS.epochs - 1]
 
 
 def test_d_br_ratios_that_sum_to_more_than_one_are_refused() -> None:
@@ -299,11 +299,11 @@ def test_alternating_unlearning_matches_sgd_by_hand() -> None:
     momentum."""
     images, labels = noise(32)
     network = linear(12, 3)
-    given = material(images, labels, network=network)
+    given = context(images, labels, network=network)
     bad, good = torch.arange(16), torch.arange(16, 32)
     DBR().unlearn_in_turn(network, given, bad, good, 1, 0.1)
     expected = linear(12, 3)
-    sgd = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=PRACTICE.momentum)
+    sgd = torch.optim.SGD(expected.parameters(), lr=0.1, momentum=HYPERPARAMETERS.momentum)
     for sign, where in ((-1, bad), (1, good)):
         sgd.zero_grad()
         (sign * F.cross_entropy(expected(images[where]), labels[where])).backward()
@@ -329,10 +329,10 @@ def test_d_br_finds_the_trigger_by_sensitivity_and_unlearns_it() -> None:
     """A rotation moves the white corner out of the image but keeps the brightness."""
     images, labels = cornered()
     everything = torch.arange(len(labels))
-    bare = material(images, labels)
+    bare = context(images, labels)
     attacked = train(hidden(36, 2), training_batches(bare, everything, 40, "t"), (0.1, 0.9, 0.0))
     assert sensitivity(attacked, bare)[160:].min() > sensitivity(attacked, bare)[:160].max()
-    given = material(images, labels, network=attacked)
+    given = context(images, labels, network=attacked)
     network, notes = DBR(clean_ratio=0.8, poison_ratio=0.09, epochs=10, lr=0.02).repair(given)
     assert notes == {"clean": 141, "poison": 16, "of": 176}
     triggered = images[1:160:2].clone()

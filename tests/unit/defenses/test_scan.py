@@ -101,7 +101,7 @@ def test_likelihood_ratio_matches_its_closed_form() -> None:
         two = np.where(group[:, None], rows[group].mean(axis=0), rows[~group].mean(axis=0))
         one_sum = np.einsum("ij,jk,ik->", rows - mu, p, rows - mu)
         ratios.append((one_sum - np.einsum("ij,jk,ik->", rows - two, p, rows - two)) / len(rows))
-    looks = verdict.notes["looks"]
+    looks = verdict.notes["per_class"]
     assert isinstance(looks, dict)
     assert [looks[name]["J"] for name in CLASSES] == pytest.approx(ratios)
     mad = np.median(np.abs(ratios - np.median(ratios)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backdoor_lab.defenses.strip import STRIP, entropy, normal_quantile
-from tests.helpers.materials import Small, linear, material
+from tests.helpers.contexts import Small, context, linear
 
 
 def bits(logit: float) -> float:
@@ -73,7 +73,7 @@ def test_planted_triggers_score_highest_and_are_exactly_flagged(seed: int) -> No
     images[50:, 0, 0, 0] = 255
     clean = torch.randint(0, 120, (40, 1, 2, 3), generator=generator, dtype=torch.uint8)
     labels = torch.ones(60, dtype=torch.int64)
-    given = material(images, labels, network=Small(Trojan()), clean=(clean, labels[:40]), seed=seed)
+    given = context(images, labels, network=Small(Trojan()), clean=(clean, labels[:40]), seed=seed)
     rating = STRIP(false_positive_rate=1e-6).score_images(given, torch.arange(60))
     assert rating.flagged is not None
     assert rating.flagged.nonzero().flatten().tolist() == list(range(50, 60))
@@ -84,7 +84,7 @@ def test_planted_triggers_score_highest_and_are_exactly_flagged(seed: int) -> No
 def test_scores_do_not_depend_on_the_other_images() -> None:
     images = torch.randint(0, 256, (70, 1, 2, 3), dtype=torch.uint8)
     labels = torch.arange(70) % 3
-    given = material(images, labels, clean=(images[:20], labels[:20]))
+    given = context(images, labels, clean=(images[:20], labels[:20]))
     whole = STRIP(n_overlays=7).score_images(given, torch.arange(70)).scores
     part = STRIP(n_overlays=7).score_images(given, torch.tensor([69, 3])).scores
     assert torch.allclose(part, whole[[69, 3]], atol=1e-6)

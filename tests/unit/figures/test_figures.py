@@ -21,7 +21,7 @@ from backdoor_lab.figures import catalogue, course, detection, images, inputs, r
 from backdoor_lab.figures.__main__ import main, write_figures
 from backdoor_lab.figures.filters import response_changes
 from backdoor_lab.figures.inputs import SweepData
-from backdoor_lab.figures.sheet import sheet
+from backdoor_lab.figures.overview_figure import sheet
 from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.sweeps import read_sweep

@@ -16,12 +16,12 @@ from torch import nn
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.tensor_io import read_tensors
 from backdoor_lab.defenses import abl
+from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.fine_pruning import FinePruning
-from backdoor_lab.defenses.material import DefenseContext
 from backdoor_lab.defenses.strip import STRIP
 from backdoor_lab.export_weights import export_weights
 from backdoor_lab.pipeline import cell_pipeline
-from backdoor_lab.pipeline.stages.context import material_facts
+from backdoor_lab.pipeline.stages.context import context_facts
 from backdoor_lab.pipeline.stages.holdout import held_out
 from backdoor_lab.sweep.estimate import estimate, missing_from
 from backdoor_lab.sweep.preflight import Preflight
@@ -145,7 +145,7 @@ def test_material_facts_name_every_input_of_the_defense(lab: Path) -> None:
     for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
         cell = cell_of(lab / "store", HELD, f"defense={defense}")
         data = Preflight().data(cell)
-        facts = material_facts(cell, data, module, "w")
+        facts = context_facts(cell, data, module, "w")
         assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
 
 
@@ -156,13 +156,13 @@ def test_a_defense_gets_network_copies_poisoned_images_and_hold_out_images(
     defense does."""
     caught: list[DefenseContext] = []
 
-    def repair(self: FinePruning, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
-        caught.append(material)
-        spoiled = material.network()
+    def repair(self: FinePruning, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
+        caught.append(context)
+        spoiled = context.network()
         with torch.no_grad():
             for value in spoiled.parameters():
                 value.zero_()
-        return material.network(), {}
+        return context.network(), {}
 
     monkeypatch.setattr(FinePruning, "repair", repair)
     record = run(lab, "caught", "defense=fine_pruning", "defense.epochs=2")
@@ -191,9 +191,9 @@ def test_a_defense_gets_only_the_inputs_it_declares(
     caught: list[Any] = []
     whole = abl.ABL.score_images
 
-    def rate(self: abl.ABL, material: DefenseContext, where: torch.Tensor) -> Any:
-        caught.append(material.clean)
-        return whole(self, material, where)
+    def rate(self: abl.ABL, context: DefenseContext, where: torch.Tensor) -> Any:
+        caught.append(context.clean)
+        return whole(self, context, where)
 
     monkeypatch.setattr(abl.ABL, "score_images", rate)
     run(lab, "bare", "defense=abl", "defense.gamma=0.4")
@@ -203,8 +203,8 @@ def test_a_defense_gets_only_the_inputs_it_declares(
 def test_a_repair_that_returns_nan_weights_is_a_diverged_cell(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def repair(self: FinePruning, material: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
-        network = material.network()
+    def repair(self: FinePruning, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
+        network = context.network()
         with torch.no_grad():
             next(network.parameters()).fill_(torch.nan)
         return network, {}
@@ -228,7 +228,7 @@ def test_strip_runs_on_the_held_out_images(lab: Path) -> None:
     assert record["status"] == "done"
     assert "threshold_bits" in json.dumps(record["notes"])
     assert "clean" not in record["run"]["stages"]
-    assert STRIP().requires() == ["target", "epsilon", "material", "clean images"]
+    assert STRIP().requires() == ["target", "epsilon", "context", "clean images"]
 
 
 def test_clean_data_equals_the_oracle_for_appended_poison(lab: Path) -> None:

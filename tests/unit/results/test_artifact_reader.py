@@ -60,54 +60,57 @@ def test_the_reader_agrees_with_the_pipeline_that_wrote_the_artifacts(tmp_path: 
         Progress(tmp_path, "", "none"),
     )  # fmt: skip
     attacked = chain.attack()
-    shelf = ArtifactReader(tmp_path / "store")
+    reader = ArtifactReader(tmp_path / "store")
     (record,) = raw_records(tmp_path / "sweep").values()
-    found = shelf.training(record)
+    found = reader.training(record)
     assert found is not None
     n = len(found.index)
     where = torch.arange(n)
     expected = attacked.poisoned.training.gather(where).numpy()
     np.testing.assert_array_equal(found.images(where.numpy()), expected)
     np.testing.assert_array_equal(found.is_poison, attacked.poisoned.is_poison.numpy())
-    judged, features = shelf.judged(record, n), shelf.features(record, where.numpy(), n)
-    assert judged is not None
+    filter_result, features = (
+        reader.filter_result(record, n),
+        reader.features(record, where.numpy(), n),
+    )
+    assert filter_result is not None
     assert features is not None
     counts = record["counts"]
-    assert int((~judged.keep).sum()) == counts["n_removed"]
-    assert int((judged.keep & found.is_poison).sum()) == counts["pois_left"]
-    curve, told = removal_curve(judged.scores, found.is_poison), recorded_curve(record)
+    assert int((~filter_result.keep).sum()) == counts["n_removed"]
+    assert int((filter_result.keep & found.is_poison).sum()) == counts["pois_left"]
+    curve, told = removal_curve(filter_result.scores, found.is_poison), recorded_curve(record)
     assert curve is not None
     assert told is not None
     np.testing.assert_allclose(curve.left[told[0].removed], told[0].left, atol=1e-6)
-    assert told[1] == operating_point(judged.keep, found.is_poison)
+    assert told[1] == operating_point(filter_result.keep, found.is_poison)
     assert (told[0].total, told[0].scored) == (curve.total, curve.scored)
-    losses = shelf.losses(record, "train")
+    losses = reader.losses(record, "train")
     assert losses is not None
     assert len(losses) == record["config"]["recipe"]["epochs"]
-    first = shelf.first_layer(record, "retrain", 3)
+    first = reader.first_layer(record, "retrain", 3)
     assert first is not None
     assert first.shape == (record["config"]["model"]["width"], 3, 3, 3)
-    assert shelf.notes == []
+    assert reader.notes == []
 
 
 READERS = ("training", "judged", "features", "losses", "first_layer")
 
 
-def read(shelf: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
+def read(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
     some = np.arange(3)
     return {
-        "training": shelf.training(record), "judged": shelf.judged(record, 128),
-        "features": shelf.features(record, some, 128), "losses": shelf.losses(record, "train"),
-        "first_layer": shelf.first_layer(record, "train", 3),
+        "training": reader.training(record), "judged": reader.filter_result(record, 128),
+        "features": reader.features(record, some, 128), "losses": reader.losses(record, "train"),
+        "first_layer": reader.first_layer(record, "train", 3),
     }  # fmt: skip
 
 
 def test_without_a_store_every_reader_returns_none_and_one_note_is_kept(tmp_path: Path) -> None:
     assert find_store(tmp_path / "sweep") is None
     assert find_store(tmp_path / "sweep", tmp_path / "elsewhere") is None
-    shelf = ArtifactReader(None)
-    assert set(read(shelf, cell(tmp_path, Made(0), "one")).values()) == {None}
-    assert shelf.notes == [NO_STORE]
+    reader = ArtifactReader(None)
+    assert set(read(reader, cell(tmp_path, Made(0), "one")).values()) == {None}
+    assert reader.notes == [NO_STORE]
 
 
 def test_the_store_next_to_the_sweep_is_found(tmp_path: Path) -> None:
@@ -185,14 +188,14 @@ def test_a_stage_that_never_ran_gives_no_note(tmp_path: Path) -> None:
     for stage in ("retrain", "filter"):
         del record["run"]["stages"][stage]
         shutil.rmtree(tmp_path / stage)
-    shelf = ArtifactReader(tmp_path)
-    assert shelf.losses(record, "train") is not None
-    assert shelf.losses(record, "retrain") is None
-    assert shelf.judged(record, 128) is None
-    assert shelf.notes == []
+    reader = ArtifactReader(tmp_path)
+    assert reader.losses(record, "train") is not None
+    assert reader.losses(record, "retrain") is None
+    assert reader.filter_result(record, 128) is None
+    assert reader.notes == []
     shutil.rmtree(tmp_path / "train")
-    assert shelf.losses(record, "train") is None
-    assert shelf.notes == ["losses of some cells: not in the store"]
+    assert reader.losses(record, "train") is None
+    assert reader.notes == ["losses of some cells: not in the store"]
 
 
 @pytest.mark.parametrize(
@@ -206,18 +209,18 @@ def test_an_id_outside_its_stage_folder_is_not_followed(tmp_path: Path, name: An
             tmp_path / "store" / stage / "one", tmp_path / "store" / "one", dirs_exist_ok=True
         )
         facts["id"] = name
-    shelf = ArtifactReader(tmp_path / "store")
-    assert set(read(shelf, record).values()) == {None}
-    assert shelf.notes
+    reader = ArtifactReader(tmp_path / "store")
+    assert set(read(reader, record).values()) == {None}
+    assert reader.notes
 
 
 @pytest.mark.parametrize("part", ["run", "hashes"])
 @pytest.mark.parametrize("value", [None, 3, [], {"stages": 1}, {"stages": {"poison": {}}}])
 def test_a_malformed_record_gives_a_note(tmp_path: Path, part: str, value: Any) -> None:
     record = cell(tmp_path, Made(0), "one") | {part: value}
-    shelf = ArtifactReader(tmp_path)
-    assert shelf.training(record) is None
-    (note,) = shelf.notes
+    reader = ArtifactReader(tmp_path)
+    assert reader.training(record) is None
+    (note,) = reader.notes
     assert note.startswith("poisoned images of some cells: ")
 
 
@@ -242,18 +245,18 @@ def test_a_damaged_file_only_affects_its_own_artifact(
     path.unlink()
     if damage != "gone":
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"\xff" * len(data))
-    shelf = ArtifactReader(tmp_path)
-    found = read(shelf, record)
+    reader = ArtifactReader(tmp_path)
+    found = read(reader, record)
     assert [name for name, value in found.items() if value is None] == [reader]
-    assert len(shelf.notes) == 1
-    assert ("not in" if damage == "gone" else "damaged in") in shelf.notes[0]
+    assert len(reader.notes) == 1
+    assert ("not in" if damage == "gone" else "damaged in") in reader.notes[0]
 
 
 def test_arrays_of_another_training_set_are_refused(tmp_path: Path) -> None:
     record = cell(tmp_path, Made(0), "one")
-    shelf = ArtifactReader(tmp_path)
-    assert shelf.judged(record, 127) is None
-    assert shelf.features(record, np.arange(3), 127) is None
+    reader = ArtifactReader(tmp_path)
+    assert reader.filter_result(record, 127) is None
+    assert reader.features(record, np.arange(3), 127) is None
     made = Made(1)
     made.index[3] = 9999
     assert ArtifactReader(tmp_path).training(cell(tmp_path, made, "two")) is None
@@ -283,7 +286,7 @@ def test_pages_need_no_torch_and_tables_no_matplotlib() -> None:
     code = (
         "import sys; import backdoor_lab.reports.__main__, backdoor_lab.page.document;"
         "print('matplotlib' in sys.modules); import backdoor_lab.figures.__main__ as f;"
-        "import backdoor_lab.figures.sheet; print('torch' in sys.modules,"
+        "import backdoor_lab.figures.overview_figure; print('torch' in sys.modules,"
         "'matplotlib.pyplot' in sys.modules)"
     )
     command = [sys.executable, "-c", code]

@@ -48,7 +48,7 @@ class DefenseContext:
     augment: Augment
     network: Callable[[], nn.Module]
     fresh: Callable[[int], nn.Module]
-    practice: TrainingHyperparameters
+    hyperparameters: TrainingHyperparameters
     seed: int
     clean: LabeledImages | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))

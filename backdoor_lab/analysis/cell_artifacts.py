@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from backdoor_lab.results.artifact_reader import ArtifactReader, Judged, Training
+from backdoor_lab.results.artifact_reader import ArtifactReader, StoredFilterResult, Training
 
 Array = NDArray[Any]
 
@@ -18,21 +18,23 @@ class CellArtifacts:
     """The training set, the defense's result, and the index of the target class."""
 
     training: Training
-    judged: Judged
+    filter_result: StoredFilterResult
     target: int
 
 
-def material(shelf: ArtifactReader, record: dict[str, Any]) -> CellArtifacts | None:
+def cell_artifacts(reader: ArtifactReader, record: dict[str, Any]) -> CellArtifacts | None:
     """Read the stored outputs of a record; None if any of them is not in the store."""
-    training = shelf.training(record)
-    judged = shelf.judged(record, len(training.index)) if training is not None else None
-    if training is None or judged is None:
+    training = reader.training(record)
+    filter_result = (
+        reader.filter_result(record, len(training.index)) if training is not None else None
+    )
+    if training is None or filter_result is None:
         return None
     choices = record.get("choices")
     target = choices.get("target") if isinstance(choices, dict) else None
     if target not in training.classes:
         return None
-    return CellArtifacts(training, judged, training.classes.index(str(target)))
+    return CellArtifacts(training, filter_result, training.classes.index(str(target)))
 
 
 def in_target(found: CellArtifacts) -> Array:

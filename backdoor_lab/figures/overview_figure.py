@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from backdoor_lab.analysis.cell_artifacts import CellArtifacts, cell_artifacts, in_target
 from backdoor_lab.analysis.evidence import histogram, operating_point, removal_curve
-from backdoor_lab.analysis.material import CellArtifacts, in_target, material
-from backdoor_lab.figures.course import draw_training
 from backdoor_lab.figures.detection import (
     draw_projections,
     draw_removal,
@@ -15,6 +14,7 @@ from backdoor_lab.figures.detection import (
 from backdoor_lab.figures.images import draw_triggers
 from backdoor_lab.figures.inputs import SweepData, attacked, losses_of, projected, trigger_rows
 from backdoor_lab.figures.ratios import MEASURES, draw_lines, panels
+from backdoor_lab.figures.run import draw_training
 from backdoor_lab.figures.style import new, styled
 from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.sweeps import CONTROLS
@@ -33,7 +33,7 @@ def sheet(whole: SweepData) -> Figure | None:
     for cell, record in whole.done():
         if cell.choices["defense"] in CONTROLS:
             continue
-        found = material(whole.shelf, record)
+        found = cell_artifacts(whole.reader, record)
         if found is not None and found.training.is_poison.any():
             return _drawn(whole, cell.id, record, found)
     return None
@@ -43,11 +43,11 @@ def _drawn(
     whole: SweepData, name: str, record: dict[str, Any], found: CellArtifacts
 ) -> Figure | None:
     where = in_target(found)
-    poison, keep = found.training.is_poison, found.judged.keep
-    bars = histogram(found.judged.scores[where], poison[where], keep[where])
+    poison, keep = found.training.is_poison, found.filter_result.keep
+    bars = histogram(found.filter_result.scores[where], poison[where], keep[where])
     plain = ~found.training.is_cover
-    curve = removal_curve(found.judged.scores[plain], poison[plain])
-    along = projected(whole.shelf, record, found)
+    curve = removal_curve(found.filter_result.scores[plain], poison[plain])
+    along = projected(whole.reader, record, found)
     triggers = list(attacked(whole))
     if bars is None or curve is None or along is None or not triggers:
         return None
@@ -64,6 +64,6 @@ def _drawn(
     draw_scores(grid[0][0], bars)
     draw_projections(grid[0][1], along, poison[where], keep[where])
     draw_removal(grid[1][0], curve, operating_point(keep[plain], poison[plain]))
-    draw_training(grid[1][1], losses_of(whole.shelf, record))
+    draw_training(grid[1][1], losses_of(whole.reader, record))
     right.suptitle(short(name))
     return figure

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 
 from backdoor_lab.core.rng import derive
 from backdoor_lab.core.types import LabeledImages
-from backdoor_lab.defenses.material import DefenseContext, TrainingHyperparameters
+from backdoor_lab.defenses.context import DefenseContext, TrainingHyperparameters
 
-PRACTICE = TrainingHyperparameters(epochs=5, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.0)
+HYPERPARAMETERS = TrainingHyperparameters(
+    epochs=5, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.0
+)
 
 
 class Small(nn.Module):
@@ -50,7 +52,7 @@ def copy_of(network: nn.Module) -> nn.Module:
     return copy.deepcopy(network)
 
 
-def material(
+def context(
     images: Tensor,
     labels: Tensor,
     *,
@@ -58,7 +60,7 @@ def material(
     fresh: Callable[[int], nn.Module] | None = None,
     clean: tuple[Tensor, Tensor] | None = None,
     seed: int = 3,
-    practice: TrainingHyperparameters = PRACTICE,
+    hyperparameters: TrainingHyperparameters = HYPERPARAMETERS,
     classes: int | None = None,
 ) -> DefenseContext:
     """A context with uint8 images (n, C, H, W), without augmentation."""
@@ -73,7 +75,7 @@ def material(
         "augment": lambda found, generator: found,
         "network": lambda: copy_of(attacked).eval(),
         "fresh": fresh or (lambda number: hidden(pixels, count, number)),
-        "practice": practice,
+        "hyperparameters": hyperparameters,
         "seed": seed,
         "clean": None if clean is None else LabeledImages(*clean, names),
     }
