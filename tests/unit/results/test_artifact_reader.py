@@ -93,13 +93,13 @@ def test_the_reader_agrees_with_the_pipeline_that_wrote_the_artifacts(tmp_path: 
     assert reader.notes == []
 
 
-READERS = ("training", "judged", "features", "losses", "first_layer")
+READERS = ("training", "filter_result", "features", "losses", "first_layer")
 
 
 def read(reader: ArtifactReader, record: dict[str, Any]) -> dict[str, Any]:
     some = np.arange(3)
     return {
-        "training": reader.training(record), "judged": reader.filter_result(record, 128),
+        "training": reader.training(record), "filter_result": reader.filter_result(record, 128),
         "features": reader.features(record, some, 128), "losses": reader.losses(record, "train"),
         "first_layer": reader.first_layer(record, "train", 3),
     }  # fmt: skip
@@ -225,11 +225,11 @@ def test_a_malformed_record_gives_a_note(tmp_path: Path, part: str, value: Any) 
 
 
 @pytest.mark.parametrize(
-    ("file", "reader"),
+    ("file", "artifact"),
     [
         ("poison/one/poison.safetensors", "training"),
         ("data/data-one/train_images.npy", "training"),
-        ("filter/one/verdict.safetensors", "judged"),
+        ("filter/one/verdict.safetensors", "filter_result"),
         ("extract/one/features.safetensors", "features"),
         ("train/one/manifest.json", "losses"),
         ("train/one/weights.safetensors", "first_layer"),
@@ -237,7 +237,7 @@ def test_a_malformed_record_gives_a_note(tmp_path: Path, part: str, value: Any) 
 )
 @pytest.mark.parametrize("damage", ["gone", "cut", "noise"])
 def test_a_damaged_file_only_affects_its_own_artifact(
-    tmp_path: Path, file: str, reader: str, damage: str
+    tmp_path: Path, file: str, artifact: str, damage: str
 ) -> None:
     record = cell(tmp_path, Made(0), "one")
     path = tmp_path / file
@@ -247,7 +247,7 @@ def test_a_damaged_file_only_affects_its_own_artifact(
         path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"\xff" * len(data))
     reader = ArtifactReader(tmp_path)
     found = read(reader, record)
-    assert [name for name, value in found.items() if value is None] == [reader]
+    assert [name for name, value in found.items() if value is None] == [artifact]
     assert len(reader.notes) == 1
     assert ("not in" if damage == "gone" else "damaged in") in reader.notes[0]
 
