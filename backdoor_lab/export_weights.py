@@ -26,7 +26,8 @@ from backdoor_lab.results.values import ratio_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 1 if the store lacks or contradicts the record; 2 for invalid arguments."""
+    """Exit codes: 0; 1 if weights are missing from the store or do not match the record; 2 for
+    invalid arguments."""
     return run_command(_parser(), _export, arguments)
 
 

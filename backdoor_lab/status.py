@@ -38,7 +38,7 @@ class State:
 
 def look(sweep: Sweep, now: float) -> list[State]:
     """The state of every cell; `now` in seconds since 1970. A fresh heartbeat overrides a failed
-    record (the cell is being repeated); a done record overrides any heartbeat."""
+    record (the cell is being repeated); the record of a completed cell overrides any heartbeat."""
     beats = {
         path.parent.name: path
         for path in sorted(sweep.folder.glob(f"*/{HEARTBEAT}"))
@@ -72,7 +72,7 @@ def _heartbeat(cell: CellRecord, path: Path, now: float) -> State | None:
 
 def seconds_left(states: list[State]) -> float | None:
     """A rough estimate in seconds: the number of cells without a record or failed, times the mean
-    seconds of the done cells that computed stages themselves, divided by the number of running
+    seconds of the completed cells that computed stages themselves, divided by the number of running
     cells. None if no cell has computed its stages yet."""
     costs = [cost for s in states if s.kind == "done" if (cost := _cost(s.cell)) > 0]
     open_cells = sum(state.kind != "done" for state in states)

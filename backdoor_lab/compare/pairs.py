@@ -64,7 +64,7 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
     if not side.pairs:
         apart = [name for name in names if not _common(facts, name, ours, base)]
         said = f": no value in common for {', '.join(apart)}" if apart else ""
-        raise ConfigError(f"no two done cells can be paired{said}")
+        raise ConfigError(f"no two completed cells can be paired{said}")
     return side, names
 
 
@@ -87,7 +87,7 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
         if name != base
     ]
     if not any(side.pairs for side in sides):
-        raise ConfigError(f"no two done cells differ only in {by}, with {base} as one of them")
+        raise ConfigError(f"no two completed cells differ only in {by}, with {base} as one of them")
     return sides, names
 
 
@@ -101,7 +101,7 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
     ]
     pairs = [MatchedCells(number, None) for number in known if facts.cells[number].done]
     if not pairs:
-        raise ConfigError("no done cell of this sweep is in the report's tables")
+        raise ConfigError("no completed cell of this sweep is in the report's tables")
     missing = [number for number in known if not facts.cells[number].done]
     return PairedGroup("", pairs, missing), [*CHOICES, *_extra(facts, known)]
 

@@ -59,7 +59,7 @@ class StoppedError(LabError):
 
 
 def without_addresses(text: str) -> str:
-    """A library's message without objects that are shown only by their address."""
+    """A library's message without memory addresses such as ``<object at 0x7f…>``."""
     return _ADDRESS.sub("", str(text))
 
 

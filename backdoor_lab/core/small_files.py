@@ -192,20 +192,20 @@ def make_folder(path: Path) -> None:
 
 
 def clear_link(path: Path) -> None:
-    """Set aside a broken or circular link."""
+    """Set aside a broken or circular link at `path`."""
     if path.is_symlink() and not path.exists():
         set_aside(path, problem(path) or "a circular link")
 
 
 def clear_file(path: Path) -> None:
-    """Set aside anything but a regular file, before a file is written there."""
+    """Set aside whatever is at `path` if it is not a regular file, so that one can be written."""
     why = problem(path)
     if why is not None:
         set_aside(path, why)
 
 
 def clear_folder(path: Path) -> None:
-    """Set aside anything but a folder, before a folder is created there."""
+    """Set aside whatever is at `path` if it is not a folder, so that one can be created."""
     if os.path.lexists(path) and not path.is_dir():
         set_aside(path, "not a folder")
 

@@ -145,10 +145,10 @@ def safe_name(name: str, value: Any) -> str:
 
 
 def inside(root: Path, path: Path) -> Path:
-    """`path` resolved. Raises ConfigError if it leaves `root` after following symbolic links."""
+    """`path` resolved. Raises ConfigError if it is outside `root` after following links."""
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
-        raise ConfigError(f"path {path} leaves its root {root}")
+        raise ConfigError(f"path {path} is outside its root {root}")
     return resolved
 
 

@@ -56,7 +56,7 @@ def members(root: Path) -> Members:
 
 
 class Tar(Members):
-    """A tar archive. Refuses links, devices, sparse files and paths that lead outside."""
+    """A tar archive. Refuses links, devices, sparse files and paths outside the archive."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(root)
@@ -113,7 +113,7 @@ class Tar(Members):
 
 
 class Zip(Members):
-    """A zip archive. Refuses links, encrypted members and paths that lead outside."""
+    """A zip archive. Refuses links, encrypted members and paths outside the archive."""
 
     def listing(self) -> Listing:
         found = Listing()
@@ -173,7 +173,8 @@ class Zip(Members):
 
 
 def inner_path(name: str, archive: Path) -> str:
-    """A member's name without '.' and repeated slashes; DataError if it may lead outside."""
+    """A member's name without '.' and repeated slashes. Raises DataError for a name that points
+    outside the archive, and for a backslash."""
     parts = name.split("/")
     outside = name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name)
     if "\\" in name and not outside:
@@ -183,7 +184,7 @@ def inner_path(name: str, archive: Path) -> str:
         )
     if outside or "\0" in name:
         raise DataError(
-            f"{archive}: member {name!r} leads out of the archive; the archive is not read"
+            f"{archive}: member {name!r} points outside the archive; the archive is not read"
         )
     return "/".join(part for part in parts if part not in ("", "."))
 

@@ -121,7 +121,7 @@ def channel_count(value: int) -> int:
 
 
 def path_given(value: Any, what: str) -> str:
-    """Validates a path; the error for a missing one says `what` it should lead to."""
+    """Validates a path; `what` names the expected file or folder in the error message."""
     if not isinstance(value, str) or not value:
         raise ConfigError(f"`dataset.root` must be the path of {what}, got {value!r}")
     return value

@@ -120,14 +120,14 @@ def _tell(name: str, notes: dict[str, Any]) -> None:
     unused = notes.get("not_used", {}).get("by_ending")
     if unused:
         log.warning(
-            "data set %s: not used: %s of kinds that are no images or cannot be decoded here (%s);"
+            "data set %s: ignored %s that are not images or cannot be decoded here (%s);"
             " the record lists them",
             name, many(sum(unused.values()), "file"), counted(unused),
         )  # fmt: skip
     skipped = notes.get("skipped", {}).get("count")
     if skipped:
         log.warning(
-            "data set %s: left out: %s (dataset.skip_broken); the record lists them",
+            "data set %s: skipped %s (dataset.skip_broken); the record lists them",
             name, many(skipped, "damaged image"),
         )  # fmt: skip
 

@@ -130,8 +130,8 @@ class Folder(Members):
         self._seen.add(here)
         if self._again > MAX_VISITS:
             raise DataError(
-                f"{self.root}: links lead more than {MAX_VISITS:,} times to folders that were"
-                f" listed before, most recently {here}: remove them"
+                f"{self.root}: links point more than {MAX_VISITS:,} times to folders that were"
+                f" already listed, most recently {here}: remove them"
             )
 
 

@@ -35,7 +35,7 @@ class HeldOut:
         assert self.share is not None
         if count < 2:
             raise DataError(
-                f"class {name}: {count} image, and dataset.test_share needs two of every class"
+                f"class {name}: dataset.test_share needs at least two images per class, got {count}"
             )
         held = min(max(1, round(self.share * count)), count - 1)
         generator = np.random.default_rng(int(digest([self.seed, name], 16), 16))

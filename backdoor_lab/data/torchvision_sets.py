@@ -135,7 +135,7 @@ class Cifar10(Published):
         return not wrong
 
     def unpack(self) -> None:
-        """Unpacks the archive; members that lead outside the folder are refused."""
+        """Unpacks the archive; members that point outside the folder are refused."""
         from torchvision.datasets.utils import extract_archive
 
         extract_archive(str(self.root / self.files[0].path), str(self.root))

@@ -92,7 +92,8 @@ def otsu_count(scores: Tensor) -> int:
 def _size(
     text: str, class_size: int, epsilon: int | None, rounding: Fraction = Fraction(1, 2)
 ) -> int:
-    """`rounding` is added to a share of the class before it is rounded down."""
+    """The number of examples that the rule `text` gives for a class of `class_size` examples. A
+    share of the class is rounded down after adding `rounding`."""
     found = _FORM.fullmatch(text)
     assert found is not None
     if found["eps"]:

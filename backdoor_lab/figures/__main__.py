@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> list[Path]:
-    """Draw the sweep in `folder` and its first `most` done cells; return the files written.
+    """Draw the sweep in `folder` and its first `most` completed cells; return the files written.
 
     `store` is the folder of stage outputs; None looks it up with `find_store`. Prints a note for
     each thing that had to be skipped. Raises ConfigError if a file would lie outside the sweep,

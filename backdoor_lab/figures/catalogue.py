@@ -76,7 +76,7 @@ def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
 
 
 def of_cell(whole: SweepData, record: Record) -> Iterator[Named]:
-    """Yield each figure of one done cell and its name, except those whose data is gone."""
+    """Yield each figure of one completed cell and its name, except those whose data is gone."""
     yield "pipeline", run.pipeline(steps(record))
     losses = losses_of(whole.reader, record)
     if losses:

@@ -48,7 +48,8 @@ class Sheet:
 
 def sheets(cells: Sequence[CellRecord]) -> Iterator[Sheet]:
     """Yield a sheet per trigger, ratio, defense and any other setting that differs, averaged over
-    seeds. Only cells with a source class count; sheets need more than two pairs and a done cell."""
+    seeds. Only cells with a source class count; a sheet needs more than two pairs and at least
+    one completed cell."""
     paired = [cell for cell in cells if cell.choices.get("source") is not None]
     spec = PivotSpec(("source",), ("target",), tuple(MEASURES))
     before = "_".join(map(".".join, (spec.rows, spec.columns, spec.values))) + "_"

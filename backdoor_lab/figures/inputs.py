@@ -39,7 +39,7 @@ class SweepData:
     reader: ArtifactReader
 
     def done(self) -> Iterator[tuple[CellRecord, Record]]:
-        """The done cells with a readable record."""
+        """The completed cells with a readable record."""
         for cell in self.cells:
             if cell.done and cell.choices and cell.id in self.records:
                 yield cell, self.records[cell.id]
@@ -62,8 +62,8 @@ def losses_of(reader: ArtifactReader, record: Record) -> dict[str, Array]:
 
 
 def steps(record: Record) -> list[tuple[str, list[str]]]:
-    """The stages of a done record with their counts, for `course.pipeline`. A repair replaces
-    filter and retraining; without a retrained network, the filter is the last stage."""
+    """The stages of a completed cell's record with their counts, for `course.pipeline`. A repair
+    replaces filter and retraining; without a retrained network, the filter is the last stage."""
     counts, chosen = _part(record, "counts"), _part(record, "choices")
     epochs = _part(record, "config", "recipe").get("epochs", "?")
 
@@ -122,7 +122,7 @@ def _seconds(cell: CellRecord, stage: str) -> float:
 
 
 def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
-    """For each trigger, the done cell with the highest ratio whose poisoned images are stored."""
+    """For each trigger, the completed cell of highest ratio whose poisoned images are stored."""
     by_trigger: dict[str, list[Record]] = {}
     for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
         if float(cell.choices["ratio"]) > 0 and not is_triggered_late(record):

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @styled
 def sheet(whole: SweepData) -> Figure | None:
     """Left: triggers and ASR against the ratio. Right: scores, projections, removal curve and
-    losses of the first done cell whose defense is not a control and whose data is all stored. None
-    if there is no such cell."""
+    losses of the first completed cell whose defense is not a control and whose data is all stored.
+    None if there is no such cell."""
     for cell, record in whole.done():
         if cell.choices["defense"] in CONTROLS:
             continue

@@ -103,9 +103,9 @@ def draw_lines(axes: Axes, lines: Sequence[Series], *, first: int = 0) -> None:
 
 
 def panels(group: TableGroup, predicted: Mapping[str, float] | None = None) -> list[Panel]:
-    """The panels of a table's done cells, one per target class. The x axis is the ratio in percent
-    or, if the protocol counts images, the number of images. `predicted` maps a cell's id to the
-    AUROC predicted from its features."""
+    """The panels of a table's completed cells, one per target class. The x axis is the ratio in
+    percent or, if the protocol counts images, the number of images. `predicted` maps a cell's id to
+    the AUROC predicted from its features."""
     ratio_of = group.traits.get("protocol.ratio_of")
     counted = any(is_count(each.choices["ratio"], ratio_of) for each in group.cells if each.choices)
     axis, scale = ("poisoned images", 1) if counted else (Panel.axis, 100)

@@ -90,8 +90,8 @@ def _nothing(question: AnalysisSpec, sweep: Sweep, reader: ArtifactReader) -> st
     reasons = [*sweep.warnings, *reader.notes]
     why = f": {'; '.join(reasons)}" if reasons else ""
     return (
-        f"no done cell of {sweep.folder} has {question.wants} in the store{why}. Run the command"
-        " where the sweep's store is, or give the store with --store"
+        f"no completed cell of {sweep.folder} has {question.wants} in the store{why}. Run the"
+        " command where the sweep's store is, or give the store with --store"
     )
 
 
@@ -101,7 +101,7 @@ def collect(
     stage: str,
     tell: Callable[[Record], T | None],
 ) -> list[tuple[CellRecord, T]]:
-    """Apply `tell` to the record of every done cell, once per output of `stage`. Omits results
+    """Apply `tell` to the record of every completed cell, once per output of `stage`. Omits results
     that are None, and cells whose trigger is applied after augmentation (clean stored images)."""
     found: dict[str, tuple[CellRecord, T]] = {}
     for cell in cells:

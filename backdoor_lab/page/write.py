@@ -35,8 +35,8 @@ def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> li
     """Rebuild `<sweep_dir>/tables/` from the records and return the tables in the default layout.
     `failed`: see `read_sweep`.
 
-    Logs one warning per damaged file. Raises ConfigError if `tables` leads out of the sweep, and
-    OSError if it cannot be written.
+    Logs one warning per damaged file. Raises ConfigError if `tables` is a link to outside the
+    sweep, and OSError if it cannot be written.
     """
     report = SweepReport(read_sweep(Path(sweep_dir), failed))
     for warning in report.sweep.warnings:

@@ -101,7 +101,7 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
 
 
 def _without_repeats(sweep: Sweep) -> list[CellRecord]:
-    """Omit done cells with the choices, protocol and config of another cell but a new id (from
+    """Omit completed cells with the choices, protocol and config of another cell but a new id (from
     another code version), whose seed would count twice. Keeps the requested one, and all results
     of modified code."""
     if len({tuple(cell.choices.values()) for cell in sweep.cells}) == len(sweep.cells):

@@ -209,8 +209,9 @@ _benches: list[Bench] = []
 
 
 def _serve(job: tuple[Any, ...]) -> Any:
-    """``prepare``: the CPU seconds until this process is ready to train such a cell. ``measure``:
-    its samples, and the CPU seconds that they took."""
+    """Run one job. ``prepare`` sets up a cell and returns the CPU seconds until this process is
+    ready to train it. ``measure`` returns the samples of that cell and the CPU seconds that they
+    took."""
     if job[0] == "prepare":
         _, config, machine, driver = job
         cell = Preflight().cell(config)

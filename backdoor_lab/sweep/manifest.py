@@ -38,7 +38,7 @@ OWN_FILES = (
     "running.json",
 )  # fmt: skip
 WHOLE = {"nat1", "n_poisoned", "pois_left"}
-"""The metrics that the record of every done cell has."""
+"""The metrics that the record of every completed cell has."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def read_record(folder: Path) -> CellRecord | None:
     found = parse(data)
     lacking = sorted(WHOLE - found.numbers.keys()) if found.done else []
     if lacking:
-        raise DataError(f"done, but without {', '.join(lacking)}")
+        raise DataError(f"its status is done, but it lacks {', '.join(lacking)}")
     if b"NaN" in data or b"Infinity" in data:
         json.loads(data, parse_constant=_refuse)
     return found

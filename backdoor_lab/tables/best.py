@@ -61,12 +61,13 @@ def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
 
 
 def by_seed(cells: Iterable[CellRecord], name: str) -> dict[int, float]:
-    """The values of a measure by seed, over the done cells."""
+    """The values of a measure by seed, over the completed cells."""
     return {c.choices[SEED]: c.numbers[name] for c in cells if c.done and name in c.numbers}
 
 
 def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
-    """The note on the test behind bold values and its number of seeds; empty without done cells."""
+    """The note on the test behind bold values and its number of seeds; empty without completed
+    cells."""
     counts = sorted({cell.done for cell in cells.values() if cell.done})
     if not counts or counts[-1] < 2:
         return [ONE_SEED] * bool(counts)

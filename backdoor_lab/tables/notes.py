@@ -52,7 +52,8 @@ def notes_of(group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetw
 
 
 def _what(group: TableGroup, spec: PivotSpec) -> str:
-    """The values that all cells share, except the protocol; the seeds; the number of done cells."""
+    """The values that all cells share, except the protocol; the seeds; the number of completed
+    cells."""
     cells = group.cells
     unsaid = ("protocol", "trigger") if spec.report else ("protocol",)
     parts = [

@@ -30,13 +30,13 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
     """`tables`, which are the report's layout of these cells, or wide tables.
 
     Tables are wide if the report's layout needs more than MOST tables (one per trigger, model,
-    ...), if one of these has more than MOST defenses, or if no done cell was retrained, so that
-    Nat2 and ASR2 would be empty. The axes are all choices that differ, except the seed. If there
-    are several, the one with the fewest values (other than the defense) forms the columns; the
-    others form the rows, defense first, so that defenses compete within a column. Measures of done
-    cells share a table up to ACROSS values per line (ACROSS_WITH_INTERVALS with several seeds),
-    then get separate tables. If the defense is an axis, measures before the defense get a table
-    with one line per attack.
+    ...), if one of these has more than MOST defenses, or if no completed cell was retrained, so
+    that Nat2 and ASR2 would be empty. The axes are all choices that differ, except the seed. If
+    there are several, the one with the fewest values (other than the defense) forms the columns;
+    the others form the rows, defense first, so that defenses compete within a column. Measures of
+    completed cells share a table up to ACROSS values per line (ACROSS_WITH_INTERVALS with several
+    seeds), then get separate tables. If the defense is an axis, measures before the defense get a
+    table with one line per attack.
     """
     if not (_crowded(tables) or _without_retraining(facts.cells)):
         return list(tables)
@@ -86,7 +86,8 @@ def _parts(
     cells: Sequence[CellRecord], groups: Sequence[Sequence[str]], fit: int
 ) -> Iterator[tuple[str, ...]]:
     """The measures of each table, at most `fit`: one table for all if possible, else separate ones
-    per group. Without done cells there is still one table, which lists those that are not done."""
+    per group. Without completed cells there is still one table, which lists those that are not
+    done."""
     known = [[name for name in group if _known(cells, name)] for group in groups]
     known = known if any(known) else [list(groups[0][:fit])]
     together = [name for group in known for name in group]

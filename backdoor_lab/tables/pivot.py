@@ -97,7 +97,7 @@ def _places(group: TableGroup, rows: Sequence[Key], columns: Sequence[Key]) -> P
 def _estimates(
     facts: CellFields, places: Sequence[Places], values: Sequence[str]
 ) -> list[dict[tuple[Key, Key], dict[str, Estimate]]]:
-    """For each table and position: the estimates over done cells with finite values."""
+    """For each table and position: the estimates over completed cells with finite values."""
     import numpy as np
 
     keys = [(table, where) for table, each in enumerate(places) for where in each]

@@ -168,7 +168,7 @@ def _difference(name: str, cell: PivotCell) -> str:
 
 
 def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """A sheet with fixed columns: the traits that all rows share, names, seeds (done cells),
+    """A sheet with fixed columns: the traits that all rows share, names, seeds (completed cells),
     status, the values of each measure as in `value_of`, then ref_* and diff_*. In percent or
     images, not rounded; empty where there is no value."""
     heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]
@@ -185,7 +185,7 @@ def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
 
 def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
     """One line per row of the table: the choices that all cells share, those of the row, and for
-    each column its values as in `value_of`, the number of done cells and the status. A missing
+    each column its values as in `value_of`, the number of completed cells and the status. A missing
     value is an empty cell."""
     heads = [*table.traits, *table.spec.rows]
     for column in table.columns:

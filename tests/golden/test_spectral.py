@@ -318,7 +318,7 @@ def test_automatic_budget_is_the_size_of_the_smaller_group(high: int) -> None:
     assert otsu_count(torch.cat([low, top])) == high
 
 
-def test_automatic_budget_of_equal_scores_is_zero_and_never_above_half() -> None:
+def test_automatic_budget_is_zero_for_equal_scores_and_at_most_half_of_the_class() -> None:
     assert [otsu_count(torch.full((n,), 3.0).double()) for n in (0, 1, 2, 9)] == [0, 0, 0, 0]
     assert otsu_count(torch.tensor([0.0, 9, 9, 9, 9]).double()) <= 2
 

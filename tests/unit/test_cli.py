@@ -178,7 +178,9 @@ def test_preflight_imports_no_training_code() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_an_address_space_limit_too_small_for_pytorch_is_one_line(tmp_path: Path) -> None:
+def test_an_address_space_limit_too_small_for_pytorch_is_refused_in_one_line(
+    tmp_path: Path,
+) -> None:
     """Otherwise loading PyTorch would abort the process."""
     resource = pytest.importorskip("resource")
     limit = 3_000_000_000

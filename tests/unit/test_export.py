@@ -25,7 +25,7 @@ from tests.helpers.records import GRID, documented, everything, failed, record, 
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "multirun_reports" / "demo" / "controls"
-# As in the guide of tables.
+# As in the guide to the tables.
 EXAMPLE = """\
 import pandas as pd
 
@@ -154,7 +154,7 @@ def test_without_pyarrow_the_error_names_the_package_to_install(
 @pytest.mark.parametrize(
     "given", ["s", "--out x.csv", "none --out x.csv", "s --out x.txt", "s --out no/x.csv"]
 )
-def test_bad_arguments_are_one_line_with_exit_code_2(
+def test_bad_arguments_give_a_one_line_error_and_exit_code_2(
     tmp_path: Path, given: str, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip

@@ -25,7 +25,7 @@ from tests.helpers.records import documented, write_sweep
 from tests.helpers.records import record as made_up
 
 ROOT = Path(__file__).resolve().parents[2]
-# As in the guide of tables: any network of the package, and the standard one with only torchvision.
+# As in the table guide: any network of the package, and the standard one with only torchvision.
 LOAD_OURS = """\
 import json, torch
 from safetensors import safe_open

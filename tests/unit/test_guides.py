@@ -128,11 +128,11 @@ def test_the_findings_in_readme_match_the_records() -> None:
     [("dataset", "## Data sets"), ("model", "## Models"), ("recipe", "## Recipes"),
      ("experiment", "## Experiments")],
 )  # fmt: skip
-def test_the_guide_of_the_configuration_lists_every_option(group: str, heading: str) -> None:
+def test_the_configuration_guide_lists_every_option(group: str, heading: str) -> None:
     assert named(CONFIGURATION, heading) == options(group)
 
 
-def test_the_guide_of_the_configuration_lists_every_group() -> None:
+def test_the_configuration_guide_lists_every_group() -> None:
     told = set(re.findall(r"(?m)^\| ((?:`[\w/]+`(?:, )?)+) \|", section(CONFIGURATION, TITLE)))
     groups = {name for cell in told for name in re.findall(r"`([\w/]+)`", cell)}
     folders = {path.name for path in CONF.iterdir() if path.is_dir()} - {"hydra"}
@@ -145,12 +145,12 @@ def test_the_guide_of_the_configuration_lists_every_group() -> None:
 TITLE = "# The configuration"
 
 
-def test_the_guide_of_the_launchers_lists_every_launcher() -> None:
+def test_the_launcher_guide_lists_every_launcher() -> None:
     guide = (CONF / "hydra/launcher/README.md").read_text()
     assert named(guide, "# Running many cells") == options("hydra/launcher") | {"basic"}
 
 
-def test_the_guide_of_protocols_has_the_values_of_the_files() -> None:
+def test_the_protocol_guide_shows_the_values_in_the_yaml_files() -> None:
     guide = (CONF / "protocol/README.md").read_text()
     lines = [line for line in guide.splitlines() if line.startswith("|")]
     keys = re.findall(r"`(\w+)`", lines[0])
@@ -168,7 +168,7 @@ def test_the_guide_of_protocols_has_the_values_of_the_files() -> None:
             assert value == {"None": "", "True": "true", "False": "false"}.get(plain, plain), key
 
 
-def test_the_guide_of_protocols_explains_every_key() -> None:
+def test_the_protocol_guide_explains_every_key() -> None:
     guide = (CONF / "protocol/README.md").read_text()
     table = guide.split("| Key | Values |")[1].split("\n\n")[0]
     keys = set(yaml.safe_load((CONF / "protocol/group13.yaml").read_text())) - {"name", "version"}
@@ -191,7 +191,7 @@ def test_the_glossary_has_at_most_twenty_words() -> None:
     assert 10 < len(rows(guide, "## Glossary")) <= 20
 
 
-def test_the_guide_of_the_package_names_every_command() -> None:
+def test_the_package_guide_lists_every_command() -> None:
     commands = section((ROOT / "backdoor_lab/README.md").read_text(), "## Commands")
     makefile = (ROOT / "Makefile").read_text()
     jobs = set(re.findall(r"(?m)^([a-z-]+):.*##", makefile)) - {"help", "clean", "test-avx2"}

@@ -128,7 +128,7 @@ def test_any_folder_of_images_is_previewed_at_one_size(
         (["--folder", "damaged"], "damaged: x.png: not a valid image file"),
     ],
 )
-def test_a_folder_that_cannot_be_previewed_is_one_error(
+def test_a_folder_that_cannot_be_previewed_is_refused_with_one_error(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

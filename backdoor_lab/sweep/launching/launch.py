@@ -59,7 +59,7 @@ class Launch:
             ended = {each.asked.id: each for each in self._round(left)}
             if not ended:
                 log.error(
-                    "the launcher ran none of the remaining cells: %s given up",
+                    "the launcher ran none of the remaining cells; giving up on %s",
                     many(len(left), "cell"),
                 )
                 return
@@ -99,9 +99,9 @@ class Launch:
             return False
         self.tries[each.id] += 1
         if self.tries[each.id] > each.retries:
-            log.error("%s is given up: retries=%d", each.id, each.retries)
+            log.error("giving up on %s: retries=%d", each.id, each.retries)
             return False
-        log.warning("%s is tried again (%d of %d)", each.id, self.tries[each.id], each.retries)
+        log.warning("retrying %s (%d of %d)", each.id, self.tries[each.id], each.retries)
         return True
 
 

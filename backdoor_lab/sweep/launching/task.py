@@ -67,7 +67,7 @@ def _crashes_told(journal: Path) -> Iterator[None]:
         journal.parent.mkdir(parents=True, exist_ok=True)
         stream = journal.open("a")
     except OSError as error:
-        log.warning("%s will not contain the stack of a crash: %s", journal, error.strerror)
+        log.warning("%s will not contain the stack trace of a crash: %s", journal, error.strerror)
         yield
         return
     with stream:

@@ -133,7 +133,9 @@ def test_a_cell_with_modified_artifacts_is_omitted_with_a_note(
     assert "of some cells: damaged in the store" in said
 
 
-def test_bad_arguments_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments_give_a_one_line_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = sweep(tmp_path)
     wrong = {
         "no such folder": [str(tmp_path / "none")],

@@ -100,7 +100,7 @@ def test_fields_that_vary_within_a_defense_distinguish_its_lines(tmp_path: Path)
     assert list(lines[0])[:6] == ["trigger", "target", "ratio", "seed", "defense", "protocol.layer"]
 
 
-def test_bad_arguments_are_one_line_before_any_work(
+def test_bad_arguments_give_a_one_line_error_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = sweep(tmp_path)

@@ -115,7 +115,7 @@ def test_an_image_file_is_identified_by_its_content(tmp_path: Path) -> None:
 
 
 def test_bad_options_are_refused(tmp_path: Path) -> None:
-    """A missing file, a file that is no image, a mask that hides all pieces, tiny images."""
+    """A missing file, a file that is not an image, a mask that hides all pieces, tiny images."""
     with pytest.raises(ConfigError, match=r"file .*nowhere\.png does not exist"):
         AdaptiveBlend(image=str(tmp_path / "nowhere.png"))
     with pytest.raises(ConfigError, match="must be the path of an image or null, got 7"):

@@ -27,7 +27,7 @@ def saved(path: Path, pixels: Any) -> str:
     return str(path)
 
 
-def test_color_and_opacity_are_read_exactly(tmp_path: Path) -> None:
+def test_pixel_values_and_opacity_are_exact_without_resizing(tmp_path: Path) -> None:
     """Without resizing, RGBA values are exact; gray is luma, 0.299 R + 0.587 G + 0.114 B."""
     path = saved(tmp_path / "a.png", [[[200, 100, 50, 255], [10, 20, 30, 51]]])
     color, opacity = Picture("trigger.image", path).sized(3, 1, 2)

@@ -247,7 +247,7 @@ def test_without_retraining_the_remaining_figures_are_compared(tmp_path: Path) -
         (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
     ],
 )
-def test_comparisons_that_make_no_sense_are_one_clear_error(
+def test_meaningless_comparisons_are_refused_with_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     given: list[str], said: str,
 ) -> None:  # fmt: skip

@@ -131,7 +131,7 @@ def test_names_are_transcribed_if_the_font_cannot_be_embedded(
     assert title.get_fontfamily() == [fonts.USUAL]
 
 
-def test_an_ascii_figure_keeps_its_font() -> None:
+def test_a_figure_with_only_ascii_text_keeps_its_font() -> None:
     figure, title = drawn("bird")
     before = title.get_fontfamily()
     assert not fonts.fit_letters(figure)

@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_opened_is_not_set_aside(
     assert aside(tmp_path) == []
 
 
-def test_a_file_that_cannot_be_renamed_is_one_clear_error(
+def test_a_file_that_cannot_be_renamed_raises_one_clear_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "x"
@@ -183,7 +183,7 @@ PLACES: dict[str, Callable[[Path], Path]] = {
 }
 
 
-# An entry is a directory, so one in its place is no obstacle.
+# An entry is a directory, so one in its place is not an obstacle.
 @pytest.mark.parametrize(
     ("place", "what"),
     [(p, w) for p in PLACES for w in [*FILES, *TEXTS] if (p, w) != ("entry", "directory")],

@@ -88,7 +88,7 @@ def test_a_command_returns_the_exit_code_of_its_work() -> None:
         (OSError(errno.ENOSPC, "No space left on device"), 1, "no room: more room needed"),
     ],
 )  # fmt: skip
-def test_an_error_is_one_printable_line_and_its_exit_code(
+def test_an_error_gives_one_printable_line_and_its_exit_code(
     error: LabError | OSError, code: int, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(error) == print_error(error) == code
@@ -111,7 +111,7 @@ def test_help_keeps_the_lines_of_the_docstring() -> None:
 
 
 @pytest.mark.parametrize("path", mains(), ids=command_of)
-def test_bad_arguments_are_one_line_and_help_works_with_closed_output(path: Path) -> None:
+def test_bad_arguments_give_a_one_line_error_and_help_works_with_closed_output(path: Path) -> None:
     command = [sys.executable, "-m", f"backdoor_lab.{command_of(path)}".replace("/", ".")]
     wrong = subprocess.run(
         [*command, "--bogus"], env=environment(), capture_output=True, text=True, check=False

@@ -241,7 +241,7 @@ def test_links_that_multiply_paths_are_refused(tmp_path: Path) -> None:
             (tmp_path / f"hub/{depth}/{number}").symlink_to(tmp_path / f"hub/{depth + 1}")
     (tmp_path / "set/train").mkdir(parents=True)
     (tmp_path / "set/train/cat").symlink_to(tmp_path / "hub/0")
-    with pytest.raises(DataError, match=r"set: links lead more than 1,000 times to folders"):
+    with pytest.raises(DataError, match=r"set: links point more than 1,000 times to folders"):
         ImageFolder(root=str(tmp_path / "set")).fingerprint()
 
 

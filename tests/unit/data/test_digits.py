@@ -28,7 +28,7 @@ def test_images_are_scikit_learns_digits_scaled_from_16_to_255() -> None:
     assert arrays.classes == ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9")
 
 
-def test_a_fixed_third_of_every_digit_is_the_test_set() -> None:
+def test_a_fixed_third_of_the_images_of_each_digit_is_the_test_set() -> None:
     arrays = Digits().read()
     train, test = np.bincount(arrays.train.labels), np.bincount(arrays.test.labels)
     assert train.tolist() == [119, 121, 118, 122, 121, 121, 121, 119, 116, 120]
@@ -61,7 +61,9 @@ def test_changed_digits_in_scikit_learn_are_refused(monkeypatch: pytest.MonkeyPa
         Digits().read()
 
 
-def test_missing_digits_in_scikit_learn_are_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_digits_in_scikit_learn_raise_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def missing() -> Any:
         raise FileNotFoundError("digits.csv.gz")
 

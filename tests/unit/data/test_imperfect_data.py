@@ -77,7 +77,7 @@ def test_images_are_recognized_by_content_not_by_ending(
     [b"", b"text", b"BMW is a car, and this is text", b"P5", b"P1 is text", b"II", b"%PDF-1.7",
      b"RIFF\0\0\0\0WAVEfmt ", HEIC, b"<svg xmlns='x'/>"],
 )  # fmt: skip
-def test_other_files_are_not_recognized_as_images(data: bytes) -> None:
+def test_non_image_files_are_not_recognized_as_images(data: bytes) -> None:
     assert not is_image(data)
 
 
@@ -104,7 +104,7 @@ def test_unused_files_are_counted_in_one_log_line_and_listed(
                     found = open_dataset(ImageFolder(root=str(form)), Store(tmp_path / "store"))
             assert found.notes["not_used"] == expected
             (line,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
-            assert "not used: 5 files" in line
+            assert "ignored 5 files" in line
             assert "2 .csv, 2 .heic, 1 no ending" in line
 
 
@@ -158,7 +158,7 @@ def test_skip_broken_skips_damaged_images_and_lists_them(
         assert found.test.images[:, 0, 0, 0].tolist() == [60, 50]
         files = ["train/cat/cut.png", "train/dog/empty.jpg", "train/dog/heic.jpg"]
         assert found.notes["skipped"] == {"count": 3, "files": files}
-        assert "left out: 3 damaged images" in caplog.text
+        assert "skipped 3 damaged images" in caplog.text
 
 
 def test_an_unreadable_file_counts_as_damaged(tmp_path: Path) -> None:

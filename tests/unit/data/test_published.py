@@ -264,7 +264,7 @@ def test_the_second_mirror_is_tried(tmp_path: Path, server: Server) -> None:
     assert file.found_in(tmp_path)
 
 
-def test_a_wrong_download_is_one_error_with_folder_file_and_hash(
+def test_a_wrong_download_raises_one_error_with_folder_file_and_hash(
     tmp_path: Path, server: Server
 ) -> None:
     good, bad = server.official("a.bin", b"good"), server.official("b.bin", b"evil", claimed=b"ok")

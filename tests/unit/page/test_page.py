@@ -173,7 +173,7 @@ def test_facts_are_shown_once_and_add_up_to_the_record(tmp_path: Path) -> None:
     assert shown["common"]["protocol.ratio_of"] == "target"
 
 
-def test_a_missing_cell_does_not_affect_the_common_facts() -> None:
+def test_a_missing_cell_does_not_change_which_values_are_common() -> None:
     found = facts([{"a": 1, "b": 2}, {}, {"a": 1, "b": 3}])
     assert (found.common, found.names) == ({"a": "1"}, ["b"])
     assert found.own == [["2"], [None], ["3"]]

@@ -292,7 +292,7 @@ def test_a_class_name_takes_precedence_over_a_class_number(given: int | str, nam
     assert classes[class_number("target", given, classes)] == name
 
 
-def test_a_number_that_is_no_class_name_is_a_class_index() -> None:
+def test_a_number_that_is_not_a_class_name_is_a_class_index() -> None:
     assert class_number("target", 1, ("0", "10", "2")) == 1
 
 

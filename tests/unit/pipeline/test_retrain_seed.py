@@ -31,7 +31,9 @@ def test_the_default_retrain_seed_does_not_change_the_id(tmp_path: Path) -> None
     assert new.id == cell_of(tmp_path, "retrain_seed=new").id != same.id
 
 
-def test_the_report_needs_a_gpu_and_on_a_cpu_first_prints_its_estimate(tmp_path: Path) -> None:
+def test_the_report_experiment_is_refused_without_a_gpu_unless_trainer_is_cpu(
+    tmp_path: Path,
+) -> None:
     tiny = [word for word in TINY if word != "trainer=cpu"]
     words = ["-m", "experiment=report", *tiny, "seed=0", "defense=none", "trigger=pixel",
              "target=bird", "ratio=0.3", "retrain=false"]  # fmt: skip

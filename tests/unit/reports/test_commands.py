@@ -130,7 +130,7 @@ def test_the_commands_import_no_torch_and_help_no_pandas(tmp_path: Path) -> None
         assert done.stderr.strip() == expected
 
 
-def test_a_closed_output_and_an_ascii_terminal_are_no_error(tmp_path: Path) -> None:
+def test_a_closed_output_and_an_ascii_terminal_are_not_errors(tmp_path: Path) -> None:
     folders = [write_sweep(tmp_path / name, [record()]) for name in ("one", "two")]
     command = [sys.executable, "-m", "backdoor_lab.reports", str(tmp_path)]
     plain = {**os.environ, "PYTHONIOENCODING": "ascii"}

@@ -254,7 +254,7 @@ def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
         ({"values": " ", "rows": "target"}, "`values=` is empty"),
     ],
 )
-def test_unknown_names_are_one_clear_error(
+def test_unknown_names_are_refused_with_one_clear_error(
     tmp_path: Path, given: dict[str, str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_sweep(tmp_path / "s", [record()])

@@ -230,7 +230,7 @@ def test_an_attack_with_several_defenses_is_named_once(tmp_path: Path) -> None:
     assert "(pixel bird 5% seed 0):" in text
 
 
-def test_a_ratio_counted_in_images_is_named_as_a_number(tmp_path: Path) -> None:
+def test_a_ratio_counted_in_images_is_shown_without_a_percent_sign(tmp_path: Path) -> None:
     made = record(ratio=500, protocol={**PROTOCOL, "ratio_of": "count"}, clean_rate1=1.0)
     assert (
         "pixel bird 500 seed 0: there is no measurable attack" in notes(tmp_path / "s", [made])[0]

@@ -26,7 +26,7 @@ METHODS = ("spawn", "fork")
 def act(job: Any) -> Any:
     """The jobs of the workers in these tests."""
     what, value = job
-    # Otherwise pytest would print the stack of a forked worker.
+    # Otherwise pytest would print the stack trace of a forked worker.
     faulthandler.disable()
     if what == "kill":
         os.kill(os.getpid(), value)
