@@ -1,4 +1,4 @@
-"""Hydra's configuration loader with a check of all code names (see `targets`).
+"""Hydra's configuration loader, which also checks every name that refers to code (see `targets`).
 
 Every configuration passes through here: that of a command, of a sweep, of each cell in any
 process, and those of --cfg, --info and --help. A hostile experiment file or override is rejected
@@ -159,7 +159,9 @@ def _trusted_by_command(overrides: list[str]) -> tuple[str, ...]:
     found: tuple[str, ...] = ()
     for each in OverridesParser.create().parse_overrides(asking):
         if each.is_sweep_override():
-            raise ConfigError("`allow_plugins` is one list for the whole sweep: [a,b]")
+            raise ConfigError(
+                "`allow_plugins` cannot vary within a sweep: give one list (allow_plugins=[a,b])"
+            )
         found = package_names(each.value())
     return found
 

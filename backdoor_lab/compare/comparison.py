@@ -32,8 +32,8 @@ def comparison_of(
     Raises ConfigError for other combinations, unknown names, and if no two cells can be paired."""
     if len(sweeps) + report + bool(by) != 2 or not sweeps or bool(by) != bool(base):
         raise ConfigError(
-            "compare two sweep folders, or one and the word reference, or one with"
-            " by=NAME base=VALUE"
+            "give two sweep folders (A B), a sweep and the report (A reference), or one sweep and"
+            " a choice to compare within it (A by=NAME base=VALUE)"
         )
     cells = [cell for sweep in sweeps for cell in sweep.cells]
     more = () if report else under_names(cells)

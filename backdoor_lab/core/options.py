@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that reports an error in one line and exits with code 2."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Overrides argparse's method: positional arguments may stand before, between and after
+        """Overrides argparse's method: positional arguments may appear before, between and after
         options, except for a parser with subcommands."""
         if self._subparsers is not None:
             return super().parse_args(args, namespace)

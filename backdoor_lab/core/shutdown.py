@@ -29,7 +29,7 @@ def install() -> None:
 
 
 def install_in_child() -> None:
-    """The same in a process that runs cells for a parent, which decides what a signal means.
+    """Install the handlers in a child process; its parent decides what a signal means.
 
     In a cluster task only the parent may request a stop, through SIGINT.
     """

@@ -86,7 +86,7 @@ def _checked_split(split: Split, class_count: int, where: str) -> Split:
         raise DataError(f"{where}: images must be uint8, got {images.dtype}")
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise DataError(
-            f"{where}: images must have shape (N, C, H, W) with C 1 or 3 and none of them 0, "
+            f"{where}: images must have shape (N, C, H, W) with C = 1 or 3 and no empty axis, "
             f"got {images.shape}"
         )
     labels = whole_labels(labels, where)

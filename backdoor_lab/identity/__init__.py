@@ -1,4 +1,4 @@
-"""Versions of triggers, defenses, data sets, networks and stages, checked against silent edits.
+"""Versions of triggers, defenses, data sets, networks and stages; detects unrecorded code edits.
 
 identity.json holds the version and the code hash of each. If the code matches its hash, ids contain
 only the version; if it does not, they also contain the new hash, so that results of different code
@@ -64,7 +64,7 @@ _warned: set[str] = set()
 
 
 def stage(name: str) -> Mark:
-    """The mark of a stage."""
+    """The mark of a stage: its version, plus the code hash if the code was modified."""
     return _mark("stages", name, roots_of("stages", name))
 
 

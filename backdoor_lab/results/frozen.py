@@ -34,7 +34,7 @@ _OUTSIDE = re.compile(
 
 
 def frozen_record(record: Mapping[str, Any], *, keep_curve: bool = False) -> dict[str, Any]:
-    """The frozen form of a record: hashes instead of long lists, no paths of the machine."""
+    """The frozen form of a record: hashes instead of long lists, and no machine-specific paths."""
     kept: dict[str, Any] = {k: v for k, v in record.items() if k not in ("poison_indices", "seal")}
     indices, hashes = record.get("poison_indices"), dict(record.get("hashes") or {})
     if isinstance(indices, list) and hashes.setdefault("poison", digest(indices)) != digest(

@@ -209,9 +209,8 @@ _benches: list[Bench] = []
 
 
 def _serve(job: tuple[Any, ...]) -> Any:
-    """Run one job. ``prepare`` sets up a cell and returns the CPU seconds until this process is
-    ready to train it. ``measure`` returns the samples of that cell and the CPU seconds that they
-    took."""
+    """Run one job. ``prepare`` sets up a cell and returns the CPU seconds that this took;
+    ``measure`` returns its samples and their CPU seconds."""
     if job[0] == "prepare":
         _, config, machine, driver = job
         cell = Preflight().cell(config)

@@ -142,7 +142,7 @@ def clean_images(cells: Iterable[CellRecord]) -> list[int]:
 
 
 def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
-    """How to read a difference to the report, for cells with these traits whose training sets had
+    """How to read a difference from the report, for cells with these traits whose training sets had
     `clean` images before poisoning."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (

@@ -101,7 +101,7 @@ def renamed(text: str) -> str:
 
 
 def parts(text: str) -> list[str]:
-    """The parts of a title or note, sorted: those of a protocol stand in the order of their keys.
+    """The parts of a title or note, sorted: those of a protocol in the order of their keys.
     The hash in a cell's id is left out: renaming a key changes it."""
     return sorted(re.split(r"[,;:] ", re.sub(r"(?<=-s\d)-[0-9a-f]{10}\b", "", text).rstrip(".")))
 
@@ -125,7 +125,7 @@ def computed() -> dict[str, dict[str, Any]]:
 
 
 def at_its_place(found: dict[str, dict[str, Any]], name: str, part: str) -> Any:
-    """The table that now stands where the file has `part`."""
+    """The table that is now in the place of `part` in the file."""
     return [*found[name].values()][list(KNOWN[name]).index(part)]
 
 
@@ -194,7 +194,7 @@ def csv_differences(before: str, now: str) -> Iterator[str]:
     """What a CSV text has lost: a column, the column order, a line, a value."""
     first, second = (list(csv.reader(io.StringIO(text))) for text in (before, now))
     heads = iter(second[0])
-    # Those of the protocol stand in the order of its keys.
+    # Those of the protocol are in the order of its keys.
     protocol, others = (
         {h for h in first[0] if h.startswith(PROTOCOL) is on} for on in (True, False)
     )

@@ -32,7 +32,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture(scope="module")
 def unbroken_prepared(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    """The same for an attack with preparation."""
+    """As above, for an attack with preparation."""
     root = tmp_path_factory.mktemp("prepared")
     return lasting(run_here(root / "store", root / "cell", *PREPARED))
 

@@ -375,7 +375,7 @@ def shipped() -> list[Path]:
     return [*SOURCES, *(ROOT / "conf").rglob("*.yaml"), ROOT / "pyproject.toml", ROOT / "Makefile"]
 
 
-def test_no_shipped_file_contains_a_machines_path() -> None:
+def test_no_shipped_file_contains_a_machine_specific_path() -> None:
     """Such as a home or temporary folder."""
     for path in shipped():
         found = re.search(r"[\"' =(]/(work|home|root|tmp|Users)/", path.read_text())

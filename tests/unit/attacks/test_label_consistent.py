@@ -100,7 +100,7 @@ def test_loss_rises_with_eps() -> None:
 
 
 @pytest.mark.parametrize(("steps", "step_size", "moved"), [(3, 2.0, 6), (50, 2.0, 8), (1, 1.9, 1)])
-def test_linf_perturbation_has_its_closed_form_on_a_linear_network(
+def test_linf_perturbation_matches_its_closed_form_on_a_linear_network(
     steps: int, step_size: float, moved: int
 ) -> None:
     """x + min(steps · step_size, eps) · sign w for class 0 and against it for class 1, clipped;
@@ -113,7 +113,9 @@ def test_linf_perturbation_has_its_closed_form_on_a_linear_network(
 
 
 @pytest.mark.parametrize(("steps", "moved"), [(10, 200), (2, 100)])
-def test_l2_perturbation_has_its_closed_form_on_a_linear_network(steps: int, moved: int) -> None:
+def test_l2_perturbation_matches_its_closed_form_on_a_linear_network(
+    steps: int, moved: int
+) -> None:
     """x + min(steps · step_size, eps) · w / |w|₂ where nothing is clipped; fractions are dropped
     towards x."""
     net, images, labels = Straight(), noise(3, 100, 150), torch.zeros(3).long()

@@ -87,7 +87,7 @@ def test_trigger_raises_the_target_probability_on_every_class() -> None:
 
 
 @pytest.mark.parametrize(("sharpness", "eps", "reached"), [(1.0, 9, 9), (1e-6, 9.7, 9)])
-def test_noise_has_its_closed_form_on_a_linear_network(
+def test_noise_matches_its_closed_form_on_a_linear_network(
     sharpness: float, eps: float, reached: int
 ) -> None:
     """d = eps · sign w, fractions dropped, however faint the gradient is."""

@@ -67,7 +67,7 @@ def test_painting_the_color_all_images_already_have_counts_as_no_change(ratio: f
 
 
 @pytest.mark.parametrize("class_", [0, 1])
-def test_only_changes_to_images_that_can_be_poisoned_count(class_: int) -> None:
+def test_changes_to_images_that_cannot_be_poisoned_are_ignored(class_: int) -> None:
     """Images of the target class are never poisoned, so a change there does not count."""
     train = white()
     train.images[train.labels == class_] = 7

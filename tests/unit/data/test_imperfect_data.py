@@ -103,7 +103,7 @@ def test_unused_files_are_counted_in_one_log_line_and_listed(
                 for _ in range(2):  # Logged once per process.
                     found = open_dataset(ImageFolder(root=str(form)), Store(tmp_path / "store"))
             assert found.notes["not_used"] == expected
-            (line,) = [r.getMessage() for r in caplog.records if "not used" in r.getMessage()]
+            (line,) = [r.getMessage() for r in caplog.records if "ignored" in r.getMessage()]
             assert "ignored 5 files" in line
             assert "2 .csv, 2 .heic, 1 no ending" in line
 
@@ -325,7 +325,7 @@ def test_a_class_of_one_image_cannot_be_split(tmp_path: Path) -> None:
     root = many(tmp_path)
     (root / "train/one").mkdir()
     picture(1).save(root / "train/one/1.png")
-    with pytest.raises(DataError, match="class one: 1 image"):
+    with pytest.raises(DataError, match="class one: .* at least two images per class, got 1"):
         ImageFolder(root=str(root), test_share=0.5).read()
 
 

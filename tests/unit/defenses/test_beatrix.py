@@ -106,7 +106,7 @@ def test_a_lost_correlation_between_positions_is_scored() -> None:
     assert float(scores[4:].max()) < 1e-6
 
 
-def test_only_the_channels_with_the_largest_variance_count() -> None:
+def test_only_the_channels_with_the_largest_variance_are_used() -> None:
     """`channels=2` of 5 uses the two channels that vary most in the class."""
     values, clean = activations(40, 5, 1), activations(40, 5, 2)
     values[:3, [1, 3]] *= 8

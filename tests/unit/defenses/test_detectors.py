@@ -177,7 +177,7 @@ def test_one_class_svm_leaves_a_share_nu_outside() -> None:
         assert float(outside) == pytest.approx(nu, abs=0.02)
 
 
-def test_only_the_top_principal_components_count() -> None:
+def test_only_the_top_principal_components_are_used() -> None:
     """An outlier outside the top principal components is not detected."""
     values = normal(100, 6) * torch.tensor([5.0, 4, 0.01, 0.01, 0.01, 0.01])
     values[0, 3] = 0.3

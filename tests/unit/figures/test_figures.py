@@ -276,7 +276,7 @@ def test_an_all_to_all_attack_shows_the_next_class_as_target() -> None:
 
 
 @pytest.mark.parametrize("stage", ["repair", "clean", "autoencoder", "surrogate"])
-def test_every_stage_counts_in_the_cost(tmp_path: Path, stage: str) -> None:
+def test_every_stage_is_included_in_the_cost(tmp_path: Path, stage: str) -> None:
     made = record()
     made["run"]["seconds"] = {"train": 3.0, stage: 4.0}
     whole = whole_of(write_sweep(tmp_path / "s", [made]))

@@ -104,7 +104,7 @@ def test_component_names_are_unique() -> None:
     assert len(names) == len(set(names))
 
 
-def test_rewording_and_reformatting_change_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rewording_and_reformatting_do_not_change_any_id(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comments, docstrings, layout and error texts, in every file at once."""
     usual = sources._text
     monkeypatch.setattr(sources, "_text", lambda path: rewritten(usual(path).decode()).encode())
@@ -415,7 +415,7 @@ def test_an_edited_data_source_is_named_in_the_record(
      "    getattr(validation, 'safe_name')('a', 'b')\n"],
     ids=["by the package", "by getattr"],
 )  # fmt: skip
-def test_code_reached_by_module_attribute_or_getattr_counts(
+def test_code_reached_by_module_attribute_or_getattr_is_hashed(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "own.py").write_text(code)

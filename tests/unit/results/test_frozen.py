@@ -246,7 +246,7 @@ def test_a_sweep_json_without_its_records_is_refused(
         assert "records.jsonl is gone" in said
 
 
-def test_frozen_files_contain_no_path_of_the_machine(tmp_path: Path) -> None:
+def test_frozen_files_contain_no_machine_specific_path(tmp_path: Path) -> None:
     one = failed(record(), "failed: killed while reading /home/me/data/x.npz")
     freeze(write_sweep(tmp_path / "run", [one]), tmp_path / "kept")
     said = "".join(path.read_text() for path in (tmp_path / "kept").iterdir())

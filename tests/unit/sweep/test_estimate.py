@@ -108,7 +108,7 @@ def test_a_disk_that_is_too_small_gives_a_warning(tmp_path: Path) -> None:
     assert room.endswith(" GB are free")
 
 
-def test_a_surrogate_counts_as_a_training(tmp_path: Path) -> None:
+def test_a_surrogate_is_counted_as_a_training(tmp_path: Path) -> None:
     """One surrogate for two attacks that need one."""
     steps = "trigger.steps=1"
     cells = [cell_of(tmp_path, "trigger=label_consistent", steps, f"target={target}")
@@ -160,7 +160,7 @@ def test_the_estimate_is_summarized_in_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_the_start_time_of_each_process_counts(tmp_path: Path) -> None:
+def test_the_start_time_of_each_process_is_included(tmp_path: Path) -> None:
     """Ten seconds of this process, then twenty of each worker, concurrently."""
     work = work_of(*[Amount(trained=5)] * 2, cell=cell_of(tmp_path))
     said = describe(work, replace(IDLE, start=20.0), at_once=2, before=10.0)

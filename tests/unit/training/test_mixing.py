@@ -79,7 +79,7 @@ def test_a_small_alpha_mostly_keeps_one_of_the_two_images() -> None:
     assert float(largest(50.0)) < 0.65
 
 
-def test_mixing_comes_last_and_changes_no_other_random_draw() -> None:
+def test_mixing_comes_last_and_does_not_change_other_random_draws() -> None:
     """Order and augmentation are those of the same epoch without mixing."""
     plain = list(BatchLoader(toy_set(), recipe(flip=True), seed=0, device=HERE))
     mixing = list(BatchLoader(toy_set(), recipe(flip=True, mixup=0.3), seed=0, device=HERE))
