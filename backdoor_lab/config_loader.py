@@ -8,6 +8,7 @@ before Hydra instantiates a callback, configures logging or starts a launcher.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,14 @@ from backdoor_lab.core.targets import (
     is_named,
     package_names,
 )
-from backdoor_lab.hydra_options import check_hydra, check_overrides, no_such_key, not_there
+from backdoor_lab.core.validation import refuse_renamed
+from backdoor_lab.hydra_options import (
+    check_hydra,
+    check_overrides,
+    missing_part,
+    no_such_key,
+    not_there,
+)
 from backdoor_lab.identity import sources
 
 _FILLED: dict[str, dict[str, Any]] = {
@@ -91,7 +99,17 @@ class CheckedLoader(ConfigLoaderImpl):
             if key is None or left == overrides:
                 raise
             rest = self._composed(config_name, left, run_mode, *flags)
-            raise no_such_key(key, rest, Path(conf_dir())) from error
+            part = missing_part(key, rest, error)
+            if part is None:
+                raise
+            raise no_such_key(part, rest, Path(conf_dir())) from error
+        except (AttributeError, AssertionError) as error:
+            # OmegaConf's, for keys given inside a dictionary that is null.
+            found = re.search(r"full_key: (\S+)", str(error))
+            if found is None and "Unexpected type for root" not in str(error):
+                raise
+            where = f"`{found[1]}`" if found else "a section in which a key is set"
+            raise ConfigError(f"{where} is null: it cannot be set key by key") from error
 
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
@@ -137,6 +155,11 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
             f"a configuration file sets `allow_plugins`={list(asked)}: if you trust these packages,"
             " name them on the command line"
         )
+    # Other sections belong to classes, which may have options of these names.
+    for section in ("", "protocol", "recipe"):
+        node = config._get_node(section) if section else config
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):
+            refuse_renamed(section, map(str, node))
     with _filled(config):
         for key in map(str, config):
             check_targets(_plain(config._get_node(key), key), allowed, key)

@@ -24,7 +24,9 @@ LAUNCHERS = {
 """Hydra's plugins: the library that each needs, and the package to install."""
 _NUMBER = re.compile(r"(?<![\w.\-])[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?(?![\w.])")
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
-_NOT_THERE = re.compile(r"Could not override '([^']+)'")
+_NOT_THERE = re.compile(
+    r"Could not (?:override '([^']+)'|delete from config\. '([^']+)' does not exist)"
+)
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
@@ -65,7 +67,18 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
 def not_there(error: BaseException) -> str | None:
     """The unknown key, if Hydra's error says that an override names one; else None."""
     found = _NOT_THERE.match(str(error))
-    return found[1] if found else None
+    return (found[1] or found[2]) if found else None
+
+
+def missing_part(key: str, config: DictConfig, error: BaseException) -> str | None:
+    """The key to be named for Hydra's error about `key`: one inside `key` if a dictionary was given
+    for it; None if `config` has the key, as for a value of null that an override removes."""
+    inside = str(getattr(error.__cause__, "full_key", None))
+    if inside.startswith(f"{key}."):
+        return inside
+    parent, _, last = key.rpartition(".")
+    section = OmegaConf.select(config, parent) if parent else config
+    return None if OmegaConf.is_dict(section) and last in section else key
 
 
 def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
@@ -73,12 +86,15 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
     that exist there, and the choices of the group that have the key."""
     parts = key.split(".")
     depth = 0
-    while OmegaConf.is_dict(OmegaConf.select(config, ".".join(parts[: depth + 1]))):
-        depth += 1
+    for end in range(1, len(parts)):
+        section = OmegaConf.select(config, ".".join(parts[:end]))
+        if not OmegaConf.is_config(section):
+            break
+        depth = end if OmegaConf.is_dict(section) else depth
     where, missing = ".".join(parts[:depth]), parts[depth]
     section = OmegaConf.select(config, where) if where else config
     keys = [str(each) for each in section if each not in ("_target_", "hydra")]
-    if new := new_name(where, missing):
+    if new := new_name(re.sub(r"\.(\d+)", r"[\1]", where), missing):
         new = f"{where}.{new}" if where else new
         text = f"`{key}` is now `{new}`"
         known = new.rpartition(".")[2] in keys

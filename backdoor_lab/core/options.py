@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.paths import usable
 from backdoor_lab.core.terminal import print_error
+from backdoor_lab.core.validation import new_column
 
 
 def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -39,7 +40,12 @@ def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) 
     for position, name in enumerate(given):
         if name not in listed and name not in others:
             families = {f"{other.partition('.')[0]}.*" for other in others}
-            raise unknown(f"`{key}`:", name, [*listed, *sorted(families)])
+            current = new_column(name)
+            moved = "" if current is None else f"`{key}`: `{name}` is now `{current}`"
+            if current in (*listed, *others):
+                raise ConfigError(moved)
+            error = unknown(f"`{key}`:", current or name, [*listed, *sorted(families)])
+            raise ConfigError(f"{moved}. {error}") if moved else error
         if name in given[:position]:
             raise ConfigError(f"`{key}` names {name} twice")
     return tuple(given)

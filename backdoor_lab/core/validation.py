@@ -137,6 +137,31 @@ def new_name(section: str, key: str) -> str | None:
     return (RENAMED.get(whole) or RENAMED.get(whole.partition(".")[0], {})).get(key)
 
 
+def refuse_renamed(section: str, given: Iterable[str]) -> None:
+    """Raises ConfigError for a key that was renamed in `section`."""
+    for key in given:
+        if current := new_name(section, key):
+            prefix = f"{section}." if section else ""
+            raise ConfigError(f"`{prefix}{key}` is now `{prefix}{current}`")
+
+
+def new_column(name: str) -> str | None:
+    """What the column of a configuration key in tables has been called since version 0.2, if it was
+    renamed. The keys of the top level are columns of the protocol.
+
+    >>> new_column("config.defense.budget")
+    'config.defense.removal_budget'
+    >>> new_column("protocol.labels")
+    'protocol.label_mode'
+    """
+    prefix = "config." if name.startswith("config.") else ""
+    section, _, key = name.removeprefix(prefix).rpartition(".")
+    current = new_name(section, key)
+    if section in ("", "protocol"):
+        section, current = "protocol", current or new_name("", key)
+    return None if current is None else f"{prefix}{section}.{current}"
+
+
 def safe_name(name: str, value: Any) -> str:
     """`value` if it is safe in a path: matches [a-z0-9_.-]{1,64} and is not '.' or '..'."""
     if not isinstance(value, str) or not NAME.match(value) or set(value) == {"."}:

@@ -54,7 +54,7 @@ def test_the_decoder_reads_the_secret_from_triggered_images() -> None:
 
 
 def test_residual_is_bounded_and_psnr_high() -> None:
-    """No value changes by more than `residual`, so PSNR is at least 24 dB for 16; training for
+    """No value changes by more than `eps`, so PSNR is at least 24 dB for 16; training for
     the image's distance brings it above 28."""
     images = drawn(10, "test")
     change = trained()(images).double() - images.double()

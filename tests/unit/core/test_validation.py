@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
+from backdoor_lab.config_loader import check_composed
 from backdoor_lab.core import validation
 from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.options import names
 from backdoor_lab.core.rng import derive
 from backdoor_lab.core.validation import RENAMED
 
@@ -169,3 +172,34 @@ def test_a_renamed_key_is_refused_with_the_new_one_named() -> None:
             validation.keys(where, [old], [str(new), "other"])
         with pytest.raises(ConfigError, match="is not known"):
             validation.keys(where, [old], ["other"])
+
+
+def test_a_renamed_key_of_a_composed_section_is_refused_also_where_the_new_key_is_missing() -> None:
+    with pytest.raises(ConfigError, match="^`protocol.inject` is now `protocol.placement`$"):
+        validation.refuse_renamed("protocol", ["name", "inject"])
+    validation.refuse_renamed("protocol", ["name", "placement"])
+    # A protocol of one's own, as composed: the defense refers to a key that it lacks.
+    config = {"protocol": {"stamp": "after"}, "defense": {"center": "${protocol.center}"}}
+    with pytest.raises(ConfigError, match="^`protocol.stamp` is now `protocol.apply_trigger`$"):
+        check_composed(OmegaConf.create(config), ())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("protocol.inject", "protocol.placement"),
+        ("protocol.labels", "protocol.label_mode"),
+        ("covers", "protocol.cover_rate"),
+        ("config.protocol.stamp", "config.protocol.apply_trigger"),
+        ("config.defense.like.classes", "config.defense.like.filter_scope"),
+        ("config.trigger.patches[1].at", "config.trigger.patches[1].position"),
+    ],
+)
+def test_the_column_of_a_renamed_key_is_refused_with_the_new_one_named(old: str, new: str) -> None:
+    assert validation.new_column(new) is None
+    with pytest.raises(
+        ConfigError, match=rf"^`rows`: `{re.escape(old)}` is now `{re.escape(new)}`$"
+    ):
+        names("rows", f"target,{old}", ["target"], [new])
+    with pytest.raises(ConfigError, match=rf"is now `{re.escape(new)}`\. `rows`: .* is not known"):
+        names("rows", old, ["target"])
