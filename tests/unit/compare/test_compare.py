@@ -227,9 +227,9 @@ def test_without_retraining_the_remaining_figures_are_compared(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["A"], "compare two sweep folders"),
-        (["A", "by=defense"], "compare two sweep folders"),
-        (["A", "B", "by=defense", "base=none"], "compare two sweep folders"),
+        (["A"], "give two sweep folders"),
+        (["A", "by=defense"], "give two sweep folders"),
+        (["A", "B", "by=defense", "base=none"], "give two sweep folders"),
         (["reference", "reference"], "must come second"),
         (["reference", "A"], "must come second"),
         (["A", ""], "no such folder: ''"),
