@@ -218,6 +218,8 @@ def _known(error: BaseException | None) -> BaseException | None:
             first = first or error
         if isinstance(error, ValueError) and str(error).startswith("Only one of --run"):
             first = error
+        if isinstance(error, ValueError) and str(error).startswith("Config group override must"):
+            first = ConfigError(f"{error}: give a group the name of one of its choices (--help)")
         if isinstance(error, ValueError) and str(error).startswith("Unable to configure"):
             first = ConfigError(
                 f"`hydra.job_logging`: {error}: {reason_of(error.__cause__ or error)}"

@@ -219,8 +219,8 @@ def train(
 ) -> nn.Module:
     """Trains `network` in place by SGD on `batches`; returns it in eval mode.
 
-    `practice`: learning rate, momentum, weight decay. `loss(logits, labels)` is minimized, by
-    default cross-entropy; `after` is called after each step. With `frozen_statistics` batch
+    `hyperparameters`: learning rate, momentum, weight decay. `loss(logits, labels)` is minimized,
+    by default cross-entropy; `after` is called after each step. With `frozen_statistics` batch
     normalization uses and keeps its running statistics. Raises DivergedError if a loss is not
     finite.
     """

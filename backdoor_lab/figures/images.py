@@ -48,9 +48,9 @@ def stretched(clean: Array, changed: Array) -> Array:
 
 def show(axes: Axes, image: Array) -> None:
     """Show `image` uint8 (C, H, W): in color if C >= 3, otherwise its first channel in gray."""
-    colour = image.shape[0] >= 3
-    picture = np.moveaxis(image[:3], 0, -1) if colour else image[0]
-    axes.imshow(picture, cmap=None if colour else "gray", vmin=0, vmax=255)
+    in_color = image.shape[0] >= 3
+    picture = np.moveaxis(image[:3], 0, -1) if in_color else image[0]
+    axes.imshow(picture, cmap=None if in_color else "gray", vmin=0, vmax=255)
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
         spine.set_visible(False)
