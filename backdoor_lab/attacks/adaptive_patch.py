@@ -111,7 +111,7 @@ def _mark(number: int, patch: dict[str, Any]) -> PixelTrigger:
         if first < 0 < first + size:
             raise ConfigError(
                 f"`{where}`: a patch of {len(rows)}x{len(rows[0])} pixels at ({top}, {left})"
-                " extends past the lower right edge"
+                " extends past the lower or right edge"
             )
     drawn = [
         (top + row, left + column)

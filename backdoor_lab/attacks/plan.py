@@ -106,7 +106,9 @@ def check_pair(source: int | None, target: int, classes: Sequence[str] = ()) -> 
     """Raises SameClassError if source and target are equal, with the name taken from `classes`."""
     if source == target:
         name = f" ({classes[target]})" if classes else ""
-        raise SameClassError(f"`source` and `target` must differ, both are class {target}{name}")
+        raise SameClassError(
+            f"`source` and `target` must differ, but both are class {target}{name}"
+        )
 
 
 def check_ratio(ratio: object, ratio_of: object) -> None:

@@ -19,8 +19,8 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of `ours` minus `base`. `side` is the name whose values the sides are (empty for
-    a single side), `labels` the choices that identify lines."""
+    """A comparison of `ours` minus `base`. `side` is the choice whose values are compared (empty
+    for a single side); `labels` are the choices that identify a line."""
 
     title: str
     ours: str

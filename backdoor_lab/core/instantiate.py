@@ -45,10 +45,10 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
     """Create the object that `config` describes: `_target_` is its class, other keys are arguments.
 
     `where` is the key of `config`, for messages; `kind` a class or a tuple of classes, as for
-    isinstance. `shared` also applies to objects nested in `config`. Its object is created, and so
-    checked, for every class, and passed to those that accept it as an argument or through a method
-    `obey`. Raises ConfigError for a name outside the allowlist, an unknown key, or a value that the
-    class rejects.
+    isinstance. `shared` also applies to objects nested in `config`. The options object made from it
+    is created, and so checked, for every class, and passed to each class that accepts it, as an
+    argument or through a method `obey`. Raises ConfigError for a name outside the allowlist, an
+    unknown key, or a value that the class rejects.
     """
     cls = _find(where, config.get("_target_"), kind)
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
@@ -116,8 +116,8 @@ def _nested(where: str, value: Any, kind: type[T], shared: Shared) -> Any:
 def _find(where: str, target: object, kind: type[T]) -> type[T]:
     if not isinstance(target, str) or not OWN.match(target):
         raise ConfigError(
-            f"`{where}._target_` must name a class in backdoor_lab.attacks, .defenses or .data"
-            f" (backdoor_lab.attacks.pixel.Pixel), got {target!r}"
+            f"`{where}._target_` must name a class in backdoor_lab.attacks, .defenses or .data,"
+            f" such as backdoor_lab.attacks.pixel.Pixel, got {target!r}"
         )
     module_name, _, class_name = target.rpartition(".")
     try:

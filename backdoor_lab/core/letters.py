@@ -1,4 +1,4 @@
-"""Names in any script written in ASCII, for folders and for figures without a suitable font."""
+"""Writes names from any script in ASCII, for folders and for figures without a suitable font."""
 
 from __future__ import annotations
 

@@ -108,9 +108,9 @@ def _check_way(name: str, path: Path) -> None:
         except OSError as error:
             if error.errno == errno.ENOENT and not each.is_symlink():
                 return
-            kind = "a broken link" if error.errno == errno.ENOENT else error.strerror
-            kind = "a circular link" if error.errno == errno.ELOOP else kind
-            raise _no_path(name, str(path), f"{each} is {kind}") from error
+            kinds = {errno.ENOENT: " is a broken link", errno.ELOOP: " is a circular link"}
+            kind = kinds.get(error.errno or 0, f": {error.strerror}")
+            raise _no_path(name, str(path), f"{each}{kind}") from error
         if each != path and not stat.S_ISDIR(found.st_mode):
             raise _no_path(name, str(path), f"{each} is a file, not a folder")
 

@@ -96,7 +96,10 @@ def decode_all(
             if work.refused and not skip_broken:
                 raise DataError(work.refused[min(work.refused)])
     if missing:
-        raise DataError(f"{where}: lost {many(len(missing), 'image')}, the first: {min(missing)}")
+        raise DataError(
+            f"{where}: {many(len(missing), 'image')} disappeared while being read, the first:"
+            f" {min(missing)}"
+        )
     return work.done()
 
 

@@ -1,4 +1,4 @@
-"""Any images of a folder or an archive as squares of one size."""
+"""Turns the images in any folder or archive into squares of one size."""
 
 from __future__ import annotations
 

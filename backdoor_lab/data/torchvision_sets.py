@@ -123,7 +123,7 @@ class Cifar10(Published):
         return (root / name).is_dir() or (root / meta).exists() or root.name == name
 
     def ready(self) -> bool:
-        """Verifies the hashes of the unpacked batches, which torchvision checks before loading."""
+        """Whether the batches are unpacked and have the hashes that torchvision requires."""
         if not self._is_unpacked():
             return False  # decided without torchvision, which takes seconds to import
         from torchvision.datasets.utils import check_integrity

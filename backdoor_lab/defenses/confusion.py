@@ -88,7 +88,8 @@ def weighed(size: int, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
 def confusing(
     context: DefenseContext, among: Tensor, size: int, steps: int, number: int
 ) -> Iterator[Batch]:
-    """Yields batches of `size` training images at indices `among`, then mislabeled clean ones."""
+    """Yields batches: `size` training images drawn from the indices `among`, followed in the same
+    batch by mislabeled clean images."""
     clean, classes = clean_of(context), len(context.classes)
     generator = context.generator(streams.CONFUSION, number)
     augment = context.generator(streams.CONFUSION_AUGMENTATION, number, device=context.device)

@@ -154,8 +154,8 @@ def pair(training: Training, rows: Array) -> tuple[Array, Array]:
 
 
 def layers(whole: SweepData, trigger: str, record: Record, training: Training) -> list[Layer]:
-    """The first layers of a network trained without poison, if the sweep has one, and of the
-    network that `record` backdoored."""
+    """The first layer of each of two networks: one trained without poison, if the sweep has one,
+    and the one that `record` backdoored."""
     from backdoor_lab.figures.filters import response_changes
     from backdoor_lab.figures.images import Layer
 

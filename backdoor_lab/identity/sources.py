@@ -194,7 +194,7 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
 
 
 def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
-    """The whole file, or only the used definitions if the file is hashed by name."""
+    """The whole file, or only the used definitions if the file is one of BY_NAME."""
     path, name = target
     where = _relative(path)
     if where in ALONE or name == "*" or not (where.startswith(BY_NAME) or path.name == INIT):

@@ -101,7 +101,7 @@ def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
     same = table[section].get(name, {}).get("version") == entry["version"]
     if section == "protocols" and same and not new_version and entry != table[section][name]:
         raise ConfigError(
-            f"the meaning of {name} changed under version {entry['version']}, which is printed"
+            f"{name} changed in meaning but is still version {entry['version']}, which is printed"
             f" below tables: record a new version (--raise {name})"
         )
     if new_version and name in table[section]:

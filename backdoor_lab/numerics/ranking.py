@@ -42,7 +42,8 @@ def auroc(scores: Array, positive: Array) -> float:
 
 
 def positives_left(scores: Array, positive: Array, removed: Array) -> Array:
-    """Positive examples left after removing the `removed` (m,) highest scores: float64 (m,).
+    """Positive examples left after removing the k highest scores, for each k in `removed` (m,):
+    float64 (m,).
 
     `scores` (n,) is NaN for examples that are never removed. Ties are removed in random order;
     the result is the mean over all orders.

@@ -3,7 +3,7 @@
     {"id": "…", "nat1": 0.91, "seal": "<sha256 of everything before the comma>"}
 
 The hash covers the text, not the values: any edit, repeated key or flipped bit is detected, and
-checking ten thousand records takes no noticeable time. CRLF line ends are accepted.
+checking ten thousand records takes no noticeable time. CRLF line endings are accepted.
 """
 
 from __future__ import annotations
@@ -61,6 +61,6 @@ def _hash(body: bytes) -> str:
 
 
 def unix_lines(data: bytes) -> bytes:
-    """`data` with CRLF line ends replaced by LF."""
+    """`data` with CRLF line endings replaced by LF."""
     # Performance: most data has no CR, and finding a single byte is ten times faster.
     return data.replace(b"\r\n", b"\n") if b"\r" in data else data

@@ -39,9 +39,9 @@ NO_RIVALS = "Nothing is bold: no two values compete, so no test was made. {}."
 
 
 def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
-    """Row, column and measure of the best values: among the defenses against one attack if the
-    defense is on an axis, otherwise within a row. A value counts as best only if a paired t test
-    over seeds separates its mean from the next."""
+    """Row, column and measure of each best value. Values compete among the defenses against one
+    attack if the defense is on an axis, otherwise within a row. The best counts only if a paired
+    t test over seeds separates its mean from the second best."""
     found: set[Winner] = set()
     for name, where in _contests(cells, spec):
         ranked = sorted(where, key=lambda at: -MEASURE[name].better * _mean(cells[at], name))

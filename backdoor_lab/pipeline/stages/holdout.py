@@ -1,4 +1,4 @@
-"""Held-out test images, and the knowledge of the defense: both follow from the configuration alone.
+"""Held-out test images, and what the defense knows: both follow from the configuration alone.
 Imports no training code, so that checks and finished sweeps start quickly."""
 
 from __future__ import annotations

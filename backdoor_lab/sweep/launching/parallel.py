@@ -54,11 +54,11 @@ class Parallelism:
 
 def automatic(config: DictConfig) -> Parallelism:
     """What cores and memory allow, with one thread per cell unless `trainer.threads` is set; for
-    cells on GPUs, the number of places on the GPUs."""
+    cells on GPUs, the number of GPU slots (`trainer.cells_per_gpu` on each)."""
     trainer = _trainer(config)
     places = _gpu_places(trainer)
     if places:
-        return Parallelism(places, _threads(trainer), "one per place on a GPU")
+        return Parallelism(places, _threads(trainer), "one per GPU slot")
     threads = _threads(trainer) or 1
     cores, memory = _machine()
     cells = max(1, cores // threads)

@@ -107,8 +107,8 @@ def test_overlapping_patches_are_applied_in_order() -> None:
     [
         ({"position": [0]}, r"patches\[0\]\.position` must be \[row, column\]"),
         ({"position": [0, 0.5]}, r"patches\[0\]\.position` must be a whole number"),
-        ({"position": [-1, 0], "rows": ["#", "#"]}, "extends past the lower right edge"),
-        ({"position": [0, -2], "rows": ["###"]}, "extends past the lower right edge"),
+        ({"position": [-1, 0], "rows": ["#", "#"]}, "extends past the lower or right edge"),
+        ({"position": [0, -2], "rows": ["###"]}, "extends past the lower or right edge"),
         ({"rows": []}, "strings of equal length"),
         ({"rows": ["#.", "#"]}, "strings of equal length"),
         ({"rows": [".."]}, "at least one"),

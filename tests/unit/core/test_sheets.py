@@ -53,7 +53,7 @@ def test_data_frames_are_guarded_for_every_text_dtype(kind: str) -> None:
     assert lines == [["'=a", "n"], ["'=1", "-0.5"], ["-0.5", "-1.0"], ["", "2.0"]]
 
 
-def test_data_frames_are_written_as_python_writes_their_values() -> None:
+def test_a_data_frame_gives_the_same_csv_as_its_python_values() -> None:
     floats = [0.0, -0.0, 1e-300, float("nan"), 0.1, 1 / 3]
     texts = ["a,b", 'say "x"', "", None, " a", "two\nlines"]
     counts = pd.array([0, 2**63 - 1, None, 3, 3, 0], dtype="Int64")

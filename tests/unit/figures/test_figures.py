@@ -202,7 +202,7 @@ def test_other_targets_and_asr2_get_separate_figures(tmp_path: Path) -> None:
                      for target in ("bird", "dog")]  # fmt: skip
 
 
-def test_without_transformations_there_is_no_such_figure(tmp_path: Path) -> None:
+def test_without_transformations_their_figure_is_omitted(tmp_path: Path) -> None:
     drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", [record()]))))
     assert not any("under" in name for name in drawn)
 

@@ -60,7 +60,7 @@ def test_pairs_of_a_class_with_itself_are_skipped_in_sweep_estimate_and_status(
     assert [each.kind for each in states] == ["done", "done"]
 
 
-SAME = "`source` and `target` must differ, both are class"
+SAME = "`source` and `target` must differ, but both are class"
 REFUSED = {
     "-m source=cat target=cat": f"{SAME} 3 (cat) (in all of 1 combination)",
     "-m source=cat,3 target=cat": f"{SAME} 3 (cat) (in all of 2 combinations)",

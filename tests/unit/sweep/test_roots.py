@@ -73,7 +73,7 @@ def test_an_existing_file_named_like_a_pattern_is_not_a_pattern(
 
 
 @pytest.mark.parametrize("name", ["it's", 'a"b', "a,b", "a b", "a\\b", "a\\'b", "${x}", "é=1"])
-def test_matching_file_names_are_quoted(
+def test_file_names_that_match_a_pattern_are_quoted(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -43,7 +43,7 @@ def test_t_quantile_equals_scipys() -> None:
     assert half_width(float("nan"), 1) is None
 
 
-def test_means_and_intervals_match_a_second_computation(tmp_path: Path) -> None:
+def test_means_and_intervals_match_an_independent_computation(tmp_path: Path) -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
     made = [record(*cell, seed=seed) for cell in GRID for seed in SEEDS]
     made[2] = failed(made[2])
