@@ -17,7 +17,7 @@ from PIL import Image
 from scipy import stats
 
 from backdoor_lab.analysis.evidence import histogram, projections, removal_curve
-from backdoor_lab.figures import catalogue, course, detection, images, inputs, ratios, style
+from backdoor_lab.figures import catalogue, detection, images, inputs, ratios, run, style
 from backdoor_lab.figures.__main__ import main, write_figures
 from backdoor_lab.figures.filters import response_changes
 from backdoor_lab.figures.inputs import SweepData
@@ -491,7 +491,7 @@ def test_figures_are_written_per_sweep_and_per_cell(tmp_path: Path) -> None:
 def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
     steps = [("load", ["$a$ _b_ {c}$"]), ("poison", ["\\frac"])]
     first, second = (
-        [path.read_bytes() for path in style.save(course.pipeline(steps), tmp_path / name)]
+        [path.read_bytes() for path in style.save(run.pipeline(steps), tmp_path / name)]
         for name in "ab"
     )
     assert first == second
@@ -553,9 +553,9 @@ def test_every_figure_function_takes_plain_arrays() -> None:
         detection.scores(bars),
         detection.removal(curve, (1, 0)),
         detection.projections(np.eye(4)[:, :2], poison, keep),
-        course.training({"a": np.array([1.0])}),
-        course.cost(["x"], ["train"], np.array([[1.0]])),
-        course.pipeline([("load", ["1"])]),
+        run.training({"a": np.array([1.0])}),
+        run.cost(["x"], ["train"], np.array([[1.0]])),
+        run.pipeline([("load", ["1"])]),
         images.triggers(["t"], np.zeros((1, 1, 4, 4), np.uint8), np.ones((1, 1, 4, 4), np.uint8)),
     ):
         figure.canvas.draw()
