@@ -120,9 +120,8 @@ def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
     for key in given:
         if key not in known:
             section = where.partition("=")[0]
-            if (current := new_name(section, key)) in known:
-                prefix = f"{section}." if section else ""
-                raise ConfigError(f"`{prefix}{key}` is now `{prefix}{current}`")
+            if new_name(section, key) in known:
+                refuse_renamed(section, [key])
             raise unknown(f"key in `{where}`" if where else "key", key, known)
 
 

@@ -58,5 +58,5 @@ class ABLUnlearning(Unlearning):
         batches = training_batches(context, good, then, streams.TRAINING_ON)
         train(network, batches, (lr / 10, momentum, decay))
         epochs, lr = self.unlearning_epochs, self.unlearning_lr
-        self.unlearn_beside(network, context, bad, good, epochs, lr)
+        self.unlearn_with_clean(network, context, bad, good, epochs, lr)
         return network, {"isolated": len(bad), "of": len(losses), "epochs": [first, then]}

@@ -24,7 +24,7 @@ class Unlearning(ModelRepair):
     needs_clean = False
 
     @staticmethod
-    def unlearn_beside(
+    def unlearn_with_clean(
         network: nn.Module,
         context: DefenseContext,
         bad: Tensor,
@@ -36,7 +36,7 @@ class Unlearning(ModelRepair):
         learning rate `lr`: `epochs` passes over the training images at indices `bad`, each batch
         with as many of `good`. Batch normalization keeps its running statistics."""
         size = min(context.hyperparameters.batch_size, len(bad), len(good))
-        batches = beside(context, bad, good, size, epochs)
+        batches = joint_batches(context, bad, good, size, epochs)
         rates = lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
         train(network, batches, rates, loss=apart(size), frozen_statistics=True)
 
@@ -68,7 +68,7 @@ class Unlearning(ModelRepair):
         train(network, batches(), rates, loss=loss)
 
 
-def beside(
+def joint_batches(
     context: DefenseContext, bad: Tensor, good: Tensor, size: int, epochs: int
 ) -> Iterator[Batch]:
     """Yields batches of `size` training images of `bad`, then as many of `good`, at random."""

@@ -93,7 +93,7 @@ def record_body(
             "n_test": before["n_test"],
             "n_asr": before["n_asr"],
             "train_test_overlap": overlap,
-            **accused(cell, poisoned, filter_result),
+            **flagged_counts(cell, poisoned, filter_result),
         },
         "nat1": before["nat"], "asr1": before["asr"],
         "nat2": after["nat"], "asr2": after["asr"],
@@ -134,7 +134,9 @@ def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:
     return {"under": found}
 
 
-def accused(cell: Cell, poisoned: PoisonResult, filter_result: FilterResult) -> dict[str, int]:
+def flagged_counts(
+    cell: Cell, poisoned: PoisonResult, filter_result: FilterResult
+) -> dict[str, int]:
     """For a filter that chooses classes itself: how many classes it flagged (`n_accused`), and how
     many of them contain poison (`n_named`). Empty if the classes were given, and for controls and
     repairs, which examine no class."""

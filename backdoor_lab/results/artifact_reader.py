@@ -140,7 +140,7 @@ class ArtifactReader:
         """The filter's scores and result on `n` examples."""
         if _never_ran(record, "filter"):
             return None
-        return self._try("scores", lambda: self._judged(record, n))
+        return self._try("scores", lambda: self._filter_result(record, n))
 
     def features(self, record: dict[str, Any], where: Array, n: int) -> Array | None:
         """The features at positions `where` int (b,) of `n` examples: float64 (b, d)."""
@@ -205,7 +205,7 @@ class ArtifactReader:
         self._check(found[0])
         return found
 
-    def _judged(self, record: dict[str, Any], n: int) -> StoredFilterResult:
+    def _filter_result(self, record: dict[str, Any], n: int) -> StoredFilterResult:
         found = self._arrays(VERDICT, self._entry(record, "filter"))
         scores, keep = found["scores"].astype(np.float64), found["keep"].astype(bool)
         if scores.shape != (n,) or keep.shape != (n,):

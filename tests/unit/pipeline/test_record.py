@@ -20,7 +20,7 @@ from backdoor_lab.core.types import FilterResult
 from backdoor_lab.data.cache import open_dataset
 from backdoor_lab.data.synthetic import CLASSES, draw
 from backdoor_lab.pipeline.parts import source_of
-from backdoor_lab.pipeline.record import accused, commit_of
+from backdoor_lab.pipeline.record import commit_of, flagged_counts
 from backdoor_lab.training.models import build_model
 from tests.helpers.cells import cell_of, run_here
 
@@ -217,11 +217,11 @@ def test_record_counts_the_flagged_classes_and_the_poisoned_among_them(
     made = poison(data.train, cell.trigger, cell.plan, seed=0)
     n = len(made.training)
     verdict = FilterResult(torch.zeros(n), torch.ones(n, dtype=torch.bool), {"classes": found})
-    assert accused(cell, made, verdict) == expected
+    assert flagged_counts(cell, made, verdict) == expected
     told = cell_of(
         tmp_path / "store", *asked[:2], "protocol.filter_scope=all", "defense.removal_budget=10%"
     )
-    assert accused(told, made, verdict) == {}
+    assert flagged_counts(told, made, verdict) == {}
 
 
 def test_suspicious_scope_records_the_classes_it_flags(tmp_path: Path) -> None:
