@@ -171,7 +171,7 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
     from backdoor_lab.core.store import Store
     from backdoor_lab.run import register
     from backdoor_lab.sweep.compose import plain
-    from backdoor_lab.sweep.preflight import preflight
+    from backdoor_lab.sweep.preflight import Preflight
 
     register()
     with initialize_config_dir(conf_dir(), version_base="1.3"):
@@ -179,7 +179,7 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
             config = plain(compose("config", overrides))
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(" ".join(str(error).split())) from error
-    cell = preflight().cell(config)
+    cell = Preflight().cell(config)
     # These import torch and Lightning: not before the configuration is known to be valid.
     from backdoor_lab.pipeline.cell_pipeline import CellPipeline
     from backdoor_lab.pipeline.progress import Progress

@@ -56,7 +56,7 @@ def run_job(
     preflight().check(cell)
     mend(folder)
     if not in_sweep:
-        preflight().publish()
+        preflight().publish([cell])
     status = _compute(cell, folder, parallel_cells, in_sweep)
     _tell(folder, in_sweep)
     return status

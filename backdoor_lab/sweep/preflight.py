@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -83,10 +83,12 @@ class Preflight:
         self._check_network(cell, data)
         check_fits(cell.asr_under, *data.train.shape[1:])
 
-    def publish(self) -> None:
-        """Store every data set that was read, after all checks have passed."""
+    def publish(self, cells: Iterable[Cell] = ()) -> None:
+        """Store the data sets of `cells` (default: of all checked cells) after the checks."""
+        wanted = {_data_key(cell.config) for cell in cells}
         for key, (cell, _) in self._data.items():
-            self._data[key] = cell, open_dataset(cell.parts.data, Store(cell.store_root))
+            if key in wanted or not wanted:
+                self._data[key] = cell, open_dataset(cell.parts.data, Store(cell.store_root))
 
     def _check_names(self, cell: Cell) -> None:
         """Check device, network and layer as far as possible without the data set."""
