@@ -18,7 +18,7 @@ from backdoor_lab.core.options import Parser, options, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.write import check_name, write_as_named
 from backdoor_lab.results.sweeps import one_sweep
-from backdoor_lab.tables.writers import FORMATS, markdown
+from backdoor_lab.tables.writers import FORMATS, terminal
 
 REFERENCE = "reference"
 HINT = f" (for the report's figures, write {REFERENCE})"
@@ -43,7 +43,7 @@ def _compare(asked: Namespace) -> int:
     for sweep in sweeps:
         for warning in sweep.warnings:
             print(plain(f"warning: {warning}"), file=sys.stderr)
-    print(markdown(found))
+    print(terminal(found))
     return EXIT_DONE
 
 

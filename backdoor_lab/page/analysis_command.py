@@ -23,7 +23,7 @@ from backdoor_lab.results.store_location import find_store
 from backdoor_lab.results.sweeps import Sweep, one_sweep
 from backdoor_lab.results.values import flat, ratio_words, words
 from backdoor_lab.tables.markup import TextTable, short
-from backdoor_lab.tables.writers import FORMATS, Document, markdown
+from backdoor_lab.tables.writers import FORMATS, Document, terminal
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -78,7 +78,7 @@ def _answer(question: AnalysisSpec, lines_of: LinesOf, asked: Namespace) -> int:
     found = _document(question, f"{sweep.folder.name}: {question.name}", labels, lines)
     if asked.out is not None:
         write_as_named(asked.out, {name: text(found) for name, text in FORMATS.items()})
-    print(markdown(found))
+    print(terminal(found))
     for warning in sweep.warnings:
         print(plain(f"warning: {warning}"), file=sys.stderr)
     for note in reader.notes:

@@ -47,9 +47,9 @@ def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> li
 
 
 def print_tables(tables: Iterable[PivotTable], file: TextIO | None = None) -> None:
-    """Print the tables as aligned Markdown to `file`, by default stdout."""
+    """Print the tables as aligned text to `file`, by default stdout."""
     for table in tables:
-        print(overview.markdown(table), file=file or sys.stdout)
+        print(overview.printed(table), file=file or sys.stdout)
 
 
 def contents(

@@ -25,7 +25,7 @@ from backdoor_lab.page.write import contents, write_files
 from backdoor_lab.results.store_location import DEFAULT_SAID, roots_of
 from backdoor_lab.results.sweeps import TABLES, Sweep, find_sweeps, read_sweep
 from backdoor_lab.tables.layout import OPTIONS, PivotSpec, layout_of
-from backdoor_lab.tables.overview import markdown
+from backdoor_lab.tables.overview import printed
 
 MAKES_ONE = "python -m backdoor_lab -m experiment=demo"
 
@@ -67,7 +67,7 @@ def _rebuild(sweep: Sweep, layout: PivotSpec | None) -> tuple[list[str], Excepti
     """The tables to print, as text, and the error that prevented writing them, if any."""
     report = SweepReport(sweep)
     tables, files = contents(report, layout)
-    texts = [*map(markdown, tables)]
+    texts = [*map(printed, tables)]
     try:
         write_files(report, files)
     except (OSError, LabError) as error:

@@ -143,8 +143,9 @@ def _names(
     """A title that says what the table shows and what differs; a slug that is safe and unique."""
     named = {k: traits.get(k, "not recorded") for k in differing} if traits != UNKNOWN else {}
     words = "-".join([traits.get("trigger", ""), *named.values()])
-    first = [traits["trigger"]] if "trigger" in traits else []
-    shown = ", ".join([*first, *(f"{name} {value}" for name, value in named.items())])
+    trigger = {k: traits[k] for k in ("trigger",) if k in traits}
+    shown = ", ".join(f"{name} {value}" for name, value in {**trigger, **named}.items())
+    shown = trigger["trigger"] if traits == UNKNOWN else shown
     if spec.report:
         return shown, slug(words, json.dumps(traits), taken)
     asked = {option: getattr(spec, option) for option in OPTIONS}

@@ -1,13 +1,13 @@
-"""Write a grid of plain text as Markdown, LaTeX and HTML.
+"""Write a grid of plain text for a terminal, as Markdown, LaTeX and HTML.
 
-Names come from records, so every format escapes them; control and other unprintable characters
-are shown as `?`.
+Names come from records, so every format escapes them, except a terminal, which interprets nothing
+but control characters; these and other unprintable characters are shown as `?`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, pairwise
 
@@ -49,40 +49,55 @@ def short(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
+def in_terminal(grid: TextTable) -> str:
+    """Aligned plain text in the form of Markdown, with nothing escaped."""
+    return _aligned(grid, plain, lambda text: plain(text).strip())
+
+
 def in_markdown(grid: TextTable) -> str:
-    """Aligned Markdown for printing; group names are repeated in each column heading."""
+    """Aligned Markdown for a file."""
+    return _aligned(grid, _markdown_text, _markdown_line)
+
+
+def _aligned(grid: TextTable, of_cell: Callable[[str], str], of_line: Callable[[str], str]) -> str:
+    """The title, the rows between vertical bars, and the notes; group names are repeated in each
+    column heading. `of_cell` and `of_line` escape a cell and a line of text."""
     over = grid.over or [""] * len(grid.head)
     head = [f"{group} {name}".strip() for group, name in zip(over, grid.head, strict=True)]
-    lines = [[_markdown_text(cell) for cell in head]]
+    lines = [[of_cell(cell) for cell in head]]
     for row, cells in enumerate(grid.rows):
-        texts = [_markdown_text(cell) for cell in cells]
+        texts = [of_cell(cell) for cell in cells]
         lines.append([f"**{t}**" if (row, c) in grid.best else t for c, t in enumerate(texts)])
     widths = [max(3, *(len(line[c]) for line in lines)) for c in range(len(head))]
     rule = ["-" * w if c < grid.left else "-" * (w - 1) + ":" for c, w in enumerate(widths)]
     lines.insert(1, rule)
-    text = [f"### {_markdown_line(grid.title)}", ""]
+    text = [f"### {of_line(grid.title)}", ""]
     for line in lines:
         cells = [
             cell.ljust(w) if c < grid.left else cell.rjust(w)
             for c, (cell, w) in enumerate(zip(line, widths, strict=True))
         ]
         text.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*text, "", *(f"- {_markdown_line(note)}" for note in grid.notes), ""])
+    return "\n".join([*text, "", *(f"- {of_line(note)}" for note in grid.notes), ""])
+
+
+_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 
 def _markdown_text(text: str) -> str:
     """Escape everything that (GitHub) Markdown or its HTML would interpret, except underscores
-    between letters. Names do not become links: `://` and `www.` are broken up."""
+    between letters. Names do not become links: `://` and `www.` are broken up. `&`, `<` and `>`
+    between two spaces, as in "p < 0.05", have no effect and stay."""
     text = re.sub(
         r"([\\|`*\[\]$~]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.)", r"\\\1", plain(text)
     )
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"(?<! )[&<>]|[&<>](?! )", lambda found: _ENTITIES[found[0]], text)
 
 
 def _markdown_line(text: str) -> str:
     """Escape also what starts a list, heading or rule, or ends a heading."""
     begins = r"^(\d*)(?=(?:#+|[-+.)])(?:\s|$)|-[- ]*$)"
-    return re.sub(rf"{begins}|(?=#+$)", r"\1\\", _markdown_text(text).strip())
+    return re.sub(rf"{begins}|(?=#+$)", r"\1\\", _markdown_text(text.strip()))
 
 
 _TEX = {

@@ -12,6 +12,7 @@ from backdoor_lab.tables.layout import MEASURES, UNKNOWN, PivotSpec, splitting
 from backdoor_lab.tables.pivot import PivotTable, pivot
 from backdoor_lab.tables.text import ACROSS, document, evenly
 from backdoor_lab.tables.writers import markdown as in_markdown
+from backdoor_lab.tables.writers import terminal
 
 MOST = 4
 """Largest number of tables in the report's layout, and of defenses in one, before wide tables."""
@@ -54,8 +55,13 @@ def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[Pivo
 
 
 def markdown(table: PivotTable) -> str:
-    """A table as aligned Markdown."""
+    """A table as aligned Markdown for a file."""
     return in_markdown(document(table))
+
+
+def printed(table: PivotTable) -> str:
+    """A table as aligned text for a terminal."""
+    return terminal(document(table))
 
 
 def _crowded(tables: Sequence[PivotTable]) -> bool:

@@ -1,4 +1,4 @@
-"""The writers of all tables: Markdown (which is also printed), LaTeX, HTML and CSV.
+"""The writers of all tables: text for a terminal, Markdown, LaTeX, HTML and CSV.
 
 The commit message of this file says why pandas' Styler and tabulate are not used.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from backdoor_lab.core.sheets import csv_text
-from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdown
+from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdown, in_terminal
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,13 @@ class Document:
     lines: list[list[object]]
 
 
+def terminal(document: Document) -> str:
+    """Aligned text for printing, in the form of Markdown but with nothing escaped."""
+    return "\n".join(map(in_terminal, document.grids))
+
+
 def markdown(document: Document) -> str:
-    """Aligned Markdown for printing."""
+    """Aligned Markdown for a file."""
     return "\n".join(map(in_markdown, document.grids))
 
 

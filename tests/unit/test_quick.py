@@ -132,7 +132,7 @@ def test_a_finished_sweep_is_reported_without_torch(tmp_path: Path) -> None:
     again = watched(tmp_path, "backdoor_lab", *asked)
     assert again.returncode == 0, again.stderr
     assert imported(again) == []
-    tables = [done.stdout[done.stdout.index("### pixel") :] for done in (first, again)]
+    tables = [done.stdout[done.stdout.index("### trigger pixel") :] for done in (first, again)]
     assert tables[0] == tables[1]
     assert {path: path.read_bytes() for path in records} == records
     for module, *more in (("status",), ("reports",), ("export", "--out", "records.csv")):

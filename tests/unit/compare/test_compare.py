@@ -18,7 +18,7 @@ from backdoor_lab.compare.pairs import ComparisonRow
 from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.results.sweeps import read_sweep
-from backdoor_lab.tables.writers import latex, markdown, page, sheet
+from backdoor_lab.tables.writers import latex, markdown, page, sheet, terminal
 from tests.helpers.records import GRID, PROTOCOL, failed, record, write_sweep
 from tests.helpers.tables import latex_with_booktabs
 
@@ -270,7 +270,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
         assert main([*given, "--out", str(out)]) == 0
         found = comparison_of([read_sweep(Path(folder))], by="defense", base="none")
         assert out.read_text() == render(document(found))
-        assert capsys.readouterr().out == markdown(document(found)) + "\n"
+        assert capsys.readouterr().out == terminal(document(found)) + "\n"
     rows = list(csv.DictReader((tmp_path / "x.csv").read_text().splitlines()))
     assert [float(row["difference"]) for row in rows] == [one.result.mean for one in found.lines]
     assert all(row["n"] == "4" for row in rows)

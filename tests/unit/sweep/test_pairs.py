@@ -177,7 +177,7 @@ def test_every_trigger_has_heat_maps_averaged_over_seeds(tmp_path: Path) -> None
     for each in made:
         each["asr1"] += 0.2 * each["choices"]["seed"]
     pixel, pattern = sheets(tmp_path / "s", made)
-    assert (pixel.title, pattern.title) == ("pixel", "pattern")
+    assert (pixel.title, pattern.title) == ("trigger pixel", "trigger pattern")
     assert (pixel.slug, pattern.slug) == ("pixel", "pattern")
     assert pixel.maps[0].values[1, 2] == pytest.approx(12 + 10)
     assert pattern.maps[0].values[1, 2] == pytest.approx(12)

@@ -54,7 +54,8 @@ def test_means_and_intervals_match_an_independent_computation(tmp_path: Path) ->
         for ((target, ratio, _), _), row in table.cells.items():
             mine = [
                 m for m in made
-                if m["choices"]["trigger"] == table.title and m["choices"]["target"] == target
+                if f"trigger {m['choices']['trigger']}" == table.title
+                and m["choices"]["target"] == target
                 and f"{100 * m['choices']['ratio']:g}%" == ratio and m["status"] == "done"
             ]  # fmt: skip
             assert row.done == len(mine)
@@ -77,8 +78,8 @@ def test_the_demo_is_shown_in_the_reports_layout(tmp_path: Path) -> None:
         one["counts"]["pois_left"] = number
     found = tables(tmp_path, made)
     assert [(t.title, t.slug, len(t.rows)) for t in found] == [
-        ("pixel", "pixel", 6),
-        ("pattern", "pattern", 6),
+        ("trigger pixel", "pixel", 6),
+        ("trigger pattern", "pattern", 6),
     ]
     assert markdown(document(found[0])).split("\n- ")[0] == GOLDEN
     assert (
@@ -90,7 +91,7 @@ def test_the_demo_is_shown_in_the_reports_layout(tmp_path: Path) -> None:
 
 
 GOLDEN = """\
-### pixel
+### trigger pixel
 
 | Target | Ratio | #Pois |  Nat1 |  ASR1 | #Pois Left |  Nat2 | ASR2 |
 | ------ | ----- | ----: | ----: | ----: | ---------: | ----: | ---: |
@@ -192,7 +193,7 @@ def test_intervals_are_not_clipped(tmp_path: Path) -> None:
 def test_cells_with_another_choice_are_in_another_table(tmp_path: Path, name: str) -> None:
     made = [record(choices={name: value}, id=value) for value in ("one", "two")]
     found = tables(tmp_path, made)
-    assert [t.title for t in found] == [f"pixel, {name} one", f"pixel, {name} two"]
+    assert [t.title for t in found] == [f"trigger pixel, {name} {each}" for each in ("one", "two")]
     assert [t.slug for t in found] == ["pixel-one", "pixel-two"]
 
 
@@ -201,7 +202,7 @@ def test_different_protocol_values_split_tables_despite_equal_names(tmp_path: Pa
     made = [record(), record(seed=1, protocol=other, id="other")]
     found = tables(tmp_path, made)
     assert [t.title for t in found] == [
-        "pixel, protocol.ratio_of target", "pixel, protocol.ratio_of all"
+        "trigger pixel, protocol.ratio_of target", "trigger pixel, protocol.ratio_of all"
     ]  # fmt: skip
     assert "ratio_of=all" in found[1].notes[0]
 
@@ -210,7 +211,7 @@ def test_cells_with_different_config_values_are_not_averaged(tmp_path: Path) -> 
     made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]
     found = tables(tmp_path, made)
     assert [t.title for t in found] == [
-        "pixel, config recipe.lr 0.1", "pixel, config recipe.lr 0.01"
+        "trigger pixel, config recipe.lr 0.1", "trigger pixel, config recipe.lr 0.01"
     ]  # fmt: skip
     assert all(cell.asked == 1 for table in found for cell in table.cells.values())
 
@@ -220,7 +221,7 @@ def test_data_sets_of_one_name_are_distinguished_by_ten_digits_of_their_hash(
 ) -> None:
     made = [record(seed=n, config={"data": digit * 64}) for n, digit in enumerate("ab")]
     titles = [table.title for table in tables(tmp_path, made)]
-    assert titles == [f"pixel, config data {digit * 10}" for digit in "ab"]
+    assert titles == [f"trigger pixel, config data {digit * 10}" for digit in "ab"]
 
 
 def test_a_missing_cell_is_in_the_table_of_its_protocol(tmp_path: Path) -> None:
@@ -249,7 +250,7 @@ def test_unreadable_cells_are_in_a_separate_table(tmp_path: Path) -> None:
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
     found = SweepReport(read_sweep(folder)).tables
-    assert [t.title for t in found] == ["pixel", "unreadable"]
+    assert [t.title for t in found] == ["trigger pixel", "unreadable"]
     assert grids(found[1])[0].rows == [["stray", "–", *["–"] * 6, "failed: damaged record"]]
 
 

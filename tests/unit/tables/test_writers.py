@@ -12,9 +12,11 @@ import pytest
 
 from backdoor_lab.compare.report import SweepReport
 from backdoor_lab.core.sheets import guarded
+from backdoor_lab.reports.__main__ import main as reports
 from backdoor_lab.results.sweeps import read_sweep
+from backdoor_lab.tables.markup import TextTable
 from backdoor_lab.tables.text import document
-from backdoor_lab.tables.writers import latex, markdown, page, sheet
+from backdoor_lab.tables.writers import Document, latex, markdown, page, sheet, terminal
 from tests.helpers.hostile import NAMES
 from tests.helpers.records import GRID, record, write_sweep
 from tests.helpers.tables import Tags, latex_with_booktabs
@@ -54,6 +56,36 @@ def test_each_format_escapes_in_its_own_way(tmp_path: Path) -> None:
     assert "a_b%&amp;\\|&lt;i&gt;" in texts["markdown"]
     assert r"a\_b\%\&\textbar{}\textless{}i\textgreater{}" in texts["latex"]
     assert "a_b%&amp;|&lt;i&gt;" in texts["page"]
+
+
+def test_a_terminal_shows_signs_as_they_are() -> None:
+    """No escapes of a file format: a terminal interprets none."""
+    note = "p < 0.05 | a & b > c * [x] $5 ~7 _y_ https://z"
+    grid = TextTable("a_b%&|<i> #", ["A & B"], [["x < y"]], [note], 1)
+    assert terminal(Document("", [grid], [], [])).splitlines() == [
+        "### a_b%&|<i> #", "", "| A & B |", "| ----- |", "| x < y |", "", f"- {note}",
+    ]  # fmt: skip
+    hidden = TextTable("a\x1b[2Jb", ["h"], [], ["c\u202ed\ne"], 1)
+    assert terminal(Document("", [hidden], [], [])).isprintable() is False
+    assert not re.search("[\x1b\u202e]", terminal(Document("", [hidden], [], [])))
+
+
+@pytest.mark.parametrize("text", ["p < 0.05", "a > b", "A & B"])
+def test_signs_between_spaces_stay_in_markdown(text: str) -> None:
+    grid = TextTable("t", ["h"], [], [text], 1)
+    line = markdown(Document("", [grid], [], [])).splitlines()[-1].removeprefix("- ")
+    assert line == text
+
+
+def test_no_printed_table_has_an_escape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The note on bold figures says p < 0.05; values of a protocol are separated by |."""
+    made = [record(defense=d, seed=s, asr2=0.1 * s) for d in ("spectral", "none") for s in (0, 1)]
+    made[0]["protocol"] = {**made[0]["protocol"], "center": False}
+    folder = write_sweep(tmp_path / "s", made)
+    assert reports([str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "p < 0.05" in said
+    assert not re.search(r"&\w+;|\\[^\w]", said)
 
 
 def test_csv_has_reference_and_difference(tmp_path: Path) -> None:
