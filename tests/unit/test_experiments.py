@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -43,13 +44,17 @@ def test_the_physical_experiment_covers_every_trigger_and_transformation(
 
 @pytest.mark.parametrize("experiment", ["matrix", "photographs"])
 def test_comparison_experiments_cover_exactly_the_filters(experiment: str, tmp_path: Path) -> None:
-    """A new filter is included automatically; a new repair must be excluded by name."""
+    """A new filter is included automatically; a new repair must be excluded by name. Presets with
+    the authors' numbers, which take long, are excluded by their names' end."""
     text = swept(experiment)["defense"]
     left_out = set(text.removeprefix("glob(*,exclude=[").removesuffix("])").split(","))
     names = {path.stem for path in (CONF / "defense").glob("*.yaml")}
     filters = {name for name in names if is_filter(tmp_path, name)}
-    assert names - left_out == filters
-    assert left_out <= names
+    costly = {name for name in names if name.endswith("_authors")}
+    assert {name for name in names if not any(fnmatch(name, each) for each in left_out)} == (
+        filters - costly
+    )
+    assert left_out - names == {"*_authors"}
 
 
 @pytest.mark.parametrize("experiment", ["report", "report_small", "report_airbench"])

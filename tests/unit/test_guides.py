@@ -14,7 +14,9 @@ from tests.helpers.project import CONF, ROOT
 
 README = (ROOT / "README.md").read_text()
 CONFIGURATION = (CONF / "README.md").read_text()
-PRESETS = {"spectral_uncentered", "spectral_every_class"}
+PRESETS = {"spectral_uncentered", "spectral_every_class"} | {
+    path.stem for path in (CONF / "defense").glob("*_authors.yaml")
+}
 CONTROLS = {"none", "random", "oracle", "clean_data"}
 
 
