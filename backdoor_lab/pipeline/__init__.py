@@ -1,1 +1,1 @@
-"""One cell: its configuration, its identity, and the stages that compute it."""
+"""A cell: its configuration, its identity, and the stages that compute its result."""

@@ -1,4 +1,4 @@
-"""The steps after a cell's first training, extract -> filter -> retrain, for the callback."""
+"""The steps of a cell after its first training: extract features, filter, retrain."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from backdoor_lab.training.device import ComputeDevice
 
 @dataclass(frozen=True)
 class Attacked:
-    """The result of the attack: the clean data set, the poisoned training set, and the output of
-    the trigger's preparation."""
+    """The output of the attack: the clean data set, the poisoned training set, and what the trigger
+    prepared (None if it prepares nothing)."""
 
     data: Dataset
     poisoned: PoisonResult
@@ -41,7 +41,7 @@ class Attacked:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network in evaluation mode and the hash of its weights."""
+    """A network in evaluation mode, and the hash of its weights."""
 
     module: Classifier
     weights: str
@@ -49,7 +49,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Defended:
-    """A defense's filter result, and the images and networks that a repair works on."""
+    """The output of a defense: its filter result and, for a repair, the context to repair in."""
 
     filter_result: FilterResult
     provided: Provided | None = None
@@ -57,10 +57,10 @@ class Defended:
 
 @dataclass(frozen=True)
 class DefendCell:
-    """The callback's three steps for one cell.
+    """The three steps that `DefendAndRetrain` calls, for one cell.
 
-    `weights` is the hash of the attacked network, `train` trains another network. Published stages
-    are added to `stages`, for the record.
+    `weights` is the hash of the attacked network's weights; `train` trains another network. Each
+    step adds the stages that it publishes to `stages`, for the record.
     """
 
     cell: Cell
@@ -73,8 +73,8 @@ class DefendCell:
     train: Callable[[str, Dataset, TrainingSet], Trained]
 
     def extract(self, model: Classifier) -> Evidence:
-        """Features of the training set and, if the defense requires them, features of held-out
-        clean images, images and networks."""
+        """Compute the features of the training set and, if the defense requires them, the features
+        of held-out clean images, and the images and networks."""
         cell, training = self.cell, self.attacked.poisoned.training
         provided = self._provided(model) if "context" in cell.requires else None
         feature_model, weights = self._feature_model(model)
@@ -87,7 +87,7 @@ class DefendCell:
         return Evidence(features, entry, held_out, provided)
 
     def defend(self, evidence: Evidence) -> Defended:
-        """The result of the filter; a repair scores no images."""
+        """Run the filter and return its result; for a repair, a result that removes nothing."""
         if isinstance(self.cell.defense, ModelRepair):
             return Defended(nothing_removed(len(evidence.features.labels)), evidence.provided)
         self.progress.stage("filter")
@@ -97,7 +97,8 @@ class DefendCell:
         return Defended(filter_result)
 
     def retrain(self, result: Defended) -> Trained | None:
-        """A network trained from scratch on the images that are kept, or the repaired network."""
+        """Train a network from scratch on the images that the filter keeps, or repair the attacked
+        network. Returns None if ``retrain=false``."""
         defense, data = self.cell.defense, self.attacked.data
         if not self.cell.retrain:
             return None
@@ -125,7 +126,7 @@ class DefendCell:
         return found
 
     def _feature_model(self, model: Classifier) -> tuple[FeatureModel, str]:
-        """The network that computes features, and the hash of its weights."""
+        """Return the network that computes features, and the hash of its weights."""
         if self.cell.protocol["layer"] != AUTOENCODER:
             return model, self.weights
         self.progress.stage(AUTOENCODER)

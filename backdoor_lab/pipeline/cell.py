@@ -1,4 +1,4 @@
-"""One cell of a sweep: its checked configuration, its objects and its identity."""
+"""A cell of a sweep: its checked configuration, its objects and its identity."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Cell:
 
     `config` is the plain, resolved configuration and `parts` the objects created from it. `classes`
     and `fingerprint` come from the data set, so that ``target=2`` and ``target=bird`` are the same
-    cell, wherever the data are stored. `of` creates both from a configuration.
+    cell wherever the data is stored. Create a cell with `Cell.of`.
     """
 
     config: dict[str, Any]
@@ -49,12 +49,12 @@ class Cell:
 
     @classmethod
     def of(cls, config: dict[str, Any], classes: tuple[str, ...], fingerprint: str) -> Cell:
-        """The cell of a configuration. Raises ConfigError as `Parts.of` does."""
+        """Create the cell that a configuration describes. Raises ConfigError as `Parts.of` does."""
         return cls(config, classes, fingerprint, Parts.of(config))
 
     @cached_property
     def id(self) -> str:
-        """A readable id that is a valid folder name and differs between different cells."""
+        """A readable id, valid as a folder name; different cells have different ids."""
         choices = self.choices
         words = [choices["trigger"], *self._classes_named, f"r{choices['ratio']:g}"]
         words += [choices["defense"], f"s{choices['seed']}"]
@@ -72,8 +72,8 @@ class Cell:
     def decides(self) -> dict[str, Any]:
         """The configuration that affects results: the input of the cell's hash.
 
-        Measuring under transformations makes a different cell with its own record, which shares the
-        networks of the cell without. Without transformations the key is omitted.
+        A cell that also measures under transformations has a different hash, and so its own record,
+        but shares networks with the cell that does not.
         """
         return {
             "model": self.config["model"],
@@ -92,12 +92,12 @@ class Cell:
 
     @cached_property
     def code(self) -> identity.Marks:
-        """The versions of all code that the cell uses: edited code makes a different cell."""
+        """The versions of all code that the cell uses. Editing that code makes a different cell."""
         return marks(self, self.parts.data)
 
     def _exceptions(self) -> dict[str, Any]:
-        # An explicit precision is part of the identity; `auto`, which depends on the machine, is
-        # not.
+        # A precision that is set explicitly is part of the identity; `auto` depends on the machine
+        # and is not.
         wanted = str(self.config["trainer"]["precision"])
         found: dict[str, Any] = {} if wanted == "auto" else {"precision": wanted}
         found |= {"retrain_seed": "same"} if self.same_seed else {}
@@ -106,13 +106,13 @@ class Cell:
 
     @cached_property
     def options(self) -> dict[str, Any]:
-        """The defense's options; those that its config leaves open come from the protocol."""
+        """The defense's options; those not set in its configuration come from the protocol."""
         return _complete(self.config["defense"], shared(self.config))
 
     @property
     def used_options(self) -> dict[str, Any]:
-        """The options that affect the result: a sweep over filter options has only one cell for
-        `none` and one for each repair."""
+        """The options that affect the result. `none` and repairs ignore the filter options, so a
+        sweep over filter options contains one cell for each of them."""
         unused = getattr(self.defense, "unused", ())
         if not takes_options(type(self.defense)):
             unused = OPTION_KEYS
@@ -123,7 +123,7 @@ class Cell:
         """The values that label the rows and columns of tables."""
         names = {key: self.config[key]["name"] for key in DECIDES}
         return names | {
-            # If unset: the name of the archive or file, or the label that the sweep assigns.
+            # If `dataset_label` is unset: the name of the archive or file.
             "dataset": self.config.get("dataset_label") or names["dataset"] or self.parts.data.name,
             "model": model_label(self.config["model"]),
             "target": self.target,
@@ -134,42 +134,43 @@ class Cell:
 
     @cached_property
     def protocol(self) -> dict[str, Any]:
-        """The protocol after overrides, as printed below a table."""
+        """The protocol after all overrides, as printed below a table."""
         said = dict(self.config["protocol"])
         said |= with_shared(self.config["defense"], shared(self.config))
         said |= {"label_mode": self._label_mode, "cover_rate": self._cover_rate}
-        said["clean_holdout"] = int(said["clean_holdout"])  # 2e1 is also accepted as an integer.
+        said["clean_holdout"] = int(said["clean_holdout"])  # 2e1 is read as a float.
         chosen_by_trigger = self.config["source"] is None and self.source is not None
         return said | implied(self._label_mode, on_source=chosen_by_trigger)
 
     @cached_property
     def plan(self) -> PoisonSpec:
-        """The attack, with classes as numbers."""
+        """The specification of the attack, with classes as numbers."""
         words = {key: self.protocol[key] for key in PLANNED}
         source, target = self.pair
         return PoisonSpec(target, source, self.ratio, **words)
 
     @property
     def pair(self) -> tuple[int | None, int]:
-        """Source and target as class numbers."""
+        """The source class (None if every class is attacked) and the target class, as numbers."""
         source = None if self.source is None else self.classes.index(self.source)
         return source, self.classes.index(self.target)
 
     @property
     def attack(self) -> dict[str, Any]:
-        """The inputs that determine the poison, for stages that depend on it."""
+        """The inputs that determine the poison; stages that depend on the poison include them."""
         plan = asdict(self.plan)
         plan.pop("asr_on")
         return {"trigger": self.trigger_identity, "plan": plan, "seed": self.seed} | self.surrogate
 
     @property
     def trigger_identity(self) -> list[Any]:
-        """The inputs that determine the trigger itself."""
+        """The inputs that determine the trigger: its options and its code."""
         return [self.trigger_facts, self.code["triggers"]]
 
     @property
     def surrogate(self) -> dict[str, Any]:
-        """The inputs that determine the attacker's own network; empty if the trigger needs none."""
+        """The inputs that determine the attacker's surrogate network; empty if the trigger uses
+        none."""
         if not self.trigger.uses_surrogate:
             return {}
         code = [identity.stage("train"), self.code["models"]]
@@ -177,7 +178,8 @@ class Cell:
 
     @cached_property
     def trigger_facts(self) -> dict[str, Any]:
-        """The trigger's options; a file is represented by its content, not its path."""
+        """The trigger's options. A file is identified by the hash of its content, not by its
+        path."""
         paths, later = self.trigger.path_options, self.trigger.later
         facts = {
             k: v
@@ -225,7 +227,7 @@ class Cell:
 
     @property
     def ratio(self) -> float:
-        # range(0.05,0.2,0.05) yields 0.15000000000000002 where 0.15 is meant.
+        # range(0.05,0.2,0.05) yields 0.15000000000000002 instead of 0.15.
         return float(f"{self.config['ratio']:.10g}")
 
     @property
@@ -246,7 +248,7 @@ class Cell:
 
     @property
     def model(self) -> dict[str, Any]:
-        """The model part of the configuration."""
+        """The `model` group of the configuration."""
         return dict(self.config["model"])
 
     @property
@@ -256,24 +258,26 @@ class Cell:
 
     @property
     def trainer(self) -> dict[str, Any]:
-        """The trainer part of the configuration."""
+        """The `trainer` group of the configuration."""
         return dict(self.config["trainer"])
 
     @property
     def requires(self) -> list[str]:
-        """What the defense declares to require."""
+        """What the defense's `requires` method returns; empty for a control."""
         return [] if isinstance(self.defense, OracleControl) else self.defense.requires()
 
 
 def _complete(given: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """A defense's options and those of a nested filter; options left open come from `shared`."""
+    """A defense's options, including those of a filter nested in it. Options that are not set come
+    from `shared`."""
     values = with_shared(given, shared)
     inside = {k: v for k, v in given.items() if isinstance(v, dict) and "_target_" in v}
     return given | values | {k: _complete(v, values) for k, v in inside.items()}
 
 
 def model_label(config: dict[str, Any]) -> str:
-    """``resnet18`` for the standard width, ``resnet18-w16`` for a narrower network."""
+    """The network's label in tables: ``resnet18``, or ``resnet18-w16`` for a width other than
+    64."""
     width, stem = config["width"], config["stem"]
     label = str(config["name"])
     if width not in (None, 64):
@@ -282,5 +286,5 @@ def model_label(config: dict[str, Any]) -> str:
 
 
 def nameless(config: dict[str, Any]) -> dict[str, Any]:
-    """A group's configuration without its name, which does not affect results."""
+    """A group of the configuration without its `name`, which does not affect results."""
     return {key: value for key, value in config.items() if key != "name"}

@@ -1,4 +1,4 @@
-"""load -> poison -> train -> extract -> filter -> retrain -> record, for one cell."""
+"""Runs the stages of one cell: load, poison, train, extract, filter, retrain, record."""
 
 from __future__ import annotations
 
@@ -47,14 +47,13 @@ from backdoor_lab.training.train import TrainingJob, fit
 log = logging.getLogger(__name__)
 RECORD = "record.json"
 TRAIN_ACCURACY = dict(zip(("train", "retrain"), FITTED, strict=True))
-"""Stage names: the training accuracy after the first training and after retraining."""
+"""For each training stage, the name of the stage that measures its accuracy on its training set."""
 
 
 class CellPipeline:
     """Runs one cell through its stages.
 
-    `stages` holds the stages published so far, for the record, which is also written when the cell
-    fails; no stage reads it.
+    `stages` collects the published stages for the record, which is written even if the cell fails.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class CellPipeline:
         return record_body(self.cell, data, attacked.poisoned, filter_result, self.stages, shared)
 
     def attack(self) -> Attacked:
-        """load -> poison: the attack."""
+        """Load the data set, prepare the trigger if it needs that, and poison the training set."""
         self.progress.stage("load", detail=f"on {self.machine.describe()}")
         cell, plan, prepared = self.cell, self.cell.plan, None
         data = open_dataset(cell.parts.data, self.store)
@@ -98,7 +97,7 @@ class CellPipeline:
         return Attacked(data, poisoned, prepared)
 
     def defended(self, attacked: Attacked) -> FilterResult:
-        """train -> extract -> filter -> retrain, evaluating both networks; returns the filter
+        """Train, extract features, filter and retrain; evaluate both networks. Returns the filter
         result."""
         trained = self._train("train", attacked.data, attacked.poisoned.training)
         self._measure(1, trained, attacked)
@@ -113,7 +112,8 @@ class CellPipeline:
         return callback.result.filter_result
 
     def _train(self, stage: str, data: Dataset, training: TrainingSet) -> Trained:
-        """Train a network on `training` and measure its training accuracy."""
+        """Train a network on `training` and, unless it is the surrogate, measure its accuracy
+        there."""
         self.progress.stage(stage)
 
         def fit_it(job: TrainingJob, scratch: Path) -> Classifier:
@@ -137,7 +137,8 @@ class CellPipeline:
         return trained
 
     def _surrogate(self, data: Dataset) -> Classifier:
-        """The attacker's own network, trained on the clean set with the victim's recipe."""
+        """Train the attacker's surrogate network on the clean training set with the victim's
+        recipe."""
         if not self.cell.trigger.uses_surrogate:
             raise TypeError(f"{type(self.cell.trigger).__name__} must set uses_surrogate")
         interrupted = self.progress.current
@@ -167,13 +168,13 @@ class CellPipeline:
 
 
 def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> dict[str, Any]:
-    """Run a cell and write its record, even if it fails. Raises only StoppedError.
+    """Run a cell and write its record, even if the cell fails. Returns the record.
 
-    A cell whose record says that it is done is not run again.
+    Raises StoppedError if a stop is requested; any other error of the cell is recorded.
     """
     head = record_head(cell)
     began, clock = datetime.now(UTC), time.perf_counter()
-    # Until the record exists, the heartbeat shows which stage a dead process was in.
+    # A process that dies before the record exists leaves a heartbeat that names its stage.
     with chain.progress:
         try:
             body = chain.run()
@@ -198,7 +199,7 @@ def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> 
 
 
 def failure(error: Exception, cell: Cell) -> dict[str, Any]:
-    """Status and message of a cell that failed."""
+    """The `status` and `error` entries for the record of a cell that failed."""
     if is_out_of_memory(error):
         first = reason_of(error).splitlines()[0]
         message = f"{first} (recipe.batch_size={cell.recipe.batch_size}, not lowered by itself)"

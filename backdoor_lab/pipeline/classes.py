@@ -1,4 +1,4 @@
-"""Resolves `target` and `source` to classes of a data set."""
+"""Converts the values of `target` and `source` to class numbers of a data set."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from backdoor_lab.core.errors import ConfigError, unknown
 
 
 def class_number(key: str, value: object, classes: Sequence[str]) -> int:
-    """The number of a class given by name or, if no class has that name, by number.
+    """The number of the class that `value` names or, if no class has that name, its number.
 
-    Names are compared in Unicode NFC, since some file systems decompose folder names. Raises
-    ConfigError, which lists the classes, or the two classes that an ambiguous number may mean.
+    Names are compared in Unicode NFC, since some file systems decompose folder names. `key` is the
+    configuration key, for messages. Raises ConfigError, which lists the classes, for an unknown
+    class and for a number that may also mean the name of another class.
     """
     if value is None or isinstance(value, (bool, float)):
         raise _not_a_name(key, value, classes)
-    # The command line parses names such as "7" as numbers: a class with that name takes precedence.
+    # The command line parses a name such as "7" as a number: a class named "7" takes precedence
+    # over class number 7.
     wanted = unicodedata.normalize("NFC", str(value))
     for number, name in enumerate(classes):
         if unicodedata.normalize("NFC", name) == wanted:
@@ -28,7 +30,7 @@ def class_number(key: str, value: object, classes: Sequence[str]) -> int:
 
 
 def _not_a_name(key: str, value: object, classes: Sequence[str]) -> ConfigError:
-    # The command line parses 1.10 as the number 1.1, and no, off and null as other types.
+    # The command line parses 1.10 as the float 1.1, true as a boolean, and null as None.
     kinds = {bool: "as true or false", float: "as a number", type(None): "as nothing"}
     word = {True: "true", False: "false", None: "null"}.get(value, "…")  # type: ignore[call-overload]
     return ConfigError(
@@ -38,7 +40,7 @@ def _not_a_name(key: str, value: object, classes: Sequence[str]) -> ConfigError:
 
 
 def _check_only_reading(key: str, value: int, classes: Sequence[str]) -> None:
-    """Raises ConfigError if a class name is another spelling of this number, such as 01 for 1."""
+    """Raises ConfigError if a class name is another spelling of `value`, such as 01 for 1."""
     called = [name for name in classes if name.isdecimal() and int(name) == value]
     others = [name for name in called if name != classes[value]]
     if others:

@@ -1,4 +1,4 @@
-"""Checks of a cell's configuration keys and plain values that need no data."""
+"""Checks the keys and the plain values of a cell's configuration; needs no data."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ NEEDED = {
 
 
 def check_keys(config: dict[str, Any]) -> Parts:
-    """Create the parts of a configuration. Raises ConfigError for unknown keys and for plain values
-    of the wrong type; reads no data."""
+    """Create the objects that a configuration describes, without reading data.
+
+    Raises ConfigError for unknown keys and for plain values of the wrong type.
+    """
     validation.keys("", config, (*DECIDES, *PLAIN, *ELSEWHERE, "measure"))
     _complete(config)
     for group in DECIDES:
@@ -62,7 +64,7 @@ def check_keys(config: dict[str, Any]) -> Parts:
 
 
 def _complete(config: dict[str, Any]) -> None:
-    # `~key` removes a key, `group=null` empties a group.
+    # `~key` on the command line removes a key, and `group=null` empties a group.
     for key in PLAIN + tuple(NEEDED):
         if key not in config or (key in NEEDED and not isinstance(config[key], dict)):
             raise ConfigError(f"`{key}` is missing: remove ~{key} or {key}=null from the command")

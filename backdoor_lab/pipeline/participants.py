@@ -1,4 +1,4 @@
-"""The components whose code a cell uses: trigger, defense, data set, network and stages."""
+"""Lists the components whose code a cell uses: trigger, defense, data set, network and stages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ ALWAYS = ("data", "poison", "train", "measure", "extract", "record")
 
 
 def marks(cell: Cell, source: Source) -> identity.Marks:
-    """The version of each component, with its code hash if the code differs from identity.json."""
+    """The version of each component, and the hash of its code if that differs from
+    identity.json."""
     return {
         **identity.of("triggers", cell.trigger),
         **identity.of("defenses", cell.defense),
@@ -27,7 +28,8 @@ def marks(cell: Cell, source: Source) -> identity.Marks:
 
 
 def stages_of(cell: Cell) -> list[str]:
-    """The stages that a cell runs; retraining is also the stage ``train``."""
+    """The names of the stages that a cell runs. Retraining is not listed: its code is that of
+    ``train``."""
     repairs = isinstance(cell.defense, ModelRepair)
     asked = {
         "prepare": cell.trigger.needs_preparing,

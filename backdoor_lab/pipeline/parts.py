@@ -1,4 +1,4 @@
-"""The objects that a cell's configuration describes, created before any data are read."""
+"""The objects that a cell's configuration describes. They are created before any data is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Choice = Defense | OracleControl | ModelRepair
 
 @dataclass(frozen=True)
 class Parts:
-    """The data set (not loaded), trigger, defense and recipe of one cell."""
+    """The data set (not loaded), the trigger, the defense and the recipe of one cell."""
 
     data: Source
     trigger: Trigger
@@ -27,8 +27,8 @@ class Parts:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Parts:
-        """Create the parts of a full configuration. Raises ConfigError for unknown options and for
-        values that a class rejects."""
+        """Create the objects of a full configuration. Raises ConfigError for unknown options and
+        for values that a class rejects."""
         recipe = Recipe.of(config["recipe"])
         trigger = build("trigger", config["trigger"], Trigger)
         defense = defense_of(config)
@@ -36,13 +36,13 @@ class Parts:
 
 
 def source_of(config: dict[str, Any]) -> Source:
-    """The data set of a configuration, not loaded."""
+    """Create the data set of a full configuration, without loading it."""
     return build("dataset", config["dataset"], Source)
 
 
 def defense_of(config: dict[str, Any]) -> Choice:
-    """The filter, control or repair of a full configuration. `FilterOptions` that its config does
-    not set come from the protocol."""
+    """Create the filter, control or repair of a full configuration. Filter options that the
+    defense's group does not set come from the protocol."""
     kinds: Any = (Defense, OracleControl, ModelRepair)
     found: Choice = build(
         "defense", config["defense"], kinds, Shared(shared(config), FilterOptions)
@@ -51,5 +51,5 @@ def defense_of(config: dict[str, Any]) -> Choice:
 
 
 def shared(config: dict[str, Any]) -> dict[str, Any]:
-    """The options that a protocol sets for every filter."""
+    """The filter options that a configuration's protocol sets for every defense."""
     return {key: config["protocol"][key] for key in OPTION_KEYS}

@@ -1,4 +1,4 @@
-"""Progress of a cell, reported on the terminal and in running.json."""
+"""Reports the progress of a cell on the terminal and in running.json."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from backdoor_lab.core.terminal import duration, plain
 log = logging.getLogger(__name__)
 TICK = 1.0
 BEAT = 5.0
-"""Maximum seconds between two heartbeats, even within a long stage."""
+"""Seconds between two heartbeats (updates of running.json), even within a long stage."""
 SILENCE = 10.0
-"""Seconds without output after which a progress line is logged; doubled each time."""
+"""Seconds without output after which a progress line is logged. The interval doubles each time."""
 LONGEST_SILENCE = 300.0
 
 
 class Progress:
-    """Reports the cell and its number, the stage, epoch and time left.
+    """Reports a cell's progress: its stage, its epoch and the time left.
 
-    `kind`: ``bar`` draws a progress bar on the terminal; ``lines`` logs a line per stage and
-    epoch, and for stages longer than ten seconds; ``none`` prints nothing; ``auto`` is a bar on a
-    terminal and lines otherwise. As a context manager it observes the tracked loops of attacks
-    and defenses, and a thread updates the heartbeat.
+    `title` names the cell. `kind`: ``bar`` draws a progress bar on the terminal; ``lines`` logs one
+    line per stage and epoch, and further lines during a long stage; ``none`` prints nothing;
+    ``auto`` is ``bar`` on a terminal, otherwise ``lines``. Use as a context manager: inside, a
+    thread updates running.json in `folder`, and loops in attacks and defenses report their steps.
     """
 
     def __init__(self, folder: Path, title: str, kind: str) -> None:
@@ -67,7 +67,7 @@ class Progress:
             self.path.unlink(missing_ok=True)
 
     def stage(self, stage: str, *, epochs: int = 0, batches: int = 1, detail: str = "") -> None:
-        """Start a stage; one that trains has `epochs` epochs of `batches` steps."""
+        """Start a stage. A training stage has `epochs` epochs of `batches` steps."""
         shutdown.check()
         self._begin(stage, epochs, epochs * batches)
         self._beat()
@@ -81,25 +81,26 @@ class Progress:
 
     @property
     def current(self) -> str:
-        """The current stage."""
+        """The name of the current stage."""
         return self._stage
 
     def _begin(self, stage: str, epochs: int, total: int) -> None:
         self._stage, self._epoch, self._epochs = stage, 0, epochs
         self._done, self._total = 0, total
-        # Left by loops that ended with an error.
+        # A loop that ended with an error is still registered: remove it.
         self.steps.running.clear()
         self._began = self._said = time.monotonic()
         self._patience = SILENCE
 
     def step(self, steps: int = 1) -> None:
-        """Count `steps` more training steps."""
+        """Report that `steps` more training steps are done."""
         self._done += steps
         if self._bar is not None:
             self._bar.advance(self._task, steps)
 
     def epoch(self, stage: str, epoch: int, epochs: int, loss: float, left: float) -> None:
-        """Report the end of epoch `epoch` of `epochs`, with `left` seconds to go."""
+        """Report the end of epoch `epoch` of `epochs`, with an estimated `left` seconds
+        remaining."""
         self._stage, self._epoch, self._epochs = stage, epoch, epochs
         self._beat()
         if self._bar is not None:
@@ -113,8 +114,10 @@ class Progress:
             )  # fmt: skip
 
     def tick(self, now: float) -> None:
-        """Update what is due at `now`, in seconds of the monotonic clock: the heartbeat, the bar,
-        and a line for a stage that has logged nothing for long."""
+        """Update the heartbeat and the bar, and log a line if the stage has long been silent.
+
+        `now` is in seconds of the monotonic clock. Does only what is due at that time.
+        """
         if now - self._beaten >= BEAT:
             self._beat()
         said, fraction = str(self.steps), self.steps.fraction
@@ -128,7 +131,7 @@ class Progress:
             log.info("%s %s: %s", self.title, self._stage, self._far(now))
 
     def _far(self, now: float) -> str:
-        """The progress of the current stage, for a log line."""
+        """The progress of the current stage and its time so far, for a log line."""
         spent = now - self._began
         words = [str(self.steps)] if self.steps.running else []
         if self._total:
@@ -151,7 +154,7 @@ class Progress:
         says |= {"steps": str(self.steps), "fraction": self._fraction()}
         says |= {"pid": os.getpid(), "host": socket.gethostname(), "beat": time.time()}
         part = self.path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
-        # A heartbeat is not a result: if it cannot be written, the cell continues.
+        # If the heartbeat cannot be written, the cell continues: no result depends on it.
         try:
             part.write_text(json.dumps(says))
             os.replace(part, self.path)
@@ -161,7 +164,8 @@ class Progress:
 
 
 class ProgressCallback(pl.Callback):
-    """Forwards a training's progress, and stops the training when a stop is requested."""
+    """A Lightning callback that reports a training's progress, and ends the training when a stop is
+    requested."""
 
     def __init__(self, progress: Progress, stage: str) -> None:
         self.progress, self.name = progress, stage
@@ -193,7 +197,7 @@ def _bar() -> Any:
     )
 
     return Progress(
-        # Brackets in a name are not markup.
+        # markup=False: a name may contain brackets.
         TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), transient=True,
     )  # fmt: skip

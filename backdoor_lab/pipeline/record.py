@@ -1,4 +1,4 @@
-"""The record of a cell: the only file that tables are made from."""
+"""Creates the record of a cell. Tables are made from records only."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ SCHEMA = 1
 PLACES = ("root", "download")
 KEPT = ("machine", "compute", "versions")
 WORTH = ("clean_rate", "top_class", "top_share")
-"""The metrics of `measure_stage` that show how meaningful Nat and ASR are."""
+"""The metrics of `measure_stage` that help to interpret clean accuracy and attack success rate."""
 FITTED = ("train_accuracy1", "train_accuracy2")
 UNSET = ("skip_broken", "test_share", "split_seed")
 
 
 def record_head(cell: Cell) -> dict[str, Any]:
-    """The part of a record that is known before any computation."""
+    """The entries of a record that are known before any computation; metrics are None."""
     return {
         "schema": SCHEMA,
         "id": cell.id,
         "error": None,
         "choices": cell.choices,
         "protocol": cell.protocol,
-        # The protocol's filter options that this defense uses.
+        # The filter options from the protocol that this defense uses.
         "applied": {} if isinstance(cell.defense, OracleControl) else cell.defense.applied(),
         "config": cell.decides(),
-        # A readable form of the data that config.data identifies by hash; without file paths.
+        # The data set in readable form, without file paths; config.data identifies it by a hash.
         "dataset": described(cell),
         "counts": {},
         "nat1": None, "asr1": None, "nat2": None, "asr2": None,
@@ -55,14 +55,13 @@ def record_head(cell: Cell) -> dict[str, Any]:
 
 
 def described(cell: Cell) -> dict[str, Any]:
-    """The data set's options, without paths and without newer options that have their default
-    value."""
+    """The data set's options, without paths. Options in UNSET are included only if they are set."""
     options = cell.config["dataset"]
     return {k: v for k, v in options.items() if k not in PLACES and (k not in UNSET or v)}
 
 
 def any_file(note: object) -> bool:
-    """Whether a note of the data set names any file."""
+    """Whether a note of the data set lists at least one file."""
     return isinstance(note, dict) and bool(note.get("files"))
 
 
@@ -70,9 +69,9 @@ def record_body(
     cell: Cell, data: Dataset, poisoned: PoisonResult, filter_result: FilterResult,
     stages: dict[str, Artifact], overlap: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """The metrics of a finished cell, from the outputs of its stages."""
+    """The entries of a finished cell's record, computed from the outputs of its stages."""
     before = stages["measure1"].meta
-    # Without a retrained network, there are no metrics after the defense.
+    # Without a second network there are no metrics after the defense.
     after = stages["measure2"].meta if "measure2" in stages else dict.fromkeys(before)
     again = next((stages[name].meta for name in ("retrain", "repair") if name in stages), {})
     judged = "filter" in stages
@@ -100,7 +99,7 @@ def record_body(
         "asr_elsewhere1": before["asr_elsewhere"], "asr_elsewhere2": after["asr_elsewhere"],
         **{f"{name}1": before[name] for name in WORTH},
         **{f"{name}2": after[name] for name in WORTH},
-        # A repair has no second training, hence no second training accuracy.
+        # A repair does not train on a second training set, so it has no second training accuracy.
         **{name: stages[name].meta["accuracy"] if name in stages else None for name in FITTED},
         # A repair scores no images.
         "detection": detection(*_without_covers(filter_result, poisoned)) if judged else None,
@@ -120,8 +119,8 @@ def record_body(
 
 
 def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:
-    """The metrics under each transformation, by name; empty if there are none. `nat2` and `asr2`
-    are None without a second network."""
+    """The metrics of both networks under each transformation, keyed by its name. Empty if the cell
+    has no transformations; `nat2` and `asr2` are None without a second network."""
     if not cell.asr_under:
         return {}
     found: dict[str, dict[str, Any]] = {}
@@ -137,9 +136,8 @@ def under(cell: Cell, stages: dict[str, Artifact]) -> dict[str, Any]:
 def flagged_counts(
     cell: Cell, poisoned: PoisonResult, filter_result: FilterResult
 ) -> dict[str, int]:
-    """For a filter that chooses classes itself: how many classes it flagged (`n_accused`), and how
-    many of them contain poison (`n_named`). Empty if the classes were given, and for controls and
-    repairs, which examine no class."""
+    """How many classes a filter flagged (`n_accused`), and how many of these contain poison
+    (`n_named`). Empty unless the filter itself chose the suspicious classes."""
     named: Any = filter_result.notes.get("classes")
     if cell.options.get("filter_scope") != "suspicious" or named is None:
         return {}
@@ -152,7 +150,8 @@ def flagged_counts(
 def _without_covers(
     filter_result: FilterResult, poisoned: PoisonResult
 ) -> tuple[FilterResult, torch.Tensor]:
-    # Covers are triggered but correctly labeled: removing one is neither a hit nor a false alarm.
+    # Cover images carry the trigger but the correct label: removing one counts neither as a hit nor
+    # as a false alarm.
     plain = ~poisoned.is_cover
     return FilterResult(filter_result.scores[plain], filter_result.keep[plain]), poisoned.is_poison[
         plain
@@ -160,12 +159,13 @@ def _without_covers(
 
 
 def detection(filter_result: FilterResult, is_poison: torch.Tensor) -> dict[str, Any] | None:
-    """How well scores and removal separate poison from clean examples; None without poison.
+    """How well the scores, and the removal, separate poison from clean examples.
 
-    Over the scored examples (None if all are poison or all clean): `auroc`, `average_precision`,
-    and `tpr_at_1` and `tpr_at_5`, the share of poison above the threshold that 1 % or 5 % of the
-    clean examples exceed. `tpr` and `fpr`: the removed shares of all poison and of all clean
-    examples. `curve`: the poison `left` after removing the `removed` highest scores.
+    `auroc`, `average_precision`, and the true positive rates `tpr_at_1` and `tpr_at_5`, at false
+    positive rates of 1 % and 5 %, are computed over the scored examples; they are None if these are
+    all poison or all clean. `tpr` and `fpr` are the shares of all poison and of all clean examples
+    that were removed. `curve` lists how much poison is `left` after the `removed` highest scores
+    are removed. Returns None if there is no poison.
     """
     removed = ~filter_result.keep
     n_poison, n_clean = int(is_poison.sum()), int((~is_poison).sum())
@@ -187,7 +187,7 @@ def detection(filter_result: FilterResult, is_poison: torch.Tensor) -> dict[str,
 
 
 def run_facts(stages: dict[str, Artifact], machine: ComputeDevice, command: str) -> dict[str, Any]:
-    """Facts that may differ between two valid runs of the same cell."""
+    """The entries of a record that may differ between two correct runs of the same cell."""
     seconds = {name: round(_seconds(entry), 3) for name, entry in stages.items()}
     rates = {name: _rate(stages[name]) for name in ("train", "retrain") if name in stages}
     return {
@@ -205,14 +205,14 @@ def run_facts(stages: dict[str, Artifact], machine: ComputeDevice, command: str)
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the checkout that contains this code, as `commit_of`; None outside of one."""
+    """The commit of the checkout that contains this code, as `commit_of` returns it; None if the
+    package is not in a checkout."""
     return commit_of(Path(__file__).resolve().parents[2])
 
 
 def commit_of(checkout: Path) -> str | None:
-    """The commit of a checkout, 12 digits, followed by ``-dirty`` if code or configuration differs
-    from it (untracked files count, records of sweeps do not). None without a checkout, a commit or
-    git."""
+    """The commit of a Git checkout: 12 hex digits, and ``-dirty`` if the package or `conf` has
+    uncommitted changes or untracked files. None if there is no checkout, no commit or no git."""
     if not (checkout / ".git").exists():
         return None
     git = ["git", "-C", str(checkout)]
@@ -232,24 +232,26 @@ def commit_of(checkout: Path) -> str | None:
 
 
 def _stage_facts(entry: Artifact) -> dict[str, Any]:
-    """Whether this run computed a stage, and on which machine, if known."""
+    """The stage's id, whether this run computed it, and, if known, on which machine."""
     facts = {"id": entry.id, "made": entry.made}
     return facts | {key: entry.meta[key] for key in KEPT if key in entry.meta}
 
 
 def _seconds(entry: Artifact) -> float:
-    """Seconds that a stage took; for a resumed training, including its earlier epochs."""
+    """The seconds that a stage took, including the epochs before a resumed training was
+    interrupted."""
     return entry.seconds + float(entry.meta.get("seconds_before", 0.0))
 
 
 def _rate(entry: Artifact) -> float | None:
-    # Epochs since the last resume, divided by the seconds since then.
+    # Count only the epochs since the last resume: `entry.seconds` covers only these.
     epochs = len(entry.meta["loss"]) - entry.meta["resumed_after"]
     return round(epochs * entry.meta["n_train"] / max(entry.seconds, 1e-9), 1)
 
 
 def _peak_mib() -> float:
-    """Peak memory of this process in MiB; shared by all cells that ran in the same process."""
+    """The peak memory of this process in MiB: on the GPU if it used one, otherwise in RAM. Earlier
+    cells of the same process count too."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

@@ -1,1 +1,1 @@
-"""Sweeps, that is grids of cells: checking, estimating, running and monitoring them."""
+"""Checks, estimates, runs and monitors sweeps. A sweep is a grid of cells."""

@@ -1,5 +1,5 @@
-"""Measures how fast this machine trains and evaluates, under the conditions of the sweep: the same
-number of processes and threads, network, images, batch size and precision."""
+"""Measures how fast this machine trains and evaluates under the conditions of a sweep: with the
+same number of processes and threads, network, images, batch size and precision."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from backdoor_lab.training.evaluate import channel_stats, predictions
 from backdoor_lab.training.train import TrainingJob, new_classifier, trainer_for
 
 WARM_UP, WARM_UP_SECONDS = 10, 10.0
-"""Training steps before the measurement, or seconds if these take longer: the first steps compile
-and allocate."""
+"""The measurement starts after this many training steps, or after this many seconds if the steps
+take longer: the first steps compile and allocate."""
 SHORTEST, LONGEST = 3.0, 15.0
-"""Bounds in seconds of wall-clock time for measuring training; within them, the measurement ends
-after `PROCESSOR_TIME` seconds of CPU time."""
+"""Training is measured for at least and at most these wall-clock seconds. In between, the
+measurement ends after `PROCESSOR_TIME` seconds of CPU time."""
 PROCESSOR_TIME = 2.0
 TEST_IMAGES = 1024
 MOST_PROCESSES = 32
 BUSY = 0.15
-"""Share of the cores used by other processes above which they count as a disturbance."""
+"""If other processes use more than this share of the cores, the measurement counts as disturbed."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Seconds per image, in each process. `now`: wall-clock time with the machine's current load;
-    `idle`: the time on an otherwise idle machine."""
+    """Seconds per image in each process: `now`, under the machine's current load, and `idle`, on an
+    otherwise idle machine."""
 
     now: float
     idle: float
@@ -53,7 +53,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Speed:
-    """The time per image in training, in evaluation, and in feature extraction."""
+    """The seconds per image in training, in evaluation, and in feature extraction."""
 
     train: Rate
     measure: Rate
@@ -62,10 +62,10 @@ class Speed:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The `speeds` of each kind of cell; `start`, the CPU seconds that a process needs before it
-    can begin; the number of `processes` and their `threads`; and how many cores `others` used in
-    the meantime (None if unknown). Load from other processes makes the threads of one process wait
-    for each other: `single` is then the calibration on one thread, the basis of idle times."""
+    """The measured `speeds` of each kind of cell, and `start`, the CPU seconds that a process needs
+    before its first cell. `processes` processes with `threads` threads each were measured, while
+    other processes kept `others` cores busy (None if unknown). If that disturbed the measurement,
+    `single` is another one with one thread per process, from which idle times are computed."""
 
     speeds: dict[str, Speed]
     start: float
@@ -76,22 +76,21 @@ class Calibration:
 
     @property
     def disturbed(self) -> bool:
-        """Whether the load of other processes makes times now differ from those on an idle
-        machine."""
+        """Whether other processes kept so many cores busy that the measured times are too long."""
         return self.others is not None and self.others >= BUSY * cores()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A number of images with the wall-clock and CPU seconds that they took."""
+    """The number of images processed, and the wall-clock and CPU seconds that this took."""
 
     images: int
     seconds: float
     processor: float
 
     def rate(self, slowest: float) -> Rate:
-        """The rate; on an idle machine, `slowest` CPU seconds pass per second of wall-clock
-        time."""
+        """The seconds per image. `slowest` is the number of CPU seconds that a process uses per
+        second of wall-clock time on an idle machine."""
         now = self.seconds / self.images
         return Rate(now, min(now, self.processor / self.images / slowest))
 
@@ -100,8 +99,8 @@ Samples = tuple[Sample, Sample, Sample]
 
 
 def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) -> Calibration:
-    """Measure each kind of cell in `processes` parallel workers; 0 measures in this process, as for
-    a single cell."""
+    """Measure each kind of cell in `processes` parallel workers. With 0, measure in this process,
+    as for a single cell."""
     if not processes:
         return _tried(kinds, machine, [_Here()], time.process_time())
     workers = [Worker(_serve) for _ in range(min(processes, MOST_PROCESSES))]
@@ -115,11 +114,11 @@ def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) ->
 
 
 def _within_reach(cell: Cell, aside: str) -> Cell:
-    """The cell with a store that holds its data set: its own, or one in the temporary folder
-    `aside`, so that the calibration leaves no files and no worker parses the images again."""
+    """A copy of the cell whose store contains its data set: its own store, or else a store in the
+    temporary folder `aside`. So no files are left, and no worker has to parse the images again."""
     source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
-        # If there is no room, each worker parses them.
+        # If the disk is full, each worker parses the images.
         with suppress(StoreFullError):
             open_dataset(source, Store(aside))
             settings = {**settings, "root": aside}
@@ -140,7 +139,7 @@ def _calibration(
     kinds: dict[str, Cell], machine: ComputeDevice, workers: Sequence[Any], start: float | None
 ) -> Calibration:
     speeds, starts, others = {}, [], []
-    # More threads than cores wait for each other even on an idle machine.
+    # If there are more threads than cores, threads wait for each other even on an idle machine.
     slowest = min(machine.threads, cores() / len(workers))
     for kind, cell in kinds.items():
         ready = _all(workers, [("prepare", cell.config, _placed(machine, n), os.getpid())
@@ -163,25 +162,25 @@ def _calibration(
 
 
 def _all(workers: Sequence[Any], jobs: Sequence[Any]) -> list[Any]:
-    """The results of one job per worker, all running at the same time."""
+    """Run one job in each worker, all at the same time, and return the results."""
     for worker, job in zip(workers, jobs, strict=True):
         worker.send(job)
     try:
         return [worker.result() for worker in workers]
     except WorkerDiedError as death:
-        # A cell would die in the same way, with a more detailed message.
+        # A cell would fail in the same way, with a more detailed message.
         raise RuntimeError(f"a calibration ended with exit code {death.code}") from death
 
 
 def _placed(machine: ComputeDevice, number: int) -> ComputeDevice:
-    """The machine with a GPU for the worker of this number; a CPU is shared."""
+    """The device for worker `number`: on a GPU machine, its own GPU; the CPU is shared."""
     if machine.device.type != "cuda":
         return machine
     return replace(machine, device=torch.device("cuda", number % torch.cuda.device_count()))
 
 
 def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
-    """The mean over processes; without `slowest`, on a GPU, CPU time is not used."""
+    """The mean speed over all processes. `slowest` is None on a GPU, where CPU time is ignored."""
     means = []
     for samples in zip(*found, strict=True):
         rates = [
@@ -194,14 +193,14 @@ def _speed(found: Sequence[Samples], slowest: float | None) -> Speed:
 
 
 class _Here:
-    """Runs the jobs of a worker in this process."""
+    """Runs a worker's jobs in this process; has the methods of `Worker` that calibration uses."""
 
     def send(self, job: Any) -> None:
-        """As `Worker.send`."""
+        """Store the job, to be run by `result`."""
         self._job = job
 
     def result(self) -> Any:
-        """As `Worker.result`."""
+        """Run the job and return its result."""
         return _serve(self._job)
 
 
@@ -209,8 +208,9 @@ _benches: list[Bench] = []
 
 
 def _serve(job: tuple[Any, ...]) -> Any:
-    """Run one job. ``prepare`` sets up a cell and returns the CPU seconds that this took;
-    ``measure`` returns its samples and their CPU seconds."""
+    """Run one job in a worker. ``prepare`` sets up a cell and returns the CPU seconds used before
+    its warm-up (0 in the driver's process). ``measure`` returns the samples and the CPU seconds
+    used."""
     if job[0] == "prepare":
         _, config, machine, driver = job
         cell = Preflight().cell(config)
@@ -225,7 +225,7 @@ def _serve(job: tuple[Any, ...]) -> Any:
 
 
 class Bench:
-    """A cell's network, set up for repeated measurements of training and inference."""
+    """A cell's network and batches, set up to measure training and inference repeatedly."""
 
     def __init__(self, cell: Cell, data: Dataset, machine: ComputeDevice) -> None:
         self.data, self.machine = data, machine
@@ -237,13 +237,13 @@ class Bench:
         self.module = new_classifier(job, machine, total_steps=10**6)
 
     def warm_up(self) -> None:
-        """Run unmeasured steps and passes."""
+        """Run training steps and forward passes that are not measured."""
         self._trained(lambda steps, seconds, _: steps >= WARM_UP or seconds > WARM_UP_SECONDS)
         self._passed(bf16=self.machine.bf16)
         self._passed(bf16=False)
 
     def measure(self) -> Samples:
-        """Samples of training, of evaluation, and of the inference for features."""
+        """Measure training, evaluation, and the inference that computes features (in float32)."""
         trained = self._trained(_long_enough)
         return trained, self._passed(bf16=self.machine.bf16), self._passed(bf16=False)
 
@@ -270,7 +270,7 @@ def _long_enough(steps: int, seconds: float, processor: float) -> bool:
 
 
 class _Clock(pl.Callback):
-    """Measures training from its second step on, and ends it when the sample is large enough."""
+    """Measures training from its second step on. Ends the training when `enough` returns true."""
 
     def __init__(self, enough: Callable[[int, float, float], bool]) -> None:
         self.enough, self.steps = enough, -1

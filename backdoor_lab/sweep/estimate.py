@@ -1,4 +1,4 @@
-"""What a sweep would compute, and approximately how much time and disk space it would need."""
+"""Estimates what a sweep has to compute, and how much time and disk space it needs."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ from backdoor_lab.training.models import build_model
 from backdoor_lab.training.train import TrainingJob
 
 MEASURE, TRANSFORMED, TRAIN_ACCURACY = MEASUREMENTS = ("measure", "transformed", "train_accuracy")
-"""Stages that no other stage depends on."""
+"""The stages whose output no other stage uses."""
 FLOAT32 = 4
 
 
 @dataclass
 class Amount:
-    """The number of images trained on, evaluated, and passed through for features, with repeats."""
+    """Numbers of images: trained on (once per epoch), evaluated, and passed through for
+    features."""
 
     trained: int = 0
     measured: int = 0
     extracted: int = 0
 
     def seconds(self, speed: Speed) -> Rate:
-        """The time to process them one after the other."""
+        """The seconds to process these images, one after the other, at this speed."""
         parts = [(self.trained, speed.train), (self.measured, speed.measure),
                  (self.extracted, speed.extract)]  # fmt: skip
         return Rate(sum(n * each.now for n, each in parts), sum(n * r.idle for n, r in parts))
@@ -55,9 +56,12 @@ class Amount:
 
 @dataclass
 class Work:
-    """The remaining work of a sweep: each cell with its state; the `amounts` of the cells that need
-    computation, by kind of cell; one example of each kind in `kinds`; the number of `trainings`;
-    and the `bytes` of networks and features that will be added to the store."""
+    """The remaining work of a sweep.
+
+    `cells` lists every cell with its state. `amounts` lists the kind and the amount of each cell
+    that needs computation, and `kinds` maps each kind to one such cell. `trainings` is the number
+    of networks to train; `bytes` is the size of the networks and features to be stored.
+    """
 
     cells: list[tuple[Cell, str]] = field(default_factory=list)
     kinds: dict[str, Cell] = field(default_factory=dict)
@@ -67,12 +71,15 @@ class Work:
 
 
 class _MissingError(Exception):
-    """A stage that has to be computed."""
+    """Raised by `_Look` for a stage that is not stored."""
 
 
 class _Look(Store):
-    """A store that computes nothing. `missing` lists the stages that it lacks, in order: all
-    measurements, which no stage depends on, up to the first other stage."""
+    """A read-only store that computes nothing.
+
+    `missing` lists the stages that were requested and are not stored. Measurements are skipped,
+    since no stage depends on them; any other missing stage ends the search.
+    """
 
     def __init__(self, root: Path | str) -> None:
         super().__init__(root, read_only=True)
@@ -91,8 +98,8 @@ class _Look(Store):
 
 
 def missing_from(cell: Cell, store_root: Path | str, machine: ComputeDevice) -> list[str]:
-    """The stages of a cell that the store lacks, in order: measurements, up to the first other
-    stage, which the rest depends on; empty if only the record is missing."""
+    """The stages of a cell that are not in the store, in order. The list ends with the first stage
+    that others depend on. It is empty if only the record is missing."""
     look = _Look(store_root)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_MissingError):
         chain = CellPipeline(cell, look, machine, Progress(Path(folder), "", "none"))
@@ -101,7 +108,7 @@ def missing_from(cell: Cell, store_root: Path | str, machine: ComputeDevice) -> 
 
 
 def _clean_is_there(cell: Cell, data: Dataset, machine: ComputeDevice) -> bool:
-    """Whether the store has the network retrained on the clean set."""
+    """Whether the network retrained on the clean training set is in the store."""
     look = _Look(cell.store_root)
     with contextlib.suppress(_MissingError):
         train_stage("retrain", cell, clean(data.train), look, machine, _untrained)
@@ -113,12 +120,13 @@ def _untrained(job: TrainingJob, scratch: Path) -> Classifier:
 
 
 def estimate(cells: Sequence[Cell], finished: set[str], machine: ComputeDevice) -> Work:
-    """The remaining work of `cells`; those whose ids are in `finished` have a record. Networks
-    shared by several cells are counted once where the training set is known before filtering: for
-    one attack on one set of images, and for the clean set.
+    """Estimate the remaining work of `cells`; `finished` are the ids of cells that have a record.
 
-    Not included: what a trigger prepares, what a filter or a repair computes or trains, retraining
-    after a filter removed many images, and the disk space of poisoned images and checkpoints.
+    A network that several cells share is counted once if its training set is known before
+    filtering: the network of an attack, and the network trained on the clean set.
+
+    Not included: what a trigger prepares, what a filter or a repair computes or trains, networks
+    retrained after a filter removed images, and the disk space of poisoned images and checkpoints.
     """
     work, shared = Work(), set[str]()
     sizes: dict[str, tuple[int, int]] = {}
@@ -142,7 +150,8 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: ComputeDevice) 
 
 
 def footprint(cell: Cell, data: Dataset) -> tuple[int, int]:
-    """The bytes of a network's weights, and of one image's features at the cell's layer."""
+    """The bytes of a network's weights, and the bytes of one image's features at the cell's
+    layer."""
     channels, height, width = data.train.shape
     net = build_model(cell.model, channels=channels, classes=len(data.classes), seed=0).eval()
     weights = sum(value.nbytes for value in net.state_dict().values())
@@ -163,7 +172,8 @@ def _count(
     added = poisoned + cover_count(cell.plan, sizes)
     n_train = len(data.train) + (added if cell.plan.placement == "append" else 0)
     n_test = len(data.test) + len(asr_test_set(data.test.labels, cell.plan))
-    # A measurement is either in the list or after the stage that ends the list.
+    # A measurement is missing if it is in the list, or if it comes after the stage that ends the
+    # list.
     passes = {MEASURE: n_test, TRANSFORMED: n_test * len(cell.asr_under), TRAIN_ACCURACY: n_train}
     amount = Amount(measured=sum(passes.get(stage, 0) for stage in missing))
     beyond = [stage for stage in missing if stage not in MEASUREMENTS]
@@ -194,14 +204,14 @@ def _count(
     work.bytes += (trainings + repaired) * size[0]
     work.trainings += trainings
     amount.trained = trainings * n_train * cell.recipe.epochs
-    # Every network except the attacker's surrogate is also evaluated on its own training set.
+    # Every network except the surrogate is also evaluated on its own training set.
     amount.measured += (trainings - surrogates) * n_train
     return amount
 
 
 def _leaves_clean(cell: Cell, poisoned: int, added: int) -> bool:
-    """Whether the defense is known to leave the clean set, for any attack: all appended poison is
-    removed, all originals are restored, or there is no poison."""
+    """Whether the defense is certain to leave exactly the clean training set: there is no poison,
+    or all of it was appended and is removed, or all originals are restored."""
     defense = cell.defense
     if isinstance(defense, OracleControl):
         appended = cell.plan.placement == "append" and added == poisoned

@@ -1,4 +1,5 @@
-"""The estimate of a sweep as text for the terminal: its cells, its time and its disk space."""
+"""Describes the estimate of a sweep as text for the terminal: its cells, its time and its disk
+space."""
 
 from __future__ import annotations
 
@@ -26,19 +27,20 @@ def foretell(
     at_once: int,
     processes: int,
 ) -> str:
-    """The estimate of a sweep with `at_once` cells at a time, calibrated in `processes` processes
-    (0: in this one), as text."""
+    """Estimate a sweep that runs `at_once` cells at a time, and return the estimate as text.
+
+    The speed is measured in `processes` parallel processes; 0 measures in this process.
+    """
     work = estimate(cells, finished, machine)
     began = time.process_time()
     tried = calibrate(work.kinds, machine, min(processes, len(work.amounts)))
-    # By now this process has done everything that a run does before its first cell.
+    # Up to here, this process has done what every run does before its first cell.
     return describe(work, tried, at_once=max(1, min(at_once, len(work.amounts))), before=began)
 
 
 def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.0) -> str:
-    """The cells, what is left of each, and the total, as text for a terminal, with a warning if the
-    disk is too small for the networks and features. `before`: the CPU seconds before the first
-    cell."""
+    """Describe the remaining work and its total time as text, with a warning if the disk has too
+    little space. `before` is the CPU seconds before the first cell starts."""
     width = max(len(cell.id) for cell, _ in work.cells)
     lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
     done = sum(state == "done" for _, state in work.cells)
@@ -72,8 +74,8 @@ def _disturbance(tried: Calibration, now: float, single: float) -> str:
 
 
 def _takes(work: Work, tried: Calibration, at_once: int, before: float) -> Rate:
-    """The seconds from the command to the last record, if each free worker takes the next cell in
-    order, including the start of the workers."""
+    """The seconds from the start of the command to the last record. Each free worker takes the next
+    cell in order; the time to start the workers is included."""
     costs = [amount.seconds(tried.speeds[kind]) for kind, amount in work.amounts]
     slower = max([cost.now / cost.idle for cost in costs if cost.idle], default=1.0)
     start = Rate(tried.start * slower, tried.start)
@@ -82,7 +84,8 @@ def _takes(work: Work, tried: Calibration, at_once: int, before: float) -> Rate:
 
 
 def _last(costs: Sequence[float], at_once: int, start: float) -> float:
-    """The time at which the last of `at_once` workers finishes."""
+    """The time at which the last of `at_once` workers finishes, if each free worker takes the next
+    of `costs` (seconds) and all begin at `start`."""
     workers = [start if costs else 0.0] * at_once
     for cost in costs:
         heapq.heapreplace(workers, workers[0] + cost)
@@ -97,7 +100,7 @@ def _how(tried: Calibration) -> str:
 
 
 def _unforeseen(work: Work) -> list[str]:
-    """A note on costs that the estimate omits, if any cell has them."""
+    """A note on costs that the estimate does not include; empty if no cell has any."""
     left = [cell for cell, state in work.cells if state not in ("done", "record only")]
     names = [c.choices["trigger"] for c in left if c.trigger.needs_preparing]
     names += [c.choices["trigger"] for c in left if c.trigger.uses_surrogate]

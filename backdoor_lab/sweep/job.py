@@ -1,4 +1,4 @@
-"""One cell in the process that a launcher assigned to it."""
+"""Runs one cell in the process that a launcher chose for it."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ log = logging.getLogger(__name__)
 def run_job(
     config: dict[str, Any], folder: Path, parallel_cells: int, *, in_sweep: bool = False
 ) -> str:
-    """Run the cell of a resolved configuration in `folder`; returns its status.
+    """Run the cell of a resolved configuration in `folder`. Returns its status.
 
-    In a sweep, the folder name is the id that the cell had when the sweep was checked. Raises
-    ConfigError or DataError before any work, StoppedError if a stop is requested.
+    In a sweep, the name of the folder is the id that the cell had when the sweep was checked.
+    Raises ConfigError or DataError before any work starts, and StoppedError if a stop is requested.
     """
     shutdown.check()
     cell = preflight().identify(config)
@@ -48,7 +48,8 @@ def run_job(
     if not in_sweep:
         identity.warn([cell.code])
     check_writable(folder)
-    # To the cell's log, not to a terminal on which the sweep shows its table.
+    # Write warnings to the cell's log: they would destroy the table that a sweep shows on the
+    # terminal.
     logging.captureWarnings(in_sweep)
     if finished(folder, cell.id, quiet=True):
         _tell(folder, in_sweep)
@@ -63,7 +64,7 @@ def run_job(
 
 
 def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> str:
-    """Run a cell that is not done; returns its status."""
+    """Run a cell that has no record of a completed run. Returns its status."""
     from backdoor_lab.core.store import Store
     from backdoor_lab.pipeline.cell_pipeline import CellPipeline, run_cell
     from backdoor_lab.pipeline.progress import Progress
@@ -87,12 +88,13 @@ def _compute(cell: Cell, folder: Path, parallel_cells: int, in_sweep: bool) -> s
 
 
 def _shown(progress: str, in_sweep: bool) -> str:
-    """The kind of progress that a cell shows; in a sweep, the driver shows the bar (live.py)."""
+    """The kind of progress that the cell itself shows. In a sweep a cell shows no bar; the driver
+    does (see live.py)."""
     return "lines" if in_sweep and progress in ("auto", "bar") else progress
 
 
 def _tell(folder: Path, in_sweep: bool) -> None:
-    """Log the metrics of a single cell in one line; a sweep has its tables."""
+    """Log a single cell's metrics in one line. In a sweep, nothing is logged: it has tables."""
     if in_sweep:
         return
     data = read_small(folder / RECORD)

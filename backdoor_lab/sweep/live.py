@@ -1,8 +1,8 @@
-"""The output of a sweep's driver: a row for each finished cell and, on a terminal, status lines
-below with the running cells and the remaining time.
+"""Shows a running sweep on the terminal: a row for each finished cell and, below, status lines with
+the running cells and the remaining time.
 
-Only the driver writes to the terminal: cells log to their files (`quiet_cells`), so that the table
-stays intact. If the output is not a terminal, rows are plain lines among those of the cells.
+Only the driver writes to the terminal; cells write to their log files (`quiet_cells`), so that the
+table stays intact. If the output is not a terminal, rows are printed as lines between log lines.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from backdoor_lab.sweep.watch import Watch
 POLL = 0.5
 """Seconds between two checks of the cells."""
 SHARE = 20
-"""Checks take at most this fraction of the time: after a slow one, as on a network file system,
-the next is delayed by so many times its duration."""
+"""A check must take at most 1/SHARE of the time: after a slow check (of a network file system), the
+next one follows SHARE times its duration later."""
 SHOWN = 8
-"""Maximum number of running cells shown by name; of others, only the number is shown."""
+"""The maximum number of running cells that are shown by name."""
 CONSOLE, FILE = "console", "file"
 
 
 def on_terminal(progress: str) -> bool:
-    """Whether a sweep with this `trainer.progress` shows a live table."""
+    """Whether a sweep with this value of `trainer.progress` shows a live table."""
     return progress in ("auto", "bar") and sys.stdout.isatty()
 
 
 def quiet_cells(config: DictConfig) -> list[str]:
-    """Overrides that keep cells from writing to a terminal with a live table."""
+    """The overrides that keep cells from writing to a terminal that shows a live table."""
     handlers = OmegaConf.select(config, "hydra.job_logging.root.handlers")
     owned = on_terminal(str(config.trainer.progress))
     if not owned or handlers is None or list(handlers) != [CONSOLE, FILE]:
@@ -52,12 +52,12 @@ def quiet_cells(config: DictConfig) -> list[str]:
 def live(
     folder: Path, asked: Sequence[RequestedCell], left: Sequence[RequestedCell], progress: str
 ) -> Iterator[None]:
-    """Show the cells of `left` as they finish, while the launcher blocks inside the context."""
+    """A context manager that shows the cells of `left` as they finish, from a background thread."""
     if progress == "none":
         yield
         return
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # On a terminal whose encoding has no dash, print a question mark.
+        # If the terminal's encoding lacks a character, print a question mark.
         sys.stdout.reconfigure(errors="replace")
     board = (_Terminal if on_terminal(progress) else _Lines)(folder, asked, left)
     thread = threading.Thread(target=board.follow, daemon=True)
@@ -71,7 +71,7 @@ def live(
 
 
 class _Lines:
-    """Rows as plain lines, each with the progress of the sweep."""
+    """Prints each finished cell as one line, which ends with the progress of the sweep."""
 
     def __init__(
         self, folder: Path, asked: Sequence[RequestedCell], left: Sequence[RequestedCell]
@@ -87,7 +87,7 @@ class _Lines:
         yield
 
     def follow(self) -> None:
-        """Check the cells until the sweep has ended, and once more."""
+        """Check the cells repeatedly until the sweep has ended, and once after that."""
         pause = POLL
         while not self.ended.wait(pause):
             began = time.monotonic()
@@ -96,7 +96,7 @@ class _Lines:
         self.look(time.monotonic())
 
     def look(self, now: float) -> None:
-        """Print the rows of the cells that finished since the last check."""
+        """Print a row for each cell that finished since the last check."""
         finished, self.running = self.watch.finished(now), self.watch.running(now)
         for cell in finished:
             if not self._begun:
@@ -108,7 +108,7 @@ class _Lines:
         return f"{row}  [{self.far(now)}]"
 
     def far(self, now: float) -> str:
-        """`3 of 12 cells done, about 6 min left`."""
+        """The progress of the sweep: `3 of 12 cells done, about 6 min left`."""
         done = self.before + self.watch.done
         said = f"{done} of {self.total} cells done"
         left = self.watch.seconds_left(now)
@@ -121,7 +121,7 @@ class _Lines:
 
 
 class _Terminal(_Lines):
-    """Rows above status lines with the progress of the sweep and its running cells."""
+    """Prints rows above status lines that show the progress of the sweep and its running cells."""
 
     below = "starting"
 
@@ -149,7 +149,7 @@ class _Terminal(_Lines):
         lines += [f"  {self.rows.name(name)}: {beat.doing}" for name, beat in named]
         if len(self.running) > SHOWN:
             lines.append(f"  and {len(self.running) - SHOWN} more")
-        # One assignment, since another thread draws the text.
+        # Assign the text in one step, because another thread draws it.
         self.below = "\n".join(map(plain, lines))
 
     def _below(self) -> Any:

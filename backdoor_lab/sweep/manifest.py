@@ -1,4 +1,4 @@
-"""The requested cells of a sweep, and which of them are done; reads only small files."""
+"""The requested cells of a sweep, and which of them are done. Reads only small files."""
 
 from __future__ import annotations
 
@@ -29,22 +29,24 @@ from backdoor_lab.results.seal import write_sealed
 
 log = logging.getLogger(__name__)
 HALT = ".halted"
-"""A file in a sweep's folder after a cell has failed with `fail_fast`: no other cell starts."""
+"""The name of a file in a sweep's folder: while it exists, no cell starts. It is created when a
+cell fails with `fail_fast`."""
 DIVERGED = ".diverged"
-"""A folder in a sweep's folder: the stages that diverged in this run (see Store)."""
+"""The name of a folder in a sweep's folder that lists the stages that diverged in this run (see
+Store)."""
 RECORD, SWEEP = "record.json", "sweep.json"
 OWN_FILES = (
     ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "backdoor_lab.log",
     "running.json",
 )  # fmt: skip
 WHOLE = {"nat1", "n_poisoned", "pois_left"}
-"""The metrics that the record of every completed cell has."""
+"""The metrics that every record with status ``done`` must contain."""
 
 
 @dataclass(frozen=True)
 class RequestedCell:
-    """A requested cell: its id, its choices, a hash of what determines its poison, its overrides,
-    and how its failure is handled."""
+    """A requested cell: its id, its choices, the inputs that determine its poison, its overrides,
+    how often it is retried, and whether its failure stops the sweep."""
 
     id: str
     choices: dict[str, Any]
@@ -55,8 +57,8 @@ class RequestedCell:
 
 
 def clear_way(folder: Path) -> None:
-    """Set aside anything that keeps Hydra or a cell from writing to the cell's folder: a file
-    instead of a folder; a directory or a blocking pipe instead of a file."""
+    """Set aside whatever keeps Hydra or a cell from writing to the cell's folder: a file in place
+    of a folder, or a directory or pipe in place of a file."""
     for path in (folder, folder / ".hydra"):
         clear_folder(path)
     for name in OWN_FILES:
@@ -64,12 +66,12 @@ def clear_way(folder: Path) -> None:
 
 
 def command_line() -> str:
-    """The command line of this process, as one would type it."""
+    """The command line of this process, quoted for a shell."""
     return " ".join(["python -m backdoor_lab", *map(shlex.quote, sys.argv[1:])])
 
 
 def status_of(folder: Path) -> str | None:
-    """The status in a cell's record, as tables show it; None without a record."""
+    """The status in a cell's record, as shown in tables. None if there is no record."""
     try:
         found = read_record(folder)
     except DataError:
@@ -78,11 +80,11 @@ def status_of(folder: Path) -> str | None:
 
 
 def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
-    """Whether a folder contains the record of this cell, done. A failed cell is run again, as is
-    one with a damaged record, with a warning unless `quiet`.
+    """Whether `folder` contains a record of this cell with status ``done``. False for a damaged
+    record, with a warning unless `quiet`: the cell is run again.
 
-    Raises ConfigError if the record is another cell's, UnreadableFileError if it may be intact but
-    cannot be read. Nothing in a damaged record is trusted, not even its id: it is set aside.
+    Raises ConfigError if the record belongs to another cell, and UnreadableFileError if it cannot
+    be read but may be intact.
     """
     try:
         found = read_record(folder)
@@ -103,7 +105,7 @@ def finished(folder: Path, cell_id: str, *, quiet: bool = False) -> bool:
 
 
 def mend(folder: Path) -> None:
-    """Set aside a damaged record in a cell's folder."""
+    """If the record in a cell's folder is damaged, set it aside (rename it)."""
     path = folder / RECORD
     try:
         read_record(folder)
@@ -112,7 +114,8 @@ def mend(folder: Path) -> None:
 
 
 def read_record(folder: Path) -> CellRecord | None:
-    """The record in a folder; None if there is none. Raises DataError if it is damaged."""
+    """Read the record in a folder. Returns None if there is none; raises DataError if it is
+    damaged."""
     try:
         data = read_small(folder / RECORD)
     except FileNotFoundError:
@@ -141,12 +144,13 @@ def halt(folder: Path) -> None:
 
 
 def halted(folder: Path) -> bool:
-    """Whether a cell of this sweep has failed with `fail_fast`."""
+    """Whether a cell of the sweep in `folder` has failed with `fail_fast`."""
     return (folder / HALT).exists()
 
 
 def forget_failures(folder: Path) -> None:
-    """Clear the failures and divergences of earlier commands, so that they are tried again."""
+    """Clear what earlier commands recorded about failed and diverged cells, so that they run
+    again."""
     clear_file(folder / HALT)
     (folder / HALT).unlink(missing_ok=True)
     clear_folder(folder / DIVERGED)
@@ -154,7 +158,8 @@ def forget_failures(folder: Path) -> None:
 
 
 def sweep_file(folder: Path) -> dict[str, Any]:
-    """The content of a sweep's sweep.json; empty if there is no usable one."""
+    """Read the sweep.json in a sweep's folder. Returns an empty dict if it is missing or
+    damaged."""
     try:
         found = read_json(folder / SWEEP)
         _check_sweep(found)
@@ -174,7 +179,8 @@ def _is_asked(value: Any) -> bool:
 
 
 def merge_asked(folder: Path, asked: Sequence[RequestedCell]) -> list[dict[str, Any]]:
-    """The cells requested in this folder before and now, each once; a damaged list is set aside."""
+    """All cells requested in this folder, by earlier commands and now, each one once. Sets a
+    damaged sweep.json aside."""
     before = read_or_set_aside(folder / SWEEP, _check_sweep) or {"asked": []}
     old = {each["id"]: each for each in before["asked"]}
     new = {each.id: {"id": each.id, "choices": each.choices} for each in asked}
@@ -182,9 +188,10 @@ def merge_asked(folder: Path, asked: Sequence[RequestedCell]) -> list[dict[str, 
 
 
 def note_failure(folder: Path, reason: str, status: str | None = None) -> str:
-    """Record why a cell failed without writing its own record; returns the status.
+    """Write a record with status failed for a cell that could not write its own. Returns the
+    status.
 
-    If that cannot be written either, the reason is logged.
+    If the record cannot be written, logs the reason.
     """
     status = status or failed_status(reason)
     asked = sweep_file(folder.parent).get("asked", [])
@@ -202,15 +209,16 @@ def note_failure(folder: Path, reason: str, status: str | None = None) -> str:
 
 
 def place(folder: Path, cell_id: str) -> str:
-    """``3/12`` for the third of twelve cells."""
+    """The position of a cell in its sweep: ``3/12`` for the third of twelve cells."""
     ids = [each["id"] for each in sweep_file(folder).get("asked", [])]
     return f"{ids.index(cell_id) + 1}/{len(ids)}" if cell_id in ids else "1/1"
 
 
 def spread(left: Sequence[RequestedCell]) -> list[RequestedCell]:
-    """The cells in an order in which neighbors have different attacks.
+    """Reorder the cells so that consecutive cells have different attacks.
 
-    Cells that share an attack wait for the same network; run in parallel, all but one would idle.
+    Cells with the same attack need the same network: if they ran in parallel, all but one would
+    wait for it.
     """
     seen: dict[str, int] = {}
     ranks = []

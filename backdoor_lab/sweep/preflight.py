@@ -1,4 +1,4 @@
-"""All checks of a configuration that are possible before any work starts."""
+"""Checks a configuration before any work starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from backdoor_lab.training.transformations import check_fits
 
 
 class Preflight:
-    """Checks configurations; what cells of a sweep share is checked once."""
+    """Checks the configurations of cells. What several cells share is checked only once."""
 
     def __init__(self) -> None:
         self._names: dict[str, tuple[tuple[str, ...], str]] = {}
@@ -38,22 +38,22 @@ class Preflight:
         self._seen: set[str] = set()
 
     def cell(self, config: dict[str, Any]) -> Cell:
-        """The cell of a resolved configuration, after all checks.
+        """Check a resolved configuration completely, and return its cell.
 
-        Raises ConfigError or DataError, naming the rule that is broken.
+        Raises ConfigError or DataError, which name the rule that is broken.
         """
         cell = self.identify(config)
         self.check(cell)
         return cell
 
     def identify(self, config: dict[str, Any]) -> Cell:
-        """The cell of a resolved configuration, after the checks that need neither images nor
-        torch: enough to find its record. Raises as `cell` does."""
+        """Check a resolved configuration as far as possible without images and torch, and return
+        its cell. That is enough to find the cell's record. Raises as `cell` does."""
         with _enough_memory():
             return self._identify(config)
 
     def check(self, cell: Cell) -> None:
-        """The checks that `identify` omits. Raises as `cell` does."""
+        """Run the checks that `identify` omits. Raises as `cell` does."""
         with _enough_memory():
             self._check(cell)
 
@@ -64,7 +64,7 @@ class Preflight:
             check_model(config["model"])
         key = _data_key(config)
         if key not in self._names:
-            # A command that is rejected, or only estimates, leaves no files.
+            # Read-only: a command that is rejected, or that only estimates, must leave no files.
             store = Store(config["store"]["root"], read_only=True)
             self._names[key] = classes_and_fingerprint(parts.data, store)
         cell = Cell(config, *self._names[key], parts)
@@ -84,14 +84,14 @@ class Preflight:
         check_fits(cell.asr_under, *data.train.shape[1:])
 
     def publish(self, cells: Iterable[Cell] = ()) -> None:
-        """Store the data sets of `cells` (default: of all checked cells) after the checks."""
+        """Write the data sets of `cells` (default: of all checked cells) to the store."""
         wanted = {_data_key(cell.config) for cell in cells}
         for key, (cell, _) in self._data.items():
             if key in wanted or not wanted:
                 self._data[key] = cell, open_dataset(cell.parts.data, Store(cell.store_root))
 
     def _check_names(self, cell: Cell) -> None:
-        """Check device, network and layer as far as possible without the data set."""
+        """Check the device, the network and the layer, as far as possible without the data set."""
         layer = cell.protocol["layer"]
         key = canonical(["names", cell.trainer, cell.model, layer])
         if key not in self._seen:
@@ -110,7 +110,7 @@ class Preflight:
             self._seen.add(key)
 
     def data(self, cell: Cell) -> Dataset:
-        """The cell's data set, read once."""
+        """The cell's data set, which is read only once."""
         key = _data_key(cell.config)
         if key not in self._data:
             store = Store(cell.store_root, read_only=True)
@@ -130,7 +130,8 @@ class Preflight:
             return
         sizes = class_sizes(data.train.labels, len(data.classes))
         poisoned = count(cell.plan, sizes)
-        # Also without poison: the attack success rate of a clean network is measured too.
+        # Check this even if there is no poison: the attack success rate is measured on triggered
+        # test images.
         cell.trigger.check_image_size(*data.train.shape)
         if cell.plan.apply_trigger == "after_augmentation":
             check_can_be_late(cell.trigger)
@@ -159,7 +160,8 @@ class Preflight:
 
 @functools.cache
 def preflight() -> Preflight:
-    """The checks of this process: a check that passed for one cell is not repeated for the next."""
+    """The `Preflight` of this process; it is shared, so that no check is repeated for the next
+    cell."""
     return Preflight()
 
 

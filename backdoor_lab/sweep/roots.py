@@ -1,4 +1,5 @@
-"""Several data sets in one sweep: glob patterns for their files, and distinct labels."""
+"""Several data sets in one sweep: expands glob patterns of paths, and gives each data set a
+label."""
 
 from __future__ import annotations
 
@@ -20,14 +21,14 @@ KEY = "dataset.root"
 
 
 def with_patterns(overrides: Sequence[Override]) -> list[str]:
-    """The overrides as text, with glob patterns in `dataset.root` (``sets/*.npz``) replaced by
-    their sorted matches. Raises ConfigError for a pattern without matches."""
+    """The overrides as text. Glob patterns in `dataset.root` (``sets/*.npz``) are replaced by their
+    sorted matches. Raises ConfigError if a pattern matches nothing."""
     return [_replaced(each) for each in overrides]
 
 
 def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
-    """By cell id, a label for its data set if several sets have the same name: the part of the path
-    that differs. A label in the configuration takes precedence."""
+    """Labels for data sets that have the same name, keyed by cell id: the part of each path that
+    differs from the others. Cells whose data set has a unique name are omitted."""
     by_name: dict[str, dict[str, list[Cell]]] = {}
     for cell in cells:
         settings = cell.config["dataset"]
@@ -45,9 +46,9 @@ def labels_of(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 def apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
-    """For distinct paths, given as parts, the shortest distinguishing part of each: without their
-    common beginning and end. If that leaves a path empty, enough of the end is kept to make all
-    labels differ."""
+    """Shorten distinct paths, given as tuples of parts, to what distinguishes them: their common
+    beginning and end are removed. If this leaves a path empty, returns the shortest distinct
+    ends."""
     first, last = (_alike(paths), _alike([path[::-1] for path in paths]))
     middles = [path[first : len(path) - last] for path in paths]
     if not all(middles):
@@ -58,7 +59,7 @@ def apart(paths: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _alike(paths: Sequence[tuple[str, ...]]) -> int:
-    """The length of the common beginning of all paths, in parts."""
+    """The number of leading parts that all paths have in common."""
     return next(
         (n for n, parts in enumerate(zip(*paths, strict=False)) if len(set(parts)) > 1),
         min(map(len, paths)),
@@ -83,7 +84,8 @@ def _replaced(override: Override) -> str:
 
 
 def _given(override: Override) -> tuple[list[str], list[str]]:
-    """The paths and patterns of an override, and those that ``glob(…,exclude=…)`` excludes."""
+    """The paths and patterns of an override, and the patterns that ``glob(…,exclude=…)``
+    excludes."""
     value = override._value
     if isinstance(value, Glob):
         return [*value.include], [*value.exclude]
@@ -111,5 +113,5 @@ def _matches(value: str) -> list[str]:
 
 
 def quoted(path: str) -> str:
-    """`path` as a value in Hydra's grammar, with any characters escaped."""
+    """Quote and escape `path` as a value in Hydra's grammar."""
     return QuotedString(path, Quote.single).with_quotes()

@@ -1,4 +1,5 @@
-"""A sweep's cells as rows of one table, whose columns are fixed before the first cell runs."""
+"""Formats the cells of a sweep as rows of one table. Columns are fixed before the first cell
+runs."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ ALWAYS = ("trigger", "target", "ratio")
 FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")
 GAP, NONE = "  ", "–"
 WIDEST_FIGURE = 6
-"""Width of `100.00`, and enough for counts of images."""
+"""The width of `100.00`; counts of images fit too."""
 
 
 class Rows:
-    """Rows with trigger, target, ratio and everything else that differs between cells, and
-    metrics."""
+    """Formats cells as rows: trigger, target, ratio, other choices that differ between the cells,
+    and metrics."""
 
     def __init__(self, asked: Sequence[RequestedCell]) -> None:
         facts = CellFields([CellRecord(each.id, MISSING, each.choices) for each in asked])
@@ -32,19 +33,20 @@ class Rows:
         self._names = names
 
     def header(self) -> str:
-        """The header above all rows."""
+        """The line of column heads."""
         figures = [each.rjust(self._wide(each)) for each in self._heads]
         return plain(GAP.join([*self._padded(list(map(head, self._names))), *figures]))
 
     def row(self, cell: CellRecord) -> str:
-        """The row of a finished cell; for a failed one, its error message."""
+        """The row of a finished cell. For a failed cell, its status takes the place of the
+        metrics."""
         key = self._padded(list(self._keys[cell.id]))
         if not cell.done:
             return plain(GAP.join([*key, cell.status]))
         return plain(GAP.join([*key, *map(self._figure, FIGURES, [cell] * len(FIGURES))]))
 
     def name(self, cell_id: str) -> str:
-        """A short name of a cell from what differs: `pixel bird 5%`."""
+        """A short name of a cell, made of the choices that identify its row: `pixel bird 5%`."""
         return plain(" ".join(self._keys[cell_id]))
 
     def _padded(self, words: list[str]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Checks a single cell before Hydra creates its folder: a rejected command leaves no files."""
+"""Checks a single cell before Hydra creates its folder, so that a rejected command leaves no
+files."""
 
 from __future__ import annotations
 
@@ -15,9 +16,9 @@ from backdoor_lab.sweep.manifest import clear_way, finished
 
 
 class EndedEarly(BaseException):
-    """There is nothing to run: the command is invalid (`error`) or only requests an estimate.
+    """Ends a command before its cell runs: the command is invalid (`error`) or only a `dry_run`.
 
-    Not an Exception, which Hydra would turn into a warning and ignore.
+    Not a subclass of Exception: Hydra would turn that into a warning and continue.
     """
 
     def __init__(self, error: Exception | None = None) -> None:
@@ -26,10 +27,10 @@ class EndedEarly(BaseException):
 
 
 class BeforeRun(Callback):
-    """A callback in `conf/config.yaml` that Hydra runs before a single cell; not in a sweep."""
+    """A Hydra callback, configured in `conf/config.yaml`, that runs before a single cell."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Raises EndedEarly if there is nothing to run."""
+        """Check the cell. Raises EndedEarly if it must not run."""
         found: Exception | None = None
         try:
             if _checked(config):
@@ -40,7 +41,8 @@ class BeforeRun(Callback):
 
 
 def _checked(config: DictConfig) -> bool:
-    """Whether the cell is to be run; with `dry_run`, prints the estimate instead."""
+    """Check the cell. Returns whether to run it; with `dry_run`, prints the estimate and returns
+    False."""
     from backdoor_lab.sweep.preflight import preflight
 
     HydraConfig.instance().set_config(config)

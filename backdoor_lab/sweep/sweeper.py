@@ -1,4 +1,5 @@
-"""A grid of cells: all checked before any work, resumed, launched, and tabulated."""
+"""Runs a sweep: checks all cells before any work, launches those not done, and writes the
+tables."""
 
 from __future__ import annotations
 
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from backdoor_lab.pipeline.cell import Cell
     from backdoor_lab.sweep.preflight import Preflight
 
-# Hydra's plugin scan executes plugin modules again; BasicSweeper must be imported after it.
+# This must come before the import of BasicSweeper: it executes all plugin modules again.
 Plugins.instance()
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper  # noqa: E402
 
@@ -64,22 +65,24 @@ NAME = "hydra_plugins.backdoor_lab_sweeper"
 
 
 class ResumeSweeper(BasicSweeper):
-    """Hydra's own Cartesian product of choices, with three differences.
+    """A Hydra sweeper that runs the Cartesian product of all choices, and can resume.
 
-    All cells are checked before the first one starts; cells that have a record are not run again;
-    and in the end the outcome is read from the records, not from the launcher.
+    It differs from BasicSweeper in three ways: all cells are checked before the first one starts;
+    cells that are already done are not run again; and the outcome is read from the cells' records,
+    not from the launcher.
     """
 
     _cell_of: Callable[[Sequence[str]], Cell]
     _preflight: Preflight
     last_code = EXIT_DONE
-    """The exit code of this process's last sweep: Hydra drops what `sweep` returns."""
+    """The exit code of the last sweep in this process. Hydra drops the value that `sweep`
+    returns."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """As Hydra's, but the launcher is created only when there is work: the number of parallel
-        cells may depend on the GPUs, and counting these imports torch."""
+        """Prepare as BasicSweeper does, but create the launcher only when there are cells to run:
+        the number of parallel cells may depend on the GPUs, and counting GPUs imports torch."""
         self.hydra_context, self.config = hydra_context, config
         self._make_launcher = functools.partial(
             Plugins.instance().instantiate_launcher,
@@ -87,7 +90,7 @@ class ResumeSweeper(BasicSweeper):
         )  # fmt: skip
 
     def sweep(self, arguments: list[str]) -> int:
-        """Run the sweep; returns the exit code."""
+        """Run the sweep. Returns the exit code."""
         jobs = self._jobs(arguments)
         folder = Path(str(self.config.hydra.sweep.dir))
         absolute("hydra.sweep.dir", str(folder))
@@ -104,7 +107,7 @@ class ResumeSweeper(BasicSweeper):
             ResumeSweeper.last_code = EXIT_DONE
             return EXIT_DONE
         check_writable(folder)
-        # No check fails from here on.
+        # All checks have passed at this point.
         if left:
             self._preflight.publish()
         self._announce(folder, asked)
@@ -121,7 +124,8 @@ class ResumeSweeper(BasicSweeper):
         left: Sequence[RequestedCell],
         at_once: Parallelism,
     ) -> dict[str, str]:
-        """Run the cells of `left`, showing each as it finishes; returns as `_launch` does."""
+        """Run the cells of `left`, and show each one when it finishes. Returns as `_launch`
+        does."""
         assert self.config is not None
         for each in left:
             clear_way(folder / each.id)
@@ -146,8 +150,8 @@ class ResumeSweeper(BasicSweeper):
     def _checked(
         self, jobs: Sequence[list[str]], folder: Path
     ) -> tuple[list[RequestedCell], list[Cell], set[str]]:
-        """All cells of the sweep as requested cells, those to be estimated as cells, and the ids of
-        those that are done, which are only identified: they have passed all other checks."""
+        """Check the sweep. Returns all its cells as requested cells, the cells to estimate, and the
+        ids of the cells that are done, for which most checks are skipped."""
         from backdoor_lab.attacks.plan import SameClassError
         from backdoor_lab.sweep.preflight import Preflight
 
@@ -168,9 +172,9 @@ class ResumeSweeper(BasicSweeper):
                     continue
             found.append((number, cell))
             marks.append(cell.code)
-            # Two spellings of one choice (0.05, 5e-2) are the same cell.
+            # The same value in two spellings (0.05, 5e-2) makes the same cell.
             cells.setdefault(cell.id, (cell, job))
-        # After that: these checks read images and import torch.
+        # In a second pass, because these checks read images and import torch.
         done: set[str] = set()
         for number, cell in found:
             with _named(number, jobs):
@@ -204,14 +208,13 @@ class ResumeSweeper(BasicSweeper):
         assert self.config is not None
         make_folder(folder)
         write_ours(folder / "multirun.yaml", OmegaConf.to_yaml(self.config).encode())
-        # If the folder has records, other entries of sweep.json are kept.
+        # Other entries of an existing sweep.json are kept.
         said = sweep_file(folder) | {"schema": 1, "name": folder.name, "command": command_line()}
         said |= {"asked": merge_asked(folder, asked)}
         write_json(folder / "sweep.json", said)
 
     def _launch(self, folder: Path, left: Sequence[RequestedCell], at_once: int) -> dict[str, str]:
-        """Run the cells; returns, by id, the status of those that could not record their
-        failure."""
+        """Launch the cells. Returns the status, by id, of failed cells that may have no record."""
         shutdown.install()
         shutdown.forward_to_children()
         launch = Launch(
@@ -231,7 +234,8 @@ class ResumeSweeper(BasicSweeper):
 
 
 def register() -> None:
-    """Register the sweeper with Hydra, which takes sweepers only from `hydra_plugins`."""
+    """Register the sweeper with Hydra, which accepts sweepers only from the package
+    `hydra_plugins`."""
     module = sys.modules[__name__]
     if NAME not in sys.modules:
         sys.modules[NAME] = module
@@ -241,7 +245,7 @@ def register() -> None:
 
 @contextmanager
 def _named(number: int, jobs: Sequence[list[str]]) -> Iterator[None]:
-    """Say which cell of several an error is about."""
+    """Add the number and the overrides of the cell to an error raised inside this context."""
     try:
         yield
     except LabError as error:
@@ -259,7 +263,8 @@ def _asked(cell: Cell, job: Sequence[str], label: str | None) -> RequestedCell:
 
 
 def _tell_left_out(same: Sequence[SameClassError], combinations: int) -> None:
-    """Log how many combinations are skipped; raises ConfigError if all are."""
+    """Log how many combinations are skipped because source and target are equal. Raises ConfigError
+    if that applies to all."""
     if not same:
         return
     if len(same) == combinations:

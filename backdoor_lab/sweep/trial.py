@@ -1,4 +1,5 @@
-"""A trial pass of a network on two images of zeros, to find incompatibilities before any work."""
+"""Passes two images of zeros through a network, to find incompatibilities before any work
+starts."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from backdoor_lab.training.models import build_model
 def try_network(
     model: dict[str, Any], layer: str, shape: tuple[int, int, int], classes: int
 ) -> tuple[torch.nn.Module, int]:
-    """The network without weights, and the number of features per image at the layer.
+    """Try a network on images of this `shape`. Returns it, on the meta device, and the number of
+    features per image at `layer`.
 
     Raises ConfigError if the network cannot take such images, has no such layer or needs more
     memory than this machine has.
@@ -27,7 +29,7 @@ def try_network(
     try:
         found, features = _passed(net, layer, shape, "meta")
     except NotImplementedError:
-        # Some layers have no implementation for shapes alone (the meta device).
+        # Some operations are not implemented on the meta device, which computes shapes only.
         whole = build_model(model, channels=shape[0], classes=classes, seed=0)
         found, features = _passed(whole, layer, shape, "cpu")
     except (RuntimeError, AssertionError, ValueError) as error:
@@ -62,7 +64,7 @@ def _passed(
 
 
 def check_layer(net: torch.nn.Module, layer: str) -> None:
-    """Raises ConfigError if the network has no such layer."""
+    """Raises ConfigError if the network has no layer of this name."""
     if layer != AUTOENCODER:
         layer_of(net, layer)
 

@@ -1,6 +1,7 @@
-"""The state of a running sweep from its folder: finished and running cells, and time left.
+"""Follows a running sweep by its files: which cells have finished, which are running, and how much
+time is left.
 
-Reads only files that the cells write, so that it works with every launcher.
+Only files that the cells write are read, so this works with every launcher.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from backdoor_lab.results.stages import AFTER_TRAININGS, BETWEEN_TRAININGS
 from backdoor_lab.sweep.manifest import RECORD, read_record
 
 ENOUGH = 0.05
-"""The share of a cell that must be done before its own pace is used for an estimate."""
+"""An unfinished cell is used to estimate the time left only after this share of it is done."""
 
 
 @dataclass
@@ -28,10 +29,10 @@ class _Started:
 
 
 class Watch:
-    """Checks a sweep's folder repeatedly; `now` is seconds of the monotonic clock."""
+    """Checks the folder of a sweep repeatedly. `now` is in seconds of the monotonic clock."""
 
     def __init__(self, folder: Path, ids: Sequence[str]) -> None:
-        """`ids` are the cells that are still to run."""
+        """Watch the cells with these `ids`, which have yet to run."""
         self.folder = folder
         self._stamps = {each: _stamp(folder / each / RECORD) for each in ids}
         self._started: dict[str, _Started] = {}
@@ -54,7 +55,8 @@ class Watch:
             cell = read_record(self.folder / name) or CellRecord(name, DAMAGED)
         except DataError:
             cell = CellRecord(name, DAMAGED)
-        # A record copied in by hand may name another cell.
+        # Use the folder's name as the id: a record that was copied in by hand may name another
+        # cell.
         cell = replace(cell, id=name)
         started = self._started.pop(name, None)
         if cell.done:
@@ -65,7 +67,8 @@ class Watch:
         return cell
 
     def running(self, now: float) -> dict[str, Heartbeat]:
-        """The heartbeats of running cells by cell id, oldest cell first."""
+        """The heartbeats of the running cells, keyed by cell id, the cell that started first coming
+        first."""
         found = {}
         for each in self._stamps:
             if each in self._done:
@@ -85,19 +88,20 @@ class Watch:
 
     @property
     def done(self) -> int:
-        """How many cells have finished since this object was created."""
+        """The number of cells that have finished since this object was created."""
         return len(self._done)
 
     def seconds_left(self, now: float) -> float | None:
-        """The estimated seconds for the open cells: each takes the mean of the finished ones or,
-        before any has finished, is extrapolated from the running ones. None if neither is known."""
+        """The estimated seconds until all cells are finished. Every open cell is assumed to take as
+        long as the mean of the finished cells or, before any has finished, as the running cells
+        will take at their current pace. None if neither is known."""
         open_cells = len(self._stamps) - len(self._done)
         costs = list(self._costs.values()) or list(self._paces(now))
         if not costs:
             return None
         mean = sum(costs) / len(costs)
         spent = sum(min(now - each.at, mean) for each in self._started.values())
-        # A worker between two cells has no heartbeat but still counts.
+        # Count a worker that is between two cells, although it has no heartbeat.
         at_once = max(1, min(self._most, open_cells))
         return max(0.0, mean * open_cells - spent) / at_once
 
@@ -107,7 +111,8 @@ class Watch:
 
 
 def share_done(beat: Heartbeat) -> float:
-    """The approximate completed fraction of a cell: each of its two trainings counts as half."""
+    """The approximate share of a running cell that is done: half of it is the first training, the
+    other half the retraining."""
     if beat.stage in AFTER_TRAININGS:
         return 1.0
     if beat.stage in BETWEEN_TRAININGS:

@@ -1,1 +1,1 @@
-"""The stages of a cell, published in the store under a hash of their inputs."""
+"""The stages of a cell. Each is stored under a hash of its inputs."""

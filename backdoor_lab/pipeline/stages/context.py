@@ -1,4 +1,5 @@
-"""Images and networks for defenses that require them, and the stage of a repaired network."""
+"""The images and networks given to a defense that requires them, and the stage of a model
+repair."""
 
 from __future__ import annotations
 
@@ -33,8 +34,8 @@ from backdoor_lab.training.train import TrainingJob, new_classifier
 def context_of(
     cell: Cell, training: TrainingSet, data: Dataset, module: Classifier, machine: ComputeDevice
 ) -> DefenseContext:
-    """The images and networks for a cell's defense; `module`, the attacked network, is
-    unchanged."""
+    """Create the images and networks for a cell's defense. Networks are copies or new: the attacked
+    network `module` is not changed."""
     torch.set_num_threads(machine.threads)
     new = _networks(cell, training, module, machine)
 
@@ -61,9 +62,9 @@ def context_of(
 
 
 def context_facts(cell: Cell, data: Dataset, module: Classifier, weights: str) -> dict[str, Any]:
-    """The stage inputs that determine a defense's context, besides the training set.
+    """The stage inputs that determine a defense's context, except for the training set.
 
-    Networks run in float32 here, whatever the trainer's precision, so precision is not an input.
+    Networks in a context compute in float32, so the trainer's precision is not an input.
     """
     aside = {"test": data.test.digest, **held_out_facts(cell)}
     return {
@@ -80,7 +81,8 @@ def repair_stage(
     cell: Cell, repair: ModelRepair, training: TrainingSet, provided: Provided, store: Store,
     machine: ComputeDevice,
 ) -> tuple[Classifier, Artifact]:  # fmt: skip
-    """The network that a repair produces."""
+    """Run a repair, or read its stored result. Returns the repaired network in evaluation mode, on
+    the CPU, and the stored stage."""
     context = provided.context
 
     def make(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The inputs and the result of a defense: features, held-out features, filter result."""
+"""The stages of a defense: features, features of held-out images, and the filter result."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ FeatureModel = Classifier | Autoencoder
 
 @dataclass(frozen=True)
 class Provided:
-    """Images and networks for a defense that requires them, the inputs that determine them, and the
-    memory format of the attacked network."""
+    """The context given to a defense that requires images and networks; `facts`, the stage inputs
+    that determine this context; and the memory format of the attacked network."""
 
     context: DefenseContext
     facts: dict[str, Any]
@@ -48,8 +48,11 @@ class Provided:
 
 @dataclass(frozen=True)
 class Evidence:
-    """The inputs of a defense: features of the training set with their store entry and, if
-    required, features of held-out clean images with theirs, and images and networks."""
+    """The inputs of a defense: the features of the training set, with their stored stage.
+
+    If the defense requires them: the features of held-out clean images, with their stored stage,
+    and the context with images and networks.
+    """
 
     features: Features
     extracted: Artifact
@@ -65,7 +68,7 @@ def extract_stage(
     store: Store,
     machine: ComputeDevice,
 ) -> tuple[Features, Artifact]:
-    """The features of all training examples, without augmentation."""
+    """Compute the features of all training examples, without augmentation."""
     inputs = {
         "version": identity.stage("extract"),
         "weights": weights,
@@ -83,7 +86,7 @@ def clean_stage(
     store: Store,
     machine: ComputeDevice,
 ) -> tuple[Features, Artifact]:
-    """The features of the clean test images that are held out for defenses."""
+    """Compute the features of the clean test images that are held out for defenses."""
     where = held_out(cell, test)
     aside = clean(replace(test, images=test.images[where], labels=test.labels[where]))
     inputs = {
@@ -100,7 +103,7 @@ def clean_stage(
 def autoencoder_stage(
     cell: Cell, training: TrainingSet, store: Store, machine: ComputeDevice
 ) -> tuple[Autoencoder, Artifact]:
-    """The autoencoder trained on the training set, for ``protocol.layer=autoencoder``."""
+    """Train the autoencoder for ``protocol.layer=autoencoder`` on the training set."""
     seed = derive(cell.seed, streams.AUTOENCODER)
 
     def make(folder: Path) -> dict[str, Any]:
@@ -137,7 +140,8 @@ def _features(
 def filter_stage(
     cell: Cell, poisoned: PoisonResult, evidence: Evidence, store: Store, machine: ComputeDevice
 ) -> tuple[FilterResult, Artifact]:
-    """The result of the defense; only controls that declare it get the ground truth."""
+    """Run the defense, or read its stored result. Of all defenses, only an OracleControl is given
+    the ground truth."""
     defense, known = cell.defense, knowledge(cell, len(poisoned.source_index))
     assert isinstance(defense, Defense | OracleControl)
     held_out, provided = evidence.held_out, evidence.provided
@@ -174,13 +178,14 @@ def filter_stage(
 
 
 def normalization(module: FeatureModel) -> dict[str, Any]:
-    """A network's normalization, as a stage input; empty for the autoencoder, which has none."""
+    """A network's normalization, as stage inputs; empty for an autoencoder, which does not
+    normalize."""
     if isinstance(module, Autoencoder):
         return {}
     return {"normalisation": [module.mean.flatten().tolist(), module.std.flatten().tolist()]}
 
 
 def nothing_removed(n: int) -> FilterResult:
-    """The filter result of a repair: no scores, and all n examples kept."""
+    """The filter result that a repair is recorded with: scores NaN, and all n examples kept."""
     scores = torch.full((n,), torch.nan, dtype=torch.float64)
     return FilterResult(scores, torch.ones(n, dtype=torch.bool))

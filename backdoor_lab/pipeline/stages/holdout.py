@@ -1,5 +1,8 @@
-"""Held-out test images, and what the defense knows: both follow from the configuration alone.
-Imports no training code, so that checks and finished sweeps start quickly."""
+"""Selects the held-out test images, and the knowledge given to the defense.
+
+Both depend only on the configuration and the labels. This module imports no training code, so that
+checks and finished sweeps start quickly.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,11 @@ from backdoor_lab.pipeline.cell import Cell
 
 
 def held_out(cell: Cell, test: LabeledImages) -> Tensor:
-    """Sorted positions, int64, of the test images held out for defenses: `protocol.clean_holdout`
-    images, balanced over classes as far as possible, drawn with the cell's seed."""
+    """The indices, int64 in ascending order, of the test images held out for defenses.
+
+    There are `protocol.clean_holdout` of them, as evenly divided among the classes as possible, and
+    drawn at random with the cell's seed.
+    """
     wanted = cell.protocol["clean_holdout"]
     generator = torch_generator(cell.seed, streams.HOLDOUT)
     order = torch.randperm(len(test), generator=generator)
@@ -24,18 +30,18 @@ def held_out(cell: Cell, test: LabeledImages) -> Tensor:
     for label in range(len(test.classes)):
         members = order[test.labels[order] == label]
         rank[members] = torch.arange(len(members))
-    # The first image of every class, then the second of every class, and so on.
+    # Take one image of every class, then a second one of every class, and so on.
     return order[rank[order].argsort(stable=True)[:wanted]].sort().values
 
 
 def held_out_facts(cell: Cell) -> dict[str, Any]:
-    """The stage inputs that determine the held-out images; empty if there are none."""
+    """The stage inputs that determine the held-out images; empty if none are held out."""
     wanted = cell.protocol["clean_holdout"]
     return {"holdout": [wanted, cell.seed]} if wanted else {}
 
 
 def without_held_out(cell: Cell, data: Dataset) -> Dataset:
-    """The data set without the held-out test images."""
+    """A copy of the data set whose test images exclude the held-out ones."""
     if not cell.protocol["clean_holdout"]:
         return data
     rest = torch.ones(len(data.test), dtype=torch.bool)
@@ -45,13 +51,13 @@ def without_held_out(cell: Cell, data: Dataset) -> Dataset:
 
 
 def class_sizes(labels: Tensor, classes: int) -> list[int]:
-    """How many examples each label has."""
+    """The number of examples of each class, as a list indexed by class."""
     sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
     return sizes
 
 
 def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
-    """What this cell's defense is given: only what it declares to require."""
+    """The knowledge given to this cell's defense: only what it declares to require."""
     needs = cell.requires
     return DefenderKnowledge(
         classes=cell.classes,
@@ -62,5 +68,6 @@ def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
 
 
 def _epsilon(cell: Cell, n_poisoned: int) -> int:
-    """The number of poisoned images per attacked class: all, or divided by the classes."""
+    """The number of poisoned images in each attacked class: all of them for a single target,
+    otherwise divided by the number of classes."""
     return n_poisoned if cell.plan.label_mode != "all_to_all" else n_poisoned // len(cell.classes)

@@ -1,7 +1,7 @@
-"""The stages of a cell, each published in the store under a hash of its inputs.
+"""The stages prepare, poison, train and measure. Each is stored under a hash of its inputs.
 
-The inputs of a stage contain its version from identity.json, and its code hash if the code differs,
-so that results of different code are never mixed up.
+The inputs of a stage include its version from identity.json and, if the code was edited since, a
+hash of the code, so that results of different code are never confused.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ Fit = Callable[[TrainingJob, Path], Classifier]
 def prepare_stage(
     cell: Cell, data: Dataset, store: Store, context: AttackContext, machine: ComputeDevice
 ) -> Artifact:
-    """Compute and set what the trigger optimizes or trains before it is applied to any image."""
+    """Compute what the trigger optimizes or trains in advance, or read it from the store, and set
+    it as the trigger's state."""
 
     def make(folder: Path) -> dict[str, Any]:
         PREPARED.write(folder, cell.trigger.prepare(context))
@@ -77,13 +78,15 @@ def poison_stage(
     cell: Cell, data: Dataset, store: Store, context: AttackContext, machine: ComputeDevice,
     prepared: Artifact | None = None,
 ) -> tuple[PoisonResult, Artifact]:  # fmt: skip
-    """The poisoned training set."""
+    """Poison the training set, or read the poison from the store. Returns it with its stored
+    stage."""
 
     def make(folder: Path) -> dict[str, Any]:
         made = poison(data.train, cell.trigger, cell.plan, seed=cell.seed, context=context)
         training = made.training
         rows = training.rows[: len(made.source_index)]
-        # With the trigger after augmentation, the rows are clean; preflight has checked them.
+        # With the trigger after augmentation, the stored rows do not show it; preflight has checked
+        # it.
         looked_at = cell.plan.apply_trigger == "before_augmentation" and len(rows)
         if looked_at and torch.equal(rows, data.train.images[made.source_index]):
             raise no_change(cell.choices["trigger"])
@@ -108,10 +111,10 @@ def poison_stage(
 
 
 def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> TrainingSet:
-    """The training set that a filter leaves. Results that keep the same images have the same
-    digest, so that their retrained networks share one stage.
+    """Select the training images that a filter keeps.
 
-    Raises ConfigError if a class loses all its images.
+    Filters that keep the same images yield the same digest, so that they share one retrained
+    network. Raises ConfigError if a class loses all its images.
     """
     rest = training.keep(keep, "")
     before, after = (class_sizes(each.labels, len(data.classes)) for each in (training, rest))
@@ -129,9 +132,11 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
 def train_stage(
     stage: str, cell: Cell, training: TrainingSet, store: Store, machine: ComputeDevice, fit: Fit
 ) -> tuple[Classifier, Artifact]:
-    """The network trained on `training`. `stage` is ``train``, ``retrain`` or ``surrogate``, each
-    with its own random weights and order of images; with ``retrain_seed=same``, ``retrain`` uses
-    those of ``train``."""
+    """Train a network on `training`, or read its stored weights. Returns it in evaluation mode.
+
+    `stage` is ``train``, ``retrain`` or ``surrogate``; each has its own seed for initial weights
+    and the order of images. With ``retrain_seed=same``, ``retrain`` uses the seed of ``train``.
+    """
     mean, std = channel_stats(training.base)
     drawn_as = "train" if stage == "retrain" and cell.same_seed else stage
     seed = derive(cell.seed, TRAININGS[drawn_as])
@@ -166,13 +171,13 @@ def measure_stage(
     cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store,
     machine: ComputeDevice, prepared: Artifact | None = None,
 ) -> Artifact:  # fmt: skip
-    """Nat and ASR of a network: the accuracy on clean test images, and the share of triggered test
-    images classified as the attacker wants. With a source class, `asr_elsewhere` is that share for
-    images of classes that are not attacked.
+    """Measure a network's clean accuracy and attack success rate on the test images.
 
-    For comparison: `clean_rate` is the share of the same test images classified so without a
-    trigger, and `top_share` the share of the clean test images that the network assigns to its
-    most frequent class, `top_class`.
+    `nat` is the accuracy on clean images. `asr` is the share of triggered images that are
+    classified as the attacker wants; `clean_rate`, for comparison, is the same share without the
+    trigger. `asr_elsewhere` is the attack success rate on classes that are not attacked; None
+    without a source class. `top_class` is the class predicted most often for clean images, and
+    `top_share` how often.
     """
     data, plan = without_held_out(cell, data), cell.plan
     labels = data.test.labels
@@ -208,7 +213,7 @@ def measured_on(
     plan = cell.plan
     return {
         "weights": weights,
-        # The same weights receive different inputs if the normalization differs.
+        # The normalization is computed from these images and determines what the network sees.
         "normalisation": data.train.digest,
         "test": data.test.digest,
         "trigger": [*cell.trigger_identity, *([] if prepared is None else [prepared.id])],
@@ -225,7 +230,7 @@ def train_accuracy_stage(
     data: Dataset, module: Classifier, weights: str, training: TrainingSet, store: Store,
     machine: ComputeDevice,
 ) -> Artifact:  # fmt: skip
-    """The accuracy of a network on its own training set, poison included."""
+    """Measure the accuracy of a network on its own training set, including the poisoned images."""
 
     def make(folder: Path) -> dict[str, Any]:
         return {"accuracy": training_accuracy(module, training, machine)}
@@ -241,7 +246,7 @@ def train_accuracy_stage(
 
 
 def computed_on(machine: ComputeDevice, memory_format: str | None = None) -> dict[str, Any]:
-    """Where a stage is computed, stored with its output and so in every record that uses it;
+    """The machine and the library versions, stored with a stage's output and copied into records;
     `memory_format` is that of the trained network."""
     compute = machine.facts()
     compute |= {} if memory_format is None else {"memory_format": memory_format}
@@ -256,15 +261,15 @@ def versions() -> dict[str, str]:
 
 
 def _surrogate(cell: Cell, machine: ComputeDevice) -> dict[str, Any]:
-    # The precision affects the attacker's network, and so what the attacker makes with it.
+    # The precision is an input because it changes the surrogate network's weights.
     if not cell.surrogate:
         return {}
     return cell.surrogate | {"bf16": machine.bf16} | _recomputed(cell)
 
 
 def _recomputed(cell: Cell) -> dict[str, Any]:
-    # Narrower networks, and poison made with them, may be in a store from before the fix of wrong
-    # gradients on some CPUs: they are computed again.
+    # Networks of less than this width may have been stored before the fix of wrong gradients on
+    # some CPUs; the `revision` makes sure that they are computed again, and poison made with them.
     width = cell.model["width"]
     return {"revision": 1} if width is not None and width < LARGEST_BLOCK else {}
 

@@ -1,5 +1,5 @@
-"""Nat and ASR of a network on transformed test images: a separate stage, so that evaluating other
-transformations reuses the stored networks."""
+"""The stage that evaluates a network on transformed test images. It is separate from
+`measure_stage`, so that adding a transformation reuses everything stored."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ def transformed_stage(
     cell: Cell, data: Dataset, module: Classifier, weights: str, store: Store,
     machine: ComputeDevice, prepared: Artifact | None = None,
 ) -> Artifact:  # fmt: skip
-    """Nat and ASR of a network under each of the cell's transformations, on the test images and
-    with the trigger of `measure_stage`: first the trigger, then the transformation. `nat` is the
-    accuracy on transformed images without the trigger; it distinguishes a destroyed trigger from
-    a destroyed image.
+    """Measure a network's clean accuracy (`nat`) and attack success rate (`asr`) under each of the
+    cell's transformations, on the test images of `measure_stage`.
 
-    Noise and directions depend only on the cell's seed: they are the same for all networks and
-    strengths.
+    The trigger is applied first, then the transformation. `nat` is measured on transformed images
+    without the trigger: a low `asr` with a high `nat` means that the transformation destroys only
+    the trigger.
+
+    Noise and directions are drawn with the cell's seed, the same for all networks and strengths.
     """
     rest, plan = without_held_out(cell, data), cell.plan
     labels = rest.test.labels

@@ -1,1 +1,1 @@
-"""How cells are run: in this process, in workers on this machine, or by a launcher."""
+"""Runs cells: in this process, in workers on this machine, or with a launcher such as submitit."""

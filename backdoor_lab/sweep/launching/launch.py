@@ -1,7 +1,7 @@
-"""Launching the cells of a sweep: when a cell's process dies, only that cell is lost.
+"""Launches the cells of a sweep. If the process of a cell dies, only that cell is lost.
 
-Cells that died or ran out of memory are launched again up to `retries` times; cells that never ran
-because their launcher gave up are launched again without counting as a retry.
+A cell whose process died, or that ran out of memory, is launched again up to `retries` times. A
+cell that never ran because the launcher failed is launched again without counting as a retry.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ log = logging.getLogger(__name__)
 
 
 class Launch:
-    """The launches of one command. `record` writes the record of a cell whose process died and
-    returns its status; `failed`: the status, by id, of failed cells that may have no record."""
+    """Launches and relaunches the cells of one command.
+
+    `record` writes the record of a cell whose process died, and returns the status. `failed` maps
+    ids of failed cells to their status; these cells may have no record.
+    """
 
     def __init__(
         self,
@@ -48,7 +51,7 @@ class Launch:
         self.failed: dict[str, str] = {}
 
     def run(self, asked: Sequence[RequestedCell]) -> None:
-        """Launch cells until each has a record or has used up its attempts in this command."""
+        """Launch each cell until it has a record or has used up its retries."""
         forget_failures(self.folder)
         left = list(asked)
         for each in left:
@@ -90,7 +93,8 @@ class Launch:
         return shutdown.requested() or halted(self.folder)
 
     def _again(self, each: RequestedCell, ended: Ended | None) -> bool:
-        """Whether a cell of the last round is launched in the next one."""
+        """Whether to launch a cell again after the round in which it `ended` (None: it never
+        ran)."""
         if self._over():
             return False
         if ended is None:
@@ -106,6 +110,6 @@ class Launch:
 
 
 def _pinned(each: RequestedCell, folder: Path) -> list[str]:
-    # The worker must not resolve paths again: its working directory may differ.
+    # Use the driver's absolute path: the worker may have another working directory.
     path = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*each.overrides, f"hydra.sweep.dir='{path}'", f"hydra.sweep.subdir={each.id}"]

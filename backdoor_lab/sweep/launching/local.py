@@ -1,7 +1,7 @@
-"""Cells on this machine, for Hydra's launchers `basic` and `joblib`, in this package's workers.
+"""Runs cells on this machine for Hydra's launchers `basic` and `joblib`, in this package's workers.
 
-Only the settings of the launcher are used. Each worker runs one cell at a time, so when a worker
-dies, the driver knows which cell it ran and how it ended, and the other workers continue.
+The launchers only provide settings. Each worker runs one cell at a time: if it dies, the driver
+knows which cell was running and how the process ended, and the other workers continue.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ POLL = 0.2
 
 
 def is_local(launcher: Any) -> bool:
-    """Whether a launcher's cells run in workers of this process."""
+    """Whether this launcher's cells run in worker processes of this package."""
     return type(launcher).__name__ in LAUNCHERS
 
 
 def run_local(
     launcher: Any, jobs: Sequence[Job], at_once: int, over: Callable[[], bool]
 ) -> Iterator[Ended]:
-    """Run cells and yield each as it ends; starts no more once `over()` is true."""
+    """Run cells in at most `at_once` workers, and yield each cell when it ends. Starts no further
+    cell once `over()` is true."""
     waiting = deque(jobs)
     busy: dict[Worker, Job] = {}
     idle: list[Worker] = []
@@ -82,14 +83,15 @@ def _ended(job: Job, worker: Worker) -> Ended:
     except WorkerDiedError as death:
         return Ended(job.asked, LostProcess(death.code, death.pid))
     if stopped and not shutdown.requested():
-        # A stop request to this worker alone: treated like a kill.
+        # Only this worker was asked to stop, not the sweep: treat it as if it had been killed.
         return Ended(job.asked, LostProcess(-signal.SIGTERM))
     return Ended(job.asked, None, failed_in(status))
 
 
 def _run(task: Callable[[DictConfig], Any], config: DictConfig) -> tuple[bool, Any]:
-    """Run one cell as Hydra's launchers do. Returns whether a stop was requested and what the task
-    returned. If Hydra itself fails, as on a full disk, the error is recorded for the cell."""
+    """Run one cell as Hydra's launchers do. Returns whether a stop was requested, and the value
+    that the task returned. If Hydra itself raises an error, records it as the failure of the
+    cell."""
     try:
         status = _run_job(task, config)
     except Exception as error:
@@ -106,7 +108,7 @@ def _run_job(task: Callable[[DictConfig], Any], config: DictConfig) -> Any:
     setup_globals()
     JobRuntime.instance().set("name", config.hydra.job.name)
     HydraConfig.instance().set_config(config)
-    # Only its callbacks are used: the configuration is already composed.
+    # Hydra uses only the callbacks of this context, because the configuration is already composed.
     context = HydraContext(config_loader=None, callbacks=Callbacks(config))
     returned = run_job(
         hydra_context=context,

@@ -1,4 +1,4 @@
-"""The loss of a cell's process: what is known about it, and the record for the cell."""
+"""Describes how the process of a cell died, and writes a record for that cell."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ CRASHES = {signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 
 @dataclass(frozen=True)
 class LostProcess:
-    """How a cell's process ended. `code`: its exit code, ``-n`` for signal ``n``, None if unknown;
-    `pid`: its process id, None if unknown; `said`: the launcher's message."""
+    """How the process of a cell ended. `code`: its exit code, ``-n`` for signal ``n``, None if
+    unknown. `pid`: its process id, None if unknown. `said`: the launcher's message."""
 
     code: int | None
     pid: int | None = None
     said: str = ""
 
     def reason(self, beat: dict[str, Any]) -> str:
-        """``killed by signal 9 during train, epoch 3 of 8``; `beat` is the cell's heartbeat."""
+        """Describe the end in words: ``killed by signal 9 during train, epoch 3 of 8``. `beat` is
+        the last heartbeat of the cell."""
         if self.code is None:
             how = "its process was lost"
         elif self.code < 0:
@@ -42,12 +43,13 @@ class LostProcess:
         else:
             how = f"exit code {self.code}"
         if self.pid is not None and beat.get("pid") != self.pid:
-            # No heartbeat, or that of an earlier process.
+            # There is no heartbeat, or an earlier process wrote it.
             return f"{how} before its first stage"
         return f"{how}{_during(beat)}"
 
     def hint(self, batch: int, journal: Path) -> str:
-        """Advice on what to do."""
+        """Advise what to do. `batch` is the batch size, and `journal` the path of the cell's
+        log."""
         if self.code is None:
             return f"the launcher reports: {self.said}"
         if self.code == -signal.SIGKILL:
@@ -67,14 +69,14 @@ def _during(beat: dict[str, Any]) -> str:
     epoch, epochs = beat.get("epoch", 0), beat.get("epochs", 0)
     if not isinstance(epoch, int) or not isinstance(epochs, int):
         epoch = epochs = 0
-    # The heartbeat counts completed epochs.
+    # The heartbeat contains the number of completed epochs.
     inside = f", epoch {min(epoch + 1, epochs)} of {epochs}" if epochs else ""
     return f" during {beat['stage']}{inside}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """A cell to launch: its job number in Hydra, and its overrides with its folder fixed."""
+    """A cell to launch: its job number in Hydra, and its overrides, including its folder."""
 
     asked: RequestedCell
     number: int
@@ -83,8 +85,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """A launched cell that ended: with a record, or with `loss`. `failed`: the status of a cell
-    that could not record its failure."""
+    """A launched cell that has ended. `loss` is None unless its process died. `failed` is the
+    status of a cell that failed but could not write its record."""
 
     asked: RequestedCell
     loss: LostProcess | None
@@ -92,12 +94,12 @@ class Ended:
 
 
 def failed_in(status: object) -> str | None:
-    """The status that a cell's task returned, if it is a failure; else None."""
+    """The status that the task of a cell returned, if it means a failure; otherwise None."""
     return status if isinstance(status, str) and status.startswith("failed: ") else None
 
 
 def heartbeat(folder: Path) -> dict[str, Any]:
-    """The last heartbeat of a cell; empty if there is none."""
+    """Read the last heartbeat of a cell; empty if there is none."""
     try:
         found = read_json(folder / HEARTBEAT, max_bytes=MAX_BYTES)
     except (OSError, DataError):
@@ -106,8 +108,11 @@ def heartbeat(folder: Path) -> dict[str, Any]:
 
 
 def interrupted(folder: Path) -> str | None:
-    """Where a cell was when its process, of an earlier command on this machine, died without a
-    record; None if that did not happen."""
+    """Describe where a cell was interrupted: ``interrupted during train, epoch 3 of 8``.
+
+    Returns None unless the cell has the heartbeat of a process that no longer exists on this
+    machine.
+    """
     beat = heartbeat(folder)
     pid = beat.get("pid")
     if not isinstance(pid, int) or pid < 1 or beat.get("host") != socket.gethostname():
@@ -122,8 +127,10 @@ def interrupted(folder: Path) -> str | None:
 
 
 def record_loss(cell: Cell, folder: Path, loss: LostProcess, journal: Path) -> str:
-    """Write the record of a cell whose process died, and remove its heartbeat. Returns the status,
-    even if it cannot be written."""
+    """Write the record of a cell whose process died, and remove its heartbeat.
+
+    Returns the cell's status, even if the record cannot be written.
+    """
     from backdoor_lab.pipeline.record import git_commit, record_head
     from backdoor_lab.pipeline.stages.training import versions
 

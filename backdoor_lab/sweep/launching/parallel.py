@@ -1,4 +1,5 @@
-"""How many cells of a sweep run in parallel on this machine, and with how many threads each."""
+"""Decides how many cells of a sweep run in parallel on this machine, and with how many threads
+each."""
 
 from __future__ import annotations
 
@@ -14,16 +15,16 @@ from backdoor_lab.core.terminal import size_words
 
 RESOLVER = "cells_at_once"
 PROCESS_BYTES, WIDTH_BYTES = 1_000_000_000, 31_250_000
-"""Memory assumed per cell, and in addition per unit of the network's width: at width 16, most
-cells peak between 1 and 1.5 GB."""
+"""The bytes of memory assumed for a cell: `PROCESS_BYTES`, and `WIDTH_BYTES` per unit of the
+network's width. At width 16, most cells need between 1 and 1.5 GB."""
 FULL_WIDTH = 64
 
 
 @dataclass(frozen=True)
 class Parallelism:
-    """`cells` at the same time with `threads` each; None: the cores are divided among the cells.
-    `why`: the reason shown to the user if the number depends on the machine; `here`: on this
-    machine."""
+    """How many `cells` run at the same time, and the number of `threads` of each; None divides the
+    cores among the cells. `why`: the reason, for the user, if the machine determined the numbers.
+    `here`: whether the cells run on this machine."""
 
     cells: int
     threads: int | None = None
@@ -32,19 +33,19 @@ class Parallelism:
 
     @property
     def trainer(self) -> dict[str, int]:
-        """The keys of the `trainer` group that this determines."""
+        """The keys of the `trainer` group that these numbers set."""
         return {} if self.threads is None else {"threads": self.threads}
 
     def overrides(self, config: DictConfig) -> list[str]:
-        """Overrides for every cell, since the machine might give a different answer in the cell's
-        own process."""
+        """The overrides that pass these numbers to every cell; a cell's own process might compute
+        different ones."""
         found = [f"trainer.{key}={value}" for key, value in self.trainer.items()]
         if "n_jobs" in config.hydra.launcher:
             found.append(f"hydra.launcher.n_jobs={self.cells}")
         return found
 
     def describe(self, left: int) -> str:
-        """One line for a sweep with `left` cells to run."""
+        """One line for the user about a sweep with `left` cells to run."""
         cells = min(self.cells, left)
         said = f"{many(cells, 'cell')} at a time"
         if self.threads is not None:
@@ -53,8 +54,8 @@ class Parallelism:
 
 
 def automatic(config: DictConfig) -> Parallelism:
-    """What cores and memory allow, with one thread per cell unless `trainer.threads` is set; for
-    cells on GPUs, the number of GPU slots (`trainer.cells_per_gpu` on each)."""
+    """The parallelism that cores and free memory allow, with one thread per cell unless
+    `trainer.threads` is set. For cells on GPUs, `trainer.cells_per_gpu` cells on each GPU."""
     trainer = _trainer(config)
     places = _gpu_places(trainer)
     if places:
@@ -71,22 +72,22 @@ def automatic(config: DictConfig) -> Parallelism:
 
 
 def cell_bytes(config: DictConfig) -> int:
-    """The memory, in bytes, assumed for a cell with this configuration."""
+    """The memory, in bytes, that is assumed for a cell with this configuration."""
     width = OmegaConf.select(config, "model.width")
     known = type(width) is int and width > 0
     return PROCESS_BYTES + WIDTH_BYTES * (width if known else FULL_WIDTH)
 
 
 def check_processes(config: DictConfig) -> None:
-    """Raises ConfigError for an invalid number of processes; imports no torch."""
+    """Raises ConfigError if the number of processes is invalid. Does not import torch."""
     raw: Any = OmegaConf.to_container(config.hydra.launcher, resolve=False)
     if "n_jobs" in raw and RESOLVER not in str(raw["n_jobs"]):
         jobs_of(config.hydra.launcher)
 
 
 def parallelism(config: DictConfig, cells: int) -> Parallelism:
-    """How a sweep of `cells` runs with the configured launcher, as far as it is known. Raises
-    ConfigError for an invalid number of processes."""
+    """The parallelism of a sweep of `cells` cells with the configured launcher. Raises ConfigError
+    if the number of processes is invalid."""
     launcher, trainer = config.hydra.launcher, _trainer(config)
     raw: Any = OmegaConf.to_container(launcher, resolve=False)
     if RESOLVER in str(raw.get("n_jobs")):
@@ -102,7 +103,8 @@ def parallelism(config: DictConfig, cells: int) -> Parallelism:
 
 
 def parallel(launcher: Any) -> int:
-    """How many cells run in parallel on this machine, as far as a launcher's settings say."""
+    """The number of cells in parallel on this machine according to the launcher's settings; 1 if
+    these do not say."""
     ray = launcher.get("ray")
     if ray is not None:
         return max(1, int(_machine()[0] // (ray.remote.get("num_cpus") or 1)))
@@ -110,7 +112,8 @@ def parallel(launcher: Any) -> int:
 
 
 def jobs_of(launcher: Any) -> int:
-    """The number of processes that joblib starts. Raises ConfigError if it would start none."""
+    """The number of processes that joblib starts. Raises ConfigError if `n_jobs` is not a nonzero
+    integer."""
     from joblib import effective_n_jobs  # type: ignore[import-untyped]
 
     asked = launcher.get("n_jobs")
@@ -124,7 +127,7 @@ def jobs_of(launcher: Any) -> int:
 
 @functools.cache
 def _machine() -> tuple[int, int | None]:
-    # Cached: free memory varies, but all decisions in a process must agree.
+    # The result is cached because free memory varies, and all decisions in a process must agree.
     return resources.cores(), resources.free_memory()
 
 
@@ -135,7 +138,8 @@ def _trainer(config: DictConfig) -> dict[str, Any]:
 
 
 def _threads(trainer: dict[str, Any]) -> int | None:
-    """`trainer.threads`; an invalid value is reported elsewhere."""
+    """The value of `trainer.threads`; None if it is null or invalid (`check_trainer` reports
+    that)."""
     threads = trainer.get("threads")
     return threads if type(threads) is int and threads > 0 else None
 

@@ -1,7 +1,7 @@
-"""Cells on launchers that start their own processes: submitit, Slurm, Ray, plugins.
+"""Runs cells with launchers that start their own processes: submitit, Slurm, Ray, other plugins.
 
-In such a process the cell runs in a child (`supervised`), and the process returns how the child
-ended. If the process itself is lost, its launcher reports which cell it ran.
+A process that the launcher starts runs the cell in a child (`supervised`) and returns how the child
+ended. If the process itself is lost, the launcher reports the cell that it ran.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from backdoor_lab.sweep.launching.workers import Worker, WorkerDiedError
 
 log = logging.getLogger(__name__)
 ENDED_WITHIN = 120.0
-"""Maximum seconds before a cluster kills a task that it asked to stop."""
+"""Seconds within which a cluster kills a task that it has asked to stop."""
 RAISED = ("FailedJobError", "RayTaskError")
-"""Errors that mean that a task raised an exception."""
+"""Names of the launchers' errors which mean that a task raised an exception."""
 
 
 def supervised(run: Callable[[], Any]) -> Any:
-    """The result of `run` in a child process, or the LostProcess.
+    """Call `run` in a forked child process. Returns its result, or a LostProcess if the child died.
 
-    Must be called before torch is imported: see workers.py. When a cluster stops this process, the
+    Call this before torch is imported (see workers.py). If the cluster stops this process, the
     child is stopped too.
     """
     worker = Worker(lambda _: run(), "fork")
@@ -42,9 +42,9 @@ def supervised(run: Callable[[], Any]) -> Any:
     except WorkerDiedError as death:
         return LostProcess(death.code, death.pid)
     except CalledProcessError:
-        # Raised by submitit's signal handler: the cluster is about to end this task, and has also
-        # ended the `scontrol requeue` that the handler ran. A task that returned now would count as
-        # finished; whether it is requeued is up to the cluster.
+        # Submitit's signal handler raised this: the cluster is about to end the task, and has
+        # interrupted the handler's `scontrol requeue`. A task that returned now would count as
+        # finished, so wait for the end; the cluster decides whether to requeue the task.
         worker.stop()
         time.sleep(ENDED_WITHIN)
         raise SystemExit(1) from None
@@ -56,8 +56,8 @@ def supervised(run: Callable[[], Any]) -> Any:
 
 
 def run_remote(launcher: Any, jobs: Sequence[Job]) -> Iterator[Ended]:
-    """Launch cells and yield how each ended; cells that never ran because the launcher gave up are
-    omitted."""
+    """Launch cells and yield how each one ended. Cells that never ran because the launcher failed
+    are omitted."""
     overrides = [job.overrides for job in jobs]
     try:
         with _every_job_awaited(launcher):
@@ -82,7 +82,8 @@ def _loss(result: Any) -> LostProcess | None:
 
 
 def _value(result: Any) -> Any:
-    """What a job's task returned; the status of a failure if Hydra itself raised an error."""
+    """What the task of a job returned. If Hydra itself raised an error, the status of that
+    failure."""
     if isinstance(result, Exception):
         return None
     if result.status is JobStatus.COMPLETED:
@@ -92,8 +93,11 @@ def _value(result: Any) -> Any:
 
 @contextmanager
 def _every_job_awaited(launcher: Any) -> Iterator[None]:
-    """Make a plugin wait for every job and return its error as the result: by default it raises the
-    first error while other jobs still run, without naming the job."""
+    """Make the launcher wait for all jobs and return an error as the result of its job.
+
+    By default it raises the first error while other jobs are still running, and does not say which
+    job raised it.
+    """
     holder, name, patient = _patience(type(launcher).__module__)
     if holder is None:
         yield
@@ -107,8 +111,8 @@ def _every_job_awaited(launcher: Any) -> Iterator[None]:
 
 
 def _patience(plugin: str) -> tuple[Any, str, Any]:
-    """What to patch so that a plugin waits for every job: the object (None: nothing), the name of
-    its attribute, and the replacement."""
+    """What `_every_job_awaited` replaces for a plugin: the object (None: nothing), the name of its
+    attribute, and the new value."""
     if "hydra_submitit_launcher" in plugin:
         submitit = importlib.import_module("submitit")
         submit = submitit.AutoExecutor.map_array

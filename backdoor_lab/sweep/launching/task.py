@@ -1,4 +1,4 @@
-"""One cell of a sweep in the process that a launcher assigned to it; no heavy imports."""
+"""Runs one cell of a sweep in the process that a launcher chose for it. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 
 
 def run_in_sweep(config: dict[str, Any], folder: Path, parallel_cells: int, journal: Path) -> Any:
-    """Run a cell under supervision; returns its status, or the LostProcess.
+    """Run a cell of a sweep in a watched process. Returns its status, or a LostProcess.
 
-    The driver watches its own workers; any other process runs the cell in a child that it watches.
-    `journal`: the cell's log, to which a crash appends the last Python stack.
+    In a worker, which the driver watches, the cell runs in this process; otherwise in a child of
+    this process. If the process crashes, the Python stack is appended to the log file `journal`.
     """
     if halted(folder.parent):
         return "not started"
@@ -50,7 +50,7 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
         log.error("%s: %s", folder.name, error)
         status = str(error)
     except Exception as error:
-        # Hydra would not report it.
+        # Hydra does not report errors of a task, so log it here.
         reason, memory = reason_of(error), is_out_of_memory(error)
         known = memory or isinstance(error, LabError)
         log.error("%s: %s", folder.name, reason, exc_info=not known)
@@ -62,7 +62,7 @@ def _run(config: dict[str, Any], folder: Path, parallel_cells: int) -> str:
 
 @contextmanager
 def _crashes_told(journal: Path) -> Iterator[None]:
-    # Next to the cell's log; opened here, since a crashing process cannot open a file.
+    # The file is opened in advance, since a crashing process cannot open one.
     try:
         journal.parent.mkdir(parents=True, exist_ok=True)
         stream = journal.open("a")

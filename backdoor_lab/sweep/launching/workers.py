@@ -1,11 +1,10 @@
 """Processes that run cells, watched by the process that started them.
 
-Only the parent of a process learns how it ended, so every cell of a sweep runs in a child of one
-of this package's processes. On this machine (`basic`, `joblib`) the driver starts such workers,
-which import torch once and run one cell after the other. A joblib pool would not do: when one of
-its processes dies, it kills the others and does not report which cell died. Elsewhere (submitit,
-Slurm, Ray) the launcher's process forks one child per cell before any heavy import: nothing is
-imported twice, and there are no threads yet that a fork would lose.
+Only its parent learns how a process ended, so each cell of a sweep runs in a child of a process of
+this package. On this machine (`basic`, `joblib`), the driver starts workers that import torch once
+and run many cells. A joblib pool is not used: if one of its processes dies, it kills the others
+without reporting which cell was lost. With other launchers (submitit, Slurm, Ray), the launcher's
+process forks a child before it imports torch, because a fork loses the threads that torch starts.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from backdoor_lab.core import shutdown
 from backdoor_lab.core.output import survive_lost_output
 
 GRACE = 5.0
-"""Seconds that a child has to exit after it is asked to stop."""
+"""Seconds that a child has to exit after it was asked to stop."""
 HELD = {"SIGINT", "SIGTERM", "SIGCONT", "SIGUSR1", "SIGUSR2"}
 
 
@@ -31,7 +30,8 @@ _watched = threading.Event()
 
 
 class WorkerDiedError(Exception):
-    """A process ended without a result. `code`: its exit code, ``-n`` for signal ``n``."""
+    """A process ended without a result. `code` is its exit code, or ``-n`` if signal ``n`` ended
+    it."""
 
     def __init__(self, code: int, pid: int) -> None:
         super().__init__(code, pid)
@@ -39,31 +39,31 @@ class WorkerDiedError(Exception):
 
 
 class Worker:
-    """A child process that applies `run` to one job after the other."""
+    """A child process that calls `run` with one job after another."""
 
     def __init__(self, run: Callable[[Any], Any], method: str = "spawn") -> None:
         context: Any = multiprocessing.get_context(method)
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, run))
-        # Signals stay pending until the child has its own handlers.
+        # Block signals until the child has installed its own handlers; they stay pending.
         with _held():
             self._process.start()
         theirs.close()
 
     @property
     def pid(self) -> int:
-        """The process id."""
+        """The process id of the worker."""
         return int(self._process.pid)
 
     def send(self, job: Any) -> None:
-        """Send the process a job; call ``result`` before the next."""
-        # ``result`` reports a process that has already died.
+        """Send a job to the worker. Call ``result`` before sending the next one."""
+        # If the process has died, ``result`` reports it.
         with contextlib.suppress(OSError):
             self._pipe.send([job])
 
     def result(self) -> Any:
-        """Wait for the return value of `run`. Raises WorkerDiedError if the process ended
-        instead."""
+        """Wait until `run` returns, and return its value. Raises WorkerDiedError if the process
+        ends without returning one."""
         while not ready([self], 1.0):
             pass
         try:
@@ -75,13 +75,13 @@ class Worker:
         raise WorkerDiedError(self._process.exitcode, self.pid)
 
     def stop(self) -> None:
-        """Ask the process to stop, wait, and kill it if it does not."""
+        """Ask the process to stop, and kill it if it is still running after `GRACE` seconds."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGINT)
         self.retire()
 
     def retire(self) -> None:
-        """Let the process end after its last job."""
+        """End the process, which has no job left."""
         with contextlib.suppress(OSError):
             self._pipe.send([])
         self._process.join(GRACE)
@@ -94,15 +94,16 @@ class Worker:
 
 
 def ready(workers: list[Worker], timeout: float) -> list[Worker]:
-    """The workers that have a result or have ended, after at most `timeout` seconds."""
+    """The workers that have a result or have died. Waits at most `timeout` seconds for the first
+    one."""
     pipes = {worker._pipe: worker for worker in workers}
     found = [pipes[each] for each in connection.wait(list(pipes), timeout)]  # type: ignore[index]
-    # A pipe inherited by a grandchild stays open after the worker has died.
+    # If the worker died, a process that it started may keep its pipe open: check for the exit too.
     return found or [worker for worker in workers if worker._ended()]
 
 
 def is_worker() -> bool:
-    """Whether this process was started by a Worker, which watches it."""
+    """Whether this process was started by a `Worker`, and so is watched by its parent."""
     return _watched.is_set()
 
 
@@ -118,7 +119,7 @@ def _serve(pipe: Any, run: Callable[[Any], Any]) -> None:
 
 
 def _end_with_parent() -> None:
-    # Without its parent, no process would report how the cell ended.
+    # Exit if the parent dies: no other process could report how the cell ended.
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
