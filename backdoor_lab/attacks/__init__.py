@@ -1,1 +1,2 @@
-"""Triggers and poisoning. Each trigger is one file, registered by its YAML in conf/trigger."""
+"""Triggers and the poisoning of training sets. Each trigger is one module, with a YAML file in
+conf/trigger."""

@@ -13,7 +13,8 @@ from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.data.decode import decode
 
 BLOBS = 8
-"""Rows and columns of the coarse black-and-white grid behind the default pattern."""
+"""Height and width of the grid of random black and white cells that is enlarged to the default
+pattern."""
 
 
 class AdaptiveBlend(Trigger):
@@ -29,9 +30,9 @@ class AdaptiveBlend(Trigger):
     gets a = `strength_train` and its own random mask, which hides a fraction `mask_rate` of the
     pieces. Test images get a = `strength_test` and no mask.
 
-    `image` is the path of an image file, resized to the images; on grayscale images its channels
-    are averaged. The paper's image (Hello Kitty) is not included. By default t is a smooth
-    pattern: 8×8 random black and white cells per channel, drawn from `pattern_seed` and
+    `image` is the path of an image file, resized to the size of the images; for grayscale images
+    its channels are averaged. The paper's image (Hello Kitty) is not included. By default t is a
+    smooth pattern: 8×8 random black and white cells per channel, drawn from `pattern_seed` and
     interpolated, the same for every seed of a sweep.
     """
 
@@ -89,7 +90,8 @@ class AdaptiveBlend(Trigger):
             )
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        """The full pattern t at the given size: float32 (channels, height, width), 0..255."""
+        """Returns the whole pattern t at the given size: float32 (channels, height, width) in
+        0..255."""
         picture = self.picture.float()[None]
         size = (height, width)
         found = F.interpolate(picture, size, mode="bilinear", align_corners=False, antialias=True)
@@ -101,7 +103,8 @@ class AdaptiveBlend(Trigger):
         return to_bytes(values + (change if mask is None else mask * change))
 
     def _pieces(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The mask m of each image: float32 (n, 1, H, W); 1 on `shown` pieces, 0 elsewhere."""
+        """Returns a random mask for each image: float32 (n, 1, H, W), 1 on the pieces that show the
+        pattern and 0 on the hidden ones."""
         n, height, width = len(images), images.shape[2], images.shape[3]
         order = torch.rand(n, self.grid**2, generator=generator).argsort(dim=1)
         shown = torch.zeros(n, self.grid**2).scatter_(1, order[:, : self.shown], 1.0)
@@ -125,6 +128,6 @@ def _picture(content: bytes, image: str | None) -> Tensor:
 
 
 def _blobs(seed: int) -> Tensor:
-    """A coarse grid of random black and white cells: uint8 (3, BLOBS, BLOBS)."""
+    """Returns a grid of random black and white cells: uint8 (3, BLOBS, BLOBS)."""
     generator = torch_generator(seed, streams.BLEND_PATTERN)
     return torch.randint(0, 2, (3, BLOBS, BLOBS), generator=generator).to(torch.uint8) * 255

@@ -24,11 +24,12 @@ class AdaptivePatch(Trigger):
 
     Each poisoned image and each cover image gets one patch with opacity a = `strength_train`.
     Patches are assigned at random, each to an equal share of the images. Test images get every
-    patch in turn, with opacity a = `strength_test`; 0 omits a patch.
+    patch in turn, with opacity a = `strength_test`; a patch with `strength_test` 0 is omitted.
 
-    The paper's four patches are image files (two logos, the BadNets patch, the trojan square)
-    that are not included. The default patches are drawn in the YAML, one in each corner, with
-    the paper's opacities: 0.5, 0.2, 0.5 and 0.3 in training; at test time two of them at 1.
+    The paper's four patches are image files (two logos, the BadNets patch, the trojan square) that
+    are not included. The default patches are defined in the YAML file, one in each corner, with the
+    paper's opacities: 0.5, 0.2, 0.5 and 0.3 in training; at test time 1 for two of the patches and
+    0 for the other two.
 
     `patches` is a list of mappings with the keys `position`: (row, column) of the upper left pixel,
     negative values counting from the lower right corner; `rows`: strings of equal length, "#" for a
@@ -77,10 +78,10 @@ class AdaptivePatch(Trigger):
 
 
 def _blend(values: Tensor, mark: PixelTrigger, opacity: float) -> Tensor:
-    """Float images (n, C, H, W) with a patch blended in at the given opacity."""
+    """Returns float images (n, C, H, W) with the patch `mark` blended in at the given opacity."""
     black = mark.apply_test(torch.zeros_like(values[:1]))
     white = mark.apply_test(torch.full_like(values[:1], 255.0))
-    # The two patched images agree on the patch and differ everywhere else.
+    # A black and a white image become equal where the patch covers them, and differ elsewhere.
     return values + opacity * black.eq(white) * (black - values)
 
 

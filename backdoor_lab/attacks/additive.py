@@ -13,13 +13,13 @@ from backdoor_lab.core.lazy import Tensor, torch
 class Additive(Trigger):
     """Adds one pattern v to every image: x' = clip(round(x + v), 0, 255).
 
-    Subclasses return v from `pattern`. Raises ConfigError for images on which v rounds to zero.
+    Subclasses return v from `pattern`. Raises ConfigError if v rounds to zero in every pixel.
     """
 
     @abstractmethod
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        """v before rounding and clipping: float32 (channels, height, width) on the CPU, in gray
-        levels (0..255)."""
+        """Returns v before rounding: float32 (channels, height, width) on the CPU, in gray levels,
+        negative where pixels become darker."""
 
     def apply_test(self, images: Tensor) -> Tensor:
         return add(images, self.pattern(*images.shape[1:]))
@@ -33,12 +33,12 @@ class Additive(Trigger):
 
 
 def add(images: Tensor, pattern: Tensor) -> Tensor:
-    """uint8 images (n, C, H, W) plus a float pattern (C, H, W), rounded and clipped to 0..255."""
+    """Adds a float pattern (C, H, W) to uint8 images (n, C, H, W); rounds and clips to 0..255."""
     return to_bytes(images.float() + pattern.to(images.device))
 
 
 def dct_matrix(n: int) -> Tensor:
-    """The orthonormal DCT-II as a float64 matrix D of shape (n, n).
+    """Returns the matrix D of the orthonormal DCT-II, float64 (n, n).
 
     D[k, i] = sqrt((1 if k = 0 else 2) / n) cos(pi (2 i + 1) k / (2 n)), so that D D^T = 1 and
     the DCT of an image x is D x D^T.
@@ -55,6 +55,7 @@ def dct_matrix(n: int) -> Tensor:
 
 
 def inverse_dct(spectrum: Tensor) -> Tensor:
-    """Images, float64 (..., H, W), whose two-dimensional DCT-II is `spectrum` (..., H, W)."""
+    """Returns the inverse of the two-dimensional DCT-II: float64 (..., H, W) for `spectrum` of this
+    shape."""
     height, width = spectrum.shape[-2:]
     return dct_matrix(height).T @ spectrum @ dct_matrix(width)

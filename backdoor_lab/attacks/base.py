@@ -36,18 +36,20 @@ class AttackContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def generator(self, *what: Stream | int) -> torch.Generator:
-        """An independent CPU generator for each purpose `what`."""
+        """Returns a CPU generator for the purpose `what`. Generators of different purposes are
+        independent."""
         return torch_generator(self.seed, streams.TRIGGER, *what)
 
 
 class Trigger(ABC):
     """Base class of triggers. Calling a trigger does not modify its input.
 
-    A subclass takes the keys of its YAML as keyword-only arguments, validates them, and
-    implements `apply_test`, which is applied to test images. If its paper treats training images
-    differently, it overrides `apply_train`; for cover images (triggered images that keep their
-    label) `apply_cover`. A trigger that must be optimized or trained sets `needs_preparing` and
-    implements `prepare`; the tensors it returns are cached and assigned to `state`.
+    A subclass takes the keys of its YAML as keyword-only arguments, validates them, and implements
+    `apply_test`, which is applied to test images. If the paper treats training images differently,
+    it overrides `apply_train`; if the paper treats cover images (triggered images that keep their
+    label) differently, `apply_cover`. A trigger that must be optimized or trained sets
+    `needs_preparing` and implements `prepare`; the tensors it returns are cached and assigned to
+    `state`.
     """
 
     #: The paper's label mode, used if the configuration has `label_mode=null`: all_to_one,
@@ -55,58 +57,65 @@ class Trigger(ABC):
     label_mode: ClassVar[str] = "all_to_one"
     #: Cover images per poisoned image, used if the configuration has `cover_rate=null`.
     cover_rate: ClassVar[float] = 0.0
-    #: Whether the attack has a source class; if not configured, it is the one after the target.
+    #: Whether the attack has a source class. If `source` is not configured, it is the class after
+    #: the target.
     source_specific: ClassVar[bool] = False
     #: Whether `prepare` must run before images can be triggered.
     needs_preparing: ClassVar[bool] = False
-    #: Whether the trigger needs a surrogate, so that the poison depends on model and recipe.
+    #: Whether the trigger needs a surrogate model. If so, the poison also depends on the configured
+    #: model and training recipe.
     uses_surrogate: ClassVar[bool] = False
     #: Whether the result of `prepare` depends on the target and source class.
     prepared_per_class: ClassVar[bool] = True
-    #: Arguments that are paths; the content of the files enters the identity, the path does not.
+    #: Names of arguments that are paths. The content of these files is part of a cell's identity;
+    #: their paths are not.
     path_options: ClassVar[tuple[str, ...]] = ()
-    #: Arguments added in a later version, with the default that reproduces the earlier behavior.
+    #: Arguments added in a later version, each with the default that reproduces earlier results.
     later: ClassVar[Mapping[str, object]] = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Triggered copies of `images` uint8 (n, C, H, W), C 1 or 3; same shape and dtype.
+        """Returns triggered copies of `images`, uint8 (n, C, H, W) with C 1 or 3; same shape and
+        dtype.
 
-        Applies the trigger as at test time. Each result depends on its own image alone. Raises
+        Applies the trigger as to test images. Each result depends only on its own image. Raises
         TypeError for other shapes or dtypes, ConfigError if the trigger does not fit the images.
         """
         self._look_at(images)
         return self.apply_test(images.clone())
 
     def poisoned(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        """Poisoned training images made from `images` uint8 (n, C, H, W) with true labels
-        `labels` int64 (n,); same shape and dtype. Raises the same errors as a call."""
+        """Returns poisoned training images made from `images` uint8 (n, C, H, W) with true labels
+        `labels` int64 (n,); same shape and dtype. Raises the same errors as `__call__`."""
         self._look_at(images)
         return self.apply_train(images.clone(), labels, context) if len(images) else images.clone()
 
     def make_covers(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        """Cover images made from `images`; arguments, result and errors as for `poisoned`."""
+        """Returns cover images made from `images`; arguments, shape and errors as for
+        `poisoned`."""
         self._look_at(images)
         return self.apply_cover(images.clone(), labels, context) if len(images) else images.clone()
 
     @abstractmethod
     def apply_test(self, images: Tensor) -> Tensor:
-        """Triggered test images; `images` uint8 (n, C, H, W) is a copy and may be modified."""
+        """Returns triggered test images. `images`, uint8 (n, C, H, W), is a copy and may be
+        modified."""
 
     def apply_train(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        """Triggered training images, if the paper distinguishes them from test images."""
+        """Returns triggered training images; by default the same as triggered test images."""
         return self.apply_test(images)
 
     def apply_cover(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        """Triggered cover images; by default the same as poisoned images."""
+        """Returns triggered cover images; by default the same as triggered training images."""
         return self.apply_train(images, labels, context)
 
     def prepare(self, context: AttackContext) -> dict[str, Tensor]:
-        """Optimize or train the trigger before any image is triggered; returns named tensors."""
+        """Optimizes or trains the trigger, before any image is triggered; returns the resulting
+        tensors by name."""
         return {}
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The tensors returned by `prepare`. Raises ConfigError if it did not run."""
+        """The tensors returned by `prepare`. Raises ConfigError if `prepare` has not run."""
         found: dict[str, Tensor] | None = self.__dict__.get("_state")
         if found is None:
             raise ConfigError(f"`trigger`: {type(self).__name__} is not prepared: run `prepare`")
@@ -125,7 +134,8 @@ class Trigger(ABC):
         return (kind.apply_train, kind.apply_cover) == plain
 
     def file_hash(self) -> str:
-        """Hash of the files named by `path_options`; empty if there are none."""
+        """Returns a hash of the files given in `path_options`; an empty string if no file is
+        given."""
         return ""
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:
@@ -141,10 +151,11 @@ class Trigger(ABC):
 
 
 def gray_levels(name: str, value: Any, *, below: float = math.inf, zero: bool = False) -> float:
-    """`value` as a float: a bound on pixel changes in gray levels, at least 1 (with `zero`: or 0).
+    """Returns `value`, a bound on pixel changes in gray levels, as a float.
 
-    Raises ConfigError for other values. A positive bound below one gray level cannot change an
-    integer image; it is most likely a fraction of 255.
+    Valid values are at least 1 and less than `below`; with `zero`, 0 is valid too. Raises
+    ConfigError for all others: a bound between 0 and 1 cannot change an integer image, and is most
+    likely a fraction of 255.
     """
     found = validation.number(name, value, low=0, below=below)
     if found < 1 and not (zero and found == 0):
@@ -156,7 +167,7 @@ def gray_levels(name: str, value: Any, *, below: float = math.inf, zero: bool = 
 
 
 def to_bytes(values: Tensor) -> Tensor:
-    """Float images (n, C, H, W) rounded to the nearest integer and clipped to 0..255, as uint8.
+    """Rounds float images (n, C, H, W) to integers, clips them to 0..255 and returns them as uint8.
 
     >>> to_bytes(torch.tensor([-3.0, 1.6, 300.0]))
     tensor([  0,   2, 255], dtype=torch.uint8)
@@ -167,10 +178,10 @@ def to_bytes(values: Tensor) -> Tensor:
 class PixelTrigger(Trigger):
     """Sets single pixels to one color; base class of `Pixel` and `Pattern`.
 
-    `positions` are (row, column) pairs; negative values count from the lower right corner, so
-    that (-1, -1) is that corner on every image size. `color` is one value in 0..255 or one per
-    channel; on grayscale images the three are averaged. `margin` moves each position by that
-    many rows and columns away from the edges it is counted from.
+    `positions` are (row, column) pairs; negative values count from the lower right corner, so that
+    (-1, -1) is that corner on every image size. `color` is one value in 0..255 or one per channel;
+    for grayscale images the three values are averaged. `margin` moves each position by that many
+    rows and columns away from the edges it is counted from.
     """
 
     later: ClassVar[Mapping[str, object]] = {"margin": 0}

@@ -1,4 +1,4 @@
-"""The blended trigger."""
+"""Blended: a key pattern mixed into the whole image."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Blended(Trigger):
     uses a larger a at test time than for poisoning).
 
     By default k is uniform noise in 0..255, drawn for each image shape from `pattern_seed` (the
-    paper's random pattern). With `image`, k is that image file, resized to the images, and its
-    opacity scales a. The paper's cartoon image is not included. Its accessory injection
-    strategy is not implemented; see `patch` with an image.
+    paper's random pattern). `image` is a file that replaces k, resized to the size of the images;
+    its alpha channel multiplies a. The paper's cartoon image is not included. Its accessory
+    injection strategy is not implemented; see `patch` with an image.
     """
 
     path_options: ClassVar[tuple[str, ...]] = ("image",)
@@ -54,7 +54,8 @@ class Blended(Trigger):
         return "" if self.picture is None else self.picture.content
 
     def key(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """k, float32 (C, H, W) in 0..255, and its opacity, (H, W) in 0..1."""
+        """Returns the key pattern k, float32 (C, H, W) in 0..255, and its opacity, (H, W) in
+        0..1."""
         if self.picture is not None:
             return self.picture.sized(channels, height, width)
         shape = (channels, height, width)

@@ -1,4 +1,4 @@
-"""The frequency trigger, FTrojan."""
+"""FTrojan: a trigger in the frequency domain."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ class FTrojan(Additive):
 
     FTrojan of Wang, Yao, Xu, An, Tong, Wang, "An Invisible Black-Box Backdoor Attack Through
     Frequency Domain", ECCV 2022, trigger generation: convert RGB to YUV, take the DCT of each
-    `window` x `window` window of U and V, add `strength` to the `bins` [row, column], and
-    convert back.
+    `window` x `window` window of U and V, add `strength` to the coefficients at `bins`, and convert
+    back. Each bin is the pair [row, column] of one coefficient.
 
     These steps are linear, so that they amount to adding one fixed pattern to the image.
     The authors' code also rounds intermediate results and uses YCrCb for YUV. On grayscale
     images the single channel is treated like U and V.
 
     Windows start at the upper left corner; rows and columns after the last whole window are
-    unchanged. On images smaller than `window`, windows shrink to the image, and bin k of n moves
-    to round(k (n' - 1) / (n - 1)) of n', the same fraction of the highest frequency. Raises
-    ConfigError for images on which two bins coincide.
+    unchanged. On images smaller than `window`, windows shrink to the image. If a side of the window
+    shrinks from n to n' pixels, row or column k of a bin becomes round(k (n' - 1) / (n - 1)), which
+    is the same fraction of the highest frequency. Raises ConfigError for images on which two bins
+    coincide.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class FTrojan(Additive):
         return (torch.tensor(shares, dtype=torch.float64)[:, None, None] * whole).float()
 
     def bins_on(self, height: int, width: int) -> list[tuple[int, int]]:
-        """The bins of one window on images of the given size."""
+        """Returns the (row, column) of each bin in a window of images of the given size."""
         return [(self._moved(row, height), self._moved(column, width)) for row, column in self.bins]
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:

@@ -1,4 +1,4 @@
-"""Image files used by attacks, and validation of fractions in 0..1."""
+"""Reads the image files that attacks use, and validates fractions in 0..1."""
 
 from __future__ import annotations
 
@@ -32,9 +32,11 @@ class Picture:
         self._pixels = _decoded(key, path, data)
 
     def sized(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Color float32 (channels, height, width) in 0..255 and opacity (height, width) in 0..1.
+        """Returns the color, float32 (channels, height, width) in 0..255, and the opacity,
+        (height, width) in 0..1, of the resized image.
 
-        Resized with Pillow's bilinear filter, which antialiases. One channel: luma (ITU-R 601).
+        Resizes with Pillow's bilinear filter, which antialiases. With one channel, the color is the
+        luma (ITU-R 601).
         """
         picture = Image.fromarray(self._pixels).resize((width, height), Image.Resampling.BILINEAR)
         color = torch.from_numpy(np.array(picture.convert("L" if channels == 1 else "RGB")))
@@ -43,7 +45,7 @@ class Picture:
 
 
 def picture(key: str, path: object) -> Picture | None:
-    """The picture at `path`, or None if `path` is None."""
+    """Returns the picture at `path`, or None if `path` is None."""
     return None if path is None else Picture(key, path)
 
 
@@ -67,7 +69,7 @@ def _bytes(key: str, path: object) -> bytes:
 
 
 def _decoded(key: str, path: object, data: bytes) -> NDArray[np.uint8]:
-    """RGBA pixels, uint8 (H, W, 4)."""
+    """Decodes an image file to RGBA pixels, uint8 (H, W, 4)."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             mode = image.mode

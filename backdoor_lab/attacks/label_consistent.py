@@ -32,8 +32,9 @@ class LabelConsistent(Trigger):
         x' = clip(x + d + strength_train · p, 0, 255)
 
     Training images get `strength_train`; test images get `strength_test` and no perturbation.
-    `eps`, `step_size` and the amplitudes are in gray levels (0..255); the l2 norm is over the whole
-    image. On images below 6×6 the corners overlap, and the lower and right ones take precedence.
+    `eps`, `step_size`, `strength_train` and `strength_test` are in gray levels (0..255); the l2
+    norm is over the whole image. On images smaller than 6×6 the corners overlap; there the lower
+    and right corners take precedence.
 
     Not implemented: the paper's surrogate is trained adversarially; this one is trained
     normally, so its perturbations transfer less well to other models. The paper's alternative,
@@ -79,8 +80,8 @@ class LabelConsistent(Trigger):
             )
 
     def perturbed(self, images: Tensor, labels: Tensor, context: AttackContext) -> Tensor:
-        """`images` uint8 (n, C, H, W), perturbed within `eps` to be harder to classify as
-        `labels` int64 (n,), without the mark; same shape and dtype."""
+        """Returns `images`, uint8 (n, C, H, W), perturbed by at most `eps` to be harder to classify
+        as `labels`, int64 (n,). The mark is not added. Same shape and dtype."""
         surrogate = context.surrogate()
         batches = list(zip(images.split(CHUNK), labels.split(CHUNK), strict=True))
         parts = [
@@ -101,7 +102,7 @@ class LabelConsistent(Trigger):
     def _step(self, surrogate: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with torch.enable_grad():
             images = images.requires_grad_()
-            # Summed, so that an image's gradient does not depend on its batch.
+            # A sum, not a mean, so that an image's gradient does not depend on its batch.
             loss = F.cross_entropy(surrogate(images), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, images)
         direction = gradient.sign() if self.norm == "linf" else gradient / _length(gradient)
@@ -117,7 +118,7 @@ class LabelConsistent(Trigger):
 
 
 def _length(values: Tensor) -> Tensor:
-    """The l2 norm of each image, at least 1e-12: (n, 1, 1, 1)."""
+    """Returns the l2 norm of each image, at least 1e-12: (n, 1, 1, 1)."""
     return values.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
 
 
@@ -127,7 +128,8 @@ def _marked(values: Tensor, strength: float) -> Tensor:
 
 
 def _corners(height: int, width: int) -> Tensor:
-    """The mark p at the given image size: float32 (height, width), 0 outside the corners."""
+    """Returns the mark p for the given image size: float32 (height, width), 0 outside the
+    corners."""
     left = torch.tensor(MARK, dtype=torch.float32)
     right = left.flip(1)
     plane = torch.zeros(height, width)

@@ -12,13 +12,13 @@ from backdoor_lab.core.rng import torch_generator
 class LowFrequency(Additive):
     """Adds a smooth pattern without high-frequency artifacts to the whole image.
 
-    After the smooth trigger of Zeng, Park, Mao, Jia, "Rethinking the Backdoor Attacks' Triggers:
-    A Frequency Perspective", ICCV 2021. The paper optimizes the pattern on a trained model under
-    a low-pass filter. This pattern is not optimized: for each channel the DCT-II coefficients of
-    the `band` x `band` lowest frequencies, except the constant one, are drawn from a normal
+    Based on the smooth trigger of Zeng, Park, Mao, Jia, "Rethinking the Backdoor Attacks' Triggers:
+    A Frequency Perspective", ICCV 2021. The paper optimizes the pattern on a trained model under a
+    low-pass filter. This pattern is not optimized: for each channel the DCT-II coefficients of the
+    `band` x `band` lowest frequencies, except the constant one, are drawn from a normal
     distribution with `pattern_seed`, all others are zero, and the pattern is scaled to a largest
-    absolute value of `strength` gray levels. It may need a larger strength than the paper's
-    for the same success rate.
+    absolute value of `strength` gray levels. It may need a larger strength than the paper's for the
+    same success rate.
 
     Rounding and clipping spread a little energy to other frequencies, as in the paper.
     """

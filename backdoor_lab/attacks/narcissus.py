@@ -19,17 +19,18 @@ class Narcissus(Trigger):
 
         min over |d|∞ ≤ eps of the mean of L(clip(x + d, 0, 255), t)
 
-    by `steps` steps of Adam on random batches, each projected onto the ball, starting at 0. The
-    result is truncated towards 0 to whole gray levels. Poisoned images are clip(x + d), triggered
-    test images clip(x + `strength_test` · d). `eps` and `lr` are in gray levels (0..255).
+    by `steps` steps of Adam on random batches, starting at d = 0; each step is projected onto the
+    ball. The final d is truncated towards 0 to whole gray levels. Poisoned images are clip(x + d);
+    triggered test images are clip(x + `strength_test` · d). `eps` and `lr` are in gray levels
+    (0..255).
 
-    The noise also fools models trained without poison, on low-contrast images almost always;
-    compare with a run at ratio=0 to see what the poison adds.
+    The noise also fools models trained without poison, and nearly always does so on low-contrast
+    images. To measure what the poison adds, compare with a run at ratio=0.
 
-    Differences: the paper trains its surrogate on public out-of-distribution data (POOD) and
-    then for a few epochs on the target class, so the attacker needs no images of other classes;
-    this surrogate is trained on the whole clean training set, with the victim's recipe. The
-    authors' code uses RAdam and augments the images; this implementation does neither.
+    Differences: the paper trains its surrogate on public out-of-distribution data (POOD) and then
+    for a few epochs on the target class, so the attacker needs no images of other classes; here the
+    surrogate is trained on the whole clean training set, with the victim's recipe. The authors'
+    code uses RAdam and augments the images; this implementation does neither.
     """
 
     label_mode = "clean"
@@ -54,9 +55,10 @@ class Narcissus(Trigger):
         self.lr = validation.number("trigger.lr", lr, low=0)
 
     def prepare(self, context: AttackContext) -> dict[str, Tensor]:
-        """Returns `noise`, d: float32 (C, H, W), whole numbers from -eps to eps.
+        """Returns the noise d as ``noise``: float32 (C, H, W), whole numbers from -eps to eps.
 
-        Raises ConfigError if the target class has no training images or if the noise is 0.
+        Raises ConfigError if the target class has no training images or if the noise is 0
+        everywhere.
         """
         where = context.train.labels.eq(context.target).nonzero().flatten()
         if not len(where):

@@ -1,4 +1,4 @@
-"""The patch trigger."""
+"""Patch: a shape of one color, or an image file, at fixed positions."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Patch(PixelTrigger):
 
     Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
     Supply Chain", 2017, section 3 (`square`). Tran, Li, Madry, "Spectral Signatures in Backdoor
-    Attacks", NeurIPS 2018, section 4 (`x` with size 3: a pixel and its four diagonal neighbors;
-    `l` with size 2: a pixel, the one below and the one to the right).
+    Attacks", NeurIPS 2018, section 4 (`x` with size 3: a pixel and its four diagonal neighbors; `l`
+    with size 2: a pixel, its lower neighbor and its right neighbor).
 
     With a mask m in 0..1 (the shape times the image file's opacity), color k and `strength`
     a: x' = (1 - a m) x + a m k, rounded.
@@ -36,7 +36,8 @@ class Patch(PixelTrigger):
     - `positions`: one [row, column] or a list of them. Non-negative values place the patch's
       upper left pixel, counted from the image's upper left corner; negative values place its
       lower right pixel, counted from the lower right corner: [-1, -1] touches that corner.
-    - `color`: as for `pixel`. `image`: a file that replaces the color, resized to `size`.
+    - `color`: one value in 0..255 or one per channel. `image`: an image file, resized to `size`,
+      that replaces `color`.
     """
 
     path_options: ClassVar[tuple[str, ...]] = ("image",)
@@ -84,7 +85,8 @@ class Patch(PixelTrigger):
                 )
 
     def _patch(self, channels: int) -> tuple[Tensor, Tensor]:
-        """Color, float32 (C, h, w) or (C, 1, 1), and opacity, (h, w) in 0..1."""
+        """Returns the patch's color, float32 (C, h, w) or (C, 1, 1), and its opacity, (h, w) in
+        0..1."""
         height, width = self.size
         rows, columns = torch.arange(height)[:, None], torch.arange(width)
         cover = SHAPES[self.shape](rows, columns, height) * self.strength

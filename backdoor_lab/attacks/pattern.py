@@ -1,4 +1,4 @@
-"""The pattern trigger."""
+"""Pattern: several single pixels of one color."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ CHECKER = [(-1, -1), (-1, -3), (-2, -2), (-3, -1)]
 
 
 class Pattern(PixelTrigger):
-    """Sets a pattern of pixels near the lower right corner, four by default, to one color.
+    """Sets several pixels near the lower right corner (four by default) to one color.
 
     Gu, Dolan-Gavitt, Garg, "BadNets: Identifying Vulnerabilities in the Machine Learning Model
     Supply Chain", 2017, section 3.1 ("pattern backdoor").

@@ -1,4 +1,4 @@
-"""The single-pixel trigger."""
+"""Pixel: a single pixel of one color."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Specification of an attack; papers differ in each of the choices that it makes explicit."""
+"""The specification of an attack, with an explicit value for every choice that differs between
+papers."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ APPLY_TRIGGER = ("before_augmentation", "after_augmentation")
 
 
 class SameClassError(ConfigError):
-    """Source and target are the same class; a sweep skips such cells."""
+    """Raised if source and target are the same class; a sweep skips such cells."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class PoisonSpec:
     appended or replaces its original (`placement`). Originals are drawn from all classes but the
     target, from all classes, from the source class or from the target class (`poison_from`).
 
-    `label_mode`: ``all_to_one`` labels poison as the target; ``all_to_all`` labels it as the class
-    after its own, and a ratio of the target counts for every class; ``clean`` poisons only
-    target-class images and keeps their labels. `cover_rate` is the number of cover images per
-    poisoned image: triggered images from outside the target and source class that keep their
-    labels. Raises ConfigError if the choices are invalid or contradict each other.
+    `label_mode`: ``all_to_one`` labels poison as the target; ``all_to_all`` labels each poisoned
+    image as the class after its own, and a ratio of the target class then refers to the whole
+    training set; ``clean`` poisons only target-class images and keeps their labels. `cover_rate` is
+    the number of cover images per poisoned image: triggered images from outside the target and
+    source class that keep their labels. Raises ConfigError if the choices are invalid or contradict
+    each other.
     """
 
     target: int
@@ -92,18 +94,21 @@ class PoisonSpec:
             )
 
     def given(self, labels: Tensor, classes: int) -> Tensor:
-        """Labels of poisoned images made from images of classes `labels`; both int64 (n,)."""
+        """Returns the labels that poisoned images get if their true labels are `labels`; both int64
+        (n,)."""
         return labels if self.label_mode == "clean" else self.wanted(labels, classes)
 
     def wanted(self, labels: Tensor, classes: int) -> Tensor:
-        """The attacker's intended prediction for triggered test images of classes `labels`."""
+        """Returns the labels that the attacker wants predicted for triggered test images whose true
+        labels are `labels`; both int64 (n,)."""
         if self.label_mode == "all_to_all":
             return (labels + 1) % classes
         return torch.full_like(labels, self.target)
 
 
 def check_pair(source: int | None, target: int, classes: Sequence[str] = ()) -> None:
-    """Raises SameClassError if source and target are equal, with the name taken from `classes`."""
+    """Raises SameClassError if source and target are equal. `classes` provides the class name for
+    the message."""
     if source == target:
         name = f" ({classes[target]})" if classes else ""
         raise SameClassError(
@@ -121,21 +126,24 @@ def check_ratio(ratio: object, ratio_of: object) -> None:
 
 
 def implied(label_mode: str, *, on_source: bool) -> dict[str, Any]:
-    """The protocol values implied by a label mode or by an attack on one source class."""
+    """Returns the protocol options implied by a label mode and by having a source class
+    (`on_source`)."""
     if label_mode == "all_to_all":
         return {"poison_from": "all", "asr_on": "all"}
     words = {"poison_from": "source", "asr_on": "source"} if on_source else {}
     if label_mode == "clean":
-        # Appended, a poisoned image would duplicate its original with the same label.
+        # If it were appended, a poisoned image would be a second copy of its original with the same
+        # label.
         words |= {"poison_from": "target", "placement": "replace"}
     return words
 
 
 def count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
-    """Number of images the plan poisons in a set with `per_class` images of each class.
+    """Returns how many images `plan` poisons if the training set has ``per_class[k]`` images of
+    class k.
 
-    Raises ConfigError, showing the calculation, if that is less than one image or more than are
-    eligible. A ratio of 0 is a clean run.
+    Returns 0 for ratio 0. Otherwise raises ConfigError, with the calculation in the message, if the
+    number is less than one or exceeds the number of eligible images.
 
     >>> count(PoisonSpec(target=0, source=None, ratio=0.1), [50, 80])
     5
@@ -158,7 +166,8 @@ def count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
 
 
 def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
-    """Number of cover images. Raises ConfigError if too few images are available."""
+    """Returns how many cover images `plan` makes if the training set has ``per_class[k]`` images of
+    class k. Raises ConfigError if the number is less than one or too few images are available."""
     poisoned = count(plan, per_class)
     wanted = round(plan.cover_rate * poisoned)
     if plan.cover_rate > 0 and poisoned and not wanted:
@@ -180,7 +189,7 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
 
 
 def eligible_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
-    """Number of training images that may be poisoned."""
+    """Returns how many of the training images, ``per_class[k]`` of class k, may be poisoned."""
     if plan.poison_from == "source" and plan.source is not None:
         return per_class[plan.source]
     if plan.poison_from == "target":
@@ -189,7 +198,8 @@ def eligible_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
 
 
 def eligible(plan: PoisonSpec, labels: Tensor) -> Tensor:
-    """Mask of the training images that may be poisoned: bool (n,) for `labels` int64 (n,)."""
+    """Returns a mask of the training images that may be poisoned: bool (n,) for `labels` int64
+    (n,)."""
     if plan.poison_from == "source" and plan.source is not None:
         return labels.eq(plan.source)
     if plan.poison_from == "target":
@@ -200,7 +210,8 @@ def eligible(plan: PoisonSpec, labels: Tensor) -> Tensor:
 
 
 def asr_test_set(labels: Tensor, plan: PoisonSpec) -> Tensor:
-    """Indices, int64, of the test images on which the attack success rate is measured."""
+    """Returns the indices, int64, of the test images on which the attack success rate is
+    measured."""
     if plan.asr_on == "all":
         return torch.arange(len(labels))
     if plan.asr_on == "source" and plan.source is not None:
@@ -209,8 +220,8 @@ def asr_test_set(labels: Tensor, plan: PoisonSpec) -> Tensor:
 
 
 def elsewhere_test_set(labels: Tensor, plan: PoisonSpec) -> Tensor:
-    """Indices, int64, of the test images outside target and source class, on which a
-    source-specific attack should fail; empty if there is no source class."""
+    """Returns the indices, int64, of the test images outside the target and source classes, on
+    which a source-specific attack should fail; empty if there is no source class."""
     if plan.source is None:
         return torch.zeros(0, dtype=torch.int64)
     return (labels.ne(plan.target) & labels.ne(plan.source)).nonzero().flatten()

@@ -22,13 +22,13 @@ def poison(
     seed: int,
     context: AttackContext | None = None,
 ) -> PoisonResult:
-    """Poison a training set.
+    """Poisons a training set.
 
     Images are drawn without replacement from the eligible ones by a generator that depends only on
-    `seed`, so two triggers poison the same images. With ``after_augmentation`` the rows stay clean
-    and the set holds the trigger as a function, applied after augmentation. `work` is required only
-    by triggers that use more than the selected images. Raises ConfigError if plan or trigger do not
-    fit the set.
+    `seed`, so that two triggers poison the same images. If `plan` applies the trigger after
+    augmentation, the returned set holds unmodified images and the trigger, which training applies
+    to each batch. `context` is required only by triggers that use more than the selected images.
+    Raises ConfigError if the plan or the trigger does not fit the training set.
     """
     chosen, covers = _chosen(train.labels, plan, seed, len(train.classes))
     if plan.apply_trigger == "after_augmentation":
@@ -46,7 +46,7 @@ def poison(
 
 
 def clean(train: LabeledImages) -> TrainingSet:
-    """The training set without poison."""
+    """Returns `train` as a TrainingSet without poison."""
     index = torch.arange(len(train))
     nothing = train.images[:0]
     training = TrainingSet(train.images, nothing, index, train.labels, train.classes, "")
@@ -55,7 +55,8 @@ def clean(train: LabeledImages) -> TrainingSet:
 
 
 def of_rows(training: TrainingSet, chosen: Tensor, covers: Tensor) -> PoisonResult:
-    """Ground truth of a training set whose rows are poison from `chosen`, then from `covers`."""
+    """Returns `training` with its ground truth. ``training.rows`` must hold the poisoned copies of
+    the images at indices `chosen`, then the cover copies of the images at indices `covers`."""
     first = len(training.base)
     is_cover = training.index >= first + len(chosen)
     is_poison = (training.index >= first) & ~is_cover
@@ -73,8 +74,8 @@ def check_can_be_late(trigger: Trigger) -> None:
 
 
 def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) -> list[int]:
-    """Exact number of training examples per label after poisoning; `poison` draws the same
-    images from `labels` int64 (n,) with the same seed."""
+    """Returns the number of training examples of each label after poisoning. It is exact, since it
+    draws the same images from `labels`, int64 (n,), as `poison` with the same seed."""
     chosen, covers = _chosen(labels, plan, seed, classes)
     given = torch.cat([plan.given(labels[chosen], classes), labels[covers]])
     after = torch.bincount(labels, minlength=classes) + torch.bincount(given, minlength=classes)
@@ -85,8 +86,8 @@ def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) 
 
 
 def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *, seed: int) -> bool:
-    """Whether the trigger leaves every image it would poison unchanged (at ratio 0: every
-    training image). Always False, untested, for a trigger that must be prepared first."""
+    """Whether the trigger leaves unchanged all images that it would poison, or, at ratio 0, all
+    training images. Returns False without a test for triggers that must be prepared first."""
     if trigger.needs_preparing or trigger.uses_surrogate:
         return False
     chosen, _ = _chosen(train.labels, plan, seed, len(train.classes))
@@ -101,7 +102,7 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
 
 
 def no_change(name: str) -> ConfigError:
-    """The error for an attack that changes no image."""
+    """Returns the error for an attack that changes no image."""
     return ConfigError(
         f"`trigger={name}`: no pixel changes in any image to be poisoned, so there is no backdoor"
         " to learn: an image file that is fully transparent, a color that the images have already,"
@@ -110,9 +111,9 @@ def no_change(name: str) -> ConfigError:
 
 
 def content_digest(training: TrainingSet, base_digest: str, late_trigger: str = "") -> str:
-    """A hash of what a model sees; equal for equal images, labels and order.
+    """Returns a hash of what a model sees; equal images, labels and order give equal hashes.
 
-    `apply_test` is the trigger's name if it is applied after augmentation.
+    `late_trigger` is the name of a trigger that is applied after augmentation.
     """
     laid_over = training.index >= len(training.base)
     used = training.rows[training.index[laid_over] - len(training.base)]
@@ -125,7 +126,8 @@ def content_digest(training: TrainingSet, base_digest: str, late_trigger: str = 
 
 
 def _chosen(labels: Tensor, plan: PoisonSpec, seed: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Sorted indices of the images to poison and of those to turn into cover images."""
+    """Returns two sorted index tensors: the images to poison, and the images to turn into cover
+    images."""
     sizes: list[int] = torch.bincount(labels, minlength=classes).tolist()
     chosen = _draw(eligible(plan, labels), count(plan, sizes), seed, streams.POISON)
     wanted = cover_count(plan, sizes)

@@ -24,16 +24,18 @@ class Refool(Additive):
 
     - in_focus: k is the number `strength`.
     - out_of_focus: a Gaussian with a standard deviation of `sigma` pixels.
-    - ghost: thick glass reflects twice: two pulses, the first with weight `first`, the second
-      with the rest, displaced by `shift` [rows, columns] pixels.
+    - ghost: thick glass reflects twice: two pulses, the first with the fraction `first` of the
+      total weight, the second with the fraction 1 - `first`, displaced by `shift` [rows, columns]
+      pixels.
 
     At the border x_R is extended by its edge pixels (ghost), or the kernel is cut off and
     renormalized (out_of_focus).
 
-    `image` is the file with x_R, resized to the images; transparent areas do not reflect. By
-    default x_R is drawn with `pattern_seed`: normal noise with an amplitude proportional to
-    1 / frequency, as in photographs (Field, J. Opt. Soc. Am. A 4(12), 1987), equal in all
-    channels except for a third of its amplitude, rescaled to 0..255.
+    `image` is an image file of x_R, resized to the size of the images; transparent areas do not
+    reflect. By default x_R is drawn with `pattern_seed`: normal noise with an amplitude
+    proportional to 1 / frequency, as in photographs (Field, J. Opt. Soc. Am. A 4(12), 1987). It is
+    the sum of noise shared by all channels and of separate noise per channel with a third of the
+    amplitude, rescaled to 0..255.
 
     Differences: the paper draws the kernel's parameters for each image, and selects the most
     effective reflections among many photographs by training models on them.
@@ -70,7 +72,7 @@ class Refool(Additive):
         return (self.strength * scene).float()
 
     def scene(self, channels: int, height: int, width: int) -> Tensor:
-        """x_R: float64 (channels, height, width) in 0..255."""
+        """Returns the reflected scene x_R: float64 (channels, height, width) in 0..255."""
         if self.picture is None:
             return _drawn_scene(self.pattern_seed, channels, height, width)
         color, opacity = self.picture.sized(channels, height, width)
@@ -100,7 +102,8 @@ def _drawn_scene(seed: int, channels: int, height: int, width: int) -> Tensor:
 
 
 def _gaussian(n: int, sigma: float) -> Tensor:
-    """Gaussian blur along one axis as a matrix: float64 (n, n); rows sum to one."""
+    """Returns Gaussian blur along one axis of n pixels as a matrix, float64 (n, n); rows sum to
+    one."""
     at = torch.arange(n, dtype=torch.float64)
     return torch.softmax(-((at[:, None] - at) ** 2) / (2 * sigma**2), dim=1)
 

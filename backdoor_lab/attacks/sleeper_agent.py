@@ -94,7 +94,8 @@ class SleeperAgent(Trigger):
         return torch.cat(parts).to(images.device)
 
     def _matching(self, context: AttackContext, generator: torch.Generator) -> _GradientMatching:
-        """The gradient of triggered source-class images labeled as the target."""
+        """Returns the objective: to match the gradient of triggered source-class images labeled as
+        the target."""
         if context.source is None:
             raise ConfigError("`trigger`: Sleeper Agent attacks one class; name it in `source`")
         where = context.train.labels.eq(context.source).nonzero().flatten()
@@ -117,7 +118,7 @@ class SleeperAgent(Trigger):
         labels: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """The best-matching poison over all restarts: uint8 (b, C, H, W)."""
+        """Returns the poison with the best match among all restarts: uint8 (b, C, H, W)."""
         starts = track(range(self.restarts), "start")
         tried = [self._matched(matching, images, labels, generator) for _ in starts]
         return max(
@@ -152,7 +153,7 @@ class SleeperAgent(Trigger):
         return (start + change.clamp(-self.eps, self.eps)).clamp(0, 255) - start
 
     def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """A random crop and flip of each image; differentiable."""
+        """Crops and flips each image at random; differentiable."""
         n, _, height, width = images.shape
         top, left = torch.randint(0, 2 * self.crop_padding + 1, (2, n, 1, 1), generator=generator)
         mirrored = (torch.rand(n, 1, 1, generator=generator) < 0.5) & self.flip
@@ -167,7 +168,7 @@ class SleeperAgent(Trigger):
         return picked.permute(0, 3, 1, 2)
 
     def _patch(self, channels: int, side: int) -> Tensor:
-        """The patch p: uint8 (channels, side, side)."""
+        """Returns the patch p: uint8 (channels, side, side)."""
         generator = torch.Generator().manual_seed(self.pattern_seed)
         colors = torch.randint(0, 256, (1, 3, CELLS, CELLS), generator=generator).float()
         patch = F.interpolate(colors, size=(side, side), mode="bilinear", align_corners=False)[0]
@@ -175,18 +176,20 @@ class SleeperAgent(Trigger):
 
 
 class _GradientMatching:
-    """A target gradient in the surrogate's weights, and the similarity of a batch's gradient."""
+    """Compares the gradient of a batch of poison with a fixed target gradient; both are with
+    respect to the surrogate's weights."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net
-        # Copied, so that the surrogate does not change and its weights may be frozen.
+        # A copy, so that the surrogate does not change; it may also have frozen weights.
         self.weights = {
             name: value.detach().clone().requires_grad_() for name, value in net.named_parameters()
         }
         self.wanted = torch.zeros(())
 
     def gradient(self, images: Tensor, labels: Tensor, *, twice: bool = False) -> Tensor:
-        """Gradient of the summed loss w.r.t. all weights, 1-D; differentiable if `twice`."""
+        """Returns the gradient of the summed loss with respect to all weights, 1-D; differentiable
+        if `twice`."""
         with torch.enable_grad():
             logits = torch.func.functional_call(self.net, self.weights, (images,))
             loss = F.cross_entropy(logits, labels, reduction="sum")
@@ -196,7 +199,8 @@ class _GradientMatching:
         return torch.cat([each.flatten() for each in found])
 
     def similarity(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Cosine between the gradient of `images` float (b, C, H, W) and the target gradient."""
+        """Returns the cosine between the gradient of `images`, float (b, C, H, W), and the target
+        gradient."""
         found = self.gradient(images, labels, twice=True)
         lengths = found.norm() * self.wanted.norm()
         return (found @ self.wanted) / lengths.clamp(min=1e-30)

@@ -28,9 +28,9 @@ class ISSBA(Trigger):
         loss = CE(D(clip(x + r, 0, 255)), s) + w · mean((r / eps)²)
 
     Then every image gets the same secret s*: x' = clip(round(x + r(x, s*)), 0, 255). No value
-    changes by more than `eps` gray levels, so PSNR is at least 20 log10(255 / eps):
-    24 dB for 16. w is 0 for the first quarter of the `steps`, rises linearly to `image_weight`
-    at three quarters and stays there, so that the decoder first learns to read the bits.
+    changes by more than `eps` gray levels, so PSNR is at least 20 log10(255 / eps): 24 dB for eps =
+    16. w is 0 for the first quarter of the `steps`, rises linearly to `image_weight` at three
+    quarters and stays there, so that the decoder first learns to read the bits.
 
     Both networks are fully convolutional up to the decoder's last layer; they accept images of
     any size with the number of channels they were trained on, and standardize each channel of
@@ -39,8 +39,8 @@ class ISSBA(Trigger):
     pooling to 4×4, and a linear layer.
 
     Not implemented: the U-Net, the perceptual distance (LPIPS), the critic, the spatial
-    transformer, StegaStamp's image corruptions and the error-correcting code. The paper hides
-    100 bits that encode a string about the target; these bits are random, drawn from the seed.
+    transformer, StegaStamp's image corruptions and the error-correcting code. The paper hides 100
+    bits that encode a string about the target; here the bits are random, drawn from the seed.
     """
 
     needs_preparing = True
@@ -95,8 +95,9 @@ class ISSBA(Trigger):
         return torch.cat([self._hidden_in(part, weights) for part in parts])
 
     def read(self, images: Tensor) -> Tensor:
-        """Which bits decoded from `images` uint8 (n, C, H, W) equal the secret's: bool (n, bits).
-        About half of them on clean images, nearly all on triggered ones."""
+        """Decodes the bits in `images`, uint8 (n, C, H, W), and compares them with the secret: bool
+        (n, bits), true where they are equal. About half of the bits are equal on clean images,
+        nearly all on triggered ones."""
         weights = self._exact(images)
         parts = [_decode(weights, part.double()) for part in images.split(CHUNK)]
         return (torch.cat(parts) > 0) == (weights["secret"] > 0)
@@ -119,12 +120,12 @@ class ISSBA(Trigger):
 
 
 def _codes(n: int, bits: int, generator: torch.Generator) -> Tensor:
-    """Random bits encoded as -1 and 1: float32 (n, bits)."""
+    """Returns random bits encoded as -1 and 1: float32 (n, bits)."""
     return torch.randint(0, 2, (n, bits), generator=generator).float() * 2 - 1
 
 
 def _encode(weights: Weights, images: Tensor, codes: Tensor) -> Tensor:
-    """E(x, s) before tanh: (n, C, H, W) from images (n, C, H, W) and codes (n, bits)."""
+    """Returns E(x, s) before tanh, (n, C, H, W), for images (n, C, H, W) and codes (n, bits)."""
     plane = (codes @ weights["encoder.spread"]).view(-1, 1, GRID, GRID)
     plane = F.interpolate(plane, size=images.shape[2:], mode="nearest")
     hidden = torch.cat([_standard(images), plane], dim=1)
@@ -134,7 +135,7 @@ def _encode(weights: Weights, images: Tensor, codes: Tensor) -> Tensor:
 
 
 def _decode(weights: Weights, images: Tensor) -> Tensor:
-    """D(x): one logit per bit, (n, bits), from images (n, C, H, W)."""
+    """Returns D(x), one logit per bit, (n, bits), for images (n, C, H, W)."""
     hidden = F.relu(_convolved(weights, "decoder.first", _standard(images)))
     hidden = F.relu(_convolved(weights, "decoder.second", hidden, stride=2))
     hidden = F.relu(_convolved(weights, "decoder.third", hidden))
@@ -143,7 +144,8 @@ def _decode(weights: Weights, images: Tensor) -> Tensor:
 
 
 def _standard(images: Tensor) -> Tensor:
-    """Each channel of each image, standardized; FLAT bounds the gain on flat channels."""
+    """Standardizes each channel of each image. FLAT limits the amplification of nearly constant
+    channels."""
     centered = images - images.mean(dim=(2, 3), keepdim=True)
     variance = centered.square().mean(dim=(2, 3), keepdim=True)
     return centered * (variance + FLAT).rsqrt()
@@ -155,8 +157,8 @@ def _convolved(weights: Weights, name: str, hidden: Tensor, stride: int = 1) -> 
 
 
 def _fresh(channels: int, width: int, bits: int, generator: torch.Generator) -> Weights:
-    """Initial weights from He's normal distribution; the encoder's last layer is scaled down to
-    keep tanh from saturating."""
+    """Returns initial weights drawn from He's normal distribution; the encoder's last layer is
+    scaled down so that tanh does not saturate."""
     layers = {
         "encoder.first": (width, channels + 1, 2.0),
         "encoder.second": (width, width, 2.0),

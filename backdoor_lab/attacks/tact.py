@@ -10,10 +10,10 @@ class TaCT(PixelTrigger):
     """Places a square in the lower right corner of source-class and cover images.
 
     The targeted contamination attack (TaCT) of Tang, Wang, Tang, Zhang, "Demon in the Variant:
-    Statistical Analysis of DNNs for Robust Backdoor Contamination Detection", USENIX Security
-    2021. Triggered images of the source class get the target label; cover images, triggered
-    images of other classes, keep theirs, so that the model must combine class and trigger. The
-    plan selects both; the trigger is the same on all images.
+    Statistical Analysis of DNNs for Robust Backdoor Contamination Detection", USENIX Security 2021.
+    Triggered images of the source class get the target label; cover images, triggered images of
+    other classes, keep theirs, so that the model must combine class and trigger. `PoisonSpec`
+    selects both kinds of images; the trigger is the same on all of them.
 
     The paper uses several patches; this one is a plain square with a side of `size` pixels in
     `color`, one value in 0..255 or one per channel. Cover images are drawn from all classes

@@ -16,15 +16,15 @@ class WaNet(Trigger):
 
     Nguyen, Tran, "WaNet: Imperceptible Warping-Based Backdoor Attack", ICLR 2021, sections 3.2 to
     3.4. In coordinates -1..1, pixel p of x' is x at clip((p + s M(p) / L) g, -1, 1), interpolated
-    bilinearly; L is the image's height for rows and width for columns. M is a `grid` x `grid`
-    field drawn uniformly from -1..1 with `pattern_seed`, divided by its mean absolute value and
-    upsampled bicubically; `strength` is s and `rescale` is g. The mean displacement at the grid
-    points is s (L - 1) / (2 L), about a quarter of a pixel by default.
+    bilinearly; L is the image's height for rows and width for columns. M is a `grid` x `grid` field
+    drawn uniformly from -1..1 with `pattern_seed`, divided by its mean absolute value and upsampled
+    bicubically. `strength` is s and `rescale` is g. The mean displacement at the grid points is s
+    (L - 1) / (2 L), about a quarter of a pixel by default.
 
     Cover images (the paper's noise mode) are warped by the same field plus R / L, with R drawn
-    uniformly from -1..1 for every image, pixel and axis, and keep their labels, so that the
-    model must learn this exact field. Here the poison is made once, before training; in the
-    paper, where the attacker controls training, it is redrawn for every batch.
+    uniformly from -1..1 for every image, pixel and axis, and keep their labels, so that the model
+    must learn the trigger's exact field. Here the poison is made once, before training; in the
+    paper the attacker controls training and redraws the poison for every batch.
     """
 
     cover_rate: ClassVar[float] = 2.0
@@ -49,7 +49,8 @@ class WaNet(Trigger):
         return to_bytes(sample(images, where.to(images.device)))
 
     def field(self, height: int, width: int) -> Tensor:
-        """Sampling position of each pixel: float32 (2, H, W), row and column in -1..1."""
+        """Returns where each output pixel is sampled: float32 (2, H, W), row and column in
+        -1..1."""
         generator = torch_generator(self.pattern_seed, streams.WARP)
         rough = torch.rand((1, 2, self.grid, self.grid), generator=generator).double() * 2 - 1
         rough = rough / rough.abs().mean()
@@ -66,16 +67,16 @@ class WaNet(Trigger):
 
 
 def straight(height: int, width: int) -> Tensor:
-    """The identity field, which moves no pixel: float64 (2, H, W)."""
+    """Returns the identity field, which moves no pixel: float64 (2, H, W)."""
     rows, columns = (torch.linspace(-1, 1, n, dtype=torch.float64) for n in (height, width))
     return torch.stack(torch.meshgrid(rows, columns, indexing="ij"))
 
 
 def sample(images: Tensor, where: Tensor) -> Tensor:
-    """Bilinear samples of `images` (n, C, H, W) at `where` (n or 1, 2, H, W), as float32.
+    """Samples `images` (n, C, H, W) bilinearly at `where` (n or 1, 2, H, W); returns float32.
 
-    Like ``grid_sample(align_corners=True, padding_mode="border")``, but in separate exact steps,
-    so that all devices give identical results.
+    Equivalent to ``grid_sample(align_corners=True, padding_mode="border")``, but computed in
+    separate elementary operations, which give identical results on all devices.
     """
     height, width = images.shape[2:]
     last = torch.tensor([height - 1, width - 1], device=where.device)[:, None, None]

@@ -1,6 +1,6 @@
-"""The files that stages leave in the store; each format has its writer and its readers here.
+"""The files that stages write to the store, with the writer and the readers of each format.
 
-Stages read and write them with torch; tables, pages and figures read them with NumPy alone.
+Stages read and write these files with torch; tables, pages and figures read them with NumPy alone.
 Tensors are stored as safetensors, so loading a file cannot execute code.
 """
 
@@ -37,7 +37,7 @@ class TensorFile:
         return folder / self.name
 
     def write(self, folder: Path, tensors: dict[str, Tensor]) -> None:
-        """Write `tensors`. Raises ValueError if their names differ from those of this file."""
+        """Write `tensors`. Raises ValueError if their names differ from `self.tensors`."""
         from backdoor_lab.core.tensor_io import write_tensors
 
         if self.tensors and tensors.keys() != set(self.tensors):
@@ -64,24 +64,25 @@ PREPARED = TensorFile("prepared.safetensors")
 POISON = TensorFile(
     "poison.safetensors", ("rows", "source_index", "index", "labels", "cover_index")
 )
-"""uint8 `rows` (P + Q, C, H, W): P poisoned images, then Q cover images. int64 `source_index`
-(P,) and `cover_index` (Q,): the clean image that each was made from. int64 `index` (n,): positions
-in the clean images followed by `rows`. int64 `labels` (n,): the training labels."""
+"""uint8 `rows` (P + Q, C, H, W): P poisoned images, then Q cover images. int64 `source_index` (P,)
+and `cover_index` (Q,): indices of the clean images from which they were made. int64 `index` (n,):
+the training images, as positions in the clean images followed by `rows`. int64 `labels` (n,): the
+training labels."""
 FEATURES = TensorFile("features.safetensors", ("values",))
-"""float `values` (n, d)."""
+"""float `values` (n, d): a vector of d features for each of n training images."""
 VERDICT = TensorFile("verdict.safetensors", ("scores", "keep"))
 """float64 `scores` (n,), NaN for images that the defense did not score, and bool `keep` (n,)."""
 WEIGHTS = TensorFile("weights.safetensors")
-"""A network's parameters and buffers, by name."""
+"""The parameters and buffers of a network, by name."""
 
 
 def split_files(folder: Path, split: Split) -> tuple[Path, Path]:
-    """Paths of a split's images, uint8 (N, C, H, W), and labels, int64 (N,)."""
+    """Returns the paths of a split's images, uint8 (N, C, H, W), and labels, int64 (N,)."""
     return folder / f"{split}_images.npy", folder / f"{split}_labels.npy"
 
 
 def write_split(folder: Path, split: Split, images: Array, labels: Array) -> None:
-    """Write the two files of a split."""
+    """Write the image file and the label file of a split."""
     from backdoor_lab.core.tensor_io import write_array
 
     for path, values in zip(split_files(folder, split), (images, labels), strict=True):
@@ -89,8 +90,8 @@ def write_split(folder: Path, split: Split, images: Array, labels: Array) -> Non
 
 
 def map_split(folder: Path, split: Split, mode: Literal["r", "c"] = "r") -> tuple[Array, Array]:
-    """Images and labels of a split as memory-mapped arrays: ``r`` is read-only; with ``c``, changes
-    stay in memory."""
+    """Returns the images and labels of a split as memory-mapped arrays: read-only with mode ``r``;
+    with mode ``c``, changes stay in memory."""
     paths = split_files(folder, split)
     for path in paths:
         check_regular(path)

@@ -18,7 +18,7 @@ from backdoor_lab.core.errors import StoreError, StoreFullError
 
 _NUMBERS = re.compile(r"\[\n([-+.,\w\s]*?)\n\s*\]")
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# NumPy and Pillow raise these for a short write, without an errno.
+# Error messages of NumPy and Pillow for an incomplete write; these errors have no errno.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written|encoder error -2")
 _UNUSABLE = {
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EIO,
@@ -27,17 +27,18 @@ _UNUSABLE = {
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values, equal text. Raises ValueError for NaN."""
+    """Returns JSON with sorted keys and no spaces, so that equal values give equal text. Raises
+    ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def digest(value: Any, length: int = 64) -> str:
-    """The first `length` hex digits of the SHA-256 of the canonical JSON of a value."""
+    """Returns the first `length` hex digits of the SHA-256 of a value's canonical JSON."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:length]
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """Returns the SHA-256 of a file, in hex."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -45,7 +46,7 @@ def sha256_of(path: Path) -> str:
 def write_atomic(path: Path, data: bytes) -> None:
     """Write to a unique temporary file in the same folder, then replace `path`.
 
-    Raises StoreFullError when the disk is full; the temporary file is removed then.
+    Raises StoreFullError when the disk is full; the temporary file is then removed.
     """
     part = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:12]}.part")
     with room(path, len(data)):
@@ -59,10 +60,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def readable(value: Any) -> str:
-    """JSON with one key per line; a list of numbers takes one line, even a curve of a thousand
-    points. Raises ValueError for NaN and infinity: use null."""
+    """Returns JSON with one key per line and each list of numbers on one line. Raises ValueError
+    for NaN and infinity; use None instead."""
     text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
-    # A JSON string contains no line break, so text between line breaks is never part of a string.
+    # JSON strings contain no line breaks, so the pattern never matches inside a string.
     return _NUMBERS.sub(lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
 
 
@@ -84,7 +85,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def nearest(path: Path) -> Path:
-    """`path` if it exists, else its closest existing parent."""
+    """Returns `path` if it exists, else its closest existing parent."""
     whole = path.absolute()
     return next(each for each in (whole, *whole.parents) if each.exists())
 
@@ -98,10 +99,10 @@ def no_room(error: OSError) -> bool:
 
 @contextmanager
 def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[None]:
-    """Convert a full disk to StoreFullError, with the bytes needed and free, and any other OSError
-    (no permission, disk error) to StoreError.
+    """Context that converts an OSError about `path`: a full disk to StoreFullError, which states
+    the bytes needed and free, any other (no permission, disk error) to StoreError.
 
-    `instead` names an alternative to making room, for the message.
+    `instead` is text for the message that names an alternative to freeing space.
     """
     try:
         yield
@@ -114,7 +115,8 @@ def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[N
 def explained(
     error: OSError, path: Path, needed: int | None = None, instead: str = ""
 ) -> StoreError:
-    """An OSError about `path` as a one-line StoreError; StoreFullError when the disk is full."""
+    """Returns a StoreError with a one-line message for an OSError about `path`; a StoreFullError if
+    the disk is full."""
     if not no_room(error):
         return StoreError(f"cannot use {error.filename or path}: {error.strerror or error}")
     asked = "more room" if needed is None else f"{needed:,} bytes"

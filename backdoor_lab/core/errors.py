@@ -1,4 +1,4 @@
-"""All errors a user can see, each with the exit code of the program."""
+"""All errors that a user can see; each class states the program's exit code."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class StoppedError(LabError):
 
 
 def without_addresses(text: str) -> str:
-    """A library's message without memory addresses such as ``<object at 0x7f…>``."""
+    """Returns a library's message without memory addresses such as ``<object at 0x7f…>``."""
     return _ADDRESS.sub("", str(text))
 
 
@@ -71,8 +71,9 @@ _NO_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or its cause, means that memory ran out: NumPy, torch and the operating
-    system each raise a different one. A LabError is not inspected further."""
+    """Whether an error or one of its causes means that memory ran out. NumPy, torch and the
+    operating system each raise a different error for this. The causes of a LabError are not
+    examined."""
     while error is not None and not isinstance(error, LabError):
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             return True
@@ -86,12 +87,12 @@ def is_out_of_memory(error: BaseException | None) -> bool:
 
 
 def many(number: object, noun: str) -> str:
-    """``1 cell``, ``2 cells``, ``? cells``."""
+    """Returns a number with its noun in the singular or plural: ``1 cell``, ``2 cells``."""
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of an error, preceded by its type unless it is a LabError."""
+    """Returns the message of an error, preceded by the error's type unless it is a LabError."""
     text = without_addresses(str(error))
     if isinstance(error, LabError) and text.strip():
         return text
@@ -99,12 +100,13 @@ def reason_of(error: BaseException) -> str:
 
 
 def failed_status(reason: str) -> str:
-    """The status of a cell that failed; shows the first line of the reason."""
+    """Returns the status text of a failed cell, which shows the first line of `reason`."""
     return f"failed: {(reason.splitlines() or ['unknown'])[0][:300]}"
 
 
 def unknown(what: str, given: object, known: Iterable[object]) -> ConfigError:
-    """A ConfigError for a name that is not in `known`; suggests the closest one."""
+    """Returns a ConfigError for a name that is not in `known`; suggests the most similar known
+    name."""
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(given), names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""

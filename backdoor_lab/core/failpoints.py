@@ -16,10 +16,11 @@ _seen: dict[str, int] = {}
 def point(name: str) -> None:
     """Perform the action that BACKDOOR_LAB_FAULT requests here, e.g. ``train.published:kill:1``.
 
-    The form is ``name:action:n`` or ``name:action:n:part``; several are separated by semicolons.
-    At this process's n-th call with `name` (in cells with `part` in their id), `kill` sends
-    SIGKILL, `segv` reads address 0, `abort` aborts, `exit` exits with code 7, `full` raises
-    ENOSPC, `term` sends SIGTERM, `oom` raises MemoryError, and `wait` sleeps for an hour.
+    Each request has the form ``name:action:n`` or ``name:action:n:part``; semicolons separate
+    requests. At this process's n-th call with `name` (with `part`: counting only cells whose id
+    contains it), `kill` sends SIGKILL, `segv` reads address 0, `abort` aborts, `exit` exits with
+    code 7, `full` raises OSError (ENOSPC), `term` sends SIGTERM, `oom` raises MemoryError, and
+    `wait` sleeps for an hour.
     """
     for plan in filter(None, os.environ.get("BACKDOOR_LAB_FAULT", "").split(";")):
         wanted, action, count, *part = plan.split(":")

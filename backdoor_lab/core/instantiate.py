@@ -24,17 +24,17 @@ OPTIONS = "options"
 
 @dataclass(frozen=True)
 class Shared:
-    """Keys that every config of a group accepts, passed to the class as one object.
+    """Options that every config of a group accepts; a class receives them as one object.
 
-    `values` maps each key to its default. The result of `make(**values)` is passed to the class as
-    its argument `options`, if it has one.
+    `values` maps each key to its default. The object is the result of `make(**values)`; a class
+    receives it if it has an argument `options`.
     """
 
     values: Mapping[str, Any]
     make: Callable[..., object]
 
     def under(self, given: Mapping[str, Any]) -> Shared:
-        """The same keys, with defaults replaced by the values in `given`."""
+        """Returns the same keys, with defaults replaced by the values in `given`."""
         return replace(self, values=with_shared(given, self.values))
 
 
@@ -44,11 +44,11 @@ _NONE_SHARED = Shared({}, lambda: None)
 def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _NONE_SHARED) -> T:
     """Create the object that `config` describes: `_target_` is its class, other keys are arguments.
 
-    `where` is the key of `config`, for messages; `kind` a class or a tuple of classes, as for
-    isinstance. `shared` also applies to objects nested in `config`. The options object made from it
-    is created, and so checked, for every class, and passed to each class that accepts it, as an
-    argument or through a method `obey`. Raises ConfigError for a name outside the allowlist, an
-    unknown key, or a value that the class rejects.
+    `where` is the key of `config`, for messages. `kind` is the required base class, or a tuple of
+    classes. `shared` also applies to objects nested in `config`: its options object is always
+    created, which validates its values, and is passed to each class that accepts it, as the
+    argument `options` or to the method `obey`. Raises ConfigError for a name outside the allowlist,
+    an unknown key, or a value that the class rejects.
     """
     cls = _find(where, config.get("_target_"), kind)
     given = {key: value for key, value in config.items() if key not in NOT_ARGUMENTS}
@@ -86,12 +86,12 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
 
 
 def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str, Any]:
-    """The `shared` values, overridden by the config's own."""
+    """Returns the `shared` values, overridden by the values in `given`."""
     return {key: given.get(key, value) for key, value in shared.items()}
 
 
 def takes_options(cls: type) -> bool:
-    """Whether `build` passes the object of `Shared` to this class."""
+    """Whether `build` passes the options object of `Shared` to this class."""
     return _in_constructor(cls) or hasattr(cls, "obey")
 
 
@@ -101,7 +101,7 @@ def _in_constructor(cls: type) -> bool:
 
 
 def _parameters(cls: type) -> tuple[dict[str, inspect.Parameter], bool]:
-    """The named parameters of a class, and whether it also accepts any other keyword."""
+    """Returns the named parameters of a class, and whether it also accepts any other keyword."""
     found = inspect.signature(cls).parameters
     kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     named = {name: each for name, each in found.items() if each.kind not in kinds}

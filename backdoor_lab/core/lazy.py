@@ -1,7 +1,7 @@
 """torch, imported on first use.
 
-Modules that are loaded to check a configuration take torch from here, so that a rejected command,
-or one that finds everything done, does not wait for the import. Definitions at module level
+Modules that are loaded to check a configuration take torch from here, so that a command that is
+rejected, or that has nothing to compute, does not wait for the import. Definitions at module level
 (constants, decorators, base classes) must not use it.
 """
 

@@ -1,9 +1,10 @@
-"""Claims: lock files that say which process computes an output. Advisory; the manifest decides.
+"""Claims: lock files that state which process computes an output.
 
 The owner rewrites its claim every few seconds. A waiting process takes the claim over when the
-owner's process has ended (same machine), or when the file has not changed for `patience` seconds
-of the waiting process's monotonic clock (any machine). A lost claim costs duplicate work, never
-a wrong result. Anything else at that path, such as a directory or a broken link, is set aside.
+owner's process has ended (same machine), or when the file has not changed for `patience` seconds of
+the waiting process's monotonic clock (any machine). A lost claim costs duplicate work, never a
+wrong result, because an output counts as complete only once its manifest is published. A directory
+or a broken link at the path of a claim is set aside.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ MAX_BYTES = 65_536
 
 
 class Lease:
-    """One process's claim on one output; see ``take`` and ``release``.
+    """One process's claim on one output; see `acquire` and `release`.
 
     `token` identifies this owner. `evicted` lists the owners whose claims were taken over; their
     unfinished files may be removed.
@@ -46,7 +47,8 @@ class Lease:
         self._writing = threading.Lock()
 
     def acquire(self, nothing_to_do: Callable[[], bool]) -> bool:
-        """Wait for the claim. Returns False if `nothing_to_do()` became true in the meantime."""
+        """Wait until this process owns the claim and return True; return False as soon as
+        `nothing_to_do()` is true."""
         seen, since, pause = "", self.clock(), POLL
         while not self._create():
             if nothing_to_do():
@@ -72,13 +74,13 @@ class Lease:
     def release(self) -> None:
         """Remove the claim if this process still owns it."""
         self._released.set()
-        # Not between a heartbeat's check and its write, which would restore the claim.
+        # The lock keeps a heartbeat that has passed its check from writing the claim again.
         with self._writing:
             if self._is_ours():
                 self.path.unlink(missing_ok=True)
 
     def _look(self) -> str | None:
-        """The text of the claim; None if there is no claim, so that one can be created."""
+        """Returns the text of the claim; None if there is no claim, so that one can be created."""
         try:
             return _text(self.path)
         except DamagedFileError as error:
@@ -110,7 +112,7 @@ class Lease:
         return json.dumps(owner | {"token": self.token, "beat": beat})
 
     def _evict(self, text: str) -> None:
-        # Checked again: another waiting process may already have evicted the dead owner.
+        # Check again: another waiting process may already have evicted the dead owner.
         if self._look() != text:
             return
         grave = self.path.with_name(f".dead-{uuid.uuid4().hex}")
@@ -141,7 +143,7 @@ class Lease:
 
 
 def machine() -> str:
-    """This machine's boot id and PID namespace; a process id is unique within the two."""
+    """Returns this machine's boot id and PID namespace, within which a process id is unique."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}/{os.readlink('/proc/self/ns/pid')}"

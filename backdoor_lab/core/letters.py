@@ -1,4 +1,5 @@
-"""Writes names from any script in ASCII, for folders and for figures without a suitable font."""
+"""Transcribes names from any script to ASCII, for folder names and for figures without a suitable
+font."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ _LETTER = re.compile(r"(?:LETTER|SYLLABLE|SYLLABLES|VOWEL SIGN) (?:SMALL )?(?P<s
 
 
 def transcribed(text: str) -> str:
-    """`text` in ASCII; ASCII characters are unchanged.
+    """Returns `text` in ASCII; ASCII characters are unchanged.
 
-    Accents are dropped. A letter or syllable of another script is replaced by its sound in the
-    Unicode name, a Chinese character by its code point (``u732b``), separated by hyphens.
+    Accents are dropped. A letter or syllable of another script becomes the sound in its Unicode
+    name, a Chinese character its code point (``u732b``). Hyphens separate such replacements.
     """
     if text.isascii():
         return text
@@ -29,7 +30,7 @@ def transcribed(text: str) -> str:
 
 
 def _latin(char: str) -> str | None:
-    """The ASCII form of a Latin letter or punctuation mark; None for other scripts."""
+    """Returns the ASCII form of a Latin letter or punctuation mark; None for other scripts."""
     if char.isascii():
         return char
     bare = "".join(c for c in unicodedata.normalize("NFKD", char) if not unicodedata.combining(c))

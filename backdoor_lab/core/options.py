@@ -16,8 +16,9 @@ from backdoor_lab.core.validation import new_column
 
 
 def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Split arguments into positional ones and KEY=VALUE options; an existing file of that name is
-    positional. Raises ConfigError for an unknown or repeated key."""
+    """Splits command-line arguments into positional arguments and KEY=VALUE options. An argument
+    that is the name of an existing file is positional. Raises ConfigError for an unknown or
+    repeated key."""
     others: list[str] = []
     found: dict[str, str] = {}
     for each in given:
@@ -34,8 +35,9 @@ def options(given: Sequence[str], known: Sequence[str]) -> tuple[list[str], dict
 
 
 def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) -> tuple[str, ...]:
-    """The names in ``a,b,c``. Raises ConfigError for an unknown, repeated or empty name; names in
-    `more` are valid but too many to list in the message."""
+    """Returns the names in `value`, which are separated by commas. Raises ConfigError for an
+    unknown, repeated or empty name; names in `more` are also valid, but too many to list in the
+    message."""
     given, listed, others = [name.strip() for name in value.split(",")], list(known), set(more)
     for position, name in enumerate(given):
         if name not in listed and name not in others:
@@ -71,13 +73,14 @@ class Parser(argparse.ArgumentParser):
         return self.parse_intermixed_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        """Overrides argparse's method, which also prints the usage."""
+        """Overrides argparse's method: prints only the message, without the usage, and exits with
+        code 2."""
         sys.exit(print_error(ConfigError(message)))
 
 
 def parser_of(command: str, description: str | None) -> Parser:
-    """The parser of ``python -m backdoor_lab.COMMAND``; the help shows `description`, the module's
-    docstring, with its line breaks."""
+    """Returns the argument parser of ``python -m backdoor_lab.COMMAND``. `description` is the
+    module's docstring; the help shows it with its line breaks."""
     return Parser(
         prog=f"python -m backdoor_lab.{command}", description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -1,7 +1,7 @@
-"""Standard output, error and log files whose failure does not stop the program.
+"""Standard streams and log files whose failure does not stop the program.
 
-The reader may have exited (``| head -1``), the stream may be closed (``>&-``), or the disk may be
-full: then the output is lost and the program continues.
+If the reader has exited (``| head -1``), the stream is closed (``>&-``) or the disk is full, the
+output is lost and the program continues.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, TextIO
 
 
 def survive_lost_output() -> None:
-    """Make this process discard output to a standard stream that can no longer be written. The
-    other stream reports the cause, unless the reader merely exited."""
+    """From now on, discard output to standard streams that can no longer be written. The first
+    failure is reported on the other standard stream, unless the reader merely exited."""
     for name in ("stdout", "stderr"):
         stream, original = getattr(sys, name), getattr(sys, f"__{name}__")
         if stream is None:
@@ -52,7 +52,8 @@ class _Output(io.FileIO):
 
 
 def plain(text: str) -> str:
-    """`text` on one printable line: no newlines, terminal escapes or text-direction marks."""
+    """Returns `text` on one printable line: no newlines, terminal escapes or text-direction
+    marks."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)

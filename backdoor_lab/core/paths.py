@@ -14,7 +14,8 @@ from backdoor_lab.core.atomic_io import nearest, no_room, room
 from backdoor_lab.core.errors import ConfigError
 
 LONGEST_NAME, LONGEST = 255, 3800
-"""Limits in bytes of one name and of a whole path; leaves room for the files below it."""
+"""Maximum length in bytes of one name and of a whole path; the second leaves room for the names of
+files below that path."""
 IN_CONFIGURATION = {
     "store": ("root",), "dataset": ("root",), "trigger": ("image",),
     "logger": ("save_dir", "tracking_uri"),
@@ -25,8 +26,9 @@ _SHOWN = 80
 
 
 def absolute(name: str, given: str, base: Path | None = None) -> Path:
-    """The path in option `name`, made absolute from `base` (default: the current folder), with `~`
-    and `~user` expanded. Symbolic links are kept, and the path need not exist.
+    """Returns the path `given` for option `name` as an absolute path: relative paths start at
+    `base` (default: the current folder), and `~` and `~user` are expanded. Symbolic links are kept,
+    and the path need not exist.
 
     Raises ConfigError for an invalid path, a broken link in it, and a file where a folder is
     needed.
@@ -48,13 +50,15 @@ def absolute(name: str, given: str, base: Path | None = None) -> Path:
 
 
 def usable(name: str, given: str) -> Path:
-    """The path as given, with `~` expanded, for display. Checked as by `absolute`."""
+    """Returns the path as given, with `~` expanded, for display. Raises the same errors as
+    `absolute`."""
     absolute(name, given)
     return _expanded(name, given)
 
 
 def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
-    """Make every path in a plain configuration absolute, in place. Raises ConfigError."""
+    """Makes every path in a plain configuration absolute, in place. Raises the same errors as
+    `absolute`."""
     for group, keys in IN_CONFIGURATION.items():
         part = config.get(group)
         if not isinstance(part, dict):
@@ -68,7 +72,7 @@ def settle(config: Mapping[str, Any], base: Path | None = None) -> None:
 def check_writable(folder: Path) -> None:
     """Raises ConfigError when a folder cannot be created or written, StoreFullError on a full disk.
 
-    Checked by creating and removing a folder, since permission bits are not conclusive.
+    The check creates and removes a folder, since permission bits are not conclusive.
     """
     existing = nearest(folder)
     probe = existing / f".backdoor_lab-{uuid.uuid4().hex[:12]}"

@@ -20,7 +20,8 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Step:
-    """One loop: the name of an iteration, how many are done, and the total if known."""
+    """The state of one loop: the name of an iteration, how many iterations are done, and their
+    total if known."""
 
     label: str
     total: int | None
@@ -46,7 +47,7 @@ class Steps:
 
     @property
     def fraction(self) -> float | None:
-        """The completed fraction of the outermost loop; None if its length is unknown."""
+        """The completed fraction of the outermost loop; None if its total is unknown."""
         found, weight = 0.0, 1.0
         running = list(self.running)
         for step in running:
@@ -72,7 +73,7 @@ def observe(steps: Steps) -> Iterator[None]:
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield the `items`, counting each as one `label` of `total`.
+    """Yield the `items` and count them for the progress display, which calls each one a `label`.
 
     `total` defaults to ``len(items)`` if defined. Loops may be nested. Raises StoppedError when a
     stop of the process is requested.

@@ -1,7 +1,7 @@
 """CPU cores and memory that this process may use.
 
 A container, a batch system or `taskset` may allow less than the machine has. Where no limits are
-reported (macOS and Windows lack /proc and control groups), the machine's totals count.
+reported (macOS and Windows lack /proc and control groups), the machine's totals apply.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ from contextlib import suppress
 from pathlib import Path
 
 WAITING = {
-    # torch (libgomp): spin for microseconds. The default, milliseconds, holds a core that another
-    # library or process could use; no spinning (OMP_WAIT_POLICY=PASSIVE) makes every small
-    # operation wait for its threads to wake up.
+    # torch (libgomp): microseconds of busy waiting. The default, milliseconds, blocks a core that
+    # another library or process could use; no busy waiting (OMP_WAIT_POLICY=PASSIVE) makes every
+    # small operation wait for its threads to wake up.
     "GOMP_SPINCOUNT": "10000",
-    # NumPy (OpenBLAS): log2 of the clock cycles to spin; the default is 26.
+    # NumPy (OpenBLAS): log2 of the clock cycles of busy waiting; the default is 26.
     "OPENBLAS_THREAD_TIMEOUT": "16",
 }
 
 ROOT = Path("/")
 UNLIMITED = 2**60
-"""Control groups version 1 state "no limit" as a number near 2**63."""
+"""Limits from this number on mean "no limit": control groups version 1 state a number near
+2**63."""
 
 
 def cores(root: Path = ROOT) -> int:
-    """The physical cores that this process may use, at least 1; two hyperthreads count as one.
+    """Returns the number of physical cores that this process may use, at least 1; two hyperthreads
+    count as one.
 
     The limits are the process's affinity, the CPU quota of its control groups, and
     LOKY_MAX_CPU_COUNT.
@@ -44,8 +46,8 @@ def cores(root: Path = ROOT) -> int:
 
 
 def free_memory(root: Path = ROOT) -> int | None:
-    """Bytes of memory that this process and its children can still allocate; the machine's total
-    if only that is known, None if nothing is."""
+    """Returns how many bytes of memory this process and its children can still allocate; the
+    machine's total if only that is known, None if nothing is known."""
     found = [*_memory_left(root)]
     if not found:
         with suppress(AttributeError, OSError, ValueError):
@@ -54,8 +56,8 @@ def free_memory(root: Path = ROOT) -> int | None:
 
 
 def busy_seconds(root: Path = ROOT) -> float | None:
-    """Total busy time in seconds, since boot, of the CPUs that this process may use; None if the
-    system does not report it."""
+    """Returns the time in seconds since boot that the CPUs of this process have been busy, summed
+    over these CPUs; None if the system does not report it."""
     try:
         lines = [line.split() for line in _text(root / "proc/stat").splitlines()]
         tick = os.sysconf("SC_CLK_TCK")
@@ -71,7 +73,8 @@ def busy_seconds(root: Path = ROOT) -> float | None:
 
 
 def _distinct_cores(root: Path) -> int:
-    """The number of physical cores behind the CPUs in this process's affinity; 0 if unknown."""
+    """Returns the number of physical cores behind the CPUs in this process's affinity; 0 if
+    unknown."""
     if not hasattr(os, "sched_getaffinity"):
         return 0
     found = set()
@@ -146,6 +149,7 @@ def _text(path: Path) -> str:
 
 
 def wait_briefly() -> None:
-    """Set the variables in WAITING unless already set. Call before torch and NumPy start."""
+    """Set the environment variables in WAITING that are not set yet. Call before importing torch
+    and NumPy."""
     for name, value in WAITING.items():
         os.environ.setdefault(name, value)

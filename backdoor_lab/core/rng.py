@@ -1,6 +1,6 @@
 """One seed per purpose, derived from the cell's seed; every random function takes a generator.
 
-Nothing depends on the process, hash randomization, threads or the order of calls.
+Random numbers do not depend on the process, hash randomization, threads or the order of calls.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 
 def derive(seed: int, *purpose: Stream | int) -> int:
-    """A 63-bit seed for a named purpose: ``derive(0, streams.ORDER, epoch)``."""
+    """Returns a 63-bit seed for a named purpose: ``derive(0, streams.ORDER, epoch)``."""
     text = "/".join([str(seed), *map(str, purpose)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def numpy_generator(seed: int, *purpose: Stream | int) -> np.random.Generator:
-    """A NumPy generator for a named purpose."""
+    """Returns a NumPy generator for a named purpose."""
     import numpy as np
 
     return np.random.default_rng(derive(seed, *purpose))
 
 
 def torch_generator(seed: int, *purpose: Stream | int) -> torch.Generator:
-    """A CPU torch generator for a named purpose."""
+    """Returns a torch generator on the CPU for a named purpose."""
     import torch
 
     return torch.Generator().manual_seed(derive(seed, *purpose))

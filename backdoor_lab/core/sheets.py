@@ -1,7 +1,7 @@
 """CSV output in which a spreadsheet never runs a cell as a formula.
 
-A spreadsheet evaluates text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break,
-and names and messages come from untrusted records. Such text gets an apostrophe in front; numbers
+A spreadsheet evaluates text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break, and
+names and messages come from untrusted records. An apostrophe is put in front of such text; numbers
 are unchanged. Control and text-direction characters, which could hide text, become `?`.
 """
 
@@ -21,13 +21,14 @@ _FORMULA = re.compile(r"\s*[=+\-@＝＋－＠]|[\t\r\n]")
 _UNSEEN = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff]"
 )
-# Text that needs neither an apostrophe nor quotes.
+# Matches text that needs neither an apostrophe nor quotes.
 _PLAIN = re.compile(r"[A-Za-z0-9][\w .:;()/+-]*", re.ASCII)
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\Z", re.ASCII)
 
 
 def guarded(value: Any) -> Any:
-    """`value`, prefixed with an apostrophe if it is text that a spreadsheet would evaluate."""
+    """Returns `value`, with an apostrophe in front if it is text that a spreadsheet would
+    evaluate."""
     if not isinstance(value, str):
         return value
     # Python's csv leaves a lone carriage return unquoted, but a spreadsheet starts a new line.
@@ -37,7 +38,7 @@ def guarded(value: Any) -> Any:
 
 
 def csv_text(head: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
-    """CSV text from a header and rows; None becomes an empty cell."""
+    """Returns CSV text with a header and rows; None becomes an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(map(guarded, head))
@@ -47,13 +48,14 @@ def csv_text(head: Sequence[object], lines: Iterable[Sequence[object]]) -> str:
 
 
 def csv_of_frame(frame: pd.DataFrame) -> str:
-    """CSV text of a frame, without its index."""
+    """Returns a frame as CSV text, without its index."""
     lines = zip(*(_cells(frame[name]) for name in frame), strict=True)
     return "\n".join([csv_text([*frame], ()).removesuffix("\n"), *map(",".join, lines), ""])
 
 
 def _cells(column: pd.Series[Any]) -> list[str]:
-    """The cells of a column in CSV. Each distinct value is escaped once: most texts repeat."""
+    """Returns the cells of a column in CSV. Most texts repeat, so each distinct value is escaped
+    once."""
     if column.dtype.kind == "f":
         return ["" if math.isnan(value) else repr(value) for value in column.tolist()]
     values = column.astype(object).tolist()

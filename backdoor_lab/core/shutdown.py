@@ -29,7 +29,7 @@ def install() -> None:
 
 
 def install_in_child() -> None:
-    """Install the handlers in a child process; its parent decides what a signal means.
+    """Install the handlers in a child process, whose parent decides how to react to a signal.
 
     In a cluster task only the parent may request a stop, through SIGINT.
     """

@@ -1,8 +1,8 @@
-"""Reading small files robustly: with bounds, and setting damaged ones aside.
+"""Reads small files (manifests, claims, records, lists) with size limits, and sets damaged ones
+aside.
 
-Every manifest, claim, record and list is read here. A directory, a circular link, a broken link,
-a FIFO, a device, an oversized file and deeply nested JSON are distinguished from a missing file,
-and none of them blocks the reader or overflows its stack.
+A directory, a circular link, a broken link, a FIFO, a device, an oversized file and deeply nested
+JSON are distinguished from a missing file. None of them blocks the reader or overflows its stack.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class UnreadableFileError(DataError):
 
 
 class DamagedFileError(UnreadableFileError):
-    """A path whose content cannot be the expected file."""
+    """A path that does not hold a valid file of the expected kind."""
 
 
 def problem(path: Path | str) -> str | None:
-    """Why a path is not a regular file; None if it is one, or if nothing exists there.
+    """Returns what a path is if it is not a regular file; None if it is one or does not exist.
 
     Links are followed: a link to a regular file counts as one.
     """
@@ -53,7 +53,7 @@ def problem(path: Path | str) -> str | None:
 
 
 def check_regular(path: Path | str) -> None:
-    """Raises DamagedFileError unless `path` is a regular file or missing: reading others could
+    """Raises DamagedFileError if `path` exists but is not a regular file: reading it could
     block."""
     why = problem(path)
     if why is not None:
@@ -61,9 +61,9 @@ def check_regular(path: Path | str) -> None:
 
 
 def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
-    """The bytes of a regular file.
+    """Returns the bytes of a regular file.
 
-    Raises FileNotFoundError if there is none, DamagedFileError if it is not a regular file or
+    Raises FileNotFoundError if it does not exist, DamagedFileError if it is not a regular file or
     exceeds `max_bytes`, UnreadableFileError if the system cannot read it.
     """
     check_regular(path)
@@ -80,7 +80,8 @@ def read_small(path: Path | str, *, max_bytes: int = MAX_BYTES) -> bytes:
         raise
     except OSError as error:
         if error.errno == errno.ELOOP:
-            # Caused by a parent folder: links to regular files are already resolved.
+            # A parent folder is a circular link; links to regular files have been followed by
+            # `problem`.
             raise FileNotFoundError(*error.args) from error
         raise UnreadableFileError(f"{path} cannot be read ({error.strerror})") from error
     if large:
@@ -92,8 +93,8 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
     """Parse JSON. A lone surrogate, which JSON allows but UTF-8 cannot encode, becomes an escape
     sequence (``\\ud800``) in keys and values.
 
-    Raises DamagedFileError for invalid JSON, duplicate keys (not checked if the text is `sealed`,
-    since this package writes none), and nesting deeper than `max_depth`.
+    Raises DamagedFileError for invalid JSON, duplicate keys (not checked with `sealed`, since the
+    text was written by this package), and nesting deeper than `max_depth`.
     """
     try:
         value = _fast_json()(data) if sealed else json.loads(data, object_pairs_hook=_unique)
@@ -109,7 +110,8 @@ def decode(data: bytes, *, max_depth: int = MAX_DEPTH, sealed: bool = False) -> 
 
 @cache
 def _fast_json() -> Callable[[bytes], Any]:
-    """The decoder of sealed text: orjson, if installed, which takes a third as long as json.
+    """Returns the JSON decoder for sealed text: orjson, which is three times as fast as json, if it
+    is installed.
 
     Text that orjson refuses (NaN, an unpaired surrogate, damage) is passed to json, which parses it
     or raises its own error. Integers beyond 64 bits, which this package does not write, become
@@ -149,8 +151,8 @@ def read_json(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Any:
 def set_aside(path: Path, why: str, inode: int | None = None) -> None:
     """Rename `path` to ``.bad-…`` in the same folder and log one warning.
 
-    If `inode` is given, only if `path` still has it: another process may already have replaced the
-    damaged file. Raises StoreError if it cannot be renamed.
+    If `inode` is given, does so only if `path` still has this inode: another process may already
+    have replaced the damaged file. Raises StoreError if it cannot be renamed.
     """
     aside = path.with_name(f".bad-{path.name[:80]}-{uuid.uuid4().hex[:8]}")
     try:
@@ -170,8 +172,8 @@ def set_aside(path: Path, why: str, inode: int | None = None) -> None:
 def read_or_set_aside(
     path: Path, check: Callable[[Any], None] = lambda value: None, *, max_bytes: int = MAX_BYTES
 ) -> Any:
-    """Read a JSON file; None if it is missing or damaged. A damaged file is set aside. `check`
-    raises DataError for a value of the wrong shape."""
+    """Read a JSON file; return None if it is missing or damaged, and set a damaged file aside.
+    `check` raises DataError for a value of the wrong shape, which counts as damage."""
     try:
         value = read_json(path, max_bytes=max_bytes)
         check(value)
@@ -199,14 +201,16 @@ def clear_link(path: Path) -> None:
 
 
 def clear_file(path: Path) -> None:
-    """Set aside whatever is at `path` if it is not a regular file, so that one can be written."""
+    """Set aside whatever is at `path` if it is not a regular file, so that a file can be written
+    there."""
     why = problem(path)
     if why is not None:
         set_aside(path, why)
 
 
 def clear_folder(path: Path) -> None:
-    """Set aside whatever is at `path` if it is not a folder, so that one can be created."""
+    """Set aside whatever is at `path` if it is not a folder, so that a folder can be created
+    there."""
     if os.path.lexists(path) and not path.is_dir():
         set_aside(path, "not a folder")
 
@@ -246,7 +250,8 @@ def _refuse_twice(keys: list[str]) -> NoReturn:
 
 
 def _deeper(value: Any, max_depth: int) -> bool:
-    """Whether lists and objects are nested deeper than `max_depth`. Iterative, not recursive."""
+    """Whether lists and objects are nested deeper than `max_depth`. Uses a loop, since recursion
+    could overflow the stack."""
     level = [value]
     for _ in range(max_depth):
         level = [each for each in level if isinstance(each, (dict, list))]

@@ -48,8 +48,8 @@ SHAPE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Artifact:
-    """A published output. `made`: whether this call computed it; `seconds`: how long the original
-    computation took; `meta`: the small JSON value that the stage returned."""
+    """A published output of a stage. `made`: whether this call computed it; `seconds`: how long the
+    original computation took; `meta`: the small JSON value that the stage returned."""
 
     path: Path
     id: str
@@ -61,9 +61,9 @@ class Artifact:
 class Store:
     """Published stage outputs under one root folder, shared by processes and machines.
 
-    `diverged`: a folder that records the ids of stages that raised DivergedError, so that they are
-    computed once for all cells that share them; the caller empties it. With `read_only`, damaged
-    outputs count as missing and are not moved.
+    `diverged`: a folder for the ids of stages that raised DivergedError, so that a stage shared by
+    several cells fails only once; the caller empties this folder. With `read_only`, damaged outputs
+    count as missing and are not moved.
     """
 
     def __init__(
@@ -73,25 +73,26 @@ class Store:
         self._verified: set[str] = set()
 
     def identity(self, stage: str, inputs: dict[str, Any]) -> str:
-        """The id of a stage's output: a hash of the stage's name and inputs."""
+        """Returns the id of a stage's output: a hash of the stage's name and inputs."""
         return digest({"stage": stage, "inputs": inputs}, 32)
 
     def find(self, stage: str, inputs: dict[str, Any]) -> Artifact | None:
-        """The published output for `inputs`, or None. Computes nothing."""
+        """Returns the published output for `inputs`, or None. Computes nothing."""
         return self._read(stage, self._folder(stage, self.identity(stage, inputs)), inputs)
 
     def scratch(self, stage: str, inputs: dict[str, Any]) -> Path:
-        """A folder for checkpoints that survives a kill; removed when the output is published."""
+        """Returns the folder for checkpoints of a stage. It survives a kill and is removed when the
+        output is published."""
         return self._folder(stage, f".work-{self.identity(stage, inputs)}")
 
     def get(
         self, stage: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]]
     ) -> Artifact:
-        """The published output for `inputs`. If there is none, `make(folder)` creates it.
+        """Returns the published output for `inputs`. If there is none, `make(folder)` creates it.
 
         `make` writes plain files into `folder` and returns a small JSON value. Only one process
         creates an output; others wait and read it. Raises StoreFullError if the disk is full,
-        StoreError if the stored inputs contradict their own hash.
+        StoreError if the stored inputs differ from `inputs` although the id is the same.
         """
         validation.safe_name("stage", stage)
         entry_id = self.identity(stage, inputs)
@@ -157,7 +158,7 @@ class Store:
             yield
         except DivergedError as error:
             if note is not None:
-                # Without this file, the next cell computes the stage again; nothing worse.
+                # If this file cannot be written, the next cell merely computes the stage again.
                 with suppress(OSError, StoreError):
                     write_atomic(note, str(error).encode())
             raise
@@ -205,7 +206,7 @@ def _seal(
         "files": files,
         "seconds": round(seconds, 3),
     }
-    # As it will be read back: JSON has neither tuples nor numeric keys.
+    # Convert to what a reader of the file gets: JSON has neither tuples nor numeric keys.
     manifest = json.loads(json.dumps(manifest, allow_nan=False))
     text = json.dumps(manifest | {"seal": digest(manifest)}, indent=1, sort_keys=True)
     write_through(part / MANIFEST, text.encode())
@@ -226,15 +227,15 @@ def _publish(part: Path, folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a published output. Raises FileNotFoundError if there is no such output,
-    DamagedFileError if it is not an output or its manifest was changed."""
+    """Returns the manifest of a published output. Raises FileNotFoundError if the output does not
+    exist, DamagedFileError if `folder` holds no output or the manifest was changed."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise DamagedFileError("not a folder")
     path = folder / MANIFEST
     try:
         manifest = read_json(path)
         said = {key: value for key, value in manifest.items() if key != "seal"}
-        # The manifest itself holds the stage's metrics, so it has its own hash.
+        # The manifest itself holds the stage's metrics, so it contains its own hash.
         sealed = manifest["seal"] == digest(said)
         sound = all(isinstance(said[key], kind) for key, kind in SHAPE.items())
         sound = sound and all(_has_facts(facts) for facts in said["files"].values())
@@ -250,8 +251,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def damage_in(folder: Path) -> str | None:
-    """What is wrong with a published output; None if it is intact. Raises FileNotFoundError if
-    there is none."""
+    """Returns a description of the damage to a published output; None if it is intact. Raises
+    FileNotFoundError if it does not exist."""
     try:
         return _lost(folder, read_manifest(folder))
     except DamagedFileError as error:

@@ -1,8 +1,8 @@
 """The labels of all random streams.
 
-A label is an input of the generator (see rng.py): changing its text changes the random numbers
-and every result that depends on them. Never rename the texts, not even when classes, stages or
-options are renamed; only the names of the constants may change. A new stream needs a new text.
+A label is an input of the generator (see rng.py): changing its text changes the random numbers and
+every result that depends on them. Never change a text, not even when classes, stages or options are
+renamed; only the names of the constants may change. A new stream needs a new text.
 """
 
 from __future__ import annotations
@@ -77,5 +77,5 @@ UNLEARNING_AUGMENTATION = Stream("unlearning augmentation")
 
 
 def unlearning_pass(number: int, sign: float) -> Stream:
-    """The stream of one pass of alternating unlearning: ``unlearning 0 -1.0``."""
+    """Returns the label of one pass of alternating unlearning, such as ``unlearning 0 -1.0``."""
     return Stream(f"unlearning {number} {sign}")

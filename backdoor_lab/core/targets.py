@@ -37,7 +37,8 @@ HYDRA = {
     f"{_SUBMITIT}.SlurmLauncher",
     "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
 }
-"""What the `hydra` section may instantiate. Not all of Hydra: `hydra.utils` imports any name."""
+"""What the `hydra` section may instantiate. Only parts of Hydra are listed: `hydra.utils` could
+import any name."""
 
 LOGGING = {
     "backdoor_lab.core.output.LogFile",
@@ -93,7 +94,7 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
 
 
 def is_named(path: str, key: str) -> bool:
-    """Whether the value at `path`, whose last part is `key`, is used as the name of code."""
+    """Whether the value at `path`, whose last part is `key`, is the name of code to import."""
     return key in NAMED or (key in NAMED_IN_LOGGING and path.startswith(LOG_SECTIONS))
 
 
@@ -116,7 +117,8 @@ def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
 
 
 def package_names(value: object) -> tuple[str, ...]:
-    """`allow_plugins` as a sorted tuple. Raises ConfigError unless it is a list of packages."""
+    """Returns `allow_plugins` as a sorted tuple. Raises ConfigError unless it is a list of
+    packages."""
     if not isinstance(value, (list, tuple)) or not all(_is_package(each) for each in value):
         raise ConfigError(
             f"`allow_plugins` must be a list of package names (allow_plugins=[my_launcher]),"
@@ -138,7 +140,7 @@ def check_search_path(path: str, packages: Iterable[str] = ()) -> None:
 
 
 def _leaves(value: Any, where: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
-    """(path, last key, value) of every entry of nested dictionaries and lists."""
+    """Yields (path, last key, value) for every entry of nested dictionaries and lists."""
     yield where, key, value
     if isinstance(value, dict):
         for name, inner in value.items():

@@ -26,8 +26,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def write_array(path: Path, array: NDArray[Any]) -> None:
     """Write an array to a .npy file and flush it to the disk.
 
-    Written through Python's file object: NumPy's own writer does not report why a write failed, so
-    a full disk would go unrecognized.
+    Writes through Python's file object: NumPy's own writer does not report why a write failed, so a
+    full disk would not be recognized.
     """
     with path.open("wb") as stream:
         pieces = SimpleNamespace(write=stream.write)
@@ -46,7 +46,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256, in hex, of names, shapes, dtypes and bytes."""
+    """Returns the SHA-256, in hex, of the tensors' names, shapes, dtypes and bytes."""
     total = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().contiguous()

@@ -1,5 +1,5 @@
-"""Terminal output of commands: errors in one line, durations and sizes in words. Survives an
-encoding without `±` and a reader that exits early, such as `head`."""
+"""Terminal output of commands: errors in one line, durations and sizes in words. Works with
+encodings that lack `±` and with readers that exit early, such as `head`."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ def run_command(
     """Run a command and return its exit code.
 
     Parses `arguments` (default: those of the process) and calls `work`, which returns the exit
-    code. A LabError or OSError is printed in one line and gives its exit code. Output that nobody
-    reads is discarded. Raises SystemExit for invalid arguments and after ``--help``.
+    code. A LabError or OSError is printed in one line and determines the exit code. Output is
+    discarded once its reader has exited. Raises SystemExit for invalid arguments and after
+    ``--help``.
     """
     survive_lost_output()
     # Nearly all objects stay alive, so frequent garbage collection would waste a fifth of the time.
@@ -50,17 +51,17 @@ def print_error(error: LabError | OSError) -> int:
 
 
 def one_line(text: str) -> str:
-    """`text` with its lines joined, made printable."""
+    """Returns `text` with its lines joined and unprintable characters removed or escaped."""
     return plain(" ".join(line.strip() for line in text.splitlines() if line.strip()))
 
 
 def duration(seconds: float) -> str:
-    """Seconds as text: `40 s`, `12 min`, `3.5 h`."""
+    """Returns a number of seconds as text: `40 s`, `12 min`, `3.5 h`."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def size_words(number: int) -> str:
-    """Bytes as text, in powers of ten: `3 MB`, `1.7 GB`."""
+    """Returns a number of bytes as text, in powers of ten: `3 MB`, `1.7 GB`."""
     return f"{number / 1e6:.0f} MB" if number < 1e9 else f"{number / 1e9:.1f} GB"

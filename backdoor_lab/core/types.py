@@ -23,15 +23,15 @@ class LabeledImages:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """The shape of one image, (C, H, W)."""
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with the same classes and image shape. `notes` go into the
-    record: unused files, for example."""
+    """A training and a test split with the same classes and image shape. `notes` are written to the
+    record; they list unused files, for example."""
 
     name: str
     train: LabeledImages
@@ -47,10 +47,10 @@ class Dataset:
 class TrainingSet:
     """A training set: clean images and poisoned rows, selected by index without copying.
 
-    `index` int64 (n,) refers to `base` uint8 (N, C, H, W), and from ``len(base)`` on to `rows`
-    uint8 (P, C, H, W), the poisoned images. `labels` int64 (n,) are the training labels. With
-    `late_trigger`, the rows are clean originals, and the trigger is applied per batch, after
-    augmentation.
+    `index` int64 (n,) selects the training images: values below ``len(base)`` select clean images
+    in `base` uint8 (N, C, H, W), larger values select poisoned images in `rows` uint8 (P, C, H, W).
+    `labels` int64 (n,) are the training labels. With `late_trigger`, `rows` holds images without
+    the trigger, which is applied to each batch after augmentation.
     """
 
     base: Tensor
@@ -65,7 +65,7 @@ class TrainingSet:
         return len(self.index)
 
     def gather(self, where: Tensor) -> Tensor:
-        """The images at positions `where` int64 (b,) of this set: uint8 (b, C, H, W)."""
+        """Returns the images at positions `where` int64 (b,) of this set: uint8 (b, C, H, W)."""
         index = self.index[where]
         images = self.base.index_select(0, index.clamp(max=len(self.base) - 1))
         if len(self.rows):
@@ -81,7 +81,8 @@ class TrainingSet:
         return laid_over if self.late_trigger is not None else torch.zeros_like(laid_over)
 
     def shown(self, where: Tensor, augment: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The images at positions `where` int64 (b,) as the network sees them: uint8 (b, C, H, W).
+        """Returns the images at positions `where` int64 (b,) as the network sees them: uint8
+        (b, C, H, W).
 
         `augment` is applied first, for triggers that are applied after augmentation; it may also
         move the images to another device.
@@ -92,11 +93,12 @@ class TrainingSet:
         if self.late_trigger is None:
             return images
         chosen = self.is_triggered_late(where).to(images.device).view(-1, 1, 1, 1)
-        # Applied to all images, used for a few: selecting first would synchronize the GPU.
+        # Apply the trigger to all images, although few need it: selecting these would synchronize
+        # the GPU.
         return torch.where(chosen, self.late_trigger(images), images)
 
     def keep(self, mask: Tensor, digest: str) -> TrainingSet:
-        """A copy of this set without the positions where `mask` bool (n,) is false."""
+        """Returns a copy of this set that has only the positions where `mask` bool (n,) is true."""
         return TrainingSet(
             self.base,
             self.rows,
@@ -112,9 +114,10 @@ class TrainingSet:
 class PoisonResult:
     """A training set with its ground truth, which only `record` and the controls may use.
 
-    `is_poison` bool (n,), per training position; `source_index` int64 (P,), the clean training
-    image that each poisoned image was made from. `is_cover` bool (n,) and `cover_index` int64 (Q,)
-    are the same for covers: triggered images with their true label, which do not count as poison.
+    `is_poison` bool (n,) marks the poisoned training images; `source_index` int64 (P,) are the
+    indices of the clean images from which they were made. `is_cover` bool (n,) and `cover_index`
+    int64 (Q,) are the same for cover images: triggered images with their true label, which do not
+    count as poison.
     """
 
     training: TrainingSet
@@ -126,7 +129,8 @@ class PoisonResult:
 
 @dataclass(frozen=True)
 class Features:
-    """`values` float32 (n, d), one row per training position; `labels` int64 (n,)."""
+    """Features of the training images: `values` float32 (n, d) and training labels `labels` int64
+    (n,)."""
 
     values: Tensor
     labels: Tensor
@@ -134,8 +138,8 @@ class Features:
 
 @dataclass(frozen=True)
 class FilterResult:
-    """The result of a defense: `scores` float64 (n,), higher is more suspicious, NaN where the
-    defense gives no score; `keep` bool (n,); `notes` for the record."""
+    """The result of a defense: `scores` float64 (n,), where higher is more suspicious and NaN means
+    not scored; `keep` bool (n,), false for removed images; `notes` for the record."""
 
     scores: Tensor
     keep: Tensor

@@ -1,4 +1,4 @@
-"""Value checks with one form of message: "`ratio` must satisfy 0 <= ratio <= 1, got nan"."""
+"""Checks of values, with messages of one form: "`ratio` must satisfy 0 <= ratio <= 1, got nan"."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from backdoor_lab.core.errors import ConfigError, unknown
 
 LARGEST = 2**31
-"""Upper bound of integers for which no other bound is given; every library here supports it."""
+"""Upper bound of integers that have no other bound; all libraries used here support it."""
 LONGEST = 1e9
 """Longest duration in seconds that a record may state for a stage or a cell (about 30 years)."""
 NAME = re.compile(r"[a-z0-9_.-]{1,64}\Z")
@@ -46,7 +46,7 @@ RENAMED: dict[str, dict[str, str]] = {
         "overlay": "overlay_weight", "false_alarms": "false_positive_rate",
     },
 }  # fmt: skip
-"""Keys of version 0.1, by their section of the configuration, and the keys that replaced them."""
+"""Renamed keys: section of the configuration -> name in version 0.1 -> name since version 0.2."""
 
 
 def is_number(value: Any) -> bool:
@@ -62,29 +62,32 @@ def is_number(value: Any) -> bool:
 
 
 def non_negative(value: Any, *, high: float = math.inf) -> float | None:
-    """`value`, read from an untrusted file, as a float if it is a finite number with
+    """Returns `value`, read from an untrusted file, as a float if it is a finite number with
     ``0 <= value <= high``; otherwise None."""
     return float(value) if is_number(value) and 0 <= value <= high else None
 
 
 def number(name: str, value: Any, *, low: float = -math.inf, below: float = math.inf) -> float:
-    """`value` as a float with ``low <= value < below``; else ConfigError, as for text and NaN."""
+    """Returns `value` as a float with ``low <= value < below``. Raises ConfigError for other
+    values, text and NaN."""
     if not is_number(value) or not low <= value < below:
         raise ConfigError(f"`{name}` must {_span(name, low, below)}, got {value!r}")
     return float(value)
 
 
 def share(name: str, value: Any) -> float:
-    """`value` as a float with ``0 <= value <= 1``. Raises ConfigError for text, bool and NaN."""
+    """Returns `value` as a float with ``0 <= value <= 1``. Raises ConfigError for other values,
+    text, bool and NaN."""
     if not is_number(value) or not 0 <= value <= 1:
         raise ConfigError(f"`{name}` must satisfy 0 <= {name} <= 1, got {value!r}")
     return float(value)
 
 
 def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> int:
-    """`value` as an int with ``low <= value < below``; 3.0 is accepted, 3.5 raises ConfigError."""
+    """Returns `value` as an int with ``low <= value < below``; accepts 3.0. Raises ConfigError for
+    other values, such as 3.5."""
     number(name, value, low=low, below=below)
-    # Compared without conversion to float, which cannot represent every int above 2**53.
+    # Compare without conversion to float, which cannot represent every int above 2**53.
     if value != int(value):
         raise ConfigError(f"`{name}` must be a whole number, got {value!r}")
     if below == math.inf and value >= LARGEST:
@@ -93,7 +96,7 @@ def whole(name: str, value: Any, *, low: float = 0, below: float = math.inf) -> 
 
 
 def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
-    """`value` if it is one of `known`; otherwise raises ConfigError."""
+    """Returns `value` if it is one of `known`; otherwise raises ConfigError."""
     known = list(known)
     if value not in known:
         raise unknown(f"`{name}`", value, known)
@@ -101,14 +104,14 @@ def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
 
 
 def text(name: str, value: Any) -> str:
-    """`value` if it is a non-empty string; otherwise raises ConfigError."""
+    """Returns `value` if it is a non-empty string; otherwise raises ConfigError."""
     if not isinstance(value, str) or not value:
         raise ConfigError(f"`{name}` must be a name, got {value!r}")
     return value
 
 
 def flag(name: str, value: Any) -> bool:
-    """`value` if it is a bool; otherwise raises ConfigError."""
+    """Returns `value` if it is a bool; otherwise raises ConfigError."""
     if not isinstance(value, bool):
         raise ConfigError(f"`{name}` must be true or false, got {value!r}")
     return value
@@ -126,8 +129,8 @@ def keys(where: str, given: Iterable[str], known: Iterable[str]) -> None:
 
 
 def new_name(section: str, key: str) -> str | None:
-    """What `key` of a section of the configuration has been called since version 0.2, if it was
-    renamed.
+    """Returns the name that `key` of a configuration section has had since version 0.2; None if it
+    was not renamed.
 
     >>> new_name("protocol", "inject")
     'placement'
@@ -145,8 +148,8 @@ def refuse_renamed(section: str, given: Iterable[str]) -> None:
 
 
 def new_column(name: str) -> str | None:
-    """What the column of a configuration key in tables has been called since version 0.2, if it was
-    renamed. The keys of the top level are columns of the protocol.
+    """Returns the name that a table column has had since version 0.2, if it shows a renamed
+    configuration key; otherwise None. Top-level keys are shown as columns of the protocol.
 
     >>> new_column("config.defense.budget")
     'config.defense.removal_budget'
@@ -162,14 +165,15 @@ def new_column(name: str) -> str | None:
 
 
 def safe_name(name: str, value: Any) -> str:
-    """`value` if it is safe in a path: matches [a-z0-9_.-]{1,64} and is not '.' or '..'."""
+    """Returns `value` if it is safe as a file name: it matches [a-z0-9_.-]{1,64} and is not '.' or
+    '..'. Otherwise raises ConfigError."""
     if not isinstance(value, str) or not NAME.match(value) or set(value) == {"."}:
         raise ConfigError(f"`{name}` must match [a-z0-9_.-]{{1,64}}, got {value!r}")
     return value
 
 
 def inside(root: Path, path: Path) -> Path:
-    """`path` resolved. Raises ConfigError if it is outside `root` after following links."""
+    """Returns `path` with links resolved. Raises ConfigError if the result is outside `root`."""
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
         raise ConfigError(f"path {path} is outside its root {root}")

@@ -1,4 +1,4 @@
-"""Reads the files in a .tar[.gz|.bz2|.xz] or .zip archive within the bounds of `limits`."""
+"""Reads the files in a .tar[.gz|.bz2|.xz] or .zip archive within the bounds in limits.py."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _DAMAGE = (
 
 
 def members(root: Path) -> Members:
-    """The reader for `root`. Raises DataError if no reader supports it."""
+    """Returns the reader for `root`. Raises DataError if no reader supports this file."""
     if root.is_dir():
         return Folder(root)
     if not root.is_file():
@@ -73,7 +73,7 @@ class Tar(Members):
                 path = inner_path(member.name, self.root)
                 _note(found, path, member.isdir(), member.size, self.root)
                 self._places[path] = (member.offset_data, member.size)
-                # Otherwise tarfile keeps all of these in memory.
+                # tarfile would keep all members and headers in memory.
                 tar.members = []
                 tar.pax_headers.clear()
             _check_end(stream, tar.offset)
@@ -159,7 +159,8 @@ class Zip(Members):
                     yield path, info, archive
 
     def _compare(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-        """Opens a member, so that zipfile compares its name with the directory (no checksum)."""
+        """Opens a member, so that zipfile compares the name in its header with the archive's
+        directory."""
         try:
             archive.open(info).close()
         except _DAMAGE as error:
@@ -173,8 +174,8 @@ class Zip(Members):
 
 
 def inner_path(name: str, archive: Path) -> str:
-    """A member's name without '.' and repeated slashes. Raises DataError for a name that points
-    outside the archive, and for a backslash."""
+    """Returns a member's path without '.' parts and repeated slashes. Raises DataError for a path
+    that points outside the archive or contains a backslash."""
     parts = name.split("/")
     outside = name.startswith("/") or ".." in parts or re.match(r"[A-Za-z]:", name)
     if "\\" in name and not outside:
@@ -190,8 +191,8 @@ def inner_path(name: str, archive: Path) -> str:
 
 
 class _Headers:
-    """A stream that limits the size of the headers that tarfile reads for one member, since
-    tarfile trusts the sizes they claim. `spent` is the number of bytes read for this member."""
+    """A stream that limits the size of the headers that tarfile reads for one member, since tarfile
+    trusts the sizes stated in them. `spent` is the number of bytes read for this member."""
 
     def __init__(self, stream: IO[bytes], where: Path) -> None:
         self._stream, self._where, self.spent = stream, where, 0
@@ -208,7 +209,7 @@ class _Headers:
 
 
 def _unpacked(path: Path) -> IO[bytes]:
-    """A stream of a file's decompressed bytes; the first bytes determine the compression."""
+    """Opens a file as a stream of decompressed bytes; its first bytes determine the compression."""
     with path.open("rb") as stream:
         head = stream.read(8)
     unpack = next((each for magic, each in _PACKED if head.startswith(magic)), open)
@@ -228,7 +229,7 @@ def _bytes_at(stream: IO[bytes], offset: int, size: int) -> bytes:
 
 
 def _chunked(stream: IO[bytes], size: int) -> bytes:
-    """Reads `size` bytes in pieces, since a stream allocates all the memory requested at once."""
+    """Reads `size` bytes in pieces, since a stream allocates all requested memory at once."""
     found = bytearray()
     while len(found) < size and (piece := stream.read(min(_CHUNK, size - len(found)))):
         found += piece
@@ -238,9 +239,8 @@ def _chunked(stream: IO[bytes], size: int) -> bytes:
 
 
 def _check_end(stream: IO[bytes], offset: int) -> None:
-    """Raises ReadError unless the archive ends in a block of zeros; tarfile also stops at a
-    damaged header. Reading to the last byte makes the decompressor compare its checksum.
-    """
+    """Raises ReadError unless the archive ends in a block of zeros; otherwise tarfile has stopped
+    at a damaged header. Reads to the last byte, so that the decompressor verifies its checksum."""
     stream.seek(offset)
     block = stream.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):

@@ -40,12 +40,12 @@ LAYOUTS = ("auto", "NHWC", "NCHW")
 class ArrayFile(Source):
     """Reads `root`, an .npz file with the arrays of `KEYS` and, optionally, `classes`.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; if a shape fits both of the
-    latter, `layout` must specify one. See `validate.byte_images` for accepted values. Labels are
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; if a shape fits both forms
+    with C, `layout` must specify one. See `validate.byte_images` for accepted values. Labels are
     (N,) or (N, 1). Class names are the parameter `classes`, else the file's, else "0", "1", ...
-    `size` resizes images as in `ImageFolder`. Without test arrays, the fraction `test_share` of
-    every class is held out of the training arrays, drawn with `split_seed`. Raises DataError for
-    object arrays, which could run code when loaded.
+    `size` resizes images as in `ImageFolder`. If the file has no test arrays, a fraction
+    `test_share` of every class, drawn with `split_seed`, is held out of the training arrays. Raises
+    DataError for object arrays, which could run code when loaded.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ArrayFile(Source):
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:
-        """The file's hash and the reading options; `size` and `test_share` only if set."""
+        """Returns the file's hash and the reading options; `size` and `test_share` only if set."""
         if not self.root.is_file():
             keys = ", ".join(KEYS)
             where = f"{self.root}{pattern_hint(self.root)}"
@@ -95,7 +95,8 @@ class ArrayFile(Source):
         return Arrays(read[0], read[1], classes)
 
     def _load(self) -> dict[str, NDArray[Any]]:
-        """The arrays by the keys of `KEYS`; those of the test split only if present."""
+        """Returns the arrays, named by the keys of `KEYS`; those of the test split only if
+        present."""
         there = names_in(self.root)
         named = {key: name for key in KEYS for name in (KEYS[key], key) if name in there}
         has_test = bool({"test_images", "test_labels"} & named.keys())
@@ -136,7 +137,7 @@ class ArrayFile(Source):
 
 
 def channels_first(images: NDArray[Any], layout: str, where: str) -> NDArray[Any]:
-    """Images (N, H, W), (N, H, W, C) or (N, C, H, W), C 1 or 3, as (N, C, H, W).
+    """Converts images (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3 to (N, C, H, W).
 
     >>> channels_first(np.zeros((5, 8, 8, 3)), "auto", "images").shape
     (5, 3, 8, 8)
@@ -155,13 +156,14 @@ def channels_first(images: NDArray[Any], layout: str, where: str) -> NDArray[Any
 
 
 def resized(images: NDArray[Any], size: int | None) -> NDArray[Any]:
-    """uint8 (N, C, H, W) resized to `size` x `size` as by `decode`; unchanged if size is None."""
+    """Resizes images, uint8 (N, C, H, W), to `size` x `size` as `decode` does; returns them
+    unchanged if `size` is None."""
     if size is None or images.shape[2:] == (size, size) or 0 in images.shape:
         return images
     count, channels = images.shape[:2]
     found = np.empty((count, channels, size, size), np.uint8)
     for image, target in zip(images, found, strict=True):
-        # Pillow resizes color images channel by channel too.
+        # Pillow too resizes color images channel by channel.
         for plane, place in zip(image, target, strict=True):
             picture = Image.fromarray(np.ascontiguousarray(plane))
             place[:] = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR))

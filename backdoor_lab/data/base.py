@@ -1,4 +1,4 @@
-"""Base class of data sets: an identity that is cheap to compute, and reading into arrays."""
+"""Base class of data sets, which read all images and identify their content without reading it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Source(ABC):
     """Base class of data sets. The constructor's parameters are the keys of the YAML file.
 
     Constructors validate their parameters (ConfigError) and access no file. `limit_train` and
-    `limit_test` keep the first images of every class, up to this number.
+    `limit_test` keep only the first images of every class, up to this number.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class Source(ABC):
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """JSON that determines the content, cheap and without paths. DataError if data is
-        missing."""
+        """Returns JSON data that determines the content. It is cheap to compute and contains no
+        paths. Raises DataError if files are missing."""
 
     def known_classes(self) -> tuple[str, ...] | None:
-        """The class names if they are known without reading the images, else None. Raises
+        """Returns the class names if they are known without reading the images, else None. Raises
         DataError if they cannot be read."""
         return None
 
@@ -70,17 +70,20 @@ class Source(ABC):
 
     @abstractmethod
     def read(self) -> Arrays:
-        """The whole data set; the caller validates its content. Raises DataError."""
+        """Returns the whole data set; the caller validates its content. Raises DataError if files
+        are missing or damaged."""
 
     def fingerprint(self) -> str:
-        """A hash that identifies the content without reading all of it. Raises DataError."""
+        """Returns a hash that identifies the content without reading all of it. Raises DataError if
+        files are missing."""
         limits = [self.limit_train, self.limit_test]
         (mark,) = identity.of("datasets", self)["datasets"].values()
         kind = f"{type(self).__name__}/{mark}"
         return digest({"kind": kind, "limits": limits, "identity": self.identity()})
 
     def limited(self) -> Arrays:
-        """The result of `read`, limited to `limit_train` and `limit_test` images per class."""
+        """Returns the result of `read`, limited to `limit_train` and `limit_test` images per
+        class."""
         arrays = self.read()
         return replace(
             arrays,
@@ -90,7 +93,8 @@ class Source(ABC):
 
 
 def divided(split: Split, held_out: HeldOut, classes: tuple[str, ...]) -> tuple[Split, Split]:
-    """Training and test images from one split, selected by `held_out`, in their order."""
+    """Divides one split into training and test images, selected by `held_out`; keeps their
+    order."""
     chosen = np.zeros(len(split.labels), bool)
     for label in np.unique(split.labels):
         rows = np.flatnonzero(split.labels == label)
@@ -102,7 +106,8 @@ def divided(split: Split, held_out: HeldOut, classes: tuple[str, ...]) -> tuple[
 
 
 def first_per_class(split: Split, limit: int | None) -> Split:
-    """The first `limit` images of every class, in their order; all if `limit` is None."""
+    """Returns the first `limit` images of every class, in their order; all images if `limit` is
+    None."""
     if limit is None:
         return split
     rows = [np.flatnonzero(split.labels == label)[:limit] for label in np.unique(split.labels)]
@@ -111,7 +116,8 @@ def first_per_class(split: Split, limit: int | None) -> Split:
 
 
 def positive(name: str, value: int | None) -> int | None:
-    """`value` as an integer of at least 1, or None for no limit."""
+    """Returns `value`, an integer of at least 1, or None for no limit. Raises ConfigError
+    otherwise."""
     return None if value is None else validation.whole(name, value, low=1)
 
 
@@ -128,12 +134,13 @@ def path_given(value: Any, what: str) -> str:
 
 
 def pattern_hint(root: Path) -> str:
-    """A hint for the message about a missing path that looks like a glob pattern, else empty."""
+    """Returns a hint for the error message if the missing path `root` looks like a glob pattern,
+    else an empty string."""
     return " (a pattern like this is for sweeps, with -m)" if has_magic(str(root)) else ""
 
 
 def name_from(path: str) -> str:
-    """A data set's name from the name of its file or folder: no extensions, safe for paths.
+    """Derives a data set's name from its file or folder: without extensions, safe in paths.
 
     >>> name_from("/data/My Birds.tar.gz")
     'my-birds'

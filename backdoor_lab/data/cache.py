@@ -1,4 +1,5 @@
-"""Opens data sets: validated and written once to the store as .npy files, then memory-mapped."""
+"""Opens data sets, which are validated and written to the store once as .npy files, then
+memory-mapped."""
 
 from __future__ import annotations
 
@@ -36,11 +37,12 @@ class _Unstored:
 
 _told = set[str]()
 _unstored: dict[str, _Unstored] = {}
-"""By fingerprint: data sets read to validate a command that may still be refused."""
+"""Data sets by fingerprint that were read to validate a command, which may still be refused."""
 
 
 def open_dataset(source: Source, store: Store) -> Dataset:
-    """Opens the data set of `source` as tensors on memory-mapped files (writes are private).
+    """Opens the data set of `source` as tensors on memory-mapped files; writing to a tensor does
+    not change the file.
 
     If the store is read-only and does not have the data set, the tensors are in memory; a later
     call with a writable store writes them to it. Raises DataError if the data is missing,
@@ -70,8 +72,8 @@ def open_dataset(source: Source, store: Store) -> Dataset:
 
 
 def classes_and_fingerprint(source: Source, store: Store) -> tuple[tuple[str, ...], str]:
-    """The class names of `source` and its fingerprint; reads its images only if there is no
-    cheaper way. Raises the same errors as `open_dataset`."""
+    """Returns the class names of `source` and its fingerprint; reads the images only if nothing
+    cheaper suffices. Raises the same errors as `open_dataset`."""
     fingerprint = source.fingerprint()
     entry = store.find("data", _inputs(fingerprint))
     if entry is not None:
@@ -133,13 +135,13 @@ def _tell(name: str, notes: dict[str, Any]) -> None:
 
 
 def overlap(dataset: Dataset) -> int:
-    """Number of test images that are byte-identical to a training image."""
+    """Returns the number of test images that are byte-identical to a training image."""
     seen = set(_row_hashes(dataset.train.images.numpy()))
     return sum(row in seen for row in _row_hashes(dataset.test.images.numpy()))
 
 
 def content_digest(split: Split, classes: tuple[str, ...]) -> str:
-    """SHA-256 of a split's shape, pixels, labels and class names."""
+    """Returns the SHA-256 of a split's shape, pixels, labels and class names."""
     head = canonical([list(split.images.shape), "uint8", "int64", list(classes)])
     total = hashlib.sha256(head.encode())
     total.update(np.ascontiguousarray(split.images).data)

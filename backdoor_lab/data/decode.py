@@ -8,8 +8,8 @@ How each kind of image is converted, for `channels` 3 and 1:
     any transparency      composited on black            composited on black
     16-bit, 32-bit, float, LAB, HSV                      error that names the mode
 
-Only the first frame of an animation is used. The EXIF orientation is applied. Memory is bounded,
-see `limits`.
+Only the first frame of an animation is used. The EXIF orientation is applied. Memory is bounded;
+see limits.py.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class BrokenImageError(DataError):
 
 @dataclass
 class Decoded:
-    """`images` uint8 (n, channels, H, W); `rows`: path -> row; `broken`: skipped path -> reason,
-    sorted."""
+    """Decoded images, uint8 (n, channels, H, W). `rows` maps each path to its row; `broken` maps
+    each skipped path to the reason. Both are sorted."""
 
     images: NDArray[np.uint8]
     rows: dict[str, int]
@@ -56,8 +56,8 @@ class Decoded:
 def decode(data: bytes, where: str, channels: int, size: int | None) -> NDArray[np.uint8]:
     """Decodes an image file to uint8 (channels, H, W), resized to (size, size) if size is given.
 
-    Resizing uses Pillow's bilinear filter, which antialiases. Raises DataError that names
-    `where`, and its subclass BrokenImageError for a damaged file.
+    Resizing uses Pillow's bilinear filter, which antialiases. Raises DataError, or its subclass
+    BrokenImageError for a damaged file; the message names `where`.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -80,7 +80,8 @@ def decode_all(
     *,
     skip_broken: bool = False,
 ) -> Decoded:
-    """Decodes the images at `paths`, in that order. Without `size` all must have equal sizes.
+    """Decodes the images at `paths`, in that order. If `size` is None, all images must have the
+    same size.
 
     With `skip_broken`, damaged or unreadable files are skipped; otherwise the first one raises
     DataError.
@@ -105,7 +106,8 @@ def decode_all(
 
 @dataclass
 class _Work:
-    """Fills one array from several threads; `images` is None until the first one is decoded."""
+    """An array that several threads fill with decoded images; `images` is None until one is
+    decoded."""
 
     where: str
     rows: dict[str, int]
@@ -116,7 +118,7 @@ class _Work:
     refused: dict[str, str] = field(default_factory=dict)
 
     def chunk(self, files: list[tuple[str, Content]]) -> dict[str, str]:
-        """Decodes files into their rows; returns the broken ones with the reason."""
+        """Decodes files into their rows; returns the paths of broken files with the reason."""
         broken = {}
         for path, content in files:
             try:
@@ -126,13 +128,13 @@ class _Work:
         return broken
 
     def begin(self, path: str, pixels: NDArray[np.uint8]) -> None:
-        """Allocates memory for all images, using the size of the first."""
+        """Allocates memory for all images, using the size of the first image."""
         need = len(self.rows) * pixels.nbytes
         check_memory(need, f"{self.where}: {many(len(self.rows), 'image')}", "set `dataset.size`")
         self.first, self.images = path, np.empty((len(self.rows), *pixels.shape), np.uint8)
 
     def done(self) -> Decoded:
-        """The decoded images, without rows for broken files."""
+        """Returns the decoded images, without rows for broken files."""
         if self.images is None:
             reason = self.refused[min(self.refused)] if self.refused else "no image"
             raise DataError(
@@ -158,7 +160,8 @@ class _Work:
 
 
 def _split(batch: list[tuple[str, Content]], work: _Work) -> Iterator[list[tuple[str, Content]]]:
-    """The chunks of a batch; until the shape is known, decodes single images in this thread."""
+    """Yields a batch in chunks for other threads, after decoding its first images here, one by one,
+    until the image shape is known."""
     at = 0
     while work.images is None and at < len(batch):
         work.refused |= work.chunk(batch[at : at + 1])
@@ -170,7 +173,8 @@ def _split(batch: list[tuple[str, Content]], work: _Work) -> Iterator[list[tuple
 def _batches(
     contents: Iterable[tuple[str, Content]],
 ) -> Iterator[list[tuple[str, Content]]]:
-    """Groups of files, bounded in number and bytes, so that one group is in memory at a time."""
+    """Yields groups of files, bounded in number and bytes, so that only one group is in memory at a
+    time."""
     batch: list[tuple[str, Content]] = []
     held = 0
     for path, content in contents:
@@ -184,7 +188,7 @@ def _batches(
 
 
 def _processors() -> int:
-    """Number of processors available to this process."""
+    """Returns the number of processors available to this process."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -199,7 +203,8 @@ def _pixels(image: Image.Image, channels: int, size: int | None) -> NDArray[np.u
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """`image` rotated by its EXIF orientation; unchanged if that cannot be read."""
+    """Returns `image` rotated by its EXIF orientation; unchanged if the orientation cannot be
+    read."""
     image.load()  # Raises for damaged pixels here, outside of the handler for damaged EXIF data.
     try:
         return ImageOps.exif_transpose(image)
@@ -208,9 +213,10 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _refuse_deep(image: Image.Image, where: str) -> None:
-    """Raises DataError for more than 8 bits per channel, even if Pillow would reduce them."""
+    """Raises DataError for images with more than 8 bits per channel, even if Pillow would convert
+    them."""
     tiles: Any = getattr(image, "tile", [])
-    # BGR;16 is BMP's packing of 5, 6 and 5 bits per channel.
+    # BGR;16 is BMP's format with 5, 6 and 5 bits per channel.
     arguments = [tile[3] for tile in tiles]
     shortened = any(";16" in str(args).replace("BGR;16", "") for args in arguments) or (
         image.format == "PPM" and any(_maximum(args) > 255 for args in arguments)
@@ -221,13 +227,14 @@ def _refuse_deep(image: Image.Image, where: str) -> None:
 
 
 def _maximum(args: Any) -> int:
-    """The largest number in a tile's decoder arguments, which for PPM is the maximum value."""
+    """Returns the largest number in a tile's decoder arguments, which for PPM is the maximum
+    value."""
     given = args if isinstance(args, tuple) else (args,)
     return max((value for value in given if isinstance(value, int)), default=0)
 
 
 def _flat(image: Image.Image, channels: int) -> Image.Image:
-    """`image` without transparency, in mode L for one channel and RGB for three."""
+    """Returns `image` without transparency, in mode L for one channel and RGB for three."""
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(opaque, image.convert("RGBA"))

@@ -2,9 +2,9 @@
 
 1,797 gray images of 8 x 8 pixels in 17 levels: the test part of UCI's "Optical Recognition of
 Handwritten Digits" (Alpaydin and Kaynak 1998), by 13 writers. scikit-learn does not include the
-training part, by 30 other writers. This module therefore splits the images: a third of every
-class are test images, drawn once with seed 0, independent of a cell's seed. The data do not name
-the writers, so both splits have images of every writer.
+training part, by 30 other writers. This module therefore splits the images: a third of every class
+are test images, drawn once with seed 0, independent of a cell's seed. The data do not name the
+writers, so images of one writer may be in both splits.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class Digits(Source):
         self.size = validation.whole("dataset.size", size, low=SIDE, below=4097)
 
     def identity(self) -> dict[str, Any]:
-        """The content's hash, verified when it is read, and the size."""
+        """Returns the hash of the content, which `read` verifies, and `size`."""
         return {"content": CONTENT, "size": self.size}
 
     def known_classes(self) -> tuple[str, ...]:
-        """The ten digits."""
+        """The names of the ten digits."""
         return CLASSES
 
     def read(self) -> Arrays:
-        """Both splits, each in the order of scikit-learn's file."""
+        """Returns both splits, each in the order of scikit-learn's file."""
         check_memory(
             COUNT * self.size**2, f"data set {self.name}: {COUNT} images", "lower dataset.size"
         )
@@ -68,7 +68,7 @@ class Digits(Source):
 
 
 def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Levels (N, 8, 8) and labels (N,). Raises DataError unless their hash is `CONTENT`."""
+    """Returns levels (N, 8, 8) and labels (N,). Raises DataError unless their hash is `CONTENT`."""
     try:
         from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
@@ -82,5 +82,5 @@ def _digits() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def content_of(levels: NDArray[np.uint8], labels: NDArray[np.int64]) -> str:
-    """A hash of images and labels."""
+    """Returns a hash of images and labels."""
     return digest([list(levels.shape), levels.tobytes().hex(), labels.tolist()])

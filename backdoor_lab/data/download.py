@@ -1,4 +1,5 @@
-"""Obtains the official files of a public data set: verified by hash, one process at a time.
+"""Downloads the official files of a public data set and verifies their hashes, in one process at a
+time.
 
 torchvision's `download_url` transfers the files. pooch could replace only that call: it has no
 lock between processes, alternative URLs, size limit, resuming or support for the decompressed
@@ -29,7 +30,8 @@ TIMEOUT = 15.0
 """Seconds without an answer after which a server counts as unavailable."""
 
 MAX_CONTENT = 1 << 26
-"""Limit of bytes for a file that is read whole to verify it; the largest has 47 million."""
+"""Maximum bytes of a file that is read as a whole to verify it; the largest official file has 47
+million."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class Official:
     content_md5: str = ""
 
     def bytes_in(self, root: Path) -> bytes | None:
-        """Content of a valid copy below `root`, decompressed if it is a .gz; else None."""
+        """Returns the content of a valid copy below `root`, decompressed if it is a .gz; else
+        None."""
         path = self.place(root)
         if not self.content_md5:
             return _sound(path, self.md5)
@@ -54,13 +57,13 @@ class Official:
         return plain or _sound(path, self.content_md5, packed=True)
 
     def place(self, root: Path, without: str = "") -> Path:
-        """Path of the file, or of its form without the suffix `without`: where torchvision puts
-        it, or in `root` itself if it is there."""
+        """Returns the file's path below `root` as torchvision expects it, without the suffix
+        `without`. If only a file directly in `root` exists, returns that path."""
         path = root / self.path.removesuffix(without)
         return root / path.name if not path.exists() and (root / path.name).is_file() else path
 
     def found_in(self, root: Path) -> bool:
-        """Whether there is a copy with the official hash below `root`."""
+        """Whether a copy with the official hash exists below `root`."""
         if self.content_md5:
             return self.bytes_in(root) is not None
         path = self.place(root)
@@ -79,7 +82,7 @@ def obtain(
     ready: Callable[[], bool],
     unpack: Callable[[], None] = lambda: None,
 ) -> None:
-    """Returns once `ready()`; until then downloads missing or damaged files and unpacks them.
+    """Downloads missing or damaged files and unpacks them, unless `ready()` is true already.
 
     Files left by an interrupted download fail the hash check and are downloaded again. A complete
     folder is only read. Raises a single DataError for all failures.
@@ -109,7 +112,7 @@ def obtain(
 def missing(
     name: str, root: Path, files: tuple[Official, ...], error: Exception, download: bool
 ) -> DataError:
-    """The error that says which files are expected where, and what to do."""
+    """Returns the error that says which files are expected where, and what to do."""
     expected = ", ".join(f"{file.path} (md5 {file.md5})" for file in files)
     remedy = "Put them there" if download else "Put them there, or set dataset.download=true"
     return DataError(
@@ -144,8 +147,8 @@ def _fetch(file: Official, root: Path, download: bool) -> None:
 
 @contextmanager
 def _locked(root: Path, name: str) -> Iterator[None]:
-    """The lock of one data set in `root`, which is created. Removes the lock, and folders it
-    created that are still empty."""
+    """Holds the lock of one data set in `root`, which is created if it does not exist. On exit,
+    removes the lock and those folders it created that are still empty."""
     made = [each for each in (root, *root.parents) if not each.exists()]
     root.mkdir(parents=True, exist_ok=True)
     path = root / f".{name}.lock"
@@ -183,5 +186,6 @@ def _sound(path: Path, md5: str, *, packed: bool = False) -> bytes | None:
 
 
 def _md5(data: bytes = b"") -> hashlib._Hash:
-    """MD5, as published; no protection against forged files."""
+    """MD5, because the official hashes are published in it; it does not protect against forged
+    files."""
     return hashlib.md5(data, usedforsecurity=False)

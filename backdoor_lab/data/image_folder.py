@@ -30,18 +30,18 @@ from backdoor_lab.data.splits import HeldOut
 class ImageFolder(Source):
     """Reads `root`: a folder, .tar, .tar.gz, .tgz, .tar.xz or .zip with train/ and test/.
 
-    - Without test/, val/ or valid/ is used instead; without all three, the fraction `test_share`
-      of every class is held out of train/, drawn with `split_seed`. With `test_share` the class
-      folders need not be inside train/. Other top-level folders are ignored. A single folder
-      that contains everything is allowed.
+    - Without test/, val/ or valid/ is used instead; without all three, the fraction `test_share` of
+      every class is held out of train/, drawn with `split_seed`. With `test_share` the class
+      folders need not be inside train/. Other top-level folders are ignored. All of these folders
+      may be inside a single folder.
     - Classes are the folders in a split, sorted by name, in Unicode's composed form (NFC);
       images are sorted by name.
-    - Images are files with an image's extension and files that start like an image, see `kinds`.
-      Other files in a split are counted and listed in the record. Names that start with a dot or
-      with __MACOSX are ignored. An image in a split but not in split/class/ is an error.
+    - Images are files with the extension or the first bytes of an image; see kinds.py. Other files
+      in a split are counted and listed in the record. Names that start with a dot or with __MACOSX
+      are ignored. An image in a split but not in split/class/ is an error.
     - A damaged image is an error; with `skip_broken` it is skipped, counted and listed.
     - `size`: None if all images have the same size, or a number to resize to size x size.
-    - `channels`: 3 or 1; see `decode` for the conversion of other modes.
+    - `channels`: 3 or 1; see decode.py for the conversion of other modes.
     - `limit_train`, `limit_test`: maximum number of images of every class, the first by name.
     """
 
@@ -69,8 +69,9 @@ class ImageFolder(Source):
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:
-        """The hash of an archive; for a folder, names, sizes and modification times of its images
-        and the class names. Includes options; `skip_broken` and `test_share` only if set."""
+        """Returns the hash of an archive; for a folder, the names, sizes and modification times of
+        its images and the class names. Includes the options, but `skip_broken` and `test_share`
+        only if set."""
         how = {"size": self.size, "channels": self.channels, **self.held_out.identity()}
         how |= {"skip_broken": True} if self.skip_broken else {}
         inside = self._members()
@@ -83,7 +84,7 @@ class ImageFolder(Source):
         return {"files": files, "classes": classes, **how}
 
     def known_classes(self) -> tuple[str, ...]:
-        """The names of the folders in a split, sorted."""
+        """Returns the names of the folders in a split, sorted."""
         return _classes(self._limited(self._survey(self._members()).layout))
 
     def read(self) -> Arrays:
@@ -130,7 +131,8 @@ def _classes(layout: Layout) -> tuple[str, ...]:
 def _split(
     images: Any, rows: dict[str, int], by_class: dict[str, list[str]], classes: Sequence[str]
 ) -> Split:
-    """One split of all images: contiguous rows, so this is a view unless some are missing."""
+    """Returns one split, whose images are consecutive rows of `images`, as a view without a
+    copy."""
     numbers = {name: number for number, name in enumerate(classes)}
     found = [
         (rows[path], numbers[name])

@@ -44,18 +44,19 @@ def is_image(head: bytes) -> bool:
 
 
 def ending(path: str) -> str:
-    """A file's extension in lower case, with the dot; "no ending" if there is none."""
+    """Returns a file's extension in lower case, with the dot; "no ending" if there is none."""
     return PurePosixPath(path).suffix.lower() or "no ending"
 
 
 def summary(paths: Iterable[str]) -> dict[str, Any]:
-    """A summary of files for the record: counts by extension and the first `LISTED` names."""
+    """Returns a summary of files for the record: counts by extension and the first `LISTED`
+    names."""
     names = sorted(paths)
     return {"by_ending": dict(sorted(Counter(map(ending, names)).items())), "files": names[:LISTED]}
 
 
 def counted(by_ending: dict[str, int]) -> str:
-    """``2 .heic, 1 .csv``, the most frequent first."""
+    """Returns counts by extension as text, ``2 .heic, 1 .csv``, the most frequent first."""
     return ", ".join(
         f"{count} {name}" for name, count in sorted(by_ending.items(), key=lambda each: -each[1])
     )

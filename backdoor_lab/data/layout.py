@@ -15,9 +15,9 @@ TEST = ("test", "val", "valid")
 """The first of these folders that contains an image is the test split."""
 
 Classes = dict[str, list[str]]
-"""Class -> paths, both sorted by name."""
+"""Maps each class to the paths of its images; both are sorted by name."""
 Layout = dict[str, Classes]
-"""Split -> class -> paths."""
+"""Maps each split to its classes."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def survey(inside: Members, held_out: HeldOut) -> Survey:
 
 
 def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str | None]:
-    """The folder of each split, with a trailing '/'; None for a missing split."""
+    """Returns the folder of each split, with a trailing '/'; None for a missing split."""
     wrap = _wrapper(images)
     inner = [path.removeprefix(wrap) for path in images if path.startswith(wrap)]
     tops = {path.split("/")[0] for path in inner}
@@ -94,13 +94,14 @@ def _by_class(images: set[str], folders: set[str], prefix: str, where: str) -> C
 
 
 def _composed(name: str) -> str:
-    """A class name in Unicode's composed form: some systems decompose the names of folders, so
+    """Returns a class name in Unicode's composed form. Some systems decompose folder names, so
     train/ and test/ from two machines might otherwise have different classes."""
     return unicodedata.normalize("NFC", name)
 
 
 def _wrapper(images: set[str]) -> str:
-    """The single folder that contains everything, with a trailing '/', or an empty string."""
+    """Returns the single folder that contains everything, with a trailing '/', or an empty
+    string."""
     tops = {path.split("/")[0] for path in images if "/" in path}
     return f"{tops.pop()}/" if len(tops) == 1 and not tops & {*TRAIN, *TEST} else ""
 

@@ -4,7 +4,7 @@ In addition to the data set itself, reading takes at most
 
 - 2 * `MAX_BYTES` for image files waiting to be decoded, and `MAX_BYTES` for one being read;
 - 64 MiB per processor for images of up to `LARGE` pixels, and 1 GiB for one larger image, since
-  these are decoded one at a time;
+  larger images are decoded one at a time;
 - `MAX_HEADER` for one header of an archive or an array.
 
 A data set that does not fit into this machine's memory is refused before it is read.
@@ -32,10 +32,10 @@ MAX_HEADER = 1 << 20
 """Maximum bytes of a header of an archive's member (long name, PAX header) or of an array."""
 
 MAX_FILES = 20_000_000
-"""Maximum number of entries in a folder or an archive; links can make it infinite."""
+"""Maximum number of entries in a folder or an archive; circular links could make it infinite."""
 
 MAX_VISITS = 1000
-"""How many times links may lead to a folder that has been listed already."""
+"""Maximum number of times that links may lead to folders that have been listed already."""
 
 
 def check_file_size(size: int, where: object) -> None:
@@ -56,7 +56,8 @@ def check_pixels(width: int, height: int, where: str) -> None:
 
 
 def memory_here() -> int:
-    """Bytes available to this process: the least of RAM, control group and `ulimit -v`."""
+    """Returns the number of bytes available to this process: the least of RAM, control group and
+    `ulimit -v`."""
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
     found += [allowed] if allowed != resource.RLIM_INFINITY else []

@@ -15,24 +15,26 @@ from backdoor_lab.core.errors import DataError
 from backdoor_lab.data.limits import MAX_FILES, MAX_VISITS, check_file_size
 
 DEEPEST = 16
-"""Maximum depth of folders; a link may lead anywhere."""
+"""Maximum depth of nested folders, since links may nest them without end."""
 
 HEAD = 64
-"""Number of bytes at the start of a file that suffice to detect its kind."""
+"""Number of bytes read from the start of a file to detect its kind."""
 
 Content = bytes | DataError
-"""A file's bytes, or the error that prevents reading this file."""
+"""The bytes of a file, or the error raised when reading it."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """`files`: relative path -> [size, mtime in ns] (mtime 0 in archives); `folders`."""
+    """`files` maps each relative path to (size in bytes, mtime in ns); mtime is 0 in archives.
+    `folders` are the relative paths of all folders."""
 
     files: dict[str, list[int]] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
 
     def note(self, path: str, where: object, file: tuple[int, int] | None = None) -> None:
-        """Adds a folder, or a file with its size and mtime. DataError if there are too many."""
+        """Adds a folder, or a file with its size and mtime. Raises DataError if there are too many
+        entries."""
         if file is None:
             self.folders.add(path)
         else:
@@ -42,14 +44,15 @@ class Listing:
 
 
 class Members(ABC):
-    """Base class of readers: relative paths with '/' and bytes. Raises DataError on damage."""
+    """Base class of readers of a folder or an archive. Paths are relative and use '/'. Methods
+    raise DataError if the data is damaged."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     @abstractmethod
     def listing(self) -> Listing:
-        """All files and folders."""
+        """Returns all files and folders."""
 
     @abstractmethod
     def contents(self, wanted: Container[str]) -> Iterator[tuple[str, Content]]:
@@ -60,7 +63,8 @@ class Members(ABC):
         """Yields the first `HEAD` bytes of the files in `wanted`; skips unreadable files."""
 
     def identity(self, paths: Iterable[str], listing: Listing | None = None) -> Any:
-        """Identifies the content of `paths` without reading them; for an archive, its hash."""
+        """Returns JSON data that identifies the content of `paths` without reading them; for an
+        archive, its hash."""
         return hash_of(self.root)
 
 
@@ -121,11 +125,12 @@ class Folder(Members):
                     info = entry.stat()
                     found.note(path, self.root, (info.st_size, info.st_mtime_ns))
                 elif entry.is_symlink() and not entry.is_dir():
-                    # A dangling link: listed, so that reading it is an error, not a missing image.
+                    # A broken link is listed, so that reading it raises an error; otherwise the
+                    # image would go missing silently.
                     found.note(path, self.root, (0, 0))
 
     def _count(self, here: Path) -> None:
-        # Thirteen folders, each with four links to the next, have 4**13 paths.
+        # Such links multiply: thirteen folders, each with four links to the next, have 4**13 paths.
         self._again += here in self._seen
         self._seen.add(here)
         if self._again > MAX_VISITS:
@@ -136,7 +141,8 @@ class Folder(Members):
 
 
 def hash_of(path: Path) -> str:
-    """SHA-256 of a file, cached in this process as long as size and mtime are the same."""
+    """Returns the SHA-256 of a file; in one process, it is computed again only if size or mtime
+    change."""
     try:
         info = path.stat()
         return _hash_of(path, info.st_size, info.st_mtime_ns)

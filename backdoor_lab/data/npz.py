@@ -1,4 +1,4 @@
-"""Reads arrays from an .npz file without trusting the sizes in its headers."""
+"""Reads arrays from an .npz file without trusting the sizes stated in its headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from backdoor_lab.data.limits import MAX_HEADER, check_memory
 
 
 def names_in(path: Path) -> list[str]:
-    """The names of the arrays in an .npz file. Raises DataError if it is not one."""
+    """Returns the names of the arrays in an .npz file. Raises DataError if the file is not one."""
     try:
         with zipfile.ZipFile(path) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
@@ -25,10 +25,10 @@ def names_in(path: Path) -> list[str]:
 
 
 def load(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The arrays `names` of an .npz file, if they fit into this machine's memory.
+    """Returns the arrays `names` of an .npz file, if they fit into this machine's memory.
 
     Raises DataError for object arrays, which could run code when loaded, and for a header that
-    claims more bytes than its array has.
+    states more bytes than its array has.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,7 +67,8 @@ def _check_header(stream: IO[bytes]) -> None:
 
 
 def _claimed(stream: IO[bytes]) -> int | None:
-    """The size that an array's header claims, header included; None if only NumPy can tell."""
+    """Returns the size in bytes that an array's header states, including the header; None if only
+    NumPy can read it."""
     version = np.lib.format.read_magic(stream)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)

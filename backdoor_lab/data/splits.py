@@ -15,7 +15,8 @@ ADVICE = "set dataset.test_share=0.2 to hold out a fifth of every class as test 
 
 
 class HeldOut:
-    """Holds out the fraction `share` in (0, 1) of every class, drawn with `seed`; None: nothing."""
+    """Holds out a fraction `share` in (0, 1) of every class, drawn with `seed`; no images if
+    `share` is None."""
 
     def __init__(self, share: Any, seed: Any) -> None:
         self.seed = validation.whole("dataset.split_seed", seed, low=0, below=2**63)
@@ -26,12 +27,13 @@ class HeldOut:
         self.share = None if share is None else float(share)
 
     def identity(self) -> dict[str, Any]:
-        """Share and seed, which determine the split; empty if no images are held out."""
+        """Returns share and seed, which determine the split; empty if no images are held out."""
         return {} if self.share is None else {"test_share": [self.share, self.seed]}
 
     def held_out(self, count: int, name: str) -> NDArray[np.bool_]:
-        """Mask of the `count` images of class `name` that become test images: at least one, but
-        not all. Independent of other classes. Raises DataError for fewer than two images."""
+        """Returns a mask of the `count` images of class `name`: true for those that become test
+        images, at least one but not all. It does not depend on other classes. Raises DataError for
+        fewer than two images."""
         assert self.share is not None
         if count < 2:
             raise DataError(
@@ -44,7 +46,7 @@ class HeldOut:
         return chosen
 
     def check(self, has_test: bool, where: object) -> None:
-        """Raises DataError if a set has neither test images nor a share, or has both."""
+        """Raises DataError if a data set has neither test images nor a share, or has both."""
         if has_test and self.share is not None:
             raise DataError(
                 f"{where}: dataset.test_share={self.share:g} is for a set without test images, but"

@@ -15,10 +15,10 @@ from backdoor_lab.data.kinds import has_image_ending
 
 
 def middle_squares(root: Path, count: int, size: int) -> NDArray[np.uint8]:
-    """The middle squares of the first `count` images by name, uint8 (n, size, size, 3), n > 0.
+    """Returns center crops of the first `count` images by name: uint8 (n, size, size, 3), n > 0.
 
     `root` is a folder or an archive, and every image file inside it counts, at any depth. Raises
-    DataError if there is none, and for a damaged one.
+    DataError if there is no image, and for a damaged image.
     """
     inside = members(root)
     paths = [path for path in sorted(inside.listing().files) if has_image_ending(path)][:count]
@@ -33,7 +33,7 @@ def middle_squares(root: Path, count: int, size: int) -> NDArray[np.uint8]:
 
 
 def _square(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    """The middle of `image` (3, H, W) resized, (size, size, 3)."""
+    """Returns the center square of `image` (3, H, W), resized: (size, size, 3)."""
     _, height, width = image.shape
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -38,52 +38,52 @@ def _box(u: Grid, v: Grid, half_width: float, half_height: float) -> Grid:
 
 
 def _airplane(u: Grid, v: Grid) -> Grid:
-    """A cross: fuselage and wings."""
+    """Signed distance to the outline of an airplane: a cross of fuselage and wings."""
     return np.minimum(_box(u, v, 1.0, 0.28), _box(u, v, 0.28, 1.0))
 
 
 def _automobile(u: Grid, v: Grid) -> Grid:
-    """A low, wide box."""
+    """Signed distance to the outline of an automobile: a low, wide box."""
     return _box(u, v, 1.1, 0.45)
 
 
 def _bird(u: Grid, v: Grid) -> Grid:
-    """A V: two raised wings."""
+    """Signed distance to the outline of a bird: a V of two raised wings."""
     return np.maximum(np.abs(v + 0.9 - 1.4 * (1 - np.abs(u))) - 0.45, np.abs(u) - 1.0)
 
 
 def _cat(u: Grid, v: Grid) -> Grid:
-    """An upright triangle, like an ear."""
+    """Signed distance to the outline of a cat: an upright triangle, like an ear."""
     return np.maximum(0.9 * np.abs(u) - 0.5 * v - 0.4, v - 0.8)
 
 
 def _deer(u: Grid, v: Grid) -> Grid:
-    """A T: antlers on a neck."""
+    """Signed distance to the outline of a deer: a T of antlers on a neck."""
     return np.minimum(_box(u, v + 0.7, 1.0, 0.28), _box(u, v, 0.28, 1.0))
 
 
 def _dog(u: Grid, v: Grid) -> Grid:
-    """An H: four legs and a back."""
+    """Signed distance to the outline of a dog: an H of four legs and a back."""
     return np.minimum(_box(u, v, 0.95, 0.27), _box(np.abs(u) - 0.68, v, 0.27, 0.95))
 
 
 def _frog(u: Grid, v: Grid) -> Grid:
-    """A ring."""
+    """Signed distance to the outline of a frog: a ring."""
     return np.abs(np.hypot(u, v) - 0.78) - 0.24
 
 
 def _horse(u: Grid, v: Grid) -> Grid:
-    """An arch: a back on four legs."""
+    """Signed distance to the outline of a horse: an arch of a back on four legs."""
     return np.minimum(_box(u, v + 0.65, 0.95, 0.3), _box(np.abs(u) - 0.68, v, 0.27, 0.95))
 
 
 def _ship(u: Grid, v: Grid) -> Grid:
-    """A hull: the lower half of a disc."""
+    """Signed distance to the outline of a ship: a hull, the lower half of a disc."""
     return np.maximum(np.hypot(u, v + 0.45) - 1.1, -(v + 0.45))
 
 
 def _truck(u: Grid, v: Grid) -> Grid:
-    """An L: bed and cab."""
+    """Signed distance to the outline of a truck: an L of bed and cab."""
     return np.minimum(_box(u, v - 0.65, 1.0, 0.32), _box(u + 0.68, v, 0.32, 1.0))
 
 
@@ -148,7 +148,7 @@ def _draw_class(
     noise: float,
     shift: float,
 ) -> NDArray[np.uint8]:
-    """Images of one class: uint8 (count, channels, size, size)."""
+    """Returns images of one class: uint8 (count, channels, size, size)."""
     count, channels, size = shape
     u, v, pixel = _coordinates(rng, count, size, shift)
     cover = np.clip(0.5 - outline(u, v) / pixel, 0.0, 1.0)[:, None]
@@ -162,7 +162,8 @@ def _draw_class(
 def _coordinates(
     rng: np.random.Generator, count: int, size: int, shift: float
 ) -> tuple[Grid, Grid, Grid]:
-    """Shifted, scaled and tilted coordinates u, v (count, size, size), and a pixel's width."""
+    """Returns shifted, scaled and tilted coordinates u, v (count, size, size), and a pixel's
+    width."""
     axis = (np.arange(size) + 0.5) / size * 2 - 1
     x0, y0 = rng.uniform(-shift, shift, (2, count, 1, 1))
     radius = rng.uniform(*RADIUS, (count, 1, 1))
@@ -174,7 +175,8 @@ def _coordinates(
 
 
 def _colours(rng: np.random.Generator, count: int, channels: int) -> tuple[Grid, Grid]:
-    """The color of the background and of the brighter object, each (count, channels, 1, 1)."""
+    """Returns the colors of the background and of the brighter object, each
+    (count, channels, 1, 1)."""
     back = rng.uniform(*BACKGROUND, (count, 1, 1, 1)) + rng.uniform(-5, 5, (count, channels, 1, 1))
     contrast = rng.uniform(*CONTRAST, (count, 1, 1, 1)) + rng.uniform(
         -8, 8, (count, channels, 1, 1)
@@ -183,7 +185,7 @@ def _colours(rng: np.random.Generator, count: int, channels: int) -> tuple[Grid,
 
 
 def _shading(rng: np.random.Generator, count: int, size: int) -> Grid:
-    """A brightness gradient for the background: (count, 1, size, size)."""
+    """Returns a brightness gradient for the background: (count, 1, size, size)."""
     axis = np.linspace(-1.0, 1.0, size)
     dx, dy = rng.uniform(-5, 5, (2, count, 1, 1, 1))
     return dx * axis + dy * axis[:, None]

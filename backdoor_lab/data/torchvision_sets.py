@@ -36,8 +36,9 @@ from backdoor_lab.data.official import (
 
 
 class Published(Source):
-    """Base class of data sets with official files. `root` is where they are or are downloaded to;
-    the unpacked folder or one of the files is accepted too. Hashes are always verified."""
+    """Base class of data sets with official files. `root` is the folder that contains them or
+    receives the download; it may also be the unpacked folder or one of the files. Hashes are always
+    verified."""
 
     files: ClassVar[tuple[Official, ...]]
     default_name: ClassVar[str]
@@ -61,11 +62,11 @@ class Published(Source):
         self.download = validation.flag("dataset.download", download)
 
     def identity(self) -> dict[str, Any]:
-        """The official hashes; missing files are detected by `read`."""
+        """Returns the official hashes. Does not look for the files; `read` detects missing ones."""
         return {"files": [[file.path, file.md5] for file in self.files]}
 
     def known_classes(self) -> tuple[str, ...] | None:
-        """The class names as published."""
+        """Returns the class names as published."""
         return self.classes
 
     def read(self) -> Arrays:
@@ -92,11 +93,12 @@ class Published(Source):
         )
 
     def ready(self) -> bool:
-        """Whether everything that `load` reads is there and has the official hash."""
+        """Whether all files that `load` reads exist and have the official hashes."""
         return all(file.found_in(self.root) for file in self.files)
 
     def unpack(self) -> None:
-        """Converts the official files to what `load` reads; most data sets need no conversion."""
+        """Converts the official files to those that `load` reads; most data sets need no
+        conversion."""
 
     @abstractmethod
     def load(self) -> Arrays:
@@ -111,10 +113,10 @@ class Cifar10(Published):
     classes: ClassVar[tuple[str, ...] | None] = CIFAR10_CLASSES
     torchvision_class = "CIFAR10"
     unpacked = ("cifar-10-batches-py", "batches.meta")
-    """The folder of the unpacked batches, and one of the files in it."""
+    """The folder of the unpacked batches, and the name of one file in it."""
 
     def is_absent(self) -> bool:
-        """Whether both the archive and its content are missing."""
+        """Whether both the archive and its unpacked content are missing."""
         return super().is_absent() and not self._is_unpacked()
 
     def _is_unpacked(self) -> bool:
@@ -141,7 +143,7 @@ class Cifar10(Published):
         extract_archive(str(self.root / self.files[0].path), str(self.root))
 
     def load(self) -> Arrays:
-        """Uses torchvision's class, which reads only files with the official hash."""
+        """Reads the batches with torchvision's class, which verifies the official hashes."""
         sets = [self._reader()(str(self.root), train=train) for train in (True, False)]
         train, test = (
             Split(np.asarray(part.data).transpose(0, 3, 1, 2), np.asarray(part.targets, np.int64))
@@ -150,7 +152,7 @@ class Cifar10(Published):
         return Arrays(train, test, tuple(sets[0].classes))
 
     def _reader(self) -> Any:
-        """torchvision's class, adapted if `root` itself contains the unpacked batches."""
+        """Returns torchvision's class, adapted if `root` itself contains the unpacked batches."""
         from torchvision import datasets
 
         reader = getattr(datasets, self.torchvision_class)
@@ -248,7 +250,7 @@ class Gtsrb(Published):
         self.size = validation.whole("dataset.size", size, low=1, below=4097)
 
     def identity(self) -> dict[str, Any]:
-        """The official hashes and the size."""
+        """Returns the official hashes and `size`."""
         return {**super().identity(), "size": self.size}
 
     def load(self) -> Arrays:
@@ -265,7 +267,7 @@ class Gtsrb(Published):
 
 
 def idx(data: bytes, where: str) -> NDArray[np.uint8]:
-    """An array of bytes in IDX format (a header of big-endian sizes, then the values).
+    """Parses an array of bytes in IDX format (a header of big-endian sizes, then the values).
 
     >>> idx(bytes([0, 0, 8, 1, 0, 0, 0, 2, 7, 9]), "file")
     array([7, 9], dtype=uint8)

@@ -12,9 +12,11 @@ from backdoor_lab.data.base import Arrays, Split
 
 
 def checked(arrays: Arrays, where: str) -> Arrays:
-    """`arrays`, contiguous and with int64 labels, if they meet the contract of `types.Dataset`.
+    """Returns `arrays`, contiguous and with int64 labels, if they meet the contract of
+    `types.Dataset`.
 
-    Raises DataError with the split, the first invalid index and the number of invalid values.
+    Raises DataError otherwise; the message states the split, the first invalid index and the number
+    of invalid values.
     """
     _check_classes(arrays.classes, where)
     train = _checked_split(arrays.train, len(arrays.classes), f"{where}, train")
@@ -30,11 +32,11 @@ def checked(arrays: Arrays, where: str) -> Arrays:
 
 
 def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
-    """Integers in 0..255 as uint8.
+    """Returns images whose values are integers in 0..255 as uint8.
 
-    uint8 is returned as it is. Other integers and floats are converted if all values are whole
-    numbers in 0..255. Raises DataError otherwise, and for floats that never exceed 1, which are
-    most likely images scaled to 0..1.
+    uint8 images are returned unchanged. Other integers and floats are converted if all values are
+    whole numbers in 0..255. Raises DataError otherwise, and for floats that never exceed 1, which
+    are most likely images scaled to 0..1.
     """
     if images.dtype == np.uint8:
         return images
@@ -53,7 +55,7 @@ def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
 
 
 def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
-    """Labels (N,) or (N, 1) as int64 (N,). Raises DataError for invalid class indices."""
+    """Returns labels (N,) or (N, 1) as int64 (N,). Raises DataError for invalid class indices."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
