@@ -156,6 +156,9 @@ def frozen_lines(folder: Path) -> Iterator[bytes]:
 
 def _said_hash(folder: Path) -> str | None:
     try:
+        # Performance: the list of a sweep that is not frozen can be long; it need not be decoded.
+        if b"records_sha256" not in read_small(folder / SWEEP):
+            return None
         return str(read_json(folder / SWEEP)["records_sha256"])
     except (OSError, DataError, KeyError, TypeError):
         return None

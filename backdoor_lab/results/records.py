@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import marshal
 import math
 import re
 import sys
@@ -43,7 +44,7 @@ SEEDS = 2**63
 _PLAIN = frozenset((str, bool, int, type(None)))
 _NUMERIC = frozenset((float, int))
 T = TypeVar("T")
-_KNOWN: dict[tuple[Any, str], Any] = {}
+_KNOWN: dict[tuple[Any, bytes], Any] = {}
 _DISTINCT = 4096
 """Distinct protocols, configs, ... to remember: the records of a sweep have few of them."""
 
@@ -155,8 +156,8 @@ def _status(value: Any) -> str:
 def _once(function: Callable[[Any], T], value: Any) -> T:
     """`function(value)`, computed once for equal JSON values. Records thus share one object, which
     saves memory and lets `each_once` compute columns of it once."""
-    # Only equal values have equal texts; in a dict, 1, 1.0 and True would be one key.
-    key = function, repr(value)
+    # Only equal values have equal bytes; in a dict, 1, 1.0 and True would be one key.
+    key = function, marshal.dumps(value, 2)
     found = _KNOWN.get(key)
     if found is None:
         if len(_KNOWN) > _DISTINCT:

@@ -50,13 +50,13 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
     """`root` if it is a sweep, else the sweeps below it, sorted. Ignores hidden folders."""
     if not root.is_dir():
         return []
-    children = cell_folders(root)
-    lists = chain((root / SWEEP, root / RECORDS), (child / RECORD for child in children))
-    if any(map(os.path.lexists, lists)):
+    names = _cell_names(root)
+    files = chain((SWEEP, RECORDS), (f"{name}/{RECORD}" for name in names))
+    if any(os.path.lexists(f"{root}/{file}") for file in files):
         return [root]
     if depth == 0:
         return []
-    return [found for child in children for found in find_sweeps(child, depth - 1)]
+    return [found for name in names for found in find_sweeps(root / name, depth - 1)]
 
 
 def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
@@ -71,10 +71,10 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
     asked = _read_asked(sweep)
     kept = [parse_sealed(line) for line in frozen_lines(folder)]
     found: dict[str, tuple[CellRecord, str]] = {}
-    for child in cell_folders(folder):
-        cell = _read_cell(sweep, child, asked)
+    for name in _cell_names(folder):
+        cell = _read_cell(sweep, name, asked)
         if cell is not None:
-            _add(sweep, found, cell, child.name)
+            _add(sweep, found, cell, name)
     for cell in kept:
         found.setdefault(cell.id, (cell, RECORDS))
     for name, choices in asked.items():
@@ -156,9 +156,14 @@ def default_order(cell: CellRecord) -> tuple[Any, ...]:
 
 def cell_folders(folder: Path) -> list[Path]:
     """The visible folders in `folder`, sorted. Links to folders are read but never written to."""
+    return [folder / name for name in _cell_names(folder)]
+
+
+def _cell_names(folder: Path) -> list[str]:
+    # Performance: with ten thousand cells, building a Path takes as long as reading the file.
     with os.scandir(folder) as entries:
         names = sorted(e.name for e in entries if not e.name.startswith(".") and _is_folder(e))
-    return [folder / name for name in names if name != TABLES]
+    return [name for name in names if name != TABLES]
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -195,20 +200,19 @@ def _asked_cells(sweep: Sweep, asked: list[Any]) -> Iterator[tuple[str, dict[str
             yield name, {}
 
 
-def _read_cell(sweep: Sweep, folder: Path, asked: dict[str, dict[str, Any]]) -> CellRecord | None:
-    # Performance: with ten thousand cells, building a Path takes as long as reading the file.
-    path = f"{folder}/{RECORD}"
+def _read_cell(sweep: Sweep, name: str, asked: dict[str, dict[str, Any]]) -> CellRecord | None:
+    path = f"{sweep.folder}/{name}/{RECORD}"
     try:
         data = read_small(path)
     except FileNotFoundError:
         return None
     except DataError as error:
         reason = str(error).removeprefix(f"{path} ").removeprefix("is ")
-        return _damaged(sweep, folder / RECORD, reason, b"", asked)
+        return _damaged(sweep, Path(path), reason, b"", asked)
     try:
         return parse(data)
     except DataError as error:
-        return _damaged(sweep, folder / RECORD, str(error), data, asked)
+        return _damaged(sweep, Path(path), str(error), data, asked)
 
 
 def _damaged(
