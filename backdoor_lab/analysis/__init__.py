@@ -1,1 +1,1 @@
-"""Analyses of records and the store: curves, separation, intervals, paired tests."""
+"""Analyses of records and stored outputs: curves, separation, intervals, paired tests."""

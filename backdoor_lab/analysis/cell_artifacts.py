@@ -1,4 +1,4 @@
-"""The stored outputs of a cell: training set, the defense's result, index of the target class."""
+"""The stored outputs of a cell that several analyses read."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CellArtifacts:
 
 
 def cell_artifacts(reader: ArtifactReader, record: dict[str, Any]) -> CellArtifacts | None:
-    """Read the stored outputs of a record; None if any of them is not in the store."""
+    """Read the stored outputs of the cell of a record; None if any of them is not in the store."""
     training = reader.training(record)
     filter_result = (
         reader.filter_result(record, len(training.index)) if training is not None else None
@@ -38,7 +38,7 @@ def cell_artifacts(reader: ArtifactReader, record: dict[str, Any]) -> CellArtifa
 
 
 def in_target(found: CellArtifacts) -> Array:
-    """Positions int (b,) of the examples labeled as the target, without cover images, which count
-    as neither clean nor poisoned."""
+    """Returns the positions, int (b,), of the examples labeled as the target class, without cover
+    images, which count as neither clean nor poisoned."""
     mine = found.training.labels == found.target
     return np.flatnonzero(mine & ~found.training.is_cover)

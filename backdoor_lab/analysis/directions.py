@@ -1,7 +1,7 @@
 """Top singular directions in NumPy, for pages, figures and analyses that do not import torch.
 
-Filter scores use numerics/singular.py instead, which gives different bits: there float64 products
-bound the angle to the exact direction, here ARPACK's tolerance does.
+Filter scores use numerics/singular.py instead. Its results may differ in the last digits: it bounds
+the angle to the exact direction by float64 products, this module by ARPACK's tolerance.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 SMALL = 64
-"""Up to this many rows or columns, a full decomposition is faster than the Lanczos method."""
+"""Number of rows or columns up to which a full decomposition is faster than the Lanczos method."""
 
 
 def top_directions(centered: Array, k: int) -> tuple[Array, Array]:
-    """The top singular values (r,) and right singular vectors (d, r) of `centered` (n, d).
+    """Returns the top singular values (r,) and right singular vectors (d, r) of `centered` (n, d).
 
-    float64, largest first, r = min(k, n, d). The sign of a vector is arbitrary. For a singular
-    value of 0, the vector is any direction orthogonal to the others.
+    Both are float64, largest first, with r = min(k, n, d). The sign of a vector is arbitrary. For a
+    singular value of 0, the vector is any direction orthogonal to the others.
 
     >>> values, vectors = top_directions(np.array([[0.0, 3.0], [0.0, -4.0]]), 1)
     >>> values, abs(vectors[:, 0])

@@ -1,4 +1,4 @@
-"""Compute the curves and histograms of a cell from NumPy arrays."""
+"""Computes the curves and histograms of a cell from NumPy arrays."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from backdoor_lab.numerics.ranking import positives_left
 
 Array = NDArray[Any]
 BINS = 40
-# Scores spanning more than this factor are drawn on a logarithmic axis.
+# If the scores span more than this factor, the bins are spaced logarithmically.
 _WIDE, _LOWEST = 100.0, 0.005
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of examples by score: `edges` float64 (b + 1,), `clean` and `poison` int (b,). If
-    `log`, the bins are spaced logarithmically and the first also counts the lowest 0.5 % and all
-    scores that are not positive. `cut`: see `cut_of`."""
+    """Counts of clean and poisoned examples by score. `edges` float64 (b + 1,) are the edges of b
+    bins, `clean` and `poison` int (b,) the counts. If `log`, the bins are spaced logarithmically,
+    and the first bin also counts the lowest 0.5 % and all scores that are not positive. `cut`: see
+    `cut_of`."""
 
     edges: Array
     clean: Array
@@ -33,8 +34,9 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Curve:
-    """The number of poisoned images `left`, float64 (m,), after removing the `removed`, int (m,),
-    highest scores; both start at 0 removed. `scored` of the `total` poisoned have a score."""
+    """A removal curve: `left` float64 (m,) poisoned images are left once the `removed` int (m,)
+    highest scores are removed; it starts with nothing removed. There are `total` poisoned images,
+    of which `scored` have a score."""
 
     removed: Array
     left: Array
@@ -43,15 +45,18 @@ class Curve:
 
     @property
     def by_chance(self) -> tuple[Array, Array]:
-        """The end points of the straight line for a random order: `removed` and expected `left`."""
+        """The two end points of the curve expected for removal in random order: `removed` and
+        `left`."""
         ends = self.removed[[0, -1]]
         return ends, np.array([self.total, self.total - self.scored], np.float64)
 
 
 def histogram(scores: Array, is_poison: Array, keep: Array, bins: int = BINS) -> Histogram | None:
-    """Histogram of the scores float64 (n,) of one class, separately for clean and poisoned.
+    """Returns the histogram of the scores, float64 (n,), of one class, separately for clean and
+    poisoned examples.
 
-    `is_poison` and `keep` bool (n,). Ignores scores that are not finite; None without finite ones.
+    `is_poison` and `keep` are bool (n,). Scores that are not finite are ignored. Returns None if no
+    score is finite.
     """
     seen = np.isfinite(scores)
     if not seen.any():
@@ -71,9 +76,9 @@ def histogram(scores: Array, is_poison: Array, keep: Array, bins: int = BINS) ->
 
 
 def cut_of(scores: Array, keep: Array) -> float | None:
-    """The threshold at and above which examples were removed: halfway between the lowest removed
-    and the highest kept score. None if nothing was removed or kept, or if a kept example scores
-    higher than a removed one, so that no threshold separates them.
+    """Returns the threshold at and above which examples were removed: halfway between the lowest
+    removed and the highest kept score. None if nothing was removed or kept, or if a kept example
+    scores higher than a removed one, so that no threshold separates them.
 
     >>> cut_of(np.array([1.0, 2.0, 4.0]), np.array([True, True, False]))
     3.0
@@ -86,11 +91,11 @@ def cut_of(scores: Array, keep: Array) -> float | None:
 
 
 def projections(values: Array) -> Array:
-    """Project `values` float64 (n, d), centered, on their top two right singular directions:
-    float64 (n, 2). Spectral signatures score by the first axis.
+    """Centers `values` float64 (n, d) and projects them on their top two right singular directions:
+    float64 (n, 2). The first axis is the one that spectral signatures use as the score.
 
-    The sign of a direction is arbitrary; here its entry of largest magnitude is positive. Zeros if
-    there is no second direction.
+    The sign of a direction is arbitrary; here its entry of largest magnitude is positive. Without a
+    second direction, the second column is 0.
     """
     centered = values - values.mean(axis=0)
     found = np.zeros((len(values), 2))
@@ -102,10 +107,11 @@ def projections(values: Array) -> Array:
 
 
 def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
-    """The number of poisoned images left when the highest scores are removed first.
+    """Returns the number of poisoned images left when the highest scores are removed first.
 
     `scores` float64 (n,), `is_poison` bool (n,). Among tied scores, `left` is the expectation over
-    a random order. Examples without a score are never removed. None without scores or poison.
+    a random order. Examples without a score are never removed. Returns None if there are no scores
+    or no poison.
     """
     seen = np.isfinite(scores)
     if not seen.any() or not is_poison.any():
@@ -116,15 +122,15 @@ def removal_curve(scores: Array, is_poison: Array) -> Curve | None:
 
 
 def operating_point(keep: Array, is_poison: Array) -> tuple[int, int]:
-    """The number of examples removed, and the number of poisoned ones kept."""
+    """Returns the number of examples removed, and the number of poisoned examples kept."""
     return int(np.sum(~keep)), int(np.sum(keep & is_poison))
 
 
 def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] | None:
-    """The removal curve stored in a record, and its operating point (removed, left), both without
-    cover images, which count as neither clean nor poisoned.
+    """Returns the removal curve stored in a record, and the point (removed, left) on it that the
+    defense chose. Both exclude cover images, which count as neither clean nor poisoned.
 
-    None if ``detection.curve`` is missing or is not a decreasing curve of finite numbers.
+    Returns None if ``detection.curve`` is missing or is not a decreasing curve of finite numbers.
     """
     try:
         found, counts = record["detection"]["curve"], record["counts"]
@@ -144,8 +150,8 @@ def recorded_curve(record: Mapping[str, Any]) -> tuple[Curve, tuple[int, int]] |
 
 
 def thinned(curve: Curve, points: int, keep: int = 0) -> Curve:
-    """At most `points` points of a curve, denser at its start, plus the point where `keep` are
-    removed, if there is one."""
+    """Returns at most `points` points of a curve, more of them near its start, plus the point where
+    `keep` examples are removed, if the curve has it."""
     m = len(curve.removed)
     if m <= points:
         return curve
@@ -156,7 +162,7 @@ def thinned(curve: Curve, points: int, keep: int = 0) -> Curve:
 
 @dataclass(frozen=True)
 class Picks:
-    """Positions int (b,) of examples to show, most suspicious first: `removed` poison, clean
+    """Examples to show, as positions int (b,), most suspicious first: `removed` poison, clean
     examples removed by mistake (`mistaken`), and `missed` poison."""
 
     removed: Array
@@ -165,8 +171,8 @@ class Picks:
 
 
 def picks(scores: Array, keep: Array, is_poison: Array, is_cover: Array, limit: int) -> Picks:
-    """At most `limit` examples of each kind, highest scores first; examples without a score come
-    last, in the order of the training set."""
+    """Selects at most `limit` examples of each kind, highest scores first. Examples without a score
+    come last, in the order of the training set."""
     order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
     clean = ~is_poison & ~is_cover
     masks = (~keep & is_poison, ~keep & clean, keep & is_poison)
@@ -174,7 +180,7 @@ def picks(scores: Array, keep: Array, is_poison: Array, is_cover: Array, limit: 
 
 
 def sampled(where: Array, limit: int) -> Array:
-    """`where` int (n,), or `limit` of its entries evenly spaced (deterministic)."""
+    """Returns `where` int (n,), or `limit` evenly spaced entries of it (deterministic)."""
     if len(where) <= limit:
         return where
     return where[np.linspace(0, len(where) - 1, limit).round().astype(int)]

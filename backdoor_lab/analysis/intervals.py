@@ -1,4 +1,4 @@
-"""Intervals of a mean (Student) and of a proportion (Wilson), and the p value of a t test.
+"""Confidence intervals of a mean (Student) and of a proportion (Wilson), and p values of t tests.
 
 scipy.special is imported in the functions that use it: importing it would double the start-up time
 of `compare` (0.15 s) and add 0.1 s to `reports`.
@@ -15,10 +15,11 @@ _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
 def half_width(std: float, n: int) -> float | None:
-    """Half the 95 % interval of the mean of `n` values: ``t(n-1) * std / sqrt(n)``.
+    """Returns half the width of the 95 % interval of a mean of `n` values:
+    ``t(n-1) * std / sqrt(n)``.
 
-    `std` is the sample standard deviation (divided by n-1). None for fewer than two values. The t
-    interval is not clipped: for bounded quantities it may reach below 0 % or above 100 %.
+    `std` is the sample standard deviation (divided by n-1). Returns None for fewer than two values.
+    The t interval is not clipped: for bounded quantities it may reach below 0 % or above 100 %.
     """
     if n < 2:
         return None
@@ -26,8 +27,8 @@ def half_width(std: float, n: int) -> float | None:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion of `n` independent trials (Wilson 1927). Unlike the
-    normal approximation, it stays within 0..1 and is accurate near both ends.
+    """Returns the 95 % score interval of a proportion `share` of `n` independent trials (Wilson
+    1927). Unlike the normal approximation, it stays within 0..1 and is accurate near both ends.
 
     >>> [round(bound, 3) for bound in wilson(0.0, 10)]
     [0.0, 0.278]
@@ -35,21 +36,21 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     z = _Z
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2) / (1 + z * z / n)
-    # The ends are exact; rounding would leave a remainder of `half`.
+    # The bounds at 0 and 1 are exact; rounding would leave a remainder of `half`.
     low = max(0.0, middle - half) if share > 0 else 0.0
     return low, min(1.0, middle + half) if share < 1 else 1.0
 
 
 @cache
 def t_quantile(freedom: int, level: float = LEVEL) -> float:
-    """The t with ``P(|T| <= t) = level`` for `freedom` degrees of freedom."""
+    """Returns the t with ``P(|T| <= t) = level`` for `freedom` degrees of freedom."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def beyond(t: float, freedom: int) -> float:
-    """``P(|T| >= t)`` for `t` >= 0 and `freedom` degrees of freedom."""
+    """Returns ``P(|T| >= t)`` for `t` >= 0 and `freedom` degrees of freedom."""
     from scipy.special import stdtr
 
     return float(2 * stdtr(freedom, -t))

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from backdoor_lab.analysis.intervals import beyond, half_width
 
 EXACT_UP_TO = 50
-"""Number of pairs up to which the exact tests are computed; beyond it the t test suffices."""
+"""Number of pairs up to which the exact tests are computed; for more pairs the t test suffices."""
 
 
 @dataclass(frozen=True)
 class PairedStats:
-    """Statistics of `n` paired differences. `std` is their standard deviation, `half` half the
-    95 % t interval of `mean`; None for a single pair. `t`, `sign`, `wilcoxon` are two-sided p
-    values, None if a test is undefined. `constant`: all differences are equal, so there is no t
-    test."""
+    """Statistics of `n` paired differences: their `mean`, standard deviation `std`, and `half` the
+    width of the 95 % t interval of the mean (None for a single pair). `t`, `sign`, `wilcoxon` are
+    two-sided p values, None if a test is undefined. `constant`: all differences are equal, so there
+    is no t test."""
 
     n: int
     mean: float
@@ -36,7 +36,7 @@ class PairedStats:
 
 
 def paired(differences: Sequence[float]) -> PairedStats:
-    """Statistics of one or more finite differences, one per pair.
+    """Computes the statistics of one or more finite differences, one per pair.
 
     >>> paired([1.0, 2.0, 3.0]).sign
     0.25
@@ -55,14 +55,14 @@ def paired(differences: Sequence[float]) -> PairedStats:
 
 
 def t_test(mean: float, std: float, n: int) -> float:
-    """The two-sided p value of the paired t test: ``t = mean / (std / sqrt(n))``, n-1 degrees of
-    freedom (Student 1908)."""
+    """Returns the two-sided p value of the paired t test: ``t = mean / (std / sqrt(n))`` with n-1
+    degrees of freedom (Student 1908)."""
     return beyond(abs(mean) / (std / math.sqrt(n)), n - 1)
 
 
 def sign_test(differences: Sequence[float]) -> float | None:
-    """The exact two-sided p value of the sign test, without zeros. None if all differences are
-    zero."""
+    """Returns the exact two-sided p value of the sign test, which omits zeros. None if all
+    differences are zero."""
     positive = sum(d > 0 for d in differences)
     n = positive + sum(d < 0 for d in differences)
     if not n:
@@ -72,8 +72,8 @@ def sign_test(differences: Sequence[float]) -> float | None:
 
 
 def wilcoxon(differences: Sequence[float]) -> float | None:
-    """The exact two-sided p value of the signed-rank test (Wilcoxon 1945), without zeros; ties get
-    their mean rank. None if all differences are zero."""
+    """Returns the exact two-sided p value of the signed-rank test (Wilcoxon 1945), which omits
+    zeros; ties get their mean rank. None if all differences are zero."""
     ranks = _double_ranks([abs(d) for d in differences if d])
     if not ranks:
         return None
@@ -88,7 +88,7 @@ def wilcoxon(differences: Sequence[float]) -> float | None:
 
 
 def _double_ranks(sizes: Sequence[float]) -> list[int]:
-    """Twice the mean rank of each size, which is an integer even for ties."""
+    """Returns twice the mean rank of each size, which is an integer even for ties."""
     ordered = sorted(sizes)
     first = {size: n for n, size in reversed(list(enumerate(ordered, 1)))}
     last = {size: n for n, size in enumerate(ordered, 1)}
@@ -96,8 +96,9 @@ def _double_ranks(sizes: Sequence[float]) -> list[int]:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """Adjust p values for multiple tests by Holm's step-down rule (Holm 1979, Scandinavian Journal
-    of Statistics 6): the k-th smallest of m times m-k+1, never below a smaller one's.
+    """Adjusts p values for multiple tests by Holm's step-down rule (Holm 1979, Scandinavian Journal
+    of Statistics 6): the k-th smallest of m values is multiplied by m-k+1, limited to 1, and raised
+    to the previous adjusted value if it is below it.
 
     >>> holm([0.01, 0.04])
     [0.02, 0.04]

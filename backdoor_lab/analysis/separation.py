@@ -40,9 +40,10 @@ NOTES = (
 class Separation:
     """Statistics of a class' features: `share` of poison p; `shift` p(1-p)|δ|², with δ the
     difference of the means; `along` the total variance along δ; `own` the largest variance of the
-    clean examples; `ratio` = along / own; `cosine` |cos| between δ and the top direction; the AUROC
-    of the squared projections on the top direction and on δ; `predicted`, see `predicted_auroc`.
-    Variances are in squared feature units. NaN if undefined (no variance, or equal means)."""
+    clean examples along any direction; `ratio` = along / own; `cosine` |cos| between δ and the top
+    direction; the AUROC of the squared projections on the top direction and on δ; `predicted`, see
+    `predicted_auroc`. Variances are in squared feature units. NaN if undefined (no variance, or
+    equal means)."""
 
     share: float
     shift: float
@@ -56,10 +57,11 @@ class Separation:
 
 
 def separation(values: Array, is_poison: Array) -> Separation:
-    """Separate clean and poisoned examples: `values` float64 (n, d), `is_poison` bool (n,).
+    """Measures how well clean and poisoned examples separate: `values` float64 (n, d), `is_poison`
+    bool (n,).
 
     Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, section 3: poison is
-    detectable if its mean is far from that of the rest relative to the covariance.
+    detectable if its mean is far from the mean of the clean examples, relative to the covariance.
     Raises ValueError if all or none of the examples are poisoned.
     """
     n_poison = int(is_poison.sum())
@@ -88,8 +90,8 @@ def separation(values: Array, is_poison: Array) -> Separation:
 
 
 def separation_of(reader: ArtifactReader, record: dict[str, Any]) -> Separation | None:
-    """Separation in the target class, in the features that the cell's filter used. None if they are
-    not stored or not finite, or if all or none of the examples are poisoned."""
+    """Returns the separation in the target class, in the features that the cell's filter used. None
+    if these are not stored or not finite, or if all or none of the examples are poisoned."""
     found = cell_artifacts(reader, record)
     if found is None:
         return None
@@ -102,13 +104,17 @@ def separation_of(reader: ArtifactReader, record: dict[str, Any]) -> Separation 
 
 
 def predicted_auroc(share: float, distance: float, variance: float) -> float:
-    """The AUROC of squared projections on δ if a `share` p of a class is poison, the means are
-    `distance` apart, and both kinds are normally distributed along δ with this `variance`.
+    """Returns the AUROC of squared projections on δ if a `share` p of a class is poison, the means
+    of clean and poisoned examples are `distance` apart, and both are normally distributed along δ
+    with this `variance`.
 
-    With d = distance / sqrt(variance), the clean examples are centered at -pd and the poisoned at
-    (1-p)d, both with variance 1. The sum and difference of one of each are independent, so the
-    poisoned square is the larger with probability
-    Φ(d/√2) Φ((1-2p)d/√2) + Φ(-d/√2) Φ(-(1-2p)d/√2). NaN unless the variance is positive.
+    With d = distance / sqrt(variance), the clean examples are centered at -pd and the poisoned ones
+    at (1-p)d, both with variance 1. The sum and the difference of a clean and a poisoned example
+    are independent, so the square of the poisoned one is larger with probability
+
+        Φ(d/√2) Φ((1-2p)d/√2) + Φ(-d/√2) Φ(-(1-2p)d/√2).
+
+    Returns NaN unless the variance is positive.
     """
     from scipy.stats import norm
 
@@ -120,8 +126,8 @@ def predicted_auroc(share: float, distance: float, variance: float) -> float:
 
 
 def _top(centered: Array) -> tuple[Array, float]:
-    """The top right singular direction float64 (d,) of centered rows (n, d), and the variance
-    along it; NaN and 0 if the rows have no variance."""
+    """Returns the top right singular direction, float64 (d,), of centered rows (n, d), and the
+    variance along it. If the rows have no variance: NaN and 0."""
     values, directions = top_directions(centered, 1)
     if not values[0] > 0:
         return np.full(centered.shape[1], np.nan), 0.0
@@ -129,7 +135,7 @@ def _top(centered: Array) -> tuple[Array, float]:
 
 
 def text(name: str, value: float) -> str:
-    """A statistic as text for tables."""
+    """Returns the value of statistic `name` as text for tables."""
     if not np.isfinite(value):
         return "–"
     return f"{value:.3g}" if name in ("shift", "along", "own") else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""Whether the poison that a defense misses is the poison whose trigger is least visible."""
+"""Tests whether the poison that a defense misses has the least visible changes."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Visibility:
-    """Changes (gray levels) of a cell's poison: the number `poisoned` and `left` by a defense; the
-    median change of the images left and found, the largest change left and the smallest found;
-    `auroc`, the probability that one left was changed less than one found. NaN if undefined."""
+    """How much (in gray levels) the attack changed a cell's poisoned images: the number `poisoned`,
+    and the number `left` by the defense; the median change of the images left and of those found;
+    the largest change left and the smallest found; `auroc`, the probability that an image left was
+    changed less than an image found. NaN if undefined."""
 
     poisoned: int
     left: int
@@ -41,8 +42,8 @@ class Visibility:
 
 
 def visibility(before: Array, after: Array, kept: Array) -> Visibility:
-    """Compare poisoned images `before` and `after` the attack, both uint8 (n, C, H, W), by whether
-    a defense `kept` them, bool (n,)."""
+    """Compares poisoned images `before` and `after` the attack, both uint8 (n, C, H, W), between
+    those that a defense kept (`kept` bool (n,) true) and those that it removed."""
     moved = after.astype(np.float64) - before.astype(np.float64)
     change = np.sqrt(np.square(moved).sum(axis=(1, 2, 3)))
     return Visibility(
@@ -61,7 +62,7 @@ def _or_nan(figure: Any, values: Array) -> float:
 
 
 def text(name: str, value: float) -> str:
-    """A statistic as text for tables."""
+    """Returns the value of statistic `name` as text for tables."""
     if not np.isfinite(value):
         return "–"
     return f"{value:.3f}" if name == "auroc" else f"{value:.0f}"

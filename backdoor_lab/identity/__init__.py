@@ -1,9 +1,10 @@
 """Versions of triggers, defenses, data sets, networks and stages; detects unrecorded code edits.
 
-identity.json holds the version and the code hash of each. If the code matches its hash, ids contain
-only the version; if it does not, they also contain the new hash, so that results of different code
-are never mixed up. A component that is not listed has version 0 and always a hash. Components are
-named by their file (``spectral`` for every class in defenses/spectral.py), stages by name.
+identity.json holds the version and the code hash of each. The id of a cell contains the versions of
+its components. If the code of a component differs from its hash in identity.json, the id also
+contains the new hash, so that results of different code are never mixed up. A component that is not
+in identity.json has version 0, and its hash is always in the id. Components are named after their
+file (``spectral`` for every class in defenses/spectral.py), stages by their own name.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STAGES = {
     "data": ("data/cache.py",),
     "prepare": (f"{_STAGES}/training.py:prepare_stage",),
     "poison": (f"{_STAGES}/training.py:poison_stage",),
-    # Also retraining, and training by the attacker.
+    # Also covers retraining, and training by the attacker.
     "train": (
         f"{_STAGES}/training.py:train_stage", f"{_STAGES}/training.py:filtered",
         "training/callback.py",
@@ -52,48 +53,50 @@ STAGES = {
         "defenses/curves.py",
     ),
 }  # fmt: skip
-"""The root definitions of each stage; all stages also depend on the configuration code."""
+"""For each stage, the definitions where the search for its code starts; the configuration code
+belongs to every stage."""
 
 Mark = int | str
-"""A version, followed by the code hash if it differs from the committed one: ``1+0123456789``."""
+"""A version; if the code differs from identity.json, with the code hash: ``1+0123456789``."""
 Table = dict[str, dict[str, dict[str, Any]]]
-"""Section -> name -> ``version`` and ``hash``."""
+"""Section -> component -> its ``version`` and ``hash``."""
 Marks = dict[str, dict[str, Mark]]
-"""Section -> name -> mark."""
+"""Section -> component -> its mark."""
 _warned: set[str] = set()
 
 
 def stage(name: str) -> Mark:
-    """The mark of a stage: its version, plus the code hash if the code was modified."""
+    """Returns the mark of a stage: its version, plus the code hash if the code was modified."""
     return _mark("stages", name, roots_of("stages", name))
 
 
 def model() -> Marks:
-    """The mark of the code that builds networks."""
+    """Returns the mark of the code that builds networks."""
     return {"models": {name: _mark("models", name, roots_of("models", name)) for name in MODELS}}
 
 
 def of(section: str, made: object) -> Marks:
-    """The marks of a trigger, a defense or a data set and of the components it was built with."""
+    """Returns the marks (see `Mark`) of a trigger, a defense or a data set, and of the components
+    it was built with."""
     name, roots = _place(made)
     names = {name: _mark(section, name, roots)}
     here = f"{PACKAGE}.{FOLDERS[section]}."
     for part in vars(made).values():
         if type(part).__module__.startswith(here):
             name, inner = _place(part)
-            # A part that the configuration does not choose is already in the hash.
+            # The hash already covers components that the configuration does not choose.
             if name in committed()[section] or inner[0] not in closure(roots):
                 names[name] = _mark(section, name, inner)
     return {section: names}
 
 
 def modified(marks: Marks) -> list[str]:
-    """The names whose code differs from identity.json."""
+    """Returns the names of the components whose code differs from identity.json."""
     return sorted(n for names in marks.values() for n, mark in names.items() if is_modified(mark))
 
 
 def is_modified(mark: object) -> bool:
-    """Whether a mark contains a hash."""
+    """Whether a mark contains a code hash, so that the code differs from identity.json."""
     return isinstance(mark, str) and "+" in mark
 
 
@@ -119,7 +122,7 @@ def warn(marks: Iterable[Marks]) -> None:
 
 
 def details(marks: Marks) -> dict[str, dict[str, Any]]:
-    """Version and code hash of everything in `marks`, for a record."""
+    """Returns the version and code hash of every component in `marks`, for a record."""
     return {
         section: {name: _detail(section, name, mark) for name, mark in names.items()}
         for section, names in marks.items()
@@ -132,14 +135,14 @@ def _detail(section: str, name: str, mark: Mark) -> dict[str, Any]:
 
 
 def roots_of(section: str, name: str) -> tuple[Unit, ...]:
-    """The root definitions of a component or a stage."""
+    """Returns the definitions of a component or a stage where the search for its code starts."""
     if section == "stages":
         return tuple(map(unit, STAGES[name] + _BUILT))
     return tuple(map(unit, MODELS.get(name, ()) or (f"{FOLDERS[section]}/{name}.py",)))
 
 
 def forget() -> None:
-    """Clear all caches, so that files are read again."""
+    """Clear all caches, so that source files and identity.json are read again."""
     _warned.clear()
     for cached in (committed, _mark):
         cached.cache_clear()
@@ -148,7 +151,7 @@ def forget() -> None:
 
 @functools.cache
 def committed() -> Table:
-    """The content of identity.json. Raises DataError if it cannot be read."""
+    """Returns the content of identity.json. Raises DataError if the file cannot be read."""
     try:
         found = json.loads(TABLE.read_bytes())
         sections = (*FOLDERS, "models", "stages", "protocols")
@@ -176,7 +179,8 @@ def _mark(section: str, name: str, roots: tuple[Unit, ...]) -> Mark:
 
 
 def _place(made: object) -> tuple[str, tuple[Unit, ...]]:
-    """The name and the root definitions of an object's component."""
+    """Returns the name of an object's component, and the definitions where the search for its code
+    starts."""
     kind = type(made)
     found = getattr(sys.modules.get(kind.__module__), "__file__", None)
     if found is None:

@@ -21,7 +21,8 @@ NOTHING = "the code is as identity.json says"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 1 if the code differs from identity.json; 2 for an unknown name."""
+    """Run the command. Exit codes: 0; 1 if the code differs from identity.json; 2 for an unknown
+    name."""
     return run_command(_parser(), _identity, arguments)
 
 

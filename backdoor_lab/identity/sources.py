@@ -1,7 +1,7 @@
 """Hashes of this package's source code, following its own imports from file to file.
 
-They depend on what the code does, not on how it is written (see syntax.py). No hashed file is
-imported, and neither is torch.
+A hash depends on what the code does, not on how it is written (see syntax.py). Hashing imports
+neither the hashed files nor torch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ NEUTRAL = frozenset((
     "pipeline/participants.py", "pipeline/progress.py", "training/logs.py",
 ))  # fmt: skip
 """Files and folders that affect no number in a record: messages, commands, progress, storing and
-loading results (with their hashes), reading records. Not followed and not hashed."""
+loading results (with their hashes), reading records. They are not hashed, and their imports are not
+followed."""
 ALONE = frozenset((
     "core/instantiate.py", "pipeline/after_training.py", "pipeline/cell.py",
     "pipeline/cell_pipeline.py", "pipeline/parts.py", "pipeline/record.py",
@@ -40,8 +41,8 @@ ALONE = frozenset((
 """Files that are hashed whole but whose imports are not followed: they combine all components,
 which have their own hashes."""
 BY_NAME = ("core/validation.py", "core/streams.py", "pipeline/")
-"""Files of which only the used definitions are hashed, with what these use: many files import a
-few functions from them. The same applies to every ``__init__.py``."""
+"""Files of which only some definitions are hashed: those that are used, and those that they use in
+turn. Many files import a few functions from these. The same applies to every ``__init__.py``."""
 
 Unit = tuple[Path, str | None]
 """A file and one of the names that it defines; None for the whole file."""
@@ -49,8 +50,8 @@ Unit = tuple[Path, str | None]
 
 @dataclass(frozen=True)
 class _Module:
-    """A parsed file: the statements that bind each name, those that bind none, and what each name
-    of a top-level import refers to."""
+    """A parsed file: `bound` has the statements that bind each name, `loose` the statements that
+    bind none, `imports` the units that each imported name refers to."""
 
     tree: ast.Module
     bound: dict[str, list[ast.stmt]]
@@ -59,32 +60,35 @@ class _Module:
 
 
 def conf_dir() -> Path:
-    """The folder of configurations: inside an installed package, next to it in a checkout."""
+    """Returns the folder of configurations, which is inside an installed package or next to it in a
+    checkout."""
     places = (ROOT / "conf", CHECKOUT / "conf")
     return next(place for place in places if (place / "config.yaml").is_file())
 
 
 def unit(root: str) -> Unit:
-    """``data/cache.py`` or ``pipeline/stages/training.py:train_stage``, relative to the package."""
+    """Parse ``data/cache.py`` or ``pipeline/stages/training.py:train_stage``; paths are relative to
+    the package."""
     path, _, name = root.partition(":")
     return ROOT / path, name or None
 
 
 def code_hash(roots: Iterable[Unit], length: int = 16) -> str:
-    """A hash of the code of `roots` and of everything in this package that they import."""
+    """Returns a hash of the code of `roots` and of everything that they import from this
+    package."""
     units = closure(tuple(roots))
     said = [(_relative(path), name or "", _digest(path, name)) for path, name in units]
     return hashlib.sha256(repr(sorted(said)).encode()).hexdigest()[:length]
 
 
 def files_of(roots: Iterable[Unit]) -> list[str]:
-    """The hashed files, relative to the package."""
+    """Returns the files that `code_hash` covers, relative to the package."""
     return sorted({_relative(path) for path, _ in closure(tuple(roots))})
 
 
 @functools.cache
 def closure(roots: tuple[Unit, ...]) -> frozenset[Unit]:
-    """`roots` and everything that they import, directly or indirectly."""
+    """Returns `roots` and everything that they import from this package, directly or indirectly."""
     found, waiting = set[Unit](), list(roots)
     while waiting:
         each = waiting.pop()
@@ -102,7 +106,7 @@ def is_neutral(path: Path) -> bool:
 
 
 def forget() -> None:
-    """Clear all caches, so that files are read again."""
+    """Clear all caches, so that source files are read again."""
     for cached in (closure, _parsed, _used, _digest, _resolved):
         cached.cache_clear()
 
@@ -163,7 +167,7 @@ def _nodes(path: Path, name: str | None) -> list[ast.stmt]:
 
 @functools.cache
 def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
-    """What a unit uses directly from this package."""
+    """Returns the units of this package that a unit uses directly."""
     if _relative(path) in ALONE:
         return ()
     module = _parsed(path)
@@ -194,7 +198,7 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
 
 
 def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
-    """The whole file, or only the used definitions if the file is one of BY_NAME."""
+    """Returns the whole file, or only the used definitions if the file is in BY_NAME."""
     path, name = target
     where = _relative(path)
     if where in ALONE or name == "*" or not (where.startswith(BY_NAME) or path.name == INIT):
@@ -207,13 +211,14 @@ def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
 
 
 def _packages(path: Path) -> list[Unit]:
-    """The code, other than definitions, of packages that Python runs before this module."""
+    """Returns the module-level code (without definitions) of the packages that Python runs before
+    this module."""
     above = [folder for folder in path.parents if folder != ROOT and folder.is_relative_to(ROOT)]
     return [(folder / INIT, "") for folder in above if path.name != INIT]
 
 
 def _brought(node: ast.Import | ast.ImportFrom, path: Path) -> Iterator[tuple[str, Unit]]:
-    """The names that an import binds to something in this package, each with its unit."""
+    """Yields the names that an import binds to something in this package, each with its unit."""
     for alias in node.names:
         if isinstance(node, ast.Import):
             bound, found = alias.name.split(".")[0], _resolved(alias.name, None)

@@ -16,7 +16,7 @@ _UNSAID = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 
 
 def canonical(nodes: Iterable[ast.AST]) -> str:
-    """The text that is hashed."""
+    """Returns the text of `nodes` that is hashed."""
     out: list[str] = []
     for node in nodes:
         _write(node, out)
@@ -24,7 +24,7 @@ def canonical(nodes: Iterable[ast.AST]) -> str:
 
 
 def walk(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """Every node in `nodes` and below that has an effect."""
+    """Yields every node in `nodes` and below that has an effect when the code runs."""
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
@@ -79,7 +79,8 @@ def _write_fields(node: ast.AST, out: list[str]) -> None:
 
 
 def _refused(node: ast.AST) -> list[ast.AST]:
-    """The type of a raised error, or the condition of an assertion, without the message."""
+    """Returns the parts of a raise or assert statement without its message: the error's type or the
+    condition."""
     if isinstance(node, ast.Assert):
         return [node.test]
     if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
@@ -88,7 +89,8 @@ def _refused(node: ast.AST) -> list[ast.AST]:
 
 
 def _write_text(node: ast.JoinedStr, out: list[str]) -> None:
-    """An f-string; adjacent pieces of text are joined, since parsers split them differently."""
+    """Write an f-string; adjacent pieces of text are joined, since Python versions split them
+    differently."""
     out.append("(text ")
     plain = ""
     for part in _parts(node):
@@ -114,6 +116,6 @@ def _parts(node: ast.JoinedStr) -> Iterator[ast.expr]:
 
 
 def _constant(value: object) -> str:
-    # For strings, not repr: which characters it escapes depends on Python's Unicode tables.
+    # repr is not used for strings: which characters it escapes depends on Python's Unicode tables.
     said = value if isinstance(value, str) else repr(value)
     return f"<{type(value).__name__} {len(said)} {said}>"

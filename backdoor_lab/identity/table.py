@@ -1,4 +1,4 @@
-"""Comparing the code with identity.json, and writing the file."""
+"""Compares the code with identity.json, and writes this file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ Key = tuple[str, str]
 
 
 def current() -> Table:
-    """The content of identity.json for the current code, with the recorded versions."""
+    """Returns what identity.json would contain for the current code, with the versions
+    unchanged."""
     names: dict[str, Iterable[str]] = {section: _chosen(section) for section in FOLDERS}
     names |= {"models": MODELS, "stages": STAGES}
     found: Table = {
@@ -28,7 +29,7 @@ def current() -> Table:
 
 
 def differing() -> dict[Key, str]:
-    """(section, name) -> how the code differs from identity.json."""
+    """Maps (section, name) to a description of how the code differs from identity.json."""
     now, then = current(), committed()
     found = {}
     for section, entries in now.items():
@@ -40,7 +41,7 @@ def differing() -> dict[Key, str]:
 
 
 def files(names: Sequence[str]) -> list[str]:
-    """One line per name with the files that are hashed for it."""
+    """Returns one line per name that lists the files hashed for it."""
     lines = []
     for section, name in _keys(names, current()):
         if section != "protocols":
@@ -49,8 +50,8 @@ def files(names: Sequence[str]) -> list[str]:
 
 
 def record(names: Sequence[str], *, new_version: bool) -> list[str]:
-    """Write the current code of `names` (``all``: of everything that differs) to identity.json,
-    under its present version or a new one. Returns one line per entry written.
+    """Write the current code hashes of `names` to identity.json (``all``: of every component that
+    differs), with the present version or a new one. Returns one line per entry written.
 
     Raises ConfigError for an unknown name, and for a protocol whose meaning changed under the same
     version.
@@ -65,7 +66,7 @@ def record(names: Sequence[str], *, new_version: bool) -> list[str]:
 
 
 def protocols() -> dict[str, Path]:
-    """The protocol files, by name."""
+    """Maps each protocol's name to its file."""
     return {path.stem: path for path in sorted(conf_dir().glob("protocol/*.yaml"))}
 
 
@@ -80,7 +81,7 @@ def _keys(names: Sequence[str], now: Table) -> list[Key]:
 
 
 def _text(table: Table) -> str:
-    """JSON with one component per line, so that separate edits rarely conflict."""
+    """Returns JSON with one component per line, so that separate edits rarely conflict."""
     sections = {
         section: ",\n".join(
             f"  {json.dumps(name)}: {json.dumps(entries[name], sort_keys=True)}"
@@ -113,7 +114,8 @@ def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
 
 
 def _chosen(section: str) -> set[str]:
-    """The components that the configuration offers, named by the files of their classes."""
+    """Returns the components that the configuration offers, named after the files of their
+    classes."""
     pattern = re.compile(rf"_target_: {PACKAGE}\.{FOLDERS[section]}\.(\w+)\.")
     files = conf_dir().glob(f"{GROUPS[section]}/*.yaml")
     return {name for path in files for name in pattern.findall(path.read_text())}
@@ -125,7 +127,7 @@ def _entry(section: str, name: str) -> dict[str, Any]:
 
 
 def _protocol(path: Path) -> dict[str, Any]:
-    """The version in a protocol file, and a hash of the rest of its content."""
+    """Returns the version in a protocol file, and a hash of all its other content."""
     import yaml
 
     said = yaml.safe_load(path.read_text())

@@ -9,12 +9,13 @@ from backdoor_lab.core.lazy import Tensor, nn, torch
 
 PENULTIMATE, POOLED = "penultimate", ":pool"
 AUTOENCODER = "autoencoder"
-"""A layer name that does not refer to the model: see training/autoencoder.py."""
+"""Selects the features of an autoencoder instead of a layer of the model; see
+training/autoencoder.py."""
 
 
 def head(net: nn.Module) -> nn.Linear:
-    """The last linear layer, whose inputs are the penultimate features. Raises ConfigError if
-    there is none."""
+    """Returns the last linear layer, whose inputs are the penultimate features. Raises ConfigError
+    if the model has no linear layer."""
     layers = [module for module in net.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise ConfigError(
@@ -26,9 +27,9 @@ def head(net: nn.Module) -> nn.Linear:
 class FeatureHook:
     """Records a layer's features during a forward pass: ``with FeatureHook(net, layer) as tap``.
 
-    `layer` is ``penultimate`` (the input of the last linear layer) or a module's name
-    (``layer4``), whose output is flattened or, with the suffix ``:pool`` (``layer4:pool``),
-    averaged over all positions. `tap.values` are those of the last pass, float (n, d).
+    `layer` is ``penultimate`` (the input of the last linear layer) or a module's name (``layer4``),
+    whose output is flattened or, with the suffix ``:pool`` (``layer4:pool``), averaged over all
+    positions. `tap.values` are the features of the last pass, float (n, d).
     """
 
     def __init__(self, net: nn.Module, layer: str) -> None:
@@ -56,7 +57,7 @@ class FeatureHook:
 
 
 def layer_of(net: nn.Module, layer: str) -> tuple[nn.Module, bool]:
-    """The module of a layer name, and whether its input is recorded instead of its output.
+    """Returns the module named `layer`, and whether its input is recorded instead of its output.
     Raises ConfigError, listing the layers, for an unknown name."""
     if layer == PENULTIMATE:
         return head(net), True

@@ -6,12 +6,12 @@ from backdoor_lab.core.lazy import Tensor, torch
 
 
 def variance_between(ordered: Tensor) -> Tensor:
-    """n² times the variance between the first k and the other values, for k = 1..n-1.
+    """Returns n² times the variance between the first k values and the other n-k, for k = 1..n-1.
 
-    `ordered` is floating-point (n,), sorted in either direction; the result (n - 1,) has its
+    `ordered` is floating-point (n,), sorted in either direction; the result (n - 1,) has the same
     dtype. Its maximum marks the split with the least within-group variance (Otsu, "A Threshold
-    Selection Method from Gray-Level Histograms", IEEE Transactions on Systems, Man, and
-    Cybernetics 9(1), 1979, equations 12 to 18).
+    Selection Method from Gray-Level Histograms", IEEE Transactions on Systems, Man, and Cybernetics
+    9(1), 1979, equations 12 to 18).
 
     >>> int(variance_between(torch.tensor([1.0, 1.1, 5.0])).argmax()) + 1
     2

@@ -1,4 +1,4 @@
-"""Evaluates scores against the ground truth: ROC, and what is left after removal by score.
+"""Evaluates scores against the ground truth: ROC, and the poison left after removal by score.
 
 Uses NumPy only, so that pages and tables need not import torch.
 """
@@ -14,10 +14,11 @@ Array = NDArray[Any]
 
 
 def roc_steps(scores: Array, positive: Array) -> tuple[Array, Array]:
-    """Numbers of positive and negative examples at or above each of the t distinct scores.
+    """Counts the positive and the negative examples at or above each of the t distinct scores.
 
-    `scores` (n,) without NaN, `positive` bool (n,). Returns two float64 (t + 1,), starting with
-    0, from the highest score down: the ROC curve plots the first over the second.
+    `scores` (n,) without NaN, `positive` bool (n,). Returns two float64 arrays (t + 1,), one for
+    the positive and one for the negative examples. They start with 0 and go from the highest score
+    down; the ROC curve plots the first array over the second.
 
     >>> roc_steps(np.array([0.9, 0.2, 0.4]), np.array([True, False, True]))
     (array([0., 1., 2., 2.]), array([0., 0., 0., 1.]))
@@ -29,7 +30,7 @@ def roc_steps(scores: Array, positive: Array) -> tuple[Array, Array]:
 
 
 def auroc(scores: Array, positive: Array) -> float:
-    """Probability that a positive example scores above a negative one; ties count half.
+    """Returns the probability that a positive example scores above a negative one; ties count half.
 
     Arguments as for `roc_steps`. All sums are exact. NaN if a score is not finite or if there
     are only positive or only negative examples.
@@ -42,8 +43,8 @@ def auroc(scores: Array, positive: Array) -> float:
 
 
 def positives_left(scores: Array, positive: Array, removed: Array) -> Array:
-    """Positive examples left after removing the k highest scores, for each k in `removed` (m,):
-    float64 (m,).
+    """Returns how many positive examples are left after removing the k highest scores, for each k
+    in `removed` (m,): float64 (m,).
 
     `scores` (n,) is NaN for examples that are never removed. Ties are removed in random order;
     the result is the mean over all orders.

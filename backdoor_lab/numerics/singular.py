@@ -1,7 +1,7 @@
 """Top singular values and directions of centered rows.
 
-`top_directions` computes several by a full decomposition; `top_direction` computes only the first,
-with the accuracy of float64 at nearly the cost of float32.
+`top_directions` computes several directions by a full decomposition; `top_direction` computes only
+the first one, with the accuracy of float64 at nearly the cost of float32.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from backdoor_lab.core.lazy import Tensor, torch
 
 BLOCK = 1024
-"""Rows converted to float64 at a time, few enough to stay in the processor's cache."""
+"""Number of rows converted to float64 at a time, few enough to stay in the processor's cache."""
 SMALL = 64
-"""With fewer rows or columns, the float64 decomposition is faster."""
+"""Number of rows or columns below which the float64 decomposition is faster."""
 STEPS = 120
-"""Lanczos steps before the fast method gives up."""
+"""Maximum number of Lanczos steps before the fast method gives up."""
 KRYLOV = 1e-5
 """Residual at which Lanczos stops, relative to the eigenvalue: the limit of float32."""
 GAP = 1e-4
@@ -31,8 +31,8 @@ class TopDirection:
     """The top singular direction of the centered rows of `values` (n, d).
 
     `variance` is the squared singular value; `direction` float64 (d,) has length 1 and arbitrary
-    sign; `along` float64 (n,) are the projections of the centered rows; `offset` is that of the
-    mean, so that the rows themselves project to ``along + offset``.
+    sign; `along` float64 (n,) are the projections of the centered rows; `offset` is the projection
+    of the mean, so that the uncentered rows project to ``along + offset``.
     """
 
     variance: float
@@ -42,7 +42,7 @@ class TopDirection:
 
 
 def top_direction(values: Tensor) -> TopDirection:
-    """The top right singular vector of floating-point `values` (n, d) minus their mean.
+    """Computes the top right singular vector of floating-point `values` (n, d) minus their mean.
 
     The Gram matrix, the expensive part, is computed in float32, and its top eigenvector by the
     Lanczos method; both have errors of about 1e-6 over the relative gap of the two top
@@ -65,7 +65,7 @@ def top_direction(values: Tensor) -> TopDirection:
 
 
 def top_directions(centered: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The top squared singular values (r,) and right singular vectors (d, r) of `centered`.
+    """Returns the top squared singular values (r,) and right singular vectors (d, r) of `centered`.
 
     `centered` is float64 or float32 (n, d); r = min(k, n, d), largest first. A vector is zero if
     its singular value is zero up to rounding. Uses a full symmetric eigendecomposition of the
@@ -118,7 +118,8 @@ class _Centred:
         return self.values.shape[0] >= self.values.shape[1]
 
     def gram_times(self, vector: Tensor) -> Tensor:
-        """The product of the smaller Gram matrix with `vector`, without forming the matrix."""
+        """Returns the product of the smaller Gram matrix and `vector`, without forming the
+        matrix."""
         if not self.tall:
             return self.times(self.transposed_times(vector))
         total = torch.zeros_like(self.mean)
@@ -127,7 +128,8 @@ class _Centred:
         return total
 
     def gram(self) -> Tensor:
-        """The smaller Gram matrix in float64: C.T @ C (d, d), or C @ C.T (n, n) for n < d."""
+        """Returns the smaller Gram matrix in float64: C.T @ C (d, d), or C @ C.T (n, n) for n <
+        d."""
         if not self.tall:
             centered = self.values.double() - self.mean
             return centered @ centered.T
@@ -138,7 +140,7 @@ class _Centred:
         return total
 
     def rough_gram(self, scale: float) -> Tensor:
-        """The smaller Gram matrix of ``scale * C`` in float32; CPU only."""
+        """Returns the smaller Gram matrix of ``scale * C`` in float32; CPU only."""
         mean = self.mean.to(torch.float32)
         step = 4 * BLOCK if self.tall else len(self.values)
         side = min(self.values.shape)
@@ -157,7 +159,8 @@ def _exact(rows: _Centred) -> tuple[float, Tensor]:
 
 
 def _right(rows: _Centred, vector: Tensor) -> Tensor:
-    """The right singular vector for an eigenvector of the smaller Gram matrix."""
+    """Returns the right singular vector that belongs to an eigenvector of the smaller Gram
+    matrix."""
     if rows.tall:
         return vector
     direction = rows.transposed_times(vector)
@@ -166,7 +169,8 @@ def _right(rows: _Centred, vector: Tensor) -> Tensor:
 
 
 def _quick(rows: _Centred) -> tuple[float, Tensor] | None:
-    """The squared singular value and direction, or None if float32 is not sufficient."""
+    """Returns the squared singular value and the direction; None if float32 is not accurate
+    enough."""
     low, high = (float(each) for each in torch.aminmax(rows.values))
     if not 0 < high - low < torch.finfo(torch.float32).max:
         return None
@@ -176,7 +180,7 @@ def _quick(rows: _Centred) -> tuple[float, Tensor] | None:
     if start is None:
         return None
     top, second, vector = start
-    # The deflated matrix is below the shift if and only if the factor exists.
+    # The Cholesky factor exists if and only if the deflated matrix is below the shift.
     rest = torch.addr(-gram, vector.float(), vector.float(), alpha=top)
     _, above = torch.linalg.cholesky_ex(_shifted(rest, (top + second) / 2))
     factor, failed = torch.linalg.cholesky_ex(_shifted(rest, top))
@@ -198,17 +202,19 @@ def _shifted(matrix: Tensor, shift: float) -> Tensor:
 
 
 def _correction(factor: Tensor, residual: Tensor, vector: Tensor) -> Tensor:
-    """The correction of `vector`, orthogonal to it, that cancels the residual (Olsen et al.)."""
+    """Returns the correction of `vector`, orthogonal to it, that cancels the residual (Olsen et
+    al.)."""
     sides = torch.stack([residual, vector], dim=1).float()
     moved, along = torch.cholesky_solve(sides, factor).double().T
     return moved - along * (vector @ moved) / (vector @ along)
 
 
 def _lanczos(gram: Tensor) -> tuple[float, float, Tensor] | None:
-    """The two top eigenvalues and the top eigenvector of the symmetric float32 matrix `gram`.
+    """Returns the two top eigenvalues and the top eigenvector of the symmetric float32 matrix
+    `gram`.
 
-    Each step is orthogonalized twice against all earlier ones. None if no vector has a residual
-    of at most KRYLOV.
+    Each new Lanczos vector is orthogonalized twice against all earlier ones. Returns None if no
+    vector reaches a residual of at most KRYLOV.
     """
     side = len(gram)
     steps = min(STEPS, side)

@@ -1,1 +1,1 @@
-"""Records of sweeps: reading, checking, sealing, and the frozen form of a finished sweep."""
+"""Records of sweeps: reading, checking, sealing, and the compact form of a finished sweep."""

@@ -1,7 +1,8 @@
 """Read the outputs of a cell's stages from the store, with NumPy only.
 
-Outputs may be missing (the store is not committed) or damaged; the result is then None and a note.
-By default files are not checked against their hashes; tables, which serve as evidence, check them.
+Outputs may be missing (the store is not committed) or damaged; a method then returns None and adds
+a note. By default files are not checked against their hashes; for tables, which serve as evidence,
+they are.
 """
 
 from __future__ import annotations
@@ -49,9 +50,10 @@ class Training:
     """A poisoned training set of n examples, with the ground truth.
 
     `base` uint8 (N, C, H, W) are the clean images; `rows` uint8 (P + Q, C, H, W) the poisoned
-    images, then the cover images; `index` int (n,) positions in `base` followed by `rows`; `labels`
-    int (n,) the training labels; `original` int (P + Q,) the clean image each row was made from;
-    `poisoned` is P; `clean_labels` int (N,) the labels before the attack; `classes` the names.
+    images, then the cover images; `index` int (n,) the training images, as positions in `base`
+    followed by `rows`; `labels` int (n,) the training labels; `original` int (P + Q,) the clean
+    image each row was made from; `poisoned` is P; `clean_labels` int (N,) the labels before the
+    attack; `classes` the class names.
     """
 
     base: Array
@@ -73,7 +75,7 @@ class Training:
         return np.asarray(self.index >= len(self.base) + self.poisoned)
 
     def images(self, where: Array) -> Array:
-        """The images at positions `where` int (b,): uint8 (b, C, H, W)."""
+        """Returns the images at positions `where` int (b,): uint8 (b, C, H, W)."""
         found = np.empty((len(where), *self.base.shape[1:]), np.uint8)
         index, first = self.index[where], len(self.base)
         laid_over = index >= first
@@ -82,7 +84,7 @@ class Training:
         return found
 
     def before(self, where: Array) -> Array:
-        """The labels before the attack at positions `where` int (b,): int (b,)."""
+        """Returns the labels before the attack at positions `where` int (b,): int (b,)."""
         index, first = self.index[where], len(self.base)
         clean = np.where(index < first, index, 0)
         if len(self.original):
@@ -93,17 +95,18 @@ class Training:
 
 @dataclass(frozen=True)
 class StoredFilterResult:
-    """A filter's result: `scores` float64 (n,), NaN for images not scored; `keep` bool (n,)."""
+    """The result of a filter: `scores` float64 (n,), NaN for images that were not scored; `keep`
+    bool (n,), false for removed images."""
 
     scores: Array
     keep: Array
 
 
 def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any]]:
-    """All sealed records of a sweep by cell id, not validated further. Poison indices are included
-    only if `whole`.
+    """Returns all records of a sweep with a valid seal, by cell id, without further validation.
+    Poison indices are included only if `whole`.
 
-    As in `read_sweep`, a folder named after its cell's id takes precedence over a copy.
+    If a cell has several folders, the one named after the cell's id is used, as in `read_sweep`.
     """
     decode = small_files.decode if whole else decode_without_indices
     lines = (mapping("the record", decode(line)) for line in frozen_lines(folder))
@@ -119,10 +122,10 @@ def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any
 
 
 class ArtifactReader:
-    """Reader of the stage outputs of records in one store; returns None for missing outputs.
+    """Reads the stage outputs of records from one store; methods return None for missing outputs.
 
-    `notes` collects the reasons, each once. If `checked`, files whose hash differs from the
-    published one count as damaged.
+    `notes` collects the reasons for missing outputs, each once. If `checked`, files whose hash
+    differs from the published one count as damaged.
     """
 
     def __init__(self, root: Path | None, *, checked: bool = False) -> None:
@@ -133,27 +136,28 @@ class ArtifactReader:
         self._datasets = lru_cache(_CACHED)(self._dataset)
 
     def training(self, record: dict[str, Any]) -> Training | None:
-        """The poisoned training set."""
+        """Returns the poisoned training set."""
         return self._try("poisoned images", lambda: self._training(record))
 
     def filter_result(self, record: dict[str, Any], n: int) -> StoredFilterResult | None:
-        """The filter's scores and result on `n` examples."""
+        """Returns the filter's scores and removed images for `n` examples."""
         if _never_ran(record, "filter"):
             return None
         return self._try("scores", lambda: self._filter_result(record, n))
 
     def features(self, record: dict[str, Any], where: Array, n: int) -> Array | None:
-        """The features at positions `where` int (b,) of `n` examples: float64 (b, d)."""
+        """Returns the features at positions `where` int (b,) of `n` examples: float64 (b, d)."""
         return self._try("features", lambda: self._features(record, where, n))
 
     def losses(self, record: dict[str, Any], stage: str) -> Array | None:
-        """The mean training loss per epoch, float64 (epochs,), of ``train`` or ``retrain``."""
+        """Returns the mean training loss of each epoch, float64 (epochs,); `stage` is ``train`` or
+        ``retrain``."""
         if _never_ran(record, stage):
             return None
         return self._try("losses", lambda: self._losses(record, stage))
 
     def first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array | None:
-        """The weights of the first convolution on images: float32 (f, channels, k, k)."""
+        """Returns the weights of the first convolution on images: float32 (f, channels, k, k)."""
         return self._try("weights", lambda: self._first_layer(record, stage, channels))
 
     def _try(self, what: str, read: Callable[[], T]) -> T | None:
@@ -193,7 +197,7 @@ class ArtifactReader:
         return made
 
     def _dataset(self, digest: str) -> tuple[Path, tuple[str, ...]]:
-        """The folder and class names of the data set with this training digest."""
+        """Returns the folder and class names of the data set with this training digest."""
         for manifest in sorted((Path(self.root or "") / "data").glob(f"*/{MANIFEST}")):
             with suppress(OSError, DataError, KeyError, TypeError):
                 meta = read_manifest(manifest.parent)["meta"]
@@ -231,7 +235,7 @@ class ArtifactReader:
 
 
 def _check_hashes(folder: Path) -> None:
-    """Raises ValueError if a published output has changed since."""
+    """Raises ValueError if a published output has changed since its publication."""
     from backdoor_lab.core.store import damage_in
 
     damage = damage_in(folder)
@@ -240,16 +244,17 @@ def _check_hashes(folder: Path) -> None:
 
 
 def _never_ran(record: dict[str, Any], stage: str) -> bool:
-    """Whether a cell has no such stage by design: a repair filters nothing, and without retraining
-    there is no second network. Such outputs are not reported as missing."""
+    """Whether the cell of a record has no such stage by design: a repair filters nothing, and
+    without retraining there is no second network. Such outputs are not reported as missing."""
     run = record.get("run")
     stages = run.get("stages") if isinstance(run, dict) else None
     return isinstance(stages, dict) and bool(stages) and stage not in stages
 
 
 def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: int) -> str:
-    """The name of the first layer's weights: four axes, `channels` inputs, square kernel larger
-    than 1. Prefers ``conv1.weight``, else the first by name. Raises KeyError if there is none."""
+    """Returns the name of the first convolution's weights: a tensor with four axes, `channels`
+    inputs and a square kernel larger than 1. Prefers ``conv1.weight``, else takes the first by
+    name. Raises KeyError if there is none."""
     fit = sorted(
         name for name, shape in shapes
         if len(shape) == 4 and shape[1] == channels and shape[2] == shape[3] > 1
@@ -260,7 +265,7 @@ def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: i
 
 
 def _check(made: Training) -> None:
-    """Raises ValueError if the arrays do not belong together."""
+    """Raises ValueError if the arrays of `made` contradict each other."""
     n, rows, images = len(made.index), len(made.rows), len(made.base)
     sound = (
         made.base.ndim == 4 and made.base.dtype == np.uint8 == made.rows.dtype

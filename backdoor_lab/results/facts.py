@@ -1,4 +1,4 @@
-"""The values by which cells of a sweep differ, under their command-line names."""
+"""The values that distinguish the cells of a sweep, under their command-line names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PROTOCOL, CONFIG = "protocol.", "config."
 SEED = "seed"
-# Choices whose values need no name next to them.
+# Choices whose values are shown without the name of the choice.
 _NAMES = ("dataset", "model", "recipe", "trigger", "target", "protocol", "defense", "ratio")
 
 Key = tuple[Any, ...]
@@ -34,8 +34,8 @@ Words = tuple[str, ...]
 
 
 class CellFields:
-    """The choices of all cells, their resolved protocols as ``protocol.*``, and as ``config.*`` the
-    config values that differ between cells with the same choices.
+    """The values of all cells by name: their choices, their resolved protocols (``protocol.*``),
+    and those config values that differ between cells with the same choices (``config.*``).
 
     Values are shown and compared as text, but sorted by value.
     """
@@ -64,36 +64,39 @@ class CellFields:
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The tidy frame of these cells: one row per cell, in their order."""
+        """Returns the tidy frame of these cells: one row per cell, in their order."""
         return frame_of(self)
 
     def word(self, number: int, name: str) -> str:
-        """The value of cell `number` as text; ratios are in percent unless they are counts."""
+        """Returns the value of `name` for cell `number` as text. Ratios are in percent unless they
+        are counts."""
         return self._column(name)[number]
 
     def words(self, name: str) -> list[str | None]:
-        """The value of each cell as text; None if it has none."""
+        """Returns the value of `name` for each cell as text; None if a cell has no value."""
         given = zip(self._column(name), self._values[name], strict=True)
         return [None if value is None else word for word, value in given]
 
     def key(self, number: int, names: Iterable[str]) -> Words:
-        """The values of one cell for these names."""
+        """Returns the values of `names` for cell `number` as text."""
         return tuple([self._column(name)[number] for name in names])
 
     def keys(self, names: Sequence[str]) -> list[Words]:
-        """The values of each cell for these names."""
+        """Returns the values of `names` as text, one tuple per cell."""
         columns = [self._column(name) for name in names]
         return list(zip(*columns, strict=True)) if columns else [()] * len(self.of)
 
     def values(self, name: str, among: Iterable[int] | None = None) -> list[str]:
-        """The distinct values, in the order of the sweep, of cells with known choices."""
+        """Returns the distinct values of `name`, in the order of the sweep; omits cells with
+        unknown choices."""
         column = self._column(name)
         numbers = range(len(self.of)) if among is None else among
         return list(dict.fromkeys(column[number] for number in numbers if self.of[number]))
 
     def in_order(self, keys: Iterable[Words], names: Sequence[str]) -> list[Words]:
-        """The distinct `keys`, sorted by the first name, then the second, and so on: numerically if
-        all values of a name are numbers, otherwise by first appearance."""
+        """Returns the distinct `keys`, sorted by the first name, then the second, and so on. The
+        values of a name are sorted numerically if all are numbers, otherwise by first
+        appearance."""
         found = list(dict.fromkeys(keys))
         ranks = [
             self._ranks(name, dict.fromkeys(values))
@@ -104,7 +107,8 @@ class CellFields:
     def determined(
         self, names: Sequence[str], by: Sequence[str], among: Iterable[int] | None = None
     ) -> list[str]:
-        """Those of `names` whose value the values of `by` determine, for the cells `among`."""
+        """Returns those of `names` that are determined by `by`: among these cells, equal values of
+        `by` imply equal values of the name."""
         numbers = range(len(self.of)) if among is None else among
         numbers = [number for number in numbers if self.of[number]]
         keys = [self.key(number, by) for number in numbers]
@@ -125,7 +129,7 @@ class CellFields:
         return self._columns[name]
 
     def as_columns(self) -> dict[str, list[Any]]:
-        """The values of each name, with those of the protocol and the config as text."""
+        """Returns the values of all cells by name; protocol and config values as text."""
         return {n: self.words(n) if "." in n else v for n, v in self._values.items()}
 
     def _ranks(self, name: str, texts: Iterable[str]) -> dict[str, Any]:
@@ -139,7 +143,8 @@ class CellFields:
 
 
 def known_names(cells: Sequence[CellRecord]) -> list[str]:
-    """The choices and ``protocol.*`` names allowed in rows, columns and comparisons."""
+    """Returns the choices and ``protocol.*`` names that are allowed in rows, columns and
+    comparisons."""
     names = dict.fromkeys(CHOICES)
     for cell in cells:
         names |= dict.fromkeys(cell.choices)
@@ -148,30 +153,31 @@ def known_names(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def config_names(cells: Sequence[CellRecord]) -> list[str]:
-    """The ``config.*`` names that are allowed as well."""
+    """Returns the ``config.*`` names that are allowed in addition to `known_names`."""
     texts = {cell.config for cell in cells if cell.config is not None}
     return sorted({CONFIG + name for text in texts for name, _ in flat(json.loads(text))})
 
 
 def under_names(cells: Sequence[CellRecord]) -> list[str]:
-    """The measures on transformed test images that any of these cells has, in their order."""
+    """Returns the names of all measures on transformed test images that these cells have, in
+    order."""
     found = dict.fromkeys(name for cell in cells for name in cell.numbers)
     return [name for name in found if name.startswith(UNDER)]
 
 
 def head(name: str) -> str:
-    """A name as a column heading: ``Target``, but ``protocol.ratio_of`` unchanged."""
+    """Returns a name as a column heading: ``Target``, but ``protocol.ratio_of`` unchanged."""
     return name if "." in name else name.capitalize()
 
 
 def labeled(name: str, word: str) -> str:
-    """A value as a column heading: ``spectral``, but ``lr 0.1`` with its name."""
+    """Returns a value as a column heading: ``spectral``, but ``lr 0.1`` with its name."""
     return word if name in _NAMES else f"{name.rpartition('.')[2]} {word}"
 
 
 def varied_config(cells: Sequence[CellRecord]) -> list[str]:
-    """The config values (dotted names) that differ between cells with the same choices, except
-    those that the resolved protocol shows already."""
+    """Returns the dotted names of config values that differ between cells with the same choices,
+    except those that the resolved protocol already shows."""
     families: dict[Key, dict[str, CellRecord]] = defaultdict(dict)
     for cell in cells:
         if cell.config is not None:
@@ -184,7 +190,8 @@ def varied_config(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
-    """The config values that differ between these cells and that some protocol does not show."""
+    """Returns the names of config values that differ between these cells, unless every cell's
+    protocol shows the value."""
     configs: list[dict[str, str]] = []
     hidden: set[str] = set()
     for cell in cells:
@@ -197,8 +204,8 @@ def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
 
 
 def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:
-    """The protocol (or config) of each cell; a cell without one adopts that of the nearest cells
-    that have one, if they agree."""
+    """Returns the protocol (or config) of each cell. A cell without one gets that of its most
+    closely related cells, if they all have the same."""
     own = [getattr(cell, what) for cell in cells]
     if None not in own:
         return own
@@ -220,8 +227,9 @@ def _adopted(cell: CellRecord, what: str, known: dict[Key, list[Any]]) -> Any:
 
 
 def _families(cell: CellRecord, what: str) -> list[Key]:
-    """Keys of related cells, nearest first: the other seeds of the cell; for a protocol, also the
-    cells with the same defense, trigger and source (which may set its values), then of its name."""
+    """Returns keys of related cells, the closest first: other seeds of the cell; for a protocol,
+    then cells with the same protocol name, defense, trigger and source (which may set its values),
+    then cells with the same protocol name."""
     chosen = cell.choices
     near = [_family(cell)]
     if what == "protocol":

@@ -1,4 +1,4 @@
-"""The tidy frame of cells that `export` writes and that tables and pages are made from."""
+"""The tidy frame of cells, which `export` writes and from which tables and pages are made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _RUN = ("started", "device", "git_commit", "command")
 
 
 def frame_of(facts: CellFields) -> pd.DataFrame:
-    """One row per cell of `facts`, of any status, with the columns of `COLUMNS`."""
+    """Returns a frame with the columns of `COLUMNS` and one row per cell of `facts`, whatever its
+    status."""
     import pandas as pd
 
     found = _values(facts)
@@ -30,7 +31,7 @@ def frame_of(facts: CellFields) -> pd.DataFrame:
 
 
 def _columns(found: Iterable[str]) -> list[str]:
-    """The columns of `COLUMNS`, with each family replaced by its members in `found`."""
+    """Returns the names in `COLUMNS`, with each family replaced by its members in `found`."""
     there = sorted(found)
     columns = []
     for name in COLUMNS:
@@ -40,7 +41,7 @@ def _columns(found: Iterable[str]) -> list[str]:
 
 
 def _values(facts: CellFields) -> dict[str, list[Any]]:
-    """The values of all cells by column name, including names that are not in `COLUMNS`."""
+    """Returns the values of all cells by column name, including names that are not in `COLUMNS`."""
     cells, nothing = facts.cells, [None] * len(facts.cells)
     run = defaultdict(lambda: nothing, by_key([cell.run for cell in cells]))
     memory = [c.run.get("process_peak_memory_mib", c.run.get("peak_memory_mib")) for c in cells]
@@ -64,14 +65,15 @@ def _values(facts: CellFields) -> dict[str, list[Any]]:
 
 
 def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
-    """A column for each key of these mappings. Each cell has one mapping, or None."""
+    """Returns one column for each key in `of`, which holds one mapping (or None) per cell; `before`
+    is put before each column's name."""
     found = by_key([each if isinstance(each, dict) else {} for each in of])
     return {before + key: values for key, values in found.items()}
 
 
 def _numbers(values: list[Any]) -> list[Any]:
-    """The values, with None for all that are not numbers (records are not validated here)."""
-    # Performance: nearly always, all values are finite floats.
+    """Returns `values` with None for all that are not numbers (records are not validated here)."""
+    # Performance: in nearly all columns, all values are finite floats.
     if set(map(type, values)) == {float} and all(map(math.isfinite, values)):
         return values
     return [value if is_number(value) else None for value in values]
@@ -84,19 +86,19 @@ def _column(name: str, values: list[Any]) -> Any:
     if is_float(name):
         return np.array(values, dtype=np.float64)
     if is_count(name):
-        # Without float, which cannot represent every seed above 2**53.
+        # Not converted to float, which cannot represent every seed above 2**53.
         whole = np.array([0 if value is None else round(value) for value in values], dtype=np.int64)
         empty = np.array([value is None for value in values], dtype=bool)
         return pd.arrays.IntegerArray(whole, empty)
     first = values[0] if values else None
     if values.count(first) == len(values):
-        # Most columns have one value (or none) for all cells.
+        # Performance: most columns have the same value (or none) for all cells.
         return pd.array([pd.NA if first is None else _text(first)] * len(values), dtype="string")
     return pd.array([pd.NA if value is None else _text(value) for value in values], dtype="string")
 
 
 def _text(value: Any) -> str:
-    """Valid UTF-8 text: a lone surrogate, which JSON may contain, is escaped."""
+    """Returns valid UTF-8 text: a lone surrogate, which JSON may contain, is escaped."""
     if isinstance(value, str) and value.isascii():
         return value
     return str(value).encode("utf-8", errors="backslashreplace").decode()

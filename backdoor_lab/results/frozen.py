@@ -26,7 +26,7 @@ from backdoor_lab.results.seal import check_seal, sealed, unix_lines
 SWEEP, RECORDS, TABLES = "sweep.json", "records.jsonl", "tables.md"
 SCHEMA = 1
 MAX_BYTES = 2**30
-# A path outside the working directory is reduced to its last component.
+# Matches a path outside the working directory, which is reduced to its last component.
 _OUTSIDE = re.compile(
     r"(?<![\w.~/-])(?:~[\w.-]*/|/(?!/)|\.\./)(?:[^\s'\",=]*/)?([^/\s'\",=]+)"
     r"|(?<!\w)[A-Za-z]:\\(?:[^\s'\",=]*\\)?([^\\\s'\",=]+)"
@@ -34,7 +34,8 @@ _OUTSIDE = re.compile(
 
 
 def frozen_record(record: Mapping[str, Any], *, keep_curve: bool = False) -> dict[str, Any]:
-    """The frozen form of a record: hashes instead of long lists, and no machine-specific paths."""
+    """Returns the frozen form of a record: hashes instead of long lists, and no machine-specific
+    paths."""
     kept: dict[str, Any] = {k: v for k, v in record.items() if k not in ("poison_indices", "seal")}
     indices, hashes = record.get("poison_indices"), dict(record.get("hashes") or {})
     if isinstance(indices, list) and hashes.setdefault("poison", digest(indices)) != digest(
@@ -51,7 +52,8 @@ def frozen_record(record: Mapping[str, Any], *, keep_curve: bool = False) -> dic
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
-    """`run`, without a stage's versions if they equal those of the run."""
+    """Returns the record's `run`, without a stage's library versions if they equal those of the
+    run."""
     run = dict(record.get("run") or {})
     stages = {name: dict(stage) for name, stage in (run.get("stages") or {}).items()}
     for stage in stages.values():
@@ -61,7 +63,7 @@ def _run(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_outside_paths(value: Any) -> Any:
-    """Reduce paths outside the working directory to their last component, in all texts of a JSON
+    """Reduces paths outside the working directory to their last component, in all strings of a JSON
     value.
 
     >>> without_outside_paths("python -m x out=../runs/a")
@@ -75,14 +77,15 @@ def without_outside_paths(value: Any) -> Any:
 
 
 def lines_of(records: Iterable[Mapping[str, Any]]) -> str:
-    """The content of records.jsonl."""
+    """Returns the content of records.jsonl: one line per record."""
     return "".join(sealed(canonical(record)) for record in records)
 
 
 def description(
     name: str, command: str, asked: list[Any], records: list[dict[str, Any]], lines: str
 ) -> dict[str, Any]:
-    """The content of sweep.json; `asked`: the requested cells, `records`: those in `lines`."""
+    """Returns the content of sweep.json. `asked` are the requested cells, `records` the records in
+    `lines`, which is the content of records.jsonl."""
     runs = sorted((r["run"] for r in records if r.get("run")), key=lambda r: str(r.get("started")))
     started = [str(run["started"]) for run in runs if run.get("started")]
     return {
@@ -90,7 +93,7 @@ def description(
         "name": name,
         "command": without_outside_paths(command),
         "commands": _distinct([run.get("command") for run in runs] + [command]),
-        # Old records have no `compute`, only the name of their device.
+        # Old records have no `compute`, only the device's name.
         "machines": _distinct(run.get("compute") or run.get("device") for run in runs),
         "versions": _distinct(run.get("versions") for run in runs),
         "commits": _distinct(run.get("git_commit") for run in runs),
@@ -104,7 +107,7 @@ def description(
 
 
 def _seconds(runs: Iterable[Mapping[str, Any]]) -> float:
-    """Total seconds of the stages; a stage shared by several cells counts once."""
+    """Returns the total seconds of the stages; a stage shared by several cells counts once."""
     took: dict[Any, float] = {}
     for number, run in enumerate(runs):
         for stage, seconds in (run.get("seconds") or {}).items():
@@ -114,7 +117,7 @@ def _seconds(runs: Iterable[Mapping[str, Any]]) -> float:
 
 
 def readable(content: Mapping[str, Any]) -> str:
-    """The text of sweep.json: one line per key and per list entry."""
+    """Returns the text of sweep.json: one line per key and per list entry."""
     parts = []
     for key, value in content.items():
         if isinstance(value, list) and value:
@@ -126,8 +129,8 @@ def readable(content: Mapping[str, Any]) -> str:
 
 
 def frozen_lines(folder: Path) -> Iterator[bytes]:
-    """Yield the lines of a frozen sweep's records after checking their seals; none without a
-    records.jsonl.
+    """Yields the lines of a frozen sweep's records.jsonl after checking their seals; nothing if the
+    file does not exist.
 
     Raises DataError with the file and line if a seal does not match, and if lines were added,
     removed or moved since sweep.json was written.

@@ -17,7 +17,7 @@ STALE_AFTER = 60.0
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """The content of a cell's running.json, and its `age` in seconds."""
+    """The content of a cell's running.json. `age`: seconds since the file was written."""
 
     age: float
     content: dict[str, Any] = field(default_factory=dict)
@@ -32,14 +32,15 @@ class Heartbeat:
 
     @property
     def doing(self) -> str:
-        """`train, epoch 2 of 3` or `repair, class 4 of 10, step 120 of 300`."""
+        """What the cell is doing: `train, epoch 2 of 3` or
+        `repair, class 4 of 10, step 120 of 300`."""
         epoch, epochs = self.content.get("epoch"), self.content.get("epochs", "?")
         said = f"epoch {epoch} of {epochs}" if epoch else ""
         return ", ".join(filter(None, [self.stage, said, str(self.content.get("steps") or "")]))
 
     @property
     def fraction(self) -> float | None:
-        """The fraction of the stage that is done; None if unknown."""
+        """The completed fraction of the current stage; None if unknown."""
         return non_negative(self.content.get("fraction"), high=1)
 
     @property

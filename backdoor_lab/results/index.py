@@ -17,7 +17,7 @@ _TABLE = re.compile(re.escape(HEAD.partition("\n")[0]) + r"\n(?:\|.*\n)*")
 
 
 def index(root: Path) -> str:
-    """A Markdown table of the folders in `root` that hold a document and frozen sweeps.
+    """Returns a Markdown table of the folders in `root` that contain a document and frozen sweeps.
 
     Hours are process hours; each stage counts once per sweep. Raises DataError if a sweep.json
     cannot be read.
@@ -27,7 +27,7 @@ def index(root: Path) -> str:
 
 
 def rewrite(root: Path) -> None:
-    """Replace the index in ``root/README.md``. Raises DataError if it contains none."""
+    """Replaces the index in ``root/README.md``. Raises DataError if the file contains no index."""
     path = root / "README.md"
     text = path.read_text(encoding="utf-8")
     if not _TABLE.search(text):

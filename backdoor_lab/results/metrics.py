@@ -1,4 +1,5 @@
-"""The measures of a record: their table headings, units and meaning, and which way is better."""
+"""The measures of a record: their table headings, units, meaning, and whether high or low is
+better."""
 
 from __future__ import annotations
 
@@ -8,13 +9,15 @@ IMAGES, PERCENT, SHARE = "images", "percent", "share"
 _BEFORE = ("nat1", "asr1", "asr_elsewhere1", "clean_rate1", "top_share1", "train_accuracy1")
 _UNDER = "_under."
 TRANSFORMED = ("nat1", "asr1", "nat2", "asr2")
-"""Measured under each transformation that the config names; most configs name none."""
+"""The measures that are repeated on test images under each transformation in the config; most
+configs have none."""
 UNDER = tuple(figure + _UNDER for figure in TRANSFORMED)
 """Prefixes of measures on transformed test images, for example ``asr1_under.jpeg75``."""
 
 
 def before_defense(name: str) -> bool:
-    """Whether a measure describes the network before the defense, so that defenses share it.
+    """Whether a measure describes the network before the defense, so that it is the same for all
+    defenses.
 
     >>> before_defense("asr1"), before_defense("asr2")
     (True, False)
@@ -23,20 +26,21 @@ def before_defense(name: str) -> bool:
 
 
 def figure_of(name: str) -> str:
-    """The name of a measure without its transformation: ``asr1`` for ``asr1_under.jpeg75``."""
+    """Returns the name of a measure without its transformation: ``asr1`` for
+    ``asr1_under.jpeg75``."""
     return name.partition(_UNDER)[0]
 
 
 def under_name(figure: str, transformation: str) -> str:
-    """The name of a measure under a transformation, such as ``asr1_under.jpeg75``."""
+    """Returns the name of a measure under a transformation, such as ``asr1_under.jpeg75``."""
     return figure + _UNDER + transformation
 
 
 @dataclass(frozen=True)
 class Metric:
     """A measure. `unit`: number of images, percent, or a fraction 0..1. `better`: 1 if the defender
-    wants it high, -1 if low, 0 if neither. `says`: its meaning, shown below tables. `of`: the count
-    in the record that it is a fraction of, empty if there is none."""
+    wants it high, -1 if low, 0 if neither. `says`: its meaning, shown below tables. `of`: if the
+    measure is a fraction of a count in the record, the name of this count; otherwise empty."""
 
     head: str
     unit: str
@@ -46,11 +50,11 @@ class Metric:
 
     @property
     def scale(self) -> int:
-        """The factor from a record's value to the table's."""
+        """The factor that converts a record's value to the unit in tables."""
         return 100 if self.unit == PERCENT else 1
 
     def digits(self, n: int) -> int:
-        """Decimal places of a mean over `n` values."""
+        """Returns the number of decimal places to show for a mean over `n` values."""
         if self.unit == IMAGES:
             return 0 if n == 1 else 1
         return 2 if self.unit == PERCENT else 3
@@ -69,7 +73,7 @@ _FITTED = "accuracy on the images that the network {} the defense was trained on
 
 
 class _Measures(dict[str, Metric]):
-    """The measures of a record; those on transformed images are created on access."""
+    """The measures by name; measures on transformed images are created on access."""
 
     def __missing__(self, name: str) -> Metric:
         figure, _, transformation = name.partition(_UNDER)

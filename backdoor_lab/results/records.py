@@ -1,4 +1,4 @@
-"""Read a `record.json`, check it and reduce it to the values that tables need."""
+"""Reads a record.json, checks it and reduces it to the values that tables need."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FIGURES = ("nat1", "asr1", "nat2", "asr2", "asr_elsewhere1", "asr_elsewhere2")
 WORTH = (
     "clean_rate1", "top_share1", "clean_rate2", "top_share2", "train_accuracy1", "train_accuracy2",
 )  # fmt: skip
-"""Measures that show how meaningful the others are. Old records lack them."""
+"""Measures that help to judge whether the other measures are meaningful. Old records lack them."""
 TOP_CLASSES = ("top_class1", "top_class2")
 DETECTION = ("auroc", "average_precision", "tpr", "fpr", "tpr_at_1", "tpr_at_5")
 
@@ -46,18 +46,18 @@ _NUMERIC = frozenset((float, int))
 T = TypeVar("T")
 _KNOWN: dict[tuple[Any, bytes], Any] = {}
 _DISTINCT = 4096
-"""Distinct protocols, configs, ... to remember: the records of a sweep have few of them."""
+"""Number of distinct protocols, configs and similar values to remember: a sweep has few of them."""
 
 
 @dataclass(frozen=True)
 class CellRecord:
-    """The values of a record that tables need. `numbers`: finite values only; counts, and other
-    measures as fractions 0..1. `choices`: empty if unknown. `protocol` and `config` (JSON text
-    without the seed): None if not recorded. `error`: message of a failed cell. `hashes`: those of
-    data, poison and weights. `notes`: those of the defense. `top_class`: the class predicted most
-    often, by the names in TOP_CLASSES. `applied`: filter options that the defense uses, None if not
-    recorded. `run`: without the hashes of the code and the hardware of each stage. Records share
-    equal parts, which must not be changed."""
+    """The values of a record that tables need. `numbers`: counts, and other measures as fractions
+    0..1; finite values only. `choices`: empty if unknown. `protocol` and `config` (JSON text
+    without the seed): None if not recorded. `error`: message of a failed cell. `hashes`: of the
+    data, poison and weights. `notes`: of the defense. `top_class`: the most frequently predicted
+    class, by the names in TOP_CLASSES. `applied`: filter options that the defense uses, None if not
+    recorded. `run`: without the code hashes and the hardware of each stage. Records share objects
+    with equal values, so these must not be modified."""
 
     id: str
     status: str
@@ -78,13 +78,13 @@ class CellRecord:
 
 
 def parse(data: bytes) -> CellRecord:
-    """Parse the bytes of a record.json. Raises DataError with the reason if it is invalid."""
+    """Parses the bytes of a record.json. Raises DataError with the reason if they are invalid."""
     check_seal(data)
     return parse_sealed(data)
 
 
 def parse_sealed(data: bytes) -> CellRecord:
-    """As `parse`, for bytes whose seal has been checked already."""
+    """Parses like `parse`, but without checking the seal, which the caller has checked."""
     record = mapping("the record", decode(data, sealed=True))
     if record.get("schema") != SCHEMA:
         raise DataError(f"`schema` must be {SCHEMA}, got {record.get('schema')!r}")
@@ -110,12 +110,12 @@ def parse_sealed(data: bytes) -> CellRecord:
 
 
 def decode(data: bytes, *, sealed: bool = False) -> Any:
-    """Decode JSON without its list of poison indices, which is large and not needed here."""
+    """Decodes JSON without its list of poison indices, which is large and not needed here."""
     return small_files.decode(_without_indices(data), sealed=sealed)
 
 
 def check_choices(given: Any) -> dict[str, Any]:
-    """`given`, if it has every choice that tables need. Raises DataError otherwise."""
+    """Returns `given` if it has every choice that tables need. Raises DataError otherwise."""
     choices = _scalars("choices", given)
     for name in NEEDED:
         if name not in choices:
@@ -129,7 +129,7 @@ def check_choices(given: Any) -> dict[str, Any]:
 
 
 def mapping(where: str, value: Any) -> dict[str, Any]:
-    """`value`, if it is a JSON object. Raises DataError otherwise."""
+    """Returns `value` if it is a JSON object. Raises DataError otherwise."""
     if not isinstance(value, dict):
         raise DataError(f"{where} must be a JSON object, got {type(value).__name__}")
     return value
@@ -154,9 +154,9 @@ def _status(value: Any) -> str:
 
 
 def _once(function: Callable[[Any], T], value: Any) -> T:
-    """`function(value)`, computed once for equal JSON values. Records thus share one object, which
-    saves memory and lets `each_once` compute columns of it once."""
-    # Only equal values have equal bytes; in a dict, 1, 1.0 and True would be one key.
+    """Returns `function(value)`, computed once for equal JSON values. Records then share the
+    result, which saves memory; `each_once` computes each column only once for it."""
+    # Only equal values have equal bytes; as keys of a dict, 1, 1.0 and True would be equal.
     key = function, marshal.dumps(value, 2)
     found = _KNOWN.get(key)
     if found is None:
@@ -171,7 +171,8 @@ def _itself(value: Any) -> Any:
 
 
 def _run(run: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of `run`, and no more: with ten thousand records, memory costs time."""
+    """Removes what tables do not need from `run`, to save memory and thus time with ten thousand
+    records."""
     run.pop("code", None)
     stages = run.get("stages")
     for stage in stages.values() if isinstance(stages, dict) else ():
@@ -184,7 +185,7 @@ def _run(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _protocol(given: Any) -> dict[str, Any] | None:
-    """The resolved protocol; version 1 if the record states none."""
+    """Returns the resolved protocol, with version 1 if the record states none."""
     values = _scalars("protocol", given)
     return {"version": 1} | values if values else None
 
@@ -200,10 +201,11 @@ def _scalars(where: str, value: Any) -> dict[str, Any]:
 
 
 def _canonical(config: Any, seed: int) -> str | None:
-    """The config as JSON text without the seed, so that it is equal for all seeds of a cell."""
+    """Returns the config as JSON text without the seed, so that runs that differ only in the seed
+    have equal text."""
     if not isinstance(config, dict) or not config:
         return None
-    # Performance: without its seed, few configs of a sweep are distinct.
+    # Performance: without the seed, a sweep has few distinct configs.
     own = type(config.get("seed")) is int and config["seed"] == seed
     text = _once(sorted_text, {k: v for k, v in config.items() if not own or k != "seed"})
     entry = f'"seed": {seed}'
@@ -217,7 +219,8 @@ def _canonical(config: Any, seed: int) -> str | None:
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of a record, without null and NaN. Raises DataError for other values."""
+    """Returns the finite numbers of a record, without null and NaN. Raises DataError for other
+    values."""
     parts: tuple[tuple[str, Any, Iterable[str], float], ...] = (
         ("counts.", record.get("counts"), COUNTS, _LARGEST),
         ("", record, (*FIGURES, *WORTH), 1),
@@ -238,7 +241,7 @@ def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _under(record: Mapping[str, Any]) -> dict[str, float]:
-    """The measures under each transformation, by their names in tables."""
+    """Returns the measures under each transformation, by their names in tables."""
     numbers = {}
     for name, part in mapping("`under`", record.get("under", {})).items():
         if not _TRANSFORMATION.fullmatch(name):

@@ -24,7 +24,7 @@ _NEAR = 120
 
 
 def sealed(text: str) -> str:
-    """Append the seal to the text of a JSON object, keeping its layout: one line, or one line per
+    """Appends the seal to the text of a JSON object; the text stays in one line or in one line per
     key."""
     body = text.rstrip().removesuffix("}").rstrip()
     gap, end = ("\n ", "\n}\n") if "\n" in body else (" ", "}\n")
@@ -32,7 +32,7 @@ def sealed(text: str) -> str:
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> dict[str, Any]:
-    """Write `value` as readable JSON with its seal, atomically; return the content written."""
+    """Writes `value` atomically as readable JSON with its seal; returns the content written."""
     text = sealed(readable(value))
     write_ours(path, text.encode())
     found: dict[str, Any] = json.loads(text)
@@ -40,7 +40,7 @@ def write_sealed(path: Path, value: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_sealed(path: Path) -> bytes:
-    """The bytes of a sealed file. Raises as `read_small` and `check_seal` do."""
+    """Returns the bytes of a sealed file. Raises the errors of `read_small` and `check_seal`."""
     data = read_small(path)
     check_seal(data)
     return data
@@ -48,7 +48,7 @@ def read_sealed(path: Path) -> bytes:
 
 def check_seal(data: bytes) -> None:
     """Raises DataError unless `data` has a seal that matches its content."""
-    # The seal is near the end of files we wrote; only an editor may have moved it.
+    # This package writes the seal at the end of a file; only an editor may have moved it.
     found = _SEAL.search(data, max(0, len(data) - _NEAR)) or _SEAL.search(data)
     if found is None:
         raise DataError("it has no seal: it was edited, or written before seals existed")
@@ -61,6 +61,6 @@ def _hash(body: bytes) -> str:
 
 
 def unix_lines(data: bytes) -> bytes:
-    """`data` with CRLF line endings replaced by LF."""
+    """Returns `data` with CRLF line endings replaced by LF."""
     # Performance: most data has no CR, and finding a single byte is ten times faster.
     return data.replace(b"\r\n", b"\n") if b"\r" in data else data

@@ -7,16 +7,18 @@ STAGES = (
     "autoencoder", "clean", "extract", "filter", "repair", "retrain", "train_accuracy2", "measure2",
     "transformed2",
 )  # fmt: skip
-"""No cell has all of them: one with a repair has neither ``filter`` nor ``retrain``."""
+"""All stages. No cell has all of them: a cell with a repair has neither ``filter`` nor
+``retrain``."""
 _REPAIR, _RETRAIN = STAGES.index("repair"), STAGES.index("retrain")
 BETWEEN_TRAININGS = STAGES[STAGES.index("train") + 1 : _REPAIR]
 AFTER_TRAININGS = (*STAGES[_RETRAIN + 1 :], "record")
-"""Includes writing the record, which is not a stage in the store and has no seconds."""
+"""The stages after retraining, and ``record``: writing the record, which is not a stage in the
+store and whose time is not measured."""
 
 
 def is_at_or_before(stage: str, other: str) -> bool:
-    """Whether a cell reaches `stage` no later than `other`. Names are those in the store, where one
-    stage (``measure``) serves both networks; its first occurrence counts."""
+    """Whether `stage` is `other` or comes before it. Names are those in the store, where one stage
+    (``measure``) serves both networks; its first occurrence counts."""
     return _first(stage) <= _first(other)
 
 

@@ -1,4 +1,4 @@
-"""Locate sweep folders and their stores."""
+"""Locates sweep folders and their stores."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ MAX_BYTES = 2**20
 
 
 def roots_of(given: Sequence[Path | str]) -> list[Path]:
-    """The folders given on a command line, or the default one, which need not exist. Raises
-    ConfigError if a given folder does not exist."""
+    """Returns the folders given on a command line, or the default folder, which need not exist.
+    Raises ConfigError if a given folder does not exist."""
     roots = [usable("path", str(each)) for each in given]
     absent = [str(root) for root in roots if not root.is_dir()]
     if absent:
@@ -29,8 +29,8 @@ def roots_of(given: Sequence[Path | str]) -> list[Path]:
 
 
 def find_store(sweep: Path, given: Path | None = None) -> Path | None:
-    """The store `given`, else the one the sweep was run with, else `.store` next to the sweep. None
-    if that folder does not exist.
+    """Returns the store `given`; by default the store that the sweep was run with, or else `.store`
+    next to the sweep. None if no such folder exists.
 
     A relative ``store.root`` is resolved from the location of the sweep, not from the current
     directory, which may have the store of another project.
@@ -40,7 +40,8 @@ def find_store(sweep: Path, given: Path | None = None) -> Path | None:
 
 
 def _run_with(sweep: Path) -> Path | None:
-    """``store.root`` in the configuration that the sweep's last run left next to its cells."""
+    """Returns ``store.root`` from the configuration that the sweep's last run saved next to its
+    cells."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -61,8 +62,9 @@ def _run_with(sweep: Path) -> Path | None:
 
 
 def _started_in(sweep: Path, content: Any) -> Path | None:
-    """The directory that a sweep was started in, inferred from ``hydra.sweep.dir``: with
-    ``runs/${name:}``, ``/a/runs/x`` was started in ``/a``. None if the two do not match."""
+    """Returns the directory that a sweep was started in, inferred from ``hydra.sweep.dir``: with
+    ``runs/${name:}``, the sweep ``/a/runs/x`` was started in ``/a``. None if the two do not
+    match."""
     try:
         said = Path(content["hydra"]["sweep"]["dir"]).parts
     except (KeyError, TypeError):

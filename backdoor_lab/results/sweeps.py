@@ -1,4 +1,4 @@
-"""Find and read sweep folders: every cell that was requested or has a record."""
+"""Finds and reads sweep folders, including cells that were requested but have no record."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ CONTROLS = ("none", "random", "oracle", "clean_data")
 
 @dataclass
 class Sweep:
-    """The cells of a sweep folder, first those requested, then the others sorted; and warnings."""
+    """The cells of a sweep folder (first the requested cells, then all others, sorted), and
+    warnings."""
 
     folder: Path
     name: str
@@ -47,7 +48,7 @@ class Sweep:
 
 
 def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
-    """`root` if it is a sweep, else the sweeps below it, sorted. Ignores hidden folders."""
+    """Returns `root` if it is a sweep, else the sweeps below it, sorted. Ignores hidden folders."""
     if not root.is_dir():
         return []
     names = _cell_names(root)
@@ -60,11 +61,12 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
 
 
 def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
-    """Read all cells of a sweep from its frozen records and cell folders; folders take precedence.
+    """Reads all cells of a sweep from its frozen records and its cell folders; for a cell with
+    both, the folder counts.
 
     A damaged file becomes a failed cell and a warning. `failed` maps ids to the status of cells
     that failed without writing a record. Raises DataError for a frozen line whose seal does not
-    match, as it cannot be recomputed.
+    match, since its cell cannot be recomputed.
     """
     failed = failed or {}
     sweep = Sweep(folder, folder.resolve().name)
@@ -86,8 +88,8 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
 
 
 def one_sweep(text: str, hint: str = "") -> Sweep:
-    """Read the only sweep in the folder `text`. Raises ConfigError if the folder does not exist
-    (with `hint` appended), or holds no sweep or several."""
+    """Reads the only sweep in the folder `text`. Raises ConfigError, with `hint` appended, if the
+    folder does not exist; also if it contains no sweep or several."""
     if not text:
         raise ConfigError(f"no such folder: ''{hint}")
     root = usable("path", text)
@@ -101,9 +103,9 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
 
 
 def _without_repeats(sweep: Sweep) -> list[CellRecord]:
-    """Omit completed cells with the choices, protocol and config of another cell but a new id (from
-    another code version), whose seed would count twice. Keeps the requested one, and all results
-    of modified code."""
+    """Returns the cells without repeats: completed cells that have the same choices, protocol and
+    config but different ids (from another code version), so that their seed would count twice. Of
+    these, the requested cell is kept. Results of modified code are always kept."""
     if len({tuple(cell.choices.values()) for cell in sweep.cells}) == len(sweep.cells):
         return sweep.cells
     often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
@@ -111,7 +113,7 @@ def _without_repeats(sweep: Sweep) -> list[CellRecord]:
     kept = []
     for cell in sweep.cells:
         chosen = tuple(cell.choices.items())
-        # Performance: compare configs only of cells with equal choices.
+        # Performance: configs are compared only between cells with equal choices.
         config = None if often[chosen] == 1 else _without_code(cell.config)
         same = (*chosen, *(cell.protocol or {}).items(), config)
         if cell.done and seen.setdefault(same, cell.id) != cell.id:
@@ -131,7 +133,7 @@ def _without_code(config: str | None) -> str | None:
 
 
 def _modified(code: Any) -> list[str]:
-    """The marks of modified code, whose results are not repetitions."""
+    """Returns the names and hashes of modified code, whose results do not count as repeats."""
     sections = code.values() if isinstance(code, dict) else []
     return sorted(
         f"{name} {mark}"
@@ -143,7 +145,8 @@ def _modified(code: Any) -> list[str]:
 
 
 def default_order(cell: CellRecord) -> tuple[Any, ...]:
-    """Sort key of cells that were not requested: target, ratio, spectral first, controls last."""
+    """Sort key for cells that were not requested: by trigger, target and ratio, then the defense
+    (spectral first, controls last)."""
     if not cell.choices:
         return (1, cell.id)
     chosen, defense = cell.choices, str(cell.choices["defense"])
@@ -155,7 +158,8 @@ def default_order(cell: CellRecord) -> tuple[Any, ...]:
 
 
 def cell_folders(folder: Path) -> list[Path]:
-    """The visible folders in `folder`, sorted. Links to folders are read but never written to."""
+    """Returns the visible folders in `folder`, sorted. Links to folders are followed, only for
+    reading."""
     return [folder / name for name in _cell_names(folder)]
 
 

@@ -1,4 +1,4 @@
-"""Values of a record as text: scalars, ratios, nested mappings."""
+"""Converts values of a record to text: scalars, ratios, nested mappings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HASH = re.compile(r"[0-9a-f]{32,}")
 
 
 def words(value: Any) -> str:
-    """A JSON value as short text; a long hash is cut to ten digits.
+    """Returns a JSON value as short text; a long hash is cut to ten digits.
 
     >>> words(0.1), words(True), words(None)
     ('0.1', 'true', 'any')
@@ -27,7 +27,7 @@ def words(value: Any) -> str:
 
 
 def ratio_words(ratio: Any, ratio_of: Any) -> str:
-    """A ratio as text: in percent, or as a number of images.
+    """Returns a ratio as text: in percent, or as a number of images.
 
     >>> ratio_words(0.05, "target"), ratio_words(500, "count")
     ('5%', '500')
@@ -44,31 +44,31 @@ def is_count(ratio: float, ratio_of: Any) -> bool:
 
 
 def by_key(mappings: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The values of all these mappings by key; None where a mapping lacks the key."""
+    """Returns for each key its values in all these mappings; None where a mapping lacks the key."""
     sets = dict.fromkeys(map(tuple, mappings))
     keys = list(dict.fromkeys(key for each in sets for key in each))
-    # Performance: reading a mapping at once is several times faster than one key of all mappings.
+    # Performance: all keys of one mapping at a time is several times faster than one key at a time.
     lines = [[*map(each.get, keys)] for each in mappings]
     return dict(zip(keys, map(list, zip(*lines, strict=True)), strict=True))
 
 
 def each_once(function: Callable[[Any], T], values: Sequence[Any]) -> list[T]:
-    """The results of `function` for these values, computed once for values that are one object, as
-    equal parts of records are. Equality would not do: ``1 == True``."""
+    """Returns ``[function(value) for value in values]``, but computes it once per object: records
+    share objects with equal values. Objects are not compared with ``==``, since ``1 == True``."""
     distinct = {id(value): value for value in values}
     made = {key: function(value) for key, value in distinct.items()}
     return [made[id(value)] for value in values]
 
 
 def sort_value(value: Any, counts: bool = False) -> tuple[bool, float] | None:
-    """The sort key of a number, with numbers of images (`counts`) after fractions; None for values
-    that are not numbers."""
+    """Returns the sort key of a number; numbers of images (`counts`) come after fractions. None for
+    values that are not numbers."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return (counts, value) if is_number else None
 
 
 def flat(config: dict[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:
-    """The values of nested mappings under dotted names, such as ``recipe.lr``."""
+    """Yields the values of nested mappings with dotted names, such as ``recipe.lr``."""
     for key, value in config.items():
         if isinstance(value, dict):
             yield from flat(value, f"{before}{key}.")
