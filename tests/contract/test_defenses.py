@@ -169,7 +169,7 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_controls_and_filters_are_found() -> None:
+def test_the_parametrized_lists_contain_every_kind_of_control_and_filter() -> None:
     assert {"none", "oracle", "random", "spectral"} <= set(NAMES)
     assert len(FILTERS) >= 12
     assert all(isinstance(made(name), SampleFilter) for name in FILTERS)
@@ -177,7 +177,7 @@ def test_controls_and_filters_are_found() -> None:
 
 
 @pytest.mark.parametrize("classes", ["target", "all"])
-def test_result_covers_every_example(name: str, classes: str) -> None:
+def test_a_filter_result_covers_every_example(name: str, classes: str) -> None:
     """scores float64 (n,), keep bool (n,), and notes that can be written to a record."""
     features = planted()
     verdict = judged(made(name, filter_scope=classes), features)
@@ -190,7 +190,7 @@ def test_result_covers_every_example(name: str, classes: str) -> None:
     canonical(verdict.notes)
 
 
-def test_result_is_deterministic_and_features_are_unchanged(name: str) -> None:
+def test_a_defense_is_deterministic_and_does_not_modify_the_features(name: str) -> None:
     features = planted()
     before = features.values.clone()
     torch.manual_seed(1)
@@ -222,7 +222,7 @@ def observed(name: str) -> tuple[FilterResult, Noted]:
         return judged(made(name, filter_scope="all"), planted()), noted
 
 
-def test_reporting_progress_changes_nothing(name: str) -> None:
+def test_reporting_progress_does_not_change_the_result(name: str) -> None:
     unobserved = judged(made(name, filter_scope="all"), planted())
     verdict, noted = observed(name)
     assert torch.equal(verdict.keep, unobserved.keep)
@@ -232,7 +232,7 @@ def test_reporting_progress_changes_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOKING)
-def test_progress_of_loops_reaches_the_total(name: str) -> None:
+def test_reported_progress_reaches_the_total_of_every_loop(name: str) -> None:
     _, noted = observed(name)
     labels = {step.label for step in noted.all if step.done == step.total}
     trains = isinstance(made(name), ModelBasedFilter)
@@ -246,7 +246,7 @@ def test_a_control_that_ignores_the_features_reports_no_progress(name: str) -> N
 
 
 @pytest.mark.parametrize("name", [each for each in FILTERS if not trains(each)])
-def test_scores_follow_shuffled_examples(name: str) -> None:
+def test_shuffling_the_examples_shuffles_the_scores_alike(name: str) -> None:
     """Without ties the same examples are removed, too."""
     defense, features = made(name), planted()
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(3))
@@ -282,7 +282,7 @@ def test_a_filter_scores_only_the_examined_classes(name: str) -> None:
 @pytest.mark.parametrize(
     ("budget", "removed"), [("1.5eps", 9), ("15%", 4), ("p85", 4), ("7", 7), ("0", 0)]
 )
-def test_the_removed_count_is_the_budget(name: str, budget: str, removed: int) -> None:
+def test_filters_remove_exactly_the_budget(name: str, budget: str, removed: int) -> None:
     """A filter and its random control remove exactly the budget (of 24 in the class); the other
     controls ignore it."""
     defense, features = made(name, removal_budget=budget, filter_scope="target"), planted()
@@ -292,10 +292,10 @@ def test_the_removed_count_is_the_budget(name: str, budget: str, removed: int) -
 
 
 @pytest.mark.parametrize(("budget", "removed"), [("1.5eps", 9), ("auto", 0)])
-def test_constant_features_lose_no_more_than_the_budget(
+def test_no_more_than_the_budget_is_removed_if_all_features_are_equal(
     name: str, budget: str, removed: int
 ) -> None:
-    """No NaN, and the class survives."""
+    """Scores are not NaN, and some examples of the class remain."""
     features = Features(torch.full((60, 4), 2.5), torch.arange(60) % 3)
     defense = made(name, removal_budget=budget, filter_scope="target")
     verdict = judged(defense, features, replace(KNOWN, clean=clean(d=4)))
@@ -382,7 +382,7 @@ def test_an_oracle_sees_only_the_ground_truth(name: str) -> None:
     assert not isinstance(oracle, Defense)
 
 
-def test_the_oracles_are_two_controls() -> None:
+def test_only_oracle_and_clean_data_see_the_ground_truth() -> None:
     assert ORACLES == ["clean_data", "oracle"]
 
 
@@ -426,8 +426,8 @@ def test_a_bad_filter_option_is_refused_by_every_defense(name: str, wrong: dict[
         made(name, **wrong)
 
 
-def test_random_removes_as_many_per_class_as_its_filter() -> None:
-    """It removes other examples, and its seed decides which."""
+def test_the_random_control_removes_as_many_images_per_class_as_its_filter() -> None:
+    """It removes other examples than the filter, and its seed decides which."""
     features = planted()
     options = {"filter_scope": "all", "removal_budget": "20%"}
     by_filter = judged(made("spectral", **options), features)
@@ -441,7 +441,7 @@ def test_random_removes_as_many_per_class_as_its_filter() -> None:
     assert not torch.equal(first.keep, other.keep)
 
 
-def test_suspicious_scope_finds_the_poisoned_class() -> None:
+def test_filter_scope_suspicious_finds_the_poisoned_class() -> None:
     """Given neither target nor ε, the filter picks the planted class; max_removed still applies."""
     labels = torch.arange(300) % 6
     values = torch.randn(300, 4, generator=torch.Generator().manual_seed(2))

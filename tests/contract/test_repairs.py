@@ -78,11 +78,11 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_repairs_are_found() -> None:
+def test_the_parametrized_list_contains_the_known_repairs() -> None:
     assert set(everything()) >= {"fine_pruning", "neural_cleanse", "anp", "abl_unlearning"}
 
 
-def test_repair_returns_the_same_architecture_in_eval_mode(name: str) -> None:
+def test_a_repair_returns_the_same_architecture_in_eval_mode(name: str) -> None:
     """Its notes can be written to a record; the attacked network is not modified."""
     before = weights(ATTACKED)
     network, notes = made(name).repair(given())
@@ -96,7 +96,7 @@ def test_repair_returns_the_same_architecture_in_eval_mode(name: str) -> None:
     canonical(notes)
 
 
-def test_repair_depends_only_on_the_seed(name: str) -> None:
+def test_random_choices_of_a_repair_depend_only_on_the_seed(name: str) -> None:
     """The state of the global generator does not matter."""
     torch.manual_seed(1)
     first = weights(made(name).repair(given())[0])
@@ -105,7 +105,7 @@ def test_repair_depends_only_on_the_seed(name: str) -> None:
     assert same(first, again)
 
 
-def test_progress_is_reported_and_changes_nothing(
+def test_a_repair_reports_its_progress_without_changing_its_result(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The progress of every loop over epochs, batches, classes or steps reaches its total."""
@@ -135,13 +135,13 @@ def test_a_repair_that_requires_clean_images_is_refused_without_them(name: str) 
 
 
 @pytest.mark.parametrize("name", [each for each in everything() if each not in REQUIRE_CLEAN])
-def test_other_repairs_do_not_use_clean_images(name: str) -> None:
+def test_repairs_that_do_not_require_clean_images_do_not_use_them(name: str) -> None:
     assert "clean images" not in made(name).requires()
     repaired = made(name).repair(given())[0]
     assert same(weights(repaired), weights(made(name).repair(replace(given(), clean=None))[0]))
 
 
-def test_filter_options_are_accepted_and_change_nothing(name: str) -> None:
+def test_a_repair_accepts_filter_options_and_ignores_them(name: str) -> None:
     """So that one sweep can set them for filters and repairs alike."""
     options: dict[str, Any] = {"filter_scope": "all", "removal_budget": "10%", "center": False}
     changed = made(name, max_removed="50%", **options)
@@ -154,7 +154,7 @@ def test_repairs_never_see_the_ground_truth(name: str) -> None:
     assert not hasattr(made(name), "judge")
 
 
-def test_repair_works_with_a_class_of_one_example(name: str) -> None:
+def test_a_repair_works_with_a_class_of_one_example(name: str) -> None:
     shown, labels = images(21, 1)
     labels[:] = labels % 2
     labels[0] = 2

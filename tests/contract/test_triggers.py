@@ -98,15 +98,15 @@ def noise(n: int, channels: int = 3, height: int = 32, width: int = 32) -> Tenso
     )
 
 
-def test_triggers_are_found() -> None:
-    """Without this test an empty folder would make every test here pass."""
+def test_the_parametrized_list_contains_the_known_triggers() -> None:
+    """Without this test an empty list of triggers would make every parametrized test pass."""
     assert {"pixel", "pattern"} <= set(NAMES)
     assert {"narcissus", "sleeper_agent"} <= set(STEPPING)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", SIZES, ids=str)
-def test_output_has_the_same_shape_and_type(
+def test_triggered_images_keep_their_shape_and_dtype(
     name: str, channels: int, size: tuple[int, int]
 ) -> None:
     """For any channel count and image size, odd ones too: test images, poison and covers."""
@@ -140,7 +140,7 @@ def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:
 
 
 @pytest.mark.parametrize("name", STEPPING)
-def test_optimization_steps_are_reported_as_progress(
+def test_a_trigger_reports_its_optimization_steps_as_progress(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """During preparation or poisoning; the poison is the same as without an observer."""
@@ -166,13 +166,13 @@ def test_optimization_steps_are_reported_as_progress(
     assert set(steps) == {(2, 2)}
 
 
-def test_every_image_is_changed(trigger: Trigger) -> None:
+def test_a_trigger_changes_every_image(trigger: Trigger) -> None:
     images = noise(4)
     assert (trigger(images) != images).flatten(1).any(dim=1).all()
 
 
-def test_output_does_not_share_memory_with_its_input(trigger: Trigger) -> None:
-    """Nor is the input modified."""
+def test_triggered_images_do_not_share_memory_with_the_clean_images(trigger: Trigger) -> None:
+    """Applying a trigger does not modify the clean images either."""
     images = noise(3)
     before = images.clone()
     triggered = trigger(images)
@@ -181,7 +181,7 @@ def test_output_does_not_share_memory_with_its_input(trigger: Trigger) -> None:
     assert torch.equal(images, before)
 
 
-def test_views_give_the_same_result_as_copies(trigger: Trigger) -> None:
+def test_a_trigger_gives_the_same_result_for_views_and_copies(trigger: Trigger) -> None:
     """Slices and channels-last images."""
     images = noise(6)
     before = images.clone()
@@ -191,14 +191,14 @@ def test_views_give_the_same_result_as_copies(trigger: Trigger) -> None:
     assert torch.equal(images, before)
 
 
-def test_output_is_deterministic(trigger: Trigger) -> None:
+def test_applying_a_trigger_is_deterministic(trigger: Trigger) -> None:
     torch.manual_seed(1)
     first = trigger(noise(3))
     torch.manual_seed(2)
     assert torch.equal(trigger(noise(3)), first)
 
 
-def test_batches_of_zero_and_one_work(trigger: Trigger) -> None:
+def test_a_trigger_accepts_batches_of_zero_and_one_image(trigger: Trigger) -> None:
     """A single image gets the same result as in a larger batch."""
     assert trigger(noise(0)).shape == (0, 3, 32, 32)
     images = noise(3)
@@ -207,7 +207,7 @@ def test_batches_of_zero_and_one_work(trigger: Trigger) -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (1, 32), (32, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_smaller_than_the_trigger_work_or_are_refused_with_their_size(
+def test_images_smaller_than_the_trigger_are_accepted_or_refused_naming_their_size(
     name: str, channels: int, size: tuple[int, int]
 ) -> None:
     images = noise(2, channels, *size)
@@ -231,13 +231,15 @@ def test_images_smaller_than_the_trigger_work_or_are_refused_with_their_size(
     ],
     ids=["float", "int64", "no batch", "rgba", "channels last"],
 )
-def test_other_dtypes_and_layouts_are_refused(trigger: Trigger, images: Tensor) -> None:
+def test_a_trigger_refuses_images_of_other_dtypes_and_layouts(
+    trigger: Trigger, images: Tensor
+) -> None:
     """Floats, single images, RGBA and channels-last are refused, never broadcast."""
     with pytest.raises(TypeError, match="a trigger takes uint8"):
         trigger(images)
 
 
-def test_output_is_on_the_device_of_its_input(trigger: Trigger) -> None:
+def test_triggered_images_stay_on_the_device_of_the_clean_images(trigger: Trigger) -> None:
     """`meta` stands in for a GPU."""
     on_device = trigger(noise(2).to("meta"))
     assert on_device.device.type == "meta"

@@ -62,10 +62,10 @@ def exact_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 @pytest.mark.parametrize(("n", "d"), [(700, 96), (96, 700), (128, 128), (1500, 64), (64, 65)])
 @pytest.mark.parametrize("first", [(50.0, 10.0), (10.03, 10.0)])
-def test_the_fast_path_agrees_with_svd_without_float64(
+def test_the_fast_top_direction_agrees_with_svd_without_using_float64(
     n: int, d: int, first: tuple[float, ...], exact_calls: list[Any]
 ) -> None:
-    """Even with the two top singular values 0.3 % apart."""
+    """Even if the two top singular values differ by only 0.3 %."""
     values = with_values(n, d, falling(min(n, d), *first))
     agree(top_direction(values), values)
     assert exact_calls == []
@@ -75,17 +75,17 @@ def test_the_fast_path_agrees_with_svd_without_float64(
 @pytest.mark.parametrize(
     ("apart", "in_float64"), [(3e-4, 0), (1e-4, 0), (3e-5, 1), (1e-5, 1), (1e-7, 1)]
 )
-def test_near_ties_agree_with_svd(
+def test_top_directions_with_nearly_equal_singular_values_agree_with_svd(
     n: int, d: int, apart: float, in_float64: int, exact_calls: list[Any]
 ) -> None:
-    """The closer the two top values, the sooner float64 is used; the answer is the same."""
+    """If the two top values are close enough float64 is used; the result is the same."""
     values = with_values(n, d, falling(80, 10 * (1 + apart), 10.0))
     agree(top_direction(values), values, bound=1e-6 if apart == 1e-7 else 1e-8)
     assert len(exact_calls) == in_float64
 
 
-def test_an_exact_tie_is_computed_in_float64(exact_calls: list[Any]) -> None:
-    """Any vector in the plane of two equal directions is right, with their variance."""
+def test_two_equal_top_singular_values_are_computed_in_float64(exact_calls: list[Any]) -> None:
+    """Any unit vector in the plane of the two top directions is a valid result."""
     values = torch.cat([torch.eye(80), -torch.eye(80)])
     values[:, :2] *= 3
     found = top_direction(values)
@@ -95,7 +95,7 @@ def test_an_exact_tie_is_computed_in_float64(exact_calls: list[Any]) -> None:
 
 
 def test_a_top_direction_orthogonal_to_lanczos_start_is_found(exact_calls: list[Any]) -> None:
-    """What Lanczos finds instead is not accepted as the top direction."""
+    """The direction that Lanczos finds from such a start is not accepted as the top one."""
     side = 100
     start = torch.randn(side, generator=torch.Generator().manual_seed(0)).double()
     basis = torch.eye(side, dtype=torch.float64)
@@ -115,14 +115,16 @@ def test_a_top_direction_orthogonal_to_lanczos_start_is_found(exact_calls: list[
 
 @pytest.mark.parametrize("change", [lambda x: 1e18 * x, lambda x: 1e-18 * x, lambda x: x + 300,
                                     lambda x: x.relu(), lambda x: x.double() * 1e100,
-                                    lambda x: x.half(), lambda x: -x])  # fmt: skip
-def test_extreme_scales_and_shifts_agree_with_svd(change: Any) -> None:
+                                    lambda x: x.half(), lambda x: -x],
+                         ids=["times 1e18", "times 1e-18", "plus 300", "relu", "float64 times 1e100",
+                              "float16", "negated"])  # fmt: skip
+def test_matrices_of_extreme_scale_or_shift_agree_with_svd(change: Any) -> None:
     values = change(with_values(600, 70, falling(70, 10.03, 10.0)))
     agree(top_direction(values), values)
 
 
-def test_rows_along_a_line_give_its_direction_in_closed_form() -> None:
-    """For any offset of the line."""
+def test_the_top_direction_of_rows_on_a_line_is_that_of_the_line() -> None:
+    """Whether or not the line passes through the origin."""
     generator = torch.Generator().manual_seed(5)
     line = torch.randn(90, generator=generator, dtype=torch.float64)
     line /= line.norm()
@@ -147,7 +149,7 @@ def test_heavy_tailed_values_agree_with_svd() -> None:
     agree(top_direction(values), values)
 
 
-def test_the_values_are_not_modified() -> None:
+def test_the_input_matrix_is_not_modified() -> None:
     values = with_values(300, 80, falling(80, 5.0))
     before = values.clone()
     top_direction(values)

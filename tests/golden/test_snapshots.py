@@ -13,12 +13,12 @@ SAME_MACHINE = KNOWN["environment"] == snapshots.environment()
 CASES = snapshots.cases()
 
 
-def test_cases_and_snapshots_have_the_same_names() -> None:
+def test_every_case_has_a_snapshot_and_every_snapshot_a_case() -> None:
     assert set(KNOWN["cases"]) == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_result_equals_its_snapshot(name: str) -> None:
+def test_the_result_of_every_case_equals_its_snapshot(name: str) -> None:
     now = snapshots.computed(CASES[name])
     assert not snapshots.differences(KNOWN["cases"][name], now, same_machine=SAME_MACHINE)
 

@@ -52,7 +52,7 @@ def spectral(*, center: bool = True) -> SpectralSignatures:
 @pytest.mark.parametrize(
     ("n", "d"), [(200, 16), (16, 200), (50, 50), (51, 50), (40, 1), (2, 3), (3, 1)]
 )
-def test_scores_agree_with_svd(n: int, d: int, center: bool) -> None:
+def test_spectral_scores_agree_with_svd(n: int, d: int, center: bool) -> None:
     """Every score within 1e-6 of NumPy's SVD, relative to the largest; tall, wide and thin
     matrices."""
     rng = np.random.default_rng(n * 1000 + d)
@@ -80,8 +80,8 @@ def nearly_tied(n: int, d: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "d"), [(300, 20), (20, 300), (1500, 128)])
-def test_a_near_tie_removes_the_same_examples_as_svd(n: int, d: int) -> None:
-    """The two top singular values are 0.3 % apart."""
+def test_nearly_equal_singular_values_remove_the_same_examples_as_svd(n: int, d: int) -> None:
+    """The two top singular values differ by 0.3 %."""
     values = nearly_tied(n, d).float()
     expected = by_numpy(values.numpy())
     scores = SpectralSignatures().score_class(values, 0, UNTOLD).scores
@@ -96,11 +96,11 @@ def test_a_near_tie_removes_the_same_examples_as_svd(n: int, d: int) -> None:
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize(("n", "d"), [(60, 8), (8, 60), (5, 3)])
 @pytest.mark.parametrize("rank", [1, 2, 4, 100])
-def test_rank_sums_squared_projections_on_the_top_directions(
+def test_a_score_of_rank_k_sums_squared_projections_on_the_top_k_directions(
     n: int, d: int, rank: int, center: bool
 ) -> None:
-    """On NumPy's top right singular vectors; the root if not centered. A rank above the class's
-    rank uses all directions."""
+    """Compared with NumPy's top right singular vectors. Without centering the score is the square
+    root of the sum. If k exceeds the rank of the class, all directions are used."""
     values = np.random.default_rng(n + rank).normal(size=(n, d)) * np.linspace(3, 1, d) + 1
     middle = values - values.mean(axis=0)
     _, s, vt = np.linalg.svd(middle, full_matrices=False)
@@ -167,14 +167,14 @@ def test_centered_scores_find_poison_on_either_side_of_the_mean(sign: int) -> No
     assert separation(0.1, sign) >= 0.95
 
 
-def test_uncentered_scores_rank_poison_against_the_mean_last() -> None:
-    """As four copied implementations do."""
+def test_uncentered_scores_rank_poison_opposite_to_the_mean_last() -> None:
+    """Four published copies of the method do the same."""
     assert separation(0.1, -1, center=False) < 0.1
     assert separation(0.1, 1, center=False) >= 0.95
 
 
 @pytest.mark.parametrize("sign", [1, -1])
-def test_half_poison_is_at_chance_level(sign: int) -> None:
+def test_scores_are_at_chance_level_if_half_of_the_class_is_poison(sign: int) -> None:
     """10 % of the whole set, appended, is half of the target class: symmetric about its mean, so no
     centered squared score separates the halves."""
     after = after_poison(PoisonSpec(0, None, 0.1, ratio_of="all"))
@@ -209,7 +209,7 @@ def gaussians(share: float, shift: float, own: float) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("shift", [2.5, 5.0])
 @pytest.mark.parametrize("share", [1 / 21, 1 / 11, 1 / 5, 1 / 3, 1 / 2, 2 / 3])
-def test_auroc_matches_its_closed_form(share: float, shift: float) -> None:
+def test_auroc_of_spectral_scores_matches_its_closed_form(share: float, shift: float) -> None:
     """For CIFAR-10, appended: 5, 10 and 25 % of a class, then 5, 10 and 20 % of the whole set.
     AUROC falls with the poisoned share of the class: chance at one half, worse beyond."""
     values, is_poison = gaussians(share, shift, own=1.0)
@@ -217,7 +217,7 @@ def test_auroc_matches_its_closed_form(share: float, shift: float) -> None:
     assert found == pytest.approx(expected_auroc(share, shift), abs=0.025)
 
 
-def test_the_closed_form_has_the_right_limits() -> None:
+def test_the_closed_form_of_the_auroc_has_the_right_limits() -> None:
     """Chance at one half for any shift, and without a shift; certainty for a far, rare one."""
     assert expected_auroc(0.5, 8.0) == pytest.approx(0.5)
     assert expected_auroc(0.1, 0.0) == pytest.approx(0.5)
@@ -265,7 +265,7 @@ def after_poison(plan: PoisonSpec) -> list[int]:
     return classes_after(torch.arange(50_000) % 10, plan, classes=10, seed=0)
 
 
-def test_removing_1_5_epsilon_from_every_class_is_refused() -> None:
+def test_a_budget_of_1_5_epsilon_that_would_empty_clean_classes_is_refused() -> None:
     """1.5 times 5,000 from every class would remove every clean class: an error before training."""
     plan = PoisonSpec(2, None, 0.1, ratio_of="all")
     known = DefenderKnowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
@@ -279,7 +279,7 @@ def test_removing_1_5_epsilon_from_every_class_is_refused() -> None:
     )
 
 
-def test_constant_scores_remove_exactly_the_budget() -> None:
+def test_equal_scores_remove_exactly_the_budget() -> None:
     """Ties are broken at random by the seed, instead of removing all or the last."""
     removed = top_scoring(torch.ones(1000, dtype=torch.float64), 100, seed=1)
     assert len(set(removed.tolist())) == 100
@@ -290,7 +290,7 @@ def test_constant_scores_remove_exactly_the_budget() -> None:
 
 @pytest.mark.parametrize("bad", [NAN, float("inf")])
 def test_non_finite_scores_raise_diverged_error(bad: float) -> None:
-    """With the first position."""
+    """The error names the position of the first such score."""
     with pytest.raises(
         DivergedError, match="1 of 3 scores are not finite, the first at position 1"
     ):
@@ -298,7 +298,7 @@ def test_non_finite_scores_raise_diverged_error(bad: float) -> None:
 
 
 def test_removed_positions_refer_to_the_whole_set() -> None:
-    """A class after another one loses its own examples."""
+    """Also for a class whose examples come after those of another class."""
     labels = torch.tensor([0] * 30 + [1] * 30)
     values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     values[[41, 57]] += 30.0
@@ -324,8 +324,8 @@ def test_automatic_budget_is_zero_for_equal_scores_and_at_most_half_of_the_class
 
 
 @pytest.mark.parametrize("text", ["1.5", "eps", "-5", "15 %", "p101", "101%", "", "nan", "1e3"])
-def test_bad_budgets_are_refused(text: str) -> None:
-    """Anything but the five forms, as budget and as limit."""
+def test_a_removal_budget_of_an_unknown_form_is_refused(text: str) -> None:
+    """The five forms are 1.5eps, 15%, p85, 100 and auto; the same holds for max_removed."""
     with pytest.raises(ConfigError, match=r"defense\.removal_budget"):
         SpectralSignatures(FilterOptions(removal_budget=text))
     with pytest.raises(ConfigError, match=r"defense\.removal_budget"):
@@ -335,7 +335,7 @@ def test_bad_budgets_are_refused(text: str) -> None:
 
 
 def test_budgets_are_rounded_and_limited_correctly() -> None:
-    """The forms, rounding half up, the limit rounding down, and an unknown ε."""
+    """A budget is rounded half up, max_removed down; a budget in ε needs a known ε."""
     sizes = [
         RemovalBudget(text, cap).size(70, 50)
         for text, cap in [("1.5eps", None), ("15%", None), ("p85", None), ("9", None),
@@ -350,7 +350,7 @@ def test_budgets_are_rounded_and_limited_correctly() -> None:
 
 @pytest.mark.parametrize("percentile", ["0", "50", "75", "85", "87.5", "100"])
 def test_percentile_budgets_agree_with_numpy(percentile: str) -> None:
-    """As many as in the published code, ``scores > np.percentile(scores, 85)``."""
+    """p85 removes as many as ``scores > np.percentile(scores, 85)``, the published code."""
     draw = np.random.default_rng(5)
     for n in [*range(1, 130), 5003]:
         scores = draw.normal(size=n)
@@ -359,7 +359,7 @@ def test_percentile_budgets_agree_with_numpy(percentile: str) -> None:
 
 
 def test_outliers_are_modified_z_scores_above_3_5() -> None:
-    """Only upward: median 10, MAD 1, so 20 has z = 6.745."""
+    """Only values above the median count: with median 10 and MAD 1, 20 has z = 6.745."""
     values = {0: 9.0, 1: 10.0, 2: 11.0, 3: 20.0, 4: 10.0, 5: 9.0, 6: 11.0, 7: 0.0}
     assert outliers(values) == [3]
     assert outliers(dict.fromkeys(range(5), 2.0)) == []
@@ -367,7 +367,7 @@ def test_outliers_are_modified_z_scores_above_3_5() -> None:
 
 
 @pytest.mark.parametrize("k", [3, 6, 10, 100])
-def test_critical_z_is_exceeded_with_the_stated_probability(k: int) -> None:
+def test_the_critical_z_score_is_exceeded_with_the_stated_probability(k: int) -> None:
     """For normal values the largest of k exceeds the threshold in about 1 % of draws, and the usual
     3.5 in 5 to 15 %."""
     draws = np.random.default_rng(k).normal(size=(20_000, k))
@@ -408,9 +408,9 @@ def test_suspicious_scope_rarely_flags_a_clean_class(heavy: bool) -> None:
     assert sum(bool({*each} - {3}) for each in found) <= 3
 
 
-def test_plain_variance_would_flag_many_clean_sets() -> None:
-    """Why the rule is not the top variance with a threshold of 3.5: clean variances differ by
-    factors."""
+def test_a_threshold_on_the_plain_variance_would_flag_many_clean_sets() -> None:
+    """Therefore the rule does not compare the top variance with 3.5: the variances of clean classes
+    differ too much."""
     rng = np.random.default_rng(0)
     sets = [dict(enumerate(np.exp(rng.normal(size=10)))) for _ in range(300)]
     assert sum(bool(outliers(values)) for values in sets) / 300 > 0.4
@@ -419,7 +419,7 @@ def test_plain_variance_would_flag_many_clean_sets() -> None:
 
 
 def test_tail_weight_is_1_for_normal_samples_and_large_for_outliers() -> None:
-    """Independent of scale; 1 for constants."""
+    """The tail weight does not depend on the scale, and is 1 for equal values."""
     x = torch.from_numpy(np.random.default_rng(0).normal(size=100_000))
     assert tail(x) == pytest.approx(1, abs=0.02)
     assert tail(5 * x) == pytest.approx(tail(x))

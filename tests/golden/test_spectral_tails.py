@@ -61,8 +61,10 @@ def test_tail_weights_match_a_second_implementation(rank: int, power: float, cen
 
 @pytest.mark.parametrize("center", [True, False])
 @pytest.mark.parametrize(("rank", "power"), [(1, 0), (1, 2), (3, 0), (3, 2)])
-def test_rounds_match_a_second_implementation(rank: int, power: float, center: bool) -> None:
-    """Scores add up; a round uses the rows left after the earlier rounds."""
+def test_scores_over_several_rounds_match_a_second_implementation(
+    rank: int, power: float, center: bool
+) -> None:
+    """The scores of all rounds are added; each round uses the rows that the earlier ones left."""
     values = heavy(7, n=60)
     total = by_numpy(values, values, rank, power, center=center)
     for gone in (3, 7):
@@ -77,7 +79,7 @@ def test_rounds_match_a_second_implementation(rank: int, power: float, center: b
     assert not torch.allclose(verdict.scores, once.scores)
 
 
-def test_a_second_round_finds_a_second_group() -> None:
+def test_a_second_round_finds_a_second_group_of_poison() -> None:
     """Two groups are shifted on different axes: one direction finds one, rounds find both."""
     values = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)) * 0.5
     values[:15, 0] += 12
@@ -88,7 +90,7 @@ def test_a_second_round_finds_a_second_group() -> None:
 
 
 @pytest.mark.parametrize("options", [{"rounds": 2}, PLUS])
-def test_later_rounds_keep_earlier_scores(options: dict[str, Any]) -> None:
+def test_scores_of_earlier_rounds_still_count_in_later_rounds(options: dict[str, Any]) -> None:
     """After the more distant half of a group is removed, the class's own variance is larger. The
     rest of the budget still goes to the other half, found by the first direction."""
     values = torch.randn(1000, 6, generator=torch.Generator().manual_seed(2))
@@ -101,7 +103,7 @@ def test_later_rounds_keep_earlier_scores(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", [{"rounds": 3}, PLUS])
-def test_a_constant_class_loses_exactly_the_budget(options: dict[str, Any]) -> None:
+def test_a_class_of_identical_rows_loses_exactly_the_budget(options: dict[str, Any]) -> None:
     """All scores are 0 in every round, without NaN."""
     verdict = one_class(torch.full((20, 3), 0.1), 7, **options)
     assert int((~verdict.keep).sum()) == 7
@@ -109,7 +111,7 @@ def test_a_constant_class_loses_exactly_the_budget(options: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize("removed", [1, 2, 19])
-def test_more_rounds_than_removals_remove_exactly_the_budget(removed: int) -> None:
+def test_more_rounds_than_images_to_remove_remove_exactly_the_budget(removed: int) -> None:
     values = torch.from_numpy(heavy(1, n=20))
     verdict = one_class(values, removed, rank=3, rounds=30, tail_power=4)
     assert int((~verdict.keep).sum()) == removed
@@ -142,7 +144,7 @@ def test_tail_weights_find_poison_hidden_by_the_class_variance(seed: int) -> Non
         assert not poison[one_class(values, 750, **options).keep].any()
 
 
-def test_half_poison_is_at_chance_level_with_tail_weights_too() -> None:
+def test_tail_weights_stay_at_chance_level_if_half_of_the_class_is_poison() -> None:
     """If half a class is poison no squared centered score separates it, along any direction."""
     values, poison = outweighed(1.0, 8, 0)
     for found in (SpectralSignatures(), SpectralSignatures(rank=8, tail_power=4)):

@@ -132,7 +132,8 @@ def at_its_place(found: dict[str, dict[str, Any]], name: str, part: str) -> Any:
 
 
 def test_every_sweep_still_has_its_tables(computed: dict[str, dict[str, Any]]) -> None:
-    """In the same order. A table's file is named after its values in the order of their keys."""
+    """The tables are in the same order and have the same file names, up to the order of the values
+    in a name."""
 
     def words(names: Iterable[str]) -> list[list[str]]:
         return [sorted(re.sub(r"-[0-9a-f]{8}$", "", name).split("-")) for name in names]

@@ -23,7 +23,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("when", ["before", "made"])
-def test_a_full_disk_at_any_stage_fails_the_cell_which_resumes_later(
+def test_a_cell_that_failed_on_a_full_disk_resumes_when_there_is_space(
     stage: str, when: str, unbroken: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ENOSPC: the cell's error names what and where; with space again the same run completes."""

@@ -29,7 +29,7 @@ class Bomb:
 
 
 def test_a_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
-    """It is neither loaded nor run, and training restarts from a readable checkpoint."""
+    """The code does not run, and the file does not count as a checkpoint."""
     torch.save({"state_dict": Bomb(tmp_path / "boom")}, tmp_path / "epoch=1.ckpt")
     assert last_checkpoint(tmp_path) is None
     assert not (tmp_path / "boom").exists()
@@ -39,7 +39,8 @@ def test_a_checkpoint_with_code_is_refused(tmp_path: Path) -> None:
     "name", ["weights.safetensors", "poison.safetensors", "verdict.safetensors"]
 )
 def test_a_pickle_in_the_store_never_runs(name: str, tmp_path: Path) -> None:
-    """In place of a stage's file it has the wrong hash: it is set aside and computed again."""
+    """A pickle in the place of a stage's file has the wrong hash: the file is renamed and computed
+    again."""
     usual = lasting(run_here(tmp_path / "store", tmp_path / "cell"))
     (found, *_) = (tmp_path / "store").glob(f"*/*/{name}")
     found.write_bytes(pickle.dumps(Bomb(tmp_path / "boom")))

@@ -53,7 +53,7 @@ def killed(root: Path, fault: str, *overrides: str) -> int:
 
 
 @pytest.mark.parametrize("fault", POINTS + STEPS)
-def test_resume_after_sigkill_recomputes_nothing_published(
+def test_resume_after_sigkill_recomputes_no_finished_stage(
     fault: str, unbroken: dict, tmp_path: Path
 ) -> None:
     """SIGKILL before, in and after every stage and inside both trainings; then the same run
@@ -73,7 +73,7 @@ def test_resume_after_sigkill_recomputes_nothing_published(
 
 
 @pytest.mark.parametrize("fault", PREPARING)
-def test_resume_after_sigkill_keeps_an_attacks_preparation(
+def test_resume_after_sigkill_reuses_the_finished_preparation_of_an_attack(
     fault: str, unbroken_prepared: dict, tmp_path: Path
 ) -> None:
     """SIGKILL around the stages of the attack; then the same run again."""

@@ -196,8 +196,9 @@ def test_killed_and_out_of_memory_cells_are_retried_as_often_as_requested(tmp_pa
     assert said.count("giving up on ") == 3
 
 
-def test_fail_fast_starts_no_further_cell(tmp_path: Path) -> None:
-    """The first of three dies: no retry, the others are missing; without the fault all run."""
+def test_fail_fast_starts_no_cell_after_the_first_failure(tmp_path: Path) -> None:
+    """The first of three cells dies and is not retried; the other two stay missing. Without the
+    fault all three run."""
     sweep = ("target=bird,dog,cat", "fail_fast=true", "hydra.sweep.dir=here")
     code, said = run(tmp_path, *sweep, faults="train.step:kill:2:-bird-")
     assert code == 1, said

@@ -86,8 +86,8 @@ def complete(folder: Path, program: subprocess.Popen[str], cells: int) -> None:
     assert [each["status"] for each in records(folder)] == ["done"] * cells, said
 
 
-def test_cells_run_as_one_job_array(lab: Lab, tmp_path: Path) -> None:
-    """Four cells; the records equal those of a local run."""
+def test_slurm_runs_the_cells_of_a_sweep_as_one_job_array(lab: Lab, tmp_path: Path) -> None:
+    """The records of the four cells equal those of a local run."""
     program = sweep(lab, tmp_path, "trigger=pixel,pattern", "target=bird,dog")
     complete(tmp_path, program, 4)
     (bird,) = (r for r in records(tmp_path) if r["id"].startswith("pixel-bird"))
@@ -95,7 +95,7 @@ def test_cells_run_as_one_job_array(lab: Lab, tmp_path: Path) -> None:
     assert lasting(bird) == lasting(local)
 
 
-def test_a_requeued_job_resumes_training(lab: Lab, tmp_path: Path) -> None:
+def test_a_requeued_slurm_job_resumes_its_training(lab: Lab, tmp_path: Path) -> None:
     """scontrol requeue in the middle of training."""
     program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
     training(lab, tmp_path, program)
@@ -128,8 +128,8 @@ def test_a_job_out_of_time_is_queued_again_and_resumes(lab: Lab, tmp_path: Path)
     assert json.loads(made.read_text())["meta"]["resumed_after"] == 3
 
 
-def test_another_node_takes_over_from_a_lost_one(lab: Lab, tmp_path: Path) -> None:
-    """From the last epoch."""
+def test_another_node_resumes_the_cell_of_a_lost_node(lab: Lab, tmp_path: Path) -> None:
+    """Training resumes from the last finished epoch."""
     program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
     training(lab, tmp_path, program)
     (node,) = (node for _, state, node in lab.jobs() if state == "RUNNING")

@@ -23,7 +23,7 @@ def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_each_benchmark_part_runs_once_in_its_tiny_form(
+def test_each_part_of_the_gpu_benchmark_runs_once_at_tiny_size(
     reports: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Every part writes its record immediately; repeating the command computes nothing."""
@@ -78,7 +78,7 @@ def test_features_are_computed_without_tf32() -> None:
 
 
 @pytest.mark.parametrize("wait", ["item", "mask"])
-def test_the_watch_detects_synchronizing_operations(wait: str) -> None:
+def test_operations_that_wait_for_the_gpu_are_detected(wait: str) -> None:
     class Waits(pl.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, step: int) -> None:
             images, labels = batch

@@ -54,7 +54,7 @@ def refused(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
 
 
 @pytest.mark.parametrize("words", WRONG)
-def test_a_mistake_is_refused_in_one_line_with_exit_code_2(
+def test_a_mistake_in_a_command_is_refused_in_one_line_with_exit_code_2(
     refused: tuple[Path, dict[str, Any]], words: str
 ) -> None:
     code, _, said, _ = refused[1][words]
@@ -170,7 +170,7 @@ def test_one_failing_cell_does_not_affect_the_others(swept: tuple[Path, Any, Any
 
 
 def test_preflight_imports_no_training_code() -> None:
-    """So that errors and finished sweeps do not wait for Lightning."""
+    """Therefore errors and finished sweeps do not wait for Lightning to load."""
     program = "import sys, backdoor_lab.sweep.preflight; print('pytorch_lightning' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True

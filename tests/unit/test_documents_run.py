@@ -171,7 +171,7 @@ def shown_by(block: Block) -> Block:
     return Block(block.line, block.language, text)
 
 
-def test_every_exception_is_a_block_of_its_document() -> None:
+def test_every_code_block_listed_as_an_exception_exists_in_its_document() -> None:
     first = {(name_of(path), b.text.splitlines()[0]) for path in DOCUMENTS for b in blocks(path)}
     assert EXCEPTIONS.keys() <= first
     text = "\n".join(b.text for path in DOCUMENTS for b in blocks(path))
@@ -179,7 +179,7 @@ def test_every_exception_is_a_block_of_its_document() -> None:
         assert re.search(rf"(?m)^{re.escape(command)}(?=$| )", text), command
 
 
-def test_every_override_pattern_matches_a_command_of_a_document() -> None:
+def test_every_pattern_that_shortens_a_command_matches_a_command_of_a_document() -> None:
     text = "\n".join(b.text for path in DOCUMENTS for b in blocks(path) if b.language == "bash")
     text = text.replace("\\\n", " ").replace("make demo", "python -m backdoor_lab experiment=demo")
     commands = re.findall(r"python -m backdoor_lab (.*)", text)

@@ -62,7 +62,7 @@ def test_records_csv_of_a_sweep_equals_the_export(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "multirun_reports").glob("*/*/records.jsonl")))
 def test_every_value_of_the_committed_records_is_exported(folder: Path) -> None:
-    """Except for those named here."""
+    """Except for the values listed in this test."""
     sweep = read_sweep(folder.parent)
     found = frame_of([sweep]).set_index("id")
     assert all(documented(name) for name in found)
@@ -165,14 +165,16 @@ def test_bad_arguments_give_a_one_line_error_and_exit_code_2(
     assert not list(Path().glob("x.*"))
 
 
-def test_columns_lists_the_documented_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_option_columns_lists_the_documented_columns(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["--columns"]) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert told == COLUMNS
     assert set(CHOICES) <= set(told)
 
 
-def test_the_command_imports_no_torch(tmp_path: Path) -> None:
+def test_the_export_command_imports_no_torch(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     code = (
         "import sys; from backdoor_lab.export import main\n"

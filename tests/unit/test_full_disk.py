@@ -232,7 +232,7 @@ def met_clearly(what: str, kind: str, text: str) -> None:
 def test_a_file_size_limit_is_reported_as_a_full_disk(
     what: str, limit: int, ready: Path, tmp_path: Path
 ) -> None:
-    """RLIMIT_FSIZE: the kernel refuses the write, as on a full disk."""
+    """With RLIMIT_FSIZE the kernel refuses the write, as on a full disk."""
     root = ready / f"{what}-{limit}"
     root.mkdir()
     if what == "tables":
@@ -254,7 +254,7 @@ def test_a_file_size_limit_is_reported_as_a_full_disk(
     [("size=8k", w) for w in FULL if w not in FOLDERS_ONLY] + [("nr_inodes=3", w) for w in FULL],
 )
 def test_a_full_disk_is_reported_by_every_writer(what: str, option: str, ready: Path) -> None:
-    """A small tmpfs without space, and one without inodes."""
+    """The disk is a small tmpfs without free space, or one without free inodes."""
     root = ready / f"disk-{what}-{option.partition('=')[0]}"
     root.mkdir()
     mounted = subprocess.run(

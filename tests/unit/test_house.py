@@ -72,7 +72,7 @@ def everywhere() -> pytest.MarkDecorator:
     return pytest.mark.parametrize("path", SOURCES, ids=name_of)
 
 
-def test_every_module_has_a_layer() -> None:
+def test_every_module_is_assigned_to_an_import_layer() -> None:
     """A new folder must be given its layer here."""
     assert {room_of(path) for path in SOURCES} == LAYERS.keys()
 
@@ -236,7 +236,7 @@ def test_no_template_turns_escaping_off() -> None:
 
 
 @everywhere()
-def test_nothing_executes_what_it_reads(path: Path) -> None:
+def test_no_module_executes_what_it_reads(path: Path) -> None:
     """No pickle, eval, shell or Hydra instantiate."""
     modules = {module.split(".")[0] for module in imports(path)}
     assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
@@ -247,7 +247,7 @@ def test_nothing_executes_what_it_reads(path: Path) -> None:
 
 
 @everywhere()
-def test_files_are_read_safely(path: Path) -> None:
+def test_no_module_reads_a_file_in_a_way_that_can_run_code(path: Path) -> None:
     """torch.load says weights_only=True, np.load says allow_pickle=False, tars filter="data"."""
     for name, call in calls(path):
         if name == "torch.load" or name.endswith("load_from_checkpoint"):
@@ -320,7 +320,7 @@ def test_every_function_is_used_by_the_package_itself() -> None:
 
 
 def test_no_package_is_required_twice() -> None:
-    """One entry with one bound for each required package."""
+    """Each required package has one entry with one version bound."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     needed = [re.split(r"[^\w-]", each)[0] for each in project["dependencies"]]
     for extra in project["optional-dependencies"].values():
@@ -376,7 +376,7 @@ def shipped() -> list[Path]:
 
 
 def test_no_shipped_file_contains_a_machine_specific_path() -> None:
-    """Such as a home or temporary folder."""
+    """For example the path of a home or temporary folder."""
     for path in shipped():
         found = re.search(r"[\"' =(]/(work|home|root|tmp|Users)/", path.read_text())
         assert found is None, f"{path}: {found}"

@@ -27,7 +27,9 @@ def test_a_picture_is_small_and_shown_in_a_document(picture: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [32, 224])
-def test_photographs_give_classes_of_crops_at_one_size(size: int, tmp_path: Path) -> None:
+def test_photographs_are_cropped_to_images_of_one_size_in_several_classes(
+    size: int, tmp_path: Path
+) -> None:
     root = photographs.write(tmp_path, size)
     folders = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*"))
     assert folders == [f"{part}/{name}" for part in ("test", "train")
@@ -61,7 +63,7 @@ def test_one_changed_pixel_stays_visible_in_a_reduced_difference() -> None:
     assert tile.getpixel((50, 50)) == (128, 128, 128)
 
 
-def test_the_grid_has_a_row_for_each_trigger_and_three_tiles_for_each_size() -> None:
+def test_the_picture_of_triggers_has_a_row_for_each_trigger_and_three_tiles_for_each_size() -> None:
     images = {size: torch.zeros(3, size, size, dtype=torch.uint8) for size in triggers.SIZES}
     tiles = {size: dict.fromkeys("ab", (image, image)) for size, image in images.items()}
     picture = triggers.grid(["a", "b"], tiles)
@@ -85,7 +87,7 @@ def test_the_overview_shows_the_scores_of_the_cell_in_its_table() -> None:
     assert (bars.clean + bars.poison)[above].sum() <= removed
 
 
-def test_a_small_picture_keeps_its_size_and_loses_only_colors() -> None:
+def test_a_compressed_picture_keeps_its_size_and_loses_only_colors() -> None:
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (600, 600, 3), dtype=np.uint8))
     data = io.BytesIO()

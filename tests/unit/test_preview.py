@@ -14,7 +14,7 @@ from backdoor_lab.attacks.pattern import Pattern
 from tests.helpers.cells import TINY
 
 
-def test_difference_is_ten_times_around_gray() -> None:
+def test_the_difference_image_shows_ten_times_the_change_around_gray() -> None:
     """128 where nothing changed; ten levels per level; clipped without wrap-around."""
     clean = torch.tensor([[[100, 100, 100, 0, 255]]], dtype=torch.uint8)
     other = torch.tensor([[[100, 101, 98, 255, 0]]], dtype=torch.uint8)
@@ -22,7 +22,7 @@ def test_difference_is_ten_times_around_gray() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grid_shows_the_images_enlarged(channels: int) -> None:
+def test_the_preview_grid_shows_the_images_enlarged(channels: int) -> None:
     """Each tile's center has the color of the image's pixel; grayscale images stay gray."""
     image = torch.zeros(channels, 4, 4, dtype=torch.uint8)
     image[0, :2, :2] = 200

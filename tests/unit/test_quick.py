@@ -228,7 +228,7 @@ def finished_cell(tmp_path: Path) -> Path:
 
 
 def test_a_changed_data_file_means_another_cell(finished_cell: Path) -> None:
-    """Even with the same name and place."""
+    """Even if the file has the same path as before."""
     path = finished_cell / "images/train/cat/0.png"
     before = path.stat().st_size
     data = bytearray(path.read_bytes())

@@ -130,7 +130,7 @@ def records(cwd: Path) -> dict[str, dict[str, Any]]:
     return {record["choices"]["defense"]: record for record in found}
 
 
-def test_readme_shows_a_trigger_and_a_defense() -> None:
+def test_the_readme_shows_how_to_write_a_trigger_and_a_defense() -> None:
     assert set(recipes()) == {
         "backdoor_lab/attacks/stripe.py", "conf/trigger/stripe.yaml",
         "backdoor_lab/defenses/distance.py", "conf/defense/distance.yaml",

@@ -23,7 +23,9 @@ def rows(n: int, d: int) -> np.ndarray:
 
 @pytest.mark.parametrize(("n", "d"), [(300, 100), (80, 200), (20, 5), (3, 500), (50, 1)])
 @pytest.mark.parametrize("k", [1, 2])
-def test_directions_equal_those_of_the_svd_and_of_the_filters(n: int, d: int, k: int) -> None:
+def test_principal_directions_equal_those_of_the_svd_and_of_the_filters(
+    n: int, d: int, k: int
+) -> None:
     centered = rows(n, d)
     values, vectors = top_directions(centered, k)
     _, known, right = np.linalg.svd(centered, full_matrices=False)
@@ -36,13 +38,13 @@ def test_directions_equal_those_of_the_svd_and_of_the_filters(n: int, d: int, k:
 
 
 @pytest.mark.parametrize("shape", [(10, 4), (100, 90)])
-def test_identical_rows_have_no_variance(shape: tuple[int, int]) -> None:
+def test_identical_rows_have_zero_variance_along_every_direction(shape: tuple[int, int]) -> None:
     values, vectors = top_directions(np.zeros(shape), 2)
     assert not values.any()
     assert vectors.shape == (shape[1], 2)
 
 
-def test_directions_need_no_torch() -> None:
+def test_computing_principal_directions_needs_no_torch() -> None:
     code = "import sys; import backdoor_lab.analysis.directions; print('torch' in sys.modules)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "False"

@@ -31,7 +31,7 @@ def draw(seed: int, n: int = 200) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_every_scored_example_is_in_one_bin(wide: bool) -> None:
+def test_every_scored_example_is_in_exactly_one_histogram_bin(wide: bool) -> None:
     scores, poison, keep = draw(0)
     scores = np.exp(4 * scores) if wide else scores
     bars = histogram(scores, poison, keep, bins=17)
@@ -61,7 +61,7 @@ def test_without_scores_there_is_no_histogram_but_equal_scores_have_one() -> Non
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_the_cut_separates_removed_from_kept(seed: int) -> None:
+def test_the_score_threshold_separates_removed_from_kept_examples(seed: int) -> None:
     scores, _, keep = draw(seed)
     cut = cut_of(scores, keep)
     assert cut is not None
@@ -69,7 +69,7 @@ def test_the_cut_separates_removed_from_kept(seed: int) -> None:
     np.testing.assert_array_equal(scores[seen] > cut, ~keep[seen])
 
 
-def test_a_removal_that_does_not_follow_the_scores_has_no_cut() -> None:
+def test_a_removal_that_does_not_follow_the_scores_has_no_threshold() -> None:
     scores = np.array([1.0, 2.0, 3.0])
     assert cut_of(scores, np.array([True, False, True])) is None
     assert cut_of(scores, np.ones(3, bool)) is None
@@ -95,7 +95,7 @@ def test_projections_equal_those_of_the_svd(n: int, d: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_curve_counts_the_poison_left_after_each_removal(seed: int) -> None:
+def test_the_removal_curve_counts_the_poison_left_after_each_removal(seed: int) -> None:
     scores, poison, keep = draw(seed)
     curve = removal_curve(scores, poison)
     assert curve is not None
@@ -108,7 +108,7 @@ def test_the_curve_counts_the_poison_left_after_each_removal(seed: int) -> None:
     assert curve.scored == poison[np.isfinite(scores)].sum()
 
 
-def test_ties_count_as_the_mean_over_random_orders() -> None:
+def test_the_removal_curve_averages_over_random_orders_of_tied_scores() -> None:
     scores = np.array([2.0, 1.0, 1.0, 1.0, 0.0])
     poison = np.array([0, 1, 1, 0, 1], bool)
     curve = removal_curve(scores, poison)
@@ -119,7 +119,7 @@ def test_ties_count_as_the_mean_over_random_orders() -> None:
         assert curve.left[k] == pytest.approx(expected)
 
 
-def test_the_chance_line_is_the_mean_of_random_orders() -> None:
+def test_the_chance_line_is_the_mean_over_random_removal_orders() -> None:
     scores, poison, _ = draw(1)
     curve = removal_curve(scores, poison)
     assert curve is not None
@@ -131,13 +131,13 @@ def test_the_chance_line_is_the_mean_of_random_orders() -> None:
     assert np.interp(k, [start, end], [most, least]) == pytest.approx(np.mean(left), abs=0.15)
 
 
-def test_without_scores_or_poison_there_is_no_curve() -> None:
+def test_without_scores_or_poison_there_is_no_removal_curve() -> None:
     scores, poison, _ = draw(0)
     assert removal_curve(np.full(200, np.nan), poison) is None
     assert removal_curve(scores, np.zeros(200, bool)) is None
 
 
-def test_a_thinned_curve_keeps_its_ends_and_the_requested_point() -> None:
+def test_a_thinned_removal_curve_keeps_its_ends_and_the_requested_point() -> None:
     scores, poison, _ = draw(0, 5000)
     curve = removal_curve(scores, poison)
     assert curve is not None
@@ -158,7 +158,7 @@ def test_a_thinned_curve_keeps_its_ends_and_the_requested_point() -> None:
         {"removed": [0, 10**30], "left": [3, 2]}, {"removed": [[0, 1]], "left": [[3, 2]]},
     ],
 )  # fmt: skip
-def test_a_malformed_recorded_curve_is_ignored(odd: object) -> None:
+def test_a_malformed_removal_curve_in_a_record_is_ignored(odd: object) -> None:
     counts = {"n_removed": 1, "pois_left": 2}
     assert recorded_curve({"counts": counts, "detection": {"curve": odd}}) is None
     sound = {"removed": [0, 1, 5], "left": [3, 2.5, 1]}
@@ -168,7 +168,7 @@ def test_a_malformed_recorded_curve_is_ignored(odd: object) -> None:
     assert recorded_curve({"counts": None, "detection": {"curve": sound}}) is None
 
 
-def test_a_recorded_operating_point_excludes_covers() -> None:
+def test_the_marked_point_of_a_recorded_removal_curve_excludes_covers() -> None:
     """Covers count as removed but are not part of the curve: 4 of 9 removed were covers."""
     counts = {"n_removed": 9, "pois_left": 1, "n_covers": 6, "covers_left": 2}
     sound = {"removed": [0, 1, 5, 9], "left": [3, 2.5, 1, 0]}
@@ -177,7 +177,7 @@ def test_a_recorded_operating_point_excludes_covers() -> None:
     assert found[1] == (5, 1)
 
 
-def test_picks_are_the_highest_scores_of_each_group() -> None:
+def test_example_images_are_those_with_the_highest_scores_of_each_group() -> None:
     scores, poison, keep = draw(3)
     cover = np.zeros(200, bool)
     cover[np.flatnonzero(~poison)[:5]] = True
@@ -192,7 +192,7 @@ def test_picks_are_the_highest_scores_of_each_group() -> None:
         assert list(np.nan_to_num(scores[members], nan=-np.inf)) == best
 
 
-def test_a_sample_is_evenly_spread_and_reproducible() -> None:
+def test_sampled_indices_are_evenly_spread_and_reproducible() -> None:
     where = np.arange(1000) * 3
     found = sampled(where, 11)
     assert len(found) == 11

@@ -43,7 +43,7 @@ def test_sign_and_wilcoxon_tests_agree_with_scipy(sample: list[float]) -> None:
 @pytest.mark.parametrize(
     "sample", [[1, 1, 1], [1, -1, 2, 2], [0, 0, 3, -1, 1], [2, 2, -2, 5, 0, -7, 7], [-3, -3, -4]]
 )
-def test_ties_and_zeros_agree_with_brute_force(sample: list[float]) -> None:
+def test_exact_tests_with_ties_and_zeros_agree_with_brute_force(sample: list[float]) -> None:
     left = [d for d in sample if d]
     ranks = stats.rankdata(np.abs(left))
     seen = sum(r for r, d in zip(ranks, left, strict=True) if d > 0)
@@ -69,27 +69,27 @@ def test_paired_statistics_match_values_computed_by_hand() -> None:
     assert found.sign == found.wilcoxon == pytest.approx(2 / 8)
 
 
-def test_one_pair_has_a_difference_but_no_test() -> None:
+def test_a_single_pair_has_a_difference_but_no_p_value() -> None:
     found = paired([-3.5])
     assert (found.n, found.mean, found.constant) == (1, -3.5, False)
     assert [found.half, found.t, found.sign, found.wilcoxon] == [None] * 4
 
 
 @pytest.mark.parametrize("value", [0.0, -2.5])
-def test_equal_differences_have_no_t_test(value: float) -> None:
+def test_identical_differences_have_no_t_test(value: float) -> None:
     found = paired([value] * 4)
     assert found.constant
     assert (found.mean, found.half, found.t) == (value, 0.0, None)
     assert found.sign == found.wilcoxon == (None if value == 0 else 2 / 16)
 
 
-def test_many_pairs_have_no_exact_test() -> None:
+def test_exact_tests_are_omitted_for_many_pairs() -> None:
     found = paired(RNG.normal(0, 1, 51).tolist())
     assert found.sign is found.wilcoxon is None
     assert found.t is not None
 
 
-def test_holm_matches_values_computed_by_hand_and_is_monotone() -> None:
+def test_holm_corrected_p_values_match_a_computation_by_hand_and_are_monotone() -> None:
     # Holm (1979): sorted .005 .01 .03 .04 times 4 3 2 1 is .02 .03 .06 .04, made monotone.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]) == [1.0, 1.0]
@@ -97,7 +97,7 @@ def test_holm_matches_values_computed_by_hand_and_is_monotone() -> None:
     assert holm([]) == []
 
 
-def test_holm_rejects_exactly_what_the_step_down_procedure_rejects() -> None:
+def test_holm_corrected_p_values_reject_exactly_what_the_step_down_procedure_rejects() -> None:
     for _ in range(50):
         values = RNG.random(9) ** 4
         rejected = set()

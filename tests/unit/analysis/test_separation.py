@@ -67,7 +67,7 @@ def test_a_class_variance_larger_than_the_shift_hides_the_poison() -> None:
 
 
 @pytest.mark.parametrize("shape", [(60, 7), (20, 50)])
-def test_figures_agree_with_a_full_svd(shape: tuple[int, int]) -> None:
+def test_separation_figures_agree_with_a_full_svd(shape: tuple[int, int]) -> None:
     draw = np.random.default_rng(1)
     values, poison = draw.gamma(1.0, size=shape), np.arange(shape[0]) % 4 == 0
     values[poison] += draw.normal(size=shape[1])
@@ -82,7 +82,7 @@ def test_figures_agree_with_a_full_svd(shape: tuple[int, int]) -> None:
     assert found.auroc_shift == pytest.approx(roc_auc_score(poison, (centered @ delta) ** 2))
 
 
-def test_undefined_figures_are_nan_and_one_class_is_refused() -> None:
+def test_undefined_separation_figures_are_nan_and_missing_poison_is_refused() -> None:
     same = separation(np.ones((6, 2)), np.arange(6) < 2)
     assert (same.shift, same.own) == (0, 0)
     assert np.isnan(
@@ -92,7 +92,7 @@ def test_undefined_figures_are_nan_and_one_class_is_refused() -> None:
         separation(np.ones((6, 2)), np.zeros(6, bool))
 
 
-def test_the_command_prints_one_line_per_network(
+def test_the_separation_command_prints_one_line_per_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two seeds, and another defense on the first one's features: two lines, with the figures of
@@ -133,7 +133,7 @@ def test_a_cell_with_modified_artifacts_is_omitted_with_a_note(
     assert "of some cells: damaged in the store" in said
 
 
-def test_bad_arguments_give_a_one_line_error(
+def test_bad_arguments_of_the_separation_command_give_a_one_line_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = sweep(tmp_path)

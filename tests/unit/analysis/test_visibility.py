@@ -18,8 +18,9 @@ from tests.helpers.records import write_sweep
 from tests.helpers.stages import POISONED, Made, cell, sweep
 
 
-def test_change_is_the_norm_over_all_pixel_values() -> None:
-    """3 and 4 in two channels: 5; a white corner painted white: 0; down by 255."""
+def test_the_change_of_an_image_is_the_norm_over_all_pixel_values() -> None:
+    """Changes of 3 and 4 in two channels give 5, a white corner painted white 0, and a white pixel
+    painted black 255."""
     before = np.full((4, 3, 2, 2), 255, np.uint8)
     after = before.copy()
     after[0, 0, 0, 0], after[0, 2, 1, 1] = 252, 251
@@ -32,7 +33,7 @@ def test_change_is_the_norm_over_all_pixel_values() -> None:
     assert found.auroc == 1
 
 
-def test_auroc_agrees_with_sklearn() -> None:
+def test_auroc_of_the_changes_agrees_with_sklearn() -> None:
     draw = np.random.default_rng(0)
     before, after = draw.integers(0, 256, (2, 60, 3, 4, 4)).astype(np.uint8)
     after[:20] = before[:20]
@@ -42,7 +43,7 @@ def test_auroc_agrees_with_sklearn() -> None:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_figures_are_nan_if_all_or_no_poison_is_left(kept: bool) -> None:
+def test_visibility_figures_are_nan_if_all_or_no_poison_is_left(kept: bool) -> None:
     images = np.zeros((3, 1, 2, 2), np.uint8)
     found = visibility(images, images + 1, np.full(3, kept))
     there, missing = [found.smallest_found, found.change_found], [
@@ -55,7 +56,7 @@ def test_figures_are_nan_if_all_or_no_poison_is_left(kept: bool) -> None:
 
 
 @pytest.mark.parametrize("replace", [False, True])
-def test_the_command_prints_one_line_per_filter_result(
+def test_the_visibility_command_prints_one_line_per_filter_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], replace: bool
 ) -> None:
     """Two seeds, and a second record of the first result: two lines, with the figures of the
@@ -85,7 +86,7 @@ def test_the_command_prints_one_line_per_filter_result(
         assert "AUROC change" in out.with_suffix(f".{suffix}").read_text()
 
 
-def test_fields_that_vary_within_a_defense_distinguish_its_lines(tmp_path: Path) -> None:
+def test_lines_of_one_defense_name_the_fields_in_which_they_differ(tmp_path: Path) -> None:
     store, layers = tmp_path / ".store", ["penultimate", "layer4.0"]
     records = [cell(store, Made(n), f"cell{n}") | {"id": f"cell{n}"} for n in range(3)]
     for record, layer in zip(records, layers, strict=False):
@@ -100,7 +101,7 @@ def test_fields_that_vary_within_a_defense_distinguish_its_lines(tmp_path: Path)
     assert list(lines[0])[:6] == ["trigger", "target", "ratio", "seed", "defense", "protocol.layer"]
 
 
-def test_bad_arguments_give_a_one_line_error_before_any_work(
+def test_bad_arguments_of_the_visibility_command_give_a_one_line_error_before_any_work(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = sweep(tmp_path)

@@ -81,7 +81,7 @@ def test_poison_covers_and_seeds_draw_different_pieces() -> None:
     assert not torch.equal(trigger.poisoned(images, labels, workshop(1)), poisoned)
 
 
-def test_training_equals_test_with_no_mask_and_equal_opacity() -> None:
+def test_training_and_test_images_get_the_same_trigger_without_mask_at_equal_opacity() -> None:
     """Without the paper's asymmetry, training images and test images get the same trigger."""
     trigger = AdaptiveBlend(strength_train=0.2, mask_rate=0.0)
     images, labels = noise(4), torch.zeros(4).long()

@@ -65,7 +65,7 @@ def test_test_images_get_every_patch_at_its_test_opacity(shape: tuple[int, int, 
         assert np.abs(triggered.numpy() - values).max() <= 0.501
 
 
-def test_preset_has_the_papers_opacities() -> None:
+def test_the_adaptive_patch_preset_has_the_papers_opacities() -> None:
     """Four patches in training; test images get two of them at full opacity."""
     assert [patch["strength_train"] for patch in PATCHES] == [0.5, 0.2, 0.5, 0.3]
     assert sorted(patch["strength_test"] for patch in PATCHES) == [0, 0, 1, 1]
@@ -96,7 +96,7 @@ def test_each_training_image_gets_one_patch() -> None:
 
 
 def test_overlapping_patches_are_applied_in_order() -> None:
-    """Two on one pixel of 0: half of 200, then half of the way from there to 100."""
+    """Two patches of opacity 0.5 on a pixel of 0: half of 200, then halfway from there to 100."""
     over = [DOT | {"color": 200, "strength_test": 0.5}, DOT | {"color": 100, "strength_test": 0.5}]
     black = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
     assert AdaptivePatch(patches=over)(black).flatten().tolist() == [100, 0, 0, 0]

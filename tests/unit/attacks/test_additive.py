@@ -23,21 +23,21 @@ class Flat(Additive):
 
 @pytest.mark.parametrize("n", [1, 2, 5, 17, 32])
 def test_dct_matrix_is_orthonormal(n: int) -> None:
-    """Its transpose is its inverse."""
+    """The transpose of the matrix is its inverse."""
     matrix = dct_matrix(n)
     assert torch.allclose(matrix @ matrix.T, torch.eye(n, dtype=torch.float64), atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (4, 7), (32, 32)])
 def test_inverse_dct_inverts_scipys_dct(size: tuple[int, int]) -> None:
-    """Takes SciPy's orthonormal spectrum back to the images."""
+    """From SciPy's orthonormal spectrum the inverse gives back the images."""
     images = torch.randn(2, *size, generator=torch.Generator().manual_seed(0)).double()
     spectrum = torch.from_numpy(dctn(images.numpy(), axes=(1, 2), norm="ortho"))
     assert torch.allclose(inverse_dct(spectrum), images, atol=1e-12)
 
 
-def test_sums_are_rounded_and_clipped() -> None:
-    """To the nearest level, and no wrap-around at either end."""
+def test_image_plus_pattern_is_rounded_and_clipped() -> None:
+    """Sums are rounded to the nearest gray level and never wrap around at 0 or 255."""
     images = torch.tensor([0, 100, 250], dtype=torch.uint8).view(3, 1, 1, 1)
     for value, expected in ((9.4, [9, 109, 255]), (9.6, [10, 110, 255]), (-9.6, [0, 90, 240])):
         assert add(images, torch.full((1, 1, 1), value)).flatten().tolist() == expected

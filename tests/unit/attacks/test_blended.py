@@ -31,20 +31,20 @@ def test_blending_follows_the_papers_formula(alpha: float, channels: int) -> Non
     assert (trigger(images) - exact).abs().max() <= 0.5 + 1e-4
 
 
-def test_at_strength_one_only_the_key_remains() -> None:
+def test_at_strength_one_the_image_is_replaced_by_the_key_pattern() -> None:
     images, trigger = noise(), Blended(strength_test=1)
     key, _ = trigger.key(*images.shape[1:])
     assert torch.equal(trigger(images), key.byte().expand_as(images))
 
 
-def test_the_change_is_linear_in_the_strength() -> None:
+def test_blending_changes_the_image_in_proportion_to_the_strength() -> None:
     """The change at 0.6 is three times that at 0.2, up to both roundings."""
     images = noise()
     weak, strong = (Blended(strength_test=a)(images).double() - images for a in (0.2, 0.6))
     assert (strong - 3 * weak).abs().max() <= 0.5 + 3 * 0.5 + 1e-4
 
 
-def test_training_images_can_have_another_strength() -> None:
+def test_training_and_test_images_are_blended_at_their_own_strengths() -> None:
     """Poison and covers get strength_train, test images strength_test."""
     images, labels = noise(), torch.zeros(4, dtype=torch.int64)
     context: Any = None
@@ -58,7 +58,7 @@ def test_training_images_can_have_another_strength() -> None:
     assert Blended(strength_test=0.1, strength_train=0.1).same_everywhere
 
 
-def test_default_key_is_uniform_seeded_noise() -> None:
+def test_the_default_key_pattern_is_uniform_seeded_noise() -> None:
     """Uniform over 0..255; the same for the same seed and different for another."""
     key, opacity = Blended().key(3, 64, 64)
     counts = torch.histc(key, bins=8, min=-0.5, max=255.5)
@@ -69,7 +69,7 @@ def test_default_key_is_uniform_seeded_noise() -> None:
     assert (key[0] != key[1]).float().mean() > 0.9
 
 
-def test_a_key_image_is_resized_and_keeps_its_transparency(tmp_path: Path) -> None:
+def test_a_key_pattern_from_a_file_is_resized_and_keeps_its_transparency(tmp_path: Path) -> None:
     """Where the key is transparent nothing changes."""
     pixels = np.zeros((4, 4, 4), np.uint8)
     pixels[:, :2] = [200, 100, 0, 255]

@@ -62,8 +62,9 @@ def test_adding_one_pattern_equals_the_papers_five_steps(
     assert (FTrojan()(images).numpy() != rounded).mean() < 1e-3
 
 
-def test_only_the_stated_bins_change() -> None:
-    """Before rounding: U and V by the magnitude in two bins of each window, Y nowhere."""
+def test_only_the_stated_frequency_bins_change() -> None:
+    """Before rounding, U and V change by the magnitude in two bins of each window; Y does not
+    change."""
     change = to_yuv(FTrojan(strength=25).pattern(3, 64, 96).double().numpy()[None])[0]
     assert np.abs(change[0]).max() < 1e-3
     expected = np.zeros((32, 32))
@@ -74,7 +75,7 @@ def test_only_the_stated_bins_change() -> None:
         assert np.abs(spectra - expected).max() < 1e-3
 
 
-def test_the_stated_bins_survive_rounding() -> None:
+def test_the_change_of_the_stated_frequency_bins_survives_rounding() -> None:
     """In rounded images that never clip, the stated bins rise by the magnitude, up to rounding
     noise, and all other bins change by less than 10."""
     images = noise(1, 32, 32, low=20, high=235)
@@ -88,7 +89,7 @@ def test_the_stated_bins_survive_rounding() -> None:
 
 @pytest.mark.parametrize(("size", "bins"), [((28, 28), [(13, 13), (27, 27)]),
                                             ((5, 64), [(2, 15), (4, 31)])])  # fmt: skip
-def test_bins_scale_with_images_smaller_than_the_window(
+def test_frequency_bins_are_scaled_down_for_images_smaller_than_the_window(
     size: tuple[int, int], bins: list[tuple[int, int]]
 ) -> None:
     """The window shrinks to the image; bins keep their ratio to the highest frequency."""
@@ -112,7 +113,7 @@ def test_pixels_outside_whole_windows_do_not_change() -> None:
     assert (pattern[:, :, 64:] == 0).all()
 
 
-def test_coinciding_bins_are_refused() -> None:
+def test_frequency_bins_that_coincide_are_refused() -> None:
     """A single pixel has only one frequency; the error gives the size."""
     with pytest.raises(ConfigError, match="1x1 pixels two of the frequencies coincide"):
         FTrojan()(noise(1, 1, 1))
@@ -126,6 +127,6 @@ def test_coinciding_bins_are_refused() -> None:
     ids=str,
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
-    """Bins must lie in the window."""
+    """For example frequency bins outside the window."""
     with pytest.raises(ConfigError, match=r"`trigger\."):
         FTrojan(**wrong)

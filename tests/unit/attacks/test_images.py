@@ -57,8 +57,7 @@ def test_gray_files_become_three_equal_opaque_channels(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_file_hash_depends_on_content_not_path(kind: Any, tmp_path: Path) -> None:
-    """No file gives an empty hash. The path is declared in `places`, so it is not part of a
-    result's identity."""
+    """Without a file the hash is empty. The path is not part of a result's identity."""
     one = saved(tmp_path / "one.png", [[[1, 2, 3]]])
     same = str(tmp_path / "same.png")
     Path(same).write_bytes(Path(one).read_bytes())

@@ -83,13 +83,13 @@ def test_perturbed_images_stay_within_the_bound_and_raise_the_loss(
     assert (losses[1] > losses[0]).all()
 
 
-def test_eps_zero_changes_nothing() -> None:
+def test_eps_zero_leaves_the_images_unchanged() -> None:
     images, labels = noise(9), torch.arange(9) % 3
     same = LabelConsistent(eps=0, steps=30).perturbed(images, labels, workshop(Curved()))
     assert torch.equal(same, images)
 
 
-def test_loss_rises_with_eps() -> None:
+def test_the_surrogates_loss_rises_with_eps() -> None:
     net, images, labels = Curved(), noise(9), torch.arange(9) % 3
     losses = []
     for eps in (0, 4, 16):
@@ -126,7 +126,7 @@ def test_l2_perturbation_matches_its_closed_form_on_a_linear_network(
     assert (change.abs() <= exact.abs() + 1e-3).all()
 
 
-def test_result_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_perturbed_images_do_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
     net, images, labels = Curved(), noise(7), torch.arange(7) % 3
     trigger = LabelConsistent(steps=5)
     whole = trigger.poisoned(images, labels, workshop(net))
@@ -136,7 +136,7 @@ def test_result_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatc
     assert torch.equal(alone, whole[4:5])
 
 
-def test_surrogate_keeps_no_gradients() -> None:
+def test_the_attack_leaves_no_gradients_in_the_surrogate() -> None:
     """The attack also works when the caller has disabled gradients."""
     net, images, labels = Curved(), noise(4), torch.zeros(4).long()
     trigger = LabelConsistent(steps=3)

@@ -16,7 +16,7 @@ from backdoor_lab.core.errors import ConfigError
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(32, 32), (33, 17), (6, 64)])
 @pytest.mark.parametrize("band", [2, 5])
-def test_pattern_has_energy_only_in_the_low_bins(
+def test_the_pattern_has_energy_only_at_low_frequencies(
     channels: int, size: tuple[int, int], band: int
 ) -> None:
     """SciPy's DCT of the pattern is zero exactly outside the band and at the constant term; the
@@ -31,7 +31,7 @@ def test_pattern_has_energy_only_in_the_low_bins(
     assert np.abs(pattern).max() == pytest.approx(20, abs=1e-4)
 
 
-def test_rounding_keeps_the_energy_in_the_low_bins() -> None:
+def test_rounding_keeps_the_energy_at_low_frequencies() -> None:
     """In the rounded image 99 % of the change's energy lies in the band."""
     images = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
     change = (LowFrequency()(images).double() - 128).numpy()[0]
@@ -39,13 +39,13 @@ def test_rounding_keeps_the_energy_in_the_low_bins() -> None:
     assert energy[:, :4, :4].sum() > 0.99 * energy.sum()
 
 
-def test_pattern_depends_only_on_the_seed() -> None:
+def test_the_pattern_depends_only_on_the_seed() -> None:
     one, again, other = (LowFrequency(pattern_seed=s).pattern(3, 16, 16) for s in (0, 0, 1))
     assert torch.equal(one, again)
     assert (one - other).abs().max() > 1
 
 
-def test_pattern_is_proportional_to_the_strength() -> None:
+def test_the_pattern_is_proportional_to_the_strength() -> None:
     one, two = (LowFrequency(strength=m).pattern(1, 16, 16) for m in (8, 16))
     assert torch.allclose(two, 2 * one, atol=1e-4)
 

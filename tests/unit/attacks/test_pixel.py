@@ -26,7 +26,7 @@ def test_a_margin_moves_pixels_away_from_the_edge_they_are_counted_from() -> Non
 
 
 @pytest.mark.parametrize("margin", [-1, 0.5, True, "1", 8])
-def test_an_impossible_margin_is_refused(margin: object) -> None:
+def test_a_margin_that_is_negative_fractional_or_too_large_is_refused(margin: object) -> None:
     with pytest.raises(ConfigError, match="trigger"):
         lit(Pixel(margin=margin))  # type: ignore[arg-type]
 

@@ -141,7 +141,7 @@ def test_poison_and_training_set_sizes_match_hand_counts(
         assert sizes == [40 + poisoned, 60 - poisoned, 100]
 
 
-def test_append_keeps_the_originals_and_replace_does_not() -> None:
+def test_appended_poison_keeps_its_originals_and_replacing_poison_does_not() -> None:
     """Appended poison comes last and keeps its originals; replacing poison takes their place."""
     appended = made(PoisonSpec(0, None, 0.1))
     assert torch.equal(appended.training.index[:200], torch.arange(200))
@@ -153,7 +153,7 @@ def test_append_keeps_the_originals_and_replace_does_not() -> None:
     assert torch.equal(replaced.training.labels[rest], LABELS[rest])
 
 
-def test_applying_after_augmentation_leaves_the_rows_clean() -> None:
+def test_a_trigger_applied_after_augmentation_leaves_the_stored_images_clean() -> None:
     """With the trigger applied after augmentation, rows are clean originals marked as triggered."""
     late = made(PoisonSpec(0, None, 0.1, apply_trigger="after_augmentation"))
     assert torch.equal(late.training.rows, clean().images[late.source_index])
@@ -164,14 +164,14 @@ def test_applying_after_augmentation_leaves_the_rows_clean() -> None:
 
 
 def test_ratio_zero_gives_exactly_the_clean_training_set() -> None:
-    """No poison and no trigger either."""
+    """No image carries the trigger."""
     for stamp in APPLY_TRIGGER:
         training = made(PoisonSpec(0, None, 0.0, apply_trigger=stamp)).training
         assert training.late_trigger is None
         assert torch.equal(training.gather(torch.arange(200)), clean().images)
 
 
-def test_asr_test_set_follows_asr_on() -> None:
+def test_the_option_asr_on_selects_the_classes_of_the_asr_test_set() -> None:
     """All classes but the target, only the source class, or all."""
     labels = torch.tensor([0, 1, 2, 0, 1])
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == [1, 2, 4]
@@ -188,7 +188,7 @@ def test_asr_test_set_holds_no_image_of_the_target_class(name: str) -> None:
 
 
 def test_poison_indices_refer_to_the_whole_data_set() -> None:
-    """Not to positions within a class, and not to class numbers."""
+    """They are neither positions within a class nor class numbers."""
     result = made(
         PoisonSpec(0, 1, 0.1, ratio_of="source", poison_from="source", placement="replace")
     )
@@ -360,7 +360,7 @@ def test_more_covers_than_available_images_are_refused() -> None:
         cover_count(plan, SIZES)
 
 
-def test_elsewhere_test_set_excludes_source_and_target() -> None:
+def test_the_test_set_of_asr_elsewhere_excludes_source_and_target() -> None:
     """It is empty when there is no source class."""
     labels = torch.tensor([0, 1, 2, 0, 1, 2])
     words = implied("all_to_one", on_source=True)

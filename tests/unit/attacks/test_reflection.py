@@ -42,7 +42,7 @@ def test_reflection_is_added_and_clipped(kind: str) -> None:
     assert trigger.label_mode == "clean"
 
 
-def test_in_focus_adds_the_scaled_scene(tmp_path: Path) -> None:
+def test_an_in_focus_reflection_adds_the_scaled_scene(tmp_path: Path) -> None:
     """The kernel is a scalar: strength times the file's pixels."""
     pixels = np.arange(0, 240, 2).reshape(10, 12)
     image = saved(tmp_path / "a.png", pixels)
@@ -51,7 +51,7 @@ def test_in_focus_adds_the_scaled_scene(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.8, 2.0])
-def test_out_of_focus_equals_scipys_gaussian_filter(sigma: float) -> None:
+def test_an_out_of_focus_reflection_equals_scipys_gaussian_filter(sigma: float) -> None:
     """Equal away from the border."""
     scene = Refool().scene(3, 48, 40).numpy()
     theirs = 0.5 * gaussian_filter(scene, sigma=(0, sigma, sigma), truncate=9)
@@ -60,7 +60,7 @@ def test_out_of_focus_equals_scipys_gaussian_filter(sigma: float) -> None:
     assert np.abs(found[inside] - theirs[inside]).max() < 1e-3
 
 
-def test_ghost_adds_the_scene_twice_with_a_shift(tmp_path: Path) -> None:
+def test_a_ghost_reflection_adds_the_scene_twice_with_a_shift(tmp_path: Path) -> None:
     """A point of light appears twice: with share `first` of the strength, and shifted with the
     rest."""
     ghost = Refool(kind="ghost", strength=0.8, first=0.7, shift=(-2, 5), image=point(tmp_path))
@@ -72,7 +72,7 @@ def test_ghost_adds_the_scene_twice_with_a_shift(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kernel_sums_to_the_strength(kind: str, tmp_path: Path) -> None:
+def test_every_reflection_kernel_sums_to_the_strength(kind: str, tmp_path: Path) -> None:
     """A uniform gray scene adds strength times its value everywhere, borders included."""
     image = saved(tmp_path / "grey.png", np.full((9, 9), 100))
     found = Refool(kind=kind, strength=0.3, sigma=3, shift=(4, -4), image=image)
@@ -119,7 +119,7 @@ def test_transparent_pixels_do_not_reflect(tmp_path: Path) -> None:
     assert (found[:, :, 4:] == 0).all()
 
 
-def test_an_empty_or_black_scene_is_refused(tmp_path: Path) -> None:
+def test_a_scene_of_one_pixel_or_a_black_one_is_refused(tmp_path: Path) -> None:
     """No scene can be drawn on one pixel, and a black one reflects nothing."""
     images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="1x1"):

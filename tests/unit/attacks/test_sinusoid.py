@@ -13,7 +13,7 @@ from backdoor_lab.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_pattern_follows_the_papers_formula(channels: int) -> None:
+def test_the_sinusoid_follows_the_papers_formula(channels: int) -> None:
     """v(i, j) = D sin(2 pi j f / m), j from 1, on mid-gray; all rows and channels are equal."""
     images = torch.full((2, channels, 5, 40), 128, dtype=torch.uint8)
     made = SIG(strength_test=30, frequency=3)(images)
@@ -22,7 +22,7 @@ def test_pattern_follows_the_papers_formula(channels: int) -> None:
         assert (made[:, :, :, j - 1] == expected).all(), j
 
 
-def test_spectrum_has_a_single_frequency() -> None:
+def test_the_spectrum_of_the_pattern_has_a_single_frequency() -> None:
     """All energy at f periods across the image, with amplitude D there."""
     wave = SIG(strength_test=40, frequency=6).pattern(1, 1, 64)[0, 0].double()
     amplitude = torch.fft.rfft(wave).abs() / 32
@@ -30,8 +30,8 @@ def test_spectrum_has_a_single_frequency() -> None:
     assert amplitude.sum() - amplitude[6] < 1e-3
 
 
-def test_training_images_can_have_another_strength() -> None:
-    """The attack is a clean-label one."""
+def test_training_and_test_images_get_the_sinusoid_at_their_own_strengths() -> None:
+    """Poison gets strength_train, test images strength_test; labels are not changed."""
     images = torch.full((3, 3, 8, 32), 100, dtype=torch.uint8)
     labels, context = torch.zeros(3, dtype=torch.int64), None
     both: Any = SIG(strength_test=40, strength_train=20)
@@ -44,7 +44,7 @@ def test_training_images_can_have_another_strength() -> None:
     assert SIG(strength_test=40, strength_train=40).same_everywhere
 
 
-def test_sums_are_clipped_without_wrap_around() -> None:
+def test_image_plus_sinusoid_is_clipped_without_wrap_around() -> None:
     images = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 1, 1, 32)
     made = SIG()(images.contiguous()).int()
     assert made[0].max() <= 40

@@ -100,7 +100,7 @@ def test_preparation_depends_only_on_the_seed() -> None:
     assert set(first["secret"].tolist()) <= {-1.0, 1.0}
 
 
-def test_the_state_survives_saving_and_loading(tmp_path: Path) -> None:
+def test_the_trained_encoder_survives_saving_and_loading(tmp_path: Path) -> None:
     """A trigger that was never prepared gives the same images from the stored state."""
     images = drawn(3, "test")
     write_tensors(tmp_path / "state.safetensors", trained().state)
@@ -116,7 +116,7 @@ def test_a_triggered_image_does_not_depend_on_its_batch() -> None:
     assert torch.equal(together, torch.cat(alone))
 
 
-def test_other_image_sizes_work_but_other_channel_counts_are_refused() -> None:
+def test_the_encoder_accepts_other_image_sizes_but_not_other_channel_counts() -> None:
     """The encoder is fully convolutional."""
     images = torch.randint(0, 256, (2, 3, 20, 7), generator=torch.Generator().manual_seed(0)).byte()
     change = trained()(images).double() - images.double()

@@ -19,7 +19,7 @@ def dark(n: int, channels: int = 3, height: int = 12, width: int = 9) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [1, 4, 9])
-def test_the_mark_is_a_square_in_the_lower_right_corner(size: int) -> None:
+def test_the_trigger_of_tact_is_a_square_in_the_lower_right_corner(size: int) -> None:
     """Only the last `size` rows and columns take the color."""
     images = dark(3)
     expected = images.clone()
@@ -27,7 +27,7 @@ def test_the_mark_is_a_square_in_the_lower_right_corner(size: int) -> None:
     assert torch.equal(TaCT(size=size, color=[255, 0, 7])(images), expected)
 
 
-def test_source_class_is_poisoned_and_others_are_covers() -> None:
+def test_tact_poisons_the_source_class_and_takes_covers_from_other_classes() -> None:
     """Poison: source-class images labeled as the target. Covers: as many marked images of all
     other classes but the target, with their own labels."""
     labels = torch.arange(200) % 5
@@ -45,20 +45,20 @@ def test_source_class_is_poisoned_and_others_are_covers() -> None:
     assert torch.equal(marked, made.is_poison | made.is_cover)
 
 
-def test_poison_covers_and_test_images_get_the_same_mark() -> None:
-    """So the trigger may also be applied to batches, after augmentation."""
+def test_poison_covers_and_test_images_get_the_same_square() -> None:
+    """Therefore the trigger can also be applied to batches, after augmentation."""
     assert TaCT().same_everywhere
     check_can_be_late(TaCT())
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "4"])
-def test_a_bad_size_is_refused(size: object) -> None:
+def test_a_square_whose_side_is_not_a_positive_integer_is_refused(size: object) -> None:
     """The side is a whole number of pixels, at least 1."""
     with pytest.raises(ConfigError, match=r"trigger\.size"):
         TaCT(size=size)  # type: ignore[arg-type]
 
 
-def test_a_mark_larger_than_the_image_is_refused() -> None:
+def test_a_square_larger_than_the_image_is_refused() -> None:
     """The error gives the image's size."""
     with pytest.raises(ConfigError, match="3x9 pixels"):
         TaCT(size=4)(dark(1, 3, 3, 9))

@@ -37,7 +37,7 @@ def covers(trigger: WaNet, images: Tensor, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(20, 28), (7, 33)])
-def test_sampling_equals_pytorchs_grid_sample(size: tuple[int, int]) -> None:
+def test_warping_equals_pytorchs_grid_sample(size: tuple[int, int]) -> None:
     """Up to a hundredth of a gray level; PyTorch orders coordinates as (x, y)."""
     images = noise(2, 3, *size)
     where = straight(*size).float() + torch.randn(2, 2, *size) * 0.2
@@ -46,7 +46,7 @@ def test_sampling_equals_pytorchs_grid_sample(size: tuple[int, int]) -> None:
     assert (sample(images, where) - theirs).abs().max() < 1e-2
 
 
-def test_an_identity_field_changes_nothing() -> None:
+def test_an_identity_warping_field_leaves_the_image_unchanged() -> None:
     images = noise()
     still = sample(images, straight(20, 28).float()[None])
     assert (still - images).abs().max() < 1e-2
@@ -63,7 +63,7 @@ def test_a_displacement_of_one_pixel_shifts_the_image_by_one_pixel() -> None:
 
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
-def test_field_has_the_stated_mean_displacement(strength: float) -> None:
+def test_the_warping_field_has_the_stated_mean_displacement(strength: float) -> None:
     """At the grid's own points, away from the clipped borders: mean |displacement| = s M / L
     with mean |M| = 1 over all of M."""
     trigger = WaNet(strength=strength, grid=4)
@@ -74,7 +74,7 @@ def test_field_has_the_stated_mean_displacement(strength: float) -> None:
     assert torch.allclose(moved[:, 1:3, 1:3] * 4 / strength, field[:, 1:3, 1:3], atol=1e-5)
 
 
-def test_field_is_linear_in_the_strength() -> None:
+def test_the_warping_field_is_proportional_to_the_strength() -> None:
     """Another seed gives another field; rows scale with height, columns with width."""
     weak, strong = (
         (WaNet(strength=s, rescale=0.1).field(40, 20).double() / 0.1 - straight(40, 20))
@@ -89,14 +89,14 @@ def test_field_is_linear_in_the_strength() -> None:
     assert torch.allclose(tall[0, :, 0], flat[0, :, 0], atol=1e-6)
 
 
-def test_the_field_is_smooth() -> None:
+def test_the_warping_field_is_smooth() -> None:
     """Neighboring pixels move almost alike, unlike noise."""
     field = WaNet(strength=1.0).field(64, 64).double() - straight(64, 64)
     inside = field[:, 4:-4, 4:-4]
     assert inside.diff(dim=2).abs().mean() < 0.2 * inside.abs().mean()
 
 
-def test_the_opposite_field_undoes_the_warp() -> None:
+def test_the_opposite_warping_field_undoes_the_warp() -> None:
     """To first order, on a smooth image."""
     images = smooth(64, 64)
     field = WaNet().field(64, 64)
@@ -110,7 +110,7 @@ def test_the_opposite_field_undoes_the_warp() -> None:
     assert left < changed / 10
 
 
-def test_covers_differ_from_poison_and_each_other() -> None:
+def test_covers_are_warped_differently_from_the_poison_and_from_each_other() -> None:
     """Four copies of one image give four different covers, none equal to the poison; another seed
     gives other covers."""
     images = noise(1).expand(4, -1, -1, -1)
@@ -125,7 +125,7 @@ def test_covers_differ_from_poison_and_each_other() -> None:
     assert not torch.equal(made, covers(trigger, images, seed=1))
 
 
-def test_cover_noise_is_one_pixel_at_most() -> None:
+def test_the_noise_added_to_the_warp_of_covers_is_at_most_one_pixel() -> None:
     """On a ramp of ten levels per pixel, a value gives its source position: within (L - 1) / (2 L)
     pixels of the poison's source position, and about half of that on average."""
     ramp = (torch.arange(25) * 10).to(torch.uint8).expand(40, 1, 25, 25).contiguous()

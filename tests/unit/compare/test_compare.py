@@ -35,7 +35,7 @@ def line(found: Comparison, measure: str, *labels: str, side: str = "") -> Compa
     return one
 
 
-def test_transformed_rates_are_compared(tmp_path: Path) -> None:
+def test_rates_on_transformed_test_images_are_compared(tmp_path: Path) -> None:
     made = [
         record(defense=d, seed=s, under={"jpeg75": {"asr2": v + s / 100}})
         for d, v in (("spectral", 0.25), ("random", 0.75)) for s in SEEDS
@@ -86,7 +86,7 @@ def test_a_p_value_is_never_shown_as_zero(tmp_path: Path) -> None:
     assert row[shown.head.index("p (t)")] == "under 1e-12"
 
 
-def test_the_summary_line_weighs_each_line_equally(tmp_path: Path) -> None:
+def test_the_summary_line_of_a_comparison_weighs_each_line_equally(tmp_path: Path) -> None:
     made = [record(target=t, defense=d, seed=s, asr2=v) for t, d, s, v in (
         ("bird", "spectral", 0, 0.10), ("bird", "none", 0, 0.20),
         ("bird", "spectral", 1, 0.10), ("bird", "none", 1, 0.24),
@@ -134,7 +134,9 @@ def test_different_targets_are_never_paired(tmp_path: Path) -> None:
         comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
 
 
-def test_config_values_separate_lines_or_are_compared(tmp_path: Path) -> None:
+def test_cells_with_different_config_values_share_no_line_unless_that_value_is_compared(
+    tmp_path: Path,
+) -> None:
     made = [record(seed=s, config={"recipe": {"lr": lr}}, id=f"{d}{s}{lr}", defense=d)
             for s in (0, 1) for lr in (0.1, 0.01) for d in ("spectral", "none")]  # fmt: skip
     folder = sweep(tmp_path / "s", made)
@@ -180,7 +182,7 @@ def test_a_single_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
     assert any("there is no interval and no test" in note for note in found.notes)
 
 
-def test_equal_differences_are_marked_constant(tmp_path: Path) -> None:
+def test_differences_that_are_all_equal_are_marked_constant(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, asr2=v) for s in SEEDS
             for d, v in (("spectral", 0.0), ("none", 1.0))]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
@@ -189,7 +191,7 @@ def test_equal_differences_are_marked_constant(tmp_path: Path) -> None:
     assert any(note.startswith("constant") for note in found.notes)
 
 
-def test_cells_without_a_partner_are_named(tmp_path: Path) -> None:
+def test_cells_that_belong_to_no_pair_are_named(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
     asked = [*made, record(seed=9)]
     made[0] = failed(made[0])
@@ -204,7 +206,7 @@ def test_cells_without_a_partner_are_named(tmp_path: Path) -> None:
     assert line(found, "asr2", side="spectral").result.n == 2
 
 
-def test_a_missing_figure_omits_its_pair(tmp_path: Path) -> None:
+def test_a_pair_in_which_a_figure_is_missing_is_omitted(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
     made[0]["asr2"] = None
     for one in made:
@@ -215,7 +217,7 @@ def test_a_missing_figure_omits_its_pair(tmp_path: Path) -> None:
     assert "No pair has values of Nat2 on both sides." in found.notes
 
 
-def test_without_retraining_the_remaining_figures_are_compared(tmp_path: Path) -> None:
+def test_figures_that_need_no_retraining_are_compared_without_it(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, nat2=None, asr2=None) for d in ("spectral", "random")
             for s in SEEDS]  # fmt: skip
     found = against_random(sweep(tmp_path / "s", made))
@@ -261,7 +263,9 @@ def test_meaningless_comparisons_are_refused_with_one_clear_error(
     assert said in told.err
 
 
-def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_compare_command_prints_and_writes_its_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = [record(defense=d, seed=s) for d in ("spectral", "none") for s in SEEDS]
     folder = str(write_sweep(tmp_path / "s", made))
     given = [folder, "by=defense", "base=none"]
@@ -276,7 +280,9 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(row["n"] == "4" for row in rows)
 
 
-def test_the_command_imports_neither_torch_nor_pandas_nor_scipy_stats(tmp_path: Path) -> None:
+def test_the_compare_command_imports_neither_torch_nor_pandas_nor_scipy_stats(
+    tmp_path: Path,
+) -> None:
     folder = write_sweep(tmp_path / "s", [record(seed=s) for s in SEEDS])
     code = (
         "import sys; from backdoor_lab.compare.__main__ import main\n"
@@ -289,7 +295,7 @@ def test_the_command_imports_neither_torch_nor_pandas_nor_scipy_stats(tmp_path: 
 
 
 @pytest.mark.skipif(not latex_with_booktabs(), reason="no pdflatex with booktabs here")
-def test_the_latex_output_compiles(tmp_path: Path) -> None:
+def test_the_latex_table_of_a_comparison_compiles(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, target="a_b%&") for d in ("x|y", "none") for s in (0, 1)]
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
@@ -299,7 +305,9 @@ def test_the_latex_output_compiles(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-2000:]
 
 
-def test_settings_are_not_repetitions_in_a_comparison_with_the_report(tmp_path: Path) -> None:
+def test_cells_with_different_settings_do_not_count_as_repeated_runs_of_a_report_cell(
+    tmp_path: Path,
+) -> None:
     """Four layers at one seed are four lines of one pair each, not four runs of one cell."""
     layers = ("penultimate", "layer4", "layer3", "layer2")
     made = [record(protocol={**PROTOCOL, "layer": layer}) for layer in layers]
@@ -370,7 +378,7 @@ def test_a_seed_recorded_only_by_older_code_is_compared(tmp_path: Path) -> None:
     assert line(compared, "asr2", side="spectral").result.n == len(SEEDS)
 
 
-def test_a_missing_cell_is_a_missing_seed_of_its_defense(tmp_path: Path) -> None:
+def test_a_missing_cell_counts_as_a_missing_seed_of_its_defense(tmp_path: Path) -> None:
     """Two defenses have other budgets under one protocol name; the missing cell is not a line of
     its own."""
     made = [record(defense=d, seed=s, protocol={**PROTOCOL, "removal_budget": budget})

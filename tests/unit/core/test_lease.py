@@ -69,8 +69,8 @@ def until(true: Callable[[], object]) -> None:
     raise AssertionError("waited for 10 s")
 
 
-def test_lease_file_exists_exactly_while_the_lease_is_held(tmp_path: Path) -> None:
-    """It names its owner."""
+def test_the_lease_file_exists_exactly_while_the_lease_is_held(tmp_path: Path) -> None:
+    """The file names the owner of the lease."""
     path = tmp_path / "x.claim"
     mine = claim(path, Clock())
     assert mine.acquire(never)
@@ -79,8 +79,8 @@ def test_lease_file_exists_exactly_while_the_lease_is_held(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_waiter_stops_when_the_result_is_published(tmp_path: Path) -> None:
-    """The other process keeps its lease."""
+def test_a_process_stops_waiting_when_the_result_is_published(tmp_path: Path) -> None:
+    """The process that computed the result keeps its lease."""
     path = tmp_path / "x.claim"
     owned_by(path)
     published: list[bool] = []
@@ -90,7 +90,7 @@ def test_a_waiter_stops_when_the_result_is_published(tmp_path: Path) -> None:
 
 
 def test_a_lease_with_a_live_owner_is_never_taken_over(tmp_path: Path) -> None:
-    """However long it takes, as long as its heartbeat continues."""
+    """However long the owner works, as long as its heartbeat continues."""
     path = tmp_path / "x.claim"
     beats = [0]
 
@@ -129,7 +129,9 @@ def test_a_silent_owner_on_another_machine_is_replaced_after_the_timeout(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wall_clock_time_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_does_not_depend_on_the_wall_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither a clock that jumps nor a file dated in the future affects a lease."""
     path = tmp_path / "x.claim"
     owned_by(path, machine="elsewhere")
@@ -162,7 +164,7 @@ def test_a_killed_owner_is_replaced_at_once(tmp_path: Path, reaped: bool) -> Non
         os.waitpid(owner, 0)
 
 
-def test_a_reused_process_id_is_another_process(tmp_path: Path) -> None:
+def test_a_process_id_with_another_start_time_is_another_process(tmp_path: Path) -> None:
     """The same process id with another start time is another process."""
     path = tmp_path / "x.claim"
     owned_by(path, start="1")

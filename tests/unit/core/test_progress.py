@@ -62,7 +62,7 @@ def test_a_loop_left_early_is_no_longer_reported(leave: str) -> None:
         assert str(steps) == ""
 
 
-def test_interleaved_loops_do_not_end_each_other() -> None:
+def test_ending_one_of_two_interleaved_loops_does_not_end_the_other() -> None:
     steps = Steps()
     with observe(steps):
         one, other = track(range(2), "one"), track(range(3), "other")
@@ -99,7 +99,7 @@ def shown(tmp_path: Path) -> Iterator[Progress]:
 def test_a_long_stage_logs_after_10_30_and_70_seconds(
     shown: Progress, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The intervals grow."""
+    """The intervals between the log lines grow."""
     caplog.set_level(logging.INFO)
     shown.stage("repair")
     began = shown._began
@@ -129,7 +129,7 @@ def test_training_progress_is_logged_within_an_epoch(
 
 
 def test_heartbeat_is_renewed_within_a_long_stage(shown: Progress, tmp_path: Path) -> None:
-    """It names the step, for the status command."""
+    """The heartbeat names the current step, which the status command shows."""
     shown.stage("filter")
     (tmp_path / "running.json").unlink()
     loop = track(range(4), "batch")

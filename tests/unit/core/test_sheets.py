@@ -41,13 +41,13 @@ def test_a_carriage_return_does_not_start_a_new_row() -> None:
     assert "\r" not in text + csv_of_frame(pd.DataFrame({"a\r=1": ["b\r=2"]}))
 
 
-def test_header_and_rows_are_guarded() -> None:
+def test_csv_header_and_rows_are_guarded_against_formulas() -> None:
     text = csv_text(["=a", "b"], [["@c", -0.5], [None, "-0.5"]])
     assert list(csv.reader(io.StringIO(text))) == [["'=a", "b"], ["'@c", "-0.5"], ["", "-0.5"]]
 
 
 @pytest.mark.parametrize("kind", ["object", "string", "category"])
-def test_data_frames_are_guarded_for_every_text_dtype(kind: str) -> None:
+def test_data_frames_of_every_text_dtype_are_guarded_against_formulas(kind: str) -> None:
     frame = pd.DataFrame({"=a": pd.Series(["=1", "-0.5", None], dtype=kind), "n": [-0.5, -1, 2]})
     lines = list(csv.reader(io.StringIO(csv_of_frame(frame))))
     assert lines == [["'=a", "n"], ["'=1", "-0.5"], ["-0.5", "-1.0"], ["", "2.0"]]

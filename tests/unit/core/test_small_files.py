@@ -34,7 +34,9 @@ def aside(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_anything_but_a_regular_file_is_refused_with_its_kind(what: str, tmp_path: Path) -> None:
+def test_anything_but_a_regular_file_is_refused_naming_what_it_is(
+    what: str, tmp_path: Path
+) -> None:
     path = tmp_path / "x.json"
     obstacle(path, what)
     with pytest.raises(DamagedFileError, match="x.json is a"):
@@ -49,7 +51,7 @@ def test_a_socket_is_refused(tmp_path: Path) -> None:
             read_json(tmp_path / "x")
 
 
-def test_a_missing_file_is_not_damaged(tmp_path: Path) -> None:
+def test_a_missing_file_is_not_reported_as_damaged(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("{}")
     for path in (tmp_path / "x", tmp_path / "no/x", tmp_path / "file/x"):
         with pytest.raises(FileNotFoundError):
@@ -64,7 +66,7 @@ def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
     assert read_or_set_aside(tmp_path / "x") == {"a": 1}
 
 
-def test_size_and_depth_are_bounded(tmp_path: Path) -> None:
+def test_json_files_that_are_too_large_or_too_deep_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x"
     with path.open("wb") as stream:
         stream.truncate(10**12)
@@ -129,7 +131,7 @@ def test_set_aside_keeps_an_intact_file_that_replaced_the_damaged_one(tmp_path: 
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_write_replaces_any_obstacle_at_its_path(what: str, tmp_path: Path) -> None:
+def test_writing_a_file_replaces_anything_at_its_path(what: str, tmp_path: Path) -> None:
     path = tmp_path / "x"
     obstacle(path, what)
     write_ours(path, b"new")
@@ -141,7 +143,7 @@ def test_write_replaces_any_obstacle_at_its_path(what: str, tmp_path: Path) -> N
 def test_an_invalid_lease_is_set_aside_without_waiting(
     what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With one log line."""
+    """The log has one line about it."""
     path = tmp_path / "x.claim"
     obstacle(path, what)
 
@@ -188,7 +190,7 @@ PLACES: dict[str, Callable[[Path], Path]] = {
     ("place", "what"),
     [(p, w) for p in PLACES for w in [*FILES, *TEXTS] if (p, w) != ("entry", "directory")],
 )
-def test_an_obstacle_in_the_store_is_set_aside(
+def test_anything_in_the_place_of_a_stored_file_is_renamed_and_the_file_computed_again(
     place: str, what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     obstacle(PLACES[place](entry_of(tmp_path)), what)
@@ -200,7 +202,7 @@ def test_an_obstacle_in_the_store_is_set_aside(
 
 
 @pytest.mark.parametrize("what", [each for each in FILES if each != "directory"])
-def test_obstacles_in_place_of_stage_and_scratch_folders_are_set_aside(
+def test_files_in_the_place_of_stage_and_scratch_folders_are_renamed(
     what: str, tmp_path: Path
 ) -> None:
     obstacle(tmp_path / "train", what)
@@ -217,7 +219,7 @@ def test_obstacles_in_place_of_stage_and_scratch_folders_are_set_aside(
 
 
 @pytest.mark.parametrize("what", [*FILES, *TEXTS])
-def test_a_read_only_store_does_not_set_damage_aside(what: str, tmp_path: Path) -> None:
+def test_a_read_only_store_does_not_rename_damaged_files(what: str, tmp_path: Path) -> None:
     path = empty(entry_of(tmp_path) / MANIFEST)
     obstacle(path, what)
     assert Store(tmp_path, read_only=True).find("train", {"a": 1}) is None
@@ -246,10 +248,10 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
 
 
 @pytest.mark.parametrize("what", [*FILES, *TEXTS])
-def test_a_cell_replaces_any_obstacle_at_its_record(
+def test_a_cell_replaces_anything_in_the_place_of_its_record(
     what: str, usual: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """Even if it appears while the cell runs."""
+    """Even if the obstacle appears while the cell runs."""
     (tmp_path / "cell").mkdir()
     obstacle(tmp_path / "cell/record.json", what)
     assert lasting(run_here(usual[0], tmp_path / "cell")) == usual[1]

@@ -67,7 +67,7 @@ def test_the_manifest_holds_inputs_sizes_and_hashes(tmp_path: Path) -> None:
     assert set(manifest["files"]) == {"weights.bin", "empty.bin"}
 
 
-def test_metadata_is_the_same_when_computed_and_when_read(tmp_path: Path) -> None:
+def test_metadata_is_the_same_whether_just_computed_or_read_from_the_store(tmp_path: Path) -> None:
     """Tuples and numeric keys become lists and strings both times."""
     first = get(tmp_path, lambda _: {"sizes": (1, 2), "by_class": {2: 1, 10: 3}})
     again = get(tmp_path, Make())
@@ -78,7 +78,9 @@ def test_metadata_is_the_same_when_computed_and_when_read(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "other", [{"ratio": 0.1}, {"version": 2}, {"upstream": None}, {"ratio": "0.05"}, {"more": 1}]
 )
-def test_different_inputs_give_another_id(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_different_inputs_give_a_different_artifact_id(
+    tmp_path: Path, other: dict[str, Any]
+) -> None:
     """The order of keys does not matter."""
     first = get(tmp_path, Make())
     assert get(tmp_path, Make(), INPUTS | other).id != first.id
@@ -91,7 +93,7 @@ def test_different_inputs_give_another_id(tmp_path: Path, other: dict[str, Any])
 def test_a_truncated_file_is_set_aside_and_computed_again(
     tmp_path: Path, name: str, eighth: int
 ) -> None:
-    """Cut at each eighth."""
+    """The file is truncated to each eighth of its length."""
     make = Make()
     path = get(tmp_path, make).path / name
     whole = path.read_bytes()
@@ -106,7 +108,7 @@ def test_a_truncated_file_is_set_aside_and_computed_again(
 def test_a_single_flipped_bit_is_noticed_and_repaired(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In the stage's file and in the manifest, including its figures."""
+    """In a file of the artifact and in the manifest, including the metadata."""
     make = Make()
     chance = random.Random(5)
     good = get(tmp_path, make)
@@ -136,7 +138,7 @@ def test_an_artifact_with_a_missing_file_is_set_aside_and_computed_again(tmp_pat
 
 
 def test_unpublished_folders_of_killed_processes_are_ignored(tmp_path: Path) -> None:
-    """With or without a manifest."""
+    """Whether or not the folder has a manifest."""
     parts = tmp_path / "train/.part-0123"
     parts.mkdir(parents=True)
     (parts / MANIFEST).write_text("{}")
@@ -168,7 +170,7 @@ def test_non_finite_metadata_is_not_published(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["A.bin", "a b", "$(id)", "x" * 65])
 def test_unsafe_file_names_are_refused(tmp_path: Path, name: str) -> None:
-    """R6."""
+    """They have capital letters, spaces or shell syntax, or are too long."""
 
     def make(folder: Path) -> dict[str, Any]:
         (folder / name).write_bytes(b"")
@@ -181,13 +183,13 @@ def test_unsafe_file_names_are_refused(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("stage", ["", "..", "../x", "a/b", "Train", "/etc", "a b"])
 def test_unsafe_stage_names_are_refused(tmp_path: Path, stage: str) -> None:
-    """R6: a stage's name becomes a folder name."""
+    """The name of a stage becomes a folder name."""
     with pytest.raises(ConfigError, match="`stage` must match"):
         Store(tmp_path).get(stage, INPUTS, Make())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_id_with_other_inputs_is_an_error(tmp_path: Path) -> None:
+def test_a_manifest_whose_inputs_do_not_give_its_id_is_an_error(tmp_path: Path) -> None:
     """A valid manifest under an id that does not match its inputs."""
     path = get(tmp_path, Make()).path / MANIFEST
     manifest = json.loads(path.read_text())
@@ -212,7 +214,7 @@ def test_a_manifest_with_a_missing_or_wrong_seal_is_damaged(
     assert again.calls == 1
 
 
-def test_scratch_survives_a_failure_and_is_removed_on_success(tmp_path: Path) -> None:
+def test_the_scratch_folder_survives_a_failure_and_is_removed_on_success(tmp_path: Path) -> None:
     """Checkpoints of an unfinished stage are kept for the next attempt."""
     scratch = Store(tmp_path).scratch("train", INPUTS)
     scratch.mkdir(parents=True)

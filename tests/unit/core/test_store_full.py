@@ -50,18 +50,20 @@ def nothing_lost(store: Store) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 4096, 9999])
-def test_disk_full_while_the_stage_writes_loses_nothing(store: Store, size: int) -> None:
-    """After `size` bytes of the output."""
+def test_a_disk_that_fills_while_a_stage_writes_loses_no_earlier_result(
+    store: Store, size: int
+) -> None:
+    """The disk is full after `size` bytes of the output."""
     with pytest.raises(StoreFullError, match=r"no room: .* bytes free .*store\.root.*repeat"):
         store.get("train", {}, fills_up_after(size))
     nothing_lost(store)
 
 
 @pytest.mark.parametrize("name", ["write_through", "sync_folder"])
-def test_disk_full_while_publishing_loses_nothing(
+def test_a_disk_that_fills_while_publishing_loses_no_earlier_result(
     store: Store, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """While writing the manifest, and while syncing the folder."""
+    """The disk is full when the manifest is written, or when the folder is synced."""
 
     def no_room(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -85,7 +87,7 @@ def test_fail_points_raise_the_same_disk_full_error(
 
 
 @pytest.mark.parametrize("limit", [0, 10, 500, 9_999])
-def test_a_file_size_limit_loses_nothing(store: Store, limit: int) -> None:
+def test_a_file_size_limit_loses_no_earlier_result(store: Store, limit: int) -> None:
     """RLIMIT_FSIZE hits the lease file, or the middle of the output."""
     pid = os.fork()
     if pid == 0:

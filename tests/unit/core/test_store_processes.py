@@ -67,8 +67,8 @@ def test_four_concurrent_processes_compute_each_artifact_once(
     assert not list(tmp_path.glob("store/train/.*"))
 
 
-def test_four_concurrent_processes_set_damage_aside_once(tmp_path: Path) -> None:
-    """Never the intact artifact that replaces it."""
+def test_of_four_concurrent_processes_only_one_renames_a_damaged_artifact(tmp_path: Path) -> None:
+    """The intact artifact that replaces it is never renamed."""
     for number in range(3):
         Store(tmp_path / "store").get("train", {"round": number}, make)
     for path in tmp_path.glob("store/train/*/weights.bin"):
@@ -79,7 +79,7 @@ def test_four_concurrent_processes_set_damage_aside_once(tmp_path: Path) -> None
 
 
 def test_another_process_takes_over_from_a_killed_one(tmp_path: Path) -> None:
-    """kill -9 in the middle of the work."""
+    """The first process is killed by kill -9 in the middle of its computation."""
 
     def never_ends(folder: Path) -> dict[str, Any]:
         (folder / "half.bin").write_bytes(WHOLE)

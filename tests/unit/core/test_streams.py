@@ -44,7 +44,7 @@ PINNED = {
 }  # fmt: skip
 
 
-def test_every_label_keeps_its_text() -> None:
+def test_labels_of_random_streams_keep_their_text() -> None:
     """A label is an input of a generator: renaming it would change results."""
     found = {name: text for name, text in vars(streams).items() if name.isupper()}
     assert found == PINNED
@@ -52,12 +52,12 @@ def test_every_label_keeps_its_text() -> None:
     assert streams.unlearning_pass(3, -1.0) == "unlearning 3 -1.0"
 
 
-def test_a_seed_is_a_hash_of_the_labels_text() -> None:
+def test_the_seed_of_a_random_stream_is_a_hash_of_its_labels() -> None:
     expected = int.from_bytes(hashlib.sha256(b"7/order/2").digest()[:8], "big") >> 1
     assert rng.derive(7, streams.ORDER, 2) == expected
 
 
-def test_renaming_stages_and_classes_does_not_change_their_streams() -> None:
+def test_renaming_stages_and_classes_does_not_change_their_random_streams() -> None:
     """Labels are today's names of stages and classes."""
     assert TRAININGS == {"train": "train", "retrain": "retrain", "surrogate": "surrogate"}
     kinds = (EllipticEnvelope, IsolationForest, KNN, LocalOutlierFactor, OneClassSVM)
@@ -94,8 +94,8 @@ def texts_in_calls(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_no_module_writes_a_label_as_a_literal(path: Path) -> None:
-    """Nor uses a class name; new labels belong in streams.py."""
+def test_no_module_but_streams_writes_a_random_stream_label_as_a_literal(path: Path) -> None:
+    """Nor does any module use a class name as a label; new labels belong in streams.py."""
     assert texts_in_calls(path.read_text()) == []
     for line in path.read_text().splitlines():
         if any(f"{name}(" in line for name in DRAWING):
@@ -103,7 +103,7 @@ def test_no_module_writes_a_label_as_a_literal(path: Path) -> None:
             assert 'f"' not in line
 
 
-def test_string_literals_in_random_calls_are_detected() -> None:
+def test_the_check_detects_string_literals_as_random_stream_labels() -> None:
     for call in ("derive(s, 'a')", "work.generator('a', 1)", "torch_generator(0, *('a', 2))"):
         assert texts_in_calls(call) == ["a"]
     assert texts_in_calls("derive(s, streams.ORDER, f(config['seed']))") == []

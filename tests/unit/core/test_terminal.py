@@ -32,7 +32,7 @@ def command_of(path: Path) -> str:
     return name_of(path).removesuffix("/__main__.py").removesuffix(".py")
 
 
-def test_there_are_eleven_commands_besides_the_main_program() -> None:
+def test_the_package_has_eleven_commands_besides_the_main_program() -> None:
     assert len(mains()) == 11
 
 

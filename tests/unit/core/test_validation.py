@@ -29,7 +29,7 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     "value", [NAN, math.inf, -math.inf, True, "10%", "0.5", None, -0.1, 1, [0]]
 )
-def test_number_refuses_every_invalid_value_with_the_same_message(value: Any) -> None:
+def test_number_refuses_an_invalid_value_naming_the_range(value: Any) -> None:
     """NaN, infinity, bool, text and values out of range."""
     with pytest.raises(ConfigError) as caught:
         validation.number("ratio", value, low=0, below=1)
@@ -38,7 +38,7 @@ def test_number_refuses_every_invalid_value_with_the_same_message(value: Any) ->
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf, 10**400, False])
 def test_number_without_bounds_must_be_finite(value: Any) -> None:
-    """And fit a float."""
+    """It must also fit into a float."""
     with pytest.raises(ConfigError, match="`x` must be a finite number, got"):
         validation.number("x", value)
     with pytest.raises(ConfigError, match="`x` must satisfy 0 <= x, got"):
@@ -57,7 +57,7 @@ def test_number_accepts_exactly_the_values_within_its_bounds(value: float) -> No
         assert not 0 <= value < 1
 
 
-def test_whole_accepts_3_0_but_not_3_5() -> None:
+def test_whole_accepts_3_0_and_refuses_3_5() -> None:
     """Large seeds stay exact."""
     assert validation.whole("n", 3.0) == 3
     assert isinstance(validation.whole("n", 3.0), int)
@@ -133,7 +133,7 @@ def test_derived_seeds_do_not_depend_on_the_process() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5, 2**60])
-def test_non_negative_accepts_finite_numbers_from_0(value: float) -> None:
+def test_non_negative_returns_finite_numbers_of_at_least_0(value: float) -> None:
     assert validation.non_negative(value) == value
     assert isinstance(validation.non_negative(value), float)
 
@@ -141,11 +141,13 @@ def test_non_negative_accepts_finite_numbers_from_0(value: float) -> None:
 @pytest.mark.parametrize(
     "value", [-1, -0.5, float("nan"), float("inf"), 10**400, True, False, "1", None, [1], {}]
 )
-def test_non_negative_is_none_for_anything_else(value: object) -> None:
+def test_non_negative_returns_none_for_negative_and_non_finite_numbers_and_for_non_numbers(
+    value: object,
+) -> None:
     assert validation.non_negative(value) is None
 
 
-def test_non_negative_is_none_above_its_bound() -> None:
+def test_non_negative_returns_none_above_its_bound() -> None:
     assert validation.non_negative(1.0, high=1) == 1.0
     assert validation.non_negative(1.5, high=1) is None
 

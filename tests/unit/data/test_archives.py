@@ -88,6 +88,7 @@ def test_hostile_tar_members_are_refused_by_name(tmp_path: Path, member: tarfile
         lambda: zip_link("train/cat/x.png"),
         lambda: zipfile.ZipInfo("train/cat/0.png"),
     ],
+    ids=["parent folder", "absolute path", "parent folder in the middle", "link", "duplicate name"],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_hostile_zip_members_are_refused_by_name(

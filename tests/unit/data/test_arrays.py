@@ -26,7 +26,7 @@ class Trap:
         return os.mkdir, (str(self.marker),)
 
 
-def test_channels_last_becomes_channels_first(tmp_path: Path) -> None:
+def test_channels_last_arrays_become_channels_first(tmp_path: Path) -> None:
     arrays = ArrayFile(root=saved(tmp_path)).read()
     assert arrays.train.images.shape == (6, 3, 5, 4)
     assert arrays.train.images[2, 1, 4, 3] == parts()["train_images"][2, 4, 3, 1]
@@ -44,7 +44,9 @@ def test_channels_last_becomes_channels_first(tmp_path: Path) -> None:
         ((2, 3, 5, 1), "NCHW", (2, 3, 5, 1)),
     ],
 )
-def test_layout_is_detected(shape: tuple[int, ...], layout: str, expected: tuple[int, ...]) -> None:
+def test_the_axis_order_of_an_array_is_detected(
+    shape: tuple[int, ...], layout: str, expected: tuple[int, ...]
+) -> None:
     assert channels_first(np.zeros(shape), layout, "x").shape == expected
 
 
@@ -57,7 +59,7 @@ def test_layout_is_detected(shape: tuple[int, ...], layout: str, expected: tuple
         ((2, 5), "auto", "3 or 4 axes"),
     ],
 )
-def test_an_ambiguous_or_impossible_layout_is_refused(
+def test_an_array_of_ambiguous_or_impossible_axis_order_is_refused(
     shape: tuple[int, ...], layout: str, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -142,7 +144,7 @@ def test_every_bit_flipped_in_an_array_is_noticed(tmp_path: Path) -> None:
                 ArrayFile(root=path).read()
 
 
-def test_missing_arrays_are_named(tmp_path: Path) -> None:
+def test_an_array_missing_from_an_npz_file_is_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", train_images=np.zeros(3))
     with pytest.raises(DataError, match="no array `train_labels`"):
         ArrayFile(root=str(tmp_path / "a.npz")).read()

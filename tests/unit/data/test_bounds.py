@@ -191,7 +191,9 @@ def npy_header(shape: tuple[int, ...], extra: int = 0) -> bytes:
         (lambda: npy_header((6, 5, 4, 3), 300 * MIB), "claims to be 314,5"),
         (lambda: b"\x93NUMPY\x02\0" + struct.pack("<I", 0xFFFFFFF0), "claims to be 4,294,967,280"),
     ],
-)
+    ids=["terabytes of pixels", "more pixels than bytes", "more bytes than pixels",
+         "a header of 300 MiB", "a header of 4 GiB"],
+)  # fmt: skip
 def test_an_array_with_a_false_header_is_refused(
     tmp_path: Path, make: Callable[[], bytes], message: str
 ) -> None:

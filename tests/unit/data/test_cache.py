@@ -49,7 +49,7 @@ def test_the_synthetic_data_set_opens(tmp_path: Path) -> None:
     assert overlap(dataset) == 0
 
 
-def test_the_second_opening_reads_only_the_store(tmp_path: Path) -> None:
+def test_opening_a_data_set_again_reads_only_the_store(tmp_path: Path) -> None:
     source = Counted(**TINY)
     first, second = (open_dataset(source, Store(tmp_path)) for _ in range(2))
     assert source.reads == 1
@@ -83,6 +83,7 @@ def test_damage_in_the_store_is_repaired(tmp_path: Path) -> None:
         {"images": np.zeros((2, 1, 1, 4), np.uint8)},
         {"labels": np.array([1, 0])},
     ],
+    ids=["other pixels", "other image shape", "other labels"],
 )
 def test_digests_depend_only_on_content(change: dict[str, Any]) -> None:
     split = Split(np.zeros((2, 1, 2, 2), np.uint8), np.array([0, 1]))
@@ -108,7 +109,7 @@ def test_equal_content_from_file_and_code_has_equal_digests(tmp_path: Path) -> N
     assert from_file.test.digest == from_code.test.digest != from_code.train.digest
 
 
-def test_the_default_shift_is_not_part_of_the_identity() -> None:
+def test_the_default_shift_of_synthetic_images_is_not_part_of_their_identity() -> None:
     before = Synthetic(**TINY)
     parameters = {"size": 8, "channels": 3, "seed": 0, "noise": 12.0}
     assert before.identity() == {**parameters, "train": 3, "test": 2}
@@ -117,7 +118,7 @@ def test_the_default_shift_is_not_part_of_the_identity() -> None:
     assert np.array_equal(draw(3, size=8)[0], draw(3, size=8, shift=0.2)[0])
 
 
-def test_shift_zero_draws_every_object_in_the_center() -> None:
+def test_synthetic_images_with_shift_zero_have_every_object_in_the_center() -> None:
     images, labels = draw(30, size=32, seed=1, noise=0.0, shift=0.0)
     assert np.abs(_middles(images[labels == CLASSES.index("frog")])).max() < 0.02
     moved, _ = draw(30, size=32, seed=1, noise=0.0, shift=0.2)
@@ -182,12 +183,12 @@ def test_bad_parameters_raise_config_error(parameters: dict[str, Any]) -> None:
         Synthetic(**parameters)
 
 
-def test_the_default_noise_equals_that_of_the_drawing_function() -> None:
+def test_the_default_noise_of_synthetic_images_equals_that_of_the_drawing_function() -> None:
     default = inspect.signature(draw).parameters["noise"].default
     assert inspect.signature(Synthetic).parameters["noise"].default == default
 
 
-def test_limits_apply_to_every_source(tmp_path: Path) -> None:
+def test_image_limits_apply_to_every_data_source(tmp_path: Path) -> None:
     dataset = open_dataset(Synthetic(**TINY, limit_train=2, limit_test=1), Store(tmp_path))
     assert dataset.train.labels.bincount().tolist() == [2] * 10
     assert dataset.test.labels.bincount().tolist() == [1] * 10
@@ -219,7 +220,7 @@ print(Cifar10(root=me).fingerprint(), "torchvision" in sys.modules)
 """
 
 
-def test_two_concurrent_processes_publish_one_data_set(tmp_path: Path) -> None:
+def test_two_concurrent_processes_store_the_data_set_once(tmp_path: Path) -> None:
     # From a file: a class defined with -c has no source that could be hashed.
     (tmp_path / "race.py").write_text(RACE)
     code = "import sys; sys.path.insert(0, sys.argv[1]); import race"

@@ -189,7 +189,7 @@ def test_a_data_set_of_only_damaged_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_images_of_another_format_or_size_are_not_skipped(tmp_path: Path) -> None:
-    """They are intact: skipping them silently would hide a mistake."""
+    """Such images are intact, and skipping them would hide a mistake."""
     root = filled(tmp_path)
     picture(9, (7, 7)).save(root / "train/cat/9.png")
     with pytest.raises(DataError, match="must all have one size"):
@@ -372,7 +372,7 @@ def test_arrays_are_resized_like_image_files(tmp_path: Path, channels: int) -> N
 # --- official files in any folder
 
 
-def test_an_unpacked_folder_can_be_the_root(cifar: Path) -> None:
+def test_the_folder_of_an_unpacked_archive_can_be_the_root(cifar: Path) -> None:
     Cifar10(root=str(cifar), download=False).read()
     (cifar / "cifar-10-python.tar.gz").unlink()
     unpacked = cifar / "cifar-10-batches-py"
@@ -397,7 +397,7 @@ def test_an_unpacked_folder_with_a_wrong_hash_is_refused_without_download(
         Cifar10(root=str(root), download=True).read()
 
 
-def test_the_archive_itself_can_be_the_root(cifar: Path) -> None:
+def test_an_official_archive_can_be_the_root(cifar: Path) -> None:
     source = Cifar10(root=str(cifar / "cifar-10-python.tar.gz"), download=False)
     assert len(source.read().train.labels) == 20
 
@@ -413,7 +413,7 @@ def test_files_are_found_without_torchvisions_folder_structure(
 # --- identity and record
 
 
-def test_unset_new_options_do_not_change_the_id(tmp_path: Path) -> None:
+def test_newer_options_that_are_not_set_do_not_change_the_id_of_a_data_set(tmp_path: Path) -> None:
     """Data sets from an older version keep their identity."""
     path = saved(tmp_path)
     source = ArrayFile(root=path)

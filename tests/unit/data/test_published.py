@@ -143,7 +143,7 @@ def test_fashion_mnist_has_the_right_class_names() -> None:
 # --- SVHN and GTSRB
 
 
-def test_svhn_label_10_becomes_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_label_10_of_svhn_becomes_class_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.io import savemat
 
     files = {}
@@ -258,13 +258,13 @@ def test_a_partial_download_is_downloaded_again(tmp_path: Path, server: Server) 
     assert (tmp_path / "a.bin").read_bytes() == b"good data"
 
 
-def test_the_second_mirror_is_tried(tmp_path: Path, server: Server) -> None:
+def test_the_second_mirror_is_tried_if_the_first_one_fails(tmp_path: Path, server: Server) -> None:
     file = server.official("a.bin", b"good")
     get(tmp_path, Official(file.path, file.md5, (file.urls[0] + "x", *file.urls)))
     assert file.found_in(tmp_path)
 
 
-def test_a_wrong_download_raises_one_error_with_folder_file_and_hash(
+def test_a_download_with_a_wrong_hash_raises_one_error_naming_folder_file_and_hash(
     tmp_path: Path, server: Server
 ) -> None:
     good, bad = server.official("a.bin", b"good"), server.official("b.bin", b"evil", claimed=b"ok")

@@ -37,7 +37,9 @@ def arrays(train: Split | None = None, test: Split | None = None, names: str = "
 
 @QUICK
 @given(BAD_FLOATS, st.integers(0, 11), st.sampled_from([np.float32, np.float64]))
-def test_a_bad_float_is_refused_with_its_index(bad: float, place: int, dtype: type) -> None:
+def test_a_pixel_value_other_than_0_to_255_is_refused_with_its_index(
+    bad: float, place: int, dtype: type
+) -> None:
     images = np.full(SHAPE, 7, dtype)
     with np.errstate(over="ignore"):
         images.flat[place] = bad
@@ -49,7 +51,7 @@ def test_a_bad_float_is_refused_with_its_index(bad: float, place: int, dtype: ty
 
 @QUICK
 @given(hnp.arrays(st.sampled_from([np.int16, np.int64, np.uint16]), SHAPE))
-def test_integers_are_kept_exactly_or_refused(images: np.ndarray) -> None:
+def test_integer_pixels_are_kept_exactly_or_refused(images: np.ndarray) -> None:
     if ((images < 0) | (images > 255)).any():
         with pytest.raises(DataError, match=r"whole numbers 0..255"):
             byte_images(images, "here")
@@ -59,7 +61,7 @@ def test_integers_are_kept_exactly_or_refused(images: np.ndarray) -> None:
 
 @QUICK
 @given(hnp.arrays(np.uint8, SHAPE))
-def test_whole_floats_are_converted_exactly(images: np.ndarray) -> None:
+def test_float_pixels_with_whole_values_are_converted_exactly(images: np.ndarray) -> None:
     images.flat[0] = 200
     for dtype in (np.float16, np.float32, np.float64):
         result = byte_images(images.astype(dtype), "here")
@@ -67,7 +69,7 @@ def test_whole_floats_are_converted_exactly(images: np.ndarray) -> None:
         np.testing.assert_array_equal(result, images)
 
 
-def test_images_scaled_to_one_are_refused_even_if_only_0_and_1_occur() -> None:
+def test_float_images_without_a_value_above_1_are_refused_as_probably_rescaled() -> None:
     with pytest.raises(DataError, match=r"scaled to 0..1"):
         byte_images(np.ones(SHAPE, np.float32), "here")
 
@@ -117,7 +119,11 @@ def test_valid_data_becomes_contiguous_with_int64_labels() -> None:
         (arrays(names="a "), "printable name"),
         (arrays(names="a\n"), "printable name"),
     ],
-)
+    ids=["no training image of a class", "no test image of a class", "label without a class",
+         "one class", "two channels", "no rows", "unequal widths", "unequal channels",
+         "no image", "fewer labels than images", "float images", "two classes of one name",
+         "class named by a space", "class named by a line break"],
+)  # fmt: skip
 def test_invalid_data_sets_are_refused_with_the_reason(bad: Arrays, message: str) -> None:
     with pytest.raises(DataError, match=message):
         checked(bad, "here")
@@ -125,7 +131,9 @@ def test_invalid_data_sets_are_refused_with_the_reason(bad: Arrays, message: str
 
 @QUICK
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 5))
-def test_a_limit_keeps_the_first_of_every_class_in_order(labels: list[int], limit: int) -> None:
+def test_an_image_limit_keeps_the_first_images_of_every_class_in_order(
+    labels: list[int], limit: int
+) -> None:
     numbers = np.arange(len(labels), dtype=np.uint8).reshape(-1, 1, 1, 1)
     kept = first_per_class(Split(numbers, np.array(labels)), limit).images.ravel().tolist()
     expected = [i for i, label in enumerate(labels) if labels[:i].count(label) < limit]
@@ -144,5 +152,5 @@ def test_a_limit_keeps_the_first_of_every_class_in_order(labels: list[int], limi
         ("$(rm -rf).npz", "rm--rf"),
     ],
 )
-def test_names_from_paths_are_safe(path: str, name: str) -> None:
+def test_data_set_names_derived_from_paths_are_safe(path: str, name: str) -> None:
     assert name_from(path) == name

@@ -41,7 +41,7 @@ def test_ranking_metrics_agree_with_sklearn(kinds: int) -> None:
         assert tpr_at_fpr(scores, positive, limit) == pytest.approx(expected, abs=1e-12)
 
 
-def test_rates_cover_scored_examples_and_unscored_poison_counts_as_left() -> None:
+def test_ranking_metrics_ignore_unscored_examples_but_unscored_poison_counts_as_left() -> None:
     scores, positive = ranking(40)
     unseen = torch.full((50,), NAN, dtype=torch.float64)
     all_scores = torch.cat([scores, unseen])
@@ -59,9 +59,9 @@ def test_rates_cover_scored_examples_and_unscored_poison_counts_as_left() -> Non
     canonical(found)
 
 
-def test_undefined_rates_are_none() -> None:
-    """No poison: no curves at all. Only poison, or nothing scored: no rates, but a removal
-    curve."""
+def test_ranking_metrics_that_are_undefined_are_none() -> None:
+    """Without poison there are no metrics and no curves. If all examples are poison, or none has a
+    score, there are no metrics, but there is a removal curve."""
     nothing = torch.zeros(4, dtype=torch.bool)
     scores = torch.tensor([3.0, 2, 1, 0]).double()
     assert curves(scores, nothing) is None
@@ -74,7 +74,7 @@ def test_undefined_rates_are_none() -> None:
     assert poison_left(scores[:0], nothing[:0]) == [(0, 0.0)]
 
 
-def test_poison_left_matches_values_computed_by_hand() -> None:
+def test_the_poison_left_after_each_removal_matches_values_computed_by_hand() -> None:
     """Scores 9 5 5 5 1, poison at 9 and at one 5: each removal among the ties takes a third."""
     scores = torch.tensor([5.0, 9, 5, 1, 5]).double()
     is_poison = torch.tensor([True, True, False, False, False])
@@ -83,7 +83,7 @@ def test_poison_left_matches_values_computed_by_hand() -> None:
 
 
 @pytest.mark.parametrize("kinds", [3, 50, 100_000])
-def test_poison_left_is_the_mean_over_all_orders_of_ties(kinds: int) -> None:
+def test_the_poison_left_is_averaged_over_all_orders_of_tied_scores(kinds: int) -> None:
     """Checked against many removals with ties in random order."""
     scores, positive = ranking(kinds, 60)
     rng = np.random.default_rng(0)
@@ -96,8 +96,8 @@ def test_poison_left_is_the_mean_over_all_orders_of_ties(kinds: int) -> None:
         assert left == pytest.approx(total[removed] / rounds, abs=0.15)
 
 
-def test_the_curve_has_at_most_200_points() -> None:
-    """From none removed to all removed, with no rise."""
+def test_the_removal_curve_has_at_most_200_points() -> None:
+    """It goes from none removed to all removed and never rises."""
     n = 50_000
     scores = torch.arange(n, dtype=torch.float64)
     curve = poison_left(scores, scores >= n - 500)

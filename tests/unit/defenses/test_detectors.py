@@ -191,7 +191,7 @@ def test_only_the_top_principal_components_are_used() -> None:
 
 @pytest.mark.parametrize("name", ["n_components", "n_neighbors", "nu", "n_estimators"])
 def test_bad_options_are_refused_by_name(name: str) -> None:
-    """So is filter_scope=suspicious, which none of these detectors supports."""
+    """filter_scope=suspicious is refused too, since none of these detectors supports it."""
     for made in MAKERS:
         if name in made.__init__.__kwdefaults__:
             with pytest.raises(ConfigError, match=rf"defense\.{name}"):

@@ -41,7 +41,7 @@ def of_cell(folder: Path) -> dict[str, Any]:
     return dict(catalogue.of_cell(whole, next(whole.done())[1]))
 
 
-def test_score_bars_are_percentages_of_the_scores(tmp_path: Path) -> None:
+def test_histogram_bars_show_percentages_of_the_scores(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["scores"].axes
     mine = made.labels == TARGET
@@ -56,7 +56,7 @@ def test_score_bars_are_percentages_of_the_scores(tmp_path: Path) -> None:
     assert kept.max() < cut.get_xdata()[0] < removed.min()
 
 
-def test_points_equal_the_projections(tmp_path: Path) -> None:
+def test_scatter_points_equal_the_projections_of_the_features(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["projections"].axes
     mine = made.labels == TARGET
@@ -68,7 +68,7 @@ def test_points_equal_the_projections(tmp_path: Path) -> None:
     np.testing.assert_array_equal(removed, along[~keep])
 
 
-def test_the_removal_curve_agrees_with_the_record(tmp_path: Path) -> None:
+def test_the_drawn_removal_curve_agrees_with_the_record(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["removal"].axes
     by_score, chance, point = axes.lines
@@ -81,7 +81,7 @@ def test_the_removal_curve_agrees_with_the_record(tmp_path: Path) -> None:
     assert point.get_xydata().tolist() == [[counts["n_removed"], counts["pois_left"]]]
 
 
-def test_training_lines_equal_the_losses(tmp_path: Path) -> None:
+def test_loss_curves_equal_the_recorded_losses(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     (axes,) = of_cell(folder)["training"].axes
     for line, losses in zip(axes.lines, made.losses.values(), strict=True):
@@ -101,7 +101,7 @@ def test_the_pipeline_figure_shows_the_records_counts(tmp_path: Path) -> None:
     assert f"Nat {100 * record['nat2']:.2f} %" in texts[11]
 
 
-def test_cost_bars_stack_the_seconds(tmp_path: Path) -> None:
+def test_bars_of_the_cost_figure_stack_the_seconds_of_each_stage(tmp_path: Path) -> None:
     made = [record(*each) for each in GRID[:4]]
     for n, one in enumerate(made):
         one["run"]["seconds"] = {"train": 10.0 + n, "filter": 0.5 * n, "retrain": 7.0, "odd": "x"}
@@ -119,7 +119,7 @@ def test_cost_bars_stack_the_seconds(tmp_path: Path) -> None:
             left += bar.get_width()
 
 
-def test_the_most_expensive_cells_are_shown_if_there_are_many(tmp_path: Path) -> None:
+def test_the_cost_figure_of_many_cells_shows_the_most_expensive_ones(tmp_path: Path) -> None:
     made = [record(seed=seed) for seed in range(50)]
     for n, one in enumerate(made):
         one["run"]["seconds"] = {"train": float((37 * n) % 50)}
@@ -130,7 +130,7 @@ def test_the_most_expensive_cells_are_shown_if_there_are_many(tmp_path: Path) ->
     assert sorted(seconds[:, 0]) == [float(n) for n in range(10, 50)]
 
 
-def test_lines_against_the_ratio_are_means_with_t_intervals(tmp_path: Path) -> None:
+def test_curves_over_the_poison_ratio_are_means_with_t_intervals(tmp_path: Path) -> None:
     made = [
         record("pixel", "bird", ratio, defense, seed)
         for ratio in (0.05, 0.1) for defense in ("spectral", "none") for seed in range(3)
@@ -193,7 +193,7 @@ def test_asr_under_a_transformation_is_drawn_against_its_strength(tmp_path: Path
         np.testing.assert_allclose(list(tops.values()), expected)
 
 
-def test_other_targets_and_asr2_get_separate_figures(tmp_path: Path) -> None:
+def test_each_target_and_asr2_get_separate_figures(tmp_path: Path) -> None:
     said = {"blur1": {"asr1": 0.5, "asr2": 0.25}}
     made = [record(target=target, under=said) for target in ("bird", "dog")]
     drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", made))))
@@ -202,7 +202,7 @@ def test_other_targets_and_asr2_get_separate_figures(tmp_path: Path) -> None:
                      for target in ("bird", "dog")]  # fmt: skip
 
 
-def test_without_transformations_their_figure_is_omitted(tmp_path: Path) -> None:
+def test_a_sweep_without_transformations_has_no_figure_of_them(tmp_path: Path) -> None:
     drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", [record()]))))
     assert not any("under" in name for name in drawn)
 
@@ -220,7 +220,9 @@ def test_image_counts_are_not_shown_as_percentages(tmp_path: Path) -> None:
     assert list(figure.axes[-1].get_xticks()) == [50, 250]
 
 
-def test_many_ratios_have_a_logarithmic_axis_and_the_predicted_auroc(tmp_path: Path) -> None:
+def test_figures_of_many_ratios_have_a_logarithmic_axis_and_the_predicted_auroc(
+    tmp_path: Path,
+) -> None:
     made = [record(ratio=ratio, seed=s) for ratio in (0.002, 0.02, 0.2, 1) for s in range(2)]
     done = whole_of(write_sweep(tmp_path / "s", made)).done()
     (group,) = split(CellFields([found for found, _ in done]))
@@ -276,7 +278,7 @@ def test_an_all_to_all_attack_shows_the_next_class_as_target() -> None:
 
 
 @pytest.mark.parametrize("stage", ["repair", "clean", "autoencoder", "surrogate"])
-def test_every_stage_is_included_in_the_cost(tmp_path: Path, stage: str) -> None:
+def test_the_cost_figure_includes_every_stage(tmp_path: Path, stage: str) -> None:
     made = record()
     made["run"]["seconds"] = {"train": 3.0, stage: 4.0}
     whole = whole_of(write_sweep(tmp_path / "s", [made]))
@@ -291,7 +293,9 @@ def test_a_missing_retrained_network_is_not_used_as_clean_network(tmp_path: Path
     assert inputs.trained_clean(whole_of(write_sweep(tmp_path / "s", made)), made[0]) is None
 
 
-def test_before_the_defense_a_seed_counts_once(tmp_path: Path) -> None:
+def test_several_defenses_of_one_seed_count_once_in_figures_before_the_defense(
+    tmp_path: Path,
+) -> None:
     made = [record(defense=d, seed=s) for s in range(2) for d in ("spectral", "none", "random")]
     for one in made:
         one["asr1"] = (0.5, 0.9)[one["choices"]["seed"]]
@@ -304,7 +308,7 @@ def test_before_the_defense_a_seed_counts_once(tmp_path: Path) -> None:
     assert np.isnan(single.lines["asr"][0].halves).all()
 
 
-def test_triggers_show_the_stored_pixels(tmp_path: Path) -> None:
+def test_the_trigger_figure_shows_the_stored_pixels(tmp_path: Path) -> None:
     folder, (made, _) = sweep(tmp_path)
     figure = dict(catalogue.of_sweep(whole_of(folder)))["triggers"]
     clean, triggered, difference = (
@@ -340,7 +344,7 @@ def test_two_triggers_are_shown_on_a_common_image() -> None:
     assert (changed[0] != changed[1]).any()
 
 
-def test_the_planted_filter_responds_most() -> None:
+def test_the_convolution_filter_shaped_like_the_trigger_responds_most() -> None:
     """Among random filters the one shaped like the trigger has the largest response change."""
     draw = np.random.default_rng(0)
     clean = draw.integers(90, 110, (20, 1, 9, 9), dtype=np.uint8)
@@ -357,7 +361,7 @@ def test_the_planted_filter_responds_most() -> None:
     assert not response_changes(weights, clean, clean, clean).any()
 
 
-def test_responses_equal_those_of_torchs_convolution() -> None:
+def test_filter_responses_equal_those_of_torchs_convolution() -> None:
     torch = pytest.importorskip("torch")
     draw = np.random.default_rng(1)
     clean, other = draw.integers(0, 256, (2, 5, 3, 8, 6), dtype=np.uint8)
@@ -373,7 +377,7 @@ def test_responses_equal_those_of_torchs_convolution() -> None:
     np.testing.assert_allclose(response_changes(weights, clean, other, clean), expected)
 
 
-def test_filters_are_drawn_exactly_and_the_largest_is_framed() -> None:
+def test_convolution_filters_are_drawn_exactly_and_the_most_responsive_is_framed() -> None:
     weights = np.random.default_rng(0).normal(size=(5, 3, 3, 3))
     changes = np.array([1.0, 2.0, 9.0, 0.5, 3.0])
     figure = images.filters([[images.Layer("net", weights, changes)]])
@@ -420,13 +424,13 @@ def test_a_run_without_poison_is_preferred_as_clean_network(tmp_path: Path) -> N
 # --- colors ------------------------------------------------------------------------------------
 
 
-def test_luminance_and_contrast_follow_the_standard() -> None:
+def test_luminance_and_contrast_of_colors_follow_the_wcag_standard() -> None:
     assert style.contrast("#000000", "#FFFFFF") == pytest.approx(21)
     assert style.luminance("#FF0000") == pytest.approx(0.2126)
     assert style.contrast("#777777", "#FFFFFF") == pytest.approx(4.48, abs=0.01)
 
 
-def test_clean_poison_and_removed_differ_in_grayscale() -> None:
+def test_the_colors_of_clean_poisoned_and_removed_images_differ_in_grayscale() -> None:
     for one, other in itertools.combinations((style.CLEAN, style.POISON, style.REMOVED), 2):
         assert style.contrast(one, other) >= 2
     # Colors with less than 3:1 contrast to the paper have a dark edge.
@@ -447,7 +451,7 @@ def test_similar_colors_also_differ_in_marker_line_or_hatch() -> None:
         assert one.color != other.color
 
 
-def test_figures_use_these_colors(tmp_path: Path) -> None:
+def test_figures_use_only_the_colors_of_the_palette(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     found = of_cell(folder)
     clean, poisoned, removed = found["projections"].axes[0].collections
@@ -488,7 +492,7 @@ def test_figures_are_written_per_sweep_and_per_cell(tmp_path: Path) -> None:
     assert names == {f"{name}.{s}" for name in of_sweep | of_one for s in ("png", "pdf")}
 
 
-def test_the_same_figure_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_drawing_a_figure_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     steps = [("load", ["$a$ _b_ {c}$"]), ("poison", ["\\frac"])]
     first, second = (
         [path.read_bytes() for path in style.save(run.pipeline(steps), tmp_path / name)]

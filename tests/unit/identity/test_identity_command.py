@@ -46,10 +46,10 @@ def test_modified_components_are_listed_with_exit_code_1(
 
 @pytest.mark.parametrize(("option", "version"), [("--accept", 1), ("--raise", 2)])
 @pytest.mark.parametrize("name", ["blended", "all"])
-def test_accept_keeps_the_version_and_raise_increments_it(
+def test_the_option_accept_keeps_the_version_and_raise_increments_it(
     option: str, version: int, name: str, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing else changes."""
+    """All other components keep their versions."""
     before = json.loads(table.read_bytes())
     assert main([option, name]) == 0
     assert capsys.readouterr().out == f"blended (triggers): version {version}\n"
@@ -81,14 +81,16 @@ def test_new_and_removed_components_are_recorded(
 
 
 def test_identity_json_has_one_component_per_line(table: Path) -> None:
-    """Byte for byte as committed, so that two changes rarely conflict."""
+    """The committed file has exactly this form, so that two changes rarely conflict."""
     before = table.read_text()
     main(["--accept", "pixel"])
     assert table.read_text() == before
     assert all(line.count('"version"') <= 1 for line in before.splitlines())
 
 
-def test_files_lists_the_files_of_a_component(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_option_files_lists_the_files_of_a_component(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["--files", "pixel"]) == 0
     said = capsys.readouterr().out
     assert said.startswith("pixel (triggers): ")

@@ -167,7 +167,7 @@ def changed(monkeypatch: pytest.MonkeyPatch, name: str, *edit: str) -> set[str]:
 
 
 def test_editing_a_defense_changes_only_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And those of the control that copies it. Functions it calls count, too."""
+    """And the cells of a random control that copies it. Functions that it calls count, too."""
     spectral = {"spectral", "random", "pattern", "under"}
     assert changed(monkeypatch, "defenses/spectral.py") == spectral
     assert changed(monkeypatch, "numerics/singular.py") == spectral
@@ -214,11 +214,11 @@ def test_editing_training_code_changes_every_cell(
 def test_editing_shared_code_changes_every_cell(
     name: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stages, the record, random numbers."""
+    """For example code of stages, of the record, or of random numbers."""
     assert changed(monkeypatch, name, old, new) == set(cells())
 
 
-def test_adding_an_unused_function_to_a_shared_file_changes_nothing(
+def test_adding_an_unused_function_to_a_shared_file_changes_no_id(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Such files count only for the functions that are used."""
@@ -504,7 +504,7 @@ def test_unused_filter_options_do_not_change_a_controls_id(tmp_path: Path) -> No
 
 
 def test_an_explicit_precision_changes_the_id(tmp_path: Path) -> None:
-    """It gives other weights."""
+    """Another precision gives other weights."""
     ids = {cell_of(tmp_path, f"trainer.precision={p}").id for p in ("auto", "32", "bf16")}
     assert len(ids) == 3
 

@@ -28,7 +28,7 @@ def test_a_defense_gets_the_extracted_penultimate_features() -> None:
     assert not any(each._forward_pre_hooks for each in module.modules())
 
 
-def test_the_head_is_the_last_linear_layer() -> None:
+def test_the_head_of_a_network_is_its_last_linear_layer() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Sequential(nn.ReLU(), nn.Linear(3, 2)), nn.Tanh())
     assert head(net).out_features == 2
     with FeatureHook(net, "penultimate") as tap:
@@ -39,7 +39,7 @@ def test_the_head_is_the_last_linear_layer() -> None:
 
 
 def test_forward_hooks_are_registered_in_one_module() -> None:
-    """The guard of unused columns only reads shapes."""
+    """The hook in unused_columns.py is an exception: it reads only shapes."""
     allowed = {"numerics/layers.py", "training/unused_columns.py"}
     package = Path(backdoor_lab.__file__).parent
     found = {

@@ -22,7 +22,7 @@ def test_variance_between_groups_follows_its_definition(descending: bool) -> Non
     torch.testing.assert_close(variance_between(ordered), expected, rtol=1e-10, atol=0)
 
 
-def test_the_best_cut_minimizes_the_variance_within_the_groups() -> None:
+def test_otsus_threshold_minimizes_the_variance_within_the_groups() -> None:
     ordered = torch.tensor([0.0, 1.0, 2.0, 10.0, 11.0], dtype=torch.float64)
     within = [
         float((ordered[:k].var(correction=0) * k) + ordered[k:].var(correction=0) * (5 - k))
@@ -31,7 +31,7 @@ def test_the_best_cut_minimizes_the_variance_within_the_groups() -> None:
     assert int(variance_between(ordered).argmax()) == within.index(min(within)) == 2
 
 
-def test_automatic_budget_and_scan_split_at_the_same_position() -> None:
+def test_the_automatic_budget_and_scan_split_scores_at_the_same_position() -> None:
     scores = torch.tensor([0.0, 9.0, 1.0, 2.0, 10.0, 0.5], dtype=torch.float64)
     assert otsu_count(scores) == 2
     assert two_groups(scores[:, None]) is not None

@@ -30,13 +30,14 @@ def test_auroc_is_the_fraction_of_correctly_ordered_pairs() -> None:
     assert auroc(SCORES, POSITIVE) == sum(won) / len(won)
 
 
-@pytest.mark.parametrize("positive", [np.zeros(6, bool), np.ones(6, bool)])
+@pytest.mark.parametrize("positive", [np.zeros(6, bool), np.ones(6, bool)],
+                         ids=["no positive", "no negative"])  # fmt: skip
 def test_auroc_of_one_class_is_nan(positive: np.ndarray) -> None:
     assert np.isnan(auroc(SCORES, positive))
     assert np.isnan(auroc(np.append(SCORES[1:], np.inf), POSITIVE))
 
 
-def test_positives_left_is_the_mean_over_all_orders_of_ties() -> None:
+def test_the_number_of_positives_left_is_averaged_over_all_orders_of_ties() -> None:
     orders = [order for order in itertools.permutations(range(6))
               if all(SCORES[a] >= SCORES[b] for a, b in itertools.pairwise(order))]  # fmt: skip
     left = [[3 - POSITIVE[list(order[:k])].sum() for k in range(7)] for order in orders]

@@ -192,7 +192,9 @@ def test_wide_tables_and_the_collapsed_comparison_fit_the_page(
     assert "Significant" in table.locator("th").all_text_contents()
 
 
-def test_details_show_the_same_figures_as_the_table(opened: Open, tmp_path: Path) -> None:
+def test_the_details_of_a_cell_show_the_same_figures_as_the_table(
+    opened: Open, tmp_path: Path
+) -> None:
     """An eighth of a percent, which JavaScript and Python round differently."""
     made = [record(nat1=0.99125, asr1=0.00125, asr2=None), failed(record(seed=1))]
     page = opened(write_page(write_sweep(tmp_path / "s", made)))
@@ -251,7 +253,7 @@ def test_enter_on_a_heading_sorts(opened: Open, path: Path) -> None:
     assert page.evaluate("document.activeElement.textContent") == "Nat2"
 
 
-def test_a_link_opens_its_cell(opened: Open, path: Path) -> None:
+def test_following_a_link_to_a_cell_opens_the_cell(opened: Open, path: Path) -> None:
     page = opened(path)
     name = json.loads(page.locator("#data").text_content() or "")["ids"][2]
     again = opened(path, f"#cell={name}")
@@ -260,7 +262,7 @@ def test_a_link_opens_its_cell(opened: Open, path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 1200])
-def test_nothing_overflows_horizontally(opened: Open, path: Path, width: int) -> None:
+def test_nothing_on_the_page_overflows_horizontally(opened: Open, path: Path, width: int) -> None:
     page = opened(path, viewport={"width": width, "height": 700})
     wide = "document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= width
@@ -321,7 +323,7 @@ def test_hostile_text_is_shown_as_text(opened: Open, tmp_path: Path) -> None:
 def test_names_of_every_kind_are_shown_as_text(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the table, the drop-downs and the details; also as class names."""
+    """They appear in the table, the drop-downs and the details, also as class names."""
     monkeypatch.setattr(stages, "CLASSES", ("</script>\x00", NAMES[12], "<img src=x>\u202e"))
     made = [cell(tmp_path / ".store", Made(0), "one", target=NAMES[12])]
     made += [record(name, NAMES[n % 40], defense=name, id=f"c{n}") for n, name in enumerate(NAMES)]
@@ -341,7 +343,7 @@ def test_names_of_every_kind_are_shown_as_text(
     assert page.locator("#details img, #details script, main img, main svg").count() == 0
 
 
-def test_print_shows_the_whole_table_without_controls(opened: Open, path: Path) -> None:
+def test_printing_the_page_shows_the_whole_table_without_controls(opened: Open, path: Path) -> None:
     page = opened(path, color_scheme="dark")
     page.emulate_media(media="print")
     assert page.locator("#filters").is_hidden()
@@ -355,7 +357,7 @@ def test_print_shows_the_whole_table_without_controls(opened: Open, path: Path) 
     assert page.evaluate("document.documentElement.scrollWidth") <= 794
 
 
-def test_print_shows_only_the_opened_cell(opened: Open, path: Path) -> None:
+def test_printing_an_opened_cell_shows_only_that_cell(opened: Open, path: Path) -> None:
     page = opened(path, viewport={"width": 794, "height": 1123})
     page.locator("#cells .open").first.click()
     page.emulate_media(media="print")

@@ -105,7 +105,7 @@ def test_hostile_text_is_escaped(tmp_path: Path) -> None:
     )
 
 
-def test_details_have_the_same_texts_as_the_table(tmp_path: Path) -> None:
+def test_the_details_of_a_cell_have_the_same_texts_as_the_table(tmp_path: Path) -> None:
     """An eighth of a percent is a rounding tie; it is rounded the same way everywhere."""
     made = [record(nat1=0.99125, asr1=0.00125, nat2=None, asr2=0.0), failed(record(seed=1))]
     folder = write_sweep(tmp_path / "s", made)
@@ -132,7 +132,7 @@ def test_image_counts_are_not_percentages_and_asr_elsewhere_is_shown(tmp_path: P
     assert "ASR1 elsewhere" not in written(write_sweep(tmp_path / "t", [record()]))
 
 
-def test_the_table_has_every_cell_and_its_figures(tmp_path: Path) -> None:
+def test_the_table_of_the_page_has_every_cell_and_its_figures(tmp_path: Path) -> None:
     made = [record(*each) for each in GRID]
     made[3] = failed(made[3])
     folder = write_sweep(tmp_path / "s", made, [*made, record(seed=5)])
@@ -158,7 +158,9 @@ def test_the_table_has_every_cell_and_its_figures(tmp_path: Path) -> None:
     assert "<b>11</b> done" in text
 
 
-def test_facts_are_shown_once_and_add_up_to_the_record(tmp_path: Path) -> None:
+def test_values_common_to_all_cells_are_shown_once_and_no_value_of_a_record_is_lost(
+    tmp_path: Path,
+) -> None:
     made = [record(*each) for each in GRID[:3]]
     shown = data_of(written(write_sweep(tmp_path / "s", made)))
     for number, one in enumerate(made):
@@ -290,7 +292,7 @@ def test_charts_within_their_size_limit_show_mistaken_images(tmp_path: Path) -> 
     assert all(len(each["images"]["rows"]["mistaken"]) >= 4 for each in made)
 
 
-def test_writing_the_page_again_changes_nothing(tmp_path: Path) -> None:
+def test_writing_the_page_again_gives_the_same_bytes(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     path = write_page(folder)
     first, when = path.read_bytes(), path.stat().st_mtime_ns
@@ -357,7 +359,9 @@ def test_a_folder_without_cells_has_a_page(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
-def test_too_many_cells_are_not_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_does_not_list_too_many_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_sweep(tmp_path / "s", [record(seed=seed) for seed in range(3)])
     ids = [each.id for each in read_sweep(folder).cells]
     whole = written(folder)
@@ -379,7 +383,7 @@ def test_the_templates_are_in_the_wheel() -> None:
     assert {f"backdoor_lab/templates/{name}" for name in found} <= listed
 
 
-def test_scripts_never_write_markup() -> None:
+def test_the_scripts_of_the_page_never_write_markup() -> None:
     for name in SCRIPTS:
         text = (TEMPLATES / name).read_text()
         assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(", text)

@@ -123,7 +123,7 @@ def test_the_cell_id_names_the_source_class_if_one_is_set(root: Path, checks: Pr
     assert cells[1].id == cells[2].id
 
 
-def test_ids_are_safe_for_any_class_name(root: Path) -> None:
+def test_cell_ids_are_safe_folder_names_for_any_class_name(root: Path) -> None:
     config = configuration(root, "target=0")
     names = ["../../x", "a b;rm -rf", "ÄÖÜ", "." * 70, "x" * 300, "-", "con\n"]
     for name in names:

@@ -71,7 +71,9 @@ def test_running_the_same_cell_again_computes_nothing(lab: Path, counted: Counte
     assert not list(lab.rglob("*.claim"))
 
 
-def test_a_new_store_gives_the_same_record(lab: Path, tmp_path: Path) -> None:
+def test_running_a_cell_with_an_empty_store_gives_the_same_record(
+    lab: Path, tmp_path: Path
+) -> None:
     first = record_of(lab / "cell")
     again = run_here(tmp_path / "store", tmp_path / "cell")
     assert made(again) == STAGES
@@ -83,7 +85,7 @@ def test_a_new_store_gives_the_same_record(lab: Path, tmp_path: Path) -> None:
     assert str(os.getpid()) not in {str(v) for v in first["run"]["stages"].values()}
 
 
-def test_another_process_gives_the_same_record(lab: Path, tmp_path: Path) -> None:
+def test_running_a_cell_in_another_process_gives_the_same_record(lab: Path, tmp_path: Path) -> None:
     code = ("import sys; from pathlib import Path; from tests.helpers.cells import run_here\n"
             "run_here(Path(sys.argv[1]) / 'store', Path(sys.argv[1]) / 'cell')")  # fmt: skip
     subprocess.run(
@@ -201,7 +203,7 @@ def test_defenses_on_one_attack_share_its_network(lab: Path, counted: Counter[st
      ("retrain", "flipped"), ("measure", "flipped"), ("train", "deleted"), ("poison", "manifest"),
      ("retrain", "manifest")],
 )  # fmt: skip
-def test_a_damaged_stage_is_computed_again(
+def test_a_damaged_output_of_a_stage_is_computed_again(
     lab: Path, tmp_path: Path, stage: str, damage: str
 ) -> None:
     store = tmp_path / "store"
@@ -264,7 +266,7 @@ def test_a_failing_cell_writes_a_record_with_the_reason(
     assert lasting(run_here(lab / "store", tmp_path)) == lasting(first)
 
 
-def test_divergence_in_training_is_the_cells_status(tmp_path: Path) -> None:
+def test_a_cell_whose_training_diverges_has_the_status_diverged(tmp_path: Path) -> None:
     record = run_here(tmp_path / "store", tmp_path / "cell", "recipe.lr=1e30")
     assert record["status"].startswith("diverged: loss is nan at epoch 1, step ")
     assert record["nat1"] is None

@@ -66,10 +66,10 @@ def run(lab: Path, name: str, *overrides: str) -> dict[str, Any]:
     return run_here(lab / "store", lab / name, HELD, *overrides)
 
 
-def test_a_network_filter_on_a_finished_attack_trains_only_itself_and_the_retraining(
+def test_a_filter_that_trains_a_network_does_not_train_the_attacked_network_again(
     lab: Path, counted: Counter[str]
 ) -> None:
-    """The attacked network is not trained again, and the same cell again trains nothing."""
+    """It trains its own network and the retrained one; running the cell again trains nothing."""
     first = run(lab, "abl", "defense=abl")
     assert first["status"] == "done"
     assert made(first) == ["filter", "measure2", "retrain", "train_accuracy2"]
@@ -139,7 +139,7 @@ def test_changed_inputs_of_a_repair_compute_it_again(lab: Path, change: str, fir
     assert missing_from(cell, lab / "store", machine_of(cell.config["trainer"])) == first.split()
 
 
-def test_material_facts_name_every_input_of_the_defense(lab: Path) -> None:
+def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
     """Network, normalization, architecture and recipe; hold-out images if they are used."""
     module: Any = SimpleNamespace(mean=torch.zeros(1, 3, 1, 1), std=torch.ones(1, 3, 1, 1))
     for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
@@ -231,14 +231,14 @@ def test_strip_runs_on_the_held_out_images(lab: Path) -> None:
     assert STRIP().requires() == ["target", "epsilon", "context", "clean images"]
 
 
-def test_clean_data_equals_the_oracle_for_appended_poison(lab: Path) -> None:
+def test_the_clean_data_control_equals_the_oracle_if_poison_is_appended(lab: Path) -> None:
     oracle = run(lab, "oracle", "defense=oracle")
     clean = run(lab, "clean", "defense=clean_data")
     assert made(clean) == ["filter"]
     assert clean["hashes"]["weights2"] == oracle["hashes"]["weights2"]
 
 
-def test_clean_data_restores_replaced_originals(lab: Path) -> None:
+def test_the_clean_data_control_restores_originals_that_poison_replaced(lab: Path) -> None:
     """If poison replaces its originals, the oracle trains without them and clean_data with them."""
     replaced = ("protocol.placement=replace", "trigger=pattern")
     oracle = run(lab, "oracle2", "defense=oracle", *replaced)

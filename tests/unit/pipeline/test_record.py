@@ -224,7 +224,7 @@ def test_record_counts_the_flagged_classes_and_the_poisoned_among_them(
     assert flagged_counts(told, made, verdict) == {}
 
 
-def test_suspicious_scope_records_the_classes_it_flags(tmp_path: Path) -> None:
+def test_filter_scope_suspicious_records_the_flagged_classes(tmp_path: Path) -> None:
     asked = ("protocol.filter_scope=suspicious", "protocol.removal_budget=auto", "ratio=0.3")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert record["status"] == "done"
@@ -234,15 +234,19 @@ def test_suspicious_scope_records_the_classes_it_flags(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("defense", ["oracle", "none", "random", "clean_data"])
-def test_controls_run_under_a_protocol_with_suspicious_scope(tmp_path: Path, defense: str) -> None:
+def test_controls_run_under_a_protocol_with_filter_scope_suspicious(
+    tmp_path: Path, defense: str
+) -> None:
     asked = ("protocol=realistic", f"defense={defense}")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert (record["status"], record["error"]) == ("done", None)
     assert not {"n_accused", "n_named"} & set(record["counts"])
 
 
-def test_random_removal_scores_exactly_the_examples_of_its_filter(tmp_path: Path) -> None:
-    """So its curve agrees with its counts: `left` after `n_removed` is `pois_left`."""
+def test_the_random_control_scores_exactly_the_examples_that_its_filter_scores(
+    tmp_path: Path,
+) -> None:
+    """Therefore `left` in its removal curve after `n_removed` removals equals `pois_left`."""
     record = run_here(tmp_path / "store", tmp_path / "cell", "defense=random")
     curve = record["detection"]["curve"]
     counts = record["counts"]

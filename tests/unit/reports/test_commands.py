@@ -29,7 +29,7 @@ def test_tables_are_written_and_printed(tmp_path: Path, capsys: pytest.CaptureFi
     assert (folder / "tables" / "table_pixel.md").read_text() in printed
 
 
-def test_writing_twice_gives_identical_bytes_and_no_other_files(tmp_path: Path) -> None:
+def test_writing_the_tables_twice_gives_identical_bytes_and_no_other_files(tmp_path: Path) -> None:
     made = [record(*cell, seed=seed) for cell in GRID for seed in (0, 1)]
     folder = write_sweep(tmp_path / "demo", made)
     write_tables(folder)
@@ -39,7 +39,7 @@ def test_writing_twice_gives_identical_bytes_and_no_other_files(tmp_path: Path) 
     assert not [name for name in first if name.startswith(".")]
 
 
-def test_outdated_tables_are_deleted_and_other_files_stay(tmp_path: Path) -> None:
+def test_outdated_tables_are_deleted_and_files_of_the_user_stay(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "demo", [record()])
     write_tables(folder)
     (folder / "tables" / "table_mine.md").write_text("kept")
@@ -87,7 +87,7 @@ def test_triggers_with_the_same_slug_get_separate_files(tmp_path: Path) -> None:
     assert len({table.slug for table in write_tables(folder)}) == 2
 
 
-def test_without_a_sweep_the_searched_folder_is_named(
+def test_a_folder_without_a_sweep_is_named_in_the_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert main([str(tmp_path)]) == 2

@@ -64,7 +64,7 @@ def refused(kept: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return said
 
 
-def test_transformed_rates_are_frozen_and_protected_by_the_seal(
+def test_rates_on_transformed_images_are_kept_in_frozen_records_and_sealed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     under = {"jpeg75": {"nat1": 0.9, "asr1": 0.125, "nat2": None, "asr2": None}}
@@ -108,6 +108,7 @@ def test_every_flipped_bit_that_changes_a_value_breaks_the_seal() -> None:
         lambda text: text.replace('"seal": "', '"seal": "0', 1),
         lambda text: "",
     ],
+    ids=["edited figure", "repeated key", "no seal", "edited seal", "empty line"],
 )
 def test_an_edit_a_repeated_key_and_a_missing_seal_are_detected(damage: Any) -> None:
     text = sealed(json.dumps(SWEEP[0]))
@@ -116,7 +117,7 @@ def test_an_edit_a_repeated_key_and_a_missing_seal_are_detected(damage: Any) -> 
         check_seal(damage(text).encode())
 
 
-def test_frozen_and_run_sweep_give_the_same_tables(kept: Path) -> None:
+def test_a_frozen_sweep_has_the_same_tables_as_the_original_sweep(kept: Path) -> None:
     run = kept.parent / "run"
     assert sorted(path.name for path in kept.iterdir()) == [
         "records.jsonl", "sweep.json", "tables.md",
@@ -137,7 +138,7 @@ def test_frozen_and_run_sweep_give_the_same_tables(kept: Path) -> None:
 
 
 def test_a_frozen_sweep_lists_every_command_and_machine(tmp_path: Path) -> None:
-    """Including records from before a machine had several fields."""
+    """Also if older records describe the machine by a single text."""
     compute = {"processor": "X", "instruction_set": "AVX2", "threads": 1, "precision": "fp32"}
     made = [record(seed=0), record(seed=1), record(seed=2)]
     for number, each in enumerate(made):
@@ -149,14 +150,14 @@ def test_a_frozen_sweep_lists_every_command_and_machine(tmp_path: Path) -> None:
     assert found["machines"] == [made[0]["run"]["device"], compute]
 
 
-def test_long_lists_are_replaced_by_hashes(kept: Path) -> None:
+def test_freezing_replaces_long_lists_by_their_hashes(kept: Path) -> None:
     for line, whole in zip(frozen_lines(kept), SWEEP, strict=True):
         found = json.loads(line)
         assert "poison_indices" not in found
         assert found["hashes"]["poison"] == digest(whole["poison_indices"])
 
 
-def test_a_curve_is_kept_on_request_and_its_hash_always(tmp_path: Path) -> None:
+def test_freezing_keeps_the_hash_of_a_curve_always_and_the_curve_on_request(tmp_path: Path) -> None:
     one = record()
     one["detection"]["curve"] = {"removed": [0, 1], "left": [2.0, 1.0]}
     run = write_sweep(tmp_path / "run", [one])
@@ -217,7 +218,7 @@ def test_a_damaged_record_is_not_frozen(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_only_records_shown_in_tables_are_frozen(tmp_path: Path) -> None:
-    """Not those in hidden folders, whatever the cells' folders are named."""
+    """Records in hidden folders are not frozen, whatever the folders of cells are named."""
     run = write_sweep(tmp_path / "run", SWEEP)
     own = run / SWEEP[0]["id"]
     (run / ".trash").mkdir()

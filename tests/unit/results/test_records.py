@@ -59,7 +59,7 @@ def test_an_invalid_value_in_a_record_is_refused_by_name(path: str, value: Any) 
         parsed(made)
 
 
-def test_transformed_rates_are_read_by_name() -> None:
+def test_rates_on_transformed_images_are_read_by_name_from_a_record() -> None:
     said = {"nat1": 0.9, "asr1": 0.25, "nat2": None, "asr2": float("nan")}
     cell = parsed(record(under={"jpeg75": said, "brightness0.5": {"asr1": 1}}))
     found = {name: value for name, value in cell.numbers.items() if "_under." in name}
@@ -79,7 +79,7 @@ def test_transformed_rates_are_read_by_name() -> None:
         ({"jpeg75": {"asr3": 0.5}}, "under.jpeg75.asr3"), ({"<b>": {"asr1": 0.5}}, "<b>"),
     ],
 )  # fmt: skip
-def test_invalid_transformed_rates_are_refused_by_name(under: Any, named: str) -> None:
+def test_invalid_rates_on_transformed_images_are_refused_by_name(under: Any, named: str) -> None:
     with pytest.raises(DataError, match=named):
         parsed(record(under=under))
 
@@ -96,7 +96,7 @@ def test_non_finite_figures_are_dropped_and_the_record_is_accepted() -> None:
     assert "asr2" in cell.numbers
 
 
-def test_config_text_omits_only_the_seed() -> None:
+def test_the_configuration_text_of_a_record_omits_only_the_seed() -> None:
     def config(seed: int, other: int) -> str | None:
         return parsed(record(seed=seed, config={"seed": seed, "data": {"seed": other}})).config
 

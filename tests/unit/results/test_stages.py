@@ -10,7 +10,7 @@ from backdoor_lab.results.stages import (
 )
 
 
-def test_stages_are_listed_between_and_after_the_two_trainings() -> None:
+def test_the_lists_of_stages_between_and_after_the_trainings_are_complete() -> None:
     assert BETWEEN_TRAININGS == (
         "train_accuracy1", "measure1", "transformed1", "autoencoder", "clean", "extract", "filter",
     )  # fmt: skip
@@ -18,7 +18,7 @@ def test_stages_are_listed_between_and_after_the_two_trainings() -> None:
     assert len(set(STAGES)) == len(STAGES)
 
 
-def test_stages_are_compared_by_their_first_occurrence() -> None:
+def test_a_stage_that_runs_twice_is_compared_by_its_first_run() -> None:
     assert is_at_or_before("surrogate", "poison")
     assert is_at_or_before("train", "train")
     assert not is_at_or_before("measure", "train")

@@ -83,7 +83,7 @@ def test_calibration_trains_the_network_as_the_cell_would(
     assert formats == [bf16, False] * 2
 
 
-def test_without_waiting_the_idle_rate_is_the_measured_rate() -> None:
+def test_the_idle_speed_equals_the_measured_speed_if_no_time_was_spent_waiting() -> None:
     assert Sample(10, 20.0, 20.0).rate(1.0) == Rate(2.0, 2.0)
 
 
@@ -128,7 +128,7 @@ def scripted(
 def test_load_of_other_processes_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """17 busy seconds of two cores in ten, of which the worker used five."""
+    """In ten seconds the two cores were busy for 17, of which the worker used five."""
     tried, _ = scripted(monkeypatch, tmp_path, threads=1, busy=17.0)
     assert tried.others == pytest.approx(1.2, abs=0.1)
     assert tried.disturbed
@@ -136,7 +136,9 @@ def test_load_of_other_processes_is_measured(
     assert (tried.start, tried.single) == (7.0, None)
 
 
-def test_an_idle_machine_has_no_other_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_load_of_other_processes_is_zero_on_an_idle_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried, worker = scripted(monkeypatch, tmp_path, threads=2, busy=5.5)
     assert not tried.disturbed
     assert tried.single is None
@@ -144,7 +146,7 @@ def test_an_idle_machine_has_no_other_load(tmp_path: Path, monkeypatch: pytest.M
     assert not replace(tried, others=None).disturbed
 
 
-def test_with_other_load_several_threads_are_calibrated_again_as_one(
+def test_under_load_a_calibration_of_several_threads_is_repeated_with_one_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried, worker = scripted(monkeypatch, tmp_path, threads=2, busy=17.0)

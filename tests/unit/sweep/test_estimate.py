@@ -41,7 +41,7 @@ def work_of(*amounts: Amount, cell: Cell, **said: Any) -> Work:
     return Work(states, {"kind": cell}, [("kind", each) for each in amounts], **said)
 
 
-def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
+def test_the_estimate_counts_shared_networks_once(tmp_path: Path) -> None:
     """200 images and 6 poisoned ones; 50 clean and 45 triggered test images. Three defenses share
     one attacked network and its features: four trainings, four passes over test and training
     images, one for features."""
@@ -53,7 +53,7 @@ def test_shared_networks_are_counted_once(tmp_path: Path) -> None:
     assert [state for _, state in work.cells] == ["from poison on"] * 3
 
 
-def test_one_pass_per_transformation_is_counted(tmp_path: Path) -> None:
+def test_the_estimate_counts_one_evaluation_per_transformation(tmp_path: Path) -> None:
     """50 clean and 45 triggered test images under each of three, for both networks; once for the
     attacked network, shared by the defenses. Later only the missing ones."""
     three = "measure.asr_under=[jpeg75,blur1,noise8]"
@@ -64,7 +64,7 @@ def test_one_pass_per_transformation_is_counted(tmp_path: Path) -> None:
     assert total(estimate(cells[:1], set(), CPU)) == Amount(0, 2 * 3 * 95, 0)
 
 
-def test_finished_stages_are_not_counted(tmp_path: Path) -> None:
+def test_the_estimate_does_not_count_finished_stages(tmp_path: Path) -> None:
     """After one cell, the next defense trains one network and extracts nothing; a cell with all
     stages only lacks its record."""
     run_here(tmp_path, tmp_path / "cell")
@@ -97,7 +97,7 @@ def test_the_estimated_bytes_equal_those_in_the_store_afterwards(
     assert told == held
 
 
-def test_a_disk_that_is_too_small_gives_a_warning(tmp_path: Path) -> None:
+def test_the_estimate_warns_of_a_disk_that_is_too_small(tmp_path: Path) -> None:
     root = tmp_path / "not" / "yet"
     work = work_of(Amount(1), cell=cell_of(root), trainings=1, bytes=10**15)
     line = describe(work, IDLE, at_once=1).splitlines()[-1]
@@ -108,7 +108,7 @@ def test_a_disk_that_is_too_small_gives_a_warning(tmp_path: Path) -> None:
     assert room.endswith(" GB are free")
 
 
-def test_a_surrogate_is_counted_as_a_training(tmp_path: Path) -> None:
+def test_the_estimate_counts_a_surrogate_as_a_training(tmp_path: Path) -> None:
     """One surrogate for two attacks that need one."""
     steps = "trigger.steps=1"
     cells = [cell_of(tmp_path, "trigger=label_consistent", steps, f"target={target}")
@@ -134,7 +134,7 @@ def test_dry_run_computes_nothing(tmp_path: Path) -> None:
     assert "1 cell, 1 done; 0 trainings to do" in said
 
 
-def test_the_description_lists_every_cell(tmp_path: Path) -> None:
+def test_the_estimate_lists_every_cell(tmp_path: Path) -> None:
     cell = cell_of(tmp_path)
     said = describe(Work([(cell, "done")]), Calibration({}, 0.0, 1, 1, None), at_once=1)
     assert said.splitlines() == [
@@ -160,14 +160,16 @@ def test_the_estimate_is_summarized_in_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_the_start_time_of_each_process_is_included(tmp_path: Path) -> None:
+def test_the_estimate_includes_the_start_time_of_each_process(tmp_path: Path) -> None:
     """Ten seconds of this process, then twenty of each worker, concurrently."""
     work = work_of(*[Amount(trained=5)] * 2, cell=cell_of(tmp_path))
     said = describe(work, replace(IDLE, start=20.0), at_once=2, before=10.0)
     assert "about 40 s with 2 cells" in said
 
 
-def test_load_of_other_processes_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_estimate_shows_the_load_of_other_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The estimate is for an idle machine, followed by the one under the present load."""
     monkeypatch.setattr(calibrate_module, "cores", lambda: 2)
     monkeypatch.setattr(forecast, "cores", lambda: 2)
@@ -189,7 +191,7 @@ def test_load_of_other_processes_is_shown(tmp_path: Path, monkeypatch: pytest.Mo
     assert "with this load it takes about 4 min, and about 60 s with trainer.threads=1" in load
 
 
-def test_uncounted_work_is_named(tmp_path: Path) -> None:
+def test_the_estimate_names_work_that_it_does_not_count(tmp_path: Path) -> None:
     cell = cell_of(tmp_path, "defense=abl", "trigger=narcissus")
     said = describe(work_of(Amount(1), cell=cell), IDLE, at_once=1)
     assert said.splitlines()[-1] == "not included: what narcissus, abl compute themselves"
@@ -202,8 +204,8 @@ def test_durations_are_shown_in_seconds_minutes_or_hours() -> None:
     assert [duration(s) for s in (0.4, 89, 600, 7200)] == ["0 s", "89 s", "10 min", "2.0 h"]
 
 
-def test_oracles_of_a_seed_share_a_clean_network(tmp_path: Path) -> None:
-    """Two attacks, two defenses: without its appended poison every attack is the clean set."""
+def test_the_oracle_controls_of_one_seed_share_a_clean_network(tmp_path: Path) -> None:
+    """Without the appended poison, the training sets of two attacks are the same clean set."""
     cells = [cell_of(tmp_path, f"defense={name}", f"target={target}", *more)
              for more in ([], ["seed=1"]) for target in ("bird", "dog")
              for name in ("none", "oracle")]  # fmt: skip

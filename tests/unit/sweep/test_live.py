@@ -50,7 +50,7 @@ def gone(folder: Path, name: str) -> None:
     (folder / name / "running.json").unlink()
 
 
-def test_rows_show_the_same_texts_as_the_tables() -> None:
+def test_rows_of_the_live_table_show_the_same_texts_as_the_written_tables() -> None:
     """Trigger, target and ratio always; other choices only if they differ."""
     rows = Rows(asked())
     assert rows.header().split() == [
@@ -66,7 +66,7 @@ def test_rows_show_the_same_texts_as_the_tables() -> None:
     assert rows.name(GRID[2]["id"]) == "pattern bird 10%"
 
 
-def test_choices_that_differ_have_a_column() -> None:
+def test_choices_that_differ_between_cells_have_a_column_in_the_live_table() -> None:
     several = [record(defense=d, seed=s) for d in ("spectral", "none") for s in (0, 1)]
     assert Rows(asked(several)).header().split()[:5] == [
         "Trigger", "Target", "Ratio", "Defense", "Seed",

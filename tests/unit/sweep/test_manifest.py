@@ -91,7 +91,9 @@ def same(text: bytes, expected: str) -> bool:
         return False
 
 
-def test_no_flipped_bit_is_read_as_another_value(cell: tuple[str, str], tmp_path: Path) -> None:
+def test_no_flipped_bit_in_a_record_is_read_as_another_value(
+    cell: tuple[str, str], tmp_path: Path
+) -> None:
     """Of a thousand flips some hit white space and leave the values as they are."""
     draw = random.Random(0)
     for _ in range(1000):
@@ -132,7 +134,7 @@ SWEEP = ["-m", *TINY, "retrain=false", "seed=0,1", "hydra.sweep.dir=here"]
 
 
 @pytest.mark.parametrize("what", ["directory", "named pipe", "link to itself"])
-def test_a_sweep_sets_obstacles_at_its_files_aside(what: str, tmp_path: Path) -> None:
+def test_a_sweep_renames_anything_in_the_place_of_its_files(what: str, tmp_path: Path) -> None:
     """With one log line each; the files are written again."""
     assert started(tmp_path, *SWEEP).returncode == 0
     here = tmp_path / "here"

@@ -35,7 +35,7 @@ BY_CLASS = PivotSpec(("source",), ("target",), ("asr2",))
 NUMBERS = ("source=cat,0", "target=airplane,cat,3")
 
 
-def test_pairs_of_a_class_with_itself_are_skipped_in_sweep_estimate_and_status(
+def test_cells_with_equal_source_and_target_are_skipped_in_sweep_estimate_and_status(
     tmp_path: Path,
 ) -> None:
     command = ["-m", *TINY, "retrain=false", "hydra.sweep.dir=pairs", *NUMBERS]
@@ -71,7 +71,7 @@ REFUSED = {
 }
 
 
-def test_a_command_without_any_valid_pair_is_refused(tmp_path: Path) -> None:
+def test_a_sweep_whose_cells_all_have_equal_source_and_target_is_refused(tmp_path: Path) -> None:
     commands = [sorted([*TINY, *words.split()], key=lambda word: word != "-m") for words in REFUSED]
     for (code, _, said, _), rule in zip(many(tmp_path, commands)[0], REFUSED.values(), strict=True):
         assert code == 2
@@ -155,7 +155,7 @@ def test_heat_maps_show_every_pair_with_the_same_class_order_on_both_axes(
     )
 
 
-def test_heat_map_numbers_are_in_place_and_readable_on_their_color(tmp_path: Path) -> None:
+def test_numbers_in_heat_maps_are_at_their_cell_and_readable_on_its_color(tmp_path: Path) -> None:
     (sheet,) = sheets(tmp_path / "s", pairs())
     figure = heat.heat_maps(sheet)
     axes = figure.axes[0]

@@ -29,7 +29,7 @@ from tests.helpers.image_files import parts
         (["/x/猫/s", "/x/犬/s"], ["猫", "犬"]),
     ],
 )
-def test_paths_are_distinguished_by_the_shortest_differing_part(
+def test_data_paths_are_shortened_to_the_part_in_which_they_differ(
     paths: list[str], expected: list[str]
 ) -> None:
     found = apart([Path(path).parts for path in paths])

@@ -124,7 +124,7 @@ def test_the_reports_figures_are_shown_next_to_ours(tmp_path: Path) -> None:
     assert "no reproduction" not in grids(table)[1].notes[0]
 
 
-def test_the_reference_has_exactly_twelve_cells() -> None:
+def test_the_reference_figures_of_the_report_have_exactly_twelve_cells() -> None:
     assert all(reference.lookup(*cell) for cell in GRID)
     assert reference.lookup("pattern", "bird", 0.05) == {
         "nat1": 92.24, "asr1": 79.64, "pois_left": 38, "nat2": 92.42, "asr2": 2.05
@@ -181,7 +181,7 @@ def test_a_mean_of_one_value_is_marked_n_1(tmp_path: Path) -> None:
     assert grids(table)[0].rows[0][7] == "2.00 (n=1)"
 
 
-def test_intervals_are_not_clipped(tmp_path: Path) -> None:
+def test_intervals_of_a_mean_are_not_clipped_to_0_or_100_percent(tmp_path: Path) -> None:
     (table,) = tables(tmp_path, [record(seed=s, asr2=v) for s, v in enumerate((0.0, 0.0, 0.03))])
     found = table.cells[table.rows[0], ()].estimates["asr2"]
     assert found.half is not None
@@ -245,7 +245,7 @@ def test_a_ratio_of_one_is_shown_as_100_percent_or_one_image(tmp_path: Path) -> 
     assert [table.rows[0][1] for table in found] == ["100%", "1"]
 
 
-def test_unreadable_cells_are_in_a_separate_table(tmp_path: Path) -> None:
+def test_cells_with_unreadable_records_are_in_a_separate_table(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
@@ -254,7 +254,7 @@ def test_unreadable_cells_are_in_a_separate_table(tmp_path: Path) -> None:
     assert grids(found[1])[0].rows == [["stray", "–", *["–"] * 6, "failed: damaged record"]]
 
 
-def test_the_tidy_frame_has_one_row_per_cell(tmp_path: Path) -> None:
+def test_the_exported_data_frame_has_one_row_per_cell(tmp_path: Path) -> None:
     asked = [record(), failed(record(seed=1)), record(seed=2)]
     frame = SweepReport(read_sweep(write_sweep(tmp_path / "s", asked[:2], asked))).facts.frame
     assert list(frame["status"]) == ["done", "failed: oom", "missing"]

@@ -67,7 +67,7 @@ def attacks(ratios: Sequence[float] = (0.1, 0.0, 0.3)) -> list[dict[str, Any]]:
     return [found(t, "bird", r, retrain=False) for t in TRIGGERS for r in ratios]
 
 
-def test_counts_of_flagged_classes_have_columns(tmp_path: Path) -> None:
+def test_the_numbers_of_flagged_classes_have_columns(tmp_path: Path) -> None:
     made = [found("pixel", "bird", r, defense=d, retrain=False)
             for r in (0.0, 0.1) for d in DEFENSES[:2]]  # fmt: skip
     (wide, *_), *_ = [layouts(shown(tmp_path / "told", made))[1:]]
@@ -85,7 +85,7 @@ def test_counts_of_flagged_classes_have_columns(tmp_path: Path) -> None:
         ("model", ("seed",)), ("recipe", ("ratio",)),
     ],
 )  # fmt: skip
-def test_the_reports_layout_is_used_up_to_a_limit(
+def test_tables_have_the_reports_layout_up_to_a_limit_of_values(
     tmp_path: Path, axis: str, others: tuple[str, ...]
 ) -> None:
     values = {"target": ("bird", "dog"), "ratio": (0.05, 0.1), "seed": (0, 1)}
@@ -100,12 +100,12 @@ def test_the_reports_layout_is_used_up_to_a_limit(
         assert all(not table.spec.report for table in tables) == (count > MOST)
 
 
-def test_many_targets_and_ratios_stay_in_the_reports_layout(tmp_path: Path) -> None:
+def test_tables_of_many_targets_and_ratios_have_the_reports_layout(tmp_path: Path) -> None:
     made = [record("pixel", f"t{n}", r / 100) for n in range(10) for r in range(1, 10)]
     assert [table.spec.report for table in shown(tmp_path / "s", made)] == [True]
 
 
-def test_many_triggers_and_few_ratios_have_triggers_in_rows(tmp_path: Path) -> None:
+def test_tables_of_many_triggers_and_few_ratios_have_triggers_in_rows(tmp_path: Path) -> None:
     tables = shown(tmp_path / "s", attacks())
     assert layouts(tables) == [
         (("trigger",), ("ratio",), ("n_poisoned", "nat1", "asr1", "pois_left")),
@@ -119,7 +119,9 @@ def test_many_triggers_and_few_ratios_have_triggers_in_rows(tmp_path: Path) -> N
     assert not any(grid.best for table in tables for grid in grids(table))
 
 
-def test_fields_implied_by_the_trigger_make_no_axis(tmp_path: Path) -> None:
+def test_options_determined_by_the_trigger_get_no_row_or_column_of_their_own(
+    tmp_path: Path,
+) -> None:
     made = attacks((0.1,))
     for one in made[:3]:
         one["choices"]["source"] = "cat"
@@ -134,7 +136,7 @@ def test_fields_implied_by_the_trigger_make_no_axis(tmp_path: Path) -> None:
     assert told in markdown(document(table))
 
 
-def test_values_of_an_axis_are_listed_in_the_protocol_note(tmp_path: Path) -> None:
+def test_protocol_values_that_vary_are_all_listed_in_the_protocol_note(tmp_path: Path) -> None:
     layers = ("penultimate", "layer4", "layer3")
     made = [found("pixel", "bird", 0.1, d, 0) for d in DEFENSES for _ in layers]
     for n, one in enumerate(made):
@@ -145,7 +147,9 @@ def test_values_of_an_axis_are_listed_in_the_protocol_note(tmp_path: Path) -> No
         assert "layer=penultimate \\| layer4 \\| layer3," in markdown(document(table))
 
 
-def test_many_defenses_have_defenses_in_rows_and_triggers_in_columns(tmp_path: Path) -> None:
+def test_tables_of_many_defenses_have_defenses_in_rows_and_triggers_in_columns(
+    tmp_path: Path,
+) -> None:
     # Equal figures in all seeds: differences are constant, and the t test is undefined.
     once = [found(t, "bird", 0.1, d) for t in ("pixel", "pattern") for d in DEFENSES]
     made = [
@@ -206,7 +210,7 @@ def test_every_attack_shows_its_figures_before_the_defense(tmp_path: Path) -> No
     assert not any("Not done" in note for note in grid.notes)
 
 
-def test_many_triggers_and_defenses_are_split_into_panels(tmp_path: Path) -> None:
+def test_tables_of_many_triggers_and_defenses_are_split_into_panels(tmp_path: Path) -> None:
     made = [found(t, "bird", 0.1, d, retrain=False) for t in TRIGGERS for d in DEFENSES[:5]]
     tables = shown(tmp_path / "s", made)
     said = [values for _, _, values in layouts(tables)]
@@ -232,7 +236,7 @@ def test_a_row_without_cells_in_a_panel_is_empty(tmp_path: Path) -> None:
     assert any(any(row) for row in rows)
 
 
-def test_config_values_make_an_axis(tmp_path: Path) -> None:
+def test_a_configuration_value_that_varies_becomes_a_row_or_column(tmp_path: Path) -> None:
     rates = (0.3, 0.001, 0.01, 0.1, 1)
     made = [found(config={"recipe": {"lr": lr}, "seed": 0}, id=str(lr)) for lr in rates]
     (table,) = shown(tmp_path / "s", made)
@@ -240,8 +244,9 @@ def test_config_values_make_an_axis(tmp_path: Path) -> None:
     assert [row[0] for row in grids(table)[0].rows] == ["0.001", "0.01", "0.1", "0.3", "1"]
 
 
-def test_a_protocol_value_makes_one_axis(tmp_path: Path) -> None:
-    """If the config names the resolved value there is one axis; if it differs, both are shown."""
+def test_a_protocol_value_that_varies_becomes_one_row_or_column(tmp_path: Path) -> None:
+    """If the value in the configuration equals the resolved one, it is shown once; if it differs,
+    both are shown."""
     layers = ("penultimate", "layer4", "layer3", "layer3:pool", "layer2")
     made = [
         found(

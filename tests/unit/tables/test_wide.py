@@ -93,7 +93,7 @@ def test_with_one_seed_nothing_is_bold(tmp_path: Path) -> None:
     assert '<th colspan="2">spectral</th>' in page(document(table))
 
 
-def test_transformed_rates_are_columns_selected_by_name(
+def test_rates_on_transformed_images_are_columns_selected_by_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In percent; figures before the defense are not compared, ASR2 is."""
@@ -139,7 +139,9 @@ def test_without_defenses_the_columns_of_a_row_are_compared(tmp_path: Path) -> N
     ("trigger", "pixel", "pattern"), ("target", "bird", "dog"), ("ratio", 0.05, 0.1),
     ("source", "cat", None), ("dataset", "drawn", "photographs"),
 ])  # fmt: skip
-def test_different_tasks_are_not_compared(tmp_path: Path, task: tuple[str, Any, Any]) -> None:
+def test_the_best_value_is_not_sought_across_different_attacks_or_data_sets(
+    tmp_path: Path, task: tuple[str, Any, Any]
+) -> None:
     name, *values = task
     made = [
         each
@@ -161,7 +163,7 @@ def test_figures_before_the_defense_are_not_compared_between_defenses(tmp_path: 
     assert not grid(table).best
 
 
-def test_every_unfinished_cell_is_shown(tmp_path: Path) -> None:
+def test_tables_show_every_unfinished_cell(tmp_path: Path) -> None:
     asked = [record(target=t, defense=d, seed=s, asr2=0.01)
              for t in ("bird", "dog") for d in ("spectral", "none") for s in (0, 1)]  # fmt: skip
     made = [
@@ -194,7 +196,9 @@ def test_unreadable_records_are_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["dataset", "model", "recipe", "trigger", "source", "ratio"])
-def test_cells_are_not_averaged_over_a_field_on_no_axis(tmp_path: Path, name: str) -> None:
+def test_cells_are_not_averaged_over_a_field_missing_from_rows_and_columns(
+    tmp_path: Path, name: str
+) -> None:
     made = [record(choices={name: v}, id=str(v)) for v in ((0.1, 0.2) if name == "ratio" else "ab")]
     found = wide(tmp_path, made, BY_DEFENSE)
     assert [place.asked for table in found for place in table.cells.values()] == [1, 1]
@@ -203,7 +207,9 @@ def test_cells_are_not_averaged_over_a_field_on_no_axis(tmp_path: Path, name: st
     assert len(together.rows) == 2
 
 
-def test_config_values_split_tables_or_make_an_axis(tmp_path: Path) -> None:
+def test_configuration_values_that_vary_split_the_table_or_become_a_row_or_column(
+    tmp_path: Path,
+) -> None:
     made = [record(), record(config={"recipe": {"lr": 0.01}, "seed": 0}, id="other")]
     assert len(wide(tmp_path, made, BY_DEFENSE)) == 2
     (table,) = wide(tmp_path, made, PivotSpec(("config.recipe.lr",), (), ("asr2",)))
@@ -212,7 +218,9 @@ def test_config_values_split_tables_or_make_an_axis(tmp_path: Path) -> None:
     assert grid(table).head == ["Target", "lr 0.01", "lr 0.1"]
 
 
-def test_protocol_values_implied_by_an_axis_are_noted_without_splitting(tmp_path: Path) -> None:
+def test_protocol_values_determined_by_a_row_or_column_are_noted_and_do_not_split_the_table(
+    tmp_path: Path,
+) -> None:
     other = {**PROTOCOL, "removal_budget": "15%"}
     made = [record(), record(defense="abl", protocol=other), record(defense="none")]
     (table,) = wide(tmp_path, made, BY_DEFENSE)
@@ -222,7 +230,7 @@ def test_protocol_values_implied_by_an_axis_are_noted_without_splitting(tmp_path
     assert len(wide(tmp_path / "again", made, BY_DEFENSE)) == 2
 
 
-def test_protocols_can_be_columns(tmp_path: Path) -> None:
+def test_protocols_can_be_the_columns_of_a_table(tmp_path: Path) -> None:
     other = {**PROTOCOL, "name": "literal", "ratio_of": "all"}
     made = [record(), record(protocol=other, choices={"protocol": "literal"}, id="b")]
     (table,) = wide(tmp_path, made, PivotSpec(("target",), ("protocol",), ("asr2",)))
@@ -272,7 +280,7 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
     assert list((folder / "tables").glob("wide_*.md"))
 
 
-def test_the_default_is_the_reports_layout(tmp_path: Path) -> None:
+def test_tables_have_the_reports_layout_by_default(tmp_path: Path) -> None:
     cells = read_sweep(write_sweep(tmp_path / "s", [record()])).cells
     assert layout_of({"columns": "defense"}, cells) == PivotSpec(columns=("defense",))
     assert layout_of({"columns": ""}, cells) == PivotSpec()
@@ -366,7 +374,7 @@ def told_by_make(*asked: str) -> list[str]:
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 @pytest.mark.parametrize("goal", ["reproduce", "reproduce-small"])
 @pytest.mark.parametrize("path", ["a b/plain (1).tar.xz", "x=1,y.zip", "it's/set.tar", "é.zip"])
-def test_make_passes_on_any_path(goal: str, path: str) -> None:
+def test_make_passes_any_data_path_on_to_hydra_unchanged(goal: str, path: str) -> None:
     """Hydra reads it as one value, not as a sweep."""
     words = told_by_make(goal, f"DATA={path}")
     (found,) = OverridesParser.create().parse_overrides([words[-1]])
@@ -375,14 +383,14 @@ def test_make_passes_on_any_path(goal: str, path: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
-def test_make_tables_passes_on_the_layout() -> None:
+def test_make_tables_passes_rows_columns_and_values_on_to_reports() -> None:
     asked = ["ROWS=target, ratio", "COLUMNS=defense", "VALUES=asr2", "ARGS=extra", "SWEEPS=here"]
     words = told_by_make("tables", *asked)
     expected = ["here", "rows=target, ratio", "columns=defense", "values=asr2", "extra"]
     assert words[words.index("backdoor_lab.reports") + 1 :] == expected
 
 
-def test_determined_fields_follow_from_others(tmp_path: Path) -> None:
+def test_fields_determined_by_other_fields_are_found(tmp_path: Path) -> None:
     both = (("bird", "cat"), ("dog", "cow"), ("bird", "cat"))
     made = [record(target=t, choices={"source": s}, id=f"{t}{n}") for n, (t, s) in enumerate(both)]
     facts = CellFields(read_sweep(write_sweep(tmp_path / "s", made)).cells)

@@ -66,8 +66,11 @@ def counted(**counts: int) -> dict[str, Any]:
          " interval, in pixel bird 5% seed 0"),
         (counted(n_removed=0), "the retraining draws its own seed (retrain_seed=same takes that"),
     ],
+    ids=["few images of ASR", "few test images", "one class predicted before the defense",
+         "one class predicted after the defense", "ASR1 equal to the clean rate",
+         "nothing removed"],
 )  # fmt: skip
-def test_meaningless_figures_are_noted_below_both_kinds_of_table(
+def test_meaningless_figures_are_noted_below_default_and_requested_tables(
     tmp_path: Path, made: dict[str, Any], said: str
 ) -> None:
     assert [said in text for text in notes(tmp_path / "s", [made])] == [True, True]
@@ -94,8 +97,12 @@ def fitted(number: str, *accuracies: float, clean: float | None = None) -> list[
         (fitted("2", 0.90, clean=0.93), "nat2", True),
         (fitted("2", 0.92, clean=0.93), "nat2", False),
     ],
-)
-def test_an_unconverged_network_is_marked_in_both_kinds_of_table(
+    ids=["far below the best of its ratio", "slightly below the best of its ratio",
+         "nothing to compare with", "below a clean network",
+         "above and slightly below a clean network", "below a clean network after the defense",
+         "slightly below a clean network after the defense"],
+)  # fmt: skip
+def test_an_unconverged_network_is_marked_in_default_and_requested_tables(
     tmp_path: Path, made: list[dict[str, Any]], name: str, marked: bool
 ) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
@@ -124,7 +131,7 @@ def test_an_unconverged_network_is_marked_in_both_kinds_of_table(
         (0.30, 0.20, 0.35, False),
     ],
 )
-def test_an_asr_no_higher_than_a_clean_networks_is_marked_in_both_kinds_of_table(
+def test_an_asr_no_higher_than_a_clean_networks_is_marked_in_every_table(
     tmp_path: Path, asr1: float, clean: float | None, rate: float | None, marked: bool
 ) -> None:
     made = [record(asr1=asr1, asr2=0.25, **({} if rate is None else {"clean_rate1": rate}))]
@@ -143,7 +150,7 @@ def test_an_asr_no_higher_than_a_clean_networks_is_marked_in_both_kinds_of_table
 
 
 def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path) -> None:
-    """With the same test, but not with another recipe or another trigger's test."""
+    """But not the network of another recipe, or one tested with another trigger."""
     made = [record(asr1=0.3, train_accuracy1=0.9)]
     layout = PivotSpec(("target",), (), ("nat1", "asr1"))
     for name, other, signs in (
@@ -156,7 +163,7 @@ def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path)
         assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
 
 
-def test_marks_are_commands_in_latex(tmp_path: Path) -> None:
+def test_marks_of_meaningless_figures_are_commands_in_latex(tmp_path: Path) -> None:
     made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     text = latex(document(table))
@@ -205,8 +212,11 @@ def whole(folder: Path, made: list[dict[str, Any]]) -> list[TextTable]:
         record(counts={**RECORD["counts"], "n_removed": 0}, nat2=None, asr2=None),
         record(counts={**RECORD["counts"], "n_removed": 0}, run={"stages": {"repair": {}}}),
     ],
+    ids=["enough images", "no class predicted for most images", "ASR1 above the clean rate",
+         "older record", "failed cell", "one image removed", "retrained with the same seed",
+         "not retrained", "repaired"],
 )  # fmt: skip
-def test_meaningful_figures_and_older_records_have_no_such_note(
+def test_meaningful_figures_and_older_records_have_no_warning_note(
     tmp_path: Path, made: dict[str, Any]
 ) -> None:
     words = ("Fewer than 30", "predicts one class", "no higher than", "draws its own seed")
@@ -312,7 +322,7 @@ def test_without_a_defined_test_nothing_is_bold(
     assert bold(tmp_path / "s", two(first, second)) == [set()] * 2
 
 
-def test_a_failed_seed_is_in_no_pair_and_no_mean(tmp_path: Path) -> None:
+def test_a_failed_seed_enters_neither_the_paired_test_nor_the_mean(tmp_path: Path) -> None:
     made = two((0.5, 0.6, 0.7), (0.9, 0.91, 0.95))
     made[5] = failed(made[5])
     report, wide = shown(tmp_path / "s", made)
@@ -332,6 +342,7 @@ def test_a_failed_seed_is_in_no_pair_and_no_mean(tmp_path: Path) -> None:
         (two((0.5, 0.6), (0.9, 0.8)), "2 seeds."),
         ([record(seed=s) for s in range(3)], "no two values compete, so no test was made. 3 se"),
     ],
+    ids=["two defenses with one seed", "two defenses with two seeds", "one defense"],
 )
 def test_every_table_notes_the_test_and_the_number_of_seeds(
     tmp_path: Path, made: list[dict[str, Any]], said: str
@@ -343,7 +354,9 @@ def test_every_table_notes_the_test_and_the_number_of_seeds(
         assert said in grid.notes[-1]
 
 
-def test_single_rates_have_wilson_intervals_below_the_table_and_in_csv(tmp_path: Path) -> None:
+def test_rates_of_single_runs_have_wilson_intervals_below_the_table_and_in_csv(
+    tmp_path: Path,
+) -> None:
     made = [record(target="bird", nat1=0.9, asr1=0.0), record(target="dog", nat1=0.98, asr1=1.0)]
     sweep = read_sweep(write_sweep(tmp_path / "s", made))
     (table,) = SweepReport(sweep).tables

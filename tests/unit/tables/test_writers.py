@@ -51,7 +51,7 @@ def test_hostile_names_are_escaped(tmp_path: Path, name: str) -> None:
     assert [row["target"] for row in rows] == [said, "bird"]
 
 
-def test_each_format_escapes_in_its_own_way(tmp_path: Path) -> None:
+def test_each_file_format_escapes_text_by_its_own_rules(tmp_path: Path) -> None:
     texts = rendered(tmp_path, "a_b%&|<i>")
     assert "a_b%&amp;\\|&lt;i&gt;" in texts["markdown"]
     assert r"a\_b\%\&\textbar{}\textless{}i\textgreater{}" in texts["latex"]
@@ -88,7 +88,7 @@ def test_no_printed_table_has_an_escape(tmp_path: Path, capsys: pytest.CaptureFi
     assert not re.search(r"&\w+;|\\[^\w]", said)
 
 
-def test_csv_has_reference_and_difference(tmp_path: Path) -> None:
+def test_the_csv_table_has_the_reports_figures_and_the_differences(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record(nat1=0.93), record(target="cat")])
     (table,) = SweepReport(read_sweep(folder)).tables
     first, second = csv.DictReader(io.StringIO(sheet(document(table))))
@@ -98,7 +98,7 @@ def test_csv_has_reference_and_difference(tmp_path: Path) -> None:
     assert first["nat1_n"] == "1"
 
 
-def test_latex_has_booktabs_rules_in_order(tmp_path: Path) -> None:
+def test_latex_tables_have_booktabs_rules_in_order(tmp_path: Path) -> None:
     table = SweepReport(
         read_sweep(write_sweep(tmp_path / "s", [record(*cell) for cell in GRID]))
     ).tables[0]
@@ -111,7 +111,7 @@ def test_latex_has_booktabs_rules_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not latex_with_booktabs(), reason="no pdflatex with booktabs here")
-def test_latex_compiles(tmp_path: Path) -> None:
+def test_latex_tables_compile(tmp_path: Path) -> None:
     body = "".join(rendered(tmp_path / str(n), name)["latex"] for n, name in enumerate(NAMES))
     head = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}\n"
     (tmp_path / "x.tex").write_text(head + body + "\\end{document}\n")

@@ -10,7 +10,7 @@ from backdoor_lab.tables.markup import TextTable, html_page
 from backdoor_lab.templates import TEMPLATES, json_data, render
 
 
-def test_a_missing_value_is_an_error() -> None:
+def test_a_value_missing_from_a_template_is_an_error() -> None:
     from jinja2 import UndefinedError
 
     with pytest.raises(UndefinedError, match="grids"):

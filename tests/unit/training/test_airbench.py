@@ -255,7 +255,7 @@ def test_training_learns_and_keeps_the_whitening_fixed() -> None:
     assert float((predicted == asked.training.labels).double().mean()) > 0.9
 
 
-def test_the_same_job_gives_the_same_weights() -> None:
+def test_training_an_airbench_network_twice_gives_the_same_weights() -> None:
     torch.manual_seed(1)
     first = tensors_digest(state(airbench_job()))
     torch.manual_seed(2)
@@ -301,7 +301,7 @@ def test_loading_published_weights_does_not_need_the_data(monkeypatch: pytest.Mo
 
 
 def test_training_uses_channels_last_and_works_in_bfloat16() -> None:
-    """None of its convolutions is computed wrongly by oneDNN in that layout."""
+    """oneDNN computes all of its convolutions correctly in the channels-last format."""
     assert memory_format_of(build(1), CPU) == CHANNELS_LAST
     asked = airbench_job(width=8, epochs=10, crop_padding=0, flip=False)
     module = fit(asked, replace(CPU, bf16=True))

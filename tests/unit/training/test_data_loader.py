@@ -118,7 +118,7 @@ def test_an_alternating_flip_mirrors_each_image_every_other_epoch() -> None:
 
 
 def test_an_alternating_flip_does_not_change_the_crops() -> None:
-    """Without a known epoch, as in a defense's training, it is a random flip."""
+    """If the epoch is unknown, as in the training of a defense, images are flipped at random."""
     images = noise(30)
     chosen = torch.arange(30) % 3 == 0
     asked = recipe(flip="alternating", crop_padding=2)
@@ -190,7 +190,7 @@ def poisoned(stamp: Any) -> tuple[TrainingSet, Tensor, Tensor]:
     return training_set(images, labels, **said), images, rows
 
 
-def test_gather_equals_naive_indexing() -> None:
+def test_gathering_a_batch_equals_naive_indexing() -> None:
     training, images, rows = poisoned(None)
     everything = torch.cat([images, rows])
     where = torch.randperm(23, generator=torch_generator(0))
@@ -208,7 +208,9 @@ def test_the_clean_images_are_never_copied() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"crop_padding": 3, "flip": True, "cutout": 5}])
-def test_a_late_trigger_is_applied_after_augmentation_and_only_to_poison(changes: Any) -> None:
+def test_a_trigger_applied_after_augmentation_changes_only_the_poisoned_images(
+    changes: Any,
+) -> None:
     stamp = Pixel(position=(-1, -1), color=255)
     late, images, rows = poisoned(stamp)
     early = poisoned(None)[0]
@@ -240,7 +242,7 @@ def test_features_come_from_triggered_images_without_augmentation() -> None:
 
 
 def test_training_and_defenses_see_the_same_triggered_images() -> None:
-    """`shown` with an augmentation equals the batches: augmented first, then triggered."""
+    """Images are augmented first and triggered afterwards, both in training and for defenses."""
     stamp = Pixel(position=(-1, -1), color=255)
     late, _, _ = poisoned(stamp)
     asked = recipe(flip=True, crop_padding=2, batch_size=len(late))

@@ -198,7 +198,7 @@ MIXED: dict[str, Callable[[], object]] = {
 
 
 @pytest.mark.parametrize("what", MIXED)
-def test_operations_that_a_gpu_refuses_are_refused_here(what: str) -> None:
+def test_operations_that_a_gpu_refuses_are_refused_on_the_substitute_device(what: str) -> None:
     with pytest.raises((RuntimeError, TypeError), match="on cuda:0 and on cpu|generator|subclass"):
         MIXED[what]()
 

@@ -42,7 +42,7 @@ def run(tmp_path: Path, share: int) -> list[int]:
 
 
 def test_no_two_cells_share_a_device(tmp_path: Path) -> None:
-    """Both devices are used, by one cell at a time."""
+    """Both devices are used, each by one cell at a time."""
     assert run(tmp_path, 1) == [1, 1]
 
 

@@ -98,7 +98,7 @@ def test_networks_on_a_gpu_are_channels_last(width: int) -> None:
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_the_format_does_not_depend_on_the_precision(bf16: bool) -> None:
+def test_the_memory_format_does_not_depend_on_the_precision(bf16: bool) -> None:
     """Networks trained in bfloat16 are trained further in float32 by defenses."""
     machine = replace(CPU, bf16=bf16)
     assert memory_format_of(network(width=4), machine) == CONTIGUOUS
@@ -209,7 +209,7 @@ def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
         assert value.stride() == theirs[name].stride(), name
 
 
-def test_the_two_formats_give_different_weights() -> None:
+def test_the_two_memory_formats_give_different_weights() -> None:
     """Otherwise the test above could not fail."""
     asked = wide(toy_set(32), 16)
     one, other = (

@@ -25,7 +25,7 @@ def mixed(seed: int = 0, epoch: int = 0, **changes: float) -> tuple[Tensor, Tens
     return MixupCutmix(recipe(**changes), 8, seed, epoch)(images, labels)
 
 
-def test_without_mixing_the_batch_is_returned_unchanged() -> None:
+def test_without_mixup_and_cutmix_the_batch_is_returned_unchanged() -> None:
     images, labels = batch()
     same = MixupCutmix(recipe(), 8, 0, 0)(images, labels)
     assert same[0] is images
@@ -59,7 +59,7 @@ def test_mixup_and_cutmix_alternate_at_random() -> None:
     assert kinds == {torch.uint8, torch.float32}
 
 
-def test_mixing_depends_only_on_seed_and_epoch() -> None:
+def test_mixup_and_cutmix_depend_only_on_seed_and_epoch() -> None:
     first, again = (mixed(1, 2, mixup=0.5) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert not torch.equal(first[0], mixed(1, 3, mixup=0.5)[0])
@@ -79,7 +79,7 @@ def test_a_small_alpha_mostly_keeps_one_of_the_two_images() -> None:
     assert float(largest(50.0)) < 0.65
 
 
-def test_mixing_comes_last_and_does_not_change_other_random_draws() -> None:
+def test_mixup_and_cutmix_do_not_change_the_order_and_augmentation_of_an_epoch() -> None:
     """Order and augmentation are those of the same epoch without mixing."""
     plain = list(BatchLoader(toy_set(), recipe(flip=True), seed=0, device=HERE))
     mixing = list(BatchLoader(toy_set(), recipe(flip=True, mixup=0.3), seed=0, device=HERE))

@@ -133,7 +133,7 @@ def test_a_constant_schedule_keeps_the_learning_rate() -> None:
     assert rates(7, schedule="constant") == [0.1] * 7
 
 
-def test_the_optimizer_has_the_recipes_numbers() -> None:
+def test_the_optimizer_has_the_hyperparameters_of_the_recipe() -> None:
     asked = recipe(momentum=0.8, nesterov=True, weight_decay=3e-4, lr=0.2)
     group = optimizer_of(asked, nn.Linear(2, 2), 10)[0].param_groups[0]
     found = [group[key] for key in ("lr", "momentum", "nesterov", "weight_decay")]
@@ -154,14 +154,14 @@ def test_every_recipe_key_but_the_name_changes_the_identity() -> None:
     assert {key for change in changes for key in change} == {key for each in seen for key in each}
 
 
-def test_a_recipe_without_mixing_keeps_its_identity() -> None:
-    """So that networks trained before mixing existed are not trained again."""
+def test_a_recipe_without_mixup_and_cutmix_keeps_its_identity() -> None:
+    """So networks trained before mixup and cutmix existed are not trained again."""
     assert {"mixup", "cutmix"}.isdisjoint(recipe(mixup=0, cutmix=0.0).decides())
     assert recipe(mixup=0.2).decides() == recipe().decides() | {"mixup": 0.2}
 
 
 def test_newer_keys_at_their_default_do_not_change_the_identity() -> None:
-    """So that networks trained before they existed are not trained again."""
+    """So networks trained before these keys existed are not trained again."""
     newer = {"mixup": 0.0, "cutmix": 0, "lr_start": 0.2, "lr_end": 0.0, "bias_lr": 1}
     assert recipe(**newer).decides() == recipe().decides()
     assert newer.keys().isdisjoint(recipe().decides())
@@ -211,6 +211,6 @@ def test_bad_recipes_are_refused_with_the_violated_rule(
         Recipe.of(BASE | change)
 
 
-def test_a_missing_number_is_named() -> None:
+def test_a_number_missing_from_a_recipe_is_named() -> None:
     with pytest.raises(ConfigError, match=r"`recipe` needs .*lr"):
         Recipe.of({"name": "r", "epochs": 1, "batch_size": 8})

@@ -36,7 +36,7 @@ def test_a_pooled_layer_is_the_mean_over_positions(layer: str, positions: int) -
 
 
 def test_the_pooled_last_stage_equals_the_penultimate_features() -> None:
-    """As in the ResNet's own head."""
+    """The head of a ResNet pools its last stage in the same way."""
     assert torch.allclose(values("layer4:pool"), values("penultimate"), atol=1e-6)
 
 
@@ -88,7 +88,7 @@ def test_the_autoencoder_does_not_depend_on_labels() -> None:
     assert torch.equal(one, other)
 
 
-def test_a_late_trigger_is_applied_before_encoding() -> None:
+def test_a_trigger_applied_after_augmentation_is_in_the_images_that_are_encoded() -> None:
     images = torch.zeros(4, 3, 8, 8, dtype=torch.uint8)
     training = training_set(
         images, torch.zeros(4).long(), rows=images[:1], index=torch.tensor([0, 1, 4]),

@@ -47,7 +47,7 @@ class Epochs(pl.Callback):
             raise KeyError("killed")
 
 
-def test_training_learns() -> None:
+def test_training_reaches_a_high_accuracy_on_easy_images() -> None:
     asked = job(epochs=6)
     module = fit(asked, CPU)
     assert len(module.history) == 6
@@ -57,7 +57,7 @@ def test_training_learns() -> None:
     assert float((predicted == asked.training.labels).double().mean()) > 0.9
 
 
-def test_the_same_job_gives_the_same_weights() -> None:
+def test_running_a_training_twice_gives_the_same_weights() -> None:
     augmentation = {"crop_padding": 1, "flip": True, "cutout": 2}
     torch.manual_seed(1)
     first = weights(job(**augmentation))
@@ -72,7 +72,7 @@ def test_the_seed_decides_both_order_and_initial_weights() -> None:
     assert weights(job(lr=0, seed=1)) != weights(job(lr=0, seed=2))
 
 
-def test_a_blank_classifier_equals_the_one_whose_weights_it_loads() -> None:
+def test_a_blank_classifier_that_loads_weights_equals_the_classifier_that_saved_them() -> None:
     """Including batch norm buffers; no random number is drawn."""
     asked = job(epochs=1)
     trained, before = fit(asked, CPU), torch.get_rng_state()

@@ -274,7 +274,7 @@ def test_the_trigger_is_applied_before_the_transformation(tmp_path: Path) -> Non
     [([], 45, 50), (["protocol.asr_on=all"], 50, 50), (["protocol.clean_holdout=20"], 27, 30),
      (["source=cat", "protocol.poison_from=source", "protocol.asr_on=source"], 5, 50)],
 )  # fmt: skip
-def test_transformed_rates_use_the_test_images_of_asr(
+def test_rates_on_transformed_images_use_the_test_images_of_asr(
     words: list[str], triggered: int, clean: int, tmp_path: Path
 ) -> None:
     """Without held-out images, and of the classes that the protocol selects."""
@@ -284,7 +284,9 @@ def test_transformed_rates_use_the_test_images_of_asr(
     assert found["blur1"]["asr"] == 1
 
 
-def test_all_to_all_rates_require_the_next_class(tmp_path: Path) -> None:
+def test_rates_of_all_to_all_attacks_on_transformed_images_require_the_next_class(
+    tmp_path: Path,
+) -> None:
     words = [
         "label_mode=all_to_all",
         "protocol.filter_scope=all",
@@ -295,7 +297,7 @@ def test_all_to_all_rates_require_the_next_class(tmp_path: Path) -> None:
     assert found["brightness1"] == {"nat": 0.1, "asr": 0.1}
 
 
-def test_records_hold_transformed_rates_and_networks_are_reused(tmp_path: Path) -> None:
+def test_cells_that_differ_only_in_transformations_share_their_networks(tmp_path: Path) -> None:
     """Cells that differ only in transformations share their networks and all other record
     fields."""
     plain = run_here(tmp_path / "store", tmp_path / "plain")

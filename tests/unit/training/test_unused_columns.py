@@ -19,7 +19,7 @@ from tests.helpers.cells import CPU, job, training_set
     [(3, 2, 1, 1), (3, 3, 1, 1), (3, 4, 1, 1), (5, 2, 2, 1), (5, 3, 2, 1), (7, 2, 3, 1),
      (2, 2, 1, 1), (3, 2, 2, 2), (3, 2, "valid", 1), (1, 2, 0, 1)],
 )  # fmt: skip
-def test_unused_columns_are_exactly_those_without_a_gradient(
+def test_unused_columns_of_a_kernel_are_exactly_those_without_a_gradient(
     width: int, kernel: int, stride: int, padding: int | str, dilation: int
 ) -> None:
     if padding == "valid" and width < kernel:
@@ -32,7 +32,7 @@ def test_unused_columns_are_exactly_those_without_a_gradient(
     assert list(unused_columns(width, kernel, stride, side, side, dilation)) == found
 
 
-def test_garbage_in_unused_gradient_columns_is_cleared() -> None:
+def test_wrong_values_in_unused_gradient_columns_are_set_to_zero() -> None:
     conv = nn.Conv2d(1, 1, 3, 2, 1)
     guard_unused_columns(conv)
     conv(torch.ones(2, 1, 1, 1))
@@ -45,7 +45,7 @@ def test_garbage_in_unused_gradient_columns_is_cleared() -> None:
     assert conv.weight.grad[..., [0, 2]].eq(0).all()
 
 
-def test_gradients_are_unchanged_if_every_column_is_used() -> None:
+def test_gradients_are_unchanged_if_every_kernel_column_is_used() -> None:
     conv = nn.Conv2d(1, 1, 3, 2, 1)
     guard_unused_columns(conv)
     conv(torch.ones(2, 1, 1, 1))
@@ -57,8 +57,10 @@ def test_gradients_are_unchanged_if_every_column_is_used() -> None:
 
 
 @pytest.mark.parametrize(("bf16", "guarded"), [(True, True), (False, False)])
-def test_only_bfloat16_trainings_are_guarded(bf16: bool, guarded: bool) -> None:
-    """Sixteen pixels behind a stem that reduces them fourfold: the last stage sees one pixel."""
+def test_unused_gradient_columns_are_cleared_only_in_bfloat16_training(
+    bf16: bool, guarded: bool
+) -> None:
+    """Of images of 16 pixels the last stage sees one pixel, so its kernels have unused columns."""
     images = torch.zeros(4, 3, 16, 16, dtype=torch.uint8)
     training = training_set(images, torch.zeros(4, dtype=torch.int64))
     asked = replace(job(training), model={"name": "resnet18", "width": 4, "stem": "imagenet"})

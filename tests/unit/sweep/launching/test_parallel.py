@@ -38,7 +38,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     (8, 150_000_000_000, 8), (8, 4_500_000_001, 3), (8, 4_499_999_999, 2), (8, 10, 1),
     (1, None, 1), (6, None, 6),
 ])  # fmt: skip
-def test_as_many_cells_as_cores_and_memory_allow(
+def test_as_many_cells_run_in_parallel_as_cores_and_memory_allow(
     machine: Any, cores: int, memory: int | None, cells: int
 ) -> None:
     """One thread each, even if memory leaves cores idle."""
@@ -50,14 +50,14 @@ def test_as_many_cells_as_cores_and_memory_allow(
     assert found.overrides(config) == ["trainer.threads=1", f"hydra.launcher.n_jobs={cells}"]
 
 
-def test_wider_networks_need_more_memory() -> None:
+def test_cells_of_wider_networks_are_assumed_to_need_more_memory() -> None:
     assert cell_bytes(whole(JOBLIB)) == 1_500_000_000
     assert cell_bytes(whole(JOBLIB, "model.width=64")) == 3_000_000_000
     # The width of other networks is unknown.
     assert cell_bytes(whole(JOBLIB, "model=torchvision", "model.width=null")) == 3_000_000_000
 
 
-def test_parallelism_is_described_in_one_line(machine: Any) -> None:
+def test_the_number_of_parallel_cells_is_explained_in_one_line(machine: Any) -> None:
     machine(8, 16_000_000_000)
     said = parallelism(whole(JOBLIB), 12).describe(12)
     assert said == (
@@ -94,7 +94,7 @@ def test_on_gpus_the_number_of_cells_is_gpus_times_cells_per_gpu(
 
 
 def test_an_invalid_n_jobs_is_refused(tmp_path: Path) -> None:
-    """Before any work or output."""
+    """The error is raised before any work or output."""
     with pytest.raises(ConfigError, match=r"`hydra.launcher.n_jobs` must be a whole number other"):
         parallelism(whole(JOBLIB, "hydra.launcher.n_jobs=0"), 2)
     done = started(tmp_path, "-m", *TINY, JOBLIB, "hydra.launcher.n_jobs=0")
