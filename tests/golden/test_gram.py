@@ -116,7 +116,7 @@ def test_a_top_direction_orthogonal_to_lanczos_start_is_found(exact_calls: list[
 @pytest.mark.parametrize("change", [lambda x: 1e18 * x, lambda x: 1e-18 * x, lambda x: x + 300,
                                     lambda x: x.relu(), lambda x: x.double() * 1e100,
                                     lambda x: x.half(), lambda x: -x],
-                         ids=["times 1e18", "times 1e-18", "plus 300", "relu", "float64 times 1e100",
+                         ids=["times 1e18", "times 1e-18", "plus 300", "relu", "float64 by 1e100",
                               "float16", "negated"])  # fmt: skip
 def test_matrices_of_extreme_scale_or_shift_agree_with_svd(change: Any) -> None:
     values = change(with_values(600, 70, falling(70, 10.03, 10.0)))
