@@ -1,4 +1,4 @@
-"""python -m backdoor_lab"""
+"""Runs the command `python -m backdoor_lab`."""
 
 from backdoor_lab.run import main
 

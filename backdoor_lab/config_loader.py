@@ -1,7 +1,7 @@
-"""Hydra's configuration loader, which also checks every name that refers to code (see `targets`).
+"""A Hydra configuration loader that checks every name of code in a configuration (see `targets`).
 
-Every configuration passes through here: that of a command, of a sweep, of each cell in any
-process, and those of --cfg, --info and --help. A hostile experiment file or override is rejected
+Every configuration passes through it: that of a command, of a sweep, of each cell in any process,
+and those of --cfg, --info and --help. A hostile experiment file or override is therefore rejected
 before Hydra instantiates a callback, configures logging or starts a launcher.
 """
 
@@ -49,14 +49,15 @@ _FILLED: dict[str, dict[str, Any]] = {
     "runtime": {"output_dir": OUTPUT_DIR},
     "job": {"num": 0, "id": "${hydra.job.name}"},
 }
-"""Placeholders for values that Hydra fills in after composing."""
+"""Placeholders for the values that Hydra sets only after composing."""
 
 
 class CheckedLoader(ConfigLoaderImpl):
-    """Composes as Hydra does, then checks; raises ConfigError before anything is imported.
+    """Composes a configuration as Hydra does, then checks it. Raises ConfigError before anything
+    that the configuration names is imported.
 
     `allowed` are the packages that the user trusts: those in `allow_plugins` on the command line
-    and in the program's own config.yaml. No other configuration file can extend it.
+    and in this package's config.yaml. No other configuration file can add to them.
     """
 
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
@@ -74,7 +75,8 @@ class CheckedLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """As Hydra's method. Raises ConfigError for code that is not allowed."""
+        """Compose a configuration as Hydra does. Raises ConfigError if it names code that is not
+        allowed."""
         if not self._of_sweep:
             self.allowed = tuple(sorted({*_trusted_by_file(), *_trusted_by_command(overrides)}))
             check_overrides(overrides)
@@ -89,7 +91,8 @@ class CheckedLoader(ConfigLoaderImpl):
     def _composed(
         self, config_name: str | None, overrides: list[str], run_mode: RunMode, *flags: bool
     ) -> DictConfig:
-        """As Hydra's method, with a better message for a key that does not exist."""
+        """Compose a configuration as Hydra does, with a better message for a key that does not
+        exist."""
         compose = super().load_configuration
         try:
             return compose(config_name, overrides, run_mode, *flags)
@@ -104,7 +107,7 @@ class CheckedLoader(ConfigLoaderImpl):
                 raise
             raise no_such_key(part, rest, Path(conf_dir())) from error
         except (AttributeError, AssertionError) as error:
-            # OmegaConf's, for keys given inside a dictionary that is null.
+            # OmegaConf's message for a key inside a dictionary that is given for a value of null.
             found = re.search(r"full_key: (\S+)", str(error))
             if found is None and "Unexpected type for root" not in str(error):
                 raise
@@ -114,8 +117,8 @@ class CheckedLoader(ConfigLoaderImpl):
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        """One cell's configuration; it trusts the same packages as the sweep."""
-        # Not all overrides of a cell are from the command line: `hydra.sweeper.params` adds some.
+        """Compose the configuration of one cell. It trusts the same packages as the sweep."""
+        # `hydra.sweeper.params` may add overrides to those of the command line.
         self._of_sweep = True
         try:
             return super().load_sweep_config(master_config, sweep_overrides)
@@ -139,15 +142,16 @@ class CheckedLoader(ConfigLoaderImpl):
 
 
 def install() -> None:
-    """Make Hydra compose through `CheckedLoader` in this process."""
+    """Make Hydra use `CheckedLoader` in this process."""
     hydra._internal.hydra.ConfigLoaderImpl = CheckedLoader
 
 
 def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
-    """Raises ConfigError for code in a composed configuration that `allowed` does not cover.
+    """Raises ConfigError if a composed configuration names code outside the packages in `allowed`.
 
-    In the `hydra` section, everything that could become a code name or a dictionary is resolved
-    first; elsewhere only names are, since the rest is checked when it is resolved.
+    In the `hydra` section, every value that might become a name of code or a dictionary is resolved
+    first. In other sections only names of code are: other values are checked when they are
+    resolved.
     """
     asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
     if not set(asked) <= set(allowed):
@@ -155,7 +159,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
             f"a configuration file sets `allow_plugins`={list(asked)}: if you trust these packages,"
             " name them on the command line"
         )
-    # Other sections belong to classes, which may have options of these names.
+    # Only these sections: others are options of classes, which may have options of these names.
     for section in ("", "protocol", "recipe"):
         node = config._get_node(section) if section else config
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_interpolation()):
@@ -166,7 +170,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
 
 
 def conf_dir() -> str:
-    """The folder `conf`: inside an installed package, next to the package in a checkout."""
+    """The folder `conf`: in an installed package or, in a checkout, next to the package."""
     return str(sources.conf_dir())
 
 
@@ -177,7 +181,7 @@ def _trusted_by_file() -> tuple[str, ...]:
 
 
 def _trusted_by_command(overrides: list[str]) -> tuple[str, ...]:
-    """The packages in the last `allow_plugins=[…]` of the command line."""
+    """The packages listed by the last `allow_plugins=[…]` on the command line."""
     asking = [each for each in overrides if each.lstrip("+").startswith("allow_plugins=")]
     found: tuple[str, ...] = ()
     for each in OverridesParser.create().parse_overrides(asking):
@@ -191,7 +195,8 @@ def _trusted_by_command(overrides: list[str]) -> tuple[str, ...]:
 
 @contextmanager
 def _filled(config: DictConfig) -> Iterator[None]:
-    """Temporarily add the values that Hydra sets later, so that ``${hydra:…}`` resolves."""
+    """Set placeholders for the values that Hydra sets later, so that ``${hydra:…}`` can be resolved
+    inside this context."""
     settings = HydraConfig.instance()
     before, settings.cfg = settings.cfg, config
     added = []
@@ -211,7 +216,7 @@ def _filled(config: DictConfig) -> Iterator[None]:
 
 
 def _plain(node: Any, path: str, key: str = "") -> Any:
-    """A node as plain values, resolved as described in `check_composed`."""
+    """Convert a node to plain values; `check_composed` describes what is resolved."""
     if not isinstance(node, Node):
         return node
     if node._is_none() or node._is_missing():
@@ -236,14 +241,15 @@ def _interpolated(node: Node, path: str, key: str) -> Any:
         found = node._dereference_node()
     except (OmegaConfBaseException, ValueError) as error:
         if not path.startswith("hydra."):
-            return None  # Resolved where it is used, with the same error.
+            return None  # Where the value is used, it is resolved again, with the same error.
         reason = str(error).splitlines()[0]
         raise ConfigError(f"`{path}`: {text} cannot be resolved: {reason}") from error
     return _plain(found, path, key)
 
 
 def _may_matter(node: Node, path: str, text: str) -> bool:
-    """Whether an interpolation may yield a dictionary, or text that logging would import."""
+    """Whether an interpolation may yield a dictionary, or a text that the logging configuration
+    imports."""
     if path.startswith(LOG_SECTIONS):
         return True
     plain_type = node._metadata.ref_type in (str, int, float, bool)

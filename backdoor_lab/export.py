@@ -1,7 +1,7 @@
 """python -m backdoor_lab.export FOLDER --out records.csv: one row per cell, for other tools.
 
-FOLDER is a sweep or a folder of sweeps; several may be given. --out may also be a .parquet file;
---columns describes the columns.
+FOLDER is a sweep or a folder of sweeps; several may be given. The output may also be a .parquet
+file. --columns prints a description of the columns.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 2 if there is no sweep or the output file is invalid."""
+    """Run the command. Exit codes: 0 done, 2 if there is no sweep or the output file is invalid."""
     return run_command(_parser(), _export, arguments)
 
 
@@ -62,14 +62,14 @@ def _export(asked: Namespace) -> int:
 
 
 def frame_of(sweeps: Sequence[Sweep]) -> pd.DataFrame:
-    """The tidy frame of all cells of these sweeps."""
+    """The tidy frame of all cells of these sweeps: one row per cell."""
     cells = [cell for sweep in sweeps for cell in sweep.cells]
     return CellFields(cells, sweeps=[sweep.name for sweep in sweeps for _ in sweep.cells]).frame
 
 
 def write_frame(frame: pd.DataFrame, path: Path) -> None:
-    """Write .csv or .parquet atomically. Raises ConfigError for another suffix, a missing folder,
-    and for Parquet without pyarrow."""
+    """Write a .csv or .parquet file atomically. Raises ConfigError for another suffix, for a
+    missing folder, and for .parquet if pyarrow is not installed."""
     makers: dict[str, Callable[[pd.DataFrame], bytes]] = {".csv": _csv, ".parquet": _parquet}
     if path.suffix not in makers or not path.parent.is_dir():
         known = " or ".join(makers)

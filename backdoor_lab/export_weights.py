@@ -1,7 +1,7 @@
 """python -m backdoor_lab.export_weights CELL_FOLDER --out FILE.safetensors: a cell's network.
 
-A float32 state_dict with torchvision's names; the metadata holds what is needed to use it.
---which 1 is the network before the defense, 2 (the default) the retrained one.
+Writes a float32 state_dict with torchvision's names. The metadata of the file says how to use it.
+--which 1 selects the network before the defense, 2 (the default) the network after it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from backdoor_lab.results.values import ratio_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 1 if weights are missing from the store or do not match the record; 2 for
-    invalid arguments."""
+    """Run the command. Exit codes: 0 done, 1 if the weights are not in the store or do not match
+    the record, 2 for invalid arguments."""
     return run_command(_parser(), _export, arguments)
 
 
@@ -40,7 +40,7 @@ def _export(asked: Namespace) -> int:
 def export_weights(
     cell: Path, out: Path, *, which: int = 2, store: Path | None = None
 ) -> dict[str, str]:
-    """Write the network of a cell to `out`; returns the metadata stored in the file.
+    """Write the network of a cell to the file `out`. Returns the metadata stored in the file.
 
     The weights, and the images that the normalization is computed from, must match the hashes in
     the record. Raises ConfigError for an invalid path, DataError for an unusable record, StoreError
@@ -64,7 +64,8 @@ def _stage(record: dict[str, Any], which: int) -> str:
 
 
 def _record(cell: Path) -> dict[str, Any]:
-    """The record of a cell that is done; guaranteed to have the keys that are used here."""
+    """Read the record of a completed cell. It has all keys that this module uses; otherwise raises
+    DataError."""
     path = cell / "record.json"
     try:
         record: dict[str, Any] = decode(read_sealed(path))
@@ -86,7 +87,7 @@ def _record(cell: Path) -> dict[str, Any]:
 
 
 def _store(cell: Path, given: Path | None) -> Path:
-    """The given store, else the one that the cell's sweep used."""
+    """The path `given`, if any, else the store that the cell's sweep used."""
     sweep = cell.resolve().parent
     root = find_store(sweep, given)
     if root is None:
@@ -96,7 +97,7 @@ def _store(cell: Path, given: Path | None) -> Path:
 
 
 def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[str, Any]:
-    """The tensors of a training stage, checked against the record's hash."""
+    """The tensors stored by a training stage. They must match the hash in the record."""
     from safetensors import SafetensorError
 
     from backdoor_lab.core.tensor_io import tensors_digest
@@ -122,7 +123,8 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
 
 
 def _normalisation(root: Path, record: dict[str, Any]) -> dict[str, str]:
-    """Class names, image shape, and mean and standard deviation of the clean training images."""
+    """Class names, image shape, and mean and standard deviation of the clean training images, as
+    text."""
     import torch
 
     from backdoor_lab.training.evaluate import channel_stats
@@ -137,7 +139,8 @@ def _normalisation(root: Path, record: dict[str, Any]) -> dict[str, str]:
 
 
 def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
-    """The clean training images, uint8 (N, C, H, W), with this digest, and the class names."""
+    """The clean training images with this digest, uint8 (n, C, H, W), and the names of the
+    classes."""
     from backdoor_lab.data.base import Split
     from backdoor_lab.data.cache import content_digest
 
@@ -160,7 +163,7 @@ def _training_images(root: Path, digest: Any) -> tuple[Any, list[str]]:
 
 
 def _facts(record: dict[str, Any], which: int) -> dict[str, str]:
-    """The file's metadata: a description and values, all text as safetensors requires."""
+    """The metadata of the file: a description and values. All are text, as safetensors requires."""
     model, chosen = record["config"]["model"], record["choices"]
     ratio_of = (record.get("protocol") or {}).get("ratio_of")
     ratio = ratio_words(chosen["ratio"], ratio_of)

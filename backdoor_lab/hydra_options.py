@@ -1,4 +1,5 @@
-"""Checks of Hydra's own options and of raw overrides; messages for unknown keys."""
+"""Checks Hydra's own options and the overrides of a command, and writes messages for unknown
+keys."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ LAUNCHERS = {
     "hydra_submitit_launcher": ("submitit", "hydra-submitit-launcher"),
     "hydra_ray_launcher": ("ray", "'backdoor-lab[ray]'"),
 }
-"""Hydra's plugins: the library that each needs, and the package to install."""
+"""For each Hydra plugin that starts cells: the library that it needs, and the package to
+install."""
 _NUMBER = re.compile(r"(?<![\w.\-])[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*)(?:[eE][+-]?\d+)?(?![\w.])")
 _QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
 _NOT_THERE = re.compile(
@@ -30,7 +32,8 @@ _NOT_THERE = re.compile(
 
 
 def check_overrides(overrides: Iterable[str]) -> None:
-    """Raises ConfigError for a nonzero number that is so small that it is read as 0."""
+    """Raises ConfigError if an override contains a nonzero number that is so small that it is read
+    as 0."""
     for each in overrides:
         _, _, value = each.partition("=")
         for found in _NUMBER.findall(_QUOTED.sub("''", value)):
@@ -45,7 +48,7 @@ def check_overrides(overrides: Iterable[str]) -> None:
 
 def check_hydra(config: DictConfig, conf: Path) -> None:
     """Check the folders and the launcher in the `hydra` section of a composed configuration, and
-    expand `~` in the folders; `conf` is the configuration folder. Raises ConfigError."""
+    expand `~` in the folders. `conf` is the folder of configuration files. Raises ConfigError."""
     if OmegaConf.select(config, "hydra") is None:
         return
     hydra = config.hydra
@@ -65,14 +68,17 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
 
 
 def not_there(error: BaseException) -> str | None:
-    """The unknown key, if Hydra's error says that an override names one; else None."""
+    """The unknown key in an error of Hydra; None if the error does not mean that."""
     found = _NOT_THERE.match(str(error))
     return (found[1] or found[2]) if found else None
 
 
 def missing_part(key: str, config: DictConfig, error: BaseException) -> str | None:
-    """The key to be named for Hydra's error about `key`: one inside `key` if a dictionary was given
-    for it; None if `config` has the key, as for a value of null that an override removes."""
+    """The unknown key that a message about Hydra's `error` should name.
+
+    This is `key` or, if a dictionary was given for `key`, a key inside it. None if `config` has
+    this key: an override may try to remove a value of null.
+    """
     inside = str(getattr(error.__cause__, "full_key", None))
     if inside.startswith(f"{key}."):
         return inside
@@ -82,8 +88,11 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
 
 
 def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
-    """The error for a `key` that `config` does not have: the last valid part of the key, the keys
-    that exist there, and the choices of the group that have the key."""
+    """The error for a `key` that `config` does not have.
+
+    It names the part of the key that exists, the keys that exist there, and the choices of the
+    group that have the missing key.
+    """
     parts = key.split(".")
     depth = 0
     for end in range(1, len(parts)):
@@ -131,7 +140,8 @@ def _default(conf: Path, section: str) -> str | None:
 
 
 def _folder(name: str, given: str) -> str:
-    """The folder with `~` expanded; if it contains ``${…}``, only the part before is checked."""
+    """Expand `~` in the path of a folder. If the path contains ``${…}``, only the part before is
+    checked."""
     head, dollar, rest = given.partition("${")
     if dollar and not head:
         return given

@@ -1,10 +1,10 @@
 """python -m backdoor_lab.preview trigger=all: a picture of what triggers do to images.
 
-One row per image: clean; with the test-time trigger, and the difference to the clean image, ten
-times amplified around gray; poisoned as in the training set, and that difference. Takes the same
-configuration as a sweep (experiment=…, dataset=…, target=…), or any images with --folder. If a
-trigger needs training or optimization, its result is read from the store, or computed and stored
-there for the sweep.
+Each row shows an image in five forms: clean; with the trigger as at test time; the difference
+between these two, ten times amplified around gray; as poisoned in the training set; and the
+difference between that and the clean image. Takes the same configuration as a sweep (experiment=…,
+dataset=…, target=…), or any images with --folder. If a trigger needs training or optimization, its
+result is read from the store, or computed and stored there for the sweep.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ COPIES = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the picture and print its path; exit code 2 for an invalid configuration."""
+    """Run the command: write the picture and print its path. Exit codes: 0 done, 2 for an invalid
+    configuration."""
     parser = parser_of("preview", __doc__)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="trigger=a,b or all")
     parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
@@ -75,7 +76,8 @@ def _preview(given: Namespace) -> int:
 
 
 def difference(clean: Tensor, other: Tensor) -> Tensor:
-    """Ten times `other` minus `clean`, both uint8 (C, H, W), plus 128: uint8, clipped."""
+    """Ten times the difference `other` - `clean`, both uint8 (C, H, W), plus 128: uint8,
+    clipped."""
     import torch
 
     enlarged = 128 + ENLARGED * (other.int() - clean.int())
@@ -83,7 +85,8 @@ def difference(clean: Tensor, other: Tensor) -> Tensor:
 
 
 def grid(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Image:
-    """One picture of labeled rows, each a list of images uint8 (C, H, W), one per column."""
+    """Draw one picture of labeled rows. Each row is a list of images uint8 (C, H, W), one per
+    column."""
     from PIL import Image, ImageDraw, ImageFont
 
     width = LABEL + len(COLUMNS) * (TILE + GAP)
@@ -108,7 +111,8 @@ def _tile(image: Tensor) -> Image:
 
 
 def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
-    """The requested triggers (default: all) and the other overrides."""
+    """Split the overrides into the names of the requested triggers (default: all) and the
+    others."""
     from backdoor_lab.config_loader import conf_dir
 
     rest = [each for each in overrides if not each.startswith("trigger=")]
@@ -120,15 +124,15 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
-    """A row for each of `shown` images with the trigger `name`: its label, and images uint8
-    (C, H, W), one for each of `COLUMNS`. Raises ConfigError for an invalid configuration."""
+    """One row for each of `shown` images with the trigger `name`: a label, and images uint8 (C, H,
+    W), one for each of `COLUMNS`. Raises ConfigError for an invalid configuration."""
     trigger, attacked = _attacked([*overrides, f"trigger={name}"])
     made = attacked.poisoned
     if not len(made.source_index):
         raise ConfigError("`ratio=0` poisons nothing: there are no poisoned images to show")
     clean = attacked.data.train.images[made.source_index[:shown]]
     tested = trigger(clean)
-    trained = made.training.rows[: len(clean)]  # covers come after the poison
+    trained = made.training.rows[: len(clean)]  # covers come last
     if made.training.late_trigger is not None:
         trained = tested
     return [
@@ -138,10 +142,10 @@ def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list
 
 
 def own_images(folder: Path, count: int, size: int, scratch: Path) -> list[str]:
-    """The overrides for a data set of the first `count` images in `folder`, written to `scratch`.
+    """Write the first `count` images in `folder` to `scratch` as a data set. Returns its overrides.
 
-    Every image is in each of five classes, so that every trigger poisons it, whatever its label
-    mode, and finds covers. Raises ConfigError or DataError if the folder has no readable images.
+    Every image is in each of five classes, so that every trigger can poison it and has cover images
+    to choose from. Raises ConfigError or DataError if the folder has no readable images.
     """
     import numpy as np
 
@@ -162,7 +166,8 @@ def own_images(folder: Path, count: int, size: int, scratch: Path) -> list[str]:
 
 
 def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
-    """A cell's trigger, with its data set and poisoned training set."""
+    """Compose the configuration of a cell and run its attack. Returns its trigger and the attack's
+    output."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -180,7 +185,7 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(" ".join(str(error).split())) from error
     cell = Preflight().cell(config)
-    # These import torch and Lightning: not before the configuration is known to be valid.
+    # These import torch and Lightning, so first make sure that the configuration is valid.
     from backdoor_lab.pipeline.cell_pipeline import CellPipeline
     from backdoor_lab.pipeline.progress import Progress
     from backdoor_lab.training.device import machine_of

@@ -1,4 +1,4 @@
-"""The entry point: runs one cell or a sweep with Hydra; errors give one line and an exit code.
+"""The entry point: runs one cell or a sweep with Hydra. An error gives one line and an exit code.
 
 Heavy imports are inside functions, so that ``--help`` and tab completion respond quickly.
 """
@@ -36,26 +36,29 @@ from backdoor_lab.core.output import survive_lost_output
 from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
 
-# Overrides that do not affect results: sweeps that differ only in these are the same.
+# Prefixes of overrides that do not affect results: sweeps that differ only in these are the same.
 NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
          "allow_plugins", "retries", "fail_fast", "estimate_first",
          "dataset_label")  # fmt: skip
 ADDRESS_SPACE = 4_000_000_000
-"""Bytes. Below this limit, loading PyTorch may abort the process: 3.07e9 did, 4.1e9 did not."""
+"""The minimum limit of the address space (ulimit -v), in bytes, at which PyTorch is loaded. Below
+it, loading may abort the process: 3.07e9 did, 4.1e9 did not."""
 _outcome: dict[str, Any] = {}
 
 
 def cell_id(_root_: DictConfig) -> str:
-    """The resolver behind ``${cell_id:}``: the folder name of the configured cell."""
+    """The resolver of ``${cell_id:}``: the id of the configured cell, which is its folder's
+    name."""
     from backdoor_lab.sweep.compose import plain
 
     return _preflight().identify(plain(_root_)).id
 
 
 def sweep_name(_root_: DictConfig) -> str:
-    """The resolver behind ``${sweep_name:}``: the same command gives the same folder.
+    """The resolver of ``${sweep_name:}``, which names the folder of a sweep.
 
-    The sweep's name and a hash of the remaining overrides.
+    The name is `name` and a hash of the overrides that affect results: the same command has the
+    same folder.
     """
     overrides = OmegaConf.select(_root_, "hydra.overrides.task") or []
     asked = sorted(each for each in overrides if not each.lstrip("+~").startswith(NO_EFFECT))
@@ -65,14 +68,15 @@ def sweep_name(_root_: DictConfig) -> str:
 
 
 def cells_at_once(_root_: DictConfig) -> int:
-    """The resolver behind ``${cells_at_once:}``: how many cells this machine can run at once."""
+    """The resolver of ``${cells_at_once:}``: how many cells this machine can run at the same
+    time."""
     from backdoor_lab.sweep.launching.parallel import automatic
 
     return automatic(_root_).cells
 
 
 def protocol_versions() -> str:
-    """The resolver behind ``${protocol_versions:}``: every protocol with its version."""
+    """The resolver of ``${protocol_versions:}``: every protocol with its version."""
     from backdoor_lab.identity import committed
 
     found = committed()["protocols"]
@@ -80,13 +84,14 @@ def protocol_versions() -> str:
 
 
 def by_source(without: str, _root_: DictConfig) -> str:
-    """The resolver behind ``${by_source:x}``: ``source`` when a source class is set, else x."""
+    """The resolver of ``${by_source:x}``: ``source`` if the configuration has a source class, else
+    x."""
     return without if _root_.source is None else "source"
 
 
 def task(config: DictConfig) -> Any:
-    """Run one cell in the process that the launcher chose; returns its status, or the LostProcess
-    if that process ended."""
+    """Run one cell in the process that the launcher chose for it. Returns its status, or a
+    LostProcess if the cell ran in a child process that died."""
     from backdoor_lab.sweep.compose import plain
     from backdoor_lab.sweep.launching.parallel import parallel
     from backdoor_lab.sweep.launching.task import run_in_sweep
@@ -95,7 +100,7 @@ def task(config: DictConfig) -> Any:
     shutdown.install()
     settings = HydraConfig.get()
     folder = Path(settings.runtime.output_dir)
-    # With hydra.job.chdir, the current folder is the cell's.
+    # Not the current folder: with hydra.job.chdir, that is the cell's folder.
     asked = plain(config, Path(settings.runtime.cwd))
     if OmegaConf.is_missing(settings.job, "num"):
         return _single(asked, folder)
@@ -114,7 +119,7 @@ def _single(config: dict[str, Any], folder: Path) -> str:
         if is_out_of_memory(error) and status_of(folder) == OUT_OF_MEMORY:
             _outcome["code"] = EXIT_SOME_FAILED
             return OUT_OF_MEMORY
-        # If raised here, Hydra would print it in its own format.
+        # Hydra would print an error raised here in its own format.
         _outcome["error"] = error
         return str(error)
     if status != "done":
@@ -123,14 +128,14 @@ def _single(config: dict[str, Any], folder: Path) -> str:
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with 0, 1, 2 or 75 (see errors.py)."""
+    """Run the command line, and exit with 0, 1, 2 or 75 (see errors.py)."""
     _outcome.update(code=EXIT_DONE, driver=os.getpid(), error=None)
-    # Make Hydra raise its errors instead of printing them.
+    # With this setting Hydra raises its errors; otherwise it prints them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     wait_briefly()
     survive_lost_output()
     if hasattr(signal, "SIGPIPE") and {"--help", "--cfg", "-c", "--info", "-i"} & set(sys.argv):
-        # Exit silently when the reader exits, as in `... --help | head`.
+        # Exit silently if the reader of the output exits, as in `... --help | head`.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.argv[1:] = map(_with_home_quoted, sys.argv[1:])
     try:
@@ -143,7 +148,7 @@ def main() -> NoReturn:
 
 
 def _run() -> int:
-    """Run one cell or a sweep with Hydra; returns the exit code."""
+    """Run one cell or a sweep with Hydra. Returns the exit code."""
     from backdoor_lab.sweep.single import EndedEarly
     from backdoor_lab.sweep.sweeper import ResumeSweeper
 
@@ -151,7 +156,7 @@ def _run() -> int:
     try:
         _hydra_main()
     except EndedEarly as end:
-        # Raised outside the `except` block, so that the error is not its own cause.
+        # Raise the error outside the `except` block; otherwise it would be its own cause.
         _outcome["error"] = end.error
     if _outcome["error"] is not None:
         raise _outcome["error"]
@@ -159,7 +164,7 @@ def _run() -> int:
 
 
 def _refuse_rerun() -> None:
-    """Raises ConfigError for --experimental-rerun, which loads a pickle and so can run any code."""
+    """Raises ConfigError for --experimental-rerun: it loads a pickle, which can run any code."""
     if any(word.startswith("--e") and "--experimental-rerun".startswith(word.partition("=")[0])
            for word in sys.argv[1:]):  # fmt: skip
         raise ConfigError(
@@ -169,13 +174,15 @@ def _refuse_rerun() -> None:
 
 
 def _with_home_quoted(word: str) -> str:
-    """``store.root=~/x`` with quotes, which Hydra's grammar requires for a leading ``~``."""
+    """Put quotes around a path with a leading ``~``, as Hydra's grammar requires:
+    ``store.root=~/x``."""
     found = re.fullmatch(r"(\+{0,2}[\w./@-]+)=(~[^\s'\",{}\[\]$]*)", word)
     return f'{found[1]}="{found[2]}"' if found else word
 
 
 def _check_address_space() -> None:
-    """Raises ConfigError where the address space is so small that loading PyTorch would abort."""
+    """Raises ConfigError if the limit of the address space is so low that loading PyTorch would
+    abort."""
     try:
         import resource
     except ImportError:
@@ -194,7 +201,8 @@ def _hydra_main() -> None:
 
 
 def _explain(error: BaseException) -> int:
-    """Print one line for an error that the user can fix; a bug shows its traceback."""
+    """Print an error that the user can fix as one line, and any other error with its traceback.
+    Returns the exit code."""
     known = _known(error)
     if known is None and isinstance(error, OSError):
         known = explained(error, Path(error.filename or "."))
@@ -243,9 +251,9 @@ def _one_line(error: BaseException) -> str:
 
 
 def register() -> None:
-    """Register this package's resolvers, sweeper and configuration check with Hydra."""
+    """Register this package's resolvers, sweeper and configuration loader with Hydra."""
     config_loader.install()
-    # Launcher files are deliberately validated against the plugins' own schemas.
+    # Launcher files are validated against the plugins' own schemas on purpose.
     warnings.filterwarnings("ignore", "(?s).*is validated against ConfigStore schema")
     OmegaConf.register_new_resolver("cell_id", cell_id, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)

@@ -1,8 +1,8 @@
 """python -m backdoor_lab.separation FOLDER: why a spectral filter finds a cell's poison, or not.
 
-For every attacked network of a sweep and every layer that its filters used: the distance of the
-poison from its class relative to the spread of the class, and whether the top singular direction
-is aligned with it. Needs the features, the poison and the images in the store.
+For every attacked network of a sweep and every layer that a filter used, prints how far the poison
+is from its class, relative to the spread of the class, and how well the top singular direction is
+aligned with the poison. The store must contain the features, the poison and the images.
 """
 
 from __future__ import annotations
@@ -31,15 +31,18 @@ QUESTION = AnalysisSpec(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 2 for a folder that is not a sweep or has no artifacts in a store."""
+    """Run the command. Exit codes: 0 done, 2 if FOLDER is not a sweep or the store lacks what is
+    needed."""
     return answer(QUESTION, lines_of, arguments)
 
 
 def lines_of(
     cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
-    """The labels, and one row per features stage whose poison is in the store; defenses that used
-    the same features share a row."""
+    """The heads of the label columns, and one row per stored features whose poison is stored too.
+
+    Defenses that used the same features share a row.
+    """
     found = collect(cells, records, "extract", lambda record: separation_of(reader, record))
     labels = _labels([cell for cell, _ in found])
     lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
@@ -47,7 +50,7 @@ def lines_of(
 
 
 def _labels(cells: Sequence[CellRecord]) -> list[str]:
-    """The labels of a row: the attack, every other choice that varies, and the layer."""
+    """The names of the label columns: the attack, other choices that vary, and the layer."""
     asked = [n for cell in cells for n in cell.choices if n not in ("defense", *LABELS)]
     config = [n for n in varied_config(cells) if not n.startswith(("defense.", "protocol."))]
     varied = [

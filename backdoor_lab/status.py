@@ -1,6 +1,7 @@
 """python -m backdoor_lab.status [FOLDER ...]: which cells are done, running, failed or missing.
 
-Only reads files. The age of a heartbeat is measured by the wall clock and only displayed.
+Only reads files. A cell counts as running while its heartbeat, by the clock of this machine, is
+recent.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ KINDS = ("done", "running", "stale", "failed", "diverged", MISSING)
 
 @dataclass(frozen=True)
 class State:
-    """The current state of a cell: `kind` is one of KINDS, `text` gives details, if any."""
+    """The state of a cell: `kind` is one of KINDS; `text` gives details and may be empty."""
 
     cell: CellRecord
     kind: str
@@ -37,8 +38,11 @@ class State:
 
 
 def look(sweep: Sweep, now: float) -> list[State]:
-    """The state of every cell; `now` in seconds since 1970. A fresh heartbeat overrides a failed
-    record (the cell is being repeated); the record of a completed cell overrides any heartbeat."""
+    """The state of every cell. `now` is in seconds since 1970.
+
+    A recent heartbeat overrides a record of failure, because the cell is being run again. The
+    record of a completed cell overrides any heartbeat.
+    """
     beats = {
         path.parent.name: path
         for path in sorted(sweep.folder.glob(f"*/{HEARTBEAT}"))
@@ -71,9 +75,12 @@ def _heartbeat(cell: CellRecord, path: Path, now: float) -> State | None:
 
 
 def seconds_left(states: list[State]) -> float | None:
-    """A rough estimate in seconds: the number of cells without a record or failed, times the mean
-    seconds of the completed cells that computed stages themselves, divided by the number of running
-    cells. None if no cell has computed its stages yet."""
+    """Roughly estimate the seconds until all cells are done. None if no cell has computed stages
+    yet.
+
+    Every cell that is not done is assumed to take the mean time of the completed cells that
+    computed stages themselves; as many cells run in parallel as are running now.
+    """
     costs = [cost for s in states if s.kind == "done" if (cost := _cost(s.cell)) > 0]
     open_cells = sum(state.kind != "done" for state in states)
     if not costs:
@@ -83,7 +90,7 @@ def seconds_left(states: list[State]) -> float | None:
 
 
 def _cost(cell: CellRecord) -> float:
-    """Seconds of the stages that this cell computed itself, not those found in the store."""
+    """The seconds of the stages that this cell computed itself, rather than read from the store."""
     stages, seconds = cell.run.get("stages"), cell.run.get("seconds")
     if not isinstance(stages, dict) or not isinstance(seconds, dict):
         return 0.0
@@ -92,7 +99,8 @@ def _cost(cell: CellRecord) -> float:
 
 
 def show(sweep: Sweep, states: list[State]) -> str:
-    """The text of a sweep: its cells by table row, the cells that are not done, and counts."""
+    """Format a sweep as text: its cells by table row, details of cells that are not done, and
+    counts."""
     counts = Counter(state.kind for state in states)
     lines = [f"{sweep.name} in {sweep.folder}", "", *_grid(states), ""]
     lines += [f"{s.kind}: {s.cell.id}: {s.text}" for s in states if s.text]
@@ -112,8 +120,8 @@ def show(sweep: Sweep, states: list[State]) -> str:
 
 
 def _grid(states: list[State]) -> list[str]:
-    """One line per table row: its identifying values and its cells by state. A cell whose choices
-    are unknown has its own line."""
+    """Format one line per table row: the values that identify the row, and its cells by state. A
+    cell whose choices are unknown has its own line."""
     facts = CellFields([state.cell for state in states])
     names = _differing(facts)
     rows: dict[tuple[str, ...], list[int]] = {}
@@ -129,7 +137,8 @@ def _grid(states: list[State]) -> list[str]:
 
 
 def _cells(facts: CellFields, states: list[State], numbers: list[int]) -> str:
-    """``done: seed 0, 2; running: seed 1``; cell ids where two cells have the same seed."""
+    """List cells by state: ``done: seed 0, 2; running: seed 1``. Two cells with the same seed are
+    listed by id."""
     seeds = Counter(facts.word(number, SEED) for number in numbers)
     kinds: dict[str, list[str]] = {}
     for number in numbers:
@@ -144,13 +153,15 @@ def _enumerated(names: list[str]) -> str:
 
 
 def _differing(facts: CellFields) -> list[str]:
-    """The trigger, the choices of the row, and everything else that differs except the seed."""
+    """The names that identify a line: trigger, the choices of a table row, and everything else that
+    differs between the cells, except the seed."""
     others = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *ROW, *(name for name in others if len(facts.values(name)) > 1)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 for any state of the sweeps; 2 if a given folder does not exist."""
+    """Run the command. Exit codes: 0 whatever the state of the sweeps, 2 if a folder does not
+    exist."""
     parser = parser_of("status", __doc__)
     parser.add_argument(
         "folders", metavar="FOLDER", nargs="*", type=path_of,

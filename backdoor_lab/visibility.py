@@ -1,7 +1,7 @@
 """python -m backdoor_lab.visibility FOLDER: is the poison that a defense missed less visible?
 
-For every filter result of a sweep: how much the attack changed the poisoned images that were kept,
-compared with those that were removed. Needs the poison, the images and the scores in the store.
+For every filter result of a sweep, compares how much the attack changed the poisoned images that
+were kept and those that were removed. The store must contain the poison, the images and the scores.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ QUESTION = AnalysisSpec(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 2 for a folder that is not a sweep or has no artifacts in a store."""
+    """Run the command. Exit codes: 0 done, 2 if FOLDER is not a sweep or the store lacks what is
+    needed."""
     return answer(QUESTION, lines_of, arguments)
 
 
 def lines_of(
     cells: Sequence[CellRecord], records: dict[str, Record], reader: ArtifactReader
 ) -> Answers:
-    """The heads of the label columns, and one row per filter result whose poison is in the
-    store."""
+    """The heads of the label columns, and one row per filter result whose poison is stored."""
     found = collect(cells, records, "filter", lambda record: _visibility(reader, record))
     labels = _labels([cell for cell, _ in found])
     lines = [AnswerRow(tuple(named(cell)[n] for n in labels), figures) for cell, figures in found]
@@ -60,7 +60,8 @@ def _visibility(reader: ArtifactReader, record: Record) -> Visibility | None:
 
 
 def _labels(cells: Sequence[CellRecord]) -> list[str]:
-    """The labels of a row: attack, defense, and each option that varies within one defense."""
+    """The names of the label columns: attack, defense, and each option that varies within a
+    defense."""
     alike: dict[tuple[str, ...], list[dict[str, str]]] = {}
     for values in map(named, cells):
         alike.setdefault(tuple(values[label] for label in LABELS), []).append(values)

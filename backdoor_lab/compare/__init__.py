@@ -1,1 +1,1 @@
-"""Compare two sweeps, or a sweep with the reproduced report, cell by cell."""
+"""Compares two sweeps, or a sweep with the reproduced report, cell by cell."""

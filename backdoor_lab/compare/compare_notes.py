@@ -1,4 +1,4 @@
-"""The notes below a comparison."""
+"""Writes the notes below the table of a comparison."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def notes_of(
     facts: CellFields, sides: Sequence[PairedGroup], lines: Sequence[ComparisonRow],
     shown: Sequence[str], values: Sequence[str],
 ) -> list[str]:  # fmt: skip
-    """The notes below a comparison; `shown` are the names that identify its lines."""
+    """All notes of a comparison. `shown` are the names whose values identify its lines."""
     pairs = [pair for side in sides for pair in side.pairs]
     used = list(dict.fromkeys(n for pair in pairs for n in (pair.ours, pair.base) if n is not None))
     cells = [facts.cells[number] for number in used]
@@ -68,7 +68,7 @@ def notes_of(
 
 
 def _tests(lines: Sequence[ComparisonRow]) -> list[str]:
-    """Notes on the p values that the lines have."""
+    """Notes that explain the p values, if any line has one."""
     results = [line.result for line in lines]
     tested = [result for result in results if result.t is not None]
     said = [TESTS.format(len(tested))] if tested else []
@@ -81,14 +81,14 @@ def _tests(lines: Sequence[ComparisonRow]) -> list[str]:
 
 
 def _without(lines: Sequence[ComparisonRow], values: Sequence[str]) -> list[str]:
-    """A note on the requested measures that no pair has on both sides."""
+    """A note that lists the requested measures that are missing on one side of every pair."""
     compared = {line.measure for line in lines}
     left = [MEASURE[name].head for name in values if name not in compared]
     return [f"No pair has values of {', '.join(left)} on both sides."] if left else []
 
 
 def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> list[str]:
-    """The choices that all pairs share, and the seeds."""
+    """A note that lists the choices common to all pairs, and their seeds."""
     values = {name: facts.values(name, used) for name in CHOICES if name not in (*shown, SEED)}
     parts = [f"{name} {found[0]}" for name, found in values.items() if len(found) == 1]
     seeds = sorted({facts.cells[number].choices[SEED] for number in used})
@@ -97,8 +97,11 @@ def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> lis
 
 
 def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
-    """What else differs within pairs: choices, resolved protocol and config, except the options of
-    choices that are shown anyway and the code of the last name shown, in which the sides differ."""
+    """A note on all other differences within pairs: choices, protocol and configuration.
+
+    Omits the options of choices that are shown, and the code of the last name in `shown`, since the
+    sides differ in that name.
+    """
     skipped = tuple(f"{CONFIG}{name}." for name in ("protocol", *shown))
     chosen = {f"{CONFIG}{name}" for name in CHOICES}
     skipped += (f"{CONFIG}code.{shown[-1]}",) if shown[-1] else ()
@@ -127,7 +130,7 @@ def _values_of(facts: CellFields, number: int, flats: dict[str, dict[str, Any]])
 
 
 def _left(facts: CellFields, sides: Sequence[PairedGroup]) -> list[str]:
-    """The cells without a partner, with their status."""
+    """Notes that list the cells without a partner, with their status."""
     used = {n for side in sides for pair in side.pairs for n in (pair.ours, pair.base)}
     lonely = dict.fromkeys(n for side in sides for n in side.lonely if n not in used)
     names = [f"{facts.cells[n].id} ({facts.cells[n].status})" for n in lonely]

@@ -1,4 +1,4 @@
-"""A comparison as text in rows and columns."""
+"""Formats a comparison as a table."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from backdoor_lab.tables.writers import Document
 
 LEVEL = 0.05
 FLOOR = 1e-12
-"""P values below this are rounding errors."""
+"""P values below this are shown as "under 1e-12": their digits are rounding errors."""
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison of `ours` minus `base`. `side` is the choice whose values are compared (empty
-    for a single side); `labels` are the choices that identify a line."""
+    """A comparison, whose differences are `ours` minus `base`.
+
+    `side` is the choice whose values are compared; empty if there is only one comparison. `labels`
+    are the choices that identify a line.
+    """
 
     title: str
     ours: str
@@ -32,7 +35,8 @@ class Comparison:
 
 
 def significant(line: ComparisonRow) -> str:
-    """``yes`` or ``no`` at the 5 % level by the adjusted p value, or why there is no test."""
+    """``yes`` or ``no`` according to the adjusted p value and the 5 % level, or why there is no
+    test."""
     if line.result.n == 1:
         return "one pair"
     if line.result.constant:
@@ -41,7 +45,7 @@ def significant(line: ComparisonRow) -> str:
 
 
 def grid(found: Comparison) -> TextTable:
-    """The comparison as a text table."""
+    """Format the comparison as a text table."""
     sides = [head(found.side)] * bool(found.side)
     names = [*sides, *map(head, found.labels), "Measure"]
     tests = ["p (t)", "p (Holm)", "p (sign)", "p (Wilcoxon)", "Significant"]
@@ -75,8 +79,8 @@ def _p(value: float | None) -> str:
 
 
 def document(found: Comparison) -> Document:
-    """The comparison as a document. Its spreadsheet has one row per line; the column `lines` is 0
-    for a line over pairs of seeds, otherwise the number of lines that it summarizes."""
+    """Format the comparison as a document. Its spreadsheet has one row per line; in the column
+    `lines`, a summary line has the number of lines that it summarizes, and any other line has 0."""
     head = [
         "side", *found.labels, "measure", "ours", "base", "difference", "ci95", "std", "n", "lines",
         "p_t", "p_holm", "p_sign", "p_wilcoxon", "significant",

@@ -1,4 +1,4 @@
-"""Paired comparisons: two sweeps, a sweep and the report, or the values of one choice."""
+"""Compares two sweeps, a sweep and the report, or the values of one choice, in pairs of cells."""
 
 from __future__ import annotations
 
@@ -28,8 +28,11 @@ def comparison_of(
     sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
     values: str = DEFAULT,
 ) -> Comparison:  # fmt: skip
-    """Compare two sweeps, a sweep with the report, or the values of `by` in one sweep with `base`.
-    Raises ConfigError for other combinations, unknown names, and if no two cells can be paired."""
+    """Compare two sweeps, a sweep with the report, or all values of the choice `by` with `base`.
+
+    Raises ConfigError for any other combination of arguments, for unknown names, and if there is no
+    pair of cells to compare.
+    """
     if len(sweeps) + report + bool(by) != 2 or not sweeps or bool(by) != bool(base):
         raise ConfigError(
             "give two sweep folders (A B), a sweep and the report (A reference), or one sweep and"
@@ -66,7 +69,7 @@ def _without_seed(known: list[str]) -> list[str]:
 
 
 def _apart(first: Sweep, second: Sweep) -> tuple[str, str]:
-    """Names that distinguish two sweeps."""
+    """Two names that distinguish the sweeps."""
     if first.name != second.name:
         return first.name, second.name
     return str(first.folder), str(second.folder)
@@ -85,9 +88,11 @@ def _told(
 
 
 def against_random(sweep: Sweep, facts: CellFields | None = None) -> Comparison | None:
-    """All other defenses of a sweep minus the control `random`, in pairs with the same attack and
-    seed. None if there is no such pair, or no measure. `facts`: those of the sweep's cells, if
-    already computed."""
+    """Compare every defense of a sweep with the control `random`, for the same attack and seed.
+
+    `facts`, if given, are the fields of the sweep's cells, which are then not computed again. None
+    if there is no pair of cells or no measure to compare.
+    """
     defenses = {cell.choices["defense"] for cell in sweep.cells if cell.choices}
     if RANDOM not in defenses or len(defenses) < 2:
         return None

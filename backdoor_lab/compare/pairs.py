@@ -1,7 +1,7 @@
-"""Match the cells to compare: of two sweeps, within a sweep, or of a sweep and the report.
+"""Finds the pairs of cells to compare: in two sweeps, within a sweep, or in a sweep and the report.
 
-Cells are matched by the columns of the tidy frame, as `CellFields` provides them, without pandas,
-whose import takes 0.25 s (the whole command takes 0.2 s).
+Cells are paired by the columns of the tidy frame, computed by `CellFields` without pandas:
+importing pandas takes 0.25 s, longer than the command (0.2 s).
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ Lookup = Callable[[CellRecord, str], float | None]
 
 @dataclass(frozen=True)
 class MatchedCells:
-    """The numbers of two cells; `base` is None if the partner is the report."""
+    """A pair of cells, by number; `base` is None if the report takes the place of the second
+    cell."""
 
     ours: int
     base: int | None
@@ -31,7 +32,7 @@ class MatchedCells:
 
 @dataclass(frozen=True)
 class PairedGroup:
-    """One of several comparisons: its pairs, and the cells without a partner."""
+    """The pairs of one comparison, and the cells for which there is no partner."""
 
     name: str
     pairs: list[MatchedCells]
@@ -40,9 +41,12 @@ class PairedGroup:
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One line of a comparison, identified by `side` and `labels`; `ours` and `base` are means over
-    the pairs. `lines`: 0 for a line over pairs, otherwise the number of lines it summarizes.
-    `holm`: the adjusted p value of the t test, None without a test."""
+    """One line of a comparison, identified by `side` and `labels`.
+
+    `ours` and `base` are means over the pairs. `lines` is 0 or, for a summary line, the number of
+    lines that it summarizes. `holm` is the p value of the t test after Holm's correction, None
+    without a test.
+    """
 
     side: str
     labels: Key
@@ -55,8 +59,11 @@ class ComparisonRow:
 
 
 def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
-    """The pairs of two sweeps (cells before and from number `first`), and the names they are
-    matched by. Names with one value per sweep that differs between the sweeps are not matched."""
+    """The pairs of two sweeps, and the names whose values the cells of a pair share.
+
+    The cells of the second sweep start at number `first`. A name is not used for pairing if it has
+    one value in each sweep and these differ.
+    """
     ours, base = range(first), range(first, len(facts.cells))
     extra = dict.fromkeys([*_extra(facts, ours), *_extra(facts, base)])
     names = [name for name in (*CHOICES, *extra) if not _compared(facts, name, ours, base)]
@@ -69,7 +76,7 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
 
 
 def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup], list[str]]:
-    """The pairs within a sweep: every other value of `by` with `base`."""
+    """The pairs within a sweep: each cell with another value of `by`, and the cell with `base`."""
     values: dict[str, list[int]] = {name: [] for name in facts.values(by)}
     for number, each in enumerate(facts.of):
         if each:
@@ -78,7 +85,7 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
         raise unknown(f"`base`: {by}", base, values)
     follows = ["source", *(name for name in facts.names if name.startswith((PROTOCOL, CONFIG)))]
     decided = facts.determined(follows, [by])
-    # Every defense has its own code, so a difference there is not informative.
+    # Defenses differ in their code; a difference there says nothing.
     apart = {by, f"{CONFIG}code.{by}", *decided}
     names = [n for n in (*CHOICES, *_extra(facts, range(len(facts.of)))) if n not in apart]
     sides = [
@@ -92,8 +99,8 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
 
 
 def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
-    """The cells that the reproduced report contains, each paired with its figures there; and the
-    names that distinguish these cells, including the seed."""
+    """The cells that the report contains, each paired with the report's figures; and the names
+    whose values distinguish these cells, including the seed."""
     known = [
         number
         for number, each in enumerate(facts.of)
@@ -107,7 +114,7 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
 
 
 def report_figure(cell: CellRecord, measure: str) -> float | None:
-    """The report's value for a cell that it contains."""
+    """The report's value of a measure for a cell. None if the report does not contain it."""
     chosen = cell.choices
     found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
     return None if found is None else found.get(measure)
@@ -116,8 +123,8 @@ def report_figure(cell: CellRecord, measure: str) -> float | None:
 def lines_of(
     facts: CellFields, sides: Sequence[PairedGroup], labels: Sequence[str], values: Sequence[str]
 ) -> list[ComparisonRow]:
-    """All lines of a comparison: for each side, one line per combination of `labels`, then summary
-    lines. Holm's correction covers the whole table."""
+    """All lines of a comparison: for each side, one line per combination of `labels`, followed by
+    summary lines. Holm's correction is over all p values of the table."""
     found = []
     for side in sides:
         groups: dict[Key, list[MatchedCells]] = {}
@@ -138,7 +145,7 @@ def lines_of(
 
 
 def figure_of(facts: CellFields, number: int | None, ours: int, measure: str) -> float | None:
-    """The value of one side of a pair, in the table's unit."""
+    """The value of a measure for one side of a pair, in the unit of the table."""
     if number is None:
         return report_figure(facts.cells[ours], measure)
     value = facts.cells[number].numbers.get(measure)
@@ -156,7 +163,7 @@ def _line(
     ]
     if not both:
         return None
-    # Round to ten digits: equal differences of fractions must stay equal in binary arithmetic.
+    # Differences that are equal in decimal must stay equal in binary, so round them.
     result = paired([round(ours - base, 10) for ours, base in both])
     mean_ours, mean_base = (sum(column) / len(both) for column in zip(*both, strict=True))
     return ComparisonRow(side, key, name, mean_ours, mean_base, result)
@@ -165,7 +172,7 @@ def _line(
 def _summaries(
     side: str, lines: Sequence[ComparisonRow], values: Sequence[str]
 ) -> list[ComparisonRow]:
-    """Summary lines: for each measure, the mean over lines, regardless of their number of seeds."""
+    """Summary lines: for each measure, the mean over `lines`, each with equal weight."""
     found = []
     for name in values:
         mine = [line for line in lines if line.measure == name]
@@ -196,7 +203,8 @@ def _match(
 
 
 def _extra(facts: CellFields, among: Sequence[int]) -> list[str]:
-    """Protocol and config values that differ between these cells for the same choices."""
+    """Names of protocol and configuration values that differ between cells with the same
+    choices."""
     resolved = [name for name in facts.names if name.startswith((PROTOCOL, CONFIG))]
     decided = set(facts.determined(resolved, CHOICES, among))
     return [name for name in resolved if name not in decided]
@@ -212,7 +220,8 @@ def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[in
 
 
 def _in_report(chosen: dict[str, Any]) -> bool:
-    """Whether the report contains the cell; other protocols and source classes are not in it."""
+    """Whether the report contains a cell with these choices; it has one protocol and no source
+    class."""
     if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
         return False
     return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None

@@ -1,4 +1,4 @@
-"""Everything derived from a sweep's records, computed once for its files and its page."""
+"""A sweep with everything that is derived from its records. Its files and its page share it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from backdoor_lab.tables.pivot import PivotTable, pivot
 
 @dataclass(frozen=True)
 class SweepReport:
-    """A sweep and what is derived from its records."""
+    """A sweep, and what is derived from its records. Each property is computed once."""
 
     sweep: Sweep
 
@@ -28,21 +28,22 @@ class SweepReport:
 
     @cached_property
     def facts(self) -> CellFields:
-        """The choices of the sweep's cells, and their tidy frame."""
+        """The choices and other fields of the sweep's cells."""
         cells = self.sweep.cells
         return CellFields(cells, sweeps=[self.sweep.name] * len(cells))
 
     @cached_property
     def tables(self) -> list[PivotTable]:
-        """The tables in the layout of the reproduced report."""
+        """The tables of the sweep in the layout of the reproduced report."""
         return pivot(self.facts, REPORT)
 
     @cached_property
     def shown(self) -> list[PivotTable]:
-        """The tables in the sweep's default layout."""
+        """The tables of the sweep in its default layout."""
         return overview.shown(self.facts, self.tables)
 
     @cached_property
     def compared(self) -> Comparison | None:
-        """Every defense compared with the control `random`, if the sweep has it."""
+        """The comparison of every defense with the control `random`; None if the sweep lacks
+        `random`."""
         return against_random(self.sweep, self.facts)

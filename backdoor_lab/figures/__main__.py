@@ -1,7 +1,7 @@
 """python -m backdoor_lab.figures FOLDER ...: draw figures of sweeps, as PNG and PDF.
 
-Writes <sweep>/figures/NAME.png and .pdf for the sweep, and <sweep>/figures/<cell>/ for its done
-cells. Figures whose data is no longer in the store are skipped with a note.
+Writes <sweep>/figures/NAME.png and .pdf for the sweep, and <sweep>/figures/<cell>/ for its
+completed cells. Figures whose data is no longer in the store are skipped with a note.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> list[Path]:
-    """Draw the sweep in `folder` and its first `most` completed cells; return the files written.
+    """Draw figures of the sweep in `folder` and of its first `most` completed cells. Returns the
+    files written.
 
     `store` is the folder of stage outputs; None looks it up with `find_store`. Prints a note for
-    each thing that had to be skipped. Raises ConfigError if a file would lie outside the sweep,
+    every figure that has to be skipped. Raises ConfigError if a file would lie outside the sweep,
     OSError if a file cannot be written.
     """
     from backdoor_lab.figures.catalogue import of_cell, of_sweep

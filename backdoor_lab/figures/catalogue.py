@@ -1,4 +1,4 @@
-"""The list of figures of a sweep and of a cell."""
+"""Lists the figures of a sweep, and those of a cell."""
 
 from __future__ import annotations
 
@@ -34,11 +34,12 @@ from backdoor_lab.tables.layout import split
 
 Named = tuple[str, Figure]
 SEVERAL = 4
-"""Number of ratios from which a sweep counts as a study of the ratio."""
+"""The number of different ratios from which the AUROC predicted from features is drawn."""
 
 
 def of_sweep(whole: SweepData) -> Iterator[Named]:
-    """Yield each figure of a sweep and its name, except those whose data is gone."""
+    """Yield the name and the figure of everything drawn for a sweep. Skips figures whose data is
+    missing."""
     found = list(attacked(whole))
     if found:
         yield "triggers", images.triggers(*trigger_rows(found))
@@ -65,8 +66,11 @@ def of_sweep(whole: SweepData) -> Iterator[Named]:
 
 
 def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
-    """The AUROC predicted from each cell's features along the direction of its poison, by cell id;
-    empty if the sweep has fewer than SEVERAL ratios. Cells without stored features are omitted."""
+    """The AUROC predicted from the features of each cell, along the direction of its poison, by
+    cell id.
+
+    Cells without stored features are omitted. Empty if the sweep has fewer than SEVERAL ratios.
+    """
     if len({cell.choices["ratio"] for cell in cells if cell.choices}) < SEVERAL:
         return {}
     known = {cell.id: separation_of(whole.reader, whole.records[cell.id]) for cell in cells
@@ -76,7 +80,8 @@ def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
 
 
 def of_cell(whole: SweepData, record: Record) -> Iterator[Named]:
-    """Yield each figure of one completed cell and its name, except those whose data is gone."""
+    """Yield the name and the figure of everything drawn for a completed cell. Skips figures whose
+    data is missing."""
     yield "pipeline", run.pipeline(steps(record))
     losses = losses_of(whole.reader, record)
     if losses:

@@ -1,4 +1,4 @@
-"""Figures of a defense on one cell: scores, projections, poison left by number removed."""
+"""Figures of what a defense does in one cell: its scores, the projections, and the poison left."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Array = NDArray[Any]
 
 @styled
 def scores(bars: Histogram) -> Figure:
-    """Score histograms of the target class, in % of the clean and of the poisoned images, with
-    the threshold at and above which images were removed."""
+    """Histograms of the scores in the target class, in % of its clean and of its poisoned images,
+    and the threshold: images with this score or a higher one are removed."""
     figure = new(4.2, 3.0)
     draw_scores(figure.add_subplot(), bars)
     return figure
 
 
 def draw_scores(axes: Axes, bars: Histogram) -> None:
-    """Draw `scores` into `axes`. The values of the two step patches are the percentages."""
+    """Draw `scores` into `axes`. The heights of the two step patches are the percentages."""
     for counts, color, hatch, name in (
         (bars.clean, CLEAN, "", "clean"),
         (bars.poison, POISON, "////", "poisoned"),
@@ -48,8 +48,10 @@ def draw_scores(axes: Axes, bars: Histogram) -> None:
 
 @styled
 def projections(along: Array, is_poison: Array, keep: Array) -> Figure:
-    """The target class projected on its two top singular directions: `along` float64 (n, 2),
-    `is_poison` and `keep` bool (n,)."""
+    """A scatter plot of the target class, projected on its two top singular directions.
+
+    `along` float64 (n, 2) are the projections; `is_poison` and `keep` are bool (n,).
+    """
     figure = new(4.2, 3.4)
     draw_projections(figure.add_subplot(), along, is_poison, keep)
     return figure
@@ -79,15 +81,15 @@ def draw_projections(axes: Axes, along: Array, is_poison: Array, keep: Array) ->
 
 @styled
 def removal(curve: Curve, at: tuple[int, int]) -> Figure:
-    """Poisoned images left against images removed, by score and at random; `at` is the defense's
-    operating point (removed, left)."""
+    """The number of poisoned images left against the number of images removed, by score and at
+    random. `at` is the pair (removed, left) that the defense reached."""
     figure = new(4.2, 3.0)
     draw_removal(figure.add_subplot(), curve, at)
     return figure
 
 
 def draw_removal(axes: Axes, curve: Curve, at: tuple[int, int]) -> None:
-    """Draw `removal` into `axes`. The lines are: by score, at random, operating point."""
+    """Draw `removal` into `axes`, as three lines: by score, at random, and the defense's result."""
     axes.plot(curve.removed, curve.left, color=CLEAN, label="by score")
     axes.plot(*curve.by_chance, color=CHANCE, linestyle="--", label="at random")
     axes.plot(

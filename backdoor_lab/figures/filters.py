@@ -1,4 +1,4 @@
-"""Find the first-layer filter that responds most to a trigger, from weights and images."""
+"""Finds the filter in the first layer of a network that responds most to a trigger."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Array = NDArray[Any]
 
 
 def response_changes(weights: Array, clean: Array, triggered: Array, base: Array) -> Array:
-    """How much a trigger changes each filter's response, relative to its spread: float64 (f,).
+    """How much a trigger changes each filter's response, relative to the response's spread.
 
-    For filter f with linear response r_f (before any nonlinearity), image pairs i and positions p:
-    the mean over i of max_p |r_f(triggered_i) - r_f(clean_i)|, divided by the standard deviation
-    of r_f(clean_i) over all i and p. The trigger's filter is the one with the largest value.
+    Let r_f be the linear response of filter f, before any nonlinearity. For image pairs i and
+    positions p, the result is the mean over i of max_p |r_f(triggered_i) - r_f(clean_i)|, divided
+    by the standard deviation of r_f(clean_i) over all i and p: float64 (f,).
 
-    `weights` float (f, C, k, k); `clean` and `triggered` uint8 (n, C, H, W); `base` uint8
-    (m, C, H, W), the images from which each channel's mean and standard deviation are computed.
-    Responses are computed with stride 1 and zero padding around the normalized image.
+    `weights` float (f, C, k, k); `clean` and `triggered` uint8 (n, C, H, W); `base` uint8 (m, C, H,
+    W), the images from which each channel's mean and standard deviation are computed. Responses are
+    computed with stride 1 and zero padding around the normalized image.
     """
     mean = base.mean(axis=(0, 2, 3), keepdims=True)
     deviation = np.maximum(base.std(axis=(0, 2, 3), keepdims=True), 1.0)
@@ -34,7 +34,8 @@ def response_changes(weights: Array, clean: Array, triggered: Array, base: Array
 
 
 def _responses(weights: Array, image: Array) -> Array:
-    """The filters' linear responses at each position of `image` float (C, H, W): (H * W, f)."""
+    """The linear response of each filter at each position of `image` float (C, H, W): (H * W,
+    f)."""
     count, channels, side, _ = weights.shape
     before, after = side // 2, (side - 1) // 2
     padded = np.pad(image, ((0, 0), (before, after), (before, after)))

@@ -1,4 +1,4 @@
-"""Characters missing from the default font: use another installed font, else transliterate.
+"""Handles characters that the default font lacks: finds an installed font, or transliterates them.
 
 Class names may use any script. Matplotlib's font covers Latin, Greek, Cyrillic, Arabic, Hebrew and
 a few others; Chinese, Japanese, Korean and other scripts need a system font.
@@ -19,12 +19,12 @@ from backdoor_lab.core.letters import transcribed
 
 USUAL = "DejaVu Sans"
 _LAST_RESORT = "Last Resort"
-"""Matplotlib's placeholder font; it maps every character but draws only boxes."""
+"""The name of a placeholder font of Matplotlib, which draws every character as a box."""
 
 
 def fit_letters(figure: Figure) -> bool:
-    """Set the fonts that each text of `figure` needs; transliterate characters without a font.
-    Returns whether any text uses a font other than the default."""
+    """Set the fonts that each text of `figure` needs, and transliterate characters that no font
+    has. Returns whether any text uses a font other than the default."""
     changed = False
     for text in _texts(figure):
         families, lacking = fonts_for("".join(sorted(set(text.get_text()))))
@@ -37,7 +37,7 @@ def fit_letters(figure: Figure) -> bool:
 
 
 def transcribe_letters(figure: Figure) -> None:
-    """Transliterate every character of `figure` that the default font lacks."""
+    """Transliterate all characters of `figure` that the default font lacks."""
     for text in _texts(figure):
         text.set_fontfamily([USUAL])
         _transcribe(text, _beyond(text.get_text()))
@@ -45,7 +45,8 @@ def transcribe_letters(figure: Figure) -> None:
 
 @functools.lru_cache(1024)
 def fonts_for(letters: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """A small set of extra fonts for `letters`, chosen greedily, and the characters none has."""
+    """Choose a small set of additional fonts for `letters`, greedily. Returns them, and the
+    characters that no font has."""
     lacking = _beyond(letters)
     families: list[str] = []
     while lacking:
@@ -65,7 +66,7 @@ def _texts(figure: Figure) -> list[Text]:
 def _transcribe(text: Text, lacking: frozenset[str] | set[str]) -> None:
     runs: list[str] = []
     for char in text.get_text():
-        # Transliterate neighboring characters as one run, so that hyphens separate them.
+        # Transliterate neighboring characters together, so that hyphens separate them.
         if runs and (char in lacking) == (runs[-1][-1] in lacking):
             runs[-1] += char
         else:
@@ -84,7 +85,7 @@ def _has(entry: FontEntry) -> frozenset[str]:
 
 @functools.cache
 def _installed() -> tuple[FontEntry, ...]:
-    """One upright font per family, sans serif first."""
+    """The installed fonts: one upright font of each family, sans serif first."""
     found = {
         entry.name: entry
         for entry in sorted(fontManager.ttflist, key=lambda each: (each.name, each.fname))

@@ -1,5 +1,5 @@
-"""Heat maps over all pairs of source and target class: ASR before and after the defense, and the
-number of poisoned images left."""
+"""Heat maps over pairs of source and target class: ASR before and after the defense, and the number
+of poisoned images left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CELL = 0.42
 
 @dataclass(frozen=True)
 class Map:
-    """One heat map: `values` float64 (sources, targets), NaN where there is no cell. The color
+    """One heat map: `values` float64 (sources, targets), NaN for a pair without a cell. The color
     scale runs from 0 to `top`."""
 
     label: str
@@ -39,7 +39,7 @@ class Map:
 
 @dataclass(frozen=True)
 class Sheet:
-    """The heat maps of cells that differ only in source, target and seed."""
+    """The heat maps of a set of cells that differ only in source, target and seed."""
 
     title: str
     slug: str
@@ -47,9 +47,12 @@ class Sheet:
 
 
 def sheets(cells: Sequence[CellRecord]) -> Iterator[Sheet]:
-    """Yield a sheet per trigger, ratio, defense and any other setting that differs, averaged over
-    seeds. Only cells with a source class count; a sheet needs more than two pairs and at least
-    one completed cell."""
+    """Yield a sheet of heat maps, averaged over seeds, for each set of cells that differ only in
+    source, target and seed.
+
+    Cells without a source class are ignored. A sheet has more than two pairs of classes, and at
+    least one completed cell.
+    """
     paired = [cell for cell in cells if cell.choices.get("source") is not None]
     spec = PivotSpec(("source",), ("target",), tuple(MEASURES))
     before = "_".join(map(".".join, (spec.rows, spec.columns, spec.values))) + "_"
@@ -60,14 +63,15 @@ def sheets(cells: Sequence[CellRecord]) -> Iterator[Sheet]:
 
 
 def _is_grid(table: PivotTable) -> bool:
-    """Whether the table has several pairs, not only one source per target."""
+    """Whether the table has more than two pairs, some of which share a source or a target."""
     pairs, sides = len(table.cells), (len(table.rows), len(table.columns))
     return pairs > 2 and (pairs > max(sides) or min(sides) == 1)
 
 
 @styled
 def heat_maps(sheet: Sheet) -> Figure:
-    """The maps of a sheet in one row: sources down, targets across, values printed in the cells."""
+    """Draw the maps of a sheet in one row. Sources are rows, targets are columns, and each value is
+    printed in its field."""
     rows, columns = sheet.maps[0].values.shape
     figure = new((columns * _CELL + 1.9) * len(sheet.maps), rows * _CELL + 1.7)
     for axes, each in zip(figure.subplots(1, len(sheet.maps), squeeze=False)[0], sheet.maps,
@@ -95,7 +99,7 @@ def _draw(axes: Axes, found: Map) -> None:
 
 
 def _map(table: PivotTable, name: str) -> Map | None:
-    """The heat map of one measure; None if no cell has it."""
+    """The heat map of one measure; None if no cell has this measure."""
     values = np.full((len(table.rows), len(table.columns)), np.nan)
     for row, column in np.ndindex(values.shape):
         place = table.cells.get((table.rows[row], table.columns[column]))
@@ -108,7 +112,7 @@ def _map(table: PivotTable, name: str) -> Map | None:
 
 
 def _title(table: PivotTable) -> str:
-    """The part of the title that distinguishes this sheet: ``pixel, seed 0``."""
+    """The part of the table's title that distinguishes it from others: ``pixel, seed 0``."""
     return table.title.partition(": ")[2]
 
 

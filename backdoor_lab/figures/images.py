@@ -1,4 +1,4 @@
-"""Figures of images and filters: the triggers of a sweep, the first layer of its networks."""
+"""Figures of images and filters: the triggers of a sweep, and the first layer of its networks."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Array = NDArray[Any]
 
 @styled
 def triggers(names: Sequence[str], originals: Array, triggered: Array) -> Figure:
-    """One row per trigger: an image, the image with the trigger, and the difference stretched to
-    the full range around gray. Both arrays are uint8 (names, C, H, W)."""
+    """Draw one row per trigger: an image, the same image with the trigger, and their difference,
+    which is stretched to the full range around gray. Both arrays are uint8 (names, C, H, W)."""
     figure = new(4.6, 1.5 * len(names) + 0.3)
     draw_triggers(figure, names, originals, triggered)
     return figure
@@ -40,7 +40,7 @@ def draw_triggers(
 
 
 def stretched(clean: Array, changed: Array) -> Array:
-    """`changed` - `clean`, both uint8 (C, H, W), scaled to the full range around 128: uint8."""
+    """Scale `changed` - `clean`, both uint8 (C, H, W), to the full range around 128: uint8."""
     difference = changed.astype(np.float64) - clean
     largest = np.abs(difference).max() or 1.0
     return np.rint(127.5 + 127.5 * difference / largest).astype(np.uint8)
@@ -58,8 +58,8 @@ def show(axes: Axes, image: Array) -> None:
 
 @dataclass(frozen=True)
 class Layer:
-    """The first layer of a network: `weights` float (f, C, k, k), and `changes` float64 (f,), how
-    much the trigger changes each filter's response (see `response_changes`)."""
+    """The first layer of a network: `weights` float (f, C, k, k), and `changes` float64 (f,), which
+    say how much the trigger changes the response of each filter (see `response_changes`)."""
 
     title: str
     weights: Array
@@ -68,8 +68,11 @@ class Layer:
 
 @styled
 def filters(layers: Sequence[Sequence[Layer]]) -> Figure:
-    """First-layer filters, one row of networks per trigger, each filter scaled separately around
-    gray. A frame marks the filter whose response the trigger changes most."""
+    """Draw the filters of first layers, with one row of networks per trigger.
+
+    Each filter is scaled separately, so that gray is zero. A frame marks the filter whose response
+    the trigger changes most.
+    """
     columns = max(len(row) for row in layers)
     figure = new(2.9 * columns, 3.1 * len(layers))
     grid = figure.subplots(len(layers), columns, squeeze=False)
@@ -97,8 +100,9 @@ def _draw_layer(axes: Axes, layer: Layer) -> None:
 
 
 def mosaic(weights: Array) -> Array:
-    """Filters float (f, C, k, k) tiled into one uint8 image: (h, w, 3) for three channels, else
-    their mean over channels (h, w). Zero is gray, each filter's peak black or white."""
+    """Tile filters, float (f, C, k, k), into one uint8 image: (h, w, 3) for three channels,
+    otherwise the mean over the channels, (h, w). Zero is gray, and each filter's largest value
+    black or white."""
     count, channels, side, _ = weights.shape
     peak = np.abs(weights).reshape(count, -1).max(axis=1)
     scaled = 127.5 + 127.5 * weights / np.where(peak > 0, peak, 1)[:, None, None, None]

@@ -1,4 +1,4 @@
-"""Read the arrays that figures draw from records and the store."""
+"""Reads from records and the store what the figures draw."""
 
 from __future__ import annotations
 
@@ -32,21 +32,22 @@ PAIRS, BASE, MOST_BARS = 32, 1000, 40
 
 @dataclass(frozen=True)
 class SweepData:
-    """A sweep's cells, its records by cell id, and the reader of its store."""
+    """The cells of a sweep, its records by cell id, and a reader of its store."""
 
     cells: Sequence[CellRecord]
     records: dict[str, Record]
     reader: ArtifactReader
 
     def done(self) -> Iterator[tuple[CellRecord, Record]]:
-        """The completed cells with a readable record."""
+        """Yield each completed cell that has a readable record, and this record."""
         for cell in self.cells:
             if cell.done and cell.choices and cell.id in self.records:
                 yield cell, self.records[cell.id]
 
 
 def projected(reader: ArtifactReader, record: Record, found: CellArtifacts) -> Array | None:
-    """The target class on its two top singular directions, float64 (b, 2), or None."""
+    """Project the target class on its two top singular directions: float64 (b, 2). None if the
+    features are not stored or not finite."""
     where = in_target(found)
     values = reader.features(record, where, len(found.training.index))
     if values is None or len(values) < 2 or not np.isfinite(values).all():
@@ -55,15 +56,18 @@ def projected(reader: ArtifactReader, record: Record, found: CellArtifacts) -> A
 
 
 def losses_of(reader: ArtifactReader, record: Record) -> dict[str, Array]:
-    """The losses per epoch of the first training and of the retraining, as far as stored."""
+    """The loss per epoch of the first training and of the retraining, as far as they are stored."""
     named = {"first training": "train", "retraining": "retrain"}
     found = {name: reader.losses(record, stage) for name, stage in named.items()}
     return {name: values for name, values in found.items() if values is not None and len(values)}
 
 
 def steps(record: Record) -> list[tuple[str, list[str]]]:
-    """The stages of a completed cell's record with their counts, for `course.pipeline`. A repair
-    replaces filter and retraining; without a retrained network, the filter is the last stage."""
+    """The stages of a completed cell, each with lines of text about its result, for `run.pipeline`.
+
+    A repair takes the place of filtering and retraining. Without a second network, the filter is
+    the last stage.
+    """
     counts, chosen = _part(record, "counts"), _part(record, "choices")
     epochs = _part(record, "config", "recipe").get("epochs", "?")
 
@@ -97,7 +101,7 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
 
 
 def _part(record: Record, *names: str) -> Record:
-    """A nested mapping of an unvalidated record; empty if it is not a mapping."""
+    """The mapping at nested keys of a record that is not validated; empty if there is none."""
     for name in names:
         found = record.get(name)
         record = found if isinstance(found, dict) else {}
@@ -105,8 +109,10 @@ def _part(record: Record, *names: str) -> Record:
 
 
 def costs(cells: Sequence[CellRecord]) -> tuple[list[str], list[str], Array]:
-    """Names, stages and seconds float64 (cells, stages) of the MOST_BARS most expensive cells, in
-    the order of the sweep."""
+    """The seconds per stage of the MOST_BARS most expensive cells, in the order of the sweep.
+
+    Returns the names of the cells, the stages, and the seconds as float64 (cells, stages).
+    """
     spent = [[_seconds(cell, stage) for stage in STAGES] for cell in cells]
     table = np.array(spent).reshape(len(cells), len(STAGES))
     dearest = np.sort(np.argsort(-table.sum(axis=1), kind="stable")[:MOST_BARS])
@@ -122,7 +128,8 @@ def _seconds(cell: CellRecord, stage: str) -> float:
 
 
 def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
-    """For each trigger, the completed cell of highest ratio whose poisoned images are stored."""
+    """For each trigger, yield its name, record and training set: those of the completed cell with
+    the highest ratio whose poisoned images are stored."""
     by_trigger: dict[str, list[Record]] = {}
     for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
         if float(cell.choices["ratio"]) > 0 and not is_triggered_late(record):
@@ -138,8 +145,11 @@ def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
 def trigger_rows(
     found: Sequence[tuple[str, Record, Training]],
 ) -> tuple[list[str], Array, Array]:
-    """Names, originals and triggered images uint8 (t, C, H, W). All rows show the same image if
-    every trigger poisons one in common, otherwise each trigger's first."""
+    """One example for each trigger: its name, an original and its triggered version.
+
+    The images are uint8 (t, C, H, W). If there is an image that every trigger poisons, all rows
+    show it; otherwise each shows the first image that its trigger poisons.
+    """
     sources = [each.original[: each.poisoned].tolist() for _, _, each in found]
     common = set(sources[0]).intersection(*sources[1:])
     places = [s.index(min(common)) if common else 0 for s in sources]
@@ -149,13 +159,14 @@ def trigger_rows(
 
 
 def pair(training: Training, rows: Array) -> tuple[Array, Array]:
-    """The originals of the poisoned images `rows` int (b,), and the images: uint8 (b, C, H, W)."""
+    """The originals of the poisoned images numbered `rows`, int (b,), and these images: each uint8
+    (b, C, H, W)."""
     return np.asarray(training.base[training.original[rows]]), training.rows[rows]
 
 
 def layers(whole: SweepData, trigger: str, record: Record, training: Training) -> list[Layer]:
-    """The first layer of each of two networks: one trained without poison, if the sweep has one,
-    and the one that `record` backdoored."""
+    """The first layers of two networks: one trained without poison, if the sweep has such a
+    network, and the one of `record`, which has the backdoor."""
     from backdoor_lab.figures.filters import response_changes
     from backdoor_lab.figures.images import Layer
 
@@ -179,10 +190,11 @@ def layers(whole: SweepData, trigger: str, record: Record, training: Training) -
 
 
 def trained_clean(whole: SweepData, like: Record) -> tuple[str, Record, str] | None:
-    """A network of this sweep trained without poison, with the model and data of `like`: from a
-    cell without poison, else the oracle's retraining, else any retraining with no poison left.
+    """Find a network of this sweep that was trained without poison, with the model and data of
+    `like`.
 
-    Returns its name, record and stage.
+    It is taken from a cell without poison, else from the oracle's retraining, else from any
+    retraining that had no poison left. Returns its name, record and stage.
     """
     ranked: dict[int, tuple[str, Record, str]] = {}
     for cell, record in whole.done():

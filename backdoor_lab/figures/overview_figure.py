@@ -1,4 +1,4 @@
-"""The overview figure of a sweep: its triggers, and the defense's view of one cell."""
+"""The overview figure of a sweep: its triggers, and the result of one cell in detail."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ if TYPE_CHECKING:
 
 @styled
 def sheet(whole: SweepData) -> Figure | None:
-    """Left: triggers and ASR against the ratio. Right: scores, projections, removal curve and
-    losses of the first completed cell whose defense is not a control and whose data is all stored.
-    None if there is no such cell."""
+    """Draw the overview figure.
+
+    On the left: triggers, and ASR against the ratio. On the right: scores, projections, removal
+    curve and losses of the first completed cell that is not a control and whose data is all stored.
+    None if there is no such cell.
+    """
     for cell, record in whole.done():
         if cell.choices["defense"] in CONTROLS:
             continue

@@ -26,13 +26,13 @@ PREDICTED = "predicted from the features"
 MEASURES = {"asr": "ASR in %", "nat": "Nat in %", "auroc": "AUROC in %"}
 _APART = 0.012
 _WIDE = 20
-"""Ratios spanning more than this factor are drawn on a logarithmic axis."""
+"""The axis is logarithmic if the largest ratio is more than this many times the smallest one."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line: for each of `ratios` float64 (k,), in percent or number of images, the mean in
-    percent and half its 95 % interval, NaN with a single seed."""
+    """One line of a chart: for each of `ratios` float64 (k,), in percent or in images, the mean in
+    percent and half of its 95 % interval, NaN if there is only one seed."""
 
     name: str
     ratios: Array
@@ -42,7 +42,8 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """The lines of one target class for each measure (a key of MEASURES); `axis` is the x label."""
+    """The lines of one target class for each measure (a key of MEASURES). `axis` is the label of
+    the x axis."""
 
     title: str
     lines: dict[str, list[Series]]
@@ -51,16 +52,18 @@ class Panel:
 
 @styled
 def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
-    """One column per target: ASR, Nat and, if known, AUROC; bars are 95 % intervals over seeds.
+    """Draw one column per target class: ASR, Nat and, if known, AUROC against the ratio.
 
-    Lines are shifted sideways by about 1 % of the axis so that they do not hide each other.
+    Bars are 95 % intervals over seeds. Lines are shifted sideways by about 1 % of the axis so that
+    they do not hide each other.
     """
     shown = [name for name in MEASURES if any(panel.lines[name] for panel in panels)]
     figure = new(1.2 + 2.5 * len(panels), 1 + 1.8 * len(shown))
     grid = figure.subplots(len(shown), len(panels), squeeze=False, sharex=True, sharey="row")
     for column, panel in enumerate(panels):
         for place, measure in enumerate(shown):
-            # AUROC has no "before" line; counting from 1 keeps the defenses' colors.
+            # AUROC has no line "before any defense". Start at color 1, so that each defense keeps
+            # its color.
             draw_lines(grid[place][column], panel.lines[measure], first=int(measure == "auroc"))
         grid[0][column].set_title(panel.title)
         grid[0][column].set_ylim(-4, 104)
@@ -72,14 +75,14 @@ def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
     for axes in grid.flat:
         drawn, names = axes.get_legend_handles_labels()
         named |= dict(zip(names, drawn, strict=True))
-    # Two long labels in one row do not fit into a figure with a single panel.
+    # A figure with a single panel has no room for two long labels in a row.
     columns = min(4, 2 * len(panels) - 1)
     figure.legend([*named.values()], [*named.keys()], loc="outside lower center", ncols=columns)
     return figure
 
 
 def draw_lines(axes: Axes, lines: Sequence[Series], *, first: int = 0) -> None:
-    """Draw `lines` with their intervals; colors and markers are numbered from `first`."""
+    """Draw `lines` with their intervals. The first line gets color and marker number `first`."""
     known = np.concatenate([each.ratios for each in lines] or [np.zeros(1)])
     wide = known.max() > _WIDE * known[known > 0].min(initial=np.inf)
     width = float(np.ptp(known)) or max(float(known.max()), 1.0)
@@ -103,9 +106,11 @@ def draw_lines(axes: Axes, lines: Sequence[Series], *, first: int = 0) -> None:
 
 
 def panels(group: TableGroup, predicted: Mapping[str, float] | None = None) -> list[Panel]:
-    """The panels of a table's completed cells, one per target class. The x axis is the ratio in
-    percent or, if the protocol counts images, the number of images. `predicted` maps a cell's id to
-    the AUROC predicted from its features."""
+    """The panels of the completed cells of a table, one per target class.
+
+    The x axis is the ratio in percent or, if the protocol counts images, the number of images.
+    `predicted` maps the id of a cell to the AUROC predicted from its features.
+    """
     ratio_of = group.traits.get("protocol.ratio_of")
     counted = any(is_count(each.choices["ratio"], ratio_of) for each in group.cells if each.choices)
     axis, scale = ("poisoned images", 1) if counted else (Panel.axis, 100)
@@ -128,8 +133,10 @@ def panels(group: TableGroup, predicted: Mapping[str, float] | None = None) -> l
 
 
 def _series(cells: Sequence[CellRecord], measure: str, scale: int) -> list[Series]:
-    """The line before any defense, with each seed counted once, then one line per defense in the
-    order of the sweep. The x axis shows `scale` times the ratio."""
+    """One line before any defense, and one after each defense, in the order of the sweep.
+
+    Cells that differ only in the defense count once before it. `scale` times the ratio is x.
+    """
     before: dict[tuple[float, int], list[float]] = defaultdict(list)
     after: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     for cell in cells:
@@ -150,7 +157,8 @@ def _series(cells: Sequence[CellRecord], measure: str, scale: int) -> list[Serie
 def _detection(
     cells: Sequence[CellRecord], predicted: Mapping[str, float], scale: int
 ) -> list[Series]:
-    """The AUROC of each defense's scores, and the AUROC predicted from the features, per seed."""
+    """One line with the AUROC of each defense's scores, and one with the AUROC predicted from the
+    features."""
     measured: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     promised: dict[tuple[float, int], float] = {}
     for cell in cells:

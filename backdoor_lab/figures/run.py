@@ -1,4 +1,4 @@
-"""Figures of a run: the pipeline with its counts, the training losses, the cost per stage."""
+"""Figures of a run: its stages with counts, the training losses, and the cost of each stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ _WIDE, _HIGH, _GAP = 1.0, 0.6, 0.24
 
 @styled
 def pipeline(steps: Sequence[tuple[str, Sequence[str]]]) -> Figure:
-    """The stages of a cell from left to right. Each step is a stage name and lines of results."""
+    """Draw the stages of a cell from left to right. Each step is the name of a stage and lines of
+    text about its result."""
     figure = new(1.45 * len(steps), 1.25)
     draw_pipeline(figure.add_subplot(), steps)
     return figure
@@ -47,7 +48,8 @@ def draw_pipeline(axes: Axes, steps: Sequence[tuple[str, Sequence[str]]]) -> Non
 
 @styled
 def training(losses: Mapping[str, Array]) -> Figure:
-    """Mean training loss against the epoch. `losses` maps each training to float64 (epochs,)."""
+    """Draw the mean training loss against the epoch. `losses` maps the name of each training to
+    float64 (epochs,)."""
     figure = new(4.2, 3.0)
     draw_training(figure.add_subplot(), losses)
     return figure
@@ -64,7 +66,7 @@ def draw_training(axes: Axes, losses: Mapping[str, Array]) -> None:
     axes.set(xlabel="epoch", ylabel="mean loss", title="Training loss")
     axes.set_ylim(bottom=0)
     if losses and max(map(len, losses.values())) == 1:
-        # With a single epoch matplotlib would choose an arbitrary range.
+        # With only one epoch, matplotlib would choose an arbitrary range.
         axes.set_xlim(0.5, 1.5)
         axes.set_xticks([1])
         axes.set_ylim(top=1.2 * max(values.max() for values in losses.values() if len(values)))
@@ -73,9 +75,9 @@ def draw_training(axes: Axes, losses: Mapping[str, Array]) -> None:
 
 @styled
 def cost(names: Sequence[str], stages: Sequence[str], seconds: Array) -> Figure:
-    """Stacked bars of `seconds`, float64 (cells, stages), one bar per entry of `names`.
+    """Draw `seconds`, float64 (cells, stages), as one stacked bar for each of `names`.
 
-    A stage's seconds are those of the run that computed it; all cells that share it show them.
+    If several cells share a stage, each of them shows the seconds of the run that computed it.
     """
     figure = new(7.0, 1.3 + 0.22 * len(names))
     axes = figure.add_subplot()

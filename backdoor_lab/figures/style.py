@@ -32,7 +32,7 @@ _RC: dict[Any, Any] = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
     "legend.frameon": False, "hatch.linewidth": 0.7, "lines.markersize": 5,
     "image.interpolation": "nearest", "pdf.fonttype": 42, "svg.fonttype": "none",
-    # Names from records may contain a dollar sign.
+    # Names in records may contain a dollar sign, which must not start a formula.
     "text.parse_math": False, "backend": "agg",
 }  # fmt: skip
 
@@ -63,7 +63,8 @@ _FILLS = (BLUE, ORANGE, SKY, YELLOW, GREEN, PURPLE, VERMILLION)
 
 
 def mark(number: int) -> Mark:
-    """The mark of series `number`. The first 35 all differ in color or line style."""
+    """The color, marker and line style of series `number`. The first 35 differ in color or line
+    style."""
     return Mark(
         _COLORS[number % len(_COLORS)],
         _MARKERS[number % len(_MARKERS)],
@@ -72,25 +73,26 @@ def mark(number: int) -> Mark:
 
 
 def fill(number: int) -> Fill:
-    """The fill of stacked part `number`; neighbors differ in color and hatch."""
+    """The color and hatch of stacked part `number`. Neighbors differ in both."""
     return Fill(_FILLS[number % len(_FILLS)], _HATCHES[number % len(_HATCHES)])
 
 
 def luminance(color: str) -> float:
-    """Relative luminance 0..1 of a color ``#RRGGBB`` (WCAG 2.1, definition)."""
+    """The relative luminance, 0..1, of a color ``#RRGGBB`` (as WCAG 2.1 defines it)."""
     values = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
     linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in values]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def contrast(one: str, other: str) -> float:
-    """Contrast ratio 1..21 of two colors ``#RRGGBB`` (WCAG 2.1, definition)."""
+    """The contrast ratio, 1..21, of two colors ``#RRGGBB`` (as WCAG 2.1 defines it)."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
 
 def styled(draw: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: run `draw` with this module's settings, ignoring the user's matplotlibrc."""
+    """A decorator that runs `draw` with this module's settings and ignores the user's
+    matplotlibrc."""
 
     @functools.wraps(draw)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -102,7 +104,7 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def new(width: float, height: float) -> Figure:
-    """An empty figure of this size in inches, created without pyplot: no global state."""
+    """Create an empty figure, with size in inches, without pyplot and so without global state."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
@@ -110,12 +112,15 @@ def new(width: float, height: float) -> Figure:
 
 @styled
 def save(figure: Figure, path: Path) -> list[Path]:
-    """Write `path`.png and `path`.pdf atomically; return both paths. The bytes are reproducible on
-    machines with the same fonts. Characters without a font are transliterated."""
+    """Write `path`.png and `path`.pdf atomically, and return both paths.
+
+    Machines with the same fonts write the same bytes. Characters that no font has are
+    transliterated.
+    """
     fitted = fit_letters(figure)
     try:
         made = {suffix: _drawn(figure, suffix) for suffix in FORMATS}
-    except Exception:  # some system fonts cannot be embedded
+    except Exception:  # Some system fonts cannot be embedded.
         if not fitted:
             raise
         transcribe_letters(figure)

@@ -24,16 +24,20 @@ from backdoor_lab.training.transformations import KINDS, parse
 Array = NDArray[Any]
 FIGURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %"}
 ACCURACY = {"asr1": "nat1", "asr2": "nat2"}
-"""The accuracy shows whether a transformation destroys the image or only the trigger."""
+"""For each measure of ASR, the accuracy of the same network: it shows whether a transformation
+destroys the whole image or only the trigger."""
 _COLUMNS = 3
-# Where untransformed images are drawn on an axis without a natural value for them.
+# The place of untransformed images on an axis that has no natural value for them.
 _LOSSLESS = 110
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One trigger under one kind of transformation. For each of `strengths` float64 (k,), including
-    the untransformed images: the mean in percent and half its 95 % interval, NaN with one seed."""
+    """One trigger under one kind of transformation.
+
+    For each of `strengths` float64 (k,), including the one of untransformed images: the mean in
+    percent, and half of its 95 % interval, NaN if there is only one seed.
+    """
 
     trigger: str
     strengths: Array
@@ -43,8 +47,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """The curves of one kind of transformation (a key of KINDS). `accuracy` is the mean over
-    triggers of the accuracy without the trigger, None if not recorded."""
+    """The curves of one kind of transformation (a key of KINDS). `accuracy` is the accuracy on
+    equally transformed images without the trigger, averaged over triggers; None if it was not
+    recorded."""
 
     kind: str
     curves: list[Curve]
@@ -52,8 +57,8 @@ class Panel:
 
 
 def against_strength(cells: Sequence[CellRecord]) -> Iterator[tuple[str, Figure]]:
-    """Yield a file name and figure for each of FIGURES that was measured under transformations, for
-    each set of cells that differ only in trigger and seed."""
+    """Yield a name and a figure for each of FIGURES and each set of cells that differ only in
+    trigger and seed, if they were measured under transformations."""
     measured = [cell for cell in cells if cell.done and under_names([cell])]
     for figure, says in FIGURES.items():
         pair = (figure, ACCURACY[figure])
@@ -76,14 +81,14 @@ def against_strength(cells: Sequence[CellRecord]) -> Iterator[tuple[str, Figure]
 
 
 def panels(table: PivotTable, figure: str) -> list[Panel]:
-    """The panels of a table with triggers as rows, in the order of KINDS."""
+    """The panels of a table whose rows are triggers, in the order of KINDS."""
     names = [name for name in table.spec.values if name.startswith(under_name(figure, ""))]
     found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
     for name in names:
         try:
             kind, strength = parse(name.removeprefix(under_name(figure, "")))
         except ConfigError:
-            continue  # from another version of this package
+            continue  # Written by another version of this package.
         found[kind].append((strength, name))
     chosen = {kind: [(_untouched(kind), figure), *each] for kind, each in found.items() if each}
     return [
@@ -127,8 +132,11 @@ def _mean(table: PivotTable, points: Sequence[tuple[float, str]]) -> Curve | Non
 
 @styled
 def drawn(title: str, says: str, shown: Sequence[Panel]) -> Figure:
-    """The panels in rows of three. ``none`` marks untransformed images, at the left or at factor 1;
-    bars are 95 % intervals over seeds. The top of the gray band is the accuracy."""
+    """Draw the panels in rows of three. ``none``, at the left or at factor 1, is untransformed
+    images.
+
+    Bars are 95 % intervals over seeds. The upper edge of the gray band is the accuracy.
+    """
     rows = -(-len(shown) // _COLUMNS)
     columns = min(len(shown), _COLUMNS)
     figure = new(1.2 + 3.0 * columns, 1.6 + 2.4 * rows)

@@ -1,1 +1,1 @@
-"""The HTML page of a sweep, and the files written next to its records."""
+"""Writes the HTML page of a sweep, and the tables next to its records."""

@@ -1,5 +1,5 @@
-"""Commands that analyze a sweep's stored outputs and print one line per network or filter result,
-as a table and optionally as a file."""
+"""Shared by commands that analyze what a sweep stored: they print a table with one line per network
+or filter result, and can write it to a file."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One line of results: the names that identify it, and its statistics (a dataclass)."""
+    """One line of a table: the names that identify it, and its statistics (a dataclass)."""
 
     names: tuple[str, ...]
     found: Any
@@ -43,9 +43,13 @@ LinesOf = Callable[[Sequence[CellRecord], dict[str, Record], ArtifactReader], An
 
 @dataclass(frozen=True)
 class AnalysisSpec:
-    """An analysis command: its `name` and help text (`asks`), the dataclass of its statistics
-    (`kind`) with a column head per field, the `notes` below the table, what it needs from the store
-    (`wants`, for messages), and `text`, which formats one statistic."""
+    """The description of an analysis command.
+
+    `name` is its name, `asks` its help text. `kind` is a dataclass whose fields are the statistics
+    of a line, `heads` the column head of each field, and `text` formats the value of a field.
+    `notes` are printed below the table. `wants` says in messages what the command needs from the
+    store.
+    """
 
     name: str
     asks: str | None
@@ -57,8 +61,10 @@ class AnalysisSpec:
 
 
 def answer(question: AnalysisSpec, lines_of: LinesOf, arguments: Sequence[str] | None) -> int:
-    """Run the command: print the table, and write it to --out if given. Exit codes: 0 done, 2 if
-    the folder is not a sweep or its store holds nothing to analyze."""
+    """Run an analysis command: print the table and, with --out, write it to a file.
+
+    Exit codes: 0 done, 2 if the folder is not a sweep or its store has nothing to analyze.
+    """
     return run_command(
         _parser(question), lambda asked: _answer(question, lines_of, asked), arguments
     )
@@ -101,8 +107,11 @@ def collect(
     stage: str,
     tell: Callable[[Record], T | None],
 ) -> list[tuple[CellRecord, T]]:
-    """Apply `tell` to the record of every completed cell, once per output of `stage`. Omits results
-    that are None, and cells whose trigger is applied after augmentation (clean stored images)."""
+    """Call `tell` with the records of completed cells, once for each stored output of `stage`.
+
+    Returns the cells and the results, except those that are None. Cells whose trigger is applied
+    after augmentation are omitted, because their stored images are clean.
+    """
     found: dict[str, tuple[CellRecord, T]] = {}
     for cell in cells:
         record, at = records.get(cell.id), _place(cell, stage)
@@ -121,14 +130,15 @@ def collect(
 
 
 def _place(cell: CellRecord, name: str) -> str | None:
-    """The id of a cell's stage in the store."""
+    """The id under which the store has the output of a cell's stage. None if the record lacks
+    it."""
     stages = cell.run.get("stages")
     entry = stages.get(name) if isinstance(stages, dict) else None
     return str(entry["id"]) if isinstance(entry, dict) and "id" in entry else None
 
 
 def named(cell: CellRecord) -> defaultdict[str, str]:
-    """The choices of a cell and the values of its protocol and configuration, as text."""
+    """The choices of a cell, and the values of its protocol and configuration, as text by name."""
     config = dict(flat(json.loads(cell.config or "{}")))
     config |= {f"protocol.{name}": value for name, value in (cell.protocol or {}).items()}
     values = {name: words(value) for name, value in (config | cell.choices).items()}
@@ -139,7 +149,8 @@ def named(cell: CellRecord) -> defaultdict[str, str]:
 def _document(
     question: AnalysisSpec, title: str, labels: Sequence[str], lines: Sequence[AnswerRow]
 ) -> Document:
-    """The results as a document. Spreadsheets get unrounded values, empty where undefined."""
+    """Format the results as a document. In spreadsheets, values are not rounded, and undefined ones
+    are empty."""
     names = [field.name for field in fields(question.kind)]
     rows, values = [], []
     for each in lines:

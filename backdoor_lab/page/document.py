@@ -1,7 +1,7 @@
-"""The HTML page of a sweep, `<sweep>/index.html`. It opens from disk and makes no network requests.
+"""Writes the HTML page of a sweep, `<sweep>/index.html`. A browser opens it from disk, offline.
 
-Its content security policy allows only its own script and style, by hash, and images embedded in
-the page: nothing in a record can run or load anything.
+Its content security policy allows only the page's own script and style, identified by their hashes,
+and embedded images: nothing in a record can run or load anything.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from backdoor_lab.templates import asset, json_data, render
 
 PAGE = "index.html"
 FIGURES = ("nat1", "asr1", "n_poisoned", "nat2", "asr2", "pois_left")
-"""The numbers at the top of a cell's details: before the defense, then after it."""
+"""The metrics at the top of a cell's details: before the defense, then after it."""
 MOST_LINES = 200
 MOST_CELLS = 2_000
-"""Larger sweeps get no list of cells: browsers sort it too slowly, and its data exceeds BUDGET."""
+"""The page of a sweep with more cells has no list of cells: browsers would sort it too slowly, and
+its data would exceed BUDGET."""
 AS_ABOVE = "Other notes: see the tables above."
 BUDGET = 7_000_000
-"""Size of the page in bytes; pictures get the space left by tables and records."""
+"""The maximum size of the page in bytes. Pictures get what tables and records leave of it."""
 SCRIPTS = ("charts.js", "details.js", "table.js")
 STYLE = "page.css"
 
@@ -49,11 +50,12 @@ STYLE = "page.css"
 def write_page(
     sweep_folder: Path, store: Path | None = None, report: SweepReport | None = None
 ) -> Path:
-    """Write `<sweep_folder>/index.html` from the records and return its path.
+    """Write `<sweep_folder>/index.html` and return its path.
 
-    `store` is the folder of stage outputs, for pictures (None: see `find_store`). Without a store,
-    the page says that pictures are missing. `report` avoids reading the records again.
-    Raises ConfigError if the file would lie outside the sweep, OSError if it cannot be written.
+    `store` is the folder of stage outputs, from which pictures are made; None looks it up with
+    `find_store`. If there is no store, the page says that pictures are missing. With `report`, the
+    records are not read again. Raises ConfigError if the file would lie outside the sweep, OSError
+    if it cannot be written.
     """
     folder = Path(sweep_folder)
     clear_link(folder / PAGE)
@@ -68,7 +70,8 @@ def write_page(
 
 
 def page(report: SweepReport, records: dict[str, dict[str, Any]], reader: ArtifactReader) -> str:
-    """The page as text. `records` maps cell ids to records, as `raw_records` returns them."""
+    """Render the page as HTML. `records` maps cell ids to records, as `raw_records` returns
+    them."""
     cells = report.sweep.cells
     return _filled(
         report, asset(*SCRIPTS), columns(cells), lambda room: _data(cells, records, reader, room)
@@ -76,14 +79,14 @@ def page(report: SweepReport, records: dict[str, dict[str, Any]], reader: Artifa
 
 
 def short_page(report: SweepReport) -> str:
-    """The page of a sweep with more than MOST_CELLS cells: its settings and tables only."""
+    """Render the page of a sweep with more than MOST_CELLS cells: only its settings and tables."""
     return _filled(report, asset(), [], lambda room: json_data({}))
 
 
 def _filled(
     report: SweepReport, script: str, shown: Sequence[Column], data: Callable[[int], str]
 ) -> str:
-    """Fill the template. `data` receives the number of bytes that the rest of the page leaves."""
+    """Render the page. `data` is called with the number of bytes left for the data of its cells."""
     sweep, style = report.sweep, asset(STYLE)
     room = BUDGET - len(script) - len(style)
     return render(
@@ -108,7 +111,7 @@ def _states(sweep: Sweep) -> dict[str, int]:
 
 
 def _grids(tables: Sequence[PivotTable]) -> list[TextTable]:
-    """The tables in order, without notes that an earlier table already has."""
+    """Format the tables in order, without the notes that an earlier table has already."""
     shown: list[TextTable] = []
     seen: set[str] = set()
     for grid in (grid for each in tables for grid in grids(each)):
@@ -120,8 +123,8 @@ def _grids(tables: Sequence[PivotTable]) -> list[TextTable]:
 
 
 def _compared(found: Comparison | None) -> TextTable | None:
-    """The defenses compared with the control `random`. A long comparison is reduced to its summary
-    lines."""
+    """Format the comparison of the defenses with the control `random`; None if there is none. A
+    long comparison is reduced to its summary lines."""
     if found is not None and (every := len(found.lines)) > MOST_LINES:
         summed = {(line.side, line.measure) for line in found.lines if line.lines}
         lines = [x for x in found.lines if x.lines or (x.side, x.measure) not in summed]
@@ -137,7 +140,7 @@ def _data(
     reader: ArtifactReader,
     room: int,
 ) -> str:
-    """The records and pictures of all cells as JSON."""
+    """The records and pictures of all cells as JSON, of about `room` bytes at most."""
     given = [records.get(cell.id, {}) for cell in cells]
     fields = facts(given)
     head = {
@@ -153,6 +156,6 @@ def _data(
 
 
 def _hash(text: str) -> str:
-    """The hash of a script or style as a content security policy states it."""
+    """The hash of a script or style, as a content security policy states it."""
     digest = hashlib.sha256(text.encode()).digest()
     return "sha256-" + base64.b64encode(digest).decode()

@@ -1,4 +1,5 @@
-"""All values of records, as dotted names and short texts; common values are stored once."""
+"""Flattens records into dotted names and short texts. Values common to all records are stored
+once."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ _DEEPEST = 8
 
 @dataclass(frozen=True)
 class PageFields:
-    """Values of several records by dotted name. `common`: those equal in all records; `own`: for
-    each record the values of `names`, None where it has none."""
+    """The values of several records. `common` maps dotted names to values that all records share;
+    for each record, `own` has the values of the other `names`, None where the record has none."""
 
     common: dict[str, str]
     names: list[str]
@@ -26,8 +27,8 @@ class PageFields:
 
 
 def facts(records: Sequence[Mapping[str, Any]]) -> PageFields:
-    """The values of `records`, without the long lists of indices. Empty records (of cells that have
-    not run) are ignored when determining the common values."""
+    """Flatten `records`, without their long lists of indices. An empty record (of a cell that has
+    not run) does not count when common values are determined."""
     flats = [dict(_flat(record)) for record in records]
     names = list(dict.fromkeys(name for flat in flats for name in flat))
     nonempty = [flat for flat in flats if flat]
@@ -52,7 +53,7 @@ def _flat(values: Mapping[str, Any], before: str = "", depth: int = 0) -> Iterat
 
 
 def _text(value: Any) -> str:
-    """A value as one printable line."""
+    """Convert a value to one printable line."""
     if value is None:
         return "none"
     if isinstance(value, str):

@@ -1,4 +1,5 @@
-"""The pictures of a cell on the page, as compact JSON: charts as numbers, images in one PNG."""
+"""Makes the pictures of the cells on a page as compact JSON: charts as numbers, images in one
+PNG."""
 
 from __future__ import annotations
 
@@ -41,10 +42,10 @@ _KINDS = 3
 
 
 def all_pictures(reader: ArtifactReader, records: Iterable[Shown], budget: int) -> list[Shown]:
-    """The pictures of each record, all together within `budget` bytes of JSON.
+    """Make the pictures of each record, all together within `budget` bytes of JSON.
 
-    Charts come first, in the order of the records, then images, the same number for each cell.
-    Anything omitted is mentioned under ``notes``.
+    Charts take precedence, in the order of the records; then every cell gets the same number of
+    images. The list ``notes`` of a cell says what is omitted.
     """
     records = list(records)
     points = _points(budget, len(records))
@@ -89,7 +90,8 @@ def _charts(reader: ArtifactReader, record: Shown, points: int) -> Shown:
 
 
 def _losses(reader: ArtifactReader, record: Shown) -> Shown:
-    """The loss per epoch of both trainings as [epoch, loss] pairs, thinned if there are many."""
+    """The loss per epoch of both trainings, as [epoch, loss] pairs; a sample if there are many
+    epochs."""
     found = {}
     for stage in ("train", "retrain"):
         losses = reader.losses(record, stage)
@@ -117,8 +119,12 @@ def _curve(curve: Curve, at: tuple[int, int]) -> Shown:
 
 
 def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
-    """Points as a flat list of x, y, kind; x and y are on a grid 0..GRID over `span`. Kinds: 0
-    clean, 1 clean and removed, 2 poison, 3 poison and removed. `totals` counts each kind."""
+    """A scatter chart: ``points`` is the flat list x, y, kind, x, y, kind, ...
+
+    x and y are integers from 0 to GRID that cover the range ``span``. Kinds: 0 clean, 1 clean and
+    removed, 2 poison, 3 poison and removed. ``totals`` counts the points of each kind, of which
+    only a sample may be listed.
+    """
     low, high = along.min(axis=0), along.max(axis=0)
     scale = np.where(high > low, high - low, 1)
     grid = np.rint((along - low) / scale * GRID).astype(int)
@@ -135,7 +141,8 @@ def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
 def _add_images(
     reader: ArtifactReader, records: list[Shown], made: list[Shown], budget: int
 ) -> None:
-    """Add ``images`` to each of `made`, the same number per cell, within `budget` bytes."""
+    """Add ``images`` to each entry of `made`, the same number for every cell, within `budget`
+    bytes."""
     wanted = [n for n, each in enumerate(made) if "scores" in each]
     limit = None
     for number in wanted:
@@ -156,13 +163,14 @@ def _add_images(
 
 
 def is_triggered_late(record: Shown) -> bool:
-    """Whether the trigger is applied only during training, so that stored images lack it."""
+    """Whether the trigger is applied after augmentation, so that stored images do not show it."""
     protocol = record.get("protocol")
     return isinstance(protocol, dict) and protocol.get("apply_trigger") == "after_augmentation"
 
 
 def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:
-    """Number of images of each kind per cell, given that images of `shape` hardly compress."""
+    """The number of images of each kind to show per cell, if images of this `shape` do not
+    compress."""
     channels, height, width = shape
     pixels = min(height, LARGEST_TILE) * min(width, LARGEST_TILE)
     cost = (1 if channels == 1 else 3) * pixels * 4 / 3 + 40
@@ -171,7 +179,7 @@ def _limit(shape: tuple[int, ...], budget: int, cells: int) -> int:
 
 
 def _strip(found: CellArtifacts, limit: int) -> Shown:
-    """The picked images in one PNG, with the score, label and original label of each."""
+    """Selected images in one PNG, with the score, the label and the original label of each."""
     training, filter_result = found.training, found.filter_result
     chosen = picks(
         filter_result.scores, filter_result.keep, training.is_poison, training.is_cover, limit
@@ -196,10 +204,11 @@ def _strip(found: CellArtifacts, limit: int) -> Shown:
 
 
 def png_strip(images: Array) -> tuple[str, list[int]]:
-    """`images` uint8 (n, C, H, W) in a row, as a PNG data URI, and a tile's [width, height].
+    """Put `images` uint8 (n, C, H, W) in a row. Returns a PNG data URI and the [width, height] of
+    an image in it.
 
-    Images larger than LARGEST_TILE pixels are shrunk. With more than three channels the first three
-    are shown, with two the first.
+    Images larger than LARGEST_TILE pixels are shrunk. Of more than three channels, only the first
+    three are shown; of two channels, only the first.
     """
     from PIL import Image
 
@@ -218,7 +227,7 @@ def png_strip(images: Array) -> tuple[str, list[int]]:
 
 
 def short(value: Any) -> float | None:
-    """Round to four digits, enough for charts; None if not finite."""
+    """Round to four digits, which is enough for charts; None if `value` is not finite."""
     if not np.isfinite(value):
         return None
     number = float(f"{value:.4g}")

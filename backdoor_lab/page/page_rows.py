@@ -1,4 +1,4 @@
-"""The columns of the page's table of all cells."""
+"""The columns of the table of all cells on the page."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_CHOICES = 60
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its `head`, its tooltip (`says`), whether it is `numeric`, and the text of each
+    """One column: its `head`, its tooltip (`says`), whether it is `numeric`, and one text per
     cell."""
 
     head: str
@@ -33,16 +33,16 @@ class Column:
 
     @property
     def choices(self) -> list[str]:
-        """The options of the column's filter: its distinct names, if there are several but not too
-        many."""
+        """The values offered to filter the table by this column; empty if there is only one value
+        or too many, or if the column has metrics."""
         texts = list(dict.fromkeys(self.texts))
         named = not self.numeric or self.head in ("Ratio", "Seed")
         return texts if named and 1 < len(texts) <= _MOST_CHOICES else []
 
 
 def columns(cells: Sequence[CellRecord]) -> list[Column]:
-    """Trigger, target, ratio and defense, other choices that differ between cells, the numbers that
-    any cell has, seconds and status."""
+    """All columns: trigger, target, ratio, defense, other choices that differ between the cells,
+    metrics that at least one cell has, seconds and status."""
     chosen = [_choice(cells, name) for name in (*ALWAYS, *_varied(cells))]
     found = [_figure(cells, name) for name in FIGURES if any(name in c.numbers for c in cells)]
     costs = [_seconds(cell) for cell in cells]
@@ -58,7 +58,8 @@ def columns(cells: Sequence[CellRecord]) -> list[Column]:
 
 
 def shared(cells: Sequence[CellRecord]) -> dict[str, str]:
-    """The choices common to all cells, except those that have a column."""
+    """The choices that are the same for all cells, as text by name; the table omits their
+    columns."""
     known = [cell.choices for cell in cells if cell.choices]
     names = sorted({name for choices in known for name in choices} - set(ALWAYS))
     given = by_key(known)
@@ -89,7 +90,7 @@ def _ratio(cell: CellRecord) -> str:
 
 
 def figure(cell: CellRecord, name: str) -> str:
-    """One number of a cell, rounded as in the tables."""
+    """Format a metric of a cell with the digits that tables use."""
     measure, value = MEASURE[name], cell.numbers.get(name)
     return NOTHING if value is None else f"{value * measure.scale:.{measure.digits(1)}f}"
 

@@ -1,5 +1,7 @@
-"""Write and print tables. Writes only `<sweep>/tables/` and the sweep's page, each file
-atomically."""
+"""Writes and prints the tables of a sweep.
+
+Only `<sweep>/tables/` and the sweep's page are written, each file atomically.
+"""
 
 from __future__ import annotations
 
@@ -32,11 +34,10 @@ log = logging.getLogger(__name__)
 
 
 def write_tables(sweep_dir: Path, failed: Mapping[str, str] | None = None) -> list[PivotTable]:
-    """Rebuild `<sweep_dir>/tables/` from the records and return the tables in the default layout.
-    `failed`: see `read_sweep`.
+    """Rebuild `<sweep_dir>/tables/` from the records. Returns the tables in the default layout.
 
-    Logs one warning per damaged file. Raises ConfigError if `tables` is a link to outside the
-    sweep, and OSError if it cannot be written.
+    `failed` is passed to `read_sweep`. Logs a warning for each damaged file. Raises ConfigError if
+    `tables` is a link to outside the sweep, and OSError if it cannot be written.
     """
     report = SweepReport(read_sweep(Path(sweep_dir), failed))
     for warning in report.sweep.warnings:
@@ -55,9 +56,11 @@ def print_tables(tables: Iterable[PivotTable], file: TextIO | None = None) -> No
 def contents(
     report: SweepReport, layout: PivotSpec | None = None
 ) -> tuple[list[PivotTable], dict[str, str]]:
-    """The tables to show (those of `layout` if given), and the text of every file by name: these
-    tables, those of all layouts requested earlier, and the comparison with the control `random` if
-    the sweep has it."""
+    """The tables to show, in `layout` if given, and the text of every file to write, by name.
+
+    Files contain these tables, the tables of all layouts requested earlier, and, if the sweep has
+    the control `random`, the comparison with it.
+    """
     sweep, shown = report.sweep, report.shown
     asked = [] if layout is None else pivot_cells(sweep.cells, layout)
     before = [each for each in _layouts(sweep) if each != layout]
@@ -83,16 +86,17 @@ def _kind(table: PivotTable) -> str:
 
 
 def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
-    """Write the entry of `texts` (keyed by suffix without the dot) for the suffix of `out`.
+    """Write to `out` the text whose key in `texts` is the suffix of `out`, without the dot.
 
-    Raises ConfigError for another suffix or a folder that does not exist.
+    Raises ConfigError if no text has this suffix, or if the folder does not exist.
     """
     text = texts[check_name(out, texts)]
     write_atomic(out, text.encode("utf-8", errors="backslashreplace"))
 
 
 def check_name(out: Path, suffixes: Iterable[str]) -> str:
-    """The entry of `suffixes` that `out` ends in. Raises ConfigError as `write_as_named` does."""
+    """The one of `suffixes` (without the dot) that `out` ends in. Raises ConfigError as
+    `write_as_named` does."""
     suffix, known = out.suffix.removeprefix("."), list(suffixes)
     if suffix not in known or not out.parent.is_dir():
         listed = ", ".join(f".{name}" for name in known)
@@ -109,8 +113,8 @@ def _layouts(sweep: Sweep) -> list[PivotSpec]:
 
 
 def write_files(report: SweepReport, files: dict[str, str]) -> None:
-    """Write `files` into the sweep's tables folder, then its page. Removes files of an earlier run
-    that are no longer produced, as they would be outdated."""
+    """Write `files` into the sweep's tables folder, then write its page. Tables of an earlier run
+    that are not in `files` are outdated and removed."""
     from backdoor_lab.page.document import write_page
 
     sweep = report.sweep.folder
@@ -126,7 +130,8 @@ def write_files(report: SweepReport, files: dict[str, str]) -> None:
 
 
 def _earlier(folder: Path) -> set[str]:
-    """The table files listed by the last run; a damaged list, or an unexpected name, is ignored."""
+    """The names of the table files that the last run wrote. Ignores a damaged list and any name
+    that no run would write."""
     try:
         names = read_json(folder / LISTING)
     except (OSError, DataError):

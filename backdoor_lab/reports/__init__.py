@@ -1,1 +1,1 @@
-"""The command that rebuilds and prints the tables of sweeps."""
+"""The command `python -m backdoor_lab.reports`, which rebuilds and prints the tables of sweeps."""

@@ -1,12 +1,12 @@
 """python -m backdoor_lab.reports [ROOT ...]: rebuild and print the tables of sweeps.
 
-A sweep of a few triggers and defenses is printed in the report's layout; a larger one, or one
-without retraining, in wide tables of all its choices.
+A sweep of a few triggers and defenses is printed in the layout of the reproduced report; a larger
+sweep, or one without retraining, is printed in wide tables of all its choices.
 
-With rows=, columns= or values=, tables of that layout are printed instead and written with the
-others, for example: rows=target,ratio columns=defense values=asr2,pois_left. Rows and columns are
-choices (target, defense, ...), protocol.* or config.*. Later runs rebuild these tables too, until
-tables/layouts.json is deleted.
+rows=, columns= or values= choose another layout, for example: rows=target,ratio columns=defense
+values=asr2,pois_left. Rows and columns are choices (target, defense, ...), protocol.* or config.*.
+These tables are printed instead of the default ones, and written to the sweep's folder. Later runs
+rebuild them too, until tables/layouts.json is deleted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report_all(given: Namespace) -> int:
-    """Write all files before printing, so that a closed pipe does not lose one."""
+    """Write all files, then print all tables: if the output is closed early, no file is missing."""
     folders, asked = options(given.given, OPTIONS)
     found = [read_sweep(folder) for folder in _sweeps(folders)]
     layouts = [_layout(asked, sweep) for sweep in found]
@@ -46,7 +46,7 @@ def _report_all(given: Namespace) -> int:
 
 
 def _sweeps(given: list[str]) -> list[Path]:
-    """The distinct sweeps in the folders given, or in the default folder."""
+    """All sweeps found in the given folders, or in the default folder; each sweep once."""
     if "" in given:
         raise ConfigError("no such folder: ''")
     roots = roots_of(given)
@@ -64,7 +64,8 @@ def _layout(asked: dict[str, str], sweep: Sweep) -> PivotSpec | None:
 
 
 def _rebuild(sweep: Sweep, layout: PivotSpec | None) -> tuple[list[str], Exception | None]:
-    """The tables to print, as text, and the error that prevented writing them, if any."""
+    """Rebuild the tables of a sweep. Returns the tables to print, as text, and the error if files
+    could not be written."""
     report = SweepReport(sweep)
     tables, files = contents(report, layout)
     texts = [*map(printed, tables)]
@@ -97,7 +98,7 @@ def _parser() -> Parser:
 
 
 if __name__ == "__main__":
-    # The process is short and keeps what it reads: with ten thousand records, garbage collection
-    # would take a quarter of the time.
+    # Garbage collection would take a quarter of the time for ten thousand records, and this short
+    # process keeps all that it reads.
     gc.disable()
     sys.exit(main())

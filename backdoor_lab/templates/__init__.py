@@ -1,4 +1,4 @@
-"""HTML templates with their scripts and styles.
+"""The HTML templates of pages, with their scripts and styles.
 
 Names and messages come from records, so every value is escaped and reduced to one printable line.
 jinja2 is imported only when a page is written.
@@ -21,20 +21,21 @@ TEMPLATES = Path(__file__).parent
 
 
 def render(name: str, **values: Any) -> str:
-    """Render the template `name`. Raises UndefinedError if it uses a value that is not given."""
+    """Render the template `name` with these values. Raises UndefinedError if it uses any other
+    value."""
     return _environment().get_template(name).render(values)
 
 
 def asset(*names: str) -> Markup:
-    """Our own scripts or styles, concatenated. They are not escaped; they contain no text from
-    records."""
+    """Concatenate scripts or styles of this package. They contain nothing from records and are not
+    escaped."""
     from markupsafe import Markup
 
     return Markup("".join((TEMPLATES / name).read_text(encoding="utf-8") for name in names))
 
 
 def json_data(value: Any) -> Markup:
-    """`value` as JSON that is safe inside a script element."""
+    """Convert `value` to JSON that is safe inside a script element."""
     from jinja2.utils import htmlsafe_json_dumps
 
     return htmlsafe_json_dumps(value, json.dumps, separators=(",", ":"), allow_nan=False)

@@ -1,1 +1,1 @@
-"""Networks, their LightningModule, the callback after training, and evaluation."""
+"""Networks, training, evaluation, and the callback that runs a defense after training."""

@@ -1,7 +1,7 @@
 """The network of Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU" (arXiv 2404.00498).
 
-A frozen 2x2 convolution that whitens patches, three groups of two 3x3 convolutions with
-max-pooling, and a linear layer without bias (sections 3.1 to 3.3).
+It consists of a frozen 2x2 convolution that whitens patches, three groups of two 3x3 convolutions
+with max-pooling, and a linear layer without bias (sections 3.1 to 3.3).
 """
 
 from __future__ import annotations
@@ -13,19 +13,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PATCH = 2
-"""Side of the whitened patches, in pixels."""
+"""The side length, in pixels, of the whitened patches."""
 WHITENING_IMAGES = 5000
-"""Number of training images for computing the whitening; the authors use their first 5000."""
+"""The number of training images from which the whitening is computed. The authors use their first
+5000."""
 _WHITENING_EPS, _SCALE = 5e-4, 1 / 9
 _NORM_EPS, _NORM_MOMENTUM = 1e-12, 0.4
-"""torch's momentum is the weight of the new batch; the paper's 0.6 is that of the old ones."""
+"""PyTorch's momentum is the weight of the new batch statistics; the paper's 0.6 is that of the
+old."""
 
 
 class Airbench(nn.Module):
-    """Input float (n, channels, H, W) with H, W >= 2, output logits float (n, classes).
+    """The network. Input float (n, channels, H, W) with H, W >= 2, output logits float (n,
+    classes).
 
-    The outputs of ``group1`` to ``group3`` have `width`, 4 `width` and 4 `width` channels; the
-    published network has 64, 256, 256. A new network does not whiten until `whiten` is called.
+    The outputs of ``group1``, ``group2`` and ``group3`` have `width`, 4 `width` and 4 `width`
+    channels; the published network has 64, 256, 256. Call `whiten` before training: a new network
+    does not whiten its input.
     """
 
     def __init__(self, width: int, channels: int, classes: int) -> None:
@@ -42,16 +46,17 @@ class Airbench(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = F.gelu(self.whiten(images))
         x = self.group3(self.group2(self.group1(x)))
-        # An image of 32x32 leaves 3x3 positions; max-pooling of 3 is the maximum over all of them.
+        # For 32x32 images, the last group leaves 3x3 positions: max-pooling of size 3 is the
+        # maximum of all.
         logits: Tensor = self.head(x.amax(dim=(2, 3)))
         return logits
 
 
 class Group(nn.Module):
-    """Two convolutions, the first followed by max-pooling that halves H and W, rounding down.
+    """Two convolutions; max-pooling after the first one halves H and W, rounding down.
 
     Input float (n, inputs, H, W), output float (n, outputs, H // 2, W // 2). A side of one pixel,
-    which occurs for 8x8 images, remains one.
+    which occurs for 8x8 images, stays one pixel.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -79,11 +84,11 @@ class ScaledLinear(nn.Linear):
 
 @torch.no_grad()
 def whiten(net: Airbench, batches: Iterable[Tensor]) -> None:
-    """Set the first convolution to whiten the 2x2 patches of `batches`, in place (section 3.2).
+    """Set the weights of the first convolution so that it whitens the 2x2 patches of `batches`.
 
-    `batches`: float (n, channels, H, W), normalized as for the network. The filters are the
-    eigenvectors of the patches' second moment matrix, divided by sqrt(eigenvalue + 5e-4), in
-    order of decreasing eigenvalue, followed by their negatives. The bias is unchanged.
+    `batches`: float (n, channels, H, W), normalized like the network's input. The filters are the
+    eigenvectors of the patches' second moment matrix, divided by sqrt(eigenvalue + 5e-4), in order
+    of decreasing eigenvalue, followed by their negatives (section 3.2). The bias is not changed.
     """
     weight = net.whiten.weight
     moment = torch.zeros(2 * (weight[0].numel(),), dtype=torch.float64)
@@ -94,8 +99,8 @@ def whiten(net: Airbench, batches: Iterable[Tensor]) -> None:
         count += patches.shape[1]
     values, vectors = torch.linalg.eigh(moment / count)
     values, vectors = values.flip(0).clamp(min=0), vectors.T.flip(0)
-    # The sign of an eigenvector is arbitrary. Its first large component is made positive, so that
-    # the order of filters is the same for all linear algebra libraries.
+    # The sign of an eigenvector is arbitrary. Make its first large component positive, so that all
+    # linear algebra libraries yield the same order of filters.
     lead = (vectors.abs() >= vectors.abs().amax(dim=1, keepdim=True) / 2).byte().argmax(dim=1)
     vectors = vectors * vectors.gather(1, lead[:, None]).sign()
     filters = vectors / (values[:, None] + _WHITENING_EPS).sqrt()
@@ -103,7 +108,7 @@ def whiten(net: Airbench, batches: Iterable[Tensor]) -> None:
 
 
 def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    """A convolution whose first filters are initialized to the identity (section 3.3)."""
+    """A 3x3 convolution whose first filters pass the input through unchanged (section 3.3)."""
     conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     with torch.no_grad():
         nn.init.dirac_(conv.weight[:inputs])
@@ -111,7 +116,7 @@ def _conv(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    """Batch normalization with a trainable shift and no scale (section 3.1)."""
+    """Batch normalization with a trainable shift and without a scale (section 3.1)."""
     norm = nn.BatchNorm2d(channels, eps=_NORM_EPS, momentum=_NORM_MOMENTUM)
     norm.weight.requires_grad_(False)
     return norm

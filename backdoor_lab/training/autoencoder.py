@@ -1,4 +1,5 @@
-"""Features independent of the labels: the bottleneck of a small convolutional autoencoder."""
+"""A small convolutional autoencoder. Its bottleneck provides features that do not depend on
+labels."""
 
 from __future__ import annotations
 
@@ -18,9 +19,11 @@ CHUNK = 512
 
 
 class Autoencoder(nn.Module):
-    """Two strided convolutions to a bottleneck of size `DIMS`, and back to an image in [0, 1].
+    """Maps images to a bottleneck of `DIMS` values with two strided convolutions, and back to
+    images.
 
-    Input uint8 (n, C, H, W). The initial weights depend only on `seed`.
+    Input uint8 (n, C, H, W), output float (n, C, H, W), approximately in [0, 1]. The initial
+    weights depend only on `shape` and `seed`.
     """
 
     def __init__(self, shape: tuple[int, int, int], seed: int) -> None:
@@ -40,12 +43,12 @@ class Autoencoder(nn.Module):
             self.last = nn.Conv2d(WIDTH, channels, 3, padding=1)
 
     def encode(self, images: Tensor) -> Tensor:
-        """The bottleneck of `images`: float (n, DIMS)."""
+        """Compute the bottleneck, float (n, DIMS), of `images` uint8 (n, C, H, W)."""
         codes: Tensor = self.down(arranged(images.float() / 255, CONTIGUOUS))
         return codes
 
     def forward(self, images: Tensor) -> Tensor:
-        """The reconstructed images: float (n, C, H, W), approximately in [0, 1]."""
+        """Reconstruct `images` uint8 (n, C, H, W): float (n, C, H, W), approximately in [0, 1]."""
         x = F.relu(self.widen(self.encode(images))).unflatten(1, (-1, *self.small))
         half = [(side + 1) // 2 for side in self.size]
         x = F.relu(self.first(F.interpolate(x, size=half)))
@@ -54,14 +57,14 @@ class Autoencoder(nn.Module):
 
 
 def new_autoencoder(training: TrainingSet, seed: int) -> Autoencoder:
-    """An untrained autoencoder for images of the training set's shape."""
+    """Create an untrained autoencoder for images of the training set's shape."""
     channels, height, width = training.base.shape[1:]
     return Autoencoder((channels, height, width), seed)
 
 
 def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) -> Autoencoder:
-    """An autoencoder trained on the training images: mean squared error, Adam, `EPOCHS` epochs
-    without augmentation. Raises DivergedError if the loss is not finite."""
+    """Train an autoencoder on the training images without augmentation: mean squared error, Adam,
+    `EPOCHS` epochs. Returns it on the CPU. Raises DivergedError if the loss is not finite."""
     net = new_autoencoder(training, seed).to(device)
     adam = torch.optim.Adam(net.parameters(), lr=RATE)
     for epoch in track(range(EPOCHS), "epoch"):
@@ -76,7 +79,7 @@ def train_autoencoder(training: TrainingSet, seed: int, device: torch.device) ->
 
 @torch.inference_mode()
 def encode(net: Autoencoder, training: TrainingSet, device: torch.device) -> Tensor:
-    """The bottleneck of each training image: float32 (n, DIMS), on the CPU."""
+    """Compute the bottleneck of every training image: float32 (n, DIMS), on the CPU."""
     net = net.to(device)
     parts = []
     for where in track(torch.arange(len(training)).split(CHUNK), "batch"):

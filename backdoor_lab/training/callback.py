@@ -1,4 +1,4 @@
-"""Defense after training: the report's Algorithm 1, as a Lightning callback."""
+"""A Lightning callback that runs a defense after training: Algorithm 1 of the reproduced report."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Network_co = TypeVar("Network_co", covariant=True)
 
 
 class AfterTraining(Protocol[Evidence, Result, Network_co]):
-    """The three steps after a training. They handle stores and configurations, so the callback does
-    not have to."""
+    """The three steps that `DefendAndRetrain` calls. An implementation takes care of configuration
+    and storage, so that the callback needs neither."""
 
     def extract(self, model: Classifier) -> Evidence:
-        """Features of the training set, and the other inputs of the defense."""
+        """Compute the features of the training set and any other inputs of the defense."""
 
     def defend(self, evidence: Evidence) -> Result:
-        """The result of the defense: which examples it keeps."""
+        """Run the defense. The result says which examples it keeps."""
 
     def retrain(self, result: Result) -> Network_co | None:
-        """A network trained from scratch on the kept examples; None if retraining is off."""
+        """Train a network from scratch on the kept examples; None if retraining is off."""
 
 
 class DefendAndRetrain(pl.Callback, Generic[Evidence, Result, Network_co]):
     """At the end of a fit, extracts features, filters the training set and retrains.
 
-    Afterwards, `result` and `retrained` hold the results of the steps.
+    Then `result` holds what the step `defend` returned, and `retrained` what `retrain` returned.
     """
 
     result: Result
@@ -52,11 +52,11 @@ def after_training(
     callback: DefendAndRetrain[Evidence, Result, Network_co],
     machine: ComputeDevice,
 ) -> None:
-    """Run the callback on a trained network whose weights are published.
+    """Run the callback on a network that is trained and whose weights are stored.
 
-    Runs a fit without further epochs, so that new weights, those of another cell and those of a
-    killed run take the same path. The weights are published before, so that a kill during the
-    defense does not lose the attacked network.
+    The callback runs at the end of a fit with zero epochs, no matter whether the weights are new or
+    were read from the store. Storing the weights first means that a process killed during the
+    defense does not lose them.
     """
     from backdoor_lab.training.train import trainer_for
 
@@ -65,7 +65,7 @@ def after_training(
 
 
 class _NoBatches:
-    # Lightning inspects the loader before it finds that no epochs are left.
+    # Lightning asks for the length before it notices that there is no epoch to run.
     def __len__(self) -> int:
         return 1
 

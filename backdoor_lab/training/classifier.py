@@ -15,12 +15,12 @@ from backdoor_lab.training.recipe import Recipe, optimizer_of
 
 
 class Classifier(pl.LightningModule):
-    """A network that takes raw uint8 images and normalizes them itself.
+    """A LightningModule that takes raw uint8 images and normalizes them itself.
 
-    Training, feature extraction and every test therefore use the same normalization: `mean` and
-    `std`, float (C,) in units of 0..255, are buffers of the module. Batches are on the device:
-    uint8 (b, C, H, W) with labels int64 (b,). Weights and activations use `memory_format`,
-    independent of the format of the images.
+    Training, feature extraction and evaluation therefore use the same normalization: `mean` and
+    `std`, float (C,) in units of 0..255, are buffers of the module. Batches, uint8 (b, C, H, W)
+    with labels int64 (b,), must already be on the module's device. Weights and activations have the
+    given `memory_format`, whatever the format of the images.
     """
 
     mean: Tensor
@@ -47,17 +47,18 @@ class Classifier(pl.LightningModule):
         self.seconds_before = 0.0
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits float (b, classes) of `images` uint8 (b, C, H, W)."""
+        """Compute the logits, float (b, classes), of `images` uint8 (b, C, H, W)."""
         logits: Tensor = self.net(self.normalised(images))
         return logits
 
     def normalised(self, images: Tensor) -> Tensor:
-        """The network's input for `images` uint8 (b, C, H, W): float, same shape."""
+        """Normalize `images` uint8 (b, C, H, W): float, same shape, in the network's memory
+        format."""
         _, channels, _, width = images.shape
         if not has_channels_last(images):
             return arranged((images.float() - self.mean) / self.std, self.memory_format)
-        # The same sums, row by row: broadcasting over three adjacent channels takes ten times as
-        # long.
+        # Compute the same values row by row: broadcasting over three adjacent channels takes ten
+        # times as long.
         mean, std = (each.view(-1).repeat(width) for each in (self.mean, self.std))
         rows = images.permute(0, 2, 3, 1).flatten(2)
         scaled = ((rows.float() - mean) / std).unflatten(2, (width, channels))
@@ -74,7 +75,8 @@ class Classifier(pl.LightningModule):
         loss: Tensor = self.loss(self(images), labels)
         self._sum += loss.detach()
         if self.device.type == "cpu":
-            # On a GPU this check would synchronize; there, the epoch's sum is checked.
+            # Only on a CPU: on a GPU, checking each step would wait for the GPU. There, the epoch's
+            # sum is checked.
             self._check(loss.detach(), step)
         return loss
 
@@ -102,7 +104,7 @@ class Classifier(pl.LightningModule):
         self.seconds_before = float(checkpoint.get("seconds", 0.0))
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, index: int) -> Any:
-        # Batches are created on the device.
+        # The batches are already on the device.
         return batch
 
     def _rate(self) -> float:

@@ -1,4 +1,5 @@
-"""Batches from uint8 images in memory, augmented and triggered as whole tensors."""
+"""Loads batches from uint8 images in memory. Augmentation and triggers are applied to whole
+batches."""
 
 from __future__ import annotations
 
@@ -16,14 +17,15 @@ from backdoor_lab.training.recipe import ALTERNATING, Recipe
 
 
 class BatchLoader:
-    """The batches of one training, by epoch.
+    """Iterates over the batches of one epoch of a training: images uint8 and labels.
 
-    Order and augmentation of an epoch depend only on `seed` and the epoch's number, so that a
-    resumed run continues exactly as an uninterrupted one. The last, incomplete batch of an epoch
-    is dropped (different images each epoch) unless it is the only one.
+    The order and the augmentation depend only on `seed` and the number of the epoch, so that a
+    resumed training continues exactly as an uninterrupted one. The last batch of an epoch is
+    dropped if it is incomplete, unless it is the only one; which images this omits differs between
+    epochs.
 
-    With ``recipe.flip=alternating``, a random half of the images is mirrored in even epochs and
-    the other half in odd ones (Jordan 2024, arXiv 2404.00498, section 3.6).
+    With ``recipe.flip=alternating``, a random half of the images is mirrored in even epochs and the
+    other half in odd ones (Jordan 2024, arXiv 2404.00498, section 3.6).
     """
 
     def __init__(
@@ -39,19 +41,19 @@ class BatchLoader:
 
     @property
     def sampler(self) -> BatchLoader:
-        # Lightning calls `set_epoch` on a loader's `sampler`.
+        # Lightning calls `set_epoch` on the loader's `sampler`.
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of the next iteration."""
+        """Set the number of the epoch for the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
         return max(1, len(self.training) // self.recipe.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # The epoch is read at the first batch, since Lightning creates its first iterator before it
-        # sets the epoch of a resumed run.
+        # Read the epoch only at the first batch: when a training resumes, Lightning creates the
+        # first iterator before it sets the epoch.
         epoch = self.epoch
         generator = torch_generator(self.seed, streams.ORDER, epoch)
         order = torch.randperm(len(self.training), generator=generator).to(self.device)
@@ -73,7 +75,7 @@ class BatchLoader:
 
 
 def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
-    """The training set with its tensors on `device`; unchanged if they are there."""
+    """Move the tensors of a training set to `device`. Returns it unchanged if they are there."""
     if training.base.device.type == device.type:
         return training
     return TrainingSet(
@@ -90,11 +92,11 @@ def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
 def augmented(
     images: Tensor, recipe: Recipe, generator: torch.Generator, flipped: Tensor | None = None
 ) -> Tensor:
-    """Random crop, flip and cutout of `images` uint8 (b, C, H, W); same shape and dtype.
+    """Randomly crop and flip `images` uint8 (b, C, H, W), and apply Cutout; same shape and dtype.
 
-    Crops are taken after padding with black by `recipe.crop_padding` pixels (He et al. 2016,
-    section 4.2); a flip mirrors each image with probability 1/2, or those selected by `flipped`
-    bool (b,).
+    Images are padded with `recipe.crop_padding` black pixels before the crop (He et al. 2016,
+    section 4.2). `flipped` bool (b,) selects the images to mirror; None mirrors each one with
+    probability 1/2.
     """
     if recipe.crop_padding or recipe.flip:
         images = _crop_and_flip(images, recipe, generator, flipped)
@@ -110,7 +112,7 @@ def _crop_and_flip(
     device, pad = images.device, recipe.crop_padding
     padded = torch.nn.functional.pad(images, (pad, pad, pad, pad)) if pad else images
     high, wide = height + 2 * pad, width + 2 * pad
-    # int32 indices are three times faster than int64.
+    # Indexing with int32 is three times faster than with int64.
     places = torch.int32 if padded.numel() < 2**31 else torch.int64
     count = partial(torch.arange, dtype=places, device=device)
     drawn = torch.randint(0, 2 * pad + 1, (2, b, 1), generator=generator, device=device)
@@ -120,8 +122,8 @@ def _crop_and_flip(
         if flipped is None:
             flipped = torch.rand(b, generator=generator, device=device) < 0.5
         across = torch.where(flipped[:, None], width - 1 - across, across)
-    # Every byte is selected by its index in the padded batch, in the memory order that the
-    # network uses: channels last.
+    # Gather each byte by its index in the padded batch, in the order of the channels-last memory
+    # format, which the network uses.
     rows = (count(b)[:, None] * channels * high + top + count(height)) * wide
     columns = (left + across)[:, :, None] + count(channels) * high * wide
     where = rows[:, :, None] + columns.view(b, 1, width * channels)

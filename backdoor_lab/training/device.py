@@ -1,6 +1,6 @@
-"""Where a cell is computed: device, precision, threads.
+"""The device, precision and threads with which a cell is computed.
 
-Only the precision is an input of stages: it changes the weights.
+Of these, only the precision is an input of stages, since only it changes the weights.
 """
 
 from __future__ import annotations
@@ -21,16 +21,20 @@ from backdoor_lab.training.gpu_lock import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 MOST = 1024
-"""Upper bound of threads per cell and cells per GPU: no machine has more, and a library that
-cannot create so many threads ends the process."""
+"""The maximum of threads per cell and of cells per GPU. No machine has more cores, and a library
+that cannot create as many threads as requested ends the process."""
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
-"""Environment variables that limit the instruction sets of oneDNN (two names) and PyTorch."""
+"""The environment variables that limit the instruction sets used by oneDNN (two names) and
+PyTorch."""
 BEFORE_BF16 = ("AVX", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @dataclass(frozen=True)
 class ComputeDevice:
-    """A device and how to use it. `bf16`: forward and backward in bfloat16, weights in float32."""
+    """A device and how to compute on it.
+
+    With `bf16`, forward and backward passes use bfloat16; weights are stored in float32.
+    """
 
     device: torch.device
     bf16: bool
@@ -38,18 +42,18 @@ class ComputeDevice:
     threads: int
 
     def describe(self) -> str:
-        """One line for the record."""
+        """Describe the device and the precision in one line, for records."""
         number = "bf16" if self.bf16 else "fp32"
         if self.device.type == "cuda":
             return f"gpu: {torch.cuda.get_device_name(self.device)}, {number}"
         return f"cpu: {_processor()}, {many(self.threads, 'thread')}, {number}"
 
     def autocast(self) -> torch.autocast:
-        """The autocast context of forward passes."""
+        """An autocast context for forward passes: bfloat16 if `bf16` is set, otherwise disabled."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
     def facts(self) -> dict[str, Any]:
-        """Properties of the machine that can affect digits or speed, for the record."""
+        """The properties of the machine that can affect digits or speed, for records."""
         cuda = self.device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self.device) if cuda else "cpu",
@@ -62,9 +66,10 @@ class ComputeDevice:
 
 
 def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> ComputeDevice:
-    """The machine that a `trainer` group selects.
+    """Create the ComputeDevice that a `trainer` group selects.
 
-    Raises ConfigError if it selects a GPU and there is none.
+    Without `trainer.threads`, the cores are divided among the `parallel_cells`. Raises ConfigError
+    if a GPU is selected and there is none.
     """
     check_trainer(config)
     wanted = config["accelerator"]
@@ -83,7 +88,8 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> ComputeDev
 
 @contextmanager
 def held(machine: ComputeDevice, cells_per_gpu: int) -> Iterator[ComputeDevice]:
-    """The machine, with a reserved GPU while a cell runs; a CPU is shared."""
+    """A context manager that reserves a GPU for a cell, if `machine` is one. Yields the machine
+    with the index of this GPU. A CPU needs no reservation."""
     if machine.device.type != "cuda":
         yield machine
         return
@@ -92,7 +98,7 @@ def held(machine: ComputeDevice, cells_per_gpu: int) -> Iterator[ComputeDevice]:
 
 
 def check_trainer(config: dict[str, Any]) -> None:
-    """Raises ConfigError for an unknown `trainer` key or an invalid value."""
+    """Raises ConfigError if a `trainer` group has an unknown key or an invalid value."""
     keys = ("accelerator", "precision", "channels_last", "threads", "progress", "checkpoint",
             "cells_per_gpu")  # fmt: skip
     validation.keys("trainer", config, keys)
@@ -111,7 +117,7 @@ def _bf16(precision: object, device: torch.device) -> bool:
         return str(precision) == "bf16"
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Without these instructions, bfloat16 is emulated and slower than float32.
+    # Without these instructions, bfloat16 is emulated, which is slower than float32.
     return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags()) and not _limited_below_bf16()
 
 

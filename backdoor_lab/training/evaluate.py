@@ -1,4 +1,4 @@
-"""Inference over many images: features, clean accuracy, attack success rate."""
+"""Computes features, clean accuracy and attack success rate over many images."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ CHUNK = 512
 
 
 def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation, float32 (C,) in 0..255, of `images` uint8 (n, C, H, W).
+    """The mean and standard deviation of each channel, float32 (C,) in 0..255, of `images` uint8
+    (n, C, H, W).
 
-    Exact integer sums: the same on every machine and for any number of threads.
+    The sums are integers and so exact: the same on every machine, for any number of threads.
     """
     channels = images.shape[1]
     counts = torch.stack(
@@ -37,17 +38,17 @@ def channel_stats(images: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.inference_mode()
 def predictions(module: Classifier, images: Tensor, machine: ComputeDevice) -> Tensor:
-    """The predicted classes int64 (n,) of `images` uint8 (n, C, H, W)."""
+    """Predict the classes, int64 (n,), of `images` uint8 (n, C, H, W)."""
     return _over(module, len(images), machine, lambda a, b: images[a:b], lambda x: x.argmax(dim=1))
 
 
 def extract(
     module: Classifier, training: TrainingSet, layer: str, machine: ComputeDevice
 ) -> Features:
-    """Features of every training example at `layer`: inference mode, no augmentation.
+    """Compute the features of every training example at `layer`, float32, without augmentation.
 
-    Computed in float32 without TF32, even if training uses bfloat16, since scores are differences
-    from a mean. Raises DivergedError if a feature is not finite.
+    TF32 and bfloat16 are off, whatever the training uses, since scores are small differences from a
+    mean. Raises DivergedError if a feature is not finite.
     """
     machine = replace(machine, bf16=False)
     with torch.inference_mode(), _no_tf32(), FeatureHook(module.net, layer) as tap:
@@ -64,20 +65,20 @@ def extract(
 
 @torch.inference_mode()
 def training_accuracy(module: Classifier, training: TrainingSet, machine: ComputeDevice) -> float:
-    """The accuracy on the training images, poison included, with respect to their training labels:
-    inference mode, no augmentation."""
+    """The share of the training images, poison included, for which the network predicts the
+    training label. Images are not augmented."""
     predicted = _over(module, len(training), machine, _shown(training), lambda x: x.argmax(dim=1))
     return accuracy(predicted, training.labels)
 
 
 def _shown(training: TrainingSet) -> Callable[[int, int], Tensor]:
-    """A function that returns the images from a start to a stop position of a training set."""
+    """A function of (start, stop) that returns these images of the training set."""
     return lambda start, stop: training.shown(torch.arange(start, stop))
 
 
 @contextmanager
 def _no_tf32() -> Iterator[None]:
-    # By default, convolutions on a GPU round their inputs to a 10-bit mantissa.
+    # By default, convolutions on a GPU round their inputs to a mantissa of 10 bits.
     allowed = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -87,7 +88,7 @@ def _no_tf32() -> Iterator[None]:
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """The share of `predicted` int64 (n,) that equals `labels` int64 (n,)."""
+    """The share of elements where `predicted` int64 (n,) equals `labels` int64 (n,)."""
     return float((predicted == labels).double().mean())
 
 
@@ -99,8 +100,10 @@ def attack_success(
     wanted: Tensor,
     machine: ComputeDevice,
 ) -> float | None:
-    """The share of the triggered test images `where` int64 (m,) that are classified as the attacker
-    wants: `wanted` int64 (n,), one class per test image. None if m is 0.
+    """The attack success rate on the test images with indices `where`, int64 (m,).
+
+    This is the share of these images that, once triggered, are classified as `wanted`, int64 (n,),
+    says: the class the attacker wants for each test image. None if m is 0.
     """
     if not len(where):
         return None
@@ -124,7 +127,7 @@ def _over(
 ) -> Tensor:
     torch.set_num_threads(machine.threads)
     with torch.inference_mode(False):
-        # Weights moved in inference mode could not be trained again.
+        # Outside of inference mode: weights moved inside could not be trained afterwards.
         module.to(machine.device).eval()
     parts = []
     for start in track(range(0, n, CHUNK), "batch"):

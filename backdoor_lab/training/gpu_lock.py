@@ -1,4 +1,4 @@
-"""One GPU per cell: parallel cells on a machine share a GPU only if the configuration says so."""
+"""Reserves a GPU for a cell. Parallel cells share a GPU only if the configuration allows it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ POLL = 0.5
 def own_device(
     devices: Sequence[str], *, share: int = 1, folder: Path | None = None
 ) -> Iterator[int]:
-    """Reserve one of `devices`, given by unique names, and yield its index.
+    """A context manager that reserves one of `devices`, given by unique names, and yields its
+    index.
 
-    At most `share` holders have a device at a time; others wait. The reservation is a lock of the
-    operating system, in a folder shared by all processes of the user: it ends with the process,
-    however that ends. Raises StoppedError if a stop is requested while waiting.
+    At most `share` processes hold a device at a time; others wait. A reservation is a file lock in
+    `folder` (default: one folder for all processes of the user), which the operating system
+    releases when the process ends. Raises StoppedError if a stop is requested while waiting.
     """
     folder = folder or Path(tempfile.gettempdir()) / f"backdoor_lab-gpus-{os.getuid()}"
     with room(folder):
@@ -54,7 +55,7 @@ def _first_free(devices: Sequence[str], share: int, folder: Path) -> tuple[FileL
 
 
 def cuda_names() -> list[str]:
-    """Unique names of this process's GPUs, independent of their numbering."""
+    """Unique names of the GPUs visible to this process, the same in every process."""
     import torch
 
     count = torch.cuda.device_count()

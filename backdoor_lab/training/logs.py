@@ -1,4 +1,4 @@
-"""Loggers by name, from a fixed list: no other `_target_` is imported."""
+"""Creates Lightning loggers by name. Only loggers of a fixed list are imported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from backdoor_lab.core.targets import LOGGERS
 
 
 def check_logger(config: dict[str, Any]) -> None:
-    """Raises ConfigError for a logger that is not listed or not installed."""
+    """Raises ConfigError if a `logger` group names a logger that is unknown or not installed."""
     target = config.get("_target_")
     if target is None:
         return
@@ -27,9 +27,9 @@ def check_logger(config: dict[str, Any]) -> None:
 
 
 def logger_of(config: dict[str, Any], stage: str, folder: Path) -> Any:
-    """The Lightning logger of a `logger` group for one training; False for none.
+    """Create the Lightning logger of a `logger` group for one training stage; False for ``none``.
 
-    `folder` is where it writes unless the group sets a folder.
+    The logger writes to `folder` unless the group sets another folder.
     """
     check_logger(config)
     if config.get("_target_") is None:
@@ -46,8 +46,8 @@ def logger_of(config: dict[str, Any], stage: str, folder: Path) -> Any:
 
 
 def _watch(logger: Any, folder: Path) -> None:
-    """Make a logger report a full disk with its folder: otherwise its bare OSError would be
-    attributed to the running stage."""
+    """Make a logger that meets a full disk name its folder in the error. Otherwise its OSError
+    would be attributed to the stage that is running."""
     for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
         setattr(logger, name, _watched(getattr(logger, name), folder))
 

@@ -1,9 +1,9 @@
-"""The memory format of networks and activations: decided only here.
+"""Chooses the memory format of networks and activations.
 
 oneDNN's weight gradient of a strided 1x1 convolution in channels-last format writes past its
 workspace if the input has fewer channels than a vector register holds floats
-(uxlfoundation/oneDNN#6035): the process crashes, hangs, or silently computes wrong gradients.
-With AVX2 this affects fewer than 8 channels at any image size, with AVX-512 fewer than 16 on images
+(uxlfoundation/oneDNN#6035): the process crashes, hangs, or silently computes wrong gradients. With
+AVX2 this affects fewer than 8 channels at any image size, with AVX-512 fewer than 16 on images
 larger than 32 pixels (seen from 48 on, with torch 2.14.1). The contiguous format is safe.
 """
 
@@ -19,18 +19,18 @@ from backdoor_lab.training.device import ComputeDevice
 
 CHANNELS_LAST, CONTIGUOUS = "channels_last", "contiguous"
 LARGEST_BLOCK = 16
-"""float32 values in the widest vector register (AVX-512)."""
+"""The number of float32 values in the widest vector register (AVX-512)."""
 _FORMATS = {CHANNELS_LAST: torch.channels_last, CONTIGUOUS: torch.contiguous_format}
 Net = TypeVar("Net", bound=nn.Module)
 
 
 def memory_format_of(net: nn.Module, machine: ComputeDevice) -> str:
-    """The memory format for training `net` on `machine`: CHANNELS_LAST if the trainer enables it
-    and it is safe for every convolution, otherwise CONTIGUOUS.
+    """The memory format for training `net` on `machine`.
 
-    On a CPU it does not depend on instruction set or precision: a cell's digits must not change
-    with the machine's vector width, and defenses continue in float32 with a network trained in
-    bfloat16. A GPU does not use oneDNN.
+    CHANNELS_LAST if `trainer.channels_last` is set and no convolution is affected by the oneDNN
+    bug, otherwise CONTIGUOUS. On a CPU, the instruction set and the precision are ignored: a cell's
+    digits must not change with the machine's vector width, and defenses continue in float32 with a
+    network trained in bfloat16. On a GPU, oneDNN is not used.
     """
     if not machine.channels_last:
         return CONTIGUOUS
@@ -43,31 +43,34 @@ def _uses_onednn(device: torch.device) -> bool:
 
 
 def _is_unsafe(module: nn.Module) -> bool:
-    """Whether `module` is a convolution affected by the oneDNN bug."""
+    """Whether `module` is a convolution that the oneDNN bug can affect."""
     if not isinstance(module, _ConvNd):
         return False
-    # A transposed convolution has the gradient of a plain one from outputs to inputs.
+    # The backward pass of a transposed convolution is that of a plain one from its outputs to its
+    # inputs.
     channels = module.out_channels if module.transposed else module.in_channels
     pointwise, strided = max(module.kernel_size) == 1, max(module.stride) > 1
     return pointwise and strided and channels // module.groups < LARGEST_BLOCK
 
 
 def arrange(net: Net, memory_format: str) -> Net:
-    """`net` itself, with its weights in `memory_format`."""
+    """Convert the weights of `net` to `memory_format`, in place. Returns `net`."""
     placed: Net = net.to(memory_format=_FORMATS[memory_format])  # type: ignore[call-overload]
     return placed
 
 
 def arranged(images: Tensor, memory_format: str) -> Tensor:
-    """`images` (n, C, H, W) in `memory_format`; copied only if necessary."""
+    """Convert `images` (n, C, H, W) to `memory_format`; copies only if necessary."""
     placed = images.contiguous(memory_format=_FORMATS[memory_format])
     if memory_format == CHANNELS_LAST:
         return placed
-    # With a single channel or pixel, the strides match both formats; a convolution chooses by the
-    # strides and passes its format on to all later layers. These strides are contiguous.
+    # With one channel or one pixel, the strides may match both formats. A convolution chooses its
+    # format by the strides and passes it on to later layers, so make them those of the contiguous
+    # format.
     return placed.flatten(1).unflatten(1, images.shape[1:])
 
 
 def has_channels_last(images: Tensor) -> bool:
-    """Whether the channels (at least two) of each pixel of `images` (n, C, H, W) are adjacent."""
+    """Whether the channels (at least two) of each pixel of `images` (n, C, H, W) are adjacent in
+    memory."""
     return images.shape[1] > 1 and images.is_contiguous(memory_format=torch.channels_last)

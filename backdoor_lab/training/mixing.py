@@ -1,4 +1,4 @@
-"""Batches whose images and labels are mixed in pairs: mixup and cutmix."""
+"""Mixup and CutMix: mix the images and labels of a batch in pairs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from backdoor_lab.training.recipe import Recipe
 class MixupCutmix:
     """Mixes each batch of an epoch with a permutation of itself.
 
-    Zhang, Cissé, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
-    equation 1: λ x_i + (1 - λ) x_j, with λ drawn from Beta(`recipe.mixup`, `recipe.mixup`) once
-    per batch. Yun, Han, Oh, Chun, Choe, Yoo, "CutMix", ICCV 2019, equation 1: a box of x_j with a
-    share 1 - λ of the area, centered anywhere and clipped at the border, replaces that of x_i; λ
-    is drawn from Beta(`recipe.cutmix`, `recipe.cutmix`), then corrected for the clipping. If both
-    are on, each batch uses either with equal probability. Draws depend only on `seed` and `epoch`.
+    Mixup (Zhang, Cissé, Dauphin, Lopez-Paz, "mixup: Beyond Empirical Risk Minimization", ICLR 2018,
+    equation 1): λ x_i + (1 - λ) x_j, with λ drawn from Beta(`recipe.mixup`, `recipe.mixup`) once
+    per batch. CutMix (Yun, Han, Oh, Chun, Choe, Yoo, "CutMix", ICCV 2019, equation 1): a box of x_j
+    replaces the same box of x_i. Its area is the share 1 - λ, with λ drawn from
+    Beta(`recipe.cutmix`, `recipe.cutmix`); it is centered anywhere and clipped at the border, for
+    which λ is corrected. If both are on, each batch uses either with probability 1/2. All draws
+    depend only on `seed` and `epoch`.
     """
 
     def __init__(self, recipe: Recipe, classes: int, seed: int, epoch: int) -> None:
@@ -32,8 +33,8 @@ class MixupCutmix:
         ]
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The mixed `images` (b, C, H, W) and soft labels float (b, classes), from `labels` int64
-        (b,)."""
+        """Mix `images` (b, C, H, W) with labels int64 (b,). Returns the mixed images and soft
+        labels, float (b, classes)."""
         if not self.ways:
             return images, labels
         way, alpha = self.ways[int(self.draw.integers(len(self.ways)))]

@@ -1,5 +1,5 @@
-"""Networks: torchvision's ResNets with any width and either stem, airbench with any width, and
-torchvision's other classifiers by name."""
+"""Builds networks: torchvision's ResNets with any width and a CIFAR or ImageNet stem, airbench with
+any width, and torchvision's other classifiers by name."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ DEPTHS = {
     "resnet50": [3, 4, 6, 3],
     "resnet101": [3, 4, 23, 3],
 }
-"""Blocks in each stage of the ResNets that can have any width."""
+"""The number of blocks in each stage of a ResNet. These ResNets can have any width."""
 QUICKLY_KNOWN = (*DEPTHS, AIRBENCH)
-"""The networks that `check_model` recognizes without importing torchvision."""
+"""The networks that `check_model` accepts without importing torchvision."""
 
 
 def check_model(config: dict[str, Any]) -> None:
-    """Raises ConfigError for a name, width or stem that no network here has."""
+    """Raises ConfigError if a `model` group has an unknown name, or a width or stem that this
+    network cannot have."""
     validation.keys("model", config, ("name", "width", "stem"))
     name, width, stem = config["name"], config["width"], config["stem"]
     if name not in QUICKLY_KNOWN and name not in (names := [*classifiers(), AIRBENCH]):
@@ -61,7 +62,7 @@ def classifiers() -> list[str]:
 
 
 def build_model(config: dict[str, Any], *, channels: int, classes: int, seed: int) -> nn.Module:
-    """A network with random weights that depend only on `seed`.
+    """Build a network with random weights, which depend only on `seed` and the shapes.
 
     Input float (n, channels, H, W), output logits float (n, classes).
     """
@@ -105,7 +106,8 @@ def _resnet(name: str, width: int, stem: str, channels: int, classes: int) -> nn
 
 
 def _initialise(module: nn.Module) -> None:
-    # As in torchvision's ResNet; the layers replaced above need it again.
+    # Initialize as torchvision's ResNet does. The layers replaced above are not initialized that
+    # way.
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.BatchNorm2d):

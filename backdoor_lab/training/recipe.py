@@ -1,4 +1,4 @@
-"""Training recipes: checked hyperparameters and the learning rate schedule."""
+"""Training recipes: checked hyperparameters, the optimizer and the learning rate schedule."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ ALTERNATING = "alternating"
 
 @dataclass(frozen=True)
 class Recipe:
-    """SGD with a schedule over `epochs` epochs, and the augmentation of each batch.
+    """The hyperparameters of a training: SGD with a schedule over `epochs` epochs, and
+    augmentation.
 
-    `milestones` and `warmup` are shares of the run, so that every schedule scales with the number
-    of epochs. `crop_padding` is the padding in pixels, `cutout` a side in pixels, `mixup` and
-    `cutmix` the α of a Beta distribution; 0 is off. `flip` mirrors images at random, or
-    (``alternating``) each image in every other epoch.
+    `milestones` and `warmup` are shares of the training, so that a schedule scales with the number
+    of epochs. `crop_padding` and `cutout` (a side length) are in pixels; `mixup` and `cutmix` are
+    the α of a Beta distribution. For these four, 0 means off. `flip` mirrors each image with
+    probability 1/2 or, if ``alternating``, in every other epoch.
 
     The schedule ``triangle`` rises linearly from `lr_start` to 1 and falls to `lr_end`, as shares
     of `lr`. The shifts of batch normalization have `bias_lr` times the learning rate, and the same
@@ -51,7 +52,8 @@ class Recipe:
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Recipe:
-        """The recipe in a configuration. Raises ConfigError for unknown keys and invalid values."""
+        """Create the recipe of a configuration. Raises ConfigError for unknown keys and invalid
+        values."""
         validation.keys("recipe", config, [field.name for field in fields(cls)])
         needed = [field.name for field in fields(cls) if field.default is MISSING]
         if missing := [name for name in needed if name not in config]:
@@ -66,17 +68,17 @@ class Recipe:
         return recipe._plain()
 
     def _plain(self) -> Recipe:
-        # 1 and 1.0 are the same value, however they are written.
+        # 1 and 1.0 must give the same identity.
         kinds: dict[object, type] = {"int": int, "float": float}
         numbers = {f.name: kinds[f.type](getattr(self, f.name)) for f in fields(self)
                    if f.type in kinds}  # fmt: skip
         return replace(self, **numbers, milestones=tuple(map(float, self.milestones)))
 
     def decides(self) -> dict[str, Any]:
-        """The part of the recipe that affects the weights: everything but its name."""
+        """The part of the recipe that affects the weights: everything except its name."""
         values = asdict(self)
         values.pop("name")
-        # Recipes from before these keys existed keep their identity.
+        # Keys added later are omitted at their default, so that older recipes keep their identity.
         for key in ("mixup", "cutmix", "lr_start", "lr_end", "bias_lr"):
             if values[key] == _DEFAULTS[key]:
                 values.pop(key)
@@ -120,7 +122,8 @@ _DEFAULTS = {field.name: field.default for field in fields(Recipe)}
 def optimizer_of(
     recipe: Recipe, net: nn.Module, total_steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """SGD and the recipe's schedule, to be stepped `total_steps` times, once per batch."""
+    """Create SGD and the recipe's learning rate schedule, which is stepped `total_steps` times,
+    once per batch."""
     parameters = [each for each in net.parameters() if each.requires_grad]
     sgd = torch.optim.SGD(
         parameters if recipe.bias_lr == 1 else _groups(recipe, net, parameters),
@@ -128,18 +131,19 @@ def optimizer_of(
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,
         weight_decay=recipe.weight_decay,
-        # One pass over weights, gradients and momenta instead of several; the last bit may differ.
-        # None, not False, otherwise: torch then uses its multi-tensor code.
+        # The fused kernel makes one pass over weights, gradients and momenta; the last bit may
+        # differ. Otherwise None rather than False: torch then chooses its multi-tensor kernel.
         fused=all(each.device.type == "cpu" for each in parameters) or None,
     )
     return sgd, _schedule(recipe, sgd, total_steps)
 
 
 def _groups(recipe: Recipe, net: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Parameter groups: the shifts of batch normalization with their own rate, and all others.
+    """Two parameter groups: the shifts of batch normalization with their own learning rate, and the
+    other parameters.
 
-    SGD subtracts rate times decay of a weight: with another rate, the decay is divided by the same
-    factor, so that the product is unchanged.
+    SGD subtracts learning rate times weight decay: the shifts' decay is divided by the factor of
+    their rate, so that the product is the same for all parameters.
     """
     norms = [each for each in net.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
     shifts = [each.bias for each in norms if each.affine and each.bias.requires_grad]
@@ -153,8 +157,8 @@ def _schedule(
     recipe: Recipe, sgd: torch.optim.Optimizer, total_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
     if recipe.schedule == "onecycle":
-        # One more than the number of steps: the scheduler is also stepped after the last one. The
-        # warmup takes warmup * steps - 1 of them; torch divides by that, so it must not be zero.
+        # total_steps + 1, because the scheduler is also stepped after the last batch. torch divides
+        # by warmup * (total_steps + 1) - 1, which must not be zero.
         warmup = recipe.warmup
         if warmup * (total_steps + 1) == 1:
             warmup *= 1.001
@@ -173,7 +177,7 @@ def _schedule(
 
 
 def _triangle(recipe: Recipe, total_steps: int, step: int) -> float:
-    """The share of the full learning rate at `step`, counted from 0."""
+    """The learning rate at `step` (counted from 0), as a share of `recipe.lr`."""
     peak = int(recipe.warmup * total_steps)
     if step < peak:
         return recipe.lr_start + (1 - recipe.lr_start) * step / peak

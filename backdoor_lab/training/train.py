@@ -1,4 +1,4 @@
-"""One training, from random weights or from its last checkpoint to the last epoch."""
+"""Runs one training: from random weights or the last checkpoint to the last epoch."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ from backdoor_lab.training.unused_columns import guard_unused_columns
 
 CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "optimizer_states",
               "state_dict"}  # fmt: skip
-"""The checkpoint keys that resuming needs."""
+"""The keys that a checkpoint must have to resume from it."""
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What determines a training's weights: network, recipe, images, seed."""
+    """What determines the weights of a training: network, recipe, images and seed. `mean` and `std`
+    are float (C,), in units of 0..255."""
 
     model: dict[str, Any]
     recipe: Recipe
@@ -48,8 +49,8 @@ class TrainingJob:
 
 
 def new_classifier(job: TrainingJob, machine: ComputeDevice, total_steps: int = 1) -> Classifier:
-    """A classifier with random initial weights, except for those computed from the training set:
-    airbench's first convolution."""
+    """Create a classifier with random initial weights. For airbench, the first convolution is
+    computed from the training set instead."""
     module = _random_classifier(job, machine, total_steps)
     if isinstance(module.net, Airbench):
         generator = torch_generator(job.seed, streams.WHITENING)
@@ -79,12 +80,12 @@ def _random_classifier(
 
 
 def blank_classifier(job: TrainingJob, machine: ComputeDevice) -> Classifier:
-    """A classifier with uninitialized weights, all of which must be loaded before use.
+    """Create a classifier with uninitialized weights, into which stored weights are to be loaded.
 
-    Random initialization would take a tenth of a second, as long as training a tiny cell.
+    Random initialization would take a tenth of a second, as long as the training of a tiny cell.
     """
     if job.model["stem"] is None:
-        # Other networks may have state besides their weights.
+        # Networks without `stem` may have state other than weights, which must be initialized.
         return _random_classifier(job, machine)
     with torch.device("meta"):
         module = _random_classifier(job, machine)
@@ -100,11 +101,12 @@ def fit(
     callbacks: Sequence[pl.Callback] = (),
     logger: Any = False,
 ) -> Classifier:
-    """Train a classifier; returns it on the CPU.
+    """Train a classifier. Returns it on the CPU, in evaluation mode.
 
-    With `scratch`, a checkpoint is saved there after every epoch, and a run resumes from it if
-    there is one: on a CPU, the final weights are identical to those of an uninterrupted run.
-    Raises DivergedError if a loss or weight is not finite, StoppedError if a stop is requested.
+    With `scratch`, a checkpoint is saved in this folder after every epoch, and the training resumes
+    from the last one. On a CPU, a resumed training ends with exactly the same weights as an
+    uninterrupted one. Raises DivergedError if a loss or weight is not finite, StoppedError if a
+    stop is requested.
     """
     torch.set_num_threads(machine.threads)
     batches = BatchLoader(job.training, job.recipe, seed=job.seed, device=machine.device)
@@ -123,19 +125,20 @@ def fit(
 def trainer_for(
     machine: ComputeDevice, *, epochs: int, callbacks: Sequence[pl.Callback], logger: Any = False
 ) -> pl.Trainer:
-    """A Lightning Trainer for one device that prints nothing itself."""
+    """Create a Lightning Trainer for one device that prints nothing."""
     _quiet()
     trainer = pl.Trainer(
         accelerator="gpu" if machine.device.type == "cuda" else "cpu",
         devices=[machine.device.index or 0] if machine.device.type == "cuda" else 1,
         precision="bf16-mixed" if machine.bf16 else "32-true",
-        # All batches have the same shape, so benchmarking convolution algorithms pays off.
+        # All batches have the same shape, so searching for the fastest convolution algorithms pays
+        # off.
         benchmark=machine.device.type == "cuda",
         max_epochs=epochs,
         logger=logger,
         log_every_n_steps=1,
         callbacks=list(callbacks),
-        # Requeueing is done by the launcher, not by Lightning.
+        # The launcher requeues cluster tasks, not Lightning.
         plugins=[LightningEnvironment()],
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         enable_progress_bar=False,
@@ -143,23 +146,23 @@ def trainer_for(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
-    # Signals are handled in shutdown.py; Lightning would install its own handlers and end a
-    # requeued cluster task as if it were done.
+    # Signals are handled in shutdown.py. Lightning would install its own handlers, and a requeued
+    # cluster task would end as if it were done.
     signals: Any = trainer._signal_connector
     signals.register_signal_handlers = lambda: None
     return trainer
 
 
 def last_checkpoint(scratch: Path, module: Classifier | None = None) -> Path | None:
-    """The newest checkpoint that is readable and, if `module` is given, matches it; a damaged one
-    is set aside with a warning."""
+    """Find the newest checkpoint in `scratch` that is readable and, if `module` is given, fits it.
+    None if there is none. Checkpoints that cannot be used are set aside with a warning."""
     for path in sorted(scratch.glob("*.ckpt"), key=lambda each: -each.lstat().st_mtime_ns):
         try:
             check_regular(path)
             _check_checkpoint(torch.load(path, map_location="cpu", weights_only=True), module)
         except MemoryError:
             raise
-        except Exception as error:  # Any error means that it cannot be used.
+        except Exception as error:  # Any error means that the file cannot be used.
             said = (str(error).splitlines() or [type(error).__name__])[0]
             set_aside(path, f"checkpoint cannot be read ({said[:200]})")
         else:
@@ -168,7 +171,7 @@ def last_checkpoint(scratch: Path, module: Classifier | None = None) -> Path | N
 
 
 def _check_checkpoint(found: Any, module: Classifier | None) -> None:
-    """Raises an exception of any type if training cannot resume from `found`."""
+    """Raises an exception (of any type) if `found` is not a checkpoint to resume `module` from."""
     lacking = sorted(CHECKPOINT - found.keys())
     if lacking:
         raise KeyError(f"it lacks {', '.join(lacking)}")

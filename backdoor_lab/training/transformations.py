@@ -1,7 +1,7 @@
-"""Image transformations between the scene and the network: compression, light, blur, motion.
+"""Transformations of test images, as by a camera: compression, brightness, blur, motion, noise.
 
-The name of a transformation contains its strength, ``jpeg75`` or ``shift2``; without a number it
-has the default strength. torch is imported only when images are transformed.
+The name of a transformation contains its strength: ``jpeg75``, ``shift2``. Without a number, it has
+the default strength. torch is imported only when images are transformed.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ _NAME = re.compile(r"([a-z]+)(\d{1,9}(?:\.\d{1,9})?)?")
 
 @dataclass(frozen=True)
 class Kind:
-    """The meaning and range of the number in a name: `low` to `high`, inclusive, only integers if
-    `whole`. `none` is the strength that changes nothing."""
+    """What the strength of a transformation means, and its range from `low` to `high`, inclusive.
+
+    `whole` allows integers only. A transformation of strength `none` changes nothing.
+    """
 
     unit: str
     default: float
@@ -34,12 +36,12 @@ class Kind:
     whole: bool = False
 
     def allows(self, strength: float) -> bool:
-        """Whether a strength is in range."""
+        """Whether `strength` is in the range."""
         return self.low <= strength <= self.high and (not self.whole or strength == int(strength))
 
     @property
     def span(self) -> str:
-        """The allowed strengths as text."""
+        """The allowed strengths as text, for messages."""
         return f"{self.low:g} to {self.high:g}{', whole' if self.whole else ''}"
 
 
@@ -53,18 +55,18 @@ KINDS = {
     "rotate": Kind("rotation in degrees", 10, 0.5, 180, 0),
     "noise": Kind("standard deviation in gray levels", 8, 0.5, 128, 0),
 }
-"""Every transformation by name; `blur` and `noise` are Gaussian. A random direction is drawn per
-image: `shift` moves an image in one of eight directions (repeating the border), `rotate` turns it
-left or right."""
+"""Every transformation by name. `blur` and `noise` are Gaussian. `shift` moves each image in one of
+eight random directions, repeating its border; `rotate` turns each image left or right at random."""
 
 
 def known() -> str:
-    """Every transformation with its strengths, for messages."""
+    """A list of all transformations with their strengths, for messages."""
     return "; ".join(f"{n} ({k.unit}, {k.span}; {k.default:g})" for n, k in KINDS.items())
 
 
 def parse(name: object) -> tuple[str, float]:
-    """The kind and the strength in a name. Raises ConfigError, which lists the valid ones."""
+    """Split the name of a transformation into its kind and its strength. Raises ConfigError, which
+    lists the valid names, if it is not valid."""
     found = _NAME.fullmatch(name) if isinstance(name, str) else None
     kind = KINDS.get(found[1]) if found else None
     if found is None or kind is None:
@@ -83,8 +85,8 @@ def parse(name: object) -> tuple[str, float]:
 
 
 def canonical_names(given: object) -> tuple[str, ...]:
-    """Normalize a list of names: strengths written out, sorted by the order of KINDS and strength,
-    so that equivalent lists become equal. Raises ConfigError for anything else."""
+    """Normalize a list of transformations, so that equivalent lists become equal: names contain
+    their strength, and are sorted as in KINDS. Raises ConfigError if the list is not valid."""
     if not isinstance(given, (list, tuple)):
         raise ConfigError(
             f"`measure.asr_under` must be a list such as [jpeg75, blur1], got {given!r}. Known:"
@@ -99,7 +101,7 @@ def canonical_names(given: object) -> tuple[str, ...]:
 
 
 def written(kind: str, strength: float) -> str:
-    """The name of a transformation: ``brightness0.5``."""
+    """The name of a transformation of this strength: ``brightness0.5``."""
     return f"{kind}{strength:.10g}"
 
 
@@ -115,11 +117,10 @@ def check_fits(names: Sequence[str], height: int, width: int) -> None:
 
 
 def transformation(name: str, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
-    """The transformation with this name: a function of images uint8 (n, C, H, W), C 1 or 3, of any
-    size. Random numbers come from `generator`, in the order of the images.
+    """Create the transformation with this name: a function of images uint8 (n, C, H, W), C 1 or 3.
 
-    Images remain 8-bit, like a camera's files: results are rounded to the nearest gray level
-    (`brightness` and `contrast` round down, as in torchvision).
+    It draws random numbers from `generator`, image by image. The results are rounded to 8 bits, as
+    in a camera's files (`brightness` and `contrast` round down, as in torchvision).
     """
     kind, strength = parse(name)
     apply = _APPLY[kind]
@@ -139,7 +140,8 @@ def _contrast(images: Tensor, factor: float, generator: torch.Generator) -> Tens
 
 
 def _blur(images: Tensor, sigma: float, generator: torch.Generator) -> Tensor:
-    # Three standard deviations to each side, limited by the size of the reflected image.
+    # The kernel covers three standard deviations to each side, if the reflected border is that
+    # wide.
     height, width = images.shape[-2:]
     radii = [min(math.ceil(3 * sigma), side - 1) for side in (width, height)]
     return _functional().gaussian_blur(images, [2 * r + 1 for r in radii], [sigma, sigma])
@@ -160,7 +162,7 @@ def _shift(images: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
 
 
 def _rescale(images: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    # In float, since torchvision's uint8 code depends on the processor.
+    # Compute in float: the result of torchvision's uint8 code depends on the processor.
     size = list(images.shape[-2:])
     small = _functional().resize(
         images.float(), [max(1, round(share * side)) for side in size], antialias=True
@@ -173,7 +175,7 @@ def _rotate(images: Tensor, degrees: float, generator: torch.Generator) -> Tenso
     from torchvision.transforms import InterpolationMode
 
     size = list(images.shape[-2:])
-    # The border is repeated far enough that no corner of the rotated image is empty.
+    # Repeat the border far enough that the rotated image has no empty corner.
     down, across = (math.ceil((math.hypot(*size) - side) / 2) + 1 for side in size)
     padded = _functional().pad(images.float(), [across, down, across, down], padding_mode="edge")
     left = torch.randint(2, (len(images),), generator=generator).bool()

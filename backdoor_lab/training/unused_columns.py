@@ -1,9 +1,9 @@
-"""Kernel columns of a convolution that never meet a pixel of the input: their gradient is 0.
+"""Finds the columns of a convolution kernel that see only padding: their gradient must be 0.
 
-If an image is narrow relative to the stride, as in a 3x3 convolution with padding 1 and stride 2 on
-images of one pixel, some columns of the kernel only meet padding. In bfloat16, oneDNN does not
-write the gradient of these columns (on processors with AVX-512, in either memory format, seen with
-torch 2.14.1): whatever is in memory is added to the weights.
+Such columns exist if an image is narrow relative to the stride, as in a 3x3 convolution with
+padding 1 and stride 2 on images of one pixel. In bfloat16, oneDNN does not write their gradient (on
+processors with AVX-512, in either memory format, seen with torch 2.14.1), so that arbitrary values
+from memory are added to the weights.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from torch import Tensor, nn
 
 
 def guard_unused_columns(net: nn.Module) -> None:
-    """Make the gradient of such columns 0 from now on, for any size of images."""
+    """Register hooks on the strided convolutions of `net` that set the gradient of unused columns
+    to 0."""
     for conv in net.modules():
         if isinstance(conv, nn.Conv2d) and conv.stride[1] > 1 and conv.padding_mode == "zeros":
             _Guard(conv)
 
 
 class _Guard:
-    """Records the unused columns in each forward pass of a convolution, and zeroes their
-    gradient."""
+    """Finds the unused columns in each forward pass of a convolution, and sets their gradient to
+    0."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.unused: tuple[int, ...] = ()
@@ -47,8 +48,10 @@ class _Guard:
 def unused_columns(
     width: int, kernel: int, stride: int, left: int, right: int, dilation: int
 ) -> tuple[int, ...]:
-    """The columns 0..kernel - 1 that meet no pixel of a row of `width`, padded by `left` and
-    `right`."""
+    """The kernel columns, of 0..kernel - 1, that see only padding in a row of `width` pixels.
+
+    The row is padded by `left` and `right` pixels.
+    """
     starts = range(-left, width + right - dilation * (kernel - 1), stride)
     met = {k for k in range(kernel) for start in starts if 0 <= start + k * dilation < width}
     return tuple(k for k in range(kernel) if k not in met)

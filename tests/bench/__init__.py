@@ -1,2 +1,2 @@
-"""Benchmarks: `make bench`, or `make bench BENCH=resume`. Figures are shown with their targets;
-nothing is asserted."""
+"""Benchmarks: run `make bench`, or one of them with `make bench BENCH=resume`. They show figures
+with targets and assert nothing."""

@@ -1,9 +1,9 @@
-"""Runs the benchmarks named on the command line, or all that take a minute or two.
+"""Runs the benchmarks named on the command line; without names, all that take a minute or two.
 
     python -m tests.bench [NAME ...]
 
-Each prints its figures with their targets and writes them to multirun_reports/bench/NAME.json,
-with the hardware, its load, the versions and the date.
+Each benchmark prints its figures with their targets, and writes them to
+multirun_reports/bench/NAME.json with the hardware, its load, the versions and the date.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ON_REQUEST = ("demo",)
 
 
 def main(names: list[str]) -> int:
-    """0; 1 if a target was missed; 2 for an unknown name."""
+    """Run the benchmarks. Returns 0, 1 if a target was missed, or 2 for an unknown name."""
     known = [*NAMES, *ON_REQUEST]
     unknown = sorted(set(names) - set(known))
     if unknown:
@@ -45,6 +45,6 @@ def _bench(name: str) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    # As the package's entry point does.
+    # Exit in the same way as the package's entry point.
     wait_briefly()
     sys.exit(main(sys.argv[1:]))

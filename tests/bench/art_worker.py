@@ -1,9 +1,9 @@
-"""ART's spectral scores, in a separate environment with ART; started by the spectral benchmark.
+"""Computes ART's spectral scores. The spectral benchmark runs it in an environment that has ART.
 
     python art_worker.py FEATURES.npy
 
-Prints READY and then, for every line it reads, the seconds for scoring all classes in the file
-(classes, n, d).
+Prints READY. Then, for every line of input, prints the seconds that scoring all classes takes. The
+file has features (classes, n, d).
 """
 
 import sys
@@ -20,7 +20,7 @@ from art.defences.detector.poison.spectral_signature_defense import (  # type: i
 
 
 def main(path: str) -> None:
-    """Answers until its input ends."""
+    """Answer each line of input, until the input ends."""
     features = np.load(path, allow_pickle=False)
     print("READY", flush=True)
     for _ in sys.stdin:

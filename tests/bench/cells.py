@@ -1,4 +1,5 @@
-"""Two shortened cells of the demo: one process with two threads, or two with one each."""
+"""Benchmarks two shortened cells of the demo: in one process with two threads, or in two processes
+with one thread each."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ TWO_OF_ONE = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer.threa
 
 
 def run() -> list[Figure]:
-    """Wall time of both, including start-up, and training throughput."""
+    """Measure the wall time of both cells, including start-up, and the training throughput."""
     one, two = _sweep(ONE_OF_TWO, threads=2), _sweep(TWO_OF_ONE, threads=1)
     return [
         Figure("2 cells, one process with 2 threads", one["wall"], "s"),
@@ -31,7 +32,7 @@ def run() -> list[Figure]:
 
 
 def records(sweep: Path) -> list[dict[str, Any]]:
-    """Every record of a sweep's folder."""
+    """Read every record in the folder of a sweep."""
     return [json.loads(path.read_bytes()) for path in sorted(sweep.glob("*/record.json"))]
 
 
@@ -51,6 +52,6 @@ def _sweep(how: tuple[str, ...], threads: int) -> dict[str, float]:
 
 
 def parts(found: list[dict[str, Any]]) -> dict[str, float]:
-    """The mean seconds of each stage over records."""
+    """The mean seconds of each stage, over these records."""
     names = dict.fromkeys(name for each in found for name in each["run"]["seconds"])
     return {n: sum(each["run"]["seconds"].get(n, 0) for each in found) / len(found) for n in names}

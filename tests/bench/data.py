@@ -1,4 +1,5 @@
-"""Data: augmented batches compared to torchvision's transforms, opening, and memory."""
+"""Benchmarks of data: augmented batches against torchvision's transforms, opening a data set,
+memory."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 
 
 def run() -> list[Figure]:
-    """Augmentation on one thread, opening a data set of CIFAR-10's size, memory of a poisoned
-    set."""
+    """Measure augmentation on one thread, opening a data set of CIFAR-10's size, and the memory of
+    a poisoned set."""
     return [*_augmentation(), *_opening()]
 
 
@@ -41,7 +42,7 @@ def _augmentation() -> list[Figure]:
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (N, 3, 32, 32), dtype=torch.uint8)
     labels = torch.arange(N) % 10
-    # Fewer images for the slow side, so that rounds take similar time.
+    # The slower side gets fewer images, so that both take a similar time.
     few = loader(images[: N // 10], labels[: N // 10], BATCH)
     sides = {"ours": lambda: _ours(images, labels), "PIL": lambda: 10 * _drain(few)}
     found = by_turns(sides, 11)
@@ -69,7 +70,7 @@ def _ours(images: Tensor, labels: Tensor) -> None:
 
 
 def loader(images: Tensor, labels: Tensor, batch: int) -> Any:
-    """A DataLoader without workers over PIL images, with torchvision's usual transforms."""
+    """A DataLoader without workers that applies torchvision's usual transforms to PIL images."""
     from torchvision import transforms
     from torchvision.transforms.functional import to_pil_image
 
@@ -117,7 +118,7 @@ def _child(job: str, folder: Path) -> dict[str, Any]:
 
 
 class _Noise(Source):
-    """A data set of CIFAR-10's size with random pixels."""
+    """A data set with random pixels and the size of CIFAR-10."""
 
     def identity(self) -> dict[str, Any]:
         return {"n": SET}
@@ -137,7 +138,7 @@ def _open(folder: Path) -> Dataset:
 
 def _poisoned(folder: Path) -> dict[str, Any]:
     small = torch.zeros(200, 3, 32, 32, dtype=torch.uint8)
-    # Libraries that are loaded on first use must not count.
+    # Load libraries first that are loaded on first use, so that their memory does not count.
     _epoch_of_poison(LabeledImages(small, torch.arange(200) % 10, tuple("abcdefghij")))
     before = memory(restart=True)
     train = _open(folder).train

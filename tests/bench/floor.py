@@ -1,6 +1,7 @@
-"""Plain PyTorch: the demo's training step on one fixed batch, without data loading or this package.
+"""The demo's training step in plain PyTorch: on one fixed batch, without data loading or this
+package.
 
-python -m tests.bench.floor      seconds of one step, printed
+    python -m tests.bench.floor      prints the seconds of one step
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ TRAINER = {"accelerator": "cpu", "precision": "auto", "channels_last": True, "th
 
 
 def side_by_side(processes: int) -> float:
-    """Seconds per step in each of several concurrent processes with one thread."""
+    """The seconds of a step in each of `processes` processes that run at the same time, with one
+    thread each."""
     asked = command("tests.bench.floor")
     environment = surroundings(OMP_NUM_THREADS="1")
     started = [subprocess.Popen(asked, env=environment, stdout=subprocess.PIPE, text=True)
@@ -32,7 +34,8 @@ def side_by_side(processes: int) -> float:
 
 
 def _step() -> float:
-    """The mean over the middle of the run, while other processes start and end."""
+    """Measure steps for a while; return the mean of the middle part. At the beginning and the end,
+    not all processes are running."""
     torch.set_num_threads(1)
     machine = machine_of(TRAINER)
     torch.manual_seed(0)

@@ -1,11 +1,11 @@
-"""All benchmarks that need a GPU: `make bench-gpu`.
+"""The benchmarks that need a GPU: `make bench-gpu`.
 
     python -m tests.bench.gpu [--tiny] [--again] [--data OVERRIDE ...] [PART ...]
 
-Each part writes multirun_reports/bench/gpu_PART.json as soon as it ends; a part with a record is
-skipped the next time, unless `--again` is given. The cell and the table need CIFAR-10 or another
-data set: ``--data dataset=image_folder dataset.root=PATH``. With `--tiny` the same code runs on a
-CPU in seconds, as a check.
+Each part writes multirun_reports/bench/gpu_PART.json as soon as it ends. A part that has this file
+is skipped the next time, unless `--again` is given. The parts `cell` and `table` need CIFAR-10 or
+another data set: ``--data dataset=image_folder dataset.root=PATH``. With `--tiny`, the same code
+runs on a CPU in seconds, to check that it works.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ Way = Callable[[Classifier, torch.optim.Optimizer, ComputeDevice], Step]
 
 @dataclass(frozen=True)
 class Size:
-    """The size of everything: full, as for the targets, or tiny."""
+    """The size of all benchmarks: full, for which the targets are set, or tiny."""
 
     tiny: bool
     data: tuple[str, ...] = ()
 
     def of(self, full: int, tiny: int) -> int:
-        """`tiny` in the tiny form, otherwise `full`."""
+        """Return `tiny` if this size is tiny, otherwise `full`."""
         return tiny if self.tiny else full
 
     def machine(self) -> ComputeDevice:
-        """The GPU in bfloat16; one CPU thread when tiny."""
+        """The device: a GPU in bfloat16 or, if tiny, one CPU thread."""
         trainer = {"accelerator": "cpu" if self.tiny else "gpu", "precision": "bf16",
                    "channels_last": True, "threads": 1 if self.tiny else None,
                    "progress": "none", "checkpoint": True, "cells_per_gpu": 1}  # fmt: skip
         return machine_of(trainer)
 
     def job(self, n: int, batch: int, epochs: int = 1) -> TrainingJob:
-        """A training like the `fast` recipe's on `n` random images."""
+        """A training on `n` random images with the settings of the recipe `fast`."""
         side, width = self.of(32, 8), self.of(64, 4)
         images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
         names = tuple("abcdefghij")
@@ -91,8 +91,8 @@ def throughput(size: Size) -> list[Figure]:
 
 
 def lightning(size: Size) -> list[Figure]:
-    """The same with Lightning, including everything that a cell's training does around its
-    steps."""
+    """Training images per second with Lightning, including everything that the training of a cell
+    does between its steps."""
     figures = []
     for batch in (size.of(512, 8), size.of(128, 4)):
         steps = size.of(200, 3)
@@ -104,7 +104,7 @@ def lightning(size: Size) -> list[Figure]:
 
 
 def sync(size: Size) -> list[Figure]:
-    """How often a step makes the host wait for the GPU, as detected by torch or by `Watch`."""
+    """How often a training step makes the host wait for the GPU: torch or `Watch` detects it."""
     batch = size.of(512, 8)
     job, watch = size.job(batch * 6, batch), Watch()
     with watch.watching(size.machine().device):
@@ -114,7 +114,7 @@ def sync(size: Size) -> list[Figure]:
 
 
 def spectral(size: Size) -> list[Figure]:
-    """Features of 50,000 images, and spectral signatures on ten classes of them."""
+    """Seconds for the features of 50,000 images, and for spectral signatures on ten classes."""
     machine, n = size.machine(), size.of(50_000, 200)
     job = size.job(n, size.of(512, 8))
     module = new_classifier(job, machine)
@@ -137,7 +137,7 @@ def spectral(size: Size) -> list[Figure]:
 
 
 def cell(size: Size) -> list[Figure]:
-    """One cell of the `fast` recipe, without imports and CUDA initialization."""
+    """Seconds of one cell of the recipe `fast`, without imports and CUDA initialization."""
     with tempfile.TemporaryDirectory() as folder:
         if not size.tiny:
             _run_cell(Path(folder) / "warm", [*TINY, "trainer=gpu"])
@@ -153,7 +153,7 @@ def cell(size: Size) -> list[Figure]:
 
 
 def table(size: Size) -> list[Figure]:
-    """The report's twelve cells, from the command to the tables, including everything."""
+    """Seconds of the report's twelve cells, from the command to the tables."""
     asked = [*_asked(size), "trigger=pixel,pattern", "target=bird,dog,horse", "ratio=0.05,0.1"]
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*command("backdoor_lab"), "-m", *dict.fromkeys(asked)]
@@ -168,12 +168,12 @@ PARTS: dict[str, Callable[[Size], list[Figure]]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0; 1 if a target was missed; 2 without a GPU, or for an unknown part."""
+    """Returns 0, 1 if a target was missed, or 2 without a GPU or for an unknown part."""
     given = _parser().parse_args(arguments)
     if not given.tiny and not torch.cuda.is_available():
         print("error: torch finds no GPU; --tiny runs the same code on a CPU", file=sys.stderr)
         return 2
-    # As in Lightning's trainer: all batches have one shape.
+    # As in Lightning's trainer, since all batches have the same shape.
     torch.backends.cudnn.benchmark = not given.tiny
     size = Size(given.tiny, tuple(given.data))
     prefix = "gpu_tiny" if given.tiny else "gpu"
@@ -191,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _part(name: str, size: Size, prefix: str, *, again: bool) -> bool:
-    """Runs one part unless it has a record; returns whether it missed a target."""
+    """Run one part unless it has a record. Returns whether it missed a target."""
     path = measuring.REPORTS / f"{prefix}_{name}.json"
     if path.is_file() and not again:
         figures = [Figure(**{key: each[key] for key in Figure.__annotations__})
@@ -208,12 +208,12 @@ def _part(name: str, size: Size, prefix: str, *, again: bool) -> bool:
 def _ways(size: Size) -> dict[str, Way]:
     compiled = functools.partial(_compiled, tiny=size.tiny)
     ways: dict[str, Way] = {"eager": _eager, "compiled": compiled}
-    # A CUDA graph has no form on a CPU.
+    # CUDA graphs do not exist on a CPU.
     return ways if size.tiny else {**ways, "CUDA graph": _graphed}
 
 
 def _rate(size: Size, batch: int, way: Way) -> float:
-    """Images per second over whole steps: gathering, augmenting, forward, backward, SGD."""
+    """Images per second of complete steps: gathering, augmenting, forward, backward, SGD."""
     machine, steps = size.machine(), size.of(100, 2)
     job = size.job(batch * steps, batch)
     batches = BatchLoader(job.training, job.recipe, seed=0, device=machine.device)
@@ -241,13 +241,13 @@ def _eager(module: Classifier, optimizer: torch.optim.Optimizer, machine: Comput
 def _compiled(
     module: Classifier, optimizer: torch.optim.Optimizer, machine: ComputeDevice, *, tiny: bool
 ) -> Step:
-    # In place, so that the names of the weights do not change.
+    # Compile in place: a wrapper would change the names of the weights.
     module.net.compile(backend="eager" if tiny else "inductor")
     return _eager(module, optimizer, machine)
 
 
 def _graphed(module: Classifier, optimizer: torch.optim.Optimizer, machine: ComputeDevice) -> Step:
-    """The whole step recorded once and replayed as one graph, with a constant learning rate."""
+    """Record the whole step once, and replay it as one graph. The learning rate is constant."""
     eager, graph = _eager(module, optimizer, machine), torch.cuda.CUDAGraph()
     held: list[Tensor] = []
 
@@ -280,22 +280,22 @@ def _seconds(call: Callable[[], Any], device: torch.device) -> float:
 
 
 class _SecondEpoch(pl.Callback):
-    """The seconds of the second epoch; the first one searches for the fastest convolutions."""
+    """Times the second epoch, since the first one searches for the fastest convolutions."""
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        # Reading the epoch's loss waits for the GPU.
+        # Read the epoch's loss, to wait for the GPU.
         float(module.epoch_loss())
         self.seconds = time.perf_counter() - self.began
 
 
 class Watch(pl.Callback):
-    """Records operations that make the host wait between the end of the first and the last step.
+    """Records the operations after the first step of an epoch that make the host wait for the GPU.
 
-    On a GPU torch raises an error at every wait. On a CPU nothing waits, so operations that read a
-    value back are recorded: `.item()`, and sizes that depend on values.
+    On a GPU, torch raises an error at each of them. On a CPU nothing waits, so operations that read
+    a value back are recorded: `.item()`, and sizes that depend on values.
     """
 
     def __init__(self) -> None:
@@ -304,8 +304,8 @@ class Watch(pl.Callback):
 
     @contextmanager
     def watching(self, device: torch.device) -> Iterator[None]:
-        """Watches the code inside; the check of the loss after each step on a CPU does not
-        count."""
+        """Watch the code inside this context. Does not count the check of the loss after each step,
+        which happens only on a CPU."""
         self.cuda = device.type == "cuda"
         if self.cuda:
             try:
@@ -330,7 +330,7 @@ class Watch(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, step: int
     ) -> None:
-        # After the last step, the end of the epoch may wait.
+        # After the last step of an epoch, waiting is allowed.
         if step + 1 == int(trainer.num_training_batches):
             self.on = False
 
@@ -352,7 +352,7 @@ class _Reads(TorchDispatchMode):
 
 
 def _by_mask(name: str, args: Sequence[Any]) -> bool:
-    """Whether an index is a mask, whose number of true values must be read first."""
+    """Whether an index is a boolean mask: the number of its true values must be read first."""
     if name not in ("index", "index_put_", "_index_put_impl_"):
         return False
     return any(each is not None and each.dtype == torch.bool for each in args[1])
@@ -365,7 +365,7 @@ def _asked(size: Size) -> list[str]:
 
 
 def _run_cell(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Runs a cell in this process and returns its record."""
+    """Run a cell in this process and return its record."""
     from hydra import compose, initialize_config_dir
 
     import backdoor_lab.run  # noqa: F401  (registers the resolvers that conf/ uses)

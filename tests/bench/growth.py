@@ -1,5 +1,5 @@
-"""How the cost grows with images, classes, image size, features and cells: exponents of the
-time."""
+"""How the time grows with the number of images, classes, features and cells, and with the image
+size: the exponents of power laws."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ STATED = torch.Generator().manual_seed(0)
 
 
 def run() -> list[Figure]:
-    """On one thread; each exponent from several sizes, the largest 16 to 64 times the smallest."""
+    """Measure on one thread. Each exponent is fitted to several sizes, of which the largest is 16
+    to 64 times the smallest."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     figures = [

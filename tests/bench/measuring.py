@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: figures with targets, interleaved timing, and records of results."""
+"""Shared by the benchmarks: figures with targets, timing in turns, and records of results."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from backdoor_lab.core.resources import WAITING
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "multirun_reports" / "bench"
 KEPT = ROOT / "multirun_reports" / ".bench"
-"""Files kept between runs, such as an environment with another package."""
+"""A folder for files to keep between runs, such as an environment with another package."""
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "numpy", "scipy", "pandas")
-# The smallest possible cell, to measure the overhead around its computations.
+# The smallest possible cell: its time is that of everything except the computations.
 TINY = (
     "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
     "dataset.per_class_test=5", "model.width=4", "recipe=demo", "recipe.epochs=1", "ratio=0.3",
@@ -32,7 +32,8 @@ TINY = (
 
 @dataclass(frozen=True)
 class Figure:
-    """One number with its target, ">= 10" or "<= 0.5"; without a target it is only shown."""
+    """A named number with its target, such as ">= 10" or "<= 0.5". Without a target it is only
+    shown."""
 
     what: str
     value: float
@@ -42,36 +43,37 @@ class Figure:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is met; None when there is none."""
+        """Whether the value meets the target; None if there is no target."""
         if not self.target:
             return None
         sign, limit = self.target.split()
         return self.value >= float(limit) if sign == ">=" else self.value <= float(limit)
 
     def shown(self) -> list[str]:
-        """The cells of the figure's table row."""
+        """The cells of this figure's row in a table."""
         verdict = {None: "", True: "reached", False: "MISSED"}[self.reached]
         return [self.what, f"{brief(self.value)} {self.unit}", self.target, verdict, self.note]
 
 
 def brief(value: float) -> str:
-    """A number with three or four significant digits."""
+    """Format a number with three or four significant digits."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def by_turns(
     sides: Mapping[str, Callable[[], float | None]], rounds: int, *, warm: bool = True
 ) -> dict[str, list[float]]:
-    """Seconds of every side, one after another in each round, so that all have the same noise.
+    """Measure the seconds of every side, by turns in each round, so that all are disturbed alike.
 
-    A side may return its own seconds; otherwise the whole call is timed. With `warm` each is called
-    once before, untimed.
+    A side may return its own seconds; otherwise, the whole call is timed. With `warm`, each side is
+    first called once without timing.
     """
     for call in sides.values() if warm else ():
         call()
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        # Every second round is reversed, so that no side always follows the same other side.
+        # Every second round has the reverse order, so that no side always follows the same other
+        # side.
         order = list(sides.items())[:: 1 if number % 2 == 0 else -1]
         for name, call in order:
             began = time.perf_counter()
@@ -81,31 +83,31 @@ def by_turns(
 
 
 def ratio(found: dict[str, list[float]], slow: str, fast: str) -> float:
-    """The speedup of `fast` over `slow`, from the best time of each."""
+    """How many times as fast as `slow` is `fast`, by the shortest time of each."""
     return min(found[slow]) / min(found[fast])
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
-    """The slope of log seconds over log size: 1 for linear growth."""
+    """The slope of log(seconds) over log(size): 1 means linear growth."""
     import numpy as np
 
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def threads() -> int:
-    """OMP_NUM_THREADS, or every core."""
+    """The number of threads: OMP_NUM_THREADS or, if not set, the number of cores."""
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line of a program of this package."""
+    """The command line that runs a module with Python; the first argument is its name."""
     return [sys.executable, "-m", *arguments]
 
 
 def timed(
     arguments: Sequence[str], cwd: Path, *, check: bool = True, **environment: str
 ) -> tuple[float, str]:
-    """Seconds and standard output of a program."""
+    """Run a program. Returns its seconds and its standard output."""
     began = time.perf_counter()
     done = subprocess.run(arguments, cwd=cwd, env=surroundings(**environment), text=True,
                           capture_output=True, check=False)  # fmt: skip
@@ -117,15 +119,15 @@ def timed(
 
 
 def surroundings(**changes: str) -> dict[str, str]:
-    """The environment of a started program: this checkout's code, one thread, no GPU, and none of
-    the variables that this process has set for itself."""
+    """Environment variables for a program: it uses this checkout's code, one thread and no GPU.
+    Variables that this process has set for itself are not passed on."""
     fixed = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     kept = {name: value for name, value in os.environ.items() if name not in WAITING}
     return {**kept, **fixed, **changes}
 
 
 def memory(*, peak: bool = False, restart: bool = False) -> float:
-    """This process's memory in MB, now or at its peak; `restart` resets the peak (Linux)."""
+    """The memory of this process in MB, now or at its peak. `restart` resets the peak (Linux)."""
     if restart:
         Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text().splitlines()
@@ -134,7 +136,7 @@ def memory(*, peak: bool = False, restart: bool = False) -> float:
 
 
 def hardware() -> dict[str, Any]:
-    """The hardware of the measurement and its load."""
+    """The hardware of this machine and its current load."""
     import torch
 
     from backdoor_lab.training.device import ComputeDevice, machine_of
@@ -153,13 +155,13 @@ def hardware() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that affect speed."""
+    """The versions of Python and of packages that affect the speed."""
     return {"python": platform.python_version()} | {each: metadata.version(each)
                                                     for each in PACKAGES}  # fmt: skip
 
 
 def write(name: str, figures: Iterable[Figure], before: dict[str, Any], seconds: float) -> Path:
-    """Writes multirun_reports/bench/NAME.json; `before` is the hardware at the start."""
+    """Write multirun_reports/bench/NAME.json. `before` is what `hardware` returned at the start."""
     told = [{**asdict(each), "reached": each.reached} for each in figures]
     found = {
         "bench": name,
@@ -177,7 +179,7 @@ def write(name: str, figures: Iterable[Figure], before: dict[str, Any], seconds:
 
 
 def show(name: str, figures: Sequence[Figure]) -> None:
-    """Prints the figures as aligned lines."""
+    """Print the figures as aligned lines."""
     rows = [each.shown() for each in figures]
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     print(f"\n{name}")

@@ -1,4 +1,4 @@
-"""airbench compared to ResNet18: training images per second and FLOPs per image."""
+"""Benchmarks airbench against ResNet18: training images per second, and operations per image."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ NETWORKS = {
 
 
 def run() -> list[Figure]:
-    """Images of 32x32 in batches of 128, with crop and flip, in float32 and bfloat16; the best of
-    three rounds. A multiplication and an addition count as two operations."""
+    """Measure batches of 128 images of 32x32 with crop and flip, in float32 and bfloat16; the best
+    of three rounds counts. A multiplication and an addition are two operations."""
     figures = []
     for name, model in NETWORKS.items():
         job = _job(model)
@@ -46,7 +46,7 @@ def run() -> list[Figure]:
 
 
 def gflop(job: TrainingJob) -> float:
-    """The forward and backward pass of one image, in 1e9 operations."""
+    """The operations of the forward and backward pass of one image, in units of 1e9."""
     module = new_classifier(job, _machine(bf16=False)).train()
     with FlopCounterMode(display=False) as counter:
         module(job.training.base[:2]).sum().backward()

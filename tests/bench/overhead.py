@@ -1,4 +1,4 @@
-"""Overhead around the computations: a sweep's cost per cell, and commands that must be fast."""
+"""Benchmarks the overhead: the cost per cell of a sweep, and commands that must be fast."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ kept = [json.loads(text) for text in texts]
 
 
 def run() -> list[Figure]:
-    """The overhead of a cell; --help and reports, without torch; tables of 10,000 records."""
+    """Measure the overhead of a cell, --help and reports (both without torch), and tables of 10,000
+    records."""
     return [*_per_cell(), *_commands(), *_tables()]
 
 
 def _per_cell() -> list[Figure]:
-    """Two sweeps in one process each, which differ only in their number of cells."""
+    """Measure the time per cell from two sweeps that differ only in their number of cells. Each
+    runs in one process."""
     few, many = 2, 12
     with tempfile.TemporaryDirectory() as folder:
-        # The untimed first calls warm up the disk cache for both.
+        # The untimed first calls also fill the disk cache for both sweeps.
         drawn = count(1000)
         sides = {str(n): partial(_sweep, Path(folder), n, drawn) for n in (few, many)}
         walls = by_turns(sides, rounds=3)
@@ -56,7 +58,7 @@ def _per_cell() -> list[Figure]:
 
 
 def _sweep(folder: Path, cells: int, drawn: Iterator[int]) -> float:
-    # Separate seeds for each sweep: no stage of one is reused by the other.
+    # Each sweep has its own seeds, so that it cannot reuse a stage of the other one.
     seeds = ",".join(str(seed) for seed in islice(drawn, cells))
     asked = [*command("backdoor_lab"), "-m", *TINY, f"seed={seeds}", "hydra/launcher=basic"]
     return timed(asked, folder)[0]
@@ -89,7 +91,8 @@ def _loads_torch(arguments: Sequence[str], folder: Path) -> int:
 
 
 def _tables() -> list[Figure]:
-    """As one file per cell, and frozen."""
+    """Measure the tables of 10,000 records, first as one file per cell, then frozen into one
+    file."""
     found = []
     with tempfile.TemporaryDirectory() as name:
         sweep, frozen = Path(name) / "many", Path(name) / "frozen"
@@ -106,12 +109,12 @@ def _tables() -> list[Figure]:
 
 
 def demo_record() -> dict[str, Any]:
-    """One of the demo's committed records, of realistic length."""
+    """Read one of the demo's committed records, which has a realistic length."""
     return dict(json.loads(next(frozen_lines(ROOT / "multirun_reports" / "demo" / "report"))))
 
 
 def write_sweep(folder: Path, record: dict[str, Any], cells: int) -> None:
-    """Writes a sweep of `cells` records, each a variation of `record`."""
+    """Write a sweep with records of `cells` cells, each a variation of `record`."""
     folder.mkdir(parents=True)
     asked = [_varied(record, number) for number in range(cells)]
     for each in asked:
@@ -123,7 +126,7 @@ def write_sweep(folder: Path, record: dict[str, Any], cells: int) -> None:
 
 
 def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
-    """Records like those of a grid of 100 choices with 100 seeds, with 500 poisoned images each."""
+    """Vary a record, as in a grid of 100 choices and 100 seeds with 500 poisoned images each."""
     choices = {
         **record["choices"], "trigger": ("pixel", "pattern")[number % 2],
         "target": ("bird", "dog", "horse", "cat", "ship")[number // 2 % 5],
@@ -135,7 +138,7 @@ def _varied(record: dict[str, Any], number: int) -> dict[str, Any]:
     indices = list(range(0, 50_000, 100))
     hashes = record["hashes"] | {"poison": digest(indices)}
     varied = record | changed | {"poison_indices": indices, "hashes": hashes}
-    # The seal belongs to the original record; with it every variation would count as damaged.
+    # The seal is valid only for the original record; with it, the variation would count as damaged.
     del varied["seal"]
     return varied
 

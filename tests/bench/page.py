@@ -1,4 +1,5 @@
-"""The page of a sweep of 1,000 cells: bytes, seconds to write, seconds to open."""
+"""Benchmarks the page of a sweep of 1,000 cells: its bytes, and the seconds to write and to open
+it."""
 
 from __future__ import annotations
 
@@ -21,14 +22,15 @@ from tests.helpers.records import record, write_sweep
 CELLS, NETWORKS = 1000, 50
 IMAGES, CLASSES, POISONED, FEATURES, SIDE, EPOCHS = 5000, 10, 50, 64, 32, 100
 LARGEST, SLOWEST = 10.0, 1.0
-# A separate task, after the frame that follows the load event.
+# Resolves in a separate task after the frame that follows the load event, when the page is painted.
 PAINTED = """() => new Promise((done) =>
   requestAnimationFrame(() => setTimeout(() => done(performance.now()))))"""
 DEFENSES = ("spectral", "random", "oracle", "none", "spectre")
 
 
 def run() -> list[Figure]:
-    """Figures for noise images of CIFAR's shape, which are incompressible."""
+    """Measure with images of random pixels, which cannot be compressed, in the shape of
+    CIFAR-10's."""
     with tempfile.TemporaryDirectory() as name:
         folder = sweep(Path(name))
         began = time.perf_counter()
@@ -56,8 +58,8 @@ def run() -> list[Figure]:
 
 
 def opening(address: str) -> float | None:
-    """Seconds from navigation until every script has run and the page is painted; the best of
-    five."""
+    """The seconds from navigation until all scripts have run and the page is painted; the best of
+    five attempts. None without a browser."""
     with chromium() as browser:
         if browser is None:
             return None
@@ -71,7 +73,7 @@ def opening(address: str) -> float | None:
 
 
 def sweep(root: Path) -> Path:
-    """A sweep of made-up records next to a store with their stage outputs."""
+    """Write a sweep of made-up records, next to a store with their stage outputs."""
     store, draw = root / ".store", np.random.default_rng(0)
     labels = np.repeat(np.arange(CLASSES), IMAGES // CLASSES)
     base = draw.integers(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=np.uint8)
@@ -105,7 +107,7 @@ def _network(store: Path, name: str, base: Any, labels: Any, draw: np.random.Gen
 
 
 def _cell(store: Path, number: int, labels: Any, draw: np.random.Generator) -> dict[str, Any]:
-    """One record with its own hashes, seconds and stage ids, as in a real sweep."""
+    """Make a record with its own hashes, seconds and stage ids, like those of a real sweep."""
     scores = np.where(labels == CLASSES - 1, draw.exponential(size=len(labels)), np.nan)
     scores[IMAGES:] *= 3
     keep = np.ones(len(labels), bool)

@@ -1,4 +1,4 @@
-"""Commands that compute nothing: seconds of each, compared to a bare `import pandas`."""
+"""Benchmarks commands that compute nothing, compared to a bare `import pandas`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ ROUNDS = 5
 CELLS = 12
 DEFENSES = "defense=spectral,random"
 SWEEP, OTHER = 2.5, 1.5
-"""Seconds allowed for a repeated sweep, and for anything else."""
+"""The seconds allowed for a repeated sweep, and for any other command."""
 
 
 def run() -> list[Figure]:
-    """The best of several rounds, in each of which every command runs once."""
+    """Measure the seconds of every command, once in each of several rounds; the shortest time
+    counts."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         finished(folder, CELLS // 2, DEFENSES)

@@ -1,4 +1,5 @@
-"""A sweep of a thousand finished cells: how long the same command takes to find nothing to do."""
+"""Benchmarks a sweep of a thousand completed cells: how long does the same command take to find
+that nothing is left to do?"""
 
 from __future__ import annotations
 
@@ -18,9 +19,9 @@ ROUNDS = 3
 
 
 def run() -> list[Figure]:
-    """Seconds of the repeated command for growing numbers of finished cells.
+    """Measure the seconds of the repeated command for growing numbers of completed cells.
 
-    The exponent is computed from CPU seconds beyond those of the smallest sweep: differences of
+    The exponent is computed from CPU seconds, of which those of the smallest sweep are subtracted:
     wall times mostly reflect the disk and other processes.
     """
     rounds: dict[int, list[tuple[float, float]]] = {cells: [] for cells in SIZES}
@@ -38,7 +39,7 @@ def run() -> list[Figure]:
 
 
 def _repeated(folder: Path, cells: int) -> tuple[float, float]:
-    """Wall and CPU seconds of the repeated command."""
+    """Repeat the command of a sweep. Returns its wall-clock and CPU seconds."""
     before = _children()
     seconds, said = timed(_command(cells), folder)
     assert f"{cells} of {cells} cells already done" in said, said
@@ -56,10 +57,11 @@ def _command(cells: int) -> list[str]:
 
 
 def finished(folder: Path, cells: int, *more: str) -> list[dict[str, Any]]:
-    """Makes a sweep of `cells` finished cells (seeds) in `folder`, with `more` overrides; returns
-    their records.
+    """Make a sweep of `cells` completed cells with different seeds in `folder`. `more` are
+    overrides. Returns the records.
 
-    A run that stops before its first cell lists the cells; each is then given a record.
+    The sweep is stopped before its first cell, when it has listed all cells; then a record is
+    written for each.
     """
     code = (
         "import sys; sys.argv = ['x'] + sys.argv[1:];"

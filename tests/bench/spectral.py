@@ -1,4 +1,4 @@
-"""Spectral scores compared to ART's, and to a full float64 SVD."""
+"""Benchmarks spectral scores against ART's, and against a full float64 SVD."""
 
 from __future__ import annotations
 
@@ -34,20 +34,21 @@ Features = NDArray[np.float32]
 
 
 def run() -> list[Figure]:
-    """Ten classes of 5,000 x 512 features; then near ties, growth and memory."""
+    """Measure ten classes of 5,000 x 512 features; then near ties, growth, and memory."""
     torch.set_num_threads(threads())
     return [*_beside_art(), *_near_ties(), *_growth()]
 
 
 def spiked(n: int, seed: int) -> Features:
-    """n x 512 normal features, a twentieth of them shifted."""
+    """Draw n x 512 normal features, and shift a twentieth of the rows."""
     values = np.random.default_rng(seed).standard_normal((n, D), np.float32)
     values[: n // 20] += 0.4
     return values
 
 
 def tied(n: int, apart: float) -> Features:
-    """The same with the two top singular values differing by a factor `apart`."""
+    """Draw features like `spiked`, whose two largest singular values differ by the factor
+    `apart`."""
     noise = np.random.default_rng(n).standard_normal((n, D))
     left, singular, right = np.linalg.svd(noise - noise.mean(axis=0), full_matrices=False)
     singular[0] = singular[1] * apart
@@ -55,13 +56,13 @@ def tied(n: int, apart: float) -> Features:
 
 
 def by_svd(values: Features) -> NDArray[np.float64]:
-    """Algorithm 1 by a full float64 SVD."""
+    """Compute the scores of Algorithm 1 (Tran et al. 2018) with a full float64 SVD."""
     centered = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
     return (centered @ np.linalg.svd(centered, full_matrices=False)[2][0]) ** 2
 
 
 def ours(values: Features) -> NDArray[np.float64]:
-    """The same with the function of the filter."""
+    """Compute the scores of Algorithm 1 with the function that the filter uses."""
     return np.asarray(top_direction(torch.from_numpy(values)).along.square())
 
 
@@ -125,14 +126,15 @@ def _seconds(call: Callable[[], None]) -> float:
 
 @contextmanager
 def _art(features: Features, folder: Path) -> Iterator[tuple[Callable[[], float | None], str]]:
-    """A call that scores every class with ART and returns its seconds, and its description."""
+    """Start ART in its own process. Yields a function that scores every class and returns the
+    seconds, and a description."""
     python = _art_python()
     if python is None:
         yield (lambda: _each(_arts_calls, features)), "ART could not be installed: its calls here"
         return
     path = folder / "features.npy"
     np.save(path, features)
-    # The number of threads is not set: ART uses NumPy's.
+    # ART does not set a number of threads itself; NumPy's comes from OMP_NUM_THREADS.
     worker = subprocess.Popen(
         [str(python), str(Path(__file__).with_name("art_worker.py")), str(path)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
@@ -156,14 +158,14 @@ def _art(features: Features, folder: Path) -> Iterator[tuple[Callable[[], float 
 
 
 def _arts_calls(values: Features) -> NDArray[np.float64]:
-    """The NumPy calls of ART 1.20.1's `spectral_signature_scores`, reproduced here."""
+    """The NumPy calls of `spectral_signature_scores` in ART 1.20.1."""
     centered = values - np.mean(values, axis=0)
     direction = np.linalg.svd(centered, full_matrices=False)[2][:1]
     return np.asarray(np.linalg.norm(direction @ values.T, axis=0))
 
 
 def _art_python() -> Path | None:
-    """The Python of an environment with ART, created on first use; None if that fails."""
+    """The Python of an environment with ART, which is created on first use. None if that fails."""
     home = KEPT / "art"
     python = home / "bin" / "python"
     if (home / ".ready").is_file():

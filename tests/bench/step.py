@@ -1,4 +1,5 @@
-"""A training step of ResNet18: Lightning, the package's loop without it, and a usual plain loop."""
+"""Benchmarks a training step of ResNet18: with Lightning, without Lightning, and in a typical
+loop."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ BATCH = 128
 
 
 def run() -> list[Figure]:
-    """Images per second at width 64, and the overhead of Lightning at widths 64, 16 and 8."""
+    """Measure images per second at width 64, and the overhead of Lightning at widths 64, 16 and
+    8."""
     figures = _beside_others(steps=5, rounds=4)
     return figures + _beside_bare(16, steps=4, rounds=8) + _beside_bare(8, steps=8, rounds=8)
 
@@ -83,7 +85,7 @@ def _job(width: int, steps: int) -> TrainingJob:
 
 
 class _Clock(pl.Callback):
-    """The seconds of the whole training loop: batches, augmentation, steps and logging."""
+    """Measures the seconds of the training loop: batches, augmentation, steps and logging."""
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began = time.perf_counter()
@@ -100,7 +102,7 @@ def _lightning(job: TrainingJob, machine: ComputeDevice) -> float:
 
 
 def bare(job: TrainingJob, machine: ComputeDevice) -> float:
-    """Seconds of one epoch in a loop without Lightning."""
+    """The seconds of one epoch in a loop without Lightning."""
     batches = BatchLoader(job.training, job.recipe, seed=0, device=machine.device)
     module = new_classifier(job, machine, len(batches)).train()
     optimizer, schedule = optimizer_of(job.recipe, module.net, len(batches))
@@ -116,7 +118,8 @@ def bare(job: TrainingJob, machine: ComputeDevice) -> float:
 
 
 class _Plain:
-    """Float32, NCHW, PIL transforms per image in a DataLoader, the loss read every step."""
+    """A typical loop: float32, NCHW, PIL transforms of each image in a DataLoader, loss read at
+    each step."""
 
     def __init__(self, job: TrainingJob) -> None:
         self.net = build_model(job.model, channels=3, classes=10, seed=0).train()

@@ -1,9 +1,9 @@
-"""Writes the generated tables of every document, and the outputs of the notebook, from committed
-records and from the code.
+"""Writes the generated tables of all documents, and the outputs of the notebook.
 
     python -m tests.documents [--check]
 
-`--check` writes nothing and exits with 1 if a document would change.
+They are made from committed records and from the code. `--check` writes nothing, and exits with 1
+if a document would change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.documents.project import ROOT, changed
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 with `--check` if a document differs from its records."""
+    """Run the command. Returns 0, or 1 if `--check` finds a document that would change."""
     parser = argparse.ArgumentParser(prog="python -m tests.documents", description=__doc__)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args(arguments)

@@ -1,4 +1,4 @@
-"""Tables of multirun_reports/attacks."""
+"""The tables of the documents in multirun_reports/attacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cells of committed sweeps, with the names and the units that documents use."""
+"""Reads the cells of committed sweeps, with the names and the units that the documents use."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ DIGITS = {"#Pois": 0, "Removed": 0, "Nat1": 2, "ASR1": 2, "AUROC": 3, "#Pois Lef
 SHARES = ("Nat1", "ASR1", "Nat2", "ASR2")
 CHOICES = ("Trigger", "Source", "Target", "Seed", "Protocol", "Defense", "Recipe")
 
-#: A record by the columns of documents: shares in %, ratios as text, and the record itself.
+#: A record, and what documents show of it by column: shares in %, and ratios as text.
 Cell: TypeAlias = dict[str, Any]
 
 
 def cells(*sweeps: str, **wanted: Any) -> list[Cell]:
-    """The cells of `sweeps` (folders under multirun_reports) with these choices, in the
-    sweeps' order: `cells("demo/controls", defense="random")`. Ratios are texts, as in documents
-    ("10%")."""
+    """The cells of `sweeps` (folders under multirun_reports) with certain choices, in the order of
+    the sweeps: `cells("demo/controls", defense="random")`. Ratios are given as text ("10%")."""
     found = [cell for sweep in sweeps for cell in kept(sweep)]
     asked = {name.capitalize(): value for name, value in wanted.items()}
     return [c for c in found if all(c[name] == value for name, value in asked.items())]
 
 
 def the(*sweeps: str, **wanted: Any) -> Cell:
-    """The only cell with these choices."""
+    """The cell with certain choices, of which there must be exactly one."""
     (cell,) = cells(*sweeps, **wanted)
     return cell
 
 
 @functools.cache
 def kept(sweep: str) -> list[Cell]:
-    """Every cell of a sweep, in the sweep's order."""
+    """All cells of a sweep, in its order."""
     return [_cell(json.loads(line)) for line in frozen_lines(SWEEPS / sweep)]
 
 
@@ -62,14 +61,15 @@ def _cell(record: dict[str, Any]) -> Cell:
 
 
 def sorted_by(found: Iterable[Cell], **orders: Sequence[Any]) -> list[Cell]:
-    """The cells in the order of these values, the first name first; others keep their order."""
+    """Sort cells. For each column, `orders` has its values in the wanted order; the first column
+    matters most. Cells that are equal in all of them keep their order."""
     return sorted(
         found, key=lambda c: [order.index(c[n.capitalize()]) for n, order in orders.items()]
     )
 
 
 def figure(value: float | None, column: str, digits: int | None = None) -> str:
-    """A figure with the digits of its column; empty if there is none."""
+    """Format a number with the digits of its column; an empty text if there is no number."""
     return "" if value is None else f"{value:.{DIGITS[column] if digits is None else digits}f}"
 
 
@@ -79,7 +79,7 @@ def mean(found: Sequence[Cell], column: str, digits: int | None = None) -> str:
 
 
 def interval(found: Sequence[Cell], column: str) -> str:
-    """Mean and half-width of the 95 % interval over seeds (Student t)."""
+    """Format the mean over seeds and half of its 95 % interval (Student t)."""
     assert len({cell["Seed"] for cell in found}) == len(found) > 1
     values = [cell[column] for cell in found]
     if column == "#Pois":
@@ -90,7 +90,8 @@ def interval(found: Sequence[Cell], column: str) -> str:
 
 
 def spread(found: Sequence[Cell], column: str, digits: int) -> str:
-    """The mean over seeds, and in brackets the lowest and highest where they differ."""
+    """Format the mean over seeds and, in brackets, the lowest and the highest value if they
+    differ."""
     assert len({cell["Seed"] for cell in found}) == len(found) > 1
     values = [cell[column] for cell in found]
     if values[0] is None:
@@ -100,7 +101,7 @@ def spread(found: Sequence[Cell], column: str, digits: int) -> str:
 
 
 def listed(found: Sequence[Cell], *columns: str, code: Sequence[str] = ()) -> str:
-    """A table with a line for each cell; the values of the columns `code` are set as code."""
+    """A table with one line per cell. The values of the columns in `code` are formatted as code."""
 
     def text(cell: Cell, column: str) -> str:
         if column in DIGITS:

@@ -1,4 +1,4 @@
-"""Tables of multirun_reports/defenses."""
+"""The tables of the documents in multirun_reports/defenses."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _embedded() -> str:
 
 @table("defenses_matrix")
 def _matrix() -> str:
-    """Images left of 100, sorted by the mean over the first nine attacks."""
+    """The number of poisoned images left of 100, sorted by the mean over the first nine attacks."""
     asr = [the("defenses/matrix", trigger=t, defense="spectral")["ASR1"] for t in LEARNED]
     names = dict.fromkeys(cell["Defense"] for cell in cells("defenses/matrix"))
     left = {
@@ -90,14 +90,14 @@ def _variants(sweep: str, rank: int, power: int, rounds: int, **wanted: object) 
     settings = {"rank": rank, "tail_power": power, "rounds": rounds}
     found = [cell for cell in cells(sweep, **wanted)
              if settings.items() <= cell["record"]["config"]["defense"].items()]  # fmt: skip
-    # The standard filter and its variants of the same settings share their scores.
+    # Variants of a filter that differ only in what they remove have the same scores.
     assert found, settings
     return found
 
 
 @table("defenses_directions")
 def _directions() -> str:
-    """Mean number of images left over fourteen triggers; the lowest is bold."""
+    """The mean number of poisoned images left over fourteen triggers. The lowest is bold."""
     sweep, ranks = "defenses/spectral_variants", (1, 4, 8, 16)
     settings = list(itertools.product((0, 2, 4, 8), (1, 4)))
     means = {
@@ -132,7 +132,8 @@ def _layers() -> str:
 
 @table("defenses_directions_photographs")
 def _directions_photographs() -> str:
-    """Images left at 1 % at three layers, and at 5 and 10 % at the report's layer."""
+    """The number of poisoned images left: at 1 % at three layers, and at 5 and 10 % at the report's
+    layer."""
     sweep = "defenses/spectral_photographs"
     rows = []
     for rank, power, rounds in itertools.product((1, 16), (0, 4), (1, 4)):

@@ -1,4 +1,4 @@
-"""Tables of multirun_reports/demo."""
+"""The tables of the documents in multirun_reports/demo."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def _controls() -> str:
 
 @table("demo_pilots")
 def _pilots() -> str:
-    """Trainings with ASR1 of at least 95 %, and what the filter left in these, per setting."""
+    """For each setting: the number of trainings with an ASR1 of at least 95 %, and the poison that
+    the filter left in these."""
     path = SWEEPS / "bench" / "demo_pilots.json"
     trainings = json.loads(path.read_text(encoding="utf-8"))["trainings"]
     found: dict[tuple[float, ...], list[dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""Tables of multirun_reports/paper that compare layers of a network."""
+"""The tables of multirun_reports/paper that compare the layers of a network."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ RETRAINED = ("Trigger", "Target", "Ratio", "Seed", "Layer", "Defense", "#Pois", 
 def _left(
     sweeps: Sequence[str], lines: Sequence[tuple[str, str]], attacks: Sequence[Attack]
 ) -> str:
-    """Images left (and AUROC): a row for each filter and layer, a column for each network."""
+    """The number of poisoned images left, and AUROC: a row for each filter and layer, a column for
+    each network."""
     found = cells(*(f"paper/{sweep}" for sweep in sweeps))
     at = {(c["Defense"], c["Layer"], c["Trigger"], c["Ratio"], c["Target"]): c for c in found}
     heads = []
@@ -66,7 +67,8 @@ def _directions() -> str:
 
 @table("layers_retrained")
 def _retrained() -> str:
-    """Each line: the sweep, the attack, the seed, the layer (any: equal at both), the filter."""
+    """The results of retraining. A line names the sweep, the attack, the seed, the layer (any: both
+    layers give the same result) and the filter."""
     lines = [
         ("reproduction", "pattern", "horse", "10%", 0, "penultimate", "spectral"),
         ("horse", "pattern", "horse", "10%", 0, "layer4.0", "spectral"),
@@ -111,7 +113,8 @@ def _figures(cell: Cell) -> list[str]:
 
 @table("layers_separation")
 def _separation() -> str:
-    """From the output of `separation`, saved while the features were still in the store."""
+    """A table from the output of `separation`, which was saved while the features were in the
+    store."""
     text = (SWEEPS / "paper/features.md").read_text(encoding="utf-8")
     section = text.split("\n## layers_horse\n")[1].split("\n| trigger")[1]
     head, _, *lines = (

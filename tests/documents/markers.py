@@ -1,4 +1,4 @@
-"""Tables by name, and the markers around them."""
+"""Registers tables by name, and inserts them between the markers of a document."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ MARKER = re.compile(r"(?m)^<!-- (begin|end)\b.*-->$")
 
 
 def table(name: str) -> Callable[[Builder], Builder]:
-    """Registers a function that returns the table `name` as Markdown."""
+    """A decorator that registers a function without arguments. It returns the table `name` as
+    Markdown."""
 
     def register(builder: Builder) -> Builder:
         assert name not in TABLES, name
@@ -26,7 +27,7 @@ def table(name: str) -> Callable[[Builder], Builder]:
 
 
 def filled(text: str, tables: Mapping[str, Builder]) -> str:
-    """`text` with every marked table regenerated.
+    """Replace the content of all marked tables in `text`.
 
     Raises ValueError for an unknown name, and for a marker without its counterpart.
     """
@@ -44,18 +45,18 @@ def filled(text: str, tables: Mapping[str, Builder]) -> str:
 
 
 def outside(text: str) -> str:
-    """`text` without the generated tables."""
+    """Remove the generated tables from `text`."""
     return PLACE.sub("", text)
 
 
 def names(text: str) -> list[str]:
-    """The marked tables of a document."""
+    """The names of the tables that are marked in a document."""
     return [place["name"] for place in PLACE.finditer(text)]
 
 
 def markdown(head: Sequence[str], rows: Iterable[Row], *, right: str = "") -> str:
-    """A Markdown table. `right` has a letter for each column: `r` aligns it to the right; by
-    default these are the columns whose every entry starts as a number."""
+    """Format a Markdown table. `right` has one letter per column, and `r` aligns the column to the
+    right. By default, columns are aligned to the right if all their entries start as numbers."""
     lines = [[str(value) for value in row] for row in rows]
     assert lines, head
     assert {len(line) for line in lines} == {len(head)}, head

@@ -1,4 +1,4 @@
-"""Tables of all triggers and of all defenses, from the code, for the guides in their folders."""
+"""The tables of all triggers and all defenses for the guides in their folders, from the code."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from tests.documents.markers import markdown, table
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CITED = re.compile(r'(?P<authors>[^".:;]+), "(?P<title>[^"]+)", (?P<where>[^.;(]*?\d{4})')
-#: How closely a method follows its authors' code is not in the code.
+#: Shown where the code does not say how closely a method follows its authors' code.
 UNKNOWN = "–"
 MODES = {"all_to_one": "all to one", "all_to_all": "all to all", "clean": "clean"}
 
 
 def methods(group: str) -> Iterator[tuple[str, type, dict[str, Any]]]:
-    """Name, class and configuration of every method in conf/`group`."""
+    """Yield the name, the class and the configuration of every method in the folder
+    conf/`group`."""
     for path in sorted((CONF / group).glob("*.yaml")):
         said = yaml.safe_load(path.read_text(encoding="utf-8"))
         module, _, name = said["_target_"].rpartition(".")
@@ -35,7 +36,7 @@ def methods(group: str) -> Iterator[tuple[str, type, dict[str, Any]]]:
 
 
 def paper(kind: type) -> str:
-    """The first paper that a class's docstring cites: first author, venue and year."""
+    """The first paper cited in the docstring of a class: first author, venue and year."""
     found = CITED.search(" ".join((inspect.getdoc(kind) or "").split()))
     if found is None:
         return "–"
@@ -46,7 +47,7 @@ def paper(kind: type) -> str:
 
 
 def says(kind: type) -> str:
-    """The first sentence of a class's docstring."""
+    """The first sentence of the docstring of a class."""
     text = (inspect.getdoc(kind) or "").partition("\n\n")[0].replace("\n", " ")
     return text.partition(". ")[0].rstrip(".")
 
@@ -76,8 +77,8 @@ def _trains(kind: type[Trigger]) -> str:
 
 
 def _seconds(name: str) -> str:
-    """The seconds that a trigger takes before the victim is trained: the largest sum of its
-    stages."""
+    """The seconds that a trigger needs before the victim is trained. The highest sum of its stages
+    in any record counts."""
     stages = ("surrogate", "prepare", "poison")
     runs = [cell["record"]["run"]["seconds"] for cell in cells("attacks/embedded", trigger=name)]
     return _brief(max(sum(run.get(stage) or 0 for stage in stages) for run in runs))
@@ -102,7 +103,8 @@ def _kind(kind: type) -> str:
 
 
 def _what(kind: type, said: dict[str, Any]) -> str:
-    """The docstring's first sentence, with the settings in which presets of one class differ."""
+    """The first sentence of a class's docstring. If several presets use the class, the settings in
+    which they differ are added."""
     others = {k: v for k, v in said.items() if k not in ("_target_", "name", "like")}
     shared = sum(1 for _, each, _ in methods("defense") if each is kind) > 1
     told = ", ".join(f"{k} {v}" for k, v in others.items() if v is not None) if shared else ""
@@ -118,7 +120,7 @@ def _sees(kind: type) -> str:
 
 
 def _clean(kind: type, said: dict[str, Any]) -> str:
-    """Whether the method requires held-out clean images."""
+    """Whether the method requires clean images that are held out."""
     if _kind(kind) == "control":
         return ""
     arguments = {k: v for k, v in said.items() if k not in ("_target_", "name", "like")}
@@ -132,7 +134,7 @@ def _own(kind: type, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _finds(kind: type) -> str:
-    """Whether a filter has a rule that selects suspicious classes."""
+    """Whether a filter has a rule to select suspicious classes."""
     own = issubclass(kind, SampleFilter) and (
         kind.suspicious_classes is not SampleFilter.suspicious_classes
     )
@@ -140,7 +142,7 @@ def _finds(kind: type) -> str:
 
 
 def _cost(name: str) -> str:
-    """Median seconds of the stage of a filter or a repair."""
+    """The median seconds of the stage of a filter or a repair."""
     runs = [cell["record"]["run"]["seconds"] for cell in cells("defenses/embedded", defense=name)]
     if not runs:
         return ""

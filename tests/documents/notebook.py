@@ -21,10 +21,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def executed(path: Path) -> str:
-    """The notebook's text with the outputs of a run in its own folder.
+    """Run a notebook in its own folder. Returns its text, including the outputs.
 
-    A cell whose printed text is unchanged keeps its outputs, because pictures differ between
-    versions of matplotlib.
+    If a cell prints the same text as before, its old outputs are kept, because pictures differ
+    between versions of matplotlib.
     """
     found = read(path)
     code = [cell for cell in found["cells"] if cell["cell_type"] == "code"]
@@ -38,12 +38,13 @@ def executed(path: Path) -> str:
 
 
 def printed(outputs: list[Output]) -> str:
-    """The text that a cell printed."""
+    """The text that a cell has printed."""
     return "".join("".join(each["text"]) for each in outputs if each["output_type"] == "stream")
 
 
 def outputs_of(path: Path) -> list[list[Output]]:
-    """The outputs of each code cell, run in order in one namespace, in the notebook's folder."""
+    """Run the code cells of a notebook in order, in one namespace and in its folder. Returns the
+    outputs of each cell."""
     import matplotlib as mpl
 
     namespace: dict[str, Any] = {"__name__": "__main__"}

@@ -1,4 +1,4 @@
-"""Tables of every pair of a source and a target class."""
+"""The tables of the sweeps over all pairs of a source and a target class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def _mean(found: list[dict[str, object]], column: str) -> str:
 
 @table("pairs_classes")
 def _classes() -> str:
-    """Means over the nine pairs of a class on either side, and over all ninety."""
+    """For each class, the means over the nine pairs in which it is source, and target; and over all
+    ninety pairs."""
     names = dict.fromkeys(cell["Source"] for cell in cells(SWEEP))
     rows = []
     for name in [*sorted(names), "all"]:
@@ -28,7 +29,7 @@ def _classes() -> str:
 
 @table("pairs_left")
 def _left() -> str:
-    """The pairs grouped by the number of poisoned images that the filter left."""
+    """The pairs, grouped by the number of poisoned images that the filter left."""
     rows = []
     for low, high in LEFT:
         found = [cell for cell in cells(SWEEP) if low <= cell["#Pois Left"] <= high]
@@ -39,6 +40,6 @@ def _left() -> str:
 
 @table("pairs_extremes")
 def _extremes() -> str:
-    """The four pairs with the lowest and the four with the highest AUROC."""
+    """The four pairs with the lowest AUROC, and the four with the highest."""
     ranked = sorted(cells(SWEEP), key=lambda c: (c["AUROC"], c["Source"], c["Target"]))
     return listed([*ranked[:4], *ranked[-4:]], "Source", "Target", *COLUMNS)

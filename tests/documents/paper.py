@@ -1,4 +1,4 @@
-"""Tables of multirun_reports/paper that show the report's cells."""
+"""The tables of multirun_reports/paper that show the cells of the reproduced report."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ READ = ("Protocol", "Trigger", "Defense", "#Pois", "Nat1", "ASR1", "AUROC", "#Po
 
 
 def the_twelve(sweep: str, **wanted: object) -> list[Cell]:
-    """The report's cells in the report's order."""
+    """The cells of the reproduced report, in the order of its tables."""
     found = sorted_by(cells(sweep, **wanted), **CELLS)
     assert len({tuple(cell[name] for name in ATTACK) for cell in found}) == len(found) == 12
     return found
 
 
 def beside_report(found: list[Cell], *more: str) -> str:
-    """A line for each cell, with the report's figures in brackets; `more`: columns of ours."""
+    """A table with a line for each cell, and the report's figures in brackets. `more` are columns
+    without such figures."""
     columns = sorted((*REFERENCE, *more), key=list(DIGITS).index)
     rows = []
     for cell in found:
@@ -91,7 +92,8 @@ def _ratio_of_class() -> str:
 
 @table("readings")
 def _readings() -> str:
-    """Four readings of "10 %"; how many images random removal leaves follows from the counts."""
+    """Results under four readings of "10 %", and how many poisoned images random removal leaves on
+    average."""
     names = ("group13", "group13_literal", "madry2018", "backdoorbench")
     head = ["Protocol", "Trigger", "Target", "#Pois", "Removed", "ASR1", "AUROC", "#Pois Left",
             "`random` leaves", "ASR2"]  # fmt: skip
@@ -108,7 +110,7 @@ def _readings() -> str:
 
 
 def _random_leaves(cell: Cell) -> float:
-    """How many poisoned images random removal of as many images leaves on average."""
+    """The number of poisoned images left on average if as many images are removed at random."""
     said = cell["record"]["protocol"]
     if said["removal_budget"].endswith("%"):
         share = float(said["removal_budget"][:-1]) / 100
@@ -136,7 +138,7 @@ def _by_control(found: list[Cell]) -> list[Cell]:
 
 @table("report_misses")
 def _misses() -> str:
-    """A figure is shown only where a cell does not reproduce the report."""
+    """The cells that do not reproduce the report. Only figures that differ from it are shown."""
     rows = []
     for c in the_twelve("paper/reproduction", defense="spectral"):
         change = c["Nat2"] - c["Nat1"]
@@ -152,7 +154,8 @@ def _misses() -> str:
 
 @table("nearer")
 def _nearer() -> str:
-    """One network per line: images left of 500 at three layers, by two filters."""
+    """The number of poisoned images left of 500: one network per line, at three layers, for two
+    filters."""
     networks = (
         ("readings_group13", "width 16, recipe `small`: 6 epochs", "pattern", "bird"),
         ("width", "width 64, the same recipe", "pattern", "bird"),
@@ -176,7 +179,7 @@ def _nearer() -> str:
 
 @table("physical")
 def _physical() -> str:
-    """ASR1 on transformed images, and Nat1 as the mean over the networks."""
+    """ASR1 on transformed images, and Nat1 averaged over the networks."""
     columns = ("jpeg25", "brightness0.5", "brightness1.5", "blur1", "shift1", "shift2",
                "rescale0.5", "noise16")  # fmt: skip
     found = sorted(cells("paper/physical"), key=lambda cell: str(cell["Trigger"]))

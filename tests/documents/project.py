@@ -1,4 +1,4 @@
-"""The documents of the project, and which of them are out of date."""
+"""The documents of this project, and which of them are out of date."""
 
 from __future__ import annotations
 
@@ -24,26 +24,27 @@ SUBJECTS = (
 
 
 def documents() -> list[Path]:
-    """Every Markdown document written by people, not by commands."""
+    """Every Markdown document that is written by people rather than by commands."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.md")]
     kept = [path for path in found if path.name not in PRINTED and not _printed(path)]
     return [ROOT / "README.md", *sorted(kept)]
 
 
 def _printed(path: Path) -> bool:
-    """Whether a command wrote it: in `runs`, or in the `tables` of a sweep."""
+    """Whether a command has written this file: it is in a folder `runs`, or in the `tables` of a
+    sweep."""
     place = path.relative_to(ROOT).parts
     return place[0] == "multirun_reports" and bool({"runs", "tables"} & set(place))
 
 
 def load() -> None:
-    """Registers every table."""
+    """Import all modules that define tables, which registers the tables."""
     for subject in SUBJECTS:
         importlib.import_module(f"tests.documents.{subject}")
 
 
 def changed() -> dict[Path, str]:
-    """The documents whose tables differ from records and code, each with the right text.
+    """The documents whose tables differ from records and code, with the text they should have.
 
     Raises ValueError for an unknown table and for markers that do not match.
     """

@@ -1,4 +1,4 @@
-"""Tables of multirun_reports/paper/questions.md."""
+"""The tables of multirun_reports/paper/questions.md."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.documents.cells import SWEEPS, Cell, cells, figure, mean, the
 from tests.documents.markers import markdown, table
 from tests.documents.paper import the_twelve
 
-#: What is shown, and how to pick its cells: the sweep and the choices.
+#: Lines of a table: what the line shows, and the sweep and the choices that select its cells.
 FAILURES: list[tuple[str, str, dict[str, object]]] = [
     ("half of the class is poison", "paper/readings_group13_literal",
      {"trigger": "pattern", "ratio": "10%"}),
@@ -37,14 +37,14 @@ WITHOUT_POISON = (
     ("narcissus", "attacks/embedded", "30%"),
 )  # fmt: skip
 LOSSES = ("defenses/embedded", "defenses/photographs")
-#: Overrides that say where and how fast a command ran, not what it computed.
+#: Overrides that determine where and how fast a command runs, but not what it computes.
 ASIDE = re.compile(r" (hydra\.(sweep\.dir|launcher\.\S+?)|hydra/launcher|trainer\.\w+|store\.root"
                    r"|estimate_first)=\S+")  # fmt: skip
 
 
 @table("questions_without_poison")
 def _without_poison() -> str:
-    """ASR of the same trigger on networks with and without poison."""
+    """ASR of the same trigger on networks trained with and without poison."""
     rows = []
     for trigger, sweep, ratio in WITHOUT_POISON:
         clean, poisoned = (the(sweep, trigger=trigger, ratio=each) for each in ("0%", ratio))
@@ -57,7 +57,8 @@ def _without_poison() -> str:
 
 @table("questions_loss")
 def _loss() -> str:
-    """How well a low loss finds the poison: AUROC of `abl`, and whether the trigger is learned."""
+    """How well a low loss identifies poison: the AUROC of `abl`, and whether the trigger is
+    learned."""
     rows = []
     for sweep in LOSSES:
         for trigger in ("pixel", "pattern"):
@@ -71,7 +72,8 @@ def _loss() -> str:
 
 @table("questions_fit")
 def _fit() -> str:
-    """Share of the poison in the training set, and of images that the network does not fit."""
+    """The share of poison in the training set, and the share of images that the network does not
+    fit."""
     rows = []
     for cell in the_twelve("paper/report_airbench", defense="spectral"):
         share = 100 * cell["#Pois"] / cell["record"]["counts"]["n_train"]
@@ -85,7 +87,7 @@ def _fit() -> str:
 
 @table("questions_direction")
 def _direction() -> str:
-    """Networks and layers sorted by the variance ratio in the output of `separation`."""
+    """Networks and layers, sorted by the ratio of variances in the output of `separation`."""
     text = (SWEEPS / "paper/features.md").read_text(encoding="utf-8")
     rows = [
         [section.partition("\n")[0], *_facts(line)]
@@ -98,7 +100,7 @@ def _direction() -> str:
 
 
 def _printed(section: str) -> list[dict[str, str]]:
-    """The lines of the table of `separation` in a section of features.md."""
+    """The lines of the table that `separation` printed, from a section of features.md."""
     for block in section.split("\n\n"):
         lines = [re.split(r"(?<!\\)\|", line) for line in block.splitlines()]
         head, *rest = ([text.strip() for text in line] for line in lines)
@@ -118,7 +120,7 @@ def _facts(line: dict[str, str]) -> list[str]:
 
 @table("questions_failures")
 def _failures() -> str:
-    """The spectral filter where it fails; means over seeds."""
+    """Cells in which the spectral filter fails; means over seeds."""
     rows = []
     for case, sweep, wanted in FAILURES:
         found = cells(sweep, defense="spectral", **wanted)
@@ -136,18 +138,19 @@ def _asr2(found: list[Cell]) -> str:
 
 
 def _by_chance(found: list[Cell]) -> str:
-    """How many poisoned images random removal of as many images from the target class leaves on
-    average."""
+    """The number of poisoned images left on average if as many images of the target class are
+    removed at random."""
     cell = found[0]
     counts = cell["record"]["counts"]
-    inside = counts["n_train"] == counts["n_clean"]  # true labels: the poison is in its own class
+    inside = counts["n_train"] == counts["n_clean"]  # true labels
     size = counts["n_clean"] / 10 + (0 if inside else cell["#Pois"])
     return f"{cell['#Pois'] * (1 - cell['Removed'] / size):.0f}"
 
 
 @table("questions_commands")
 def _commands() -> str:
-    """The commands of the cells shown in this document, without settings of the machine."""
+    """The commands of the cells shown in the document, without settings that concern the
+    machine."""
     shown = [(sweep, cells(sweep, defense="spectral", **w)) for _, sweep, w in FAILURES]
     shown += [(sweep, cells(sweep, trigger=t, ratio=r)) for t, sweep, r in WITHOUT_POISON]
     shown += [(sweep, cells(sweep, defense="abl", ratio="10%")) for sweep in LOSSES]

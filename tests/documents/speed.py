@@ -1,4 +1,4 @@
-"""The tables of multirun_reports and of its benchmarks."""
+"""The tables of the documents on speed: multirun_reports and its benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _index() -> str:
 
 @table("benchmarks")
 def _benchmarks() -> str:
-    """Every figure that has a target, by benchmark."""
+    """All figures that have a target, by benchmark."""
     rows = []
     for path in sorted((SWEEPS / "bench").glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8"))

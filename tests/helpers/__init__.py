@@ -1,1 +1,1 @@
-"""Shared by several tests: made-up records, tiny cells, image files."""
+"""Helpers shared by several test modules: made-up records, tiny cells, image files."""

@@ -1,4 +1,4 @@
-"""The code blocks of the documents."""
+"""Reads the code blocks of Markdown documents."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ FILE = re.compile(r"# ((?:backdoor_lab|conf)/[\w/]+\.(?:py|yaml))\n")
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block: the line it begins at, its language (`bash` if it names none), its text."""
+    """A fenced code block: the number of its first line, its language (`bash` if none is given),
+    its text."""
 
     line: int
     language: str
@@ -20,7 +21,8 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The path in its first line, if the block is a file to be written."""
+        """The path in the first line of the block, if the block is a file that the reader is to
+        write."""
         found = FILE.match(self.text)
         return found[1] if found and self.language in ("python", "yaml") else None
 

@@ -17,7 +17,8 @@ VARIABLE = "BACKDOOR_LAB_CHROMIUM"
 
 
 def executable(driver: Playwright) -> str | None:
-    """Playwright's own Chromium, or the one named or installed on this machine."""
+    """The path of the Chromium to start, or None: the one that the environment variable VARIABLE
+    names, Playwright's own, or another one that is installed."""
     own = driver.chromium.executable_path
     found = [os.environ.get(VARIABLE), own if Path(own).exists() else None]
     found += [shutil.which(name) for name in NAMES]
@@ -26,7 +27,8 @@ def executable(driver: Playwright) -> str | None:
 
 @contextmanager
 def chromium() -> Iterator[Browser | None]:
-    """The browser; None without Playwright or Chromium."""
+    """A context manager that starts Chromium. Yields None if Playwright or Chromium is not
+    installed."""
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:

@@ -1,4 +1,4 @@
-"""Tiny cells for the tests: composed in this process, run on one thread."""
+"""Tiny cells for tests. They are composed in the test's process and run on one thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from backdoor_lab.training.evaluate import channel_stats
 from backdoor_lab.training.recipe import Recipe
 from backdoor_lab.training.train import TrainingJob
 
-# Every number that a test relies on is set here, independent of the defaults in conf/.
+# Every number that a test relies on is set here, so that tests do not depend on defaults in conf/.
 DRAWN = (
     "dataset=synthetic", "dataset.size=8", "dataset.per_class_train=20",
     "dataset.per_class_test=5", "dataset.noise=12",
@@ -45,21 +45,21 @@ CPU = ComputeDevice(torch.device("cpu"), bf16=False, channels_last=True, threads
 
 
 def configuration(root: Path, *overrides: str, data: tuple[str, ...] = DRAWN) -> dict[str, Any]:
-    """A tiny cell's plain configuration, with `overrides` on top."""
+    """Compose the plain configuration of a tiny cell, with `overrides` applied last."""
     with initialize_config_dir(conf_dir(), version_base="1.3"):
         found = compose("config", [*data, *SMALL, f"store.root={root}", *overrides])
     return plain(found)
 
 
 def cell_of(root: Path, *overrides: str) -> Cell:
-    """A tiny cell that has passed every check."""
+    """Create a tiny cell that has passed every check."""
     return Preflight().cell(configuration(root, *overrides))
 
 
 def run_here(
     root: Path, folder: Path, *overrides: str, data: tuple[str, ...] = DRAWN
 ) -> dict[str, Any]:
-    """Runs a tiny cell in this process and returns its record."""
+    """Run a tiny cell in this process. Returns its record."""
     config = configuration(root, *overrides, data=data)
     preflight = Preflight()
     cell = preflight.cell(config)
@@ -71,18 +71,18 @@ def run_here(
 
 
 def lasting(record: dict[str, Any]) -> dict[str, Any]:
-    """A record without the fields that may differ between two correct runs."""
+    """A copy of a record without the fields that may differ between two correct runs."""
     return {key: value for key, value in record.items() if key not in ("run", "seal")}
 
 
 def recipe(**changes: Any) -> Recipe:
-    """A small recipe without augmentation."""
+    """Create a small recipe without augmentation."""
     said = {"name": "t", "epochs": 2, "batch_size": 8, "lr": 0.05, "schedule": "constant"}
     return Recipe.of(said | changes)
 
 
 def training_set(images: Tensor, labels: Tensor, **changes: Any) -> TrainingSet:
-    """A training set without poison."""
+    """Create a training set without poison."""
     said: dict[str, Any] = {
         "base": images, "rows": images[:0], "index": torch.arange(len(images)),
         "labels": labels, "classes": ("dark", "bright"), "digest": "", "late_trigger": None,
@@ -91,7 +91,8 @@ def training_set(images: Tensor, labels: Tensor, **changes: Any) -> TrainingSet:
 
 
 def toy_set(n: int = 48) -> TrainingSet:
-    """Noise with a bright or a dark center: learnable in a few steps."""
+    """Random images with a bright or a dark center, as two classes that are learned in a few
+    steps."""
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 120, (n, 3, 8, 8), generator=generator, dtype=torch.uint8)
     labels = torch.arange(n) % 2
@@ -100,7 +101,7 @@ def toy_set(n: int = 48) -> TrainingSet:
 
 
 def job(training: TrainingSet | None = None, seed: int = 1, **changes: Any) -> TrainingJob:
-    """A training of a very narrow ResNet18 on the toy set."""
+    """A training of a very narrow ResNet18, by default on the images of `toy_set`."""
     training = toy_set() if training is None else training
     model = {"name": "resnet18", "width": 4, "stem": "cifar"}
     mean, std = channel_stats(training.base)
@@ -108,17 +109,17 @@ def job(training: TrainingSet | None = None, seed: int = 1, **changes: Any) -> T
 
 
 def command(*arguments: str) -> list[str]:
-    """The command line of the program."""
+    """The command line `python -m backdoor_lab` with these arguments."""
     return [sys.executable, "-m", "backdoor_lab", *arguments]
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment of a started program: one thread, no GPU."""
+    """Environment variables for a program in a test: one thread, no GPU."""
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **changes}
 
 
 def started(cwd: Path, *arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Runs the program to its end with `arguments`."""
+    """Run the program with `arguments`, and wait until it ends."""
     return subprocess.run(
         command(*arguments), cwd=cwd, env=environment(**changes), capture_output=True,
         text=True, timeout=240, check=False,
@@ -128,8 +129,8 @@ def started(cwd: Path, *arguments: str, **changes: str) -> subprocess.CompletedP
 def signalled(
     cwd: Path, number: signal.Signals, ready: Callable[[], bool], *arguments: str
 ) -> tuple[int, float, str]:
-    """Starts the program and sends a signal when `ready`; returns exit code, seconds until it
-    ended, and stderr."""
+    """Start the program, and send it a signal as soon as `ready()` is true. Returns the exit code,
+    the seconds until it ended, and stderr."""
     program = subprocess.Popen(
         command(*arguments), cwd=cwd, env=environment(), text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Contexts for defenses that need networks: small hand-made networks and images, no ground
+"""Contexts for testing defenses that need networks: small networks and images, without ground
 truth."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HYPERPARAMETERS = TrainingHyperparameters(
 
 
 class Small(nn.Module):
-    """Pixels in 0..1, flattened, then `body`."""
+    """A network that scales pixels to 0..1, flattens them, and applies `body`."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -31,14 +31,14 @@ class Small(nn.Module):
 
 
 def linear(pixels: int, classes: int, seed: int = 0) -> Small:
-    """One linear layer with random weights."""
+    """A network with one linear layer and random weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights"))
         return Small(nn.Linear(pixels, classes)).eval()
 
 
 def hidden(pixels: int, classes: int, seed: int = 0, width: int = 12) -> Small:
-    """One hidden layer with batch normalization."""
+    """A network with one hidden layer and batch normalization."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "weights"))
         layers = (nn.Linear(pixels, width), nn.BatchNorm1d(width), nn.ReLU())
@@ -46,7 +46,7 @@ def hidden(pixels: int, classes: int, seed: int = 0, width: int = 12) -> Small:
 
 
 def copy_of(network: nn.Module) -> nn.Module:
-    """Another network with the same weights."""
+    """A copy of a network, with the same weights."""
     import copy
 
     return copy.deepcopy(network)
@@ -63,7 +63,7 @@ def context(
     hyperparameters: TrainingHyperparameters = HYPERPARAMETERS,
     classes: int | None = None,
 ) -> DefenseContext:
-    """A context with uint8 images (n, C, H, W), without augmentation."""
+    """A context with these images, uint8 (n, C, H, W), and without augmentation."""
     count = int(labels.max()) + 1 if classes is None else classes
     names = tuple("abcdefghij"[:count])
     pixels = images[0].numel()

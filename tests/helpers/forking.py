@@ -1,8 +1,9 @@
-"""A stand-in for `python` that imports torch once: every command is a fork of one process.
+"""A replacement for `python` that imports torch only once: every command runs in a fork of one
+process.
 
-This file, run with the path of a socket, is that process. `write_python` writes the stand-in,
-which hands it a command line with its folder, environment and open files, and waits. Commands run
-at trial size: the workers of a sweep are forks too, a calibration is one step, and the variable
+Run with the path of a socket, this file is that process. `write_python` writes the replacement for
+`python`: a script that sends the process its command line, folder, environment and open files, and
+waits. To be fast, workers of a sweep are forks too, and a calibration takes one step. The variable
 `TRIAL` (JSON: patterns and overrides) adds overrides to runs of `python -m backdoor_lab`.
 """
 
@@ -35,7 +36,7 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 def write_python(path: Path, address: Path) -> None:
-    """Write the stand-in to `path`."""
+    """Write the replacement for `python` to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(STAND_IN.format(python=sys.executable, address=str(address)))
     path.chmod(0o755)
@@ -43,7 +44,7 @@ def write_python(path: Path, address: Path) -> None:
 
 @contextlib.contextmanager
 def forking(address: Path, cwd: Path, env: dict[str, str]) -> Iterator[None]:
-    """The process behind the stand-in, until the block ends."""
+    """Run the process that serves the replacement for `python`, inside this context."""
     command = [sys.executable, str(Path(__file__).resolve()), str(address)]
     with subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.PIPE) as process:
         try:
@@ -58,7 +59,7 @@ def forking(address: Path, cwd: Path, env: dict[str, str]) -> Iterator[None]:
 
 
 def serve(address: str) -> None:
-    """Fork a process for each command until this process is killed."""
+    """Fork for each command that arrives, until this process is killed."""
     import pytorch_lightning  # noqa: F401
     import sklearn.ensemble  # noqa: F401
     import torchvision  # noqa: F401
@@ -83,7 +84,7 @@ def serve(address: str) -> None:
 
 
 def _answer(client: socket.socket) -> NoReturn:
-    """Run one command in a child of this process, and send its exit code."""
+    """Run a command in a child of this process, and send its exit code."""
     data, files, _, _ = socket.recv_fds(client, LARGEST, 3)
     while not data.endswith(b"\n"):
         data += client.recv(LARGEST)

@@ -1,8 +1,8 @@
-"""Gradients of networks as the package trains them, each case in its own process.
+"""Computes gradients of networks as the package does in training, each case in a separate process.
 
-Run as a program: one JSON case per line of stdin, one answer per line of stdout. The parent imports
-everything and computes nothing; each case is a fork of it, so that a kernel that crashes, corrupts
-memory or hangs only ends that case.
+Run as a program, it reads a JSON case per line from stdin and writes an answer per line to stdout.
+The parent imports everything and computes nothing. Each case runs in a fork, so that a kernel that
+crashes, corrupts memory or hangs affects only this case.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from backdoor_lab.training.train import TrainingJob, new_classifier
 
 CLASSES = tuple("abcde")
 HANGS_AFTER_S = 40
-"""Seconds of CPU time, which a spinning thread uses up too: a busy machine is not a failure."""
+"""The limit in seconds of CPU time rather than wall-clock time, so that a busy machine is not a
+failure: a thread that hangs by spinning uses CPU time too."""
 
 
 def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
-    """A network as at the start of a training on one CPU."""
+    """The network of a case, as at the start of a training on one CPU."""
     machine = ComputeDevice(torch.device("cpu"), case["bf16"], channels_last=True, threads=1)
     where = torch.arange(len(images))
     training = TrainingSet(images, images[:0], where, where % len(CLASSES), CLASSES, "", None)
@@ -43,7 +44,7 @@ def classifier(case: dict[str, Any], images: Tensor) -> Classifier:
 
 
 def drawn(case: dict[str, Any]) -> Tensor:
-    """Random images in the memory format left by augmentation: channels last."""
+    """Random images in the memory format that augmentation produces, channels last."""
     shape = (case["batch"], case["side"], case["side"], case["channels"])
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -51,7 +52,8 @@ def drawn(case: dict[str, Any]) -> Tensor:
 
 
 def prepared(case: dict[str, Any], images: Tensor) -> Classifier:
-    """The network as the package trains it; without the guard always channels last."""
+    """The network as the package trains it. If the case is not `guarded`, its memory format is
+    channels last, even where the oneDNN bug affects it."""
     module = classifier(case, images)
     if case["guarded"]:
         return module
@@ -62,7 +64,7 @@ def prepared(case: dict[str, Any], images: Tensor) -> Classifier:
 
 
 def gradients(module: nn.Module, images: Tensor, *, bf16: bool) -> Tensor:
-    """The gradient of all weights, float64 in one row."""
+    """The gradient of all weights as one vector, float64."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         said = module(images)
     (said * torch.linspace(-1, 1, said.shape[1], dtype=said.dtype)).square().sum().backward()
@@ -70,7 +72,8 @@ def gradients(module: nn.Module, images: Tensor, *, bf16: bool) -> Tensor:
 
 
 def exact(module: Classifier, images: Tensor) -> Tensor:
-    """The gradients in float64 and contiguous layout, without any oneDNN kernel."""
+    """The gradient of all weights, computed in float64 and the contiguous format, without
+    oneDNN."""
     net = module.net.double().to(memory_format=torch.contiguous_format)
     mean, std = module.mean.double(), module.std.double()
     values = ((images.double() - mean) / std).flatten(1).unflatten(1, images.shape[1:])
@@ -78,7 +81,7 @@ def exact(module: Classifier, images: Tensor) -> Tensor:
 
 
 class Watched:
-    """The input of each convolution of a network, and the gradient of its output."""
+    """Records the input of each convolution of a network, and the gradient of its output."""
 
     def __init__(self, net: nn.Module, *, bf16: bool) -> None:
         self.seen: dict[nn.Conv2d, list[Tensor]] = {}
@@ -92,8 +95,8 @@ class Watched:
         output.register_hook(lambda gradient: self.seen[conv].append(gradient.detach()))
 
     def errors(self) -> Iterator[float]:
-        """The error of each convolution's weight gradient relative to the one computed from the
-        same inputs in float64 and contiguous layout."""
+        """The error of each convolution's weight gradient, relative to the gradient that float64
+        and the contiguous format yield from the same inputs."""
         for conv, tensors in self.seen.items():
             values, gradient = (
                 each.double().flatten(1).unflatten(1, each.shape[1:]) for each in tensors
@@ -104,25 +107,26 @@ class Watched:
                 for x, g in ((values, gradient), (values.abs(), gradient.abs()))
             )
             assert conv.weight.grad is not None
-            # A layer whose scale does not matter has a gradient of 0 up to rounding: compare with
-            # the terms that cancel.
+            # If the scale of a layer does not affect the loss, its gradient is 0 except for
+            # rounding. Compare with the terms whose sum it is.
             yield distance(conv.weight.grad, truth, least=1e-3 * float(terms.norm()))
 
 
 def distance(one: Tensor, other: Tensor, *, least: float = 0.0) -> float:
-    """The length of the difference relative to that of `other`, or to `least` where it is less."""
+    """The length of `one` - `other`, divided by the length of `other` or by `least` if that is
+    larger."""
     return float((one.double() - other).norm() / max(float(other.norm()), least, 1e-30))
 
 
 def errors(case: dict[str, Any]) -> dict[str, float]:
-    """The relative errors of the gradients: of the worst convolution, given its input and output
-    gradient; and in float32 of the whole network.
+    """The relative errors of the gradients of a case: the largest error of a convolution, given its
+    input and output gradient, and in float32 also the error of the whole network.
 
-    In bfloat16 the whole network is not compared: rounding alone can reverse gradients.
+    In bfloat16, the whole network is not compared: rounding alone can reverse its gradients.
     """
     torch.set_num_threads(case["threads"])
     images = drawn(case)
-    # One image has no batch statistics: use the running ones, as some defenses do.
+    # A batch of one image has no statistics: use the running ones, as some defenses do.
     module = prepared(case, images).train(case["batch"] > 1)
     watched = Watched(module.net, bf16=case["bf16"])
     ours = gradients(module, images, bf16=case["bf16"])
@@ -134,7 +138,7 @@ def errors(case: dict[str, Any]) -> dict[str, float]:
 
 
 def answer(case: dict[str, Any]) -> dict[str, Any]:
-    """The case with its errors, or with the reason why its process `ended`."""
+    """The case with its errors, or with the reason why its process `ended` without a result."""
     read, write = os.pipe()
     child = os.fork()
     if not child:
@@ -149,7 +153,8 @@ def answer(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def _die_with_an_answer(case: dict[str, Any], write: int) -> NoReturn:
-    # The default action of this timer ends the process, whatever its threads are doing.
+    # When this timer expires, its default action ends the process, no matter what its threads are
+    # doing.
     signal.setitimer(signal.ITIMER_PROF, HANGS_AFTER_S)
     try:
         os.write(write, json.dumps(errors(case)).encode())

@@ -1,4 +1,4 @@
-"""Minimal image files, archives of them, and .npz files."""
+"""Writes minimal image files, archives of image files, and .npz files."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def picture(value: int, size: tuple[int, int] = (4, 4), mode: str = "RGB") -> Im
 
 
 def filled(root: Path, split_names: tuple[str, str] = ("train", "test")) -> Path:
-    """Two classes, two training images and one test image each, distinguished by their red
-    value."""
+    """Write image files of two classes, each with two training images and one test image. The
+    images differ in their red value."""
     value = 0
     for split, count in zip(split_names, (2, 1), strict=True):
         for name in ("dog", "cat"):

@@ -1,4 +1,4 @@
-"""Obstacles in place of a small file."""
+"""Obstacles that a test puts in the place of a small file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ FILES: dict[str, Callable[[Path], object]] = {
     "named pipe": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
 }
-"""Not regular files: reading some of them blocks or never ends."""
+"""Functions that create something other than a regular file: reading some of these blocks or never
+ends."""
 TEXTS = {
     "deep": b"[" * 100_000 + b"]" * 100_000,
     "deep objects": b'{"a":' * 3000 + b"1" + b"}" * 3000,
@@ -24,11 +25,11 @@ TEXTS = {
     "not text": b"\xff\xfe\x00",
     "duplicate key": b'{"a": 1, "a": 1}',
 }
-"""Regular files with invalid content."""
+"""Contents that make a regular file invalid."""
 
 
 def obstacle(path: Path, what: str) -> None:
-    """Creates one of FILES or TEXTS at a free path."""
+    """Create the obstacle `what`, a key of FILES or TEXTS, at `path`, where nothing exists yet."""
     if what in FILES:
         FILES[what](path)
     else:

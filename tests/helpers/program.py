@@ -1,4 +1,4 @@
-"""Many command lines in one process, which imports the program once."""
+"""Runs many command lines in one process, which imports the program only once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 from tests.helpers.cells import environment
 
-# Runs the program once per command of a JSON list, in one process: imports take most of the time.
+# Runs the program for each command of a JSON list, in one process, since imports take most of the
+# time.
 MANY = """
 import contextlib, io, json, sys, time
 from hydra.core.global_hydra import GlobalHydra

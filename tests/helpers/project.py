@@ -1,4 +1,4 @@
-"""The source tree: its folders, and the contents of the package's modules."""
+"""The source tree: its folders, and the text and syntax trees of the package's modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def name_of(path: Path) -> str:
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Every call in a file, with its name as written."""
+    """Yield every call in a file, with the name of the called function as written."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node

@@ -1,4 +1,4 @@
-"""Tiny files under the official names of published data sets, with matching hashes."""
+"""Writes tiny files under the official names of published data sets, with matching hashes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def md5(data: bytes) -> str:
 
 
 def put(root: Path, files: dict[str, bytes]) -> tuple[Official, ...]:
-    """Writes `files` below `root` and returns them as official files."""
+    """Write `files` below `root`. Returns them as official files, with their hashes."""
     for name, data in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(data)

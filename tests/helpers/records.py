@@ -1,4 +1,4 @@
-"""Records with made-up figures, and sweeps of them on disk."""
+"""Makes records with made-up figures, and writes sweeps of such records."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def record(
     trigger: str = "pixel", target: str = "bird", ratio: float = 0.05,
     defense: str = "spectral", seed: int = 0, **over: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """A record.json with made-up figures that are a function of its choices."""
+    """Make the content of a record.json with made-up figures, which depend only on the choices."""
     draw = random.Random(ascii((trigger, target, ratio, defense, seed)))
     poisoned = round(1000 * ratio)
     made: dict[str, Any] = {
@@ -60,7 +60,7 @@ def record(
 
 
 def failed(made: dict[str, Any], status: str = "failed: oom") -> dict[str, Any]:
-    """The same cell without figures."""
+    """Make the record of the same cell with a status of failure and without figures."""
     nothing = dict.fromkeys(("nat1", "asr1", "nat2", "asr2", "detection"))
     return {**made, "status": status, "counts": {}, **nothing}
 
@@ -68,7 +68,8 @@ def failed(made: dict[str, Any], status: str = "failed: oom") -> dict[str, Any]:
 def write_sweep(
     folder: Path, made: list[dict[str, Any]], asked: list[dict[str, Any]] | None = None
 ) -> Path:
-    """Writes records to disk; `asked` are the cells listed in sweep.json, [] for no such file."""
+    """Write records to a folder. `asked` are the cells listed in its sweep.json; [] writes no such
+    file."""
     for one in made:
         (folder / one["id"]).mkdir(parents=True, exist_ok=True)
         (folder / one["id"] / "record.json").write_text(sealed(json.dumps(one)))
@@ -87,7 +88,7 @@ def documented(name: str) -> bool:
 
 
 def everything(**over: Any) -> dict[str, Any]:
-    """A record with every possible field."""
+    """Make a record that has every possible field."""
     made = record(**over)
     made["counts"] |= {"n_clean": 10000, "n_covers": 4, "covers_left": 2}
     made["detection"] |= {"average_precision": 0.9, "tpr_at_1": 0.5, "tpr_at_5": 0.75}

@@ -1,4 +1,5 @@
-"""Two simulated nodes of a real Slurm on this machine: loopback only, no systemd, no database."""
+"""Starts a real Slurm with two simulated nodes on this machine: loopback only, no systemd, no
+database."""
 
 from __future__ import annotations
 
@@ -48,17 +49,17 @@ NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port=17002 CPUs=2
 PartitionName=debug Nodes=ALL Default=YES MaxTime=INFINITE PriorityTier=1 PreemptMode=REQUEUE GraceTime=3
 PartitionName=high Nodes=ALL MaxTime=INFINITE PriorityTier=10 PreemptMode=OFF
 """  # noqa: E501  (Slurm wants a partition on one line)
-# submitit asks sacct for states; without a database squeue knows them, too.
+# submitit asks sacct for the states of jobs. Without a database only squeue knows them.
 SACCT = '#!/bin/sh\necho "JobID|State|NodeList"; exec squeue -h -t all -o "%i|%T|%N"\n'
 
 
 def missing() -> list[str]:
-    """The required programs that are not installed."""
+    """The programs that are required and not installed."""
     return [name for name in NEEDED if shutil.which(name) is None]
 
 
 class Lab:
-    """A running Slurm cluster; `environment` is for its clients."""
+    """A running Slurm cluster. `environment` has the variables that its clients need."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,7 +77,7 @@ class Lab:
         }
 
     def start(self) -> None:
-        """Starts the daemons and waits until both nodes are idle."""
+        """Start the daemons, and wait until both nodes are idle."""
         names = ("key-file=munge.key", "socket=munge.socket", "pid-file=munged.pid",
                  "log-file=munged.log", "seed-file=munged.seed")  # fmt: skip
         arguments = [f"--{a}={self.folder}/{b}" for a, b in (n.split("=") for n in names)]
@@ -87,30 +88,31 @@ class Lab:
         self.until(lambda: self.call("sinfo", "-h", "-p", "debug", "-o", "%T%D") == "idle2", 30)
 
     def start_node(self, node: str) -> None:
-        """(Re)starts one node's daemon."""
+        """Start or restart the daemon of a node."""
         self.call("slurmd", "-c", "-N", node)
 
     def stop(self) -> None:
-        """Ends every job and daemon started here."""
+        """End every job and daemon that was started here."""
         with contextlib.suppress(subprocess.SubprocessError):
             self.call("scancel", "--user=root")
             self.call("scontrol", "shutdown")
             self.call("munged", "--stop", f"--socket={self.folder}/munge.socket")
 
     def call(self, *command: str) -> str:
-        """Runs a client or daemon; returns its output."""
+        """Run a client or a daemon. Returns its output."""
         done = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, timeout=60, check=True
         )
         return done.stdout.strip()
 
     def jobs(self) -> list[tuple[str, str, str]]:
-        """(id, state, node) of every array task."""
+        """The id, state and node of every array task."""
         lines = self.call("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T|%N").splitlines()
         return [tuple(line.split("|")) for line in lines]  # type: ignore[misc]
 
     def lose_node(self, node: str) -> None:
-        """SIGKILL to a node's daemon and everything it runs, as in a power failure."""
+        """Kill the daemon of a node and everything that it runs with SIGKILL, as in a power
+        failure."""
         tasks = [pid for pid in _processes() if f"SLURMD_NODENAME={node}" in _environment(pid)]
         steps = {parent(pid) for pid in tasks}
         daemon = int((self.folder / f"slurmd.{node}.pid").read_text())
@@ -121,7 +123,7 @@ class Lab:
 
     @staticmethod
     def until(true: object, seconds: float) -> None:
-        """Waits for a condition; fails after a time limit."""
+        """Wait until a condition is true. Fails after `seconds`."""
         limit = time.monotonic() + seconds
         while not true():  # type: ignore[operator]
             assert time.monotonic() < limit, "timed out"
@@ -139,7 +141,7 @@ def _environment(pid: int) -> list[str]:
 
 
 def parent(pid: int) -> int:
-    """The parent of a process; 0 if unknown."""
+    """The id of the parent of a process; 0 if unknown."""
     with contextlib.suppress(OSError, IndexError):
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0

@@ -1,4 +1,4 @@
-"""A sweep with made-up stage outputs, written with NumPy only: the input of figures."""
+"""Writes a sweep with made-up stage outputs, using only NumPy, from which figures can be drawn."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TARGET = CLASSES.index("bird")
 
 
 class Made:
-    """The arrays of one cell that a reader of the store must find."""
+    """The arrays of one cell, which a reader of the store must find."""
 
     def __init__(self, seed: int, *, covers: int = 0, replace: bool = False) -> None:
         draw = np.random.default_rng(seed)
@@ -55,7 +55,7 @@ class Made:
 
 
 def put(store: Path, made: Made, name: str) -> dict[str, dict[str, Any]]:
-    """Writes one cell's stages under `name`; returns the ``run.stages`` of its record."""
+    """Write the stages of a cell under `name`. Returns the ``run.stages`` of its record."""
     data = store / "data" / f"data-{name}"
     data.mkdir(parents=True)
     np.save(data / "train_images.npy", made.base)
@@ -81,7 +81,7 @@ def put(store: Path, made: Made, name: str) -> dict[str, dict[str, Any]]:
 
 
 def cell(store: Path, made: Made, name: str, **choices: Any) -> dict[str, Any]:
-    """The record of a cell whose stages are written to `store`."""
+    """Make the record of a cell, and write its stages to `store`."""
     found = record(**choices)
     found["run"]["stages"] = put(store, made, name)
     found["run"]["command"] = "python -m backdoor_lab -m seed=0,1"
@@ -95,7 +95,7 @@ def cell(store: Path, made: Made, name: str, **choices: Any) -> dict[str, Any]:
 
 
 def sweep(folder: Path, cells: int = 2, **choices: Any) -> tuple[Path, list[Made]]:
-    """A sweep next to its store: `cells` finished cells with different seeds."""
+    """Write a sweep of `cells` completed cells with different seeds, next to its store."""
     made = [Made(seed) for seed in range(cells)]
     records = [
         cell(folder / ".store", each, f"cell{seed}", seed=seed, **choices)

@@ -1,4 +1,4 @@
-"""Tables parsed from their text, and recomputed from records."""
+"""Parses tables from their text, and recomputes their values from records."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def figures(cells: list[dict[str, Any]], head: str) -> list[float]:
 
 
 def text_of(values: list[float], head: str, seeds: int) -> str:
-    """A figure as a table shows it: mean, interval, and the number of seeds if some are missing."""
+    """Format values as a table does: mean, interval and, if some of the `seeds` are missing, their
+    number."""
     if not values:
         return "–"
     n, images = len(values), head.startswith("#")
@@ -41,7 +42,8 @@ def text_of(values: list[float], head: str, seeds: int) -> str:
 
 
 def parsed(text: str) -> list[list[dict[str, str]]]:
-    """The tables in a Markdown text, each a list of rows by head."""
+    """Parse the tables in a Markdown text: each is a list of rows, and a row maps column heads to
+    texts."""
     tables: list[list[dict[str, str]]] = []
     head: list[str] = []
     for line in [*text.splitlines(), ""]:
@@ -57,7 +59,7 @@ def parsed(text: str) -> list[list[dict[str, str]]]:
 
 
 def side_by_side(path: Path) -> list[dict[str, str]]:
-    """The rows of a table whose columns may be split into panels."""
+    """Parse a table whose columns may be split into several panels. Returns its rows."""
     return [
         {head: text for part in parts for head, text in part.items()}
         for parts in zip(*parsed(path.read_text()), strict=True)
@@ -69,7 +71,7 @@ def bare(text: str) -> str:
 
 
 class Tags(html.parser.HTMLParser):
-    """Collects tags and text as a browser would see them."""
+    """Collects the tags and the text of a page, as a browser sees them."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Everything that commands write about a sweep with hostile texts."""
+"""Runs all commands that write something about a sweep, on a sweep with hostile texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.records import everything, write_sweep
 
 
 def hostile(text: str) -> list[dict[str, Any]]:
-    """Records with `text` in every key and value that contains text."""
+    """Make records with `text` in every key and every value that may contain text."""
     made = []
     for number, defense in enumerate(("spectral", "random", text)):
         one = everything(id=f"c{number}", target=text, trigger=text, choices={"defense": defense})
@@ -40,7 +40,7 @@ def sweep_of(folder: Path, text: str) -> Path:
 
 
 def cells_of(folder: Path) -> list[tuple[str, str]]:
-    """Every cell of every CSV file, with the file's name."""
+    """The cells of all CSV files in a folder, each with the name of its file."""
     return [
         (path.name, cell)
         for path in sorted(folder.rglob("*.csv"))
@@ -50,7 +50,7 @@ def cells_of(folder: Path) -> list[tuple[str, str]]:
 
 
 def write_everything(folder: Path, sweep: Path) -> None:
-    """Runs every command that writes a table."""
+    """Run every command that writes a table."""
     assert reports([str(sweep)]) == 0
     assert reports([str(sweep), "rows=trigger", "columns=defense", "values=nat1,asr1"]) == 0
     for ending in ("csv", "parquet"):
@@ -59,7 +59,7 @@ def write_everything(folder: Path, sweep: Path) -> None:
         out = str(folder / f"c.{ending}")
         assert compare.main([str(sweep), "by=defense", "base=random", "--out", out]) == 0
     assert status.main([str(sweep)]) == 0
-    # These need artifacts that are not stored here.
+    # These commands need artifacts that the sweep has not stored.
     assert separation.main([str(sweep)]) == 2
     assert visibility.main([str(sweep)]) == 2
 

@@ -1,1 +1,1 @@
-"""The pictures of the documents; `make pictures` draws them."""
+"""Draws the pictures of the documents, with `make pictures`."""

@@ -25,7 +25,8 @@ PICTURES: dict[str, Callable[[argparse.Namespace], dict[str, bytes]]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 where there is no browser, or the store lacks what the sheet shows."""
+    """Run the command. Returns 0, or 1 if there is no browser or the store lacks what a picture
+    shows."""
     parser = argparse.ArgumentParser(prog="python -m tests.pictures", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*PICTURES, []], metavar="NAME")
     parser.add_argument("--sweep", type=Path, default=REPORTS / "runs" / "demo")

@@ -1,7 +1,7 @@
-"""What the project measures, in one picture: a trigger, the scores with the cut, the result.
+"""A picture of what the project measures: a trigger, the scores with the threshold, and the result.
 
-All of it is one cell of multirun_reports/paper/report_airbench. Its scores are not in the record;
-overview.json next to the picture keeps their histogram:
+It shows one cell of multirun_reports/paper/report_airbench. The record of this cell lacks the
+scores; their histogram is in overview.json next to the picture, which this command writes:
 
     python -m tests.pictures.overview RECORD.json STORE
 """
@@ -42,14 +42,14 @@ def cell() -> Cell:
 
 
 def drawn() -> bytes:
-    """The picture as a PNG of 1800 pixels, to be shown 900 wide."""
+    """Draw the picture: a PNG that is 1800 pixels wide, to be shown at half of that width."""
     data = io.BytesIO()
     _figure(cell(), bars()).savefig(data, dpi=200)
     return small(data.getvalue())
 
 
 def bars() -> Histogram:
-    """The histogram of scores that SCORES keeps."""
+    """Read the histogram of scores from the file SCORES."""
     kept = json.loads(SCORES.read_text(encoding="utf-8"))
     edges, clean, poison = (np.array(kept[name]) for name in ("edges", "clean", "poison"))
     return Histogram(edges, clean, poison, kept["log"], kept["cut"])
@@ -80,7 +80,7 @@ def _image(axes: Axes, shown: Cell) -> None:
 
 
 def _table(axes: Axes, shown: Cell) -> None:
-    """Before and after, one line a measure."""
+    """Draw a table with one line per measure, before and after the defense."""
     lines = [[name, *(figure(shown[f"{short}{n}"], f"{short}{n}") for n in (1, 2))]
              for name, short in ROWS.items()]  # fmt: skip
     lines.append(["poisoned images", str(shown["#Pois"]), str(shown["#Pois Left"])])
@@ -106,7 +106,7 @@ def _conditions(shown: Cell) -> str:
 
 
 def keep(record: dict[str, Any], store: Path) -> None:
-    """Writes the histogram of a finished cell's scores to SCORES."""
+    """Write the histogram of a completed cell's scores to the file SCORES."""
     found = cell_artifacts(ArtifactReader(store), record)
     assert found is not None, "the store does not have the cell's scores"
     where = in_target(found)

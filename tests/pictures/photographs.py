@@ -1,4 +1,4 @@
-"""Crops of scikit-learn's two photographs as a small data set of three classes.
+"""Crops two photographs from scikit-learn into a small data set with three classes.
 
 china.jpg and flower.jpg come with scikit-learn under CC BY 2.0: photographs by danielbuechele
 (flickr.com/photos/danielbuechele) and vultilion (flickr.com/photos/vultilion).
@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-#: Photograph, and middle (x, y) and side of the crops of each class, in pixels.
+#: For each class: the photograph, and the center (x, y) and side length of its crops, in pixels.
 CLASSES = {
     "china": ("china.jpg", (208, 205), 350),
     "flower": ("flower.jpg", (306, 222), 340),
@@ -21,9 +21,9 @@ TRAIN, TEST = 40, 10
 
 
 def write(root: Path, size: int) -> Path:
-    """Writes root/train and root/test with crops of `size` x `size` pixels and returns `root`.
+    """Write crops of `size` x `size` pixels to root/train and root/test. Returns `root`.
 
-    The crops of a class differ by a small shift and zoom, drawn with a fixed seed.
+    The crops of a class differ by small shifts and zooms, drawn with a fixed seed.
     """
     rng = np.random.default_rng(0)
     for name, (file, middle, side) in CLASSES.items():

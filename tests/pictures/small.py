@@ -1,4 +1,4 @@
-"""Pictures with few enough colors to stay small."""
+"""Reduces the colors of pictures, to keep their files small."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ LARGEST = 380_000
 
 
 def small(data: bytes) -> bytes:
-    """`data` as a PNG of at most 256 colors, fewer until it is below LARGEST bytes."""
+    """Convert a picture to a PNG with at most 256 colors, and with fewer until it has less than
+    LARGEST bytes."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     for count in (256, 128, 64, 32, 16):
         found = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A sweep's page and its sheet of figures."""
+"""Pictures of a sweep's page and of its overview figure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ WINDOW = {"width": 1180, "height": 860}
 
 
 def drawn(folder: Path, store: Path | None) -> dict[str, bytes]:
-    """Both pictures; empty, with an error printed, without a browser or the stored features."""
+    """Draw both pictures. Without a browser or the stored features, prints an error and returns an
+    empty dict."""
     whole = SweepData(
         read_sweep(folder).cells, raw_records(folder), ArtifactReader(find_store(folder, store))
     )
@@ -34,7 +35,8 @@ def drawn(folder: Path, store: Path | None) -> dict[str, bytes]:
 
 
 def screenshot(path: Path) -> bytes | None:
-    """The page's table of cells with the first cell that has pictures opened over it."""
+    """A screenshot of the page's table of cells, with the details of the first cell that has
+    pictures. None without a browser."""
     with chromium() as browser:
         if browser is None:
             return None

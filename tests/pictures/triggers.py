@@ -1,8 +1,8 @@
-"""Every trigger on two photographs, at 32 and at 224 pixels.
+"""A picture of every trigger on two photographs, at 32 and at 224 pixels.
 
-A row for each trigger: the image, the image with the trigger as at test time, and the difference,
-magnified. Optimized triggers take fewer steps at 224 pixels than by default, which shows what they
-look like, not how well they work.
+Each row shows the image, the image with the trigger as at test time, and the difference, magnified.
+At 224 pixels, optimized triggers take fewer steps than by default: the picture shows what they look
+like, not how well they work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SIZES = (32, 224)
 TILE, GAP, LABEL, TOP = 112, 4, 148, 46
 BACKGROUND, INK, GRAY = "white", "black", 128
 FACTORS = (10, 5, 2, 1)
-#: What makes optimized triggers affordable on a CPU at 224 pixels.
+#: Settings with which optimized triggers are affordable on a CPU at 224 pixels.
 FEWER = {
     "label_consistent": ["trigger.steps=20"],
     "narcissus": ["trigger.steps=40", "trigger.batch_size=8"],
@@ -33,7 +33,7 @@ FEWER = {
 
 
 def drawn() -> bytes:
-    """The picture as a PNG."""
+    """Draw the picture as a PNG."""
     names = sorted(path.stem for path in Path("conf/trigger").glob("*.yaml"))
     with tempfile.TemporaryDirectory() as folder:
         tiles = {size: _tiles(names, size, Path(folder)) for size in SIZES}
@@ -43,7 +43,7 @@ def drawn() -> bytes:
 
 
 def _tiles(names: list[str], size: int, folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    """The image and its triggered version, uint8 (3, size, size), of each trigger."""
+    """The image and its triggered version, each uint8 (3, size, size), for every trigger."""
     root = photographs.write(folder / str(size), size)
     found = {}
     for name in names:
@@ -64,7 +64,7 @@ def _overrides(name: str, size: int, root: Path) -> list[str]:
 
 
 def grid(names: list[str], tiles: dict[int, dict[str, tuple[Tensor, Tensor]]]) -> Image.Image:
-    """One labeled row for each trigger, three tiles for each size."""
+    """Draw one labeled row for each trigger, with three tiles for each size."""
     step = TILE + GAP
     width = LABEL + len(tiles) * (3 * step + 3 * GAP)
     picture = Image.new("RGB", (width, TOP + len(names) * step), BACKGROUND)
@@ -81,7 +81,7 @@ def grid(names: list[str], tiles: dict[int, dict[str, tuple[Tensor, Tensor]]]) -
             top = TOP + row * step
             for column, image in enumerate((clean, triggered, changed)):
                 picture.paste(_tile(image, column == 2), (left + column * step, top))
-            # At the top in the middle: triggers are in the corners.
+            # Put it at the middle of the upper edge: triggers are in the corners.
             place = (left + 2 * step + TILE // 2, top + 3)
             draw.text(place, f"x {factor}", INK, usual, anchor="ma", stroke_width=2,
                       stroke_fill=BACKGROUND)  # fmt: skip
@@ -91,7 +91,8 @@ def grid(names: list[str], tiles: dict[int, dict[str, tuple[Tensor, Tensor]]]) -
 
 
 def difference(clean: Tensor, triggered: Tensor) -> tuple[Tensor, int]:
-    """The change around gray, by the largest factor that clips at most 2 % of its values."""
+    """Scale the change to the full range around gray. The factor is the largest one that clips at
+    most 2 % of the values; it is returned too."""
     change = triggered.int() - clean.int()
     for factor in FACTORS:
         clipped = (factor * change).abs() >= GRAY
@@ -101,8 +102,8 @@ def difference(clean: Tensor, triggered: Tensor) -> tuple[Tensor, int]:
 
 
 def _tile(image: Tensor, is_difference: bool) -> Image.Image:
-    """Enlarged pixel by pixel; reduced by averaging, or for a difference by the largest change, so
-    that one changed pixel stays visible."""
+    """Scale an image to the size of a tile: enlarged pixel by pixel, or reduced by averaging. A
+    difference is reduced by the largest change, so that a single changed pixel stays visible."""
     side = image.shape[-1]
     if side > TILE and is_difference:
         assert side % TILE == 0
@@ -113,7 +114,8 @@ def _tile(image: Tensor, is_difference: bool) -> Image.Image:
 
 
 def _largest(image: Tensor, factor: int) -> Tensor:
-    """Of each square of `factor` pixels a side the value farthest from gray."""
+    """Reduce squares of `factor` x `factor` pixels to the one value in each that is farthest from
+    gray."""
     blocks = image.int().unfold(1, factor, factor).unfold(2, factor, factor).flatten(3) - GRAY
     at = blocks.abs().argmax(dim=3, keepdim=True)
     return (blocks.gather(3, at)[..., 0] + GRAY).to(torch.uint8)
