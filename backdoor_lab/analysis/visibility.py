@@ -27,10 +27,11 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Visibility:
-    """How much (in gray levels) the attack changed a cell's poisoned images: the number `poisoned`,
-    and the number `left` by the defense; the median change of the images left and of those found;
-    the largest change left and the smallest found; `auroc`, the probability that an image left was
-    changed less than an image found. NaN if undefined."""
+    """The changes that the attack made to a cell's poisoned images, as l2 norms in gray levels.
+    `poisoned`: number of images; `left`: number kept by the defense. `change_left` and
+    `change_found`: median change of the images kept and of those removed; `largest_left` and
+    `smallest_found`: the extreme changes. `auroc`: probability that a kept image was changed less
+    than a removed one. NaN if undefined."""
 
     poisoned: int
     left: int

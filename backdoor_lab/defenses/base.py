@@ -21,8 +21,8 @@ from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
 
 @dataclass(frozen=True)
 class DefenderKnowledge:
-    """What a protocol grants a defense: `target`, the attacked class; `epsilon`, the number of
-    poisoned images; `clean`, features of a small held-out clean set; each None if not granted.
+    """What a protocol reveals to a defense: `target`, the attacked class; `epsilon`, the number of
+    poisoned images; `clean`, features of a small held-out clean set. Each is None if not revealed.
     `context` holds images and models, for defenses that require them."""
 
     classes: tuple[str, ...]
@@ -38,7 +38,7 @@ class Defense(ABC):
 
     @abstractmethod
     def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:
-        """The verdict on `features`, which hold one row per training example."""
+        """Returns the result for `features`, which hold one row per training example."""
 
     def check(self, known: DefenderKnowledge, per_class: Sequence[int]) -> None:
         """Raises ConfigError, before any training, if the defense is bound to fail.
@@ -51,13 +51,13 @@ class Defense(ABC):
         architecture (without its weights) or this number of features per image."""
 
     def requires(self) -> list[str]:
-        """What the defense requires: any of "target", "epsilon", "clean", "context" and "clean
-        images" (inside the context)."""
+        """Returns what the defense requires: any of "target", "epsilon", "clean", "context" and
+        "clean images" (in the context)."""
         return []
 
     def applied(self) -> dict[str, object]:
-        """The values of `filter_scope`, `removal_budget`, `max_removed` and `center` that the
-        defense uses, for the record; none by default."""
+        """Returns the values of `filter_scope`, `removal_budget`, `max_removed` and `center` that
+        the defense uses, for the record; none by default."""
         return {}
 
 
@@ -69,7 +69,7 @@ class OracleControl(ABC):
 
     @abstractmethod
     def judge(self, is_poison: Tensor) -> FilterResult:
-        """The verdict for the ground truth `is_poison`, bool (n,)."""
+        """Returns the result for the ground truth `is_poison`, bool (n,)."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,8 @@ class ClassScores:
     """The result of a filter for one class of n examples.
 
     `scores` float64 (n,): higher is more suspicious. `suspicion` of the class as a whole, only
-    comparable between classes. `auto`: number of examples that the method's own rule removes
-    under ``removal_budget=auto``; None uses `budget.split` on the scores. `notes`: for the record.
+    comparable between classes. `auto`: number of examples that the method's own rule removes under
+    ``removal_budget=auto``; None uses `budget.otsu_count` on the scores. `notes`: for the record.
     """
 
     scores: Tensor
@@ -91,7 +91,7 @@ class SampleFilter(Defense):
     """A defense that scores each class separately and removes the highest scores.
 
     `unused` names the fields of `FilterOptions` that have no effect on the filter; configurations
-    that differ only in these are the same cell. A filter that uses `center` excludes it.
+    that differ only in such fields are the same cell. A filter that uses `center` excludes it.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
@@ -100,8 +100,8 @@ class SampleFilter(Defense):
         self.obey(options)
 
     def obey(self, options: FilterOptions) -> None:
-        """Sets the options that a protocol gives every filter. It is called again after
-        `__init__` for a filter made from a configuration, so subclasses need not pass them on."""
+        """Sets the protocol's options for filters. `build` calls it after `__init__`, so that
+        subclasses need not pass the options on."""
         self.options = options
         if (
             self.scope == "suspicious"
@@ -114,21 +114,21 @@ class SampleFilter(Defense):
 
     @property
     def scope(self) -> str:
-        """Which classes are scored: `FilterOptions.classes`."""
+        """Which classes are scored: the value of `FilterOptions.filter_scope`."""
         return self.options.filter_scope
 
     @property
     def budget(self) -> RemovalBudget:
-        """How many examples of a class are removed."""
+        """The rule for how many examples of a class are removed."""
         return self.options.rule
 
     def applied(self) -> dict[str, object]:
-        """The protocol's options that this filter uses, for the record."""
+        """Returns the protocol's options that this filter uses, for the record."""
         return {k: getattr(self.options, k) for k in OPTION_KEYS if k not in self.unused}
 
     @abstractmethod
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
-        """Scores the rows `values` (n, d), n > 0, of class `label`."""
+        """Scores the examples of class `label`; `values` (n, d), n > 0, has one row per example."""
 
     def score_classes(
         self,
@@ -137,16 +137,16 @@ class SampleFilter(Defense):
         wanted: Iterable[int],
         known: DefenderKnowledge,
     ) -> dict[int, ClassScores]:
-        """Scores the classes in `wanted`; `members` has the indices of the rows of each class."""
+        """Scores the classes in `wanted`; `members` maps each class to the indices of its rows."""
         labels = track(wanted, "class")
         return {y: self.score_class(features.values[members[y]], y, known) for y in labels}
 
     def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
-        """The suspicious classes, for ``filter_scope=suspicious``."""
+        """Returns the suspicious classes, for ``filter_scope=suspicious``."""
         raise NotImplementedError
 
     def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
-        """The scores used for removal, given the number of examples to remove."""
+        """Returns the scores used for removal, given the number of examples to remove."""
         return scores
 
     def requires(self) -> list[str]:
@@ -213,7 +213,7 @@ class SampleFilter(Defense):
 
 
 def top_scoring(scores: Tensor, removed: int, *, seed: int) -> Tensor:
-    """Indices int64 (removed,) of the highest of `scores` float64 (n,).
+    """Returns the indices, int64 (removed,), of the highest of `scores` float64 (n,).
 
     Ties are broken at random with `seed`: breaking them by position would favor appended poison,
     which comes last. Raises DivergedError if a score is not finite.
@@ -240,7 +240,7 @@ def finite(values: Tensor, what: str) -> None:
 
 
 def outliers(values: dict[int, float], threshold: float = 3.5) -> list[int]:
-    """The keys whose value has a modified z-score above `threshold`.
+    """Returns the keys whose value has a modified z-score above `threshold`.
 
     >>> outliers({0: 1.0, 1: 1.1, 2: 0.9, 3: 9.0})
     [3]
@@ -251,7 +251,7 @@ def outliers(values: dict[int, float], threshold: float = 3.5) -> list[int]:
 
 
 def modified_z(x: Tensor) -> Tensor:
-    """Modified z-scores of `x` float64 (..., k) along the last dimension; same shape.
+    """Returns modified z-scores of `x` float64 (..., k) along the last dimension; same shape.
 
     z = 0.6745 (x - median) / MAD (Iglewicz and Hoaglin 1993, section 3.3).
     """
@@ -261,7 +261,7 @@ def modified_z(x: Tensor) -> Tensor:
 
 
 def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
-    """The classes whose suspicion, a positive scale, is an upper outlier among all classes.
+    """Returns the classes whose suspicion, a positive scale, is an upper outlier among all classes.
 
     Compares logarithms, since scales vary by factors. The threshold is the modified z-score that
     the largest of as many normal values exceeds with probability `false_alarms`; the usual 3.5
@@ -278,9 +278,9 @@ def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.
 
 @functools.cache
 def critical_z(k: int, false_alarms: float) -> float:
-    """The modified z-score that the largest of `k` normal values exceeds with probability
-    `false_alarms`, simulated with a fixed seed; infinite for fewer than three values, which
-    cannot be compared. Up to 200 values the relative error of the probability is below 10 %."""
+    """Returns the modified z-score that the largest of `k` normal values exceeds with probability
+    `false_alarms`, simulated with a fixed seed; infinite for fewer than three values, which cannot
+    be compared. Up to 200 values the relative error of the probability is below 10 %."""
     if k < 3:
         return float("inf")
     draws = min(20_000, 4_000_000 // k)
@@ -290,10 +290,10 @@ def critical_z(k: int, false_alarms: float) -> float:
 
 
 def row_order(values: Tensor) -> Tensor:
-    """An order int64 (n,) of the rows of `values` (n, d) by content instead of position.
+    """Returns an order, int64 (n,), of the rows of `values` (n, d) by content instead of position.
 
-    Methods that sample rows or start from some use this order, so that an example's score does
-    not depend on its position in the set.
+    Methods that sample rows or start from some of them use this order, so that an example's score
+    does not depend on its position in the set.
     """
     rows = values.double().cpu().contiguous().numpy()
     return torch.tensor(sorted(range(len(rows)), key=lambda i: rows[i].tobytes()))

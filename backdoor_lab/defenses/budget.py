@@ -51,13 +51,14 @@ class RemovalBudget:
         return "eps" in f"{self.text}{self.cap}"
 
     def size(self, class_size: int, epsilon: int | None) -> int | None:
-        """Number of examples to remove out of `class_size`; None if the scores decide."""
+        """Returns how many examples to remove from a class of `class_size` examples; None if the
+        scores decide."""
         if str(self.text) == "auto":
             return None
         return self.capped(_size(str(self.text), class_size, epsilon), class_size, epsilon)
 
     def capped(self, asked: int, class_size: int, epsilon: int | None) -> int:
-        """`asked`, but not more than the cap for a class of `class_size` examples."""
+        """Returns `asked`, or the cap for a class of `class_size` examples if it is smaller."""
         if self.cap is None:
             return asked
         return min(asked, _size(str(self.cap), class_size, epsilon, rounding=Fraction(0)))
@@ -73,10 +74,11 @@ class RemovalBudget:
 
 
 def otsu_count(scores: Tensor) -> int:
-    """Size of the upper of two groups of scores: the `auto` budget.
+    """Returns how many examples the `auto` budget removes: the size of the upper of two groups of
+    scores.
 
-    Otsu's threshold (1979, equation 12), which minimizes the variance inside the two groups of
-    the sorted scores float64 (n,); at most half of the class.
+    Otsu's threshold (1979, equation 12) divides the sorted scores, float64 (n,), so that the
+    variance inside the two groups is minimal. The result is at most half of the class.
 
     >>> import torch
     >>> otsu_count(torch.tensor([0.1, 0.2, 9.0, 0.3, 0.2]))
@@ -92,8 +94,8 @@ def otsu_count(scores: Tensor) -> int:
 def _size(
     text: str, class_size: int, epsilon: int | None, rounding: Fraction = Fraction(1, 2)
 ) -> int:
-    """The number of examples that the rule `text` gives for a class of `class_size` examples. A
-    share of the class is rounded down after adding `rounding`."""
+    """Returns the number of examples that the rule `text` gives for a class of `class_size`
+    examples. A share of the class is rounded down after adding `rounding`."""
     found = _FORM.fullmatch(text)
     assert found is not None
     if found["eps"]:

@@ -29,17 +29,18 @@ class TrainingHyperparameters:
 
 @dataclass(frozen=True)
 class DefenseContext:
-    """What a defender has who controls training and data but does not know the ground truth.
+    """What is available to a defender who controls training and data but does not know the ground
+    truth.
 
-    `labels` int64 (n,) are the training labels. `images(where, None)` returns the training
-    images at indices `where` int64 (b,) as a trained model sees them: uint8 (b, C, H, W) on
-    `device`; with a generator on `device` instead of None, augmented as in training. `augment`
+    `labels` int64 (n,) are the training labels. `images(where, None)` returns the training images
+    at indices `where` int64 (b,) as a trained model sees them: uint8 (b, C, H, W) on `device`; with
+    a generator on `device` instead of None, the images are augmented as in training. `augment`
     augments any uint8 images the same way. `network()` returns a copy of the attacked model,
-    `fresh(seed)` an untrained one with the same architecture and normalization: trainable
-    modules on `device` in eval mode that take float or uint8 images in 0..255, normalize them
-    themselves and return logits (b, classes). `clean` are held-out clean images with true
-    labels, on the CPU; None for a defense that does not require them. All random numbers come
-    from `generator`, so that a result depends on `seed` alone.
+    `fresh(seed)` an untrained model with the same architecture and normalization. Both are
+    trainable modules on `device` in eval mode that take float or uint8 images in 0..255, normalize
+    them themselves and return logits (b, classes). `clean` are held-out clean images with true
+    labels, on the CPU; None for a defense that does not require them. All random numbers come from
+    `generator`, so that a result depends on `seed` alone.
     """
 
     classes: tuple[str, ...]
@@ -54,6 +55,7 @@ class DefenseContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     def generator(self, *what: Stream | int, device: torch.device | str = "cpu") -> torch.Generator:
-        """An independent generator for each purpose `what`, on the CPU by default."""
+        """Returns a generator for the purpose `what`, on the CPU by default. Generators of
+        different purposes are independent."""
         seed = torch_generator(self.seed, streams.DEFENSE, *what).initial_seed()
         return torch.Generator(device).manual_seed(seed)

@@ -11,7 +11,7 @@ POINTS = 200
 
 
 def curves(scores: Tensor, is_poison: Tensor) -> dict[str, object] | None:
-    """Metrics of a ranking, for the record; None if there is no poison.
+    """Returns detection metrics of the scores, for the record; None if there is no poison.
 
     `scores` float64 (n,), higher is more suspicious, NaN for examples that were not scored;
     `is_poison` bool (n,). `auroc`, `average_precision` and `tpr_at_fpr` are over the scored
@@ -32,7 +32,7 @@ def curves(scores: Tensor, is_poison: Tensor) -> dict[str, object] | None:
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float:
-    """Probability that a positive example scores above a negative one; ties count half.
+    """Returns the probability that a positive example scores above a negative one; ties count half.
 
     `scores` (n,) without NaN; `positive` bool (n,) with both values.
 
@@ -45,7 +45,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
 
 def average_precision(scores: Tensor, positive: Tensor) -> float:
-    """Sum over thresholds of the precision times the increase in recall.
+    """Returns the sum over thresholds of the precision times the increase in recall.
 
     Arguments as for `auroc`. Tied examples share a threshold.
     """
@@ -55,8 +55,8 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
 
 
 def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
-    """Largest true positive rate at a false positive rate of at most `limit`; thresholds do not
-    separate ties. None unless there are positive and negative examples."""
+    """Returns the largest true positive rate at a false positive rate of at most `limit`;
+    thresholds do not separate ties. None unless there are positive and negative examples."""
     true, false = _steps(scores, positive)
     if not float(true[-1]) or not float(false[-1]):
         return None
@@ -64,11 +64,11 @@ def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
 
 
 def poison_left(scores: Tensor, is_poison: Tensor, points: int = POINTS) -> list[tuple[int, float]]:
-    """Pairs (examples removed, poison left) when the highest scores are removed first.
+    """Returns pairs (examples removed, poison left) for removal in order of the highest scores.
 
-    At most `points` pairs, dense at the start, from none to all scored examples removed.
-    Examples without a score are never removed, and their poison counts as left. For ties the
-    result is the mean over random orders.
+    There are at most `points` pairs, more of them at the start, from none to all scored examples
+    removed. Examples without a score are never removed, and their poison counts as left. For ties
+    the result is the mean over random orders.
     """
     n = int((~torch.isnan(scores)).sum())
     # Steps grow towards the end, since the first removals matter most.

@@ -20,13 +20,13 @@ class Detector(Principal):
     """A scikit-learn outlier detector, fitted on the class that it scores.
 
     The features of each class are first reduced to their top `n_components` principal components,
-    since distances are hardly informative in hundreds of dimensions. A class with fewer than three
-    distinct examples scores 0, which the notes report. Scores depend on the seed and the set of
-    rows, not on their order.
+    since distances are hardly informative in hundreds of dimensions. All examples of a class with
+    fewer than three distinct ones score 0, which the notes report. Scores depend on the seed and
+    the set of rows, not on their order.
     """
 
     stream: ClassVar[Stream] = streams.DETECTOR
-    """Label of the random numbers; each detector has its own in streams.py."""
+    """The label of the detector's random stream; each detector has its own label in streams.py."""
     rows_per_component = 1
 
     def __init__(
@@ -40,7 +40,8 @@ class Detector(Principal):
 
     @abstractmethod
     def outlying(self, points: Any, seed: int) -> Any:
-        """Outlyingness (n,) of each row of the float64 array `points` (n, k)."""
+        """Returns how outlying each row of the float64 array `points` (n, k) is: (n,), higher is
+        more outlying."""
 
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         order = row_order(values)
@@ -55,7 +56,8 @@ class Detector(Principal):
 
 
 class NeighborDetector(Detector):
-    """A detector that compares each example with its `n_neighbors` nearest ones in the class."""
+    """A detector that compares each example with its `n_neighbors` nearest neighbors in the
+    class."""
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class NeighborDetector(Detector):
         self.n_neighbors = validation.whole("defense.n_neighbors", n_neighbors, low=1)
 
     def search(self, points: Any) -> dict[str, Any]:
-        """scikit-learn's arguments for a tree search among at most all other examples."""
-        # Brute force subtracts large squares, so that duplicates get a nonzero distance.
+        """Returns scikit-learn's arguments for a tree search of `n_neighbors` neighbors, at most
+        all other examples."""
+        # Brute force would subtract large squares, so that duplicates would get a nonzero distance.
         return {"n_neighbors": min(self.n_neighbors, len(points) - 1), "algorithm": "kd_tree"}

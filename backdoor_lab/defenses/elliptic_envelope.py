@@ -11,11 +11,11 @@ from backdoor_lab.defenses.detector import Detector
 class EllipticEnvelope(Detector):
     """Removes the examples with the largest robust Mahalanobis distance.
 
-    Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant
-    Estimator", Technometrics 1999: squared distance by location and covariance of the half of
-    the class whose covariance has the smallest determinant. There are at least five examples per
+    Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance Determinant Estimator",
+    Technometrics 1999: the squared distance uses the mean and the covariance of the half of the
+    class whose covariance has the smallest determinant. There are at least five examples per
     dimension (section 4 of the paper), so small classes are reduced to fewer dimensions. If all
-    examples of that half are equal, location and covariance are the whole class's.
+    examples of that half are equal, the mean and covariance of the whole class are used.
     """
 
     stream = streams.ELLIPTIC_ENVELOPE

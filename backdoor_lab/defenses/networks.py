@@ -1,4 +1,4 @@
-"""Defenses that use models: filters that score images, repairs, and their shared functions."""
+"""Defenses that use models: filters that score images, repairs, and functions that they share."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class SampleScores:
-    """A filter's result for m images: `scores` float64 (m,), higher is more suspicious;
-    `flagged` bool (m,), the highest scores that the method's own rule calls poison, None if it
-    has none; `notes` for the record."""
+    """The result of a filter for m images: `scores` float64 (m,), higher is more suspicious;
+    `flagged` bool (m,), the images that the method's own rule calls poison, which have the highest
+    scores; None if the method has no such rule; `notes` for the record."""
 
     scores: Tensor
     flagged: Tensor | None = None
@@ -37,8 +37,8 @@ class ModelBasedFilter(SampleFilter):
     """A filter that scores images with models instead of scoring features.
 
     If the method has its own rule, ``removal_budget=auto`` removes the flagged images, but at most
-    half of a class and none if all its scores are equal, and ``filter_scope=suspicious`` selects
-    the classes with flagged images.
+    half of a class, and none of a class whose scores are all equal, and ``filter_scope=suspicious``
+    selects the classes with flagged images.
     """
 
     needs_clean: ClassVar[bool] = False
@@ -83,7 +83,8 @@ class ModelBasedFilter(SampleFilter):
 
 
 def auto_count(scores: Tensor, flagged: int) -> int:
-    """Number of examples to remove from a class with `scores` float64 (n,) and `flagged` ones."""
+    """Returns how many examples to remove from a class with `scores` float64 (n,), of which
+    `flagged` are flagged."""
     alike = len(scores) < 2 or bool(scores.max() == scores.min())
     return 0 if alike else min(flagged, len(scores) // 2)
 
@@ -97,11 +98,11 @@ class ModelRepair(ABC):
     needs_clean: ClassVar[bool] = True
 
     def requires(self) -> list[str]:
-        """What the repair requires, as for `Defense.requires`."""
+        """Returns what the repair requires, as for `Defense.requires`."""
         return ["context", *["clean images"] * self.needs_clean]
 
     def applied(self) -> dict[str, object]:
-        """Empty: a repair removes no image, so the options of filters do not apply."""
+        """Returns no options: a repair removes no image, so the options of filters do not apply."""
         return {}
 
     def check_network(self, network: nn.Module, features: int) -> None:
@@ -109,24 +110,25 @@ class ModelRepair(ABC):
 
     @abstractmethod
     def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:
-        """A model with the architecture of the attacked one, and notes for the record."""
+        """Returns a model with the architecture of the attacked model, and notes for the record."""
 
 
 def clean_of(context: DefenseContext) -> LabeledImages:
-    """The held-out clean images. Raises ConfigError if there are none."""
+    """Returns the held-out clean images. Raises ConfigError if there are none."""
     if context.clean is None or not len(context.clean):
         raise ConfigError("this defense needs held-out clean images: set protocol.clean_holdout")
     return context.clean
 
 
 def logits(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
-    """Logits of `network` in eval mode for n images: float (n, classes) on the CPU.
+    """Returns the logits of `network` in eval mode for n images: float (n, classes) on the CPU.
     `images(a, b)` returns images a to b - 1."""
     return _over(network, images, n, lambda outputs: outputs)
 
 
 def features(network: nn.Module, images: Callable[[int, int], Tensor], n: int) -> Tensor:
-    """Inputs of the last linear layer; arguments as for `logits`: float64 (n, d) on the CPU."""
+    """Returns the inputs of the last linear layer, float64 (n, d) on the CPU; arguments as for
+    `logits`."""
     with FeatureHook(network, PENULTIMATE) as tap:
         return _over(network, images, n, lambda _: tap.values.double())
 
@@ -146,26 +148,27 @@ def _over(
 
 
 def logits_at(network: nn.Module, context: DefenseContext, where: Tensor) -> Tensor:
-    """`logits` of the training images at indices `where`."""
+    """Returns the `logits` of the training images at indices `where`."""
     return logits(network, lambda a, b: context.images(where[a:b], None), len(where))
 
 
 def losses_at(network: nn.Module, context: DefenseContext, where: Tensor) -> Tensor:
-    """Cross-entropy, float64 (m,), of each training image at indices `where`."""
+    """Returns the cross-entropy, float64 (m,), of each training image at indices `where`."""
     outputs = logits_at(network, context, where).double()
     return F.cross_entropy(outputs, context.labels[where], reduction="none")
 
 
 def unlikelihood(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Mean of -log(1 - p_y) for logits `outputs` (n, classes) and `labels` int64 (n,), where p_y is
-    the label's probability. Minimizing it unlearns like maximizing cross-entropy, but its
-    gradient vanishes once an image is unlearned, so that it does not diverge."""
+    """Returns the mean of -log(1 - p_y) for logits `outputs` (n, classes) and `labels` int64 (n,),
+    where p_y is the label's probability. Minimizing it unlearns the labels like maximizing
+    cross-entropy, but the gradient vanishes once an image is unlearned, so that training does not
+    diverge."""
     others = outputs.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
     return (outputs.logsumexp(dim=1) - others).mean()
 
 
 def apart(size: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss that unlearns the first `size` rows and learns the rest."""
+    """Returns a loss that unlearns the first `size` rows of a batch and learns the other rows."""
 
     def loss(outputs: Tensor, labels: Tensor) -> Tensor:
         known = F.cross_entropy(outputs[size:], labels[size:])
@@ -175,7 +178,7 @@ def apart(size: int) -> Callable[[Tensor, Tensor], Tensor]:
 
 
 def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yields 0..n-1 in random order, int64 in batches of `batch`; an incomplete last batch is
+    """Yields 0..n-1 in random order, in int64 batches of size `batch`. An incomplete last batch is
     dropped unless it is the only one."""
     order = torch.randperm(n, generator=generator)
     for start in track(range(0, max(1, n - batch + 1), batch), "batch"):
@@ -186,7 +189,7 @@ def training_batches(
     context: DefenseContext, where: Tensor, epochs: int, purpose: Stream, *, augmented: bool = True
 ) -> Iterator[Batch]:
     """Yields batches of the training images at indices `where` with their labels, for `epochs`
-    passes, on the device; augmented as in training if `augmented`."""
+    passes, on the context's device; augmented as in training if `augmented`."""
     order = context.generator(purpose, streams.ORDER)
     augment = None
     if augmented:
@@ -220,9 +223,9 @@ def train(
     """Trains `network` in place by SGD on `batches`; returns it in eval mode.
 
     `hyperparameters`: learning rate, momentum, weight decay. `loss(logits, labels)` is minimized,
-    by default cross-entropy; `after` is called after each step. With `frozen_statistics` batch
-    normalization uses and keeps its running statistics. Raises DivergedError if a loss is not
-    finite.
+    by default cross-entropy; `after` is called after each step. With `frozen_statistics`, batch
+    normalization uses its running statistics without updating them. Raises DivergedError if a loss
+    is not finite.
     """
     lr, momentum, decay = hyperparameters
     loss = F.cross_entropy if loss is None else loss
@@ -237,6 +240,6 @@ def train(
 
 
 def as_trained(context: DefenseContext) -> tuple[float, float, float]:
-    """Learning rate, momentum and weight decay of the attacked model's training."""
+    """Returns the learning rate, momentum and weight decay of the attacked model's training."""
     hyperparameters = context.hyperparameters
     return hyperparameters.lr, hyperparameters.momentum, hyperparameters.weight_decay

@@ -1,4 +1,4 @@
-"""Control without a defense: shows the effect of retraining alone."""
+"""Control without a defense: shows what retraining alone changes."""
 
 from __future__ import annotations
 

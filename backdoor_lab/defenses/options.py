@@ -14,10 +14,10 @@ SCOPES = ("target", "all", "suspicious")
 class FilterOptions:
     """A protocol's options for filters; each field is a key of `defense` and of `protocol`.
 
-    `filter_scope`: filter the `target` class, `all` classes, or those the filter itself finds
-    `suspicious`. `removal_budget`, `max_removed`: see `budget.RemovalBudget`. `center`: whether
-    scores are computed relative to the class mean, for filters that support both. Raises
-    ConfigError for invalid values.
+    `filter_scope`: filter the `target` class, `all` classes, or only classes that the filter itself
+    finds `suspicious`. `removal_budget`, `max_removed`: see `budget.RemovalBudget`. `center`:
+    whether scores are computed relative to the class mean, for filters that support both settings.
+    Raises ConfigError for invalid values.
     """
 
     filter_scope: str = "target"
@@ -32,7 +32,7 @@ class FilterOptions:
 
     @property
     def rule(self) -> RemovalBudget:
-        """`removal_budget` and `max_removed` combined into a `RemovalBudget`."""
+        """Combines `removal_budget` and `max_removed` into a `RemovalBudget`."""
         return RemovalBudget(self.removal_budget, self.max_removed)
 
 

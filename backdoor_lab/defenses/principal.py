@@ -12,15 +12,15 @@ class Principal(SampleFilter):
 
     @staticmethod
     def components(values: Tensor, k: int) -> Tensor:
-        """Centered `values` (n, d) projected on their top `k` principal directions.
+        """Centers `values` (n, d) and projects them on their top `k` principal directions.
 
-        float64 (n, r) with r <= k: directions without variance are dropped, so that r is 0 if
-        all rows are equal.
+        Returns float64 (n, r) with r <= k: directions without variance are dropped, so that r is 0
+        if all rows are equal.
         """
         values = values.double()
         centered = values - values.mean(dim=0)
         eigenvalues, directions = top_directions(centered, k)
-        # The mean is rounded, so that even equal rows deviate from it by this much.
+        # The mean is rounded, so that even equal rows can deviate from it by this much.
         rounding = (torch.finfo(torch.float64).eps * max(values.shape)) ** 2
         real = directions.any(dim=0) & (eigenvalues > rounding * values.square().sum())
         return centered @ directions[:, real]

@@ -1,4 +1,4 @@
-"""Control of equal size: removes as many examples as a given filter, at random."""
+"""Control by random removal: removes as many examples as a given filter, but at random."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from backdoor_lab.defenses.base import DefenderKnowledge, Defense, SampleFilter
 
 
 class Random(Defense):
-    """Removes from each class as many examples as the filter `like` does, chosen at random.
-    Scores the examples that `like` scores. The options of filters apply to `like`."""
+    """Removes from each class as many examples as the filter `like` does, chosen at random. Gives a
+    random score to the examples that `like` scores. The options of filters apply to `like`."""
 
     def __init__(self, *, like: SampleFilter) -> None:
         if not isinstance(like, SampleFilter):

@@ -13,7 +13,7 @@ from backdoor_lab.defenses.principal import Principal
 from backdoor_lab.numerics.singular import top_direction, top_directions
 
 STEEPEST = 16.0
-"""Exclusive upper bound of `tail_power`, beyond which values overflow."""
+"""Exclusive upper bound of `tail_power`; larger exponents cause overflow."""
 
 
 class SpectralSignatures(Principal):
@@ -25,23 +25,23 @@ class SpectralSignatures(Principal):
     used implementations, for comparison; it misses poison that is shifted
     in the direction opposite to the class mean.
 
-    `rank` is the number of top directions; the squared projections are summed, each weighted by
-    its direction's `tail` to the power `tail_power` (0: equal weights). A few distant examples,
-    such as poison, make the tail heavy even if the class varies more along other directions;
-    Peña and Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation",
-    Technometrics 43(3), 2001, use kurtosis for this. The weights are an extension.
-    `rounds`: mean, directions and weights are recomputed in each round without the examples that
-    the scores so far remove, an equal share of the budget per round; tau is summed over rounds,
-    of which the first uses the whole class. Rousseeuw and Van Driessen, "A Fast Algorithm for the
-    Minimum Covariance Determinant Estimator", Technometrics 41(3), 1999, re-estimate mean and
-    scatter like this. The sum is an extension: poison found in an early round keeps its score
-    in later ones, whose directions no longer point at it.
+    `rank` is the number of top directions; the squared projections are summed, each weighted by its
+    direction's `tail` to the power `tail_power` (0: equal weights). A few distant examples, such as
+    poison, make the tail heavy even if the class varies more along other directions; Peña and
+    Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation", Technometrics
+    43(3), 2001, use kurtosis for this. The weights are an extension. `rounds`: the first round uses
+    the whole class. Each later round removes another equal share of the budget, those with the
+    highest scores so far, and recomputes mean, directions and weights without them; tau is summed
+    over all rounds. Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance
+    Determinant Estimator", Technometrics 41(3), 1999, re-estimate mean and scatter like this. The
+    sum is an extension: poison found in an early round keeps its score in later rounds, although
+    their directions no longer point at it.
 
     ``filter_scope=suspicious`` selects classes whose `tail` along a top direction is an outlier
-    among the classes; plain variance differs too much between clean classes. Of 1,000 simulated
-    clean sets of ten classes whose variances differ by factors, 0.8 % had a flagged class, 1.8 %
-    with heavier tails than normal; with a twentieth of one class shifted by six standard
-    deviations, that class was found in 96 % and 82 % of 400 sets.
+    among the classes; the variance itself differs too much between clean classes to be used. Of
+    1,000 simulated clean sets of ten classes whose variances differ by factors, 0.8 % had a flagged
+    class (1.8 % if the tails were heavier than normal). If a twentieth of one class was shifted by
+    six standard deviations, that class was found in 96 % of 400 sets (82 % with heavier tails).
     """
 
     unused = ()
@@ -101,8 +101,8 @@ class SpectralSignatures(Principal):
 
 @dataclass(frozen=True)
 class _Axes:
-    """`directions` float64 (d, r); `offset` (r,), the projected mean; `along` (n, r), the
-    projections of the centered rows."""
+    """Top directions of a class: `directions` float64 (d, r); `offset` (r,), the projections of the
+    mean; `along` (n, r), the projections of the centered rows."""
 
     directions: Tensor
     offset: Tensor
@@ -110,8 +110,8 @@ class _Axes:
 
 
 def tail(x: Tensor) -> float:
-    """Variance of `x` float64 (n,) over its squared half-width: 1 for a normal sample, more with
-    a few distant values, 1 for zero variance. Invariant to scale.
+    """Returns the variance of `x` float64 (n,) divided by its squared half-width: about 1 for a
+    normal sample, more with a few distant values, 1 for zero variance. Invariant to scale.
 
     The half-width is the distance from the median that contains 68.27 % of the values.
     """

@@ -34,7 +34,7 @@ class Unlearning(ModelRepair):
     ) -> None:
         """Minimizes the cross-entropy of `good` and the `unlikelihood` of `bad` by SGD with
         learning rate `lr`: `epochs` passes over the training images at indices `bad`, each batch
-        with as many of `good`. Batch normalization keeps its running statistics."""
+        with as many images at indices `good`. Batch normalization keeps its running statistics."""
         size = min(context.hyperparameters.batch_size, len(bad), len(good))
         batches = joint_batches(context, bad, good, size, epochs)
         rates = lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
@@ -49,9 +49,10 @@ class Unlearning(ModelRepair):
         epochs: int,
         lr: float,
     ) -> None:
-        """In each of `epochs` passes, maximizes the cross-entropy of the training images at
-        indices `bad`, then minimizes that of `good`, by SGD with learning rate `lr`. Updates the
-        statistics of batch normalization. Raises DivergedError if a loss is not finite."""
+        """In each of `epochs` passes, maximizes the cross-entropy of the training images at indices
+        `bad`, then minimizes that of the images at indices `good`, by SGD with learning rate `lr`.
+        Updates the statistics of batch normalization. Raises DivergedError if a loss is not
+        finite."""
         sign = 1.0
 
         def batches() -> Iterator[Batch]:
@@ -71,7 +72,8 @@ class Unlearning(ModelRepair):
 def joint_batches(
     context: DefenseContext, bad: Tensor, good: Tensor, size: int, epochs: int
 ) -> Iterator[Batch]:
-    """Yields batches of `size` training images of `bad`, then as many of `good`, at random."""
+    """Yields batches of `size` training images at indices `bad`, followed by as many at indices
+    `good`, all drawn at random."""
     generator = context.generator(streams.UNLEARNING)
     augment = context.generator(streams.UNLEARNING_AUGMENTATION, device=context.device)
     for _ in track(range(epochs), "epoch"):

@@ -222,7 +222,8 @@ def _read_cell(sweep: Sweep, name: str, asked: dict[str, dict[str, Any]]) -> Cel
 def _damaged(
     sweep: Sweep, path: Path, reason: str, data: bytes, asked: dict[str, dict[str, Any]]
 ) -> CellRecord:
-    """A failed cell, with the choices from the sweep's list or from the damaged record."""
+    """Returns a failed cell for a damaged record, with the choices from the sweep's list of cells
+    or from the damaged text."""
     sweep.warnings.append(f"damaged record {path}: {reason}")
     name, choices = path.parent.name, asked.get(path.parent.name, {})
     with suppress(DataError):
@@ -233,7 +234,7 @@ def _damaged(
 def _add(
     sweep: Sweep, found: dict[str, tuple[CellRecord, str]], cell: CellRecord, folder: str
 ) -> None:
-    """Keep one cell per id: a copied folder would count its seed twice."""
+    """Adds a cell unless its id is already present: a copied folder would count its seed twice."""
     other = found.get(cell.id)
     if other is None:
         found[cell.id] = (cell, folder)

@@ -1,1 +1,1 @@
-"""Build tables from records and write them as Markdown, LaTeX, HTML and CSV."""
+"""Builds tables from records and writes them as Markdown, LaTeX, HTML and CSV."""

@@ -1,4 +1,4 @@
-"""Find the values of a table that are significantly better than their competitors."""
+"""Finds the values in a table that are significantly better than all competing values."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 DEFENSE = "defense"
 LEVEL = 0.05
 NO_COMPETITORS = ("oracle", "clean_data")
-"""Controls that know which images are poisoned: they serve as upper bounds and cannot win."""
+"""Controls that know which images are poisoned; they serve as upper bounds and are not ranked."""
 NO_CONTEST = ("ratio", "seed", "trigger", "target", "source", "dataset")
-"""Choices that define a task: values are not compared across attacks or data sets."""
+"""Choices that define a task; values of different tasks do not compete."""
 _NEEDS_ATTACK = ("asr2", "asr_elsewhere2")
-"""Without an attack, a low value is not an achievement of the defense."""
+"""Measures that compete only if the attack works: without an attack they are low for any
+defense."""
 Winner = tuple["Key", "Key", str]
 Cells = Mapping[tuple["Key", "Key"], "PivotCell"]
 
@@ -39,9 +40,9 @@ NO_RIVALS = "Nothing is bold: no two values compete, so no test was made. {}."
 
 
 def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
-    """Row, column and measure of each best value. Values compete among the defenses against one
-    attack if the defense is on an axis, otherwise within a row. The best counts only if a paired
-    t test over seeds separates its mean from the second best."""
+    """Returns the row, column and measure of each best value. If the defense is on an axis, the
+    defenses against one attack compete; otherwise the values in a row. The best value counts only
+    if a paired t test over seeds separates its mean from the second best."""
     found: set[Winner] = set()
     for name, where in _contests(cells, spec):
         ranked = sorted(where, key=lambda at: -MEASURE[name].better * _mean(cells[at], name))
@@ -51,8 +52,9 @@ def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
 
 
 def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    """Whether a paired t test finds a significant difference between two measures by seed. False if
-    the seeds are not the same, or if all differences are equal, as the test is then undefined."""
+    """Whether a paired t test finds a significant difference between two measures, given by seed.
+    False if the seeds are not the same, or if all differences are equal, since the test is then
+    undefined."""
     if one.keys() != other.keys() or len(one) < 2:
         return False
     # Round to ten digits: equal differences of fractions must stay equal in binary arithmetic.
@@ -61,13 +63,13 @@ def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
 
 
 def by_seed(cells: Iterable[CellRecord], name: str) -> dict[int, float]:
-    """The values of a measure by seed, over the completed cells."""
+    """Returns the values of a measure by seed, over the completed cells."""
     return {c.choices[SEED]: c.numbers[name] for c in cells if c.done and name in c.numbers}
 
 
 def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
-    """The note on the test behind bold values and its number of seeds; empty without completed
-    cells."""
+    """Returns a note on the test behind bold values and its number of seeds; empty without
+    completed cells."""
     counts = sorted({cell.done for cell in cells.values() if cell.done})
     if not counts or counts[-1] < 2:
         return [ONE_SEED] * bool(counts)
@@ -79,7 +81,8 @@ def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
 
 
 def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[Key, Key]]]]:
-    """Yield each measure that has a better direction with the positions of its competing values."""
+    """Yields each measure that has a better direction, with the positions of its competing
+    values."""
     groups: dict[object, list[tuple[Key, Key]]] = {}
     for row, column in cells:
         contest, defense = _contest(spec, row, column)
@@ -96,7 +99,7 @@ def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[K
 
 
 def _contest(spec: PivotSpec, row: Key, column: Key) -> tuple[object, str]:
-    """The key shared by all competitors, and the defense."""
+    """Returns a key that is equal for competing positions, and the defense of this position."""
     if DEFENSE not in spec.axes:
         named = zip(spec.columns, column, strict=True)
         return (row, *(word for name, word in named if name in NO_CONTEST)), ""

@@ -1,4 +1,4 @@
-"""A measure over seeds, and its text."""
+"""Estimates of measures over seeds, and their text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ WILSON = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean over `n` seeds with a finite value, the standard deviation `std`, and `half` the
-    95 % t interval (None for one seed). `wilson`: for a single run that is a proportion of a known
-    number of images, its interval. All in the measure's table unit."""
+    """An estimate of a measure: the mean over `n` seeds with a finite value, the standard deviation
+    `std`, and `half` the width of the 95 % t interval (None for one seed). `wilson`: the Wilson
+    interval of a single run whose value is a proportion of a known number of images. All in the
+    measure's unit in tables."""
 
     mean: float
     half: float | None
@@ -29,7 +30,8 @@ class Estimate:
 
 
 def figure(name: str, value: Estimate | None, seeds: int) -> str:
-    """``99.88 ± 0.19``; ``(n=2)`` is appended if `n` differs from `seeds`."""
+    """Returns an estimate as text: ``99.88 ± 0.19``; ``(n=2)`` is appended if its `n` differs from
+    `seeds`."""
     if value is None:
         return NOTHING
     fixed = name == "n_poisoned" and value.half == 0
@@ -41,8 +43,8 @@ def figure(name: str, value: Estimate | None, seeds: int) -> str:
 
 
 def estimate(name: str, mean: float, std: float, n: int, images: float) -> Estimate:
-    """An estimate of measure `name`. `std` is the sample standard deviation, NaN for one seed;
-    `images` the number of images that the measure is a proportion of, NaN if unknown."""
+    """Returns the estimate of measure `name`. `std` is the sample standard deviation, NaN for one
+    seed; `images` is the number of images that the measure is a proportion of, NaN if unknown."""
     half, scale = half_width(std, n), MEASURE[name].scale
     found = None
     if n == 1 and images > 0:
@@ -52,14 +54,14 @@ def estimate(name: str, mean: float, std: float, n: int, images: float) -> Estim
 
 
 def value_heads(name: str) -> list[str]:
-    """The column headings of `value_of`."""
+    """Returns the column headings for the values of `value_of`."""
     rate = ["_wilson_low", "_wilson_high"] if MEASURE[name].of else []
     return [name + suffix for suffix in ("", "_ci95", "_std", "_n", *rate)]
 
 
 def value_of(name: str, value: Estimate | None) -> list[object]:
-    """Values for a CSV file: mean, ``_ci95`` (half the interval), ``_std``, ``_n`` (seeds) and, for
-    proportions, ``_wilson_low`` and ``_wilson_high`` (for single runs only)."""
+    """Returns the values for a CSV file: mean, ``_ci95`` (half the interval), ``_std``, ``_n``
+    (seeds) and, for proportions, ``_wilson_low`` and ``_wilson_high`` (for single runs only)."""
     rate = 2 if MEASURE[name].of else 0
     if value is None:
         return [None, None, None, 0, *[None] * rate]
@@ -68,12 +70,13 @@ def value_of(name: str, value: Estimate | None) -> list[object]:
 
 
 def number(value: float | None) -> float | None:
-    """Round to ten decimal places, which removes only binary rounding errors."""
+    """Rounds to ten decimal places, which removes only binary rounding errors."""
     return None if value is None else round(value, 10)
 
 
 def wilson_note(names: Iterable[str], places: Sequence[Mapping[str, Estimate]]) -> list[str]:
-    """A note with the widest Wilson interval of each measure, if there are any."""
+    """Returns a note with the widest Wilson interval of each measure, if there are any such
+    intervals."""
     ranges = []
     for name in names:
         known = [x for each in places if name in each and (x := each[name].wilson) is not None]

@@ -1,8 +1,8 @@
-"""Group the cells into tables, and give each table a title and a file name.
+"""Groups the cells into tables, and gives each table a title and a file name.
 
-The report's layout has one table per trigger and combination of other values that differ, except
-target, ratio, defense and seed. Other layouts have one per combination of values that are not on
-an axis, except the seed and values that an axis determines.
+In the reproduced report's layout, target, ratio and defense form the rows; there is one table per
+combination of all other values that differ, except the seed. Other layouts have one table per
+combination of values that are not on an axis, except the seed and values that the axes determine.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ ROW = ("target", "ratio", "defense")
 MEASURES = ("n_poisoned", "nat1", "asr1", "pois_left", "nat2", "asr2")
 UNREADABLE = "unreadable"
 UNKNOWN = {"trigger": UNREADABLE}
-# Choices that, if on an axis, may determine other choices and protocol values.
+# Choices that may determine other choices and protocol values if they are on an axis.
 DECIDING = ("protocol", "defense", "trigger")
 
 
 @dataclass(frozen=True)
 class PivotSpec:
-    """The names of choices (or ``protocol.*``, ``config.*``) for rows and columns, and of measures.
-    `report`: the reproduced report's layout, in which other values that differ make separate
-    tables, rows keep the order of the sweep, and a column shows the status."""
+    """The layout of tables: the names of choices (or ``protocol.*``, ``config.*``) for rows and
+    columns, and of measures for values. `report`: the layout of the reproduced report, in which
+    other values that differ make separate tables, rows keep the order of the sweep, and a column
+    shows the status."""
 
     rows: tuple[str, ...] = ("target", "ratio")
     columns: tuple[str, ...] = ()
@@ -60,8 +61,8 @@ REPORT = PivotSpec(ROW, (), MEASURES, report=True)
 
 @dataclass(frozen=True)
 class TableGroup:
-    """The cells of one table, by their numbers in `facts`; `traits` are their common values as
-    text."""
+    """The cells of one table, as indices into the cells of `facts`; `traits` are their common
+    values as text."""
 
     facts: CellFields
     numbers: list[int]
@@ -79,8 +80,8 @@ class TableGroup:
 
 
 def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
-    """The tables of these cells in the order of the sweep. Cells with unknown choices get a
-    separate table in the report's layout and are omitted in others."""
+    """Groups these cells into tables, in the order of the sweep. Cells with unknown choices get a
+    separate table in the report's layout and are omitted in other layouts."""
     apart = _every_trait(facts) if spec.report else splitting(facts, spec)
     members: dict[Any, list[int]] = {}
     for number, key in enumerate(facts.keys(apart)):
@@ -102,7 +103,8 @@ def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
 
 
 def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
-    """The names that separate tables: all but the axes, the seed, and what the axes determine."""
+    """Returns the names whose values separate tables: all but the axes, the seed, and names that
+    the axes determine."""
     others = [name for name in facts.names if name not in (*spec.axes, SEED)]
     if not set(DECIDING) & set(spec.axes):
         return others
@@ -113,7 +115,8 @@ def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
 
 
 def _every_trait(facts: CellFields) -> list[str]:
-    """The trigger, then all other choices, protocol and config values, sorted within each kind."""
+    """Returns the trigger, then all other choices, protocol and config values, sorted within each
+    kind."""
     names = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *sorted(names, key=lambda n: (n.startswith(CONFIG), "." in n, n))]
 
@@ -125,7 +128,8 @@ def _traits(facts: CellFields, number: int, apart: Iterable[str]) -> dict[str, s
 
 
 def telling(traits: Sequence[Mapping[str, str]]) -> list[str]:
-    """The traits other than the trigger that differ; protocol values only within one protocol."""
+    """Returns the names that distinguish tables: those, except the trigger, whose values differ. A
+    protocol value must differ between tables with the same protocol."""
     names = list(dict.fromkeys(name for each in traits for name in each if name != "trigger"))
     differing = [n for n in names if len({each.get(n) for each in traits}) > 1]
     apart = {each.get("protocol") for each in traits}
@@ -140,7 +144,8 @@ def telling(traits: Sequence[Mapping[str, str]]) -> list[str]:
 def _names(
     spec: PivotSpec, traits: dict[str, str], differing: Sequence[str], taken: Iterable[str]
 ) -> tuple[str, str]:
-    """A title that says what the table shows and what differs; a slug that is safe and unique."""
+    """Returns a title that states what the table shows and what differs, and a slug that is safe as
+    a file name and unique."""
     named = {k: traits.get(k, "not recorded") for k in differing} if traits != UNKNOWN else {}
     words = "-".join([traits.get("trigger", ""), *named.values()])
     trigger = {k: traits[k] for k in ("trigger",) if k in traits}
@@ -156,7 +161,8 @@ def _names(
 
 
 def slug(name: str, full: str, taken: Iterable[str] = ()) -> str:
-    """`name` if it is a safe and unused file name, else a readable part of it and a hash."""
+    """Returns `name` if it is a safe and unused file name, else a readable part of it with a
+    hash."""
     try:
         if safe_name("table", name) not in taken:
             return name
@@ -167,7 +173,7 @@ def slug(name: str, full: str, taken: Iterable[str] = ()) -> str:
 
 
 def layout_of(given: Mapping[str, str], cells: Sequence[CellRecord]) -> PivotSpec:
-    """The layout given by the options `rows`, `columns`, `values` (names separated by commas).
+    """Returns the layout for the options `rows`, `columns`, `values` (names separated by commas).
 
     Only `columns` may be empty. Raises ConfigError for an unknown name, and for a name on both
     axes.
@@ -192,14 +198,14 @@ def layout_of(given: Mapping[str, str], cells: Sequence[CellRecord]) -> PivotSpe
 
 
 def as_json(specs: Sequence[PivotSpec]) -> str:
-    """Layouts as JSON text that `remembered` reads."""
+    """Returns layouts as JSON text that `remembered` reads."""
     entries = [{option: getattr(spec, option) for option in OPTIONS} for spec in specs]
     return json.dumps(entries, indent=1) + "\n"
 
 
 def remembered(entries: Any, cells: Sequence[CellRecord]) -> list[PivotSpec]:
-    """The layouts in the JSON of `as_json` whose names these cells still have; ignores all other
-    content."""
+    """Returns the layouts in the JSON of `as_json`. Omits layouts with names that these cells do
+    not have, and ignores all other content."""
     found = []
     for entry in entries if isinstance(entries, list) else []:
         try:

@@ -1,4 +1,4 @@
-"""Signs for networks that did not learn their training set, and for attacks without effect."""
+"""Marks networks that did not learn their training set, and attacks without effect."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from backdoor_lab.analysis.intervals import wilson
 from backdoor_lab.results.records import CellRecord
 
 BEHIND = 0.02
-"""A training accuracy lower than another by more than this marks a network as not converged."""
+"""A network is marked as not converged if its training accuracy is this much below the expected
+one."""
 NOT_CONVERGED, NO_ATTACK = "†", "‡"
 KIND = ("dataset", "model", "recipe")
 """Choices that two networks must share for their accuracies to be comparable."""
@@ -25,15 +26,15 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class CleanNetworks:
-    """Mean results of networks trained without poison: training `accuracy` by measure and KIND,
-    `asr` by ATTACK."""
+    """Mean results of networks trained without poison: `accuracy` maps a measure and the choices in
+    KIND to the training accuracy, `asr` maps the choices in ATTACK to the ASR."""
 
     accuracy: Mapping[tuple[str, Choices], float]
     asr: Mapping[Choices, float]
 
     @classmethod
     def among(cls, cells: Iterable[CellRecord]) -> CleanNetworks:
-        """The clean networks among `cells`."""
+        """Returns the mean results of the networks in `cells` that were trained without poison."""
         accuracy: dict[tuple[str, Choices], list[float]] = defaultdict(list)
         asr: dict[Choices, list[float]] = defaultdict(list)
         for cell in cells:
@@ -47,21 +48,21 @@ class CleanNetworks:
         return cls(_means(accuracy), _means(asr))
 
     def has_asr(self, cell: CellRecord) -> bool:
-        """Whether a clean network was tested on the attack of this cell."""
+        """Whether `asr` has a value for the attack of this cell."""
         return _choices(cell, ATTACK) in self.asr
 
     def expected(self, cell: CellRecord) -> float | None:
-        """The ASR1 to expect without an attack: that of clean networks on the same test, else the
-        share of the same images that the cell's network classifies as the target without the
-        trigger."""
+        """Returns the ASR1 to expect without an attack: the ASR of clean networks on the same test.
+        If there is none, the share of the test images that the cell's own network classifies as the
+        target without the trigger."""
         other = cell.numbers.get("clean_rate1")
         return self.asr.get(_choices(cell, ATTACK), other) if self.asr else other
 
 
 def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str, list[str]]:
-    """Map cell ids to ``nat1``, ``nat2`` or both if a network's training accuracy is clearly lower
-    than that of clean networks with the same recipe, model and data set or, without any, than the
-    best of `cells` with the same ratio."""
+    """Maps cell ids to ``nat1``, ``nat2`` or both if a network's training accuracy is clearly too
+    low. The standard is the accuracy of clean networks with the same recipe, model and data set or,
+    without any, the best of `cells` with the same ratio."""
     known = [cell for cell in cells if _is_known(cell)]
     found: dict[str, list[str]] = {}
     for name, figure in _FIGURES.items():
@@ -80,14 +81,14 @@ def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str
 
 
 def without_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> list[CellRecord]:
-    """The poisoned cells with no measurable attack: the lower end of ASR1's 95 % Wilson interval is
-    not above the rate that `clean` expects."""
+    """Returns the poisoned cells whose attack has no measurable effect: the lower end of ASR1's 95
+    % Wilson interval is not above the rate that `clean` expects without an attack."""
     poisoned = (cell for cell in cells if _is_known(cell) and _is_poisoned(cell))
     return [cell for cell in poisoned if _is_above(cell, clean) is False]
 
 
 def _is_above(cell: CellRecord, clean: CleanNetworks) -> bool | None:
-    """Whether ASR1 is higher than without an attack; None if the record does not tell."""
+    """Whether ASR1 is higher than without an attack; None if the record lacks the values."""
     asr, expected = cell.numbers.get("asr1"), clean.expected(cell)
     if asr is None or expected is None:
         return None
@@ -97,7 +98,7 @@ def _is_above(cell: CellRecord, clean: CleanNetworks) -> bool | None:
 
 def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
     """Whether any of `cells` (of one attack) has an ASR1 higher than without an attack. True if the
-    records do not tell, False without poison."""
+    records lack the values, False without poison."""
     known = [cell for cell in cells if _is_known(cell)]
     if known and not any(map(_is_poisoned, known)):
         return False
@@ -108,8 +109,8 @@ def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
 def signs_of(
     cells: Sequence[CellRecord], marked: Mapping[str, Sequence[str]], attacked: bool
 ) -> dict[str, str]:
-    """Map the measures of a position to its sign: not converged if `marked` has any of its cells;
-    no attack on ASR1 and ASR2 if the cells are poisoned but `attacked` is False."""
+    """Maps the measures of a table position to signs: not converged, if `marked` contains any of
+    its cells; no attack (ASR1 and ASR2 only), if the cells are poisoned but `attacked` is False."""
     signs = {name: NOT_CONVERGED for cell in cells for name in marked.get(cell.id, ())}
     if not attacked and any(cell.done and _is_poisoned(cell) for cell in cells):
         signs |= dict.fromkeys(("asr1", "asr2"), NO_ATTACK)

@@ -1,7 +1,7 @@
-"""Write a grid of plain text for a terminal, as Markdown, LaTeX and HTML.
+"""Writes a table of plain text for a terminal, as Markdown, LaTeX and HTML.
 
-Names come from records, so every format escapes them, except a terminal, which interprets nothing
-but control characters; these and other unprintable characters are shown as `?`.
+Names come from records, so every format escapes them, except for the terminal. Control and other
+unprintable characters are shown as `?`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class TextTable:
-    """Plain unescaped text in rows and columns; the first `left` columns hold names.
+    """A table of plain unescaped text; the first `left` columns hold names.
 
     `best`: the (row, column) positions set in bold. `over`: a line above the head with one group
-    name per column (empty for none); equal neighbors are merged.
+    name per column (empty for none); equal neighboring names are merged.
     """
 
     title: str
@@ -44,24 +44,24 @@ class TextTable:
 
 
 def short(text: str) -> str:
-    """`text` without unprintable characters, shortened to fit a table."""
+    """Returns `text` without unprintable characters, shortened to fit a table."""
     text = plain(text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 def in_terminal(grid: TextTable) -> str:
-    """Aligned plain text in the form of Markdown, with nothing escaped."""
+    """Returns the table as aligned plain text in the form of Markdown, with nothing escaped."""
     return _aligned(grid, plain, lambda text: plain(text).strip())
 
 
 def in_markdown(grid: TextTable) -> str:
-    """Aligned Markdown for a file."""
+    """Returns the table as aligned Markdown for a file."""
     return _aligned(grid, _markdown_text, _markdown_line)
 
 
 def _aligned(grid: TextTable, of_cell: Callable[[str], str], of_line: Callable[[str], str]) -> str:
-    """The title, the rows between vertical bars, and the notes; group names are repeated in each
-    column heading. `of_cell` and `of_line` escape a cell and a line of text."""
+    """Returns the title, the rows between vertical bars, and the notes; group names are repeated in
+    each column heading. `of_cell` and `of_line` escape a cell and a line of text."""
     over = grid.over or [""] * len(grid.head)
     head = [f"{group} {name}".strip() for group, name in zip(over, grid.head, strict=True)]
     lines = [[of_cell(cell) for cell in head]]
@@ -87,7 +87,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 def _markdown_text(text: str) -> str:
     """Escape everything that (GitHub) Markdown or its HTML would interpret, except underscores
     between letters. Names do not become links: `://` and `www.` are broken up. `&`, `<` and `>`
-    between two spaces, as in "p < 0.05", have no effect and stay."""
+    between two spaces, as in "p < 0.05", have no effect and are not escaped."""
     text = re.sub(
         r"([\\|`*\[\]$~]|(?<![^\W_])_|_(?![^\W_])|:(?=//)|(?<=\bwww)\.)", r"\\\1", plain(text)
     )
@@ -95,7 +95,7 @@ def _markdown_text(text: str) -> str:
 
 
 def _markdown_line(text: str) -> str:
-    """Escape also what starts a list, heading or rule, or ends a heading."""
+    """Escape, in addition, what starts a list, heading or rule, or ends a heading."""
     begins = r"^(\d*)(?=(?:#+|[-+.)])(?:\s|$)|-[- ]*$)"
     return re.sub(rf"{begins}|(?=#+$)", r"\1\\", _markdown_text(text.strip()))
 
@@ -110,7 +110,7 @@ _TEX = {
 
 
 def in_latex(grid: TextTable) -> str:
-    r"""A fragment for ``\input`` that requires only ``\usepackage{booktabs}``."""
+    r"""Returns a LaTeX fragment for ``\input`` that requires only ``\usepackage{booktabs}``."""
     columns = "l" * grid.left + "r" * (len(grid.head) - grid.left)
     body = []
     for row, cells in enumerate(grid.rows):
@@ -128,14 +128,15 @@ def in_latex(grid: TextTable) -> str:
 
 
 def _latex_size(grid: TextTable) -> list[str]:
-    """Smaller fonts for wide tables; even wider tables overflow equally on both sides."""
+    """Returns commands that select a smaller font for wide tables; still wider tables overflow
+    equally on both sides."""
     lines = [grid.head, *grid.rows]
     width = sum(2 + max(len(line[c]) for line in lines) for c in range(len(grid.head)))
     return [said for most, said in _SIZES if width > most][-1:]
 
 
 def _latex_over(grid: TextTable) -> list[str]:
-    """The group names above their columns, with a rule below each."""
+    """Returns LaTeX lines with the group names above their columns and a rule below each name."""
     cells, rules, column = [], [], 1
     for name, width in grid.spans():
         if name:
@@ -159,5 +160,5 @@ def _latex_text(text: str) -> str:
 
 
 def html_page(title: str, grids: Sequence[TextTable]) -> str:
-    """A self-contained HTML page without scripts, links or external resources."""
+    """Returns a self-contained HTML page without scripts, links or external resources."""
     return render("tables.html", title=title, grids=grids)

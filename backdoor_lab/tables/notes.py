@@ -38,8 +38,8 @@ _SHOWN, _LISTED, _FEW = 3, 12, 3
 
 
 def notes_of(group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetworks) -> list[str]:
-    """The notes below one table, except those on single values. `several`: values may be means over
-    several seeds; `clean`: the clean networks of the sweep."""
+    """Returns the notes below one table, except notes on single values. `several`: values may be
+    means over several seeds; `clean`: the clean networks of the sweep."""
     facts, cells = group.facts, group.cells
     if group.traits == UNKNOWN:
         return ["Unreadable records of cells that no sweep.json lists; see the warnings."]
@@ -52,8 +52,8 @@ def notes_of(group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetw
 
 
 def _what(group: TableGroup, spec: PivotSpec) -> str:
-    """The values that all cells share, except the protocol; the seeds; the number of completed
-    cells."""
+    """Returns a note with the values that all cells share (except the protocol), the seeds, and the
+    number of completed cells."""
     cells = group.cells
     unsaid = ("protocol", "trigger") if spec.report else ("protocol",)
     parts = [
@@ -70,7 +70,8 @@ def _what(group: TableGroup, spec: PivotSpec) -> str:
 
 
 def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = ()) -> list[str]:
-    """One line per protocol with its values; values that differ are listed with their owners."""
+    """Returns one line per protocol with its values. If a value differs between cells, the line
+    states which cells have which value."""
     found: dict[str, list[int]] = {}
     for number in members:
         version = facts.of[number].get(VERSION)
@@ -87,8 +88,9 @@ def protocols(facts: CellFields, members: Sequence[int], axes: Sequence[str] = (
 
 
 def _value(facts: CellFields, numbers: Sequence[int], key: str, axes: Sequence[str]) -> str:
-    """``1.5eps``, or ``1.5eps (spectral) | 15% (scan)`` if the defense determines it. A value
-    shared by more than three comes last, as ``(all others)``."""
+    """Returns the values of protocol key `key` as text: ``1.5eps``, or
+    ``1.5eps (spectral) | 15% (scan)`` if the defense determines it. A value shared by more than
+    three defenses comes last, as ``(all others)``."""
     values = facts.values(key, numbers)
     if len(values) == 1 or key in axes:
         return " | ".join(values)
@@ -107,7 +109,7 @@ def _value(facts: CellFields, numbers: Sequence[int], key: str, axes: Sequence[s
 
 
 def _open(group: TableGroup, axes: Sequence[str]) -> list[str]:
-    """The cells that are not done, with their status."""
+    """Returns a note that lists the cells that are not done, with their status."""
     facts, names = group.facts, [name for name in axes if name != SEED]
     left = [
         f"{', '.join([*facts.key(n, names), f'seed {facts.word(n, SEED)}'])}:"
@@ -120,19 +122,19 @@ def _open(group: TableGroup, axes: Sequence[str]) -> list[str]:
 
 
 def _unplaced(facts: CellFields) -> list[str]:
-    """The records with unknown choices, which have no position in a table."""
+    """Returns a note on the records with unknown choices, which have no position in a table."""
     lost = [f"{cell.id} ({cell.status})" for cell in facts.cells if not cell.choices]
     more = f" and {len(lost) - _LISTED} more" if len(lost) > _LISTED else ""
     return [f"Not in any table: {', '.join(lost[:_LISTED])}{more}."] if lost else []
 
 
 def reading(values: Sequence[str]) -> str:
-    """The meaning of each measure."""
+    """Returns a note with the meaning of each measure."""
     return " ".join(f"{MEASURE[name].head}: {MEASURE[name].says}." for name in values)
 
 
 def clean_images(cells: Iterable[CellRecord]) -> list[int]:
-    """The sizes of the training sets before poisoning, where recorded."""
+    """Returns the sizes of the training sets before poisoning, where recorded."""
     sizes = {
         cell.numbers["n_train"] - cell.numbers["n_poisoned"]
         for cell in cells
@@ -142,8 +144,8 @@ def clean_images(cells: Iterable[CellRecord]) -> list[int]:
 
 
 def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
-    """How to read a difference from the report, for cells with these traits whose training sets had
-    `clean` images before poisoning."""
+    """Returns a note on how to read differences from the reproduced report, for cells with these
+    traits whose training sets had `clean` images before poisoning."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
         "Reference: the report's figures (Group 13, Tables 1 and 2) are CIFAR-10 with ResNet18; "
@@ -160,8 +162,8 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
 
 
 def where(cells: Sequence[CellRecord]) -> list[str]:
-    """Devices and versions of the runs, most frequent first, and components whose code was
-    modified."""
+    """Returns notes on the devices and versions of the runs, most frequent first, and on components
+    whose code was modified."""
     devices = _frequent(cell.run.get("device") for cell in cells)
     versions = _frequent(each_once(_versions, [cell.run.get("versions") for cell in cells]))
     lines = [f"Device: {devices}."] if devices else []
@@ -184,7 +186,7 @@ def _frequent(values: Iterable[Any]) -> str:
 
 
 def seed_range(seeds: Sequence[int]) -> str:
-    """``0-4`` for consecutive seeds, otherwise ``0, 2``.
+    """Returns seeds as text: ``0-4`` if they are consecutive, otherwise ``0, 2``.
 
     >>> seed_range([0, 1, 2]), seed_range([0, 2])
     ('0-2', '0, 2')

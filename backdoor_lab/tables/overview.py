@@ -15,7 +15,8 @@ from backdoor_lab.tables.writers import markdown as in_markdown
 from backdoor_lab.tables.writers import terminal
 
 MOST = 4
-"""Largest number of tables in the report's layout, and of defenses in one, before wide tables."""
+"""Maximum number of tables in the report's layout, and of defenses in one table; above it, wide
+tables are shown."""
 ACROSS_WITH_INTERVALS = 6
 DEFENSE, SOURCE = "defense", "source"
 ATTACK = ("n_poisoned", "nat1", "asr1")
@@ -28,16 +29,16 @@ _AFTER_ONLY = ("filter_scope", "removal_budget", "max_removed", "center", "layer
 
 
 def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """`tables`, which are the report's layout of these cells, or wide tables.
+    """Returns the tables to show: `tables`, which have the report's layout, or wide tables.
 
     Tables are wide if the report's layout needs more than MOST tables (one per trigger, model,
     ...), if one of these has more than MOST defenses, or if no completed cell was retrained, so
     that Nat2 and ASR2 would be empty. The axes are all choices that differ, except the seed. If
     there are several, the one with the fewest values (other than the defense) forms the columns;
-    the others form the rows, defense first, so that defenses compete within a column. Measures of
-    completed cells share a table up to ACROSS values per line (ACROSS_WITH_INTERVALS with several
-    seeds), then get separate tables. If the defense is an axis, measures before the defense get a
-    table with one line per attack.
+    the others form the rows, defense first, so that defenses compete within a column. The measures
+    of completed cells share a table if a line has at most ACROSS values (with several seeds:
+    ACROSS_WITH_INTERVALS); otherwise each group of measures gets a separate table. If the defense
+    is an axis, measures before the defense get a separate table with one line per attack.
     """
     if not (_crowded(tables) or _without_retraining(facts.cells)):
         return list(tables)
@@ -45,8 +46,8 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
 
 
 def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """The tables in the report's layout to write: all that are shown and, if those are wide, also
-    the ones with retrained cells of the reproduced report, to compare them with its figures."""
+    """Returns the tables in the report's layout that are written to files: those that are shown,
+    and those with retrained cells of the reproduced report, to compare them with its figures."""
     return [
         table for table in tables
         if any(table is each for each in shown)
@@ -55,12 +56,12 @@ def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[Pivo
 
 
 def markdown(table: PivotTable) -> str:
-    """A table as aligned Markdown for a file."""
+    """Returns a table as aligned Markdown for a file."""
     return in_markdown(document(table))
 
 
 def printed(table: PivotTable) -> str:
-    """A table as aligned text for a terminal."""
+    """Returns a table as aligned text for a terminal."""
     return terminal(document(table))
 
 
@@ -91,9 +92,9 @@ def _wide(facts: CellFields) -> Iterator[PivotTable]:
 def _parts(
     cells: Sequence[CellRecord], groups: Sequence[Sequence[str]], fit: int
 ) -> Iterator[tuple[str, ...]]:
-    """The measures of each table, at most `fit`: one table for all if possible, else separate ones
-    per group. Without completed cells there is still one table, which lists those that are not
-    done."""
+    """Yields the measures of each table, at most `fit` of them: all in one table if possible, else
+    separate tables per group. Without completed cells there is still one table, which lists the
+    cells that are not done."""
     known = [[name for name in group if _known(cells, name)] for group in groups]
     known = known if any(known) else [list(groups[0][:fit])]
     together = [name for group in known for name in group]
@@ -102,7 +103,7 @@ def _parts(
 
 
 def _axes(facts: CellFields) -> list[str]:
-    """The choices that differ, and all other values that would separate tables."""
+    """Returns the choices that differ, and all other names whose values would separate tables."""
     names = [name for name in CHOICES if name not in (SEED, SOURCE)]
     varied = [name for name in names if len(facts.values(name)) > 1]
     others = splitting(facts, PivotSpec(tuple(varied)))
@@ -110,8 +111,8 @@ def _axes(facts: CellFields) -> list[str]:
 
 
 def _before(cells: Sequence[CellRecord], attack: tuple[str, ...]) -> Iterator[PivotTable]:
-    """The table of measures before the defense: one cell per attack, preferably done and with the
-    most frequent defense."""
+    """Yields the table of measures before the defense. It uses one cell per attack, preferably a
+    completed one with the most frequent defense."""
     done = [cell for cell in cells if cell.done and cell.choices]
     often = Counter(cell.choices[DEFENSE] for cell in done)
     facts = CellFields([cell for cell in cells if cell.choices])
@@ -137,7 +138,7 @@ def _preferred(cell: CellRecord, often: Counter[str]) -> tuple[bool, int]:
 
 
 def _after_only(name: str) -> bool:
-    """Whether a name has no effect on measures before the defense."""
+    """Whether a protocol or config value has no effect on measures before the defense."""
     if name.startswith("config."):
         return name.startswith(("config.defense.", "config.code.defense"))
     return name == DEFENSE or name.removeprefix(PROTOCOL) in _AFTER_ONLY

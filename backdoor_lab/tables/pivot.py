@@ -1,7 +1,7 @@
-"""Build tables of any layout from the tidy frame of cells.
+"""Builds tables of any layout from the tidy frame of cells.
 
-Choices form the rows and columns, measures the values. Only seeds are averaged: other choices that
-differ but are not on an axis form separate tables.
+Choices form the rows and columns, measures the values. Values are averaged over seeds only: other
+choices that differ and are not on an axis form separate tables.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ Places = dict[tuple[Key, Key], list[int]]
 @dataclass(frozen=True)
 class PivotCell:
     """One position of a table: the estimates over its seeds, the number of cells `done` and `asked`
-    for, and their `status`. `attacked`: whether ASR1 shows an attack (True if unknown). `signs`:
-    measure -> sign, if a network did not learn. `reference`: the report's figures, in its layout
-    only. `seeds`: for each measure its values by seed, as recorded, for paired tests."""
+    for, and their `status`. `attacked`: whether ASR1 shows an attack (True if unknown). `signs`
+    maps a measure to the sign of a network that did not learn or of an attack without effect.
+    `reference`: the reproduced report's figures, in its layout only. `seeds`: for each measure its
+    values by seed, as recorded, for paired tests."""
 
     estimates: dict[str, Estimate]
     done: int
@@ -44,12 +45,12 @@ class PivotCell:
 
 @dataclass(frozen=True)
 class PivotTable:
-    """A table: `title` for display, `slug` for file names, `notes` for below it, `traits` the
-    values that all cells share, `clean` their training set sizes before poisoning. Positions
-    missing in `cells` have no cell in the sweep.
+    """A table: `title` for display, `slug` for file names, `notes` to show below the table,
+    `traits` the values that all cells share, `clean` the sizes of their training sets before
+    poisoning. Positions missing in `cells` have no cell in the sweep.
 
-    `rows` and `columns` are sorted: numbers by value, all else in the order of the sweep; source
-    and target classes have the same order on both axes.
+    `rows` and `columns` are sorted: numbers by value, other values in the order of the sweep;
+    source and target classes have the same order on both axes.
     """
 
     title: str
@@ -65,12 +66,13 @@ class PivotTable:
 
     @property
     def compared(self) -> list[Key]:
-        """The rows that are also in the reproduced report."""
+        """The rows that also exist in the reproduced report."""
         return [row for row, _ in self.cells if self.cells[row, ()].reference is not None]
 
 
 def pivot(facts: CellFields, spec: PivotSpec) -> list[PivotTable]:
-    """The tables of a layout, in the order of the sweep; `facts` must have all of its names."""
+    """Returns the tables of a layout, in the order of the sweep; `facts` must have all names in
+    `spec`."""
     groups = split(facts, spec)
     keys = facts.keys(spec.rows), facts.keys(spec.columns)
     places = [_places(group, *keys) for group in groups]
@@ -80,7 +82,7 @@ def pivot(facts: CellFields, spec: PivotSpec) -> list[PivotTable]:
 
 
 def pivot_cells(cells: Sequence[CellRecord], spec: PivotSpec) -> list[PivotTable]:
-    """The tables of a layout for these cells."""
+    """Returns the tables of a layout for these cells."""
     return pivot(CellFields(cells, spec.axes), spec)
 
 
@@ -97,7 +99,8 @@ def _places(group: TableGroup, rows: Sequence[Key], columns: Sequence[Key]) -> P
 def _estimates(
     facts: CellFields, places: Sequence[Places], values: Sequence[str]
 ) -> list[dict[tuple[Key, Key], dict[str, Estimate]]]:
-    """For each table and position: the estimates over completed cells with finite values."""
+    """Returns, for each table and position, the estimates over completed cells with finite
+    values."""
     import numpy as np
 
     keys = [(table, where) for table, each in enumerate(places) for where in each]
@@ -159,7 +162,8 @@ def _cell(
 
 
 def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:
-    """The report's figures, or None if the cell has another protocol or a source class."""
+    """Returns the reproduced report's figures, or None if the cell has another protocol or a source
+    class."""
     if not shared or shared["defense"] != reference.DEFENSE:
         return None
     if not reference.asks_the_same(shared["protocol"], shared.get("source"), shared):
@@ -168,7 +172,7 @@ def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:
 
 
 def status_of(cells: Sequence[CellRecord]) -> str:
-    """The status of a position's cells.
+    """Returns the status of the cells at one position as text.
 
     For one cell ``failed: oom``, for several seeds ``2 done, 1 failed: oom``.
     """
@@ -181,7 +185,7 @@ def status_of(cells: Sequence[CellRecord]) -> str:
 def _along(
     facts: CellFields, spec: PivotSpec, places: Iterable[tuple[Key, Key]], axis: int
 ) -> list[Key]:
-    """The keys along one axis, sorted."""
+    """Returns the keys along one axis, sorted."""
     keys = [place[axis] for place in places]
     if spec.report:
         return list(dict.fromkeys(keys))
@@ -191,7 +195,7 @@ def _along(
 
 
 def _classes(places: Sequence[tuple[Key, Key]]) -> list[Key]:
-    """All classes, in the order of the sweep's outer axis; on the inner axis the first class would
-    come last, as no class is paired with itself."""
+    """Returns all classes, in the order of the sweep's outer axis: on the inner axis the first
+    class comes last, since source and target are never the same class."""
     outer = int(len(places) > 1 and places[0][0] != places[1][0])
     return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))

@@ -1,7 +1,7 @@
 """The figures of the reproduced report as printed: CIFAR-10, ResNet18, spectral filter.
 
-"Backdoor attack and defense in image classification" (Group 13), Tables 1 and 2. In percent, except
-`pois_left` in images.
+"Backdoor attack and defense in image classification" (Group 13), Tables 1 and 2. Figures are in
+percent, except for `pois_left`, a number of images.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ MEANT = {
     "filter_scope": ("target",), "removal_budget": ("1.5eps",), "max_removed": ("any",),
     "center": ("true",), "clean_holdout": ("0",),
 }  # fmt: skip
-"""Possible meanings of the report's protocol; other values are another experiment. The layer may
-have any value, as the report does not state it."""
+"""Possible meanings of the report's protocol; other values make a different experiment. The layer
+may have any value, since the report does not state it."""
 DATASET, MODEL, DEFENSE = "cifar10", "resnet18", "spectral"
 TRAINING_IMAGES = 50_000
 
@@ -46,10 +46,9 @@ _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
 
 
 def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bool:
-    """Whether a cell repeats the report's experiment: same protocol name and, where recorded, same
-    values in `resolved` (such as "protocol.placement": "append", as JSON values or text). `source`
-    is
-    None or "any" if there is no source class."""
+    """Whether a cell repeats the report's experiment: the protocol has the same name and, where
+    recorded, the same values in `resolved` (such as "protocol.placement": "append", as JSON values
+    or text). `source` is None or "any" if there is no source class."""
     if protocol not in PROTOCOLS or source not in (None, "any"):
         return False
     said = {name: words(resolved.get(f"protocol.{name}")) for name in MEANT}
@@ -57,7 +56,8 @@ def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bo
 
 
 def lookup(trigger: Any, target: Any, ratio: Any) -> dict[str, float] | None:
-    """The report's figures for one cell, or None if it is not one of its twelve."""
+    """Returns the report's figures for one cell, or None if the cell is not one of the report's
+    twelve."""
     for (name, share), figures in _TABLES.get(str(trigger), {}).items():
         if name == target and abs(share - float(ratio)) < 1e-9:
             return dict(zip(COLUMNS, figures, strict=True))

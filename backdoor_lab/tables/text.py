@@ -1,4 +1,4 @@
-"""Tables of any layout as text in rows and columns, for display and for spreadsheets."""
+"""Converts tables of any layout to text in rows and columns, for display and for spreadsheets."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from backdoor_lab.tables.writers import Document
 T = TypeVar("T")
 
 ACROSS = 12
-"""Number of values per line that fit on a page or screen."""
+"""Number of values per line that fit on a page or a screen."""
 NONE = PivotCell({}, 0, 0, "")
 
 
 def document(table: PivotTable) -> Document:
-    """A table as a document that can be written in any format."""
+    """Returns a table as a document that can be written in any format."""
     return Document(
         table.title, grids(table), *(_report_sheet if table.spec.report else _sheet)(table)
     )
 
 
 def grids(table: PivotTable) -> list[TextTable]:
-    """The table as text: in the report's layout, followed by the comparison with the report's
-    figures if there are any; otherwise in panels of at most ACROSS values per line, or of one
-    column."""
+    """Returns the table as text. In the report's layout, a comparison with the report's figures
+    follows, if there are any. In other layouts, the table is divided into panels of at most ACROSS
+    values per line, or of one column."""
     if table.spec.report:
         return [grid(table), *[_compared(table)] * bool(table.compared)]
     fit = max(1, ACROSS // len(table.spec.values))
@@ -53,7 +53,7 @@ def grids(table: PivotTable) -> list[TextTable]:
 
 
 def evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:
-    """Split `items` into at most `parts` runs of equal length; the last may be shorter.
+    """Splits `items` into at most `parts` runs of equal length; the last one may be shorter.
 
     >>> evenly([1, 2, 3, 4, 5], 2)
     [[1, 2, 3], [4, 5]]
@@ -63,7 +63,7 @@ def evenly(items: Sequence[T], parts: int) -> list[Sequence[T]]:
 
 
 def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> TextTable:
-    """The table as text with its best values marked, for all columns or the given ones."""
+    """Returns the table as text with its best values marked, for all columns or the given ones."""
     columns = table.columns if columns is None else columns
     values, names = table.spec.values, _names(table)
     over = [short(_column(table, column)) for column in columns for _ in values]
@@ -90,7 +90,8 @@ def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> TextTable:
 
 
 def _names(table: PivotTable) -> list[int]:
-    """The row names that are shown: all, except a single defense in the report's layout."""
+    """Returns the indices of the row names to show: all of them, except that the report's layout
+    omits the defense if there is only one."""
     shown = list(range(len(table.spec.rows)))
     if table.spec.report and len({row[-1] for row in table.rows}) == 1:
         return shown[:-1]
@@ -122,7 +123,7 @@ def _text(table: PivotTable, name: str, cell: PivotCell | None) -> str:
 
 
 def _seeds(cells: Sequence[PivotCell]) -> str:
-    """The number of seeds behind a row's values: ``3``, or ``2-3`` if it varies."""
+    """Returns the number of seeds behind a row's values: ``3``, or ``2-3`` if it varies."""
     counts = sorted({cell.done for cell in cells}) or [0]
     return "-".join(map(str, dict.fromkeys([counts[0], counts[-1]])))
 
@@ -152,7 +153,7 @@ def _reference(name: str, cell: PivotCell) -> str:
 
 
 def difference(name: str, cell: PivotCell) -> float | None:
-    """Our value minus the report's, in percentage points or images."""
+    """Returns our value minus the report's, in percentage points or images."""
     ours = cell.estimates.get(name)
     if ours is None or cell.reference is None:
         return None
@@ -168,9 +169,9 @@ def _difference(name: str, cell: PivotCell) -> str:
 
 
 def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """A sheet with fixed columns: the traits that all rows share, names, seeds (completed cells),
-    status, the values of each measure as in `value_of`, then ref_* and diff_*. In percent or
-    images, not rounded; empty where there is no value."""
+    """Returns the head and the lines of a sheet with fixed columns: the traits that all rows share,
+    names, seeds (completed cells), status, the values of each measure as in `value_of`, then ref_*
+    and diff_*. Values are in percent or images, not rounded; a missing value is empty."""
     heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]
     heads += [kind + name for kind in ("ref_", "diff_") for name in COLUMNS]
     lines = []
@@ -184,9 +185,9 @@ def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
 
 
 def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """One line per row of the table: the choices that all cells share, those of the row, and for
-    each column its values as in `value_of`, the number of completed cells and the status. A missing
-    value is an empty cell."""
+    """Returns the head and the lines of a sheet with one line per row of the table: the choices
+    that all cells share, those of the row, and for each column its values as in `value_of`, the
+    number of completed cells and the status. A missing value is an empty cell."""
     heads = [*table.traits, *table.spec.rows]
     for column in table.columns:
         before = f"{_column(table, column)} ".lstrip()

@@ -1,4 +1,4 @@
-"""Notes below a table that warn about values with little meaning."""
+"""Warnings below a table about values that have little meaning."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from backdoor_lab.tables.learned import (
 )
 
 FEW = 30
-"""With fewer images, a single image changes a rate by more than 3 percentage points."""
+"""With fewer images than this, a single image changes a rate by more than 3 percentage points."""
 MOSTLY = 0.9
-"""Share of the clean test images in one class above which a network is reported."""
+"""A network is reported if it assigns more than this share of the clean test images to one
+class."""
 OWN_SEED = (
     "Nat2 and ASR2 differ from Nat1 and ASR1 also where nothing was removed: the retraining draws "
     "its own seed (retrain_seed=same takes that of the first training)."
@@ -37,8 +38,8 @@ def cautions(
     cells: Sequence[CellRecord], values: Sequence[str] = ("asr1", "nat2", "asr2"),
     clean: CleanNetworks | None = None,
 ) -> list[str]:  # fmt: skip
-    """The warnings below a table of `cells` with the measures `values`. `clean`: the clean networks
-    to compare with, by default those among `cells`."""
+    """Returns the warnings below a table of `cells` with the measures `values`. `clean`: the clean
+    networks to compare with, by default those among `cells`."""
     done = [cell for cell in cells if cell.done and cell.choices]
     after = bool({"nat2", "asr2"} & set(values))
     clean = CleanNetworks.among(done) if clean is None else clean
@@ -67,7 +68,7 @@ def _not_converged(cells: Sequence[CellRecord], after: bool, clean: CleanNetwork
 
 
 def _own_rules(cells: Sequence[CellRecord]) -> list[str]:
-    """A note on filters that ignore the protocol's classes and budget."""
+    """Returns a note on filters that ignore the protocol's classes and budget."""
     free = dict.fromkeys(
         words(cell.choices["defense"])
         for cell in cells
@@ -139,7 +140,8 @@ def _retrained_on_all(cell: CellRecord) -> bool:
 
 
 def _where(cells: Sequence[CellRecord], some: Sequence[CellRecord], *, after: str = "1") -> str:
-    """``every cell``, or the attacks of `some` cells (with their defenses if `after` is "2")."""
+    """Returns ``every cell``, or the names of the attacks of `some` cells (with their defenses if
+    `after` is "2")."""
     if len(some) == len(cells) > 1:
         return "every cell"
     named = list(dict.fromkeys(_attack(cell, defended=after == "2") for cell in some))

@@ -14,8 +14,8 @@ from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdo
 
 @dataclass(frozen=True)
 class Document:
-    """A table to write: `grids` for display; `head` and `lines` for a spreadsheet, not rounded,
-    None where there is no value."""
+    """A table to write: `grids` for display; `head` and `lines` for a spreadsheet, with values that
+    are not rounded and None for missing values."""
 
     title: str
     grids: list[TextTable]
@@ -24,27 +24,27 @@ class Document:
 
 
 def terminal(document: Document) -> str:
-    """Aligned text for printing, in the form of Markdown but with nothing escaped."""
+    """Returns aligned text for printing, in the form of Markdown but with nothing escaped."""
     return "\n".join(map(in_terminal, document.grids))
 
 
 def markdown(document: Document) -> str:
-    """Aligned Markdown for a file."""
+    """Returns aligned Markdown for a file."""
     return "\n".join(map(in_markdown, document.grids))
 
 
 def latex(document: Document) -> str:
-    r"""A fragment for ``\input`` that requires only ``\usepackage{booktabs}``."""
+    r"""Returns a LaTeX fragment for ``\input`` that requires only ``\usepackage{booktabs}``."""
     return "\n".join(map(in_latex, document.grids))
 
 
 def page(document: Document) -> str:
-    """A self-contained HTML page."""
+    """Returns a self-contained HTML page."""
     return html_page(document.title, document.grids)
 
 
 def sheet(document: Document) -> str:
-    """CSV, not rounded; empty where there is no value."""
+    """Returns CSV text; values are not rounded, and a missing value is an empty cell."""
     return csv_text(document.head, document.lines)
 
 
