@@ -23,8 +23,8 @@ CHECKOUT = ROOT.parent
 NEUTRAL = frozenset((
     "__init__.py", "__main__.py", "config_loader.py", "export.py", "export_weights.py",
     "hydra_options.py", "preview.py", "run.py", "separation.py", "status.py", "visibility.py",
-    "analysis", "compare", "figures", "identity", "page", "reports", "results", "sweep", "tables",
-    "templates",
+    "analysis", "compare", "fidelity", "figures", "identity", "page", "reports", "results", "sweep",
+    "tables", "templates",
     "core/lease.py", "core/errors.py", "core/failpoints.py", "core/atomic_io.py", "core/letters.py",
     "core/options.py", "core/output.py", "core/paths.py", "core/progress.py", "core/resources.py",
     "core/sheets.py", "core/small_files.py", "core/shutdown.py", "core/store.py",

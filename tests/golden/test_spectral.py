@@ -30,7 +30,39 @@ from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectral import SpectralSignatures, tail
 from backdoor_lab.pipeline.record import detection
+from tests.helpers.mutations import Mutation
 
+SPECTRAL = "defenses/spectral.py"
+MUTATIONS = [
+    Mutation(
+        SPECTRAL,
+        "return along.square() @ weights",
+        "return -along.square() @ weights",
+        "sign: the lowest scores are removed",
+    ),
+    Mutation(
+        SPECTRAL,
+        "if self.options.center:",
+        "if not self.options.center:",
+        "centering is reversed",
+    ),
+    Mutation(
+        SPECTRAL, "centered = values.double() - mean", "centered = values.double()",
+        "directions of values that are not centered",
+    ),
+    Mutation(
+        "defenses/options.py", 'removal_budget: str = "1.5eps"', 'removal_budget: str = "1eps"',
+        "removes 1 ε in place of 1.5 ε",
+    ),
+    Mutation(
+        "defenses/budget.py", 'round(float(found["eps"]) * epsilon)', "round(epsilon)",
+        "the factor of ε is ignored",
+    ),
+    Mutation(
+        "numerics/singular.py", "_right(rows, vectors[:, -1])", "_right(rows, vectors[:, 0])",
+        "the direction of least variance",
+    ),
+]  # fmt: skip
 CIFAR = [5000] * 10
 NAN = float("nan")
 UNTOLD = DefenderKnowledge(("",), None, None, 0)

@@ -30,7 +30,7 @@ LAYERS: dict[str, int] = {
     for number, names in enumerate([
         ["__init__", "core"],
         ["identity", "numerics", "templates"],
-        ["data", "hydra_options", "results"],
+        ["data", "fidelity", "hydra_options", "results"],
         ["analysis", "attacks", "config_loader", "defenses"],
         ["tables", "training"],
         ["compare", "pipeline"],

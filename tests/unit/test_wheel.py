@@ -54,7 +54,19 @@ def test_the_wheel_contains_configurations_versions_and_the_type_marker(wheel: P
     ours = {path.relative_to(ROOT).as_posix() for path in (ROOT / "conf").rglob("*.yaml")}
     assert ours
     assert {f"backdoor_lab/{name}" for name in ours} <= names
-    assert {"backdoor_lab/identity.json", "backdoor_lab/py.typed"} <= names
+    tables = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "backdoor_lab/fidelity").rglob("*.yaml")
+    }
+    assert len(tables) > 20
+    assert {"backdoor_lab/identity.json", "backdoor_lab/py.typed", *tables} <= names
+
+
+def test_the_installed_fidelity_table_is_true_of_the_installed_code(
+    site: Path, tmp_path: Path
+) -> None:
+    done = run(tmp_path, sys.executable, "-m", "backdoor_lab.fidelity", PYTHONPATH=str(site))
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_metadata_names_version_license_and_supported_pythons(wheel: Path) -> None:

@@ -1,0 +1,71 @@
+"""Our methods beside their papers and their authors' code, and a check that the table is true.
+
+python -m backdoor_lab.fidelity                  # all methods, one per line
+python -m backdoor_lab.fidelity beatrix          # one method, every row
+python -m backdoor_lab.fidelity --sources DIR    # the quotations, against checkouts in DIR
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from backdoor_lab.core.errors import EXIT_DONE, EXIT_SOME_FAILED, many, unknown
+from backdoor_lab.core.options import Parser, parser_of, path_of
+from backdoor_lab.core.terminal import run_command
+from backdoor_lab.fidelity.ours import drift
+from backdoor_lab.fidelity.quotations import check_sources
+from backdoor_lab.fidelity.rules import contradictions
+from backdoor_lab.fidelity.table import Method, methods
+from backdoor_lab.fidelity.text import details, overview
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit codes: 0; 1 if a default, a constant, a status or a quotation is not as the table says;
+    2 for an unknown method."""
+    return run_command(_parser(), _fidelity, arguments)
+
+
+def _fidelity(asked: Namespace) -> int:
+    every = methods()
+    for name in asked.method:
+        if name not in every:
+            raise unknown("method", name, every)
+    chosen = [every[name] for name in asked.method] or list(every.values())
+    if asked.sources is not None:
+        return _sources(chosen, asked)
+    print("\n\n".join(map(details, chosen)) if asked.method else overview(chosen))
+    wrong = contradictions(every.values()) + drift(every.values())
+    return _reported(wrong)
+
+
+def _sources(chosen: list[Method], asked: Namespace) -> int:
+    if not asked.sources.is_dir():
+        raise NotADirectoryError(20, "Not a directory", str(asked.sources))
+    quoted = sum(row.source is not None for method in chosen for row in method.rows)
+    wrong, absent = check_sources(chosen, asked.sources)
+    for repo in absent:
+        print(f"{repo} is absent: its quotations were not checked")
+    print(f"{many(quoted, 'quotation')}, {len(wrong)} wrong, {many(len(absent), 'repo')} absent")
+    return _reported(wrong)
+
+
+def _reported(wrong: list[str]) -> int:
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return EXIT_SOME_FAILED if wrong else EXIT_DONE
+
+
+def _parser() -> Parser:
+    parser = parser_of("fidelity", __doc__)
+    parser.add_argument("method", nargs="*", help="methods to print with all their rows")
+    parser.add_argument(
+        "--sources", type=path_of, metavar="DIR",
+        help="a folder with checkouts of the authors' repositories, named owner+name or name",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

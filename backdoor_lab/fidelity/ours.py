@@ -1,0 +1,130 @@
+"""Our values as the configuration and the code have them: read from the files, nothing imported."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.fidelity.table import Method, Row, same
+from backdoor_lab.identity.sources import ROOT, conf_dir
+
+NOT_OPTIONS = ("_target_", "name")
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
+}  # fmt: skip
+
+
+class _MissingError(Exception):
+    """A place that a row names does not exist."""
+
+
+def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None) -> list[str]:
+    """One line per option, constant or text that is not as the table says, per option that no row
+    describes, and per choice of the configuration that the table lacks."""
+    conf = conf or conf_dir()
+    every = list(methods)
+    found = [line for method in every for line in _drift_of(method, root, conf)]
+    known = {(each.group, each.name) for each in every}
+    for group in sorted({each.group for each in every}):
+        for path in sorted((conf / group).glob("*.yaml")):
+            if (group, path.stem) not in known:
+                found.append(f"{group}={path.stem} is not in the table")
+    return found
+
+
+def _drift_of(method: Method, root: Path, conf: Path) -> list[str]:
+    path = conf / method.group / f"{method.name}.yaml"
+    if not path.is_file():
+        return [f"{method.name}: there is no {method.group}={method.name}"]
+    options = _options(path)
+    found = [line for row in method.rows for line in _check(row, method, options, root)]
+    described = {row.key.partition(".")[0] for row in method.rows if row.kind == "option"}
+    lacking = [key for key in options if key not in (*NOT_OPTIONS, *described)]
+    return found + [f"{method.name}: no row describes the option {key}" for key in lacking]
+
+
+def _check(row: Row, method: Method, options: dict[str, Any], root: Path) -> list[str]:
+    found = []
+    try:
+        if row.kind != "step":
+            current = _current(row, method, options, root)
+            if not same(row.ours, current):
+                found.append(
+                    f"{method.name}: {row.key} is {current!r}, the table says {row.ours!r}"
+                )
+        if row.token and row.token not in (root / method.component).read_text():
+            found.append(f"{method.name}: {row.token!r} does not stand in {method.component}")
+    except (_MissingError, OSError) as error:
+        found.append(f"{method.name}: {error}")
+    return found
+
+
+def _current(row: Row, method: Method, options: dict[str, Any], root: Path) -> object:
+    if row.kind == "constant":
+        place, _, name = row.key.rpartition(":")
+        return constant(root / (place or method.component), name)
+    value: Any = options
+    for part in row.key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise _MissingError(f"{method.group}={method.name} has no option {row.key}")
+        value = value[part]
+    return value
+
+
+def _options(path: Path) -> dict[str, Any]:
+    import yaml
+
+    return dict(yaml.safe_load(path.read_text()))
+
+
+def constant(path: Path, name: str) -> object:
+    """The value of ``NAME``, ``Class.NAME`` or the default of a parameter (``function.parameter``,
+    ``Class.method.parameter``) in a Python file. What is not a literal or a sum, product or power
+    of literals is its source text."""
+    scope: ast.AST = ast.parse(path.read_text())
+    *outer, last = name.split(".")
+    for part in outer:
+        scope = _definition(scope, part, path)
+    if isinstance(scope, ast.FunctionDef):
+        return _default(scope, last, path)
+    for node in getattr(scope, "body", []):
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        value = getattr(node, "value", None)
+        if value is not None and any(isinstance(t, ast.Name) and t.id == last for t in targets):
+            return _value(value)
+    raise _MissingError(f"{path.name} has no constant {name}")
+
+
+def _definition(scope: ast.AST, name: str, path: Path) -> ast.AST:
+    for node in getattr(scope, "body", []):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == name:
+            return node
+    raise _MissingError(f"{path.name} has no class or function {name}")
+
+
+def _default(function: ast.FunctionDef, name: str, path: Path) -> object:
+    arguments = function.args
+    placed = [*arguments.posonlyargs, *arguments.args]
+    defaults = dict(
+        zip(reversed([a.arg for a in placed]), reversed(arguments.defaults), strict=False)
+    )
+    named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
+    defaults |= {a.arg: default for a, default in named if default is not None}
+    if name not in defaults:
+        raise _MissingError(f"{path.name}: {function.name} has no default of {name}")
+    return _value(defaults[name])
+
+
+def _value(node: ast.expr) -> object:
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = _value(node.left), _value(node.right)
+        if isinstance(left, int | float) and isinstance(right, int | float):
+            return _OPERATORS[type(node.op)](left, right)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return ast.unparse(node)

@@ -1,0 +1,270 @@
+"""The table of methods beside their authors' code: its format, its statuses, and what runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from backdoor_lab.core.errors import DataError
+from backdoor_lab.fidelity import ours
+from backdoor_lab.fidelity.__main__ import main
+from backdoor_lab.fidelity.ours import constant, drift
+from backdoor_lab.fidelity.rules import contradictions
+from backdoor_lab.fidelity.table import GROUPS, Method, Row, Source, methods, same
+from tests.helpers.mutations import GOLDEN, golden_modules, mutations_of
+from tests.helpers.project import CONF, PACKAGE, ROOT
+
+EVERY = methods()
+SOURCE = Source("owner/name", "0123456", "a.py", 1, "x = 1")
+EQUAL = Row("option", "x", 1, code=1, source=SOURCE)
+FREE = dataclasses.replace(EQUAL, code=2)
+COSTLY = dataclasses.replace(FREE, cost=10.0)
+BY_PAPER = Row("option", "y", 1, paper=1, section="3")
+OWN = Row("option", "z", 1)
+
+
+def method(status: str, *rows: Row, **more: Any) -> Method:
+    said = {"paper": "A, 2020", **more}
+    return Method("made", "defense", "Made", status, "defenses/made.py", rows=rows, **said)
+
+
+def exact(*rows: Row, **more: Any) -> Method:
+    return method("exact", *rows, **{"equal_to": "code", "golden": "test.py", **more})
+
+
+def test_every_trigger_and_defense_is_in_the_table() -> None:
+    chosen = {(group, path.stem) for group in ("trigger", "defense")
+              for path in (CONF / group).glob("*.yaml")}  # fmt: skip
+    assert {(each.group, each.name) for each in EVERY.values()} == chosen
+    assert len(EVERY) >= 40
+
+
+def test_the_statuses_follow_from_the_rows() -> None:
+    assert contradictions(EVERY.values()) == []
+
+
+def test_defaults_and_constants_are_as_the_table_says() -> None:
+    assert drift(EVERY.values()) == []
+
+
+def test_components_and_golden_tests_exist() -> None:
+    for each in EVERY.values():
+        assert (PACKAGE / each.component).is_file(), each.name
+        assert not each.golden or (ROOT / each.golden).is_file(), each.name
+
+
+def test_every_named_golden_test_has_two_mutations() -> None:
+    named = {each.golden for each in EVERY.values() if each.golden}
+    assert named
+    few = [name for name in sorted(named) if len(mutations_of(ROOT / name)) < 2]
+    assert few == []
+
+
+@pytest.mark.parametrize("path", golden_modules(), ids=lambda path: path.stem)
+def test_every_mutation_can_be_applied(path: Path) -> None:
+    """Its text occurs once in the package, so that a change of the code is noticed here."""
+    assert [p for each in mutations_of(path) if (p := each.problem())] == []
+
+
+def test_golden_tests_that_name_mutations_are_found() -> None:
+    assert GOLDEN / "test_spectral.py" in golden_modules()
+    said = [p.name for p in GOLDEN.glob("test_*.py") if "\nMUTATIONS" in p.read_text()]
+    assert sorted(said) == [path.name for path in golden_modules()]
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        exact(EQUAL, OWN),
+        exact(EQUAL, BY_PAPER),
+        exact(BY_PAPER, equal_to="paper"),
+        exact(EQUAL, dataclasses.replace(FREE, key="w", paper=1, section="2", equal_to="paper")),
+        method("reduced", EQUAL, COSTLY),
+        method("different", FREE, reason="data"),
+        method("no code", BY_PAPER, OWN),
+        method("ours", OWN, paper=""),
+    ],
+)
+def test_a_consistent_status_is_accepted(right: Method) -> None:
+    assert contradictions([right]) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (exact(EQUAL, dataclasses.replace(FREE, key="w")), "exact, but w differs"),
+        (exact(COSTLY), "exact, but x differs"),
+        (exact(EQUAL, golden=""), "needs a golden test"),
+        (exact(EQUAL, equal_to=""), "must say equal_to"),
+        (exact(BY_PAPER), "no row quotes the code"),
+        (exact(EQUAL, equal_to="both"), "neither paper nor code"),
+        (exact(EQUAL, reason="data"), "only a different method has a reason"),
+        (exact(EQUAL, paper=""), "names no paper"),
+        (exact(dataclasses.replace(EQUAL, cost=0.0)), "not positive"),
+        (method("reduced", EQUAL), "nothing differs"),
+        (method("reduced", COSTLY, dataclasses.replace(FREE, key="w")), "w differs at no cost"),
+        (method("different", FREE), "needs a reason"),
+        (method("different", EQUAL, reason="data"), "no row differs"),
+        (method("no code", BY_PAPER, EQUAL), "x quotes code"),
+        (method("no code", OWN), "no row quotes the paper"),
+        (method("no code", dataclasses.replace(BY_PAPER, paper=2)), "y differs from the paper"),
+        (method("ours", BY_PAPER), "ours, but y quotes paper"),
+        (method("same"), "is none of"),
+    ],
+)
+def test_a_contradictory_status_is_named(wrong: Method, said: str) -> None:
+    lines = contradictions([wrong])
+    assert any(said in line for line in lines)
+    assert all(line.startswith("made: ") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "equal"),
+    [(1, 1.0, True), (0.0005, "5e-4", True), ([1, 2], [1.0, 2.0], True), ([1, 2], [1, 2, 3], False),
+     ("a  b", "a b", True), (True, 1, False), (None, None, True), (None, 0, False),
+     ({"a": 1}, {"a": 1}, True), ({"a": 1}, {"b": 1}, False), (1, "same", True),
+     ([0, 1], (0, 1), True), ("ab", ["a", "b"], False)],
+)  # fmt: skip
+def test_values_are_compared_as_values(left: object, right: object, equal: bool) -> None:
+    assert same(left, right) is equal
+
+
+def copies(tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the package's code and one of the configuration."""
+    shutil.copytree(PACKAGE, tmp_path / "backdoor_lab", ignore=shutil.ignore_patterns("*.pyc"))
+    shutil.copytree(CONF, tmp_path / "conf")
+    return tmp_path / "backdoor_lab", tmp_path / "conf"
+
+
+def test_a_changed_default_is_found(tmp_path: Path) -> None:
+    root, conf = copies(tmp_path)
+    path = conf / "defense/spectral.yaml"
+    path.write_text(path.read_text().replace("rank: 1", "rank: 2"))
+    assert drift(EVERY.values(), root, conf) == ["spectral: rank is 2, the table says 1"]
+
+
+def test_a_changed_constant_is_found(tmp_path: Path) -> None:
+    root, conf = copies(tmp_path)
+    path = root / "attacks/sleeper_agent.py"
+    path.write_text(path.read_text().replace("(3 / 8, 5 / 8, 7 / 8)", "(1 / 8, 5 / 8, 7 / 8)"))
+    (line,) = drift(EVERY.values(), root, conf)
+    assert line.startswith("sleeper_agent: MILESTONES is ")
+
+
+def test_a_new_option_and_a_new_method_are_missing_in_the_table(tmp_path: Path) -> None:
+    root, conf = copies(tmp_path)
+    path = conf / "defense/knn.yaml"
+    path.write_text(path.read_text() + "metric: cosine\n")
+    shutil.copy(path, conf / "defense/knn_cosine.yaml")
+    assert drift(EVERY.values(), root, conf) == [
+        "knn: no row describes the option metric", "defense=knn_cosine is not in the table",
+    ]  # fmt: skip
+
+
+def test_a_removed_option_method_or_text_is_found(tmp_path: Path) -> None:
+    root, conf = copies(tmp_path)
+    path = conf / "trigger/pixel.yaml"
+    path.write_text(path.read_text().replace("margin: 0", "# margin: 0"))
+    (conf / "trigger/patch.yaml").unlink()
+    assert drift(EVERY.values(), root, conf) == [
+        "patch: there is no trigger=patch", "pixel: trigger=pixel has no option margin",
+    ]  # fmt: skip
+    quoted = dataclasses.replace(EVERY["knn"], rows=(Row("step", "s", "", token="no such text"),))
+    assert any("does not stand in" in line for line in drift([quoted], root, conf))
+
+
+def test_the_command_exits_with_1_if_a_default_drifts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([]) == 0
+    _, conf = copies(tmp_path)
+    path = conf / "defense/anp.yaml"
+    path.write_text(path.read_text().replace("lr: 0.2", "lr: 0.3"))
+    monkeypatch.setattr(ours, "conf_dir", lambda: conf)
+    capsys.readouterr()
+    assert main([]) == 1
+    assert capsys.readouterr().err == "anp: lr is 0.3, the table says 0.2\n"
+
+
+def test_the_command_prints_all_methods_or_the_rows_of_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == list(EVERY)
+    assert main(["beatrix"]) == 0
+    text = capsys.readouterr().out
+    for row in EVERY["beatrix"].rows:
+        assert row.key in text
+        assert row.source is None or str(row.source) in text
+
+
+def test_an_unknown_method_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["beatrics"]) == 2
+    assert "Did you mean 'beatrix'?" in capsys.readouterr().err
+
+
+ENTRY: dict[str, Any] = {
+    "title": "Made", "status": "ours", "component": "defenses/made.py",
+    "rows": [{"option": "x", "ours": 1}],
+}  # fmt: skip
+
+
+def read(tmp_path: Path, text: str) -> dict[str, Method]:
+    for group in GROUPS:
+        (tmp_path / group).mkdir(exist_ok=True)
+    (tmp_path / "defenses/made.yaml").write_text(text)
+    methods.cache_clear()
+    return methods(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"staus": "x"}, "unknown key staus"),
+        ({"title": None, "rows": [{"ours": 1}]}, "one of option, constant, step"),
+        ({"rows": [{"option": "x"}]}, "needs `ours`"),
+        ({"rows": [{"option": "x", "step": "y", "ours": 1}]}, "one of option"),
+        ({"rows": [{"option": "x", "ours": 1, "cots": 2}]}, "unknown key cots"),
+        ({"rows": [{"option": "x", "ours": 1, "paper": {"value": 1}}]}, "needs section, value"),
+        ({"rows": [{"option": "x", "ours": 1, "code": {"value": 1, "source": "a", "token": "b"}}]},
+         "is not owner/name@commit:path:line"),
+        ({"rows": [{"option": "x", "ours": 1}, {"step": "x", "ours": 1}]}, "two rows of one key"),
+        ({"base": "none"}, "must stand before it"),
+    ],
+)  # fmt: skip
+def test_a_malformed_entry_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        read(tmp_path, yaml.safe_dump({"made": {**ENTRY, **changes}}))
+
+
+def test_a_missing_field_or_a_file_that_is_not_a_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lacks status"):
+        read(tmp_path, yaml.safe_dump({"made": {k: v for k, v in ENTRY.items() if k != "status"}}))
+    for text in ("- a\n", "made: 1\n", "made: {\n"):
+        with pytest.raises(DataError):
+            read(tmp_path, text)
+
+
+def test_a_preset_has_the_rows_of_its_base_with_its_own_in_their_place(tmp_path: Path) -> None:
+    rows = [{"option": "x", "ours": 1}, {"option": "y", "ours": 2}]
+    own = {"base": "made", "status": "ours", "rows": [{"option": "x", "ours": 9}]}
+    found = read(tmp_path, yaml.safe_dump({"made": {**ENTRY, "rows": rows}, "made_more": own}))
+    assert [(row.key, row.ours) for row in found["made_more"].rows] == [("x", 9), ("y", 2)]
+    assert found["made_more"].component == "defenses/made.py"
+
+
+def test_constants_are_read_without_importing(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import nowhere\nA = 1.5\nB: float = 2 ** 3 / 4\nC = f(3)\n"
+        "class K:\n    D = (1, 2)\n    def __init__(self, a, e=7, *, g='h'): ...\n"
+        "def function(i=-1): ...\n"
+    )
+    names = ("A", "B", "C", "K.D", "K.__init__.e", "K.__init__.g", "function.i")
+    assert [constant(path, name) for name in names] == [1.5, 2.0, "f(3)", (1, 2), 7, "h", -1]

@@ -1,0 +1,79 @@
+"""Quotations of the authors' code, against checkouts of their repositories."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from backdoor_lab.fidelity.__main__ import main
+from backdoor_lab.fidelity.table import Method, Row, Source
+
+
+def method(source: Source) -> Method:
+    row = Row("option", "x", 1, code=2, source=source, cost=10.0)
+    said = ("Made", "reduced", "defenses/made.py", "A, 2020")
+    return Method("made", "defense", *said, rows=(row,))
+
+
+def quoting(folder: Path, monkeypatch: pytest.MonkeyPatch, token: str, line: int) -> list[str]:
+    """The arguments that check one quotation of owner/name in `folder`."""
+    source = Source("owner/name", "0123456", "code/a.py", line, token)
+    found = {"made": method(source)}
+    monkeypatch.setattr("backdoor_lab.fidelity.__main__.methods", lambda: found)
+    return ["--sources", str(folder)]
+
+
+@pytest.mark.parametrize("name", ["owner+name", "name"])
+def test_quotations_are_compared_with_checkouts(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / name / "code/a.py"
+    file.parent.mkdir(parents=True)
+    file.write_text("y = 2\nsteps  = 31\n")
+    assert main(quoting(tmp_path, monkeypatch, "steps = 31", 2)) == 0
+    assert capsys.readouterr().out == "1 quotation, 0 wrong, 0 repos absent\n"
+    for token, line, said in [("steps = 31", 1, "y = 2"), ("32", 2, "steps = 31"),
+                              ("x", 9, "has 2 lines")]:  # fmt: skip
+        assert main(quoting(tmp_path, monkeypatch, token, line)) == 1
+        error = capsys.readouterr().err
+        assert error.startswith(f"made, x: owner/name@0123456:code/a.py:{line}: ")
+        assert said in error
+    file.unlink()
+    assert main(quoting(tmp_path, monkeypatch, "steps", 2)) == 1
+    assert "there is no such file" in capsys.readouterr().err
+
+
+def test_an_absent_repository_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(quoting(tmp_path, monkeypatch, "x", 1)) == 0
+    assert "owner/name is absent" in capsys.readouterr().out
+    assert main(["--sources", str(tmp_path / "nowhere")]) != 0
+
+
+def test_the_quoted_commit_is_read_rather_than_the_work_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "name"
+    place.mkdir()
+    file = place / "a.py"
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        done = subprocess.run(
+            ["git", *who, *words], cwd=place, capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    git("init", "-q")
+    file.write_text("steps = 31\n")
+    git("add", "a.py")
+    git("commit", "-q", "-m", "first")
+    commit = git("rev-parse", "HEAD")
+    file.write_text("steps = 99\n")
+    source = Source("owner/name", commit, "a.py", 1, "steps = 31")
+    found = {"made": method(source)}
+    monkeypatch.setattr("backdoor_lab.fidelity.__main__.methods", lambda: found)
+    assert main(["--sources", str(tmp_path)]) == 0
