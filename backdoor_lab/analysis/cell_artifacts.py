@@ -15,7 +15,8 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class CellArtifacts:
-    """The training set, the defense's result, and the index of the target class."""
+    """The outputs of one cell: its training set, the defense's result, and the index of the target
+    class."""
 
     training: Training
     filter_result: StoredFilterResult

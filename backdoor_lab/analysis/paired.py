@@ -2,7 +2,7 @@
 
 The t test uses scipy.special. The sign and signed-rank tests are implemented here: importing
 scipy.stats would slow `compare` from 0.15 s to 0.9 s, and `scipy.stats.wilcoxon` is exact only
-without ties (on 201 small samples with ties, `method="exact"` gave a different p for 96, "auto"
+without ties (on 201 small samples with ties, ``method="exact"`` gave a wrong p value for 96, "auto"
 for 47).
 """
 
@@ -97,8 +97,8 @@ def _double_ranks(sizes: Sequence[float]) -> list[int]:
 
 def holm(values: Sequence[float]) -> list[float]:
     """Adjusts p values for multiple tests by Holm's step-down rule (Holm 1979, Scandinavian Journal
-    of Statistics 6): the k-th smallest of m values is multiplied by m-k+1, limited to 1, and raised
-    to the previous adjusted value if it is below it.
+    of Statistics 6): the k-th smallest of m values is multiplied by m-k+1 and limited to 1. A value
+    that becomes smaller than an earlier one is set to the earlier one.
 
     >>> holm([0.01, 0.04])
     [0.02, 0.04]

@@ -1,5 +1,5 @@
-"""Why a spectral filter does or does not find a cell's poison: statistics of the target class'
-features, computed with the ground truth."""
+"""Explains why a spectral filter does or does not find a cell's poison, by statistics of the
+features of the target class, computed with the ground truth."""
 
 from __future__ import annotations
 
@@ -38,12 +38,17 @@ NOTES = (
 
 @dataclass(frozen=True)
 class Separation:
-    """Statistics of a class' features: `share` of poison p; `shift` p(1-p)|δ|², with δ the
-    difference of the means; `along` the total variance along δ; `own` the largest variance of the
-    clean examples along any direction; `ratio` = along / own; `cosine` |cos| between δ and the top
-    direction; the AUROC of the squared projections on the top direction and on δ; `predicted`, see
-    `predicted_auroc`. Variances are in squared feature units. NaN if undefined (no variance, or
-    equal means)."""
+    """Statistics of the features of one class, of which some examples are poisoned.
+
+    - `share`: the fraction p of poisoned examples. δ is the difference of the two means.
+    - `shift`: p (1 - p) |δ|². `along`: the total variance along δ.
+    - `own`: the largest variance of the clean examples along any direction. `ratio`: along / own.
+    - `cosine`: |cos| of the angle between δ and the top direction.
+    - `auroc_top`, `auroc_shift`: AUROC of the squared projections on the top direction and on δ.
+    - `predicted`: see `predicted_auroc`.
+
+    Variances are in squared feature units. NaN if undefined (no variance, or equal means).
+    """
 
     share: float
     shift: float

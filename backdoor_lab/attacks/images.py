@@ -20,8 +20,8 @@ from backdoor_lab.data.decode import FORMATS, MODES
 class Picture:
     """The image file at `path`, read once, with its transparency.
 
-    `file_hash` is the SHA-256 of the file's bytes. `key` is the configuration key that holds the
-    path, for error messages. Raises ConfigError if the file does not exist or is not an 8-bit
+    `content` is the SHA-256 of the file's bytes, in hex. `key` is the configuration key that holds
+    the path, for error messages. Raises ConfigError if the file does not exist or is not an 8-bit
     image in a format accepted for data sets. Only the first frame of an animation is used; EXIF
     orientation is ignored.
     """
@@ -50,7 +50,7 @@ def picture(key: str, path: object) -> Picture | None:
 
 
 def share(name: str, value: Any) -> float:
-    """`value` as a float in ``0 < value <= 1``; raises ConfigError otherwise."""
+    """Returns `value` as a float with ``0 < value <= 1``. Raises ConfigError for other values."""
     if not 0 < validation.number(name, value) <= 1:
         raise ConfigError(f"`{name}` must satisfy 0 < {name} <= 1, got {value!r}")
     return float(value)

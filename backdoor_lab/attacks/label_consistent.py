@@ -36,8 +36,8 @@ class LabelConsistent(Trigger):
     norm is over the whole image. On images smaller than 6×6 the corners overlap; there the lower
     and right corners take precedence.
 
-    Not implemented: the paper's surrogate is trained adversarially; this one is trained
-    normally, so its perturbations transfer less well to other models. The paper's alternative,
+    Not implemented: the paper's surrogate is trained adversarially; here it is trained normally, so
+    that the perturbations transfer less well to other models. The paper's alternative,
     interpolation in the latent space of a GAN, is not available.
     """
 

@@ -1,4 +1,5 @@
-"""Sleeper Agent: poison that imitates the training gradient of a backdoor without showing it."""
+"""Sleeper Agent: poison without a visible trigger whose training gradient is that of triggered
+images."""
 
 from __future__ import annotations
 

@@ -28,9 +28,10 @@ class ISSBA(Trigger):
         loss = CE(D(clip(x + r, 0, 255)), s) + w · mean((r / eps)²)
 
     Then every image gets the same secret s*: x' = clip(round(x + r(x, s*)), 0, 255). No value
-    changes by more than `eps` gray levels, so PSNR is at least 20 log10(255 / eps): 24 dB for eps =
-    16. w is 0 for the first quarter of the `steps`, rises linearly to `image_weight` at three
-    quarters and stays there, so that the decoder first learns to read the bits.
+    changes by more than `eps` gray levels, so that the PSNR is at least 20 log10(255 / eps), which
+    is 24 dB if `eps` is 16. w is 0 for the first quarter of the `steps`, rises linearly to
+    `image_weight` at three quarters and stays there, so that the decoder first learns to read the
+    bits.
 
     Both networks are fully convolutional up to the decoder's last layer; they accept images of
     any size with the number of channels they were trained on, and standardize each channel of
@@ -144,7 +145,7 @@ def _decode(weights: Weights, images: Tensor) -> Tensor:
 
 
 def _standard(images: Tensor) -> Tensor:
-    """Standardizes each channel of each image. FLAT limits the amplification of nearly constant
+    """Standardizes each channel of each image. `FLAT` limits the amplification of nearly constant
     channels."""
     centered = images - images.mean(dim=(2, 3), keepdim=True)
     variance = centered.square().mean(dim=(2, 3), keepdim=True)

@@ -18,8 +18,8 @@ class WaNet(Trigger):
     3.4. In coordinates -1..1, pixel p of x' is x at clip((p + s M(p) / L) g, -1, 1), interpolated
     bilinearly; L is the image's height for rows and width for columns. M is a `grid` x `grid` field
     drawn uniformly from -1..1 with `pattern_seed`, divided by its mean absolute value and upsampled
-    bicubically. `strength` is s and `rescale` is g. The mean displacement at the grid points is s
-    (L - 1) / (2 L), about a quarter of a pixel by default.
+    bicubically. `strength` is s and `rescale` is g. By default the mean displacement at the grid
+    points, s (L - 1) / (2 L), is about a quarter of a pixel.
 
     Cover images (the paper's noise mode) are warped by the same field plus R / L, with R drawn
     uniformly from -1..1 for every image, pixel and axis, and keep their labels, so that the model

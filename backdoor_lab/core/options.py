@@ -54,8 +54,9 @@ def names(key: str, value: str, known: Iterable[str], more: Iterable[str] = ()) 
 
 
 def path_of(text: str) -> Path:
-    """A path argument for argparse, with `~` expanded. Raises ArgumentTypeError for an invalid
-    path, such as the empty string that an unset shell variable leaves."""
+    """Converts a command-line argument to a path, with `~` expanded; for argparse. Raises
+    ArgumentTypeError for an invalid path, such as the empty string that an unset shell variable
+    leaves."""
     try:
         return usable("path", text)
     except ConfigError as error:

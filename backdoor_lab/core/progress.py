@@ -73,7 +73,8 @@ def observe(steps: Steps) -> Iterator[None]:
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-    """Yield the `items` and count them for the progress display, which calls each one a `label`.
+    """Yield the `items` and count them for the progress display. `label` names one item, e.g.
+    ``epoch``.
 
     `total` defaults to ``len(items)`` if defined. Loops may be nested. Raises StoppedError when a
     stop of the process is requested.

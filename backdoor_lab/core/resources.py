@@ -87,7 +87,7 @@ def _distinct_cores(root: Path) -> int:
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """The CPU quota of each control group, in CPUs, rounded up."""
+    """Yields the CPU quota of each control group, in CPUs, rounded up."""
     for folder in _groups(root, "cpu"):
         said = _text(folder / "cpu.max")
         if not said:
@@ -117,7 +117,7 @@ def _memory_left(root: Path) -> Iterator[int]:
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
-    """The control groups that may limit this process, innermost first."""
+    """Yields the control groups that may limit this process, innermost first."""
     for line in _text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         names, _, path = rest.partition(":")

@@ -1,4 +1,4 @@
-"""One seed per purpose, derived from the cell's seed; every random function takes a generator.
+"""Derives one seed per purpose from the cell's seed, and makes generators from such seeds.
 
 Random numbers do not depend on the process, hash randomization, threads or the order of calls.
 """

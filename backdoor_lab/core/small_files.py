@@ -39,7 +39,8 @@ class DamagedFileError(UnreadableFileError):
 
 
 def problem(path: Path | str) -> str | None:
-    """Returns what a path is if it is not a regular file; None if it is one or does not exist.
+    """Returns a description, such as "a broken link", of a path that is not a regular file; None
+    for a regular file and for a missing one.
 
     Links are followed: a link to a regular file counts as one.
     """
@@ -140,7 +141,8 @@ def _encodable(value: Any) -> Any:
 
 
 def read_json(path: Path | str, *, max_bytes: int = MAX_BYTES) -> Any:
-    """Read a JSON file. Raises as `read_small` and `decode` do, with the path in the message."""
+    """Read a JSON file. Raises the errors of `read_small` and `decode`, with the path in the
+    message."""
     data = read_small(path, max_bytes=max_bytes)
     try:
         return decode(data)

@@ -72,8 +72,8 @@ _ENVIRONMENT = re.compile(
 def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> None:
     """Raises ConfigError for the first disallowed code in plain, resolved `config`.
 
-    `where` is the key of `config`; `allowed` the packages of `allow_plugins`, which apply only to
-    the `hydra` section.
+    `where` is the key of `config`; `allowed` are the packages of `allow_plugins`, which apply only
+    to the `hydra` section.
     """
     trusted = tuple(allowed)
     for path, key, value in _leaves(config, where):

@@ -76,7 +76,8 @@ class TrainingSet:
         return images
 
     def is_triggered_late(self, where: Tensor) -> Tensor:
-        """Which of the positions `where` get the trigger after augmentation: bool (b,)."""
+        """Returns a mask, bool (b,): true where the image at position `where` gets the trigger
+        after augmentation."""
         laid_over: Tensor = self.index[where] >= len(self.base)
         return laid_over if self.late_trigger is not None else torch.zeros_like(laid_over)
 
@@ -84,8 +85,7 @@ class TrainingSet:
         """Returns the images at positions `where` int64 (b,) as the network sees them: uint8
         (b, C, H, W).
 
-        `augment` is applied first, for triggers that are applied after augmentation; it may also
-        move the images to another device.
+        `augment` is applied before `late_trigger`; it may also move the images to another device.
         """
         images = self.gather(where)
         if augment is not None:

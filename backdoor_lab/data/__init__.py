@@ -1,4 +1,5 @@
-"""Data sets as uint8 (N, C, H, W): one class per kind of source, one common cache format."""
+"""Reads data sets as uint8 (N, C, H, W), with one class per kind of source and a common cache
+format."""
 
 from backdoor_lab.data.base import Arrays, Source, Split
 from backdoor_lab.data.cache import open_dataset, overlap

@@ -23,7 +23,7 @@ EMBEDDED = "To run on data that needs no download: python -m backdoor_lab experi
 
 @dataclass(frozen=True)
 class Split:
-    """`images` uint8 (N, C, H, W) and `labels` int64 (N,)."""
+    """One split of a data set: `images` uint8 (N, C, H, W) and `labels` int64 (N,)."""
 
     images: NDArray[Any]
     labels: NDArray[Any]

@@ -37,7 +37,8 @@ class _Unstored:
 
 _told = set[str]()
 _unstored: dict[str, _Unstored] = {}
-"""Data sets by fingerprint that were read to validate a command, which may still be refused."""
+"""Data sets, by fingerprint, that were read to validate a command; a refused command stores
+none."""
 
 
 def open_dataset(source: Source, store: Store) -> Dataset:

@@ -160,8 +160,8 @@ class _Work:
 
 
 def _split(batch: list[tuple[str, Content]], work: _Work) -> Iterator[list[tuple[str, Content]]]:
-    """Yields a batch in chunks for other threads, after decoding its first images here, one by one,
-    until the image shape is known."""
+    """Yields a batch in chunks for other threads. Until the image shape is known, decodes images in
+    this thread, one by one."""
     at = 0
     while work.images is None and at < len(batch):
         work.refused |= work.chunk(batch[at : at + 1])

@@ -70,7 +70,8 @@ def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
 
 
 def refuse(bad: NDArray[np.bool_], values: NDArray[Any], where: str, rule: str) -> None:
-    """Raises DataError with the first index where `bad` is true and the number of such values."""
+    """Raises DataError if `bad` is true anywhere; the message states the first such index and their
+    number."""
     if not bad.any():
         return
     broken = int(bad.sum())

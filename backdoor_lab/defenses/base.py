@@ -62,7 +62,7 @@ class Defense(ABC):
 
 
 class OracleControl(ABC):
-    """A control, not a defense: it is given the ground truth."""
+    """Base class of controls, which are given the ground truth, unlike defenses."""
 
     #: Whether replaced images are restored, in addition to removing poison.
     restores: ClassVar[bool] = False
@@ -263,9 +263,9 @@ def modified_z(x: Tensor) -> Tensor:
 def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
     """Returns the classes whose suspicion, a positive scale, is an upper outlier among all classes.
 
-    Compares logarithms, since scales vary by factors. The threshold is the modified z-score that
-    the largest of as many normal values exceeds with probability `false_alarms`; the usual 3.5
-    is exceeded by one of ten such values in 7 % of all runs.
+    Compares logarithms, since scales vary by factors. The threshold is chosen so that the largest
+    of as many normal values exceeds it with probability `false_alarms`; the usual threshold, 3.5,
+    is exceeded by one of ten normal values in 7 % of all runs.
     """
     tiny = torch.finfo(torch.float64).tiny
     sizes = torch.tensor(

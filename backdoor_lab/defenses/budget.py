@@ -21,10 +21,15 @@ RULE = "one of 1.5eps (times the number of poisoned images), 15% (of the class),
 class RemovalBudget:
     """A rule for the number of examples to remove from one class.
 
-    `text` is one of: ``1.5eps``, 1.5 times the number of poisoned images (Tran, Li, Madry 2018,
-    Algorithm 1); ``15%`` of the class, rounded; ``p85``, the examples above that percentile of
-    the class's scores, interpolated as by `numpy.percentile` (the authors' code): of n examples
-    n - 1 - ⌊0.85 (n - 1)⌋; ``100`` examples; ``auto``, decided from the scores (see `otsu_count`).
+    `text` is one of these forms:
+
+    - ``1.5eps``: 1.5 times the number of poisoned images (Tran, Li, Madry 2018, Algorithm 1).
+    - ``15%``: this share of the class, rounded.
+    - ``p85``: the examples above the 85th percentile of the class's scores, interpolated as by
+      `numpy.percentile` (as in the authors' code): n - 1 - ⌊0.85 (n - 1)⌋ of n examples.
+    - ``100``: this number of examples.
+    - ``auto``: decided from the scores (see `otsu_count`).
+
     `cap` is an upper bound in the same forms, except that a share of the class is rounded down.
 
     >>> RemovalBudget("1.5eps", cap="50%").size(40, epsilon=20)

@@ -9,7 +9,7 @@ from backdoor_lab.defenses.detector import NeighborDetector
 
 
 class LocalOutlierFactor(NeighborDetector):
-    """Removes the examples whose neighborhood has a lower density than those of their neighbors.
+    """Removes the examples in regions of lower density than the regions around their neighbors.
 
     Breunig, Kriegel, Ng, Sander, "LOF: Identifying Density-Based Local Outliers", SIGMOD 2000,
     definition 7, with `n_neighbors` as MinPts. Poison that forms a cluster of more than MinPts

@@ -83,8 +83,8 @@ class ModelBasedFilter(SampleFilter):
 
 
 def auto_count(scores: Tensor, flagged: int) -> int:
-    """Returns how many examples to remove from a class with `scores` float64 (n,), of which
-    `flagged` are flagged."""
+    """Returns how many examples to remove from a class with the scores `scores` float64 (n,), given
+    the number of its examples that are `flagged`."""
     alike = len(scores) < 2 or bool(scores.max() == scores.min())
     return 0 if alike else min(flagged, len(scores) // 2)
 
@@ -148,7 +148,8 @@ def _over(
 
 
 def logits_at(network: nn.Module, context: DefenseContext, where: Tensor) -> Tensor:
-    """Returns the `logits` of the training images at indices `where`."""
+    """Returns the logits of the training images at indices `where`: float (m, classes) on the
+    CPU."""
     return logits(network, lambda a, b: context.images(where[a:b], None), len(where))
 
 
@@ -201,7 +202,8 @@ def training_batches(
 
 
 def clean_batches(context: DefenseContext, epochs: int, purpose: Stream) -> Iterator[Batch]:
-    """Yields augmented batches of the held-out clean images, as `training_batches` does."""
+    """Yields batches of the held-out clean images with their labels, for `epochs` passes, on the
+    context's device; augmented as in training."""
     clean = clean_of(context)
     order = context.generator(purpose, streams.ORDER)
     augment = context.generator(purpose, streams.AUGMENTATION, device=context.device)

@@ -12,9 +12,9 @@ from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 class OneClassSVM(Detector):
     """Removes examples outside the region that contains all but a fraction `nu` of the class.
 
-    Schölkopf, Platt, Shawe-Taylor, Smola, Williamson, "Estimating the Support of a
-    High-Dimensional Distribution", Neural Computation 2001: score rho - w . phi(x), positive
-    outside, with a Gaussian kernel with gamma = 1 / (n_components · variance).
+    Schölkopf, Platt, Shawe-Taylor, Smola, Williamson, "Estimating the Support of a High-Dimensional
+    Distribution", Neural Computation 2001: score rho - w . phi(x), which is positive outside that
+    region, for a Gaussian kernel with gamma = 1 / (n_components · variance).
     """
 
     stream = streams.ONE_CLASS_SVM

@@ -19,23 +19,23 @@ STEEPEST = 16.0
 class SpectralSignatures(Principal):
     """Removes the examples with the largest projections on their class's top singular direction.
 
-    Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, Algorithm 1:
-    tau_i = ((R(x_i) - mean R) . v)^2, where v is the top right singular vector of the centered
-    n x d matrix. With ``center=False`` tau_i = |R(x_i) . v| with the same v, as in several widely
-    used implementations, for comparison; it misses poison that is shifted
-    in the direction opposite to the class mean.
+    Tran, Li, Madry, "Spectral Signatures in Backdoor Attacks", NeurIPS 2018, Algorithm 1: tau_i =
+    ((R(x_i) - mean R) . v)^2, where v is the top right singular vector of the centered n x d
+    matrix. With ``center=False``, for comparison, tau_i = |R(x_i) . v| with the same v, as in
+    several widely used implementations; this score misses poison that is shifted in the direction
+    opposite to the class mean.
 
     `rank` is the number of top directions; the squared projections are summed, each weighted by its
     direction's `tail` to the power `tail_power` (0: equal weights). A few distant examples, such as
     poison, make the tail heavy even if the class varies more along other directions; Peña and
     Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation", Technometrics
     43(3), 2001, use kurtosis for this. The weights are an extension. `rounds`: the first round uses
-    the whole class. Each later round removes another equal share of the budget, those with the
-    highest scores so far, and recomputes mean, directions and weights without them; tau is summed
-    over all rounds. Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance
-    Determinant Estimator", Technometrics 41(3), 1999, re-estimate mean and scatter like this. The
-    sum is an extension: poison found in an early round keeps its score in later rounds, although
-    their directions no longer point at it.
+    the whole class. Each later round leaves out the examples with the highest scores so far,
+    another equal share of the budget, and recomputes mean, directions and weights without them; tau
+    is summed over all rounds. Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum
+    Covariance Determinant Estimator", Technometrics 41(3), 1999, re-estimate mean and scatter like
+    this. The sum is an extension: poison found in an early round keeps its score in later rounds,
+    although their directions no longer point at it.
 
     ``filter_scope=suspicious`` selects classes whose `tail` along a top direction is an outlier
     among the classes; the variance itself differs too much between clean classes to be used. Of

@@ -1,4 +1,4 @@
-"""Hashes of this package's source code, following its own imports from file to file.
+"""Hashes of source code in this package, including all code that it imports from this package.
 
 A hash depends on what the code does, not on how it is written (see syntax.py). Hashing imports
 neither the hashed files nor torch.

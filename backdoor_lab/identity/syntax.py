@@ -1,4 +1,4 @@
-"""Python code as a text that depends on what the code does, not on how it is written.
+"""Converts Python code to a text that depends on what the code does, not on how it is written.
 
 The text is the syntax tree without comments, docstrings, texts of raised errors and blocks for type
 checkers. Empty fields are omitted, so that Python 3.11 and later produce the same text although

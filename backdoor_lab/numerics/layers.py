@@ -9,7 +9,7 @@ from backdoor_lab.core.lazy import Tensor, nn, torch
 
 PENULTIMATE, POOLED = "penultimate", ":pool"
 AUTOENCODER = "autoencoder"
-"""Selects the features of an autoencoder instead of a layer of the model; see
+"""The layer name that selects the features of an autoencoder instead of a layer of the model; see
 training/autoencoder.py."""
 
 

@@ -46,8 +46,8 @@ def positives_left(scores: Array, positive: Array, removed: Array) -> Array:
     """Returns how many positive examples are left after removing the k highest scores, for each k
     in `removed` (m,): float64 (m,).
 
-    `scores` (n,) is NaN for examples that are never removed. Ties are removed in random order;
-    the result is the mean over all orders.
+    `scores` (n,) is NaN for examples that are never removed. If scores are tied, the result is the
+    mean over all orders in which they can be removed.
     """
     seen = ~np.isnan(scores)
     true, false = roc_steps(scores[seen], positive[seen])

@@ -45,15 +45,15 @@ def top_direction(values: Tensor) -> TopDirection:
     """Computes the top right singular vector of floating-point `values` (n, d) minus their mean.
 
     The Gram matrix, the expensive part, is computed in float32, and its top eigenvector by the
-    Lanczos method; both have errors of about 1e-6 over the relative gap of the two top
-    eigenvalues. Products with the values in float64 give the residual, and Olsen's correction
-    reduces it until it bounds the remaining angle by 1e-9 (Golub and Van Loan, Matrix
+    Lanczos method; both have errors of about 1e-6 divided by the relative gap of the two top
+    eigenvalues. Products with the values in float64 give the residual. Olsen's correction reduces
+    this residual until the angle to the exact vector is at most 1e-9 (Golub and Van Loan, Matrix
     Computations, 4th ed., 2013, sections 8.1 and 10.1 to 10.3; Olsen, Joergensen, Simons, Chem.
-    Phys. Lett. 169, 1990). A Cholesky factor of the shifted Gram matrix, deflated by this
-    vector, exists only if all other eigenvalues are below the shift, which proves that the
-    vector is the *top* one. If any of this fails, as for two equal singular values, and on a
-    GPU, the whole decomposition is done in float64, so that the result always has the accuracy
-    of a float64 SVD. Additional memory: O(n + min(n, d)^2), for n < d also O(n d).
+    Phys. Lett. 169, 1990). A Cholesky factor of the shifted Gram matrix, deflated by this vector,
+    exists only if all other eigenvalues are below the shift, which proves that the vector is the
+    *top* one. If any of these steps fails (as for two equal singular values), and always on a GPU,
+    the whole decomposition is done in float64. The result thus always has the accuracy of a float64
+    SVD. Additional memory: O(n + min(n, d)^2), for n < d also O(n d).
     """
     rows = _Centred(values)
     found = None
@@ -102,12 +102,12 @@ class _Centred:
             yield where, block.sub_(self.mean)
 
     def times(self, right: Tensor) -> Tensor:
-        """C @ right, float64 (n,)."""
+        """Returns C @ right: float64 (n,)."""
         parts = [block @ right for _, block in self._blocks()]
         return torch.cat(parts) if parts else right.new_zeros(0)
 
     def transposed_times(self, left: Tensor) -> Tensor:
-        """C.T @ left, float64 (d,)."""
+        """Returns C.T @ left: float64 (d,)."""
         total = torch.zeros_like(self.mean)
         for where, block in self._blocks():
             total += block.T @ left[where]
@@ -128,8 +128,8 @@ class _Centred:
         return total
 
     def gram(self) -> Tensor:
-        """Returns the smaller Gram matrix in float64: C.T @ C (d, d), or C @ C.T (n, n) for n <
-        d."""
+        """Returns the smaller Gram matrix in float64: C.T @ C (d, d), or C @ C.T (n, n) if d is
+        larger."""
         if not self.tall:
             centered = self.values.double() - self.mean
             return centered @ centered.T

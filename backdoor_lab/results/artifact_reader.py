@@ -1,8 +1,8 @@
 """Read the outputs of a cell's stages from the store, with NumPy only.
 
 Outputs may be missing (the store is not committed) or damaged; a method then returns None and adds
-a note. By default files are not checked against their hashes; for tables, which serve as evidence,
-they are.
+a note. By default files are not checked against their hashes; tables, which serve as evidence, are
+made with this check.
 """
 
 from __future__ import annotations
@@ -244,8 +244,8 @@ def _check_hashes(folder: Path) -> None:
 
 
 def _never_ran(record: dict[str, Any], stage: str) -> bool:
-    """Whether the cell of a record has no such stage by design: a repair filters nothing, and
-    without retraining there is no second network. Such outputs are not reported as missing."""
+    """Whether the cell of a record has no output of `stage` by design: a repair filters nothing,
+    and without retraining there is no second network. Such outputs are not reported as missing."""
     run = record.get("run")
     stages = run.get("stages") if isinstance(run, dict) else None
     return isinstance(stages, dict) and bool(stages) and stage not in stages

@@ -1,4 +1,5 @@
-"""The index of frozen results: one line per question, generated from the sweeps' files."""
+"""The index of frozen results: a table with one line per folder, generated from the sweeps'
+files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JSON objects sealed with the hash of their own text as the last key.
+"""JSON objects whose last key, the seal, is the hash of the text before it.
 
     {"id": "…", "nat1": 0.91, "seal": "<sha256 of everything before the comma>"}
 

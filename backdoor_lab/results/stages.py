@@ -17,8 +17,8 @@ store and whose time is not measured."""
 
 
 def is_at_or_before(stage: str, other: str) -> bool:
-    """Whether `stage` is `other` or comes before it. Names are those in the store, where one stage
-    (``measure``) serves both networks; its first occurrence counts."""
+    """Whether `stage` is `other` or comes before it. Names are those in the store. There,
+    ``measure`` stands for both ``measure1`` and ``measure2``; the first of the two counts."""
     return _first(stage) <= _first(other)
 
 

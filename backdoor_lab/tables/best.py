@@ -52,7 +52,7 @@ def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
 
 
 def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
-    """Whether a paired t test finds a significant difference between two measures, given by seed.
+    """Whether a paired t test finds a significant difference between two sets of values by seed.
     False if the seeds are not the same, or if all differences are equal, since the test is then
     undefined."""
     if one.keys() != other.keys() or len(one) < 2:

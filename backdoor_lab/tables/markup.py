@@ -16,7 +16,7 @@ from backdoor_lab.templates import render
 
 NOTHING = "–"
 _LONGEST = 80
-# Minimum number of characters per line for each size; article's text is 345 points wide.
+# Minimum number of characters per line, and the LaTeX font size that it requires.
 _SIZES = (
     (70, r"\scriptsize\setlength{\tabcolsep}{3pt}"), (110, r"\tiny\setlength{\tabcolsep}{2.5pt}"),
 )  # fmt: skip
@@ -95,7 +95,8 @@ def _markdown_text(text: str) -> str:
 
 
 def _markdown_line(text: str) -> str:
-    """Escape, in addition, what starts a list, heading or rule, or ends a heading."""
+    """Escape a whole line: what `_markdown_text` escapes, and what starts a list, heading or rule,
+    or ends a heading."""
     begins = r"^(\d*)(?=(?:#+|[-+.)])(?:\s|$)|-[- ]*$)"
     return re.sub(rf"{begins}|(?=#+$)", r"\1\\", _markdown_text(text.strip()))
 

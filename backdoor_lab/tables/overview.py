@@ -34,11 +34,11 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
     Tables are wide if the report's layout needs more than MOST tables (one per trigger, model,
     ...), if one of these has more than MOST defenses, or if no completed cell was retrained, so
     that Nat2 and ASR2 would be empty. The axes are all choices that differ, except the seed. If
-    there are several, the one with the fewest values (other than the defense) forms the columns;
-    the others form the rows, defense first, so that defenses compete within a column. The measures
-    of completed cells share a table if a line has at most ACROSS values (with several seeds:
-    ACROSS_WITH_INTERVALS); otherwise each group of measures gets a separate table. If the defense
-    is an axis, measures before the defense get a separate table with one line per attack.
+    there are several axes, the one with the fewest values (other than the defense) forms the
+    columns; the others form the rows, defense first, so that defenses compete within a column. The
+    measures of completed cells share a table if a line has at most ACROSS values (with several
+    seeds: ACROSS_WITH_INTERVALS); otherwise each group of measures gets a separate table. If the
+    defense is an axis, measures before the defense get a separate table with one line per attack.
     """
     if not (_crowded(tables) or _without_retraining(facts.cells)):
         return list(tables)

@@ -195,7 +195,7 @@ def _along(
 
 
 def _classes(places: Sequence[tuple[Key, Key]]) -> list[Key]:
-    """Returns all classes, in the order of the sweep's outer axis: on the inner axis the first
-    class comes last, since source and target are never the same class."""
+    """Returns all classes in the order in which the sweep's outer axis lists them. The inner axis
+    would list the first class last, since source and target are never the same class."""
     outer = int(len(places) > 1 and places[0][0] != places[1][0])
     return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))

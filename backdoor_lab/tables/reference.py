@@ -56,8 +56,8 @@ def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bo
 
 
 def lookup(trigger: Any, target: Any, ratio: Any) -> dict[str, float] | None:
-    """Returns the report's figures for one cell, or None if the cell is not one of the report's
-    twelve."""
+    """Returns the report's figures for one cell, or None if the report does not contain this
+    cell."""
     for (name, share), figures in _TABLES.get(str(trigger), {}).items():
         if name == target and abs(share - float(ratio)) < 1e-9:
             return dict(zip(COLUMNS, figures, strict=True))

@@ -69,7 +69,7 @@ def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> TextTable:
     over = [short(_column(table, column)) for column in columns for _ in values]
     heads = [MEASURE[name].head for _ in columns for name in values]
     if len(values) == 1 and any(over):
-        # The title names the measure.
+        # The title already names the measure.
         over, heads = [], over
     several = any(cell.asked > 1 for cell in table.cells.values())
     status = table.spec.report and any(each.done < each.asked for each in table.cells.values())
@@ -153,7 +153,7 @@ def _reference(name: str, cell: PivotCell) -> str:
 
 
 def difference(name: str, cell: PivotCell) -> float | None:
-    """Returns our value minus the report's, in percentage points or images."""
+    """Returns the cell's value minus the reproduced report's, in percentage points or images."""
     ours = cell.estimates.get(name)
     if ours is None or cell.reference is None:
         return None
