@@ -39,9 +39,11 @@ from backdoor_lab.core.validation import refuse_renamed
 from backdoor_lab.hydra_options import (
     check_hydra,
     check_overrides,
+    check_renamed,
     missing_part,
     no_such_key,
     not_there,
+    refused_by_hydra,
 )
 from backdoor_lab.identity import sources
 
@@ -97,6 +99,8 @@ class CheckedLoader(ConfigLoaderImpl):
         try:
             return compose(config_name, overrides, run_mode, *flags)
         except ConfigCompositionException as error:
+            if (refused := refused_by_hydra(error)) is not None:
+                raise refused from error
             key = not_there(error)
             left = [o for o in overrides if key is None or o.lstrip("+~").split("=")[0] != key]
             if key is None or left == overrides:
@@ -167,6 +171,8 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
     with _filled(config):
         for key in map(str, config):
             check_targets(_plain(config._get_node(key), key), allowed, key)
+    # Imports a class, but only where a key was renamed, and only after the check above.
+    check_renamed(config, Path(conf_dir()))
 
 
 def conf_dir() -> str:

@@ -3,18 +3,23 @@ keys."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import functools
 import importlib.util
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
+from hydra._internal.utils import get_args_parser
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf, flag_override
 
 from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.instantiate import takes
 from backdoor_lab.core.paths import absolute, check_writable
-from backdoor_lab.core.validation import new_name
+from backdoor_lab.core.validation import new_name, new_value
 
 SUBDIR = "${cell_id:}"
 LAUNCHERS = {
@@ -46,6 +51,20 @@ def check_overrides(overrides: Iterable[str]) -> None:
                 )
 
 
+class _Flags(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}: --hydra-help lists the flags")
+
+
+def flags_first(words: list[str]) -> list[str]:
+    """Returns the words of a command line with all flags before the overrides, as Hydra's parser requires.
+    Raises ConfigError for an unknown flag."""
+    parser = get_args_parser()
+    parser.__class__ = _Flags  # Its `error` would print the usage, of twenty lines.
+    overrides: list[str] = parser.parse_intermixed_args(words).overrides
+    return [word for word in words if word not in overrides] + overrides
+
+
 def check_hydra(config: DictConfig, conf: Path) -> None:
     """Check the folders and the launcher in the `hydra` section of a composed configuration, and
     expand `~` in the folders. `conf` is the folder of configuration files. Raises ConfigError."""
@@ -71,6 +90,28 @@ def not_there(error: BaseException) -> str | None:
     """The unknown key in an error of Hydra; None if the error does not mean that."""
     found = _NOT_THERE.match(str(error))
     return (found[1] or found[2]) if found else None
+
+
+def refused_by_hydra(error: BaseException) -> ConfigError | None:
+    """Returns a better message for an error of Hydra about the overrides, if there is one: a choice that
+    does not exist, several values without -m, or a choice that is added twice."""
+    said = str(error)
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        if current := new_value(group, name):
+            return ConfigError(f"`{group}={name}` is now `{group}={current}`")
+        return unknown(f"choice of `{group}`:", name, error.options)
+    if found := re.match(
+        r"Ambiguous value for argument '(.*)'\n|Sweep parameters '(.*)' req", said
+    ):
+        given = found[1] or found[2]
+        return ConfigError(
+            f"`{given}` gives several values, for a sweep of several cells: add -m (python -m"
+            f" backdoor_lab -m {given}); a list is written [a,b], and text with a comma 'a,b'"
+        )
+    if found := re.match(r"(\S+) appears more than once in the final defaults list", said):
+        return ConfigError(f"`{found[1]}` is already chosen: write {found[1]}= without a `+`")
+    return None
 
 
 def missing_part(key: str, config: DictConfig, error: BaseException) -> str | None:
@@ -102,7 +143,8 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
         depth = end if OmegaConf.is_dict(section) else depth
     where, missing = ".".join(parts[:depth]), parts[depth]
     section = OmegaConf.select(config, where) if where else config
-    keys = [str(each) for each in section if each not in ("_target_", "hydra")]
+    hidden = ("_target_", "hydra")
+    keys = [k for k in map(str, section) if k not in hidden and not new_name(where, k)]
     if new := new_name(re.sub(r"\.(\d+)", r"[\1]", where), missing):
         new = f"{where}.{new}" if where else new
         text = f"`{key}` is now `{new}`"
@@ -124,6 +166,18 @@ def no_such_key(key: str, config: DictConfig, conf: Path) -> ConfigError:
         f"key {key!r} is not known: {owner} has no key {missing!r}.{hint}{more} Its keys:"
         f" {', '.join(keys)}."
     )
+
+
+def check_renamed(config: DictConfig, conf: Path) -> None:
+    """Raises ConfigError for a renamed key in the sections `trigger` and `defense` of a composed
+    configuration, unless the class of the section has an option of that name."""
+    for section in ("trigger", "defense"):
+        node = config._get_node(section)
+        if not isinstance(node, DictConfig) or node._is_none() or node._is_interpolation():
+            continue
+        for key in map(str, node):
+            if new_name(section, key) and not takes(section, node.get("_target_"), key):
+                raise no_such_key(f"{section}.{key}", config, conf)
 
 
 def _choices_with(conf: Path, group: str, key: str) -> list[str]:

@@ -35,6 +35,7 @@ from backdoor_lab.core.errors import (
 from backdoor_lab.core.output import survive_lost_output
 from backdoor_lab.core.resources import wait_briefly
 from backdoor_lab.core.terminal import plain
+from backdoor_lab.hydra_options import flags_first
 
 # Prefixes of overrides that do not affect results: sweeps that differ only in these are the same.
 NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", "dry_run",
@@ -139,6 +140,7 @@ def main() -> NoReturn:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.argv[1:] = map(_with_home_quoted, sys.argv[1:])
     try:
+        sys.argv[1:] = flags_first(sys.argv[1:])
         _refuse_rerun()
         _check_address_space()
         code = _run()
@@ -247,6 +249,8 @@ def _one_line(error: BaseException) -> str:
         said = f"{override}: {said}"
     if "LexerNoViableAlt" in said:
         said += " (a value with other characters needs quotes: 'target=\"é\"')"
+    if override.endswith(",") and "<EOF>" in said:
+        said = f"{override}: there must be no space between several values: target=cat,dog"
     return said or type(error).__name__
 
 

@@ -6,15 +6,19 @@ kind. Hydra's own `instantiate` would import and call any name.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
+import pkgutil
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, TypeVar
 
 from backdoor_lab.core import validation
-from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError, unknown
+from backdoor_lab.core.validation import RENAMED_METHODS, new_class
 
 T = TypeVar("T")
 OWN = re.compile(r"backdoor_lab\.(attacks|defenses|data)\.[a-z][a-z0-9_]*\.[A-Z][A-Za-z0-9]*\Z")
@@ -90,6 +94,15 @@ def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str
     return {key: given.get(key, value) for key, value in shared.items()}
 
 
+def takes(where: str, target: object, key: str) -> bool:
+    """Returns whether the class `target` has an option `key` of its own. True if there is no such class,
+    which `build` refuses."""
+    try:
+        return key in _parameters(_find(where, target, object))[0]
+    except ConfigError:
+        return True
+
+
 def takes_options(cls: type) -> bool:
     """Whether `build` passes the options object of `Shared` to this class."""
     return _in_constructor(cls) or hasattr(cls, "obey")
@@ -121,15 +134,46 @@ def _find(where: str, target: object, kind: type[T]) -> type[T]:
         )
     module_name, _, class_name = target.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
+        module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"`{where}._target_`: no module {error.name}") from error
+        raise ConfigError(f"`{where}._target_`: {_no_module(module_name, error)}") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        raise _no_class(where, target, module, kind)
     if not (isinstance(found, type) and issubclass(found, kind)):
         raise ConfigError(f"`{where}._target_`: {target} is not a class that can be used here")
     if inspect.isabstract(found):
-        lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        lacking = sorted(getattr(found, "__abstractmethods__", ()))
         raise ConfigError(
             f"`{where}._target_`: {target} is not a class that can be used here: it lacks the"
-            f" method{'s' * (', ' in lacking)} {lacking}"
+            f" method{'s' * (len(lacking) > 1)} {', '.join(lacking)}{_old_methods(found, lacking)}"
         )
     return found
+
+
+def _no_module(name: str, error: ModuleNotFoundError) -> str:
+    if error.name != name:
+        return f"no module {error.name}"
+    package = importlib.import_module(name.rpartition(".")[0])
+    known = [each.name for each in pkgutil.iter_modules(package.__path__)]
+    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=1)
+    hint = f". Did you mean {package.__name__}.{near[0]}?" if near else ""
+    return f"no module {name}{hint}"
+
+
+def _no_class(where: str, target: str, module: ModuleType, kind: type) -> ConfigError:
+    """Returns the error for a module without the class `target`, with its new name or the nearest one."""
+    if current := new_class(target):
+        return ConfigError(f"`{where}._target_`: {target} is now {current}")
+    usable = [
+        name for name, each in vars(module).items()
+        if inspect.isclass(each) and each.__module__ == module.__name__ and issubclass(each, kind)
+    ]  # fmt: skip
+    class_name = target.rpartition(".")[2]
+    return unknown(f"`{where}._target_`: class of {module.__name__}", class_name, usable)
+
+
+def _old_methods(cls: type, lacking: list[str]) -> str:
+    """Returns what to add where `cls` has a method of version 0.1 in place of one that it lacks."""
+    old = [name for name, new in RENAMED_METHODS.items() if new in lacking and hasattr(cls, name)]
+    return "".join(f" (`{name}` is now `{RENAMED_METHODS[name]}`)" for name in old)

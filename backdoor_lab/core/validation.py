@@ -48,6 +48,45 @@ RENAMED: dict[str, dict[str, str]] = {
 }  # fmt: skip
 """Renamed keys: section of the configuration -> name in version 0.1 -> name since version 0.2."""
 
+RENAMED_VALUES: dict[str, dict[str, str]] = {
+    "protocol.apply_trigger": {"before": "before_augmentation", "after": "after_augmentation"},
+    "defense": {"spectral_uncentred": "spectral_uncentered"},
+}
+"""Renamed values: key -> value in version 0.1 -> value since version 0.2."""
+
+RENAMED_CLASSES: dict[str, str] = {
+    "attacks.frequency.Frequency": "FTrojan",
+    "attacks.reflection.Reflection": "Refool",
+    "attacks.sinusoid.Sinusoid": "SIG",
+    "attacks.steganographic.Steganographic": "ISSBA",
+    "attacks.tact.Tact": "TaCT",
+    "attacks.warp.Warp": "WaNet",
+    "defenses.abl.Abl": "ABL",
+    "defenses.abl_unlearning.AblUnlearning": "ABLUnlearning",
+    "defenses.anp.Anp": "ANP",
+    "defenses.asset.Asset": "ASSET",
+    "defenses.confusion.Confusion": "ConfusionTraining",
+    "defenses.d_br.DBr": "DBR",
+    "defenses.elliptic_envelope.Envelope": "EllipticEnvelope",
+    "defenses.isolation_forest.Forest": "IsolationForest",
+    "defenses.knn.Knn": "KNN",
+    "defenses.local_outlier_factor.LocalOutlier": "LocalOutlierFactor",
+    "defenses.none.Keep": "NoDefense",
+    "defenses.one_class_svm.Svm": "OneClassSVM",
+    "defenses.scan.Scan": "SCAn",
+    "defenses.spectral.Spectral": "SpectralSignatures",
+    "defenses.spectre.Spectre": "SPECTRE",
+    "defenses.strip.Strip": "STRIP",
+}
+"""Renamed classes: path inside the package in version 0.1 -> name since version 0.2."""
+
+RENAMED_METHODS: dict[str, str] = {
+    "stamp": "apply_test",
+    "look": "score_class",
+    "rate": "score_images",
+}
+"""Renamed methods that a trigger or a defense must implement."""
+
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number that fits a float. Booleans are not numbers."""
@@ -99,6 +138,8 @@ def choice(name: str, value: Any, known: Iterable[Any]) -> Any:
     """Returns `value` if it is one of `known`; otherwise raises ConfigError."""
     known = list(known)
     if value not in known:
+        if (current := new_value(name, value)) in known:
+            raise ConfigError(f"`{name}`: {value!r} is now {current!r}")
         raise unknown(f"`{name}`", value, known)
     return value
 
@@ -137,6 +178,25 @@ def new_name(section: str, key: str) -> str | None:
     """
     whole = re.sub(r"\[\d+\]", "", section)
     return (RENAMED.get(whole) or RENAMED.get(whole.partition(".")[0], {})).get(key)
+
+
+def new_value(key: str, value: object) -> str | None:
+    """Returns what `value` of a configuration key is called since version 0.2, if it was renamed.
+
+    >>> new_value("protocol.apply_trigger", "before")
+    'before_augmentation'
+    """
+    return RENAMED_VALUES.get(key, {}).get(value) if isinstance(value, str) else None
+
+
+def new_class(target: str) -> str | None:
+    """Returns the ``_target_`` that replaced `target` in version 0.2, if it was renamed.
+
+    >>> new_class("backdoor_lab.defenses.none.Keep")
+    'backdoor_lab.defenses.none.NoDefense'
+    """
+    found = RENAMED_CLASSES.get(target.removeprefix("backdoor_lab."))
+    return None if found is None else f"{target.rpartition('.')[0]}.{found}"
 
 
 def refuse_renamed(section: str, given: Iterable[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from backdoor_lab import run
+from backdoor_lab.hydra_options import flags_first
 from backdoor_lab.results.seal import write_sealed
 from tests.helpers.cells import TINY, environment, started
 from tests.helpers.program import many
@@ -36,8 +37,41 @@ WRONG = {
     "-m target=bird,brid,dog": ["cell 2 of 3 (", "'brid'"],
     "-m trigger=pixel,pixle": ["pixle"],
     "-m trigger=glob(x*)": ["glob", "nothing"],
-    "experiment=demos": ["demos", "demo"],
+    "experiment=demos": ["'demos' is not known. Did you mean 'demo'", "matrix, pairs"],
+    "trigger=blendd": ["`trigger`: 'blendd' is not known. Did you mean 'blended'", "pixel, refl"],
+    "-m defense=none,spectr": ["cell 2 of 2", "'spectr' is not known. Did you mean 'spectre'"],
+    "recipe=smal": ["`recipe`: 'smal' is not known. Did you mean 'small'"],
+    "hydra/launcher=joblb": ["`hydra/launcher`: 'joblb' is not known. Did you mean 'joblib'"],
+    "defense=spectral_uncentred": ["is now `defense=spectral_uncentered`"],
+    "trigger=pixel,pattern": ["`trigger=pixel,pattern` gives several values", "add -m"],
+    "seed=0,1": ["`seed=0,1` gives several values", "add -m"],
+    "seed=range(3)": ["`seed=range(3)` gives several values", "add -m"],
+    "target=cat, dog": ["no space between several values"],
+    "+trigger=pixel": ["write trigger= without a `+`"],
+    "seed=1 --fast": ["--fast", "--hydra-help"],
+    "--cfg job +defense.budget=3": ["`defense.budget` is now `defense.removal_budget`"],
+    "++trigger.alpha=0.3": [
+        "`trigger.alpha` is now `trigger.strength_test`",
+        "`trigger=pixel` has no key",
+        "blended",
+    ],
+    "trigger=blended ++trigger.alpha=0.3": ["`trigger.alpha` is now `trigger.strength_test`"],
+    "protocol.apply_trigger=before": ["'before' is now 'before_augmentation'"],
+    "protocol.apply_trigger=after": ["'after' is now 'after_augmentation'"],
+    "defense._target_=backdoor_lab.defenses.none.Keep": ["is now backdoor_lab.defenses.none.NoD"],
+    "trigger._target_=backdoor_lab.attacks.pixel.Pixl": ["'Pixl' is not known", "'Pixel'"],
+    "trigger._target_=backdoor_lab.attacks.pixl.Pixel": ["Did you mean backdoor_lab.attacks.pixel"],
 }
+
+
+def test_flags_and_overrides_mix_in_any_order(tmp_path: Path) -> None:
+    wanted = ["-m", "--cfg", "job", "trigger=pixel", "seed=0,1"]
+    for words in (["trigger=pixel", "-m", "seed=0,1", "--cfg", "job"],
+                  ["trigger=pixel", "seed=0,1", "-m", "--cfg", "job"], wanted):  # fmt: skip
+        assert flags_first(words) == wanted
+    assert flags_first([]) == []
+    ((code, said, _, _),), _ = many(tmp_path, [["trigger=patch", "--cfg", "job", "seed=7"]])
+    assert (code, "seed: 7\n" in said, "name: patch\n" in said) == (0, True, True)
 
 
 def choices(group: str) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +15,12 @@ from backdoor_lab.attacks.base import Trigger
 from backdoor_lab.attacks.pixel import Pixel
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.instantiate import Shared, build
+from backdoor_lab.core.validation import RENAMED_CLASSES, new_class
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.random import Random
 from backdoor_lab.defenses.spectral import SpectralSignatures
+from tests.helpers.project import ROOT
 
 PIXEL = "backdoor_lab.attacks.pixel.Pixel"
 SHARED = Shared({**asdict(FilterOptions()), "filter_scope": "all"}, FilterOptions)
@@ -76,7 +80,7 @@ def test_hostile_targets_are_refused_before_import(target: Any) -> None:
     ("target", "message"),
     [
         ("backdoor_lab.attacks.base.Trigger", "is not a class that can be used here"),
-        ("backdoor_lab.attacks.base.PixelTriggr", "is not a class that can be used here"),
+        ("backdoor_lab.attacks.base.PixelTriggr", "Did you mean 'PixelTrigger'"),
         ("backdoor_lab.attacks.base.Tensor", "is not a class that can be used here"),
         ("backdoor_lab.attacks.poison.PoisonSpec", "is not a class that can be used here"),
         ("backdoor_lab.attacks.poison.PoisonResult", "is not a class that can be used here"),
@@ -84,7 +88,7 @@ def test_hostile_targets_are_refused_before_import(target: Any) -> None:
             "backdoor_lab.defenses.spectral.SpectralSignatures",
             "is not a class that can be used here",
         ),
-        ("backdoor_lab.attacks.pixle.Pixel", r"no module backdoor_lab\.attacks\.pixle"),
+        ("backdoor_lab.attacks.pixle.Pixel", r"no module .*\.pixle\. Did you mean .*\.pixel\?"),
     ],
 )
 def test_package_names_that_are_not_usable_classes_are_refused(target: str, message: str) -> None:
@@ -193,3 +197,18 @@ def test_a_trigger_that_needs_a_missing_library_names_the_library(
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
     with pytest.raises(ConfigError, match="no module no_such_library"):
         build("trigger", {"_target_": "backdoor_lab.attacks.needy.Needy"}, Trigger)
+
+
+@pytest.mark.parametrize("old", RENAMED_CLASSES)
+def test_an_old_class_name_is_refused_with_the_new_one_named(old: str) -> None:
+    target = f"backdoor_lab.{old}"
+    new = str(new_class(target))
+    with pytest.raises(ConfigError, match=re.escape(f"{target} is now {new}")):
+        build("defense", {"_target_": target}, object)
+    assert isinstance(attribute(new), type)
+    assert f"`{new.rpartition('.')[2]}`" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def attribute(target: str) -> object:
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
