@@ -57,8 +57,8 @@ class _Flags(argparse.ArgumentParser):
 
 
 def flags_first(words: list[str]) -> list[str]:
-    """Returns the words of a command line with all flags before the overrides, as Hydra's parser requires.
-    Raises ConfigError for an unknown flag."""
+    """Returns the words of a command line with all flags before the overrides, as Hydra's parser
+    requires. Raises ConfigError for an unknown flag."""
     parser = get_args_parser()
     parser.__class__ = _Flags  # Its `error` would print the usage, of twenty lines.
     overrides: list[str] = parser.parse_intermixed_args(words).overrides
@@ -93,8 +93,8 @@ def not_there(error: BaseException) -> str | None:
 
 
 def refused_by_hydra(error: BaseException) -> ConfigError | None:
-    """Returns a better message for an error of Hydra about the overrides, if there is one: a choice that
-    does not exist, several values without -m, or a choice that is added twice."""
+    """Returns a better message for an error of Hydra about the overrides, if there is one: a choice
+    that does not exist, several values without -m, or a choice that is added twice."""
     said = str(error)
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = error.missing_cfg_file.rpartition("/")

@@ -95,8 +95,8 @@ def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str
 
 
 def takes(where: str, target: object, key: str) -> bool:
-    """Returns whether the class `target` has an option `key` of its own. True if there is no such class,
-    which `build` refuses."""
+    """Returns whether the class `target` has an option `key` of its own; True if there is no such
+    class, which `build` refuses."""
     try:
         return key in _parameters(_find(where, target, object))[0]
     except ConfigError:
@@ -162,7 +162,8 @@ def _no_module(name: str, error: ModuleNotFoundError) -> str:
 
 
 def _no_class(where: str, target: str, module: ModuleType, kind: type) -> ConfigError:
-    """Returns the error for a module without the class `target`, with its new name or the nearest one."""
+    """Returns the error for a module without the class `target`; it names the new or the nearest
+    class."""
     if current := new_class(target):
         return ConfigError(f"`{where}._target_`: {target} is now {current}")
     usable = [
