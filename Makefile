@@ -1,4 +1,4 @@
-# One word per job. Every job makes the environment first when there is none.
+# Each target does one job. If there is no virtual environment, it first creates one.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,13 +6,13 @@ READY := $(VENV)/.ready
 SWEEPS ?= multirun_reports
 RECIPE ?= report
 
-# CIFAR-10 itself, downloaded on first use, or DATA=: a folder or archive of its images.
-# Quoted for Hydra, to which a comma is a sweep, and for the shell.
+# The data set: CIFAR-10, downloaded on first use, or the folder or archive of images in DATA. The path
+# is quoted for the shell and for Hydra, where an unquoted comma means a sweep over two values.
 ASKED = $(if $(DATA),dataset=image_folder 'dataset.root="$(subst ','\'',$(DATA))"') $(ARGS)
 
-# What torch and oneDNN are told, so that a processor with AVX-512 computes as one without it.
+# Variables that make torch and oneDNN compute without AVX-512 on a processor that has it.
 AVX2 := ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2
-# Attacks, defenses and all else that trains a network.
+# The tests that train a network.
 TRAINING_TESTS := tests/contract tests/unit/defenses $(wildcard tests/unit/pipeline/test_chain*.py) \
   $(patsubst %,tests/unit/%.py,data/test_digits $(patsubst %,attacks/test_%,label_consistent narcissus sleeper_agent steganographic) \
     $(patsubst %,training/test_%,callback data_loader devices evaluate gradients memory_format mixing models recipe representations \
@@ -39,22 +39,22 @@ smoke: $(READY)  ## one cell on synthetic data, less than a minute
 reproduce: $(READY)  ## the report's cells at full width, three seeds; or RECIPE=fast, DATA=ARCHIVE
 	$(BIN)/python -m backdoor_lab -m experiment=report recipe=$(RECIPE) hydra.sweep.dir=multirun_reports/runs/report_$(RECIPE) $(ASKED)
 
-reproduce-small: $(READY)  ## the same on a network that two CPU cores train in hours; or DATA=ARCHIVE
+reproduce-small: $(READY)  ## the report's cells on a network that two CPU cores train in hours; or DATA=ARCHIVE
 	$(BIN)/python -m backdoor_lab -m experiment=report_airbench hydra.sweep.dir=multirun_reports/runs/report_airbench $(ASKED)
 
 test: $(READY)  ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test-avx2: $(READY)  ## the tests that train, again with the instructions of a processor without AVX-512
+test-avx2: $(READY)  ## the tests that train a network, without AVX-512
 	OMP_NUM_THREADS=1 $(AVX2) $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TRAINING_TESTS)
 
 torture: $(READY)  ## the whole fault matrix
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile tests/torture
 
-bench: $(READY)  ## benchmarks, or one: make bench BENCH=resume
+bench: $(READY)  ## all benchmarks, or one: make bench BENCH=resume
 	$(BIN)/python -m tests.bench $(BENCH)
 
-bench-gpu: $(READY)  ## those that need a GPU; make bench-gpu BENCH=--tiny runs them on a CPU
+bench-gpu: $(READY)  ## benchmarks that need a GPU; make bench-gpu BENCH=--tiny runs them on a CPU
 	$(BIN)/python -m tests.bench.gpu $(BENCH)
 
 tables: $(READY)  ## the tables of every sweep found, from their records; or ROWS=, COLUMNS=, VALUES=
@@ -63,13 +63,13 @@ tables: $(READY)  ## the tables of every sweep found, from their records; or ROW
 figures: $(READY)  ## the pictures of every sweep found, as PNG and PDF
 	@$(BIN)/python -m backdoor_lab.figures $(SWEEPS) $(ARGS)
 
-pictures: $(READY)  ## the documents' pictures; or one: PICTURE=overview (the page needs the demo and a Chromium)
+pictures: $(READY)  ## the pictures of the documents; or one: PICTURE=overview (the page needs the demo and a Chromium)
 	$(BIN)/python -m tests.pictures $(PICTURE)
 
-documents: $(READY)  ## the tables in documents, from committed records and from the code
+documents: $(READY)  ## rewrite the tables of the documents, from committed records and from the code
 	$(BIN)/python -m tests.documents
 
-status: $(READY)  ## what of every sweep is done, running, failed, missing
+status: $(READY)  ## which cells of every sweep are done, running, failed or missing
 	@$(BIN)/python -m backdoor_lab.status $(SWEEPS) $(ARGS)
 
 lint: $(READY)  ## style and types
@@ -77,5 +77,5 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-clean:  ## the environment and every cache; results stay
+clean:  ## remove the environment and every cache, but no results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info

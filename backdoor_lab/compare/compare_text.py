@@ -19,7 +19,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison, whose differences are `ours` minus `base`.
+    """A comparison of cells. All differences are `ours` minus `base`.
 
     `side` is the choice whose values are compared; empty if there is only one comparison. `labels`
     are the choices that identify a line.

@@ -82,7 +82,8 @@ def against_ratio(title: str, panels: Sequence[Panel]) -> Figure:
 
 
 def draw_lines(axes: Axes, lines: Sequence[Series], *, first: int = 0) -> None:
-    """Draw `lines` with their intervals. The first line gets color and marker number `first`."""
+    """Draw `lines` with their intervals. Line i has the color and the marker numbered `first` +
+    i."""
     known = np.concatenate([each.ratios for each in lines] or [np.zeros(1)])
     wide = known.max() > _WIDE * known[known > 0].min(initial=np.inf)
     width = float(np.ptp(known)) or max(float(known.max()), 1.0)

@@ -1,4 +1,4 @@
-"""ASR on transformed test images against the strength of the transformation."""
+"""Figures of the ASR on transformed test images, against the strength of the transformation."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from backdoor_lab.training.transformations import KINDS, parse
 Array = NDArray[Any]
 FIGURES = {"asr1": "ASR1 in %", "asr2": "ASR2 in %"}
 ACCURACY = {"asr1": "nat1", "asr2": "nat2"}
-"""For each measure of ASR, the accuracy of the same network: it shows whether a transformation
-destroys the whole image or only the trigger."""
+"""Maps each attack success rate to the accuracy of the same network, which shows whether a
+transformation destroys the whole image or only the trigger."""
 _COLUMNS = 3
 # The place of untransformed images on an axis that has no natural value for them.
 _LOSSLESS = 110
@@ -132,8 +132,7 @@ def _mean(table: PivotTable, points: Sequence[tuple[float, str]]) -> Curve | Non
 
 @styled
 def drawn(title: str, says: str, shown: Sequence[Panel]) -> Figure:
-    """Draw the panels in rows of three. ``none``, at the left or at factor 1, is untransformed
-    images.
+    """Draw the panels in rows of three. Untransformed images are at the tick ``none``.
 
     Bars are 95 % intervals over seeds. The upper edge of the gray band is the accuracy.
     """

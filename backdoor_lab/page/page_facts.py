@@ -18,8 +18,9 @@ _DEEPEST = 8
 
 @dataclass(frozen=True)
 class PageFields:
-    """The values of several records. `common` maps dotted names to values that all records share;
-    for each record, `own` has the values of the other `names`, None where the record has none."""
+    """The values of several records, as text. `common` maps dotted names to values that are equal
+    in all records. `own` has, for each record, a list with its values of the other `names`; None if
+    it has none."""
 
     common: dict[str, str]
     names: list[str]

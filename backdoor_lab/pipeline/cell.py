@@ -157,20 +157,20 @@ class Cell:
 
     @property
     def attack(self) -> dict[str, Any]:
-        """The inputs that determine the poison; stages that depend on the poison include them."""
+        """The stage inputs that determine the poison."""
         plan = asdict(self.plan)
         plan.pop("asr_on")
         return {"trigger": self.trigger_identity, "plan": plan, "seed": self.seed} | self.surrogate
 
     @property
     def trigger_identity(self) -> list[Any]:
-        """The inputs that determine the trigger: its options and its code."""
+        """The stage inputs that determine the trigger: its options and its code."""
         return [self.trigger_facts, self.code["triggers"]]
 
     @property
     def surrogate(self) -> dict[str, Any]:
-        """The inputs that determine the attacker's surrogate network; empty if the trigger uses
-        none."""
+        """The stage inputs that determine the attacker's surrogate network; empty if the trigger
+        uses none."""
         if not self.trigger.uses_surrogate:
             return {}
         code = [identity.stage("train"), self.code["models"]]

@@ -116,7 +116,7 @@ class Progress:
     def tick(self, now: float) -> None:
         """Update the heartbeat and the bar, and log a line if the stage has long been silent.
 
-        `now` is in seconds of the monotonic clock. Does only what is due at that time.
+        Each of these happens only if it is due at `now`, in seconds of the monotonic clock.
         """
         if now - self._beaten >= BEAT:
             self._beat()

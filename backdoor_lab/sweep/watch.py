@@ -19,7 +19,8 @@ from backdoor_lab.results.stages import AFTER_TRAININGS, BETWEEN_TRAININGS
 from backdoor_lab.sweep.manifest import RECORD, read_record
 
 ENOUGH = 0.05
-"""An unfinished cell is used to estimate the time left only after this share of it is done."""
+"""The pace of a running cell counts in the estimate of the time left once this share of it is
+done."""
 
 
 @dataclass

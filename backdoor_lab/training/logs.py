@@ -46,8 +46,8 @@ def logger_of(config: dict[str, Any], stage: str, folder: Path) -> Any:
 
 
 def _watch(logger: Any, folder: Path) -> None:
-    """Make a logger that meets a full disk name its folder in the error. Otherwise its OSError
-    would be attributed to the stage that is running."""
+    """Patch a logger so that its error on a full disk names its folder. Otherwise the error would
+    be attributed to the stage that is running."""
     for name in ("log_metrics", "log_hyperparams", "save", "finalize"):
         setattr(logger, name, _watched(getattr(logger, name), folder))
 

@@ -21,7 +21,7 @@ ROUNDS = 3
 def run() -> list[Figure]:
     """Measure the seconds of the repeated command for growing numbers of completed cells.
 
-    The exponent is computed from CPU seconds, of which those of the smallest sweep are subtracted:
+    The exponent is computed from CPU seconds, after those of the smallest sweep are subtracted:
     wall times mostly reflect the disk and other processes.
     """
     rounds: dict[int, list[tuple[float, float]]] = {cells: [] for cells in SIZES}

@@ -87,7 +87,8 @@ def _fit() -> str:
 
 @table("questions_direction")
 def _direction() -> str:
-    """Networks and layers, sorted by the ratio of variances in the output of `separation`."""
+    """A table of networks and layers, sorted by the ratio of variances that `separation`
+    printed."""
     text = (SWEEPS / "paper/features.md").read_text(encoding="utf-8")
     rows = [
         [section.partition("\n")[0], *_facts(line)]

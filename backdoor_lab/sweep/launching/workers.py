@@ -1,10 +1,11 @@
 """Processes that run cells, watched by the process that started them.
 
-Only its parent learns how a process ended, so each cell of a sweep runs in a child of a process of
-this package. On this machine (`basic`, `joblib`), the driver starts workers that import torch once
-and run many cells. A joblib pool is not used: if one of its processes dies, it kills the others
-without reporting which cell was lost. With other launchers (submitit, Slurm, Ray), the launcher's
-process forks a child before it imports torch, because a fork loses the threads that torch starts.
+Only the parent of a process learns how it ended, so each cell of a sweep runs in a child of a
+process of this package. On this machine (`basic`, `joblib`), the driver starts workers that import
+torch once and run many cells. A joblib pool is not used: if one of its processes dies, it kills the
+others without reporting which cell was lost. With other launchers (submitit, Slurm, Ray), the
+launcher's process forks a child before it imports torch, because a fork loses the threads that
+torch starts.
 """
 
 from __future__ import annotations
