@@ -154,8 +154,7 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
     """Raises ConfigError if a composed configuration names code outside the packages in `allowed`.
 
     In the `hydra` section, every value that might become a name of code or a dictionary is resolved
-    first. In other sections only names of code are: other values are checked when they are
-    resolved.
+    first. In other sections, only names of code are resolved: other values are checked when used.
     """
     asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
     if not set(asked) <= set(allowed):

@@ -132,7 +132,7 @@ def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list
         raise ConfigError("`ratio=0` poisons nothing: there are no poisoned images to show")
     clean = attacked.data.train.images[made.source_index[:shown]]
     tested = trigger(clean)
-    trained = made.training.rows[: len(clean)]  # covers come last
+    trained = made.training.rows[: len(clean)]  # cover images come last
     if made.training.late_trigger is not None:
         trained = tested
     return [

@@ -42,8 +42,8 @@ NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", 
          "allow_plugins", "retries", "fail_fast", "estimate_first",
          "dataset_label")  # fmt: skip
 ADDRESS_SPACE = 4_000_000_000
-"""The minimum limit of the address space (ulimit -v), in bytes, at which PyTorch is loaded. Below
-it, loading may abort the process: 3.07e9 did, 4.1e9 did not."""
+"""The smallest limit of the address space (ulimit -v), in bytes, with which PyTorch is loaded. With
+a lower limit, loading may abort the process: 3.07e9 did, 4.1e9 did not."""
 _outcome: dict[str, Any] = {}
 
 

@@ -90,8 +90,8 @@ def _told(
 def against_random(sweep: Sweep, facts: CellFields | None = None) -> Comparison | None:
     """Compare every defense of a sweep with the control `random`, for the same attack and seed.
 
-    `facts`, if given, are the fields of the sweep's cells, which are then not computed again. None
-    if there is no pair of cells or no measure to compare.
+    `facts` are the fields of the sweep's cells, if they were already computed. Returns None if
+    there is no pair of cells or no measure to compare.
     """
     defenses = {cell.choices["defense"] for cell in sweep.cells if cell.choices}
     if RANDOM not in defenses or len(defenses) < 2:

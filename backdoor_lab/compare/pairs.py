@@ -124,7 +124,7 @@ def lines_of(
     facts: CellFields, sides: Sequence[PairedGroup], labels: Sequence[str], values: Sequence[str]
 ) -> list[ComparisonRow]:
     """All lines of a comparison: for each side, one line per combination of `labels`, followed by
-    summary lines. Holm's correction is over all p values of the table."""
+    summary lines. Holm's correction is applied to all p values of the table together."""
     found = []
     for side in sides:
         groups: dict[Key, list[MatchedCells]] = {}

@@ -1,4 +1,4 @@
-"""A sweep with everything that is derived from its records. Its files and its page share it."""
+"""Computes once what is derived from a sweep's records, for its files and for its page."""
 
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ from backdoor_lab.tables.layout import split
 
 Named = tuple[str, Figure]
 SEVERAL = 4
-"""The number of different ratios from which the AUROC predicted from features is drawn."""
+"""The AUROC predicted from features is drawn only for sweeps with at least this many ratios."""
 
 
 def of_sweep(whole: SweepData) -> Iterator[Named]:
-    """Yield the name and the figure of everything drawn for a sweep. Skips figures whose data is
+    """Yield the name and the figure for each figure of a sweep. Skips figures whose data is
     missing."""
     found = list(attacked(whole))
     if found:
@@ -80,8 +80,8 @@ def promised(whole: SweepData, cells: Sequence[CellRecord]) -> dict[str, float]:
 
 
 def of_cell(whole: SweepData, record: Record) -> Iterator[Named]:
-    """Yield the name and the figure of everything drawn for a completed cell. Skips figures whose
-    data is missing."""
+    """Yield the name and the figure for each figure of a completed cell. Skips figures whose data
+    is missing."""
     yield "pipeline", run.pipeline(steps(record))
     losses = losses_of(whole.reader, record)
     if losses:

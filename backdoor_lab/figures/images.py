@@ -101,8 +101,8 @@ def _draw_layer(axes: Axes, layer: Layer) -> None:
 
 def mosaic(weights: Array) -> Array:
     """Tile filters, float (f, C, k, k), into one uint8 image: (h, w, 3) for three channels,
-    otherwise the mean over the channels, (h, w). Zero is gray, and each filter's largest value
-    black or white."""
+    otherwise the mean over the channels, (h, w). Zero is gray; each filter's largest value is black
+    or white."""
     count, channels, side, _ = weights.shape
     peak = np.abs(weights).reshape(count, -1).max(axis=1)
     scaled = 127.5 + 127.5 * weights / np.where(peak > 0, peak, 1)[:, None, None, None]

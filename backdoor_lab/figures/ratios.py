@@ -1,4 +1,4 @@
-"""ASR, Nat and AUROC against the poison ratio, before and after each defense."""
+"""Figures of ASR, Nat and AUROC against the poison ratio, before and after each defense."""
 
 from __future__ import annotations
 
@@ -136,7 +136,8 @@ def panels(group: TableGroup, predicted: Mapping[str, float] | None = None) -> l
 def _series(cells: Sequence[CellRecord], measure: str, scale: int) -> list[Series]:
     """One line before any defense, and one after each defense, in the order of the sweep.
 
-    Cells that differ only in the defense count once before it. `scale` times the ratio is x.
+    For the line before any defense, cells that differ only in the defense are averaged. x is
+    `scale` times the ratio.
     """
     before: dict[tuple[float, int], list[float]] = defaultdict(list)
     after: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))

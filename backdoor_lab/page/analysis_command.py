@@ -1,5 +1,5 @@
-"""Shared by commands that analyze what a sweep stored: they print a table with one line per network
-or filter result, and can write it to a file."""
+"""Code shared by the commands that analyze what a sweep stored. They print a table with one line
+per network or filter result, and can write it to a file."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def _states(sweep: Sweep) -> dict[str, int]:
 
 
 def _grids(tables: Sequence[PivotTable]) -> list[TextTable]:
-    """Format the tables in order, without the notes that an earlier table has already."""
+    """Format the tables in order, without the notes that an earlier table already has."""
     shown: list[TextTable] = []
     seen: set[str] = set()
     for grid in (grid for each in tables for grid in grids(each)):

@@ -19,8 +19,8 @@ _DEEPEST = 8
 @dataclass(frozen=True)
 class PageFields:
     """The values of several records, as text. `common` maps dotted names to values that are equal
-    in all records. `own` has, for each record, a list with its values of the other `names`; None if
-    it has none."""
+    in all records. `own` has one list per record, with its values of the other `names`; None for a
+    missing one."""
 
     common: dict[str, str]
     names: list[str]

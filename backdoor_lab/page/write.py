@@ -86,7 +86,8 @@ def _kind(table: PivotTable) -> str:
 
 
 def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
-    """Write to `out` the text whose key in `texts` is the suffix of `out`, without the dot.
+    """Write one of `texts` to the file `out`: the one whose key is the suffix of `out`, without the
+    dot.
 
     Raises ConfigError if no text has this suffix, or if the folder does not exist.
     """
@@ -95,8 +96,8 @@ def write_as_named(out: Path, texts: Mapping[str, str]) -> None:
 
 
 def check_name(out: Path, suffixes: Iterable[str]) -> str:
-    """The one of `suffixes` (without the dot) that `out` ends in. Raises ConfigError as
-    `write_as_named` does."""
+    """The suffix of `out`, without the dot. Raises ConfigError if it is not one of `suffixes`, or
+    if the folder does not exist."""
     suffix, known = out.suffix.removeprefix("."), list(suffixes)
     if suffix not in known or not out.parent.is_dir():
         listed = ", ".join(f".{name}" for name in known)

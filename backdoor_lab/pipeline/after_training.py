@@ -49,7 +49,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Defended:
-    """The output of a defense: its filter result and, for a repair, the context to repair in."""
+    """The output of a defense: its filter result and, for a repair, the images and networks to work
+    on."""
 
     filter_result: FilterResult
     provided: Provided | None = None
@@ -73,8 +74,8 @@ class DefendCell:
     train: Callable[[str, Dataset, TrainingSet], Trained]
 
     def extract(self, model: Classifier) -> Evidence:
-        """Compute the features of the training set and, if the defense requires them, the features
-        of held-out clean images, and the images and networks."""
+        """Compute the features of the training set, and what else the defense requires: features of
+        held-out clean images, or images and networks."""
         cell, training = self.cell, self.attacked.poisoned.training
         provided = self._provided(model) if "context" in cell.requires else None
         feature_model, weights = self._feature_model(model)

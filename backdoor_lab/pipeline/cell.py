@@ -72,8 +72,8 @@ class Cell:
     def decides(self) -> dict[str, Any]:
         """The configuration that affects results: the input of the cell's hash.
 
-        A cell that also measures under transformations has a different hash, and so its own record,
-        but shares networks with the cell that does not.
+        Measuring under transformations changes the hash. Such a cell has a separate record, but
+        shares its networks with the cell that is otherwise equal.
         """
         return {
             "model": self.config["model"],
@@ -96,8 +96,8 @@ class Cell:
         return marks(self, self.parts.data)
 
     def _exceptions(self) -> dict[str, Any]:
-        # A precision that is set explicitly is part of the identity; `auto` depends on the machine
-        # and is not.
+        # A precision that is set explicitly is part of the identity. `auto` is not, since its
+        # meaning depends on the machine.
         wanted = str(self.config["trainer"]["precision"])
         found: dict[str, Any] = {} if wanted == "auto" else {"precision": wanted}
         found |= {"retrain_seed": "same"} if self.same_seed else {}

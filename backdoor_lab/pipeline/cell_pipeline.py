@@ -78,7 +78,7 @@ class CellPipeline:
         return record_body(self.cell, data, attacked.poisoned, filter_result, self.stages, shared)
 
     def attack(self) -> Attacked:
-        """Load the data set, prepare the trigger if it needs that, and poison the training set."""
+        """Load the data set, prepare the trigger if necessary, and poison the training set."""
         self.progress.stage("load", detail=f"on {self.machine.describe()}")
         cell, plan, prepared = self.cell, self.cell.plan, None
         data = open_dataset(cell.parts.data, self.store)
@@ -112,8 +112,8 @@ class CellPipeline:
         return callback.result.filter_result
 
     def _train(self, stage: str, data: Dataset, training: TrainingSet) -> Trained:
-        """Train a network on `training` and, unless it is the surrogate, measure its accuracy
-        there."""
+        """Train a network on `training`. Unless it is the surrogate, also measure its training
+        accuracy."""
         self.progress.stage(stage)
 
         def fit_it(job: TrainingJob, scratch: Path) -> Classifier:

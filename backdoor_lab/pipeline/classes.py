@@ -9,11 +9,11 @@ from backdoor_lab.core.errors import ConfigError, unknown
 
 
 def class_number(key: str, value: object, classes: Sequence[str]) -> int:
-    """The number of the class that `value` names or, if no class has that name, its number.
+    """Convert the name or the number of a class to its number. A name takes precedence.
 
     Names are compared in Unicode NFC, since some file systems decompose folder names. `key` is the
     configuration key, for messages. Raises ConfigError, which lists the classes, for an unknown
-    class and for a number that may also mean the name of another class.
+    class, and for a number that may also be meant as the name of another class.
     """
     if value is None or isinstance(value, (bool, float)):
         raise _not_a_name(key, value, classes)

@@ -31,8 +31,8 @@ MAKES_ONE = "python -m backdoor_lab -m experiment=demo"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command. Exit codes: 0 done, also without any sweep; 1 if tables could not be
-    written; 2 if a folder does not exist or a layout names something unknown."""
+    """Run the command. Exit codes: 0 done, or no sweep found; 1 if tables could not be written; 2
+    if a folder does not exist or a layout names something unknown."""
     return run_command(_parser(), _report_all, arguments)
 
 

@@ -33,7 +33,7 @@ WARM_UP, WARM_UP_SECONDS = 10, 10.0
 """The measurement starts after this many training steps, or after this many seconds if the steps
 take longer: the first steps compile and allocate."""
 SHORTEST, LONGEST = 3.0, 15.0
-"""Training is measured for at least and at most these wall-clock seconds. In between, the
+"""The minimum and maximum wall-clock seconds for which training is measured. In between, the
 measurement ends after `PROCESSOR_TIME` seconds of CPU time."""
 PROCESSOR_TIME = 2.0
 TEST_IMAGES = 1024

@@ -40,7 +40,7 @@ FLOAT32 = 4
 
 @dataclass
 class Amount:
-    """Numbers of images: trained on (once per epoch), evaluated, and passed through for
+    """Numbers of images: trained on (counted once per epoch), evaluated, and used to compute
     features."""
 
     trained: int = 0
@@ -77,8 +77,8 @@ class _MissingError(Exception):
 class _Look(Store):
     """A read-only store that computes nothing.
 
-    `missing` lists the stages that were requested and are not stored. Measurements are skipped,
-    since no stage depends on them; any other missing stage ends the search.
+    `missing` lists the stages that were requested and are not stored. A missing measurement does
+    not end the search, since no stage depends on it; any other missing stage does.
     """
 
     def __init__(self, root: Path | str) -> None:

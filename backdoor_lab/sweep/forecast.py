@@ -100,7 +100,7 @@ def _how(tried: Calibration) -> str:
 
 
 def _unforeseen(work: Work) -> list[str]:
-    """A note on costs that the estimate does not include; empty if no cell has any."""
+    """A note on costs that the estimate does not include; an empty list if there are none."""
     left = [cell for cell, state in work.cells if state not in ("done", "record only")]
     names = [c.choices["trigger"] for c in left if c.trigger.needs_preparing]
     names += [c.choices["trigger"] for c in left if c.trigger.uses_surrogate]

@@ -94,7 +94,7 @@ def _shown(progress: str, in_sweep: bool) -> str:
 
 
 def _tell(folder: Path, in_sweep: bool) -> None:
-    """Log a single cell's metrics in one line. In a sweep, nothing is logged: it has tables."""
+    """Log the metrics of a single cell in one line. Logs nothing in a sweep, which has tables."""
     if in_sweep:
         return
     data = read_small(folder / RECORD)

@@ -188,8 +188,7 @@ def merge_asked(folder: Path, asked: Sequence[RequestedCell]) -> list[dict[str, 
 
 
 def note_failure(folder: Path, reason: str, status: str | None = None) -> str:
-    """Write a record with status failed for a cell that could not write its own. Returns the
-    status.
+    """Write the record of a failed cell that could not write it itself. Returns the status.
 
     If the record cannot be written, logs the reason.
     """

@@ -19,12 +19,12 @@ WHITENING_IMAGES = 5000
 5000."""
 _WHITENING_EPS, _SCALE = 5e-4, 1 / 9
 _NORM_EPS, _NORM_MOMENTUM = 1e-12, 0.4
-"""PyTorch's momentum is the weight of the new batch statistics; the paper's 0.6 is that of the
-old."""
+"""PyTorch's momentum is the weight of the new batch statistics; the paper's 0.6 is the weight of
+the old ones."""
 
 
 class Airbench(nn.Module):
-    """The network. Input float (n, channels, H, W) with H, W >= 2, output logits float (n,
+    """The airbench network. Input float (n, channels, H, W) with H, W >= 2, output float (n,
     classes).
 
     The outputs of ``group1``, ``group2`` and ``group3`` have `width`, 4 `width` and 4 `width`

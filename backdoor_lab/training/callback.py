@@ -32,7 +32,8 @@ class AfterTraining(Protocol[Evidence, Result, Network_co]):
 class DefendAndRetrain(pl.Callback, Generic[Evidence, Result, Network_co]):
     """At the end of a fit, extracts features, filters the training set and retrains.
 
-    Then `result` holds what the step `defend` returned, and `retrained` what `retrain` returned.
+    After the fit, `result` is what the step `defend` returned, and `retrained` what `retrain`
+    returned.
     """
 
     result: Result

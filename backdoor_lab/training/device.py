@@ -21,8 +21,8 @@ from backdoor_lab.training.gpu_lock import cuda_names, own_device
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 MOST = 1024
-"""The maximum of threads per cell and of cells per GPU. No machine has more cores, and a library
-that cannot create as many threads as requested ends the process."""
+"""The largest allowed number of threads per cell, and of cells per GPU. No machine has more cores,
+and a library that cannot create as many threads as requested ends the process."""
 ISA_LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 """The environment variables that limit the instruction sets used by oneDNN (two names) and
 PyTorch."""
@@ -88,8 +88,8 @@ def machine_of(config: dict[str, Any], *, parallel_cells: int = 1) -> ComputeDev
 
 @contextmanager
 def held(machine: ComputeDevice, cells_per_gpu: int) -> Iterator[ComputeDevice]:
-    """A context manager that reserves a GPU for a cell, if `machine` is one. Yields the machine
-    with the index of this GPU. A CPU needs no reservation."""
+    """A context manager that reserves a GPU for a cell if `machine` is a GPU. Yields the machine
+    with the index of the reserved GPU. A CPU needs no reservation."""
     if machine.device.type != "cuda":
         yield machine
         return

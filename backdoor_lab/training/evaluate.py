@@ -102,8 +102,8 @@ def attack_success(
 ) -> float | None:
     """The attack success rate on the test images with indices `where`, int64 (m,).
 
-    This is the share of these images that, once triggered, are classified as `wanted`, int64 (n,),
-    says: the class the attacker wants for each test image. None if m is 0.
+    This is the share of these images that the network, when they carry the trigger, assigns to the
+    class that the attacker wants: `wanted` int64 (n,), one class per test image. None if m is 0.
     """
     if not len(where):
         return None

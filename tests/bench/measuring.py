@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: figures with targets, timing in turns, and records of results."""
+"""Code shared by the benchmarks: figures with targets, timing in turns, and records of results."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def by_turns(
 
 
 def ratio(found: dict[str, list[float]], slow: str, fast: str) -> float:
-    """How many times as fast as `slow` is `fast`, by the shortest time of each."""
+    """How many times faster `fast` is than `slow`, by the shortest time of each."""
     return min(found[slow]) / min(found[fast])
 
 

@@ -25,15 +25,16 @@ Cell: TypeAlias = dict[str, Any]
 
 
 def cells(*sweeps: str, **wanted: Any) -> list[Cell]:
-    """The cells of `sweeps` (folders under multirun_reports) with certain choices, in the order of
-    the sweeps: `cells("demo/controls", defense="random")`. Ratios are given as text ("10%")."""
+    """The cells of `sweeps` (folders under multirun_reports) whose choices match `wanted`, in the
+    order of the sweeps: `cells("demo/controls", defense="random")`. Ratios are given as text
+    ("10%")."""
     found = [cell for sweep in sweeps for cell in kept(sweep)]
     asked = {name.capitalize(): value for name, value in wanted.items()}
     return [c for c in found if all(c[name] == value for name, value in asked.items())]
 
 
 def the(*sweeps: str, **wanted: Any) -> Cell:
-    """The cell with certain choices, of which there must be exactly one."""
+    """The cell of `sweeps` whose choices match `wanted`. There must be exactly one."""
     (cell,) = cells(*sweeps, **wanted)
     return cell
 

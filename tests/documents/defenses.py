@@ -50,7 +50,8 @@ def _embedded() -> str:
 
 @table("defenses_matrix")
 def _matrix() -> str:
-    """The number of poisoned images left of 100, sorted by the mean over the first nine attacks."""
+    """How many of 100 poisoned images each filter leaves, sorted by the mean over the first nine
+    attacks."""
     asr = [the("defenses/matrix", trigger=t, defense="spectral")["ASR1"] for t in LEARNED]
     names = dict.fromkeys(cell["Defense"] for cell in cells("defenses/matrix"))
     left = {
@@ -132,8 +133,8 @@ def _layers() -> str:
 
 @table("defenses_directions_photographs")
 def _directions_photographs() -> str:
-    """The number of poisoned images left: at 1 % at three layers, and at 5 and 10 % at the report's
-    layer."""
+    """The number of poisoned images left: for a ratio of 1 % at three layers, and for ratios of 5
+    and 10 % at the report's layer."""
     sweep = "defenses/spectral_photographs"
     rows = []
     for rank, power, rounds in itertools.product((1, 16), (0, 4), (1, 4)):

@@ -15,7 +15,7 @@ MARKER = re.compile(r"(?m)^<!-- (begin|end)\b.*-->$")
 
 
 def table(name: str) -> Callable[[Builder], Builder]:
-    """A decorator that registers a function without arguments. It returns the table `name` as
+    """A decorator that registers a function under `name`. The function returns this table as
     Markdown."""
 
     def register(builder: Builder) -> Builder:

@@ -77,8 +77,8 @@ def _trains(kind: type[Trigger]) -> str:
 
 
 def _seconds(name: str) -> str:
-    """The seconds that a trigger needs before the victim is trained. The highest sum of its stages
-    in any record counts."""
+    """The seconds that a trigger needs before the victim is trained: the sum of its stages, of
+    which the maximum over all records is taken."""
     stages = ("surrogate", "prepare", "poison")
     runs = [cell["record"]["run"]["seconds"] for cell in cells("attacks/embedded", trigger=name)]
     return _brief(max(sum(run.get(stage) or 0 for stage in stages) for run in runs))

@@ -24,8 +24,8 @@ def the_twelve(sweep: str, **wanted: object) -> list[Cell]:
 
 
 def beside_report(found: list[Cell], *more: str) -> str:
-    """A table with a line for each cell, and the report's figures in brackets. `more` are columns
-    without such figures."""
+    """A table with a line for each cell, and the report's figures in brackets. For the columns
+    `more`, the report has no figures."""
     columns = sorted((*REFERENCE, *more), key=list(DIGITS).index)
     rows = []
     for cell in found:

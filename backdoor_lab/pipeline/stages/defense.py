@@ -186,6 +186,7 @@ def normalization(module: FeatureModel) -> dict[str, Any]:
 
 
 def nothing_removed(n: int) -> FilterResult:
-    """The filter result that a repair is recorded with: scores NaN, and all n examples kept."""
+    """A filter result without effect, for a repair: all n scores are NaN, and all n examples are
+    kept."""
     scores = torch.full((n,), torch.nan, dtype=torch.float64)
     return FilterResult(scores, torch.ones(n, dtype=torch.bool))

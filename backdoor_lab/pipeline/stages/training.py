@@ -177,7 +177,7 @@ def measure_stage(
     classified as the attacker wants; `clean_rate`, for comparison, is the same share without the
     trigger. `asr_elsewhere` is the attack success rate on classes that are not attacked; None
     without a source class. `top_class` is the class predicted most often for clean images, and
-    `top_share` how often.
+    `top_share` is the share of clean images for which it is predicted.
     """
     data, plan = without_held_out(cell, data), cell.plan
     labels = data.test.labels
@@ -269,7 +269,7 @@ def _surrogate(cell: Cell, machine: ComputeDevice) -> dict[str, Any]:
 
 def _recomputed(cell: Cell) -> dict[str, Any]:
     # Networks of less than this width may have been stored before the fix of wrong gradients on
-    # some CPUs; the `revision` makes sure that they are computed again, and poison made with them.
+    # some CPUs. The `revision` makes sure that they, and poison made with them, are computed again.
     width = cell.model["width"]
     return {"revision": 1} if width is not None and width < LARGEST_BLOCK else {}
 

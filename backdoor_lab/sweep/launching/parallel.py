@@ -86,8 +86,8 @@ def check_processes(config: DictConfig) -> None:
 
 
 def parallelism(config: DictConfig, cells: int) -> Parallelism:
-    """The parallelism of a sweep of `cells` cells with the configured launcher. Raises ConfigError
-    if the number of processes is invalid."""
+    """How many cells the configured launcher runs in parallel in a sweep of `cells` cells. Raises
+    ConfigError if the number of processes is invalid."""
     launcher, trainer = config.hydra.launcher, _trainer(config)
     raw: Any = OmegaConf.to_container(launcher, resolve=False)
     if RESOLVER in str(raw.get("n_jobs")):

@@ -82,7 +82,7 @@ class Worker:
         self.retire()
 
     def retire(self) -> None:
-        """End the process, which has no job left."""
+        """Let the process exit. Call this when it has no job left."""
         with contextlib.suppress(OSError):
             self._pipe.send([])
         self._process.join(GRACE)
