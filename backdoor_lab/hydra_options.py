@@ -87,7 +87,7 @@ def check_hydra(config: DictConfig, conf: Path) -> None:
 
 
 def not_there(error: BaseException) -> str | None:
-    """The unknown key in an error of Hydra; None if the error does not mean that."""
+    """The key that Hydra's error reports as unknown; None if the error is of another kind."""
     found = _NOT_THERE.match(str(error))
     return (found[1] or found[2]) if found else None
 

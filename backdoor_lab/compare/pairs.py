@@ -1,7 +1,7 @@
 """Finds the pairs of cells to compare: in two sweeps, within a sweep, or in a sweep and the report.
 
-Cells are paired by the columns of the tidy frame, computed by `CellFields` without pandas:
-importing pandas takes 0.25 s, longer than the command (0.2 s).
+Cells are paired by the columns of the tidy frame, which `CellFields` computes without pandas: to
+import pandas would take 0.25 s, more than the whole command (0.2 s).
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
 
 
 def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup], list[str]]:
-    """The pairs within a sweep: each cell with another value of `by`, and the cell with `base`."""
+    """The pairs within a sweep. One cell of a pair has the value `base` of `by`, the other cell has
+    another value; all else is equal."""
     values: dict[str, list[int]] = {name: [] for name in facts.values(by)}
     for number, each in enumerate(facts.of):
         if each:

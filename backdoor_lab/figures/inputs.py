@@ -128,8 +128,8 @@ def _seconds(cell: CellRecord, stage: str) -> float:
 
 
 def attacked(whole: SweepData) -> Iterator[tuple[str, Record, Training]]:
-    """For each trigger, yield its name, record and training set: those of the completed cell with
-    the highest ratio whose poisoned images are stored."""
+    """For each trigger, yield its name, and the record and the training set of one completed cell:
+    the cell with the highest ratio, of those whose poisoned images are stored."""
     by_trigger: dict[str, list[Record]] = {}
     for cell, record in sorted(whole.done(), key=lambda each: -float(each[0].choices["ratio"])):
         if float(cell.choices["ratio"]) > 0 and not is_triggered_late(record):
@@ -159,8 +159,8 @@ def trigger_rows(
 
 
 def pair(training: Training, rows: Array) -> tuple[Array, Array]:
-    """The originals of the poisoned images numbered `rows`, int (b,), and these images: each uint8
-    (b, C, H, W)."""
+    """The originals and the triggered versions of the poisoned images with indices `rows`, int
+    (b,): two arrays, uint8 (b, C, H, W)."""
     return np.asarray(training.base[training.original[rows]]), training.rows[rows]
 
 

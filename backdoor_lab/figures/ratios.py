@@ -31,8 +31,8 @@ _WIDE = 20
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: for each of `ratios` float64 (k,), in percent or in images, the mean in
-    percent and half of its 95 % interval, NaN if there is only one seed."""
+    """One line of a chart. `ratios` float64 (k,) are in percent or in images, `means` in percent;
+    `halves` are half of their 95 % intervals, NaN if there is only one seed."""
 
     name: str
     ratios: Array

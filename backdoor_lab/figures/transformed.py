@@ -35,8 +35,8 @@ _LOSSLESS = 110
 class Curve:
     """One trigger under one kind of transformation.
 
-    For each of `strengths` float64 (k,), including the one of untransformed images: the mean in
-    percent, and half of its 95 % interval, NaN if there is only one seed.
+    `strengths` float64 (k,) includes the strength of untransformed images. `means` are in percent;
+    `halves` are half of their 95 % intervals, NaN if there is only one seed.
     """
 
     trigger: str

@@ -33,8 +33,8 @@ class Column:
 
     @property
     def choices(self) -> list[str]:
-        """The values offered to filter the table by this column; empty if there is only one value
-        or too many, or if the column has metrics."""
+        """The values offered to filter the table by this column. Empty if there is only one value
+        or too many, or if the column contains metrics."""
         texts = list(dict.fromkeys(self.texts))
         named = not self.numeric or self.head in ("Ratio", "Seed")
         return texts if named and 1 < len(texts) <= _MOST_CHOICES else []
@@ -58,8 +58,8 @@ def columns(cells: Sequence[CellRecord]) -> list[Column]:
 
 
 def shared(cells: Sequence[CellRecord]) -> dict[str, str]:
-    """The choices that are the same for all cells, as text by name; the table omits their
-    columns."""
+    """The choices that are the same for all cells, as a dict from name to text. Excludes choices
+    that always have a column."""
     known = [cell.choices for cell in cells if cell.choices]
     names = sorted({name for choices in known for name in choices} - set(ALWAYS))
     given = by_key(known)

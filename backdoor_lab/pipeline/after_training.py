@@ -49,8 +49,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Defended:
-    """The output of a defense: its filter result and, for a repair, the images and networks to work
-    on."""
+    """The output of a defense: its filter result and, for a repair, the images and networks that
+    the repair works on."""
 
     filter_result: FilterResult
     provided: Provided | None = None

@@ -47,7 +47,8 @@ from backdoor_lab.training.train import TrainingJob, fit
 log = logging.getLogger(__name__)
 RECORD = "record.json"
 TRAIN_ACCURACY = dict(zip(("train", "retrain"), FITTED, strict=True))
-"""For each training stage, the name of the stage that measures its accuracy on its training set."""
+"""Maps each training stage to the stage that measures the training accuracy of the resulting
+network."""
 
 
 class CellPipeline:

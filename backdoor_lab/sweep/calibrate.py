@@ -114,8 +114,8 @@ def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) ->
 
 
 def _within_reach(cell: Cell, aside: str) -> Cell:
-    """A copy of the cell whose store contains its data set: its own store, or else a store in the
-    temporary folder `aside`. So no files are left, and no worker has to parse the images again."""
+    """The cell with a store that holds the data set: the cell's own store, or one in the temporary
+    folder `aside`, so that no files are left and images are parsed only once."""
     source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
         # If the disk is full, each worker parses the images.

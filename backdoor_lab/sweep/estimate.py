@@ -75,10 +75,11 @@ class _MissingError(Exception):
 
 
 class _Look(Store):
-    """A read-only store that computes nothing.
+    """A read-only store that computes nothing. `missing` lists the requested stages that are not
+    stored.
 
-    `missing` lists the stages that were requested and are not stored. A missing measurement does
-    not end the search, since no stage depends on it; any other missing stage does.
+    `get` raises _MissingError for such a stage unless it is a measurement, on which no stage
+    depends.
     """
 
     def __init__(self, root: Path | str) -> None:

@@ -16,8 +16,8 @@ from backdoor_lab.training.models import build_model
 def try_network(
     model: dict[str, Any], layer: str, shape: tuple[int, int, int], classes: int
 ) -> tuple[torch.nn.Module, int]:
-    """Try a network on images of this `shape`. Returns it, on the meta device, and the number of
-    features per image at `layer`.
+    """Try a network on images of this `shape`. Returns the network, on the meta device, and the
+    number of features per image at `layer`.
 
     Raises ConfigError if the network cannot take such images, has no such layer or needs more
     memory than this machine has.

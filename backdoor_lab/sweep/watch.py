@@ -68,8 +68,8 @@ class Watch:
         return cell
 
     def running(self, now: float) -> dict[str, Heartbeat]:
-        """The heartbeats of the running cells, keyed by cell id, the cell that started first coming
-        first."""
+        """The heartbeats of the running cells by cell id, in the order in which the cells
+        started."""
         found = {}
         for each in self._stamps:
             if each in self._done:

@@ -102,8 +102,9 @@ def attack_success(
 ) -> float | None:
     """The attack success rate on the test images with indices `where`, int64 (m,).
 
-    This is the share of these images that the network, when they carry the trigger, assigns to the
-    class that the attacker wants: `wanted` int64 (n,), one class per test image. None if m is 0.
+    The trigger is applied to these images. The rate is the share that the network then assigns to
+    the class that the attacker wants: `wanted` int64 (n,), one class per test image. None if m is
+    0.
     """
     if not len(where):
         return None

@@ -48,10 +48,8 @@ class _Guard:
 def unused_columns(
     width: int, kernel: int, stride: int, left: int, right: int, dilation: int
 ) -> tuple[int, ...]:
-    """The kernel columns, of 0..kernel - 1, that see only padding in a row of `width` pixels.
-
-    The row is padded by `left` and `right` pixels.
-    """
+    """The indices, 0 to kernel - 1, of the kernel columns that see only padding in a row of `width`
+    pixels. The row is padded by `left` and `right` pixels."""
     starts = range(-left, width + right - dilation * (kernel - 1), stride)
     met = {k for k in range(kernel) for start in starts if 0 <= start + k * dilation < width}
     return tuple(k for k in range(kernel) if k not in met)

@@ -15,7 +15,7 @@ MARKER = re.compile(r"(?m)^<!-- (begin|end)\b.*-->$")
 
 
 def table(name: str) -> Callable[[Builder], Builder]:
-    """A decorator that registers a function under `name`. The function returns this table as
+    """A decorator that registers a function without arguments that returns the table `name` as
     Markdown."""
 
     def register(builder: Builder) -> Builder:

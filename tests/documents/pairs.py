@@ -16,8 +16,8 @@ def _mean(found: list[dict[str, object]], column: str) -> str:
 
 @table("pairs_classes")
 def _classes() -> str:
-    """For each class, the means over the nine pairs in which it is source, and target; and over all
-    ninety pairs."""
+    """For each class, the means over the nine pairs with this source, and over the nine pairs with
+    this target. The last row has the means over all ninety pairs."""
     names = dict.fromkeys(cell["Source"] for cell in cells(SWEEP))
     rows = []
     for name in [*sorted(names), "all"]:

@@ -38,7 +38,7 @@ def _printed(path: Path) -> bool:
 
 
 def load() -> None:
-    """Import all modules that define tables, which registers the tables."""
+    """Register all tables, by importing the modules that define them."""
     for subject in SUBJECTS:
         importlib.import_module(f"tests.documents.{subject}")
 

@@ -1,7 +1,7 @@
 """A replacement for `python` that imports torch only once: every command runs in a fork of one
 process.
 
-Run with the path of a socket, this file is that process. `write_python` writes the replacement for
+That process is this file, run with the path of a socket. `write_python` writes the replacement for
 `python`: a script that sends the process its command line, folder, environment and open files, and
 waits. To be fast, workers of a sweep are forks too, and a calibration takes one step. The variable
 `TRIAL` (JSON: patterns and overrides) adds overrides to runs of `python -m backdoor_lab`.

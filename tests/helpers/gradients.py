@@ -1,8 +1,8 @@
 """Computes gradients of networks as the package does in training, each case in a separate process.
 
-Run as a program, it reads a JSON case per line from stdin and writes an answer per line to stdout.
-The parent imports everything and computes nothing. Each case runs in a fork, so that a kernel that
-crashes, corrupts memory or hangs affects only this case.
+As a program, this module reads a JSON case per line from stdin and writes an answer per line to
+stdout. The parent process imports everything and computes nothing. Each case runs in a fork, so
+that a kernel that crashes, corrupts memory or hangs affects only this case.
 """
 
 from __future__ import annotations

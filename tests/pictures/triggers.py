@@ -91,8 +91,8 @@ def grid(names: list[str], tiles: dict[int, dict[str, tuple[Tensor, Tensor]]]) -
 
 
 def difference(clean: Tensor, triggered: Tensor) -> tuple[Tensor, int]:
-    """Scale the change to the full range around gray. The factor is the largest one that clips at
-    most 2 % of the values; it is returned too."""
+    """The difference of two images around gray, multiplied by the largest factor that clips at most
+    2 % of its values. Returns the result and the factor."""
     change = triggered.int() - clean.int()
     for factor in FACTORS:
         clipped = (factor * change).abs() >= GRAY

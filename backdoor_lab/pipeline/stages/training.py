@@ -53,8 +53,8 @@ Fit = Callable[[TrainingJob, Path], Classifier]
 def prepare_stage(
     cell: Cell, data: Dataset, store: Store, context: AttackContext, machine: ComputeDevice
 ) -> Artifact:
-    """Compute what the trigger optimizes or trains in advance, or read it from the store, and set
-    it as the trigger's state."""
+    """Prepare the trigger: compute what it optimizes or trains in advance, or read the stored
+    result. Sets the trigger's state, and returns the stored stage."""
 
     def make(folder: Path) -> dict[str, Any]:
         PREPARED.write(folder, cell.trigger.prepare(context))
@@ -78,7 +78,7 @@ def poison_stage(
     cell: Cell, data: Dataset, store: Store, context: AttackContext, machine: ComputeDevice,
     prepared: Artifact | None = None,
 ) -> tuple[PoisonResult, Artifact]:  # fmt: skip
-    """Poison the training set, or read the poison from the store. Returns it with its stored
+    """Poison the training set, or read the stored result. Returns the poisoned set and the stored
     stage."""
 
     def make(folder: Path) -> dict[str, Any]:
@@ -132,7 +132,8 @@ def filtered(training: TrainingSet, keep: Tensor, cell: Cell, data: Dataset) -> 
 def train_stage(
     stage: str, cell: Cell, training: TrainingSet, store: Store, machine: ComputeDevice, fit: Fit
 ) -> tuple[Classifier, Artifact]:
-    """Train a network on `training`, or read its stored weights. Returns it in evaluation mode.
+    """Train a network on `training`, or read its stored weights. Returns the network in evaluation
+    mode, and the stored stage.
 
     `stage` is ``train``, ``retrain`` or ``surrogate``; each has its own seed for initial weights
     and the order of images. With ``retrain_seed=same``, ``retrain`` uses the seed of ``train``.

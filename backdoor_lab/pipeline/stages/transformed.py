@@ -1,5 +1,6 @@
 """The stage that evaluates a network on transformed test images. It is separate from
-`measure_stage`, so that adding a transformation reuses everything stored."""
+`measure_stage`, so that a new transformation does not repeat the evaluation on untransformed
+images."""
 
 from __future__ import annotations
 

@@ -33,12 +33,12 @@ class Parallelism:
 
     @property
     def trainer(self) -> dict[str, int]:
-        """The keys of the `trainer` group that these numbers set."""
+        """The settings in the `trainer` group that this object determines."""
         return {} if self.threads is None else {"threads": self.threads}
 
     def overrides(self, config: DictConfig) -> list[str]:
-        """The overrides that pass these numbers to every cell; a cell's own process might compute
-        different ones."""
+        """The overrides that pass these numbers to every cell. A cell's own process might compute
+        different numbers."""
         found = [f"trainer.{key}={value}" for key, value in self.trainer.items()]
         if "n_jobs" in config.hydra.launcher:
             found.append(f"hydra.launcher.n_jobs={self.cells}")

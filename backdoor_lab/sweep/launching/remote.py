@@ -82,7 +82,7 @@ def _loss(result: Any) -> LostProcess | None:
 
 
 def _value(result: Any) -> Any:
-    """What the task of a job returned. If Hydra itself raised an error, the status of that
+    """The value that a job's task returned or, if Hydra itself raised an error, the status of that
     failure."""
     if isinstance(result, Exception):
         return None
@@ -111,8 +111,8 @@ def _every_job_awaited(launcher: Any) -> Iterator[None]:
 
 
 def _patience(plugin: str) -> tuple[Any, str, Any]:
-    """What `_every_job_awaited` replaces for a plugin: the object (None: nothing), the name of its
-    attribute, and the new value."""
+    """The replacement that makes a plugin wait for all jobs: the object to change (None: nothing),
+    the name of its attribute, and the new value."""
     if "hydra_submitit_launcher" in plugin:
         submitit = importlib.import_module("submitit")
         submit = submitit.AutoExecutor.map_array
