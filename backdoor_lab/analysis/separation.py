@@ -95,8 +95,9 @@ def separation(values: Array, is_poison: Array) -> Separation:
 
 
 def separation_of(reader: ArtifactReader, record: dict[str, Any]) -> Separation | None:
-    """Returns the separation in the target class, in the features that the cell's filter used. None
-    if these are not stored or not finite, or if all or none of the examples are poisoned."""
+    """Computes the `separation` of a cell's target class, in the features that the cell's filter
+    used. None if these are not stored or not finite, or if all or none of the examples are
+    poisoned."""
     found = cell_artifacts(reader, record)
     if found is None:
         return None

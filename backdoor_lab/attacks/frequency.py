@@ -15,7 +15,7 @@ V = (1.13983, -0.58060, 0.0)
 
 
 class FTrojan(Additive):
-    """Raises a middle and a high frequency of the two chroma channels in every window.
+    """Adds to a middle and a high frequency of the two chroma channels in every window.
 
     FTrojan of Wang, Yao, Xu, An, Tong, Wang, "An Invisible Black-Box Backdoor Attack Through
     Frequency Domain", ECCV 2022, trigger generation: convert RGB to YUV, take the DCT of each

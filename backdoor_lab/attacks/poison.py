@@ -74,8 +74,8 @@ def check_can_be_late(trigger: Trigger) -> None:
 
 
 def classes_after(labels: Tensor, plan: PoisonSpec, *, classes: int, seed: int) -> list[int]:
-    """Returns the number of training examples of each label after poisoning. It is exact, since it
-    draws the same images from `labels`, int64 (n,), as `poison` with the same seed."""
+    """Returns the number of training examples of each label after poisoning. The numbers are exact:
+    the images are drawn from `labels`, int64 (n,), as by `poison` with the same seed."""
     chosen, covers = _chosen(labels, plan, seed, classes)
     given = torch.cat([plan.given(labels[chosen], classes), labels[covers]])
     after = torch.bincount(labels, minlength=classes) + torch.bincount(given, minlength=classes)

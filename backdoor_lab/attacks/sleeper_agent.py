@@ -1,5 +1,5 @@
-"""Sleeper Agent: poison without a visible trigger whose training gradient is that of triggered
-images."""
+"""Sleeper Agent: poison without a visible trigger, whose training gradient is similar to that of
+triggered images."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ FASHION_CLASSES = (
     "bag",
     "ankle-boot",
 )
-"""Names without spaces, so that a command line needs no quotes."""
+"""The class names of Fashion-MNIST, without spaces, so that a command line needs no quotes."""
 
 GTSRB_CLASSES = (
     *(f"speed-limit-{speed}" for speed in (20, 30, 50, 60, 70, 80)),
@@ -151,4 +151,5 @@ GTSRB_CLASSES = (
     "end-of-no-passing",
     "end-of-no-passing-for-trucks",
 )
-"""The benchmark only numbers its 43 signs; these are common English names."""
+"""The class names of GTSRB. The benchmark only numbers its 43 signs; these are common English
+names."""

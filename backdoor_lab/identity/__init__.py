@@ -57,7 +57,8 @@ STAGES = {
 belongs to every stage."""
 
 Mark = int | str
-"""A version; if the code differs from identity.json, with the code hash: ``1+0123456789``."""
+"""A version such as 1; if the code differs from identity.json, followed by the code hash:
+``1+0123456789``."""
 Table = dict[str, dict[str, dict[str, Any]]]
 """Section -> component -> its ``version`` and ``hash``."""
 Marks = dict[str, dict[str, Mark]]

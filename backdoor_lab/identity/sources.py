@@ -167,7 +167,7 @@ def _nodes(path: Path, name: str | None) -> list[ast.stmt]:
 
 @functools.cache
 def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
-    """Returns the units of this package that a unit uses directly."""
+    """Returns the files and definitions of this package that a unit uses directly."""
     if _relative(path) in ALONE:
         return ()
     module = _parsed(path)
@@ -218,7 +218,8 @@ def _packages(path: Path) -> list[Unit]:
 
 
 def _brought(node: ast.Import | ast.ImportFrom, path: Path) -> Iterator[tuple[str, Unit]]:
-    """Yields the names that an import binds to something in this package, each with its unit."""
+    """Yields the names that an import binds to something in this package, each with its file or
+    definition."""
     for alias in node.names:
         if isinstance(node, ast.Import):
             bound, found = alias.name.split(".")[0], _resolved(alias.name, None)

@@ -1,10 +1,10 @@
 """python -m backdoor_lab.results freeze SWEEP_DIR [--out DIR] [--keep-curve]
 python -m backdoor_lab.results index ROOT [--write]
 
-`freeze` writes a finished sweep as three files (sweep.json, records.jsonl, tables.md), which all
-commands read instead of the cell folders: to DIR, or next to the cell folders. `index` prints a
-table of the frozen sweeps under ROOT: question, document, sweeps, cells, hours, dates; with --write
-it replaces that table in ROOT/README.md.
+`freeze` writes a finished sweep as three files (sweep.json, records.jsonl, tables.md) to DIR, by
+default next to the cell folders. All commands read these files instead of the cell folders. `index`
+prints a table of the frozen sweeps under ROOT: question, document, sweeps, cells, hours, dates.
+With --write, the table also replaces the one in ROOT/README.md.
 """
 
 from __future__ import annotations

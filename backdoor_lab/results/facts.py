@@ -46,8 +46,8 @@ class CellFields:
         also: Iterable[str] = (),
         sweeps: Sequence[str] | None = None,
     ) -> None:
-        """`also`: names of config values to include even if they do not differ. `sweeps`: the sweep
-        name of each cell, for the frame."""
+        """Collects the values of `cells`. `also`: names of config values to include even if they do
+        not differ. `sweeps`: the sweep name of each cell, for the frame."""
         self.cells = list(cells)
         self.sweeps = [""] * len(self.cells) if sweeps is None else list(sweeps)
         wanted = [name.removeprefix(CONFIG) for name in also if name.startswith(CONFIG)]

@@ -25,7 +25,7 @@ SCOPE = ("n_accused", "n_named")
 FILTER = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")
 SAME = "Before the defense a network is the same whatever the defense; these are {} cells."
 _AFTER_ONLY = ("filter_scope", "removal_budget", "max_removed", "center", "layer")
-"""Protocol values that have no effect before the defense."""
+"""Names of protocol options that have no effect on measures before the defense."""
 
 
 def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:

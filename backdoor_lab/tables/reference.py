@@ -46,9 +46,9 @@ _TABLES: dict[str, dict[tuple[str, float], tuple[float, ...]]] = {
 
 
 def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bool:
-    """Whether a cell repeats the report's experiment: the protocol has the same name and, where
-    recorded, the same values in `resolved` (such as "protocol.placement": "append", as JSON values
-    or text). `source` is None or "any" if there is no source class."""
+    """Whether a cell repeats an experiment of the reproduced report: the protocol has the same name
+    and, where recorded, the same values in `resolved` (such as "protocol.placement": "append", as
+    JSON values or text). `source` is None or "any" if there is no source class."""
     if protocol not in PROTOCOLS or source not in (None, "any"):
         return False
     said = {name: words(resolved.get(f"protocol.{name}")) for name in MEANT}
