@@ -221,8 +221,8 @@ def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[in
 
 
 def _in_report(chosen: dict[str, Any]) -> bool:
-    """Whether the report contains a cell with these choices; it has one protocol and no source
-    class."""
+    """Whether the report contains a cell with these choices. The report has one protocol and no
+    source class."""
     if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
         return False
     return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None

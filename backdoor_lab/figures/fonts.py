@@ -45,7 +45,7 @@ def transcribe_letters(figure: Figure) -> None:
 
 @functools.lru_cache(1024)
 def fonts_for(letters: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Choose a small set of additional fonts for `letters`, greedily. Returns them, and the
+    """Greedily choose a small set of additional fonts for `letters`. Returns the fonts, and the
     characters that no font has."""
     lacking = _beyond(letters)
     families: list[str] = []

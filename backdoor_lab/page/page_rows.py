@@ -58,8 +58,8 @@ def columns(cells: Sequence[CellRecord]) -> list[Column]:
 
 
 def shared(cells: Sequence[CellRecord]) -> dict[str, str]:
-    """The choices that are the same for all cells, as a dict from name to text. Excludes choices
-    that always have a column."""
+    """The choices that are the same for all cells, as a dict from name to text. Choices that always
+    have a column are excluded."""
     known = [cell.choices for cell in cells if cell.choices]
     names = sorted({name for choices in known for name in choices} - set(ALWAYS))
     given = by_key(known)

@@ -113,8 +113,8 @@ class CellPipeline:
         return callback.result.filter_result
 
     def _train(self, stage: str, data: Dataset, training: TrainingSet) -> Trained:
-        """Train a network on `training`. Unless it is the surrogate, also measure its training
-        accuracy."""
+        """Train a network on `training`. Also measure its training accuracy, unless it is the
+        surrogate."""
         self.progress.stage(stage)
 
         def fit_it(job: TrainingJob, scratch: Path) -> Classifier:

@@ -238,8 +238,8 @@ def _stage_facts(entry: Artifact) -> dict[str, Any]:
 
 
 def _seconds(entry: Artifact) -> float:
-    """The seconds that a stage took, including the epochs before a resumed training was
-    interrupted."""
+    """The seconds that a stage took. For a training that was resumed, the epochs before the
+    interruption count too."""
     return entry.seconds + float(entry.meta.get("seconds_before", 0.0))
 
 

@@ -18,7 +18,7 @@ from backdoor_lab.sweep.manifest import clear_way, finished
 class EndedEarly(BaseException):
     """Ends a command before its cell runs: the command is invalid (`error`) or only a `dry_run`.
 
-    Not a subclass of Exception: Hydra would turn that into a warning and continue.
+    Not a subclass of Exception: Hydra would turn an Exception into a warning and continue.
     """
 
     def __init__(self, error: Exception | None = None) -> None:

@@ -104,7 +104,7 @@ def lightning(size: Size) -> list[Figure]:
 
 
 def sync(size: Size) -> list[Figure]:
-    """How often a training step makes the host wait for the GPU, as torch or `Watch` detects."""
+    """How often a training step makes the host wait for the GPU (detected by torch or `Watch`)."""
     batch = size.of(512, 8)
     job, watch = size.job(batch * 6, batch), Watch()
     with watch.watching(size.machine().device):

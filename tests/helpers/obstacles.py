@@ -13,8 +13,8 @@ FILES: dict[str, Callable[[Path], object]] = {
     "named pipe": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
 }
-"""Functions that create something other than a regular file: reading some of these blocks or never
-ends."""
+"""Functions that create something other than a regular file. Some of the results block a reader, or
+never end."""
 TEXTS = {
     "deep": b"[" * 100_000 + b"]" * 100_000,
     "deep objects": b'{"a":' * 3000 + b"1" + b"}" * 3000,

@@ -19,7 +19,7 @@ TARGET = CLASSES.index("bird")
 
 
 class Made:
-    """The arrays of one cell, which a reader of the store must find."""
+    """The arrays of one cell that a test expects to read back from the store."""
 
     def __init__(self, seed: int, *, covers: int = 0, replace: bool = False) -> None:
         draw = np.random.default_rng(seed)

@@ -93,8 +93,8 @@ class Launch:
         return shutdown.requested() or halted(self.folder)
 
     def _again(self, each: RequestedCell, ended: Ended | None) -> bool:
-        """Whether to launch a cell again after the round in which it `ended` (None: it never
-        ran)."""
+        """Whether to launch a cell again. `ended` says how the cell ended in the last round; None
+        if it never ran."""
         if self._over():
             return False
         if ended is None:
