@@ -81,7 +81,7 @@ def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
 
 
 def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[Key, Key]]]]:
-    """Yields each measure that has a better direction, with the positions of its competing
+    """Yields each measure for which high or low is better, with the positions of its competing
     values."""
     groups: dict[object, list[tuple[Key, Key]]] = {}
     for row, column in cells:

@@ -81,7 +81,7 @@ class TableGroup:
 
 def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
     """Groups these cells into tables, in the order of the sweep. Cells with unknown choices get a
-    separate table in the report's layout and are omitted in other layouts."""
+    separate table in the layout of the reproduced report and are omitted in other layouts."""
     apart = _every_trait(facts) if spec.report else splitting(facts, spec)
     members: dict[Any, list[int]] = {}
     for number, key in enumerate(facts.keys(apart)):

@@ -15,8 +15,8 @@ from backdoor_lab.tables.writers import markdown as in_markdown
 from backdoor_lab.tables.writers import terminal
 
 MOST = 4
-"""Maximum number of tables in the report's layout, and of defenses in one table; above it, wide
-tables are shown."""
+"""Maximum number of tables in the layout of the reproduced report, and of defenses in one table;
+above it, wide tables are shown."""
 ACROSS_WITH_INTERVALS = 6
 DEFENSE, SOURCE = "defense", "source"
 ATTACK = ("n_poisoned", "nat1", "asr1")
@@ -29,9 +29,10 @@ _AFTER_ONLY = ("filter_scope", "removal_budget", "max_removed", "center", "layer
 
 
 def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """Returns the tables to show: `tables`, which have the report's layout, or wide tables.
+    """Returns the tables to show: `tables`, which have the layout of the reproduced report, or wide
+    tables.
 
-    Tables are wide if the report's layout needs more than MOST tables (one per trigger, model,
+    Tables are wide if the layout of the report needs more than MOST tables (one per trigger, model,
     ...), if one of these has more than MOST defenses, or if no completed cell was retrained, so
     that Nat2 and ASR2 would be empty. The axes are all choices that differ, except the seed. If
     there are several axes, the one with the fewest values (other than the defense) forms the
@@ -46,8 +47,9 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
 
 
 def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
-    """Returns the tables in the report's layout that are written to files: those that are shown,
-    and those with retrained cells of the reproduced report, to compare them with its figures."""
+    """Returns those of `tables`, in the layout of the reproduced report, that are written to files:
+    tables that are shown, and tables with retrained cells of the report, to compare them with its
+    figures."""
     return [
         table for table in tables
         if any(table is each for each in shown)

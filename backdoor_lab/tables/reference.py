@@ -20,8 +20,8 @@ MEANT = {
     "filter_scope": ("target",), "removal_budget": ("1.5eps",), "max_removed": ("any",),
     "center": ("true",), "clean_holdout": ("0",),
 }  # fmt: skip
-"""Possible meanings of the report's protocol; other values make a different experiment. The layer
-may have any value, since the report does not state it."""
+"""Protocol values that the reproduced report may mean; other values make a different experiment.
+The layer may have any value, since the report does not state it."""
 DATASET, MODEL, DEFENSE = "cifar10", "resnet18", "spectral"
 TRAINING_IMAGES = 50_000
 
@@ -56,8 +56,8 @@ def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bo
 
 
 def lookup(trigger: Any, target: Any, ratio: Any) -> dict[str, float] | None:
-    """Returns the report's figures for one cell, or None if the report does not contain this
-    cell."""
+    """Returns the reproduced report's figures for one cell, or None if the report does not contain
+    this cell."""
     for (name, share), figures in _TABLES.get(str(trigger), {}).items():
         if name == target and abs(share - float(ratio)) < 1e-9:
             return dict(zip(COLUMNS, figures, strict=True))

@@ -32,9 +32,9 @@ def document(table: PivotTable) -> Document:
 
 
 def grids(table: PivotTable) -> list[TextTable]:
-    """Returns the table as text. In the report's layout, a comparison with the report's figures
-    follows, if there are any. In other layouts, the table is divided into panels of at most ACROSS
-    values per line, or of one column."""
+    """Returns the table as text. In the layout of the reproduced report (``spec.report``), a
+    comparison with the report's figures follows if it has any. In other layouts, the table is
+    divided into panels of at most ACROSS values per line, or of one column."""
     if table.spec.report:
         return [grid(table), *[_compared(table)] * bool(table.compared)]
     fit = max(1, ACROSS // len(table.spec.values))
@@ -90,8 +90,8 @@ def grid(table: PivotTable, columns: Sequence[Key] | None = None) -> TextTable:
 
 
 def _names(table: PivotTable) -> list[int]:
-    """Returns the indices of the row names to show: all of them, except that the report's layout
-    omits the defense if there is only one."""
+    """Returns the indices of the row names to show: all of them, except that the layout of the
+    reproduced report omits the defense if there is only one."""
     shown = list(range(len(table.spec.rows)))
     if table.spec.report and len({row[-1] for row in table.rows}) == 1:
         return shown[:-1]
