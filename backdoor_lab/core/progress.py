@@ -42,7 +42,7 @@ class Steps:
         self.running: list[Step] = []
 
     def __str__(self) -> str:
-        """`class 3 of 10, step 120 of 300`; empty if no loop is running."""
+        """The state as text: `class 3 of 10, step 120 of 300`; empty if no loop is running."""
         return ", ".join(map(str, list(self.running)))
 
     @property

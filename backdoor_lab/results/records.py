@@ -171,7 +171,7 @@ def _itself(value: Any) -> Any:
 
 
 def _run(run: dict[str, Any]) -> dict[str, Any]:
-    """Removes what tables do not need from `run`, to save memory and thus time with ten thousand
+    """Removes what tables do not need from `run`, which saves memory and time with ten thousand
     records."""
     run.pop("code", None)
     stages = run.get("stages")

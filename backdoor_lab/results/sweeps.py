@@ -61,8 +61,8 @@ def find_sweeps(root: Path, depth: int = DEPTH) -> list[Path]:
 
 
 def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
-    """Reads all cells of a sweep from its frozen records and its cell folders; for a cell with
-    both, the folder counts.
+    """Reads all cells of a sweep from its frozen records and its cell folders; if a cell has both,
+    its folder is used.
 
     A damaged file becomes a failed cell and a warning. `failed` maps ids to the status of cells
     that failed without writing a record. Raises DataError for a frozen line whose seal does not

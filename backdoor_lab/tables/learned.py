@@ -81,8 +81,8 @@ def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str
 
 
 def without_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> list[CellRecord]:
-    """Returns the poisoned cells whose attack has no measurable effect: the lower end of ASR1's 95
-    % Wilson interval is not above the rate to expect without an attack, `clean.expected`."""
+    """Returns the poisoned cells whose attack has no measurable effect: the lower end of the Wilson
+    interval of ASR1 is not above the rate to expect without an attack, `clean.expected`."""
     poisoned = (cell for cell in cells if _is_known(cell) and _is_poisoned(cell))
     return [cell for cell in poisoned if _is_above(cell, clean) is False]
 
