@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import marshal
 import math
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from marshal import dumps
 from typing import Any, TypeVar, cast
 
 from backdoor_lab.core import small_files
@@ -157,7 +157,7 @@ def _once(function: Callable[[Any], T], value: Any) -> T:
     """Returns `function(value)`, computed once for equal JSON values. Records then share the
     result, which saves memory; `each_once` computes each column only once for it."""
     # Only equal values have equal bytes; as keys of a dict, 1, 1.0 and True would be equal.
-    key = function, marshal.dumps(value, 2)
+    key = function, dumps(value, 2)
     found = _KNOWN.get(key)
     if found is None:
         if len(_KNOWN) > _DISTINCT:

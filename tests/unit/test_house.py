@@ -235,10 +235,37 @@ def test_no_template_turns_escaping_off() -> None:
         assert not re.search(r"\|\s*safe\b|autoescape|Markup", path.read_text()), path.name
 
 
+def only_dumps_of_marshal(tree: ast.AST) -> bool:
+    """Whether every import of marshal is ``from marshal import dumps``."""
+    found = [node for node in ast.walk(tree) if "marshal" in imported_by(node)]
+    return all(
+        isinstance(node, ast.ImportFrom) and {each.name for each in node.names} == {"dumps"}
+        for node in found
+    )
+
+
+def imported_by(node: ast.AST) -> set[str]:
+    """The modules that an import statement names; empty for other nodes."""
+    if isinstance(node, ast.ImportFrom):
+        return {node.module or ""}
+    return {each.name for each in node.names} if isinstance(node, ast.Import) else set()
+
+
+@pytest.mark.parametrize(
+    ("text", "allowed"),
+    [("from marshal import dumps", True), ("from marshal import loads", False),
+     ("import marshal", False), ("from marshal import dumps, load", False)],
+)  # fmt: skip
+def test_only_dumps_may_be_imported_from_marshal(text: str, allowed: bool) -> None:
+    assert only_dumps_of_marshal(ast.parse(text)) is allowed
+
+
 @everywhere()
 def test_no_module_executes_what_it_reads(path: Path) -> None:
-    """No pickle, eval, shell or Hydra instantiate."""
+    """No pickle, eval, shell or Hydra instantiate; of marshal, only `dumps`."""
     modules = {module.split(".")[0] for module in imports(path)}
+    if only_dumps_of_marshal(ast.parse(path.read_text())):
+        modules.discard("marshal")
     assert not modules & {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
     for name, call in calls(path):
         assert name.split(".")[-1] != "instantiate", "Hydra would import any target it is given"
