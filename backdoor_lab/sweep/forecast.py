@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,10 @@ def foretell(
     The speed is measured in `processes` parallel processes; 0 measures in this process.
     """
     work = estimate(cells, finished, machine)
+    if work.kinds:
+        kinds = many(len(work.kinds), "kind")
+        said = f"measuring the speed of this machine: {kinds} of training, up to a minute each ..."
+        print(said, file=sys.stderr, flush=True)
     began = time.process_time()
     tried = calibrate(work.kinds, machine, min(processes, len(work.amounts)))
     # Up to here, this process has done what every run does before its first cell.
@@ -46,13 +51,14 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
     done = sum(state == "done" for _, state in work.cells)
     cells, trainings = many(len(work.cells), "cell"), many(work.trainings, "training")
     takes = _takes(work, tried, at_once, before)
-    alone = _takes(work, tried.single or tried, at_once, before)
-    said = f"about {duration(alone.idle if tried.disturbed else takes.now)}"
-    if at_once > 1:
-        said += f" with {at_once} cells at a time"
-    lines.append(f"{cells}, {done} done; {trainings} to do: {said} ({_how(tried)})")
+    lines.append(f"{cells}, {done} done; {trainings} to do")
+    at = f" with {at_once} cells at a time" * (at_once > 1)
     if tried.disturbed:
-        lines.append(_disturbance(tried, takes.now, alone.now))
+        lines[-1] += f" ({_how(tried)}; other processes use {tried.others:.1f} of {_cores()}):"
+        alone = _takes(work, tried.single, at_once, before) if tried.single else None
+        lines += [f"  about {duration(time)}{at}{where}" for time, where in _times(takes, alone)]
+    else:
+        lines[-1] += f": about {duration(takes.now)}{at} ({_how(tried)})"
     lines += _unforeseen(work)
     if work.bytes:
         root = Path(work.cells[0][0].store_root)
@@ -60,17 +66,21 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
     return "\n".join(map(plain, lines))
 
 
-def _disturbance(tried: Calibration, now: float, single: float) -> str:
-    said = (
-        f"other processes use {tried.others:.1f} of {many(cores(), 'core')}: this is for an idle"
-        f" machine; with this load it takes about {duration(now)}"
-    )
-    if tried.single is None:
-        return said
-    return (
-        f"{said}, and about {duration(single)} with trainer.threads=1, the only setting for which"
-        " the time on an idle machine could be measured"
-    )
+def _times(takes: Rate, alone: Rate | None) -> list[tuple[float, str]]:
+    """Returns the times of a sweep on a machine that other processes use, each with its condition.
+    `alone` is the time with one thread per cell, if measured: with more threads the load hides what
+    an idle machine would take."""
+    if alone is None:
+        return [(takes.idle, ", on an idle machine"), (takes.now, ", with this load")]
+    return [
+        (alone.idle, ", on an idle machine with trainer.threads=1"),
+        (takes.now, ", with this load"),
+        (alone.now, ", with this load and trainer.threads=1"),
+    ]
+
+
+def _cores() -> str:
+    return many(cores(), "core")
 
 
 def _takes(work: Work, tried: Calibration, at_once: int, before: float) -> Rate:

@@ -176,19 +176,48 @@ def test_the_estimate_shows_the_load_of_other_processes(
     slow = Speed(Rate(8.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
     tried = Calibration({"kind": slow}, 0.0, 1, 1, 1.5)
     work = work_of(Amount(trained=30), cell=cell_of(tmp_path))
-    whole, load = describe(work, tried, at_once=1).splitlines()[-2:]
-    assert "to do: about 60 s (" in whole
-    assert load == (
-        "other processes use 1.5 of 2 cores: this is for an idle machine; with this"
-        " load it takes about 4 min"
-    )
+    assert describe(work, tried, at_once=1).splitlines()[-3:] == [
+        "1 cell, 0 done; 0 trainings to do (from a calibration on this machine, one process of 1"
+        " thread; other processes use 1.5 of 2 cores):",
+        "  about 60 s, on an idle machine",
+        "  about 4 min, with this load",
+    ]
     # A small load gets no line, and wall-clock time is used.
     quiet = describe(work, replace(tried, others=0.2), at_once=1).splitlines()
     assert "to do: about 4 min (" in quiet[-1]
-    threads = replace(tried, threads=2, single=replace(tried, speeds={"kind": SPEED}))
-    whole, load = describe(work, threads, at_once=1).splitlines()[-2:]
-    assert "to do: about 60 s (" in whole
-    assert "with this load it takes about 4 min, and about 60 s with trainer.threads=1" in load
+    # With several threads, three times in three lines.
+    one = Speed(Rate(6.0, 2.0), Rate(2.0, 0.5), Rate(4.0, 1.0))
+    threads = replace(tried, threads=2, single=replace(tried, speeds={"kind": one}))
+    assert describe(work, threads, at_once=1).splitlines()[-3:] == [
+        "  about 60 s, on an idle machine with trainer.threads=1",
+        "  about 4 min, with this load",
+        "  about 3 min, with this load and trainer.threads=1",
+    ]
+    pair = replace(work, amounts=work.amounts * 2)
+    assert describe(pair, tried, at_once=2).splitlines()[-1] == (
+        "  about 4 min with 2 cells at a time, with this load"
+    )
+
+
+def test_the_wait_for_the_calibration_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On stderr and before it begins; nothing is said if nothing is to be measured."""
+    cell, said = cell_of(tmp_path), []
+
+    def measured(*_: object) -> Calibration:
+        said.append(capsys.readouterr().err)
+        return IDLE
+
+    monkeypatch.setattr(forecast, "calibrate", measured)
+    for work in (work_of(Amount(1), cell=cell), Work([(cell, "done")])):
+        work.kinds.update({kind: cell for kind, _ in work.amounts})
+        monkeypatch.setattr(forecast, "estimate", lambda *_, found=work: found)
+        forecast.foretell([cell], set(), CPU, at_once=1, processes=0)
+    assert said == [
+        "measuring the speed of this machine: 1 kind of training, up to a minute each ...\n",
+        "",
+    ]
 
 
 def test_the_estimate_names_work_that_it_does_not_count(tmp_path: Path) -> None:
