@@ -174,6 +174,7 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
 
     from backdoor_lab.config_loader import conf_dir
     from backdoor_lab.core.store import Store
+    from backdoor_lab.identity.own_code import explained
     from backdoor_lab.run import register
     from backdoor_lab.sweep.compose import plain
     from backdoor_lab.sweep.preflight import Preflight
@@ -194,7 +195,8 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(Path(folder), "preview", "none")
         chain = CellPipeline(cell, store, machine_of(config["trainer"]), progress)
-        return chain.cell.trigger, chain.attack()
+        with explained(config):
+            return chain.cell.trigger, chain.attack()
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,6 +46,8 @@ ADDRESS_SPACE = 4_000_000_000
 """The smallest limit of the address space (ulimit -v), in bytes, with which PyTorch is loaded. With
 a lower limit, loading may abort the process: 3.07e9 did, 4.1e9 did not."""
 _outcome: dict[str, Any] = {}
+_TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))
+"""Whether the user requests the traceback of every error; read before `main` sets the variable."""
 
 
 def cell_id(_root_: DictConfig) -> str:
@@ -212,6 +215,8 @@ def _explain(error: BaseException) -> int:
         known = ConfigError(f"there is not enough memory for this command: {reason_of(error)}")
     if known is None:
         raise error
+    if _TRACEBACKS:
+        traceback.print_exception(error)
     code = known.exit_code if isinstance(known, LabError) else EXIT_BAD_CONFIG
     print(f"error: {plain(_one_line(known))}", file=sys.stderr)
     return code

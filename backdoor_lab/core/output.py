@@ -6,6 +6,7 @@ output is lost and the program continues.
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import os
@@ -59,6 +60,10 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
 
 
+IN_FILE_ONLY = "traceback_in_file_only"
+"""Attribute of a log record whose traceback is written to log files, not to the terminal."""
+
+
 class _Printable(logging.Handler):
     """Escapes control characters of names and paths in log messages."""
 
@@ -75,6 +80,12 @@ class Terminal(_Printable, logging.StreamHandler[TextIO]):
     @property
     def stream(self) -> TextIO:  # type: ignore[override]
         return sys.stdout
+
+    def format(self, record: logging.LogRecord) -> str:
+        if getattr(record, IN_FILE_ONLY, False):
+            record = copy.copy(record)
+            record.exc_info = record.exc_text = None
+        return super().format(record)
 
 
 class LogFile(_Printable, logging.FileHandler):

@@ -101,6 +101,16 @@ def is_modified(mark: object) -> bool:
     return isinstance(mark, str) and "+" in mark
 
 
+def differs(section: str, name: str) -> bool:
+    """Whether the component of a file is not in identity.json, or was edited since."""
+    if name not in committed()[section]:
+        return True
+    try:
+        return is_modified(_mark(section, name, roots_of(section, name)))
+    except SyntaxError:
+        return True
+
+
 def warn(marks: Iterable[Marks]) -> None:
     """Log one warning per process that names the modified components."""
     names: dict[str, Mark] = {}

@@ -23,9 +23,11 @@ from backdoor_lab.core.errors import (
     is_out_of_memory,
     reason_of,
 )
+from backdoor_lab.core.output import IN_FILE_ONLY
 from backdoor_lab.core.store import Artifact, Store
 from backdoor_lab.core.types import Dataset, FilterResult, TrainingSet
 from backdoor_lab.data.cache import open_dataset, overlap
+from backdoor_lab.identity.own_code import own_code_error
 from backdoor_lab.pipeline.after_training import Attacked, DefendCell, Trained
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.progress import Progress, ProgressCallback
@@ -182,11 +184,15 @@ def run_cell(cell: Cell, folder: Path, chain: CellPipeline, *, command: str) -> 
         except StoppedError:
             raise
         except Exception as error:
-            body = failure(error, cell)
+            own = own_code_error(error, cell.config)
+            body = failure(own or error, cell)
             memory = body["status"] == OUT_OF_MEMORY
             said = f"{OUT_OF_MEMORY}: {body['error']}" if memory else body["status"]
             known = memory or isinstance(error, LabError)
-            log.error("%s: %s", cell.id, said, exc_info=not known)
+            if own is not None:
+                said += " (traceback in the cell's log file)"
+            in_file = {IN_FILE_ONLY: own is not None}
+            log.error("%s: %s", cell.id, said, exc_info=not known, extra=in_file)
         run = run_facts(chain.stages, chain.machine, command)
         run |= {"started": began.isoformat(timespec="seconds")}
         run |= {"wall_seconds": round(time.perf_counter() - clock, 3)}

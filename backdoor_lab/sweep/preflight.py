@@ -19,6 +19,7 @@ from backdoor_lab.core.types import Dataset
 from backdoor_lab.data.cache import classes_and_fingerprint, open_dataset
 from backdoor_lab.defenses.base import Defense, OracleControl
 from backdoor_lab.defenses.networks import ModelRepair
+from backdoor_lab.identity.own_code import explained
 from backdoor_lab.pipeline.cell import Cell
 from backdoor_lab.pipeline.keys import check_keys
 from backdoor_lab.pipeline.stages.holdout import class_sizes, held_out, knowledge
@@ -49,12 +50,12 @@ class Preflight:
     def identify(self, config: dict[str, Any]) -> Cell:
         """Check a resolved configuration as far as possible without images and torch, and return
         its cell. That is enough to find the cell's record. Raises as `cell` does."""
-        with _enough_memory():
+        with explained(config), _enough_memory():
             return self._identify(config)
 
     def check(self, cell: Cell) -> None:
         """Run the checks that `identify` omits. Raises as `cell` does."""
-        with _enough_memory():
+        with explained(cell.config), _enough_memory():
             self._check(cell)
 
     def _identify(self, config: dict[str, Any]) -> Cell:

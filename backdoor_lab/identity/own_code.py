@@ -1,0 +1,79 @@
+"""Errors raised by code that is not in identity.json: a user's own trigger or defense."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from backdoor_lab.core.errors import ConfigError, LabError, is_out_of_memory, reason_of
+from backdoor_lab.identity import FOLDERS, differs
+from backdoor_lab.identity.sources import PACKAGE, ROOT
+
+_SECTIONS = {"trigger": "triggers", "defense": "defenses"}
+
+
+class OwnCodeError(ConfigError):
+    """A trigger or defense that is new or edited raised an error that is not a LabError."""
+
+
+def own_code_error(error: BaseException, config: Mapping[str, Any]) -> OwnCodeError | None:
+    """Returns an error that names the component and the line, if `error` passed through the file of
+    a trigger or defense of `config` that is new or edited. None for other errors, so that a fault
+    of this package keeps its traceback, and for a LabError, whose message needs no addition."""
+    if isinstance(error, LabError) or is_out_of_memory(error):
+        return None
+    for key, path in _files(config):
+        line = _line(error, path)
+        if line is not None:
+            chosen = f"{key}={config[key].get('name')}"
+            where = f"{PACKAGE}/{path.relative_to(ROOT).as_posix()}:{line}"
+            return OwnCodeError(f"`{chosen}`: {where} raised {reason_of(error)}")
+    return None
+
+
+@contextmanager
+def explained(config: Mapping[str, Any]) -> Iterator[None]:
+    """Raises an OwnCodeError in place of an error for which `own_code_error` returns one."""
+    try:
+        yield
+    except Exception as error:
+        found = own_code_error(error, config)
+        if found is None:
+            raise
+        raise OwnCodeError(f"{found} (HYDRA_FULL_ERROR=1 prints the traceback)") from error
+
+
+def _files(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
+    """Yields the new or edited files that `config` names, each with its section."""
+    for key, section in _SECTIONS.items():
+        for target in _targets(config.get(key)):
+            module = target.rpartition(".")[0]
+            folder, _, name = module.removeprefix(f"{PACKAGE}.").partition(".")
+            path = ROOT / folder / f"{name}.py"
+            if folder != FOLDERS[section] or not path.is_file():
+                continue
+            if differs(section, name):
+                yield key, path
+
+
+def _targets(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from [inner] if key == "_target_" and isinstance(inner, str) else _targets(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _targets(inner)
+
+
+def _line(error: BaseException | None, path: Path) -> int | None:
+    """Returns the line of the file at `path` that is innermost in the traceback of `error`."""
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        return error.lineno
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__ if error else None)
+        if frame.filename == str(path)
+    ]  # fmt: skip
+    return lines[-1] if lines else None
