@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from backdoor_lab.core import shutdown, streams, validation
@@ -13,6 +13,9 @@ from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.networks import Batch, ModelRepair, clean_of
 
 Norms: TypeAlias = "list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]"
+Loss: TypeAlias = "Callable[[Batch, list[Tensor]], Tensor]"
+START = 1
+"""Number of the random stream of the perturbations' start, within that of the method."""
 
 
 class ANP(ModelRepair):
@@ -20,19 +23,17 @@ class ANP(ModelRepair):
 
     Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021,
     section 4. A channel is the scale γ and shift β of a batch normalization. Each step perturbs
-    γ by a factor δ and β by a factor 1 + ξ, both in ±`eps`, by one signed step of size eps from
-    zero that increases the loss; then the masks m in 0..1 descend
+    γ by a factor δ and β by a factor 1 + ξ: both start uniformly in ±`eps`, and one signed step of
+    size eps increases the loss, so that they reach ±2 eps. Then the masks m in 0..1 descend
 
         `alpha` · L(m γ, β) + (1 - alpha) · L((m + δ) γ, (1 + ξ) β)
 
-    on held-out clean images by SGD with learning rate `lr` and momentum 0.9, in `steps` batches
-    drawn with replacement. Channels whose final mask is below `threshold` are pruned: γ = 0.
+    by SGD with learning rate `lr` and momentum 0.9, in `steps` batches of `batch_size` drawn with
+    replacement from at most `clean_images` of the held-out clean images, augmented as in training.
+    Channels whose final mask is below `threshold` are pruned: γ = 0.
 
-    Batches are normalized by their own statistics, as in the authors' code. With running
-    statistics the perturbation grows from layer to layer until the model is at chance level,
-    and its gradient is useless. The defaults are the paper's except for the batch size, which is
-    the recipe's (128 in the paper and in `recipe=report`); the authors' code starts δ and ξ at
-    random in ±eps, so that they reach ±2 eps.
+    Batches are normalized by their own statistics. All defaults are the paper's, whose 500 images
+    are 1 % of CIFAR-10.
     """
 
     def __init__(
@@ -43,12 +44,16 @@ class ANP(ModelRepair):
         threshold: float = 0.2,
         steps: int = 2000,
         lr: float = 0.2,
+        batch_size: int = 128,
+        clean_images: int = 500,
     ) -> None:
         self.eps = validation.number("defense.eps", eps, low=0, below=1)
         self.alpha = validation.number("defense.alpha", alpha, low=0, below=1 + 1e-9)
         self.threshold = validation.number("defense.threshold", threshold, low=0, below=1)
         self.steps = validation.whole("defense.steps", steps, low=1)
         self.lr = validation.number("defense.lr", lr, low=0)
+        self.batch_size = validation.whole("defense.batch_size", batch_size, low=1)
+        self.clean_images = validation.whole("defense.clean_images", clean_images, low=1)
 
     def check_network(self, network: nn.Module, features: int) -> None:
         norms_of(network)
@@ -70,36 +75,56 @@ class ANP(ModelRepair):
         norms = norms_of(network)
         for _, module in norms:
             module.train()
-        scales = [module.weight.detach() for _, module in norms]
-        shifts = [module.bias.detach() for _, module in norms]
-        masks = [torch.ones_like(each, requires_grad=True) for each in scales]
+        masks = [torch.ones_like(module.weight, requires_grad=True) for _, module in norms]
+        loss = masked_loss(network, norms, masks)
+        start = context.generator(streams.PRUNING, START)
         sgd = torch.optim.SGD(masks, lr=self.lr, momentum=0.9)
-
-        def loss(batch: Batch, d: list[Tensor], x: list[Tensor]) -> Tensor:
-            changed = {}
-            for i, (name, _) in enumerate(norms):
-                changed[f"{name}.weight"] = (masks[i] + d[i]) * scales[i]
-                changed[f"{name}.bias"] = (1 + x[i]) * shifts[i]
-            return F.cross_entropy(
-                torch.func.functional_call(network, changed, (batch[0],)), batch[1]
-            )
-
-        for batch in drawn(context, self.steps):
+        for batch in drawn(context, self.steps, self.batch_size, self.clean_images):
             shutdown.check()
             with torch.enable_grad():
-                d, x = ([torch.zeros_like(s, requires_grad=True) for s in scales] for _ in "dx")
-                # At d = 0 the gradients w.r.t. d and the masks are equal: one pass gives both.
-                plain = torch.autograd.grad(loss(batch, d, x), [*d, *x])
-                worst = [self.eps * each.sign() for each in plain]
-                disturbed = loss(batch, worst[: len(d)], worst[len(d) :])
-                robust = torch.autograd.grad(disturbed, masks)
-            for mask, one, other in zip(masks, plain[: len(d)], robust, strict=True):
-                mask.grad = self.alpha * one + (1 - self.alpha) * other
+                total = self._objective(loss, batch, masks, start)
+                for mask, slope in zip(masks, torch.autograd.grad(total, masks), strict=True):
+                    mask.grad = slope
             sgd.step()
             with torch.no_grad():
                 for mask in masks:
                     mask.clamp_(0, 1)
         return [mask.detach() for mask in masks]
+
+    def _objective(
+        self, loss: Loss, batch: Batch, masks: list[Tensor], start: torch.Generator
+    ) -> Tensor:
+        unperturbed = [torch.zeros_like(each) for each in masks * 2]
+        noise = [uniform(each, self.eps, start) for each in unperturbed]
+        uphill = torch.autograd.grad(loss(batch, noise), noise)
+        worst = [
+            each.detach() + self.eps * slope.sign()
+            for each, slope in zip(noise, uphill, strict=True)
+        ]
+        return self.alpha * loss(batch, unperturbed) + (1 - self.alpha) * loss(batch, worst)
+
+
+def masked_loss(network: nn.Module, norms: Norms, masks: list[Tensor]) -> Loss:
+    """The cross-entropy of `network` on a batch with masks m and a perturbation, which lists δ of
+    every batch normalization and then ξ of every one: scales (m + δ) γ, shifts (1 + ξ) β."""
+    scales = [module.weight.detach() for _, module in norms]
+    shifts = [module.bias.detach() for _, module in norms]
+
+    def loss(batch: Batch, perturbation: list[Tensor]) -> Tensor:
+        changed = {}
+        for i, (name, _) in enumerate(norms):
+            changed[f"{name}.weight"] = (masks[i] + perturbation[i]) * scales[i]
+            changed[f"{name}.bias"] = (1 + perturbation[len(norms) + i]) * shifts[i]
+        outputs = torch.func.functional_call(network, changed, (batch[0],))
+        return F.cross_entropy(outputs, batch[1])
+
+    return loss
+
+
+def uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
+    """Numbers drawn uniformly from ±`bound`, of the shape and type of `like`; requires grad."""
+    drawn = 2 * torch.rand(like.shape, generator=generator) - 1
+    return (bound * drawn).to(like).requires_grad_()
 
 
 def norms_of(network: nn.Module) -> Norms:
@@ -115,12 +140,14 @@ def norms_of(network: nn.Module) -> Norms:
     return found
 
 
-def drawn(context: DefenseContext, steps: int) -> Iterator[Batch]:
-    """Yields `steps` augmented batches of held-out clean images, drawn with replacement."""
+def drawn(context: DefenseContext, steps: int, size: int, most: int) -> Iterator[Batch]:
+    """Yields `steps` augmented batches of `size` images, drawn with replacement from at most
+    `most` of the held-out clean images."""
     clean = clean_of(context)
     generator = context.generator(streams.PRUNING)
     augment = context.generator(streams.PRUNING_AUGMENTATION, device=context.device)
+    known = torch.randperm(len(clean), generator=generator)[:most]
     for _ in track(range(steps), "batch"):
-        at = torch.randint(len(clean), (context.hyperparameters.batch_size,), generator=generator)
+        at = known[torch.randint(len(known), (size,), generator=generator)]
         images = context.augment(clean.images[at].to(context.device), augment)
         yield images, clean.labels[at].to(context.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 from backdoor_lab.core import streams, validation
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
@@ -14,15 +16,16 @@ class STRIP(ModelBasedFilter):
     """Removes images whose prediction stays confident when clean images are superimposed.
 
     Gao, Xu, Wang, Chen, Ranasinghe, Nepal, "STRIP: A Defence Against Trojan Attacks on Deep Neural
-    Networks", ACSAC 2019, section 4. Held-out clean images c_1..c_N are added to each image x:
-    clip(x + `overlay_weight` · c_i, 0, 255). H is the mean over i of the entropy in bits of the
-    attacked model's prediction. Score: -H. ``removal_budget=auto`` removes images with an entropy
-    below the quantile `false_positive_rate` of a normal distribution fitted to the entropies of
-    held-out images.
+    Networks", ACSAC 2019, section 4. For each image x, `n_overlays` held-out clean images c_1..c_N
+    are drawn with replacement and added: x + `overlay_weight` · c_i, without clipping, as in the
+    authors' code. H is the mean over i of the entropy in bits of the attacked model's prediction.
+    Score: -H. ``removal_budget=auto`` removes images with an entropy of at most the quantile
+    `false_positive_rate` of a normal distribution fitted to the entropies of held-out images.
 
-    The paper screens inputs at run time; this filter cleans a training set. N is `n_overlays`, at
-    most half of the held-out images; all images get the same ones, so that the score of an image
-    depends on that image alone.
+    One half of the held-out images is the pool of overlays, the other half gives the threshold
+    (the authors: 10,000 and 2,000 images). The overlays of an image depend on its pixels and the
+    seed alone, so that equal images have equal scores. The paper screens inputs at run time; this
+    filter cleans a training set.
     """
 
     needs_clean = True
@@ -45,40 +48,63 @@ class STRIP(ModelBasedFilter):
         )
 
     def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
-        clean = clean_of(context)
-        order = torch.randperm(len(clean), generator=context.generator(streams.OVERLAYS))
-        # If possible, the threshold is computed on other images than the overlays.
-        split = min(self.n_overlays, max(1, len(clean) // 2))
-        over, rest = clean.images[order[:split]], clean.images[order[split:]]
+        pool, rest = self._halves(context)
         network = context.network()
 
         def entropies(images: Tensor) -> Tensor:
-            return entropy(network, images, over.to(context.device), self.overlay_weight)
+            chosen = [drawn(context, each, len(pool), self.n_overlays) for each in images.cpu()]
+            over = torch.stack(chosen).to(images.device)
+            return entropy(network, images, pool, over, self.overlay_weight)
 
         parts = [
             entropies(context.images(part, None))
             for part in track(where.split(64), "group of images")
         ]
         found = torch.cat(parts)
-        usual = entropies((rest if len(rest) else over).to(context.device))
+        threshold = self.threshold(torch.cat([entropies(part) for part in rest.split(64)]))
+        return SampleScores(-found, found <= threshold, {"threshold_bits": threshold})
+
+    def threshold(self, usual: Tensor) -> float:
+        """The entropy below which a share `false_positive_rate` of a normal distribution fitted to
+        the entropies `usual` (m,) lies."""
         spread = usual.std(unbiased=False) * normal_quantile(self.false_positive_rate)
-        threshold = float(usual.mean() + spread)
-        return SampleScores(-found, found < threshold, {"threshold_bits": threshold})
+        return float(usual.mean() + spread)
+
+    @staticmethod
+    def _halves(context: DefenseContext) -> tuple[Tensor, Tensor]:
+        """The pool of overlays and the images that give the threshold, on the device. They are
+        disjoint unless there is only one image."""
+        clean = clean_of(context)
+        order = torch.randperm(len(clean), generator=context.generator(streams.OVERLAYS))
+        shuffled = clean.images[order].to(context.device)
+        half = max(1, len(clean) // 2)
+        return shuffled[:half], shuffled[half:] if len(clean) > 1 else shuffled
 
 
-def entropy(network: nn.Module, images: Tensor, over: Tensor, weight: float) -> Tensor:
+def drawn(context: DefenseContext, image: Tensor, pool: int, count: int) -> Tensor:
+    """Indices int64 (count,) of the overlays of an image, drawn with replacement from 0..pool-1.
+    They depend on the seed and the pixels of `image` uint8 (C, H, W), not on its position."""
+    content = zlib.crc32(image.contiguous().numpy().tobytes())
+    generator = context.generator(streams.OVERLAYS, content)
+    return torch.randint(pool, (count,), generator=generator)
+
+
+def entropy(
+    network: nn.Module, images: Tensor, pool: Tensor, over: Tensor, weight: float
+) -> Tensor:
     """Mean entropy in bits, float64 (n,), of the predictions for each of `images` uint8
-    (n, C, H, W) plus `weight` times each of `over` uint8 (N, C, H, W), clipped."""
-    count, below = len(over), images.float()
+    (n, C, H, W) plus `weight` times the images of `pool` uint8 (m, C, H, W) at its row of the
+    indices `over` int64 (n, N). Sums are not clipped."""
+    count, flat = over.shape[1], over.flatten()
 
     def mixed(start: int, stop: int) -> Tensor:
         at = torch.arange(start, stop, device=images.device)
-        return (below[at // count] + weight * over[at % count].float()).clamp(0, 255)
+        return images[at // count].float() + weight * pool[flat[start:stop]].float()
 
-    outputs = logits(network, mixed, len(images) * count).double()
+    outputs = logits(network, mixed, len(flat)).double()
     logs = outputs.log_softmax(dim=1)
     bits = -(logs.exp() * logs).sum(dim=1) / torch.tensor(2.0).double().log()
-    return bits.view(len(images), count).mean(dim=1)
+    return bits.view(over.shape).mean(dim=1)
 
 
 def normal_quantile(share: float) -> float:

@@ -105,9 +105,12 @@ def _kind(kind: type) -> str:
 def _what(kind: type, said: dict[str, Any]) -> str:
     """The first sentence of a class's docstring. If several presets use the class, the settings in
     which they differ are added."""
-    others = {k: v for k, v in said.items() if k not in ("_target_", "name", "like")}
-    shared = sum(1 for _, each, _ in methods("defense") if each is kind) > 1
-    told = ", ".join(f"{k} {v}" for k, v in others.items() if v is not None) if shared else ""
+    presets = [each for _, other, each in methods("defense") if other is kind]
+    told = ", ".join(
+        f"{k} {v}" for k, v in said.items()
+        if k not in ("_target_", "name", "like") and v is not None
+        and any(each.get(k) != v for each in presets)
+    )  # fmt: skip
     return says(kind) + (f" ({told})" if told else "")
 
 

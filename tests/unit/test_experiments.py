@@ -57,6 +57,10 @@ def test_comparison_experiments_cover_exactly_the_filters(experiment: str, tmp_p
     assert left_out - names == {"*_authors"}
 
 
+def test_the_experiment_of_all_defenses_leaves_out_the_authors_numbers() -> None:
+    assert swept("defenses")["defense"] == "glob(*,exclude=*_authors)"
+
+
 @pytest.mark.parametrize("experiment", ["report", "report_small", "report_airbench"])
 def test_report_experiments_cover_all_twelve_cells_and_the_controls(
     experiment: str, tmp_path: Path

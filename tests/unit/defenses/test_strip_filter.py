@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from backdoor_lab.defenses.strip import STRIP, entropy, normal_quantile
+from backdoor_lab.defenses.strip import STRIP, drawn, entropy, normal_quantile
 from tests.helpers.contexts import Small, context, linear
 
 
@@ -32,11 +33,12 @@ def pixels(*values: int) -> Tensor:
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_entropy_matches_values_computed_by_hand(weight: float) -> None:
-    """Mean entropy in bits over the overlays; sums are clipped at 255."""
-    found = entropy(one_pixel(2.0), pixels(0, 51, 204), pixels(0, 102), weight)
+    """Mean entropy in bits over each image's own overlays; sums are not clipped at 255."""
+    over = torch.tensor([[0, 1], [1, 1], [1, 0]])
+    found = entropy(one_pixel(2.0), pixels(0, 51, 204), pixels(0, 102), over, weight)
     expected = [
-        sum(bits(2.0 * min(1.0, (x + weight * c) / 255)) for c in (0, 102)) / 2
-        for x in (0, 51, 204)
+        sum(bits(2.0 * (x + weight * c) / 255) for c in added) / 2
+        for x, added in ((0, (0, 102)), (51, (102, 102)), (204, (102, 0)))
     ]
     assert found.tolist() == pytest.approx(expected, rel=1e-6)
 
@@ -48,7 +50,39 @@ def test_a_constant_network_has_maximal_entropy() -> None:
         network.body.weight.zero_()
         network.body.bias.zero_()
     images = torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
-    assert entropy(network, images, images, 1.0).tolist() == pytest.approx([3.0, 3.0])
+    over = torch.zeros(2, 3, dtype=torch.int64)
+    assert entropy(network, images, images, over, 1.0).tolist() == pytest.approx([3.0, 3.0])
+
+
+def test_overlays_are_drawn_for_each_image_anew() -> None:
+    """With replacement, from the whole pool; equal images get equal overlays, whatever the state
+    of other generators."""
+    images = torch.randint(0, 256, (3, 1, 2, 3), dtype=torch.uint8)
+    given = context(images, torch.arange(3))
+    first, second = (drawn(given, image, 5, 400) for image in images[:2])
+    assert not torch.equal(first, second)
+    assert set(first.tolist()) == set(range(5))
+    assert torch.equal(first, drawn(given, images[:1].clone()[0], 5, 400))
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_threshold_images_are_no_overlays(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the held-out images each; a single one is both."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def noting(network: nn.Module, images: Tensor, pool: Tensor, *_: Any) -> Tensor:
+        seen.append((images, pool))
+        return torch.arange(len(images)).double()
+
+    monkeypatch.setattr("backdoor_lab.defenses.strip.entropy", noting)
+    clean = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1).expand(n, 1, 2, 3)
+    images = torch.full((4, 1, 2, 3), 200, dtype=torch.uint8)
+    given = context(images, torch.arange(4) % 2, clean=(clean, torch.zeros(n, dtype=torch.int64)))
+    STRIP(n_overlays=3).score_images(given, torch.arange(4))
+    rest, pool = (set(each[:, 0, 0, 0].tolist()) for each in seen[-1])
+    assert len(pool) == max(1, n // 2)
+    assert rest | pool == set(range(n))
+    assert n == 1 or not rest & pool
 
 
 def test_normal_quantile_matches_known_values() -> None:

@@ -1,0 +1,42 @@
+"""Defenses with their authors' costly numbers compose, are estimated, and run when cut short."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from backdoor_lab.sweep.estimate import estimate
+from tests.helpers.cells import CPU, cell_of, run_here
+from tests.helpers.project import CONF
+
+COSTLY = {"neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31}}
+"""The keys in which a preset differs from the defense it is named for, with the authors' values."""
+SHORT = {"neural_cleanse_authors": ("defense.steps=2",)}
+
+
+def options(name: str) -> dict[str, Any]:
+    """The content of a defense's YAML file."""
+    return dict(OmegaConf.load(CONF / f"defense/{name}.yaml"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_preset_differs_from_its_defense_only_in_costly_keys(name: str) -> None:
+    base = options(name.removesuffix("_authors"))
+    assert options(name) == base | COSTLY[name] | {"name": name}
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_dry_run_estimates_a_preset(name: str, tmp_path: Path) -> None:
+    cell = cell_of(tmp_path, f"defense={name}", "protocol.clean_holdout=20")
+    assert [each.id for each, _ in estimate([cell], set(), CPU).cells] == [cell.id]
+
+
+@pytest.mark.parametrize("name", COSTLY)
+def test_a_preset_runs_when_cut_short(name: str, tmp_path: Path) -> None:
+    record = run_here(tmp_path / "store", tmp_path / "cell", f"defense={name}",
+                      "protocol.clean_holdout=20", *SHORT[name])  # fmt: skip
+    assert record["status"] == "done"
+    assert record["config"]["defense"]["name"] == name
