@@ -6,8 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from backdoor_lab.compare.compare_text import LEVEL
+from backdoor_lab.compare.compare_text import LEVEL, significant
 from backdoor_lab.compare.pairs import ComparisonRow, MatchedCells, PairedGroup
+from backdoor_lab.core.errors import many
 from backdoor_lab.results.facts import CONFIG, SEED, CellFields
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES
@@ -37,6 +38,10 @@ FLOOR = (
 )
 CONSTANT = "constant: every pair differs by the same amount, so that no t test is defined."
 ONE = "Where there is one pair there is no interval and no test; more seeds give both."
+NOT_SIGNIFICANT = (
+    "Significant: no does not mean that both sides are equal. With {} in a line, only a difference"
+    " that is large against its scatter over seeds is significant: read the interval, or add seeds."
+)
 ALL_LINES = (
     "all: over the lines of one measure, each line's mean counted once; its interval tells how the "
     "difference varies from line to line of this grid. Its p values take the lines for "
@@ -75,6 +80,8 @@ def _tests(lines: Sequence[ComparisonRow]) -> list[str]:
     exact = [line.result.n for line in lines if not line.lines and line.result.sign is not None]
     if exact and 2 / 2 ** max(exact) >= LEVEL:
         said.append(FLOOR.format(max(exact), 2 / 2 ** max(exact)))
+    unclear = [each.result.n for each in lines if not each.lines and significant(each) == "no"]
+    said += [NOT_SIGNIFICANT.format(many(min(unclear), "pair"))] if unclear else []
     said += [CONSTANT] * any(result.constant for result in results)
     said += [ONE] * any(result.n == 1 for result in results)
     return said + [ALL_LINES] * any(line.lines for line in lines)

@@ -20,13 +20,15 @@ from backdoor_lab.results.sweeps import Sweep
 from backdoor_lab.tables.reference import COLUMNS
 
 DEFAULT = "nat2,asr2,pois_left"
+WITHIN = f"{DEFAULT},auroc"
+"""The measures of a comparison within one sweep. A sweep's page has the same, so that Holm's
+correction counts the same tests."""
 RANDOM = "random"
-AGAINST_RANDOM = ("nat2", "asr2", "pois_left", "auroc")
 
 
 def comparison_of(
     sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
-    values: str = DEFAULT,
+    values: str | None = None,
 ) -> Comparison:  # fmt: skip
     """Compare two sweeps, a sweep with the report, or all values of the choice `by` with `base`.
 
@@ -40,7 +42,10 @@ def comparison_of(
         )
     cells = [cell for sweep in sweeps for cell in sweep.cells]
     more = () if report else under_names(cells)
-    measures = names("values", values, COLUMNS if report else MEASURE, more)
+    default = WITHIN if by else DEFAULT
+    measures = names(
+        "values", default if values is None else values, COLUMNS if report else MEASURE, more
+    )
     if by:
         return _within(sweeps[0], by, base, measures)
     facts = CellFields(cells)
@@ -97,7 +102,7 @@ def against_random(sweep: Sweep, facts: CellFields | None = None) -> Comparison 
     if RANDOM not in defenses or len(defenses) < 2:
         return None
     try:
-        found = _within(sweep, "defense", RANDOM, AGAINST_RANDOM, facts)
+        found = _within(sweep, "defense", RANDOM, tuple(WITHIN.split(",")), facts)
     except ConfigError:
         return None
     return found if found.lines else None

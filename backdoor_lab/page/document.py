@@ -129,7 +129,10 @@ def _compared(found: Comparison | None) -> TextTable | None:
         summed = {(line.side, line.measure) for line in found.lines if line.lines}
         lines = [x for x in found.lines if x.lines or (x.side, x.measure) not in summed]
         left = f"{len(lines)} of {every} lines, those over several attacks; all lines are in "
-        note = f"{left}{TABLES}/compare_{RANDOM}.html next to this page."
+        note = (
+            f"{left}{TABLES}/compare_{RANDOM}.html next to this page, and Holm's correction counts"
+        )
+        note += " the tests of all lines."
         found = replace(found, lines=lines, notes=[note, *found.notes])
     return None if found is None else compare_grid(found)
 

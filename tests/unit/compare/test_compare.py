@@ -156,6 +156,36 @@ def test_another_code_version_does_not_prevent_pairing(tmp_path: Path) -> None:
     assert any("config.code.trigger: a1 → a2, b1 → b2" in note for note in found.notes)
 
 
+def test_the_command_and_the_page_correct_for_the_same_tests(tmp_path: Path) -> None:
+    """With random as the base, they have the same measures and so the same p values."""
+    made = [
+        record(defense=d, seed=s, asr2=0.1 * s + (d == "none"), nat2=0.9 + 0.01 * s * (d == "none"),
+               auroc=0.9 - 0.1 * s if d != "random" else 0.5)
+        for d in ("spectral", "none", "random") for s in SEEDS
+    ]  # fmt: skip
+    folder = sweep(tmp_path / "s", made)
+    (by_command, on_page) = (
+        comparison_of([folder], by="defense", base="random"), against_random(folder)
+    )  # fmt: skip
+    assert on_page is not None
+    assert by_command == on_page
+    assert {line.measure for line in on_page.lines} >= {"asr2", "nat2", "auroc"}
+    tests = sum(line.result.t is not None for line in on_page.lines)
+    assert f"Holm's correction of it over the {tests} t tests" in " ".join(on_page.notes)
+
+
+def test_no_significance_is_explained_below_the_table(tmp_path: Path) -> None:
+    made = [record(defense=d, seed=s, asr2=[0.1, 0.9, 0.4][s] if d == "none" else 0.5)
+            for d in ("spectral", "none") for s in (0, 1, 2)]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
+    (note,) = [note for note in found.notes if note.startswith("Significant: no")]
+    assert "With 3 pairs in a line" in note
+    clear = [record(defense=d, seed=s, asr2=0.001 * s * s if d == "none" else 0.9)
+             for d in ("spectral", "none") for s in (0, 1, 2)]  # fmt: skip
+    found = comparison_of([sweep(tmp_path / "t", clear)], by="defense", base="none", values="asr2")
+    assert not any(note.startswith("Significant: no") for note in found.notes)
+
+
 def test_comparison_with_the_report_uses_its_published_values(tmp_path: Path) -> None:
     made = [record(seed=s, nat2=v) for s, v in enumerate((0.91, 0.93, 0.92))]
     made += [
