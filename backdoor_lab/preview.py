@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from backdoor_lab.core import validation
 from backdoor_lab.core.atomic_io import write_atomic
 from backdoor_lab.core.errors import EXIT_DONE, ConfigError, many
+from backdoor_lab.core.letters import transcribed
 from backdoor_lab.core.options import parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    from backdoor_lab.attacks.base import Trigger
     from backdoor_lab.pipeline.after_training import Attacked
+    from backdoor_lab.pipeline.cell import Cell
 
 COLUMNS = ("clean", "test", "test diff x 10", "training", "training diff x 10")
 TILE, GAP, LABEL = 96, 6, 120
 ENLARGED, BACKGROUND = 10, (225, 225, 225)
+LONGEST = 16
+"""Characters of a class name in a row's label."""
 COPIES = 5
 
 
@@ -68,6 +71,9 @@ def _preview(given: Namespace) -> int:
                 raise ConfigError("`--folder` takes the place of `dataset`: give one of the two")
             rest = own_images(given.folder, shown, given.size, Path(scratch)) + rest
         rows = [row for name in names for row in rows_of(name, rest, shown)]
+        if given.folder is not None:
+            # The classes of these images are made up.
+            rows = [(label.partition("\n")[0], images) for label, images in rows]
     data = io.BytesIO()
     grid(rows).save(data, format="PNG")
     write_atomic(out, data.getvalue())
@@ -96,7 +102,8 @@ def grid(rows: Sequence[tuple[str, Sequence[Tensor]]]) -> Image:
         draw.text((LABEL + column * (TILE + GAP), 6), title, "black", font)
     for row, (label, images) in enumerate(rows):
         top = 24 + row * (TILE + GAP)
-        draw.text((4, top + TILE // 2 - 6), label, "black", font)
+        lines = len(label.splitlines())
+        draw.multiline_text((4, top + TILE // 2 - 8 * lines), label, "black", font)
         for column, image in enumerate(images):
             picture.paste(_tile(image), (LABEL + column * (TILE + GAP), top))
     return picture
@@ -124,21 +131,34 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
-    """One row for each of `shown` images with the trigger `name`: a label, and images uint8 (C, H,
-    W), one for each of `COLUMNS`. Raises ConfigError for an invalid configuration."""
-    trigger, attacked = _attacked([*overrides, f"trigger={name}"])
-    made = attacked.poisoned
+    """One row for each of `shown` images with the trigger `name`: the trigger with the class of the
+    image and the label that it gets, and images uint8 (C, H, W), one for each of `COLUMNS`. Raises
+    ConfigError for an invalid configuration."""
+    cell, attacked = _attacked([*overrides, f"trigger={name}"])
+    trigger, made = cell.trigger, attacked.poisoned
     if not len(made.source_index):
         raise ConfigError("`ratio=0` poisons nothing: there are no poisoned images to show")
-    clean = attacked.data.train.images[made.source_index[:shown]]
+    chosen = made.source_index[:shown]
+    clean, labels = attacked.data.train.images[chosen], attacked.data.train.labels[chosen]
+    given = cell.plan.given(labels, len(cell.classes))
+    relabeled = [
+        f"{name}\n{_short(cell.classes[before])}\n-> {_short(cell.classes[after])}"
+        for before, after in zip(labels.tolist(), given.tolist(), strict=True)
+    ]
     tested = trigger(clean)
     trained = made.training.rows[: len(clean)]  # cover images come last
     if made.training.late_trigger is not None:
         trained = tested
     return [
-        (name, [a, b, difference(a, b), c, difference(a, c)])
-        for a, b, c in zip(clean, tested, trained, strict=True)
+        (label, [a, b, difference(a, b), c, difference(a, c)])
+        for label, a, b, c in zip(relabeled, clean, tested, trained, strict=True)
     ]
+
+
+def _short(name: str) -> str:
+    """A class name in letters of the picture's font, and short enough for its left margin."""
+    text = plain(transcribed(name))
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 
 
 def own_images(folder: Path, count: int, size: int, scratch: Path) -> list[str]:
@@ -165,7 +185,7 @@ def own_images(folder: Path, count: int, size: int, scratch: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
+def _attacked(overrides: list[str]) -> tuple[Cell, Attacked]:
     """Compose the configuration of a cell and run its attack. Returns its trigger and the attack's
     output."""
     from hydra import compose, initialize_config_dir
@@ -196,7 +216,7 @@ def _attacked(overrides: list[str]) -> tuple[Trigger, Attacked]:
         progress = Progress(Path(folder), "preview", "none")
         chain = CellPipeline(cell, store, machine_of(config["trainer"]), progress)
         with explained(config):
-            return chain.cell.trigger, chain.attack()
+            return chain.cell, chain.attack()
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,29 @@ def test_covers_are_not_shown_as_poisoned_images(
     asked = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pixel", "cover_rate=1"]
     assert preview.main([*asked, "--images", "7", "--out", str(tmp_path / "p.png")]) == 0
     assert "6 rows" in capsys.readouterr().out
+
+
+def test_a_row_says_which_class_is_labeled_as_which(tmp_path: Path) -> None:
+    """Dirty-label, clean-label, and every class as the next one."""
+    asked = [*TINY, f"store.root={tmp_path / 'store'}", "target=dog"]
+    ((label, _),) = preview.rows_of("pixel", [*asked, "source=ship"], 1)
+    assert label == "pixel\nship\n-> dog"
+    ((label, _),) = preview.rows_of("sinusoid", [*asked, "ratio=0.5"], 1)
+    assert label == "sinusoid\ndog\n-> dog"
+    shift = [*asked, "label_mode=all_to_all", "protocol.filter_scope=all"]
+    names = [label.split("\n") for label, _ in preview.rows_of("pixel", shift, 4)]
+    ten = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    following = dict(pairwise([*ten, ten[0]]))
+    assert all(after == f"-> {following[before]}" for _, before, after in names)
+
+
+def test_a_long_class_name_in_any_script_fits_the_margin() -> None:
+    for name in ("猫" * 40, "W" * 40, "\x1b[2J\u202e", "Straße"):
+        shown = preview._short(name)
+        assert shown.isprintable()
+        assert shown.isascii()
+        assert len(shown) <= preview.LONGEST
+    assert preview._short("Zoë") == "Zoe"
 
 
 def photos(folder: Path) -> Path:
