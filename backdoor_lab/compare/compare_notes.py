@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from backdoor_lab.compare.compare_text import LEVEL, significant
-from backdoor_lab.compare.pairs import ComparisonRow, MatchedCells, PairedGroup
+from backdoor_lab.compare.pairs import ComparisonRow, MatchedCells, PairedGroup, versions_meet
 from backdoor_lab.core.errors import many
 from backdoor_lab.results.facts import CONFIG, SEED, CellFields
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES
 from backdoor_lab.results.values import flat, words
+from backdoor_lab.results.versions import SECTIONS
 from backdoor_lab.tables.notes import (
     CONVERGED,
     clean_images,
@@ -47,6 +48,9 @@ ALL_LINES = (
     "difference varies from line to line of this grid. Its p values take the lines for "
     "independent: where lines share networks, images or seeds they say too much."
 )
+SEVERAL_VERSIONS = (
+    "The lines hold several versions of a trigger or defense, so that none is over all of them."
+)
 REPORT = "The report gives one run for each cell."
 OUR_SEEDS = " The intervals of its cells cover our seeds only."
 _LISTED = 12
@@ -61,12 +65,13 @@ def notes_of(
     used = list(dict.fromkeys(n for pair in pairs for n in (pair.ours, pair.base) if n is not None))
     cells = [facts.cells[number] for number in used]
     ours = {name: " | ".join(facts.values(name, used)) for name in ("dataset", "model")}
+    meeting = [SEVERAL_VERSIONS] * any(versions_meet(facts, side.pairs) for side in sides)
     report = []
     if any(pair.base is None for pair in pairs):
         seeds = OUR_SEEDS * any(line.result.n > 1 and not line.lines for line in lines)
         report = [REPORT + seeds, comparison(ours, clean_images(cells)), CONVERGED]
     return [
-        DIFFERENCE, *report, *_tests(lines), *_without(lines, values),
+        DIFFERENCE, *report, *_tests(lines), *_without(lines, values), *meeting,
         *_shared(facts, used, shown), *_differing(facts, pairs, shown), *_left(facts, sides),
         *protocols(facts, used, shown), *where(cells), reading(values),
     ]  # fmt: skip
@@ -109,7 +114,8 @@ def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence
     Omits the options of choices that are shown, and the code of the last name in `shown`, since the
     sides differ in that name.
     """
-    skipped = tuple(f"{CONFIG}{name}." for name in ("protocol", *shown))
+    names = ("protocol", *shown, *(f"code.{section}" for section in SECTIONS.values()))
+    skipped = tuple(f"{CONFIG}{name}." for name in names)
     chosen = {f"{CONFIG}{name}" for name in CHOICES}
     skipped += (f"{CONFIG}code.{shown[-1]}",) if shown[-1] else ()
     found: dict[str, dict[str, None]] = {}
@@ -133,6 +139,7 @@ def _values_of(facts: CellFields, number: int, flats: dict[str, dict[str, Any]])
     if text is not None and text not in flats:
         flats[text] = {CONFIG + name: value for name, value in flat(json.loads(text))}
     own = {name: v for name, v in facts.of[number].items() if name != SEED}
+    own |= {name: facts.word(number, name) for name in SECTIONS}
     return own | flats.get(text or "", {})
 
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from backdoor_lab.compare.compare_notes import notes_of
 from backdoor_lab.compare.compare_text import Comparison
-from backdoor_lab.compare.pairs import PairedGroup, lines_of, one_sweep, two_sweeps, with_report
+from backdoor_lab.compare.pairs import (
+    PairedGroup,
+    lines_of,
+    one_sweep,
+    pair_word,
+    two_sweeps,
+    with_report,
+)
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.options import names
 from backdoor_lab.results.facts import (
@@ -84,8 +91,8 @@ def _told(
     facts: CellFields, sides: list[PairedGroup], title: str, heads: tuple[str, str], by: str,
     paired_by: list[str], measures: tuple[str, ...],
 ) -> Comparison:  # fmt: skip
-    numbers = [pair.ours for side in sides for pair in side.pairs]
-    keys = {name: {facts.word(number, name) for number in numbers} for name in paired_by}
+    pairs = [pair for side in sides for pair in side.pairs]
+    keys = {name: {pair_word(facts, pair, name) for pair in pairs} for name in paired_by}
     labels = tuple(name for name in paired_by if name != SEED and len(keys[name]) > 1)
     lines = lines_of(facts, sides, labels, measures)
     notes = notes_of(facts, sides, lines, [*labels, by], measures)

@@ -6,7 +6,8 @@ import pandas would take 0.25 s, more than the whole command (0.2 s).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.results.facts import CONFIG, PROTOCOL, SEED, CellFields
 from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.results.records import CHOICES, CellRecord
+from backdoor_lab.results.versions import SECTIONS, unversioned
 from backdoor_lab.tables import reference
 
 Key = tuple[str, ...]
@@ -67,7 +69,11 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
     ours, base = range(first), range(first, len(facts.cells))
     extra = dict.fromkeys([*_extra(facts, ours), *_extra(facts, base)])
     names = [name for name in (*CHOICES, *extra) if not _compared(facts, name, ours, base)]
-    side = _match(facts, "", list(ours), list(base), names)
+    side = _match(facts, "", ours, base, names)
+    # What is left may differ in the version of a method.
+    ours_left, base_left = ([n for n in side.lonely if n in among] for among in (ours, base))
+    more = _match(facts, "", ours_left, base_left, names, versions=False)
+    side = PairedGroup("", side.pairs + more.pairs, more.lonely)
     if not side.pairs:
         apart = [name for name in names if not _common(facts, name, ours, base)]
         said = f": no value in common for {', '.join(apart)}" if apart else ""
@@ -82,8 +88,7 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
     for number, each in enumerate(facts.of):
         if each:
             values[facts.word(number, by)].append(number)
-    if base not in values:
-        raise unknown(f"`base`: {by}", base, values)
+    base = _base(by, base, values)
     follows = ["source", *(name for name in facts.names if name.startswith((PROTOCOL, CONFIG)))]
     decided = facts.determined(follows, [by])
     # Defenses differ in their code; a difference there says nothing.
@@ -97,6 +102,17 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
     if not any(side.pairs for side in sides):
         raise ConfigError(f"no two completed cells differ only in {by}, with {base} as one of them")
     return sides, names
+
+
+def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
+    """The value that `base` names, also without its version. Raises ConfigError if there is none,
+    or if there are several versions of it."""
+    same = [name for name in values if by in SECTIONS and unversioned(name) == base]
+    if base in values or len(same) == 1:
+        return base if base in values else same[0]
+    if same:
+        raise ConfigError(f"`base={base}` has several versions here: give one of {', '.join(same)}")
+    raise unknown(f"`base`: {by}", base, values)
 
 
 def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
@@ -130,19 +146,42 @@ def lines_of(
     for side in sides:
         groups: dict[Key, list[MatchedCells]] = {}
         for pair in side.pairs:
-            groups.setdefault(facts.key(pair.ours, labels), []).append(pair)
+            key = tuple(pair_word(facts, pair, name) for name in labels)
+            groups.setdefault(key, []).append(pair)
         lines = [
             line
             for key, pairs in groups.items()
             for name in values
             if (line := _line(facts, side.name, key, name, pairs)) is not None
         ]
-        found += lines + _summaries(side.name, lines, values)
+        found += lines
+        if not versions_meet(facts, side.pairs):
+            found += _summaries(side.name, lines, values)
     tested = [n for n, line in enumerate(found) if line.result.t is not None]
     adjusted = holm([found[n].result.t or 0.0 for n in tested])
     for n, value in zip(tested, adjusted, strict=True):
         found[n] = replace(found[n], holm=value)
     return found
+
+
+def pair_word(facts: CellFields, pair: MatchedCells, name: str) -> str:
+    """A choice of a pair as text: ``abl@2 − abl@1`` if its cells have two versions of a method."""
+    ours = facts.word(pair.ours, name)
+    if pair.base is None or name not in SECTIONS:
+        return ours
+    base = facts.word(pair.base, name)
+    return f"{ours} − {base}" if unversioned(ours) == unversioned(base) and ours != base else ours
+
+
+def versions_meet(facts: CellFields, pairs: Sequence[MatchedCells]) -> bool:
+    """Whether these pairs hold a method in several versions: no mean is over all of them then."""
+    for name in SECTIONS:
+        found: dict[object, set[str]] = defaultdict(set)
+        for pair in pairs:
+            found[facts.of[pair.ours].get(name)].add(pair_word(facts, pair, name))
+        if any(len(words) > 1 for words in found.values()):
+            return True
+    return False
 
 
 def figure_of(facts: CellFields, number: int | None, ours: int, measure: str) -> float | None:
@@ -186,15 +225,23 @@ def _summaries(
 
 
 def _match(
-    facts: CellFields, side: str, ours: Sequence[int], base: Sequence[int], names: Sequence[str]
-) -> PairedGroup:
+    facts: CellFields, side: str, ours: Sequence[int], base: Sequence[int], names: Sequence[str],
+    *, versions: bool = True,
+) -> PairedGroup:  # fmt: skip
+    """`versions`: whether the cells of a pair share the versions of trigger and defense."""
+
+    def key_of(number: int) -> Key:
+        said = zip(names, facts.key(number, names), strict=True)
+        cut = () if versions else SECTIONS
+        return tuple([unversioned(word) if name in cut else word for name, word in said])
+
     partners: dict[Key, int] = {}
     for number in base:
         if facts.cells[number].done:
-            partners.setdefault(facts.key(number, names), number)
+            partners.setdefault(key_of(number), number)
     pairs, lonely = [], []
     for number in ours:
-        partner = partners.get(facts.key(number, names)) if facts.cells[number].done else None
+        partner = partners.get(key_of(number)) if facts.cells[number].done else None
         if partner is None:
             lonely.append(number)
         else:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from backdoor_lab.analysis.intervals import half_width
 from backdoor_lab.figures.style import mark, new, styled
-from backdoor_lab.results.records import CellRecord
+from backdoor_lab.results.facts import CellFields
 from backdoor_lab.results.values import is_count
 from backdoor_lab.tables.layout import TableGroup
 from backdoor_lab.tables.markup import short
@@ -115,25 +115,26 @@ def panels(group: TableGroup, predicted: Mapping[str, float] | None = None) -> l
     ratio_of = group.traits.get("protocol.ratio_of")
     counted = any(is_count(each.choices["ratio"], ratio_of) for each in group.cells if each.choices)
     axis, scale = ("poisoned images", 1) if counted else (Panel.axis, 100)
-    by_target: dict[str, list[CellRecord]] = defaultdict(list)
-    for cell in group.cells:
+    by_target: dict[str, list[int]] = defaultdict(list)
+    for number in group.numbers:
+        cell = group.facts.cells[number]
         if cell.done and cell.choices:
-            by_target[str(cell.choices["target"])].append(cell)
+            by_target[str(cell.choices["target"])].append(number)
     return [
         Panel(
             short(f"{group.trigger} → {target}"),
             {
-                "asr": _series(cells, "asr", scale),
-                "nat": _series(cells, "nat", scale),
-                "auroc": _detection(cells, predicted or {}, scale),
+                "asr": _series(group.facts, numbers, "asr", scale),
+                "nat": _series(group.facts, numbers, "nat", scale),
+                "auroc": _detection(group.facts, numbers, predicted or {}, scale),
             },
             axis,
         )
-        for target, cells in by_target.items()
+        for target, numbers in by_target.items()
     ]
 
 
-def _series(cells: Sequence[CellRecord], measure: str, scale: int) -> list[Series]:
+def _series(facts: CellFields, numbers: Sequence[int], measure: str, scale: int) -> list[Series]:
     """One line before any defense, and one after each defense, in the order of the sweep.
 
     For the line before any defense, cells that differ only in the defense are averaged. x is
@@ -141,13 +142,14 @@ def _series(cells: Sequence[CellRecord], measure: str, scale: int) -> list[Serie
     """
     before: dict[tuple[float, int], list[float]] = defaultdict(list)
     after: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for cell in cells:
-        chosen = cell.choices
+    for number in numbers:
+        cell = facts.cells[number]
+        chosen, defense = cell.choices, facts.word(number, "defense")
         if f"{measure}1" in cell.numbers:
             key = scale * float(chosen["ratio"]), chosen["seed"]
             before[key].append(cell.numbers[f"{measure}1"])
         if f"{measure}2" in cell.numbers:
-            values = after[str(chosen["defense"])][scale * float(chosen["ratio"])]
+            values = after[defense][scale * float(chosen["ratio"])]
             values.append(cell.numbers[f"{measure}2"])
     first: dict[float, list[float]] = defaultdict(list)
     for (ratio, _), values in before.items():
@@ -157,16 +159,17 @@ def _series(cells: Sequence[CellRecord], measure: str, scale: int) -> list[Serie
 
 
 def _detection(
-    cells: Sequence[CellRecord], predicted: Mapping[str, float], scale: int
+    facts: CellFields, numbers: Sequence[int], predicted: Mapping[str, float], scale: int
 ) -> list[Series]:
     """One line with the AUROC of each defense's scores, and one with the AUROC predicted from the
     features."""
     measured: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     promised: dict[tuple[float, int], float] = {}
-    for cell in cells:
+    for number in numbers:
+        cell = facts.cells[number]
         ratio = scale * float(cell.choices["ratio"])
         if "auroc" in cell.numbers:
-            measured[str(cell.choices["defense"])][ratio].append(cell.numbers["auroc"])
+            measured[facts.word(number, "defense")][ratio].append(cell.numbers["auroc"])
         if cell.id in predicted:
             promised[ratio, cell.choices["seed"]] = predicted[cell.id]
     along: dict[float, list[float]] = defaultdict(list)

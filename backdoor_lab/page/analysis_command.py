@@ -22,6 +22,7 @@ from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.store_location import find_store
 from backdoor_lab.results.sweeps import Sweep, one_sweep
 from backdoor_lab.results.values import flat, ratio_words, words
+from backdoor_lab.results.versions import SECTIONS, versioned
 from backdoor_lab.tables.markup import TextTable, short
 from backdoor_lab.tables.writers import FORMATS, Document, terminal
 
@@ -142,6 +143,7 @@ def named(cell: CellRecord) -> defaultdict[str, str]:
     config = dict(flat(json.loads(cell.config or "{}")))
     config |= {f"protocol.{name}": value for name, value in (cell.protocol or {}).items()}
     values = {name: words(value) for name, value in (config | cell.choices).items()}
+    values |= {name: versioned(cell, name) for name in SECTIONS}
     values["ratio"] = ratio_words(cell.choices["ratio"], config.get("protocol.ratio_of"))
     return defaultdict(lambda: words(None), values)
 

@@ -9,7 +9,8 @@ from backdoor_lab.core.terminal import plain
 from backdoor_lab.core.validation import LONGEST, non_negative
 from backdoor_lab.results.metrics import IMAGES, MEASURE
 from backdoor_lab.results.records import CellRecord
-from backdoor_lab.results.values import by_key, each_once, ratio_words, words
+from backdoor_lab.results.values import each_once, ratio_words, words
+from backdoor_lab.results.versions import SECTIONS, labels
 from backdoor_lab.tables.markup import NOTHING
 
 ALWAYS = ("trigger", "target", "ratio", "defense")
@@ -60,10 +61,9 @@ def columns(cells: Sequence[CellRecord]) -> list[Column]:
 def shared(cells: Sequence[CellRecord]) -> dict[str, str]:
     """The choices that are the same for all cells, as a dict from name to text. Choices that always
     have a column are excluded."""
-    known = [cell.choices for cell in cells if cell.choices]
-    names = sorted({name for choices in known for name in choices} - set(ALWAYS))
-    given = by_key(known)
-    values = {name: set(each_once(words, given[name])) for name in names}
+    known = [cell for cell in cells if cell.choices]
+    names = sorted({name for cell in known for name in cell.choices} - set(ALWAYS))
+    values = {name: set(_words(known, name)) for name in names}
     return {name: plain(found.pop()) for name, found in values.items() if len(found) == 1}
 
 
@@ -74,13 +74,19 @@ def _varied(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def _choice(cells: Sequence[CellRecord], name: str) -> Column:
-    given = [cell.choices.get(name) for cell in cells]
     known = [bool(cell.choices) for cell in cells]
     numeric = name in ("ratio", "seed")
-    texts = [_cut(words(v)) if k else NOTHING for v, k in zip(given, known, strict=True)]
+    texts = [_cut(v) if k else NOTHING for v, k in zip(_words(cells, name), known, strict=True)]
     if name == "ratio":
         texts = [_ratio(cell) for cell in cells]
     return Column(plain(name).capitalize(), f"choice `{plain(name)}`", numeric, texts)
+
+
+def _words(cells: Sequence[CellRecord], name: str) -> list[str]:
+    """Each cell's choice as text, triggers and defenses with their versions."""
+    if name in SECTIONS:
+        return labels(cells, name)
+    return each_once(words, [cell.choices.get(name) for cell in cells])
 
 
 def _ratio(cell: CellRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backdoor_lab.results.metrics import MEASURE, PERCENT, UNDER
 from backdoor_lab.results.records import CHOICES, COUNTS, DETECTION, FIGURES, TOP_CLASSES, WORTH
+from backdoor_lab.results.versions import SECTIONS
 
 _CHOSEN = {
     "dataset": "data set", "model": "network", "recipe": "training recipe",
@@ -40,6 +41,7 @@ COLUMNS: dict[str, str] = {
     "status": "done, missing, failed: reason or diverged: reason",
     "error": "error message of a failed cell",
     **{name: _CHOSEN[name] for name in CHOICES},
+    **{f"{name}_version": f"version of the {name} that was used" for name in SECTIONS},
     "protocol.*": "the resolved protocol, one column per key, as text",
     "applied.*": "filter options of the protocol that the defense uses, as text",
     "config.*": "config values that differ between cells with the same choices, as text",

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from backdoor_lab.results import versions
 from backdoor_lab.results.frame import frame_of
 from backdoor_lab.results.metrics import UNDER
 from backdoor_lab.results.records import CHOICES, CellRecord
@@ -37,7 +38,8 @@ class CellFields:
     """The values of all cells by name: their choices, their resolved protocols (``protocol.*``),
     and those config values that differ between cells with the same choices (``config.*``).
 
-    Values are shown and compared as text, but sorted by value.
+    Values are shown and compared as text, but sorted by value. Triggers and defenses carry their
+    version (see `versions`), so that cells of two versions are never grouped together.
     """
 
     def __init__(
@@ -124,6 +126,8 @@ class CellFields:
             values = self._values.get(name, [None] * len(self.of))
             if name == "ratio":
                 self._columns[name] = [_ratio(facts) for facts in self.of]
+            elif name in versions.SECTIONS:
+                self._columns[name] = versions.labels(self.cells, name)
             else:
                 self._columns[name] = each_once(words, values)
         return self._columns[name]
@@ -195,12 +199,23 @@ def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
     configs: list[dict[str, str]] = []
     hidden: set[str] = set()
     for cell in cells:
-        values = {k: words(v) for k, v in flat(json.loads(cell.config or "{}"))}
+        values = _comparable(json.loads(cell.config or "{}"))
         shown = {PROTOCOL + k: words(v) for k, v in (cell.protocol or {}).items()}
         configs.append(values)
         hidden |= {name for name, value in values.items() if shown.get(name) != value}
     unset = words(None)
     return {n for n in hidden if len({each.get(n, unset) for each in configs}) > 1}
+
+
+def _comparable(config: dict[str, Any]) -> dict[str, str]:
+    """Returns config values as text by dotted name, without the versions of triggers and defenses,
+    which their names carry; modified code remains."""
+    values = {k: words(v) for k, v in flat(config)}
+    for section in versions.SECTIONS.values():
+        before = f"code.{section}."
+        for name in [n for n in values if n.startswith(before) and "+" not in values[n]]:
+            del values[name]
+    return values
 
 
 def adopt(cells: Sequence[CellRecord], what: str) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from backdoor_lab.core.validation import is_number
 from backdoor_lab.results.columns import COLUMNS, is_count, is_float
 from backdoor_lab.results.values import by_key, sorted_text
+from backdoor_lab.results.versions import SECTIONS, version_of
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -49,6 +50,7 @@ def _values(facts: CellFields) -> dict[str, list[Any]]:
         "sweep": facts.sweeps, "id": [cell.id for cell in cells],
         "status": [cell.status for cell in cells], "error": [cell.error for cell in cells],
         **facts.as_columns(),
+        **{f"{name}_version": [version_of(cell, name) for cell in cells] for name in SECTIONS},
         **by_key([cell.numbers for cell in cells]),
         **by_key([cell.top_class for cell in cells]),
         "notes": [sorted_text(cell.notes) if cell.notes else None for cell in cells],

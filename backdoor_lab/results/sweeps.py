@@ -15,7 +15,6 @@ from typing import Any
 from backdoor_lab.core.errors import ConfigError, DataError, many
 from backdoor_lab.core.paths import usable
 from backdoor_lab.core.small_files import read_json, read_small
-from backdoor_lab.identity import is_modified
 from backdoor_lab.results.frozen import RECORDS, frozen_lines
 from backdoor_lab.results.records import (
     DAMAGED,
@@ -29,6 +28,7 @@ from backdoor_lab.results.records import (
     parse,
     parse_sealed,
 )
+from backdoor_lab.results.versions import SECTIONS, same_code, version_of
 
 RECORD, SWEEP, TABLES = "record.json", "sweep.json", "tables"
 DEPTH = 4
@@ -105,7 +105,8 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
 def _without_repeats(sweep: Sweep) -> list[CellRecord]:
     """Returns the cells without repeats: completed cells that have the same choices, protocol and
     config but different ids (from another code version), so that their seed would count twice. Of
-    these, the requested cell is kept. Results of modified code are always kept."""
+    these, the requested cell is kept. Results of modified code and of other versions of trigger or
+    defense are always kept."""
     if len({tuple(cell.choices.values()) for cell in sweep.cells}) == len(sweep.cells):
         return sweep.cells
     often = Counter(tuple(cell.choices.items()) for cell in sweep.cells)
@@ -115,7 +116,8 @@ def _without_repeats(sweep: Sweep) -> list[CellRecord]:
         chosen = tuple(cell.choices.items())
         # Performance: configs are compared only between cells with equal choices.
         config = None if often[chosen] == 1 else _without_code(cell.config)
-        same = (*chosen, *(cell.protocol or {}).items(), config)
+        methods = [version_of(cell, name) for name in SECTIONS]
+        same = (*chosen, *methods, *(cell.protocol or {}).items(), config)
         if cell.done and seen.setdefault(same, cell.id) != cell.id:
             sweep.warnings.append(f"{cell.id} repeats {seen[same]}, the same cell; omitted")
         else:
@@ -126,22 +128,10 @@ def _without_repeats(sweep: Sweep) -> list[CellRecord]:
 def _without_code(config: str | None) -> str | None:
     found = None if config is None else json.loads(config)
     if isinstance(found, dict):
-        found["code"] = _modified(found.get("code"))
+        found["code"] = same_code(found.get("code"))
         if isinstance(found.get("protocol"), dict):
             found["protocol"].setdefault("version", 1)
     return json.dumps(found, sort_keys=True)
-
-
-def _modified(code: Any) -> list[str]:
-    """Returns the names and hashes of modified code, whose results do not count as repeats."""
-    sections = code.values() if isinstance(code, dict) else []
-    return sorted(
-        f"{name} {mark}"
-        for names in sections
-        if isinstance(names, dict)
-        for name, mark in names.items()
-        if is_modified(mark)
-    )
 
 
 def default_order(cell: CellRecord) -> tuple[Any, ...]:

@@ -10,6 +10,7 @@ from backdoor_lab.core.errors import many
 from backdoor_lab.results.facts import SEED
 from backdoor_lab.results.metrics import MEASURE, before_defense, figure_of
 from backdoor_lab.results.records import CellRecord
+from backdoor_lab.results.versions import unversioned
 from backdoor_lab.tables.layout import PivotSpec
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def _contest(spec: PivotSpec, row: Key, column: Key) -> tuple[object, str]:
         return (row, *(word for name, word in named if name in NO_CONTEST)), ""
     at = spec.axes.index(DEFENSE)
     key = row + column
-    return (key[:at] + key[at + 1 :]), key[at]
+    return (key[:at] + key[at + 1 :]), unversioned(key[at])
 
 
 def _competes(cell: PivotCell, name: str) -> bool:

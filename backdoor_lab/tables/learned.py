@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from backdoor_lab.analysis.intervals import wilson
 from backdoor_lab.results.records import CellRecord
+from backdoor_lab.results.versions import SECTIONS, version_of
 
 BEHIND = 0.02
 """A network is marked as not converged if its training accuracy is this much below the expected
@@ -126,7 +127,8 @@ def _is_poisoned(cell: CellRecord) -> bool:
 
 
 def _choices(cell: CellRecord, names: Sequence[str]) -> Choices:
-    return tuple([cell.choices.get(name) for name in names])
+    values = [cell.choices.get(name) for name in names]
+    return (*values, *(version_of(cell, name) for name in names if name in SECTIONS))
 
 
 def _means(found: Mapping[K, Sequence[float]]) -> dict[K, float]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from backdoor_lab.results.records import CellRecord
 from backdoor_lab.results.sweeps import CONTROLS
 from backdoor_lab.results.values import ratio_words, words
+from backdoor_lab.results.versions import versioned
 from backdoor_lab.tables.learned import (
     BEHIND,
     NO_ATTACK,
@@ -70,7 +71,7 @@ def _not_converged(cells: Sequence[CellRecord], after: bool, clean: CleanNetwork
 def _own_rules(cells: Sequence[CellRecord]) -> list[str]:
     """Returns a note on filters that ignore the protocol's classes and budget."""
     free = dict.fromkeys(
-        words(cell.choices["defense"])
+        versioned(cell, "defense")
         for cell in cells
         if cell.applied is not None
         and "removal_budget" not in cell.applied
@@ -152,6 +153,6 @@ def _where(cells: Sequence[CellRecord], some: Sequence[CellRecord], *, after: st
 def _attack(cell: CellRecord, *, defended: bool) -> str:
     chosen = cell.choices
     ratio = ratio_words(chosen["ratio"], (cell.protocol or {}).get("ratio_of"))
-    names = [words(chosen["trigger"]), words(chosen["target"]), ratio]
-    names += [words(chosen["defense"])] * defended
+    names = [versioned(cell, "trigger"), words(chosen["target"]), ratio]
+    names += [versioned(cell, "defense")] * defended
     return f"{' '.join(names)} seed {chosen['seed']}"

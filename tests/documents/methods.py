@@ -16,13 +16,13 @@ from backdoor_lab.defenses.base import OracleControl, SampleFilter
 from backdoor_lab.defenses.networks import ModelRepair
 from backdoor_lab.defenses.none import NoDefense
 from backdoor_lab.defenses.random import Random
+from backdoor_lab.fidelity.table import methods as fidelity
+from backdoor_lab.fidelity.text import status
 from tests.documents.cells import cells
 from tests.documents.markers import markdown, table
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 CITED = re.compile(r'(?P<authors>[^".:;]+), "(?P<title>[^"]+)", (?P<where>[^.;(]*?\d{4})')
-#: Shown where the code does not say how closely a method follows its authors' code.
-UNKNOWN = "–"
 MODES = {"all_to_one": "all to one", "all_to_all": "all to all", "clean": "clean"}
 
 
@@ -60,7 +60,7 @@ def _triggers() -> str:
         labels = MODES[kind.label_mode] + ", one source class" * kind.source_specific
         rows.append([f"[`{name}`]({_file(kind)})", says(kind), paper(kind), labels,
                      f"{kind.cover_rate:g}" if kind.cover_rate else "", _trains(kind),
-                     _seconds(name), UNKNOWN])  # fmt: skip
+                     _seconds(name), _fidelity("trigger", name)])  # fmt: skip
     head = ["`trigger=`", "What it does", "Paper", "Labels", "Covers", "Attacker trains",
             "Seconds", "Fidelity"]  # fmt: skip
     return markdown(head, rows, right="llllrlrl")
@@ -90,7 +90,7 @@ def _defenses() -> str:
     for name, kind, said in methods("defense"):
         about = (_kind(kind), _what(kind, said), paper(kind))
         needs = (_sees(kind), _clean(kind, said), _finds(kind), _cost(name))
-        rows.append([f"[`{name}`]({_file(kind)})", *about, *needs, UNKNOWN])
+        rows.append([f"[`{name}`]({_file(kind)})", *about, *needs, _fidelity("defense", name)])
     head = ["`defense=`", "Kind", "What it does", "Paper", "Sees", "Clean images",
             "Finds classes", "Seconds", "Fidelity"]  # fmt: skip
     return markdown(head, rows, right="lllllllrl")
@@ -151,6 +151,12 @@ def _cost(name: str) -> str:
         return ""
     found = sorted(run.get("repair", run.get("filter")) for run in runs)
     return _brief(found[len(found) // 2])
+
+
+def _fidelity(group: str, name: str) -> str:
+    """How closely a method follows its paper or its authors' code, from the fidelity table."""
+    (found,) = (each for each in fidelity().values() if (each.group, each.name) == (group, name))
+    return status(found)
 
 
 def _brief(seconds: float) -> str:

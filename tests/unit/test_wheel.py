@@ -130,5 +130,6 @@ def test_citation_and_changelog_name_this_version() -> None:
     assert citation["version"] == __version__
     assert citation["cff-version"] == "1.2.0"
     assert {"message", "title", "authors", "date-released", "license"} <= citation.keys()
-    latest = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1]
+    sections = (ROOT / "CHANGELOG.md").read_text().split("\n## ")[1:]
+    latest = next(each for each in sections if not each.startswith("Unreleased\n"))
     assert latest.startswith(f"{__version__} ({citation['date-released']})\n")

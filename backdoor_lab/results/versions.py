@@ -1,0 +1,106 @@
+"""Versions of the triggers and defenses in records, and how tables show them.
+
+A version stands in a record's ``config.code``; records without it are of version 1. Results of two
+versions are results of two methods, so a method's name carries its version, as in ``abl@2``, where
+it is not 1 or where cells of several versions meet.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from backdoor_lab.results.values import words
+
+if TYPE_CHECKING:
+    from backdoor_lab.results.records import CellRecord
+
+SECTIONS = {"trigger": "triggers", "defense": "defenses"}
+"""Choice -> its section of ``config.code``."""
+FIRST = "1"
+_LABEL = re.compile(r"@\d+( with .*)?")
+
+
+def version_of(cell: CellRecord, name: str) -> str | None:
+    """Returns the version of a cell's trigger or defense: ``2``, or ``2 with spectral@3`` if it
+    uses a method whose version is not 1. None if the cell has no result and no configuration."""
+    if cell.config is None:
+        return FIRST if cell.done else None
+    return _versions(cell.config)[name]
+
+
+def labels(cells: Sequence[CellRecord], name: str) -> list[str]:
+    """Returns the trigger or defense of each cell as text, with its version where it is not 1 or
+    where these cells have several versions of the method. A cell whose version is not known, such
+    as a missing one, gets the version of the others if they have only one."""
+    given = [words(cell.choices.get(name)) for cell in cells]
+    found = [version_of(cell, name) for cell in cells]
+    known: dict[str, set[str]] = defaultdict(set)
+    for word, version in zip(given, found, strict=True):
+        known[word] |= {version} - {None}  # type: ignore[arg-type]
+    return [_label(word, version, known[word]) for word, version in zip(given, found, strict=True)]
+
+
+def versioned(cell: CellRecord, name: str) -> str:
+    """Returns the trigger or defense of one cell as text, with its version if it is not 1."""
+    return labels([cell], name)[0]
+
+
+def unversioned(label: str) -> str:
+    """Returns the method's name in a label.
+
+    >>> unversioned("abl@2"), unversioned("random@1 with spectral@2"), unversioned("abl")
+    ('abl', 'random', 'abl')
+    """
+    found = _LABEL.search(label)
+    return label[: found.start()] if found and found.end() == len(label) else label
+
+
+def same_code(code: Any) -> list[str]:
+    """Returns the names and hashes of modified code in ``config.code``: results of modified code
+    are never those of the version."""
+    sections = code.values() if isinstance(code, dict) else []
+    return sorted(
+        f"{name} {mark}"
+        for names in sections
+        if isinstance(names, dict)
+        for name, mark in names.items()
+        if "+" in str(mark)
+    )
+
+
+def _label(word: str, version: str | None, known: set[str]) -> str:
+    if version is None and len(known) == 1:
+        (version,) = known
+    return word if version is None or known == {FIRST} else f"{word}@{version}"
+
+
+@functools.lru_cache(4096)
+def _versions(config: str) -> dict[str, str]:
+    values = json.loads(config)
+    return {name: _version(values, name, section) for name, section in SECTIONS.items()}
+
+
+def _version(config: Mapping[str, Any], name: str, section: str) -> str:
+    code = config.get("code")
+    marks = code.get(section) if isinstance(code, dict) else None
+    if not isinstance(marks, dict) or not marks:
+        return FIRST
+    chosen = config.get(name)
+    target = chosen.get("_target_") if isinstance(chosen, dict) else None
+    own = str(target).split(".")[-2] if str(target).count(".") else ""
+    own = own if own in marks else next(iter(marks))
+    parts = {part: _number(mark) for part, mark in sorted(marks.items()) if part != own}
+    used = [f"{part}@{version}" for part, version in parts.items() if version not in ("0", FIRST)]
+    # Version 0 is code that no version describes; its hash keeps its results apart.
+    version = _number(marks[own])
+    version = FIRST if version == "0" else version
+    return f"{version} with {', '.join(used)}" if used else version
+
+
+def _number(mark: Any) -> str:
+    return str(mark).partition("+")[0]
