@@ -186,21 +186,6 @@ def shuffled(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]
         yield order[start : start + batch]
 
 
-def training_batches(
-    context: DefenseContext, where: Tensor, epochs: int, purpose: Stream, *, augmented: bool = True
-) -> Iterator[Batch]:
-    """Yields batches of the training images at indices `where` with their labels, for `epochs`
-    passes, on the context's device; augmented as in training if `augmented`."""
-    order = context.generator(purpose, streams.ORDER)
-    augment = None
-    if augmented:
-        augment = context.generator(purpose, streams.AUGMENTATION, device=context.device)
-    for _ in track(range(epochs), "epoch"):
-        for part in shuffled(len(where), context.hyperparameters.batch_size, order):
-            at = where[part]
-            yield context.images(at, augment), context.labels[at].to(context.device)
-
-
 def clean_batches(context: DefenseContext, epochs: int, purpose: Stream) -> Iterator[Batch]:
     """Yields batches of the held-out clean images with their labels, for `epochs` passes, on the
     context's device; augmented as in training."""
@@ -220,28 +205,20 @@ def train(
     *,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     after: Callable[[], None] = lambda: None,
-    frozen_statistics: bool = False,
 ) -> nn.Module:
     """Trains `network` in place by SGD on `batches`; returns it in eval mode.
 
     `hyperparameters`: learning rate, momentum, weight decay. `loss(logits, labels)` is minimized,
-    by default cross-entropy; `after` is called after each step. With `frozen_statistics`, batch
-    normalization uses its running statistics without updating them. Raises DivergedError if a loss
-    is not finite.
+    by default cross-entropy; `after` is called after each step. Raises DivergedError if a
+    loss is not finite.
     """
     lr, momentum, decay = hyperparameters
     loss = F.cross_entropy if loss is None else loss
     sgd = torch.optim.SGD(network.parameters(), lr=lr, momentum=momentum, weight_decay=decay)
-    network.train(not frozen_statistics)
+    network.train()
     with torch.enable_grad():
         for images, labels in batches:
             value = loss(network(images), labels)
             descend(sgd, value, "a loss of the defense's own training")
             after()
     return network.eval()
-
-
-def as_trained(context: DefenseContext) -> tuple[float, float, float]:
-    """Returns the learning rate, momentum and weight decay of the attacked model's training."""
-    hyperparameters = context.hyperparameters
-    return hyperparameters.lr, hyperparameters.momentum, hyperparameters.weight_decay

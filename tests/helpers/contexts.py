@@ -9,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from backdoor_lab.core import streams
 from backdoor_lab.core.rng import derive
+from backdoor_lab.core.streams import Stream
 from backdoor_lab.core.types import LabeledImages
 from backdoor_lab.defenses.context import DefenseContext, TrainingHyperparameters
+from backdoor_lab.defenses.networks import shuffled, train
 
 HYPERPARAMETERS = TrainingHyperparameters(
     epochs=5, batch_size=16, lr=0.1, momentum=0.9, weight_decay=0.0
@@ -80,3 +83,12 @@ def context(
         "clean": None if clean is None else LabeledImages(*clean, names),
     }
     return DefenseContext(**said)
+
+
+def trained(network: nn.Module, given: DefenseContext, epochs: int) -> nn.Module:
+    """Trains a network on the training images of a context, without augmentation."""
+    order = given.generator(Stream("t"), streams.ORDER)
+    size = given.hyperparameters.batch_size
+    parts = [part for _ in range(epochs) for part in shuffled(len(given.labels), size, order)]
+    batches = [(given.images(part, None), given.labels[part]) for part in parts]
+    return train(network, batches, (0.1, 0.9, 0.0))

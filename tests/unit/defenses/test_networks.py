@@ -22,16 +22,14 @@ from backdoor_lab.defenses.d_br import sensitivity, transformed
 from backdoor_lab.defenses.networks import (
     ModelBasedFilter,
     apart,
-    as_trained,
     auto_count,
     losses_at,
     shuffled,
     train,
-    training_batches,
     unlikelihood,
 )
 from backdoor_lab.defenses.options import FilterOptions
-from tests.helpers.contexts import context, hidden, linear
+from tests.helpers.contexts import context, hidden, linear, trained
 
 POISON = 12
 CLASSES = 3
@@ -55,10 +53,7 @@ def planted(seed: int = 3, signal: int = 60) -> DefenseContext:
     marked.view(POISON, -1)[:, -1] = 255
     images, labels = torch.cat([images, marked]), torch.cat([labels, torch.zeros(POISON).long()])
     bare = context(images, labels, clean=drawn(60, 4), seed=seed)
-    everything = torch.arange(len(labels))
-    attacked = train(
-        hidden(12, CLASSES), training_batches(bare, everything, 15, "t"), (0.1, 0.9, 0)
-    )
+    attacked = trained(hidden(12, CLASSES), bare, 15)
     return context(images, labels, network=attacked, clean=drawn(60, 4, signal), seed=seed)
 
 
@@ -109,7 +104,8 @@ def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
     assert verdict.notes["classes"][0] == "a"
     assert int((gone >= 120).sum()) >= 0.8 * len(gone)
     assert lowest(torch.tensor([3.0, 1, 2, 0]), 0.5).tolist() == [3, 1]
-    assert len(lowest(torch.arange(9.0), 0.0)) == 1
+    assert lowest(torch.arange(9.0), 0.3).tolist() == [0, 1]
+    assert len(lowest(torch.arange(9.0), 0.0)) == 2
 
 
 def test_local_gradient_ascent_changes_sign_at_gamma() -> None:
@@ -166,12 +162,10 @@ def test_training_step_equals_sgd_by_hand() -> None:
     (gradient,) = torch.autograd.grad(loss, [network.body.weight])
     train(network, [(images, labels)], (0.1, 0.9, 0.01))
     assert torch.allclose(network.body.weight, before - 0.1 * (gradient + 0.01 * before))
-    assert as_trained(given) == (0.1, 0.9, 0.0)
-    for frozen in (True, False):
-        normed = hidden(12, CLASSES)
-        train(normed, [(images, labels)], (0.1, 0.9, 0.0), frozen_statistics=frozen)
-        assert bool((normed.body[1].running_mean == 0).all()) == frozen
-        assert not normed.training
+    normed = hidden(12, CLASSES)
+    train(normed, [(images, labels)], (0.1, 0.9, 0.0))
+    assert bool((normed.body[1].running_mean != 0).any())
+    assert not normed.training
 
 
 def test_a_non_finite_loss_raises_diverged_error() -> None:
@@ -231,13 +225,13 @@ class Column(nn.Module):
 
 
 def test_sensitivity_matches_a_computation_by_hand() -> None:
-    """|f(x) - f(t(x))|² where f returns the pixels; a black image does not change."""
+    """The mean of (f(x) - f(t(x)))² where f returns the pixels; a black image does not change."""
     images = torch.tensor([[0, 0, 0, 0], [5, 0, 0, 0]], dtype=torch.uint8).view(2, 1, 2, 2)
     given = context(images, torch.tensor([0, 1]))
     draw = given.generator("transformation")
     turns, shifts = torch.rand(2, generator=draw), torch.rand(2, 2, generator=draw)
     moved = transformed(images, 360 * turns - 180, 0.4 * shifts - 0.2)
-    expected = (images - moved).square().sum(dim=(1, 2, 3))
+    expected = (images - moved).square().mean(dim=(1, 2, 3))
     assert sensitivity(Column(), given).tolist() == expected.tolist()
     assert expected[0] == 0
 

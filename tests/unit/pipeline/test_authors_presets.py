@@ -12,14 +12,26 @@ from backdoor_lab.sweep.estimate import estimate
 from tests.helpers.cells import CPU, cell_of, run_here
 from tests.helpers.project import CONF
 
-COSTLY = {"neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31}}
+COSTLY = {
+    "abl_authors": {"epochs": 10},
+    "abl_unlearning_authors": {"epochs": 10, "training_epochs": 60},
+    "neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31},
+}
 """The keys in which a preset differs from the defense it is named for, with the authors' values."""
-SHORT = {"neural_cleanse_authors": ("defense.steps=2",)}
+SHORT = {
+    "abl_authors": ("defense.epochs=1",),
+    "abl_unlearning_authors": ("defense.epochs=1", "defense.training_epochs=1"),
+    "neural_cleanse_authors": ("defense.steps=2",),
+}
 
 
 def options(name: str) -> dict[str, Any]:
     """The content of a defense's YAML file."""
     return dict(OmegaConf.load(CONF / f"defense/{name}.yaml"))  # type: ignore[arg-type]
+
+
+def test_every_preset_is_tested() -> None:
+    assert {path.stem for path in (CONF / "defense").glob("*_authors.yaml")} == set(COSTLY)
 
 
 @pytest.mark.parametrize("name", COSTLY)

@@ -43,18 +43,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """Counts the networks that are trained: by the pipeline, and by the filter itself."""
     seen: Counter[str] = Counter()
-    fit, train = cell_pipeline.fit, abl.train
+    fit, ascended = cell_pipeline.fit, abl.ABL.ascended
 
     def counting_fit(*arguments: Any, **said: Any) -> Any:
         seen["chain"] += 1
         return fit(*arguments, **said)
 
-    def counting_train(*arguments: Any, **said: Any) -> nn.Module:
+    def counting_ascended(self: abl.ABL, context: DefenseContext) -> tuple[nn.Module, torch.Tensor]:
         seen["filter"] += 1
-        return train(*arguments, **said)
+        return ascended(self, context)
 
     monkeypatch.setattr(cell_pipeline, "fit", counting_fit)
-    monkeypatch.setattr(abl, "train", counting_train)
+    monkeypatch.setattr(abl.ABL, "ascended", counting_ascended)
     return seen
 
 

@@ -279,7 +279,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("store")
 
 
-SHORT = {"steps": 2, "shares": [0.5], "epochs": 1, "unlearning_epochs": 1, "threshold": 0}
+SHORT = {
+    "steps": 2, "shares": [0.5], "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1,
+    "threshold": 0,
+}  # fmt: skip
 
 
 def cells() -> Iterator[list[str]]:

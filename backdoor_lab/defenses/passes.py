@@ -1,0 +1,83 @@
+"""Training in passes over training images, as in the authors' code of ABL and D-BR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from backdoor_lab.core.lazy import F, Tensor, nn, torch
+from backdoor_lab.core.progress import track
+from backdoor_lab.defenses.context import DefenseContext
+from backdoor_lab.numerics.descent import descend
+
+Loss: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
+
+
+@dataclass(frozen=True)
+class PassSettings:
+    """Settings of SGD that a method's authors fixed, so that the recipe's are not used."""
+
+    batch_size: int
+    momentum: float
+    weight_decay: float
+    nesterov: bool = False
+
+
+class Passes:
+    """Trains `network` in place by SGD, one pass over training images at a time.
+
+    One optimizer serves all passes: momentum carries over to passes with another learning rate,
+    loss or set of images. Batch normalization uses batch statistics and updates its running ones.
+    """
+
+    def __init__(self, network: nn.Module, context: DefenseContext, settings: PassSettings) -> None:
+        self.network, self.context, self.settings = network, context, settings
+        self.sgd = torch.optim.SGD(
+            network.parameters(),
+            lr=0.0,
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            nesterov=settings.nesterov,
+        )
+
+    def over(
+        self, where: Tensor, lr: float, loss: Loss, augment: torch.Generator | None = None
+    ) -> None:
+        """Minimizes `loss(logits, labels)` in one pass over the training images at indices `where`,
+        in their order, augmented as in the attacked model's training if there is a generator
+        `augment`. Leaves the network in eval mode. Raises DivergedError if a loss is not finite."""
+        for group in self.sgd.param_groups:
+            group["lr"] = lr
+        self.network.train()
+        with torch.enable_grad():
+            for part in track(batches_of(where, self.settings.batch_size), "batch"):
+                labels = self.context.labels[part].to(self.context.device)
+                value = loss(self.network(self.context.images(part, augment)), labels)
+                descend(self.sgd, value, "a loss of the defense's own training")
+        self.network.eval()
+
+
+def batches_of(where: Tensor, size: int) -> list[Tensor]:
+    """Returns the indices `where` int64 (n,) in order, in batches of `size`; the last may be
+    smaller.
+
+    Batch statistics need two images: a single last image joins the batch before it, and a single
+    image alone gives no batch.
+    """
+    if len(where) < 2:
+        return []
+    parts = list(where.split(size))
+    if len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+def in_random_order(where: Tensor, generator: torch.Generator) -> Tensor:
+    """Returns the indices `where` int64 (n,), shuffled."""
+    return where[torch.randperm(len(where), generator=generator)]
+
+
+def opposed(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Returns the negative mean cross-entropy: minimizing it unlearns the images."""
+    return -F.cross_entropy(outputs, labels)
