@@ -1,7 +1,7 @@
 """Top singular directions in NumPy, for pages, figures and analyses that do not import torch.
 
-Filter scores use numerics/singular.py instead. Its results may differ in the last digits: it bounds
-the angle to the exact direction by float64 products, this module by ARPACK's tolerance.
+Filter scores use numerics/singular.py instead. Its results may differ in the last digits, since
+this module uses ARPACK.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Curve:
-    """A removal curve: `left` float64 (m,) poisoned images are left once the `removed` int (m,)
-    highest scores are removed; it starts with nothing removed. There are `total` poisoned images,
-    of which `scored` have a score."""
+    """A removal curve: after the `removed` int (m,) examples with the highest scores are removed,
+    `left` float64 (m,) poisoned images remain. The first point removes nothing. Of the `total`
+    poisoned images, `scored` have a score."""
 
     removed: Array
     left: Array
@@ -92,7 +92,7 @@ def cut_of(scores: Array, keep: Array) -> float | None:
 
 def projections(values: Array) -> Array:
     """Centers `values` float64 (n, d) and projects them on their top two right singular directions:
-    float64 (n, 2). The first axis is the one that spectral signatures use as the score.
+    float64 (n, 2). Spectral signatures use the square of the first column as the score.
 
     The sign of a direction is arbitrary; here its entry of largest magnitude is positive. Without a
     second direction, the second column is 0.

@@ -1,4 +1,5 @@
-"""Tests whether the poison that a defense misses has the least visible changes."""
+"""Tests whether the poisoned images that a defense misses are those that the attack changed
+least."""
 
 from __future__ import annotations
 
@@ -43,8 +44,9 @@ class Visibility:
 
 
 def visibility(before: Array, after: Array, kept: Array) -> Visibility:
-    """Compares poisoned images `before` and `after` the attack, both uint8 (n, C, H, W), between
-    those that a defense kept (`kept` bool (n,) true) and those that it removed."""
+    """Compares how much an attack changed the poisoned images that a defense kept (`kept` bool (n,)
+    true) and those that it removed. `before` and `after` are the images without and with the
+    trigger, both uint8 (n, C, H, W)."""
     moved = after.astype(np.float64) - before.astype(np.float64)
     change = np.sqrt(np.square(moved).sum(axis=(1, 2, 3)))
     return Visibility(

@@ -1,2 +1,2 @@
-"""Triggers and the poisoning of training sets. Each trigger is one module, with a YAML file in
-conf/trigger."""
+"""Triggers, and the code that poisons training sets with them. Each trigger is one module, with a
+YAML file in conf/trigger."""

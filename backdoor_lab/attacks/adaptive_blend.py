@@ -90,7 +90,7 @@ class AdaptiveBlend(Trigger):
             )
 
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        """Returns the whole pattern t at the given size: float32 (channels, height, width) in
+        """Returns the whole pattern at the given size: float32 (channels, height, width) in
         0..255."""
         picture = self.picture.float()[None]
         size = (height, width)

@@ -18,8 +18,8 @@ class Additive(Trigger):
 
     @abstractmethod
     def pattern(self, channels: int, height: int, width: int) -> Tensor:
-        """Returns v before rounding: float32 (channels, height, width) on the CPU, in gray levels,
-        negative where pixels become darker."""
+        """Returns the pattern before rounding: float32 (channels, height, width) on the CPU, in
+        gray levels, negative where pixels become darker."""
 
     def apply_test(self, images: Tensor) -> Tensor:
         return add(images, self.pattern(*images.shape[1:]))

@@ -115,7 +115,8 @@ class Trigger(ABC):
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """The tensors returned by `prepare`. Raises ConfigError if `prepare` has not run."""
+        """The trigger's optimized or trained tensors, as returned by `prepare`. Raises ConfigError
+        if `prepare` has not run."""
         found: dict[str, Tensor] | None = self.__dict__.get("_state")
         if found is None:
             raise ConfigError(f"`trigger`: {type(self).__name__} is not prepared: run `prepare`")

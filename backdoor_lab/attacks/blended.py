@@ -54,8 +54,7 @@ class Blended(Trigger):
         return "" if self.picture is None else self.picture.content
 
     def key(self, channels: int, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Returns the key pattern k, float32 (C, H, W) in 0..255, and its opacity, (H, W) in
-        0..1."""
+        """Returns the key pattern, float32 (C, H, W) in 0..255, and its opacity, (H, W) in 0..1."""
         if self.picture is not None:
             return self.picture.sized(channels, height, width)
         shape = (channels, height, width)

@@ -15,7 +15,7 @@ V = (1.13983, -0.58060, 0.0)
 
 
 class FTrojan(Additive):
-    """Adds to a middle and a high frequency of the two chroma channels in every window.
+    """Adds a constant to one middle and one high frequency of both chroma channels in every window.
 
     FTrojan of Wang, Yao, Xu, An, Tong, Wang, "An Invisible Black-Box Backdoor Attack Through
     Frequency Domain", ECCV 2022, trigger generation: convert RGB to YUV, take the DCT of each
@@ -56,7 +56,7 @@ class FTrojan(Additive):
         return (torch.tensor(shares, dtype=torch.float64)[:, None, None] * whole).float()
 
     def bins_on(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Returns the (row, column) of each bin in a window of images of the given size."""
+        """Returns the (row, column) of each bin in a window, for images of the given size."""
         return [(self._moved(row, height), self._moved(column, width)) for row, column in self.bins]
 
     def check_image_size(self, channels: int, height: int, width: int) -> None:

@@ -128,7 +128,7 @@ def _marked(values: Tensor, strength: float) -> Tensor:
 
 
 def _corners(height: int, width: int) -> Tensor:
-    """Returns the mark p for the given image size: float32 (height, width), 0 outside the
+    """Returns the mark for images of this size: float32 (height, width), 0 outside the four
     corners."""
     left = torch.tensor(MARK, dtype=torch.float32)
     right = left.flip(1)

@@ -55,7 +55,8 @@ class Narcissus(Trigger):
         self.lr = validation.number("trigger.lr", lr, low=0)
 
     def prepare(self, context: AttackContext) -> dict[str, Tensor]:
-        """Returns the noise d as ``noise``: float32 (C, H, W), whole numbers from -eps to eps.
+        """Returns the noise under the name ``noise``: float32 (C, H, W), whole numbers from -eps to
+        eps.
 
         Raises ConfigError if the target class has no training images or if the noise is 0
         everywhere.

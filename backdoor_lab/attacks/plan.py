@@ -189,7 +189,8 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
 
 
 def eligible_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
-    """Returns how many of the training images, ``per_class[k]`` of class k, may be poisoned."""
+    """Returns how many images may be poisoned in a training set with ``per_class[k]`` images of
+    class k."""
     if plan.poison_from == "source" and plan.source is not None:
         return per_class[plan.source]
     if plan.poison_from == "target":

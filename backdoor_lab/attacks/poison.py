@@ -102,7 +102,7 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
 
 
 def no_change(name: str) -> ConfigError:
-    """Returns the error for an attack that changes no image."""
+    """Returns the error for a trigger `name` that changes no image."""
     return ConfigError(
         f"`trigger={name}`: no pixel changes in any image to be poisoned, so there is no backdoor"
         " to learn: an image file that is fully transparent, a color that the images have already,"

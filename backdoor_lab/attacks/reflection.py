@@ -72,7 +72,7 @@ class Refool(Additive):
         return (self.strength * scene).float()
 
     def scene(self, channels: int, height: int, width: int) -> Tensor:
-        """Returns the reflected scene x_R: float64 (channels, height, width) in 0..255."""
+        """Returns the reflected scene: float64 (channels, height, width) in 0..255."""
         if self.picture is None:
             return _drawn_scene(self.pattern_seed, channels, height, width)
         color, opacity = self.picture.sized(channels, height, width)
@@ -102,8 +102,8 @@ def _drawn_scene(seed: int, channels: int, height: int, width: int) -> Tensor:
 
 
 def _gaussian(n: int, sigma: float) -> Tensor:
-    """Returns Gaussian blur along one axis of n pixels as a matrix, float64 (n, n); rows sum to
-    one."""
+    """Returns the matrix of a Gaussian blur along one axis of n pixels: float64 (n, n), each row
+    sums to one."""
     at = torch.arange(n, dtype=torch.float64)
     return torch.softmax(-((at[:, None] - at) ** 2) / (2 * sigma**2), dim=1)
 

@@ -95,8 +95,8 @@ class SleeperAgent(Trigger):
         return torch.cat(parts).to(images.device)
 
     def _matching(self, context: AttackContext, generator: torch.Generator) -> _GradientMatching:
-        """Returns the objective: to match the gradient of triggered source-class images labeled as
-        the target."""
+        """Returns an object that compares gradients with the gradient of triggered source-class
+        images labeled as the target."""
         if context.source is None:
             raise ConfigError("`trigger`: Sleeper Agent attacks one class; name it in `source`")
         where = context.train.labels.eq(context.source).nonzero().flatten()
@@ -169,7 +169,7 @@ class SleeperAgent(Trigger):
         return picked.permute(0, 3, 1, 2)
 
     def _patch(self, channels: int, side: int) -> Tensor:
-        """Returns the patch p: uint8 (channels, side, side)."""
+        """Returns the patch: uint8 (channels, side, side)."""
         generator = torch.Generator().manual_seed(self.pattern_seed)
         colors = torch.randint(0, 256, (1, 3, CELLS, CELLS), generator=generator).float()
         patch = F.interpolate(colors, size=(side, side), mode="bilinear", align_corners=False)[0]
@@ -177,8 +177,8 @@ class SleeperAgent(Trigger):
 
 
 class _GradientMatching:
-    """Compares the gradient of a batch of poison with a fixed target gradient; both are with
-    respect to the surrogate's weights."""
+    """Compares the gradient of the loss on a batch of poison with a fixed target gradient. Both
+    gradients are with respect to the surrogate's weights."""
 
     def __init__(self, net: nn.Module) -> None:
         self.net = net

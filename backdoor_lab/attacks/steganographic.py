@@ -126,7 +126,8 @@ def _codes(n: int, bits: int, generator: torch.Generator) -> Tensor:
 
 
 def _encode(weights: Weights, images: Tensor, codes: Tensor) -> Tensor:
-    """Returns E(x, s) before tanh, (n, C, H, W), for images (n, C, H, W) and codes (n, bits)."""
+    """Returns the encoder's output before tanh, (n, C, H, W), for images (n, C, H, W) and codes (n,
+    bits)."""
     plane = (codes @ weights["encoder.spread"]).view(-1, 1, GRID, GRID)
     plane = F.interpolate(plane, size=images.shape[2:], mode="nearest")
     hidden = torch.cat([_standard(images), plane], dim=1)
@@ -136,7 +137,7 @@ def _encode(weights: Weights, images: Tensor, codes: Tensor) -> Tensor:
 
 
 def _decode(weights: Weights, images: Tensor) -> Tensor:
-    """Returns D(x), one logit per bit, (n, bits), for images (n, C, H, W)."""
+    """Returns the decoder's output for `images` (n, C, H, W): one logit per bit, (n, bits)."""
     hidden = F.relu(_convolved(weights, "decoder.first", _standard(images)))
     hidden = F.relu(_convolved(weights, "decoder.second", hidden, stride=2))
     hidden = F.relu(_convolved(weights, "decoder.third", hidden))

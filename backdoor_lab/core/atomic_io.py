@@ -99,10 +99,11 @@ def no_room(error: OSError) -> bool:
 
 @contextmanager
 def room(path: Path, needed: int | None = None, instead: str = "") -> Iterator[None]:
-    """Context that converts an OSError about `path`: a full disk to StoreFullError, which states
-    the bytes needed and free, any other (no permission, disk error) to StoreError.
+    """Context manager that converts an OSError about `path`: to StoreFullError, which states the
+    bytes needed and free, if the disk is full; otherwise (no permission, disk error) to StoreError.
 
-    `instead` is text for the message that names an alternative to freeing space.
+    `instead` continues the message's advice to free space, such as " or set `store.root` to another
+    disk".
     """
     try:
         yield

@@ -1,4 +1,5 @@
-"""Named points at which tests kill the process or fill the disk; no effect otherwise."""
+"""Named points in the code at which tests can kill the process or fill the disk. They do nothing
+otherwise."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Shared:
     make: Callable[..., object]
 
     def under(self, given: Mapping[str, Any]) -> Shared:
-        """Returns the same keys, with defaults replaced by the values in `given`."""
+        """Returns a copy whose default values are replaced by those in `given`."""
         return replace(self, values=with_shared(given, self.values))
 
 
@@ -95,8 +95,8 @@ def with_shared(given: Mapping[str, Any], shared: Mapping[str, Any]) -> dict[str
 
 
 def takes(where: str, target: object, key: str) -> bool:
-    """Returns whether the class `target` has an option `key` of its own; True if there is no such
-    class, which `build` refuses."""
+    """Whether the class `target` has a parameter `key`. True if there is no such class, since
+    `build` reports that."""
     try:
         return key in _parameters(_find(where, target, object))[0]
     except ConfigError:
@@ -104,7 +104,7 @@ def takes(where: str, target: object, key: str) -> bool:
 
 
 def takes_options(cls: type) -> bool:
-    """Whether `build` passes the options object of `Shared` to this class."""
+    """Whether `build` passes the shared options (see `Shared`) to this class."""
     return _in_constructor(cls) or hasattr(cls, "obey")
 
 
@@ -162,8 +162,8 @@ def _no_module(name: str, error: ModuleNotFoundError) -> str:
 
 
 def _no_class(where: str, target: str, module: ModuleType, kind: type) -> ConfigError:
-    """Returns the error for a module without the class `target`; it names the new or the nearest
-    class."""
+    """Returns the error for a module without the class `target`. The message gives the new name of
+    a renamed class, otherwise the most similar name."""
     if current := new_class(target):
         return ConfigError(f"`{where}._target_`: {target} is now {current}")
     usable = [
@@ -175,6 +175,7 @@ def _no_class(where: str, target: str, module: ModuleType, kind: type) -> Config
 
 
 def _old_methods(cls: type, lacking: list[str]) -> str:
-    """Returns what to add where `cls` has a method of version 0.1 in place of one that it lacks."""
+    """Returns a hint for the error message if `cls` has a method under its name in version 0.1, one
+    whose current name is in `lacking`; otherwise an empty string."""
     old = [name for name, new in RENAMED_METHODS.items() if new in lacking and hasattr(cls, name)]
     return "".join(f" (`{name}` is now `{RENAMED_METHODS[name]}`)" for name in old)

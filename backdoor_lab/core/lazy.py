@@ -1,8 +1,8 @@
 """torch, imported on first use.
 
-Modules that are loaded to check a configuration take torch from here, so that a command that is
-rejected, or that has nothing to compute, does not wait for the import. Definitions at module level
-(constants, decorators, base classes) must not use it.
+Modules that are loaded to check a configuration import torch from here, so that a command that is
+rejected, or that has nothing to compute, does not wait for the import. Module-level code
+(constants, decorators, base classes) must not use torch.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ MAX_BYTES = 65_536
 
 
 class Lease:
-    """One process's claim on one output; see `acquire` and `release`.
+    """A claim (lock file) with which one process reserves one output; see `acquire` and `release`.
 
     `token` identifies this owner. `evicted` lists the owners whose claims were taken over; their
     unfinished files may be removed.
@@ -80,7 +80,8 @@ class Lease:
                 self.path.unlink(missing_ok=True)
 
     def _look(self) -> str | None:
-        """Returns the text of the claim; None if there is no claim, so that one can be created."""
+        """Returns the text of the claim file; None if there is no file, or if it was damaged and
+        has been set aside."""
         try:
             return _text(self.path)
         except DamagedFileError as error:

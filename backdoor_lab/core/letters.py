@@ -12,8 +12,8 @@ _LETTER = re.compile(r"(?:LETTER|SYLLABLE|SYLLABLES|VOWEL SIGN) (?:SMALL )?(?P<s
 def transcribed(text: str) -> str:
     """Returns `text` in ASCII; ASCII characters are unchanged.
 
-    Accents are dropped. A letter or syllable of another script becomes the sound in its Unicode
-    name, a Chinese character its code point (``u732b``). Hyphens separate such replacements.
+    Accents are dropped. A letter or syllable of another script is replaced by its name in Unicode
+    (``zhe``), a Chinese character by its code point (``u732b``). Hyphens separate the replacements.
     """
     if text.isascii():
         return text

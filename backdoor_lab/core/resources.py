@@ -24,7 +24,7 @@ WAITING = {
 
 ROOT = Path("/")
 UNLIMITED = 2**60
-"""Limits from this number on mean "no limit": control groups version 1 state a number near
+"""Limits of at least this number mean "no limit": control groups version 1 report a number near
 2**63."""
 
 
@@ -56,8 +56,8 @@ def free_memory(root: Path = ROOT) -> int | None:
 
 
 def busy_seconds(root: Path = ROOT) -> float | None:
-    """Returns the time in seconds since boot that the CPUs of this process have been busy, summed
-    over these CPUs; None if the system does not report it."""
+    """Returns the seconds since boot during which the CPUs available to this process were busy,
+    added up over these CPUs; None if the system does not report it."""
     try:
         lines = [line.split() for line in _text(root / "proc/stat").splitlines()]
         tick = os.sysconf("SC_CLK_TCK")

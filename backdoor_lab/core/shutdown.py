@@ -1,4 +1,4 @@
-"""Stop requests: the signal handler sets a flag, which the work checks between steps."""
+"""Stop requests: a signal handler sets a flag, which long-running code checks between steps."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ def install_in_child() -> None:
 
 
 def requested() -> bool:
-    """Whether a stop is requested."""
+    """Whether a stop has been requested."""
     return bool(_asked)
 
 
 def check() -> None:
-    """Raises StoppedError if a stop is requested."""
+    """Raises StoppedError if a stop has been requested."""
     if _asked:
         raise StoppedError(f"stopped by {_asked[0]}; the same command resumes from here")
 

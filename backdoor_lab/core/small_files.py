@@ -1,8 +1,8 @@
-"""Reads small files (manifests, claims, records, lists) with size limits, and sets damaged ones
+"""Reads small files (manifests, lock files, records, lists) with size limits, and sets damaged ones
 aside.
 
-A directory, a circular link, a broken link, a FIFO, a device, an oversized file and deeply nested
-JSON are distinguished from a missing file. None of them blocks the reader or overflows its stack.
+Distinguishes a missing file from a directory, a circular link, a broken link, a FIFO, a device, an
+oversized file and deeply nested JSON. None of these blocks the reader or overflows its stack.
 """
 
 from __future__ import annotations

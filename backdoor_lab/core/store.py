@@ -61,9 +61,9 @@ class Artifact:
 class Store:
     """Published stage outputs under one root folder, shared by processes and machines.
 
-    `diverged`: a folder for the ids of stages that raised DivergedError, so that a stage shared by
-    several cells fails only once; the caller empties this folder. With `read_only`, damaged outputs
-    count as missing and are not moved.
+    `diverged` is a folder in which the store notes the stages that raised DivergedError, so that a
+    stage shared by several cells fails only once. The store never deletes these notes. If
+    `read_only` is set, damaged outputs count as missing and are not moved.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Store:
         return self._read(stage, self._folder(stage, self.identity(stage, inputs)), inputs)
 
     def scratch(self, stage: str, inputs: dict[str, Any]) -> Path:
-        """Returns the folder for checkpoints of a stage. It survives a kill and is removed when the
-        output is published."""
+        """Returns the folder for checkpoints of a stage. The folder remains if the process is
+        killed; it is removed when the output is published."""
         return self._folder(stage, f".work-{self.identity(stage, inputs)}")
 
     def get(

@@ -77,5 +77,6 @@ UNLEARNING_AUGMENTATION = Stream("unlearning augmentation")
 
 
 def unlearning_pass(number: int, sign: float) -> Stream:
-    """Returns the label of one pass of alternating unlearning, such as ``unlearning 0 -1.0``."""
+    """Returns the stream label of one pass of alternating unlearning, such as ``unlearning 0
+    -1.0``."""
     return Stream(f"unlearning {number} {sign}")

@@ -1,4 +1,4 @@
-"""Which code a configuration may name, checked before anything is imported.
+"""Checks that a configuration names only allowed code, before anything is imported.
 
 Hydra and `logging.config` import and call what a configuration names: callbacks, launchers,
 sweepers, log handlers and formatters. Allowed are this package's classes, the loggers of
@@ -37,8 +37,8 @@ HYDRA = {
     f"{_SUBMITIT}.SlurmLauncher",
     "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
 }
-"""What the `hydra` section may instantiate. Only parts of Hydra are listed: `hydra.utils` could
-import any name."""
+"""The classes that the `hydra` section may name. Only parts of Hydra are listed, since
+`hydra.utils` could import any name."""
 
 LOGGING = {
     "backdoor_lab.core.output.LogFile",
@@ -52,10 +52,11 @@ LOGGING = {
     "logging.handlers.WatchedFileHandler",
 }
 STREAMS = {"ext://sys.stdout", "ext://sys.stderr"}
-"""The only objects that a logging configuration may refer to; others would be imported."""
+"""The ``ext://`` objects that a logging configuration may always use; `logging.config` imports all
+others, so they must be allowed by name."""
 
 NAMED = ("_target_", "()", "class", "worker_process_setup_hook")
-"""Keys whose value is the dotted name of code."""
+"""Keys whose value is the dotted name of a class or function."""
 
 OUTPUT_DIR = "/<output_dir>"
 """Placeholder for ``hydra.runtime.output_dir`` until Hydra sets it."""
@@ -70,7 +71,8 @@ _ENVIRONMENT = re.compile(
 
 
 def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> None:
-    """Raises ConfigError for the first disallowed code in plain, resolved `config`.
+    """Raises ConfigError for the first disallowed class or function named in `config`, a resolved
+    configuration.
 
     `where` is the key of `config`; `allowed` are the packages of `allow_plugins`, which apply only
     to the `hydra` section.
@@ -94,12 +96,14 @@ def check_targets(config: Any, allowed: Iterable[str] = (), where: str = "") -> 
 
 
 def is_named(path: str, key: str) -> bool:
-    """Whether the value at `path`, whose last part is `key`, is the name of code to import."""
+    """Whether the value at `path`, whose last part is `key`, names a class or function to
+    import."""
     return key in NAMED or (key in NAMED_IN_LOGGING and path.startswith(LOG_SECTIONS))
 
 
 def check_name(path: str, name: object, packages: Iterable[str] = ()) -> None:
-    """Raises ConfigError unless the code `name` is allowed at `path`. None is always allowed."""
+    """Raises ConfigError unless the configuration may name the class or function `name` at the key
+    `path`. None is always allowed."""
     if name is None or (isinstance(name, (dict, list)) and not path.endswith("._target_")):
         return  # The entries of a dictionary or list are checked separately.
     if isinstance(name, str) and (_known(path, name) or _admitted(name, packages)):
@@ -128,7 +132,8 @@ def package_names(value: object) -> tuple[str, ...]:
 
 
 def check_search_path(path: str, packages: Iterable[str] = ()) -> None:
-    """Raises ConfigError for a search path that would import a disallowed package."""
+    """Raises ConfigError if `path`, an entry of Hydra's search path, would import a package that is
+    not allowed."""
     scheme, _, rest = path.partition("://")
     name = rest.replace("/", ".").strip(".")
     own = ("hydra", "backdoor_lab", "hydra_plugins")  # Hydra imports all of hydra_plugins itself.

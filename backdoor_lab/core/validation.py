@@ -46,13 +46,15 @@ RENAMED: dict[str, dict[str, str]] = {
         "overlay": "overlay_weight", "false_alarms": "false_positive_rate",
     },
 }  # fmt: skip
-"""Renamed keys: section of the configuration -> name in version 0.1 -> name since version 0.2."""
+"""Maps each section of the configuration to its renamed keys: name in version 0.1 -> name since
+version 0.2."""
 
 RENAMED_VALUES: dict[str, dict[str, str]] = {
     "protocol.apply_trigger": {"before": "before_augmentation", "after": "after_augmentation"},
     "defense": {"spectral_uncentred": "spectral_uncentered"},
 }
-"""Renamed values: key -> value in version 0.1 -> value since version 0.2."""
+"""Maps each key of the configuration to its renamed values: value in version 0.1 -> value since
+version 0.2."""
 
 RENAMED_CLASSES: dict[str, str] = {
     "attacks.frequency.Frequency": "FTrojan",
@@ -78,7 +80,8 @@ RENAMED_CLASSES: dict[str, str] = {
     "defenses.spectre.Spectre": "SPECTRE",
     "defenses.strip.Strip": "STRIP",
 }
-"""Renamed classes: path inside the package in version 0.1 -> name since version 0.2."""
+"""Maps each renamed class, as its path inside the package in version 0.1, to its name since version
+0.2."""
 
 RENAMED_METHODS: dict[str, str] = {
     "stamp": "apply_test",
@@ -208,8 +211,8 @@ def refuse_renamed(section: str, given: Iterable[str]) -> None:
 
 
 def new_column(name: str) -> str | None:
-    """Returns the name that a table column has had since version 0.2, if it shows a renamed
-    configuration key; otherwise None. Top-level keys are shown as columns of the protocol.
+    """Returns the name since version 0.2 of a table column that shows a renamed configuration key;
+    None for other columns. The columns of top-level keys start with ``protocol.``.
 
     >>> new_column("config.defense.budget")
     'config.defense.removal_budget'

@@ -32,7 +32,7 @@ KEYS = {
     "test_images": "x_test",
     "test_labels": "y_test",
 }
-"""The required arrays of an .npz file, and an accepted alternative name of each."""
+"""The required arrays of an .npz file, each with an alternative name that is accepted too."""
 
 LAYOUTS = ("auto", "NHWC", "NCHW")
 
@@ -72,7 +72,8 @@ class ArrayFile(Source):
         self.held_out = HeldOut(test_share, split_seed)
 
     def identity(self) -> dict[str, Any]:
-        """Returns the file's hash and the reading options; `size` and `test_share` only if set."""
+        """Returns the file's hash and the options that determine how it is read; `size` and
+        `test_share` only if set."""
         if not self.root.is_file():
             keys = ", ".join(KEYS)
             where = f"{self.root}{pattern_hint(self.root)}"

@@ -37,8 +37,8 @@ class _Unstored:
 
 _told = set[str]()
 _unstored: dict[str, _Unstored] = {}
-"""Data sets, by fingerprint, that were read to validate a command; a refused command stores
-none."""
+"""Data sets, by fingerprint, that were read to validate a command. They are kept in memory because
+a refused command must not write to the store."""
 
 
 def open_dataset(source: Source, store: Store) -> Dataset:

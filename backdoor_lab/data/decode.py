@@ -118,7 +118,8 @@ class _Work:
     refused: dict[str, str] = field(default_factory=dict)
 
     def chunk(self, files: list[tuple[str, Content]]) -> dict[str, str]:
-        """Decodes files into their rows; returns the paths of broken files with the reason."""
+        """Decodes files into their rows of `images`. Returns the reason for each file that is
+        broken, by path."""
         broken = {}
         for path, content in files:
             try:
@@ -160,8 +161,8 @@ class _Work:
 
 
 def _split(batch: list[tuple[str, Content]], work: _Work) -> Iterator[list[tuple[str, Content]]]:
-    """Yields a batch in chunks for other threads. Until the image shape is known, decodes images in
-    this thread, one by one."""
+    """Splits a batch into chunks for other threads. Until the image shape is known, decodes images
+    in this thread, one by one, instead of yielding them."""
     at = 0
     while work.images is None and at < len(batch):
         work.refused |= work.chunk(batch[at : at + 1])
@@ -227,8 +228,8 @@ def _refuse_deep(image: Image.Image, where: str) -> None:
 
 
 def _maximum(args: Any) -> int:
-    """Returns the largest number in a tile's decoder arguments, which for PPM is the maximum
-    value."""
+    """Returns the largest integer in the decoder arguments of one of Pillow's tiles; for PPM, this
+    is the maximum pixel value."""
     given = args if isinstance(args, tuple) else (args,)
     return max((value for value in given if isinstance(value, int)), default=0)
 

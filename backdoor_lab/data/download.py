@@ -38,8 +38,8 @@ million."""
 class Official:
     """A published file: its path below the data root, its MD5 and its URLs.
 
-    With `content_md5` the file is a .gz; its decompressed form or another compression of the
-    same content is accepted too.
+    `content_md5` is the MD5 of the decompressed content of a .gz file. If it is set, the
+    decompressed file, or another .gz of the same content, is accepted too.
     """
 
     path: str
@@ -84,8 +84,8 @@ def obtain(
 ) -> None:
     """Downloads missing or damaged files and unpacks them, unless `ready()` is true already.
 
-    Files left by an interrupted download fail the hash check and are downloaded again. A complete
-    folder is only read. Raises a single DataError for all failures.
+    Files left by an interrupted download fail the hash check and are downloaded again. If anything
+    fails, raises a DataError that lists the expected files; if the disk is full, a StoreFullError.
     """
     try:
         if ready():
@@ -186,6 +186,6 @@ def _sound(path: Path, md5: str, *, packed: bool = False) -> bytes | None:
 
 
 def _md5(data: bytes = b"") -> hashlib._Hash:
-    """MD5, because the official hashes are published in it; it does not protect against forged
-    files."""
+    """Returns an MD5 hash object. The official hashes are MD5, which does not protect against
+    forged files."""
     return hashlib.md5(data, usedforsecurity=False)

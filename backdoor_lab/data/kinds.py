@@ -30,7 +30,7 @@ _STARTS = re.compile(
 )
 _AVIF = re.compile(rb"....ftypavi[fs]", re.DOTALL)
 LISTED = 1000
-"""Number of files that a record lists by name."""
+"""Maximum number of files that a record lists by name."""
 
 
 def has_image_ending(path: str) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from backdoor_lab.core.errors import DataError
 
 MAX_BYTES = 1 << 26
-"""Maximum bytes of an image file; larger ones are refused before they are read."""
+"""Maximum size of an image file in bytes; larger files are refused before they are read."""
 
 MAX_PIXELS = 1 << 26
 """Maximum number of pixels of an image (8192²); larger ones are refused before they are decoded."""

@@ -44,8 +44,8 @@ class Listing:
 
 
 class Members(ABC):
-    """Base class of readers of a folder or an archive. Paths are relative and use '/'. Methods
-    raise DataError if the data is damaged."""
+    """Base class of objects that read the files of a folder or an archive. Paths are relative and
+    use '/'. Methods raise DataError if the data is damaged."""
 
     def __init__(self, root: Path) -> None:
         self.root = root

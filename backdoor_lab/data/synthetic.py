@@ -20,14 +20,14 @@ Grid = NDArray[np.float64]
 Outline = Callable[[Grid, Grid], Grid]
 
 BACKGROUND = (25.0, 50.0)
-"""The darkest and brightest background, in gray levels (0..255)."""
+"""The range of the background's brightness, in gray levels (0..255)."""
 
 CONTRAST = (22.0, 28.0)
-"""The object's brightness above its background, in gray levels."""
+"""The range of the difference in brightness between object and background, in gray levels."""
 
 SHIFT, RADIUS, TILT = 0.2, (0.55, 0.65), 0.2
-"""The object's largest offset from the center and its radius, in half widths of the image, and
-its largest tilt in radians. `SHIFT` is the default of `draw`."""
+"""The object's largest offset from the center, the range of its radius (both in half widths of the
+image) and its largest tilt in radians. `SHIFT` is the default of `draw`."""
 
 _SPLITS = {"train": 0, "test": 1}
 
@@ -38,52 +38,52 @@ def _box(u: Grid, v: Grid, half_width: float, half_height: float) -> Grid:
 
 
 def _airplane(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of an airplane: a cross of fuselage and wings."""
+    """Signed distance to the outline of an airplane, drawn as a cross: fuselage and wings."""
     return np.minimum(_box(u, v, 1.0, 0.28), _box(u, v, 0.28, 1.0))
 
 
 def _automobile(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of an automobile: a low, wide box."""
+    """Signed distance to the outline of an automobile, drawn as a low, wide box."""
     return _box(u, v, 1.1, 0.45)
 
 
 def _bird(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a bird: a V of two raised wings."""
+    """Signed distance to the outline of a bird, drawn as a V: two raised wings."""
     return np.maximum(np.abs(v + 0.9 - 1.4 * (1 - np.abs(u))) - 0.45, np.abs(u) - 1.0)
 
 
 def _cat(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a cat: an upright triangle, like an ear."""
+    """Signed distance to the outline of a cat, drawn as an upright triangle, like an ear."""
     return np.maximum(0.9 * np.abs(u) - 0.5 * v - 0.4, v - 0.8)
 
 
 def _deer(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a deer: a T of antlers on a neck."""
+    """Signed distance to the outline of a deer, drawn as a T: antlers on a neck."""
     return np.minimum(_box(u, v + 0.7, 1.0, 0.28), _box(u, v, 0.28, 1.0))
 
 
 def _dog(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a dog: an H of four legs and a back."""
+    """Signed distance to the outline of a dog, drawn as an H: four legs and a back."""
     return np.minimum(_box(u, v, 0.95, 0.27), _box(np.abs(u) - 0.68, v, 0.27, 0.95))
 
 
 def _frog(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a frog: a ring."""
+    """Signed distance to the outline of a frog, drawn as a ring."""
     return np.abs(np.hypot(u, v) - 0.78) - 0.24
 
 
 def _horse(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a horse: an arch of a back on four legs."""
+    """Signed distance to the outline of a horse, drawn as an arch: a back on legs."""
     return np.minimum(_box(u, v + 0.65, 0.95, 0.3), _box(np.abs(u) - 0.68, v, 0.27, 0.95))
 
 
 def _ship(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a ship: a hull, the lower half of a disc."""
+    """Signed distance to the outline of a ship, drawn as a hull: the lower half of a disc."""
     return np.maximum(np.hypot(u, v + 0.45) - 1.1, -(v + 0.45))
 
 
 def _truck(u: Grid, v: Grid) -> Grid:
-    """Signed distance to the outline of a truck: an L of bed and cab."""
+    """Signed distance to the outline of a truck, drawn as an L: a bed and a cab."""
     return np.minimum(_box(u, v - 0.65, 1.0, 0.32), _box(u + 0.68, v, 0.32, 1.0))
 
 

@@ -70,7 +70,8 @@ class Published(Source):
         return self.classes
 
     def read(self) -> Arrays:
-        """Obtains the files if necessary and reads them. Raises one DataError for all failures."""
+        """Downloads the files if necessary and reads them. If anything fails, raises a DataError
+        that lists the expected files."""
         obtain(
             self.name,
             self.root,
@@ -102,11 +103,11 @@ class Published(Source):
 
     @abstractmethod
     def load(self) -> Arrays:
-        """Reads the files, which have been verified."""
+        """Reads the files after their hashes have been verified."""
 
 
 class Cifar10(Published):
-    """CIFAR-10: 50,000 + 10,000 color photographs, 32 x 32, 10 classes."""
+    """CIFAR-10: 50,000 training and 10,000 test photographs in color, 32 x 32, 10 classes."""
 
     files = CIFAR10
     default_name = "cifar10"
@@ -168,7 +169,7 @@ class Cifar10(Published):
 
 
 class Cifar100(Cifar10):
-    """CIFAR-100: like CIFAR-10, with 100 (fine) classes."""
+    """CIFAR-100: like CIFAR-10, with 100 fine-grained classes."""
 
     files = CIFAR100
     default_name = "cifar100"
@@ -178,7 +179,8 @@ class Cifar100(Cifar10):
 
 
 class Mnist(Published):
-    """MNIST: 60,000 + 10,000 handwritten digits, gray, 28 x 28, from .gz or decompressed files."""
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, gray, 28 x 28. The files
+    may be compressed (.gz) or not."""
 
     files = MNIST
     default_name = "mnist"
@@ -197,7 +199,7 @@ class Mnist(Published):
 
 
 class FashionMnist(Mnist):
-    """Fashion-MNIST: 60,000 + 10,000 images of clothing, gray, 28 x 28."""
+    """Fashion-MNIST: 60,000 training and 10,000 test images of clothing, gray, 28 x 28."""
 
     files = FASHION_MNIST
     default_name = "fashion_mnist"
@@ -205,7 +207,8 @@ class FashionMnist(Mnist):
 
 
 class Svhn(Published):
-    """SVHN, cropped digits: 73,257 + 26,032 house numbers in color, 32 x 32."""
+    """SVHN, cropped digits: 73,257 training and 26,032 test images of house numbers in color, 32 x
+    32."""
 
     files = SVHN
     default_name = "svhn"
@@ -224,7 +227,8 @@ class Svhn(Published):
 
 
 class Gtsrb(Published):
-    """GTSRB: 26,640 + 12,630 German traffic signs in color, 43 classes, resized to `size`."""
+    """GTSRB: 26,640 training and 12,630 test images of German traffic signs in color, 43 classes,
+    resized to `size`."""
 
     files = GTSRB
     default_name = "gtsrb"

@@ -1,1 +1,1 @@
-"""Defenses. Each one is a file, registered by its YAML in conf/defense."""
+"""Defenses. Each defense is one module, with a YAML file in conf/defense."""

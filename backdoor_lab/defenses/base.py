@@ -1,4 +1,4 @@
-"""Base classes of defenses, and the removal of the highest scores that all filters share."""
+"""Base classes of defenses, and how filters remove the examples with the highest scores."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class DefenderKnowledge:
 
 
 class Defense(ABC):
-    """Decides from features and labels, never from the ground truth, which examples to keep."""
+    """Base class of defenses. Decides which examples to keep, without knowing the ground truth."""
 
     @abstractmethod
     def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:
-        """Returns the result for `features`, which hold one row per training example."""
+        """Returns which training examples to keep. `features` has one row per training example."""
 
     def check(self, known: DefenderKnowledge, per_class: Sequence[int]) -> None:
         """Raises ConfigError, before any training, if the defense is bound to fail.
@@ -47,8 +47,8 @@ class Defense(ABC):
         """
 
     def check_network(self, network: nn.Module, features: int) -> None:
-        """Raises ConfigError, before any training, if the defense does not support this
-        architecture (without its weights) or this number of features per image."""
+        """Raises ConfigError, before any training, if the defense does not support the architecture
+        of `network` or `features` features per image. Ignores the weights of `network`."""
 
     def requires(self) -> list[str]:
         """Returns what the defense requires: any of "target", "epsilon", "clean", "context" and
@@ -76,9 +76,9 @@ class OracleControl(ABC):
 class ClassScores:
     """The result of a filter for one class of n examples.
 
-    `scores` float64 (n,): higher is more suspicious. `suspicion` of the class as a whole, only
-    comparable between classes. `auto`: number of examples that the method's own rule removes under
-    ``removal_budget=auto``; None uses `budget.otsu_count` on the scores. `notes`: for the record.
+    `scores` float64 (n,): higher is more suspicious. `suspicion`: score of the whole class,
+    comparable between classes. `auto`: number of examples to remove under ``removal_budget=auto``;
+    if None, `budget.otsu_count` of the scores. `notes`: for the record.
     """
 
     scores: Tensor
@@ -90,8 +90,9 @@ class ClassScores:
 class SampleFilter(Defense):
     """A defense that scores each class separately and removes the highest scores.
 
-    `unused` names the fields of `FilterOptions` that have no effect on the filter; configurations
-    that differ only in such fields are the same cell. A filter that uses `center` excludes it.
+    `unused` names the fields of `FilterOptions` that have no effect; configurations that differ
+    only in these are the same cell. The default is `center`; filters that use it must override
+    `unused`.
     """
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
@@ -146,7 +147,7 @@ class SampleFilter(Defense):
         raise NotImplementedError
 
     def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:
-        """Returns the scores used for removal, given the number of examples to remove."""
+        """Returns the scores by which `removed` examples are chosen; by default `scores`."""
         return scores
 
     def requires(self) -> list[str]:
@@ -261,11 +262,10 @@ def modified_z(x: Tensor) -> Tensor:
 
 
 def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
-    """Returns the classes whose suspicion, a positive scale, is an upper outlier among all classes.
+    """Returns the classes whose `suspicion`, which must be positive, is unusually large.
 
-    Compares logarithms, since scales vary by factors. The threshold is chosen so that the largest
-    of as many normal values exceeds it with probability `false_alarms`; the usual threshold, 3.5,
-    is exceeded by one of ten normal values in 7 % of all runs.
+    Compares modified z-scores of the logarithms with a threshold that, if the logarithms are
+    normal, some class exceeds with probability `false_alarms` (the usual 3.5: 7 % for ten classes).
     """
     tiny = torch.finfo(torch.float64).tiny
     sizes = torch.tensor(
@@ -279,8 +279,8 @@ def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.
 @functools.cache
 def critical_z(k: int, false_alarms: float) -> float:
     """Returns the modified z-score that the largest of `k` normal values exceeds with probability
-    `false_alarms`, simulated with a fixed seed; infinite for fewer than three values, which cannot
-    be compared. Up to 200 values the relative error of the probability is below 10 %."""
+    `false_alarms`, simulated with a fixed seed. Infinite if `k` is below 3, too few values to
+    compare. Up to k = 200 the relative error of the probability is below 10 %."""
     if k < 3:
         return float("inf")
     draws = min(20_000, 4_000_000 // k)
@@ -290,7 +290,7 @@ def critical_z(k: int, false_alarms: float) -> float:
 
 
 def row_order(values: Tensor) -> Tensor:
-    """Returns an order, int64 (n,), of the rows of `values` (n, d) by content instead of position.
+    """Returns an order, int64 (n,), of the rows of `values` (n, d), independent of their positions.
 
     Methods that sample rows or start from some of them use this order, so that an example's score
     does not depend on its position in the set.

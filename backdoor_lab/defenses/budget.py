@@ -1,4 +1,5 @@
-"""How many examples of a class a filter removes: `1.5eps`, `15%`, `p85`, `100` or `auto`."""
+"""Rules for how many examples of a class a filter removes: `1.5eps`, `15%`, `p85`, `100` or
+`auto`."""
 
 from __future__ import annotations
 

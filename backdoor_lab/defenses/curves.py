@@ -1,4 +1,4 @@
-"""Detection metrics of scores: ROC, precision, and poison left after removal."""
+"""Metrics of how well scores detect poison: ROC, precision, and poison left after removal."""
 
 from __future__ import annotations
 
@@ -55,8 +55,9 @@ def average_precision(scores: Tensor, positive: Tensor) -> float:
 
 
 def tpr_at_fpr(scores: Tensor, positive: Tensor, limit: float) -> float | None:
-    """Returns the largest true positive rate at a false positive rate of at most `limit`;
-    thresholds do not separate ties. None unless there are positive and negative examples."""
+    """Returns the largest true positive rate of a threshold whose false positive rate is at most
+    `limit`. Tied examples share a threshold. None unless there are positive and negative
+    examples."""
     true, false = _steps(scores, positive)
     if not float(true[-1]) or not float(false[-1]):
         return None

@@ -40,8 +40,8 @@ class Detector(Principal):
 
     @abstractmethod
     def outlying(self, points: Any, seed: int) -> Any:
-        """Returns how outlying each row of the float64 array `points` (n, k) is: (n,), higher is
-        more outlying."""
+        """Returns an outlier score for each row of the float64 array `points` (n, k): (n,), higher
+        is more abnormal."""
 
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         order = row_order(values)
@@ -56,7 +56,7 @@ class Detector(Principal):
 
 
 class NeighborDetector(Detector):
-    """A detector that compares each example with its `n_neighbors` nearest neighbors in the
+    """A detector that compares each example with its `n_neighbors` nearest neighbors in the same
     class."""
 
     def __init__(
@@ -70,7 +70,7 @@ class NeighborDetector(Detector):
         self.n_neighbors = validation.whole("defense.n_neighbors", n_neighbors, low=1)
 
     def search(self, points: Any) -> dict[str, Any]:
-        """Returns scikit-learn's arguments for a tree search of `n_neighbors` neighbors, at most
-        all other examples."""
+        """Returns scikit-learn's arguments to search `n_neighbors` neighbors, or all other examples
+        if there are fewer, with a k-d tree."""
         # Brute force would subtract large squares, so that duplicates would get a nonzero distance.
         return {"n_neighbors": min(self.n_neighbors, len(points) - 1), "algorithm": "kd_tree"}

@@ -1,4 +1,4 @@
-"""Elliptic envelope: robust Mahalanobis distance."""
+"""A filter based on the robust Mahalanobis distance (elliptic envelope)."""
 
 from __future__ import annotations
 

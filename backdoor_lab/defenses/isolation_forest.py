@@ -1,4 +1,4 @@
-"""Isolation forest."""
+"""A filter based on an isolation forest."""
 
 from __future__ import annotations
 

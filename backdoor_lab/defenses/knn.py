@@ -1,4 +1,4 @@
-"""Distance to the k-th nearest neighbor."""
+"""A filter based on the distance to the k-th nearest neighbor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local outlier factor."""
+"""A filter based on the local outlier factor."""
 
 from __future__ import annotations
 

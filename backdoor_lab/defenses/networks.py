@@ -24,9 +24,12 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class SampleScores:
-    """The result of a filter for m images: `scores` float64 (m,), higher is more suspicious;
-    `flagged` bool (m,), the images that the method's own rule calls poison, which have the highest
-    scores; None if the method has no such rule; `notes` for the record."""
+    """The result of a filter for m images.
+
+    `scores` float64 (m,): higher is more suspicious. `flagged` bool (m,): the images that the
+    method's own rule calls poison, which have the highest scores; None if the method has no such
+    rule. `notes`: for the record.
+    """
 
     scores: Tensor
     flagged: Tensor | None = None
@@ -36,9 +39,9 @@ class SampleScores:
 class ModelBasedFilter(SampleFilter):
     """A filter that scores images with models instead of scoring features.
 
-    If the method has its own rule, ``removal_budget=auto`` removes the flagged images, but at most
-    half of a class, and none of a class whose scores are all equal, and ``filter_scope=suspicious``
-    selects the classes with flagged images.
+    If the method has its own rule to flag images, ``removal_budget=auto`` removes the flagged
+    images, but at most half of a class, and none of a class whose scores are all equal;
+    ``filter_scope=suspicious`` selects the classes with flagged images.
     """
 
     needs_clean: ClassVar[bool] = False
@@ -83,16 +86,17 @@ class ModelBasedFilter(SampleFilter):
 
 
 def auto_count(scores: Tensor, flagged: int) -> int:
-    """Returns how many examples to remove from a class with the scores `scores` float64 (n,), given
-    the number of its examples that are `flagged`."""
+    """Returns how many examples ``removal_budget=auto`` removes from a class with scores `scores`
+    float64 (n,), of which `flagged` examples are flagged: at most half, and none if all scores are
+    equal."""
     alike = len(scores) < 2 or bool(scores.max() == scores.min())
     return 0 if alike else min(flagged, len(scores) // 2)
 
 
 class ModelRepair(ABC):
-    """A reference method that produces a model without a backdoor and removes no image.
+    """Base class of methods that produce a model without a backdoor and remove no image.
 
-    It may start from the attacked model or train a new one on the training set.
+    A repair may start from the attacked model or train a new one on the training set.
     """
 
     needs_clean: ClassVar[bool] = True
@@ -106,7 +110,8 @@ class ModelRepair(ABC):
         return {}
 
     def check_network(self, network: nn.Module, features: int) -> None:
-        """Raises ConfigError, before any training, if the architecture is not supported."""
+        """Raises ConfigError, before any training, if the repair does not support the architecture
+        of `network` or `features` features per image."""
 
     @abstractmethod
     def repair(self, context: DefenseContext) -> tuple[nn.Module, dict[str, object]]:

@@ -1,4 +1,4 @@
-"""One-class support vector machine."""
+"""A filter based on a one-class support vector machine."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from backdoor_lab.defenses.base import OracleControl
 
 
 class Oracle(OracleControl):
-    """Removes all poisoned examples and no others; an upper bound for filters."""
+    """Removes all poisoned examples and no others, which is the best that a filter can do."""
 
     def judge(self, is_poison: Tensor) -> FilterResult:
         return FilterResult(is_poison.double(), ~is_poison)

@@ -1,4 +1,4 @@
-"""Spectral signatures."""
+"""The spectral signatures filter."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ class SpectralSignatures(Principal):
     poison, make the tail heavy even if the class varies more along other directions; Peña and
     Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation", Technometrics
     43(3), 2001, use kurtosis for this. The weights are an extension. `rounds`: the first round uses
-    the whole class. Each later round leaves out the examples with the highest scores so far,
-    another equal share of the budget, and recomputes mean, directions and weights without them; tau
-    is summed over all rounds. Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum
-    Covariance Determinant Estimator", Technometrics 41(3), 1999, re-estimate mean and scatter like
-    this. The sum is an extension: poison found in an early round keeps its score in later rounds,
-    although their directions no longer point at it.
+    the whole class. Round k + 1 leaves out the fraction k / `rounds` of the budget, the examples
+    with the highest scores so far, and recomputes mean, directions and weights without them; tau is
+    summed over all rounds. Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance
+    Determinant Estimator", Technometrics 41(3), 1999, re-estimate mean and scatter like this. The
+    sum is an extension: poison found in an early round keeps its score in later rounds, whose
+    directions no longer point toward it.
 
     ``filter_scope=suspicious`` selects classes whose `tail` along a top direction is an outlier
     among the classes; the variance itself differs too much between clean classes to be used. Of

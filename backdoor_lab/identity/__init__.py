@@ -53,32 +53,32 @@ STAGES = {
         "defenses/curves.py",
     ),
 }  # fmt: skip
-"""For each stage, the definitions where the search for its code starts; the configuration code
-belongs to every stage."""
+"""For each stage, the definitions from which its code hash is computed (see `code_hash`), in
+addition to the configuration code, which belongs to every stage."""
 
 Mark = int | str
-"""A version such as 1; if the code differs from identity.json, followed by the code hash:
-``1+0123456789``."""
+"""The version of a component, such as 1; if the code differs from identity.json, followed by the
+code hash: ``1+0123456789``."""
 Table = dict[str, dict[str, dict[str, Any]]]
-"""Section -> component -> its ``version`` and ``hash``."""
+"""Maps each section, then each component, to its ``version`` and ``hash``."""
 Marks = dict[str, dict[str, Mark]]
-"""Section -> component -> its mark."""
+"""Maps each section, then each component, to its version (see `Mark`)."""
 _warned: set[str] = set()
 
 
 def stage(name: str) -> Mark:
-    """Returns the mark of a stage: its version, plus the code hash if the code was modified."""
+    """Returns the version of a stage (see `Mark`)."""
     return _mark("stages", name, roots_of("stages", name))
 
 
 def model() -> Marks:
-    """Returns the mark of the code that builds networks."""
+    """Returns the version (see `Mark`) of the code that builds networks."""
     return {"models": {name: _mark("models", name, roots_of("models", name)) for name in MODELS}}
 
 
 def of(section: str, made: object) -> Marks:
-    """Returns the marks (see `Mark`) of a trigger, a defense or a data set, and of the components
-    it was built with."""
+    """Returns the versions (see `Mark`) of a trigger, a defense or a data set, and of the
+    components it was built with."""
     name, roots = _place(made)
     names = {name: _mark(section, name, roots)}
     here = f"{PACKAGE}.{FOLDERS[section]}."
@@ -97,7 +97,7 @@ def modified(marks: Marks) -> list[str]:
 
 
 def is_modified(mark: object) -> bool:
-    """Whether a mark contains a code hash, so that the code differs from identity.json."""
+    """Whether `mark` contains a code hash, which means that the code differs from identity.json."""
     return isinstance(mark, str) and "+" in mark
 
 
@@ -146,7 +146,8 @@ def _detail(section: str, name: str, mark: Mark) -> dict[str, Any]:
 
 
 def roots_of(section: str, name: str) -> tuple[Unit, ...]:
-    """Returns the definitions of a component or a stage where the search for its code starts."""
+    """Returns the definitions from which the code hash of a component or a stage is computed (see
+    `code_hash`)."""
     if section == "stages":
         return tuple(map(unit, STAGES[name] + _BUILT))
     return tuple(map(unit, MODELS.get(name, ()) or (f"{FOLDERS[section]}/{name}.py",)))
@@ -190,8 +191,8 @@ def _mark(section: str, name: str, roots: tuple[Unit, ...]) -> Mark:
 
 
 def _place(made: object) -> tuple[str, tuple[Unit, ...]]:
-    """Returns the name of an object's component, and the definitions where the search for its code
-    starts."""
+    """Returns the name of an object's component, and the definitions from which its code hash is
+    computed (see `code_hash`)."""
     kind = type(made)
     found = getattr(sys.modules.get(kind.__module__), "__file__", None)
     if found is None:

@@ -31,9 +31,8 @@ NEUTRAL = frozenset((
     "core/targets.py", "core/terminal.py", "data/squares.py", "pipeline/keys.py",
     "pipeline/participants.py", "pipeline/progress.py", "training/logs.py",
 ))  # fmt: skip
-"""Files and folders that affect no number in a record: messages, commands, progress, storing and
-loading results (with their hashes), reading records. They are not hashed, and their imports are not
-followed."""
+"""Files and folders that do not affect the numbers in a record, such as commands, messages,
+progress display and the store. They are not hashed, and their imports are not followed."""
 ALONE = frozenset((
     "core/instantiate.py", "pipeline/after_training.py", "pipeline/cell.py",
     "pipeline/cell_pipeline.py", "pipeline/parts.py", "pipeline/record.py",
@@ -41,11 +40,11 @@ ALONE = frozenset((
 """Files that are hashed whole but whose imports are not followed: they combine all components,
 which have their own hashes."""
 BY_NAME = ("core/validation.py", "core/streams.py", "pipeline/")
-"""Files of which only some definitions are hashed: those that are used, and those that they use in
-turn. Many files import a few functions from these. The same applies to every ``__init__.py``."""
+"""Files of which only the definitions in use, directly or indirectly, are hashed: many files import
+a few functions from these. The same applies to every ``__init__.py``."""
 
 Unit = tuple[Path, str | None]
-"""A file and one of the names that it defines; None for the whole file."""
+"""A file and the name of one of its definitions; with None, the whole file."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def conf_dir() -> Path:
 
 
 def unit(root: str) -> Unit:
-    """Parse ``data/cache.py`` or ``pipeline/stages/training.py:train_stage``; paths are relative to
-    the package."""
+    """Parses the text form of a unit: ``data/cache.py`` or
+    ``pipeline/stages/training.py:train_stage``; paths are relative to the package."""
     path, _, name = root.partition(":")
     return ROOT / path, name or None
 
@@ -100,7 +99,7 @@ def closure(roots: tuple[Unit, ...]) -> frozenset[Unit]:
 
 
 def is_neutral(path: Path) -> bool:
-    """Whether a file affects no number in a record."""
+    """Whether a file is in NEUTRAL, so that it does not affect the numbers in a record."""
     name = _relative(path)
     return any(name == each or name.startswith(f"{each}/") for each in NEUTRAL)
 
@@ -167,7 +166,8 @@ def _nodes(path: Path, name: str | None) -> list[ast.stmt]:
 
 @functools.cache
 def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
-    """Returns the files and definitions of this package that a unit uses directly."""
+    """Returns the files and definitions of this package that a file, or the definition `name` in
+    it, uses directly."""
     if _relative(path) in ALONE:
         return ()
     module = _parsed(path)
@@ -198,7 +198,9 @@ def _used(path: Path, name: str | None) -> tuple[Unit, ...]:
 
 
 def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
-    """Returns the whole file, or only the used definitions if the file is in BY_NAME."""
+    """Returns the parts of the imported `target` that are hashed: the whole file or, if the file is
+    in BY_NAME, only the definitions that are used. If `target` is a module, `parts` are its
+    attributes in use."""
     path, name = target
     where = _relative(path)
     if where in ALONE or name == "*" or not (where.startswith(BY_NAME) or path.name == INIT):
@@ -211,8 +213,8 @@ def _narrowed(target: Unit, parts: set[str]) -> list[Unit]:
 
 
 def _packages(path: Path) -> list[Unit]:
-    """Returns the module-level code (without definitions) of the packages that Python runs before
-    this module."""
+    """Returns the ``__init__.py`` files, without their definitions, that Python runs before the
+    module at `path`."""
     above = [folder for folder in path.parents if folder != ROOT and folder.is_relative_to(ROOT)]
     return [(folder / INIT, "") for folder in above if path.name != INIT]
 

@@ -16,7 +16,7 @@ _UNSAID = frozenset(("ctx", "kind", "type_comment", "type_ignores"))
 
 
 def canonical(nodes: Iterable[ast.AST]) -> str:
-    """Returns the text of `nodes` that is hashed."""
+    """Returns the text of `nodes` from which code hashes are computed."""
     out: list[str] = []
     for node in nodes:
         _write(node, out)

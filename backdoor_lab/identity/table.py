@@ -29,7 +29,8 @@ def current() -> Table:
 
 
 def differing() -> dict[Key, str]:
-    """Maps (section, name) to a description of how the code differs from identity.json."""
+    """Maps each component that differs from identity.json, as (section, name), to a description of
+    the difference."""
     now, then = current(), committed()
     found = {}
     for section, entries in now.items():
@@ -41,7 +42,7 @@ def differing() -> dict[Key, str]:
 
 
 def files(names: Sequence[str]) -> list[str]:
-    """Returns one line per name that lists the files hashed for it."""
+    """Returns, for each name, a line that lists the files hashed for it."""
     lines = []
     for section, name in _keys(names, current()):
         if section != "protocols":
@@ -114,8 +115,8 @@ def _write(key: Key, now: Table, table: Table, new_version: bool) -> str:
 
 
 def _chosen(section: str) -> set[str]:
-    """Returns the components that the configuration offers, named after the files of their
-    classes."""
+    """Returns the names of the components in the configuration files; a component is named after
+    the module of its class."""
     pattern = re.compile(rf"_target_: {PACKAGE}\.{FOLDERS[section]}\.(\w+)\.")
     files = conf_dir().glob(f"{GROUPS[section]}/*.yaml")
     return {name for path in files for name in pattern.findall(path.read_text())}

@@ -14,7 +14,7 @@ from backdoor_lab.core.lazy import Tensor, torch
 BLOCK = 1024
 """Number of rows converted to float64 at a time, few enough to stay in the processor's cache."""
 SMALL = 64
-"""Number of rows or columns below which the float64 decomposition is faster."""
+"""Number of rows or columns below which decomposing in float64 is faster than in float32."""
 STEPS = 120
 """Maximum number of Lanczos steps before the fast method gives up."""
 KRYLOV = 1e-5
@@ -140,7 +140,7 @@ class _Centred:
         return total
 
     def rough_gram(self, scale: float) -> Tensor:
-        """Returns the smaller Gram matrix of ``scale * C`` in float32; CPU only."""
+        """Returns the smaller Gram matrix of ``scale * C`` in float32. C must be on the CPU."""
         mean = self.mean.to(torch.float32)
         step = 4 * BLOCK if self.tall else len(self.values)
         side = min(self.values.shape)
@@ -159,8 +159,8 @@ def _exact(rows: _Centred) -> tuple[float, Tensor]:
 
 
 def _right(rows: _Centred, vector: Tensor) -> Tensor:
-    """Returns the right singular vector that belongs to an eigenvector of the smaller Gram
-    matrix."""
+    """Returns the right singular vector that corresponds to `vector`, an eigenvector of the smaller
+    Gram matrix."""
     if rows.tall:
         return vector
     direction = rows.transposed_times(vector)
@@ -169,8 +169,8 @@ def _right(rows: _Centred, vector: Tensor) -> Tensor:
 
 
 def _quick(rows: _Centred) -> tuple[float, Tensor] | None:
-    """Returns the squared singular value and the direction; None if float32 is not accurate
-    enough."""
+    """Returns the square of the top singular value and its direction, or None if float32 is not
+    accurate enough."""
     low, high = (float(each) for each in torch.aminmax(rows.values))
     if not 0 < high - low < torch.finfo(torch.float32).max:
         return None
@@ -202,8 +202,8 @@ def _shifted(matrix: Tensor, shift: float) -> Tensor:
 
 
 def _correction(factor: Tensor, residual: Tensor, vector: Tensor) -> Tensor:
-    """Returns the correction of `vector`, orthogonal to it, that cancels the residual (Olsen et
-    al.)."""
+    """Returns Olsen's correction of `vector`, orthogonal to it, that cancels `residual`; `factor`
+    is the Cholesky factor of the shifted and deflated Gram matrix."""
     sides = torch.stack([residual, vector], dim=1).float()
     moved, along = torch.cholesky_solve(sides, factor).double().T
     return moved - along * (vector @ moved) / (vector @ along)
