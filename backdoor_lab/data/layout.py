@@ -68,6 +68,8 @@ def _prefixes(images: set[str], held_out: HeldOut, where: str) -> dict[str, str 
     if bare and held_out.share is not None:
         return {"train": wrap, "test": None}
     hint = f": {ADVICE}" if bare else ""
+    if wrap and inner and not any("/" in path for path in inner):
+        hint = f" in its only folder, {wrap} (at least two classes are needed)"
     raise DataError(f"{where}: expected train/<class>/<image>, found {got}{hint}")
 
 

@@ -306,3 +306,10 @@ def test_a_missing_root_is_refused_with_advice(tmp_path: Path) -> None:
 def test_bad_parameters_are_refused_before_any_file_is_read(parameters: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ImageFolder(**parameters)
+
+
+def test_a_folder_of_one_class_is_refused_and_says_that_two_are_needed(tmp_path: Path) -> None:
+    (tmp_path / "photos" / "cat").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos/cat/a.png")
+    with pytest.raises(DataError, match=r"its only folder, cat/ \(at least two classes are needed"):
+        ImageFolder(root=str(tmp_path / "photos"), test_share=0.2).read()
