@@ -159,8 +159,8 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
     asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
     if not set(asked) <= set(allowed):
         raise ConfigError(
-            f"a configuration file sets `allow_plugins`={list(asked)}: if you trust these packages,"
-            " name them on the command line"
+            f"a configuration file sets `allow_plugins`={list(asked)}, which only the command line"
+            " may set: if you trust these packages, give allow_plugins=[...] there"
         )
     # Only these sections: others are options of classes, which may have options of these names.
     for section in ("", "protocol", "recipe"):

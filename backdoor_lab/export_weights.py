@@ -105,7 +105,7 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     try:
         entry = validation.safe_name(f"run.stages.{stage}.id", record["run"]["stages"][stage]["id"])
     except (KeyError, TypeError) as error:
-        other = "; --which 1 is the attacked network" if stage != "train" else ""
+        other = "; use --which 1 for the attacked network" if stage != "train" else ""
         raise DataError(f"the record has no output of stage {stage}{other}") from error
     path = WEIGHTS.path(root / stage / entry)
     try:
@@ -113,7 +113,7 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     except FileNotFoundError as error:
         raise StoreError(
             f"{path} is missing: remove the cell's record.json and repeat its command, which then"
-            f" recomputes it ({record['run'].get('command')})"
+            f" recomputes the file ({record['run'].get('command')})"
         ) from error
     except (OSError, UnreadableFileError, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read ({error})") from error

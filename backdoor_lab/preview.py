@@ -43,15 +43,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command: write the picture and print its path. Exit codes: 0 done, 2 for an invalid
     configuration."""
     parser = parser_of("preview", __doc__)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="trigger=a,b or all")
-    parser.add_argument("--images", type=int, metavar="N", help="images per trigger (1; 4 for one)")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="configuration; trigger=a,b or trigger=all shows several triggers",
+    )
+    parser.add_argument(
+        "--images",
+        type=int,
+        metavar="N",
+        help="number of images per trigger (default: 1, or 4 if there is one trigger)",
+    )
     parser.add_argument(
         "--folder", type=path_of, metavar="FOLDER",
-        help="your own images, the first N by name, in place of dataset=: a folder or an archive",
+        help=(
+            "folder or archive of your own images, to use instead of dataset=; the first N by"
+            " name"
+        ),
     )  # fmt: skip
     parser.add_argument(
         "--size", type=int, default=32, metavar="PIXELS",
-        help="with --folder: images are cropped to their middle square and resized (32)",
+        help="size of the images from --folder, after a crop to the middle square (default: 32)",
     )  # fmt: skip
     parser.add_argument("--out", type=path_of, default=Path("preview.png"), metavar="FILE.png")
     return run_command(parser, _preview, arguments)
@@ -68,7 +81,9 @@ def _preview(given: Namespace) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         if given.folder is not None:
             if any(each.startswith(("dataset=", "dataset.")) for each in rest):
-                raise ConfigError("`--folder` takes the place of `dataset`: give one of the two")
+                raise ConfigError(
+                    "`--folder` and `dataset` cannot be combined: give one of the two"
+                )
             rest = own_images(given.folder, shown, given.size, Path(scratch)) + rest
         rows = [row for name in names for row in rows_of(name, rest, shown)]
         if given.folder is not None:

@@ -27,7 +27,13 @@ from backdoor_lab.results.records import CellRecord
 
 LABELS = ("trigger", "target", "ratio", "seed", "defense")
 QUESTION = AnalysisSpec(
-    "visibility", __doc__, Visibility, HEADS, NOTES, wants="poison, images and a verdict", text=text
+    "visibility",
+    __doc__,
+    Visibility,
+    HEADS,
+    NOTES,
+    wants="poison, images and a filter result",
+    text=text,
 )
 
 

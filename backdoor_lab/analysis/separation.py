@@ -27,12 +27,14 @@ NOTES = (
     "p(1-p)δ²: variance along δ due to the difference of the means. Along δ: total variance along"
     " δ, which adds the variance within the clean and within the poisoned images. Own largest: the"
     " largest variance of the clean images in any direction. Ratio: Along δ divided by Own largest;"
-    " well above 1, the filter's direction is close to δ; well below 1, to the direction of the"
-    " class' own largest variance.",
-    "|cos|: between δ and the top singular direction of the centered class, which the filter uses.",
-    "AUROC top: of the squared projection on that direction, the score of Tran, Li, Madry 2018;"
-    " AUROC δ: of the squared projection on δ, which is unknown to filters. Predicted: AUROC δ if"
-    " clean and poisoned images are normally distributed along δ with equal variance.",
+    " if it is well above 1, the direction of the filter is close to δ; if it is well below 1, the"
+    " direction is that in which the clean images vary most.",
+    "|cos|: absolute cosine between δ and the top singular direction of the centered class,"
+    " which the filter uses.",
+    "AUROC top: AUROC of the squared projection on that direction, which is the score of Tran, Li,"
+    " Madry 2018. AUROC δ: AUROC of the squared projection on δ, which no filter knows. Predicted:"
+    " the value of AUROC δ if clean and poisoned images are normally distributed along δ with equal"
+    " variance.",
 )
 
 

@@ -61,7 +61,8 @@ class AdaptiveBlend(Trigger):
         self.shown = pieces - round(rate * pieces)
         if self.shown < 1:
             raise ConfigError(
-                f"`trigger.mask_rate`={rate:g} hides all {pieces} pieces; give a smaller value"
+                f"`trigger.mask_rate`={rate:g} hides all {pieces} pieces of the pattern; give a"
+                " smaller value"
             )
         self.pattern_seed = validation.whole("trigger.pattern_seed", pattern_seed)
         content = None if image is None else _read(image)

@@ -100,8 +100,8 @@ def _mark(number: int, patch: dict[str, Any]) -> PixelTrigger:
     rows, at = patch["rows"], patch["position"]
     if not isinstance(rows, (list, tuple)) or not _is_drawing(rows):
         raise ConfigError(
-            f"`{where}.rows` must be strings of equal length made of {DRAWN} (patch, at least one)"
-            f" and {OPEN} (no patch), got {rows!r}"
+            f"`{where}.rows` must list strings of equal length, with {DRAWN} where the patch covers"
+            f" a pixel (at least once) and {OPEN} elsewhere, got {rows!r}"
         )
     if not isinstance(at, (list, tuple)) or len(at) != 2:
         raise ConfigError(f"`{where}.position` must be [row, column], got {at!r}")

@@ -119,7 +119,10 @@ class Trigger(ABC):
         if `prepare` has not run."""
         found: dict[str, Tensor] | None = self.__dict__.get("_state")
         if found is None:
-            raise ConfigError(f"`trigger`: {type(self).__name__} is not prepared: run `prepare`")
+            raise ConfigError(
+                f"`trigger`: {type(self).__name__} must be prepared before it is applied: call"
+                " `prepare`"
+            )
         return found
 
     @state.setter
@@ -145,7 +148,8 @@ class Trigger(ABC):
     def _look_at(self, images: Tensor) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise TypeError(
-                f"a trigger takes uint8 (n, 1 or 3, H, W), got {images.dtype} {tuple(images.shape)}"
+                "a trigger takes uint8 images of shape (n, 1 or 3, height, width), got"
+                f" {images.dtype} of shape {tuple(images.shape)}"
             )
         channels, height, width = images.shape[1:]
         self.check_image_size(channels, height, width)

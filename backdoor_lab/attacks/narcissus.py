@@ -64,7 +64,8 @@ class Narcissus(Trigger):
         where = context.train.labels.eq(context.target).nonzero().flatten()
         if not len(where):
             raise ConfigError(
-                f"`trigger`: the target class {context.target} has no training images"
+                f"`trigger`: the target class {context.target} has no training images to make the"
+                " noise from; choose another target"
             )
         surrogate = context.surrogate()
         generator = context.generator(streams.NARCISSUS)

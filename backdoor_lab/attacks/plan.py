@@ -80,8 +80,8 @@ class PoisonSpec:
         if (self.label_mode == "clean") != (self.poison_from == "target"):
             raise ConfigError(
                 f"`label_mode={self.label_mode}` and `protocol.poison_from={self.poison_from}`"
-                " contradict each other: with clean labels, and only then, images of the target"
-                " class are poisoned"
+                " contradict each other: images of the target class are poisoned"
+                " (protocol.poison_from=target) if and only if labels stay clean (label_mode=clean)"
             )
         if self.label_mode == "all_to_all" and (self.poison_from, self.asr_on) != ("all", "all"):
             raise ConfigError(
@@ -90,7 +90,8 @@ class PoisonSpec:
             )
         if self.cover_rate and self.label_mode == "all_to_all":
             raise ConfigError(
-                "`label_mode=all_to_all` leaves no class for `cover_rate`: set cover_rate=0"
+                "`label_mode=all_to_all` attacks every class and leaves none for cover images: set"
+                " cover_rate=0"
             )
 
     def given(self, labels: Tensor, classes: int) -> Tensor:
@@ -160,7 +161,7 @@ def count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
         raise ConfigError(
             f"`ratio`={plan.ratio:g} of {against} images (protocol.ratio_of={plan.ratio_of})"
             f" requires {wanted} poisoned images, but only {available} are eligible"
-            f" (protocol.poison_from={plan.poison_from})"
+            f" (protocol.poison_from={plan.poison_from}); give a smaller ratio"
         )
     return wanted
 
@@ -172,8 +173,8 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     wanted = round(plan.cover_rate * poisoned)
     if plan.cover_rate > 0 and poisoned and not wanted:
         raise ConfigError(
-            f"`cover_rate`={plan.cover_rate:g} for each of {poisoned} poisoned images is less than"
-            " one image; give more, or 0 for no covers"
+            f"`cover_rate`={plan.cover_rate:g} covers for each of {poisoned} poisoned images are"
+            " less than one cover; give a larger rate, or 0 for no covers"
         )
     others = sum(n for label, n in enumerate(per_class) if label not in (plan.target, plan.source))
     if plan.source is None and plan.label_mode == "all_to_one":

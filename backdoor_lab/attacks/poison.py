@@ -68,7 +68,7 @@ def check_can_be_late(trigger: Trigger) -> None:
     if trigger.needs_preparing or not trigger.same_everywhere:
         raise ConfigError(
             "`protocol.apply_trigger=after_augmentation` is not possible with"
-            f" {type(trigger).__name__}, which does not treat all images alike; set"
+            f" {type(trigger).__name__}, which does not change all images in the same way; set"
             " protocol.apply_trigger=before_augmentation"
         )
 
@@ -104,9 +104,9 @@ def changes_nothing(train: LabeledImages, trigger: Trigger, plan: PoisonSpec, *,
 def no_change(name: str) -> ConfigError:
     """Returns the error for a trigger `name` that changes no image."""
     return ConfigError(
-        f"`trigger={name}`: no pixel changes in any image to be poisoned, so there is no backdoor"
-        " to learn: an image file that is fully transparent, a color that the images have already,"
-        " or too small a change"
+        f"`trigger={name}` changes no pixel of any image to be poisoned, so there is no backdoor to"
+        " learn. Possible causes: an image file that is fully transparent, a color that the images"
+        " already have, or a strength that is too small"
     )
 
 
@@ -161,4 +161,6 @@ def _laid_over(
 
 
 def _no_surrogate() -> nn.Module:
-    raise ConfigError("this trigger needs a surrogate model, but none is available here")
+    raise ConfigError(
+        "this trigger needs a surrogate model, which is only trained when a cell runs"
+    )

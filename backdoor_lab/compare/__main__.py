@@ -36,7 +36,10 @@ def _compare(asked: Namespace) -> int:
     if asked.out is not None:
         check_name(asked.out, FORMATS)
     if REFERENCE in texts[:-1]:
-        raise ConfigError(f"`{REFERENCE}` must come second: the comparison is A minus the report")
+        raise ConfigError(
+            f"`{REFERENCE}` must be the second argument: the figures of the report are subtracted"
+            " from those of the sweep"
+        )
     sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]
     found = document(comparison_of(sweeps, report=REFERENCE in texts, **said))
     if asked.out is not None:

@@ -29,30 +29,30 @@ DIFFERENCE = (
     "pairs, n-1 degrees of freedom, not clipped); percentage points for figures in %."
 )
 TESTS = (
-    "p, two-sided: the paired t test; Holm's correction of it over the {} t tests of this table, "
-    "significant below 0.05; the exact sign test and the exact Wilcoxon signed-rank test, zeros "
-    "left out."
+    "All p values are two-sided. p (t): paired t test. p (Holm): the same, corrected by Holm's"
+    " method for the {} t tests of this table; significant below 0.05. p (sign), p (Wilcoxon):"
+    " exact sign test and exact Wilcoxon signed-rank test, without pairs that differ by zero."
 )
 FLOOR = (
-    "With {} pairs of a line neither exact test can fall below {:.3g}: the t test alone can tell"
-    " there."
+    "With {} pairs per line the p values of both exact tests are at least {:.3g}; only the t test"
+    " can be significant there."
 )
-CONSTANT = "constant: every pair differs by the same amount, so that no t test is defined."
-ONE = "Where there is one pair there is no interval and no test; more seeds give both."
+CONSTANT = "constant: every pair differs by the same amount, so the t test is undefined."
+ONE = "A line of one pair has no interval and no test; run more seeds to get both."
 NOT_SIGNIFICANT = (
     "Significant: no does not mean that both sides are equal. With {} in a line, only a difference"
     " that is large against its scatter over seeds is significant: read the interval, or add seeds."
 )
 ALL_LINES = (
-    "all: over the lines of one measure, each line's mean counted once; its interval tells how the "
-    "difference varies from line to line of this grid. Its p values take the lines for "
-    "independent: where lines share networks, images or seeds they say too much."
+    "all: mean over the lines of one measure, in which each line counts once; its interval shows"
+    " how much the difference varies between lines. Its p values assume independent lines, so they"
+    " are too small where lines share networks, images or seeds."
 )
 SEVERAL_VERSIONS = (
     "The lines hold several versions of a trigger or defense, so that none is over all of them."
 )
-REPORT = "The report gives one run for each cell."
-OUR_SEEDS = " The intervals of its cells cover our seeds only."
+REPORT = "The report gives one run per cell."
+OUR_SEEDS = " The intervals therefore cover only the variation of our seeds."
 _LISTED = 12
 
 
@@ -96,7 +96,7 @@ def _without(lines: Sequence[ComparisonRow], values: Sequence[str]) -> list[str]
     """A note that lists the requested measures that are missing on one side of every pair."""
     compared = {line.measure for line in lines}
     left = [MEASURE[name].head for name in values if name not in compared]
-    return [f"No pair has values of {', '.join(left)} on both sides."] if left else []
+    return [f"No pair has values of {', '.join(left)} in both of its cells."] if left else []
 
 
 def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> list[str]:
@@ -131,7 +131,11 @@ def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence
                 found.setdefault(name, {})[f"{first} → {second}"] = None
     parts = [f"{name}: {', '.join(list(ways)[:3])}" for name, ways in found.items()]
     more = f"; and {len(parts) - _LISTED} more" if len(parts) > _LISTED else ""
-    return [f"Within pairs differs: {'; '.join(parts[:_LISTED])}{more}."] if parts else []
+    return (
+        [f"The two cells of a pair also differ in: {'; '.join(parts[:_LISTED])}{more}."]
+        if parts
+        else []
+    )
 
 
 def _values_of(facts: CellFields, number: int, flats: dict[str, dict[str, Any]]) -> dict[str, Any]:

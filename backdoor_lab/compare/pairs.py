@@ -76,8 +76,10 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
     side = PairedGroup("", side.pairs + more.pairs, more.lonely)
     if not side.pairs:
         apart = [name for name in names if not _common(facts, name, ours, base)]
-        said = f": no value in common for {', '.join(apart)}" if apart else ""
-        raise ConfigError(f"no two completed cells can be paired{said}")
+        said = f": they have no value of {', '.join(apart)} in common" if apart else ""
+        raise ConfigError(
+            f"no completed cell of one sweep can be paired with one of the other{said}"
+        )
     return side, names
 
 
@@ -100,7 +102,9 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
         if name != base
     ]
     if not any(side.pairs for side in sides):
-        raise ConfigError(f"no two completed cells differ only in {by}, with {base} as one of them")
+        raise ConfigError(
+            f"no two completed cells differ only in {by} if one of them must have {base}"
+        )
     return sides, names
 
 

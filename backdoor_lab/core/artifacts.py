@@ -41,7 +41,9 @@ class TensorFile:
         from backdoor_lab.core.tensor_io import write_tensors
 
         if self.tensors and tensors.keys() != set(self.tensors):
-            raise ValueError(f"{self.name} holds {self.tensors}, got {tuple(tensors)}")
+            raise ValueError(
+                f"{self.name} must hold the tensors {self.tensors}, got {tuple(tensors)}"
+            )
         write_tensors(self.path(folder), tensors)
 
     def read(self, folder: Path) -> dict[str, Tensor]:

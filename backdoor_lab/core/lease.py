@@ -61,7 +61,7 @@ class Lease:
             waited = self.clock() - since
             # If the file is empty, its owner may be about to write it.
             if not _names_owner(text) and waited >= (0 if text else BEAT):
-                set_aside(self.path, "not a claim")
+                set_aside(self.path, "not a valid lease")
                 continue
             if _owner_is_gone(text) or waited > self.patience:
                 self._evict(text)

@@ -48,7 +48,11 @@ class _Output(io.FileIO):
             os.close(nowhere)
             if not isinstance(error, BrokenPipeError):
                 other = sys.stderr if self.fileno() == 1 else sys.stdout
-                print(f"warning: output is lost from here on: {error.strerror}", file=other)
+                print(
+                    "warning: further output is lost, since it cannot be written:"
+                    f" {error.strerror}",
+                    file=other,
+                )
             return len(data)
 
 

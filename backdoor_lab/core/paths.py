@@ -44,7 +44,12 @@ def absolute(name: str, given: str, base: Path | None = None) -> Path:
             name, given, "it contains characters that no file name can contain"
         ) from error
     if len(os.fsencode(path)) > LONGEST or max(map(len, encoded)) > LONGEST_NAME:
-        raise _no_path(name, given, f"longer than {LONGEST} bytes, or a part than {LONGEST_NAME}")
+        raise _no_path(
+            name,
+            given,
+            f"it is longer than {LONGEST} bytes, or one of its parts is longer than"
+            f" {LONGEST_NAME} bytes",
+        )
     _check_way(name, path)
     return path
 
@@ -100,7 +105,7 @@ def _expanded(name: str, given: str) -> Path:
         return Path(given).expanduser()
     except RuntimeError as error:
         user = given.partition("/")[0]
-        raise _no_path(name, given, f"there is no home folder {user}") from error
+        raise _no_path(name, given, f"no home folder is known for {user}") from error
 
 
 def _check_way(name: str, path: Path) -> None:

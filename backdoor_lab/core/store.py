@@ -180,7 +180,8 @@ class Store:
             return None
         if canonical(manifest["inputs"]) != canonical(inputs):
             raise StoreError(
-                f"{folder}: same id, but computed from different inputs; was it edited?"
+                f"{folder} has the id of this computation, but its manifest lists other inputs; was"
+                " it edited?"
             )
         self._verified.add(folder.name)
         return Artifact(folder, folder.name, manifest["meta"], False, manifest["seconds"])

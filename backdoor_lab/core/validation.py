@@ -239,7 +239,7 @@ def inside(root: Path, path: Path) -> Path:
     """Returns `path` with links resolved. Raises ConfigError if the result is outside `root`."""
     resolved = path.resolve()
     if not resolved.is_relative_to(root.resolve()):
-        raise ConfigError(f"path {path} is outside its root {root}")
+        raise ConfigError(f"path {path} is outside the folder {root}")
     return resolved
 
 

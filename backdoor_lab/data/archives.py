@@ -69,7 +69,10 @@ class Tar(Members):
                 tar.fileobj.spent = 0
                 if not (member.isdir() or member.isreg()) or member.issparse():
                     kind = "a sparse file" if member.issparse() else "a link or a device"
-                    raise DataError(f"{self.root}: member {member.name!r} is {kind}")
+                    raise DataError(
+                        f"{self.root}: member {member.name!r} is {kind}; only plain files and"
+                        " folders are read"
+                    )
                 path = inner_path(member.name, self.root)
                 _note(found, path, member.isdir(), member.size, self.root)
                 self._places[path] = (member.offset_data, member.size)
@@ -121,7 +124,10 @@ class Zip(Members):
             for info in archive.infolist():
                 kind = stat.S_IFMT(info.external_attr >> 16)
                 if kind not in (0, stat.S_IFREG, stat.S_IFDIR) or info.flag_bits & 1:
-                    raise DataError(f"{self.root}: member {info.filename!r} is a link or encrypted")
+                    raise DataError(
+                        f"{self.root}: member {info.filename!r} is a link or encrypted; only plain"
+                        " files and folders are read"
+                    )
                 path = inner_path(info.orig_filename, self.root)
                 _note(found, path, info.is_dir(), info.file_size, self.root)
                 self._compare(archive, info)

@@ -27,7 +27,7 @@ CLASSES = tuple("0123456789")
 CONTENT = "2800c27c8a5c6b34830797d4baffec7921121db049549442d8e2241bd4fefa00"
 """Hash of all images and labels in scikit-learn's file."""
 TEST_SHARE, SPLIT_SEED = 1 / 3, 0
-REINSTALL = "Install scikit-learn anew: pip install --force-reinstall --no-deps scikit-learn"
+REINSTALL = "Reinstall scikit-learn: pip install --force-reinstall --no-deps scikit-learn"
 
 
 class Digits(Source):

@@ -90,7 +90,9 @@ def _by_class(images: set[str], folders: set[str], prefix: str, where: str) -> C
     for path in sorted(path for path in images if path.startswith(prefix)):
         parts = path.removeprefix(prefix).split("/")
         if len(parts) != 2:
-            raise DataError(f"{where}: {path} is not in {prefix}<class>/")
+            raise DataError(
+                f"{where}: the image {path} is not directly in a folder {prefix}<class>/"
+            )
         classes.setdefault(_composed(parts[0]), []).append(path)
     return dict(sorted(classes.items()))
 

@@ -40,7 +40,7 @@ class Listing:
         else:
             self.files[path] = list(file)
         if len(self.files) + len(self.folders) > MAX_FILES:
-            raise DataError(f"{where}: more than {MAX_FILES:,} files and folders")
+            raise DataError(f"{where}: contains more than {MAX_FILES:,} files and folders")
 
 
 class Members(ABC):
@@ -113,7 +113,9 @@ class Folder(Members):
         if here in above:  # a circular link
             return
         if len(above) > DEEPEST:
-            raise DataError(f"{self.root / prefix}: folders are more than {DEEPEST} levels deep")
+            raise DataError(
+                f"{self.root / prefix}: folders are nested more than {DEEPEST} levels deep"
+            )
         self._count(here)
         with os.scandir(here) as entries:
             for entry in entries:

@@ -81,4 +81,4 @@ def _claimed(stream: IO[bytes]) -> int | None:
 
 
 def _unsound(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: not a sound .npz file of plain arrays: {error}")
+    return DataError(f"{path}: not a valid .npz file of plain arrays: {error}")

@@ -49,8 +49,8 @@ class HeldOut:
         """Raises DataError if a data set has neither test images nor a share, or has both."""
         if has_test and self.share is not None:
             raise DataError(
-                f"{where}: dataset.test_share={self.share:g} is for a set without test images, but"
-                " this one has some: remove it"
+                f"{where}: dataset.test_share={self.share:g} is for data sets without test images,"
+                " but this one has test images: remove dataset.test_share"
             )
         if not has_test and self.share is None:
             raise DataError(f"{where}: there are no test images: {ADVICE}")

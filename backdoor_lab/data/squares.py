@@ -23,7 +23,7 @@ def middle_squares(root: Path, count: int, size: int) -> NDArray[np.uint8]:
     inside = members(root)
     paths = [path for path in sorted(inside.listing().files) if has_image_ending(path)][:count]
     if not paths:
-        raise DataError(f"{root}: there is no image file in it")
+        raise DataError(f"{root}: the folder or archive contains no image file")
     found = {}
     for path, content in inside.contents(set(paths)):
         if isinstance(content, DataError):

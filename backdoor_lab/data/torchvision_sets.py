@@ -134,7 +134,7 @@ class Cifar10(Published):
         folder = self.root / self._reader().base_folder
         wrong = [name for name, md5 in self._batches() if not check_integrity(folder / name, md5)]
         if wrong and folder == self.root:
-            raise DataError(f"{self.root / wrong[0]} is missing or lacks the official hash")
+            raise DataError(f"{self.root / wrong[0]} is missing or does not have the official hash")
         return not wrong
 
     def unpack(self) -> None:
@@ -280,7 +280,9 @@ def idx(data: bytes, where: str) -> NDArray[np.uint8]:
     shape = np.frombuffer(data[4 : 4 + 4 * axes], ">u4").tolist()
     values = np.frombuffer(data[4 + 4 * axes :], np.uint8)
     if not axes or len(values) != int(np.prod(shape)):
-        raise DataError(f"{where}: not an IDX file of {shape} bytes")
+        raise DataError(
+            f"{where}: not a valid IDX file: the header and the number of bytes do not agree"
+        )
     return values.reshape(shape)
 
 

@@ -45,10 +45,10 @@ def byte_images(images: NDArray[Any], where: str) -> NDArray[np.uint8]:
     bad = ~((images >= 0) & (images <= 255))
     if images.dtype.kind == "f":
         bad |= images != np.floor(images)
-    refuse(bad, images, where, "values must be whole numbers 0..255 (of uint8)")
+    refuse(bad, images, where, "pixel values must be whole numbers from 0 to 255 (uint8)")
     if images.dtype.kind == "f" and images.size and images.max() <= 1:
         raise DataError(
-            f"{where}: {images.dtype} values that never exceed 1 look scaled to 0..1; "
+            f"{where}: no {images.dtype} value exceeds 1, so the images seem to be scaled to 0..1; "
             "store (255 * images).round() as uint8"
         )
     return images.astype(np.uint8)

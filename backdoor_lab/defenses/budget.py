@@ -107,7 +107,8 @@ def _size(
     if found["eps"]:
         if epsilon is None:
             raise ConfigError(
-                f"`defense.removal_budget={text}` counts in ε, but this protocol does not reveal it"
+                f"`defense.removal_budget={text}` is a multiple of ε, the number of poisoned"
+                " images, which this protocol does not reveal"
             )
         return round(float(found["eps"]) * epsilon)
     if found["percent"]:

@@ -54,7 +54,7 @@ class ModelBasedFilter(SampleFilter):
         """Scores the training images at indices `where` int64 (m,)."""
 
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
-        raise TypeError(f"{type(self).__name__} scores images, not features")
+        raise TypeError(f"{type(self).__name__} scores images, not features: call `score_classes`")
 
     def score_classes(
         self,
@@ -64,7 +64,10 @@ class ModelBasedFilter(SampleFilter):
         known: DefenderKnowledge,
     ) -> dict[int, ClassScores]:
         if known.context is None:
-            raise TypeError(f"{type(self).__name__} needs DefenderKnowledge.context")
+            raise TypeError(
+                f"{type(self).__name__} needs the networks and images in"
+                " DefenderKnowledge.context, got None"
+            )
         classes = list(wanted)
         if not classes:
             return {}

@@ -19,7 +19,8 @@ class Random(Defense):
     def __init__(self, *, like: SampleFilter) -> None:
         if not isinstance(like, SampleFilter):
             raise ConfigError(
-                f"`defense.like` must be a filter with its own `_target_`, got {like!r}"
+                "`defense.like` must be the configuration of a filter, with a `_target_`, got"
+                f" {like!r}"
             )
         self.like = like
 

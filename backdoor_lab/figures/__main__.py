@@ -60,7 +60,8 @@ def write_figures(folder: Path, store: Path | None = None, most: int = MOST) -> 
     for note in whole.reader.notes:
         print(plain(f"note: {note}"))
     if len(done) > most:
-        print(f"note: {len(done) - most} more cells have no figures; see --most")
+        left = f"{len(done) - most} of {many(len(done), 'cell')}"
+        print(f"note: {left} have no figures; --most N draws more")
     return written
 
 

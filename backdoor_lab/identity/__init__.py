@@ -124,12 +124,12 @@ def warn(marks: Iterable[Marks]) -> None:
     for name in sorted(names):
         by_version.setdefault(str(names[name]).split("+")[0], []).append(name)
     said = [
-        f"modified since version {version}: {', '.join(each)}"
+        f"code modified since version {version}: {', '.join(each)}"
         if version != "0"
-        else f"not in identity.json: {', '.join(each)}"
+        else f"code not in identity.json: {', '.join(each)}"
         for version, each in sorted(by_version.items(), reverse=True)
     ]
-    log.warning("%s; their results are stored separately", "; ".join(said))
+    log.warning("%s; results of this code are stored separately", "; ".join(said))
 
 
 def details(marks: Marks) -> dict[str, dict[str, Any]]:

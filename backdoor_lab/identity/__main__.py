@@ -17,7 +17,7 @@ from backdoor_lab.core.options import Parser, parser_of
 from backdoor_lab.core.terminal import run_command
 from backdoor_lab.identity.table import differing, files, record
 
-NOTHING = "the code is as identity.json says"
+NOTHING = "the code matches identity.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,11 +47,11 @@ def _parser() -> Parser:
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
         "--accept", nargs="+", metavar="NAME", default=[],
-        help="record the code under its current version; all: everything that differs",
+        help="record the present code of NAME and keep its version; `all` for all that differ",
     )  # fmt: skip
     either.add_argument(
         "--raise", nargs="+", metavar="NAME", default=[], dest="new_version",
-        help="record the code under a new version; all: everything that differs",
+        help="record the present code of NAME as a new version; `all` for all that differ",
     )  # fmt: skip
     either.add_argument(
         "--files", nargs="+", metavar="NAME", default=[], help="list the files that are hashed"

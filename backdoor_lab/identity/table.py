@@ -151,5 +151,5 @@ def _difference(section: str, new: dict[str, Any] | None, old: dict[str, Any] | 
     if section != "protocols":
         return f"was modified since version {old['version']}"
     if new["version"] == old["version"]:
-        return f"changed its meaning since version {old['version']}: it needs a new one (--raise)"
+        return f"changed its meaning since version {old['version']}: record a new version (--raise)"
     return f"has version {new['version']}, but version {old['version']} is recorded"

@@ -67,6 +67,10 @@ def layer_of(net: nn.Module, layer: str) -> tuple[nn.Module, bool]:
         pooled = [f"{name}{POOLED}" for name in names]
         whole = [PENULTIMATE, *names, *pooled, AUTOENCODER]
         inner = [n for n in known if n.count(".") == 1]
-        parts = f" Parts of these too, as {inner[0]} or {inner[0]}{POOLED}." if inner else ""
+        parts = (
+            f" Their submodules are accepted too, such as {inner[0]} or {inner[0]}{POOLED}."
+            if inner
+            else ""
+        )
         raise ConfigError(f"{unknown('`protocol.layer`', layer, whole)}{parts}")
     return known[name], False

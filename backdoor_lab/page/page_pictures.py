@@ -30,7 +30,7 @@ from backdoor_lab.results.artifact_reader import ArtifactReader
 
 Array = NDArray[Any]
 Shown = dict[str, Any]
-LATE = "the trigger is applied after augmentation: the stored images are clean"
+LATE = "the trigger is applied after augmentation, so the stored images do not show it"
 FULL = "omitted: the page has reached its size limit"
 LARGEST_TILE = 64
 GRID = 999

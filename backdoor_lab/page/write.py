@@ -101,7 +101,9 @@ def check_name(out: Path, suffixes: Iterable[str]) -> str:
     suffix, known = out.suffix.removeprefix("."), list(suffixes)
     if suffix not in known or not out.parent.is_dir():
         listed = ", ".join(f".{name}" for name in known)
-        raise ConfigError(f"`--out` must end in one of {listed}, in a folder that exists: {out}")
+        raise ConfigError(
+            f"`--out` must end in one of {listed} and be in an existing folder, got {out}"
+        )
     return suffix
 
 

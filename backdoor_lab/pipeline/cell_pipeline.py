@@ -143,7 +143,10 @@ class CellPipeline:
         """Train the attacker's surrogate network on the clean training set with the victim's
         recipe."""
         if not self.cell.trigger.uses_surrogate:
-            raise TypeError(f"{type(self.cell.trigger).__name__} must set uses_surrogate")
+            raise TypeError(
+                f"{type(self.cell.trigger).__name__} uses a surrogate model, so the class must"
+                " set `uses_surrogate = True`"
+            )
         interrupted = self.progress.current
         surrogate = self._train("surrogate", data, clean(data.train)).module
         self.progress.stage(interrupted)
@@ -209,7 +212,10 @@ def failure(error: Exception, cell: Cell) -> dict[str, Any]:
     """The `status` and `error` entries for the record of a cell that failed."""
     if is_out_of_memory(error):
         first = reason_of(error).splitlines()[0]
-        message = f"{first} (recipe.batch_size={cell.recipe.batch_size}, not lowered by itself)"
+        message = (
+            f"{first} (recipe.batch_size={cell.recipe.batch_size}, which is not lowered"
+            " automatically)"
+        )
         return {"status": OUT_OF_MEMORY, "error": str(OutOfMemoryError(message))}
     if isinstance(error, DivergedError):
         return {"status": f"diverged: {error}", "error": str(error)}

@@ -33,7 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     freeze_ = commands.add_parser("freeze", help="write a finished sweep as three files")
     freeze_.add_argument("folder", metavar="SWEEP_DIR", type=path_of)
     freeze_.add_argument("--out", type=path_of, help="default: SWEEP_DIR itself")
-    freeze_.add_argument("--keep-curve", action="store_true", help="keep the removal curves")
+    freeze_.add_argument(
+        "--keep-curve", action="store_true", help="keep the removal curves in the records"
+    )
     index_ = commands.add_parser("index", help="print a table of the frozen sweeps")
     index_.add_argument("folder", metavar="ROOT", type=path_of)
     index_.add_argument("--write", action="store_true", help="replace the table in ROOT/README.md")

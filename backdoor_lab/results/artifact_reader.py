@@ -172,7 +172,7 @@ class ArtifactReader:
             damaged = isinstance(error, UnreadableFileError)
             gone = isinstance(error, (FileNotFoundError, KeyError, DataError)) and not damaged
             why = "not in the store" if gone else "damaged in the store"
-            if (note := f"{what} of some cells: {why}") not in self.notes:
+            if (note := f"the {what} of some cells are {why}") not in self.notes:
                 self.notes.append(note)
             return None
 

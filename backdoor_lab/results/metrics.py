@@ -62,12 +62,15 @@ class Metric:
 
 _NAT = "accuracy on clean test images {} the defense, in %"
 _ASR = "share of triggered test images classified as the target {} the defense, in %"
-_ELSEWHERE = "the same for test images of classes that the attack leaves out, {} the defense, in %"
+_ELSEWHERE = (
+    "share of triggered test images of classes that the attack leaves out that are classified as"
+    " the target {} the defense, in %"
+)
 _CLEAN = (
-    "share of the same test images classified as the target without the trigger, {} the defense,"
+    "share of the ASR's test images classified as the target without the trigger {} the defense,"
     " in %"
 )
-_TOP = "share of clean test images that the network puts into one class, {} the defense, in %"
+_TOP = "share of clean test images predicted as the most frequent class {} the defense, in %"
 
 _FITTED = "accuracy on the images that the network {} the defense was trained on, in %"
 
@@ -90,12 +93,12 @@ MEASURE = _Measures({
     "n_clean": Metric("#Clean", IMAGES, 0, "training images of the clean data set"),
     "n_poisoned": Metric("#Pois", IMAGES, 0, "poisoned training images"),
     "n_covers": Metric("#Covers", IMAGES, 0, "triggered training images with their true label"),
-    "n_eligible": Metric("#Eligible", IMAGES, 0, "training images that could have been poisoned"),
+    "n_eligible": Metric("#Eligible", IMAGES, 0, "training images eligible for poisoning"),
     "n_removed": Metric("#Removed", IMAGES, 0, "training images that the defense removed"),
     "pois_left": Metric("#Pois Left", IMAGES, -1, "poisoned images that the defense left"),
     "covers_left": Metric("#Covers Left", IMAGES, 0, "covers that the defense left"),
-    "n_accused": Metric("#Accused", IMAGES, 0, "classes that the filter took for poisoned"),
-    "n_named": Metric("#Named", IMAGES, 0, "classes with poison among those"),
+    "n_accused": Metric("#Accused", IMAGES, 0, "classes that the filter flagged as poisoned"),
+    "n_named": Metric("#Named", IMAGES, 0, "flagged classes that contain poison"),
     "nat1": Metric("Nat1", PERCENT, 1, _NAT.format("before"), "n_test"),
     "asr1": Metric("ASR1", PERCENT, 0, _ASR.format("before"), "n_asr"),
     "nat2": Metric("Nat2", PERCENT, 1, _NAT.format("after"), "n_test"),

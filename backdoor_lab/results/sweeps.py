@@ -98,7 +98,7 @@ def one_sweep(text: str, hint: str = "") -> Sweep:
     found = find_sweeps(root)
     if len(found) != 1:
         more = f"; name one of {', '.join(map(str, found[:5]))}" if found else ""
-        raise ConfigError(f"{text} holds {many(len(found), 'sweep')} where one is needed{more}")
+        raise ConfigError(f"{text} contains {many(len(found), 'sweep')}, but one is needed{more}")
     return read_sweep(found[0])
 
 
@@ -119,7 +119,7 @@ def _without_repeats(sweep: Sweep) -> list[CellRecord]:
         methods = [version_of(cell, name) for name in SECTIONS]
         same = (*chosen, *methods, *(cell.protocol or {}).items(), config)
         if cell.done and seen.setdefault(same, cell.id) != cell.id:
-            sweep.warnings.append(f"{cell.id} repeats {seen[same]}, the same cell; omitted")
+            sweep.warnings.append(f"{cell.id} is omitted, since {seen[same]} is the same cell")
         else:
             kept.append(cell)
     return kept
@@ -170,12 +170,12 @@ def _read_asked(sweep: Sweep) -> dict[str, dict[str, Any]]:
     try:
         content = mapping(SWEEP, read_json(path))
         if content.get("schema") != SCHEMA or not isinstance(content.get("asked"), list):
-            raise DataError(f"needs `schema` {SCHEMA} and a list `asked`")
+            raise DataError(f"it must contain `schema` {SCHEMA} and a list `asked`")
     except FileNotFoundError:
         return {}
     except DataError as error:
         said = str(error).removeprefix(f"{path} is ")
-        sweep.warnings.append(f"{path}: {said}; missing cells are unknown")
+        sweep.warnings.append(f"{path}: {said}. Cells without a record cannot be shown as missing")
         return {}
     sweep.name = str(content.get("name") or sweep.name)
     sweep.command = str(content.get("command") or "")

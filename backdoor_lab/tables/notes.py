@@ -22,7 +22,7 @@ READING = (
 )
 INTERVAL = (
     "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is of the "
-    "mean and not clipped, so it may reach beyond 0 or 100. n= where a figure rests on fewer seeds."
+    "mean and not clipped, so it may reach beyond 0 or 100. n= marks figures from fewer seeds."
 )
 CONVERGED = (
     'Reference: the report says of its own runs that they "had to change training parameters to'
@@ -32,7 +32,7 @@ EVERY_CLASS = (
     "label_mode=all_to_all: every class is attacked, and the target of an image is the class after "
     "its own, regardless of the column Target."
 )
-EMPTY = "An empty place: the sweep has no such cell. A dash: the cell has no such figure."
+EMPTY = "Empty: the sweep has no such cell. Dash: the cell has no such figure."
 VERSION = f"{PROTOCOL}version"
 _SHOWN, _LISTED, _FEW = 3, 12, 3
 
@@ -156,8 +156,8 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
     images = ", ".join(f"{n:,}" for n in clean)
     on = f" on {images} training images" if images else ""
     return (
-        f"{text}Ours is {ours[0]} with {ours[1]}{on}: this compares the shape and is no"
-        " reproduction."
+        f"{text}Ours is {ours[0]} with {ours[1]}{on}: this compares trends"
+        " and is not a reproduction."
     )
 
 

@@ -24,8 +24,8 @@ MOSTLY = 0.9
 """A network is reported if it assigns more than this share of the clean test images to one
 class."""
 OWN_SEED = (
-    "Nat2 and ASR2 differ from Nat1 and ASR1 also where nothing was removed: the retraining draws "
-    "its own seed (retrain_seed=same takes that of the first training)."
+    "Nat2 and ASR2 differ from Nat1 and ASR1 even where nothing was removed, because retraining "
+    "uses another seed (retrain_seed=same uses the seed of the first training)."
 )
 _CLEAN_NETWORK = "that of a network trained without poison, on the same test"
 _CLEAN_RATE = (

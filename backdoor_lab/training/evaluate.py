@@ -58,7 +58,8 @@ def extract(
     bad = (~torch.isfinite(values)).any(dim=1).nonzero().flatten()
     if len(bad):
         raise DivergedError(
-            f"the features of {many(len(bad), 'example')} are not finite, first at {int(bad[0])}"
+            f"the features of {many(len(bad), 'example')} are not finite, the first at index"
+            f" {int(bad[0])}"
         )
     return Features(values, training.labels)
 

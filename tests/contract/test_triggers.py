@@ -235,7 +235,7 @@ def test_a_trigger_refuses_images_of_other_dtypes_and_layouts(
     trigger: Trigger, images: Tensor
 ) -> None:
     """Floats, single images, RGBA and channels-last are refused, never broadcast."""
-    with pytest.raises(TypeError, match="a trigger takes uint8"):
+    with pytest.raises(TypeError, match="a trigger takes uint8 images"):
         trigger(images)
 
 

@@ -376,7 +376,7 @@ def test_budgets_are_rounded_and_limited_correctly() -> None:
     assert sizes == [75, 11, 11, 9, 35, 4, None]
     assert RemovalBudget("1.5eps", "50%").size(1101, 1000) == 550
     assert RemovalBudget("50%").size(1101, None) == 551
-    with pytest.raises(ConfigError, match="counts in ε"):
+    with pytest.raises(ConfigError, match="a multiple of ε"):
         RemovalBudget("1.5eps").size(70, None)
 
 

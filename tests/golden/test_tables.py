@@ -41,6 +41,40 @@ RENAMED = {
     "centred": "center",
 }  # fmt: skip
 """Keys of the protocol as the file has them, and as they are called since 0.2.0."""
+REWORDED = {
+    "p, two-sided: the paired t test; Holm's correction of it over the (.*) t tests of this table, "
+    "significant below 0.05; the exact sign test and the exact Wilcoxon signed-rank test, zeros "
+    "left out.":
+    r"All p values are two-sided. p (t): paired t test. p (Holm): the same, corrected by Holm's "
+    r"method for the \1 t tests of this table; significant below 0.05. p (sign), p (Wilcoxon): "
+    r"exact sign test and exact Wilcoxon signed-rank test, without pairs that differ by zero.",
+    "With (.*) pairs of a line neither exact test can fall below (.*): the t test alone can tell "
+    "there.":
+    r"With \1 pairs per line the p values of both exact tests are at least \2; only the t test can "
+    r"be significant there.",
+    "so that no t test is defined": "so the t test is undefined",
+    "Where there is one pair there is no interval and no test; more seeds give both.":
+    "A line of one pair has no interval and no test; run more seeds to get both.",
+    "all: over the lines of one measure, each line's mean counted once; its interval tells how the "
+    "difference varies from line to line of this grid. Its p values take the lines for "
+    "independent: where lines share networks, images or seeds they say too much.":
+    "all: mean over the lines of one measure, in which each line counts once; its interval shows "
+    "how much the difference varies between lines. Its p values assume independent lines, so they "
+    "are too small where lines share networks, images or seeds.",
+    "The report gives one run for each cell": "The report gives one run per cell",
+    "Within pairs differs: ": "The two cells of a pair also differ in: ",
+    "n= where a figure rests on fewer seeds": "n= marks figures from fewer seeds",
+    "An empty place: (.*) A dash: ": r"Empty: \1 Dash: ",
+    "this compares the shape and is no reproduction": "this compares trends and is not a"
+    " reproduction",
+    "Before the defense a network is the same whatever the defense; these are (.*) cells.":
+    r"Figures before the defense do not depend on the defense; these come from \1 cells.",
+    "also where nothing was removed: the retraining draws its own seed .retrain_seed=same takes "
+    "that of the first training":
+    "even where nothing was removed, because retraining uses another seed (retrain_seed=same uses "
+    "the seed of the first training",
+}  # fmt: skip
+"""Notes as the file has them (patterns), and as they are worded today."""
 LEFT_OPEN = {1: "failed: out of memory", 4: "missing", 5: "diverged: loss is NaN"}
 """Cells of the controls sweep, by position, that are unfinished in a fourth case."""
 PROTOCOL = "protocol."
@@ -90,7 +124,10 @@ def _grid(grid: TextTable) -> dict[str, Any]:
 
 
 def renamed(text: str) -> str:
-    """A text of the file with the names that protocol keys and one choice have since 0.2.0."""
+    """A text of the file with the names that protocol keys and one choice have since 0.2.0, and
+    with the present wording of notes."""
+    for old, new in REWORDED.items():
+        text = re.sub(old, new, text)
     keys = "|".join(sorted(RENAMED, key=len, reverse=True))
     text = re.sub(rf"\bprotocol\.({keys})\b", lambda found: f"protocol.{RENAMED[found[1]]}", text)
     if text.startswith("Protocol "):

@@ -146,9 +146,9 @@ def test_any_folder_of_images_is_previewed_at_one_size(
     ("arguments", "message"),
     [
         (["--folder", "nowhere"], "nowhere: no such folder or archive"),
-        (["--folder", "empty"], "empty: there is no image file in it"),
+        (["--folder", "empty"], "empty: the folder or archive contains no image file"),
         (["--folder", "photos", "--size", "0"], "1 <= --size"),
-        (["--folder", "photos", "dataset=digits"], "`--folder` takes the place of `dataset`"),
+        (["--folder", "photos", "dataset=digits"], "`--folder` and `dataset` cannot be combined"),
         (["--folder", "damaged"], "damaged: x.png: not a valid image file"),
     ],
 )

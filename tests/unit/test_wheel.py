@@ -103,7 +103,7 @@ def test_the_installed_package_is_the_one_that_runs(site: Path, tmp_path: Path) 
     assert "name: demo" in done.stdout
     check = (sys.executable, "-m", "backdoor_lab.identity")
     assert run(tmp_path, *check, PYTHONPATH=str(site)).stdout == (
-        "the code is as identity.json says\n"
+        "the code matches identity.json\n"
     )
 
 

@@ -57,7 +57,7 @@ class Launch:
         for each in left:
             where = interrupted(self.folder / each.id)
             if where:
-                log.warning("%s was %s: it continues from there", each.id, where)
+                log.warning("%s was %s: it resumes from there", each.id, where)
         while left and not self._over():
             ended = {each.asked.id: each for each in self._round(left)}
             if not ended:
@@ -103,7 +103,7 @@ class Launch:
             return False
         self.tries[each.id] += 1
         if self.tries[each.id] > each.retries:
-            log.error("giving up on %s: retries=%d", each.id, each.retries)
+            log.error("giving up on %s: all retries are used (retries=%d)", each.id, each.retries)
             return False
         log.warning("retrying %s (%d of %d)", each.id, self.tries[each.id], each.retries)
         return True

@@ -68,7 +68,7 @@ def automatic(config: DictConfig) -> Parallelism:
         each = cell_bytes(config)
         cells = max(1, min(cells, memory // each))
         why += f"; {size_words(memory)} of memory free, {size_words(each)} assumed for each"
-    return Parallelism(cells, threads, f"{why}; hydra.launcher.n_jobs=N sets it")
+    return Parallelism(cells, threads, f"{why}; hydra.launcher.n_jobs=N sets another number")
 
 
 def cell_bytes(config: DictConfig) -> int:
@@ -119,8 +119,9 @@ def jobs_of(launcher: Any) -> int:
     asked = launcher.get("n_jobs")
     if isinstance(asked, bool) or not isinstance(asked, int) or asked == 0:
         raise ConfigError(
-            f"`hydra.launcher.n_jobs` must be a whole number other than 0, got {asked!r}: the"
-            " number of parallel cells; -1: one per core; by default it depends on the machine"
+            f"`hydra.launcher.n_jobs` must be a whole number other than 0, got {asked!r}:"
+            " give the number of parallel cells, or -1 for one per core; the default depends on the"
+            " machine"
         )
     return asked if asked > 0 else int(effective_n_jobs(asked))
 

@@ -130,7 +130,7 @@ def test_a_cell_with_modified_artifacts_is_omitted_with_a_note(
     assert main([str(folder)]) == 0
     said = capsys.readouterr().out
     assert said.count("| pixel") == 1
-    assert "of some cells: damaged in the store" in said
+    assert "of some cells are damaged in the store" in said
 
 
 def test_bad_arguments_of_the_separation_command_give_a_one_line_error(

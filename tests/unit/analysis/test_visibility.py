@@ -116,4 +116,4 @@ def test_bad_arguments_of_the_visibility_command_give_a_one_line_error_before_an
         assert text in line
     shutil.rmtree(tmp_path / ".store" / "filter")
     assert main([str(folder)]) == 2
-    assert "has poison, images and a verdict in the store" in capsys.readouterr().err
+    assert "has poison, images and a filter result in the store" in capsys.readouterr().err

@@ -111,7 +111,7 @@ def test_overlapping_patches_are_applied_in_order() -> None:
         ({"position": [0, -2], "rows": ["###"]}, "extends past the lower or right edge"),
         ({"rows": []}, "strings of equal length"),
         ({"rows": ["#.", "#"]}, "strings of equal length"),
-        ({"rows": [".."]}, "at least one"),
+        ({"rows": [".."]}, "at least once"),
         ({"rows": ["#x"]}, "got"),
         ({"color": 256}, r"trigger\.color"),
         ({"strength_train": 1.1}, r"patches\[0\]\.strength_train` must satisfy 0 <= .* <= 1"),

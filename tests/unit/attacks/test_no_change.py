@@ -15,7 +15,7 @@ from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.types import LabeledImages
 from tests.helpers.cells import cell_of, run_here
 
-REFUSED = r"no pixel changes in any image to be poisoned"
+REFUSED = r"changes no pixel of any image to be poisoned"
 
 
 def transparent(folder: Path, opacity: int = 0) -> str:
@@ -35,7 +35,7 @@ def test_a_fully_transparent_image_is_refused_before_any_work(
     tmp_path: Path, trigger: str, more: tuple[str, ...]
 ) -> None:
     image = f"trigger.image={transparent(tmp_path)}"
-    with pytest.raises(ConfigError, match=rf"`trigger={trigger}`: {REFUSED}"):
+    with pytest.raises(ConfigError, match=rf"`trigger={trigger}` {REFUSED}"):
         cell_of(tmp_path / "store", f"trigger={trigger}", image, *more)
 
 
@@ -84,5 +84,5 @@ def test_a_trained_trigger_that_changes_nothing_fails_before_training(
     monkeypatch.setattr(Pixel, "apply_test", lambda self, images: images)
     record = run_here(tmp_path / "store", tmp_path / "cell")
     assert record["status"].startswith("failed")
-    assert "no pixel changes" in record["error"]
+    assert "changes no pixel" in record["error"]
     assert not list((tmp_path / "store").glob("train/*"))

@@ -284,7 +284,7 @@ def test_too_few_or_too_many_poisoned_images_are_refused() -> None:
                 "asr_on": "all",
                 "cover_rate": 1.0,
             },
-            "leaves no class for `cover_rate`",
+            "leaves none for cover images",
         ),
         ({"source": None, "cover_rate": -1.0}, "`cover_rate` must satisfy 0 <= cover_rate"),
     ],

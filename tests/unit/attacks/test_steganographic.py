@@ -128,7 +128,7 @@ def test_the_encoder_accepts_other_image_sizes_but_not_other_channel_counts() ->
 
 def test_bad_options_are_refused() -> None:
     """Not prepared; a bound below one gray level; zero bits."""
-    with pytest.raises(ConfigError, match="not prepared"):
+    with pytest.raises(ConfigError, match="must be prepared before it is applied"):
         ISSBA()(drawn(1))
     with pytest.raises(ConfigError, match=r"trigger.eps. is in gray levels.*give 16"):
         ISSBA(eps=16 / 255)

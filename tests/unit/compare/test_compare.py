@@ -171,7 +171,7 @@ def test_the_command_and_the_page_correct_for_the_same_tests(tmp_path: Path) -> 
     assert by_command == on_page
     assert {line.measure for line in on_page.lines} >= {"asr2", "nat2", "auroc"}
     tests = sum(line.result.t is not None for line in on_page.lines)
-    assert f"Holm's correction of it over the {tests} t tests" in " ".join(on_page.notes)
+    assert f"corrected by Holm's method for the {tests} t tests" in " ".join(on_page.notes)
 
 
 def test_no_significance_is_explained_below_the_table(tmp_path: Path) -> None:
@@ -198,8 +198,8 @@ def test_comparison_with_the_report_uses_its_published_values(tmp_path: Path) ->
     theirs = stats.ttest_1samp([91.0, 93.0, 92.0], 92.54)
     assert (one.base, one.result.n) == (92.54, 3)
     assert one.result.t == pytest.approx(theirs.pvalue)
-    assert any("our seeds only" in note for note in found.notes)
-    assert any("is no reproduction" in note for note in found.notes)
+    assert any("variation of our seeds" in note for note in found.notes)
+    assert any("is not a reproduction" in note for note in found.notes)
 
 
 def test_a_single_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_single_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
     assert all("±" not in row[5] for row in rows[:2])
     assert [row[6:] for row in rows[:2]] == [["1", *["–"] * 4, "one pair"]] * 2
     assert rows[2][6] == "2 lines"
-    assert any("there is no interval and no test" in note for note in found.notes)
+    assert any("has no interval and no test" in note for note in found.notes)
 
 
 def test_differences_that_are_all_equal_are_marked_constant(tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_pair_in_which_a_figure_is_missing_is_omitted(tmp_path: Path) -> None:
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
     assert line(found, "asr2", side="spectral").result.n == 3
     assert "nat2" not in {one.measure for one in found.lines}
-    assert "No pair has values of Nat2 on both sides." in found.notes
+    assert "No pair has values of Nat2 in both of its cells." in found.notes
 
 
 def test_figures_that_need_no_retraining_are_compared_without_it(tmp_path: Path) -> None:
@@ -253,7 +253,7 @@ def test_figures_that_need_no_retraining_are_compared_without_it(tmp_path: Path)
     found = against_random(sweep(tmp_path / "s", made))
     assert found is not None
     assert {one.measure for one in found.lines} == {"pois_left", "auroc"}
-    assert "No pair has values of Nat2, ASR2 on both sides." in found.notes
+    assert "No pair has values of Nat2, ASR2 in both of its cells." in found.notes
 
 
 @pytest.mark.parametrize(
@@ -262,8 +262,8 @@ def test_figures_that_need_no_retraining_are_compared_without_it(tmp_path: Path)
         (["A"], "give two sweep folders"),
         (["A", "by=defense"], "give two sweep folders"),
         (["A", "B", "by=defense", "base=none"], "give two sweep folders"),
-        (["reference", "reference"], "must come second"),
-        (["reference", "A"], "must come second"),
+        (["reference", "reference"], "must be the second argument"),
+        (["reference", "A"], "must be the second argument"),
         (["A", ""], "no such folder: ''"),
         (["nowhere", "A", "--out", "x.txt"], "must end in one of .csv"),
         (["A", "by=defens", "base=none"], "Did you mean 'defense'"),
@@ -272,8 +272,8 @@ def test_figures_that_need_no_retraining_are_compared_without_it(tmp_path: Path)
         (["A", "reference", "values=auroc"], "nat1, asr1, pois_left, nat2, asr2"),
         (["A", "B", "values=x"], "Known: n_train"),
         (["A", "nowhere"], "no such folder: nowhere"),
-        (["A", "."], "holds 2 sweeps"),
-        (["B", "A"], "no value in common for target"),
+        (["A", "."], "contains 2 sweeps, but one is needed"),
+        (["B", "A"], "they have no value of target in common"),
         (["B", "reference"], "is in the report's tables"),
         (["A", "bases=1"], "Did you mean 'base='"),
         (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
@@ -424,7 +424,9 @@ def test_a_missing_cell_counts_as_a_missing_seed_of_its_defense(tmp_path: Path) 
 def test_the_compared_field_is_not_listed_as_a_further_difference(tmp_path: Path) -> None:
     made = [record(ratio=r, config={"ratio": r, "recipe": {"lr": r}}) for r in (0.05, 0.1)]
     found = comparison_of([sweep(tmp_path / "s", made)], by="ratio", base="10%")
-    (said,) = [note for note in found.notes if note.startswith("Within pairs differs")]
+    (said,) = [
+        note for note in found.notes if note.startswith("The two cells of a pair also differ in")
+    ]
     assert "config.ratio" not in said
     assert "recipe.lr: 0.05 → 0.1" in said
 
@@ -433,12 +435,12 @@ def test_notes_on_seeds_and_exact_tests_count_pairs_within_lines(tmp_path: Path)
     """Six cells of one seed: the only interval is over cells, and there is no test over pairs."""
     made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]
     notes = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2").notes
-    assert "The report gives one run for each cell." in notes
-    assert not any("exact test can fall" in note for note in notes)
+    assert "The report gives one run per cell." in notes
+    assert not any("exact tests are at least" in note for note in notes)
     made = [record(defense=d, seed=s, target=t, asr2=(s + 1) * v) for s in SEEDS[:3]
             for t in ("bird", "dog", "horse", "cat") for d, v in (("spectral", 0.1), ("none", 0.2))
             ]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "t", made)], by="defense", base="none", values="asr2")
-    (said,) = [note for note in found.notes if "exact test can fall" in note]
-    assert "With 3 pairs of a line" in said
-    assert "below 0.25:" in said
+    (said,) = [note for note in found.notes if "exact tests are at least" in note]
+    assert "With 3 pairs per line" in said
+    assert "at least 0.25;" in said

@@ -113,10 +113,10 @@ def test_check_writable_leaves_no_folder_behind(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "store.root='~nosuchuser/x'": ["`store.root`='~nosuchuser/x'", "no home folder"],
+    "store.root='~nosuchuser/x'": ["`store.root`='~nosuchuser/x'", "no home folder is known"],
     f"store.root={'x' * 5000}": ["`store.root`=", "longer than"],
     "store.root=dangling": ["`store.root`=", "a broken link"],
-    "store.root=~nosuchuser/y": ["`store.root`=", "no home folder ~nosuchuser"],
+    "store.root=~nosuchuser/y": ["`store.root`=", "no home folder is known for ~nosuchuser"],
     "trigger=patch trigger.image=~nosuchuser/x.png": ["`trigger.image`=", "~nosuchuser"],
     "model.name.x=3": ["`model.name` has no subkeys"],
     "logger=none logger.save_dirr=x": ["key 'logger.save_dirr' is not known", "has no keys"],
@@ -197,7 +197,7 @@ WRONG = {
     "seed=9223372036854775808": ["`seed` must satisfy 0 <= seed < 9223372036854775808"],
     "recipe.crop_padding=100000": [
         "`recipe.crop_padding` must satisfy 0 <= recipe.crop_padding < 257"],
-    "cover_rate=1e-300": ["`cover_rate`=1e-300 for each of 6 poisoned images is less than one"],
+    "cover_rate=1e-300": ["`cover_rate`=1e-300 covers for each of 6 poisoned images are less"],
     "retrain_seed=old": ["`retrain_seed` 'old' is not known", "new, same"],
     "measure.asr_under=[jpg75]": ["'jpg75' is not known", "Did you mean 'jpeg75'?", "rescale ("],
     "measure.asr_under=[noise999]": ["noise999 is out of range", "0.5 to 128"],

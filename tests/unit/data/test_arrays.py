@@ -96,7 +96,7 @@ def test_object_arrays_are_refused_without_unpickling(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="allow_pickle"):
             ArrayFile(root=path).read()
     (tmp_path / "raw.npz").write_bytes(b"cos\nmkdir\n(V" + os.fsencode(marker) + b"\ntR.")
-    with pytest.raises(DataError, match="not a sound"):
+    with pytest.raises(DataError, match="not a valid .npz file"):
         ArrayFile(root=str(tmp_path / "raw.npz")).read()
     assert not marker.exists()
 

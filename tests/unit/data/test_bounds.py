@@ -254,5 +254,5 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / "set" / name).write_bytes(data)
     archives = [zipped(tmp_path / "set.zip", pictures()), tar(tmp_path / "set.tar", pictures())]
     for root in (tmp_path / "set", *archives):
-        with pytest.raises(DataError, match=r"set.*: more than 9 files and folders"):
+        with pytest.raises(DataError, match=r"set.*: contains more than 9 files and folders"):
             ImageFolder(root=str(root)).read()

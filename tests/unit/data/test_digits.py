@@ -68,7 +68,7 @@ def test_missing_digits_in_scikit_learn_raise_a_clear_error(
         raise FileNotFoundError("digits.csv.gz")
 
     monkeypatch.setattr(sklearn.datasets, "load_digits", missing)
-    with pytest.raises(DataError, match=r"cannot read .*: digits.csv.gz.*scikit-learn anew"):
+    with pytest.raises(DataError, match=r"cannot read .*: digits.csv.gz.*Reinstall scikit-learn"):
         Digits().read()
 
 

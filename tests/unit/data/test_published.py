@@ -131,7 +131,7 @@ def test_false_idx_headers_are_refused() -> None:
     whole = idx_bytes(np.zeros((2, 3), np.uint8))
     assert idx(whole, "x").shape == (2, 3)
     for bad in (b"", whole[:-1], whole + b"\0", b"\0\0\x0d" + whole[3:], whole[:6]):
-        with pytest.raises(DataError, match="not an IDX file"):
+        with pytest.raises(DataError, match="not a valid IDX file"):
             idx(bad, "x")
 
 

@@ -41,5 +41,5 @@ def test_an_archive_is_read_as_a_folder(tmp_path: Path) -> None:
 
 def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("text")
-    with pytest.raises(DataError, match="there is no image file in it"):
+    with pytest.raises(DataError, match="the folder or archive contains no image file"):
         middle_squares(tmp_path, 1, 8)

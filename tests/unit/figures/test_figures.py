@@ -517,7 +517,7 @@ def test_without_a_store_the_records_figures_are_still_drawn(
     assert names == {"pipeline", "ratio_pixel", "cost"}
     told = capsys.readouterr().out
     assert "the store does not exist" in told
-    assert "2 more cells have no figures" in told
+    assert "2 of 2 cells have no figures" in told
 
 
 @pytest.mark.usefixtures("unsaved")

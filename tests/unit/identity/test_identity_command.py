@@ -58,7 +58,7 @@ def test_the_option_accept_keeps_the_version_and_raise_increments_it(
     before["triggers"].pop("blended")
     assert after == before
     assert main([]) == 0
-    assert capsys.readouterr().out == "the code is as identity.json says\n"
+    assert capsys.readouterr().out == "the code matches identity.json\n"
     assert identity.stage("train") == 3
 
 

@@ -459,7 +459,9 @@ def test_one_warning_names_the_modified_components(
         identity.warn(cells)
         identity.warn(cells)
     said = [each.getMessage() for each in caplog.records if "modified" in each.getMessage()]
-    assert said == ["modified since version 1: pixel; their results are stored separately"]
+    assert said == [
+        "code modified since version 1: pixel; results of this code are stored separately"
+    ]
 
 
 def test_source_files_are_read_once_per_process(

@@ -256,7 +256,7 @@ def test_a_failing_cell_writes_a_record_with_the_reason(
     assert record["status"] == status
     assert record["error"]
     if status == "failed: oom":
-        assert "recipe.batch_size=32, not lowered by itself" in record["error"]
+        assert "recipe.batch_size=32, which is not lowered automatically" in record["error"]
     first = record_of(lab / "cell")
     for key in ("id", "choices", "protocol", "config", "schema"):
         assert record[key] == first[key]

@@ -195,7 +195,7 @@ def test_a_stage_that_never_ran_gives_no_note(tmp_path: Path) -> None:
     assert reader.notes == []
     shutil.rmtree(tmp_path / "train")
     assert reader.losses(record, "train") is None
-    assert reader.notes == ["losses of some cells: not in the store"]
+    assert reader.notes == ["the losses of some cells are not in the store"]
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_malformed_record_gives_a_note(tmp_path: Path, part: str, value: Any) 
     reader = ArtifactReader(tmp_path)
     assert reader.training(record) is None
     (note,) = reader.notes
-    assert note.startswith("poisoned images of some cells: ")
+    assert note.startswith("the poisoned images of some cells are ")
 
 
 @pytest.mark.parametrize(

@@ -113,15 +113,15 @@ def test_the_reports_figures_are_shown_next_to_ours(tmp_path: Path) -> None:
         ["bird", "5%", "spectral", "92.31", "+1.00", "79.12", "+0.00", "0", "+3", "92.54", "-2.54",
          "0.00", "+1.00"]
     ]  # fmt: skip
-    assert "shape and is no reproduction" in compared.notes[0]
+    assert "trends and is not a reproduction" in compared.notes[0]
     same = record(choices={"dataset": "cifar10", "model": "resnet18"})
     (table,) = tables(tmp_path / "part", [same])
     assert "cifar10 with resnet18 on 10,000 training images" in grids(table)[1].notes[0]
-    assert "no reproduction" in grids(table)[1].notes[0]
+    assert "not a reproduction" in grids(table)[1].notes[0]
     same["counts"]["n_train"] = 50_000 + same["counts"]["n_poisoned"]
     (table,) = tables(tmp_path / "same", [same])
     assert "same data set and network" in grids(table)[1].notes[0]
-    assert "no reproduction" not in grids(table)[1].notes[0]
+    assert "not a reproduction" not in grids(table)[1].notes[0]
 
 
 def test_the_reference_figures_of_the_report_have_exactly_twelve_cells() -> None:

@@ -64,7 +64,7 @@ def counted(**counts: int) -> dict[str, Any]:
          "ASR1 is no higher than the clean rate, which is the share of the same test images"
          " classified as the target without the trigger (up to 10.00 %), by its 95 % Wilson"
          " interval, in pixel bird 5% seed 0"),
-        (counted(n_removed=0), "the retraining draws its own seed (retrain_seed=same takes that"),
+        (counted(n_removed=0), "retraining uses another seed (retrain_seed=same uses the seed of"),
     ],
     ids=["few images of ASR", "few test images", "one class predicted before the defense",
          "one class predicted after the defense", "ASR1 equal to the clean rate",
@@ -219,7 +219,7 @@ def whole(folder: Path, made: list[dict[str, Any]]) -> list[TextTable]:
 def test_meaningful_figures_and_older_records_have_no_warning_note(
     tmp_path: Path, made: dict[str, Any]
 ) -> None:
-    words = ("Fewer than 30", "predicts one class", "no higher than", "draws its own seed")
+    words = ("Fewer than 30", "predicts one class", "no higher than", "uses another seed")
     assert not [w for text in notes(tmp_path / "s", [made]) for w in words if w in text]
 
 

@@ -227,5 +227,7 @@ def test_non_finite_features_raise_diverged_error() -> None:
     module = new_classifier(asked, CPU)
     with torch.no_grad():
         module.get_parameter("net.layer4.1.bn2.bias")[2] = float("nan")
-    with pytest.raises(DivergedError, match="features of 48 examples are not finite, first at 0"):
+    with pytest.raises(
+        DivergedError, match="features of 48 examples are not finite, the first at index 0"
+    ):
         extract(module, asked.training, "penultimate", CPU)

@@ -62,7 +62,7 @@ def test_the_number_of_parallel_cells_is_explained_in_one_line(machine: Any) -> 
     said = parallelism(whole(JOBLIB), 12).describe(12)
     assert said == (
         "8 cells at a time, one thread each (8 cores; 16.0 GB of memory free, 1.5 GB assumed for"
-        " each; hydra.launcher.n_jobs=N sets it)"
+        " each; hydra.launcher.n_jobs=N sets another number)"
     )
     assert parallelism(whole(JOBLIB), 12).describe(3).startswith("3 cells at a time, one thread")
     assert parallelism(whole(), 12).describe(12) == "1 cell at a time"
