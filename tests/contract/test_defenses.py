@@ -409,7 +409,7 @@ def test_every_defense_accepts_the_filter_options(name: str) -> None:
 
 
 def test_only_filters_have_the_options_parameter(name: str) -> None:
-    """As one object; no constructor has an argument for a single option."""
+    """They take all options as one object, and no constructor has an argument for a single one."""
     known = set(inspect.signature(type(made(name))).parameters)
     assert not known & set(OPTION_KEYS)
     assert ("options" in known) == isinstance(made(name), SampleFilter)
