@@ -13,7 +13,7 @@ from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.data.decode import decode
 
 BLOBS = 8
-"""Height and width of the grid of random black and white cells that is enlarged to the default
+"""Height and width of the grid of random black and white squares that is enlarged to the default
 pattern."""
 
 
@@ -32,7 +32,7 @@ class AdaptiveBlend(Trigger):
 
     `image` is the path of an image file, resized to the size of the images; for grayscale images
     its channels are averaged. The paper's image (Hello Kitty) is not included. By default t is a
-    smooth pattern: 8×8 random black and white cells per channel, drawn from `pattern_seed` and
+    smooth pattern: 8×8 random black and white squares per channel, drawn from `pattern_seed` and
     interpolated, the same for every seed of a sweep.
     """
 
@@ -129,6 +129,6 @@ def _picture(content: bytes, image: str | None) -> Tensor:
 
 
 def _blobs(seed: int) -> Tensor:
-    """Returns a grid of random black and white cells: uint8 (3, BLOBS, BLOBS)."""
+    """Returns a grid of random black and white squares: uint8 (3, BLOBS, BLOBS)."""
     generator = torch_generator(seed, streams.BLEND_PATTERN)
     return torch.randint(0, 2, (3, BLOBS, BLOBS), generator=generator).to(torch.uint8) * 255

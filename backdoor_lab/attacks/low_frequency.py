@@ -1,4 +1,4 @@
-"""Smooth trigger made of low frequencies."""
+"""A smooth trigger made of low frequencies."""
 
 from __future__ import annotations
 

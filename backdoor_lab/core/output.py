@@ -65,7 +65,7 @@ def plain(text: str) -> str:
 
 
 IN_FILE_ONLY = "traceback_in_file_only"
-"""Attribute of a log record whose traceback is written to log files, not to the terminal."""
+"""The attribute that marks a log record whose traceback is written only to log files."""
 
 
 class _Printable(logging.Handler):

@@ -30,8 +30,8 @@ TIMEOUT = 15.0
 """Seconds without an answer after which a server counts as unavailable."""
 
 MAX_CONTENT = 1 << 26
-"""Maximum bytes of a file that is read as a whole to verify it; the largest official file has 47
-million."""
+"""Maximum size in bytes of a file that is read as a whole to verify it; the largest official file
+has 47 million bytes."""
 
 
 @dataclass(frozen=True)

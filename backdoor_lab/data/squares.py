@@ -1,4 +1,4 @@
-"""Turns the images in any folder or archive into squares of one size."""
+"""Turns the images in any folder or archive into square images of one size."""
 
 from __future__ import annotations
 

@@ -169,9 +169,9 @@ def losses_at(network: nn.Module, context: DefenseContext, where: Tensor) -> Ten
 
 def unlikelihood(outputs: Tensor, labels: Tensor) -> Tensor:
     """Returns the mean of -log(1 - p_y) for logits `outputs` (n, classes) and `labels` int64 (n,),
-    where p_y is the label's probability. Minimizing it unlearns the labels like maximizing
-    cross-entropy, but the gradient vanishes once an image is unlearned, so that training does not
-    diverge."""
+    where p_y is the label's probability. Minimizing it unlearns the labels, as maximizing the
+    cross-entropy does, but the gradient vanishes once an image is unlearned, so that training does
+    not diverge."""
     others = outputs.scatter(1, labels[:, None], -torch.inf).logsumexp(dim=1)
     return (outputs.logsumexp(dim=1) - others).mean()
 

@@ -1,4 +1,5 @@
-"""Options shared by all filters: which classes, how many examples, and how they are scored."""
+"""Options shared by all filters: which classes are scored, how many examples are removed, and how
+scores are computed."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def batches_of(where: Tensor, size: int) -> list[Tensor]:
 
 
 def in_random_order(where: Tensor, generator: torch.Generator) -> Tensor:
-    """Returns the indices `where` int64 (n,), shuffled."""
+    """Returns the indices `where` int64 (n,) in random order."""
     return where[torch.randperm(len(where), generator=generator)]
 
 

@@ -102,7 +102,7 @@ def is_modified(mark: object) -> bool:
 
 
 def differs(section: str, name: str) -> bool:
-    """Whether the component of a file is not in identity.json, or was edited since."""
+    """Whether a component's code differs from identity.json or is not listed there."""
     if name not in committed()[section]:
         return True
     try:

@@ -16,13 +16,16 @@ _SECTIONS = {"trigger": "triggers", "defense": "defenses"}
 
 
 class OwnCodeError(ConfigError):
-    """A trigger or defense that is new or edited raised an error that is not a LabError."""
+    """Code of a new or edited trigger or defense raised an error other than a LabError."""
 
 
 def own_code_error(error: BaseException, config: Mapping[str, Any]) -> OwnCodeError | None:
-    """Returns an error that names the component and the line, if `error` passed through the file of
-    a trigger or defense of `config` that is new or edited. None for other errors, so that a fault
-    of this package keeps its traceback, and for a LabError, whose message needs no addition."""
+    """Returns an error that names the component and the line, if `error` was raised in the code of
+    a new or edited trigger or defense that `config` names, or in code called from there.
+
+    Returns None for other errors, so that a fault of this package keeps its traceback, and for a
+    LabError, whose message needs no addition.
+    """
     if isinstance(error, LabError) or is_out_of_memory(error):
         return None
     for key, path in _files(config):
@@ -36,7 +39,8 @@ def own_code_error(error: BaseException, config: Mapping[str, Any]) -> OwnCodeEr
 
 @contextmanager
 def explained(config: Mapping[str, Any]) -> Iterator[None]:
-    """Raises an OwnCodeError in place of an error for which `own_code_error` returns one."""
+    """Context manager that replaces an error with an OwnCodeError if `own_code_error` returns one
+    for it."""
     try:
         yield
     except Exception as error:
@@ -47,7 +51,8 @@ def explained(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _files(config: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """Yields the new or edited files that `config` names, each with its section."""
+    """Yields the files of the new or edited components that `config` names, each with its key,
+    ``trigger`` or ``defense``."""
     for key, section in _SECTIONS.items():
         for target in _targets(config.get(key)):
             module = target.rpartition(".")[0]
@@ -69,7 +74,8 @@ def _targets(value: Any) -> Iterator[str]:
 
 
 def _line(error: BaseException | None, path: Path) -> int | None:
-    """Returns the line of the file at `path` that is innermost in the traceback of `error`."""
+    """Returns the number of the innermost line of the file `path` in the traceback of `error`; None
+    if the file is not in the traceback."""
     if isinstance(error, SyntaxError) and error.filename == str(path):
         return error.lineno
     lines = [

@@ -50,7 +50,7 @@ Unit = tuple[Path, str | None]
 @dataclass(frozen=True)
 class _Module:
     """A parsed file: `bound` has the statements that bind each name, `loose` the statements that
-    bind none, `imports` the units that each imported name refers to."""
+    bind none, `imports` the files or definitions that each imported name refers to."""
 
     tree: ast.Module
     bound: dict[str, list[ast.stmt]]
@@ -66,8 +66,8 @@ def conf_dir() -> Path:
 
 
 def unit(root: str) -> Unit:
-    """Parses the text form of a unit: ``data/cache.py`` or
-    ``pipeline/stages/training.py:train_stage``; paths are relative to the package."""
+    """Parses the name of a file or of a definition in it: ``data/cache.py`` or
+    ``pipeline/stages/training.py:train_stage``, relative to the package."""
     path, _, name = root.partition(":")
     return ROOT / path, name or None
 

@@ -67,7 +67,7 @@ def record(names: Sequence[str], *, new_version: bool) -> list[str]:
 
 
 def protocols() -> dict[str, Path]:
-    """Maps each protocol's name to its file."""
+    """Returns the file of each protocol, by name."""
     return {path.stem: path for path in sorted(conf_dir().glob("protocol/*.yaml"))}
 
 

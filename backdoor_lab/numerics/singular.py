@@ -18,17 +18,17 @@ SMALL = 64
 STEPS = 120
 """Maximum number of Lanczos steps before the fast method gives up."""
 KRYLOV = 1e-5
-"""Residual at which Lanczos stops, relative to the eigenvalue: the limit of float32."""
+"""Residual, relative to the eigenvalue, at which the Lanczos method stops: the limit of float32."""
 GAP = 1e-4
 """Relative gap of the two top eigenvalues below which float32 cannot distinguish them."""
 CORRECTIONS = 4
 ACCURACY = 1e-9
-"""Bound on the angle to the exact direction, in radians."""
+"""Maximum angle between the computed direction and the exact one, in radians."""
 
 
 @dataclass(frozen=True)
 class TopDirection:
-    """The top singular direction of the centered rows of `values` (n, d).
+    """The top singular direction of the centered rows of an array (n, d).
 
     `variance` is the squared singular value; `direction` float64 (d,) has length 1 and arbitrary
     sign; `along` float64 (n,) are the projections of the centered rows; `offset` is the projection
@@ -85,7 +85,7 @@ def top_directions(centered: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 class _Centred:
-    """The centered rows C of `values` in float64, converted in blocks."""
+    """The centered rows C (n, d) of an array, converted to float64 in blocks."""
 
     def __init__(self, values: Tensor) -> None:
         self.values, self.device = values, values.device
@@ -102,12 +102,12 @@ class _Centred:
             yield where, block.sub_(self.mean)
 
     def times(self, right: Tensor) -> Tensor:
-        """Returns C @ right: float64 (n,)."""
+        """Returns C @ right for the centered rows C: float64 (n,)."""
         parts = [block @ right for _, block in self._blocks()]
         return torch.cat(parts) if parts else right.new_zeros(0)
 
     def transposed_times(self, left: Tensor) -> Tensor:
-        """Returns C.T @ left: float64 (d,)."""
+        """Returns C.T @ left for the centered rows C: float64 (d,)."""
         total = torch.zeros_like(self.mean)
         for where, block in self._blocks():
             total += block.T @ left[where]
@@ -118,8 +118,8 @@ class _Centred:
         return self.values.shape[0] >= self.values.shape[1]
 
     def gram_times(self, vector: Tensor) -> Tensor:
-        """Returns the product of the smaller Gram matrix and `vector`, without forming the
-        matrix."""
+        """Returns the product of the smaller Gram matrix (see `gram`) and `vector`, without forming
+        the matrix."""
         if not self.tall:
             return self.times(self.transposed_times(vector))
         total = torch.zeros_like(self.mean)
@@ -128,8 +128,8 @@ class _Centred:
         return total
 
     def gram(self) -> Tensor:
-        """Returns the smaller Gram matrix in float64: C.T @ C (d, d), or C @ C.T (n, n) if d is
-        larger."""
+        """Returns the smaller Gram matrix of the centered rows C, in float64: C.T @ C (d, d), or C
+        @ C.T (n, n) if d is larger."""
         if not self.tall:
             centered = self.values.double() - self.mean
             return centered @ centered.T
