@@ -171,8 +171,8 @@ class Picks:
 
 
 def picks(scores: Array, keep: Array, is_poison: Array, is_cover: Array, limit: int) -> Picks:
-    """Selects at most `limit` examples of each kind, highest scores first. Examples without a score
-    come last, in the order of the training set."""
+    """Selects at most `limit` examples for each field of `Picks`, highest scores first. Examples
+    without a score come last, in the order of the training set."""
     order = np.argsort(-np.where(np.isfinite(scores), scores, -np.inf), kind="stable")
     clean = ~is_poison & ~is_cover
     masks = (~keep & is_poison, ~keep & clean, keep & is_poison)

@@ -66,14 +66,15 @@ PREPARED = TensorFile("prepared.safetensors")
 POISON = TensorFile(
     "poison.safetensors", ("rows", "source_index", "index", "labels", "cover_index")
 )
-"""uint8 `rows` (P + Q, C, H, W): P poisoned images, then Q cover images. int64 `source_index` (P,)
-and `cover_index` (Q,): indices of the clean images from which they were made. int64 `index` (n,):
-the training images, as positions in the clean images followed by `rows`. int64 `labels` (n,): the
-training labels."""
+"""The poisoned training set. uint8 `rows` (P + Q, C, H, W): P poisoned images, then Q cover images.
+int64 `source_index` (P,) and `cover_index` (Q,): indices of the clean images from which they were
+made. int64 `index` (n,): the training images, as positions in the clean images followed by `rows`.
+int64 `labels` (n,): the training labels."""
 FEATURES = TensorFile("features.safetensors", ("values",))
 """float `values` (n, d): a vector of d features for each of n training images."""
 VERDICT = TensorFile("verdict.safetensors", ("scores", "keep"))
-"""float64 `scores` (n,), NaN for images that the defense did not score, and bool `keep` (n,)."""
+"""The result of a defense: float64 `scores` (n,), NaN for images that the defense did not score,
+and bool `keep` (n,), false for removed images."""
 WEIGHTS = TensorFile("weights.safetensors")
 """The parameters and buffers of a network, by name."""
 

@@ -20,7 +20,7 @@ IN_CONFIGURATION = {
     "store": ("root",), "dataset": ("root",), "trigger": ("image",),
     "logger": ("save_dir", "tracking_uri"),
 }  # fmt: skip
-"""The configuration keys that hold a path, by group."""
+"""The configuration keys that hold a path, by configuration group."""
 _FILE = "file:"
 _SHOWN = 80
 

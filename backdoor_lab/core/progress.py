@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(eq=False)
 class Step:
-    """The state of one loop: the name of an iteration, how many iterations are done, and their
+    """The state of one loop: what an iteration is called, how many iterations are done, and their
     total if known."""
 
     label: str
@@ -76,8 +76,8 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     """Yield the `items` and count them for the progress display. `label` names one item, e.g.
     ``epoch``.
 
-    `total` defaults to ``len(items)`` if defined. Loops may be nested. Raises StoppedError when a
-    stop of the process is requested.
+    `total` defaults to ``len(items)`` if defined. Loops may be nested. Raises StoppedError if the
+    process has been asked to stop.
     """
     steps = _observed.get()
     if total is None and isinstance(items, Sized):

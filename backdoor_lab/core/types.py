@@ -112,7 +112,8 @@ class TrainingSet:
 
 @dataclass(frozen=True)
 class PoisonResult:
-    """A training set with its ground truth, which only `record` and the controls may use.
+    """A training set with its ground truth, which defenses must not use; it is for the record and
+    for controls.
 
     `is_poison` bool (n,) marks the poisoned training images; `source_index` int64 (P,) are the
     indices of the clean images from which they were made. `is_cover` bool (n,) and `cover_index`

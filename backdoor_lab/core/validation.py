@@ -88,7 +88,8 @@ RENAMED_METHODS: dict[str, str] = {
     "look": "score_class",
     "rate": "score_images",
 }
-"""Renamed methods that a trigger or a defense must implement."""
+"""Maps the renamed methods that a trigger or a defense must implement: name in version 0.1 -> name
+since version 0.2."""
 
 
 def is_number(value: Any) -> bool:

@@ -1,4 +1,5 @@
-"""Base class of data sets, which read all images and identify their content without reading it."""
+"""Base class of data sets. A data set reads all its images, and can identify its content without
+reading them."""
 
 from __future__ import annotations
 
@@ -106,8 +107,8 @@ def divided(split: Split, held_out: HeldOut, classes: tuple[str, ...]) -> tuple[
 
 
 def first_per_class(split: Split, limit: int | None) -> Split:
-    """Returns the first `limit` images of every class, in their order; all images if `limit` is
-    None."""
+    """Returns the first `limit` images of every class, in their original order; all images if
+    `limit` is None."""
     if limit is None:
         return split
     rows = [np.flatnonzero(split.labels == label)[:limit] for label in np.unique(split.labels)]

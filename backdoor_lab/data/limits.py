@@ -29,7 +29,8 @@ LARGE = 1 << 22
 """Images with more pixels are decoded one at a time."""
 
 MAX_HEADER = 1 << 20
-"""Maximum bytes of a header of an archive's member (long name, PAX header) or of an array."""
+"""Maximum size in bytes of one header: of an archive's member (long name, PAX header) or of an
+array."""
 
 MAX_FILES = 20_000_000
 """Maximum number of entries in a folder or an archive; circular links could make it infinite."""

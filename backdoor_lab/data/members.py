@@ -26,8 +26,8 @@ Content = bytes | DataError
 
 @dataclass(frozen=True)
 class Listing:
-    """`files` maps each relative path to (size in bytes, mtime in ns); mtime is 0 in archives.
-    `folders` are the relative paths of all folders."""
+    """The content of a folder or an archive. `files` maps each relative path to (size in bytes,
+    mtime in ns); mtime is 0 in archives. `folders` are the relative paths of all folders."""
 
     files: dict[str, list[int]] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)

@@ -1,4 +1,4 @@
-"""Validation of every data set before anything is trained on it."""
+"""Validates every data set before anything is trained on it."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ class ClassScores:
 
 
 class SampleFilter(Defense):
-    """A defense that scores each class separately and removes the highest scores.
+    """A defense that scores each class separately and removes the examples with the highest scores.
 
     `unused` names the fields of `FilterOptions` that have no effect; configurations that differ
     only in these are the same cell. The default is `center`; filters that use it must override
@@ -143,7 +143,7 @@ class SampleFilter(Defense):
         return {y: self.score_class(features.values[members[y]], y, known) for y in labels}
 
     def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
-        """Returns the suspicious classes, for ``filter_scope=suspicious``."""
+        """Returns the classes that are filtered with ``filter_scope=suspicious``."""
         raise NotImplementedError
 
     def refine_scores(self, values: Tensor, scores: Tensor, removed: int, seed: int) -> Tensor:

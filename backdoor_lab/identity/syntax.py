@@ -89,8 +89,8 @@ def _refused(node: ast.AST) -> list[ast.AST]:
 
 
 def _write_text(node: ast.JoinedStr, out: list[str]) -> None:
-    """Write an f-string; adjacent pieces of text are joined, since Python versions split them
-    differently."""
+    """Append the text of an f-string to `out`. Adjacent pieces of text are joined, since Python
+    versions split them differently."""
     out.append("(text ")
     plain = ""
     for part in _parts(node):
