@@ -42,8 +42,9 @@ NOTES = (
 class Separation:
     """Statistics of the features of one class, of which some examples are poisoned.
 
-    - `share`: the fraction p of poisoned examples. δ is the difference of the two means.
-    - `shift`: p (1 - p) |δ|². `along`: the total variance along δ.
+    - `share`: the fraction p of poisoned examples.
+    - `shift`: the variance p (1 - p) |δ|² between the two means, where δ is the difference of the
+      means of poisoned and clean examples. `along`: the total variance along δ.
     - `own`: the largest variance of the clean examples along any direction. `ratio`: along / own.
     - `cosine`: |cos| of the angle between δ and the top direction.
     - `auroc_top`, `auroc_shift`: AUROC of the squared projections on the top direction and on δ.

@@ -25,9 +25,9 @@ class LabelConsistent(Trigger):
         d ← P(d + s · ∇L / |∇L|₂),       |d|₂ ≤ eps     (l2)
 
     P projects onto the ball and keeps x + d in 0..255. The ascent starts at d = 0, takes `steps`
-    steps of `step_size`, and finally truncates d towards 0, so that the bound also holds for
-    the stored uint8 image. Then the mark p is added (section 4.4 and the authors' code), 3×3
-    values of +1 and −1 in each corner, mirrored on the right:
+    steps of `step_size`, and finally truncates d towards 0, so that the bound also holds for the
+    stored uint8 image. Then the mark p is added (section 4.4 and the authors' code). It has 3×3
+    values of +1 and −1 in each corner, mirrored in the right corners:
 
         x' = clip(x + d + strength_train · p, 0, 255)
 
@@ -36,7 +36,7 @@ class LabelConsistent(Trigger):
     norm is over the whole image. On images smaller than 6×6 the corners overlap; there the lower
     and right corners take precedence.
 
-    Not implemented: the paper's surrogate is trained adversarially; here it is trained normally, so
+    Differences: the paper's surrogate is trained adversarially; here it is trained normally, so
     that the perturbations transfer less well to other models. The paper's alternative,
     interpolation in the latent space of a GAN, is not available.
     """

@@ -27,10 +27,10 @@ class SameClassError(ConfigError):
 class PoisonSpec:
     """Which images are poisoned, how many, with which labels, and how success is measured.
 
-    `target` and `source` are class numbers. `ratio` is a fraction of the target class, of the whole
-    training set or of the source class, or a number of images (`ratio_of`). A poisoned image is
-    appended or replaces its original (`placement`). Originals are drawn from all classes but the
-    target, from all classes, from the source class or from the target class (`poison_from`).
+    `target` and `source` are class numbers. `ratio` is a number of images, or a fraction of the
+    target class, the source class or the whole training set, as `ratio_of` says. A poisoned image
+    is appended or replaces its original (`placement`). `poison_from` says which classes originals
+    are drawn from: all but the target, all, the source class or the target class.
 
     `label_mode`: ``all_to_one`` labels poison as the target; ``all_to_all`` labels each poisoned
     image as the class after its own, and a ratio of the target class then refers to the whole

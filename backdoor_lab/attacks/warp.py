@@ -15,9 +15,12 @@ class WaNet(Trigger):
     """Warps the image slightly with one fixed smooth field.
 
     Nguyen, Tran, "WaNet: Imperceptible Warping-Based Backdoor Attack", ICLR 2021, sections 3.2 to
-    3.4. In coordinates -1..1, pixel p of x' is x at clip((p + s M(p) / L) g, -1, 1), interpolated
-    bilinearly; L is the image's height for rows and width for columns. M is a `grid` x `grid` field
-    drawn uniformly from -1..1 with `pattern_seed`, divided by its mean absolute value and upsampled
+    3.4. With pixel coordinates p in -1..1, and bilinear interpolation:
+
+        x'(p) = x(clip((p + s M(p) / L) g, -1, 1))
+
+    L is the image's height for rows and width for columns. M is a `grid` x `grid` field drawn
+    uniformly from -1..1 with `pattern_seed`, divided by its mean absolute value and upsampled
     bicubically. `strength` is s and `rescale` is g. By default the mean displacement at the grid
     points, s (L - 1) / (2 L), is about a quarter of a pixel.
 

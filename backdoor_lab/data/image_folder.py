@@ -30,10 +30,10 @@ from backdoor_lab.data.splits import HeldOut
 class ImageFolder(Source):
     """Reads `root`: a folder, .tar, .tar.gz, .tgz, .tar.xz or .zip with train/ and test/.
 
-    - Without test/, val/ or valid/ is used instead; without all three, the fraction `test_share` of
-      every class is held out of train/, drawn with `split_seed`. With `test_share` the class
-      folders need not be inside train/. Other top-level folders are ignored. All of these folders
-      may be inside a single folder.
+    - If there is no test/, val/ or valid/ takes its place. If there is none of the three, the
+      fraction `test_share` of every class is held out of train/, drawn with `split_seed`, and the
+      class folders need not be inside train/. Other top-level folders are ignored. All of these
+      folders may be inside a single folder.
     - Classes are the folders in a split, sorted by name, in Unicode's composed form (NFC);
       images are sorted by name.
     - Images are files with the extension or the first bytes of an image; see kinds.py. Other files

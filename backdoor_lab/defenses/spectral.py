@@ -39,7 +39,7 @@ class SpectralSignatures(Principal):
 
     ``filter_scope=suspicious`` selects classes whose `tail` along a top direction is an outlier
     among the classes; the variance itself differs too much between clean classes to be used. Of
-    1,000 simulated clean sets of ten classes whose variances differ by factors, 0.8 % had a flagged
+    1,000 simulated clean sets of ten classes with very different variances, 0.8 % had a flagged
     class (1.8 % if the tails were heavier than normal). If a twentieth of one class was shifted by
     six standard deviations, that class was found in 96 % of 400 sets (82 % with heavier tails).
     """
@@ -113,7 +113,7 @@ def tail(x: Tensor) -> float:
     """Returns the variance of `x` float64 (n,) divided by its squared half-width: about 1 for a
     normal sample, more with a few distant values, 1 for zero variance. Invariant to scale.
 
-    The half-width is the distance from the median that contains 68.27 % of the values.
+    The half-width is the distance from the median within which 68.27 % of the values lie.
     """
     variance = x.square().mean() - x.mean().square()
     if float(variance) <= 0:

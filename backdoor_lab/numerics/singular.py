@@ -42,18 +42,19 @@ class TopDirection:
 
 
 def top_direction(values: Tensor) -> TopDirection:
-    """Computes the top right singular vector of floating-point `values` (n, d) minus their mean.
+    """Computes the top singular direction of the centered rows of floating-point `values` (n, d).
 
-    The Gram matrix, the expensive part, is computed in float32, and its top eigenvector by the
-    Lanczos method; both have errors of about 1e-6 divided by the relative gap of the two top
-    eigenvalues. Products with the values in float64 give the residual. Olsen's correction reduces
-    this residual until the angle to the exact vector is at most 1e-9 (Golub and Van Loan, Matrix
-    Computations, 4th ed., 2013, sections 8.1 and 10.1 to 10.3; Olsen, Joergensen, Simons, Chem.
-    Phys. Lett. 169, 1990). A Cholesky factor of the shifted Gram matrix, deflated by this vector,
-    exists only if all other eigenvalues are below the shift, which proves that the vector is the
-    *top* one. If any of these steps fails (as for two equal singular values), and always on a GPU,
-    the whole decomposition is done in float64. The result thus always has the accuracy of a float64
-    SVD. Additional memory: O(n + min(n, d)^2), for n < d also O(n d).
+    The Gram matrix, the expensive part, is computed in float32, and so is its top eigenvector, by
+    the Lanczos method. Their errors are about 1e-6 divided by the relative gap of the two top
+    eigenvalues. The residual is then computed in float64, and reduced by Olsen's correction until
+    the angle to the exact vector is at most 1e-9 (Golub and Van Loan, Matrix Computations, 4th ed.,
+    2013, sections 8.1 and 10.1 to 10.3; Olsen, Joergensen, Simons, Chem. Phys. Lett. 169, 1990). A
+    Cholesky factorization proves that the vector is the *top* one: it succeeds only if all other
+    eigenvalues are smaller.
+
+    If any of these steps fails (as for two equal singular values), and always on a GPU, the whole
+    decomposition is done in float64. The result thus always has the accuracy of a float64 SVD.
+    Additional memory: O(n + min(n, d)^2), for n < d also O(n d).
     """
     rows = _Centred(values)
     found = None
