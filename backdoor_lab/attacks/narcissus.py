@@ -11,7 +11,8 @@ from backdoor_lab.numerics.descent import descend
 
 
 class Narcissus(Trigger):
-    """Adds universal noise to target-class images with true labels; amplified at test time.
+    """Adds universal noise to target-class images with true labels; the noise is amplified at test
+    time.
 
     Zeng, Pan, Just, Lyu, Qiu, Jia, "Narcissus: A Practical Clean-Label Backdoor Attack with
     Limited Information", CCS 2023, section 4 and Algorithm 1. With the surrogate's cross-entropy

@@ -118,7 +118,7 @@ def check_pair(source: int | None, target: int, classes: Sequence[str] = ()) -> 
 
 
 def check_ratio(ratio: object, ratio_of: object) -> None:
-    """Raises ConfigError unless `ratio` is a share in 0..1, or a number of images if `ratio_of`
+    """Raises ConfigError unless `ratio` is a fraction in 0..1, or a number of images if `ratio_of`
     is ``count``."""
     if ratio_of == "count":
         validation.whole("ratio", ratio, low=0)

@@ -27,7 +27,8 @@ class HeldOut:
         self.share = None if share is None else float(share)
 
     def identity(self) -> dict[str, Any]:
-        """Returns share and seed, which determine the split; empty if no images are held out."""
+        """Returns `share` and `seed`, which determine the split; empty if no images are held
+        out."""
         return {} if self.share is None else {"test_share": [self.share, self.seed]}
 
     def held_out(self, count: int, name: str) -> NDArray[np.bool_]:
@@ -46,7 +47,8 @@ class HeldOut:
         return chosen
 
     def check(self, has_test: bool, where: object) -> None:
-        """Raises DataError if a data set has neither test images nor a share, or has both."""
+        """Raises DataError if a data set has neither test images nor a `share` to hold out, or has
+        both."""
         if has_test and self.share is not None:
             raise DataError(
                 f"{where}: dataset.test_share={self.share:g} is for data sets without test images,"

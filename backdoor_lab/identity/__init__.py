@@ -102,7 +102,8 @@ def is_modified(mark: object) -> bool:
 
 
 def differs(section: str, name: str) -> bool:
-    """Whether a component's code differs from identity.json or is not listed there."""
+    """Whether a component is not listed in identity.json, or its code differs from the hash
+    there."""
     if name not in committed()[section]:
         return True
     try:

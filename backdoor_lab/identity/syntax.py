@@ -24,7 +24,7 @@ def canonical(nodes: Iterable[ast.AST]) -> str:
 
 
 def walk(nodes: Iterable[ast.AST]) -> Iterator[ast.AST]:
-    """Yields every node in `nodes` and below that has an effect when the code runs."""
+    """Yields `nodes` and all nodes below them that have an effect when the code runs."""
     waiting = list(nodes)
     while waiting:
         node = waiting.pop()
