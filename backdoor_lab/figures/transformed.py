@@ -16,6 +16,7 @@ from backdoor_lab.figures.style import BLACK, mark, new, styled
 from backdoor_lab.results.facts import under_names
 from backdoor_lab.results.metrics import MEASURE, figure_of, under_name
 from backdoor_lab.results.records import CellRecord
+from backdoor_lab.results.versions import unversioned
 from backdoor_lab.tables.layout import PivotSpec, slug, telling
 from backdoor_lab.tables.markup import short
 from backdoor_lab.tables.pivot import PivotTable, pivot_cells
@@ -118,6 +119,9 @@ def _curve(
 
 
 def _mean(table: PivotTable, points: Sequence[tuple[float, str]]) -> Curve | None:
+    """The mean over the triggers; None if one of them has two versions."""
+    if len({unversioned(row[0]) for row in table.rows}) < len(table.rows):
+        return None
     found = []
     for strength, name in sorted(points):
         known = [place.estimates[name].mean for place in table.cells.values()

@@ -73,3 +73,37 @@ def test_a_golden_test_fails_for_a_wrong_formula(
     code, failed = outcome(copy, module)
     assert code == 1, f"{mutation} survives"
     assert any(message.startswith(ASSERTIONS) for message in failed), failed
+
+
+MADE = """
+from backdoor_lab.numerics.made import double
+
+
+def test_double():
+    assert double(2) == 4
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "asserted"),
+    [
+        ("def double(x):\n    return 2 * x\n", 0, False),
+        ("def double(x):\n    return x + 2\n", 0, False),  # survives
+        ("def double(x):\n    return 3 * x\n", 1, True),
+        ("def double(x):\n    return y * x\n", 1, False),
+    ],
+    ids=["right", "survives", "wrong", "name error"],
+)
+def test_only_a_failed_assertion_counts(copy: Path, text: str, code: int, asserted: bool) -> None:
+    (copy / "backdoor_lab/numerics/made.py").write_text(text)
+    (copy / "tests/golden/test_made.py").write_text(MADE)
+    found, failed = outcome(copy, ROOT / "tests/golden/test_made.py")
+    assert found == code
+    assert any(message.startswith(ASSERTIONS) for message in failed) == asserted
+
+
+def test_code_that_cannot_be_imported_does_not_count(copy: Path) -> None:
+    (copy / "backdoor_lab/numerics/made.py").write_text("def double(x:\n")
+    (copy / "tests/golden/test_made.py").write_text(MADE)
+    with pytest.raises(AssertionError):
+        outcome(copy, ROOT / "tests/golden/test_made.py")

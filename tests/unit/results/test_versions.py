@@ -12,6 +12,7 @@ import pytest
 from backdoor_lab.compare.comparison import comparison_of
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.figures.ratios import panels
+from backdoor_lab.figures.transformed import panels as transformed
 from backdoor_lab.page.analysis_command import named
 from backdoor_lab.page.page_rows import columns, shared
 from backdoor_lab.results.facts import CellFields
@@ -133,6 +134,18 @@ def test_the_curves_against_the_ratio_are_drawn_apart() -> None:
         "after spectral@1", "after spectral@2",
     ]  # fmt: skip
     assert {line.name for line in panel.lines["auroc"]} == {"after spectral@1", "after spectral@2"}
+
+
+def test_accuracy_on_transformed_images_is_no_mean_over_versions_of_a_trigger() -> None:
+    under = {"jpeg75": {"asr1": 0.5, "nat1": 0.5}, "jpeg90": {"asr1": 0.75, "nat1": 0.75}}
+    values = ("asr1", "nat1", "asr1_under.jpeg75", "asr1_under.jpeg90", "nat1_under.jpeg75",
+              "nat1_under.jpeg90")  # fmt: skip
+    spec = PivotSpec(("trigger",), (), values)
+    for trigger, shown in ((1, True), (2, False)):
+        both = cells(made(1, under=under), made(1, seed=1, trigger=trigger, under=under))
+        (table,) = pivot(CellFields(both, spec.axes), spec)
+        (panel,) = transformed(table, "asr1")
+        assert (panel.accuracy is not None) == shown
 
 
 def test_clean_networks_count_for_their_own_version_of_the_trigger() -> None:
