@@ -121,7 +121,8 @@ class CheckedLoader(ConfigLoaderImpl):
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
     ) -> DictConfig:
-        """Compose the configuration of one cell. It trusts the same packages as the sweep."""
+        """Compose the configuration of one cell of a sweep. The trusted packages are those of the
+        sweep."""
         # `hydra.sweeper.params` may add overrides to those of the command line.
         self._of_sweep = True
         try:

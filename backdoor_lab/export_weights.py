@@ -64,8 +64,8 @@ def _stage(record: dict[str, Any], which: int) -> str:
 
 
 def _record(cell: Path) -> dict[str, Any]:
-    """Read the record of a completed cell. It has all keys that this module uses; otherwise raises
-    DataError."""
+    """Read the record of a completed cell. Raises DataError if a key that this module needs is
+    missing."""
     path = cell / "record.json"
     try:
         record: dict[str, Any] = decode(read_sealed(path))

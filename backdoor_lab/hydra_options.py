@@ -118,7 +118,8 @@ def missing_part(key: str, config: DictConfig, error: BaseException) -> str | No
     """The unknown key that a message about Hydra's `error` should name.
 
     This is `key` or, if a dictionary was given for `key`, a key inside it. None if `config` has
-    this key: an override may try to remove a value of null.
+    `key`, so that the error has another cause: for example, an override that removes a key only if
+    its value is null.
     """
     inside = str(getattr(error.__cause__, "full_key", None))
     if inside.startswith(f"{key}."):

@@ -146,9 +146,12 @@ def _triggers(overrides: list[str]) -> tuple[list[str], list[str]]:
 
 
 def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list[Tensor]]]:
-    """One row for each of `shown` images with the trigger `name`: the trigger with the class of the
-    image and the label that it gets, and images uint8 (C, H, W), one for each of `COLUMNS`. Raises
-    ConfigError for an invalid configuration."""
+    """One row for each of `shown` images with the trigger `name`. A row has a label and one image,
+    uint8 (C, H, W), for each of `COLUMNS`.
+
+    The label states the trigger, the class of the image and the class that the attack assigns.
+    Raises ConfigError for an invalid configuration.
+    """
     cell, attacked = _attacked([*overrides, f"trigger={name}"])
     trigger, made = cell.trigger, attacked.poisoned
     if not len(made.source_index):
@@ -171,7 +174,8 @@ def rows_of(name: str, overrides: list[str], shown: int) -> list[tuple[str, list
 
 
 def _short(name: str) -> str:
-    """A class name in letters of the picture's font, and short enough for its left margin."""
+    """Shorten a class name to fit the left margin of the picture, and transliterate characters that
+    its font lacks."""
     text = plain(transcribed(name))
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
 

@@ -186,8 +186,8 @@ def _with_home_quoted(word: str) -> str:
 
 
 def _check_address_space() -> None:
-    """Raises ConfigError if the limit of the address space is so low that loading PyTorch would
-    abort."""
+    """Raises ConfigError if the address space is limited (ulimit -v) to so little that loading
+    PyTorch would abort the process."""
     try:
         import resource
     except ImportError:

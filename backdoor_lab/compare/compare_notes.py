@@ -111,8 +111,8 @@ def _shared(facts: CellFields, used: Sequence[int], shown: Sequence[str]) -> lis
 def _differing(facts: CellFields, pairs: Sequence[MatchedCells], shown: Sequence[str]) -> list[str]:
     """A note on all other differences within pairs: choices, protocol and configuration.
 
-    Omits the options of choices that are shown, and the code of the last name in `shown`, since the
-    sides differ in that name.
+    Omits names in `shown` and the options of these choices. Also omits the code of the last name,
+    by which the pairs are compared.
     """
     names = ("protocol", *shown, *(f"code.{section}" for section in SECTIONS.values()))
     skipped = tuple(f"{CONFIG}{name}." for name in names)
@@ -148,7 +148,7 @@ def _values_of(facts: CellFields, number: int, flats: dict[str, dict[str, Any]])
 
 
 def _left(facts: CellFields, sides: Sequence[PairedGroup]) -> list[str]:
-    """Notes that list the cells without a partner, with their status."""
+    """Notes that list the cells that are in no pair, with their status."""
     used = {n for side in sides for pair in side.pairs for n in (pair.ours, pair.base)}
     lonely = dict.fromkeys(n for side in sides for n in side.lonely if n not in used)
     names = [f"{facts.cells[n].id} ({facts.cells[n].status})" for n in lonely]

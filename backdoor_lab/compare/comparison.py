@@ -37,7 +37,8 @@ def comparison_of(
     sweeps: list[Sweep], *, report: bool = False, by: str = "", base: str = "",
     values: str | None = None,
 ) -> Comparison:  # fmt: skip
-    """Compare two sweeps, a sweep with the report, or all values of the choice `by` with `base`.
+    """Compare two sweeps, a sweep with the reproduced report, or the values of the choice `by` with
+    its value `base` within one sweep.
 
     Raises ConfigError for any other combination of arguments, for unknown names, and if there is no
     pair of cells to compare.

@@ -1,7 +1,8 @@
-"""Finds the pairs of cells to compare: in two sweeps, within a sweep, or in a sweep and the report.
+"""Finds the pairs of cells to compare: in two sweeps, within a sweep, or in a sweep and the
+reproduced report.
 
-Cells are paired by the columns of the tidy frame, which `CellFields` computes without pandas: to
-import pandas would take 0.25 s, more than the whole command (0.2 s).
+Cells are paired by the columns of the tidy frame, which `CellFields` computes without pandas:
+importing pandas would take 0.25 s, more than the whole command (0.2 s).
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ Lookup = Callable[[CellRecord, str], float | None]
 
 @dataclass(frozen=True)
 class MatchedCells:
-    """A pair of cells, by number; `base` is None if the report takes the place of the second
-    cell."""
+    """A pair of cells, by number. If the first cell is compared with the reproduced report, `base`
+    is None."""
 
     ours: int
     base: int | None
@@ -84,8 +85,9 @@ def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
 
 
 def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup], list[str]]:
-    """The pairs within a sweep. One cell of a pair has the value `base` of `by`, the other cell has
-    another value; all else is equal."""
+    """Pair cells within a sweep: one with the value `base` of `by`, and one with another value of
+    `by`, but otherwise equal. Returns the pairs for each other value, and the names whose values
+    are equal within a pair."""
     values: dict[str, list[int]] = {name: [] for name in facts.values(by)}
     for number, each in enumerate(facts.of):
         if each:
@@ -109,8 +111,8 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
 
 
 def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
-    """The value that `base` names, also without its version. Raises ConfigError if there is none,
-    or if there are several versions of it."""
+    """The value of `by` that is meant by `base`, which may omit the version. Raises ConfigError if
+    there is none, or if there are several versions of it."""
     same = [name for name in values if by in SECTIONS and unversioned(name) == base]
     if base in values or len(same) == 1:
         return base if base in values else same[0]
@@ -120,8 +122,8 @@ def _base(by: str, base: str, values: Mapping[str, Sequence[int]]) -> str:
 
 
 def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
-    """The cells that the report contains, each paired with the report's figures; and the names
-    whose values distinguish these cells, including the seed."""
+    """Pair each cell that the reproduced report contains with the report's values. Returns the
+    pairs, and the names whose values identify these cells, including the seed."""
     known = [
         number
         for number, each in enumerate(facts.of)
@@ -135,7 +137,7 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
 
 
 def report_figure(cell: CellRecord, measure: str) -> float | None:
-    """The report's value of a measure for a cell. None if the report does not contain it."""
+    """The value that the reproduced report states for a cell's measure. None if it states none."""
     chosen = cell.choices
     found = reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"])
     return None if found is None else found.get(measure)
@@ -178,7 +180,8 @@ def pair_word(facts: CellFields, pair: MatchedCells, name: str) -> str:
 
 
 def versions_meet(facts: CellFields, pairs: Sequence[MatchedCells]) -> bool:
-    """Whether these pairs hold a method in several versions: no mean is over all of them then."""
+    """Whether these pairs contain several versions of a method. There is then no mean over all
+    pairs."""
     for name in SECTIONS:
         found: dict[object, set[str]] = defaultdict(set)
         for pair in pairs:
@@ -189,7 +192,8 @@ def versions_meet(facts: CellFields, pairs: Sequence[MatchedCells]) -> bool:
 
 
 def figure_of(facts: CellFields, number: int | None, ours: int, measure: str) -> float | None:
-    """The value of a measure for one side of a pair, in the unit of the table."""
+    """The value of a measure for cell `number`, in the unit that tables use. If `number` is None,
+    the value that the reproduced report states for cell `ours`."""
     if number is None:
         return report_figure(facts.cells[ours], measure)
     value = facts.cells[number].numbers.get(measure)
@@ -232,7 +236,8 @@ def _match(
     facts: CellFields, side: str, ours: Sequence[int], base: Sequence[int], names: Sequence[str],
     *, versions: bool = True,
 ) -> PairedGroup:  # fmt: skip
-    """`versions`: whether the cells of a pair share the versions of trigger and defense."""
+    """Pair each completed cell of `ours` with the completed cell of `base` that has the same values
+    of `names`. If `versions` is False, versions of triggers and defenses may differ."""
 
     def key_of(number: int) -> Key:
         said = zip(names, facts.key(number, names), strict=True)
@@ -272,7 +277,7 @@ def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[in
 
 
 def _in_report(chosen: dict[str, Any]) -> bool:
-    """Whether the report contains a cell with these choices. The report has one protocol and no
+    """Whether the reproduced report contains a cell with these choices. It has one protocol and no
     source class."""
     if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
         return False

@@ -1,8 +1,8 @@
-"""Our methods beside their papers and their authors' code.
+"""Compares our methods with their papers and with their authors' code.
 
-One YAML file per component in ``attacks/`` and ``defenses/`` holds, for each method (a choice of
-``trigger=`` or ``defense=``), what decides its result: our value, the paper's, the authors' code's
-with the place and the text that stands there. README.md here describes the format. The status of a
-method follows from its rows by rule (rules.py), and our values are compared with the configuration
-and the code (ours.py), so that the table cannot drift from what runs.
+A method is a choice of ``trigger=`` or ``defense=``. Its YAML file in ``attacks/`` or ``defenses/``
+has one row for each value or step that affects its results: our value, the paper's value, and the
+value in the authors' code with a quotation of the line. README.md in this folder describes the
+format. The status of a method must agree with its rows (rules.py), and our values are compared with
+the configuration and the code (ours.py), so that these files cannot become outdated unnoticed.
 """

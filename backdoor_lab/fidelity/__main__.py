@@ -1,8 +1,8 @@
-"""Our methods beside their papers and their authors' code, and a check that the table is true.
+"""Compare our methods with their papers and their authors' code, and check these comparisons.
 
 python -m backdoor_lab.fidelity                  # all methods, one per line
-python -m backdoor_lab.fidelity beatrix          # one method, every row
-python -m backdoor_lab.fidelity --sources DIR    # the quotations, against checkouts in DIR
+python -m backdoor_lab.fidelity beatrix          # one method, with all its rows
+python -m backdoor_lab.fidelity --sources DIR    # check the quotations in DIR's checkouts
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from backdoor_lab.fidelity.text import details, overview
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0; 1 if a default, a constant, a status or a quotation is not as the table says;
-    2 for an unknown method."""
+    """Run the command. Exit codes: 0 done; 1 if the YAML files disagree with a default, a constant,
+    a status or a quotation; 2 for an unknown method."""
     return run_command(_parser(), _fidelity, arguments)
 
 

@@ -1,4 +1,4 @@
-"""Our values as the configuration and the code have them: read from the files, nothing imported."""
+"""Compares our values in the YAML files with the configuration and the source code, as text."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 class _MissingError(Exception):
-    """A place that a row names does not exist."""
+    """A row names an option, a constant or a file that does not exist."""
 
 
 def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None) -> list[str]:
-    """One line per option, constant or text that is not as the table says, per option that no row
-    describes, and per choice of the configuration that the table lacks."""
+    """Compare the YAML files with the configuration and the code. Returns one line for each option,
+    constant or quoted text that differs, for each option without a row, and for each trigger or
+    defense in `conf` without an entry."""
     conf = conf or conf_dir()
     every = list(methods)
     found = [line for method in every for line in _drift_of(method, root, conf)]
@@ -82,9 +83,9 @@ def _options(path: Path) -> dict[str, Any]:
 
 
 def constant(path: Path, name: str) -> object:
-    """The value of ``NAME``, ``Class.NAME`` or the default of a parameter (``function.parameter``,
-    ``Class.method.parameter``) in a Python file. What is not a literal or a sum, product or power
-    of literals is its source text."""
+    """The value of a constant (``NAME``, ``Class.NAME``) in a Python file, or the default of a
+    parameter (``function.parameter``, ``Class.method.parameter``). A value other than a literal, or
+    a sum, product or power of literals, is returned as source text."""
     scope: ast.AST = ast.parse(path.read_text())
     *outer, last = name.split(".")
     for part in outer:

@@ -1,4 +1,4 @@
-"""Whether the quoted text stands at the quoted line of the authors' repositories."""
+"""Checks that each quoted text is in the quoted line of the authors' repository."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from backdoor_lab.fidelity.table import Method, Source
 def check_sources(methods: Iterable[Method], folder: Path) -> tuple[list[str], list[str]]:
     """Compare every quotation with the checkouts in `folder`, named ``owner+name`` or ``name``.
 
-    The quoted commit is read if the checkout (a work tree or a bare repository) has it, else its
-    files as they are. Returns one line per wrong quotation, and the repositories that are absent.
+    A file is read at the quoted commit if the checkout (a work tree or a bare repository) has this
+    commit, otherwise from the work tree. Returns one line per wrong quotation, and the repositories
+    without a checkout.
     """
     wrong, absent = [], set()
     for method in methods:

@@ -1,4 +1,4 @@
-"""When a status may stand: the rule for each, checked against the rows."""
+"""The rule for each status of a method, checked against its rows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from backdoor_lab.fidelity.table import STATUSES, Method
 
 
 def contradictions(methods: Iterable[Method]) -> list[str]:
-    """One line per method whose status its rows do not bear out."""
+    """Check the status of each method against its rows. Returns one line per contradiction."""
     return [f"{each.name}: {what}" for each in methods for what in _wrong(each)]
 
 

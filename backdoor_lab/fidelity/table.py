@@ -1,4 +1,5 @@
-"""Reading the table: methods, their rows, and what paper and code say."""
+"""Reads the methods from their YAML files: our values, the paper's and those of the authors'
+code."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ from backdoor_lab.identity.sources import ROOT
 
 TABLE = ROOT / "fidelity"
 GROUPS = {"attacks": "trigger", "defenses": "defense"}
-"""Folder -> config group."""
+"""Maps the folders of this package to config groups."""
 STATUSES = ("exact", "reduced", "different", "no code", "ours")
 KINDS = ("option", "constant", "step")
 SAME = "same"
-"""The value of a source that means ours, in other units or words."""
+"""The text in place of an authors' value that equals ours in other units or words."""
 _SOURCE = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{7,40}):(?P<path>.+):(?P<line>\d+)"
 )
@@ -28,7 +29,7 @@ _SOURCE = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """A line of the authors' code, and a text that stands in it."""
+    """A quotation: a line of the authors' code, and a text in this line (`token`)."""
 
     repo: str
     commit: str
@@ -42,10 +43,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Row:
-    """One number or step that decides the result.
+    """One value or step that affects the result of a method.
 
-    `paper` and `code` are the authors' values, None where they have none; `cost` is how many times
-    as much time or memory the authors' value takes.
+    `ours`, `paper` and `code` are the values of this package, the paper and the authors' code; the
+    last two may be None. `cost` is how many times as much time or memory the authors' value takes.
     """
 
     kind: str
@@ -62,17 +63,17 @@ class Row:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Which of `paper` and `code` have a value."""
+        """Those of ``paper`` and ``code`` that state a value."""
         return ("paper",) * bool(self.section) + ("code",) * (self.source is not None)
 
     def equals(self, source: str) -> bool:
-        """Whether our value is the one of ``paper`` or ``code``."""
+        """Whether our value equals the value of `source`, which is ``paper`` or ``code``."""
         return same(self.ours, getattr(self, source))
 
 
 @dataclass(frozen=True)
 class Method:
-    """A published method, or our own, as one choice of ``trigger=`` or ``defense=``."""
+    """A method: a choice of ``trigger=`` or ``defense=``, published or our own."""
 
     name: str
     group: str
@@ -86,11 +87,12 @@ class Method:
     rows: tuple[Row, ...] = ()
 
     def differing(self) -> list[Row]:
-        """The rows in which ours is not what `equal_to` says (the code before the paper)."""
+        """The rows in which our value is not the authors' value: that of `equal_to` or, without it,
+        any."""
         return [row for row in self.rows if not self.agrees(row)]
 
     def agrees(self, row: Row) -> bool:
-        """Whether a row has our own number alone, or the authors' value."""
+        """Whether our value in `row` equals the authors' value, or there is no authors' value."""
         chosen = row.equal_to or self.equal_to
         if chosen in row.sources:
             return row.equals(chosen)
@@ -98,7 +100,7 @@ class Method:
 
 
 def same(ours: object, theirs: object) -> bool:
-    """Whether two values are equal; ``same`` equals everything."""
+    """Whether two values are equal. A value ``same`` of `theirs` is equal to everything."""
     if theirs == SAME:
         return True
     if isinstance(ours, bool) or isinstance(theirs, bool):
@@ -114,7 +116,8 @@ def same(ours: object, theirs: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """Numbers as floats, also ``5e-4``, which YAML takes for text; texts without extra spaces."""
+    """Normalize a value for comparison: numbers become floats, even ``5e-4``, which YAML reads as
+    text; each run of spaces in text becomes one space."""
     if isinstance(value, int | float | str):
         try:
             return float(value)
@@ -125,7 +128,8 @@ def _plain(value: object) -> object:
 
 @functools.cache
 def methods(folder: Path = TABLE) -> dict[str, Method]:
-    """Every method by name, triggers first. Raises DataError for a file that breaks the format."""
+    """Read every method, triggers first, as a dict by name. Raises DataError for an invalid
+    file."""
     found: dict[str, Method] = {}
     for group in GROUPS:
         for path in sorted((folder / group).glob("*.yaml")):
@@ -176,7 +180,8 @@ def _method(name: str, path: Path, entry: dict[str, Any], known: Mapping[str, Me
 
 
 def _overridden(base: Sequence[Row], own: Sequence[Row]) -> list[Row]:
-    """The rows of `base`, replaced by those of the same key, then the others."""
+    """The rows of `base`, each replaced by the row in `own` with the same key if there is one, then
+    the other rows of `own`."""
     new = {row.key: row for row in own}
     return [new.pop(row.key, row) for row in base] + list(new.values())
 

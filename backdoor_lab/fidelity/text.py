@@ -1,4 +1,4 @@
-"""The table as text: one line per method, or one method with all its rows."""
+"""Formats methods as text: one line per method, or one method with all its rows."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ HEADERS = ("method", "status", "equal to", "rows", "differ", "cost", "paper")
 
 
 def overview(methods: Iterable[Method]) -> str:
-    """One line per method; ``cost`` is the product of the factors of the rows that differ."""
+    """A table of methods as text, one line each. ``cost`` is the value of the function `cost`."""
     return columns([HEADERS, *(_line(method) for method in methods)])
 
 
 def details(method: Method) -> str:
-    """A method with all its rows, our value above the paper's and the code's."""
+    """A method as text, with all its rows. Each row shows our value, then the paper's and the
+    code's."""
     said = f"{method.name}: {method.title}" + (f" ({method.paper})" if method.paper else "")
     lines = [said, f"  {status(method)}; {method.component}"]
     lines += [f"  reason: {method.reason}"] if method.reason else []
@@ -25,7 +26,8 @@ def details(method: Method) -> str:
 
 
 def status(method: Method) -> str:
-    """The status, with the source that an exact method equals and the factor of a reduced one."""
+    """The status as text: for ``exact``, with the source that the method equals; for ``reduced``,
+    with the factor by which it is cheaper."""
     if method.status == "exact":
         return f"exact ({method.equal_to})"
     if method.status == "reduced":
@@ -34,7 +36,8 @@ def status(method: Method) -> str:
 
 
 def cost(method: Method) -> float:
-    """How many times as much the authors' values take, of all rows that differ."""
+    """How many times as much time or memory the method would take with the authors' values: the
+    product of `cost` over the rows that differ."""
     product = 1.0
     for row in method.differing():
         product *= row.cost
@@ -71,5 +74,5 @@ def _row(row: Row, method: Method) -> list[str]:
 
 
 def shown(value: object) -> str:
-    """A value as YAML would have it."""
+    """Format a value as YAML text."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -25,7 +25,8 @@ def scores(bars: Histogram) -> Figure:
 
 
 def draw_scores(axes: Axes, bars: Histogram) -> None:
-    """Draw `scores` into `axes`. The heights of the two step patches are the percentages."""
+    """Draw the histograms of `scores` into `axes`: two step patches, whose heights are
+    percentages."""
     for counts, color, hatch, name in (
         (bars.clean, CLEAN, "", "clean"),
         (bars.poison, POISON, "////", "poisoned"),
@@ -58,7 +59,8 @@ def projections(along: Array, is_poison: Array, keep: Array) -> Figure:
 
 
 def draw_projections(axes: Axes, along: Array, is_poison: Array, keep: Array) -> None:
-    """Draw `projections` into `axes`, as three collections: clean, poisoned, removed."""
+    """Draw the points of `projections` into `axes`, as three collections: clean, poisoned,
+    removed."""
     for mask, marker, color, edge, size, name in (
         (~is_poison, "o", CLEAN, "none", 8, "clean"),
         (is_poison, "^", POISON, EDGE, 22, "poisoned"),
@@ -89,7 +91,8 @@ def removal(curve: Curve, at: tuple[int, int]) -> Figure:
 
 
 def draw_removal(axes: Axes, curve: Curve, at: tuple[int, int]) -> None:
-    """Draw `removal` into `axes`, as three lines: by score, at random, and the defense's result."""
+    """Draw the curve of `removal` into `axes`, as three lines: removal by score, removal at random,
+    and the defense's result."""
     axes.plot(curve.removed, curve.left, color=CLEAN, label="by score")
     axes.plot(*curve.by_chance, color=CHANCE, linestyle="--", label="at random")
     axes.plot(

@@ -63,15 +63,16 @@ def sheets(cells: Sequence[CellRecord]) -> Iterator[Sheet]:
 
 
 def _is_grid(table: PivotTable) -> bool:
-    """Whether the table has more than two pairs, some of which share a source or a target."""
+    """Whether the table has more than two pairs of classes, and some of these share a source or
+    target."""
     pairs, sides = len(table.cells), (len(table.rows), len(table.columns))
     return pairs > 2 and (pairs > max(sides) or min(sides) == 1)
 
 
 @styled
 def heat_maps(sheet: Sheet) -> Figure:
-    """Draw the maps of a sheet in one row. Sources are rows, targets are columns, and each value is
-    printed in its field."""
+    """Draw the heat maps of a sheet in one row. Sources are rows, targets are columns, and each
+    value is printed in its square."""
     rows, columns = sheet.maps[0].values.shape
     figure = new((columns * _CELL + 1.9) * len(sheet.maps), rows * _CELL + 1.7)
     for axes, each in zip(figure.subplots(1, len(sheet.maps), squeeze=False)[0], sheet.maps,

@@ -29,7 +29,7 @@ def triggers(names: Sequence[str], originals: Array, triggered: Array) -> Figure
 def draw_triggers(
     figure: FigureBase, names: Sequence[str], originals: Array, triggered: Array
 ) -> None:
-    """Draw `triggers` into `figure`."""
+    """Draw one row per trigger into `figure`, as `triggers` does."""
     grid = figure.subplots(len(names), 3, squeeze=False)
     for axes, name, clean, changed in zip(grid, names, originals, triggered, strict=True):
         for place, picture in zip(axes, (clean, changed, stretched(clean, changed)), strict=True):

@@ -101,7 +101,8 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
 
 
 def _part(record: Record, *names: str) -> Record:
-    """The mapping at nested keys of a record that is not validated; empty if there is none."""
+    """The mapping in `record` under nested keys `names`. Empty if there is none: the record need
+    not be valid."""
     for name in names:
         found = record.get(name)
         record = found if isinstance(found, dict) else {}

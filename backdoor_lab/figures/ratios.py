@@ -26,7 +26,8 @@ PREDICTED = "predicted from the features"
 MEASURES = {"asr": "ASR in %", "nat": "Nat in %", "auroc": "AUROC in %"}
 _APART = 0.012
 _WIDE = 20
-"""The axis is logarithmic if the largest ratio is more than this many times the smallest one."""
+"""The ratio axis is logarithmic if the largest ratio is more than this many times the smallest
+one."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ def _series(facts: CellFields, numbers: Sequence[int], measure: str, scale: int)
 def _detection(
     facts: CellFields, numbers: Sequence[int], predicted: Mapping[str, float], scale: int
 ) -> list[Series]:
-    """One line with the AUROC of each defense's scores, and one with the AUROC predicted from the
-    features."""
+    """One line per defense with the AUROC of its scores, and one line with the AUROC predicted from
+    the features. Lines without data are omitted."""
     measured: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     promised: dict[tuple[float, int], float] = {}
     for number in numbers:

@@ -104,7 +104,8 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 def new(width: float, height: float) -> Figure:
-    """Create an empty figure, with size in inches, without pyplot and so without global state."""
+    """Create an empty figure without pyplot, which would keep global state. The size is in
+    inches."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=DPI)
     FigureCanvasAgg(figure)
     return figure

@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class AnswerRow:
-    """One line of a table: the names that identify it, and its statistics (a dataclass)."""
+    """One line of a table: its labels, and its statistics (a dataclass)."""
 
     names: tuple[str, ...]
     found: Any
@@ -131,7 +131,7 @@ def collect(
 
 
 def _place(cell: CellRecord, name: str) -> str | None:
-    """The id under which the store has the output of a cell's stage. None if the record lacks
+    """The store id of the output of a cell's stage `name`. None if the record does not contain
     it."""
     stages = cell.run.get("stages")
     entry = stages.get(name) if isinstance(stages, dict) else None
@@ -139,7 +139,7 @@ def _place(cell: CellRecord, name: str) -> str | None:
 
 
 def named(cell: CellRecord) -> defaultdict[str, str]:
-    """The choices of a cell, and the values of its protocol and configuration, as text by name."""
+    """Maps names to values as text: the choices of a cell, its protocol and its configuration."""
     config = dict(flat(json.loads(cell.config or "{}")))
     config |= {f"protocol.{name}": value for name, value in (cell.protocol or {}).items()}
     values = {name: words(value) for name, value in (config | cell.choices).items()}

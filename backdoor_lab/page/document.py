@@ -86,7 +86,8 @@ def short_page(report: SweepReport) -> str:
 def _filled(
     report: SweepReport, script: str, shown: Sequence[Column], data: Callable[[int], str]
 ) -> str:
-    """Render the page. `data` is called with the number of bytes left for the data of its cells."""
+    """Render the page as HTML. `data(n)` returns the data of the cells, as JSON of about `n` bytes
+    at most."""
     sweep, style = report.sweep, asset(STYLE)
     room = BUDGET - len(script) - len(style)
     return render(
@@ -143,7 +144,7 @@ def _data(
     reader: ArtifactReader,
     room: int,
 ) -> str:
-    """The records and pictures of all cells as JSON, of about `room` bytes at most."""
+    """The records and pictures of all cells as JSON, of at most about `room` bytes."""
     given = [records.get(cell.id, {}) for cell in cells]
     fields = facts(given)
     head = {

@@ -28,8 +28,8 @@ class PageFields:
 
 
 def facts(records: Sequence[Mapping[str, Any]]) -> PageFields:
-    """Flatten `records`, without their long lists of indices. An empty record (of a cell that has
-    not run) does not count when common values are determined."""
+    """Flatten `records`, without their long lists of indices. An empty record, of a cell that has
+    not run, is ignored when the common values are determined."""
     flats = [dict(_flat(record)) for record in records]
     names = list(dict.fromkeys(name for flat in flats for name in flat))
     nonempty = [flat for flat in flats if flat]

@@ -119,11 +119,11 @@ def _curve(curve: Curve, at: tuple[int, int]) -> Shown:
 
 
 def _scatter(along: Array, poison: Array, keep: Array, points: int) -> Shown:
-    """A scatter chart: ``points`` is the flat list x, y, kind, x, y, kind, ...
+    """A scatter chart as numbers: ``points`` is the flat list x, y, kind, x, y, kind, ...
 
-    x and y are integers from 0 to GRID that cover the range ``span``. Kinds: 0 clean, 1 clean and
-    removed, 2 poison, 3 poison and removed. ``totals`` counts the points of each kind, of which
-    only a sample may be listed.
+    x and y are integers from 0 to GRID; ``span`` has the range of values that each axis covers.
+    Kinds: 0 clean, 1 clean and removed, 2 poison, 3 poison and removed. ``totals`` counts the
+    points of each kind, of which only a sample may be listed.
     """
     low, high = along.min(axis=0), along.max(axis=0)
     scale = np.where(high > low, high - low, 1)

@@ -83,7 +83,7 @@ def _choice(cells: Sequence[CellRecord], name: str) -> Column:
 
 
 def _words(cells: Sequence[CellRecord], name: str) -> list[str]:
-    """Each cell's choice as text, triggers and defenses with their versions."""
+    """Each cell's value of the choice `name` as text. Triggers and defenses include versions."""
     if name in SECTIONS:
         return labels(cells, name)
     return each_once(words, [cell.choices.get(name) for cell in cells])

@@ -92,7 +92,8 @@ class Cell:
 
     @cached_property
     def code(self) -> identity.Marks:
-        """The versions of all code that the cell uses. Editing that code makes a different cell."""
+        """The version of each component that the cell uses and, if its code was edited, a hash of
+        the code. Part of the cell's id."""
         return marks(self, self.parts.data)
 
     def _exceptions(self) -> dict[str, Any]:

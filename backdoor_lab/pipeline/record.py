@@ -61,7 +61,7 @@ def described(cell: Cell) -> dict[str, Any]:
 
 
 def any_file(note: object) -> bool:
-    """Whether a note of the data set lists at least one file."""
+    """Whether `note`, one of the data set's notes, is a dict with a nonempty list ``files``."""
     return isinstance(note, dict) and bool(note.get("files"))
 
 

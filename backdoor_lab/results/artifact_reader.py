@@ -157,7 +157,8 @@ class ArtifactReader:
         return self._try("losses", lambda: self._losses(record, stage))
 
     def first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array | None:
-        """Returns the weights of the first convolution on images: float32 (f, channels, k, k)."""
+        """Returns the weights, float32 (f, channels, k, k), of the network's first convolution with
+        `channels` input channels."""
         return self._try("weights", lambda: self._first_layer(record, stage, channels))
 
     def _try(self, what: str, read: Callable[[], T]) -> T | None:

@@ -170,12 +170,14 @@ def under_names(cells: Sequence[CellRecord]) -> list[str]:
 
 
 def head(name: str) -> str:
-    """Returns a name as a column heading: ``Target``, but ``protocol.ratio_of`` unchanged."""
+    """Returns a name as a column heading: ``Target`` for the choice ``target``; names with a dot,
+    such as ``protocol.ratio_of``, are unchanged."""
     return name if "." in name else name.capitalize()
 
 
 def labeled(name: str, word: str) -> str:
-    """Returns a value as a column heading: ``spectral``, but ``lr 0.1`` with its name."""
+    """Returns a value as a column heading. The name is added unless it is a choice: ``spectral``
+    for a defense, but ``lr 0.1`` for ``config.recipe.lr``."""
     return word if name in _NAMES else f"{name.rpartition('.')[2]} {word}"
 
 
@@ -208,8 +210,8 @@ def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, str]:
-    """Returns config values as text by dotted name, without the versions of triggers and defenses,
-    which their names carry; modified code remains."""
+    """Returns config values as text by dotted name. Omits the versions of triggers and defenses,
+    which their names contain, but not the marks of modified code."""
     values = {k: words(v) for k, v in flat(config)}
     for section in versions.SECTIONS.values():
         before = f"code.{section}."
@@ -242,9 +244,9 @@ def _adopted(cell: CellRecord, what: str, known: dict[Key, list[Any]]) -> Any:
 
 
 def _families(cell: CellRecord, what: str) -> list[Key]:
-    """Returns keys of related cells, the closest first: other seeds of the cell; for a protocol,
-    then cells with the same protocol name, defense, trigger and source (which may set its values),
-    then cells with the same protocol name."""
+    """Returns keys of groups of related cells, the most closely related first: cells that differ
+    only in the seed; for a protocol, also cells with the same protocol name, defense, trigger and
+    source, then cells with the same protocol name."""
     chosen = cell.choices
     near = [_family(cell)]
     if what == "protocol":

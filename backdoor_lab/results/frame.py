@@ -32,7 +32,8 @@ def frame_of(facts: CellFields) -> pd.DataFrame:
 
 
 def _columns(found: Iterable[str]) -> list[str]:
-    """Returns the names in `COLUMNS`, with each family replaced by its members in `found`."""
+    """Returns the names in `COLUMNS`. A name that ends in ``*`` is replaced by the names in `found`
+    that begin with the part before the ``*``."""
     there = sorted(found)
     columns = []
     for name in COLUMNS:
@@ -67,8 +68,8 @@ def _values(facts: CellFields) -> dict[str, list[Any]]:
 
 
 def _family(before: str, of: Sequence[Any]) -> dict[str, list[Any]]:
-    """Returns one column for each key in `of`, which holds one mapping (or None) per cell; `before`
-    is put before each column's name."""
+    """Returns one column for each key in the mappings `of`, one mapping (or None) per cell. The
+    name of a column is `before` and the key."""
     found = by_key([each if isinstance(each, dict) else {} for each in of])
     return {before + key: values for key, values in found.items()}
 

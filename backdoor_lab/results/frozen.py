@@ -52,8 +52,8 @@ def frozen_record(record: Mapping[str, Any], *, keep_curve: bool = False) -> dic
 
 
 def _run(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the record's `run`, without a stage's library versions if they equal those of the
-    run."""
+    """Returns the section `run` of a record. A stage's library versions are omitted if they equal
+    those of the run."""
     run = dict(record.get("run") or {})
     stages = {name: dict(stage) for name, stage in (run.get("stages") or {}).items()}
     for stage in stages.values():

@@ -51,13 +51,17 @@ _DISTINCT = 4096
 
 @dataclass(frozen=True)
 class CellRecord:
-    """The values of a record that tables need. `numbers`: counts, and other measures as fractions
-    0..1; finite values only. `choices`: empty if unknown. `protocol` and `config` (JSON text
-    without the seed): None if not recorded. `error`: message of a failed cell. `hashes`: of the
-    data, poison and weights. `notes`: of the defense. `top_class`: the most frequently predicted
-    class, by the names in TOP_CLASSES. `applied`: filter options that the defense uses, None if not
-    recorded. `run`: without the code hashes and the hardware of each stage. Records share objects
-    with equal values, so these must not be modified."""
+    """The values of a record that tables need.
+
+    `numbers` are counts, and other measures as fractions 0..1; all are finite. `choices` is empty
+    if unknown. `protocol` and `config` (JSON text without the seed) are None if not recorded.
+    `error` is the message of a failed cell. `hashes` has those of the data, the poison and the
+    weights, `notes` those of the defense. `top_class` has the class that is predicted most often,
+    under the names in TOP_CLASSES. `applied` are the filter options that the defense uses, None if
+    not recorded. `run` omits the code hashes and the hardware of each stage.
+
+    Records share objects with equal values, so these must not be modified.
+    """
 
     id: str
     status: str
@@ -110,7 +114,8 @@ def parse_sealed(data: bytes) -> CellRecord:
 
 
 def decode(data: bytes, *, sealed: bool = False) -> Any:
-    """Decodes JSON without its list of poison indices, which is large and not needed here."""
+    """Decodes the JSON of a record without its list of poison indices, which is large and not
+    needed here. With `sealed`, duplicate keys are not checked."""
     return small_files.decode(_without_indices(data), sealed=sealed)
 
 
@@ -154,8 +159,8 @@ def _status(value: Any) -> str:
 
 
 def _once(function: Callable[[Any], T], value: Any) -> T:
-    """Returns `function(value)`, computed once for equal JSON values. Records then share the
-    result, which saves memory; `each_once` computes each column only once for it."""
+    """Returns `function(value)`, computed only once for equal JSON values. Records then share the
+    result, which saves memory, and `each_once` recognizes it as the same object."""
     # Only equal values have equal bytes; as keys of a dict, 1, 1.0 and True would be equal.
     key = function, dumps(value, 2)
     found = _KNOWN.get(key)

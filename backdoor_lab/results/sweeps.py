@@ -88,8 +88,8 @@ def read_sweep(folder: Path, failed: Mapping[str, str] | None = None) -> Sweep:
 
 
 def one_sweep(text: str, hint: str = "") -> Sweep:
-    """Reads the only sweep in the folder `text`. Raises ConfigError, with `hint` appended, if the
-    folder does not exist; also if it contains no sweep or several."""
+    """Reads the only sweep in the folder `text`. Raises ConfigError if the folder does not exist
+    (with `hint` appended to the message) or does not contain exactly one sweep."""
     if not text:
         raise ConfigError(f"no such folder: ''{hint}")
     root = usable("path", text)

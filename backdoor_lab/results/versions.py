@@ -1,8 +1,8 @@
 """Versions of the triggers and defenses in records, and how tables show them.
 
-A version stands in a record's ``config.code``; records without it are of version 1. Results of two
-versions are results of two methods, so a method's name carries its version, as in ``abl@2``, where
-it is not 1 or where cells of several versions meet.
+A record has the versions in ``config.code``; without them, they are 1. Results of two versions are
+results of two methods. The version is therefore part of a method's name, as in ``abl@2``, if it is
+not 1 or if cells with several versions are shown together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from backdoor_lab.results.records import CellRecord
 
 SECTIONS = {"trigger": "triggers", "defense": "defenses"}
-"""Choice -> its section of ``config.code``."""
+"""Maps a choice to the section of ``config.code`` with its versions."""
 FIRST = "1"
 _LABEL = re.compile(r"@\d+( with .*)?")
 
@@ -34,9 +34,9 @@ def version_of(cell: CellRecord, name: str) -> str | None:
 
 
 def labels(cells: Sequence[CellRecord], name: str) -> list[str]:
-    """Returns the trigger or defense of each cell as text, with its version where it is not 1 or
-    where these cells have several versions of the method. A cell whose version is not known, such
-    as a missing one, gets the version of the others if they have only one."""
+    """Returns the trigger or defense of each cell as text. The version is appended if it is not 1,
+    or if these cells have several versions of the method. A cell whose version is unknown, such as
+    a missing cell, gets the version of the others if they all have the same."""
     given = [words(cell.choices.get(name)) for cell in cells]
     found = [version_of(cell, name) for cell in cells]
     known: dict[str, set[str]] = defaultdict(set)
@@ -61,8 +61,8 @@ def unversioned(label: str) -> str:
 
 
 def same_code(code: Any) -> list[str]:
-    """Returns the names and hashes of modified code in ``config.code``: results of modified code
-    are never those of the version."""
+    """Returns the names and marks of the modified code in ``config.code``, sorted. Components whose
+    code is not modified are omitted: they are identified by their version."""
     sections = code.values() if isinstance(code, dict) else []
     return sorted(
         f"{name} {mark}"

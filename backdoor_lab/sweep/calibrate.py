@@ -64,8 +64,8 @@ class Speed:
 class Calibration:
     """The measured `speeds` of each kind of cell, and `start`, the CPU seconds that a process needs
     before its first cell. `processes` processes with `threads` threads each were measured, while
-    other processes kept `others` cores busy (None if unknown). If that disturbed the measurement,
-    `single` is another one with one thread per process, from which idle times are computed."""
+    other processes kept `others` cores busy (None if unknown). If they disturbed the measurement,
+    `single` is a second one, with one thread per process, for the times on an idle machine."""
 
     speeds: dict[str, Speed]
     start: float
@@ -99,8 +99,8 @@ Samples = tuple[Sample, Sample, Sample]
 
 
 def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) -> Calibration:
-    """Measure each kind of cell in `processes` parallel workers. With 0, measure in this process,
-    as for a single cell."""
+    """Measure each kind of cell in `processes` parallel workers. If `processes` is 0, measure in
+    this process, as for a single cell."""
     if not processes:
         return _tried(kinds, machine, [_Here()], time.process_time())
     workers = [Worker(_serve) for _ in range(min(processes, MOST_PROCESSES))]

@@ -45,7 +45,7 @@ def foretell(
 
 def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.0) -> str:
     """Describe the remaining work and its total time as text, with a warning if the disk has too
-    little space. `before` is the CPU seconds before the first cell starts."""
+    little space. `before` is the CPU seconds used before the first cell starts."""
     width = max(len(cell.id) for cell, _ in work.cells)
     lines = [f"{cell.id:{width}}  {state}" for cell, state in work.cells]
     done = sum(state == "done" for _, state in work.cells)
@@ -67,9 +67,9 @@ def describe(work: Work, tried: Calibration, *, at_once: int, before: float = 0.
 
 
 def _times(takes: Rate, alone: Rate | None) -> list[tuple[float, str]]:
-    """Returns the times of a sweep on a machine that other processes use, each with its condition.
-    `alone` is the time with one thread per cell, if measured: with more threads the load hides what
-    an idle machine would take."""
+    """Estimates of a sweep's time on a machine that other processes use: for each, the seconds and
+    the condition as text. `alone` is the time with one thread per cell, None if not measured: with
+    more threads, the time on an idle machine cannot be inferred."""
     if alone is None:
         return [(takes.idle, ", on an idle machine"), (takes.now, ", with this load")]
     return [

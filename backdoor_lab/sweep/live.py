@@ -27,8 +27,8 @@ from backdoor_lab.sweep.watch import Watch
 POLL = 0.5
 """Seconds between two checks of the cells."""
 SHARE = 20
-"""A check must take at most 1/SHARE of the time: after a slow check, as on a network file system,
-the next one follows SHARE times its duration later."""
+"""Checks take at most about 1/SHARE of the time: after a check of t seconds, as on a slow network
+file system, the next one waits SHARE * t seconds."""
 SHOWN = 8
 """The maximum number of running cells that are shown by name."""
 CONSOLE, FILE = "console", "file"

@@ -49,12 +49,12 @@ class Preflight:
 
     def identify(self, config: dict[str, Any]) -> Cell:
         """Check a resolved configuration as far as possible without images and torch, and return
-        its cell. That is enough to find the cell's record. Raises as `cell` does."""
+        its cell. That is enough to find the cell's record. Raises ConfigError or DataError."""
         with explained(config), _enough_memory():
             return self._identify(config)
 
     def check(self, cell: Cell) -> None:
-        """Run the checks that `identify` omits. Raises as `cell` does."""
+        """Run the checks that `identify` omits. Raises ConfigError or DataError."""
         with explained(cell.config), _enough_memory():
             self._check(cell)
 

@@ -21,8 +21,8 @@ KEY = "dataset.root"
 
 
 def with_patterns(overrides: Sequence[Override]) -> list[str]:
-    """The overrides as text. Glob patterns in `dataset.root` (``sets/*.npz``) are replaced by their
-    sorted matches. Raises ConfigError if a pattern matches nothing."""
+    """Returns the overrides as text. Glob patterns in `dataset.root` (``sets/*.npz``) are replaced
+    by the sorted paths that match. Raises ConfigError if a pattern matches nothing."""
     return [_replaced(each) for each in overrides]
 
 

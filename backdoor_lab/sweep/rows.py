@@ -15,7 +15,7 @@ ALWAYS = ("trigger", "target", "ratio")
 FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")
 GAP, NONE = "  ", "–"
 WIDEST_FIGURE = 6
-"""The width of `100.00`; counts of images fit too."""
+"""The width of a column of metrics: that of `100.00`, in which counts of images fit too."""
 
 
 class Rows:

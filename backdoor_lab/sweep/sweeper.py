@@ -124,8 +124,8 @@ class ResumeSweeper(BasicSweeper):
         left: Sequence[RequestedCell],
         at_once: Parallelism,
     ) -> dict[str, str]:
-        """Run the cells of `left`, and show each one when it finishes. Returns as `_launch`
-        does."""
+        """Run the cells of `left`, and show each one when it finishes. Returns the status, by id,
+        of failed cells that may have no record."""
         assert self.config is not None
         for each in left:
             clear_way(folder / each.id)
@@ -150,8 +150,8 @@ class ResumeSweeper(BasicSweeper):
     def _checked(
         self, jobs: Sequence[list[str]], folder: Path
     ) -> tuple[list[RequestedCell], list[Cell], set[str]]:
-        """Check the sweep. Returns all its cells as requested cells, the cells to estimate, and the
-        ids of the cells that are done, for which most checks are skipped."""
+        """Check all cells of the sweep. Returns the requested cells, the cells to estimate, and the
+        ids of the cells that are done, which need few checks."""
         from backdoor_lab.attacks.plan import SameClassError
         from backdoor_lab.sweep.preflight import Preflight
 

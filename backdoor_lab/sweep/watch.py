@@ -19,7 +19,7 @@ from backdoor_lab.results.stages import AFTER_TRAININGS, BETWEEN_TRAININGS
 from backdoor_lab.sweep.manifest import RECORD, read_record
 
 ENOUGH = 0.05
-"""The pace of a running cell counts in the estimate of the time left once this share of it is
+"""The progress of a running cell is used to estimate the time left once this share of the cell is
 done."""
 
 

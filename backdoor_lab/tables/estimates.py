@@ -17,10 +17,10 @@ WILSON = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate of a measure: the mean over `n` seeds with a finite value, the standard deviation
-    `std`, and `half` the width of the 95 % t interval (None for one seed). `wilson`: the Wilson
-    interval of a single run whose value is a proportion of a known number of images. All values are
-    in the unit that tables use for the measure."""
+    """An estimate of a measure: its mean over the `n` seeds with a finite value; the standard
+    deviation `std`; `half`, half the width of the 95 % t interval (None for one seed); and
+    `wilson`, the Wilson interval of a single run whose value is a proportion of a known number of
+    images. All values are in the unit that tables use for the measure."""
 
     mean: float
     half: float | None

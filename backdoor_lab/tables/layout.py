@@ -115,8 +115,8 @@ def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
 
 
 def _every_trait(facts: CellFields) -> list[str]:
-    """Returns the trigger, then all other choices, protocol and config values, sorted within each
-    kind."""
+    """Returns the names that separate tables in the reproduced report's layout: the trigger, then
+    all other choices, protocol and config values, sorted within each kind."""
     names = [name for name in facts.names if name not in ("trigger", SEED, *ROW)]
     return ["trigger", *sorted(names, key=lambda n: (n.startswith(CONFIG), "." in n, n))]
 

@@ -62,8 +62,8 @@ class CleanNetworks:
 
 def not_converged(cells: Iterable[CellRecord], clean: CleanNetworks) -> dict[str, list[str]]:
     """Maps cell ids to ``nat1``, ``nat2`` or both if a network's training accuracy is clearly too
-    low. The standard is the accuracy of clean networks with the same recipe, model and data set or,
-    without any, the best of `cells` with the same ratio."""
+    low. It is compared with that of clean networks with the same recipe, model and data set or, if
+    there are none, with the highest one among `cells` that also have the same ratio."""
     known = [cell for cell in cells if _is_known(cell)]
     found: dict[str, list[str]] = {}
     for name, figure in _FIGURES.items():
@@ -110,8 +110,9 @@ def shows_attack(cells: Iterable[CellRecord], clean: CleanNetworks) -> bool:
 def signs_of(
     cells: Sequence[CellRecord], marked: Mapping[str, Sequence[str]], attacked: bool
 ) -> dict[str, str]:
-    """Maps the measures of a table position to signs: not converged, if `marked` contains any of
-    its cells; no attack (ASR1 and ASR2 only), if the cells are poisoned but `attacked` is False."""
+    """Maps the measures at a table position to footnote signs: † (not converged) if `marked`
+    contains one of its cells; ‡ (no attack), for ASR1 and ASR2, if the cells are poisoned but
+    `attacked` is False."""
     signs = {name: NOT_CONVERGED for cell in cells for name in marked.get(cell.id, ())}
     if not attacked and any(cell.done and _is_poisoned(cell) for cell in cells):
         signs |= dict.fromkeys(("asr1", "asr2"), NO_ATTACK)

@@ -60,8 +60,9 @@ def in_markdown(grid: TextTable) -> str:
 
 
 def _aligned(grid: TextTable, of_cell: Callable[[str], str], of_line: Callable[[str], str]) -> str:
-    """Returns the title, the rows between vertical bars, and the notes; group names are repeated in
-    each column heading. `of_cell` and `of_line` escape a cell and a line of text."""
+    """Returns the table as text: the title, the rows with vertical bars between columns, and the
+    notes. Column headings start with the name of their group. `of_cell` and `of_line` escape a cell
+    and a line of text."""
     over = grid.over or [""] * len(grid.head)
     head = [f"{group} {name}".strip() for group, name in zip(over, grid.head, strict=True)]
     lines = [[of_cell(cell) for cell in head]]
@@ -95,8 +96,8 @@ def _markdown_text(text: str) -> str:
 
 
 def _markdown_line(text: str) -> str:
-    """Escape a whole line: what `_markdown_text` escapes, and what starts a list, heading or rule,
-    or ends a heading."""
+    """Escape a whole line: what `_markdown_text` escapes, and what would start a list, a heading or
+    a rule, or close a heading."""
     begins = r"^(\d*)(?=(?:#+|[-+.)])(?:\s|$)|-[- ]*$)"
     return re.sub(rf"{begins}|(?=#+$)", r"\1\\", _markdown_text(text.strip()))
 

@@ -144,8 +144,8 @@ def clean_images(cells: Iterable[CellRecord]) -> list[int]:
 
 
 def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
-    """Returns a note on how to read differences from the reproduced report, for cells with these
-    traits whose training sets had `clean` images before poisoning."""
+    """Returns a note on how to read differences from the reproduced report. `traits` are the data
+    set and model of the cells, `clean` the sizes of their training sets before poisoning."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
         "Reference: the report's figures (Group 13, Tables 1 and 2) are CIFAR-10 with ResNet18; "

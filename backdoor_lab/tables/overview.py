@@ -32,14 +32,16 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
     """Returns the tables to show: `tables`, which have the layout of the reproduced report, or wide
     tables.
 
-    Tables are wide if the layout of the report needs more than MOST tables (one per trigger, model,
-    ...), if one of these has more than MOST defenses, or if no completed cell was retrained, so
-    that Nat2 and ASR2 would be empty. The axes are all choices that differ, except the seed. If
-    there are several axes, the one with the fewest values (other than the defense) forms the
-    columns; the others form the rows, defense first, so that defenses compete within a column. The
-    measures of completed cells share a table if a line has at most ACROSS values (with several
-    seeds: ACROSS_WITH_INTERVALS); otherwise each group of measures gets a separate table. If the
-    defense is an axis, measures before the defense get a separate table with one line per attack.
+    Wide tables are shown if there are more than MOST of `tables` (one per trigger, model, ...), if
+    one of them has more than MOST defenses, or if no completed cell was retrained, so that Nat2 and
+    ASR2 would be empty.
+
+    The axes of wide tables are all choices that differ, except the seed. If there are several axes,
+    the one with the fewest values (other than the defense) forms the columns; the others form the
+    rows, defense first, so that defenses compete within a column. All measures of completed cells
+    are in one table if a line then has at most ACROSS values (with several seeds:
+    ACROSS_WITH_INTERVALS); otherwise each group of measures gets a separate table. If the defense
+    is an axis, measures before the defense get a separate table with one line per attack.
     """
     if not (_crowded(tables) or _without_retraining(facts.cells)):
         return list(tables)
@@ -48,8 +50,8 @@ def shown(facts: CellFields, tables: Sequence[PivotTable]) -> list[PivotTable]:
 
 def kept(shown: Sequence[PivotTable], tables: Sequence[PivotTable]) -> list[PivotTable]:
     """Returns those of `tables`, in the layout of the reproduced report, that are written to files:
-    tables that are shown, and tables with retrained cells of the report, to compare them with its
-    figures."""
+    those in `shown`, and those with retrained cells that the report contains, to compare the
+    values."""
     return [
         table for table in tables
         if any(table is each for each in shown)
@@ -94,9 +96,9 @@ def _wide(facts: CellFields) -> Iterator[PivotTable]:
 def _parts(
     cells: Sequence[CellRecord], groups: Sequence[Sequence[str]], fit: int
 ) -> Iterator[tuple[str, ...]]:
-    """Yields the measures of each table, at most `fit` of them: all in one table if possible, else
-    separate tables per group. Without completed cells there is still one table, which lists the
-    cells that are not done."""
+    """Yields the measures of each table: all of them in one table if there are at most `fit`,
+    otherwise at most `fit` per table, with separate tables for each of `groups`. Without completed
+    cells there is still one table, which lists the cells that are not done."""
     known = [[name for name in group if _known(cells, name)] for group in groups]
     known = known if any(known) else [list(groups[0][:fit])]
     together = [name for group in known for name in group]
@@ -105,7 +107,8 @@ def _parts(
 
 
 def _axes(facts: CellFields) -> list[str]:
-    """Returns the choices that differ, and all other names whose values would separate tables."""
+    """Returns the names whose values differ between cells: choices other than seed and source, then
+    protocol and config values that would otherwise separate tables."""
     names = [name for name in CHOICES if name not in (SEED, SOURCE)]
     varied = [name for name in names if len(facts.values(name)) > 1]
     others = splitting(facts, PivotSpec(tuple(varied)))

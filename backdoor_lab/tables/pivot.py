@@ -28,10 +28,13 @@ Places = dict[tuple[Key, Key], list[int]]
 @dataclass(frozen=True)
 class PivotCell:
     """One position of a table: the estimates over its seeds, the number of cells `done` and `asked`
-    for, and their `status`. `attacked`: whether ASR1 shows an attack (True if unknown). `signs`
-    maps a measure to the sign of a network that did not learn or of an attack without effect.
-    `reference`: the reproduced report's figures, in its layout only. `seeds`: for each measure its
-    values by seed, as recorded, for paired tests."""
+    for (requested), and their `status`.
+
+    `attacked`: whether ASR1 shows an attack (True if unknown). `signs` maps measures to a footnote
+    sign, † for a network that did not learn, ‡ for an attack without effect. `reference`: the
+    values in the reproduced report, only for tables in its layout. `seeds` maps each measure to its
+    recorded values by seed, for paired tests.
+    """
 
     estimates: dict[str, Estimate]
     done: int
@@ -162,8 +165,8 @@ def _cell(
 
 
 def _reference(shared: Mapping[str, Any]) -> dict[str, float] | None:
-    """Returns the reproduced report's figures, or None if the cell has another protocol or a source
-    class."""
+    """Returns the values that the reproduced report states, or None if it does not contain such a
+    cell."""
     if not shared or shared["defense"] != reference.DEFENSE:
         return None
     if not reference.asks_the_same(shared["protocol"], shared.get("source"), shared):
@@ -195,7 +198,8 @@ def _along(
 
 
 def _classes(places: Sequence[tuple[Key, Key]]) -> list[Key]:
-    """Returns all classes in the order in which the sweep's outer axis lists them. The inner axis
-    would list the first class last, since source and target are never the same class."""
+    """Returns all classes in the order of the axis, source or target, that changes more slowly in
+    the sweep. The other axis would list the first class last, since source and target always
+    differ."""
     outer = int(len(places) > 1 and places[0][0] != places[1][0])
     return list(dict.fromkeys(place[axis] for axis in (outer, 1 - outer) for place in places))

@@ -1,6 +1,6 @@
-"""The figures of the reproduced report as printed: CIFAR-10, ResNet18, spectral filter.
+"""The results that the reproduced report states: CIFAR-10, ResNet18, spectral filter.
 
-"Backdoor attack and defense in image classification" (Group 13), Tables 1 and 2. Figures are in
+"Backdoor attack and defense in image classification" (Group 13), Tables 1 and 2. Values are in
 percent, except for `pois_left`, a number of images.
 """
 
@@ -20,8 +20,8 @@ MEANT = {
     "filter_scope": ("target",), "removal_budget": ("1.5eps",), "max_removed": ("any",),
     "center": ("true",), "clean_holdout": ("0",),
 }  # fmt: skip
-"""Protocol values that the reproduced report may mean; other values make a different experiment.
-The layer may have any value, since the report does not state it."""
+"""Protocol values with which a cell repeats an experiment of the reproduced report. The layer is
+not among them, since the report does not state it."""
 DATASET, MODEL, DEFENSE = "cifar10", "resnet18", "spectral"
 TRAINING_IMAGES = 50_000
 
@@ -56,7 +56,7 @@ def asks_the_same(protocol: Any, source: Any, resolved: Mapping[str, Any]) -> bo
 
 
 def lookup(trigger: Any, target: Any, ratio: Any) -> dict[str, float] | None:
-    """Returns the reproduced report's figures for one cell, or None if the report does not contain
+    """Returns the reproduced report's values for one cell, or None if the report does not contain
     this cell."""
     for (name, share), figures in _TABLES.get(str(trigger), {}).items():
         if name == target and abs(share - float(ratio)) < 1e-9:

@@ -32,9 +32,9 @@ def document(table: PivotTable) -> Document:
 
 
 def grids(table: PivotTable) -> list[TextTable]:
-    """Returns the table as text. In the layout of the reproduced report (``spec.report``), a
-    comparison with the report's figures follows if it has any. In other layouts, the table is
-    divided into panels of at most ACROSS values per line, or of one column."""
+    """Returns the table as text. In the layout of the reproduced report (``spec.report``), it is
+    followed by a comparison with the report's values if it has any. In other layouts, it is divided
+    into panels of at most ACROSS values per line, or of one column."""
     if table.spec.report:
         return [grid(table), *[_compared(table)] * bool(table.compared)]
     fit = max(1, ACROSS // len(table.spec.values))
@@ -169,9 +169,11 @@ def _difference(name: str, cell: PivotCell) -> str:
 
 
 def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """Returns the head and the lines of a sheet with fixed columns: the traits that all rows share,
-    names, seeds (completed cells), status, the values of each measure as in `value_of`, then ref_*
-    and diff_*. Values are in percent or images, not rounded; a missing value is empty."""
+    """Returns the heading and the lines of a spreadsheet with fixed columns: the values that all
+    rows share, the names of the row, seeds (the number of completed cells), status, the values of
+    each measure as in `value_of`, then the reproduced report's values (``ref_*``) and the
+    differences from them (``diff_*``). Values are in percent or images, not rounded; a missing
+    value is an empty cell."""
     heads = [*table.traits, *ROW, "seeds", "status", *_figure_heads(table)]
     heads += [kind + name for kind in ("ref_", "diff_") for name in COLUMNS]
     lines = []
@@ -185,9 +187,9 @@ def _report_sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
 
 
 def _sheet(table: PivotTable) -> tuple[list[str], list[list[object]]]:
-    """Returns the head and the lines of a sheet with one line per row of the table: the choices
-    that all cells share, those of the row, and for each column its values as in `value_of`, the
-    number of completed cells and the status. A missing value is an empty cell."""
+    """Returns the heading and the lines of a spreadsheet with one line per row of the table: the
+    choices that all cells share, those of the row, and for each column its values as in `value_of`,
+    the number of completed cells and the status. A missing value is an empty cell."""
     heads = [*table.traits, *table.spec.rows]
     for column in table.columns:
         before = f"{_column(table, column)} ".lstrip()

@@ -1,6 +1,6 @@
 """The writers of all tables: text for a terminal, Markdown, LaTeX, HTML and CSV.
 
-The commit message of this file says why pandas' Styler and tabulate are not used.
+pandas' Styler and tabulate are not used, since they do not escape all characters.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ class BatchLoader:
 
 
 def on_device(training: TrainingSet, device: torch.device) -> TrainingSet:
-    """Move the tensors of a training set to `device`. Returns it unchanged if they are there."""
+    """Move the tensors of a training set to `device`. Returns it unchanged if they are already
+    there."""
     if training.base.device.type == device.type:
         return training
     return TrainingSet(

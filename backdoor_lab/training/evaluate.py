@@ -73,7 +73,7 @@ def training_accuracy(module: Classifier, training: TrainingSet, machine: Comput
 
 
 def _shown(training: TrainingSet) -> Callable[[int, int], Tensor]:
-    """A function of (start, stop) that returns these images of the training set."""
+    """A function of (start, stop) that returns the training images with these indices."""
     return lambda start, stop: training.shown(torch.arange(start, stop))
 
 

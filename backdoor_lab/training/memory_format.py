@@ -43,7 +43,8 @@ def _uses_onednn(device: torch.device) -> bool:
 
 
 def _is_unsafe(module: nn.Module) -> bool:
-    """Whether `module` is a convolution that the oneDNN bug can affect."""
+    """Whether `module` is a convolution that the oneDNN bug (see this module's docstring) can
+    affect."""
     if not isinstance(module, _ConvNd):
         return False
     # The backward pass of a transposed convolution is that of a plain one from its outputs to its

@@ -139,11 +139,11 @@ def optimizer_of(
 
 
 def _groups(recipe: Recipe, net: nn.Module, parameters: list[nn.Parameter]) -> list[dict[str, Any]]:
-    """Two parameter groups: the shifts of batch normalization with their own learning rate, and the
-    other parameters.
+    """Two parameter groups: the shifts of batch normalization, with their own learning rate, and
+    the other parameters.
 
-    SGD subtracts learning rate times weight decay: the shifts' decay is divided by the factor of
-    their rate, so that the product is the same for all parameters.
+    SGD multiplies the weight decay by the learning rate. The weight decay of the shifts is
+    therefore divided by `bias_lr`, so that the product is the same for all parameters.
     """
     norms = [each for each in net.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
     shifts = [each.bias for each in norms if each.affine and each.bias.requires_grad]

@@ -16,16 +16,16 @@ from torch import Tensor, nn
 
 
 def guard_unused_columns(net: nn.Module) -> None:
-    """Register hooks on the strided convolutions of `net` that set the gradient of unused columns
-    to 0."""
+    """Register hooks on the strided convolutions of `net` that set the gradient of kernel columns
+    that see only padding to 0."""
     for conv in net.modules():
         if isinstance(conv, nn.Conv2d) and conv.stride[1] > 1 and conv.padding_mode == "zeros":
             _Guard(conv)
 
 
 class _Guard:
-    """Finds the unused columns in each forward pass of a convolution, and sets their gradient to
-    0."""
+    """Finds, in each forward pass of a convolution, the kernel columns that see only padding, and
+    sets their gradient to 0."""
 
     def __init__(self, conv: nn.Conv2d) -> None:
         self.unused: tuple[int, ...] = ()

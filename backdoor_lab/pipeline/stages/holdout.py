@@ -57,7 +57,7 @@ def class_sizes(labels: Tensor, classes: int) -> list[int]:
 
 
 def knowledge(cell: Cell, n_poisoned: int) -> DefenderKnowledge:
-    """The knowledge given to this cell's defense: only what it declares to require."""
+    """The knowledge given to this cell's defense: only what the defense says that it requires."""
     needs = cell.requires
     return DefenderKnowledge(
         classes=cell.classes,

@@ -34,8 +34,8 @@ class LostProcess:
     said: str = ""
 
     def reason(self, beat: dict[str, Any]) -> str:
-        """Describe the end in words: ``killed by signal 9 during train, epoch 3 of 8``. `beat` is
-        the last heartbeat of the cell."""
+        """Describe how the process ended: ``killed by signal 9 during train, epoch 3 of 8``. `beat`
+        is the last heartbeat of the cell."""
         if self.code is None:
             how = "its process was lost"
         elif self.code < 0:

@@ -37,8 +37,8 @@ class Parallelism:
         return {} if self.threads is None else {"threads": self.threads}
 
     def overrides(self, config: DictConfig) -> list[str]:
-        """The overrides that pass these numbers to every cell. A cell's own process might compute
-        different numbers."""
+        """The overrides that pass the numbers of cells and threads on to every cell, since the
+        process of a cell might compute other numbers."""
         found = [f"trainer.{key}={value}" for key, value in self.trainer.items()]
         if "n_jobs" in config.hydra.launcher:
             found.append(f"hydra.launcher.n_jobs={self.cells}")

@@ -111,8 +111,8 @@ def _every_job_awaited(launcher: Any) -> Iterator[None]:
 
 
 def _patience(plugin: str) -> tuple[Any, str, Any]:
-    """The replacement that makes a plugin wait for all jobs: the object to change (None: nothing),
-    the name of its attribute, and the new value."""
+    """How to patch a launcher plugin so that it waits for all jobs: the object to patch, the name
+    of its attribute, and the attribute's new value. The object is None if no patch is needed."""
     if "hydra_submitit_launcher" in plugin:
         submitit = importlib.import_module("submitit")
         submit = submitit.AutoExecutor.map_array
