@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ from backdoor_lab.fidelity.ours import constant, drift
 from backdoor_lab.fidelity.rules import contradictions
 from backdoor_lab.fidelity.table import GROUPS, Method, Row, Source, methods, same
 from tests.helpers.mutations import GOLDEN, golden_modules, mutations_of
-from tests.helpers.project import CONF, PACKAGE, ROOT
+from tests.helpers.project import CONF, PACKAGE, ROOT, tree
 
 EVERY = methods()
 SOURCE = Source("owner/name", "0123456", "a.py", 1, "x = 1")
@@ -50,6 +51,31 @@ def test_the_statuses_follow_from_the_rows() -> None:
 
 def test_defaults_and_constants_are_as_the_table_says() -> None:
     assert drift(EVERY.values()) == []
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "attacks").glob("*.py")), ids=lambda p: p.stem)
+def test_every_number_that_a_trigger_defines_has_a_row(path: Path) -> None:
+    """Constants of modules and classes. CHUNK bounds memory and changes nothing."""
+    component = f"attacks/{path.name}"
+    rows = {row.key for each in EVERY.values() if each.component == component for row in each.rows}
+    if not rows:
+        return
+    names = [*assigned(tree(path)), *(f"{node.name}.{name}" for node in tree(path).body
+             if isinstance(node, ast.ClassDef) for name in assigned(node))]  # fmt: skip
+    numbers = {name for name in names if numeric(constant(path, name))}
+    assert numbers - rows <= {"CHUNK"}
+
+
+def assigned(scope: ast.Module | ast.ClassDef) -> list[str]:
+    values = [each for each in scope.body if isinstance(each, ast.Assign | ast.AnnAssign)]
+    targets = [each.targets[0] if isinstance(each, ast.Assign) else each.target for each in values]
+    return [each.id for each in targets if isinstance(each, ast.Name)]
+
+
+def numeric(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(numeric, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def test_components_and_golden_tests_exist() -> None:
