@@ -23,9 +23,10 @@ class ActivationClustering(Principal):
 
     `rule` decides whether a class is suspicious and ``removal_budget=auto`` removes its smaller
     cluster: with ``size``, if its share of the class is below `size_threshold`; with
-    ``silhouette``, if the mean silhouette of the two clusters, which is high for well-separated
-    clusters, is above `silhouette_threshold`. The paper's exclusionary reclassification is not
-    implemented.
+    ``silhouette``, if also the mean silhouette of the two clusters, which is high for
+    well-separated clusters, is above `silhouette_threshold`. Shares are rounded to two and
+    silhouettes to four decimals, as in the authors' toolbox (ART). The paper's exclusionary
+    reclassification is not implemented.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class ActivationClustering(Principal):
         scores[order] = apart
         share = float(member.double().mean())
         notes: dict[str, object] = {"smaller": share}
-        caught = share < self.size_threshold
+        caught = round(share, 2) < self.size_threshold
         if self.rule == "silhouette":
             notes["silhouette"] = fit = _silhouette(reduced, member)
-            caught = fit > self.silhouette_threshold
+            caught = caught and round(fit, 4) > self.silhouette_threshold
         return ClassScores(scores, 1 - 2 * share, int(member.sum()) if caught else 0, notes)
 
     def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
@@ -79,7 +80,8 @@ class ActivationClustering(Principal):
 
 def _independent(components: Tensor, seed: int) -> Tensor:
     """Independent components with variance 1 from principal components (n, k), by FastICA
-    (Hyvärinen and Oja 2000). If 200 steps do not converge, as on normal data, the last counts."""
+    (Hyvärinen and Oja 2000) with ART's bounds. If 1,000 steps do not converge, the last counts.
+    """
     import warnings
 
     from sklearn.decomposition import FastICA  # type: ignore[import-untyped]
@@ -88,7 +90,7 @@ def _independent(components: Tensor, seed: int) -> Tensor:
     white = components / components.std(dim=0, correction=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        ica = FastICA(whiten=False, random_state=seed, max_iter=200)
+        ica = FastICA(whiten=False, random_state=seed, max_iter=1000, tol=0.005)
         return torch.from_numpy(ica.fit_transform(white.numpy()))
 
 

@@ -96,6 +96,7 @@ class SampleFilter(Defense):
     """
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
+    feature_layer: str | None = None  # Whose output it is given; None: that of protocol.layer.
 
     def __init__(self, options: FilterOptions = DEFAULTS) -> None:
         self.obey(options)

@@ -2,114 +2,176 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from backdoor_lab.core import validation
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, nn, torch
 from backdoor_lab.core.progress import track
-from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, SampleFilter, finite
+from backdoor_lab.core.types import Features
+from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge
+from backdoor_lab.defenses.context import DefenseContext
+from backdoor_lab.defenses.networks import (
+    ModelBasedFilter,
+    SampleScores,
+    auto_count,
+    clean_of,
+    logits,
+)
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
+from backdoor_lab.numerics.gram_ranges import ADDED, Ranges, fold_threshold
+from backdoor_lab.numerics.layers import LAST_STAGE_INPUT, FeatureHook, layer_of
+from backdoor_lab.numerics.two_samples import anomaly_index, kernel_distance
 
 FEWEST = 2
-CHUNK = 1000
+CHUNK = 64
+COMPARED = 10_000
+"""Images of a class whose features the rule for classes compares, at most: it needs 4 bytes for
+each pair."""
 
 
-class Beatrix(SampleFilter):
+class Beatrix(ModelBasedFilter):
     """Removes examples whose channel correlations deviate from those of clean examples.
 
     Ma, Wang, Sun, Xue, Wen, Xiang, "The 'Beatrix' Resurrections: Robust Backdoor Detection via
-    Gram Matrices", NDSS 2023. For features v of C channels at HW positions, the Gram matrix of
-    order p is (v^p (v^p)^T)^(1/p). Each entry has the range median ± `width` · MAD over clean
-    examples of the class. The score is the distance of an entry to its range, relative to the
-    bound, averaged over entries and orders 1..`orders`; it is 0 for an example inside all ranges.
+    Gram Matrices", NDSS 2023, as in the authors' code. For the feature maps v of C channels at HW
+    positions, the Gram matrix of order p is (v^p (v^p)^T)^(1/p). Each entry has the range median
+    ± `width` · MAD over `clean_per_class` held-out images of the class. The score of an image is
+    the distance of its entries to their ranges (`Ranges.deviations`), for orders 1 to `orders`.
 
-    `positions` is HW: 1 for pooled features, 16 for a flattened 4 × 4 layer. `reference` selects
-    the held-out ``clean`` examples, as in the paper, or the ``class`` itself, assumed to be
-    mostly clean. Differences: with one position all orders are equal, so only the first is
-    used; only the `channels` with the largest variance in the class are used, since the number
-    of entries grows as C^2; bounds closer to zero than the average bound are replaced by it,
-    since pooled activations are often zero. ``filter_scope=suspicious`` is not supported.
+    `layer`: ``last_stage_input``, the input of a ResNet's layer4; or a layer as `protocol.layer`.
+    ``removal_budget=auto`` removes the images that deviate more than `percentile` % of the clean
+    images, each of which is compared with the other four fifths of them. A class is suspicious if
+    its anomaly index exceeds `class_threshold`. The index is computed from the kernel two-sample
+    statistic between the class's images above and below that threshold, by their mean features.
+
+    Features are computed and compared in groups of images, so that memory does not grow with the
+    number of images: see `gram_ranges.rows_at_once`. As in the authors' code, the clean images of
+    a class are those that the network assigns to it; if these are fewer than two, those with its
+    label.
     """
+
+    needs_clean = True
 
     def __init__(
         self,
         options: FilterOptions = DEFAULTS,
         *,
+        layer: str = LAST_STAGE_INPUT,
         orders: int = 8,
-        positions: int = 1,
-        channels: int = 64,
         width: float = 10.0,
-        reference: str = "clean",
+        clean_per_class: int = 30,
+        percentile: float = 95.0,
+        class_threshold: float = math.e**2,
     ) -> None:
         super().__init__(options)
+        self.layer = validation.text("defense.layer", layer)
         self.orders = validation.whole("defense.orders", orders, low=1, below=33)
-        self.positions = validation.whole("defense.positions", positions, low=1)
-        self.channels = validation.whole("defense.channels", channels, low=1)
         self.width = validation.number("defense.width", width, low=0)
-        self.reference = validation.choice("defense.reference", reference, ("clean", "class"))
-
-    def requires(self) -> list[str]:
-        return super().requires() + ["clean"] * (self.reference == "clean")
-
-    def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
-        maps = self._maps(values)
-        spread = (maps - maps.mean(dim=0)).square().mean(dim=(0, 2))
-        chosen = spread.sort(descending=True, stable=True).indices[: self.channels].sort().values
-        maps = maps[:, chosen]
-        clean = maps if self.reference == "class" else self._clean(label, known)[:, chosen]
-        orders = range(1, 1 + (self.orders if self.positions > 1 else 1))
-        found = (self._outside(maps, clean, p) for p in track(orders, "order"))
-        outside = sum(found, torch.zeros(len(maps)))
-        return ClassScores(outside.double() / len(orders))
-
-    def _clean(self, label: int, known: DefenderKnowledge) -> Tensor:
-        clean = known.clean
-        rows = None if clean is None else clean.values[clean.labels == label]
-        if rows is None or len(rows) < FEWEST:
-            raise ConfigError(
-                f"`defense=beatrix` needs features of held-out clean images of class"
-                f" {known.classes[label]}, at least {FEWEST} (DefenderKnowledge.clean), got"
-                f" {0 if rows is None else len(rows)}: choose a protocol that holds some out, or"
-                " set defense.reference=class"
-            )
-        finite(rows, "rows of clean features")
-        return self._maps(rows)
+        self.clean_per_class = validation.whole(
+            "defense.clean_per_class", clean_per_class, low=FEWEST
+        )
+        self.percentile = validation.number("defense.percentile", percentile, low=0, below=100)
+        self.class_threshold = validation.number("defense.class_threshold", class_threshold, low=0)
 
     def check_network(self, network: nn.Module, features: int) -> None:
-        if features % self.positions:
-            raise ConfigError(
-                f"`defense.positions` must divide the number of features, {features}, got"
-                f" {self.positions}: use 1 for pooled features"
-            )
+        layer_of(network, self.layer, "defense.layer")
 
-    def _maps(self, values: Tensor) -> Tensor:
-        """`values` (n, C · HW) as float64 (n, C, HW)."""
-        self.check_network(nn.Identity(), values.shape[1])
-        return values.double().cpu().reshape(len(values), -1, self.positions)
+    def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
+        raise TypeError("Beatrix scores the images of one class at a time")
 
-    def _outside(self, maps: Tensor, clean: Tensor, p: int) -> Tensor:
-        """Mean relative distance of each row's Gram entries to the clean range: (n,)."""
-        entries = torch.cat(list(gram_entries(clean, p)))
-        median = entries.quantile(0.5, dim=0)
-        reach = self.width * (entries - median).abs().quantile(0.5, dim=0)
-        low, high = median - reach, median + reach
-        least = torch.cat([low, high]).abs().mean().clamp(min=torch.finfo(low.dtype).tiny)
-        found = [
-            (
-                (low - rows).clamp(min=0) / low.abs().clamp(min=least)
-                + (rows - high).clamp(min=0) / high.abs().clamp(min=least)
-            ).mean(dim=1)
-            for rows in gram_entries(maps, p)
+    def score_classes(
+        self,
+        features: Features,
+        members: dict[int, Tensor],
+        wanted: Iterable[int],
+        known: DefenderKnowledge,
+    ) -> dict[int, ClassScores]:
+        if known.context is None:
+            raise TypeError("Beatrix needs DefenderKnowledge.context")
+        maps = _Maps(known.context, self.layer)
+        scores_of = {y: self._scored(maps, y, members[y]) for y in track(wanted, "class")}
+        if self.scope != "suspicious":
+            return scores_of
+        distances = [scored.suspicion or 0.0 for scored in scores_of.values()]
+        index = anomaly_index(torch.tensor(distances, dtype=torch.float64), ADDED).tolist()
+        return {
+            y: replace(scored, suspicion=star, notes=scored.notes | {"J": scored.suspicion})
+            for (y, scored), star in zip(scores_of.items(), index, strict=True)
+        }
+
+    def suspicious_classes(self, scores_of: dict[int, ClassScores]) -> list[int]:
+        return [y for y, each in scores_of.items() if (each.suspicion or 0) > self.class_threshold]
+
+    def _scored(self, maps: _Maps, label: int, where: Tensor) -> ClassScores:
+        clean = maps.of_clean(label, self.clean_per_class)
+        threshold = fold_threshold(clean, self.orders, self.width, self.percentile / 100)
+        ranges = Ranges.of(clean, self.orders, self.width)
+        # Only the rule for classes compares features, and these are the larger part.
+        compares = self.scope == "suspicious"
+        parts = [
+            (ranges.deviations(rows), rows.mean(dim=2) if compares else rows[:, 0, :0])
+            for rows in maps.of_training(where)
         ]
-        return torch.cat(found)
+        scores, pooled = (torch.cat(each) for each in zip(*parts, strict=True))
+        beyond = scores > threshold
+        notes: dict[str, object] = {"threshold": threshold, "beyond": int(beyond.sum())}
+        auto = auto_count(scores, int(beyond.sum()))
+        if not compares:
+            return ClassScores(scores, auto=auto, notes=notes)
+        drawn = torch.randperm(len(scores), generator=maps.generator(label))[:COMPARED]
+        pooled, beyond = pooled[drawn], beyond[drawn]
+        return ClassScores(scores, kernel_distance(pooled[~beyond], pooled[beyond]), auto, notes)
 
 
-def gram_entries(maps: Tensor, p: int) -> Iterator[Tensor]:
-    """Yields the upper triangles (rows, C (C + 1) / 2) of the Gram matrices of order p of `maps`
-    (n, C, HW), in chunks of rows. The root keeps the sign."""
-    upper = torch.triu_indices(maps.shape[1], maps.shape[1])
-    for rows in maps.split(CHUNK):
-        power = rows**p
-        gram = (power @ power.transpose(1, 2))[:, upper[0], upper[1]]
-        yield gram.sign() * gram.abs() ** (1 / p)
+@dataclass(frozen=True)
+class _Maps:
+    """The feature maps of the attacked network at one layer, float64 (n, C, HW) on the CPU."""
+
+    context: DefenseContext
+    layer: str
+
+    def generator(self, label: int) -> torch.Generator:
+        return self.context.generator(streams.REFERENCE_IMAGES, label)
+
+    def of_clean(self, label: int, most: int) -> Tensor:
+        """Returns the maps of at most `most` clean images of a class, drawn at random."""
+        clean = clean_of(self.context)
+        found = [(said == label).nonzero().flatten() for said in (self.predicted, clean.labels)]
+        members = found[0] if len(found[0]) >= FEWEST else found[1]
+        if len(members) < FEWEST:
+            raise ConfigError(
+                f"`defense=beatrix` needs held-out clean images of class"
+                f" {self.context.classes[label]}, at least {FEWEST}, got {len(members)}: raise"
+                " protocol.clean_holdout"
+            )
+        drawn = torch.randperm(len(members), generator=self.generator(label))[:most]
+        images = clean.images[members[drawn]].to(self.context.device)
+        return torch.cat(list(self._over(lambda a, b: images[a:b], len(images))))
+
+    def of_training(self, where: Tensor) -> Iterator[Tensor]:
+        """Yields the maps of the training images at indices `where`, in groups."""
+        return self._over(lambda a, b: self.context.images(where[a:b], None), len(where))
+
+    @cached_property
+    def network(self) -> nn.Module:
+        return self.context.network().eval()
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """The classes that the network assigns to the held-out clean images."""
+        images = clean_of(self.context).images
+        return logits(
+            self.network, lambda a, b: images[a:b].to(self.context.device), len(images)
+        ).argmax(dim=1)
+
+    def _over(self, images: Callable[[int, int], Tensor], n: int) -> Iterator[Tensor]:
+        part = getattr(self.network, "net", self.network)
+        for start in track(range(0, n, CHUNK), "group of images"):
+            with torch.no_grad(), FeatureHook(part, self.layer, "defense.layer") as tap:
+                self.network(images(start, min(n, start + CHUNK)))
+            values = tap.values.double().cpu()
+            yield values.view(len(values), tap.channels, -1)

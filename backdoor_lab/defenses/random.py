@@ -23,6 +23,7 @@ class Random(Defense):
                 f" {like!r}"
             )
         self.like = like
+        self.feature_layer = like.feature_layer
 
     def __call__(self, features: Features, known: DefenderKnowledge) -> FilterResult:
         filter_result = self.like(features, known)

@@ -6,37 +6,46 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from backdoor_lab.core import validation
+from backdoor_lab.core import streams, validation
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.core.lazy import Tensor, torch
 from backdoor_lab.core.progress import track
+from backdoor_lab.core.rng import derive
 from backdoor_lab.core.types import Features
-from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, finite, modified_z
+from backdoor_lab.defenses.base import (
+    ClassScores,
+    DefenderKnowledge,
+    SampleFilter,
+    finite,
+    row_order,
+)
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
-from backdoor_lab.defenses.principal import Principal
-from backdoor_lab.numerics.otsu import variance_between
-from backdoor_lab.numerics.singular import top_directions
+from backdoor_lab.numerics.robust_covariance import covariance
+from backdoor_lab.numerics.two_samples import anomaly_index
 
 STEPS = 100
 
 
-class SCAn(Principal):
+class SCAn(SampleFilter):
     """Splits each class into two groups under the variation of clean classes, and flags one.
 
     Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust
     Backdoor Contamination Detection", USENIX Security 2021. Features are modeled as a class
     identity plus a variation common to all classes: r = mu + e, mu ~ N(0, S_mu), e ~ N(0, S_e).
     Both covariances are estimated from held-out clean images (`variation`). J is the
-    log-likelihood ratio per example of two groups against one; J* is the distance of J above the
-    median class in MAD, scaled to standard deviations. A class with J* above `threshold` (e^2 in
-    the paper) is suspicious, and ``removal_budget=auto`` removes its suspicious group.
+    log-likelihood ratio per example of two groups against one; J* is the distance of J from the
+    median class, in either direction, in MAD scaled to standard deviations. A class with J* above
+    `threshold` (e^2 in the paper) is suspicious, and ``removal_budget=auto`` removes its suspicious
+    group.
 
     The group nearer to the clean examples of the class is taken as clean; without any, the
     larger one. Score: log-likelihood ratio of the other group against it, positive exactly for
-    members of the other group. Differences from the paper: S_e is shrunk (Ledoit and Wolf 2004),
-    so that it is invertible with fewer held-out images than dimensions; its estimation is
-    complete (see `variation`); only large J* are flagged; the groups are initialized along the
-    class's top direction instead of at random.
+    members of the other group. The authors' code has no rule for groups and no threshold, and one
+    difference from the paper that is not followed: in J, the identity of the class is not
+    estimated as in the model of clean images (its `calc_test` omits a factor S_mu S_e^-1).
+
+    Only directions in which clean images vary are used, so that with fewer clean images than
+    features (`protocol.clean_holdout`) poison in other directions is missed.
     """
 
     def __init__(
@@ -44,15 +53,18 @@ class SCAn(Principal):
         options: FilterOptions = DEFAULTS,
         *,
         threshold: float = math.e**2,
+        tolerance: float = 0.01,
     ) -> None:
         super().__init__(options)
         self.threshold = validation.number("defense.threshold", threshold, low=0)
+        self.tolerance = validation.number("defense.tolerance", tolerance, low=0)
 
     def requires(self) -> list[str]:
         return [*super().requires(), "clean"]
 
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
-        return self._look(values, label, Variation.of(known), values.double().mean(dim=0))
+        model = Variation.of(known, self.tolerance)
+        return self._look(values, label, model, values.double().mean(dim=0), known.seed)
 
     def score_classes(
         self,
@@ -61,17 +73,15 @@ class SCAn(Principal):
         wanted: Iterable[int],
         known: DefenderKnowledge,
     ) -> dict[int, ClassScores]:
-        model = Variation.of(known)
+        model = Variation.of(known, self.tolerance)
         middle = features.values.double().mean(dim=0)
         scores_of = {
-            y: self._look(features.values[where], y, model, middle)
+            y: self._look(features.values[where], y, model, middle, known.seed)
             for y, where in track(members.items(), "class")
         }
-        ratios = torch.tensor(
-            [scored.suspicion for scored in scores_of.values()], dtype=torch.float64
-        )
+        ratios = [scored.suspicion for scored in scores_of.values()]
         # Two classes are equally far from their median, so neither is an outlier.
-        index = modified_z(ratios).tolist()
+        index = anomaly_index(torch.tensor(ratios, dtype=torch.float64)).tolist()
         return {
             y: self._ruled(scored, star)
             for (y, scored), star in zip(scores_of.items(), index, strict=True)
@@ -89,11 +99,14 @@ class SCAn(Principal):
         )
 
     @staticmethod
-    def _look(values: Tensor, label: int, model: Variation, middle: Tensor) -> ClassScores:
+    def _look(
+        values: Tensor, label: int, model: Variation, middle: Tensor, seed: int
+    ) -> ClassScores:
         white = (values.double() - middle) @ model.whiten
-        second = two_groups(white)
-        nothing = torch.zeros(len(white), dtype=torch.float64)
+        start = drawn_half(values, derive(seed, streams.GROUPS, label))
+        second = two_groups(white, start)
         if second is None:
+            nothing = torch.zeros(len(white), dtype=torch.float64)
             return ClassScores(nothing, 0.0, 0, {"skipped": "fewer than two different examples"})
         ours = model.own(label, middle)
         means = white[~second].mean(dim=0), white[second].mean(dim=0)
@@ -110,15 +123,16 @@ class SCAn(Principal):
 
 @dataclass(frozen=True)
 class Variation:
-    """The model estimated from held-out images. `whiten` (d, d) maps the within-class covariance
-    to I; `between` (d, d) is the covariance of whitened identities; `means` per clean class."""
+    """The model estimated from held-out images. `whiten` (d, r) maps the within-class covariance
+    to I, in the r directions in which clean images vary; `between` (r, r) is the covariance of
+    whitened identities; `means` per clean class."""
 
     whiten: Tensor
     between: Tensor
     means: dict[int, Tensor]
 
     @classmethod
-    def of(cls, known: DefenderKnowledge) -> Variation:
+    def of(cls, known: DefenderKnowledge, tolerance: float) -> Variation:
         """Estimated from `known.clean`. Raises ConfigError if that is None or has one class."""
         clean = known.clean
         if clean is None or len(clean.labels.unique()) < 2:
@@ -130,77 +144,79 @@ class Variation:
         values = clean.values.double()
         if not bool((values - values[0]).any()):
             raise ConfigError("`defense=scan`: the features of all clean images are equal")
-        identity, within = variation(values, clean.labels)
+        identity, within = variation(values, clean.labels, tolerance)
         eigenvalues, axes = torch.linalg.eigh(within)
-        whiten = axes / eigenvalues.clamp(min=float(eigenvalues[-1]) * 1e-12 + 1e-300).sqrt()
+        # The same directions as in a pseudo-inverse.
+        real = eigenvalues > eigenvalues[-1] * len(eigenvalues) * torch.finfo(torch.float64).eps
+        whiten = axes[:, real] / eigenvalues[real].sqrt()
         means = {int(y): values[clean.labels == y].mean(dim=0) for y in clean.labels.unique()}
         return cls(whiten, whiten.T @ identity @ whiten, means)
 
     def own(self, label: int, middle: Tensor) -> Tensor | None:
-        """The whitened clean mean (d,) of a class; None if it has no clean examples."""
+        """The whitened clean mean (r,) of a class; None if it has no clean examples."""
         return (self.means[label] - middle) @ self.whiten if label in self.means else None
 
     def identity(self, white: Tensor) -> Tensor:
-        """Most likely identity (d,) of a class `white` (n, d): its mean, shrunk towards 0 by the
+        """Most likely identity (r,) of a class `white` (n, r): its mean, shrunk towards 0 by the
         prior N(0, `between`)."""
         both = self.between + torch.eye(len(self.between), dtype=white.dtype) / len(white)
         return self.between @ torch.linalg.solve(both, white.mean(dim=0))
 
 
-def variation(values: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def variation(values: Tensor, labels: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Covariances (d, d) of identity and variation, from clean `values` float64 (n, d).
 
-    Expectation maximization (paper, section 4; Chen et al., "Bayesian Face Revisited", ECCV
-    2012). Given the mean of its m examples, a class identity is normal with mean
-    S_mu (S_mu + S_e / m)^-1 mean. Both covariances are re-estimated from the identities, the
-    residuals and the posterior uncertainty of the identities. The sources omit the last term,
-    which makes S_mu vanish along axes on which classes overlap.
+    Expectation maximization as in the authors' code (paper, section 4). The identity of a class of
+    m examples with mean x is S_mu (S_mu + S_e / m)^-1 x. S_mu is the covariance over examples of
+    the identities of their classes, S_e that of what remains. Ends when the Frobenius norms of both
+    changes sum to at most `tolerance`, or after 100 steps.
     """
-    from sklearn.covariance import ledoit_wolf_shrinkage  # type: ignore[import-untyped]
-
     values = values - values.mean(dim=0)
     _, which, sizes = labels.unique(return_inverse=True, return_counts=True)
-    m = sizes[:, None].double()
-    means = torch.zeros(len(m), values.shape[1]).double().index_add(0, which, values) / m
-    left = values - means[which]
-    # Above 0, so that dead features do not cause a division by zero.
-    share = max(float(ledoit_wolf_shrinkage(left.numpy(), assume_centered=True)), 1e-6)
-    between, within = means.T @ means / len(m), _shrink(left.T @ left / len(left), share)
+    sums = torch.zeros(len(sizes), values.shape[1]).double().index_add(0, which, values)
+    identities = sums / sizes[:, None]
+    between = covariance(identities[which], correction=1)
+    within = covariance(values - identities[which], correction=1)
     for _ in track(range(STEPS), "EM step"):
-        before = torch.cat([between, within])
-        axes, ratio = _common_axes(between, within)
-        drawn = ratio / (ratio + 1 / m)
-        identities = torch.linalg.solve(axes, means.T).T * drawn @ axes.T
-        left = values - identities[which]
-        unsure = axes * drawn.sum(dim=0) @ axes.T
-        within = _shrink((left.T @ left + unsure) / len(left), share)
-        between = (identities.T @ identities + axes * (drawn / m).sum(dim=0) @ axes.T) / len(m)
-        if float((torch.cat([between, within]) - before).norm()) <= 1e-3 * float(before.norm()):
+        before = between, within
+        inverse = torch.linalg.pinv(within, hermitian=True)
+        identities = torch.stack(
+            [_identity_map(int(m), between, within, inverse) @ x
+             for m, x in zip(sizes, sums, strict=True)]
+        )  # fmt: skip
+        between = covariance(identities[which], correction=1)
+        within = covariance(values - identities[which], correction=1)
+        if float((between - before[0]).norm() + (within - before[1]).norm()) <= tolerance:
             break
     return between, within
 
 
-def _common_axes(between: Tensor, within: Tensor) -> tuple[Tensor, Tensor]:
-    """T (d, d) and r (d,) such that within = T T' and between = T diag(r) T'."""
-    root = torch.linalg.cholesky(within)
-    half = torch.linalg.solve_triangular(root, between, upper=False)
-    ratio, turn = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.T, upper=False))
-    return root @ turn, ratio.clamp(min=0)
+def _identity_map(m: int, between: Tensor, within: Tensor, inverse: Tensor) -> Tensor:
+    """The matrix that maps the sum of m examples of a class to its identity."""
+    return within @ torch.linalg.pinv(m * between + within, hermitian=True) @ between @ inverse
 
 
-def two_groups(white: Tensor) -> Tensor | None:
+def drawn_half(values: Tensor, seed: int) -> Tensor:
+    """Each row of `values` (n, d) with probability 1/2: bool (n,), independent of their order."""
+    drawn = torch.rand(len(values), generator=torch.Generator().manual_seed(seed)) >= 0.5
+    # At least one row on either side.
+    drawn[0] = drawn[0] ^ bool(drawn.all() or not drawn.any())
+    chosen = torch.empty_like(drawn)
+    chosen[row_order(values)] = drawn
+    return chosen
+
+
+def two_groups(white: Tensor, start: Tensor) -> Tensor | None:
     """Membership of the rows of `white` float64 (n, d) in the second of two groups: bool (n,).
 
-    Maximizes the likelihood of two groups with covariance I by alternating between the group
-    means and the half-space between them, starting from the best threshold along the top
-    direction; finds a local optimum. None if all rows are equal.
+    Alternates between the means of the groups and the half-space between them, from the members
+    `start` bool (n,) of the second; finds a local optimum. None if all rows are equal.
     """
     centered = white - white.mean(dim=0)
-    _, directions = top_directions(centered, 1)
-    along = centered @ directions[:, 0]
-    if len(along) < 2 or float(along.max() - along.min()) <= 1e-9 * float(white.abs().max()):
+    alike = float(centered.abs().max()) <= 1e-9 * float(white.abs().max()) if len(white) else True
+    if len(white) < 2 or alike:
         return None
-    second = along > _best_cut(along)
+    second = start
     for _ in track(range(STEPS), "step"):
         first_mean, second_mean = centered[~second].mean(dim=0), centered[second].mean(dim=0)
         middle = (first_mean + second_mean) / 2
@@ -209,18 +225,3 @@ def two_groups(white: Tensor) -> Tensor | None:
             break
         second = now
     return second
-
-
-def _best_cut(x: Tensor) -> float:
-    """The threshold that splits `x` (n,), n > 1, with the least within-group variance (Otsu)."""
-    ordered = x.sort().values
-    between = variance_between(ordered)
-    between[ordered[1:] <= ordered[:-1]] = -1
-    at = int(between.argmax())
-    return float(ordered[at] + ordered[at + 1]) / 2
-
-
-def _shrink(covariance: Tensor, share: float) -> Tensor:
-    level = covariance.diagonal().mean()
-    even = torch.eye(len(covariance), dtype=covariance.dtype)
-    return (1 - share) * covariance + share * level * even

@@ -8,42 +8,51 @@ from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import ClassScores, DefenderKnowledge, suspects_by_size
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
 from backdoor_lab.defenses.principal import Principal
+from backdoor_lab.numerics.robust_covariance import covariance, filtered, root_of
 
 ROWS_PER_COMPONENT = 10
-STEPS = 50
+REMOVED_PER_POISON = 1.5
+"""Images removed for each poisoned one, in the paper and its code."""
 
 
 class SPECTRE(Principal):
     """Removes the examples with the highest quantum-entropy scores after robust whitening.
 
     Hayase, Kong, Somani, Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust
-    Statistics", ICML 2021: project a class on its top k principal directions, estimate mean and
-    covariance robustly, whiten, and score tau_i = h_i^T Q h_i / tr Q with
-    Q = exp(alpha (S - I) / (||S|| - 1)), where S is the covariance of the whitened features.
+    Statistics", ICML 2021, as in the authors' code. A class of n examples is centered and
+    projected on its top k principal directions. The covariance of the examples that remain after
+    the filter of Diakonikolas et al. 2017 (`filtered`, with parameter `tau`, at most `filter_limit`
+    times the number ε of poisoned examples removed) whitens all of them; for k = 1 they are not
+    whitened. The score is h^T Q h / tr Q with Q = exp(`alpha` (S - I) / (||S|| - 1)), where S is
+    the covariance of the whitened features.
 
-    k is `rank` or, by default, the one of 1, 4, 9, ... `max_rank` for which removing the highest
-    scores and whitening by the remaining examples gives the largest mean score of the class.
-    There are at least ten examples per dimension.
+    k is `rank` or, by default, the one of 1, 4, 9, ..., `max_rank` with the largest tr(S Q) / tr Q
+    in `max_rank` dimensions, whitened by the covariance of all but the highest scores. There are at
+    least ten examples per dimension, so that `max_rank` is lower for classes below 1,000 examples.
 
-    Differences from the paper: the robust estimate is the minimum covariance determinant over
-    all but as many examples as the budget removes (at most half of the class; half for
-    ``auto``), from three deterministic starts (see `concentrated`), instead of the filter of
-    Diakonikolas et al. 2017, and also gives the mean. If no direction of S is above average,
-    ||S|| <= 1, all directions have equal weight.
+    ε is what the budget removes, divided by 1.5; at most a third of the class, which is also used
+    for ``auto``. `layer` is the layer to use in place of `protocol.layer`. Difference from the
+    code: if no direction of S is above average, ||S|| <= 1, all directions have equal weight.
     """
 
     def __init__(
         self,
         options: FilterOptions = DEFAULTS,
         *,
+        layer: str | None = None,
         rank: int | None = None,
         max_rank: int = 100,
         alpha: float = 4.0,
+        tau: float = 0.1,
+        filter_limit: float = 2.0,
     ) -> None:
         super().__init__(options)
+        self.feature_layer = None if layer is None else validation.text("defense.layer", layer)
         self.rank = None if rank is None else validation.whole("defense.rank", rank, low=1)
         self.max_rank = validation.whole("defense.max_rank", max_rank, low=1)
         self.alpha = validation.number("defense.alpha", alpha, low=0)
+        self.tau = validation.number("defense.tau", tau, low=1e-9, below=1)
+        self.filter_limit = validation.number("defense.filter_limit", filter_limit, low=0)
 
     def score_class(self, values: Tensor, label: int, known: DefenderKnowledge) -> ClassScores:
         n = len(values)
@@ -68,11 +77,19 @@ class SPECTRE(Principal):
 
     def _judged(self, points: Tensor, k: int, removed: int) -> tuple[float, Tensor, int]:
         """Quality of k directions, their scores (n,), and k."""
-        kept = len(points) - removed
-        scores = que(whitened(points[:, :k], *concentrated(points[:, :k], kept)), self.alpha)
-        rest = points[scores.topk(kept, largest=False).indices]
-        again = que(whitened(points, rest.mean(dim=0), _covariance(rest)), self.alpha)
-        return float(again.mean()), scores, k
+        scores = que(self._whitened(points[:, :k], removed), self.alpha)
+        rest = points[scores.topk(len(points) - removed, largest=False).indices]
+        white = points @ root_of(covariance(rest, correction=1), points)
+        return weighted_variance(white, self.alpha), scores, k
+
+    def _whitened(self, points: Tensor, removed: int) -> Tensor:
+        """Centered `points` (n, k), whitened by the covariance of those that the filter keeps."""
+        if points.shape[1] == 1:
+            return points
+        poisoned = removed / REMOVED_PER_POISON
+        share, limit = poisoned / len(points), round(self.filter_limit * poisoned)
+        kept = filtered(points, share, self.tau, min(limit, len(points) // 2))
+        return points @ root_of(covariance(points[kept], correction=0), points)
 
 
 def que(white: Tensor, alpha: float) -> Tensor:
@@ -81,73 +98,23 @@ def que(white: Tensor, alpha: float) -> Tensor:
     Dong, Hopkins, Li, "Quantum Entropy Scoring for Fast Robust Mean Estimation and Improved
     Outlier Detection", NeurIPS 2019, in the form of SPECTRE's Algorithm 1.
     """
-    eigenvalues, directions = torch.linalg.eigh(_covariance(white))
+    _, weights, directions = _weighted(white, alpha)
+    return (white @ directions).square() @ weights
+
+
+def weighted_variance(white: Tensor, alpha: float) -> float:
+    """tr(S Q) / tr Q for the covariance S of `white` float64 (n, k) and the weights Q of `que`."""
+    eigenvalues, weights, _ = _weighted(white, alpha)
+    return float(eigenvalues @ weights)
+
+
+def _weighted(white: Tensor, alpha: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues of S, the weights of their directions, with sum 1, and the directions."""
+    eigenvalues, directions = torch.linalg.eigh(covariance(white, correction=1))
     beyond = eigenvalues[-1] - 1
     if beyond <= 1e-9:
         weights = torch.ones_like(eigenvalues)
     else:
         # Relative to the largest eigenvalue, so that no alpha overflows.
         weights = torch.exp(alpha * (eigenvalues - eigenvalues[-1]) / beyond)
-    return (white @ directions).square() @ weights / weights.sum()
-
-
-def whitened(points: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
-    """Centered `points` (n, k), rotated and scaled so that `covariance` becomes I."""
-    eigenvalues, directions = torch.linalg.eigh(covariance)
-    # Directions without variance in the good examples stay finite and get the largest weight.
-    spread = points.square().mean(dim=0).max() * 1e-12
-    return (points - mean) @ (directions / eigenvalues.clamp(min=spread).sqrt())
-
-
-def concentrated(points: Tensor, kept: int) -> tuple[Tensor, Tensor]:
-    """Mean (k,) and covariance (k, k) of the `kept` rows with the smallest covariance.
-
-    The minimum covariance determinant by concentration steps (Rousseeuw and Van Driessen 1999,
-    theorem 1) from three deterministic starts, as in DetMCD (Hubert, Rousseeuw, Verdonck 2012):
-    distance from the median in MAD, the same along the axes of the spatial sign covariance, and
-    plain Mahalanobis distance. The covariance is scaled to be consistent for a normal class
-    (Croux and Haesbroeck 1999).
-    """
-    found = [_concentrate(points, start, kept) for start in _starts(points)]
-    _, mean, covariance = min(found, key=lambda each: each[0])
-    return mean, covariance * _consistency(kept / len(points), points.shape[1])
-
-
-def _starts(points: Tensor) -> list[Tensor]:
-    about = points - points.median(dim=0).values
-    signs = about / torch.linalg.vector_norm(about, dim=1, keepdim=True).clamp(min=1e-300)
-    axes = torch.linalg.eigh(signs.T @ signs).eigenvectors
-    plain = whitened(points, points.mean(dim=0), _covariance(points))
-    return [_by_mad(points), _by_mad(points @ axes), plain.square().sum(dim=1)]
-
-
-def _by_mad(points: Tensor) -> Tensor:
-    about = points - points.median(dim=0).values
-    mad = about.abs().median(dim=0).values
-    return (about / mad.clamp(min=float(about.abs().max()) * 1e-6 + 1e-300)).square().sum(dim=1)
-
-
-def _concentrate(points: Tensor, distances: Tensor, kept: int) -> tuple[float, Tensor, Tensor]:
-    """Log determinant, mean and covariance after the last concentration step."""
-    before = float("inf")
-    for _ in range(STEPS):
-        nearest = points[distances.topk(kept, largest=False, sorted=False).indices]
-        mean, covariance = nearest.mean(dim=0), _covariance(nearest)
-        size = float(torch.linalg.eigvalsh(covariance).clamp(min=1e-300).log().sum())
-        if size > before - 1e-9:
-            break
-        before = size
-        distances = whitened(points, mean, covariance).square().sum(dim=1)
-    return size, mean, covariance
-
-
-def _consistency(share: float, k: int) -> float:
-    """Correction for the covariance of the inner `share` of a normal sample in k dimensions."""
-    from scipy.special import gammainc, gammaincinv
-
-    return 1.0 if share >= 1 else share / float(gammainc(k / 2 + 1, gammaincinv(k / 2, share)))
-
-
-def _covariance(points: Tensor) -> Tensor:
-    centered = points - points.mean(dim=0)
-    return centered.T @ centered / len(points)
+    return eigenvalues, weights / weights.sum(), directions

@@ -8,6 +8,10 @@ from backdoor_lab.core.errors import ConfigError, unknown
 from backdoor_lab.core.lazy import Tensor, nn, torch
 
 PENULTIMATE, POOLED = "penultimate", ":pool"
+INPUT = ":input"
+"""Suffix of a layer name: what enters the module instead of what leaves it."""
+LAST_STAGE_INPUT = "last_stage_input"
+"""The feature maps that enter the last part of a network with convolutions: `last_stage`."""
 AUTOENCODER = "autoencoder"
 """The layer name that selects the features of an autoencoder instead of a layer of the model; see
 training/autoencoder.py."""
@@ -27,15 +31,19 @@ def head(net: nn.Module) -> nn.Linear:
 class FeatureHook:
     """Records a layer's features during a forward pass: ``with FeatureHook(net, layer) as tap``.
 
-    `layer` is ``penultimate`` (the input of the last linear layer) or a module's name (``layer4``),
-    whose output is flattened or, with the suffix ``:pool`` (``layer4:pool``), averaged over all
-    positions. `tap.values` are the features of the last pass, float (n, d).
+    `layer` is ``penultimate`` (the input of the last linear layer), ``last_stage_input`` (see
+    `last_stage`) or a module's name (``layer4``), whose output is flattened or, with the suffix
+    ``:pool`` (``layer4:pool``), averaged over all positions; with ``:input`` it is the module's
+    input, flattened. `tap.values` are the features of the last pass, float (n, d), and
+    `tap.channels` the number of channels before flattening. `key` is the option that names the
+    layer, for errors.
     """
 
-    def __init__(self, net: nn.Module, layer: str) -> None:
+    def __init__(self, net: nn.Module, layer: str, key: str = "protocol.layer") -> None:
         self.values: Tensor = torch.empty(0)
+        self.channels = 0
         self._handle: Any = None
-        self._module, self._before = layer_of(net, layer)
+        self._module, self._before = layer_of(net, layer, key)
         self._pool = layer.endswith(POOLED)
 
     def __enter__(self) -> FeatureHook:
@@ -49,28 +57,46 @@ class FeatureHook:
         self._handle.remove()
 
     def _catch_input(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.values = inputs[0].flatten(1)
+        # The module may overwrite its input, as a rectifier in place does.
+        self.values, self.channels = inputs[0].flatten(1).clone(), inputs[0].shape[1]
 
     def _catch_output(self, _: nn.Module, __: object, output: Tensor) -> None:
         pooled = output.flatten(2).mean(dim=2) if self._pool and output.ndim > 2 else output
-        self.values = pooled.flatten(1)
+        self.values, self.channels = pooled.flatten(1), output.shape[1]
 
 
-def layer_of(net: nn.Module, layer: str) -> tuple[nn.Module, bool]:
+def layer_of(net: nn.Module, layer: str, key: str = "protocol.layer") -> tuple[nn.Module, bool]:
     """Returns the module named `layer`, and whether its input is recorded instead of its output.
-    Raises ConfigError, listing the layers, for an unknown name."""
+    Raises ConfigError, listing the layers, for an unknown name; `key` is the option's name."""
     if layer == PENULTIMATE:
         return head(net), True
-    known, name = dict(net.named_modules()), layer.removesuffix(POOLED)
+    if layer == LAST_STAGE_INPUT:
+        return last_stage(net) or head(net), True
+    known = dict(net.named_modules())
+    name = layer.removesuffix(POOLED).removesuffix(INPUT)
     if name not in known or not name:
         names = [name for name, _ in net.named_children()]
         pooled = [f"{name}{POOLED}" for name in names]
-        whole = [PENULTIMATE, *names, *pooled, AUTOENCODER]
+        whole = [PENULTIMATE, LAST_STAGE_INPUT, *names, *pooled, AUTOENCODER]
         inner = [n for n in known if n.count(".") == 1]
         parts = (
             f" Their submodules are accepted too, such as {inner[0]} or {inner[0]}{POOLED}."
             if inner
             else ""
         )
-        raise ConfigError(f"{unknown('`protocol.layer`', layer, whole)}{parts}")
-    return known[name], False
+        raise ConfigError(f"{unknown(f'`{key}`', layer, whole)}{parts}")
+    return known[name], layer.endswith(INPUT)
+
+
+def last_stage(net: nn.Module) -> nn.Module | None:
+    """Returns the last of several consecutive parts of `net` that contain convolutions: ``layer4``
+    of a ResNet, the last block of a DenseNet, the last convolution of a VGG. None if there are no
+    two."""
+    parts = [part for part in net.children() if any(map(_convolves, part.modules()))]
+    if len(parts) > 1:
+        return parts[-1]
+    return last_stage(parts[0]) if parts else None
+
+
+def _convolves(module: nn.Module) -> bool:
+    return isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)

@@ -138,6 +138,7 @@ class Cell:
         """The protocol after all overrides, as printed below a table."""
         said = dict(self.config["protocol"])
         said |= with_shared(self.config["defense"], shared(self.config))
+        said["layer"] = getattr(self.defense, "feature_layer", None) or said["layer"]
         said |= {"label_mode": self._label_mode, "cover_rate": self._cover_rate}
         said["clean_holdout"] = int(said["clean_holdout"])  # 2e1 is read as a float.
         chosen_by_trigger = self.config["source"] is None and self.source is not None

@@ -12,8 +12,9 @@ from torch import nn
 import backdoor_lab
 from backdoor_lab.core.errors import ConfigError
 from backdoor_lab.defenses import networks
-from backdoor_lab.numerics.layers import FeatureHook, head
+from backdoor_lab.numerics.layers import FeatureHook, head, last_stage, layer_of
 from backdoor_lab.training.evaluate import extract
+from backdoor_lab.training.models import build_model
 from backdoor_lab.training.train import new_classifier
 from tests.helpers.cells import CPU, job, toy_set
 
@@ -49,3 +50,63 @@ def test_forward_hooks_are_registered_in_one_module() -> None:
         if isinstance(node, ast.Attribute) and node.attr.startswith("register_forward_")
     }
     assert found == allowed
+
+
+def network(name: str, width: int | None = 4) -> nn.Module:
+    stem = "cifar" if name == "resnet18" else None
+    return build_model(
+        {"name": name, "width": width, "stem": stem}, channels=3, classes=2, seed=0
+    ).eval()
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "expected"),
+    [("resnet18", 4, "layer4"), ("airbench", 4, "group3"), ("vgg11", None, "features.18"),
+     ("densenet121", None, "features.denseblock4")],
+)  # fmt: skip
+def test_the_last_stage_is_the_last_part_with_convolutions(
+    name: str, width: int | None, expected: str
+) -> None:
+    net = network(name, width)
+    assert last_stage(net) is dict(net.named_modules())[expected]
+    assert layer_of(net, "last_stage_input") == (last_stage(net), True)
+
+
+def test_a_network_without_two_convolutions_has_no_last_stage() -> None:
+    """Its features are then those of the penultimate layer."""
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    assert last_stage(net) is None
+    assert layer_of(net, "last_stage_input") == (net[2], True)
+
+
+def test_the_input_of_the_last_stage_is_the_output_of_the_stage_before() -> None:
+    net, images = network("resnet18"), torch.rand(2, 3, 16, 16)
+    with (
+        torch.no_grad(),
+        FeatureHook(net, "last_stage_input") as entering,
+        FeatureHook(net, "layer4:input") as named,
+        FeatureHook(net, "layer3") as before,
+        FeatureHook(net, "penultimate") as last,
+    ):
+        net(images)
+    assert torch.equal(entering.values, before.values)
+    assert torch.equal(named.values, before.values)
+    assert (entering.channels, before.channels, last.channels) == (16, 16, 32)
+    assert entering.values.shape == (2, 16 * 4 * 4)
+
+
+def test_the_input_of_a_rectifier_that_works_in_place_is_kept() -> None:
+    net, images = network("resnet18"), torch.rand(2, 3, 16, 16)
+    with (
+        torch.no_grad(),
+        FeatureHook(net, "layer3.1.relu:input") as before,
+        FeatureHook(net, "layer3") as after,
+    ):
+        net(images)
+    assert float(before.values.min()) < 0
+    assert torch.equal(before.values.relu(), after.values)
+
+
+def test_an_unknown_layer_names_the_option_that_gave_it() -> None:
+    with pytest.raises(ConfigError, match=r"`defense\.layer`.*layer9.*last_stage_input"):
+        layer_of(network("resnet18"), "layer9:input", "defense.layer")

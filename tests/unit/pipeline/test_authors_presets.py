@@ -16,12 +16,14 @@ COSTLY = {
     "abl_authors": {"epochs": 10},
     "abl_unlearning_authors": {"epochs": 10, "training_epochs": 60},
     "neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31},
+    "spectre_authors": {"layer": "layer3.1.relu:input"},
 }
 """The keys in which a preset differs from the defense it is named for, with the authors' values."""
 SHORT = {
     "abl_authors": ("defense.epochs=1",),
     "abl_unlearning_authors": ("defense.epochs=1", "defense.training_epochs=1"),
     "neural_cleanse_authors": ("defense.steps=2",),
+    "spectre_authors": ("model.width=4",),
 }
 
 

@@ -148,7 +148,7 @@ REFUSED = [
     ("+foo=1", "foo", "Known: dataset, model"),
     ("trigger=pixle", "pixle", "pixel"),
     ("model.name=resnet81", "'resnet81'", "Did you mean 'resnet"),
-    ("protocol.layer=layer9", "'layer9'", "penultimate, conv1"),
+    ("protocol.layer=layer9", "'layer9'", "penultimate, last_stage_input, conv1"),
     ("protocol.layer=layer4.2", "Their submodules are accepted too", "layer1.0 or layer1.0:pool"),
     ("protocol.layer=3", "`protocol.layer` must be a name", "3"),
     ("protocol.layer=null", "`protocol.layer` must be a name", "None"),
@@ -372,3 +372,36 @@ def test_a_jobs_configuration_does_not_depend_on_earlier_jobs(root: Path) -> Non
         found = [expander.config([*base, *job]) for job in jobs]
         asked = [plain(compose("config", [*base, *job])) for job in jobs]
     assert found == asked
+
+
+def test_the_layer_of_a_defense_replaces_that_of_the_protocol(
+    root: Path, checks: Preflight
+) -> None:
+    """Also inside the control of equal size. null leaves the protocol's, and the cell its id."""
+
+    def cell(*words: str) -> Cell:
+        return checks.cell(configuration(root, *words))
+
+    plain_cell = cell("defense=spectre")
+    assert plain_cell.protocol["layer"] == "penultimate"
+    assert cell("defense=spectre", "defense.layer=null").id == plain_cell.id
+    own = cell("defense=spectre", "defense.layer=layer3")
+    assert own.protocol["layer"] == own.decides()["protocol"]["layer"] == "layer3"
+    assert own.id != plain_cell.id
+    control = cell(
+        "defense=random", "defense.like._target_=backdoor_lab.defenses.spectre.SPECTRE",
+        "+defense.like.layer=layer2",
+    )  # fmt: skip
+    assert control.protocol["layer"] == "layer2"
+    assert cell("defense=none", "protocol.layer=layer2").protocol["layer"] == "layer2"
+    assert cell("defense=beatrix", "protocol.clean_holdout=20").protocol["layer"] == "penultimate"
+
+
+def test_an_unknown_layer_of_a_defense_is_refused_before_any_work(
+    root: Path, checks: Preflight
+) -> None:
+    with pytest.raises(ConfigError, match=r"layer`.*layer9"):
+        checks.cell(configuration(root, "defense=spectre", "defense.layer=layer9"))
+    words = ("defense=beatrix", "defense.layer=layer9", "protocol.clean_holdout=20")
+    with pytest.raises(ConfigError, match=r"`defense\.layer`.*layer9"):
+        checks.cell(configuration(root, *words))

@@ -1,0 +1,86 @@
+"""Gram matrices of feature maps, and how far they lie outside the range of clean ones.
+
+Ma et al., "The 'Beatrix' Resurrections", NDSS 2023; formulas as in the authors' code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from backdoor_lab.core.lazy import Tensor, torch
+
+FOLDS = 5
+ADDED = 1e-6
+CHUNK_BYTES = 2**28
+TEMPORARIES = 6
+"""Arrays of C^2 numbers per image that one comparison holds at once, at most."""
+
+
+def gram_entries(maps: Tensor, p: int) -> Tensor:
+    """Upper triangles (n, C (C + 1) / 2) of the Gram matrices of order p of `maps` (n, C, HW):
+    the p-th root, with its sign, of the sum over positions of v_i^p v_j^p."""
+    upper = torch.triu_indices(maps.shape[1], maps.shape[1])
+    power = maps**p
+    gram = (power @ power.transpose(1, 2))[:, upper[0], upper[1]]
+    return gram.sign() * gram.abs() ** (1 / p)
+
+
+def rows_at_once(channels: int) -> int:
+    """How many images are compared at once, so that the arrays take about `CHUNK_BYTES`."""
+    return max(1, CHUNK_BYTES // (8 * TEMPORARIES * channels**2))
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """The lowest and highest clean value of each Gram entry, float64 (C (C + 1) / 2,), for orders
+    1, 2, ...: the median minus and plus `width` median absolute deviations. Of an even number of
+    values the median is the lower of the middle two, as in torch."""
+
+    low: list[Tensor]
+    high: list[Tensor]
+
+    @classmethod
+    def of(cls, clean: Tensor, orders: int, width: float) -> Ranges:
+        """The ranges of `clean` maps float64 (n, C, HW)."""
+        low, high = [], []
+        for p in range(1, orders + 1):
+            entries = gram_entries(clean, p)
+            median = entries.median(dim=0).values
+            reach = width * (entries - median).abs().median(dim=0).values
+            low.append(median - reach)
+            high.append(median + reach)
+        return cls(low, high)
+
+    def deviations(self, maps: Tensor) -> Tensor:
+        """The deviation of each row of `maps` float64 (n, C, HW) from the ranges: float64 (n,).
+
+        An entry's distance to its range, divided by |bound + 1e-6|; the sum over entries and
+        orders, divided by the number of orders and by C^2 / 2.
+        """
+        parts = maps.split(rows_at_once(maps.shape[1]))
+        return torch.cat([self._deviations(rows) for rows in parts])
+
+    def _deviations(self, maps: Tensor) -> Tensor:
+        total = torch.zeros(len(maps), dtype=torch.float64)
+        for p, (low, high) in enumerate(zip(self.low, self.high, strict=True), start=1):
+            entries = gram_entries(maps, p)
+            total += ((low - entries).clamp(min=0) / (low + ADDED).abs()).sum(dim=1)
+            total += ((entries - high).clamp(min=0) / (high + ADDED).abs()).sum(dim=1)
+        return total / (maps.shape[1] ** 2 / 2) / len(self.low)
+
+
+def fold_threshold(clean: Tensor, orders: int, width: float, share: float) -> float:
+    """The deviation that a `share` of clean images does not exceed, from `clean` maps (n, C, HW).
+
+    In each of five folds, n // 5 images are compared with the ranges of all others. Of the m
+    deviations in ascending order, the threshold is number ⌊m `share`⌋, counted from 0. With fewer
+    than five images, each is a fold.
+    """
+    size = max(1, len(clean) // FOLDS)
+    found = []
+    for start in range(0, min(FOLDS, len(clean)) * size, size):
+        inside = torch.zeros(len(clean), dtype=torch.bool)
+        inside[start : start + size] = True
+        found.append(Ranges.of(clean[~inside], orders, width).deviations(clean[inside]))
+    ordered = torch.cat(found).sort().values
+    return float(ordered[int(len(ordered) * share)])
