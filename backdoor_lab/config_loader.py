@@ -1,4 +1,5 @@
-"""A Hydra configuration loader that checks every name of code in a configuration (see `targets`).
+"""A Hydra configuration loader that checks every class or function that a configuration names (see
+`targets`).
 
 Every configuration passes through it: that of a command, of a sweep, of each cell in any process,
 and those of --cfg, --info and --help. A hostile experiment file or override is therefore rejected
@@ -77,8 +78,8 @@ class CheckedLoader(ConfigLoaderImpl):
         from_shell: bool = True,
         validate_sweep_overrides: bool = True,
     ) -> DictConfig:
-        """Compose a configuration as Hydra does. Raises ConfigError if it names code that is not
-        allowed."""
+        """Compose a configuration as Hydra does. Raises ConfigError if it names a class or function
+        that is not allowed."""
         if not self._of_sweep:
             self.allowed = tuple(sorted({*_trusted_by_file(), *_trusted_by_command(overrides)}))
             check_overrides(overrides)
@@ -152,10 +153,11 @@ def install() -> None:
 
 
 def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
-    """Raises ConfigError if a composed configuration names code outside the packages in `allowed`.
+    """Raises ConfigError if a composed configuration names a class or function outside the
+    packages in `allowed`.
 
-    In the `hydra` section, every value that might become a name of code or a dictionary is resolved
-    first. In other sections, only names of code are resolved: other values are checked when used.
+    In the `hydra` section, every value that might become such a name or a dictionary is resolved
+    first. In other sections, only the names are resolved: other values are checked when used.
     """
     asked = package_names(_plain(config.get("allow_plugins"), "allow_plugins") or [])
     if not set(asked) <= set(allowed):
@@ -176,7 +178,8 @@ def check_composed(config: DictConfig, allowed: tuple[str, ...]) -> None:
 
 
 def conf_dir() -> str:
-    """The folder `conf`: in an installed package or, in a checkout, next to the package."""
+    """The folder `conf`, which is inside an installed package, but next to the package in a
+    checkout."""
     return str(sources.conf_dir())
 
 

@@ -35,7 +35,7 @@ COLUMNS = ("clean", "test", "test diff x 10", "training", "training diff x 10")
 TILE, GAP, LABEL = 96, 6, 120
 ENLARGED, BACKGROUND = 10, (225, 225, 225)
 LONGEST = 16
-"""Characters of a class name in a row's label."""
+"""The maximum length of a class name in the label of a row."""
 COPIES = 5
 
 

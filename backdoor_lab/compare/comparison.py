@@ -1,4 +1,5 @@
-"""Compares two sweeps, a sweep and the report, or the values of one choice, in pairs of cells."""
+"""Compares two sweeps, a sweep and the reproduced report, or the values of one choice, in pairs of
+cells."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ from backdoor_lab.tables.reference import COLUMNS
 
 DEFAULT = "nat2,asr2,pois_left"
 WITHIN = f"{DEFAULT},auroc"
-"""The measures of a comparison within one sweep. A sweep's page has the same, so that Holm's
-correction counts the same tests."""
+"""The measures that are compared within one sweep. The page of a sweep compares the same ones, so
+that Holm's correction counts the same tests."""
 RANDOM = "random"
 
 

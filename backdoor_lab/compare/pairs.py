@@ -35,7 +35,7 @@ class MatchedCells:
 
 @dataclass(frozen=True)
 class PairedGroup:
-    """The pairs of one comparison, and the cells for which there is no partner."""
+    """The pairs of one comparison, and the cells that are in no pair."""
 
     name: str
     pairs: list[MatchedCells]
@@ -62,7 +62,8 @@ class ComparisonRow:
 
 
 def two_sweeps(facts: CellFields, first: int) -> tuple[PairedGroup, list[str]]:
-    """The pairs of two sweeps, and the names whose values the cells of a pair share.
+    """Pair the cells of two sweeps. Returns the pairs, and the names whose values are equal within
+    a pair.
 
     The cells of the second sweep start at number `first`. A name is not used for pairing if it has
     one value in each sweep and these differ.
@@ -171,7 +172,8 @@ def lines_of(
 
 
 def pair_word(facts: CellFields, pair: MatchedCells, name: str) -> str:
-    """A choice of a pair as text: ``abl@2 − abl@1`` if its cells have two versions of a method."""
+    """The value of the choice `name` for a pair, as text: ``abl@2 − abl@1`` if its cells have two
+    versions of a method."""
     ours = facts.word(pair.ours, name)
     if pair.base is None or name not in SECTIONS:
         return ours
@@ -277,8 +279,8 @@ def _common(facts: CellFields, name: str, ours: Sequence[int], base: Sequence[in
 
 
 def _in_report(chosen: dict[str, Any]) -> bool:
-    """Whether the reproduced report contains a cell with these choices. It has one protocol and no
-    source class."""
+    """Whether the reproduced report contains a cell with these choices. The report has one protocol
+    and no source class."""
     if not reference.asks_the_same(chosen["protocol"], chosen.get("source"), chosen):
         return False
     return reference.lookup(chosen["trigger"], chosen["target"], chosen["ratio"]) is not None

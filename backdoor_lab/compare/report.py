@@ -23,7 +23,7 @@ class SweepReport:
 
     @classmethod
     def of(cls, folder: Path) -> SweepReport:
-        """The report of the sweep in a folder."""
+        """Create the SweepReport of the sweep in a folder."""
         return cls(read_sweep(folder))
 
     @cached_property

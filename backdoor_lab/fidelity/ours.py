@@ -19,7 +19,7 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 
 class _MissingError(Exception):
-    """A row names an option, a constant or a file that does not exist."""
+    """Raised if a row names an option, a constant or a file that does not exist."""
 
 
 def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None) -> list[str]:

@@ -1,4 +1,4 @@
-"""The rule for each status of a method, checked against its rows."""
+"""Checks that the status of each method agrees with its rows."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ GROUPS = {"attacks": "trigger", "defenses": "defense"}
 STATUSES = ("exact", "reduced", "different", "no code", "ours")
 KINDS = ("option", "constant", "step")
 SAME = "same"
-"""The text in place of an authors' value that equals ours in other units or words."""
+"""Stands in for an authors' value that equals ours in other units or words."""
 _SOURCE = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)@(?P<commit>[0-9a-f]{7,40}):(?P<path>.+):(?P<line>\d+)"
 )
@@ -63,7 +63,7 @@ class Row:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Those of ``paper`` and ``code`` that state a value."""
+        """The sources, ``paper`` and ``code``, that state a value."""
         return ("paper",) * bool(self.section) + ("code",) * (self.source is not None)
 
     def equals(self, source: str) -> bool:
@@ -87,12 +87,12 @@ class Method:
     rows: tuple[Row, ...] = ()
 
     def differing(self) -> list[Row]:
-        """The rows in which our value is not the authors' value: that of `equal_to` or, without it,
-        any."""
+        """The rows in which our value differs from the authors' value, according to `agrees`."""
         return [row for row in self.rows if not self.agrees(row)]
 
     def agrees(self, row: Row) -> bool:
-        """Whether our value in `row` equals the authors' value, or there is no authors' value."""
+        """Whether our value in `row` equals the authors' value: that of the source `equal_to` if it
+        states one, otherwise that of any source. True if no source states a value."""
         chosen = row.equal_to or self.equal_to
         if chosen in row.sources:
             return row.equals(chosen)

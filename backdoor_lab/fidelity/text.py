@@ -11,7 +11,7 @@ HEADERS = ("method", "status", "equal to", "rows", "differ", "cost", "paper")
 
 
 def overview(methods: Iterable[Method]) -> str:
-    """A table of methods as text, one line each. ``cost`` is the value of the function `cost`."""
+    """A table of methods as text, one line each. The column ``cost`` is explained at `cost`."""
     return columns([HEADERS, *(_line(method) for method in methods)])
 
 
@@ -45,7 +45,7 @@ def cost(method: Method) -> float:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text in aligned columns."""
+    """Format rows of text in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

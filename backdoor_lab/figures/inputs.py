@@ -1,4 +1,4 @@
-"""Reads from records and the store what the figures draw."""
+"""Reads the data that figures show, from records and the store."""
 
 from __future__ import annotations
 
@@ -194,8 +194,8 @@ def trained_clean(whole: SweepData, like: Record) -> tuple[str, Record, str] | N
     """Find a network of this sweep that was trained without poison, with the model and data of
     `like`.
 
-    It is taken from a cell without poison, else from the oracle's retraining, else from any
-    retraining that had no poison left. Returns its name, record and stage.
+    It is taken from a cell without poison, else from the retraining of the control `oracle`, else
+    from any retraining that had no poison left. Returns its name, record and stage.
     """
     ranked: dict[int, tuple[str, Record, str]] = {}
     for cell, record in whole.done():

@@ -1,4 +1,4 @@
-"""Figures of a run: its stages with counts, the training losses, and the cost of each stage."""
+"""Figures of the stages of cells: their results, the training losses, and their cost in seconds."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _WIDE, _HIGH, _GAP = 1.0, 0.6, 0.24
 
 @styled
 def pipeline(steps: Sequence[tuple[str, Sequence[str]]]) -> Figure:
-    """Draw the stages of a cell from left to right. Each step is the name of a stage and lines of
-    text about its result."""
+    """Draw the stages of a cell from left to right. Each of `steps` is the name of a stage and
+    lines of text about its result."""
     figure = new(1.45 * len(steps), 1.25)
     draw_pipeline(figure.add_subplot(), steps)
     return figure

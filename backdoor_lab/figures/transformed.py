@@ -82,8 +82,8 @@ def against_strength(cells: Sequence[CellRecord]) -> Iterator[tuple[str, Figure]
 
 
 def panels(table: PivotTable, figure: str) -> list[Panel]:
-    """One panel for each kind of transformation in the table, in the order of KINDS. It has one
-    curve of the measure `figure` for each row of the table, which is a trigger."""
+    """One panel for each kind of transformation in the table, in the order of KINDS. The rows of
+    the table are triggers; a panel has one curve of the measure `figure` for each of them."""
     names = [name for name in table.spec.values if name.startswith(under_name(figure, ""))]
     found: dict[str, list[tuple[float, str]]] = {kind: [] for kind in KINDS}
     for name in names:

@@ -47,7 +47,7 @@ class AnalysisSpec:
     """The description of an analysis command.
 
     `name` is its name, `asks` its help text. `kind` is a dataclass whose fields are the statistics
-    of a line, `heads` the column head of each field, and `text` formats the value of a field.
+    of a line, `heads` the column heading of each field, and `text` formats the value of a field.
     `notes` are printed below the table. `wants` says in messages what the command needs from the
     store.
     """

@@ -61,7 +61,7 @@ class DefendCell:
     """The three steps that `DefendAndRetrain` calls, for one cell.
 
     `weights` is the hash of the attacked network's weights; `train` trains another network. Each
-    step adds the stages that it publishes to `stages`, for the record.
+    step adds its finished stages to `stages`, for the record.
     """
 
     cell: Cell

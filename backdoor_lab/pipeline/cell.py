@@ -49,7 +49,8 @@ class Cell:
 
     @classmethod
     def of(cls, config: dict[str, Any], classes: tuple[str, ...], fingerprint: str) -> Cell:
-        """Create the cell that a configuration describes. Raises ConfigError as `Parts.of` does."""
+        """Create the cell that a configuration describes. Raises ConfigError for unknown options
+        and for values that a class rejects."""
         return cls(config, classes, fingerprint, Parts.of(config))
 
     @cached_property

@@ -56,7 +56,7 @@ network."""
 class CellPipeline:
     """Runs one cell through its stages.
 
-    `stages` collects the published stages for the record, which is written even if the cell fails.
+    `stages` collects the finished stages for the record, which is written even if the cell fails.
     """
 
     def __init__(

@@ -124,8 +124,8 @@ def raw_records(folder: Path, *, whole: bool = False) -> dict[str, dict[str, Any
 class ArtifactReader:
     """Reads the stage outputs of records from one store; methods return None for missing outputs.
 
-    `notes` collects the reasons for missing outputs, each once. If `checked`, files whose hash
-    differs from the published one count as damaged.
+    `notes` collects the reasons for missing outputs, each once. If `checked`, a file that was
+    changed after it was stored counts as damaged.
     """
 
     def __init__(self, root: Path | None, *, checked: bool = False) -> None:
@@ -136,7 +136,7 @@ class ArtifactReader:
         self._datasets = lru_cache(_CACHED)(self._dataset)
 
     def training(self, record: dict[str, Any]) -> Training | None:
-        """Returns the poisoned training set."""
+        """Returns the poisoned training set of a cell; None if its data is not stored."""
         return self._try("poisoned images", lambda: self._training(record))
 
     def filter_result(self, record: dict[str, Any], n: int) -> StoredFilterResult | None:
@@ -236,7 +236,7 @@ class ArtifactReader:
 
 
 def _check_hashes(folder: Path) -> None:
-    """Raises ValueError if a published output has changed since its publication."""
+    """Raises ValueError if the files of an output were changed after they were stored."""
     from backdoor_lab.core.store import damage_in
 
     damage = damage_in(folder)

@@ -211,7 +211,7 @@ def _varied_among(cells: Sequence[CellRecord]) -> set[str]:
 
 def _comparable(config: dict[str, Any]) -> dict[str, str]:
     """Returns config values as text by dotted name. Omits the versions of triggers and defenses,
-    which their names contain, but not the marks of modified code."""
+    which their names contain, unless the code was modified."""
     values = {k: words(v) for k, v in flat(config)}
     for section in versions.SECTIONS.values():
         before = f"code.{section}."

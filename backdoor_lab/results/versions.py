@@ -1,8 +1,8 @@
 """Versions of the triggers and defenses in records, and how tables show them.
 
-A record has the versions in ``config.code``; without them, they are 1. Results of two versions are
-results of two methods. The version is therefore part of a method's name, as in ``abl@2``, if it is
-not 1 or if cells with several versions are shown together.
+A record states the versions in ``config.code``; if it states none, they are 1. Results of two
+versions are results of two methods. The version is therefore part of a method's name, as in
+``abl@2``, if it is not 1 or if cells with several versions are shown together.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from backdoor_lab.results.records import CellRecord
 
 SECTIONS = {"trigger": "triggers", "defense": "defenses"}
-"""Maps a choice to the section of ``config.code`` with its versions."""
+"""Maps trigger and defense to the sections of ``config.code`` that contain their versions."""
 FIRST = "1"
 _LABEL = re.compile(r"@\d+( with .*)?")
 
@@ -61,8 +61,8 @@ def unversioned(label: str) -> str:
 
 
 def same_code(code: Any) -> list[str]:
-    """Returns the names and marks of the modified code in ``config.code``, sorted. Components whose
-    code is not modified are omitted: they are identified by their version."""
+    """Returns the components in ``config.code`` whose code was modified, sorted: for each, its
+    name, and its version with a hash of the code."""
     sections = code.values() if isinstance(code, dict) else []
     return sorted(
         f"{name} {mark}"

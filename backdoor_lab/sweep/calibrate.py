@@ -114,8 +114,8 @@ def calibrate(kinds: dict[str, Cell], machine: ComputeDevice, processes: int) ->
 
 
 def _within_reach(cell: Cell, aside: str) -> Cell:
-    """The cell with a store that holds the data set: the cell's own store, or one in the temporary
-    folder `aside`, so that no files are left and images are parsed only once."""
+    """A copy of the cell whose store contains the data set: the cell's own store, or one in the
+    temporary folder `aside`, so that no files are left and images are parsed only once."""
     source, settings = cell.parts.data, cell.config["store"]
     if not is_stored(source, Store(settings["root"], read_only=True)):
         # If the disk is full, each worker parses the images.
@@ -173,7 +173,7 @@ def _all(workers: Sequence[Any], jobs: Sequence[Any]) -> list[Any]:
 
 
 def _placed(machine: ComputeDevice, number: int) -> ComputeDevice:
-    """The device for worker `number`: on a GPU machine, its own GPU; the CPU is shared."""
+    """The device for worker `number`: each worker has its own GPU, but all share the CPU."""
     if machine.device.type != "cuda":
         return machine
     return replace(machine, device=torch.device("cuda", number % torch.cuda.device_count()))
@@ -270,7 +270,7 @@ def _long_enough(steps: int, seconds: float, processor: float) -> bool:
 
 
 class _Clock(pl.Callback):
-    """Measures training from its second step on. Ends the training when `enough` returns true."""
+    """Measures training from the second step on, and ends it when `enough` returns true."""
 
     def __init__(self, enough: Callable[[int, float, float], bool]) -> None:
         self.enough, self.steps = enough, -1

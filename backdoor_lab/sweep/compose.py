@@ -71,9 +71,9 @@ def plain(config: DictConfig, base: Path | None = None) -> Plain:
     current folder). Values are resolved one key at a time, since copying the whole configuration
     first is slow.
 
-    Raises ConfigError for unusable paths and for names of code that are not allowed. The loader
-    checks a sweep's configuration before the values of its cells are set; this function checks each
-    cell.
+    Raises ConfigError for unusable paths, and for classes and functions that are not allowed. The
+    loader checks a sweep's configuration before the values of its cells are set; this function
+    checks each cell.
     """
     found: Plain = {}
     for key in map(str, config):

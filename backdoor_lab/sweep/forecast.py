@@ -30,7 +30,7 @@ def foretell(
 ) -> str:
     """Estimate a sweep that runs `at_once` cells at a time, and return the estimate as text.
 
-    The speed is measured in `processes` parallel processes; 0 measures in this process.
+    The speed is measured in `processes` parallel processes; if `processes` is 0, in this process.
     """
     work = estimate(cells, finished, machine)
     if work.kinds:

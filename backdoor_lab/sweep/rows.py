@@ -15,7 +15,8 @@ ALWAYS = ("trigger", "target", "ratio")
 FIGURES = ("nat1", "asr1", "n_poisoned", "pois_left", "nat2", "asr2")
 GAP, NONE = "  ", "–"
 WIDEST_FIGURE = 6
-"""The width of a column of metrics: that of `100.00`, in which counts of images fit too."""
+"""The width of a column of metrics: six characters, enough for ``100.00`` and for counts of
+images."""
 
 
 class Rows:
@@ -33,7 +34,7 @@ class Rows:
         self._names = names
 
     def header(self) -> str:
-        """The line of column heads."""
+        """The line of column headings."""
         figures = [each.rjust(self._wide(each)) for each in self._heads]
         return plain(GAP.join([*self._padded(list(map(head, self._names))), *figures]))
 

@@ -64,13 +64,13 @@ def separated(one: Mapping[int, float], other: Mapping[int, float]) -> bool:
 
 
 def by_seed(cells: Iterable[CellRecord], name: str) -> dict[int, float]:
-    """Returns the values of a measure by seed, over the completed cells."""
+    """Maps seeds to the values of the measure `name` in the completed cells."""
     return {c.choices[SEED]: c.numbers[name] for c in cells if c.done and name in c.numbers}
 
 
 def bold_note(cells: Cells, spec: PivotSpec) -> list[str]:
-    """Returns a note on the test behind bold values and its number of seeds; empty without
-    completed cells."""
+    """Returns a note on the test that decides which values are bold, and on the number of seeds.
+    Empty without completed cells."""
     counts = sorted({cell.done for cell in cells.values() if cell.done})
     if not counts or counts[-1] < 2:
         return [ONE_SEED] * bool(counts)
@@ -100,7 +100,8 @@ def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[K
 
 
 def _contest(spec: PivotSpec, row: Key, column: Key) -> tuple[object, str]:
-    """Returns a key that is equal for competing positions, and the defense of this position."""
+    """Returns a key, which is equal for all positions that compete, and the defense at the position
+    (`row`, `column`)."""
     if DEFENSE not in spec.axes:
         named = zip(spec.columns, column, strict=True)
         return (row, *(word for name, word in named if name in NO_CONTEST)), ""

@@ -103,8 +103,8 @@ def split(facts: CellFields, spec: PivotSpec = REPORT) -> list[TableGroup]:
 
 
 def splitting(facts: CellFields, spec: PivotSpec) -> list[str]:
-    """Returns the names whose values separate tables: all but the axes, the seed, and names that
-    the axes determine."""
+    """Returns the names of which each table has only one value: all but the axes, the seed, and
+    names whose values are determined by the axes."""
     others = [name for name in facts.names if name not in (*spec.axes, SEED)]
     if not set(DECIDING) & set(spec.axes):
         return others

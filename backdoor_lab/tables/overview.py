@@ -116,8 +116,8 @@ def _axes(facts: CellFields) -> list[str]:
 
 
 def _before(cells: Sequence[CellRecord], attack: tuple[str, ...]) -> Iterator[PivotTable]:
-    """Yields the table of measures before the defense. It uses one cell per attack, preferably a
-    completed one with the most frequent defense."""
+    """Yields the tables of the measures before the defense. They contain one cell per attack,
+    preferably a completed one with the most frequent defense."""
     done = [cell for cell in cells if cell.done and cell.choices]
     often = Counter(cell.choices[DEFENSE] for cell in done)
     facts = CellFields([cell for cell in cells if cell.choices])

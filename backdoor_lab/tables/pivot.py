@@ -188,7 +188,8 @@ def status_of(cells: Sequence[CellRecord]) -> str:
 def _along(
     facts: CellFields, spec: PivotSpec, places: Iterable[tuple[Key, Key]], axis: int
 ) -> list[Key]:
-    """Returns the keys along one axis, sorted."""
+    """Returns the keys along an axis (0: rows, 1: columns), in the order in which the table shows
+    them."""
     keys = [place[axis] for place in places]
     if spec.report:
         return list(dict.fromkeys(keys))

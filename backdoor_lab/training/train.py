@@ -32,7 +32,7 @@ from backdoor_lab.training.unused_columns import guard_unused_columns
 
 CHECKPOINT = {"epoch", "global_step", "history", "loops", "lr_schedulers", "optimizer_states",
               "state_dict"}  # fmt: skip
-"""The keys that a checkpoint must have to resume from it."""
+"""The keys without which training cannot resume from a checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,9 @@ FeatureModel = Classifier | Autoencoder
 
 @dataclass(frozen=True)
 class Provided:
-    """The context given to a defense that requires images and networks; `facts`, the stage inputs
-    that determine this context; and the memory format of the attacked network."""
+    """The inputs of a defense that requires images and networks: `context` contains them, `facts`
+    are the stage inputs that determine them, and `memory_format` is that of the attacked
+    network."""
 
     context: DefenseContext
     facts: dict[str, Any]

@@ -48,8 +48,8 @@ class LostProcess:
         return f"{how}{_during(beat)}"
 
     def hint(self, batch: int, journal: Path) -> str:
-        """Advise what to do. `batch` is the batch size, and `journal` the path of the cell's
-        log."""
+        """Advise the user what to do. `batch` is the batch size, and `journal` the path of the
+        cell's log."""
         if self.code is None:
             return f"the launcher reports: {self.said}"
         if self.code == -signal.SIGKILL:

@@ -55,7 +55,8 @@ class Parallelism:
 
 def automatic(config: DictConfig) -> Parallelism:
     """The parallelism that cores and free memory allow, with one thread per cell unless
-    `trainer.threads` is set. For cells on GPUs, `trainer.cells_per_gpu` cells on each GPU."""
+    `trainer.threads` is set. If cells run on GPUs, `trainer.cells_per_gpu` of them share each
+    GPU."""
     trainer = _trainer(config)
     places = _gpu_places(trainer)
     if places:

@@ -31,8 +31,8 @@ _watched = threading.Event()
 
 
 class WorkerDiedError(Exception):
-    """A process ended without a result. `code` is its exit code, or ``-n`` if signal ``n`` ended
-    it."""
+    """Raised if a process ended without a result. `code` is its exit code, or ``-n`` if signal
+    ``n`` ended it."""
 
     def __init__(self, code: int, pid: int) -> None:
         super().__init__(code, pid)
