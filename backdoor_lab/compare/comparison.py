@@ -83,7 +83,7 @@ def _without_seed(known: list[str]) -> list[str]:
 
 
 def _apart(first: Sweep, second: Sweep) -> tuple[str, str]:
-    """Two names that distinguish the sweeps."""
+    """A name for each sweep: the name of its folder or, if these are equal, the folder's path."""
     if first.name != second.name:
         return first.name, second.name
     return str(first.folder), str(second.folder)

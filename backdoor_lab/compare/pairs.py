@@ -182,8 +182,8 @@ def pair_word(facts: CellFields, pair: MatchedCells, name: str) -> str:
 
 
 def versions_meet(facts: CellFields, pairs: Sequence[MatchedCells]) -> bool:
-    """Whether these pairs contain several versions of a method. There is then no mean over all
-    pairs."""
+    """Whether these pairs contain several versions of a method, so that a mean over all pairs would
+    have no meaning."""
     for name in SECTIONS:
         found: dict[object, set[str]] = defaultdict(set)
         for pair in pairs:

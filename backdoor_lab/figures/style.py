@@ -49,7 +49,7 @@ class Mark(NamedTuple):
 
 
 class Fill(NamedTuple):
-    """The color and hatch of one stacked part."""
+    """The color and hatch of one part of a stacked bar."""
 
     color: str
     hatch: str
@@ -73,7 +73,7 @@ def mark(number: int) -> Mark:
 
 
 def fill(number: int) -> Fill:
-    """The color and hatch of stacked part `number`. Neighbors differ in both."""
+    """The color and hatch of part `number` of a stacked bar. Neighbors differ in both."""
     return Fill(_FILLS[number % len(_FILLS)], _HATCHES[number % len(_HATCHES)])
 
 

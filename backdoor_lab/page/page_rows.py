@@ -24,8 +24,8 @@ _MOST_CHOICES = 60
 
 @dataclass(frozen=True)
 class Column:
-    """One column: its `head`, its tooltip (`says`), whether it is `numeric`, and one text per
-    cell."""
+    """A column: its heading (`head`), its tooltip (`says`), whether it is `numeric`, and one text
+    per cell."""
 
     head: str
     says: str

@@ -56,7 +56,8 @@ def print_tables(tables: Iterable[PivotTable], file: TextIO | None = None) -> No
 def contents(
     report: SweepReport, layout: PivotSpec | None = None
 ) -> tuple[list[PivotTable], dict[str, str]]:
-    """The tables to show, in `layout` if given, and the text of every file to write, by name.
+    """The tables to show, in `layout` if given, and the files to write, as a dict from name to
+    text.
 
     Files contain these tables, the tables of all layouts requested earlier, and, if the sweep has
     the control `random`, the comparison with it.

@@ -176,8 +176,8 @@ def _itself(value: Any) -> Any:
 
 
 def _run(run: dict[str, Any]) -> dict[str, Any]:
-    """Removes what tables do not need from `run`, which saves memory and time with ten thousand
-    records."""
+    """Removes from `run` what tables do not need, to save memory and time when there are ten
+    thousand records."""
     run.pop("code", None)
     stages = run.get("stages")
     for stage in stages.values() if isinstance(stages, dict) else ():

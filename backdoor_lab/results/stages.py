@@ -17,8 +17,8 @@ store and whose time is not measured."""
 
 
 def is_at_or_before(stage: str, other: str) -> bool:
-    """Whether `stage` is `other` or comes before it. Names are those in the store. There,
-    ``measure`` stands for both ``measure1`` and ``measure2``; the first of the two counts."""
+    """Whether `stage` is `other` or comes before it, by the names in the store. There, ``measure``
+    is the name of both ``measure1`` and ``measure2``; the first of the two counts."""
     return _first(stage) <= _first(other)
 
 

@@ -99,8 +99,9 @@ class _Look(Store):
 
 
 def missing_from(cell: Cell, store_root: Path | str, machine: ComputeDevice) -> list[str]:
-    """The stages of a cell that are not in the store, in order. The list ends with the first stage
-    that others depend on. It is empty if only the record is missing."""
+    """The stages of a cell that are not in the store, in order. The list ends with the first one
+    that other stages depend on, since it is not known which of those are stored. It is empty if
+    only the record is missing."""
     look = _Look(store_root)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(_MissingError):
         chain = CellPipeline(cell, look, machine, Progress(Path(folder), "", "none"))
@@ -151,8 +152,7 @@ def estimate(cells: Sequence[Cell], finished: set[str], machine: ComputeDevice) 
 
 
 def footprint(cell: Cell, data: Dataset) -> tuple[int, int]:
-    """The bytes of a network's weights, and the bytes of one image's features at the cell's
-    layer."""
+    """The size in bytes of a network's weights, and of one image's features at the cell's layer."""
     channels, height, width = data.train.shape
     net = build_model(cell.model, channels=channels, classes=len(data.classes), seed=0).eval()
     weights = sum(value.nbytes for value in net.state_dict().values())

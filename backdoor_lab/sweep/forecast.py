@@ -94,8 +94,8 @@ def _takes(work: Work, tried: Calibration, at_once: int, before: float) -> Rate:
 
 
 def _last(costs: Sequence[float], at_once: int, start: float) -> float:
-    """The time at which the last of `at_once` workers finishes, if each free worker takes the next
-    of `costs` (seconds) and all begin at `start`."""
+    """The time at which the last of `at_once` workers finishes, if all begin at `start` and each
+    free worker takes the next of `costs` (seconds)."""
     workers = [start if costs else 0.0] * at_once
     for cost in costs:
         heapq.heapreplace(workers, workers[0] + cost)

@@ -42,8 +42,8 @@ NO_RIVALS = "Nothing is bold: no two values compete, so no test was made. {}."
 
 def best(cells: Cells, spec: PivotSpec) -> frozenset[Winner]:
     """Returns the row, column and measure of each best value. If the defense is on an axis, the
-    defenses against one attack compete; otherwise the values in a row. The best value counts only
-    if a paired t test over seeds separates its mean from the second best."""
+    defenses against one attack compete; otherwise the values in a row. A best value is omitted
+    unless a paired t test over seeds separates its mean from the second best."""
     found: set[Winner] = set()
     for name, where in _contests(cells, spec):
         ranked = sorted(where, key=lambda at: -MEASURE[name].better * _mean(cells[at], name))
@@ -100,7 +100,7 @@ def _contests(cells: Cells, spec: PivotSpec) -> Iterable[tuple[str, list[tuple[K
 
 
 def _contest(spec: PivotSpec, row: Key, column: Key) -> tuple[object, str]:
-    """Returns a key, which is equal for all positions that compete, and the defense at the position
+    """Returns a key, such that positions with equal keys compete, and the defense at the position
     (`row`, `column`)."""
     if DEFENSE not in spec.axes:
         named = zip(spec.columns, column, strict=True)

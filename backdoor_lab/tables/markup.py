@@ -24,10 +24,10 @@ _SIZES = (
 
 @dataclass(frozen=True)
 class TextTable:
-    """A table of plain unescaped text; the first `left` columns hold names.
+    """A table of plain unescaped text; the first `left` columns contain names.
 
-    `best`: the (row, column) positions set in bold. `over`: a line above the head with one group
-    name per column (empty for none); equal neighboring names are merged.
+    `best`: the (row, column) positions set in bold. `over`: a line above the column headings with
+    one group name per column (empty for none); equal neighboring names are merged.
     """
 
     title: str

@@ -50,7 +50,7 @@ class PivotCell:
 class PivotTable:
     """A table: `title` for display, `slug` for file names, `notes` to show below the table,
     `traits` the values that all cells share, `clean` the sizes of their training sets before
-    poisoning. Positions missing in `cells` have no cell in the sweep.
+    poisoning. A position that is missing in `cells` has no cell in the sweep.
 
     `rows` and `columns` are sorted: numbers by value, other values in the order of the sweep;
     source and target classes have the same order on both axes.

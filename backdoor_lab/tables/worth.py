@@ -69,7 +69,7 @@ def _not_converged(cells: Sequence[CellRecord], after: bool, clean: CleanNetwork
 
 
 def _own_rules(cells: Sequence[CellRecord]) -> list[str]:
-    """Returns a note on filters that ignore the protocol's classes and budget."""
+    """Returns a note on filters that do not follow the protocol's rules for classes and budget."""
     free = dict.fromkeys(
         versioned(cell, "defense")
         for cell in cells

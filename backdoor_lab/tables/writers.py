@@ -14,8 +14,8 @@ from backdoor_lab.tables.markup import TextTable, html_page, in_latex, in_markdo
 
 @dataclass(frozen=True)
 class Document:
-    """A table to write: `grids` for display; `head` and `lines` for a spreadsheet, with values that
-    are not rounded and None for missing values."""
+    """A table to write. `grids` are for display. `head` (the column headings) and `lines` are for a
+    spreadsheet; their values are not rounded, and None if missing."""
 
     title: str
     grids: list[TextTable]
