@@ -257,8 +257,8 @@ def _interpolated(node: Node, path: str, key: str) -> Any:
 
 
 def _may_matter(node: Node, path: str, text: str) -> bool:
-    """Whether an interpolation may yield a dictionary, or a text that the logging configuration
-    imports."""
+    """Whether an interpolation may yield a dictionary, or a text in the logging
+    configuration, which may name an object to import."""
     if path.startswith(LOG_SECTIONS):
         return True
     plain_type = node._metadata.ref_type in (str, int, float, bool)

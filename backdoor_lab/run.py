@@ -44,7 +44,7 @@ NO_EFFECT = ("hydra", "hydra/", "hydra.", "trainer", "logger", "store", "name", 
          "dataset_label")  # fmt: skip
 ADDRESS_SPACE = 4_000_000_000
 """The smallest limit of the address space (ulimit -v), in bytes, with which PyTorch is loaded. With
-a lower limit, loading may abort the process: 3.07e9 did, 4.1e9 did not."""
+a lower limit, loading may abort the process: 3.07e9 bytes were too few, 4.1e9 were enough."""
 _outcome: dict[str, Any] = {}
 _TRACEBACKS = bool(os.environ.get("HYDRA_FULL_ERROR"))
 """Whether the user requests the traceback of every error; read before `main` sets the variable."""

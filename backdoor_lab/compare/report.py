@@ -1,4 +1,4 @@
-"""Computes once what is derived from a sweep's records, for its files and for its page."""
+"""What is derived from a sweep's records: computed once, for its files and for its page."""
 
 from __future__ import annotations
 

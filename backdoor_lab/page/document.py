@@ -42,7 +42,7 @@ MOST_CELLS = 2_000
 its data would exceed BUDGET."""
 AS_ABOVE = "Other notes: see the tables above."
 BUDGET = 7_000_000
-"""The maximum size of the page in bytes. Pictures get what tables and records leave of it."""
+"""The maximum size of the page in bytes. Pictures get the bytes that tables and records leave."""
 SCRIPTS = ("charts.js", "details.js", "table.js")
 STYLE = "page.css"
 

@@ -114,7 +114,7 @@ class Cell:
     @property
     def used_options(self) -> dict[str, Any]:
         """The options that affect the result. `none` and repairs ignore the filter options, so a
-        sweep over filter options contains one cell for each of them."""
+        sweep over filter options contains only one cell with each of these defenses."""
         unused = getattr(self.defense, "unused", ())
         if not takes_options(type(self.defense)):
             unused = OPTION_KEYS

@@ -32,8 +32,8 @@ HALT = ".halted"
 """The name of a file in a sweep's folder: while it exists, no cell starts. It is created when a
 cell fails with `fail_fast`."""
 DIVERGED = ".diverged"
-"""The name of a folder in a sweep's folder that lists the stages that diverged in this run (see
-Store)."""
+"""The name of a folder in a sweep's folder, with a file for each stage that diverged in this run
+(see Store)."""
 RECORD, SWEEP = "record.json", "sweep.json"
 OWN_FILES = (
     ".hydra/config.yaml", ".hydra/hydra.yaml", ".hydra/overrides.yaml", "backdoor_lab.log",
