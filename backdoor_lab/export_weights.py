@@ -118,7 +118,10 @@ def _weights(root: Path, record: dict[str, Any], stage: str, name: str) -> dict[
     except (OSError, UnreadableFileError, SafetensorError) as error:
         raise StoreError(f"{path} cannot be read ({error})") from error
     if tensors_digest(found) != record["hashes"].get(name):
-        raise StoreError(f"{path} does not match the hash of {name} in the record")
+        raise StoreError(
+            f"the weights in {path} do not match the hash `{name}` in the record: remove the file's"
+            " folder and the cell's record.json, then repeat the cell's command"
+        )
     return found
 
 

@@ -255,7 +255,7 @@ def _one_line(error: BaseException) -> str:
     if "LexerNoViableAlt" in said:
         said += " (a value with other characters needs quotes: 'target=\"é\"')"
     if override.endswith(",") and "<EOF>" in said:
-        said = f"{override}: there must be no space between several values: target=cat,dog"
+        said = f"{override}: write several values without spaces between them: target=cat,dog"
     return said or type(error).__name__
 
 

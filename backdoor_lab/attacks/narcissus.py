@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
 from backdoor_lab.core import streams, validation
-from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.numerics.descent import descend
@@ -102,7 +102,8 @@ class Narcissus(Trigger):
             channels, height, width = images.shape[1:]
             made_for, high, wide = noise.shape
             raise ConfigError(
-                f"`trigger`: the noise was made for {made_for} channels of {high}x{wide} pixels,"
-                f" and cannot be added to {channels} channels of {height}x{width} pixels"
+                f"`trigger`: the noise was made for images of {high}x{wide} pixels with"
+                f" {many(made_for, 'channel')}, and cannot be added to images of"
+                f" {height}x{width} pixels with {many(channels, 'channel')}"
             )
         return to_bytes(images.float() + times * noise.to(images.device))

@@ -57,7 +57,7 @@ class Patch(PixelTrigger):
         self.size = _size(size)
         if shape == "x" and self.size[0] != self.size[1]:
             raise ConfigError(
-                f"`trigger.size`: a patch of shape x has as many rows as columns, got {size!r};"
+                f"`trigger.size`: a patch with trigger.shape=x must be square, got {size!r};"
                 " give one number"
             )
         self.picture = picture("trigger.image", image)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backdoor_lab.core import validation
-from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.core.lazy import Tensor, torch
 
 LABEL_MODES = ("all_to_one", "all_to_all", "clean")
@@ -173,8 +173,8 @@ def cover_count(plan: PoisonSpec, per_class: Sequence[int]) -> int:
     wanted = round(plan.cover_rate * poisoned)
     if plan.cover_rate > 0 and poisoned and not wanted:
         raise ConfigError(
-            f"`cover_rate`={plan.cover_rate:g} covers for each of {poisoned} poisoned images are"
-            " less than one cover; give a larger rate, or 0 for no covers"
+            f"`cover_rate`={plan.cover_rate:g} with {many(poisoned, 'poisoned image')} makes less"
+            " than one cover image in total; give a larger rate, or 0 for no cover images"
         )
     others = sum(n for label, n in enumerate(per_class) if label not in (plan.target, plan.source))
     if plan.source is None and plan.label_mode == "all_to_one":

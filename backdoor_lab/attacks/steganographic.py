@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from backdoor_lab.attacks.base import AttackContext, Trigger, gray_levels, to_bytes
 from backdoor_lab.core import streams, validation
-from backdoor_lab.core.errors import ConfigError
+from backdoor_lab.core.errors import ConfigError, many
 from backdoor_lab.core.lazy import F, Tensor, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.numerics.descent import descend
@@ -88,8 +88,9 @@ class ISSBA(Trigger):
         if channels != images.shape[1]:
             height, width = images.shape[2:]
             raise ConfigError(
-                f"`trigger`: the encoder was trained on images of {channels} channels and cannot"
-                f" be applied to {images.shape[1]} channels of {height}x{width} pixels"
+                f"`trigger`: the encoder was trained on images with {many(channels, 'channel')} and"
+                f" cannot be applied to images with {many(images.shape[1], 'channel')} of"
+                f" {height}x{width} pixels"
             )
         weights = self._exact(images)
         parts = track(images.split(CHUNK), "batch")

@@ -40,8 +40,9 @@ FLOOR = (
 CONSTANT = "constant: every pair differs by the same amount, so the t test is undefined."
 ONE = "A line of one pair has no interval and no test; run more seeds to get both."
 NOT_SIGNIFICANT = (
-    "Significant: no does not mean that both sides are equal. With {} in a line, only a difference"
-    " that is large against its scatter over seeds is significant: read the interval, or add seeds."
+    '"no" in the column Significant does not mean that both sides are equal. With {} in a line,'
+    " only a difference that is large compared with its variation over seeds is significant: read"
+    " the interval, or run more seeds."
 )
 ALL_LINES = (
     "all: mean over the lines of one measure, in which each line counts once; its interval shows"
@@ -49,8 +50,10 @@ ALL_LINES = (
     " are too small where lines share networks, images or seeds."
 )
 SEVERAL_VERSIONS = (
-    "The lines hold several versions of a trigger or defense, so that none is over all of them."
+    "The sweep contains several versions of a trigger or defense, so no line is a mean over all"
+    " triggers or defenses."
 )
+LONELY = "Not compared, because there is no completed cell to compare them with: {}."
 REPORT = "The report gives one run per cell."
 OUR_SEEDS = " The intervals therefore cover only the variation of our seeds."
 _LISTED = 12
@@ -153,4 +156,4 @@ def _left(facts: CellFields, sides: Sequence[PairedGroup]) -> list[str]:
     lonely = dict.fromkeys(n for side in sides for n in side.lonely if n not in used)
     names = [f"{facts.cells[n].id} ({facts.cells[n].status})" for n in lonely]
     more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return [f"Without a partner that is done: {', '.join(names[:_LISTED])}{more}."] if names else []
+    return [LONELY.format(", ".join(names[:_LISTED]) + more)] if names else []

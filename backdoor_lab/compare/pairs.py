@@ -106,7 +106,8 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
     ]
     if not any(side.pairs for side in sides):
         raise ConfigError(
-            f"no two completed cells differ only in {by} if one of them must have {base}"
+            f"no completed cell can be compared: for none with {by}={base} is there another that"
+            f" differs only in {by}"
         )
     return sides, names
 
@@ -132,7 +133,11 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
     ]
     pairs = [MatchedCells(number, None) for number in known if facts.cells[number].done]
     if not pairs:
-        raise ConfigError("no completed cell of this sweep is in the report's tables")
+        raise ConfigError(
+            "the report's tables have no figures for any completed cell of this sweep; they"
+            f" contain only defense={reference.DEFENSE}, with the report's triggers, targets and"
+            " ratios"
+        )
     missing = [number for number in known if not facts.cells[number].done]
     return PairedGroup("", pairs, missing), [*CHOICES, *_extra(facts, known)]
 

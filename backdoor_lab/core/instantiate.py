@@ -61,8 +61,8 @@ def build(where: str, config: dict[str, Any], kind: type[T], shared: Shared = _N
     options = shared.make(**shared.values)
     if twice := [name for name in parameters if name in shared.values]:
         raise ConfigError(
-            f"`{where}._target_`: {cls.__name__} takes {', '.join(twice)} separately:"
-            f" these keys are passed together, in one parameter `{OPTIONS}`"
+            f"`{where}._target_`: the class {cls.__name__} must not have parameters called"
+            f" {', '.join(twice)}: these keys are passed together, as its parameter `{OPTIONS}`"
         )
     own = [name for name in parameters if not (shared.values and name == OPTIONS)]
     known = dict.fromkeys([*own, *shared.values])

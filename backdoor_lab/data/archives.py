@@ -208,8 +208,8 @@ class _Headers:
         self.spent += size
         if size < 0 or self.spent > MAX_HEADER:
             raise DataError(
-                f"{self._where}: the headers before byte {self.tell() + size:,} claim more than"
-                f" {MAX_HEADER:,} bytes for one member; the archive is not read"
+                f"{self._where}: the headers of one member, before byte {self.tell() + size:,}, are"
+                f" longer than {MAX_HEADER:,} bytes, so the archive is not read"
             )
         return self._stream.read(size)
 

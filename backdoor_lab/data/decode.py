@@ -223,7 +223,7 @@ def _refuse_deep(image: Image.Image, where: str) -> None:
         image.format == "PPM" and any(_maximum(args) > 255 for args in arguments)
     )
     if image.mode not in MODES or shortened:
-        kind = f"{image.mode}, 16 bits a channel" if shortened else f"mode {image.mode}"
+        kind = f"mode {image.mode} with 16 bits per channel" if shortened else f"mode {image.mode}"
         raise DataError(f"{where}: {kind} is not supported; convert to 8-bit gray or RGB")
 
 
@@ -246,7 +246,7 @@ def _flat(image: Image.Image, channels: int) -> Image.Image:
 
 def _sizes_differ(where: str, first: str, shape: Shape, other: str, other_shape: Shape) -> str:
     return (
-        f"{where}: images must all have one size: {first} has {shape[1]} x {shape[2]}, "
+        f"{where}: all images must have the same size: {first} has {shape[1]} x {shape[2]}, "
         f"{other} has {other_shape[1]} x {other_shape[2]} (height x width). "
         f"Set `dataset.size`, for example dataset.size={shape[1]}, to resize them all"
     )

@@ -23,7 +23,7 @@ def checked(arrays: Arrays, where: str) -> Arrays:
     test = _checked_split(arrays.test, len(arrays.classes), f"{where}, test")
     if train.images.shape[1:] != test.images.shape[1:]:
         raise DataError(
-            f"{where}: train and test images must have one shape (C, H, W), "
+            f"{where}: train and test images must have the same shape (C, H, W), "
             f"got {train.images.shape[1:]} and {test.images.shape[1:]}"
         )
     for split, name in ((train, "train"), (test, "test")):
@@ -65,7 +65,7 @@ def whole_labels(labels: NDArray[Any], where: str) -> NDArray[np.int64]:
     bad = ~((labels >= 0) & (labels < 2**31))
     if labels.dtype.kind == "f":
         bad |= labels != np.floor(labels)
-    refuse(bad, labels, where, "labels must be whole numbers from 0")
+    refuse(bad, labels, where, "labels must be whole numbers, 0 or larger")
     return labels.astype(np.int64)
 
 

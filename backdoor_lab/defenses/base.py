@@ -16,7 +16,7 @@ from backdoor_lab.core.rng import torch_generator
 from backdoor_lab.core.types import Features, FilterResult
 from backdoor_lab.defenses.budget import RemovalBudget, otsu_count
 from backdoor_lab.defenses.context import DefenseContext
-from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, FilterOptions
+from backdoor_lab.defenses.options import DEFAULTS, OPTION_KEYS, UNKNOWN_TARGET, FilterOptions
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class SampleFilter(Defense):
         looked_at = [known.target] if self.scope == "target" else range(len(per_class))
         for label in looked_at:
             if label is None:
-                raise ConfigError("`defense.filter_scope=target` needs to know the target class")
+                raise ConfigError(UNKNOWN_TARGET)
             removed = self.budget.size(per_class[label], known.epsilon)
             if removed is not None and removed and per_class[label] <= removed:
                 self._refuse(known, label, removed, per_class[label])

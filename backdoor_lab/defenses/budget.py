@@ -15,7 +15,10 @@ from backdoor_lab.numerics.otsu import variance_between
 _FORM = re.compile(
     r"(?P<eps>\d+(\.\d+)?)eps|(?P<percent>\d+(\.\d+)?)%|p(?P<percentile>\d+(\.\d+)?)|(?P<count>\d+)"
 )
-RULE = "one of 1.5eps (times the number of poisoned images), 15% (of the class), p85 (above that"
+RULE = (
+    "one of 1.5eps (times the number of poisoned images), 15% (of the class), p85 (above that"
+    " percentile), 100 (examples) or auto"
+)
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,13 @@ class RemovalBudget:
     cap: str | None = None
 
     def __post_init__(self) -> None:
-        for text in [self.text] if self.cap is None else [self.text, self.cap]:
+        for key, text in self._given():
             if text != "auto" and not _FORM.fullmatch(str(text)):
-                raise ConfigError(
-                    f"`defense.removal_budget` must be {RULE} percentile), 100 (examples) or auto,"
-                    f" got {text!r}"
-                )
+                raise ConfigError(f"`defense.{key}` must be {RULE}, got {text!r}")
         if self.cap == "auto":
-            raise ConfigError("`defense.max_removed` must be a number of examples, got 'auto'")
+            raise ConfigError(
+                "`defense.max_removed` cannot be auto: give a number, or a share such as 50%"
+            )
         self._check_percent()
 
     @property
@@ -70,13 +72,18 @@ class RemovalBudget:
             return asked
         return min(asked, _size(str(self.cap), class_size, epsilon, rounding=Fraction(0)))
 
+    def _given(self) -> list[tuple[str, str]]:
+        """Returns the rules that are set, each with its key in the configuration."""
+        cap = [] if self.cap is None else [("max_removed", self.cap)]
+        return [("removal_budget", self.text), *cap]
+
     def _check_percent(self) -> None:
-        for text in (self.text, self.cap):
+        for key, text in self._given():
             found = _FORM.fullmatch(str(text))
             share = found and (found["percent"] or found["percentile"])
             if share and not 0 <= float(share) <= 100:
                 raise ConfigError(
-                    f"`defense.removal_budget` must be in 0..100 percent, got {text!r}"
+                    f"a percentage in `defense.{key}` must be between 0 and 100, got {text!r}"
                 )
 
 
@@ -109,7 +116,8 @@ def _size(
         if epsilon is None:
             raise ConfigError(
                 f"`defense.removal_budget={text}` is a multiple of ε, the number of poisoned"
-                " images, which this protocol does not reveal"
+                " images, which this protocol does not reveal: give a number of images, or a share"
+                " such as 15%"
             )
         return round(float(found["eps"]) * epsilon)
     if found["percent"]:

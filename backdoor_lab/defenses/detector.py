@@ -49,7 +49,9 @@ class Detector(Principal):
         points = self.components(values[order].cpu(), min(self.n_components, most))
         scores = torch.zeros(len(values), dtype=torch.float64)
         if len(points) < FEWEST or not points.shape[1]:
-            return ClassScores(scores, notes={"skipped": "fewer than three different examples"})
+            return ClassScores(
+                scores, notes={"skipped": "the class has fewer than three different examples"}
+            )
         seed = derive(known.seed, self.stream, label) % 2**32
         scores[order] = torch.as_tensor(self.outlying(points.numpy(), seed), dtype=torch.float64)
         return ClassScores(scores)

@@ -9,6 +9,10 @@ from backdoor_lab.core import validation
 from backdoor_lab.defenses.budget import RemovalBudget
 
 SCOPES = ("target", "all", "suspicious")
+UNKNOWN_TARGET = (
+    "`defense.filter_scope=target` needs the target class, which the defender does not know here:"
+    " set defense.filter_scope=all"
+)
 
 
 @dataclass(frozen=True)

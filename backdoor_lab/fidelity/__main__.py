@@ -46,7 +46,7 @@ def _sources(chosen: list[Method], asked: Namespace) -> int:
     quoted = sum(row.source is not None for method in chosen for row in method.rows)
     wrong, absent = check_sources(chosen, asked.sources)
     for repo in absent:
-        print(f"{repo} is absent: its quotations were not checked")
+        print(f"no checkout of {repo} in {asked.sources}: its quotations were not checked")
     print(f"{many(quoted, 'quotation')}, {len(wrong)} wrong, {many(len(absent), 'repo')} absent")
     return _reported(wrong)
 
@@ -62,7 +62,7 @@ def _parser() -> Parser:
     parser.add_argument("method", nargs="*", help="methods to print with all their rows")
     parser.add_argument(
         "--sources", type=path_of, metavar="DIR",
-        help="a folder with checkouts of the authors' repositories, named owner+name or name",
+        help="folder with checkouts of the authors' repositories, named owner+name or name",
     )  # fmt: skip
     return parser
 

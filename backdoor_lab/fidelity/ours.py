@@ -33,19 +33,24 @@ def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None
     for group in sorted({each.group for each in every}):
         for path in sorted((conf / group).glob("*.yaml")):
             if (group, path.stem) not in known:
-                found.append(f"{group}={path.stem} is not in the table")
+                found.append(f"{group}={path.stem} has no entry in the fidelity table")
     return found
 
 
 def _drift_of(method: Method, root: Path, conf: Path) -> list[str]:
     path = conf / method.group / f"{method.name}.yaml"
     if not path.is_file():
-        return [f"{method.name}: there is no {method.group}={method.name}"]
+        return [
+            f"{method.name}: the fidelity table has an entry, but the configuration has no"
+            f" {method.group}={method.name}"
+        ]
     options = _options(path)
     found = [line for row in method.rows for line in _check(row, method, options, root)]
     described = {row.key.partition(".")[0] for row in method.rows if row.kind == "option"}
     lacking = [key for key in options if key not in (*NOT_OPTIONS, *described)]
-    return found + [f"{method.name}: no row describes the option {key}" for key in lacking]
+    return found + [
+        f"{method.name}: the fidelity table has no row for the option {key}" for key in lacking
+    ]
 
 
 def _check(row: Row, method: Method, options: dict[str, Any], root: Path) -> list[str]:
@@ -55,10 +60,13 @@ def _check(row: Row, method: Method, options: dict[str, Any], root: Path) -> lis
             current = _current(row, method, options, root)
             if not same(row.ours, current):
                 found.append(
-                    f"{method.name}: {row.key} is {current!r}, the table says {row.ours!r}"
+                    f"{method.name}: {row.key} is {current!r}, but the fidelity table says"
+                    f" {row.ours!r}"
                 )
         if row.token and row.token not in (root / method.component).read_text():
-            found.append(f"{method.name}: {row.token!r} does not stand in {method.component}")
+            found.append(
+                f"{method.name}: the quoted text {row.token!r} is not in {method.component}"
+            )
     except (_MissingError, OSError) as error:
         found.append(f"{method.name}: {error}")
     return found
@@ -116,7 +124,9 @@ def _default(function: ast.FunctionDef, name: str, path: Path) -> object:
     named = zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)
     defaults |= {a.arg: default for a, default in named if default is not None}
     if name not in defaults:
-        raise _MissingError(f"{path.name}: {function.name} has no default of {name}")
+        raise _MissingError(
+            f"{path.name}: {function.name} has no default value for the parameter {name}"
+        )
     return _value(defaults[name])
 
 

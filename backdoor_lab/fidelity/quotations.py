@@ -39,14 +39,14 @@ def checkout(folder: Path, repo: str) -> Path | None:
 def _problem(place: Path, source: Source) -> str:
     text = _text(place, source)
     if text is None:
-        return "there is no such file"
+        return "the repository has no such file"
     lines = text.splitlines()
     if source.line > len(lines):
-        return f"the file has {many(len(lines), 'line')}"
+        return f"there is no line {source.line}: the file has {many(len(lines), 'line')}"
     line = " ".join(lines[source.line - 1].split())
     if " ".join(source.token.split()) in line:
         return ""
-    return f"{source.token!r} does not stand in {line[:120]!r}"
+    return f"the quoted text {source.token!r} is not in this line, which is {line[:120]!r}"
 
 
 def _text(place: Path, source: Source) -> str | None:

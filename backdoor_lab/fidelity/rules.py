@@ -14,58 +14,70 @@ def contradictions(methods: Iterable[Method]) -> list[str]:
 
 def _wrong(method: Method) -> list[str]:
     if method.status not in STATUSES:
-        return [f"status {method.status!r} is none of {', '.join(STATUSES)}"]
+        return [f"the status must be one of {', '.join(STATUSES)}, got {method.status!r}"]
     wrong = {
         "exact": _exact, "reduced": _reduced, "different": _different, "no code": _no_code,
         "ours": _ours,
     }[method.status](method)  # fmt: skip
     if method.status != "ours" and not method.paper:
-        wrong.append("names no paper")
+        wrong.append("the entry must name a paper, unless its status is ours")
     if method.equal_to and method.equal_to not in ("paper", "code"):
-        wrong.append(f"equal_to {method.equal_to!r} is neither paper nor code")
+        wrong.append(f"equal_to must be paper or code, got {method.equal_to!r}")
     if method.reason and method.status != "different":
-        wrong.append("only a different method has a reason")
-    return wrong + [f"cost of {row.key} is not positive" for row in method.rows if row.cost <= 0]
+        wrong.append("the entry gives a reason, which only the status different may have")
+    return wrong + [
+        f"the cost of {row.key} must be positive, got {row.cost:g}"
+        for row in method.rows
+        if row.cost <= 0
+    ]
 
 
 def _exact(method: Method) -> list[str]:
-    wrong = [f"exact, but {row.key} differs" for row in method.differing()]
+    wrong = [f"the status is exact, but the row {row.key} differs" for row in method.differing()]
     if not method.equal_to:
-        wrong.append("exact must say equal_to: paper or code")
+        wrong.append("the status exact needs the key equal_to: paper or code")
     elif not any(method.equal_to in row.sources for row in method.rows):
-        wrong.append(f"exact, but no row quotes the {method.equal_to}")
+        wrong.append(f"the status is exact, but no row quotes the {method.equal_to}")
     if not method.golden:
-        wrong.append("exact needs a golden test")
+        wrong.append("the status exact needs a golden test (key golden)")
     return wrong
 
 
 def _reduced(method: Method) -> list[str]:
     differing = method.differing()
     wrong = [
-        f"reduced, but {row.key} differs at no cost (cost: {row.cost:g})"
+        f"the status is reduced, but the row {row.key} differs at no cost (cost: {row.cost:g})"
         for row in differing
         if row.cost <= 1
     ]
-    return wrong if differing else ["reduced, but nothing differs"]
+    return wrong if differing else ["the status is reduced, but no row differs"]
 
 
 def _different(method: Method) -> list[str]:
-    wrong = [] if method.reason else ["different needs a reason"]
+    wrong = [] if method.reason else ["the status different needs a reason (key reason)"]
     if not method.differing():
-        wrong.append("different, but no row differs")
+        wrong.append("the status is different, but no row differs")
     return wrong
 
 
 def _no_code(method: Method) -> list[str]:
-    wrong = [f"no code, but {row.key} quotes code" for row in method.rows if "code" in row.sources]
+    wrong = [
+        f"the status is no code, but the row {row.key} quotes code"
+        for row in method.rows
+        if "code" in row.sources
+    ]
     if not any("paper" in row.sources for row in method.rows):
-        wrong.append("no code, but no row quotes the paper")
+        wrong.append("the status is no code, but no row quotes the paper")
     return wrong + [
-        f"no code, but {row.key} differs from the paper at no cost"
+        f"the status is no code, but the row {row.key} differs from the paper at no cost"
         for row in method.differing()
         if row.cost <= 1
     ]
 
 
 def _ours(method: Method) -> list[str]:
-    return [f"ours, but {row.key} quotes {row.sources[0]}" for row in method.rows if row.sources]
+    return [
+        f"the status is ours, but the row {row.key} quotes the {row.sources[0]}"
+        for row in method.rows
+        if row.sources
+    ]

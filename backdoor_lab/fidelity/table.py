@@ -165,7 +165,7 @@ def _method(name: str, path: Path, entry: dict[str, Any], known: Mapping[str, Me
     _check_keys(said, fields, where)
     if base is not None:
         if base not in known:
-            raise DataError(f"{where}: base {base!r} must stand before it")
+            raise DataError(f"{where}: its base {base!r} must be described before it")
         shared = {
             key: getattr(known[base], key) for key in ("title", "paper", "component", "golden")
         }
@@ -175,7 +175,7 @@ def _method(name: str, path: Path, entry: dict[str, Any], known: Mapping[str, Me
     if missing:
         raise DataError(f"{where} lacks {', '.join(sorted(missing))}")
     if len({row.key for row in rows}) < len(rows):
-        raise DataError(f"{where} has two rows of one key")
+        raise DataError(f"{where} has two rows with the same key")
     return Method(name, GROUPS[path.parent.name], rows=tuple(rows), **said)
 
 
@@ -189,7 +189,7 @@ def _overridden(base: Sequence[Row], own: Sequence[Row]) -> list[Row]:
 def _row(said: dict[str, Any], where: str) -> Row:
     kinds = [kind for kind in KINDS if kind in said]
     if len(kinds) != 1 or "ours" not in said:
-        raise DataError(f"{where}: a row needs `ours` and one of {', '.join(KINDS)}: {said}")
+        raise DataError(f"{where}: a row needs `ours` and one of {', '.join(KINDS)}, got {said}")
     key = str(said[kinds[0]])
     where = f"{where}, {key}"
     extra = {"ours", "paper", "code", "cost", "note", "token", "equal_to", kinds[0]}
@@ -207,14 +207,19 @@ def _claim(said: Any, keys: set[str], where: str) -> dict[str, Any]:
     if said is None:
         return {}
     if not isinstance(said, dict) or said.keys() != keys:
-        raise DataError(f"{where}: needs {', '.join(sorted(keys))}: {said}")
+        raise DataError(
+            f"{where}: a quotation needs the keys {', '.join(sorted(keys))}, got {said}"
+        )
     return said
 
 
 def _source(code: dict[str, Any], where: str) -> Source:
     match = _SOURCE.fullmatch(str(code["source"]))
     if match is None:
-        raise DataError(f"{where}: {code['source']!r} is not owner/name@commit:path:line")
+        raise DataError(
+            f"{where}: `source` must have the form owner/name@commit:path:line,"
+            f" got {code['source']!r}"
+        )
     return Source(
         match["repo"], match["commit"], match["path"], int(match["line"]), str(code["token"])
     )

@@ -37,7 +37,7 @@ from backdoor_lab.results.seal import read_sealed
 from backdoor_lab.results.sweeps import cell_folders
 
 MANIFEST = "manifest.json"
-NO_STORE = "the store does not exist: the outputs of stages cannot be shown"
+NO_STORE = "no store was found for this sweep, so the outputs of its stages cannot be shown"
 _RECORD = "record.json"
 _CACHED = 4
 
@@ -206,7 +206,7 @@ class ArtifactReader:
                     found = manifest.parent, tuple(map(str, meta["classes"]))
                     break
         else:
-            raise DataError("the store has no such data set")
+            raise DataError(f"the store contains no data set with the hash {digest}")
         self._check(found[0])
         return found
 
@@ -214,20 +214,20 @@ class ArtifactReader:
         found = self._arrays(VERDICT, self._entry(record, "filter"))
         scores, keep = found["scores"].astype(np.float64), found["keep"].astype(bool)
         if scores.shape != (n,) or keep.shape != (n,):
-            raise ValueError("scores of another training set")
+            raise ValueError(f"the filter result has {len(scores)} scores for {n} training images")
         return StoredFilterResult(scores, keep)
 
     def _features(self, record: dict[str, Any], where: Array, n: int) -> Array:
         values = self._arrays(FEATURES, self._entry(record, "extract"))["values"]
         if values.ndim != 2 or len(values) != n:
-            raise ValueError("features of another training set")
+            raise ValueError(f"there are {len(values)} stored features for {n} training images")
         return values[where].astype(np.float64)
 
     def _losses(self, record: dict[str, Any], stage: str) -> Array:
         meta = read_manifest(self._entry(record, stage))["meta"]
         losses = np.array(meta["loss"], np.float64)
         if losses.ndim != 1 or not np.isfinite(losses).all():
-            raise ValueError("losses must be finite")
+            raise ValueError("a stored training loss is not finite")
         return losses
 
     def _first_layer(self, record: dict[str, Any], stage: str, channels: int) -> Array:
@@ -261,7 +261,7 @@ def first_convolution(shapes: Iterable[tuple[str, tuple[int, ...]]], channels: i
         if len(shape) == 4 and shape[1] == channels and shape[2] == shape[3] > 1
     )  # fmt: skip
     if not fit:
-        raise KeyError("no convolution on images")
+        raise KeyError(f"the network has no convolution with {channels} input channels")
     return "conv1.weight" if "conv1.weight" in fit else fit[0]
 
 
@@ -275,7 +275,9 @@ def _check(made: Training) -> None:
         and len(made.original) == rows
     )  # fmt: skip
     if not sound:
-        raise ValueError("arrays of different training sets")
+        raise ValueError(
+            "the stored arrays have contradictory shapes, so they describe different training sets"
+        )
     for values, below in (
         (made.index, images + rows),
         (made.original, images),
@@ -283,4 +285,4 @@ def _check(made: Training) -> None:
         (made.clean_labels, len(made.classes)),
     ):
         if len(values) and not 0 <= values.min() <= values.max() < below:
-            raise ValueError("an index is out of range")
+            raise ValueError(f"a stored index or label is outside 0..{below - 1}")

@@ -9,9 +9,9 @@ from backdoor_lab.results.versions import SECTIONS
 _CHOSEN = {
     "dataset": "data set", "model": "network", "recipe": "training recipe",
     "trigger": "trigger of the attack", "target": "class that the attacker targets",
-    "source": "class that is attacked, empty for all classes",
-    "ratio": "requested poison: a fraction of the images named by protocol.ratio_of, or with count,"
-    " a number of images",
+    "source": "class whose images are attacked; empty if all classes are",
+    "ratio": "requested amount of poison: a fraction of the images that protocol.ratio_of names,"
+    " or, if `count` is set, a number of images",
     "protocol": "name of the protocol", "defense": "defense, or control", "seed": "random seed",
 }  # fmt: skip
 _COUNTED = {
@@ -32,7 +32,8 @@ def _meaning(name: str) -> str:
 
 
 def _under_meaning(family: str) -> str:
-    return f"{family.partition('_')[0]} on test images after a transformation, by its name; 0..1"
+    figure = family.partition("_")[0]
+    return f"{figure} on transformed test images, one column per transformation; 0..1"
 
 
 COLUMNS: dict[str, str] = {
@@ -50,15 +51,15 @@ COLUMNS: dict[str, str] = {
         for name in (*COUNTS, *FIGURES, *WORTH, *DETECTION)
     },
     **{f"{name}*": _under_meaning(name) for name in UNDER},
-    **dict.fromkeys(TOP_CLASSES, "class that this network predicts most often"),
-    "notes": "notes of the defense, as JSON",
-    "seconds.*": "time to compute a stage, also if another cell computed it",
-    "images_per_s.*": "training images per second of a training stage",
+    **dict.fromkeys(TOP_CLASSES, "class that the network predicts most often"),
+    "notes": "remarks that the defense made on its run, as JSON",
+    "seconds.*": "seconds to compute a stage, even if another cell computed it",
+    "images_per_s.*": "training images per second in a training stage",
     "peak_memory_mib": "peak memory of the process, MiB",
     "wall_seconds": "seconds from the start of the cell to its record",
     "started": "start time of the cell, UTC",
     "device": "device that the cell ran on",
-    "compute.*": "processor, instruction set, threads and number format",
+    "compute.*": "processor, instruction set, number of threads and number format",
     "git_commit": "commit of the code",
     "command": "command that ran the cell",
     "versions.*": "versions of this package, of Python and of libraries",

@@ -170,7 +170,10 @@ def _said_hash(folder: Path) -> str | None:
 def _check_whole(folder: Path, path: Path, data: bytes) -> None:
     said = _said_hash(folder)
     if said is None:
-        raise DataError(f"{path}: {SWEEP} in the same folder does not record its hash")
+        raise DataError(
+            f"{path}: {SWEEP} in the same folder does not record its hash: restore"
+            " both from version control"
+        )
     if hashlib.sha256(unix_lines(data)).hexdigest() != said:
         raise DataError(
             f"{path}: lines were added, removed or moved since {SWEEP} was written; restore both"

@@ -63,8 +63,8 @@ class Metric:
 _NAT = "accuracy on clean test images {} the defense, in %"
 _ASR = "share of triggered test images classified as the target {} the defense, in %"
 _ELSEWHERE = (
-    "share of triggered test images of classes that the attack leaves out that are classified as"
-    " the target {} the defense, in %"
+    "share of triggered test images from classes that are not attacked, classified as the target"
+    " {} the defense, in %"
 )
 _CLEAN = (
     "share of the ASR's test images classified as the target without the trigger {} the defense,"
@@ -89,14 +89,14 @@ class _Measures(dict[str, Metric]):
 
 
 MEASURE = _Measures({
-    "n_train": Metric("#Train", IMAGES, 0, "training images, poison included"),
+    "n_train": Metric("#Train", IMAGES, 0, "training images, including poison"),
     "n_clean": Metric("#Clean", IMAGES, 0, "training images of the clean data set"),
     "n_poisoned": Metric("#Pois", IMAGES, 0, "poisoned training images"),
     "n_covers": Metric("#Covers", IMAGES, 0, "triggered training images with their true label"),
     "n_eligible": Metric("#Eligible", IMAGES, 0, "training images eligible for poisoning"),
     "n_removed": Metric("#Removed", IMAGES, 0, "training images that the defense removed"),
-    "pois_left": Metric("#Pois Left", IMAGES, -1, "poisoned images that the defense left"),
-    "covers_left": Metric("#Covers Left", IMAGES, 0, "covers that the defense left"),
+    "pois_left": Metric("#Pois Left", IMAGES, -1, "poisoned images not removed by the defense"),
+    "covers_left": Metric("#Covers Left", IMAGES, 0, "covers not removed by the defense"),
     "n_accused": Metric("#Accused", IMAGES, 0, "classes that the filter flagged as poisoned"),
     "n_named": Metric("#Named", IMAGES, 0, "flagged classes that contain poison"),
     "nat1": Metric("Nat1", PERCENT, 1, _NAT.format("before"), "n_test"),

@@ -118,7 +118,7 @@ def _clean_is_there(cell: Cell, data: Dataset, machine: ComputeDevice) -> bool:
 
 
 def _untrained(job: TrainingJob, scratch: Path) -> Classifier:
-    raise AssertionError("a store that computes nothing must not request a training")
+    raise AssertionError("an estimate must not train a network; please report this bug")
 
 
 def estimate(cells: Sequence[Cell], finished: set[str], machine: ComputeDevice) -> Work:

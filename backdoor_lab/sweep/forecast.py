@@ -117,7 +117,7 @@ def _unforeseen(work: Work) -> list[str]:
     names += [c.choices["defense"] for c in left if "context" in c.requires]
     if not names:
         return []
-    return [f"not included: what {', '.join(dict.fromkeys(names))} compute themselves"]
+    return [f"not included: the computations of {' and '.join(dict.fromkeys(names))}"]
 
 
 def _disk(needed: int, root: Path, free: int) -> str:

@@ -42,8 +42,8 @@ def run_job(
     cell = preflight().identify(config)
     if in_sweep and folder.name != cell.id:
         raise ConfigError(
-            f"this cell was {folder.name} when the sweep was checked and is {cell.id} now: its"
-            " configuration or data changed in the meantime; repeat the command"
+            f"the id of this cell was {folder.name} when the sweep was checked and is {cell.id}"
+            " now, so its configuration or data changed in the meantime: repeat the command"
         )
     if not in_sweep:
         identity.warn([cell.code])

@@ -119,8 +119,9 @@ class Preflight:
         data = self._data[key][1]
         if data.classes != cell.classes:
             raise DataError(
-                f"data set {data.name} changed while it was checked: its classes are"
-                f" {', '.join(data.classes)} now. Repeat the command"
+                f"the files of data set {data.name} changed while the sweep was checked: it had the"
+                f" classes {', '.join(cell.classes)} and now has {', '.join(data.classes)}."
+                " Repeat the command"
             )
         return data
 

@@ -185,7 +185,7 @@ class ResumeSweeper(BasicSweeper):
         _tell_left_out(same, len(jobs))
         if len(cells) < len(marks):
             repeated = many(len(marks) - len(cells), "cell")
-            log.warning("%s of %d requested twice; each is run once", repeated, len(marks))
+            log.warning("%s of %d requested more than once; each is run once", repeated, len(marks))
         identity.warn(marks)
         labels = labels_of([cell for cell, _ in cells.values()])
         asked = [_asked(cell, job, labels.get(cell.id)) for cell, job in cells.values()]

@@ -30,8 +30,8 @@ Cells = Mapping[tuple["Key", "Key"], "PivotCell"]
 
 TEST = (
     "Bold: the best mean {}, where the paired t test over seeds separates it from the next best"
-    " (the same seeds on both sides, two-sided, p < 0.05, not corrected for the number of tests),"
-    " and no ASR2 where ASR1 shows no attack{}. {}."
+    " (the same seeds on both sides, two-sided, p < 0.05, not corrected for the number of tests);"
+    " ASR2 is never bold where ASR1 shows no attack{}. {}."
 )
 OF_DEFENSES = "of the defenses against one attack"
 OF_ROW = "of a row against one attack"

@@ -10,8 +10,8 @@ from backdoor_lab.results.metrics import MEASURE
 from backdoor_lab.tables.markup import NOTHING
 
 WILSON = (
-    "95 % Wilson intervals of single runs (sampling of the test images only, not of seeds), the"
-    " widest of each measure: {}. The CSV file has all of them."
+    "95 % Wilson intervals of single runs, which cover the sampling of test images but not of"
+    " seeds; the widest interval of each measure: {}. The CSV file has all of them."
 )
 
 

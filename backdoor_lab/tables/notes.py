@@ -21,8 +21,8 @@ READING = (
     "target, both in %; 1 before the defense, 2 after it. #Pois: poisoned training images."
 )
 INTERVAL = (
-    "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is of the "
-    "mean and not clipped, so it may reach beyond 0 or 100. n= marks figures from fewer seeds."
+    "Mean ± 95 % interval over seeds (Student t, n-1 degrees of freedom); the interval is that of "
+    "the mean and not clipped, so it may reach beyond 0 or 100. n= marks figures from fewer seeds."
 )
 CONVERGED = (
     'Reference: the report says of its own runs that they "had to change training parameters to'
@@ -33,6 +33,7 @@ EVERY_CLASS = (
     "its own, regardless of the column Target."
 )
 EMPTY = "Empty: the sweep has no such cell. Dash: the cell has no such figure."
+MODIFIED = "Code modified after its version was recorded: {}."
 VERSION = f"{PROTOCOL}version"
 _SHOWN, _LISTED, _FEW = 3, 12, 3
 
@@ -42,7 +43,10 @@ def notes_of(group: TableGroup, spec: PivotSpec, several: bool, clean: CleanNetw
     means over several seeds; `clean`: the clean networks of the sweep."""
     facts, cells = group.facts, group.cells
     if group.traits == UNKNOWN:
-        return ["Unreadable records of cells that no sweep.json lists; see the warnings."]
+        return [
+            "These cells are listed in no sweep.json, and their records cannot be read: see the"
+            " warnings."
+        ]
     more = [] if spec.report else [*_open(group, spec.axes), *_unplaced(facts)]
     return [
         *protocols(facts, group.numbers, spec.axes), _what(group, spec), *more, *where(cells),
@@ -148,15 +152,17 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
     set and model of the cells, `clean` the sizes of their training sets before poisoning."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
-        "Reference: the report's figures (Group 13, Tables 1 and 2) are CIFAR-10 with ResNet18; "
-        "diff: ours minus theirs, in percentage points (#Pois Left: images). "
+        "Reference: the report's figures (Group 13, Tables 1 and 2) are for CIFAR-10 with"
+        " ResNet18; diff: our value minus the report's, in percentage points (#Pois Left: images). "
     )
     if ours == (reference.DATASET, reference.MODEL) and list(clean) == [reference.TRAINING_IMAGES]:
-        return text + "Ours uses the same data set and network, by name and number of images."
+        return text + (
+            "This sweep uses the same data set and network, by name and number of images."
+        )
     images = ", ".join(f"{n:,}" for n in clean)
     on = f" on {images} training images" if images else ""
     return (
-        f"{text}Ours is {ours[0]} with {ours[1]}{on}: this compares trends"
+        f"{text}This sweep used {ours[0]} with {ours[1]}{on}: the comparison shows trends"
         " and is not a reproduction."
     )
 
@@ -169,7 +175,7 @@ def where(cells: Sequence[CellRecord]) -> list[str]:
     lines = [f"Device: {devices}."] if devices else []
     edited = sorted({name for cell in cells for name in cell.run.get("modified") or []})
     lines += [f"Versions: {versions}."] if versions else []
-    return lines + ([f"Code modified since its version: {', '.join(edited)}."] if edited else [])
+    return lines + [MODIFIED.format(", ".join(edited))] * bool(edited)
 
 
 def _versions(given: Any) -> str:

@@ -23,7 +23,7 @@ ATTACK = ("n_poisoned", "nat1", "asr1")
 AFTER = ("pois_left", "nat2", "asr2")
 SCOPE = ("n_accused", "n_named")
 FILTER = ("auroc", "average_precision", "tpr_at_1", "tpr_at_5")
-SAME = "Figures before the defense do not depend on the defense; these come from {} cells."
+SAME = "Figures before the defense do not depend on the defense; these come from the cells of {}."
 _AFTER_ONLY = ("filter_scope", "removal_budget", "max_removed", "center", "layer")
 """Names of protocol options that have no effect on measures before the defense."""
 
@@ -133,7 +133,7 @@ def _before(cells: Sequence[CellRecord], attack: tuple[str, ...]) -> Iterator[Pi
     alike = CellFields(mine, attack)
     alike.names = [name for name in alike.names if name in attack or not _after_only(name)]
     defenses = dict.fromkeys(str(cell.choices[DEFENSE]) for cell in mine)
-    whose = " and ".join(f"{name}'s" for name in defenses)
+    whose = " and ".join(defenses)
     for table in pivot(alike, PivotSpec(attack or ("trigger",), (), values)):
         yield replace(table, notes=[SAME.format(whose), *table.notes])
 

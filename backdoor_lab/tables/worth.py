@@ -79,8 +79,8 @@ def _own_rules(cells: Sequence[CellRecord]) -> list[str]:
         and cell.numbers.get("n_removed")
     )
     return [
-        f"{name} chooses classes and number of images by its own rules and ignores the protocol's"
-        " filter_scope, removal_budget and max_removed."
+        f"{name} chooses the classes and the number of images to remove by its own rules and"
+        " ignores the protocol's filter_scope, removal_budget and max_removed."
         for name in free
     ]
 
@@ -122,9 +122,9 @@ def _no_attack(cells: Sequence[CellRecord], clean: CleanNetworks) -> list[str]:
         if some:
             most = max(highest[cell.id] for cell in some)
             lines.append(
-                f"{NO_ATTACK} ASR1 is no higher than {than} (up to {most:.2f} %), by its 95 %"
-                f" Wilson interval, in {_where(cells, some)}: there is no measurable attack, and"
-                " ASR2 says nothing about a defense."
+                f"{NO_ATTACK} ASR1 is no higher than {than} (up to {most:.2f} %), judged by its"
+                f" 95 % Wilson interval, in {_where(cells, some)}: there is no measurable attack,"
+                " and ASR2 says nothing about a defense."
             )
     return lines
 

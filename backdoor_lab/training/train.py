@@ -165,7 +165,7 @@ def last_checkpoint(scratch: Path, module: Classifier | None = None) -> Path | N
             raise
         except Exception as error:  # Any error means that the file cannot be used.
             said = (str(error).splitlines() or [type(error).__name__])[0]
-            set_aside(path, f"checkpoint cannot be read ({said[:200]})")
+            set_aside(path, f"the checkpoint cannot be used ({said[:200]})")
         else:
             return path
     return None
@@ -178,7 +178,7 @@ def _check_checkpoint(found: Any, module: Classifier | None) -> None:
         raise KeyError(f"it lacks {', '.join(lacking)}")
     shapes = {name: value.shape for name, value in found["state_dict"].items()}
     if module is not None and shapes != {k: v.shape for k, v in module.state_dict().items()}:
-        raise ValueError("it belongs to another network")
+        raise ValueError("its weights have the shapes of another network")
 
 
 class _Reseed(pl.Callback):

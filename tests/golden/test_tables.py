@@ -65,10 +65,16 @@ REWORDED = {
     "Within pairs differs: ": "The two cells of a pair also differ in: ",
     "n= where a figure rests on fewer seeds": "n= marks figures from fewer seeds",
     "An empty place: (.*) A dash: ": r"Empty: \1 Dash: ",
-    "this compares the shape and is no reproduction": "this compares trends and is not a"
-    " reproduction",
-    "Before the defense a network is the same whatever the defense; these are (.*) cells.":
-    r"Figures before the defense do not depend on the defense; these come from \1 cells.",
+    "are CIFAR-10 with ResNet18; diff: ours minus theirs,":
+    "are for CIFAR-10 with ResNet18; diff: our value minus the report's,",
+    "Ours is (.*): this compares the shape and is no reproduction":
+    r"This sweep used \1: the comparison shows trends and is not a reproduction",
+    "the interval is of the mean": "the interval is that of the mean",
+    "images that the defense left": "images not removed by the defense",
+    "Without a partner that is done: ":
+    "Not compared, because there is no completed cell to compare them with: ",
+    "Before the defense a network is the same whatever the defense; these are (.*)'s cells.":
+    r"Figures before the defense do not depend on the defense; these come from the cells of \1.",
     "also where nothing was removed: the retraining draws its own seed .retrain_seed=same takes "
     "that of the first training":
     "even where nothing was removed, because retraining uses another seed (retrain_seed=same uses "

@@ -46,7 +46,7 @@ WRONG = {
     "trigger=pixel,pattern": ["`trigger=pixel,pattern` gives several values", "add -m"],
     "seed=0,1": ["`seed=0,1` gives several values", "add -m"],
     "seed=range(3)": ["`seed=range(3)` gives several values", "add -m"],
-    "target=cat, dog": ["no space between several values"],
+    "target=cat, dog": ["write several values without spaces between them"],
     "+trigger=pixel": ["write trigger= without a `+`"],
     "seed=1 --fast": ["--fast", "--hydra-help"],
     "--cfg job +defense.budget=3": ["`defense.budget` is now `defense.removal_budget`"],

@@ -162,7 +162,7 @@ def test_weights_that_do_not_match_the_record_are_refused(
     path = store / "retrain" / record["run"]["stages"]["retrain"]["id"] / "weights.safetensors"
     other = store / "train" / record["run"]["stages"]["train"]["id"] / "weights.safetensors"
     shutil.copy(other, path)
-    assert "does not match the hash" in refused(cell, capsys)
+    assert "do not match the hash" in refused(cell, capsys)
     path.write_bytes(path.read_bytes()[:100])
     assert "cannot be read" in refused(cell, capsys)
     path.unlink()

@@ -130,7 +130,7 @@ def test_options_implied_by_the_compared_choice_may_differ(tmp_path: Path) -> No
 
 def test_different_targets_are_never_paired(tmp_path: Path) -> None:
     made = [record(target="bird"), record(target="dog", defense="none")]
-    with pytest.raises(ConfigError, match="differ only in defense"):
+    with pytest.raises(ConfigError, match="differs only in defense"):
         comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none")
 
 
@@ -178,12 +178,12 @@ def test_no_significance_is_explained_below_the_table(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, asr2=[0.1, 0.9, 0.4][s] if d == "none" else 0.5)
             for d in ("spectral", "none") for s in (0, 1, 2)]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
-    (note,) = [note for note in found.notes if note.startswith("Significant: no")]
+    (note,) = [note for note in found.notes if note.startswith('"no" in the column')]
     assert "With 3 pairs in a line" in note
     clear = [record(defense=d, seed=s, asr2=0.001 * s * s if d == "none" else 0.9)
              for d in ("spectral", "none") for s in (0, 1, 2)]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "t", clear)], by="defense", base="none", values="asr2")
-    assert not any(note.startswith("Significant: no") for note in found.notes)
+    assert not any(note.startswith('"no" in the column') for note in found.notes)
 
 
 def test_comparison_with_the_report_uses_its_published_values(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_cells_that_belong_to_no_pair_are_named(tmp_path: Path) -> None:
     made[6] = {**made[6], "status": "failed: after its figures"}
     folder = sweep(tmp_path / "s", made, asked)
     found = comparison_of([folder], by="defense", base="none", values="asr2")
-    (told,) = [note for note in found.notes if note.startswith("Without a partner")]
+    (told,) = [note for note in found.notes if note.startswith("Not compared, because")]
     for cell in (made[0], made[2], asked[4], made[6], asked[-1]):
         assert cell["id"] in told
     assert "failed: oom" in told
@@ -274,7 +274,7 @@ def test_figures_that_need_no_retraining_are_compared_without_it(tmp_path: Path)
         (["A", "nowhere"], "no such folder: nowhere"),
         (["A", "."], "contains 2 sweeps, but one is needed"),
         (["B", "A"], "they have no value of target in common"),
-        (["B", "reference"], "is in the report's tables"),
+        (["B", "reference"], "tables have no figures for any completed cell"),
         (["A", "bases=1"], "Did you mean 'base='"),
         (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
     ],

@@ -237,7 +237,7 @@ def test_an_invalid_checkpoint_is_set_aside_and_ignored(
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(tmp_path) is None
     assert len(aside(tmp_path)) == 1
-    assert "checkpoint cannot be read" in caplog.text
+    assert "checkpoint cannot be used" in caplog.text
 
 
 @pytest.fixture(scope="module")

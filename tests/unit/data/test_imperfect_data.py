@@ -192,7 +192,7 @@ def test_images_of_another_format_or_size_are_not_skipped(tmp_path: Path) -> Non
     """Such images are intact, and skipping them would hide a mistake."""
     root = filled(tmp_path)
     picture(9, (7, 7)).save(root / "train/cat/9.png")
-    with pytest.raises(DataError, match="must all have one size"):
+    with pytest.raises(DataError, match="must have the same size"):
         ImageFolder(root=str(root), skip_broken=True).read()
     Image.new("I;16", (4, 4)).save(root / "train/cat/9.png")
     with pytest.raises(DataError, match="not supported"):
@@ -315,9 +315,9 @@ def test_a_data_set_without_test_images_is_refused_naming_test_share(
 
 
 def test_test_share_is_refused_for_a_data_set_with_test_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="this one has some: remove it"):
+    with pytest.raises(DataError, match="this one has test images: remove"):
         ImageFolder(root=str(filled(tmp_path)), test_share=0.2).fingerprint()
-    with pytest.raises(DataError, match="this one has some: remove it"):
+    with pytest.raises(DataError, match="this one has test images: remove"):
         ArrayFile(root=saved(tmp_path), test_share=0.2).read()
 
 

@@ -123,24 +123,24 @@ def test_a_consistent_status_is_accepted(right: Method) -> None:
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (exact(EQUAL, dataclasses.replace(FREE, key="w")), "exact, but w differs"),
-        (exact(COSTLY), "exact, but x differs"),
+        (exact(EQUAL, dataclasses.replace(FREE, key="w")), "exact, but the row w differs"),
+        (exact(COSTLY), "exact, but the row x differs"),
         (exact(EQUAL, golden=""), "needs a golden test"),
-        (exact(EQUAL, equal_to=""), "must say equal_to"),
+        (exact(EQUAL, equal_to=""), "needs the key equal_to"),
         (exact(BY_PAPER), "no row quotes the code"),
-        (exact(EQUAL, equal_to="both"), "neither paper nor code"),
-        (exact(EQUAL, reason="data"), "only a different method has a reason"),
-        (exact(EQUAL, paper=""), "names no paper"),
-        (exact(dataclasses.replace(EQUAL, cost=0.0)), "not positive"),
-        (method("reduced", EQUAL), "nothing differs"),
+        (exact(EQUAL, equal_to="both"), "must be paper or code, got 'both'"),
+        (exact(EQUAL, reason="data"), "which only the status different may have"),
+        (exact(EQUAL, paper=""), "must name a paper"),
+        (exact(dataclasses.replace(EQUAL, cost=0.0)), "must be positive, got 0"),
+        (method("reduced", EQUAL), "reduced, but no row differs"),
         (method("reduced", COSTLY, dataclasses.replace(FREE, key="w")), "w differs at no cost"),
         (method("different", FREE), "needs a reason"),
-        (method("different", EQUAL, reason="data"), "no row differs"),
+        (method("different", EQUAL, reason="data"), "different, but no row differs"),
         (method("no code", BY_PAPER, EQUAL), "x quotes code"),
         (method("no code", OWN), "no row quotes the paper"),
         (method("no code", dataclasses.replace(BY_PAPER, paper=2)), "y differs from the paper"),
-        (method("ours", BY_PAPER), "ours, but y quotes paper"),
-        (method("same"), "is none of"),
+        (method("ours", BY_PAPER), "ours, but the row y quotes the paper"),
+        (method("same"), "must be one of"),
     ],
 )
 def test_a_contradictory_status_is_named(wrong: Method, said: str) -> None:
@@ -171,7 +171,9 @@ def test_a_changed_default_is_found(tmp_path: Path) -> None:
     root, conf = copies(tmp_path)
     path = conf / "defense/spectral.yaml"
     path.write_text(path.read_text().replace("rank: 1", "rank: 2"))
-    assert drift(EVERY.values(), root, conf) == ["spectral: rank is 2, the table says 1"]
+    assert drift(EVERY.values(), root, conf) == [
+        "spectral: rank is 2, but the fidelity table says 1"
+    ]
 
 
 def test_a_changed_constant_is_found(tmp_path: Path) -> None:
@@ -188,8 +190,9 @@ def test_a_new_option_and_a_new_method_are_missing_in_the_table(tmp_path: Path) 
     path.write_text(path.read_text() + "metric: cosine\n")
     shutil.copy(path, conf / "defense/knn_cosine.yaml")
     assert drift(EVERY.values(), root, conf) == [
-        "knn: no row describes the option metric", "defense=knn_cosine is not in the table",
-    ]  # fmt: skip
+        "knn: the fidelity table has no row for the option metric",
+        "defense=knn_cosine has no entry in the fidelity table",
+    ]
 
 
 def test_a_removed_option_method_or_text_is_found(tmp_path: Path) -> None:
@@ -198,10 +201,13 @@ def test_a_removed_option_method_or_text_is_found(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("margin: 0", "# margin: 0"))
     (conf / "trigger/patch.yaml").unlink()
     assert drift(EVERY.values(), root, conf) == [
-        "patch: there is no trigger=patch", "pixel: trigger=pixel has no option margin",
-    ]  # fmt: skip
+        "patch: the fidelity table has an entry, but the configuration has no trigger=patch",
+        "pixel: trigger=pixel has no option margin",
+    ]
     quoted = dataclasses.replace(EVERY["knn"], rows=(Row("step", "s", "", token="no such text"),))
-    assert any("does not stand in" in line for line in drift([quoted], root, conf))
+    assert any(
+        "the quoted text 'no such text' is not in" in line for line in drift([quoted], root, conf)
+    )
 
 
 def test_the_command_exits_with_1_if_a_default_drifts(
@@ -214,7 +220,7 @@ def test_the_command_exits_with_1_if_a_default_drifts(
     monkeypatch.setattr(ours, "conf_dir", lambda: conf)
     capsys.readouterr()
     assert main([]) == 1
-    assert capsys.readouterr().err == "anp: lr is 0.3, the table says 0.2\n"
+    assert capsys.readouterr().err == "anp: lr is 0.3, but the fidelity table says 0.2\n"
 
 
 def test_the_command_prints_all_methods_or_the_rows_of_one(
@@ -257,11 +263,13 @@ def read(tmp_path: Path, text: str) -> dict[str, Method]:
         ({"rows": [{"option": "x"}]}, "needs `ours`"),
         ({"rows": [{"option": "x", "step": "y", "ours": 1}]}, "one of option"),
         ({"rows": [{"option": "x", "ours": 1, "cots": 2}]}, "unknown key cots"),
-        ({"rows": [{"option": "x", "ours": 1, "paper": {"value": 1}}]}, "needs section, value"),
+        ({"rows": [{"option": "x", "ours": 1, "paper": {"value": 1}}]},
+         "needs the keys section, value"),
         ({"rows": [{"option": "x", "ours": 1, "code": {"value": 1, "source": "a", "token": "b"}}]},
-         "is not owner/name@commit:path:line"),
-        ({"rows": [{"option": "x", "ours": 1}, {"step": "x", "ours": 1}]}, "two rows of one key"),
-        ({"base": "none"}, "must stand before it"),
+         "must have the form owner/name@commit:path:line"),
+        ({"rows": [{"option": "x", "ours": 1}, {"step": "x", "ours": 1}]},
+         "two rows with the same key"),
+        ({"base": "none"}, "must be described before it"),
     ],
 )  # fmt: skip
 def test_a_malformed_entry_is_refused(tmp_path: Path, changes: dict[str, Any], said: str) -> None:

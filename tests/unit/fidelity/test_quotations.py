@@ -35,21 +35,21 @@ def test_quotations_are_compared_with_checkouts(
     assert main(quoting(tmp_path, monkeypatch, "steps = 31", 2)) == 0
     assert capsys.readouterr().out == "1 quotation, 0 wrong, 0 repos absent\n"
     for token, line, said in [("steps = 31", 1, "y = 2"), ("32", 2, "steps = 31"),
-                              ("x", 9, "has 2 lines")]:  # fmt: skip
+                              ("x", 9, "no line 9: the file has 2 lines")]:  # fmt: skip
         assert main(quoting(tmp_path, monkeypatch, token, line)) == 1
         error = capsys.readouterr().err
         assert error.startswith(f"made, x: owner/name@0123456:code/a.py:{line}: ")
         assert said in error
     file.unlink()
     assert main(quoting(tmp_path, monkeypatch, "steps", 2)) == 1
-    assert "there is no such file" in capsys.readouterr().err
+    assert "the repository has no such file" in capsys.readouterr().err
 
 
 def test_an_absent_repository_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(quoting(tmp_path, monkeypatch, "x", 1)) == 0
-    assert "owner/name is absent" in capsys.readouterr().out
+    assert "no checkout of owner/name in" in capsys.readouterr().out
     assert main(["--sources", str(tmp_path / "nowhere")]) != 0
 
 

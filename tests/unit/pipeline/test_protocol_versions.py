@@ -139,4 +139,4 @@ def test_results_of_modified_code_get_their_own_table(tmp_path: Path) -> None:
     tables = SweepReport(sweep).tables
     assert len(tables) == 2
     notes = [[n for n in table.notes if n.startswith("Code modified")] for table in tables]
-    assert notes == [[], ["Code modified since its version: pixel."]]
+    assert notes == [[], ["Code modified after its version was recorded: pixel."]]

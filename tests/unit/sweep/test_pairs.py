@@ -47,7 +47,7 @@ def test_cells_with_equal_source_and_target_are_skipped_in_sweep_estimate_and_st
     for run in (told, done):
         said = run[1] + run[2]
         assert said.count("3 of 6 combinations skipped: source = target") == 1
-        assert "1 cell of 3 requested twice; each is run once" in said
+        assert "1 cell of 3 requested more than once; each is run once" in said
     assert "2 of 2 cells done:" in done[1] + done[2]
     listed = json.loads((tmp_path / "pairs" / "sweep.json").read_text())["asked"]
     assert [each["id"].rpartition("-")[0] for each in listed] == [

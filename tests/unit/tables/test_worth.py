@@ -62,8 +62,8 @@ def counted(**counts: int) -> dict[str, Any]:
          " test images (pixel bird 5% spectral seed 0): Nat2 and ASR2 are not meaningful."),
         (record(asr1=0.1, clean_rate1=0.1),
          "ASR1 is no higher than the clean rate, which is the share of the same test images"
-         " classified as the target without the trigger (up to 10.00 %), by its 95 % Wilson"
-         " interval, in pixel bird 5% seed 0"),
+         " classified as the target without the trigger (up to 10.00 %), judged by its 95 %"
+         " Wilson interval, in pixel bird 5% seed 0"),
         (counted(n_removed=0), "retraining uses another seed (retrain_seed=same uses the seed of"),
     ],
     ids=["few images of ASR", "few test images", "one class predicted before the defense",

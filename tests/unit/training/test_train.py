@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
     with caplog.at_level(logging.WARNING):
         assert weights(job(epochs=3), scratch=tmp_path, callbacks=[seen]) == unbroken
     assert seen.seen == [1, 2]
-    assert "checkpoint cannot be read" in caplog.text
+    assert "checkpoint cannot be used" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", b"PK\x03\x04" + b"\0" * 50])
