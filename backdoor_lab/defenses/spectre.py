@@ -30,9 +30,10 @@ class SPECTRE(Principal):
     in `max_rank` dimensions, whitened by the covariance of all but the highest scores. There are at
     least ten examples per dimension, so that `max_rank` is lower for classes below 1,000 examples.
 
-    ε is what the budget removes, divided by 1.5; at most a third of the class, which is also used
-    for ``auto``. `layer` is the layer to use in place of `protocol.layer`. Difference from the
-    code: if no direction of S is above average, ||S|| <= 1, all directions have equal weight.
+    ε is the number of poisoned examples if the budget is given in it, else what the budget removes,
+    divided by 1.5; at most a third of the class, which is also used for ``auto``. `layer` is the
+    layer to use in place of `protocol.layer`. Difference from the code: if no direction of S is
+    above average, ||S|| <= 1, all directions have equal weight.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class SPECTRE(Principal):
         removed = n // 2 if asked is None else min(asked, n // 2)
         top = points.shape[1]
         ranks = [k * k for k in range(1, top) if k * k < top] + [top]
-        found = [self._judged(points, k, removed) for k in track(self._only(ranks, top), "rank")]
+        poisoned = min(known.epsilon or removed / REMOVED_PER_POISON, n / 3)
+        tried = track(self._only(ranks, top), "rank")
+        found = [self._judged(points, k, removed, poisoned) for k in tried]
         quality, scores, k = max(found, key=lambda each: each[0])
         return ClassScores(scores, quality, notes={"rank": k})
 
@@ -75,18 +78,19 @@ class SPECTRE(Principal):
     def _only(self, ranks: list[int], top: int) -> list[int]:
         return ranks if self.rank is None else [min(self.rank, top)]
 
-    def _judged(self, points: Tensor, k: int, removed: int) -> tuple[float, Tensor, int]:
+    def _judged(
+        self, points: Tensor, k: int, removed: int, poisoned: float
+    ) -> tuple[float, Tensor, int]:
         """Quality of k directions, their scores (n,), and k."""
-        scores = que(self._whitened(points[:, :k], removed), self.alpha)
+        scores = que(self._whitened(points[:, :k], poisoned), self.alpha)
         rest = points[scores.topk(len(points) - removed, largest=False).indices]
         white = points @ root_of(covariance(rest, correction=1), points)
         return weighted_variance(white, self.alpha), scores, k
 
-    def _whitened(self, points: Tensor, removed: int) -> Tensor:
+    def _whitened(self, points: Tensor, poisoned: float) -> Tensor:
         """Centered `points` (n, k), whitened by the covariance of those that the filter keeps."""
         if points.shape[1] == 1:
             return points
-        poisoned = removed / REMOVED_PER_POISON
         share, limit = poisoned / len(points), round(self.filter_limit * poisoned)
         kept = filtered(points, share, self.tau, min(limit, len(points) // 2))
         return points @ root_of(covariance(points[kept], correction=0), points)

@@ -14,6 +14,7 @@ from scipy.linalg import expm, sqrtm
 
 from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.base import DefenderKnowledge
+from backdoor_lab.defenses.options import FilterOptions
 from backdoor_lab.defenses.spectre import SPECTRE
 from backdoor_lab.numerics.robust_covariance import filtered
 from tests.helpers.mutations import Mutation
@@ -161,9 +162,19 @@ def test_scores_and_the_chosen_rank_equal_the_formula() -> None:
     assert set(np.flatnonzero(~verdict.keep)) == set(np.argsort(-expected)[:15])
 
 
-@pytest.mark.parametrize("k", [1, 4, 9])
-def test_scores_of_a_given_rank_equal_the_formula(k: int) -> None:
+@pytest.mark.parametrize(("k", "eps"), [(1, 10), (4, 3), (9, 4), (9, 10)])
+def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
+    """For the smaller ε the filter removes as many as it may, 2 ε; for the larger one fewer."""
     values = crowded(220, 9, 10, 3.0)
-    known = DefenderKnowledge(("only",), 0, 10, seed=0)
+    known = DefenderKnowledge(("only",), 0, eps, seed=0)
     found = SPECTRE(rank=k).score_class(torch.from_numpy(values), 0, known)
-    assert found.scores.numpy() == pytest.approx(scores_of(values, k, 10), rel=1e-6)
+    assert found.scores.numpy() == pytest.approx(scores_of(values, k, eps), rel=1e-6)
+
+
+def test_a_budget_without_epsilon_gives_two_thirds_of_it() -> None:
+    """Six removed examples are those of ε = 4, of which the filter removes eight."""
+    values = crowded(220, 9, 10, 3.0)
+    known = DefenderKnowledge(("only",), 0, None, seed=0)
+    made = SPECTRE(FilterOptions(removal_budget="6"), rank=9)
+    found = made.score_class(torch.from_numpy(values), 0, known)
+    assert found.scores.numpy() == pytest.approx(scores_of(values, 9, 4), rel=1e-6)
