@@ -31,8 +31,9 @@ import pandas as pd
 
 cells = pd.read_csv("records.csv")
 done = cells[cells["status"] == "done"]
-print(done.groupby("defense")[["nat2", "asr2", "pois_left"]].agg(["mean", "std", "count"]))
-print(done.pivot_table("asr2", index="seed", columns="defense"))
+method = ["defense", "defense_version"]
+print(done.groupby(method)[["nat2", "asr2", "pois_left"]].agg(["mean", "std", "count"]))
+print(done.pivot_table("asr2", index="seed", columns=method))
 """
 
 
