@@ -207,7 +207,7 @@ def test_a_trigger_accepts_batches_of_zero_and_one_image(trigger: Trigger) -> No
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 2), (3, 3), (1, 32), (32, 1), (2, 3)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_images_smaller_than_the_trigger_are_accepted_or_refused_naming_their_size(
+def test_images_smaller_than_the_trigger_are_accepted_or_refused_with_their_size(
     name: str, channels: int, size: tuple[int, int]
 ) -> None:
     images = noise(2, channels, *size)

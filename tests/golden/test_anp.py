@@ -109,7 +109,7 @@ def test_two_updates_follow_the_paper() -> None:
     assert ((pruned.body[1].weight == 0).numpy() == (m < threshold)).all()
 
 
-def test_defaults_are_the_authors() -> None:
+def test_defaults_are_those_of_the_authors() -> None:
     anp = ANP()
     assert (anp.eps, anp.alpha, anp.threshold, anp.steps, anp.lr) == (0.4, 0.2, 0.2, 2000, 0.2)
     assert (anp.batch_size, anp.clean_images) == (128, 500)

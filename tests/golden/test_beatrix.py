@@ -161,7 +161,7 @@ class Passing(nn.Module):
         return -(images[:, 0, 0, :1].float() - 100 - classes).abs()
 
 
-def test_scores_and_rule_for_classes_equal_the_formulas() -> None:
+def test_scores_and_the_choice_of_classes_equal_the_formulas() -> None:
     """From images to J*: the maps that enter the second convolution, thresholds of five clean
     images per class (so that their order does not matter), and the statistic of mean features."""
     rng, classes = np.random.default_rng(6), 4

@@ -114,5 +114,5 @@ def test_fine_tuning_trains_the_network_without_the_pruned_channels() -> None:
     assert last.weight[:, gone].abs().max() == 0
 
 
-def test_the_default_stop_is_the_papers() -> None:
+def test_the_default_accuracy_limit_is_that_of_the_paper() -> None:
     assert FinePruning().max_accuracy_drop == 0.04

@@ -91,7 +91,7 @@ def weights_by_hand(successes: Iterable[float]) -> list[float]:
     return weights
 
 
-def test_the_weight_of_the_mask_size_follows_the_authors_schedule() -> None:
+def test_the_weight_of_the_mask_size_follows_the_schedule_of_the_authors() -> None:
     """By hand: 0.001 at the fifth success in succession, 0.002 four steps later, 0.001 · 2^-0.5
     after five failures; then random successes."""
     weight = MaskWeight()
@@ -148,7 +148,9 @@ def search_by_numpy(
 
 
 @pytest.mark.parametrize(("bias", "steps"), [(-3.0, 2), (4.0, 5), (4.0, 14), (4.0, 20)])
-def test_updates_of_mask_and_pattern_follow_the_authors_code(bias: float, steps: int) -> None:
+def test_updates_of_mask_and_pattern_follow_the_code_of_the_authors(
+    bias: float, steps: int
+) -> None:
     """Two updates that fail; then a network that always succeeds, without λ, with it, and after
     it has doubled twice. PyTorch adds Adam's ε to another quantity than the authors' library,
     which changes early updates by small gradients in the fourth digit."""
@@ -164,7 +166,7 @@ def test_updates_of_mask_and_pattern_follow_the_authors_code(bias: float, steps:
     assert found.pattern.flatten().numpy() == pytest.approx(pattern.flatten(), abs=0.1)
 
 
-def test_the_start_is_uniform() -> None:
+def test_initial_mask_and_pattern_are_uniform() -> None:
     """Mask in 0..1, pattern in 0..255."""
     values = start((3, 40, 50), torch.Generator().manual_seed(0))
     drawn = torch.rand(
@@ -247,7 +249,7 @@ def test_a_fifth_of_the_images_is_patched_and_keeps_its_label(
         assert [known[tuple(row)] for row in others] == told[~patched].tolist()
 
 
-def test_defaults_are_the_authors_but_the_length_of_the_search() -> None:
+def test_defaults_except_the_length_of_the_search_are_those_of_the_authors() -> None:
     cleanse = NeuralCleanse()
     assert cleanse.search.batch_size == 32
     assert (cleanse.threshold, cleanse.patched_ratio, cleanse.epochs) == (2.0, 0.2, 1)

@@ -199,7 +199,7 @@ def test_centered_scores_find_poison_on_either_side_of_the_mean(sign: int) -> No
     assert separation(0.1, sign) >= 0.95
 
 
-def test_uncentered_scores_rank_poison_opposite_to_the_mean_last() -> None:
+def test_without_centering_poison_on_the_side_opposite_to_the_mean_is_ranked_last() -> None:
     """Four published copies of the method do the same."""
     assert separation(0.1, -1, center=False) < 0.1
     assert separation(0.1, 1, center=False) >= 0.95
@@ -273,7 +273,7 @@ def test_poison_is_found_only_if_its_variance_exceeds_that_of_the_class(
     ("ratio", "poisoned", "in_class", "removed", "at_least_left"),
     [(0.1, 5000, 9500, 1425, 3575), (0.05, 2500, 7250, 1088, 1412), (0.01, 500, 5450, 818, 0)],
 )
-def test_removing_15_percent_of_a_class_cannot_clean_a_ratio_of_the_whole_set(
+def test_removing_15_percent_of_a_class_leaves_poison_if_the_ratio_refers_to_the_whole_set(
     ratio: float, poisoned: int, in_class: int, removed: int, at_least_left: int
 ) -> None:
     """Replacing at random in all classes, a tenth of the poison comes from the target class itself;
@@ -297,7 +297,7 @@ def after_poison(plan: PoisonSpec) -> list[int]:
     return classes_after(torch.arange(50_000) % 10, plan, classes=10, seed=0)
 
 
-def test_a_budget_of_1_5_epsilon_that_would_empty_clean_classes_is_refused() -> None:
+def test_a_budget_of_one_and_a_half_epsilon_that_would_empty_clean_classes_is_refused() -> None:
     """1.5 times 5,000 from every class would remove every clean class: an error before training."""
     plan = PoisonSpec(2, None, 0.1, ratio_of="all")
     known = DefenderKnowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
@@ -390,7 +390,7 @@ def test_percentile_budgets_agree_with_numpy(percentile: str) -> None:
         assert RemovalBudget(f"p{percentile}").size(n, None) == theirs, n
 
 
-def test_outliers_are_modified_z_scores_above_3_5() -> None:
+def test_modified_z_scores_above_three_and_a_half_are_outliers() -> None:
     """Only values above the median count: with median 10 and MAD 1, 20 has z = 6.745."""
     values = {0: 9.0, 1: 10.0, 2: 11.0, 3: 20.0, 4: 10.0, 5: 9.0, 6: 11.0, 7: 0.0}
     assert outliers(values) == [3]
@@ -430,7 +430,7 @@ KNOWN = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)
 
 
 @pytest.mark.parametrize("heavy", [False, True])
-def test_suspicious_scope_rarely_flags_a_clean_class(heavy: bool) -> None:
+def test_filter_scope_suspicious_rarely_flags_a_clean_class(heavy: bool) -> None:
     """Of 150 clean sets of ten classes at most 4 % have a flagged class (the rule aims at 1 %; 0.8
     and 1.8 % were measured over 1,000); a tenth of distant poison is found in most."""
     accused = [clean_and_poisoned(seed, heavy=heavy) for seed in range(150)]

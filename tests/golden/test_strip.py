@@ -86,6 +86,6 @@ def test_scores_and_threshold_follow_the_paper() -> None:
     assert 0 < int(found.flagged.sum()) < 40
 
 
-def test_defaults_are_the_authors() -> None:
+def test_defaults_are_those_of_the_authors() -> None:
     strip = STRIP()
     assert (strip.n_overlays, strip.overlay_weight, strip.false_positive_rate) == (100, 1.0, 0.01)

@@ -125,7 +125,9 @@ def needs_ray() -> None:
 
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local", "ray"])
-def test_a_killed_workers_cell_is_retried_and_completes(launcher: str, tmp_path: Path) -> None:
+def test_the_cell_of_a_killed_worker_is_retried_and_completes(
+    launcher: str, tmp_path: Path
+) -> None:
     """kill -9 from outside during training: only that cell runs again, from its last epoch."""
     if launcher == "ray":
         needs_ray()

@@ -209,7 +209,7 @@ def test_every_pair_of_classes_was_run_once() -> None:
     ("sweep", "trigger"),
     [("demo/report", "pattern"), ("attacks/rate", "warp"), ("defenses/matrix", "adaptive_blend")],
 )
-def test_poison_indices_follow_from_a_records_configuration(
+def test_poison_indices_follow_from_the_configuration_in_the_record(
     sweep: str, trigger: str, tmp_path: Path
 ) -> None:
     """A frozen record has only the hash of its indices; its configuration reproduces them."""

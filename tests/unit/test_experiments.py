@@ -57,7 +57,9 @@ def test_comparison_experiments_cover_exactly_the_filters(experiment: str, tmp_p
     assert left_out - names == {"*_authors"}
 
 
-def test_the_experiment_of_all_defenses_leaves_out_the_authors_numbers() -> None:
+def test_the_experiment_of_all_defenses_leaves_out_presets_with_the_numbers_of_the_authors() -> (
+    None
+):
     assert swept("defenses")["defense"] == "glob(*,exclude=*_authors)"
 
 

@@ -166,7 +166,7 @@ def test_bad_arguments_give_a_one_line_error_and_exit_code_2(
     assert not list(Path().glob("x.*"))
 
 
-def test_the_option_columns_lists_the_documented_columns(
+def test_the_columns_option_lists_the_documented_columns(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--columns"]) == 0

@@ -73,7 +73,7 @@ def loaded(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("which", [1, 2])
-def test_the_readme_example_reproduces_the_records_figures(
+def test_the_readme_example_reproduces_the_figures_in_the_record(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
     folder, record = lab
@@ -119,7 +119,7 @@ def test_weight_names_equal_those_of_torchvision(
     assert all(value.is_contiguous() for value in weights.values())
 
 
-def test_the_standard_network_loads_into_torchvisions_resnet18(
+def test_weights_of_the_standard_network_load_into_resnet18_of_torchvision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Width 64, stem cifar: only the two layers in the example must be changed."""

@@ -79,7 +79,7 @@ def run(copy: Path, cwd: Path, *words: str, **more: str) -> subprocess.Completed
         ("misspelled", 8, "SyntaxError: "),
     ],
 )
-def test_an_error_of_ones_own_trigger_in_the_checks_is_one_line(
+def test_an_error_in_a_user_defined_trigger_during_the_checks_is_printed_in_one_line(
     copy: Path, tmp_path: Path, name: str, line: int, said: str
 ) -> None:
     done = run(copy, tmp_path, f"trigger={name}")
@@ -101,7 +101,7 @@ def test_hydra_full_error_prints_the_traceback(copy: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "line", "said"), [("scoring", 4, "AttributeError"), ("repairing", 4, "TypeError")]
 )
-def test_an_error_of_ones_own_defense_is_a_failed_cell(
+def test_an_error_in_a_user_defined_defense_makes_the_cell_fail(
     copy: Path, tmp_path: Path, name: str, line: int, said: str
 ) -> None:
     done = run(copy, tmp_path, f"defense={name}", "protocol.clean_holdout=20", "hydra.run.dir=here")

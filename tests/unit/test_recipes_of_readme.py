@@ -166,7 +166,7 @@ def test_a_command_line_option_overrides_the_protocol(copy: Path, tmp_path: Path
     assert record["protocol"]["removal_budget"] == "3"
 
 
-def test_a_class_that_lacks_a_method_is_refused_naming_the_method(
+def test_the_error_for_a_class_that_lacks_a_method_names_the_method(
     copy: Path, tmp_path: Path
 ) -> None:
     done = run(copy, tmp_path, "experiment=smoke", "defense=lacking")

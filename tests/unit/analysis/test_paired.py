@@ -26,7 +26,7 @@ def test_t_test_and_interval_agree_with_scipy(sample: list[float]) -> None:
     assert (found.mean - found.half, found.mean + found.half) == pytest.approx((low, high))
 
 
-def test_t_test_of_differences_equals_scipys_ttest_rel() -> None:
+def test_t_test_of_differences_equals_ttest_rel_of_scipy() -> None:
     ours, base = RNG.normal(0, 1, 6), RNG.normal(0.5, 1, 6)
     found = paired((ours - base).tolist())
     assert found.t == pytest.approx(stats.ttest_rel(ours, base).pvalue)

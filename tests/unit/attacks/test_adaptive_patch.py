@@ -65,7 +65,7 @@ def test_test_images_get_every_patch_at_its_test_opacity(shape: tuple[int, int, 
         assert np.abs(triggered.numpy() - values).max() <= 0.501
 
 
-def test_the_adaptive_patch_preset_has_the_papers_opacities() -> None:
+def test_the_adaptive_patch_preset_has_the_opacities_of_the_paper() -> None:
     """Four patches in training; test images get two of them at full opacity."""
     assert [patch["strength_train"] for patch in PATCHES] == [0.5, 0.2, 0.5, 0.3]
     assert sorted(patch["strength_test"] for patch in PATCHES) == [0, 0, 1, 1]

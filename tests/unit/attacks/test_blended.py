@@ -23,7 +23,7 @@ def noise(channels: int = 3, height: int = 16, width: int = 12) -> Tensor:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 0.5, 0.97, 1.0])
-def test_blending_follows_the_papers_formula(alpha: float, channels: int) -> None:
+def test_blending_follows_the_formula_of_the_paper(alpha: float, channels: int) -> None:
     """(1 - a) x + a k within half a level, for any a."""
     images, trigger = noise(channels), Blended(strength_test=alpha)
     key, _ = trigger.key(*images.shape[1:])

@@ -51,7 +51,7 @@ def the_long_way(images: Tensor, magnitude: float, window: int) -> NDArray[np.fl
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
-def test_adding_one_pattern_equals_the_papers_five_steps(
+def test_adding_one_pattern_equals_the_five_steps_of_the_paper(
     channels: int, size: tuple[int, int]
 ) -> None:
     """Equal to a thousandth of a gray level."""

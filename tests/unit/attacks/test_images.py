@@ -81,7 +81,7 @@ def test_the_image_file_is_read_only_once(kind: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_image_decoding_belongs_to_the_triggers_identity(kind: Any) -> None:
+def test_image_decoding_is_part_of_the_identity_of_a_trigger(kind: Any) -> None:
     """The code that reads a file affects the result too."""
     roots = identity.roots_of("triggers", kind.__module__.rpartition(".")[2])
     assert {"attacks/images.py", "data/decode.py"} <= set(sources.files_of(roots))

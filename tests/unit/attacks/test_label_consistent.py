@@ -89,7 +89,7 @@ def test_eps_zero_leaves_the_images_unchanged() -> None:
     assert torch.equal(same, images)
 
 
-def test_the_surrogates_loss_rises_with_eps() -> None:
+def test_the_loss_of_the_surrogate_rises_with_eps() -> None:
     net, images, labels = Curved(), noise(9), torch.arange(9) % 3
     losses = []
     for eps in (0, 4, 16):

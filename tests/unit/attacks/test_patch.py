@@ -88,7 +88,7 @@ def test_opacity_mixes_color_and_image() -> None:
     assert grey[0, 0, -1, -1] == 60
 
 
-def test_a_patch_images_transparency_is_respected(tmp_path: Path) -> None:
+def test_the_transparency_of_a_patch_image_is_respected(tmp_path: Path) -> None:
     """Opaque pixels replace, transparent ones do not, others mix; the shape masks the image."""
     pixels = np.array([[[250, 0, 0, 255], [9, 9, 9, 0]], [[0, 200, 0, 51], [0, 0, 90, 255]]])
     path = tmp_path / "patch.png"

@@ -51,7 +51,7 @@ def test_an_in_focus_reflection_adds_the_scaled_scene(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.8, 2.0])
-def test_an_out_of_focus_reflection_equals_scipys_gaussian_filter(sigma: float) -> None:
+def test_an_out_of_focus_reflection_equals_the_gaussian_filter_of_scipy(sigma: float) -> None:
     """Equal away from the border."""
     scene = Refool().scene(3, 48, 40).numpy()
     theirs = 0.5 * gaussian_filter(scene, sigma=(0, sigma, sigma), truncate=9)

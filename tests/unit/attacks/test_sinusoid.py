@@ -13,7 +13,7 @@ from backdoor_lab.core.errors import ConfigError
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_sinusoid_follows_the_papers_formula(channels: int) -> None:
+def test_the_sinusoid_follows_the_formula_of_the_paper(channels: int) -> None:
     """v(i, j) = D sin(2 pi j f / m), j from 1, on mid-gray; all rows and channels are equal."""
     images = torch.full((2, channels, 5, 40), 128, dtype=torch.uint8)
     made = SIG(strength_test=30, frequency=3)(images)

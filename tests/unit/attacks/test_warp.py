@@ -37,7 +37,7 @@ def covers(trigger: WaNet, images: Tensor, seed: int = 0) -> Tensor:
 
 
 @pytest.mark.parametrize("size", [(20, 28), (7, 33)])
-def test_warping_equals_pytorchs_grid_sample(size: tuple[int, int]) -> None:
+def test_warping_equals_grid_sample_of_pytorch(size: tuple[int, int]) -> None:
     """Up to a hundredth of a gray level; PyTorch orders coordinates as (x, y)."""
     images = noise(2, 3, *size)
     where = straight(*size).float() + torch.randn(2, 2, *size) * 0.2

@@ -54,7 +54,7 @@ def test_canonical_json_does_not_depend_on_key_order() -> None:
         canonical({"a": Path("x")})
 
 
-def test_write_creates_the_folder_and_replaces_the_whole_file(tmp_path: Path) -> None:
+def test_writing_creates_the_folder_and_replaces_the_whole_file(tmp_path: Path) -> None:
     """No other file is left behind."""
     path = tmp_path / "a/b/record.json"
     write_json(path, {"nat1": 0.5})
@@ -134,7 +134,7 @@ def test_a_full_disk_keeps_the_old_file_and_leaves_no_temporary_one(
     assert [each.name for each in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_full_disk_while_creating_the_folder_is_a_store_full_error(
+def test_a_full_disk_while_creating_the_folder_raises_store_full_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Path, "mkdir", no_room())

@@ -200,7 +200,7 @@ def test_a_trigger_that_needs_a_missing_library_names_the_library(
 
 
 @pytest.mark.parametrize("old", RENAMED_CLASSES)
-def test_an_old_class_name_is_refused_with_the_new_one_named(old: str) -> None:
+def test_an_old_class_name_is_refused_with_a_hint_to_the_new_name(old: str) -> None:
     target = f"backdoor_lab.{old}"
     new = str(new_class(target))
     with pytest.raises(ConfigError, match=re.escape(f"{target} is now {new}")):

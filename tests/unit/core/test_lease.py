@@ -105,7 +105,7 @@ def test_a_lease_with_a_live_owner_is_never_taken_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("beats", [0, 40])
-def test_a_silent_owner_on_another_machine_is_replaced_after_the_timeout(
+def test_the_lease_of_a_silent_process_on_another_machine_is_taken_over_after_the_timeout(
     tmp_path: Path, beats: int
 ) -> None:
     """Process ids say nothing there: the waiter's own clock counts, from the last heartbeat
@@ -144,7 +144,7 @@ def test_a_lease_does_not_depend_on_the_wall_clock(
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_killed_owner_is_replaced_at_once(tmp_path: Path, reaped: bool) -> None:
+def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, reaped: bool) -> None:
     """kill -9 of a real process on this machine, even if it remains as a zombie."""
     path = tmp_path / "x.claim"
     owner = child(lambda: None if Lease(path).acquire(never) else os._exit(2))
@@ -187,7 +187,7 @@ def test_a_damaged_lease_file_is_taken_over_after_the_timeout(tmp_path: Path, te
     assert clock.now < 1064
 
 
-def test_releasing_a_lost_lease_keeps_the_new_owners_lease(tmp_path: Path) -> None:
+def test_releasing_a_lost_lease_keeps_the_lease_of_the_new_owner(tmp_path: Path) -> None:
     path = tmp_path / "x.claim"
     mine = claim(path, Clock())
     assert mine.acquire(never)

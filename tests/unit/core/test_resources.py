@@ -40,7 +40,7 @@ def test_hyperthreads_of_one_core_count_once(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("eight")
 @pytest.mark.parametrize(("allowed", "physical"), [({0, 4}, 1), ({0, 1, 5}, 2), ({2}, 1)])
-def test_affinity_limits_cores(
+def test_cpu_affinity_limits_the_number_of_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, allowed: set[int], physical: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: allowed)
@@ -64,11 +64,13 @@ def test_affinity_limits_cores(
     ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "nonsense"}, 8),
     ({}, 8),
 ])  # fmt: skip
-def test_a_cpu_quota_limits_cores(tmp_path: Path, files: dict[str, str], wanted: int) -> None:
+def test_a_cpu_quota_limits_the_number_of_cores(
+    tmp_path: Path, files: dict[str, str], wanted: int
+) -> None:
     assert cores(machine(tmp_path, files)) == wanted
 
 
-def test_without_proc_and_affinity_joblibs_count_is_used(
+def test_without_proc_and_affinity_the_core_count_of_joblib_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on macOS and Windows."""

@@ -34,7 +34,7 @@ def aside(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_anything_but_a_regular_file_is_refused_naming_what_it_is(
+def test_the_error_for_anything_but_a_regular_file_says_what_it_is(
     what: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "x.json"
@@ -120,7 +120,9 @@ def test_a_file_that_cannot_be_renamed_raises_one_clear_error(
         read_or_set_aside(path)
 
 
-def test_set_aside_keeps_an_intact_file_that_replaced_the_damaged_one(tmp_path: Path) -> None:
+def test_setting_a_file_aside_keeps_an_intact_file_that_replaced_the_damaged_one(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "x"
     path.write_text("damaged")
     seen = os.lstat(path).st_ino

@@ -186,7 +186,7 @@ def test_allow_plugins_does_not_extend_to_triggers() -> None:
      "${hydra.runtime.output_dir}/.bashrc", "${hydra.runtime.output_dir}/${hydra.job.name}",
      "/<output_dir>x/y.log"],
 )  # fmt: skip
-def test_a_log_file_outside_the_cells_folder_is_refused(name: str) -> None:
+def test_a_log_file_outside_the_folder_of_the_cell_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="a log file must be in the cell's folder"):
         composed(
             f'+hydra.job_logging.handlers.y={{class: logging.FileHandler, filename: "{name}"}}'

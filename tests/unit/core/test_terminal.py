@@ -37,7 +37,7 @@ def test_the_package_has_eleven_commands_besides_the_main_program() -> None:
 
 
 @pytest.mark.parametrize("path", mains(), ids=command_of)
-def test_every_main_ends_in_run_command_and_catches_nothing(path: Path) -> None:
+def test_every_main_function_ends_in_run_command_and_catches_no_exception(path: Path) -> None:
     """Errors, exit codes and closed output are handled only in run_command."""
     main = main_of(path)
     assert main is not None

@@ -29,7 +29,7 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     "value", [NAN, math.inf, -math.inf, True, "10%", "0.5", None, -0.1, 1, [0]]
 )
-def test_number_refuses_an_invalid_value_naming_the_range(value: Any) -> None:
+def test_an_invalid_number_is_refused_with_the_valid_range(value: Any) -> None:
     """NaN, infinity, bool, text and values out of range."""
     with pytest.raises(ConfigError) as caught:
         validation.number("ratio", value, low=0, below=1)
@@ -37,7 +37,7 @@ def test_number_refuses_an_invalid_value_naming_the_range(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [NAN, math.inf, -math.inf, 10**400, False])
-def test_number_without_bounds_must_be_finite(value: Any) -> None:
+def test_a_number_without_bounds_must_be_finite(value: Any) -> None:
     """It must also fit into a float."""
     with pytest.raises(ConfigError, match="`x` must be a finite number, got"):
         validation.number("x", value)
@@ -48,7 +48,7 @@ def test_number_without_bounds_must_be_finite(value: Any) -> None:
 
 
 @given(st.floats(allow_nan=True))
-def test_number_accepts_exactly_the_values_within_its_bounds(value: float) -> None:
+def test_exactly_the_numbers_within_the_bounds_are_accepted(value: float) -> None:
     """For any float: accepted if and only if 0 <= value < 1."""
     try:
         assert validation.number("x", value, low=0, below=1) == value
@@ -57,7 +57,7 @@ def test_number_accepts_exactly_the_values_within_its_bounds(value: float) -> No
         assert not 0 <= value < 1
 
 
-def test_whole_accepts_3_0_and_refuses_3_5() -> None:
+def test_a_whole_number_may_be_given_as_a_float_without_a_fraction() -> None:
     """Large seeds stay exact."""
     assert validation.whole("n", 3.0) == 3
     assert isinstance(validation.whole("n", 3.0), int)
@@ -133,7 +133,7 @@ def test_derived_seeds_do_not_depend_on_the_process() -> None:
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 1, 2.5, 2**60])
-def test_non_negative_returns_finite_numbers_of_at_least_0(value: float) -> None:
+def test_the_function_non_negative_returns_finite_numbers_of_at_least_0(value: float) -> None:
     assert validation.non_negative(value) == value
     assert isinstance(validation.non_negative(value), float)
 
@@ -141,13 +141,13 @@ def test_non_negative_returns_finite_numbers_of_at_least_0(value: float) -> None
 @pytest.mark.parametrize(
     "value", [-1, -0.5, float("nan"), float("inf"), 10**400, True, False, "1", None, [1], {}]
 )
-def test_non_negative_returns_none_for_negative_and_non_finite_numbers_and_for_non_numbers(
+def test_the_function_non_negative_returns_none_for_anything_but_finite_numbers(
     value: object,
 ) -> None:
     assert validation.non_negative(value) is None
 
 
-def test_non_negative_returns_none_above_its_bound() -> None:
+def test_the_function_non_negative_returns_none_above_its_bound() -> None:
     assert validation.non_negative(1.0, high=1) == 1.0
     assert validation.non_negative(1.5, high=1) is None
 
@@ -166,7 +166,7 @@ def test_every_renamed_key_is_in_the_configuration_and_in_the_changelog(
     assert f"| {name} | `{old}` | `{new}` |" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_a_renamed_key_is_refused_with_the_new_one_named() -> None:
+def test_a_renamed_key_is_refused_with_a_hint_to_the_new_key() -> None:
     for where, old, prefix in (("protocol", "inject", "protocol."), ("", "labels", ""),
                                ("trigger=blended", "alpha", "trigger.")):  # fmt: skip
         new = validation.new_name(where.partition("=")[0], old)
@@ -176,7 +176,7 @@ def test_a_renamed_key_is_refused_with_the_new_one_named() -> None:
             validation.keys(where, [old], ["other"])
 
 
-def test_a_renamed_key_of_a_composed_section_is_refused_also_where_the_new_key_is_missing() -> None:
+def test_a_renamed_key_of_a_composed_section_is_refused_even_if_the_new_key_is_missing() -> None:
     with pytest.raises(ConfigError, match="^`protocol.inject` is now `protocol.placement`$"):
         validation.refuse_renamed("protocol", ["name", "inject"])
     validation.refuse_renamed("protocol", ["name", "placement"])
@@ -197,7 +197,9 @@ def test_a_renamed_key_of_a_composed_section_is_refused_also_where_the_new_key_i
         ("config.trigger.patches[1].at", "config.trigger.patches[1].position"),
     ],
 )
-def test_the_column_of_a_renamed_key_is_refused_with_the_new_one_named(old: str, new: str) -> None:
+def test_the_column_of_a_renamed_key_is_refused_with_a_hint_to_the_new_column(
+    old: str, new: str
+) -> None:
     assert validation.new_column(new) is None
     with pytest.raises(
         ConfigError, match=rf"^`rows`: `{re.escape(old)}` is now `{re.escape(new)}`$"

@@ -176,7 +176,7 @@ def test_an_oversized_archive_member_is_not_read(
         ImageFolder(root=str(path)).read()
 
 
-def test_an_archives_fingerprint_depends_on_its_bytes_not_its_name(tmp_path: Path) -> None:
+def test_the_fingerprint_of_an_archive_depends_on_its_bytes_not_its_name(tmp_path: Path) -> None:
     path, other = tmp_path / "a.zip", tmp_path / "b.zip"
     zipped(path, pictures())
     other.write_bytes(path.read_bytes())

@@ -38,7 +38,7 @@ class Counted(Synthetic):
         return super().read()
 
 
-def test_the_synthetic_data_set_opens(tmp_path: Path) -> None:
+def test_the_synthetic_data_set_can_be_opened(tmp_path: Path) -> None:
     dataset = open_dataset(Synthetic(**TINY), Store(tmp_path))
     assert dataset.train.images.shape == (30, 3, 8, 8)
     assert dataset.train.images.dtype == torch.uint8

@@ -84,7 +84,9 @@ def test_limits_keep_the_first_images_by_name(tmp_path: Path) -> None:
     assert source.fingerprint() != ImageFolder(root=str(tmp_path)).fingerprint()
 
 
-def test_fingerprint_changes_with_a_file_but_not_with_the_folders_path(tmp_path: Path) -> None:
+def test_fingerprint_changes_with_a_file_but_not_with_the_path_of_the_folder(
+    tmp_path: Path,
+) -> None:
     root = filled(tmp_path / "here")
     before = ImageFolder(root=str(root)).fingerprint()
     root = root.rename(tmp_path / "there")
@@ -133,7 +135,7 @@ def test_transparency_is_composed_on_black() -> None:
     assert not decode(keyed, "x", 3, None).any()
 
 
-def test_color_converts_to_luma() -> None:
+def test_color_images_are_converted_to_luma() -> None:
     red = encoded(Image.new("RGB", (2, 2), (255, 0, 0)))
     assert decode(red, "x", 1, None)[0, 0, 0] == round(0.299 * 255)
 

@@ -306,7 +306,7 @@ def test_the_test_split_depends_on_its_seed_but_not_on_other_classes(tmp_path: P
 
 
 @pytest.mark.parametrize("prefix", ["train/", "", "around/"])
-def test_a_data_set_without_test_images_is_refused_naming_test_share(
+def test_a_data_set_without_test_images_is_refused_with_a_hint_to_test_share(
     tmp_path: Path, prefix: str
 ) -> None:
     for form in forms(many(tmp_path / "set", prefix)):
@@ -404,7 +404,7 @@ def test_an_official_archive_can_be_the_root(cifar: Path) -> None:
     assert len(source.read().train.labels) == 20
 
 
-def test_files_are_found_without_torchvisions_folder_structure(
+def test_files_are_found_without_the_folder_structure_of_torchvision(
     tmp_path: Path,
     mnist: dict[str, bytes],
 ) -> None:

@@ -126,7 +126,7 @@ def test_scores_are_linear_and_positive_for_the_poisoned_group() -> None:
     assert verdict.scores[where].min() > 0
 
 
-def test_variation_separates_identities_from_variation() -> None:
+def test_variation_separates_the_covariance_between_classes_from_that_within_classes() -> None:
     """With many images per class: the covariances that generated them."""
     rng = np.random.default_rng(0)
     labels = np.arange(12_000) // 60
@@ -171,7 +171,7 @@ def test_the_first_groups_are_a_random_half_that_depends_on_values_not_on_order(
         assert drawn_half(values[:2], seed).sum() == 1
 
 
-def test_two_groups_agree_with_sklearns_2_means() -> None:
+def test_two_groups_agree_with_kmeans_of_sklearn() -> None:
     """Exactly on planted groups; on pure noise the inertia is at most 10 % worse."""
     for shift, slack in ((5.0, 1e-9), (0.0, 0.1)):
         white = torch.randn(200, 4, generator=torch.Generator().manual_seed(3)).double()

@@ -42,7 +42,7 @@ def test_whitening_finds_poison_that_spectral_signatures_miss() -> None:
     assert int((~found.keep).sum()) == 45
 
 
-def test_automatic_rank_includes_the_poisons_direction() -> None:
+def test_automatic_rank_includes_the_direction_of_the_poison() -> None:
     """The wide axis is the first component: k = 1 misses the poison, and the rule picks a larger
     k."""
     values = hidden()
@@ -52,7 +52,7 @@ def test_automatic_rank_includes_the_poisons_direction() -> None:
     assert auroc(one.scores, torch.arange(600) >= 570) < 0.7
 
 
-def test_que_scores_match_scipys_matrix_exponential() -> None:
+def test_que_scores_match_the_matrix_exponential_of_scipy() -> None:
     """tau = h^T Q h / tr Q with Q = exp(alpha (S - I) / (||S|| - 1))."""
     white = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)).double()
     white = white * torch.tensor([2.0, 1.1, 1, 0.7])

@@ -66,7 +66,7 @@ def test_overlays_are_drawn_for_each_image_anew() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 7])
-def test_threshold_images_are_no_overlays(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threshold_images_are_not_used_as_overlays(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Half of the held-out images each; a single one is both."""
     seen: list[tuple[Tensor, Tensor]] = []
 

@@ -89,7 +89,7 @@ def test_loss_curves_equal_the_recorded_losses(tmp_path: Path) -> None:
         np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
 
 
-def test_the_pipeline_figure_shows_the_records_counts(tmp_path: Path) -> None:
+def test_the_pipeline_figure_shows_the_counts_of_the_record(tmp_path: Path) -> None:
     folder, _ = sweep(tmp_path)
     record = next(whole_of(folder).done())[1]
     (axes,) = of_cell(folder)["pipeline"].axes
@@ -361,7 +361,7 @@ def test_the_convolution_filter_shaped_like_the_trigger_responds_most() -> None:
     assert not response_changes(weights, clean, clean, clean).any()
 
 
-def test_filter_responses_equal_those_of_torchs_convolution() -> None:
+def test_filter_responses_equal_a_convolution_in_torch() -> None:
     torch = pytest.importorskip("torch")
     draw = np.random.default_rng(1)
     clean, other = draw.integers(0, 256, (2, 5, 3, 8, 6), dtype=np.uint8)
@@ -506,7 +506,7 @@ def test_drawing_a_figure_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unsaved")
-def test_without_a_store_the_records_figures_are_still_drawn(
+def test_without_a_store_the_figures_that_need_only_records_are_still_drawn(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_sweep(tmp_path / "s", [record(), record(ratio=0.1)])
@@ -522,7 +522,7 @@ def test_without_a_store_the_records_figures_are_still_drawn(
 
 @pytest.mark.usefixtures("unsaved")
 @pytest.mark.parametrize("name", ["../../x", "$a$ _b_ {c}", "<i>\n\x1b[31m", "\u4e2d", "x" * 200])
-def test_names_from_records_never_leave_the_figures_folder(tmp_path: Path, name: str) -> None:
+def test_names_in_records_never_write_outside_the_figures_folder(tmp_path: Path, name: str) -> None:
     made = cell(tmp_path / "deep" / ".store", Made(0), "one")
     made["id"] = "a"
     made["choices"] |= {"trigger": name, "defense": name}

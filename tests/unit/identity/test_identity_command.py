@@ -46,7 +46,7 @@ def test_modified_components_are_listed_with_exit_code_1(
 
 @pytest.mark.parametrize(("option", "version"), [("--accept", 1), ("--raise", 2)])
 @pytest.mark.parametrize("name", ["blended", "all"])
-def test_the_option_accept_keeps_the_version_and_raise_increments_it(
+def test_the_accept_option_keeps_the_version_and_the_raise_option_increments_it(
     option: str, version: int, name: str, table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """All other components keep their versions."""
@@ -88,7 +88,7 @@ def test_identity_json_has_one_component_per_line(table: Path) -> None:
     assert all(line.count('"version"') <= 1 for line in before.splitlines())
 
 
-def test_the_option_files_lists_the_files_of_a_component(
+def test_the_files_option_lists_the_files_of_a_component(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(["--files", "pixel"]) == 0
@@ -97,7 +97,7 @@ def test_the_option_files_lists_the_files_of_a_component(
     assert {"attacks/base.py", "attacks/pixel.py"} <= set(said.split(": ")[1].split(", "))
 
 
-def test_an_unknown_component_is_refused_and_the_nearest_named(
+def test_an_unknown_component_is_refused_and_the_nearest_name_is_suggested(
     table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = table.read_bytes()

@@ -490,7 +490,7 @@ def test_hashes_need_no_torch_and_do_not_depend_on_the_process(seed: str) -> Non
     assert done.stdout.split() == ["{}", "False"]
 
 
-def test_unused_filter_options_do_not_change_a_controls_id(tmp_path: Path) -> None:
+def test_unused_filter_options_do_not_change_the_id_of_a_control(tmp_path: Path) -> None:
     """A sweep over removal budgets has one `none` and one `oracle`."""
     for defense in ("none", "oracle"):
         cells = [
@@ -511,7 +511,7 @@ def test_an_explicit_precision_changes_the_id(tmp_path: Path) -> None:
     assert len(ids) == 3
 
 
-def test_a_folder_with_another_cells_record_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_the_record_of_another_cell_is_refused(tmp_path: Path) -> None:
     write_sealed(tmp_path / "record.json", record(id="other"))
     with pytest.raises(ConfigError, match=r"contains the record of other"):
         finished(tmp_path, "mine")

@@ -285,7 +285,7 @@ def test_charts_stay_within_their_size_limit(tmp_path: Path, budget: int, shown:
     assert len(kept) == shown
 
 
-def test_charts_within_their_size_limit_show_mistaken_images(tmp_path: Path) -> None:
+def test_charts_still_show_mistaken_images_under_a_size_limit(tmp_path: Path) -> None:
     records = [cell(tmp_path, Made(n), f"cell{n}", seed=n) for n in range(4)]
     made = all_pictures(ArtifactReader(tmp_path), records, 400_000)
     assert len(made) == 4

@@ -297,7 +297,7 @@ def test_a_number_that_is_not_a_class_name_is_a_class_index() -> None:
 
 
 @pytest.mark.parametrize("key", ["target", "source"])
-def test_an_ambiguous_class_number_is_refused_naming_both_classes(key: str) -> None:
+def test_the_error_for_an_ambiguous_class_number_names_both_classes(key: str) -> None:
     classes = ("01", "02", "03", "04")
     with pytest.raises(ConfigError) as caught:
         class_number(key, 1, classes)
@@ -358,7 +358,7 @@ def test_a_network_that_returns_more_than_logits_in_training_is_refused() -> Non
         try_network(model, "penultimate", (3, 64, 64), 10)
 
 
-def test_a_jobs_configuration_does_not_depend_on_earlier_jobs(root: Path) -> None:
+def test_the_configuration_of_a_job_does_not_depend_on_earlier_jobs(root: Path) -> None:
     jobs = [
         ["defense=random", "defense.like={removal_budget:15%}"],
         ["defense=random", "defense.like={center:false}"],

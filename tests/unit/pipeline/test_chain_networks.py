@@ -132,7 +132,9 @@ def test_filter_options_do_not_change_a_repair(lab: Path) -> None:
         ("recipe.lr=0.02", "train"),
     ],
 )
-def test_changed_inputs_of_a_repair_compute_it_again(lab: Path, change: str, first: str) -> None:
+def test_a_repair_is_computed_again_if_its_inputs_change(
+    lab: Path, change: str, first: str
+) -> None:
     """The estimate names the first stage to compute."""
     run(lab, "repair", "defense=fine_pruning")
     cell = cell_of(lab / "store", HELD, "defense=fine_pruning", change)

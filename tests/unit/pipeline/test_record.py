@@ -281,7 +281,7 @@ def _git(checkout: Path, *arguments: str) -> str:
         ("notes.txt", False),
     ],
 )
-def test_the_commit_is_dirty_if_code_or_configuration_changed(
+def test_the_recorded_commit_is_marked_dirty_if_code_or_configuration_changed(
     tmp_path: Path, file: str, dirty: bool
 ) -> None:
     assert commit_of(tmp_path) is None

@@ -99,7 +99,7 @@ def test_a_folder_without_a_sweep_is_named_in_the_message(
     assert main([str(tmp_path / "typo")]) == 2
 
 
-def test_empty_and_damaged_sweeps_do_not_crash(
+def test_commands_do_not_crash_on_empty_or_damaged_sweeps(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "s").mkdir()
@@ -113,7 +113,7 @@ def test_empty_and_damaged_sweeps_do_not_crash(
     assert "failed: damaged record" in out
 
 
-def test_the_commands_import_no_torch_and_help_no_pandas(tmp_path: Path) -> None:
+def test_commands_do_not_import_torch_and_help_does_not_import_pandas(tmp_path: Path) -> None:
     write_sweep(tmp_path / "demo", [record()])
     code = (
         "import runpy, sys; sys.argv = ['x', *sys.argv[2:], sys.argv[1]]\n"

@@ -140,7 +140,7 @@ RUN_IN = "hydra: {sweep: {dir: 'runs/${sweep_name:}'}}\n"
 
 
 @pytest.mark.parametrize("where", [".", "other"])
-def test_a_relative_store_path_is_resolved_from_the_sweeps_location(
+def test_a_relative_store_path_is_resolved_from_the_location_of_the_sweep(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     """A project in the current directory may have a store of the same name."""

@@ -110,7 +110,7 @@ def test_every_flipped_bit_that_changes_a_value_breaks_the_seal() -> None:
     ],
     ids=["edited figure", "repeated key", "no seal", "edited seal", "empty line"],
 )
-def test_an_edit_a_repeated_key_and_a_missing_seal_are_detected(damage: Any) -> None:
+def test_edits_repeated_keys_and_missing_seals_are_detected(damage: Any) -> None:
     text = sealed(json.dumps(SWEEP[0]))
     assert damage(text) != text
     with pytest.raises(DataError, match="seal"):
@@ -157,7 +157,9 @@ def test_freezing_replaces_long_lists_by_their_hashes(kept: Path) -> None:
         assert found["hashes"]["poison"] == digest(whole["poison_indices"])
 
 
-def test_freezing_keeps_the_hash_of_a_curve_always_and_the_curve_on_request(tmp_path: Path) -> None:
+def test_freezing_always_keeps_the_hash_of_a_curve_and_keeps_the_curve_on_request(
+    tmp_path: Path,
+) -> None:
     one = record()
     one["detection"]["curve"] = {"removed": [0, 1], "left": [2.0, 1.0]}
     run = write_sweep(tmp_path / "run", [one])

@@ -54,7 +54,7 @@ def test_a_version_is_shown_where_it_is_not_1_or_where_versions_meet() -> None:
     assert labels(others, "defense") == ["spectral@2", "strip"]
 
 
-def test_a_record_without_versions_is_of_version_1_and_a_missing_cell_of_the_others() -> None:
+def test_records_without_versions_count_as_version_1_and_missing_cells_as_the_common_one() -> None:
     old, new = cells(record(), made(3, seed=1))
     missing = CellRecord("m", "missing", old.choices)
     assert version_of(old, "defense") == "1"
@@ -64,7 +64,7 @@ def test_a_record_without_versions_is_of_version_1_and_a_missing_cell_of_the_oth
     assert labels([old, new, missing], "defense")[2] == "spectral"
 
 
-def test_a_control_that_uses_a_method_shows_that_methods_version() -> None:
+def test_a_control_that_uses_a_method_shows_the_version_of_that_method() -> None:
     config = {
         "code": {"defenses": {"random": 1, "spectral": 2}},
         "defense": {"_target_": "backdoor_lab.defenses.random.Random"}, "seed": 0,
@@ -74,7 +74,7 @@ def test_a_control_that_uses_a_method_shows_that_methods_version() -> None:
     assert unversioned("random@1 with spectral@2") == "random"
 
 
-def test_code_that_no_version_describes_has_no_label() -> None:
+def test_code_without_a_recorded_version_has_no_version_label() -> None:
     (one,) = cells(made("0+0123456789"))
     assert labels([one], "defense") == ["spectral"]
 
@@ -90,24 +90,24 @@ def test_no_table_has_a_mean_over_two_versions(spec: PivotSpec) -> None:
     assert "spectral@2" in said
 
 
-def test_versions_of_a_trigger_are_separate_tables() -> None:
+def test_each_version_of_a_trigger_has_its_own_table() -> None:
     found = pivot(CellFields(cells(made(1), made(1, seed=1, trigger=2))), REPORT)
     assert [table.title for table in found] == ["trigger pixel@1", "trigger pixel@2"]
 
 
-def test_one_version_alone_has_one_mean_and_shows_its_version() -> None:
+def test_cells_of_a_single_version_have_one_mean_and_show_the_version() -> None:
     (table,) = pivot(CellFields(cells(made(2), made(2, seed=1))), REPORT)
     assert [row[-1] for row in table.rows] == ["spectral@2"]
 
 
-def test_the_frame_has_the_versions_beside_plain_names() -> None:
+def test_the_data_frame_has_versions_in_columns_of_their_own() -> None:
     frame = CellFields(TWO).frame
     assert frame["defense"].tolist() == ["spectral", "spectral"]
     assert frame["defense_version"].tolist() == ["1", "2"]
     assert frame["trigger_version"].tolist() == ["1", "1"]
 
 
-def test_a_sweep_keeps_the_same_cell_of_two_versions_but_not_of_two_stage_versions(
+def test_a_sweep_keeps_a_cell_in_two_versions_of_a_trigger_but_not_in_two_versions_of_a_stage(
     tmp_path: Path,
 ) -> None:
     both = [made(1), made(2)]
@@ -127,7 +127,7 @@ def test_the_page_shows_versions() -> None:
     assert shared(recipes) == {"recipe": "demo"}
 
 
-def test_the_curves_against_the_ratio_are_drawn_apart() -> None:
+def test_each_version_has_its_own_curve_over_the_ratio() -> None:
     (group,) = split(CellFields(TWO))
     (panel,) = panels(group)
     assert [line.name for line in panel.lines["nat"]][1:] == [
@@ -136,7 +136,7 @@ def test_the_curves_against_the_ratio_are_drawn_apart() -> None:
     assert {line.name for line in panel.lines["auroc"]} == {"after spectral@1", "after spectral@2"}
 
 
-def test_accuracy_on_transformed_images_is_no_mean_over_versions_of_a_trigger() -> None:
+def test_accuracy_on_transformed_images_is_not_averaged_over_versions_of_a_trigger() -> None:
     under = {"jpeg75": {"asr1": 0.5, "nat1": 0.5}, "jpeg90": {"asr1": 0.75, "nat1": 0.75}}
     values = ("asr1", "nat1", "asr1_under.jpeg75", "asr1_under.jpeg90", "nat1_under.jpeg75",
               "nat1_under.jpeg90")  # fmt: skip
@@ -148,7 +148,7 @@ def test_accuracy_on_transformed_images_is_no_mean_over_versions_of_a_trigger() 
         assert (panel.accuracy is not None) == shown
 
 
-def test_clean_networks_count_for_their_own_version_of_the_trigger() -> None:
+def test_clean_networks_are_used_only_for_their_own_version_of_the_trigger() -> None:
     clean = [made(1, ratio=0.0, asr1=0.1), made(1, seed=1, ratio=0.0, trigger=2, asr1=0.3)]
     one, two = cells(*clean)
     found = CleanNetworks.among([one, two])
@@ -173,7 +173,7 @@ def test_a_comparison_of_two_sweeps_names_both_versions(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_no_line_of_a_comparison_is_over_two_versions(tmp_path: Path) -> None:
+def test_no_line_of_a_comparison_averages_over_two_versions(tmp_path: Path) -> None:
     """Neither a line over seeds, nor the line over all lines."""
     mixed = [made(1, seed=0, nat2=0.9), made(2, seed=1, nat2=0.5)]
     base = [made(1, seed=0, nat2=0.8), made(1, seed=1, nat2=0.8)]
@@ -201,7 +201,7 @@ def test_a_comparison_within_a_sweep_has_one_side_per_version(tmp_path: Path) ->
     ]  # fmt: skip
 
 
-def test_the_base_of_a_comparison_may_leave_out_its_version_if_there_is_one(tmp_path: Path) -> None:
+def test_the_base_of_a_comparison_may_omit_its_version_if_there_is_only_one(tmp_path: Path) -> None:
     whole = sweep(tmp_path / "a", made(2, defense="random"), made(1))
     found = comparison_of([whole], by="defense", base="random", values="nat2")
     assert [line.side for line in found.lines] == ["spectral"]

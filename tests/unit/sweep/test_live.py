@@ -73,7 +73,7 @@ def test_choices_that_differ_between_cells_have_a_column_in_the_live_table() -> 
     ]  # fmt: skip
 
 
-def test_a_failed_cells_row_shows_the_reason() -> None:
+def test_the_row_of_a_failed_cell_shows_the_reason() -> None:
     from backdoor_lab.results.records import parse
 
     line = Rows(asked()).row(parse(sealed(json.dumps(failed(GRID[0]))).encode()))
@@ -154,7 +154,7 @@ def test_the_fraction_of_a_cell_done_follows_from_its_stage(
     assert share_done(found) == pytest.approx(share)
 
 
-def test_plain_rows_show_the_sweeps_progress(
+def test_plain_rows_show_the_progress_of_the_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One cell was done before: it counts but has no row."""

@@ -174,7 +174,9 @@ def test_a_damaged_sweep_json_is_set_aside_and_written_again(text: str, tmp_path
     assert len(list(tmp_path.glob(".bad-sweep.json-*"))) == 1
 
 
-def test_a_cells_failure_is_reported_even_if_its_record_cannot_be_written(tmp_path: Path) -> None:
+def test_the_failure_of_a_cell_is_reported_even_if_its_record_cannot_be_written(
+    tmp_path: Path,
+) -> None:
     """The cause is printed, logged and in the table; the other cell completes."""
     plan = {"BACKDOOR_LAB_FAULT": "record.before:full:1"}
     result = started(tmp_path, *SWEEP, **plan)

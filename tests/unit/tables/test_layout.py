@@ -28,7 +28,7 @@ def tables(folder: Path, made: list[dict[str, Any]], asked: Any = None) -> list[
     return SweepReport(read_sweep(write_sweep(folder / "s", made, asked))).tables
 
 
-def test_t_quantile_equals_scipys() -> None:
+def test_t_quantile_equals_that_of_scipy() -> None:
     scipy_stats = pytest.importorskip("scipy.stats")
     for freedom in [*range(1, 40), 99, 1000]:
         expected = scipy_stats.t.ppf(0.975, freedom)
@@ -71,7 +71,7 @@ def test_means_and_intervals_match_an_independent_computation(tmp_path: Path) ->
                 assert math.isclose(found.half, half, abs_tol=1e-12)
 
 
-def test_the_demo_is_shown_in_the_reports_layout(tmp_path: Path) -> None:
+def test_the_demo_is_shown_in_the_layout_of_the_report(tmp_path: Path) -> None:
     made = [record(*cell) for cell in GRID]
     for number, one in enumerate(made):
         one.update(nat1=0.9231, asr1=0.7912, nat2=0.9254, asr2=0.0)
@@ -104,7 +104,7 @@ GOLDEN = """\
 """
 
 
-def test_the_reports_figures_are_shown_next_to_ours(tmp_path: Path) -> None:
+def test_figures_of_the_report_are_shown_next_to_those_of_the_sweep(tmp_path: Path) -> None:
     one = record(nat1=0.9331, asr1=0.7912, nat2=0.9, asr2=0.01)
     one["counts"]["pois_left"] = 3
     (table,) = tables(tmp_path, [one, record(target="cat"), record(defense="none")])
@@ -174,7 +174,7 @@ def test_figures_of_an_unfinished_cell_do_not_enter_the_mean(tmp_path: Path) -> 
     assert cell.estimates["nat1"].n == cell.done == 1
 
 
-def test_a_mean_of_one_value_is_marked_n_1(tmp_path: Path) -> None:
+def test_a_mean_of_a_single_value_is_marked_with_n_equal_to_1(tmp_path: Path) -> None:
     made = [record(seed=seed, asr2=None) for seed in range(3)]
     made[1]["asr2"] = 0.02
     (table,) = tables(tmp_path, made)
@@ -190,14 +190,18 @@ def test_intervals_of_a_mean_are_not_clipped_to_0_or_100_percent(tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["dataset", "model", "recipe", "source", "protocol"])
-def test_cells_with_another_choice_are_in_another_table(tmp_path: Path, name: str) -> None:
+def test_cells_that_differ_in_any_other_choice_are_in_separate_tables(
+    tmp_path: Path, name: str
+) -> None:
     made = [record(choices={name: value}, id=value) for value in ("one", "two")]
     found = tables(tmp_path, made)
     assert [t.title for t in found] == [f"trigger pixel, {name} {each}" for each in ("one", "two")]
     assert [t.slug for t in found] == ["pixel-one", "pixel-two"]
 
 
-def test_different_protocol_values_split_tables_despite_equal_names(tmp_path: Path) -> None:
+def test_protocols_with_the_same_name_but_different_values_have_separate_tables(
+    tmp_path: Path,
+) -> None:
     other = {**PROTOCOL, "ratio_of": "all"}
     made = [record(), record(seed=1, protocol=other, id="other")]
     found = tables(tmp_path, made)
@@ -216,7 +220,7 @@ def test_cells_with_different_config_values_are_not_averaged(tmp_path: Path) -> 
     assert all(cell.asked == 1 for table in found for cell in table.cells.values())
 
 
-def test_data_sets_of_one_name_are_distinguished_by_ten_digits_of_their_hash(
+def test_data_sets_with_the_same_name_are_distinguished_by_ten_digits_of_their_hash(
     tmp_path: Path,
 ) -> None:
     made = [record(seed=n, config={"data": digit * 64}) for n, digit in enumerate("ab")]

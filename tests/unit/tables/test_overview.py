@@ -85,7 +85,7 @@ def test_the_numbers_of_flagged_classes_have_columns(tmp_path: Path) -> None:
         ("model", ("seed",)), ("recipe", ("ratio",)),
     ],
 )  # fmt: skip
-def test_tables_have_the_reports_layout_up_to_a_limit_of_values(
+def test_tables_have_the_layout_of_the_report_up_to_a_limit_of_values(
     tmp_path: Path, axis: str, others: tuple[str, ...]
 ) -> None:
     values = {"target": ("bird", "dog"), "ratio": (0.05, 0.1), "seed": (0, 1)}
@@ -100,7 +100,7 @@ def test_tables_have_the_reports_layout_up_to_a_limit_of_values(
         assert all(not table.spec.report for table in tables) == (count > MOST)
 
 
-def test_tables_of_many_targets_and_ratios_have_the_reports_layout(tmp_path: Path) -> None:
+def test_tables_of_many_targets_and_ratios_have_the_layout_of_the_report(tmp_path: Path) -> None:
     made = [record("pixel", f"t{n}", r / 100) for n in range(10) for r in range(1, 10)]
     assert [table.spec.report for table in shown(tmp_path / "s", made)] == [True]
 
@@ -590,7 +590,7 @@ def test_hostile_names_in_wide_tables_are_escaped(tmp_path: Path) -> None:
     assert inside == {folder / "tables"}
 
 
-def test_the_reports_cells_are_shown_next_to_its_figures(tmp_path: Path) -> None:
+def test_written_tables_compare_cells_of_the_report_with_its_figures(tmp_path: Path) -> None:
     made = [record(*each, defense=d) for each in GRID for d in DEFENSES]
     folder = write_sweep(tmp_path / "s", made)
     assert all(not table.spec.report for table in write_tables(folder))

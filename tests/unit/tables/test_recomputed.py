@@ -86,7 +86,7 @@ def best(rows: list[tuple[str, list[dict[str, Any]]]], head: str) -> set[str]:
     return {ranked[0]} if stats.ttest_1samp(differences, 0).pvalue < 0.05 else set()
 
 
-def test_every_number_in_the_reports_layout_is_right(case: str, folder: Path) -> None:
+def test_every_number_in_the_layout_of_the_report_is_right(case: str, folder: Path) -> None:
     seen = 0
     for path in sorted((folder / "tables").glob("table_*.md")):
         trigger = path.stem.removeprefix("table_")

@@ -280,7 +280,7 @@ def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
     assert list((folder / "tables").glob("wide_*.md"))
 
 
-def test_tables_have_the_reports_layout_by_default(tmp_path: Path) -> None:
+def test_tables_have_the_layout_of_the_report_by_default(tmp_path: Path) -> None:
     cells = read_sweep(write_sweep(tmp_path / "s", [record()])).cells
     assert layout_of({"columns": "defense"}, cells) == PivotSpec(columns=("defense",))
     assert layout_of({"columns": ""}, cells) == PivotSpec()

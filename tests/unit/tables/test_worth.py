@@ -131,7 +131,7 @@ def test_an_unconverged_network_is_marked_in_default_and_requested_tables(
         (0.30, 0.20, 0.35, False),
     ],
 )
-def test_an_asr_no_higher_than_a_clean_networks_is_marked_in_every_table(
+def test_an_asr_no_higher_than_that_of_a_clean_network_is_marked_in_every_table(
     tmp_path: Path, asr1: float, clean: float | None, rate: float | None, marked: bool
 ) -> None:
     made = [record(asr1=asr1, asr2=0.25, **({} if rate is None else {"clean_rate1": rate}))]
@@ -180,7 +180,7 @@ def test_a_cell_without_poison_has_no_mark(tmp_path: Path) -> None:
     assert not any("‡" in text for text in texts)
 
 
-def test_the_reports_remark_on_convergence_is_shown_with_its_figures(tmp_path: Path) -> None:
+def test_the_remark_of_the_report_on_convergence_is_shown_with_its_figures(tmp_path: Path) -> None:
     sweep = read_sweep(write_sweep(tmp_path / "s", [record()]))
     compared = grids(SweepReport(sweep).tables[0])[1]
     said = [note for note in compared.notes if "had to change training parameters to conv" in note]
@@ -287,7 +287,7 @@ def two(first: Sequence[float], second: Sequence[float]) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("shift", [0.0, 0.01, 0.03])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_bold_values_are_those_that_scipys_paired_t_test_separates(
+def test_bold_values_are_those_that_the_paired_t_test_of_scipy_separates(
     tmp_path: Path, seeds: int, shift: float
 ) -> None:
     draw = np.random.default_rng(seeds)
@@ -373,7 +373,7 @@ def test_rates_of_single_runs_have_wilson_intervals_below_the_table_and_in_csv(
         assert "Nat1 88.61 to 91.24, ASR1 " in note
 
 
-def test_several_seeds_have_a_standard_deviation_and_no_wilson_interval(tmp_path: Path) -> None:
+def test_several_seeds_have_a_standard_deviation_but_no_wilson_interval(tmp_path: Path) -> None:
     made = [record(seed=s, nat1=v) for s, v in enumerate((0.9, 0.93, 0.91))]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     (line,) = csv.DictReader(io.StringIO(sheet(document(table))))

@@ -18,7 +18,7 @@ def test_a_value_missing_from_a_template_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("name", [path.name for path in TEMPLATES.glob("*.html")])
-def test_every_template_escapes(name: str) -> None:
+def test_every_template_escapes_its_values(name: str) -> None:
     from jinja2 import StrictUndefined
 
     from backdoor_lab.templates import _environment

@@ -325,7 +325,7 @@ def test_unknown_model_options_are_refused(config: dict[str, Any], message: str)
         check_model(config)
 
 
-def test_an_unknown_layer_is_refused_and_the_known_ones_named(tmp_path: Path) -> None:
+def test_an_unknown_layer_is_refused_with_a_list_of_the_known_layers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"'layer4' is not known.*group1"):
         cell_of(tmp_path, *AIRBENCH, "protocol.layer=layer4")
 

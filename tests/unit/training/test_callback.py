@@ -62,7 +62,7 @@ def test_callback_without_retraining_returns_only_the_result() -> None:
     assert steps.callback.retrained is None
 
 
-def test_callback_runs_when_weights_come_from_the_store() -> None:
+def test_the_callback_of_a_defense_runs_even_if_the_weights_come_from_the_store() -> None:
     steps = Steps()
     trained = fit(job(), CPU)
     published = new_classifier(job(), CPU)
@@ -89,7 +89,7 @@ def test_lightning_calls_the_callback_even_without_training(
     assert asked == [2, 0]
 
 
-def test_an_error_of_the_defense_is_raised() -> None:
+def test_an_error_in_the_callback_of_a_defense_is_raised() -> None:
     class Failing(Steps):
         def defend(self, evidence: str) -> str:
             raise DivergedError("scores")

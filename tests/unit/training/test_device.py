@@ -44,7 +44,9 @@ def test_a_processor_without_bfloat16_trains_in_float32(monkeypatch: pytest.Monk
     assert not machine_of(TRAINER).bf16
 
 
-def test_facts_include_limits_on_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_facts_about_a_device_include_limits_on_the_instruction_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")

@@ -86,7 +86,9 @@ def test_torchvision_networks_stay_channels_last(name: str) -> None:
 
 @pytest.mark.parametrize("width", [4, 64])
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
-def test_channels_last_false_always_gives_contiguous(machine: ComputeDevice, width: int) -> None:
+def test_channels_last_false_always_gives_contiguous_memory(
+    machine: ComputeDevice, width: int
+) -> None:
     assert memory_format_of(network(width=width), replace(machine, channels_last=False)) == (
         CONTIGUOUS
     )

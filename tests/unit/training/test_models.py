@@ -45,7 +45,7 @@ def test_the_cifar_stem_has_the_known_number_of_parameters() -> None:
     assert parameters(build()) == 11_173_962
 
 
-def test_half_width_networks_have_half_of_torchvisions_channels() -> None:
+def test_half_width_networks_have_half_the_channels_of_those_in_torchvision() -> None:
     # Widths other than 64 are rebuilt stage by stage, including resnet50's bottlenecks.
     for name, last in (("resnet18", 512), ("resnet34", 512), ("resnet50", 2048)):
         wide = shapes(models.get_model(name, weights=None, num_classes=10))
@@ -57,7 +57,7 @@ def test_half_width_networks_have_half_of_torchvisions_channels() -> None:
             assert doubled == wide[key], (name, key)
 
 
-def test_initial_weights_are_distributed_like_torchvisions() -> None:
+def test_initial_weights_are_distributed_like_those_of_torchvision() -> None:
     torch.manual_seed(0)
     theirs = models.resnet18(weights=None).state_dict()
     narrow = build(width=16, stem="imagenet").state_dict()
@@ -159,7 +159,7 @@ def test_a_named_layer_gives_its_flattened_output() -> None:
     assert torch.equal(tap.values, caught)
 
 
-def test_unknown_layers_and_models_are_refused_and_the_known_ones_named() -> None:
+def test_unknown_layers_and_models_are_refused_with_a_list_of_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"`protocol.layer` 'layer5' .*mean 'layer\d'.*penultim"):
         layer_of(build(width=4), "layer5")
     with pytest.raises(ConfigError, match=r"`model.name` 'resnet81' .*mean 'resnet\d+'.*Known: "):

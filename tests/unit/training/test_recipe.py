@@ -116,7 +116,7 @@ def test_frozen_weights_are_not_trained() -> None:
         assert [len(group["params"]) for group in sgd.param_groups] == [4]
 
 
-def test_the_airbench_recipe_equals_the_authors_hyperparameters() -> None:
+def test_the_airbench_recipe_has_the_hyperparameters_of_its_authors() -> None:
     """legacy/airbench94.py: 11.5 and 0.0153 per 1024 images, decoupled from the momentum."""
     found = Recipe.of(plain(OmegaConf.load(f"{conf_dir()}/recipe/airbench.yaml")))
     gradients = 1 + 1 / (1 - found.momentum)

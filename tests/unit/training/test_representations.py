@@ -28,7 +28,7 @@ def values(layer: str) -> Tensor:
 
 
 @pytest.mark.parametrize(("layer", "positions"), [("layer1", 64), ("layer2", 16), ("layer4", 1)])
-def test_a_pooled_layer_is_the_mean_over_positions(layer: str, positions: int) -> None:
+def test_a_pooled_layer_gives_the_mean_over_positions(layer: str, positions: int) -> None:
     flat, pooled = values(layer), values(f"{layer}:pool")
     channels = pooled.shape[1]
     assert flat.shape[1] == channels * positions

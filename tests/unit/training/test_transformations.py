@@ -221,7 +221,9 @@ def test_a_shift_of_the_whole_image_and_unknown_keys_are_refused(tmp_path: Path)
         check_keys(configuration(tmp_path, "~measure"))
 
 
-def test_an_empty_asr_under_keeps_the_cell_id_and_any_other_changes_it(tmp_path: Path) -> None:
+def test_an_empty_list_of_transformations_keeps_the_cell_id_and_any_other_list_changes_it(
+    tmp_path: Path,
+) -> None:
     plain, asked = cell_of(tmp_path), cell_of(tmp_path, UNDER)
     assert "measure" not in plain.decides()
     assert "transformed" not in plain.code["stages"]

@@ -146,7 +146,7 @@ def test_a_stop_of_an_earlier_command_is_cleared(tmp_path: Path) -> None:
     assert not halted(tmp_path)
 
 
-def test_a_launchers_error_for_one_job_only_affects_its_cell(tmp_path: Path) -> None:
+def test_a_launcher_error_for_one_job_affects_only_its_cell(tmp_path: Path) -> None:
     launched, lost = launch(tmp_path, {"b": [RuntimeError("gone")] * 2, "c": [DIVERGED]})
     assert launched == [["a", "b", "c"], ["b"]]
     assert lost == ["b", "b"]

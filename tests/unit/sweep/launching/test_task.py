@@ -52,7 +52,7 @@ def test_no_cell_starts_in_a_stopped_sweep(tmp_path: Path, monkeypatch: pytest.M
     assert not (tmp_path / "cell" / "lab.log").exists()
 
 
-def test_the_stack_trace_of_a_crash_is_in_the_cells_log(
+def test_the_stack_trace_of_a_crash_is_in_the_log_of_the_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash_here() -> None:

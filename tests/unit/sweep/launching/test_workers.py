@@ -180,7 +180,7 @@ BEAT = {"pid": 5, "stage": "train", "epoch": 2, "epochs": 8}
         (LostProcess(None, said="gone"), BEAT, "its process was lost during train, epoch 3 of 8"),
     ],
 )
-def test_the_cause_and_stage_of_a_cells_death_are_described(
+def test_the_failure_of_a_lost_cell_states_cause_and_stage(
     loss: LostProcess, beat: dict[str, Any], reason: str
 ) -> None:
     assert loss.reason(beat) == reason
@@ -205,7 +205,7 @@ def test_a_heartbeat_without_its_process_means_interrupted(tmp_path: Path) -> No
         assert interrupted(tmp_path) == expected
 
 
-def test_each_signal_has_a_hint() -> None:
+def test_the_message_about_a_lost_process_has_a_hint_for_each_signal() -> None:
     journal = Path("cell/lab.log")
     assert "n_jobs" in LostProcess(-9, 5).hint(128, journal)
     assert "recipe.batch_size=128" in LostProcess(-9, 5).hint(128, journal)
