@@ -302,9 +302,9 @@ class Stripe(Trigger):
 BROKEN = {
     "striping": (
         "def __call__(self, images):\n        return self.apply_test(images)",
-        "its_input",
+        "do_not_share_memory",
     ),
-    "stripefloat": ("def apply_test(self, images):\n        return images / 2", "shape_and_type"),
+    "stripefloat": ("def apply_test(self, images):\n        return images / 2", "shape_and_dtype"),
     "striperandom": (
         "def apply_test(self, images):\n        import torch\n"
         "        return torch.randint_like(images, 256)",

@@ -247,7 +247,7 @@ def test_without_a_store_the_page_has_a_note(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     shown = data_of(written(folder))
     assert shown["pictures"]["0"] == {"notes": [], "loss": {}}
-    assert any("store does not exist" in note for note in shown["notes"])
+    assert any("no store was found" in note for note in shown["notes"])
 
 
 def test_without_a_store_the_recorded_curve_is_drawn(tmp_path: Path) -> None:
