@@ -1,41 +1,52 @@
-"""ASSET: unlearns all images and relearns clean ones; poison keeps a high loss."""
+"""ASSET: a network that is flat on clean images and unlearns outliers has a high loss on poison."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterable, Iterator
 
 from backdoor_lab.core import streams, validation
-from backdoor_lab.core.lazy import Tensor, torch
+from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
 from backdoor_lab.defenses.base import finite
-from backdoor_lab.defenses.budget import otsu_count
 from backdoor_lab.defenses.context import DefenseContext
-from backdoor_lab.defenses.networks import (
-    Batch,
-    ModelBasedFilter,
-    SampleScores,
-    apart,
-    clean_of,
-    losses_at,
-    train,
-)
+from backdoor_lab.defenses.networks import ModelBasedFilter, SampleScores, clean_of, losses_at
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
+from backdoor_lab.numerics.descent import descend
+from backdoor_lab.numerics.layers import PENULTIMATE, FeatureHook
+
+OUTLYING = 2.0
+"""Adjusted outlyingness above which an image is unlearned."""
+WIDTH = 128
+"""Width of the network that distinguishes training images from clean ones."""
+ITERATIONS = 100
+"""How often it takes its two steps for each batch."""
+MLP_LR = 1e-4
+DENSITY = 1e-6
+"""The threshold for the losses is derived from this density of the normal distribution fitted to
+their lower half."""
+VARIANCE_FLOOR = 1e-6
+"""Added to the variance of the lower half of the losses."""
+
+Part = tuple[Tensor, Tensor, Tensor, int]
+"""Training images and their labels, clean images, and the seed of the network that is to
+distinguish these two kinds of images."""
 
 
 class ASSET(ModelBasedFilter):
-    """Removes images whose loss rises when a model learns clean images and unlearns all others.
+    """Removes images with a high loss in a model that unlearns outliers but no clean images.
 
     Pan, Zeng, Lyu, Lin, Jia, "ASSET: Robust Backdoor Data Detection Across a Multiplicity of
-    Deep Learning Paradigms", USENIX Security 2023, section 4. A copy of the attacked model
-    minimizes the loss on held-out clean images and maximizes it on the training set. The two
-    cancel for clean images, but nothing offsets the increase for poison. Score: L of the image.
-    In the second half of the `steps`, only the fraction `concentrate` of the set with the
-    highest loss, where poison is concentrated, is unlearned.
+    Deep Learning Paradigms", USENIX Security 2023, as in the authors' notebook. An untrained model
+    of the attacked architecture takes two steps of Adam for each batch of the training set. The
+    first decreases the variance of the logits of held-out clean images (see `offset`). The second
+    increases the loss on some images of the batch: a small network, trained anew for each batch, is
+    to distinguish the batch from the clean images by features of the attacked model, and the images
+    for which its outputs are outliers are unlearned. The first step cancels the second for clean
+    images, but not for poison. Score: the loss of an image. ``removal_budget=auto`` removes the
+    images whose loss reaches `threshold`, at most half of a class.
 
-    Simplified: unlearning minimizes `unlikelihood`, which does not diverge; images are
-    selected by loss; ``removal_budget=auto`` removes the upper of the two groups into which
-    `budget.split` divides all scores. The authors' code starts from an untrained model, minimizes
-    the variance of the logits on clean images, and selects by a second network's outlyingness.
+    The authors' code has 1,000 clean images; here `protocol.clean_holdout` decides.
     """
 
     needs_clean = True
@@ -44,44 +55,152 @@ class ASSET(ModelBasedFilter):
         self,
         options: FilterOptions = DEFAULTS,
         *,
-        steps: int = 200,
-        concentrate: float = 0.5,
-        lr: float = 0.01,
+        epochs: int = 1,
+        batch_size: int = 512,
+        lr: float = 1e-4,
     ) -> None:
         super().__init__(options)
-        self.steps = validation.whole("defense.steps", steps, low=2)
-        self.concentrate = validation.number(
-            "defense.concentrate", concentrate, low=0, below=1 + 1e-9
-        )
+        self.epochs = validation.whole("defense.epochs", epochs, low=1)
+        self.batch_size = validation.whole("defense.batch_size", batch_size, low=2)
         self.lr = validation.number("defense.lr", lr, low=0)
 
     def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
-        network = context.network()
-        rates = self.lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
-        everything = torch.arange(len(context.labels))
-        first = self.steps // 2
-        size = context.hyperparameters.batch_size
-        train(network, mixed(context, everything, first, 0), rates, loss=apart(size))
-        losses = losses_at(network, context, everything)
-        kept = max(1, round(self.concentrate * len(everything)))
-        high = losses.sort(descending=True, stable=True).indices[:kept]
-        train(network, mixed(context, high, self.steps - first, 1), rates, loss=apart(size))
-        losses = losses_at(network, context, everything)
-        flagged = torch.zeros(len(losses), dtype=torch.bool)
+        network = context.fresh(0)
+        offset(network, context.network(), self.batches(context), self.lr)
+        losses = losses_at(network, context, torch.arange(len(context.labels)))
         finite(losses, "losses")
-        flagged[losses.sort(descending=True, stable=True).indices[: otsu_count(losses)]] = True
+        flagged = losses >= threshold(losses)
         return SampleScores(losses[where], flagged[where])
 
+    def batches(self, context: DefenseContext) -> Iterator[Part]:
+        """Yields each training image once per epoch, in random order and without augmentation,
+        with as many different clean images if there are enough."""
+        clean, number = clean_of(context), 0
+        order = context.generator(streams.OFFSET, streams.ORDER)
+        generator = context.generator(streams.OFFSET)
+        for _ in track(range(self.epochs), "epoch"):
+            parts = torch.randperm(len(context.labels), generator=order).split(self.batch_size)
+            for at in track(parts, "batch"):
+                chosen = torch.randperm(len(clean), generator=generator)[: self.batch_size]
+                seed = context.generator(streams.OFFSET, streams.WEIGHTS, number).initial_seed()
+                labels = context.labels[at].to(context.device)
+                known = clean.images[chosen].to(context.device)
+                yield context.images(at, None), labels, known, seed
+                number += 1
 
-def mixed(context: DefenseContext, among: Tensor, steps: int, number: int) -> Iterator[Batch]:
-    """Yields batches of training images at indices `among`, then as many clean images."""
-    clean, size = clean_of(context), context.hyperparameters.batch_size
-    generator = context.generator(streams.OFFSET, number)
-    augment = context.generator(streams.OFFSET_AUGMENTATION, number, device=context.device)
-    for _ in track(range(steps), "batch"):
-        at = among[torch.randint(len(among), (size,), generator=generator)]
-        chosen = torch.randint(len(clean), (size,), generator=generator)
-        images = clean.images[chosen].to(context.device)
-        images = torch.cat([context.images(at, augment), context.augment(images, augment)])
-        labels = torch.cat([context.labels[at], clean.labels[chosen]])
-        yield images, labels.to(context.device)
+
+def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: float) -> None:
+    """Trains `network` in place: two steps for each of `parts`, each with its own state of Adam.
+
+    The first step descends on the mean variance of a clean image's logits; the second ascends on
+    the cross-entropy of outliers among the training images and is left out if there are none.
+    Features come from `attacked` with batch normalization by the batch's own statistics.
+    """
+    flattening, unlearning = (torch.optim.Adam(network.parameters(), lr=lr) for _ in range(2))
+    attacked.train()
+    network.train()
+    with torch.enable_grad():
+        for images, labels, clean, seed in parts:
+            descend(flattening, network(clean).var(dim=1).mean(), "a variance of logits")
+            inspected, known = before_pooling(attacked, images), before_pooling(attacked, clean)
+            told = distinguished(new_mlp(inspected, seed), inspected, known)
+            marked = (outlyingness(told) > OUTLYING).nonzero().flatten()
+            if len(marked):
+                # Batch normalization may refuse a single image.
+                marked = marked.repeat(2) if len(marked) == 1 else marked
+                loss = -F.cross_entropy(network(images[marked]), labels[marked])
+                descend(unlearning, loss, "a loss of images that are unlearned")
+    network.eval()
+
+
+def before_pooling(network: nn.Module, images: Tensor) -> Tensor:
+    """Returns the output (n, d) of the last layer that distinguishes positions, before they are
+    pooled, flattened; the inputs of the last linear layer if no layer distinguishes positions."""
+    found: list[Tensor] = []
+
+    def catch(module: nn.Module, _: object, output: object) -> None:
+        pools = "Pool" in type(module).__name__
+        if isinstance(output, torch.Tensor) and output.ndim > 2 and not pools:
+            found[:] = [output]
+
+    hooks = [module.register_forward_hook(catch) for module in network.modules()]
+    with torch.no_grad(), FeatureHook(network, PENULTIMATE) as tap:
+        network(images)
+    for hook in hooks:
+        hook.remove()
+    return found[0].flatten(1) if found else tap.values
+
+
+def new_mlp(features: Tensor, seed: int) -> nn.Module:
+    """Returns an untrained network with two hidden layers that maps rows such as `features` (n, d)
+    to 0..1, on their device."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = (
+            nn.Linear(features.shape[1], WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(),
+            nn.Linear(WIDTH, 1), nn.Sigmoid(),
+        )  # fmt: skip
+    return nn.Sequential(*layers).to(features)
+
+
+def distinguished(mlp: nn.Module, inspected: Tensor, clean: Tensor) -> Tensor:
+    """Trains `mlp` to return 1 for the rows of `inspected` (n, d) and 0 for those of `clean`
+    (m, d), in alternating steps on the squared error; returns its outputs (n,) for `inspected`."""
+    kinds = [
+        (rows, wanted, torch.optim.Adam(mlp.parameters(), lr=MLP_LR))
+        for rows, wanted in ((inspected, 1.0), (clean, 0.0))
+    ]
+    for _ in range(ITERATIONS):
+        for rows, wanted, adam in kinds:
+            error = (mlp(rows) - wanted).square().mean()
+            descend(adam, error, "an error of the network that distinguishes clean images")
+    with torch.no_grad():
+        outputs: Tensor = mlp(inspected).flatten()
+    return outputs
+
+
+def outlyingness(x: Tensor) -> Tensor:
+    """Returns the adjusted outlyingness (n,) of `x` (n,): the distance from the median, relative to
+    that of the whisker of a boxplot adjusted for skewness (Hubert and Vandervieren, Computational
+    Statistics and Data Analysis, 2008). NaN for a value at the median if the whisker is there too.
+    """
+    x = x.double().cpu()
+    middle = x.median()
+    low, high = x.quantile(0.25), x.quantile(0.75)
+    skewness = medcouple(x)
+    below, above = (-4, 3) if skewness > 0 else (-3, 4)
+    reach = 1.5 * (high - low)
+    lower = low - reach * math.exp(below * skewness)
+    upper = high + reach * math.exp(above * skewness)
+    return torch.where(x > middle, (x - middle) / (upper - middle), (middle - x) / (middle - lower))
+
+
+def medcouple(x: Tensor) -> float:
+    """Returns the medcouple, a robust measure of skewness in -1..1, of `x` float64 (n,) (Brys,
+    Hubert, Struyf, Journal of Computational and Graphical Statistics, 2004). Memory O(n^2)."""
+    z = x.sort().values
+    z = z - z.quantile(0.5)
+    lower, upper = z[z <= 0], z[z >= 0]
+    kernel = (upper[:, None] + lower) / (upper[:, None] - lower)
+    ties = int((z == 0).sum())
+    if ties:
+        # Pairs of two values at the median: the sign of their distance from the antidiagonal.
+        i = torch.arange(ties)
+        kernel[:ties, len(lower) - ties :] = (i[:, None] + i - (ties - 1)).sign().double()
+    ordered = kernel.flatten().sort().values
+    return float(ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2
+
+
+def threshold(losses: Tensor) -> float:
+    """Returns the loss from which images are removed, given those of the training set float64 (n,).
+
+    With the mean m and the standard deviation s of the losses up to the median, and the density
+    p = 1e-6, it is m + s sqrt(-2 ln(p) s sqrt(2 pi)), as in the authors' code. (The normal density
+    is p at m + s sqrt(-2 ln(p s sqrt(2 pi))).)
+    """
+    lower = losses.sort().values
+    lower = lower[lower <= lower[(len(lower) - 1) // 2]]
+    spread = math.sqrt(float(lower.var(unbiased=False)) + VARIANCE_FLOOR)
+    return float(lower.mean()) + spread * math.sqrt(
+        -2 * math.log(DENSITY) * spread * math.sqrt(2 * math.pi)
+    )

@@ -2,38 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from backdoor_lab.core import streams, validation
-from backdoor_lab.core.errors import ConfigError
-from backdoor_lab.core.lazy import F, Tensor, torch
+from backdoor_lab.core.errors import ConfigError, many
+from backdoor_lab.core.lazy import F, Tensor, nn, torch
 from backdoor_lab.core.progress import track
+from backdoor_lab.defenses.base import finite
 from backdoor_lab.defenses.context import DefenseContext
+from backdoor_lab.defenses.likelihood_ratio import suspects
 from backdoor_lab.defenses.networks import (
     Batch,
     ModelBasedFilter,
     SampleScores,
     clean_of,
+    features,
+    logits,
     logits_at,
     train,
 )
 from backdoor_lab.defenses.options import DEFAULTS, FilterOptions
+from backdoor_lab.numerics.descent import descend
+
+MOMENTUM = 0.7
+DECAY = 1e-4
+PRETRAINING = (0.01, 0.9, DECAY)
+"""Learning rate, momentum and weight decay of pretraining."""
+BATCH_FACTOR = 2
+"""Training images take part in every second step."""
+FLOOR = 50
+"""At least one in so many images of a class is kept after a round."""
+LAST_FLOOR = 100
+"""The same after the last but one round."""
+RARE = 1e-3
+"""Added to the frequencies of classes, of which the square roots divide the loss."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round. After it the fraction `share` of the set is kept for the next one; None for the
+    last round. `epochs` of pretraining precede `steps` of confusion training."""
+
+    share: float | None
+    steps: int
+    weight: float
+    lr: float
+    epochs: int
 
 
 class ConfusionTraining(ModelBasedFilter):
-    """Removes images that a model still fits after training on randomly mislabeled clean images.
+    """Removes images that a model still fits after training on mislabeled clean images.
 
     Qi, Xie, Wang, Wu, Mahloujifar, Mittal, "Towards A Proactive ML Approach for Detecting Backdoor
-    Poison Samples", USENIX Security 2023, section 4. A copy of the attacked model is trained on
-    batches of the poisoned set together with held-out clean images whose labels are random and
-    wrong, redrawn each time: loss (L_set + (`weight` - 1) · L_wrong) / `weight`. This destroys the
-    link between images and classes but not between a trigger and its target, which no wrong label
-    contradicts. There is one round of `steps` steps for each of `shares`; after it, only that
-    fraction of the set with the lowest loss is used for training. Score: -L of the image.
-    ``removal_budget=auto`` removes the images of a class that are still classified as labeled.
+    Poison Samples", USENIX Security 2023, section 4 and the authors' code. Each round trains a
+    base model on a part of the set, then a copy of it on batches of that part together with
+    held-out clean images under wrong labels (see `confuse`). This destroys the link between images
+    and classes but not between a trigger and its target, which no wrong label contradicts. The
+    images with the lowest loss are the part of the next round: the fraction `shares` of the set,
+    but at least 1/50 of each class. `steps`, `weight`, `lr` and `pretrain_epochs` have one value
+    for each round, that is one more than `shares`, or the same value for all rounds.
 
-    Simplified: before each round the paper pretrains a model on that round's share; at the end
-    it clusters the fitted images of each class. The authors' code takes 47 times as many steps.
+    Score: log-probability of the label minus that of the likeliest other class, so that images
+    that the last model fits have the highest scores. ``removal_budget=auto`` removes the fitted
+    images of suspicious classes (see `suspects`), at most half of a class.
+
+    The base model of the first round is a new one, or a copy of the attacked model if
+    `pretrain_epochs` is 0 for it. By default it is 0, and steps and epochs of the other rounds are
+    reduced: `defense=confusion_authors` has the authors' numbers, for a GPU.
     """
 
     needs_clean = True
@@ -42,69 +80,181 @@ class ConfusionTraining(ModelBasedFilter):
         self,
         options: FilterOptions = DEFAULTS,
         *,
-        shares: Sequence[float] = (0.5, 0.2, 0.05),
-        steps: int = 200,
-        weight: float = 20.0,
-        lr: float = 0.01,
+        shares: Sequence[float] = (0.5, 0.2, 0.04, 0.02, 0.01),
+        steps: Sequence[int] | int = (300, 300, 300, 300, 100, 100),
+        weight: Sequence[float] | float = (20, 20, 20, 30, 30, 15),
+        lr: Sequence[float] | float = (0.001, 0.001, 0.001, 0.01, 0.01, 0.01),
+        pretrain_epochs: Sequence[int] | int = (0, 1, 1, 1, 1, 1),
+        batch_size: int = 32,
     ) -> None:
         super().__init__(options)
         if not isinstance(shares, (list, tuple)) or not shares:
             raise ConfigError(f"`defense.shares` must be a list, as [0.5, 0.2], got {shares!r}")
-        self.shares = [
+        kept = [
             validation.number("defense.shares", each, low=1e-9, below=1 + 1e-9) for each in shares
         ]
-        self.steps = validation.whole("defense.steps", steps, low=1)
-        self.weight = validation.number("defense.weight", weight, low=1)
-        self.lr = validation.number("defense.lr", lr, low=0)
+        n = len(kept) + 1
+        told = zip(
+            [*kept, None],
+            [validation.whole("defense.steps", each, low=1) for each in _each("steps", steps, n)],
+            [validation.number("defense.weight", x, low=1) for x in _each("weight", weight, n)],
+            [validation.number("defense.lr", each, low=0) for each in _each("lr", lr, n)],
+            [
+                validation.whole("defense.pretrain_epochs", each)
+                for each in _each("pretrain_epochs", pretrain_epochs, n)
+            ],
+            strict=True,
+        )
+        self.rounds = [Round(*values) for values in told]
+        self.batch_size = validation.whole("defense.batch_size", batch_size, low=2)
 
     def score_images(self, context: DefenseContext, where: Tensor) -> SampleScores:
-        network = context.network()
-        rates = self.lr, context.hyperparameters.momentum, context.hyperparameters.weight_decay
         everything = torch.arange(len(context.labels))
-        among = everything
-        for number, share in enumerate(track(self.shares, "round")):
-            size = min(context.hyperparameters.batch_size, len(among))
-            batches = confusing(context, among, size, self.steps, number)
-            train(network, batches, rates, loss=weighed(size, self.weight))
-            outputs = logits_at(network, context, everything)
-            losses = F.cross_entropy(outputs.double(), context.labels, reduction="none")
-            kept = max(1, round(share * len(everything)))
-            among = losses.sort(stable=True).indices[:kept]
+        predicted = _predicted(context)
+        base, among = self._first(context), everything
+        for number, each in enumerate(track(self.rounds, "round")):
+            self._pretrain(base, context, among, number)
+            network = copy.deepcopy(base)
+            inspected = self._inspected(context, among, number)
+            clean = self._clean(context, predicted, number)
+            weights = None if each.share is None else class_weights(context, among)
+            confuse(network, each, clean, inspected, len(context.classes), weights)
+            outputs = logits_at(network, context, everything).double()
+            losses = F.cross_entropy(outputs, context.labels, reduction="none")
+            finite(losses, "losses")
+            if each.share is not None:
+                floor = LAST_FLOOR if number == len(self.rounds) - 2 else FLOOR
+                among = distilled(losses, context.labels, each.share, floor)
         fitted = outputs.argmax(dim=1) == context.labels
-        return SampleScores(-losses[where], fitted[where])
-
-
-def weighed(size: int, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss (L_set + (weight - 1) · L_wrong) / weight; the first `size` rows are the set's."""
-
-    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
-        ours = F.cross_entropy(outputs[:size], labels[:size])
-        wrong = F.cross_entropy(outputs[size:], labels[size:])
-        return (ours + (weight - 1) * wrong) / weight
-
-    return loss
-
-
-def confusing(
-    context: DefenseContext, among: Tensor, size: int, steps: int, number: int
-) -> Iterator[Batch]:
-    """Yields batches: `size` training images drawn from the indices `among`, followed in the same
-    batch by mislabeled clean images."""
-    clean, classes = clean_of(context), len(context.classes)
-    generator = context.generator(streams.CONFUSION, number)
-    augment = context.generator(streams.CONFUSION_AUGMENTATION, number, device=context.device)
-    for _ in track(range(steps), "batch"):
-        at = among[torch.randint(len(among), (size,), generator=generator)]
-        chosen = torch.randint(
-            len(clean), (context.hyperparameters.batch_size,), generator=generator
+        values = features(
+            network, lambda a, b: context.images(everything[a:b], None), len(everything)
         )
-        wrong = wrong_labels(clean.labels[chosen], classes, generator)
-        images = clean.images[chosen].to(context.device)
-        images = torch.cat([context.images(at, augment), context.augment(images, augment)])
-        yield images, torch.cat([context.labels[at], wrong]).to(context.device)
+        flagged = fitted & torch.isin(context.labels, suspects(values, fitted, context.labels))
+        return SampleScores(margin(outputs, context.labels)[where], flagged[where])
+
+    def _first(self, context: DefenseContext) -> nn.Module:
+        return context.fresh(0) if self.rounds[0].epochs else context.network()
+
+    def _pretrain(
+        self, base: nn.Module, context: DefenseContext, among: Tensor, number: int
+    ) -> None:
+        """Trains `base` in place on the training images at indices `among`; in the last round also
+        on the clean images, each under the next class's label."""
+        last = self.rounds[number].share is None
+        clean = clean_of(context)
+        n, classes = len(among), len(context.classes)
+        generator = context.generator(streams.CONFUSION, streams.TRAIN, number)
+
+        def batches() -> Iterator[Batch]:
+            for _ in track(range(self.rounds[number].epochs), "epoch"):
+                for part in parts(n + last * len(clean), self.batch_size, generator):
+                    ours, theirs = among[part[part < n]], part[part >= n] - n
+                    images = [context.images(ours, None)] if len(ours) else []
+                    images += [clean.images[theirs].to(context.device)] if len(theirs) else []
+                    wrong = (clean.labels[theirs] + 1) % classes
+                    labels = torch.cat([context.labels[ours], wrong])
+                    yield torch.cat(images), labels.to(context.device)
+
+        train(base, batches(), PRETRAINING)
+
+    def _inspected(self, context: DefenseContext, among: Tensor, number: int) -> Iterator[Batch]:
+        generator = context.generator(streams.CONFUSION, number)
+        while True:
+            for part in parts(len(among), self.batch_size, generator):
+                at = among[part]
+                yield context.images(at, None), context.labels[at].to(context.device)
+
+    def _clean(self, context: DefenseContext, predicted: Tensor, number: int) -> Iterator[Batch]:
+        clean = clean_of(context)
+        generator = context.generator(streams.CONFUSION, streams.ORDER, number)
+        while True:
+            for part in parts(len(clean), self.batch_size, generator):
+                yield clean.images[part].to(context.device), predicted[part].to(context.device)
 
 
-def wrong_labels(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
-    """A uniformly drawn different label for each of `labels` int64 (n,)."""
-    step = torch.randint(1, classes, (len(labels),), generator=generator)
-    return (labels + step) % classes
+def _each(name: str, given: Any, rounds: int) -> list[Any]:
+    """Returns one value per round. Raises ConfigError for a list of another length."""
+    values = list(given) if isinstance(given, (list, tuple)) else [given] * rounds
+    if len(values) != rounds:
+        raise ConfigError(
+            f"`defense.{name}` must be one value, or a list of one for each of the"
+            f" {many(rounds, 'round')}, which are one more than `defense.shares`; got {given!r}"
+        )
+    return values
+
+
+def _predicted(context: DefenseContext) -> Tensor:
+    """Returns the classes that the attacked model predicts for the clean images, int64 (n,)."""
+    clean = clean_of(context)
+    outputs = logits(
+        context.network(), lambda a, b: clean.images[a:b].to(context.device), len(clean)
+    )
+    return outputs.argmax(dim=1)
+
+
+def parts(n: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yields 0..n-1 in random order, in int64 batches of size `batch`; the last one may be smaller.
+    A single row is repeated, since batch normalization may refuse it."""
+    for part in torch.randperm(n, generator=generator).split(batch):
+        yield part.repeat(2) if len(part) == 1 else part
+
+
+def confuse(
+    network: nn.Module,
+    told: Round,
+    clean: Iterator[Batch],
+    inspected: Iterator[Batch],
+    classes: int,
+    weights: Tensor | None,
+) -> None:
+    """Trains `network` in place by SGD on batches of `clean` under wrong labels, and, in every
+    second step, of `inspected`.
+
+    `clean` has predicted classes as labels. They are shifted by 1 in the first step, by 2 in the
+    second, and so on, never by a multiple of `classes`. The loss of a step with both kinds is
+    (L_inspected + (weight - 1) · L_clean) / weight, where `weights` (classes,) of the labels weigh
+    the mean in L_inspected; that of the other steps is L_clean.
+    """
+    sgd = torch.optim.SGD(network.parameters(), lr=told.lr, momentum=MOMENTUM, weight_decay=DECAY)
+    network.train()
+    with torch.enable_grad():
+        for step in track(range(told.steps), "batch"):
+            images, predicted = next(clean)
+            wrong = (predicted + 1 + step % (classes - 1)) % classes
+            if step % BATCH_FACTOR == 0:
+                shown, labels = next(inspected)
+                outputs = network(torch.cat([images, shown]))
+                first, rest = outputs[: len(images)], outputs[len(images) :]
+                by = None if weights is None else weights.to(rest)
+                ours = F.cross_entropy(rest, labels, weight=by)
+                loss = (ours + (told.weight - 1) * F.cross_entropy(first, wrong)) / told.weight
+            else:
+                loss = F.cross_entropy(network(images), wrong)
+            descend(sgd, loss, "a loss of confusion training")
+    network.eval()
+
+
+def class_weights(context: DefenseContext, among: Tensor) -> Tensor:
+    """Returns 1 / sqrt(frequency + 0.001) of each class among the images at indices `among`,
+    float64 (classes,)."""
+    counts = torch.bincount(context.labels[among], minlength=len(context.classes))
+    return (counts.double() / len(among) + RARE).rsqrt()
+
+
+def distilled(losses: Tensor, labels: Tensor, share: float, floor: int) -> Tensor:
+    """Returns the indices of the fraction `share` of images with the lowest `losses` (n,), and of
+    the lowest one in `floor` images of each class; ascending, at least one."""
+    order = losses.sort(stable=True).indices
+    kept = torch.zeros(len(losses), dtype=torch.bool)
+    kept[order[: max(1, int(share * len(losses)))]] = True
+    for label in labels.unique():
+        of_class = order[labels[order] == label]
+        kept[of_class[: len(of_class) // floor]] = True
+    return kept.nonzero().flatten()
+
+
+def margin(outputs: Tensor, labels: Tensor) -> Tensor:
+    """Returns the logit (n,) of each label minus the largest other logit, for `outputs`
+    (n, classes)."""
+    others = outputs.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+    return outputs.gather(1, labels[:, None])[:, 0] - others

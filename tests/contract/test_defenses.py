@@ -29,7 +29,7 @@ ALL = sorted(path.stem for path in (ROOT / "conf/defense").glob("*.yaml"))
 CLASSES = ("a", "b", "c")
 EPSILON = 6
 # Enough training steps and epochs to check the contract.
-BRIEF = {"steps": 4, "epochs": 1}
+BRIEF = {"steps": 4, "epochs": 1, "pretrain_epochs": 1}
 
 
 def clean(d: int = 5, n: int = 60) -> Features:

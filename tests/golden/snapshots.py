@@ -51,7 +51,13 @@ TOLERANCE = 1e-3
 SAMPLE = 24
 CLASSES = ("a", "b", "c", "d")
 # Enough optimization steps to show a change, few enough for a test.
-BRIEF = {"steps": 2, "epochs": 1, "training_epochs": 1, "unlearning_epochs": 1}
+BRIEF = {
+    "steps": 2,
+    "epochs": 1,
+    "pretrain_epochs": 1,
+    "training_epochs": 1,
+    "unlearning_epochs": 1,
+}
 # Triggers whose images are the outcome of floating-point optimization or of a network.
 OPTIMIZED = ("label_consistent", "narcissus", "sleeper_agent", "steganographic")
 DEMO = (

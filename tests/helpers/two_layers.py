@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from tests.helpers.contexts import Small
 
@@ -58,3 +60,23 @@ class TwoLayers:
     def values(self) -> list[np.ndarray]:
         """w1, b1, w2, b2."""
         return [getattr(self, each.name) for each in fields(self) if each.name != "smooth"]
+
+
+class Precise(Small):
+    """A network in float64 that scales pixels to 0..1, flattens them, and applies `body`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        said: Tensor = self.body(images.flatten(1).double() / 255)
+        return said
+
+
+def precise(pixels: int, classes: int, seed: int, width: int = 8, *, norm: bool = False) -> Precise:
+    """Two linear layers with ReLU in float64 and random weights; with `norm`, batch normalization
+    before the ReLU."""
+    generator = torch.Generator().manual_seed(seed)
+    first, last = nn.Linear(pixels, width), nn.Linear(width, classes)
+    body = nn.Sequential(first, *[nn.BatchNorm1d(width)] * norm, nn.ReLU(), last).double()
+    with torch.no_grad():
+        for value in body.parameters():
+            value.copy_(torch.randn(value.shape, generator=generator))
+    return Precise(body).eval()

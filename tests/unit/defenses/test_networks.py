@@ -15,7 +15,7 @@ from backdoor_lab.core.types import Features
 from backdoor_lab.defenses.abl import ABL, ascent, lowest
 from backdoor_lab.defenses.asset import ASSET
 from backdoor_lab.defenses.base import DefenderKnowledge
-from backdoor_lab.defenses.confusion import ConfusionTraining, weighed, wrong_labels
+from backdoor_lab.defenses.confusion import ConfusionTraining
 from backdoor_lab.defenses.context import DefenseContext
 from backdoor_lab.defenses.curves import auroc
 from backdoor_lab.defenses.d_br import sensitivity, transformed
@@ -69,8 +69,12 @@ def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
     ("defense", "signal"),
     [
         (ABL(epochs=4), 0),
-        (ConfusionTraining(steps=60, shares=[0.5, 0.2], lr=0.05), 60),
-        (ASSET(steps=80, lr=0.1), 130),
+        (
+            ConfusionTraining(
+                steps=60, shares=[0.5, 0.2], lr=0.05, weight=20, pretrain_epochs=[0, 1, 1]
+            ),
+            60,
+        ),
     ],
     ids=lambda each: type(each).__name__,
 )
@@ -81,11 +85,37 @@ def test_planted_poison_scores_above_its_class(defense: ModelBasedFilter, signal
     assert found(defense, given) == found(defense, given)
 
 
-@pytest.mark.parametrize("defense", [ABL(epochs=1), ConfusionTraining(steps=3), ASSET(steps=4)])
+@pytest.mark.parametrize("defense", [ABL(epochs=1), ConfusionTraining(steps=3), ASSET()])
 def test_another_seed_gives_other_scores(defense: ModelBasedFilter) -> None:
     where = torch.arange(20)
     first, other = (defense.score_images(planted(seed), where).scores for seed in (3, 4))
     assert not torch.equal(first, other)
+
+
+def test_asset_gives_outliers_among_the_features_of_the_attacked_model_the_highest_losses() -> None:
+    images, labels = drawn(100, 1, 100)
+    images.view(100, -1)[94:, 3:], labels[94:] = 255, 0
+    attacked = trained(hidden(12, CLASSES), context(images, labels), 15)
+    given = context(images, labels, network=attacked, clean=drawn(60, 4, 100))
+    where = labels.eq(0).nonzero().flatten()
+    scores = ASSET(epochs=8, lr=0.03).score_images(given, where).scores
+    assert auroc(scores, where >= 94) > 0.9
+
+
+def test_asset_unlearns_a_single_outlier() -> None:
+    """Batch normalization refuses a batch of one image without positions."""
+    images, labels = drawn(24, 3, 100)
+    images.view(24, -1)[23:, 3:] = 255
+    given = context(images, labels, clean=drawn(30, 4, 100))
+    assert torch.isfinite(ASSET().score_images(given, torch.arange(24)).scores).all()
+
+
+@pytest.mark.parametrize("key", ["steps", "weight", "lr", "pretrain_epochs"])
+def test_confusion_training_needs_one_value_or_one_per_round(key: str) -> None:
+    assert [getattr(each, key.removeprefix("pretrain_")) for each in
+            ConfusionTraining(**{key: 7}).rounds] == [7] * 6  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"`defense\.{key}` must be one value.* the 6 rounds"):
+        ConfusionTraining(**{key: [7, 7]})
 
 
 def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
@@ -131,18 +161,8 @@ def test_unlikelihood_is_minus_log_of_one_minus_the_probability() -> None:
 
 def test_losses_combine_the_two_parts_of_a_batch() -> None:
     said, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
-    first, rest = (F.cross_entropy(said[a:b], labels[a:b]) for a, b in ((0, 2), (2, 6)))
-    assert torch.allclose(weighed(2, 20.0)(said, labels), (first + 19 * rest) / 20)
+    rest = F.cross_entropy(said[2:], labels[2:])
     assert torch.allclose(apart(2)(said, labels), unlikelihood(said[:2], labels[:2]) + rest)
-
-
-def test_wrong_labels_are_never_right_and_uniform_over_the_other_classes() -> None:
-    labels = torch.arange(4000) % 4
-    wrong = wrong_labels(labels, 4, torch.Generator().manual_seed(0))
-    assert not bool((wrong == labels).any())
-    counts = torch.bincount((wrong - labels) % 4, minlength=4).tolist()
-    assert counts[0] == 0
-    assert min(counts[1:]) > 1200
 
 
 def test_each_image_occurs_at_most_once_per_epoch() -> None:

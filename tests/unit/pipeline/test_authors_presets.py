@@ -15,6 +15,10 @@ from tests.helpers.project import CONF
 COSTLY = {
     "abl_authors": {"epochs": 10},
     "abl_unlearning_authors": {"epochs": 10, "training_epochs": 60},
+    "confusion_authors": {
+        "steps": [6000, 6000, 6000, 6000, 2000, 2000],
+        "pretrain_epochs": [100, 100, 40, 40, 40, 40],
+    },
     "neural_cleanse_authors": {"steps": 1000, "batches_per_step": 31},
     "spectre_authors": {"layer": "layer3.1.relu:input"},
 }
@@ -22,6 +26,7 @@ COSTLY = {
 SHORT = {
     "abl_authors": ("defense.epochs=1",),
     "abl_unlearning_authors": ("defense.epochs=1", "defense.training_epochs=1"),
+    "confusion_authors": ("defense.steps=2", "defense.pretrain_epochs=1"),
     "neural_cleanse_authors": ("defense.steps=2",),
     "spectre_authors": ("model.width=4",),
 }

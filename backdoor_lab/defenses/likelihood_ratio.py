@@ -1,0 +1,50 @@
+"""The end rule of confusion training: whether the fitted images of a class are a cluster."""
+
+from __future__ import annotations
+
+import math
+
+from backdoor_lab.core.lazy import Tensor, torch
+from backdoor_lab.numerics.singular import top_directions
+
+RATIO = 2.0
+"""Likelihood ratio above which a class is suspicious."""
+LARGEST_RATIO = 1.5
+"""The same for the class with the largest ratio."""
+ADDED = 1e-3
+"""Added to each entry of a covariance."""
+
+
+def suspects(values: Tensor, fitted: Tensor, labels: Tensor) -> Tensor:
+    """Returns the classes, int64 (k,), whose likelihood ratio (see `log_likelihood_ratio`) is above
+    2, and the one with the largest ratio if this is above 1.5."""
+    classes = labels.unique()
+    ratios = [log_likelihood_ratio(values[labels == y], fitted[labels == y]) for y in classes]
+    largest = max(ratios)
+    beyond = [r > math.log(LARGEST_RATIO if r == largest else RATIO) for r in ratios]
+    return classes[torch.tensor(beyond)]
+
+
+def log_likelihood_ratio(values: Tensor, fitted: Tensor) -> float:
+    """Returns the log-likelihood per image of one normal distribution for the `fitted` images of a
+    class and one for the others, minus that of the latter for all images.
+
+    `values` float64 (n, d) are projected on their top two principal directions, whose signs, which
+    are arbitrary, are chosen so that the mean is not negative. 0 if fewer than two images are
+    fitted or not fitted.
+    """
+    own = fitted.numpy()
+    if not 2 <= own.sum() <= len(own) - 2:
+        return 0.0
+    import numpy as np
+    from scipy.stats import multivariate_normal  # type: ignore[import-untyped]
+
+    _, directions = top_directions(values - values.mean(dim=0), 2)
+    points = (values @ directions).numpy()
+    points = np.where(points.mean(axis=0) < 0, -points, points)
+    others, ours = (
+        multivariate_normal(group.mean(axis=0), np.cov(group.T) + ADDED, allow_singular=True)
+        for group in (points[~own], points[own])
+    )
+    gain = ours.logpdf(points[own]) - others.logpdf(points[own])
+    return float(gain.sum()) / len(own)
