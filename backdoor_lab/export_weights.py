@@ -21,7 +21,7 @@ from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.small_files import UnreadableFileError, decode, read_json
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.results.seal import read_sealed
-from backdoor_lab.results.store_location import CONFIGURATION, STORE, find_store
+from backdoor_lab.results.store_location import CONFIGURATION, STORE, STORE_HELP, find_store
 from backdoor_lab.results.values import ratio_words
 
 
@@ -197,7 +197,7 @@ def _parser() -> Parser:
     parser.add_argument("--which", type=int, choices=(1, 2), default=2)
     parser.add_argument(
         "--store", type=path_of, metavar="FOLDER",
-        help="the store (default: that of the last run, else .store next to the sweep)",
+        help=STORE_HELP,
     )  # fmt: skip
     return parser
 

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="configuration; trigger=a,b or trigger=all shows several triggers",
+        help="a key of the configuration; trigger=a,b or trigger=all shows several triggers",
     )
     parser.add_argument(
         "--images",
@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=path_of, metavar="FOLDER",
         help=(
-            "folder or archive of your own images, to use instead of dataset=; the first N by"
-            " name"
+            "folder or archive of your own images, used instead of dataset=; the first images by"
+            " name are shown"
         ),
     )  # fmt: skip
     parser.add_argument(

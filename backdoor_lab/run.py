@@ -174,7 +174,7 @@ def _refuse_rerun() -> None:
            for word in sys.argv[1:]):  # fmt: skip
         raise ConfigError(
             "--experimental-rerun loads a pickle, which can run any code: repeat the command"
-            " instead, it resumes where it stopped"
+            " instead; it resumes where it stopped"
         )
 
 

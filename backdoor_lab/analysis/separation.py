@@ -74,7 +74,9 @@ def separation(values: Array, is_poison: Array) -> Separation:
     """
     n_poison = int(is_poison.sum())
     if not 0 < n_poison < len(values):
-        raise ValueError("both clean and poisoned examples are needed")
+        raise ValueError(
+            "the separation is defined only for both clean and poisoned examples together"
+        )
     centered, share = values - values.mean(axis=0), n_poison / len(values)
     clean = values[~is_poison] - values[~is_poison].mean(axis=0)
     delta = values[is_poison].mean(axis=0) - values[~is_poison].mean(axis=0)

@@ -19,10 +19,10 @@ from backdoor_lab.core.options import Parser, options, parser_of, path_of
 from backdoor_lab.core.terminal import plain, run_command
 from backdoor_lab.page.write import check_name, write_as_named
 from backdoor_lab.results.sweeps import one_sweep
-from backdoor_lab.tables.writers import FORMATS, terminal
+from backdoor_lab.tables.writers import FORMATS, OUT_HELP, terminal
 
 REFERENCE = "reference"
-HINT = f" (for the report's figures, write {REFERENCE})"
+HINT = f" (for the figures of the reproduced report, write {REFERENCE})"
 OPTIONS = ("by", "base", "values")
 
 
@@ -37,8 +37,8 @@ def _compare(asked: Namespace) -> int:
         check_name(asked.out, FORMATS)
     if REFERENCE in texts[:-1]:
         raise ConfigError(
-            f"`{REFERENCE}` must be the second argument: the figures of the report are subtracted"
-            " from those of the sweep"
+            f"`{REFERENCE}` must be the second argument: the figures of the reproduced report"
+            " are subtracted from those of the sweep"
         )
     sweeps = [one_sweep(text, HINT) for text in texts if text != REFERENCE]
     found = document(comparison_of(sweeps, report=REFERENCE in texts, **said))
@@ -56,7 +56,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "given", metavar="A | B | reference | by=NAME | base=VALUE | values=X,Y", nargs="+"
     )
-    parser.add_argument("--out", type=path_of, metavar="FILE.csv", help="also .md, .tex, .html")
+    parser.add_argument("--out", type=path_of, metavar="FILE.csv", help=OUT_HELP)
     return parser
 
 

@@ -54,7 +54,7 @@ SEVERAL_VERSIONS = (
     " triggers or defenses."
 )
 LONELY = "Not compared, because there is no completed cell to compare them with: {}."
-REPORT = "The report gives one run per cell."
+REPORT = "The reproduced report gives one run per cell."
 OUR_SEEDS = " The intervals therefore cover only the variation of our seeds."
 _LISTED = 12
 

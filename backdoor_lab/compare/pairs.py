@@ -106,8 +106,8 @@ def one_sweep(facts: CellFields, by: str, base: str) -> tuple[list[PairedGroup],
     ]
     if not any(side.pairs for side in sides):
         raise ConfigError(
-            f"no completed cell can be compared: for none with {by}={base} is there another that"
-            f" differs only in {by}"
+            f"nothing can be compared: no completed cell differs only in {by} from a completed cell"
+            f" with {by}={base}"
         )
     return sides, names
 
@@ -134,9 +134,9 @@ def with_report(facts: CellFields) -> tuple[PairedGroup, list[str]]:
     pairs = [MatchedCells(number, None) for number in known if facts.cells[number].done]
     if not pairs:
         raise ConfigError(
-            "the report's tables have no figures for any completed cell of this sweep; they"
-            f" contain only defense={reference.DEFENSE}, with the report's triggers, targets and"
-            " ratios"
+            "the tables of the reproduced report have no figures for any completed cell of this"
+            f" sweep; they cover only defense={reference.DEFENSE} and certain triggers, targets"
+            " and ratios"
         )
     missing = [number for number in known if not facts.cells[number].done]
     return PairedGroup("", pairs, missing), [*CHOICES, *_extra(facts, known)]

@@ -227,6 +227,6 @@ def train(
     with torch.enable_grad():
         for images, labels in batches:
             value = loss(network(images), labels)
-            descend(sgd, value, "a loss of the defense's own training")
+            descend(sgd, value, "a training loss of the defense")
             after()
     return network.eval()

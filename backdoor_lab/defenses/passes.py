@@ -54,7 +54,7 @@ class Passes:
             for part in track(batches_of(where, self.settings.batch_size), "batch"):
                 labels = self.context.labels[part].to(self.context.device)
                 value = loss(self.network(self.context.images(part, augment)), labels)
-                descend(self.sgd, value, "a loss of the defense's own training")
+                descend(self.sgd, value, "a training loss of the defense")
         self.network.eval()
 
 

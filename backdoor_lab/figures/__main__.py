@@ -18,7 +18,7 @@ from backdoor_lab.core.options import Parser, parser_of, path_of
 from backdoor_lab.core.terminal import plain, print_error, run_command
 from backdoor_lab.figures.inputs import SweepData
 from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
-from backdoor_lab.results.store_location import find_store
+from backdoor_lab.results.store_location import STORE_HELP, find_store
 from backdoor_lab.results.sweeps import find_sweeps, read_sweep
 from backdoor_lab.tables.layout import slug
 
@@ -103,7 +103,7 @@ def _parser() -> Parser:
         "--store",
         metavar="PATH",
         type=path_of,
-        help="the store (default: that of the last run, else .store next to the sweep)",
+        help=STORE_HELP,
     )
     parser.add_argument(
         "--most", metavar="N", type=int, default=MOST,

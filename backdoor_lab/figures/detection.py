@@ -43,7 +43,7 @@ def draw_scores(axes: Axes, bars: Histogram) -> None:
         axes.xaxis.set_major_locator(LogLocator(numticks=6))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_locator(NullLocator())
-    axes.set(xlabel="score", ylabel="% of each group", title="Scores in the target class")
+    axes.set(xlabel="score", ylabel="share of each group in %", title="Scores in the target class")
     axes.legend()
 
 

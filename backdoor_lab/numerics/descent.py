@@ -16,7 +16,7 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, name: str) -> None:
     """
     shutdown.check()
     if not bool(torch.isfinite(loss)):
-        raise DivergedError(f"{name} is {loss.item()}")
+        raise DivergedError(f"{name} is {loss.item()}; a lower learning rate may help")
     tensors = [each for group in optimizer.param_groups for each in group["params"]]
     optimizer.zero_grad()
     loss.backward(inputs=[each for each in tensors if each.requires_grad])

@@ -19,12 +19,12 @@ from backdoor_lab.page.page_pictures import is_triggered_late
 from backdoor_lab.page.write import check_name, write_as_named
 from backdoor_lab.results.artifact_reader import ArtifactReader, raw_records
 from backdoor_lab.results.records import CellRecord
-from backdoor_lab.results.store_location import find_store
+from backdoor_lab.results.store_location import STORE_HELP, find_store
 from backdoor_lab.results.sweeps import Sweep, one_sweep
 from backdoor_lab.results.values import flat, ratio_words, words
 from backdoor_lab.results.versions import SECTIONS, versioned
 from backdoor_lab.tables.markup import TextTable, short
-from backdoor_lab.tables.writers import FORMATS, Document, terminal
+from backdoor_lab.tables.writers import FORMATS, OUT_HELP, Document, terminal
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -169,7 +169,7 @@ def _parser(question: AnalysisSpec) -> Parser:
     parser.add_argument("folder", metavar="FOLDER", help="a sweep")
     parser.add_argument(
         "--store", metavar="PATH", type=path_of,
-        help="the store (default: that of the last run, else .store next to the sweep)",
+        help=STORE_HELP,
     )  # fmt: skip
-    parser.add_argument("--out", type=path_of, metavar="FILE.csv", help="also .md, .tex, .html")
+    parser.add_argument("--out", type=path_of, metavar="FILE.csv", help=OUT_HELP)
     return parser

@@ -15,6 +15,7 @@ ROOT_VARIABLE = "BACKDOOR_LAB_REPORTS"
 DEFAULT = "multirun_reports"
 DEFAULT_SAID = f"${ROOT_VARIABLE} or {DEFAULT}"
 STORE, CONFIGURATION = ".store", "multirun.yaml"
+STORE_HELP = "folder of the store (default: the store of the last run, or .store next to the sweep)"
 MAX_BYTES = 2**20
 
 

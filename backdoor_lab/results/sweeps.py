@@ -234,5 +234,6 @@ def _add(
         kept, left = left, kept
     found[cell.id] = kept
     sweep.warnings.append(
-        f"{sweep.folder / left[1]}: second record of {cell.id}, omitted; {kept[1]} is used"
+        f"{sweep.folder / left[1]}: this second record of {cell.id} is omitted; the one in"
+        f" {kept[1]} is used"
     )

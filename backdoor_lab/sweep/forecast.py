@@ -105,8 +105,8 @@ def _last(costs: Sequence[float], at_once: int, start: float) -> float:
 def _how(tried: Calibration) -> str:
     if not tried.speeds:
         return "nothing to compute"
-    processes = "one process" if tried.processes == 1 else f"{tried.processes} processes at a time"
-    return f"from a calibration on this machine, {processes} of {many(tried.threads, 'thread')}"
+    processes = "one process" if tried.processes == 1 else f"{tried.processes} parallel processes"
+    return f"calibrated on this machine with {processes} of {many(tried.threads, 'thread')}"
 
 
 def _unforeseen(work: Work) -> list[str]:

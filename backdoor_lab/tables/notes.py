@@ -25,8 +25,8 @@ INTERVAL = (
     "the mean and not clipped, so it may reach beyond 0 or 100. n= marks figures from fewer seeds."
 )
 CONVERGED = (
-    'Reference: the report says of its own runs that they "had to change training parameters to'
-    ' converge"; its tables do not say which.'
+    'Reference: the authors of the reproduced report "had to change training parameters to'
+    ' converge"; their tables do not say in which runs.'
 )
 EVERY_CLASS = (
     "label_mode=all_to_all: every class is attacked, and the target of an image is the class after "
@@ -152,8 +152,9 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
     set and model of the cells, `clean` the sizes of their training sets before poisoning."""
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
-        "Reference: the report's figures (Group 13, Tables 1 and 2) are for CIFAR-10 with"
-        " ResNet18; diff: our value minus the report's, in percentage points (#Pois Left: images). "
+        "Reference: the figures of the reproduced report (Group 13, Tables 1 and 2) are for"
+        " CIFAR-10 with ResNet18; diff: our value minus the report's, in percentage points (#Pois Left:"
+        " images). "
     )
     if ours == (reference.DATASET, reference.MODEL) and list(clean) == [reference.TRAINING_IMAGES]:
         return text + (

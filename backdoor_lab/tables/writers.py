@@ -54,3 +54,4 @@ FORMATS: dict[str, Callable[[Document], str]] = {
     "tex": latex,
     "html": page,
 }
+OUT_HELP = "file to write the table to: .csv, .md, .tex or .html"

@@ -61,12 +61,15 @@ REWORDED = {
     "all: mean over the lines of one measure, in which each line counts once; its interval shows "
     "how much the difference varies between lines. Its p values assume independent lines, so they "
     "are too small where lines share networks, images or seeds.",
-    "The report gives one run for each cell": "The report gives one run per cell",
+    "The report gives one run for each cell": "The reproduced report gives one run per cell",
     "Within pairs differs: ": "The two cells of a pair also differ in: ",
     "n= where a figure rests on fewer seeds": "n= marks figures from fewer seeds",
     "An empty place: (.*) A dash: ": r"Empty: \1 Dash: ",
-    "are CIFAR-10 with ResNet18; diff: ours minus theirs,":
-    "are for CIFAR-10 with ResNet18; diff: our value minus the report's,",
+    "the report's figures (.*) are CIFAR-10 with ResNet18; diff: ours minus theirs,":
+    r"the figures of the reproduced report \1 are for CIFAR-10 with ResNet18; diff: our value "
+    r"minus the report's,",
+    "the report says of its own runs that they (.*); its tables do not say which":
+    r"the authors of the reproduced report \1; their tables do not say in which runs",
     "Ours is (.*): this compares the shape and is no reproduction":
     r"This sweep used \1: the comparison shows trends and is not a reproduction",
     "the interval is of the mean": "the interval is that of the mean",

@@ -274,7 +274,7 @@ def test_figures_that_need_no_retraining_are_compared_without_it(tmp_path: Path)
         (["A", "nowhere"], "no such folder: nowhere"),
         (["A", "."], "contains 2 sweeps, but one is needed"),
         (["B", "A"], "they have no value of target in common"),
-        (["B", "reference"], "tables have no figures for any completed cell"),
+        (["B", "reference"], "have no figures for any completed cell"),
         (["A", "bases=1"], "Did you mean 'base='"),
         (["A", "reference", "--out", "x.txt"], "must end in one of .csv"),
     ],
@@ -435,7 +435,7 @@ def test_notes_on_seeds_and_exact_tests_count_pairs_within_lines(tmp_path: Path)
     """Six cells of one seed: the only interval is over cells, and there is no test over pairs."""
     made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]
     notes = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2").notes
-    assert "The report gives one run per cell." in notes
+    assert "The reproduced report gives one run per cell." in notes
     assert not any("exact tests are at least" in note for note in notes)
     made = [record(defense=d, seed=s, target=t, asr2=(s + 1) * v) for s in SEEDS[:3]
             for t in ("bird", "dog", "horse", "cat") for d, v in (("spectral", 0.1), ("none", 0.2))

@@ -149,14 +149,14 @@ def test_the_estimate_is_summarized_in_one_line(tmp_path: Path) -> None:
     hour = Amount(trained=1000, measured=2000, extracted=600)
     alone = describe(work_of(hour, cell=cell, trainings=2), IDLE, at_once=1).splitlines()
     assert alone[-1] == (
-        "1 cell, 0 done; 2 trainings to do: about 60 min (from a calibration on this machine, one"
+        "1 cell, 0 done; 2 trainings to do: about 60 min (calibrated on this machine with one"
         " process of 1 thread)"
     )
     tried = replace(IDLE, processes=2)
     said = describe(work_of(hour, hour, hour, cell=cell, trainings=6), tried, at_once=2)
     assert said.splitlines()[-1] == (
-        "3 cells, 0 done; 6 trainings to do: about 2.0 h with 2 cells at a time (from a calibration"
-        " on this machine, 2 processes at a time of 1 thread)"
+        "3 cells, 0 done; 6 trainings to do: about 2.0 h with 2 cells at a time (calibrated on"
+        " this machine with 2 parallel processes of 1 thread)"
     )
 
 
@@ -177,7 +177,7 @@ def test_the_estimate_shows_the_load_of_other_processes(
     tried = Calibration({"kind": slow}, 0.0, 1, 1, 1.5)
     work = work_of(Amount(trained=30), cell=cell_of(tmp_path))
     assert describe(work, tried, at_once=1).splitlines()[-3:] == [
-        "1 cell, 0 done; 0 trainings to do (from a calibration on this machine, one process of 1"
+        "1 cell, 0 done; 0 trainings to do (calibrated on this machine with one process of 1"
         " thread; other processes use 1.5 of 2 cores):",
         "  about 60 s, on an idle machine",
         "  about 4 min, with this load",
