@@ -26,7 +26,7 @@ from backdoor_lab.core.artifacts import (
     TensorFile,
     map_split,
 )
-from backdoor_lab.core.errors import DataError, LabError
+from backdoor_lab.core.errors import DataError, LabError, many
 from backdoor_lab.core.small_files import UnreadableFileError
 from backdoor_lab.core.store import read_manifest
 from backdoor_lab.core.validation import safe_name
@@ -214,13 +214,17 @@ class ArtifactReader:
         found = self._arrays(VERDICT, self._entry(record, "filter"))
         scores, keep = found["scores"].astype(np.float64), found["keep"].astype(bool)
         if scores.shape != (n,) or keep.shape != (n,):
-            raise ValueError(f"the filter result has {len(scores)} scores for {n} training images")
+            raise ValueError(
+                f"the filter stored {many(len(scores), 'score')} for {many(n, 'image')}"
+            )
         return StoredFilterResult(scores, keep)
 
     def _features(self, record: dict[str, Any], where: Array, n: int) -> Array:
         values = self._arrays(FEATURES, self._entry(record, "extract"))["values"]
         if values.ndim != 2 or len(values) != n:
-            raise ValueError(f"there are {len(values)} stored features for {n} training images")
+            raise ValueError(
+                f"the store has {many(len(values), 'feature row')} for {many(n, 'image')}"
+            )
         return values[where].astype(np.float64)
 
     def _losses(self, record: dict[str, Any], stage: str) -> Array:

@@ -153,8 +153,8 @@ def comparison(traits: dict[str, str], clean: Sequence[int]) -> str:
     ours = (traits.get("dataset", "any"), traits.get("model", "any"))
     text = (
         "Reference: the figures of the reproduced report (Group 13, Tables 1 and 2) are for"
-        " CIFAR-10 with ResNet18; diff: our value minus the report's, in percentage points (#Pois Left:"
-        " images). "
+        " CIFAR-10 with ResNet18; diff: our value minus the report's, in percentage points"
+        " (#Pois Left: images). "
     )
     if ours == (reference.DATASET, reference.MODEL) and list(clean) == [reference.TRAINING_IMAGES]:
         return text + (
