@@ -43,7 +43,7 @@ def test_the_report_experiment_is_refused_without_a_gpu_unless_trainer_is_cpu(
     assert len(refused[2].splitlines()) == 1
     code, said, errors, _ = done
     assert code == 0, errors
-    assert "1 cell, 0 done; 1 training to do: about" in said
+    assert "1 cell, 0 done; 1 training to do" in said
     assert said.index("1 training to do") < said.index("### ")
     (record,) = (json.loads(path.read_text()) for path in tmp_path.rglob("record.json"))
     assert record["status"] == "done"
