@@ -30,7 +30,7 @@ class ANP(ModelRepair):
 
     by SGD with learning rate `lr` and momentum 0.9, in `steps` batches of `batch_size` drawn with
     replacement from at most `clean_images` of the held-out clean images, augmented as in training.
-    Channels whose final mask is below `threshold` are pruned: γ = 0.
+    Channels whose final mask is at most `threshold` are pruned: γ = 0.
 
     Batches are normalized by their own statistics. All defaults are the paper's, whose 500 images
     are 1 % of CIFAR-10.
@@ -65,8 +65,8 @@ class ANP(ModelRepair):
         pruned = 0
         with torch.no_grad():
             for (_, module), mask in zip(norms, masks, strict=True):
-                module.weight[mask < self.threshold] = 0
-                pruned += int((mask < self.threshold).sum())
+                module.weight[mask <= self.threshold] = 0
+                pruned += int((mask <= self.threshold).sum())
         return network, {"pruned": pruned, "of": sum(len(mask) for mask in masks)}
 
     def masks(self, context: DefenseContext) -> list[Tensor]:
