@@ -24,8 +24,8 @@ class _MissingError(Exception):
 
 def drift(methods: Iterable[Method], root: Path = ROOT, conf: Path | None = None) -> list[str]:
     """Compare the YAML files with the configuration and the code. Returns one line for each option,
-    constant or quoted text that differs, for each option without a row, and for each trigger or
-    defense in `conf` without an entry."""
+    constant, default value of a class or quoted text that differs, for each option without a row,
+    and for each trigger or defense in `conf` without an entry."""
     conf = conf or conf_dir()
     every = list(methods)
     found = [line for method in every for line in _drift_of(method, root, conf)]
@@ -46,6 +46,7 @@ def _drift_of(method: Method, root: Path, conf: Path) -> list[str]:
         ]
     options = _options(path)
     found = [line for row in method.rows for line in _check(row, method, options, root)]
+    found += _defaults(method, options, root)
     described = {row.key.partition(".")[0] for row in method.rows if row.kind == "option"}
     lacking = [key for key in options if key not in (*NOT_OPTIONS, *described)]
     return found + [
@@ -69,6 +70,27 @@ def _check(row: Row, method: Method, options: dict[str, Any], root: Path) -> lis
             )
     except (_MissingError, OSError) as error:
         found.append(f"{method.name}: {error}")
+    return found
+
+
+def _defaults(method: Method, options: dict[str, Any], root: Path) -> list[str]:
+    """Compare the numbers in the signature of a method's class with the table. Not for presets,
+    whose names are not that of their file: they differ on purpose."""
+    path = root / method.component
+    kind = str(options.get("_target_")).rpartition(".")[2]
+    found = []
+    for row in method.rows if path.stem == method.name else ():
+        if row.kind != "option":
+            continue
+        try:
+            default = constant(path, f"{kind}.__init__.{row.key}")
+        except (_MissingError, OSError):
+            continue
+        if isinstance(default, int | float) and not same(row.ours, default):
+            found.append(
+                f"{method.name}: the default of {row.key} in {kind} is {default!r}, but the"
+                f" fidelity table says {row.ours!r}"
+            )
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import shutil
 from pathlib import Path
@@ -14,11 +13,11 @@ import yaml
 from backdoor_lab.core.errors import DataError
 from backdoor_lab.fidelity import ours
 from backdoor_lab.fidelity.__main__ import main
-from backdoor_lab.fidelity.ours import constant, drift
+from backdoor_lab.fidelity.ours import drift
 from backdoor_lab.fidelity.rules import contradictions
 from backdoor_lab.fidelity.table import GROUPS, Method, Row, Source, methods, same
 from tests.helpers.mutations import GOLDEN, golden_modules, mutations_of
-from tests.helpers.project import CONF, PACKAGE, ROOT, tree
+from tests.helpers.project import CONF, PACKAGE, ROOT
 
 EVERY = methods()
 SOURCE = Source("owner/name", "0123456", "a.py", 1, "x = 1")
@@ -51,31 +50,6 @@ def test_the_statuses_follow_from_the_rows() -> None:
 
 def test_defaults_and_constants_are_as_the_table_says() -> None:
     assert drift(EVERY.values()) == []
-
-
-@pytest.mark.parametrize("path", sorted((PACKAGE / "attacks").glob("*.py")), ids=lambda p: p.stem)
-def test_every_number_that_a_trigger_defines_has_a_row(path: Path) -> None:
-    """Constants of modules and classes. CHUNK bounds memory and changes nothing."""
-    component = f"attacks/{path.name}"
-    rows = {row.key for each in EVERY.values() if each.component == component for row in each.rows}
-    if not rows:
-        return
-    names = [*assigned(tree(path)), *(f"{node.name}.{name}" for node in tree(path).body
-             if isinstance(node, ast.ClassDef) for name in assigned(node))]  # fmt: skip
-    numbers = {name for name in names if numeric(constant(path, name))}
-    assert numbers - rows <= {"CHUNK"}
-
-
-def assigned(scope: ast.Module | ast.ClassDef) -> list[str]:
-    values = [each for each in scope.body if isinstance(each, ast.Assign | ast.AnnAssign)]
-    targets = [each.targets[0] if isinstance(each, ast.Assign) else each.target for each in values]
-    return [each.id for each in targets if isinstance(each, ast.Name)]
-
-
-def numeric(value: object) -> bool:
-    if isinstance(value, list | tuple):
-        return bool(value) and all(map(numeric, value))
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def test_components_and_golden_tests_exist() -> None:
@@ -182,6 +156,15 @@ def test_a_changed_constant_is_found(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("(3 / 8, 5 / 8, 7 / 8)", "(1 / 8, 5 / 8, 7 / 8)"))
     (line,) = drift(EVERY.values(), root, conf)
     assert line.startswith("sleeper_agent: MILESTONES is ")
+
+
+def test_a_changed_default_of_the_class_is_found(tmp_path: Path) -> None:
+    root, conf = copies(tmp_path)
+    path = root / "defenses/anp.py"
+    path.write_text(path.read_text().replace("eps: float = 0.4", "eps: float = 0.5"))
+    assert drift(EVERY.values(), root, conf) == [
+        "anp: the default of eps in ANP is 0.5, but the fidelity table says 0.4"
+    ]
 
 
 def test_a_new_option_and_a_new_method_are_missing_in_the_table(tmp_path: Path) -> None:
@@ -291,14 +274,3 @@ def test_a_preset_has_the_rows_of_its_base_with_its_own_in_their_place(tmp_path:
     found = read(tmp_path, yaml.safe_dump({"made": {**ENTRY, "rows": rows}, "made_more": own}))
     assert [(row.key, row.ours) for row in found["made_more"].rows] == [("x", 9), ("y", 2)]
     assert found["made_more"].component == "defenses/made.py"
-
-
-def test_constants_are_read_without_importing(tmp_path: Path) -> None:
-    path = tmp_path / "module.py"
-    path.write_text(
-        "import nowhere\nA = 1.5\nB: float = 2 ** 3 / 4\nC = f(3)\n"
-        "class K:\n    D = (1, 2)\n    def __init__(self, a, e=7, *, g='h'): ...\n"
-        "def function(i=-1): ...\n"
-    )
-    names = ("A", "B", "C", "K.D", "K.__init__.e", "K.__init__.g", "function.i")
-    assert [constant(path, name) for name in names] == [1.5, 2.0, "f(3)", (1, 2), 7, "h", -1]

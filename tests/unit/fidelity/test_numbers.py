@@ -1,0 +1,74 @@
+"""Every number that the modules of methods define has a row in the fidelity table."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from backdoor_lab.fidelity.ours import constant
+from backdoor_lab.fidelity.table import methods
+from tests.helpers.project import PACKAGE, tree
+
+DESCRIBED = {
+    row.key if ":" in row.key else f"{each.component}:{row.key}"
+    for each in methods().values() for row in each.rows if row.kind == "constant"
+}  # fmt: skip
+PLACES = {key.partition(":")[0] for key in DESCRIBED}
+MEMORY = {"CHUNK", "CHUNK_BYTES", "TEMPORARIES", "BLOCK"}
+NO_SETTINGS = {"defenses/anp.py:START", "defenses/neural_cleanse.py:Smallest.unimproved",
+               "defenses/curves.py:POINTS", "attacks/base.py:Trigger.cover_rate",
+               "attacks/plan.py:PoisonSpec.cover_rate"}  # fmt: skip
+"""The number of a random stream, a counter, the length of a curve in a figure, and the rate 0 of
+triggers without covers."""
+
+
+def numbers_of(path: Path) -> set[str]:
+    """The public constants of a module and its classes that are numbers."""
+    names = [*assigned(tree(path)), *(f"{node.name}.{name}" for node in tree(path).body
+             if isinstance(node, ast.ClassDef) for name in assigned(node))]  # fmt: skip
+    return {name for name in names if "._" not in name and numeric(constant(path, name))}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [f"{folder}/{path.name}" for folder in ("attacks", "defenses", "numerics")
+     for path in sorted((PACKAGE / folder).glob("*.py"))
+     if folder != "numerics" or f"numerics/{path.name}" in PLACES],
+)  # fmt: skip
+def test_every_number_that_a_method_defines_has_a_row(place: str) -> None:
+    """Except bounds of memory, which change nothing. Of numerics/, the modules that a row names."""
+    numbers = {f"{place}:{name}" for name in numbers_of(PACKAGE / place) - MEMORY}
+    assert numbers - DESCRIBED <= NO_SETTINGS
+
+
+def test_the_numbers_of_modules_and_classes_are_found() -> None:
+    assert numbers_of(PACKAGE / "defenses/scan.py") == {"STEPS"}
+    assert numbers_of(PACKAGE / "defenses/elliptic_envelope.py") == {
+        "EllipticEnvelope.rows_per_component"
+    }
+
+
+def assigned(scope: ast.Module | ast.ClassDef) -> list[str]:
+    values = [each for each in scope.body if isinstance(each, ast.Assign | ast.AnnAssign)
+              and each.value is not None]  # fmt: skip
+    targets = [each.targets[0] if isinstance(each, ast.Assign) else each.target for each in values]
+    return [each.id for each in targets if isinstance(each, ast.Name)]
+
+
+def numeric(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return bool(value) and all(map(numeric, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def test_constants_are_read_without_importing(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import nowhere\nA = 1.5\nB: float = 2 ** 3 / 4\nC = f(3)\n"
+        "class K:\n    D = (1, 2)\n    def __init__(self, a, e=7, *, g='h'): ...\n"
+        "def function(i=-1): ...\n"
+    )
+    names = ("A", "B", "C", "K.D", "K.__init__.e", "K.__init__.g", "function.i")
+    assert [constant(path, name) for name in names] == [1.5, 2.0, "f(3)", (1, 2), 7, "h", -1]
