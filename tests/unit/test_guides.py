@@ -14,9 +14,8 @@ from tests.helpers.project import CONF, ROOT
 
 README = (ROOT / "README.md").read_text()
 CONFIGURATION = (CONF / "README.md").read_text()
-PRESETS = {"spectral_uncentered", "spectral_every_class"} | {
-    path.stem for path in (CONF / "defense").glob("*_authors.yaml")
-}
+AUTHORS = {path.stem for path in (CONF / "defense").glob("*_authors.yaml")}
+PRESETS = {"spectral_uncentered", "spectral_every_class"} | AUTHORS
 CONTROLS = {"none", "random", "oracle", "clean_data"}
 
 
@@ -68,9 +67,9 @@ def test_every_folder_for_readers_has_a_readme(folder: str) -> None:
 def test_readme_lists_every_method_data_set_and_protocol() -> None:
     filters, repairs = item("Filters"), item("Repairs")
     assert item("Triggers") == options("trigger")
-    assert filters | repairs == options("defense") - PRESETS - CONTROLS
+    assert filters | repairs == options("defense") - AUTHORS - CONTROLS
     assert not filters & repairs
-    assert item("Data sets") == options("dataset") - {"synthetic_small"}
+    assert item("Data sets") == options("dataset")
     assert item("Protocols") == options("protocol")
 
 
@@ -101,11 +100,16 @@ def test_the_findings_in_readme_match_the_records() -> None:
     }
     assert f"AUROC {literal['pattern']:.2f} and {literal['pixel']:.2f}" in said
     left = {
-        r["config"]["protocol"]["layer"]: r["counts"]["pois_left"]
-        for r in records("paper/width")
-        if r["choices"]["defense"] == "spectral"
+        (r["choices"]["target"], r["config"]["protocol"]["layer"]): r["counts"]["pois_left"]
+        for folder in ("layers", "layers_horse")
+        for r in records(f"paper/{folder}")
+        if (r["choices"]["trigger"], r["choices"]["ratio"], r["choices"]["defense"])
+        == ("pattern", 0.1, "spectral")
     }
-    assert f"{left['layer4.0']} images left, not {left['penultimate']}" in said
+    near, last = (
+        f"{left['bird', layer]} and {left['horse', layer]}" for layer in ("layer4.0", "penultimate")
+    )
+    assert f"{near} images left, not {last} (pattern)" in said
     mixed = {
         (recipe, trigger): sum(counts) / len(counts)
         for recipe in ("demo", "demo_mixup")
