@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from backdoor_lab.fidelity.table import Method, Row, same
 from backdoor_lab.identity.sources import ROOT, conf_dir
 
 NOT_OPTIONS = ("_target_", "name")
+_ELSEWHERE = re.compile(r"(?P<place>[\w/]+\.py): (?P<text>.+)")
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
     ast.Pow: operator.pow,
@@ -64,13 +66,18 @@ def _check(row: Row, method: Method, options: dict[str, Any], root: Path) -> lis
                     f"{method.name}: {row.key} is {current!r}, but the fidelity table says"
                     f" {row.ours!r}"
                 )
-        if row.token and row.token not in (root / method.component).read_text():
-            found.append(
-                f"{method.name}: the quoted text {row.token!r} is not in {method.component}"
-            )
+        place, text = _quoted(row.token, method.component)
+        if text not in (root / place).read_text():
+            found.append(f"{method.name}: the quoted text {text!r} is not in {place}")
     except (_MissingError, OSError) as error:
         found.append(f"{method.name}: {error}")
     return found
+
+
+def _quoted(token: str, component: str) -> tuple[str, str]:
+    """The file of a quoted text, `component` unless the text begins with another, and the text."""
+    match = _ELSEWHERE.fullmatch(token)
+    return (match["place"], match["text"]) if match else (component, token)
 
 
 def _defaults(method: Method, options: dict[str, Any], root: Path) -> list[str]:

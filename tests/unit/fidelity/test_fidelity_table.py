@@ -193,6 +193,25 @@ def test_a_removed_option_method_or_text_is_found(tmp_path: Path) -> None:
     )
 
 
+def test_a_changed_step_in_another_file_is_found(tmp_path: Path) -> None:
+    root, conf = copies(tmp_path)
+    path = root / "numerics/gram_ranges.py"
+    path.write_text(path.read_text().replace("gram.sign() * gram.abs()", "gram.abs()"))
+    (line,) = drift(EVERY.values(), root, conf)
+    assert line.startswith("beatrix: the quoted text 'gram.sign() * gram.abs() ** (1 / p)' is not")
+    assert line.endswith(" in numerics/gram_ranges.py")
+
+
+def test_every_step_of_a_defense_that_its_authors_describe_quotes_our_code() -> None:
+    """Except steps that a method does not have, and the features that it is given."""
+    lacking = {
+        f"{each.name}: {row.key}" for each in EVERY.values() if each.group == "defense"
+        for row in each.rows if row.kind == "step" and row.sources and not row.token
+        and not str(row.ours).startswith(("none", "protocol.layer"))
+    }  # fmt: skip
+    assert lacking == set()
+
+
 def test_the_command_exits_with_1_if_a_default_drifts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
