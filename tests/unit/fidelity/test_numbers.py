@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 from pathlib import Path
+from pydoc import locate
+from typing import cast
 
 import pytest
+from omegaconf import OmegaConf
 
+from backdoor_lab.defenses.base import SampleFilter
 from backdoor_lab.fidelity.ours import constant
 from backdoor_lab.fidelity.table import methods
-from tests.helpers.project import PACKAGE, tree
+from tests.helpers.project import CONF, PACKAGE, tree
 
 DESCRIBED = {
     row.key if ":" in row.key else f"{each.component}:{row.key}"
@@ -48,6 +52,21 @@ def test_the_numbers_of_modules_and_classes_are_found() -> None:
     assert numbers_of(PACKAGE / "defenses/elliptic_envelope.py") == {
         "EllipticEnvelope.rows_per_component"
     }
+
+
+def test_every_published_filter_says_what_the_protocol_decides() -> None:
+    shared = {f"defenses/options.py:FilterOptions.{key}"
+              for key in ("removal_budget", "filter_scope")}  # fmt: skip
+    published = [each for each in methods().values()
+                 if each.group == "defense" and each.status != "ours"]  # fmt: skip
+    filters = [each for each in published if issubclass(kind_of(each.name), SampleFilter)]
+    assert len(filters) > 8
+    lacking = [each.name for each in filters if not shared <= {row.key for row in each.rows}]
+    assert lacking == []
+
+
+def kind_of(defense: str) -> type:
+    return cast(type, locate(OmegaConf.load(CONF / f"defense/{defense}.yaml")["_target_"]))
 
 
 def assigned(scope: ast.Module | ast.ClassDef) -> list[str]:
