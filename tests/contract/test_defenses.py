@@ -177,8 +177,11 @@ def test_the_parametrized_lists_contain_every_kind_of_control_and_filter() -> No
 
 
 @pytest.mark.parametrize("classes", ["target", "all"])
-def test_a_filter_result_covers_every_example(name: str, classes: str) -> None:
-    """scores float64 (n,), keep bool (n,), and notes that can be written to a record."""
+def test_a_filter_result_has_a_score_and_a_decision_for_every_example(
+    name: str, classes: str
+) -> None:
+    """The result has float64 scores and a boolean keep mask, both of shape (n,), and notes that can
+    be written to a record."""
     features = planted()
     verdict = judged(made(name, filter_scope=classes), features)
     n = len(features.labels)
@@ -246,8 +249,8 @@ def test_a_control_that_ignores_the_features_reports_no_progress(name: str) -> N
 
 
 @pytest.mark.parametrize("name", [each for each in FILTERS if not trains(each)])
-def test_shuffling_the_examples_shuffles_the_scores_alike(name: str) -> None:
-    """Without ties the same examples are removed, too."""
+def test_shuffling_the_examples_shuffles_the_scores_in_the_same_way(name: str) -> None:
+    """If no scores are tied, the same examples are removed, too."""
     defense, features = made(name), planted()
     order = torch.randperm(len(features.labels), generator=torch.Generator().manual_seed(3))
     shuffled = judged(defense, Features(features.values[order], features.labels[order]))
@@ -283,8 +286,8 @@ def test_a_filter_scores_only_the_examined_classes(name: str) -> None:
     ("budget", "removed"), [("1.5eps", 9), ("15%", 4), ("p85", 4), ("7", 7), ("0", 0)]
 )
 def test_filters_remove_exactly_the_budget(name: str, budget: str, removed: int) -> None:
-    """A filter and its random control remove exactly the budget (of 24 in the class); the other
-    controls ignore it."""
+    """Of 24 examples in the class, a filter and its random control remove exactly the budget; the
+    other controls ignore it."""
     defense, features = made(name, removal_budget=budget, filter_scope="target"), planted()
     assert torch.bincount(features.labels).tolist() == [18, 24, 18]
     gone = int((~judged(defense, features).keep).sum())
@@ -409,7 +412,8 @@ def test_every_defense_accepts_the_filter_options(name: str) -> None:
 
 
 def test_only_filters_have_the_options_parameter(name: str) -> None:
-    """They take all options as one object, and no constructor has an argument for a single one."""
+    """Filters take all options as one object, and no constructor has an argument for a single
+    option."""
     known = set(inspect.signature(type(made(name))).parameters)
     assert not known & set(OPTION_KEYS)
     assert ("options" in known) == isinstance(made(name), SampleFilter)
@@ -426,8 +430,8 @@ def test_a_bad_filter_option_is_refused_by_every_defense(name: str, wrong: dict[
         made(name, **wrong)
 
 
-def test_the_random_control_removes_as_many_images_per_class_as_its_filter() -> None:
-    """It removes other examples than the filter, and its seed decides which."""
+def test_the_random_control_removes_as_many_images_per_class_as_the_filter() -> None:
+    """The removed examples differ from those that the filter removes and depend on the seed."""
     features = planted()
     options = {"filter_scope": "all", "removal_budget": "20%"}
     by_filter = judged(made("spectral", **options), features)
@@ -442,7 +446,8 @@ def test_the_random_control_removes_as_many_images_per_class_as_its_filter() -> 
 
 
 def test_filter_scope_suspicious_finds_the_poisoned_class() -> None:
-    """Given neither target nor ε, the filter picks the planted class; max_removed still applies."""
+    """With neither the target nor ε given, the filter finds the poisoned class; max_removed still
+    applies."""
     labels = torch.arange(300) % 6
     values = torch.randn(300, 4, generator=torch.Generator().manual_seed(2))
     poison = (labels == 4).nonzero().flatten()[:10]

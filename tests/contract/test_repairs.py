@@ -105,7 +105,7 @@ def test_random_choices_of_a_repair_depend_only_on_the_seed(name: str) -> None:
     assert same(first, again)
 
 
-def test_a_repair_reports_its_progress_without_changing_its_result(
+def test_reporting_progress_does_not_change_the_result_of_a_repair(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The progress of every loop over epochs, batches, classes or steps reaches its total."""
@@ -142,7 +142,7 @@ def test_repairs_that_do_not_require_clean_images_do_not_use_them(name: str) -> 
 
 
 def test_a_repair_accepts_filter_options_and_ignores_them(name: str) -> None:
-    """So that one sweep can set them for filters and repairs alike."""
+    """One sweep can therefore set them for filters and repairs alike."""
     options: dict[str, Any] = {"filter_scope": "all", "removal_budget": "10%", "center": False}
     changed = made(name, max_removed="50%", **options)
     assert not set(inspect.signature(type(changed)).parameters) & {"options", *OPTION_KEYS}

@@ -109,7 +109,8 @@ def test_the_parametrized_list_contains_the_known_triggers() -> None:
 def test_triggered_images_keep_their_shape_and_dtype(
     name: str, channels: int, size: tuple[int, int]
 ) -> None:
-    """For any channel count and image size, odd ones too: test images, poison and covers."""
+    """This holds for any channel count and image size, odd sizes too, and for test images, poison
+    and covers."""
     images = noise(3, channels, *size)
     before = images.clone()
     trigger = ready(name, channels, *size)
@@ -143,7 +144,8 @@ def test_poison_and_covers_depend_only_on_the_seed(trigger: Trigger) -> None:
 def test_a_trigger_reports_its_optimization_steps_as_progress(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """During preparation or poisoning; the poison is the same as without an observer."""
+    """The steps are reported during preparation or poisoning; the poison is the same as without an
+    observer."""
     images, labels = noise(6), torch.full((6,), 1)
 
     def poisoned() -> Tensor:
@@ -182,7 +184,7 @@ def test_triggered_images_do_not_share_memory_with_the_clean_images(trigger: Tri
 
 
 def test_a_trigger_gives_the_same_result_for_views_and_copies(trigger: Trigger) -> None:
-    """Slices and channels-last images."""
+    """The views are slices and channels-last images."""
     images = noise(6)
     before = images.clone()
     assert torch.equal(trigger(images[::2]), trigger(images[::2].clone()))
@@ -240,7 +242,7 @@ def test_a_trigger_refuses_images_of_other_dtypes_and_layouts(
 
 
 def test_triggered_images_stay_on_the_device_of_the_clean_images(trigger: Trigger) -> None:
-    """`meta` stands in for a GPU."""
+    """The device `meta` stands in for a GPU."""
     on_device = trigger(noise(2).to("meta"))
     assert on_device.device.type == "meta"
     if torch.cuda.is_available():

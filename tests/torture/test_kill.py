@@ -56,8 +56,8 @@ def killed(root: Path, fault: str, *overrides: str) -> int:
 def test_resume_after_sigkill_recomputes_no_finished_stage(
     fault: str, unbroken: dict, tmp_path: Path
 ) -> None:
-    """SIGKILL before, in and after every stage and inside both trainings; then the same run
-    again."""
+    """The run is killed before, in and after every stage and inside both trainings, and then
+    repeated."""
     assert killed(tmp_path, fault) == signal.SIGKILL
     published = {
         str(path.parent) for path in (tmp_path / "store").glob("*/[0-9a-f]*/manifest.json")
@@ -76,7 +76,7 @@ def test_resume_after_sigkill_recomputes_no_finished_stage(
 def test_resume_after_sigkill_reuses_the_finished_preparation_of_an_attack(
     fault: str, unbroken_prepared: dict, tmp_path: Path
 ) -> None:
-    """SIGKILL around the stages of the attack; then the same run again."""
+    """The run is killed around the stages of the attack, and then repeated."""
     assert killed(tmp_path, fault, *PREPARED) == signal.SIGKILL
     record = run_here(tmp_path / "store", tmp_path / "cell", *PREPARED)
     assert lasting(record) == unbroken_prepared
@@ -84,10 +84,10 @@ def test_resume_after_sigkill_reuses_the_finished_preparation_of_an_attack(
         assert len([*(tmp_path / "store" / stage).glob("[0-9a-f]*/manifest.json")]) == 1
 
 
-def test_training_resumes_from_its_last_epoch(
+def test_training_resumes_from_the_last_finished_epoch(
     unbroken: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed in the third epoch, only the third epoch is trained again."""
+    """If the training is killed in the third epoch, only the third epoch is trained again."""
     steps_per_epoch = unbroken["counts"]["n_train"] // 32
     fault = f"train.step:kill:{2 * steps_per_epoch + 1}"
     assert killed(tmp_path, fault) == signal.SIGKILL

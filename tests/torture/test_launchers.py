@@ -29,8 +29,8 @@ def statuses(folder: Path) -> list[str]:
     return sorted(json.loads(path.read_text())["status"] for path in found)
 
 
-def test_submitit_local_completes_a_sweep(tmp_path: Path) -> None:
-    """Each cell in its own process; the tables are written."""
+def test_the_launcher_submitit_local_completes_a_sweep(tmp_path: Path) -> None:
+    """Each cell runs in its own process, and the tables are written."""
     program = start(tmp_path, "hydra/launcher=submitit_local", "target=bird,dog")
     said, _ = program.communicate(timeout=240)
     assert program.returncode == 0, said
@@ -38,8 +38,8 @@ def test_submitit_local_completes_a_sweep(tmp_path: Path) -> None:
     assert "| dog" in said
 
 
-def test_ray_completes_a_sweep(tmp_path: Path) -> None:
-    """A local Ray, started for the sweep: each cell in its own worker with one core."""
+def test_the_launcher_ray_completes_a_sweep(tmp_path: Path) -> None:
+    """A local Ray is started for the sweep; each cell runs in its own worker with one core."""
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="the extra `ray` is not there")
     program = start(tmp_path, "hydra/launcher=ray", "target=bird,dog", "trainer.threads=null")
     said, _ = program.communicate(timeout=240)

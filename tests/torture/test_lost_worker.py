@@ -92,10 +92,10 @@ def kill_one_in_training(cwd: Path, program: subprocess.Popen[str], *, parent: b
 
 @pytest.mark.parametrize("workers", [2, 8])
 @pytest.mark.parametrize(("action", "number"), [("kill", 9), ("segv", 11)])
-def test_workers_that_die_at_each_stage_only_fail_their_own_cells(
+def test_a_worker_that_dies_at_any_stage_affects_only_its_own_cell(
     action: str, number: int, workers: int, tmp_path: Path
 ) -> None:
-    """Nine of ten cells die, each in another stage; the tenth completes."""
+    """Nine of ten cells die, each in a different stage; the tenth completes."""
     plans = [
         f"{where.partition(':')[0]}:{action}:{where.partition(':')[2]}:-{target}-"
         for target, (where, _) in DEATHS.items()
@@ -128,7 +128,8 @@ def needs_ray() -> None:
 def test_the_cell_of_a_killed_worker_is_retried_and_completes(
     launcher: str, tmp_path: Path
 ) -> None:
-    """kill -9 from outside during training: only that cell runs again, from its last epoch."""
+    """The worker gets SIGKILL during training; only its cell runs again, from the last finished
+    epoch."""
     if launcher == "ray":
         needs_ray()
     program = start(
@@ -215,7 +216,8 @@ def test_fail_fast_starts_no_cell_after_the_first_failure(tmp_path: Path) -> Non
 
 
 def test_cells_that_share_a_diverging_network_train_it_once(tmp_path: Path) -> None:
-    """All fail in the same way; the same command trains it once more."""
+    """All of these cells fail in the same way; running the command again trains the network once
+    more."""
     sweep = ("defense=spectral,none,random", "recipe.lr=1e30", "hydra/launcher=joblib")
     for _ in range(2):
         code, said = run(tmp_path, *sweep)

@@ -57,7 +57,9 @@ def outcome(copy: Path, module: Path, *more: str) -> tuple[int, list[str]]:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("module", golden_modules(), ids=lambda path: path.stem)
-def test_a_copy_without_mutation_passes(copy: Path, module: Path) -> None:
+def test_golden_tests_pass_in_a_copy_of_the_package_without_mutation(
+    copy: Path, module: Path
+) -> None:
     assert outcome(copy, module) == (0, [])
 
 
@@ -68,7 +70,7 @@ def test_a_copy_without_mutation_passes(copy: Path, module: Path) -> None:
 def test_a_golden_test_fails_for_a_wrong_formula(
     copy: Path, module: Path, mutation: Mutation
 ) -> None:
-    """By an assertion, not because the mutated code cannot be imported or run."""
+    """The test fails by an assertion, not because the mutated code cannot be imported or run."""
     mutation.apply(copy / "backdoor_lab")
     code, failed = outcome(copy, module)
     assert code == 1, f"{mutation} survives"
@@ -94,7 +96,9 @@ def test_double():
     ],
     ids=["right", "survives", "wrong", "name error"],
 )
-def test_only_a_failed_assertion_counts(copy: Path, text: str, code: int, asserted: bool) -> None:
+def test_only_a_failed_assertion_counts_as_a_detected_mutation(
+    copy: Path, text: str, code: int, asserted: bool
+) -> None:
     (copy / "backdoor_lab/numerics/made.py").write_text(text)
     (copy / "tests/golden/test_made.py").write_text(MADE)
     found, failed = outcome(copy, ROOT / "tests/golden/test_made.py")
@@ -102,7 +106,7 @@ def test_only_a_failed_assertion_counts(copy: Path, text: str, code: int, assert
     assert any(message.startswith(ASSERTIONS) for message in failed) == asserted
 
 
-def test_code_that_cannot_be_imported_does_not_count(copy: Path) -> None:
+def test_code_that_cannot_be_imported_does_not_count_as_a_detected_mutation(copy: Path) -> None:
     (copy / "backdoor_lab/numerics/made.py").write_text("def double(x:\n")
     (copy / "tests/golden/test_made.py").write_text(MADE)
     with pytest.raises(AssertionError):

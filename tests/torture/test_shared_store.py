@@ -51,7 +51,7 @@ def counted(folder: Path) -> None:
 def test_four_processes_running_the_same_cell_train_its_networks_once(
     attempt: int, tmp_path: Path
 ) -> None:
-    """All end with the same record after two trainings in total."""
+    """All processes end with the same record, after two trainings in total."""
     codes = side_by_side(tmp_path, [()] * 4, time.monotonic() + 0.3)
     assert codes == [0, 0, 0, 0]
     records = [json.loads(path.read_text()) for path in tmp_path.glob("cell*/record.json")]

@@ -96,7 +96,7 @@ def test_slurm_runs_the_cells_of_a_sweep_as_one_job_array(lab: Lab, tmp_path: Pa
 
 
 def test_a_requeued_slurm_job_resumes_its_training(lab: Lab, tmp_path: Path) -> None:
-    """scontrol requeue in the middle of training."""
+    """The job is requeued with scontrol in the middle of training."""
     program = sweep(lab, tmp_path, "trigger=pixel", *SLOW)
     training(lab, tmp_path, program)
     (task,) = (job for job, state, _ in lab.jobs() if state == "RUNNING")
@@ -113,10 +113,8 @@ def test_a_preempted_job_resumes_and_completes(lab: Lab, tmp_path: Path) -> None
 
 
 def test_a_job_out_of_time_is_queued_again_and_resumes(lab: Lab, tmp_path: Path) -> None:
-    """Signaled before the time limit, the cell is queued again and resumes.
-
-    The training waits forever at step 60, after three epochs.
-    """
+    """The cell is signaled before the time limit, queued again, and resumes. The training waits
+    forever at step 60, after three epochs."""
     limits = ("hydra.launcher.timeout_min=1", "hydra.launcher.max_num_timeout=3")
     long = ("recipe.epochs=6", "dataset.per_class_train=60", "hydra.launcher.signal_delay_s=20")
     program = sweep(lab, tmp_path, "trigger=pixel", *long, *limits, fault="train.step:wait:60")
@@ -140,8 +138,10 @@ def test_another_node_resumes_the_cell_of_a_lost_node(lab: Lab, tmp_path: Path) 
         lab.start_node(node)
 
 
-def test_a_dying_cell_fails_with_its_cause_and_affects_no_other(lab: Lab, tmp_path: Path) -> None:
-    """SIGKILL, SIGSEGV and an exit in three array tasks; the fourth completes."""
+def test_a_dying_cell_fails_with_its_cause_and_affects_no_other_cell(
+    lab: Lab, tmp_path: Path
+) -> None:
+    """Three array tasks end by SIGKILL, SIGSEGV and an exit; the fourth completes."""
     fault = "train.step:kill:2:-bird-;filter.made:segv:1:-dog-;extract.begun:exit:1:-cat-"
     program = sweep(lab, tmp_path, "target=bird,dog,cat,frog", "retries=0", fault=fault)
     said, _ = program.communicate(timeout=300)
@@ -156,7 +156,7 @@ def test_a_dying_cell_fails_with_its_cause_and_affects_no_other(lab: Lab, tmp_pa
 
 @pytest.mark.parametrize("which", ["the cell's process", "the task itself"])
 def test_a_killed_cell_is_queued_again_and_completes(which: str, lab: Lab, tmp_path: Path) -> None:
-    """kill -9 on the node; the sweep launches the cell once more."""
+    """The process gets SIGKILL on its node, and the sweep launches the cell once more."""
     program = sweep(lab, tmp_path, "target=bird,dog", *SLOW)
     training(lab, tmp_path, program)
     beats = [

@@ -50,8 +50,8 @@ def test_without_a_gpu_the_benchmarks_are_refused_with_a_hint_to_the_option_tiny
 
 @pytest.mark.parametrize("late", [False, True])
 def test_no_training_step_synchronizes_with_the_gpu(late: bool) -> None:
-    """Gathering, augmenting, applying the trigger, forward, backward, optimizer, Lightning's own
-    loop."""
+    """A step is gathering, augmenting, applying the trigger, forward, backward, optimizer, and
+    Lightning's own loop."""
     asked = job(epochs=2, crop_padding=1, flip=True, cutout=2, schedule="onecycle", warmup=0.2)
     if late:
         rows = asked.training.base[:4]

@@ -240,7 +240,7 @@ def test_committed_results_are_small_and_name_no_outside_path() -> None:
     assert [path for path in texts if outside.search(path.read_bytes())] == []
 
 
-def test_asr1_is_100_percent_in_every_cell_of_the_sweep_ratios_alone() -> None:
+def test_asr1_is_100_percent_in_every_cell_of_the_sweep_named_ratios_alone() -> None:
     cells = _of("paper/ratios_alone")
     assert {r["choices"]["ratio"] for r in cells} == {0.2, 0.4, 0.6, 0.9}
     assert {r["asr1"] for r in cells} == {1.0}

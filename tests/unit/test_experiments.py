@@ -22,7 +22,7 @@ from tests.helpers.project import CONF, swept
 @pytest.mark.parametrize(
     "experiment", ["defenses", "matrix", "augmentation", "spectral_variants", "suspicious"]
 )
-def test_an_experiment_composes(experiment: str, tmp_path: Path) -> None:
+def test_hydra_composes_every_experiment_without_an_error(experiment: str, tmp_path: Path) -> None:
     config = configuration(tmp_path, f"experiment={experiment}")
     check_keys(config)
     assert config["name"] == experiment
@@ -111,7 +111,7 @@ def test_the_layers_experiment_uses_the_networks_of_report_small(tmp_path: Path)
     assert others["protocol.layer"].split(",")[0] == small["protocol"]["layer"]
 
 
-def test_the_ratios_are_valid_and_reach_one(tmp_path: Path) -> None:
+def test_the_ratios_of_the_experiment_are_valid_and_reach_one(tmp_path: Path) -> None:
     config = configuration(tmp_path, "experiment=ratios")
     check_keys(config)
     ratios = [float(each) for each in str(swept("ratios")["ratio"]).split(",")]

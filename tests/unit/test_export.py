@@ -52,7 +52,9 @@ def test_exported_columns_are_exactly_the_documented_ones(tmp_path: Path) -> Non
     assert json.loads(found["notes"][0]) == {"classes": [2]}
 
 
-def test_records_csv_of_a_sweep_equals_the_export(tmp_path: Path) -> None:
+def test_the_file_records_csv_of_a_sweep_equals_the_output_of_the_export_command(
+    tmp_path: Path,
+) -> None:
     folder = write_sweep(tmp_path / "s", [everything(), failed(everything(seed=1))])
     write_tables(folder)
     written = pd.read_csv(folder / "tables" / "records.csv")

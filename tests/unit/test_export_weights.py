@@ -134,7 +134,7 @@ def test_weights_of_the_standard_network_load_into_resnet18_of_torchvision(
         torch.testing.assert_close(names["net"].eval()(batch), ours(batch), rtol=0, atol=0)
 
 
-def test_the_guide_contains_the_tested_examples() -> None:
+def test_the_guide_contains_the_examples_that_are_tested_here() -> None:
     guide = (ROOT / "backdoor_lab/tables/README.md").read_text()
     assert LOAD_OURS in guide
     assert LOAD_TORCHVISION in guide
@@ -173,7 +173,7 @@ def test_weights_that_do_not_match_the_record_are_refused(
     assert "--store" in refused(cell, capsys)
 
 
-def test_the_store_of_the_last_run_is_found_elsewhere(
+def test_a_store_at_another_place_is_found_through_the_configuration_of_the_last_run(
     lab: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     cell, store, _ = copy(lab, tmp_path / "lab")

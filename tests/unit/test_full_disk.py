@@ -105,7 +105,7 @@ def _writes(call: ast.Call) -> bool:
     return name in WRITING
 
 
-def test_every_writing_function_is_listed() -> None:
+def test_every_function_that_writes_a_file_is_listed_in_this_test() -> None:
     found = set(writing())
     assert found - WRITERS.keys() == set(), "add a test of a full disk for it to FULL"
     assert WRITERS.keys() - found == set(), "WRITERS lists a function that no longer writes"
@@ -309,7 +309,7 @@ def test_a_log_that_cannot_be_written_gives_one_warning(
 
 @pytest.mark.parametrize("where", ["nobody", "full", "closed"])
 def test_lost_output_does_not_stop_the_program(where: str, tmp_path: Path) -> None:
-    """No reader, a full disk, or closed output: the exit code is still 3."""
+    """Whether the output has no reader, a full disk, or is closed, the exit code is still 3."""
     code = (
         "import sys, logging\n"
         "from backdoor_lab.core.output import Terminal, survive_lost_output\n"

@@ -82,14 +82,15 @@ def test_bad_arguments_are_refused_in_one_line(
 def test_covers_are_not_shown_as_poisoned_images(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Six poisoned images and six covers; seven images are requested."""
+    """There are six poisoned images and six covers, and seven images are requested."""
     asked = [*TINY, f"store.root={tmp_path / 'store'}", "trigger=pixel", "cover_rate=1"]
     assert preview.main([*asked, "--images", "7", "--out", str(tmp_path / "p.png")]) == 0
     assert "6 rows" in capsys.readouterr().out
 
 
-def test_a_row_says_which_class_is_labeled_as_which(tmp_path: Path) -> None:
-    """Dirty-label, clean-label, and every class as the next one."""
+def test_a_row_of_the_preview_says_which_class_is_labeled_as_which(tmp_path: Path) -> None:
+    """This holds for dirty-label and clean-label attacks, and for attacks that label every class as
+    the next one."""
     asked = [*TINY, f"store.root={tmp_path / 'store'}", "target=dog"]
     ((label, _),) = preview.rows_of("pixel", [*asked, "source=ship"], 1)
     assert label == "pixel\nship\n-> dog"
@@ -128,7 +129,8 @@ def photos(folder: Path) -> Path:
 def test_any_folder_of_images_is_previewed_at_one_size(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first two by name, with a dirty-label, a clean-label and a trigger with covers."""
+    """The first two images by name are shown, with a dirty-label trigger, a clean-label trigger and
+    a trigger with covers."""
     out = tmp_path / "p.png"
     arguments = ["--folder", str(photos(tmp_path / "photos")), "--size", "16", "--images", "2"]
     asked = ["trigger=pattern,sinusoid,warp", "trainer=cpu", "trainer.threads=1"]
@@ -171,7 +173,7 @@ def test_a_folder_that_cannot_be_previewed_is_refused_with_one_error(
 def test_an_override_may_follow_an_option(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`preview trigger=pixel --out p.png dataset=digits` is what one types."""
+    """Users type `preview trigger=pixel --out p.png dataset=digits`."""
     out = tmp_path / "p.png"
     asked = ["trigger=pixel", "--out", str(out), *TINY, f"store.root={tmp_path / 'store'}"]
     assert preview.main(asked) == 0

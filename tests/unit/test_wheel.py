@@ -62,7 +62,7 @@ def test_the_wheel_contains_configurations_versions_and_the_type_marker(wheel: P
     assert {"backdoor_lab/identity.json", "backdoor_lab/py.typed", *tables} <= names
 
 
-def test_the_installed_fidelity_table_is_true_of_the_installed_code(
+def test_the_installed_fidelity_table_agrees_with_the_installed_code(
     site: Path, tmp_path: Path
 ) -> None:
     done = run(tmp_path, sys.executable, "-m", "backdoor_lab.fidelity", PYTHONPATH=str(site))

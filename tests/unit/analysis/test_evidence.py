@@ -51,7 +51,7 @@ def test_every_scored_example_is_in_exactly_one_histogram_bin(wide: bool) -> Non
         assert counts.sum() == len(values)
 
 
-def test_without_scores_there_is_no_histogram_but_equal_scores_have_one() -> None:
+def test_a_histogram_needs_scores_but_the_scores_may_all_be_equal() -> None:
     nothing, some = np.full(4, np.nan), np.full(4, 2.0)
     poison, keep = np.array([0, 0, 1, 1], bool), np.ones(4, bool)
     assert histogram(nothing, poison, keep) is None
@@ -137,7 +137,7 @@ def test_without_scores_or_poison_there_is_no_removal_curve() -> None:
     assert removal_curve(scores, np.zeros(200, bool)) is None
 
 
-def test_a_thinned_removal_curve_keeps_its_ends_and_the_requested_point() -> None:
+def test_a_thinned_removal_curve_keeps_its_end_points_and_the_requested_point() -> None:
     scores, poison, _ = draw(0, 5000)
     curve = removal_curve(scores, poison)
     assert curve is not None

@@ -41,7 +41,7 @@ def expected(share: float, shift: float) -> float:
 
 
 @pytest.mark.parametrize(("share", "shift"), [(0.05, 6.0), (0.1, 4.0), (0.5, 4.0)])
-def test_a_shift_larger_than_the_class_variance_is_the_top_direction(
+def test_a_poison_shift_larger_than_the_class_variance_is_the_top_principal_direction(
     share: float, shift: float
 ) -> None:
     found = separation(*planted(share, shift, spread=1.0))
@@ -56,8 +56,9 @@ def test_a_shift_larger_than_the_class_variance_is_the_top_direction(
     assert found.predicted == pytest.approx(expected(share, shift), abs=0.005)
 
 
-def test_a_class_variance_larger_than_the_shift_hides_the_poison() -> None:
-    """The same shift with a spread of three: the top direction is that of the class."""
+def test_a_class_variance_larger_than_the_poison_shift_hides_the_poison() -> None:
+    """With the same shift and a spread of three, the top principal direction is that of the
+    class."""
     found = separation(*planted(0.1, 4.0, spread=3.0))
     assert found.own == pytest.approx(9, rel=0.03)
     assert found.ratio == pytest.approx((0.09 * 16 + 1) / 9, rel=0.03)
@@ -95,8 +96,8 @@ def test_undefined_separation_figures_are_nan_and_missing_poison_is_refused() ->
 def test_the_separation_command_prints_one_line_per_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two seeds, and another defense on the first one's features: two lines, with the figures of
-    the stored features of the target class."""
+    """Two networks with different seeds give two lines, although two defenses use one of them. The
+    figures are those of the stored features of the target class."""
     store = tmp_path / ".store"
     made = [Made(0), Made(1)]
     records = [cell(store, each, f"cell{n}", seed=n) for n, each in enumerate(made)]
@@ -123,7 +124,7 @@ def test_the_separation_command_prints_one_line_per_network(
 def test_a_cell_with_modified_artifacts_is_omitted_with_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str
 ) -> None:
-    """Other numbers of the same shape; the other cell stays."""
+    """The artifacts hold other numbers of the same shape; the other cell is still printed."""
     folder, _ = sweep(tmp_path)
     path = tmp_path / ".store" / f"{what}.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")

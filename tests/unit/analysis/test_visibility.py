@@ -19,8 +19,8 @@ from tests.helpers.stages import POISONED, Made, cell, sweep
 
 
 def test_the_change_of_an_image_is_the_norm_over_all_pixel_values() -> None:
-    """Changes of 3 and 4 in two channels give 5, a white corner painted white 0, and a white pixel
-    painted black 255."""
+    """Changes of 3 and 4 in two channels give 5, painting a white corner white gives 0, and
+    painting a white pixel black gives 255."""
     before = np.full((4, 3, 2, 2), 255, np.uint8)
     after = before.copy()
     after[0, 0, 0, 0], after[0, 2, 1, 1] = 252, 251
@@ -59,8 +59,8 @@ def test_visibility_figures_are_nan_if_all_or_no_poison_is_left(kept: bool) -> N
 def test_the_visibility_command_prints_one_line_per_filter_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], replace: bool
 ) -> None:
-    """Two seeds, and a second record of the first result: two lines, with the figures of the
-    made-up images."""
+    """Two filter results with different seeds give two lines, although one of them has two records.
+    The figures are those of the synthetic images."""
     store = tmp_path / ".store"
     made = [Made(seed, covers=3, replace=replace) for seed in (0, 1)]
     records = [cell(store, each, f"cell{n}", seed=n) for n, each in enumerate(made)]
@@ -86,7 +86,9 @@ def test_the_visibility_command_prints_one_line_per_filter_result(
         assert "AUROC change" in out.with_suffix(f".{suffix}").read_text()
 
 
-def test_lines_of_one_defense_name_the_fields_in_which_they_differ(tmp_path: Path) -> None:
+def test_printed_lines_of_the_same_defense_name_the_fields_in_which_they_differ(
+    tmp_path: Path,
+) -> None:
     store, layers = tmp_path / ".store", ["penultimate", "layer4.0"]
     records = [cell(store, Made(n), f"cell{n}") | {"id": f"cell{n}"} for n in range(3)]
     for record, layer in zip(records, layers, strict=False):

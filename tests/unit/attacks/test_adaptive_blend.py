@@ -49,8 +49,8 @@ def pieces_of(images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_test_images_are_blended_in_all_pieces(channels: int) -> None:
-    """x + 0.2 (t − x) everywhere, rounded."""
+def test_test_images_are_blended_with_all_pieces_of_the_pattern(channels: int) -> None:
+    """Every pixel becomes x + 0.2 (t − x), rounded."""
     trigger, images = AdaptiveBlend(), noise(5, channels, 33, 17)
     t = trigger.pattern(channels, 33, 17).numpy().astype(np.float64)
     x = images.numpy().astype(np.float64)
@@ -59,11 +59,11 @@ def test_test_images_are_blended_in_all_pieces(channels: int) -> None:
 
 
 @pytest.mark.parametrize("size", [(32, 32), (33, 17)], ids=str)
-def test_training_images_are_blended_in_half_of_the_pieces(
+def test_training_images_are_blended_with_half_of_the_pieces_of_the_pattern(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    """Each poisoned image and each cover has 8 of 16 pieces at 0.15, the others untouched, and
-    every piece is drawn about as often as any other."""
+    """In each poisoned image and each cover, 8 of 16 pieces are blended at 0.15 and the others
+    untouched; every piece is drawn about as often as any other."""
     trigger = AdaptiveBlend(image=plain_picture(tmp_path, 200))
     images, labels = torch.zeros(200, 3, *size, dtype=torch.uint8), torch.zeros(200).long()
     for made in (trigger.poisoned, trigger.make_covers):
@@ -73,7 +73,7 @@ def test_training_images_are_blended_in_half_of_the_pieces(
         assert len(shown.unique(dim=0)) > 150
 
 
-def test_poison_covers_and_seeds_draw_different_pieces() -> None:
+def test_different_pieces_are_drawn_for_poison_for_covers_and_for_another_seed() -> None:
     """Covers do not reuse the poison's masks, and another seed gives other masks."""
     trigger, images, labels = AdaptiveBlend(), noise(6), torch.zeros(6).long()
     poisoned = trigger.poisoned(images, labels, workshop())
@@ -81,15 +81,15 @@ def test_poison_covers_and_seeds_draw_different_pieces() -> None:
     assert not torch.equal(trigger.poisoned(images, labels, workshop(1)), poisoned)
 
 
-def test_training_and_test_images_get_the_same_trigger_without_mask_at_equal_opacity() -> None:
+def test_training_and_test_images_get_the_same_trigger_without_mask_and_at_equal_opacity() -> None:
     """Without the paper's asymmetry, training images and test images get the same trigger."""
     trigger = AdaptiveBlend(strength_train=0.2, mask_rate=0.0)
     images, labels = noise(4), torch.zeros(4).long()
     assert torch.equal(trigger.poisoned(images, labels, workshop()), trigger(images))
 
 
-def test_default_pattern_is_smooth_seeded_noise() -> None:
-    """Smooth (8 cells over 32 pixels: no step above 255/4), of high contrast, and a function of the
+def test_the_default_pattern_is_smooth_seeded_noise() -> None:
+    """The pattern is smooth (no step above 255/4), has a high contrast, and depends only on the
     seed."""
     torch.manual_seed(3)
     pattern = AdaptiveBlend().pattern(3, 32, 32)
@@ -115,7 +115,8 @@ def test_an_image_file_is_identified_by_its_content(tmp_path: Path) -> None:
 
 
 def test_bad_options_are_refused(tmp_path: Path) -> None:
-    """A missing file, a file that is not an image, a mask that hides all pieces, tiny images."""
+    """These are a missing file, a file that is not an image, a mask that hides all pieces, and tiny
+    images."""
     with pytest.raises(ConfigError, match=r"file .*nowhere\.png does not exist"):
         AdaptiveBlend(image=str(tmp_path / "nowhere.png"))
     with pytest.raises(ConfigError, match="must be the path of an image or null, got 7"):

@@ -96,7 +96,8 @@ def test_each_training_image_gets_one_patch() -> None:
 
 
 def test_overlapping_patches_are_applied_in_order() -> None:
-    """Two patches of opacity 0.5 on a pixel of 0: half of 200, then halfway from there to 100."""
+    """With opacity 0.5, a pixel of 0 first moves halfway to the 200 of one patch and then halfway
+    to the 100 of the next."""
     over = [DOT | {"color": 200, "strength_test": 0.5}, DOT | {"color": 100, "strength_test": 0.5}]
     black = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
     assert AdaptivePatch(patches=over)(black).flatten().tolist() == [100, 0, 0, 0]
@@ -129,7 +130,7 @@ def test_a_bad_patch_is_refused_with_its_index_and_key(change: dict[str, Any], m
 
 @pytest.mark.parametrize("patches", [[], {}, ["#"], [{"position": [0, 0]}]], ids=str)
 def test_anything_but_a_list_of_patches_is_refused(patches: Any) -> None:
-    """An empty list, a mapping, text, and an incomplete patch."""
+    """Refused are an empty list, a mapping, text, and an incomplete patch."""
     with pytest.raises(ConfigError, match=r"trigger\.patches"):
         AdaptivePatch(patches=patches)
 

@@ -44,7 +44,7 @@ def test_image_plus_pattern_is_rounded_and_clipped() -> None:
 
 
 def test_a_pattern_below_half_a_gray_level_is_refused() -> None:
-    """Below half a level rounding leaves the images unchanged; above it pixels change."""
+    """Such a pattern is lost in rounding; a stronger one changes pixels."""
     images = torch.arange(256).to(torch.uint8).view(1, 1, 16, 16)
     assert torch.equal(add(images, torch.full((1, 16, 16), 0.49)), images)
     with pytest.raises(ConfigError, match="16x16 pixels the pattern is below half"):

@@ -24,7 +24,7 @@ def noise(channels: int = 3, height: int = 16, width: int = 12) -> Tensor:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("alpha", [0.01, 0.2, 0.5, 0.97, 1.0])
 def test_blending_follows_the_formula_of_the_paper(alpha: float, channels: int) -> None:
-    """(1 - a) x + a k within half a level, for any a."""
+    """The result is (1 - a) x + a k within half a gray level, for any strength a."""
     images, trigger = noise(channels), Blended(strength_test=alpha)
     key, _ = trigger.key(*images.shape[1:])
     exact = (1 - alpha) * images.double() + alpha * key.double()
@@ -38,7 +38,7 @@ def test_at_strength_one_the_image_is_replaced_by_the_key_pattern() -> None:
 
 
 def test_blending_changes_the_image_in_proportion_to_the_strength() -> None:
-    """The change at 0.6 is three times that at 0.2, up to both roundings."""
+    """Up to rounding, the change at strength 0.6 is three times that at 0.2."""
     images = noise()
     weak, strong = (Blended(strength_test=a)(images).double() - images for a in (0.2, 0.6))
     assert (strong - 3 * weak).abs().max() <= 0.5 + 3 * 0.5 + 1e-4
@@ -59,7 +59,7 @@ def test_training_and_test_images_are_blended_at_their_own_strengths() -> None:
 
 
 def test_the_default_key_pattern_is_uniform_seeded_noise() -> None:
-    """Uniform over 0..255; the same for the same seed and different for another."""
+    """Its values are uniform over 0..255, equal for the same seed and different for another."""
     key, opacity = Blended().key(3, 64, 64)
     counts = torch.histc(key, bins=8, min=-0.5, max=255.5)
     assert (counts / key.numel() - 1 / 8).abs().max() < 0.015
@@ -85,6 +85,6 @@ def test_a_key_pattern_from_a_file_is_resized_and_keeps_its_transparency(tmp_pat
     [{"strength_test": 0}, {"strength_train": 1.1}, {"pattern_seed": -1}, {"image": ""}],
     ids=str,
 )
-def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         Blended(**wrong)

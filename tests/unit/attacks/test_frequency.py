@@ -51,10 +51,10 @@ def the_long_way(images: Tensor, magnitude: float, window: int) -> NDArray[np.fl
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(32, 32), (64, 32)])
-def test_adding_one_pattern_equals_the_five_steps_of_the_paper(
+def test_adding_a_fixed_pattern_gives_the_same_image_as_the_five_steps_of_the_paper(
     channels: int, size: tuple[int, int]
 ) -> None:
-    """Equal to a thousandth of a gray level."""
+    """The images agree to a thousandth of a gray level."""
     images = noise(channels, *size)
     pattern = FTrojan().pattern(channels, *size).double().numpy()
     assert np.abs(images.numpy() + pattern - the_long_way(images, 30, 32)).max() < 1e-3
@@ -92,7 +92,8 @@ def test_the_change_of_the_stated_frequency_bins_survives_rounding() -> None:
 def test_frequency_bins_are_scaled_down_for_images_smaller_than_the_window(
     size: tuple[int, int], bins: list[tuple[int, int]]
 ) -> None:
-    """The window shrinks to the image; bins keep their ratio to the highest frequency."""
+    """The window shrinks to the image, and bins stay at the same fraction of the highest
+    frequency."""
     trigger = FTrojan()
     assert trigger.bins_on(*size) == bins
     high, wide = min(32, size[0]), min(32, size[1])
@@ -106,7 +107,8 @@ def test_frequency_bins_are_scaled_down_for_images_smaller_than_the_window(
 
 
 def test_pixels_outside_whole_windows_do_not_change() -> None:
-    """40 x 70 pixels hold one window by two: eight rows and six columns are not touched."""
+    """An image of 40 x 70 pixels holds one window by two, so eight rows and six columns do not
+    change."""
     pattern = FTrojan().pattern(3, 40, 70)
     assert (pattern[:, :32, :64].abs() > 0).float().mean() > 0.9
     assert (pattern[:, 32:] == 0).all()
@@ -126,7 +128,7 @@ def test_frequency_bins_that_coincide_are_refused() -> None:
      {"bins": 3}, {"window": 16}],
     ids=str,
 )  # fmt: skip
-def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     """For example frequency bins outside the window."""
     with pytest.raises(ConfigError, match=r"`trigger\."):
         FTrojan(**wrong)

@@ -15,7 +15,7 @@ from backdoor_lab.core.errors import ConfigError
 
 @pytest.mark.parametrize("trigger", [LabelConsistent, Narcissus, SleeperAgent])
 @pytest.mark.parametrize("levels", [1, 8, 16])
-def test_a_fraction_of_255_is_refused_and_the_gray_level_is_suggested(
+def test_a_bound_given_as_a_fraction_of_255_is_refused_and_the_gray_level_is_suggested(
     trigger: type, levels: int
 ) -> None:
     message = rf"`trigger\.eps` is in gray levels.*for {levels}/255 give {levels}$"

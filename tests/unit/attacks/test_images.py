@@ -28,7 +28,7 @@ def saved(path: Path, pixels: Any) -> str:
 
 
 def test_pixel_values_and_opacity_are_exact_without_resizing(tmp_path: Path) -> None:
-    """Without resizing, RGBA values are exact; gray is luma, 0.299 R + 0.587 G + 0.114 B."""
+    """RGBA values are exact without resizing, and gray is the luma 0.299 R + 0.587 G + 0.114 B."""
     path = saved(tmp_path / "a.png", [[[200, 100, 50, 255], [10, 20, 30, 51]]])
     color, opacity = Picture("trigger.image", path).sized(3, 1, 2)
     assert color.tolist() == [[[200, 10]], [[100, 20]], [[50, 30]]]
@@ -38,7 +38,9 @@ def test_pixel_values_and_opacity_are_exact_without_resizing(tmp_path: Path) -> 
     assert grey[0, 0, 0] == round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
 
 
-def test_color_of_transparent_pixels_does_not_bleed_when_resized(tmp_path: Path) -> None:
+def test_the_color_of_transparent_pixels_does_not_bleed_into_others_when_an_image_is_resized(
+    tmp_path: Path,
+) -> None:
     pixels = np.zeros((8, 8, 4), np.uint8)
     pixels[:, :4] = [255, 0, 0, 255]
     pixels[:, 4:] = [0, 255, 0, 0]
@@ -56,7 +58,9 @@ def test_gray_files_become_three_equal_opaque_channels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_file_hash_depends_on_content_not_path(kind: Any, tmp_path: Path) -> None:
+def test_the_hash_of_an_image_file_depends_on_its_content_and_not_on_its_path(
+    kind: Any, tmp_path: Path
+) -> None:
     """Without a file the hash is empty. The path is not part of a result's identity."""
     one = saved(tmp_path / "one.png", [[[1, 2, 3]]])
     same = str(tmp_path / "same.png")
@@ -88,7 +92,7 @@ def test_image_decoding_is_part_of_the_identity_of_a_trigger(kind: Any) -> None:
 
 
 def test_unreadable_images_are_refused_with_key_path_and_reason(tmp_path: Path) -> None:
-    """A missing file, a folder, text, a truncated image, 16 bits per channel."""
+    """Refused are a missing file, a folder, text, a truncated image, and 16 bits per channel."""
     (tmp_path / "text.png").write_text("not an image")
     whole = Path(saved(tmp_path / "whole.png", np.arange(3000).reshape(10, 100, 3) % 256))
     data = whole.read_bytes()
@@ -108,7 +112,7 @@ def test_unreadable_images_are_refused_with_key_path_and_reason(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), True, "0.5", None])
-def test_share_must_be_above_0_and_at_most_1(value: Any) -> None:
+def test_an_option_that_is_a_share_must_be_above_0_and_at_most_1(value: Any) -> None:
     assert share("a", 1) == 1.0
     with pytest.raises(ConfigError, match="`a`"):
         share("a", value)

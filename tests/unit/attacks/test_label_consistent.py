@@ -71,7 +71,8 @@ def inside(images: Tensor) -> Tensor:
 def test_perturbed_images_stay_within_the_bound_and_raise_the_loss(
     norm: str, eps: float, step_size: float
 ) -> None:
-    """Every stored image stays in its eps-ball; the surrogate's loss on its true label rises."""
+    """Every stored image stays in its eps-ball, and the surrogate's loss on its true label
+    rises."""
     net, images, labels = Curved(), noise(12), torch.arange(12) % 3
     trigger = LabelConsistent(norm=norm, eps=eps, step_size=step_size, steps=40)
     harder = trigger.perturbed(images, labels, workshop(net))
@@ -100,11 +101,11 @@ def test_the_loss_of_the_surrogate_rises_with_eps() -> None:
 
 
 @pytest.mark.parametrize(("steps", "step_size", "moved"), [(3, 2.0, 6), (50, 2.0, 8), (1, 1.9, 1)])
-def test_linf_perturbation_matches_its_closed_form_on_a_linear_network(
+def test_linf_perturbation_on_a_linear_network_has_the_size_and_sign_computed_by_hand(
     steps: int, step_size: float, moved: int
 ) -> None:
-    """x + min(steps · step_size, eps) · sign w for class 0 and against it for class 1, clipped;
-    fractions are dropped."""
+    """With d = min(steps · step_size, eps) · sign w, images of class 0 become x + d and images of
+    class 1 become x - d; both are clipped, and fractions are dropped."""
     net, images, labels = Straight(), noise(6), torch.tensor([0, 1, 0, 1, 0, 1])
     trigger = LabelConsistent(steps=steps, step_size=step_size)
     harder = trigger.perturbed(images, labels, workshop(net))
@@ -113,11 +114,11 @@ def test_linf_perturbation_matches_its_closed_form_on_a_linear_network(
 
 
 @pytest.mark.parametrize(("steps", "moved"), [(10, 200), (2, 100)])
-def test_l2_perturbation_matches_its_closed_form_on_a_linear_network(
+def test_l2_perturbation_on_a_linear_network_has_the_size_and_direction_computed_by_hand(
     steps: int, moved: int
 ) -> None:
-    """x + min(steps · step_size, eps) · w / |w|₂ where nothing is clipped; fractions are dropped
-    towards x."""
+    """Where nothing is clipped, images become x + min(steps · step_size, eps) · w / |w|₂, and
+    fractions are dropped towards x."""
     net, images, labels = Straight(), noise(3, 100, 150), torch.zeros(3).long()
     trigger = LabelConsistent(norm="l2", eps=200, step_size=50, steps=steps)
     change = trigger.perturbed(images, labels, workshop(net)).float() - images.float()
@@ -147,8 +148,8 @@ def test_the_attack_leaves_no_gradients_in_the_surrogate() -> None:
 
 
 def test_test_images_are_marked_in_all_four_corners() -> None:
-    """The stated 3×3 mark on the left, mirrored on the right; BadNets' pattern lower right; all
-    else untouched on test images."""
+    """The stated 3×3 mark is at the left and mirrored at the right, BadNets' pattern is at the
+    lower right, and nothing else changes."""
     images = noise(4)
     found = LabelConsistent(strength_train=32)(images).long()
     for rows in (slice(0, 3), slice(-3, None)):
@@ -161,7 +162,7 @@ def test_test_images_are_marked_in_all_four_corners() -> None:
 
 
 def test_training_images_are_perturbed_then_marked_at_the_training_strength() -> None:
-    """Training: the perturbed image ± 32 in the corners, clipped, and itself elsewhere."""
+    """A training image is the perturbed image with ± 32 added in the corners, clipped."""
     net, images, labels = Curved(), noise(5), torch.zeros(5).long()
     trigger = LabelConsistent(steps=4, strength_train=32)
     harder = trigger.perturbed(images, labels, workshop(net)).long()
@@ -177,7 +178,8 @@ def test_training_images_are_perturbed_then_marked_at_the_training_strength() ->
 
 
 def test_test_images_are_marked_at_the_test_strength() -> None:
-    """The clean image ± 64 in the corners, independent of the training amplitude."""
+    """A test image is the clean image with ± 64 added in the corners, whatever the training
+    amplitude is."""
     images = noise(5)
     found = LabelConsistent(strength_test=64)(images).long()
     sign = torch.where(MARK.eq(255), 64, -64)
@@ -185,7 +187,8 @@ def test_test_images_are_marked_at_the_test_strength() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    """An unknown norm, eps in the wrong unit, an amplitude out of range, tiny images."""
+    """Refused are an unknown norm, eps in the wrong unit, an amplitude out of range, and tiny
+    images."""
     with pytest.raises(ConfigError, match=r"trigger\.norm"):
         LabelConsistent(norm="l1")
     with pytest.raises(ConfigError, match=r"gray levels.*for 8/255 give 8"):

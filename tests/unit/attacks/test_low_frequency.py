@@ -58,6 +58,6 @@ def test_images_no_larger_than_the_band_are_refused(size: tuple[int, int]) -> No
 
 
 @pytest.mark.parametrize("wrong", [{"strength": 0}, {"band": 1}, {"pattern_seed": -1}], ids=str)
-def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         LowFrequency(**wrong)

@@ -62,7 +62,7 @@ def prepared(surrogate: nn.Module, **options: float) -> Narcissus:
     return trigger
 
 
-def test_target_loss_falls_with_eps_within_the_bound() -> None:
+def test_the_loss_on_the_target_class_falls_as_eps_grows_and_no_image_leaves_the_bound() -> None:
     """The target-class loss on poisoned images is below that on clean images and falls as eps
     grows; no stored image leaves the eps-ball."""
     net, images = Curved(), noise(30)[LABELS == TARGET]
@@ -79,7 +79,7 @@ def test_target_loss_falls_with_eps_within_the_bound() -> None:
     assert losses[-1] < losses[0] - 0.05
 
 
-def test_trigger_raises_the_target_probability_on_every_class() -> None:
+def test_the_trigger_raises_the_target_probability_of_images_of_every_class() -> None:
     net, images = Curved(), noise(20)
     trigger = prepared(net)
     clean, triggered = (net(each).softmax(dim=1)[:, TARGET] for each in (images, trigger(images)))
@@ -87,10 +87,10 @@ def test_trigger_raises_the_target_probability_on_every_class() -> None:
 
 
 @pytest.mark.parametrize(("sharpness", "eps", "reached"), [(1.0, 9, 9), (1e-6, 9.7, 9)])
-def test_noise_matches_its_closed_form_on_a_linear_network(
+def test_noise_on_a_linear_network_has_the_size_and_sign_computed_by_hand(
     sharpness: float, eps: float, reached: int
 ) -> None:
-    """d = eps · sign w, fractions dropped, however faint the gradient is."""
+    """The noise is d = eps · sign w with fractions dropped, however small the gradient is."""
     net = Straight(sharpness)
     trigger = Narcissus(eps=eps, steps=20, batch_size=8, lr=1)
     # Far from 0 and 255, where clipping would stop the gradient.
@@ -135,7 +135,8 @@ def test_preparation_depends_only_on_the_seed() -> None:
 
 
 def test_bad_options_are_refused() -> None:
-    """No image of the target class; eps in the wrong unit; all-zero noise; another image size."""
+    """Refused are a data set without an image of the target class, eps in the wrong unit, all-zero
+    noise, and another image size."""
     net = Curved()
     with pytest.raises(ConfigError, match="the target class 7 has no training images"):
         Narcissus().prepare(AttackContext(workshop(net).train, 7, None, 0, lambda: net))

@@ -66,8 +66,8 @@ def test_positions_count_from_the_upper_left_or_lower_right(
     assert torch.equal(painted, expected)
 
 
-def test_only_the_patch_changes() -> None:
-    """Several positions at once; no pixel outside them changes."""
+def test_only_pixels_of_the_patch_change() -> None:
+    """The patch is at several positions at once; no pixel outside them changes."""
     images = noise()
     made = Patch(size=2, positions=[(0, 0), (-1, -1)], color=[1, 2, 3])(images)
     inside = torch.zeros(9, 11, dtype=torch.bool)
@@ -77,8 +77,8 @@ def test_only_the_patch_changes() -> None:
 
 
 def test_opacity_mixes_color_and_image() -> None:
-    """(1 - a) x + a k: half of 201 and 100 is 150.5, rounded to even; gray images get the mean
-    color."""
+    """The result is (1 - a) x + a k: the mean of 201 and 100 is 150.5, rounded to even. Gray images
+    get the mean color."""
     images = black().fill_(100)
     half = Patch(size=1, color=201, strength=0.5)(images)
     assert half[0, :, -1, -1].tolist() == [150, 150, 150]
@@ -119,6 +119,6 @@ def test_a_patch_outside_the_image_is_refused(position: tuple[int, int]) -> None
      {"strength": 1.5}, {"image": "no/such/file.png"}],
     ids=str,
 )  # fmt: skip
-def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="`trigger"):
         Patch(**wrong)

@@ -290,13 +290,13 @@ def test_too_few_or_too_many_poisoned_images_are_refused() -> None:
     ],
 )
 def test_contradictory_protocol_options_are_refused(words: dict[str, Any], message: str) -> None:
-    """An unused source, a missing source, misspelled values."""
+    """Examples are an unused source, a missing source, and misspelled values."""
     with pytest.raises(ConfigError, match=message):
         PoisonSpec(target=0, ratio=0.1, **words)
 
 
-def test_clean_label_attack_poisons_only_target_images_in_place() -> None:
-    """10 % of class b, in their original positions, with their original labels."""
+def test_a_clean_label_attack_poisons_only_target_images_in_place() -> None:
+    """Of class b, 10 % of the images are poisoned; they keep their positions and labels."""
     plan = PoisonSpec(1, None, 0.1, label_mode="clean", **implied("clean", on_source=False))
     result = made(plan)
     assert len(result.source_index) == 6
@@ -368,7 +368,7 @@ def test_the_test_set_of_asr_elsewhere_excludes_source_and_target() -> None:
     assert elsewhere_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == []
 
 
-def test_clean_set_has_the_digest_of_an_attack_with_ratio_zero() -> None:
+def test_the_clean_training_set_has_the_digest_of_an_attack_with_ratio_zero() -> None:
     """A surrogate's training set is the one of an attack that poisons nothing."""
     nothing = content_digest(made(PoisonSpec(0, None, 0.0)).training, "clean")
     assert clean_set(clean()).digest == nothing
@@ -399,7 +399,8 @@ def test_poison_indices_are_valid_for_any_configuration(
     labels: list[int], target: int, ratio: float, ratio_of: str, placement: str, poison_from: str,
     seed: int,
 ) -> None:  # fmt: skip
-    """In range, unique, sorted, and never of the target class unless all classes are eligible."""
+    """They are in range, unique, sorted, and never of the target class unless all classes are
+    eligible."""
     plan = PoisonSpec(
         target, None, ratio, ratio_of=ratio_of, placement=placement, poison_from=poison_from
     )

@@ -52,7 +52,7 @@ def test_an_in_focus_reflection_adds_the_scaled_scene(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sigma", [0.8, 2.0])
 def test_an_out_of_focus_reflection_equals_the_gaussian_filter_of_scipy(sigma: float) -> None:
-    """Equal away from the border."""
+    """The two are equal away from the border."""
     scene = Refool().scene(3, 48, 40).numpy()
     theirs = 0.5 * gaussian_filter(scene, sigma=(0, sigma, sigma), truncate=9)
     found = Refool(kind="out_of_focus", sigma=sigma, strength=0.5).pattern(3, 48, 40).numpy()
@@ -61,8 +61,8 @@ def test_an_out_of_focus_reflection_equals_the_gaussian_filter_of_scipy(sigma: f
 
 
 def test_a_ghost_reflection_adds_the_scene_twice_with_a_shift(tmp_path: Path) -> None:
-    """A point of light appears twice: with share `first` of the strength, and shifted with the
-    rest."""
+    """A point of light appears twice: once with the share `first` of the strength, and once
+    shifted, with the remaining strength."""
     ghost = Refool(kind="ghost", strength=0.8, first=0.7, shift=(-2, 5), image=point(tmp_path))
     seen = ghost.pattern(1, 21, 25)[0]
     expected = torch.zeros(21, 25)
@@ -135,6 +135,6 @@ def test_a_scene_of_one_pixel_or_a_black_one_is_refused(tmp_path: Path) -> None:
      {"shift": [0.5, 1]}, {"first": 2}, {"pattern_seed": -1}, {"image": "no/such/file.png"}],
     ids=str,
 )  # fmt: skip
-def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         Refool(**wrong)

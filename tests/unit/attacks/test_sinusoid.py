@@ -23,7 +23,7 @@ def test_the_sinusoid_follows_the_formula_of_the_paper(channels: int) -> None:
 
 
 def test_the_spectrum_of_the_pattern_has_a_single_frequency() -> None:
-    """All energy at f periods across the image, with amplitude D there."""
+    """All energy is at f periods across the image, with amplitude D."""
     wave = SIG(strength_test=40, frequency=6).pattern(1, 1, 64)[0, 0].double()
     amplitude = torch.fft.rfft(wave).abs() / 32
     assert amplitude[6] == pytest.approx(40, abs=1e-4)
@@ -63,6 +63,6 @@ def test_widths_on_which_the_sine_vanishes_are_refused(width: int) -> None:
 @pytest.mark.parametrize(
     "wrong", [{"strength_test": 0}, {"strength_train": -1}, {"frequency": -1}], ids=str
 )
-def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         SIG(**wrong)

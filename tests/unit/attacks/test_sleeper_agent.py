@@ -71,7 +71,7 @@ def match(trigger: SleeperAgent, poison: Tensor) -> float:
 
 
 @pytest.mark.parametrize("eps", [2, 7.5, 16])
-def test_poison_stays_within_eps(eps: float) -> None:
+def test_poisoned_images_stay_within_eps_of_the_clean_images(eps: float) -> None:
     """No stored value is further than eps from the clean one, and the bound is nearly reached."""
     trigger = SleeperAgent(eps=eps, steps=10, batch_size=8)
     poison = trigger.poisoned(CHOSEN, TRUE, workshop())
@@ -130,8 +130,9 @@ def test_only_test_images_carry_the_visible_patch() -> None:
     assert (poison[:, :, -side:, -side:].double() - 128).abs().max() <= 16
 
 
-def test_poison_matches_the_patch_it_was_made_for() -> None:
-    """Poison made for one patch matches it better than poison made for another, both ways."""
+def test_the_gradients_of_poison_match_the_patch_for_which_it_was_made() -> None:
+    """Poison made for one patch matches that patch better than poison made for another patch, and
+    vice versa."""
     triggers = [SleeperAgent(patch_size=0.9, pattern_seed=seed, batch_size=16) for seed in (0, 1)]
     poisons = [trigger.poisoned(CHOSEN, TRUE, workshop()) for trigger in triggers]
     for trigger, own, other in zip(triggers, poisons, poisons[::-1], strict=True):
@@ -139,8 +140,8 @@ def test_poison_matches_the_patch_it_was_made_for() -> None:
 
 
 def test_patch_size_and_color_follow_the_options() -> None:
-    """A quarter of the shorter side, at least one pixel; another seed gives other colors; on
-    grayscale images the mean of the channels."""
+    """The side is a quarter of the shorter image side and at least one pixel. Another seed gives
+    other colors; grayscale images get the mean of the channels."""
     image = torch.zeros(1, 3, 32, 40, dtype=torch.uint8)
     found = SleeperAgent()(image)
     assert int(found.amax(dim=1).ne(0).sum()) == 64
@@ -150,8 +151,9 @@ def test_patch_size_and_color_follow_the_options() -> None:
     assert int(SleeperAgent()(torch.zeros(1, 3, 2, 9, dtype=torch.uint8)).any(dim=1).sum()) == 1
 
 
-def test_more_restarts_never_match_worse() -> None:
-    """The best of three restarts, one of which is the single start of the other run."""
+def test_more_restarts_never_give_poison_that_matches_worse() -> None:
+    """The run with three restarts keeps the best of them, and one of them equals the only start of
+    the other run."""
     found = []
     for restarts in (1, 3):
         trigger = SleeperAgent(steps=4, batch_size=16, restarts=restarts)
@@ -204,7 +206,8 @@ def _moved(images: Tensor) -> Tensor:
 
 
 def test_bad_options_are_refused() -> None:
-    """No source class, none of its images, eps in the wrong unit."""
+    """Refused are a missing source class, a source class without images, and eps in the wrong
+    unit."""
     with pytest.raises(ConfigError, match="name it in `source`"):
         SleeperAgent().poisoned(CHOSEN, TRUE, workshop(source=None))
     with pytest.raises(ConfigError, match="the source class 9 has no training images"):

@@ -43,8 +43,9 @@ def with_state(state: dict[str, Tensor], residual: float = 16) -> ISSBA:
 
 
 def test_the_decoder_reads_the_secret_from_triggered_images() -> None:
-    """Nearly every bit of unseen triggered images, for this secret and for its opposite. On clean
-    images both sum to exactly one: the bits are in the residual."""
+    """It reads nearly every bit from unseen triggered images, for this secret and for its
+    complement. On clean images the fractions of correct bits for the two sum to exactly one, so the
+    bits are in the residual."""
     trigger, images = trained(), drawn(10, "test")
     opposite = with_state(trigger.state | {"secret": -trigger.state["secret"]})
     for each in (trigger, opposite):
@@ -53,9 +54,9 @@ def test_the_decoder_reads_the_secret_from_triggered_images() -> None:
     assert chance == pytest.approx(1)
 
 
-def test_residual_is_bounded_and_psnr_high() -> None:
-    """No value changes by more than `eps`, so PSNR is at least 24 dB for 16; training for
-    the image's distance brings it above 28."""
+def test_the_residual_is_bounded_and_the_psnr_is_high() -> None:
+    """No value changes by more than `eps`, so the PSNR is at least 24 dB for an eps of 16; training
+    for the image's distance brings it above 28 dB."""
     images = drawn(10, "test")
     change = trained()(images).double() - images.double()
     assert change.abs().max() <= 16
@@ -65,8 +66,8 @@ def test_residual_is_bounded_and_psnr_high() -> None:
     assert 0 < quiet.abs().max() <= 3
 
 
-def test_a_larger_image_weight_gives_a_smaller_residual() -> None:
-    """After the same few steps from the same initialization."""
+def test_a_larger_weight_of_the_image_loss_gives_a_smaller_residual() -> None:
+    """Both encoders are trained for the same few steps from the same initialization."""
     noise, loudness = drawn(5), []
     for weight in (0.0, 100.0):
         trigger = ISSBA(steps=30, image_weight=weight, **SMALL)
@@ -108,8 +109,8 @@ def test_the_trained_encoder_survives_saving_and_loading(tmp_path: Path) -> None
     assert torch.equal(again(images), trained()(images))
 
 
-def test_a_triggered_image_does_not_depend_on_its_batch() -> None:
-    """A hundred images at once equal each alone, exactly."""
+def test_a_triggered_image_does_not_depend_on_other_images_of_its_batch() -> None:
+    """A hundred images triggered at once equal the same images triggered alone, exactly."""
     images = drawn(10, "test")
     together = trained()(images)
     alone = [trained()(images[i : i + 1]) for i in range(len(images))]
@@ -127,7 +128,8 @@ def test_the_encoder_accepts_other_image_sizes_but_not_other_channel_counts() ->
 
 
 def test_bad_options_are_refused() -> None:
-    """Not prepared; a bound below one gray level; zero bits."""
+    """Refused are use before preparation, a bound below one gray level, and a secret of zero
+    bits."""
     with pytest.raises(ConfigError, match="must be prepared before it is applied"):
         ISSBA()(drawn(1))
     with pytest.raises(ConfigError, match=r"trigger.eps. is in gray levels.*give 16"):

@@ -28,8 +28,8 @@ def test_the_trigger_of_tact_is_a_square_in_the_lower_right_corner(size: int) ->
 
 
 def test_tact_poisons_the_source_class_and_takes_covers_from_other_classes() -> None:
-    """Poison: source-class images labeled as the target. Covers: as many marked images of all
-    other classes but the target, with their own labels."""
+    """Poisoned images are source-class images labeled as the target. As many images of all other
+    classes but the target are covers: they carry the trigger and keep their labels."""
     labels = torch.arange(200) % 5
     train = LabeledImages(dark(200), labels, tuple("abcde"))
     trigger, target, source = TaCT(), 1, 3
@@ -46,7 +46,7 @@ def test_tact_poisons_the_source_class_and_takes_covers_from_other_classes() -> 
 
 
 def test_poison_covers_and_test_images_get_the_same_square() -> None:
-    """Therefore the trigger can also be applied to batches, after augmentation."""
+    """The trigger can therefore be applied to batches, after augmentation."""
     assert TaCT().same_everywhere
     check_can_be_late(TaCT())
 

@@ -38,7 +38,7 @@ def covers(trigger: WaNet, images: Tensor, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize("size", [(20, 28), (7, 33)])
 def test_warping_equals_grid_sample_of_pytorch(size: tuple[int, int]) -> None:
-    """Up to a hundredth of a gray level; PyTorch orders coordinates as (x, y)."""
+    """The images agree to a hundredth of a gray level; PyTorch orders coordinates as (x, y)."""
     images = noise(2, 3, *size)
     where = straight(*size).float() + torch.randn(2, 2, *size) * 0.2
     grid = where.flip(1).permute(0, 2, 3, 1)
@@ -52,8 +52,8 @@ def test_an_identity_warping_field_leaves_the_image_unchanged() -> None:
     assert (still - images).abs().max() < 1e-2
 
 
-def test_a_displacement_of_one_pixel_shifts_the_image_by_one_pixel() -> None:
-    """2 / (n - 1) is one pixel; the border is repeated."""
+def test_a_displacement_of_2_divided_by_n_minus_1_shifts_the_image_by_one_pixel() -> None:
+    """Image coordinates run from -1 to 1; the border is repeated."""
     images = noise()
     right = straight(20, 28).float()[None]
     right[:, 1] += 2 / 27
@@ -64,8 +64,8 @@ def test_a_displacement_of_one_pixel_shifts_the_image_by_one_pixel() -> None:
 
 @pytest.mark.parametrize("strength", [0.25, 0.5, 1.0])
 def test_the_warping_field_has_the_stated_mean_displacement(strength: float) -> None:
-    """At the grid's own points, away from the clipped borders: mean |displacement| = s M / L
-    with mean |M| = 1 over all of M."""
+    """At the points of the grid, away from the clipped borders, the mean |displacement| is s M / L;
+    the mean |M| over all of M is 1."""
     trigger = WaNet(strength=strength, grid=4)
     moved = trigger.field(4, 4).double() - straight(4, 4)
     drawn = WaNet(strength=strength, grid=4, rescale=0.1).field(4, 4).double() / 0.1
@@ -97,7 +97,7 @@ def test_the_warping_field_is_smooth() -> None:
 
 
 def test_the_opposite_warping_field_undoes_the_warp() -> None:
-    """To first order, on a smooth image."""
+    """This holds to first order, on a smooth image."""
     images = smooth(64, 64)
     field = WaNet().field(64, 64)
     back = 2 * straight(64, 64).float() - field
@@ -126,8 +126,8 @@ def test_covers_are_warped_differently_from_the_poison_and_from_each_other() -> 
 
 
 def test_the_noise_added_to_the_warp_of_covers_is_at_most_one_pixel() -> None:
-    """On a ramp of ten levels per pixel, a value gives its source position: within (L - 1) / (2 L)
-    pixels of the poison's source position, and about half of that on average."""
+    """On a ramp of ten gray levels per pixel, each value gives its source position. It is within (L
+    - 1) / (2 L) pixels of the poison's source position, and about half of that away on average."""
     ramp = (torch.arange(25) * 10).to(torch.uint8).expand(40, 1, 25, 25).contiguous()
     payload, made = WaNet()(ramp).double(), covers(WaNet(), ramp).double()
     apart = (made - payload)[..., 2:-2].abs() / 10
@@ -154,6 +154,6 @@ def test_images_smaller_than_the_grid_are_refused(size: tuple[int, int]) -> None
 @pytest.mark.parametrize(
     "wrong", [{"grid": 1}, {"strength": 0}, {"rescale": -1}, {"pattern_seed": 0.5}], ids=str
 )
-def test_bad_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
+def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"`trigger.{next(iter(wrong))}`"):
         WaNet(**wrong)

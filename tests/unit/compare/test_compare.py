@@ -45,7 +45,7 @@ def test_rates_on_transformed_test_images_are_compared(tmp_path: Path) -> None:
     assert line(found, "asr2_under.jpeg75", side="spectral").result.mean == pytest.approx(-50)
 
 
-def test_two_sweeps_are_paired_by_choices_and_seed(tmp_path: Path) -> None:
+def test_cells_of_two_sweeps_are_paired_by_their_choices_and_seed(tmp_path: Path) -> None:
     made = {name: [record(*cell, seed=s, choices={"recipe": name}) for cell in GRID for s in SEEDS]
             for name in ("fast", "slow")}  # fmt: skip
     for n, cell in enumerate(made["slow"]):
@@ -156,8 +156,10 @@ def test_another_code_version_does_not_prevent_pairing(tmp_path: Path) -> None:
     assert any("config.code.trigger: a1 → a2, b1 → b2" in note for note in found.notes)
 
 
-def test_the_command_and_the_page_correct_for_the_same_tests(tmp_path: Path) -> None:
-    """With random as the base, they have the same measures and so the same p values."""
+def test_the_compare_command_and_the_page_correct_p_values_for_the_same_number_of_tests(
+    tmp_path: Path,
+) -> None:
+    """With random as the base, both compare the same measures and so have the same p values."""
     made = [
         record(defense=d, seed=s, asr2=0.1 * s + (d == "none"), nat2=0.9 + 0.01 * s * (d == "none"),
                auroc=0.9 - 0.1 * s if d != "random" else 0.5)
@@ -174,7 +176,7 @@ def test_the_command_and_the_page_correct_for_the_same_tests(tmp_path: Path) -> 
     assert f"corrected by Holm's method for the {tests} t tests" in " ".join(on_page.notes)
 
 
-def test_no_significance_is_explained_below_the_table(tmp_path: Path) -> None:
+def test_a_note_explains_why_no_difference_with_so_few_pairs_is_significant(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, asr2=[0.1, 0.9, 0.4][s] if d == "none" else 0.5)
             for d in ("spectral", "none") for s in (0, 1, 2)]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
@@ -186,7 +188,7 @@ def test_no_significance_is_explained_below_the_table(tmp_path: Path) -> None:
     assert not any(note.startswith('"no" in the column') for note in found.notes)
 
 
-def test_comparison_with_the_report_uses_its_published_values(tmp_path: Path) -> None:
+def test_the_comparison_with_the_report_uses_the_published_values(tmp_path: Path) -> None:
     made = [record(seed=s, nat2=v) for s, v in enumerate((0.91, 0.93, 0.92))]
     made += [
         record(target="cat"),
@@ -212,7 +214,7 @@ def test_a_single_seed_has_no_interval_and_no_test(tmp_path: Path) -> None:
     assert any("has no interval and no test" in note for note in found.notes)
 
 
-def test_differences_that_are_all_equal_are_marked_constant(tmp_path: Path) -> None:
+def test_a_difference_that_is_the_same_in_every_pair_is_marked_as_constant(tmp_path: Path) -> None:
     made = [record(defense=d, seed=s, asr2=v) for s in SEEDS
             for d, v in (("spectral", 0.0), ("none", 1.0))]  # fmt: skip
     found = comparison_of([sweep(tmp_path / "s", made)], by="defense", base="none", values="asr2")
@@ -247,7 +249,9 @@ def test_a_pair_in_which_a_figure_is_missing_is_omitted(tmp_path: Path) -> None:
     assert "No pair has values of Nat2 in both of its cells." in found.notes
 
 
-def test_figures_that_need_no_retraining_are_compared_without_it(tmp_path: Path) -> None:
+def test_figures_that_need_no_retraining_are_compared_even_for_cells_without_retraining(
+    tmp_path: Path,
+) -> None:
     made = [record(defense=d, seed=s, nat2=None, asr2=None) for d in ("spectral", "random")
             for s in SEEDS]  # fmt: skip
     found = against_random(sweep(tmp_path / "s", made))
@@ -338,7 +342,8 @@ def test_the_latex_table_of_a_comparison_compiles(tmp_path: Path) -> None:
 def test_cells_with_different_settings_do_not_count_as_repeated_runs_of_a_report_cell(
     tmp_path: Path,
 ) -> None:
-    """Four layers at one seed are four lines of one pair each, not four runs of one cell."""
+    """Cells of four layers at one seed give four lines of one pair each, not four runs of one
+    cell."""
     layers = ("penultimate", "layer4", "layer3", "layer2")
     made = [record(protocol={**PROTOCOL, "layer": layer}) for layer in layers]
     for n, each in enumerate(made):
@@ -409,8 +414,8 @@ def test_a_seed_recorded_only_by_older_code_is_compared(tmp_path: Path) -> None:
 
 
 def test_a_missing_cell_counts_as_a_missing_seed_of_its_defense(tmp_path: Path) -> None:
-    """Two defenses have other budgets under one protocol name; the missing cell is not a line of
-    its own."""
+    """Two defenses have different budgets under one protocol name; the missing cell does not get a
+    line of its own."""
     made = [record(defense=d, seed=s, protocol={**PROTOCOL, "removal_budget": budget})
             for s in SEEDS
             for d, budget in (("spectral", "1.5eps"), ("knn", "15%"))]  # fmt: skip
@@ -421,7 +426,7 @@ def test_a_missing_cell_counts_as_a_missing_seed_of_its_defense(tmp_path: Path) 
     ]  # fmt: skip
 
 
-def test_the_compared_field_is_not_listed_as_a_further_difference(tmp_path: Path) -> None:
+def test_the_field_that_is_compared_is_not_listed_among_other_differences(tmp_path: Path) -> None:
     made = [record(ratio=r, config={"ratio": r, "recipe": {"lr": r}}) for r in (0.05, 0.1)]
     found = comparison_of([sweep(tmp_path / "s", made)], by="ratio", base="10%")
     (said,) = [
@@ -432,7 +437,8 @@ def test_the_compared_field_is_not_listed_as_a_further_difference(tmp_path: Path
 
 
 def test_notes_on_seeds_and_exact_tests_count_pairs_within_lines(tmp_path: Path) -> None:
-    """Six cells of one seed: the only interval is over cells, and there is no test over pairs."""
+    """With six cells of one seed, the only interval is over cells, and there is no test over
+    pairs."""
     made = [record(*cell, nat2=0.9 + n / 1000) for n, cell in enumerate(GRID[:6])]
     notes = comparison_of([sweep(tmp_path / "s", made)], report=True, values="nat2").notes
     assert "The reproduced report gives one run per cell." in notes

@@ -65,7 +65,8 @@ def test_writing_creates_the_folder_and_replaces_the_whole_file(tmp_path: Path) 
 
 
 def test_a_list_of_numbers_is_written_on_one_line(tmp_path: Path) -> None:
-    """So a curve of a thousand points is one line; text that looks like a list is unchanged."""
+    """A curve of a thousand points is therefore one line; text that looks like a list is
+    unchanged."""
     value = {
         "curve": [[0.0, 1e-05, -3], []], "points": [None, True, 2.5], "names": ["a b", "c"],
         "text": "[\n 1,\n  2\n]", "of": [{"x": [1]}],
@@ -89,7 +90,8 @@ def test_nan_is_never_written_to_json(tmp_path: Path) -> None:
 def test_the_file_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """fsync of the content, then the rename within the folder, then fsync of the folder."""
+    """The content is synced first, then the file is renamed within the folder, and then the folder
+    is synced."""
     told: list[str] = []
     fsync, replace = os.fsync, os.replace
 

@@ -68,7 +68,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("target", HOSTILE, ids=ascii)
-def test_hostile_targets_are_refused_before_import(target: Any) -> None:
+def test_a_hostile_target_class_in_a_configuration_is_refused_before_any_import(
+    target: Any,
+) -> None:
     """Nothing is imported or called, and the message says what is allowed."""
     before = set(sys.modules)
     with pytest.raises(ConfigError, match=r"`trigger\._target_` must name a class in"):
@@ -92,18 +94,18 @@ def test_hostile_targets_are_refused_before_import(target: Any) -> None:
     ],
 )
 def test_package_names_that_are_not_usable_classes_are_refused(target: str, message: str) -> None:
-    """Abstract classes, other classes of the package and misspelled modules."""
+    """Refused are abstract classes, other classes of the package, and misspelled modules."""
     with pytest.raises(ConfigError, match=message):
         build("trigger", {"_target_": target}, Trigger)
 
 
-def test_a_missing_target_is_refused() -> None:
+def test_a_configuration_without_the_key_target_is_refused() -> None:
     with pytest.raises(ConfigError, match="got None"):
         build("trigger", {"name": "pixel"}, Trigger)
 
 
-def test_keys_become_constructor_arguments() -> None:
-    """`name` is the name of the choice and no argument of the class."""
+def test_configuration_keys_become_constructor_arguments() -> None:
+    """The key `name` is the name of the choice and not an argument of the class."""
     made = build("trigger", {"_target_": PIXEL, "name": "mine", "color": [1, 2, 3]}, Trigger)
     assert isinstance(made, Pixel)
     assert made.color == [1, 2, 3]
@@ -125,7 +127,7 @@ def test_keys_become_constructor_arguments() -> None:
         ({"position": [True, 1]}, "got True"),
     ],
 )
-def test_unknown_keys_and_bad_values_are_refused_by_name(
+def test_unknown_keys_and_bad_values_are_refused_and_named_in_the_error(
     keys: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -139,7 +141,7 @@ def test_positions_that_are_not_row_column_pairs_are_refused(positions: Any) -> 
         build("trigger", {"_target_": target, "positions": positions}, Trigger)
 
 
-def test_nested_objects_are_checked_the_same_way() -> None:
+def test_objects_nested_in_a_configuration_are_checked_like_outer_ones() -> None:
     """`random` wraps a filter, whose configuration is checked like an outer one."""
     kinds: Any = (Defense, OracleControl)
     target = "backdoor_lab.defenses.random.Random"

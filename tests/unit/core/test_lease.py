@@ -145,7 +145,8 @@ def test_a_lease_does_not_depend_on_the_wall_clock(
 
 @pytest.mark.parametrize("reaped", [True, False])
 def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, reaped: bool) -> None:
-    """kill -9 of a real process on this machine, even if it remains as a zombie."""
+    """A real process on this machine gets SIGKILL; its lease is taken over even if it remains as a
+    zombie."""
     path = tmp_path / "x.claim"
     owner = child(lambda: None if Lease(path).acquire(never) else os._exit(2))
     until(path.exists)
@@ -164,8 +165,8 @@ def test_the_lease_of_a_killed_process_is_taken_over_at_once(tmp_path: Path, rea
         os.waitpid(owner, 0)
 
 
-def test_a_process_id_with_another_start_time_is_another_process(tmp_path: Path) -> None:
-    """The same process id with another start time is another process."""
+def test_a_process_id_that_was_reused_is_recognized_by_its_start_time(tmp_path: Path) -> None:
+    """A process with the same id but another start time does not own the lease."""
     path = tmp_path / "x.claim"
     owned_by(path, start="1")
     clock = Clock()

@@ -246,7 +246,9 @@ class Diverging(Make):
         raise DivergedError(f"loss is nan at call {self.calls}")
 
 
-def test_a_diverged_stage_is_not_computed_again_with_a_failure_folder(tmp_path: Path) -> None:
+def test_a_diverged_stage_is_not_computed_again_if_the_store_has_a_failure_folder(
+    tmp_path: Path,
+) -> None:
     """Every store with the same failure folder raises the same error until the folder is emptied;
     other inputs, and stores without the folder, are unaffected."""
     make, failures = Diverging(), tmp_path / "failures"
@@ -263,7 +265,7 @@ def test_a_diverged_stage_is_not_computed_again_with_a_failure_folder(tmp_path: 
         Store(tmp_path / "store", failures).get("train", INPUTS, make)
 
 
-def test_only_diverged_errors_are_remembered(tmp_path: Path) -> None:
+def test_only_diverged_errors_are_kept_in_the_failure_folder(tmp_path: Path) -> None:
     def fail(folder: Path) -> dict[str, Any]:
         raise MemoryError
 

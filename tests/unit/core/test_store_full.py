@@ -75,7 +75,7 @@ def test_a_disk_that_fills_while_publishing_loses_no_earlier_result(
     nothing_lost(store)
 
 
-def test_fail_points_raise_the_same_disk_full_error(
+def test_an_injected_write_failure_raises_the_same_error_as_a_full_disk(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(failpoints, "_seen", {})

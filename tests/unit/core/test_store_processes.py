@@ -60,7 +60,8 @@ def at_once(root: Path, method: str, rounds: int) -> None:
 def test_four_concurrent_processes_compute_each_artifact_once(
     tmp_path: Path, method: str, rounds: int
 ) -> None:
-    """From a barrier, in several rounds; no temporary files are left."""
+    """The processes start together at a barrier, in several rounds, and leave no temporary
+    files."""
     at_once(tmp_path, method, rounds)
     assert (tmp_path / "calls").read_text().split() == [str(number) for number in range(rounds)]
     assert len(list(tmp_path.glob("store/train/*"))) == rounds
@@ -78,8 +79,8 @@ def test_of_four_concurrent_processes_only_one_renames_a_damaged_artifact(tmp_pa
     assert len(list(tmp_path.glob("store/train/.bad-*"))) == 3
 
 
-def test_another_process_takes_over_from_a_killed_one(tmp_path: Path) -> None:
-    """The first process is killed by kill -9 in the middle of its computation."""
+def test_another_process_takes_over_the_computation_of_a_killed_process(tmp_path: Path) -> None:
+    """The killed process gets SIGKILL in the middle of its computation."""
 
     def never_ends(folder: Path) -> dict[str, Any]:
         (folder / "half.bin").write_bytes(WHOLE)

@@ -58,7 +58,8 @@ def test_the_seed_of_a_random_stream_is_a_hash_of_its_labels() -> None:
 
 
 def test_renaming_stages_and_classes_does_not_change_their_random_streams() -> None:
-    """Labels are today's names of stages and classes."""
+    """The labels are written down apart from the names, although they equal the names of some
+    stages and classes."""
     assert TRAININGS == {"train": "train", "retrain": "retrain", "surrogate": "surrogate"}
     kinds = (EllipticEnvelope, IsolationForest, KNN, LocalOutlierFactor, OneClassSVM)
     assert [kind.stream for kind in kinds] == ["Envelope", "Forest", "Knn", "LocalOutlier", "Svm"]
@@ -94,7 +95,7 @@ def texts_in_calls(code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
-def test_no_module_but_streams_writes_a_random_stream_label_as_a_literal(path: Path) -> None:
+def test_only_the_module_streams_writes_a_random_stream_label_as_a_literal(path: Path) -> None:
     """Nor does any module use a class name as a label; new labels belong in streams.py."""
     assert texts_in_calls(path.read_text()) == []
     for line in path.read_text().splitlines():

@@ -208,7 +208,7 @@ def test_log_handlers_are_allowed_only_in_logging_sections(name: str) -> None:
         check_targets({"x": {"class": name}}, where="hydra.callbacks")
 
 
-def test_the_check_does_not_change_the_configuration() -> None:
+def test_the_check_of_target_classes_does_not_change_the_configuration() -> None:
     config = composed(
         "hydra.job_logging.handlers.file.filename=${hydra.runtime.output_dir}/${hydra.job.num}.log"
     )
@@ -231,7 +231,7 @@ def test_allowed_packages_are_recorded_and_do_not_change_the_cell(tmp_path: Path
 
 
 def test_an_allowed_callback_runs(tmp_path: Path) -> None:
-    """This shows that the refusals above come from the check."""
+    """This shows that the refusals in the other tests come from the check of target classes."""
     (tmp_path / "marker.py").write_text(MARKER + "class Callback: ...\n")
     words = [*TINY, "+hydra.callbacks.x._target_=marker.Callback", "allow_plugins=[marker]"]
     ((code, _, said, _),) = many(tmp_path, [[*words, "dry_run=true"]])[0]

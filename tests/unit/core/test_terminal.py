@@ -48,7 +48,7 @@ def test_every_main_function_ends_in_run_command_and_catches_no_exception(path: 
     assert not any(isinstance(node, ast.Try) for node in ast.walk(main))
 
 
-def test_errors_are_printed_in_one_place() -> None:
+def test_only_one_function_of_the_package_prints_errors() -> None:
     told = {
         name_of(path)
         for path in SOURCES
@@ -72,7 +72,7 @@ def run(work: object) -> int:
     return run_command(parser, command, ["7"])
 
 
-def test_a_command_returns_the_exit_code_of_its_work() -> None:
+def test_a_command_returns_the_exit_code_of_the_function_that_does_its_work() -> None:
     assert run(None) == 7
 
 

@@ -30,7 +30,7 @@ NAN = float("nan")
     "value", [NAN, math.inf, -math.inf, True, "10%", "0.5", None, -0.1, 1, [0]]
 )
 def test_an_invalid_number_is_refused_with_the_valid_range(value: Any) -> None:
-    """NaN, infinity, bool, text and values out of range."""
+    """Refused are NaN, infinity, bool, text and values out of range."""
     with pytest.raises(ConfigError) as caught:
         validation.number("ratio", value, low=0, below=1)
     assert str(caught.value) == f"`ratio` must satisfy 0 <= ratio < 1, got {value!r}"
@@ -92,19 +92,19 @@ def test_unknown_words_are_refused_and_the_nearest_one_suggested() -> None:
     ids=ascii,
 )  # fmt: skip
 def test_unsafe_names_are_refused(name: Any) -> None:
-    """Separators, only dots, shell syntax, look-alike letters, excessive length."""
+    """Refused are separators, only dots, shell syntax, look-alike letters, and excessive length."""
     with pytest.raises(ConfigError, match=r"`stage` must match"):
         validation.safe_name("stage", name)
 
 
 @pytest.mark.parametrize("name", ["a", "0", "resnet18-w16", "a.b_c-d", ".hidden", "a" * 64])
 def test_safe_names_are_accepted(name: str) -> None:
-    """Lower-case letters, digits, dot, dash and underscore, up to 64 characters."""
+    """Safe names have lower-case letters, digits, dot, dash and underscore, up to 64 characters."""
     assert validation.safe_name("stage", name) == name
 
 
 def test_a_path_that_leaves_its_root_is_refused(tmp_path: Path) -> None:
-    """By dots, as an absolute path, or through a link."""
+    """A path may leave the root by dots, as an absolute path, or through a link."""
     root = tmp_path / "root"
     root.mkdir()
     (root / "link").symlink_to(tmp_path)

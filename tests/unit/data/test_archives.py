@@ -71,7 +71,9 @@ def test_every_archive_format_gives_the_same_images_as_the_folder(
     ],
     ids=lambda member: f"{member.name}-{member.type!r}",
 )
-def test_hostile_tar_members_are_refused_by_name(tmp_path: Path, member: tarfile.TarInfo) -> None:
+def test_hostile_tar_members_are_refused_and_named_in_the_error(
+    tmp_path: Path, member: tarfile.TarInfo
+) -> None:
     path = tar(tmp_path / "set.tar", pictures(), member)
     with pytest.raises(DataError) as caught:
         ImageFolder(root=str(path)).read()
@@ -91,7 +93,7 @@ def test_hostile_tar_members_are_refused_by_name(tmp_path: Path, member: tarfile
     ids=["parent folder", "absolute path", "parent folder in the middle", "link", "duplicate name"],
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_hostile_zip_members_are_refused_by_name(
+def test_hostile_zip_members_are_refused_and_named_in_the_error(
     tmp_path: Path, make: Callable[[], zipfile.ZipInfo]
 ) -> None:
     member = make()

@@ -133,7 +133,7 @@ def test_a_tar_member_that_claims_gigabytes_is_refused_as_truncated(tmp_path: Pa
 
 
 @pytest.mark.parametrize("size", [(100_000, 100_000), (9000, 9000)])
-def test_an_image_that_claims_to_be_enormous_is_refused_by_name(
+def test_an_image_that_claims_to_be_enormous_is_refused_and_named_in_the_error(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
     files = pictures() | {"train/cat/x.png": monster_png(*size)}

@@ -78,7 +78,7 @@ def test_unicode_class_names_are_accepted(tmp_path: Path) -> None:
     assert checked(ImageFolder(root=str(root)).read(), "here").classes == ("cat", "犬 ü")
 
 
-def test_limits_keep_the_first_images_by_name(tmp_path: Path) -> None:
+def test_an_image_limit_keeps_the_first_images_by_name(tmp_path: Path) -> None:
     source = ImageFolder(root=str(filled(tmp_path)), limit_train=1)
     assert reds(source.limited().train.images) == [30, 10]
     assert source.fingerprint() != ImageFolder(root=str(tmp_path)).fingerprint()
@@ -97,7 +97,7 @@ def test_fingerprint_changes_with_a_file_but_not_with_the_path_of_the_folder(
     assert ImageFolder(root=str(root)).fingerprint() != before
 
 
-def test_different_sizes_are_refused_unless_resized(tmp_path: Path) -> None:
+def test_images_of_different_sizes_are_refused_unless_they_are_resized(tmp_path: Path) -> None:
     root = filled(tmp_path)
     picture(7, (6, 5)).save(root / "train" / "dog" / "9.png")
     with pytest.raises(DataError, match=r"4 x 4, train/dog/9.png has 5 x 6 .*dataset.size=4"):
@@ -105,7 +105,7 @@ def test_different_sizes_are_refused_unless_resized(tmp_path: Path) -> None:
     assert ImageFolder(root=str(root), size=3).read().train.images.shape == (5, 3, 3, 3)
 
 
-def test_resizing_antialiases() -> None:
+def test_resizing_an_image_applies_antialiasing() -> None:
     stripes = np.zeros((32, 32), np.uint8)
     stripes[:, ::2] = 255
     small = decode(encoded(Image.fromarray(stripes)), "x", 1, 8)
@@ -168,7 +168,7 @@ def sixteen_bit_rgb_png() -> bytes:
         sixteen_bit_rgb_png(),
     ],
 )
-def test_images_with_more_than_8_bits_are_refused_by_name(data: bytes) -> None:
+def test_images_with_more_than_8_bits_are_refused_and_named_in_the_error(data: bytes) -> None:
     with pytest.raises(DataError, match=r"^some/file: .* is not supported"):
         decode(data, "some/file", 3, None)
 
@@ -180,7 +180,7 @@ def test_formats_that_start_external_programs_are_refused() -> None:
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF"])
-def test_broken_images_are_refused_by_name(tmp_path: Path, kind: str) -> None:
+def test_broken_images_are_refused_and_named_in_the_error(tmp_path: Path, kind: str) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
     whole = encoded(Image.fromarray(noise), kind)
     root = filled(tmp_path)
@@ -253,7 +253,7 @@ def test_circular_links_are_not_followed_forever(tmp_path: Path) -> None:
 
 
 def test_a_bitmap_with_16_bits_per_pixel_is_decoded(tmp_path: Path) -> None:
-    """5, 6 and 5 bits for red, green and blue: one pixel of 255, 0, 255."""
+    """Red, green and blue have 5, 6 and 5 bits; one pixel decodes to 255, 0, 255."""
     import struct
 
     masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
@@ -262,7 +262,7 @@ def test_a_bitmap_with_16_bits_per_pixel_is_decoded(tmp_path: Path) -> None:
     assert decode(data, "x", 3, None)[:, 0, 0].tolist() == [255, 0, 255]
 
 
-def test_empty_classes_are_refused_by_name(tmp_path: Path) -> None:
+def test_empty_classes_are_refused_and_named_in_the_error(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "train" / "bird").mkdir()
     with pytest.raises(DataError, match=r"train: every class needs images; 1 of 3.*bird"):

@@ -21,7 +21,7 @@ def test_the_middle_square_of_a_wide_image_is_taken(tmp_path: Path) -> None:
     assert (found == 200).all()
 
 
-def test_the_first_images_by_name_are_taken_from_any_depth(tmp_path: Path) -> None:
+def test_the_first_images_by_name_are_taken_from_subfolders_of_any_depth(tmp_path: Path) -> None:
     for number, name in enumerate(("b/x.png", "a.png", "c.png")):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)

@@ -163,8 +163,10 @@ def test_curves_over_the_poison_ratio_are_means_with_t_intervals(tmp_path: Path)
                 assert line.get_xdata()[n] == pytest.approx(100 * ratio, abs=0.13)
 
 
-def test_asr_under_a_transformation_is_drawn_against_its_strength(tmp_path: Path) -> None:
-    """One panel per transformation and one line per trigger, starting at the untransformed
+def test_asr_under_a_transformation_is_drawn_against_the_strength_of_the_transformation(
+    tmp_path: Path,
+) -> None:
+    """Each transformation has a panel and each trigger a line, starting at the untransformed
     images."""
     under = {"jpeg75": 0.5, "jpeg90": 0.75, "brightness0.5": 0.25, "fog3": 1.0}
     made = [
@@ -193,7 +195,7 @@ def test_asr_under_a_transformation_is_drawn_against_its_strength(tmp_path: Path
         np.testing.assert_allclose(list(tops.values()), expected)
 
 
-def test_each_target_and_asr2_get_separate_figures(tmp_path: Path) -> None:
+def test_asr1_and_asr2_have_separate_figures_for_each_target(tmp_path: Path) -> None:
     said = {"blur1": {"asr1": 0.5, "asr2": 0.25}}
     made = [record(target=target, under=said) for target in ("bird", "dog")]
     drawn = dict(catalogue.of_sweep(whole_of(write_sweep(tmp_path / "s", made))))
@@ -320,7 +322,7 @@ def test_the_trigger_figure_shows_the_stored_pixels(tmp_path: Path) -> None:
     assert changed.tolist() == [[7, 7]]
 
 
-def test_a_trigger_is_shown_from_a_cell_still_in_the_store(tmp_path: Path) -> None:
+def test_a_trigger_is_shown_from_a_cell_whose_poison_is_still_in_the_store(tmp_path: Path) -> None:
     """The first cell's poison was deleted: the next cell of that ratio is used."""
     folder, (_, second) = sweep(tmp_path)
     shutil.rmtree(tmp_path / ".store" / "poison" / "cell0")
@@ -547,7 +549,7 @@ def test_an_overview_sheet_needs_a_filter_and_its_artifacts(tmp_path: Path) -> N
 
 
 def test_every_figure_function_takes_plain_arrays() -> None:
-    """Without any record or store."""
+    """Figure functions need neither a record nor a store."""
     scores = np.array([1.0, 2.0, 3.0, 4.0])
     poison, keep = np.array([0, 0, 0, 1], bool), np.array([1, 1, 1, 0], bool)
     bars, curve = histogram(scores, poison, keep), removal_curve(scores, poison)

@@ -65,7 +65,7 @@ def test_the_accept_option_keeps_the_version_and_the_raise_option_increments_it(
 def test_new_and_removed_components_are_recorded(
     table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A new one as version 1."""
+    """A new component gets version 1."""
     content = json.loads(table.read_bytes())
     content["defenses"]["gone"] = content["defenses"].pop("spectral")
     table.write_text(json.dumps(content))

@@ -99,13 +99,15 @@ def test_every_file_belongs_to_a_component_or_is_listed_as_neutral() -> None:
 
 
 def test_component_names_are_unique() -> None:
-    """So that `--accept NAME` needs only a name."""
+    """The option `--accept NAME` therefore needs only a name."""
     names = [name for section in identity.committed().values() for name in section]
     assert len(names) == len(set(names))
 
 
-def test_rewording_and_reformatting_do_not_change_any_id(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Comments, docstrings, layout and error texts, in every file at once."""
+def test_rewording_texts_and_reformatting_code_do_not_change_any_id(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Comments, docstrings, layout and error texts are changed in every file at once."""
     usual = sources._text
     monkeypatch.setattr(sources, "_text", lambda path: rewritten(usual(path).decode()).encode())
     identity.forget()
@@ -116,7 +118,7 @@ def test_rewording_and_reformatting_do_not_change_any_id(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", DECIDING)
-def test_any_other_edit_of_any_file_changes_a_hash(
+def test_an_edit_of_code_in_any_file_changes_a_hash(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some files count only for the functions that are used, so every function is edited."""
@@ -166,8 +168,9 @@ def changed(monkeypatch: pytest.MonkeyPatch, name: str, *edit: str) -> set[str]:
     return {key for key in before if after[key] != before[key]}
 
 
-def test_editing_a_defense_changes_only_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the cells of a random control that copies it. Functions that it calls count, too."""
+def test_editing_a_defense_changes_only_cells_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These include cells of a random control that copies it; functions that it calls count,
+    too."""
     spectral = {"spectral", "random", "pattern", "under"}
     assert changed(monkeypatch, "defenses/spectral.py") == spectral
     assert changed(monkeypatch, "numerics/singular.py") == spectral
@@ -177,7 +180,7 @@ def test_editing_a_defense_changes_only_its_cells(monkeypatch: pytest.MonkeyPatc
     assert changed(monkeypatch, "defenses/base.py", *formula) == set(cells())
 
 
-def test_editing_a_trigger_changes_only_its_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_editing_a_trigger_changes_only_cells_that_use_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert changed(monkeypatch, "attacks/pattern.py") == {"pattern"}
     assert changed(monkeypatch, "attacks/base.py") == set(cells())
 
@@ -214,7 +217,7 @@ def test_editing_training_code_changes_every_cell(
 def test_editing_shared_code_changes_every_cell(
     name: str, old: str, new: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example code of stages, of the record, or of random numbers."""
+    """Shared code is for example that of stages, of the record, or of random numbers."""
     assert changed(monkeypatch, name, old, new) == set(cells())
 
 
@@ -228,7 +231,7 @@ def test_adding_an_unused_function_to_a_shared_file_changes_no_id(
             assert identity_table.differing() == {}
 
 
-def test_editing_a_data_source_changes_only_its_data_sets(
+def test_editing_a_data_source_changes_only_data_sets_read_by_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros(1))
@@ -278,7 +281,7 @@ def test_library_versions_are_not_part_of_the_id(
 def test_a_new_component_version_changes_the_cell_id(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a trigger, a defense, a stage, a network or a data set."""
+    """The component may be a trigger, a defense, a stage, a network or a data set."""
     table = json.loads(identity.TABLE.read_bytes())
     for section, name in (
         ("triggers", "pixel"), ("defenses", "spectral"), ("stages", "record"),
@@ -333,7 +336,7 @@ def stripe(folder: Path, name: str, brightness: int) -> Any:
 def test_an_unlisted_component_always_has_its_hash_in_the_id(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Inside the package or outside; its base class counts, too."""
+    """The component may be inside the package or outside; its base class counts, too."""
     found = []
     for brightness in (1, 2):
         made = stripe(tmp_path, name, brightness)
@@ -363,7 +366,9 @@ def test_a_class_without_a_file_is_refused() -> None:
         identity.of("triggers", kind())
 
 
-def test_a_damaged_table_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_identity_json_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = json.loads(identity.TABLE.read_bytes())
     monkeypatch.setattr(identity, "TABLE", tmp_path / "identity.json")
     odd = []
@@ -429,7 +434,7 @@ def test_code_reached_by_module_attribute_or_getattr_is_hashed(
 def test_running_an_edited_stage_computes_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And everything that depends on it, if its output changes."""
+    """Everything that depends on the stage is computed again, too, if its output changes."""
     run_here(tmp_path / "store", tmp_path / "a")
     edited(monkeypatch, "training/train.py")
     second = run_here(tmp_path / "store", tmp_path / "b")

@@ -67,14 +67,15 @@ def hashed(code: str) -> str:
     return hashlib.sha256(text(code).encode(errors="surrogatepass")).hexdigest()
 
 
-def test_this_python_gives_the_pinned_hash() -> None:
-    """The constant comes from 3.11, 3.12, 3.13 and 3.14; a Python that parses differently fails."""
+def test_the_running_python_gives_the_pinned_hash() -> None:
+    """Python 3.11, 3.12, 3.13 and 3.14 gave this constant; a Python that parses differently
+    fails."""
     assert hashed(EVERYTHING) == HASH
 
 
 @pytest.mark.parametrize("python", ["python3.11", "python3.12", "python3.13", "python3.14"])
 def test_other_pythons_on_this_machine_give_the_same_hashes(python: str, tmp_path: Path) -> None:
-    """On the package's own code. Skipped for a Python that is not installed."""
+    """The package's own code is hashed. A Python that is not installed is skipped."""
     program = "from backdoor_lab import identity; print(identity.stage('train'))"
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     places = [*map(str, versions.glob(f"{python[6:]}.*/bin/{python}")), shutil.which(python)]
@@ -85,8 +86,10 @@ def test_other_pythons_on_this_machine_give_the_same_hashes(python: str, tmp_pat
     assert done.stdout.strip().isdigit(), done.stdout + done.stderr
 
 
-def test_empty_syntax_tree_fields_do_not_change_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    """3.12 added `type_params`; a later version may add more."""
+def test_empty_syntax_tree_fields_do_not_change_the_hashed_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python 3.12 added `type_params`; a later version may add more."""
     code = "def f(a: int = 1) -> int:\n    return a\nclass K: pass"
     before = text(code)
     tree = ast.parse(code)
@@ -102,7 +105,8 @@ def test_empty_syntax_tree_fields_do_not_change_the_text(monkeypatch: pytest.Mon
 
 
 def test_f_string_pieces_are_merged() -> None:
-    """However a parser splits an f-string: nested, in several pieces, with empty ones."""
+    """This holds however a parser splits an f-string: nested, in several pieces, or with empty
+    ones."""
     (whole,) = ast.parse("f'ab{c}'").body
     pieces = [ast.Constant("a"), ast.Constant(""), ast.JoinedStr([ast.Constant("b")])]
     cut = ast.JoinedStr([*pieces, ast.FormattedValue(ast.Name("c"), -1, ast.JoinedStr([]))])
@@ -123,7 +127,7 @@ def test_f_string_pieces_are_merged() -> None:
         ("if typing.TYPE_CHECKING:\n    import a", ""),
     ],
 )
-def test_equivalent_code_has_the_same_text(one: str, other: str) -> None:
+def test_equivalent_code_has_the_same_hashed_text(one: str, other: str) -> None:
     assert text(one) == text(other)
 
 
@@ -144,5 +148,5 @@ def test_equivalent_code_has_the_same_text(one: str, other: str) -> None:
         ("x[1:]", "x[:1]"), ("from a import b", "from c import b"),
     ],
 )  # fmt: skip
-def test_different_code_has_different_text(one: str, other: str) -> None:
+def test_different_code_has_different_hashed_texts(one: str, other: str) -> None:
     assert text(one) != text(other)

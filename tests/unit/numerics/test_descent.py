@@ -23,7 +23,7 @@ def test_one_step_of_sgd_matches_a_computation_by_hand() -> None:
         assert weight.tolist() == expected
 
 
-def test_a_network_that_the_loss_passes_through_gets_no_gradient() -> None:
+def test_a_network_that_the_loss_only_passes_through_gets_no_gradient() -> None:
     net = nn.Linear(3, 2)
     noise = torch.zeros(3, requires_grad=True)
     descend(torch.optim.SGD([noise], lr=1.0), net(noise).sum(), "the loss")
@@ -61,7 +61,7 @@ def test_no_step_is_taken_after_a_stop_request(
     assert weight.item() == 1
 
 
-def test_no_other_module_calls_backward() -> None:
+def test_no_module_but_descent_calls_backward() -> None:
     """Lightning trains the classifiers; two methods step along another direction: the sign of a
     gradient, and the weighted sum of two."""
     package = Path(backdoor_lab.__file__).parent

@@ -195,7 +195,7 @@ def test_wide_tables_and_the_collapsed_comparison_fit_the_page(
 def test_the_details_of_a_cell_show_the_same_figures_as_the_table(
     opened: Open, tmp_path: Path
 ) -> None:
-    """An eighth of a percent, which JavaScript and Python round differently."""
+    """One figure is an eighth of a percent, which JavaScript and Python round differently."""
     made = [record(nat1=0.99125, asr1=0.00125, asr2=None), failed(record(seed=1))]
     page = opened(write_page(write_sweep(tmp_path / "s", made)))
     shown = [column(page, head)[0] for head in ("Nat1", "ASR1", "#Pois")]
@@ -320,7 +320,7 @@ def test_hostile_text_is_shown_as_text(opened: Open, tmp_path: Path) -> None:
     page.keyboard.press("Escape")
 
 
-def test_names_of_every_kind_are_shown_as_text(
+def test_hostile_names_of_every_choice_are_shown_as_text(
     opened: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They appear in the table, the drop-downs and the details, also as class names."""

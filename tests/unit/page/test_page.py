@@ -285,7 +285,9 @@ def test_charts_stay_within_their_size_limit(tmp_path: Path, budget: int, shown:
     assert len(kept) == shown
 
 
-def test_charts_still_show_mistaken_images_under_a_size_limit(tmp_path: Path) -> None:
+def test_charts_under_a_size_limit_still_show_images_that_were_mistaken_for_poison(
+    tmp_path: Path,
+) -> None:
     records = [cell(tmp_path, Made(n), f"cell{n}", seed=n) for n in range(4)]
     made = all_pictures(ArtifactReader(tmp_path), records, 400_000)
     assert len(made) == 4
@@ -359,7 +361,7 @@ def test_a_folder_without_cells_has_a_page(tmp_path: Path) -> None:
     assert str(tmp_path) not in text
 
 
-def test_the_page_does_not_list_too_many_cells(
+def test_the_page_of_a_sweep_with_too_many_cells_says_so_and_lists_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_sweep(tmp_path / "s", [record(seed=seed) for seed in range(3)])

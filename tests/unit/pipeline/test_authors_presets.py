@@ -37,24 +37,30 @@ def options(name: str) -> dict[str, Any]:
     return dict(OmegaConf.load(CONF / f"defense/{name}.yaml"))  # type: ignore[arg-type]
 
 
-def test_every_preset_is_tested() -> None:
+def test_every_preset_with_the_numbers_of_the_authors_is_tested() -> None:
     assert {path.stem for path in (CONF / "defense").glob("*_authors.yaml")} == set(COSTLY)
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_preset_differs_from_its_defense_only_in_costly_keys(name: str) -> None:
+def test_a_preset_with_the_numbers_of_the_authors_differs_from_its_defense_only_in_costly_keys(
+    name: str,
+) -> None:
     base = options(name.removesuffix("_authors"))
     assert options(name) == base | COSTLY[name] | {"name": name}
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_dry_run_estimates_a_preset(name: str, tmp_path: Path) -> None:
+def test_a_dry_run_estimates_a_preset_with_the_numbers_of_the_authors(
+    name: str, tmp_path: Path
+) -> None:
     cell = cell_of(tmp_path, f"defense={name}", "protocol.clean_holdout=20")
     assert [each.id for each, _ in estimate([cell], set(), CPU).cells] == [cell.id]
 
 
 @pytest.mark.parametrize("name", COSTLY)
-def test_a_preset_runs_when_cut_short(name: str, tmp_path: Path) -> None:
+def test_a_preset_with_the_numbers_of_the_authors_runs_with_smaller_numbers(
+    name: str, tmp_path: Path
+) -> None:
     record = run_here(tmp_path / "store", tmp_path / "cell", f"defense={name}",
                       "protocol.clean_holdout=20", *SHORT[name])  # fmt: skip
     assert record["status"] == "done"

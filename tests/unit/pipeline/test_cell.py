@@ -233,7 +233,9 @@ def test_bad_configurations_are_refused_before_any_work(
               "~recipe", "~trainer", "~logger", "~seed", "~target", "model=null", "trainer=null",
               "model.width=32.0", "store.root=null", "protocol=null"],
 )  # fmt: skip
-def test_missing_keys_are_refused_by_name(root: Path, checks: Preflight, words: str) -> None:
+def test_missing_keys_are_refused_and_named_in_the_error(
+    root: Path, checks: Preflight, words: str
+) -> None:
     config, key = edited(root, words)
     with pytest.raises(ConfigError, match=re.escape(key)):
         checks.cell(config)
@@ -287,7 +289,8 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_class_name_takes_precedence_over_a_class_number(given: int | str, name: str) -> None:
-    """Folders sort as text: "10" comes before "2". macOS gives names decomposed."""
+    """Folders are sorted as text, so "10" comes before "2". macOS returns names in decomposed
+    Unicode."""
     classes = ("0", "10", "2", "1", "Gro\u0308\u00dfe")
     assert classes[class_number("target", given, classes)] == name
 
@@ -377,7 +380,8 @@ def test_the_configuration_of_a_job_does_not_depend_on_earlier_jobs(root: Path) 
 def test_the_layer_of_a_defense_replaces_that_of_the_protocol(
     root: Path, checks: Preflight
 ) -> None:
-    """Also inside the control of equal size. null leaves the protocol's, and the cell its id."""
+    """This also holds inside the random control. With null the layer of the protocol is used, and
+    the cell keeps its id."""
 
     def cell(*words: str) -> Cell:
         return checks.cell(configuration(root, *words))

@@ -104,7 +104,7 @@ def test_another_seed_changes_every_stage_but_the_data(lab: Path) -> None:
 
 
 def test_hold_out_images_are_given_only_to_filters_that_need_them(tmp_path: Path) -> None:
-    """Two of each class, chosen by the seed; every cell of the sweep is evaluated on the same
+    """The seed chooses two of each class; every cell of the sweep is evaluated on the same
     remaining test images."""
     held = "protocol.clean_holdout=20"
     scan = run_here(tmp_path / "store", tmp_path / "scan", "defense=scan", held)
@@ -147,7 +147,7 @@ def test_surrogate_and_noise_are_computed_once_per_attack(
     assert records[0]["counts"] | {"n_poisoned": 6, "n_train": 200} == records[0]["counts"]
 
 
-def test_retrain_false_gives_the_same_detection_without_training(
+def test_setting_retrain_to_false_gives_the_same_detection_without_a_second_training(
     lab: Path, counted: Counter[str]
 ) -> None:
     """It is another cell with the same result of the filter."""

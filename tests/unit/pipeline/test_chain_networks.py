@@ -142,7 +142,8 @@ def test_a_repair_is_computed_again_if_its_inputs_change(
 
 
 def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
-    """Network, normalization, architecture and recipe; hold-out images if they are used."""
+    """They are the network, normalization, architecture and recipe, and hold-out images if they are
+    used."""
     module: Any = SimpleNamespace(mean=torch.zeros(1, 3, 1, 1), std=torch.ones(1, 3, 1, 1))
     for defense, more in (("abl", set()), ("strip", {"test", "holdout"})):
         cell = cell_of(lab / "store", HELD, f"defense={defense}")
@@ -151,7 +152,7 @@ def test_the_recorded_inputs_of_a_defense_are_complete(lab: Path) -> None:
         assert facts.keys() == {"version", "weights", "normalisation", "model", "recipe"} | more
 
 
-def test_a_defense_gets_network_copies_poisoned_images_and_hold_out_images(
+def test_a_defense_gets_a_copy_of_the_network_and_the_poisoned_and_hold_out_images(
     lab: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Hold-out images are not used for evaluation; the attacked network stays unchanged whatever a
@@ -275,8 +276,8 @@ def test_autoencoder_features_are_shared_between_recipes(lab: Path) -> None:
     assert made(both)[:2] == ["clean", "filter"]
 
 
-def test_estimate_names_the_first_missing_stage(lab: Path) -> None:
-    """Hold-out features, a repair or an autoencoder may be the first."""
+def test_the_estimate_names_the_first_missing_stage(lab: Path) -> None:
+    """The first missing stage may be hold-out features, a repair or an autoencoder."""
     for overrides, first, trainings in (
         (("defense=scan",), "clean", 1),
         (("defense=fine_pruning", "defense.lr=0.5"), "repair", 0),

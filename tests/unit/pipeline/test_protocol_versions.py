@@ -126,7 +126,7 @@ def test_tables_show_the_version_and_unversioned_records_count_as_version_1(tmp_
 
 
 def test_results_of_modified_code_get_their_own_table(tmp_path: Path) -> None:
-    """The table has a note. Results of another version are kept as well."""
+    """The table has a note. Results of another recorded version have a table without one."""
     marks: list[Any] = [1, 2, "1+0123456789abcdef"]
     records = []
     for number, mark in enumerate(marks):

@@ -112,7 +112,8 @@ def test_accuracy_and_attack_success_match_a_second_computation(
 def test_clean_rate_and_top_class_match_a_second_computation(
     lab: tuple[Path, dict[str, Any]],
 ) -> None:
-    """The target rate on clean images of the ASR set, and the most frequent prediction."""
+    """These are the target rate on clean images of the ASR set, and the most frequent
+    prediction."""
     images, labels = TEST
     bird = CLASSES.index("bird")
     for stage, number in (("train", 1), ("retrain", 2)):
@@ -124,7 +125,7 @@ def test_clean_rate_and_top_class_match_a_second_computation(
 
 
 def test_training_accuracy_matches_a_second_computation(lab: tuple[Path, dict[str, Any]]) -> None:
-    """On each network's training set: with all poison, and after filtering."""
+    """It is measured on each network's training set: with all poison, and after filtering."""
     poison, kept = published(lab, "poison", "poison"), published(lab, "filter", "verdict")["keep"]
     images = np.concatenate([TRAIN[0], poison["rows"]])
     for stage, number, mask in (
@@ -243,10 +244,10 @@ def test_controls_run_under_a_protocol_with_filter_scope_suspicious(
     assert not {"n_accused", "n_named"} & set(record["counts"])
 
 
-def test_the_random_control_scores_exactly_the_examples_that_its_filter_scores(
+def test_the_random_control_scores_exactly_the_examples_that_the_filter_scores(
     tmp_path: Path,
 ) -> None:
-    """Therefore `left` in its removal curve after `n_removed` removals equals `pois_left`."""
+    """Therefore `left` in the removal curve after `n_removed` removals equals `pois_left`."""
     record = run_here(tmp_path / "store", tmp_path / "cell", "defense=random")
     curve = record["detection"]["curve"]
     counts = record["counts"]

@@ -11,10 +11,11 @@ from tests.helpers.program import many
 SAME = "retrain_seed=same"
 
 
-def test_retrain_seed_same_repeats_the_first_training_exactly(
+def test_setting_retrain_seed_to_same_repeats_the_first_training_exactly(
     tmp_path: Path,
 ) -> None:
-    """On a clean run without a defense: Nat1 equals Nat2, to the last bit of the weights."""
+    """On a clean run without a defense, Nat1 equals Nat2, and the weights are equal to the last
+    bit."""
     clean = ("ratio=0", "defense=none")
     record = run_here(tmp_path / "store", tmp_path / "same", *clean, SAME)
     assert record["hashes"]["weights1"] == record["hashes"]["weights2"]

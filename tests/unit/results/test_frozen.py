@@ -138,7 +138,7 @@ def test_a_frozen_sweep_has_the_same_tables_as_the_original_sweep(kept: Path) ->
 
 
 def test_a_frozen_sweep_lists_every_command_and_machine(tmp_path: Path) -> None:
-    """Also if older records describe the machine by a single text."""
+    """This also holds if older records describe the machine by a single text."""
     compute = {"processor": "X", "instruction_set": "AVX2", "threads": 1, "precision": "fp32"}
     made = [record(seed=0), record(seed=1), record(seed=2)]
     for number, each in enumerate(made):

@@ -51,7 +51,9 @@ def test_a_truncated_record_is_refused(eighth: int) -> None:
         ("choices.ratio", float("nan")),
     ],
 )  # fmt: skip
-def test_an_invalid_value_in_a_record_is_refused_by_name(path: str, value: Any) -> None:
+def test_an_invalid_value_in_a_record_is_refused_and_named_in_the_error(
+    path: str, value: Any
+) -> None:
     made = copy.deepcopy(record())
     *above, last = path.split(".")
     (made[above[0]] if above else made)[last] = value
@@ -79,7 +81,9 @@ def test_rates_on_transformed_images_are_read_by_name_from_a_record() -> None:
         ({"jpeg75": {"asr3": 0.5}}, "under.jpeg75.asr3"), ({"<b>": {"asr1": 0.5}}, "<b>"),
     ],
 )  # fmt: skip
-def test_invalid_rates_on_transformed_images_are_refused_by_name(under: Any, named: str) -> None:
+def test_invalid_rates_on_transformed_images_are_refused_and_named_in_the_error(
+    under: Any, named: str
+) -> None:
     with pytest.raises(DataError, match=named):
         parsed(record(under=under))
 

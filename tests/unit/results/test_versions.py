@@ -45,7 +45,7 @@ WITHOUT = PivotSpec(("target",), (), ("nat2",))
 TWO = cells(made(1, seed=0, nat2=0.9), made(2, seed=1, nat2=0.5))
 
 
-def test_a_version_is_shown_where_it_is_not_1_or_where_versions_meet() -> None:
+def test_a_version_is_shown_if_it_is_not_1_or_if_a_sweep_has_several() -> None:
     assert labels(TWO[:1], "defense") == ["spectral"]
     assert labels(TWO[1:], "defense") == ["spectral@2"]
     assert labels(TWO, "defense") == ["spectral@1", "spectral@2"]
@@ -81,7 +81,7 @@ def test_code_without_a_recorded_version_has_no_version_label() -> None:
 
 @pytest.mark.parametrize("spec", [REPORT, WIDE, WITHOUT], ids=["report", "wide", "without"])
 def test_no_table_has_a_mean_over_two_versions(spec: PivotSpec) -> None:
-    """Whether the defense is an axis of the table or not."""
+    """This holds whether the defense is an axis of the table or not."""
     tables = pivot(CellFields(TWO), spec)
     means = [each.estimates["nat2"].mean for table in tables for each in table.cells.values()]
     assert sorted(means) == [50.0, 90.0]
@@ -160,7 +160,7 @@ def sweep(folder: Path, *records: dict[str, Any]) -> Any:
 
 
 def test_a_comparison_of_two_sweeps_names_both_versions(tmp_path: Path) -> None:
-    """With one defense in the notes, with several in the lines."""
+    """With one defense the notes name them, with several the lines."""
     one, two = sweep(tmp_path / "a", made(1)), sweep(tmp_path / "b", made(2))
     found = comparison_of([two, one])
     assert any("defense: spectral@2 → spectral@1" in note for note in found.notes)
@@ -174,7 +174,7 @@ def test_a_comparison_of_two_sweeps_names_both_versions(tmp_path: Path) -> None:
 
 
 def test_no_line_of_a_comparison_averages_over_two_versions(tmp_path: Path) -> None:
-    """Neither a line over seeds, nor the line over all lines."""
+    """This holds for a line over seeds and for the line over all lines."""
     mixed = [made(1, seed=0, nat2=0.9), made(2, seed=1, nat2=0.5)]
     base = [made(1, seed=0, nat2=0.8), made(1, seed=1, nat2=0.8)]
     found = comparison_of([sweep(tmp_path / "a", *mixed), sweep(tmp_path / "b", *base)],

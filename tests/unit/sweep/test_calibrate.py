@@ -42,7 +42,8 @@ def test_calibration_with_zero_processes_runs_in_this_process(tmp_path: Path, ba
 
 
 def test_calibration_uses_as_many_processes_as_the_sweep(tmp_path: Path) -> None:
-    """Each imports on its own, trains on the cell's images, and measures when all are ready."""
+    """Each process imports on its own, trains on the cell's images, and measures when all are
+    ready."""
     tried = calibrate({"kind": cell_of(tmp_path)}, CPU, 2)
     assert (tried.processes, tried.threads) == (2, 1)
     assert tried.start > 0
@@ -57,8 +58,8 @@ def test_calibration_uses_as_many_processes_as_the_sweep(tmp_path: Path) -> None
 def test_calibration_trains_the_network_as_the_cell_would(
     tmp_path: Path, bf16: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In training mode, with the machine's precision and memory format and the recipe's batch size;
-    features in float32."""
+    """It trains in training mode, with the machine's precision and memory format and the recipe's
+    batch size, and computes features in float32."""
     cell = cell_of(tmp_path, "recipe.batch_size=16", "recipe.crop_padding=1")
     machine = replace(CPU, bf16=bf16)
     data = open_dataset(source_of(cell.config), Store(tmp_path))
@@ -158,7 +159,7 @@ def test_under_load_a_calibration_of_several_threads_is_repeated_with_one_thread
 def test_busy_seconds_count_only_the_available_cores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """User, nice, system, interrupts and stolen time; neither idle time nor I/O wait."""
+    """User, nice, system, interrupt and stolen time count; idle time and I/O wait do not."""
     (tmp_path / "proc").mkdir()
     lines = [
         "cpu  9 9 9 9 9 9 9 9", "cpu0 100 10 1 9999 9999 20 2 300 7 7", "cpu1 1000 0 0 0 0 0 0 0",

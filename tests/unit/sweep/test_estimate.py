@@ -42,9 +42,9 @@ def work_of(*amounts: Amount, cell: Cell, **said: Any) -> Work:
 
 
 def test_the_estimate_counts_shared_networks_once(tmp_path: Path) -> None:
-    """200 images and 6 poisoned ones; 50 clean and 45 triggered test images. Three defenses share
-    one attacked network and its features: four trainings, four passes over test and training
-    images, one for features."""
+    """There are 200 images, 6 more that are poisoned, and 50 clean and 45 triggered test images.
+    Three defenses share one attacked network and its features. They need four trainings, four
+    passes over test and training images, and one pass for features."""
     cells = [cell_of(tmp_path, f"defense={name}") for name in ("spectral", "none", "oracle")]
     work = estimate(cells, set(), CPU)
     assert work.trainings == 4
@@ -54,8 +54,9 @@ def test_the_estimate_counts_shared_networks_once(tmp_path: Path) -> None:
 
 
 def test_the_estimate_counts_one_evaluation_per_transformation(tmp_path: Path) -> None:
-    """50 clean and 45 triggered test images under each of three, for both networks; once for the
-    attacked network, shared by the defenses. Later only the missing ones."""
+    """Both networks are evaluated on 50 clean and 45 triggered test images under each of three
+    transformations; the attacked network, shared by the defenses, is evaluated once. A later
+    estimate counts only missing evaluations."""
     three = "measure.asr_under=[jpeg75,blur1,noise8]"
     cells = [cell_of(tmp_path, three, f"defense={name}") for name in ("spectral", "none")]
     assert total(estimate(cells, set(), CPU)).measured == 3 * 95 + 3 * 3 * 95 + 3 * 206
@@ -83,7 +84,8 @@ def test_the_estimate_does_not_count_finished_stages(tmp_path: Path) -> None:
 def test_the_estimated_bytes_equal_those_in_the_store_afterwards(
     tmp_path: Path, layer: str
 ) -> None:
-    """Weights and features of two defenses that share the attacked network and its features."""
+    """They are the weights and features of two defenses that share the attacked network and its
+    features."""
     asked = [[f"defense={name}", f"protocol.layer={layer}"] for name in ("spectral", "none")]
     told = estimate([cell_of(tmp_path, *each) for each in asked], set(), CPU).bytes
     for number, each in enumerate(asked):
@@ -116,8 +118,9 @@ def test_the_estimate_counts_a_surrogate_as_a_training(tmp_path: Path) -> None:
     assert estimate(cells, set(), CPU).trainings == 5
 
 
-def test_dry_run_computes_nothing(tmp_path: Path) -> None:
-    """A sweep and a single cell: exit code 0, without cell, sweep or tables."""
+def test_a_dry_run_computes_nothing(tmp_path: Path) -> None:
+    """For a sweep and for a single cell the exit code is 0, and no cell, sweep or table is
+    written."""
     from tests.helpers.cells import TINY
 
     for mode in (["-m"], []):
@@ -161,7 +164,7 @@ def test_the_estimate_is_summarized_in_one_line(tmp_path: Path) -> None:
 
 
 def test_the_estimate_includes_the_start_time_of_each_process(tmp_path: Path) -> None:
-    """Ten seconds of this process, then twenty of each worker, concurrently."""
+    """This process starts in ten seconds; then all workers start in twenty, concurrently."""
     work = work_of(*[Amount(trained=5)] * 2, cell=cell_of(tmp_path))
     said = describe(work, replace(IDLE, start=20.0), at_once=2, before=10.0)
     assert "about 40 s with 2 cells" in said
@@ -202,7 +205,8 @@ def test_the_estimate_shows_the_load_of_other_processes(
 def test_the_wait_for_the_calibration_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On stderr and before it begins; nothing is said if nothing is to be measured."""
+    """The message goes to stderr before the calibration begins; there is none if nothing is to be
+    measured."""
     cell, said = cell_of(tmp_path), []
 
     def measured(*_: object) -> Calibration:
@@ -259,8 +263,8 @@ def test_the_oracle_controls_of_one_seed_share_a_clean_network(tmp_path: Path) -
 def test_the_estimated_trainings_equal_those_made_afterwards(
     tmp_path: Path, grid: list[str], trainings: int
 ) -> None:
-    """The estimate before, the networks in the store after the same cells ran, and the estimate
-    after."""
+    """The estimate equals the number of networks in the store after the same cells ran; then the
+    estimate is zero."""
     cells = [cell_of(tmp_path, *each) for each in _product(grid[0])]
     assert estimate(cells, set(), CPU).trainings == trainings
     for number, each in enumerate(_product(grid[0])):
@@ -280,7 +284,8 @@ def test_a_stored_clean_network_is_reused_for_another_attack(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("change", ["protocol.asr_on=all", "protocol.clean_holdout=10"])
 def test_changed_evaluation_options_need_no_training(tmp_path: Path, change: str) -> None:
-    """Two passes over the 50 clean test images, or the 40 not held out, and the triggered ones."""
+    """They need two passes: over the 50 clean test images, or the 40 not held out, and over the
+    triggered ones."""
     run_here(tmp_path, tmp_path / "cell")
     work = estimate([cell_of(tmp_path, change)], set(), CPU)
     assert [state for _, state in work.cells] == ["from measure on"]

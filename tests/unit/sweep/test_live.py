@@ -51,7 +51,7 @@ def gone(folder: Path, name: str) -> None:
 
 
 def test_rows_of_the_live_table_show_the_same_texts_as_the_written_tables() -> None:
-    """Trigger, target and ratio always; other choices only if they differ."""
+    """Trigger, target and ratio are always shown, and other choices only if they differ."""
     rows = Rows(asked())
     assert rows.header().split() == [
         "Trigger", "Target", "Ratio", "Nat1", "ASR1", "#Pois", "#Pois", "Left", "Nat2", "ASR2",
@@ -117,7 +117,7 @@ def test_running_cells_are_those_with_a_recent_heartbeat(tmp_path: Path) -> None
 
 
 def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
-    """Three cells of 60 seconds, two at a time; both start at second 100."""
+    """Three cells take 60 seconds each and run two at a time; both start at second 100."""
     watch = Watch(tmp_path, ids())
     assert watch.seconds_left(100.0) is None
     for name in ids()[:2]:
@@ -135,7 +135,7 @@ def test_time_left_follows_from_the_finished_cells(tmp_path: Path) -> None:
 
 
 def test_time_left_follows_from_the_progress_before_any_cell_has_finished(tmp_path: Path) -> None:
-    """A quarter of a cell in 30 seconds: two minutes per cell, one at a time."""
+    """A quarter of a cell takes 30 seconds, so each cell takes two minutes, one at a time."""
     watch = Watch(tmp_path, ids())
     beat(tmp_path, ids()[0], "train", epoch=1, epochs=2, fraction=0.5)
     watch.running(0.0)
@@ -157,7 +157,7 @@ def test_the_fraction_of_a_cell_done_follows_from_its_stage(
 def test_plain_rows_show_the_progress_of_the_sweep(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One cell was done before: it counts but has no row."""
+    """A cell that was done before the sweep counts but has no row."""
     board = _Lines(tmp_path, asked(), asked()[1:])
     board.look(0.0)
     assert capsys.readouterr().out == ""
@@ -188,7 +188,7 @@ def test_the_last_cell_is_reported_even_in_a_short_sweep(
 @pytest.mark.parametrize(("progress", "owned"), [
     ("auto", True), ("bar", True), ("lines", False), ("none", False),
 ])  # fmt: skip
-def test_the_live_table_is_used_on_a_terminal_unless_lines_are_requested(
+def test_the_live_table_is_used_on_a_terminal_unless_plain_output_is_requested(
     monkeypatch: pytest.MonkeyPatch, progress: str, owned: bool
 ) -> None:
     from omegaconf import OmegaConf

@@ -135,7 +135,7 @@ SWEEP = ["-m", *TINY, "retrain=false", "seed=0,1", "hydra.sweep.dir=here"]
 
 @pytest.mark.parametrize("what", ["directory", "named pipe", "link to itself"])
 def test_a_sweep_renames_anything_in_the_place_of_its_files(what: str, tmp_path: Path) -> None:
-    """With one log line each; the files are written again."""
+    """Each renaming gives one log line, and the files are written again."""
     assert started(tmp_path, *SWEEP).returncode == 0
     here = tmp_path / "here"
     first, second = sorted(path.parent for path in here.glob("*/record.json"))

@@ -67,7 +67,7 @@ def attacks(ratios: Sequence[float] = (0.1, 0.0, 0.3)) -> list[dict[str, Any]]:
     return [found(t, "bird", r, retrain=False) for t in TRIGGERS for r in ratios]
 
 
-def test_the_numbers_of_flagged_classes_have_columns(tmp_path: Path) -> None:
+def test_the_numbers_of_flagged_classes_are_columns_of_the_table(tmp_path: Path) -> None:
     made = [found("pixel", "bird", r, defense=d, retrain=False)
             for r in (0.0, 0.1) for d in DEFENSES[:2]]  # fmt: skip
     (wide, *_), *_ = [layouts(shown(tmp_path / "told", made))[1:]]
@@ -188,8 +188,9 @@ def test_figures_before_the_defense_are_shown_once(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_every_attack_shows_its_figures_before_the_defense(tmp_path: Path) -> None:
-    """Five attacks, each with another defense, some of them also with a failed one."""
+def test_the_figures_before_the_defense_are_shown_for_every_attack(tmp_path: Path) -> None:
+    """There are five attacks, each with another defense, and some of them also with a failed
+    one."""
     made = [found(t, "bird", 0.1, d, 0) for t, d in zip(TRIGGERS, DEFENSES[:5], strict=False)]
     # Budget and layer belong to the defense and do not make another attack.
     made[1]["protocol"] = {
@@ -399,7 +400,7 @@ def test_every_number_shown_is_in_the_records(case: str, folder: Path) -> None:
     assert seen == {"committed": 384, "attacks": 336, "defenses": 90, "matrix": 462}[case]
 
 
-def test_written_files_match_the_shown_tables(folder: Path) -> None:
+def test_a_sweep_writes_exactly_the_kinds_of_tables_that_its_records_allow(folder: Path) -> None:
     kinds = {name.partition("_")[0] for name in contents(folder / "tables")}
     records = recorded(folder)
     expected = {"records.csv", "written.json", "wide"}
@@ -411,7 +412,7 @@ def test_written_files_match_the_shown_tables(folder: Path) -> None:
     assert kinds == expected
 
 
-def test_the_page_shows_the_same_tables(folder: Path) -> None:
+def test_the_page_shows_the_same_tables_as_the_written_files(folder: Path) -> None:
     text = (folder / "index.html").read_text()
     for table in SweepReport(read_sweep(folder)).shown:
         for grid in grids(table):
@@ -435,7 +436,7 @@ def test_every_note_is_on_the_page_exactly_once(folder: Path) -> None:
     ) - 1  # fmt: skip
 
 
-def test_printed_tables_equal_the_written_ones(
+def test_the_command_prints_the_same_tables_that_it_writes(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     print_tables(write_tables(folder))
@@ -590,7 +591,9 @@ def test_hostile_names_in_wide_tables_are_escaped(tmp_path: Path) -> None:
     assert inside == {folder / "tables"}
 
 
-def test_written_tables_compare_cells_of_the_report_with_its_figures(tmp_path: Path) -> None:
+def test_written_tables_show_the_published_figures_of_the_report_next_to_those_of_the_sweep(
+    tmp_path: Path,
+) -> None:
     made = [record(*each, defense=d) for each in GRID for d in DEFENSES]
     folder = write_sweep(tmp_path / "s", made)
     assert all(not table.spec.report for table in write_tables(folder))

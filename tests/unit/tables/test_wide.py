@@ -67,7 +67,7 @@ def test_the_significantly_best_value_of_a_row_is_bold(tmp_path: Path) -> None:
     assert note.endswith("4 seeds.")
 
 
-def test_with_one_seed_nothing_is_bold(tmp_path: Path) -> None:
+def test_no_value_is_bold_if_there_is_only_one_seed(tmp_path: Path) -> None:
     figures = {"spectral": (0.5, 0.9), "none": (1.0, 0.95), "random": (0.4, 0.95),
                "oracle": (0.0, 1.0)}  # fmt: skip
     made = [
@@ -274,7 +274,7 @@ def test_unknown_names_are_refused_with_one_clear_error(
     assert not (folder / "tables").exists()
 
 
-def test_a_folder_with_an_equals_sign_is_a_folder(tmp_path: Path) -> None:
+def test_a_folder_name_with_an_equals_sign_is_not_taken_for_an_option(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "rows=x", [record()])
     assert main([str(folder), "values=asr2"]) == 0
     assert list((folder / "tables").glob("wide_*.md"))
@@ -288,7 +288,7 @@ def test_tables_have_the_layout_of_the_report_by_default(tmp_path: Path) -> None
     assert not list((tmp_path / "s" / "tables").glob("wide_*"))
 
 
-def test_a_requested_layout_is_updated_with_the_sweep(tmp_path: Path) -> None:
+def test_a_table_in_a_requested_layout_is_updated_when_the_sweep_grows(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record(asr2=0.25)])
     tables = folder / "tables"
     assert main([str(folder), "columns=defense", "values=asr2"]) == 0
@@ -340,7 +340,7 @@ def test_hostile_names_are_escaped(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.skipif(not latex_with_booktabs(), reason="no pdflatex with booktabs here")
-def test_latex_of_every_layout_compiles(tmp_path: Path) -> None:
+def test_the_latex_of_every_layout_compiles(tmp_path: Path) -> None:
     made = [record(target=n, trigger=n, choices={"defense": n}, id=str(i), asr2=i / 99)
             for i, n in enumerate(NAMES)]  # fmt: skip
     made += [record(target=NAMES[1], defense=d) for d in ("spectral", "none")]

@@ -150,7 +150,7 @@ def test_an_asr_no_higher_than_that_of_a_clean_network_is_marked_in_every_table(
 
 
 def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path) -> None:
-    """But not the network of another recipe, or one tested with another trigger."""
+    """A network of another recipe, or one tested with another trigger, is not used."""
     made = [record(asr1=0.3, train_accuracy1=0.9)]
     layout = PivotSpec(("target",), (), ("nat1", "asr1"))
     for name, other, signs in (
@@ -163,7 +163,7 @@ def test_a_clean_network_in_another_table_is_used_for_comparison(tmp_path: Path)
         assert {text[-1] for text in grid.rows[0]} & {"†", "‡"} == signs, name
 
 
-def test_marks_of_meaningless_figures_are_commands_in_latex(tmp_path: Path) -> None:
+def test_marks_of_meaningless_figures_are_written_as_commands_in_latex(tmp_path: Path) -> None:
     made = [record(asr1=0.01, train_accuracy1=0.9), clean_network(asr1=0.3, train_accuracy1=0.95)]
     (table,) = SweepReport(read_sweep(write_sweep(tmp_path / "s", made))).tables
     text = latex(document(table))
@@ -223,7 +223,9 @@ def test_meaningful_figures_and_older_records_have_no_warning_note(
     assert not [w for text in notes(tmp_path / "s", [made]) for w in words if w in text]
 
 
-def test_notes_name_three_cells_and_count_the_rest_or_say_every_cell(tmp_path: Path) -> None:
+def test_a_note_names_up_to_three_cells_and_counts_further_ones_or_says_every_cell(
+    tmp_path: Path,
+) -> None:
     made = [record(target=f"t{n}", ratio=r, top_share1=0.99 if r > 0.1 else 0.2, top_class1=f"c{n}")
             for n in range(5) for r in (0.05, 0.2)]  # fmt: skip
     text = notes(tmp_path / "some", made)[0]
@@ -287,7 +289,7 @@ def two(first: Sequence[float], second: Sequence[float]) -> list[dict[str, Any]]
 
 @pytest.mark.parametrize("shift", [0.0, 0.01, 0.03])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_bold_values_are_those_that_the_paired_t_test_of_scipy_separates(
+def test_a_value_is_bold_exactly_if_the_paired_t_test_of_scipy_finds_it_significantly_better(
     tmp_path: Path, seeds: int, shift: float
 ) -> None:
     draw = np.random.default_rng(seeds)
@@ -316,7 +318,7 @@ def test_a_consistent_difference_is_bold_even_if_intervals_overlap(tmp_path: Pat
     ],
     ids=["one seed", "an unpaired seed", "a constant difference", "no difference"],
 )
-def test_without_a_defined_test_nothing_is_bold(
+def test_no_value_is_bold_if_the_paired_test_is_undefined(
     tmp_path: Path, first: Sequence[float], second: Sequence[float]
 ) -> None:
     assert bold(tmp_path / "s", two(first, second)) == [set()] * 2
@@ -344,7 +346,7 @@ def test_a_failed_seed_enters_neither_the_paired_test_nor_the_mean(tmp_path: Pat
     ],
     ids=["two defenses with one seed", "two defenses with two seeds", "one defense"],
 )
-def test_every_table_notes_the_test_and_the_number_of_seeds(
+def test_a_note_of_every_table_names_the_significance_test_and_the_number_of_seeds(
     tmp_path: Path, made: list[dict[str, Any]], said: str
 ) -> None:
     found = shown(tmp_path / "s", made)

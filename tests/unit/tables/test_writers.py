@@ -58,8 +58,8 @@ def test_each_file_format_escapes_text_by_its_own_rules(tmp_path: Path) -> None:
     assert "a_b%&amp;|&lt;i&gt;" in texts["page"]
 
 
-def test_a_terminal_shows_signs_as_they_are() -> None:
-    """No escapes of a file format: a terminal interprets none."""
+def test_special_characters_are_printed_unchanged_on_a_terminal() -> None:
+    """A terminal interprets no escapes of a file format, so none are printed."""
     note = "p < 0.05 | a & b > c * [x] $5 ~7 _y_ https://z"
     grid = TextTable("a_b%&|<i> #", ["A & B"], [["x < y"]], [note], 1)
     assert terminal(Document("", [grid], [], [])).splitlines() == [
@@ -71,13 +71,15 @@ def test_a_terminal_shows_signs_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("text", ["p < 0.05", "a > b", "A & B"])
-def test_signs_between_spaces_stay_in_markdown(text: str) -> None:
+def test_special_characters_between_spaces_are_not_escaped_in_markdown(text: str) -> None:
     grid = TextTable("t", ["h"], [], [text], 1)
     line = markdown(Document("", [grid], [], [])).splitlines()[-1].removeprefix("- ")
     assert line == text
 
 
-def test_no_printed_table_has_an_escape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_printed_table_contains_an_escape_of_a_file_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The note on bold figures says p < 0.05; values of a protocol are separated by |."""
     made = [record(defense=d, seed=s, asr2=0.1 * s) for d in ("spectral", "none") for s in (0, 1)]
     made[0]["protocol"] = {**made[0]["protocol"], "center": False}

@@ -75,7 +75,7 @@ def test_the_published_network_has_the_known_number_of_parameters() -> None:
 
 
 def test_the_published_network_takes_the_published_number_of_flops() -> None:
-    """The authors' README: 0.36 PFLOP for 9.9 epochs of 50,000 images."""
+    """The authors' README states 0.36 PFLOP for 9.9 epochs of 50,000 images."""
     with FlopCounterMode(display=False) as counter:
         build()(torch.zeros(2, 3, 32, 32)).sum().backward()
     assert counter.get_total_flops() / 2 * 50_000 * 9.9 == pytest.approx(0.36e15, rel=0.03)
@@ -93,7 +93,7 @@ def shapes_inside(net: nn.Module, images: Tensor) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def test_the_published_network_has_the_published_shapes() -> None:
+def test_the_weights_of_the_airbench_network_have_the_published_shapes() -> None:
     assert shapes_inside(build(), torch.zeros(2, 3, 32, 32)) == {
         "whiten": (24, 31, 31), "group1": (64, 15, 15), "group2": (256, 7, 7),
         "group3": (256, 3, 3),
@@ -123,7 +123,7 @@ def test_every_width_accepts_color_and_gray_images_of_any_size(
     [("penultimate", 16), ("group1", 4 * 9), ("group1:pool", 4), ("group2", 16), ("group3", 16),
      ("group3:pool", 16), ("group2.conv1:pool", 16)],
 )  # fmt: skip
-def test_every_layer_gives_features(layer: str, features: int) -> None:
+def test_features_can_be_extracted_from_every_layer(layer: str, features: int) -> None:
     # 8x8 is 7x7 after the whitening, then 3x3, 1x1, 1x1.
     net = build(4).eval()
     with torch.inference_mode(), FeatureHook(net, layer) as tap:

@@ -237,7 +237,7 @@ def test_training_on_the_gpu_gives_the_losses_of_the_cpu(
 
 @pytest.mark.parametrize("path", sorted((CONF / "trigger").glob("*.yaml")), ids=lambda p: p.stem)
 def test_triggers_on_the_gpu_equal_those_on_the_cpu(path: Path) -> None:
-    """Prepared on the GPU, applied there to poison and covers and to batches."""
+    """A trigger is prepared on the GPU and applied there to poison, covers and batches."""
     options: Any = OmegaConf.to_container(OmegaConf.load(path))
     trigger = build("trigger", options | ({"steps": 2} if "steps" in options else {}), Trigger)
     data, source = toy_set(), 0 if trigger.source_specific else None
@@ -300,7 +300,7 @@ def cells() -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("asked", cells(), ids=lambda each: each[0])
 def test_a_cell_runs_on_the_gpu(asked: list[str], root: Path, tmp_path: Path) -> None:
-    """From the attack to the record's figures."""
+    """It runs from the attack to the record's figures."""
     cell = cell_of(
         root, *asked, "dataset.per_class_train=8", "protocol.apply_trigger=after_augmentation"
     )

@@ -155,7 +155,7 @@ def test_attack_success_is_one_for_a_constant_answer_and_zero_for_a_perfect_one(
         assert accuracy(predictions(backdoored, test.images, CPU), test.labels) == 1
 
 
-def test_attack_success_follows_asr_on() -> None:
+def test_attack_success_is_measured_on_the_images_that_the_option_asr_on_selects() -> None:
     test, clean = labelled(40), classifier(perfect)
     everything = PoisonSpec(2, None, 0.1, asr_on="all")
     where = asr_test_set(test.labels, everything)

@@ -103,8 +103,8 @@ def factors() -> dict[str, tuple[Any, ...]]:
 def test_gradients_of_narrow_networks_equal_those_in_float64(
     factors: dict[str, tuple[Any, ...]],
 ) -> None:
-    """Widths 1 to 17, image sizes, batch sizes, stems, thread counts and precisions, pairwise. Each
-    case runs in a child process: a crash or hang counts as wrong."""
+    """Widths 1 to 17, image sizes, batch sizes, stems, thread counts and precisions are combined
+    pairwise. Each case runs in a child process: a crash or hang counts as wrong."""
     answers = run([*KNOWN, *covering(factors)], enough=3)
     assert [each for each in answers if wrong(each)] == []
 

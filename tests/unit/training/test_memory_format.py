@@ -198,7 +198,7 @@ def wide(training: TrainingSet, width: int) -> TrainingJob:
 def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
     bf16: bool, width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As before the rule existed, when every network was channels last."""
+    """All networks were trained in channels-last format before narrow ones became contiguous."""
     asked, machine = wide(toy_set(32), width), replace(CPU, bf16=bf16)
     ours = fit(asked, machine)
     monkeypatch.setattr(fit_module, "memory_format_of", lambda net, machine: CHANNELS_LAST)
@@ -212,7 +212,7 @@ def test_wide_networks_get_exactly_the_weights_of_channels_last_training(
 
 
 def test_the_two_memory_formats_give_different_weights() -> None:
-    """Otherwise the test above could not fail."""
+    """Otherwise the comparison of wide networks with channels-last training could not fail."""
     asked = wide(toy_set(32), 16)
     one, other = (
         fit(asked, replace(CPU, channels_last=each)).net.state_dict() for each in (True, False)

@@ -35,8 +35,8 @@ def test_without_mixup_and_cutmix_the_batch_is_returned_unchanged() -> None:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
 def test_label_weights_equal_pixel_weights(way: str, seed: int) -> None:
-    """λ x_i + (1 - λ) x_j and λ y_i + (1 - λ) y_j: with x = 10 y, the mean pixel is 10 times the
-    mean label for both methods."""
+    """Pixels are λ x_i + (1 - λ) x_j and labels λ y_i + (1 - λ) y_j. With x = 10 y, the mean pixel
+    is therefore 10 times the mean label for both methods."""
     images, shares = mixed(seed, **{way: 1.0})
     assert torch.allclose(shares.sum(dim=1), torch.ones(8))
     expected = shares @ (10 * torch.arange(8.0))
@@ -90,8 +90,8 @@ def test_mixup_and_cutmix_do_not_change_the_order_and_augmentation_of_an_epoch()
         assert torch.equal(shares, expected[1])
 
 
-def test_the_loss_of_mixed_labels_is_the_weighted_loss() -> None:
-    """λ L(y_i) + (1 - λ) L(y_j)."""
+def test_the_loss_of_mixed_labels_is_the_weighted_sum_of_both_losses() -> None:
+    """The loss is λ L(y_i) + (1 - λ) L(y_j)."""
     said = torch.randn(8, 8)
     _, shares = mixed(mixup=1.0)
     each = torch.stack([F.cross_entropy(said, torch.full((8,), y), reduction="none")

@@ -117,7 +117,8 @@ def test_frozen_weights_are_not_trained() -> None:
 
 
 def test_the_airbench_recipe_has_the_hyperparameters_of_its_authors() -> None:
-    """legacy/airbench94.py: 11.5 and 0.0153 per 1024 images, decoupled from the momentum."""
+    """They are in legacy/airbench94.py: 11.5 and 0.0153 per 1024 images, decoupled from the
+    momentum."""
     found = Recipe.of(plain(OmegaConf.load(f"{conf_dir()}/recipe/airbench.yaml")))
     gradients = 1 + 1 / (1 - found.momentum)
     # The authors sum the loss over the batch; here it is averaged.
@@ -155,13 +156,13 @@ def test_every_recipe_key_but_the_name_changes_the_identity() -> None:
 
 
 def test_a_recipe_without_mixup_and_cutmix_keeps_its_identity() -> None:
-    """So networks trained before mixup and cutmix existed are not trained again."""
+    """Networks trained before mixup and cutmix existed are therefore not trained again."""
     assert {"mixup", "cutmix"}.isdisjoint(recipe(mixup=0, cutmix=0.0).decides())
     assert recipe(mixup=0.2).decides() == recipe().decides() | {"mixup": 0.2}
 
 
 def test_newer_keys_at_their_default_do_not_change_the_identity() -> None:
-    """So networks trained before these keys existed are not trained again."""
+    """Networks trained before these keys existed are therefore not trained again."""
     newer = {"mixup": 0.0, "cutmix": 0, "lr_start": 0.2, "lr_end": 0.0, "bias_lr": 1}
     assert recipe(**newer).decides() == recipe().decides()
     assert newer.keys().isdisjoint(recipe().decides())

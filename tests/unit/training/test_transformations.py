@@ -167,7 +167,7 @@ def test_every_transformation_accepts_any_size_and_keeps_its_input(
 
 
 @pytest.mark.parametrize("kind", ["noise", "shift", "rotate"])
-def test_another_seed_gives_another_result(kind: str) -> None:
+def test_another_seed_gives_another_random_transformation(kind: str) -> None:
     assert off(after(kind, photos(), 1), after(kind, photos(), 2)) > 0
 
 
@@ -279,7 +279,7 @@ def test_the_trigger_is_applied_before_the_transformation(tmp_path: Path) -> Non
 def test_rates_on_transformed_images_use_the_test_images_of_asr(
     words: list[str], triggered: int, clean: int, tmp_path: Path
 ) -> None:
-    """Without held-out images, and of the classes that the protocol selects."""
+    """Held-out images are excluded, and the protocol selects the classes."""
     answer = lambda images: torch.full((len(images),), 2)  # noqa: E731
     found, seen = measured(tmp_path, answer, "measure.asr_under=[blur]", "target=bird", *words)
     assert seen == triggered + clean
@@ -300,8 +300,7 @@ def test_rates_of_all_to_all_attacks_on_transformed_images_require_the_next_clas
 
 
 def test_cells_that_differ_only_in_transformations_share_their_networks(tmp_path: Path) -> None:
-    """Cells that differ only in transformations share their networks and all other record
-    fields."""
+    """All their other record fields are equal, too."""
     plain = run_here(tmp_path / "store", tmp_path / "plain")
     asked = run_here(tmp_path / "store", tmp_path / "asked", UNDER)
     made = {name for name, stage in asked["run"]["stages"].items() if stage["made"]}

@@ -81,7 +81,7 @@ def launch(
     return fake.launched, lost
 
 
-def test_finished_cells_are_launched_once(tmp_path: Path) -> None:
+def test_cells_that_finish_are_launched_only_once(tmp_path: Path) -> None:
     assert launch(tmp_path, {}) == ([["a", "b", "c"]], [])
 
 

@@ -41,7 +41,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_as_many_cells_run_in_parallel_as_cores_and_memory_allow(
     machine: Any, cores: int, memory: int | None, cells: int
 ) -> None:
-    """One thread each, even if memory leaves cores idle."""
+    """Each cell gets one thread, even if memory leaves cores idle."""
     machine(cores, memory)
     config = whole(JOBLIB)
     found = parallelism(config, 12)
@@ -103,7 +103,7 @@ def test_an_invalid_n_jobs_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("sweep.json"))
 
 
-def test_n_jobs_minus_one_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_n_jobs_to_minus_one_uses_all_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
     assert parallelism(whole(JOBLIB, "hydra.launcher.n_jobs=-1"), 12).cells == 1
 

@@ -186,8 +186,10 @@ def test_the_failure_of_a_lost_cell_states_cause_and_stage(
     assert loss.reason(beat) == reason
 
 
-def test_a_heartbeat_without_its_process_means_interrupted(tmp_path: Path) -> None:
-    """Not while the process lives, nor if it ran on another machine."""
+def test_a_cell_with_a_heartbeat_but_without_a_process_counts_as_interrupted(
+    tmp_path: Path,
+) -> None:
+    """It does not while the process lives, nor if it ran on another machine."""
     gone = Worker(act, "fork")
     gone.retire()
     beat = BEAT | {"pid": gone.pid, "host": socket.gethostname()}
