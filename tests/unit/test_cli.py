@@ -107,7 +107,9 @@ def test_refused_commands_compute_nothing(refused: tuple[Path, dict[str, Any]]) 
     assert list(refused[0].rglob("sweep.json")) == []
 
 
-def test_python_dash_m_has_the_same_exit_code_and_message(tmp_path: Path) -> None:
+def test_running_the_package_with_python_dash_m_gives_the_usual_exit_code_and_message(
+    tmp_path: Path,
+) -> None:
     run = started(tmp_path, *TINY, "target=brid")
     assert run.returncode == 2
     assert run.stdout == ""

@@ -60,7 +60,7 @@ def test_a_manually_edited_figure_is_found_and_corrected() -> None:
     assert edited != text == filled(edited, TABLES)
 
 
-def test_a_changed_record_is_detected_in_its_document(
+def test_a_document_that_no_longer_agrees_with_a_changed_record_is_detected(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [{**cell, "Nat1": 12.34} for cell in cells_of_documents.cells("demo/report")]

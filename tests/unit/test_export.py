@@ -65,7 +65,7 @@ def test_the_file_records_csv_of_a_sweep_equals_the_output_of_the_export_command
 
 @pytest.mark.parametrize("folder", sorted((ROOT / "multirun_reports").glob("*/*/records.jsonl")))
 def test_every_value_of_the_committed_records_is_exported(folder: Path) -> None:
-    """Except for the values listed in this test."""
+    """The only exceptions are listed in this test."""
     sweep = read_sweep(folder.parent)
     found = frame_of([sweep]).set_index("id")
     assert all(documented(name) for name in found)
@@ -117,7 +117,7 @@ def test_config_values_that_distinguish_cells_are_columns(tmp_path: Path) -> Non
     assert not [name for name in frame(tmp_path / "one", made[:1]) if name.startswith("config.")]
 
 
-def test_csv_and_parquet_have_the_same_content(tmp_path: Path) -> None:
+def test_exported_csv_and_parquet_files_have_the_same_content(tmp_path: Path) -> None:
     made = [everything(seed=s) for s in range(3)] + [failed(everything(target="dog"))]
     made[1]["detection"]["auroc"] = None
     found = frame(tmp_path, made)

@@ -113,7 +113,7 @@ def top_imports(path: Path) -> set[Path]:
 
 
 def test_a_ratio_passes_from_command_line_to_record_through_lower_layers() -> None:
-    """At most eight modules, none of which imports an earlier one."""
+    """It passes through at most eight modules, none of which imports one before it."""
     guide = (PACKAGE / "README.md").read_text().partition("## How one value travels")[2]
     way = [PACKAGE / name for name in re.findall(r"(?m)^\d+\. `([\w/]+\.py)`", guide)]
     assert 5 <= len(way) <= 8
@@ -262,7 +262,8 @@ def test_only_dumps_may_be_imported_from_marshal(text: str, allowed: bool) -> No
 
 @everywhere()
 def test_no_module_executes_what_it_reads(path: Path) -> None:
-    """No pickle, eval, shell or Hydra instantiate; of marshal, only `dumps`."""
+    """No module uses pickle, eval, a shell or Hydra's instantiate; of marshal, only `dumps` is
+    used."""
     modules = {module.split(".")[0] for module in imports(path)}
     if only_dumps_of_marshal(ast.parse(path.read_text())):
         modules.discard("marshal")
@@ -403,7 +404,7 @@ def shipped() -> list[Path]:
 
 
 def test_no_shipped_file_contains_a_machine_specific_path() -> None:
-    """For example the path of a home or temporary folder."""
+    """An example is the path of a home or temporary folder."""
     for path in shipped():
         found = re.search(r"[\"' =(]/(work|home|root|tmp|Users)/", path.read_text())
         assert found is None, f"{path}: {found}"
@@ -450,7 +451,7 @@ OF_LIBRARIES = {"ArgumentTypeError", "ReadError", "UndefinedError"}
 
 
 def test_docstrings_name_existing_errors() -> None:
-    """After "Raises": a class of the package, of Python, or of a library."""
+    """The word after "Raises" is a class of the package, of Python, or of a library."""
     known = {node.name for path in SOURCES for node in ast.walk(tree(path))
              if isinstance(node, ast.ClassDef)} | set(vars(builtins)) | OF_LIBRARIES  # fmt: skip
     named = [

@@ -47,7 +47,7 @@ def test_plurals_are_formed_only_by_the_function_many(path: Path) -> None:
 
 
 def test_no_line_ends_in_a_space(tmp_path: Path) -> None:
-    """Neither in the output of a command nor in the log of a cell."""
+    """This holds for the output of every command and for the log of a cell."""
     run = ["-m", "backdoor_lab", "-m", *TINY, "retrain=false", "trainer.progress=lines",
            "hydra.sweep.dir=here"]  # fmt: skip
     others = [["-m", "backdoor_lab.status", "here"], ["-m", "backdoor_lab.reports", "here"],

@@ -121,7 +121,7 @@ def test_every_protocol_preset_has_rows_in_the_hand_counted_table() -> None:
 def test_poison_and_training_set_sizes_match_hand_counts(
     name: str, ratio: float, source: int | None, poisoned: int, eligible: int, n: int
 ) -> None:
-    """Poisoned images, eligible images, and the size of the training set."""
+    """Counted are poisoned images, eligible images, and the size of the training set."""
     plan = plan_of(name, ratio, source)
     assert count(plan, SIZES) == poisoned
     assert eligible_count(plan, SIZES) == eligible
@@ -172,7 +172,7 @@ def test_ratio_zero_gives_exactly_the_clean_training_set() -> None:
 
 
 def test_the_asr_on_option_selects_the_classes_of_the_asr_test_set() -> None:
-    """All classes but the target, only the source class, or all."""
+    """It selects all classes but the target, only the source class, or all classes."""
     labels = torch.tensor([0, 1, 2, 0, 1])
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1)).tolist() == [1, 2, 4]
     assert asr_test_set(labels, PoisonSpec(0, None, 0.1, asr_on="all")).tolist() == [0, 1, 2, 3, 4]

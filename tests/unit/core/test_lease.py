@@ -90,7 +90,7 @@ def test_a_process_stops_waiting_when_the_result_is_published(tmp_path: Path) ->
 
 
 def test_a_lease_with_a_live_owner_is_never_taken_over(tmp_path: Path) -> None:
-    """However long the owner works, as long as its heartbeat continues."""
+    """This holds however long the owner works, as long as its heartbeat continues."""
     path = tmp_path / "x.claim"
     beats = [0]
 

@@ -73,7 +73,7 @@ def test_a_cpu_quota_limits_the_number_of_cores(
 def test_without_proc_and_affinity_the_core_count_of_joblib_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As on macOS and Windows."""
+    """This is so on macOS and Windows."""
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(
         loky, "cpu_count", lambda only_physical_cores=False: 5 if only_physical_cores else 10
@@ -102,10 +102,10 @@ def test_free_memory_is_the_minimum_of_all_limits(
     assert free_memory(machine(tmp_path, files)) == wanted
 
 
-def test_without_proc_memory_comes_from_sysconf_or_is_unknown(
+def test_without_proc_the_amount_of_memory_comes_from_sysconf_or_is_unknown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sysconf on macOS; unknown on Windows."""
+    """It comes from sysconf on macOS and is unknown on Windows."""
     monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 1000, "SC_PAGE_SIZE": 4096}.__getitem__)
     assert free_memory(tmp_path) == 4_096_000
     monkeypatch.delattr(os, "sysconf")

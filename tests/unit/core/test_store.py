@@ -108,7 +108,7 @@ def test_a_truncated_file_is_set_aside_and_computed_again(
 def test_a_single_flipped_bit_is_noticed_and_repaired(
     tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """In a file of the artifact and in the manifest, including the metadata."""
+    """The bit is in a file of the artifact or in the manifest, which includes the metadata."""
     make = Make()
     chance = random.Random(5)
     good = get(tmp_path, make)

@@ -49,7 +49,7 @@ def test_a_number_without_bounds_must_be_finite(value: Any) -> None:
 
 @given(st.floats(allow_nan=True))
 def test_exactly_the_numbers_within_the_bounds_are_accepted(value: float) -> None:
-    """For any float: accepted if and only if 0 <= value < 1."""
+    """With bounds 0 and 1, a float is accepted if and only if 0 <= value < 1."""
     try:
         assert validation.number("x", value, low=0, below=1) == value
         assert 0 <= value < 1

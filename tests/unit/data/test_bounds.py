@@ -238,7 +238,7 @@ def peak_now() -> int:
 
 
 def test_links_that_multiply_paths_are_refused(tmp_path: Path) -> None:
-    """Thirteen folders, each with four links to the next: 4**13 paths."""
+    """Thirteen folders with four links each to the next one have 4**13 paths."""
     for depth in range(13):
         (tmp_path / f"hub/{depth}").mkdir(parents=True)
         for number in range(4):

@@ -53,12 +53,12 @@ def test_the_order_of_directory_entries_does_not_matter(
         assert source.fingerprint() == fingerprint
 
 
-def test_an_enclosing_folder_and_val_instead_of_test_are_accepted(tmp_path: Path) -> None:
+def test_an_enclosing_folder_and_a_folder_val_instead_of_test_are_accepted(tmp_path: Path) -> None:
     filled(tmp_path / "around", ("train", "val"))
     assert len(ImageFolder(root=str(tmp_path)).read().test.labels) == 2
 
 
-def test_hidden_and_other_files_are_ignored(tmp_path: Path) -> None:
+def test_hidden_files_and_files_that_are_not_images_are_ignored(tmp_path: Path) -> None:
     root = filled(tmp_path)
     (root / "README.md").write_text("x")
     (root / "logo.png").write_text("not in a split")
@@ -173,7 +173,7 @@ def test_images_with_more_than_8_bits_are_refused_and_named_in_the_error(data: b
         decode(data, "some/file", 3, None)
 
 
-def test_formats_that_start_external_programs_are_refused() -> None:
+def test_image_formats_that_start_external_programs_are_refused() -> None:
     with pytest.raises(DataError, match="not a valid image"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", "x", 3, None)
 

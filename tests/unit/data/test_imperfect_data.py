@@ -61,7 +61,7 @@ def forms(root: Path) -> list[Path]:
         ("x.dat", "TIFF"),
     ],
 )
-def test_images_are_recognized_by_content_not_by_ending(
+def test_images_are_recognized_by_their_content_and_not_by_the_file_name(
     tmp_path: Path, name: str, kind: str
 ) -> None:
     root = filled(tmp_path / "set")
@@ -143,7 +143,7 @@ def test_a_damaged_image_is_refused_by_default(tmp_path: Path) -> None:
             ImageFolder(root=str(form)).read()
 
 
-def test_skip_broken_skips_damaged_images_and_lists_them(
+def test_the_option_skip_broken_skips_damaged_images_and_lists_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     root = damaged(tmp_path / "set")
@@ -276,7 +276,9 @@ def many(root: Path, prefix: str = "train/") -> Path:
 
 
 @pytest.mark.parametrize("prefix", ["train/", "around/train/", "", "around/"])
-def test_test_share_takes_the_same_share_of_every_class(tmp_path: Path, prefix: str) -> None:
+def test_the_option_test_share_takes_the_same_share_of_every_class(
+    tmp_path: Path, prefix: str
+) -> None:
     root = many(tmp_path / "set", prefix)
     found = [ImageFolder(root=str(form), test_share=0.2).read() for form in forms(root)]
     for arrays in found:
@@ -314,7 +316,7 @@ def test_a_data_set_without_test_images_is_refused_with_a_hint_to_test_share(
             ImageFolder(root=str(form)).read()
 
 
-def test_test_share_is_refused_for_a_data_set_with_test_images(tmp_path: Path) -> None:
+def test_the_option_test_share_is_refused_for_a_data_set_with_test_images(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="this one has test images: remove"):
         ImageFolder(root=str(filled(tmp_path)), test_share=0.2).fingerprint()
     with pytest.raises(DataError, match="this one has test images: remove"):
@@ -336,7 +338,7 @@ def test_an_invalid_test_share_is_refused(share: Any, kind: Callable[..., Any]) 
         kind(root="x", test_share=share)
 
 
-def test_test_share_works_for_arrays(tmp_path: Path) -> None:
+def test_the_option_test_share_works_for_arrays(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (30, 4, 4, 3), np.uint8)
     labels = np.arange(30) % 3

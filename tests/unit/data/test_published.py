@@ -276,7 +276,7 @@ def test_a_download_with_a_wrong_hash_raises_one_error_naming_folder_file_and_ha
         get(tmp_path, Official("c", "0" * 32, (good.urls[0] + "x",)))
 
 
-def test_two_concurrent_threads_download_once(tmp_path: Path, server: Server) -> None:
+def test_two_concurrent_threads_download_a_file_once(tmp_path: Path, server: Server) -> None:
     file = server.official("a.bin", b"good" * 1000)
     get(tmp_path / "alone", file)
     asked = len(server.asked)

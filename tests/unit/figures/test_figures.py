@@ -209,7 +209,7 @@ def test_a_sweep_without_transformations_has_no_figure_of_them(tmp_path: Path) -
     assert not any("under" in name for name in drawn)
 
 
-def test_image_counts_are_not_shown_as_percentages(tmp_path: Path) -> None:
+def test_a_ratio_counted_in_images_is_not_shown_as_a_percentage(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     made = [record(ratio=n, protocol=counted) for n in (50, 250)]
     done = whole_of(write_sweep(tmp_path / "s", made)).done()
@@ -331,7 +331,7 @@ def test_a_trigger_is_shown_from_a_cell_whose_poison_is_still_in_the_store(tmp_p
     np.testing.assert_array_equal(shown, second.rows[0])
 
 
-def test_two_triggers_are_shown_on_a_common_image() -> None:
+def test_two_triggers_are_shown_on_the_same_image() -> None:
     first, second = Made(0), Made(0)
     second.rows = second.rows.copy()
     second.rows[:, :, 0, 0] = 255
@@ -534,7 +534,9 @@ def test_names_in_records_never_write_outside_the_figures_folder(tmp_path: Path,
     assert all(path.is_relative_to((folder / "figures").resolve()) for path in found)
 
 
-def test_a_missing_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_folder_that_does_not_exist_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(tmp_path / "no")]) == 2
     assert main([str(tmp_path), "--store", str(tmp_path / "no")]) == 2
     assert capsys.readouterr().err.count("no such folder") == 2

@@ -11,8 +11,11 @@ from backdoor_lab.numerics.otsu import variance_between
 
 
 @pytest.mark.parametrize("descending", [False, True])
-def test_variance_between_groups_follows_its_definition(descending: bool) -> None:
-    """n² times w₀ w₁ (μ₀ - μ₁)², with the groups' weights and means computed for each cut."""
+def test_the_variance_between_groups_equals_a_direct_computation_for_every_cut(
+    descending: bool,
+) -> None:
+    """It is n² times w₀ w₁ (μ₀ - μ₁)², where w and μ are the weights and means of the two
+    groups."""
     values = torch.randn(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     ordered = values.sort(descending=descending).values
     by_hand = [

@@ -369,7 +369,7 @@ def test_printing_an_opened_cell_shows_only_that_cell(opened: Open, path: Path) 
     assert box == [794, 0]
 
 
-def test_without_scripts_the_tables_are_still_shown(opened: Open, path: Path) -> None:
+def test_the_tables_are_shown_even_if_scripts_are_disabled(opened: Open, path: Path) -> None:
     page = opened(path, java_script_enabled=False)
     assert page.locator("#cells tbody tr").count() == 14
     assert page.locator("#tables table").count() >= 2

@@ -120,7 +120,7 @@ def test_the_details_of_a_cell_have_the_same_texts_as_the_table(tmp_path: Path) 
     assert "0.12" in (write_tables(folder) and (folder / "tables/table_pixel.md").read_text())
 
 
-def test_image_counts_are_not_percentages_and_asr_elsewhere_is_shown(tmp_path: Path) -> None:
+def test_the_page_shows_image_counts_as_numbers_and_includes_asr_elsewhere(tmp_path: Path) -> None:
     counted = {**PROTOCOL, "ratio_of": "count"}
     made = [record(ratio=r, protocol=counted, asr_elsewhere1=0.0525) for r in (0, 250)]
     text = written(write_sweep(tmp_path / "s", made))

@@ -106,7 +106,7 @@ def test_a_repair_replaces_filter_and_retraining(lab: Path, counted: Counter[str
     assert torch.equal(found["fc.weight"], weights["fc.weight"])
 
 
-def test_a_lost_repair_is_computed_again_to_the_same_weights(lab: Path, tmp_path: Path) -> None:
+def test_computing_a_lost_repair_again_gives_the_same_weights(lab: Path, tmp_path: Path) -> None:
     first = run(lab, "first", "defense=fine_pruning")
     shutil.copytree(lab / "store", tmp_path / "store")
     shutil.rmtree(tmp_path / "store/repair")
@@ -116,7 +116,7 @@ def test_a_lost_repair_is_computed_again_to_the_same_weights(lab: Path, tmp_path
 
 
 def test_filter_options_do_not_change_a_repair(lab: Path) -> None:
-    """A sweep over removal budgets repairs once."""
+    """In a sweep over removal budgets the network is repaired once."""
     run(lab, "repair", "defense=fine_pruning")
     other = run(lab, "budget", "defense=fine_pruning", "defense.removal_budget=3")
     assert made(other) == []
@@ -242,7 +242,7 @@ def test_the_clean_data_control_equals_the_oracle_if_poison_is_appended(lab: Pat
 
 
 def test_the_clean_data_control_restores_originals_that_poison_replaced(lab: Path) -> None:
-    """If poison replaces its originals, the oracle trains without them and clean_data with them."""
+    """The oracle trains without these originals, clean_data with them."""
     replaced = ("protocol.placement=replace", "trigger=pattern")
     oracle = run(lab, "oracle2", "defense=oracle", *replaced)
     clean = run(lab, "clean2", "defense=clean_data", *replaced)

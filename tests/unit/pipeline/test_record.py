@@ -209,7 +209,7 @@ def test_ratio_zero_is_a_clean_run(tmp_path: Path) -> None:
         ("all_to_all", ["bird", "cat"], {"n_accused": 2, "n_named": 2}),
     ],
 )
-def test_record_counts_the_flagged_classes_and_the_poisoned_among_them(
+def test_the_record_has_the_number_of_flagged_classes_and_of_poisoned_ones_among_them(
     tmp_path: Path, labels: str, found: list[str], expected: dict[str, int]
 ) -> None:
     asked = ("ratio=0.3", f"label_mode={labels}", "protocol.filter_scope=suspicious")

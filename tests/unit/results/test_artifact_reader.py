@@ -201,7 +201,9 @@ def test_a_stage_that_never_ran_gives_no_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["../one", "a/../one", "/one", "", "one\x00", None, 7, ["one"], "x" * 300]
 )
-def test_an_id_outside_its_stage_folder_is_not_followed(tmp_path: Path, name: Any) -> None:
+def test_an_artifact_id_that_leads_outside_the_folder_of_the_stage_is_not_followed(
+    tmp_path: Path, name: Any
+) -> None:
     record = cell(tmp_path / "store", Made(0), "one")
     for stage, facts in record["run"]["stages"].items():
         (tmp_path / "store" / stage / "a").mkdir()

@@ -283,8 +283,8 @@ def test_paths_outside_the_working_directory_are_reduced_to_their_last_part(
     assert without_outside_paths({given: [given]}) == {wanted: [wanted]}
 
 
-def test_hours_count_shared_stages_once(tmp_path: Path) -> None:
-    """The made-up records all share the same two trainings, of 58 seconds together."""
+def test_the_recorded_hours_count_shared_stages_once(tmp_path: Path) -> None:
+    """The synthetic records all share the same two trainings, of 58 seconds together."""
     freeze(write_sweep(tmp_path / "run", SWEEP), tmp_path / "kept")
     content = json.loads((tmp_path / "kept" / "sweep.json").read_text())
     assert content["hours"] == round(58 / 3600, 2)

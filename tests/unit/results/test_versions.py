@@ -54,7 +54,7 @@ def test_a_version_is_shown_if_it_is_not_1_or_if_a_sweep_has_several() -> None:
     assert labels(others, "defense") == ["spectral@2", "strip"]
 
 
-def test_records_without_versions_count_as_version_1_and_missing_cells_as_the_common_one() -> None:
+def test_records_without_versions_have_version_1_and_missing_cells_the_only_known_version() -> None:
     old, new = cells(record(), made(3, seed=1))
     missing = CellRecord("m", "missing", old.choices)
     assert version_of(old, "defense") == "1"

@@ -66,8 +66,8 @@ def test_the_estimate_counts_one_evaluation_per_transformation(tmp_path: Path) -
 
 
 def test_the_estimate_does_not_count_finished_stages(tmp_path: Path) -> None:
-    """After one cell, the next defense trains one network and extracts nothing; a cell with all
-    stages only lacks its record."""
+    """After one cell has run, the next defense trains one network and extracts no features; a cell
+    whose stages are all finished lacks only its record."""
     run_here(tmp_path, tmp_path / "cell")
     done, other = cell_of(tmp_path), cell_of(tmp_path, "defense=none")
     assert missing_from(done, tmp_path, CPU) == []

@@ -155,7 +155,9 @@ def test_heat_maps_show_every_pair_with_the_same_class_order_on_both_axes(
     )
 
 
-def test_numbers_in_heat_maps_are_at_their_cell_and_readable_on_its_color(tmp_path: Path) -> None:
+def test_numbers_in_heat_maps_are_in_the_right_square_and_readable_on_the_color_of_the_square(
+    tmp_path: Path,
+) -> None:
     (sheet,) = sheets(tmp_path / "s", pairs())
     figure = heat.heat_maps(sheet)
     axes = figure.axes[0]

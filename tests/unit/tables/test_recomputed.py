@@ -116,7 +116,7 @@ def test_every_number_in_the_layout_of_the_report_is_right(case: str, folder: Pa
 
 
 @pytest.mark.parametrize("case", ["made"], indirect=True)
-def test_reference_figures_and_differences_are_right(folder: Path) -> None:
+def test_published_figures_in_tables_and_differences_from_them_are_right(folder: Path) -> None:
     seen = 0
     for path in sorted((folder / "tables").glob("table_*.md")):
         trigger = path.stem.removeprefix("table_")
@@ -177,7 +177,9 @@ def status_of(folder: Path, chosen: dict[str, Any]) -> str:
     return statuses.get(one["id"], "missing")
 
 
-def test_every_number_in_the_other_layouts_is_right(case: str, folder: Path) -> None:
+def test_every_number_in_layouts_other_than_that_of_the_report_is_right(
+    case: str, folder: Path
+) -> None:
     seen = 0
     for chosen, measure, text, name in places(folder):
         if "trigger.seed" in name and "target" not in chosen:

@@ -47,7 +47,8 @@ def repeated(steps: int, **said: Any) -> list[dict[str, Any]]:
 
 
 def test_the_significantly_best_value_of_a_row_is_bold(tmp_path: Path) -> None:
-    """The paired test separates 40 from 50 %, but not two values of 95 %."""
+    """The paired test finds a difference between 40 and 50 %, but none between two values of 95
+    %."""
     figures = {"spectral": (0.5, 0.9), "none": (0.9, 0.95), "random": (0.4, 0.95),
                "oracle": (0.0, 0.98)}  # fmt: skip
     made = [
@@ -187,7 +188,7 @@ def test_tables_show_every_unfinished_cell(tmp_path: Path) -> None:
     assert any("4 of 9 cells done" in note for note in shown.notes)
 
 
-def test_unreadable_records_are_named(tmp_path: Path) -> None:
+def test_a_note_names_unreadable_records(tmp_path: Path) -> None:
     folder = write_sweep(tmp_path / "s", [record()])
     (folder / "stray").mkdir()
     (folder / "stray" / "record.json").write_text("{")
@@ -239,7 +240,7 @@ def test_protocols_can_be_the_columns_of_a_table(tmp_path: Path) -> None:
     assert len(wide(tmp_path, made, BY_DEFENSE)) == 2
 
 
-def test_protocol_and_versions_are_printed_below(tmp_path: Path) -> None:
+def test_the_protocol_and_the_versions_are_printed_below_a_table(tmp_path: Path) -> None:
     (table,) = wide(tmp_path, [record()], BY_DEFENSE)
     text = markdown(document(table))
     assert "- Protocol group13@1: apply_trigger=before_augmentation, asr_on=not_target, " in text

@@ -173,7 +173,7 @@ def test_marks_of_meaningless_figures_are_written_as_commands_in_latex(tmp_path:
     assert not any(code in text for code in ("U+2020", "U+2021"))
 
 
-def test_a_cell_without_poison_has_no_mark(tmp_path: Path) -> None:
+def test_a_cell_without_poison_has_no_warning_mark(tmp_path: Path) -> None:
     made = [clean_network(asr1=0.1, clean_rate1=0.1), failed(record())]
     texts = [text for grid in whole(tmp_path / "s", made) for row in grid.rows for text in row]
     assert "failed: oom" in texts
@@ -236,7 +236,7 @@ def test_a_note_names_up_to_three_cells_and_counts_further_ones_or_says_every_ce
     )
 
 
-def test_an_attack_with_several_defenses_is_named_once(tmp_path: Path) -> None:
+def test_a_note_names_an_attack_with_several_defenses_once(tmp_path: Path) -> None:
     made = [record(defense=d, top_share1=0.99, top_class1="cat") for d in ("spectral", "none")]
     text = notes(tmp_path / "s", [*made, record(target="dog")])[0]
     assert "(pixel bird 5% seed 0):" in text

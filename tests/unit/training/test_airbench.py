@@ -67,7 +67,8 @@ def state(asked: TrainingJob, **said: Any) -> dict[str, Tensor]:
 
 
 def test_the_published_network_has_the_known_number_of_parameters() -> None:
-    """The paper's 1.97 million; whitening filters and batch normalization scales are frozen."""
+    """The paper states 1.97 million; whitening filters and batch normalization scales are
+    frozen."""
     found = {True: 0, False: 0}
     for parameter in build().parameters():
         found[parameter.requires_grad] += parameter.numel()
@@ -301,7 +302,7 @@ def test_loading_published_weights_does_not_need_the_data(monkeypatch: pytest.Mo
 
 
 def test_training_uses_channels_last_and_works_in_bfloat16() -> None:
-    """oneDNN computes all of its convolutions correctly in the channels-last format."""
+    """In the channels-last format oneDNN computes all convolutions of this network correctly."""
     assert memory_format_of(build(1), CPU) == CHANNELS_LAST
     asked = airbench_job(width=8, epochs=10, crop_padding=0, flip=False)
     module = fit(asked, replace(CPU, bf16=True))
@@ -330,7 +331,7 @@ def test_an_unknown_layer_is_refused_with_a_list_of_the_known_layers(tmp_path: P
         cell_of(tmp_path, *AIRBENCH, "protocol.layer=layer4")
 
 
-def test_model_label_contains_an_unusual_width() -> None:
+def test_the_label_of_a_model_contains_an_unusual_width() -> None:
     assert [model_label(spec(width)) for width in (64, 32)] == ["airbench", "airbench-w32"]
 
 

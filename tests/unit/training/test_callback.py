@@ -46,7 +46,7 @@ class Steps:
         assert self.callback.retrained is self.retrained
 
 
-def test_callback_runs_at_the_end_of_training() -> None:
+def test_the_callback_of_a_defense_runs_at_the_end_of_training() -> None:
     steps = Steps()
     module = fit(job(), CPU, callbacks=[steps.callback])
     steps.check(module)
@@ -54,7 +54,7 @@ def test_callback_runs_at_the_end_of_training() -> None:
     assert not torch.equal(steps.calls[0][1][0], untrained)
 
 
-def test_callback_without_retraining_returns_only_the_result() -> None:
+def test_a_defense_with_a_callback_returns_only_the_result_if_nothing_is_retrained() -> None:
     steps = Steps(retrains=False)
     fit(job(), CPU, callbacks=[steps.callback])
     assert [name for name, _ in steps.calls] == ["extract", "defend", "retrain"]

@@ -126,7 +126,7 @@ def test_predictions_and_attack_success_equal_naive_loops(monkeypatch: pytest.Mo
         ) == sum(hits) / len(hits)
 
 
-def test_attack_success_is_one_for_a_constant_answer_and_zero_for_a_perfect_one() -> None:
+def test_attack_success_is_one_for_constant_target_predictions_and_zero_for_correct_ones() -> None:
     test = labelled()
     for target in range(4):
         where = asr_test_set(test.labels, PoisonSpec(target, None, 0.1))

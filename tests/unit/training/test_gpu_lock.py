@@ -41,8 +41,8 @@ def run(tmp_path: Path, share: int) -> list[int]:
     return [most_at_once(held, number) for number in range(2)]
 
 
-def test_no_two_cells_share_a_device(tmp_path: Path) -> None:
-    """Both devices are used, each by one cell at a time."""
+def test_no_two_cells_use_the_same_gpu_at_once(tmp_path: Path) -> None:
+    """Both GPUs are used, each by one cell at a time."""
     assert run(tmp_path, 1) == [1, 1]
 
 
@@ -51,7 +51,7 @@ def test_cells_per_gpu_limits_how_many_cells_share_a_device(tmp_path: Path) -> N
     assert max(run(tmp_path, 2)) == 2
 
 
-def test_a_killed_holder_releases_its_device(tmp_path: Path) -> None:
+def test_a_killed_process_releases_the_gpu_that_it_had_locked(tmp_path: Path) -> None:
     """After SIGKILL the operating system releases the lock."""
     (tmp_path / "held").mkdir()
     pid = worker(tmp_path / "locks", tmp_path / "held", 1, 60)

@@ -73,7 +73,7 @@ def test_the_seed_decides_both_order_and_initial_weights() -> None:
 
 
 def test_a_blank_classifier_that_loads_weights_equals_the_classifier_that_saved_them() -> None:
-    """Including batch norm buffers; no random number is drawn."""
+    """The batch norm buffers are equal, too, and no random number is drawn."""
     asked = job(epochs=1)
     trained, before = fit(asked, CPU), torch.get_rng_state()
     blank = blank_classifier(asked, CPU)
@@ -141,7 +141,7 @@ def test_only_the_last_checkpoint_is_kept(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["epoch=2.ckpt"]
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_previous_one(
+def test_training_resumes_from_the_previous_checkpoint_if_the_last_one_is_damaged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     unbroken = weights(job(epochs=3))

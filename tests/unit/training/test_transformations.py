@@ -127,7 +127,7 @@ def test_rescale_agrees_with_pillow(share: float) -> None:
     assert off(after(f"rescale{share}", images), images.numpy()) > 2
 
 
-def test_rotate_turns_left_or_right() -> None:
+def test_the_transformation_rotate_turns_images_left_or_right() -> None:
     images = photos(40)
     quarter, half = after("rotate90", images), after("rotate180", images)
     turned = [np.rot90(images.numpy(), k, axes=(2, 3)) for k in (1, 2, 3)]
@@ -141,7 +141,7 @@ def test_rotate_turns_left_or_right() -> None:
     assert after("rotate10", torch.full((2, 3, 9, 5), 200, dtype=torch.uint8)).min() == 200
 
 
-def test_noise_has_its_standard_deviation_and_differs_between_images() -> None:
+def test_noise_has_the_stated_standard_deviation_and_differs_between_images() -> None:
     gray = torch.full((40, 3, 16, 16), 128, dtype=torch.uint8)
     found = after("noise8", gray).astype(float) - 128
     assert found.std() == pytest.approx(8, rel=0.02)
@@ -152,7 +152,7 @@ def test_noise_has_its_standard_deviation_and_differs_between_images() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 8, 8), (3, 7, 5), (3, 1, 9), (1, 33, 2)])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_transformation_accepts_any_size_and_keeps_its_input(
+def test_every_transformation_accepts_any_image_size_and_does_not_modify_the_images(
     kind: str, shape: tuple[int, int, int]
 ) -> None:
     images = torch.arange(4 * shape[0] * shape[1] * shape[2]).reshape(4, *shape).to(torch.uint8)

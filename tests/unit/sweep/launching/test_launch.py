@@ -140,7 +140,9 @@ def test_fail_fast_launches_no_further_batch_and_no_retry(tmp_path: Path) -> Non
     assert launched == [["a"], ["b"], ["c"]]
 
 
-def test_a_stop_of_an_earlier_command_is_cleared(tmp_path: Path) -> None:
+def test_a_stop_request_to_an_earlier_command_does_not_stop_the_next_command(
+    tmp_path: Path,
+) -> None:
     halt(tmp_path)
     assert launch(tmp_path, {})[0] == [["a", "b", "c"]]
     assert not halted(tmp_path)
@@ -156,7 +158,7 @@ class FailedJobError(Exception):
     """What submitit calls a task that ran to its end and raised."""
 
 
-def test_a_task_that_raised_is_not_retried(tmp_path: Path) -> None:
+def test_a_task_that_raised_an_error_is_not_retried(tmp_path: Path) -> None:
     assert launch(tmp_path, {"b": [FailedJobError("trace")]}) == ([["a", "b", "c"]], [])
 
 
