@@ -102,8 +102,8 @@ def _drawn_scene(seed: int, channels: int, height: int, width: int) -> Tensor:
 
 
 def _gaussian(n: int, sigma: float) -> Tensor:
-    """Returns the matrix of a Gaussian blur along one axis of n pixels: float64 (n, n), each row
-    sums to one."""
+    """Returns the matrix of a Gaussian blur along one axis of n pixels: float64 (n, n), with rows
+    that sum to one."""
     at = torch.arange(n, dtype=torch.float64)
     return torch.softmax(-((at[:, None] - at) ** 2) / (2 * sigma**2), dim=1)
 

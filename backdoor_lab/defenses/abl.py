@@ -19,17 +19,18 @@ class ABL(ModelBasedFilter):
 
     Li, Lyu, Koren, Lyu, Li, Ma, "Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
     NeurIPS 2021, section 3.2, equation 3. A separate model is trained on the poisoned set with the
-    loss sign(L - `gamma`) · L, where L is the mean cross-entropy of a batch. It keeps the loss of
-    most images near gamma, while the loss of poisoned images falls below. Score: -L of the image,
-    in eval mode. ``removal_budget=auto`` removes the fraction `isolation_ratio` of all images with
-    the lowest loss, rounded down.
+    loss sign(L - `gamma`) · L, where L is the mean cross-entropy of a batch. This keeps the loss of
+    most images near gamma, while the loss of poisoned images falls below it. The score of an image
+    is minus its cross-entropy in eval mode. ``removal_budget=auto`` removes the fraction
+    `isolation_ratio` of all images with the lowest loss, rounded down.
 
     As in the authors' code, images are not augmented, every epoch has the same batches of 128, and
     SGD has the constant learning rate `lr`, Nesterov momentum 0.9 and weight decay 1e-4, whatever
-    the recipe. The order of the batches is drawn once, since poison may come last in the set.
+    the recipe. The order of the images is drawn once, before the first epoch, since poison may come
+    last in the set.
 
-    `epochs` is the length of this training; by default a fifth of the recipe's, like the paper's
-    20 of 100. The authors' code has 10 (``defense=abl_authors``).
+    `epochs` is the number of epochs of this training. By default it is a fifth of the recipe's, as
+    in the paper (20 of 100). The authors' code uses 10 (``defense=abl_authors``).
     """
 
     def __init__(
@@ -86,6 +87,6 @@ def ascent(gamma: float) -> Loss:
 def lowest(losses: Tensor, share: float) -> Tensor:
     """Returns the indices of the lowest fraction `share` of `losses` (n,), rounded down, but at
     least two."""
-    # To unlearn the images, batch normalization needs two of them.
+    # Unlearning uses batch normalization, which needs at least two images.
     count = max(2, int(share * len(losses)))
     return losses.sort(stable=True).indices[:count]

@@ -24,10 +24,11 @@ class ABLUnlearning(ModelRepair):
     cross-entropy with learning rate `unlearning_lr`. Batch size, momentum and weight decay are
     those of `abl` throughout. The attacked model is not used.
 
-    The authors' code has 5 epochs of unlearning, but only tests in the first. It trains on the
-    other images for 60 epochs after 10 of isolation (``defense=abl_unlearning_authors``); the paper
-    for 80 after 20. The paper's equation 4 minimizes the loss of the other images and maximizes
-    that of the isolated ones at the same time; the code does so one after the other.
+    The authors' code has 5 epochs of unlearning, but the first one only evaluates the model. It
+    trains on the other images for 60 epochs after 10 epochs of isolation
+    (``defense=abl_unlearning_authors``); the paper trains for 80 epochs after 20. The paper's
+    equation 4 minimizes the loss of the other images and maximizes that of the isolated ones at the
+    same time; the code first does one and then the other.
     """
 
     needs_clean = False

@@ -21,12 +21,12 @@ class ActivationClustering(Principal):
     pca) and clustered by 2-means. Score: distance to the larger cluster's centroid minus distance
     to the smaller one's, positive exactly for members of the smaller cluster.
 
-    `rule` decides whether a class is suspicious and ``removal_budget=auto`` removes its smaller
-    cluster: with ``size``, if its share of the class is below `size_threshold`; with
-    ``silhouette``, if also the mean silhouette of the two clusters, which is high for
-    well-separated clusters, is above `silhouette_threshold`. Shares are rounded to two and
-    silhouettes to four decimals, as in the authors' toolbox (ART). The paper's exclusionary
-    reclassification is not implemented.
+    ``removal_budget=auto`` removes the smaller cluster of suspicious classes. With ``rule=size``, a
+    class is suspicious if the smaller cluster's share of the class is below `size_threshold`; with
+    ``rule=silhouette``, the mean silhouette of the two clusters, which is high for well-separated
+    clusters, must also be above `silhouette_threshold`. Shares are rounded to two and silhouettes
+    to four decimals, as in the authors' toolbox (ART). The paper's exclusionary reclassification is
+    not implemented.
     """
 
     def __init__(
@@ -80,7 +80,8 @@ class ActivationClustering(Principal):
 
 def _independent(components: Tensor, seed: int) -> Tensor:
     """Independent components with variance 1 from principal components (n, k), by FastICA
-    (Hyvärinen and Oja 2000) with ART's bounds. If 1,000 steps do not converge, the last counts.
+    (Hyvärinen and Oja 2000) with the bounds of ART. If it does not converge in 1,000 steps, the
+    result of the last step is used.
     """
     import warnings
 

@@ -15,16 +15,17 @@ from backdoor_lab.defenses.networks import Batch, ModelRepair, clean_of
 Norms: TypeAlias = "list[tuple[str, nn.BatchNorm1d | nn.BatchNorm2d]]"
 Loss: TypeAlias = "Callable[[Batch, list[Tensor]], Tensor]"
 START = 1
-"""Number of the random stream of the perturbations' start, within that of the method."""
+"""Number of the random stream for the initial perturbations, one of the streams of this method."""
 
 
 class ANP(ModelRepair):
     """Prunes channels whose mask shrinks during training under adversarial perturbation.
 
-    Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021,
-    section 4. A channel is the scale γ and shift β of a batch normalization. Each step perturbs
-    γ by a factor δ and β by a factor 1 + ξ: both start uniformly in ±`eps`, and one signed step of
-    size eps increases the loss, so that they reach ±2 eps. Then the masks m in 0..1 descend
+    Wu, Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021, section 4.
+    A channel is the scale γ and shift β of a batch normalization. Each step perturbs γ by a factor
+    δ and β by a factor 1 + ξ: δ and ξ are drawn uniformly from ±`eps` and then changed by one
+    signed step of size eps that increases the loss, so that they lie within ±2 eps. Then the masks
+    m, which stay in 0..1, are changed to decrease
 
         `alpha` · L(m γ, β) + (1 - alpha) · L((m + δ) γ, (1 + ξ) β)
 
@@ -105,8 +106,9 @@ class ANP(ModelRepair):
 
 
 def masked_loss(network: nn.Module, norms: Norms, masks: list[Tensor]) -> Loss:
-    """The cross-entropy of `network` on a batch with masks m and a perturbation, which lists δ of
-    every batch normalization and then ξ of every one: scales (m + δ) γ, shifts (1 + ξ) β."""
+    """Returns the cross-entropy of `network` as a function of a batch and a perturbation: a list of
+    δ for every batch normalization, then of ξ for every one. With the masks m, the scales are (m +
+    δ) γ and the shifts (1 + ξ) β."""
     scales = [module.weight.detach() for _, module in norms]
     shifts = [module.bias.detach() for _, module in norms]
 
@@ -122,7 +124,8 @@ def masked_loss(network: nn.Module, norms: Norms, masks: list[Tensor]) -> Loss:
 
 
 def uniform(like: Tensor, bound: float, generator: torch.Generator) -> Tensor:
-    """Numbers drawn uniformly from ±`bound`, of the shape and type of `like`; requires grad."""
+    """Returns numbers drawn uniformly from ±`bound`, with the shape and type of `like`, as a tensor
+    that requires grad."""
     drawn = 2 * torch.rand(like.shape, generator=generator) - 1
     return (bound * drawn).to(like).requires_grad_()
 

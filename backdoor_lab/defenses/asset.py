@@ -1,4 +1,4 @@
-"""ASSET: a network that is flat on clean images and unlearns outliers has a high loss on poison."""
+"""ASSET: a model that unlearns outliers, but no clean images, has a high loss on poison."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ OUTLYING = 2.0
 WIDTH = 128
 """Width of the network that distinguishes training images from clean ones."""
 ITERATIONS = 100
-"""How often it takes its two steps for each batch."""
+"""How many times this network takes its two training steps for each batch."""
 MLP_LR = 1e-4
 DENSITY = 1e-6
-"""The threshold for the losses is derived from this density of the normal distribution fitted to
-their lower half."""
+"""The threshold for the losses is derived from this density of a normal distribution fitted to the
+lower half of the losses."""
 VARIANCE_FLOOR = 1e-6
 """Added to the variance of the lower half of the losses."""
 
@@ -36,17 +36,17 @@ distinguish these two kinds of images."""
 class ASSET(ModelBasedFilter):
     """Removes images with a high loss in a model that unlearns outliers but no clean images.
 
-    Pan, Zeng, Lyu, Lin, Jia, "ASSET: Robust Backdoor Data Detection Across a Multiplicity of
-    Deep Learning Paradigms", USENIX Security 2023, as in the authors' notebook. An untrained model
-    of the attacked architecture takes two steps of Adam for each batch of the training set. The
-    first decreases the variance of the logits of held-out clean images (see `offset`). The second
-    increases the loss on some images of the batch: a small network, trained anew for each batch, is
-    to distinguish the batch from the clean images by features of the attacked model, and the images
-    for which its outputs are outliers are unlearned. The first step cancels the second for clean
-    images, but not for poison. Score: the loss of an image. ``removal_budget=auto`` removes the
-    images whose loss reaches `threshold`, at most half of a class.
+    Pan, Zeng, Lyu, Lin, Jia, "ASSET: Robust Backdoor Data Detection Across a Multiplicity of Deep
+    Learning Paradigms", USENIX Security 2023, as in the authors' notebook. An untrained model of
+    the attacked architecture takes two steps of Adam for each batch of the training set. The first
+    decreases the variance of the logits of held-out clean images (see `offset`). The second
+    increases the loss on some images of the batch: a small network, trained anew for each batch,
+    learns to distinguish the batch from the clean images by features of the attacked model, and the
+    images for which its outputs are outliers are unlearned. The first step cancels the second for
+    clean images, but not for poison. Score: the loss of an image. ``removal_budget=auto`` removes
+    the images whose loss reaches `threshold`, at most half of a class.
 
-    The authors' code has 1,000 clean images; here `protocol.clean_holdout` decides.
+    The authors' code uses 1,000 clean images; here `protocol.clean_holdout` sets their number.
     """
 
     needs_clean = True
@@ -73,8 +73,8 @@ class ASSET(ModelBasedFilter):
         return SampleScores(losses[where], flagged[where])
 
     def batches(self, context: DefenseContext) -> Iterator[Part]:
-        """Yields each training image once per epoch, in random order and without augmentation,
-        with as many different clean images if there are enough."""
+        """Yields each training image once per epoch, in random order and without augmentation. Each
+        batch has as many clean images, all different if there are enough."""
         clean, number = clean_of(context), 0
         order = context.generator(streams.OFFSET, streams.ORDER)
         generator = context.generator(streams.OFFSET)
@@ -92,9 +92,9 @@ class ASSET(ModelBasedFilter):
 def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: float) -> None:
     """Trains `network` in place: two steps for each of `parts`, each with its own state of Adam.
 
-    The first step descends on the mean variance of a clean image's logits; the second ascends on
-    the cross-entropy of outliers among the training images and is left out if there are none.
-    Features come from `attacked` with batch normalization by the batch's own statistics.
+    The first step decreases the mean variance of the logits of a clean image. The second increases
+    the cross-entropy of outliers among the training images, and is omitted if there are no
+    outliers. Features come from `attacked` with batch normalization by the batch's own statistics.
     """
     flattening, unlearning = (torch.optim.Adam(network.parameters(), lr=lr) for _ in range(2))
     attacked.train()
@@ -114,8 +114,8 @@ def offset(network: nn.Module, attacked: nn.Module, parts: Iterable[Part], lr: f
 
 
 def before_pooling(network: nn.Module, images: Tensor) -> Tensor:
-    """Returns the output (n, d) of the last layer that distinguishes positions, before they are
-    pooled, flattened; the inputs of the last linear layer if no layer distinguishes positions."""
+    """Returns the flattened output (n, d) of the last layer, other than pooling, whose output has
+    spatial dimensions. If there is no such layer, returns the inputs of the last linear layer."""
     found: list[Tensor] = []
 
     def catch(module: nn.Module, _: object, output: object) -> None:
@@ -162,7 +162,8 @@ def distinguished(mlp: nn.Module, inspected: Tensor, clean: Tensor) -> Tensor:
 def outlyingness(x: Tensor) -> Tensor:
     """Returns the adjusted outlyingness (n,) of `x` (n,): the distance from the median, relative to
     that of the whisker of a boxplot adjusted for skewness (Hubert and Vandervieren, Computational
-    Statistics and Data Analysis, 2008). NaN for a value at the median if the whisker is there too.
+    Statistics and Data Analysis, 2008). NaN for a value that equals the median if the whisker
+    equals it too.
     """
     x = x.double().cpu()
     middle = x.median()

@@ -96,7 +96,7 @@ class SampleFilter(Defense):
     """
 
     unused: ClassVar[tuple[str, ...]] = ("center",)
-    feature_layer: str | None = None  # Whose output it is given; None: that of protocol.layer.
+    feature_layer: str | None = None  # Layer that yields the features; None: protocol.layer.
 
     def __init__(self, options: FilterOptions = DEFAULTS) -> None:
         self.obey(options)
@@ -265,8 +265,8 @@ def modified_z(x: Tensor) -> Tensor:
 def suspects_by_size(scores_of: dict[int, ClassScores], false_alarms: float = 0.01) -> list[int]:
     """Returns the classes whose `suspicion`, which must be positive, is unusually large.
 
-    Compares modified z-scores of the logarithms with a threshold that, if the logarithms are
-    normal, some class exceeds with probability `false_alarms` (the usual 3.5: 7 % for ten classes).
+    Compares modified z-scores of the logarithms with the threshold that, for normal logarithms,
+    some class exceeds with probability `false_alarms` (7 % for ten classes with the usual 3.5).
     """
     tiny = torch.finfo(torch.float64).tiny
     sizes = torch.tensor(

@@ -1,4 +1,4 @@
-"""Beatrix: Gram matrices outside the range of those of clean images."""
+"""Beatrix: detects images whose Gram matrices are outside the range of those of clean images."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from backdoor_lab.numerics.two_samples import anomaly_index, kernel_distance
 FEWEST = 2
 CHUNK = 64
 COMPARED = 10_000
-"""Images of a class whose features the rule for classes compares, at most: it needs 4 bytes for
-each pair."""
+"""Maximum number of images of a class whose features are compared to decide whether the class is
+suspicious. The comparison needs 4 bytes for each pair of images."""
 
 
 class Beatrix(ModelBasedFilter):
@@ -44,9 +44,10 @@ class Beatrix(ModelBasedFilter):
 
     `layer`: ``last_stage_input``, the input of a ResNet's layer4; or a layer as `protocol.layer`.
     ``removal_budget=auto`` removes the images that deviate more than `percentile` % of the clean
-    images, each of which is compared with the other four fifths of them. A class is suspicious if
-    its anomaly index exceeds `class_threshold`. The index is computed from the kernel two-sample
-    statistic between the class's images above and below that threshold, by their mean features.
+    images do. For this, each fifth of the clean images is compared with the ranges of the other
+    four fifths. A class is suspicious if its anomaly index exceeds `class_threshold`. The index is
+    computed from a kernel two-sample statistic, which compares the mean features of the class's
+    images above the threshold for removal with those of its images below it.
 
     Features are computed and compared in groups of images, so that memory does not grow with the
     number of images: see `gram_ranges.rows_at_once`. As in the authors' code, the clean images of
@@ -110,7 +111,7 @@ class Beatrix(ModelBasedFilter):
         clean = maps.of_clean(label, self.clean_per_class)
         threshold = fold_threshold(clean, self.orders, self.width, self.percentile / 100)
         ranges = Ranges.of(clean, self.orders, self.width)
-        # Only the rule for classes compares features, and these are the larger part.
+        # Mean features need the most memory, and only decide which classes are suspicious.
         compares = self.scope == "suspicious"
         parts = [
             (ranges.deviations(rows), rows.mean(dim=2) if compares else rows[:, 0, :0])
@@ -144,9 +145,8 @@ class _Maps:
         members = found[0] if len(found[0]) >= FEWEST else found[1]
         if len(members) < FEWEST:
             raise ConfigError(
-                f"`defense=beatrix` needs held-out clean images of class"
-                f" {self.context.classes[label]}, at least {FEWEST}, got {len(members)}: raise"
-                " protocol.clean_holdout"
+                f"`defense=beatrix` needs at least {FEWEST} held-out clean images of class"
+                f" {self.context.classes[label]}, got {len(members)}: raise protocol.clean_holdout"
             )
         drawn = torch.randperm(len(members), generator=self.generator(label))[:most]
         images = clean.images[members[drawn]].to(self.context.device)

@@ -1,4 +1,4 @@
-"""Confusion training: poison is still fitted when training includes wrong labels."""
+"""Confusion training: a model still fits poison when it is also trained on wrong labels."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ DECAY = 1e-4
 PRETRAINING = (0.01, 0.9, DECAY)
 """Learning rate, momentum and weight decay of pretraining."""
 BATCH_FACTOR = 2
-"""Training images take part in every second step."""
+"""Every second step of confusion training includes training images."""
 FLOOR = 50
-"""At least one in so many images of a class is kept after a round."""
+"""After each round at least one in FLOOR images of every class is kept."""
 LAST_FLOOR = 100
-"""The same after the last but one round."""
+"""Used in place of FLOOR after the last but one round."""
 RARE = 1e-3
-"""Added to the frequencies of classes, of which the square roots divide the loss."""
+"""Added to the frequency of each class; the loss of a class is divided by the square root of the
+sum."""
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,21 @@ class ConfusionTraining(ModelBasedFilter):
     """Removes images that a model still fits after training on mislabeled clean images.
 
     Qi, Xie, Wang, Wu, Mahloujifar, Mittal, "Towards A Proactive ML Approach for Detecting Backdoor
-    Poison Samples", USENIX Security 2023, section 4 and the authors' code. Each round trains a
-    base model on a part of the set, then a copy of it on batches of that part together with
-    held-out clean images under wrong labels (see `confuse`). This destroys the link between images
-    and classes but not between a trigger and its target, which no wrong label contradicts. The
-    images with the lowest loss are the part of the next round: the fraction `shares` of the set,
-    but at least 1/50 of each class. `steps`, `weight`, `lr` and `pretrain_epochs` have one value
-    for each round, that is one more than `shares`, or the same value for all rounds.
+    Poison Samples", USENIX Security 2023, section 4 and the authors' code. Each round trains a base
+    model on a part of the set, then a copy of it on batches of that part together with held-out
+    clean images under wrong labels (see `confuse`). This destroys the link between images and
+    classes but not between a trigger and its target, which no wrong label contradicts. The images
+    with the lowest loss are the part of the next round: the fraction `shares` of the set, but at
+    least 1/50 of each class. `steps`, `weight`, `lr` and `pretrain_epochs` are one value for all
+    rounds or a list with one value per round; there is one more round than `shares` has entries.
 
     Score: log-probability of the label minus that of the likeliest other class, so that images
     that the last model fits have the highest scores. ``removal_budget=auto`` removes the fitted
     images of suspicious classes (see `suspects`), at most half of a class.
 
     The base model of the first round is a new one, or a copy of the attacked model if
-    `pretrain_epochs` is 0 for it. By default it is 0, and steps and epochs of the other rounds are
-    reduced: `defense=confusion_authors` has the authors' numbers, for a GPU.
+    `pretrain_epochs` is 0 for it. By default it is 0, and there are fewer steps and epochs than in
+    the authors' code: `defense=confusion_authors` has their numbers, which need a GPU.
     """
 
     needs_clean = True
@@ -177,8 +178,8 @@ def _each(name: str, given: Any, rounds: int) -> list[Any]:
     values = list(given) if isinstance(given, (list, tuple)) else [given] * rounds
     if len(values) != rounds:
         raise ConfigError(
-            f"`defense.{name}` must be one value, or a list of one for each of the"
-            f" {many(rounds, 'round')}, which are one more than `defense.shares`; got {given!r}"
+            f"`defense.{name}` must be one value or a list of {many(rounds, 'value')}, one per"
+            f" round (there is one more round than `defense.shares` has entries); got {given!r}"
         )
     return values
 
@@ -211,9 +212,9 @@ def confuse(
     second step, of `inspected`.
 
     `clean` has predicted classes as labels. They are shifted by 1 in the first step, by 2 in the
-    second, and so on, never by a multiple of `classes`. The loss of a step with both kinds is
-    (L_inspected + (weight - 1) · L_clean) / weight, where `weights` (classes,) of the labels weigh
-    the mean in L_inspected; that of the other steps is L_clean.
+    second, and so on, never by a multiple of `classes`. A step with both kinds of images minimizes
+    (L_inspected + (weight - 1) · L_clean) / weight, where L_inspected is a mean weighted by the
+    `weights` (classes,) of the labels; the other steps minimize L_clean.
     """
     sgd = torch.optim.SGD(network.parameters(), lr=told.lr, momentum=MOMENTUM, weight_decay=DECAY)
     network.train()

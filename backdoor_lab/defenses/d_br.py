@@ -36,10 +36,10 @@ class DBR(ModelRepair):
     `epochs` passes with learning rate `lr`, the attacked model then alternately unlearns the poison
     and relearns the clean images, with the recipe's augmentation.
 
-    All numbers are those of the authors' code, also batch size 128, momentum 0.9 and weight decay
-    5e-4, whatever the recipe. The code keeps the model with the best accuracy minus ASR on test
-    images, which requires the trigger; here the last model is kept. If less than the fraction
-    `poison_ratio` is poisoned, clean images are unlearned too.
+    All numbers are those of the authors' code, including batch size 128, momentum 0.9 and weight
+    decay 5e-4, whatever the recipe. The code keeps the model with the best accuracy minus ASR on
+    test images, which requires the trigger; here the last model is kept. If less than the fraction
+    `poison_ratio` of the set is poisoned, clean images are unlearned too.
     """
 
     needs_clean = False
@@ -64,7 +64,7 @@ class DBR(ModelRepair):
         )
         if self.clean_ratio + self.poison_ratio > 1:
             raise ConfigError(
-                f"`defense.clean_ratio` and `defense.poison_ratio` are shares of one set, got"
+                f"`defense.clean_ratio` and `defense.poison_ratio` must sum to at most 1, got"
                 f" {clean_ratio:g} and {poison_ratio:g}"
             )
         self.epochs = validation.whole("defense.epochs", epochs, low=0)
@@ -128,8 +128,8 @@ def center_similarity(values: Tensor, labels: Tensor) -> Tensor:
 
 
 def double_statistics(network: nn.Module) -> None:
-    """Makes each update of running statistics count as two equal ones: the authors' code runs each
-    batch of the fine-tuning through the model twice."""
+    """Makes each update of the running statistics equal to two updates with the same batch, because
+    the authors' code runs each batch of the fine-tuning through the model twice."""
     for module in network.modules():
         if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.momentum is not None:
             module.momentum = 1 - (1 - module.momentum) ** 2
@@ -160,8 +160,9 @@ def sensitivity(network: nn.Module, context: DefenseContext) -> Tensor:
 def separated(change: Tensor, clean_ratio: float, poison_ratio: float) -> tuple[Tensor, Tensor]:
     """Returns the indices int64 of the images taken as clean and as poison, by their `change` (n,).
 
-    The thresholds are values of the sorted changes; images that equal one are taken too, as clean
-    if they equal both. At least two images determine each, since batch statistics need two.
+    The two thresholds are values of the sorted changes. An image whose change equals a threshold is
+    taken too; if it equals both thresholds, as clean. At least two images are taken as clean and
+    two as poison, since batch statistics need two.
     """
     n, ordered = len(change), change.sort().values
     low = ordered[max(1, int(clean_ratio * n))]
@@ -171,21 +172,21 @@ def separated(change: Tensor, clean_ratio: float, poison_ratio: float) -> tuple[
 
 
 def transformed(images: Tensor, degrees: Tensor, shifts: Tensor) -> Tensor:
-    """Returns float `images` (n, C, H, W), rotated by `degrees` (n,), then shifted by `shifts`
-    (n, 2) of their width and height; nearest-neighbor sampling, so by whole pixels, and zero
-    padding."""
+    """Returns float `images` (n, C, H, W), rotated by `degrees` (n,), then shifted by the fractions
+    `shifts` (n, 2) of their width and height. Sampling is nearest-neighbor, so that shifts are by
+    whole pixels, with zero padding."""
     turn = degrees.deg2rad()
     cos, sin, flat = turn.cos(), turn.sin(), images.shape[2] / images.shape[3]
     zero, one = torch.zeros_like(cos), torch.ones_like(cos)
-    # Maps of new to old positions, in half widths and heights.
+    # Affine maps from new to old positions, in units of half the width and half the height.
     turned = sampled(images.float(), [[cos, flat * sin, zero], [-sin / flat, cos, zero]])
     x, y = shifts.unbind(dim=1)
     return sampled(turned, [[one, zero, -2 * x], [zero, one, -2 * y]])
 
 
 def sampled(images: Tensor, back: list[list[Tensor]]) -> Tensor:
-    """Returns `images` (n, C, H, W) at the positions of the affine maps `back`: 2 rows of 3 tensors
-    (n,)."""
+    """Returns `images` (n, C, H, W) sampled at the positions to which the affine maps `back` send
+    the pixels of the result. `back` has 2 rows of 3 tensors (n,)."""
     where = torch.stack([torch.stack(row, dim=1) for row in back], dim=1).to(images.device)
     grid = F.affine_grid(where, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="nearest", align_corners=False)

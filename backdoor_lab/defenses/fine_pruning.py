@@ -16,16 +16,17 @@ class FinePruning(ModelRepair):
     Networks", RAID 2018, section 3. The inputs of the last linear layer (in a ResNet the pooled
     channels of the last convolutions) are pruned in increasing order of their mean activation on
     held-out clean images, as long as the accuracy on these drops by at most `max_accuracy_drop`.
-    Then the model is trained on them by SGD for `epochs` with learning rate `lr`; pruned channels
-    stay pruned.
+    Then the model is trained on the held-out images by SGD for `epochs` with learning rate `lr`;
+    pruned channels stay pruned.
 
-    The stop is the paper's; the authors' code prunes a fixed number, 48 of 60 channels for faces
-    and 250 of 256 for speech. Neither paper nor code gives epochs or learning rate of the
-    fine-tuning; momentum and weight decay are the recipe's.
+    The stopping rule is the paper's; the authors' code prunes a fixed number of channels: 48 of 60
+    for faces and 250 of 256 for speech. Neither the paper nor the code gives the number of epochs
+    or the learning rate of the fine-tuning; momentum and weight decay are the recipe's.
 
-    The method assumes channels that only the trigger activates. If triggered images have the
-    same features as their target class, this layer has none, and pruning stops the attack only
-    when it also destroys accuracy; held-out images that already fit give no gradient.
+    The method assumes that some channels are activated only by the trigger. If triggered images
+    have the same features as their target class, this layer has no such channels, and pruning stops
+    the attack only when it also destroys accuracy. Held-out images that the model already fits
+    contribute no gradient.
     """
 
     def __init__(
@@ -61,7 +62,8 @@ class FinePruning(ModelRepair):
 
 
 def dormant(values: Tensor, last: nn.Linear, labels: Tensor, max_accuracy_drop: float) -> Tensor:
-    """Columns of `values` float64 (n, d) to prune: indices int64, lowest mean first.
+    """Returns the indices, int64, of the columns of `values` float64 (n, d) to prune, lowest mean
+    first.
 
     Keeps at least one column.
     """

@@ -1,4 +1,4 @@
-"""The end rule of confusion training: whether the fitted images of a class are a cluster."""
+"""The final rule of confusion training: whether the fitted images of a class form a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from backdoor_lab.numerics.singular import top_directions
 RATIO = 2.0
 """Likelihood ratio above which a class is suspicious."""
 LARGEST_RATIO = 1.5
-"""The same for the class with the largest ratio."""
+"""Likelihood ratio above which the class with the largest ratio is suspicious."""
 ADDED = 1e-3
 """Added to each entry of a covariance."""
 
@@ -26,12 +26,12 @@ def suspects(values: Tensor, fitted: Tensor, labels: Tensor) -> Tensor:
 
 
 def log_likelihood_ratio(values: Tensor, fitted: Tensor) -> float:
-    """Returns the log-likelihood per image of one normal distribution for the `fitted` images of a
-    class and one for the others, minus that of the latter for all images.
+    """Returns the gain in log-likelihood per image if the `fitted` images of a class have a normal
+    distribution of their own, instead of that of the other images.
 
     `values` float64 (n, d) are projected on their top two principal directions, whose signs, which
-    are arbitrary, are chosen so that the mean is not negative. 0 if fewer than two images are
-    fitted or not fitted.
+    are arbitrary, are chosen so that the mean is not negative. The result is 0 if fewer than two
+    images are fitted or fewer than two are not.
     """
     own = fitted.numpy()
     if not 2 <= own.sum() <= len(own) - 2:

@@ -13,7 +13,7 @@ from backdoor_lab.defenses.networks import ModelRepair, clean_batches, clean_of,
 from backdoor_lab.numerics.descent import descend
 
 SURE = 0.99
-"""Success rate from which a reversed trigger counts as an attack."""
+"""Success rate at or above which a step of the search counts as successful."""
 FIRST_WEIGHT = 1e-3
 UP = 2.0
 DOWN = 2.0**1.5
@@ -22,7 +22,7 @@ STOP_PATIENCE = 5 * PATIENCE
 SEARCH_LR = 0.1
 BETAS = (0.5, 0.9)
 EPS = 1e-7
-"""Adam's, and the margin that keeps the inverse of tanh finite."""
+"""The epsilon of Adam, and the margin that keeps the inverse of tanh finite."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Search:
 class MaskWeight:
     """The weight λ of the mask size. It is 0 until `PATIENCE` steps in succession succeed, then
     `FIRST_WEIGHT`; from then on `PATIENCE` successes in succession double it, and as many failures
-    divide it by 2^1.5. `raised`, `lowered`: whether each has happened since."""
+    divide it by 2^1.5. `raised` and `lowered` tell whether it has been doubled and divided since
+    then."""
 
     value: float = 0.0
     raised: bool = False
@@ -113,10 +114,10 @@ class NeuralCleanse(ModelRepair):
     which a fraction `patched_ratio` of each batch carries the smallest suspicious trigger with the
     true label. If no class is suspicious, the model is unchanged.
 
-    All numbers are the authors' but `steps` times `batches_per_step`: 1,000 batches per class, not
-    up to 31,000 (1,000 steps of 31; `defense=neural_cleanse_authors`). The paper unlearns for one
-    epoch on a tenth of the training set: with fewer held-out images, raise `epochs`. It does not
-    give `lr`.
+    All numbers are the authors' except the length of the search, `steps` times `batches_per_step`:
+    1,000 batches per class. Theirs is up to 31,000 batches (1,000 steps of 31;
+    `defense=neural_cleanse_authors`). The paper unlearns for one epoch on a tenth of the training
+    set: with fewer held-out images, raise `epochs`. The paper does not give `lr`.
 
     The notes have the mask size and anomaly index of every class, and the detected `target`.
     """
@@ -213,7 +214,8 @@ def start(shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
 
 
 def trigger_of(values: Tensor) -> Reversed:
-    """The trigger with parameters `values` (1 + C, H, W), the mask's first."""
+    """Returns the trigger for the parameters `values` (1 + C, H, W): one channel for the mask, then
+    those of the pattern."""
     squashed = values.tanh() / (2 - EPS) + 0.5
     return Reversed(squashed[:1], 255 * squashed[1:])
 

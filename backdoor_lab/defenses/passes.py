@@ -28,7 +28,8 @@ class Passes:
     """Trains `network` in place by SGD, one pass over training images at a time.
 
     One optimizer serves all passes: momentum carries over to passes with another learning rate,
-    loss or set of images. Batch normalization uses batch statistics and updates its running ones.
+    loss or set of images. Batch normalization uses batch statistics and updates its running
+    statistics.
     """
 
     def __init__(self, network: nn.Module, context: DefenseContext, settings: PassSettings) -> None:
@@ -45,8 +46,8 @@ class Passes:
         self, where: Tensor, lr: float, loss: Loss, augment: torch.Generator | None = None
     ) -> None:
         """Minimizes `loss(logits, labels)` in one pass over the training images at indices `where`,
-        in their order, augmented as in the attacked model's training if there is a generator
-        `augment`. Leaves the network in eval mode. Raises DivergedError if a loss is not finite."""
+        in their order, augmented as in the attacked model's training if the generator `augment` is
+        given. Leaves the network in eval mode. Raises DivergedError if a loss is not finite."""
         for group in self.sgd.param_groups:
             group["lr"] = lr
         self.network.train()
@@ -62,8 +63,8 @@ def batches_of(where: Tensor, size: int) -> list[Tensor]:
     """Returns the indices `where` int64 (n,) in order, in batches of `size`; the last may be
     smaller.
 
-    Batch statistics need two images: a single last image joins the batch before it, and a single
-    image alone gives no batch.
+    Batch statistics need two images: a single last image joins the batch before it, and if there is
+    only one image, there is no batch.
     """
     if len(where) < 2:
         return []

@@ -27,22 +27,22 @@ STEPS = 100
 
 
 class SCAn(SampleFilter):
-    """Splits each class into two groups under the variation of clean classes, and flags one.
+    """Splits each class into two groups, given the variation within clean classes, and flags one.
 
-    Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust
-    Backdoor Contamination Detection", USENIX Security 2021. Features are modeled as a class
-    identity plus a variation common to all classes: r = mu + e, mu ~ N(0, S_mu), e ~ N(0, S_e).
-    Both covariances are estimated from held-out clean images (`variation`). J is the
-    log-likelihood ratio per example of two groups against one; J* is the distance of J from the
-    median class, in either direction, in MAD scaled to standard deviations. A class with J* above
-    `threshold` (e^2 in the paper) is suspicious, and ``removal_budget=auto`` removes its suspicious
-    group.
+    Tang, Wang, Tang, Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor
+    Contamination Detection", USENIX Security 2021. Features are modeled as a class identity plus a
+    variation common to all classes: r = mu + e, mu ~ N(0, S_mu), e ~ N(0, S_e). Both covariances
+    are estimated from held-out clean images (`variation`). J is a class's log-likelihood ratio per
+    example of two groups against one; J* is the absolute difference between J and its median over
+    classes, divided by the MAD scaled to a standard deviation. A class with J* above `threshold`
+    (e^2 in the paper) is suspicious, and ``removal_budget=auto`` removes its suspicious group.
 
-    The group nearer to the clean examples of the class is taken as clean; without any, the
-    larger one. Score: log-likelihood ratio of the other group against it, positive exactly for
-    members of the other group. The authors' code has no rule for groups and no threshold, and one
-    difference from the paper that is not followed: in J, the identity of the class is not
-    estimated as in the model of clean images (its `calc_test` omits a factor S_mu S_e^-1).
+    The group nearer to the clean examples of the class is taken as clean; if the class has none,
+    the larger group is. The score is the log-likelihood ratio of the other group against the clean
+    group, positive exactly for members of the other group. The authors' code does not choose
+    between the groups and has no threshold. It differs from the paper in one point, in which this
+    class follows the paper: in J, the code does not estimate the identity of the class as in the
+    model of clean images (its `calc_test` omits a factor S_mu S_e^-1).
 
     Only directions in which clean images vary are used, so that with fewer clean images than
     features (`protocol.clean_holdout`) poison in other directions is missed.
@@ -125,7 +125,7 @@ class SCAn(SampleFilter):
 class Variation:
     """The model estimated from held-out images. `whiten` (d, r) maps the within-class covariance
     to I, in the r directions in which clean images vary; `between` (r, r) is the covariance of
-    whitened identities; `means` per clean class."""
+    whitened identities; `means` maps each clean class to its mean, not whitened."""
 
     whiten: Tensor
     between: Tensor
@@ -133,7 +133,8 @@ class Variation:
 
     @classmethod
     def of(cls, known: DefenderKnowledge, tolerance: float) -> Variation:
-        """Estimated from `known.clean`. Raises ConfigError if that is None or has one class."""
+        """Returns the model estimated from `known.clean`. Raises ConfigError if that is None or has
+        only one class."""
         clean = known.clean
         if clean is None or len(clean.labels.unique()) < 2:
             raise ConfigError(
@@ -157,14 +158,14 @@ class Variation:
         return (self.means[label] - middle) @ self.whiten if label in self.means else None
 
     def identity(self, white: Tensor) -> Tensor:
-        """Most likely identity (r,) of a class `white` (n, r): its mean, shrunk towards 0 by the
-        prior N(0, `between`)."""
+        """Returns the most likely identity (r,) of the class with the rows `white` (n, r): their
+        mean, shrunk towards 0 by the prior N(0, `between`)."""
         both = self.between + torch.eye(len(self.between), dtype=white.dtype) / len(white)
         return self.between @ torch.linalg.solve(both, white.mean(dim=0))
 
 
 def variation(values: Tensor, labels: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """Covariances (d, d) of identity and variation, from clean `values` float64 (n, d).
+    """Returns the covariances (d, d) of identity and variation, from clean `values` float64 (n, d).
 
     Expectation maximization as in the authors' code (paper, section 4). The identity of a class of
     m examples with mean x is S_mu (S_mu + S_e / m)^-1 x. S_mu is the covariance over examples of
@@ -197,7 +198,8 @@ def _identity_map(m: int, between: Tensor, within: Tensor, inverse: Tensor) -> T
 
 
 def drawn_half(values: Tensor, seed: int) -> Tensor:
-    """Each row of `values` (n, d) with probability 1/2: bool (n,), independent of their order."""
+    """Returns a random subset of the rows of `values` (n, d), each with probability 1/2, as bool
+    (n,). Whether a row is in it does not depend on the order of the rows."""
     drawn = torch.rand(len(values), generator=torch.Generator().manual_seed(seed)) >= 0.5
     # At least one row on either side.
     drawn[0] = drawn[0] ^ bool(drawn.all() or not drawn.any())
@@ -207,10 +209,11 @@ def drawn_half(values: Tensor, seed: int) -> Tensor:
 
 
 def two_groups(white: Tensor, start: Tensor) -> Tensor | None:
-    """Membership of the rows of `white` float64 (n, d) in the second of two groups: bool (n,).
+    """Returns which rows of `white` float64 (n, d) belong to the second of two groups: bool (n,).
 
-    Alternates between the means of the groups and the half-space between them, from the members
-    `start` bool (n,) of the second; finds a local optimum. None if all rows are equal.
+    Starts with the members `start` bool (n,) of the second group, and alternates between computing
+    the mean of each group and assigning each row to the group with the nearer mean, until nothing
+    changes, at most STEPS times. None if all rows are equal.
     """
     centered = white - white.mean(dim=0)
     alike = float(centered.abs().max()) <= 1e-9 * float(white.abs().max()) if len(white) else True

@@ -29,13 +29,13 @@ class SpectralSignatures(Principal):
     direction's `tail` to the power `tail_power` (0: equal weights). A few distant examples, such as
     poison, make the tail heavy even if the class varies more along other directions; Peña and
     Prieto, "Multivariate Outlier Detection and Robust Covariance Matrix Estimation", Technometrics
-    43(3), 2001, use kurtosis for this. The weights are an extension. `rounds`: the first round uses
-    the whole class. Round k + 1 leaves out the fraction k / `rounds` of the budget, the examples
-    with the highest scores so far, and recomputes mean, directions and weights without them; tau is
-    summed over all rounds. Rousseeuw and Van Driessen, "A Fast Algorithm for the Minimum Covariance
-    Determinant Estimator", Technometrics 41(3), 1999, re-estimate mean and scatter like this. The
-    sum is an extension: poison found in an early round keeps its score in later rounds, whose
-    directions no longer point toward it.
+    43(3), 2001, use kurtosis for this. The weights are an extension. `rounds` is the number of
+    rounds. The first round uses the whole class. Round k + 1 leaves out the examples with the
+    highest scores so far, as many as the fraction k / `rounds` of the budget, and recomputes mean,
+    directions and weights without them; tau is summed over all rounds. Rousseeuw and Van Driessen,
+    "A Fast Algorithm for the Minimum Covariance Determinant Estimator", Technometrics 41(3), 1999,
+    re-estimate mean and scatter like this. The sum is an extension: poison found in an early round
+    keeps its score in later rounds, whose directions no longer point toward it.
 
     ``filter_scope=suspicious`` selects classes whose `tail` along a top direction is an outlier
     among the classes; the variance itself differs too much between clean classes to be used. Of

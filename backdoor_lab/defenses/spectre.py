@@ -12,28 +12,30 @@ from backdoor_lab.numerics.robust_covariance import covariance, filtered, root_o
 
 ROWS_PER_COMPONENT = 10
 REMOVED_PER_POISON = 1.5
-"""Images removed for each poisoned one, in the paper and its code."""
+"""Number of images removed per poisoned image, in the paper and its code."""
 
 
 class SPECTRE(Principal):
     """Removes the examples with the highest quantum-entropy scores after robust whitening.
 
-    Hayase, Kong, Somani, Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust
-    Statistics", ICML 2021, as in the authors' code. A class of n examples is centered and
-    projected on its top k principal directions. The covariance of the examples that remain after
-    the filter of Diakonikolas et al. 2017 (`filtered`, with parameter `tau`, at most `filter_limit`
-    times the number ε of poisoned examples removed) whitens all of them; for k = 1 they are not
-    whitened. The score is h^T Q h / tr Q with Q = exp(`alpha` (S - I) / (||S|| - 1)), where S is
-    the covariance of the whitened features.
+    Hayase, Kong, Somani, Oh, "SPECTRE: Defending Against Backdoor Attacks Using Robust Statistics",
+    ICML 2021, as in the authors' code. A class of n examples is centered and projected on its top k
+    principal directions. All examples are whitened by the covariance of those that remain after the
+    filter of Diakonikolas et al. 2017 (`filtered`, with parameter `tau`), which removes at most
+    `filter_limit` times the number ε of poisoned examples; for k = 1 they are not whitened. The
+    score is h^T Q h / tr Q with Q = exp(`alpha` (S - I) / (||S|| - 1)), where S is the covariance
+    of the whitened features.
 
-    k is `rank` or, by default, the one of 1, 4, 9, ..., `max_rank` with the largest tr(S Q) / tr Q
-    in `max_rank` dimensions, whitened by the covariance of all but the highest scores. There are at
-    least ten examples per dimension, so that `max_rank` is lower for classes below 1,000 examples.
+    k is `rank` or, by default, the value among 1, 4, 9, ..., `max_rank` with the largest tr(S Q) /
+    tr Q. This is computed in `max_rank` dimensions, whitened by the covariance of the examples that
+    would not be removed. There are at least ten examples per dimension, so that `max_rank` is lower
+    for classes below 1,000 examples.
 
-    ε is the number of poisoned examples if the budget is given in it, else what the budget removes,
-    divided by 1.5; at most a third of the class, which is also used for ``auto``. `layer` is the
-    layer to use in place of `protocol.layer`. Difference from the code: if no direction of S is
-    above average, ||S|| <= 1, all directions have equal weight.
+    ε is the number of poisoned examples if the budget is a multiple of it, otherwise the number of
+    examples that the budget removes, divided by 1.5. It is at most a third of the class; with
+    ``auto`` it is a third. `layer` is the layer to use in place of `protocol.layer`. Difference
+    from the code: if no direction of S is above average, ||S|| <= 1, all directions have equal
+    weight.
     """
 
     def __init__(
@@ -81,7 +83,8 @@ class SPECTRE(Principal):
     def _judged(
         self, points: Tensor, k: int, removed: int, poisoned: float
     ) -> tuple[float, Tensor, int]:
-        """Quality of k directions, their scores (n,), and k."""
+        """Returns the value of tr(S Q) / tr Q that selects k, the scores (n,) with k directions,
+        and k."""
         scores = que(self._whitened(points[:, :k], poisoned), self.alpha)
         rest = points[scores.topk(len(points) - removed, largest=False).indices]
         white = points @ root_of(covariance(rest, correction=1), points)

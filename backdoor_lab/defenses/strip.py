@@ -22,10 +22,10 @@ class STRIP(ModelBasedFilter):
     Score: -H. ``removal_budget=auto`` removes images with an entropy of at most the quantile
     `false_positive_rate` of a normal distribution fitted to the entropies of held-out images.
 
-    One half of the held-out images is the pool of overlays, the other half gives the threshold
-    (the authors: 10,000 and 2,000 images). The overlays of an image depend on its pixels and the
-    seed alone, so that equal images have equal scores. The paper screens inputs at run time; this
-    filter cleans a training set.
+    One half of the held-out images is the pool of overlays, the other half gives the threshold (the
+    authors use 10,000 and 2,000 images). The overlays of an image depend on its pixels and the seed
+    alone, so that equal images have equal scores. The paper screens inputs at run time; this filter
+    cleans a training set.
     """
 
     needs_clean = True
@@ -92,9 +92,10 @@ def drawn(context: DefenseContext, image: Tensor, pool: int, count: int) -> Tens
 def entropy(
     network: nn.Module, images: Tensor, pool: Tensor, over: Tensor, weight: float
 ) -> Tensor:
-    """Mean entropy in bits, float64 (n,), of the predictions for each of `images` uint8
-    (n, C, H, W) plus `weight` times the images of `pool` uint8 (m, C, H, W) at its row of the
-    indices `over` int64 (n, N). Sums are not clipped."""
+    """Returns, for each of `images` uint8 (n, C, H, W), the mean entropy in bits of the predictions
+    for N sums: the image plus `weight` times an image of `pool` uint8 (m, C, H, W). Row i of `over`
+    int64 (n, N) has the indices into `pool` for image i. Sums are not clipped. The result is
+    float64 (n,)."""
     count, flat = over.shape[1], over.flatten()
 
     def mixed(start: int, stop: int) -> Tensor:

@@ -46,7 +46,7 @@ def _sources(chosen: list[Method], asked: Namespace) -> int:
     quoted = sum(row.source is not None for method in chosen for row in method.rows)
     wrong, absent = check_sources(chosen, asked.sources)
     for repo in absent:
-        print(f"no checkout of {repo} in {asked.sources}: its quotations were not checked")
+        print(f"no checkout of {repo} in {asked.sources}: quotations from it were not checked")
     print(f"{many(quoted, 'quotation')}, {len(wrong)} wrong, {many(len(absent), 'repo')} absent")
     return _reported(wrong)
 

@@ -81,8 +81,8 @@ def _quoted(token: str, component: str) -> tuple[str, str]:
 
 
 def _defaults(method: Method, options: dict[str, Any], root: Path) -> list[str]:
-    """Compare the numbers in the signature of a method's class with the table. Not for presets,
-    whose names are not that of their file: they differ on purpose."""
+    """Compare the numbers in the signature of a method's class with the table. Skips presets, whose
+    name differs from that of their YAML file: their values differ on purpose."""
     path = root / method.component
     kind = str(options.get("_target_")).rpartition(".")[2]
     found = []

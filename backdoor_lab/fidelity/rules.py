@@ -46,7 +46,7 @@ def _exact(method: Method) -> list[str]:
 def _reduced(method: Method) -> list[str]:
     differing = method.differing()
     wrong = [
-        f"the status is reduced, but the row {row.key} differs at no cost (cost: {row.cost:g})"
+        f"the status is reduced, but the row {row.key} differs without saving cost"
         for row in differing
         if row.cost <= 1
     ]
@@ -69,7 +69,7 @@ def _no_code(method: Method) -> list[str]:
     if not any("paper" in row.sources for row in method.rows):
         wrong.append("the status is no code, but no row quotes the paper")
     return wrong + [
-        f"the status is no code, but the row {row.key} differs from the paper at no cost"
+        f"the status is no code, but the row {row.key} differs from the paper without saving cost"
         for row in method.differing()
         if row.cost <= 1
     ]

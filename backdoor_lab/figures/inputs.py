@@ -101,8 +101,8 @@ def steps(record: Record) -> list[tuple[str, list[str]]]:
 
 
 def _part(record: Record, *names: str) -> Record:
-    """The mapping in `record` under nested keys `names`. Empty if there is none: the record need
-    not be valid."""
+    """The mapping in `record` under the nested keys `names`. Empty if there is none: the record
+    need not be valid."""
     for name in names:
         found = record.get(name)
         record = found if isinstance(found, dict) else {}

@@ -37,7 +37,7 @@ class Curve:
     """One trigger under one kind of transformation.
 
     `strengths` float64 (k,) includes the strength of untransformed images. `means` are in percent;
-    `halves` are half of their 95 % intervals, NaN if there is only one seed.
+    `halves` are half of their 95 % confidence intervals, NaN if there is only one seed.
     """
 
     trigger: str

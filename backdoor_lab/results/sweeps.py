@@ -224,7 +224,8 @@ def _damaged(
 def _add(
     sweep: Sweep, found: dict[str, tuple[CellRecord, str]], cell: CellRecord, folder: str
 ) -> None:
-    """Adds a cell unless its id is already present: a copied folder would count its seed twice."""
+    """Adds a cell unless its id is already present: otherwise a copied folder would count its seed
+    twice."""
     other = found.get(cell.id)
     if other is None:
         found[cell.id] = (cell, folder)

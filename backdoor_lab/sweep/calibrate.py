@@ -89,8 +89,9 @@ class Sample:
     processor: float
 
     def rate(self, slowest: float) -> Rate:
-        """The seconds per image. `slowest` is the number of CPU seconds that a process uses per
-        second of wall-clock time on an idle machine."""
+        """The seconds per image, as measured and as expected on an idle machine. The expected
+        value is the CPU time divided by `slowest`: the number of CPU seconds that a process uses
+        per second of wall-clock time on an idle machine."""
         now = self.seconds / self.images
         return Rate(now, min(now, self.processor / self.images / slowest))
 

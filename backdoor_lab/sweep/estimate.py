@@ -58,9 +58,10 @@ class Amount:
 class Work:
     """The remaining work of a sweep.
 
-    `cells` lists every cell with its state. `amounts` lists the kind and the amount of each cell
-    that needs computation, and `kinds` maps each kind to one such cell. `trainings` is the number
-    of networks to train; `bytes` is the size of the networks and features to be stored.
+    `cells` lists every cell with its state. `amounts` lists, for each cell that needs computation,
+    its kind and how many images it processes; `kinds` maps each kind to one of its cells.
+    `trainings` is the number of networks to train; `bytes` is the size of the networks and features
+    to be stored.
     """
 
     cells: list[tuple[Cell, str]] = field(default_factory=list)

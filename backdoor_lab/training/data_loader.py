@@ -21,7 +21,7 @@ class BatchLoader:
 
     The order and the augmentation depend only on `seed` and the number of the epoch, so that a
     resumed training continues exactly as an uninterrupted one. The last batch of an epoch is
-    dropped if it is incomplete, unless it is the only one; which images this omits differs between
+    dropped if it is incomplete, unless it is the only one; the omitted images differ between
     epochs.
 
     With ``recipe.flip=alternating``, a random half of the images is mirrored in even epochs and the

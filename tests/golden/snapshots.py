@@ -73,7 +73,7 @@ Case = dict[str, Any]
 
 
 def environment() -> dict[str, str]:
-    """Everything that determines the last digits of a floating-point result."""
+    """Describes everything that determines the last digits of a floating-point result."""
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     facts = dict(
@@ -90,7 +90,8 @@ def environment() -> dict[str, str]:
 
 
 def array(values: Tensor, *, exact: bool = False) -> Case:
-    """An array in a snapshot: its shape, its hash, and some of its values unless `exact`."""
+    """An array as stored in a snapshot: its shape, its hash, and, unless `exact`, some of its
+    values."""
     found = values.detach().cpu().contiguous().numpy()
     text = f"{found.dtype}{found.shape}".encode() + found.tobytes()
     case: Case = {"shape": list(found.shape), "sha256": hashlib.sha256(text).hexdigest()}
@@ -221,8 +222,8 @@ def trigger_case(name: str) -> Case:
 
 
 def planted() -> tuple[Features, Tensor]:
-    """Features of 160 examples of four classes, and the mask of twelve shifted examples of class
-    1."""
+    """Features of 160 examples of four classes, and a mask of the twelve examples of class 1 that
+    are shifted."""
     values = normal(160, 6, seed=3) + 2 * normal(4, 6, seed=4)[torch.arange(160) % 4]
     labels = torch.arange(160) % 4
     is_poison = torch.arange(160) >= 148
@@ -232,7 +233,7 @@ def planted() -> tuple[Features, Tensor]:
 
 
 def defense_case(name: str) -> Case:
-    """Scores and removals of a filter or control; the weights after a repair."""
+    """The scores and removals of a filter or control, or the weights after a repair."""
     kinds: Any = (Defense, OracleControl, ModelRepair)
     shared = Shared(asdict(DEFAULTS), FilterOptions)
     defense: Any = build("defense", options("defense", name), kinds, shared)
@@ -283,7 +284,7 @@ def training_case(**recipe: Any) -> Case:
 
 
 def demo_case(trigger: str, target: str, ratio: str) -> Case:
-    """The figures of one of the demo's twelve cells in a reduced size."""
+    """The metrics of one of the demo's twelve cells, at a reduced size."""
     with tempfile.TemporaryDirectory() as folder:
         record = run_here(
             Path(folder, "store"), Path(folder, "cell"), *DEMO,
@@ -321,20 +322,20 @@ def cases() -> dict[str, Callable[[], Case]]:
 
 
 def computed(case: Callable[[], Case]) -> Case:
-    """A case on one thread, independent of the state of torch's global generator."""
+    """Computes a case on one thread, independently of the state of torch's global generator."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return json.loads(json.dumps(case()))
 
 
 def read() -> dict[str, Any]:
-    """The committed snapshots: `environment` and `cases`."""
+    """Reads the committed snapshots: `environment` and `cases`."""
     found: dict[str, Any] = json.loads(FILE.read_text())
     return found
 
 
 def write(content: dict[str, Any]) -> None:
-    """One line per case, so that a commit shows which cases were rewritten."""
+    """Writes one line per case, so that a commit shows which cases were rewritten."""
     lines = [f"{json.dumps(name)}: {json.dumps(content['cases'][name], sort_keys=True)}"
              for name in sorted(content["cases"])]  # fmt: skip
     head = json.dumps(content["environment"], sort_keys=True)
@@ -343,7 +344,7 @@ def write(content: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 if nothing differs, 1 if something does."""
+    """Runs the command. Exit code 0 if nothing differs, 1 if something does."""
     parser = argparse.ArgumentParser(prog="python -m tests.golden.snapshots", description=__doc__)
     parser.add_argument("names", nargs="*", help="beginnings of cases' names; none: all")
     parser.add_argument("--write", action="store_true", help="write these cases anew")

@@ -1,6 +1,6 @@
-"""ABL equals the published method: isolation (equation 3 of Li et al. 2021), the 1 % with the
-lowest loss, training on the others and unlearning as in the authors' code (bboylyg/ABL at
-3fd736c)."""
+"""ABL equals the published method (Li et al. 2021): isolation training (equation 3), selection of
+the 1 % of images with the lowest loss, and, as in the authors' code (bboylyg/ABL at 3fd736c),
+training on the other images and unlearning."""
 
 from __future__ import annotations
 
@@ -56,13 +56,14 @@ def given() -> DefenseContext:
 
 
 def order(n: int, generator: torch.Generator) -> Array:
-    """The order that the method draws: numpy cannot repeat torch's random numbers."""
+    """The order that the method draws, computed with torch because numpy cannot repeat its random
+    numbers."""
     return torch.randperm(n, generator=generator).numpy()
 
 
 def isolated(gamma: float, epochs: int) -> list[Array]:
-    """The weights after minimizing sign(L - γ) L, which is |L - γ| up to a constant, over the same
-    batches in every epoch, by SGD with rate 0.1 and Nesterov momentum."""
+    """The weights after isolation training: SGD with learning rate 0.1 and Nesterov momentum on
+    sign(L - γ) L, with the same batches in every epoch."""
     sgd = NumpySGD(START, MOMENTUM, DECAY, nesterov=True)
     everything = order(len(LABELS), given().generator("isolation", "order"))  # type: ignore[arg-type]
     for _ in range(epochs):
@@ -80,7 +81,7 @@ def agree(found: list[Array], expected: list[Array]) -> None:
         np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
 
 
-# The first two updates are those of the first two batches; γ above the loss makes it ascend.
+# The first two updates use the first two batches. If γ is above the loss, the loss increases.
 @pytest.mark.parametrize("gamma", [0.5, 5.0])
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_isolation_updates_equal_those_of_the_published_loss(gamma: float, epochs: int) -> None:
@@ -92,7 +93,7 @@ def test_isolation_updates_equal_those_of_the_published_loss(gamma: float, epoch
 
 
 def test_the_lowest_one_percent_is_isolated_rounded_down() -> None:
-    """Of 260 images two, as int(0.01 · 260) in the authors' code."""
+    """Two of 260 images are isolated: int(0.01 · 260), as in the authors' code."""
     everything = torch.arange(len(LABELS))
     rating = ABL(epochs=2).score_images(given(), everything)
     expected = losses(forward(isolated(0.5, 2), IMAGES)[2], LABELS)
@@ -102,8 +103,9 @@ def test_the_lowest_one_percent_is_isolated_rounded_down() -> None:
 
 
 def test_training_and_unlearning_equal_the_published_schedule() -> None:
-    """After isolation: two thirds of the epochs at rate 0.1 and the last at 0.01 on the other
-    images, then ascent at rate 5e-4 on the isolated ones, with one optimizer."""
+    """After isolation, the model is trained on the other images with learning rate 0.1 for two
+    thirds of the epochs and 0.01 for the last third. Then the loss of the isolated images is
+    increased with rate 5e-4. Both use the same optimizer."""
     network, notes = ABLUnlearning(epochs=1, training_epochs=3).repair(given())
     assert notes == {"isolated": 2, "of": 260, "epochs": [1, 3]}
     start = isolated(0.5, 1)

@@ -1,9 +1,9 @@
 """Activation clustering equals the published steps, computed with NumPy over every partition.
 
 Chen et al., SafeAI@AAAI 2019, and the authors' toolbox (ART). The best of two clusters is found
-among all partitions of a small class. Independent components of white features are a rotation of
-them, which changes no distance, so that their clusters are those of the white components. ART's
-`analyze_by_silhouette_score` was run once on two classes and decided as the rule here.
+among all partitions of a small class. Independent components are a rotation of the whitened
+components, which changes no distance, so that both have the same clusters. ART's
+`analyze_by_silhouette_score` was run once on two classes and made the same decisions as our rule.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def principal(values: np.ndarray, k: int, *, white: bool) -> np.ndarray:
 
 
 def best_partition(points: np.ndarray) -> np.ndarray:
-    """Membership in the smaller cluster of the two with the least sum of squares."""
+    """Membership in the smaller cluster, for the partition into two clusters with the least sum of
+    squares."""
     best, found = np.inf, np.zeros(len(points), dtype=bool)
     for word in itertools.product((False, True), repeat=len(points) - 1):
         member = np.array([False, *word])
@@ -81,7 +82,8 @@ def silhouette(points: np.ndarray, member: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("reduce", "k"), [("ica", 2), ("pca", 10)])
 def test_scores_and_silhouette_equal_the_formulas(reduce: str, k: int) -> None:
-    """Of 13 examples. Ten is the default; 13 white examples in ten dimensions have no clusters."""
+    """The class has 13 examples. Fewer components than the default of ten are used, since 13 white
+    examples in ten dimensions have no clusters."""
     values = features() if k == 10 else two_groups(13, 4, 30)
     points = principal(values, k, white=reduce == "ica")
     member = best_partition(points)
@@ -105,8 +107,8 @@ def two_groups(n: int, far: int, distance: float) -> np.ndarray:
      (23, 8, 0.35, 0.1), (400, 138, 0.35, 0.1), (400, 137, 0.34, 0.1)],
 )  # fmt: skip
 def test_both_rules_equal_the_formulas(n: int, far: int, size: float, fit: float) -> None:
-    """8 of 23 is 0.348, which rounds to 0.35 and is not below; 138 of 400 rounds to 0.34 or 0.35 as
-    NumPy decides."""
+    """8 of 23 is 0.348, which rounds to 0.35 and so is not below the threshold; 138 of 400 is
+    0.345, for which the result of NumPy's rounding counts."""
     values = two_groups(n, far, 30)
     member = np.arange(n) < far
     share = np.round(far / n, 2)

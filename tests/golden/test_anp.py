@@ -71,7 +71,7 @@ class Layers:
     def gradients(
         self, m: np.ndarray, delta: np.ndarray, xi: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """With respect to m, which equals that to δ, and to ξ."""
+        """The gradients with respect to m, which is also that with respect to δ, and to ξ."""
         inner = self.standard * (m + delta) * self.gamma + (1 + xi) * self.beta
         z = np.maximum(inner, 0) @ self.w2.T + self.b2
         e = np.exp(z - z.max(axis=1, keepdims=True))
@@ -81,8 +81,9 @@ class Layers:
 
 
 def test_two_updates_follow_the_paper() -> None:
-    """Algorithm 1: noise from U(±ε), one unprojected signed step of size ε uphill, then SGD with
-    momentum on α L(m) + (1 - α) L(m + δ, 1 + ξ), and clipping to 0..1."""
+    """Algorithm 1: the perturbation is drawn from U(±ε) and takes one signed step of size ε that
+    increases the loss, without projection. Then SGD with momentum minimizes α L(m) + (1 - α) L(m +
+    δ, 1 + ξ), and the masks are clipped to 0..1."""
     network, (images, labels) = attacked(), noise()
     given = context(images, labels, network=network, clean=(images, labels))
     uniform = given.generator(streams.PRUNING, START)

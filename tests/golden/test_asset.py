@@ -85,8 +85,9 @@ class Adam:
 
 
 def mlp_by_numpy(mlp: nn.Module, inspected: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """Outputs for `inspected` after 100 times one step towards 1 for it and one towards 0 for
-    `clean`, each with its own Adam; two hidden layers with ReLU, a sigmoid, squared error."""
+    """The outputs for `inspected` of a network with two hidden layers, ReLU and a sigmoid. It is
+    trained on the squared error for 100 rounds of two steps: one towards 1 for `inspected`, one
+    towards 0 for `clean`, each with its own Adam."""
     values = [each.detach().double().numpy().copy() for each in mlp.parameters()]
 
     def forward(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,8 +110,9 @@ def mlp_by_numpy(mlp: nn.Module, inspected: np.ndarray, clean: np.ndarray) -> np
 
 
 def medcouple_by_numpy(x: np.ndarray) -> float:
-    """The median of h(a, b) = ((b - m) - (m - a)) / (b - a) over all a <= m <= b. A pair of two
-    values equal to m has the sign of i + j - (k - 1), where they are the i-th and j-th of k."""
+    """The median of h(a, b) = ((b - m) - (m - a)) / (b - a) over all a <= m <= b. If a and b both
+    equal m, h is the sign of i + j - (k - 1), where a and b are the i-th and j-th of the k values
+    equal to m."""
     m = np.median(x)
     k = int((x == m).sum())
     pairs = [(a, b) for a in x[x <= m] for b in x[x >= m] if a != b]
@@ -120,9 +122,9 @@ def medcouple_by_numpy(x: np.ndarray) -> float:
 
 
 def outlyingness_by_numpy(x: np.ndarray) -> np.ndarray:
-    """The distance from the median, of two the smaller, over the distance of the adjusted whisker:
-    1.5 IQR e^(-4 MC) below and 1.5 IQR e^(3 MC) above for a positive medcouple MC, else e^(-3 MC)
-    and e^(4 MC)."""
+    """The distance from the median (the smaller of two middle values), divided by the distance of
+    the adjusted whisker: 1.5 IQR e^(-4 MC) below and 1.5 IQR e^(3 MC) above for a positive
+    medcouple MC, else e^(-3 MC) and e^(4 MC)."""
     middle = np.sort(x)[(len(x) - 1) // 2]
     q1, q3 = np.percentile(x, [25, 75])
     mc = medcouple_by_numpy(x)
@@ -133,7 +135,7 @@ def outlyingness_by_numpy(x: np.ndarray) -> np.ndarray:
 
 
 def noise(n: int, seed: int, white: int = 0) -> Tensor:
-    """Gray images of which the last ones are `white` in two thirds."""
+    """Gray images; two thirds of the pixels of the last `white` images are white."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(80, 120, (n, 1, 3, 4), generator=generator, dtype=torch.uint8)
     images[n - white :, :, :2] = 255
@@ -141,13 +143,13 @@ def noise(n: int, seed: int, white: int = 0) -> Tensor:
 
 
 def two_parts() -> list[Part]:
-    """Two batches; in each the two white images are outliers."""
+    """Two batches, in each of which the two white images are outliers."""
     labels = torch.arange(30) % CLASSES
     return [(noise(30, seed, 2), labels, noise(22, 100 + seed), seed) for seed in (3, 11)]
 
 
 def attacked_features(attacked: Precise, images: Tensor) -> np.ndarray:
-    """After the ReLU, with batch normalization by the batch."""
+    """The features after the ReLU; batch normalization uses the statistics of the batch."""
     first, norm = attacked.body[0], attacked.body[1]  # type: ignore[index]
     w, b, gamma, beta = (
         each.detach().numpy() for each in (first.weight, first.bias, norm.weight, norm.bias)
@@ -158,8 +160,9 @@ def attacked_features(attacked: Precise, images: Tensor) -> np.ndarray:
 
 
 def test_two_batches_follow_the_notebook() -> None:
-    """Four updates: for each batch, downhill on the variance of clean logits (divided by classes
-    - 1) and uphill on the cross-entropy of outliers of both tails, each with its own Adam."""
+    """There are four updates. For each batch, the first decreases the variance of clean logits
+    (with the divisor classes - 1), and the second increases the cross-entropy of the outliers in
+    both tails. Each uses its own Adam."""
     network, attacked = precise(PIXELS, CLASSES, 3), precise(PIXELS, CLASSES, 5, norm=True)
     attacked.body[1].running_mean.fill_(2.0)  # type: ignore[index]
     layers = TwoLayers.of(network)
@@ -198,7 +201,7 @@ def test_the_network_that_distinguishes_clean_images_is_trained_as_in_the_notebo
 @pytest.mark.parametrize("n", [40, 41, 64])
 @pytest.mark.parametrize("power", [1.0, 6.0, 0.1, -0.2])
 def test_adjusted_outlyingness_follows_its_definition(n: int, power: float) -> None:
-    """Also with skewness of both signs, and with ties at the median."""
+    """The values include samples with positive and negative skewness and ties at the median."""
     x = np.random.default_rng(n).uniform(0.1, 1, n) ** power
     tied = np.concatenate([x[:15], np.repeat(np.median(x), 7)])
     for values in (x, tied, np.sort(-x)):
@@ -208,7 +211,7 @@ def test_adjusted_outlyingness_follows_its_definition(n: int, power: float) -> N
 
 
 def test_the_medcouple_by_hand() -> None:
-    """0, 1, 2, 7: m = 1.5, kernel -5/3 : 1/2 and so on; symmetric values have 0."""
+    """The median of 0, 1, 2, 7 is m = 1.5. The medcouple of symmetric values is 0."""
     assert medcouple(torch.tensor([3.0, 1, 2, 4, 5]).double()) == 0
     # Pairs (0, 2), (0, 7), (1, 2), (1, 7): -1/2, 4/7, 0, 5/6.
     assert medcouple(torch.tensor([0.0, 1, 2, 7]).double()) == pytest.approx(2 / 7)
@@ -247,7 +250,7 @@ def test_features_are_the_last_ones_before_pooling() -> None:
 
 
 def test_scores_are_losses_in_a_new_network_after_one_epoch() -> None:
-    """From one batch of all images; images whose loss reaches the threshold are flagged."""
+    """The only batch has all images. Images whose loss reaches the threshold are flagged."""
     images, labels = noise(30, 3, 2), torch.arange(30) % CLASSES
     new, attacked = precise(PIXELS, CLASSES, 3), precise(PIXELS, CLASSES, 5, norm=True)
     given = context(images, labels, network=attacked, fresh=lambda _: new,

@@ -47,13 +47,15 @@ CHANNELS, SIDE = 4, 3
 
 
 def lower_median(values: np.ndarray) -> np.ndarray:
-    """Along the first axis; of an even number the lower of the middle two."""
+    """The median along the first axis; for an even number of values, the lower of the middle
+    two."""
     found: np.ndarray = np.sort(values, axis=0)[(len(values) - 1) // 2]
     return found
 
 
 def gram(maps: np.ndarray, p: int) -> np.ndarray:
-    """(n, C, C): signed p-th root of the sums of v_i^p v_j^p; zeros below the diagonal."""
+    """The Gram matrices (n, C, C): signed p-th roots of the sums of v_i^p v_j^p, with zeros below
+    the diagonal."""
     found = np.zeros((len(maps), maps.shape[1], maps.shape[1]))
     for n, image in enumerate(maps):
         for i in range(maps.shape[1]):
@@ -77,7 +79,7 @@ def deviations(clean: np.ndarray, maps: np.ndarray, orders: int, width: float) -
 
 
 def threshold(clean: np.ndarray, orders: int, width: float, share: float) -> float:
-    """The percentile of five folds of consecutive images."""
+    """The percentile of the deviations of the images in five folds of consecutive images."""
     size, found = len(clean) // 5, []
     for fold in range(5):
         inside = list(range(fold * size, (fold + 1) * size))
@@ -87,7 +89,8 @@ def threshold(clean: np.ndarray, orders: int, width: float, share: float) -> flo
 
 
 def kernel_statistic(first: np.ndarray, second: np.ndarray) -> float:
-    """Two Gaussians; the bandwidths are half of the median squared distance and the whole of it."""
+    """The statistic for a sum of two Gaussian kernels, whose bandwidths are the median squared
+    distance and half of it."""
     both = np.concatenate([first, second])
     squares = ((both[:, None] - both[None]) ** 2).sum(axis=2)
     median = np.sort(squares.ravel())[(squares.size - 1) // 2]
@@ -122,7 +125,7 @@ def test_deviations_equal_the_formula(orders: int, width: float) -> None:
 @pytest.mark.parametrize("n", [10, 13])
 @pytest.mark.parametrize("share", [0.95, 0.99, 0.6])
 def test_thresholds_equal_the_formula(n: int, share: float) -> None:
-    """With 13 images, the last three are in no fold."""
+    """There are 13 images, of which the last three are in no fold."""
     clean = maps(n, 3)
     expected = threshold(clean, 4, 1.5, share)
     assert expected > 0
@@ -145,8 +148,8 @@ def test_the_anomaly_index_equals_the_formula() -> None:
 
 
 class Passing(nn.Module):
-    """Two convolutions that pass four channels on, the first scaled. The first value of an image,
-    100 + its class, decides the class."""
+    """Two convolutions that leave four channels unchanged, except that the first channel is scaled.
+    The first value of an image is 100 + its class and decides the prediction."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -162,8 +165,9 @@ class Passing(nn.Module):
 
 
 def test_scores_and_the_choice_of_classes_equal_the_formulas() -> None:
-    """From images to J*: the maps that enter the second convolution, thresholds of five clean
-    images per class (so that their order does not matter), and the statistic of mean features."""
+    """Computes everything from the images to J*: the feature maps that enter the second
+    convolution, thresholds from five clean images per class (with five, their order does not
+    matter), and the statistic of mean features."""
     rng, classes = np.random.default_rng(6), 4
     images = rng.integers(90, 160, (48, CHANNELS, SIDE, SIDE), dtype=np.uint8)
     clean = rng.integers(90, 160, (20, CHANNELS, SIDE, SIDE), dtype=np.uint8)

@@ -1,9 +1,9 @@
 """Confusion training by NumPy, from the authors' code: the loss, its updates, the shift of labels,
-the kept images, pretraining and the end rule.
+the kept images, pretraining and the final rule.
 
-The end rule also agreed with the authors' function (`identify_poison_samples_simplified` of
-confusion_training.py at f2f02c2), which was run by hand on random features, with an exact in place
-of its randomized principal component analysis.
+The final rule also agreed with the authors' function (`identify_poison_samples_simplified` of
+confusion_training.py at f2f02c2), which was run by hand on random features, with an exact principal
+component analysis in place of its randomized one.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class SGD:
 
 
 def shifts(count: int, classes: int) -> list[int]:
-    """By how much labels are shifted in each step, with the authors' two counters."""
+    """The amount by which labels are shifted in each step, with the authors' two counters."""
     found, rounder = [], 0
     for step in range(count):
         if (rounder + step) % classes == 0:
@@ -91,7 +91,8 @@ def shifts(count: int, classes: int) -> list[int]:
 
 
 def slope_of(layers: TwoLayers, x: np.ndarray, labels: np.ndarray, by: np.ndarray) -> np.ndarray:
-    """Of the mean cross-entropy with the weights `by` (n,), with respect to the logits."""
+    """The gradient, with respect to the logits, of the mean cross-entropy with the weights `by`
+    (n,)."""
     slope = softmax(layers.logits(x)) - np.eye(CLASSES)[labels]
     return np.asarray(slope * (by / by.sum())[:, None])
 
@@ -100,7 +101,8 @@ def confuse_by_numpy(
     layers: TwoLayers, told: Round, clean: tuple[np.ndarray, np.ndarray],
     inspected: tuple[np.ndarray, np.ndarray], frequencies: np.ndarray,
 ) -> None:  # fmt: skip
-    """One batch of clean images with predictions, one of training images with labels, always."""
+    """Confusion training in which every step uses the same batch of clean images with predicted
+    labels and the same batch of training images."""
     sgd = SGD(told.lr, 0.7)
     for step, shift in enumerate(shifts(told.steps, CLASSES)):
         x, wrong = clean[0], (clean[1] + shift) % CLASSES
@@ -136,7 +138,7 @@ def close(network: Precise, layers: TwoLayers) -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 5])
 def test_updates_follow_the_authors_code(steps: int) -> None:
-    """The first with both kinds of images, the second with clean ones alone, and so on; labels are
+    """Updates with both kinds of images alternate with updates on clean images alone. Labels are
     shifted by 1, 2, 3, 1, 2."""
     network = precise(PIXELS, CLASSES, 1)
     layers, told = TwoLayers.of(network), Round(0.5, steps, 5.0, 0.05, 0)
@@ -161,14 +163,15 @@ def test_labels_are_never_shifted_to_the_predicted_class() -> None:
 
 
 def pretrain_by_numpy(layers: TwoLayers, x: np.ndarray, labels: np.ndarray) -> None:
-    """One epoch of one batch."""
+    """Pretraining for one epoch that consists of one batch."""
     slope = slope_of(layers, x, labels, np.ones(len(x)))
     SGD(0.01, 0.9).step(layers.values(), layers.back(x, slope)[0])
 
 
 def ratio_by_numpy(values: np.ndarray, fitted: np.ndarray) -> float:
-    """The mean log-ratio of the likelihoods of two normal distributions and of that of the images
-    that are not fitted, on two principal components with positive means."""
+    """The mean log-likelihood of separate normal distributions for fitted and other images, minus
+    that of the distribution of the others for all images. Computed on two principal components
+    whose signs make their means positive."""
     n = len(values)
     if not 2 <= fitted.sum() <= n - 2:
         return 0.0
@@ -185,15 +188,16 @@ def ratio_by_numpy(values: np.ndarray, fitted: np.ndarray) -> float:
 
 
 def suspects_by_numpy(ratios: dict[int, float]) -> list[int]:
-    """Classes with a ratio above 2, and that with the largest if above 1.5."""
+    """Classes with a ratio above 2, and the class with the largest ratio if it is above 1.5."""
     largest = max(ratios.values())
     return [y for y, ratio in ratios.items()
             if ratio > np.log(2) or (ratio == largest and ratio > np.log(1.5))]  # fmt: skip
 
 
 def test_two_rounds_follow_the_authors_code() -> None:
-    """From the attacked model: one step, the better half of the set, pretraining of the attacked
-    model on it and on clean images under the next label, three steps, the end rule."""
+    """The first round trains a copy of the attacked model for one step and keeps the half of the
+    set with the lowest loss. The second pretrains another copy on that half and on clean images
+    labeled as the next class, and trains it for three steps. The final rule then flags images."""
     n, known = 60, 20
     images, labels = noise(n, 4), torch.arange(n) % CLASSES
     labels[:14] = 0
@@ -249,7 +253,8 @@ def test_a_model_is_pretrained_from_scratch_if_the_first_round_has_epochs() -> N
 
 @pytest.mark.parametrize("floor", [50, 100])
 def test_kept_images_have_the_lowest_losses_of_the_set_or_of_their_class(floor: int) -> None:
-    """As in the authors' code: for each class, further images up to a share of it."""
+    """After the images with the lowest loss, further images of each class are kept until they are a
+    given share of the class, as in the authors' code."""
     rng = np.random.default_rng(floor)
     labels = rng.integers(0, CLASSES, 900)
     losses = rng.gamma(2, 1, 900) + (labels == 2) * 20

@@ -63,7 +63,8 @@ def given() -> DefenseContext:
 
 
 def batches(where: Array, generator: torch.Generator) -> list[Array]:
-    """A shuffled pass; numpy cannot repeat torch's random numbers."""
+    """The batches of a shuffled pass, computed with torch because numpy cannot repeat its random
+    numbers."""
     visited = where[torch.randperm(len(where), generator=generator).numpy()]
     return [visited[first : first + BATCH] for first in range(0, len(visited), BATCH)]
 
@@ -89,8 +90,9 @@ def center_gradient(features: Array, labels: Array) -> Array:
 
 
 def first_model(first_epochs: int, tuning_epochs: int) -> list[Array]:
-    """SGD without Nesterov; rate 0.01 (1 + cos(π t / 100)) / 2 in epoch t, which the fine-tuning
-    continues with the same momentum; the fine-tuning never updates the last layer."""
+    """Trains the first model by SGD without Nesterov momentum, with rate 0.01 (1 + cos(π t / 100))
+    / 2 in epoch t. The fine-tuning continues this schedule and keeps the momentum, but never
+    updates the last layer."""
     sgd = NumpySGD(START, MOMENTUM, DECAY)
     draw = given().generator("distinguishing", "order")  # type: ignore[arg-type]
     for epoch in range(first_epochs + tuning_epochs):
@@ -106,14 +108,15 @@ def first_model(first_epochs: int, tuning_epochs: int) -> list[Array]:
 
 
 def test_the_first_two_updates_equal_those_of_cross_entropy_with_a_cosine_rate() -> None:
-    """One epoch of two batches, then two epochs."""
+    """The updates are compared after one epoch of two batches and after two epochs."""
     for epochs in (1, 2):
         network = DBR(first_epochs=epochs, tuning_epochs=0).distinguishing(given())
         agree(weights_of(network), first_model(epochs, 0))
 
 
 def test_the_fine_tuning_equals_descent_on_the_similarity_of_class_centers() -> None:
-    """Of the first two epochs and the default number of fine-tuning epochs."""
+    """The weights are compared after the first two epochs and the default number of fine-tuning
+    epochs."""
     network = DBR().distinguishing(given())
     expected = first_model(2, 10)
     agree(weights_of(network), expected)
@@ -121,7 +124,8 @@ def test_the_fine_tuning_equals_descent_on_the_similarity_of_class_centers() -> 
 
 
 def test_each_batch_of_the_fine_tuning_counts_twice_in_the_running_statistics() -> None:
-    """r ← 0.9 r + 0.1 m, once in the first epoch and twice in the fine-tuning; the rate is 0."""
+    """The update r ← 0.9 r + 0.1 m occurs once per batch in the first epoch and twice in the
+    fine-tuning. The learning rate is 0, so that only the statistics change."""
     images, labels = drawn_images(100, PIXELS, CLASSES)
     start = hidden(PIXELS, CLASSES)
     bare = context(
@@ -158,7 +162,7 @@ def turned(image: Array, degrees: float, right: int, down: int) -> Array:
 
 
 class Pixels(nn.Module):
-    """Its features are the pixels themselves."""
+    """A network whose features are the pixels themselves."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -170,7 +174,7 @@ class Pixels(nn.Module):
 
 
 def test_consistency_is_the_mean_squared_change_under_a_rotation_and_a_shift() -> None:
-    """By up to 180°, then by up to a fifth of the size in whole pixels."""
+    """The rotation is by up to 180°; the shift is by whole pixels, up to a fifth of the size."""
     images = np.random.default_rng(3).integers(0, 256, (7, 1, 9, 12), dtype=np.uint8)
     bare = context(torch.from_numpy(images), torch.arange(7) % 2)
     draw = bare.generator("transformation")  # type: ignore[arg-type]
@@ -192,7 +196,8 @@ def test_consistency_is_the_mean_squared_change_under_a_rotation_and_a_shift() -
 
 def test_the_smallest_fifth_is_clean_and_the_largest_twentieth_poison() -> None:
     """Sorted ascending, the thresholds are the values at int(0.2 n) and n - int(0.05 n); images
-    that equal one belong to it (calculate_gamma.py and separate_samples.py)."""
+    whose change equals a threshold are selected too (calculate_gamma.py and
+    separate_samples.py)."""
     change = np.random.default_rng(4).permutation(np.arange(49.0))
     ordered = np.sort(change)
     low, high = ordered[int(49 * 0.2)], ordered[49 - int(49 * 0.05)]
@@ -206,7 +211,7 @@ def test_the_smallest_fifth_is_clean_and_the_largest_twentieth_poison() -> None:
 
 
 def test_unlearning_and_relearning_share_one_optimizer() -> None:
-    """Ascent on the poison, then descent on the clean images, twice."""
+    """Twice, the loss of the poison is increased and then that of the clean images decreased."""
     network = TwoLayers(START)
     bad, good = np.arange(20), np.arange(20, 190)
     passes = Passes(network, given(), SETTINGS)

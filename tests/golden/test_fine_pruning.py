@@ -1,5 +1,5 @@
-"""Fine-pruning by NumPy, from the paper: which channels go, in which order, and the first two
-updates of the fine-tuning of the network without them."""
+"""Fine-pruning by NumPy, from the paper: which channels are pruned, in which order, and the first
+two updates when the pruned network is fine-tuned."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ WIDTH, DROP = 16, 0.04
 
 
 def attacked() -> Small:
-    """Sixteen channels, several of which have a negative mean activation of large magnitude."""
+    """A network with sixteen channels, several of which have a negative mean activation of large
+    magnitude."""
     generator = torch.Generator().manual_seed(4)
     first, last = nn.Linear(12, WIDTH), nn.Linear(WIDTH, 3)
     with torch.no_grad():
@@ -53,8 +54,8 @@ def labeled(network: Small, n: int) -> tuple[Tensor, Tensor]:
 
 
 def pruned_by_numpy(layers: TwoLayers, x: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Section 3.1: in increasing order of average activation on clean images, until the accuracy
-    on them drops by more than the threshold."""
+    """The pruned channels according to section 3.1: in increasing order of mean activation on clean
+    images, until the accuracy on these images drops by more than the threshold."""
 
     def accuracy(without: list[int]) -> float:
         h = layers.features(x)

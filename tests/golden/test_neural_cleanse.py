@@ -68,8 +68,9 @@ def noise(n: int) -> tuple[Tensor, Tensor]:
 
 
 def weights_by_hand(successes: Iterable[float]) -> list[float]:
-    """λ after each step: 0 until five steps in succession reach 99 %, then 0.001; doubled after
-    five steps in succession that do, divided by 2^1.5 after five that do not."""
+    """λ after each step. It is 0 until five steps in succession reach a success rate of 99 %, and
+    then 0.001. It is doubled after five steps in succession that reach 99 %, and divided by 2^1.5
+    after five that do not."""
     weights, weight, waited, ups, downs = [], 0.0, 0, 0, 0
     for success in successes:
         sure = success >= 0.99
@@ -92,8 +93,8 @@ def weights_by_hand(successes: Iterable[float]) -> list[float]:
 
 
 def test_the_weight_of_the_mask_size_follows_the_schedule_of_the_authors() -> None:
-    """By hand: 0.001 at the fifth success in succession, 0.002 four steps later, 0.001 · 2^-0.5
-    after five failures; then random successes."""
+    """By hand, λ is 0.001 at the fifth success in succession, 0.002 four steps later, and 0.001 ·
+    2^-0.5 after five failures. Random successes are compared with a second implementation."""
     weight = MaskWeight()
     known = [SUCCESS] * 4 + [FAILURE] + [SUCCESS] * 9 + [FAILURE] * 5
     found = []
@@ -151,9 +152,10 @@ def search_by_numpy(
 def test_updates_of_mask_and_pattern_follow_the_code_of_the_authors(
     bias: float, steps: int
 ) -> None:
-    """Two updates that fail; then a network that always succeeds, without λ, with it, and after
-    it has doubled twice. PyTorch adds Adam's ε to another quantity than the authors' library,
-    which changes early updates by small gradients in the fourth digit."""
+    """In the first case, both updates fail. In the others, the network always succeeds: while λ is
+    0, while it is positive, and after it has doubled twice. PyTorch adds Adam's ε to a different
+    quantity than the authors' library does, which changes the fourth digit of early updates with
+    small gradients."""
     network, (images, labels) = attacked(bias), noise(20)
     given = context(images, labels, network=network, clean=(images, labels))
     values = start((2, 2, 3), given.generator(streams.REVERSED, LABEL)).double().numpy()
@@ -179,7 +181,8 @@ def test_initial_mask_and_pattern_are_uniform() -> None:
 
 
 class Scripted(nn.Module):
-    """Predicts LABEL in the passes that `script` says, then never; has no slope."""
+    """A network that predicts LABEL in the passes that `script` lists and never after them. Its
+    gradient is zero."""
 
     def __init__(self, script: list[bool]) -> None:
         super().__init__()
@@ -206,7 +209,7 @@ class Scripted(nn.Module):
 def test_the_search_stops_after_25_steps_without_a_smaller_mask(
     script: list[bool], passes: int
 ) -> None:
-    """But not before λ has been raised and lowered."""
+    """It does not stop before λ has been raised and lowered."""
     images, labels = noise(4)
     given = context(images, labels, clean=(images, labels), classes=CLASSES)
     network = Scripted(script)

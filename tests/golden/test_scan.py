@@ -1,7 +1,7 @@
 """SCAn equals the published model, computed with NumPy example by example.
 
-Tang et al., USENIX Security 2021, and the authors' SCAn.py: the loops and pseudo-inverses below are
-those of the method, for a given first grouping. The authors' own functions were run once on the
+Tang et al., USENIX Security 2021, and the authors' SCAn.py: the loops and pseudo-inverses below
+follow the paper, starting from a given grouping. The authors' own functions were run once on the
 same kind of arrays: covariances, groups and anomaly indices agreed to 1e-11.
 """
 
@@ -66,7 +66,7 @@ def model(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def split(rows: np.ndarray, f: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Two groups of `rows` under the metric `f`, from a first grouping."""
+    """Divides `rows` into two groups under the metric `f`, starting from the grouping `start`."""
     group = start.copy()
     for _ in range(100):
         if group.all() or not group.any():
@@ -81,7 +81,8 @@ def split(rows: np.ndarray, f: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def likelihood_ratio(rows: np.ndarray, su: np.ndarray, se: np.ndarray, group: np.ndarray) -> float:
-    """Per example: one group with the identity of the model against two groups with their means."""
+    """The log-likelihood ratio per example of two groups with their own means against one group
+    with the identity of the model."""
     f = np.linalg.pinv(se)
     mu = se @ np.linalg.pinv(len(rows) * su + se) @ su @ f @ rows.sum(axis=0)
     means = {True: rows[group].mean(axis=0), False: rows[~group].mean(axis=0)}
@@ -92,7 +93,8 @@ def likelihood_ratio(rows: np.ndarray, su: np.ndarray, se: np.ndarray, group: np
 
 
 def test_covariances_equal_the_formula() -> None:
-    """Far from converged at the first step, so that the number of steps matters."""
+    """The estimate is far from convergence after the first step, so that the number of steps
+    matters."""
     values, labels = drawn(60, 2)
     expected = model(values, labels)
     found = variation(torch.from_numpy(values), torch.from_numpy(labels), 1e-2)
@@ -111,7 +113,8 @@ def test_groups_equal_the_formula() -> None:
 
 
 def test_anomaly_indices_and_groups_equal_the_formula() -> None:
-    """Every class from features to J*; the class with a second group far away has the largest."""
+    """Computes J* from the features for every class. The class with a distant second group has the
+    largest J*."""
     clean, clean_labels = drawn(200, 4)
     values, labels = drawn(400, 5)
     where = np.flatnonzero(labels == 3)[:20]

@@ -53,8 +53,8 @@ Fit = Callable[[TrainingJob, Path], Classifier]
 def prepare_stage(
     cell: Cell, data: Dataset, store: Store, context: AttackContext, machine: ComputeDevice
 ) -> Artifact:
-    """Prepare the trigger: compute what it optimizes or trains in advance, or read the stored
-    result. Sets the trigger's state, and returns the stored stage."""
+    """Prepare the trigger: compute or train in advance what it needs, or read the stored result.
+    Sets the trigger's state, and returns the stored stage."""
 
     def make(folder: Path) -> dict[str, Any]:
         PREPARED.write(folder, cell.trigger.prepare(context))

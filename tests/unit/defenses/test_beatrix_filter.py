@@ -147,7 +147,7 @@ def test_at_most_the_given_number_of_clean_images_is_used(
 def test_two_clean_images_are_enough_and_one_is_refused() -> None:
     images, labels = pictures(20, 1), torch.zeros(20).long()
     assert torch.isfinite(judged(Beatrix(), images, labels, per_class=2).scores).all()
-    with pytest.raises(ConfigError, match=r"clean images of class a, at least 2, got 1"):
+    with pytest.raises(ConfigError, match=r"at least 2 held-out clean images of class a, got 1"):
         judged(Beatrix(), images, labels, per_class=1)
     assert Beatrix().requires() == ["target", "epsilon", "context", "clean images"]
 

@@ -272,7 +272,7 @@ def test_isolation_and_training_epochs_come_from_the_recipe() -> None:
 
 
 def test_d_br_ratios_that_sum_to_more_than_one_are_refused() -> None:
-    with pytest.raises(ConfigError, match="shares of one set"):
+    with pytest.raises(ConfigError, match="must sum to at most 1"):
         DBR(clean_ratio=0.7, poison_ratio=0.4)
 
 

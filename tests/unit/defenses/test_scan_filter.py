@@ -160,7 +160,7 @@ def test_directions_in_which_clean_images_do_not_vary_are_not_used() -> None:
     assert torch.isfinite(SCAn()(many, given(few)).scores[many.labels == 2]).all()
 
 
-def test_the_first_groups_are_a_random_half_that_depends_on_values_not_on_order() -> None:
+def test_the_initial_split_is_a_random_half_that_depends_on_values_not_on_order() -> None:
     values = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
     order = torch.randperm(200, generator=torch.Generator().manual_seed(1))
     half = drawn_half(values, 5)
