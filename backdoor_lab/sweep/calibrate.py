@@ -89,9 +89,8 @@ class Sample:
     processor: float
 
     def rate(self, slowest: float) -> Rate:
-        """The seconds per image, as measured and as expected on an idle machine. The expected
-        value is the CPU time divided by `slowest`: the number of CPU seconds that a process uses
-        per second of wall-clock time on an idle machine."""
+        """The seconds per image, measured and expected on an idle machine. The latter are the CPU
+        time divided by `slowest`, the CPU seconds that a process then uses per elapsed second."""
         now = self.seconds / self.images
         return Rate(now, min(now, self.processor / self.images / slowest))
 

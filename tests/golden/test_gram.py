@@ -34,15 +34,16 @@ def agree(found: TopDirection, values: Tensor, bound: float = 1e-8) -> None:
 
 
 def with_values(n: int, d: int, singular: np.ndarray, *, mean: float = 0.0) -> Tensor:
-    """float32 (n, d) whose centered rows have these singular values up to rounding."""
+    """Returns a matrix, float32 (n, d), whose centered rows have these singular values up to
+    rounding."""
     noise = np.random.default_rng(n + d).standard_normal((n, d))
     left, _, right = np.linalg.svd(noise - noise.mean(axis=0), full_matrices=False)
     return torch.from_numpy(left * singular @ right + mean).float()
 
 
 def falling(side: int, *first: float) -> np.ndarray:
-    """Singular values: the first as given, then evenly spaced from 0.9 times the last of them to
-    near 0."""
+    """`side` singular values: those in `first`, then values evenly spaced from 0.9 times the last
+    of `first` to near 0."""
     return np.concatenate([first, np.linspace(0.9 * first[-1], 0.01, side - len(first))])
 
 
@@ -78,7 +79,7 @@ def test_the_fast_top_direction_agrees_with_svd_without_using_float64(
 def test_top_directions_with_nearly_equal_singular_values_agree_with_svd(
     n: int, d: int, apart: float, in_float64: int, exact_calls: list[Any]
 ) -> None:
-    """If the two top values are close enough float64 is used; the result is the same."""
+    """If the two top values are close enough, float64 is used; the result still agrees."""
     values = with_values(n, d, falling(80, 10 * (1 + apart), 10.0))
     agree(top_direction(values), values, bound=1e-6 if apart == 1e-7 else 1e-8)
     assert len(exact_calls) == in_float64
@@ -124,7 +125,7 @@ def test_matrices_of_extreme_scale_or_shift_agree_with_svd(change: Any) -> None:
 
 
 def test_the_top_direction_of_rows_on_a_line_is_that_of_the_line() -> None:
-    """Whether or not the line passes through the origin."""
+    """This holds whether or not the line passes through the origin."""
     generator = torch.Generator().manual_seed(5)
     line = torch.randn(90, generator=generator, dtype=torch.float64)
     line /= line.norm()

@@ -25,8 +25,8 @@ def test_the_result_of_every_case_equals_its_snapshot(name: str) -> None:
 
 @pytest.mark.parametrize("same_machine", [True, False])
 def test_a_changed_result_is_detected(same_machine: bool) -> None:
-    """An integer array by its hash, a floating-point value beyond the tolerance, a metric, a
-    count."""
+    """Changes of an integer array, which is compared by its hash, of a floating-point value beyond
+    the tolerance, of a metric and of a count are all detected."""
     of = KNOWN["cases"]
     changes = [
         ("trigger/pixel", ("rows", "sha256"), "0" * 64),

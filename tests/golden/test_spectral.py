@@ -85,8 +85,8 @@ def spectral(*, center: bool = True) -> SpectralSignatures:
     ("n", "d"), [(200, 16), (16, 200), (50, 50), (51, 50), (40, 1), (2, 3), (3, 1)]
 )
 def test_spectral_scores_agree_with_svd(n: int, d: int, center: bool) -> None:
-    """Every score within 1e-6 of NumPy's SVD, relative to the largest; tall, wide and thin
-    matrices."""
+    """For tall, wide and thin matrices, every score is within 1e-6 of NumPy's, relative to the
+    largest."""
     rng = np.random.default_rng(n * 1000 + d)
     values = (rng.normal(size=(n, d)) * rng.uniform(0.5, 3, d) + 2).astype(np.float32)
     ours = spectral(center=center).score_class(torch.from_numpy(values), 0, UNTOLD).scores.numpy()
@@ -195,20 +195,20 @@ def planted(share: float, sign: int, *, n: int = 2000, d: int = 32) -> tuple[Ten
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_centered_scores_find_poison_on_either_side_of_the_mean(sign: int) -> None:
-    """The shift may be along the class mean or against it."""
+    """Poison is shifted along the class mean or in the opposite direction."""
     assert separation(0.1, sign) >= 0.95
 
 
 def test_without_centering_poison_on_the_side_opposite_to_the_mean_is_ranked_last() -> None:
-    """Four published copies of the method do the same."""
+    """Four published implementations of the method do not center scores."""
     assert separation(0.1, -1, center=False) < 0.1
     assert separation(0.1, 1, center=False) >= 0.95
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_scores_are_at_chance_level_if_half_of_the_class_is_poison(sign: int) -> None:
-    """10 % of the whole set, appended, is half of the target class: symmetric about its mean, so no
-    centered squared score separates the halves."""
+    """Appended poison of 10 % of the whole set is half of the target class. The halves are
+    symmetric about the class mean, so that no centered squared score separates them."""
     after = after_poison(PoisonSpec(0, None, 0.1, ratio_of="all"))
     assert after[0] == 10_000
     assert 0.4 < separation(5000 / after[0], sign) < 0.6
@@ -242,15 +242,17 @@ def gaussians(share: float, shift: float, own: float) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("shift", [2.5, 5.0])
 @pytest.mark.parametrize("share", [1 / 21, 1 / 11, 1 / 5, 1 / 3, 1 / 2, 2 / 3])
 def test_auroc_of_spectral_scores_matches_its_closed_form(share: float, shift: float) -> None:
-    """For CIFAR-10, appended: 5, 10 and 25 % of a class, then 5, 10 and 20 % of the whole set.
-    AUROC falls with the poisoned share of the class: chance at one half, worse beyond."""
+    """The shares are those of appended poison in CIFAR-10: 5, 10 and 25 % of a class, then 5, 10
+    and 20 % of the whole set. AUROC decreases with the poisoned share of the class. It is at chance
+    level for one half, and below chance for more."""
     values, is_poison = gaussians(share, shift, own=1.0)
     found = auroc(spectral().score_class(values, 0, UNTOLD).scores, is_poison)
     assert found == pytest.approx(expected_auroc(share, shift), abs=0.025)
 
 
 def test_the_closed_form_of_the_auroc_has_the_right_limits() -> None:
-    """Chance at one half for any shift, and without a shift; certainty for a far, rare one."""
+    """The AUROC is 0.5 if half of the class is poison or if there is no shift, and 1 if the poison
+    is rare and its shift is large."""
     assert expected_auroc(0.5, 8.0) == pytest.approx(0.5)
     assert expected_auroc(0.1, 0.0) == pytest.approx(0.5)
     assert expected_auroc(0.01, 20.0) == pytest.approx(1.0)
@@ -276,8 +278,8 @@ def test_poison_is_found_only_if_its_variance_exceeds_that_of_the_class(
 def test_removing_15_percent_of_a_class_leaves_poison_if_the_ratio_refers_to_the_whole_set(
     ratio: float, poisoned: int, in_class: int, removed: int, at_least_left: int
 ) -> None:
-    """Replacing at random in all classes, a tenth of the poison comes from the target class itself;
-    15 % of that class cannot hold the rest."""
+    """If poison replaces random images of all classes, a tenth of it comes from the target class
+    itself. The rest is more than 15 % of that class."""
     plan = PoisonSpec(2, None, ratio, ratio_of="all", placement="replace", poison_from="all")
     labels = torch.arange(50_000) % 10
     train = LabeledImages(
@@ -285,7 +287,7 @@ def test_removing_15_percent_of_a_class_leaves_poison_if_the_ratio_refers_to_the
     )
     made = poison(train, Pixel(), plan, seed=0)
     assert count(plan, CIFAR) == int(made.is_poison.sum()) == poisoned
-    # The draw is random: a tenth of it, give or take 4 standard deviations.
+    # The draw is random, so that a tenth is expected within 4 standard deviations.
     assert int((made.training.labels == 2).sum()) == pytest.approx(in_class, abs=90)
     size = RemovalBudget("15%").size(in_class, None)
     assert size == removed
@@ -298,7 +300,8 @@ def after_poison(plan: PoisonSpec) -> list[int]:
 
 
 def test_a_budget_of_one_and_a_half_epsilon_that_would_empty_clean_classes_is_refused() -> None:
-    """1.5 times 5,000 from every class would remove every clean class: an error before training."""
+    """Removing 1.5 times 5,000 images from every class would leave no clean class. This is an error
+    before training."""
     plan = PoisonSpec(2, None, 0.1, ratio_of="all")
     known = DefenderKnowledge(tuple("abcdefghij"), None, count(plan, CIFAR), 0)
     with pytest.raises(ConfigError, match="removes 7500 of the 5000 examples of class a"):
@@ -330,7 +333,7 @@ def test_non_finite_scores_raise_diverged_error(bad: float) -> None:
 
 
 def test_removed_positions_refer_to_the_whole_set() -> None:
-    """Also for a class whose examples come after those of another class."""
+    """This also holds for a class whose examples come after those of another class."""
     labels = torch.tensor([0] * 30 + [1] * 30)
     values = torch.randn(60, 3, generator=torch.Generator().manual_seed(0))
     values[[41, 57]] += 30.0
@@ -343,7 +346,7 @@ def test_removed_positions_refer_to_the_whole_set() -> None:
 
 @pytest.mark.parametrize("high", [1, 5, 40, 50])
 def test_automatic_budget_is_the_size_of_the_smaller_group(high: int) -> None:
-    """On two clearly separated groups."""
+    """The scores have two clearly separated groups."""
     generator = torch.Generator().manual_seed(high)
     low = torch.rand(100 - high, dtype=torch.float64, generator=generator)
     top = 20 + torch.rand(high, dtype=torch.float64, generator=generator)
@@ -382,7 +385,8 @@ def test_budgets_are_rounded_and_limited_correctly() -> None:
 
 @pytest.mark.parametrize("percentile", ["0", "50", "75", "85", "87.5", "100"])
 def test_percentile_budgets_agree_with_numpy(percentile: str) -> None:
-    """p85 removes as many as ``scores > np.percentile(scores, 85)``, the published code."""
+    """p85 removes as many examples as the published code, ``scores > np.percentile(scores, 85)``,
+    selects."""
     draw = np.random.default_rng(5)
     for n in [*range(1, 130), 5003]:
         scores = draw.normal(size=n)
@@ -400,8 +404,8 @@ def test_modified_z_scores_above_three_and_a_half_are_outliers() -> None:
 
 @pytest.mark.parametrize("k", [3, 6, 10, 100])
 def test_the_critical_z_score_is_exceeded_with_the_stated_probability(k: int) -> None:
-    """For normal values the largest of k exceeds the threshold in about 1 % of draws, and the usual
-    3.5 in 5 to 15 %."""
+    """The largest of k normal values exceeds this threshold in about 1 % of draws, and the usual
+    threshold of 3.5 in 5 to 15 %."""
     draws = np.random.default_rng(k).normal(size=(20_000, k))
     largest = modified_z(torch.from_numpy(draws)).amax(dim=1)
     assert float((largest > critical_z(k, 0.01)).double().mean()) == pytest.approx(0.01, rel=0.3)
@@ -410,8 +414,8 @@ def test_the_critical_z_score_is_exceeded_with_the_stated_probability(k: int) ->
 
 
 def clean_and_poisoned(seed: int, *, heavy: bool, poisoned: int = 0) -> list[int]:
-    """The flagged ones of ten classes whose variances differ in size and between axes; with
-    `poisoned` examples of class 3 shifted by six standard deviations along one axis."""
+    """The suspicious classes among ten whose variances differ in size and between axes. `poisoned`
+    examples of class 3 are shifted by six standard deviations along one axis."""
     generator = torch.Generator().manual_seed(seed)
     looks = {}
     for label in range(10):
@@ -431,8 +435,9 @@ KNOWN = DefenderKnowledge(tuple("abcdefghij"), None, None, seed=0)
 
 @pytest.mark.parametrize("heavy", [False, True])
 def test_filter_scope_suspicious_rarely_flags_a_clean_class(heavy: bool) -> None:
-    """Of 150 clean sets of ten classes at most 4 % have a flagged class (the rule aims at 1 %; 0.8
-    and 1.8 % were measured over 1,000); a tenth of distant poison is found in most."""
+    """At most 4 % of 150 clean sets of ten classes have a flagged class. (The intended share is 1
+    %; over 1,000 sets, 0.8 and 1.8 % were measured.) Distant poison that is a tenth of a class is
+    found in most sets."""
     accused = [clean_and_poisoned(seed, heavy=heavy) for seed in range(150)]
     assert sum(map(bool, accused)) / 150 <= 0.04
     found = [clean_and_poisoned(seed, heavy=heavy, poisoned=20) for seed in range(40)]
@@ -463,7 +468,7 @@ def test_tail_weight_is_1_for_normal_samples_and_large_for_outliers() -> None:
 
 @pytest.mark.parametrize("kinds", [2, 7, 1000])
 def test_auroc_agrees_with_sklearn(kinds: int) -> None:
-    """With many ties, some, and none; NaN scores are not scored and do not count."""
+    """The scores have many ties, some, or none. Examples whose score is NaN do not count."""
     rng = np.random.default_rng(kinds)
     scores, positive = rng.integers(0, kinds, 400).astype(float), rng.random(400) < 0.2
     expected = roc_auc_score(positive, scores)
@@ -478,7 +483,8 @@ def test_auroc_agrees_with_sklearn(kinds: int) -> None:
 
 
 def test_detection_metrics_match_values_computed_by_hand() -> None:
-    """TPR and FPR over the whole set, AUROC over the scored examples, null if undefined."""
+    """TPR and FPR are over the whole set, AUROC is over the scored examples, and undefined values
+    are null."""
     is_poison = torch.tensor([False, False, True, True, False, False])
     scores = torch.tensor([0.1, 0.4, 0.4, 0.9, NAN, NAN]).double()
     keep = torch.tensor([True, False, True, False, True, True])

@@ -80,7 +80,8 @@ def test_scores_over_several_rounds_match_a_second_implementation(
 
 
 def test_a_second_round_finds_a_second_group_of_poison() -> None:
-    """Two groups are shifted on different axes: one direction finds one, rounds find both."""
+    """Two groups are shifted on different axes. One round finds one of them; two rounds find
+    both."""
     values = torch.randn(300, 6, generator=torch.Generator().manual_seed(1)) * 0.5
     values[:15, 0] += 12
     values[15:30, 1] += 8
@@ -119,8 +120,9 @@ def test_more_rounds_than_images_to_remove_remove_exactly_the_budget(removed: in
 
 
 def outweighed(share: float, delta: float, seed: int) -> tuple[Tensor, Tensor]:
-    """A class of 5,000 in 24 dimensions with three times the standard deviation along one axis, and
-    poison shifted by `delta` along another: values, and the poison mask."""
+    """The values of a class of 5,000 examples in 24 dimensions and its poison mask. The standard
+    deviation along one axis is three times that along the others, and poison is shifted by `delta`
+    along another axis."""
     rng = np.random.default_rng(seed)
     poisoned = round(5000 * share)
     values = rng.normal(size=(5000 + poisoned, 24)) * np.r_[3.0, np.ones(23)]
@@ -130,9 +132,10 @@ def outweighed(share: float, delta: float, seed: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_tail_weights_find_poison_hidden_by_the_class_variance(seed: int) -> None:
-    """Poison of 5 %, five deviations away, has a variance of p(1-p)25 + 1 = 2.1 compared to 9 of
-    the class. The top direction misses it, weighted directions find it; 10 % of poison 15
-    deviations away is found by both."""
+    """Poison that is p = 5 % of the class and five standard deviations away causes a variance of
+    p(1-p)25 + 1 = 2.2 along its axis; the largest variance of the class is 9. The top direction
+    misses this poison, and weighted directions find it. Both find 10 % of poison that is 15
+    standard deviations away."""
     values, poison = outweighed(0.05, 5, seed)
     removed = round(1.5 * int(poison.sum()))
     top, plus = one_class(values, removed), one_class(values, removed, **PLUS)
@@ -145,7 +148,7 @@ def test_tail_weights_find_poison_hidden_by_the_class_variance(seed: int) -> Non
 
 
 def test_tail_weights_stay_at_chance_level_if_half_of_the_class_is_poison() -> None:
-    """If half a class is poison no squared centered score separates it, along any direction."""
+    """If half of a class is poison, no squared centered score separates it along any direction."""
     values, poison = outweighed(1.0, 8, 0)
     for found in (SpectralSignatures(), SpectralSignatures(rank=8, tail_power=4)):
         assert auroc(found.score_class(values, 0, UNTOLD).scores, poison) == pytest.approx(

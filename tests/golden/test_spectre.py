@@ -51,7 +51,7 @@ def lowest(values: np.ndarray, count: int) -> np.ndarray:
 
 
 def one_round(points: np.ndarray, eps: float, tau: float, limit: int) -> np.ndarray | None:
-    """Which rows stay; None if the filter ends."""
+    """Which rows the filter keeps in one round; None if it ends."""
     n, d = points.shape
     y = points @ inverse_root(points.T @ points / n)
     squares = (y**2).sum(axis=1)
@@ -122,7 +122,7 @@ def quality(values: np.ndarray, top: int, scores: np.ndarray, removed: int) -> f
 
 
 def crowded(n: int, d: int, poison: int, distance: float) -> np.ndarray:
-    """A class with a heavy-tailed axis and a far group on the other axes."""
+    """A class with a heavy-tailed axis and a group that is far away along the other axes."""
     rng = np.random.default_rng(8)
     values = rng.normal(size=(n, d)) * np.linspace(3, 1, d)
     values[:, 0] = rng.standard_t(3, size=n) * 3
@@ -148,7 +148,8 @@ def test_the_filter_equals_the_formula(
 
 
 def test_scores_and_the_chosen_rank_equal_the_formula() -> None:
-    """Candidates 1, 4 and 9 of nine dimensions; ε is 10, so that 15 examples are removed."""
+    """The candidates for k are 1, 4 and 9, in nine dimensions. ε is 10, so that 15 examples are
+    removed."""
     values = crowded(220, 9, 10, 3.0)
     candidates = [(k, scores_of(values, k, 10)) for k in (1, 4, 9)]
     qualities = [quality(values, 9, scores, 15) for _, scores in candidates]
@@ -164,7 +165,8 @@ def test_scores_and_the_chosen_rank_equal_the_formula() -> None:
 
 @pytest.mark.parametrize(("k", "eps"), [(1, 10), (4, 3), (9, 4), (9, 10)])
 def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
-    """For the smaller ε the filter removes as many as it may, 2 ε; for the larger one fewer."""
+    """For the smaller ε, the filter removes the maximum, 2 ε; for the larger one, it removes
+    fewer."""
     values = crowded(220, 9, 10, 3.0)
     known = DefenderKnowledge(("only",), 0, eps, seed=0)
     found = SPECTRE(rank=k).score_class(torch.from_numpy(values), 0, known)
@@ -172,7 +174,7 @@ def test_scores_of_a_given_rank_equal_the_formula(k: int, eps: int) -> None:
 
 
 def test_a_budget_without_epsilon_gives_two_thirds_of_it() -> None:
-    """Six removed examples are those of ε = 4, of which the filter removes eight."""
+    """A budget of six removed examples corresponds to ε = 4, for which the filter removes eight."""
     values = crowded(220, 9, 10, 3.0)
     known = DefenderKnowledge(("only",), 0, None, seed=0)
     made = SPECTRE(FilterOptions(removal_budget="6"), rank=9)

@@ -39,7 +39,7 @@ def noise(n: int, seed: int) -> Tensor:
 
 
 def probabilities(network: Small, images: np.ndarray) -> np.ndarray:
-    """Softmax by NumPy of the network's layers for float images (n, C, H, W) in grey levels."""
+    """Softmax by NumPy of the network's layers for float images (n, C, H, W) in gray levels."""
     first, norm, _, last = network.body
     w1, b1, mean, variance, w2, b2 = (
         each.detach().double().numpy()
@@ -53,14 +53,16 @@ def probabilities(network: Small, images: np.ndarray) -> np.ndarray:
 
 
 def entropy_of(network: Small, image: Tensor, overlays: Tensor) -> float:
-    """The mean over the overlays of -Σ p log2 p of the prediction for the plain sum."""
+    """The mean over the overlays of the entropy -Σ p log2 p of the prediction for the sum, which is
+    not clipped."""
     mixed = image.double().numpy()[None] + overlays.double().numpy()
     p = probabilities(network, mixed)
     return float(-np.nansum(p * np.log2(p)) / len(overlays))
 
 
 def test_scores_and_threshold_follow_the_paper() -> None:
-    """FRR 1 %: the quantile 0.01 of a normal distribution fitted to clean images' entropies."""
+    """The false rejection rate is 1 %, so that the threshold is the 0.01 quantile of a normal
+    distribution fitted to the entropies of clean images."""
     images, clean = noise(40, 1), noise(30, 2)
     network = hidden(18, 4, seed=3)
     with torch.no_grad():

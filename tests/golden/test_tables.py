@@ -1,10 +1,10 @@
 """The tables of three committed sweeps as recorded before all tables shared one model.
 
-`tables.json` was written once, by `contents` of this file at that time, and is never rewritten.
-It holds titles, headings, rows, notes and CSV columns of a sweep's default tables, of the report's
+`tables.json` was written once, by `contents` of this file at that time, and is never rewritten. It
+holds titles, headings, rows, notes and CSV columns of a sweep's default tables, of the report's
 layout, of a requested layout, and of comparisons. CSV files may gain columns and tables may gain
-notes; what was there stays, in its order. "best" holds the bold marks and their note of that time;
-now a paired test decides them, see test_worth.py.
+notes; what was there stays, in its order. "best" holds the bold marks and their note as they were
+then; now a paired test decides which cells are bold, see test_worth.py.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ BOLD = "Bold: "
 
 
 def read(name: str) -> Sweep:
-    """A committed sweep; in ``… with open cells`` some cells are marked as unfinished."""
+    """Reads a committed sweep. If the name ends in ``with open cells``, some cells are marked as
+    unfinished."""
     folder, _, opened = name.partition(" with ")
     sweep = read_sweep(ROOT / folder)
     for place, status in LEFT_OPEN.items() if opened else ():
@@ -210,7 +211,8 @@ def test_the_csv_of_every_table_still_has_its_columns_and_values(
 
 
 def test_a_changed_table_is_detected() -> None:
-    """A figure, a heading, a missing note, a moved note; a number and a column in a CSV file."""
+    """The changes are a different figure or heading, a missing or moved note, and a different
+    number or missing column in a CSV file."""
     known = KNOWN["demo/controls"]
     (one,) = next(iter(known.values()))["grids"]
     changes = {
@@ -251,7 +253,7 @@ def csv_differences(before: str, now: str) -> Iterator[str]:
         yield f"columns twice in {second[0]}"
         return
     heads = iter(second[0])
-    # Those of the protocol are in the order of its keys.
+    # The columns of the protocol are in the order of its keys.
     protocol, others = (
         {h for h in first[0] if h.startswith(PROTOCOL) is on} for on in (True, False)
     )
