@@ -116,7 +116,7 @@ def test_running_the_package_with_python_dash_m_gives_the_usual_exit_code_and_me
     assert re.fullmatch(r"error: `target` 'brid' is not known\..*\n", run.stderr)
 
 
-def test_help_and_completion_load_no_torch(tmp_path: Path) -> None:
+def test_help_and_tab_completion_load_no_torch(tmp_path: Path) -> None:
     asked = [["--help"], ["--cfg", "job"], ["--info", "defaults"], ["--version"],
              ["--cfg", "job", "experiment=demo", "target=dog"]]  # fmt: skip
     found, torch_loaded = many(tmp_path, asked)
@@ -205,7 +205,7 @@ def test_one_failing_cell_does_not_affect_the_others(swept: tuple[Path, Any, Any
     assert "Traceback" not in said + errors
 
 
-def test_preflight_imports_no_training_code() -> None:
+def test_checks_before_a_sweep_import_no_training_code() -> None:
     """Therefore errors and finished sweeps do not wait for Lightning to load."""
     program = "import sys, backdoor_lab.sweep.preflight; print('pytorch_lightning' in sys.modules)"
     done = subprocess.run(
@@ -230,10 +230,10 @@ def test_an_address_space_limit_too_small_for_pytorch_is_refused_in_one_line(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_out_of_memory_in_a_single_cell_is_a_failed_cell(
+def test_running_out_of_memory_in_a_command_of_one_cell_fails_the_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in a sweep: its record has the reason, and no further error is raised."""
+    """The record has the reason, as in a sweep, and no further error is raised."""
 
     def fail(config: dict[str, Any], folder: Path, *, parallel_cells: int) -> str:
         write_sealed(folder / "record.json", failed(record()))

@@ -192,7 +192,7 @@ def test_a_failing_command_in_a_block_is_an_error(copy: Path) -> None:
         run(copy, Block(1, "bash", "python -m backdoor_lab trigger=nothing\n"))
 
 
-def test_printed_lines_are_compared_in_order() -> None:
+def test_printed_lines_are_compared_with_those_in_the_document_in_order() -> None:
     assert prints("a\nbc\nd\n", "a\nb…\n")
     assert not prints("a\nbc\nd\n", "bc\na\n")
     assert not prints("a\n", "b\n")

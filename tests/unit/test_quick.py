@@ -116,7 +116,7 @@ def test_a_refused_command_imports_no_torch(tmp_path: Path, what: str, multirun:
 
 
 def test_a_finished_sweep_is_reported_without_torch(tmp_path: Path) -> None:
-    """The same tables and records; nothing is computed."""
+    """The tables and records are the same as before, and nothing is computed."""
     asked = (
         "-m",
         *TINY,
@@ -227,8 +227,8 @@ def finished_cell(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_changed_data_file_means_another_cell(finished_cell: Path) -> None:
-    """Even if the file has the same path as before."""
+def test_a_changed_data_file_gives_another_cell(finished_cell: Path) -> None:
+    """This holds even if the file has the same path as before."""
     path = finished_cell / "images/train/cat/0.png"
     before = path.stat().st_size
     data = bytearray(path.read_bytes())
@@ -237,7 +237,7 @@ def test_a_changed_data_file_means_another_cell(finished_cell: Path) -> None:
     assert not is_done(finished_cell, finished_cell / "cell")
 
 
-def test_a_local_code_edit_means_another_cell(
+def test_a_local_code_edit_gives_another_cell(
     finished_cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = sources._text
@@ -250,7 +250,7 @@ def test_a_local_code_edit_means_another_cell(
     assert is_done(finished_cell, finished_cell / "cell")
 
 
-def test_a_new_component_version_means_another_cell(
+def test_a_new_component_version_gives_another_cell(
     finished_cell: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = identity.committed()

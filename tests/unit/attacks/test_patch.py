@@ -89,7 +89,8 @@ def test_opacity_mixes_color_and_image() -> None:
 
 
 def test_the_transparency_of_a_patch_image_is_respected(tmp_path: Path) -> None:
-    """Opaque pixels replace, transparent ones do not, others mix; the shape masks the image."""
+    """Opaque pixels replace those of the image, transparent ones leave them unchanged, others mix
+    with them; the shape masks the patch image."""
     pixels = np.array([[[250, 0, 0, 255], [9, 9, 9, 0]], [[0, 200, 0, 51], [0, 0, 90, 255]]])
     path = tmp_path / "patch.png"
     Image.fromarray(pixels.astype(np.uint8)).save(path)

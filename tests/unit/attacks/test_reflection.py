@@ -119,8 +119,8 @@ def test_transparent_pixels_do_not_reflect(tmp_path: Path) -> None:
     assert (found[:, :, 4:] == 0).all()
 
 
-def test_a_scene_of_one_pixel_or_a_black_one_is_refused(tmp_path: Path) -> None:
-    """No scene can be drawn on one pixel, and a black one reflects nothing."""
+def test_a_scene_that_is_black_or_has_one_pixel_is_refused(tmp_path: Path) -> None:
+    """No scene can be drawn on one pixel, and a black scene reflects nothing."""
     images = torch.zeros(1, 1, 1, 1, dtype=torch.uint8)
     with pytest.raises(ConfigError, match="1x1"):
         Refool()(images)

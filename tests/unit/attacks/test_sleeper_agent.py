@@ -185,9 +185,9 @@ def test_surrogate_weights_and_gradients_are_unchanged() -> None:
     assert not torch.equal(trigger.poisoned(CHOSEN, TRUE, workshop(net, seed=1)), expected)
 
 
-def test_poison_made_under_augmentation_matches_better_under_augmentation() -> None:
-    """Averaged over all crops and flips, poison made with them matches better than poison made
-    without; both stay within eps."""
+def test_poison_made_with_augmentation_matches_better_in_training_with_augmentation() -> None:
+    """Averaged over all crops and flips, its gradients match better than those of poison made
+    without augmentation; both stay within eps."""
     found = []
     for flip in (True, False):
         trigger = SleeperAgent(steps=25, batch_size=16, crop_padding=2 * flip, flip=flip)

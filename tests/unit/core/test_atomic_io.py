@@ -145,7 +145,7 @@ def test_a_full_disk_while_creating_the_folder_raises_store_full_error(
 
 
 @pytest.mark.parametrize("limit", [0, 1, 4095, 4096, 9999])
-def test_a_file_size_limit_keeps_the_old_file_and_leaves_no_part_of_the_new(
+def test_a_write_beyond_a_file_size_limit_keeps_the_old_file_and_leaves_no_part_of_the_new_one(
     tmp_path: Path, limit: int
 ) -> None:
     """RLIMIT_FSIZE stands in for a full disk."""

@@ -100,7 +100,7 @@ def test_every_path_option_of_a_trigger_is_made_absolute() -> None:
         assert set(trigger.path_options) <= set(IN_CONFIGURATION["trigger"])
 
 
-def test_check_writable_leaves_no_folder_behind(tmp_path: Path) -> None:
+def test_the_check_that_a_path_is_writable_leaves_no_folder_behind(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("")

@@ -128,7 +128,7 @@ def test_training_progress_is_logged_within_an_epoch(
     assert caplog.messages[-1] == ("[1/12 cell] train: epoch 1 of 4, 12%, 84 s left, 12 s so far")
 
 
-def test_heartbeat_is_renewed_within_a_long_stage(shown: Progress, tmp_path: Path) -> None:
+def test_the_heartbeat_is_renewed_within_a_long_stage(shown: Progress, tmp_path: Path) -> None:
     """The heartbeat names the current step, which the status command shows."""
     shown.stage("filter")
     (tmp_path / "running.json").unlink()

@@ -272,7 +272,7 @@ def test_empty_classes_are_refused_and_named_in_the_error(tmp_path: Path) -> Non
         checked(ImageFolder(root=str(root)).read(), "here")
 
 
-def test_a_backslash_in_an_archive_member_is_refused(tmp_path: Path) -> None:
+def test_an_archive_member_with_a_backslash_in_its_name_is_refused(tmp_path: Path) -> None:
     import zipfile
 
     with zipfile.ZipFile(tmp_path / "old.zip", "w") as archive:
@@ -314,7 +314,9 @@ def test_bad_parameters_are_refused_before_any_file_is_read(parameters: dict[str
         ImageFolder(**parameters)
 
 
-def test_a_folder_of_one_class_is_refused_and_says_that_two_are_needed(tmp_path: Path) -> None:
+def test_a_folder_of_one_class_is_refused_with_an_error_that_says_that_two_are_needed(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "photos" / "cat").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "photos/cat/a.png")
     with pytest.raises(DataError, match=r"its only folder, cat/ \(at least two classes are needed"):

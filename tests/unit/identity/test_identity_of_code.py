@@ -352,7 +352,9 @@ def test_an_unlisted_component_always_has_its_hash_in_the_id(
     )
 
 
-def test_a_plugin_file_with_a_listed_name_is_not_the_listed_component(tmp_path: Path) -> None:
+def test_a_plugin_file_with_the_name_of_a_listed_component_is_not_taken_for_that_component(
+    tmp_path: Path,
+) -> None:
     made = stripe(tmp_path, "elsewhere.stripe", 1)
     (tmp_path / "stripe.py").rename(tmp_path / "pixel.py")
     sys.modules["elsewhere.stripe"].__file__ = str(tmp_path / "pixel.py")

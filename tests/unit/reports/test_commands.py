@@ -220,7 +220,7 @@ def test_status_exits_with_0_for_an_empty_folder_and_2_for_a_missing_one(
     assert status.main([str(tmp_path / "none")]) == 2
 
 
-def test_status_without_a_folder_takes_the_default_of_reports(
+def test_the_status_command_without_a_folder_takes_the_same_default_folder_as_reports(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

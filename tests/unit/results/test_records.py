@@ -138,7 +138,9 @@ def test_find_sweeps_skips_hidden_folders(tmp_path: Path) -> None:
     assert len(read_sweep(tmp_path / "b").cells) == 1
 
 
-def test_cells_are_in_the_requested_order_followed_by_the_others_sorted(tmp_path: Path) -> None:
+def test_requested_cells_are_in_the_requested_order_and_followed_by_all_other_cells_sorted(
+    tmp_path: Path,
+) -> None:
     asked = [record(target=t) for t in ("horse", "bird")]
     extra = [record(target="bird", defense=d) for d in ("oracle", "none", "abl", "spectral")]
     extra += [record(target="bird", ratio=0.1)]

@@ -118,7 +118,7 @@ def test_a_sweep_keeps_a_cell_in_two_versions_of_a_trigger_but_not_in_two_versio
     assert len(read_sweep(write_sweep(tmp_path / "b", [made(1), other])).cells) == 1
 
 
-def test_the_page_shows_versions() -> None:
+def test_the_page_shows_the_versions_of_components() -> None:
     (column,) = [each for each in columns(TWO) if each.head == "Defense"]
     assert column.texts == ["spectral@1", "spectral@2"]
     assert named(TWO[1])["defense"] == "spectral@2"

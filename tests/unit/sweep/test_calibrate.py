@@ -126,10 +126,10 @@ def scripted(
     return module._tried({"kind": cell_of(tmp_path)}, machine, [worker], None), worker
 
 
-def test_load_of_other_processes_is_measured(
+def test_the_load_of_other_processes_is_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In ten seconds the two cores were busy for 17, of which the worker used five."""
+    """In ten seconds the two cores were busy for 17 core-seconds, of which the worker used five."""
     tried, _ = scripted(monkeypatch, tmp_path, threads=1, busy=17.0)
     assert tried.others == pytest.approx(1.2, abs=0.1)
     assert tried.disturbed

@@ -233,8 +233,8 @@ def screen(written: str, width: int, height: int) -> list[str]:
 def test_a_sweep_on_a_terminal_leaves_only_complete_rows(
     tmp_path: Path, launcher: str, head: str
 ) -> None:
-    """Two cells that succeed and one that fails: their rows are complete, no cell writes into the
-    table, and nothing of the changing lines remains."""
+    """Two cells succeed and one fails: each has a complete row, no cell writes into the table, and
+    nothing remains of the lines that were updated."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 200, 0, 0))
     program = subprocess.Popen(

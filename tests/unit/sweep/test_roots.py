@@ -41,7 +41,7 @@ def replaced(*arguments: str) -> list[str]:
     return with_patterns(OverridesParser.create().parse_overrides(list(arguments)))
 
 
-def test_patterns_are_replaced_by_the_matching_files(
+def test_file_name_patterns_are_replaced_by_the_matching_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def test_patterns_are_replaced_by_the_matching_files(
         replaced("dataset.root=x/*.npz")
 
 
-def test_an_existing_file_named_like_a_pattern_is_not_a_pattern(
+def test_the_name_of_an_existing_file_is_not_taken_for_a_pattern(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def test_file_names_that_match_a_pattern_are_quoted(
     assert quoted(name).startswith("'")
 
 
-def test_a_pattern_without_a_sweep_is_refused(tmp_path: Path) -> None:
+def test_a_file_name_pattern_is_refused_in_a_command_that_is_not_a_sweep(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a pattern like this is for sweeps, with -m"):
         ArrayFile(root=str(tmp_path / "*.npz")).fingerprint()
     with pytest.raises(DataError, match=r"a pattern like this is for sweeps, with -m"):

@@ -140,7 +140,7 @@ def test_without_defenses_the_columns_of_a_row_are_compared(tmp_path: Path) -> N
     ("trigger", "pixel", "pattern"), ("target", "bird", "dog"), ("ratio", 0.05, 0.1),
     ("source", "cat", None), ("dataset", "drawn", "photographs"),
 ])  # fmt: skip
-def test_the_best_value_is_not_sought_across_different_attacks_or_data_sets(
+def test_values_of_different_attacks_or_data_sets_are_not_compared_to_find_the_best(
     tmp_path: Path, task: tuple[str, Any, Any]
 ) -> None:
     name, *values = task

@@ -122,7 +122,7 @@ def names_a_format(node: ast.AST) -> bool:
     return False
 
 
-def test_no_other_module_names_a_memory_format() -> None:
+def test_only_one_module_names_a_memory_format() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{getattr(node, 'lineno', '')}"
         for path in sorted(PACKAGE.rglob("*.py"))

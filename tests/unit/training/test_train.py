@@ -84,7 +84,7 @@ def test_a_blank_classifier_that_loads_weights_equals_the_classifier_that_saved_
     assert torch.equal(blank.eval()(images), trained(images))
 
 
-def test_dropout_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_with_dropout_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
     def with_dropout(*_: Any, **__: Any) -> nn.Module:
         torch.manual_seed(0)
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(192, 2))

@@ -118,7 +118,7 @@ def test_a_task_stopped_by_the_cluster_stops_its_cell(
     raised: BaseException, seen: type[BaseException], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """A signal handler raises while the task waits."""
+    """The cluster is imitated by a signal handler that raises while the task waits."""
 
     def handler(*_: Any) -> None:
         raise raised
