@@ -132,7 +132,7 @@ def test_exported_csv_and_parquet_files_have_the_same_content(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hostile_text_is_kept_in_both_formats(tmp_path: Path, name: str) -> None:
+def test_hostile_text_is_kept_in_csv_and_parquet_files(tmp_path: Path, name: str) -> None:
     made = record(target=name, id="a", status=f"failed: {name}")
     made["run"] = {"seconds": {"train": name, "x": float("nan")}, "device": [name], "versions": 7}
     found = frame(tmp_path, [made])

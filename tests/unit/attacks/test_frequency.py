@@ -129,6 +129,6 @@ def test_frequency_bins_that_coincide_are_refused() -> None:
     ids=str,
 )  # fmt: skip
 def test_bad_options_are_refused_and_named_in_the_error(wrong: dict[str, Any]) -> None:
-    """For example frequency bins outside the window."""
+    """One example is a frequency bin outside the window."""
     with pytest.raises(ConfigError, match=r"`trigger\."):
         FTrojan(**wrong)

@@ -333,8 +333,8 @@ def test_all_to_all_shifts_every_label_by_one(placement: str) -> None:
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("source", [None, 1])
 def test_covers_keep_their_labels(placement: str, source: int | None) -> None:
-    """Two covers per poisoned image, drawn from other images outside target and source class;
-    the choice of poisoned images is the same as without covers."""
+    """There are two covers per poisoned image, drawn from other images outside target and source
+    class; the choice of poisoned images is the same as without covers."""
     words = implied("all_to_one", on_source=source is not None)
     plan = PoisonSpec(0, source, 0.1, placement=placement, cover_rate=2.0, **words)
     result = made(plan)

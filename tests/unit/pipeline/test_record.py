@@ -225,7 +225,7 @@ def test_the_record_has_the_number_of_flagged_classes_and_of_poisoned_ones_among
     assert flagged_counts(told, made, verdict) == {}
 
 
-def test_filter_scope_suspicious_records_the_flagged_classes(tmp_path: Path) -> None:
+def test_under_filter_scope_suspicious_the_record_has_the_flagged_classes(tmp_path: Path) -> None:
     asked = ("protocol.filter_scope=suspicious", "protocol.removal_budget=auto", "ratio=0.3")
     record = run_here(tmp_path / "store", tmp_path / "cell", *asked)
     assert record["status"] == "done"

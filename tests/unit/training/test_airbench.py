@@ -360,7 +360,7 @@ def test_defenses_that_train_networks_work_with_airbench(tmp_path: Path, defense
     assert record["status"] == "done"
 
 
-def test_estimate_uses_the_size_of_the_network(tmp_path: Path) -> None:
+def test_the_estimate_uses_the_size_of_the_network(tmp_path: Path) -> None:
     config = configuration(tmp_path, *AIRBENCH, "defense=none")
     preflight = Preflight()
     cell = preflight.cell(config)

@@ -69,7 +69,9 @@ def slow(images: Tensor, asked: Recipe, generator: torch.Generator) -> np.ndarra
      {"crop_padding": 1, "flip": True, "cutout": 3}],
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3])
-def test_augmentation_equals_a_slow_loop(changes: dict[str, Any], channels: int) -> None:
+def test_augmentation_gives_the_same_images_as_a_slow_loop(
+    changes: dict[str, Any], channels: int
+) -> None:
     images, asked = noise(40, channels), recipe(**changes)
     found = augmented(images, asked, torch.Generator().manual_seed(7))
     np.testing.assert_array_equal(found, slow(images, asked, torch.Generator().manual_seed(7)))

@@ -110,7 +110,9 @@ def test_accuracy_is_the_fraction_of_correct_predictions() -> None:
     assert accuracy(predicted, labels) == 0.75
 
 
-def test_predictions_and_attack_success_equal_naive_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predictions_and_attack_success_equal_those_of_naive_loops(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     module = fit(job(epochs=1), CPU)
     training = toy_set()
     test = LabeledImages(training.base, training.labels, training.classes)

@@ -117,7 +117,7 @@ def test_every_pair_of_factor_values_occurs_in_a_case(factors: dict[str, tuple[A
 
 @pytest.mark.parametrize("changed", [{"ended": "SIGSEGV"}, {"network": 0.3}, {"convolution": 0.3},
                                      {"network": float("nan")}])  # fmt: skip
-def test_crashes_and_large_errors_count_as_wrong(changed: Case) -> None:
+def test_crashes_and_large_errors_count_as_wrong_gradients(changed: Case) -> None:
     right = {"bf16": False, "network": 1e-4, "convolution": 1e-6}
     assert not wrong(right)
     assert wrong(right | changed)
