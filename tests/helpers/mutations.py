@@ -14,7 +14,8 @@ GOLDEN = ROOT / "tests" / "golden"
 @dataclass(frozen=True)
 class Mutation:
     """Replaces `old`, part of one line that occurs exactly once in `file` (relative to the
-    package), by `new`. `why` says what is wrong afterwards: a sign, a schedule, an order."""
+    package), by `new`. `why` says what the edit makes wrong, such as a sign, a schedule or an
+    order."""
 
     file: str
     old: str
@@ -25,7 +26,7 @@ class Mutation:
         return f"{self.file}: {self.why}"
 
     def problem(self, package: Path = PACKAGE) -> str:
-        """Why it cannot be applied to a copy of the package; empty if it can."""
+        """Why this mutation cannot be applied to a copy of the package; empty if it can."""
         path = package / self.file
         if not path.is_file():
             return f"{self}: there is no such file"

@@ -12,7 +12,8 @@ Array: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float64]]"
 
 
 class TwoLayers(nn.Module):
-    """Pixels in 0..1, a linear layer, ReLU, and a linear layer, in float64."""
+    """A float64 network that scales pixels to 0..1 and applies a linear layer, ReLU and a linear
+    layer."""
 
     def __init__(self, weights: list[Array]) -> None:
         super().__init__()
@@ -48,7 +49,7 @@ def drawn_images(n: int, pixels: int, classes: int, seed: int = 0) -> tuple[Arra
 
 
 def forward(weights: list[Array], images: Array) -> tuple[Array, Array, Array]:
-    """Pixels (n, p), features (n, h) and logits (n, c)."""
+    """Returns the pixels (n, p), the features (n, h) and the logits (n, c)."""
     pixels = images.reshape(len(images), -1) / 255
     features = np.maximum(pixels @ weights[0].T + weights[1], 0)
     return pixels, features, features @ weights[2].T + weights[3]
@@ -74,15 +75,16 @@ def cross_entropy_gradient(weights: list[Array], images: Array, labels: Array) -
 
 
 def features_gradient(weights: list[Array], images: Array, wanted: Array) -> list[Array]:
-    """The gradient with respect to the first layer, given that of the features (n, h)."""
+    """The gradient with respect to the weights of the first layer, where `wanted` is the gradient
+    with respect to the features (n, h)."""
     pixels, features, _ = forward(weights, images)
     inner = wanted * (features > 0)
     return [inner.T @ pixels, inner.sum(axis=0)]
 
 
 class NumpySGD:
-    """Momentum b = m b + g, with b = g at first and g including the weight decay; the step is b,
-    or g + m b with Nesterov's momentum."""
+    """SGD with the momentum buffer b = m b + g. In the first step b = g; g includes the weight
+    decay. Each step moves the weights by -lr b, or by -lr (g + m b) with Nesterov momentum."""
 
     def __init__(
         self, weights: list[Array], momentum: float, decay: float, *, nesterov: bool = False
@@ -92,7 +94,7 @@ class NumpySGD:
         self.buffers: dict[int, Array] = {}
 
     def step(self, gradients: list[Array], lr: float) -> None:
-        """Updates as many weights as there are `gradients`."""
+        """Updates the first weights, as many as there are `gradients`."""
         for number, given in enumerate(gradients):
             gradient = given + self.decay * self.weights[number]
             old = self.buffers.get(number)

@@ -1,4 +1,4 @@
-"""Obstacles that a test puts in the place of a small file."""
+"""Obstacles, such as a folder, that a test puts in the place of a small file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Two linear layers in NumPy with gradients by hand, a second implementation for golden tests."""
+"""Two linear layers in NumPy with explicitly computed gradients: a second implementation for golden
+tests."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ from tests.helpers.contexts import Small
 
 
 def softmax(z: np.ndarray) -> np.ndarray:
-    """Row by row."""
+    """The softmax of each row."""
     e = np.exp(z - z.max(axis=1, keepdims=True))
     return np.asarray(e / e.sum(axis=1, keepdims=True))
 
 
 @dataclass
 class TwoLayers:
-    """Logits w2 σ(w1 x + b1) + b2 for rows x in 0..1; σ is ReLU, or ELU if `smooth`."""
+    """A network with the logits w2 σ(w1 x + b1) + b2 for rows x in 0..1; σ is ReLU, or ELU if
+    `smooth`."""
 
     w1: np.ndarray
     b1: np.ndarray
@@ -58,7 +60,7 @@ class TwoLayers:
         return weights, to_inner @ self.w1
 
     def values(self) -> list[np.ndarray]:
-        """w1, b1, w2, b2."""
+        """The parameters w1, b1, w2, b2."""
         return [getattr(self, each.name) for each in fields(self) if each.name != "smooth"]
 
 
@@ -71,8 +73,8 @@ class Precise(Small):
 
 
 def precise(pixels: int, classes: int, seed: int, width: int = 8, *, norm: bool = False) -> Precise:
-    """Two linear layers with ReLU in float64 and random weights; with `norm`, batch normalization
-    before the ReLU."""
+    """A float64 network of two linear layers with ReLU and random weights; with `norm`, batch
+    normalization precedes the ReLU."""
     generator = torch.Generator().manual_seed(seed)
     first, last = nn.Linear(pixels, width), nn.Linear(width, classes)
     body = nn.Sequential(first, *[nn.BatchNorm1d(width)] * norm, nn.ReLU(), last).double()

@@ -22,7 +22,7 @@ KNOWN = DefenderKnowledge(("only",), 0, 10, seed=3)
 
 
 def mixed(n: int, poisoned: int, shift: float, seed: int = 0, d: int = 12) -> Tensor:
-    """A normal class; the last rows lie `shift` standard deviations off on one axis."""
+    """A normal class whose last rows are shifted by `shift` standard deviations along one axis."""
     values = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
     values[n - poisoned :, 0] += shift
     return values
@@ -57,7 +57,8 @@ def test_automatic_budget_keeps_a_clean_class(rule: str) -> None:
 
 
 def test_scores_agree_with_sklearn_on_principal_components() -> None:
-    """Score: distance to the larger cluster's centroid minus that to the smaller one's."""
+    """The score is the distance to the larger cluster's centroid minus that to the smaller
+    one's."""
     values = mixed(150, 40, 6).double()
     reduced = PCA(10).fit_transform(values.numpy())
     made = KMeans(2, n_init=10, random_state=0).fit(reduced)
@@ -70,7 +71,8 @@ def test_scores_agree_with_sklearn_on_principal_components() -> None:
 
 
 def test_thresholds_decide_whether_the_cluster_is_removed() -> None:
-    """40 of 150 is a share of 0.267: removed at a threshold of 0.3, kept at 0.2."""
+    """The cluster has 40 of 150 examples, a share of 0.267. It is removed with a threshold of 0.3
+    and kept with 0.2."""
     values = mixed(150, 40, 8)
     assert verdict(values, removal_budget="auto", size_threshold=0.3).keep.sum() == 110
     assert verdict(values, removal_budget="auto", size_threshold=0.2).keep.all()
@@ -105,7 +107,8 @@ def test_scores_depend_neither_on_row_order_nor_on_dtype(reduce: str) -> None:
 
 @pytest.mark.parametrize("values", [torch.full((30, 4), 0.1), torch.randn(2, 4), torch.ones(1, 4)])
 def test_a_class_without_two_clusters_is_skipped(values: Tensor) -> None:
-    """Identical rows, or fewer than three: score 0, a note, nothing removed."""
+    """If rows are identical or fewer than three, all scores are 0, there is a note, and nothing is
+    removed."""
     look = ActivationClustering().score_class(values, 0, KNOWN)
     assert not look.scores.any()
     assert (look.auto, look.notes) == (0, {"skipped": "no two clusters"})

@@ -23,8 +23,8 @@ CHANNELS, SIDE = 5, 4
 
 
 class Passing(nn.Module):
-    """Two convolutions that pass an image of five channels on unchanged. The first value of an
-    image, 70 + its class, decides the class."""
+    """Two convolutions that leave an image of five channels unchanged. The first value of an image
+    is 70 + its class and decides the prediction."""
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def pictures(n: int, seed: int) -> Tensor:
 
 
 def planted(images: Tensor, rows: slice) -> Tensor:
-    """The same images; in some of them three channels are bright at the same positions."""
+    """The images, with three channels bright at the same positions in the images at `rows`."""
     changed = images.clone()
     changed[rows, :3, :2] = 250
     changed[rows, :3, 2:] = 4
@@ -55,7 +55,7 @@ def planted(images: Tensor, rows: slice) -> Tensor:
 def judged(
     defense: Beatrix, images: Tensor, labels: Tensor, *, per_class: int = 40, target: int | None = 0
 ) -> Any:
-    """The result of the filter on images of the passing network; ε is 5."""
+    """The result of the filter with the network `Passing`; ε is 5."""
     classes = int(labels.max()) + 1
     aside = pictures(per_class * classes, 99), torch.arange(per_class * classes) % classes
     aside[0][:, 0, 0, 0] = (70 + aside[1]).byte()
@@ -65,8 +65,10 @@ def judged(
 
 
 def test_gram_entries_match_values_computed_by_hand() -> None:
-    """Channels (1, 2) and (3, -1) at two positions. Order 1: 5, 1, 10. Order 2, of the squares
-    (1, 4) and (9, 1): roots of 17, 13, 82. Order 3, (1, 8) and (27, -1): of 65, 19, 730."""
+    """The channels are (1, 2) and (3, -1) at two positions. The entries of order 1 are 5, 1, 10.
+    For order 2, the squares are (1, 4) and (9, 1), and the entries are the square roots of 17, 13,
+    82. For order 3, the cubes are (1, 8) and (27, -1), and the entries are the cube roots of 65,
+    19, 730."""
     maps = torch.tensor([[[1.0, 2], [3, -1]]]).double()
     assert gram_entries(maps, 1)[0].tolist() == pytest.approx([5, 1, 10])
     assert gram_entries(maps, 2)[0].tolist() == pytest.approx([17**0.5, 13**0.5, 82**0.5])
@@ -75,7 +77,7 @@ def test_gram_entries_match_values_computed_by_hand() -> None:
 
 
 def test_poison_with_other_correlations_is_removed() -> None:
-    """Three channels that vary together in poison, and in no clean image."""
+    """Three channels vary together in poison, but not in clean images."""
     images = planted(pictures(100, 1), slice(0, 5))
     found = judged(Beatrix(FilterOptions(removal_budget="5")), images, torch.zeros(100).long())
     assert (~found.keep).nonzero().flatten().tolist() == list(range(5))
@@ -83,7 +85,7 @@ def test_poison_with_other_correlations_is_removed() -> None:
 
 
 def test_automatic_budget_removes_what_exceeds_the_threshold() -> None:
-    """All poison, and few clean images; the note has the threshold that decided."""
+    """It removes all poison and few clean images. The note has the threshold that was used."""
     images = planted(pictures(200, 1), slice(0, 10))
     found = judged(Beatrix(FilterOptions(removal_budget="auto")), images, torch.zeros(200).long())
     noted = found.notes["per_class"]["a"]
@@ -100,7 +102,8 @@ def test_a_higher_percentile_gives_a_higher_threshold() -> None:
 
 
 def test_suspicious_scope_names_the_class_with_poison() -> None:
-    """Its images above the threshold differ most from the rest, in units of MAD over classes."""
+    """The images above the threshold differ most from the other images in the class with poison.
+    The difference is in units of the MAD over classes."""
     labels = torch.arange(400) % 8
     images = pictures(400, 1)
     where = (labels == 5).nonzero().flatten()[:10]
@@ -114,7 +117,8 @@ def test_suspicious_scope_names_the_class_with_poison() -> None:
 
 
 def test_the_layer_is_the_input_of_the_last_convolution_or_the_one_named() -> None:
-    """Here both are equal in value; a name that does not exist is refused before any work."""
+    """In this network both layers have equal values. A layer that does not exist is refused before
+    any work."""
     images = planted(pictures(60, 1), slice(0, 5))
     labels = torch.zeros(60).long()
     whole = judged(Beatrix(), images, labels).scores

@@ -30,7 +30,7 @@ def ranking(kinds: int, n: int = 400) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("kinds", [2, 7, 40, 100_000])
 def test_ranking_metrics_agree_with_sklearn(kinds: int) -> None:
-    """AUROC, average precision and TPR at a given FPR, with many, some and no ties."""
+    """AUROC, average precision and TPR at a given FPR are compared, with many, some and no ties."""
     scores, positive = ranking(kinds)
     assert auroc(scores, positive) == pytest.approx(roc_auc_score(positive, scores), abs=1e-12)
     expected = average_precision_score(positive, scores)
@@ -75,7 +75,8 @@ def test_ranking_metrics_that_are_undefined_are_none() -> None:
 
 
 def test_the_poison_left_after_each_removal_matches_values_computed_by_hand() -> None:
-    """Scores 9 5 5 5 1, poison at 9 and at one 5: each removal among the ties takes a third."""
+    """The scores are 9 5 5 5 1; the examples with score 9 and one of those with score 5 are poison.
+    Each removal among the ties removes a third of a poisoned example."""
     scores = torch.tensor([5.0, 9, 5, 1, 5]).double()
     is_poison = torch.tensor([True, True, False, False, False])
     expected = [(0, 2.0), (1, 1.0), (2, 0.666667), (3, 0.333333), (4, 0.0), (5, 0.0)]
@@ -84,7 +85,7 @@ def test_the_poison_left_after_each_removal_matches_values_computed_by_hand() ->
 
 @pytest.mark.parametrize("kinds", [3, 50, 100_000])
 def test_the_poison_left_is_averaged_over_all_orders_of_tied_scores(kinds: int) -> None:
-    """Checked against many removals with ties in random order."""
+    """The result is compared with the mean over many removals with ties in random order."""
     scores, positive = ranking(kinds, 60)
     rng = np.random.default_rng(0)
     total = np.zeros(61)
@@ -97,7 +98,7 @@ def test_the_poison_left_is_averaged_over_all_orders_of_tied_scores(kinds: int) 
 
 
 def test_the_removal_curve_has_at_most_200_points() -> None:
-    """It goes from none removed to all removed and never rises."""
+    """The curve goes from no example removed to all removed, and never rises."""
     n = 50_000
     scores = torch.arange(n, dtype=torch.float64)
     curve = poison_left(scores, scores >= n - 500)

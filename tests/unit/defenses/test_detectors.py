@@ -71,7 +71,7 @@ def test_classes_of_three_or_more_examples_have_finite_scores(maker: Any, n: int
 
 
 def test_identical_rows_are_skipped(maker: Any) -> None:
-    """They score 0, even though their mean is subject to rounding."""
+    """Identical rows score 0, even though their mean is subject to rounding."""
     look = maker().score_class(torch.full((40, 7), 0.1), 0, KNOWN)
     assert not look.scores.any()
     assert "skipped" in look.notes
@@ -121,7 +121,8 @@ def test_isolation_forest_scores_follow_the_paper() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(30, 1), (30, 5), (6, 20)])
 def test_knn_score_is_the_distance_to_the_kth_neighbor(n: int, k: int) -> None:
-    """The k-th smallest distance to another row, by SciPy; k is at most n - 1."""
+    """The score is compared with the k-th smallest distance to another row, computed by SciPy; k is
+    at most n - 1."""
     values = normal(n, 4)
     distances = np.sort(cdist(values.double(), values.double()), axis=1)
     scores = KNN(n_neighbors=k).score_class(values, 0, KNOWN).scores
@@ -129,7 +130,7 @@ def test_knn_score_is_the_distance_to_the_kth_neighbor(n: int, k: int) -> None:
 
 
 def test_knn_scores_match_values_computed_by_hand() -> None:
-    """Points 0, 1, 3, 10 on a line: distances to the second neighbor are 3, 2, 3, 9."""
+    """For the points 0, 1, 3, 10 on a line, the distances to the second neighbor are 3, 2, 3, 9."""
     values = torch.tensor([[0.0], [1], [3], [10]])
     assert KNN(n_neighbors=2).score_class(values, 0, KNOWN).scores.tolist() == pytest.approx(
         [3, 2, 3, 9]
@@ -137,7 +138,8 @@ def test_knn_scores_match_values_computed_by_hand() -> None:
 
 
 def test_local_outlier_factor_follows_its_definition() -> None:
-    """Breunig et al.: mean local reachability density of the neighbors over the example's own."""
+    """The definition of Breunig et al. is the mean local reachability density of the neighbors,
+    divided by the example's own density."""
     values, k = normal(40, 3), 5
     distances = cdist(values.double(), values.double())
     near = np.argsort(distances, axis=1)[:, 1 : k + 1]
@@ -201,7 +203,7 @@ def test_bad_options_are_refused_by_name(name: str) -> None:
 
 
 def test_row_order_depends_only_on_the_rows() -> None:
-    """Sorted rows are the same for any input order, and duplicates are adjacent."""
+    """Rows in this order are the same for any input order, and duplicates are adjacent."""
     values = normal(30, 3)[torch.arange(60) % 30]
     shuffled = values[torch.randperm(60, generator=torch.Generator().manual_seed(0))]
     ordered = values[row_order(values)]

@@ -36,7 +36,7 @@ CLASSES = 3
 
 
 def drawn(n: int, seed: int, signal: int = 60) -> tuple[Tensor, Tensor]:
-    """Noise of 12 pixels in which pixel y is brighter by `signal` for class y."""
+    """Noise images of 12 pixels, with pixel y brighter by `signal` in images of class y."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 100, (n, 1, 3, 4), generator=generator, dtype=torch.uint8)
     labels = torch.arange(n) % CLASSES
@@ -58,7 +58,7 @@ def planted(seed: int = 3, signal: int = 60) -> DefenseContext:
 
 
 def found(defense: ModelBasedFilter, given: DefenseContext) -> float:
-    """AUROC of the scores among the images labeled 0."""
+    """The AUROC of the scores for poison among the images labeled 0."""
     where = given.labels.eq(0).nonzero().flatten()
     scores = defense.score_images(given, where).scores
     return auroc(scores, where >= len(given.labels) - POISON)
@@ -103,7 +103,8 @@ def test_asset_gives_outliers_among_the_features_of_the_attacked_model_the_highe
 
 
 def test_asset_unlearns_a_single_outlier() -> None:
-    """Batch normalization refuses a batch of one image without positions."""
+    """The step for outliers also works for one image, which batch normalization refuses if features
+    have no spatial positions."""
     images, labels = drawn(24, 3, 100)
     images.view(24, -1)[23:, 3:] = 255
     given = context(images, labels, clean=drawn(30, 4, 100))
@@ -120,7 +121,7 @@ def test_confusion_training_needs_one_value_or_one_per_round(key: str) -> None:
 
 
 def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
-    """The isolation ratio counts the whole set; ``auto`` removes the isolated images of each
+    """The isolation ratio refers to the whole set; ``auto`` removes the isolated images of each
     class."""
     given = planted(signal=0)
     defense = ABL(
@@ -140,7 +141,7 @@ def test_abl_isolates_the_lowest_losses_of_the_whole_set() -> None:
 
 
 def test_local_gradient_ascent_changes_sign_at_gamma() -> None:
-    """sign(L - γ) · L (equation 3): down above γ, up below."""
+    """The loss sign(L - γ) · L (equation 3) decreases L above γ and increases it below."""
     labels = torch.tensor([0, 1])
     for scale, sign in ((0.1, 1.0), (5.0, -1.0)):
         said = torch.tensor([[scale, 0.0], [0.0, scale]], requires_grad=True)
@@ -174,7 +175,8 @@ def test_each_image_occurs_at_most_once_per_epoch() -> None:
 
 
 def test_training_step_equals_sgd_by_hand() -> None:
-    """Momentum and weight decay as in torch.optim.SGD; batch statistics frozen or not."""
+    """Momentum and weight decay are applied as in torch.optim.SGD, with frozen batch statistics and
+    without."""
     given = planted()
     network = linear(12, CLASSES)
     before = network.body.weight.detach().clone()
@@ -234,7 +236,7 @@ def test_losses_equal_cross_entropy() -> None:
 
 
 class Column(nn.Module):
-    """Its features are the pixels themselves."""
+    """A network whose features are the pixels themselves."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ PLAIN = PassSettings(batch_size=4, momentum=0.9, weight_decay=0.0)
 
 
 def shown(n: int) -> tuple[DefenseContext, list[tuple[list[int], bool]]]:
-    """A context that notes which images were asked for, and whether augmented."""
+    """A context that records which images were requested, and whether they were augmented."""
     images = torch.arange(n * 4, dtype=torch.uint8).view(n, 1, 2, 2)
     asked: list[tuple[list[int], bool]] = []
     given = context(images, torch.arange(n) % 2)
@@ -78,8 +78,8 @@ def test_a_shuffled_pass_visits_every_image_once() -> None:
 
 
 def test_isolation_and_the_first_model_of_d_br_see_no_augmented_image() -> None:
-    """Isolation sees the same batches in every epoch; the repair's other stages are augmented,
-    except for ABL's unlearning."""
+    """Isolation has the same batches in every epoch. The other phases of the repairs use augmented
+    images, except for the unlearning of ABL."""
     given, asked = shown(140)
     abl.ABL(epochs=2).ascended(given)
     d_br.DBR(tuning_epochs=1).distinguishing(given)

@@ -20,8 +20,8 @@ from tests.helpers.contexts import HYPERPARAMETERS, Small, context, hidden, line
 
 
 def four_channels() -> Small:
-    """One channel per pixel: the first two separate the classes, the third forces class 1, the
-    fourth is not connected."""
+    """A network with one channel per pixel. The first two channels separate the classes, the third
+    forces class 1, and the fourth is not connected."""
     first, last = nn.Linear(4, 4), nn.Linear(4, 2)
     with torch.no_grad():
         first.weight.copy_(torch.eye(4))
@@ -32,7 +32,8 @@ def four_channels() -> Small:
 
 
 def two_bright(n: int = 40) -> tuple[Tensor, Tensor]:
-    """Pixel y is bright for class y, the last two are dark; pixel 0 is darker than pixel 1."""
+    """Images of four pixels. Pixel y is bright for class y, with pixel 0 darker than pixel 1; the
+    last two pixels are dark."""
     labels = torch.arange(n) % 2
     images = torch.zeros(n, 4, dtype=torch.uint8)
     images[labels == 0, 0] = 150
@@ -61,8 +62,8 @@ def test_pruned_channels_stay_pruned_in_fine_tuning() -> None:
 
 
 def test_pruning_stops_before_accuracy_drops_too_far() -> None:
-    """Half of the images need channel 0, the least active useful channel; one channel always
-    remains."""
+    """Half of the images need channel 0, which is the least active of the useful channels. One
+    channel always remains."""
     network = four_channels()
     images, labels = two_bright()
     values = images.view(-1, 4).double()
@@ -74,8 +75,8 @@ def test_pruning_stops_before_accuracy_drops_too_far() -> None:
 
 
 def trojan(classes: int = 6, pixels: int = 25) -> Small:
-    """Class y responds to three pixels of its own; class 2 also, and much more strongly, to the
-    last."""
+    """A network in which class y responds to three pixels of its own. Class 2 also responds, much
+    more strongly, to the last pixel."""
     network = linear(pixels, classes)
     with torch.no_grad():
         network.body.weight.zero_()
@@ -121,7 +122,7 @@ def test_neural_cleanse_keeps_a_network_without_an_anomalous_class() -> None:
 
 
 def test_anomaly_index_follows_the_paper() -> None:
-    """|size - median| / (1.4826 MAD), signed so that small masks stand out."""
+    """The index is |size - median| / (1.4826 MAD), with a sign that is positive for small masks."""
     sizes = np.array([9.0, 10.0, 12.0, 3.0, 11.0])
     mad = np.median(np.abs(sizes - np.median(sizes)))
     expected = (np.median(sizes) - sizes) / (1.4826 * mad)
@@ -130,7 +131,7 @@ def test_anomaly_index_follows_the_paper() -> None:
 
 
 def test_reversed_trigger_blends_mask_and_pattern() -> None:
-    """(1 - mask) · x + mask · pattern."""
+    """A triggered image is (1 - mask) · x + mask · pattern."""
     trigger = Reversed(torch.tensor([[[0.25, 1.0]]]), torch.tensor([[[200.0, 7.0]]]))
     images = torch.tensor([[[[100, 100]]]], dtype=torch.uint8)
     assert trigger(images).tolist() == [[[[125.0, 7.0]]]]
@@ -155,7 +156,7 @@ def noise(n: int = 16) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("lr", [0.1, 50.0])
 def test_anp_masks_stay_in_0_to_1_and_prune_below_the_threshold(lr: float) -> None:
-    """Everything else is unchanged, including the running statistics."""
+    """Everything but the pruned channels is unchanged, including the running statistics."""
     network, (images, labels) = normed(), noise()
     given = context(images, labels, network=network, clean=(images, labels))
     anp = ANP(lr=lr, steps=4, threshold=0.99)
@@ -215,7 +216,7 @@ def faint(n: int = 80) -> tuple[Tensor, Tensor]:
 
 
 def test_anp_prunes_exactly_the_trigger_channel() -> None:
-    """Clean images hardly activate it; perturbed weights do."""
+    """Clean images hardly activate this channel, but perturbed weights do."""
     images, labels = faint()
     given = context(images, labels, network=gated(), clean=(images, labels))
     triggered = images.clone()
@@ -236,7 +237,8 @@ def test_anp_requires_batch_normalization() -> None:
 
 
 def stained() -> tuple[Tensor, Tensor]:
-    """Two hard classes, and twelve images with a white last pixel that are labeled 0."""
+    """Two classes that are hard to separate, and twelve images with a white last pixel that are
+    labeled 0."""
     generator = torch.Generator().manual_seed(4)
     images = torch.randint(0, 120, (132, 1, 3, 4), generator=generator, dtype=torch.uint8)
     labels = torch.arange(132) % 2
@@ -247,7 +249,7 @@ def stained() -> tuple[Tensor, Tensor]:
 
 
 def test_unlearning_the_isolated_images_removes_the_backdoor() -> None:
-    """Anti-backdoor learning: without the unlearning phase the planted pixel decides the
+    """With anti-backdoor learning but without its unlearning phase, the planted pixel decides the
     prediction."""
     images, labels = stained()
     given = context(images, labels)
@@ -265,7 +267,7 @@ def test_unlearning_the_isolated_images_removes_the_backdoor() -> None:
 
 
 def test_isolation_and_training_epochs_come_from_the_recipe() -> None:
-    """A fifth of the recipe's epochs for isolation, the rest for training."""
+    """A fifth of the recipe's epochs is used for isolation, the rest for training."""
     images, labels = stained()
     _, notes = ABLUnlearning(unlearning_epochs=0).repair(context(images, labels))
     assert notes["epochs"] == [1, HYPERPARAMETERS.epochs - 1]
@@ -277,8 +279,8 @@ def test_d_br_ratios_that_sum_to_more_than_one_are_refused() -> None:
 
 
 def test_alternating_unlearning_matches_sgd_by_hand() -> None:
-    """One ascent step on the poisoned batch, one descent step on the clean one, sharing
-    momentum."""
+    """A step that increases the loss of the poisoned batch is followed by one that decreases the
+    loss of the clean batch. Both share the momentum."""
     images, labels = noise(32)
     network = linear(12, 3)
     given = context(images, labels, network=network)

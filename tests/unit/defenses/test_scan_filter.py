@@ -23,7 +23,8 @@ def identities() -> Tensor:
 
 
 def draw(per_class: int, seed: int) -> Features:
-    """Identity plus a variation shared by all classes, wide on the first axis."""
+    """Features: the identity of a class plus a variation that all classes share, which is widest
+    along the first axis."""
     noise = torch.randn(K * per_class, D, generator=torch.Generator().manual_seed(seed)).double()
     labels = torch.arange(K * per_class) % K
     axes = torch.tensor([4.0, 1, 1, 1, 1, 0.5])
@@ -31,7 +32,7 @@ def draw(per_class: int, seed: int) -> Features:
 
 
 def poisoned(count: int, shift: float, per_class: int = 100) -> tuple[Features, Tensor]:
-    """Training features; `count` examples of class 2 are shifted along a narrow axis."""
+    """Training features, with `count` examples of class 2 shifted along a narrow axis."""
     features = draw(per_class, 1)
     where = (features.labels == 2).nonzero().flatten()[:count]
     features.values[where, 5] += shift
@@ -43,12 +44,13 @@ def known(clean: Features | None, target: int | None = 2) -> DefenderKnowledge:
 
 
 def given(clean: Features) -> DefenderKnowledge:
-    """Target and number of poisoned images are known."""
+    """The defender's knowledge, with the target and the number of poisoned images."""
     return DefenderKnowledge(CLASSES, 2, 10, seed=0, clean=clean)
 
 
 def test_scan_finds_the_poisoned_class_and_group() -> None:
-    """Poison is narrower than the widest axis: J* exceeds e^2 only in its class."""
+    """The shift of the poison is smaller than the variation along the widest axis. J* exceeds e^2
+    only in the class with poison."""
     features, where = poisoned(25, 4)
     found = SCAn(FilterOptions(filter_scope="suspicious", removal_budget="auto"))(
         features, known(draw(40, 2), None)
@@ -60,8 +62,8 @@ def test_scan_finds_the_poisoned_class_and_group() -> None:
 
 
 def test_scan_removes_the_poisoned_group_even_if_it_is_the_larger() -> None:
-    """With 60 of 100 poisoned, clean hold-out images tell which group is clean; without any of that
-    class, the larger group is taken as clean."""
+    """With 60 of 100 poisoned, clean hold-out images tell which group is clean; without clean
+    images of that class, the larger group is taken as clean."""
     features, where = poisoned(60, 6)
     clean = draw(40, 2)
     verdict = SCAn(FilterOptions(removal_budget="auto"))(features, known(clean))
@@ -73,7 +75,7 @@ def test_scan_removes_the_poisoned_group_even_if_it_is_the_larger() -> None:
 
 
 def test_scan_flags_at_most_two_of_eighty_clean_classes() -> None:
-    """No poison in ten data sets of eight classes."""
+    """There is no poison in the ten data sets of eight classes."""
     accused = 0
     for seed in range(10):
         scan = SCAn(FilterOptions(filter_scope="suspicious", removal_budget="auto"))
@@ -127,7 +129,8 @@ def test_scores_are_linear_and_positive_for_the_poisoned_group() -> None:
 
 
 def test_variation_separates_the_covariance_between_classes_from_that_within_classes() -> None:
-    """With many images per class: the covariances that generated them."""
+    """With many images per class, the estimates are close to the covariances that generated the
+    images."""
     rng = np.random.default_rng(0)
     labels = np.arange(12_000) // 60
     means = rng.normal(size=(200, 2)) * [2, 3]
@@ -172,7 +175,7 @@ def test_the_initial_split_is_a_random_half_that_depends_on_values_not_on_order(
 
 
 def test_two_groups_agree_with_kmeans_of_sklearn() -> None:
-    """Exactly on planted groups; on pure noise the inertia is at most 10 % worse."""
+    """On planted groups they agree exactly. On noise, the inertia is at most 10 % larger."""
     for shift, slack in ((5.0, 1e-9), (0.0, 0.1)):
         white = torch.randn(200, 4, generator=torch.Generator().manual_seed(3)).double()
         white[:50, 2] += shift

@@ -23,7 +23,7 @@ KNOWN = DefenderKnowledge(("only",), 0, 30, seed=3)
 
 
 def hidden(n: int = 600, d: int = 12, shift: float = 6.0, poisoned: int = 30) -> Tensor:
-    """A class with one wide axis; the last rows are shifted along a narrow one."""
+    """A class with one wide axis, whose last rows are shifted along a narrow axis."""
     values = torch.randn(n, d, generator=torch.Generator().manual_seed(0)).double()
     values[:, 0] *= 10
     values[n - poisoned :, 5] += shift
@@ -31,8 +31,8 @@ def hidden(n: int = 600, d: int = 12, shift: float = 6.0, poisoned: int = 30) ->
 
 
 def test_whitening_finds_poison_that_spectral_signatures_miss() -> None:
-    """Poison six standard deviations away on a narrow axis: plain spectral scores are at chance
-    level, whitened ones find all of it (the paper's figure 1)."""
+    """Poison is six standard deviations away on a narrow axis. Plain spectral scores are at chance
+    level; scores after whitening find all of it (the paper's figure 1)."""
     values = hidden()
     is_poison = torch.arange(600) >= 570
     assert auroc(SpectralSignatures().score_class(values, 0, KNOWN).scores, is_poison) < 0.7
@@ -43,8 +43,8 @@ def test_whitening_finds_poison_that_spectral_signatures_miss() -> None:
 
 
 def test_automatic_rank_includes_the_direction_of_the_poison() -> None:
-    """The wide axis is the first component: k = 1 misses the poison, and the rule picks a larger
-    k."""
+    """The wide axis is the first component. With k = 1 the poison would be missed, so the rule
+    selects a larger k."""
     values = hidden()
     assert SPECTRE().score_class(values, 0, KNOWN).notes["rank"] == 9
     one = SPECTRE(rank=1).score_class(values, 0, KNOWN)
@@ -53,7 +53,7 @@ def test_automatic_rank_includes_the_direction_of_the_poison() -> None:
 
 
 def test_que_scores_match_the_matrix_exponential_of_scipy() -> None:
-    """tau = h^T Q h / tr Q with Q = exp(alpha (S - I) / (||S|| - 1))."""
+    """The score is tau = h^T Q h / tr Q with Q = exp(alpha (S - I) / (||S|| - 1))."""
     white = torch.randn(200, 4, generator=torch.Generator().manual_seed(1)).double()
     white = white * torch.tensor([2.0, 1.1, 1, 0.7])
     s = np.cov(white.numpy().T)
@@ -63,7 +63,8 @@ def test_que_scores_match_the_matrix_exponential_of_scipy() -> None:
 
 
 def test_que_scores_have_the_right_limits_in_alpha() -> None:
-    """alpha = 0 gives the squared length over k, a large alpha only the top direction."""
+    """With alpha = 0, the score is the squared length divided by k. With a large alpha, it depends
+    only on the top direction."""
     white = torch.randn(300, 3, generator=torch.Generator().manual_seed(1)).double()
     white[:, 1] *= 3
     assert torch.allclose(que(white, 0), white.square().mean(dim=1))
@@ -74,8 +75,8 @@ def test_que_scores_have_the_right_limits_in_alpha() -> None:
 
 
 def test_the_filter_removes_far_rows_and_keeps_a_normal_class() -> None:
-    """A twentieth of the class in a distant cluster is removed, and hardly anything else; of a
-    normal class nothing is."""
+    """A distant cluster that is a twentieth of the class is removed, and hardly anything else.
+    Nothing is removed from a normal class."""
     points = torch.randn(2000, 5, generator=torch.Generator().manual_seed(2)).double()
     assert filtered(points - points.mean(dim=0), 0.05, 0.1, 200).all()
     points[:100] += 12
@@ -85,7 +86,8 @@ def test_the_filter_removes_far_rows_and_keeps_a_normal_class() -> None:
 
 
 def test_the_filter_removes_at_most_its_limit() -> None:
-    """A limit of 40 rows ends it before the cluster of 100 is gone; a limit of 0 keeps all."""
+    """With a limit of 40 rows the filter ends before the cluster of 100 is removed. With a limit of
+    0 it keeps all rows."""
     points = torch.randn(2000, 5, generator=torch.Generator().manual_seed(2)).double()
     points[:100] += 12
     points -= points.mean(dim=0)
@@ -105,7 +107,8 @@ def test_whitening_gives_unit_covariance_and_finite_values_without_variance() ->
 
 
 def test_scores_depend_neither_on_order_nor_dtype_nor_scale() -> None:
-    """Shuffled rows, float32 within its precision, and any scale and shift."""
+    """Scores are compared for shuffled rows, for float32 (within its precision), and for other
+    scales and shifts of the features."""
     values = hidden(300)
     made = SPECTRE()
     scores = made.score_class(values, 0, KNOWN).scores
@@ -119,7 +122,7 @@ def test_scores_depend_neither_on_order_nor_dtype_nor_scale() -> None:
 
 @pytest.mark.parametrize("values", [torch.full((50, 4), 0.1), torch.randn(9, 4), torch.ones(1, 2)])
 def test_classes_too_small_or_constant_are_skipped(values: Tensor) -> None:
-    """Identical rows, or fewer than ten: score 0 and a note."""
+    """If rows are identical or fewer than ten, all scores are 0 and there is a note."""
     look = SPECTRE().score_class(values, 0, KNOWN)
     assert not look.scores.any()
     assert "skipped" in look.notes
@@ -134,7 +137,7 @@ def test_poison_stands_out_in_an_otherwise_constant_class() -> None:
 
 
 def test_suspicious_classes_are_those_with_planted_poison() -> None:
-    """Of ten clean classes none is named; with planted poison its class is."""
+    """None of ten clean classes is suspicious. If one has planted poison, it is."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(2000, 6, generator=generator)
     labels = torch.arange(2000) % 10

@@ -19,7 +19,7 @@ def bits(logit: float) -> float:
 
 
 def one_pixel(slope: float) -> nn.Module:
-    """Logits (slope · x, 0) of one pixel x in 0..1."""
+    """A network with the logits (slope · x, 0) for one pixel x in 0..1."""
     network = linear(1, 2)
     with torch.no_grad():
         network.body.weight.copy_(torch.tensor([[slope], [0.0]]))
@@ -33,7 +33,8 @@ def pixels(*values: int) -> Tensor:
 
 @pytest.mark.parametrize("weight", [1.0, 0.5])
 def test_entropy_matches_values_computed_by_hand(weight: float) -> None:
-    """Mean entropy in bits over each image's own overlays; sums are not clipped at 255."""
+    """The entropy in bits is averaged over each image's own overlays, and sums are not clipped at
+    255."""
     over = torch.tensor([[0, 1], [1, 1], [1, 0]])
     found = entropy(one_pixel(2.0), pixels(0, 51, 204), pixels(0, 102), over, weight)
     expected = [
@@ -55,8 +56,8 @@ def test_a_constant_network_has_maximal_entropy() -> None:
 
 
 def test_overlays_are_drawn_for_each_image_anew() -> None:
-    """With replacement, from the whole pool; equal images get equal overlays, whatever the state
-    of other generators."""
+    """Overlays are drawn with replacement from the whole pool. Equal images get equal overlays,
+    whatever the state of other generators."""
     images = torch.randint(0, 256, (3, 1, 2, 3), dtype=torch.uint8)
     given = context(images, torch.arange(3))
     first, second = (drawn(given, image, 5, 400) for image in images[:2])
@@ -67,7 +68,7 @@ def test_overlays_are_drawn_for_each_image_anew() -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_threshold_images_are_not_used_as_overlays(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the held-out images each; a single one is both."""
+    """Each use gets half of the held-out images; a single image serves as both."""
     seen: list[tuple[Tensor, Tensor]] = []
 
     def noting(network: nn.Module, images: Tensor, pool: Tensor, *_: Any) -> Tensor:
@@ -91,7 +92,8 @@ def test_normal_quantile_matches_known_values() -> None:
 
 
 class Trojan(nn.Module):
-    """Certain of class 1 if the first pixel is white, otherwise unsure by the mean brightness."""
+    """A network that predicts class 1 with certainty if the first pixel is white. Otherwise its
+    prediction is uncertain and depends on the mean brightness."""
 
     def forward(self, x: Tensor) -> Tensor:
         weak = x[:, 1:].mean(dim=1)
@@ -101,7 +103,7 @@ class Trojan(nn.Module):
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_planted_triggers_score_highest_and_are_exactly_flagged(seed: int) -> None:
-    """No overlay hides a white pixel."""
+    """Triggered images are found because no overlay hides their white pixel."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 120, (60, 1, 2, 3), generator=generator, dtype=torch.uint8)
     images[50:, 0, 0, 0] = 255

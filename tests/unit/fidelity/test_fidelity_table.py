@@ -1,4 +1,5 @@
-"""The table of methods beside their authors' code: its format, its statuses, and what runs."""
+"""The table that compares methods with their authors' code: its format, its statuses, and the
+golden tests that it names."""
 
 from __future__ import annotations
 
@@ -67,7 +68,8 @@ def test_every_named_golden_test_has_two_mutations() -> None:
 
 @pytest.mark.parametrize("path", golden_modules(), ids=lambda path: path.stem)
 def test_every_mutation_can_be_applied(path: Path) -> None:
-    """Its text occurs once in the package, so that a change of the code is noticed here."""
+    """The text of a mutation occurs exactly once in its file. This test fails if a change of the
+    code removes it."""
     assert [p for each in mutations_of(path) if (p := each.problem())] == []
 
 
@@ -138,7 +140,7 @@ def test_values_are_compared_as_values(left: object, right: object, equal: bool)
 
 
 def copies(tmp_path: Path) -> tuple[Path, Path]:
-    """A copy of the package's code and one of the configuration."""
+    """Copies of the package's code and of the configuration."""
     shutil.copytree(PACKAGE, tmp_path / "backdoor_lab", ignore=shutil.ignore_patterns("*.pyc"))
     shutil.copytree(CONF, tmp_path / "conf")
     return tmp_path / "backdoor_lab", tmp_path / "conf"

@@ -42,7 +42,8 @@ def numbers_of(path: Path) -> set[str]:
      if folder != "numerics" or f"numerics/{path.name}" in PLACES],
 )  # fmt: skip
 def test_every_number_that_a_method_defines_has_a_row(place: str) -> None:
-    """Except bounds of memory, which change nothing. Of numerics/, the modules that a row names."""
+    """Limits on memory are excluded, since they change no result. Of numerics/, only the modules
+    that a row names are checked."""
     numbers = {f"{place}:{name}" for name in numbers_of(PACKAGE / place) - MEMORY}
     assert numbers - DESCRIBED <= NO_SETTINGS
 

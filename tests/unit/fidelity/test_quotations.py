@@ -1,4 +1,4 @@
-"""Quotations of the authors' code, against checkouts of their repositories."""
+"""Quotations of the authors' code are checked against checkouts of their repositories."""
 
 from __future__ import annotations
 
